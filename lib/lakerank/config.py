@@ -1,0 +1,205 @@
+"""The config file: what it may hold, how `--set` changes it, and every fault in it at once.
+
+Config stops at the edge: jobs read it and pass plain values on; nothing below takes a config object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lakerank.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StorageConfig(_Section):
+    """How object storage is reached. Keys and secrets are never in a config: they come from the environment or a profile."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    anonymous: bool = False
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    connect_timeout_s: float = Field(default=10, gt=0)
+    request_timeout_s: float = Field(default=60, gt=0)
+    max_attempts: int = Field(default=5, ge=1)
+
+
+class LakeConfig(_Section):
+    """The tables (a file, a folder or a glob of Parquet at any URI that fsspec opens) and the folder for the output."""
+
+    documents: str
+    queries: str
+    candidates: str
+    qrels: str | None = None
+    output: str
+    storage: StorageConfig = StorageConfig()
+
+
+class ModelConfig(_Section):
+    """The checkpoint: a folder, a hub id with its revision, or `embedded`."""
+
+    path: str
+    revision: str | None = None
+    adapter: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+
+
+class ScoringConfig(_Section):
+    """Limits on what one pair may cost, and how the work is cut. Lengths are in tokens, sizes in pixels."""
+
+    max_length: int = Field(default=10240, ge=64)
+    max_query_length: int = Field(default=512, ge=16)
+    min_pixels: int = Field(default=3136, ge=784)
+    max_pixels: int = Field(default=602112, ge=784)
+    max_source_pixels: int = Field(default=178_956_970, ge=1)
+    max_source_bytes: int = Field(default=256 * 2**20, ge=1)
+    reproducible: bool = True
+    host_threads: int = Field(default=2, ge=1)
+    device_threads: int | None = Field(default=None, ge=1)
+    max_queries_per_group: int = Field(default=512, ge=1)
+    unit_tokens: int = Field(default=2_000_000, ge=1)
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> ScoringConfig:
+        if self.max_query_length * 2 > self.max_length:
+            raise ValueError(
+                f"max_query_length {self.max_query_length} is more than half of max_length {self.max_length}: "
+                "no room is left for the document; lower max_query_length or raise max_length"
+            )
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        return self
+
+
+class RankingConfig(_Section):
+    """`depth`: documents kept a query (null: all). A document's label counts the thresholds its relevance reaches."""
+
+    depth: int | None = Field(default=None, ge=1)
+    label_thresholds: tuple[Share, ...] = (0.25, 0.5, 0.75)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> RankingConfig:
+        if list(self.label_thresholds) != sorted(set(self.label_thresholds)):
+            raise ValueError(f"label_thresholds must rise: {list(self.label_thresholds)}")
+        if len(self.label_thresholds) > 127:
+            raise ValueError("label_thresholds: at most 127, a label is an int8")
+        return self
+
+
+class AuditConfig(_Section):
+    """Bounds a run must keep to be published. null: not checked."""
+
+    max_reject_rate: Share | None = 0.01
+    max_unranked_queries: Share | None = 0.01
+    max_truncated: Share | None = None
+    max_score_drift: float | None = Field(default=0.25, ge=0)
+    golden_pairs: str | None = None
+    golden_tolerance: float = Field(default=1e-3, gt=0)
+
+
+class SparkConfig(_Section):
+    """`conf` holds Spark properties, used unless spark-submit has set them."""
+
+    app_name: str = "lakerank"
+    partitions: int | None = Field(default=None, ge=1)
+    rows_per_file: int = Field(default=1_000_000, ge=1)
+    conf: dict[str, str | int | float | bool] = {}
+
+
+class Config(_Section):
+    """A whole config file."""
+
+    lake: LakeConfig
+    model: ModelConfig
+    scoring: ScoringConfig = ScoringConfig()
+    ranking: RankingConfig = RankingConfig()
+    audit: AuditConfig = AuditConfig()
+    spark: SparkConfig = SparkConfig()
+
+    def to_yaml(self) -> str:
+        """The config as resolved, every value spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML config and apply `section.key=value` overrides (values are read as YAML).
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or holds faults; all of them are listed.
+    """
+    return resolve_config(read_yaml(path), overrides, source=str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping, refusing anything else."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read ({error.strerror}); see conf/ for complete examples"]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not YAML: {error}"]) from error
+    if not isinstance(loaded, dict):
+        raise ConfigError([f"{path}: expected sections such as 'lake:' and 'model:', found {type(loaded).__name__}"])
+    return loaded
+
+
+def resolve_config(values: dict[str, Any], overrides: Sequence[str] = (), source: str = "config") -> Config:
+    """Apply overrides to parsed YAML and check the whole, listing every fault at once."""
+    faults = []
+    for override in overrides:
+        fault = _apply(values, override)
+        if fault:
+            faults.append(fault)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        faults += [f"{source}: {describe(fault)}" for fault in error.errors()]
+    if faults:
+        raise ConfigError(faults)
+    return config
+
+
+def describe(fault: Any) -> str:
+    """One of pydantic's errors in a line: where, what, and what was found."""
+    where = ".".join(str(part) for part in fault["loc"])
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: no such setting"
+    if fault["type"] == "missing":
+        return f"{where}: missing"
+    if fault["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where}: {message} (found {fault['input']!r})"
+
+
+def _apply(values: dict[str, Any], override: str) -> str | None:
+    """Set one `section.key=value` in place; returns the fault if it cannot be."""
+    name, equals, value = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        return f"--set {override}: expected section.key=value"
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        return f"--set {override}: the value is not YAML: {error}"
+    node = values
+    for depth, key in enumerate(keys[:-1], start=1):
+        child = node.get(key)
+        if child is None:
+            child = node[key] = {}
+        if not isinstance(child, dict):
+            return f"--set {override}: {'.'.join(keys[:depth])} is a value, not a section"
+        node = child
+    node[keys[-1]] = parsed
+    return None

@@ -1,0 +1,1 @@
+"""The protocol of the lake: the only room that does object-store I/O."""

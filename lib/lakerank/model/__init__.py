@@ -1,0 +1,1 @@
+"""The reranker itself: prompt, images, network, engine and checkpoints. Works without Spark."""

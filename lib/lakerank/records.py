@@ -1,0 +1,122 @@
+"""The small immutable records that flow between the rooms: what is ranked, what is scored, what is rejected and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class RejectReason(StrEnum):
+    """Why a candidate has no score. The list is closed: every code is documented in the README."""
+
+    MISSING_QUERY = "missing_query"
+    MISSING_DOCUMENT = "missing_document"
+    EMPTY_QUERY = "empty_query"
+    EMPTY_DOCUMENT = "empty_document"
+    DUPLICATE_QUERY_ID = "duplicate_query_id"
+    DUPLICATE_DOCUMENT_ID = "duplicate_document_id"
+    TEXT_UNDECODABLE = "text_undecodable"
+    IMAGE_UNSUPPORTED_FORMAT = "image_unsupported_format"
+    IMAGE_UNDECODABLE = "image_undecodable"
+    IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_ZERO_SIZE = "image_zero_size"
+    IMAGE_ASPECT_RATIO = "image_aspect_ratio"
+    INPUT_TOO_LONG = "input_too_long"
+    OUT_OF_MEMORY = "out_of_memory"
+    NON_FINITE_LOGIT = "non_finite_logit"
+
+
+#: Reasons that depend on the machine and the moment, not on the content: such a pair is tried again by the next run.
+TRANSIENT_REASONS = frozenset({RejectReason.OUT_OF_MEMORY, RejectReason.NON_FINITE_LOGIT})
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is searched for: a text, an encoded image (PNG, JPEG, …), or both."""
+
+    query_id: str = ""
+    text: str | None = None
+    image: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What may be found: a text, an encoded image (PNG, JPEG, …), or both (image first, then text)."""
+
+    doc_id: str = ""
+    text: str | None = None
+    image: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A pair that the first stage proposes; its score and rank there are carried when known."""
+
+    query_id: str
+    doc_id: str
+    first_stage_score: float | None = None
+    first_stage_rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentGroup:
+    """One document and the queries waiting for it: the unit in which work on a document is shared."""
+
+    document: Document
+    queries: tuple[Query, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """A raw float32 logit, before bias and sigmoid. Token counts are positions in the model's sequence."""
+
+    query_id: str
+    doc_id: str
+    logit: float
+    query_tokens: int
+    document_tokens: int
+    query_truncated: bool
+    document_truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A pair that has no score, and why. `detail` never holds document or query text."""
+
+    query_id: str
+    doc_id: str
+    reason: RejectReason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RankedDocument:
+    """One line of a ranked list. `rank` starts at 1; `relevance` is in [0, 1]; `label` counts the thresholds reached."""
+
+    query_id: str
+    doc_id: str
+    rank: int
+    logit: float
+    relevance: float
+    label: int
+    first_stage_rank: int | None
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Qrel:
+    """A judgement: how relevant a document is to a query (0 = not)."""
+
+    query_id: str
+    doc_id: str
+    relevance: int
+
+
+class Reranker(Protocol):
+    """Anything that ranks: document groups in, one scored pair or reject out for every pair in them."""
+
+    def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
+        """Yield exactly one result for each (query, document) of each group, in any order."""
+        ...

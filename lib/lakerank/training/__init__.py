@@ -1,0 +1,1 @@
+"""Teaching a reranker: LoRA or full training on lake tables."""
