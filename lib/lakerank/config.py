@@ -22,7 +22,7 @@ class _Section(BaseModel):
 
 
 class StorageConfig(_Section):
-    """How object storage is reached. Keys and secrets are never in a config: they come from the environment or a profile."""
+    """How object storage is reached. Keys are never in a config: they come from the environment or a profile."""
 
     endpoint_url: str | None = None
     region: str | None = None

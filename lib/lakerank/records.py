@@ -93,7 +93,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class RankedDocument:
-    """One line of a ranked list. `rank` starts at 1; `relevance` is in [0, 1]; `label` counts the thresholds reached."""
+    """A line of a ranked list. `rank` starts at 1; `relevance` is in [0, 1]; `label` counts thresholds reached."""
 
     query_id: str
     doc_id: str
