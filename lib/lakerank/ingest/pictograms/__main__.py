@@ -1,0 +1,59 @@
+"""Rebuild the pictogram lakes: `python -m lakerank.ingest.pictograms --demo DIR --train DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from lakerank.errors import LakerankError
+from lakerank.ingest.pictograms.art import STYLES, pictures
+from lakerank.ingest.pictograms.concepts import read_concepts
+from lakerank.ingest.pictograms.packages import Packages
+from lakerank.ingest.pictograms.texts import read_labels
+from lakerank.ingest.pictograms.training_lake import write_training_lake
+
+_log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Fetch the packages, write the lakes asked for, and print the SHA-256 of every file."""
+    parser = argparse.ArgumentParser(prog="python -m lakerank.ingest.pictograms", description=__doc__)
+    parser.add_argument("--demo", type=Path, metavar="DIR", help="write the bundled demo lake here")
+    parser.add_argument("--train", type=Path, metavar="DIR", help="write the training lake here")
+    parser.add_argument("--packages", type=Path, metavar="DIR", help="keep the npm packages here (default: nowhere)")
+    arguments = parser.parse_args()
+    if arguments.demo is None and arguments.train is None:
+        parser.error("nothing to do: give --demo DIR, --train DIR or both")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            _build(arguments.packages or Path(scratch), arguments.demo, arguments.train)
+    except LakerankError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _build(package_folder: Path, demo: Path | None, train: Path | None) -> None:
+    packages = Packages(package_folder)
+    packages.fetch()
+    concepts = {concept.key: concept for concept in read_concepts(packages)}
+    labels = read_labels(packages, list(concepts.values()))
+    _log.info("%d concepts, %d labels", len(concepts), len(labels))
+    drawn = list(pictures(packages, list(STYLES), concepts))
+    _log.info("%d pictures", len(drawn))
+    hashes: dict[str, str] = {}
+    if train is not None:
+        hashes |= {
+            str(train / name): digest
+            for name, digest in write_training_lake(train, concepts, labels.values(), drawn).items()
+        }
+    for path, digest in hashes.items():
+        sys.stdout.write(f"{digest}  {path}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
