@@ -1,0 +1,168 @@
+"""Documents and queries by reference: where a row stands in the lake is enough to fetch it, when it is needed."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lakerank.errors import StorageError
+from lakerank.lake.prefetch import prefetched
+from lakerank.lake.storage import Storage
+from lakerank.lake.tables import check_columns, read_row_group, row_group_bytes
+
+__all__ = ["Blob", "BlobRef", "RowGroupCache", "fetch", "prefetched"]
+
+_BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRef:
+    """Where a row stands: file, row group in it, row in that; both from 0."""
+
+    file: str
+    row_group: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A row as stored. The text is not decoded, so that one that is not UTF-8 can be rejected rather than raise."""
+
+    id: str
+    text: bytes | None
+    image: bytes | None
+
+
+class RowGroupCache:
+    """Decoded row groups, the last used kept, up to a number of bytes. For rows that are wanted again and again."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._tables: OrderedDict[tuple[str, int, str], pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, file: str, row_group: int, id_column: str) -> pa.Table | None:
+        """A row group, if it is held."""
+        key = (file, row_group, id_column)
+        with self._lock:
+            if key in self._tables:
+                self._tables.move_to_end(key)
+            return self._tables.get(key)
+
+    def put(self, file: str, row_group: int, id_column: str, table: pa.Table) -> None:
+        """Hold a row group, dropping those longest unused; one larger than the whole cache is not held."""
+        key = (file, row_group, id_column)
+        with self._lock:
+            if key in self._tables or table.nbytes > self.max_bytes:
+                return
+            self._tables[key] = table
+            self.bytes += table.nbytes
+            while self.bytes > self.max_bytes:
+                self.bytes -= self._tables.popitem(last=False)[1].nbytes
+
+
+def fetch(
+    storage: Storage, refs: Sequence[BlobRef], id_column: str, cache: RowGroupCache | None = None
+) -> Iterator[Blob]:
+    """Yield the row of each reference, in their order, reading only ids, texts and images.
+
+    Neighbouring references to one row group share one reading of it: references in file order read each row group
+    once. Rows are taken from it in batches, so a large row group is never held whole unless a cache holds it.
+
+    Raises:
+        StorageError: a file cannot be read, or has no such row: it has changed since it was planned.
+    """
+    wanted = pa.schema([(id_column, pa.string()), ("text", pa.string()), ("image", pa.binary())])
+    opened = _LastOpened(storage, wanted)
+    try:
+        for (file, group), run in groupby(refs, key=lambda ref: (ref.file, ref.row_group)):
+            rows = [ref.row for ref in run]
+            yield from _rows(file, group, rows, opened, cache)
+    finally:
+        opened.close()
+
+
+class _LastOpened:
+    """The Parquet file read last, kept open: references mostly come file by file."""
+
+    def __init__(self, storage: Storage, wanted: pa.Schema) -> None:
+        self.wanted = wanted
+        self._storage = storage
+        self._file: str | None = None
+        self._parquet: pq.ParquetFile | None = None
+
+    def row_group(self, file: str, group: int) -> pq.ParquetFile:
+        """The file that holds a row group."""
+        if self._parquet is None or self._file != file:
+            self.close()
+            self._parquet = self._storage.open_parquet(file)
+            self._file = file
+            check_columns(file, self._parquet.schema_arrow, self.wanted)
+        if not 0 <= group < self._parquet.metadata.num_row_groups:
+            raise _changed(file, group)
+        return self._parquet
+
+    def close(self) -> None:
+        if self._parquet is not None:
+            self._parquet.close(force=True)
+            self._parquet = None
+
+
+def _rows(
+    file: str, group: int, rows: Sequence[int], opened: _LastOpened, cache: RowGroupCache | None
+) -> Iterator[Blob]:
+    """Rows of one row group, in the order asked for."""
+    id_column = opened.wanted.names[0]
+    table = cache.get(file, group, id_column) if cache is not None else None
+    if table is None:
+        parquet = opened.row_group(file, group)
+        present = [name for name in opened.wanted.names if name in parquet.schema_arrow.names]
+        batches = read_row_group(file, parquet, group, opened.wanted, _BATCH_ROWS)
+        if cache is None or row_group_bytes(parquet, group, present) > cache.max_bytes:
+            yield from _picked(file, group, rows, batches)
+            return
+        table = pa.Table.from_batches(batches)
+        cache.put(file, group, id_column, table)
+    yield from _picked(file, group, rows, iter(table.to_batches()))
+
+
+def _picked(file: str, group: int, rows: Sequence[int], batches: Iterator[pa.RecordBatch]) -> Iterator[Blob]:
+    """Rows taken from batches that pass by once; only rows that are still owed out of order are held."""
+    held: dict[int, Blob] = {}
+    last_use = {row: position for position, row in enumerate(rows)}
+    ahead = _passing(sorted(last_use), batches)
+    for position, row in enumerate(rows):
+        while row not in held:
+            passed = next(ahead, None)
+            if passed is None:
+                raise _changed(file, group)
+            held[passed[0]] = passed[1]
+        yield held.pop(row) if last_use[row] == position else held[row]
+
+
+def _passing(rows: Sequence[int], batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, Blob]]:
+    """(row, blob) for ascending rows, reading no further than the last of them."""
+    wanted = iter(rows)
+    row = next(wanted, None)
+    first = 0
+    for batch in batches:
+        while row is not None and first <= row < first + batch.num_rows:
+            ident, text, image = (column[row - first].as_py() for column in batch.columns)
+            yield row, Blob(ident or "", text, image)
+            row = next(wanted, None)
+        if row is None:
+            return
+        first += batch.num_rows
+
+
+def _changed(file: str, group: int) -> StorageError:
+    return StorageError(
+        f"{file}: row group {group} has no such row: the file has changed since it was planned; plan again"
+    )

@@ -1,0 +1,94 @@
+"""Storage failures told apart and put into words: what is tried again, what is not, and what to check."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from lakerank.errors import LakerankError, StorageError
+from lakerank.lake.uris import is_local, redacted
+
+_PERMANENT = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    ImportError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    LakerankError,
+    pa.ArrowInvalid,
+)
+#: botocore's names for faults of the set-up; it is not imported for them, since it is not always installed.
+_CREDENTIAL_FAULTS = frozenset(
+    {
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "CredentialRetrievalError",
+        "ProfileNotFound",
+        "TokenRetrievalError",
+        "SSOTokenLoadError",
+        "UnauthorizedSSOTokenError",
+    }
+)
+_PERMANENT_ERRNO = frozenset(
+    {errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSYS, errno.EMLINK}
+)
+_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
+_MESSAGE_LENGTH = 300
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may well succeed a moment later."""
+    if isinstance(error, _PERMANENT) or type(error).__name__ in _CREDENTIAL_FAULTS:
+        return False
+    return isinstance(error, Exception) and getattr(error, "errno", None) not in _PERMANENT_ERRNO
+
+
+@contextmanager
+def named(uri: str, action: str) -> Iterator[None]:
+    """Turn what a library raises inside into a StorageError that names the file; our own errors pass.
+
+    Raises:
+        StorageError: the URI, what could not be done, the cause, and what to check; no credentials.
+    """
+    try:
+        yield
+    except LakerankError:
+        raise
+    except Exception as error:
+        raise StorageError(
+            f"{redacted(uri)}: cannot be {action} ({type(error).__name__}: {_message(error)}); {_advice(uri, error)}"
+        ) from error
+
+
+def _message(error: BaseException) -> str:
+    """The first line of what was raised, without keys."""
+    text = next(iter(str(error).splitlines()), "").strip() or "no details"
+    for variable in _SECRET_VARIABLES:
+        if secret := os.environ.get(variable):
+            text = text.replace(secret, "…")
+    return _KEY_ID.sub("…", redacted(text))[:_MESSAGE_LENGTH]
+
+
+def _advice(uri: str, error: BaseException) -> str:
+    if isinstance(error, pa.ArrowInvalid):
+        return "check that it is a whole Parquet file"
+    if isinstance(error, FileNotFoundError):
+        return "check the name" if is_local(uri) else "check the name of the bucket and of the file"
+    if is_local(uri):
+        return "check the folder's permissions, the free space, and that its file system has hard links"
+    if isinstance(error, PermissionError) or type(error).__name__ in _CREDENTIAL_FAULTS:
+        return (
+            "check the credentials (environment or lake.storage.profile; lake.storage.anonymous for public data) "
+            "and what they may do there"
+        )
+    return "check lake.storage.endpoint_url, lake.storage.region and the network"

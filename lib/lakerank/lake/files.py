@@ -1,0 +1,53 @@
+"""What every kind of storage must do, and what is known of a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file's name, its size in bytes, and a version (ETag or time of change) that changes when its content does."""
+
+    uri: str
+    size: int
+    version: str
+
+
+class Files(Protocol):
+    """One kind of storage. Methods raise what the library below raises; `Storage` retries and names it."""
+
+    def find(self, uri: str) -> list[FileInfo]:
+        """The Parquet files that a file, folder or glob stands for, unsorted; [] when there are none."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """Base names directly in a folder; FileNotFoundError when it does not exist."""
+        ...
+
+    def open(self, uri: str) -> pa.NativeFile:
+        """A file opened for reading at random."""
+        ...
+
+    def read(self, uri: str) -> bytes:
+        """A whole file."""
+        ...
+
+    def exists(self, uri: str) -> bool:
+        """Whether a file or folder is there."""
+        ...
+
+    def create(self, uri: str, data: bytes) -> None:
+        """Write a new file in one step; FileExistsError when it is already there."""
+        ...
+
+    def replace(self, uri: str, data: bytes) -> None:
+        """Write a file in one step, over an old one if there is one."""
+        ...
+
+    def delete(self, uri: str) -> None:
+        """Remove a file; FileNotFoundError is allowed when it is not there."""
+        ...

@@ -1,0 +1,95 @@
+"""Files on this machine or on a mounted disk, written so that no reader ever sees half of one."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+from lakerank.lake.files import FileInfo
+from lakerank.lake.uris import has_wildcard, is_table_part, join, local_path, split_wildcard
+
+
+class LocalFiles:
+    """Implements `Files` for plain paths and `file://` URIs."""
+
+    def find(self, uri: str) -> list[FileInfo]:
+        path = local_path(uri)
+        if path.is_file():
+            return [_info(uri, path)]
+        if path.is_dir():
+            names = _walk(path)
+        elif has_wildcard(uri):
+            uri, pattern = split_wildcard(uri)
+            path = local_path(uri)
+            names = _matches(path, pattern)
+        else:
+            names = []
+        return [_info(join(uri, name), path / name) for name in names if is_table_part(name)]
+
+    def names(self, folder: str) -> list[str]:
+        return [path.name for path in local_path(folder).iterdir()]
+
+    def open(self, uri: str) -> pa.NativeFile:
+        return pa.OSFile(str(local_path(uri)), "rb")
+
+    def read(self, uri: str) -> bytes:
+        return local_path(uri).read_bytes()
+
+    def exists(self, uri: str) -> bool:
+        return local_path(uri).exists()
+
+    def create(self, uri: str, data: bytes) -> None:
+        target = local_path(uri)
+        with _finished_copy(target, data) as copy:
+            os.link(copy, target)  # unlike a rename, a link never replaces what is there
+
+    def replace(self, uri: str, data: bytes) -> None:
+        target = local_path(uri)
+        with _finished_copy(target, data) as copy:
+            copy.replace(target)
+
+    def delete(self, uri: str) -> None:
+        local_path(uri).unlink(missing_ok=True)
+
+
+@contextmanager
+def _finished_copy(target: Path, data: bytes) -> Iterator[Path]:
+    """A hidden file beside the target that holds the data, safely on disk; removed at the end if still there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    copy = target.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with copy.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())  # or a crash could leave an empty file under a name that is never written again
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _info(uri: str, path: Path) -> FileInfo:
+    status = path.stat()
+    return FileInfo(uri, status.st_size, str(status.st_mtime_ns))
+
+
+def _walk(folder: Path) -> list[str]:
+    """Names of all files below a folder, relative to it; linked folders are followed, hidden ones are not entered."""
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        found += [(Path(parent) / name).relative_to(folder).as_posix() for name in files]
+    return found
+
+
+def _matches(folder: Path, pattern: str) -> list[str]:
+    """Names of all files that a pattern matches, or that lie below a folder it matches, relative to `folder`."""
+    found: set[str] = set()
+    for path in folder.glob(pattern):
+        name = path.relative_to(folder).as_posix()
+        found.update(f"{name}/{below}" for below in _walk(path)) if path.is_dir() else found.add(name)
+    return list(found)

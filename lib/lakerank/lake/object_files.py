@@ -1,0 +1,142 @@
+"""Files in an object store, through fsspec: S3, Google Cloud Storage, Azure, and memory for trying things out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from lakerank.errors import DependencyError, StorageError
+from lakerank.lake import s3
+from lakerank.lake.files import FileInfo
+from lakerank.lake.uris import has_wildcard, is_table_part, join, redacted, scheme, split_wildcard
+
+_S3 = ("s3", "s3a")
+#: How each store is told to write only what is not there yet. Others fall back on look-then-write, which is a race.
+_CREATE_ONLY: Mapping[str, Mapping[str, Any]] = {
+    "s3": {"mode": "create", "chunksize": 2**33},  # a chunk this large means one PUT: a multipart write is not one step
+    "s3a": {"mode": "create", "chunksize": 2**33},
+    "gs": {"mode": "create"},
+    "gcs": {"mode": "create"},
+    "abfs": {"overwrite": False},
+    "abfss": {"overwrite": False},
+    "az": {"overwrite": False},
+    "memory": {"mode": "create"},
+}
+_VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
+_memory_lock = threading.Lock()  # the memory filesystem looks, then writes
+
+
+class ObjectFiles:
+    """Implements `Files` for every scheme that fsspec knows; only stores with create-only writes can be written to."""
+
+    def __init__(self, options: s3.StorageOptions) -> None:
+        self._options = options
+
+    def find(self, uri: str) -> list[FileInfo]:
+        filesystem, path = self._locate(uri)
+        filesystem.invalidate_cache()
+        try:
+            info = filesystem.info(path)
+        except FileNotFoundError:
+            info = None
+        if info and info["type"] == "file" and not uri.endswith("/"):
+            return [_info(uri, info)]
+        if info:
+            found = filesystem.find(path, detail=True)
+        elif has_wildcard(uri):
+            found = _matches(filesystem, path)
+            uri = split_wildcard(uri)[0]
+            path = filesystem._strip_protocol(uri)
+        else:
+            return []
+        relative = {name[len(path) :].strip("/"): info for name, info in found.items()}
+        return [_info(join(uri, name), info) for name, info in relative.items() if is_table_part(name)]
+
+    def names(self, folder: str) -> list[str]:
+        filesystem, path = self._locate(folder)
+        filesystem.invalidate_cache()
+        children = [name for name in filesystem.ls(path, detail=False) if name.strip("/") != path.strip("/")]
+        return [name.rstrip("/").rpartition("/")[2] for name in children]
+
+    def open(self, uri: str) -> pa.NativeFile:
+        if scheme(uri) in _S3:
+            path = uri.partition("://")[2]
+            return s3.bulk_files(self._options, path.partition("/")[0]).open_input_file(path)
+        filesystem, path = self._locate(uri)
+        if scheme(uri) == "memory":  # its open files share one position
+            return pa.BufferReader(filesystem.cat_file(path))
+        uncached = {"cache_type": "none"} if scheme(uri) in _CREATE_ONLY else {}
+        return pa.PythonFile(filesystem.open(path, "rb", **uncached), mode="r")
+
+    def read(self, uri: str) -> bytes:
+        filesystem, path = self._locate(uri)
+        return bytes(filesystem.cat_file(path))
+
+    def exists(self, uri: str) -> bool:
+        filesystem, path = self._locate(uri)
+        filesystem.invalidate_cache()
+        try:
+            filesystem.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def create(self, uri: str, data: bytes) -> None:
+        filesystem, path = self._writable(uri)
+        try:
+            with _memory_lock if scheme(uri) == "memory" else threading.Lock():
+                filesystem.pipe_file(path, data, **_CREATE_ONLY[scheme(uri)])
+        except OSError as error:
+            if _is_conflict(error):
+                raise FileExistsError(uri) from error
+            raise
+
+    def replace(self, uri: str, data: bytes) -> None:
+        filesystem, path = self._writable(uri)
+        filesystem.pipe_file(path, data)
+
+    def delete(self, uri: str) -> None:
+        filesystem, path = self._locate(uri)
+        filesystem.rm_file(path)
+
+    def _writable(self, uri: str) -> tuple[Any, str]:
+        if scheme(uri) not in _CREATE_ONLY:
+            raise StorageError(
+                f"{redacted(uri)}: {scheme(uri)}:// cannot write a file only where there is none, so a run there could "
+                f"be torn; put lake.output on local files or one of {', '.join(_CREATE_ONLY)}"
+            )
+        return self._locate(uri)
+
+    def _locate(self, uri: str) -> tuple[Any, str]:
+        """The filesystem a URI belongs to, and the name it has there."""
+        if scheme(uri) in _S3:
+            filesystem = s3.small_files(self._options)
+            return filesystem, filesystem._strip_protocol(uri)
+        try:
+            filesystem, path = fsspec.core.url_to_fs(uri)
+        except ImportError as error:
+            raise DependencyError(f"{redacted(uri)}: {error}") from error
+        return filesystem, str(path)
+
+
+def _matches(filesystem: Any, pattern: str) -> dict[str, Any]:
+    """All files that a pattern matches, or that lie below a folder it matches."""
+    found: dict[str, Any] = {}
+    for name, info in filesystem.glob(pattern, detail=True).items():
+        found.update(filesystem.find(name, detail=True) if info["type"] == "directory" else {name: info})
+    return found
+
+
+def _info(uri: str, info: Mapping[str, Any]) -> FileInfo:
+    version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key) is not None), "")
+    return FileInfo(uri, int(info["size"]), version.strip('"'))
+
+
+def _is_conflict(error: OSError) -> bool:
+    """Whether a create-only write failed because the file is there: stores and clients word it differently."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return isinstance(error, FileExistsError) or response.get("Error", {}).get("Code") in ("PreconditionFailed", "412")

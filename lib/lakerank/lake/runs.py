@@ -1,0 +1,128 @@
+"""A run as it lies in the lake: its folders, its manifest, and the pointer that says which run readers see."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from lakerank.errors import ConfigError, StorageError
+from lakerank.lake.storage import Storage, join
+
+_RUN_ID = re.compile(r"[A-Za-z0-9_:+-][A-Za-z0-9._:+-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """Where everything of one run lies below the output folder."""
+
+    output: str
+    run_id: str
+
+    @property
+    def folder(self) -> str:
+        return join(self.output, "runs", self.run_id)
+
+    @property
+    def config(self) -> str:
+        return join(self.folder, "config.yaml")
+
+    @property
+    def plan(self) -> str:
+        return join(self.folder, "plan")
+
+    @property
+    def manifest(self) -> str:
+        return join(self.folder, "manifest.json")
+
+    @property
+    def report(self) -> str:
+        return join(self.folder, "report.html")
+
+    @property
+    def ranked(self) -> str:
+        return join(self.output, "ranked", f"run_id={self.run_id}")
+
+    @property
+    def rejected(self) -> str:
+        return join(self.output, "rejected", f"run_id={self.run_id}")
+
+    @property
+    def current(self) -> str:
+        return join(self.output, "current.json")
+
+
+def check_run_id(run_id: str) -> None:
+    """Refuse a run id that could not be a folder's name everywhere.
+
+    Raises:
+        ConfigError: says what an id may hold.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise ConfigError(
+            [f"run id {run_id!r}: expected 1 to 128 ASCII letters, digits and . _ - : +, not beginning with a dot"]
+        )
+
+
+def write_manifest(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any]) -> bool:
+    """Write what a run consists of, once; False when the run has a manifest already."""
+    return storage.create(paths.manifest, _json_bytes(manifest))
+
+
+def read_manifest(storage: Storage, output: str, run_id: str) -> dict[str, Any] | None:
+    """A run's manifest; None when it has none yet."""
+    return _read_json(storage, RunPaths(output, run_id).manifest)
+
+
+def publish(storage: Storage, paths: RunPaths, published_at: str) -> bool:
+    """Point readers at a run whose manifest is written; False, and nothing done, when a later run is published.
+
+    `published_at` is ISO 8601 (UTC when it names no zone). Publishing the same run again changes nothing.
+
+    Raises:
+        StorageError: the run has no manifest: the pointer moves last.
+    """
+    moment = _moment(published_at)
+    if not storage.exists(paths.manifest):
+        raise StorageError(
+            f"{paths.manifest}: not there, so run {paths.run_id} is not complete; write the manifest first"
+        )
+    current = current_run(storage, paths.output)
+    if current is not None and _moment(current["published_at"]) > moment:
+        return False
+    # Relative to the pointer's own folder, so that a lake may be copied elsewhere.
+    pointer = {"run_id": paths.run_id, "manifest": join("runs", paths.run_id, "manifest.json")}
+    storage.replace(paths.current, _json_bytes({**pointer, "published_at": published_at}))
+    return True
+
+
+def current_run(storage: Storage, output: str) -> dict[str, Any] | None:
+    """The pointer to the published run: run_id, manifest (relative to the output), published_at; None before any."""
+    return _read_json(storage, RunPaths(output, "").current)
+
+
+def _moment(published_at: str) -> datetime:
+    moment = datetime.fromisoformat(published_at)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _json_bytes(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
+    """A JSON object in the lake; None when the file is not there."""
+    try:
+        value = json.loads(storage.read_bytes(uri))
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    except ValueError as error:
+        raise StorageError(f"{uri}: not JSON ({error}); it was not written by lakerank") from error
+    if not isinstance(value, dict):
+        raise StorageError(f"{uri}: expected a JSON object; it was not written by lakerank")
+    return value

@@ -1,0 +1,139 @@
+"""How S3 and its look-alikes are reached: one set of options, two clients made from it.
+
+pyarrow's own client reads bulk columns; s3fs lists, and reads and writes small files (it has conditional writes).
+Measured: 5,000 blobs of 200 KB by row group take 3.4 s through pyarrow and 10 s through s3fs without a cache.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from lakerank.errors import DependencyError
+
+
+@dataclass(frozen=True, slots=True)
+class StorageOptions:
+    """How object storage is reached; the fields of the config's `lake.storage`. Credentials are never in here."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    anonymous: bool = False
+    addressing_style: str = "auto"
+    connect_timeout_s: float = 10
+    request_timeout_s: float = 60
+    max_attempts: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """Where and as whom: what the options, the environment and the profile come to, without the secret printed."""
+
+    endpoint_url: str | None
+    region: str | None
+    keys: tuple[str, str, str | None] | None
+
+    def __repr__(self) -> str:
+        return f"_Account(endpoint_url={self.endpoint_url!r}, region={self.region!r})"
+
+
+def small_files(options: StorageOptions) -> Any:
+    """An s3fs filesystem that caches nothing. fsspec keeps one a process for the same arguments.
+
+    Raises:
+        DependencyError: s3fs is not installed.
+    """
+    try:
+        import s3fs
+    except ImportError as error:
+        raise DependencyError("s3:// needs s3fs: pip install 'lakerank[s3]'") from error
+    account = _account(options)
+    filesystem = s3fs.S3FileSystem(
+        anon=options.anonymous,
+        endpoint_url=account.endpoint_url,
+        profile=options.profile,
+        use_listings_cache=False,  # other processes write here
+        default_cache_type="none",
+        default_fill_cache=False,
+        client_kwargs={"region_name": account.region} if account.region else {},
+        config_kwargs={
+            "connect_timeout": options.connect_timeout_s,
+            "read_timeout": options.request_timeout_s,
+            "retries": {"total_max_attempts": 1},
+            "s3": {"addressing_style": options.addressing_style},
+        },
+    )
+    filesystem.retries = 1  # `Storage` counts the attempts; three layers of retries would multiply
+    return filesystem
+
+
+def bulk_files(options: StorageOptions, bucket: str) -> Any:
+    """A pyarrow S3 filesystem for a bucket, one a process and account."""
+    account = _account(options)
+    region = account.region
+    if region is None and account.endpoint_url is None:
+        region = _bucket_region(bucket)
+    return _bulk_files(options, _Account(account.endpoint_url, region, account.keys), os.getpid())
+
+
+@lru_cache(maxsize=16)
+def _bulk_files(options: StorageOptions, account: _Account, _process: int) -> Any:
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    settings: dict[str, Any] = {
+        "anonymous": options.anonymous,
+        "region": account.region,
+        "connect_timeout": options.connect_timeout_s,
+        "request_timeout": options.request_timeout_s,
+        "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=options.max_attempts),
+        "force_virtual_addressing": options.addressing_style == "virtual",
+    }
+    if account.endpoint_url:
+        endpoint = urlsplit(account.endpoint_url)
+        settings |= {"scheme": endpoint.scheme, "endpoint_override": endpoint.netloc + endpoint.path.rstrip("/")}
+    if account.keys:
+        settings |= dict(zip(("access_key", "secret_key", "session_token"), account.keys, strict=True))
+    if bundle := os.environ.get("AWS_CA_BUNDLE"):  # botocore reads it, pyarrow does not
+        settings["tls_ca_file_path"] = bundle
+    return S3FileSystem(**settings)
+
+
+def _account(options: StorageOptions) -> _Account:
+    """Options first, then the environment, then the profile, so that both clients go to the same place."""
+    named = _profile(options.profile, os.getpid()) if options.profile else None
+    settings = named.get_scoped_config() if named else {}
+    environment = os.environ.get
+    endpoint = environment("AWS_ENDPOINT_URL_S3") or environment("AWS_ENDPOINT_URL") or settings.get("endpoint_url")
+    region = environment("AWS_REGION") or environment("AWS_DEFAULT_REGION") or settings.get("region")
+    return _Account(options.endpoint_url or endpoint, options.region or region, _keys(named))
+
+
+def _keys(session: Any) -> tuple[str, str, str | None] | None:
+    """A named profile's keys, fresh: temporary ones change, and a new filesystem is then made."""
+    credentials = session.get_credentials() if session else None
+    if credentials is None:
+        return None  # pyarrow then looks where AWS's own tools look: environment, default profile, instance role
+    frozen = credentials.get_frozen_credentials()
+    return frozen.access_key, frozen.secret_key, frozen.token
+
+
+@lru_cache(maxsize=4)
+def _profile(name: str, _process: int) -> Any:
+    from botocore.session import Session
+
+    return Session(profile=name)
+
+
+@lru_cache(maxsize=64)
+def _bucket_region(bucket: str) -> str | None:
+    """AWS answers a request in the wrong region with an error: ask once where a bucket is."""
+    from pyarrow.fs import resolve_s3_region
+
+    try:
+        return str(resolve_s3_region(bucket))
+    except OSError:
+        return None  # the request that follows fails too, and says why

@@ -1,0 +1,120 @@
+"""The lake's files, local or in an object store, behind one small set of operations that can all be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow.parquet as pq
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+from lakerank.errors import StorageError
+from lakerank.lake.failures import is_transient, named
+from lakerank.lake.files import FileInfo, Files
+from lakerank.lake.local_files import LocalFiles
+from lakerank.lake.object_files import ObjectFiles
+from lakerank.lake.s3 import StorageOptions
+from lakerank.lake.uris import is_local, join, redacted
+
+__all__ = ["FileInfo", "Storage", "StorageOptions", "join"]
+
+T = TypeVar("T")
+
+_FIRST_WAIT_S = 0.2
+_LONGEST_WAIT_S = 20.0
+
+
+class Storage:
+    """Any URI that fsspec opens, and plain paths.
+
+    Holds options alone, so it is small and may be pickled: filesystems are made in the process that needs them.
+    Every method raises StorageError with the URI, the cause and what to check. Small-file operations are tried up to
+    `max_attempts` times; reads of bulk columns are retried by pyarrow's own client.
+    """
+
+    def __init__(self, options: StorageOptions = StorageOptions()) -> None:  # noqa: B008 - frozen
+        self.options = options
+
+    def list_parquet(self, uri: str) -> list[FileInfo]:
+        """The Parquet files of a file, a folder (at any depth) or a glob, sorted by URI.
+
+        Names that begin with `.` or `_` below the folder are skipped, and so is what does not end in `.parquet`;
+        a single file may have any name.
+
+        Raises:
+            StorageError: there is no such file, or it cannot be listed.
+        """
+        found = self._tried(uri, "listed", lambda files: files.find(uri))
+        if not found:
+            raise StorageError(
+                f"{redacted(uri)}: no Parquet file is there; check the name, and that files end in .parquet"
+            )
+        return sorted(found, key=lambda info: info.uri)
+
+    def list_names(self, folder: str) -> list[str]:
+        """Base names directly in a folder, sorted, without hidden ones; [] when the folder does not exist."""
+        try:
+            names = self._tried(folder, "listed", lambda files: files.names(folder))
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return []
+            raise
+        return sorted(name for name in names if not name.startswith("."))
+
+    def open_parquet(self, uri: str) -> pq.ParquetFile:
+        """Open a Parquet file: its footer is read now, columns of row groups when asked for, by range."""
+        with named(uri, "opened"):
+            return pq.ParquetFile(self._files(uri).open(uri), pre_buffer=True)
+
+    def read_bytes(self, uri: str) -> bytes:
+        """A whole, small file."""
+        return self._tried(uri, "read", lambda files: files.read(uri))
+
+    def exists(self, uri: str) -> bool:
+        """Whether a file or folder is there."""
+        return self._tried(uri, "looked up", lambda files: files.exists(uri))
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Write a file only if there is none of that name, in one step; False when it was already there.
+
+        Of any number of writers at once exactly one gets True.
+        """
+        attempts = 0
+
+        def attempt(files: Files) -> bool:
+            nonlocal attempts
+            attempts += 1
+            try:
+                files.create(uri, data)
+            except FileExistsError:
+                # An attempt whose answer was lost may have written the file: then it is ours.
+                return attempts > 1 and files.read(uri) == data
+            return True
+
+        return self._tried(uri, "created", attempt)
+
+    def replace(self, uri: str, data: bytes) -> None:
+        """Write a file in one step, over an old one if there is one: a reader sees the old or the new."""
+        self._tried(uri, "written", lambda files: files.replace(uri, data))
+
+    def delete(self, uri: str) -> None:
+        """Remove a file; it is no fault when it is not there."""
+        try:
+            self._tried(uri, "deleted", lambda files: files.delete(uri))
+        except StorageError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+
+    def _files(self, uri: str) -> Files:
+        return LocalFiles() if is_local(uri) else ObjectFiles(self.options)
+
+    def _tried(self, uri: str, action: str, operation: Callable[[Files], T]) -> T:
+        """Do one small operation, again after a pause (growing, with jitter) while the fault may pass."""
+        attempts = Retrying(
+            stop=stop_after_attempt(self.options.max_attempts),
+            wait=wait_exponential_jitter(initial=_FIRST_WAIT_S, max=_LONGEST_WAIT_S, jitter=_FIRST_WAIT_S),
+            retry=retry_if_exception(is_transient),
+            reraise=True,
+        )
+        with named(uri, action):
+            return attempts(operation, self._files(uri))

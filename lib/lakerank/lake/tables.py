@@ -1,0 +1,191 @@
+"""Tables as they are found: schemas checked, columns brought to the contract's types, a batch of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lakerank.errors import SchemaError
+from lakerank.lake.failures import named
+from lakerank.lake.storage import FileInfo, Storage
+from lakerank.schemas import OPTIONAL
+
+#: A batch holds at most about this many bytes of decoded columns, whatever `batch_rows` says: pages can be megabytes.
+BATCH_BYTES = 64 * 2**20
+
+_FOOTER_THREADS = 16
+_TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """One Parquet file of a table, and how much is in it."""
+
+    file: FileInfo
+    row_groups: int
+    rows: int
+
+
+def check_columns(uri: str, found: pa.Schema, expected: pa.Schema) -> None:
+    """Check that a file has the columns of a table, of types that can be brought to the table's; others are ignored.
+
+    Raises:
+        SchemaError: names the file, the column and what was found.
+    """
+    for field in expected:
+        positions = found.get_all_field_indices(field.name)
+        if not positions and field.name in OPTIONAL:
+            continue
+        if len(positions) != 1:
+            problem = "no column" if not positions else f"{len(positions)} columns are called"
+            raise SchemaError(
+                f"{uri}: {problem} {field.name!r} (found: {', '.join(found.names)}); see README, 'Inputs'"
+            )
+        actual = found.field(positions[0]).type
+        if not _accepts(actual, field.type):
+            raise SchemaError(
+                f"{uri}: column {field.name!r} should be {field.type} (found: {actual}); see README, 'Inputs'"
+            )
+
+
+def fragments(storage: Storage, uri: str, expected: pa.Schema) -> list[Fragment]:
+    """The files of a table in the order of their URIs, each one's schema checked. Reads footers alone.
+
+    Raises:
+        StorageError: nothing is there, or a file cannot be read.
+        SchemaError: a file lacks a column or has one of the wrong type.
+    """
+
+    def inspect(file: FileInfo) -> Fragment:
+        with storage.open_parquet(file.uri) as parquet:
+            check_columns(file.uri, parquet.schema_arrow, expected)
+            return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows)
+
+    files = storage.list_parquet(uri)
+    with ThreadPoolExecutor(min(_FOOTER_THREADS, len(files)), "footers") as pool:
+        return list(pool.map(inspect, files))
+
+
+def read_table_file(
+    storage: Storage, uri: str, expected: pa.Schema, columns: Sequence[str] | None = None, batch_rows: int = 8192
+) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+    """Read one file of a table: (row group, row within it of the batch's first, batch), in file order.
+
+    Batches have the columns asked for (all of `expected` by default), in that order, as the types of `expected`, with
+    one exception: `text` comes as binary, for `decode_text`. A missing optional column is null. An id that is not
+    UTF-8 has its faulty bytes replaced, and so matches nothing. A batch is smaller where rows are large.
+
+    Raises:
+        SchemaError: a column is missing, of the wrong type, or has a value that its type cannot hold.
+        StorageError: the file cannot be read.
+    """
+    wanted = expected if columns is None else pa.schema([expected.field(name) for name in columns])
+    with storage.open_parquet(uri) as parquet:
+        check_columns(uri, parquet.schema_arrow, wanted)
+        for group in range(parquet.metadata.num_row_groups):
+            first = 0
+            for batch in read_row_group(uri, parquet, group, wanted, batch_rows):
+                yield group, first, batch
+                first += batch.num_rows
+
+
+def read_row_group(
+    uri: str, parquet: pq.ParquetFile, group: int, wanted: pa.Schema, batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """The rows of one row group of an open file, as `read_table_file` gives them."""
+    present = [name for name in wanted.names if name in parquet.schema_arrow.names]
+    rows = parquet.metadata.row_group(group).num_rows
+    if not present:
+        yield from (_conform(uri, None, min(batch_rows, rows - at), wanted) for at in range(0, rows, batch_rows))
+        return
+    size = max(1, min(batch_rows, BATCH_BYTES * rows // max(1, row_group_bytes(parquet, group, present))))
+    batches = parquet.iter_batches(batch_size=size, row_groups=[group], columns=present)
+    while True:
+        with named(uri, "read"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield _conform(uri, batch, batch.num_rows, wanted)
+
+
+def row_group_bytes(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> int:
+    """Decoded size of some columns of a row group, as the footer has it."""
+    metadata = parquet.metadata.row_group(group)
+    chunks = (metadata.column(index) for index in range(metadata.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+
+
+def decode_text(raw: bytes | None) -> str | None:
+    """The text of a row; raises UnicodeDecodeError when it is not UTF-8."""
+    return None if raw is None else raw.decode("utf-8")
+
+
+def parquet_bytes(table: pa.Table, row_group_rows: int, metadata: Mapping[str, str] | None = None) -> bytes:
+    """A Parquet file: zstd, pages with checksums, `metadata` as its key-value metadata. Same rows, same bytes."""
+    plain = table.replace_schema_metadata(dict(sorted((metadata or {}).items()))).combine_chunks()
+    sink = pa.BufferOutputStream()
+    pq.write_table(plain, sink, row_group_size=row_group_rows, compression="zstd", write_page_checksum=True)
+    return bytes(sink.getvalue())
+
+
+def _accepts(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether a column of one type can be read as another. A column of nulls alone has the null type."""
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if found == expected or pa.types.is_null(found):
+        return True
+    if pa.types.is_string(expected):
+        return _is_text(found) or _is_bytes(found)
+    if pa.types.is_binary(expected):
+        return _is_bytes(found)
+    numeric = pa.types.is_integer(expected) or pa.types.is_floating(expected)
+    return bool(numeric and (pa.types.is_integer(found) or pa.types.is_floating(found)))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    variants = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(is_variant(kind) for is_variant in variants)
+
+
+def _conform(uri: str, batch: pa.RecordBatch | None, rows: int, wanted: pa.Schema) -> pa.RecordBatch:
+    """A batch with exactly the wanted columns; nulls where the file has none."""
+    fields, arrays = [], []
+    for field in wanted:
+        kind = pa.binary() if field.name == _TEXT and pa.types.is_string(field.type) else field.type
+        fields.append(pa.field(field.name, kind))
+        position = batch.schema.get_field_index(field.name) if batch is not None else -1
+        arrays.append(
+            pa.nulls(rows, kind)
+            if batch is None or position < 0
+            else _cast(uri, field.name, batch.column(position), kind)
+        )
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _cast(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(kind):
+        return _valid_text(column)
+    try:
+        return column.cast(kind)
+    except pa.ArrowInvalid as error:
+        raise SchemaError(f"{uri}: column {name!r} has a value that does not fit {kind} ({error})") from error
+
+
+def _valid_text(column: pa.Array) -> pa.Array:
+    """A string column, with what is not UTF-8 replaced: Parquet readers do not check, and Python would fail later."""
+    raw = column.cast(pa.binary())
+    try:
+        return raw.cast(pa.string())
+    except pa.ArrowInvalid:
+        values = raw.to_pylist()
+        return pa.array([None if value is None else value.decode("utf-8", "replace") for value in values], pa.string())
