@@ -35,6 +35,11 @@ def scores_folder(output: str, scorer: str) -> str:
     return join(output, "scores", f"scorer={scorer}")
 
 
+def unit_address(output: str, scorer: str, unit: str) -> str:
+    """The file that holds a unit's scores."""
+    return join(scores_folder(output, scorer), f"{unit}{_SUFFIX}")
+
+
 def write_unit(storage: Storage, output: str, scorer: str, unit: str, rows: pa.Table) -> bool:
     """Write a unit's scores (schemas.SCORES, in any order) unless they are there; False when they were.
 
@@ -43,7 +48,7 @@ def write_unit(storage: Storage, output: str, scorer: str, unit: str, rows: pa.T
     Raises:
         SchemaError: the rows are not of schemas.SCORES.
     """
-    uri = _unit_uri(output, scorer, unit)
+    uri = unit_address(output, scorer, unit)
     try:
         table = rows.select(SCORES.names).cast(SCORES)
     except (KeyError, ValueError, pa.ArrowNotImplementedError) as error:
@@ -60,7 +65,7 @@ def read_unit(storage: Storage, output: str, scorer: str, unit: str) -> pa.Table
         TornUnit: the file is truncated or damaged, of another schema, or of another unit or scorer.
         StorageError: the file cannot be read.
     """
-    uri = _unit_uri(output, scorer, unit)
+    uri = unit_address(output, scorer, unit)
     data = storage.read_bytes(uri)
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
@@ -80,10 +85,6 @@ def finished_units(storage: Storage, output: str, scorer: str) -> set[str]:
     """Names of the units whose scores are in the lake."""
     names = storage.list_names(scores_folder(output, scorer))
     return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
-
-
-def _unit_uri(output: str, scorer: str, unit: str) -> str:
-    return join(scores_folder(output, scorer), f"{unit}{_SUFFIX}")
 
 
 def _torn(uri: str, what: str) -> TornUnit:

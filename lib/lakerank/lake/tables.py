@@ -71,9 +71,16 @@ def fragments(storage: Storage, uri: str, expected: pa.Schema) -> list[Fragment]
 
 
 def read_table_file(
-    storage: Storage, uri: str, expected: pa.Schema, columns: Sequence[str] | None = None, batch_rows: int = 8192
+    storage: Storage,
+    uri: str,
+    expected: pa.Schema,
+    columns: Sequence[str] | None = None,
+    batch_rows: int = 8192,
+    row_groups: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
     """Read one file of a table: (row group, row within it of the batch's first, batch), in file order.
+
+    `row_groups` reads those alone.
 
     Batches have the columns asked for (all of `expected` by default), in that order, as the types of `expected`, with
     one exception: `text` comes as binary, for `decode_text`. A missing optional column is null. An id that is not
@@ -86,7 +93,7 @@ def read_table_file(
     wanted = expected if columns is None else pa.schema([expected.field(name) for name in columns])
     with storage.open_parquet(uri) as parquet:
         check_columns(uri, parquet.schema_arrow, wanted)
-        for group in range(parquet.metadata.num_row_groups):
+        for group in range(parquet.metadata.num_row_groups) if row_groups is None else row_groups:
             first = 0
             for batch in read_row_group(uri, parquet, group, wanted, batch_rows):
                 yield group, first, batch
