@@ -1,0 +1,172 @@
+"""JSON Lines as rows of a table: one object a line, faults counted by line number."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any, Literal
+
+from lakerank.ingest.items import Item, Row, SourceFault, SourceReject
+from lakerank.records import Candidate, Qrel
+
+TableName = Literal["documents", "queries", "candidates", "qrels"]
+
+#: Names under which an id may stand; the first that is there counts.
+QUERY_ID_FIELDS = ("query_id", "id", "_id")
+DOC_ID_FIELDS = ("doc_id", "id", "_id")
+
+_INT32 = range(-(2**31), 2**31)
+
+#: Reads an image file that a record names by a path relative to the JSONL file's folder. Raises `LineFault`.
+ReadImage = Callable[[str], bytes]
+
+
+class LineFault(Exception):
+    """A line that cannot become a row."""
+
+    def __init__(self, fault: SourceFault, detail: str) -> None:
+        super().__init__(detail)
+        self.fault = fault
+
+
+def read_jsonl(
+    path: str,
+    stream: IO[bytes],
+    table: TableName,
+    read_image: ReadImage,
+    keep: tuple[str, ...] = (),
+    max_line_bytes: int = 2**28,
+) -> Iterator[Row | SourceReject]:
+    """Yield a row or a reject for every line that is not blank, holding one line in memory at a time."""
+    for number, line in _lines(stream, max_line_bytes):
+        try:
+            if line is None:
+                raise LineFault(SourceFault.FILE_TOO_LARGE, f"the line has more than {max_line_bytes} bytes")
+            if line.strip():
+                yield _row(_parse(line), table, read_image, keep)
+        except LineFault as error:
+            yield SourceReject(path, error.fault, str(error), line=number)
+
+
+def _lines(stream: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+    """Number and content of each line; None for one over the limit, which is skipped without being held."""
+    number = 0
+    while line := stream.readline(max_bytes + 1):
+        number += 1
+        if len(line) <= max_bytes or line.endswith(b"\n"):
+            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            continue
+        while (rest := stream.readline(max_bytes)) and not rest.endswith(b"\n"):
+            pass
+        yield number, None
+
+
+def _parse(line: bytes) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise LineFault(SourceFault.TEXT_UNDECODABLE, f"not UTF-8 at byte {error.start}") from error
+    except (ValueError, RecursionError) as error:
+        where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise LineFault(SourceFault.JSON_INVALID, f"not JSON{where}") from error
+    if not isinstance(record, dict):
+        raise LineFault(SourceFault.JSON_INVALID, "not a JSON object")
+    return record
+
+
+def _row(record: Mapping[str, Any], table: TableName, read_image: ReadImage, keep: tuple[str, ...]) -> Row:
+    if table == "candidates":
+        return Candidate(
+            _id(record, ("query_id",)),
+            _id(record, ("doc_id",)),
+            _number(record, "first_stage_score"),
+            _integer(record, "first_stage_rank"),
+        )
+    if table == "qrels":
+        relevance = _integer(record, "relevance")
+        if relevance is None:
+            raise LineFault(SourceFault.FIELD_MISSING, "no 'relevance'")
+        return Qrel(_id(record, ("query_id",)), _id(record, ("doc_id",)), relevance)
+    text, image = _text(record, "text"), _image(record, read_image)
+    if text is None and image is None:
+        raise LineFault(SourceFault.FIELD_MISSING, "neither 'text' nor 'image'")
+    names = DOC_ID_FIELDS if table == "documents" else QUERY_ID_FIELDS
+    return Item(_id(record, names), text, image, tuple(_kept(record, name) for name in keep))
+
+
+def _id(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if value is not None:
+            text = _text(record, name)
+            if not text:
+                raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is empty")
+            return text
+    raise LineFault(SourceFault.FIELD_MISSING, f"no {' or '.join(repr(name) for name in names)}")
+
+
+def _text(record: Mapping[str, Any], name: str) -> str | None:
+    value = record.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is {type(value).__name__}, not a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair: JSON can say it, UTF-8 cannot
+        raise LineFault(SourceFault.TEXT_UNDECODABLE, f"'{name}' holds a lone surrogate") from error
+    return value
+
+
+def _kept(record: Mapping[str, Any], name: str) -> str | None:
+    """An extra field as text: numbers and truth values as JSON writes them, null where it is missing."""
+    value = record.get(name)
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return _text(record, name)
+
+
+def _number(record: Mapping[str, Any], name: str) -> float | None:
+    value = record.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not a finite number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not a finite number")
+    return number
+
+
+def _integer(record: Mapping[str, Any], name: str) -> int | None:
+    number = _number(record, name)
+    if number is None:
+        return None
+    if not number.is_integer() or int(number) not in _INT32:
+        raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not a 32-bit integer")
+    return int(number)
+
+
+def _image(record: Mapping[str, Any], read_image: ReadImage) -> bytes | None:
+    """`image` is a path when it has a dot in it (base64 has none), else base64, with or without a `data:` prefix."""
+    value = _text(record, "image")
+    if value is None:
+        return None
+    if value.startswith("data:"):
+        head, _, value = value.partition(",")
+        if not head.endswith(";base64"):
+            raise LineFault(SourceFault.FIELD_INVALID, "'image' is a data URI that is not base64")
+    elif "." in value:
+        return read_image(value)
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise LineFault(SourceFault.FIELD_INVALID, "'image' is neither base64 nor a path to a file") from error

@@ -1,0 +1,95 @@
+"""PDF files as pages: each page an image as the model will see it, its text layer, or both."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Literal
+
+from lakerank.errors import DependencyError
+from lakerank.ingest.items import Item, SourceFault, SourceReject
+
+if TYPE_CHECKING:
+    from pypdfium2 import PdfDocument, PdfPage
+
+PdfContent = Literal["image", "text", "both"]
+
+#: The model's own limit of an image (768 visual tokens): a page rendered at this size is not resampled again.
+PAGE_PIXELS = 602_112
+
+#: A side longer than this is scaled down whatever the page's shape, so that no strip of paper exhausts the memory.
+MAX_SIDE = 16_384
+
+#: PDFium marks a hyphen that only breaks a word at a line's end with one of these.
+_LINE_END_HYPHEN = re.compile("[\x02\ufffe](?:\r?\n)?")
+
+
+def read_pdf(
+    path: str, content: bytes, keep: PdfContent = "image", page_pixels: int = PAGE_PIXELS
+) -> Iterator[Item | SourceReject]:
+    """Yield one item a page, `name.pdf#page=1` on, or a reject for a page or file that cannot be read.
+
+    A page image is a PNG: lossless, so that small glyphs keep their edges, and no larger than JPEG for printed text.
+
+    Raises:
+        DependencyError: pypdfium2 is not installed.
+    """
+    try:
+        import pypdfium2
+    except ImportError as error:
+        raise DependencyError("PDF files need pypdfium2: pip install 'lakerank[ingest]'") from error
+    try:
+        document = pypdfium2.PdfDocument(content)
+    except pypdfium2.PdfiumError as error:
+        # PDFium also says "password" of some damaged files; what is encrypted always says so in its trailer.
+        locked = error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD and b"/Encrypt" in content
+        yield SourceReject(path, SourceFault.PDF_ENCRYPTED if locked else SourceFault.PDF_UNREADABLE, str(error))
+        return
+    with closing(document):
+        if len(document) == 0:
+            yield SourceReject(path, SourceFault.PDF_UNREADABLE, "no pages")
+        for number in range(1, len(document) + 1):
+            try:
+                yield _page_item(document, path, number, keep, page_pixels)
+            except (pypdfium2.PdfiumError, ValueError, MemoryError) as error:
+                yield SourceReject(path, SourceFault.PDF_PAGE_UNREADABLE, str(error), page=number)
+
+
+def _page_item(document: PdfDocument, path: str, number: int, keep: PdfContent, page_pixels: int) -> Item:
+    with closing(document[number - 1]) as page:
+        image = None if keep == "text" else _page_image(page, page_pixels)
+        text = None if keep == "image" else _page_text(page)
+    return Item(f"{path}#page={number}", text, image)
+
+
+def _page_image(page: PdfPage, page_pixels: int) -> bytes:
+    """The page as PNG bytes of at most `page_pixels` pixels, on white."""
+    width, height = page.get_size()
+    scale = page_scale(width, height, page_pixels)
+    buffer = io.BytesIO()
+    with closing(page.render(scale=scale, rev_byteorder=True)) as bitmap:
+        bitmap.to_pil().save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def page_scale(width: float, height: float, page_pixels: int) -> float:
+    """Pixels a point for a page of `width` × `height` points: as many as `page_pixels` and `MAX_SIDE` allow.
+
+    Raises:
+        ValueError: the page has no area.
+    """
+    if not (width > 0 and height > 0 and math.isfinite(width * height)):
+        raise ValueError(f"the page is {width} × {height} points")
+    scale = min(math.sqrt(page_pixels / (width * height)), MAX_SIDE / max(width, height))
+    while math.ceil(width * scale) * math.ceil(height * scale) > page_pixels and scale * min(width, height) > 1:
+        scale *= 0.999  # the renderer rounds each side up
+    return scale
+
+
+def _page_text(page: PdfPage) -> str:
+    with closing(page.get_textpage()) as layer:
+        text: str = layer.get_text_range()
+    return _LINE_END_HYPHEN.sub("", text).replace("\r\n", "\n").replace("\x00", "")

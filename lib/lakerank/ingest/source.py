@@ -1,0 +1,169 @@
+"""The files to ingest: one file or a folder tree at any URI, listed in the order of their paths, a folder at a time."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from lakerank.errors import DependencyError, StorageError
+from lakerank.ingest.items import SourceFault, SourceReject
+from lakerank.lake import s3
+from lakerank.lake.uris import is_local, local_path, redacted, scheme
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file of the source: `path` is relative to the source and is what ids are made of; `size` in bytes."""
+
+    path: str
+    location: str
+    size: int
+
+
+class Source:
+    """A file, or a folder with everything in it except hidden names."""
+
+    def __init__(self, filesystem: AbstractFileSystem, location: str, follow_links: bool = False) -> None:
+        """`location` is the path within `filesystem`, without a protocol.
+
+        Symbolic links are only followed when asked for: in a folder from a stranger they may lead anywhere.
+
+        Raises:
+            StorageError: there is nothing at `location`.
+        """
+        self._filesystem = filesystem
+        self._follow_links = follow_links
+        self._location = location.rstrip("/")
+        try:
+            self.is_folder = bool(filesystem.isdir(self._location))
+            if not self.is_folder:
+                filesystem.info(self._location)
+        except FileNotFoundError as error:
+            raise StorageError(f"{location}: no such file or folder") from error
+        except OSError as error:
+            raise StorageError(f"{location}: cannot be read: {error}") from error
+        self._root = self._location if self.is_folder else posixpath.dirname(self._location)
+
+    def files(self) -> Iterator[SourceFile | SourceReject]:
+        """Yield every file in the order of relative paths; a name, link or folder that cannot be used is a reject."""
+        if self.is_folder:
+            yield from self._walk(self._location)
+        else:
+            size = self._filesystem.info(self._location)["size"]
+            yield SourceFile(posixpath.basename(self._location), self._location, size)
+
+    def _walk(self, folder: str, trail: tuple[Path, ...] = ()) -> Iterator[SourceFile | SourceReject]:
+        """Files below a folder; `trail` holds the real folders on the way down when links are followed."""
+        if self._follow_links:
+            trail = (*trail, Path(folder).resolve())
+        try:
+            entries = self._filesystem.ls(folder, detail=True)
+        except OSError as error:
+            yield SourceReject(self._relative(folder), SourceFault.FILE_UNREADABLE, str(error))
+            return
+        for entry in sorted(entries, key=_path_order):
+            location = entry["name"].rstrip("/")
+            if location != folder and not posixpath.basename(location).startswith("."):
+                yield from self._visit(entry, location, trail)
+
+    def _visit(
+        self, entry: dict[str, Any], location: str, trail: tuple[Path, ...]
+    ) -> Iterator[SourceFile | SourceReject]:
+        path = self._relative(location)
+        if not _is_unicode(path):
+            shown = path.encode(errors="backslashreplace").decode()
+            yield SourceReject(shown, SourceFault.NAME_UNDECODABLE, "the name is not UTF-8")
+            return
+        if entry.get("islink"):
+            if not self._follow_links:
+                yield SourceReject(path, SourceFault.SYMBOLIC_LINK, "links are only followed when asked for")
+                return
+            if not self._filesystem.exists(location) or Path(location).resolve() in trail:
+                yield SourceReject(path, SourceFault.SYMBOLIC_LINK, "the link leads nowhere, or back to where it is")
+                return
+            entry = self._filesystem.info(location)
+        if entry["type"] == "directory":
+            yield from self._walk(location, trail)
+        else:
+            yield SourceFile(path, location, entry["size"])
+
+    def _relative(self, location: str) -> str:
+        return location[len(self._root) :].lstrip("/")
+
+    def open(self, file: SourceFile, compression: str | None = None) -> IO[bytes]:
+        """Open a file for reading in one pass."""
+        stream: IO[bytes] = self._filesystem.open(file.location, "rb", compression=compression)
+        return stream
+
+    def read(self, file: SourceFile) -> bytes:
+        """The whole content of a file."""
+        content: bytes = self._filesystem.cat_file(file.location)
+        return content
+
+    def beside(self, file: SourceFile, name: str) -> SourceFile | None:
+        """The file that `file` names by a relative path: None when that path leads out of the source.
+
+        Raises:
+            FileNotFoundError: nothing, or a folder, is there.
+        """
+        if "://" in name or "\\" in name or "\0" in name or posixpath.isabs(name):
+            return None
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), name))
+        if path.split("/")[0] == "..":
+            return None
+        location = posixpath.join(self._root, path)
+        is_local_file = isinstance(self._filesystem, LocalFileSystem)
+        if is_local_file and not self._follow_links and not _is_within(location, self._root):
+            return None
+        info = self._filesystem.info(location)
+        if info["type"] == "directory":
+            raise FileNotFoundError(f"{path} is a folder")
+        return SourceFile(path, location, info["size"])
+
+
+def open_source(
+    uri: str,
+    options: s3.StorageOptions = s3.StorageOptions(),  # noqa: B008 - frozen
+    follow_links: bool = False,
+) -> Source:
+    """The source at any URI that fsspec opens, or a plain path. Only local files have links to follow.
+
+    Raises:
+        StorageError: there is nothing there.
+        DependencyError: the library for this kind of storage is not installed.
+    """
+    if is_local(uri):
+        return Source(LocalFileSystem(), str(local_path(uri).absolute()), follow_links)
+    if scheme(uri) in ("s3", "s3a"):
+        return Source(s3.small_files(options), uri.partition("://")[2])
+    try:
+        filesystem, location = fsspec.core.url_to_fs(uri)
+    except ImportError as error:
+        raise DependencyError(f"{redacted(uri)}: {error}") from error
+    return Source(filesystem, str(location))
+
+
+def _path_order(entry: dict[str, Any]) -> str:
+    """Sorts a folder as the paths of the files in it: `a-b` before `a/b`, as in the order of whole paths."""
+    name: str = entry["name"].rstrip("/")
+    return f"{name}/" if entry["type"] == "directory" else name
+
+
+def _is_unicode(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_within(location: str, root: str) -> bool:
+    """Whether a local path, with every symbolic link followed, still lies in the source."""
+    return Path(location).resolve().is_relative_to(Path(root).resolve())

@@ -1,0 +1,164 @@
+"""Rows as a lake table: Parquet files of even size with small row groups, written as the rows come."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lakerank import schemas
+from lakerank.fingerprint import content_hash
+from lakerank.ingest.items import Item, Row
+from lakerank.ingest.jsonl import TableName
+from lakerank.lake.storage import Storage, join
+from lakerank.records import Candidate
+
+#: Images in a row group: a reader that wants one of them reads them all.
+IMAGES_PER_ROW_GROUP = 8
+
+#: A row group ends at so many rows or bytes, whichever comes first.
+ROWS_PER_ROW_GROUP = 4096
+BYTES_PER_ROW_GROUP = 2**24
+
+#: A file ends at about so many bytes of content; it is held in memory until then.
+BYTES_PER_FILE = 2**26
+
+_PART = re.compile(r"part-\d{6}\.parquet")
+
+_SCHEMAS: dict[TableName, pa.Schema] = {
+    "documents": schemas.DOCUMENTS,
+    "queries": schemas.QUERIES,
+    "candidates": schemas.CANDIDATES,
+    "qrels": schemas.QRELS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTable:
+    """What a writer has written; `bytes` is the size of the files."""
+
+    uri: str
+    rows: int
+    texts: int
+    images: int
+    files: int
+    bytes: int
+
+
+class TableWriter:
+    """Collects rows of one table and writes `part-000000.parquet`, … into its folder.
+
+    The same rows give the same files, so writing again after a crash repairs what was left.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        folder: str,
+        table: TableName,
+        keep: Sequence[str] = (),
+        bytes_per_file: int = BYTES_PER_FILE,
+    ) -> None:
+        self._storage = storage
+        self._folder = folder
+        self._table = table
+        self._schema = pa.schema([*_SCHEMAS[table], *(pa.field(name, pa.string()) for name in keep)])
+        self._bytes_per_file = bytes_per_file
+        self._buffered: list[Row] = []
+        self._buffered_bytes = self._buffered_images = 0
+        self._file: _PartFile | None = None
+        self._written: list[str] = []
+        self._rows = self._texts = self._images = self._bytes = 0
+
+    def write(self, row: Row) -> None:
+        """Add a row; a full row group or file is written on the way."""
+        self._buffered.append(row)
+        self._rows += 1
+        if isinstance(row, Item):
+            self._texts += row.text is not None
+            self._images += row.image is not None
+            self._buffered_images += row.image is not None
+            self._buffered_bytes += len(row.text or "") + len(row.image or b"")
+        if (
+            self._buffered_images >= IMAGES_PER_ROW_GROUP
+            or len(self._buffered) >= ROWS_PER_ROW_GROUP
+            or self._buffered_bytes >= BYTES_PER_ROW_GROUP
+        ):
+            self._end_row_group()
+
+    def finish(self) -> WrittenTable:
+        """Write what is left (an empty table too) and delete part files that an earlier, longer table left behind."""
+        self._end_row_group()
+        if self._file is not None or not self._written:
+            self._end_file()
+        for name in self._storage.list_names(self._folder):
+            if _PART.fullmatch(name) and name not in self._written:
+                self._storage.delete(join(self._folder, name))
+        files = len(self._written)
+        return WrittenTable(self._folder, self._rows, self._texts, self._images, files, self._bytes)
+
+    def _end_row_group(self) -> None:
+        if not self._buffered:
+            return
+        self._file = self._file or _PartFile(self._schema)
+        self._file.add(_columns(self._table, self._buffered, self._schema), self._buffered_bytes)
+        self._buffered = []
+        self._buffered_bytes = self._buffered_images = 0
+        if self._file.content_bytes >= self._bytes_per_file:
+            self._end_file()
+
+    def _end_file(self) -> None:
+        content = (self._file or _PartFile(self._schema)).close()
+        name = f"part-{len(self._written):06d}.parquet"
+        self._storage.replace(join(self._folder, name), content)
+        self._written.append(name)
+        self._bytes += len(content)
+        self._file = None
+
+
+class _PartFile:
+    """A Parquet file in memory, a row group at a time."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.content_bytes = 0
+        self._sink = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            schema,
+            # Encoded images do not get smaller, and ids and texts are better compressed than put in a dictionary.
+            compression={name: "none" if name == "image" else "zstd" for name in schema.names},
+            use_dictionary=False,
+        )
+
+    def add(self, rows: pa.Table, content_bytes: int) -> None:
+        self._writer.write_table(rows, row_group_size=rows.num_rows)
+        self.content_bytes += content_bytes + 64 * rows.num_rows  # ids and numbers count too
+
+    def close(self) -> bytes:
+        self._writer.close()
+        content: bytes = self._sink.getvalue().to_pybytes()
+        return content
+
+
+def _columns(table: TableName, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(_transposed(table, rows), schema, strict=True)],
+        schema=schema,
+    )
+
+
+def _transposed(table: TableName, rows: Sequence[Row]) -> list[tuple[object, ...]]:
+    return list(zip(*(_values(table, row) for row in rows), strict=True))
+
+
+def _values(table: TableName, row: Row) -> tuple[object, ...]:
+    """A row's values in the order of its table's schema."""
+    if isinstance(row, Item):
+        hashed = (content_hash(row.text, row.image),) if table == "documents" else ()
+        return (row.id, row.text, row.image, *hashed, *row.kept)
+    if isinstance(row, Candidate):
+        return (row.query_id, row.doc_id, row.first_stage_score, row.first_stage_rank)
+    return (row.query_id, row.doc_id, row.relevance)

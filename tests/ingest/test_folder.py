@@ -1,0 +1,190 @@
+"""A folder of many kinds of files becomes a table, and what cannot be read is listed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from lakerank import schemas
+from lakerank.errors import ConfigError, StorageError
+from lakerank.fingerprint import content_hash
+from lakerank.ingest.folder import ReadOptions, read_folder, suffix
+from lakerank.ingest.source import open_source
+
+
+def test_every_kind_of_file_becomes_rows_in_path_order(write_files, run_ingest, png, make_pdf):
+    source = write_files(
+        {
+            "b/two.MD": "# zwei",
+            "a.txt": "\ufeffeins",
+            "c.png": png,
+            "b-c.txt": "before b/",
+            "d.pdf": make_pdf((300, 400), (300, 400)),
+            "e.jsonl": '{"doc_id": "j1", "text": "から"}\n',
+            ".hidden.txt": "no",
+            ".git/config.txt": "no",
+        }
+    )
+    done, table = run_ingest(source)
+    rows = table.to_pylist()
+    assert [row["doc_id"] for row in rows] == [
+        "a.txt",
+        "b-c.txt",
+        "b/two.MD",
+        "c.png",
+        "d.pdf#page=1",
+        "d.pdf#page=2",
+        "j1",
+    ]
+    assert rows[0]["text"] == "eins"
+    assert rows[3]["image"] == png
+    assert rows[3]["text"] is None
+    assert all(row["content_hash"] == content_hash(row["text"], row["image"]) for row in rows)
+    assert table.schema.equals(schemas.DOCUMENTS)
+    assert done.rejected == 0
+    assert done.rejects_uri is None
+
+
+def test_bad_files_are_listed_and_the_rest_is_ingested(write_files, run_ingest, png):
+    source = write_files(
+        {
+            "good.txt": "fine",
+            "latin1.txt": "Stra\xdfe".encode("latin-1"),
+            "broken.pdf": b"%PDF-1.7 nonsense",
+            "table.xlsx": b"PK",
+            "cut.jsonl.gz": b"\x1f\x8b\x08\x00",
+        }
+    )
+    (source / "link.txt").symlink_to(source / "good.txt")
+    done, table = run_ingest(source)
+    assert table["doc_id"].to_pylist() == ["good.txt"]
+    listed = {reject["path"]: reject for reject in map(json.loads, Path(done.rejects_uri).read_text().splitlines())}
+    assert {path: reject["fault"] for path, reject in listed.items()} == {
+        "latin1.txt": "text_undecodable",
+        "broken.pdf": "pdf_unreadable",
+        "table.xlsx": "unsupported_format",
+        "cut.jsonl.gz": "file_unreadable",
+        "link.txt": "symbolic_link",
+    }
+    assert "byte 4" in listed["latin1.txt"]["detail"]
+    assert done.summary()["rejected"] == 5
+    assert done.summary()["rejected_by_fault"]["pdf_unreadable"] == 1
+
+
+def test_a_name_that_is_not_utf8_is_a_reject(write_files, run_ingest):
+    source = write_files({"good.txt": "fine"})
+    (source / os.fsdecode(b"bad\xff.txt")).write_text("x")
+    done, table = run_ingest(source)
+    assert table.num_rows == 1
+    assert done.rejected_by_fault == {"name_undecodable": 1}
+
+
+def test_links_are_followed_when_asked_for_but_never_in_circles(write_files, run_ingest, tmp_path):
+    source = write_files({"a/one.txt": "1", "b/two.txt": "2"})
+    (tmp_path / "far.txt").write_text("far")
+    (source / "a" / "far.txt").symlink_to(tmp_path / "far.txt")
+    (source / "a" / "to-b").symlink_to(source / "b")
+    (source / "b" / "to-a").symlink_to(source / "a")
+    (source / "lost.txt").symlink_to(tmp_path / "lost.txt")
+    done, table = run_ingest(source, follow_links=True)
+    found = table["doc_id"].to_pylist()
+    assert found == ["a/far.txt", "a/one.txt", "a/to-b/two.txt", "b/to-a/far.txt", "b/to-a/one.txt", "b/two.txt"]
+    assert done.rejected_by_fault == {"symbolic_link": 3}
+
+
+def test_a_file_over_the_limit_is_not_read(write_files, run_ingest):
+    source = write_files({"big.txt": "x" * 101, "small.txt": "x" * 100})
+    done, table = run_ingest(source, max_file_bytes=100)
+    assert table["doc_id"].to_pylist() == ["small.txt"]
+    assert done.rejected_by_fault == {"file_too_large": 1}
+
+
+def test_queries_have_query_ids_and_no_hash(write_files, run_ingest, png):
+    _, table = run_ingest(write_files({"q1.txt": "wo", "q2.png": png}), table="queries")
+    assert table.schema.equals(schemas.QUERIES)
+    assert table["query_id"].to_pylist() == ["q1.txt", "q2.png"]
+
+
+def test_kind_passes_over_other_files(write_files, run_ingest, make_pdf):
+    source = write_files({"a.txt": "no", "b.pdf": make_pdf((100, 100)), "c.xlsx": b""})
+    done, table = run_ingest(source, kind="pdf")
+    assert table["doc_id"].to_pylist() == ["b.pdf#page=1"]
+    assert done.rejected == 0
+
+
+def test_a_single_file_is_a_source(write_files, run_ingest):
+    source = write_files({"a.txt": "eins", "b.txt": "zwei"})
+    _, table = run_ingest(source / "b.txt")
+    assert table["doc_id"].to_pylist() == ["b.txt"]
+
+
+def test_a_source_that_is_not_there_stops_the_job(tmp_path, run_ingest):
+    with pytest.raises(StorageError, match="no such file"):
+        run_ingest(tmp_path / "nowhere")
+
+
+def test_nothing_readable_gives_an_empty_table(write_files, run_ingest):
+    done, table = run_ingest(write_files({"a.xlsx": b""}))
+    assert table.num_rows == 0
+    assert done.written.files == 1
+
+
+def test_kept_fields_are_columns_of_every_row(write_files, run_ingest):
+    source = write_files({"a.txt": "x", "b.jsonl": '{"id": 7, "text": "y", "language": "de", "year": 1999}\n'})
+    _, table = run_ingest(source, keep=("language", "year"))
+    assert table.select(["doc_id", "language", "year"]).to_pylist() == [
+        {"doc_id": "a.txt", "language": None, "year": None},
+        {"doc_id": "7", "language": "de", "year": "1999"},
+    ]
+
+
+def test_a_kept_field_cannot_be_a_column_already(write_files, run_ingest):
+    with pytest.raises(ConfigError, match="'text' is a column"):
+        run_ingest(write_files({"a.txt": "x"}), keep=("text",))
+
+
+def test_ingesting_again_gives_the_same_bytes_and_drops_stale_parts(write_files, run_ingest, tmp_path):
+    source = write_files({"a.txt": "x", "b.txt": "y"})
+    done, _ = run_ingest(source)
+    folder = Path(done.written.uri)
+    before = (folder / "part-000000.parquet").read_bytes()
+    (folder / "part-000007.parquet").write_bytes(before)
+    (folder / "notes.txt").write_text("mine")
+    run_ingest(source)
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "part-000000.parquet"]
+    assert (folder / "part-000000.parquet").read_bytes() == before
+
+
+def test_images_make_small_row_groups_and_the_lake_accepts_the_table(write_files, run_ingest, png):
+    from lakerank.lake.storage import Storage
+    from lakerank.lake.tables import fragments
+
+    source = write_files({f"{number:03}.png": png for number in range(20)})
+    done, _ = run_ingest(source)
+    file = pq.ParquetFile(f"{done.written.uri}/part-000000.parquet")
+    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [8, 8, 4]
+    found = fragments(Storage(), done.written.uri, schemas.DOCUMENTS)
+    assert [fragment.rows for fragment in found] == [20]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("a/b.TXT", ".txt"), ("x.jsonl.gz", ".jsonl.gz"), ("x.gz", ".gz"), ("README", ""), ("v1.2/README", "")],
+)
+def test_suffix(path, expected):
+    assert suffix(path) == expected
+
+
+def test_memory_filesystem_is_a_source(png):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/ingest-test/sub/a.png", png)
+    memory.pipe_file("/ingest-test/b.txt", b"text")
+    rows = list(read_folder(open_source("memory://ingest-test"), ReadOptions()))
+    memory.rm("/ingest-test", recursive=True)
+    assert [row.id for row in rows] == ["b.txt", "sub/a.png"]

@@ -1,0 +1,77 @@
+"""PDF pages as images of the model's size and as text."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lakerank.ingest.items import SourceFault
+from lakerank.ingest.pdf import MAX_SIDE, PAGE_PIXELS, page_scale, read_pdf
+
+#: A page behind a password: the trailer's encryption dictionary is all that PDFium needs to ask for it.
+ENCRYPTED = (
+    b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n2 0 obj<</Type/Pages/Kids[4 0 R]/Count 1>>endobj\n"
+    b"3 0 obj<</Filter/Standard/V 1/R 2/Length 40/P -4/O<" + b"41" * 32 + b">/U<" + b"42" * 32 + b">>>endobj\n"
+    b"4 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]>>endobj\n"
+    b"trailer<</Root 1 0 R/Encrypt 3 0 R/ID[<41><41>]>>\n%%EOF"
+)
+
+
+def test_pages_are_images_just_under_the_limit(make_pdf):
+    pages = list(read_pdf("a.pdf", make_pdf((595, 842), (842, 595))))
+    assert [page.id for page in pages] == ["a.pdf#page=1", "a.pdf#page=2"]
+    sizes = [Image.open(io.BytesIO(page.image)).size for page in pages]
+    assert sizes[0] == sizes[1][::-1]
+    assert 0.98 * PAGE_PIXELS < sizes[0][0] * sizes[0][1] <= PAGE_PIXELS
+    assert all(page.text is None for page in pages)
+
+
+def test_the_text_layer_is_an_option(make_pdf):
+    content = make_pdf((300, 200), text="Hello page")
+    [text] = read_pdf("a.pdf", content, keep="text")
+    [both] = read_pdf("a.pdf", content, keep="both")
+    assert (text.text, text.image) == ("Hello page", None)
+    assert both.text == "Hello page"
+    assert min(Image.open(io.BytesIO(both.image)).convert("L").get_flattened_data()) < 64, "the text is drawn"
+
+
+def test_a_page_gives_the_same_bytes_twice(make_pdf):
+    content = make_pdf((300, 200), text="Hello page")
+    assert list(read_pdf("a.pdf", content)) == list(read_pdf("a.pdf", content))
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", SourceFault.PDF_UNREADABLE),
+        (b"%PDF-1.4 x", SourceFault.PDF_UNREADABLE),
+        (ENCRYPTED, SourceFault.PDF_ENCRYPTED),
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_one_reject(content, fault):
+    [reject] = read_pdf("a.pdf", content)
+    assert (reject.path, reject.fault) == ("a.pdf", fault)
+
+
+def test_a_document_without_pages_is_a_reject(make_pdf):
+    [reject] = read_pdf("a.pdf", make_pdf())
+    assert reject.fault is SourceFault.PDF_UNREADABLE
+
+
+@given(
+    st.floats(min_value=0.01, max_value=20_000), st.floats(min_value=0.01, max_value=20_000), st.integers(784, 10**6)
+)
+def test_no_page_shape_exceeds_the_limits(width, height, pixels):
+    scale = page_scale(width, height, pixels)
+    assert max(width, height) * scale <= MAX_SIDE + 1
+    assert width * height * scale**2 <= pixels * 1.001
+
+
+@pytest.mark.parametrize("size", [(0, 10), (10, -1), (float("inf"), 1), (float("nan"), 1)])
+def test_a_page_without_area_is_refused(size):
+    with pytest.raises(ValueError, match="points"):
+        page_scale(*size, 1000)
