@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def content_hash(text: str | None, image: bytes | None) -> str:
-    """Hash of what a query or document holds, 32 hex digits. None and "" differ; text and image cannot be confused."""
+def content_hash(text: str | bytes | None, image: bytes | None) -> str:
+    """Hash of what a query or document holds, 32 hex digits. None and "" differ; text and image cannot be confused.
+
+    Text may come as the bytes that are stored, which need not be UTF-8.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for part in (None if text is None else text.encode(), image):
+    for part in (text.encode() if isinstance(text, str) else text, image):
         digest.update(b"-" if part is None else b"%d:" % len(part))
         digest.update(part or b"")
     return digest.hexdigest()

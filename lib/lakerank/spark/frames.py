@@ -1,0 +1,55 @@
+"""Between Arrow and Spark: tasks that read the lake with pyarrow, so that only keys ever reach the JVM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import from_arrow_schema
+
+T = TypeVar("T")
+
+
+def scatter(
+    spark: SparkSession,
+    items: Sequence[T],
+    work: Callable[[T], Iterator[pa.RecordBatch]],
+    schema: pa.Schema,
+    tasks: int | None = None,
+) -> DataFrame:
+    """A frame of what `work` yields for each item; consecutive items share a task where there are fewer tasks."""
+    count = len(items)
+    held = list(items)
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for index in batch.column(0).to_pylist():
+                yield from work(held[index])
+
+    ids = spark.range(0, count, 1, numPartitions=max(1, min(count, tasks or count)))
+    return ids.mapInArrow(run, from_arrow_schema(schema))
+
+
+def gather(
+    spark: SparkSession,
+    items: Sequence[T],
+    work: Callable[[T], Iterator[pa.RecordBatch]],
+    schema: pa.Schema,
+    tasks: int | None = None,
+) -> pa.Table:
+    """Run `work` on every item in Spark and collect what it yields: for small results, one row or so an item."""
+    if not items:
+        return schema.empty_table()
+    return scatter(spark, items, work, schema, tasks).toArrow()
+
+
+def parallelism(spark: SparkSession) -> int:
+    """Tasks that can run at once."""
+    return spark.sparkContext.defaultParallelism
+
+
+def describe_job(spark: SparkSession, what: str) -> None:
+    """Name what follows in the Spark UI."""
+    spark.sparkContext.setJobDescription(what)

@@ -1,0 +1,150 @@
+"""The rerank job: plan, score, rank, audit, publish, in one driver or stage by stage."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from lakerank.errors import RunConflictError
+from lakerank.lake.runs import RunPaths, publish, read_manifest
+from lakerank.lake.storage import Storage, join
+from lakerank.spark.plan import Plan, PlanLimits, Tables, ensure_plan, load_plan, units_folder, verify_plan_files
+from lakerank.spark.publish import AuditRules, rank_and_publish
+from lakerank.spark.rank import RankRule
+from lakerank.spark.score import RerankerFactory, ScoringJob, score_units
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("plan", "score", "publish")
+
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """A whole rerank job, in plain values."""
+
+    paths: RunPaths
+    tables: Tables
+    scorer: str
+    parameters: int
+    factory: RerankerFactory
+    device: str
+    limits: PlanLimits
+    rule: RankRule
+    rules: AuditRules
+    config_yaml: str
+
+
+def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[str] = STAGES) -> dict[str, Any]:
+    """Run some or all stages, in order. Returns the summary that the job prints.
+
+    Raises:
+        RunConflictError: the run exists and was made from something else, or has not been planned.
+        SchemaError, StorageError: a table cannot be read, or the output not written.
+    """
+    started = time.monotonic()
+    manifest = read_manifest(storage, job.paths.output, job.paths.run_id)
+    if manifest is not None:
+        return _already_published(storage, job, manifest, started)
+    plan = _planned(spark, storage, job, stages)
+    summary: dict[str, Any] = {"run_id": job.paths.run_id, "stages": list(stages), **_forecast(plan, job.parameters)}
+    if "score" in stages:
+        summary |= _scored(spark, storage, job, plan)
+    if "publish" in stages:
+        about = {"model": {"parameters": job.parameters, "device": job.device}, "scoring": _last_scoring(storage, job)}
+        manifest, published = rank_and_publish(spark, storage, job.paths, plan, job.rule, job.rules, about)
+        summary |= _outcome(manifest, published)
+    return _timed(summary, started)
+
+
+def _planned(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[str]) -> Plan:
+    if "plan" in stages:
+        storage.create(job.paths.config, job.config_yaml.encode())
+        plan = ensure_plan(spark, storage, job.paths, job.tables, job.scorer, job.limits)
+        logger.info(
+            "plan: %d candidates (%d new, %d reused, %d rejected, %d listed twice), %d units",
+            plan.candidates, plan.new, plan.reused, plan.rejected, plan.duplicates, len(plan.units),
+        )  # fmt: skip
+        return plan
+    found = load_plan(storage, job.paths)
+    if found is None:
+        raise RunConflictError(f"{job.paths.plan}: run {job.paths.run_id!r} has no plan yet; run --stage plan first")
+    if found.scorer != job.scorer:
+        raise RunConflictError(
+            f"{job.paths.plan}: planned for scorer {found.scorer}, but this config's model is {job.scorer}; "
+            "use the same model section in every stage"
+        )
+    return found
+
+
+def _scored(spark: SparkSession, storage: Storage, job: Rerank, plan: Plan) -> dict[str, Any]:
+    verify_plan_files(storage, job.paths, plan)
+    scoring = ScoringJob(job.paths.output, plan.scorer, units_folder(job.paths, plan.attempt), job.device, job.factory)
+    summary = score_units(spark, storage, scoring, plan.units)
+    logger.info(
+        "score: %d units (%d found done) in %.1f s, %d model loads",
+        summary.units,
+        summary.found,
+        summary.seconds,
+        summary.model_loads,
+    )
+    if summary.found < summary.units or not summary.units:
+        storage.replace(_scoring_address(job), json.dumps(asdict(summary)).encode())
+    return asdict(summary)
+
+
+def _scoring_address(job: Rerank) -> str:
+    return join(job.paths.plan, "scoring.json")
+
+
+def _last_scoring(storage: Storage, job: Rerank) -> dict[str, Any] | None:
+    """What the last attempt that scored anything took: scoring and publishing may be different processes."""
+    address = _scoring_address(job)
+    return dict(json.loads(storage.read_bytes(address))) if storage.exists(address) else None
+
+
+def _forecast(plan: Plan, parameters: int) -> dict[str, Any]:
+    return {
+        "candidates": plan.candidates,
+        "duplicates": plan.duplicates,
+        "new": plan.new,
+        "reused": plan.reused,
+        "rejected": plan.rejected,
+        "units": len(plan.units),
+        "forecast_tokens": plan.cost,
+        "forecast_tokens_pairwise": plan.pairwise_cost,
+        "forecast_tflop": round(2 * parameters * plan.cost / 1e12, 3),
+        "largest_unit_over_mean": round(plan.largest_unit * len(plan.units) / plan.cost, 3) if plan.cost else 0.0,
+        "published": False,
+    }
+
+
+def _outcome(manifest: Mapping[str, Any], published: bool) -> dict[str, Any]:
+    counts = manifest["counts"]
+    names = ("candidates", "scored", "reused", "rejected", "ranked", "beyond_depth", "truncated", "duplicates")
+    failed = [check["name"] for check in manifest["audit"] if not check["passed"]]
+    return {name: counts[name] for name in names} | {
+        "published": published, "failed_audits": failed, "rejected_by_reason": manifest["rejected"],
+    }  # fmt: skip
+
+
+def _already_published(storage: Storage, job: Rerank, manifest: dict[str, Any], started: float) -> dict[str, Any]:
+    if manifest["scorer"] != job.scorer:
+        raise RunConflictError(
+            f"{job.paths.manifest}: run {job.paths.run_id!r} is published and was made by scorer {manifest['scorer']}, "
+            f"not {job.scorer}; use another --run-id"
+        )
+    logger.info("run %s is published already: nothing to do", job.paths.run_id)
+    publish(storage, job.paths, manifest["published_at"])  # an earlier attempt may have died before the pointer moved
+    return _timed({"run_id": job.paths.run_id, **_outcome(manifest, True), "model_loads": 0}, started)
+
+
+def _timed(summary: dict[str, Any], started: float) -> dict[str, Any]:
+    seconds = time.monotonic() - started
+    scored = summary.get("scored", 0)
+    return summary | {"seconds": round(seconds, 3), "pairs_per_second": round(scored / seconds, 3) if seconds else 0.0}

@@ -1,0 +1,210 @@
+"""Score the units of a plan: one task a unit, one model a process, one immutable file of scores a unit."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+from pyspark.resource import ResourceProfile
+from pyspark.sql import SparkSession
+
+from lakerank.lake.blobs import Blob, RowGroupCache, fetch
+from lakerank.lake.prefetch import prefetched
+from lakerank.lake.score_files import TornUnit, finished_units, read_unit, unit_address, write_unit
+from lakerank.lake.storage import Storage, join
+from lakerank.lake.tables import decode_text
+from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, Reranker, ScoredPair
+from lakerank.schemas import SCORES
+from lakerank.spark.frames import describe_job, gather
+from lakerank.spark.progress import watch_units
+from lakerank.spark.session import device_for_task
+from lakerank.spark.units import PlannedGroup, planned_groups
+
+logger = logging.getLogger(__name__)
+
+#: What a scoring task tells the driver. Counts that matter are read from the unit files; these are for the summary.
+UNIT_REPORT = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("pairs", pa.int64()),
+        ("load_id", pa.string()),
+        ("load_seconds", pa.float64()),
+        ("seconds", pa.float64()),
+        ("tokens_computed", pa.int64()),
+        ("tokens_pairwise", pa.int64()),
+    ]
+)
+
+#: Bytes of the queries' row groups that a worker keeps between units.
+QUERY_CACHE_BYTES = 256 * 2**20
+
+#: Document groups fetched ahead of the device.
+GROUPS_AHEAD = 16
+
+
+class LoadedReranker(Reranker, Protocol):
+    """A reranker in memory, with counters of the work it has done since it was loaded."""
+
+    load_id: str
+    tokens_computed: int
+    tokens_pairwise: int
+
+
+#: Makes a reranker on a device, inside the worker: it crosses to the worker, the weights never do.
+RerankerFactory = Callable[[str], LoadedReranker]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringJob:
+    """Where units are read and scores written, and with what."""
+
+    output: str
+    scorer: str
+    units_folder: str
+    device: str
+    factory: RerankerFactory
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringSummary:
+    """What scoring took. `seconds` is wall time; token counts say how much work document-major scoring saved."""
+
+    units: int
+    found: int
+    model_loads: int
+    seconds: float
+    device_seconds: float
+    tokens_computed: int
+    tokens_pairwise: int
+
+
+class _Worker:
+    """What a worker process keeps between tasks: its models, by scorer and device, and the queries' row groups."""
+
+    rerankers: dict[tuple[str, str], tuple[LoadedReranker, float]] = {}  # noqa: RUF012 - one process, one cache
+    queries = RowGroupCache(QUERY_CACHE_BYTES)
+
+    @classmethod
+    def reranker(cls, job: ScoringJob) -> tuple[LoadedReranker, float]:
+        """The process's reranker for this job and the seconds its loading took."""
+        device = device_for_task(job.device)
+        if (job.scorer, device) not in cls.rerankers:
+            started = time.monotonic()
+            cls.rerankers.clear()  # another scorer's weights would hold the device's memory
+            cls.rerankers[job.scorer, device] = (job.factory(device), time.monotonic() - started)
+        return cls.rerankers[job.scorer, device]
+
+
+def score_units(
+    spark: SparkSession,
+    storage: Storage,
+    job: ScoringJob,
+    units: Sequence[str],
+    tasks: int | None = None,
+    profile: ResourceProfile | None = None,
+) -> ScoringSummary:
+    """Score every unit whose file is not in the lake yet.
+
+    Args:
+        tasks: how many tasks share the units; None for one task a unit.
+    """
+    started = time.monotonic()
+    finished = finished_units(storage, job.output, job.scorer).intersection(units)
+    describe_job(spark, f"score: {len(units) - len(finished)} of {len(units)} units")
+
+    def work(unit: str) -> Iterator[pa.RecordBatch]:
+        yield score_unit(storage, job, unit, may_exist=unit in finished)
+
+    with watch_units(storage, job.output, job.scorer, units):
+        reports = gather(spark, list(units), work, UNIT_REPORT, tasks)
+    loads = {load for load in reports["load_id"].to_pylist() if load}
+    return ScoringSummary(
+        units=len(units),
+        found=sum(load is None for load in reports["load_id"].to_pylist()),
+        model_loads=len(loads),
+        seconds=time.monotonic() - started,
+        device_seconds=sum(reports["seconds"].to_pylist()),
+        tokens_computed=sum(reports["tokens_computed"].to_pylist()),
+        tokens_pairwise=sum(reports["tokens_pairwise"].to_pylist()),
+    )
+
+
+def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) -> pa.RecordBatch:
+    """Score one unit and write its file, or leave a whole one as it is. Returns one row of UNIT_REPORT."""
+    if may_exist:
+        rows = _whole_unit(storage, job, unit)
+        if rows is not None:
+            return _report(unit, rows.num_rows, None, 0.0, 0.0, 0, 0)
+    reranker, load_seconds = _Worker.reranker(job)
+    started = time.monotonic()
+    before = (reranker.tokens_computed, reranker.tokens_pairwise)
+    plan = planned_groups(storage.open_parquet(join(job.units_folder, f"{unit}.parquet")).read())
+    hashes = {(query.query_id, g.doc_id): (query.query_hash, g.doc_hash) for g in plan for query in g.queries}
+    rejects: list[Reject] = []
+    groups = prefetched(_groups(storage, plan, rejects), GROUPS_AHEAD)
+    results: list[ScoredPair | Reject] = [*reranker.score_groups(groups)]
+    rows = score_rows([*results, *rejects], hashes)
+    write_unit(storage, job.output, job.scorer, unit, rows)
+    computed, pairwise = reranker.tokens_computed - before[0], reranker.tokens_pairwise - before[1]
+    seconds = time.monotonic() - started
+    return _report(unit, rows.num_rows, reranker.load_id, load_seconds, seconds, computed, pairwise)
+
+
+def score_rows(results: Sequence[ScoredPair | Reject], hashes: dict[tuple[str, str], tuple[str, str]]) -> pa.Table:
+    """A unit's results as SCORES; a pair that has no result, or two, is a fault of the reranker and stops the job.
+
+    Raises:
+        RuntimeError: the results are not exactly the unit's pairs.
+    """
+    found = {(result.query_id, result.doc_id) for result in results}
+    if len(results) != len(hashes) or found != hashes.keys():
+        raise RuntimeError(f"the reranker gave {len(results)} results for {len(found)} of {len(hashes)} pairs")
+    rows = []
+    for result in results:
+        query_hash, doc_hash = hashes[result.query_id, result.doc_id]
+        row = {name: getattr(result, name, None) for name in SCORES.names}
+        rows.append(row | {"query_hash": query_hash, "doc_hash": doc_hash})
+    return pa.Table.from_pylist(rows, schema=SCORES)
+
+
+def _groups(storage: Storage, plan: Sequence[PlannedGroup], rejects: list[Reject]) -> Iterator[DocumentGroup]:
+    """Fetch each group's document and queries by reference. Text that is not UTF-8 becomes rejects, not a group."""
+    documents = fetch(storage, [group.place for group in plan], "doc_id")
+    for group, blob in zip(plan, documents, strict=True):
+        blobs = fetch(storage, [query.place for query in group.queries], "query_id", cache=_Worker.queries)
+        queries = []
+        for planned, query_blob in zip(group.queries, blobs, strict=True):
+            fault = _text_fault(blob, "document") or _text_fault(query_blob, "query")
+            if fault:
+                rejects.append(Reject(planned.query_id, group.doc_id, RejectReason.TEXT_UNDECODABLE, fault))
+            else:
+                queries.append(Query(planned.query_id, decode_text(query_blob.text), query_blob.image))
+        if queries:
+            yield DocumentGroup(Document(group.doc_id, decode_text(blob.text), blob.image), tuple(queries))
+
+
+def _text_fault(blob: Blob, side: str) -> str | None:
+    try:
+        decode_text(blob.text)
+    except UnicodeDecodeError as error:
+        return f"{side} text is not UTF-8 at byte {error.start}"
+    return None
+
+
+def _whole_unit(storage: Storage, job: ScoringJob, unit: str) -> pa.Table | None:
+    try:
+        return read_unit(storage, job.output, job.scorer, unit)
+    except TornUnit as error:
+        logger.warning("%s: deleted, to be scored again", error)
+        storage.delete(unit_address(job.output, job.scorer, unit))
+        return None
+
+
+def _report(*values: object) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict(
+        {name: [v] for name, v in zip(UNIT_REPORT.names, values, strict=True)}, UNIT_REPORT
+    )

@@ -1,0 +1,97 @@
+"""The Spark session a job runs in, and the settings that would make it wrong or wasteful."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pyspark import SparkConf, SparkContext
+from pyspark.sql import SparkSession
+
+import lakerank
+from lakerank.errors import SparkSettingError
+
+#: What the jobs need; a config's `spark.conf` goes before these, and spark-submit's own properties before both.
+DEFAULTS = {
+    "spark.master": "local[*]",
+    "spark.python.worker.reuse": "true",
+    "spark.speculation": "false",
+    "spark.sql.execution.arrow.maxBytesPerBatch": str(64 * 2**20),
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.adaptive.coalescePartitions.parallelismFirst": "false",
+}
+
+
+def start(app_name: str, conf: Mapping[str, str | int | float | bool], partitions: int | None = None) -> SparkSession:
+    """Start (or join) a session.
+
+    Raises:
+        SparkSettingError: a setting would put two models on one GPU or load a model for every task.
+    """
+    if "PYSPARK_GATEWAY_PORT" in os.environ:  # under spark-submit, whose properties the JVM holds
+        SparkContext._ensure_initialized()
+    spark_conf = SparkConf()
+    wanted = {"spark.app.name": app_name} | DEFAULTS | {key: _text(value) for key, value in conf.items()}
+    if partitions:
+        wanted["spark.sql.shuffle.partitions"] = str(partitions)
+    for key, value in wanted.items():
+        if not spark_conf.contains(key):
+            spark_conf.set(key, value)
+    if (spark_conf.get("spark.master") or "").startswith("local"):
+        _local_workers(spark_conf)
+    check(dict(spark_conf.getAll()))
+    return SparkSession.builder.config(conf=spark_conf).getOrCreate()
+
+
+def check(conf: Mapping[str, str]) -> None:
+    """Refuse settings under which models would share a GPU or be loaded again and again.
+
+    Raises:
+        SparkSettingError: names every such setting and what to set it to.
+    """
+    faults = []
+    if conf.get("spark.python.worker.reuse", "true").lower() == "false":
+        faults.append("spark.python.worker.reuse=false would load the model again for every task: set it to true")
+    if conf.get("spark.speculation", "false").lower() == "true":
+        faults.append("spark.speculation=true would score units twice at the same time: set it to false")
+    task_gpus = float(conf.get("spark.task.resource.gpu.amount", "1"))
+    if task_gpus < 1:
+        faults.append(
+            f"spark.task.resource.gpu.amount={task_gpus:g} would put {1 / task_gpus:.0f} models on one GPU: set it to 1"
+        )
+    if task_gpus > 1:
+        faults.append(
+            f"spark.task.resource.gpu.amount={task_gpus:g}: a model uses one GPU, the others would idle: set it to 1"
+        )
+    if "spark.task.resource.gpu.amount" in conf and "spark.executor.resource.gpu.amount" not in conf:
+        faults.append("spark.task.resource.gpu.amount without spark.executor.resource.gpu.amount: set both to 1")
+    if faults:
+        raise SparkSettingError("\n".join(faults))
+
+
+def device_for_task(device: str) -> str:
+    """The torch device for the running task: Spark's GPU address where Spark manages GPUs, else as configured."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    gpu = context.resources().get("gpu") if context else None
+    if gpu and device in ("auto", "cuda"):
+        return f"cuda:{gpu.addresses[0]}"
+    return device
+
+
+def _local_workers(conf: SparkConf) -> None:
+    """Python workers on this machine use this interpreter and this checkout, installed or not; no name lookups."""
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("SPARK_LOCAL_HOSTNAME", "localhost")
+    source_root = str(Path(lakerank.__file__).parent.parent)
+    if not conf.contains("spark.executorEnv.PYTHONPATH"):
+        inherited = os.environ.get("PYTHONPATH")
+        path = os.pathsep.join([source_root, inherited] if inherited else [source_root])
+        conf.set("spark.executorEnv.PYTHONPATH", path)
+
+
+def _text(value: str | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
