@@ -94,7 +94,7 @@ class _LastOpened:
 
     def __init__(self, storage: Storage, wanted: pa.Schema) -> None:
         self.wanted = wanted
-        self._storage = storage
+        self.storage = storage
         self._file: str | None = None
         self._parquet: pq.ParquetFile | None = None
 
@@ -102,7 +102,7 @@ class _LastOpened:
         """The file that holds a row group."""
         if self._parquet is None or self._file != file:
             self.close()
-            self._parquet = self._storage.open_parquet(file)
+            self._parquet = self.storage.open_parquet(file)
             self._file = file
             check_columns(file, self._parquet.schema_arrow, self.wanted)
         if not 0 <= group < self._parquet.metadata.num_row_groups:
@@ -123,9 +123,8 @@ def _rows(
     table = cache.get(file, group, id_column) if cache is not None else None
     if table is None:
         parquet = opened.row_group(file, group)
-        present = [name for name in opened.wanted.names if name in parquet.schema_arrow.names]
-        batches = read_row_group(file, parquet, group, opened.wanted, _BATCH_ROWS)
-        if cache is None or row_group_bytes(parquet, group, present) > cache.max_bytes:
+        batches = read_row_group(opened.storage, file, parquet, group, opened.wanted, _BATCH_ROWS)
+        if cache is None or row_group_bytes(parquet, group, opened.wanted.names)[1] > cache.max_bytes:
             yield from _picked(file, group, rows, batches)
             return
         table = pa.Table.from_batches(batches)

@@ -79,9 +79,14 @@ def _info(uri: str, path: Path) -> FileInfo:
 
 def _walk(folder: Path) -> list[str]:
     """Names of all files below a folder, relative to it; linked folders are followed, hidden ones are not entered."""
-    found = []
+    found: list[str] = []
+    seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        if (real := os.path.realpath(parent)) in seen:  # a link back up would lead round and round
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
         found += [(Path(parent) / name).relative_to(folder).as_posix() for name in files]
     return found
 

@@ -20,6 +20,7 @@ __all__ = ["FileInfo", "Storage", "StorageOptions", "join"]
 
 T = TypeVar("T")
 
+_STREAM_BUFFER_BYTES = 8 * 2**20
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 20.0
 
@@ -61,10 +62,17 @@ class Storage:
             raise
         return sorted(name for name in names if not name.startswith("."))
 
-    def open_parquet(self, uri: str) -> pq.ParquetFile:
-        """Open a Parquet file: its footer is read now, columns of row groups when asked for, by range."""
+    def open_parquet(self, uri: str, streaming: bool = False) -> pq.ParquetFile:
+        """Open a Parquet file: its footer is read now, columns of row groups when asked for, by range.
+
+        A row group's columns are fetched together, which object stores like best; `streaming` fetches a few megabytes
+        at a time instead, for row groups too large to be held. Close it with `close(force=True)`.
+        """
         with named(uri, "opened"):
-            return pq.ParquetFile(self._files(uri).open(uri), pre_buffer=True)
+            source = self._files(uri).open(uri)
+            if streaming:
+                return pq.ParquetFile(source, pre_buffer=False, buffer_size=_STREAM_BUFFER_BYTES)
+            return pq.ParquetFile(source, pre_buffer=True)
 
     def read_bytes(self, uri: str) -> bytes:
         """A whole, small file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -12,10 +13,14 @@ import pyarrow.parquet as pq
 from lakerank.errors import SchemaError
 from lakerank.lake.failures import named
 from lakerank.lake.storage import FileInfo, Storage
+from lakerank.lake.uris import redacted
 from lakerank.schemas import OPTIONAL
 
 #: A batch holds at most about this many bytes of decoded columns, whatever `batch_rows` says: pages can be megabytes.
 BATCH_BYTES = 64 * 2**20
+
+#: Columns of a row group that take more bytes than this in the file are streamed, not fetched together.
+STREAM_BYTES = 128 * 2**20
 
 _FOOTER_THREADS = 16
 _TEXT = "text"
@@ -43,12 +48,12 @@ def check_columns(uri: str, found: pa.Schema, expected: pa.Schema) -> None:
         if len(positions) != 1:
             problem = "no column" if not positions else f"{len(positions)} columns are called"
             raise SchemaError(
-                f"{uri}: {problem} {field.name!r} (found: {', '.join(found.names)}); see README, 'Inputs'"
+                f"{redacted(uri)}: {problem} {field.name!r} (found: {', '.join(found.names)}); see README, 'Inputs'"
             )
         actual = found.field(positions[0]).type
         if not _accepts(actual, field.type):
             raise SchemaError(
-                f"{uri}: column {field.name!r} should be {field.type} (found: {actual}); see README, 'Inputs'"
+                f"{redacted(uri)}: column {field.name!r} should be {field.type} (found: {actual}); see README, 'Inputs'"
             )
 
 
@@ -61,7 +66,7 @@ def fragments(storage: Storage, uri: str, expected: pa.Schema) -> list[Fragment]
     """
 
     def inspect(file: FileInfo) -> Fragment:
-        with storage.open_parquet(file.uri) as parquet:
+        with opened(storage, file.uri) as parquet:
             check_columns(file.uri, parquet.schema_arrow, expected)
             return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows)
 
@@ -80,8 +85,7 @@ def read_table_file(
 ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
     """Read one file of a table: (row group, row within it of the batch's first, batch), in file order.
 
-    `row_groups` reads those alone.
-
+    `row_groups` names those to read (all by default).
     Batches have the columns asked for (all of `expected` by default), in that order, as the types of `expected`, with
     one exception: `text` comes as binary, for `decode_text`. A missing optional column is null. An id that is not
     UTF-8 has its faulty bytes replaced, and so matches nothing. A batch is smaller where rows are large.
@@ -91,39 +95,47 @@ def read_table_file(
         StorageError: the file cannot be read.
     """
     wanted = expected if columns is None else pa.schema([expected.field(name) for name in columns])
-    with storage.open_parquet(uri) as parquet:
+    with opened(storage, uri) as parquet:
         check_columns(uri, parquet.schema_arrow, wanted)
         for group in range(parquet.metadata.num_row_groups) if row_groups is None else row_groups:
             first = 0
-            for batch in read_row_group(uri, parquet, group, wanted, batch_rows):
+            for batch in read_row_group(storage, uri, parquet, group, wanted, batch_rows):
                 yield group, first, batch
                 first += batch.num_rows
 
 
 def read_row_group(
-    uri: str, parquet: pq.ParquetFile, group: int, wanted: pa.Schema, batch_rows: int
+    storage: Storage, uri: str, parquet: pq.ParquetFile, group: int, wanted: pa.Schema, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
     """The rows of one row group of an open file, as `read_table_file` gives them."""
-    present = [name for name in wanted.names if name in parquet.schema_arrow.names]
     rows = parquet.metadata.row_group(group).num_rows
-    if not present:
-        yield from (_conform(uri, None, min(batch_rows, rows - at), wanted) for at in range(0, rows, batch_rows))
-        return
-    size = max(1, min(batch_rows, BATCH_BYTES * rows // max(1, row_group_bytes(parquet, group, present))))
-    batches = parquet.iter_batches(batch_size=size, row_groups=[group], columns=present)
-    while True:
-        with named(uri, "read"):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield _conform(uri, batch, batch.num_rows, wanted)
+    stored, decoded = row_group_bytes(parquet, group, wanted.names)
+    size = max(1, min(batch_rows, BATCH_BYTES * rows // max(1, decoded)))
+    if not set(wanted.names) & set(parquet.schema_arrow.names):
+        yield from (_conform(uri, None, min(size, rows - first), wanted) for first in range(0, rows, size))
+    elif stored <= STREAM_BYTES:
+        yield from _batches(uri, parquet, group, wanted, size)
+    else:
+        with opened(storage, uri, streaming=True) as stream:
+            yield from _batches(uri, stream, group, wanted, size)
 
 
-def row_group_bytes(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> int:
-    """Decoded size of some columns of a row group, as the footer has it."""
+def row_group_bytes(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> tuple[int, int]:
+    """Size of some columns of a row group by its footer: as they lie in the file, and decompressed."""
     metadata = parquet.metadata.row_group(group)
-    chunks = (metadata.column(index) for index in range(metadata.num_columns))
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+    chunks = [metadata.column(index) for index in range(metadata.num_columns)]
+    sizes = [(c.total_compressed_size, c.total_uncompressed_size) for c in chunks if c.path_in_schema in columns]
+    return sum(stored for stored, _ in sizes), sum(decoded for _, decoded in sizes)
+
+
+@contextmanager
+def opened(storage: Storage, uri: str, streaming: bool = False) -> Iterator[pq.ParquetFile]:
+    """A Parquet file open for the time of a `with`: pyarrow's own `with` leaves a file that it was given open."""
+    parquet = storage.open_parquet(uri, streaming)
+    try:
+        yield parquet
+    finally:
+        parquet.close(force=True)
 
 
 def decode_text(raw: bytes | None) -> str | None:
@@ -162,6 +174,20 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return any(is_variant(kind) for is_variant in variants)
 
 
+def _batches(
+    uri: str, parquet: pq.ParquetFile, group: int, wanted: pa.Schema, batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    present = [name for name in wanted.names if name in parquet.schema_arrow.names]
+    with named(uri, "read"):
+        batches = parquet.iter_batches(batch_size=batch_rows, row_groups=[group], columns=present)
+    while True:
+        with named(uri, "read"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield _conform(uri, batch, batch.num_rows, wanted)
+
+
 def _conform(uri: str, batch: pa.RecordBatch | None, rows: int, wanted: pa.Schema) -> pa.RecordBatch:
     """A batch with exactly the wanted columns; nulls where the file has none."""
     fields, arrays = [], []
@@ -185,7 +211,7 @@ def _cast(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Array:
     try:
         return column.cast(kind)
     except pa.ArrowInvalid as error:
-        raise SchemaError(f"{uri}: column {name!r} has a value that does not fit {kind} ({error})") from error
+        raise SchemaError(f"{redacted(uri)}: column {name!r} has a value that does not fit {kind} ({error})") from error
 
 
 def _valid_text(column: pa.Array) -> pa.Array:
