@@ -158,7 +158,7 @@ def resolve_config(values: dict[str, Any], overrides: Sequence[str] = (), source
     """Apply overrides to parsed YAML and check the whole, listing every fault at once."""
     faults = []
     for override in overrides:
-        fault = _apply(values, override)
+        fault = apply_override(values, override)
         if fault:
             faults.append(fault)
     try:
@@ -183,7 +183,7 @@ def describe(fault: Any) -> str:
     return f"{where}: {message} (found {fault['input']!r})"
 
 
-def _apply(values: dict[str, Any], override: str) -> str | None:
+def apply_override(values: dict[str, Any], override: str) -> str | None:
     """Set one `section.key=value` in place; returns the fault if it cannot be."""
     name, equals, value = override.partition("=")
     keys = name.strip().split(".")
