@@ -1,4 +1,5 @@
 # Every target prepares what it needs first; `make` alone lists them.
+setup := bin/setup
 python := .venv/bin/python
 export JAVA_HOME := $(CURDIR)/.venv/java
 
@@ -9,23 +10,23 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo:  ## rerank the bundled lake and show the lists before and after
-	@bin/setup demo
+	@$(setup) demo
 	@$(python) jobs/rerank.py --config conf/demo.yaml --run-id demo
 	@$(python) jobs/evaluate.py --config conf/demo.yaml --run-id demo
 
 test:  ## run the tests; ARGS="tests/model -k images" for some of them
-	@bin/setup dev
+	@$(setup) dev
 	$(python) -m pytest $(ARGS)
 
 check:  ## formatting, lint, types and the layers between the rooms
-	@bin/setup dev
+	@$(setup) dev
 	$(python) -m ruff format --check .
 	$(python) -m ruff check .
 	$(python) -m mypy
 	$(python) -c 'from importlinter.cli import lint_imports_command as lint; lint()'
 
 format:  ## rewrite files as `make check` wants them
-	@bin/setup dev
+	@$(setup) dev
 	$(python) -m ruff format .
 	$(python) -m ruff check --fix .
 
