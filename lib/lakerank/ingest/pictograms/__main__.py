@@ -6,16 +6,19 @@ import argparse
 import logging
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from lakerank.errors import LakerankError
 from lakerank.ingest.pictograms.art import STYLES, pictures
 from lakerank.ingest.pictograms.concepts import read_concepts
+from lakerank.ingest.pictograms.demo import write_demo_lake
+from lakerank.ingest.pictograms.judging import write_judging_lake
 from lakerank.ingest.pictograms.packages import Packages
 from lakerank.ingest.pictograms.texts import read_labels
 from lakerank.ingest.pictograms.training_lake import write_training_lake
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("lakerank.ingest.pictograms")
 
 
 def main() -> int:
@@ -27,7 +30,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.demo is None and arguments.train is None:
         parser.error("nothing to do: give --demo DIR, --train DIR or both")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    _log_to_stderr()
     try:
         with tempfile.TemporaryDirectory() as scratch:
             _build(arguments.packages or Path(scratch), arguments.demo, arguments.train)
@@ -35,6 +38,13 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    _log.addHandler(handler)
+    _log.setLevel(logging.INFO)
 
 
 def _build(package_folder: Path, demo: Path | None, train: Path | None) -> None:
@@ -45,14 +55,17 @@ def _build(package_folder: Path, demo: Path | None, train: Path | None) -> None:
     _log.info("%d concepts, %d labels", len(concepts), len(labels))
     drawn = list(pictures(packages, list(STYLES), concepts))
     _log.info("%d pictures", len(drawn))
-    hashes: dict[str, str] = {}
     if train is not None:
-        hashes |= {
-            str(train / name): digest
-            for name, digest in write_training_lake(train, concepts, labels.values(), drawn).items()
-        }
-    for path, digest in hashes.items():
-        sys.stdout.write(f"{digest}  {path}\n")
+        _report(train, write_training_lake(train, concepts, labels.values(), drawn))
+        _report(train, write_judging_lake(train / "judging", concepts, labels, drawn))
+    if demo is not None:
+        _report(demo, write_demo_lake(demo, concepts, labels, drawn))
+
+
+def _report(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Print what was written as `sha256sum` would."""
+    for name, digest in hashes.items():
+        sys.stdout.write(f"{digest}  {folder / name}\n")
 
 
 if __name__ == "__main__":

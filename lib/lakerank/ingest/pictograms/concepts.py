@@ -77,7 +77,7 @@ def chosen(items: Collection[str], count: int, salt: str) -> list[str]:
 
 
 def read_concepts(packages: Packages) -> list[Concept]:
-    """Every emoji of emojibase that has a group, in the order of Unicode's charts; letters and skin tones are left out."""
+    """Every emoji of emojibase that has a group, in Unicode's order; lone letters and skin tones are left out."""
     meta = packages.read_json("emojibase-data", "meta/groups.json")
     rows: Sequence[dict[str, object]] = packages.read_json("emojibase-data", "en/data.json")
     kept = [row for row in rows if row.get("group") is not None and meta["groups"][str(row["group"])] != "component"]

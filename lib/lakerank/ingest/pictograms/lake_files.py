@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from lakerank import schemas
 from lakerank.fingerprint import content_hash
 from lakerank.ingest.pictograms.items import Item
+from lakerank.records import Candidate
 
 _ABOUT = [
     pa.field("modality", pa.string(), nullable=False),
@@ -29,6 +31,7 @@ _ABOUT = [
 DOCUMENTS = pa.schema([*schemas.DOCUMENTS, *_ABOUT])
 QUERIES = pa.schema([*schemas.QUERIES, *_ABOUT])
 
+_BULK = ("image", "keywords")
 _ROW_GROUP_IMAGES = 8
 _ROW_GROUP_ROWS = 16_384
 
@@ -46,6 +49,19 @@ def queries_table(items: Iterable[Item]) -> pa.Table:
     return pa.Table.from_pylist([{"query_id": item.item_id, **_about(item)} for item in items], QUERIES)
 
 
+def sliced_queries_table(asked: Sequence[tuple[Item, str, str]]) -> pa.Table:
+    """QUERIES with two more columns: the task and the slice each (query, task, slice) is reported under."""
+    table = queries_table(query for query, _, _ in asked)
+    for name, values in (("task", [line[1] for line in asked]), ("slice", [line[2] for line in asked])):
+        table = table.append_column(pa.field(name, pa.string(), nullable=False), pa.array(values, pa.string()))
+    return table
+
+
+def candidates_table(listed: Iterable[Candidate]) -> pa.Table:
+    """CANDIDATES, in order."""
+    return pa.Table.from_pylist([asdict(line) for line in listed], schemas.CANDIDATES)
+
+
 def qrels_table(judgements: Sequence[tuple[str, str, int]]) -> pa.Table:
     """QRELS from (query id, document id, relevance)."""
     columns = list(zip(*judgements, strict=True)) or [(), (), ()]
@@ -59,7 +75,16 @@ def write_table(path: Path, table: pa.Table, row_group_rows: int | None = None) 
     """Write one Parquet file and return the SHA-256 of its bytes. Tables with pictures get small row groups."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = row_group_rows or (_ROW_GROUP_IMAGES if _holds_images(table) else _ROW_GROUP_ROWS)
-    pq.write_table(table, path, row_group_size=rows, compression="zstd", store_schema=False)
+    plain = [name for name in table.column_names if name not in _BULK]
+    pq.write_table(
+        table,
+        path,
+        row_group_size=rows,
+        compression="zstd",
+        store_schema=False,
+        write_statistics=plain,  # of pictures they would be whole pictures
+        use_dictionary=plain,
+    )
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -69,9 +69,14 @@ _README = """\
 train/, validation/, test/: one lake each (documents, queries, qrels). Their concepts are disjoint.
 
 A concept is an emoji without skin tone. Gender variants, clock faces, families and couples share a split.
-train       about 84 % of the concepts; no Fluent pictures; texts in hi, sv and uk are never paired with pictures in qrels.
+train       about 84 % of the concepts; no Fluent pictures; qrels never pair a text in hi, sv or uk with a picture.
 validation  about 4 %: for early stopping.
-test        about 12 %: never look at them while training. The bundled demo lake's "unseen concept" slice is made of them.
+test        about 12 %: not to be looked at while training. The bundled demo lake's "unseen concept" slice has these.
+
+judging     for the checkpoint's card, not for choosing anything while training: 200 queries in each of 14 slices
+            (columns task and slice in queries.parquet), one relevant document among 100 candidates.
+            candidates.parquet: the other 99 at random; candidates_hard.parquet: of the same group.
+            first_stage_score is BM25's over English names, first_stage_rank the place among the 100 by it.
 
 documents.parquet  doc_id, text, image (PNG, 84 x 84, RGB on white), content_hash, and the columns below
 queries.parquet    query_id, text, image, and the columns below
@@ -79,7 +84,8 @@ qrels.parquet      query_id, doc_id, relevance (always 2)
   modality   text or image
   concept    "1f436": two rows are about the same thing exactly when this is equal
   name       English name (for display)
-  group      smileys-emotion, people-body, animals-nature, food-drink, travel-places, activities, objects, symbols, flags
+  group      smileys-emotion, people-body, animals-nature, food-drink, travel-places, activities, objects, symbols
+             or flags
   subgroup   finer: animal-mammal, food-fruit, ... (hard negatives)
   split      train, validation, test
   kind       picture; name (CLDR's); keywords (up to 3 of CLDR's keywords: queries only); country (flags: queries only);
