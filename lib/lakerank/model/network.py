@@ -48,18 +48,20 @@ class JinaVLForRanking(Qwen2VLPreTrainedModel):  # type: ignore[misc]
         visual = self.model.visual
         weight = visual.patch_embed.proj.weight
         thw = torch.tensor([[1, rows, columns] for rows, columns in grids], device=weight.device)
-        return visual(patches.to(weight.device, weight.dtype), grid_thw=thw).pooler_output
+        tokens: Tensor = visual(patches.to(weight.device, weight.dtype), grid_thw=thw).pooler_output
+        return tokens
 
     def embed(self, token_ids: Tensor, images: Tensor | None = None) -> Tensor:
-        """Token embeddings, image placeholders replaced in order by `images` (visual tokens, h): (…, L) -> (…, L, h)."""
-        embeds = self.model.language_model.embed_tokens(token_ids)
+        """Token embeddings, placeholders replaced in order by `images` (visual tokens, h): (…, L) -> (…, L, h)."""
+        embeds: Tensor = self.model.language_model.embed_tokens(token_ids)
         if images is None:
             return embeds
         places = (token_ids == self.config.image_token_id).unsqueeze(-1).expand_as(embeds)
-        return embeds.masked_scatter(places, images.to(embeds.dtype))
+        filled: Tensor = embeds.masked_scatter(places, images.to(embeds.dtype))
+        return filled
 
     def prefix(self, embeds: Tensor, positions: Tensor, valid: Tensor | None = None) -> Prefix:
-        """Keys and values of documents: embeds (B, S, h), positions (3, B, S), right-padded where `valid` (B, S) is False.
+        """Keys and values of documents: embeds (B, S, h), positions (3, B, S), padded on the right where not `valid`.
 
         Nothing after the last layer's keys and values is computed: no query reads it.
         """
@@ -94,10 +96,10 @@ class JinaVLForRanking(Qwen2VLPreTrainedModel):  # type: ignore[misc]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Raw relevance logits in float32, whatever the network's dtype: hidden at the score token (…, h) -> (…)."""
-        first, _, last = self.score
+        weight, bias, last_weight, last_bias = (parameter.float() for parameter in self.score.parameters())
         with torch.autocast(hidden.device.type, enabled=False):
-            inner = F.relu(F.linear(hidden.float(), first.weight.float(), first.bias.float()))
-            return F.linear(inner, last.weight.float(), last.bias.float()).squeeze(-1)
+            inner = F.relu(F.linear(hidden.float(), weight, bias))
+            return F.linear(inner, last_weight, last_bias).squeeze(-1)
 
     def _decode(self, hidden: Tensor, positions: Tensor, attend: Attend, keys_only_in_last: bool = False) -> Tensor:
         """Run the decoder with an attention of ours: (B, N, L, h), (3, B, N, L) -> (B, N, L, h)."""
@@ -114,7 +116,8 @@ class JinaVLForRanking(Qwen2VLPreTrainedModel):  # type: ignore[misc]
                 return hidden
             hidden = hidden + attention.o_proj(attended)
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        return decoder.norm(hidden)
+        normalised: Tensor = decoder.norm(hidden)
+        return normalised
 
     def _rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """M-RoPE: (3, B, N, L) -> cos and sin (B, N, L, 1, D); each section of frequencies follows one of t, h, w."""
@@ -133,14 +136,14 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention within each sequence: query (B, N, L, H, D), key and value (B, N, L, G, D) -> (B, N, L, H * D)."""
-    groups = query.shape[3] // key.shape[3]
+    """Causal attention within a sequence: query (B, N, L, H, D), key and value (B, N, L, G, D) -> (B, N, L, H * D)."""
+    shape, groups = query.shape[:3], query.shape[3] // key.shape[3]
     query, key, value = (
         states.flatten(0, 1).transpose(1, 2)
         for states in (query, key.repeat_interleave(groups, dim=3), value.repeat_interleave(groups, dim=3))
     )
     out = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # (B * N, H, L, D)
-    return out.transpose(1, 2).flatten(2).unflatten(0, (-1, 1))
+    return out.transpose(1, 2).reshape(*shape, -1)
 
 
 def shared_prefix_attention(
@@ -155,7 +158,7 @@ def shared_prefix_attention(
     batch, count, length, heads, dim = query.shape
     groups, size = prefix_key.shape[1], prefix_key.shape[2]
     repeats = heads // groups
-    grouped = query.unflatten(3, (groups, repeats)).permute(0, 3, 1, 4, 2, 5)  # (B, G, N, R, L, D)
+    grouped = query.view(batch, count, length, groups, repeats, dim).permute(0, 3, 1, 4, 2, 5)  # (B, G, N, R, L, D)
     shape = (batch, groups, count, repeats, length)
     own = grouped.reshape(batch, groups, count, repeats * length, dim)
     to_prefix = (own.flatten(2, 3) @ prefix_key.transpose(-1, -2)).view(*shape, size)
@@ -183,9 +186,9 @@ def text_positions(start: int, count: int) -> np.ndarray:
 
 
 def image_positions(start: int, grid: Grid, merge: int) -> np.ndarray:
-    """M-RoPE positions of an image's visual tokens: (3, tokens) int64. What follows starts at `start` + the longer side.
+    """M-RoPE positions of an image's visual tokens: (3, tokens) int64.
 
-    Source: Qwen2-VL, section 2.1; the sides are counted in merged patches.
+    What follows starts at `start` + the longer side, in merged patches. Source: Qwen2-VL, section 2.1.
     """
     rows, columns = grid[0] // merge, grid[1] // merge
     height, width = np.divmod(np.arange(rows * columns, dtype=np.int64), columns)

@@ -15,54 +15,102 @@ from torch import Tensor, nn
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 
 from lakerank.errors import CheckpointError
+from lakerank.model.adapter import merge_adapter
+from lakerank.model.checkpoint import WEIGHTS_NAME, Settings, few, weight_files
 from lakerank.model.network import JinaVLForRanking
 
-#: Published names and those of newer transformers; every other name is the same in both.
-_RENAMED = (
+#: Published names to those of newer transformers, and back; every other name is the same in both.
+_TO_CURRENT = (
     (re.compile(r"^visual\."), "model.visual."),
     (re.compile(r"^model\.(?!language_model\.|visual\.)"), "model.language_model."),
 )
-_PUBLISHED = ((re.compile(r"^model\.visual\."), "visual."), (re.compile(r"^model\.language_model\."), "model."))
+_TO_PUBLISHED = (
+    (re.compile(r"^model\.visual\."), "visual."),
+    (re.compile(r"^model\.language_model\."), "model."),
+)
 
 #: A language head that ranking does not use; published checkpoints may still hold it.
 _UNUSED = frozenset({"lm_head.weight"})
 
-INDEX_NAME = "model.safetensors.index.json"
-WEIGHTS_NAME = "model.safetensors"
+_TEXT_SETTINGS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "attention_dropout",
+)
+_VISION_SETTINGS = (
+    "depth",
+    "embed_dim",
+    "hidden_size",
+    "hidden_act",
+    "mlp_ratio",
+    "num_heads",
+    "in_channels",
+    "patch_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+)
+_TOKEN_SETTINGS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+def load_network(
+    folder: Path, settings: Settings, device: str | torch.device = "cpu", adapter: str | None = None
+) -> JinaVLForRanking:
+    """A checkpoint's network on a device, in evaluation mode, an adapter merged into it.
+
+    Raises:
+        CheckpointError: the weights or the adapter do not fit config.json.
+    """
+    dtype = getattr(torch, settings.dtype)
+    tensors = dict(read_tensors(weight_files(folder), dtype))
+    network = build_network(parse_config(settings.config, str(folder)), tensors, str(folder))
+    if adapter is not None:
+        merge_adapter(network, adapter, current_name)
+    network.to(device)
+    return network
+
+
+def parse_config(values: Mapping[str, Any], source: str) -> Qwen2VLConfig:
+    """The network's configuration, from config.json in the flat or the nested layout.
+
+    Raises:
+        CheckpointError: a value is missing or impossible.
+    """
+    try:
+        return Qwen2VLConfig.from_dict(dict(values))
+    except Exception as error:  # transformers and its validators raise many kinds
+        raise CheckpointError(f"{source}: config.json does not describe a Qwen2-VL network: {error}") from error
 
 
 def current_name(name: str) -> str:
-    """The network's name of a tensor of a checkpoint, whichever naming that follows."""
-    for pattern, replacement in _RENAMED:
+    """The network's name of a tensor or module of a checkpoint, whichever naming that follows."""
+    for pattern, replacement in _TO_CURRENT:
         name = pattern.sub(replacement, name)
     return name
 
 
 def published_name(name: str) -> str:
     """The name under which the published checkpoint stores one of the network's tensors."""
-    for pattern, replacement in _PUBLISHED:
+    for pattern, replacement in _TO_PUBLISHED:
         name = pattern.sub(replacement, name)
     return name
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sharded or not.
-
-    Raises:
-        CheckpointError: there are none, or a shard is missing.
-    """
-    if (folder / WEIGHTS_NAME).is_file():
-        return [folder / WEIGHTS_NAME]
-    if not (folder / INDEX_NAME).is_file():
-        pickles = sorted(path.name for path in folder.glob("*.bin"))
-        found = f"only {', '.join(pickles[:3])}, which can run code when read" if pickles else "no weights"
-        raise CheckpointError(f"{folder}: {found}; {WEIGHTS_NAME} or {INDEX_NAME} is needed")
-    index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-    names = sorted(set(index["weight_map"].values()))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{folder}: shards are missing: {_few(missing)}; copy the checkpoint again")
-    return [folder / name for name in names]
+def read_tensors(files: list[Path], dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+    """(network's name, tensor) for every tensor used, converted to `dtype` unless that is None."""
+    for path in files:
+        with safe_open(path, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 - not a dict
+                if name not in _UNUSED:
+                    tensor = stored.get_tensor(name)
+                    yield current_name(name), tensor if dtype is None else tensor.to(dtype)
 
 
 def build_network(config: Qwen2VLConfig, tensors: Mapping[str, Tensor], source: str) -> JinaVLForRanking:
@@ -77,94 +125,57 @@ def build_network(config: Qwen2VLConfig, tensors: Mapping[str, Tensor], source: 
     _check_keys(expected, tensors, source)
     network.load_state_dict({name: tensors[name] for name in expected}, strict=True, assign=True)
     _rebuild_buffers(network)
-    return network.eval()
-
-
-def read_tensors(files: list[Path], dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
-    """(network's name, tensor) for every tensor used, converted to `dtype` unless that is None."""
-    for path in files:
-        with safe_open(path, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 - not a dict
-                if name not in _UNUSED:
-                    tensor = stored.get_tensor(name)
-                    yield current_name(name), tensor if dtype is None else tensor.to(dtype)
+    network.requires_grad_(False)
+    network.train(False)
+    return network
 
 
 def save_checkpoint(folder: Path, network: JinaVLForRanking, extra: Mapping[str, Any]) -> None:
     """Write `model.safetensors` and `config.json` in the published layout; the tokenizer's files are the caller's.
 
-    `extra` goes into config.json as it is (for instance `score_token_id`).
+    `extra` goes into config.json as it is (for instance `score_token_id` and `pad_token_id`).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        published_name(name): tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
-    }
+    state = network.state_dict()
+    tensors = {published_name(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    config = published_config(network.config) | {"torch_dtype": str(network.dtype).removeprefix("torch.")} | dict(extra)
+    config = published_config(network.config)
+    config |= {"torch_dtype": str(network.dtype).removeprefix("torch."), **extra}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def published_config(config: Qwen2VLConfig) -> dict[str, Any]:
     """config.json in the published, flat layout: the text model's settings stand at the top."""
-    text = config.text_config
-    names = [
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "hidden_act",
-        "max_position_embeddings",
-        "initializer_range",
-        "rms_norm_eps",
-        "attention_dropout",
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-    ]
-    vision = config.vision_config
-    vision_names = [
-        "depth",
-        "embed_dim",
-        "hidden_size",
-        "hidden_act",
-        "mlp_ratio",
-        "num_heads",
-        "in_channels",
-        "patch_size",
-        "spatial_merge_size",
-        "temporal_patch_size",
-    ]
+    text, vision = config.text_config, config.vision_config
+    rope = text.rope_parameters
     return {
         "architectures": ["JinaVLForRanking"],
         "model_type": "qwen2_vl",
-        **{name: getattr(text, name) for name in names},
-        "rope_theta": text.rope_parameters["rope_theta"],
-        "rope_scaling": {"type": "mrope", "mrope_section": list(text.rope_parameters["mrope_section"])},
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": list(rope["mrope_section"])},
         "tie_word_embeddings": True,
         "use_sliding_window": False,
-        **{
-            name: getattr(config, name)
-            for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-        },
-        "vision_config": {"model_type": "qwen2_vl", **{name: getattr(vision, name) for name in vision_names}},
+        "vision_config": {"model_type": "qwen2_vl", **{name: getattr(vision, name) for name in _VISION_SETTINGS}},
+        **{name: getattr(text, name) for name in _TEXT_SETTINGS},
+        **{name: getattr(config, name) for name in _TOKEN_SETTINGS},
     }
 
 
 def _check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
     faults = []
     if missing := sorted(expected.keys() - found.keys()):
-        faults.append(f"{len(missing)} missing: {_few(missing)}")
+        faults.append(f"{len(missing)} missing: {few(missing)}")
     if unexpected := sorted(found.keys() - expected.keys()):
-        faults.append(f"{len(unexpected)} unexpected: {_few(unexpected)}")
+        faults.append(f"{len(unexpected)} unexpected: {few(unexpected)}")
     shapes = [
         f"{name} {tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
         for name in sorted(expected.keys() & found.keys())
         if found[name].shape != expected[name].shape
     ]
     if shapes:
-        faults.append(f"{len(shapes)} of another shape: {_few(shapes)}")
+        faults.append(f"{len(shapes)} of another shape: {few(shapes)}")
     if faults:
         raise CheckpointError(
             f"{source}: the weights do not fit config.json ({'; '.join(faults)}); "
@@ -178,7 +189,3 @@ def _rebuild_buffers(network: nn.Module) -> None:
         for name, child in parent.named_children():
             if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
                 setattr(parent, name, type(child)(child.config))
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

@@ -1,0 +1,146 @@
+"""Document-major scoring: a document's image and prefix are computed once, and its queries as suffixes on top.
+
+A pair's logit has the same bits whatever is scored beside it, for every operation sees shapes that the pair alone
+decides: a document's prefix is one unpadded sequence, an image is encoded alone, and a suffix takes a slot whose length
+follows from its own, in a row of a constant number of slots.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lakerank.model.cache import BoundedCache
+from lakerank.model.images import Patches, PatchShape, channel_table
+from lakerank.model.network import JinaVLForRanking, Prefix
+from lakerank.model.tokens import Side
+
+#: Lengths of slots, in tokens; a longer suffix takes the next multiple of the last.
+SLOT_LENGTHS = (16, 32, 64)
+
+#: Tokens of a row of slots. On a CPU the linear layers are at four fifths of their speed at 64 rows already, and a
+#: single query pays no more than that; a GPU reads all weights for every row, so it wants more work in one.
+ROW_TOKENS_CPU = 64
+ROW_TOKENS_GPU = 256
+
+#: Visual embeddings of images kept for reuse: queries that are images come back for every document.
+EMBEDDINGS_BYTES = 256 * 2**20
+
+
+@dataclass(slots=True)
+class Work:
+    """Tokens through the network since the engine was made; `pairwise` is what whole pairs, unpadded, would have cost.
+
+    Images count as visual tokens; a suffix's padding counts as computed.
+    """
+
+    computed: int = 0
+    pairwise: int = 0
+    pairs: int = 0
+    documents: int = 0
+    images_encoded: int = 0
+
+
+class Engine:
+    """Scores one document's queries at a time on one device; to be used by one thread."""
+
+    def __init__(self, network: JinaVLForRanking, shape: PatchShape, reproducible: bool = True) -> None:
+        self.work = Work()
+        self._network = network
+        self._shape = shape
+        self._reproducible = reproducible
+        self._device = network.model.language_model.embed_tokens.weight.device
+        self._row_tokens = ROW_TOKENS_CPU if self._device.type == "cpu" else ROW_TOKENS_GPU
+        self._table = torch.from_numpy(channel_table(shape.mean, shape.std)).to(self._device)
+        self._embeddings: BoundedCache[Tensor] = BoundedCache(EMBEDDINGS_BYTES, lambda made: made.nbytes)
+
+    @torch.inference_mode()
+    def score(self, document: Side, queries: Sequence[Side]) -> np.ndarray:
+        """Raw float32 logits (Q,) of queries against a document, in order."""
+        logits = np.empty(len(queries), dtype=np.float32)
+        prefix = self._prefix(document)
+        for length, places in _rows(queries, self._row_tokens):
+            slots = max(1, self._row_tokens // length) if self._reproducible else len(places)
+            row = self._row([queries[place] for place in places], slots, length, document.end)
+            hidden = self._network.suffix(prefix, *row)[0]  # (slots, length, h)
+            last = torch.tensor([len(queries[place].token_ids) - 1 for place in places], device=self._device)
+            at_score = hidden[torch.arange(len(places), device=self._device), last]  # (Q, h)
+            logits[places] = self._head(at_score, slots).cpu().numpy()
+            self.work.computed += slots * length
+        self._count(document, queries)
+        return logits
+
+    def release(self) -> None:
+        """Give back memory after a failed allocation, so that the next document can be scored."""
+        self._embeddings.clear()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _prefix(self, document: Side) -> Prefix:
+        token_ids = torch.from_numpy(document.token_ids).to(self._device)
+        positions = torch.from_numpy(document.positions).to(self._device)
+        images = None if document.image is None else self._image(document.image, document.image_key)
+        embeds = self._network.embed(token_ids, images)
+        self.work.computed += len(document.token_ids)
+        return self._network.prefix(embeds.unsqueeze(0), positions.unsqueeze(1))
+
+    def _row(self, queries: Sequence[Side], slots: int, length: int, start: int) -> tuple[Tensor, Tensor]:
+        """Embeddings (1, slots, length, h) and positions (3, 1, slots, length); what no query fills is token 0."""
+        token_ids = np.zeros((slots, length), dtype=np.int64)
+        positions = np.zeros((3, 1, slots, length), dtype=np.int64)
+        for slot, query in enumerate(queries):
+            token_ids[slot, : len(query.token_ids)] = query.token_ids
+            positions[:, 0, slot, : len(query.token_ids)] = query.positions + start
+        images = [self._image(query.image, query.image_key) for query in queries if query.image is not None]
+        stacked = torch.cat(images) if images else None
+        embeds = self._network.embed(torch.from_numpy(token_ids).to(self._device), stacked)
+        return embeds.unsqueeze(0), torch.from_numpy(positions).to(self._device)
+
+    def _head(self, hidden: Tensor, slots: int) -> Tensor:
+        """Logits of (Q, h) -> (Q,), computed at the row's full number of slots: the shape must not tell how many."""
+        padded = hidden.new_zeros(slots, hidden.shape[1])
+        padded[: len(hidden)] = hidden
+        return self._network.logits(padded)[: len(hidden)]
+
+    def _image(self, image: Patches, key: str) -> Tensor:
+        """Visual tokens (V, h) of one image, from memory when its content was met before."""
+
+        def encode() -> Tensor:
+            self.work.images_encoded += 1
+            return self._network.image_embeddings(self._pixel_values(image), [image.grid])
+
+        return self._embeddings.get(key, encode)
+
+    def _pixel_values(self, image: Patches) -> Tensor:
+        """Normalised patches (P, 3 * frames * side²), a still image repeated in every frame."""
+        pixels = torch.from_numpy(image.pixels).to(self._device).long()  # (P, 3, side, side)
+        channel = torch.arange(3, device=self._device)[None, :, None, None]
+        values = self._table[channel, pixels].unsqueeze(2)
+        return values.expand(-1, -1, self._shape.frames, -1, -1).reshape(len(pixels), -1)
+
+    def _count(self, document: Side, queries: Sequence[Side]) -> None:
+        self.work.documents += 1
+        self.work.pairs += len(queries)
+        self.work.pairwise += sum(len(document.token_ids) + len(query.token_ids) for query in queries)
+
+
+def slot_length(tokens: int) -> int:
+    """Length of the slot that a suffix of so many tokens takes."""
+    largest = SLOT_LENGTHS[-1]
+    return next((length for length in SLOT_LENGTHS if tokens <= length), -(-tokens // largest) * largest)
+
+
+def _rows(queries: Sequence[Side], row_tokens: int) -> Iterator[tuple[int, list[int]]]:
+    """Queries cut into rows: the slots' length, and the places of the queries that share the row."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for place, query in enumerate(queries):
+        by_length[slot_length(len(query.token_ids))].append(place)
+    for length, places in sorted(by_length.items()):
+        slots = max(1, row_tokens // length)
+        for first in range(0, len(places), slots):
+            yield length, places[first : first + slots]

@@ -1,0 +1,268 @@
+"""Rerankers: document groups in, one scored pair or reject out for every pair in them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lakerank.errors import CheckpointError, PairRejected
+from lakerank.model.cache import BoundedCache
+from lakerank.model.checkpoint import identify, read_settings
+from lakerank.model.engine import Engine, Work
+from lakerank.model.images import PatchShape, load_patches
+from lakerank.model.prompt import Limits
+from lakerank.model.tokens import PromptTokenizer, Side, check_tokenizer, read_special_tokens, read_tokenizer
+from lakerank.model.unscorable import Unscorable
+from lakerank.model.weights import load_network
+from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+
+logger = logging.getLogger(__name__)
+
+#: Sides (token ids and 8-bit patches) kept for reuse: a query comes back for every document it is paired with.
+SIDES_BYTES = 256 * 2**20
+
+#: Bytes a remembered reject, or an entry's bookkeeping, is taken to hold.
+_ENTRY_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A group whose host work is done."""
+
+    group: DocumentGroup
+    document: Side | Unscorable
+    queries: tuple[Side | Unscorable, ...]
+
+
+class DocumentMajorReranker:
+    """Scores document groups with jina-reranker-m0's architecture; see `load_reranker`.
+
+    `logit_bias`: relevance = sigmoid(logit - logit_bias). `fingerprint` names the scorer, `load_id` this loading of it.
+    `work` counts tokens computed and what whole pairs would have cost.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: PromptTokenizer,
+        limits: Limits,
+        shape: PatchShape,
+        *,
+        fingerprint: str,
+        logit_bias: float,
+        host_threads: int = 2,
+    ) -> None:
+        self.fingerprint = fingerprint
+        self.logit_bias = logit_bias
+        self.load_id = uuid.uuid4().hex
+        self._engine = engine
+        self._prompt = prompt
+        self._limits = limits
+        self._shape = shape
+        self._host_threads = host_threads
+        self._device = threading.Lock()
+        self._sides: BoundedCache[Side | Unscorable] = BoundedCache(SIDES_BYTES, _size)
+
+    @property
+    def work(self) -> Work:
+        """What has been computed since loading."""
+        return self._engine.work
+
+    def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
+        """Raw float32 logits (P,) of pairs, in order; pairs that share a document share the work on it.
+
+        Raises:
+            PairRejected: a pair cannot be scored; the first such pair is named.
+        """
+        grouped: dict[Document, list[int]] = {}
+        for place, (_, document) in enumerate(pairs):
+            grouped.setdefault(document, []).append(place)
+        groups = [
+            DocumentGroup(document, tuple(pairs[place][0] for place in places)) for document, places in grouped.items()
+        ]
+        order = [place for places in grouped.values() for place in places]
+        results = dict(zip(order, self.score_groups(groups), strict=True))
+        logits = np.empty(len(pairs), dtype=np.float32)
+        for place in range(len(pairs)):
+            result = results[place]
+            if isinstance(result, Reject):
+                raise PairRejected(result.query_id, result.doc_id, result.reason, result.detail)
+            logits[place] = result.logit
+        return logits
+
+    def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
+        """One result for each pair, group after group, queries in their order.
+
+        Groups are pulled as they are needed; decoding, resizing and tokenising run in threads ahead of the device.
+        """
+        source = iter(groups)
+        ahead: deque[Future[_Prepared]] = deque()
+        with ThreadPoolExecutor(self._host_threads, thread_name_prefix="lakerank-host") as pool:
+            try:
+                for group in source:
+                    ahead.append(pool.submit(self._prepare, group))
+                    if len(ahead) > self._host_threads:
+                        yield from self._score_prepared(ahead.popleft().result())
+                while ahead:
+                    yield from self._score_prepared(ahead.popleft().result())
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _prepare(self, group: DocumentGroup) -> _Prepared:
+        document = self._side(group.document)
+        queries = () if isinstance(document, Unscorable) else tuple(map(self._side, group.queries))
+        return _Prepared(group, document, queries)
+
+    def _side(self, item: Query | Document) -> Side | Unscorable:
+        """Token ids and patches of one side, or why there are none; from memory when its content was met before."""
+        image_key = "" if item.image is None else hashlib.blake2b(item.image, digest_size=16).hexdigest()
+
+        def make() -> Side | Unscorable:
+            try:
+                image = None if item.image is None else load_patches(item.image, self._limits, self._shape)
+                build = self._prompt.document if isinstance(item, Document) else self._prompt.query
+                return build(item.text, image, image_key)
+            except Unscorable as unscorable:
+                if unscorable.reason in TRANSIENT_REASONS:
+                    raise  # not remembered
+                return unscorable
+
+        try:
+            return self._sides.get((type(item), item.text, image_key), make)
+        except Unscorable as unscorable:
+            return unscorable
+
+    def _score_prepared(self, prepared: _Prepared) -> list[ScoredPair | Reject]:
+        group, document = prepared.group, prepared.document
+        if isinstance(document, Unscorable):
+            return [_reject(query, group.document, document) for query in group.queries]
+        sides = [side for side in prepared.queries if isinstance(side, Side)]
+        with self._device:
+            outcome = self._logits(document, sides)
+        logits = iter(() if isinstance(outcome, Unscorable) else outcome.tolist())
+        results: list[ScoredPair | Reject] = []
+        for query, side in zip(group.queries, prepared.queries, strict=True):
+            if isinstance(side, Unscorable):
+                results.append(_reject(query, group.document, side))
+            elif isinstance(outcome, Unscorable):
+                results.append(_reject(query, group.document, outcome))
+            else:
+                results.append(_scored(query, side, group.document, document, next(logits)))
+        return results
+
+    def _logits(self, document: Side, queries: Sequence[Side]) -> np.ndarray | Unscorable:
+        """Logits of a document's queries; running out of memory is the document's fault, not the job's."""
+        if not queries:
+            return np.empty(0, dtype=np.float32)
+        try:
+            return self._engine.score(document, queries)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+        self._engine.release()
+        logger.warning("out of memory at a document of %d tokens: its pairs are rejected", len(document.token_ids))
+        return Unscorable(RejectReason.OUT_OF_MEMORY, f"a document of {len(document.token_ids)} tokens")
+
+
+def load_reranker(
+    path: str,
+    *,
+    revision: str | None = None,
+    adapter: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    limits: Limits | None = None,
+    host_threads: int = 2,
+    device_threads: int | None = None,
+    reproducible: bool = True,
+) -> DocumentMajorReranker:
+    """Load a checkpoint: a folder, a hub id with its revision, or `embedded`.
+
+    Args:
+        adapter: folder of a LoRA adapter, merged on load.
+        dtype: auto (the checkpoint's), float32, bfloat16 or float16.
+        device: auto (a GPU where there is one), cpu, cuda, cuda:1, …
+        host_threads: decode and tokenise ahead of the device.
+        device_threads: torch's threads on a CPU, for the whole process; None leaves them alone.
+        reproducible: a pair's score has the same bits whatever is scored beside it; else a little faster.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded as it stands.
+    """
+    limits = limits or Limits()
+    identity = identify(path, revision=revision, adapter=adapter, dtype=dtype, limits=limits)
+    folder = Path(identity.folder)
+    settings = read_settings(folder, dtype)
+    special = read_special_tokens(folder, settings)
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    if device_threads is not None:
+        torch.set_num_threads(device_threads)
+    network = load_network(folder, settings, choose_device(device), adapter)
+    check_tokenizer(tokenizer, special, network.config.text_config.vocab_size, str(folder))
+    return DocumentMajorReranker(
+        Engine(network, settings.patches, reproducible),
+        PromptTokenizer(tokenizer, special, limits, settings.patches.merge),
+        limits,
+        settings.patches,
+        fingerprint=identity.fingerprint,
+        logit_bias=identity.logit_bias,
+        host_threads=host_threads,
+    )
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is the current GPU where there is one, else the CPU.
+
+    Raises:
+        CheckpointError: there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise CheckpointError(f"device {device!r}: {error}") from error
+    return chosen
+
+
+def _size(side: Side | Unscorable) -> int:
+    return _ENTRY_BYTES + (side.nbytes if isinstance(side, Side) else 0)
+
+
+def _reject(query: Query, document: Document, why: Unscorable) -> Reject:
+    return Reject(query.query_id, document.doc_id, why.reason, why.detail)
+
+
+def _scored(
+    query: Query, query_side: Side, document: Document, document_side: Side, logit: float
+) -> ScoredPair | Reject:
+    if not np.isfinite(logit):
+        return Reject(query.query_id, document.doc_id, RejectReason.NON_FINITE_LOGIT, str(logit))
+    return ScoredPair(
+        query.query_id,
+        document.doc_id,
+        logit,
+        len(query_side.token_ids),
+        len(document_side.token_ids),
+        query_side.truncated,
+        document_side.truncated,
+    )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    said = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in said for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
