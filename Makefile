@@ -1,7 +1,7 @@
 # Every target prepares what it needs first; `make` alone lists them.
 setup := bin/setup
 python := .venv/bin/python
-export JAVA_HOME := $(CURDIR)/.venv/java
+java := JAVA_HOME="$$PWD/.venv/java"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format clean distclean
@@ -11,12 +11,12 @@ help:  ## this list
 
 demo:  ## rerank the bundled lake and show the lists before and after
 	@$(setup) demo
-	@$(python) jobs/rerank.py --config conf/demo.yaml --run-id demo
-	@$(python) jobs/evaluate.py --config conf/demo.yaml --run-id demo
+	@$(java) $(python) jobs/rerank.py --config conf/demo.yaml --run-id demo
+	@$(java) $(python) jobs/evaluate.py --config conf/demo.yaml --run-id demo
 
 test:  ## run the tests; ARGS="tests/model -k images" for some of them
 	@$(setup) dev
-	$(python) -m pytest $(ARGS)
+	$(java) $(python) -m pytest $(ARGS)
 
 check:  ## formatting, lint, types and the layers between the rooms
 	@$(setup) dev

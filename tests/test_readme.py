@@ -10,7 +10,6 @@ import functools
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -80,14 +79,11 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run(block: Block, house: Path) -> str:
     command = [sys.executable, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    make_flags = "setup=true"  # .venv is ready
-    if not (Path(sys.prefix) / "java").exists():
-        make_flags += f" JAVA_HOME={shlex.quote(os.environ.get('JAVA_HOME', ''))}"
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "PYSPARK", "SPARK"))}
     done = subprocess.run(
         [*command, block.content],
         cwd=house,
-        env=env | {"PATH": path, "MAKEFLAGS": make_flags},
+        env=env | {"PATH": path, "MAKEFLAGS": "setup=true java="},  # .venv and Java are there already
         capture_output=True,
         text=True,
     )
