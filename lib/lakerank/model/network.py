@@ -168,7 +168,8 @@ def shared_prefix_attention(
     weights = scores.softmax(dim=-1).to(value.dtype)
     out = (weights[..., :size].reshape(batch, groups, -1, size) @ prefix_value).view(*shape, dim)
     out = out + (weights[..., size:].reshape(*own.shape[:-1], length) @ value.permute(0, 3, 1, 2, 4)).view(*shape, dim)
-    return out.permute(0, 2, 4, 1, 3, 5).reshape(batch, count, length, heads * dim)
+    merged: Tensor = out.permute(0, 2, 4, 1, 3, 5).reshape(batch, count, length, heads * dim)
+    return merged
 
 
 def _hidden_keys(length: int, size: int, valid: Tensor | None, device: torch.device) -> Tensor:
