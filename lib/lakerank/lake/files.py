@@ -40,8 +40,12 @@ class Files(Protocol):
         """Whether a file or folder is there."""
         ...
 
-    def create(self, uri: str, data: bytes) -> None:
-        """Write a new file in one step; FileExistsError when it is already there."""
+    def create(self, uri: str, data: bytes, writer: str) -> None:
+        """Write a new file in one step; FileExistsError when it is there already and not from this writer.
+
+        A request may be carried out though its answer is lost, and clients below repeat requests unasked: the name
+        of the writer tells a file of ours from another's.
+        """
         ...
 
     def replace(self, uri: str, data: bytes) -> None:

@@ -43,10 +43,14 @@ class LocalFiles:
     def exists(self, uri: str) -> bool:
         return local_path(uri).exists()
 
-    def create(self, uri: str, data: bytes) -> None:
+    def create(self, uri: str, data: bytes, writer: str) -> None:
         target = local_path(uri)
         with _finished_copy(target, data) as copy:
-            os.link(copy, target)  # unlike a rename, a link never replaces what is there
+            try:
+                os.link(copy, target)  # unlike a rename, a link never replaces what is there
+            except FileExistsError:
+                if copy.stat().st_nlink == 1:  # 2 when a network disk repeated a link that had been made
+                    raise
 
     def replace(self, uri: str, data: bytes) -> None:
         target = local_path(uri)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import fsspec
@@ -27,6 +28,7 @@ _CREATE_ONLY: Mapping[str, Mapping[str, Any]] = {
     "memory": {"mode": "create"},
 }
 _VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
+_WRITER_KEY = "lakerank-writer"
 _memory_lock = threading.Lock()  # the memory filesystem looks, then writes
 
 
@@ -85,15 +87,19 @@ class ObjectFiles:
             return False
         return True
 
-    def create(self, uri: str, data: bytes) -> None:
+    def create(self, uri: str, data: bytes, writer: str) -> None:
         filesystem, path = self._writable(uri)
+        settings = dict(_CREATE_ONLY[scheme(uri)])
+        if scheme(uri) in _S3:
+            settings["Metadata"] = {_WRITER_KEY: writer}
         try:
-            with _memory_lock if scheme(uri) == "memory" else threading.Lock():
-                filesystem.pipe_file(path, data, **_CREATE_ONLY[scheme(uri)])
+            with _memory_lock if scheme(uri) == "memory" else nullcontext():
+                filesystem.pipe_file(path, data, **settings)
         except OSError as error:
-            if _is_conflict(error):
+            if not _is_conflict(error):
+                raise
+            if scheme(uri) not in _S3 or filesystem.metadata(path).get(_WRITER_KEY) != writer:
                 raise FileExistsError(uri) from error
-            raise
 
     def replace(self, uri: str, data: bytes) -> None:
         filesystem, path = self._writable(uri)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import TypeVar
 
 import pyarrow.parquet as pq
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from lakerank.errors import StorageError
 from lakerank.lake.failures import is_transient, named
@@ -87,16 +88,13 @@ class Storage:
 
         Of any number of writers at once exactly one gets True.
         """
-        attempts = 0
+        writer = uuid.uuid4().hex
 
         def attempt(files: Files) -> bool:
-            nonlocal attempts
-            attempts += 1
             try:
-                files.create(uri, data)
+                files.create(uri, data, writer)
             except FileExistsError:
-                # An attempt whose answer was lost may have written the file: then it is ours.
-                return attempts > 1 and files.read(uri) == data
+                return False
             return True
 
         return self._tried(uri, "created", attempt)
@@ -120,7 +118,7 @@ class Storage:
         """Do one small operation, again after a pause (growing, with jitter) while the fault may pass."""
         attempts = Retrying(
             stop=stop_after_attempt(self.options.max_attempts),
-            wait=wait_exponential_jitter(initial=_FIRST_WAIT_S, max=_LONGEST_WAIT_S, jitter=_FIRST_WAIT_S),
+            wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
             retry=retry_if_exception(is_transient),
             reraise=True,
         )

@@ -1,0 +1,183 @@
+"""Rows are fetched by reference, in the order asked for, reading each row group once where that can be."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lakerank.errors import SchemaError, StorageError
+from lakerank.lake.blobs import Blob, BlobRef, RowGroupCache, fetch
+from lakerank.lake.storage import Storage, StorageOptions, join
+from lakerank.lake.tables import parquet_bytes
+
+ROWS, GROUP = 10, 4
+
+
+def blob(file: int, row: int) -> Blob:
+    return Blob(
+        f"f{file}r{row}", None if row % 3 == 0 else f"text {row}".encode(), None if row % 2 else bytes([file, row])
+    )
+
+
+@pytest.fixture
+def files(storage: Storage, empty_folder: str) -> list[str]:
+    """Two files of ten rows in row groups of four."""
+    uris = []
+    for file in range(2):
+        blobs = [blob(file, row) for row in range(ROWS)]
+        table = pa.table(
+            {
+                "large": ["x" * 1000] * ROWS,
+                "image": [b.image for b in blobs],
+                "text": pa.array([b.text for b in blobs], pa.binary()).cast(pa.string()),
+                "doc_id": [b.id for b in blobs],
+            }
+        )
+        uris.append(join(empty_folder, f"{file}.parquet"))
+        storage.create(uris[-1], parquet_bytes(table, GROUP))
+    return uris
+
+
+def ref(files: list[str], file: int, row: int) -> BlobRef:
+    return BlobRef(files[file], row // GROUP, row % GROUP)
+
+
+ORDERS = [
+    [],
+    [(0, 5)],
+    [(file, row) for file in range(2) for row in range(ROWS)],
+    [(0, 3), (0, 1), (0, 2), (0, 1), (0, 3)],
+    [(1, 9), (0, 0), (1, 9), (0, 4), (0, 0), (1, 1)],
+]
+
+
+@pytest.mark.parametrize("places", ORDERS)
+@pytest.mark.parametrize("cache_bytes", [None, 0, 10**6])
+def test_blobs_come_in_the_order_of_their_references(
+    storage: Storage, files: list[str], places: list[tuple[int, int]], cache_bytes: int | None
+) -> None:
+    cache = None if cache_bytes is None else RowGroupCache(cache_bytes)
+    refs = [ref(files, *place) for place in places]
+    expected = [blob(*place) for place in places]
+    assert list(fetch(storage, refs, "doc_id", cache)) == expected
+    assert list(fetch(storage, refs, "doc_id", cache)) == expected
+
+
+@pytest.fixture(scope="module")
+def one_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("blobs") / "a.parquet")
+    rows = {"doc_id": [f"d{row}" for row in range(30)], "text": [str(row) for row in range(30)]}
+    Storage().create(uri, parquet_bytes(pa.table(rows), 7))
+    return uri
+
+
+@given(st.lists(st.integers(0, 29), max_size=40))
+def test_any_order_any_repetition(one_file: str, rows: list[int]) -> None:
+    refs = [BlobRef(one_file, row // 7, row % 7) for row in rows]
+    assert [blob.id for blob in fetch(Storage(), refs, "doc_id")] == [f"d{row}" for row in rows]
+
+
+def test_blobs_are_fetched_as_they_are_asked_for(one_file: str) -> None:
+    refs = [BlobRef(one_file, 0, 0), BlobRef(one_file, 99, 0)]
+    blobs = fetch(Storage(), refs, "doc_id")
+    assert next(blobs).id == "d0"
+    with pytest.raises(StorageError, match=r"a\.parquet: row group 99 has no such row.*plan again"):
+        next(blobs)
+
+
+@pytest.mark.parametrize("place", [BlobRef("", 0, 7), BlobRef("", 4, 2), BlobRef("", 5, 0), BlobRef("", -1, 0)])
+def test_a_reference_that_leads_nowhere_is_named(one_file: str, place: BlobRef) -> None:
+    with pytest.raises(StorageError, match=r"a\.parquet: row group -?\d has no such row"):
+        list(fetch(Storage(), [BlobRef(one_file, place.row_group, place.row)], "doc_id"))
+
+
+def test_a_file_that_is_gone_or_of_another_table_is_named(one_file: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"gone\.parquet: cannot be opened"):
+        list(fetch(Storage(), [BlobRef(str(tmp_path / "gone.parquet"), 0, 0)], "doc_id"))
+    with pytest.raises(SchemaError, match="no column 'query_id'"):
+        list(fetch(Storage(), [BlobRef(one_file, 0, 0)], "query_id"))
+
+
+def test_text_that_is_not_utf8_comes_as_it_is(tmp_path: Path) -> None:
+    raw = pa.array([b"ok", b"\xff\xfe bad"], pa.binary())
+    table = pa.table({"doc_id": ["a", "b"], "text": pa.Array.from_buffers(pa.string(), 2, raw.buffers())})
+    uri = str(tmp_path / "a.parquet")
+    Storage().create(uri, parquet_bytes(table, 10))
+    assert [blob.text for blob in fetch(Storage(), [BlobRef(uri, 0, 0), BlobRef(uri, 0, 1)], "doc_id")] == [
+        b"ok",
+        b"\xff\xfe bad",
+    ]
+
+
+def test_each_row_group_is_read_once_in_file_order_and_other_columns_never(s3_storage: Storage, faulty_s3: Any) -> None:
+    uri, groups, size = f"s3://lake/{uuid.uuid4().hex}.parquet", 5, 40_000
+    unrelated = [uuid.uuid4().bytes * (size // 16) for _ in range(groups)]
+    images = [uuid.uuid4().bytes * (size // 16) for _ in range(groups)]
+    table = pa.table({"doc_id": [str(n) for n in range(groups)], "image": images, "unrelated": unrelated})
+    sink = pa.BufferOutputStream()
+    pa.parquet.write_table(table, sink, row_group_size=1, compression=None, use_dictionary=False)
+    s3_storage.create(uri, bytes(sink.getvalue()))
+    storage = Storage(StorageOptions(endpoint_url=faulty_s3.endpoint, region="us-east-1"))
+    refs = [BlobRef(uri, group, 0) for group in range(groups) for _ in range(3)]
+    assert [blob.image for blob in fetch(storage, refs, "doc_id")] == [image for image in images for _ in range(3)]
+    ranges = [value.removeprefix("bytes=").split("-") for _, _, value in faulty_s3.requests if value]
+    footer = 65_536
+    assert sum(int(last) - int(first) + 1 for first, last in ranges) < groups * size * 1.2 + footer
+    assert len(ranges) <= 1 + groups * 2
+
+
+def held(rows: int) -> pa.Table:
+    return pa.table({"x": pa.array(range(rows), pa.int64())})  # 8 bytes a row
+
+
+def test_a_cache_drops_what_was_longest_unused_and_keeps_its_bound() -> None:
+    cache = RowGroupCache(80 * 3)
+    for group in range(3):
+        cache.put("f", group, "id", held(10))
+    assert cache.get("f", 0, "id") is not None
+    cache.put("f", 3, "id", held(10))
+    assert [cache.get("f", group, "id") is not None for group in range(4)] == [True, False, True, True]
+    assert cache.bytes == 240
+    cache.put("f", 4, "id", held(20))
+    assert cache.bytes <= 240
+    assert cache.get("f", 4, "id") is not None
+
+
+def test_a_cache_does_not_hold_what_is_larger_than_itself() -> None:
+    cache = RowGroupCache(100)
+    cache.put("f", 0, "id", held(5))
+    cache.put("f", 1, "id", held(50))
+    assert cache.get("f", 1, "id") is None
+    assert cache.get("f", 0, "id") is not None
+
+
+def test_a_cache_counts_right_when_threads_share_it(together: Any) -> None:
+    cache = RowGroupCache(8 * 500)
+
+    def use(number: int) -> bool:
+        for turn in range(300):
+            group = (turn * 7 + number) % 25
+            table = cache.get("f", group, "id")
+            if table is None:
+                cache.put("f", group, "id", held(10 + group * 2))
+            elif table.num_rows != 10 + group * 2:
+                return False
+        return True
+
+    assert together(use, 8) == [True] * 8
+    tables = [cache.get("f", group, "id") for group in range(25)]
+    assert cache.bytes == sum(table.nbytes for table in tables if table is not None) <= cache.max_bytes
+
+
+def test_a_cached_row_group_is_not_read_again(tmp_path: Path) -> None:
+    uri, cache = str(tmp_path / "a.parquet"), RowGroupCache(10**6)
+    Storage().create(uri, parquet_bytes(pa.table({"doc_id": ["a", "b"]}), 10))
+    assert [blob.id for blob in fetch(Storage(), [BlobRef(uri, 0, 1)], "doc_id", cache)] == ["b"]
+    Storage().delete(uri)
+    assert [blob.id for blob in fetch(Storage(), [BlobRef(uri, 0, 0)], "doc_id", cache)] == ["a"]

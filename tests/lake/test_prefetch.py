@@ -1,0 +1,103 @@
+"""Items come ahead of time, in order, with the faults they meet, and no thread outlives its consumer."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lakerank.lake.blobs import prefetched
+
+
+def prefetching() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+class Counted:
+    """Endless numbers; says how many were pulled, and whether it was closed and in which thread."""
+
+    def __init__(self) -> None:
+        self.pulled = 0
+        self.pulled_enough = threading.Event()
+        self.closed_by = ""
+
+    def numbers(self, enough: int) -> Iterator[int]:
+        try:
+            while True:
+                yield self.pulled
+                self.pulled += 1
+                if self.pulled >= enough:
+                    self.pulled_enough.set()
+        finally:
+            self.closed_by = threading.current_thread().name
+
+
+@given(st.lists(st.integers()), st.integers(1, 5))
+def test_the_same_items_in_the_same_order(items: list[int], depth: int) -> None:
+    assert list(prefetched(iter(items), depth)) == items
+    assert not prefetching()
+
+
+def test_items_are_pulled_ahead_but_no_further_than_the_depth() -> None:
+    counted = Counted()
+    items = prefetched(counted.numbers(enough=4), 3)
+    assert counted.pulled == 0
+    assert next(items) == 0
+    assert counted.pulled_enough.wait(10)  # 0 was taken, 1 to 3 wait, and 4 is in the thread's hand
+    assert not counted.pulled_enough.wait(0.05) or counted.pulled == 4
+    assert counted.pulled == 4
+    items.close()  # type: ignore[attr-defined]
+
+
+def test_what_is_raised_comes_after_the_items_before_it() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise OSError("the network is gone")
+
+    items = prefetched(broken(), 8)
+    assert [next(items), next(items)] == [1, 2]
+    with pytest.raises(OSError, match="the network is gone"):
+        next(items)
+    assert not prefetching()
+
+
+def test_stopping_early_ends_the_thread_and_closes_the_source_in_it() -> None:
+    counted = Counted()
+    items = prefetched(counted.numbers(enough=1), 2)
+    assert [next(items), next(items)] == [0, 1]
+    items.close()  # type: ignore[attr-defined]
+    assert not prefetching()
+    assert counted.closed_by == "prefetch"
+
+
+def test_a_consumer_that_fails_or_forgets_ends_the_thread() -> None:
+    def failing() -> None:
+        for number in prefetched(Counted().numbers(enough=1), 2):
+            1 / number
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    gc.collect()
+    assert not prefetching()
+    items = prefetched(Counted().numbers(enough=1), 2)
+    next(items)
+    del items
+    gc.collect()
+    assert not prefetching()
+
+
+def test_nothing_runs_before_the_first_item_is_asked_for() -> None:
+    counted = Counted()
+    prefetched(counted.numbers(enough=1), 2)
+    assert counted.pulled == 0
+    assert not prefetching()
+
+
+def test_a_depth_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="depth 0"):
+        prefetched(iter([1]), 0)

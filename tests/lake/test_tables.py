@@ -1,0 +1,267 @@
+"""Tables of many kinds are read as the contract has them; what cannot be is named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lakerank.errors import SchemaError, StorageError
+from lakerank.lake.storage import Storage, join
+from lakerank.lake.tables import (
+    STREAM_BYTES,
+    check_columns,
+    decode_text,
+    fragments,
+    parquet_bytes,
+    read_table_file,
+)
+from lakerank.schemas import CANDIDATES, DOCUMENTS, QRELS, QUERIES, RANKED
+
+
+def written(storage: Storage, uri: str, table: pa.Table, row_group_rows: int = 100) -> str:
+    storage.create(uri, parquet_bytes(table, row_group_rows))
+    return uri
+
+
+def read(storage: Storage, uri: str, expected: pa.Schema, **options: object) -> pa.Table:
+    return pa.Table.from_batches([batch for _, _, batch in read_table_file(storage, uri, expected, **options)])  # type: ignore[arg-type]
+
+
+def test_rows_come_with_their_place_in_file_order(storage: Storage, empty_folder: str) -> None:
+    table = pa.table({"doc_id": [f"d{n}" for n in range(10)], "text": ["x"] * 10})
+    uri = written(storage, join(empty_folder, "a.parquet"), table, row_group_rows=4)
+    places = []
+    for group, first, batch in read_table_file(storage, uri, DOCUMENTS, batch_rows=3):
+        places += [(group, first + row, ident) for row, ident in enumerate(batch["doc_id"].to_pylist())]
+    assert places == [(n // 4, n % 4, f"d{n}") for n in range(10)]
+
+
+def test_chosen_row_groups_are_read_alone(storage: Storage, empty_folder: str) -> None:
+    table = pa.table({"doc_id": [f"d{n}" for n in range(10)]})
+    uri = written(storage, join(empty_folder, "a.parquet"), table, row_group_rows=4)
+    found = [
+        (group, first, batch["doc_id"].to_pylist())
+        for group, first, batch in read_table_file(storage, uri, DOCUMENTS, row_groups=[2, 0])
+    ]
+    assert found == [(2, 0, ["d8", "d9"]), (0, 0, ["d0", "d1", "d2", "d3"])]
+
+
+def test_batches_have_the_contract_s_types_and_text_as_bytes(storage: Storage, empty_folder: str) -> None:
+    uri = written(storage, join(empty_folder, "a.parquet"), pa.table({"extra": [1], "text": ["é"], "doc_id": ["d"]}))
+    table = read(storage, uri, DOCUMENTS)
+    assert table.schema.names == DOCUMENTS.names
+    assert table.schema.types == [pa.string(), pa.binary(), pa.binary(), pa.string()]
+    assert table.to_pylist() == [{"doc_id": "d", "text": "é".encode(), "image": None, "content_hash": None}]
+
+
+def test_columns_may_be_chosen_and_all_of_them_missing(storage: Storage, empty_folder: str) -> None:
+    uri = written(
+        storage, join(empty_folder, "a.parquet"), pa.table({"doc_id": ["a", "b", "c"], "text": ["x", None, "z"]})
+    )
+    assert read(storage, uri, DOCUMENTS, columns=["text", "doc_id"]).to_pydict() == {
+        "text": [b"x", None, b"z"],
+        "doc_id": ["a", "b", "c"],
+    }
+    assert read(storage, uri, DOCUMENTS, columns=["image"], batch_rows=2).to_pydict() == {"image": [None] * 3}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int8(), pa.large_string()),
+    ],
+    ids=str,
+)
+def test_every_kind_of_string_is_read(storage: Storage, empty_folder: str, kind: pa.DataType) -> None:
+    values = pa.array(["añ", None, "añ"])
+    column = values.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else values.cast(kind)
+    uri = written(
+        storage, join(empty_folder, "a.parquet"), pa.table({"doc_id": column, "text": column, "content_hash": column})
+    )
+    table = read(storage, uri, DOCUMENTS)
+    assert table["doc_id"].to_pylist() == ["añ", None, "añ"]
+    assert table["content_hash"].to_pylist() == ["añ", None, "añ"]
+    assert table["text"].to_pylist() == ["añ".encode(), None, "añ".encode()]
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint16(), pa.int64(), pa.uint64(), pa.float64(), pa.null()], ids=str)
+def test_every_width_of_number_is_read(storage: Storage, empty_folder: str, kind: pa.DataType) -> None:
+    ranks = [None, None] if kind == pa.null() else [7, None]
+    table = pa.table(
+        {
+            "query_id": ["q", "q"],
+            "doc_id": ["a", "b"],
+            "first_stage_rank": pa.array(ranks, kind),
+            "first_stage_score": pa.array([0.5, None], pa.float32()),
+        }
+    )
+    uri = written(storage, join(empty_folder, "a.parquet"), table)
+    rows = read(storage, uri, CANDIDATES)
+    assert rows.schema.types == CANDIDATES.types
+    assert rows["first_stage_rank"].to_pylist() == ranks
+    assert rows["first_stage_score"].to_pylist() == [0.5, None]
+
+
+@pytest.mark.parametrize(
+    "values", [pa.array([2**40]), pa.array([0.5]), pa.array([float("nan")])], ids=["large", "half", "nan"]
+)
+def test_a_number_that_does_not_fit_is_named(storage: Storage, empty_folder: str, values: pa.Array) -> None:
+    table = pa.table({"query_id": ["q"], "doc_id": ["d"], "relevance": values})
+    uri = written(storage, join(empty_folder, "judged.parquet"), table)
+    with pytest.raises(SchemaError, match=r"judged\.parquet: column 'relevance' has a value that does not fit int32"):
+        read(storage, uri, QRELS)
+
+
+def test_a_missing_column_is_named_with_what_was_found() -> None:
+    found = pa.schema([("id", pa.string()), ("text", pa.string())])
+    with pytest.raises(SchemaError, match=r"lake/a\.parquet: no column 'doc_id' \(found: id, text\)"):
+        check_columns("lake/a.parquet", found, DOCUMENTS)
+
+
+def test_a_column_that_stands_twice_is_named() -> None:
+    found = pa.schema([("doc_id", pa.string()), ("doc_id", pa.string())])
+    with pytest.raises(SchemaError, match="2 columns are called 'doc_id'"):
+        check_columns("a.parquet", found, DOCUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "kind"),
+    [
+        (DOCUMENTS, "doc_id", pa.int64()),
+        (DOCUMENTS, "text", pa.list_(pa.string())),
+        (DOCUMENTS, "image", pa.string()),
+        (DOCUMENTS, "image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        (CANDIDATES, "first_stage_rank", pa.string()),
+        (CANDIDATES, "first_stage_score", pa.bool_()),
+        (RANKED, "truncated", pa.int8()),
+    ],
+    ids=str,
+)
+def test_a_column_of_another_type_is_named(schema: pa.Schema, name: str, kind: pa.DataType) -> None:
+    found = pa.schema([field.with_type(kind) if field.name == name else field for field in schema])
+    with pytest.raises(SchemaError, match=f"a.parquet: column '{name}' should be .*found: "):
+        check_columns("a.parquet", found, schema)
+
+
+@pytest.mark.parametrize("schema", [DOCUMENTS, QUERIES, CANDIDATES, QRELS, RANKED])
+def test_a_table_exactly_as_the_contract_has_it_passes(schema: pa.Schema) -> None:
+    check_columns("a.parquet", schema, schema)
+
+
+def test_fragments_come_in_order_with_their_sizes(storage: Storage, empty_folder: str) -> None:
+    for name, rows in (("part=2/a", 5), ("part=1/b", 3), ("part=1/a", 0)):
+        table = pa.table({"doc_id": pa.array([f"{name}-{row}" for row in range(rows)], pa.string())})
+        written(storage, join(empty_folder, f"{name}.parquet"), table, row_group_rows=2)
+    found = fragments(storage, empty_folder, DOCUMENTS)
+    names = [fragment.file.uri.removeprefix(empty_folder + "/") for fragment in found]
+    assert names == ["part=1/a.parquet", "part=1/b.parquet", "part=2/a.parquet"]
+    assert [fragment.rows for fragment in found] == [0, 3, 5]
+    assert [fragment.row_groups for fragment in found][1:] == [2, 3]
+    assert list(read_table_file(storage, found[0].file.uri, DOCUMENTS)) == []
+
+
+def test_one_faulty_file_among_many_is_named(storage: Storage, empty_folder: str) -> None:
+    for number in range(4):
+        written(storage, join(empty_folder, f"{number}.parquet"), pa.table({"doc_id" if number != 2 else "id": ["a"]}))
+    with pytest.raises(SchemaError, match=r"2\.parquet: no column 'doc_id'"):
+        fragments(storage, empty_folder, DOCUMENTS)
+
+
+def test_an_id_that_is_not_utf8_is_read_and_matches_nothing(storage: Storage, empty_folder: str) -> None:
+    raw = pa.array([b"a\xff", b"ok", None], pa.binary())
+    unchecked = pa.Array.from_buffers(pa.string(), 3, raw.buffers())  # how a careless writer stores it
+    for name, column in (("binary", raw), ("string", unchecked)):
+        uri = written(storage, join(empty_folder, f"{name}.parquet"), pa.table({"doc_id": column, "text": column}))
+        table = read(storage, uri, DOCUMENTS)
+        assert table["doc_id"].to_pylist() == ["a�", "ok", None]
+        assert table["text"].to_pylist() == [b"a\xff", b"ok", None]
+
+
+def test_batches_stay_small_where_rows_are_large(tmp_path: Path) -> None:
+    page = os.urandom(2**20)
+    table = pa.table({"doc_id": [str(n) for n in range(140)], "image": [page[n:] + page[:n] for n in range(140)]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression=None,
+        use_dictionary=False,
+        row_group_size=1000,
+        write_batch_size=8,
+        write_statistics=False,
+    )
+    storage, uri = Storage(), str(tmp_path / "a.parquet")
+    storage.create(uri, bytes(sink.getvalue()))
+    del table, sink
+    before, rows, peak = pa.total_allocated_bytes(), 0, 0
+    for _, first, batch in read_table_file(storage, uri, DOCUMENTS):
+        assert first == rows
+        assert batch.nbytes < 80 * 2**20
+        assert batch["image"][0].as_py()[:16] == (page + page)[first : first + 16]
+        rows += batch.num_rows
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert rows == 140
+    assert peak < STREAM_BYTES  # the row group was never held beside its batches
+
+
+def test_a_damaged_file_is_named(storage: Storage, empty_folder: str) -> None:
+    data = bytearray(parquet_bytes(pa.table({"doc_id": [f"d{n}" for n in range(1000)]}), 1000))
+    data[20:60] = b"\x00" * 40
+    storage.create(uri := join(empty_folder, "a.parquet"), bytes(data))
+    with pytest.raises(StorageError, match=r"a\.parquet: cannot be read"):
+        read(storage, uri, DOCUMENTS)
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    storage = Storage()
+    uri = written(storage, str(tmp_path / "a.parquet"), pa.table({"doc_id": ["a"] * 10}), 1)
+    reading = read_table_file(storage, uri, DOCUMENTS)
+    next(reading)
+    reading.close()  # type: ignore[attr-defined]
+    kept = fragments(storage, uri, DOCUMENTS)
+    opened = [link for link in os.scandir("/proc/self/fd") if os.path.realpath(link.path) == uri]
+    assert kept[0].rows == 10
+    assert not opened
+
+
+@given(st.none() | st.text(st.characters(exclude_categories=("Cs",))))
+def test_text_is_decoded_as_it_was_encoded(text: str | None) -> None:
+    assert decode_text(None if text is None else text.encode()) == text
+
+
+@given(st.binary())
+def test_decoding_either_gives_back_the_bytes_or_raises(raw: bytes) -> None:
+    try:
+        text = decode_text(raw)
+    except UnicodeDecodeError:
+        assert raw.decode("utf-8", "replace").encode() != raw
+    else:
+        assert text is not None
+        assert text.encode() == raw
+
+
+def test_same_rows_same_bytes_however_they_are_chunked() -> None:
+    whole = pa.table({"doc_id": [f"d{n}" for n in range(100)], "text": ["x", None] * 50})
+    pieces = pa.concat_tables([whole.slice(0, 7), whole.slice(7, 50), whole.slice(57)])
+    noted = whole.replace_schema_metadata({"pandas": "something"})
+    expected = parquet_bytes(whole, 30, {"b": "2", "a": "1"})
+    assert parquet_bytes(pieces, 30, {"a": "1", "b": "2"}) == expected
+    assert parquet_bytes(noted, 30, {"a": "1", "b": "2"}) == expected
+    parquet = pq.ParquetFile(pa.BufferReader(expected))
+    assert parquet.num_row_groups == 4
+    assert parquet.metadata.row_group(0).column(0).compression == "ZSTD"
+    assert parquet.schema_arrow.metadata == {b"a": b"1", b"b": b"2"}
+    assert parquet.read().equals(whole)
