@@ -42,6 +42,7 @@ class PublishedLoop:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.encode_special_tokens = True
         self._network: JinaVLForRanking = load_network(folder, settings, device)
+        self._head = self._network.score.float()
         self._device = torch.device(device)
         shape = settings.patches
         self._merge = shape.merge
