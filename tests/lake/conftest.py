@@ -95,7 +95,7 @@ class _Relay(BaseHTTPRequestHandler):
         faulty = self.command in self.server.methods and self.server.faults
         fault = self.server.faults.popleft() if faulty else None
         if isinstance(fault, int):
-            self._answer(fault, {}, b"")
+            self._answer(fault, {}, b"<Error><Code>SlowDown</Code><Message>Please wait.</Message></Error>")
             return
         connection = HTTPConnection(self.server.upstream)
         connection.request(self.command, self.path, body, dict(self.headers))

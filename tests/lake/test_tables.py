@@ -18,6 +18,7 @@ from lakerank.lake.tables import (
     check_columns,
     decode_text,
     fragments,
+    opened,
     parquet_bytes,
     read_table_file,
 )
@@ -226,15 +227,12 @@ def test_a_damaged_file_is_named(storage: Storage, empty_folder: str) -> None:
 
 
 def test_no_file_stays_open(tmp_path: Path) -> None:
-    storage = Storage()
-    uri = written(storage, str(tmp_path / "a.parquet"), pa.table({"doc_id": ["a"] * 10}), 1)
-    reading = read_table_file(storage, uri, DOCUMENTS)
-    next(reading)
-    reading.close()  # type: ignore[attr-defined]
-    kept = fragments(storage, uri, DOCUMENTS)
-    opened = [link for link in os.scandir("/proc/self/fd") if os.path.realpath(link.path) == uri]
-    assert kept[0].rows == 10
-    assert not opened
+    uri = written(Storage(), str(tmp_path / "a.parquet"), pa.table({"doc_id": ["a"]}))
+    for streaming in (False, True):
+        with opened(Storage(), uri, streaming) as parquet:
+            assert uri in map(os.path.realpath, Path("/proc/self/fd").iterdir())
+        assert uri not in map(os.path.realpath, Path("/proc/self/fd").iterdir())
+        assert parquet.metadata.num_rows == 1
 
 
 @given(st.none() | st.text(st.characters(exclude_categories=("Cs",))))
@@ -254,13 +252,18 @@ def test_decoding_either_gives_back_the_bytes_or_raises(raw: bytes) -> None:
 
 
 def test_same_rows_same_bytes_however_they_are_chunked() -> None:
-    whole = pa.table({"doc_id": [f"d{n}" for n in range(100)], "text": ["x", None] * 50})
-    pieces = pa.concat_tables([whole.slice(0, 7), whole.slice(7, 50), whole.slice(57)])
+    texts = [os.urandom(500).hex() for _ in range(3000)]  # more than a page
+    whole = pa.table({"doc_id": [f"d{n}" for n in range(3000)], "text": texts})
+    pieces = pa.concat_tables([whole.slice(0, 700), whole.slice(700, 1901), whole.slice(2601)])
     noted = whole.replace_schema_metadata({"pandas": "something"})
-    expected = parquet_bytes(whole, 30, {"b": "2", "a": "1"})
-    assert parquet_bytes(pieces, 30, {"a": "1", "b": "2"}) == expected
-    assert parquet_bytes(noted, 30, {"a": "1", "b": "2"}) == expected
-    parquet = pq.ParquetFile(pa.BufferReader(expected))
+    expected = parquet_bytes(whole, 2900, {"b": "2", "a": "1"})
+    assert parquet_bytes(pieces, 2900, {"a": "1", "b": "2"}) == expected
+    assert parquet_bytes(noted, 2900, {"a": "1", "b": "2"}) == expected
+
+
+def test_a_parquet_file_is_as_it_was_asked_for() -> None:
+    whole = pa.table({"doc_id": [f"d{n}" for n in range(100)], "text": ["x", None] * 50})
+    parquet = pq.ParquetFile(pa.BufferReader(parquet_bytes(whole, 30, {"b": "2", "a": "1"})))
     assert parquet.num_row_groups == 4
     assert parquet.metadata.row_group(0).column(0).compression == "ZSTD"
     assert parquet.schema_arrow.metadata == {b"a": b"1", b"b": b"2"}

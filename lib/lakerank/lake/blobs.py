@@ -15,6 +15,7 @@ from lakerank.errors import StorageError
 from lakerank.lake.prefetch import prefetched
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import check_columns, read_row_group, row_group_bytes
+from lakerank.lake.uris import redacted
 
 __all__ = ["Blob", "BlobRef", "RowGroupCache", "fetch", "prefetched"]
 
@@ -163,5 +164,5 @@ def _passing(rows: Sequence[int], batches: Iterator[pa.RecordBatch]) -> Iterator
 
 def _changed(file: str, group: int) -> StorageError:
     return StorageError(
-        f"{file}: row group {group} has no such row: the file has changed since it was planned; plan again"
+        f"{redacted(file)}: row group {group} has no such row: the file has changed since it was planned; plan again"
     )

@@ -1,0 +1,80 @@
+"""Failures are told apart, and put into words that hold no keys."""
+
+from __future__ import annotations
+
+import errno
+
+import pyarrow as pa
+import pytest
+
+from lakerank.errors import SchemaError, StorageError
+from lakerank.lake.failures import is_transient, named
+
+
+def message(uri: str, error: Exception) -> str:
+    with pytest.raises(StorageError) as caught, named(uri, "read"):
+        raise error
+    assert caught.value.__cause__ is error
+    return str(caught.value)
+
+
+def test_a_failure_says_where_what_and_what_to_check() -> None:
+    assert message("s3://lake/a", PermissionError("Access Denied\n<xml>")) == (
+        "s3://lake/a: cannot be read (PermissionError: Access Denied); check the credentials (environment or "
+        "lake.storage.profile; lake.storage.anonymous for public data) and what they may do there"
+    )
+    assert message("/lake/a", OSError(errno.ENOSPC, "No space left")).endswith("that its file system has hard links")
+    assert "check that it is a whole Parquet file" in message("/lake/a", pa.ArrowInvalid("bad magic"))
+    assert "check the name of the bucket" in message("s3://lake/a", FileNotFoundError("a"))
+    assert "no details" in message("s3://lake/a", TimeoutError())
+
+
+def test_keys_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t/value")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "t0ken")
+    text = message(
+        "s3://lake/a", OSError("key AKIAABCDEFGHIJKLMNOP with s3cr3t/value and t0ken at http://me:pass@host/")
+    )
+    assert text.startswith("s3://lake/a: cannot be read (OSError: key … with … and … at http://…@host/)")
+
+
+def test_our_own_errors_pass_unchanged() -> None:
+    with pytest.raises(SchemaError, match=r"^as it was$"), named("a", "read"):
+        raise SchemaError("as it was")
+
+
+class NoCredentialsError(Exception):
+    """Named as botocore's is."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TimeoutError(),
+        ConnectionResetError(),
+        OSError(errno.EBUSY, "slow down"),
+        OSError(errno.EIO, "?"),
+        Exception("?"),
+    ],
+)
+def test_what_may_pass_is_tried_again(error: Exception) -> None:
+    assert is_transient(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(),
+        FileExistsError(),
+        PermissionError(),
+        ValueError(),
+        NoCredentialsError(),
+        OSError(errno.ENOSPC, "full"),
+        OSError(errno.EINVAL, "bad request"),
+        pa.ArrowInvalid("bad magic"),
+        StorageError("ours"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_what_will_not_pass_is_not(error: BaseException) -> None:
+    assert not is_transient(error)
