@@ -69,7 +69,8 @@ def _figures(
     judgements: Mapping[str, Mapping[str, int]], lists: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, float]]:
     # trec_eval sorts by score: ranks are handed over as falling scores, so that no tie is left for it to break.
-    run = {query: {doc: float(-rank) for rank, doc in enumerate(docs)} for query, docs in lists.items()}
+    # Queries without results are left out: Judged@10 would divide by their length.
+    run = {query: {doc: float(-rank) for rank, doc in enumerate(docs)} for query, docs in lists.items() if docs}
     found = {query: dict.fromkeys(MEASURES.values(), 0.0) for query in judgements}
     for figure in ir_measures.iter_calc(list(MEASURES), judgements, run):
         found[figure.query_id][MEASURES[figure.measure]] = float(figure.value)

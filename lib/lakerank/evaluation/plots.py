@@ -93,7 +93,7 @@ def logit_bins(*logits: Sequence[float]) -> np.ndarray:
 
 def _svg(draw: Callable[[Axes], None], salt: str) -> str:
     with mpl.rc_context({**_STYLE, "svg.hashsalt": salt}):
-        figure = Figure(figsize=(4.6, 2.5), layout="constrained")
+        figure = Figure(figsize=(3.4, 2.4), layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)

@@ -53,7 +53,7 @@ def render(evaluation: Evaluation, shown: ShownQueries) -> str:
         "figure": lambda value: "–" if value is None else f"{value:.3f}",
         "signed": _signed,
         "count": lambda value: "–" if value is None else f"{value:,.0f}",
-        "share": lambda value: f"{value:.1%}",
+        "share": lambda value: f"{value:.2%}",
         "language_tag": lambda value: value if value and _LANGUAGE_TAG.fullmatch(value) else None,
         "thumbnail": lru_cache(maxsize=None)(thumbnail),
     }
@@ -65,6 +65,8 @@ def render(evaluation: Evaluation, shown: ShownQueries) -> str:
         primary=PRIMARY,
         secondary=SECONDARY,
         slices=[(_HEADINGS[name], by_size(evaluation.slices, name)) for name in _HEADINGS if name in dimensions],
+        published_at=evaluation.manifest.get("published_at"),
+        scorer=evaluation.manifest.get("scorer"),
         headline=_headline(evaluation.overall),
         plots=_plots(evaluation),
         rejects=sorted(evaluation.lists.rejects.items(), key=lambda item: (-item[1], item[0])),
@@ -156,15 +158,16 @@ def _work(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if "scored" in counts:
         rows.append(("Pairs scored", f"{counts['scored']:,}"))
-        rows.append(("Pairs whose score was in the lake already", f"{counts.get('reused', 0):,}"))
+    if counts.get("reused"):
+        rows.append(("Scores found in the lake", f"{counts['reused']:,}"))
     seconds, scored = scoring.get("seconds"), counts.get("scored", 0)
     if seconds and scored:
         rows.append(("Scoring", f"{seconds:,.1f} s, {scored / seconds:,.1f} pairs a second"))
     computed, pairwise = scoring.get("tokens_computed"), scoring.get("tokens_pairwise")
     if computed and pairwise:
         rows.append(("Tokens computed", f"{computed:,}"))
-        rows.append(("Tokens if every pair were computed whole", f"{pairwise:,}"))
-        rows.append(("Saved by sharing documents", f"{1 - computed / pairwise:.1%} ({pairwise / computed:.1f}× less)"))
+        rows.append(("Tokens, pair by pair", f"{pairwise:,}"))
+        rows.append(("Saved by sharing documents", f"{1 - computed / pairwise:.1%} ({pairwise / computed:.1f}× fewer)"))
     if scoring.get("model_loads"):
         rows.append(("Model loads", f"{scoring['model_loads']:,}"))
     if model.get("parameters"):

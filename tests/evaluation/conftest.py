@@ -1,0 +1,131 @@
+"""A small lake and a published run over it, written as the jobs write them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from lakerank import schemas
+from lakerank.evaluation.run_tables import LakeTables
+from lakerank.lake.runs import RunPaths
+
+
+def encoded(size: tuple[int, int] = (40, 20), kind: str = "PNG", mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size, 200).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def encode() -> Callable[..., bytes]:
+    return encoded
+
+
+@dataclass(frozen=True)
+class Lake:
+    tables: LakeTables
+    paths: RunPaths
+
+
+@pytest.fixture
+def make_lake(tmp_path: Path) -> Callable[..., Lake]:
+    """Write tables from rows as dicts; `ranked` gives each query's documents in order, with falling logits."""
+
+    def make(
+        documents: list[dict[str, Any]],
+        queries: list[dict[str, Any]],
+        candidates: list[tuple[str, str, int | None]],
+        qrels: list[tuple[str, str, int]],
+        ranked: Mapping[str, list[str]],
+        rejected: list[tuple[str, str, str]] = (),
+        manifest: Mapping[str, Any] | None = None,
+    ) -> Lake:
+        paths = RunPaths(str(tmp_path / "out"), "r1")
+        write(tmp_path / "documents.parquet", documents, schemas.DOCUMENTS)
+        write(tmp_path / "queries.parquet", queries, schemas.QUERIES)
+        rows = [dict(zip(("query_id", "doc_id", "first_stage_rank"), one, strict=True)) for one in candidates]
+        write(tmp_path / "candidates.parquet", rows, schemas.CANDIDATES)
+        rows = [dict(zip(("query_id", "doc_id", "relevance"), one, strict=True)) for one in qrels]
+        write(tmp_path / "qrels.parquet", rows, schemas.QRELS)
+        write(Path(paths.ranked) / "part-0.parquet", ranked_rows(ranked), schemas.RANKED)
+        rows = [dict(zip(("query_id", "doc_id", "reason"), one, strict=True)) for one in rejected]
+        if rows:
+            write(Path(paths.rejected) / "part-0.parquet", rows, schemas.REJECTED)
+        Path(paths.manifest).parent.mkdir(parents=True, exist_ok=True)
+        if manifest is not None:
+            Path(paths.manifest).write_text(json.dumps(manifest))
+        names = ("documents", "queries", "candidates", "qrels")
+        return Lake(LakeTables(*(str(tmp_path / f"{name}.parquet") for name in names)), paths)
+
+    return make
+
+
+def ranked_rows(ranked: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "query_id": query,
+            "doc_id": doc,
+            "rank": rank,
+            "logit": 5.0 - rank,
+            "relevance": 1 / (rank + 1),
+            "label": max(0, 3 - rank),
+            "truncated": False,
+        }
+        for query, docs in ranked.items()
+        for rank, doc in enumerate(docs, start=1)
+    ]
+
+
+def write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = set(schema.names)
+    extra = sorted({name for row in rows for name in row} - known)
+    schema = pa.schema([*schema, *(pa.field(name, pa.string()) for name in extra)])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+@pytest.fixture
+def small_lake(make_lake: Callable[..., Lake]) -> Lake:
+    """Three judged queries (text, text, image) over text and image documents; the second has nothing ranked."""
+    image = encoded()
+    return make_lake(
+        documents=[
+            {"doc_id": "a", "text": "alpha", "name": "Alpha"},
+            {"doc_id": "b", "text": "beta"},
+            {"doc_id": "c", "image": image, "name": "Gamma"},
+            {"doc_id": "d", "text": "delta"},
+        ],
+        queries=[
+            {"query_id": "q1", "text": "wer", "language": "de", "task": "text→text"},
+            {"query_id": "q2", "text": "qui", "language": "fr", "task": "text→text"},
+            {"query_id": "q3", "image": image, "task": "image→mixed"},
+            {"query_id": "q4", "text": "unjudged", "language": "de", "task": "text→text"},
+        ],
+        candidates=[
+            ("q1", "a", 2),
+            ("q1", "b", 1),
+            ("q1", "d", 3),
+            ("q2", "a", 1),
+            ("q3", "b", 1),
+            ("q3", "c", 2),
+            ("q4", "a", 1),
+        ],
+        qrels=[("q1", "a", 2), ("q1", "d", 1), ("q2", "a", 1), ("q3", "c", 1), ("elsewhere", "a", 1)],
+        ranked={"q1": ["a", "d", "b"], "q3": ["b", "c"], "q4": ["a"]},
+        rejected=[("q2", "a", "out_of_memory")],
+        manifest={
+            "published_at": "2026-01-05T10:11:12.000000+00:00",
+            "scorer": "abc",
+            "counts": {"scored": 6, "reused": 0},
+            "scoring": {"seconds": 2.0, "tokens_computed": 50, "tokens_pairwise": 200, "model_loads": 1},
+        },
+    )

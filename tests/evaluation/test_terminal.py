@@ -1,0 +1,80 @@
+"""The terminal's table: aligned whatever the script, and never wider than it says."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from lakerank.evaluation.examples import build, choose
+from lakerank.evaluation.job import evaluate_run
+from lakerank.evaluation.terminal import WIDTH, fit, one_line, terminal_table
+from lakerank.lake.storage import Storage
+
+
+@pytest.fixture
+def wide_lake(make_lake):
+    names = [
+        "雨伞雨伞雨伞雨伞雨伞雨伞雨伞雨伞",
+        "بومةبومةبومةبومةبومة",
+        "छाता",
+        "umbrella\x1b[31m\nred",
+        "[bold]x[/bold]",
+    ]
+    return make_lake(
+        documents=[{"doc_id": str(number), "text": name} for number, name in enumerate(names)],
+        queries=[
+            {
+                "query_id": f"q{number}",
+                "text": name,
+                "language": f"l{number}",
+                "task": "text→text" if number else "任务",
+            }
+            for number, name in enumerate(names)
+        ],
+        candidates=[(f"q{query}", str(doc), doc + 1) for query in range(5) for doc in range(5)],
+        qrels=[(f"q{query}", str(query), 1) for query in range(5)],
+        ranked={f"q{query}": [str((query + doc) % 5) for doc in range(5)] for query in range(5)},
+    )
+
+
+def test_no_line_is_too_wide_and_the_figures_line_up(wide_lake):
+    done = evaluate_run(Storage(), wide_lake.tables, wide_lake.paths)
+    text = terminal_table(done.evaluation, done.examples)
+    lines = text.splitlines()
+    assert max(map(cell_len, lines)) <= WIDTH
+    titles = [line for line in lines if "nDCG@10 " in line]
+    assert len(titles) == 5
+    assert {cell_len(line) for line in titles} == {WIDTH}
+    table = lines[-4:]
+    assert {cell_len(line) for line in table} == {cell_len(table[0])}
+    assert "\x1b" not in text
+    assert "[bold]x[/bold]" in text
+
+
+def test_relevant_documents_are_ticked(wide_lake):
+    done = evaluate_run(Storage(), wide_lake.tables, wide_lake.paths)
+    text = terminal_table(done.evaluation, done.examples)
+    assert text.count("after  1. ✓") == 5
+
+
+def test_examples_take_every_task_and_language_in_turn(small_lake):
+    done = evaluate_run(Storage(), small_lake.tables, small_lake.paths)
+    chosen = choose(done.evaluation.results, done.evaluation.queries, 2)
+    assert {done.evaluation.queries[one.query_id].extra["task"] for one in chosen} == {"text→text", "image→mixed"}
+    assert len(choose(done.evaluation.results, done.evaluation.queries, 10)) == 3
+    examples = build(Storage(), small_lake.tables, done.evaluation, done.evaluation.results, 2)
+    q1 = examples[0]
+    assert [(one.document.label, one.rank, one.other_rank, one.is_relevant) for one in q1.before] == [
+        ("beta", 1, 3, False),
+        ("alpha", 2, 1, True),
+    ]
+    assert [(one.document.id, one.other_rank) for one in q1.after] == [("a", 2), ("d", 3)]
+
+
+@given(st.text(), st.integers(1, 40))
+def test_fit_never_exceeds_its_cells(text, cells):
+    line = one_line(text)
+    assert cell_len(fit(line, cells)) <= cells
+    assert cell_len(fit(line, cells, pad=True)) == cells
