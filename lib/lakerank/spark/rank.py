@@ -108,10 +108,11 @@ def write_ranked(
 
     def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         table, beyond_depth = _rank(batches, rule)
-        yield _write_part(storage, folder, table, beyond_depth)
+        yield _write_part(storage, folder, _partition(), table, beyond_depth)
 
     describe_job(spark, "rank: write ranked lists")
-    return ordered.mapInArrow(write, from_arrow_schema(FILE_REPORT)).toArrow()
+    report = ordered.mapInArrow(write, from_arrow_schema(FILE_REPORT)).toArrow()
+    return _completed(storage, folder, report, len(boundaries) + 1, RANKED)
 
 
 def write_rejected(
@@ -125,10 +126,11 @@ def write_rejected(
 
     def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         rows = [batch.select(REJECTED.names).cast(REJECTED) for batch in batches]
-        yield _write_part(storage, folder, pa.Table.from_batches(rows, schema=REJECTED), 0)
+        yield _write_part(storage, folder, _partition(), pa.Table.from_batches(rows, schema=REJECTED), 0)
 
     describe_job(spark, "rank: write rejects")
-    return ordered.mapInArrow(write, from_arrow_schema(FILE_REPORT)).toArrow()
+    report = ordered.mapInArrow(write, from_arrow_schema(FILE_REPORT)).toArrow()
+    return _completed(storage, folder, report, len(boundaries) + 1, REJECTED)
 
 
 def _file_of(boundaries: Sequence[str]) -> Column:
@@ -171,9 +173,25 @@ def _rank(batches: Iterable[pa.RecordBatch], rule: RankRule) -> tuple[pa.Table, 
     return pa.Table.from_batches(kept, schema=RANKED), beyond_depth
 
 
-def _write_part(storage: Storage, folder: str, table: pa.Table, beyond_depth: int) -> pa.RecordBatch:
+def _partition() -> int:
     context = TaskContext.get()
-    name = f"part-{context.partitionId() if context else 0:05d}.parquet"
+    return context.partitionId() if context else 0
+
+
+def _completed(storage: Storage, folder: str, report: pa.Table, files: int, schema: pa.Schema) -> pa.Table:
+    """Spark runs no task for what it knows to be empty: write the files that are missing for it."""
+    written = set(report["file"].to_pylist())
+    missing = [number for number in range(files) if _part_name(number) not in written]
+    empty = [_write_part(storage, folder, number, schema.empty_table(), 0) for number in missing]
+    return pa.concat_tables([report.cast(FILE_REPORT), pa.Table.from_batches(empty, schema=FILE_REPORT)]).sort_by("file")
+
+
+def _part_name(number: int) -> str:
+    return f"part-{number:05d}.parquet"
+
+
+def _write_part(storage: Storage, folder: str, number: int, table: pa.Table, beyond_depth: int) -> pa.RecordBatch:
+    name = _part_name(number)
     storage.replace(join(folder, name), parquet_bytes(table, row_group_rows=ROW_GROUP_ROWS))
     is_ranked = "logit" in table.column_names
     inner = np.asarray(HISTOGRAM_EDGES[1:-1])

@@ -1,0 +1,129 @@
+"""A Spark session on two cores, a small lake, and a reranker that costs nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lakerank.audit import Bounds
+from lakerank.cost import Sizing
+from lakerank.lake.runs import RunPaths
+from lakerank.lake.storage import Storage
+from lakerank.records import DocumentGroup, Reject, RejectReason, ScoredPair
+from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
+from lakerank.spark import session
+from lakerank.spark.plan import PlanLimits, Tables
+from lakerank.spark.publish import AuditRules
+from lakerank.spark.rank import RankRule
+from lakerank.spark.rerank import Rerank
+
+
+@dataclass
+class HashReranker:
+    """Scores a pair by a hash of its contents; a document that says so runs out of memory."""
+
+    load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    tokens_computed: int = 0
+    tokens_pairwise: int = 0
+
+    def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
+        for group in groups:
+            document = group.document
+            for query in group.queries:
+                if document.text == "too much":
+                    yield Reject(query.query_id, document.doc_id, RejectReason.OUT_OF_MEMORY, "no room")
+                    continue
+                content = repr((query.text, query.image, document.text, document.image)).encode()
+                logit = int.from_bytes(hashlib.blake2b(content, digest_size=2).digest()) / 8192 - 4
+                yield ScoredPair(query.query_id, document.doc_id, logit, 5, 7, False, document.text == "long")
+
+
+@dataclass(frozen=True)
+class HashFactory:
+    def __call__(self, device: str) -> HashReranker:
+        return HashReranker()
+
+
+@dataclass(frozen=True)
+class Lake:
+    """Tables in a folder, and the job that reranks them."""
+
+    folder: Path
+
+    def write(self, name: str, rows: list[dict[str, object]], row_group_rows: int = 4) -> None:
+        schema = {"documents": DOCUMENTS, "queries": QUERIES, "candidates": CANDIDATES}[name]
+        table = pa.Table.from_pylist(rows, schema=pa.schema([column.with_nullable(True) for column in schema]))
+        pq.write_table(table, self.folder / f"{name}.parquet", row_group_size=row_group_rows)
+
+    def job(self, run_id: str, **changes: object) -> Rerank:
+        sizing = Sizing(3136, 602112, 10000)
+        limits = PlanLimits(sizing, sizing, max_queries_per_group=3, unit_tokens=100, rows_per_file=1_000_000)
+        tables = Tables(*(str(self.folder / f"{name}.parquet") for name in ("documents", "queries", "candidates")))
+        values = {
+            "paths": RunPaths(str(self.folder / "out"), run_id),
+            "tables": tables,
+            "scorer": "f00d",
+            "parameters": 1000,
+            "factory": HashFactory(),
+            "device": "cpu",
+            "limits": limits,
+            "rule": RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None),
+            "rules": AuditRules(Bounds()),
+            "config_yaml": "lake: {}\n",
+        }
+        return Rerank(**(values | changes))  # type: ignore[arg-type]
+
+    def ranked(self, run_id: str) -> list[dict[str, object]]:
+        return pq.read_table(self.folder / "out" / "ranked" / f"run_id={run_id}", partitioning=None).to_pylist()
+
+    def rejected(self, run_id: str) -> list[dict[str, object]]:
+        return pq.read_table(self.folder / "out" / "rejected" / f"run_id={run_id}", partitioning=None).to_pylist()
+
+    def ranked_bytes(self, run_id: str) -> dict[str, bytes]:
+        folder = self.folder / "out" / "ranked" / f"run_id={run_id}"
+        return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+    def unit_files(self) -> dict[str, bytes]:
+        folder = self.folder / "out" / "scores" / "scorer=f00d"
+        return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    """Thirty documents and twelve queries; every query wants twenty of the documents."""
+    lake = Lake(tmp_path)
+    lake.write("documents", [{"doc_id": f"d{i:02}", "text": f"document {i}"} for i in range(30)])
+    lake.write("queries", [{"query_id": f"q{i:02}", "text": f"query {i}"} for i in range(12)])
+    pairs = [(q, (q * 7 + k) % 30, k) for q in range(12) for k in range(20)]
+    lake.write(
+        "candidates",
+        [{"query_id": f"q{q:02}", "doc_id": f"d{d:02}", "first_stage_rank": k + 1} for q, d, k in pairs],
+        row_group_rows=50,
+    )
+    return lake
+
+
+@pytest.fixture
+def storage() -> Storage:
+    return Storage()
+
+
+@pytest.fixture(scope="session")
+def spark():
+    conf = {
+        "spark.master": "local[2]",
+        "spark.ui.enabled": False,
+        "spark.ui.showConsoleProgress": False,
+        "spark.driver.memory": "1g",
+        "spark.sql.shuffle.partitions": 2,
+    }
+    started = session.start("lakerank-tests", conf)
+    yield started
+    started.stop()

@@ -1,0 +1,205 @@
+"""The whole job on a small lake with a reranker that costs nothing: what comes out, and what a second run does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+
+from lakerank.audit import Bounds
+from lakerank.errors import RunConflictError, SchemaError
+from lakerank.spark.publish import AuditRules
+from lakerank.spark.rank import RankRule
+from lakerank.spark.rerank import run
+
+pytestmark = pytest.mark.spark
+
+
+def test_every_candidate_is_ranked_and_sorted(spark, storage, lake):
+    summary = run(spark, storage, lake.job("r1"))
+    ranked = lake.ranked("r1")
+    assert summary["candidates"] == summary["scored"] == len(ranked) == 240
+    assert summary["rejected"] == summary["reused"] == 0
+    assert summary["published"] is True
+    keys = [(row["query_id"], -row["logit"], row["doc_id"]) for row in ranked]
+    assert keys == sorted(keys)
+    assert [row["rank"] for row in ranked] == [*range(1, 21)] * 12
+    assert json.loads((lake.folder / "out" / "current.json").read_text())["run_id"] == "r1"
+
+
+def test_the_same_bytes_whatever_the_partitioning(spark, storage, lake):
+    run(spark, storage, lake.job("r1"))
+    first = lake.ranked_bytes("r1")
+    spark.conf.set("spark.sql.shuffle.partitions", 8)
+    try:
+        job = lake.job("r2", scorer="f00e")
+        run(spark, storage, replace(job, limits=replace(job.limits, unit_tokens=37, max_queries_per_group=1)))
+    finally:
+        spark.conf.set("spark.sql.shuffle.partitions", 3)
+    assert lake.ranked_bytes("r2") == first
+
+
+def test_ranked_files_are_cut_between_queries(spark, storage, lake):
+    job = lake.job("r1")
+    run(spark, storage, replace(job, limits=replace(job.limits, rows_per_file=60)))
+    folder = lake.folder / "out" / "ranked" / "run_id=r1"
+    files = [pq.read_table(path)["query_id"].to_pylist() for path in sorted(folder.iterdir())]
+    assert len(files) == 4
+    assert all(files)
+    assert [q for file in files for q in file] == sorted(q for file in files for q in file)
+    assert sum(len(set(file)) for file in files) == 12
+
+
+def test_a_second_run_scores_only_what_is_new(spark, storage, lake):
+    run(spark, storage, lake.job("r1"))
+    documents = [{"doc_id": f"d{i:02}", "text": "changed" if i == 3 else f"document {i}"} for i in range(31)]
+    lake.write("documents", documents)
+    summary = run(spark, storage, lake.job("r2"))
+    wanted = sum(row["doc_id"] == "d03" for row in lake.ranked("r1"))
+    assert summary["scored"] == wanted
+    assert summary["reused"] == 240 - wanted
+    assert len(lake.ranked("r2")) == 240
+
+
+def test_a_published_run_is_left_as_it_is(spark, storage, lake):
+    run(spark, storage, lake.job("r1"))
+    before = lake.ranked_bytes("r1")
+    lake.write("candidates", [{"query_id": "q00", "doc_id": "d00"}])
+    again = run(spark, storage, lake.job("r1"))
+    assert again["published"] is True
+    assert again["candidates"] == 240
+    assert lake.ranked_bytes("r1") == before
+
+
+def test_stages_one_by_one_write_what_one_driver_does(spark, storage, lake):
+    run(spark, storage, lake.job("r1"))
+    expected = lake.ranked_bytes("r1")
+    planned = run(spark, storage, lake.job("r2", scorer="f00e"), ["plan"])
+    assert planned["new"] == 240
+    assert planned["published"] is False
+    run(spark, storage, lake.job("r2", scorer="f00e"), ["score"])
+    assert run(spark, storage, lake.job("r2", scorer="f00e"), ["publish"])["published"] is True
+    assert lake.ranked_bytes("r2") == expected
+
+
+def test_scoring_before_planning_says_so(spark, storage, lake):
+    with pytest.raises(RunConflictError, match="--stage plan first"):
+        run(spark, storage, lake.job("r1"), ["score"])
+
+
+def test_a_run_id_keeps_to_what_it_was_planned_from(spark, storage, lake):
+    run(spark, storage, lake.job("r1"), ["plan"])
+    with pytest.raises(RunConflictError, match="another --run-id"):
+        run(spark, storage, lake.job("r1", scorer="f00e"))
+
+
+def test_a_torn_unit_is_scored_again_and_no_other(spark, storage, lake):
+    run(spark, storage, lake.job("r1"), ["plan", "score"])
+    before = lake.unit_files()
+    assert len(before) > 3
+    torn = lake.folder / "out" / "scores" / "scorer=f00d" / min(before)
+    torn.write_bytes(torn.read_bytes()[:100])
+    summary = run(spark, storage, lake.job("r1"))
+    assert summary["found"] == len(before) - 1
+    assert lake.unit_files() == before
+    assert summary["published"] is True
+
+
+def test_each_bad_row_is_rejected_and_the_rest_ranked_as_without_it(spark, storage, lake):
+    run(spark, storage, lake.job("clean"))
+    clean = lake.ranked("clean")
+    documents = [{"doc_id": f"d{i:02}", "text": f"document {i}"} for i in range(30)]
+    documents += [{"doc_id": "blank", "text": " \n"}, {"doc_id": "twice", "text": "one"}]
+    documents += [{"doc_id": "twice", "text": "other"}, {"doc_id": "same", "text": "s"}, {"doc_id": "same", "text": "s"}]
+    lake.write("documents", documents)
+    queries = [{"query_id": f"q{i:02}", "text": f"query {i}"} for i in range(12)]
+    lake.write("queries", [*queries, {"query_id": "void"}])
+    candidates = pq.read_table(lake.folder / "candidates.parquet").to_pylist()
+    bad = [("q00", "blank"), ("q00", "nowhere"), ("q00", "twice"), ("void", "d00"), ("who", "d00"), (None, "d00")]
+    same = {"query_id": "q01", "doc_id": "same"}
+    lake.write("candidates", [*candidates, same, same, *({"query_id": q, "doc_id": d} for q, d in bad)])
+    summary = run(spark, storage, lake.job("dirty"))
+    reasons = {(row["query_id"], row["doc_id"]): row["reason"] for row in lake.rejected("dirty")}
+    assert reasons == {
+        ("q00", "blank"): "empty_document",
+        ("q00", "nowhere"): "missing_document",
+        ("q00", "twice"): "duplicate_document_id",
+        ("void", "d00"): "empty_query",
+        ("who", "d00"): "missing_query",
+        (None, "d00"): "missing_query",
+    }
+    ranked = [row for row in lake.ranked("dirty") if row["doc_id"] != "same"]
+    assert [{**row, "rank": 0} for row in ranked] == [{**row, "rank": 0} for row in clean]
+    assert summary["candidates"] == summary["scored"] + summary["reused"] + summary["rejected"] == 247
+    assert summary["duplicates"] == 1
+
+
+def test_text_that_is_not_utf8_is_rejected(spark, storage, lake):
+    import pyarrow as pa
+
+    raw = pa.array([b"fine", b"\xff\xfe broken"]).cast(pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
+    pq.write_table(pa.table({"doc_id": ["d1", "d2"], "text": text}), lake.folder / "documents.parquet")
+    lake.write("candidates", [{"query_id": "q00", "doc_id": "d1"}, {"query_id": "q00", "doc_id": "d2"}])
+    run(spark, storage, lake.job("r1"))
+    assert [(row["doc_id"], row["reason"]) for row in lake.rejected("r1")] == [("d2", "text_undecodable")]
+    assert [row["doc_id"] for row in lake.ranked("r1")] == ["d1"]
+
+
+def test_what_the_machine_could_not_do_is_tried_again_by_the_next_run(spark, storage, lake):
+    lake.write("documents", [{"doc_id": "d00", "text": "too much"}, {"doc_id": "d01", "text": "long"}])
+    lake.write("candidates", [{"query_id": "q00", "doc_id": "d00"}, {"query_id": "q00", "doc_id": "d01"}])
+    first = run(spark, storage, lake.job("r1"))
+    assert first["rejected_by_reason"] == {"out_of_memory": 1}
+    assert first["truncated"] == 1
+    second = run(spark, storage, lake.job("r2"))
+    assert second["reused"] == 1
+    assert second["found"] == 0, "the pair got a new unit name"
+
+
+def test_depth_keeps_the_best_and_counts_the_rest(spark, storage, lake):
+    summary = run(spark, storage, lake.job("r1", rule=RankRule(0.0, (0.5,), depth=5)))
+    assert max(row["rank"] for row in lake.ranked("r1")) == 5
+    assert summary["ranked"] == 60
+    assert summary["beyond_depth"] == 180
+    assert summary["published"] is True
+
+
+def test_a_failed_audit_leaves_the_last_run_published(spark, storage, lake):
+    run(spark, storage, lake.job("r1"))
+    lake.write("candidates", [{"query_id": "q00", "doc_id": "d00"}, {"query_id": "q00", "doc_id": "nowhere"}])
+    strict = AuditRules(Bounds(max_reject_rate=0.1))
+    summary = run(spark, storage, lake.job("r2", rules=strict))
+    assert summary["published"] is False
+    assert summary["failed_audits"] == ["reject rate"]
+    assert json.loads((lake.folder / "out" / "current.json").read_text())["run_id"] == "r1"
+    assert run(spark, storage, lake.job("r2"))["published"] is True, "looser bounds, same run"
+
+
+def test_a_missing_column_stops_the_job(spark, storage, lake):
+    table = pq.read_table(lake.folder / "documents.parquet").rename_columns(["id", "text", "image", "content_hash"])
+    pq.write_table(table, lake.folder / "documents.parquet")
+    with pytest.raises(SchemaError, match=r"documents\.parquet.*doc_id"):
+        run(spark, storage, lake.job("r1"))
+
+
+def test_nothing_to_rank_is_a_run_too(spark, storage, lake):
+    lake.write("candidates", [])
+    summary = run(spark, storage, lake.job("r1"))
+    assert summary["published"] is True
+    assert lake.ranked("r1") == lake.rejected("r1") == []
+
+
+def test_golden_pairs_hold_the_scores_in_place(spark, storage, lake):
+    import pyarrow as pa
+
+    run(spark, storage, lake.job("r1"))
+    row = lake.ranked("r1")[0]
+    golden = {"query_id": [row["query_id"]], "doc_id": [row["doc_id"]], "logit": [row["logit"]]}
+    pq.write_table(pa.table(golden), lake.folder / "golden.parquet")
+    rules = AuditRules(Bounds(golden_tolerance=1e-3), str(lake.folder / "golden.parquet"))
+    assert run(spark, storage, lake.job("r2", rules=rules))["published"] is True
+    pq.write_table(pa.table(golden | {"logit": [row["logit"] + 0.1]}), lake.folder / "golden.parquet")
+    assert run(spark, storage, lake.job("r3", rules=rules))["failed_audits"] == ["golden pairs, |logit - expected|"]
