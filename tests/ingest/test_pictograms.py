@@ -16,7 +16,7 @@ import lakerank
 from lakerank import schemas
 from lakerank.errors import StorageError
 from lakerank.fingerprint import content_hash
-from lakerank.ingest.pictograms.art import SIDE, UNSEEN_STYLE
+from lakerank.ingest.pictograms.art import SIDE, UNSEEN_STYLE, Picture, distinct
 from lakerank.ingest.pictograms.concepts import TEXT_ONLY_LANGUAGES, Concept, concept_key, family_of, split_of
 from lakerank.ingest.pictograms.items import Item, query_texts
 from lakerank.ingest.pictograms.packages import PINNED, Packages
@@ -190,6 +190,7 @@ def test_notices_name_every_source_of_the_lake(documents: dict[str, dict[str, ob
         ("1f469-200d-2764-fe0f-200d-1f468", "1f491"),  # couples with heart
         ("1f468-200d-1f469-200d-1f467", "1f46a"),  # families
         ("1f9d1-200d-1f91d-200d-1f9d1", "1f46d"),  # holding hands
+        ("1f1eb-1f1f7", "1f1e8-1f1f5"),  # France and Clipperton Island fly the same flag
     ],
 )
 def test_variants_of_a_concept_share_a_split(one: str, other: str) -> None:
@@ -213,6 +214,15 @@ def test_keys_drop_presentation_selectors_and_flags_name_their_region() -> None:
     assert region_of("1f1e9-1f1ea") == "DE"
     assert region_of("1f436") is None
     assert region_of("1f1e9-1f436") is None
+
+
+def test_a_picture_of_several_concepts_stays_with_one_of_them() -> None:
+    clipperton, france = (
+        Picture("1f1e8-1f1f5", "twemoji", b"tricolour"),
+        Picture("1f1eb-1f1f7", "twemoji", b"tricolour"),
+    )
+    walker, man = Picture("1f6b6", "noto-v1", b"walker"), Picture("1f6b6-200d-2642", "noto-v1", b"walker")
+    assert distinct([clipperton, france, walker, man]) == [france, walker]
 
 
 def concept(key: str, name: str, subgroup: str = "animal-mammal") -> Concept:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lakerank.errors import LakerankError
-from lakerank.ingest.pictograms.art import STYLES, pictures
+from lakerank.ingest.pictograms.art import STYLES, distinct, pictures
 from lakerank.ingest.pictograms.concepts import read_concepts
 from lakerank.ingest.pictograms.demo import write_demo_lake
 from lakerank.ingest.pictograms.judging import write_judging_lake
@@ -53,7 +53,7 @@ def _build(package_folder: Path, demo: Path | None, train: Path | None) -> None:
     concepts = {concept.key: concept for concept in read_concepts(packages)}
     labels = read_labels(packages, list(concepts.values()))
     _log.info("%d concepts, %d labels", len(concepts), len(labels))
-    drawn = list(pictures(packages, list(STYLES), concepts))
+    drawn = distinct(list(pictures(packages, list(STYLES), concepts)))
     _log.info("%d pictures", len(drawn))
     if train is not None:
         _report(train, write_training_lake(train, concepts, labels.values(), drawn))

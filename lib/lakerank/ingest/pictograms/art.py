@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from lakerank.errors import DependencyError
-from lakerank.ingest.pictograms.concepts import concept_key
+from lakerank.ingest.pictograms.concepts import SHARED_FLAGS, concept_key
 from lakerank.ingest.pictograms.packages import Packages
 
 #: Side of a picture in pixels: 3 × 3 visual tokens of 28 pixels.
@@ -105,9 +106,21 @@ def pictures(packages: Packages, styles: Collection[str], concepts: Collection[s
                 yield art.picture(concept)
 
 
+def distinct(drawn: Sequence[Picture]) -> list[Picture]:
+    """Each picture once: one that stands for several concepts (families in silhouette, shared flags) is the first's."""
+    owners: dict[bytes, Picture] = {}
+    for picture in sorted(drawn, key=lambda picture: picture.concept not in SHARED_FLAGS):
+        owners.setdefault(picture.png, picture)
+    return [picture for picture in drawn if owners[picture.png] is picture]
+
+
 def _names_by_code_point(packages: Packages) -> dict[str, str]:
-    """Icon names of the sets that do list their code points, for those that do not: the naming is shared."""
+    """Icon names of the sets that list their code points, for those that do not: the naming is shared.
+
+    A name that stands for two concepts ("cricket" is an insect and a game) is left out.
+    """
     names: dict[str, str] = {}
     for style in ("noto", "twemoji"):
-        names |= packages.read_json(STYLES[style], "chars.json")
-    return names
+        names |= {concept_key(key): name for key, name in packages.read_json(STYLES[style], "chars.json").items()}
+    counts = Counter(names.values())
+    return {key: name for key, name in names.items() if counts[name] == 1}

@@ -22,6 +22,18 @@ _MARKS = frozenset({"fe0f", "200d", "2640", "2642", "27a1"})  # presentation, jo
 _CLOCKS = range(0x1F550, 0x1F568)
 _HOLDING_HANDS = frozenset({"1f46b", "1f46c", "1f46d"})
 
+#: Countries whose flag some territory flies too: the same picture must not stand in two splits.
+SHARED_FLAGS = {
+    "1f1e6-1f1fa": "1f1ed-1f1f2",  # Australia: Heard & McDonald Islands
+    "1f1e7-1f1fb": "1f1f8-1f1ef",  # Bouvet Island: Svalbard & Jan Mayen
+    "1f1ea-1f1f8": "1f1ea-1f1e6",  # Spain: Ceuta & Melilla
+    "1f1eb-1f1f7": "1f1e8-1f1f5",  # France: Clipperton Island
+    "1f1ee-1f1f4": "1f1e9-1f1ec",  # British Indian Ocean Territory: Diego Garcia
+    "1f1f2-1f1eb": "1f1e8-1f1f5",  # St. Martin: Clipperton Island
+    "1f1f3-1f1f4": "1f1f8-1f1ef",  # Norway: Svalbard & Jan Mayen
+    "1f1fa-1f1f8": "1f1fa-1f1f2",  # United States: U.S. Outlying Islands
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Concept:
@@ -45,7 +57,8 @@ def concept_key(code_points: str) -> str:
 
 
 def family_of(key: str) -> str:
-    """Name shared by emoji that differ by gender, direction or the hands of a clock: they stay in one split."""
+    """Name shared by emoji that differ by gender, direction, a clock's hands or name alone: they stay in one split."""
+    key = SHARED_FLAGS.get(key, key)
     parts = [part for part in key.split("-") if part not in _MARKS]
     if not parts:  # the gender signs and the arrow themselves
         return key

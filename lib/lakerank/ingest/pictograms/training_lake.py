@@ -68,7 +68,8 @@ def _judgements(
 _README = """\
 train/, validation/, test/: one lake each (documents, queries, qrels). Their concepts are disjoint.
 
-A concept is an emoji without skin tone. Gender variants, clock faces, families and couples share a split.
+A concept is an emoji without skin tone. Gender variants, clock faces, families, couples and
+territories that fly a country's flag share a split. No picture stands twice.
 train       about 84 % of the concepts; no Fluent pictures; qrels never pair a text in hi, sv or uk with a picture.
 validation  about 4 %: for early stopping.
 test        about 12 %: not to be looked at while training. The bundled demo lake's "unseen concept" slice has these.
