@@ -133,7 +133,7 @@ def test_a_run_without_a_first_stage_or_a_manifest_has_a_page_too(make_lake):
     )
     html, page = parsed(lake)
     assert "nDCG@10 is 1.000 over 1 judged query" in html
-    assert "First stage</h4>" not in html
+    assert "First stage</h3>" not in html
     assert page.open == []
 
 

@@ -95,14 +95,15 @@ def _headline(overall: Slice) -> str:
     if overall.first_stage is None:
         return f"{PRIMARY} is {after:.3f} over {queries}; a random order of the same candidates gives {chance:.3f}."
     gain = overall.gain[PRIMARY]
-    verb = "raises" if gain.mean > 0 else "lowers" if gain.mean < 0 else "leaves"
+    before = overall.first_stage[PRIMARY]
+    if f"{before:.3f}" == f"{after:.3f}":
+        change = f"leaves {PRIMARY} at {after:.3f}"
+    else:
+        change = f"{'raises' if gain.mean > 0 else 'lowers'} {PRIMARY} from {before:.3f} to {after:.3f}"
     doubt = ""
     if gain.low is not None and gain.high is not None and gain.low <= 0 <= gain.high:
-        doubt = f", a difference that {queries} cannot tell from none"
-    return (
-        f"Reranking {verb} {PRIMARY} from {overall.first_stage[PRIMARY]:.3f} to {after:.3f} over {queries}{doubt}; "
-        f"a random order of the same candidates gives {chance:.3f}."
-    )
+        doubt = ", a difference that so many queries cannot tell from none"
+    return f"Reranking {change} over {queries}{doubt}; a random order of the same candidates gives {chance:.3f}."
 
 
 def _plots(evaluation: Evaluation) -> list[dict[str, Any]]:

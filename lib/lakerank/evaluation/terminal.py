@@ -68,12 +68,12 @@ def _list(name: str, placed: Sequence[Placed]) -> str:
 def _figures(evaluation: Evaluation) -> str:
     dimension = "task" if any(one.dimension == "task" for one in evaluation.slices) else MODALITY
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
-    table.add_column("", max_width=24, no_wrap=True, overflow="ellipsis")
+    table.add_column("", no_wrap=True)
     columns = ("chance", "first", "reranked")
     for header in ("queries", f"{PRIMARY}:", *columns, f"{SECONDARY}:", *columns):
         table.add_column(header, justify="right", no_wrap=True)
     for one in by_size(evaluation.slices, dimension):
-        table.add_row(escape(one_line(one.value)), *_cells(one))
+        table.add_row(escape(fit(one_line(one.value), _LABEL - 8)), *_cells(one))
     table.add_row("all", *_cells(evaluation.overall))
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None, legacy_windows=False, force_terminal=False)
     with console.capture() as captured:
