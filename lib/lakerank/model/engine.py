@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lakerank.model.cache import BoundedCache
@@ -27,6 +28,9 @@ SLOT_LENGTHS = (16, 32, 64)
 #: single query pays no more than that; a GPU reads all weights for every row, so it wants more work in one.
 ROW_TOKENS_CPU = 64
 ROW_TOKENS_GPU = 256
+
+#: Rows of the score head's product: the most slots that a row holds.
+HEAD_ROWS = ROW_TOKENS_GPU // SLOT_LENGTHS[0]
 
 #: Visual embeddings of images kept for reuse: queries that are images come back for every document.
 EMBEDDINGS_BYTES = 256 * 2**20
@@ -70,7 +74,7 @@ class Engine:
             hidden = self._network.suffix(prefix, *row)[0]  # (slots, length, h)
             last = torch.tensor([len(queries[place].token_ids) - 1 for place in places], device=self._device)
             at_score = hidden[torch.arange(len(places), device=self._device), last]  # (Q, h)
-            logits[places] = self._head(at_score, slots).cpu().numpy()
+            logits[places] = self._head(at_score).cpu().numpy()
             self.work.computed += slots * length
         self._count(document, queries)
         return logits
@@ -101,10 +105,11 @@ class Engine:
         embeds = self._network.embed(torch.from_numpy(token_ids).to(self._device), stacked)
         return embeds.unsqueeze(0), torch.from_numpy(positions).to(self._device)
 
-    def _head(self, hidden: Tensor, slots: int) -> Tensor:
-        """Logits of (Q, h) -> (Q,), computed at the row's full number of slots: the shape must not tell how many."""
-        padded = hidden.new_zeros(slots, hidden.shape[1])
-        padded[: len(hidden)] = hidden
+    def _head(self, hidden: Tensor) -> Tensor:
+        """Logits of (Q, h) -> (Q,), computed in HEAD_ROWS rows however few there are: products of a few rows round
+        differently from those of many.
+        """
+        padded = F.pad(hidden, (0, 0, 0, max(0, HEAD_ROWS - len(hidden))))
         return self._network.logits(padded)[: len(hidden)]
 
     def _image(self, image: Patches, key: str) -> Tensor:

@@ -99,7 +99,9 @@ class JinaVLForRanking(Qwen2VLPreTrainedModel):  # type: ignore[misc]
         weight, bias, last_weight, last_bias = (parameter.float() for parameter in self.score.parameters())
         with torch.autocast(hidden.device.type, enabled=False):
             inner = F.relu(F.linear(hidden.float(), weight, bias))
-            return F.linear(inner, last_weight, last_bias).squeeze(-1)
+            # A sum and no product of matrices: with one column those round by a row's place among the others.
+            logits: Tensor = (inner * last_weight[0]).sum(dim=-1) + last_bias[0]
+        return logits
 
     def _decode(self, hidden: Tensor, positions: Tensor, attend: Attend, keys_only_in_last: bool = False) -> Tensor:
         """Run the decoder with an attention of ours: (B, N, L, h), (3, B, N, L) -> (B, N, L, h)."""
