@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,17 @@ def test_the_text_layer_is_an_option(make_pdf):
     assert (text.text, text.image) == ("Hello page", None)
     assert both.text == "Hello page"
     assert min(Image.open(io.BytesIO(both.image)).convert("L").get_flattened_data()) < 64, "the text is drawn"
+
+
+def test_print_is_lossless_and_scans_are_jpeg(make_pdf):
+    [text] = read_pdf("a.pdf", make_pdf((300, 200), text="Hello page"))
+    assert Image.open(io.BytesIO(text.image)).format == "PNG"
+    assert Image.open(io.BytesIO(text.image)).mode == "L"
+    noise = Image.frombytes("RGB", (600, 800), random.Random(1).randbytes(600 * 800 * 3))
+    buffer = io.BytesIO()
+    noise.save(buffer, format="PDF", resolution=72)
+    [scan] = read_pdf("b.pdf", buffer.getvalue())
+    assert Image.open(io.BytesIO(scan.image)).format == "JPEG"
 
 
 def test_a_page_gives_the_same_bytes_twice(make_pdf):

@@ -92,7 +92,9 @@ def logit_bins(*logits: Sequence[float]) -> np.ndarray:
 
 
 def _svg(draw: Callable[[Axes], None], salt: str) -> str:
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    with mpl.rc_context():
+        mpl.rcdefaults()  # whatever a matplotlibrc says here, the page is the same everywhere
+        mpl.rcParams.update({**_STYLE, "svg.hashsalt": salt})
         figure = Figure(figsize=(3.4, 2.4), layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
 
 from lakerank.ingest.items import Item, Row, SourceFault, SourceReject
 from lakerank.ingest.jsonl import LineFault, TableName, read_jsonl
 from lakerank.ingest.pdf import PAGE_PIXELS, PdfContent, read_pdf
+from lakerank.ingest.read_ahead import read_ahead
 from lakerank.ingest.source import Source, SourceFile
 
 Kind = Literal["auto", "folder", "jsonl", "pdf"]
@@ -38,12 +40,28 @@ class ReadOptions:
 
 def read_folder(source: Source, options: ReadOptions) -> Iterator[Row | SourceReject]:
     """Yield the rows of every file in the order of paths, and a reject for everything that cannot be read."""
-    for file in source.files():
+
+    def size(file: SourceFile | SourceReject) -> int | None:
+        """Bytes to read ahead: of a wanted file that is read whole and is not over the limit."""
+        if isinstance(file, SourceReject) or not _is_wanted(file.path, source, options):
+            return None
+        return file.size if _is_whole(file, options) and file.size <= options.max_file_bytes else None
+
+    def read(file: SourceFile | SourceReject) -> bytes:
+        return source.read(file) if isinstance(file, SourceFile) else b""
+
+    for file, content in read_ahead(source.files(), size, read):
         if isinstance(file, SourceReject):
             if file.fault is SourceFault.FILE_UNREADABLE or _is_wanted(file.path, source, options):
                 yield file
         elif _is_wanted(file.path, source, options):
-            yield from _read_file(source, file, options)
+            yield from _read_file(source, file, content, options)
+
+
+def _is_whole(file: SourceFile, options: ReadOptions) -> bool:
+    """Whether a file is read at once: texts, images and PDFs, where the table may be made of them."""
+    only_jsonl = options.kind == "jsonl" or options.table in ("candidates", "qrels")
+    return not only_jsonl and suffix(file.path) in TEXT_SUFFIXES | IMAGE_SUFFIXES | PDF_SUFFIXES
 
 
 def _is_wanted(path: str, source: Source, options: ReadOptions) -> bool:
@@ -61,29 +79,25 @@ def suffix(path: str) -> str:
     return f"{dot}{last}" if stem else ""
 
 
-def _read_file(source: Source, file: SourceFile, options: ReadOptions) -> Iterator[Row | SourceReject]:
+def _read_file(
+    source: Source, file: SourceFile, content: Future[bytes] | None, options: ReadOptions
+) -> Iterator[Row | SourceReject]:
     kind = suffix(file.path)
     try:
         if kind in JSONL_SUFFIXES:
             yield from _read_jsonl_file(source, file, options)
-        elif options.kind == "jsonl" or options.table in ("candidates", "qrels"):
-            yield SourceReject(file.path, SourceFault.UNSUPPORTED_FORMAT, "expected .jsonl")
-        elif kind in TEXT_SUFFIXES | IMAGE_SUFFIXES | PDF_SUFFIXES:
-            yield from _read_whole_file(source, file, kind, options)
+        elif content is not None:
+            yield from _read_content(file, kind, content.result(), options)
+        elif _is_whole(file, options):
+            detail = f"{file.size} bytes, the limit is {options.max_file_bytes}"
+            yield SourceReject(file.path, SourceFault.FILE_TOO_LARGE, detail)
         else:
-            yield SourceReject(file.path, SourceFault.UNSUPPORTED_FORMAT, f"no reader for '{kind or file.path}'")
+            yield SourceReject(file.path, SourceFault.UNSUPPORTED_FORMAT, f"no reader for '{kind or file.path}' here")
     except (OSError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         yield SourceReject(file.path, SourceFault.FILE_UNREADABLE, f"{type(error).__name__}: {error}")
 
 
-def _read_whole_file(
-    source: Source, file: SourceFile, kind: str, options: ReadOptions
-) -> Iterator[Item | SourceReject]:
-    if file.size > options.max_file_bytes:
-        detail = f"{file.size} bytes, the limit is {options.max_file_bytes}"
-        yield SourceReject(file.path, SourceFault.FILE_TOO_LARGE, detail)
-        return
-    content = source.read(file)
+def _read_content(file: SourceFile, kind: str, content: bytes, options: ReadOptions) -> Iterator[Item | SourceReject]:
     blanks = tuple(None for _ in options.keep)
     if kind in IMAGE_SUFFIXES:
         yield Item(file.path, image=content, kept=blanks)
