@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from lakerank import schemas
 from lakerank.errors import ConfigError, StorageError
 from lakerank.fingerprint import content_hash
 from lakerank.ingest.folder import ReadOptions, read_folder, suffix
-from lakerank.ingest.source import open_source
+from lakerank.ingest.source import Source
 
 
 def test_every_kind_of_file_becomes_rows_in_path_order(write_files, run_ingest, png, make_pdf):
@@ -179,12 +183,37 @@ def test_suffix(path, expected):
     assert suffix(path) == expected
 
 
-def test_memory_filesystem_is_a_source(png):
-    import fsspec
+class RangeFile(AbstractBufferedFile):
+    """An object store's file: read by range, without a limit to a line."""
 
-    memory = fsspec.filesystem("memory")
-    memory.pipe_file("/ingest-test/sub/a.png", png)
-    memory.pipe_file("/ingest-test/b.txt", b"text")
-    rows = list(read_folder(open_source("memory://ingest-test"), ReadOptions()))
-    memory.rm("/ingest-test", recursive=True)
-    assert [row.id for row in rows] == ["b.txt", "sub/a.png"]
+    def _fetch_range(self, start, end):
+        return self.fs.cat_file(self.path, start, end)
+
+
+class RangeStore(MemoryFileSystem):
+    """A store in memory whose files behave like an object store's."""
+
+    protocol = "range"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    def _open(self, path, mode="rb", **kwargs):
+        if mode != "rb":
+            return super()._open(path, mode, **kwargs)
+        return RangeFile(self, path, size=self.size(path), cache_type="none")
+
+
+def test_an_object_store_is_a_source(png):
+    store = RangeStore()
+    store.pipe(
+        {
+            "/lake/sub/a.png": png,
+            "/lake/b.txt": b"text",
+            "/lake/c.jsonl": b'{"id": "c1", "text": "x"}\n{"id": "c2", "image": "sub/a.png"}\n',
+            "/lake/d.jsonl.gz": gzip.compress(b'{"id": "d", "text": "x"}\n'),
+            "/lake2/no.txt": b"elsewhere",
+        }
+    )
+    rows = list(read_folder(Source(store, "/lake"), ReadOptions()))
+    assert [row.id for row in rows] == ["b.txt", "c1", "c2", "d", "sub/a.png"]
+    assert rows[2].image == png

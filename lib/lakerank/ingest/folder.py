@@ -115,7 +115,7 @@ def _read_jsonl_file(source: Source, file: SourceFile, options: ReadOptions) -> 
     def read_image(name: str) -> bytes:
         return _image_beside(source, file, name, options.max_file_bytes)
 
-    with source.open(file, compression="gzip" if file.path.lower().endswith(".gz") else None) as stream:
+    with source.open(file, compressed=file.path.lower().endswith(".gz")) as stream:
         yield from read_jsonl(file.path, stream, options.table, read_image, options.keep, options.max_file_bytes)
 
 

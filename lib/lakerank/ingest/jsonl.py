@@ -7,7 +7,8 @@ import binascii
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, Literal
+from io import BufferedIOBase
+from typing import Any, Literal
 
 from lakerank.ingest.items import Item, Row, SourceFault, SourceReject
 from lakerank.records import Candidate, Qrel
@@ -34,7 +35,7 @@ class LineFault(Exception):
 
 def read_jsonl(
     path: str,
-    stream: IO[bytes],
+    stream: BufferedIOBase,
     table: TableName,
     read_image: ReadImage,
     keep: tuple[str, ...] = (),
@@ -51,7 +52,7 @@ def read_jsonl(
             yield SourceReject(path, error.fault, str(error), line=number)
 
 
-def _lines(stream: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+def _lines(stream: BufferedIOBase, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     """Number and content of each line; None for one over the limit, which is skipped without being held."""
     number = 0
     while line := stream.readline(max_bytes + 1):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import posixpath
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -16,6 +19,9 @@ from lakerank.errors import DependencyError, StorageError
 from lakerank.ingest.items import SourceFault, SourceReject
 from lakerank.lake import s3
 from lakerank.lake.uris import is_local, local_path, redacted, scheme
+
+#: Bytes of a streamed file that are fetched at once.
+BUFFER_BYTES = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +103,16 @@ class Source:
     def _relative(self, location: str) -> str:
         return location[len(self._root) :].lstrip("/")
 
-    def open(self, file: SourceFile, compression: str | None = None) -> IO[bytes]:
-        """Open a file for reading in one pass."""
-        stream: IO[bytes] = self._filesystem.open(file.location, "rb", compression=compression)
-        return stream
+    @contextmanager
+    def open(self, file: SourceFile, compressed: bool = False) -> Iterator[io.BufferedIOBase]:
+        """Open a file for reading in one pass, gunzipped when `compressed`."""
+        # An object store's file would be asked for a few bytes at a time, and cannot limit the length of a line.
+        with io.BufferedReader(self._filesystem.open(file.location, "rb"), BUFFER_BYTES) as stream:
+            if compressed:
+                with gzip.GzipFile(fileobj=stream) as plain:
+                    yield plain
+            else:
+                yield stream
 
     def read(self, file: SourceFile) -> bytes:
         """The whole content of a file."""
