@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +18,10 @@ from lakerank import schemas
 from lakerank.errors import ConfigError, StorageError
 from lakerank.fingerprint import content_hash
 from lakerank.ingest.folder import ReadOptions, read_folder, suffix
+from lakerank.ingest.ingestion import ingest
 from lakerank.ingest.source import Source
+from lakerank.lake.storage import Storage
+from lakerank.lake.tables import fragments
 
 
 def test_every_kind_of_file_becomes_rows_in_path_order(write_files, run_ingest, png, make_pdf):
@@ -151,6 +155,13 @@ def test_a_kept_field_cannot_be_a_column_already(write_files, run_ingest):
         run_ingest(write_files({"a.txt": "x"}), keep=("text",))
 
 
+@pytest.mark.parametrize(("output", "fits"), [("source", False), ("source/lake", False), ("source-lake", True)])
+def test_the_output_cannot_lie_in_the_source(write_files, tmp_path, output, fits):
+    source = write_files({"a.txt": "x"})
+    with nullcontext() if fits else pytest.raises(ConfigError, match="inside the source"):
+        ingest(Storage(), str(source), str(tmp_path / output), ReadOptions())
+
+
 def test_ingesting_again_gives_the_same_bytes_and_drops_stale_parts(write_files, run_ingest, tmp_path):
     source = write_files({"a.txt": "x", "b.txt": "y"})
     done, _ = run_ingest(source)
@@ -164,9 +175,6 @@ def test_ingesting_again_gives_the_same_bytes_and_drops_stale_parts(write_files,
 
 
 def test_images_make_small_row_groups_and_the_lake_accepts_the_table(write_files, run_ingest, png):
-    from lakerank.lake.storage import Storage
-    from lakerank.lake.tables import fragments
-
     source = write_files({f"{number:03}.png": png for number in range(20)})
     done, _ = run_ingest(source)
     file = pq.ParquetFile(f"{done.written.uri}/part-000000.parquet")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lakerank.evaluation.intervals import Difference, paired_differences
-from lakerank.evaluation.lists import PRIMARY, QueryResult
+from lakerank.evaluation.lists import QueryResult
 
 #: Columns of the queries table that make slices, in the order they are shown.
 DIMENSIONS = ("task", "slice", "language")
@@ -88,8 +88,3 @@ def _means(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def by_size(slices: Sequence[Slice], dimension: str) -> list[Slice]:
     """The slices of a dimension, most queries first."""
     return sorted((one for one in slices if one.dimension == dimension), key=lambda one: (-one.queries, one.value))
-
-
-def best_gain(one: Slice) -> float:
-    """Change of the primary measure, for sorting."""
-    return one.gain[PRIMARY].mean if one.gain else one.reranked[PRIMARY] - one.chance[PRIMARY]

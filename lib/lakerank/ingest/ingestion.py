@@ -16,6 +16,7 @@ from lakerank.ingest.items import SourceReject
 from lakerank.ingest.source import open_source
 from lakerank.ingest.writer import TableWriter, WrittenTable
 from lakerank.lake.storage import Storage, join
+from lakerank.lake.uris import is_local, local_path
 
 #: So many rejects are listed by name; all of them are counted.
 LISTED_REJECTS = 100_000
@@ -62,11 +63,13 @@ def ingest(
     `OUTPUT/rejects/<table>.jsonl`. `progress` is called with the number of rows so far, once a row.
 
     Raises:
-        ConfigError: a kept field would stand twice in the table.
+        ConfigError: a kept field would stand twice in the table, or the output lies inside the source.
         StorageError: the source is not there, or the output cannot be written.
     """
     started = time.monotonic()
-    _check_kept(options)
+    faults = [*_kept_faults(options), *_output_faults(source_uri, output)]
+    if faults:
+        raise ConfigError(faults)
     source = open_source(source_uri, storage.options, follow_links)
     writer = TableWriter(storage, join(output, options.table), options.table, options.keep)
     rejects = _Rejects()
@@ -86,14 +89,22 @@ def ingest(
     return Ingestion(options.table, written, rejects.counts.total(), by_fault, uri, seconds)
 
 
-def _check_kept(options: ReadOptions) -> None:
+def _kept_faults(options: ReadOptions) -> list[str]:
     taken = {"doc_id", "query_id", "text", "image", "content_hash"}
     faults = [f"keep: '{name}' is a column of the table already" for name in options.keep if name in taken]
     faults += [f"keep: '{name}' is given twice" for name in sorted(set(options.keep)) if options.keep.count(name) > 1]
     if options.keep and options.table in ("candidates", "qrels"):
         faults.append(f"keep: {options.table} has no extra columns")
-    if faults:
-        raise ConfigError(faults)
+    return faults
+
+
+def _output_faults(source_uri: str, output: str) -> list[str]:
+    """An output inside the source would be read as part of it the next time."""
+    if is_local(source_uri) != is_local(output):
+        return []
+    names = [str(local_path(uri).resolve()) if is_local(uri) else uri for uri in (source_uri, output)]
+    inside = f"{names[1].rstrip('/')}/".startswith(f"{names[0].rstrip('/')}/")
+    return [f"--output {output} lies inside the source {source_uri}: choose a folder beside it"] if inside else []
 
 
 @dataclass
