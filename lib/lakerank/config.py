@@ -70,6 +70,11 @@ class ScoringConfig(_Section):
     max_queries_per_group: int = Field(default=512, ge=1)
     unit_tokens: int = Field(default=2_000_000, ge=1)
 
+    def limits(self) -> dict[str, int]:
+        """What bounds one input, by the names of `lakerank.model.prompt.Limits`."""
+        names = ("max_length", "max_query_length", "min_pixels", "max_pixels", "max_source_pixels", "max_source_bytes")
+        return {name: getattr(self, name) for name in names}
+
     @model_validator(mode="after")
     def _lengths_fit(self) -> ScoringConfig:
         if self.max_query_length * 2 > self.max_length:

@@ -26,12 +26,17 @@ from lakerank.spark.rerank import Rerank
 
 
 @dataclass
+class HashWork:
+    computed: int = 0
+    pairwise: int = 0
+
+
+@dataclass
 class HashReranker:
     """Scores a pair by a hash of its contents; a document that says so runs out of memory."""
 
     load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    tokens_computed: int = 0
-    tokens_pairwise: int = 0
+    work: HashWork = field(default_factory=lambda: HashWork())
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         for group in groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import pyarrow as pa
@@ -30,6 +31,22 @@ def scatter(
 
     ids = spark.range(0, count, 1, numPartitions=max(1, min(count, tasks or count)))
     return ids.mapInArrow(run, from_arrow_schema(schema))
+
+
+@contextmanager
+def own_workers(spark: SparkSession, name: str) -> Iterator[None]:
+    """Frames made within run in Python workers of their own, never in idle ones that served other stages.
+
+    Spark hands a task any idle worker with the same environment, and stages with several Python steps leave more idle
+    workers than cores. Were scoring tasks to meet those, each would load a model; in an environment of their own there
+    are as many workers as tasks at once.
+    """
+    environment = spark.sparkContext.environment
+    environment["LAKERANK_WORKERS"] = name
+    try:
+        yield
+    finally:
+        del environment["LAKERANK_WORKERS"]
 
 
 def gather(

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image
 from pyspark.sql import DataFrame, SparkSession
 
+from lakerank.cost import Sizing, input_cost
 from lakerank.fingerprint import content_hash, fingerprint
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, parquet_bytes, read_table_file
@@ -45,6 +47,7 @@ CHUNK_BYTES = 128 * 2**20
 #: Rows in memory at once while a table is indexed: documents may be megabytes each.
 ROWS_AT_ONCE = 64
 
+_COSTED = INDEX.append(pa.field("cost", pa.int64()))
 _BUILT = pa.schema([("rows", pa.int64())])
 
 
@@ -58,9 +61,9 @@ class Chunk:
 
 
 def key_index(
-    spark: SparkSession, storage: Storage, output: str, table: TableName, files: Sequence[Fragment]
+    spark: SparkSession, storage: Storage, output: str, table: TableName, files: Sequence[Fragment], sizing: Sizing
 ) -> DataFrame:
-    """The key index of a table, completing what is missing of it first. Columns: INDEX."""
+    """The key index of a table, completing what is missing of it first. Columns: INDEX and `cost`, in tokens."""
     folder = join(output, "index", table)
     chunks = [chunk for file in files for chunk in _chunks(file)]
     known = set(storage.list_names(folder))
@@ -73,11 +76,12 @@ def key_index(
         yield pa.RecordBatch.from_pydict({"rows": [rows.num_rows]}, schema=_BUILT)
 
     def read(chunk: Chunk) -> Iterator[pa.RecordBatch]:
-        yield from storage.open_parquet(join(folder, chunk.index_name)).iter_batches(batch_size=50_000)
+        for _, _, batch in read_table_file(storage, join(folder, chunk.index_name), INDEX):
+            yield batch.append_column("cost", _cost(batch, sizing))
 
     describe_job(spark, f"index {table}: {len(missing)} of {len(chunks)} chunks")
     gather(spark, missing, build, _BUILT)
-    return scatter(spark, chunks, read, INDEX, tasks=4 * parallelism(spark))
+    return scatter(spark, chunks, read, _COSTED, tasks=4 * parallelism(spark))
 
 
 def _chunks(fragment: Fragment) -> Iterator[Chunk]:
@@ -111,6 +115,14 @@ def _index_rows(storage: Storage, chunk: Chunk, schema: pa.Schema, id_column: st
             },
             schema=INDEX,
         )
+
+
+def _cost(batch: pa.RecordBatch, sizing: Sizing) -> pa.Array:
+    text, width, height = (
+        batch[name].fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        for name in ("text_bytes", "width", "height")
+    )
+    return pa.array(input_cost(text, width, height, sizing))
 
 
 def _image_size(image: bytes | None) -> tuple[int, int] | tuple[None, None]:

@@ -1,28 +1,23 @@
-"""The frames a plan is made from: candidates, key indexes with their costs, and what is scored already. Keys only."""
+"""Frames a plan is made from: candidates, and what is scored already. Keys only."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.pandas.types import from_arrow_schema
 
-from lakerank.cost import Sizing, input_cost
 from lakerank.lake.score_files import TornUnit, finished_units, read_unit
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import Fragment, read_table_file
 from lakerank.records import TRANSIENT_REASONS
 from lakerank.schemas import CANDIDATES
 from lakerank.spark.frames import parallelism, scatter
-from lakerank.spark.index import INDEX, TableName, key_index
 from lakerank.spark.pairs import stored_scores
 
 logger = logging.getLogger(__name__)
 
-_KEYED = INDEX.append(pa.field("cost", pa.int64()))
 _STORED = pa.schema(
     [("query_hash", pa.string()), ("doc_hash", pa.string()), ("unit", pa.string()), ("reason", pa.string())]
 )
@@ -38,22 +33,6 @@ def read_candidates(spark: SparkSession, storage: Storage, files: Sequence[Fragm
 
     schema = pa.schema([field.with_nullable(True) for field in CANDIDATES])
     return scatter(spark, pieces, read, schema, tasks=4 * parallelism(spark))
-
-
-def costed_index(
-    spark: SparkSession, storage: Storage, output: str, table: TableName, files: Sequence[Fragment], sizing: Sizing
-) -> DataFrame:
-    """A table's key index with each row's `cost` in tokens."""
-
-    def add_cost(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            sizes = (
-                np.nan_to_num(batch[name].to_numpy(zero_copy_only=False)) for name in ("text_bytes", "width", "height")
-            )
-            text_bytes, width, height = (size.astype(np.int64) for size in sizes)
-            yield batch.append_column("cost", pa.array(input_cost(text_bytes, width, height, sizing)))
-
-    return key_index(spark, storage, output, table, files).mapInArrow(add_cost, from_arrow_schema(_KEYED))
 
 
 def read_stored(spark: SparkSession, storage: Storage, output: str, scorer: str) -> DataFrame | None:

@@ -57,14 +57,7 @@ def rerank_job(config: Config, run_id: str) -> Rerank:
         CheckpointError: the model's folder is not a checkpoint that can be loaded.
     """
     model, scoring = config.model, config.scoring
-    limits = Limits(
-        max_length=scoring.max_length,
-        max_query_length=scoring.max_query_length,
-        min_pixels=scoring.min_pixels,
-        max_pixels=scoring.max_pixels,
-        max_source_pixels=scoring.max_source_pixels,
-        max_source_bytes=scoring.max_source_bytes,
-    )
+    limits = Limits(**scoring.limits())
     identity = identify(model.path, revision=model.revision, adapter=model.adapter, dtype=model.dtype, limits=limits)
     return Rerank(
         paths=RunPaths(config.lake.output, run_id),

@@ -22,7 +22,8 @@ from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.frames import describe_job
-from lakerank.spark.inputs import costed_index, read_candidates, read_stored
+from lakerank.spark.index import key_index
+from lakerank.spark.inputs import read_candidates, read_stored
 from lakerank.spark.pairs import distinct_candidates, is_new, judge, unique_keys
 from lakerank.spark.plan_files import write_pairs, write_units
 
@@ -140,10 +141,8 @@ def _make(
     }
     pairs = judge(
         distinct_candidates(read_candidates(spark, storage, inputs["candidates"])),
-        unique_keys(costed_index(spark, storage, paths.output, "queries", inputs["queries"], limits.query), "query"),
-        unique_keys(
-            costed_index(spark, storage, paths.output, "documents", inputs["documents"], limits.document), "doc"
-        ),
+        unique_keys(key_index(spark, storage, paths.output, "queries", inputs["queries"], limits.query), "query"),
+        unique_keys(key_index(spark, storage, paths.output, "documents", inputs["documents"], limits.document), "doc"),
         read_stored(spark, storage, paths.output, scorer),
     ).persist(StorageLevel.MEMORY_AND_DISK)
     attempt = secrets.token_hex(4)

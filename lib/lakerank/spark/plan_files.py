@@ -15,7 +15,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from lakerank.cost import even_bins
 from lakerank.lake.score_files import unit_name
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import parquet_bytes
+from lakerank.lake.tables import parquet_bytes, read_table_file
 from lakerank.spark.frames import describe_job, parallelism, scatter
 from lakerank.spark.pairs import is_new
 from lakerank.spark.units import UNIT_GROUPS, Unit, cut_units, document_groups
@@ -61,7 +61,8 @@ def read_pairs(spark: SparkSession, storage: Storage, folder: str) -> DataFrame:
     names = storage.list_names(folder)
 
     def read(name: str) -> Iterator[pa.RecordBatch]:
-        yield from storage.open_parquet(join(folder, name)).iter_batches()
+        for _, _, batch in read_table_file(storage, join(folder, name), PAIRS):
+            yield batch
 
     return scatter(spark, names, read, PAIRS)
 

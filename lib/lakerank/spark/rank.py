@@ -183,7 +183,9 @@ def _completed(storage: Storage, folder: str, report: pa.Table, files: int, sche
     written = set(report["file"].to_pylist())
     missing = [number for number in range(files) if _part_name(number) not in written]
     empty = [_write_part(storage, folder, number, schema.empty_table(), 0) for number in missing]
-    return pa.concat_tables([report.cast(FILE_REPORT), pa.Table.from_batches(empty, schema=FILE_REPORT)]).sort_by("file")
+    return pa.concat_tables([report.cast(FILE_REPORT), pa.Table.from_batches(empty, schema=FILE_REPORT)]).sort_by(
+        "file"
+    )
 
 
 def _part_name(number: int) -> str:

@@ -18,6 +18,7 @@ from lakerank.spark.plan import Plan, PlanLimits, Tables, ensure_plan, load_plan
 from lakerank.spark.publish import AuditRules, rank_and_publish
 from lakerank.spark.rank import RankRule
 from lakerank.spark.score import RerankerFactory, ScoringJob, score_units
+from lakerank.spark.session import unmanaged_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def _planned(spark: SparkSession, storage: Storage, job: Rerank, stages: Collect
 def _scored(spark: SparkSession, storage: Storage, job: Rerank, plan: Plan) -> dict[str, Any]:
     verify_plan_files(storage, job.paths, plan)
     scoring = ScoringJob(job.paths.output, plan.scorer, units_folder(job.paths, plan.attempt), job.device, job.factory)
-    summary = score_units(spark, storage, scoring, plan.units)
+    summary = score_units(spark, storage, scoring, plan.units, tasks=unmanaged_gpus(spark, job.device) or None)
     logger.info(
         "score: %d units (%d found done) in %.1f s, %d model loads",
         summary.units,

@@ -5,24 +5,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import pyarrow as pa
-from pyspark.resource import ResourceProfile
 from pyspark.sql import SparkSession
 
-from lakerank.lake.blobs import Blob, RowGroupCache, fetch
+from lakerank.lake.blobs import Blob, BlobRef, RowGroupCache, fetch
 from lakerank.lake.prefetch import prefetched
 from lakerank.lake.score_files import TornUnit, finished_units, read_unit, unit_address, write_unit
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import decode_text
+from lakerank.lake.tables import decode_text, read_table_file
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, Reranker, ScoredPair
 from lakerank.schemas import SCORES
-from lakerank.spark.frames import describe_job, gather
+from lakerank.spark.frames import describe_job, gather, own_workers
 from lakerank.spark.progress import watch_units
 from lakerank.spark.session import device_for_task
-from lakerank.spark.units import PlannedGroup, planned_groups
+from lakerank.spark.units import UNIT_GROUPS, PlannedGroup, planned_groups
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +45,24 @@ QUERY_CACHE_BYTES = 256 * 2**20
 GROUPS_AHEAD = 16
 
 
-class LoadedReranker(Reranker, Protocol):
-    """A reranker in memory, with counters of the work it has done since it was loaded."""
+class Work(Protocol):
+    """Tokens through the model since it was loaded, and what whole pairs would have cost."""
 
-    load_id: str
-    tokens_computed: int
-    tokens_pairwise: int
+    @property
+    def computed(self) -> int: ...
+
+    @property
+    def pairwise(self) -> int: ...
+
+
+class LoadedReranker(Reranker, Protocol):
+    """A reranker in memory, with counters of the work it has done. `load_id` names this loading of it."""
+
+    @property
+    def load_id(self) -> str: ...
+
+    @property
+    def work(self) -> Work: ...
 
 
 #: Makes a reranker on a device, inside the worker: it crosses to the worker, the weights never do.
@@ -105,7 +116,6 @@ def score_units(
     job: ScoringJob,
     units: Sequence[str],
     tasks: int | None = None,
-    profile: ResourceProfile | None = None,
 ) -> ScoringSummary:
     """Score every unit whose file is not in the lake yet.
 
@@ -119,7 +129,7 @@ def score_units(
     def work(unit: str) -> Iterator[pa.RecordBatch]:
         yield score_unit(storage, job, unit, may_exist=unit in finished)
 
-    with watch_units(storage, job.output, job.scorer, units):
+    with watch_units(storage, job.output, job.scorer, units), own_workers(spark, "score"):
         reports = gather(spark, list(units), work, UNIT_REPORT, tasks)
     loads = {load for load in reports["load_id"].to_pylist() if load}
     return ScoringSummary(
@@ -141,15 +151,16 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
             return _report(unit, rows.num_rows, None, 0.0, 0.0, 0, 0)
     reranker, load_seconds = _Worker.reranker(job)
     started = time.monotonic()
-    before = (reranker.tokens_computed, reranker.tokens_pairwise)
-    plan = planned_groups(storage.open_parquet(join(job.units_folder, f"{unit}.parquet")).read())
+    before = (reranker.work.computed, reranker.work.pairwise)
+    address = join(job.units_folder, f"{unit}.parquet")
+    plan = planned_groups(pa.Table.from_batches(b for *_, b in read_table_file(storage, address, UNIT_GROUPS)))
     hashes = {(query.query_id, g.doc_id): (query.query_hash, g.doc_hash) for g in plan for query in g.queries}
     rejects: list[Reject] = []
     groups = prefetched(_groups(storage, plan, rejects), GROUPS_AHEAD)
     results: list[ScoredPair | Reject] = [*reranker.score_groups(groups)]
     rows = score_rows([*results, *rejects], hashes)
     write_unit(storage, job.output, job.scorer, unit, rows)
-    computed, pairwise = reranker.tokens_computed - before[0], reranker.tokens_pairwise - before[1]
+    computed, pairwise = reranker.work.computed - before[0], reranker.work.pairwise - before[1]
     seconds = time.monotonic() - started
     return _report(unit, rows.num_rows, reranker.load_id, load_seconds, seconds, computed, pairwise)
 
@@ -174,10 +185,13 @@ def score_rows(results: Sequence[ScoredPair | Reject], hashes: dict[tuple[str, s
 def _groups(storage: Storage, plan: Sequence[PlannedGroup], rejects: list[Reject]) -> Iterator[DocumentGroup]:
     """Fetch each group's document and queries by reference. Text that is not UTF-8 becomes rejects, not a group."""
     documents = fetch(storage, [group.place for group in plan], "doc_id")
+    held = _queries_at_hand(storage, plan)
     for group, blob in zip(plan, documents, strict=True):
-        blobs = fetch(storage, [query.place for query in group.queries], "query_id", cache=_Worker.queries)
+        others = [query.place for query in group.queries if query.place not in held]
+        fetched = fetch(storage, others, "query_id", cache=_Worker.queries)
         queries = []
-        for planned, query_blob in zip(group.queries, blobs, strict=True):
+        for planned in group.queries:
+            query_blob = held[planned.place] if planned.place in held else next(fetched)
             fault = _text_fault(blob, "document") or _text_fault(query_blob, "query")
             if fault:
                 rejects.append(Reject(planned.query_id, group.doc_id, RejectReason.TEXT_UNDECODABLE, fault))
@@ -185,6 +199,19 @@ def _groups(storage: Storage, plan: Sequence[PlannedGroup], rejects: list[Reject
                 queries.append(Query(planned.query_id, decode_text(query_blob.text), query_blob.image))
         if queries:
             yield DocumentGroup(Document(group.doc_id, decode_text(blob.text), blob.image), tuple(queries))
+
+
+def _queries_at_hand(storage: Storage, plan: Sequence[PlannedGroup]) -> dict[BlobRef, Blob]:
+    """The unit's queries, read once in file order, as many as QUERY_CACHE_BYTES hold: most wait for many documents."""
+    places = sorted({query.place for group in plan for query in group.queries}, key=astuple)
+    held: dict[BlobRef, Blob] = {}
+    room = QUERY_CACHE_BYTES
+    for place, blob in zip(places, fetch(storage, places, "query_id", cache=_Worker.queries), strict=True):
+        room -= len(blob.text or b"") + len(blob.image or b"")
+        if room < 0:
+            break
+        held[place] = blob
+    return held
 
 
 def _text_fault(blob: Blob, side: str) -> str | None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from pyspark import SparkConf, SparkContext
+from pyspark import SparkConf, SparkContext, TaskContext
 from pyspark.sql import SparkSession
 
 import lakerank
@@ -72,14 +72,38 @@ def check(conf: Mapping[str, str]) -> None:
 
 
 def device_for_task(device: str) -> str:
-    """The torch device for the running task: Spark's GPU address where Spark manages GPUs, else as configured."""
-    from pyspark import TaskContext
+    """The torch device for the running task: Spark's GPU address where Spark manages GPUs, else as configured.
 
+    `local[N]` has no GPU resource: there the tasks of a stage are one a GPU (see `unmanaged_gpus`), numbered alike.
+    """
     context = TaskContext.get()
-    gpu = context.resources().get("gpu") if context else None
-    if gpu and device in ("auto", "cuda"):
+    if context is None or device not in ("auto", "cuda"):
+        return device
+    if gpu := context.resources().get("gpu"):
         return f"cuda:{gpu.addresses[0]}"
-    return device
+    gpus = visible_gpus()
+    return f"cuda:{context.partitionId() % gpus}" if gpus > 1 else device
+
+
+def unmanaged_gpus(spark: SparkSession, device: str) -> int:
+    """How many GPUs of this machine a local master's tasks must share out among themselves; 0 when there are none.
+
+    Scoring then runs as that many tasks, so that no two models meet on one GPU.
+    """
+    conf = spark.sparkContext.getConf()
+    if not (conf.get("spark.master") or "").startswith("local") or conf.contains("spark.task.resource.gpu.amount"):
+        return 0
+    if device.startswith("cuda:"):
+        return 1
+    return visible_gpus() if device in ("auto", "cuda") else 0
+
+
+def visible_gpus() -> int:
+    """NVIDIA GPUs that this process may use, without loading torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([name for name in chosen.split(",") if name.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _local_workers(conf: SparkConf) -> None:
