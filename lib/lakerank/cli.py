@@ -7,6 +7,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -366,5 +367,28 @@ def evaluate(config_path: Path, overrides: tuple[str, ...], run_id: str, example
         click.echo(terminal_table(done.evaluation, done.examples[:examples]))
         click.echo(f"Report: {done.report}\n")
         return done.summary()
+
+    run_job(work, verbose)
+
+
+@click.command(epilog=EPILOG)
+@config_option
+@set_option
+@verbose_option
+def train(config_path: Path, overrides: Sequence[str], verbose: bool) -> None:
+    """Train a reranker on lake tables: documents, queries and qrels.
+
+    Leaves in the config's `output`: checkpoint/ (loadable by every job), state/ (from which the same command goes on
+    after a kill), metrics.jsonl and config.yaml. The summary has steps, resumed_at, seconds and the last held-out
+    figures.
+    """
+
+    def work() -> dict[str, Any]:
+        from lakerank.training.config import load_train_config
+        from lakerank.training.run import run_training
+
+        config = load_train_config(config_path, overrides)
+        outcome = run_training(config)
+        return {**asdict(outcome), "output": config.output}
 
     run_job(work, verbose)

@@ -1,0 +1,127 @@
+"""What one step trains on: groups of topics, a document and a query each, and which pairs are relevant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lakerank.training.tables import Items, Rows, TrainingLake
+
+#: Topics that are easily confused with a topic, the nearest first.
+Neighbours = Callable[[int], Rows]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of documents and queries, group after group. Over the whole grid, both (D, Q): `grades`, and `known`."""
+
+    documents: Rows
+    queries: Rows
+    group_size: int
+    grades: npt.NDArray[np.int64]
+    known: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows a stage draws from: `only` keeps rows whose column holds one of the values, or nothing at all."""
+
+    only: Mapping[str, frozenset[str]]
+    document_weights: Mapping[str, float]
+    query_weights: Mapping[str, float]
+
+
+class Sampler:
+    """Draws batches. A batch depends on the random generator it is given and on nothing drawn before."""
+
+    def __init__(self, lake: TrainingLake, selection: Selection, apart: Mapping[str, frozenset[str]]) -> None:
+        """`apart`: column → values of texts that are never paired with a picture."""
+        self._lake = lake
+        self._documents = _Pool(lake.documents, selection.only, selection.document_weights)
+        self._queries = _Pool(lake.queries, selection.only, selection.query_weights)
+        self.topics = np.array(sorted(self._documents.topics & self._queries.topics), dtype=np.int64)
+        self._document_apart = _marked(lake.documents, apart)
+        self._query_apart = _marked(lake.queries, apart)
+
+    def draw(
+        self, random: np.random.Generator, groups: int, group_size: int, mined: float, neighbours: Neighbours | None
+    ) -> Batch:
+        """Draw topics, all different; a share `mined` of the groups is made of a topic and its near neighbours."""
+        topics = self._draw_topics(random, groups, group_size, mined, neighbours)
+        documents = np.array([self._documents.draw(int(topic), random) for topic in topics])
+        queries = np.array([self._queries.draw(int(topic), random) for topic in topics])
+        grades, known = self.relations(documents, queries)
+        return Batch(documents, queries, group_size, grades, known)
+
+    def relations(self, documents: Rows, queries: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Grades and what is known of them, both (D, Q): a picture is not judged against itself, nor texts kept apart."""
+        lake = self._lake
+        topics = lake.documents.topics[documents]
+        grades = np.array([[lake.grades[query].get(int(topic), 0) for query in queries] for topic in topics])
+        same = topics[:, None] == lake.queries.topics[queries][None]
+        grades = np.maximum(grades, same)
+        document_pictures, query_pictures = lake.documents.pictures[documents], lake.queries.pictures[queries]
+        itself = (document_pictures[:, None] == query_pictures[None]) & (query_pictures[None] >= 0)
+        apart = (document_pictures[:, None] >= 0) & self._query_apart[queries][None]
+        apart |= (query_pictures[None] >= 0) & self._document_apart[documents][:, None]
+        return grades, ~(itself | apart)
+
+    def _draw_topics(
+        self, random: np.random.Generator, groups: int, group_size: int, mined: float, neighbours: Neighbours | None
+    ) -> Rows:
+        chosen: list[int] = []
+        left = set(self.topics.tolist())
+        seeds = [int(topic) for topic in random.permutation(self.topics)]
+        for _ in range(groups):
+            seed = next(topic for topic in seeds if topic in left)
+            group = [seed]
+            left.discard(seed)
+            if neighbours is not None and random.random() < mined:
+                near = [int(topic) for topic in neighbours(seed) if int(topic) in left][: 2 * group_size]
+                group += [int(topic) for topic in random.permutation(near)[: group_size - 1]]
+                left.difference_update(group)
+            for topic in seeds:
+                if len(group) >= group_size:
+                    break
+                if topic in left:
+                    group.append(topic)
+                    left.discard(topic)
+            chosen += group
+        return np.array(chosen, dtype=np.int64)
+
+
+class _Pool:
+    """The rows of each topic, by kind."""
+
+    def __init__(self, items: Items, only: Mapping[str, frozenset[str]], weights: Mapping[str, float]) -> None:
+        self._rows: dict[int, dict[str, list[int]]] = {}
+        self._weights = weights
+        columns = [(items.columns[name], values) for name, values in only.items()]
+        for row, (topic, kind) in enumerate(zip(items.topics.tolist(), items.kinds, strict=True)):
+            kept = all(column[row] is None or column[row] in values for column, values in columns)
+            if topic >= 0 and kept and weights.get(kind, 0 if weights else 1) > 0:
+                self._rows.setdefault(topic, {}).setdefault(kind, []).append(row)
+        self.topics = set(self._rows)
+
+    def draw(self, topic: int, random: np.random.Generator) -> int:
+        kinds = self._rows[topic]
+        names = list(kinds)
+        weights = np.array([self._weights.get(name, 1.0) for name in names])
+        rows = kinds[names[int(random.choice(len(names), p=weights / weights.sum()))]]
+        return rows[int(random.integers(len(rows)))]
+
+
+def _marked(items: Items, apart: Mapping[str, frozenset[str]]) -> npt.NDArray[np.bool_]:
+    marks = np.zeros(len(items.ids), dtype=bool)
+    for name, values in apart.items():
+        marks |= np.array([value in values for value in items.columns[name]], dtype=bool)
+    return marks
+
+
+def text_rows(lake: TrainingLake) -> Sequence[str]:
+    """Every distinct text of the lake, in order: what a tokenizer is trained on."""
+    texts = [*lake.documents.texts, *lake.queries.texts]
+    return list(dict.fromkeys(text for text in texts if text))

@@ -1,0 +1,167 @@
+"""The training config: what is read, what is trained, in which stages, and where it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lakerank.config import StorageConfig, apply_override, describe, read_yaml
+from lakerank.errors import ConfigError
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TablesConfig(_Section):
+    """Three tables of a lake: files, folders or globs of Parquet."""
+
+    documents: str
+    queries: str
+    qrels: str
+
+
+class TrainingLakeConfig(TablesConfig):
+    """What is trained on. `topic` and `kind` name extra columns: what a row is about, and what sort of row it is.
+
+    `apart` maps a column to values of texts that are never paired with a picture.
+    """
+
+    storage: StorageConfig = StorageConfig()
+    topic: str | None = None
+    kind: str | None = None
+    apart: dict[str, tuple[str, ...]] = {}
+
+
+class ShapeConfig(_Section):
+    """A network from scratch. Heads are `hidden_size / heads` wide: 32 is the least that M-RoPE divides well."""
+
+    vocabulary: int = Field(default=12288, ge=512)
+    hidden_size: int = Field(default=192, ge=16)
+    intermediate_size: int = Field(default=512, ge=16)
+    layers: int = Field(default=6, ge=2)
+    heads: int = Field(default=6, ge=1)
+    key_value_heads: int = Field(default=3, ge=1)
+    vision_depth: int = Field(default=4, ge=1)
+    vision_width: int = Field(default=128, ge=16)
+    vision_heads: int = Field(default=4, ge=1)
+
+
+class StartConfig(_Section):
+    """Where training starts: a checkpoint (`path`), or a `shape` with fresh weights and a tokenizer of its own."""
+
+    path: str | None = None
+    revision: str | None = None
+    shape: ShapeConfig | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> StartConfig:
+        if (self.path is None) == (self.shape is None):
+            raise ValueError("give either a path or a shape")
+        return self
+
+
+class LoraConfig(_Section):
+    """Low-rank adaptation of the language model (Hu et al. 2021); the score head is trained whole, vision not at all."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class StageConfig(_Section):
+    """Some steps of one kind. Each step draws `groups` groups of `group_size` topics, a document and a query each.
+
+    A stage with `ranking: null` trains the layers below `tap` alone, query and document meeting only in the losses.
+    `only` keeps rows whose column holds one of the values, or nothing. A share of the groups, rising over the stage from
+    `mined[0]` to `mined[1]`, holds topics that are easily confused.
+    """
+
+    name: str
+    steps: int = Field(ge=1)
+    groups: int = Field(ge=1)
+    group_size: int = Field(ge=2)
+    mined: tuple[float, float] = (0.0, 0.0)
+    ranking: Literal["listnet", "ranknet"] | None = "listnet"
+    ranking_weight: Weight = 1.0
+    pointwise_weight: Weight = 0.5
+    contrastive_weight: Weight = 0.0
+    proxy_weight: Weight = 0.0
+    only: dict[str, tuple[str, ...]] = {}
+    document_weights: dict[str, Weight] = {}
+    query_weights: dict[str, Weight] = {}
+
+
+class OptimizerConfig(_Section):
+    """AdamW (Loshchilov and Hutter 2019): linear warm-up, then a cosine over all stages down to `floor` of the rate."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.02, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    floor: float = Field(default=0.02, ge=0, le=1)
+    clip: float = Field(default=1.0, gt=0)
+
+
+class SliceConfig(TablesConfig):
+    """Held-out tables, or a part of them: the rows whose columns hold these values (on either side), or nothing."""
+
+    document_only: dict[str, tuple[str, ...]] = {}
+    query_only: dict[str, tuple[str, ...]] = {}
+
+
+class EvaluationConfig(_Section):
+    """nDCG@10 of queries over `candidates` documents of different topics, by direction, every `every` steps."""
+
+    every: int = Field(default=250, ge=1)
+    candidates: int = Field(default=100, ge=2)
+    slices: dict[str, SliceConfig] = {}
+
+
+class TrainConfig(_Section):
+    """A whole training config."""
+
+    lake: TrainingLakeConfig
+    start: StartConfig
+    mode: Literal["full", "lora"] = "full"
+    lora: LoraConfig = LoraConfig()
+    tap: int = Field(default=4, ge=1)
+    picture_side: int = Field(default=84, ge=56, multiple_of=28)
+    augment: bool = True
+    max_document_tokens: int = Field(default=40, ge=1)
+    max_query_tokens: int = Field(default=24, ge=1)
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: int = 0
+    bf16: bool = False
+    threads: int | None = Field(default=None, ge=1)
+    checkpoint_every: int = Field(default=200, ge=1)
+    output: str
+
+
+def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML config and apply `section.key=value` overrides.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or holds faults; all of them are listed.
+    """
+    values = read_yaml(path)
+    faults = [fault for override in overrides if (fault := apply_override(values, override))]
+    try:
+        config = TrainConfig.model_validate(values)
+    except ValidationError as error:
+        faults += [f"{path}: {describe(fault)}" for fault in error.errors()]
+    if faults:
+        raise ConfigError(faults)
+    return config
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The config as resolved, every value spelled out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

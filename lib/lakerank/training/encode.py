@@ -1,0 +1,69 @@
+"""Rows of a lake as sequences of the model: tokenised once, pictures as placeholders for their visual tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lakerank.model.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD
+from lakerank.training.sequences import Side, mrope_positions
+from lakerank.training.tables import Items
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids that the prompt is made of."""
+
+    vision_start: int
+    vision_end: int
+    image_pad: int
+    padding: int
+    score: int
+
+
+class Encoder:
+    """Builds sides. `picture_grid` is the rows and columns of visual tokens of a picture."""
+
+    def __init__(
+        self, tokenizer: Any, vocabulary: Vocabulary, picture_grid: tuple[int, int], max_text_tokens: tuple[int, int]
+    ) -> None:
+        """`max_text_tokens` of a document and of a query bound the work of a step: the end of a longer text is cut."""
+        self._tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        self._grid = picture_grid
+        self._max_text_tokens = max_text_tokens
+
+    def documents(self, items: Items) -> list[Side]:
+        """Prefixes, from the prompt's head to the newline after the document."""
+        return self._sides(items, DOCUMENT_HEAD, DOCUMENT_TAIL, [], self._max_text_tokens[0])
+
+    def queries(self, items: Items) -> list[Side]:
+        """Suffixes, from the query's head to the score token."""
+        return self._sides(items, QUERY_HEAD, "", [self.vocabulary.score], self._max_text_tokens[1])
+
+    def _sides(self, items: Items, head: str, tail: str, closing: list[int], most: int) -> list[Side]:
+        texts = [text or "" for text in items.texts]
+        whole = self._tokenise([head + text + tail for text in texts])
+        head_ids, tail_ids = self._tokenise([head])[0], self._tokenise([tail])[0] if tail else []
+        words = self.vocabulary
+        image = [words.vision_start, *[words.image_pad] * (self._grid[0] * self._grid[1]), words.vision_end]
+        sides = []
+        for row, ids in enumerate(whole):
+            picture = int(items.pictures[row])
+            if len(ids) > len(head_ids) + most + len(tail_ids):
+                ids = [*ids[: len(head_ids) + most], *tail_ids]
+            if picture >= 0:  # image first, then what text there is
+                ids = [*head_ids, *image, *(ids[len(head_ids) :] if texts[row] else tail_ids)]
+            array = np.array([*ids, *closing], dtype=np.int64)
+            positions, following = mrope_positions(array, words.image_pad, self._grid)
+            sides.append(Side(array, positions, following, picture))
+        return sides
+
+    def _tokenise(self, texts: list[str]) -> list[list[int]]:
+        """A special token spelled out in a text stays text."""
+        if not texts:
+            return []
+        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids

@@ -1,0 +1,66 @@
+"""A network of jina-reranker-m0's architecture with fresh weights, and the prompt ids of a tokenizer."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
+
+from lakerank.model.network import JinaVLForRanking
+from lakerank.model.prompt import SCORE_TOKEN_ID
+from lakerank.training.config import ShapeConfig
+from lakerank.training.encode import Vocabulary
+from lakerank.training.tokenizer import PADDING
+
+
+def fresh_network(shape: ShapeConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> JinaVLForRanking:
+    """Default initialisation (normal, standard deviation 0.02)."""
+    torch.manual_seed(seed)
+    return JinaVLForRanking(network_config(shape, tokenizer)).float()
+
+
+def network_config(shape: ShapeConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
+    """M-RoPE sections keep the published proportions, 16 : 24 : 24 of half a head's width."""
+    half = shape.hidden_size // shape.heads // 2
+    sections = [half // 4, (half - half // 4) // 2]
+    ids = tokenizer.convert_tokens_to_ids
+    return Qwen2VLConfig(
+        text_config={
+            "vocab_size": shape.vocabulary,
+            "hidden_size": shape.hidden_size,
+            "intermediate_size": shape.intermediate_size,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.key_value_heads,
+            "pad_token_id": ids(PADDING),
+            "bos_token_id": ids(PADDING),
+            "eos_token_id": ids(PADDING),
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [*sections, half - sum(sections)],
+            },
+        },
+        vision_config={
+            "depth": shape.vision_depth,
+            "embed_dim": shape.vision_width,
+            "hidden_size": shape.hidden_size,
+            "num_heads": shape.vision_heads,
+        },
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+    )
+
+
+def prompt_vocabulary(config: Qwen2VLConfig) -> Vocabulary:
+    """The ids that the prompt is made of, as a checkpoint's config names them."""
+    text = config.text_config
+    return Vocabulary(
+        vision_start=config.vision_start_token_id,
+        vision_end=config.vision_end_token_id,
+        image_pad=config.image_token_id,
+        padding=text.pad_token_id if text.pad_token_id is not None else 0,
+        score=getattr(config, "score_token_id", SCORE_TOKEN_ID),
+    )

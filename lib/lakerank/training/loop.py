@@ -1,0 +1,120 @@
+"""The training loop: stages of steps, each a function of the seed and its number, so that a run can go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lakerank.training.batches import Neighbours, Sampler, Selection
+from lakerank.training.config import StageConfig, TrainConfig
+from lakerank.training.evaluation import Slice, evaluate
+from lakerank.training.objective import Learner, Material, batch_loss
+from lakerank.training.schedule import learning_rate, place, total_steps
+from lakerank.training.state import load_state, save_state
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    steps: int
+    resumed_at: int
+    seconds: float
+    figures: Mapping[str, float]
+
+
+def train(
+    config: TrainConfig,
+    learner: Learner,
+    material: Material,
+    slices: Mapping[str, Slice],
+    bias: float,
+    publish: Callable[[], None],
+) -> Outcome:
+    """Train to the end of the last stage. `publish` is called at every checkpoint, to save the network for use."""
+    folder = Path(config.output) / "state"
+    parameters = learner.parameters()
+    settings = config.optimizer
+    optimizer = torch.optim.AdamW(_decayed(parameters, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True)
+    first, steps, started = load_state(folder, parameters, optimizer), total_steps(config.stages), time.monotonic()
+    samplers = [Sampler(material.lake, _selection(stage), _apart(config)) for stage in config.stages]
+    figures: dict[str, float] = {}
+    learner.network.train()
+    with (Path(config.output) / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+        for step in tqdm(range(first, steps), initial=first, total=steps, disable=None, unit="step"):
+            here = place(config.stages, step)
+            random = np.random.default_rng((config.seed, step))
+            neighbours = _neighbours(learner) if here.mined > 0 else None
+            batch = samplers[here.index].draw(
+                random, here.stage.groups, here.stage.group_size, here.mined, neighbours
+            )
+            generator = torch.Generator().manual_seed(int(random.integers(2**62))) if config.augment else None
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+                loss, parts = batch_loss(learner, material, batch, here.stage, bias, generator)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
+            rate = learning_rate(settings, step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            record = {"step": step + 1, "stage": here.stage.name, "loss": float(loss.detach()), **parts}
+            _write(metrics, {**record, "norm": float(norm), "rate": rate, "seconds": time.monotonic() - started})
+            last = step + 1 == steps
+            if last or (step + 1) % config.evaluation.every == 0:
+                whole = here.stage.ranking is not None
+                figures = evaluate(learner, slices, config.evaluation.candidates, config.seed, config.bf16, whole)
+                _write(metrics, {"step": step + 1, "stage": here.stage.name, "ndcg@10": figures})
+                log.info("step %d of %d: %s", step + 1, steps, figures)
+            if last or (step + 1) % config.checkpoint_every == 0:
+                save_state(folder, step + 1, parameters, optimizer)
+                publish()
+    return Outcome(steps, first, time.monotonic() - started, figures)
+
+
+def _decayed(parameters: Mapping[str, torch.nn.Parameter], decay: float) -> list[dict[str, object]]:
+    """Weight decay on matrices alone: not on norms, biases and embeddings."""
+    plain = {name for name, value in parameters.items() if value.ndim < 2 or "embed_tokens" in name}
+    return [
+        {"params": [value for name, value in parameters.items() if name not in plain], "weight_decay": decay},
+        {"params": [value for name, value in parameters.items() if name in plain], "weight_decay": 0.0},
+    ]
+
+
+def _selection(stage: StageConfig) -> Selection:
+    only = {name: frozenset(values) for name, values in stage.only.items()}
+    return Selection(only, stage.document_weights, stage.query_weights)
+
+
+def _apart(config: TrainConfig) -> dict[str, frozenset[str]]:
+    return {name: frozenset(values) for name, values in config.lake.apart.items()}
+
+
+def _neighbours(learner: Learner) -> Neighbours | None:
+    """Topics whose proxies point in nearly the same direction."""
+    if learner.proxies is None:
+        return None
+    proxies = torch.nn.functional.normalize(learner.proxies.weight.detach().float(), dim=1)
+
+    def nearest(topic: int) -> np.ndarray:
+        likeness = proxies @ proxies[topic]
+        likeness[topic] = -torch.inf
+        return likeness.topk(min(48, len(likeness) - 1)).indices.numpy()
+
+    return nearest
+
+
+def _write(metrics: IO[str], record: Mapping[str, object]) -> None:
+    metrics.write(json.dumps(record) + "\n")
+    metrics.flush()

@@ -1,0 +1,179 @@
+"""One step's loss: what a batch's forward pass is asked for, and the auxiliary heads that are dropped at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lakerank.training.augment import augment
+from lakerank.training.batches import Batch
+from lakerank.training.config import StageConfig
+from lakerank.training.forward import PairStates, encode_images, score_pairs
+from lakerank.training.losses import RANKING_LOSSES, binary_cross_entropy, proxy_softmax, symmetric_listnet
+from lakerank.training.sequences import Side, pad
+from lakerank.training.tables import TrainingLake
+
+#: Mean and standard deviation of each channel, as Qwen2-VL's image processor normalises (CLIP's values).
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+#: The attention logits of the layer that matching starts in, summed over heads and divided by this, are similarities.
+SIMILARITY_HEADS = 3.0
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What is trained: the network, and proxies, one a topic (null without topics), that no checkpoint keeps."""
+
+    network: Any
+    proxies: nn.Linear | None
+    tap: int
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that takes gradients, by name."""
+        named = {f"network.{name}": value for name, value in self.network.named_parameters() if value.requires_grad}
+        if self.proxies is not None:
+            named |= {f"proxies.{name}": value for name, value in self.proxies.named_parameters()}
+        return named
+
+
+@dataclass(frozen=True)
+class Material:
+    """A lake made ready: every document's and query's sequence, and the pictures."""
+
+    lake: TrainingLake
+    documents: Sequence[Side]
+    queries: Sequence[Side]
+    pixels: Tensor  # (N, 3, side, side) uint8
+    padding: int
+
+
+def batch_loss(
+    learner: Learner, material: Material, batch: Batch, stage: StageConfig, bias: float, generator: torch.Generator | None
+) -> tuple[Tensor, dict[str, float]]:
+    """Weighted sum of the stage's losses, and each by name. Pictures are augmented when a generator is given."""
+    pair_documents, pair_queries = pairs_of(batch, stage.ranking is not None)
+    states = forward(
+        learner,
+        material,
+        batch.documents,
+        batch.queries,
+        pair_documents,
+        pair_queries,
+        whole=stage.ranking is not None,
+        generator=generator,
+    )
+    grades, known = torch.from_numpy(batch.grades), torch.from_numpy(batch.known)
+    parts: dict[str, tuple[float, Tensor]] = {}
+    if stage.ranking is not None and states.logits is not None:
+        shape = (-1, batch.group_size, batch.group_size)  # groups of documents × queries
+        logits = states.logits.view(shape)
+        own_grades = grades[pair_documents, pair_queries].view(shape)
+        own_known = known[pair_documents, pair_queries].view(shape)
+        ranking = RANKING_LOSSES[stage.ranking]
+        listwise = [ranking(*group) for group in zip(logits, own_grades, own_known, strict=True)]
+        parts["ranking"] = (stage.ranking_weight, torch.stack(listwise).mean())
+        parts["pointwise"] = (stage.pointwise_weight, binary_cross_entropy(logits - bias, own_grades, own_known))
+    if stage.contrastive_weight:
+        one = _one_pair_a_query(pair_queries, len(batch.queries), generator)
+        similarity = similarities(learner, states, one)
+        parts["contrastive"] = (stage.contrastive_weight, symmetric_listnet(similarity, grades, known))
+    if stage.proxy_weight and learner.proxies is not None:
+        parts["proxies"] = (stage.proxy_weight, _proxy_loss(learner, material.lake, batch, states, pair_queries))
+    total = torch.stack([weight * loss for weight, loss in parts.values()]).sum()
+    return total, {name: float(loss.detach()) for name, (_, loss) in parts.items()}
+
+
+def pairs_of(batch: Batch, whole: bool) -> tuple[Tensor, Tensor]:
+    """All pairs within each group, document by document; or each query once, behind a document it does not belong to."""
+    count = len(batch.queries)
+    if not whole:
+        return torch.arange(count).roll(count // 2 + 1), torch.arange(count)
+    inside = torch.arange(batch.group_size)
+    starts = torch.arange(0, count, batch.group_size)
+    documents = starts[:, None, None] + inside[None, :, None].expand(1, -1, batch.group_size)
+    queries = starts[:, None, None] + inside[None, None, :].expand(1, batch.group_size, -1)
+    return documents.flatten(), queries.flatten()
+
+
+def forward(
+    learner: Learner,
+    material: Material,
+    documents: np.ndarray,
+    queries: np.ndarray,
+    pair_documents: Tensor,
+    pair_queries: Tensor,
+    *,
+    whole: bool = True,
+    generator: torch.Generator | None = None,
+) -> PairStates:
+    """Score pairs of rows of the lake; vision once a picture, a prefix once a document."""
+    prefixes = pad([material.documents[row] for row in documents], material.padding)
+    suffixes = pad([material.queries[row] for row in queries], material.padding)
+    pictures = [*prefixes.images, *suffixes.images]
+    visual = None
+    if pictures:
+        pixels = material.pixels[pictures].float() / 255
+        if generator is not None:
+            pixels = augment(pixels, generator)
+        mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
+        visual = encode_images(learner.network.model.visual, (pixels - mean) / deviation)
+    return score_pairs(
+        learner.network, prefixes, suffixes, visual, pair_documents, pair_queries, learner.tap, whole=whole
+    )
+
+
+def similarities(learner: Learner, states: PairStates, pairs: Tensor) -> Tensor:
+    """Similarity of documents and some pairs' queries (D, Q): the attention logits that layer `tap` would give them.
+
+    So what the contrastive loss teaches is where that layer looks: the score token finds the end of a matching document.
+    """
+    text = learner.network.model.language_model
+    layer = text.layers[learner.tap]
+    attention = layer.self_attn
+    documents = _heads(attention.k_proj(layer.input_layernorm(states.document_states)), attention.head_dim)
+    queries = _heads(attention.q_proj(layer.input_layernorm(states.pair_states[pairs])), attention.head_dim)
+    documents = _turn(text, documents, states.document_positions)
+    queries = _turn(text, queries, states.pair_positions[pairs])
+    documents = documents.repeat_interleave(queries.shape[1] // documents.shape[1], dim=1)
+    summed = torch.einsum("dhe,qhe->dq", documents.float(), queries.float())
+    return summed * attention.scaling / SIMILARITY_HEADS
+
+
+def _heads(states: Tensor, width: int) -> Tensor:
+    return states.unflatten(-1, (-1, width))  # (B, heads, d)
+
+
+def _turn(text: Any, states: Tensor, positions: Tensor) -> Tensor:
+    """Rotary embedding of (B, heads, d) at text positions (B,)."""
+    cos, sin = text.rotary_emb(states, positions.view(1, 1, -1).expand(3, 1, -1))  # (1, B, d)
+    half = states.shape[-1] // 2
+    turned = torch.cat([-states[..., half:], states[..., :half]], dim=-1)
+    return states * cos[0].unsqueeze(1) + turned * sin[0].unsqueeze(1)
+
+
+def _one_pair_a_query(pair_queries: Tensor, queries: int, generator: torch.Generator | None) -> Tensor:
+    """For each query, one of its pairs at random (Q,)."""
+    order = torch.randperm(len(pair_queries), generator=generator)
+    chosen = torch.zeros(queries, dtype=torch.long)
+    chosen[pair_queries[order]] = order
+    return chosen
+
+
+def _proxy_loss(
+    learner: Learner, lake: TrainingLake, batch: Batch, states: PairStates, pair_queries: Tensor
+) -> Tensor:
+    """Documents and score tokens each name their topic."""
+    if learner.proxies is None:
+        raise ValueError("no proxies without topics")
+    norm = learner.network.model.language_model.layers[learner.tap].input_layernorm
+    document_topics = torch.from_numpy(lake.documents.topics[batch.documents])
+    query_topics = torch.from_numpy(lake.queries.topics[batch.queries])[pair_queries]
+    documents = proxy_softmax(learner.proxies(norm(states.document_states)), document_topics)
+    queries = proxy_softmax(learner.proxies(norm(states.pair_states)), query_topics)
+    return (documents + queries) / 2
