@@ -1,0 +1,170 @@
+"""Images: every limit is checked on the header, every mode decodes, and patches equal transformers' own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from lakerank.model.images import CLIP_MEAN, CLIP_STD, PatchShape, channel_table, load_patches, open_header, resized
+from lakerank.model.prompt import Limits
+from lakerank.model.unscorable import Unscorable
+from lakerank.records import RejectReason
+
+MakeImage = Callable[..., bytes]
+SHAPE = PatchShape()
+
+
+def reason(data: bytes, **limits: int) -> RejectReason:
+    with pytest.raises(Unscorable) as caught:
+        load_patches(data, Limits(**limits), SHAPE)
+    return caught.value.reason
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG whose header promises any size, with no pixels behind it."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def flat(colour: Any, mode: str = "RGB", size: tuple[int, int] = (56, 56), **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, size, colour).save(stream, **({"format": "PNG"} | options))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("size", [(100, 37), (30, 2000), (1300, 901), (5, 5), (84, 84), (1, 200)])
+def test_patches_equal_transformers(make_image: MakeImage, size: tuple[int, int]) -> None:
+    data = make_image(*size)
+    patches = load_patches(data, Limits(), SHAPE)
+    values = channel_table(CLIP_MEAN, CLIP_STD)[np.arange(3)[None, :, None, None], patches.pixels]
+    values = np.repeat(values[:, :, None], 2, axis=2).reshape(len(values), -1)
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 602112})
+    expected = processor(Image.open(io.BytesIO(data)), return_tensors="np")
+    assert patches.grid == tuple(expected["image_grid_thw"][0, 1:])
+    np.testing.assert_array_equal(values, expected["pixel_values"])
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_resized_keeps_its_promises(height: int, width: int) -> None:
+    if max(height, width) > 200 * min(height, width):
+        return
+    rows, columns = resized(height, width, 28, 3136, 602112)
+    assert rows % 28 == columns % 28 == 0
+    assert rows * columns >= 3136
+    assert rows * columns <= 602112 or min(rows, columns) == 28
+
+
+@pytest.mark.parametrize(
+    ("image_format", "modes"),
+    [
+        ("PNG", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"]),
+        ("JPEG", ["1", "L", "RGB", "CMYK", "YCbCr"]),
+        ("WEBP", ["1", "L", "LA", "P", "RGB", "RGBA"]),
+        ("TIFF", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"]),
+        ("GIF", ["1", "L", "LA", "P", "RGB", "RGBA"]),
+        ("BMP", ["1", "L", "P", "RGB", "RGBA"]),
+    ],
+)
+def test_modes_and_formats(image_format: str, modes: list[str]) -> None:
+    for mode in modes:
+        data = flat(0, mode, size=(60, 60), format=image_format)
+        assert load_patches(data, Limits(), SHAPE).pixels.shape == (16, 3, 14, 14), mode
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (flat((255, 0, 0, 0), "RGBA"), (255, 255, 255)),
+        (flat((0, 0, 0, 128), "RGBA"), (127, 127, 127)),
+        (flat((40, 0), "LA"), (255, 255, 255)),
+        (flat(40 * 256, "I;16"), (40, 40, 40)),
+        (flat(1, "1"), (255, 255, 255)),
+        (flat((0, 255, 255, 0), "CMYK", format="TIFF"), (255, 0, 0)),
+        (flat((10, 20, 30)), (10, 20, 30)),
+    ],
+)
+def test_colours(data: bytes, expected: tuple[int, int, int]) -> None:
+    pixels = load_patches(data, Limits(), SHAPE).pixels
+    assert {tuple(pixel) for pixel in pixels.transpose(0, 2, 3, 1).reshape(-1, 3).tolist()} == {expected}
+
+
+def test_palette_with_transparency_lies_on_white() -> None:
+    image = Image.new("P", (56, 56), 3)
+    image.putpalette([0, 0, 0] * 256)
+    stream = io.BytesIO()
+    image.save(stream, "PNG", transparency=3)
+    assert load_patches(stream.getvalue(), Limits(), SHAPE).pixels.min() == 255
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = flat((9, 9, 9), size=(280, 56), format="JPEG", exif=exif.tobytes())
+    assert load_patches(data, Limits(), SHAPE).grid == (20, 4)
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (56, 56), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    for image_format in ("GIF", "WEBP", "TIFF"):
+        stream = io.BytesIO()
+        options = {"lossless": True} if image_format == "WEBP" else {}
+        frames[0].save(stream, image_format, save_all=True, append_images=frames[1:], **options)
+        assert load_patches(stream.getvalue(), Limits(), SHAPE).pixels[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_limits_are_read_from_the_header() -> None:
+    assert reason(png_of(20_000, 20_000)) == RejectReason.IMAGE_TOO_LARGE
+    assert reason(png_of(0, 10)) == RejectReason.IMAGE_ZERO_SIZE
+    assert reason(png_of(2010, 10)) == RejectReason.IMAGE_ASPECT_RATIO
+    assert reason(png_of(10, 2010)) == RejectReason.IMAGE_ASPECT_RATIO
+    assert reason(png_of(2000, 10)) == RejectReason.IMAGE_UNDECODABLE, "within every limit, but without pixels"
+    assert reason(flat(0), max_source_bytes=50) == RejectReason.IMAGE_TOO_LARGE
+    assert reason(flat(0), max_source_pixels=56 * 56 - 1) == RejectReason.IMAGE_TOO_LARGE
+
+
+def test_pillows_process_wide_settings_stay_and_do_not_decide() -> None:
+    before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
+    beyond = 2 * before[0] + 1  # where Pillow's own check raises
+    image = open_header(png_of(beyond // 1000 + 1, 1000 * 150), Limits(max_source_pixels=10**12))
+    assert image.size[0] * image.size[1] > beyond
+    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters)) == before
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"<svg/>", b"%PDF-1.7", b"RIFF\x00\x00\x00\x00WAVEfmt "])
+def test_unsupported(data: bytes) -> None:
+    assert reason(data) == RejectReason.IMAGE_UNSUPPORTED_FORMAT
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])
+def test_truncated(make_image: MakeImage, image_format: str) -> None:
+    whole = make_image(200, 150, image_format=image_format)
+    assert reason(whole[: len(whole) // 2]) == RejectReason.IMAGE_UNDECODABLE
+    assert reason(whole[:12]) == RejectReason.IMAGE_UNDECODABLE
+
+
+@given(st.data())
+def test_damaged_bytes_never_raise_anything_else(make_image: MakeImage, data: st.DataObject) -> None:
+    image_format = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"]))
+    damaged = bytearray(make_image(20, 20, image_format=image_format))
+    for place, value in data.draw(
+        st.lists(st.tuples(st.integers(0, len(damaged) - 1), st.integers(0, 255)), max_size=6)
+    ):
+        damaged[place] = value
+    with contextlib.suppress(Unscorable):
+        load_patches(bytes(damaged), Limits(max_source_pixels=10**6), SHAPE)
