@@ -61,11 +61,9 @@ def test_budgets_hold_for_all_texts(tokenizer: Tokenizer, text: str, max_query_l
     document, query = sides.document(text * 3), sides.query(text * 3)
     assert len(document.token_ids) + len(query.token_ids) <= limits.max_length
     assert query.token_ids[-1] == 100
-    whole = prompt(tokenizer)
-    assert (
-        document.truncated == (len(tokenizer.encode(text * 3).ids) > sides.budgets.document_text) or document.truncated
-    )
-    assert query.truncated == (len(whole.query(text * 3).token_ids) > sides.budgets.query)
+    assert query.truncated == (len(prompt(tokenizer).query(text * 3).token_ids) > sides.budgets.query)
+    if len(tokenizer.encode(text * 3).ids) > sides.budgets.document_text:
+        assert document.truncated
 
 
 def test_document_is_cut_as_published(tokenizer: Tokenizer) -> None:
@@ -156,7 +154,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tokenizer: Tokenizer) -> None:
         check_tokenizer(tokenizer, SPECIAL, 300, "x")
     with pytest.raises(CheckpointError, match="score token id 400 is outside the vocabulary of 400"):
         check_tokenizer(tokenizer, SpecialTokens(1, 2, 3, 400, 0), 400, "x")
-    with pytest.raises(CheckpointError, match="image token id 450 is not in tokenizer.json"):
+    with pytest.raises(CheckpointError, match=r"image token id 450 is not in tokenizer\.json"):
         check_tokenizer(tokenizer, SpecialTokens(1, 2, 450, 100, 0), 500, "x")
     plain = Tokenizer.from_str(tokenizer.to_str())
     plain.encode_special_tokens = True

@@ -1,0 +1,64 @@
+"""The bounded cache: each value is made once, the least used go first, failures are not kept."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lakerank.model.cache import BoundedCache
+
+
+def test_makes_once_and_forgets_the_least_used() -> None:
+    cache: BoundedCache[bytes] = BoundedCache(max_bytes=10, size_of=len)
+    made: list[str] = []
+
+    def get(key: str) -> bytes:
+        def make() -> bytes:
+            made.append(key)
+            return key.encode() * 4
+
+        return cache.get(key, make)
+
+    for key in "abaca":  # c pushes out b, which was used longer ago than a
+        assert get(key) == key.encode() * 4
+    assert made == ["a", "b", "c"]
+    get("b")
+    assert made == ["a", "b", "c", "b"]
+
+
+def test_a_value_over_the_bound_is_not_kept() -> None:
+    cache: BoundedCache[bytes] = BoundedCache(max_bytes=3, size_of=len)
+    made = iter((b"long", b"again"))
+    assert cache.get("a", lambda: next(made)) == b"long"
+    assert cache.get("a", lambda: next(made)) == b"again"
+
+
+def test_threads_wait_for_one_making() -> None:
+    cache: BoundedCache[int] = BoundedCache(max_bytes=100, size_of=lambda _: 1)
+    started, finish = threading.Event(), threading.Event()
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(1)
+        started.set()
+        finish.wait(10)
+        return 7
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(cache.get, "a", make)
+        assert started.wait(10)
+        others = [pool.submit(cache.get, "a", make) for _ in range(3)]
+        finish.set()
+        assert [future.result(10) for future in (first, *others)] == [7, 7, 7, 7]
+    assert made == [1]
+
+
+def test_a_failure_is_raised_and_not_kept() -> None:
+    cache: BoundedCache[int] = BoundedCache(max_bytes=100, size_of=lambda _: 1)
+    with pytest.raises(ZeroDivisionError):
+        cache.get("a", lambda: 1 // 0)
+    assert cache.get("a", lambda: 5) == 5
+    cache.clear()
+    assert cache.get("a", lambda: 6) == 6

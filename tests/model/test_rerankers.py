@@ -1,0 +1,113 @@
+"""The reranker: lazily pulled groups, one result a pair, every fault a reject with its code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lakerank.errors import CheckpointError, PairRejected
+from lakerank.model.rerankers import DocumentMajorReranker, load_reranker
+from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+
+QUERIES = (Query("q1", text="red apple"), Query("q2", text="table"))
+
+
+@pytest.fixture(scope="module")
+def reranker(tiny_checkpoint: Path) -> DocumentMajorReranker:
+    return load_reranker(str(tiny_checkpoint), device="cpu")
+
+
+def test_one_result_a_pair_in_order(reranker: DocumentMajorReranker) -> None:
+    groups = [DocumentGroup(Document(f"d{number}", text=f"apple {number}"), QUERIES) for number in range(5)]
+    results = list(reranker.score_groups(groups))
+    assert [(result.doc_id, result.query_id) for result in results] == [
+        (f"d{number}", query.query_id) for number in range(5) for query in QUERIES
+    ]
+
+
+def test_groups_are_pulled_as_needed(reranker: DocumentMajorReranker) -> None:
+    pulled = 0
+
+    def groups() -> Iterator[DocumentGroup]:
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield DocumentGroup(Document(str(pulled), text="apple"), QUERIES)
+
+    results = reranker.score_groups(groups())
+    assert pulled == 0
+    next(results)
+    assert pulled <= 4, "no more than the threads work ahead"
+    results.close()
+
+
+def test_every_fault_is_a_reject_and_harms_nobody(
+    reranker: DocumentMajorReranker, make_image: Callable[..., bytes]
+) -> None:
+    queries = (*QUERIES, Query("empty", text=" "), Query("broken", image=b"\x89PNG\r\n\x1a\nno"))
+    documents = {
+        "good": Document("good", text="A red apple"),
+        "blank": Document("blank", text="\n"),
+        "strange": Document("strange", image=b"hello"),
+        "cut": Document("cut", image=make_image(90, 90)[:-100]),
+        "after": Document("after", image=make_image(90, 90)),
+    }
+    results = list(reranker.score_groups(DocumentGroup(document, queries) for document in documents.values()))
+    assert len(results) == len(documents) * len(queries)
+    reasons = {(r.doc_id, r.query_id): r.reason for r in results if isinstance(r, Reject)}
+    per_query = {"empty": RejectReason.EMPTY_QUERY, "broken": RejectReason.IMAGE_UNDECODABLE}
+    per_document = {
+        "blank": RejectReason.EMPTY_DOCUMENT,
+        "strange": RejectReason.IMAGE_UNSUPPORTED_FORMAT,
+        "cut": RejectReason.IMAGE_UNDECODABLE,
+    }
+    expected = {(d, q): reason for q, reason in per_query.items() for d in ("good", "after")}
+    expected |= {(d, q.query_id): reason for d, reason in per_document.items() for q in queries}
+    assert reasons == expected
+    alone = reranker.score([(query, documents["good"]) for query in QUERIES])
+    beside = [r.logit for r in results if isinstance(r, ScoredPair) and r.doc_id == "good"]
+    assert beside == alone.tolist()
+
+
+def test_details_hold_no_text(reranker: DocumentMajorReranker) -> None:
+    secret = "secret \ud800"
+    (result,) = reranker.score_groups([DocumentGroup(Document("d", text=secret), QUERIES[:1])])
+    assert isinstance(result, Reject)
+    assert result.reason == RejectReason.TEXT_UNDECODABLE
+    assert "secret" not in result.detail
+
+
+def test_score_keeps_the_order_of_pairs(reranker: DocumentMajorReranker) -> None:
+    one, two = Document("d1", text="apple"), Document("d2", text="table")
+    pairs = [(QUERIES[0], one), (QUERIES[0], two), (QUERIES[1], one), (QUERIES[1], two), (QUERIES[0], one)]
+    logits = reranker.score(pairs)
+    assert logits.dtype == np.float32
+    assert logits[0] == logits[4]
+    assert len(set(logits[:4].tolist())) == 4
+    assert logits.tolist() == [reranker.score([pair])[0] for pair in pairs]
+    assert reranker.score([]).shape == (0,)
+
+
+def test_score_raises_on_what_cannot_be_scored(reranker: DocumentMajorReranker) -> None:
+    with pytest.raises(PairRejected, match="query 'q1', document 'd2': empty_document") as caught:
+        reranker.score([(QUERIES[0], Document("d1", text="apple")), (QUERIES[0], Document("d2"))])
+    assert caught.value.reason == RejectReason.EMPTY_DOCUMENT
+
+
+def test_truncation_is_flagged(tiny_checkpoint: Path, reranker: DocumentMajorReranker) -> None:
+    long = " ".join(str(number) for number in range(9000))
+    group = DocumentGroup(Document("d", text=long), (Query("short", text="apple"), Query("long", text=long)))
+    short, cut = reranker.score_groups([group])
+    assert isinstance(short, ScoredPair)
+    assert isinstance(cut, ScoredPair)
+    assert (short.document_truncated, short.query_truncated) == (True, False)
+    assert (cut.document_truncated, cut.query_truncated) == (True, True)
+    assert cut.document_tokens + cut.query_tokens <= 10240
+
+
+def test_an_unknown_device_is_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="device 'cuda:99'"):
+        load_reranker(str(tiny_checkpoint), device="cuda:99")
