@@ -11,6 +11,7 @@ help:  ## this list
 
 demo:  ## rerank the bundled lake and show the lists before and after
 	@$(setup) demo
+	@rm -rf out/demo
 	@$(java) $(python) jobs/rerank.py --config conf/demo.yaml --run-id demo
 	@$(java) $(python) jobs/evaluate.py --config conf/demo.yaml --run-id demo
 
