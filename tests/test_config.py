@@ -17,7 +17,7 @@ from lakerank.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
 DEMO = CONF / "demo.yaml"
-RERANK_CONFIGS = sorted(path for path in CONF.glob("*.yaml") if "ranking:" in path.read_text(encoding="utf-8"))
+RERANK_CONFIGS = sorted(path for path in CONF.glob("*.yaml") if "audit" in read_yaml(path))
 
 
 def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel] | None]]:
