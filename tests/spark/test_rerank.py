@@ -112,7 +112,11 @@ def test_each_bad_row_is_rejected_and_the_rest_ranked_as_without_it(spark, stora
     clean = lake.ranked("clean")
     documents = [{"doc_id": f"d{i:02}", "text": f"document {i}"} for i in range(30)]
     documents += [{"doc_id": "blank", "text": " \n"}, {"doc_id": "twice", "text": "one"}]
-    documents += [{"doc_id": "twice", "text": "other"}, {"doc_id": "same", "text": "s"}, {"doc_id": "same", "text": "s"}]
+    documents += [
+        {"doc_id": "twice", "text": "other"},
+        {"doc_id": "same", "text": "s"},
+        {"doc_id": "same", "text": "s"},
+    ]
     lake.write("documents", documents)
     queries = [{"query_id": f"q{i:02}", "text": f"query {i}"} for i in range(12)]
     lake.write("queries", [*queries, {"query_id": "void"}])

@@ -17,7 +17,7 @@ from lakerank.lake.storage import Storage, join
 from lakerank.spark.plan import Plan, PlanLimits, Tables, ensure_plan, load_plan, units_folder, verify_plan_files
 from lakerank.spark.publish import AuditRules, rank_and_publish
 from lakerank.spark.rank import RankRule
-from lakerank.spark.score import RerankerFactory, ScoringJob, score_units
+from lakerank.spark.score import RerankerFactory, ScoringJob, ScoringSummary, score_units
 from lakerank.spark.session import unmanaged_gpus
 
 logger = logging.getLogger(__name__)
@@ -87,16 +87,30 @@ def _scored(spark: SparkSession, storage: Storage, job: Rerank, plan: Plan) -> d
     verify_plan_files(storage, job.paths, plan)
     scoring = ScoringJob(job.paths.output, plan.scorer, units_folder(job.paths, plan.attempt), job.device, job.factory)
     summary = score_units(spark, storage, scoring, plan.units, tasks=unmanaged_gpus(spark, job.device) or None)
-    logger.info(
-        "score: %d units (%d found done) in %.1f s, %d model loads",
-        summary.units,
-        summary.found,
-        summary.seconds,
-        summary.model_loads,
-    )
+    _log_scoring(plan, summary)
     if summary.found < summary.units or not summary.units:
         storage.replace(_scoring_address(job), json.dumps(asdict(summary)).encode())
     return asdict(summary)
+
+
+def _log_scoring(plan: Plan, summary: ScoringSummary) -> None:
+    logger.info(
+        "score: %d pairs in %d units (%d found done) in %.1f s, %.0f pairs/s, %d model loads",
+        plan.new,
+        summary.units,
+        summary.found,
+        summary.seconds,
+        plan.new / summary.seconds,
+        summary.model_loads,
+    )
+    if summary.tokens_computed:
+        saved = summary.tokens_pairwise / summary.tokens_computed
+        logger.info(
+            "score: the model read %d tokens; pair by pair, without padding, it would have read %d (%.1fx)",
+            summary.tokens_computed,
+            summary.tokens_pairwise,
+            saved,
+        )
 
 
 def _scoring_address(job: Rerank) -> str:

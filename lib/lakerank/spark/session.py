@@ -111,6 +111,9 @@ def _local_workers(conf: SparkConf) -> None:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_HOSTNAME", "localhost")
     source_root = str(Path(lakerank.__file__).parent.parent)
+    if not conf.contains("spark.driver.extraJavaOptions"):
+        log_settings = (Path(__file__).parent / "log4j2.properties").as_uri()
+        conf.set("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={log_settings}")
     if not conf.contains("spark.executorEnv.PYTHONPATH"):
         inherited = os.environ.get("PYTHONPATH")
         path = os.pathsep.join([source_root, inherited] if inherited else [source_root])
