@@ -18,49 +18,45 @@ class BoundedCache(Generic[T]):
         self._max_bytes = max_bytes
         self._size_of = size_of
         self._lock = threading.Lock()
-        self._futures: OrderedDict[Hashable, Future[T]] = OrderedDict()
-        self._sizes: dict[Hashable, int] = {}
+        self._futures: dict[Hashable, Future[T]] = {}
+        self._sizes: OrderedDict[Hashable, int] = OrderedDict()  # finished values, least recently used first
         self._bytes = 0
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value of `key`, from memory or made now. What `make` raises is raised to everyone waiting, not kept."""
         with self._lock:
             future = self._futures.get(key)
-            waiting = future is not None
+            if key in self._sizes:
+                self._sizes.move_to_end(key)
             if future is None:
-                future = self._futures[key] = Future()
-            self._futures.move_to_end(key)
-        if waiting:
+                mine = self._futures[key] = Future()
+        if future is not None:
             return future.result()
         try:
             value = make()
         except BaseException as error:
             with self._lock:
-                self._futures.pop(key, None)
-            future.set_exception(error)
+                del self._futures[key]
+            mine.set_exception(error)
             raise
+        mine.set_result(value)
         self._keep(key, value)
-        future.set_result(value)
         return value
 
     def clear(self) -> None:
-        """Forget everything that has been made."""
+        """Forget every value that has been made."""
         with self._lock:
-            for key in self._sizes:
-                del self._futures[key]
-            self._sizes.clear()
-            self._bytes = 0
+            while self._sizes:
+                self._forget_oldest()
 
     def _keep(self, key: Hashable, value: T) -> None:
         with self._lock:
             self._sizes[key] = self._size_of(value)
             self._bytes += self._sizes[key]
-            for oldest in list(self._sizes_in_order()):
-                if self._bytes <= self._max_bytes:
-                    break
-                del self._futures[oldest]
-                self._bytes -= self._sizes.pop(oldest)
+            while self._bytes > self._max_bytes:
+                self._forget_oldest()
 
-    def _sizes_in_order(self) -> list[Hashable]:
-        """Finished keys, least recently used first."""
-        return [key for key in self._futures if key in self._sizes]
+    def _forget_oldest(self) -> None:
+        key, size = self._sizes.popitem(last=False)
+        del self._futures[key]
+        self._bytes -= size

@@ -32,8 +32,10 @@ ROW_TOKENS_GPU = 256
 #: Rows of the score head's product: the most slots that a row holds.
 HEAD_ROWS = ROW_TOKENS_GPU // SLOT_LENGTHS[0]
 
-#: Visual embeddings of images kept for reuse: queries that are images come back for every document.
-EMBEDDINGS_BYTES = 256 * 2**20
+#: Visual embeddings kept for reuse. Queries that are images come back for every document; a document only when its
+#: queries were split among several groups, and it must not push the queries out.
+QUERY_EMBEDDINGS_BYTES = 256 * 2**20
+DOCUMENT_EMBEDDINGS_BYTES = 32 * 2**20
 
 
 @dataclass(slots=True)
@@ -61,7 +63,8 @@ class Engine:
         self._device = network.model.language_model.embed_tokens.weight.device
         self._row_tokens = ROW_TOKENS_CPU if self._device.type == "cpu" else ROW_TOKENS_GPU
         self._table = torch.from_numpy(channel_table(shape.mean, shape.std)).to(self._device)
-        self._embeddings: BoundedCache[Tensor] = BoundedCache(EMBEDDINGS_BYTES, lambda made: made.nbytes)
+        self._query_images: BoundedCache[Tensor] = BoundedCache(QUERY_EMBEDDINGS_BYTES, lambda made: made.nbytes)
+        self._document_images: BoundedCache[Tensor] = BoundedCache(DOCUMENT_EMBEDDINGS_BYTES, lambda made: made.nbytes)
 
     @torch.inference_mode()
     def score(self, document: Side, queries: Sequence[Side]) -> np.ndarray:
@@ -81,14 +84,15 @@ class Engine:
 
     def release(self) -> None:
         """Give back memory after a failed allocation, so that the next document can be scored."""
-        self._embeddings.clear()
+        self._query_images.clear()
+        self._document_images.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _prefix(self, document: Side) -> Prefix:
         token_ids = torch.from_numpy(document.token_ids).to(self._device)
         positions = torch.from_numpy(document.positions).to(self._device)
-        images = None if document.image is None else self._image(document.image, document.image_key)
+        images = None if document.image is None else self._image(document, document.image, self._document_images)
         embeds = self._network.embed(token_ids, images)
         self.work.computed += len(document.token_ids)
         return self._network.prefix(embeds.unsqueeze(0), positions.unsqueeze(1))
@@ -100,7 +104,7 @@ class Engine:
         for slot, query in enumerate(queries):
             token_ids[slot, : len(query.token_ids)] = query.token_ids
             positions[:, 0, slot, : len(query.token_ids)] = query.positions + start
-        images = [self._image(query.image, query.image_key) for query in queries if query.image is not None]
+        images = [self._image(query, query.image, self._query_images) for query in queries if query.image is not None]
         stacked = torch.cat(images) if images else None
         embeds = self._network.embed(torch.from_numpy(token_ids).to(self._device), stacked)
         return embeds.unsqueeze(0), torch.from_numpy(positions).to(self._device)
@@ -112,14 +116,14 @@ class Engine:
         padded = F.pad(hidden, (0, 0, 0, max(0, HEAD_ROWS - len(hidden))))
         return self._network.logits(padded)[: len(hidden)]
 
-    def _image(self, image: Patches, key: str) -> Tensor:
+    def _image(self, side: Side, image: Patches, cache: BoundedCache[Tensor]) -> Tensor:
         """Visual tokens (V, h) of one image, from memory when its content was met before."""
 
         def encode() -> Tensor:
             self.work.images_encoded += 1
             return self._network.image_embeddings(self._pixel_values(image), [image.grid])
 
-        return self._embeddings.get(key, encode)
+        return cache.get(side.image_key, encode)
 
     def _pixel_values(self, image: Patches) -> Tensor:
         """Normalised patches (P, 3 * frames * side²), a still image repeated in every frame."""

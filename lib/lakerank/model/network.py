@@ -15,6 +15,9 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel, Qwen2VL
 #: Rows of patches and columns of patches of an image, before the merger joins squares of them into visual tokens.
 Grid = tuple[int, int]
 
+#: Frequencies that follow time, height and width, where a config.json does not say; Qwen2-VL's own.
+MROPE_SECTION = [16, 24, 24]
+
 #: (layer, query (B, N, L, H, D), key (B, N, L, G, D), value (B, N, L, G, D)) -> (B, N, L, H * D)
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -124,7 +127,7 @@ class JinaVLForRanking(Qwen2VLPreTrainedModel):  # type: ignore[misc]
     def _rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """M-RoPE: (3, B, N, L) -> cos and sin (B, N, L, 1, D); each section of frequencies follows one of t, h, w."""
         rotary = self.model.language_model.rotary_emb
-        sections = rotary.config.rope_parameters["mrope_section"]
+        sections = rotary.config.rope_parameters.get("mrope_section", MROPE_SECTION)
         angles = positions.unsqueeze(-1).float() * rotary.inv_freq.float()  # (3, B, N, L, D / 2)
         parts = [part[index % 3] for index, part in enumerate(angles.split(sections, dim=-1))]
         both = torch.cat(parts * 2, dim=-1).unsqueeze(-2)

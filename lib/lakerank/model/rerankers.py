@@ -28,8 +28,10 @@ from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query, 
 
 logger = logging.getLogger(__name__)
 
-#: Sides (token ids and 8-bit patches) kept for reuse: a query comes back for every document it is paired with.
-SIDES_BYTES = 256 * 2**20
+#: Sides (token ids and 8-bit patches) kept for reuse: a query comes back for every document it is paired with, a
+#: document only when its queries were split among several groups.
+QUERY_SIDES_BYTES = 256 * 2**20
+DOCUMENT_SIDES_BYTES = 32 * 2**20
 
 #: Bytes a remembered reject, or an entry's bookkeeping, is taken to hold.
 _ENTRY_BYTES = 256
@@ -71,7 +73,8 @@ class DocumentMajorReranker:
         self._shape = shape
         self._host_threads = host_threads
         self._device = threading.Lock()
-        self._sides: BoundedCache[Side | Unscorable] = BoundedCache(SIDES_BYTES, _size)
+        self._query_sides: BoundedCache[Side | Unscorable] = BoundedCache(QUERY_SIDES_BYTES, _size)
+        self._document_sides: BoundedCache[Side | Unscorable] = BoundedCache(DOCUMENT_SIDES_BYTES, _size)
 
     @property
     def work(self) -> Work:
@@ -126,7 +129,9 @@ class DocumentMajorReranker:
 
     def _side(self, item: Query | Document) -> Side | Unscorable:
         """Token ids and patches of one side, or why there are none; from memory when its content was met before."""
-        image_key = "" if item.image is None else hashlib.blake2b(item.image, digest_size=16).hexdigest()
+        image_key = "" if item.image is None else _digest(item.image)
+        text_key = None if item.text is None else _digest(item.text.encode("utf-8", "surrogatepass"))
+        sides = self._document_sides if isinstance(item, Document) else self._query_sides
 
         def make() -> Side | Unscorable:
             try:
@@ -139,7 +144,7 @@ class DocumentMajorReranker:
                 return unscorable
 
         try:
-            return self._sides.get((type(item), item.text, image_key), make)
+            return sides.get((text_key, image_key), make)
         except Unscorable as unscorable:
             return unscorable
 
@@ -235,6 +240,10 @@ def choose_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise CheckpointError(f"device {device!r}: {error}") from error
     return chosen
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _size(side: Side | Unscorable) -> int:

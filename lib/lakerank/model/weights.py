@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 from lakerank.errors import CheckpointError
 from lakerank.model.adapter import merge_adapter
 from lakerank.model.checkpoint import WEIGHTS_NAME, Settings, few, weight_files
-from lakerank.model.network import JinaVLForRanking
+from lakerank.model.network import MROPE_SECTION, JinaVLForRanking
 
 #: Published names to those of newer transformers, and back; every other name is the same in both.
 _TO_CURRENT = (
@@ -154,7 +154,7 @@ def published_config(config: Qwen2VLConfig) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
         "rope_theta": rope["rope_theta"],
-        "rope_scaling": {"type": "mrope", "mrope_section": list(rope["mrope_section"])},
+        "rope_scaling": {"type": "mrope", "mrope_section": list(rope.get("mrope_section", MROPE_SECTION))},
         "tie_word_embeddings": True,
         "use_sliding_window": False,
         "vision_config": {"model_type": "qwen2_vl", **{name: getattr(vision, name) for name in _VISION_SETTINGS}},
