@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -59,24 +60,29 @@ def run_job(work: Callable[[], dict[str, Any]], verbose: bool = False) -> None:
         summary, status = _failure(error), FAILED
     except KeyboardInterrupt:
         summary, status = {"error": "interrupted", "message": "stopped from the keyboard"}, FAILED
-    except Exception as error:  # the last line must be JSON whatever happens; the log has the whole story
-        traceback.print_exc(file=sys.stderr)
-        summary, status = _failure(error), FAILED
+    except Exception as error:  # the last line must be JSON whatever happens
+        told = _from_worker(error)
+        if told is None or verbose:
+            traceback.print_exc(file=sys.stderr)
+        summary, status = _failure(error) if told is None else _told(*told), FAILED
     sys.stdout.flush()
     click.echo(json.dumps(summary, ensure_ascii=False, allow_nan=False))
     sys.exit(status)
 
 
 def _failure(error: Exception) -> dict[str, Any]:
-    name, message = type(error).__name__, _root_message(error)
+    return _told(type(error).__name__, str(error))
+
+
+def _told(name: str, message: str) -> dict[str, Any]:
     click.echo(f"{name}: {message}", err=True)
     return {"error": name, "message": message}
 
 
-def _root_message(error: Exception) -> str:
-    """A worker's LakerankError arrives wrapped in Spark's; its own last line is what a person needs."""
-    lines = [line for line in str(error).splitlines() if line.startswith("lakerank.errors.")]
-    return lines[-1].split(": ", 1)[-1] if lines else str(error)
+def _from_worker(error: Exception) -> tuple[str, str] | None:
+    """The LakerankError of a worker, which arrives wrapped in Spark's with tracebacks around it."""
+    found = re.findall(r"^lakerank\.(?:[a-z_]+\.)+([A-Z]\w*): (.*)$", str(error), flags=re.MULTILINE)
+    return found[-1] if found else None
 
 
 def _start_logging(verbose: bool) -> None:
@@ -141,9 +147,13 @@ def _parse_stages(stages: str) -> list[str]:
 def _rerank(config: Config, run_id: str, stages: Sequence[str]) -> dict[str, Any]:
     from lakerank.spark import session
     from lakerank.spark.job import rerank_job
-    from lakerank.spark.rerank import run
+    from lakerank.spark.rerank import already_published, run
 
     job = rerank_job(config, run_id)
+    published = already_published(storage_of(config), job)
+    if published is not None:
+        return published
+    logger.info("starting Spark")
     spark = session.start(config.spark.app_name, config.spark.conf, config.spark.partitions)
     try:
         return run(spark, storage_of(config), job, stages)

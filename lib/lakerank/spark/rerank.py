@@ -41,6 +41,27 @@ class Rerank:
     config_yaml: str
 
 
+def already_published(storage: Storage, job: Rerank) -> dict[str, Any] | None:
+    """The summary of a run that is published already, for which no Spark need start; None when it is not.
+
+    Raises:
+        RunConflictError: it was made by another scorer.
+    """
+    started = time.monotonic()
+    manifest = read_manifest(storage, job.paths.output, job.paths.run_id)
+    if manifest is None:
+        return None
+    if manifest["scorer"] != job.scorer:
+        raise RunConflictError(
+            f"{job.paths.manifest}: run {job.paths.run_id!r} is published and was made by scorer {manifest['scorer']}, "
+            f"not {job.scorer}; use another --run-id"
+        )
+    logger.info("run %s is published already: nothing to do", job.paths.run_id)
+    publish(storage, job.paths, manifest["published_at"])  # an earlier attempt may have died before the pointer moved
+    summary = _timed({"run_id": job.paths.run_id, **_outcome(manifest, True), "model_loads": 0}, started)
+    return summary | {"pairs_per_second": 0.0}  # none was scored now
+
+
 def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[str] = STAGES) -> dict[str, Any]:
     """Run some or all stages, in order. Returns the summary that the job prints.
 
@@ -49,23 +70,24 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
         SchemaError, StorageError: a table cannot be read, or the output not written.
     """
     started = time.monotonic()
-    manifest = read_manifest(storage, job.paths.output, job.paths.run_id)
-    if manifest is not None:
-        return _already_published(storage, job, manifest, started)
+    published = already_published(storage, job)
+    if published is not None:
+        return published
     plan = _planned(spark, storage, job, stages)
     summary: dict[str, Any] = {"run_id": job.paths.run_id, "stages": list(stages), **_forecast(plan, job.parameters)}
     if "score" in stages:
         summary |= _scored(spark, storage, job, plan)
     if "publish" in stages:
         about = {"model": {"parameters": job.parameters, "device": job.device}, "scoring": _last_scoring(storage, job)}
-        manifest, published = rank_and_publish(spark, storage, job.paths, plan, job.rule, job.rules, about)
-        summary |= _outcome(manifest, published)
+        manifest, fit = rank_and_publish(spark, storage, job.paths, plan, job.rule, job.rules, about)
+        summary |= _outcome(manifest, fit)
     return _timed(summary, started)
 
 
 def _planned(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[str]) -> Plan:
     if "plan" in stages:
         storage.create(job.paths.config, job.config_yaml.encode())
+        logger.info("plan: reading the keys of %s", job.tables.candidates)
         plan = ensure_plan(spark, storage, job.paths, job.tables, job.scorer, job.limits)
         logger.info(
             "plan: %d candidates (%d new, %d reused, %d rejected, %d listed twice), %d units",
@@ -146,17 +168,6 @@ def _outcome(manifest: Mapping[str, Any], published: bool) -> dict[str, Any]:
     return {name: counts[name] for name in names} | {
         "published": published, "failed_audits": failed, "rejected_by_reason": manifest["rejected"],
     }  # fmt: skip
-
-
-def _already_published(storage: Storage, job: Rerank, manifest: dict[str, Any], started: float) -> dict[str, Any]:
-    if manifest["scorer"] != job.scorer:
-        raise RunConflictError(
-            f"{job.paths.manifest}: run {job.paths.run_id!r} is published and was made by scorer {manifest['scorer']}, "
-            f"not {job.scorer}; use another --run-id"
-        )
-    logger.info("run %s is published already: nothing to do", job.paths.run_id)
-    publish(storage, job.paths, manifest["published_at"])  # an earlier attempt may have died before the pointer moved
-    return _timed({"run_id": job.paths.run_id, **_outcome(manifest, True), "model_loads": 0}, started)
 
 
 def _timed(summary: dict[str, Any], started: float) -> dict[str, Any]:
