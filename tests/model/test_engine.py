@@ -12,7 +12,7 @@ import torch
 
 from lakerank.model.engine import Engine, slot_length
 from lakerank.model.images import PatchShape
-from lakerank.model.network import JinaVLForRanking, Prefix
+from lakerank.model.network import JinaVLForRanking, Prefix, feed_forward
 from lakerank.model.rerankers import DocumentMajorReranker, load_reranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
@@ -93,13 +93,29 @@ def test_work_is_counted(tiny_checkpoint: Path) -> None:
     tokens = [(result.document_tokens, result.query_tokens) for result in results if isinstance(result, ScoredPair)]
     assert reranker.work.pairwise == sum(document + query for document, query in tokens)
     slot = slot_length(tokens[0][1])
-    assert reranker.work.computed == tokens[0][0] + -(-10 // (64 // slot)) * 64
+    slots = 64 // slot
+    assert reranker.work.computed == tokens[0][0] + -(-10 // slots) * slots * slot
     assert (reranker.work.pairs, reranker.work.documents) == (10, 1)
 
 
-@pytest.mark.parametrize(("tokens", "length"), [(1, 16), (16, 16), (17, 32), (33, 64), (64, 64), (65, 128), (770, 832)])
+@pytest.mark.parametrize(("tokens", "length"), [(1, 8), (8, 8), (9, 16), (33, 40), (64, 64), (65, 128), (770, 832)])
 def test_slot_length(tokens: int, length: int) -> None:
     assert slot_length(tokens) == length
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_bits_do_not_depend_on_the_place_in_a_row(tiny_checkpoint: Path, threads: int) -> None:
+    network = load_reranker(str(tiny_checkpoint), device="cpu")._engine._network
+    mlp = torch.nn.Module()
+    mlp.gate_proj = mlp.up_proj = mlp.down_proj = torch.nn.Identity()
+    mlp.act_fn = network.model.language_model.layers[0].mlp.act_fn
+    hidden = torch.randn(1, 4, 16, 8960, generator=torch.Generator().manual_seed(1)) * 3  # enough for several parts
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(feed_forward(mlp, hidden).flip(1), feed_forward(mlp, hidden.flip(1)))
+    finally:
+        torch.set_num_threads(before)
 
 
 class ShortOfMemory(JinaVLForRanking):

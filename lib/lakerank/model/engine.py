@@ -21,16 +21,18 @@ from lakerank.model.images import Patches, PatchShape, channel_table
 from lakerank.model.network import JinaVLForRanking, Prefix
 from lakerank.model.tokens import Side
 
-#: Lengths of slots, in tokens; a longer suffix takes the next multiple of the last.
-SLOT_LENGTHS = (16, 32, 64)
+#: A slot is a multiple of so many tokens long: a multiple of 8 while it is short, of 64 when it is longer than that.
+SLOT_STEP = 8
+LONG_SLOT_STEP = 64
 
-#: Tokens of a row of slots. On a CPU the linear layers are at four fifths of their speed at 64 rows already, and a
-#: single query pays no more than that; a GPU reads all weights for every row, so it wants more work in one.
+#: Tokens that a row of slots holds at most, or one slot. On a CPU the linear layers are at four fifths of their speed
+#: at 64 rows already, and a single query pays for the whole row; a GPU reads all weights for every row, so it wants
+#: more work in one.
 ROW_TOKENS_CPU = 64
 ROW_TOKENS_GPU = 256
 
 #: Rows of the score head's product: the most slots that a row holds.
-HEAD_ROWS = ROW_TOKENS_GPU // SLOT_LENGTHS[0]
+HEAD_ROWS = ROW_TOKENS_GPU // SLOT_STEP
 
 #: Visual embeddings kept for reuse. Queries that are images come back for every document; a document only when its
 #: queries were split among several groups, and it must not push the queries out.
@@ -140,8 +142,8 @@ class Engine:
 
 def slot_length(tokens: int) -> int:
     """Length of the slot that a suffix of so many tokens takes."""
-    largest = SLOT_LENGTHS[-1]
-    return next((length for length in SLOT_LENGTHS if tokens <= length), -(-tokens // largest) * largest)
+    step = SLOT_STEP if tokens <= LONG_SLOT_STEP else LONG_SLOT_STEP
+    return -(-tokens // step) * step
 
 
 def _rows(queries: Sequence[Side], row_tokens: int) -> Iterator[tuple[int, list[int]]]:

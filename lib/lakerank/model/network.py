@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +121,7 @@ class JinaVLForRanking(Qwen2VLPreTrainedModel):  # type: ignore[misc]
             if keys_only_in_last and index + 1 == len(decoder.layers):
                 return hidden
             hidden = hidden + attention.o_proj(attended)
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            hidden = hidden + feed_forward(layer.mlp, layer.post_attention_layernorm(hidden))
         normalised: Tensor = decoder.norm(hidden)
         return normalised
 
@@ -132,6 +133,21 @@ class JinaVLForRanking(Qwen2VLPreTrainedModel):  # type: ignore[misc]
         parts = [part[index % 3] for index, part in enumerate(angles.split(sections, dim=-1))]
         both = torch.cat(parts * 2, dim=-1).unsqueeze(-2)
         return (both.cos() * rotary.attention_scaling).to(dtype), (both.sin() * rotary.attention_scaling).to(dtype)
+
+
+def feed_forward(mlp: Any, hidden: Tensor) -> Tensor:
+    """The gated feed-forward layer: (B, N, L, h) -> (B, N, L, h).
+
+    On several CPU threads torch cuts an element-wise function into parts of which the last few numbers are rounded in
+    another way, wherever they fall. Suffix by suffix, they fall where the suffix alone decides.
+    """
+    gate = mlp.gate_proj(hidden)
+    if gate.device.type == "cpu" and gate.shape[1] > 1 and torch.get_num_threads() > 1:
+        gate = torch.stack([mlp.act_fn(suffix) for suffix in gate.unbind(1)], dim=1)
+    else:
+        gate = mlp.act_fn(gate)
+    out: Tensor = mlp.down_proj(gate * mlp.up_proj(hidden))
+    return out
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
