@@ -36,7 +36,7 @@ def _grid(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _tint(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Mix the colour channels a little (a fifth of the pictures: to grey), change contrast and brightness; keep white."""
+    """Mix the colour channels a little (an eighth of the pictures: to grey), change the contrast, keep white."""
     count = len(pictures)
     mixing = torch.eye(3) + torch.randn(count, 3, 3, generator=generator) * 0.12
     mixing = torch.where(_chance(count, 0.12, generator).view(-1, 1, 1), torch.full((3, 3), 1 / 3), mixing)

@@ -57,7 +57,7 @@ class Sampler:
         return Batch(documents, queries, group_size, grades, known)
 
     def relations(self, documents: Rows, queries: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Grades and what is known of them, both (D, Q): a picture is not judged against itself, nor texts kept apart."""
+        """Grades and what is known of them, both (D, Q): no picture is judged against itself, nor texts kept apart."""
         lake = self._lake
         topics = lake.documents.topics[documents]
         grades = np.array([[lake.grades[query].get(int(topic), 0) for query in queries] for topic in topics])

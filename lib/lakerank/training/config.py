@@ -68,7 +68,7 @@ class StartConfig(_Section):
 
 
 class LoraConfig(_Section):
-    """Low-rank adaptation of the language model (Hu et al. 2021); the score head is trained whole, vision not at all."""
+    """Low-rank adaptation of the language model (Hu et al. 2021); the score head is trained whole, vision not."""
 
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
@@ -79,8 +79,8 @@ class StageConfig(_Section):
     """Some steps of one kind. Each step draws `groups` groups of `group_size` topics, a document and a query each.
 
     A stage with `ranking: null` trains the layers below `tap` alone, query and document meeting only in the losses.
-    `only` keeps rows whose column holds one of the values, or nothing. A share of the groups, rising over the stage from
-    `mined[0]` to `mined[1]`, holds topics that are easily confused.
+    `only` keeps rows whose column holds one of the values, or nothing. A share of the groups, going over the stage
+    from `mined[0]` to `mined[1]`, holds topics that are easily confused.
     """
 
     name: str

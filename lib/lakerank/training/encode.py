@@ -23,6 +23,18 @@ class Vocabulary:
     score: int
 
 
+def prompt_vocabulary(config: Any, score_token_id: int) -> Vocabulary:
+    """The ids that a network's config names; whatever pads is never attended to."""
+    padding = config.text_config.pad_token_id
+    return Vocabulary(
+        vision_start=config.vision_start_token_id,
+        vision_end=config.vision_end_token_id,
+        image_pad=config.image_token_id,
+        padding=0 if padding is None else padding,
+        score=score_token_id,
+    )
+
+
 class Encoder:
     """Builds sides. `picture_grid` is the rows and columns of visual tokens of a picture."""
 

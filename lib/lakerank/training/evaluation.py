@@ -87,7 +87,7 @@ def grid_similarities(learner: Learner, material: Material, grid: Grid, bf16: bo
     learner.network.eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         states = forward(learner, material, grid.documents, grid.queries, behind, torch.arange(count), whole=False)
-        similarity = similarities(learner, states, torch.arange(count)).numpy()
+        similarity = similarities(learner, states, torch.arange(count)).float().numpy()
     learner.network.train()
     return similarity
 

@@ -143,7 +143,7 @@ def encode_images(vision: nn.Module, pixels: Tensor) -> Tensor:
     grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
     patches = patchify(pixels, patch, merge)  # (N, K, 3·patch²)
     weight = encoder.patch_embed.proj.weight.sum(2).flatten(1)  # still images repeat: one time step counts for all
-    hidden = nn.functional.linear(patches, weight)  # (N, K, E)
+    hidden = nn.functional.linear(patches.to(weight.dtype), weight)  # (N, K, E)
     cos, sin = _patch_angles(grid, merge, encoder.config.embed_dim // encoder.config.num_heads)
     for block in encoder.blocks:
         hidden = hidden + _attend(block.attn, block.norm1(hidden), cos, sin)

@@ -1,4 +1,4 @@
-"""A network of jina-reranker-m0's architecture with fresh weights, and the prompt ids of a tokenizer."""
+"""A network of jina-reranker-m0's architecture with fresh weights."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 
 from lakerank.model.network import JinaVLForRanking
-from lakerank.model.prompt import SCORE_TOKEN_ID
 from lakerank.training.config import ShapeConfig
-from lakerank.training.encode import Vocabulary
 from lakerank.training.tokenizer import PADDING
 
 
 def fresh_network(shape: ShapeConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> JinaVLForRanking:
     """Default initialisation (normal, standard deviation 0.02)."""
     torch.manual_seed(seed)
-    return JinaVLForRanking(network_config(shape, tokenizer)).float()
+    network: JinaVLForRanking = JinaVLForRanking(network_config(shape, tokenizer)).float()
+    return network
 
 
 def network_config(shape: ShapeConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
@@ -51,16 +50,4 @@ def network_config(shape: ShapeConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
         video_token_id=ids("<|video_pad|>"),
         vision_start_token_id=ids("<|vision_start|>"),
         vision_end_token_id=ids("<|vision_end|>"),
-    )
-
-
-def prompt_vocabulary(config: Qwen2VLConfig) -> Vocabulary:
-    """The ids that the prompt is made of, as a checkpoint's config names them."""
-    text = config.text_config
-    return Vocabulary(
-        vision_start=config.vision_start_token_id,
-        vision_end=config.vision_end_token_id,
-        image_pad=config.image_token_id,
-        padding=text.pad_token_id if text.pad_token_id is not None else 0,
-        score=getattr(config, "score_token_id", SCORE_TOKEN_ID),
     )

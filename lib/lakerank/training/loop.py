@@ -1,4 +1,4 @@
-"""The training loop: stages of steps, each a function of the seed and its number, so that a run can go on after a kill."""
+"""The training loop: each step depends on the seed and its number alone, so that a run can go on after a kill."""
 
 from __future__ import annotations
 
@@ -56,13 +56,11 @@ def train(
             here = place(config.stages, step)
             random = np.random.default_rng((config.seed, step))
             neighbours = _neighbours(learner) if here.mined > 0 else None
-            batch = samplers[here.index].draw(
-                random, here.stage.groups, here.stage.group_size, here.mined, neighbours
-            )
+            batch = samplers[here.index].draw(random, here.stage.groups, here.stage.group_size, here.mined, neighbours)
             generator = torch.Generator().manual_seed(int(random.integers(2**62))) if config.augment else None
             with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
                 loss, parts = batch_loss(learner, material, batch, here.stage, bias, generator)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
             rate = learning_rate(settings, step, steps)
             for group in optimizer.param_groups:
@@ -72,14 +70,14 @@ def train(
             record = {"step": step + 1, "stage": here.stage.name, "loss": float(loss.detach()), **parts}
             _write(metrics, {**record, "norm": float(norm), "rate": rate, "seconds": time.monotonic() - started})
             last = step + 1 == steps
+            if last or (step + 1) % config.checkpoint_every == 0:
+                save_state(folder, step + 1, parameters, optimizer)
+                publish()
             if last or (step + 1) % config.evaluation.every == 0:
                 whole = here.stage.ranking is not None
                 figures = evaluate(learner, slices, config.evaluation.candidates, config.seed, config.bf16, whole)
                 _write(metrics, {"step": step + 1, "stage": here.stage.name, "ndcg@10": figures})
                 log.info("step %d of %d: %s", step + 1, steps, figures)
-            if last or (step + 1) % config.checkpoint_every == 0:
-                save_state(folder, step + 1, parameters, optimizer)
-                publish()
     return Outcome(steps, first, time.monotonic() - started, figures)
 
 

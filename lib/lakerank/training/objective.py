@@ -54,7 +54,12 @@ class Material:
 
 
 def batch_loss(
-    learner: Learner, material: Material, batch: Batch, stage: StageConfig, bias: float, generator: torch.Generator | None
+    learner: Learner,
+    material: Material,
+    batch: Batch,
+    stage: StageConfig,
+    bias: float,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Weighted sum of the stage's losses, and each by name. Pictures are augmented when a generator is given."""
     pair_documents, pair_queries = pairs_of(batch, stage.ranking is not None)
@@ -90,7 +95,7 @@ def batch_loss(
 
 
 def pairs_of(batch: Batch, whole: bool) -> tuple[Tensor, Tensor]:
-    """All pairs within each group, document by document; or each query once, behind a document it does not belong to."""
+    """All pairs within each group, document by document; or each query once, behind another's document."""
     count = len(batch.queries)
     if not whole:
         return torch.arange(count).roll(count // 2 + 1), torch.arange(count)
@@ -131,7 +136,7 @@ def forward(
 def similarities(learner: Learner, states: PairStates, pairs: Tensor) -> Tensor:
     """Similarity of documents and some pairs' queries (D, Q): the attention logits that layer `tap` would give them.
 
-    So what the contrastive loss teaches is where that layer looks: the score token finds the end of a matching document.
+    So the contrastive loss teaches where that layer looks: the score token finds the end of a matching document.
     """
     text = learner.network.model.language_model
     layer = text.layers[learner.tap]
@@ -142,11 +147,12 @@ def similarities(learner: Learner, states: PairStates, pairs: Tensor) -> Tensor:
     queries = _turn(text, queries, states.pair_positions[pairs])
     documents = documents.repeat_interleave(queries.shape[1] // documents.shape[1], dim=1)
     summed = torch.einsum("dhe,qhe->dq", documents.float(), queries.float())
-    return summed * attention.scaling / SIMILARITY_HEADS
+    similarity: Tensor = summed * attention.scaling / SIMILARITY_HEADS
+    return similarity
 
 
 def _heads(states: Tensor, width: int) -> Tensor:
-    return states.unflatten(-1, (-1, width))  # (B, heads, d)
+    return states.view(len(states), -1, width)  # (B, heads, d)
 
 
 def _turn(text: Any, states: Tensor, positions: Tensor) -> Tensor:
@@ -154,7 +160,8 @@ def _turn(text: Any, states: Tensor, positions: Tensor) -> Tensor:
     cos, sin = text.rotary_emb(states, positions.view(1, 1, -1).expand(3, 1, -1))  # (1, B, d)
     half = states.shape[-1] // 2
     turned = torch.cat([-states[..., half:], states[..., :half]], dim=-1)
-    return states * cos[0].unsqueeze(1) + turned * sin[0].unsqueeze(1)
+    rotated: Tensor = states * cos[0].unsqueeze(1) + turned * sin[0].unsqueeze(1)
+    return rotated
 
 
 def _one_pair_a_query(pair_queries: Tensor, queries: int, generator: torch.Generator | None) -> Tensor:
@@ -165,9 +172,7 @@ def _one_pair_a_query(pair_queries: Tensor, queries: int, generator: torch.Gener
     return chosen
 
 
-def _proxy_loss(
-    learner: Learner, lake: TrainingLake, batch: Batch, states: PairStates, pair_queries: Tensor
-) -> Tensor:
+def _proxy_loss(learner: Learner, lake: TrainingLake, batch: Batch, states: PairStates, pair_queries: Tensor) -> Tensor:
     """Documents and score tokens each name their topic."""
     if learner.proxies is None:
         raise ValueError("no proxies without topics")

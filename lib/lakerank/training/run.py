@@ -11,17 +11,15 @@ import torch
 from torch import nn
 
 from lakerank.lake.storage import Storage, StorageOptions
-from lakerank.model.prompt import LOGIT_BIAS
-from lakerank.model.weights import save_checkpoint
+from lakerank.model.prompt import LOGIT_BIAS, SCORE_TOKEN_ID
 from lakerank.training.batches import text_rows
 from lakerank.training.config import SliceConfig, TrainConfig, to_yaml
 from lakerank.training.encode import Encoder
 from lakerank.training.evaluation import Slice
-from lakerank.training.fresh import fresh_network, prompt_vocabulary
 from lakerank.training.loop import Outcome, train
 from lakerank.training.objective import Learner, Material
+from lakerank.training.start import Start, begin
 from lakerank.training.tables import Columns, TrainingLake, read_lake
-from lakerank.training.tokenizer import save_tokenizer, train_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -35,27 +33,29 @@ def run_training(config: TrainConfig) -> Outcome:
     (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     storage = Storage(StorageOptions(**config.lake.storage.model_dump()))
     lake = _lake(config, storage, config.lake)
-    tokenizer, network = start(config, lake)
-    encoder = _encoder(config, tokenizer, network)
+    begun = begin(config, list(text_rows(lake)), LOGIT_BIAS, SCORE_TOKEN_ID)
+    encoder = _encoder(config, begun)
     material = _material(lake, encoder)
     slices = _slices(config, storage, encoder)
-    proxies = None
-    if any(stage.proxy_weight for stage in config.stages):
-        proxies = nn.Linear(network.config.text_config.hidden_size, len(lake.topics), bias=False)
-        nn.init.normal_(proxies.weight, std=0.02)
-    learner = Learner(network, proxies, config.tap)
+    learner = Learner(begun.network, _proxies(config, begun.network, len(lake.topics)), config.tap)
     log.info("%d documents, %d queries, %d topics", len(lake.documents.ids), len(lake.queries.ids), len(lake.topics))
-    return train(config, learner, material, slices, LOGIT_BIAS, lambda: _publish(output, network, tokenizer))
+    folder = output / ("checkpoint" if begun.adapter is None else "adapter")
+    return train(config, learner, material, slices, begun.logit_bias, lambda: begun.save(folder))
 
 
-def start(config: TrainConfig, lake: TrainingLake) -> tuple[Any, Any]:
-    """Tokenizer and network to start from."""
-    if config.start.shape is None:
-        raise NotImplementedError
-    tokenizer = train_tokenizer(text_rows(lake), config.start.shape.vocabulary)
-    network = fresh_network(config.start.shape, tokenizer, config.seed)
-    network.set_attn_implementation("eager")
-    return tokenizer, network
+def read_material(config: TrainConfig, begun: Start) -> Material:
+    """The training lake, ready for a network."""
+    storage = Storage(StorageOptions(**config.lake.storage.model_dump()))
+    return _material(_lake(config, storage, config.lake), _encoder(config, begun))
+
+
+def _proxies(config: TrainConfig, network: Any, topics: int) -> nn.Linear | None:
+    if not any(stage.proxy_weight for stage in config.stages):
+        return None
+    torch.manual_seed(config.seed)
+    proxies = nn.Linear(network.config.text_config.hidden_size, topics, bias=False)
+    nn.init.normal_(proxies.weight, std=0.02)
+    return proxies
 
 
 def _lake(config: TrainConfig, storage: Storage, tables: Any) -> TrainingLake:
@@ -66,11 +66,11 @@ def _lake(config: TrainConfig, storage: Storage, tables: Any) -> TrainingLake:
     return read_lake(storage, tables.documents, tables.queries, tables.qrels, columns, config.picture_side)
 
 
-def _encoder(config: TrainConfig, tokenizer: Any, network: Any) -> Encoder:
-    vision = network.config.vision_config
+def _encoder(config: TrainConfig, begun: Start) -> Encoder:
+    vision = begun.network.config.vision_config
     side = config.picture_side // (vision.patch_size * vision.spatial_merge_size)
     most = (config.max_document_tokens, config.max_query_tokens)
-    return Encoder(tokenizer, prompt_vocabulary(network.config), (side, side), most)
+    return Encoder(begun.tokenizer, begun.vocabulary, (side, side), most)
 
 
 def _material(lake: TrainingLake, encoder: Encoder) -> Material:
@@ -80,18 +80,14 @@ def _material(lake: TrainingLake, encoder: Encoder) -> Material:
 
 
 def _slices(config: TrainConfig, storage: Storage, encoder: Encoder) -> Mapping[str, Slice]:
-    slices, read = {}, {}
+    slices: dict[str, Slice] = {}
+    read: dict[tuple[str, str, str], Material] = {}
     for name, part in config.evaluation.slices.items():
-        only = [{key: frozenset(values) for key, values in side.items()} for side in (part.document_only, part.query_only)]
+        documents, queries = (
+            {name: frozenset(values) for name, values in only.items()} for only in (part.document_only, part.query_only)
+        )
         key = (part.documents, part.queries, part.qrels)
         if key not in read:
             read[key] = _material(_lake(config, storage, part), encoder)
-        slices[name] = Slice(read[key], only[0], only[1])
+        slices[name] = Slice(read[key], documents, queries)
     return slices
-
-
-def _publish(output: Path, network: Any, tokenizer: Any) -> None:
-    """Save the network in bfloat16, in the published layout, beside its tokenizer."""
-    folder = output / "checkpoint"
-    save_checkpoint(folder, network, {})
-    save_tokenizer(tokenizer, folder)

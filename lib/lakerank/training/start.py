@@ -1,0 +1,97 @@
+"""What a run starts from and what it leaves: fresh weights or a checkpoint, whole or with a LoRA adapter on top."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedTokenizerFast
+
+from lakerank.model.checkpoint import locate, read_settings
+from lakerank.model.network import JinaVLForRanking
+from lakerank.model.prompt import Limits
+from lakerank.model.weights import load_network, save_checkpoint
+from lakerank.training.config import LoraConfig as LoraSettings
+from lakerank.training.config import TrainConfig
+from lakerank.training.encode import Vocabulary, prompt_vocabulary
+from lakerank.training.fresh import fresh_network
+from lakerank.training.objective import DEVIATION, MEAN
+from lakerank.training.tokenizer import train_tokenizer
+
+#: Every projection of the language model's layers; nothing of the vision encoder matches (jina-reranker-m0's recipe).
+LORA_TARGETS = r"(?:.*\.)?language_model\.layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network that takes gradients, its tokenizer, and the adapter around it where only that is trained."""
+
+    network: Any
+    tokenizer: PreTrainedTokenizerFast
+    vocabulary: Vocabulary
+    logit_bias: float
+    score_token_id: int
+    adapter: Any = None
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as peft does, or the whole checkpoint in the published layout, in bfloat16."""
+        if self.adapter is not None:
+            self.adapter.save_pretrained(folder)
+            return
+        extra = {"logit_bias": self.logit_bias, "score_token_id": self.score_token_id}
+        save_checkpoint(folder, copy.deepcopy(self.network).to(torch.bfloat16), extra)
+        self.tokenizer.save_pretrained(folder)
+        vision = self.network.config.vision_config
+        preprocessor = {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "image_mean": list(MEAN),
+            "image_std": list(DEVIATION),
+            "patch_size": vision.patch_size,
+            "merge_size": vision.spatial_merge_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+            "min_pixels": Limits().min_pixels,
+            "max_pixels": Limits().max_pixels,
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
+
+
+def begin(config: TrainConfig, texts: list[str], logit_bias: float, score_token_id: int) -> Start:
+    """Make a network and its tokenizer from `texts`, or load both.
+
+    Raises:
+        CheckpointError: the checkpoint to start from cannot be loaded as it stands.
+    """
+    if config.start.shape is not None:
+        tokenizer = train_tokenizer(texts, config.start.shape.vocabulary)
+        network = fresh_network(config.start.shape, tokenizer, config.seed)
+    else:
+        folder = locate(str(config.start.path), config.start.revision)
+        settings = read_settings(folder, "float32")
+        logit_bias, score_token_id = settings.logit_bias, settings.score_token_id
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        network = load_network(folder, settings, torch.device("cpu"), None).requires_grad_(True)
+    network.set_attn_implementation("eager")  # the forward pass's masks are additive floats
+    vocabulary = prompt_vocabulary(network.config, score_token_id)
+    adapter = adapt(network, config.lora, config.seed) if config.mode == "lora" else None
+    return Start(network, tokenizer, vocabulary, logit_bias, score_token_id, adapter)
+
+
+def adapt(network: JinaVLForRanking, settings: LoraSettings, seed: int) -> Any:
+    """Put low-rank factors beside the language model's projections and freeze all else but the score head, in place."""
+    torch.manual_seed(seed)
+    recipe = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=LORA_TARGETS,
+        modules_to_save=["score"],
+    )
+    with warnings.catch_warnings():  # peft asks for a property that transformers is renaming
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(network, recipe)

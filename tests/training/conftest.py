@@ -1,0 +1,119 @@
+"""A tiny lake with topics, and a config that trains on it in seconds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+COLOURS = ("red", "green", "blue", "black", "orange", "purple", "grey", "pink", "brown", "teal", "navy", "olive")
+WORDS = {"en": "{} square", "de": "Quadrat in {}", "hi": "{} वर्ग"}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_training_thread() -> Iterator[None]:
+    """Networks this small are slower on several threads, and only one thread adds up in the same order every time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def picture(colour: str, side: int) -> bytes:
+    stream = io.BytesIO()
+    image = Image.new("RGB", (56, 56), "white")
+    image.paste(colour, (4, 4, side, side))
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="session")
+def colour_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve topics, each with two pictures and a text in three languages on either side."""
+    folder = tmp_path_factory.mktemp("colours")
+    rows: list[dict[str, Any]] = []
+    for colour in COLOURS:
+        rows += [
+            {"id": f"{colour}.{side}", "image": picture(colour, side), "topic": colour, "kind": "picture"}
+            for side in (40, 52)
+        ]
+        rows += [
+            {
+                "id": f"{colour}.{language}",
+                "text": words.format(colour),
+                "topic": colour,
+                "kind": "name",
+                "language": language,
+            }
+            for language, words in WORDS.items()
+        ]
+    for table, id_name in (("documents", "doc_id"), ("queries", "query_id")):
+        columns = {id_name: [row["id"] for row in rows]}
+        for name, kind in (
+            ("text", pa.string()),
+            ("image", pa.binary()),
+            ("topic", None),
+            ("kind", None),
+            ("language", None),
+        ):
+            columns[name] = pa.array([row.get(name) for row in rows], kind or pa.string())
+        pq.write_table(pa.table(columns), folder / f"{table}.parquet")
+    pairs = [(a["id"], b["id"]) for a in rows for b in rows if a["topic"] == b["topic"] and a["id"] != b["id"]]
+    qrels = {
+        "query_id": [a for a, _ in pairs],
+        "doc_id": [b for _, b in pairs],
+        "relevance": np.full(len(pairs), 2, np.int32),
+    }
+    pq.write_table(pa.table(qrels), folder / "qrels.parquet")
+    return folder
+
+
+@pytest.fixture
+def training_config(colour_lake: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`training_config(**changes)`: a config file with top-level sections changed."""
+
+    def make(**changes: Any) -> Path:
+        tables = {name: str(colour_lake / f"{name}.parquet") for name in ("documents", "queries", "qrels")}
+        values: dict[str, Any] = {
+            "lake": {**tables, "topic": "topic", "kind": "kind", "apart": {"language": ["hi"]}},
+            "start": {
+                "shape": {
+                    "vocabulary": 512,
+                    "hidden_size": 64,
+                    "intermediate_size": 64,
+                    "layers": 3,
+                    "heads": 2,
+                    "key_value_heads": 1,
+                    "vision_depth": 1,
+                    "vision_width": 32,
+                    "vision_heads": 2,
+                }
+            },
+            "tap": 2,
+            "picture_side": 56,
+            "seed": 3,
+            "threads": 1,
+            "stages": [
+                {"name": "towers", "steps": 3, "groups": 3, "group_size": 4, "ranking": None}
+                | {"contrastive_weight": 1.0, "proxy_weight": 1.0},
+                {"name": "pairs", "steps": 3, "groups": 3, "group_size": 4, "mined": [0.5, 1.0]}
+                | {"contrastive_weight": 0.3, "proxy_weight": 0.5},
+            ],
+            "evaluation": {"every": 100, "candidates": 12, "slices": {"seen": tables}},
+            "checkpoint_every": 2,
+            "output": str(tmp_path / "out"),
+        }
+        path = tmp_path / "train.yaml"
+        path.write_text(yaml.safe_dump(values | changes), encoding="utf-8")
+        return path
+
+    return make

@@ -1,0 +1,97 @@
+"""The forward pass of training is the scoring model's, and sharing a document's prefix changes no gradient."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lakerank.model.reference import reference_logits
+from lakerank.records import Document, Query
+from lakerank.training.config import load_train_config
+from lakerank.training.forward import encode_images, patchify
+from lakerank.training.objective import Learner, Material, forward
+from lakerank.training.run import read_material
+from lakerank.training.start import Start, begin
+
+Prepared = tuple[Start, Material, Path]
+
+
+@pytest.fixture
+def prepared(training_config: Callable[..., Path], tiny_checkpoint: Path) -> Prepared:
+    config = load_train_config(training_config(start={"path": str(tiny_checkpoint)}))
+    begun = begin(config, [], 2.65, 100)
+    return begun, read_material(config, begun), tiny_checkpoint
+
+
+def pairs(material: Material) -> tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]:
+    """Two pictures and two texts on either side, every pair of them."""
+    rows = np.array([0, 2, 6, 13])
+    return rows, np.array([1, 3, 5, 14]), torch.arange(4).repeat_interleave(4), torch.arange(4).repeat(4)
+
+
+def test_logits_are_the_published_loop_s(prepared: Prepared, colour_lake: Path) -> None:
+    begun, material, checkpoint = prepared
+    documents, queries, first, second = pairs(material)
+    with torch.no_grad():
+        got = forward(Learner(begun.network, None, 1), material, documents, queries, first, second).logits
+    texts, pixels = material.lake.documents.texts, material.lake.documents.pictures
+    encoded = encoded_images(colour_lake)
+    wanted = [
+        (
+            Query("q", texts[queries[q]], encoded[queries[q]] if pixels[queries[q]] >= 0 else None),
+            Document("d", texts[documents[d]], encoded[documents[d]] if pixels[documents[d]] >= 0 else None),
+        )
+        for d, q in zip(first.tolist(), second.tolist(), strict=True)
+    ]
+    assert got is not None
+    np.testing.assert_allclose(got.numpy(), reference_logits(str(checkpoint), wanted), atol=1e-4)
+
+
+def encoded_images(folder: Path) -> list[Any]:
+    import pyarrow.parquet as pq
+
+    column: list[Any] = pq.read_table(folder / "documents.parquet").column("image").to_pylist()
+    return column
+
+
+def test_sharing_prefixes_changes_no_gradient(prepared: Prepared) -> None:
+    begun, material, _ = prepared
+    network = begun.network.double()
+    learner = Learner(network, None, 1)
+    documents, queries, first, second = pairs(material)
+    weights = torch.linspace(-1, 1, len(first), dtype=torch.float64)
+
+    def gradients(run: Callable[[], None]) -> dict[str, torch.Tensor]:
+        network.zero_grad(set_to_none=True)
+        run()
+        return {name: value.grad.clone() for name, value in network.named_parameters() if value.grad is not None}
+
+    def together() -> None:
+        logits = forward(learner, material, documents, queries, first, second).logits
+        assert logits is not None
+        (logits * weights).sum().backward()  # type: ignore[no-untyped-call]
+
+    def one_by_one() -> None:
+        for index, (d, q) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+            one = torch.zeros(1, dtype=torch.long)
+            logits = forward(learner, material, documents[d : d + 1], queries[q : q + 1], one, one).logits
+            assert logits is not None
+            (logits * weights[index]).sum().backward()  # type: ignore[no-untyped-call]
+
+    shared, alone = gradients(together), gradients(one_by_one)
+    assert shared.keys() == alone.keys()
+    assert "model.visual.patch_embed.proj.weight" in shared
+    for name, gradient in shared.items():
+        torch.testing.assert_close(gradient, alone[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_pictures_in_one_batch_are_the_vision_encoder_s(prepared: Prepared) -> None:
+    vision = prepared[0].network.model.visual
+    pixels = torch.randn(2, 3, 56, 84, generator=torch.Generator().manual_seed(0))
+    patches = patchify(pixels, 14, 2).reshape(-1, 3, 1, 196).expand(-1, -1, 2, -1).flatten(1)
+    with torch.no_grad():
+        expected = vision(patches, grid_thw=torch.tensor([[1, 4, 6]] * 2)).pooler_output
+        torch.testing.assert_close(encode_images(vision, pixels), expected, atol=1e-5, rtol=1e-4)

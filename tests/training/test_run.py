@@ -1,0 +1,124 @@
+"""Whole runs: a killed one goes on as if nothing had happened, and what they leave loads."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lakerank import Document, Query, load_reranker
+from lakerank.errors import ConfigError, StorageError
+from lakerank.training.config import load_train_config
+from lakerank.training.run import run_training
+from lakerank.training.start import begin
+
+PAIR = [(Query("q", text="red square"), Document("d", text="Quadrat in red"))]
+
+
+def losses(output: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(training_config: Callable[..., Path], tmp_path: Path) -> None:
+    path = training_config()
+    whole = run_training(load_train_config(path, [f"output={tmp_path / 'whole'}"]))
+    stages = load_train_config(path).model_dump(mode="json")["stages"]
+    short = [stages[0] | {"steps": 3}, stages[1] | {"steps": 1}]
+    slow = "optimizer.warmup_steps=1000"  # the rate then depends on the step alone, not on how many there are
+    reference, halves = tmp_path / "reference", tmp_path / "halves"
+    run_training(load_train_config(path, [f"output={reference}", slow]))
+    run_training(load_train_config(path, [f"output={halves}", slow, f"stages={json.dumps(short)}"]))
+    resumed = run_training(load_train_config(path, [f"output={halves}", slow]))
+    assert whole.steps == 6
+    assert resumed.resumed_at == 4
+    assert losses(halves) == losses(reference)
+    left, right = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (halves, reference))
+    assert all(torch.equal(left[name], right[name]) for name in right)
+
+
+def test_a_trained_checkpoint_loads_and_its_figures_are_said(
+    training_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    outcome = run_training(load_train_config(training_config()))
+    assert set(outcome.figures) == {f"seen {d}" for d in ("text→image", "image→text", "text→text", "image→image")}
+    reranker = load_reranker(str(tmp_path / "out" / "checkpoint"), device="cpu")
+    assert reranker.logit_bias == 2.65
+    assert np.isfinite(reranker.score(PAIR)).all()
+
+
+def test_another_run_s_state_is_refused(training_config: Callable[..., Path]) -> None:
+    run_training(load_train_config(training_config()))
+    with pytest.raises(StorageError, match="another run"):
+        run_training(load_train_config(training_config(), ["start.shape.layers=4"]))
+
+
+LORA: dict[str, Any] = {
+    "mode": "lora",
+    "lora": {"rank": 4, "alpha": 8},
+    "tap": 1,
+    "stages": [{"name": "adapt", "steps": 3, "groups": 2, "group_size": 3}],
+    "optimizer": {"learning_rate": 0.01, "warmup_steps": 0},
+}
+
+
+def test_lora_touches_only_projections_and_the_score_head(
+    training_config: Callable[..., Path], tiny_checkpoint: Path
+) -> None:
+    config = load_train_config(training_config(start={"path": str(tiny_checkpoint)}, **LORA))
+    network = begin(config, [], 2.65, 100).network
+    trained = {name for name, value in network.named_parameters() if value.requires_grad}
+    projections = {f"self_attn.{x}_proj" for x in "qkvo"} | {f"mlp.{x}_proj" for x in ("gate", "up", "down")}
+    expected = {
+        f"model.language_model.layers.{layer}.{module}.lora_{side}.default.weight"
+        for layer in range(2)
+        for module in projections
+        for side in "AB"
+    }
+    expected |= {f"score.modules_to_save.default.{n}.{kind}" for n in (0, 2) for kind in ("weight", "bias")}
+    assert trained == expected
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_an_adapter_loads_and_scores_as_it_was_trained(
+    training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = training_config(start={"path": str(tiny_checkpoint)}, **LORA)
+    before = load_reranker(str(tiny_checkpoint), device="cpu", dtype="float32").score(PAIR)
+    run_training(load_train_config(path))
+    adapter = tmp_path / "out" / "adapter"
+    merged = load_reranker(str(tiny_checkpoint), adapter=str(adapter), device="cpu", dtype="float32")
+    after = merged.score(PAIR)
+    assert abs(float(after[0] - before[0])) > 1e-3
+    np.testing.assert_allclose(after, unmerged_logit(tiny_checkpoint, adapter), atol=1e-5)
+
+
+def unmerged_logit(checkpoint: Path, adapter: Path) -> np.ndarray:
+    """The same pair through peft's own unmerged layers."""
+    from peft import PeftModel
+
+    from lakerank.model.checkpoint import read_settings
+    from lakerank.model.network import text_positions
+    from lakerank.model.tokens import read_tokenizer
+    from lakerank.model.weights import load_network
+
+    network = load_network(checkpoint, read_settings(checkpoint, "float32"))
+    adapted = PeftModel.from_pretrained(network, str(adapter)).get_base_model()
+    tokenizer = read_tokenizer(checkpoint / "tokenizer.json")
+    ids = tokenizer.encode("**Document**:\nQuadrat in red\n", add_special_tokens=False).ids
+    ids += [*tokenizer.encode("**Query**:\nred square", add_special_tokens=False).ids, 100]
+    positions = torch.from_numpy(text_positions(0, len(ids))).unsqueeze(1)
+    with torch.no_grad():
+        hidden = adapted.whole(adapted.embed(torch.tensor([ids])), positions)[:, -1]
+        logits: np.ndarray = adapted.score(hidden).squeeze(-1).numpy()
+    return logits
+
+
+def test_faults_of_a_config_are_listed_together(training_config: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_train_config(training_config(stages=[], start={}), ["seed=x", "optimizer.clip=0"])
+    assert len(raised.value.faults) == 4
