@@ -61,7 +61,17 @@ def test_stages_and_rates(training_config: Callable[..., Path]) -> None:
     config = load_train_config(training_config())
     assert [place(config.stages, step).stage.name for step in (2, 3)] == ["towers", "pairs"]
     assert place(config.stages, 4).mined == pytest.approx(0.5 + 0.5 / 3)
+
+
+def test_rates_warm_up_fall_and_start_anew(training_config: Callable[..., Path]) -> None:
+    stages = [{"name": name, "steps": 500, "groups": 1, "group_size": 2} for name in ("one", "two", "three")]
+    stages[2]["learning_rate"] = 0.5
+    config = load_train_config(training_config(stages=stages))
     settings = config.optimizer
-    assert learning_rate(settings, 0, 1000) == pytest.approx(settings.learning_rate / 100)
-    assert learning_rate(settings, 99, 1000) == learning_rate(settings, 100, 1000) == settings.learning_rate
-    assert learning_rate(settings, 1000, 1000) == pytest.approx(settings.learning_rate * settings.floor)
+    rates = [learning_rate(settings, config.stages, step) for step in range(1500)]
+    assert rates[0] == pytest.approx(settings.learning_rate / 100)
+    assert rates[99] == rates[100] == max(rates[:1000]) == settings.learning_rate
+    assert rates[550] == pytest.approx(settings.learning_rate * (1 + settings.floor) / 2)
+    assert rates[999] == pytest.approx(settings.learning_rate * settings.floor, rel=1e-2)
+    assert rates[1000] == pytest.approx(0.5 / 100)
+    assert max(rates[1000:]) == 0.5

@@ -12,10 +12,15 @@ from safetensors.torch import load_file
 
 from lakerank import Document, Query, load_reranker
 from lakerank.errors import ConfigError, StorageError
+from lakerank.lake.storage import Storage
+from lakerank.model.weights import published_name
+from lakerank.training.batches import text_rows
 from lakerank.training.config import load_train_config
 from lakerank.training.run import run_training
 from lakerank.training.start import begin
+from lakerank.training.tables import Columns, read_lake
 
+TABLES = ("documents", "queries", "qrels")
 PAIR = [(Query("q", text="red square"), Document("d", text="Quadrat in red"))]
 
 
@@ -55,6 +60,28 @@ def test_another_run_s_state_is_refused(training_config: Callable[..., Path]) ->
     run_training(load_train_config(training_config()))
     with pytest.raises(StorageError, match="another run"):
         run_training(load_train_config(training_config(), ["start.shape.layers=4"]))
+
+
+def test_an_upper_stage_leaves_the_lower_layers_alone(
+    training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path
+) -> None:
+    stage = {"name": "match", "steps": 2, "groups": 2, "group_size": 3, "upper_only": True}
+    decay_too = {"learning_rate": 0.01, "warmup_steps": 0, "weight_decay": 0.5}
+    path = training_config(stages=[stage], optimizer=decay_too)
+    run_training(load_train_config(path))
+    lake = read_lake(
+        Storage(), *(str(colour_lake / f"{name}.parquet") for name in TABLES), Columns("topic", "kind"), 56
+    )
+    fresh = begin(load_train_config(path), list(text_rows(lake)), 2.65, 100).network
+    trained = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")
+    moved = {name for name, value in fresh.state_dict().items() if not same(value, trained[published_name(name)])}
+    assert {"model.language_model.layers.2.self_attn.v_proj.weight", "score.0.weight"} <= moved
+    lower = ("visual", "embed_tokens", "layers.0.", "layers.1.")
+    assert not [name for name in moved if any(part in name for part in lower)]
+
+
+def same(fresh: torch.Tensor, stored: torch.Tensor) -> bool:
+    return torch.equal(fresh.to(torch.bfloat16), stored)
 
 
 LORA: dict[str, Any] = {

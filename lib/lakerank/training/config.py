@@ -78,15 +78,19 @@ class LoraConfig(_Section):
 class StageConfig(_Section):
     """Some steps of one kind. Each step draws `groups` groups of `group_size` topics, a document and a query each.
 
-    A stage with `ranking: null` trains the layers below `tap` alone, query and document meeting only in the losses.
-    `only` keeps rows whose column holds one of the values, or nothing. A share of the groups, going over the stage
-    from `mined[0]` to `mined[1]`, holds topics that are easily confused.
+    A stage with `ranking: null` trains the layers below `tap` alone: query and document meet in the losses only. One
+    that is `upper_only` trains the layers from `tap` on and the head. `only` keeps rows whose column holds one of the
+    values, or nothing. A share of the groups, going over the stage from `mined[0]` to `mined[1]`, holds topics that are
+    easily confused. A stage with a `learning_rate` starts the schedule anew at that peak (a warm restart, Loshchilov
+    and Hutter 2017).
     """
 
     name: str
     steps: int = Field(ge=1)
     groups: int = Field(ge=1)
     group_size: int = Field(ge=2)
+    learning_rate: float | None = Field(default=None, gt=0)
+    upper_only: bool = False
     mined: tuple[float, float] = (0.0, 0.0)
     ranking: Literal["listnet", "ranknet"] | None = "listnet"
     ranking_weight: Weight = 1.0
@@ -99,7 +103,7 @@ class StageConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """AdamW (Loshchilov and Hutter 2019): linear warm-up, then a cosine over all stages down to `floor` of the rate."""
+    """AdamW (Loshchilov and Hutter 2019): linear warm-up, then a cosine down to `floor` of the rate."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.02, ge=0)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 
 from lakerank.model.network import JinaVLForRanking
+from lakerank.model.prompt import LOGIT_BIAS
 from lakerank.training.config import ShapeConfig
 from lakerank.training.tokenizer import PADDING
 
 
 def fresh_network(shape: ShapeConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> JinaVLForRanking:
-    """Default initialisation (normal, standard deviation 0.02)."""
+    """Default initialisation (normal, standard deviation 0.02); the head starts where relevance is a half."""
     torch.manual_seed(seed)
     network: JinaVLForRanking = JinaVLForRanking(network_config(shape, tokenizer)).float()
+    nn.init.constant_(network.get_parameter("score.2.bias"), LOGIT_BIAS)
     return network
 
 

@@ -54,6 +54,8 @@ def train(
     with (Path(config.output) / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
         for step in tqdm(range(first, steps), initial=first, total=steps, disable=None, unit="step"):
             here = place(config.stages, step)
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(not here.stage.upper_only or learner.is_upper(name))
             random = np.random.default_rng((config.seed, step))
             neighbours = _neighbours(learner) if here.mined > 0 else None
             batch = samplers[here.index].draw(random, here.stage.groups, here.stage.group_size, here.mined, neighbours)
@@ -62,7 +64,7 @@ def train(
                 loss, parts = batch_loss(learner, material, batch, here.stage, bias, generator)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
-            rate = learning_rate(settings, step, steps)
+            rate = learning_rate(settings, config.stages, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,12 @@ class Learner:
         if self.proxies is not None:
             named |= {f"proxies.{name}": value for name, value in self.proxies.named_parameters()}
         return named
+
+    def is_upper(self, name: str) -> bool:
+        """Whether a parameter belongs to the layers from `tap` on, or to what follows them."""
+        if found := re.search(r"language_model\.layers\.(\d+)\.", name):
+            return int(found[1]) >= self.tap
+        return "network.score." in name or "language_model.norm." in name
 
 
 @dataclass(frozen=True)

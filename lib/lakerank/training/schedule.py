@@ -43,9 +43,17 @@ def place(stages: Sequence[StageConfig], step: int) -> Place:
     raise IndexError(f"step {step} of {before}")
 
 
-def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine (Loshchilov and Hutter 2017) down to `floor` of the peak."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
-    return settings.learning_rate * (settings.floor + (1 - settings.floor) * (1 + math.cos(math.pi * done)) / 2)
+def learning_rate(settings: OptimizerConfig, stages: Sequence[StageConfig], step: int) -> float:
+    """Linear warm-up, then a cosine down to `floor` of the peak, over the stages up to the next that starts anew."""
+    first, last, peak = 0, 0, settings.learning_rate
+    for stage in stages:
+        if stage.learning_rate is not None:
+            if step < last:
+                break
+            first, peak = last, stage.learning_rate
+        last += stage.steps
+    done, steps = step - first, last - first
+    if done < settings.warmup_steps:
+        return peak * (done + 1) / settings.warmup_steps
+    progress = (done - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    return peak * (settings.floor + (1 - settings.floor) * (1 + math.cos(math.pi * progress)) / 2)
