@@ -7,6 +7,7 @@ LakerankError
 ├── CheckpointError      a model cannot be loaded as it stands
 ├── SparkSettingError    Spark is configured so that the job would be wrong or wasteful
 ├── RunConflictError     a run of this id exists and was made from something else
+├── TrainingError        training came to nothing
 ├── DependencyError      an optional library is not installed
 └── PairRejected         the Python API was given a pair that cannot be scored
 """
@@ -48,6 +49,10 @@ class SparkSettingError(LakerankError):
 
 class RunConflictError(LakerankError):
     """A run of this id exists and was made from something else."""
+
+
+class TrainingError(LakerankError):
+    """Training came to nothing."""
 
 
 class DependencyError(LakerankError):

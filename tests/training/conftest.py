@@ -28,9 +28,9 @@ def one_training_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def picture(colour: str, side: int) -> bytes:
+def picture(colour: str, side: int, size: tuple[int, int] = (56, 56)) -> bytes:
     stream = io.BytesIO()
-    image = Image.new("RGB", (56, 56), "white")
+    image = Image.new("RGB", size, "white")
     image.paste(colour, (4, 4, side, side))
     image.save(stream, "PNG")
     return stream.getvalue()
@@ -75,6 +75,32 @@ def colour_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     pq.write_table(pa.table(qrels), folder / "qrels.parquet")
     return folder
+
+
+@pytest.fixture(scope="session")
+def plain_lake(colour_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A lake of the contract's columns alone: twelve queries, pictures of three sizes, grades 1 and 2, a broken row."""
+    folder = tmp_path_factory.mktemp("plain")
+    sizes = {colour: ((56, 56), (84, 56), (30, 90))[index % 3] for index, colour in enumerate(COLOURS)}
+    documents = [(f"{c}.picture", None, picture(c, 40, size)) for c, size in sizes.items()]
+    documents += [(f"{c}.text", f"a {c} thing " * 40, None) for c in COLOURS]
+    documents += [("broken", None, b"no picture"), ("empty", " ", None)]
+    columns = list(zip(*documents, strict=True))
+    table = {
+        "doc_id": columns[0],
+        "text": pa.array(columns[1], pa.string()),
+        "image": pa.array(columns[2], pa.binary()),
+    }
+    pq.write_table(pa.table(table), folder / "documents.parquet")
+    texts = pa.array([f"{c} square" for c in COLOURS])
+    queries = {"query_id": [f"{c}.en" for c in COLOURS], "text": texts, "image": pa.nulls(12, pa.binary())}
+    pq.write_table(pa.table(queries), folder / "queries.parquet")
+    judged = [(f"{c}.en", f"{c}.{kind}", grade) for c in COLOURS for kind, grade in (("picture", 2), ("text", 1))]
+    judged += [("red.en", "pink.text", 1), ("red.en", "broken", 2), ("red.en", "navy.text", 0)]
+    asked, answers, grades = zip(*judged, strict=True)
+    table = {"query_id": asked, "doc_id": answers, "relevance": pa.array(grades, pa.int32())}
+    pq.write_table(pa.table(table), folder / "qrels.parquet")
+    return {name: str(folder / f"{name}.parquet") for name in ("documents", "queries", "qrels")}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,41 @@ def test_a_stage_draws_what_it_selects(lake: TrainingLake) -> None:
     batch = Sampler(lake, selection, {}).draw(np.random.default_rng(2), 3, 4, 0.0, None)
     assert all((lake.documents.texts[row] or "").startswith("Quadrat") for row in batch.documents)
     assert (lake.queries.pictures[batch.queries] >= 0).all()
+
+
+@pytest.fixture(scope="module")
+def plain(plain_lake: dict[str, str]) -> TrainingLake:
+    return read_lake(Storage(), *plain_lake.values(), Columns(), 84)
+
+
+def test_rows_that_scoring_would_reject_are_left_out(plain_lake: dict[str, str], caplog: Any) -> None:
+    lake = read_lake(Storage(), *plain_lake.values(), Columns(), 84)
+    assert len(lake.documents.ids) == 24
+    assert "2 rows left out, the first of them broken: image_unsupported_format" in caplog.text
+
+
+def test_pictures_keep_their_aspect_under_the_limit(plain: TrainingLake) -> None:
+    assert [picture.shape for picture in plain.pixels[:3]] == [(3, 56, 56), (3, 56, 84), (3, 112, 56)]
+
+
+def test_without_topics_queries_are_drawn_with_what_is_relevant_to_them(plain: TrainingLake) -> None:
+    sampler = Sampler(plain, EVERYTHING, {})
+    seen = set()
+    for seed in range(30):
+        batch = sampler.draw(np.random.default_rng(seed), 2, 6, 0.0, None)
+        names = [
+            (plain.queries.ids[q], plain.documents.ids[d]) for q, d in zip(batch.queries, batch.documents, strict=True)
+        ]
+        assert len({query for query, _ in names}) == 12
+        assert (np.diag(batch.grades) > 0).all()
+        seen |= {document for query, document in names if query == "red.en"}
+    assert seen == {"red.picture", "red.text", "pink.text"}
+
+
+def test_grades_are_those_of_the_judgements(plain: TrainingLake) -> None:
+    rows = {name: row for row, name in enumerate(plain.documents.ids)}
+    documents = np.array([rows[name] for name in ("red.picture", "red.text", "pink.text", "navy.text")])
+    assert plain.relevance(documents, np.array([0])).tolist() == [[2], [1], [1], [0]]
 
 
 def test_stages_and_rates(training_config: Callable[..., Path]) -> None:

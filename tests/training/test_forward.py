@@ -50,6 +50,24 @@ def test_logits_are_the_published_loop_s(prepared: Prepared, colour_lake: Path) 
     np.testing.assert_allclose(got.numpy(), reference_logits(str(checkpoint), wanted), atol=1e-4)
 
 
+def test_pictures_of_other_sizes_and_long_texts_are_the_published_loop_s(
+    training_config: Callable[..., Path], tiny_checkpoint: Path, plain_lake: dict[str, str]
+) -> None:
+    changes = {"lake": plain_lake, "picture_side": 84, "max_document_tokens": 4000}
+    stages = [{"name": "pairs", "steps": 1, "groups": 1, "group_size": 2}]
+    config = load_train_config(training_config(start={"path": str(tiny_checkpoint)}, stages=stages, **changes))
+    begun = begin(config, [], 2.65, 100)
+    material = read_material(config, begun)
+    documents, queries, repeated = np.array([0, 1, 2, 12, 3]), np.array([0]), torch.zeros(5, dtype=torch.long)
+    with torch.no_grad():
+        got = forward(Learner(begun.network, None, 1), material, documents, queries, torch.arange(5), repeated).logits
+    images, lake = encoded_images(Path(plain_lake["documents"]).parent), material.lake
+    query = Query("q", lake.queries.texts[0])
+    wanted = [(query, Document("d", lake.documents.texts[row], images[row])) for row in documents]
+    assert got is not None
+    np.testing.assert_allclose(got.numpy(), reference_logits(str(tiny_checkpoint), wanted), atol=1e-4)
+
+
 def encoded_images(folder: Path) -> list[Any]:
     import pyarrow.parquet as pq
 

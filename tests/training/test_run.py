@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lakerank import Document, Query, load_reranker
-from lakerank.errors import ConfigError, StorageError
+from lakerank.errors import ConfigError, StorageError, TrainingError
 from lakerank.lake.storage import Storage
 from lakerank.model.weights import published_name
 from lakerank.training.batches import text_rows
@@ -145,7 +145,81 @@ def unmerged_logit(checkpoint: Path, adapter: Path) -> np.ndarray:
     return logits
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_a_merged_checkpoint_scores_as_its_adapter_does(
+    training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = LORA | {"lora": {"rank": 4, "alpha": 8, "merge": True}}
+    run_training(load_train_config(training_config(start={"path": str(tiny_checkpoint)}, **settings)))
+    adapter = str(tmp_path / "out" / "adapter")
+    assert json.loads(Path(adapter, "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        tiny_checkpoint
+    )
+    merged = load_reranker(str(tmp_path / "out" / "checkpoint"), device="cpu")
+    beside = load_reranker(str(tiny_checkpoint), adapter=adapter, device="cpu")
+    np.testing.assert_array_equal(merged.score(PAIR), beside.score(PAIR))
+    assert merged.fingerprint != load_reranker(str(tiny_checkpoint), device="cpu").fingerprint
+
+
+def test_dropout_resumes_too(training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = LORA | {"lora": {"dropout": 0.5}, "checkpoint_every": 1, "augment": False}
+    path = training_config(start={"path": str(tiny_checkpoint)}, **settings)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    slow = "optimizer.warmup_steps=1000"
+    run_training(load_train_config(path, [f"output={whole}", slow]))
+    short = [LORA["stages"][0] | {"steps": 1}]
+    run_training(load_train_config(path, [f"output={halves}", slow, f"stages={json.dumps(short)}"]))
+    torch.rand(7)  # whatever else drew in between
+    run_training(load_train_config(path, [f"output={halves}", slow]))
+    assert losses(halves) == losses(whole)
+
+
+def test_metrics_of_steps_that_were_lost_are_dropped(training_config: Callable[..., Path], tmp_path: Path) -> None:
+    path = training_config()
+    run_training(load_train_config(path))
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    with metrics.open("a") as file:
+        file.write('{"step": 7, "loss": 9}\n{"step": 8, "lo')  # killed while writing, after the last checkpoint
+    run_training(load_train_config(path))
+    assert list(losses(tmp_path / "out")) == [1, 2, 3, 4, 5, 6]
+
+
+def test_training_that_diverges_stops(training_config: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"lower optimizer\.learning_rate"):
+        run_training(load_train_config(training_config(), ["optimizer.learning_rate=1e38", "optimizer.warmup_steps=0"]))
+
+
+def test_a_lake_without_topics_trains(training_config: Callable[..., Path], plain_lake: dict[str, str]) -> None:
+    stages = [{"name": "pairs", "steps": 2, "groups": 2, "group_size": 3, "contrastive_weight": 0.1}]
+    run = load_train_config(training_config(lake=plain_lake, stages=stages, evaluation={"every": 9}))
+    assert run_training(run).steps == 2
+
+
+def test_what_the_lake_cannot_give_is_refused_at_once(
+    training_config: Callable[..., Path], plain_lake: dict[str, str], colour_lake: Path
+) -> None:
+    held_out = {name: str(colour_lake / f"{name}.parquet") for name in ("documents", "queries", "qrels")}
+    changes = {"evaluation": {"slices": {"held out": held_out}}, "tap": 3}
+    stages = [{"name": "pairs", "steps": 2, "groups": 4, "group_size": 4, "contrastive_weight": 0.1}]
+    start = {"shape": {"vocabulary": 512, "layers": 4, "hidden_size": 64, "heads": 2, "key_value_heads": 1}}
+    config = load_train_config(training_config(lake=plain_lake, stages=stages, start=start, **changes))
+    with pytest.raises(ConfigError) as raised:
+        run_training(config)
+    assert "16 different queries, the lake gives 12" in raised.value.faults[0]
+    assert "12 of its queries are trained on ('black.en' first)" in raised.value.faults[1]
+
+
 def test_faults_of_a_config_are_listed_together(training_config: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError) as raised:
         load_train_config(training_config(stages=[], start={}), ["seed=x", "optimizer.clip=0"])
     assert len(raised.value.faults) == 4
+
+
+def test_contradictions_are_listed_together(training_config: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_train_config(training_config(mode="lora"), ["lake.topic=null", "tap=3"])
+    faults = "\n".join(raised.value.faults)
+    assert len(raised.value.faults) == 3
+    assert all(part in faults for part in ("needs start.path", "proxy_weight needs lake.topic", "tap: 3 is no layer"))
+    with pytest.raises(ConfigError, match="vision_width 33"):
+        load_train_config(training_config(), ["start.shape.vision_width=33"])

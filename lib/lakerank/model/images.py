@@ -76,18 +76,26 @@ def load_patches(data: bytes, limits: Limits, shape: PatchShape) -> Patches:
     Raises:
         Unscorable: the image is over a limit, of an unsupported format, or damaged.
     """
+    return cut(load_pixels(data, limits, shape), shape)
+
+
+def load_pixels(data: bytes, limits: Limits, shape: PatchShape) -> np.ndarray:
+    """What `load_patches` cuts: (height, width, 3) uint8, both sides multiples of a visual token's.
+
+    Raises:
+        Unscorable: as `load_patches`.
+    """
     image = open_header(data, limits)
     try:
         upright = ImageOps.exif_transpose(image)
         flat = to_rgb(upright)
         width, height = flat.size
         rows, columns = resized(height, width, shape.side * shape.merge, limits.min_pixels, limits.max_pixels)
-        pixels = np.asarray(flat.resize((columns, rows), Image.Resampling.BICUBIC))
+        return np.asarray(flat.resize((columns, rows), Image.Resampling.BICUBIC))
     except MemoryError as error:
         raise Unscorable(RejectReason.OUT_OF_MEMORY, "while the image was decoded") from error
     except Exception as error:  # a damaged file makes decoders raise anything
         raise Unscorable(RejectReason.IMAGE_UNDECODABLE, f"{type(error).__name__}: {error}"[:200]) from error
-    return cut(pixels, shape)
 
 
 def open_header(data: bytes, limits: Limits) -> Image.Image:

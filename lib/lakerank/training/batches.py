@@ -40,8 +40,9 @@ class Sampler:
     def __init__(self, lake: TrainingLake, selection: Selection, apart: Mapping[str, frozenset[str]]) -> None:
         """`apart`: column → values of texts that are never paired with a picture."""
         self._lake = lake
-        self._documents = _Pool(lake.documents, selection.only, selection.document_weights)
-        self._queries = _Pool(lake.queries, selection.only, selection.query_weights)
+        document_topics, query_topics = _drawn_by(lake)
+        self._documents = _Pool(lake.documents, document_topics, selection.only, selection.document_weights)
+        self._queries = _Pool(lake.queries, query_topics, selection.only, selection.query_weights)
         self.topics = np.array(sorted(self._documents.topics & self._queries.topics), dtype=np.int64)
         self._document_apart = _marked(lake.documents, apart)
         self._query_apart = _marked(lake.queries, apart)
@@ -59,10 +60,7 @@ class Sampler:
     def relations(self, documents: Rows, queries: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Grades and what is known of them, both (D, Q): no picture is judged against itself, nor texts kept apart."""
         lake = self._lake
-        topics = lake.documents.topics[documents]
-        grades = np.array([[lake.grades[query].get(int(topic), 0) for query in queries] for topic in topics])
-        same = topics[:, None] == lake.queries.topics[queries][None]
-        grades = np.maximum(grades, same)
+        grades = lake.relevance(documents, queries)
         document_pictures, query_pictures = lake.documents.pictures[documents], lake.queries.pictures[queries]
         itself = (document_pictures[:, None] == query_pictures[None]) & (query_pictures[None] >= 0)
         apart = (document_pictures[:, None] >= 0) & self._query_apart[queries][None]
@@ -94,15 +92,23 @@ class Sampler:
 
 
 class _Pool:
-    """The rows of each topic, by kind."""
+    """The rows of each topic, by kind. `topics` are those of each row."""
 
-    def __init__(self, items: Items, only: Mapping[str, frozenset[str]], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        items: Items,
+        topics: Sequence[Sequence[int]],
+        only: Mapping[str, frozenset[str]],
+        weights: Mapping[str, float],
+    ) -> None:
         self._rows: dict[int, dict[str, list[int]]] = {}
         self._weights = weights
         columns = [(items.columns[name], values) for name, values in only.items()]
-        for row, (topic, kind) in enumerate(zip(items.topics.tolist(), items.kinds, strict=True)):
+        for row, (own, kind) in enumerate(zip(topics, items.kinds, strict=True)):
             kept = all(column[row] is None or column[row] in values for column, values in columns)
-            if topic >= 0 and kept and weights.get(kind, 0 if weights else 1) > 0:
+            if not kept or weights.get(kind, 0 if weights else 1) <= 0:
+                continue
+            for topic in own:
                 self._rows.setdefault(topic, {}).setdefault(kind, []).append(row)
         self.topics = set(self._rows)
 
@@ -112,6 +118,19 @@ class _Pool:
         weights = np.array([self._weights.get(name, 1.0) for name in names])
         rows = kinds[names[int(random.choice(len(names), p=weights / weights.sum()))]]
         return rows[int(random.integers(len(rows)))]
+
+
+def _drawn_by(lake: TrainingLake) -> tuple[list[list[int]], list[list[int]]]:
+    """The topics by which documents and queries are drawn; without topics, each query and what is relevant to it."""
+    if lake.has_topics:
+        sides = (lake.documents.topics.tolist(), lake.queries.topics.tolist())
+        documents, queries = ([[topic] if topic >= 0 else [] for topic in side] for side in sides)
+        return documents, queries
+    documents = [[] for _ in lake.documents.ids]  # each document is its own topic there: its row
+    for query, grades in enumerate(lake.grades):
+        for row in grades:
+            documents[row].append(query)
+    return documents, [[query] if grades else [] for query, grades in enumerate(lake.grades)]
 
 
 def _marked(items: Items, apart: Mapping[str, frozenset[str]]) -> npt.NDArray[np.bool_]:

@@ -52,6 +52,21 @@ class ShapeConfig(_Section):
     vision_width: int = Field(default=128, ge=16)
     vision_heads: int = Field(default=4, ge=1)
 
+    @model_validator(mode="after")
+    def _divides(self) -> ShapeConfig:
+        faults = [
+            f"{name} {width} is not {parts} times a multiple of {multiple}"
+            for name, width, parts, multiple in (
+                ("hidden_size", self.hidden_size, self.heads, 8),
+                ("heads", self.heads, self.key_value_heads, 1),
+                ("vision_width", self.vision_width, self.vision_heads, 4),
+            )
+            if width % (parts * multiple)
+        ]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
 
 class StartConfig(_Section):
     """Where training starts: a checkpoint (`path`), or a `shape` with fresh weights and a tokenizer of its own."""
@@ -68,11 +83,15 @@ class StartConfig(_Section):
 
 
 class LoraConfig(_Section):
-    """Low-rank adaptation of the language model (Hu et al. 2021); the score head is trained whole, vision not."""
+    """Low-rank adaptation of the language model (Hu et al. 2021); the score head is trained whole, vision not.
+
+    `merge`: also leave a whole checkpoint with the adapter merged into it.
+    """
 
     rank: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    merge: bool = False
 
 
 class StageConfig(_Section):
@@ -113,7 +132,10 @@ class OptimizerConfig(_Section):
 
 
 class SliceConfig(TablesConfig):
-    """Held-out tables, or a part of them: the rows whose columns hold these values (on either side), or nothing."""
+    """Held-out tables, or a part of them: the rows whose columns hold these values (on either side), or nothing.
+
+    A slice of the very tables that are trained on says what was learned; any other may not hold a query of theirs.
+    """
 
     document_only: dict[str, tuple[str, ...]] = {}
     query_only: dict[str, tuple[str, ...]] = {}
@@ -128,7 +150,10 @@ class EvaluationConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """A whole training config."""
+    """A whole training config.
+
+    Pictures keep their aspect and are brought under `picture_side`² pixels; texts are cut after so many tokens.
+    """
 
     lake: TrainingLakeConfig
     start: StartConfig
@@ -137,8 +162,8 @@ class TrainConfig(_Section):
     tap: int = Field(default=4, ge=1)
     picture_side: int = Field(default=84, ge=56, multiple_of=28)
     augment: bool = True
-    max_document_tokens: int = Field(default=40, ge=1)
-    max_query_tokens: int = Field(default=24, ge=1)
+    max_document_tokens: int = Field(default=40, ge=1, le=8192)
+    max_query_tokens: int = Field(default=24, ge=1, le=512)
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -161,9 +186,42 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
         config = TrainConfig.model_validate(values)
     except ValidationError as error:
         faults += [f"{path}: {describe(fault)}" for fault in error.errors()]
+    else:
+        faults += [f"{path}: {fault}" for fault in contradictions(config)]
     if faults:
         raise ConfigError(faults)
     return config
+
+
+def contradictions(config: TrainConfig) -> list[str]:
+    """What cannot go together, although each value alone could be."""
+    faults = []
+    if config.mode == "lora" and config.start.path is None:
+        faults.append("mode: lora needs start.path: an adapter is nothing without the checkpoint it was made for")
+    if config.lora.merge and config.mode != "lora":
+        faults.append("lora.merge needs mode: lora")
+    proxies = any(stage.proxy_weight for stage in config.stages)
+    if proxies and config.lake.topic is None:
+        faults.append("stages: proxy_weight needs lake.topic, the column that says what a row is about")
+    if config.start.shape is not None and needs_tap(config) and config.tap >= config.start.shape.layers:
+        faults.append(f"tap: {config.tap} is no layer of {config.start.shape.layers}, counted from 0")
+    for stage in config.stages:
+        if max(stage.mined) > 0 and not proxies:
+            faults.append(f"stages: {stage.name}: mined needs a proxy_weight in some stage, to know what is near")
+        weights = [stage.contrastive_weight, stage.proxy_weight]
+        if stage.ranking is not None:
+            weights += [stage.ranking_weight, stage.pointwise_weight]
+        if not any(weights):
+            faults.append(f"stages: {stage.name}: no loss has a weight above 0")
+    return faults
+
+
+def needs_tap(config: TrainConfig) -> bool:
+    """Whether some stage asks for the states that enter layer `tap`."""
+    return any(
+        stage.ranking is None or stage.contrastive_weight or stage.proxy_weight or stage.upper_only
+        for stage in config.stages
+    )
 
 
 def to_yaml(config: TrainConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 
 from lakerank.model.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD
 from lakerank.training.sequences import Side, mrope_positions
-from lakerank.training.tables import Items
+from lakerank.training.tables import Items, TrainingLake
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,41 +39,49 @@ def prompt_vocabulary(config: Any, score_token_id: int) -> Vocabulary:
 
 
 class Encoder:
-    """Builds sides. `picture_grid` is the rows and columns of visual tokens of a picture."""
+    """Builds sides. `token_side` is the side in pixels of what one visual token covers."""
 
     def __init__(
-        self, tokenizer: Any, vocabulary: Vocabulary, picture_grid: tuple[int, int], max_text_tokens: tuple[int, int]
+        self, tokenizer: Any, vocabulary: Vocabulary, token_side: int, max_text_tokens: tuple[int, int]
     ) -> None:
         """`max_text_tokens` of a document and of a query bound the work of a step: the end of a longer text is cut."""
         self._tokenizer = tokenizer
         self.vocabulary = vocabulary
-        self._grid = picture_grid
+        self._token_side = token_side
         self._max_text_tokens = max_text_tokens
 
-    def documents(self, items: Items) -> list[Side]:
+    def documents(self, lake: TrainingLake) -> list[Side]:
         """Prefixes, from the prompt's head to the newline after the document."""
-        return self._sides(items, DOCUMENT_HEAD, DOCUMENT_TAIL, [], self._max_text_tokens[0])
+        return self._sides(lake, lake.documents, DOCUMENT_HEAD, DOCUMENT_TAIL, [], self._max_text_tokens[0])
 
-    def queries(self, items: Items) -> list[Side]:
+    def queries(self, lake: TrainingLake) -> list[Side]:
         """Suffixes, from the query's head to the score token."""
-        return self._sides(items, QUERY_HEAD, "", [self.vocabulary.score], self._max_text_tokens[1])
+        return self._sides(lake, lake.queries, QUERY_HEAD, "", [self.vocabulary.score], self._max_text_tokens[1])
 
-    def _sides(self, items: Items, head: str, tail: str, closing: list[int], most: int) -> list[Side]:
+    def _sides(
+        self, lake: TrainingLake, items: Items, head: str, tail: str, closing: list[int], most: int
+    ) -> list[Side]:
         texts = [text or "" for text in items.texts]
         whole = self._tokenise([head + text + tail for text in texts])
         head_ids, tail_ids = self._tokenise([head])[0], self._tokenise([tail])[0] if tail else []
         words = self.vocabulary
-        image = [words.vision_start, *[words.image_pad] * (self._grid[0] * self._grid[1]), words.vision_end]
-        sides = []
+        sides, shortened = [], 0
         for row, ids in enumerate(whole):
             picture = int(items.pictures[row])
             if len(ids) > len(head_ids) + most + len(tail_ids):
                 ids = [*ids[: len(head_ids) + most], *tail_ids]
+                shortened += 1
+            grid = (0, 0)
             if picture >= 0:  # image first, then what text there is
+                _, height, width = lake.pixels[picture].shape
+                grid = (height // self._token_side, width // self._token_side)
+                image = [words.vision_start, *[words.image_pad] * (grid[0] * grid[1]), words.vision_end]
                 ids = [*head_ids, *image, *(ids[len(head_ids) :] if texts[row] else tail_ids)]
             array = np.array([*ids, *closing], dtype=np.int64)
-            positions, following = mrope_positions(array, words.image_pad, self._grid)
+            positions, following = mrope_positions(array, words.image_pad, grid)
             sides.append(Side(array, positions, following, picture))
+        if shortened:
+            log.warning("%d of %d texts are cut after %d tokens", shortened, len(texts), most)
         return sides
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:

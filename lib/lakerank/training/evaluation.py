@@ -57,9 +57,8 @@ def draw_grid(part: Slice, direction: str, candidates: int, seed: int) -> Grid |
     if len(pairs) < 10:
         return None
     rows = np.array(pairs)
-    own, asked = lake.documents.topics[rows[:, 0]], lake.queries.topics[rows[:, 1]]
     known = np.array([[not _same_picture(part, d, q) for q in rows[:, 1]] for d in rows[:, 0]])
-    return Grid(rows[:, 0], rows[:, 1], own[:, None] == asked[None], known)
+    return Grid(rows[:, 0], rows[:, 1], lake.relevance(rows[:, 0], rows[:, 1]) > 0, known)
 
 
 def grid_logits(learner: Learner, material: Material, grid: Grid, bf16: bool, queries_at_once: int = 20) -> np.ndarray:

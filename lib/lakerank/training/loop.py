@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lakerank.errors import TrainingError
 from lakerank.training.batches import Neighbours, Sampler, Selection
 from lakerank.training.config import StageConfig, TrainConfig
 from lakerank.training.evaluation import Slice, evaluate
 from lakerank.training.objective import Learner, Material, batch_loss
 from lakerank.training.schedule import learning_rate, place, total_steps
 from lakerank.training.state import load_state, save_state
+from lakerank.training.tables import TrainingLake
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,45 @@ class Outcome:
     figures: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What every step works on. `parameters` are all that some step may change."""
+
+    config: TrainConfig
+    learner: Learner
+    material: Material
+    bias: float
+    parameters: Mapping[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+
+    def step(self, step: int, sampler: Sampler) -> dict[str, object]:
+        """Change the weights once; everything random depends on the seed and the step."""
+        here = place(self.config.stages, step)
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(not here.stage.upper_only or self.learner.is_upper(name))
+        random = np.random.default_rng((self.config.seed, step))
+        neighbours = _neighbours(self.learner) if here.mined > 0 else None
+        batch = sampler.draw(random, here.stage.groups, here.stage.group_size, here.mined, neighbours)
+        seed = int(random.integers(2**62))
+        torch.manual_seed(seed)  # dropout
+        generator = torch.Generator().manual_seed(seed) if self.config.augment else None
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
+            loss, parts = batch_loss(self.learner, self.material, batch, here.stage, self.bias, generator)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"step {step + 1}: the loss is {float(loss.detach())}; lower optimizer.learning_rate and start anew"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.clip)
+        rate = learning_rate(self.config.optimizer, self.config.stages, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        record = {"step": step + 1, "stage": here.stage.name, "loss": float(loss.detach()), **parts}
+        return {**record, "norm": float(norm), "rate": rate}
+
+
 def train(
     config: TrainConfig,
     learner: Learner,
@@ -45,32 +86,18 @@ def train(
     """Train to the end of the last stage. `publish` is called at every checkpoint, to save the network for use."""
     folder = Path(config.output) / "state"
     parameters = learner.parameters()
-    settings = config.optimizer
-    optimizer = torch.optim.AdamW(_decayed(parameters, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True)
+    decay = config.optimizer.weight_decay
+    optimizer = torch.optim.AdamW(_decayed(parameters, decay), lr=0.0, betas=(0.9, 0.98), fused=True)
     first, steps, started = load_state(folder, parameters, optimizer), total_steps(config.stages), time.monotonic()
-    samplers = [Sampler(material.lake, _selection(stage), _apart(config)) for stage in config.stages]
+    work = _Work(config, learner, material, bias, parameters, optimizer)
+    samplers = make_samplers(config, material.lake)
     figures: dict[str, float] = {}
     learner.network.train()
-    with (Path(config.output) / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+    with _metrics(Path(config.output) / "metrics.jsonl", first) as metrics:
         for step in tqdm(range(first, steps), initial=first, total=steps, disable=None, unit="step"):
             here = place(config.stages, step)
-            for name, parameter in parameters.items():
-                parameter.requires_grad_(not here.stage.upper_only or learner.is_upper(name))
-            random = np.random.default_rng((config.seed, step))
-            neighbours = _neighbours(learner) if here.mined > 0 else None
-            batch = samplers[here.index].draw(random, here.stage.groups, here.stage.group_size, here.mined, neighbours)
-            generator = torch.Generator().manual_seed(int(random.integers(2**62))) if config.augment else None
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-                loss, parts = batch_loss(learner, material, batch, here.stage, bias, generator)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
-            rate = learning_rate(settings, config.stages, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            record = {"step": step + 1, "stage": here.stage.name, "loss": float(loss.detach()), **parts}
-            _write(metrics, {**record, "norm": float(norm), "rate": rate, "seconds": time.monotonic() - started})
+            record = work.step(step, samplers[here.index])
+            _write(metrics, {**record, "seconds": time.monotonic() - started})
             last = step + 1 == steps
             if last or (step + 1) % config.checkpoint_every == 0:
                 save_state(folder, step + 1, parameters, optimizer)
@@ -81,6 +108,20 @@ def train(
                 _write(metrics, {"step": step + 1, "stage": here.stage.name, "ndcg@10": figures})
                 log.info("step %d of %d: %s", step + 1, steps, figures)
     return Outcome(steps, first, time.monotonic() - started, figures)
+
+
+def make_samplers(config: TrainConfig, lake: TrainingLake) -> list[Sampler]:
+    """What each stage draws from."""
+    apart = {name: frozenset(values) for name, values in config.lake.apart.items()}
+    return [Sampler(lake, _selection(stage), apart) for stage in config.stages]
+
+
+def _metrics(path: Path, first: int) -> IO[str]:
+    """The file to go on writing to, without what a killed run wrote after the state that this one starts from."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first]
+    path.write_text("".join(kept), encoding="utf-8")
+    return path.open("a", encoding="utf-8")
 
 
 def _decayed(parameters: Mapping[str, torch.nn.Parameter], decay: float) -> list[dict[str, object]]:
@@ -95,10 +136,6 @@ def _decayed(parameters: Mapping[str, torch.nn.Parameter], decay: float) -> list
 def _selection(stage: StageConfig) -> Selection:
     only = {name: frozenset(values) for name, values in stage.only.items()}
     return Selection(only, stage.document_weights, stage.query_weights)
-
-
-def _apart(config: TrainConfig) -> dict[str, frozenset[str]]:
-    return {name: frozenset(values) for name, values in config.lake.apart.items()}
 
 
 def _neighbours(learner: Learner) -> Neighbours | None:

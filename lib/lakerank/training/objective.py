@@ -56,7 +56,7 @@ class Material:
     lake: TrainingLake
     documents: Sequence[Side]
     queries: Sequence[Side]
-    pixels: Tensor  # (N, 3, side, side) uint8
+    pixels: Sequence[Tensor]  # each (3, height, width) uint8
     padding: int
 
 
@@ -130,14 +130,26 @@ def forward(
     pictures = [*prefixes.images, *suffixes.images]
     visual = None
     if pictures:
-        pixels = material.pixels[pictures].float() / 255
-        if generator is not None:
-            pixels = augment(pixels, generator)
-        mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
-        visual = encode_images(learner.network.model.visual, (pixels - mean) / deviation)
+        visual = _visual(learner.network.model.visual, [material.pixels[picture] for picture in pictures], generator)
     return score_pairs(
         learner.network, prefixes, suffixes, visual, pair_documents, pair_queries, learner.tap, whole=whole
     )
+
+
+def _visual(vision: nn.Module, pictures: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
+    """Visual tokens (T, H) of pictures (3, height, width) in their order; pictures of one size go together."""
+    places: dict[torch.Size, list[int]] = {}
+    for place, picture in enumerate(pictures):
+        places.setdefault(picture.shape, []).append(place)
+    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
+    tokens: dict[int, Tensor] = {}
+    for alike in places.values():
+        pixels = torch.stack([pictures[place] for place in alike]).float() / 255
+        if generator is not None:
+            pixels = augment(pixels, generator)
+        encoded = encode_images(vision, (pixels - mean) / deviation)
+        tokens |= dict(zip(alike, encoded.view(len(alike), -1, encoded.shape[-1]), strict=True))
+    return torch.cat([tokens[place] for place in range(len(pictures))])
 
 
 def similarities(learner: Learner, states: PairStates, pairs: Tensor) -> Tensor:

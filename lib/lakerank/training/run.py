@@ -13,6 +13,7 @@ from torch import nn
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.model.prompt import LOGIT_BIAS, SCORE_TOKEN_ID
 from lakerank.training.batches import text_rows
+from lakerank.training.checks import check
 from lakerank.training.config import SliceConfig, TrainConfig, to_yaml
 from lakerank.training.encode import Encoder
 from lakerank.training.evaluation import Slice
@@ -25,7 +26,11 @@ log = logging.getLogger(__name__)
 
 
 def run_training(config: TrainConfig) -> Outcome:
-    """Train as configured and leave a checkpoint in `output/checkpoint`."""
+    """Train as configured and leave a checkpoint in `output/checkpoint`, or an adapter in `output/adapter`.
+
+    Raises:
+        ConfigError: the config asks for what the lake or the network does not have.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
     output = Path(config.output)
@@ -37,10 +42,13 @@ def run_training(config: TrainConfig) -> Outcome:
     encoder = _encoder(config, begun)
     material = _material(lake, encoder)
     slices = _slices(config, storage, encoder)
-    learner = Learner(begun.network, _proxies(config, begun.network, len(lake.topics)), config.tap)
-    log.info("%d documents, %d queries, %d topics", len(lake.documents.ids), len(lake.queries.ids), len(lake.topics))
-    folder = output / ("checkpoint" if begun.adapter is None else "adapter")
-    return train(config, learner, material, slices, begun.logit_bias, lambda: begun.save(folder))
+    learner = Learner(begun.network, _proxies(config, begun.network, lake.topics), config.tap)
+    log.info("%d documents, %d queries, %d topics", len(lake.documents.ids), len(lake.queries.ids), lake.topics)
+    check(config, material, slices, begun.network.config.text_config.num_hidden_layers)
+    outcome = train(config, learner, material, slices, begun.logit_bias, lambda: begun.save(output))
+    if config.lora.merge:
+        begun.merge(output)
+    return outcome
 
 
 def read_material(config: TrainConfig, begun: Start) -> Material:
@@ -68,15 +76,13 @@ def _lake(config: TrainConfig, storage: Storage, tables: Any) -> TrainingLake:
 
 def _encoder(config: TrainConfig, begun: Start) -> Encoder:
     vision = begun.network.config.vision_config
-    side = config.picture_side // (vision.patch_size * vision.spatial_merge_size)
     most = (config.max_document_tokens, config.max_query_tokens)
-    return Encoder(begun.tokenizer, begun.vocabulary, (side, side), most)
+    return Encoder(begun.tokenizer, begun.vocabulary, vision.patch_size * vision.spatial_merge_size, most)
 
 
 def _material(lake: TrainingLake, encoder: Encoder) -> Material:
-    pixels = torch.from_numpy(lake.pixels)
-    padding = encoder.vocabulary.padding
-    return Material(lake, encoder.documents(lake.documents), encoder.queries(lake.queries), pixels, padding)
+    pixels = [torch.from_numpy(picture) for picture in lake.pixels]
+    return Material(lake, encoder.documents(lake), encoder.queries(lake), pixels, encoder.vocabulary.padding)
 
 
 def _slices(config: TrainConfig, storage: Storage, encoder: Encoder) -> Mapping[str, Slice]:

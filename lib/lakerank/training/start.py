@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
-from lakerank.model.checkpoint import locate, read_settings
+from lakerank.model.checkpoint import INDEX_NAME, locate, read_settings
 from lakerank.model.network import JinaVLForRanking
 from lakerank.model.prompt import Limits
 from lakerank.model.weights import load_network, save_checkpoint
 from lakerank.training.config import LoraConfig as LoraSettings
-from lakerank.training.config import TrainConfig
+from lakerank.training.config import StartConfig, TrainConfig
 from lakerank.training.encode import Vocabulary, prompt_vocabulary
 from lakerank.training.fresh import fresh_network
 from lakerank.training.objective import DEVIATION, MEAN
@@ -26,6 +27,9 @@ from lakerank.training.tokenizer import train_tokenizer
 
 #: Every projection of the language model's layers; nothing of the vision encoder matches (jina-reranker-m0's recipe).
 LORA_TARGETS = r"(?:.*\.)?language_model\.layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
+
+#: Files of a checkpoint that belong to its weights; all other JSON and text files go with its tokenizer.
+_OF_WEIGHTS = frozenset({"config.json", INDEX_NAME})
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,31 @@ class Start:
     vocabulary: Vocabulary
     logit_bias: float
     score_token_id: int
+    source: Path | None = None  # the checkpoint's folder
     adapter: Any = None
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter as peft does, or the whole checkpoint in the published layout, in bfloat16."""
+    def save(self, output: Path) -> None:
+        """Write `adapter`, as peft does, or `checkpoint`: the whole in the published layout, in bfloat16."""
         if self.adapter is not None:
-            self.adapter.save_pretrained(folder)
-            return
+            self.adapter.save_pretrained(output / "adapter")
+        else:
+            self._save_checkpoint(output / "checkpoint", copy.deepcopy(self.network).to(torch.bfloat16))
+
+    def merge(self, output: Path) -> None:
+        """Write `checkpoint`: the one that training started from, changed by the saved adapter as scoring would."""
+        if self.source is None:
+            raise ValueError("an adapter has a checkpoint")
+        network = load_network(self.source, read_settings(self.source), "cpu", str(output / "adapter"))
+        self._save_checkpoint(output / "checkpoint", network)
+
+    def _save_checkpoint(self, folder: Path, network: JinaVLForRanking) -> None:
         extra = {"logit_bias": self.logit_bias, "score_token_id": self.score_token_id}
-        save_checkpoint(folder, copy.deepcopy(self.network).to(torch.bfloat16), extra)
+        save_checkpoint(folder, network, extra)
+        if self.source is not None:
+            for file in sorted([*self.source.glob("*.json"), *self.source.glob("*.txt")]):
+                if file.name not in _OF_WEIGHTS:
+                    shutil.copyfile(file, folder / file.name)
+            return
         self.tokenizer.save_pretrained(folder)
         vision = self.network.config.vision_config
         preprocessor = {
@@ -67,30 +87,33 @@ def begin(config: TrainConfig, texts: list[str], logit_bias: float, score_token_
     Raises:
         CheckpointError: the checkpoint to start from cannot be loaded as it stands.
     """
+    source = None
     if config.start.shape is not None:
         tokenizer = train_tokenizer(texts, config.start.shape.vocabulary)
         network = fresh_network(config.start.shape, tokenizer, config.seed)
     else:
-        folder = locate(str(config.start.path), config.start.revision)
-        settings = read_settings(folder, "float32")
+        source = locate(str(config.start.path), config.start.revision)
+        settings = read_settings(source, "float32")
         logit_bias, score_token_id = settings.logit_bias, settings.score_token_id
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-        network = load_network(folder, settings, torch.device("cpu"), None).requires_grad_(True)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json"))
+        network = load_network(source, settings, torch.device("cpu"), None).requires_grad_(True)
     network.set_attn_implementation("eager")  # the forward pass's masks are additive floats
     vocabulary = prompt_vocabulary(network.config, score_token_id)
-    adapter = adapt(network, config.lora, config.seed) if config.mode == "lora" else None
-    return Start(network, tokenizer, vocabulary, logit_bias, score_token_id, adapter)
+    adapter = adapt(network, config.lora, config.seed, config.start) if config.mode == "lora" else None
+    return Start(network, tokenizer, vocabulary, logit_bias, score_token_id, source, adapter)
 
 
-def adapt(network: JinaVLForRanking, settings: LoraSettings, seed: int) -> Any:
+def adapt(network: JinaVLForRanking, settings: LoraSettings, seed: int, base: StartConfig) -> Any:
     """Put low-rank factors beside the language model's projections and freeze all else but the score head, in place."""
     torch.manual_seed(seed)
+    network.name_or_path = base.path  # what the adapter says it was made for
     recipe = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=LORA_TARGETS,
         modules_to_save=["score"],
+        revision=base.revision,
     )
     with warnings.catch_warnings():  # peft asks for a property that transformers is renaming
         warnings.simplefilter("ignore", FutureWarning)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
 
 from lakerank.errors import SchemaError
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import fragments, read_table_file
+from lakerank.lake.tables import decode_text, fragments, read_table_file
+from lakerank.model.images import PatchShape, load_pixels
+from lakerank.model.prompt import Limits
+from lakerank.model.unscorable import Unscorable
+from lakerank.records import RejectReason
 from lakerank.schemas import DOCUMENTS, QRELS, QUERIES
+
+log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int64]
 
@@ -35,16 +40,25 @@ class Items:
 
 @dataclass(frozen=True)
 class TrainingLake:
-    """Documents, queries and judgements. A topic is what documents are about; without a topic column, each is its own.
+    """Documents, queries and judgements. A topic is what documents are about; without a topic, each is its own.
 
-    `grades[q]` maps the topics that are relevant to query q to their grade.
+    `grades[q]` maps the topics that are relevant to query q to their grade; `has_topics`: some rows share theirs.
     """
 
     documents: Items
     queries: Items
-    topics: tuple[str, ...]
+    topics: int
+    has_topics: bool
     grades: tuple[Mapping[int, int], ...]
-    pixels: npt.NDArray[np.uint8]  # (N, 3, side, side)
+    pixels: tuple[npt.NDArray[np.uint8], ...]  # each (3, height, width)
+
+    def relevance(self, documents: Rows, queries: Rows) -> npt.NDArray[np.int64]:
+        """Grades (D, Q) of rows: what judgements say of a document's topic, and at least 1 where topics are equal."""
+        topics = self.documents.topics[documents]
+        grades = np.array([[self.grades[query].get(int(topic), 0) for query in queries] for topic in topics])
+        same = topics[:, None] == self.queries.topics[queries][None]
+        relevance: npt.NDArray[np.int64] = np.maximum(grades, same)
+        return relevance
 
 
 @dataclass(frozen=True)
@@ -62,52 +76,62 @@ class Columns:
 
 @dataclass
 class Pixels:
-    """Distinct pictures of one size, in the order in which they were met."""
+    """Distinct pictures, in the order in which they were met, decoded and resized as scoring does with `limits`."""
 
-    side: int
+    limits: Limits
     arrays: list[npt.NDArray[np.uint8]] = field(default_factory=list)
     _known: dict[bytes, int] = field(default_factory=dict)
 
     def add(self, encoded: bytes | None) -> int:
-        """The index of a picture, decoded on white and brought to `side` × `side`; -1 for none."""
+        """The index of a picture; -1 for none.
+
+        Raises:
+            Unscorable: it cannot be decoded, or is over a limit.
+        """
         if encoded is None:
             return -1
         key = hashlib.blake2b(encoded, digest_size=16).digest()
         if key not in self._known:
+            decoded = load_pixels(encoded, self.limits, PatchShape()).transpose(2, 0, 1).copy()
             self._known[key] = len(self.arrays)
-            self.arrays.append(_decode(encoded, self.side))
+            self.arrays.append(decoded)
         return self._known[key]
 
 
 def read_lake(
     storage: Storage, documents: str, queries: str, qrels: str, columns: Columns, picture_side: int
 ) -> TrainingLake:
-    """Read three tables and tie them together.
+    """Read three tables and tie them together. Rows that scoring would reject are left out, with a warning.
+
+    Pictures keep their aspect and have about `picture_side`² pixels at most.
 
     Raises:
         SchemaError: a column is missing, or no judgement names a query and a document that are there.
         StorageError: a table cannot be read.
     """
-    pixels = Pixels(picture_side)
+    pixels = Pixels(Limits(max_pixels=picture_side**2))
     document_rows = _read(storage, documents, DOCUMENTS, "doc_id", columns, pixels)
     query_rows = _read(storage, queries, QUERIES, "query_id", columns, pixels)
-    names = document_rows.columns[columns.topic] if columns.topic else document_rows.ids
-    topics = tuple(dict.fromkeys(name or "" for name in names))
-    number = {topic: index for index, topic in enumerate(topics)}
-    document_topics = np.array([number[name or ""] for name in names], dtype=np.int64)
+    names = document_rows.columns[columns.topic] if columns.topic else (None,) * len(document_rows.ids)
+    keys = [(True, name) if name else (False, one) for name, one in zip(names, document_rows.ids, strict=True)]
+    number = {key: index for index, key in enumerate(dict.fromkeys(keys))}
+    document_topics = np.array([number[key] for key in keys], dtype=np.int64)
     grades = _grades(storage, qrels, document_rows.ids, query_rows.ids, document_topics)
     if not any(grades):
         raise SchemaError(f"{qrels}: no judgement above 0 names a query of {queries} and a document of {documents}")
     best = np.array([max(own, key=lambda topic: own[topic]) if own else -1 for own in grades], dtype=np.int64)
     if columns.topic:  # what a query is itself about comes first; a judgement may name other topics too
         own_topics = query_rows.columns[columns.topic]
-        best = np.array([number.get(name or "", fallback) for name, fallback in zip(own_topics, best, strict=True)])
+        best = np.array(
+            [number.get((True, name or ""), fallback) for name, fallback in zip(own_topics, best, strict=True)]
+        )
     return TrainingLake(
         documents=_with_topics(document_rows, document_topics),
         queries=_with_topics(query_rows, best),
-        topics=topics,
+        topics=len(number),
+        has_topics=columns.topic is not None,
         grades=tuple(grades),
-        pixels=np.stack(pixels.arrays) if pixels.arrays else np.zeros((0, 3, picture_side, picture_side), np.uint8),
+        pixels=tuple(pixels.arrays),
     )
 
 
@@ -120,15 +144,22 @@ def _read(storage: Storage, uri: str, schema: pa.Schema, id_name: str, columns: 
     texts: list[str | None] = []
     pictures: list[int] = []
     extra: dict[str, list[str | None]] = {name: [] for name in names}
+    left_out: list[str] = []
     for fragment in fragments(storage, uri, wanted):
         for _, _, batch in read_table_file(storage, fragment.file.uri, wanted):
-            ids += batch.column(id_name).to_pylist()
-            texts += [
-                None if raw is None else raw.decode("utf-8", "replace") for raw in batch.column("text").to_pylist()
-            ]
-            pictures += [pixels.add(encoded) for encoded in batch.column("image").to_pylist()]
-            for name in names:
-                extra[name] += batch.column(name).to_pylist()
+            for ident, raw, encoded, *others in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                try:
+                    text, picture = _content(raw, encoded, pixels)
+                except Unscorable as error:
+                    left_out.append(f"{ident}: {error}")
+                    continue
+                ids.append(ident)
+                texts.append(text)
+                pictures.append(picture)
+                for name, value in zip(names, others, strict=True):
+                    extra[name].append(value)
+    if left_out:
+        log.warning("%s: %d rows left out, the first of them %s", uri, len(left_out), left_out[0])
     kinds = extra[columns.kind] if columns.kind else ["text" if picture < 0 else "picture" for picture in pictures]
     return Items(
         ids=tuple(ids),
@@ -138,6 +169,20 @@ def _read(storage: Storage, uri: str, schema: pa.Schema, id_name: str, columns: 
         kinds=tuple(kind or "" for kind in kinds),
         columns={name: tuple(values) for name, values in extra.items()},
     )
+
+
+def _content(raw: bytes | None, encoded: bytes | None, pixels: Pixels) -> tuple[str | None, int]:
+    """A row's text, None where it is blank, and the index of its picture."""
+    try:
+        text = decode_text(raw)
+    except UnicodeDecodeError as error:
+        raise Unscorable(RejectReason.TEXT_UNDECODABLE, str(error.reason)) from error
+    if text is not None and not text.strip():
+        text = None
+    picture = pixels.add(encoded)
+    if text is None and picture < 0:
+        raise Unscorable(RejectReason.EMPTY_DOCUMENT, "neither text nor image")
+    return text, picture
 
 
 def _with_topics(side: Items, topics: Rows) -> Items:
@@ -159,12 +204,3 @@ def _grades(
                     topic = int(document_topics[document])
                     grades[query][topic] = max(relevance, grades[query].get(topic, 0))
     return grades
-
-
-def _decode(encoded: bytes, side: int) -> npt.NDArray[np.uint8]:
-    """Pixels (3, side, side) on white."""
-    with Image.open(io.BytesIO(encoded)) as opened:
-        picture = opened.convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    flat = Image.alpha_composite(white, picture).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(flat).transpose(2, 0, 1)

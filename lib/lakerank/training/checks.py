@@ -1,0 +1,55 @@
+"""What a config asks for, held against the lake and the network before the first step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from lakerank.errors import ConfigError
+from lakerank.training.config import TablesConfig, TrainConfig, needs_tap
+from lakerank.training.evaluation import DIRECTIONS, Slice, draw_grid
+from lakerank.training.loop import make_samplers
+from lakerank.training.objective import Material
+from lakerank.training.tables import TrainingLake
+
+log = logging.getLogger(__name__)
+
+
+def check(config: TrainConfig, material: Material, slices: Mapping[str, Slice], layers: int) -> None:
+    """Refuse what would stop in the middle, or flatter itself.
+
+    Raises:
+        ConfigError: with every fault there is.
+    """
+    faults = []
+    if needs_tap(config) and config.tap >= layers:
+        faults.append(f"tap: {config.tap} is no layer of {layers}, counted from 0")
+    for stage, sampler in zip(config.stages, make_samplers(config, material.lake), strict=True):
+        wanted, found = stage.groups * stage.group_size, len(sampler.topics)
+        if wanted > found:
+            what = "topics" if material.lake.has_topics else "queries"
+            faults.append(f"stages: {stage.name}: a step wants {wanted} different {what}, the lake gives {found}")
+    for name, part in slices.items():
+        faults += _slice_faults(config, name, part, material.lake)
+    if faults:
+        raise ConfigError(faults)
+
+
+def _slice_faults(config: TrainConfig, name: str, part: Slice, trained: TrainingLake) -> list[str]:
+    faults = []
+    grids = (draw_grid(part, direction, config.evaluation.candidates, config.seed) for direction in DIRECTIONS)
+    if all(grid is None for grid in grids):
+        faults.append(f"evaluation.slices: {name}: fewer than ten topics in every direction; nothing can be measured")
+    own = config.evaluation.slices[name]
+    if _tables(own) == _tables(config.lake):
+        log.info("slice %s: queries that are trained on; its figures say what was learned", name)
+    elif shared := set(part.material.lake.queries.ids) & set(trained.queries.ids):
+        faults.append(
+            f"evaluation.slices: {name}: {len(shared)} of its queries are trained on ({min(shared)!r} first); "
+            "split the lake by what rows are about"
+        )
+    return faults
+
+
+def _tables(config: TablesConfig) -> tuple[str, str, str]:
+    return config.documents, config.queries, config.qrels
