@@ -54,6 +54,24 @@ def read_run_lists(storage: Storage, tables: LakeTables, paths: RunPaths) -> Run
         StorageError: a table is not there: the run has not been published, or a path is wrong.
         SchemaError: a table lacks a column.
     """
+    lists = read_lake_lists(storage, tables)
+    for row in _rows(storage, paths.ranked, schemas.RANKED):
+        lists.ranked.setdefault(row["query_id"], []).append(RankedDocument(**row))
+    for documents in lists.ranked.values():
+        documents.sort(key=lambda document: document.rank)
+    if storage.list_names(paths.rejected):  # a run without rejects may have no such folder
+        for row in _rows(storage, paths.rejected, schemas.REJECTED):
+            lists.rejects[row["reason"]] += 1
+    return lists
+
+
+def read_lake_lists(storage: Storage, tables: LakeTables) -> RunLists:
+    """Judgements, and candidates as the first stage orders them; nothing is ranked yet.
+
+    Raises:
+        StorageError: a table is not there.
+        SchemaError: a table lacks a column.
+    """
     lists = RunLists()
     for row in _rows(storage, tables.qrels, schemas.QRELS):
         lists.judgements.setdefault(row["query_id"], {})[row["doc_id"]] = row["relevance"]
@@ -63,13 +81,6 @@ def read_run_lists(storage: Storage, tables: LakeTables, paths: RunPaths) -> Run
     for query_id, found in candidates.items():
         lists.candidates[query_id] = sorted(found.values(), key=first_stage_order)
     lists.ordered = any(_has_order(one) for found in lists.candidates.values() for one in found)
-    for row in _rows(storage, paths.ranked, schemas.RANKED):
-        lists.ranked.setdefault(row["query_id"], []).append(RankedDocument(**row))
-    for documents in lists.ranked.values():
-        documents.sort(key=lambda document: document.rank)
-    if storage.list_names(paths.rejected):  # a run without rejects may have no such folder
-        for row in _rows(storage, paths.rejected, schemas.REJECTED):
-            lists.rejects[row["reason"]] += 1
     return lists
 
 
