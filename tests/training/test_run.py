@@ -161,6 +161,14 @@ def test_a_merged_checkpoint_scores_as_its_adapter_does(
     assert merged.fingerprint != load_reranker(str(tiny_checkpoint), device="cpu").fingerprint
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_saving_an_adapter_looks_for_nothing_elsewhere(training_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = load_train_config(training_config(start={"path": "embedded"}, **LORA))
+    begin(config, [], 2.65, 100).save(tmp_path)  # peft would warn that it found no such repository
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == "embedded"
+
+
 def test_dropout_resumes_too(training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
     settings = LORA | {"lora": {"dropout": 0.5}, "checkpoint_every": 1, "augment": False}
     path = training_config(start={"path": str(tiny_checkpoint)}, **settings)
@@ -213,6 +221,11 @@ def test_faults_of_a_config_are_listed_together(training_config: Callable[..., P
     with pytest.raises(ConfigError) as raised:
         load_train_config(training_config(stages=[], start={}), ["seed=x", "optimizer.clip=0"])
     assert len(raised.value.faults) == 4
+
+
+@pytest.mark.parametrize("name", ["train-embedded", "train-lora"])
+def test_configs_in_conf_are_sound(name: str) -> None:
+    load_train_config(Path(__file__).parents[2] / "conf" / f"{name}.yaml")
 
 
 def test_contradictions_are_listed_together(training_config: Callable[..., Path]) -> None:

@@ -47,7 +47,8 @@ class Start:
     def save(self, output: Path) -> None:
         """Write `adapter`, as peft does, or `checkpoint`: the whole in the published layout, in bfloat16."""
         if self.adapter is not None:
-            self.adapter.save_pretrained(output / "adapter")
+            # told not to save embeddings, peft does not look for the base checkpoint's config on the network
+            self.adapter.save_pretrained(output / "adapter", save_embedding_layers=False)
         else:
             self._save_checkpoint(output / "checkpoint", copy.deepcopy(self.network).to(torch.bfloat16))
 
