@@ -32,7 +32,7 @@ CANDIDATE_LISTS = {"candidates": "Random candidates", "candidates_hard": "Candid
 
 
 def judge(
-    reranker: Reranker, storage: Storage, folder: str, queries_per_slice: int = 20, seed: int = 0
+    reranker: Reranker, storage: Storage, folder: str, queries_per_slice: int = 10, seed: int = 0
 ) -> dict[str, list[Slice]]:
     """Figures by candidate list, for every task and slice, over all candidates of a few of its queries.
 
@@ -155,7 +155,7 @@ def main() -> int:
     parser.add_argument("checkpoint", help="folder, hub id or `embedded`")
     parser.add_argument("folder", help="a judging lake")
     parser.add_argument("--adapter", help="a LoRA adapter for the checkpoint")
-    parser.add_argument("--queries", type=int, default=20, metavar="N", help="at most so many a task and slice")
+    parser.add_argument("--queries", type=int, default=10, metavar="N", help="at most so many a task and slice")
     parser.add_argument("--threads", type=int, metavar="N", help="torch's threads on a CPU")
     arguments = parser.parse_args()
     from lakerank.model.rerankers import load_reranker  # torch: not for those who ask for --help
