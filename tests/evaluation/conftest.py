@@ -126,6 +126,6 @@ def small_lake(make_lake: Callable[..., Lake]) -> Lake:
             "published_at": "2026-01-05T10:11:12.000000+00:00",
             "scorer": "abc",
             "counts": {"scored": 6, "reused": 0},
-            "scoring": {"seconds": 2.0, "tokens_computed": 50, "tokens_pairwise": 200, "model_loads": 1},
+            "scoring": {"seconds": 2.0, "pairs": 4, "tokens_computed": 50, "tokens_pairwise": 200, "model_loads": 1},
         },
     )

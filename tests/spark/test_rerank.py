@@ -103,6 +103,7 @@ def test_a_torn_unit_is_scored_again_and_no_other(spark, storage, lake):
     torn.write_bytes(torn.read_bytes()[:100])
     summary = run(spark, storage, lake.job("r1"))
     assert summary["found"] == len(before) - 1
+    assert summary["pairs"] == pq.read_metadata(torn).num_rows < summary["scored"] == 240
     assert lake.unit_files() == before
     assert summary["published"] is True
 
@@ -179,7 +180,9 @@ def test_a_failed_audit_leaves_the_last_run_published(spark, storage, lake):
     assert summary["published"] is False
     assert summary["failed_audits"] == ["reject rate"]
     assert json.loads((lake.folder / "out" / "current.json").read_text())["run_id"] == "r1"
-    assert run(spark, storage, lake.job("r2"))["published"] is True, "looser bounds, same run"
+    looser = lake.job("r2", config_yaml="audit: {}\n")
+    assert run(spark, storage, looser)["published"] is True, "looser bounds, same run"
+    assert (lake.folder / "out" / "runs" / "r2" / "config.yaml").read_text() == "audit: {}\n"
 
 
 def test_a_missing_column_stops_the_job(spark, storage, lake):

@@ -161,7 +161,7 @@ def _work(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Pairs scored", f"{counts['scored']:,}"))
     if counts.get("reused"):
         rows.append(("Scores found in the lake", f"{counts['reused']:,}"))
-    seconds, scored = scoring.get("seconds"), counts.get("scored", 0)
+    seconds, scored = scoring.get("seconds"), scoring.get("pairs")
     if seconds and scored:
         rows.append(("Scoring", f"{seconds:,.1f} s, {scored / seconds:,.1f} pairs a second"))
     computed, pairwise = scoring.get("tokens_computed"), scoring.get("tokens_pairwise")

@@ -41,11 +41,6 @@ def local_path(uri: str) -> Path:
     return Path(bare.removeprefix("file:")).expanduser()
 
 
-def base_name(uri: str) -> str:
-    """What stands after the last slash."""
-    return uri.rstrip("/").rpartition("/")[2]
-
-
 def has_wildcard(uri: str) -> bool:
     """Whether a name is a pattern."""
     return _WILDCARD.search(uri) is not None

@@ -58,8 +58,7 @@ def already_published(storage: Storage, job: Rerank) -> dict[str, Any] | None:
         )
     logger.info("run %s is published already: nothing to do", job.paths.run_id)
     publish(storage, job.paths, manifest["published_at"])  # an earlier attempt may have died before the pointer moved
-    summary = _timed({"run_id": job.paths.run_id, **_outcome(manifest, True), "model_loads": 0}, started)
-    return summary | {"pairs_per_second": 0.0}  # none was scored now
+    return _timed({"run_id": job.paths.run_id, **_outcome(manifest, True), "model_loads": 0}, started)
 
 
 def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[str] = STAGES) -> dict[str, Any]:
@@ -74,6 +73,8 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
     if published is not None:
         return published
     plan = _planned(spark, storage, job, stages)
+    # Bounds and thresholds may differ from those of an earlier attempt: the file says what the last one went by.
+    storage.replace(job.paths.config, job.config_yaml.encode())
     summary: dict[str, Any] = {"run_id": job.paths.run_id, "stages": list(stages), **_forecast(plan, job.parameters)}
     if "score" in stages:
         summary |= _scored(spark, storage, job, plan)
@@ -86,7 +87,6 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
 
 def _planned(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[str]) -> Plan:
     if "plan" in stages:
-        storage.create(job.paths.config, job.config_yaml.encode())
         logger.info("plan: reading the keys of %s", job.tables.candidates)
         plan = ensure_plan(spark, storage, job.paths, job.tables, job.scorer, job.limits)
         logger.info(
@@ -109,20 +109,20 @@ def _scored(spark: SparkSession, storage: Storage, job: Rerank, plan: Plan) -> d
     verify_plan_files(storage, job.paths, plan)
     scoring = ScoringJob(job.paths.output, plan.scorer, units_folder(job.paths, plan.attempt), job.device, job.factory)
     summary = score_units(spark, storage, scoring, plan.units, tasks=unmanaged_gpus(spark, job.device) or None)
-    _log_scoring(plan, summary)
+    _log_scoring(summary)
     if summary.found < summary.units or not summary.units:
         storage.replace(_scoring_address(job), json.dumps(asdict(summary)).encode())
     return asdict(summary)
 
 
-def _log_scoring(plan: Plan, summary: ScoringSummary) -> None:
+def _log_scoring(summary: ScoringSummary) -> None:
     logger.info(
         "score: %d pairs in %d units (%d found done) in %.1f s, %.0f pairs/s, %d model loads",
-        plan.new,
+        summary.pairs,
         summary.units,
         summary.found,
         summary.seconds,
-        plan.new / summary.seconds,
+        summary.pairs / summary.seconds,
         summary.model_loads,
     )
     if summary.tokens_computed:
@@ -171,6 +171,7 @@ def _outcome(manifest: Mapping[str, Any], published: bool) -> dict[str, Any]:
 
 
 def _timed(summary: dict[str, Any], started: float) -> dict[str, Any]:
+    """The summary with this attempt's wall time, and the pairs that it scored itself a second."""
     seconds = time.monotonic() - started
-    scored = summary.get("scored", 0)
-    return summary | {"seconds": round(seconds, 3), "pairs_per_second": round(scored / seconds, 3) if seconds else 0.0}
+    pace = summary.get("pairs", 0) / seconds if seconds else 0.0
+    return summary | {"seconds": round(seconds, 3), "pairs_per_second": round(pace, 3)}

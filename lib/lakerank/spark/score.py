@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 
 from lakerank.lake.blobs import Blob, BlobRef, RowGroupCache, fetch
@@ -31,7 +32,6 @@ UNIT_REPORT = pa.schema(
         ("unit", pa.string()),
         ("pairs", pa.int64()),
         ("load_id", pa.string()),
-        ("load_seconds", pa.float64()),
         ("seconds", pa.float64()),
         ("tokens_computed", pa.int64()),
         ("tokens_pairwise", pa.int64()),
@@ -82,10 +82,14 @@ class ScoringJob:
 
 @dataclass(frozen=True, slots=True)
 class ScoringSummary:
-    """What scoring took. `seconds` is wall time; token counts say how much work document-major scoring saved."""
+    """What this attempt at scoring took: units and pairs found done before it are in neither its time nor `pairs`.
+
+    `seconds` is wall time; token counts say how much work document-major scoring saved.
+    """
 
     units: int
     found: int
+    pairs: int
     model_loads: int
     seconds: float
     device_seconds: float
@@ -94,19 +98,18 @@ class ScoringSummary:
 
 
 class _Worker:
-    """What a worker process keeps between tasks: its models, by scorer and device, and the queries' row groups."""
+    """What a worker process keeps between tasks: its model, by scorer and device, and the queries' row groups."""
 
-    rerankers: dict[tuple[str, str], tuple[LoadedReranker, float]] = {}  # noqa: RUF012 - one process, one cache
+    rerankers: dict[tuple[str, str], LoadedReranker] = {}  # noqa: RUF012 - one process, one cache
     queries = RowGroupCache(QUERY_CACHE_BYTES)
 
     @classmethod
-    def reranker(cls, job: ScoringJob) -> tuple[LoadedReranker, float]:
-        """The process's reranker for this job and the seconds its loading took."""
+    def reranker(cls, job: ScoringJob) -> LoadedReranker:
+        """The process's reranker for this job, loaded by its first task."""
         device = device_for_task(job.device)
         if (job.scorer, device) not in cls.rerankers:
-            started = time.monotonic()
             cls.rerankers.clear()  # another scorer's weights would hold the device's memory
-            cls.rerankers[job.scorer, device] = (job.factory(device), time.monotonic() - started)
+            cls.rerankers[job.scorer, device] = job.factory(device)
         return cls.rerankers[job.scorer, device]
 
 
@@ -131,11 +134,12 @@ def score_units(
 
     with watch_units(storage, job.output, job.scorer, units), own_workers(spark, "score"):
         reports = gather(spark, list(units), work, UNIT_REPORT, tasks)
-    loads = {load for load in reports["load_id"].to_pylist() if load}
+    scored_now = reports.filter(pc.is_valid(reports["load_id"]))
     return ScoringSummary(
         units=len(units),
-        found=sum(load is None for load in reports["load_id"].to_pylist()),
-        model_loads=len(loads),
+        found=len(units) - scored_now.num_rows,
+        pairs=sum(scored_now["pairs"].to_pylist()),
+        model_loads=len(pc.unique(scored_now["load_id"])),
         seconds=time.monotonic() - started,
         device_seconds=sum(reports["seconds"].to_pylist()),
         tokens_computed=sum(reports["tokens_computed"].to_pylist()),
@@ -148,8 +152,8 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     if may_exist:
         rows = _whole_unit(storage, job, unit)
         if rows is not None:
-            return _report(unit, rows.num_rows, None, 0.0, 0.0, 0, 0)
-    reranker, load_seconds = _Worker.reranker(job)
+            return _report(unit, rows.num_rows, None, 0.0, 0, 0)
+    reranker = _Worker.reranker(job)
     started = time.monotonic()
     before = (reranker.work.computed, reranker.work.pairwise)
     address = join(job.units_folder, f"{unit}.parquet")
@@ -162,7 +166,7 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     write_unit(storage, job.output, job.scorer, unit, rows)
     computed, pairwise = reranker.work.computed - before[0], reranker.work.pairwise - before[1]
     seconds = time.monotonic() - started
-    return _report(unit, rows.num_rows, reranker.load_id, load_seconds, seconds, computed, pairwise)
+    return _report(unit, rows.num_rows, reranker.load_id, seconds, computed, pairwise)
 
 
 def score_rows(results: Sequence[ScoredPair | Reject], hashes: dict[tuple[str, str], tuple[str, str]]) -> pa.Table:

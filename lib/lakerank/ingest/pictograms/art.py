@@ -28,7 +28,6 @@ STYLES: Mapping[str, str] = {
 
 #: The style that training never sees.
 UNSEEN_STYLE = "fluent"
-TRAINING_STYLES = tuple(style for style in STYLES if style != UNSEEN_STYLE)
 
 
 @dataclass(frozen=True, slots=True)
