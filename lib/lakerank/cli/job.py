@@ -1,0 +1,100 @@
+"""What the command lines share: options, logging, exit status, the last line of standard output. Heavy imports wait."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lakerank.config import Config
+from lakerank.errors import ConfigError, LakerankError
+
+if TYPE_CHECKING:
+    from lakerank.lake.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+#: Exit statuses, as a scheduler reads them.
+DONE, FAILED, WRONG_ARGUMENTS, NOT_PUBLISHED = 0, 1, 2, 3
+
+EPILOG = (
+    "Exit status: 0 done, 1 failed, 2 wrong arguments or config, 3 done but not published because an audit failed. "
+    "Logs go to standard error; the last line of standard output is one JSON object."
+)
+
+config_option = click.option(
+    "--config",
+    "config_path",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Config file (YAML).",
+)
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Change one setting of the config; the value is read as YAML. May be given any number of times.",
+)
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more, libraries included.")
+
+
+def run_job(work: Callable[[], dict[str, Any]], verbose: bool = False) -> None:
+    """Run a job's work, print its summary as the last line of standard output, and exit with its status."""
+    _start_logging(verbose)
+    try:
+        summary, status = work(), DONE
+        if summary.get("published") is False and "failed_audits" in summary:
+            status = NOT_PUBLISHED
+    except ConfigError as error:
+        summary, status = _failure(error), WRONG_ARGUMENTS
+    except LakerankError as error:
+        summary, status = _failure(error), FAILED
+    except KeyboardInterrupt:
+        summary, status = {"error": "interrupted", "message": "stopped from the keyboard"}, FAILED
+    except Exception as error:  # the last line must be JSON whatever happens
+        told = _from_worker(error)
+        if told is None or verbose:
+            traceback.print_exc(file=sys.stderr)
+        summary, status = _failure(error) if told is None else _told(*told), FAILED
+    sys.stdout.flush()
+    click.echo(json.dumps(summary, ensure_ascii=False, allow_nan=False))
+    sys.exit(status)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    return _told(type(error).__name__, str(error))
+
+
+def _told(name: str, message: str) -> dict[str, Any]:
+    click.echo(f"{name}: {message}", err=True)
+    return {"error": name, "message": message}
+
+
+def _from_worker(error: Exception) -> tuple[str, str] | None:
+    """The LakerankError of a worker, which arrives wrapped in Spark's with tracebacks around it."""
+    found = re.findall(r"^lakerank\.(?:[a-z_]+\.)+([A-Z]\w*): (.*)$", str(error), flags=re.MULTILINE)
+    return found[-1] if found else None
+
+
+def _start_logging(verbose: bool) -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("lakerank").setLevel(logging.DEBUG if verbose else logging.INFO)
+    if verbose:
+        logging.getLogger().setLevel(logging.INFO)
+
+
+def storage_of(config: Config) -> Storage:
+    """The object storage that the config describes."""
+    from lakerank.lake.storage import Storage, StorageOptions
+
+    return Storage(StorageOptions(**config.lake.storage.model_dump()))

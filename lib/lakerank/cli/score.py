@@ -1,0 +1,77 @@
+"""`jobs/score.py`: one request of the hosted API, answered without Spark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from lakerank.cli.job import EPILOG, run_job, set_option, verbose_option
+from lakerank.config import Config, read_yaml, resolve_config
+from lakerank.errors import ConfigError
+
+
+@click.command(epilog=EPILOG)
+@click.argument("request_file", metavar="REQUEST.json", type=click.File(encoding="utf-8"))
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Config file (YAML); its model and scoring sections are used. Without one: the bundled checkpoint.",
+)
+@set_option
+@click.option("--allow-host", multiple=True, metavar="HOST", help="Fetch images from this host; no other is asked.")
+@verbose_option
+def score(
+    request_file: IO[str], config_path: Path | None, overrides: Sequence[str], allow_host: Sequence[str], verbose: bool
+) -> None:
+    """Answer one rerank request in the hosted API's JSON, without Spark.
+
+    The request holds model, query, documents (texts, or objects with text or image), top_n and return_documents; an
+    image is base64, a data URI, or a URL of an allowed host. The last line of standard output is the response:
+    results with index and relevance_score, best first, and usage.total_tokens. REQUEST.json may be - for standard
+    input.
+    """
+
+    def work() -> dict[str, Any]:
+        values = read_yaml(config_path) if config_path else {}
+        # A request brings its own documents: no lake is needed.
+        nowhere = dict.fromkeys(("documents", "queries", "candidates", "output"), "")
+        defaults = {"lake": nowhere, "model": {"path": "embedded"}}
+        config = resolve_config(defaults | values, overrides, source=str(config_path or "defaults"))
+        return _answer(config, _parse_json(request_file), allow_host)
+
+    run_job(work, verbose)
+
+
+def _parse_json(file: IO[str]) -> dict[str, Any]:
+    try:
+        request = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{file.name}: not JSON: {error}"]) from error
+    if not isinstance(request, dict):
+        raise ConfigError([f"{file.name}: expected a JSON object with query and documents"])
+    return request
+
+
+def _answer(config: Config, request: dict[str, Any], allowed_hosts: Sequence[str]) -> dict[str, Any]:
+    from lakerank.model.prompt import Limits
+    from lakerank.model.request import answer
+    from lakerank.model.rerankers import load_reranker
+
+    model, scoring = config.model, config.scoring
+    reranker = load_reranker(
+        model.path,
+        revision=model.revision,
+        adapter=model.adapter,
+        dtype=model.dtype,
+        device=model.device,
+        limits=Limits(**scoring.limits()),
+        host_threads=scoring.host_threads,
+        device_threads=scoring.device_threads,
+        reproducible=scoring.reproducible,
+    )
+    return answer(request, reranker, allowed_hosts=allowed_hosts)
