@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.cost import TEMPLATE_TOKENS, VISUAL_TOKEN_COST, Sizing, even_bins, input_cost
+from lakerank.cost import TEMPLATE_TOKENS, VISUAL_TOKEN_COST, Calibration, Sizing, even_bins, input_cost
+from lakerank.errors import ConfigError
 
 SIZING = Sizing(min_pixels=3136, max_pixels=602112, max_text_tokens=100)
 
@@ -35,3 +39,27 @@ def test_bins_are_consecutive_and_about_the_target(costs, target):
     totals = np.bincount(bins, weights=costs)
     assert (totals <= target + max(costs) / 2).all() or (totals.max() in costs)
     assert (totals[:-1] >= min(target - max(costs) / 2, totals.max())).all()
+
+
+CALIBRATION = Calibration("cpu", "float32", 9_000_000, 1500.0, 2e8)
+
+
+def test_a_calibration_is_read_back_as_it_was_written():
+    assert Calibration.from_json(CALIBRATION.to_json()) == CALIBRATION
+
+
+def test_every_fault_of_a_calibration_is_named_with_its_file():
+    values = json.loads(CALIBRATION.to_json()) | {"tokens_per_second": 0, "dtype": None}
+    del values["device"]
+    with pytest.raises(ConfigError) as caught:
+        Calibration.from_json(json.dumps(values), source="gpu.json")
+    message = str(caught.value)
+    for part in ("gpu.json: device: missing", "dtype: expected a name", "tokens_per_second: expected a number above 0"):
+        assert part in message
+    assert "jobs/benchmark.py --calibration" in message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "NaN"])
+def test_what_is_no_calibration_is_refused(text):
+    with pytest.raises(ConfigError, match="calibration: "):
+        Calibration.from_json(text)

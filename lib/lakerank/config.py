@@ -69,6 +69,7 @@ class ScoringConfig(_Section):
     device_threads: int | None = Field(default=None, ge=1)
     max_queries_per_group: int = Field(default=512, ge=1)
     unit_tokens: int = Field(default=2_000_000, ge=1)
+    calibration: str | None = None
 
     def limits(self) -> dict[str, int]:
         """What bounds one input, by the names of `lakerank.model.prompt.Limits`."""

@@ -5,10 +5,15 @@ Costs are in tokens of the language model: the unit in which work is forecast an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from lakerank.errors import ConfigError
 
 Int64 = npt.NDArray[np.int64]
 
@@ -33,6 +38,63 @@ class Sizing:
     min_pixels: int
     max_pixels: int
     max_text_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How fast one device was measured to work, by `jobs/benchmark.py --calibration FILE`.
+
+    `tokens_per_second` are tokens of the language model as this module counts them: a visual token weighs
+    VISUAL_TOKEN_COST. `fetch_bytes_per_second` are useful bytes of documents that one task fetches.
+    """
+
+    device: str
+    dtype: str
+    parameters: int
+    tokens_per_second: float
+    fetch_bytes_per_second: float
+
+    def to_json(self) -> str:
+        """The calibration file's content."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes, source: str = "calibration") -> Calibration:
+        """Read what `to_json` wrote; keys that are not ours are ignored.
+
+        Raises:
+            ConfigError: names `source` and every fault.
+        """
+        advice = "write the file anew with jobs/benchmark.py --calibration FILE"
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError([f"{source}: not JSON ({error}); {advice}"]) from error
+        if not isinstance(values, dict):
+            raise ConfigError([f"{source}: expected a JSON object, found {type(values).__name__}; {advice}"])
+        faults = [fault for field in fields(Calibration) if (fault := _fault(values, field.name))]
+        if faults:
+            raise ConfigError([f"{source}: {fault}; {advice}" for fault in faults])
+        return Calibration(
+            device=values["device"],
+            dtype=values["dtype"],
+            parameters=int(values["parameters"]),
+            tokens_per_second=float(values["tokens_per_second"]),
+            fetch_bytes_per_second=float(values["fetch_bytes_per_second"]),
+        )
+
+
+def _fault(values: dict[str, Any], name: str) -> str | None:
+    """What is wrong with one value of a calibration, if anything is."""
+    if name not in values:
+        return f"{name}: missing"
+    value = values[name]
+    if name in ("device", "dtype"):
+        return None if isinstance(value, str) and value else f"{name}: expected a name (found {value!r})"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and math.isfinite(value) and value > 0:
+        return None
+    return f"{name}: expected a number above 0 (found {value!r})"
 
 
 def input_cost(text_bytes: Int64, width: Int64, height: Int64, sizing: Sizing) -> Int64:
