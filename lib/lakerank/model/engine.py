@@ -7,9 +7,9 @@ follows from its own, in a row of a constant number of slots.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lakerank.model.cache import BoundedCache
+from lakerank.model.flops import count_flops
 from lakerank.model.images import Patches, PatchShape, channel_table
 from lakerank.model.network import JinaVLForRanking, Prefix
 from lakerank.model.tokens import Side
+from lakerank.model.work import DeviceTimer, Work
 
 #: A slot is a multiple of so many tokens long: a multiple of 8 while it is short, of 64 when it is longer than that.
 SLOT_STEP = 8
@@ -40,20 +42,6 @@ QUERY_EMBEDDINGS_BYTES = 256 * 2**20
 DOCUMENT_EMBEDDINGS_BYTES = 32 * 2**20
 
 
-@dataclass(slots=True)
-class Work:
-    """Tokens through the network since the engine was made; `pairwise` is what whole pairs, unpadded, would have cost.
-
-    Images count as visual tokens; a suffix's padding counts as computed.
-    """
-
-    computed: int = 0
-    pairwise: int = 0
-    pairs: int = 0
-    documents: int = 0
-    images_encoded: int = 0
-
-
 class Engine:
     """Scores one document's queries at a time on one device; to be used by one thread."""
 
@@ -64,6 +52,8 @@ class Engine:
         self._reproducible = reproducible
         self._device = network.model.language_model.embed_tokens.weight.device
         self._row_tokens = ROW_TOKENS_CPU if self._device.type == "cpu" else ROW_TOKENS_GPU
+        self._timer = DeviceTimer(self._device, self.work)
+        self._flops = count_flops(network.config)
         self._table = torch.from_numpy(channel_table(shape.mean, shape.std)).to(self._device)
         self._query_images: BoundedCache[Tensor] = BoundedCache(QUERY_EMBEDDINGS_BYTES, lambda made: made.nbytes)
         self._document_images: BoundedCache[Tensor] = BoundedCache(DOCUMENT_EMBEDDINGS_BYTES, lambda made: made.nbytes)
@@ -71,17 +61,23 @@ class Engine:
     @torch.inference_mode()
     def score(self, document: Side, queries: Sequence[Side]) -> np.ndarray:
         """Raw float32 logits (Q,) of queries against a document, in order."""
+        started = time.perf_counter()
         logits = np.empty(len(queries), dtype=np.float32)
         prefix = self._prefix(document)
         for length, places in _rows(queries, self._row_tokens):
             slots = max(1, self._row_tokens // length) if self._reproducible else len(places)
             row = self._row([queries[place] for place in places], slots, length, document.end)
-            hidden = self._network.suffix(prefix, *row)[0]  # (slots, length, h)
-            last = torch.tensor([len(queries[place].token_ids) - 1 for place in places], device=self._device)
-            at_score = hidden[torch.arange(len(places), device=self._device), last]  # (Q, h)
-            logits[places] = self._head(at_score).cpu().numpy()
+            with self._timer.stage("suffix_s"):
+                hidden = self._network.suffix(prefix, *row)[0]  # (slots, length, h)
+                last = torch.tensor([len(queries[place].token_ids) - 1 for place in places], device=self._device)
+                at_score = hidden[torch.arange(len(places), device=self._device), last]  # (Q, h)
+                row_logits = self._head(at_score)
+            logits[places] = row_logits.cpu().numpy()
             self.work.computed += slots * length
+            self.work.padding += slots * length - sum(len(queries[place].token_ids) for place in places)
+        self._timer.collect()
         self._count(document, queries)
+        self.work.drive_s += time.perf_counter() - started
         return logits
 
     def release(self) -> None:
@@ -97,7 +93,8 @@ class Engine:
         images = None if document.image is None else self._image(document, document.image, self._document_images)
         embeds = self._network.embed(token_ids, images)
         self.work.computed += len(document.token_ids)
-        return self._network.prefix(embeds.unsqueeze(0), positions.unsqueeze(1))
+        with self._timer.stage("prefix_s"):
+            return self._network.prefix(embeds.unsqueeze(0), positions.unsqueeze(1))
 
     def _row(self, queries: Sequence[Side], slots: int, length: int, start: int) -> tuple[Tensor, Tensor]:
         """Embeddings (1, slots, length, h) and positions (3, 1, slots, length); what no query fills is token 0."""
@@ -123,7 +120,9 @@ class Engine:
 
         def encode() -> Tensor:
             self.work.images_encoded += 1
-            return self._network.image_embeddings(self._pixel_values(image), [image.grid])
+            self.work.flops += self._flops.vision(len(image.pixels))
+            with self._timer.stage("vision_s"):
+                return self._network.image_embeddings(self._pixel_values(image), [image.grid])
 
         return cache.get(side.image_key, encode)
 
@@ -135,9 +134,12 @@ class Engine:
         return values.expand(-1, -1, self._shape.frames, -1, -1).reshape(len(pixels), -1)
 
     def _count(self, document: Side, queries: Sequence[Side]) -> None:
+        tokens = len(document.token_ids)
+        self.work.flops += self._flops.prefix(tokens)
+        self.work.flops += sum(self._flops.suffix(len(query.token_ids), tokens) for query in queries)
         self.work.documents += 1
         self.work.pairs += len(queries)
-        self.work.pairwise += sum(len(document.token_ids) + len(query.token_ids) for query in queries)
+        self.work.pairwise += sum(tokens + len(query.token_ids) for query in queries)
 
 
 def slot_length(tokens: int) -> int:

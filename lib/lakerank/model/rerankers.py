@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,12 +19,13 @@ import torch
 from lakerank.errors import CheckpointError, PairRejected
 from lakerank.model.cache import BoundedCache
 from lakerank.model.checkpoint import identify, read_settings
-from lakerank.model.engine import Engine, Work
+from lakerank.model.engine import Engine
 from lakerank.model.images import PatchShape, load_patches
 from lakerank.model.prompt import Limits
 from lakerank.model.tokens import PromptTokenizer, Side, check_tokenizer, read_special_tokens, read_tokenizer
 from lakerank.model.unscorable import Unscorable
 from lakerank.model.weights import load_network
+from lakerank.model.work import Work
 from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,16 @@ class _Prepared:
     group: DocumentGroup
     document: Side | Unscorable
     queries: tuple[Side | Unscorable, ...]
+    decode_s: float
+    tokenise_s: float
+
+
+@dataclass(slots=True)
+class _HostSeconds:
+    """Processor time of one thread on one group."""
+
+    decode: float = 0.0
+    tokenise: float = 0.0
 
 
 class DocumentMajorReranker:
@@ -115,33 +127,49 @@ class DocumentMajorReranker:
                 for group in source:
                     ahead.append(pool.submit(self._prepare, group))
                     if len(ahead) > self._host_threads:
-                        yield from self._score_prepared(ahead.popleft().result())
+                        yield from self._score_prepared(self._next(ahead))
                 while ahead:
-                    yield from self._score_prepared(ahead.popleft().result())
+                    yield from self._score_prepared(self._next(ahead))
             finally:
                 for future in ahead:
                     future.cancel()
 
-    def _prepare(self, group: DocumentGroup) -> _Prepared:
-        document = self._side(group.document)
-        queries = () if isinstance(document, Unscorable) else tuple(map(self._side, group.queries))
-        return _Prepared(group, document, queries)
+    def _next(self, ahead: deque[Future[_Prepared]]) -> _Prepared:
+        started = time.perf_counter()
+        prepared = ahead.popleft().result()
+        work = self._engine.work
+        work.wait_s += time.perf_counter() - started
+        work.decode_s += prepared.decode_s
+        work.tokenise_s += prepared.tokenise_s
+        return prepared
 
-    def _side(self, item: Query | Document) -> Side | Unscorable:
+    def _prepare(self, group: DocumentGroup) -> _Prepared:
+        spent = _HostSeconds()
+        document = self._side(group.document, spent)
+        scorable = not isinstance(document, Unscorable)
+        queries = tuple(self._side(query, spent) for query in group.queries) if scorable else ()
+        return _Prepared(group, document, queries, spent.decode, spent.tokenise)
+
+    def _side(self, item: Query | Document, spent: _HostSeconds) -> Side | Unscorable:
         """Token ids and patches of one side, or why there are none; from memory when its content was met before."""
         image_key = "" if item.image is None else _digest(item.image)
         text_key = None if item.text is None else _digest(item.text.encode("utf-8", "surrogatepass"))
         sides = self._document_sides if isinstance(item, Document) else self._query_sides
 
         def make() -> Side | Unscorable:
+            started = decoded = time.thread_time()
             try:
                 image = None if item.image is None else load_patches(item.image, self._limits, self._shape)
+                decoded = time.thread_time()
                 build = self._prompt.document if isinstance(item, Document) else self._prompt.query
                 return build(item.text, image, image_key)
             except Unscorable as unscorable:
                 if unscorable.reason in TRANSIENT_REASONS:
                     raise  # not remembered
                 return unscorable
+            finally:
+                spent.decode += decoded - started
+                spent.tokenise += time.thread_time() - decoded
 
         try:
             return sides.get((text_key, image_key), make)
