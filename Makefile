@@ -4,10 +4,10 @@ python := .venv/bin/python
 java := JAVA_HOME="$$PWD/.venv/java"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean distclean
+.PHONY: help demo test test-s3 test-faults check format clean distclean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo:  ## rerank the bundled lake and show the lists before and after
 	@$(setup) demo
@@ -18,6 +18,11 @@ demo:  ## rerank the bundled lake and show the lists before and after
 test:  ## run the tests; ARGS="tests/model -k images" for some of them
 	@$(setup) dev
 	$(java) $(python) -m pytest $(ARGS)
+
+test-s3:  ## run what touches storage against a real S3 server: Ceph's gateway, installed on Debian and Ubuntu
+	@$(setup) dev
+	@$(python) tests/servers/radosgw.py --install
+	LAKERANK_TEST_S3=radosgw $(java) $(python) -m pytest -m s3 $(ARGS)
 
 check:  ## formatting, lint, types and the layers between the rooms
 	@$(setup) dev

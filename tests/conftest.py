@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["stores"]  # tests/servers/stores.py: local files and an S3 server, for whatever touches storage
+
 SENTENCES = (
     "**Document**:\nA red apple lies on the table.\n**Query**:\nred apple",
     "**Document**:\nDer rote Apfel liegt auf dem Tisch.\n**Query**:\nroter Apfel",

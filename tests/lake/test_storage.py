@@ -21,7 +21,6 @@ from lakerank.lake.tables import parquet_bytes
 Together = Callable[[Callable[[int], object], int], list[Any]]
 
 PARQUET = parquet_bytes(pa.table({"x": [1, 2, 3]}), 2)
-SECRET = "a-secret-that-must-not-be-shown"
 
 
 def names(storage: Storage, uri: str, below: str) -> list[str]:
@@ -269,10 +268,11 @@ def test_the_standard_aws_environment_is_honoured(s3_endpoint: str, monkeypatch:
 
 
 def test_a_profile_gives_keys_region_and_endpoint_to_both_clients(
-    s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "config").write_text(f"[profile night]\nregion = us-east-1\nendpoint_url = {s3_endpoint}\n")
-    (tmp_path / "credentials").write_text(f"[night]\naws_access_key_id = K\naws_secret_access_key = {SECRET}\n")
+    (tmp_path / "config").write_text(f"[profile night]\nregion = us-east-1\nendpoint_url = {s3_server.endpoint}\n")
+    keys = f"aws_access_key_id = {s3_server.access_key}\naws_secret_access_key = {s3_server.secret_key}\n"
+    (tmp_path / "credentials").write_text(f"[night]\n{keys}")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
@@ -292,15 +292,15 @@ def test_a_missing_bucket_is_named_with_what_to_check(s3_storage: Storage) -> No
         s3_storage.open_parquet("s3://no-such-bucket/a.parquet")
 
 
-def test_an_endpoint_that_does_not_answer_is_named_and_no_key_is_shown(s3_endpoint: str) -> None:
+def test_an_endpoint_that_does_not_answer_is_named_and_no_key_is_shown(s3_server: Any) -> None:
     storage = Storage(StorageOptions(endpoint_url="http://127.0.0.1:9", max_attempts=2))
     for action in (storage.read_bytes, storage.list_parquet, storage.open_parquet):
         with pytest.raises(
             StorageError, match=r"s3://lake/a\.parquet: cannot be .*lake\.storage\.endpoint_url"
         ) as caught:
             action("s3://lake/a.parquet")
-        assert SECRET not in str(caught.value)
-        assert "AKIA" not in str(caught.value)
+        assert s3_server.secret_key not in str(caught.value)
+        assert s3_server.access_key not in str(caught.value)
 
 
 def test_a_busy_server_is_asked_again(faulty_s3: Any) -> None:
