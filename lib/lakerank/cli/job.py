@@ -7,19 +7,23 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lakerank.config import Config
+from lakerank.config import Config, load_config
 from lakerank.errors import ConfigError, LakerankError
 
 if TYPE_CHECKING:
     from lakerank.lake.storage import Storage
 
 logger = logging.getLogger(__name__)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_SUMMARY = "lakerank.summary"
 
 #: Exit statuses, as a scheduler reads them.
 DONE, FAILED, WRONG_ARGUMENTS, NOT_PUBLISHED = 0, 1, 2, 3
@@ -43,7 +47,22 @@ set_option = click.option(
     metavar="SECTION.KEY=VALUE",
     help="Change one setting of the config; the value is read as YAML. May be given any number of times.",
 )
-verbose_option = click.option("-v", "--verbose", is_flag=True, help="Log more, libraries included.")
+
+
+def verbose_option(command: Command) -> Command:
+    """-v, and what else every job has: --summary."""
+    summary = click.option(
+        "--summary",
+        metavar="FILE",
+        expose_value=False,
+        callback=_keep_summary_address,
+        help="Also write the last line here, whatever the exit status: a path, or a URI of the lake's storage.",
+    )
+    return click.option("-v", "--verbose", is_flag=True, help="Log more, libraries included.")(summary(command))
+
+
+def _keep_summary_address(context: click.Context, _option: click.Parameter, address: str | None) -> None:
+    context.meta[_SUMMARY] = address
 
 
 def run_job(work: Callable[[], dict[str, Any]], verbose: bool = False) -> None:
@@ -64,9 +83,35 @@ def run_job(work: Callable[[], dict[str, Any]], verbose: bool = False) -> None:
         if told is None or verbose:
             traceback.print_exc(file=sys.stderr)
         summary, status = _failure(error) if told is None else _told(*told), FAILED
+    line = json.dumps(summary, ensure_ascii=False, allow_nan=False)
+    _write_summary(line)
     sys.stdout.flush()
-    click.echo(json.dumps(summary, ensure_ascii=False, allow_nan=False))
+    click.echo(line)
     sys.exit(status)
+
+
+def _write_summary(line: str) -> None:
+    """Write the last line where --summary says. That it cannot be written changes nothing about the job."""
+    context = click.get_current_context(silent=True)
+    address = context.meta.get(_SUMMARY) if context else None
+    if not context or not address:
+        return
+    try:
+        _storage_of_command(context.params).replace(address, line.encode() + b"\n")
+    except Exception as error:
+        click.echo(f"--summary {address}: not written: {error}", err=True)
+
+
+def _storage_of_command(options: Mapping[str, Any]) -> Storage:
+    """The storage of the command's config; the default one where there is no config, or a faulty one to tell about."""
+    from lakerank.lake.storage import Storage
+
+    if options.get("config_path") is None:
+        return Storage()
+    try:
+        return storage_of(load_config(options["config_path"], options.get("overrides", ())))
+    except ConfigError:
+        return Storage()
 
 
 def _failure(error: Exception) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def rerank(config_path: Path, overrides: Sequence[str], run_id: str, stages: str
 
         config = load_config(config_path, overrides)
         check_run_id(run_id)
-        return _rerank(config, run_id, _parse_stages(stages))
+        # has_qrels tells a scheduler, which reads no config, whether there is anything to evaluate by.
+        return _rerank(config, run_id, _parse_stages(stages)) | {"has_qrels": config.lake.qrels is not None}
 
     run_job(work, verbose)
 
