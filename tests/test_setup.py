@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 PYTHON = r"""#!/bin/bash
 case "$*" in
     *"-m venv"*)
-        rm -rf .venv; mkdir -p .venv/bin; cp "$PYTHON" .venv/bin/python
-        echo "VIRTUAL_ENV='$PWD/.venv'" > .venv/bin/activate; echo venv >> ../diary ;;
+        venv=${@: -1}; rm -rf "$venv"; mkdir -p "$venv/bin"; cp "$PYTHON" "$venv/bin/python"
+        echo "VIRTUAL_ENV='$PWD/$venv'" > "$venv/bin/activate"; echo "${venv#.}" >> ../diary ;;
     *"pip install"*)
-        echo "pip $*" | grep -o '\[.*' >> ../diary; echo "$PIP_SAYS"; exit ${PIP_STATUS:-0} ;;
+        echo "pip $*" | grep -oE '\[.*|apache-airflow .*' >> ../diary; echo "$PIP_SAYS"; exit ${PIP_STATUS:-0} ;;
     "-V") echo "Python 3.99" ;;
 esac
 """
@@ -29,7 +29,7 @@ class House:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("bin", "pyproject.toml", "constraints.txt"):
+        for name in ("bin", "pyproject.toml", "constraints.txt", "constraints-airflow.txt"):
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, folder / name)
         self.python = folder.parent / "python"
@@ -68,6 +68,20 @@ def test_everything_for_development_is_enough_for_the_demo_but_not_the_other_way
     house.setup("dev")
     house.setup("demo")
     assert house.diary() == ["venv", "[demo]", "[dev]"]
+
+
+def test_airflow_has_an_environment_and_pins_of_its_own(house: House) -> None:
+    assert house.setup("airflow").returncode == 0
+    assert house.diary() == ["venv-airflow", "apache-airflow apache-airflow-providers-apache-spark"]
+    for name in ("pyproject.toml", "constraints.txt"):
+        with (house.folder / name).open("a") as file:
+            file.write("# changed\n")
+    assert house.setup("airflow").stderr == ""
+    with (house.folder / "constraints-airflow.txt").open("a") as file:
+        file.write("# changed\n")
+    house.setup("airflow")
+    assert house.diary() == ["apache-airflow apache-airflow-providers-apache-spark"]
+    assert not (house.folder / ".venv").exists()
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
