@@ -1,4 +1,4 @@
-"""`jobs/ingest.py`: files and folders into lake tables."""
+"""`jobs/ingest.py`: files, folders and published benchmarks into lake tables."""
 
 from __future__ import annotations
 
@@ -7,10 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from lakerank.cli.job import EPILOG, run_job, set_option, storage_of, verbose_option
 from lakerank.config import load_config
 from lakerank.errors import ConfigError
+
+#: `lakerank.ingest.layouts.catalog` has the same, and is only imported when it is needed.
+LAYOUT_NAMES = [
+    "auto",
+    "beir",
+    "coir",
+    "miracl",
+    "mldr",
+    "mkqa",
+    "vidore_v1",
+    "vidore_v2",
+    "vidore_v3",
+    "mbeir",
+    "winoground",
+]
 
 
 @click.command(epilog=EPILOG)
@@ -59,6 +75,44 @@ from lakerank.errors import ConfigError
     show_default=True,
     help="A larger file, or longer line of JSON, is not read but listed as rejected.",
 )
+@click.option(
+    "--layout",
+    type=click.Choice(LAYOUT_NAMES),
+    help="Read SOURCE as a published benchmark and write all its tables; auto recognises it.",
+)
+@click.option("--split", help="With --layout: the benchmark's split. [default: the one that its figures are given for]")
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    metavar="[PART=]FILE",
+    help="With --layout: the first stage, a run as trec_eval reads it. {part} and {language} in FILE stand for those "
+    "of each part. May be given any number of times.  [default: BM25 where there are texts, else all documents of "
+    "a small pool]",
+)
+@click.option(
+    "--depth",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="With --layout: candidates kept a query.",
+)
+@click.option(
+    "--all-pairs",
+    type=click.IntRange(min=0),
+    default=1000,
+    show_default=True,
+    metavar="DOCUMENTS",
+    help="With --layout: the largest pool of images that is ranked whole when there is no run.",
+)
+@click.option(
+    "--documents",
+    "which_documents",
+    type=click.Choice(["all", "candidates"]),
+    default="all",
+    show_default=True,
+    help="With --layout: write all documents, or only those that are candidates.",
+)
 @click.option("--follow-links", is_flag=True, help="Follow symbolic links, even out of SOURCE.")
 @click.option(
     "--config",
@@ -68,7 +122,9 @@ from lakerank.errors import ConfigError
 )
 @set_option
 @verbose_option
+@click.pass_context
 def ingest(
+    context: click.Context,
     source: str,
     output: str,
     table: Any,
@@ -77,12 +133,18 @@ def ingest(
     page_pixels: int,
     keep: tuple[str, ...],
     max_file_bytes: int,
+    layout: str | None,
+    split: str | None,
+    runs: tuple[str, ...],
+    depth: int,
+    all_pairs: int,
+    which_documents: str,
     follow_links: bool,
     config_path: Path | None,
     overrides: Sequence[str],
     verbose: bool,
 ) -> None:
-    """Make a lake table of SOURCE: a file or folder of texts, images, PDFs and JSON Lines at any URI.
+    """Make lake tables of SOURCE, at any URI: a table of texts, images, PDFs and JSON Lines, or a whole benchmark.
 
     \b
     .txt .md                       a text in UTF-8
@@ -96,20 +158,40 @@ def ingest(
     the summary and listed with the reason in FOLDER/rejects/TABLE.jsonl.
 
     The summary has table, output, rows, texts, images, files, bytes, rejected, rejected_by_fault, rejects and seconds.
+
+    With --layout, SOURCE is a benchmark in the files that its publisher ships, and FOLDER gets documents, queries,
+    candidates and qrels. docs/benchmarks.md says which files to fetch. The summary has layout, output, parts,
+    first_stage, tables (each as above), rejected, rejected_by_fault, rejects and seconds.
     """
 
     def work() -> dict[str, Any]:
+        from lakerank.ingest.benchmark_lake import LayoutOptions, ingest_benchmark
         from lakerank.ingest.folder import ReadOptions
         from lakerank.ingest.ingestion import ingest as ingest_source
         from lakerank.lake.storage import Storage
 
+        faults = _misplaced(context, layout)
         if overrides and config_path is None:
-            raise ConfigError(["--set changes a config: give one with --config"])
+            faults.append("--set changes a config: give one with --config")
+        if faults:
+            raise ConfigError(faults)
         storage = storage_of(load_config(config_path, overrides)) if config_path else Storage()
+        if layout is not None:
+            how = LayoutOptions(layout, split, runs, depth, all_pairs, which_documents == "all")
+            return ingest_benchmark(storage, source, output, how, follow_links, _progress(verbose)).summary()
         options = ReadOptions(kind, table, keep, pdf_content, page_pixels, max_file_bytes)
         return ingest_source(storage, source, output, options, follow_links, _progress(verbose)).summary()
 
     run_job(work, verbose)
+
+
+def _misplaced(context: click.Context, layout: str | None) -> list[str]:
+    """Options of a benchmark without one, and options of a table with a benchmark."""
+    own = ("split", "runs", "depth", "all_pairs", "which_documents")
+    others = ("table", "kind", "pdf_content", "page_pixels", "keep", "max_file_bytes")
+    wrong, reason = (own, "needs --layout") if layout is None else (others, "has no meaning with --layout")
+    given = {name for name in wrong if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    return [f"{option.opts[0]} {reason}" for option in context.command.params if option.name in given]
 
 
 def _progress(verbose: bool) -> Any:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lakerank.errors import ConfigError
 from lakerank.ingest.folder import ReadOptions, read_folder
 from lakerank.ingest.items import SourceReject
+from lakerank.ingest.rejects import Rejects
 from lakerank.ingest.source import open_source
 from lakerank.ingest.writer import TableWriter, WrittenTable
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.uris import is_local, local_path
-
-#: So many rejects are listed by name; all of them are counted.
-LISTED_REJECTS = 100_000
 
 _log = logging.getLogger(__name__)
 
@@ -67,12 +63,12 @@ def ingest(
         StorageError: the source is not there, or the output cannot be written.
     """
     started = time.monotonic()
-    faults = [*_kept_faults(options), *_output_faults(source_uri, output)]
+    faults = [*_kept_faults(options), *output_faults(source_uri, output)]
     if faults:
         raise ConfigError(faults)
     source = open_source(source_uri, storage.options, follow_links)
     writer = TableWriter(storage, join(output, options.table), options.table, options.keep)
-    rejects = _Rejects()
+    rejects = Rejects()
     rows = 0
     for row in read_folder(source, options):
         if isinstance(row, SourceReject):
@@ -98,31 +94,10 @@ def _kept_faults(options: ReadOptions) -> list[str]:
     return faults
 
 
-def _output_faults(source_uri: str, output: str) -> list[str]:
+def output_faults(source_uri: str, output: str) -> list[str]:
     """An output inside the source would be read as part of it the next time."""
     if is_local(source_uri) != is_local(output):
         return []
     names = [str(local_path(uri).resolve()) if is_local(uri) else uri for uri in (source_uri, output)]
     inside = f"{names[1].rstrip('/')}/".startswith(f"{names[0].rstrip('/')}/")
     return [f"--output {output} lies inside the source {source_uri}: choose a folder beside it"] if inside else []
-
-
-@dataclass
-class _Rejects:
-    counts: Counter[str] = field(default_factory=Counter)
-    listed: list[SourceReject] = field(default_factory=list)
-
-    def add(self, reject: SourceReject) -> None:
-        self.counts[reject.fault.value] += 1
-        if len(self.listed) < LISTED_REJECTS:
-            self.listed.append(reject)
-
-    def save(self, storage: Storage, uri: str) -> str | None:
-        """Write the list; one that an earlier ingestion left is deleted when there is nothing to list."""
-        if not self.listed:
-            if storage.exists(uri):
-                storage.delete(uri)
-            return None
-        lines = (json.dumps(asdict(reject), ensure_ascii=False) for reject in self.listed)
-        storage.replace(uri, "".join(f"{line}\n" for line in lines).encode())
-        return uri

@@ -25,6 +25,7 @@ class SourceFault(StrEnum):
     FIELD_INVALID = "field_invalid"
     IMAGE_NOT_FOUND = "image_not_found"
     IMAGE_OUTSIDE_SOURCE = "image_outside_source"
+    QUERY_NOT_FOUND = "query_not_found"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,18 +42,18 @@ def read_jsonl(
     max_line_bytes: int = 2**28,
 ) -> Iterator[Row | SourceReject]:
     """Yield a row or a reject for every line that is not blank, holding one line in memory at a time."""
-    for number, line in _lines(stream, max_line_bytes):
+    for number, line in numbered_lines(stream, max_line_bytes):
         try:
             if line is None:
                 raise LineFault(SourceFault.FILE_TOO_LARGE, f"the line has more than {max_line_bytes} bytes")
             if line.strip():
-                yield _row(_parse(line), table, read_image, keep)
+                yield _row(parse_object(line), table, read_image, keep)
         except LineFault as error:
             yield SourceReject(path, error.fault, str(error), line=number)
 
 
-def _lines(stream: BufferedIOBase, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """Number and content of each line; None for one over the limit, which is skipped without being held."""
+def numbered_lines(stream: BufferedIOBase, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+    """Number, from 1, and content of each line; None for one over the limit, which is skipped without being held."""
     number = 0
     while line := stream.readline(max_bytes + 1):
         number += 1
@@ -65,7 +65,8 @@ def _lines(stream: BufferedIOBase, max_bytes: int) -> Iterator[tuple[int, bytes 
         yield number, None
 
 
-def _parse(line: bytes) -> Mapping[str, Any]:
+def parse_object(line: bytes) -> Mapping[str, Any]:
+    """The JSON object that a line holds; raises `LineFault`."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -81,37 +82,39 @@ def _parse(line: bytes) -> Mapping[str, Any]:
 def _row(record: Mapping[str, Any], table: TableName, read_image: ReadImage, keep: tuple[str, ...]) -> Row:
     if table == "candidates":
         return Candidate(
-            _id(record, ("query_id",)),
-            _id(record, ("doc_id",)),
+            record_id(record, ("query_id",)),
+            record_id(record, ("doc_id",)),
             _number(record, "first_stage_score"),
-            _integer(record, "first_stage_rank"),
+            record_integer(record, "first_stage_rank"),
         )
     if table == "qrels":
-        relevance = _integer(record, "relevance")
+        relevance = record_integer(record, "relevance")
         if relevance is None:
             raise LineFault(SourceFault.FIELD_MISSING, "no 'relevance'")
-        return Qrel(_id(record, ("query_id",)), _id(record, ("doc_id",)), relevance)
-    text, image = _text(record, "text"), _image(record, read_image)
+        return Qrel(record_id(record, ("query_id",)), record_id(record, ("doc_id",)), relevance)
+    text, image = record_text(record, "text"), _image(record, read_image)
     if text is None and image is None:
         raise LineFault(SourceFault.FIELD_MISSING, "neither 'text' nor 'image'")
     names = DOC_ID_FIELDS if table == "documents" else QUERY_ID_FIELDS
-    return Item(_id(record, names), text, image, tuple(_kept(record, name) for name in keep))
+    return Item(record_id(record, names), text, image, tuple(_kept(record, name) for name in keep))
 
 
-def _id(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
+def record_id(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """The first of the named fields that is there, as an id; raises `LineFault`."""
     for name in names:
         value = record.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if value is not None:
-            text = _text(record, name)
+            text = record_text(record, name)
             if not text:
                 raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is empty")
             return text
     raise LineFault(SourceFault.FIELD_MISSING, f"no {' or '.join(repr(name) for name in names)}")
 
 
-def _text(record: Mapping[str, Any], name: str) -> str | None:
+def record_text(record: Mapping[str, Any], name: str) -> str | None:
+    """A field that holds text, None where there is none; raises `LineFault`."""
     value = record.get(name)
     if value is None:
         return None
@@ -129,7 +132,7 @@ def _kept(record: Mapping[str, Any], name: str) -> str | None:
     value = record.get(name)
     if isinstance(value, bool | int | float):
         return json.dumps(value)
-    return _text(record, name)
+    return record_text(record, name)
 
 
 def _number(record: Mapping[str, Any], name: str) -> float | None:
@@ -147,7 +150,8 @@ def _number(record: Mapping[str, Any], name: str) -> float | None:
     return number
 
 
-def _integer(record: Mapping[str, Any], name: str) -> int | None:
+def record_integer(record: Mapping[str, Any], name: str) -> int | None:
+    """A field that holds a 32-bit integer, None where there is none; raises `LineFault`."""
     number = _number(record, name)
     if number is None:
         return None
@@ -158,7 +162,7 @@ def _integer(record: Mapping[str, Any], name: str) -> int | None:
 
 def _image(record: Mapping[str, Any], read_image: ReadImage) -> bytes | None:
     """`image` is a path when it has a dot in it (base64 has none), else base64, with or without a `data:` prefix."""
-    value = _text(record, "image")
+    value = record_text(record, "image")
     if value is None:
         return None
     if value.startswith("data:"):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -100,6 +100,28 @@ class Source:
         else:
             yield SourceFile(path, location, entry["size"])
 
+    def names(self, folder: str = "") -> tuple[list[str], list[str]]:
+        """Names of the folders and of the files directly in a folder of the source, sorted, without hidden ones.
+
+        A link counts as what it leads to, or as nothing when links are not followed. A missing folder is empty.
+        """
+        location = posixpath.join(self._root, folder).rstrip("/")
+        try:
+            entries = self._filesystem.ls(location, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return [], []
+        found: tuple[list[str], list[str]] = ([], [])
+        for entry in entries:
+            name = posixpath.basename(entry["name"].rstrip("/"))
+            if name.startswith(".") or entry["name"].rstrip("/") == location or not _is_unicode(name):
+                continue
+            if entry.get("islink"):
+                if not self._follow_links or not self._filesystem.exists(entry["name"]):
+                    continue
+                entry = self._filesystem.info(entry["name"])
+            found[entry["type"] != "directory"].append(name)
+        return sorted(found[0]), sorted(found[1])
+
     def _relative(self, location: str) -> str:
         return location[len(self._root) :].lstrip("/")
 
@@ -114,6 +136,10 @@ class Source:
             else:
                 yield stream
 
+    def open_seekable(self, file: SourceFile) -> BinaryIO:
+        """Open a file for reading at random; close it."""
+        return cast("BinaryIO", io.BufferedReader(self._filesystem.open(file.location, "rb"), BUFFER_BYTES))
+
     def read(self, file: SourceFile) -> bytes:
         """The whole content of a file."""
         content: bytes = self._filesystem.cat_file(file.location)
@@ -125,9 +151,19 @@ class Source:
         Raises:
             FileNotFoundError: nothing, or a folder, is there.
         """
-        if "://" in name or "\\" in name or "\0" in name or posixpath.isabs(name):
+        if posixpath.isabs(name):
             return None
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), name))
+        return self.within(posixpath.join(posixpath.dirname(file.path), name))
+
+    def within(self, path: str) -> SourceFile | None:
+        """The file at a path relative to the source: None when it leads out of the source.
+
+        Raises:
+            FileNotFoundError: nothing, or a folder, is there.
+        """
+        if "://" in path or "\\" in path or "\0" in path or posixpath.isabs(path):
+            return None
+        path = posixpath.normpath(path)
         if path.split("/")[0] == "..":
             return None
         location = posixpath.join(self._root, path)

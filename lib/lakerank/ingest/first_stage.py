@@ -1,0 +1,205 @@
+"""What is reranked: the candidates of a part from a run file, from BM25, or all documents of a small pool."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lakerank.errors import ConfigError, StorageError
+from lakerank.ingest.bm25 import Bm25Index
+from lakerank.ingest.items import Item, SourceReject
+from lakerank.ingest.jsonl import numbered_lines
+from lakerank.ingest.layouts.benchmark import Benchmark, Part, Pool, QueryColumns
+from lakerank.ingest.layouts.published import MAX_BYTES
+from lakerank.ingest.source import SourceFile, open_source
+from lakerank.ingest.trec import RunLine, run_lines, split_lines
+from lakerank.lake.storage import Storage
+from lakerank.lake.uris import redacted
+from lakerank.records import Candidate
+
+#: Candidates of a query that are kept, by default.
+DEPTH = 100
+
+#: A pool of at most so many documents may be ranked whole where nothing else gives a first stage.
+ALL_PAIRS = 1000
+
+
+class FirstStage(Protocol):
+    """Proposes documents to a query."""
+
+    def candidates(self, query: Item) -> list[Candidate]:
+        """A query's candidates, best first where they have an order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AllPairs:
+    """Every document of a pool, in no order."""
+
+    doc_ids: Sequence[str]
+
+    def candidates(self, query: Item) -> list[Candidate]:
+        """The whole pool."""
+        return [Candidate(query.id, doc_id) for doc_id in self.doc_ids]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The best of a BM25 index."""
+
+    index: Bm25Index
+    depth: int
+
+    def candidates(self, query: Item) -> list[Candidate]:
+        """Up to `depth` documents that share a term with the query."""
+        found = self.index.search(searched_text(query), self.depth)
+        return [Candidate(query.id, doc_id, score, rank) for rank, (doc_id, score) in enumerate(found, start=1)]
+
+
+def searched_text(query: Item) -> str:
+    """A query's text without the instruction in front of it: that is for the reranker, and would match everything."""
+    instruction = QueryColumns(*query.kept).instruction if query.kept else None  # type: ignore[arg-type]
+    return (query.text or "").removeprefix(instruction or "").strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How each part gets its candidates: `given` by the benchmark, from a `run` file, by `bm25`, or `all` documents."""
+
+    methods: Mapping[str, str]
+    runs: Mapping[str, str]
+    small_pools: Mapping[str, Sequence[str]]
+
+    def stage(self, part: Part, index: Bm25Index | None, depth: int) -> FirstStage | None:
+        """What proposes documents to the queries of a part; None where they do not come query by query."""
+        if self.methods[part.name] == "bm25" and index is not None:
+            return Search(index, depth)
+        return AllPairs(self.small_pools[part.pool.name]) if self.methods[part.name] == "all" else None
+
+
+def choose(benchmark: Benchmark, runs: Sequence[str], all_pairs: int = ALL_PAIRS) -> Choice:
+    """Where the candidates of each part come from. `runs` are as the command line takes them: `[PART=]FILE`.
+
+    Raises:
+        ConfigError: a run belongs to no part, or a part has no first stage; all faults at once.
+    """
+    assigned = _assigned(benchmark, runs)
+    methods: dict[str, str] = {}
+    small: dict[str, Sequence[str]] = {}
+    faults = []
+    for part in benchmark.parts:
+        if part.candidates is not None:
+            methods[part.name] = "given"
+        elif part.name in assigned:
+            methods[part.name] = "run"
+        elif part.pool.is_searchable and part.is_text:
+            methods[part.name] = "bm25"
+        else:
+            if part.pool.name not in small:
+                small[part.pool.name] = _first_ids(part.pool, all_pairs + 1)
+            methods[part.name] = "all"
+            if len(small[part.pool.name]) > all_pairs:
+                faults.append(_needs_run(part, all_pairs))
+    if faults:
+        raise ConfigError(faults)
+    return Choice(methods, assigned, small)
+
+
+def _first_ids(pool: Pool, count: int) -> list[str]:
+    return [doc_id for doc_id, _ in itertools.islice(pool.index(), count)]
+
+
+def _needs_run(part: Part, all_pairs: int) -> str:
+    return (
+        f"{part.name}: its pool cannot be searched by text and has more than {all_pairs} documents, too many to rank "
+        f"all of them for every query; give a first stage with --run {part.name}=FILE (TREC: query, Q0, document, "
+        "rank, score, tag), or raise --all-pairs"
+    )
+
+
+def _assigned(benchmark: Benchmark, runs: Sequence[str]) -> dict[str, str]:
+    """The run file of each part that has one."""
+    names = {part.name for part in benchmark.parts}
+    found: dict[str, str] = {}
+    for run in runs:
+        head, _, tail = run.partition("=")
+        if head in names:
+            targets = {head: tail}
+        elif "{part}" in run or "{language}" in run:
+            targets = {part.name: _filled(run, part) for part in benchmark.parts}
+        elif len(names) == 1 or not any(part.prefix for part in benchmark.parts):
+            targets = dict.fromkeys(names, run)
+        else:
+            raise ConfigError([_of_which(run, names)])
+        if twice := sorted(set(targets) & set(found)):
+            raise ConfigError([f"--run: {name} has two run files" for name in twice])
+        found |= targets
+    return found
+
+
+def _of_which(run: str, names: set[str]) -> str:
+    return (
+        f"--run {run}: which part is it of? Give PART=FILE, or a FILE with {{part}} or {{language}} in its name; "
+        f"the parts are {', '.join(sorted(names))}"
+    )
+
+
+def _filled(template: str, part: Part) -> str:
+    language = part.columns.language or ""
+    return template.replace("{part}", part.name.replace("/", "-")).replace("{language}", language)
+
+
+def run_candidates(
+    storage: Storage, uri: str, part: Part, known: Collection[str], depth: int
+) -> Iterator[Candidate | SourceReject]:
+    """The candidates of a part's queries from a run: the `depth` best of each by score, ties in the order of the file.
+
+    Ids may be the publisher's or the lake's. Lines of other queries are passed over. A query's lines must stand
+    together, so that a run of any length is read in one pass.
+
+    Raises:
+        StorageError: there is no such file, a query's lines are apart, or no line is of a query of the part.
+    """
+    done: set[str] = set()
+    for query_id, group in itertools.groupby(_read_run(storage, uri), key=lambda line: _query_of(line, part)):
+        if query_id is None:
+            yield from (line for line in group if isinstance(line, SourceReject))
+            continue
+        if query_id not in known:
+            continue
+        lines = [line for line in group if isinstance(line, RunLine)]
+        if query_id in done:
+            raise StorageError(
+                f"{redacted(uri)}, line {lines[0].line}: query {lines[0].query_id} again, after others; sort the run "
+                "by its first column"
+            )
+        done.add(query_id)
+        best = sorted(lines, key=lambda line: -line.score)[:depth]
+        for rank, line in enumerate(best, start=1):
+            yield Candidate(query_id, _with(part.pool.prefix, line.doc_id), line.score, rank)
+    if known and not done:
+        raise StorageError(
+            f"{redacted(uri)}: no line is of a query of {part.name}, whose ids are like "
+            f"{json.dumps(min(known).removeprefix(part.prefix))}"
+        )
+
+
+def _read_run(storage: Storage, uri: str) -> Iterator[RunLine | SourceReject]:
+    source = open_source(uri, storage.options, follow_links=True)
+    if source.is_folder:
+        raise StorageError(f"{redacted(uri)} is a folder; a run is one file")
+    for file in source.files():
+        if isinstance(file, SourceFile):
+            with source.open(file, compressed=file.path.endswith(".gz")) as stream:
+                yield from run_lines(file.path, split_lines(file.path, numbered_lines(stream, MAX_BYTES), None))
+
+
+def _query_of(line: RunLine | SourceReject, part: Part) -> str | None:
+    return None if isinstance(line, SourceReject) else _with(part.prefix, line.query_id)
+
+
+def _with(prefix: str, name: str) -> str:
+    return name if name.startswith(prefix) else prefix + name

@@ -1,0 +1,1 @@
+"""Benchmarks in the files that their publishers ship: what is where, and how it becomes rows."""

@@ -1,0 +1,118 @@
+"""BEIR: `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv` in a folder for each dataset.
+
+Source: `beir/datasets/data_loader.py` in github.com/beir-cellar/beir, and the archives and hub repositories that it
+loads. A corpus line is `{"_id", "title", "text"}`, a query line `{"_id", "text"}`; qrels have a line of names, then
+query-id, corpus-id, score apart by tabs. Only queries with judgements in the split count. CQADupStack is a folder of
+folders: twelve forums whose mean is one figure. On the hub qrels lie in a repository beside, `NAME-qrels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lakerank.ingest.items import Item, SourceReject
+from lakerank.ingest.jsonl import LineFault, record_id, record_text
+from lakerank.ingest.layouts.benchmark import (
+    Benchmark,
+    DocumentColumns,
+    Part,
+    Pool,
+    QueryColumns,
+    Wanted,
+    index_of,
+    titled,
+)
+from lakerank.ingest.layouts.published import Published
+from lakerank.ingest.trec import tsv_qrels
+from lakerank.lake.storage import join
+from lakerank.records import Qrel
+
+EXPECTS = "a dataset's corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, or a folder of such datasets"
+
+#: MS MARCO has no judgements for its test queries in BEIR: its figures are of the development queries.
+_SPLITS = {"msmarco": "dev"}
+
+
+def is_beir(folder: Published) -> bool:
+    """Whether a dataset lies in the folder or directly below it."""
+    return any(_is_dataset(folder, path) for path in ("", *folder.folders()))
+
+
+def read_beir(folder: Published, split: str | None) -> Benchmark:
+    """Every dataset of the folder; `split` is `test` by default (`dev` of MS MARCO).
+
+    Raises:
+        StorageError: no dataset is there, or one lacks a file.
+    """
+    datasets = list(_datasets(folder))
+    if not datasets:
+        raise folder.missing(EXPECTS, "corpus.jsonl")
+    return Benchmark("beir", tuple(_part(folder, path, *names, split) for path, names in datasets))
+
+
+def _is_dataset(folder: Published, path: str) -> bool:
+    return folder.find(join(path, "corpus.jsonl")) is not None
+
+
+def _datasets(folder: Published) -> Iterator[tuple[str, tuple[str, str | None]]]:
+    """Path of each dataset, and its name and subset."""
+    if _is_dataset(folder, ""):
+        yield "", (folder.name, None)
+        return
+    for name in folder.folders():
+        if _is_dataset(folder, name):
+            yield name, (name, None)
+        elif not name.endswith("-qrels"):
+            subsets = [subset for subset in folder.folders(name) if _is_dataset(folder, join(name, subset))]
+            yield from ((join(name, subset), (name, subset)) for subset in subsets)
+
+
+def _part(folder: Published, path: str, dataset: str, subset: str | None, split: str | None) -> Part:
+    name = join(dataset, subset or "")
+    split = split or _SPLITS.get(dataset, "test")
+    corpus = folder.require(EXPECTS, join(path, "corpus.jsonl"))
+    queries = folder.require(EXPECTS, join(path, "queries.jsonl"))
+    tables = (join(path, "qrels", f"{split}.tsv"), join(f"{path}-qrels", f"{split}.tsv"))
+    qrels = folder.require(EXPECTS, *(tables if path else tables[:1]))
+    columns = QueryColumns("beir", dataset, subset)
+
+    def documents(wanted: Wanted) -> Iterator[Item | SourceReject]:
+        return passages(folder, corpus, f"{name}/", DocumentColumns(dataset), wanted)
+
+    def judgements() -> Iterator[Qrel | SourceReject]:
+        return tsv_qrels(qrels, folder.fields(qrels), f"{name}/", f"{name}/")
+
+    pool = Pool(name, documents, index_of(documents), is_searchable=True, prefix=f"{name}/")
+    return Part(
+        name, pool, columns, lambda: _queries(folder, queries, columns, f"{name}/"), judgements, prefix=f"{name}/"
+    )
+
+
+def passages(
+    folder: Published, path: str, prefix: str, columns: DocumentColumns, wanted: Wanted
+) -> Iterator[Item | SourceReject]:
+    """The passages of a corpus in JSON Lines, under `_id`, `docid` or `id`, with their titles in front."""
+    for record in folder.records(path):
+        if isinstance(record, SourceReject):
+            yield record
+            continue
+        line, fields = record
+        try:
+            doc_id = prefix + record_id(fields, ("_id", "docid", "id"))
+            if wanted(doc_id):
+                text = titled(record_text(fields, "title"), record_text(fields, "text"))
+                yield Item(doc_id, text, kept=tuple(columns))
+        except LineFault as fault:
+            yield SourceReject(path, fault.fault, str(fault), line=line)
+
+
+def _queries(folder: Published, path: str, columns: QueryColumns, prefix: str) -> Iterator[Item | SourceReject]:
+    for record in folder.records(path):
+        if isinstance(record, SourceReject):
+            yield record
+            continue
+        line, fields = record
+        try:
+            yield Item(prefix + record_id(fields, ("_id",)), record_text(fields, "text") or "", kept=tuple(columns))
+        except LineFault as fault:
+            yield SourceReject(path, fault.fault, str(fault), line=line)

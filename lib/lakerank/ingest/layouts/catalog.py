@@ -1,0 +1,54 @@
+"""The layouts that can be read, by name, and how a folder is recognised as one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lakerank.errors import StorageError
+from lakerank.ingest.layouts import beir, coir, mbeir, miracl, mkqa, mldr, vidore, winoground
+from lakerank.ingest.layouts.benchmark import Benchmark
+from lakerank.ingest.layouts.published import Published
+from lakerank.lake.uris import redacted
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a benchmark is published. `read` takes the folder and a split (None: the one that figures are given for)."""
+
+    read: Callable[[Published, str | None], Benchmark]
+    recognises: Callable[[Published], bool]
+    expects: str
+
+
+#: In the order in which a folder is looked at: the more particular before BEIR, whose files others use too.
+LAYOUTS: Mapping[str, Layout] = {
+    "winoground": Layout(winoground.read_winoground, winoground.is_winoground, winoground.EXPECTS),
+    "mbeir": Layout(mbeir.read_mbeir, mbeir.is_mbeir, mbeir.EXPECTS),
+    "miracl": Layout(miracl.read_miracl, miracl.is_miracl, miracl.EXPECTS),
+    "mldr": Layout(mldr.read_mldr, mldr.is_mldr, mldr.EXPECTS),
+    "mkqa": Layout(mkqa.read_mkqa, mkqa.is_mkqa, mkqa.EXPECTS),
+    "coir": Layout(coir.read_coir, coir.is_coir, coir.EXPECTS),
+    "vidore_v2": Layout(vidore.read_vidore_tables, vidore.is_vidore_tables, vidore.EXPECTS_TABLES),
+    "vidore_v3": Layout(vidore.read_vidore_tables, vidore.is_vidore_tables, vidore.EXPECTS_TABLES),
+    "vidore_v1": Layout(vidore.read_vidore, vidore.is_vidore, vidore.EXPECTS),
+    "beir": Layout(beir.read_beir, beir.is_beir, beir.EXPECTS),
+}
+
+AUTO = "auto"
+
+
+def read_benchmark(folder: Published, layout: str, split: str | None) -> Benchmark:
+    """The benchmark in a folder, its layout by name or `auto`. Reads listings and headers, not the data.
+
+    Raises:
+        StorageError: a file is not there, or the folder is not recognised.
+        SchemaError: a table lacks a column.
+    """
+    if layout != AUTO:
+        return LAYOUTS[layout].read(folder, split)
+    for one in LAYOUTS.values():
+        if one.recognises(folder):
+            return one.read(folder, split)
+    known = "\n".join(f"  {name}: {one.expects}" for name, one in LAYOUTS.items())
+    raise StorageError(f"{redacted(folder.uri)}: not recognised as a benchmark. What each layout expects:\n{known}")

@@ -1,0 +1,92 @@
+"""MLDR: long documents in thirteen languages, judgements inside the queries.
+
+Source: the card of the hub's `Shitao/MLDR`, and `FlagEmbedding/evaluation/mldr/` in
+github.com/FlagOpen/FlagEmbedding. Each language has `mldr-v1.0-LANG/corpus.jsonl.gz` of `{"docid", "text"}` and
+`mldr-v1.0-LANG/SPLIT.jsonl.gz` of `{"query_id", "query", "positive_passages", "negative_passages"}`, lists of
+`{"docid", "text"}`: relevance 1 and 0. Figures are given for the split `test`; the headline is the mean over languages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from lakerank.ingest.items import Item, SourceFault, SourceReject
+from lakerank.ingest.jsonl import LineFault, record_id, record_text
+from lakerank.ingest.layouts.beir import passages
+from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted, index_of
+from lakerank.ingest.layouts.published import Published
+from lakerank.lake.storage import join
+from lakerank.records import Qrel
+
+EXPECTS = "mldr-v1.0-LANG/corpus.jsonl.gz and mldr-v1.0-LANG/SPLIT.jsonl.gz"
+
+_FOLDER = re.compile(r"mldr-v[\d.]+-(?P<language>\w+)")
+
+
+def is_mldr(folder: Published) -> bool:
+    """Whether a language lies here."""
+    return any(_FOLDER.fullmatch(name) for name in folder.folders())
+
+
+def read_mldr(folder: Published, split: str | None) -> Benchmark:
+    """Every language of the folder; `split` is `test` by default.
+
+    Raises:
+        StorageError: no language is there, or one lacks a file.
+    """
+    found = [(name, match["language"]) for name in folder.folders() if (match := _FOLDER.fullmatch(name))]
+    if not found:
+        raise folder.missing(EXPECTS, "mldr-v1.0-LANG")
+    return Benchmark("mldr", tuple(_part(folder, path, language, split or "test") for path, language in found))
+
+
+def _part(folder: Published, path: str, language: str, split: str) -> Part:
+    name = f"mldr-{language}"
+    corpus = folder.require(EXPECTS, join(path, "corpus.jsonl"))
+    questions = folder.require(EXPECTS, join(path, f"{split}.jsonl"))
+    columns = QueryColumns("mldr", name, language=language)
+
+    def documents(wanted: Wanted) -> Iterator[Item | SourceReject]:
+        return passages(folder, corpus, f"{name}/", DocumentColumns(name, language), wanted)
+
+    def queries() -> Iterator[Item | SourceReject]:
+        for line, fields in _read(folder, questions):
+            try:
+                query_id = f"{name}/{record_id(fields, ('query_id',))}"
+                yield Item(query_id, record_text(fields, "query") or "", kept=tuple(columns))
+            except LineFault as fault:
+                yield SourceReject(questions, fault.fault, str(fault), line=line)
+
+    pool = Pool(name, documents, index_of(documents), is_searchable=True, prefix=f"{name}/")
+    judgements = partial(_judgements, folder, questions, f"{name}/")
+    return Part(name, pool, columns, queries, judgements, prefix=f"{name}/")
+
+
+def _read(folder: Published, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The lines that can be read; the others are rejects of the judgements."""
+    return (record for record in folder.records(path) if not isinstance(record, SourceReject))
+
+
+def _judgements(folder: Published, path: str, prefix: str) -> Iterator[Qrel | SourceReject]:
+    for record in folder.records(path):
+        if isinstance(record, SourceReject):
+            yield record
+            continue
+        line, fields = record
+        try:
+            query_id = prefix + record_id(fields, ("query_id",))
+            for name, relevance in (("positive_passages", 1), ("negative_passages", 0)):
+                for passage in _passages(fields, name):
+                    yield Qrel(query_id, prefix + record_id(passage, ("docid",)), relevance)
+        except LineFault as fault:
+            yield SourceReject(path, fault.fault, str(fault), line=line)
+
+
+def _passages(fields: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    found = fields.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(passage, Mapping) for passage in found):
+        raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not a list of passages")
+    return found

@@ -1,0 +1,176 @@
+"""The folder a benchmark was downloaded into: its files by the relative paths that the publisher gave them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from lakerank.errors import StorageError
+from lakerank.ingest.items import SourceFault, SourceReject
+from lakerank.ingest.jsonl import LineFault, numbered_lines, parse_object
+from lakerank.ingest.source import Source, SourceFile, open_source
+from lakerank.ingest.trec import Line, split_lines
+from lakerank.lake.failures import named
+from lakerank.lake.storage import Storage, join
+from lakerank.lake.tables import opened
+from lakerank.lake.uris import redacted
+
+#: A line or an image with more bytes is a reject.
+MAX_BYTES = 2**28
+
+#: A line of a file or a row of a table, with its number from 1.
+Record = tuple[int, Mapping[str, Any]]
+
+
+class Published:
+    """Files of any size, read in one pass; gzipped ones (`.gz`) are read as what is in them."""
+
+    def __init__(self, storage: Storage, uri: str, follow_links: bool = False) -> None:
+        """Raises StorageError when there is no folder at `uri`."""
+        self._storage = storage
+        self._source: Source = open_source(uri, storage.options, follow_links)
+        self.uri = uri
+        if not self._source.is_folder:
+            raise StorageError(f"{redacted(uri)} is a file; give the folder that the benchmark was downloaded into")
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.uri.rstrip("/").rpartition("/")[2] or self.uri
+
+    def folders(self, path: str = "") -> list[str]:
+        """Names of the folders directly in a folder, sorted; none where there is no such folder."""
+        return self._source.names(path)[0]
+
+    def files(self, path: str = "") -> list[str]:
+        """Names of the files directly in a folder, sorted; none where there is no such folder."""
+        return self._source.names(path)[1]
+
+    def find(self, *paths: str) -> str | None:
+        """The first of some paths that is a file, plain or gzipped."""
+        for path in paths:
+            for name in (path, f"{path}.gz"):
+                if self._file(name) is not None:
+                    return name
+        return None
+
+    def require(self, expects: str, *paths: str) -> str:
+        """The first of some paths that is a file.
+
+        Raises:
+            StorageError: none is; says which were looked for, and what the layout expects.
+        """
+        found = self.find(*paths)
+        if found is None:
+            raise self.missing(expects, *paths)
+        return found
+
+    def missing(self, expects: str, *paths: str) -> StorageError:
+        """The error that says which file is not there, and what the layout expects."""
+        looked = " or ".join(paths)
+        return StorageError(
+            f"{redacted(self.uri)}: no {looked}; the layout expects {expects} (links out of the folder count as "
+            "missing, unless --follow-links is given)"
+        )
+
+    def lines(self, path: str) -> Iterator[tuple[int, bytes | None]]:
+        """Number and content of each line; None for one that is too long."""
+        with self._source.open(self._required(path), compressed=path.lower().endswith(".gz")) as stream:
+            yield from numbered_lines(stream, MAX_BYTES)
+
+    def records(self, path: str) -> Iterator[Record | SourceReject]:
+        """The JSON object of each line that is not blank, or a reject for the line."""
+        for number, line in self.lines(path):
+            try:
+                if line is None:
+                    raise _too_long()
+                if line.strip():
+                    yield number, parse_object(line)
+            except LineFault as fault:
+                yield SourceReject(path, fault.fault, str(fault), line=number)
+
+    def fields(self, path: str, separator: str | None = "\t") -> Iterator[Line]:
+        """The fields of each line that is not blank, split at tabs (None: at any white space), or a reject for it."""
+        return split_lines(path, self.lines(path), separator)
+
+    def parquet(self, folder: str, stem: str) -> list[str]:
+        """The Parquet files of a split, sorted: `STEM-00000-of-00002.parquet`, `STEM.parquet`, or any in a `STEM/`.
+
+        Looked for in the folder and two levels below it, which is where hubs put them.
+        """
+        return sorted(self._shards(folder, re.compile(rf"{re.escape(stem)}(-\d+-of-\d+)?\.parquet"), stem, 3))
+
+    def columns(self, path: str) -> list[str]:
+        """The columns of a Parquet file."""
+        with opened(self._storage, join(self.uri, path)) as parquet:
+            return list(parquet.schema_arrow.names)
+
+    def rows(self, path: str, names: Sequence[str], batch_rows: int = 4096) -> Iterator[Record | SourceReject]:
+        """The named columns of each row of a Parquet file, those that it has; ask for few rows at once with images."""
+        uri, number = join(self.uri, path), 0
+        with opened(self._storage, uri, streaming=True) as parquet, named(uri, "read"):
+            present = [name for name in names if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(batch_rows, columns=present):
+                for row in _decoded(batch):
+                    number += 1
+                    if row is None:
+                        yield SourceReject(path, SourceFault.TEXT_UNDECODABLE, "a text is not UTF-8", line=number)
+                    else:
+                        yield number, row
+
+    def image(self, path: str) -> bytes:
+        """An image file that a record names; raises `LineFault`."""
+        try:
+            file = self._source.within(path)
+            if file is None:
+                raise LineFault(SourceFault.IMAGE_OUTSIDE_SOURCE, "the image's path leads out of the source")
+            if file.size > MAX_BYTES:
+                raise LineFault(SourceFault.FILE_TOO_LARGE, f"the image has {file.size} bytes")
+            return self._source.read(file)
+        except OSError as error:
+            raise LineFault(SourceFault.IMAGE_NOT_FOUND, f"the image cannot be read ({path})") from error
+
+    def seekable(self, path: str) -> BinaryIO:
+        """A file open for reading at random; close it."""
+        return self._source.open_seekable(self._required(path))
+
+    def _file(self, path: str) -> SourceFile | None:
+        try:
+            return self._source.within(path)
+        except OSError:
+            return None
+
+    def _required(self, path: str) -> SourceFile:
+        file = self._file(path)
+        if file is None:
+            raise StorageError(f"{redacted(join(self.uri, path))}: no such file")
+        return file
+
+    def _shards(self, folder: str, pattern: re.Pattern[str], stem: str, depth: int) -> Iterator[str]:
+        folders, files = self._source.names(folder)
+        here = folder.rpartition("/")[2] == stem
+        for name in files:
+            if pattern.fullmatch(name) or (here and name.endswith(".parquet")):
+                yield join(folder, name)
+        if depth > 1:
+            for name in folders:
+                yield from self._shards(join(folder, name), pattern, stem, depth - 1)
+
+
+def _too_long() -> LineFault:
+    return LineFault(SourceFault.FILE_TOO_LARGE, f"the line has more than {MAX_BYTES} bytes")
+
+
+def _decoded(batch: pa.RecordBatch) -> Iterator[Mapping[str, Any] | None]:
+    """The rows of a batch; None for one that holds text which is not UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # raised before the first row is out
+        for position in range(batch.num_rows):
+            try:
+                yield batch.slice(position, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield None

@@ -1,0 +1,204 @@
+"""Winoground: two captions of the same words and two images, to be told apart both ways.
+
+Source: the card and the files of the hub's `facebook/winoground`: `examples.jsonl` of `{"id", "caption_0", "caption_1",
+"image_0", "image_1"}` with images named without `.png`, in `images.zip` or an unpacked `images/`, in `data/` or not; in
+later revisions Parquet, `data/test-*.parquet`, with the images inside. arXiv:2204.03162 defines the three scores: with
+s(caption, image), *text* asks s(c0,i0) > s(c1,i0) and s(c1,i1) > s(c0,i1), *image* s(c0,i0) > s(c0,i1) and
+s(c1,i1) > s(c1,i0), *group* both. A reranker reads one side as the query, so each pair is scored both ways: captions
+are ranked for an image (text score) and images for a caption (image score).
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from lakerank.ingest.items import Item, SourceFault, SourceReject
+from lakerank.ingest.jsonl import LineFault, record_id, record_text
+from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted
+from lakerank.ingest.layouts.published import MAX_BYTES, Published
+from lakerank.ingest.layouts.tables import IMAGE_ROWS, image_bytes
+from lakerank.records import Candidate, Qrel
+
+EXPECTS = "data/examples.jsonl and data/images.zip (or images/), or data/test-*.parquet"
+
+_SIDES = ("0", "1")
+_ROOTS = ("data/", "")
+_TASKS = {"c": "caption→image", "i": "image→caption"}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Two captions and two images; an image is read when it is asked for and raises `LineFault` when it cannot be."""
+
+    id: str
+    captions: tuple[str, str]
+    images: tuple[Callable[[], bytes], Callable[[], bytes]]
+    path: str
+    line: int
+
+
+def is_winoground(folder: Published) -> bool:
+    """Whether the examples lie here."""
+    return _jsonl(folder) is not None or bool(_parquet(folder))
+
+
+def read_winoground(folder: Published, split: str | None) -> Benchmark:
+    """The whole of it: there is only one split, `test`, whatever is asked for.
+
+    Raises:
+        StorageError: a file is not there.
+    """
+    examples = partial(_read, folder)
+    if _jsonl(folder) is None and not _parquet(folder):
+        raise folder.missing(EXPECTS, "data/examples.jsonl")
+    if _jsonl(folder) is not None and _archive(folder) is None and not _image_folder(folder):
+        raise folder.missing(EXPECTS, "data/images.zip", "data/images/")
+    columns = QueryColumns("winoground", "winoground")
+    documents = partial(_items, examples, lambda side: tuple(DocumentColumns("winoground")))
+    queries = partial(_items, examples, lambda side: tuple(columns._replace(task=_TASKS[side])), lambda item_id: True)
+    pool = Pool("winoground", documents, partial(_index, examples), is_searchable=False)
+    return Benchmark(
+        "winoground",
+        (
+            Part(
+                "winoground",
+                pool,
+                columns,
+                queries,
+                partial(_judgements, examples),
+                partial(_candidates, examples),
+                is_text=False,
+            ),
+        ),
+    )
+
+
+Examples = Callable[[], Iterator[Example | SourceReject]]
+
+
+def _items(
+    examples: Examples, columns: Callable[[str], tuple[str | None, ...]], wanted: Wanted
+) -> Iterator[Item | SourceReject]:
+    """Captions and images of each example, as documents or as queries."""
+    for example in examples():
+        if isinstance(example, SourceReject):
+            yield example
+            continue
+        for side in _SIDES:
+            item_id = f"{example.id}:c{side}"
+            if wanted(item_id):
+                yield Item(item_id, example.captions[int(side)], kept=columns("c"))
+        for side in _SIDES:
+            item_id = f"{example.id}:i{side}"
+            try:
+                if wanted(item_id):
+                    yield Item(item_id, image=example.images[int(side)](), kept=columns("i"))
+            except LineFault as fault:
+                yield SourceReject(example.path, fault.fault, str(fault), line=example.line)
+
+
+def _index(examples: Examples) -> Iterator[tuple[str, str]]:
+    ids = (f"{one.id}:{kind}{side}" for one in examples() if isinstance(one, Example) for kind in "ci" for side in "01")
+    return ((item_id, "") for item_id in ids)
+
+
+def _pairs(examples: Examples) -> Iterator[tuple[str, str, int]]:
+    """Query, document, and whether they belong together, of everything that is compared."""
+    for example in examples():
+        if isinstance(example, Example):
+            for asked, answers in (("c", "i"), ("i", "c")):
+                for side in _SIDES:
+                    for other in _SIDES:
+                        yield f"{example.id}:{asked}{side}", f"{example.id}:{answers}{other}", int(side == other)
+
+
+def _judgements(examples: Examples) -> Iterator[Qrel | SourceReject]:
+    return (Qrel(query_id, doc_id, match) for query_id, doc_id, match in _pairs(examples))
+
+
+def _candidates(examples: Examples) -> Iterator[Candidate]:
+    return (Candidate(query_id, doc_id) for query_id, doc_id, _ in _pairs(examples))
+
+
+def _jsonl(folder: Published) -> str | None:
+    return folder.find(*(f"{root}examples.jsonl" for root in _ROOTS))
+
+
+def _parquet(folder: Published) -> list[str]:
+    shards = folder.parquet("data", "test")
+    return shards if shards and {"caption_0", "image_0"} <= set(folder.columns(shards[0])) else []
+
+
+def _archive(folder: Published) -> str | None:
+    return folder.find(*(f"{root}images.zip" for root in _ROOTS))
+
+
+def _image_folder(folder: Published) -> str | None:
+    return next((f"{root}images/" for root in _ROOTS if "images" in folder.folders(root.rstrip("/"))), None)
+
+
+def _read(folder: Published) -> Iterator[Example | SourceReject]:
+    path = _jsonl(folder)
+    if path is None:
+        for shard in _parquet(folder):
+            for record in folder.rows(shard, ("id", *_fields("caption"), *_fields("image")), IMAGE_ROWS):
+                yield record if isinstance(record, SourceReject) else _example(shard, record, _inside)
+        return
+    with _images(folder) as image:
+        for record in folder.records(path):
+            yield record if isinstance(record, SourceReject) else _example(path, record, image)
+
+
+def _fields(name: str) -> tuple[str, str]:
+    return f"{name}_0", f"{name}_1"
+
+
+#: Reads an example's image by the name of its field.
+ReadImage = Callable[[Mapping[str, Any], str], bytes]
+
+
+def _inside(row: Mapping[str, Any], name: str) -> bytes:
+    return image_bytes(row, name)
+
+
+def _example(path: str, record: tuple[int, Mapping[str, Any]], image: ReadImage) -> Example | SourceReject:
+    line, fields = record
+    try:
+        captions = [record_text(fields, name) for name in _fields("caption")]
+        if captions[0] is None or captions[1] is None:
+            raise LineFault(SourceFault.FIELD_MISSING, "no 'caption_0' and 'caption_1'")
+        first, second = (partial(image, fields, name) for name in _fields("image"))
+        return Example(record_id(fields, ("id",)), (captions[0], captions[1]), (first, second), path, line)
+    except LineFault as fault:
+        return SourceReject(path, fault.fault, str(fault), line=line)
+
+
+@contextmanager
+def _images(folder: Published) -> Iterator[ReadImage]:
+    """Reads images by name from the unpacked folder, or from the archive where there is none."""
+    unpacked, archive = _image_folder(folder), _archive(folder)
+    if unpacked is not None or archive is None:
+        yield lambda fields, name: folder.image(f"{unpacked}{_file_name(fields, name)}")
+        return
+    with folder.seekable(archive) as stream, zipfile.ZipFile(stream) as packed:
+        members = {member.filename.rpartition("/")[2]: member for member in packed.infolist()}
+
+        def read(fields: Mapping[str, Any], name: str) -> bytes:
+            file = _file_name(fields, name)
+            member = members.get(file)
+            if member is None:
+                raise LineFault(SourceFault.IMAGE_NOT_FOUND, f"no {file} in {archive}")
+            if member.file_size > MAX_BYTES:
+                raise LineFault(SourceFault.FILE_TOO_LARGE, f"the image has {member.file_size} bytes")
+            return packed.read(member)
+
+        yield read
+
+
+def _file_name(fields: Mapping[str, Any], name: str) -> str:
+    return f"{record_id(fields, (name,)).removesuffix('.png')}.png"
