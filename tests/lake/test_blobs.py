@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import uuid
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.errors import SchemaError, StorageError
-from lakerank.lake.blobs import Blob, BlobRef, RowGroupCache, fetch
+from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, RowGroupCache, check_unchanged, fetch
 from lakerank.lake.storage import Storage, StorageOptions, join
 from lakerank.lake.tables import parquet_bytes
 
@@ -181,3 +182,29 @@ def test_a_cached_row_group_is_not_read_again(tmp_path: Path) -> None:
     assert [blob.id for blob in fetch(Storage(), [BlobRef(uri, 0, 1)], "doc_id", cache)] == ["b"]
     Storage().delete(uri)
     assert [blob.id for blob in fetch(Storage(), [BlobRef(uri, 0, 0)], "doc_id", cache)] == ["a"]
+
+
+def test_a_file_replaced_since_it_was_planned_is_never_read(storage: Storage, files: list[str]) -> None:
+    versions = {info.uri: info.version for file in files for info in storage.list_parquet(file)}
+    refs = [ref(files, 0, 1), ref(files, 1, 1)]
+    cache = RowGroupCache(10**6)
+    assert [found.id for found in fetch(storage, refs, "doc_id", cache, versions)] == ["f0r1", "f1r1"]
+    same_shape = pa.table({"doc_id": [f"x{row}" for row in range(ROWS)]})
+    storage.replace(files[1], parquet_bytes(same_shape, GROUP))
+    blobs = fetch(storage, refs, "doc_id", versions=versions)
+    assert next(blobs).id == "f0r1"
+    with pytest.raises(ChangedFile, match=r"1\.parquet: it has changed .*another --run-id"):
+        next(blobs)
+    check_unchanged(storage, versions, files[:1])
+    with pytest.raises(ChangedFile, match=r"1\.parquet: it has changed"):
+        check_unchanged(storage, versions, files)
+    later = {info.uri: info.version for file in files for info in storage.list_parquet(file)}
+    assert [found.id for found in fetch(storage, refs, "doc_id", cache, later)] == ["f0r1", "x1"], "not the cached row"
+    storage.delete(files[0])
+    with pytest.raises(ChangedFile, match=r"0\.parquet: it has changed"):
+        check_unchanged(storage, later, files)
+
+
+def test_what_a_worker_raises_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(ChangedFile("s3://lake/a.parquet", "gone")))  # noqa: S301
+    assert str(error).startswith("s3://lake/a.parquet: gone; ")

@@ -107,3 +107,22 @@ def test_a_pointer_that_is_not_ours_is_named(tmp_path: object, content: bytes) -
     Storage().replace(join(str(tmp_path), "current.json"), content)
     with pytest.raises(StorageError, match=r"current\.json: .*not written by lakerank"):
         current_run(Storage(), str(tmp_path))
+
+
+def test_of_runs_published_at_once_the_latest_stays(storage: Storage, empty_folder: str, together: Any) -> None:
+    moments = [f"2026-03-02T10:00:{second:02}+00:00" for second in range(12)]
+    runs = [complete(storage, empty_folder, f"r{number}") for number in range(12)]
+    results = together(lambda number: publish(storage, runs[number], moments[number]), 12)
+    assert results[-1] is True
+    assert all(isinstance(result, bool) for result in results)
+    current = current_run(storage, empty_folder)
+    assert current is not None
+    assert (current["run_id"], current["published_at"]) == ("r11", moments[-1])
+
+
+def test_publishing_again_moves_nothing(storage: Storage, empty_folder: str) -> None:
+    paths = complete(storage, empty_folder, "r1")
+    assert publish(storage, paths, MONDAY)
+    before = storage.version(paths.current)
+    assert publish(storage, paths, MONDAY)
+    assert storage.version(paths.current) == before

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from stores import SERVER
 
 from lakerank.errors import StorageError
 from lakerank.lake.storage import Storage, StorageOptions, join
@@ -143,6 +145,69 @@ def test_of_sixteen_writers_one_creates(storage: Storage, empty_folder: str, tog
     assert sorted(map(str, results)) == ["False"] * 15 + ["True"]
     assert storage.read_bytes(uri) == b"%d" % results.index(True) * 10_000
     assert storage.list_names(join(empty_folder, "run")) == ["manifest.json"]
+
+
+def test_a_file_is_replaced_only_while_it_is_what_was_seen(storage: Storage, empty_folder: str) -> None:
+    uri = join(empty_folder, "deep/current.json")
+    assert storage.version(uri) is None
+    assert not storage.replace_if(uri, b"x", "0" * 32)
+    assert storage.replace_if(uri, b"one", None)
+    assert not storage.replace_if(uri, b"other", None)
+    seen = storage.version(uri)
+    assert storage.replace_if(uri, b"second", seen)
+    assert not storage.replace_if(uri, b"third", seen)
+    assert storage.read_bytes(uri) == b"second"
+    assert storage.list_names(join(empty_folder, "deep")) == ["current.json"]
+
+
+def test_of_sixteen_writers_that_saw_the_same_one_replaces(
+    storage: Storage, empty_folder: str, together: Together
+) -> None:
+    uri = join(empty_folder, "current.json")
+    storage.create(uri, b"old")
+    seen = storage.version(uri)
+    results = together(lambda number: storage.replace_if(uri, b"%d" % number * 10_000, seen), 16)
+    assert sorted(map(str, results)) == ["False"] * 15 + ["True"]
+    assert storage.read_bytes(uri) == b"%d" % results.index(True) * 10_000
+
+
+def test_everything_below_a_folder_is_walked(storage: Storage, tree: str) -> None:
+    found = {file.uri.removeprefix(tree + "/"): file for file in storage.walk(tree)}
+    assert {".hidden.parquet", "_temporary/0/e.parquet", "day=1/.part.tmp", "day=2/deep/d.parquet"} < set(found)
+    assert len(found) == 10
+    assert found["a.parquet"].size == len(PARQUET)
+    assert abs(found["a.parquet"].written - time.time()) < 60
+    assert storage.walk(join(tree, "absent")) == []
+
+
+def test_a_walk_does_not_leave_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    Storage().create(str(tmp_path / "elsewhere/a.parquet"), PARQUET)
+    (tmp_path / "out/linked").symlink_to(tmp_path / "elsewhere")
+    assert Storage().walk(str(tmp_path / "out")) == []
+
+
+def test_a_folder_that_keeps_to_the_protocol_is_writable(storage: Storage, empty_folder: str) -> None:
+    storage.check_writable(empty_folder)
+    assert [file.uri for file in storage.walk(empty_folder) if "probe" in file.uri and ".lock" not in file.uri] == []
+
+
+def test_a_store_that_ignores_conditions_is_refused(s3_folder: str, faulty_s3: Any) -> None:
+    storage = Storage(StorageOptions(endpoint_url=faulty_s3.endpoint))
+    faulty_s3.conditions = False
+    with pytest.raises(
+        StorageError, match=r"If-None-Match.*put lake\.output on a store with conditional writes"
+    ) as caught:
+        storage.check_writable(s3_folder)
+    assert s3_folder in str(caught.value)
+    assert storage.walk(s3_folder) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"file/out/\.lakerank-probe.* cannot be created"):
+        Storage().check_writable(str(tmp_path / "file/out"))
 
 
 def test_of_several_processes_one_creates(tmp_path: Path) -> None:
@@ -303,6 +368,48 @@ def test_an_endpoint_that_does_not_answer_is_named_and_no_key_is_shown(s3_server
         assert s3_server.access_key not in str(caught.value)
 
 
+@pytest.mark.skipif(SERVER == "moto", reason="moto checks no keys")
+def test_wrong_keys_are_told_from_a_wrong_address(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-right-one")
+    storage = Storage(StorageOptions(endpoint_url=s3_server.endpoint, max_attempts=2))
+    for action in (storage.read_bytes, storage.list_parquet, storage.open_parquet):
+        with pytest.raises(StorageError, match=r"s3://lake/a\.parquet: cannot be .*check the credentials") as caught:
+            action("s3://lake/a.parquet")
+        assert s3_server.access_key not in str(caught.value)
+        assert "tries" not in str(caught.value), "the same keys are refused again"
+
+
+def test_a_public_bucket_is_read_without_keys(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = f"public-{uuid.uuid4().hex[:8]}"
+    client = s3_server.client()
+    client.create_bucket(Bucket=bucket, ACL="public-read")
+    client.put_object(Bucket=bucket, Key="t/a.parquet", Body=PARQUET, ACL="public-read")
+    client.close()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    storage = Storage(StorageOptions(endpoint_url=s3_server.endpoint, anonymous=True, addressing_style="path"))
+    (info,) = storage.list_parquet(f"s3://{bucket}/t")
+    assert storage.open_parquet(info.uri).metadata.num_rows == 3
+    assert storage.version(info.uri) == info.version
+
+
+@pytest.mark.parametrize("fault", [503, "reset", "truncate", "stall"])
+def test_what_a_network_does_to_a_request_is_got_over(s3_folder: str, faulty_s3: Any, fault: int | str) -> None:
+    storage = Storage(StorageOptions(endpoint_url=faulty_s3.endpoint, request_timeout_s=1))
+    uri = join(s3_folder, "a.parquet")
+    faulty_s3.stall_s, faulty_s3.methods = 3, frozenset({"PUT", "GET", "HEAD"})
+    faulty_s3.faults.extend([fault])
+    assert storage.create(uri, PARQUET)
+    for read in (storage.read_bytes, storage.list_parquet, storage.version):
+        faulty_s3.faults.extend([fault])
+        assert read(uri)
+    faulty_s3.faults.extend([fault])
+    parquet = storage.open_parquet(uri)
+    faulty_s3.faults.extend([fault])
+    assert parquet.read().num_rows == 3
+    assert not faulty_s3.faults
+
+
 def test_a_busy_server_is_asked_again(faulty_s3: Any) -> None:
     storage = Storage(StorageOptions(endpoint_url=faulty_s3.endpoint, max_attempts=3))
     uri = f"s3://lake/{uuid.uuid4().hex}"
@@ -315,7 +422,7 @@ def test_attempts_are_counted(faulty_s3: Any) -> None:
     storage = Storage(StorageOptions(endpoint_url=faulty_s3.endpoint, max_attempts=2))
     uri = f"s3://lake/{uuid.uuid4().hex}"
     faulty_s3.faults.extend([503] * 3)
-    with pytest.raises(StorageError, match="cannot be created"):
+    with pytest.raises(StorageError, match=r"cannot be created in 2 tries .*raise lake\.storage\.max_attempts"):
         storage.create(uri, b"x")
     assert len(faulty_s3.faults) == 1
 
@@ -328,6 +435,12 @@ def test_a_file_is_ours_when_only_the_answer_was_lost(faulty_s3: Any) -> None:
     faulty_s3.faults.append(503)
     assert not storage.create(uri, b"other")
     assert storage.read_bytes(uri) == b"mine"
+    seen = storage.version(uri)
+    faulty_s3.faults.append("lose the answer")
+    assert storage.replace_if(uri, b"mine again", seen)
+    faulty_s3.faults.append("lose the answer")
+    assert not storage.replace_if(uri, b"other", seen)
+    assert storage.read_bytes(uri) == b"mine again"
 
 
 def test_memory_works_like_the_rest() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,7 +17,7 @@ from lakerank.lake.storage import Storage
 from lakerank.lake.tables import check_columns, read_row_group, row_group_bytes
 from lakerank.lake.uris import redacted
 
-__all__ = ["Blob", "BlobRef", "RowGroupCache", "fetch", "prefetched"]
+__all__ = ["Blob", "BlobRef", "ChangedFile", "RowGroupCache", "check_unchanged", "fetch", "prefetched"]
 
 _BATCH_ROWS = 1024
 
@@ -40,6 +40,19 @@ class Blob:
     image: bytes | None
 
 
+class ChangedFile(StorageError):
+    """A table's file is not what it was when the run was planned."""
+
+    def __init__(self, file: str, what: str) -> None:
+        super().__init__(
+            f"{redacted(file)}: {what}; a run reads the files it was planned from, so plan again with another --run-id"
+        )
+        self.file, self.what = file, what
+
+    def __reduce__(self) -> tuple[type[ChangedFile], tuple[str, str]]:
+        return ChangedFile, (self.file, self.what)
+
+
 class RowGroupCache:
     """Decoded row groups, the last used kept, up to a number of bytes. For rows that are wanted again and again."""
 
@@ -57,6 +70,12 @@ class RowGroupCache:
                 self._tables.move_to_end(key)
             return self._tables.get(key)
 
+    def clear(self) -> None:
+        """Hold nothing."""
+        with self._lock:
+            self._tables.clear()
+            self.bytes = 0
+
     def put(self, file: str, row_group: int, id_column: str, table: pa.Table) -> None:
         """Hold a row group, dropping those longest unused; one larger than the whole cache is not held."""
         key = (file, row_group, id_column)
@@ -70,18 +89,27 @@ class RowGroupCache:
 
 
 def fetch(
-    storage: Storage, refs: Sequence[BlobRef], id_column: str, cache: RowGroupCache | None = None
+    storage: Storage,
+    refs: Sequence[BlobRef],
+    id_column: str,
+    cache: RowGroupCache | None = None,
+    versions: Mapping[str, str] | None = None,
 ) -> Iterator[Blob]:
     """Yield the row of each reference, in their order, reading only ids, texts and images.
 
     Neighbouring references to one row group share one reading of it: references in file order read each row group
     once. Rows are taken from it in batches, so a large row group is never held whole unless a cache holds it.
 
+    Args:
+        versions: of each file, as it was planned; a file is looked up before it is read. Whoever keeps what was made
+            of the rows calls `check_unchanged` first, since a file may be replaced while it is read.
+
     Raises:
-        StorageError: a file cannot be read, or has no such row: it has changed since it was planned.
+        ChangedFile: a file has another version, or has no such row.
+        StorageError: a file cannot be read.
     """
     wanted = pa.schema([(id_column, pa.string()), ("text", pa.string()), ("image", pa.binary())])
-    opened = _LastOpened(storage, wanted)
+    opened = _LastOpened(storage, wanted, versions)
     try:
         for (file, group), run in groupby(refs, key=lambda ref: (ref.file, ref.row_group)):
             rows = [ref.row for ref in run]
@@ -90,12 +118,24 @@ def fetch(
         opened.close()
 
 
+def check_unchanged(storage: Storage, versions: Mapping[str, str], files: Iterable[str]) -> None:
+    """Make sure that files still have the versions that were planned.
+
+    Raises:
+        ChangedFile: one has not, or is gone.
+    """
+    for file in sorted(set(files)):
+        if storage.version(file) != versions.get(file):
+            raise ChangedFile(file, "it has changed since the run was planned")
+
+
 class _LastOpened:
     """The Parquet file read last, kept open: references mostly come file by file."""
 
-    def __init__(self, storage: Storage, wanted: pa.Schema) -> None:
+    def __init__(self, storage: Storage, wanted: pa.Schema, versions: Mapping[str, str] | None) -> None:
         self.wanted = wanted
         self.storage = storage
+        self.versions = versions
         self._file: str | None = None
         self._parquet: pq.ParquetFile | None = None
 
@@ -103,11 +143,13 @@ class _LastOpened:
         """The file that holds a row group."""
         if self._parquet is None or self._file != file:
             self.close()
+            if self.versions is not None:
+                check_unchanged(self.storage, self.versions, [file])
             self._parquet = self.storage.open_parquet(file)
             self._file = file
             check_columns(file, self._parquet.schema_arrow, self.wanted)
         if not 0 <= group < self._parquet.metadata.num_row_groups:
-            raise _changed(file, group)
+            raise ChangedFile(file, f"row group {group} has no such row: it has changed since the run was planned")
         return self._parquet
 
     def close(self) -> None:
@@ -121,7 +163,8 @@ def _rows(
 ) -> Iterator[Blob]:
     """Rows of one row group, in the order asked for."""
     id_column = opened.wanted.names[0]
-    table = cache.get(file, group, id_column) if cache is not None else None
+    held_as = file if opened.versions is None else f"{file} {opened.versions.get(file)}"
+    table = cache.get(held_as, group, id_column) if cache is not None else None
     if table is None:
         parquet = opened.row_group(file, group)
         batches = read_row_group(opened.storage, file, parquet, group, opened.wanted, _BATCH_ROWS)
@@ -129,7 +172,7 @@ def _rows(
             yield from _picked(file, group, rows, batches)
             return
         table = pa.Table.from_batches(batches)
-        cache.put(file, group, id_column, table)
+        cache.put(held_as, group, id_column, table)
     yield from _picked(file, group, rows, iter(table.to_batches()))
 
 
@@ -142,7 +185,7 @@ def _picked(file: str, group: int, rows: Sequence[int], batches: Iterator[pa.Rec
         while row not in held:
             passed = next(ahead, None)
             if passed is None:
-                raise _changed(file, group)
+                raise ChangedFile(file, f"row group {group} has no such row: it has changed since the run was planned")
             held[passed[0]] = passed[1]
         yield held.pop(row) if last_use[row] == position else held[row]
 
@@ -160,9 +203,3 @@ def _passing(rows: Sequence[int], batches: Iterator[pa.RecordBatch]) -> Iterator
         if row is None:
             return
         first += batch.num_rows
-
-
-def _changed(file: str, group: int) -> StorageError:
-    return StorageError(
-        f"{redacted(file)}: row group {group} has no such row: the file has changed since it was planned; plan again"
-    )

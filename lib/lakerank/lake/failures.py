@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import pyarrow as pa
 
@@ -41,6 +42,19 @@ _CREDENTIAL_FAULTS = frozenset(
 _PERMANENT_ERRNO = frozenset(
     {errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSYS, errno.EMLINK}
 )
+#: S3's codes for what a disturbed connection did to a request. s3fs gives some of them errno 22, which is permanent.
+_DISTURBED = frozenset(
+    {"IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "RequestTimeout", "ConditionalRequestConflict"}
+)
+#: How clients put refused keys and a wrong region; pyarrow says it in the message alone.
+_REFUSED = re.compile(
+    r"ACCESS_?DENIED|INVALID_?ACCESS_?KEY_?ID|SIGNATURE_?DOES_?NOT_?MATCH|EXPIRED_?TOKEN|INVALID_?CLIENT_?TOKEN|"
+    r"status(?: code)?:? 40[13]\b|Forbidden",
+    re.IGNORECASE,
+)
+_ELSEWHERE = re.compile(
+    r"PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|status(?: code)?:? 301"
+)
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 _KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 _MESSAGE_LENGTH = 300
@@ -48,14 +62,19 @@ _MESSAGE_LENGTH = 300
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed a moment later."""
-    if isinstance(error, _PERMANENT) or type(error).__name__ in _CREDENTIAL_FAULTS:
+    if _code(error) in _DISTURBED:
+        return True
+    if isinstance(error, _PERMANENT) or _is_refusal(error) or _ELSEWHERE.search(f"{_code(error)} {error}"):
         return False
     return isinstance(error, Exception) and getattr(error, "errno", None) not in _PERMANENT_ERRNO
 
 
 @contextmanager
-def named(uri: str, action: str) -> Iterator[None]:
+def named(uri: str, action: str, statistics: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Turn what a library raises inside into a StorageError that names the file; our own errors pass.
+
+    Args:
+        statistics: of tenacity's retries, when there were any.
 
     Raises:
         StorageError: the URI, what could not be done, the cause, and what to check; no credentials.
@@ -65,8 +84,10 @@ def named(uri: str, action: str) -> Iterator[None]:
     except LakerankError:
         raise
     except Exception as error:
+        tries = (statistics or {}).get("attempt_number", 1)
+        what = f"cannot be {action}" + (f" in {tries} tries" if tries > 1 else "")
         raise StorageError(
-            f"{redacted(uri)}: cannot be {action} ({type(error).__name__}: {_message(error)}); {_advice(uri, error)}"
+            f"{redacted(uri)}: {what} ({type(error).__name__}: {_message(error)}); {_advice(uri, error)}"
         ) from error
 
 
@@ -86,9 +107,26 @@ def _advice(uri: str, error: BaseException) -> str:
         return "check the name" if is_local(uri) else "check the name of the bucket and of the file"
     if is_local(uri):
         return "check the folder's permissions, the free space, and that its file system has hard links"
-    if isinstance(error, PermissionError) or type(error).__name__ in _CREDENTIAL_FAULTS:
+    if _is_refusal(error):
         return (
             "check the credentials (environment or lake.storage.profile; lake.storage.anonymous for public data) "
             "and what they may do there"
         )
-    return "check lake.storage.endpoint_url, lake.storage.region and the network"
+    if _ELSEWHERE.search(f"{_code(error)} {error}"):
+        return "check lake.storage.region and lake.storage.endpoint_url: the bucket is in another region"
+    return (
+        "check lake.storage.endpoint_url, lake.storage.region and the network; for a store that is busy or slow, raise "
+        "lake.storage.max_attempts and lake.storage.request_timeout_s"
+    )
+
+
+def _code(error: BaseException) -> str:
+    """S3's own code of an error, as botocore hands it on; "" when there is none."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether keys are missing, wrong or not enough."""
+    refused = isinstance(error, PermissionError) or type(error).__name__ in _CREDENTIAL_FAULTS
+    return refused or (isinstance(error, OSError) and _REFUSED.search(str(error)) is not None)

@@ -17,11 +17,28 @@ class FileInfo:
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file as a listing of everything shows it: its name, its size in bytes, and when it was written (Unix time)."""
+
+    uri: str
+    size: int
+    written: float
+
+
 class Files(Protocol):
     """One kind of storage. Methods raise what the library below raises; `Storage` retries and names it."""
 
     def find(self, uri: str) -> list[FileInfo]:
         """The Parquet files that a file, folder or glob stands for, unsorted; [] when there are none."""
+        ...
+
+    def walk(self, folder: str) -> list[StoredFile]:
+        """Every file below a folder, hidden ones too, unsorted; links are not followed. [] when it does not exist."""
+        ...
+
+    def info(self, uri: str) -> FileInfo:
+        """What is known of one file now; FileNotFoundError when it is not there."""
         ...
 
     def names(self, folder: str) -> list[str]:
@@ -50,6 +67,13 @@ class Files(Protocol):
 
     def replace(self, uri: str, data: bytes) -> None:
         """Write a file in one step, over an old one if there is one."""
+        ...
+
+    def replace_if(self, uri: str, data: bytes, version: str | None, writer: str) -> None:
+        """Write a file in one step if it still has a version (None: if there is none), else FileExistsError.
+
+        A store that cannot be asked for that looks, then writes: two writers at once may then both succeed.
+        """
         ...
 
     def delete(self, uri: str) -> None:

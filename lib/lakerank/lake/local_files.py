@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
 
-from lakerank.lake.files import FileInfo
+from lakerank.lake.files import FileInfo, StoredFile
 from lakerank.lake.uris import has_wildcard, is_table_part, join, local_path, split_wildcard
 
 
@@ -30,6 +31,20 @@ class LocalFiles:
         else:
             names = []
         return [_info(join(uri, name), path / name) for name in names if is_table_part(name)]
+
+    def walk(self, folder: str) -> list[StoredFile]:
+        root, found = local_path(folder), []
+        for parent, _, files in os.walk(root):
+            for name in files:
+                path = Path(parent) / name
+                with suppress(FileNotFoundError):  # a temporary file of a job that is running
+                    status = path.lstat()
+                    uri = join(folder, path.relative_to(root).as_posix())
+                    found.append(StoredFile(uri, status.st_size, status.st_mtime))
+        return found
+
+    def info(self, uri: str) -> FileInfo:
+        return _info(uri, local_path(uri))
 
     def names(self, folder: str) -> list[str]:
         return [path.name for path in local_path(folder).iterdir()]
@@ -51,11 +66,21 @@ class LocalFiles:
             except FileExistsError:
                 if copy.stat().st_nlink == 1:  # 2 when a network disk repeated a link that had been made
                     raise
+            _settle(target.parent)
 
     def replace(self, uri: str, data: bytes) -> None:
         target = local_path(uri)
         with _finished_copy(target, data) as copy:
             copy.replace(target)
+
+    def replace_if(self, uri: str, data: bytes, version: str | None, writer: str) -> None:
+        target = local_path(uri)
+        with _finished_copy(target, data) as copy, _locked(target):
+            found = _info(uri, target).version if target.exists() else None
+            if found != version:
+                raise FileExistsError(uri)
+            copy.replace(target)
+            _settle(target.parent)
 
     def delete(self, uri: str) -> None:
         local_path(uri).unlink(missing_ok=True)
@@ -76,9 +101,27 @@ def _finished_copy(target: Path, data: bytes) -> Iterator[Path]:
         copy.unlink(missing_ok=True)
 
 
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """One holder at a time of a file, by a hidden lock file beside it. The system frees the lock of a dead process."""
+    with (target.parent / f".{target.name}.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _settle(folder: Path) -> None:
+    """Put a new name safely on disk: after a power cut a pointer must not be there without what it points to."""
+    with suppress(OSError):  # some network disks cannot, and settle names by themselves
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _info(uri: str, path: Path) -> FileInfo:
     status = path.stat()
-    return FileInfo(uri, status.st_size, str(status.st_mtime_ns))
+    return FileInfo(uri, status.st_size, f"{status.st_mtime_ns}-{status.st_size}")
 
 
 def _walk(folder: Path) -> list[str]:

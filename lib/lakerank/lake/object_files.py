@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from typing import Any
 
 import fsspec
@@ -12,14 +14,15 @@ import pyarrow as pa
 
 from lakerank.errors import DependencyError, StorageError
 from lakerank.lake import s3
-from lakerank.lake.files import FileInfo
+from lakerank.lake.files import FileInfo, StoredFile
 from lakerank.lake.uris import has_wildcard, is_table_part, join, redacted, scheme, split_wildcard
 
 _S3 = ("s3", "s3a")
+_ONE_PUT = 2**33  # a chunk this large means one PUT: a multipart write is not one step
 #: How each store is told to write only what is not there yet. Others fall back on look-then-write, which is a race.
 _CREATE_ONLY: Mapping[str, Mapping[str, Any]] = {
-    "s3": {"mode": "create", "chunksize": 2**33},  # a chunk this large means one PUT: a multipart write is not one step
-    "s3a": {"mode": "create", "chunksize": 2**33},
+    "s3": {"mode": "create", "chunksize": _ONE_PUT},
+    "s3a": {"mode": "create", "chunksize": _ONE_PUT},
     "gs": {"mode": "create"},
     "gcs": {"mode": "create"},
     "abfs": {"overwrite": False},
@@ -28,6 +31,7 @@ _CREATE_ONLY: Mapping[str, Mapping[str, Any]] = {
     "memory": {"mode": "create"},
 }
 _VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
+_TIME_KEYS = ("LastModified", "last_modified", "updated", "mtime", "created")
 _WRITER_KEY = "lakerank-writer"
 _memory_lock = threading.Lock()  # the memory filesystem looks, then writes
 
@@ -57,6 +61,21 @@ class ObjectFiles:
             return []
         relative = {name[len(path) :].strip("/"): info for name, info in found.items()}
         return [_info(join(uri, name), info) for name, info in relative.items() if is_table_part(name)]
+
+    def walk(self, folder: str) -> list[StoredFile]:
+        filesystem, path = self._locate(folder)
+        filesystem.invalidate_cache()
+        found = {name[len(path) :].strip("/"): info for name, info in filesystem.find(path, detail=True).items()}
+        files = {name: info for name, info in found.items() if name}  # "" is the marker of the folder itself
+        return [StoredFile(join(folder, name), int(info["size"]), _written(info)) for name, info in files.items()]
+
+    def info(self, uri: str) -> FileInfo:
+        filesystem, path = self._locate(uri)
+        filesystem.invalidate_cache()
+        info = filesystem.info(path)
+        if info["type"] != "file":
+            raise FileNotFoundError(uri)
+        return _info(uri, info)
 
     def names(self, folder: str) -> list[str]:
         filesystem, path = self._locate(folder)
@@ -98,12 +117,31 @@ class ObjectFiles:
         except OSError as error:
             if not _is_conflict(error):
                 raise
-            if scheme(uri) not in _S3 or filesystem.metadata(path).get(_WRITER_KEY) != writer:
+            if scheme(uri) not in _S3 or not _is_ours(filesystem, path, writer):
                 raise FileExistsError(uri) from error
 
     def replace(self, uri: str, data: bytes) -> None:
         filesystem, path = self._writable(uri)
         filesystem.pipe_file(path, data)
+
+    def replace_if(self, uri: str, data: bytes, version: str | None, writer: str) -> None:
+        filesystem, path = self._writable(uri)
+        if version is None:
+            self.create(uri, data, writer)
+        elif scheme(uri) in _S3:
+            settings = {"Metadata": {_WRITER_KEY: writer}, "IfMatch": version}  # without quotes: Ceph wants none
+            try:
+                filesystem.pipe_file(path, data, chunksize=_ONE_PUT, **settings)
+            except OSError as error:
+                if not _is_conflict(error) and not isinstance(error, FileNotFoundError):
+                    raise
+                if not _is_ours(filesystem, path, writer):
+                    raise FileExistsError(uri) from error
+        else:
+            with _memory_lock if scheme(uri) == "memory" else nullcontext():
+                if self.info(uri).version != version:
+                    raise FileExistsError(uri)
+                filesystem.pipe_file(path, data)
 
     def delete(self, uri: str) -> None:
         filesystem, path = self._locate(uri)
@@ -140,6 +178,24 @@ def _matches(filesystem: Any, pattern: str) -> dict[str, Any]:
 def _info(uri: str, info: Mapping[str, Any]) -> FileInfo:
     version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key) is not None), "")
     return FileInfo(uri, int(info["size"]), version.strip('"'))
+
+
+def _written(info: Mapping[str, Any]) -> float:
+    """When a file was written, as Unix time; now when the store does not say, so that it counts as young."""
+    moment = next((info[key] for key in _TIME_KEYS if info.get(key) is not None), None)
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    if isinstance(moment, datetime):
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return float(moment) if moment is not None else time.time()
+
+
+def _is_ours(filesystem: Any, path: str, writer: str) -> bool:
+    """Whether a file is what this writer wrote: the answer to a request that was carried out may have been lost."""
+    try:
+        return bool(filesystem.metadata(path).get(_WRITER_KEY) == writer)
+    except FileNotFoundError:
+        return False
 
 
 def _is_conflict(error: OSError) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 from lakerank.errors import ConfigError, StorageError
 from lakerank.lake.storage import Storage, join
 
+#: Each failed try means that another run was published in between.
+_POINTER_TRIES = 50
 _RUN_ID = re.compile(r"[A-Za-z0-9_:+-][A-Za-z0-9._:+-]{0,127}")
 
 
@@ -80,28 +82,39 @@ def read_manifest(storage: Storage, output: str, run_id: str) -> dict[str, Any] 
 def publish(storage: Storage, paths: RunPaths, published_at: str) -> bool:
     """Point readers at a run whose manifest is written; False, and nothing done, when a later run is published.
 
-    `published_at` is ISO 8601 (UTC when it names no zone). Publishing the same run again changes nothing.
+    `published_at` is ISO 8601 (UTC when it names no zone). Publishing the same run again changes nothing. Of runs
+    published at once the latest stays: the pointer is replaced only where it is still what was compared with.
 
     Raises:
         StorageError: the run has no manifest: the pointer moves last.
     """
-    moment = _moment(published_at)
     if not storage.exists(paths.manifest):
         raise StorageError(
             f"{paths.manifest}: not there, so run {paths.run_id} is not complete; write the manifest first"
         )
-    current = current_run(storage, paths.output)
-    if current is not None and _moment(current["published_at"]) > moment:
-        return False
     # Relative to the pointer's own folder, so that a lake may be copied elsewhere.
     pointer = {"run_id": paths.run_id, "manifest": join("runs", paths.run_id, "manifest.json")}
-    storage.replace(paths.current, _json_bytes({**pointer, "published_at": published_at}))
-    return True
+    pointer["published_at"] = published_at
+    for _ in range(_POINTER_TRIES):
+        version = storage.version(paths.current)
+        current = current_run(storage, paths.output)
+        if current == pointer:
+            return True
+        if current is not None and _order(current) > _order(pointer):
+            return False
+        if storage.replace_if(paths.current, _json_bytes(pointer), version):
+            return True
+    raise StorageError(f"{paths.current}: changed {_POINTER_TRIES} times while run {paths.run_id} was to be published")
 
 
 def current_run(storage: Storage, output: str) -> dict[str, Any] | None:
     """The pointer to the published run: run_id, manifest (relative to the output), published_at; None before any."""
     return _read_json(storage, RunPaths(output, "").current)
+
+
+def _order(pointer: Mapping[str, Any]) -> tuple[datetime, str]:
+    """Pointers by age; the run id decides between two of the same microsecond."""
+    return _moment(pointer["published_at"]), pointer["run_id"]
 
 
 def _moment(published_at: str) -> datetime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,15 +12,20 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 
 from lakerank.errors import StorageError
 from lakerank.lake.failures import is_transient, named
-from lakerank.lake.files import FileInfo, Files
+from lakerank.lake.files import FileInfo, Files, StoredFile
 from lakerank.lake.local_files import LocalFiles
 from lakerank.lake.object_files import ObjectFiles
 from lakerank.lake.s3 import StorageOptions
 from lakerank.lake.uris import is_local, join, redacted
 
-__all__ = ["FileInfo", "Storage", "StorageOptions", "join"]
+__all__ = ["FileInfo", "Storage", "StorageOptions", "StoredFile", "join"]
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+#: Begins the name of the hidden file that `check_writable` writes and deletes.
+PROBE_PREFIX = ".lakerank-probe-"
 
 _STREAM_BUFFER_BYTES = 8 * 2**20
 _FIRST_WAIT_S = 0.2
@@ -52,6 +58,19 @@ class Storage:
                 f"{redacted(uri)}: no Parquet file is there; check the name, and that files end in .parquet"
             )
         return sorted(found, key=lambda info: info.uri)
+
+    def walk(self, folder: str) -> list[StoredFile]:
+        """Every file below a folder, hidden ones too, sorted by URI; links are not followed."""
+        return sorted(self._tried(folder, "listed", lambda files: files.walk(folder)), key=lambda file: file.uri)
+
+    def version(self, uri: str) -> str | None:
+        """A file's version, as `list_parquet` gives it; None when it is not there."""
+        try:
+            return self._tried(uri, "looked up", lambda files: files.info(uri).version)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
 
     def list_names(self, folder: str) -> list[str]:
         """Base names directly in a folder, sorted, without hidden ones; [] when the folder does not exist."""
@@ -103,6 +122,23 @@ class Storage:
         """Write a file in one step, over an old one if there is one: a reader sees the old or the new."""
         self._tried(uri, "written", lambda files: files.replace(uri, data))
 
+    def replace_if(self, uri: str, data: bytes, version: str | None) -> bool:
+        """Write a file in one step if it still has a `version` (None: if it is not there); False, nothing done, if not.
+
+        On local files and S3 one of any number of writers that saw the same version gets True. Other stores look,
+        then write.
+        """
+        writer = uuid.uuid4().hex
+
+        def attempt(files: Files) -> bool:
+            try:
+                files.replace_if(uri, data, version, writer)
+            except FileExistsError:
+                return False
+            return True
+
+        return self._tried(uri, "written", attempt)
+
     def delete(self, uri: str) -> None:
         """Remove a file; it is no fault when it is not there."""
         try:
@@ -110,6 +146,31 @@ class Storage:
         except StorageError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
+
+    def check_writable(self, folder: str) -> None:
+        """Try in a folder what the protocol rests on. A few requests: for the start of a job that writes.
+
+        Raises:
+            StorageError: the folder cannot be written to, or the store overwrites what it was told to leave, as some
+                look-alikes of S3 do: two jobs at once could then tear a run.
+        """
+        probe = join(folder, f"{PROBE_PREFIX}{uuid.uuid4().hex}")
+        self.create(probe, b"first")
+        try:
+            if self.create(probe, b"second"):
+                raise StorageError(
+                    f"{redacted(folder)}: the store there writes over a file though told to write it only if there is "
+                    "none (If-None-Match: *), so two jobs at once could tear a run; put lake.output on a store with "
+                    "conditional writes (AWS, Ceph, MinIO, R2, …) or on local files"
+                )
+            if self.replace_if(probe, b"third", "0" * 32):
+                logger.warning(
+                    "%s: the store writes over a file that has changed (If-Match is ignored): of two runs published in "
+                    "the same second either may end up current",
+                    redacted(folder),
+                )
+        finally:
+            self.delete(probe)
 
     def _files(self, uri: str) -> Files:
         return LocalFiles() if is_local(uri) else ObjectFiles(self.options)
@@ -122,5 +183,5 @@ class Storage:
             retry=retry_if_exception(is_transient),
             reraise=True,
         )
-        with named(uri, action):
+        with named(uri, action, attempts.statistics):
             return attempts(operation, self._files(uri))
