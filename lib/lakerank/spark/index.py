@@ -18,6 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from lakerank.cost import Sizing, input_cost
 from lakerank.fingerprint import content_hash, fingerprint
+from lakerank.lake.blobs import check_unchanged
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, parquet_bytes, read_table_file
 from lakerank.schemas import DOCUMENTS, QUERIES
@@ -66,12 +67,14 @@ def key_index(
     """The key index of a table, completing what is missing of it first. Columns: INDEX and `cost`, in tokens."""
     folder = join(output, "index", table)
     chunks = [chunk for file in files for chunk in _chunks(file)]
+    versions = {file.file.uri: file.file.version for file in files}
     known = set(storage.list_names(folder))
     missing = [chunk for chunk in chunks if chunk.index_name not in known]
     schema, id_column = (DOCUMENTS, "doc_id") if table == "documents" else (QUERIES, "query_id")
 
     def build(chunk: Chunk) -> Iterator[pa.RecordBatch]:
         rows = pa.Table.from_batches(_index_rows(storage, chunk, schema, id_column), schema=INDEX)
+        check_unchanged(storage, versions, [chunk.file])  # or the index of this version would be of another's rows
         storage.create(join(folder, chunk.index_name), parquet_bytes(rows, row_group_rows=100_000))
         yield pa.RecordBatch.from_pydict({"rows": [rows.num_rows]}, schema=_BUILT)
 

@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 from lakerank.cost import Sizing
 from lakerank.errors import RunConflictError, StorageError
 from lakerank.fingerprint import fingerprint
+from lakerank.lake.blobs import ChangedFile
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments
@@ -25,7 +26,7 @@ from lakerank.spark.frames import describe_job
 from lakerank.spark.index import key_index
 from lakerank.spark.inputs import read_candidates, read_stored
 from lakerank.spark.pairs import distinct_candidates, is_new, judge, unique_keys
-from lakerank.spark.plan_files import write_pairs, write_units
+from lakerank.spark.plan_files import write_pairs, write_sources, write_units
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,11 @@ def pairs_folder(paths: RunPaths, attempt: str) -> str:
 def units_folder(paths: RunPaths, attempt: str) -> str:
     """Where the plan keeps one file of document groups for each unit."""
     return join(plan_folder(paths, attempt), "units")
+
+
+def sources_address(paths: RunPaths, attempt: str) -> str:
+    """The file with the versions of the tables' files that the plan was made from."""
+    return join(plan_folder(paths, attempt), "sources.parquet")
 
 
 def load_plan(storage: Storage, paths: RunPaths) -> Plan | None:
@@ -149,10 +155,13 @@ def _make(
     try:
         describe_job(spark, "plan: judge candidates")
         totals = _totals(pairs)
+        write_sources(storage, sources_address(paths, attempt), [*inputs["documents"], *inputs["queries"]])
         write_pairs(storage, pairs_folder(paths, attempt), pairs)
         units = write_units(
             spark, storage, units_folder(paths, attempt), pairs, limits.max_queries_per_group, limits.unit_tokens
         )
+        for name, address in asdict(tables).items():
+            _check_unchanged(storage, address, inputs[name])
         return Plan(
             attempt=attempt,
             scorer=scorer,
@@ -167,6 +176,14 @@ def _make(
         )
     finally:
         pairs.unpersist()
+
+
+def _check_unchanged(storage: Storage, address: str, files: Sequence[Fragment]) -> None:
+    """One more listing: a plan made while a table was being written would mix its versions."""
+    now = {file.uri: file.version for file in storage.list_parquet(address)}
+    for planned in (fragment.file for fragment in files):
+        if now.get(planned.uri) != planned.version:
+            raise ChangedFile(planned.uri, "replaced while the run was being planned")
 
 
 def _totals(pairs: DataFrame) -> dict[str, int]:

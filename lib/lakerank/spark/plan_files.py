@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from lakerank.cost import even_bins
 from lakerank.lake.score_files import unit_name
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import parquet_bytes, read_table_file
+from lakerank.lake.tables import Fragment, parquet_bytes, read_table_file
 from lakerank.spark.frames import describe_job, parallelism, scatter
 from lakerank.spark.pairs import is_new
 from lakerank.spark.units import UNIT_GROUPS, Unit, cut_units, document_groups
@@ -40,6 +40,24 @@ _FILES = pa.schema([("file", pa.string()), ("rows", pa.int64())])
 
 #: Row groups of a document file that are binned together.
 STRIPE = 256
+
+
+#: The tables' files as they were when the run was planned: what is fetched later must be of the same versions.
+SOURCES = pa.schema([("uri", pa.string()), ("version", pa.string())])
+
+
+def write_sources(storage: Storage, address: str, files: Sequence[Fragment]) -> None:
+    """Write down the versions of the files that a plan's places lead to. Columns: SOURCES."""
+    rows = {"uri": [file.file.uri for file in files], "version": [file.file.version for file in files]}
+    storage.replace(address, parquet_bytes(pa.table(rows, SOURCES), row_group_rows=100_000))
+
+
+def read_sources(storage: Storage, address: str) -> dict[str, str]:
+    """Version of each file that a plan's places lead to, by its URI."""
+    versions: dict[str, str] = {}
+    for _, _, batch in read_table_file(storage, address, SOURCES):
+        versions |= zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    return versions
 
 
 def write_pairs(storage: Storage, folder: str, pairs: DataFrame) -> None:

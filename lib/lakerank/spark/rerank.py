@@ -14,7 +14,16 @@ from pyspark.sql import SparkSession
 from lakerank.errors import RunConflictError
 from lakerank.lake.runs import RunPaths, publish, read_manifest
 from lakerank.lake.storage import Storage, join
-from lakerank.spark.plan import Plan, PlanLimits, Tables, ensure_plan, load_plan, units_folder, verify_plan_files
+from lakerank.spark.plan import (
+    Plan,
+    PlanLimits,
+    Tables,
+    ensure_plan,
+    load_plan,
+    sources_address,
+    units_folder,
+    verify_plan_files,
+)
 from lakerank.spark.publish import AuditRules, rank_and_publish
 from lakerank.spark.rank import RankRule
 from lakerank.spark.score import RerankerFactory, ScoringJob, ScoringSummary, score_units
@@ -72,6 +81,7 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
     published = already_published(storage, job)
     if published is not None:
         return published
+    storage.check_writable(job.paths.output)
     plan = _planned(spark, storage, job, stages)
     # Bounds and thresholds may differ from those of an earlier attempt: the file says what the last one went by.
     storage.replace(job.paths.config, job.config_yaml.encode())
@@ -107,7 +117,14 @@ def _planned(spark: SparkSession, storage: Storage, job: Rerank, stages: Collect
 
 def _scored(spark: SparkSession, storage: Storage, job: Rerank, plan: Plan) -> dict[str, Any]:
     verify_plan_files(storage, job.paths, plan)
-    scoring = ScoringJob(job.paths.output, plan.scorer, units_folder(job.paths, plan.attempt), job.device, job.factory)
+    scoring = ScoringJob(
+        job.paths.output,
+        plan.scorer,
+        units_folder(job.paths, plan.attempt),
+        sources_address(job.paths, plan.attempt),
+        job.device,
+        job.factory,
+    )
     summary = score_units(spark, storage, scoring, plan.units, tasks=unmanaged_gpus(spark, job.device) or None)
     _log_scoring(summary)
     if summary.found < summary.units or not summary.units:
@@ -167,6 +184,7 @@ def _outcome(manifest: Mapping[str, Any], published: bool) -> dict[str, Any]:
     failed = [check["name"] for check in manifest["audit"] if not check["passed"]]
     return {name: counts[name] for name in names} | {
         "published": published, "failed_audits": failed, "rejected_by_reason": manifest["rejected"],
+        "audit": manifest["audit"],
     }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 
-from lakerank.lake.blobs import Blob, BlobRef, RowGroupCache, fetch
+from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, RowGroupCache, check_unchanged, fetch
 from lakerank.lake.prefetch import prefetched
 from lakerank.lake.score_files import TornUnit, finished_units, read_unit, unit_address, write_unit
 from lakerank.lake.storage import Storage, join
@@ -20,6 +20,7 @@ from lakerank.lake.tables import decode_text, read_table_file
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, Reranker, ScoredPair
 from lakerank.schemas import SCORES
 from lakerank.spark.frames import describe_job, gather, own_workers
+from lakerank.spark.plan_files import read_sources
 from lakerank.spark.progress import watch_units
 from lakerank.spark.session import device_for_task
 from lakerank.spark.units import UNIT_GROUPS, PlannedGroup, planned_groups
@@ -76,6 +77,7 @@ class ScoringJob:
     output: str
     scorer: str
     units_folder: str
+    sources: str
     device: str
     factory: RerankerFactory
 
@@ -102,6 +104,7 @@ class _Worker:
 
     rerankers: dict[tuple[str, str], LoadedReranker] = {}  # noqa: RUF012 - one process, one cache
     queries = RowGroupCache(QUERY_CACHE_BYTES)
+    planned: dict[str, dict[str, str]] = {}  # noqa: RUF012
 
     @classmethod
     def reranker(cls, job: ScoringJob) -> LoadedReranker:
@@ -111,6 +114,13 @@ class _Worker:
             cls.rerankers.clear()  # another scorer's weights would hold the device's memory
             cls.rerankers[job.scorer, device] = job.factory(device)
         return cls.rerankers[job.scorer, device]
+
+    @classmethod
+    def versions(cls, storage: Storage, job: ScoringJob) -> Mapping[str, str]:
+        """Versions of the tables' files that the plan was made from, read by the process's first task."""
+        if job.sources not in cls.planned:
+            cls.planned = {job.sources: read_sources(storage, job.sources)}
+        return cls.planned[job.sources]
 
 
 def score_units(
@@ -159,9 +169,11 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     address = join(job.units_folder, f"{unit}.parquet")
     plan = planned_groups(pa.Table.from_batches(b for *_, b in read_table_file(storage, address, UNIT_GROUPS)))
     hashes = {(query.query_id, g.doc_id): (query.query_hash, g.doc_hash) for g in plan for query in g.queries}
+    versions = _Worker.versions(storage, job)
     rejects: list[Reject] = []
-    groups = prefetched(_groups(storage, plan, rejects), GROUPS_AHEAD)
+    groups = prefetched(_groups(storage, plan, versions, rejects), GROUPS_AHEAD)
     results: list[ScoredPair | Reject] = [*reranker.score_groups(groups)]
+    _check_sources(storage, plan, versions)
     rows = score_rows([*results, *rejects], hashes)
     write_unit(storage, job.output, job.scorer, unit, rows)
     computed, pairwise = reranker.work.computed - before[0], reranker.work.pairwise - before[1]
@@ -186,16 +198,30 @@ def score_rows(results: Sequence[ScoredPair | Reject], hashes: dict[tuple[str, s
     return pa.Table.from_pylist(rows, schema=SCORES)
 
 
-def _groups(storage: Storage, plan: Sequence[PlannedGroup], rejects: list[Reject]) -> Iterator[DocumentGroup]:
+def _check_sources(storage: Storage, plan: Sequence[PlannedGroup], versions: Mapping[str, str]) -> None:
+    """Before scores are kept: what was fetched for them must have been what was planned."""
+    places = [group.place for group in plan] + [query.place for group in plan for query in group.queries]
+    try:
+        check_unchanged(storage, versions, {place.file for place in places})
+    except ChangedFile:
+        _Worker.queries.clear()  # a retry of the task must not find another version's rows
+        raise
+
+
+def _groups(
+    storage: Storage, plan: Sequence[PlannedGroup], versions: Mapping[str, str], rejects: list[Reject]
+) -> Iterator[DocumentGroup]:
     """Fetch each group's document and queries by reference. Text that is not UTF-8 becomes rejects, not a group."""
-    documents = fetch(storage, [group.place for group in plan], "doc_id")
-    held = _queries_at_hand(storage, plan)
+    documents = fetch(storage, [group.place for group in plan], "doc_id", versions=versions)
+    held = _queries_at_hand(storage, plan, versions)
     for group, blob in zip(plan, documents, strict=True):
+        _check_id(group.place, group.doc_id, blob)
         others = [query.place for query in group.queries if query.place not in held]
-        fetched = fetch(storage, others, "query_id", cache=_Worker.queries)
+        fetched = fetch(storage, others, "query_id", _Worker.queries, versions)
         queries = []
         for planned in group.queries:
             query_blob = held[planned.place] if planned.place in held else next(fetched)
+            _check_id(planned.place, planned.query_id, query_blob)
             fault = _text_fault(blob, "document") or _text_fault(query_blob, "query")
             if fault:
                 rejects.append(Reject(planned.query_id, group.doc_id, RejectReason.TEXT_UNDECODABLE, fault))
@@ -205,12 +231,19 @@ def _groups(storage: Storage, plan: Sequence[PlannedGroup], rejects: list[Reject
             yield DocumentGroup(Document(group.doc_id, decode_text(blob.text), blob.image), tuple(queries))
 
 
-def _queries_at_hand(storage: Storage, plan: Sequence[PlannedGroup]) -> dict[BlobRef, Blob]:
+def _check_id(place: BlobRef, expected: str, found: Blob) -> None:
+    if found.id != expected:
+        raise ChangedFile(place.file, "another row is where the run was planned to find one")
+
+
+def _queries_at_hand(
+    storage: Storage, plan: Sequence[PlannedGroup], versions: Mapping[str, str]
+) -> dict[BlobRef, Blob]:
     """The unit's queries, read once in file order, as many as QUERY_CACHE_BYTES hold: most wait for many documents."""
     places = sorted({query.place for group in plan for query in group.queries}, key=astuple)
     held: dict[BlobRef, Blob] = {}
     room = QUERY_CACHE_BYTES
-    for place, blob in zip(places, fetch(storage, places, "query_id", cache=_Worker.queries), strict=True):
+    for place, blob in zip(places, fetch(storage, places, "query_id", _Worker.queries, versions), strict=True):
         room -= len(blob.text or b"") + len(blob.image or b"")
         if room < 0:
             break
