@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.audit import HISTOGRAM_EDGES, Bounds, RunCounts, audit, population_stability
+from lakerank.audit import (
+    HISTOGRAM_EDGES,
+    Bounds,
+    GoldenQuality,
+    LastRun,
+    RunCounts,
+    audit,
+    kolmogorov_smirnov,
+    population_stability,
+)
 
 BINS = len(HISTOGRAM_EDGES) - 1
 
@@ -49,11 +58,55 @@ def test_a_share_may_reach_its_bound_but_not_pass_it(bound, at, below, name):
     assert failed(bounds=Bounds(**{bound: below})) == [name]
 
 
+def last(mean: float = 0.0, churn: float = 0.0, queries: int = 5) -> LastRun:
+    return LastRun("before", histogram(mean), queries, churn)
+
+
+def test_rejects_are_bounded_by_their_reason_too():
+    bounds = Bounds(max_reject_rates={"missing_document": 0.01, "image_undecodable": 0.0})
+    assert failed(bounds=bounds, rejects={"missing_document": 1, "empty_query": 2}) == []
+    assert failed(bounds=bounds, rejects={"missing_document": 2}) == ["reject rate, missing_document"]
+    names = [check.name for check in audit(GOOD, bounds, {"empty_query": 3})]
+    assert {"reject rate, empty_query", "reject rate, missing_document", "reject rate, image_undecodable"} <= set(names)
+
+
 def test_drift_is_seen_and_bounded():
-    bounds = Bounds(max_score_drift=0.25)
-    assert failed(bounds=bounds, last_histogram=histogram(0.05)) == []
-    assert failed(bounds=bounds, last_histogram=histogram(2.0)) == ["score drift (PSI)"]
-    assert failed(bounds=bounds, last_histogram=(0,) * BINS) == [], "a run that ranked nothing is nothing to drift from"
+    bounds = Bounds(max_score_drift=0.25, max_score_ks=0.1)
+    assert failed(bounds=bounds, last=last(0.05)) == []
+    assert failed(bounds=bounds, last=last(2.0)) == ["score drift (PSI)", "score drift (KS)"]
+    nothing = replace(last(), histogram=(0,) * BINS)
+    assert failed(bounds=bounds, last=nothing) == [], "a run that ranked nothing is nothing to drift from"
+
+
+def test_drift_is_told_with_its_numbers():
+    (line,) = [check for check in audit(GOOD, Bounds(), last=last(2.0)) if check.name == "score drift (PSI)"]
+    assert "run before; quartiles 1.5/2/2.75 → -0.5/0/0.75" in line.detail
+
+
+def test_churn_may_reach_its_bound_but_not_pass_it():
+    bounds = Bounds(max_churn=0.3)
+    assert failed(bounds=bounds, last=last(churn=0.3)) == []
+    assert failed(bounds=bounds, last=last(churn=0.31)) == ["top-10 churn"]
+    assert failed(bounds=bounds, last=last(churn=1.0, queries=0)) == [], "no query to compare"
+
+
+def test_golden_queries_may_not_get_worse_by_more_than_the_bound():
+    bounds = Bounds(max_ndcg_drop=0.01)
+    assert failed(bounds=bounds, golden_quality=GoldenQuality(9, 0.5, 0.01)) == []
+    assert failed(bounds=bounds, golden_quality=GoldenQuality(9, 0.5, 0.011)) == ["golden queries, drop of nDCG@10"]
+    assert failed(bounds=bounds, golden_quality=GoldenQuality(9, 0.5, -0.2)) == [], "better is never too much"
+    assert failed(bounds=bounds, golden_quality=GoldenQuality(9, 0.0, None)) == [], "the first run has nothing to hold"
+
+
+@given(
+    st.lists(st.integers(-190, 190), min_size=1, max_size=20), st.lists(st.integers(-190, 190), min_size=1, max_size=20)
+)
+def test_the_ks_distance_is_that_of_the_values(old, new):
+    # Values on the bins' lower edges, so that binning loses nothing.
+    samples = [np.sort(np.asarray(values) / 10 // 0.25 * 0.25) for values in (old, new)]
+    bins = [np.histogram(sample, HISTOGRAM_EDGES)[0].tolist() for sample in samples]
+    below = [np.searchsorted(sample, np.concatenate(samples), side="right") / len(sample) for sample in samples]
+    assert kolmogorov_smirnov(*bins) == pytest.approx(np.abs(below[0] - below[1]).max())
 
 
 @given(st.lists(st.integers(0, 1000), min_size=BINS, max_size=BINS).filter(any), st.integers(1, 7))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 #: Bins of the logit histogram that every manifest keeps, so that the next run can be held against it.
 HISTOGRAM_EDGES = tuple(float(edge) for edge in np.arange(-20.0, 20.25, 0.25))
+
+#: Documents at the head of a list that churn and golden judgements look at.
+TOP = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,39 +47,75 @@ class RunCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class LastRun:
+    """The run that readers see now, and how far the top documents of the queries in both have changed.
+
+    `churn` is the mean over `shared_queries` of the share of the TOP documents that are not in the other run's.
+    """
+
+    run_id: str
+    histogram: tuple[int, ...]
+    shared_queries: int
+    churn: float
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenQuality:
+    """Mean nDCG@10 over the judged queries of a golden set, and by how much it fell since the last published run.
+
+    `drop` is None when there is no published run.
+    """
+
+    queries: int
+    now: float
+    drop: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Bounds:
     """Largest values that still pass; None is not checked."""
 
     max_reject_rate: float | None = None
+    max_reject_rates: Mapping[str, float] = field(default_factory=dict)
     max_unranked_queries: float | None = None
     max_truncated: float | None = None
     max_score_drift: float | None = None
+    max_score_ks: float | None = None
+    max_churn: float | None = None
+    max_ndcg_drop: float | None = None
     golden_tolerance: float = 1e-3
 
 
 def audit(
     counts: RunCounts,
     bounds: Bounds,
-    last_histogram: Sequence[int] | None = None,
+    rejects: Mapping[str, int] | None = None,
+    last: LastRun | None = None,
     golden_errors: Mapping[tuple[str, str], float | None] | None = None,
+    golden_quality: GoldenQuality | None = None,
 ) -> list[Check]:
     """Every check of a run, in the order they are reported.
 
     Args:
-        last_histogram: of the last published run; None when there is none.
+        rejects: how many pairs were rejected for each reason.
+        last: the last published run; None when there is none.
         golden_errors: for every golden pair its |logit − expected|, or None where the run has no logit for it.
+        golden_quality: how good the lists of the golden queries are.
     """
-    checks = [
-        _coverage(counts),
-        _share("reject rate", counts.rejected, counts.candidates, bounds.max_reject_rate),
+    checks = [_coverage(counts), _share("reject rate", counts.rejected, counts.candidates, bounds.max_reject_rate)]
+    for reason in sorted({*(rejects or {}), *bounds.max_reject_rates}):
+        number, bound = (rejects or {}).get(reason, 0), bounds.max_reject_rates.get(reason)
+        checks.append(_share(f"reject rate, {reason}", number, counts.candidates, bound))
+    checks += [
         _share("queries with nothing ranked", counts.unranked_queries, counts.queries, bounds.max_unranked_queries),
         _share("truncated pairs", counts.truncated, counts.ranked, bounds.max_truncated),
     ]
-    if last_histogram is not None and any(last_histogram) and any(counts.histogram):
-        drift = population_stability(last_histogram, counts.histogram)
-        checks.append(_at_most("score drift (PSI)", drift, bounds.max_score_drift, "against the last published run"))
+    if last is not None:
+        checks += _against_last(counts, bounds, last)
     if golden_errors is not None:
-        checks.append(_golden(golden_errors, bounds.golden_tolerance))
+        checks.append(_golden_pairs(golden_errors, bounds.golden_tolerance))
+    if golden_quality is not None:
+        checks.append(_golden_quality(golden_quality, bounds.max_ndcg_drop))
     return checks
 
 
@@ -96,6 +136,41 @@ def population_stability(expected: Sequence[int], actual: Sequence[int], groups:
     return float(np.sum((new_share - old_share) * np.log(new_share / old_share)))
 
 
+def kolmogorov_smirnov(expected: Sequence[int], actual: Sequence[int]) -> float:
+    """Largest distance between two histograms' cumulative shares, in [0, 1]; both count something, over the same bins.
+
+    It is the two-sample Kolmogorov–Smirnov statistic as far as the bins can tell: never above that of the values
+    themselves, and below it by at most the share of one bin.
+    """
+    return float(np.abs(_cumulative(expected) - _cumulative(actual)).max())
+
+
+def _against_last(counts: RunCounts, bounds: Bounds, last: LastRun) -> list[Check]:
+    checks = []
+    if any(last.histogram) and any(counts.histogram):
+        moved = f"against run {last.run_id}; quartiles {_quartiles(last.histogram)} → {_quartiles(counts.histogram)}"
+        drift = population_stability(last.histogram, counts.histogram)
+        distance = kolmogorov_smirnov(last.histogram, counts.histogram)
+        sizes = f"of {sum(last.histogram):,} logits in run {last.run_id} and {sum(counts.histogram):,} here"
+        checks.append(_at_most("score drift (PSI)", drift, bounds.max_score_drift, moved))
+        checks.append(_at_most("score drift (KS)", distance, bounds.max_score_ks, sizes))
+    if last.shared_queries:
+        detail = f"mean over {last.shared_queries:,} queries that run {last.run_id} ranked too"
+        checks.append(_at_most(f"top-{TOP} churn", last.churn, bounds.max_churn, detail))
+    return checks
+
+
+def _cumulative(histogram: Sequence[int]) -> NDArray[np.float64]:
+    passed = np.cumsum(np.asarray(histogram, dtype=np.float64))
+    return np.asarray(passed / passed[-1])
+
+
+def _quartiles(histogram: Sequence[int]) -> str:
+    """The upper edges of the bins that the quartiles lie in."""
+    bins = np.searchsorted(_cumulative(histogram), (0.25, 0.5, 0.75))
+    return "/".join(f"{HISTOGRAM_EDGES[int(index) + 1]:g}" for index in bins)
+
+
 def _coverage(counts: RunCounts) -> Check:
     lost = counts.candidates - counts.ranked - counts.beyond_depth - counts.rejected
     detail = f"{counts.unscored} without a score" if counts.unscored else "candidates neither ranked nor rejected"
@@ -110,10 +185,17 @@ def _at_most(name: str, value: float, bound: float | None, detail: str) -> Check
     return Check(name, value, bound, bound is None or value <= bound, detail)
 
 
-def _golden(errors: Mapping[tuple[str, str], float | None], tolerance: float) -> Check:
+def _golden_pairs(errors: Mapping[tuple[str, str], float | None], tolerance: float) -> Check:
     missing = [pair for pair, error in errors.items() if error is None]
     found = [(error, pair) for pair, error in errors.items() if error is not None]
     worst, where = max(found, default=(0.0, None))
     passed = not missing and worst <= tolerance
     detail = f"{len(missing)} of {len(errors)} have no logit" if missing else f"largest of {len(errors)}: {where}"
     return Check("golden pairs, |logit - expected|", worst, tolerance, passed, detail)
+
+
+def _golden_quality(quality: GoldenQuality, bound: float | None) -> Check:
+    name, over = "golden queries, drop of nDCG@10", f"over {quality.queries:,} judged queries"
+    if quality.drop is None:
+        return Check(name, None, bound, True, f"{quality.now:.4f} {over}; no published run to compare with")
+    return _at_most(name, quality.drop, bound, f"{quality.now + quality.drop:.4f} → {quality.now:.4f} {over}")

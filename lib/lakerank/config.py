@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lakerank.errors import ConfigError
+from lakerank.records import RejectReason
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -107,11 +108,16 @@ class AuditConfig(_Section):
     """Bounds a run must keep to be published. null: not checked."""
 
     max_reject_rate: Share | None = 0.01
+    max_reject_rates: dict[RejectReason, Share] | None = None
     max_unranked_queries: Share | None = 0.01
     max_truncated: Share | None = None
     max_score_drift: float | None = Field(default=0.25, ge=0)
+    max_score_ks: Share | None = None
+    max_churn: Share | None = None
     golden_pairs: str | None = None
     golden_tolerance: float = Field(default=1e-3, gt=0)
+    golden_qrels: str | None = None
+    max_ndcg_drop: Share | None = 0.01
 
 
 class SparkConfig(_Section):

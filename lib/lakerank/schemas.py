@@ -77,5 +77,14 @@ SCORES = pa.schema(
     ]
 )
 
+#: Golden pairs: pairs of the lake whose logits must not move.
+GOLDEN = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("logit", pa.float32(), nullable=False),
+    ]
+)
+
 #: Columns a reader may leave out of an input table; every other column of its schema must be there.
 OPTIONAL = frozenset({"text", "image", "content_hash", "first_stage_score", "first_stage_rank"})

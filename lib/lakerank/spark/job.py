@@ -77,7 +77,7 @@ def rerank_job(config: Config, run_id: str) -> Rerank:
         device=model.device,
         limits=_plan_limits(config),
         rule=RankRule(identity.logit_bias, config.ranking.label_thresholds, config.ranking.depth),
-        rules=AuditRules(_bounds(config), config.audit.golden_pairs),
+        rules=AuditRules(_bounds(config), config.audit.golden_pairs, config.audit.golden_qrels),
         config_yaml=config.to_yaml(),
     )
 
@@ -97,8 +97,12 @@ def _bounds(config: Config) -> Bounds:
     audit = config.audit
     return Bounds(
         max_reject_rate=audit.max_reject_rate,
+        max_reject_rates={reason.value: share for reason, share in (audit.max_reject_rates or {}).items()},
         max_unranked_queries=audit.max_unranked_queries,
         max_truncated=audit.max_truncated,
         max_score_drift=audit.max_score_drift,
+        max_score_ks=audit.max_score_ks,
+        max_churn=audit.max_churn,
+        max_ndcg_drop=audit.max_ndcg_drop,
         golden_tolerance=audit.golden_tolerance,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,32 +17,34 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 import lakerank
-from lakerank.audit import Bounds, Check, RunCounts, audit
+from lakerank.audit import TOP, Bounds, Check, RunCounts, audit
 from lakerank.lake.runs import RunPaths, current_run, publish, read_manifest, write_manifest
-from lakerank.lake.storage import Storage
-from lakerank.lake.tables import fragments, read_table_file
+from lakerank.lake.storage import Storage, join
+from lakerank.spark.audit_measures import golden_errors, golden_quality, last_run, top_documents
 from lakerank.spark.plan import Plan, pairs_folder
 from lakerank.spark.plan_files import read_pairs
 from lakerank.spark.rank import RankRule, outcomes, read_scores, write_ranked, write_rejected
+from lakerank.spark.ranked_lists import read_ranked
 
 logger = logging.getLogger(__name__)
 
-#: The golden pairs table: pairs of the lake whose logits must not move.
-GOLDEN = pa.schema(
-    [
-        pa.field("query_id", pa.string(), nullable=False),
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("logit", pa.float32(), nullable=False),
-    ]
-)
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """Someone who knows better than the audit, and why."""
+
+    reason: str
+    by: str
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRules:
-    """Bounds of the audit and, where configured, the address of the golden pairs."""
+    """Bounds of the audit; where configured, the addresses of golden pairs and judgements; who knows better."""
 
     bounds: Bounds
     golden_pairs: str | None = None
+    golden_qrels: str | None = None
+    override: Override | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,9 @@ def rank_and_publish(
     rules: AuditRules,
     about: Mapping[str, Any],
 ) -> tuple[dict[str, Any], bool]:
-    """Rank the run's scores, audit the lists and publish them if they pass.
+    """Rank the run's scores, audit the lists and publish them if they pass, or if someone knows better.
+
+    The audit is left in `audit.json` in the run's folder whether it passes or not.
 
     Args:
         about: what else the manifest should say: model, config, what scoring took.
@@ -75,23 +80,45 @@ def rank_and_publish(
         The manifest, and whether the run is published. Of two drivers at one run, one writes the manifest and the
         other returns that one's.
     """
+    started = time.monotonic()
     results = outcomes(
         read_pairs(spark, storage, pairs_folder(paths, plan.attempt)),
         read_scores(spark, storage, paths.output, plan.scorer, (*plan.units, *plan.reused_units)),
     ).persist()
     try:
         ranked = _rank(spark, storage, paths, plan, rule, results)
-        checks = _audit(spark, storage, paths, ranked.counts, rules, results)
+        ranked_at = time.monotonic()
+        checks = _audit(spark, storage, paths, ranked, rules, results)
     finally:
         results.unpersist()
-    manifest = _manifest(paths, plan, rule, ranked, checks, about)
-    for check in checks:
-        level = logging.INFO if check.passed else logging.ERROR
-        bound = "not bounded" if check.bound is None else f"at most {check.bound:g}"
-        logger.log(level, "audit: %s = %.4g (%s) %s", check.name, check.value or 0, bound, check.detail)
-    if not all(check.passed for check in checks):
+    seconds = {"rank": ranked_at - started, "audit": time.monotonic() - ranked_at}
+    manifest = _manifest(paths, plan, rule, ranked, checks, about, seconds)
+    passed = _report(storage, paths, checks)
+    if not passed and rules.override is None:
         return manifest, False
+    if not passed and rules.override is not None:
+        logger.warning("published all the same by %s: %s", rules.override.by, rules.override.reason)
+        failed = [check.name for check in checks if not check.passed]
+        manifest["published_anyway"] = {**asdict(rules.override), "failed_audits": failed}
     return settle(storage, paths, manifest), True
+
+
+def audit_address(paths: RunPaths) -> str:
+    """Where the last audit of a run is, also of one that was not published."""
+    return join(paths.folder, "audit.json")
+
+
+def _report(storage: Storage, paths: RunPaths, checks: Sequence[Check]) -> bool:
+    """Leave the audit in the run's folder and in the log; whether all of it passed."""
+    passed = all(check.passed for check in checks)
+    report = {"run_id": paths.run_id, "passed": passed, "checks": [check.as_dict() for check in checks]}
+    storage.replace(audit_address(paths), json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    for check in checks:
+        value = "unknown" if check.value is None else f"{check.value:.4g}"
+        bound = "not bounded" if check.bound is None else f"at most {check.bound:g}"
+        level, verdict = (logging.INFO, "passed") if check.passed else (logging.ERROR, "FAILED")
+        logger.log(level, "audit: %s  %s = %s (%s); %s", verdict, check.name, value, bound, check.detail)
+    return passed
 
 
 def settle(storage: Storage, paths: RunPaths, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -147,29 +174,31 @@ def _sum_counts(report: pa.Table) -> dict[str, int]:
 
 
 def _audit(
-    spark: SparkSession, storage: Storage, paths: RunPaths, counts: RunCounts, rules: AuditRules, results: DataFrame
+    spark: SparkSession, storage: Storage, paths: RunPaths, ranked: Ranked, rules: AuditRules, results: DataFrame
 ) -> list[Check]:
     current = current_run(storage, paths.output)
-    last = read_manifest(storage, paths.output, current["run_id"]) if current else None
-    golden = _golden_errors(spark, storage, rules.golden_pairs, results) if rules.golden_pairs else None
-    return audit(counts, rules.bounds, last["histogram"] if last else None, golden)
-
-
-def _golden_errors(
-    spark: SparkSession, storage: Storage, address: str, results: DataFrame
-) -> dict[tuple[str, str], float | None]:
-    expected: dict[tuple[str, str], float] = {}
-    for fragment in fragments(storage, address, GOLDEN):
-        for _, _, batch in read_table_file(storage, fragment.file.uri, GOLDEN):
-            expected |= {(row["query_id"], row["doc_id"]): row["logit"] for row in batch.to_pylist()}
-    keys = spark.createDataFrame(list(expected), "query_id string, doc_id string")
-    found = results.join(F.broadcast(keys), ["query_id", "doc_id"]).filter(F.col("logit").isNotNull())
-    logits = {(row["query_id"], row["doc_id"]): row["logit"] for row in found.collect()}
-    return {pair: abs(logits[pair] - logit) if pair in logits else None for pair, logit in expected.items()}
+    manifest = read_manifest(storage, paths.output, current["run_id"]) if current else None
+    new = read_ranked(spark, storage, [join(paths.ranked, one["file"]) for one in ranked.ranked_files], TOP)
+    old = top_documents(spark, storage, paths.output, manifest) if manifest else None
+    pairs, qrels = rules.golden_pairs, rules.golden_qrels
+    return audit(
+        ranked.counts,
+        rules.bounds,
+        ranked.reasons,
+        last_run(spark, manifest, old, new) if manifest and old is not None else None,
+        golden_errors(spark, storage, pairs, results) if pairs else None,
+        golden_quality(spark, storage, qrels, new, old) if qrels else None,
+    )
 
 
 def _manifest(
-    paths: RunPaths, plan: Plan, rule: RankRule, ranked: Ranked, checks: list[Check], about: Mapping[str, Any]
+    paths: RunPaths,
+    plan: Plan,
+    rule: RankRule,
+    ranked: Ranked,
+    checks: list[Check],
+    about: Mapping[str, Any],
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     counts = asdict(ranked.counts)
     histogram = counts.pop("histogram")
@@ -190,6 +219,7 @@ def _manifest(
         "ranked_files": list(ranked.ranked_files),
         "rejected_files": list(ranked.rejected_files),
         "histogram": histogram,
+        "seconds": seconds,
         **about,
     }
     json.dumps(manifest, allow_nan=False)  # a manifest that cannot be written must fail before anything is published
