@@ -8,6 +8,7 @@ LakerankError
 ├── SparkSettingError    Spark is configured so that the job would be wrong or wasteful
 ├── RunConflictError     a run of this id exists and was made from something else
 ├── TrainingError        training came to nothing
+├── EvaluationError      a run cannot be judged as asked
 ├── DependencyError      an optional library is not installed
 └── PairRejected         the Python API was given a pair that cannot be scored
 """
@@ -53,6 +54,10 @@ class RunConflictError(LakerankError):
 
 class TrainingError(LakerankError):
     """Training came to nothing."""
+
+
+class EvaluationError(LakerankError):
+    """A run cannot be judged as asked."""
 
 
 class DependencyError(LakerankError):

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from lakerank import schemas
-from lakerank.evaluation.run_tables import LakeTables
+from lakerank.evaluation.inputs import LakeTables, find_inputs
+from lakerank.evaluation.job import Evaluated, evaluate_run
 from lakerank.lake.runs import RunPaths
+from lakerank.lake.storage import Storage
 
 
 def encoded(size: tuple[int, int] = (40, 20), kind: str = "PNG", mode: str = "RGB") -> bytes:
@@ -34,6 +36,11 @@ def encode() -> Callable[..., bytes]:
 class Lake:
     tables: LakeTables
     paths: RunPaths
+
+    def evaluated(self, against: str | None = None) -> Evaluated:
+        """Evaluate the run as the job does, in this process."""
+        other = RunPaths(self.paths.output, against) if against else None
+        return evaluate_run(Storage(), find_inputs(Storage(), self.tables, self.paths, other))
 
 
 @pytest.fixture

@@ -11,24 +11,24 @@ import pytest
 from lakerank import schemas
 from lakerank.errors import SchemaError, StorageError
 from lakerank.evaluation.attributes import read_attributes
-from lakerank.evaluation.evaluation import evaluate
-from lakerank.evaluation.run_tables import first_stage_order
+from lakerank.evaluation.inputs import find_inputs
+from lakerank.evaluation.lake_lists import first_stage_order
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate
 
 
 def test_only_judged_queries_of_the_lake_count(small_lake):
-    evaluation = evaluate(Storage(), small_lake.tables, small_lake.paths)
-    assert [result.query_id for result in evaluation.results] == ["q1", "q2", "q3"]
-    assert evaluation.unjudged_queries == 1
+    evaluation = small_lake.evaluated().evaluation
+    assert evaluation.overall.queries == 3
+    assert evaluation.counts.unjudged == 1
     assert evaluation.overall.reranked["Recall@10"] == pytest.approx((1 + 0 + 1) / 3)
-    assert evaluation.lists.rejects == {"out_of_memory": 1}
+    assert evaluation.inputs.totals.rejected == {"out_of_memory": 1}
     json.dumps(evaluation.as_dict(), allow_nan=False)
 
 
 def test_slices_by_every_column_the_queries_have(small_lake):
-    evaluation = evaluate(Storage(), small_lake.tables, small_lake.paths)
+    evaluation = small_lake.evaluated().evaluation
     found = {(one.dimension, one.value): one.queries for one in evaluation.slices}
     assert found == {
         ("task", "text→text"): 2,
@@ -41,7 +41,7 @@ def test_slices_by_every_column_the_queries_have(small_lake):
 def test_the_modality_is_derived_where_the_lake_has_no_tasks(small_lake):
     path = small_lake.tables.queries
     pq.write_table(pq.read_table(path).drop_columns(["task", "language"]), path)
-    evaluation = evaluate(Storage(), small_lake.tables, small_lake.paths)
+    evaluation = small_lake.evaluated().evaluation
     found = {(one.dimension, one.value): one.queries for one in evaluation.slices}
     assert found == {("modality", "text→text"): 2, ("modality", "image→mixed"): 1}
 
@@ -50,12 +50,12 @@ def test_qrels_of_another_lake_are_an_error(small_lake):
     table = pa.Table.from_pylist([{"query_id": "x", "doc_id": "a", "relevance": 1}], schema=schemas.QRELS)
     pq.write_table(table, small_lake.tables.qrels)
     with pytest.raises(SchemaError, match="judges no query"):
-        evaluate(Storage(), small_lake.tables, small_lake.paths)
+        small_lake.evaluated()
 
 
 def test_a_run_that_is_not_there_is_an_error(small_lake):
     with pytest.raises(StorageError):
-        evaluate(Storage(), small_lake.tables, RunPaths(small_lake.paths.output, "r2"))
+        find_inputs(Storage(), small_lake.tables, RunPaths(small_lake.paths.output, "r2"))
 
 
 def test_the_first_stage_is_ordered_by_rank_then_score_then_id():

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lakerank.evaluation.job import evaluate_run
 from lakerank.evaluation.thumbnails import SIDE, thumbnail
-from lakerank.lake.storage import Storage
 
 EVIL = "<script>alert(1)</script>"
 ATTRIBUTE = '" onload="alert(1)'
@@ -45,7 +43,7 @@ class Page(HTMLParser):
 
 
 def parsed(lake) -> tuple[str, Page]:
-    done = evaluate_run(Storage(), lake.tables, lake.paths)
+    done = lake.evaluated()
     html = Path(done.report).read_text(encoding="utf-8")
     page = Page()
     page.feed(html)

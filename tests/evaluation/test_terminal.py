@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from lakerank.evaluation.examples import build, choose
-from lakerank.evaluation.job import evaluate_run
+from lakerank.evaluation.examples import build
+from lakerank.evaluation.shortlist import choose
 from lakerank.evaluation.terminal import WIDTH, fit, one_line, terminal_table
 from lakerank.lake.storage import Storage
 
@@ -40,7 +40,7 @@ def wide_lake(make_lake):
 
 
 def test_no_line_is_too_wide_and_the_figures_line_up(wide_lake):
-    done = evaluate_run(Storage(), wide_lake.tables, wide_lake.paths)
+    done = wide_lake.evaluated()
     text = terminal_table(done.evaluation, done.examples)
     lines = text.splitlines()
     assert max(map(cell_len, lines)) <= WIDTH
@@ -54,23 +54,24 @@ def test_no_line_is_too_wide_and_the_figures_line_up(wide_lake):
 
 
 def test_relevant_documents_are_ticked(wide_lake):
-    done = evaluate_run(Storage(), wide_lake.tables, wide_lake.paths)
+    done = wide_lake.evaluated()
     text = terminal_table(done.evaluation, done.examples)
     assert text.count("after  1. ✓") == 5
 
 
 def test_examples_take_every_task_and_language_in_turn(small_lake):
-    done = evaluate_run(Storage(), small_lake.tables, small_lake.paths)
-    chosen = choose(done.evaluation.results, done.evaluation.queries, 2)
-    assert {done.evaluation.queries[one.query_id].extra["task"] for one in chosen} == {"text→text", "image→mixed"}
-    assert len(choose(done.evaluation.results, done.evaluation.queries, 10)) == 3
-    examples = build(Storage(), small_lake.tables, done.evaluation, done.evaluation.results, 2)
-    q1 = examples[0]
-    assert [(one.document.label, one.rank, one.other_rank, one.is_relevant) for one in q1.before] == [
+    done = small_lake.evaluated()
+    shortlist = done.evaluation.shortlist
+    assert {one.labels["task"] for one in choose(shortlist, 2)} == {"text→text", "image→mixed"}
+    chosen = choose(shortlist, 10)
+    assert len(chosen) == 3
+    q1 = next(one for one in build(Storage(), small_lake.tables, chosen) if one.query.id == "q1")
+    assert [(one.document.label, one.line.rank, one.line.other_rank, one.is_relevant) for one in q1.before] == [
         ("beta", 1, 3, False),
         ("alpha", 2, 1, True),
+        ("delta", 3, 2, True),
     ]
-    assert [(one.document.id, one.other_rank) for one in q1.after] == [("a", 2), ("d", 3)]
+    assert [(one.document.id, one.line.other_rank) for one in q1.after] == [("a", 2), ("d", 3), ("b", 1)]
 
 
 @given(st.text(), st.integers(1, 40))

@@ -45,16 +45,17 @@ def evaluate(config_path: Path, overrides: tuple[str, ...], run_id: str, example
         if lake.qrels is None:
             raise ConfigError(["lake.qrels is not set: a run is judged by relevance judgements"])
         try:
+            from lakerank.evaluation.inputs import LakeTables, find_inputs
             from lakerank.evaluation.job import evaluate_run
             from lakerank.evaluation.terminal import terminal_table
         except ImportError as error:
             raise DependencyError(f"{error}: pip install 'lakerank[report]'") from error
-        from lakerank.evaluation.run_tables import LakeTables
         from lakerank.lake.runs import RunPaths, check_run_id
 
         check_run_id(run_id)
         tables = LakeTables(lake.documents, lake.queries, lake.candidates, lake.qrels)
-        done = evaluate_run(storage_of(config), tables, RunPaths(lake.output, run_id))
+        storage = storage_of(config)
+        done = evaluate_run(storage, find_inputs(storage, tables, RunPaths(lake.output, run_id)))
         click.echo(terminal_table(done.evaluation, done.examples[:examples]))
         click.echo(f"Report: {done.report}\n")
         return done.summary()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -33,42 +33,59 @@ class Attributes:
 
 
 def read_attributes(
-    storage: Storage, uri: str, expected: pa.Schema, extras: Sequence[str], wanted: Container[str] | None = None
+    storage: Storage, uri: str, expected: pa.Schema, extras: Sequence[str], wanted: Collection[str] | None = None
 ) -> dict[str, Attributes]:
     """Attributes by id of the rows that are `wanted` (all by default). Of rows that share an id the first counts.
 
     Texts and images are only read where a row group's statistics do not say which rows have them.
     """
     id_column = expected.names[0]
+    ids = None if wanted is None else pa.array(list(wanted), pa.string())
     found: dict[str, Attributes] = {}
     for fragment in fragments(storage, uri, expected):
-        with opened(storage, fragment.file.uri) as parquet:
-            for group in range(fragment.row_groups):
-                for row, ident, attributes in _rows(parquet, fragment.file.uri, group, id_column, extras):
-                    if (wanted is None or ident in wanted) and ident not in found:
-                        ref = BlobRef(fragment.file.uri, group, row)
-                        found[ident] = Attributes(ref, *attributes)
+        for group in range(fragment.row_groups):
+            for first, batch in attribute_batches(storage, fragment.file.uri, group, expected, extras):
+                places = pa.array(range(first, first + batch.num_rows))
+                rows = pa.table({**{name: batch[name] for name in batch.schema.names}, "place": places})
+                kept = rows if ids is None else rows.filter(pc.is_in(rows[id_column], value_set=ids))
+                for row in kept.to_pylist():
+                    extra = {name: row[name] for name in extras if row[name] is not None}
+                    ref = BlobRef(fragment.file.uri, group, row["place"])
+                    has = (bool(row["modality"] & 1), bool(row["modality"] & 2))
+                    found.setdefault(row[id_column], Attributes(ref, *has, extra))
     return found
 
 
-def _rows(
-    parquet: pq.ParquetFile, uri: str, group: int, id_column: str, extras: Sequence[str]
-) -> Iterator[tuple[int, str, tuple[bool, bool, dict[str, str]]]]:
-    schema = parquet.schema_arrow
-    texts = [name for name in extras if name in schema.names and _is_text(schema.field(name).type)]
-    known = {name: _presence(parquet, group, name) for name in ("text", "image")}
-    columns = [id_column, *texts, *(name for name, presence in known.items() if presence is None)]
-    first = 0
-    for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
-        masks = {
-            name: batch[name].is_valid().to_pylist() if presence is None else [presence] * batch.num_rows
-            for name, presence in known.items()
-        }
-        values = {name: _strings(batch[name]) for name in (id_column, *texts)}
-        for row in range(batch.num_rows):
-            extra = {name: value for name in texts if (value := values[name][row])}
-            yield first + row, values[id_column][row] or "", (masks["text"][row], masks["image"][row], extra)
-        first += batch.num_rows
+def attribute_batches(
+    storage: Storage, uri: str, row_group: int, expected: pa.Schema, extras: Sequence[str]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(row of the batch's first, batch) of a row group: the id, `modality`, and the extra columns as strings.
+
+    `modality` is 1 for a text plus 2 for an image. An extra column that the file lacks, or that holds no text, is
+    null, and so is an empty value. An id that is null is empty.
+    """
+    id_column = expected.names[0]
+    with opened(storage, uri) as parquet:
+        schema = parquet.schema_arrow
+        texts = [name for name in extras if name in schema.names and _is_text(schema.field(name).type)]
+        known = {name: _presence(parquet, row_group, name) for name in ("text", "image")}
+        columns = [id_column, *texts, *(name for name, presence in known.items() if presence is None)]
+        first = 0
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[row_group], columns=columns):
+            rows = batch.num_rows
+            held = [
+                batch[name].is_valid().cast(pa.int8())
+                if presence is None
+                else pa.array([int(presence)] * rows, pa.int8())
+                for name, presence in known.items()
+            ]
+            arrays = {id_column: pc.fill_null(_strings(batch[id_column]), "")}
+            arrays["modality"] = pc.add(held[0], pc.multiply(held[1], pa.scalar(2, pa.int8())))
+            for name in extras:
+                strings = _strings(batch[name]) if name in texts else pa.nulls(rows, pa.string())
+                arrays[name] = pc.if_else(pc.equal(strings, ""), pa.scalar(None, pa.string()), strings)
+            yield first, pa.RecordBatch.from_pydict(arrays)
+            first += rows
 
 
 def _presence(parquet: pq.ParquetFile, group: int, name: str) -> bool | None:
@@ -91,15 +108,20 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _strings(column: pa.Array) -> list[str | None]:
-    """Values as text; bytes that are not UTF-8 are replaced."""
+def _strings(column: pa.Array) -> pa.Array:
+    """Values as strings; bytes that are not UTF-8 are replaced."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    return [None if raw is None else raw.decode(errors="replace") for raw in pc.cast(column, pa.binary()).to_pylist()]
+    raw = pc.cast(column, pa.binary())
+    try:
+        return pc.cast(raw, pa.string())
+    except pa.ArrowInvalid:
+        values = raw.to_pylist()
+        return pa.array([None if one is None else one.decode(errors="replace") for one in values], pa.string())
 
 
 def fetch_rows(
-    storage: Storage, attributes: Mapping[str, Attributes], ids: Container[str], id_column: str
+    storage: Storage, attributes: Mapping[str, Attributes], ids: Collection[str], id_column: str
 ) -> dict[str, Blob]:
     """The content of some rows by id, each row group read once."""
     wanted = sorted(

@@ -2,108 +2,148 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lakerank import schemas
+import pyarrow as pa
+
 from lakerank.errors import SchemaError
-from lakerank.evaluation.attributes import Attributes, read_attributes
-from lakerank.evaluation.intervals import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED
-from lakerank.evaluation.lists import MEASURES, QueryResult, measure
-from lakerank.evaluation.run_tables import LakeTables, RunLists, read_run_lists
-from lakerank.evaluation.slices import DIMENSIONS, MODALITY, Slice, slice_results, summarise
-from lakerank.lake.runs import RunPaths, read_manifest
+from lakerank.evaluation.benchmarks import Headline, headlines
+from lakerank.evaluation.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED
+from lakerank.evaluation.inputs import Inputs, pieces
+from lakerank.evaluation.labels import Agreement, Bin, agreement, calibration, judged_pairs
+from lakerank.evaluation.measures import NAMES
+from lakerank.evaluation.modality_gap import Gap, gaps
+from lakerank.evaluation.partials import Counts, Judged, collect, judge_block
+from lakerank.evaluation.query_figures import write_query_figures
+from lakerank.evaluation.rows import (
+    ROWS,
+    Source,
+    by_query,
+    document_modalities,
+    query_rows,
+    table_rows,
+    with_modalities,
+)
+from lakerank.evaluation.samples import Kind, Sample
+from lakerank.evaluation.shortlist import Shortlist
+from lakerank.evaluation.slices import ALL, Slice, of_sums, telling
 from lakerank.lake.storage import Storage
 
-#: The documents' extra column that is shown instead of an id.
-NAME = "name"
+#: Judges what was found: here, or wherever else there is room.
+Judge = Callable[[Storage, Inputs], Judged]
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything the report and the tables are made from.
+    """Everything the report and the tables are made from."""
 
-    `results` are in the order of query ids; `queries` and `documents` hold the attributes of all judged queries and of
-    all their candidates; `manifest` is empty when the run has none.
-    """
-
-    run_id: str
+    inputs: Inputs
     overall: Slice
     slices: tuple[Slice, ...]
-    results: tuple[QueryResult, ...]
-    lists: RunLists
-    queries: Mapping[str, Attributes]
-    documents: Mapping[str, Attributes]
-    manifest: Mapping[str, Any]
-    unjudged_queries: int
-    without_candidates: int
+    benchmarks: tuple[Headline, ...]
+    gaps: tuple[Gap, ...]
+    calibration: tuple[Bin, ...]
+    calibration_error: float
+    agreement: Agreement
+    unjudged_are_0: bool
+    samples: Mapping[Kind, Sample]
+    shortlist: Shortlist
+    counts: Counts
+
+    @property
+    def run_id(self) -> str:
+        return self.inputs.paths.run_id
+
+    @property
+    def against(self) -> str | None:
+        """The other run."""
+        return self.inputs.against.run_id if self.inputs.against else None
 
     def as_dict(self) -> dict[str, Any]:
         """The figures alone, as `evaluation.json` has them."""
-        ranked = [document for documents in self.lists.ranked.values() for document in documents]
+        totals = self.inputs.totals
         return {
             "run_id": self.run_id,
-            "measures": list(MEASURES.values()),
+            "against": self.against,
+            "measures": list(NAMES),
             "interval": {
-                "method": "paired percentile bootstrap over queries",
+                "method": "paired percentile Poisson bootstrap over queries",
                 "level": LEVEL,
                 "resamples": RESAMPLES,
                 "seed": SEED,
                 "fewest_queries": FEWEST_QUERIES,
             },
+            "test": "paired t-test, two-sided, not corrected for the number of comparisons",
             "queries": {
-                "judged": len(self.results),
-                "without_judgements": self.unjudged_queries,
-                "judged_without_candidates": self.without_candidates,
+                "judged": self.overall.queries,
+                "without_judgements": self.counts.unjudged,
+                "judged_without_candidates": self.counts.without_candidates,
+                "gained": self.counts.gained,
+                "lost": self.counts.lost,
             },
-            "ranked": len(ranked),
-            "truncated": sum(document.truncated for document in ranked),
-            "rejected": dict(sorted(self.lists.rejects.items())),
+            "candidates": totals.candidates,
+            "ranked": totals.ranked,
+            "truncated": totals.truncated,
+            "rejected": dict(totals.rejected),
             "overall": asdict(self.overall),
             "slices": [asdict(one) for one in self.slices],
+            "benchmarks": [{**asdict(one), "setting": one.setting} for one in self.benchmarks],
+            "modality_gap": [{**asdict(one), "trust": one.trust.value, "words": one.words} for one in self.gaps],
+            "calibration": {"error": self.calibration_error, "bins": [asdict(one) for one in self.calibration]},
+            "labels": asdict(self.agreement),
         }
 
 
-def evaluate(storage: Storage, tables: LakeTables, paths: RunPaths) -> Evaluation:
-    """Judge a run by the lake's qrels, in one process.
+def evaluate(storage: Storage, inputs: Inputs, judge: Judge | None = None) -> Evaluation:
+    """Judge a run by the lake's qrels; in this process, unless told otherwise.
 
     Only queries of the queries table that have a judgement count; one that has no candidates or no results counts as 0.
 
     Raises:
-        StorageError: a table or the run is not there.
-        SchemaError: a table lacks a column, or no query of the lake has a judgement.
+        StorageError: a file cannot be read.
+        SchemaError: no query of the lake has a judgement.
     """
-    lists = read_run_lists(storage, tables, paths)
-    queries = read_attributes(storage, tables.queries, schemas.QUERIES, (*DIMENSIONS, NAME))
-    judged = sorted(queries.keys() & lists.judgements.keys())
-    if not judged:
+    judged = (judge or judge_here)(storage, inputs)
+    if (ALL, ALL) not in judged.slices:
+        tables = inputs.tables
         raise SchemaError(f"{tables.qrels}: judges no query of {tables.queries}; check that the query ids are the same")
-    candidates = {one.doc_id for query in judged for one in lists.candidates.get(query, ())}
-    documents = read_attributes(storage, tables.documents, schemas.DOCUMENTS, (NAME,), candidates)
-    results = measure([lists.of_query(query) for query in judged], lists.ordered)
-    labels = {query: _labels(query, queries, documents, lists) for query in judged}
+    ordered = inputs.rule.ordered
+    found = [of_sums(sums, ordered, *key) for key, sums in judged.slices.items()]
+    pairs = judged_pairs(judged.samples)
+    bins, error = calibration(pairs)
     return Evaluation(
-        run_id=paths.run_id,
-        overall=summarise(results),
-        slices=tuple(slice_results(results, labels)),
-        results=tuple(results),
-        lists=lists,
-        queries={query: queries[query] for query in judged},
-        documents=documents,
-        manifest=read_manifest(storage, paths.output, paths.run_id) or {},
-        unjudged_queries=len(queries) - len(judged),
-        without_candidates=sum(query not in lists.candidates for query in judged),
+        inputs=inputs,
+        overall=next(one for one in found if one.dimension == ALL),
+        slices=tuple(telling(found)),
+        benchmarks=tuple(headlines(judged.parts, ordered, judged.winoground)),
+        gaps=tuple(gaps(judged.samples)),
+        calibration=tuple(bins),
+        calibration_error=error,
+        agreement=agreement(pairs.label, pairs.grade, pairs.weight),
+        unjudged_are_0=pairs.unjudged_are_0,
+        samples=judged.samples,
+        shortlist=judged.shortlist,
+        counts=judged.counts,
     )
 
 
-def _labels(
-    query: str, queries: Mapping[str, Attributes], documents: Mapping[str, Attributes], lists: RunLists
-) -> dict[str, str]:
-    extra = queries[query].extra
-    labels = {name: extra[name] for name in DIMENSIONS if name in extra}
-    held = Counter(documents[one.doc_id].modality for one in lists.candidates.get(query, ()) if one.doc_id in documents)
-    found = "nothing" if not held else next(iter(held)) if len(held) == 1 else "mixed"
-    labels[MODALITY] = f"{queries[query].modality}→{found}"
-    return labels
+def judge_here(storage: Storage, inputs: Inputs) -> Judged:
+    """Judge in this process: all rows are held at once."""
+    candidates = pa.Table.from_batches(_rows(storage, inputs, Source.CANDIDATE), schema=ROWS)
+    documents = (batch for piece in pieces(inputs.documents) for batch in document_modalities(storage, *piece))
+    others = [
+        pa.Table.from_batches(_rows(storage, inputs, source), schema=ROWS)
+        for source in (Source.QREL, Source.RANKED, Source.AGAINST)
+    ]
+    queries = [batch for piece in inputs.pieces(Source.QUERY) for batch in query_rows(storage, *piece, inputs.labels)]
+    tables = [pa.Table.from_batches(queries, schema=ROWS), with_modalities(candidates, documents), *others]
+    partials, figures = judge_block(by_query(pa.concat_tables(tables)), inputs.rule)
+    write_query_figures(storage, inputs.paths, {0: figures})
+    return collect([partials])
+
+
+def _rows(storage: Storage, inputs: Inputs, source: Source) -> Iterator[pa.RecordBatch]:
+    for piece in inputs.pieces(source):
+        yield from table_rows(storage, source, *piece)

@@ -16,8 +16,10 @@ from dataclasses import replace
 from lakerank import schemas
 from lakerank.errors import LakerankError, SchemaError
 from lakerank.evaluation.attributes import Attributes, read_attributes
-from lakerank.evaluation.lists import PRIMARY, measure
-from lakerank.evaluation.run_tables import LakeTables, RunLists, read_lake_lists
+from lakerank.evaluation.inputs import LakeTables
+from lakerank.evaluation.lake_lists import LakeLists, read_lake_lists
+from lakerank.evaluation.lists import measure
+from lakerank.evaluation.measures import PRIMARY
 from lakerank.evaluation.slices import Slice, summarise
 from lakerank.lake.blobs import Blob, fetch
 from lakerank.lake.storage import Storage, join
@@ -82,7 +84,7 @@ def _tables(folder: str, candidates: str) -> LakeTables:
     return LakeTables(*(_uri(folder, name) for name in ("documents", "queries", candidates, "qrels")))
 
 
-def _judged(queries: Mapping[str, Attributes], lists: Iterable[RunLists]) -> dict[str, Attributes]:
+def _judged(queries: Mapping[str, Attributes], lists: Iterable[LakeLists]) -> dict[str, Attributes]:
     """Queries that have both labels, a relevant document, and candidates in every list."""
     every = list(lists)
     return {
@@ -93,7 +95,7 @@ def _judged(queries: Mapping[str, Attributes], lists: Iterable[RunLists]) -> dic
     }
 
 
-def _slice(label: tuple[str, str], names: Sequence[str], lists: RunLists, order: Mapping[str, Sequence[str]]) -> Slice:
+def _slice(label: tuple[str, str], names: Sequence[str], lists: LakeLists, order: Mapping[str, Sequence[str]]) -> Slice:
     """`order` holds the documents of every list by query; here only this list's count."""
     judged = []
     for name in names:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from lakerank.evaluation.intervals import Difference, paired_differences
+from lakerank.evaluation.bootstrap import query_hashes
 from lakerank.evaluation.lists import QueryResult
+from lakerank.evaluation.measures import CHANCE, NAMES
+from lakerank.evaluation.sums import Difference, Figures, Sums
 
 #: Columns of the queries table that make slices, in the order they are shown.
-DIMENSIONS = ("task", "slice", "language")
+DIMENSIONS = ("dataset", "task", "slice", "language")
 
 #: Derived for every lake: what the query holds → what its candidates hold.
 MODALITY = "modality"
 
+TASK_AND_SLICE = "task · slice"
+
+ALL = "all"
+
+#: A column with more values than this says what each query is, not what kind it is of: it makes no slices.
+MOST_VALUES = 250
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Mean figures over some queries. `gain` is the difference of each measure to the first stage."""
+    """Mean figures over some queries. `gain` is the difference of each measure to the first stage, `against_gain` that
+    to the other run; `intervals` are the run's own.
+    """
 
     dimension: str
     value: str
@@ -29,60 +39,68 @@ class Slice:
     reranked: Mapping[str, float]
     chance: Mapping[str, float]
     gain: Mapping[str, Difference]
+    intervals: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    against: Mapping[str, float] | None = None
+    against_gain: Mapping[str, Difference] = field(default_factory=dict)
 
 
-def summarise(results: Sequence[QueryResult], dimension: str = "all", value: str = "all") -> Slice:
-    """Mean figures of at least one query; the gain of every measure when the first stage has an order."""
-    first = [result.first_stage for result in results if result.first_stage is not None]
-    reranked = [result.reranked for result in results]
-    gain = _gains(first, reranked) if len(first) == len(results) else {}
+def of_sums(sums: Sums, ordered: bool, dimension: str = ALL, value: str = ALL) -> Slice:
+    """The figures that sums come to. `ordered`: the first stage has an order, and so has figures."""
     return Slice(
         dimension,
         value,
-        len(results),
-        _means(first) if gain else None,
-        _means(reranked),
-        _means([result.chance for result in results]),
-        gain,
+        int(sums.queries),
+        sums.means(1) if ordered else None,
+        sums.means(0),
+        sums.chance_means(),
+        sums.differences(1) if ordered else {},
+        sums.intervals(0),
+        sums.means(2) if sums.has_against else None,
+        sums.differences(2) if sums.has_against else {},
     )
 
 
-def _gains(before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> dict[str, Difference]:
-    names = list(after[0])
-    tables = ([[one[name] for name in names] for one in figures] for figures in (before, after))
-    return dict(zip(names, paired_differences(*map(np.array, tables)), strict=True))
+def summarise(results: Sequence[QueryResult], dimension: str = ALL, value: str = ALL) -> Slice:
+    """Mean figures of at least one query; the gain of every measure when the first stage has an order."""
+    ordered = all(result.first_stage is not None for result in results)
+    reranked = _table([result.reranked for result in results], NAMES)
+    first = _table([result.first_stage or {} for result in results], NAMES) if ordered else np.zeros_like(reranked)
+    figures = Figures(first, reranked, _table([result.chance for result in results], CHANCE))
+    sums = Sums.over(figures, query_hashes([result.query_id for result in results]))
+    return of_sums(sums, ordered, dimension, value)
 
 
-def slice_results(results: Sequence[QueryResult], labels: Mapping[str, Mapping[str, str]]) -> list[Slice]:
-    """A slice for every value of every dimension, and for every pair of task and slice.
+def _table(figures: Iterable[Mapping[str, float]], names: Sequence[str]) -> np.ndarray:
+    return np.array([[one[name] for name in names] for one in figures], np.float64).reshape(-1, len(names))
 
-    `labels` gives a query's value of each dimension it has. A dimension with a single value says nothing and is left
-    out, and so is the modality where it says just what the task says.
+
+def slice_keys(
+    labels: Mapping[str, str], modality: str, dimensions: Sequence[str] = DIMENSIONS
+) -> list[tuple[str, str]]:
+    """The (dimension, value) of every slice that a query is in."""
+    keys = [(ALL, ALL), (MODALITY, modality)]
+    keys += [(name, labels[name]) for name in dimensions if name in labels]
+    if {"task", "slice"} <= set(dimensions) and "task" in labels and "slice" in labels:
+        keys.append((TASK_AND_SLICE, f"{labels['task']} · {labels['slice']}"))
+    return keys
+
+
+def telling(slices: Sequence[Slice]) -> list[Slice]:
+    """Slices of the dimensions that say something, in order.
+
+    A dimension with a single value says nothing, and neither does the modality where it says just what the task says.
     """
-    slices = []
-    for dimension in (*DIMENSIONS, MODALITY, "task · slice"):
-        groups = defaultdict(list)
-        for result in results:
-            value = _value(labels.get(result.query_id, {}), dimension)
-            if value is not None:
-                groups[value].append(result)
-        if len(groups) > 1 and not (dimension == MODALITY and _says_the_task(labels)):
-            slices += [summarise(groups[value], dimension, value) for value in sorted(groups)]
-    return slices
+    found = []
+    for dimension in (*DIMENSIONS, MODALITY, TASK_AND_SLICE):
+        mine = sorted((one for one in slices if one.dimension == dimension), key=lambda one: one.value)
+        if len(mine) > 1 and not (dimension == MODALITY and _says_the_task(mine, slices)):
+            found += mine
+    return found
 
 
-def _value(labels: Mapping[str, str], dimension: str) -> str | None:
-    if dimension != "task · slice":
-        return labels.get(dimension)
-    return f"{labels['task']} · {labels['slice']}" if "task" in labels and "slice" in labels else None
-
-
-def _says_the_task(labels: Mapping[str, Mapping[str, str]]) -> bool:
-    return all(label.get("task") == label.get(MODALITY) for label in labels.values())
-
-
-def _means(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(one[name] for one in figures) / len(figures) for name in figures[0]} if figures else {}
+def _says_the_task(modalities: Sequence[Slice], slices: Sequence[Slice]) -> bool:
+    tasks = {one.value: one.queries for one in slices if one.dimension == "task"}
+    return {one.value: one.queries for one in modalities} == tasks
 
 
 def by_size(slices: Sequence[Slice], dimension: str) -> list[Slice]:

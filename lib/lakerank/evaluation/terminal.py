@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.examples import Example, Placed
-from lakerank.evaluation.lists import PRIMARY, SECONDARY
+from lakerank.evaluation.measures import PRIMARY, SECONDARY
 from lakerank.evaluation.slices import MODALITY, Slice, by_size
 
 WIDTH = 100
@@ -33,8 +33,8 @@ def terminal_table(evaluation: Evaluation, examples: Sequence[Example]) -> str:
 
 def _example(example: Example) -> str:
     labels = [example.labels[name] for name in ("language", "task", "slice") if name in example.labels]
-    after = example.result.reranked[PRIMARY]
-    before = example.result.first_stage[PRIMARY] if example.result.first_stage else None
+    after = example.entry.reranked[PRIMARY]
+    before = example.entry.first_stage[PRIMARY] if example.entry.first_stage else None
     figures = f"{PRIMARY} {after:.2f}" if before is None else f"{PRIMARY} {before:.2f} → {after:.2f}"
     title = fit(_query(example), 48)
     lines = [fit(f"{title}  {one_line(', '.join(labels))}", WIDTH - len(figures) - 2, pad=True) + "  " + figures]
@@ -58,7 +58,7 @@ def _list(name: str, placed: Sequence[Placed]) -> str:
     line = f"  {name:<6} "
     for one in placed:
         tick = "✓ " if one.is_relevant else ""
-        part = f"{one.rank}. {tick}{fit(one_line(one.document.name or one.document.label), _LABEL)}"
+        part = f"{one.line.rank}. {tick}{fit(one_line(one.document.name or one.document.label), _LABEL)}"
         if cell_len(line) + cell_len(part) > WIDTH:
             break
         line += f"{part}   "
