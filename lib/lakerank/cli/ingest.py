@@ -15,17 +15,8 @@ from lakerank.errors import ConfigError
 
 #: `lakerank.ingest.layouts.catalog` has the same, and is only imported when it is needed.
 LAYOUT_NAMES = [
-    "auto",
-    "beir",
-    "coir",
-    "miracl",
-    "mldr",
-    "mkqa",
-    "vidore_v1",
-    "vidore_v2",
-    "vidore_v3",
-    "mbeir",
-    "winoground",
+    *("auto", "beir", "coir", "miracl", "mldr", "mkqa"),
+    *("vidore_v1", "vidore_v2", "vidore_v3", "mbeir", "winoground"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class Bm25Index:
             import bm25s
         except ImportError as error:
             raise DependencyError("a BM25 first stage needs regex and bm25s: pip install 'lakerank[ingest]'") from error
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG when it is imported
         self._terms = Terms()
         self._doc_ids: list[str] = []
         self._vocabulary: dict[str, int] = {}

@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from lakerank.ingest.benchmark_lake import BenchmarkLake, LayoutOptions, ingest_benchmark
+from lakerank.lake.storage import Storage
 
 Rows = list[dict[str, Any]]
 
@@ -335,6 +339,75 @@ def publish(tmp_path: Path) -> Callable[[str], Path]:
     def make(layout: str) -> Path:
         root = tmp_path / "published"
         BUILDERS[layout](root)
+        return root
+
+    return make
+
+
+@dataclass(frozen=True)
+class Lake:
+    """What an ingestion wrote, and how to look at it."""
+
+    done: BenchmarkLake
+    folder: Path
+
+    def table(self, name: str) -> Rows:
+        """A table's rows in the order of its files."""
+        parts = sorted((self.folder / name).glob("*.parquet"))
+        return [row for part in parts for row in pq.read_table(part).to_pylist()]
+
+    def by_id(self, name: str) -> dict[str, dict[str, Any]]:
+        """Documents or queries by id, without what is null."""
+        key = "doc_id" if name == "documents" else "query_id"
+        return {row[key]: {k: v for k, v in row.items() if v is not None and k != key} for row in self.table(name)}
+
+    def candidates(self) -> dict[str, list[str]]:
+        """Document ids of each query, in their order."""
+        found: dict[str, list[str]] = {}
+        for row in self.table("candidates"):
+            found.setdefault(row["query_id"], []).append(row["doc_id"])
+        return found
+
+    def qrels(self) -> dict[tuple[str, str], int]:
+        """Relevance by query and document."""
+        return {(row["query_id"], row["doc_id"]): row["relevance"] for row in self.table("qrels")}
+
+    def rejects(self, name: str) -> Rows:
+        """The rejects listed for a table."""
+        path = self.folder / "rejects" / f"{name}.jsonl"
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def ingested(tmp_path: Path) -> Callable[..., Lake]:
+    """`ingested(folder, **options)`: the lake of a benchmark, its layout recognised unless it is named."""
+
+    def run(folder: Path, follow_links: bool = False, **options: Any) -> Lake:
+        output = tmp_path / "lake"
+        done = ingest_benchmark(Storage(), str(folder), str(output), LayoutOptions(**options), follow_links)
+        return Lake(done, output)
+
+    return run
+
+
+@pytest.fixture
+def unpack_winoground(tmp_path: Path) -> Callable[[Path, str], Path]:
+    """The same examples with the images unpacked, or all in one Parquet file as in later revisions."""
+
+    def make(folder: Path, kind: str) -> Path:
+        root = tmp_path / kind
+        with zipfile.ZipFile(folder / "data" / "images.zip") as packed:
+            pictures = {Path(name).stem: packed.read(name) for name in packed.namelist()}
+        rows = [json.loads(line) for line in (folder / "data" / "examples.jsonl").read_text().splitlines()]
+        if kind == "parquet":
+            sides = ("image_0", "image_1")
+            rows = [row | {side: image(pictures[row[side]], f"{row[side]}.png") for side in sides} for row in rows]
+            parquet(root / "data" / "test-00000-of-00001.parquet", rows)
+            return root
+        jsonl(root / "examples.jsonl", rows)
+        (root / "images").mkdir()
+        for name, content in pictures.items():
+            (root / "images" / f"{name}.png").write_bytes(content)
         return root
 
     return make

@@ -9,6 +9,7 @@ folders: twelve forums whose mean is one figure. On the hub qrels lie in a repos
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from lakerank.ingest.items import Item, SourceReject
 from lakerank.ingest.jsonl import LineFault, record_id, record_text
@@ -19,6 +20,7 @@ from lakerank.ingest.layouts.benchmark import (
     Pool,
     QueryColumns,
     Wanted,
+    gathered,
     index_of,
     titled,
 )
@@ -46,8 +48,9 @@ def read_beir(folder: Published, split: str | None) -> Benchmark:
     """
     datasets = list(_datasets(folder))
     if not datasets:
-        raise folder.missing(EXPECTS, "corpus.jsonl")
-    return Benchmark("beir", tuple(_part(folder, path, *names, split) for path, names in datasets))
+        raise folder.missing("corpus.jsonl")
+    parts = gathered(partial(_part, folder, path, *names, split) for path, names in datasets)
+    return Benchmark("beir", tuple(parts))
 
 
 def _is_dataset(folder: Published, path: str) -> bool:
@@ -70,10 +73,10 @@ def _datasets(folder: Published) -> Iterator[tuple[str, tuple[str, str | None]]]
 def _part(folder: Published, path: str, dataset: str, subset: str | None, split: str | None) -> Part:
     name = join(dataset, subset or "")
     split = split or _SPLITS.get(dataset, "test")
-    corpus = folder.require(EXPECTS, join(path, "corpus.jsonl"))
-    queries = folder.require(EXPECTS, join(path, "queries.jsonl"))
+    corpus = folder.require(join(path, "corpus.jsonl"))
+    queries = folder.require(join(path, "queries.jsonl"))
     tables = (join(path, "qrels", f"{split}.tsv"), join(f"{path}-qrels", f"{split}.tsv"))
-    qrels = folder.require(EXPECTS, *(tables if path else tables[:1]))
+    qrels = folder.require(*(tables if path else tables[:1]))
     columns = QueryColumns("beir", dataset, subset)
 
     def documents(wanted: Wanted) -> Iterator[Item | SourceReject]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from lakerank.errors import SchemaError, StorageError
 from lakerank.ingest.items import Item, SourceReject
 from lakerank.records import Candidate, Qrel
 
@@ -82,6 +83,26 @@ class Benchmark:
     def pools(self) -> tuple[Pool, ...]:
         """Each pool once, in the order of the parts."""
         return tuple({part.pool.name: part.pool for part in self.parts}.values())
+
+
+T = TypeVar("T")
+
+
+def gathered(makers: Iterable[Callable[[], T]]) -> list[T]:
+    """What each of some functions makes, once all have been tried.
+
+    Raises:
+        StorageError: what any of them could not find, all together.
+    """
+    made, faults = [], []
+    for make in makers:
+        try:
+            made.append(make())
+        except (StorageError, SchemaError) as error:
+            faults.append(str(error))
+    if faults:
+        raise StorageError("\n".join(faults))
+    return made
 
 
 def index_of(documents: Callable[[Wanted], Documents]) -> Callable[[], Iterator[tuple[str, str]]]:

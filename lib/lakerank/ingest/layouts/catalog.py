@@ -46,9 +46,19 @@ def read_benchmark(folder: Published, layout: str, split: str | None) -> Benchma
         SchemaError: a table lacks a column.
     """
     if layout != AUTO:
-        return LAYOUTS[layout].read(folder, split)
-    for one in LAYOUTS.values():
+        return _read(folder, layout, split)
+    for name, one in LAYOUTS.items():
         if one.recognises(folder):
-            return one.read(folder, split)
+            return _read(folder, name, split)
     known = "\n".join(f"  {name}: {one.expects}" for name, one in LAYOUTS.items())
     raise StorageError(f"{redacted(folder.uri)}: not recognised as a benchmark. What each layout expects:\n{known}")
+
+
+def _read(folder: Published, name: str, split: str | None) -> Benchmark:
+    try:
+        return LAYOUTS[name].read(folder, split)
+    except StorageError as error:
+        raise StorageError(
+            f"{error}\nThe layout {name} is {LAYOUTS[name].expects}. Links out of the folder are not looked at unless "
+            "--follow-links is given; see docs/benchmarks.md"
+        ) from error

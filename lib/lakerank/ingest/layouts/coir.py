@@ -21,6 +21,7 @@ from lakerank.ingest.layouts.benchmark import (
     Pool,
     QueryColumns,
     Wanted,
+    gathered,
     index_of,
     titled,
 )
@@ -59,13 +60,13 @@ def read_coir(folder: Published, split: str | None) -> Benchmark:
     """Every dataset of the folder; `split` is `test` by default.
 
     Raises:
-        StorageError: no dataset is there, or one lacks a file.
-        SchemaError: a table lacks a column.
+        StorageError: no dataset is there, or one lacks a file or a column.
     """
     names = [name.removesuffix(_SUFFIX) for name in folder.folders() if name.endswith(_SUFFIX)]
     if not names:
-        raise folder.missing(EXPECTS, f"NAME{_SUFFIX}")
-    return Benchmark("coir", tuple(_part(folder, name, split or "test") for name in names))
+        raise folder.missing(f"NAME{_SUFFIX}")
+    parts = gathered(partial(_part, folder, name, split or "test") for name in names)
+    return Benchmark("coir", tuple(parts))
 
 
 def _part(folder: Published, name: str, split: str) -> Part:
@@ -91,7 +92,7 @@ def _part(folder: Published, name: str, split: str) -> Part:
 def _shards(folder: Published, path: str, stem: str) -> list[str]:
     found = folder.parquet(path, stem)
     if not found:
-        raise folder.missing(EXPECTS, f"{path}/data/{stem}-*.parquet")
+        raise folder.missing(f"{path}/data/{stem}-*.parquet")
     return found
 
 

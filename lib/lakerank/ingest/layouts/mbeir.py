@@ -19,7 +19,7 @@ from typing import Any
 
 from lakerank.ingest.items import Item, SourceFault, SourceReject
 from lakerank.ingest.jsonl import LineFault, record_id, record_text
-from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted
+from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted, gathered
 from lakerank.ingest.layouts.published import Published
 from lakerank.ingest.read_ahead import read_ahead
 from lakerank.ingest.trec import trec_qrels
@@ -66,17 +66,19 @@ def read_mbeir(folder: Published, split: str | None) -> Benchmark:
     pattern = re.compile(rf"mbeir_(?P<name>\w+)_task(?P<task>\d)_{re.escape(split)}\.jsonl")
     found = [(name, match) for name in folder.files(f"query/{split}") if (match := pattern.fullmatch(name))]
     if not found:
-        raise folder.missing(EXPECTS, f"query/{split}/mbeir_NAME_taskN_{split}.jsonl")
-    instructions = _instructions(folder, folder.require(EXPECTS, _INSTRUCTIONS))
-    parts = [_part(folder, match["name"], int(match["task"]), split, instructions) for _, match in found]
+        raise folder.missing(f"query/{split}/mbeir_NAME_taskN_{split}.jsonl")
+    instructions = _instructions(folder, folder.require(_INSTRUCTIONS))
+    parts = gathered(
+        partial(_part, folder, match["name"], int(match["task"]), split, instructions) for _, match in found
+    )
     return Benchmark("mbeir", tuple(parts))
 
 
 def _part(folder: Published, name: str, task: int, split: str, instructions: Instructions) -> Part:
     dataset = f"{name}_task{task}"
     if task not in TASKS:
-        raise folder.missing(EXPECTS, f"task number {task} of {dataset} among {', '.join(map(str, TASKS))}")
-    qrels = folder.require(EXPECTS, f"qrels/{split}/mbeir_{dataset}_{split}_qrels.txt")
+        raise folder.missing(f"task number {task} of {dataset} among {', '.join(map(str, TASKS))}")
+    qrels = folder.require(f"qrels/{split}/mbeir_{dataset}_{split}_qrels.txt")
     asks, wants = TASKS[task]
     columns = QueryColumns("mbeir", dataset, task=f"{asks}→{wants}")
     queries = partial(_queries, folder, f"query/{split}/mbeir_{dataset}_{split}.jsonl", columns, wants, instructions)
@@ -93,7 +95,7 @@ def _pool(folder: Published, dataset: str, wants: str, split: str) -> Pool:
     """The dataset's own pool (MS COCO has one a split), else the pool of all datasets."""
     local = [f"cand_pool/local/mbeir_{dataset}_{part}cand_pool.jsonl" for part in ("", f"{split}_")]
     union = f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl"
-    path = folder.require(EXPECTS, *local, union)
+    path = folder.require(*local, union)
     is_union = path.startswith("cand_pool/global/")
     name = "union" if is_union else dataset
     documents = partial(_documents, folder, path, DocumentColumns(name))

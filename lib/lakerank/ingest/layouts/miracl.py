@@ -11,10 +11,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from lakerank.ingest.items import Item, SourceFault, SourceReject
 from lakerank.ingest.layouts.beir import passages
-from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted, index_of
+from lakerank.ingest.layouts.benchmark import (
+    Benchmark,
+    DocumentColumns,
+    Part,
+    Pool,
+    QueryColumns,
+    Wanted,
+    gathered,
+    index_of,
+)
 from lakerank.ingest.layouts.published import Published
 from lakerank.ingest.trec import trec_qrels
 from lakerank.lake.storage import join
@@ -43,8 +53,9 @@ def read_miracl(folder: Published, split: str | None) -> Benchmark:
     """
     languages = list(_languages(folder))
     if not languages:
-        raise folder.missing(EXPECTS, "miracl-v1.0-LANG")
-    return Benchmark("miracl", tuple(_part(folder, path, language, split or "dev") for path, language in languages))
+        raise folder.missing("miracl-v1.0-LANG")
+    parts = gathered(partial(_part, folder, path, language, split or "dev") for path, language in languages)
+    return Benchmark("miracl", tuple(parts))
 
 
 def _languages(folder: Published) -> Iterator[tuple[str, str]]:
@@ -56,8 +67,8 @@ def _languages(folder: Published) -> Iterator[tuple[str, str]]:
 
 def _part(folder: Published, path: str, language: str, split: str) -> Part:
     name, release = f"miracl-{language}", path.rpartition("/")[2]
-    topics = folder.require(EXPECTS, join(path, "topics", f"topics.{release}-{split}.tsv"))
-    qrels = folder.require(EXPECTS, join(path, "qrels", f"qrels.{release}-{split}.tsv"))
+    topics = folder.require(join(path, "topics", f"topics.{release}-{split}.tsv"))
+    qrels = folder.require(join(path, "qrels", f"qrels.{release}-{split}.tsv"))
     files = _corpus(folder, release.replace("miracl-", "miracl-corpus-", 1))
     columns = QueryColumns("miracl", name, language=language)
 
@@ -81,7 +92,7 @@ def _corpus(folder: Published, release: str) -> Sequence[str]:
         names = [name for name in folder.files(path) if re.fullmatch(r"docs-\d+\.jsonl(\.gz)?", name)]
         if names:
             return [join(path, name) for name in sorted(names, key=lambda name: (len(name), name))]
-    raise folder.missing(EXPECTS, f"{release}/docs-0.jsonl.gz")
+    raise folder.missing(f"{release}/docs-0.jsonl.gz")
 
 
 def _queries(folder: Published, path: str, columns: QueryColumns, prefix: str) -> Iterator[Item | SourceReject]:

@@ -52,7 +52,7 @@ def read_mkqa(folder: Published, split: str | None) -> Benchmark:
     Raises:
         StorageError: the questions or the passages are not there.
     """
-    corpus = folder.require(EXPECTS, *_CORPORA)
+    corpus = folder.require(*_CORPORA)
 
     def documents(wanted: Wanted) -> Iterator[Item | SourceReject]:
         return passages(folder, corpus, "mkqa/", DocumentColumns("mkqa", "en"), wanted)
@@ -62,7 +62,7 @@ def read_mkqa(folder: Published, split: str | None) -> Benchmark:
     if files:
         parts = [_part(pool, language, partial(_questions, folder, path)) for language, path in files.items()]
     else:
-        original = folder.require(EXPECTS, *_ORIGINALS)
+        original = folder.require(*_ORIGINALS)
         parts = [_part(pool, language, partial(_original, folder, original, language)) for language in LANGUAGES]
     return Benchmark("mkqa", tuple(parts))
 

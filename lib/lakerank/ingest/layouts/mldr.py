@@ -16,7 +16,16 @@ from typing import Any
 from lakerank.ingest.items import Item, SourceFault, SourceReject
 from lakerank.ingest.jsonl import LineFault, record_id, record_text
 from lakerank.ingest.layouts.beir import passages
-from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted, index_of
+from lakerank.ingest.layouts.benchmark import (
+    Benchmark,
+    DocumentColumns,
+    Part,
+    Pool,
+    QueryColumns,
+    Wanted,
+    gathered,
+    index_of,
+)
 from lakerank.ingest.layouts.published import Published
 from lakerank.lake.storage import join
 from lakerank.records import Qrel
@@ -39,14 +48,15 @@ def read_mldr(folder: Published, split: str | None) -> Benchmark:
     """
     found = [(name, match["language"]) for name in folder.folders() if (match := _FOLDER.fullmatch(name))]
     if not found:
-        raise folder.missing(EXPECTS, "mldr-v1.0-LANG")
-    return Benchmark("mldr", tuple(_part(folder, path, language, split or "test") for path, language in found))
+        raise folder.missing("mldr-v1.0-LANG")
+    parts = gathered(partial(_part, folder, path, language, split or "test") for path, language in found)
+    return Benchmark("mldr", tuple(parts))
 
 
 def _part(folder: Published, path: str, language: str, split: str) -> Part:
     name = f"mldr-{language}"
-    corpus = folder.require(EXPECTS, join(path, "corpus.jsonl"))
-    questions = folder.require(EXPECTS, join(path, f"{split}.jsonl"))
+    corpus = folder.require(join(path, "corpus.jsonl"))
+    questions = folder.require(join(path, f"{split}.jsonl"))
     columns = QueryColumns("mldr", name, language=language)
 
     def documents(wanted: Wanted) -> Iterator[Item | SourceReject]:

@@ -57,24 +57,20 @@ class Published:
                     return name
         return None
 
-    def require(self, expects: str, *paths: str) -> str:
+    def require(self, *paths: str) -> str:
         """The first of some paths that is a file.
 
         Raises:
-            StorageError: none is; says which were looked for, and what the layout expects.
+            StorageError: none is; says which were looked for.
         """
         found = self.find(*paths)
         if found is None:
-            raise self.missing(expects, *paths)
+            raise self.missing(*paths)
         return found
 
-    def missing(self, expects: str, *paths: str) -> StorageError:
-        """The error that says which file is not there, and what the layout expects."""
-        looked = " or ".join(paths)
-        return StorageError(
-            f"{redacted(self.uri)}: no {looked}; the layout expects {expects} (links out of the folder count as "
-            "missing, unless --follow-links is given)"
-        )
+    def missing(self, *paths: str) -> StorageError:
+        """The error that says which files were looked for and not found."""
+        return StorageError(f"{redacted(self.uri)}: no {' or '.join(paths)}")
 
     def lines(self, path: str) -> Iterator[tuple[int, bytes | None]]:
         """Number and content of each line; None for one that is too long."""

@@ -15,7 +15,7 @@ from functools import partial
 
 from lakerank.ingest.items import Item, SourceReject
 from lakerank.ingest.jsonl import LineFault, record_id, record_text
-from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted
+from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted, gathered
 from lakerank.ingest.layouts.published import Published
 from lakerank.ingest.layouts.tables import IMAGE_ROWS, image_bytes, table_columns, table_qrels
 from lakerank.lake.storage import join
@@ -61,7 +61,7 @@ def read_vidore(folder: Published, split: str | None) -> Benchmark:
     split = split or "test"
     found = [path for path in ("", *folder.folders()) if _has_pages(folder, path, split)]
     if not found:
-        raise folder.missing(EXPECTS, f"DATASET/data/{split}-*.parquet")
+        raise folder.missing(f"DATASET/data/{split}-*.parquet")
     return Benchmark("vidore_v1", tuple(_pages(folder, path, name, split) for path, name in _named(folder, found)))
 
 
@@ -139,13 +139,13 @@ def read_vidore_tables(folder: Published, split: str | None) -> Benchmark:
     """Every dataset of version 2 or 3; `split` is `test` by default.
 
     Raises:
-        StorageError: no dataset is there, or one lacks a file.
-        SchemaError: a table lacks a column.
+        StorageError: no dataset is there, or one lacks a file or a column.
     """
     found = [path for path in ("", *folder.folders()) if _has_tables(folder, path)]
     if not found:
-        raise folder.missing(EXPECTS_TABLES, "DATASET/corpus")
-    parts = [part for path, name in _named(folder, found) for part in _tables(folder, path, name, split or "test")]
+        raise folder.missing("DATASET/corpus")
+    made = gathered(partial(_tables, folder, path, name, split or "test") for path, name in _named(folder, found))
+    parts = [part for parts in made for part in parts]
     return Benchmark(parts[0].columns.benchmark, tuple(parts))
 
 
@@ -178,7 +178,7 @@ def _tables(folder: Published, path: str, name: str, split: str) -> list[Part]:
 def _shards(folder: Published, path: str, split: str) -> list[str]:
     found = folder.parquet(path, split)
     if not found:
-        raise folder.missing(EXPECTS_TABLES, f"{path}/{split}-*.parquet")
+        raise folder.missing(f"{path}/{split}-*.parquet")
     return found
 
 

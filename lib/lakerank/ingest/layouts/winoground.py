@@ -55,9 +55,9 @@ def read_winoground(folder: Published, split: str | None) -> Benchmark:
     """
     examples = partial(_read, folder)
     if _jsonl(folder) is None and not _parquet(folder):
-        raise folder.missing(EXPECTS, "data/examples.jsonl")
+        raise folder.missing("data/examples.jsonl")
     if _jsonl(folder) is not None and _archive(folder) is None and not _image_folder(folder):
-        raise folder.missing(EXPECTS, "data/images.zip", "data/images/")
+        raise folder.missing("data/images.zip", "data/images/")
     columns = QueryColumns("winoground", "winoground")
     documents = partial(_items, examples, lambda side: tuple(DocumentColumns("winoground")))
     queries = partial(_items, examples, lambda side: tuple(columns._replace(task=_TASKS[side])), lambda item_id: True)

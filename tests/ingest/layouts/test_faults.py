@@ -1,0 +1,131 @@
+"""Bad lines and rows of every layout: listed with file, line and reason; all others are read."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+
+def spoil(path, number, line):
+    """Put a line in, before line `number`."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines.insert(number - 1, line + b"\n")
+    path.write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "line", "table", "fault"),
+    [
+        ("beir", "scifact/corpus.jsonl", b"{", "documents", "json_invalid"),
+        ("beir", "scifact/corpus.jsonl", b'{"text": "no id"}', "documents", "field_missing"),
+        ("beir", "scifact/corpus.jsonl", b'{"_id": "x", "text": 5}', "documents", "field_invalid"),
+        ("beir", "scifact/corpus.jsonl", b'{"_id": "\xff"}', "documents", "text_undecodable"),
+        ("beir", "scifact/queries.jsonl", b"[]", "queries", "json_invalid"),
+        ("beir", "scifact/qrels/test.tsv", b"1\td1", "qrels", "field_missing"),
+        ("beir", "scifact/qrels/test.tsv", b"1\td1\tmuch", "qrels", "field_invalid"),
+        ("beir", "scifact/qrels/test.tsv", b"1\td1\t0.5", "qrels", "field_invalid"),
+        ("miracl", "miracl-v1.0-de/topics/topics.miracl-v1.0-de-dev.tsv", b"alone", "queries", "field_missing"),
+        ("miracl", "miracl-v1.0-de/qrels/qrels.miracl-v1.0-de-dev.tsv", b"9#0 Q0 7#2", "qrels", "field_missing"),
+        ("mkqa", "qa_data/de.jsonl", b'{"id": "9", "question": "q", "answers": "a"}', "queries", "field_invalid"),
+        ("mbeir", "cand_pool/local/mbeir_oven_task6_cand_pool.jsonl", b'{"did": "5:9"}', "documents", "field_missing"),
+        (
+            "mbeir",
+            "cand_pool/local/mbeir_visualnews_task0_cand_pool.jsonl",
+            b'{"did": "0:9", "img_path": "mbeir_images/gone.jpg"}',
+            "documents",
+            "image_not_found",
+        ),
+        (
+            "mbeir",
+            "cand_pool/local/mbeir_visualnews_task0_cand_pool.jsonl",
+            b'{"did": "0:9", "img_path": "../secret.jpg"}',
+            "documents",
+            "image_outside_source",
+        ),
+        ("winoground", "data/examples.jsonl", b'{"id": 9, "caption_0": "one"}', "documents", "field_missing"),
+    ],
+)
+def test_a_bad_line_is_listed_and_the_rest_is_read(publish, ingested, layout, file, line, table, fault):
+    folder = publish(layout)
+    whole = ingested(folder).table(table)
+    spoil(folder / file, 2, line)
+    lake = ingested(folder)
+    assert lake.table(table) == whole
+    assert [(one["path"], one["line"], one["fault"]) for one in lake.rejects(table)] == [(file, 2, fault)]
+    assert lake.done.rejected_by_fault[fault] >= 1
+    assert lake.done.rejects[table].endswith(f"rejects/{table}.jsonl")
+
+
+def test_a_bad_query_of_mbeir_has_no_instruction(publish, ingested):
+    folder = publish("mbeir")
+    path = folder / "query" / "test" / "mbeir_webqa_task1_test.jsonl"
+    record = json.loads(path.read_text()) | {"query_modality": "sound"}
+    path.write_text(json.dumps(record) + "\n")
+    lake = ingested(folder)
+    assert "2:77" not in lake.by_id("queries")
+    [reject] = lake.rejects("queries")
+    assert reject["detail"] == "no instruction for sound → text"
+
+
+def test_a_winoground_image_that_is_not_in_the_archive(publish, ingested):
+    folder = publish("winoground")
+    path = folder / "data" / "examples.jsonl"
+    path.write_text(path.read_text().replace("ex_1_img_0", "ex_9_img_9"))
+    lake = ingested(folder)
+    assert "1:i0" not in lake.by_id("documents")
+    assert len(lake.by_id("documents")) == 7
+    assert [reject["fault"] for reject in lake.rejects("documents")] == ["image_not_found"]
+
+
+def test_a_judged_query_that_is_not_there(publish, ingested):
+    folder = publish("beir") / "scifact"
+    spoil(folder / "qrels" / "test.tsv", 2, b"404\td1\t1")
+    lake = ingested(folder)
+    assert ("scifact/404", "scifact/d1") not in lake.qrels()
+    [reject] = lake.rejects("qrels")
+    assert (reject["fault"], reject["path"]) == ("query_not_found", "scifact")
+
+
+def test_a_page_without_its_image(publish, ingested):
+    folder = publish("vidore_v2")
+    path = folder / "esg_reports_v2" / "corpus" / "test-00000-of-00001.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[1]["image"]["bytes"] = None
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    lake = ingested(folder)
+    assert sorted(lake.by_id("documents")) == ["esg_reports_v2/0", "esg_reports_v2/2"]
+    [reject] = lake.rejects("documents")
+    assert (reject["fault"], reject["line"]) == ("field_missing", 2)
+
+
+def test_a_text_of_parquet_that_is_not_utf8(publish, ingested):
+    folder = publish("coir")
+    path = folder / "cosqa-queries-corpus" / "data" / "corpus-00000-of-00002.parquet"
+    raw = pa.array([b"fine", b"\xff\xfe"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 2, raw.buffers())  # as writers do that check nothing
+    pq.write_table(pa.table({"_id": ["d0", "d1"], "title": ["", ""], "text": text}), path)
+    lake = ingested(folder)
+    assert [one for one in lake.by_id("documents") if one.startswith("cosqa/")] == ["cosqa/d0", "cosqa/d2"]
+    [reject] = lake.rejects("documents")
+    assert (reject["fault"], reject["line"]) == ("text_undecodable", 2)
+
+
+def test_a_table_without_a_column_is_named(publish, ingested):
+    folder = publish("vidore_v3")
+    path = folder / "vidore_v3_energy" / "qrels" / "test-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["score"]), path)
+    with pytest.raises(Exception, match="no column 'score' \\(found: query_id, corpus_id, content_type\\)"):
+        ingested(folder)
+
+
+def test_rejects_of_an_earlier_ingestion_go(publish, ingested):
+    folder = publish("beir")
+    corpus = folder / "scifact" / "corpus.jsonl"
+    whole = corpus.read_bytes()
+    spoil(corpus, 1, b"{")
+    assert ingested(folder).rejects("documents")
+    corpus.write_bytes(whole)
+    assert ingested(folder).rejects("documents") == []
