@@ -88,6 +88,13 @@ def attribute_batches(
             first += rows
 
 
+def known_modality(storage: Storage, uri: str, row_group: int) -> int | None:
+    """The `modality` of all rows of a row group by its statistics; None when its rows differ or must be read."""
+    with opened(storage, uri) as parquet:
+        text, image = (_presence(parquet, row_group, name) for name in ("text", "image"))
+    return None if text is None or image is None else int(text) + 2 * int(image)
+
+
 def _presence(parquet: pq.ParquetFile, group: int, name: str) -> bool | None:
     """Whether all rows of a row group have the column (True), none has (False), or it must be read to know (None)."""
     metadata = parquet.metadata.row_group(group)

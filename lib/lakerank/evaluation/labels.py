@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,26 @@ class Fit:
     held_out: Agreement | None
     current: Agreement
     unjudged_are_0: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a job's summary. Precision and recall are those of each label above 0 and the labels above it."""
+
+        def said(one: Agreement | None) -> dict[str, Any] | None:
+            if one is None:
+                return None
+            grades = [{"precision": round(p, 4), "recall": round(r, 4)} for p, r in one.reached]
+            return {"accuracy": round(one.accuracy, 4), "kappa": round(one.kappa, 4), "at_least": grades}
+
+        return {
+            "label_thresholds": list(self.thresholds),
+            "grades": list(self.grades),
+            "method": "largest quadratically weighted kappa",
+            "pairs": self.agreement.pairs,
+            "unjudged_are_0": self.unjudged_are_0,
+            "fitted": said(self.agreement),
+            "held_out": said(self.held_out),
+            "current": said(self.current),
+        }
 
 
 def judged_pairs(samples: Mapping[Kind, Sample]) -> JudgedPairs:

@@ -205,13 +205,15 @@ def _merged(kind: str, key: str, rows: pa.Table) -> dict[str, Any]:
         text = json.dumps(scores, sort_keys=True)
     else:
         # Sorted, so that rounding does not depend on which part came first.
-        numbers = np.sum(sorted(_vectors(rows), key=lambda part: part.tobytes()), axis=0)
+        vectors = sorted(_vectors(rows), key=lambda vector: vector.tobytes())
+        numbers = np.sum(vectors, axis=0) if vectors else None
     return {"kind": kind, "key": key, "numbers": numbers, "text": text}
 
 
 def _vectors(rows: pa.Table) -> Iterator[npt.NDArray[np.float64]]:
     for part in rows["numbers"]:
-        yield part.values.to_numpy(zero_copy_only=False)
+        if part.is_valid:
+            yield part.values.to_numpy(zero_copy_only=False)
 
 
 def collect(partials: Iterable[pa.Table]) -> Judged:

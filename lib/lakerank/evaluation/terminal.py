@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -87,6 +88,23 @@ def _cells(one: Slice) -> list[str]:
         first = f"{one.first_stage[measure]:.3f}" if one.first_stage else "–"
         cells += ["", f"{one.chance[measure]:.3f}", first, f"{one.reranked[measure]:.3f}"]
     return cells
+
+
+def fit_lines(fitted: Mapping[str, Any]) -> str:
+    """What `Fit.as_dict` says, for people."""
+    lines = [f"Labels fitted to {fitted['pairs']:,} judged pairs, for the {fitted['method']}:"]
+    rows = (("the run's own", "current"), ("fitted", "fitted"), ("fitted, other half of the queries", "held_out"))
+    for name, key in rows:
+        if (one := fitted[key]) is not None:
+            lines.append(f"  {name:<34} accuracy {one['accuracy']:.3f}  kappa {one['kappa']:+.3f}")
+    for threshold, grade, found in zip(
+        fitted["label_thresholds"], fitted["grades"][1:], fitted["fitted"]["at_least"], strict=True
+    ):
+        figures = f"precision {found['precision']:.3f}  recall {found['recall']:.3f}"
+        lines.append(f"  relevance from {threshold:<10g} judged {grade} or above: {figures}")
+    if fitted["unjudged_are_0"]:
+        lines.append("  (the judgements name relevant documents alone: all others count as 0)")
+    return "\n".join([*lines, f"Config: {fitted['config']}"])
 
 
 def one_line(text: str) -> str:
