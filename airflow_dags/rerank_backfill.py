@@ -42,7 +42,7 @@ with DAG(
     params=PARAMS,
     doc_md=__doc__,
     tags=["lakerank"],
-):
+) as dag:
 
     @task
     def choose_dates() -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ with DAG(
     params=PARAMS,
     doc_md=__doc__,
     tags=["lakerank"],
-):
+) as dag:
     LakeJob(
         task_id="clean",
         names_run=False,
