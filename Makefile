@@ -24,6 +24,10 @@ test-s3:  ## run what touches storage against a real S3 server: Ceph's gateway, 
 	@$(python) tests/servers/radosgw.py --install
 	LAKERANK_TEST_S3=radosgw $(java) $(python) -m pytest -m s3 $(ARGS)
 
+test-faults:  ## kill drivers, workers and executors, fill disks, disturb the network: every fault test, an hour or less
+	@$(setup) dev
+	LAKERANK_TEST_FAULTS=1 $(java) $(python) -m pytest tests/faults $(ARGS)
+
 check:  ## formatting, lint, types and the layers between the rooms
 	@$(setup) dev
 	$(python) -m ruff format --check .

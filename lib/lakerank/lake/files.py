@@ -79,3 +79,7 @@ class Files(Protocol):
     def delete(self, uri: str) -> None:
         """Remove a file; FileNotFoundError is allowed when it is not there."""
         ...
+
+    def remove_empty_folders(self, folder: str) -> None:
+        """Remove folders below a folder in which there is nothing."""
+        ...

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -34,6 +35,8 @@ class LocalFiles:
 
     def walk(self, folder: str) -> list[StoredFile]:
         root, found = local_path(folder), []
+        if root.is_symlink():
+            return []
         for parent, _, files in os.walk(root):
             for name in files:
                 path = Path(parent) / name
@@ -85,20 +88,38 @@ class LocalFiles:
     def delete(self, uri: str) -> None:
         local_path(uri).unlink(missing_ok=True)
 
+    def remove_empty_folders(self, folder: str) -> None:
+        root = local_path(folder)
+        if root.is_symlink():
+            return
+        for parent, _, _ in os.walk(root, topdown=False):
+            with suppress(OSError):  # not empty
+                if Path(parent) != root:
+                    Path(parent).rmdir()
+
 
 @contextmanager
 def _finished_copy(target: Path, data: bytes) -> Iterator[Path]:
     """A hidden file beside the target that holds the data, safely on disk; removed at the end if still there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     copy = target.parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        with copy.open("xb") as stream:
+        with _new_file(copy) as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())  # or a crash could leave an empty file under a name that is never written again
         yield copy
     finally:
         copy.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> BinaryIO:
+    """A file opened for writing, and its folder: once more when that was empty and tidied away in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return path.open("xb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
 
 
 @contextmanager

@@ -147,6 +147,9 @@ class ObjectFiles:
         filesystem, path = self._locate(uri)
         filesystem.rm_file(path)
 
+    def remove_empty_folders(self, folder: str) -> None:
+        """An object store has no folders, only names."""
+
     def _writable(self, uri: str) -> tuple[Any, str]:
         if scheme(uri) not in _CREATE_ONLY:
             raise StorageError(

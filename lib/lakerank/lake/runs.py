@@ -37,6 +37,14 @@ class RunPaths:
         return join(self.folder, "plan")
 
     @property
+    def plan_file(self) -> str:
+        return join(self.plan, "plan.json")
+
+    @property
+    def started(self) -> str:
+        return join(self.folder, "started.json")
+
+    @property
     def manifest(self) -> str:
         return join(self.folder, "manifest.json")
 
@@ -69,6 +77,12 @@ def check_run_id(run_id: str) -> None:
         )
 
 
+def announce(storage: Storage, paths: RunPaths, scorer: str) -> None:
+    """Say that a job is about to plan or go on with a run, before it reads what others may want to delete."""
+    moment = datetime.now(UTC).isoformat(timespec="microseconds")
+    storage.replace(paths.started, _json_bytes({"run_id": paths.run_id, "scorer": scorer, "started_at": moment}))
+
+
 def write_manifest(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any]) -> bool:
     """Write what a run consists of, once; False when the run has a manifest already."""
     return storage.create(paths.manifest, _json_bytes(manifest))
@@ -76,7 +90,7 @@ def write_manifest(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any
 
 def read_manifest(storage: Storage, output: str, run_id: str) -> dict[str, Any] | None:
     """A run's manifest; None when it has none yet."""
-    return _read_json(storage, RunPaths(output, run_id).manifest)
+    return read_json(storage, RunPaths(output, run_id).manifest)
 
 
 def publish(storage: Storage, paths: RunPaths, published_at: str) -> bool:
@@ -109,7 +123,7 @@ def publish(storage: Storage, paths: RunPaths, published_at: str) -> bool:
 
 def current_run(storage: Storage, output: str) -> dict[str, Any] | None:
     """The pointer to the published run: run_id, manifest (relative to the output), published_at; None before any."""
-    return _read_json(storage, RunPaths(output, "").current)
+    return read_json(storage, RunPaths(output, "").current)
 
 
 def _order(pointer: Mapping[str, Any]) -> tuple[datetime, str]:
@@ -126,7 +140,7 @@ def _json_bytes(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def _read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
+def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
     """A JSON object in the lake; None when the file is not there."""
     try:
         value = json.loads(storage.read_bytes(uri))

@@ -147,6 +147,10 @@ class Storage:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
 
+    def remove_empty_folders(self, folder: str) -> None:
+        """Remove folders below a folder in which there is nothing; an object store has none."""
+        self._tried(folder, "tidied", lambda files: files.remove_empty_folders(folder))
+
     def check_writable(self, folder: str) -> None:
         """Try in a folder what the protocol rests on. A few requests: for the start of a job that writes.
 
@@ -163,7 +167,7 @@ class Storage:
                     "none (If-None-Match: *), so two jobs at once could tear a run; put lake.output on a store with "
                     "conditional writes (AWS, Ceph, MinIO, R2, …) or on local files"
                 )
-            if self.replace_if(probe, b"third", "0" * 32):
+            if not is_local(folder) and self.replace_if(probe, b"third", "0" * 32):
                 logger.warning(
                     "%s: the store writes over a file that has changed (If-Match is ignored): of two runs published in "
                     "the same second either may end up current",

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lakerank.errors import SchemaError
+from lakerank.fingerprint import fingerprint
 from lakerank.lake.failures import named
 from lakerank.lake.storage import FileInfo, Storage
 from lakerank.lake.uris import redacted
@@ -33,6 +34,11 @@ class Fragment:
     file: FileInfo
     row_groups: int
     rows: int
+
+
+def index_key(file: FileInfo) -> str:
+    """Name of what is kept about a file's content: a file that changes gets another, an unchanged one keeps it."""
+    return fingerprint({"uri": file.uri, "size": file.size, "version": file.version}, length=32)
 
 
 def check_columns(uri: str, found: pa.Schema, expected: pa.Schema) -> None:

@@ -17,10 +17,10 @@ from PIL import Image
 from pyspark.sql import DataFrame, SparkSession
 
 from lakerank.cost import Sizing, input_cost
-from lakerank.fingerprint import content_hash, fingerprint
+from lakerank.fingerprint import content_hash
 from lakerank.lake.blobs import check_unchanged
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import Fragment, parquet_bytes, read_table_file
+from lakerank.lake.tables import Fragment, index_key, parquet_bytes, read_table_file
 from lakerank.schemas import DOCUMENTS, QUERIES
 from lakerank.spark.frames import describe_job, gather, parallelism, scatter
 
@@ -89,9 +89,7 @@ def key_index(
 
 def _chunks(fragment: Fragment) -> Iterator[Chunk]:
     parts = max(1, min(fragment.row_groups, -(-fragment.file.size // CHUNK_BYTES)))
-    key = fingerprint(
-        {"uri": fragment.file.uri, "size": fragment.file.size, "version": fragment.file.version}, length=32
-    )
+    key = index_key(fragment.file)
     for part in range(parts):
         first, last = part * fragment.row_groups // parts, (part + 1) * fragment.row_groups // parts
         yield Chunk(fragment.file.uri, tuple(range(first, last)), f"{key}-{first:05d}.parquet")

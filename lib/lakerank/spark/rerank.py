@@ -12,7 +12,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from lakerank.errors import RunConflictError
-from lakerank.lake.runs import RunPaths, publish, read_manifest
+from lakerank.lake.runs import RunPaths, announce, publish, read_manifest
 from lakerank.lake.storage import Storage, join
 from lakerank.spark.plan import (
     Plan,
@@ -82,6 +82,7 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
     if published is not None:
         return published
     storage.check_writable(job.paths.output)
+    announce(storage, job.paths, job.scorer)
     plan = _planned(spark, storage, job, stages)
     # Bounds and thresholds may differ from those of an earlier attempt: the file says what the last one went by.
     storage.replace(job.paths.config, job.config_yaml.encode())

@@ -1,0 +1,352 @@
+"""What is cleaned away is needed by nothing: no kept run, no run under way, no next run that could reuse a score."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lakerank.errors import StorageError
+from lakerank.lake.garbage import Survey, delete, describe, survey
+from lakerank.lake.retention import Retention
+from lakerank.lake.runs import RunPaths, announce, current_run, publish, read_manifest, write_manifest
+from lakerank.lake.score_files import finished_units, read_unit, unit_address, unit_name, write_unit
+from lakerank.lake.storage import Storage, join
+from lakerank.lake.tables import index_key, parquet_bytes
+from lakerank.schemas import SCORES
+
+DAY = 86400.0
+NOW = time.time()
+LATER = NOW + 30 * DAY  # for stores whose files cannot be made to look old
+NO_TABLES: dict[str, str] = {}
+
+
+def write_scores(storage: Storage, output: str, scorer: str, pairs: Iterable[int], reason: str | None = None) -> str:
+    """A unit file with scores of some pairs, which are numbered."""
+    keys = [(f"q{pair}", f"d{pair}", f"hq{pair}", f"hd{pair}") for pair in sorted(pairs)]
+    names = ("query_id", "doc_id", "query_hash", "doc_hash")
+    result = {"logit": None if reason else 1.0, "reason": reason}
+    rows = [dict(zip(names, key, strict=True)) | result for key in keys]
+    unit = unit_name([*keys, (reason or "", "", "", "")])
+    write_unit(storage, output, scorer, unit, pa.Table.from_pylist(rows, schema=SCORES))
+    return unit
+
+
+def write_run(
+    storage: Storage, output: str, run_id: str, units: list[str], reused: list[str] = [], scorer: str = "f1",  # noqa: B006
+    published: float | None = NOW,
+) -> RunPaths:  # fmt: skip
+    """A run as the job leaves it: published at a moment, or without a manifest."""
+    paths = RunPaths(output, run_id)
+    announce(storage, paths, scorer)
+    plan = {"attempt": "aa00", "scorer": scorer, "units": units, "reused_units": reused}
+    storage.replace(paths.plan_file, json_bytes(plan))
+    for name in ("pairs/part-0.parquet", "units/u.parquet"):
+        storage.replace(join(paths.plan, "aa00", name), b"x")
+    storage.replace(join(paths.ranked, "part-00000.parquet"), b"ranked")
+    storage.replace(join(paths.rejected, "part-00000.parquet"), b"rejected")
+    if published is not None:
+        moment = datetime.fromtimestamp(published, UTC).isoformat()
+        files = [{"file": "part-00000.parquet", "rows": 1}]
+        manifest = {"run_id": run_id, "published_at": moment, "scorer": scorer, "plan": {"attempt": "aa00"}}
+        manifest |= {"units": units, "reused_units": reused, "ranked_files": files, "rejected_files": files}
+        write_manifest(storage, paths, manifest)
+        publish(storage, paths, moment)
+    return paths
+
+
+def json_bytes(value: object) -> bytes:
+    import json
+
+    return json.dumps(value).encode()
+
+
+def look(
+    storage: Storage, output: str, now: float = LATER, scorers: Iterable[str] | None = ("f1",), **keep: float
+) -> Survey:
+    return survey(storage, output, Retention(**({"keep_runs": 2} | keep)), scorers, NO_TABLES, now)  # type: ignore[arg-type]
+
+
+def whys(found: Survey, output: str) -> dict[str, str]:
+    return {item.file.uri.removeprefix(output + "/"): item.why for item in found.garbage}
+
+
+@pytest.fixture
+def output(empty_folder: str) -> str:
+    return join(empty_folder, "out")
+
+
+def test_old_runs_go_and_the_current_and_latest_stay(storage: Storage, output: str) -> None:
+    units = [write_scores(storage, output, "f1", [number]) for number in range(4)]
+    runs = [write_run(storage, output, f"r{n}", [units[n]], published=NOW - (9 - n) * DAY) for n in range(4)]
+    storage.replace(join(output, "notes.txt"), b"mine")
+    storage.replace(join(output, "exports/r0/part.parquet"), b"another job's")
+    found = look(storage, output)
+    assert {run.run_id for run in found.runs if run.kept} == {"r2", "r3"}
+    assert set(whys(found, output).values()) == {"old run"}
+    assert {uri.split("/")[1].removeprefix("run_id=") for uri in whys(found, output)} == {"r0", "r1"}
+    before = {file.uri for file in storage.walk(output)}
+    gone: list[str] = []
+    assert delete(storage, output, found, lambda item: gone.append(item.file.uri))
+    assert {file.uri for file in storage.walk(output)} == before - set(gone)
+    assert gone[0] in {run.manifest for run in runs[:2]}, "manifests first: none may name what is gone"
+    assert storage.list_names(join(output, "ranked")) == ["run_id=r2", "run_id=r3"]
+    assert finished_units(storage, output, "f1") == set(units), "the next run may want those scores again"
+    assert look(storage, output).garbage == ()
+
+
+def test_days_keep_more_runs_than_numbers(storage: Storage, output: str) -> None:
+    for number in range(4):
+        write_run(storage, output, f"r{number}", [], published=NOW - (9 - number) * DAY)
+    kept = {run.run_id for run in look(storage, output, now=NOW, keep_runs=1, keep_s=7.5 * DAY).runs if run.kept}
+    assert kept == {"r2", "r3"}
+
+
+def test_the_current_run_stays_however_old(storage: Storage, output: str) -> None:
+    write_run(storage, output, "current", [], published=NOW)
+    for name in ("r1", "r2"):  # later by their manifests, but a failure came before the pointer
+        moment = datetime.fromtimestamp(NOW + DAY, UTC).isoformat()
+        paths = write_run(storage, output, name, [], published=None)
+        fields = {
+            "units": [],
+            "reused_units": [],
+            "ranked_files": [],
+            "rejected_files": [],
+            "plan": {"attempt": "aa00"},
+        }
+        write_manifest(storage, paths, {"run_id": name, "published_at": moment, "scorer": "f1"} | fields)
+    assert {run.run_id for run in look(storage, output).runs if run.kept} == {"current", "r1", "r2"}
+
+
+def test_scores_of_models_that_no_kept_run_uses_go(storage: Storage, output: str) -> None:
+    old, used, configured = (write_scores(storage, output, scorer, [1]) for scorer in ("f0", "f1", "f2"))
+    write_run(storage, output, "r1", [used])
+    found = look(storage, output, scorers=["f2"])
+    assert whys(found, output) == {f"scores/scorer=f0/{old}.parquet": "old scorer"}
+    assert look(storage, output, scorers=None).garbage == (), "the config's model is unknown"
+    assert configured in finished_units(storage, output, "f2")
+
+
+def test_a_unit_goes_when_all_its_scores_stand_elsewhere(storage: Storage, output: str) -> None:
+    named = write_scores(storage, output, "f1", [1, 2, 3])
+    part, lonely, gone = (write_scores(storage, output, "f1", pairs) for pairs in ([2, 3], [3, 4], [7]))
+    twins = [write_scores(storage, output, "f1", [4, 7, extra]) for extra in (8, 9)]
+    tried = write_scores(storage, output, "f1", [5], reason="out_of_memory")
+    lasting = write_scores(storage, output, "f1", [6], reason="image_undecodable")
+    torn = write_scores(storage, output, "f1", [10])
+    storage.replace(unit_address(output, "f1", torn), b"PAR1")
+    write_run(storage, output, "r1", [named])
+    reasons = {
+        uri.rpartition("/")[2].removesuffix(".parquet"): why for uri, why in whys(look(storage, output), output).items()
+    }
+    assert reasons[part] == reasons[tried] == "superseded scores"
+    assert reasons[torn] == "torn scores"
+    assert not reasons.keys() & {named, lasting, *twins}
+    kept = {named, lonely, gone, *twins} - reasons.keys()
+    pairs = {row for unit in kept for row in read_unit(storage, output, "f1", unit)["query_id"].to_pylist()}
+    assert pairs == {f"q{pair}" for pair in (1, 2, 3, 4, 7, 8, 9)}
+
+
+def test_a_run_under_way_keeps_everything_it_may_need(storage: Storage, output: str) -> None:
+    unit = write_scores(storage, output, "f0", [1])
+    write_run(storage, output, "r1", [], published=NOW)
+    write_run(storage, output, "running", [], [unit], scorer="f0", published=None)
+    storage.replace(join(output, "index/documents", f"{'0' * 32}-00000.parquet"), b"of a file just replaced")
+    assert look(storage, output, now=NOW + DAY).garbage == ()
+    found = whys(look(storage, output, now=NOW + 3 * DAY), output)
+    assert {"unfinished run", "old scorer", "stale index"} == set(found.values())
+
+
+def test_a_run_that_has_only_announced_itself_keeps_all_scores(storage: Storage, output: str) -> None:
+    write_scores(storage, output, "f0", [1])
+    storage.replace(join(output, "runs/new/config.yaml"), b"")
+    assert [item.why for item in look(storage, output, now=NOW + DAY).garbage] == []
+
+
+def test_long_scoring_is_no_sign_of_death(tmp_path: Path) -> None:
+    storage, output = Storage(), str(tmp_path)
+    unit = write_scores(storage, output, "f1", [1])
+    write_run(storage, output, "slow", [unit, "not yet"], published=None)
+    age(tmp_path, 10 * DAY)
+    assert {run.run_id for run in look(storage, output, now=NOW).runs if run.kept} == set()
+    os.utime(unit_address(output, "f1", unit), (NOW - 60, NOW - 60))
+    assert {run.run_id for run in look(storage, output, now=NOW).runs if run.kept} == {"slow"}
+
+
+def age(folder: Path, seconds: float) -> None:
+    for path in folder.rglob("*"):
+        os.utime(path, (NOW - seconds, NOW - seconds), follow_symlinks=False)
+
+
+def test_orphans_and_temporary_files_go_when_they_are_old(storage: Storage, output: str) -> None:
+    paths = write_run(storage, output, "r1", [])
+    orphans = [join(paths.plan, "bb11/units/u.parquet"), join(paths.ranked, "part-00009.parquet")]
+    temporary = [join(paths.ranked, f".{'a' * 32}.tmp"), join(output, "runs/.lakerank-probe-1")]
+    others = [
+        join(paths.folder, "report.html"),
+        join(paths.plan, "scoring.json"),
+        join(output, "scores/scorer=f1/.keep"),
+    ]
+    for uri in orphans + temporary + others:
+        storage.replace(uri, b"x")
+    assert look(storage, output, now=NOW + DAY).garbage == ()
+    found = {item.file.uri: item.why for item in look(storage, output).garbage}
+    assert found == dict.fromkeys(orphans, "orphan") | dict.fromkeys(temporary, "temporary file")
+
+
+def test_the_index_of_files_that_are_gone_goes(storage: Storage, output: str, empty_folder: str) -> None:
+    table = join(empty_folder, "documents/a.parquet")
+    storage.replace(table, parquet_bytes(pa.table({"x": [1]}), 1))
+    stale = index_key(storage.list_parquet(table)[0])
+    storage.replace(table, parquet_bytes(pa.table({"x": [1, 2]}), 1))
+    current = index_key(storage.list_parquet(table)[0])
+    for key in (stale, current):
+        storage.create(join(output, "index/documents", f"{key}-00000.parquet"), b"x")
+    tables = {"documents": join(empty_folder, "documents")}
+    found = survey(storage, output, Retention(), ["f1"], tables, LATER)
+    assert whys(found, output) == {f"index/documents/{stale}-00000.parquet": "stale index"}
+
+
+def test_a_job_that_starts_meanwhile_stops_the_deleting(storage: Storage, output: str) -> None:
+    for number in range(4):
+        write_run(storage, output, f"r{number}", [], published=NOW - (9 - number) * DAY)
+    found = look(storage, output)
+    announce(storage, RunPaths(output, "new"), "f1")
+    before = storage.walk(output)
+    assert not delete(storage, output, found, lambda _: None)
+    assert storage.walk(output) == before
+
+
+def test_what_another_version_wrote_stops_everything(storage: Storage, output: str) -> None:
+    paths = write_run(storage, output, "r1", [], published=None)
+    write_manifest(storage, paths, {"run_id": "r1", "published_at": "2026-01-01T00:00:00Z", "scorer": "f1"})
+    with pytest.raises(
+        StorageError, match=r"runs/r1/manifest\.json: does not say what its run needs.*nothing can be deleted"
+    ):
+        look(storage, output)
+
+
+def test_nothing_is_followed_out_of_the_folder(tmp_path: Path) -> None:
+    storage, output = Storage(), str(tmp_path / "out")
+    outside = tmp_path / "elsewhere"
+    write_run(storage, str(outside), "far", [], published=None)
+    write_run(storage, output, "near", [], published=None)
+    (tmp_path / "out/runs/linked").symlink_to(outside / "runs/far")
+    (tmp_path / "out/ranked/run_id=linked").symlink_to(outside / "ranked/run_id=far")
+    (tmp_path / "out/scores").symlink_to(outside)
+    (tmp_path / "out/ranked/run_id=near/..parquet").write_bytes(b"x")
+    (tmp_path / "out/ranked/run_id=near/link.parquet").symlink_to(outside / "runs/far/plan/plan.json")
+    age(tmp_path, 10 * DAY)
+    before = sorted(outside.rglob("*"))
+    found = look(storage, output, now=NOW)
+    assert all(Path(item.file.uri).is_relative_to(output) for item in found.garbage)
+    assert delete(storage, output, found, lambda _: None)
+    assert sorted(outside.rglob("*")) == before
+    assert not (tmp_path / "out/runs/near").exists()
+    assert (tmp_path / "out/ranked").is_dir()
+
+
+def test_a_pointer_or_manifest_cannot_lead_outside(tmp_path: Path) -> None:
+    storage, output = Storage(), str(tmp_path / "out")
+    (tmp_path / "precious.parquet").write_bytes(b"x")
+    paths = write_run(storage, output, "r1", ["../../precious"], ["/etc/passwd"], published=None)
+    files = [{"file": "../../../precious.parquet", "rows": 1}]
+    manifest = {
+        "run_id": "../r1",
+        "published_at": "2026-01-01T00:00:00Z",
+        "scorer": "../..",
+        "plan": {"attempt": "../.."},
+    }
+    manifest |= {"units": ["../../precious"], "reused_units": [], "ranked_files": files, "rejected_files": files}
+    write_manifest(storage, paths, manifest)
+    storage.replace(
+        paths.current, json_bytes({"run_id": "../../x", "manifest": "", "published_at": "2026-01-01T00:00:00Z"})
+    )
+    age(tmp_path, 10 * DAY)
+    assert delete(storage, output, look(storage, output, now=NOW), lambda _: None)
+    assert (tmp_path / "precious.parquet").exists()
+
+
+def test_the_list_is_summed_up_by_reason_and_folder(storage: Storage, output: str) -> None:
+    for number in range(3):
+        write_run(storage, output, f"r{number}", [], published=NOW - (9 - number) * DAY)
+    lines = list(describe(output, look(storage, output).garbage))
+    assert [line.split(":")[0].split() for line in lines] == [
+        ["old", "run", "ranked/run_id=r0"], ["old", "run", "rejected/run_id=r0"], ["old", "run", "runs/r0"],
+    ]  # fmt: skip
+    assert lines[0].endswith("1 file, 6 bytes")
+
+
+@dataclass
+class Made:
+    """A random lake: which pairs each run's units hold, and how old everything is."""
+
+    units: list[tuple[str, frozenset[int], float]] = field(default_factory=list)
+    runs: list[tuple[bool, float, str, tuple[int, ...]]] = field(default_factory=list)
+
+
+UNITS = st.tuples(
+    st.sampled_from(["f1", "f2"]), st.frozensets(st.integers(0, 9), min_size=1, max_size=4), st.floats(0, 6)
+)
+RUNS = st.tuples(st.booleans(), st.floats(0, 9), st.sampled_from(["f1", "f2"]), st.lists(st.integers(0, 5), max_size=3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(UNITS, max_size=6), st.lists(RUNS, max_size=5), st.integers(1, 3))
+def test_after_cleaning_kept_runs_are_whole_and_no_score_is_missed(
+    units: list[tuple[str, frozenset[int], float]], runs: list[tuple[bool, float, str, list[int]]], keep: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        storage, output = Storage(), folder
+        names = [write_scores(storage, output, scorer, pairs) for scorer, pairs, _ in units]
+        for (scorer, _, days), name in zip(units, names, strict=True):
+            os.utime(unit_address(output, scorer, name), (NOW - days * DAY,) * 2)
+        for number, (published, days, scorer, wanted) in enumerate(runs):
+            own = sorted({names[i] for i in wanted if i < len(units) and units[i][0] == scorer})
+            paths = write_run(
+                storage, output, f"r{number}", own[:1], own[1:], scorer, NOW - days * DAY if published else None
+            )
+            for place in (paths.folder, paths.ranked, paths.rejected):
+                age(Path(place), days * DAY)
+        found = look(storage, output, now=NOW, scorers=["f1"], keep_runs=keep)
+        held = {(scorer, pair) for (scorer, pairs, _) in units for pair in pairs}
+        assert delete(storage, output, found, lambda _: None)
+
+        kept = {run.run_id for run in found.runs if run.kept}
+        manifests = {f"r{n}": read_manifest(storage, output, f"r{n}") for n in range(len(runs))}
+        assert {run_id for run_id, manifest in manifests.items() if manifest} == {
+            run.run_id for run in found.runs if run.kept and run.published
+        }
+        assert len(kept) >= min(keep, sum(published for published, *_ in runs))
+        scorers = {"f1"}
+        for number, (published, days, scorer, wanted) in enumerate(runs):
+            paths = RunPaths(output, f"r{number}")
+            if not published and days < 1.9:
+                assert paths.run_id in kept, "it may be running"
+            if paths.run_id not in kept:
+                assert storage.walk(paths.folder) == storage.walk(paths.ranked) == []
+                continue
+            scorers.add(scorer)
+            assert storage.exists(join(paths.ranked, "part-00000.parquet"))
+            assert storage.exists(join(paths.plan, "aa00/units/u.parquet"))
+            for unit in {names[i] for i in wanted if i < len(units) and units[i][0] == scorer}:
+                assert read_unit(storage, output, scorer, unit).num_rows
+        current = current_run(storage, output)
+        assert current is None or current["run_id"] in kept
+        left = {
+            (scorer, int(pair.removeprefix("q")))
+            for scorer in ("f1", "f2")
+            for unit in finished_units(storage, output, scorer)
+            for pair in read_unit(storage, output, scorer, unit)["query_id"].to_pylist()
+        }
+        assert {pair for pair in held if pair[0] in scorers} <= left
+        assert look(storage, output, now=NOW, scorers=["f1"], keep_runs=keep).garbage == ()

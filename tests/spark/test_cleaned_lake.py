@@ -1,0 +1,37 @@
+"""A lake that was cleaned: its kept runs are whole, and the next run uses the scores that are there."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from lakerank.lake.garbage import delete, survey
+from lakerank.lake.retention import Retention
+from lakerank.spark.rerank import run
+
+pytestmark = pytest.mark.spark
+
+
+def test_the_next_run_of_a_cleaned_lake_scores_nothing_again(spark, storage, lake):
+    run(spark, storage, lake.job("old", scorer="f00c"))
+    run(spark, storage, lake.job("r1"))
+    lake.write(
+        "documents", [{"doc_id": f"d{i:02}", "text": f"changed {i}" if i < 3 else f"document {i}"} for i in range(30)]
+    )
+    run(spark, storage, lake.job("r2"))
+    kept = lake.ranked_bytes("r2")
+    output = str(lake.folder / "out")
+    tables = {name: str(lake.folder / f"{name}.parquet") for name in ("documents", "queries")}
+    later = time.time() + 30 * 86400
+    found = survey(storage, output, Retention(keep_runs=1), ["f00d"], tables, later)
+    reasons = {item.why for item in found.garbage}
+    assert reasons == {"old run", "old scorer", "stale index"}, "and the index of the tables as they are stays"
+    assert delete(storage, output, found, lambda _: None)
+    assert lake.ranked_bytes("r2") == kept
+    assert run(spark, storage, lake.job("r2"))["published"] is True
+    again = run(spark, storage, lake.job("r3"))
+    assert (again["reused"], again["new"], again["published"]) == (240, 0, True)
+    assert lake.ranked_bytes("r3") == kept
+    lake.write("documents", [{"doc_id": f"d{i:02}", "text": f"document {i}"} for i in range(30)])
+    assert run(spark, storage, lake.job("r4"))["reused"] == 240, "scores of contents that come back are there too"
