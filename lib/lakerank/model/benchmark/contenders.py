@@ -1,0 +1,143 @@
+"""Those who score the same groups on the same weights, each with what its run took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lakerank.model.benchmark.arithmetic import whole_pair
+from lakerank.model.benchmark.cross_encoder import load_cross_encoder
+from lakerank.model.benchmark.runs import Contender, Run
+from lakerank.model.benchmark.workloads import pairs_of
+from lakerank.model.flops import Flops, count_flops
+from lakerank.model.reference import PublishedLoop
+from lakerank.model.rerankers import DocumentMajorReranker, load_reranker
+from lakerank.model.work import Work
+from lakerank.records import DocumentGroup, ScoredPair
+
+REPRODUCIBLE, FAST, PUBLISHED, CROSS_ENCODER = NAMES = ("lakerank", "lakerank fast", "published loop", "CrossEncoder")
+
+
+class DocumentMajor:
+    """This project's reranker."""
+
+    def __init__(self, name: str, reranker: DocumentMajorReranker) -> None:
+        self.name = name
+        self.reranker = reranker
+
+    def run(self, groups: Sequence[DocumentGroup]) -> Run:
+        """Score every pair once; rejects count as no pair."""
+        before = replace(self.reranker.work)
+        started = time.perf_counter()
+        results = list(self.reranker.score_groups(groups))
+        seconds = time.perf_counter() - started
+        work = self.reranker.work - before
+        scored = [result for result in results if isinstance(result, ScoredPair)]
+        logits = {(one.query_id, one.doc_id): one.logit for one in scored}
+        return Run(seconds, len(scored), work.computed, work.padding, work.flops, _stages(work, seconds), logits)
+
+
+def _stages(work: Work, seconds: float) -> dict[str, float]:
+    device = {"vision": work.vision_s, "prefix": work.prefix_s, "suffix": work.suffix_s}
+    rest = max(0.0, seconds - work.wait_s - sum(device.values()))
+    return {"decode": work.decode_s, "tokenise": work.tokenise_s, **device, "wait": work.wait_s, "rest": rest}
+
+
+class PairByPair:
+    """The published loop, counted from outside by hooks on its network."""
+
+    name = PUBLISHED
+
+    def __init__(self, loop: PublishedLoop, flops: Flops) -> None:
+        self._loop = loop
+        self._flops = flops
+        self._calls = _Calls()
+        self._calls.watch(loop._network)
+
+    def run(self, groups: Sequence[DocumentGroup]) -> Run:
+        """Score every pair once, in the published batches."""
+        pairs = pairs_of(groups)
+        self._calls.clear()
+        started = time.perf_counter()
+        logits = self._loop.logits(pairs)
+        seconds = time.perf_counter() - started
+        lengths = [length for mask in self._calls.masks for length in mask.sum(dim=1).tolist()]
+        patches = [int(grid.prod()) for grids in self._calls.grids for grid in grids]
+        tokens = sum(mask.numel() for mask in self._calls.masks)
+        needed = sum(self._flops.vision(count) for count in patches) + sum(whole_pair(self._flops, n) for n in lengths)
+        found = {
+            (query.query_id, document.doc_id): float(x) for (query, document), x in zip(pairs, logits, strict=True)
+        }
+        return Run(seconds, len(pairs), tokens, tokens - sum(lengths), needed, self._calls.stages(seconds), found)
+
+
+class _Calls:
+    """What a network was called with, and on a CPU how long it took."""
+
+    def __init__(self) -> None:
+        self.masks: list[Tensor] = []
+        self.grids: list[Tensor] = []
+        self._seconds = {"vision": 0.0, "language": 0.0}
+        self._started = 0.0
+
+    def watch(self, network: Any) -> None:
+        """Count every call of the vision encoder and of the language model from now on."""
+        parts = {"vision": network.model.visual, "language": network.model.language_model}
+        self._timed = next(network.parameters()).device.type == "cpu"
+        for name, module in parts.items():
+            module.register_forward_pre_hook(self._before, with_kwargs=True)
+            module.register_forward_hook(self._after(name))
+
+    def clear(self) -> None:
+        """Forget every call."""
+        self.masks.clear()
+        self.grids.clear()
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+
+    def stages(self, seconds: float) -> dict[str, float]:
+        """Seconds by stage; on a GPU, where calls return before they are done, none."""
+        if not self._timed:
+            return {}
+        return {**self._seconds, "rest": max(0.0, seconds - sum(self._seconds.values()))}
+
+    def _before(self, _: Any, __: Any, kwargs: dict[str, Any]) -> None:
+        if "attention_mask" in kwargs:
+            self.masks.append(kwargs["attention_mask"])
+        if "grid_thw" in kwargs:
+            self.grids.append(kwargs["grid_thw"])
+        self._started = time.perf_counter()
+
+    def _after(self, name: str) -> Any:
+        def add(*_: Any) -> None:
+            self._seconds[name] += time.perf_counter() - self._started
+
+        return add
+
+
+def published_loop(checkpoint: str, dtype: str, device: str, threads: int) -> PublishedLoop:
+    """The published loop on so many of torch's threads, for the whole process."""
+    torch.set_num_threads(threads)
+    return PublishedLoop(checkpoint, dtype=dtype, device=device)
+
+
+def load(name: str, checkpoint: str, dtype: str, device: str, host_threads: int) -> Contender:
+    """A contender with its weights on the device.
+
+    Raises:
+        CannotRun: it cannot load these weights; says why.
+        CheckpointError: nobody can.
+    """
+    if name in (REPRODUCIBLE, FAST):
+        reranker = load_reranker(
+            checkpoint, dtype=dtype, device=device, host_threads=host_threads, reproducible=name == REPRODUCIBLE
+        )
+        return DocumentMajor(name, reranker)
+    if name == PUBLISHED:
+        loop = PublishedLoop(checkpoint, dtype=dtype, device=device)
+        return PairByPair(loop, count_flops(loop._network.config))
+    return load_cross_encoder(name, checkpoint, dtype, device)

@@ -1,0 +1,63 @@
+"""A benchmark's result as a picture: how far ahead by k, measured and predicted, and where our time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lakerank.errors import DependencyError
+from lakerank.model.benchmark.benchmark import Result
+from lakerank.model.benchmark.contenders import REPRODUCIBLE
+from lakerank.model.benchmark.figures import Figure, Prediction
+
+_STAGES = ("vision", "prefix", "suffix", "wait", "rest")
+_COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#9c6b4e")
+
+
+def draw(result: Result, file: Path) -> None:
+    """Write a PNG.
+
+    Raises:
+        DependencyError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as Picture
+    except ImportError as error:
+        raise DependencyError(f"{error}: pip install 'lakerank[report]'") from error
+    picture = Picture(figsize=(11, 4.2), layout="constrained")
+    left, right = picture.subplots(1, 2)
+    for number, workload in enumerate(result.request.workloads):
+        cells = sorted((one for one in result.predictions if one.workload == workload), key=lambda one: one.k)
+        _lines(left, workload, cells, _COLOURS[number % len(_COLOURS)])
+    left.axhline(1, color="grey", linewidth=0.8)
+    left.set(xscale="log", yscale="log", xlabel="queries a document", ylabel="pairs/s over the published loop")
+    left.set_xticks(result.request.ks, [str(k) for k in result.request.ks], minor=False)
+    left.legend(frameon=False, title="dashed: predicted by operations")
+    ours = [one for one in result.figures if isinstance(one, Figure) and one.contender == REPRODUCIBLE]
+    _bars(right, ours)
+    picture.suptitle(
+        f"{result.parameters / 1e6:.0f} M parameters, {result.request.dtype}, {result.machine['device']}, "
+        f"{result.request.threads} threads",
+        fontsize=10,
+    )
+    FigureCanvasAgg(picture).print_png(file)
+
+
+def _lines(axes: object, workload: str, cells: Sequence[Prediction], colour: str) -> None:
+    measured = [(one.k, one.ratio) for one in cells if one.ratio is not None]
+    predicted = [(one.k, one.predicted_ratio) for one in cells if one.predicted_ratio is not None]
+    for points, style, label in ((measured, "o-", workload), (predicted, "--", None)):
+        axes.plot([k for k, _ in points], [ratio for _, ratio in points], style, color=colour, label=label)  # type: ignore[attr-defined]
+
+
+def _bars(axes: object, ours: Sequence[Figure]) -> None:
+    names = [f"{one.workload}, k = {one.k}" for one in ours]
+    start = [0.0] * len(ours)
+    for stage, colour in zip(_STAGES, _COLOURS, strict=True):
+        shares = [one.shares.get(stage, 0.0) for one in ours]
+        axes.barh(names, shares, left=start, color=colour, label=stage)  # type: ignore[attr-defined]
+        start = [before + share for before, share in zip(start, shares, strict=True)]
+    axes.invert_yaxis()  # type: ignore[attr-defined]
+    axes.set(xlim=(0, 1), xlabel=f"share of wall time, {REPRODUCIBLE}")  # type: ignore[attr-defined]
+    axes.legend(frameon=False, ncols=len(_STAGES), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))  # type: ignore[attr-defined]
