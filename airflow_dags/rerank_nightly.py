@@ -25,8 +25,10 @@ from datetime import UTC, datetime, timedelta
 from airflow.sdk import DAG, Param, get_current_context, task
 
 from lake_tasks.alerts import alert
+from lake_tasks.exports import export_arguments
 from lake_tasks.lake_job import LakeJob
-from lake_tasks.settings import PUBLISHED, Settings
+from lake_tasks.run_names import moment_of, run_name
+from lake_tasks.settings import EXPORTED, PUBLISHED, Settings
 
 settings = Settings.read()
 
@@ -95,18 +97,18 @@ with DAG(
         **settings.job("evaluate"),
     )
 
-    @task(trigger_rule="none_failed")
+    @task(trigger_rule="none_failed", inlets=[EXPORTED])
     def choose_exports() -> list[list[str]]:
         """The command line's part of each export that the run's Params ask for."""
-        wanted = get_current_context()["params"]["exports"]
-        return [
-            [word for name, value in export.items() for word in (f"--{name}", str(value)) if value is not None]
-            for export in wanted
-        ]
+        context = get_current_context()
+        run_id = run_name(moment_of(context["dag_run"], context["params"], settings.timezone))
+        exported = [event.extra for event in context["inlet_events"][EXPORTED]]
+        return [export_arguments(export, run_id, exported) for export in context["params"]["exports"]]
 
     exports = choose_exports()
     export = LakeJob.partial(
         task_id="export",
+        outlets=[EXPORTED],
         execution_timeout=settings.timeout("export"),
         **settings.job("export"),
     ).expand(arguments=exports)

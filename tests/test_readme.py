@@ -241,10 +241,11 @@ def test_every_dependency_is_pinned_once() -> None:
 
 
 @pytest.mark.spark
-def test_gpu_properties_pass_the_jobs_own_check() -> None:
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("spark-*.conf")), ids=lambda path: path.name)
+def test_gpu_properties_pass_the_jobs_own_check(path: Path) -> None:
     from lakerank.spark.session import check
 
-    lines = (ROOT / "conf" / "spark-gpu.conf").read_text().splitlines()
+    lines = path.read_text().splitlines()
     properties = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
     assert properties["spark.executor.resource.gpu.amount"] == "1"
     check(properties)

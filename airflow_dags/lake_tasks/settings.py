@@ -16,6 +16,8 @@ from lake_tasks.places import below
 CANDIDATES = Asset("lakerank_candidates")
 #: Emitted when a run is published, with the run's id and counts.
 PUBLISHED = Asset("lakerank_published")
+#: Updated by each export, with the export's summary in the event.
+EXPORTED = Asset("lakerank_exported")
 
 VARIABLE = "lakerank"
 

@@ -33,7 +33,7 @@ for name in ("rerank_nightly", "rerank_backfill", "rerank_clean"):
             task.task_id: {
                 "downstream": sorted(task.downstream_task_ids), "pool": task.pool, "retries": task.retries,
                 "backoff": bool(task.retry_exponential_backoff), "timeout": bool(task.execution_timeout),
-                "alerts": bool(task.on_failure_callback), "outlets": [asset.name for asset in task.outlets],
+                "alerts": bool(task.on_failure_callback), "outlets": [asset.name for asset in task.outlets or []],
                 "connection": getattr(task, "_conn_id", None) or getattr(task, "partial_kwargs", {}).get("conn_id"),
                 "links": [link.name for link in task.operator_extra_links],
             } for task in dag.tasks
@@ -105,12 +105,13 @@ def test_every_job_is_tried_again_bounded_in_time_and_reported(dags: dict[str, A
 def test_assets_come_in_and_go_out(dags: dict[str, Any]) -> None:
     assert dags["rerank_nightly"]["schedule"] == "AssetOrTimeSchedule"
     outlets = {name: task["outlets"] for name, task in dags["rerank_nightly"]["tasks"].items() if task["outlets"]}
-    assert outlets == {"audit_and_publish": ["lakerank_published"]}
+    assert outlets == {"audit_and_publish": ["lakerank_published"], "export": ["lakerank_exported"]}
 
 
 LOGIC = """
 from datetime import datetime, UTC
 from types import SimpleNamespace as Record
+from lake_tasks.exports import export_arguments
 from lake_tasks.run_names import filled, moment_of, moments, run_name
 from lake_tasks.settings import Settings
 from lake_tasks.summaries import final_fault, last_json_line, read_summary
@@ -127,7 +128,11 @@ def fault(given):
     except ValueError as error:
         return str(error)
 
+past = [{"format": "csv", "run_id": "r1"}, {"format": "trec-run", "run_id": "r2"}, {"format": "csv", "run_id": "r3"}]
+wanted = {"format": "csv", "to": "s3://feeds/{run_id}", "since": "last", "depth": None}
+
 result = {
+    "exports": [export_arguments(wanted, run, past) for run in ("r4", "r3", "r1")],
     "names": [name(dated), name(landed), name(dated, "2026-01-30"), name(dated, zone="Europe/Berlin"),
               name(dated, "2026-01-31T00:00:00+01:00", "Europe/Berlin")],
     "filled": filled("a={date} b={run_id} c={x: 1}", moment_of(dated, {}, "UTC")),
@@ -162,6 +167,11 @@ def test_run_is_named_after_its_moment(logic: dict[str, Any]) -> None:
         "2026-01-31",
     ]
     assert logic["filled"] == "a=2026-01-31 b=2026-01-31T020000 c={x: 1}"
+
+
+def test_changes_are_exported_since_the_formats_own_last_export(logic: dict[str, Any]) -> None:
+    to = ["--format", "csv", "--to", "s3://feeds/{run_id}"]
+    assert logic["exports"] == [[*to, "--since", "r3"], [*to, "--since", "r1"], to]
 
 
 def test_backfill_meets_the_schedule_also_when_clocks_change(logic: dict[str, Any]) -> None:
