@@ -4,10 +4,10 @@ python := .venv/bin/python
 java := JAVA_HOME="$$PWD/.venv/java"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 test-faults check format clean distclean
+.PHONY: help demo test test-s3 test-faults test-airflow check format clean distclean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo:  ## rerank the bundled lake and show the lists before and after
 	@$(setup) demo
@@ -28,6 +28,11 @@ test-faults:  ## kill drivers, workers and executors, fill disks, disturb the ne
 	@$(setup) dev
 	LAKERANK_TEST_FAULTS=1 $(java) $(python) -m pytest tests/faults $(ARGS)
 
+test-airflow:  ## the DAGs under a real scheduler, with killed tasks, a failed audit and a backfill
+	@$(setup) dev
+	@$(setup) airflow
+	$(java) $(python) -m pytest tests/airflow_dags/scheduler.py $(ARGS)
+
 check:  ## formatting, lint, types and the layers between the rooms
 	@$(setup) dev
 	$(python) -m ruff format --check .
@@ -43,5 +48,5 @@ format:  ## rewrite files as `make check` wants them
 clean:  ## remove output and caches
 	rm -rf out build dist spark-warehouse metastore_db derby.log .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-distclean: clean  ## remove .venv as well
-	rm -rf .venv
+distclean: clean  ## remove .venv and .venv-airflow as well
+	rm -rf .venv .venv-airflow
