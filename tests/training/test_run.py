@@ -140,7 +140,9 @@ def unmerged_logit(checkpoint: Path, adapter: Path) -> np.ndarray:
     ids += [*tokenizer.encode("**Query**:\nred square", add_special_tokens=False).ids, 100]
     positions = torch.from_numpy(text_positions(0, len(ids))).unsqueeze(1)
     with torch.no_grad():
-        hidden = adapted.whole(adapted.embed(torch.tensor([ids])), positions)[:, -1]
+        decoder = adapted.model.language_model
+        embeds = decoder.embed_tokens(torch.tensor([ids]))
+        hidden = decoder(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state[:, -1]
         logits: np.ndarray = adapted.score(hidden).squeeze(-1).numpy()
     return logits
 

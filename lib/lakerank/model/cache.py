@@ -43,6 +43,18 @@ class BoundedCache(Generic[T]):
         self._keep(key, value)
         return value
 
+    def find(self, key: Hashable) -> T | None:
+        """The value of `key` if it is in memory."""
+        with self._lock:
+            if key not in self._sizes:
+                return None
+            self._sizes.move_to_end(key)
+            return self._futures[key].result()
+
+    def put(self, key: Hashable, value: T) -> None:
+        """Remember a value that was made elsewhere."""
+        self.get(key, lambda: value)
+
     def clear(self) -> None:
         """Forget every value that has been made."""
         with self._lock:

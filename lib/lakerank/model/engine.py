@@ -1,159 +1,258 @@
 """Document-major scoring: a document's image and prefix are computed once, and its queries as suffixes on top.
 
-A pair's logit has the same bits whatever is scored beside it, for every operation sees shapes that the pair alone
-decides: a document's prefix is one unpadded sequence, an image is encoded alone, and a suffix takes a slot whose length
-follows from its own, in a row of a constant number of slots.
+Tokens of several documents, or of several queries, go through the network as the rows of one matrix, unpadded; see
+docs/scoring.md. A pair's logit has the same bits whatever is scored beside it: products of matrices give a row its bits
+wherever it stands (`rows`), and every call of attention has a shape that the document or the pair decides (`layout`).
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from lakerank.model.budget import LEAST_TOKENS, Budget, device_budget
 from lakerank.model.cache import BoundedCache
 from lakerank.model.flops import count_flops
-from lakerank.model.images import Patches, PatchShape, channel_table
-from lakerank.model.network import JinaVLForRanking, Prefix
+from lakerank.model.images import Patches, PatchShape
+from lakerank.model.layout import PAIR_QUERY, Span, prefix_layout, suffix_layout
+from lakerank.model.network import JinaVLForRanking
+from lakerank.model.packed import PackedDecoder, Prefix
+from lakerank.model.rows import RowProducts, choose_products
 from lakerank.model.tokens import Side
+from lakerank.model.vision import PackedVision
 from lakerank.model.work import DeviceTimer, Work
 
-#: A slot is a multiple of so many tokens long: a multiple of 8 while it is short, of 64 when it is longer than that.
-SLOT_STEP = 8
-LONG_SLOT_STEP = 64
+T = TypeVar("T")
 
-#: Tokens that a row of slots holds at most, or one slot. On a CPU the linear layers are at four fifths of their speed
-#: at 64 rows already, and a single query pays for the whole row; a GPU reads all weights for every row, so it wants
-#: more work in one.
-ROW_TOKENS_CPU = 64
-ROW_TOKENS_GPU = 256
-
-#: Rows of the score head's product: the most slots that a row holds.
-HEAD_ROWS = ROW_TOKENS_GPU // SLOT_STEP
+logger = logging.getLogger(__name__)
 
 #: Visual embeddings kept for reuse. Queries that are images come back for every document; a document only when its
 #: queries were split among several groups, and it must not push the queries out.
 QUERY_EMBEDDINGS_BYTES = 256 * 2**20
 DOCUMENT_EMBEDDINGS_BYTES = 32 * 2**20
 
+#: Prefixes kept from one call to the next, for a document whose queries were split among groups that follow each other.
+KEPT_PREFIX_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentQueries:
+    """One document and queries on it, ready for the device."""
+
+    document: Side
+    queries: tuple[Side, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the group's prefix and suffixes take."""
+        return len(self.document.token_ids) + sum(len(query.token_ids) for query in self.queries)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A query on the document of a number, from position `start` on; its logit belongs at `place`."""
+
+    document: int
+    query: Side
+    start: int
+    place: int
+
 
 class Engine:
-    """Scores one document's queries at a time on one device; to be used by one thread."""
+    """Scores documents' queries on one device; to be used by one thread.
 
-    def __init__(self, network: JinaVLForRanking, shape: PatchShape, reproducible: bool = True) -> None:
+    `products`: how rows are multiplied; None finds what keeps bits on this machine.
+    """
+
+    def __init__(
+        self,
+        network: JinaVLForRanking,
+        shape: PatchShape,
+        *,
+        budget: Budget | None = None,
+        products: RowProducts | None = None,
+        kept_prefix_bytes: int = KEPT_PREFIX_BYTES,
+    ) -> None:
         self.work = Work()
-        self._network = network
-        self._shape = shape
-        self._reproducible = reproducible
-        self._device = network.model.language_model.embed_tokens.weight.device
-        self._row_tokens = ROW_TOKENS_CPU if self._device.type == "cpu" else ROW_TOKENS_GPU
+        self._decoder = PackedDecoder(network)
+        self._vision = PackedVision(network, shape)
+        weight = network.model.language_model.embed_tokens.weight
+        self._device = weight.device
+        self._image_token = int(network.config.image_token_id)
+        self.budget = budget or device_budget(self._device, network.config, weight.dtype)
+        self._use(products or choose_products([*self._decoder.weights(), *self._vision.weights()]))
         self._timer = DeviceTimer(self._device, self.work)
         self._flops = count_flops(network.config)
-        self._table = torch.from_numpy(channel_table(shape.mean, shape.std)).to(self._device)
         self._query_images: BoundedCache[Tensor] = BoundedCache(QUERY_EMBEDDINGS_BYTES, lambda made: made.nbytes)
         self._document_images: BoundedCache[Tensor] = BoundedCache(DOCUMENT_EMBEDDINGS_BYTES, lambda made: made.nbytes)
+        self._kept: dict[bytes, Prefix] = {}
+        self._kept_prefix_bytes = kept_prefix_bytes
+
+    def _use(self, products: RowProducts) -> None:
+        self._products = self._decoder.products = self._vision.products = products
 
     @torch.inference_mode()
-    def score(self, document: Side, queries: Sequence[Side]) -> np.ndarray:
-        """Raw float32 logits (Q,) of queries against a document, in order."""
+    def score(self, groups: Sequence[DocumentQueries]) -> list[np.ndarray]:
+        """Raw float32 logits (Q,) of each group's queries, in order."""
         started = time.perf_counter()
-        logits = np.empty(len(queries), dtype=np.float32)
-        prefix = self._prefix(document)
-        for length, places in _rows(queries, self._row_tokens):
-            slots = max(1, self._row_tokens // length) if self._reproducible else len(places)
-            row = self._row([queries[place] for place in places], slots, length, document.end)
-            with self._timer.stage("suffix_s"):
-                hidden = self._network.suffix(prefix, *row)[0]  # (slots, length, h)
-                last = torch.tensor([len(queries[place].token_ids) - 1 for place in places], device=self._device)
-                at_score = hidden[torch.arange(len(places), device=self._device), last]  # (Q, h)
-                row_logits = self._head(at_score)
-            logits[places] = row_logits.cpu().numpy()
-            self.work.computed += slots * length
-            self.work.padding += slots * length - sum(len(queries[place].token_ids) for place in places)
+        logits = np.empty(sum(len(group.queries) for group in groups), dtype=np.float32)
+        prefixes, numbers = self._prefixes([group.document for group in groups])
+        pairs = _pairs(groups, numbers)
+        for chunk in _cut(pairs, [len(pair.query.token_ids) for pair in pairs], self.budget.tokens):
+            logits[[pair.place for pair in chunk]] = self._suffixes(chunk, prefixes)
         self._timer.collect()
-        self._count(document, queries)
+        for group in groups:
+            self._count(group)
         self.work.drive_s += time.perf_counter() - started
-        return logits
+        return np.split(logits, np.cumsum([len(group.queries) for group in groups])[:-1])
 
     def release(self) -> None:
-        """Give back memory after a failed allocation, so that the next document can be scored."""
+        """Give back memory after a failed allocation, so that what comes next can be scored."""
         self._query_images.clear()
         self._document_images.clear()
+        self._kept.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _prefix(self, document: Side) -> Prefix:
-        token_ids = torch.from_numpy(document.token_ids).to(self._device)
-        positions = torch.from_numpy(document.positions).to(self._device)
-        images = None if document.image is None else self._image(document, document.image, self._document_images)
-        embeds = self._network.embed(token_ids, images)
-        self.work.computed += len(document.token_ids)
+    def halve_budget(self) -> bool:
+        """Do with half as much at once from now on; False where that is too little already."""
+        if self.budget.tokens <= LEAST_TOKENS:
+            return False
+        self.budget = self.budget.halved()
+        logger.warning("out of memory: %d tokens at once from now on", self.budget.tokens)
+        return True
+
+    def _prefixes(self, documents: Sequence[Side]) -> tuple[list[Prefix], list[int]]:
+        """A prefix for each distinct document, and each document's number among them."""
+        keys = [_key(document) for document in documents]
+        distinct = dict(zip(keys, documents, strict=True))
+        found = {key: self._kept[key] for key in distinct if key in self._kept}
+        self.work.prefixes_reused += len(keys) - len(distinct) + len(found)
+        wanted = [(key, document) for key, document in distinct.items() if key not in found]
+        for chunk in _cut(wanted, [len(document.token_ids) for _, document in wanted], self.budget.tokens):
+            made = self._pass_documents([document for _, document in chunk])
+            found |= zip((key for key, _ in chunk), made, strict=True)
+        self._keep(found, keys[-1])
+        order = list(found)
+        places = {key: number for number, key in enumerate(order)}
+        return [found[key] for key in order], [places[key] for key in keys]
+
+    def _keep(self, prefixes: dict[bytes, Prefix], last: bytes) -> None:
+        """Remember the last document's prefix: only its queries can go on in the next call."""
+        if last in self._kept and len(self._kept) == 1:
+            return
+        prefix = prefixes[last]
+        self._kept = {} if prefix.nbytes > self._kept_prefix_bytes else {last: prefix.copy()}
+
+    def _pass_documents(self, documents: Sequence[Side]) -> list[Prefix]:
+        lengths = [len(document.token_ids) for document in documents]
+        visual = self._images(documents, self._document_images)
         with self._timer.stage("prefix_s"):
-            return self._network.prefix(embeds.unsqueeze(0), positions.unsqueeze(1))
+            embeds, positions = self._embed(documents, [0] * len(documents), visual)
+            self.work.flops += sum(map(self._flops.prefix, lengths))
+            layout = prefix_layout(lengths, self._device)
+            end = max(document.end for document in documents)
+            return self._decoder.prefixes(embeds, positions, end, lengths, layout)
 
-    def _row(self, queries: Sequence[Side], slots: int, length: int, start: int) -> tuple[Tensor, Tensor]:
-        """Embeddings (1, slots, length, h) and positions (3, 1, slots, length); what no query fills is token 0."""
-        token_ids = np.zeros((slots, length), dtype=np.int64)
-        positions = np.zeros((3, 1, slots, length), dtype=np.int64)
-        for slot, query in enumerate(queries):
-            token_ids[slot, : len(query.token_ids)] = query.token_ids
-            positions[:, 0, slot, : len(query.token_ids)] = query.positions + start
-        images = [self._image(query, query.image, self._query_images) for query in queries if query.image is not None]
-        stacked = torch.cat(images) if images else None
-        embeds = self._network.embed(torch.from_numpy(token_ids).to(self._device), stacked)
-        return embeds.unsqueeze(0), torch.from_numpy(positions).to(self._device)
+    def _suffixes(self, pairs: Sequence[_Pair], prefixes: Sequence[Prefix]) -> np.ndarray:
+        """Logits (P,) of pairs that fit in one pass."""
+        used = sorted({pair.document for pair in pairs})
+        queries = [pair.query for pair in pairs]
+        starts = np.cumsum([0, *(len(query.token_ids) for query in queries)]).tolist()
+        spans = [
+            Span(start, len(pair.query.token_ids), used.index(pair.document), prefixes[pair.document].tokens)
+            for start, pair in zip(starts, pairs, strict=False)
+        ]
+        visual = self._images(queries, self._query_images)
+        with self._timer.stage("suffix_s"):
+            embeds, positions = self._embed(queries, [pair.start for pair in pairs], visual)
+            rows = np.zeros(self._products.filled(len(pairs)), dtype=np.int64)
+            rows[: len(pairs)] = np.array(starts[1:]) - 1
+            logits = self._decoder.logits(
+                embeds,
+                positions,
+                max(pair.start + pair.query.end for pair in pairs),
+                [prefixes[number] for number in used],
+                suffix_layout(spans, self._decoder.repeats, self._device),
+                suffix_layout(spans, self._decoder.repeats, self._device, last_only=True),
+                self._to_device(rows),
+            )
+        return logits[: len(pairs)].cpu().numpy()
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        """Logits of (Q, h) -> (Q,), computed in HEAD_ROWS rows however few there are: products of a few rows round
-        differently from those of many.
-        """
-        padded = F.pad(hidden, (0, 0, 0, max(0, HEAD_ROWS - len(hidden))))
-        return self._network.logits(padded)[: len(hidden)]
+    def _embed(self, sides: Sequence[Side], starts: Sequence[int], visual: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Embeddings (M, h) and positions (3, M) of sides one after the other; rows that only fill are token 0."""
+        token_ids = np.concatenate([side.token_ids for side in sides])
+        positions = np.concatenate([side.positions + start for side, start in zip(sides, starts, strict=True)], axis=1)
+        spare = self._products.filled(len(token_ids)) - len(token_ids)
+        self.work.computed += len(token_ids) + spare
+        self.work.padding += spare
+        ids = self._to_device(np.pad(token_ids, (0, spare)))
+        places = self._to_device(np.flatnonzero(token_ids == self._image_token)) if visual else None
+        embeds = self._decoder.embed(ids, places, torch.cat(list(visual)) if visual else None)
+        return embeds, self._to_device(np.pad(positions, ((0, 0), (0, spare))))
 
-    def _image(self, side: Side, image: Patches, cache: BoundedCache[Tensor]) -> Tensor:
-        """Visual tokens (V, h) of one image, from memory when its content was met before."""
+    def _images(self, sides: Sequence[Side], cache: BoundedCache[Tensor]) -> list[Tensor]:
+        """Visual tokens (V, h) of each side that holds an image; each content is encoded once."""
+        images = {side.image_key: side.image for side in sides if side.image is not None}
+        found = {key: tokens for key in images if (tokens := cache.find(key)) is not None}
+        wanted = [(key, image) for key, image in images.items() if key not in found]
+        for chunk in _cut(wanted, [len(image.pixels) for _, image in wanted], self.budget.patches):
+            for (key, _), tokens in zip(chunk, self._encode([image for _, image in chunk]), strict=True):
+                found[key] = tokens
+                cache.put(key, tokens.clone())  # a view would hold on to all that were encoded beside it
+        return [found[side.image_key] for side in sides if side.image is not None]
 
-        def encode() -> Tensor:
-            self.work.images_encoded += 1
-            self.work.flops += self._flops.vision(len(image.pixels))
-            with self._timer.stage("vision_s"):
-                return self._network.image_embeddings(self._pixel_values(image), [image.grid])
+    def _encode(self, images: Sequence[Patches]) -> list[Tensor]:
+        self.work.images_encoded += len(images)
+        self.work.flops += sum(self._flops.vision(len(image.pixels)) for image in images)
+        with self._timer.stage("vision_s"):
+            pixels = self._to_device(np.concatenate([image.pixels for image in images]))
+            return self._vision.tokens(pixels, [image.grid for image in images])
 
-        return cache.get(side.image_key, encode)
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        """Copy to the device; from pinned memory and without waiting where it is a GPU."""
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
 
-    def _pixel_values(self, image: Patches) -> Tensor:
-        """Normalised patches (P, 3 * frames * side²), a still image repeated in every frame."""
-        pixels = torch.from_numpy(image.pixels).to(self._device).long()  # (P, 3, side, side)
-        channel = torch.arange(3, device=self._device)[None, :, None, None]
-        values = self._table[channel, pixels].unsqueeze(2)
-        return values.expand(-1, -1, self._shape.frames, -1, -1).reshape(len(pixels), -1)
-
-    def _count(self, document: Side, queries: Sequence[Side]) -> None:
-        tokens = len(document.token_ids)
-        self.work.flops += self._flops.prefix(tokens)
-        self.work.flops += sum(self._flops.suffix(len(query.token_ids), tokens) for query in queries)
+    def _count(self, group: DocumentQueries) -> None:
+        tokens = len(group.document.token_ids)
+        self.work.flops += sum(self._flops.suffix(len(query.token_ids), tokens) for query in group.queries)
         self.work.documents += 1
-        self.work.pairs += len(queries)
-        self.work.pairwise += sum(tokens + len(query.token_ids) for query in queries)
+        self.work.pairs += len(group.queries)
+        self.work.pairwise += sum(tokens + len(query.token_ids) for query in group.queries)
 
 
-def slot_length(tokens: int) -> int:
-    """Length of the slot that a suffix of so many tokens takes."""
-    step = SLOT_STEP if tokens <= LONG_SLOT_STEP else LONG_SLOT_STEP
-    return -(-tokens // step) * step
+def _key(document: Side) -> bytes:
+    """What a document's prefix is made from."""
+    return document.image_key.encode() + b"|" + document.token_ids.tobytes()
 
 
-def _rows(queries: Sequence[Side], row_tokens: int) -> Iterator[tuple[int, list[int]]]:
-    """Queries cut into rows: the slots' length, and the places of the queries that share the row."""
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for place, query in enumerate(queries):
-        by_length[slot_length(len(query.token_ids))].append(place)
-    for length, places in sorted(by_length.items()):
-        slots = max(1, row_tokens // length)
-        for first in range(0, len(places), slots):
-            yield length, places[first : first + slots]
+def _pairs(groups: Sequence[DocumentQueries], numbers: Sequence[int]) -> list[_Pair]:
+    """All pairs; those of one document together, and among them those that attend in one way (see `Span.short`)."""
+    place = itertools.count()
+    pairs = [
+        _Pair(number, query, group.document.end, next(place))
+        for group, number in zip(groups, numbers, strict=True)
+        for query in group.queries
+    ]
+    return sorted(pairs, key=lambda pair: (pair.document, len(pair.query.token_ids) > PAIR_QUERY))
+
+
+def _cut(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[Sequence[T]]:
+    """Consecutive items whose sizes sum to `most` or less; an item that is larger alone."""
+    first, held = 0, 0
+    for place, size in enumerate(sizes):
+        if held and held + size > most:
+            yield items[first:place]
+            first, held = place, 0
+        held += size
+    if first < len(items):
+        yield items[first:]

@@ -19,9 +19,10 @@ import torch
 from lakerank.errors import CheckpointError, PairRejected
 from lakerank.model.cache import BoundedCache
 from lakerank.model.checkpoint import identify, read_settings
-from lakerank.model.engine import Engine
+from lakerank.model.engine import DocumentQueries, Engine
 from lakerank.model.images import PatchShape, load_patches
 from lakerank.model.prompt import Limits
+from lakerank.model.rows import RowProducts
 from lakerank.model.tokens import PromptTokenizer, Side, check_tokenizer, read_special_tokens, read_tokenizer
 from lakerank.model.unscorable import Unscorable
 from lakerank.model.weights import load_network
@@ -34,6 +35,14 @@ logger = logging.getLogger(__name__)
 #: document only when its queries were split among several groups.
 QUERY_SIDES_BYTES = 256 * 2**20
 DOCUMENT_SIDES_BYTES = 32 * 2**20
+
+#: Queries of one group that are prepared at once; more are taken in turn.
+QUERIES_AHEAD = 1024
+
+#: How inputs are sized before they are read, to bound what threads prepare ahead: rough on purpose.
+CHARACTERS_PER_TOKEN = 4
+BYTES_PER_VISUAL_TOKEN = 64
+MOST_VISUAL_TOKENS = 768
 
 #: Bytes a remembered reject, or an entry's bookkeeping, is taken to hold.
 _ENTRY_BYTES = 256
@@ -48,6 +57,17 @@ class _Prepared:
     queries: tuple[Side | Unscorable, ...]
     decode_s: float
     tokenise_s: float
+
+    @property
+    def work(self) -> DocumentQueries | None:
+        """What the device has to do; None where nothing can be scored."""
+        sides = tuple(side for side in self.queries if isinstance(side, Side))
+        return DocumentQueries(self.document, sides) if sides and isinstance(self.document, Side) else None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of everything that can be scored."""
+        return 0 if self.work is None else self.work.tokens
 
 
 @dataclass(slots=True)
@@ -118,25 +138,42 @@ class DocumentMajorReranker:
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """One result for each pair, group after group, queries in their order.
 
-        Groups are pulled as they are needed; decoding, resizing and tokenising run in threads ahead of the device.
+        Groups are pulled as they are needed, as many as fill the device twice; decoding, resizing and tokenising run in
+        threads ahead of it.
         """
-        source = iter(groups)
-        ahead: deque[Future[_Prepared]] = deque()
+        filling: list[_Prepared] = []
+        tokens = 0
+        for prepared in self._prepared(groups):
+            if filling and tokens + prepared.tokens > self._engine.budget.tokens:
+                yield from self._score_prepared(filling)
+                filling, tokens = [], 0
+            filling.append(prepared)
+            tokens += prepared.tokens
+        yield from self._score_prepared(filling)
+
+    def _prepared(self, groups: Iterable[DocumentGroup]) -> Iterator[_Prepared]:
+        """Groups whose host work is done, in order, made ahead by threads."""
+        ahead: deque[tuple[int, Future[_Prepared]]] = deque()
+        expected = 0
         with ThreadPoolExecutor(self._host_threads, thread_name_prefix="lakerank-host") as pool:
             try:
-                for group in source:
-                    ahead.append(pool.submit(self._prepare, group))
-                    if len(ahead) > self._host_threads:
-                        yield from self._score_prepared(self._next(ahead))
+                for group in _split(groups):
+                    size = _expected_tokens(group)
+                    ahead.append((size, pool.submit(self._prepare, group)))
+                    expected += size
+                    while len(ahead) > self._host_threads and expected > 2 * self._engine.budget.tokens:
+                        size, future = ahead.popleft()
+                        expected -= size
+                        yield self._finished(future)
                 while ahead:
-                    yield from self._score_prepared(self._next(ahead))
+                    yield self._finished(ahead.popleft()[1])
             finally:
-                for future in ahead:
+                for _, future in ahead:
                     future.cancel()
 
-    def _next(self, ahead: deque[Future[_Prepared]]) -> _Prepared:
+    def _finished(self, future: Future[_Prepared]) -> _Prepared:
         started = time.perf_counter()
-        prepared = ahead.popleft().result()
+        prepared = future.result()
         work = self._engine.work
         work.wait_s += time.perf_counter() - started
         work.decode_s += prepared.decode_s
@@ -176,36 +213,34 @@ class DocumentMajorReranker:
         except Unscorable as unscorable:
             return unscorable
 
-    def _score_prepared(self, prepared: _Prepared) -> list[ScoredPair | Reject]:
-        group, document = prepared.group, prepared.document
-        if isinstance(document, Unscorable):
-            return [_reject(query, group.document, document) for query in group.queries]
-        sides = [side for side in prepared.queries if isinstance(side, Side)]
+    def _score_prepared(self, prepared: Sequence[_Prepared]) -> Iterator[ScoredPair | Reject]:
+        """Results of groups that share passes through the network."""
+        works = [one.work for one in prepared]
         with self._device:
-            outcome = self._logits(document, sides)
-        logits = iter(() if isinstance(outcome, Unscorable) else outcome.tolist())
-        results: list[ScoredPair | Reject] = []
-        for query, side in zip(group.queries, prepared.queries, strict=True):
-            if isinstance(side, Unscorable):
-                results.append(_reject(query, group.document, side))
-            elif isinstance(outcome, Unscorable):
-                results.append(_reject(query, group.document, outcome))
-            else:
-                results.append(_scored(query, side, group.document, document, next(logits)))
-        return results
+            outcomes = iter(self._logits([work for work in works if work is not None]))
+        for one, work in zip(prepared, works, strict=True):
+            yield from _results(one, next(outcomes) if work is not None else None)
 
-    def _logits(self, document: Side, queries: Sequence[Side]) -> np.ndarray | Unscorable:
-        """Logits of a document's queries; running out of memory is the document's fault, not the job's."""
-        if not queries:
-            return np.empty(0, dtype=np.float32)
+    def _logits(self, works: Sequence[DocumentQueries]) -> list[np.ndarray | Unscorable]:
+        """Logits of each document's queries. Out of memory, halves are tried, and less at a time; what a document alone
+        does not fit in is its own fault, not the job's.
+        """
+        if not works:
+            return []
         try:
-            return self._engine.score(document, queries)
+            return [*self._engine.score(works)]
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
         self._engine.release()
-        logger.warning("out of memory at a document of %d tokens: its pairs are rejected", len(document.token_ids))
-        return Unscorable(RejectReason.OUT_OF_MEMORY, f"a document of {len(document.token_ids)} tokens")
+        if len(works) > 1:
+            half = len(works) // 2
+            return self._logits(works[:half]) + self._logits(works[half:])
+        if self._engine.halve_budget():
+            return self._logits(works)
+        tokens = len(works[0].document.token_ids)
+        logger.warning("out of memory at a document of %d tokens: its pairs are rejected", tokens)
+        return [Unscorable(RejectReason.OUT_OF_MEMORY, f"a document of {tokens} tokens")]
 
 
 def load_reranker(
@@ -244,7 +279,7 @@ def load_reranker(
     network = load_network(folder, settings, choose_device(device), adapter)
     check_tokenizer(tokenizer, special, network.config.text_config.vocab_size, str(folder))
     return DocumentMajorReranker(
-        Engine(network, settings.patches, reproducible),
+        Engine(network, settings.patches, products=None if reproducible else RowProducts()),
         PromptTokenizer(tokenizer, special, limits, settings.patches.merge),
         limits,
         settings.patches,
@@ -268,6 +303,40 @@ def choose_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise CheckpointError(f"device {device!r}: {error}") from error
     return chosen
+
+
+def _split(groups: Iterable[DocumentGroup]) -> Iterator[DocumentGroup]:
+    """Groups of no more queries than are prepared at once; the document's prefix is kept from one to the next."""
+    for group in groups:
+        for first in range(0, max(1, len(group.queries)), QUERIES_AHEAD):
+            yield DocumentGroup(group.document, group.queries[first : first + QUERIES_AHEAD])
+
+
+def _expected_tokens(group: DocumentGroup) -> int:
+    """Tokens that a group will take, roughly, before anything is read."""
+    return _expected(group.document) + sum(map(_expected, group.queries))
+
+
+def _expected(item: Query | Document) -> int:
+    text = 0 if item.text is None else len(item.text) // CHARACTERS_PER_TOKEN
+    image = 0 if item.image is None else len(item.image) // BYTES_PER_VISUAL_TOKEN
+    return 8 + text + min(image, MOST_VISUAL_TOKENS)
+
+
+def _results(prepared: _Prepared, outcome: np.ndarray | Unscorable | None) -> Iterator[ScoredPair | Reject]:
+    """One result for each of a group's queries, in order."""
+    group, document = prepared.group, prepared.document
+    if isinstance(document, Unscorable):
+        yield from (_reject(query, group.document, document) for query in group.queries)
+        return
+    logits = iter(outcome.tolist() if isinstance(outcome, np.ndarray) else ())
+    for query, side in zip(group.queries, prepared.queries, strict=True):
+        if isinstance(side, Unscorable):
+            yield _reject(query, group.document, side)
+        elif isinstance(outcome, Unscorable):
+            yield _reject(query, group.document, outcome)
+        else:
+            yield _scored(query, side, group.document, document, next(logits))
 
 
 def _digest(content: bytes) -> str:

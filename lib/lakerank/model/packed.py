@@ -1,0 +1,206 @@
+"""The decoder's forwards over packed rows: tokens of several documents or queries one after the other, unpadded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lakerank.model.attention import KeyValues, document_attention, query_attention
+from lakerank.model.layout import PrefixLayout, SuffixLayout
+from lakerank.model.network import MROPE_SECTION, JinaVLForRanking
+from lakerank.model.rotation import RotaryTable, rotate
+from lakerank.model.rows import RowProducts, rowwise
+
+#: Rows whose inner layer (several times as wide as the hidden states) is in memory at once.
+INNER_ROWS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer, products of the same input joined into one."""
+
+    norm: nn.Module
+    query_key_value: tuple[Tensor, Tensor | None]
+    out: tuple[Tensor, Tensor | None]
+    inner_norm: nn.Module
+    gate_up: tuple[Tensor, Tensor | None]
+    down: tuple[Tensor, Tensor | None]
+    activation: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What the queries of a document share: each layer's rotated keys and values, both (S, kv heads G, head dim D)."""
+
+    layers: tuple[KeyValues, ...]
+
+    @property
+    def tokens(self) -> int:
+        """S."""
+        return len(self.layers[0][0])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(part.nbytes for layer in self.layers for part in layer)
+
+    def copy(self) -> Prefix:
+        """A prefix that does not hold on to those it was computed beside."""
+        return Prefix(tuple((key.clone(), value.clone()) for key, value in self.layers))
+
+
+class PackedDecoder:
+    """Prefixes of documents, and queries' logits on top of them. Without gradients; to be used by one thread."""
+
+    def __init__(self, network: JinaVLForRanking) -> None:
+        text = network.config.text_config
+        decoder = network.model.language_model
+        self._heads, self._groups = text.num_attention_heads, text.num_key_value_heads
+        self._dim = decoder.layers[0].self_attn.head_dim
+        self._layers = [_join_products(layer) for layer in decoder.layers]
+        self._norm, self._embeddings = decoder.norm, decoder.embed_tokens
+        self._head_weights = [parameter.float() for parameter in network.score.parameters()]
+        rotary = decoder.rotary_emb
+        self._sections = rotary.config.rope_parameters.get("mrope_section", MROPE_SECTION)
+        dtype = decoder.embed_tokens.weight.dtype
+        self._rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, dtype)
+        self.products = RowProducts()
+
+    @property
+    def repeats(self) -> int:
+        """Query heads to one of keys and values."""
+        return int(self._heads // self._groups)
+
+    def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The first layer's weights, which stand for all layers', and the score head's."""
+        layer = self._layers[0]
+        yield from (layer.query_key_value, layer.out, layer.gate_up, layer.down)
+        yield self._head_weights[0], self._head_weights[1]
+
+    def embed(self, token_ids: Tensor, places: Tensor | None = None, visual: Tensor | None = None) -> Tensor:
+        """Embeddings of tokens, visual tokens (V, h) put at `places` (V,): (M,) -> (M, h)."""
+        embeds: Tensor = self._embeddings(token_ids)
+        return embeds if places is None or visual is None else embeds.index_copy(0, places, visual.to(embeds.dtype))
+
+    def prefixes(
+        self, embeds: Tensor, positions: Tensor, end: int, lengths: Sequence[int], layout: PrefixLayout
+    ) -> list[Prefix]:
+        """Prefixes of packed documents: embeds (M, h), positions (3, M) below `end`.
+
+        Nothing after the last layer's keys and values is computed: no query reads it.
+        """
+        rotation = self._rotary.look_up(positions, self._sections, end)
+        layers: list[list[KeyValues]] = [[] for _ in lengths]
+        hidden, last = embeds, len(self._layers) - 1
+        sizes = [*lengths, len(embeds) - sum(lengths)]
+        for number, layer in enumerate(self._layers):
+            normed = layer.norm(hidden)
+            if number == last:
+                key, value = self._keys_values(layer, normed, rotation)
+            else:
+                query, key, value = self._query_key_value(layer, normed, rotation)
+            pieces = zip(torch.split(key, sizes), torch.split(value, sizes), strict=True)
+            for states, piece in zip(layers, pieces, strict=False):
+                states.append(piece)
+            if number < last:
+                hidden = self._after_attention(layer, hidden, document_attention(query, key, value, layout))
+        return [Prefix(tuple(states)) for states in layers]
+
+    def logits(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        end: int,
+        prefixes: Sequence[Prefix],
+        layout: SuffixLayout,
+        last_layout: SuffixLayout,
+        last_rows: Tensor,
+    ) -> Tensor:
+        """Raw float32 logits of packed queries: embeds (M, h), positions (3, M) below `end`, -> (Q',).
+
+        `last_rows` (Q',) are the rows of score tokens; the last layer computes nothing else but keys and values.
+        """
+        rotation = self._rotary.look_up(positions, self._sections, end)
+        hidden = embeds
+        for number, layer in enumerate(self._layers[:-1]):
+            query, key, value = self._query_key_value(layer, layer.norm(hidden), rotation)
+            states = [prefix.layers[number] for prefix in prefixes]
+            hidden = self._after_attention(layer, hidden, query_attention(query, key, value, states, layout))
+        layer = self._layers[-1]
+        normed = layer.norm(hidden)
+        key, value = self._keys_values(layer, normed, rotation)
+        query = self._query(layer, normed[last_rows], rotation[:, last_rows])
+        states = [prefix.layers[-1] for prefix in prefixes]
+        attended = query_attention(query, key, value, states, last_layout)
+        return self._head(self._norm(self._after_attention(layer, hidden[last_rows], attended)))
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        """Raw relevance logits in float32, whatever the network's dtype: (Q', h) -> (Q',)."""
+        weight, bias, last_weight, last_bias = self._head_weights
+        inner = F.relu(self.products.linear(hidden.float(), weight, bias))
+        # A sum and no product of matrices: with one column those round by a row's place among the others.
+        logits: Tensor = (inner * last_weight[0]).sum(dim=-1) + last_bias[0]
+        return logits
+
+    def _query_key_value(self, layer: Layer, normed: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(M, h) -> rotated queries (M, H, D) and keys (M, G, D), values (M, G, D)."""
+        states = self.products.linear(normed, *layer.query_key_value).view(len(normed), -1, self._dim)
+        turned = rotate(states[:, : self._heads + self._groups], rotation)
+        query, key = torch.split(turned, [self._heads, self._groups], dim=1)
+        return query, key, states[:, self._heads + self._groups :]
+
+    def _keys_values(self, layer: Layer, normed: Tensor, rotation: Tensor) -> KeyValues:
+        weight, bias = layer.query_key_value
+        split = self._heads * self._dim
+        states = self.products.linear(normed, weight[split:], None if bias is None else bias[split:])
+        key, value = states.view(len(normed), -1, self._dim).chunk(2, dim=1)
+        return rotate(key, rotation), value
+
+    def _query(self, layer: Layer, normed: Tensor, rotation: Tensor) -> Tensor:
+        weight, bias = layer.query_key_value
+        split = self._heads * self._dim
+        states = self.products.linear(normed, weight[:split], None if bias is None else bias[:split])
+        return rotate(states.view(len(normed), -1, self._dim), rotation)
+
+    def _after_attention(self, layer: Layer, hidden: Tensor, attended: Tensor) -> Tensor:
+        """A layer's remaining half: (M, h), (M, H * D) -> (M, h)."""
+        hidden = hidden + self.products.linear(attended, *layer.out)
+        inner = [self._inner(layer, part) for part in layer.inner_norm(hidden).split(INNER_ROWS)]
+        return hidden + (inner[0] if len(inner) == 1 else torch.cat(inner))
+
+    def _inner(self, layer: Layer, normed: Tensor) -> Tensor:
+        gate, up = self.products.linear(normed, *layer.gate_up).chunk(2, dim=-1)
+        return self.products.linear(rowwise(layer.activation, gate) * up, *layer.down)
+
+
+def _join_products(layer: Any) -> Layer:
+    attention, inner = layer.self_attn, layer.mlp
+    return Layer(
+        norm=layer.input_layernorm,
+        query_key_value=join([attention.q_proj, attention.k_proj, attention.v_proj]),
+        out=(attention.o_proj.weight, attention.o_proj.bias),
+        inner_norm=layer.post_attention_layernorm,
+        gate_up=join([inner.gate_proj, inner.up_proj]),
+        down=(inner.down_proj.weight, inner.down_proj.bias),
+        activation=inner.act_fn,
+    )
+
+
+def join(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """One weight and bias from several, which from then on are views of them: nothing is held twice."""
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    start = 0
+    for linear in linears:
+        stop = start + linear.out_features
+        linear.weight.data = weight[start:stop]
+        if bias is not None:
+            linear.bias.data = bias[start:stop]
+        start = stop
+    return weight, bias

@@ -1,0 +1,111 @@
+"""Products of rows and weights that give a row the same bits however many rows there are, wherever it stands.
+
+Most libraries' products of matrices do so by themselves: each element is summed in one order, which the inner dimension
+decides. Whether this machine's does is tried when weights are loaded; where it does not, every product is made with one
+constant number of rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+#: Rows are filled up to a multiple of this: products of a few rows are made, and round, in another way.
+ROW_MULTIPLE = 32
+
+#: Rows of a product where the bits of a row depend on how many there are.
+BLOCK_CPU = 64
+BLOCK_GPU = 1024
+
+#: Numbers of rows that are tried against each other. A work unit's lie between the first and the last.
+_TRIED = (32, 64, 96, 224, 416, 1024)
+
+#: Elements of which torch gives one to each thread at least, when it cuts an element-wise function into parts (its
+#: GRAIN_SIZE), and how many its kernels take in one step: what is left at a part's end is rounded in another way.
+_GRAIN = 32768
+_STEP = 32
+
+
+@dataclass(frozen=True, slots=True)
+class RowProducts:
+    """`block`: rows of every product, or None where any multiple of ROW_MULTIPLE gives the same bits."""
+
+    block: int | None = None
+
+    @property
+    def multiple(self) -> int:
+        """What numbers of rows are filled up to."""
+        return self.block or ROW_MULTIPLE
+
+    def filled(self, rows: int) -> int:
+        """The number of rows to compute for so many."""
+        return -(-rows // self.multiple) * self.multiple
+
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(M, K), (N, K) -> (M, N), M a multiple of `multiple`."""
+        if self.block is None or len(rows) == self.block:
+            return F.linear(rows, weight, bias)
+        return torch.cat([F.linear(part, weight, bias) for part in torch.split(rows, self.block)])
+
+
+def choose_products(weights: Iterable[tuple[Tensor, Tensor | None]]) -> RowProducts:
+    """Products for these weights whose bits hold on this machine, tried on random rows with its present threads."""
+    distinct = {tuple(weight.shape): (weight, bias) for weight, bias in weights}
+    if all(_free(weight, bias) for weight, bias in distinct.values()):
+        return RowProducts()
+    device = next(iter(distinct.values()))[0].device
+    products = RowProducts(BLOCK_CPU if device.type == "cpu" else BLOCK_GPU)
+    logger.info("products of matrices depend on the number of rows here: all are made with %s", products.block)
+    if not all(_unmoved(products, weight, bias) for weight, bias in distinct.values()):
+        logger.warning("products of matrices depend on a row's place here: scores can change in their last bits")
+    return products
+
+
+@torch.inference_mode()
+def _free(weight: Tensor, bias: Tensor | None) -> bool:
+    rows = _random_rows(max(_TRIED), weight)
+    whole = F.linear(rows, weight, bias)
+    for count in _TRIED:
+        moved = (count // 2 + 3) % max(1, len(rows) - count + 1)
+        if not torch.equal(F.linear(rows[:count], weight, bias), whole[:count]):
+            return False
+        if not torch.equal(F.linear(rows[moved : moved + count], weight, bias), whole[moved : moved + count]):
+            return False
+    return torch.equal(F.linear(rows.roll(37, 0), weight, bias), whole.roll(37, 0))
+
+
+@torch.inference_mode()
+def _unmoved(products: RowProducts, weight: Tensor, bias: Tensor | None) -> bool:
+    rows = _random_rows(products.multiple * 2, weight)
+    return torch.equal(products.linear(rows.roll(37, 0), weight, bias), products.linear(rows, weight, bias).roll(37, 0))
+
+
+def _random_rows(count: int, weight: Tensor) -> Tensor:
+    rows = torch.randn(count, weight.shape[1], generator=torch.Generator().manual_seed(1))
+    return rows.to(weight.device, weight.dtype)
+
+
+def rowwise(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """An element-wise function of (M, …), M even, rounded alike in every row.
+
+    On several CPU threads torch cuts the elements into parts; where a part does not end with a row, the last numbers of
+    it are rounded in another way, wherever they fall. With one or two threads every part ends with a row.
+    """
+    threads = torch.get_num_threads() if rows.device.type == "cpu" else 1
+    size = rows[0].numel()
+    if threads <= 2 or rows.numel() <= _GRAIN:
+        return function(rows)
+    whole = (
+        _STEP * threads * -(-_GRAIN // (_STEP * size))
+    )  # rows that are cut into one part a thread, each of whole rows
+    many = len(rows) // whole * whole
+    few = max(1, _GRAIN // size)  # rows that are not cut at all
+    parts = [*torch.split(rows[:many], whole), *torch.split(rows[many:], few)]
+    return torch.cat([function(part) for part in parts if len(part)])
