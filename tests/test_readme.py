@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from lakerank import RejectReason, cli, schemas
+from lakerank import RejectReason, schemas
+from lakerank.cli import job as cli
 from lakerank.config import load_config, resolve_config
 
 ROOT = Path(__file__).parents[1]
