@@ -1,7 +1,8 @@
 """The README is true: its commands run, and its tables list what the code has.
 
 A fenced block runs as it stands, in order, in one copy of the repository, unless it is tagged `not-run` (it needs a
-cluster, a hub or another hour). The blocks share one `make demo`.
+cluster, a hub or another hour). A later block may use what an earlier one left, and all share one `make demo`: so run
+`test_commands_run` as a whole.
 """
 
 from __future__ import annotations
