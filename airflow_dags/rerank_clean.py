@@ -20,7 +20,7 @@ PARAMS = {
     "config": Param(settings.config, type="string", title="Config", description="Config file, below home or absolute."),
     "set": Param(settings.set, type="array", title="Settings", description="section.key=value, one a line."),
     "keep_runs": Param(settings.keep_runs, type=["null", "integer"], minimum=1, title="Runs to keep"),
-    "keep_days": Param(None, type=["null", "integer"], minimum=1, title="Days to keep"),
+    "keep_days": Param(None, type=["null", "number"], minimum=0, title="Days to keep"),
     "apply": Param(True, type="boolean", title="Delete", description="Off: only say what would be deleted."),
 }
 
