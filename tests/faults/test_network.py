@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from faulty_s3 import FAULTS
+from stores import SERVER
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = [pytest.mark.spark, pytest.mark.slow, *([pytest.mark.full] if SERVER == "moto" else [])]
 
 
 def test_a_bad_network_before_the_store_changes_nothing(s3_house, s3_server, faulty_s3, undisturbed):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lakerank.cli.spark_failures import told_by_spark
 from lakerank.config import Config, load_config
 from lakerank.errors import ConfigError, LakerankError
 
@@ -79,7 +80,7 @@ def run_job(work: Callable[[], dict[str, Any]], verbose: bool = False) -> None:
     except KeyboardInterrupt:
         summary, status = {"error": "interrupted", "message": "stopped from the keyboard"}, FAILED
     except Exception as error:  # the last line must be JSON whatever happens
-        told = _from_worker(error)
+        told = _from_worker(error) or told_by_spark(error)
         if told is None or verbose:
             traceback.print_exc(file=sys.stderr)
         summary, status = _failure(error) if told is None else _told(*told), FAILED
