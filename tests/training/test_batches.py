@@ -11,7 +11,7 @@ from lakerank.lake.storage import Storage
 from lakerank.training.batches import Sampler, Selection
 from lakerank.training.config import load_train_config
 from lakerank.training.schedule import learning_rate, place
-from lakerank.training.tables import Columns, TrainingLake, read_lake
+from lakerank.training.tables import Columns, Sources, TrainingLake, read_lake
 
 EVERYTHING = Selection({}, {}, {})
 
@@ -19,7 +19,7 @@ EVERYTHING = Selection({}, {}, {})
 @pytest.fixture(scope="module")
 def lake(colour_lake: Path) -> TrainingLake:
     tables = [str(colour_lake / f"{name}.parquet") for name in ("documents", "queries", "qrels")]
-    return read_lake(Storage(), *tables, Columns("topic", "kind", ("language",)), 56)
+    return read_lake(Storage(), Sources(*tables), Columns("topic", "kind", ("language",)), 56)
 
 
 def test_topics_differ_and_only_their_own_pairs_are_relevant(lake: TrainingLake) -> None:
@@ -60,11 +60,11 @@ def test_a_stage_draws_what_it_selects(lake: TrainingLake) -> None:
 
 @pytest.fixture(scope="module")
 def plain(plain_lake: dict[str, str]) -> TrainingLake:
-    return read_lake(Storage(), *plain_lake.values(), Columns(), 84)
+    return read_lake(Storage(), Sources(**plain_lake), Columns(), 84)
 
 
 def test_rows_that_scoring_would_reject_are_left_out(plain_lake: dict[str, str], caplog: Any) -> None:
-    lake = read_lake(Storage(), *plain_lake.values(), Columns(), 84)
+    lake = read_lake(Storage(), Sources(**plain_lake), Columns(), 84)
     assert len(lake.documents.ids) == 24
     assert "2 rows left out, the first of them broken: image_unsupported_format" in caplog.text
 

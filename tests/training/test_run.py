@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +21,7 @@ from lakerank.training.batches import text_rows
 from lakerank.training.config import load_train_config
 from lakerank.training.run import run_training
 from lakerank.training.start import begin
-from lakerank.training.tables import Columns, read_lake
+from lakerank.training.tables import Columns, Sources, read_lake
 
 TABLES = ("documents", "queries", "qrels")
 PAIR = [(Query("q", text="red square"), Document("d", text="Quadrat in red"))]
@@ -70,7 +73,7 @@ def test_an_upper_stage_leaves_the_lower_layers_alone(
     path = training_config(stages=[stage], optimizer=decay_too)
     run_training(load_train_config(path))
     lake = read_lake(
-        Storage(), *(str(colour_lake / f"{name}.parquet") for name in TABLES), Columns("topic", "kind"), 56
+        Storage(), Sources(*(str(colour_lake / f"{name}.parquet") for name in TABLES)), Columns("topic", "kind"), 56
     )
     fresh = begin(load_train_config(path), list(text_rows(lake)), 2.65, 100).network
     trained = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")
@@ -238,3 +241,43 @@ def test_contradictions_are_listed_together(training_config: Callable[..., Path]
     assert all(part in faults for part in ("needs start.path", "proxy_weight needs lake.topic", "tap: 3 is no layer"))
     with pytest.raises(ConfigError, match="vision_width 33"):
         load_train_config(training_config(), ["start.shape.vision_width=33"])
+
+
+def test_training_stops_when_nothing_gets_better_and_leaves_the_best(
+    training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path
+) -> None:
+    tables = {name: str(colour_lake / f"{name}.parquet") for name in TABLES}
+    stage = {"name": "pairs", "steps": 9, "groups": 2, "group_size": 4}
+    evaluation = {"every": 2, "candidates": 12, "patience": 2, "slices": {"seen": tables}}
+    frozen = {"learning_rate": 1e-12, "warmup_steps": 0, "weight_decay": 0}
+    path = training_config(stages=[stage], evaluation=evaluation, optimizer=frozen)
+    outcome = run_training(load_train_config(path))
+    assert (outcome.steps, outcome.stopped_early) == (6, True)  # the first evaluation is the best, two more are not
+    card = (tmp_path / "out" / "checkpoint" / "README.md").read_text()
+    assert "6 steps (stopped early; these are the best weights)" in card
+    assert "| seen text→text |" in card
+    again = run_training(load_train_config(path))
+    assert (again.resumed_at, again.steps) == (6, 6)
+    assert (tmp_path / "out" / "progress.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_trained_on_is_not_measured_as_held_out(
+    training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    renamed = {name: str(tmp_path / f"{name}.parquet") for name in TABLES}
+    for name in TABLES:  # the same rows, every query under a new id; half of them ask something new
+        table = pq.read_table(colour_lake / f"{name}.parquet")
+        if "query_id" in table.column_names:
+            ids = pc.binary_join_element_wise("new", table["query_id"], "-")
+            table = table.set_column(table.column_names.index("query_id"), "query_id", ids)
+        if name == "queries":
+            texts = [text and (text + " please" if "square" in text else text) for text in table["text"].to_pylist()]
+            table = table.set_column(table.column_names.index("text"), "text", pa.array(texts))
+        pq.write_table(table, renamed[name])
+    held_out = {"slices": {"held out": renamed}, "candidates": 12}
+    with pytest.raises(ConfigError, match="12 of its topics are trained on"):
+        run_training(load_train_config(training_config(evaluation=held_out)))
+    held_out["slices"] = {"held out": renamed | {"same_topics": True}}
+    figures = run_training(load_train_config(training_config(evaluation=held_out))).figures
+    assert "48 queries say what a query that is trained on says: left out" in caplog.text
+    assert set(figures) == {"held out text→image", "held out text→text"}  # pictures ask nothing new

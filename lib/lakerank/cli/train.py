@@ -5,23 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lakerank.cli.job import EPILOG, config_option, run_job, set_option, verbose_option
 
+if TYPE_CHECKING:
+    from lakerank.training.config import TrainConfig
+    from lakerank.training.loop import Outcome
+
 
 @click.command(epilog=EPILOG)
 @config_option
 @set_option
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Train in so many processes on Spark (its TorchDistributor). Under torchrun this is not needed.",
+)
 @verbose_option
-def train(config_path: Path, overrides: Sequence[str], verbose: bool) -> None:
+def train(config_path: Path, overrides: Sequence[str], processes: int | None, verbose: bool) -> None:
     """Train a reranker on lake tables: documents, queries and qrels.
 
-    Leaves in the config's `output`: checkpoint/ (loadable by every job), state/ (from which the same command goes on
-    after a kill), metrics.jsonl and config.yaml. The summary has steps, resumed_at, seconds and the last held-out
-    figures.
+    Leaves in the config's `output`: checkpoint/ (loadable by every job) or adapter/, state/ (from which the same
+    command goes on after a kill), metrics.jsonl, progress.png and config.yaml. The summary has steps, resumed_at,
+    seconds and the last held-out figures.
     """
 
     def work() -> dict[str, Any]:
@@ -29,7 +38,20 @@ def train(config_path: Path, overrides: Sequence[str], verbose: bool) -> None:
         from lakerank.training.run import run_training
 
         config = load_train_config(config_path, overrides)
-        outcome = run_training(config)
+        outcome = run_training(config) if processes is None else _on_spark(config, processes)
         return {**asdict(outcome), "output": config.output}
 
     run_job(work, verbose)
+
+
+def _on_spark(config: TrainConfig, processes: int) -> Outcome:
+    from lakerank.spark import session
+    from lakerank.spark.train import train_on
+    from lakerank.training.run import run_training
+
+    spark = session.start("lakerank-train", {}, None)
+    try:
+        outcome: Outcome = train_on(spark, run_training, config, processes)
+        return outcome
+    finally:
+        spark.stop()

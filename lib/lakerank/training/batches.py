@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from lakerank.training.negatives import NegativeRule
 from lakerank.training.tables import Items, Rows, TrainingLake
 
 #: Topics that are easily confused with a topic, the nearest first.
@@ -16,13 +18,40 @@ Neighbours = Callable[[int], Rows]
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of documents and queries, group after group. Over the whole grid, both (D, Q): `grades`, and `known`."""
+    """Rows of documents (D,) and queries (Q,), `groups` equal groups one after another.
+
+    Over the whole grid, (D, Q): `grades`; `known`, False where a pair must not be used; and `teacher`, a teacher's
+    logits, NaN where there are none. Within a group the first documents belong to its queries, hard negatives follow.
+    """
 
     documents: Rows
     queries: Rows
-    group_size: int
+    groups: int
     grades: npt.NDArray[np.int64]
     known: npt.NDArray[np.bool_]
+    teacher: npt.NDArray[np.float32] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Documents and queries of one group."""
+        return len(self.documents) // self.groups, len(self.queries) // self.groups
+
+    def shards(self, count: int) -> list[Batch]:
+        """The groups in `count` parts, as even as can be, that are computed one after another or side by side."""
+        bounds = np.linspace(0, self.groups, min(count, self.groups) + 1).round().astype(int)
+        return [self._part(int(first), int(last)) for first, last in pairwise(bounds)]
+
+    def _part(self, first: int, last: int) -> Batch:
+        height, width = self.shape
+        rows, columns = slice(first * height, last * height), slice(first * width, last * width)
+        return Batch(
+            self.documents[rows],
+            self.queries[columns],
+            last - first,
+            self.grades[rows, columns],
+            self.known[rows, columns],
+            None if self.teacher is None else self.teacher[rows, columns],
+        )
 
 
 @dataclass(frozen=True)
@@ -32,14 +61,23 @@ class Selection:
     only: Mapping[str, frozenset[str]]
     document_weights: Mapping[str, float]
     query_weights: Mapping[str, float]
+    hard_negatives: int = 0
 
 
 class Sampler:
     """Draws batches. A batch depends on the random generator it is given and on nothing drawn before."""
 
-    def __init__(self, lake: TrainingLake, selection: Selection, apart: Mapping[str, frozenset[str]]) -> None:
-        """`apart`: column → values of texts that are never paired with a picture."""
+    def __init__(
+        self,
+        lake: TrainingLake,
+        selection: Selection,
+        apart: Mapping[str, frozenset[str]],
+        rule: NegativeRule | None = None,
+    ) -> None:
+        """`apart`: column → values of texts that are never paired with a picture. `rule`: of hard negatives."""
         self._lake = lake
+        self._rule = rule or NegativeRule()
+        self._hard_negatives = selection.hard_negatives
         document_topics, query_topics = _drawn_by(lake)
         self._documents = _Pool(lake.documents, document_topics, selection.only, selection.document_weights)
         self._queries = _Pool(lake.queries, query_topics, selection.only, selection.query_weights)
@@ -54,8 +92,31 @@ class Sampler:
         topics = self._draw_topics(random, groups, group_size, mined, neighbours)
         documents = np.array([self._documents.draw(int(topic), random) for topic in topics])
         queries = np.array([self._queries.draw(int(topic), random) for topic in topics])
+        if self._hard_negatives:
+            documents = self._with_negatives(documents, queries, groups, random)
         grades, known = self.relations(documents, queries)
-        return Batch(documents, queries, group_size, grades, known)
+        return Batch(documents, queries, groups, grades, known, self._teacher(documents, queries))
+
+    def _with_negatives(self, documents: Rows, queries: Rows, groups: int, random: np.random.Generator) -> Rows:
+        """Each group's documents, followed by its queries' hard negatives; others at random where those run out."""
+        sides = zip(documents.reshape(groups, -1), queries.reshape(groups, -1), strict=True)
+        everything: list[int] = []
+        for own, asking in sides:
+            everything += own.tolist()
+            for query in asking.tolist():
+                allowed = self._rule.allowed(self._lake, query)
+                chosen = [int(row) for row in random.permutation(allowed)[: self._hard_negatives]]
+                while len(chosen) < self._hard_negatives:
+                    chosen.append(self._documents.draw(int(random.choice(self.topics)), random))
+                everything += chosen
+        return np.array(everything, dtype=np.int64)
+
+    def _teacher(self, documents: Rows, queries: Rows) -> npt.NDArray[np.float32] | None:
+        if not self._lake.teacher:
+            return None
+        of_queries = [self._lake.teacher[query] for query in queries]
+        logits = [[known.get(int(row), np.nan) for known in of_queries] for row in documents]
+        return np.array(logits, dtype=np.float32)
 
     def relations(self, documents: Rows, queries: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Grades and what is known of them, both (D, Q): no picture is judged against itself, nor texts kept apart."""
@@ -65,7 +126,8 @@ class Sampler:
         itself = (document_pictures[:, None] == query_pictures[None]) & (query_pictures[None] >= 0)
         apart = (document_pictures[:, None] >= 0) & self._query_apart[queries][None]
         apart |= (query_pictures[None] >= 0) & self._document_apart[documents][:, None]
-        return grades, ~(itself | apart)
+        suspects = self._rule.suspects(lake, documents, queries) & (grades == 0)
+        return grades, ~(itself | apart | suspects)
 
     def _draw_topics(
         self, random: np.random.Generator, groups: int, group_size: int, mined: float, neighbours: Neighbours | None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from lakerank.errors import ConfigError
 from lakerank.training.config import TablesConfig, TrainConfig, needs_tap
 from lakerank.training.evaluation import DIRECTIONS, Slice, draw_grid
-from lakerank.training.loop import make_samplers
 from lakerank.training.objective import Material
+from lakerank.training.step import make_samplers
 from lakerank.training.tables import TrainingLake
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,27 @@ def _slice_faults(config: TrainConfig, name: str, part: Slice, trained: Training
             f"evaluation.slices: {name}: {len(shared)} of its queries are trained on ({min(shared)!r} first); "
             "split the lake by what rows are about"
         )
+    elif not own.same_topics and (topics := _topics(config, part.material.lake) & _topics(config, trained)):
+        faults.append(
+            f"evaluation.slices: {name}: {len(topics)} of its topics are trained on ({min(topics)!r} first); "
+            "split the lake by topic, or say same_topics: true if that is what it is to measure"
+        )
     return faults
+
+
+def _topics(config: TrainConfig, lake: TrainingLake) -> set[str]:
+    return {name for name in lake.documents.columns[config.lake.topic] if name} if config.lake.topic else set()
+
+
+def said_before(lake: TrainingLake, trained: TrainingLake) -> frozenset[int]:
+    """Rows of queries whose text and picture are those of a query that is trained on, under whatever id."""
+    known = set(_contents(trained))
+    return frozenset(row for row, content in enumerate(_contents(lake)) if content in known)
+
+
+def _contents(lake: TrainingLake) -> Iterator[tuple[str | None, bytes]]:
+    for text, picture in zip(lake.queries.texts, lake.queries.pictures, strict=True):
+        yield text, hashlib.blake2b(lake.pixels[picture].tobytes()).digest() if picture >= 0 else b""
 
 
 def _tables(config: TablesConfig) -> tuple[str, str, str]:

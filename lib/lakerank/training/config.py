@@ -30,9 +30,12 @@ class TablesConfig(_Section):
 class TrainingLakeConfig(TablesConfig):
     """What is trained on. `topic` and `kind` name extra columns: what a row is about, and what sort of row it is.
 
-    `apart` maps a column to values of texts that are never paired with a picture.
+    `candidates`: a first stage's, to take hard negatives from. `teacher`: logits to distil (query_id, doc_id, logit;
+    for instance another run's `ranked/`). `apart` maps a column to values of texts never paired with a picture.
     """
 
+    candidates: str | None = None
+    teacher: str | None = None
     storage: StorageConfig = StorageConfig()
     topic: str | None = None
     kind: str | None = None
@@ -94,8 +97,19 @@ class LoraConfig(_Section):
     merge: bool = False
 
 
+class NegativesConfig(_Section):
+    """Which candidates count as irrelevant: places `skip` to `depth`, and, with `below`, those whose first-stage score
+    is under that share of the best relevant candidate's (closer ones are taken for unjudged positives).
+    """
+
+    skip: int = Field(default=0, ge=0)
+    depth: int = Field(default=100, ge=1)
+    below: float | None = Field(default=None, gt=0, le=1)
+
+
 class StageConfig(_Section):
-    """Some steps of one kind. Each step draws `groups` groups of `group_size` topics, a document and a query each.
+    """Some steps of one kind. Each step draws `groups` groups of `group_size` topics, a document and a query each, and
+    `hard_negatives` documents more for every query, from its candidates.
 
     A stage with `ranking: null` trains the layers below `tap` alone: query and document meet in the losses only. One
     that is `upper_only` trains the layers from `tap` on and the head. `only` keeps rows whose column holds one of the
@@ -108,12 +122,14 @@ class StageConfig(_Section):
     steps: int = Field(ge=1)
     groups: int = Field(ge=1)
     group_size: int = Field(ge=2)
+    hard_negatives: int = Field(default=0, ge=0)
     learning_rate: float | None = Field(default=None, gt=0)
     upper_only: bool = False
     mined: tuple[float, float] = (0.0, 0.0)
     ranking: Literal["listnet", "ranknet"] | None = "listnet"
     ranking_weight: Weight = 1.0
     pointwise_weight: Weight = 0.5
+    distillation_weight: Weight = 0.0
     contrastive_weight: Weight = 0.0
     proxy_weight: Weight = 0.0
     only: dict[str, tuple[str, ...]] = {}
@@ -122,30 +138,40 @@ class StageConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """AdamW (Loshchilov and Hutter 2019): linear warm-up, then a cosine down to `floor` of the rate."""
+    """AdamW (Loshchilov and Hutter 2019): linear warm-up, then a cosine down to `floor` of the rate.
+
+    `step_tokens`: a step of more tokens is computed in several shards of whole groups, their gradients added.
+    """
 
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.02, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
     floor: float = Field(default=0.02, ge=0, le=1)
     clip: float = Field(default=1.0, gt=0)
+    step_tokens: int | None = Field(default=None, ge=1)
 
 
 class SliceConfig(TablesConfig):
     """Held-out tables, or a part of them: the rows whose columns hold these values (on either side), or nothing.
 
-    A slice of the very tables that are trained on says what was learned; any other may not hold a query of theirs.
+    A slice of the very tables that are trained on says what was learned. Any other may not hold a query of theirs, nor,
+    unless it has `same_topics`, a topic.
     """
 
+    same_topics: bool = False
     document_only: dict[str, tuple[str, ...]] = {}
     query_only: dict[str, tuple[str, ...]] = {}
 
 
 class EvaluationConfig(_Section):
-    """nDCG@10 of queries over `candidates` documents of different topics, by direction, every `every` steps."""
+    """nDCG@10 of queries over `candidates` documents of different topics, by direction, every `every` steps.
+
+    `patience`: stop after so many evaluations in a row without a better mean, and leave the best weights, not the last.
+    """
 
     every: int = Field(default=250, ge=1)
     candidates: int = Field(default=100, ge=2)
+    patience: int | None = Field(default=None, ge=1)
     slices: dict[str, SliceConfig] = {}
 
 
@@ -159,6 +185,7 @@ class TrainConfig(_Section):
     start: StartConfig
     mode: Literal["full", "lora"] = "full"
     lora: LoraConfig = LoraConfig()
+    negatives: NegativesConfig = NegativesConfig()
     tap: int = Field(default=4, ge=1)
     picture_side: int = Field(default=84, ge=56, multiple_of=28)
     augment: bool = True
@@ -168,7 +195,9 @@ class TrainConfig(_Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = 0
+    device: str = "cpu"
     bf16: bool = False
+    gradient_checkpointing: bool = False
     threads: int | None = Field(default=None, ge=1)
     checkpoint_every: int = Field(default=200, ge=1)
     output: str
@@ -200,6 +229,10 @@ def contradictions(config: TrainConfig) -> list[str]:
         faults.append("mode: lora needs start.path: an adapter is nothing without the checkpoint it was made for")
     if config.lora.merge and config.mode != "lora":
         faults.append("lora.merge needs mode: lora")
+    if config.evaluation.patience and not config.evaluation.slices:
+        faults.append("evaluation.patience needs evaluation.slices, to see whether anything gets better")
+    if config.negatives.skip >= config.negatives.depth:
+        faults.append(f"negatives: skip {config.negatives.skip} leaves nothing of depth {config.negatives.depth}")
     proxies = any(stage.proxy_weight for stage in config.stages)
     if proxies and config.lake.topic is None:
         faults.append("stages: proxy_weight needs lake.topic, the column that says what a row is about")
@@ -208,9 +241,13 @@ def contradictions(config: TrainConfig) -> list[str]:
     for stage in config.stages:
         if max(stage.mined) > 0 and not proxies:
             faults.append(f"stages: {stage.name}: mined needs a proxy_weight in some stage, to know what is near")
+        if stage.hard_negatives and config.lake.candidates is None:
+            faults.append(f"stages: {stage.name}: hard_negatives needs lake.candidates, to take them from")
+        if stage.distillation_weight and config.lake.teacher is None:
+            faults.append(f"stages: {stage.name}: distillation_weight needs lake.teacher, whose logits to follow")
         weights = [stage.contrastive_weight, stage.proxy_weight]
         if stage.ranking is not None:
-            weights += [stage.ranking_weight, stage.pointwise_weight]
+            weights += [stage.ranking_weight, stage.pointwise_weight, stage.distillation_weight]
         if not any(weights):
             faults.append(f"stages: {stage.name}: no loss has a weight above 0")
     return faults

@@ -28,6 +28,7 @@ class Slice:
     material: Material
     document_only: Mapping[str, frozenset[str]]
     query_only: Mapping[str, frozenset[str]]
+    left_out: frozenset[int] = frozenset()  # rows of queries that say what a query that is trained on says
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def draw_grid(part: Slice, direction: str, candidates: int, seed: int) -> Grid |
     random = np.random.default_rng(seed)
     lake = part.material.lake
     documents = _by_topic(lake.documents, part.document_only, document_pictures)
-    queries = _by_topic(lake.queries, part.query_only, query_pictures)
+    queries = _by_topic(lake.queries, part.query_only, query_pictures, part.left_out)
     topics = sorted(documents.keys() & queries.keys())
     pairs: list[tuple[int, int]] = []
     for topic in random.permutation(topics):
@@ -65,7 +66,7 @@ def grid_logits(learner: Learner, material: Material, grid: Grid, bf16: bool, qu
     """Logits (D, Q) of every pair of a grid."""
     columns = []
     learner.network.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.no_grad(), torch.autocast(learner.device.type, torch.bfloat16, enabled=bf16):
         for start in range(0, len(grid.queries), queries_at_once):
             some = grid.queries[start : start + queries_at_once]
             shape = (len(grid.documents), len(some))
@@ -74,7 +75,7 @@ def grid_logits(learner: Learner, material: Material, grid: Grid, bf16: bool, qu
             states = forward(learner, material, grid.documents, some, pair_documents, pair_queries)
             if states.logits is None:
                 raise ValueError("a whole forward pass gives logits")
-            columns.append(states.logits.view(shape).numpy())
+            columns.append(states.logits.view(shape).cpu().numpy())
     learner.network.train()
     return np.concatenate(columns, axis=1)
 
@@ -84,9 +85,9 @@ def grid_similarities(learner: Learner, material: Material, grid: Grid, bf16: bo
     count = len(grid.queries)
     behind = torch.arange(count).roll(1)
     learner.network.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.no_grad(), torch.autocast(learner.device.type, torch.bfloat16, enabled=bf16):
         states = forward(learner, material, grid.documents, grid.queries, behind, torch.arange(count), whole=False)
-        similarity = similarities(learner, states, torch.arange(count)).float().numpy()
+        similarity = similarities(learner, states, torch.arange(count, device=learner.device)).float().cpu().numpy()
     learner.network.train()
     return similarity
 
@@ -126,11 +127,14 @@ def evaluate(
     return figures
 
 
-def _by_topic(items: Items, only: Mapping[str, frozenset[str]], pictures: bool) -> dict[int, list[int]]:
+def _by_topic(
+    items: Items, only: Mapping[str, frozenset[str]], pictures: bool, left_out: frozenset[int] = frozenset()
+) -> dict[int, list[int]]:
     columns = [(items.columns[name], values) for name, values in only.items()]
     found: dict[int, list[int]] = {}
     for row in np.flatnonzero((items.pictures >= 0) == pictures):
-        if all(column[row] is None or column[row] in values for column, values in columns) and items.topics[row] >= 0:
+        kept = all(column[row] is None or column[row] in values for column, values in columns)
+        if kept and items.topics[row] >= 0 and int(row) not in left_out:
             found.setdefault(int(items.topics[row]), []).append(int(row))
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lakerank.training.sequences import Sides
 
@@ -57,11 +58,13 @@ def score_pairs(
     tap: int,
     *,
     whole: bool = True,
+    checkpointing: bool = False,
 ) -> PairStates:
     """Score pairs (`pair_documents[i]`, `pair_queries[i]`), both (P,), gradients included.
 
     `visual` holds the merged visual tokens (T, H) of the documents' images, then of the queries' images. With
-    `whole=False` the layers from `tap` on are not computed. Attention must be eager: its masks are additive floats.
+    `whole=False` the layers from `tap` on are not computed; `checkpointing` keeps the states between layers alone and
+    computes what is inside them again for the gradients. Attention must be eager: its masks are additive floats.
     """
     text = network.model.language_model
     document_embeds, query_embeds = _embed(network, documents, queries, visual)
@@ -71,31 +74,39 @@ def score_pairs(
     hidden = query_embeds[pair_queries]  # (P, S, H)
     suffix_rotary = text.rotary_emb(hidden, suffix_positions)
     suffix_mask = _suffix_mask(documents, pair_documents, hidden)
-    rows = torch.arange(len(pair_queries))
+    rows = torch.arange(len(pair_queries), device=hidden.device)
     ends, last = documents.lengths - 1, queries.lengths[pair_queries] - 1
+    every = torch.arange(len(ends), device=hidden.device)
     prefix, tapped = document_embeds, None
+
+    def through(layer: Any, prefix: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        recorder = _Recorder()
+        prefix = layer(prefix, attention_mask=prefix_mask, position_embeddings=prefix_rotary, past_key_values=recorder)
+        past = _Prefix(recorder, pair_documents)
+        hidden = layer(hidden, attention_mask=suffix_mask, position_embeddings=suffix_rotary, past_key_values=past)
+        return prefix, hidden
+
     layers = text.layers if whole else text.layers[:tap]
     for index, layer in enumerate(layers):
         if index == tap:
-            tapped = (prefix[torch.arange(len(ends)), ends], hidden[rows, last])
-        recorder = _Recorder()
-        prefix = layer(prefix, attention_mask=prefix_mask, position_embeddings=prefix_rotary, past_key_values=recorder)
-        hidden = layer(
-            hidden,
-            attention_mask=suffix_mask,
-            position_embeddings=suffix_rotary,
-            past_key_values=_Prefix(recorder, pair_documents),
-        )
+            tapped = (prefix[every, ends], hidden[rows, last])
+        again = checkpointing and torch.is_grad_enabled()
+        prefix, hidden = _again(through, layer, prefix, hidden) if again else through(layer, prefix, hidden)
     if tapped is None:
-        tapped = (prefix[torch.arange(len(ends)), ends], hidden[rows, last])
+        tapped = (prefix[every, ends], hidden[rows, last])
     logits = network.score(text.norm(hidden[rows, last])).float().squeeze(-1) if whole else None  # (P, 1) -> (P,)
     return PairStates(
         document_states=tapped[0],
-        document_positions=documents.positions[0, torch.arange(len(ends)), ends],
+        document_positions=documents.positions[0, every, ends],
         pair_states=tapped[1],
         pair_positions=suffix_positions[0, rows, last],
         logits=logits,
     )
+
+
+def _again(function: Any, *arguments: Any) -> Any:
+    """Call, keeping the arguments alone; what is inside is computed again for the gradients (Chen et al. 2016)."""
+    return checkpoint(function, *arguments, use_reentrant=False)
 
 
 def _embed(network: Any, documents: Sides, queries: Sides, visual: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -125,14 +136,15 @@ def _causal(length: int, like: Tensor) -> Tensor:
 def _suffix_mask(documents: Sides, pair_documents: Tensor, hidden: Tensor) -> Tensor:
     """Additive mask (P, 1, S, L + S): a query sees its document without the padding, then itself causally."""
     pairs, length = hidden.shape[:2]
-    padding = torch.arange(documents.ids.shape[1])[None] >= documents.lengths[:, None]  # (D, L)
+    steps = torch.arange(documents.ids.shape[1], device=hidden.device)
+    padding = steps[None] >= documents.lengths[:, None]  # (D, L)
     lowest = torch.finfo(torch.float32).min
-    prefix = torch.zeros(padding.shape).masked_fill(padding, lowest)[pair_documents]  # (P, L)
+    prefix = torch.zeros(padding.shape, device=hidden.device).masked_fill(padding, lowest)[pair_documents]  # (P, L)
     own = _causal(length, hidden).expand(pairs, 1, length, length)
     return torch.cat([prefix[:, None, None, :].expand(-1, 1, length, -1), own], dim=-1)
 
 
-def encode_images(vision: nn.Module, pixels: Tensor) -> Tensor:
+def encode_images(vision: nn.Module, pixels: Tensor, checkpointing: bool = False) -> Tensor:
     """Merged visual tokens (N·T, H) of N equally large images given as normalised pixels (N, 3, height, width).
 
     Equal to calling the vision encoder on their patches, but in one batch: on a CPU the encoder attends image by image.
@@ -144,10 +156,17 @@ def encode_images(vision: nn.Module, pixels: Tensor) -> Tensor:
     patches = patchify(pixels, patch, merge)  # (N, K, 3·patch²)
     weight = encoder.patch_embed.proj.weight.sum(2).flatten(1)  # still images repeat: one time step counts for all
     hidden = nn.functional.linear(patches.to(weight.dtype), weight)  # (N, K, E)
-    cos, sin = _patch_angles(grid, merge, encoder.config.embed_dim // encoder.config.num_heads)
-    for block in encoder.blocks:
+    angles = _patch_angles(grid, merge, encoder.config.embed_dim // encoder.config.num_heads)
+    cos, sin = (table.to(hidden.device) for table in angles)
+
+    def through(block: Any, hidden: Tensor) -> Tensor:
         hidden = hidden + _attend(block.attn, block.norm1(hidden), cos, sin)
-        hidden = hidden + block.mlp(block.norm2(hidden))
+        mixed: Tensor = hidden + block.mlp(block.norm2(hidden))
+        return mixed
+
+    for block in encoder.blocks:
+        again = checkpointing and torch.is_grad_enabled()
+        hidden = _again(through, block, hidden) if again else through(block, hidden)
     merged: Tensor = encoder.merger(hidden.flatten(0, 1))
     return merged
 

@@ -6,73 +6,37 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import IO
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from lakerank.errors import TrainingError
-from lakerank.training.batches import Neighbours, Sampler, Selection
-from lakerank.training.config import StageConfig, TrainConfig
+from lakerank.errors import StorageError
+from lakerank.training.config import TrainConfig
 from lakerank.training.evaluation import Slice, evaluate
-from lakerank.training.objective import Learner, Material, batch_loss
-from lakerank.training.schedule import learning_rate, place, total_steps
-from lakerank.training.state import load_state, save_state
-from lakerank.training.tables import TrainingLake
+from lakerank.training.objective import Learner, Material
+from lakerank.training.processes import Processes
+from lakerank.training.schedule import place, total_steps
+from lakerank.training.state import Progress, load_state, save_state
+from lakerank.training.step import Step, make_samplers
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to."""
+    """What a run came to. `best_step` is the one whose weights were kept, where the best were and not the last."""
 
     steps: int
     resumed_at: int
     seconds: float
-    figures: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What every step works on. `parameters` are all that some step may change."""
-
-    config: TrainConfig
-    learner: Learner
-    material: Material
-    bias: float
-    parameters: Mapping[str, torch.nn.Parameter]
-    optimizer: torch.optim.Optimizer
-
-    def step(self, step: int, sampler: Sampler) -> dict[str, object]:
-        """Change the weights once; everything random depends on the seed and the step."""
-        here = place(self.config.stages, step)
-        for name, parameter in self.parameters.items():
-            parameter.requires_grad_(not here.stage.upper_only or self.learner.is_upper(name))
-        random = np.random.default_rng((self.config.seed, step))
-        neighbours = _neighbours(self.learner) if here.mined > 0 else None
-        batch = sampler.draw(random, here.stage.groups, here.stage.group_size, here.mined, neighbours)
-        seed = int(random.integers(2**62))
-        torch.manual_seed(seed)  # dropout
-        generator = torch.Generator().manual_seed(seed) if self.config.augment else None
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
-            loss, parts = batch_loss(self.learner, self.material, batch, here.stage, self.bias, generator)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"step {step + 1}: the loss is {float(loss.detach())}; lower optimizer.learning_rate and start anew"
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.clip)
-        rate = learning_rate(self.config.optimizer, self.config.stages, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        record = {"step": step + 1, "stage": here.stage.name, "loss": float(loss.detach()), **parts}
-        return {**record, "norm": float(norm), "rate": rate}
+    figures: Mapping[str, float] = field(default_factory=dict)
+    stopped_early: bool = False
 
 
 def train(
@@ -82,42 +46,119 @@ def train(
     slices: Mapping[str, Slice],
     bias: float,
     publish: Callable[[], None],
+    processes: Processes,
 ) -> Outcome:
-    """Train to the end of the last stage. `publish` is called at every checkpoint, to save the network for use."""
-    folder = Path(config.output) / "state"
-    parameters = learner.parameters()
-    decay = config.optimizer.weight_decay
-    optimizer = torch.optim.AdamW(_decayed(parameters, decay), lr=0.0, betas=(0.9, 0.98), fused=True)
-    first, steps, started = load_state(folder, parameters, optimizer), total_steps(config.stages), time.monotonic()
-    work = _Work(config, learner, material, bias, parameters, optimizer)
-    samplers = make_samplers(config, material.lake)
-    figures: dict[str, float] = {}
+    """Train to the end of the last stage, or until nothing gets better.
+
+    `publish` saves the network for use: at every checkpoint, or, with `evaluation.patience`, whenever it is the best.
+    """
+    run = _Run.begin(config, learner, material, slices, bias, publish, processes)
+    first, started = run.progress.step, time.monotonic()
     learner.network.train()
-    with _metrics(Path(config.output) / "metrics.jsonl", first) as metrics:
-        for step in tqdm(range(first, steps), initial=first, total=steps, disable=None, unit="step"):
-            here = place(config.stages, step)
-            record = work.step(step, samplers[here.index])
-            _write(metrics, {**record, "seconds": time.monotonic() - started})
-            last = step + 1 == steps
-            if last or (step + 1) % config.checkpoint_every == 0:
-                save_state(folder, step + 1, parameters, optimizer)
-                publish()
-            if last or (step + 1) % config.evaluation.every == 0:
-                whole = here.stage.ranking is not None
-                figures = evaluate(learner, slices, config.evaluation.candidates, config.seed, config.bf16, whole)
-                _write(metrics, {"step": step + 1, "stage": here.stage.name, "ndcg@10": figures})
-                log.info("step %d of %d: %s", step + 1, steps, figures)
-    return Outcome(steps, first, time.monotonic() - started, figures)
+    figures: dict[str, float] = {}
+    with _metrics(run.output / "metrics.jsonl", first, processes) as metrics:
+        bar = tqdm(range(first, run.steps), initial=first, total=run.steps, unit="step", disable=run.quiet)
+        for number in bar:
+            record = run.step(number)
+            if processes.first:
+                _write(metrics, {**record, "seconds": time.monotonic() - started})
+            figures = run.after(number, metrics) or figures
+            if run.exhausted:
+                break
+    done = run.progress.step
+    return Outcome(done, first, time.monotonic() - started, figures, stopped_early=done < run.steps)
 
 
-def make_samplers(config: TrainConfig, lake: TrainingLake) -> list[Sampler]:
-    """What each stage draws from."""
-    apart = {name: frozenset(values) for name, values in config.lake.apart.items()}
-    return [Sampler(lake, _selection(stage), apart) for stage in config.stages]
+@dataclass
+class _Run:
+    """A run on its way; `progress` is what it comes back to after a kill."""
+
+    config: TrainConfig
+    learner: Learner
+    slices: Mapping[str, Slice]
+    publish: Callable[[], None]
+    processes: Processes
+    optimizer: torch.optim.Optimizer
+    parameters: Mapping[str, torch.nn.Parameter]
+    step: Step
+    progress: Progress
+
+    @classmethod
+    def begin(
+        cls,
+        config: TrainConfig,
+        learner: Learner,
+        material: Material,
+        slices: Mapping[str, Slice],
+        bias: float,
+        publish: Callable[[], None],
+        processes: Processes,
+    ) -> _Run:
+        """From the start, or from the saved state."""
+        parameters = learner.parameters()
+        decayed = _decayed(parameters, config.optimizer.weight_decay)
+        optimizer = torch.optim.AdamW(decayed, lr=0.0, betas=(0.9, 0.98), fused=True)
+        progress = load_state(Path(config.output) / "state", parameters, optimizer)
+        if not processes.same(progress.step):
+            raise StorageError(f"{config.output}/state: processes found different steps; put output where all see it")
+        samplers = make_samplers(config, material.lake)
+        step = Step(config, learner, material, samplers, bias, parameters, optimizer, processes)
+        return cls(config, learner, slices, publish, processes, optimizer, parameters, step, progress)
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output)
+
+    @property
+    def steps(self) -> int:
+        return total_steps(self.config.stages)
+
+    @property
+    def quiet(self) -> bool | None:
+        """No bar but the first process's; None: if standard error is a terminal."""
+        return None if self.processes.first else True
+
+    @property
+    def exhausted(self) -> bool:
+        patience = self.config.evaluation.patience
+        return patience is not None and self.progress.stale >= patience
+
+    def after(self, number: int, metrics: IO[str]) -> dict[str, float] | None:
+        """Save and evaluate where it is time to; returns the figures of an evaluation."""
+        last = number + 1 == self.steps
+        self.progress = replace(self.progress, step=number + 1)
+        keep_best = self.config.evaluation.patience is not None
+        if last or (number + 1) % self.config.checkpoint_every == 0:
+            self._save(publish=not keep_best)
+        if not (last or (number + 1) % self.config.evaluation.every == 0):
+            return None
+        stage = place(self.config.stages, number).stage
+        figures = self._evaluate(stage.ranking is not None)
+        if self.processes.first:
+            _write(metrics, {"step": number + 1, "stage": stage.name, "ndcg@10": figures})
+            log.info("step %d of %d: %s", number + 1, self.steps, figures)
+        if keep_best and stage.ranking is not None and figures:
+            self.progress = self.progress.judged(fmean(figures.values()))
+            self._save(publish=self.progress.stale == 0)
+        return figures
+
+    def _save(self, publish: bool) -> None:
+        if self.processes.first:
+            save_state(self.output / "state", self.progress, self.parameters, self.optimizer)
+            if publish:
+                self.publish()
+        self.processes.wait()
+
+    def _evaluate(self, whole: bool) -> dict[str, float]:
+        """Every process measures the same, so that all stop together."""
+        evaluation = self.config.evaluation
+        return evaluate(self.learner, self.slices, evaluation.candidates, self.config.seed, self.config.bf16, whole)
 
 
-def _metrics(path: Path, first: int) -> IO[str]:
+def _metrics(path: Path, first: int, processes: Processes) -> IO[str]:
     """The file to go on writing to, without what a killed run wrote after the state that this one starts from."""
+    if not processes.first:
+        return Path("/dev/null").open("a", encoding="utf-8")
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first]
     path.write_text("".join(kept), encoding="utf-8")
@@ -133,25 +174,7 @@ def _decayed(parameters: Mapping[str, torch.nn.Parameter], decay: float) -> list
     ]
 
 
-def _selection(stage: StageConfig) -> Selection:
-    only = {name: frozenset(values) for name, values in stage.only.items()}
-    return Selection(only, stage.document_weights, stage.query_weights)
-
-
-def _neighbours(learner: Learner) -> Neighbours | None:
-    """Topics whose proxies point in nearly the same direction."""
-    if learner.proxies is None:
-        return None
-    proxies = torch.nn.functional.normalize(learner.proxies.weight.detach().float(), dim=1)
-
-    def nearest(topic: int) -> np.ndarray:
-        likeness = proxies @ proxies[topic]
-        likeness[topic] = -torch.inf
-        return likeness.topk(min(48, len(likeness) - 1)).indices.numpy()
-
-    return nearest
-
-
 def _write(metrics: IO[str], record: Mapping[str, object]) -> None:
-    metrics.write(json.dumps(record) + "\n")
+    plain = {name: float(value) if isinstance(value, Tensor | np.floating) else value for name, value in record.items()}
+    metrics.write(json.dumps(plain) + "\n")
     metrics.flush()

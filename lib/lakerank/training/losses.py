@@ -46,6 +46,18 @@ def binary_cross_entropy(scores: Tensor, grades: Tensor, known: Tensor) -> Tenso
     return (_mean(losses, relevant & known) + _mean(losses, ~relevant & known)) / 2
 
 
+def margin_mse(scores: Tensor, teacher: Tensor, known: Tensor) -> Tensor:
+    """Squared error of score differences between a query's documents, against a teacher's (Hofstätter et al. 2020).
+
+    `teacher` (D, Q) is NaN where the teacher was not asked; pairs of such documents do not count.
+    """
+    asked = known & ~teacher.isnan()
+    wanted = teacher.nan_to_num()
+    difference = (scores.unsqueeze(1) - scores.unsqueeze(0)) - (wanted.unsqueeze(1) - wanted.unsqueeze(0))  # (D, D, Q)
+    apart = ~torch.eye(len(scores), dtype=torch.bool, device=scores.device).unsqueeze(-1)
+    return _mean(difference.square(), asked.unsqueeze(1) & asked.unsqueeze(0) & apart)
+
+
 def proxy_softmax(similarities: Tensor, topics: Tensor) -> Tensor:
     """Cross-entropy over learned proxies, one a topic (Movshovitz-Attias et al. 2017): (B, T), (B,) -> ()."""
     return F.cross_entropy(similarities.float(), topics)

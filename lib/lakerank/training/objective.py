@@ -15,7 +15,13 @@ from lakerank.training.augment import augment
 from lakerank.training.batches import Batch
 from lakerank.training.config import StageConfig
 from lakerank.training.forward import PairStates, encode_images, score_pairs
-from lakerank.training.losses import RANKING_LOSSES, binary_cross_entropy, proxy_softmax, symmetric_listnet
+from lakerank.training.losses import (
+    RANKING_LOSSES,
+    binary_cross_entropy,
+    margin_mse,
+    proxy_softmax,
+    symmetric_listnet,
+)
 from lakerank.training.sequences import Side, pad
 from lakerank.training.tables import TrainingLake
 
@@ -34,6 +40,12 @@ class Learner:
     network: Any
     proxies: nn.Linear | None
     tap: int
+    checkpointing: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return torch.device(next(self.network.parameters()).device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything that takes gradients, by name."""
@@ -67,49 +79,87 @@ def batch_loss(
     stage: StageConfig,
     bias: float,
     generator: torch.Generator | None,
-) -> tuple[Tensor, dict[str, float]]:
-    """Weighted sum of the stage's losses, and each by name. Pictures are augmented when a generator is given."""
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted sum of the stage's losses, and each by name. Pictures are augmented when a generator is given.
+
+    Ranking, pointwise and distillation losses are means over groups, so that a batch's are the means of its shards';
+    the contrastive loss is over all that is computed together.
+    """
     pair_documents, pair_queries = pairs_of(batch, stage.ranking is not None)
-    states = forward(
-        learner,
-        material,
-        batch.documents,
-        batch.queries,
-        pair_documents,
-        pair_queries,
-        whole=stage.ranking is not None,
-        generator=generator,
-    )
-    grades, known = torch.from_numpy(batch.grades), torch.from_numpy(batch.known)
+    places = (batch.documents, batch.queries, pair_documents.to(learner.device), pair_queries.to(learner.device))
+    states = forward(learner, material, *places, whole=stage.ranking is not None, generator=generator)
+    grid = Judged.of(batch, learner.device)
     parts: dict[str, tuple[float, Tensor]] = {}
     if stage.ranking is not None and states.logits is not None:
-        shape = (-1, batch.group_size, batch.group_size)  # groups of documents × queries
-        logits = states.logits.view(shape)
-        own_grades = grades[pair_documents, pair_queries].view(shape)
-        own_known = known[pair_documents, pair_queries].view(shape)
-        ranking = RANKING_LOSSES[stage.ranking]
-        listwise = [ranking(*group) for group in zip(logits, own_grades, own_known, strict=True)]
-        parts["ranking"] = (stage.ranking_weight, torch.stack(listwise).mean())
-        parts["pointwise"] = (stage.pointwise_weight, binary_cross_entropy(logits - bias, own_grades, own_known))
+        logits = states.logits.view(batch.groups, *batch.shape)
+        parts |= _group_losses(stage, logits, grid.groups(batch.groups), bias)
     if stage.contrastive_weight:
-        one = _one_pair_a_query(pair_queries, len(batch.queries), generator)
+        one = _one_pair_a_query(pair_queries, len(batch.queries), generator).to(learner.device)
         similarity = similarities(learner, states, one)
-        parts["contrastive"] = (stage.contrastive_weight, symmetric_listnet(similarity, grades, known))
+        loss = symmetric_listnet(similarity, grid.grades, grid.known)
+        parts["contrastive"] = (stage.contrastive_weight, loss)
     if stage.proxy_weight and learner.proxies is not None:
         parts["proxies"] = (stage.proxy_weight, _proxy_loss(learner, material.lake, batch, states, pair_queries))
     total = torch.stack([weight * loss for weight, loss in parts.values()]).sum()
-    return total, {name: float(loss.detach()) for name, (_, loss) in parts.items()}
+    return total, {name: loss.detach() for name, (_, loss) in parts.items()}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is known of a grid of documents × queries (D, Q): grades, which to use, a teacher's logits (or NaN)."""
+
+    grades: Tensor
+    known: Tensor
+    teacher: Tensor | None
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> Judged:
+        """A batch's whole grid, on a device."""
+        teacher = None if batch.teacher is None else torch.from_numpy(batch.teacher).to(device)
+        return cls(torch.from_numpy(batch.grades).to(device), torch.from_numpy(batch.known).to(device), teacher)
+
+    def groups(self, count: int) -> list[Judged]:
+        """The grids within each of so many groups."""
+        height, width = (length // count for length in self.grades.shape)
+        spans = [(slice(g * height, (g + 1) * height), slice(g * width, (g + 1) * width)) for g in range(count)]
+        return [
+            Judged(self.grades[span], self.known[span], None if self.teacher is None else self.teacher[span])
+            for span in spans
+        ]
+
+
+def _group_losses(
+    stage: StageConfig, logits: Tensor, judged: Sequence[Judged], bias: float
+) -> dict[str, tuple[float, Tensor]]:
+    """Weights and losses of logits (G, D, Q), each the mean over groups."""
+    ranking = RANKING_LOSSES[stage.ranking or "listnet"]
+    losses = {
+        "ranking": [ranking(own, grid.grades, grid.known) for own, grid in zip(logits, judged, strict=True)],
+        "pointwise": [
+            binary_cross_entropy(own - bias, grid.grades, grid.known) for own, grid in zip(logits, judged, strict=True)
+        ],
+    }
+    weights = {"ranking": stage.ranking_weight, "pointwise": stage.pointwise_weight}
+    if stage.distillation_weight:
+        weights["distillation"] = stage.distillation_weight
+        losses["distillation"] = [
+            margin_mse(own, grid.teacher, grid.known)
+            for own, grid in zip(logits, judged, strict=True)
+            if grid.teacher is not None
+        ]
+    return {name: (weight, torch.stack(losses[name]).mean()) for name, weight in weights.items() if losses[name]}
 
 
 def pairs_of(batch: Batch, whole: bool) -> tuple[Tensor, Tensor]:
     """All pairs within each group, document by document; or each query once, behind another's document."""
-    count = len(batch.queries)
+    height, width = batch.shape
+    group = torch.arange(batch.groups)[:, None, None]
     if not whole:
-        return torch.arange(count).roll(count // 2 + 1), torch.arange(count)
-    inside = torch.arange(batch.group_size)
-    starts = torch.arange(0, count, batch.group_size)
-    documents = starts[:, None, None] + inside[None, :, None].expand(1, -1, batch.group_size)
-    queries = starts[:, None, None] + inside[None, None, :].expand(1, batch.group_size, -1)
+        own = (group[:, :, 0] * height + torch.arange(width)).flatten()  # each query's own document
+        return own.roll(len(own) // 2 + 1), torch.arange(len(own))
+    shape = (batch.groups, height, width)
+    documents = (group * height + torch.arange(height)[None, :, None]).expand(shape)
+    queries = (group * width + torch.arange(width)[None, None, :]).expand(shape)
     return documents.flatten(), queries.flatten()
 
 
@@ -125,19 +175,25 @@ def forward(
     generator: torch.Generator | None = None,
 ) -> PairStates:
     """Score pairs of rows of the lake; vision once a picture, a prefix once a document."""
-    prefixes = pad([material.documents[row] for row in documents], material.padding)
-    suffixes = pad([material.queries[row] for row in queries], material.padding)
-    pictures = [*prefixes.images, *suffixes.images]
-    visual = None
-    if pictures:
-        visual = _visual(learner.network.model.visual, [material.pixels[picture] for picture in pictures], generator)
+    prefixes = pad([material.documents[row] for row in documents], material.padding).to(learner.device)
+    suffixes = pad([material.queries[row] for row in queries], material.padding).to(learner.device)
+    pictures = [material.pixels[picture] for picture in (*prefixes.images, *suffixes.images)]
     return score_pairs(
-        learner.network, prefixes, suffixes, visual, pair_documents, pair_queries, learner.tap, whole=whole
+        learner.network,
+        prefixes,
+        suffixes,
+        _visual(learner, pictures, generator) if pictures else None,
+        pair_documents.to(learner.device),
+        pair_queries.to(learner.device),
+        learner.tap,
+        whole=whole,
+        checkpointing=learner.checkpointing,
     )
 
 
-def _visual(vision: nn.Module, pictures: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
+def _visual(learner: Learner, pictures: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
     """Visual tokens (T, H) of pictures (3, height, width) in their order; pictures of one size go together."""
+    vision = learner.network.model.visual
     places: dict[torch.Size, list[int]] = {}
     for place, picture in enumerate(pictures):
         places.setdefault(picture.shape, []).append(place)
@@ -147,7 +203,8 @@ def _visual(vision: nn.Module, pictures: Sequence[Tensor], generator: torch.Gene
         pixels = torch.stack([pictures[place] for place in alike]).float() / 255
         if generator is not None:
             pixels = augment(pixels, generator)
-        encoded = encode_images(vision, (pixels - mean) / deviation)
+        normalised = ((pixels - mean) / deviation).to(learner.device)
+        encoded = encode_images(vision, normalised, learner.checkpointing)
         tokens |= dict(zip(alike, encoded.view(len(alike), -1, encoded.shape[-1]), strict=True))
     return torch.cat([tokens[place] for place in range(len(pictures))])
 
@@ -196,8 +253,8 @@ def _proxy_loss(learner: Learner, lake: TrainingLake, batch: Batch, states: Pair
     if learner.proxies is None:
         raise ValueError("no proxies without topics")
     norm = learner.network.model.language_model.layers[learner.tap].input_layernorm
-    document_topics = torch.from_numpy(lake.documents.topics[batch.documents])
-    query_topics = torch.from_numpy(lake.queries.topics[batch.queries])[pair_queries]
+    document_topics = torch.from_numpy(lake.documents.topics[batch.documents]).to(learner.device)
+    query_topics = torch.from_numpy(lake.queries.topics[batch.queries])[pair_queries].to(learner.device)
     documents = proxy_softmax(learner.proxies(norm(states.document_states)), document_topics)
     queries = proxy_softmax(learner.proxies(norm(states.pair_states)), query_topics)
     return (documents + queries) / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from torch import nn
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.model.prompt import LOGIT_BIAS, SCORE_TOKEN_ID
 from lakerank.training.batches import text_rows
-from lakerank.training.checks import check
-from lakerank.training.config import SliceConfig, TrainConfig, to_yaml
+from lakerank.training.card import write_card
+from lakerank.training.checks import check, said_before
+from lakerank.training.config import SliceConfig, TablesConfig, TrainConfig, TrainingLakeConfig, to_yaml
 from lakerank.training.encode import Encoder
 from lakerank.training.evaluation import Slice
 from lakerank.training.loop import Outcome, train
 from lakerank.training.objective import Learner, Material
+from lakerank.training.plot import draw_progress
+from lakerank.training.processes import Processes, joined
 from lakerank.training.start import Start, begin
-from lakerank.training.tables import Columns, TrainingLake, read_lake
+from lakerank.training.tables import Columns, Sources, TrainingLake, read_lake
 
 log = logging.getLogger(__name__)
 
@@ -28,27 +32,46 @@ log = logging.getLogger(__name__)
 def run_training(config: TrainConfig) -> Outcome:
     """Train as configured and leave a checkpoint in `output/checkpoint`, or an adapter in `output/adapter`.
 
+    Started by torchrun or Spark's TorchDistributor, it trains together with the other processes.
+
     Raises:
         ConfigError: the config asks for what the lake or the network does not have.
     """
+    with joined(config.device) as processes:
+        return _run(config, processes)
+
+
+def _run(config: TrainConfig, processes: Processes) -> Outcome:
     if config.threads:
         torch.set_num_threads(config.threads)
     output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    if processes.first:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     storage = Storage(StorageOptions(**config.lake.storage.model_dump()))
     lake = _lake(config, storage, config.lake)
     begun = begin(config, list(text_rows(lake)), LOGIT_BIAS, SCORE_TOKEN_ID)
     encoder = _encoder(config, begun)
     material = _material(lake, encoder)
-    slices = _slices(config, storage, encoder)
-    learner = Learner(begun.network, _proxies(config, begun.network, lake.topics), config.tap)
+    slices = _slices(config, storage, encoder, lake)
+    proxies = _proxies(config, begun.network, lake.topics)
+    learner = _learner(config, begun.network, proxies, processes)
     log.info("%d documents, %d queries, %d topics", len(lake.documents.ids), len(lake.queries.ids), lake.topics)
     check(config, material, slices, begun.network.config.text_config.num_hidden_layers)
-    outcome = train(config, learner, material, slices, begun.logit_bias, lambda: begun.save(output))
-    if config.lora.merge:
-        begun.merge(output)
+    outcome = train(config, learner, material, slices, begun.logit_bias, lambda: begun.save(output), processes)
+    if processes.first:
+        if config.lora.merge:
+            begun.merge(output)
+        draw_progress(output / "metrics.jsonl", output / "progress.png")
+        write_card(config, lake, outcome, learner)
+    processes.wait()
     return outcome
+
+
+def _learner(config: TrainConfig, network: Any, proxies: nn.Linear | None, processes: Processes) -> Learner:
+    device = f"cuda:{processes.local_rank}" if config.device == "cuda" else config.device
+    network.to(device)
+    return Learner(network, None if proxies is None else proxies.to(device), config.tap, config.gradient_checkpointing)
 
 
 def read_material(config: TrainConfig, begun: Start) -> Material:
@@ -66,12 +89,15 @@ def _proxies(config: TrainConfig, network: Any, topics: int) -> nn.Linear | None
     return proxies
 
 
-def _lake(config: TrainConfig, storage: Storage, tables: Any) -> TrainingLake:
+def _lake(config: TrainConfig, storage: Storage, tables: TablesConfig) -> TrainingLake:
     others = {*config.lake.apart, *(name for stage in config.stages for name in stage.only)}
     if isinstance(tables, SliceConfig):
         others |= {*tables.document_only, *tables.query_only}
     columns = Columns(config.lake.topic, config.lake.kind, tuple(sorted(others)))
-    return read_lake(storage, tables.documents, tables.queries, tables.qrels, columns, config.picture_side)
+    sources = Sources(tables.documents, tables.queries, tables.qrels)
+    if isinstance(tables, TrainingLakeConfig):
+        sources = replace(sources, candidates=tables.candidates, teacher=tables.teacher)
+    return read_lake(storage, sources, columns, config.picture_side)
 
 
 def _encoder(config: TrainConfig, begun: Start) -> Encoder:
@@ -85,7 +111,7 @@ def _material(lake: TrainingLake, encoder: Encoder) -> Material:
     return Material(lake, encoder.documents(lake), encoder.queries(lake), pixels, encoder.vocabulary.padding)
 
 
-def _slices(config: TrainConfig, storage: Storage, encoder: Encoder) -> Mapping[str, Slice]:
+def _slices(config: TrainConfig, storage: Storage, encoder: Encoder, trained: TrainingLake) -> Mapping[str, Slice]:
     slices: dict[str, Slice] = {}
     read: dict[tuple[str, str, str], Material] = {}
     for name, part in config.evaluation.slices.items():
@@ -95,5 +121,9 @@ def _slices(config: TrainConfig, storage: Storage, encoder: Encoder) -> Mapping[
         key = (part.documents, part.queries, part.qrels)
         if key not in read:
             read[key] = _material(_lake(config, storage, part), encoder)
-        slices[name] = Slice(read[key], documents, queries)
+        own = key == (config.lake.documents, config.lake.queries, config.lake.qrels)
+        twins = frozenset() if own else said_before(read[key].lake, trained)
+        if twins:
+            log.warning("slice %s: %d queries say what a query that is trained on says: left out", name, len(twins))
+        slices[name] = Slice(read[key], documents, queries, twins)
     return slices

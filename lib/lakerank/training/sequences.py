@@ -34,6 +34,13 @@ class Sides:
     next_positions: Tensor  # (B,) int64
     images: tuple[int, ...]
 
+    def to(self, device: torch.device) -> Sides:
+        """The same on a device."""
+        return Sides(
+            self.ids.to(device), self.positions.to(device), self.lengths.to(device), self.next_positions.to(device),
+            self.images,
+        )  # fmt: skip
+
 
 def mrope_positions(
     ids: npt.NDArray[np.int64], image_pad: int, grid: tuple[int, int]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +17,22 @@ from lakerank.errors import StorageError
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: steps done, the best held-out mean so far, and the evaluations since."""
+
+    step: int = 0
+    best: float | None = None
+    stale: int = 0
+
+    def judged(self, figure: float) -> Progress:
+        """After an evaluation."""
+        better = self.best is None or figure > self.best
+        return replace(self, best=figure if better else self.best, stale=0 if better else self.stale + 1)
+
+
 def save_state(
-    folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    folder: Path, progress: Progress, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> None:
     """Replace the saved state by this one; a kill at any moment leaves the old or the new."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -27,24 +42,24 @@ def save_state(
         for moment in _MOMENTS:
             if parameter in optimizer.state:
                 tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].detach().contiguous()
-    weights = f"state-{step}.safetensors"
+    weights = f"state-{progress.step}.safetensors"
     save_file(tensors, folder / weights)
     temporary = folder / "state.json.tmp"
-    temporary.write_text(json.dumps({"step": step, "tensors": weights}), encoding="utf-8")
+    temporary.write_text(json.dumps({**asdict(progress), "tensors": weights}), encoding="utf-8")
     temporary.replace(folder / "state.json")
     for old in folder.glob("state-*.safetensors"):
         if old.name != weights:
             old.unlink()
 
 
-def load_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """Put a saved state into parameters and optimizer; returns the number of steps done, 0 when nothing was saved.
+def load_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Progress:
+    """Put a saved state into parameters and optimizer; returns how far it is, 0 steps when nothing was saved.
 
     Raises:
         StorageError: the state was saved by a run with other parameters.
     """
     if not (folder / "state.json").is_file():
-        return 0
+        return Progress()
     record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     tensors = load_file(os.fspath(folder / record["tensors"]))
     saved = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
@@ -57,5 +72,7 @@ def load_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: 
                 raise StorageError(f"{folder}: {name} has another shape; choose another output or remove it")
             parameter.copy_(stored)
             if f"step/{name}" in tensors:
-                optimizer.state[parameter] = {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS}
-    return int(record["step"])
+                optimizer.state[parameter] = {
+                    moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in _MOMENTS
+                }
+    return Progress(int(record["step"]), record["best"], int(record["stale"]))

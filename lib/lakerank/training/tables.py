@@ -20,6 +20,7 @@ from lakerank.model.prompt import Limits
 from lakerank.model.unscorable import Unscorable
 from lakerank.records import RejectReason
 from lakerank.schemas import DOCUMENTS, QRELS, QUERIES
+from lakerank.training.pair_tables import ByQuery, read_candidates, read_teacher
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class TrainingLake:
     """Documents, queries and judgements. A topic is what documents are about; without a topic, each is its own.
 
     `grades[q]` maps the topics that are relevant to query q to their grade; `has_topics`: some rows share theirs.
+    `candidates[q]` and `teacher[q]` map document rows to first-stage scores, best first, and to a teacher's logits;
+    both are empty where there is no such table.
     """
 
     documents: Items
@@ -51,6 +54,8 @@ class TrainingLake:
     has_topics: bool
     grades: tuple[Mapping[int, int], ...]
     pixels: tuple[npt.NDArray[np.uint8], ...]  # each (3, height, width)
+    candidates: ByQuery = ()
+    teacher: ByQuery = ()
 
     def relevance(self, documents: Rows, queries: Rows) -> npt.NDArray[np.int64]:
         """Grades (D, Q) of rows: what judgements say of a document's topic, and at least 1 where topics are equal."""
@@ -59,6 +64,17 @@ class TrainingLake:
         same = topics[:, None] == self.queries.topics[queries][None]
         relevance: npt.NDArray[np.int64] = np.maximum(grades, same)
         return relevance
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the tables of a training lake are; `candidates` and `teacher` are optional."""
+
+    documents: str
+    queries: str
+    qrels: str
+    candidates: str | None = None
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,10 +114,8 @@ class Pixels:
         return self._known[key]
 
 
-def read_lake(
-    storage: Storage, documents: str, queries: str, qrels: str, columns: Columns, picture_side: int
-) -> TrainingLake:
-    """Read three tables and tie them together. Rows that scoring would reject are left out, with a warning.
+def read_lake(storage: Storage, sources: Sources, columns: Columns, picture_side: int) -> TrainingLake:
+    """Read the tables and tie them together. Rows that scoring would reject are left out, with a warning.
 
     Pictures keep their aspect and have about `picture_side`² pixels at most.
 
@@ -110,15 +124,19 @@ def read_lake(
         StorageError: a table cannot be read.
     """
     pixels = Pixels(Limits(max_pixels=picture_side**2))
-    document_rows = _read(storage, documents, DOCUMENTS, "doc_id", columns, pixels)
-    query_rows = _read(storage, queries, QUERIES, "query_id", columns, pixels)
+    document_rows = _read(storage, sources.documents, DOCUMENTS, "doc_id", columns, pixels)
+    query_rows = _read(storage, sources.queries, QUERIES, "query_id", columns, pixels)
     names = document_rows.columns[columns.topic] if columns.topic else (None,) * len(document_rows.ids)
     keys = [(True, name) if name else (False, one) for name, one in zip(names, document_rows.ids, strict=True)]
     number = {key: index for index, key in enumerate(dict.fromkeys(keys))}
     document_topics = np.array([number[key] for key in keys], dtype=np.int64)
-    grades = _grades(storage, qrels, document_rows.ids, query_rows.ids, document_topics)
+    ids = (document_rows.ids, query_rows.ids)
+    grades = _grades(storage, sources.qrels, *ids, document_topics)
     if not any(grades):
-        raise SchemaError(f"{qrels}: no judgement above 0 names a query of {queries} and a document of {documents}")
+        raise SchemaError(
+            f"{sources.qrels}: no judgement above 0 names a query of {sources.queries} "
+            f"and a document of {sources.documents}"
+        )
     best = np.array([max(own, key=lambda topic: own[topic]) if own else -1 for own in grades], dtype=np.int64)
     if columns.topic:  # what a query is itself about comes first; a judgement may name other topics too
         own_topics = query_rows.columns[columns.topic]
@@ -132,6 +150,8 @@ def read_lake(
         has_topics=columns.topic is not None,
         grades=tuple(grades),
         pixels=tuple(pixels.arrays),
+        candidates=read_candidates(storage, sources.candidates, *ids) if sources.candidates else (),
+        teacher=read_teacher(storage, sources.teacher, *ids) if sources.teacher else (),
     )
 
 

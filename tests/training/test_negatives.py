@@ -1,0 +1,117 @@
+"""Hard negatives come from the first stage, and what looks like an unjudged positive is not used against its query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lakerank.errors import ConfigError, SchemaError
+from lakerank.lake.storage import Storage
+from lakerank.training.batches import Sampler, Selection
+from lakerank.training.config import load_train_config
+from lakerank.training.losses import margin_mse
+from lakerank.training.negatives import NegativeRule
+from lakerank.training.run import run_training
+from lakerank.training.tables import Columns, Sources, TrainingLake, read_lake
+
+#: First-stage scores of the candidates of "red.en"; red.picture, red.text and pink.text are judged relevant.
+SCORES = {"red.text": 10.0, "green.text": 9.8, "blue.text": 6.0, "pink.text": 5.0, "black.text": 4.0, "teal.text": 1.0}
+
+
+@pytest.fixture
+def candidates(plain_lake: dict[str, str], tmp_path: Path) -> str:
+    """Scores for one query, ranks alone for the others."""
+    ranked = sorted(SCORES, key=lambda doc_id: -SCORES[doc_id])
+    rows = [("red.en", doc_id, SCORES[doc_id], None) for doc_id in SCORES]
+    rows += [("green.en", doc_id, None, place) for place, doc_id in enumerate(reversed(ranked), 1)]
+    rows += [("green.en", "elsewhere", None, 9)]
+    columns = list(zip(*rows, strict=True))
+    table = {
+        "query_id": columns[0],
+        "doc_id": columns[1],
+        "first_stage_score": pa.array(columns[2], pa.float64()),
+        "first_stage_rank": pa.array(columns[3], pa.int32()),
+    }
+    path = str(tmp_path / "candidates.parquet")
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+@pytest.fixture
+def lake(plain_lake: dict[str, str], candidates: str) -> TrainingLake:
+    return read_lake(Storage(), Sources(**plain_lake, candidates=candidates), Columns(), 84)
+
+
+def names(lake: TrainingLake, rows: list[int]) -> list[str]:
+    return [lake.documents.ids[row] for row in rows]
+
+
+def test_what_is_relevant_or_out_of_the_window_is_no_negative(lake: TrainingLake) -> None:
+    red, green = (lake.queries.ids.index(query) for query in ("red.en", "green.en"))
+    assert names(lake, NegativeRule().allowed(lake, red)) == ["green.text", "blue.text", "black.text", "teal.text"]
+    assert names(lake, NegativeRule(skip=2, depth=5).allowed(lake, red)) == ["blue.text", "black.text"]
+    assert names(lake, NegativeRule(below=0.95).allowed(lake, red)) == ["blue.text", "black.text", "teal.text"]
+    assert names(lake, NegativeRule(depth=2).allowed(lake, green)) == ["teal.text", "black.text"]  # by rank
+
+
+def test_a_batch_holds_each_query_s_negatives_and_leaves_suspects_unused(lake: TrainingLake) -> None:
+    selection = Selection(only={}, document_weights={}, query_weights={}, hard_negatives=2)
+    sampler = Sampler(lake, selection, {}, NegativeRule(below=0.95))
+    red, suspect = lake.queries.ids.index("red.en"), lake.documents.ids.index("green.text")
+    met = 0
+    for seed in range(20):
+        batch = sampler.draw(np.random.default_rng(seed), 2, 3, 0.0, None)
+        assert batch.shape == (9, 3)
+        for group in range(2):
+            for place in range(3):
+                query = int(batch.queries[group * 3 + place])
+                start = group * 9 + 3 + place * 2
+                if query == red:
+                    own = names(lake, batch.documents[start : start + 2].tolist())
+                    assert set(own) <= {"blue.text", "black.text", "teal.text"}
+                    met += 1
+        where = np.argwhere((batch.documents == suspect)[:, None] & (batch.queries == red)[None])
+        assert not any(batch.known[d, q] for d, q in where)
+    assert met > 5
+
+
+def test_candidates_of_another_lake_are_refused(plain_lake: dict[str, str], tmp_path: Path) -> None:
+    strange = {"query_id": ["q"], "doc_id": ["d"], "first_stage_rank": pa.array([1], pa.int32())}
+    pq.write_table(pa.table(strange), tmp_path / "strange.parquet")
+    with pytest.raises(SchemaError, match="is it of another lake"):
+        read_lake(Storage(), Sources(**plain_lake, candidates=str(tmp_path / "strange.parquet")), Columns(), 84)
+
+
+def test_a_teacher_s_differences_are_followed_where_it_was_asked() -> None:
+    teacher = torch.tensor([[1.0, 5.0], [3.0, torch.nan], [9.0, 2.0]])
+    known = torch.tensor([[True, True], [True, True], [False, True]])
+    assert float(margin_mse(torch.tensor([[0.0, 4.0], [2.0, 77.0], [-8.0, 1.0]]), teacher, known)) == 0
+    scores = torch.zeros(3, 2, requires_grad=True)
+    loss = margin_mse(scores, teacher, known)
+    assert float(loss.detach()) == pytest.approx((2 * 2**2 + 2 * 3**2) / 4)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert scores.grad is not None
+    assert scores.grad[1, 1] == scores.grad[2, 0] == 0
+    assert scores.grad[0, 0] > 0 > scores.grad[1, 0]
+
+
+def test_a_run_learns_from_candidates_and_a_teacher(
+    training_config: Callable[..., Path], plain_lake: dict[str, str], candidates: str, tmp_path: Path
+) -> None:
+    judged = pq.read_table(plain_lake["qrels"])
+    teacher = judged.set_column(2, "logit", judged["relevance"].cast(pa.float32()))
+    pq.write_table(teacher, tmp_path / "teacher.parquet")
+    stage = {"name": "pairs", "steps": 2, "groups": 2, "group_size": 3, "hard_negatives": 1, "distillation_weight": 1}
+    tables = plain_lake | {"candidates": candidates, "teacher": str(tmp_path / "teacher.parquet")}
+    path = training_config(lake=tables, stages=[stage], evaluation={"every": 9})
+    assert run_training(load_train_config(path)).steps == 2
+    assert '"distillation"' in (tmp_path / "out" / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError) as raised:
+        load_train_config(path, ["lake.candidates=null", "lake.teacher=null", "negatives.depth=1", "negatives.skip=1"])
+    assert len(raised.value.faults) == 3

@@ -1,0 +1,74 @@
+"""A step in shards, in several processes, or with states computed again, is the step that one process takes at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lakerank.training.config import load_train_config
+from lakerank.training.run import run_training
+
+ROOT = Path(__file__).parents[2]
+#: No loss of this stage goes over groups: a batch's losses are the means of its shards'.
+PAIRS = [{"name": "pairs", "steps": 3, "groups": 4, "group_size": 3}]
+STEADY = ["optimizer.warmup_steps=0", "augment=false", "evaluation.every=9", "checkpoint_every=9"]
+
+
+def metrics(output: Path) -> list[float]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if "loss" in line for name in ("loss", "norm")]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    (state,) = (output / "state").glob("*.safetensors")
+    return {name: value for name, value in load_file(state).items() if name.startswith("parameter/")}
+
+
+@pytest.fixture
+def config(training_config: Callable[..., Path]) -> Path:
+    return training_config(stages=PAIRS, evaluation={"every": 9})
+
+
+def run(path: Path, output: Path, *overrides: str) -> Path:
+    run_training(load_train_config(path, [*STEADY, f"output={output}", *overrides]))
+    return output
+
+
+@pytest.mark.parametrize("change", ["optimizer.step_tokens=1", "gradient_checkpointing=true"])
+def test_work_done_in_another_way_is_the_same_work(config: Path, tmp_path: Path, change: str) -> None:
+    plain, other = run(config, tmp_path / "plain"), run(config, tmp_path / "other", change)
+    np.testing.assert_allclose(metrics(other), metrics(plain), rtol=1e-4)
+    after = weights(plain)
+    for name, value in weights(other).items():
+        torch.testing.assert_close(value, after[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def command(*arguments: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "lib")}
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "spark"])
+def test_two_processes_train_as_one(config: Path, tmp_path: Path, launcher: str) -> None:
+    one, two = run(config, tmp_path / "one"), tmp_path / "two"
+    settings = [part for override in [*STEADY, f"output={two}"] for part in ("--set", override)]
+    job = [str(ROOT / "jobs" / "train.py"), "--config", str(config), *settings]
+    if launcher == "torchrun":
+        command(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *job)
+    else:
+        command(sys.executable, *job, "--processes", "2")
+    np.testing.assert_allclose(metrics(two), metrics(one), rtol=1e-5)
+    assert len(metrics(two)) == 6  # one process writes
+    after = weights(one)
+    for name, value in weights(two).items():
+        torch.testing.assert_close(value, after[name], atol=1e-5, rtol=1e-4, msg=name)
