@@ -9,6 +9,7 @@ LakerankError
 ├── RunConflictError     a run of this id exists and was made from something else
 ├── TrainingError        training came to nothing
 ├── EvaluationError      a run cannot be judged as asked
+├── ExportError          a run cannot be written in the format asked for
 ├── DependencyError      an optional library is not installed
 └── PairRejected         the Python API was given a pair that cannot be scored
 """
@@ -58,6 +59,10 @@ class TrainingError(LakerankError):
 
 class EvaluationError(LakerankError):
     """A run cannot be judged as asked."""
+
+
+class ExportError(LakerankError):
+    """A run cannot be written in the format asked for."""
 
 
 class DependencyError(LakerankError):

@@ -100,7 +100,7 @@ def write_ranked(
 ) -> pa.Table:
     """Write ranked/: sorted by query, logit descending and doc_id; a query is never split. Returns FILE_REPORT."""
     scored = results.filter(F.col("logit").isNotNull()).select(
-        "query_id", "doc_id", "logit", "first_stage_rank", "truncated", _file_of(boundaries).alias("part")
+        "query_id", "doc_id", "logit", "first_stage_rank", "truncated", file_of(boundaries).alias("part")
     )
     ordered = scored.repartitionById(len(boundaries) + 1, "part").sortWithinPartitions(
         "query_id", F.desc("logit"), "doc_id"
@@ -120,7 +120,7 @@ def write_rejected(
 ) -> pa.Table:
     """Write rejected/: every pair without a score, sorted by query and document. Returns FILE_REPORT."""
     rejected = results.filter(F.col("logit").isNull() & F.col("reason").isNotNull()).select(
-        *REJECTED.names, _file_of(boundaries).alias("part")
+        *REJECTED.names, file_of(boundaries).alias("part")
     )
     ordered = rejected.repartitionById(len(boundaries) + 1, "part").sortWithinPartitions("query_id", "doc_id")
 
@@ -133,7 +133,7 @@ def write_rejected(
     return _completed(storage, folder, report, len(boundaries) + 1, REJECTED)
 
 
-def _file_of(boundaries: Sequence[str]) -> Column:
+def file_of(boundaries: Sequence[str]) -> Column:
     """The number of the file that a query's rows go to: how many boundaries its id has reached."""
     if not boundaries:
         return F.lit(0)

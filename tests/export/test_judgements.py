@@ -1,0 +1,54 @@
+"""Graded labels as Quepid's CSV and as scikit-learn's reader of SVMrank's format have them."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+from sklearn.datasets import load_svmlight_file
+
+
+def test_quepid_gets_every_rating_under_the_querys_text(lists, write):
+    named = [replace(lists[0], query_text='the "red"\napple'), *lists[1:]]
+    path = write("quepid-csv", named)
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, strict=True))
+    expected = [(one.query_text or one.key, row.doc_id, row.label) for one in named for row in one.rows]
+    assert [(row["query"], row["docid"], int(row["rating"])) for row in rows] == expected
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    assert list(frame.columns) == ["query", "docid", "rating"]
+    assert frame["docid"].tolist() == [doc for _, doc, _ in expected]
+
+
+def test_scikit_learn_reads_labels_queries_and_features(lists, write):
+    scored = [replace(one, first_stage_scores=tuple(0.1 * row.rank for row in one.rows)) for one in lists]
+    features, labels, queries = load_svmlight_file(str(write("svmrank", scored)), query_id=True)
+    rows = [
+        (one.number, row, score) for one in scored for row, score in zip(one.rows, one.first_stage_scores, strict=True)
+    ]
+    assert labels.tolist() == [row.label for _, row, _ in rows]
+    assert queries.tolist() == [number for number, _, _ in rows]
+    expected = [[row.logit, score, row.first_stage_rank or 0, row.truncated] for _, row, score in rows]
+    np.testing.assert_array_equal(features.toarray().astype(np.float32), np.asarray(expected, np.float32))
+
+
+def test_svmrank_says_which_pair_a_line_is(lists, write):
+    lines = write("svmrank", lists).read_text().splitlines()
+    pairs = [tuple(unquote(word) for word in line.partition(" # ")[2].split()) for line in lines]
+    assert pairs == [(row.query_id, row.doc_id) for one in lists for row in one.rows]
+
+
+def test_a_judgement_list_reads_as_the_plugins_examples_do(lists, write):
+    named = [replace(lists[0], query_text="the red\n apple"), *lists[1:]]
+    path = write("ltr-judgements", named)
+    _, labels, queries = load_svmlight_file(str(path), query_id=True)
+    assert labels.tolist() == [row.label for one in named for row in one.rows]
+    assert queries.tolist() == [one.number for one in named for _ in one.rows]
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# qid:1: the red apple"
+    judged = [line.split("\t") for line in lines if not line.startswith("# qid:")]
+    assert all(len(fields) == 3 and fields[1].endswith(" #") for fields in judged)
+    assert [unquote(fields[2]) for fields in judged] == [row.doc_id for one in named for row in one.rows]

@@ -1,0 +1,90 @@
+"""Flat tables in a notebook and in PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psycopg
+import pyarrow.parquet as pq
+import pytest
+
+from lakerank.export.lists import COLUMNS
+from lakerank.schemas import GOLDEN, RANKED
+
+SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")) + [Path(p) for p in [shutil.which("pg_ctl")] if p]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[psycopg.Connection[Any]]:
+    """A PostgreSQL server of its own, reached through a socket in its folder."""
+    if not SERVERS:
+        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
+    if os.getuid() == 0 and "postgres" not in {user.pw_name for user in pwd.getpwall()}:
+        pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+    folder = Path(tempfile.mkdtemp(prefix="lakerank-pg-", dir="/tmp"))
+    as_user: list[str] = []
+    if os.getuid() == 0:
+        as_user = ["runuser", "-u", "postgres", "--"]
+        shutil.chown(folder, "postgres")
+    control = [*as_user, str(SERVERS[-1]), "-D", str(folder / "data"), "-s", "-w"]
+    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
+    try:
+        initialise = ["-o", "-U lakerank -A trust -E UTF8 --locale=C.UTF-8 -N", "initdb"]
+        subprocess.run([*control, *initialise], check=True, cwd="/", capture_output=True)
+        subprocess.run([*control, "-o", options, "-l", str(folder / "log"), "start"], check=True, cwd="/")
+        with psycopg.connect(host=str(folder), user="lakerank", dbname="postgres", autocommit=True) as connection:
+            yield connection
+        subprocess.run([*control, "-m", "immediate", "stop"], check=True, cwd="/")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def rows_of(lists) -> list[tuple[object, ...]]:
+    return [tuple(getattr(row, name) for name in COLUMNS) for one in lists for row in one.rows]
+
+
+def test_postgresql_loads_the_csv_and_looks_a_query_up(database, lists, write):
+    database.execute(
+        "CREATE TABLE ranked (query_id text, doc_id text, rank int, logit real, relevance real, label smallint,"
+        " first_stage_rank int, truncated boolean, PRIMARY KEY (query_id, rank))"
+    )
+    with database.cursor() as cursor, cursor.copy("COPY ranked FROM STDIN WITH (FORMAT csv, HEADER true)") as copy:
+        copy.write(write("csv", lists).read_bytes())
+    for one in lists:
+        found = database.execute("SELECT * FROM ranked WHERE query_id = %s ORDER BY rank", (one.key,)).fetchall()
+        assert [tuple(map(_as_float32, row)) for row in found] == rows_of([one])
+    assert database.execute("SELECT count(*) FROM ranked").fetchone() == (sum(len(one.rows) for one in lists),)
+
+
+def _as_float32(value: object) -> object:
+    """psycopg gives a `real` as the double of its shortest digits."""
+    return float(np.float32(value)) if isinstance(value, float) else value
+
+
+def test_parquet_is_the_ranked_table(lists, write):
+    table = pq.read_table(write("parquet", lists))
+    assert table.schema.equals(RANKED)
+    assert [tuple(row.values()) for row in table.to_pylist()] == rows_of(lists)
+
+
+def test_pandas_reads_the_csv(lists, write):
+    frame = pd.read_csv(
+        write("csv", lists), dtype={"query_id": str, "doc_id": str}, keep_default_na=False, lineterminator="\n"
+    )
+    assert tuple(frame.columns) == COLUMNS
+    assert list(zip(frame["query_id"], frame["doc_id"], strict=True)) == [row[:2] for row in rows_of(lists)]
+
+
+def test_golden_pairs_are_what_an_audit_reads(lists, write):
+    table = pq.read_table(write("golden-pairs", lists))
+    assert table.schema.equals(GOLDEN)
+    assert table["logit"].to_pylist() == [row.logit for one in lists for row in one.rows]
