@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to. `best_step` is the one whose weights were kept, where the best were and not the last."""
+    """What a run came to; `figures` are those of the weights that it leaves."""
 
     steps: int
     resumed_at: int
@@ -55,17 +55,17 @@ def train(
     run = _Run.begin(config, learner, material, slices, bias, publish, processes)
     first, started = run.progress.step, time.monotonic()
     learner.network.train()
-    figures: dict[str, float] = {}
     with _metrics(run.output / "metrics.jsonl", first, processes) as metrics:
         bar = tqdm(range(first, run.steps), initial=first, total=run.steps, unit="step", disable=run.quiet)
         for number in bar:
+            if run.exhausted:
+                break
             record = run.step(number)
             if processes.first:
                 _write(metrics, {**record, "seconds": time.monotonic() - started})
-            figures = run.after(number, metrics) or figures
-            if run.exhausted:
-                break
+            run.after(number, metrics)
     done = run.progress.step
+    figures = run.figures() if processes.first else {}
     return Outcome(done, first, time.monotonic() - started, figures, stopped_early=done < run.steps)
 
 
@@ -123,15 +123,25 @@ class _Run:
         patience = self.config.evaluation.patience
         return patience is not None and self.progress.stale >= patience
 
-    def after(self, number: int, metrics: IO[str]) -> dict[str, float] | None:
-        """Save and evaluate where it is time to; returns the figures of an evaluation."""
+    def figures(self) -> dict[str, float]:
+        """Held-out figures of the weights that are kept: the last evaluation's, or the best one's."""
+        lines = (self.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        judged = [record for line in lines if (record := json.loads(line)).get("ndcg@10")]
+        if self.config.evaluation.patience is not None:
+            ranking = {stage.name for stage in self.config.stages if stage.ranking is not None}
+            judged = [record for record in judged if record["stage"] in ranking]
+            judged.sort(key=lambda record: fmean(record["ndcg@10"].values()))
+        return dict(judged[-1]["ndcg@10"]) if judged else {}
+
+    def after(self, number: int, metrics: IO[str]) -> None:
+        """Save and evaluate where it is time to."""
         last = number + 1 == self.steps
         self.progress = replace(self.progress, step=number + 1)
         keep_best = self.config.evaluation.patience is not None
         if last or (number + 1) % self.config.checkpoint_every == 0:
             self._save(publish=not keep_best)
         if not (last or (number + 1) % self.config.evaluation.every == 0):
-            return None
+            return
         stage = place(self.config.stages, number).stage
         figures = self._evaluate(stage.ranking is not None)
         if self.processes.first:
@@ -140,7 +150,6 @@ class _Run:
         if keep_best and stage.ranking is not None and figures:
             self.progress = self.progress.judged(fmean(figures.values()))
             self._save(publish=self.progress.stale == 0)
-        return figures
 
     def _save(self, publish: bool) -> None:
         if self.processes.first:
