@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
@@ -166,6 +167,7 @@ class _Writing:
         self._lake = lake
         self._waiting = WaitingQueries()
         self._asked: list[tuple[str, list[str]]] = []  # id and answers of each query that is judged by them
+        self._helped: set[str] = set()  # queries of the part at hand that have candidates
         self._matcher = AnswerMatcher() if any(part.judged_by_answers for part in benchmark.parts) else None
 
     def write_pool(self, pool: Pool) -> None:
@@ -205,6 +207,7 @@ class _Writing:
                 self._add_candidate(row, known)
         for judgement in part.judgements() if part.judgements is not None else ():
             self._lake.add("qrels", _of_known(judgement, known, part))
+        self._judge_lonely(part, known)
 
     def _number(self, part: Part, query: Item) -> int:
         if self._matcher is None or not part.judged_by_answers:
@@ -225,6 +228,15 @@ class _Writing:
         self._lake.add("candidates", candidate)
         if self._matcher is not None or not self._options.all_documents:
             self._waiting.add(candidate.doc_id, known[candidate.query_id])
+            self._helped.add(candidate.query_id)
+
+    def _judge_lonely(self, part: Part, known: dict[str, int]) -> None:
+        """Have a query without candidates judged on some document, so that it counts as one that found nothing."""
+        lonely = [number for query_id, number in known.items() if number >= 0 and query_id not in self._helped]
+        for doc_id, _ in itertools.islice(part.pool.index(), 1 if lonely else 0):
+            for number in lonely:
+                self._waiting.add(doc_id, number)
+        self._helped.clear()
 
     def _judged(self, document: Item, matcher: AnswerMatcher) -> Iterator[Qrel]:
         waiting = self._waiting.of(document.id)

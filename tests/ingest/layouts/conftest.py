@@ -162,6 +162,10 @@ def mkqa(root: Path) -> None:
             {"_id": "doc0", "title": "Volvo", "text": "Volvo Cars is a maker of luxury vehicles in Göteborg."},
             {"_id": "doc1", "title": "Saab", "text": "Saab made cars – and planes – in Linköping."},
             {"_id": "doc2", "title": "Apple", "text": "An apple is a red fruit. The volvox is an alga."},
+            *(
+                {"_id": f"doc{k}", "title": "Cars", "text": f"Cars of the kind {k}, not red ones."}
+                for k in range(3, 15)
+            ),
         ],
     )
     questions = {
@@ -256,12 +260,13 @@ MBEIR = {
 
 
 def mbeir(root: Path) -> None:
-    """All eight tasks, one query and three candidates each."""
+    """All eight tasks, one query and seven candidates each."""
     images = root / "mbeir_images"
     images.mkdir(parents=True)
-    for name, content in (("red.jpg", RED), ("green.jpg", GREEN), ("blue.jpg", BLUE)):
-        (images / name).write_bytes(content)
-    colours = ("red", "green", "blue")
+    shades = {"pink": picture(250, 150, 170), "brown": picture(110, 70, 30), "black": picture(0, 0, 0)}
+    colours = {"red": RED, "green": GREEN, "blue": BLUE, "grey": GREY, **shades}
+    for name, content in colours.items():
+        (images / f"{name}.jpg").write_bytes(content)
     prompts = []
     for name, (number, asks, wants) in MBEIR.items():
         prompts.append((asks, wants, name.split("_")[0], number, "find what matches", "Give me the match.", "", ""))
@@ -411,3 +416,9 @@ def unpack_winoground(tmp_path: Path) -> Callable[[Path, str], Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def builders() -> dict[str, Callable[[Path], None]]:
+    """What writes each benchmark in miniature into a folder."""
+    return BUILDERS

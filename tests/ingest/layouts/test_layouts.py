@@ -21,11 +21,11 @@ COUNTS = {
     "coir": (6, 2, 6, 2),
     "miracl": (6, 2, 6, 4),
     "mldr": (6, 2, 6, 2),
-    "mkqa": (3, 6, 14, 14),
+    "mkqa": (15, 6, 86, 86),
     "vidore_v1": (6, 5, 16, 5),
     "vidore_v2": (3, 3, 9, 4),
     "vidore_v3": (3, 2, 3, 3),
-    "mbeir": (24, 8, 16, 8),
+    "mbeir": (56, 8, 32, 8),
     "winoground": (8, 8, 16, 16),
 }
 
@@ -130,6 +130,7 @@ def test_mkqa_candidates_are_judged_by_their_answers(publish, ingested):
     assert json.loads(lake.by_id("queries")["mkqa-de/0"]["answers"]) == ["Volvo", "Volvo Cars"]
     qrels = lake.qrels()
     assert set(qrels) == {(query, doc) for query, docs in lake.candidates().items() for doc in docs}
+    assert ("mkqa-de/2", "mkqa/doc1") in qrels, "a query that no candidate answers is judged all the same"
     right = {pair for pair, relevance in qrels.items() if relevance}
     assert right == {
         ("mkqa-de/0", "mkqa/doc0"),
@@ -137,7 +138,18 @@ def test_mkqa_candidates_are_judged_by_their_answers(publish, ingested):
         ("mkqa-de/1", "mkqa/doc2"),
         ("mkqa-ja/1", "mkqa/doc2"),
     }
-    assert len(lake.table("documents")) == 3, "one pool for all languages"
+    assert len(lake.table("documents")) == 15, "one pool for all languages"
+
+
+def test_mkqa_counts_a_query_without_candidates(publish, ingested):
+    folder = publish("mkqa")
+    question = {"id": "8", "question": "自動車", "answers": ["Volvo"]}
+    with (folder / "qa_data" / "ja.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(question) + "\n")
+    lake = ingested(folder, all_documents=False)
+    assert "mkqa-ja/8" not in lake.candidates()
+    judged = {doc: relevance for (query, doc), relevance in lake.qrels().items() if query == "mkqa-ja/8"}
+    assert judged == {"mkqa/doc0": 1}, "one document of the pool, for what it is worth"
 
 
 def test_mkqa_original_leaves_out_what_cannot_be_searched_for(publish, ingested):
@@ -219,7 +231,9 @@ def test_mbeir_has_eight_tasks_with_instructions(publish, ingested):
     assert "image" in documents["3:1"]
     assert "text" not in documents["0:1"]
     assert lake.candidates()["2:77"] == ["2:1"], "the instruction is not searched for"
-    assert lake.candidates()["9:77"] == ["9:0", "9:1", "9:2"], "an image cannot be searched with: all of a small pool"
+    assert lake.candidates()["9:77"] == [f"9:{k}" for k in range(7)], (
+        "an image cannot be searched with: all of a small pool"
+    )
 
 
 def test_mbeir_uses_the_global_pool_where_that_is_all(publish, ingested, tmp_path):
@@ -231,8 +245,8 @@ def test_mbeir_uses_the_global_pool_where_that_is_all(publish, ingested, tmp_pat
     for path in local:
         path.unlink()
     lake = ingested(folder)
-    assert len(lake.table("documents")) == 24
-    assert all(len(docs) == 24 for docs in lake.candidates().values())
+    assert len(lake.table("documents")) == 56
+    assert all(len(docs) == 56 for docs in lake.candidates().values())
 
 
 @pytest.mark.parametrize(
