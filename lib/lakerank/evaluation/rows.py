@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
@@ -46,6 +47,9 @@ MODALITIES = pa.schema([pa.field("doc_id", pa.string()), pa.field("modality", pa
 
 #: Names of the modalities by their codes: 1 for a text, 2 for an image, added.
 MODALITY_NAMES = ("nothing", "text", "image", "text+image")
+
+#: Documents looked up at once.
+_LOOKED_UP_ROWS = 1_000_000
 
 _SCHEMAS = {
     Source.QREL: schemas.QRELS,
@@ -96,16 +100,20 @@ def document_modalities(storage: Storage, uri: str, row_group: int) -> Iterator[
 
 def with_modalities(candidates: pa.Table, documents: Iterable[pa.RecordBatch]) -> pa.Table:
     """Candidates (ROWS) with the modality of their documents; of documents that share an id the first counts."""
-    known: dict[str, int] = {}
     wanted = pc.unique(candidates["doc_id"])
-    for batch in documents:
-        kept = batch.filter(pc.is_in(batch["doc_id"], value_set=wanted))
-        for ident, modality in zip(*(column.to_pylist() for column in kept.columns), strict=True):
-            known.setdefault(ident, modality)
-    ids = pa.array(list(known), pa.string())
-    codes = pa.array(list(known.values()), pa.int8())
-    found = codes.take(pc.index_in(candidates["doc_id"], value_set=ids))
-    return candidates.set_column(candidates.schema.get_field_index("modality"), ROWS.field("modality"), found)
+    found, held, rows = [MODALITIES.empty_table()], [], 0
+    for batch in itertools.chain(documents, [None]):
+        if batch is not None:
+            held.append(batch)
+            rows += batch.num_rows
+        if batch is None or rows >= _LOOKED_UP_ROWS:  # the ids to look for are hashed anew each time
+            table = pa.Table.from_batches(held, MODALITIES)
+            found.append(table.filter(pc.is_in(table["doc_id"], value_set=wanted)))
+            held, rows = [], 0
+    known = pa.concat_tables(found).combine_chunks()
+    places = pc.index_in(candidates["doc_id"], value_set=known["doc_id"])
+    column = known["modality"].take(places)
+    return candidates.set_column(candidates.schema.get_field_index("modality"), ROWS.field("modality"), column)
 
 
 def by_query(rows: pa.Table) -> pa.Table:

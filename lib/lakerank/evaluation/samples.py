@@ -74,11 +74,11 @@ def sampled(pairs: Pairs, chosen: npt.NDArray[np.bool_], hashes: Hashes) -> dict
         axis=1,
     )
     judgement = np.where(pairs.judged[mine], np.maximum(pairs.judgement[mine], 0), -1)
-    codes = np.stack([pairs.query_modality[query], pairs.modality[mine], judgement], axis=1)
-    kinds, of_pair = np.unique(codes, axis=0, return_inverse=True)
+    of_pair = ((judgement + 1) * 4 + pairs.query_modality[query]) * 4 + pairs.modality[mine]
     found = {}
-    for number, (asked, held, grade) in enumerate(kinds.tolist()):
-        rows = table[of_pair.ravel() == number]
+    for code in np.unique(of_pair).tolist():
+        rows = table[of_pair == code]
+        asked, held, grade = code // 4 % 4, code % 4, code // 16 - 1
         found[Kind(asked, held, None if grade < 0 else grade)] = Sample(len(rows), _smallest(rows))
     return found
 
