@@ -43,6 +43,7 @@ def test_predictions_start_from_the_smallest_k() -> None:
     assert later.predicted_ms == 1000.0  # as many operations a pair, at the same pace
     assert later.ms == 100.0
     assert later.predicted_ratio == 10.0
+    assert later.reproducible_costs is None  # the fast mode did not run
 
 
 def test_inputs_are_sized_for_both_to_take_as_long() -> None:

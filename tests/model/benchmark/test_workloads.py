@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from lakerank.model.benchmark.pages import PAGE_PIXELS, drawn_pages
+from lakerank.errors import ConfigError
+from lakerank.model.benchmark.pages import PAGE_PIXELS, drawn_pages, pdf_files, pdf_pages
 from lakerank.model.benchmark.rounds import every_so_often
 from lakerank.model.benchmark.texts import LONGEST, SHORTEST, skewed_lengths, text_of
 from lakerank.model.benchmark.workloads import NAMES, build, pairs_of, scorable
@@ -39,6 +45,25 @@ def test_a_drawn_page_fills_the_models_cap() -> None:
     (page,) = drawn_pages(1)
     patches = load_patches(page, Limits(), PatchShape())
     assert patches.grid[0] * patches.grid[1] // 4 == PAGE_PIXELS // 28**2 == 768
+
+
+def test_pages_are_of_every_pdf_file_in_turn(tmp_path: Path) -> None:
+    for name, side in (("a.pdf", 300), ("b.pdf.gz", 500)):
+        stream = io.BytesIO()
+        sheets = [
+            Image.new("RGB", (side, 400), colour) for colour in ("red", "green", "blue", "white", "black", "grey")
+        ]
+        sheets[0].save(stream, "PDF", save_all=True, append_images=sheets[1:])
+        (tmp_path / name).write_bytes(gzip.compress(stream.getvalue()) if name.endswith("gz") else stream.getvalue())
+    pages = [Image.open(io.BytesIO(page)) for page in pdf_pages(pdf_files([tmp_path]), count=5)]
+    assert [page.format for page in pages] == ["JPEG"] * 4  # two files, and two pages of each from the fifth on
+    assert [page.width < page.height for page in pages] == [True, False, True, False]
+    assert all(0.97 * PAGE_PIXELS < page.width * page.height <= PAGE_PIXELS for page in pages)
+
+
+def test_a_place_without_pdf_files_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no PDF file is there"):
+        pdf_files([tmp_path])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -44,8 +44,10 @@ class DocumentMajor:
 
 def _stages(work: Work, seconds: float) -> dict[str, float]:
     device = {"vision": work.vision_s, "prefix": work.prefix_s, "suffix": work.suffix_s}
-    rest = max(0.0, seconds - work.wait_s - sum(device.values()))
-    return {"decode": work.decode_s, "tokenise": work.tokenise_s, **device, "wait": work.wait_s, "rest": rest}
+    idle = max(0.0, seconds - sum(device.values()))
+    wait = min(work.wait_s, idle)  # a GPU may be busy meanwhile
+    host = {"decode": work.decode_s, "tokenise": work.tokenise_s}
+    return {**host, **device, "wait": wait, "rest": idle - wait}
 
 
 class PairByPair:

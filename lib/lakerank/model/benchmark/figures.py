@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from lakerank.model.benchmark.contenders import PUBLISHED, REPRODUCIBLE
+from lakerank.model.benchmark.contenders import FAST, PUBLISHED, REPRODUCIBLE
 from lakerank.model.benchmark.rounds import Cell
 from lakerank.model.benchmark.runs import Run
 
@@ -53,7 +53,8 @@ class Prediction:
     """What operations alone say of a cell, beside what was measured.
 
     `predicted_ratio` is the published loop's operations a pair over ours. `predicted_ms` is ours a pair at the pace,
-    in operations a second, of the workload's smallest k: what should follow as k grows.
+    in operations a second, of the workload's smallest k: what should follow as k grows. `reproducible_costs` is our
+    seconds a pair over the fast mode's, less one.
     """
 
     workload: str
@@ -62,6 +63,7 @@ class Prediction:
     ratio: float | None
     predicted_ms: float
     ms: float
+    reproducible_costs: float | None
 
 
 def figures(cell: Cell, ceiling: float) -> list[Figure | Absent]:
@@ -73,15 +75,16 @@ def figures(cell: Cell, ceiling: float) -> list[Figure | Absent]:
 
 def predictions(found: Sequence[Figure | Absent]) -> list[Prediction]:
     """One for each cell that we ran in, in order."""
-    ours = [one for one in found if isinstance(one, Figure) and one.contender == REPRODUCIBLE]
-    published = {(one.workload, one.k): one for one in found if isinstance(one, Figure) and one.contender == PUBLISHED}
+    ran = {(one.contender, one.workload, one.k): one for one in found if isinstance(one, Figure)}
+    ours = [one for (contender, *_), one in ran.items() if contender == REPRODUCIBLE]
     first: dict[str, Figure] = {}
     for one in sorted(ours, key=lambda figure: figure.k):
         first.setdefault(one.workload, one)
-    return [_prediction(one, published.get((one.workload, one.k)), first[one.workload]) for one in ours]
+    others = [(ran.get((PUBLISHED, one.workload, one.k)), ran.get((FAST, one.workload, one.k))) for one in ours]
+    return [_prediction(one, *other, first[one.workload]) for one, other in zip(ours, others, strict=True)]
 
 
-def _prediction(ours: Figure, published: Figure | None, first: Figure) -> Prediction:
+def _prediction(ours: Figure, published: Figure | None, fast: Figure | None, first: Figure) -> Prediction:
     return Prediction(
         ours.workload,
         ours.k,
@@ -89,6 +92,7 @@ def _prediction(ours: Figure, published: Figure | None, first: Figure) -> Predic
         ours.ratio,
         1000 * ours.gflop_per_pair / first.gflops if first.gflops else 0.0,
         1000 / ours.pairs_per_second,
+        fast.pairs_per_second / ours.pairs_per_second - 1 if fast else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -36,14 +37,14 @@ def drawn_pages(count: int, seed: int = 0) -> Iterator[bytes]:
 
 
 def pdf_files(places: Sequence[Path]) -> list[Path]:
-    """PDF files named, and those under folders named, in order.
+    """PDF files named, and those under folders named, in order; `.pdf.gz` is how Debian ships them.
 
     Raises:
         ConfigError: there is none in one of the places.
     """
     files = []
     for place in places:
-        found = sorted(place.rglob("*.pdf")) if place.is_dir() else [place]
+        found = sorted([*place.rglob("*.pdf"), *place.rglob("*.pdf.gz")]) if place.is_dir() else [place]
         if not found or not all(file.is_file() for file in found):
             raise ConfigError([f"--pdf {place}: no PDF file is there"])
         files += found
@@ -65,7 +66,7 @@ def pdf_pages(files: Sequence[Path], count: int, page_pixels: int = PAGE_PIXELS)
     for turn in range(count):
         for file in files:
             try:
-                with closing(pypdfium2.PdfDocument(file)) as document:
+                with closing(pypdfium2.PdfDocument(_content(file))) as document:
                     number = min(4, len(document) - 1) + turn
                     if number >= len(document):
                         continue
@@ -77,6 +78,11 @@ def pdf_pages(files: Sequence[Path], count: int, page_pixels: int = PAGE_PIXELS)
             made += 1
             if made == count:
                 return
+
+
+def _content(file: Path) -> bytes:
+    content = file.read_bytes()
+    return gzip.decompress(content) if file.suffix == ".gz" else content
 
 
 def _jpeg(page: Image.Image) -> bytes:

@@ -11,6 +11,7 @@ from lakerank.model.benchmark.benchmark import Result
 from lakerank.model.benchmark.figures import Absent, Figure
 
 #: Stages in the order of the work; the first two are processor time ahead of the device.
+#: `wait` (for the host's threads) and `rest` are what the device is idle for.
 STAGES = ("decode", "tokenise", "vision", "prefix", "suffix", "language", "wait", "rest")
 
 
@@ -67,7 +68,7 @@ def _shares(ran: Sequence[Figure]) -> str:
         + [f"{one.shares[stage]:.1%}" if stage in one.shares else "" for stage in stages]
         for one in ran
     ]
-    heading = "Shares of wall time (decode and tokenise: processor time of threads ahead of the device)"
+    heading = "Shares of wall time (decode and tokenise: threads ahead of the device; wait and rest: the device idle)"
     return f"{heading}\n{_table(('workload', 'k', 'contender', *stages), rows)}"
 
 
@@ -80,11 +81,14 @@ def _predictions(result: Result) -> str:
             "" if one.ratio is None else f"{one.ratio:.1f}",
             f"{one.predicted_ms:.3g}",
             f"{one.ms:.3g}",
+            "" if one.reproducible_costs is None else f"{one.reproducible_costs:+.1%}",
         ]
         for one in result.predictions
     ]
     heading = "Predicted by operations alone, and measured; milliseconds a pair from the pace at the smallest k"
-    header = ("workload", "k", "× predicted", "× measured", "ms/pair predicted", "ms/pair measured")
+    header = (
+        "workload", "k", "× predicted", "× measured", "ms/pair predicted", "ms/pair measured", "reproducible costs",
+    )  # fmt: skip
     return f"{heading}\n{_table(header, rows)}"
 
 

@@ -79,7 +79,8 @@ def _filled(name: str, like: Tensor, generator: torch.Generator, dtype: str) -> 
     if like.dim() == 1:  # the scale of a norm
         return torch.ones(like.shape, dtype=kind)
     inputs = like.numel() // like.shape[0]
-    return (torch.randn(like.shape, generator=generator) * inputs**-0.5).to(kind)
+    weights: Tensor = torch.randn(like.shape, generator=generator) * inputs**-0.5
+    return weights.to(kind)
 
 
 def _config(shape: Shape, token_ids: Mapping[str, int]) -> Qwen2VLConfig:
