@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from lakerank.model.engine import Engine, slot_length
-from lakerank.model.images import PatchShape
-from lakerank.model.network import JinaVLForRanking, Prefix, feed_forward
+from lakerank.model.budget import LEAST_TOKENS, Budget
+from lakerank.model.checkpoint import read_settings
+from lakerank.model.engine import Engine
+from lakerank.model.packed import Prefix
 from lakerank.model.rerankers import DocumentMajorReranker, load_reranker
+from lakerank.model.rows import ROW_MULTIPLE, RowProducts
+from lakerank.model.tokens import Side
+from lakerank.model.weights import load_network
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 SHAPES = ["grouped", "one_kv_head", "ungrouped"]
 
+Bits = dict[tuple[str, str], bytes]
+
 
 @pytest.fixture(scope="module")
 def queries(make_image: Callable[..., bytes]) -> list[Query]:
-    """Queries of every slot length, some of them images."""
+    """Queries of many lengths, on both sides of every boundary, some of them images."""
     lengths = [1, 2, 3, 5, 8, 13, 21, 30, 50, 80]
     texts = [Query(f"q{length}", text="red apple " * length) for length in lengths]
     images = [Query(f"i{seed}", image=make_image(60 + 40 * seed, 70, seed=seed)) for seed in range(2)]
     return [*texts, *images, *(Query(f"s{number}", text=f"apple {number}") for number in range(9))]
 
 
-def logits_of(results: Iterator[ScoredPair | Reject]) -> dict[tuple[str, str], bytes]:
+@pytest.fixture(scope="module")
+def documents(make_image: Callable[..., bytes]) -> list[Document]:
+    """Documents that attend in each of the ways there are."""
+    texts = [Document(f"t{length}", text="apple " * length) for length in (1, 3, 9, 40, 90, 300)]
+    return [*texts, Document("image", image=make_image(333, 222, seed=9)), Document("icon", image=make_image(60, 60))]
+
+
+def logits_of(results: Iterable[ScoredPair | Reject]) -> Bits:
     """Bits of each pair's logit."""
     return {
         (result.query_id, result.doc_id): np.float32(result.logit).tobytes()
@@ -37,16 +53,24 @@ def logits_of(results: Iterator[ScoredPair | Reject]) -> dict[tuple[str, str], b
     }
 
 
+def with_engine(checkpoint: Path, kind: type[Engine] = Engine, **options: Any) -> DocumentMajorReranker:
+    """A reranker whose engine is of another kind, or made with other options."""
+    reranker = load_reranker(str(checkpoint), device="cpu", dtype="float32")
+    stored = read_settings(checkpoint, "float32")
+    reranker._engine = kind(load_network(checkpoint, stored), stored.patches, **options)
+    return reranker
+
+
+@pytest.mark.parametrize("products", [None, RowProducts(64)], ids=["free", "blocks"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bits_do_not_depend_on_company_or_order(
-    make_checkpoint: Callable[..., Path], queries: list[Query], make_image: Callable[..., bytes], shape: str
+    make_checkpoint: Callable[..., Path],
+    queries: list[Query],
+    documents: list[Document],
+    shape: str,
+    products: RowProducts | None,
 ) -> None:
-    reranker = load_reranker(str(make_checkpoint(shape)), device="cpu")
-    documents = [
-        Document("text", text="A red apple lies on the table."),
-        Document("long", text="Der rote Apfel liegt auf dem Tisch. " * 40),
-        Document("image", image=make_image(333, 222, seed=9)),
-    ]
+    reranker = with_engine(make_checkpoint(shape), products=products)
     together = logits_of(reranker.score_groups([DocumentGroup(document, tuple(queries)) for document in documents]))
     assert len(together) == len(documents) * len(queries)
     alone = logits_of(
@@ -59,6 +83,31 @@ def test_bits_do_not_depend_on_company_or_order(
         reranker.score_groups(DocumentGroup(document, tuple(half)) for half in halves for document in documents[::-1])
     )
     assert split == together
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_bits_are_the_pairs_own(
+    tiny_checkpoint: Path, queries: list[Query], documents: list[Document], data: st.DataObject
+) -> None:
+    """Any pairs, in any order and grouping, at any budget, before and after others: the same bits."""
+    pairs = [(query, document) for query in queries for document in documents]
+    drawn = data.draw(st.lists(st.sampled_from(range(len(pairs))), min_size=1, max_size=30, unique=True))
+    chosen = [pairs[number] for number in drawn]
+    budget = data.draw(st.sampled_from([64, 200, 1024, 4096]))
+    reranker = REFERENCE.setdefault("reranker", with_engine(tiny_checkpoint))
+    expected = REFERENCE.setdefault(
+        "bits", logits_of(reranker.score_groups(DocumentGroup(document, (query,)) for query, document in pairs))
+    )
+    reranker._engine.budget = Budget(budget, budget * 4)
+    if data.draw(st.booleans()):
+        reranker._engine.release()
+    logits = reranker.score(chosen)
+    assert [logit.tobytes() for logit in logits] == [expected[query.query_id, doc.doc_id] for query, doc in chosen]
+
+
+#: What the examples above share.
+REFERENCE: dict[str, Any] = {}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -91,55 +140,60 @@ def test_work_is_counted(tiny_checkpoint: Path) -> None:
     queries = tuple(Query(str(number), text="red apple") for number in range(10))
     results = list(reranker.score_groups([DocumentGroup(Document("d", text="A red apple " * 30), queries)]))
     tokens = [(result.document_tokens, result.query_tokens) for result in results if isinstance(result, ScoredPair)]
-    assert reranker.work.pairwise == sum(document + query for document, query in tokens)
-    slot = slot_length(tokens[0][1])
-    slots = 64 // slot
-    assert reranker.work.computed == tokens[0][0] + -(-10 // slots) * slots * slot
-    assert (reranker.work.pairs, reranker.work.documents) == (10, 1)
+    work = reranker.work
+    assert work.pairwise == sum(document + query for document, query in tokens)
+    needed = tokens[0][0] + sum(query for _, query in tokens)
+    assert work.computed - work.padding == needed
+    assert 0 <= work.padding < 2 * ROW_MULTIPLE
+    assert (work.pairs, work.documents) == (10, 1)
+    assert 2 * needed * 40_000 < work.flops < 2 * needed * 80_000, "two for each weight of the decoder layers"
+    assert min(work.tokenise_s, work.prefix_s, work.suffix_s) > 0
+    assert work.prefix_s + work.suffix_s <= work.drive_s
 
 
-@pytest.mark.parametrize(("tokens", "length"), [(1, 8), (8, 8), (9, 16), (33, 40), (64, 64), (65, 128), (770, 832)])
-def test_slot_length(tokens: int, length: int) -> None:
-    assert slot_length(tokens) == length
+def test_a_hot_document_keeps_one_prefix(tiny_checkpoint: Path) -> None:
+    reranker = load_reranker(str(tiny_checkpoint), device="cpu")
+    hot = Document("hot", text="A red apple lies on the table. " * 9)
+    groups = [
+        DocumentGroup(hot, tuple(Query(f"{part} {number}", text=f"apple {part} {number}") for number in range(90)))
+        for part in range(4)
+    ]
+    split = logits_of(reranker.score_groups(groups))
+    assert reranker.work.prefixes_reused == 3
+    queries = tuple(query for group in groups for query in group.queries)
+    fresh = load_reranker(str(tiny_checkpoint), device="cpu")
+    assert logits_of(fresh.score_groups([DocumentGroup(hot, queries)])) == split
+    assert fresh.work.prefixes_reused == 0
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_bits_do_not_depend_on_the_place_in_a_row(tiny_checkpoint: Path, threads: int) -> None:
-    network = load_reranker(str(tiny_checkpoint), device="cpu")._engine._network
-    mlp = torch.nn.Module()
-    mlp.gate_proj = mlp.up_proj = mlp.down_proj = torch.nn.Identity()
-    mlp.act_fn = network.model.language_model.layers[0].mlp.act_fn
-    hidden = torch.randn(1, 4, 16, 8960, generator=torch.Generator().manual_seed(1)) * 3  # enough for several parts
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        assert torch.equal(feed_forward(mlp, hidden).flip(1), feed_forward(mlp, hidden.flip(1)))
-    finally:
-        torch.set_num_threads(before)
+def test_queries_that_are_images_are_encoded_once(
+    tiny_checkpoint: Path, make_image: Callable[..., bytes], documents: list[Document]
+) -> None:
+    reranker = load_reranker(str(tiny_checkpoint), device="cpu")
+    texts = [document for document in documents if document.image is None]
+    queries = tuple(Query(str(seed), image=make_image(70, 50, seed=seed % 5)) for seed in range(20))
+    list(reranker.score_groups(DocumentGroup(document, queries) for document in texts))
+    assert reranker.work.images_encoded == 5
 
 
-class ShortOfMemory(JinaVLForRanking):
-    """A network that cannot hold a document of more than 40 tokens."""
+class ShortOfMemory(Engine):
+    """An engine that cannot hold more than `ROOM` tokens of documents."""
 
-    def prefix(self, embeds: torch.Tensor, positions: torch.Tensor, valid: torch.Tensor | None = None) -> Prefix:
-        if embeds.shape[1] > 40:
+    ROOM = 70
+    failures = 0
+
+    def _pass_documents(self, documents: Sequence[Side]) -> list[Prefix]:
+        if sum(len(document.token_ids) for document in documents) > self.ROOM:
+            self.failures += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
-        return super().prefix(embeds, positions, valid)
+        return super()._pass_documents(documents)
 
 
-class Broken(JinaVLForRanking):
-    """A network that fails in a way that is no document's fault."""
+class Broken(Engine):
+    """An engine that fails in a way that is no document's fault."""
 
-    def prefix(self, embeds: torch.Tensor, positions: torch.Tensor, valid: torch.Tensor | None = None) -> Prefix:
+    def _pass_documents(self, documents: Sequence[Side]) -> list[Prefix]:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-
-def with_network(reranker: DocumentMajorReranker, kind: type[JinaVLForRanking]) -> DocumentMajorReranker:
-    """The reranker with its network turned into another kind."""
-    network = reranker._engine._network
-    network.__class__ = kind
-    reranker._engine = Engine(network, PatchShape())
-    return reranker
 
 
 def score_texts(reranker: DocumentMajorReranker, texts: Sequence[str]) -> list[ScoredPair | Reject]:
@@ -151,14 +205,30 @@ def score_texts(reranker: DocumentMajorReranker, texts: Sequence[str]) -> list[S
 
 
 def test_out_of_memory_rejects_one_document_and_goes_on(tiny_checkpoint: Path) -> None:
-    reranker = with_network(load_reranker(str(tiny_checkpoint), device="cpu"), ShortOfMemory)
+    reranker = with_engine(tiny_checkpoint, ShortOfMemory)
     results = score_texts(reranker, ["apple", "A red apple " * 50, "table"])
     reasons = [result.reason if isinstance(result, Reject) else None for result in results]
     assert reasons == [None, None, RejectReason.OUT_OF_MEMORY, RejectReason.OUT_OF_MEMORY, None, None]
 
 
+def test_out_of_memory_halves_and_tries_again(tiny_checkpoint: Path) -> None:
+    texts = [f"A red apple {number}" for number in range(40)]
+    expected = logits_of(score_texts(load_reranker(str(tiny_checkpoint), device="cpu", dtype="float32"), texts))
+    reranker = with_engine(tiny_checkpoint, ShortOfMemory)
+    assert logits_of(score_texts(reranker, texts)) == expected
+    assert isinstance(reranker._engine, ShortOfMemory)
+    assert reranker._engine.failures > 0
+
+
+def test_budget_is_halved_to_a_least() -> None:
+    budget = Budget(tokens=300, patches=1200)
+    assert budget.halved().halved().halved() == Budget(LEAST_TOKENS, LEAST_TOKENS * 4)
+    with pytest.raises(ValueError, match="not halved"):
+        Budget(LEAST_TOKENS, 0).halved()
+
+
 def test_other_failures_stop_the_job(tiny_checkpoint: Path) -> None:
-    reranker = with_network(load_reranker(str(tiny_checkpoint), device="cpu"), Broken)
+    reranker = with_engine(tiny_checkpoint, Broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         score_texts(reranker, ["apple"])
 
@@ -166,6 +236,6 @@ def test_other_failures_stop_the_job(tiny_checkpoint: Path) -> None:
 def test_non_finite_logit_is_a_reject(tiny_checkpoint: Path) -> None:
     reranker = load_reranker(str(tiny_checkpoint), device="cpu")
     with torch.no_grad():
-        reranker._engine._network.score[2].bias.fill_(float("nan"))
+        reranker._engine._decoder._head_weights[3].fill_(float("nan"))
     results = score_texts(reranker, ["apple"])
     assert [result.reason for result in results if isinstance(result, Reject)] == [RejectReason.NON_FINITE_LOGIT] * 2

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lakerank.errors import CheckpointError, PairRejected
+from lakerank.model.budget import BUSY_TOKENS_CPU
 from lakerank.model.rerankers import DocumentMajorReranker, load_reranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
@@ -35,12 +36,12 @@ def test_groups_are_pulled_as_needed(reranker: DocumentMajorReranker) -> None:
         nonlocal pulled
         while True:
             pulled += 1
-            yield DocumentGroup(Document(str(pulled), text="apple"), QUERIES)
+            yield DocumentGroup(Document(str(pulled), text="apple " * 60), QUERIES)
 
     results = reranker.score_groups(groups())
     assert pulled == 0
     next(results)
-    assert pulled <= 4, "no more than the threads work ahead"
+    assert pulled * 60 < 4 * BUSY_TOKENS_CPU, "no more than keeps the device busy"
     results.close()
 
 

@@ -21,8 +21,8 @@ from lakerank.fingerprint import fingerprint
 from lakerank.model.images import CLIP_MEAN, CLIP_STD, PatchShape
 from lakerank.model.prompt import LOGIT_BIAS, SCORE_TOKEN_ID, Limits
 
-#: Changes when the same weights and limits would give other scores: prompt, truncation, images or slots.
-PROTOCOL = 1
+#: Changes when the same weights and limits would give other scores: prompt, truncation, images or rows.
+PROTOCOL = 2
 
 EMBEDDED = Path(__file__).parent / "embedded"
 INDEX_NAME = "model.safetensors.index.json"

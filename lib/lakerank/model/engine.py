@@ -85,7 +85,7 @@ class Engine:
         self._decoder = PackedDecoder(network)
         self._vision = PackedVision(network, shape)
         weight = network.model.language_model.embed_tokens.weight
-        self._device = weight.device
+        self.dtype, self._device = weight.dtype, weight.device
         self._image_token = int(network.config.image_token_id)
         self.budget = budget or device_budget(self._device, network.config, weight.dtype)
         self._use(products or choose_products([*self._decoder.weights(), *self._vision.weights()]))
