@@ -228,7 +228,7 @@ def test_faults_of_a_config_are_listed_together(training_config: Callable[..., P
     assert len(raised.value.faults) == 4
 
 
-@pytest.mark.parametrize("name", ["train-embedded", "train-lora"])
+@pytest.mark.parametrize("name", ["train-embedded", "train-lora", "train-clicks"])
 def test_configs_in_conf_are_sound(name: str) -> None:
     load_train_config(Path(__file__).parents[2] / "conf" / f"{name}.yaml")
 
