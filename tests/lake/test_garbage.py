@@ -300,7 +300,7 @@ UNITS = st.tuples(
 RUNS = st.tuples(st.booleans(), st.floats(0, 9), st.sampled_from(["f1", "f2"]), st.lists(st.integers(0, 5), max_size=3))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(UNITS, max_size=6), st.lists(RUNS, max_size=5), st.integers(1, 3))
 def test_after_cleaning_kept_runs_are_whole_and_no_score_is_missed(
     units: list[tuple[str, frozenset[int], float]], runs: list[tuple[bool, float, str, list[int]]], keep: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -20,6 +21,7 @@ from lakerank.lake.uris import redacted
 __all__ = ["Blob", "BlobRef", "ChangedFile", "RowGroupCache", "check_unchanged", "fetch", "prefetched"]
 
 _BATCH_ROWS = 1024
+_LOOKING_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +126,11 @@ def check_unchanged(storage: Storage, versions: Mapping[str, str], files: Iterab
     Raises:
         ChangedFile: one has not, or is gone.
     """
-    for file in sorted(set(files)):
-        if storage.version(file) != versions.get(file):
-            raise ChangedFile(file, "it has changed since the run was planned")
+    wanted = sorted(set(files))
+    with ThreadPoolExecutor(_LOOKING_THREADS, "versions") as pool:
+        for file, found in zip(wanted, pool.map(storage.version, wanted), strict=True):
+            if found != versions.get(file):
+                raise ChangedFile(file, "it has changed since the run was planned")
 
 
 class _LastOpened:
@@ -143,8 +147,8 @@ class _LastOpened:
         """The file that holds a row group."""
         if self._parquet is None or self._file != file:
             self.close()
-            if self.versions is not None:
-                check_unchanged(self.storage, self.versions, [file])
+            if self.versions is not None and self.storage.version(file) != self.versions.get(file):
+                raise ChangedFile(file, "it has changed since the run was planned")
             self._parquet = self.storage.open_parquet(file)
             self._file = file
             check_columns(file, self._parquet.schema_arrow, self.wanted)

@@ -88,4 +88,7 @@ def finished_units(storage: Storage, output: str, scorer: str) -> set[str]:
 
 
 def _torn(uri: str, what: str) -> TornUnit:
-    return TornUnit(f"{uri}: {what}; delete the file and run again, its pairs are then scored anew")
+    return TornUnit(
+        f"{uri}: {what}; delete the file and run again (with another --run-id, if this run was to reuse it): its pairs "
+        "are then scored anew"
+    )
