@@ -73,7 +73,7 @@ class Airflow:
     def __init__(self, home: Path, variable: Mapping[str, Any], **environment: str) -> None:
         self.home = home
         master = {"conn_type": "spark", "host": "local[1]"}
-        path = [str(Path(sys.executable).parent), os.environ["PATH"]]  # spark-submit is pyspark's
+        path = [str(Path(sys.executable).parent), str(AIRFLOW), os.environ["PATH"]]  # spark-submit is pyspark's own
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "PYSPARK", "SPARK", "PYTEST"))}
         self.environment = inherited | {
             "AIRFLOW_HOME": str(home),

@@ -126,6 +126,7 @@ def webhook() -> Iterator[Webhook]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -163,15 +164,15 @@ def scheduler(
         )
     running = Scheduler(airflow, port, lake, webhook)
     try:
-        wait_until("Airflow to be ready", running.ready, 300)
+        wait_until("Airflow to be ready", lambda: process.poll() is not None or running.ready(), 300)
+        assert process.poll() is None, (folder / "standalone.log").read_text()
         running.api("POST", "/api/v2/pools", {"name": "lakerank_gpu", "slots": 1})
         yield running
     finally:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        process.send_signal(signal.SIGTERM)
-        psutil.wait_procs(family, timeout=20)
-        for member in family:
-            if member.is_running():
+        if process.poll() is None:
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            process.send_signal(signal.SIGTERM)
+            for member in psutil.wait_procs(family, timeout=20)[1]:
                 member.kill()
         process.wait()
 
