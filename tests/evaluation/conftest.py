@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,20 +51,22 @@ def make_lake(tmp_path: Path) -> Callable[..., Lake]:
     def make(
         documents: list[dict[str, Any]],
         queries: list[dict[str, Any]],
-        candidates: list[tuple[str, str, int | None]],
+        candidates: list[tuple[str, str, int | None] | dict[str, Any]],
         qrels: list[tuple[str, str, int]],
         ranked: Mapping[str, list[str]],
         rejected: list[tuple[str, str, str]] = (),
         manifest: Mapping[str, Any] | None = None,
+        logits: Mapping[tuple[str, str], float] | None = None,
     ) -> Lake:
         paths = RunPaths(str(tmp_path / "out"), "r1")
         write(tmp_path / "documents.parquet", documents, schemas.DOCUMENTS)
         write(tmp_path / "queries.parquet", queries, schemas.QUERIES)
-        rows = [dict(zip(("query_id", "doc_id", "first_stage_rank"), one, strict=True)) for one in candidates]
+        names = ("query_id", "doc_id", "first_stage_rank")
+        rows = [one if isinstance(one, dict) else dict(zip(names, one, strict=True)) for one in candidates]
         write(tmp_path / "candidates.parquet", rows, schemas.CANDIDATES)
         rows = [dict(zip(("query_id", "doc_id", "relevance"), one, strict=True)) for one in qrels]
         write(tmp_path / "qrels.parquet", rows, schemas.QRELS)
-        write(Path(paths.ranked) / "part-0.parquet", ranked_rows(ranked), schemas.RANKED)
+        write(Path(paths.ranked) / "part-0.parquet", ranked_rows(ranked, logits or {}), schemas.RANKED)
         rows = [dict(zip(("query_id", "doc_id", "reason"), one, strict=True)) for one in rejected]
         if rows:
             write(Path(paths.rejected) / "part-0.parquet", rows, schemas.REJECTED)
@@ -76,14 +79,14 @@ def make_lake(tmp_path: Path) -> Callable[..., Lake]:
     return make
 
 
-def ranked_rows(ranked: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+def ranked_rows(ranked: Mapping[str, list[str]], logits: Mapping[tuple[str, str], float]) -> list[dict[str, Any]]:
     return [
         {
             "query_id": query,
             "doc_id": doc,
             "rank": rank,
-            "logit": 5.0 - rank,
-            "relevance": 1 / (rank + 1),
+            "logit": logits.get((query, doc), 5.0 - rank),
+            "relevance": 1 / (1 + math.exp(-logits[query, doc])) if (query, doc) in logits else 1 / (rank + 1),
             "label": max(0, 3 - rank),
             "truncated": False,
         }

@@ -65,26 +65,32 @@ class Gap:
 
     @property
     def trust(self) -> Trust:
-        """By the relevant pairs: those that a list should bring to the top, whatever they hold."""
+        """By the relevant pairs, which a list should bring to the top whatever they hold; the others may warn."""
         if self.relevant is None:
             return Trust.UNKNOWN
         off = abs(self.relevant.auc - 0.5)
-        if off < SMALL:
-            return Trust.TRUSTED
         certain = self.relevant.low > 0.5 + SMALL or self.relevant.high < 0.5 - SMALL
-        return Trust.NOT if off >= LARGE and certain else Trust.CARE
+        if off >= LARGE and certain:
+            return Trust.NOT
+        parted = self.others is not None and abs(self.others.auc - 0.5) >= LARGE
+        return Trust.CARE if off >= SMALL or parted else Trust.TRUSTED
 
     @property
     def words(self) -> str:
         """What the figures come to, in a sentence or two."""
-        lists = f"for {self.query} queries, lists of the {self.stage} that mix texts and images {self.trust}"
+        lists = f"For {self.query} queries, lists of the {self.stage} that mix texts and images {self.trust}"
         if self.relevant is None:
-            return f"{lists[0].upper()}{lists[1:]}: fewer than {FEWEST_PAIRS} relevant texts or images have a score."
+            return f"{lists}: fewer than {FEWEST_PAIRS} relevant texts or images have a score."
         share = f"a relevant image scores above a relevant text {self.relevant.auc:.0%} of the time"
-        if self.trust == Trust.TRUSTED:
-            return f"{lists[0].upper()}{lists[1:]}: {share}, and half would be no gap at all."
+        if abs(self.relevant.auc - 0.5) < SMALL:
+            return f"{lists}: {share}, where half is no gap. {self._of_others()}".strip()
         side = "images" if self.relevant.auc > 0.5 else "texts"
-        return f"{lists[0].upper()}{lists[1:]}: {share}, so {side} come first whatever they say. {self._why()}".strip()
+        return f"{lists}: {share}, so relevant {side} come before the others. {self._why()}".strip()
+
+    def _of_others(self) -> str:
+        if self.others is None or abs(self.others.auc - 0.5) < SMALL:
+            return ""
+        return f"Among irrelevant documents an image scores above a text {self.others.auc:.0%} of the time."
 
     def _why(self) -> str:
         """Whether irrelevant documents are parted by their modality in the same way."""

@@ -30,9 +30,7 @@ def box_plots(evaluation: Evaluation) -> list[Plot]:
     for dimension in () if evaluation.benchmarks else _BOXED:
         slices = by_size(evaluation.slices, dimension)
         if len(slices) >= _FEWEST_DOTS:
-            return [
-                _boxes("boxes", f"All by {dimension}", PRIMARY, dimension, _slice_columns(slices, evaluation.against))
-            ]
+            return [_boxes("boxes", f"By {dimension}", PRIMARY, dimension, _slice_columns(slices, evaluation.against))]
     return found
 
 

@@ -111,7 +111,7 @@ def overlaid(filled: Weighted, line: Weighted, edges: Floats, label: str, line_i
 
     def draw(axes: Axes, palette: Palette) -> None:
         shares = [
-            np.histogram(np.clip(values, edges[0], edges[-1]), edges, weights=weights / max(weights.sum(), 1e-300))[0]
+            np.histogram(values, edges, weights=weights / max(weights.sum(), 1e-300))[0]
             for values, weights in (filled, line)
         ]
         axes.stairs(shares[0], edges, fill=True, color=palette.soft)
