@@ -4,7 +4,7 @@ python := .venv/bin/python
 java := JAVA_HOME="$$PWD/.venv/java"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 test-faults test-airflow check format clean distclean
+.PHONY: help demo test test-s3 test-faults test-airflow scale check format clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,12 @@ test-airflow:  ## the DAGs under a real scheduler, with killed tasks, a failed a
 	@$(setup) dev
 	@$(setup) airflow
 	$(java) $(python) -m pytest tests/airflow_dags/scheduler.py $(ARGS)
+
+scale:  ## plan, rank and fetch at scale, and a second night: seconds, shuffle bytes and memory, half an hour
+	@$(setup) dev
+	$(java) $(python) tests/scale/plan_scale.py 100_000 1_000_000 10_000_000
+	$(java) $(python) tests/scale/fetch_scale.py
+	$(java) $(python) tests/scale/incremental.py
 
 check:  ## formatting, lint, types and the layers between the rooms
 	@$(setup) dev

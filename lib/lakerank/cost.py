@@ -84,6 +84,16 @@ class Calibration:
         )
 
 
+def tflop(parameters: int, tokens: int) -> float:
+    """Arithmetic of a forward pass: two operations a weight and token (a visual token's VISUAL_TOKEN_COST is in)."""
+    return 2 * parameters * tokens / 1e12
+
+
+def device_seconds(calibration: Calibration, parameters: int, tokens: int) -> float:
+    """Time on a device of the calibration's kind; another model's tokens cost by its number of weights."""
+    return tokens / calibration.tokens_per_second * parameters / calibration.parameters
+
+
 def _fault(values: dict[str, Any], name: str) -> str | None:
     """What is wrong with one value of a calibration, if anything is."""
     if name not in values:
@@ -100,18 +110,12 @@ def _fault(values: dict[str, Any], name: str) -> str | None:
 def input_cost(text_bytes: Int64, width: Int64, height: Int64, sizing: Sizing) -> Int64:
     """Cost of each input in tokens: (N,) each -> (N,). A width of 0 means that there is no image."""
     text = np.minimum(np.ceil(text_bytes / BYTES_PER_TOKEN), sizing.max_text_tokens)
+    visual = visual_tokens(width, height, sizing)
+    return np.asarray(TEMPLATE_TOKENS + text + np.ceil(visual * VISUAL_TOKEN_COST), dtype=np.int64)
+
+
+def visual_tokens(width: Int64, height: Int64, sizing: Sizing) -> Int64:
+    """Visual tokens of each image after resizing: (N,) each -> (N,), 0 without an image."""
     pixels = np.clip(width * height, sizing.min_pixels, sizing.max_pixels)
-    visual = np.where(width > 0, np.maximum(1, np.round(pixels / VISUAL_TOKEN_SIDE**2)), 0)
-    return (TEMPLATE_TOKENS + text + np.ceil(visual * VISUAL_TOKEN_COST)).astype(np.int64)
-
-
-def even_bins(costs: list[int], target: int) -> list[int]:
-    """Number the bins of consecutive items so that each bin costs at least about `target`: one bin number an item."""
-    bins: list[int] = []
-    current, filled = 0, 0
-    for cost in costs:
-        if filled and filled + cost / 2 > target:
-            current, filled = current + 1, 0
-        bins.append(current)
-        filled += cost
-    return bins
+    tokens = np.where(width > 0, np.maximum(1, np.round(pixels / VISUAL_TOKEN_SIDE**2)), 0)
+    return np.asarray(tokens, dtype=np.int64)

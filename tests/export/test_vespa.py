@@ -84,7 +84,9 @@ def test_lists_are_put_under_their_queries(vespa, lists, write):
     said = feed(vespa, write("vespa-lists", lists, name="mine:ranking"))
     assert said["feeder.ok.count"] == len(lists)
     found = {
-        key: fields for method, kind, key, fields in vespa.operations if (method, kind) == ("POST", "v1/mine:ranking/docid")
+        key: fields
+        for method, kind, key, fields in vespa.operations
+        if (method, kind) == ("POST", "v1/mine:ranking/docid")
     }
     assert found.keys() == {one.key for one in lists}
     for one in lists:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,10 +86,10 @@ def test_any_order_any_repetition(one_file: str, rows: list[int]) -> None:
 
 
 def test_blobs_are_fetched_as_they_are_asked_for(one_file: str) -> None:
-    refs = [BlobRef(one_file, 0, 0), BlobRef(one_file, 99, 0)]
+    refs = [BlobRef(one_file, 0, 0), BlobRef(f"{one_file}-gone", 0, 0)]
     blobs = fetch(Storage(), refs, "doc_id")
     assert next(blobs).id == "d0"
-    with pytest.raises(StorageError, match=r"a\.parquet: row group 99 has no such row.*plan again"):
+    with pytest.raises(StorageError, match=r"a\.parquet-gone: "):
         next(blobs)
 
 
@@ -208,3 +209,21 @@ def test_a_file_replaced_since_it_was_planned_is_never_read(storage: Storage, fi
 def test_what_a_worker_raises_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(ChangedFile("s3://lake/a.parquet", "gone")))  # noqa: S301
     assert str(error).startswith("s3://lake/a.parquet: gone; ")
+
+
+@pytest.mark.parametrize("window", [1, 300, 10**6])
+def test_small_row_groups_are_read_together_and_only_those_that_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    from lakerank.lake import blobs
+
+    monkeypatch.setattr(blobs, "WINDOW_BYTES", window)
+    count = 60
+    table = pa.table({"doc_id": [f"d{n}" for n in range(count)], "image": [bytes([n]) * 100 for n in range(count)]})
+    address = str(tmp_path / "small.parquet")
+    pq.write_table(table, address, row_group_size=3, compression="none")
+    wanted = [0, 1, 2, 3, 7, 8, 20, 21, 50, 59, 59, 4, 30, 29, 0]
+    refs = [BlobRef(address, n // 3, n % 3) for n in wanted]
+    assert [blob.id for blob in fetch(Storage(), refs, "doc_id")] == [f"d{n}" for n in wanted]
+    with pytest.raises(ChangedFile, match="no such row"):
+        list(fetch(Storage(), [*refs[:4], BlobRef(address, 2, 3)], "doc_id"))

@@ -22,6 +22,8 @@ from lakerank.lake.runs import RunPaths, announce, current_run, publish, read_ma
 from lakerank.lake.score_files import finished_units, read_unit, unit_address, unit_name, write_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import index_key, parquet_bytes
+from lakerank.lake.unit_lists import UNITS as UNIT_LIST
+from lakerank.lake.unit_lists import write_reused_units, write_unit_list
 from lakerank.schemas import SCORES
 
 DAY = 86400.0
@@ -48,7 +50,10 @@ def write_run(
     """A run as the job leaves it: published at a moment, or without a manifest."""
     paths = RunPaths(output, run_id)
     announce(storage, paths, scorer)
-    plan = {"attempt": "aa00", "scorer": scorer, "units": units, "reused_units": reused}
+    plan = {"attempt": "aa00", "scorer": scorer, "unit_counts": [len(units)]}
+    listed = [{"unit": unit, "groups": 1, "pairs": 1, "cost": 1} for unit in units]
+    write_unit_list(storage, join(paths.plan, "aa00"), 0, pa.Table.from_pylist(listed, schema=UNIT_LIST))
+    write_reused_units(storage, join(paths.plan, "aa00"), reused)
     storage.replace(paths.plan_file, json_bytes(plan))
     for name in ("pairs/part-0.parquet", "units/u.parquet"):
         storage.replace(join(paths.plan, "aa00", name), b"x")

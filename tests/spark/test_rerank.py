@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lakerank.audit import Bounds
+from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError, SchemaError
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank import RankRule
@@ -210,3 +211,46 @@ def test_golden_pairs_hold_the_scores_in_place(spark, storage, lake):
     assert run(spark, storage, lake.job("r2", rules=rules))["published"] is True
     pq.write_table(pa.table(golden | {"logit": [row["logit"] + 0.1]}), lake.folder / "golden.parquet")
     assert run(spark, storage, lake.job("r3", rules=rules))["failed_audits"] == ["golden pairs, |logit - expected|"]
+
+
+def test_the_next_night_scores_exactly_what_changed_and_says_what_was_dropped(spark, storage, lake):
+    run(spark, storage, lake.job("r1"))
+    before = {(row["query_id"], row["doc_id"]) for row in lake.ranked("r1")}
+    # A changed document, a renamed one (its content is known), a removed query, new pairs, one of them listed twice.
+    lake.write(
+        "documents",
+        [{"doc_id": f"d{i:02}", "text": "changed" if i == 3 else f"document {i}"} for i in range(30) if i != 5]
+        + [{"doc_id": "renamed", "text": "document 5"}, {"doc_id": "new", "text": "new"}],
+    )
+    lake.write("queries", [{"query_id": f"q{i:02}", "text": f"query {i}"} for i in range(11)])
+    kept = {(q, "renamed" if d == "d05" else d) for q, d in before if q != "q11"}
+    new = {("q00", "new"), ("q01", "new")} | ({("q02", "d00"), ("q02", "d29")} - kept)
+    listed = [*sorted(kept), *sorted(new), ("q00", "new")]
+    lake.write("candidates", [{"query_id": q, "doc_id": d} for q, d in listed], row_group_rows=1000)
+    summary = run(spark, storage, lake.job("r2"))
+    changed = {pair for pair in kept if pair[1] == "d03"}
+    assert summary["scored"] == summary["pairs"] == len(changed | new)
+    assert summary["reused"] == len(kept - changed)
+    assert summary["duplicates"] == 1
+    gone = {pair for pair in before if pair[0] == "q11" or pair[1] == "d05"}
+    assert summary["dropped"] == len(gone)
+    assert {(row["query_id"], row["doc_id"]) for row in lake.ranked("r2")} == kept | new
+    third = run(spark, storage, lake.job("r3"))
+    assert (third["scored"], third["dropped"], third["reused"]) == (0, 0, len(kept | new))
+    assert lake.ranked_bytes("r3") == lake.ranked_bytes("r2")
+
+
+def test_the_plan_forecasts_what_scoring_takes(spark, storage, lake):
+    calibration = Calibration("cpu", "float32", 1000, 50.0, 1000.0)
+    planned = run(spark, storage, lake.job("r1", calibration=calibration), ["plan"])
+    assert planned["forecast_documents"] == 30
+    assert planned["forecast_fetch_bytes"] == sum(len(f"document {i}") for i in range(30))
+    assert planned["forecast_read_amplification"] == 1.0
+    assert planned["forecast_patches"] == 0
+    assert planned["forecast_tflop"] == round(2 * 1000 * planned["forecast_tokens"] / 1e12, 3)
+    assert planned["forecast_device_hours"] == pytest.approx(planned["forecast_tokens"] / 50 / 3600, abs=1e-4)
+    assert 1.0 <= planned["largest_unit_over_mean"] < 1.6
+    run(spark, storage, lake.job("r1"))
+    lake.write("candidates", [{"query_id": "q00", "doc_id": "d00"}, {"query_id": "q05", "doc_id": "d00"}])
+    sparse = run(spark, storage, lake.job("r2", scorer="f00e"), ["plan"])
+    assert sparse["forecast_read_amplification"] == 4.0, "one document of a row group of four like it"

@@ -1,11 +1,13 @@
-"""Cutting a sorted stream of pairs into groups and units of even cost."""
+"""Cutting sorted pairs into groups and units of even cost, whoever cuts and whatever the bins."""
 
 from __future__ import annotations
 
+import numpy as np
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.spark.units import cut_units, document_groups
+from lakerank.spark.units import UNIT_GROUPS, Cuts, group_costs, group_starts, name_of
 
 #: Documents as (cost, cost of each of its queries).
 documents = st.lists(
@@ -13,37 +15,65 @@ documents = st.lists(
 )
 
 
-def rows(made: list[tuple[int, list[int]]]) -> list[dict[str, object]]:
-    place = {"d_file": "f", "d_row_group": 0, "q_file": "g", "q_row_group": 0, "q_row": 0, "tried": None}
-    return [
-        place | {"doc_id": f"d{d}", "doc_hash": f"h{d}", "d_row": d, "d_cost": cost}
-        | {"query_id": f"q{q}", "query_hash": f"k{q}", "q_cost": query_cost}
-        for d, (cost, query_costs) in enumerate(made)
-        for q, query_cost in enumerate(query_costs)
-    ]  # fmt: skip
+def groups_of(made: list[tuple[int, list[int]]], most: int) -> tuple[np.ndarray, np.ndarray]:
+    numbers = np.repeat(np.arange(len(made)), [len(queries) for _, queries in made])
+    starts = group_starts(numbers, most)
+    document_costs = np.array([cost for cost, _ in made])[numbers[starts]]
+    query_costs = np.array([cost for _, queries in made for cost in queries])
+    return starts, group_costs(starts, document_costs, query_costs)
 
 
 @given(documents, st.integers(1, 5))
-def test_groups_hold_every_pair_once_in_order_and_never_too_many(made, most):
-    groups = list(document_groups(rows(made), most))
-    pairs = [(group["doc_id"], query["query_id"]) for group, _, _ in groups for query in group["queries"]]
-    assert pairs == [(row["doc_id"], row["query_id"]) for row in rows(made)]
-    assert all(1 <= count == len(group["queries"]) <= most for group, count, _ in groups)
-    assert len(groups) == sum(-(-len(queries) // most) for _, queries in made)
+def test_groups_begin_at_documents_and_never_hold_too_many(made, most):
+    starts, _ = groups_of(made, most)
+    sizes = np.diff([*starts, sum(len(queries) for _, queries in made)])
+    assert sizes.max() <= most
+    assert len(starts) == sum(-(-len(queries) // most) for _, queries in made)
+    firsts = np.cumsum([0] + [len(queries) for _, queries in made[:-1]])
+    assert set(firsts) <= set(starts)
 
 
 @given(documents, st.integers(1, 5))
 def test_a_split_document_costs_its_prefix_again(made, most):
-    total = sum(cost for _, _, cost in document_groups(rows(made), most))
-    assert total == sum(cost * -(-len(queries) // most) + sum(queries) for cost, queries in made)
+    _, costs = groups_of(made, most)
+    assert costs.sum() == sum(cost * -(-len(queries) // most) + sum(queries) for cost, queries in made)
 
 
-@given(documents, st.integers(1, 400))
-def test_units_are_even(made, target):
-    groups = list(document_groups(rows(made), 12))
-    total, largest = sum(cost for *_, cost in groups), max(cost for *_, cost in groups)
-    units = list(cut_units(groups, total, target))
-    assert [group for unit in units for group in unit.groups] == [group for group, *_ in groups]
-    assert all(unit.cost == sum(c for g, _, c in groups if g in unit.groups) for unit in units)
-    share = total / max(1, round(total / target))
-    assert max(unit.cost for unit in units) <= share + largest
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 400))
+def test_units_are_even_and_in_order(costs, target):
+    costs = np.array(costs)
+    cuts = Cuts.near(int(costs.sum()), target)
+    units = cuts.unit_of(np.cumsum(costs) - costs)
+    assert (np.diff(units) >= 0).all()
+    assert units[0] >= 0
+    assert units[-1] < cuts.units
+    share = costs.sum() / cuts.units
+    assert np.bincount(units, weights=costs).max() <= share + costs.max()
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 400))
+def test_a_units_share_holds_the_groups_that_begin_in_it(costs, target):
+    costs = np.array(costs)
+    cuts = Cuts.near(int(costs.sum()), target)
+    begins = np.cumsum(costs) - costs
+    units = cuts.unit_of(begins)
+    for unit in range(cuts.units):
+        first, end = cuts.share(unit)
+        assert ((begins >= first) & (begins < end)).tolist() == (units == unit).tolist()
+
+
+def unit(**changes: object) -> pa.Table:
+    query = {"query_id": "q1", "query_hash": "hq", "tried": None, "file": "f", "row_group": 0, "row": 0}
+    places = {"number": 3, "rank": 1}
+    row = {"doc_id": "d1", "doc_hash": "hd", "file": "f", "row_group": 0, "row": 0}
+    pair = {name: changes.pop(name) for name in list(changes) if name in query | places}
+    return pa.Table.from_pylist([row | changes | {"queries": [query | places | pair]}], schema=UNIT_GROUPS)
+
+
+def test_a_unit_is_named_by_its_pairs_and_their_contents_alone():
+    name = name_of(unit())
+    for change in ({"row": 7}, {"file": "other"}, {"number": 4}, {"rank": 9}):
+        assert name_of(unit(**change)) == name, change
+    for change in ({"doc_id": "d2"}, {"doc_hash": "x"}, {"query_id": "q"}, {"query_hash": "y"}, {"tried": "earlier"}):
+        assert name_of(unit(**change)) != name, change
+    assert name_of(unit(doc_id="d1h", doc_hash="d")) != name_of(unit(doc_id="d1", doc_hash="hd"))

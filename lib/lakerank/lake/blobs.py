@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,13 +15,17 @@ import pyarrow.parquet as pq
 from lakerank.errors import StorageError
 from lakerank.lake.prefetch import prefetched
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import check_columns, read_row_group, row_group_bytes
+from lakerank.lake.tables import check_columns, read_row_groups, row_group_bytes
 from lakerank.lake.uris import redacted
 
 __all__ = ["Blob", "BlobRef", "ChangedFile", "RowGroupCache", "check_unchanged", "fetch", "prefetched"]
 
 _BATCH_ROWS = 1024
 _LOOKING_THREADS = 16
+
+#: Row groups that follow each other are read together up to this many bytes, so that small ones are cheap: a sparse
+#: reader wants them small, and an object store wants few requests.
+WINDOW_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,8 @@ def fetch(
     """Yield the row of each reference, in their order, reading only ids, texts and images.
 
     Neighbouring references to one row group share one reading of it: references in file order read each row group
-    once. Rows are taken from it in batches, so a large row group is never held whole unless a cache holds it.
+    once, and several small ones together. Row groups that nothing refers to are not read. Rows are taken in batches, so
+    a large row group is never held whole unless a cache holds it.
 
     Args:
         versions: of each file, as it was planned; a file is looked up before it is read. Whoever keeps what was made
@@ -114,8 +119,12 @@ def fetch(
     opened = _LastOpened(storage, wanted, versions)
     try:
         for (file, group), run in groupby(refs, key=lambda ref: (ref.file, ref.row_group)):
-            rows = [ref.row for ref in run]
-            yield from _rows(file, group, rows, opened, cache)
+            if cache is not None:
+                yield from _rows(file, group, [ref.row for ref in run], opened, cache)
+        if cache is None:
+            for _, of_file in groupby(refs, key=lambda ref: ref.file):
+                for window in _windows(list(of_file), opened):
+                    yield from _window_rows(window, opened)
     finally:
         opened.close()
 
@@ -162,22 +171,52 @@ class _LastOpened:
             self._parquet = None
 
 
-def _rows(
-    file: str, group: int, rows: Sequence[int], opened: _LastOpened, cache: RowGroupCache | None
-) -> Iterator[Blob]:
+def _rows(file: str, group: int, rows: Sequence[int], opened: _LastOpened, cache: RowGroupCache) -> Iterator[Blob]:
     """Rows of one row group, in the order asked for."""
     id_column = opened.wanted.names[0]
     held_as = file if opened.versions is None else f"{file} {opened.versions.get(file)}"
-    table = cache.get(held_as, group, id_column) if cache is not None else None
+    table = cache.get(held_as, group, id_column)
     if table is None:
         parquet = opened.row_group(file, group)
-        batches = read_row_group(opened.storage, file, parquet, group, opened.wanted, _BATCH_ROWS)
-        if cache is None or row_group_bytes(parquet, group, opened.wanted.names)[1] > cache.max_bytes:
+        batches = read_row_groups(opened.storage, file, parquet, [group], opened.wanted, _BATCH_ROWS)
+        if row_group_bytes(parquet, group, opened.wanted.names)[1] > cache.max_bytes:
             yield from _picked(file, group, rows, batches)
             return
         table = pa.Table.from_batches(batches)
         cache.put(held_as, group, id_column, table)
     yield from _picked(file, group, rows, iter(table.to_batches()))
+
+
+def _windows(refs: Sequence[BlobRef], opened: _LastOpened) -> Iterator[list[BlobRef]]:
+    """References to one file, cut where a row group does not come after the last or WINDOW_BYTES are full."""
+    window: list[BlobRef] = []
+    room = 0
+    for group, run in groupby(refs, key=lambda ref: ref.row_group):
+        size = row_group_bytes(opened.row_group(refs[0].file, group), group, opened.wanted.names)[1]
+        if window and (group <= window[-1].row_group or size > room):
+            yield window
+            window = []
+        if not window:
+            room = WINDOW_BYTES
+        window += run
+        room -= size
+    yield window
+
+
+def _window_rows(window: Sequence[BlobRef], opened: _LastOpened) -> Iterator[Blob]:
+    """The rows of a window, in the order asked for: its row groups are read as if they were one."""
+    file = window[0].file
+    groups = list(dict.fromkeys(ref.row_group for ref in window))
+    parquet = opened.row_group(file, groups[-1])
+    counts = [parquet.metadata.row_group(group).num_rows for group in groups]
+    starts = dict(zip(groups, accumulate(counts, initial=0), strict=False))
+    for ref in window:
+        if not 0 <= ref.row < counts[groups.index(ref.row_group)]:
+            raise ChangedFile(
+                file, f"row group {ref.row_group} has no such row: it has changed since the run was planned"
+            )
+    batches = read_row_groups(opened.storage, file, parquet, groups, opened.wanted, _BATCH_ROWS)
+    yield from _picked(file, groups[0], [starts[ref.row_group] + ref.row for ref in window], batches)
 
 
 def _picked(file: str, group: int, rows: Sequence[int], batches: Iterator[pa.RecordBatch]) -> Iterator[Blob]:

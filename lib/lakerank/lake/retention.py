@@ -10,6 +10,7 @@ from typing import Any
 from lakerank.errors import StorageError
 from lakerank.lake.runs import RunPaths, current_run, read_json, read_manifest
 from lakerank.lake.storage import Storage, StoredFile, join
+from lakerank.lake.unit_lists import PlannedUnits, read_reused_units
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,10 @@ def _unpublished(
     if plan is None:
         return RunState(run_id, False, latest > oldest, announced.get("scorer"), None, frozenset(), frozenset())
     try:
-        units = frozenset([*plan["units"], *plan["reused_units"]])
-        own = {unit_uri(output, plan["scorer"], unit) for unit in plan["units"]}
+        folder = join(paths.plan, plan["attempt"])
+        planned = PlannedUnits(storage, folder, tuple(plan["unit_counts"]))
+        units = frozenset([*planned, *read_reused_units(storage, folder)])
+        own = {unit_uri(output, plan["scorer"], unit) for unit in planned}
         latest = max([latest, *(file.written for file in scores if file.uri in own)])
         return RunState(run_id, False, latest > oldest, plan["scorer"], plan["attempt"], units, frozenset())
     except (KeyError, TypeError) as error:

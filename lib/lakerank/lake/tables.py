@@ -105,25 +105,26 @@ def read_table_file(
         check_columns(uri, parquet.schema_arrow, wanted)
         for group in range(parquet.metadata.num_row_groups) if row_groups is None else row_groups:
             first = 0
-            for batch in read_row_group(storage, uri, parquet, group, wanted, batch_rows):
+            for batch in read_row_groups(storage, uri, parquet, [group], wanted, batch_rows):
                 yield group, first, batch
                 first += batch.num_rows
 
 
-def read_row_group(
-    storage: Storage, uri: str, parquet: pq.ParquetFile, group: int, wanted: pa.Schema, batch_rows: int
+def read_row_groups(
+    storage: Storage, uri: str, parquet: pq.ParquetFile, groups: Sequence[int], wanted: pa.Schema, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of one row group of an open file, as `read_table_file` gives them."""
-    rows = parquet.metadata.row_group(group).num_rows
-    stored, decoded = row_group_bytes(parquet, group, wanted.names)
+    """The rows of some row groups of an open file, read together, as `read_table_file` gives them."""
+    rows = sum(parquet.metadata.row_group(group).num_rows for group in groups)
+    sizes = [row_group_bytes(parquet, group, wanted.names) for group in groups]
+    stored, decoded = (sum(size[kind] for size in sizes) for kind in (0, 1))
     size = max(1, min(batch_rows, BATCH_BYTES * rows // max(1, decoded)))
     if not set(wanted.names) & set(parquet.schema_arrow.names):
         yield from (_conform(uri, None, min(size, rows - first), wanted) for first in range(0, rows, size))
     elif stored <= STREAM_BYTES:
-        yield from _batches(uri, parquet, group, wanted, size)
+        yield from _batches(uri, parquet, groups, wanted, size)
     else:
         with opened(storage, uri, streaming=True) as stream:
-            yield from _batches(uri, stream, group, wanted, size)
+            yield from _batches(uri, stream, groups, wanted, size)
 
 
 def row_group_bytes(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> tuple[int, int]:
@@ -181,11 +182,11 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _batches(
-    uri: str, parquet: pq.ParquetFile, group: int, wanted: pa.Schema, batch_rows: int
+    uri: str, parquet: pq.ParquetFile, groups: Sequence[int], wanted: pa.Schema, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
     present = [name for name in wanted.names if name in parquet.schema_arrow.names]
     with named(uri, "read"):
-        batches = parquet.iter_batches(batch_size=batch_rows, row_groups=[group], columns=present)
+        batches = parquet.iter_batches(batch_size=batch_rows, row_groups=list(groups), columns=present)
     while True:
         with named(uri, "read"):
             batch = next(batches, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -45,19 +45,20 @@ def last_run(spark: SparkSession, manifest: dict[str, Any], old: DataFrame, new:
     return LastRun(manifest["run_id"], tuple(manifest["histogram"]), int(row["queries"]), float(row["churn"] or 0.0))
 
 
-def golden_errors(
-    spark: SparkSession, storage: Storage, address: str, results: DataFrame
-) -> dict[tuple[str, str], float | None]:
-    """|logit − expected| of every golden pair, None where the run has no logit for it. Golden pairs are few."""
+def golden_pairs(storage: Storage, address: str) -> dict[tuple[str, str], float]:
+    """The golden pairs and their logits. They are few."""
     expected: dict[tuple[str, str], float] = {}
     for fragment in fragments(storage, address, GOLDEN):
         for _, _, batch in read_table_file(storage, fragment.file.uri, GOLDEN):
             expected |= {(row["query_id"], row["doc_id"]): row["logit"] for row in batch.to_pylist()}
-    describe_job(spark, "audit: golden pairs")
-    keys = spark.createDataFrame(list(expected), "query_id string, doc_id string")
-    found = results.join(F.broadcast(keys), ["query_id", "doc_id"]).filter(F.col("logit").isNotNull())
-    logits = {(row["query_id"], row["doc_id"]): row["logit"] for row in found.collect()}
-    return {pair: abs(logits[pair] - logit) if pair in logits else None for pair, logit in expected.items()}
+    return expected
+
+
+def golden_errors(
+    expected: Mapping[tuple[str, str], float], found: Mapping[tuple[str, str], float]
+) -> dict[tuple[str, str], float | None]:
+    """|logit − expected| of every golden pair, None where the run has no logit for it."""
+    return {pair: abs(found[pair] - logit) if pair in found else None for pair, logit in expected.items()}
 
 
 def golden_quality(

@@ -20,14 +20,16 @@ def scatter(
     schema: pa.Schema,
     tasks: int | None = None,
 ) -> DataFrame:
-    """A frame of what `work` yields for each item; consecutive items share a task where there are fewer tasks."""
+    """A frame of what `work` yields for each item; consecutive items share a task where there are fewer tasks.
+
+    `items` cross to the workers as they are: a sequence that holds an address rather than its items crosses small.
+    """
     count = len(items)
-    held = list(items)
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for index in batch.column(0).to_pylist():
-                yield from work(held[index])
+                yield from work(items[index])
 
     ids = spark.range(0, count, 1, numPartitions=max(1, min(count, tasks or count)))
     return ids.mapInArrow(run, from_arrow_schema(schema))
@@ -68,5 +70,6 @@ def parallelism(spark: SparkSession) -> int:
 
 
 def describe_job(spark: SparkSession, what: str) -> None:
-    """Name what follows in the Spark UI."""
+    """Name what follows in the Spark UI: its jobs, and their stages, which would be called after a line of code."""
     spark.sparkContext.setJobDescription(what)
+    spark.sparkContext.setLocalProperty("callSite.short", what)

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
 from lakerank.cost import Sizing, input_cost
 from lakerank.fingerprint import content_hash
@@ -22,7 +22,7 @@ from lakerank.lake.blobs import check_unchanged
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, index_key, parquet_bytes, read_table_file
 from lakerank.schemas import DOCUMENTS, QUERIES
-from lakerank.spark.frames import describe_job, gather, parallelism, scatter
+from lakerank.spark.frames import describe_job, gather, parallelism
 
 TableName = Literal["documents", "queries"]
 
@@ -42,35 +42,67 @@ INDEX = pa.schema(
     ]
 )
 
-#: Bytes of a table file that one task indexes.
+#: Bytes and rows of a table file that one task indexes, about.
 CHUNK_BYTES = 128 * 2**20
+CHUNK_ROWS = 2**18
 
 #: Rows in memory at once while a table is indexed: documents may be megabytes each.
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE = 1024
 
-_COSTED = INDEX.append(pa.field("cost", pa.int64()))
+_SIZES = ("text_bytes", "width", "height")
+
+#: How many bits of a document's number say where in its chunk it stands; the others say which chunk.
+PLACE_BITS = 32
+
 _BUILT = pa.schema([("rows", pa.int64())])
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some row groups of a table file, and where their index lies."""
+    """Some neighbouring row groups of a table file, about how many rows they have, and where their index lies."""
 
     file: str
-    row_groups: tuple[int, ...]
+    first_group: int
+    end_group: int
+    rows: int
     index_name: str
 
 
-def key_index(
+@dataclass(frozen=True, slots=True)
+class TableIndex:
+    """A table's index, complete. A row's number is its chunk's, then its place in the chunk: numbers rise as the
+    table's files do."""
+
+    storage: Storage
+    folder: str
+    chunks: tuple[Chunk, ...]
+    sizing: Sizing
+
+    def read(self, chunk: int, columns: Sequence[str] = INDEX.names) -> pa.Table:
+        """The rows of a chunk, in file order, and what each costs. Columns: those asked for, and `cost` in tokens."""
+        address = join(self.folder, self.chunks[chunk].index_name)
+        wanted = list(dict.fromkeys([*columns, *_SIZES]))
+        batches = [batch for *_, batch in read_table_file(self.storage, address, INDEX, wanted, 65_536)]
+        rows = pa.Table.from_batches(batches, schema=pa.schema([INDEX.field(name) for name in wanted]))
+        return rows.select(list(columns)).append_column("cost", _cost(rows, self.sizing))
+
+    @property
+    def rows(self) -> int:
+        """About how many rows there are."""
+        return sum(chunk.rows for chunk in self.chunks)
+
+
+def table_index(
     spark: SparkSession, storage: Storage, output: str, table: TableName, files: Sequence[Fragment], sizing: Sizing
-) -> DataFrame:
-    """The key index of a table, completing what is missing of it first. Columns: INDEX and `cost`, in tokens."""
+) -> TableIndex:
+    """The index of a table; what is missing of it is made first."""
     folder = join(output, "index", table)
-    chunks = [chunk for file in files for chunk in _chunks(file)]
-    versions = {file.file.uri: file.file.version for file in files}
+    chunks = tuple(chunk for file in files for chunk in _chunks(file))
     known = set(storage.list_names(folder))
     missing = [chunk for chunk in chunks if chunk.index_name not in known]
     schema, id_column = (DOCUMENTS, "doc_id") if table == "documents" else (QUERIES, "query_id")
+
+    versions = {file.file.uri: file.file.version for file in files}
 
     def build(chunk: Chunk) -> Iterator[pa.RecordBatch]:
         rows = pa.Table.from_batches(_index_rows(storage, chunk, schema, id_column), schema=INDEX)
@@ -78,25 +110,25 @@ def key_index(
         storage.create(join(folder, chunk.index_name), parquet_bytes(rows, row_group_rows=100_000))
         yield pa.RecordBatch.from_pydict({"rows": [rows.num_rows]}, schema=_BUILT)
 
-    def read(chunk: Chunk) -> Iterator[pa.RecordBatch]:
-        for _, _, batch in read_table_file(storage, join(folder, chunk.index_name), INDEX):
-            yield batch.append_column("cost", _cost(batch, sizing))
-
-    describe_job(spark, f"index {table}: {len(missing)} of {len(chunks)} chunks")
-    gather(spark, missing, build, _BUILT)
-    return scatter(spark, chunks, read, _COSTED, tasks=4 * parallelism(spark))
+    if missing:
+        describe_job(spark, f"plan: index {table}, {len(missing)} of {len(chunks)} chunks")
+        gather(spark, missing, build, _BUILT, tasks=max(4 * parallelism(spark), len(missing) // 8))
+    return TableIndex(storage, folder, chunks, sizing)
 
 
 def _chunks(fragment: Fragment) -> Iterator[Chunk]:
-    parts = max(1, min(fragment.row_groups, -(-fragment.file.size // CHUNK_BYTES)))
+    wanted = max(-(-fragment.file.size // CHUNK_BYTES), -(-fragment.rows // CHUNK_ROWS))
+    parts = max(1, min(fragment.row_groups, wanted))
     key = index_key(fragment.file)
     for part in range(parts):
-        first, last = part * fragment.row_groups // parts, (part + 1) * fragment.row_groups // parts
-        yield Chunk(fragment.file.uri, tuple(range(first, last)), f"{key}-{first:05d}.parquet")
+        first, end = part * fragment.row_groups // parts, (part + 1) * fragment.row_groups // parts
+        yield Chunk(fragment.file.uri, first, end, fragment.rows // parts + 1, f"{key}-{first:05d}.parquet")
 
 
 def _index_rows(storage: Storage, chunk: Chunk, schema: pa.Schema, id_column: str) -> Iterator[pa.RecordBatch]:
-    batches = read_table_file(storage, chunk.file, schema, batch_rows=ROWS_AT_ONCE, row_groups=chunk.row_groups)
+    batches = read_table_file(
+        storage, chunk.file, schema, batch_rows=ROWS_AT_ONCE, row_groups=range(chunk.first_group, chunk.end_group)
+    )
     for row_group, first_row, batch in batches:
         ids, texts, images = (batch.column(name).to_pylist() for name in (id_column, "text", "image"))
         known = batch.column("content_hash").to_pylist() if "content_hash" in schema.names else [None] * len(ids)
@@ -118,10 +150,9 @@ def _index_rows(storage: Storage, chunk: Chunk, schema: pa.Schema, id_column: st
         )
 
 
-def _cost(batch: pa.RecordBatch, sizing: Sizing) -> pa.Array:
+def _cost(rows: pa.Table, sizing: Sizing) -> pa.Array:
     text, width, height = (
-        batch[name].fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-        for name in ("text_bytes", "width", "height")
+        rows[name].fill_null(0).to_numpy().astype(np.int64) for name in ("text_bytes", "width", "height")
     )
     return pa.array(input_cost(text, width, height, sizing))
 

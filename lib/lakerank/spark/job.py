@@ -8,8 +8,9 @@ from pyspark import TaskContext
 
 from lakerank.audit import Bounds
 from lakerank.config import Config
-from lakerank.cost import Sizing
+from lakerank.cost import Calibration, Sizing
 from lakerank.lake.runs import RunPaths
+from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.model.checkpoint import identify
 from lakerank.model.prompt import Limits
 from lakerank.spark.plan import PlanLimits, Tables
@@ -55,6 +56,7 @@ def rerank_job(config: Config, run_id: str) -> Rerank:
 
     Raises:
         CheckpointError: the model's folder is not a checkpoint that can be loaded.
+        ConfigError: `scoring.calibration` names a file that is no calibration.
     """
     model, scoring = config.model, config.scoring
     limits = Limits(**scoring.limits())
@@ -79,7 +81,17 @@ def rerank_job(config: Config, run_id: str) -> Rerank:
         rule=RankRule(identity.logit_bias, config.ranking.label_thresholds, config.ranking.depth),
         rules=AuditRules(_bounds(config), config.audit.golden_pairs, config.audit.golden_qrels),
         config_yaml=config.to_yaml(),
+        calibration=_calibration(config),
     )
+
+
+def _calibration(config: Config) -> Calibration | None:
+    """What `scoring.calibration` names: a file here or in the lake."""
+    address = config.scoring.calibration
+    if address is None:
+        return None
+    storage = Storage(StorageOptions(**config.lake.storage.model_dump()))
+    return Calibration.from_json(storage.read_bytes(address), source=address)
 
 
 def _plan_limits(config: Config) -> PlanLimits:

@@ -1,161 +1,249 @@
-"""The files of a plan: every candidate as judged, and one file of document groups for each work unit."""
+"""The files of a plan, written by tasks: pairs by document id, then bins of documents in file order, then units."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from pyspark import TaskContext
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import from_arrow_schema
 
-from lakerank.cost import even_bins
-from lakerank.lake.score_files import unit_name
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, parquet_bytes, read_table_file
-from lakerank.spark.frames import describe_job, parallelism, scatter
-from lakerank.spark.pairs import is_new
-from lakerank.spark.units import UNIT_GROUPS, Unit, cut_units, document_groups
+from lakerank.lake.unit_lists import UNITS, PlannedUnits, write_unit_list
+from lakerank.spark import inputs
+from lakerank.spark.bins import GROUP_KIND, PLACED_PAIRS, REUSED, STORED_KIND, Bin
+from lakerank.spark.blocks import BLOCKS, exchange, packed
+from lakerank.spark.frames import gather, parallelism, scatter
+from lakerank.spark.inputs import KINDS
+from lakerank.spark.pairs import PAIRS, REJECTS, flat, judge
+from lakerank.spark.queries import QueryList
+from lakerank.spark.still_listed import LastPairs
+from lakerank.spark.stored import FOUND
+from lakerank.spark.stripes import Stripes
+from lakerank.spark.units import GROUPS, Cuts, name_of, unit_rows
 
-#: A candidate as the rank stage needs it.
-PAIRS = pa.schema(
-    [
-        ("query_id", pa.string()),
-        ("doc_id", pa.string()),
-        ("first_stage_rank", pa.int32()),
-        ("query_hash", pa.string()),
-        ("doc_hash", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
+#: What tasks count, summed by name and number.
+COUNTS = pa.schema([("what", pa.string()), ("number", pa.int64()), ("value", pa.int64())])
 
-UNITS = pa.schema(
-    [("bin", pa.int32()), ("unit", pa.string()), ("groups", pa.int64()), ("pairs", pa.int64()), ("cost", pa.int64())]
-)
+#: Buckets of neighbouring queries that pairs are counted in, at most.
+QUERY_BUCKETS = 65_536
 
-_FILES = pa.schema([("file", pa.string()), ("rows", pa.int64())])
+_SOURCES = pa.schema([("file", pa.string()), ("version", pa.string())])
+_CUT = pa.schema([("task", pa.int64()), ("units", pa.int64()), ("largest", pa.int64())])
+_ROW_GROUP_ROWS = 100_000
 
-#: Row groups of a document file that are binned together.
-STRIPE = 256
-
-
-#: The tables' files as they were when the run was planned: what is fetched later must be of the same versions.
-SOURCES = pa.schema([("uri", pa.string()), ("version", pa.string())])
+Counts = Mapping[str, Mapping[int, int]]
 
 
-def write_sources(storage: Storage, address: str, files: Sequence[Fragment]) -> None:
-    """Write down the versions of the files that a plan's places lead to. Columns: SOURCES."""
-    rows = {"uri": [file.file.uri for file in files], "version": [file.file.version for file in files]}
-    storage.replace(address, parquet_bytes(pa.table(rows, SOURCES), row_group_rows=100_000))
+def part_name(number: int) -> str:
+    """The name of a numbered file."""
+    return f"part-{number:05d}.parquet"
 
 
-def read_sources(storage: Storage, address: str) -> dict[str, str]:
-    """Version of each file that a plan's places lead to, by its URI."""
-    versions: dict[str, str] = {}
-    for _, _, batch in read_table_file(storage, address, SOURCES):
-        versions |= zip(*(column.to_pylist() for column in batch.columns), strict=True)
-    return versions
+def read_part(storage: Storage, address: str, schema: pa.Schema) -> pa.Table:
+    """A whole file of a plan."""
+    return pa.Table.from_batches(
+        [batch for *_, batch in read_table_file(storage, address, schema, batch_rows=_ROW_GROUP_ROWS)], schema=schema
+    ).combine_chunks()
 
 
-def write_pairs(storage: Storage, folder: str, pairs: DataFrame) -> None:
-    """Write every candidate as judged. Columns: PAIRS."""
+def write_pairs(
+    storage: Storage,
+    folder: str,
+    blocks: Sequence[DataFrame],
+    queries: QueryList,
+    stripes: Stripes,
+    bits: int,
+    last: LastPairs | None,
+) -> Counts:
+    """Judge every candidate; leave pairs to score in `pairs/` and the others in `rejects/`, a file a part.
 
-    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        context = TaskContext.get()
-        rows = pa.Table.from_batches(list(batches), schema=PAIRS)
-        if rows.num_rows and context:
-            name = join(folder, f"part-{context.partitionId():05d}.parquet")
-            storage.replace(name, parquet_bytes(rows, row_group_rows=100_000))
-            yield pa.RecordBatch.from_pydict({"file": [name], "rows": [rows.num_rows]}, schema=_FILES)
+    Args:
+        blocks: candidates and documents, by document id.
+        last: pairs of the last published run, to be told from those that are no longer listed.
 
-    pairs.select(*PAIRS.names).mapInArrow(write, from_arrow_schema(_FILES)).toArrow()
+    Returns:
+        Totals under 0, and numbers of pairs by stripe and by bucket of queries.
+    """
+
+    def work(part: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        judged = judge(
+            tables[inputs.LISTED_KIND],
+            tables[inputs.LOOSE_KIND],
+            tables[inputs.PLACED_KIND],
+            queries.column("query_id"),
+            queries.column("reason"),
+        )
+        rows, numbers, _ = flat(judged.pairs)
+        for name, table in (("pairs", judged.pairs), ("rejects", judged.rejects)):
+            if table.num_rows:
+                storage.replace(join(folder, name, part_name(part)), parquet_bytes(table, _ROW_GROUP_ROWS))
+        documents = judged.pairs["document"].to_numpy()[rows]
+        totals = {
+            "candidates": len(rows) + judged.rejects.num_rows,
+            "rejected": judged.rejects.num_rows,
+            "duplicates": judged.duplicates,
+            "documents": judged.documents,
+            "kept": last.still_listed(part, bits, judged, queries) if last else 0,
+        }
+        yield _counts({name: {0: value} for name, value in totals.items()})
+        yield _counted("stripe", stripes.of(documents))
+        yield _counted("bucket", numbers // bucket_rows(queries))
+
+    return summed(exchange(blocks, 2**bits, KINDS, work, COUNTS))
 
 
-def read_pairs(spark: SparkSession, storage: Storage, folder: str) -> DataFrame:
-    """Every candidate of the run, as planned. Columns: PAIRS."""
-    names = storage.list_names(folder)
+def bucket_rows(queries: QueryList) -> int:
+    """Neighbouring queries that are counted together."""
+    return -(-max(1, queries.count) // QUERY_BUCKETS)
+
+
+def pair_blocks(
+    spark: SparkSession, storage: Storage, folder: str, stripes: Stripes, edges: npt.NDArray[np.int64]
+) -> DataFrame:
+    """The pairs of `pairs/` as blocks for bins of stripes, in the order of the documents table."""
+    pairs_folder = join(folder, "pairs")
 
     def read(name: str) -> Iterator[pa.RecordBatch]:
-        for _, _, batch in read_table_file(storage, join(folder, name), PAIRS):
-            yield batch
+        rows = read_part(storage, join(pairs_folder, name), PAIRS).drop_columns(["doc_id"])
+        bins = np.searchsorted(edges, stripes.of(rows["document"].to_numpy()), side="right")
+        yield from packed(GROUP_KIND, bins, rows.cast(PLACED_PAIRS))
 
-    return scatter(spark, names, read, PAIRS)
+    return scatter(spark, storage.list_names(pairs_folder), read, BLOCKS)
+
+
+def write_bins(storage: Storage, folder: str, blocks: Sequence[DataFrame], bins: int, content: Bin) -> Counts:
+    """Tell new pairs from those that have a score: the first into `groups/`, the others into `reused/`, a file a bin.
+
+    Returns:
+        Totals under 0, the cost of each bin's groups, and (under "unit …") the units whose scores are used again.
+    """
+
+    def work(number: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        groups, reused, totals = content.split(tables[GROUP_KIND], tables[STORED_KIND])
+        for name, table in (("groups", groups), ("reused", reused)):
+            if table.num_rows:
+                storage.replace(join(folder, name, part_name(number)), parquet_bytes(table, _ROW_GROUP_ROWS))
+        yield _counts({name: {0: value} for name, value in totals.items()})
+        yield _counts({"cost": {number: pc.sum(groups["cost"]).as_py() or 0}})
+        units = pc.unique(reused["unit"]).to_pylist()
+        yield _counts({f"unit {unit}": {0: 1} for unit in units})
+
+    return summed(exchange(blocks, bins, {GROUP_KIND: PLACED_PAIRS, STORED_KIND: FOUND}, work, COUNTS))
 
 
 def write_units(
-    spark: SparkSession, storage: Storage, folder: str, pairs: DataFrame, max_queries: int, unit_tokens: int
-) -> pa.Table:
-    """Cut the new pairs into units of about `unit_tokens`, one plan file each; returns UNITS in file order."""
-    new = pairs.filter(is_new()).withColumn("stripe", (F.col("d_row_group") / STRIPE).cast("int"))
-    describe_job(spark, "plan: cost of each stripe of the document files")
-    stripes = _stripe_costs(new, max_queries)
-    if not stripes:
-        return UNITS.empty_table()
-    total = sum(cost for *_, cost in stripes)
-    target = max(1, min(unit_tokens, total // (2 * parallelism(spark))))
-    bins = even_bins([cost for *_, cost in stripes], 8 * target)
-    bin_costs = np.bincount(bins, weights=[cost for *_, cost in stripes]).tolist()
-    numbered = spark.createDataFrame(
-        [(file, stripe, number) for (file, stripe, _), number in zip(stripes, bins, strict=True)],
-        "d_file string, stripe int, bin int",
-    )
-    order = ["d_file", "d_row_group", "d_row", "query_id"]
-    places = ["doc_id", "doc_hash", "query_id", "query_hash", "tried", "d_file", "d_row_group", "d_row", "d_cost"]
-    columns = ["bin", *places, "q_file", "q_row_group", "q_row", "q_cost"]
-    ordered = new.join(F.broadcast(numbered), ["d_file", "stripe"]).select(*columns)
-    ordered = ordered.repartitionById(len(bin_costs), "bin").sortWithinPartitions(*order)
+    spark: SparkSession, storage: Storage, folder: str, costs: Mapping[int, int], cuts: Cuts, queries: QueryList
+) -> tuple[PlannedUnits, int]:
+    """Cut the groups of all bins into units, one file each below `units/`; lists of them go to `unit_lists/`.
 
-    def cut(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        yield from _cut_bin(batches, storage, folder, bin_costs, target, max_queries)
+    Args:
+        costs: of each bin's groups, in tokens.
 
-    describe_job(spark, f"plan: cut {len(bin_costs)} bins into units")
-    return ordered.mapInArrow(cut, from_arrow_schema(UNITS)).toArrow().sort_by("bin").combine_chunks()
+    Returns:
+        The units in file order, and the cost of the largest.
+    """
+    tasks = min(cuts.units, max(4 * parallelism(spark), cuts.units // 64)) if cuts.total else 0
+    shares = [(task * cuts.units // tasks, (task + 1) * cuts.units // tasks) for task in range(tasks)]
+    begins: dict[int, int] = {}
+    passed = 0
+    for number in sorted(costs):
+        begins[number] = passed
+        passed += costs[number]
+
+    def cut(task: int) -> Iterator[pa.RecordBatch]:
+        listed = []
+        for unit in _units_between(storage, folder, begins, costs, cuts, shares[task]):
+            rows = unit_rows(unit, queries)
+            name = name_of(rows)
+            address = join(folder, "units", f"{name}.parquet")
+            storage.replace(address, parquet_bytes(rows, max(1, rows.num_rows)))
+            pairs = pc.sum(pc.list_value_length(rows["queries"])).as_py()
+            listed.append({"unit": name, "groups": rows.num_rows, "pairs": pairs, "cost": pc.sum(unit["cost"]).as_py()})
+        table = pa.Table.from_pylist(listed, schema=UNITS)
+        write_unit_list(storage, folder, task, table)
+        largest = pc.max(table["cost"]).as_py() or 0
+        yield pa.RecordBatch.from_pydict({"task": [task], "units": [len(listed)], "largest": [largest]}, schema=_CUT)
+
+    report = gather(spark, range(tasks), cut, _CUT).sort_by("task")
+    counts = tuple(report["units"].to_pylist())
+    return PlannedUnits(storage, folder, counts), max(report["largest"].to_pylist(), default=0)
 
 
-def _stripe_costs(new: DataFrame, max_queries: int) -> list[tuple[str, int, int]]:
-    documents = new.groupBy("d_file", "stripe", "d_row_group", "d_row").agg(
-        F.count(F.lit(1)).alias("pairs"), F.sum("q_cost").alias("q_cost"), F.first("d_cost").alias("d_cost")
-    )
-    cost = F.col("d_cost") * F.ceil(F.col("pairs") / max_queries) + F.col("q_cost")
-    stripes = documents.groupBy("d_file", "stripe").agg(F.sum(cost).alias("cost")).collect()
-    return sorted((row["d_file"], row["stripe"], int(row["cost"])) for row in stripes)
-
-
-def _cut_bin(
-    batches: Iterable[pa.RecordBatch],
+def _units_between(
     storage: Storage,
     folder: str,
-    bin_costs: list[float],
-    target: int,
-    max_queries: int,
-) -> Iterator[pa.RecordBatch]:
-    rows = (row for batch in batches for row in batch.to_pylist())
-    first = next(rows, None)
-    if first is None:
-        return
-    number = first["bin"]
-    groups = document_groups(_chain(first, rows), max_queries)
-    for unit in cut_units(groups, int(bin_costs[number]), target):
-        name = unit_name(_pair_keys(unit))
-        table = pa.Table.from_pylist(unit.groups, schema=UNIT_GROUPS)
-        storage.replace(join(folder, f"{name}.parquet"), parquet_bytes(table, row_group_rows=max(1, table.num_rows)))
-        yield pa.RecordBatch.from_pylist(
-            [{"bin": number, "unit": name, "groups": len(unit.groups), "pairs": unit.pairs, "cost": unit.cost}],
-            schema=UNITS,
-        )
+    begins: Mapping[int, int],
+    costs: Mapping[int, int],
+    cuts: Cuts,
+    share: tuple[int, int],
+) -> Iterator[pa.Table]:
+    """The groups of each unit of a range of units, in order; only bins that hold some are read."""
+    first, end = cuts.share(share[0])[0], cuts.share(share[1] - 1)[1]
+    held = GROUPS.empty_table()
+    held_units = np.zeros(0, np.int64)
+    for number, begin in begins.items():
+        if not costs[number] or begin >= end or begin + costs[number] <= first:
+            continue
+        rows = read_part(storage, join(folder, "groups", part_name(number)), GROUPS)
+        cost = rows["cost"].to_numpy()
+        units = cuts.unit_of(begin + np.cumsum(cost) - cost)
+        inside = (units >= share[0]) & (units < share[1])
+        held = pa.concat_tables([held, rows.filter(pa.array(inside))]).combine_chunks()
+        held_units = np.concatenate([held_units, units[inside]])
+        if not len(held_units):
+            continue
+        edges = np.flatnonzero(np.diff(held_units)) + 1
+        for a, b in zip([0, *edges[:-1]], edges, strict=False):
+            yield held.slice(a, b - a).combine_chunks()
+        last = int(edges[-1]) if len(edges) else 0
+        held, held_units = held.slice(last), held_units[last:]
+    if held.num_rows:
+        yield held.combine_chunks()
 
 
-def _chain(first: dict[str, Any], rest: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    yield first
-    yield from rest
+def write_sources(storage: Storage, address: str, files: Sequence[Fragment]) -> None:
+    """Keep which version of each file of the tables the plan was made from."""
+    rows = [{"file": fragment.file.uri, "version": fragment.file.version} for fragment in files]
+    storage.replace(address, parquet_bytes(pa.Table.from_pylist(rows, schema=_SOURCES), _ROW_GROUP_ROWS))
 
 
-def _pair_keys(unit: Unit) -> Iterator[tuple[str, str, str, str]]:
-    """What a unit's name is made from. A pair tried before in vain gives the unit a new name."""
-    for group in unit.groups:
-        for query in group["queries"]:
-            query_hash = query["query_hash"] + (f" again after {query['tried']}" if query["tried"] else "")
-            yield query["query_id"], group["doc_id"], query_hash, group["doc_hash"]
+def read_sources(storage: Storage, address: str) -> dict[str, str]:
+    """The version of each file of the tables, as planned."""
+    rows = read_part(storage, address, _SOURCES)
+    return dict(zip(rows["file"].to_pylist(), rows["version"].to_pylist(), strict=True))
+
+
+def read_reused(storage: Storage, folder: str, name: str) -> pa.Table:
+    """A bin's pairs that have a score, as REUSED."""
+    return read_part(storage, join(folder, "reused", name), REUSED)
+
+
+def read_rejects(storage: Storage, folder: str, name: str) -> pa.Table:
+    """A part's pairs that cannot be scored, as REJECTS."""
+    return read_part(storage, join(folder, "rejects", name), REJECTS)
+
+
+def summed(counts: DataFrame) -> Counts:
+    """COUNTS added up in Spark; what is left is a few thousand numbers, whatever the size of the lake."""
+    rows = counts.groupBy("what", "number").agg(F.sum("value").alias("value")).toArrow()
+    totals: dict[str, dict[int, int]] = {}
+    for row in rows.to_pylist():
+        totals.setdefault(row["what"], {})[row["number"]] = row["value"]
+    return totals
+
+
+def _counts(values: Counts) -> pa.RecordBatch:
+    rows = [(what, number, value) for what, numbers in values.items() for number, value in numbers.items()]
+    whats, numbers, amounts = zip(*rows, strict=True) if rows else ((), (), ())
+    return pa.RecordBatch.from_pydict({"what": whats, "number": numbers, "value": amounts}, schema=COUNTS)
+
+
+def _counted(what: str, numbers: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    distinct, amounts = np.unique(numbers, return_counts=True)
+    arrays = [pa.array([what] * len(distinct), pa.string()), pa.array(distinct), pa.array(amounts.astype(np.int64))]
+    return pa.RecordBatch.from_arrays(arrays, schema=COUNTS)

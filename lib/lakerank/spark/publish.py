@@ -13,17 +13,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import SparkSession
 
 import lakerank
 from lakerank.audit import TOP, Bounds, Check, RunCounts, audit
 from lakerank.lake.runs import RunPaths, current_run, publish, read_manifest, write_manifest
 from lakerank.lake.storage import Storage, join
-from lakerank.spark.audit_measures import golden_errors, golden_quality, last_run, top_documents
-from lakerank.spark.plan import Plan, pairs_folder
-from lakerank.spark.plan_files import read_pairs
-from lakerank.spark.rank import RankRule, outcomes, read_scores, write_ranked, write_rejected
+from lakerank.spark.audit_measures import golden_errors, golden_pairs, golden_quality, last_run, top_documents
+from lakerank.spark.plan import Plan, plan_folder, planned_lists, planned_units, reused_units
+from lakerank.spark.rank import RankRule, Results, write_lists
 from lakerank.spark.ranked_lists import read_ranked
 
 logger = logging.getLogger(__name__)
@@ -58,6 +56,7 @@ class Ranked:
     reasons: Mapping[str, int]
     ranked_files: tuple[Mapping[str, Any], ...]
     rejected_files: tuple[Mapping[str, Any], ...]
+    golden: Mapping[tuple[str, str], float]
 
 
 def rank_and_publish(
@@ -81,18 +80,12 @@ def rank_and_publish(
         other returns that one's.
     """
     started = time.monotonic()
-    results = outcomes(
-        read_pairs(spark, storage, pairs_folder(paths, plan.attempt)),
-        read_scores(spark, storage, paths.output, plan.scorer, (*plan.units, *plan.reused_units)),
-    ).persist()
-    try:
-        ranked = _rank(spark, storage, paths, plan, rule, results)
-        ranked_at = time.monotonic()
-        checks = _audit(spark, storage, paths, ranked, rules, results)
-    finally:
-        results.unpersist()
+    golden = golden_pairs(storage, rules.golden_pairs) if rules.golden_pairs else None
+    ranked = _rank(spark, storage, paths, plan, rule, golden or {})
+    ranked_at = time.monotonic()
+    checks = _audit(spark, storage, paths, ranked, rules, golden)
     seconds = {"rank": ranked_at - started, "audit": time.monotonic() - ranked_at}
-    manifest = _manifest(paths, plan, rule, ranked, checks, about, seconds)
+    manifest = _manifest(storage, paths, plan, rule, ranked, checks, about, seconds)
     passed = _report(storage, paths, checks)
     if not passed and rules.override is None:
         return manifest, False
@@ -131,38 +124,49 @@ def settle(storage: Storage, paths: RunPaths, manifest: dict[str, Any]) -> dict[
 
 
 def _rank(
-    spark: SparkSession, storage: Storage, paths: RunPaths, plan: Plan, rule: RankRule, results: DataFrame
+    spark: SparkSession,
+    storage: Storage,
+    paths: RunPaths,
+    plan: Plan,
+    rule: RankRule,
+    golden: Mapping[tuple[str, str], float],
 ) -> Ranked:
-    ranked = write_ranked(spark, storage, paths.ranked, results, plan.boundaries, rule)
-    rejected = write_rejected(spark, storage, paths.rejected, results, plan.boundaries)
-    own = (
-        F.col("unit").isin(list(plan.units)) if len(plan.units) < 1000 else ~F.col("unit").isin(list(plan.reused_units))
+    results = Results(
+        storage,
+        paths.output,
+        plan.scorer,
+        plan_folder(paths, plan.attempt),
+        planned_units(storage, paths, plan),
+        plan.new,
     )
-    totals = results.agg(
-        F.count_if(F.col("logit").isNotNull() & own).alias("scored"),
-        F.count_if(F.col("logit").isNotNull() & ~own).alias("reused"),
-        F.count_if(F.col("logit").isNull() & F.col("reason").isNull()).alias("unscored"),
-    ).collect()[0]
-    queries = pc.sum(ranked["queries"]).as_py()
+    lists = planned_lists(storage, paths, plan)
+    report = write_lists(spark, results, lists, rule, paths.ranked, paths.rejected, golden)
+    ranked, rejected = (report.filter(pc.equal(report["table"], table)) for table in ("ranked", "rejected"))
+    rows, beyond, own, queries, candidates_of, truncated = (
+        pc.sum(ranked[name]).as_py()
+        for name in ("rows", "beyond_depth", "own", "queries", "candidates_of", "truncated")
+    )
     counts = RunCounts(
         candidates=plan.candidates,
-        ranked=pc.sum(ranked["rows"]).as_py(),
-        beyond_depth=pc.sum(ranked["beyond_depth"]).as_py(),
+        ranked=rows,
+        beyond_depth=beyond,
         rejected=pc.sum(rejected["rows"]).as_py(),
-        unscored=int(totals["unscored"]),
-        queries=plan.queries,
-        unranked_queries=plan.queries - queries,
-        truncated=pc.sum(ranked["truncated"]).as_py(),
+        unscored=plan.candidates - rows - beyond - pc.sum(rejected["rows"]).as_py(),
+        queries=candidates_of,
+        unranked_queries=candidates_of - queries,
+        truncated=truncated,
         histogram=tuple(map(sum, zip(*ranked["histogram"].to_pylist(), strict=True))),
     )
+    found = (pair for pairs in ranked["watched"].to_pylist() for pair in pairs)
     return Ranked(
         counts,
-        int(totals["scored"]),
-        int(totals["reused"]),
+        own,
+        rows + beyond - own,
         _sum_counts(ranked),
         _sum_counts(rejected),
-        tuple(ranked.select(["file", "rows"]).to_pylist()),
-        tuple(rejected.select(["file", "rows"]).to_pylist()),
+        tuple(ranked.select(["file", "rows", "bytes"]).to_pylist()),
+        tuple(rejected.select(["file", "rows", "bytes"]).to_pylist()),
+        {(pair["query_id"], pair["doc_id"]): pair["logit"] for pair in found},
     )
 
 
@@ -174,24 +178,30 @@ def _sum_counts(report: pa.Table) -> dict[str, int]:
 
 
 def _audit(
-    spark: SparkSession, storage: Storage, paths: RunPaths, ranked: Ranked, rules: AuditRules, results: DataFrame
+    spark: SparkSession,
+    storage: Storage,
+    paths: RunPaths,
+    ranked: Ranked,
+    rules: AuditRules,
+    golden: Mapping[tuple[str, str], float] | None,
 ) -> list[Check]:
     current = current_run(storage, paths.output)
     manifest = read_manifest(storage, paths.output, current["run_id"]) if current else None
     new = read_ranked(spark, storage, [join(paths.ranked, one["file"]) for one in ranked.ranked_files], TOP)
     old = top_documents(spark, storage, paths.output, manifest) if manifest else None
-    pairs, qrels = rules.golden_pairs, rules.golden_qrels
+    qrels = rules.golden_qrels
     return audit(
         ranked.counts,
         rules.bounds,
         ranked.reasons,
         last_run(spark, manifest, old, new) if manifest and old is not None else None,
-        golden_errors(spark, storage, pairs, results) if pairs else None,
+        golden_errors(golden, ranked.golden) if golden is not None else None,
         golden_quality(spark, storage, qrels, new, old) if qrels else None,
     )
 
 
 def _manifest(
+    storage: Storage,
     paths: RunPaths,
     plan: Plan,
     rule: RankRule,
@@ -213,9 +223,14 @@ def _manifest(
         "rejected": ranked.reasons,
         "audit": [check.as_dict() for check in checks],
         "inputs": plan.inputs,
-        "plan": {"attempt": plan.attempt, "cost": plan.cost, "pairwise_cost": plan.pairwise_cost},
-        "units": list(plan.units),
-        "reused_units": list(plan.reused_units),
+        "plan": {
+            "attempt": plan.attempt,
+            "dropped": plan.dropped,
+            "cost": plan.cost,
+            "pairwise_cost": plan.pairwise_cost,
+        },
+        "units": list(planned_units(storage, paths, plan)),
+        "reused_units": reused_units(storage, paths, plan),
         "ranked_files": list(ranked.ranked_files),
         "rejected_files": list(ranked.rejected_files),
         "histogram": histogram,

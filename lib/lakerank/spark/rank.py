@@ -2,53 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark import TaskContext
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import from_arrow_schema
 
 from lakerank.audit import HISTOGRAM_EDGES
 from lakerank.lake.score_files import read_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
+from lakerank.lake.unit_lists import PlannedUnits
 from lakerank.ranking import labels, ranks, relevance
 from lakerank.schemas import RANKED, REJECTED
+from lakerank.spark.blocks import BLOCKS, exchange, packed
 from lakerank.spark.frames import describe_job, parallelism, scatter
+from lakerank.spark.inputs import NO_RANK, ROWS_AT_ONCE
+from lakerank.spark.plan_files import part_name, read_part, read_rejects, read_reused
+from lakerank.spark.queries import QueryList
+from lakerank.spark.units import UNIT_GROUPS
 
-#: A stored score, keyed by what it is the score of.
-SCORE_KEYS = pa.schema(
+#: A scored pair on its way to its query's list: the query by number, the first-stage rank, whether it is of this run.
+SCORED = pa.schema(
     [
-        ("query_hash", pa.string()),
-        ("doc_hash", pa.string()),
+        ("query", pa.int32()),
+        ("doc_id", pa.string()),
+        ("rank", pa.int32()),
         ("logit", pa.float32()),
         ("truncated", pa.bool_()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("unit", pa.string()),
+        ("own", pa.bool_()),
     ]
 )
 
-#: One row a written file.
+#: One row a written file. `candidates_of` counts the queries that have candidates in it, ranked or not.
 FILE_REPORT = pa.schema(
     [
+        ("table", pa.string()),
         ("file", pa.string()),
         ("rows", pa.int64()),
+        ("bytes", pa.int64()),
         ("queries", pa.int64()),
+        ("candidates_of", pa.int64()),
+        ("own", pa.int64()),
         ("beyond_depth", pa.int64()),
         ("truncated", pa.int64()),
         ("histogram", pa.list_(pa.int64())),
         ("counts", pa.map_(pa.string(), pa.int64())),
+        (
+            "watched",
+            pa.list_(pa.struct([("query_id", pa.string()), ("doc_id", pa.string()), ("logit", pa.float32())])),
+        ),
     ]
 )
 
 #: Rows of a row group in ranked/: a reader looking up one query reads little.
 ROW_GROUP_ROWS = 50_000
+
+_SCORED_KIND, _REJECTED_KIND = 0, 1
+_REJECTED = pa.schema([field.with_nullable(True) for field in REJECTED])
+
+Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,156 +78,290 @@ class RankRule:
     depth: int | None
 
 
-def read_scores(spark: SparkSession, storage: Storage, output: str, scorer: str, units: Sequence[str]) -> DataFrame:
-    """The stored scores of some units, one row for each pair of contents. Columns: SCORE_KEYS."""
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """How lists are spread over files: the first query of each file but the first, by number and by id."""
 
-    def read(unit: str) -> Iterator[pa.RecordBatch]:
-        rows = read_unit(storage, output, scorer, unit)
-        truncated = pc.or_kleene(rows["query_truncated"], rows["document_truncated"])
-        columns = {"truncated": truncated, "unit": pa.array([unit] * rows.num_rows, pa.string())}
-        table = pa.table(
-            {name: columns.get(name, rows[name] if name in rows.column_names else None) for name in SCORE_KEYS.names}
-        )
-        yield from table.cast(SCORE_KEYS).to_batches()
+    queries: QueryList
+    firsts: tuple[int, ...]
+    first_ids: tuple[str, ...]
 
-    rows = scatter(spark, units, read, SCORE_KEYS, tasks=4 * parallelism(spark))
-    # Equal contents may have been scored under several ids; a logit goes before a reject, then the order is fixed.
-    best = F.max(F.struct("logit", "truncated", "reason", "detail", "unit"))
-    return rows.groupBy("query_hash", "doc_hash").agg(best.alias("best")).select("query_hash", "doc_hash", "best.*")
+    def of_numbers(self, numbers: Int64) -> Int64:
+        """The file of each query (N,) by its number."""
+        return np.asarray(np.searchsorted(np.asarray(self.firsts, dtype=np.int64), numbers, side="right"))
 
+    def of_ids(self, ids: pa.Array) -> Int64:
+        """The file of each query (N,) by its id, which need not be in the lake; null goes to the first."""
+        coded = ids.dictionary_encode()
+        edges = [edge.encode() for edge in self.first_ids]
+        files = [bisect_right(edges, ident.encode()) for ident in coded.dictionary.to_pylist()]
+        return np.asarray(np.asarray([*files, 0], dtype=np.int64)[coded.indices.fill_null(-1).to_numpy()])
 
-def outcomes(pairs: DataFrame, scores: DataFrame) -> DataFrame:
-    """Every candidate with its logit, or its reason, or neither (lost: the audit will say so)."""
-    stored = scores.withColumnsRenamed({"reason": "score_reason"})
-    joined = pairs.join(stored, ["query_hash", "doc_hash"], "left")
-    planned = F.col("reason").isNotNull()
-    return joined.select(
-        "query_id",
-        "doc_id",
-        "first_stage_rank",
-        F.when(~planned, F.col("logit")).alias("logit"),
-        "truncated",
-        F.coalesce("reason", "score_reason").alias("reason"),
-        F.when(~planned, F.col("detail")).alias("detail"),
-        "unit",
-    )
+    def ids(self, file: int) -> tuple[int, pa.Array]:
+        """The number of a file's first query, and the ids of all its queries."""
+        edges = (0, *self.firsts, self.queries.count)
+        return edges[file], self.queries.ids(edges[file], edges[file + 1])
 
 
-def write_ranked(
-    spark: SparkSession, storage: Storage, folder: str, results: DataFrame, boundaries: Sequence[str], rule: RankRule
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Where a run's results lie: units with their scores, and the plan's pairs that need none."""
+
+    storage: Storage
+    output: str
+    scorer: str
+    plan_folder: str
+    units: PlannedUnits
+    pairs: int
+
+
+def write_lists(
+    spark: SparkSession,
+    results: Results,
+    lists: Lists,
+    rule: RankRule,
+    ranked: str,
+    rejected: str,
+    watched: Collection[tuple[str, str]] = (),
 ) -> pa.Table:
-    """Write ranked/: sorted by query, logit descending and doc_id; a query is never split. Returns FILE_REPORT."""
-    scored = results.filter(F.col("logit").isNotNull()).select(
-        "query_id", "doc_id", "logit", "first_stage_rank", "truncated", file_of(boundaries).alias("part")
-    )
-    ordered = scored.repartitionById(len(boundaries) + 1, "part").sortWithinPartitions(
-        "query_id", F.desc("logit"), "doc_id"
-    )
+    """Write the folders `ranked` and `rejected`: sorted by query, logit descending and doc_id; no query is split.
 
-    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        table, beyond_depth = _rank(batches, rule)
-        yield _write_part(storage, folder, _partition(), table, beyond_depth)
+    Args:
+        watched: pairs whose logits the report gives, where they have one.
 
-    describe_job(spark, "rank: write ranked lists")
-    report = ordered.mapInArrow(write, from_arrow_schema(FILE_REPORT)).toArrow()
-    return _completed(storage, folder, report, len(boundaries) + 1, RANKED)
+    Returns:
+        FILE_REPORT, sorted by table and file.
+    """
+    storage, files = results.storage, len(lists.firsts) + 1
 
+    def work(number: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        yield from _write_file(storage, number, tables, lists, rule, ranked, rejected, frozenset(watched))
 
-def write_rejected(
-    spark: SparkSession, storage: Storage, folder: str, results: DataFrame, boundaries: Sequence[str]
-) -> pa.Table:
-    """Write rejected/: every pair without a score, sorted by query and document. Returns FILE_REPORT."""
-    rejected = results.filter(F.col("logit").isNull() & F.col("reason").isNotNull()).select(
-        *REJECTED.names, file_of(boundaries).alias("part")
-    )
-    ordered = rejected.repartitionById(len(boundaries) + 1, "part").sortWithinPartitions("query_id", "doc_id")
-
-    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        rows = [batch.select(REJECTED.names).cast(REJECTED) for batch in batches]
-        yield _write_part(storage, folder, _partition(), pa.Table.from_batches(rows, schema=REJECTED), 0)
-
-    describe_job(spark, "rank: write rejects")
-    report = ordered.mapInArrow(write, from_arrow_schema(FILE_REPORT)).toArrow()
-    return _completed(storage, folder, report, len(boundaries) + 1, REJECTED)
+    describe_job(spark, f"rank: write {files} files of lists")
+    blocks = [
+        scatter(spark, _unit_ranges(spark, results), lambda piece: _unit_blocks(results, lists, piece), BLOCKS),
+        scatter(
+            spark,
+            storage.list_names(join(results.plan_folder, "reused")),
+            lambda name: _reused_blocks(read_reused(storage, results.plan_folder, name), lists),
+            BLOCKS,
+        ),
+        scatter(
+            spark,
+            storage.list_names(join(results.plan_folder, "rejects")),
+            lambda name: _reject_blocks(read_rejects(storage, results.plan_folder, name), lists),
+            BLOCKS,
+        ),
+    ]
+    report = exchange(blocks, files, {_SCORED_KIND: SCORED, _REJECTED_KIND: _REJECTED}, work, FILE_REPORT).toArrow()
+    # Spark runs no task for what it knows to be empty: the files that are missing are empty ones.
+    written = set(report["file"].to_pylist())
+    empty = {_SCORED_KIND: SCORED.empty_table(), _REJECTED_KIND: _REJECTED.empty_table()}
+    missing = [b for n in range(files) if part_name(n) not in written for b in work(n, empty)]
+    whole = pa.concat_tables([report.cast(FILE_REPORT), pa.Table.from_batches(missing, schema=FILE_REPORT)])
+    return whole.sort_by([("table", "ascending"), ("file", "ascending")])
 
 
 def file_of(boundaries: Sequence[str]) -> Column:
-    """The number of the file that a query's rows go to: how many boundaries its id has reached."""
+    """The number of the file that a query's rows go to, by its id: how many boundaries it has reached."""
     if not boundaries:
         return F.lit(0)
     edges = F.array(*(F.lit(edge) for edge in boundaries))
     return F.coalesce(F.size(F.filter(edges, lambda edge: edge <= F.col("query_id"))), F.lit(0))
 
 
-def _rank(batches: Iterable[pa.RecordBatch], rule: RankRule) -> tuple[pa.Table, int]:
-    """Rows sorted by query and logit as RANKED, cut at the depth, and how many fell beyond it."""
-    kept: list[pa.RecordBatch] = []
-    beyond_depth, last_query, last_rank = 0, None, 0
-    for batch in batches:
-        if not batch.num_rows:
-            continue
-        query_ids = np.asarray(batch["query_id"].to_pylist(), dtype=object)
-        starts = np.concatenate([[query_ids[0] != last_query], query_ids[1:] != query_ids[:-1]]).astype(bool)
-        rank = ranks(starts, carried=last_rank)
-        last_query, last_rank = query_ids[-1], int(rank[-1])
-        logits = batch["logit"].to_numpy()
-        relevances = relevance(logits, rule.logit_bias)
-        ranked = pa.RecordBatch.from_pydict(
-            {
-                "query_id": batch["query_id"],
-                "doc_id": batch["doc_id"],
-                "rank": rank,
-                "logit": batch["logit"],
-                "relevance": relevances,
-                "label": labels(relevances, rule.thresholds),
-                "first_stage_rank": batch["first_stage_rank"],
-                "truncated": batch["truncated"],
-            },
-            schema=RANKED,
+def align(unit: pa.Table, scores: pa.Table) -> pa.Table:
+    """A unit's scores with what its plan knows of each pair. Columns: SCORED, `reason`, `detail`, `query_id`."""
+    lists = unit["queries"].combine_chunks()
+    queries = lists.flatten()
+    rows = np.repeat(np.arange(unit.num_rows), pc.list_value_length(lists).to_numpy())
+    documents = unit["doc_id"].combine_chunks().dictionary_encode()
+    names = queries.field("query_id").dictionary_encode()
+    width = len(names.dictionary) + 1
+    keys = documents.indices.to_numpy().astype(np.int64)[rows] * width + names.indices.to_numpy()
+    order = np.argsort(keys)
+    codes = [
+        pc.index_in(scores[name].combine_chunks(), value_set=values).fill_null(-1).to_numpy().astype(np.int64)
+        for name, values in (("doc_id", documents.dictionary), ("query_id", names.dictionary))
+    ]
+    found = codes[0] * width + codes[1]
+    at = np.minimum(np.searchsorted(keys[order], found), max(0, len(keys) - 1))
+    known = (codes[0] >= 0) & (codes[1] >= 0) & ((keys[order][at] == found) if len(keys) else False)
+    scores, pair = scores.filter(pa.array(known)), pa.array(order[at[known]])
+    truncated = pc.or_kleene(scores["query_truncated"], scores["document_truncated"])
+    arrays = [queries.field("number").take(pair), scores["doc_id"], queries.field("rank").take(pair), scores["logit"]]
+    own = pa.array(np.ones(scores.num_rows, bool))
+    table = pa.Table.from_arrays([*arrays, truncated.fill_null(False), own], schema=SCORED)
+    for name in ("reason", "detail", "query_id"):
+        table = table.append_column(name, scores[name])
+    return table
+
+
+def in_order(query: Int64, logit: npt.NDArray[np.float32], doc_id: pa.Array) -> Int64:
+    """The order of ranked lists: by query, logit descending, doc_id: (N,) each -> (N,). Few logits are equal."""
+    order = np.lexsort((-logit, query))
+    query, logit = query[order], logit[order]
+    same = np.flatnonzero((query[1:] == query[:-1]) & (logit[1:] == logit[:-1]))
+    if not len(same):
+        return order
+    tied = np.union1d(same, same + 1)
+    run = np.cumsum(~np.isin(tied, same + 1))
+    keys = pa.table({"run": run, "doc_id": doc_id.take(pa.array(order[tied]))})
+    by_id = pc.sort_indices(keys, sort_keys=[("run", "ascending"), ("doc_id", "ascending")]).to_numpy()
+    order[tied] = order[tied][by_id]
+    return order
+
+
+def _unit_ranges(spark: SparkSession, results: Results) -> list[tuple[int, int]]:
+    """Ranges of units of about ROWS_AT_ONCE pairs each, so that a block is not too small; at least one a task slot."""
+    count = len(results.units)
+    pieces = min(count, max(2 * parallelism(spark), results.pairs // ROWS_AT_ONCE))
+    return [(piece * count // pieces, (piece + 1) * count // pieces) for piece in range(pieces)]
+
+
+def _unit_blocks(results: Results, lists: Lists, piece: tuple[int, int]) -> Iterator[pa.RecordBatch]:
+    tables = []
+    for number in range(*piece):
+        unit = results.units[number]
+        address = join(results.plan_folder, "units", f"{unit}.parquet")
+        plan = read_part(results.storage, address, UNIT_GROUPS)
+        tables.append(align(plan, read_unit(results.storage, results.output, results.scorer, unit)))
+    rows = pa.concat_tables(tables).combine_chunks()
+    yield from _result_blocks(rows, lists)
+
+
+def _reused_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
+    own = pa.array(np.zeros(rows.num_rows, bool))
+    columns = {"truncated": rows["truncated"].fill_null(False), "own": own}
+    arrays = [columns[name] if name in columns else rows[name] for name in SCORED.names]
+    table = pa.Table.from_arrays(arrays, schema=SCORED)
+    query_ids = _ids_of(rows.filter(pc.is_null(rows["logit"])), lists)
+    positions = np.cumsum(pc.is_null(rows["logit"]).to_numpy()) - 1
+    ids = query_ids.take(pa.array(np.maximum(positions, 0))) if len(query_ids) else pa.nulls(rows.num_rows, pa.string())
+    for name, values in (("reason", rows["reason"]), ("detail", rows["detail"]), ("query_id", ids)):
+        table = table.append_column(name, values)
+    yield from _result_blocks(table, lists)
+
+
+def _ids_of(rows: pa.Table, lists: Lists) -> pa.Array:
+    """Query ids of REUSED rows: only stored rejects need them here."""
+    if not rows.num_rows:
+        return pa.array([], pa.string())
+    return lists.queries.column("query_id").take(rows["query"].combine_chunks())
+
+
+def _result_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
+    """Results with a logit as SCORED blocks, the others as rejects."""
+    scored = pc.is_valid(rows["logit"])
+    good = rows.filter(scored).select(SCORED.names)
+    numbers = good["query"].to_numpy().astype(np.int64)
+    # By query within a block: neighbours then differ little, and the block packs well.
+    order = np.argsort(numbers, kind="stable")
+    files = lists.of_numbers(numbers[order])
+    yield from packed(_SCORED_KIND, files, good.take(pa.array(order)))
+    yield from _reject_blocks(rows.filter(pc.invert(scored)).select(_REJECTED.names), lists)
+
+
+def _reject_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
+    if not rows.num_rows:
+        return
+    if "detail" not in rows.column_names:
+        rows = rows.append_column("detail", pa.nulls(rows.num_rows, pa.string()))
+    files = lists.of_ids(rows["query_id"].combine_chunks())
+    order = np.argsort(files, kind="stable")
+    yield from packed(_REJECTED_KIND, files[order], rows.take(pa.array(order)).cast(_REJECTED))
+
+
+def _write_file(
+    storage: Storage,
+    number: int,
+    tables: dict[int, pa.Table],
+    lists: Lists,
+    rule: RankRule,
+    ranked: str,
+    rejected: str,
+    watched: frozenset[tuple[str, str]],
+) -> Iterator[pa.RecordBatch]:
+    """One file of each folder; one row of FILE_REPORT each."""
+    scored = tables[_SCORED_KIND]
+    table, beyond = _rank(scored, lists.ids(number), rule)
+    within = table if rule.depth is None else table.filter(pc.less_equal(table["rank"], rule.depth))
+    rejects = tables[_REJECTED_KIND].sort_by([("query_id", "ascending"), ("doc_id", "ascending")]).cast(REJECTED)
+    sizes = []
+    for folder, rows in ((ranked, within), (rejected, rejects)):
+        data = parquet_bytes(rows, ROW_GROUP_ROWS)
+        storage.replace(join(folder, part_name(number)), data)
+        sizes.append(len(data))
+    ids = pc.unique(table["query_id"])
+    others = pc.unique(rejects["query_id"]).drop_null()
+    candidates_of = (
+        len(ids) + len(others) - pc.sum(pc.is_in(others, value_set=ids)).as_py() if len(others) else len(ids)
+    )
+    histogram = _histogram(within["logit"].to_numpy())
+    about = {
+        "table": "ranked",
+        "bytes": sizes[0],
+        "candidates_of": candidates_of,
+        "own": pc.sum(scored["own"]).as_py() or 0,
+        "beyond_depth": beyond,
+        "truncated": pc.sum(within["truncated"]).as_py() or 0,
+        "histogram": histogram,
+        "watched": _watched(table, watched),
+    }
+    yield _report(number, within, "label", about)
+    yield _report(number, rejects, "reason", {"table": "rejected", "bytes": sizes[1]})
+
+
+def _rank(scored: pa.Table, ids: tuple[int, pa.Array], rule: RankRule) -> tuple[pa.Table, int]:
+    """All of a file's scored pairs as RANKED, in order, and how many are beyond the depth."""
+    first, names = ids
+    query = scored["query"].to_numpy().astype(np.int64)
+    order = in_order(query, scored["logit"].to_numpy(), scored["doc_id"].combine_chunks())
+    rows, query = scored.take(pa.array(order)), query[order]
+    rank = ranks(np.diff(query, prepend=-1) != 0)
+    relevances = relevance(rows["logit"].to_numpy(), rule.logit_bias)
+    listed = rows["rank"]
+    columns = {
+        "query_id": names.take(pa.array(query - first)),
+        "rank": pa.array(rank),
+        "relevance": pa.array(relevances),
+        "label": pa.array(labels(relevances, rule.thresholds)),
+        "first_stage_rank": pc.if_else(pc.equal(listed, NO_RANK), pa.scalar(None, pa.int32()), listed),
+    }
+    table = pa.Table.from_arrays(
+        [columns[name] if name in columns else rows[name] for name in RANKED.names], schema=RANKED
+    )
+    return table, 0 if rule.depth is None else int((rank > rule.depth).sum())
+
+
+def _watched(table: pa.Table, watched: frozenset[tuple[str, str]]) -> list[dict[str, object]]:
+    """Logits of the pairs that are watched; they are few."""
+    if not watched:
+        return []
+    near = pc.and_(
+        *(
+            pc.is_in(table[name], pa.array(sorted({pair[at] for pair in watched})))
+            for at, name in enumerate(("query_id", "doc_id"))
         )
-        within = ranked if rule.depth is None else ranked.filter(pa.array(rank <= rule.depth))
-        beyond_depth += ranked.num_rows - within.num_rows
-        kept.append(within)
-    return pa.Table.from_batches(kept, schema=RANKED), beyond_depth
-
-
-def _partition() -> int:
-    context = TaskContext.get()
-    return context.partitionId() if context else 0
-
-
-def _completed(storage: Storage, folder: str, report: pa.Table, files: int, schema: pa.Schema) -> pa.Table:
-    """Spark runs no task for what it knows to be empty: write the files that are missing for it."""
-    written = set(report["file"].to_pylist())
-    missing = [number for number in range(files) if _part_name(number) not in written]
-    empty = [_write_part(storage, folder, number, schema.empty_table(), 0) for number in missing]
-    return pa.concat_tables([report.cast(FILE_REPORT), pa.Table.from_batches(empty, schema=FILE_REPORT)]).sort_by(
-        "file"
     )
+    rows = table.filter(near).select(["query_id", "doc_id", "logit"]).to_pylist()
+    return [row for row in rows if (row["query_id"], row["doc_id"]) in watched]
 
 
-def _part_name(number: int) -> str:
-    return f"part-{number:05d}.parquet"
+def _histogram(logits: npt.NDArray[np.float32]) -> list[int]:
+    bins = np.searchsorted(np.asarray(HISTOGRAM_EDGES[1:-1]), logits, side="right")
+    return [int(count) for count in np.bincount(bins, minlength=len(HISTOGRAM_EDGES) - 1)]
 
 
-def _write_part(storage: Storage, folder: str, number: int, table: pa.Table, beyond_depth: int) -> pa.RecordBatch:
-    name = _part_name(number)
-    storage.replace(join(folder, name), parquet_bytes(table, row_group_rows=ROW_GROUP_ROWS))
-    is_ranked = "logit" in table.column_names
-    inner = np.asarray(HISTOGRAM_EDGES[1:-1])
-    bins = np.searchsorted(inner, table["logit"].to_numpy(), side="right") if is_ranked else np.zeros(0, int)
-    counted = pc.value_counts(table["label" if is_ranked else "reason"].cast(pa.string()).combine_chunks())
-    return pa.RecordBatch.from_pylist(
-        [
-            {
-                "file": name,
-                "rows": table.num_rows,
-                "queries": len(pc.unique(table["query_id"])),
-                "beyond_depth": beyond_depth,
-                "truncated": pc.sum(table["truncated"]).as_py() or 0 if is_ranked else 0,
-                "histogram": np.bincount(bins, minlength=len(HISTOGRAM_EDGES) - 1).tolist(),
-                "counts": [(item["values"], item["counts"]) for item in counted.to_pylist()],
-            }
-        ],
-        schema=FILE_REPORT,
-    )
+def _report(number: int, rows: pa.Table, counted: str, about: dict[str, object]) -> pa.RecordBatch:
+    counts = pc.value_counts(rows[counted].cast(pa.string()).combine_chunks())
+    zeros = dict.fromkeys(("candidates_of", "own", "beyond_depth", "truncated"), 0)
+    row = zeros | {
+        "file": part_name(number),
+        "rows": rows.num_rows,
+        "queries": len(pc.unique(rows["query_id"])),
+        "histogram": _histogram(np.zeros(0, np.float32)),
+        "counts": [(item["values"], item["counts"]) for item in counts.to_pylist()],
+        "watched": [],
+    }
+    return pa.RecordBatch.from_pylist([row | about], schema=FILE_REPORT)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from lakerank.cost import Calibration, device_seconds, tflop
 from lakerank.errors import RunConflictError
 from lakerank.lake.runs import RunPaths, announce, publish, read_manifest
 from lakerank.lake.storage import Storage, join
@@ -18,12 +19,13 @@ from lakerank.spark.plan import (
     Plan,
     PlanLimits,
     Tables,
-    ensure_plan,
     load_plan,
+    planned_units,
     sources_address,
     units_folder,
     verify_plan_files,
 )
+from lakerank.spark.planner import ensure_plan
 from lakerank.spark.publish import AuditRules, rank_and_publish
 from lakerank.spark.rank import RankRule
 from lakerank.spark.score import RerankerFactory, ScoringJob, ScoringSummary, score_units
@@ -48,6 +50,7 @@ class Rerank:
     rule: RankRule
     rules: AuditRules
     config_yaml: str
+    calibration: Calibration | None = None
 
 
 def already_published(storage: Storage, job: Rerank) -> dict[str, Any] | None:
@@ -86,7 +89,10 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
     plan = _planned(spark, storage, job, stages)
     # Bounds and thresholds may differ from those of an earlier attempt: the file says what the last one went by.
     storage.replace(job.paths.config, job.config_yaml.encode())
-    summary: dict[str, Any] = {"run_id": job.paths.run_id, "stages": list(stages), **_forecast(plan, job.parameters)}
+    forecast = _forecast(plan, job.parameters, job.calibration)
+    if "plan" in stages:
+        _log_forecast(forecast)
+    summary: dict[str, Any] = {"run_id": job.paths.run_id, "stages": list(stages), **forecast}
     if "score" in stages:
         summary |= _scored(spark, storage, job, plan)
     if "publish" in stages:
@@ -99,12 +105,7 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
 def _planned(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[str]) -> Plan:
     if "plan" in stages:
         logger.info("plan: reading the keys of %s", job.tables.candidates)
-        plan = ensure_plan(spark, storage, job.paths, job.tables, job.scorer, job.limits)
-        logger.info(
-            "plan: %d candidates (%d new, %d reused, %d rejected, %d listed twice), %d units",
-            plan.candidates, plan.new, plan.reused, plan.rejected, plan.duplicates, len(plan.units),
-        )  # fmt: skip
-        return plan
+        return ensure_plan(spark, storage, job.paths, job.tables, job.scorer, job.limits)
     found = load_plan(storage, job.paths)
     if found is None:
         raise RunConflictError(f"{job.paths.plan}: run {job.paths.run_id!r} has no plan yet; run --stage plan first")
@@ -118,6 +119,8 @@ def _planned(spark: SparkSession, storage: Storage, job: Rerank, stages: Collect
 
 def _scored(spark: SparkSession, storage: Storage, job: Rerank, plan: Plan) -> dict[str, Any]:
     verify_plan_files(storage, job.paths, plan)
+    units = planned_units(storage, job.paths, plan)
+    units = planned_units(storage, job.paths, plan)
     scoring = ScoringJob(
         job.paths.output,
         plan.scorer,
@@ -126,7 +129,7 @@ def _scored(spark: SparkSession, storage: Storage, job: Rerank, plan: Plan) -> d
         job.device,
         job.factory,
     )
-    summary = score_units(spark, storage, scoring, plan.units, tasks=unmanaged_gpus(spark, job.device) or None)
+    summary = score_units(spark, storage, scoring, units, tasks=unmanaged_gpus(spark, job.device) or None)
     _log_scoring(summary)
     if summary.found < summary.units or not summary.units:
         storage.replace(_scoring_address(job), json.dumps(asdict(summary)).encode())
@@ -163,20 +166,53 @@ def _last_scoring(storage: Storage, job: Rerank) -> dict[str, Any] | None:
     return dict(json.loads(storage.read_bytes(address))) if storage.exists(address) else None
 
 
-def _forecast(plan: Plan, parameters: int) -> dict[str, Any]:
+def _forecast(plan: Plan, parameters: int, calibration: Calibration | None) -> dict[str, Any]:
+    """What the plan says the run will cost: into the summary, and as a line of the log."""
+    hours = device_seconds(calibration, parameters, plan.cost) / 3600 if calibration else None
+    fetching = plan.fetch_bytes / calibration.fetch_bytes_per_second / 3600 if calibration else None
     return {
         "candidates": plan.candidates,
         "duplicates": plan.duplicates,
         "new": plan.new,
         "reused": plan.reused,
         "rejected": plan.rejected,
-        "units": len(plan.units),
+        "dropped": plan.dropped,
+        "units": plan.units,
+        "forecast_documents": plan.new_documents,
         "forecast_tokens": plan.cost,
         "forecast_tokens_pairwise": plan.pairwise_cost,
-        "forecast_tflop": round(2 * parameters * plan.cost / 1e12, 3),
-        "largest_unit_over_mean": round(plan.largest_unit * len(plan.units) / plan.cost, 3) if plan.cost else 0.0,
+        "forecast_patches": plan.patches,
+        "forecast_fetch_bytes": plan.fetch_bytes,
+        "forecast_read_amplification": round(plan.read_bytes / plan.fetch_bytes, 3) if plan.fetch_bytes else None,
+        "forecast_tflop": round(tflop(parameters, plan.cost), 3),
+        "forecast_device": f"{calibration.device} {calibration.dtype}" if calibration else None,
+        "forecast_device_hours": None if hours is None else round(hours, 4),
+        "forecast_fetch_hours": None if fetching is None else round(fetching, 4),
+        "largest_unit_over_mean": round(plan.largest_unit * plan.units / plan.cost, 3) if plan.cost else 0.0,
         "published": False,
     }
+
+
+def _log_forecast(forecast: Mapping[str, Any]) -> None:
+    logger.info(
+        "plan: %d candidates: %d new, %d reused, %d rejected, %d listed twice; %d dropped since the last published run",
+        *(forecast[name] for name in ("candidates", "new", "reused", "rejected", "duplicates", "dropped")),
+    )
+    logger.info(
+        "plan: %d documents, %d tokens (%d pair by pair), %d patches, %.3f TFLOP; %d units, largest %.2f of the mean",
+        *(forecast[f"forecast_{name}"] for name in ("documents", "tokens", "tokens_pairwise", "patches", "tflop")),
+        *(forecast[name] for name in ("units", "largest_unit_over_mean")),
+    )
+    logger.info(
+        "plan: %.3f GB to fetch, in row groups that hold %.2f times as much",
+        forecast["forecast_fetch_bytes"] / 1e9,
+        forecast["forecast_read_amplification"] or 1,
+    )
+    if forecast["forecast_device_hours"] is not None:
+        logger.info(
+            "plan: about %.3g hours of one %s, and %.3g of one task's fetching beside it",
+            *(forecast[f"forecast_{name}"] for name in ("device_hours", "device", "fetch_hours")),
+        )
 
 
 def _outcome(manifest: Mapping[str, Any], published: bool) -> dict[str, Any]:

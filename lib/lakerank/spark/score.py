@@ -17,6 +17,7 @@ from lakerank.lake.prefetch import prefetched
 from lakerank.lake.score_files import TornUnit, finished_units, read_unit, unit_address, write_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import decode_text, read_table_file
+from lakerank.lake.unit_lists import PlannedUnits
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, Reranker, ScoredPair
 from lakerank.schemas import SCORES
 from lakerank.spark.frames import describe_job, gather, own_workers
@@ -127,7 +128,7 @@ def score_units(
     spark: SparkSession,
     storage: Storage,
     job: ScoringJob,
-    units: Sequence[str],
+    units: PlannedUnits,
     tasks: int | None = None,
 ) -> ScoringSummary:
     """Score every unit whose file is not in the lake yet.
@@ -136,14 +137,15 @@ def score_units(
         tasks: how many tasks share the units; None for one task a unit.
     """
     started = time.monotonic()
-    finished = finished_units(storage, job.output, job.scorer).intersection(units)
-    describe_job(spark, f"score: {len(units) - len(finished)} of {len(units)} units")
+    found = len(finished_units(storage, job.output, job.scorer).intersection(units))
+    describe_job(spark, f"score: {len(units) - found} of {len(units)} units")
 
     def work(unit: str) -> Iterator[pa.RecordBatch]:
-        yield score_unit(storage, job, unit, may_exist=unit in finished)
+        there = storage.exists(unit_address(job.output, job.scorer, unit))
+        yield score_unit(storage, job, unit, may_exist=there)
 
     with watch_units(storage, job.output, job.scorer, units), own_workers(spark, "score"):
-        reports = gather(spark, list(units), work, UNIT_REPORT, tasks)
+        reports = gather(spark, units, work, UNIT_REPORT, tasks)
     scored_now = reports.filter(pc.is_valid(reports["load_id"]))
     return ScoringSummary(
         units=len(units),
@@ -190,12 +192,10 @@ def score_rows(results: Sequence[ScoredPair | Reject], hashes: dict[tuple[str, s
     found = {(result.query_id, result.doc_id) for result in results}
     if len(results) != len(hashes) or found != hashes.keys():
         raise RuntimeError(f"the reranker gave {len(results)} results for {len(found)} of {len(hashes)} pairs")
-    rows = []
-    for result in results:
-        query_hash, doc_hash = hashes[result.query_id, result.doc_id]
-        row = {name: getattr(result, name, None) for name in SCORES.names}
-        rows.append(row | {"query_hash": query_hash, "doc_hash": doc_hash})
-    return pa.Table.from_pylist(rows, schema=SCORES)
+    columns = {name: [getattr(result, name, None) for result in results] for name in SCORES.names}
+    keys = [hashes[result.query_id, result.doc_id] for result in results]
+    columns |= {"query_hash": [key[0] for key in keys], "doc_hash": [key[1] for key in keys]}
+    return pa.Table.from_pydict(columns, schema=SCORES)
 
 
 def _check_sources(storage: Storage, plan: Sequence[PlannedGroup], versions: Mapping[str, str]) -> None:

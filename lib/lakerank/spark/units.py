@@ -1,84 +1,137 @@
-"""Cutting a sorted stream of pairs into document groups and work units of even cost."""
+"""Work units: document groups with all that scoring them takes, cut from the documents in file order at even cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lakerank.lake.blobs import BlobRef
+from lakerank.spark.queries import QueryList
 
 _PLACE = [("file", pa.string()), ("row_group", pa.int32()), ("row", pa.int32())]
 
-#: One document group a row: where its document lies, and where each of its queries does.
+#: A document and at most so many of its queries, by number: what units are cut from. `tried` names the unit that a
+#: query was last scored in, in vain.
+GROUPS = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("doc_hash", pa.string()),
+        *_PLACE,
+        ("cost", pa.int64()),
+        ("queries", pa.list_(pa.int32())),
+        ("ranks", pa.list_(pa.int32())),
+        ("tried", pa.list_(pa.string())),
+    ]
+)
+
+_QUERY = [("query_id", pa.string()), ("query_hash", pa.string()), ("tried", pa.string()), *_PLACE]
+
+#: A unit's file: one document group a row, with where its document lies and where each of its queries does. `number`
+#: and `rank` are the query's place in the run's query list and the pair's first-stage rank.
 UNIT_GROUPS = pa.schema(
     [
         ("doc_id", pa.string()),
         ("doc_hash", pa.string()),
         *_PLACE,
-        (
-            "queries",
-            pa.list_(
-                pa.struct([("query_id", pa.string()), ("query_hash", pa.string()), ("tried", pa.string()), *_PLACE])
-            ),
-        ),
+        ("queries", pa.list_(pa.struct([*_QUERY, ("number", pa.int32()), ("rank", pa.int32())]))),
     ]
 )
 
 Row = dict[str, Any]
+Int64 = npt.NDArray[np.int64]
 
 
-@dataclass
-class Unit:
-    """Document groups that are scored and stored together."""
+def group_starts(documents: Int64, max_queries: int) -> Int64:
+    """Where document groups begin in pairs (P,) sorted by document: at a new document, and after `max_queries`."""
+    if not len(documents):
+        return np.zeros(0, np.int64)
+    new = np.concatenate([[True], documents[1:] != documents[:-1]])
+    first = np.flatnonzero(new)
+    within = np.arange(len(documents)) - np.repeat(first, np.diff(np.append(first, len(documents))))
+    return np.flatnonzero(within % max_queries == 0)
 
-    groups: list[Row] = field(default_factory=list)
-    pairs: int = 0
-    cost: int = 0
+
+def group_costs(starts: Int64, document_costs: Int64, query_costs: Int64) -> Int64:
+    """Cost of each group in tokens (G,): its document's (G,) once and its queries' (P,); a split document's again."""
+    if not len(starts):
+        return np.zeros(0, np.int64)
+    return np.asarray(document_costs + np.add.reduceat(query_costs, starts), dtype=np.int64)
 
 
-def document_groups(rows: Iterable[Row], max_queries: int) -> Iterator[tuple[Row, int, int]]:
-    """Group rows that are sorted by document: (group, pairs, cost in tokens), at most `max_queries` pairs each.
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """How groups of a known total cost are cut: unit `u` holds the groups that begin in its share of the cost."""
 
-    A document may span any number of the batches that the rows came in: only one group is held at a time.
+    total: int
+    units: int
+
+    @staticmethod
+    def near(total: int, target: int) -> Cuts:
+        """Even units as near to `target` tokens as there can be."""
+        return Cuts(total, max(1, round(total / target)))
+
+    def unit_of(self, begins: Int64) -> Int64:
+        """The unit of each group (G,) by the cost of all groups before it. Integers alone: the same everywhere."""
+        return np.minimum(begins * self.units // max(1, self.total), self.units - 1)
+
+    def share(self, unit: int) -> tuple[int, int]:
+        """The costs between which a unit's groups begin."""
+        return -(-unit * self.total // self.units), -(-(unit + 1) * self.total // self.units)
+
+
+def unit_rows(groups: pa.Table, queries: QueryList) -> pa.Table:
+    """Rows of GROUPS as a unit's file holds them (UNIT_GROUPS)."""
+    lists = groups["queries"].combine_chunks()
+    numbers = lists.flatten()
+    tried = groups["tried"].combine_chunks().flatten()
+    columns = {
+        "query_id": queries.column("query_id").take(numbers),
+        "query_hash": queries.column("hash").take(numbers),
+        "tried": tried,
+        **{name: queries.column(name).take(numbers) for name, _ in _PLACE},
+        "number": numbers,
+        "rank": groups["ranks"].combine_chunks().flatten(),
+    }
+    offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int32)
+    kind = UNIT_GROUPS.field("queries").type.value_type
+    structs = pa.StructArray.from_arrays([columns[field.name] for field in kind], fields=list(kind))
+    arrays = [groups[name] for name in UNIT_GROUPS.names[:-1]] + [pa.ListArray.from_arrays(pa.array(offsets), structs)]
+    return pa.Table.from_arrays(arrays, schema=UNIT_GROUPS)
+
+
+def name_of(unit: pa.Table) -> str:
+    """A unit's name: a hash of its pairs and of the contents they have, 32 hex digits.
+
+    A pair that was tried before in vain gives the unit a new name.
     """
-    group: Row | None = None
-    cost = 0
-    for row in rows:
-        if group is not None and (row["doc_id"] != group["doc_id"] or len(group["queries"]) == max_queries):
-            yield group, len(group["queries"]), cost
-            group = None
-        if group is None:
-            place = {"file": row["d_file"], "row_group": row["d_row_group"], "row": row["d_row"]}
-            group = {"doc_id": row["doc_id"], "doc_hash": row["doc_hash"], **place, "queries": []}
-            cost = row["d_cost"]
-        place = {"file": row["q_file"], "row_group": row["q_row_group"], "row": row["q_row"]}
-        query = {"query_id": row["query_id"], "query_hash": row["query_hash"], "tried": row["tried"], **place}
-        group["queries"].append(query)
-        cost += row["q_cost"]
-    if group is not None:
-        yield group, len(group["queries"]), cost
+    digest = hashlib.blake2b(digest_size=16)
+    lists = unit["queries"].combine_chunks()
+    structs = lists.flatten()
+    digest.update(pc.list_value_length(lists).to_numpy().astype("<i8").tobytes())
+    for column in (
+        unit["doc_id"].combine_chunks(),
+        unit["doc_hash"].combine_chunks(),
+        *(structs.field(name) for name in ("query_id", "query_hash", "tried")),
+    ):
+        digest.update(pc.binary_length(column).fill_null(-1).to_numpy().astype("<i8").tobytes())
+        digest.update(b"".join(_text(column)))
+    return digest.hexdigest()
 
 
-def cut_units(groups: Iterable[tuple[Row, int, int]], total_cost: int, target: int) -> Iterator[Unit]:
-    """Cut a stream of groups of known total cost into units of even cost near `target`, in order.
-
-    A cut falls where the running cost passes a multiple of the even share, so that no unit is a small remainder.
-    """
-    share = total_cost / max(1, round(total_cost / target))
-    unit, spent, cuts = Unit(), 0, 1
-    for group, pairs, cost in groups:
-        unit.groups.append(group)
-        unit.pairs += pairs
-        unit.cost += cost
-        spent += cost
-        if spent >= share * cuts:
-            yield unit
-            unit, cuts = Unit(), int(spent / share) + 1
-    if unit.groups:
-        yield unit
+def _text(column: pa.Array) -> Iterator[bytes]:
+    """The characters of all strings of an array, null ones without any."""
+    whole = pa.concat_arrays([column.fill_null("")])
+    _, offsets, data = whole.buffers()
+    if data is not None:
+        ends = np.frombuffer(offsets, np.int32)[[whole.offset, whole.offset + len(whole)]]
+        yield memoryview(data)[int(ends[0]) : int(ends[1])].tobytes()
 
 
 @dataclass(frozen=True, slots=True)
