@@ -38,6 +38,11 @@ class Lake:
     tables: LakeTables
     paths: RunPaths
 
+    def add_run(self, run_id: str, ranked: Mapping[str, list[str]]) -> None:
+        """Write another run's lists."""
+        other = RunPaths(self.paths.output, run_id)
+        write(Path(other.ranked) / "part-0.parquet", ranked_rows(ranked, {}), schemas.RANKED)
+
     def evaluated(self, against: str | None = None) -> Evaluated:
         """Evaluate the run as the job does, in this process."""
         other = RunPaths(self.paths.output, against) if against else None

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
+import os
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from lakerank.errors import StorageError
+from lakerank.evaluation import report
+from lakerank.evaluation.query_figures import folder
 from lakerank.evaluation.thumbnails import SIDE, thumbnail
 
-EVIL = "<script>alert(1)</script>"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+#: What the browser asks for by itself, whatever it shows.
+BROWSERS_OWN = re.compile(r"https?://[a-z0-9.]*\.(google|googleapis|gstatic)\.com/")
+EVIL = "<script>document.title = 'owned'</script>"
 ATTRIBUTE = '" onload="alert(1)'
 
 
@@ -69,7 +80,11 @@ def hostile_lake(make_lake, encode):
         qrels=[(EVIL, long_id, 1)],
         ranked={EVIL: ids[::-1]},
         rejected=[(EVIL, "gone", EVIL)],
-        manifest={"scorer": EVIL, "published_at": EVIL},
+        manifest={
+            "scorer": EVIL,
+            "published_at": EVIL,
+            "audit": [{"name": EVIL, "value": 0.5, "bound": 0.1, "passed": False, "detail": EVIL}],
+        },
     )
 
 
@@ -77,7 +92,7 @@ def test_what_is_stored_is_escaped(hostile_lake):
     html, page = parsed(hostile_lake)
     assert "script" not in page.tags
     assert not [name for name, _ in page.attributes if name.startswith("on")]
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert html.count("&lt;script&gt;document.title = &#39;owned&#39;&lt;/script&gt;") >= 8
     assert "x" * 200 in html
     assert page.open == []
 
@@ -110,6 +125,100 @@ def test_the_same_run_gives_the_same_bytes(small_lake):
     first, _ = parsed(small_lake)
     Path(small_lake.paths.report).unlink()
     assert parsed(small_lake)[0] == first
+
+
+def test_what_is_drawn_is_said_too(small_lake):
+    _, page = parsed(small_lake)
+    drawn = page.tags.count("svg")
+    said = [value for name, value in page.attributes if name == "aria-label"]
+    assert page.attributes.count(("role", "img")) == 4, "relevance, logits, gains, calibration"
+    assert [value for name, value in page.attributes if name == "aria-hidden"].count("true") == drawn
+    assert all(said)
+    assert all(value for name, value in page.attributes if name == "alt")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_stands_out_from_the_page(theme):
+    """At least 4.5 to 1, as WCAG 2.2 asks for (1.4.3)."""
+    css = (Path(report.__file__).parent / "templates/report.css").read_text()
+    colours = dict(
+        re.findall(
+            r"--([\w-]+): (#[0-9a-f]{6})", css.split("@media print")[0].split("prefers-color-scheme")[theme == "dark"]
+        )
+    )
+
+    def luminance(colour):
+        parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for ink, page in [(name, "page") for name in ("ink", "muted", "loss", "good")] + [
+        ("ink", "good-tint"),
+        ("muted", "good-tint"),
+    ]:
+        light, dark = sorted((luminance(colours[ink]), luminance(colours[page])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{ink} on {page}"
+
+
+def test_again_replaces_everything(small_lake):
+    first, _ = parsed(small_lake)
+    home = Path(folder(small_lake.paths))
+    (home / "gap-of-an-earlier-run.png").write_bytes(b"old")
+    (home / "queries/part-00007.parquet").write_bytes(b"old")
+    (home / "fitted.yaml").write_text("kept")
+    assert parsed(small_lake)[0] == first
+    assert not (home / "gap-of-an-earlier-run.png").exists()
+    assert [path.name for path in (home / "queries").iterdir()] == ["part-00000.parquet"]
+    assert (home / "fitted.yaml").exists()
+
+
+def test_numbers_and_plots_lie_beside_the_page(small_lake):
+    done = small_lake.evaluated()
+    home = Path(folder(small_lake.paths))
+    rows = list(csv.DictReader(io.StringIO((home / "slices.csv").read_text())))
+    overall = {row["measure"]: row for row in rows if row["dimension"] == "all"}
+    assert float(overall["nDCG@10"]["reranked"]) == done.evaluation.overall.reranked["nDCG@10"]
+    by_query = pq.read_table(home / "queries/part-00000.parquet").to_pylist()
+    assert [row["query_id"] for row in by_query] == ["q1", "q2", "q3"]
+    assert [row["reranked:Recall@10"] for row in by_query] == [1.0, 0.0, 1.0]
+    for path in home.glob("*.png"):
+        with Image.open(path) as picture:
+            assert picture.size[0] > 300
+    assert len(list(home.glob("*.png"))) == 4
+
+
+def test_no_cell_of_a_csv_is_a_formula(make_lake):
+    formula = "=HYPERLINK(1)"
+    lake = make_lake(
+        documents=[{"doc_id": "a", "text": "x"}],
+        queries=[{"query_id": name, "text": "x", "task": task} for name, task in (("q", formula), ("r", "b"))],
+        candidates=[("q", "a", 1), ("r", "a", 1)],
+        qrels=[("q", "a", 1), ("r", "a", 1)],
+        ranked={"q": ["a"], "r": ["a"]},
+    )
+    lake.evaluated()
+    found = (Path(folder(lake.paths)) / "slices.csv").read_text()
+    assert f"task,'{formula}," in found
+    assert f",{formula}" not in found
+
+
+def test_another_run_stands_beside_this_one(small_lake):
+    small_lake.add_run("r0", {"q1": ["b", "a", "d"], "q3": ["c", "b"]})
+    done = small_lake.evaluated(against="r0")
+    overall = done.evaluation.overall
+    assert overall.against["RR@10"] == pytest.approx((1 / 2 + 0 + 1) / 3)
+    assert overall.against_gain["RR@10"].mean == pytest.approx((1 / 2 + 0 - 1 / 2) / 3)
+    assert done.summary()["against"]["run_id"] == "r0"
+    html = Path(done.report).read_text()
+    assert "Run r0 has" in html
+    with pytest.raises(StorageError):
+        small_lake.evaluated(against="never")
+
+
+def test_the_audit_is_on_the_page(hostile_lake):
+    html, _ = parsed(hostile_lake)
+    assert "at most 0.1" in html
+    assert "✗ failed" in html
 
 
 def test_figures_and_work_are_on_the_page(small_lake):
@@ -157,3 +266,23 @@ def test_a_bad_image_has_no_thumbnail(image):
 
 def test_an_image_over_the_limit_is_not_decoded(encode):
     assert thumbnail(encode((8000, 6000), "PNG", "1")) is None
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_in_silence(hostile_lake, tmp_path, width):
+    """No script runs, nothing is complained of, no request leaves the page."""
+    done = hostile_lake.evaluated()
+    net_log, home = tmp_path / "net.json", tmp_path / "browser"
+    shown = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         "--disable-component-update", "--no-first-run", f"--user-data-dir={home}", f"--window-size={width},2000",
+         "--enable-logging=stderr", f"--log-net-log={net_log}", "--dump-dom", Path(done.report).as_uri()],
+        capture_output=True, text=True, timeout=120, env=os.environ | {"HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "<title>r1 · lakerank</title>" in shown.stdout, "a stored script would have set the title"
+    assert "x" * 200 in shown.stdout
+    assert "CONSOLE" not in shown.stderr
+    requested = re.findall(r'"url": ?"(?!data:|file:|about:|chrome)([^"]*)"', net_log.read_text())
+    assert [url for url in requested if not BROWSERS_OWN.match(url)] == []

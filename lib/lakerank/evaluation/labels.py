@@ -208,15 +208,14 @@ def fitted_thresholds(relevance: Floats, grade: Ints, weight: Floats, grades: in
     steps = (np.arange(grades)[:, None] - np.arange(grades)[None, :]) ** 2  # (label, grade)
     observed = steps @ mass  # (label, value): disagreement if all pairs of a value get a label
     chance = (steps @ (mass.sum(axis=1) / mass.sum()))[:, None] * mass.sum(axis=0)[None, :]
-    ratio, cuts = 1.0, np.zeros(0, np.int64)
+    columns = np.arange(len(values))
+    cuts, ratio = np.arange(1, grades), np.inf
     for _ in range(100):
-        cuts = _least(observed - ratio * chance)
-        label = np.searchsorted(cuts, np.arange(len(values)), side="right")
-        columns = np.arange(len(values))
-        better = float(observed[label, columns].sum() / chance[label, columns].sum())
-        if better >= ratio - 1e-12:
+        label = np.searchsorted(cuts, columns, side="right")
+        reached = float(observed[label, columns].sum() / chance[label, columns].sum())
+        if reached >= ratio - 1e-12:
             break
-        ratio = better
+        ratio, cuts = reached, _least(observed - reached * chance)
     return tuple(_between(values[cut - 1], values[cut]) for cut in cuts)
 
 
