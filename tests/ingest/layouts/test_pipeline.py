@@ -155,6 +155,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, builders: Mapping[str, Any], t
         **{f"lake.{name}": folder / "lakes" / "*" / name for name in ("documents", "queries", "candidates", "qrels")},
         "lake.output": folder / "out",
         "model.path": tiny_checkpoint,
+        "spark.partitions": 2,
         "spark.conf": "{spark.master: 'local[2]', spark.ui.enabled: false, spark.driver.memory: 1g}",
     }
     arguments = ["--config", str(ROOT / "conf" / "demo.yaml"), "--run-id", "r"]
