@@ -1,4 +1,4 @@
-"""Files, JSON Lines and PDFs in, lake tables out. See --help."""
+"""Files, JSON Lines, PDFs and published benchmarks in, lake tables out. See --help."""
 
 import sys
 from pathlib import Path

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lakerank.errors import StorageError
+
 
 def spoil(path, number, line):
     """Put a line in, before line `number`."""
@@ -78,6 +80,22 @@ def test_a_winoground_image_that_is_not_in_the_archive(publish, ingested):
     assert "1:i0" not in lake.by_id("documents")
     assert len(lake.by_id("documents")) == 7
     assert [reject["fault"] for reject in lake.rejects("documents")] == ["image_not_found"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "message"),
+    [
+        ("mldr", "mldr-v1.0-de/corpus.jsonl.gz", "mldr-v1.0-de/corpus.jsonl.gz: cannot be read"),
+        ("winoground", "data/images.zip", "data/images.zip: not a whole zip archive"),
+        ("vidore_v2", "esg_reports_v2/corpus/test-00000-of-00001.parquet", "check that it is a whole Parquet file"),
+    ],
+)
+def test_a_file_that_was_cut_short_stops_the_job_and_is_named(publish, ingested, layout, file, message):
+    folder = publish(layout)
+    path = folder / file
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(StorageError, match=message):
+        ingested(folder, layout=layout)
 
 
 def test_a_judged_query_that_is_not_there(publish, ingested):

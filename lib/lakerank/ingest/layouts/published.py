@@ -43,11 +43,13 @@ class Published:
 
     def folders(self, path: str = "") -> list[str]:
         """Names of the folders directly in a folder, sorted; none where there is no such folder."""
-        return self._source.names(path)[0]
+        with named(join(self.uri, path), "listed"):
+            return self._source.names(path)[0]
 
     def files(self, path: str = "") -> list[str]:
         """Names of the files directly in a folder, sorted; none where there is no such folder."""
-        return self._source.names(path)[1]
+        with named(join(self.uri, path), "listed"):
+            return self._source.names(path)[1]
 
     def find(self, *paths: str) -> str | None:
         """The first of some paths that is a file, plain or gzipped."""
@@ -73,8 +75,13 @@ class Published:
         return StorageError(f"{redacted(self.uri)}: no {' or '.join(paths)}")
 
     def lines(self, path: str) -> Iterator[tuple[int, bytes | None]]:
-        """Number and content of each line; None for one that is too long."""
-        with self._source.open(self._required(path), compressed=path.lower().endswith(".gz")) as stream:
+        """Number and content of each line; None for one that is too long.
+
+        Raises:
+            StorageError: the file cannot be read, or ends in the middle of what is gzipped.
+        """
+        file, compressed = self._required(path), path.lower().endswith(".gz")
+        with named(join(self.uri, path), "read"), self._source.open(file, compressed) as stream:
             yield from numbered_lines(stream, MAX_BYTES)
 
     def records(self, path: str) -> Iterator[Record | SourceReject]:

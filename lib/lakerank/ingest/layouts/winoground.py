@@ -11,12 +11,14 @@ are ranked for an image (text score) and images for a caption (image score).
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
+from lakerank.errors import StorageError
 from lakerank.ingest.items import Item, SourceFault, SourceReject
 from lakerank.ingest.jsonl import LineFault, record_id, record_text
 from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted
@@ -185,7 +187,7 @@ def _images(folder: Published) -> Iterator[ReadImage]:
     if unpacked is not None or archive is None:
         yield lambda fields, name: folder.image(f"{unpacked}{_file_name(fields, name)}")
         return
-    with folder.seekable(archive) as stream, zipfile.ZipFile(stream) as packed:
+    with folder.seekable(archive) as stream, _opened(stream, archive) as packed:
         members = {member.filename.rpartition("/")[2]: member for member in packed.infolist()}
 
         def read(fields: Mapping[str, Any], name: str) -> bytes:
@@ -195,9 +197,19 @@ def _images(folder: Published) -> Iterator[ReadImage]:
                 raise LineFault(SourceFault.IMAGE_NOT_FOUND, f"no {file} in {archive}")
             if member.file_size > MAX_BYTES:
                 raise LineFault(SourceFault.FILE_TOO_LARGE, f"the image has {member.file_size} bytes")
-            return packed.read(member)
+            try:
+                return packed.read(member)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise LineFault(SourceFault.IMAGE_NOT_FOUND, f"{file} is damaged in {archive}") from error
 
         yield read
+
+
+def _opened(stream: BinaryIO, archive: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(stream)
+    except zipfile.BadZipFile as error:
+        raise StorageError(f"{archive}: not a whole zip archive; fetch it again") from error
 
 
 def _file_name(fields: Mapping[str, Any], name: str) -> str:
