@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,7 @@ past = [{"format": "csv", "run_id": "r1"}, {"format": "trec-run", "run_id": "r2"
 wanted = {"format": "csv", "to": "s3://feeds/{run_id}", "since": "last", "depth": None}
 
 result = {
+    "keys": list(Settings.__dataclass_fields__),
     "exports": [export_arguments(wanted, run, past) for run in ("r4", "r3", "r1")],
     "names": [name(dated), name(landed), name(dated, "2026-01-30"), name(dated, zone="Europe/Berlin"),
               name(dated, "2026-01-31T00:00:00+01:00", "Europe/Berlin")],
@@ -181,6 +183,13 @@ def test_backfill_meets_the_schedule_also_when_clocks_change(logic: dict[str, An
         "2026-03-30T02:00:00+02:00",
     ]
     assert logic["midnights"] == ["2026-03-28T00:00:00+00:00", "2026-03-29T00:00:00+00:00"]
+
+
+def test_every_setting_is_documented(logic: dict[str, Any]) -> None:
+    text = (DAGS.parent / "docs" / "airflow.md").read_text(encoding="utf-8")
+    rows = text[text.index("| key |") :].partition("\n\n")[0].splitlines()[2:]
+    documented = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(documented) == sorted(logic["keys"])
 
 
 def test_faults_of_the_variable_are_listed_together(logic: dict[str, Any]) -> None:

@@ -138,6 +138,7 @@ def submit(master: str, lake: Path, output: Path, conf: dict[str, str]) -> subpr
         "lake.qrels=null",
         f"lake.output={output}",
         "scoring.unit_tokens=700",
+        "model.device=cpu",  # the GPUs are made up
     ]
     arguments = ["--config", str(ROOT / "conf" / "demo.yaml"), "--run-id", "r"]
     arguments += [word for setting in settings for word in ("--set", setting)]
