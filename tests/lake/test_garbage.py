@@ -137,6 +137,7 @@ def test_scores_of_models_that_no_kept_run_uses_go(storage: Storage, output: str
     write_run(storage, output, "r1", [used])
     found = look(storage, output, scorers=["f2"])
     assert whys(found, output) == {f"scores/scorer=f0/{old}.parquet": "old scorer"}
+    assert look(storage, output, now=NOW + DAY, scorers=["f2"]).garbage == (), "a job may be writing them"
     assert look(storage, output, scorers=None).garbage == (), "the config's model is unknown"
     assert configured in finished_units(storage, output, "f2")
 
@@ -147,6 +148,7 @@ def test_a_unit_goes_when_all_its_scores_stand_elsewhere(storage: Storage, outpu
     twins = [write_scores(storage, output, "f1", [4, 7, extra]) for extra in (8, 9)]
     tried = write_scores(storage, output, "f1", [5], reason="out_of_memory")
     lasting = write_scores(storage, output, "f1", [6], reason="image_undecodable")
+    same = [write_scores(storage, output, "f1", [11], reason=reason) for reason in (None, "input_too_long")]
     torn = write_scores(storage, output, "f1", [10])
     storage.replace(unit_address(output, "f1", torn), b"PAR1")
     write_run(storage, output, "r1", [named])
@@ -156,6 +158,7 @@ def test_a_unit_goes_when_all_its_scores_stand_elsewhere(storage: Storage, outpu
     assert reasons[part] == reasons[tried] == "superseded scores"
     assert reasons[torn] == "torn scores"
     assert not reasons.keys() & {named, lasting, *twins}
+    assert [unit in reasons for unit in sorted(same)] == [False, True], "of two that hold the same the first stays"
     kept = {named, lonely, gone, *twins} - reasons.keys()
     pairs = {row for unit in kept for row in read_unit(storage, output, "f1", unit)["query_id"].to_pylist()}
     assert pairs == {f"q{pair}" for pair in (1, 2, 3, 4, 7, 8, 9)}
@@ -257,6 +260,8 @@ def test_nothing_is_followed_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "out/runs/linked").symlink_to(outside / "runs/far")
     (tmp_path / "out/ranked/run_id=linked").symlink_to(outside / "ranked/run_id=far")
     (tmp_path / "out/scores").symlink_to(outside)
+    for name in ("scorer=f9/old.parquet", f".{'a' * 32}.tmp"):
+        storage.create(str(outside / name), b"x")
     (tmp_path / "out/ranked/run_id=near/..parquet").write_bytes(b"x")
     (tmp_path / "out/ranked/run_id=near/link.parquet").symlink_to(outside / "runs/far/plan/plan.json")
     age(tmp_path, 10 * DAY)
