@@ -82,6 +82,7 @@ def hostile_lake(make_lake, encode):
         manifest={
             "scorer": EVIL,
             "published_at": EVIL,
+            "published_anyway": {"by": EVIL, "reason": EVIL},
             "audit": [{"name": EVIL, "value": 0.5, "bound": 0.1, "passed": False, "detail": EVIL}],
         },
     )

@@ -19,7 +19,7 @@ from lakerank.evaluation.plot_list import box_plots, gap_plots, score_plots
 from lakerank.evaluation.plots import Plot
 from lakerank.evaluation.slices import MODALITY, TASK_AND_SLICE, Slice, by_size
 from lakerank.evaluation.thumbnails import thumbnail
-from lakerank.evaluation.work import audit_rows, work_rows
+from lakerank.evaluation.work import audit_rows, published_anyway, work_rows
 
 _HEADINGS = {
     "dataset": "By dataset",
@@ -80,6 +80,7 @@ def render(evaluation: Evaluation, shown: ShownQueries, plots: Plots) -> str:
         rejects=sorted(evaluation.inputs.totals.rejected.items(), key=lambda item: (-item[1], item[0])),
         rejected=sum(evaluation.inputs.totals.rejected.values()),
         audit=audit_rows(manifest),
+        published_anyway=published_anyway(manifest),
         work=work_rows(manifest),
         shown=shown,
         level=LEVEL,

@@ -17,6 +17,12 @@ def audit_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, bool, s
     return rows
 
 
+def published_anyway(manifest: Mapping[str, Any]) -> str | None:
+    """Who published the run although checks failed, and why; None when nobody had to."""
+    found = manifest.get("published_anyway")
+    return f"Published all the same by {found.get('by')}: {found.get('reason')}" if found else None
+
+
 def work_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the run took."""
     counts, scoring, model = (manifest.get(name) or {} for name in ("counts", "scoring", "model"))
@@ -39,6 +45,9 @@ def work_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         # Two operations a parameter and token (J. Kaplan et al., Scaling Laws for Neural Language Models, 2020).
         operations = 2 * parameters * computed
         rows.append(("Arithmetic", f"{operations / 1e12:,.1f} TFLOP, {operations / seconds / 1e9:,.1f} GFLOP/s"))
+    for stage, took in ((manifest.get("metrics") or {}).get("seconds") or {}).items():
+        if took is not None and stage != "score":
+            rows.append((f"{str(stage).capitalize()} stage", _duration(took)))
     if scoring.get("model_loads"):
         rows.append(("Model loads", f"{scoring['model_loads']:,}"))
     if parameters:
