@@ -139,6 +139,10 @@ def test_scores_of_models_that_no_kept_run_uses_go(storage: Storage, output: str
     assert whys(found, output) == {f"scores/scorer=f0/{old}.parquet": "old scorer"}
     assert look(storage, output, now=NOW + DAY, scorers=["f2"]).garbage == (), "a job may be writing them"
     assert look(storage, output, scorers=None).garbage == (), "the config's model is unknown"
+    for scorer in ("f0", "f1", "f2"):
+        storage.create(join(output, f"index/scores/scorer={scorer}/{old}.parquet"), b"x")
+    old_index = {f"index/scores/scorer=f0/{old}.parquet": "old scorer"}
+    assert whys(look(storage, output, scorers=["f2"]), output) == whys(found, output) | old_index
     assert configured in finished_units(storage, output, "f2")
 
 

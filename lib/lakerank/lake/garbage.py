@@ -23,6 +23,7 @@ BATCH = 500
 _THREADS = 16
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _ATTEMPT = re.compile(r"([^/]+)/plan/([0-9a-f]+)/.")
+_OF_SCORER = re.compile(r"(?:index/)?scores/scorer=([^/]+)/[^./][^/]*\.parquet")
 _INDEX = re.compile(r"[a-z]+/([0-9a-f]+)-\d+\.parquet")
 
 
@@ -69,7 +70,7 @@ def survey(
     garbage = [
         *_temporary([file for files in found.values() for file in files], old),
         *_of_runs(output, found, runs, old),
-        *_scores(storage, output, found["scores"], runs, scorers, old),
+        *_of_scorers(storage, output, found, runs, scorers, old),
     ]
     if not active:  # a run that is being planned may be reading the index of a file that has just been replaced
         garbage += _stale_index(storage, output, found["index"], tables, old)
@@ -141,31 +142,39 @@ def _is_orphan(output: str, folder: str, file: StoredFile, run: RunState) -> boo
     return attempt is not None and run.attempt is not None and attempt[2] != run.attempt
 
 
-def _scores(
+def _of_scorers(
     storage: Storage,
     output: str,
-    files: Sequence[StoredFile],
+    found: Mapping[str, Sequence[StoredFile]],
     runs: Sequence[RunState],
     scorers: Iterable[str] | None,
     old: float,
 ) -> Iterator[Garbage]:
+    """Scores, and their index, of scorers that are not kept; of kept ones what is superseded."""
     kept = [run for run in runs if run.kept]
-    unknown = any(run.scorer is None for run in kept)
-    retained = None if unknown or scorers is None else {*scorers, *(run.scorer for run in kept)}
-    by_scorer: dict[str, list[StoredFile]] = {}
-    for file in files:
-        name, slash, unit = below(output, "scores", file.uri).partition("/")
-        if slash and name.startswith("scorer=") and unit.endswith(".parquet") and not unit.startswith("."):
-            by_scorer.setdefault(name.removeprefix("scorer="), []).append(file)
-    for scorer, units in by_scorer.items():
+    if scorers is None or any(run.scorer is None for run in kept):
+        retained = None
+    else:
+        retained = {*scorers, *(run.scorer for run in kept)}
+    busy = {run.scorer for run in kept if not run.published}  # such a run may be about to name any of its files
+    for scorer, files in _by_scorer(output, [*found["scores"], *found["index"]]).items():
         if retained is not None and scorer not in retained:
-            yield from (Garbage(file, "old scorer") for file in units if file.written < old)
-            continue
-        if unknown or any(run.scorer == scorer and not run.published for run in kept):
-            continue  # a run that is under way may be about to name any of them
-        named = frozenset(unit for run in kept if run.scorer == scorer for unit in run.units)
-        reasons = superseded_units(storage, output, scorer, {_unit(file): file for file in units}, named, old)
-        yield from (Garbage(file, reasons[_unit(file)]) for file in units if _unit(file) in reasons)
+            yield from (Garbage(file, "old scorer") for file in files if file.written < old)
+        elif not busy & {scorer, None}:
+            named = frozenset(unit for run in kept if run.scorer == scorer for unit in run.units)
+            units = {_unit(file): file for file in files if below(output, "scores", file.uri).startswith("scorer=")}
+            reasons = superseded_units(storage, output, scorer, units, named, old)
+            yield from (Garbage(units[unit], why) for unit, why in reasons.items())
+
+
+def _by_scorer(output: str, files: Iterable[StoredFile]) -> dict[str, list[StoredFile]]:
+    """Files of scores and of their index, by scorer; files of other kinds are left out."""
+    held: dict[str, list[StoredFile]] = {}
+    for file in files:
+        match = _OF_SCORER.fullmatch(below(output, "", file.uri))
+        if match:
+            held.setdefault(match[1], []).append(file)
+    return held
 
 
 def _unit(file: StoredFile) -> str:
