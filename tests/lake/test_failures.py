@@ -78,3 +78,44 @@ def test_what_may_pass_is_tried_again(error: Exception) -> None:
 )
 def test_what_will_not_pass_is_not(error: BaseException) -> None:
     assert not is_transient(error)
+
+
+class ClientError(Exception):
+    """Shaped as botocore's is."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.response = {"Error": {"Code": code}}
+
+
+def translated(error: OSError, code: str) -> OSError:
+    """As s3fs raises what botocore raised."""
+    error.__cause__ = ClientError(code)
+    return error
+
+
+@pytest.mark.parametrize("code", ["IncompleteBody", "BadDigest", "RequestTimeout", "ConditionalRequestConflict"])
+def test_what_a_disturbed_connection_did_is_tried_again_whatever_its_number(code: str) -> None:
+    assert is_transient(translated(OSError(errno.EINVAL, "bad request"), code))
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError("AWS Error ACCESS_DENIED during HeadObject operation: No response body."), "check the credentials"),
+        (OSError("When reading information for key: AWS Error UNKNOWN (HTTP status 403)"), "check the credentials"),
+        (NoCredentialsError("Unable to locate credentials"), "check the credentials"),
+        (translated(OSError(errno.EREMCHG, "moved"), "PermanentRedirect"), "check lake.storage.region"),
+        (OSError("AWS Error UNKNOWN (HTTP status 301)"), "check lake.storage.region"),
+    ],
+)
+def test_refused_keys_and_a_wrong_region_are_not_tried_again_and_say_so(error: Exception, advice: str) -> None:
+    assert not is_transient(error)
+    assert advice in message("s3://lake/a", error)
+
+
+def test_tries_are_told_when_there_were_several() -> None:
+    for tries, told in ((1, "cannot be read (TimeoutError"), (5, "cannot be read in 5 tries (TimeoutError")):
+        with pytest.raises(StorageError) as caught, named("s3://lake/a", "read", {"attempt_number": tries}):
+            raise TimeoutError
+        assert told in str(caught.value)
