@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import identify, locate, read_settings
+from lakerank.model.checkpoint import confirm, identify, locate, read_settings
+from lakerank.model.device import supported_dtype
 from lakerank.model.prompt import Limits
 from lakerank.model.rerankers import load_reranker
+from lakerank.model.stamp import WHOLE_BYTES, quick_stamp
 from lakerank.model.weights import current_name
 from lakerank.records import Document, Query
 
@@ -166,6 +169,35 @@ def test_auto_is_the_stored_type(checkpoint: Path) -> None:
     assert read_settings(checkpoint).dtype == "bfloat16"
     with pytest.raises(CheckpointError, match="dtype 'int8'"):
         read_settings(checkpoint, "int8")
+
+
+def test_a_worker_knows_the_drivers_checkpoint(tiny_checkpoint: Path, checkpoint: Path) -> None:
+    identity = identify(str(tiny_checkpoint))
+    assert confirm(identity, str(checkpoint)) == replace(identity, folder=str(checkpoint.resolve()))
+    reranker = load_reranker(str(checkpoint), device="cpu", identity=replace(identity, fingerprint="the driver's"))
+    assert reranker.fingerprint == "the driver's"
+    change_tensors(checkpoint, lambda tensors: tensors["score.0.bias"].add_(1))  # of the same size
+    with pytest.raises(CheckpointError, match="not the checkpoint that the job was planned with"):
+        load_reranker(str(checkpoint), device="cpu", identity=identity)
+
+
+def test_a_stamp_samples_large_files(tmp_path: Path) -> None:
+    file = tmp_path / "large"
+    content = bytearray(WHOLE_BYTES + 1000)
+    file.write_bytes(content)
+    before = quick_stamp([file])
+    for place in (0, len(content) - 1):  # the first and the last bytes are always read
+        content[place] ^= 1
+        file.write_bytes(content)
+        assert quick_stamp([file]) != before
+        content[place] ^= 1
+    file.write_bytes(content + b"0")
+    assert quick_stamp([file]) != before
+
+
+@pytest.mark.parametrize(("stored", "expected"), [("float32", "float32"), ("float16", "float32")])
+def test_types_without_units_are_computed_in_float32(stored: str, expected: str) -> None:
+    assert supported_dtype(stored, torch.device("cpu")) == expected
 
 
 def test_fingerprint_covers_what_is_computed(checkpoint: Path) -> None:

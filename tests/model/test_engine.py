@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from lakerank.model.budget import LEAST_TOKENS, Budget
 from lakerank.model.checkpoint import read_settings
 from lakerank.model.engine import Engine
+from lakerank.model.images import PatchShape
 from lakerank.model.packed import Prefix
+from lakerank.model.prepare import Preparation
+from lakerank.model.prompt import Limits
 from lakerank.model.rerankers import DocumentMajorReranker, load_reranker
 from lakerank.model.rows import ROW_MULTIPLE, RowProducts
 from lakerank.model.tokens import Side
@@ -85,7 +88,7 @@ def test_bits_do_not_depend_on_company_or_order(
     assert split == together
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_bits_are_the_pairs_own(
     tiny_checkpoint: Path, queries: list[Query], documents: list[Document], data: st.DataObject
@@ -126,6 +129,19 @@ def test_bits_do_not_depend_on_caches_or_loading(
         torch.set_num_threads(before)
     assert first.work.images_encoded == 3, "one document and two queries, each once"
     assert cold == warm == fresh
+
+
+def test_bits_do_not_depend_on_whether_there_are_caches(
+    tiny_checkpoint: Path, queries: list[Query], documents: list[Document]
+) -> None:
+    groups = [DocumentGroup(document, tuple(queries)) for document in documents] * 2
+    cached = with_engine(tiny_checkpoint)
+    expected = [*cached.score_groups(groups)]
+    bare = with_engine(tiny_checkpoint, query_images_bytes=0, document_images_bytes=0)
+    prompt = bare._preparation._prompt
+    bare._preparation = Preparation(prompt, Limits(), PatchShape(), query_bytes=0, document_bytes=0)
+    assert [*bare.score_groups(groups)] == expected
+    assert bare.work.images_encoded > cached.work.images_encoded == 4
 
 
 def test_fast_mode_differs_by_rounding_only(tiny_checkpoint: Path, queries: list[Query]) -> None:

@@ -14,13 +14,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import Image, ImageDraw, ImageFile, ImageFont
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from lakerank.model.images import CLIP_MEAN, CLIP_STD, PatchShape, channel_table, load_patches, open_header, resized
+from lakerank.model.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    PatchShape,
+    channel_table,
+    load_patches,
+    load_pixels,
+    open_header,
+    resized,
+)
 from lakerank.model.prompt import Limits
+from lakerank.model.rerankers import load_reranker
 from lakerank.model.unscorable import Unscorable
-from lakerank.records import RejectReason
+from lakerank.records import Document, Query, RejectReason
 
 MakeImage = Callable[..., bytes]
 SHAPE = PatchShape()
@@ -168,3 +178,56 @@ def test_damaged_bytes_never_raise_anything_else(make_image: MakeImage, data: st
         damaged[place] = value
     with contextlib.suppress(Unscorable):
         load_patches(bytes(damaged), Limits(max_source_pixels=10**6), SHAPE)
+
+
+def drawn_page(dots_per_inch: int, **options: Any) -> bytes:
+    """Lines of words on white with two shapes, A4, as JPEG."""
+    width, height = int(8.27 * dots_per_inch), int(11.69 * dots_per_inch)
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    font = ImageFont.load_default(size=dots_per_inch * 11 // 72)
+    for number, top in enumerate(range(dots_per_inch, height - dots_per_inch, dots_per_inch * 14 // 72)):
+        line = " ".join(chr(97 + (number * 7 + place * 3) % 26) * (place % 6 + 1) for place in range(18))
+        draw.text((dots_per_inch, top), line, fill=(20, 20, 60), font=font)
+    draw.ellipse((dots_per_inch * 4, dots_per_inch * 6, dots_per_inch * 6, dots_per_inch * 8), fill=(30, 160, 60))
+    stream = io.BytesIO()
+    page.save(stream, "JPEG", quality=90, **options)
+    return stream.getvalue()
+
+
+def decoded_fully(data: bytes) -> np.ndarray:
+    image = Image.open(io.BytesIO(data))
+    rows, columns = resized(image.height, image.width, 28, 3136, 602112)
+    return np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC)).astype(int)
+
+
+@pytest.mark.parametrize("dots_per_inch", [400, 600])
+def test_a_large_jpeg_decoded_at_reduced_size_is_nearly_the_same(dots_per_inch: int) -> None:
+    data = drawn_page(dots_per_inch)
+    apart = np.abs(load_pixels(data, Limits(), SHAPE).astype(int) - decoded_fully(data))
+    assert 0 < apart.max() <= 20, "of 255 levels; 0 would mean that it was decoded at full size"
+    assert apart.mean() <= 1
+
+
+def test_other_images_are_decoded_at_full_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    turned = drawn_page(400, exif=exif.tobytes())
+    for data, expected in (
+        (drawn_page(200), decoded_fully(drawn_page(200))),
+        (turned, decoded_fully(drawn_page(400))[::-1, ::-1]),
+    ):
+        assert np.array_equal(load_pixels(data, Limits(), SHAPE).astype(int), expected)
+
+
+def test_reduced_decoding_hardly_moves_a_score() -> None:
+    data = drawn_page(400)
+    stream = io.BytesIO()
+    Image.fromarray(decoded_fully(data).astype(np.uint8)).save(stream, "PNG")
+    queries = [Query("q", text="a green circle"), Query("r", text="a red house")]
+    reranker = load_reranker("embedded", device="cpu", dtype="float32")
+    reduced, full = (
+        reranker.score([(query, Document("d", image=image)) for query in queries])
+        for image in (data, stream.getvalue())
+    )
+    np.testing.assert_allclose(reduced, full, atol=0.05)

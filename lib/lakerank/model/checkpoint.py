@@ -12,7 +12,7 @@ import math
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.model.images import CLIP_MEAN, CLIP_STD, PatchShape
 from lakerank.model.prompt import LOGIT_BIAS, SCORE_TOKEN_ID, Limits
+from lakerank.model.stamp import quick_stamp
 
 #: Changes when the same weights and limits would give other scores: prompt, truncation, images or rows.
 PROTOCOL = 2
@@ -38,12 +39,16 @@ _PROVENANCE = frozenset({"_name_or_path", "architectures", "auto_map", "dtype", 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointIdentity:
-    """A checkpoint at hand: its folder, the scorer's name, the bias of its family, the number of its weights."""
+    """A checkpoint at hand: its folder, the scorer's name, the bias of its family, the number of its weights.
+
+    `stamp` lets another process know the same files by reading little of them; see `confirm`.
+    """
 
     folder: str
     fingerprint: str
     logit_bias: float
     parameters: int
+    stamp: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,31 @@ def identify(
         "limits": asdict(limits or Limits()),
     }
     count = sum(math.prod(shape) for file in files for shape, _ in read_header(file).values())
-    return CheckpointIdentity(str(folder), fingerprint(parts), settings.logit_bias, count)
+    return CheckpointIdentity(
+        str(folder), fingerprint(parts), settings.logit_bias, count, quick_stamp(_all_files(folder, adapter))
+    )
+
+
+def confirm(
+    identity: CheckpointIdentity, path: str, *, revision: str | None = None, adapter: str | None = None
+) -> CheckpointIdentity:
+    """The identity of the same checkpoint as found by this process, its weights not hashed again.
+
+    Raises:
+        CheckpointError: it cannot be found, or is another.
+    """
+    folder = locate(path, revision)
+    if quick_stamp(_all_files(folder, adapter)) != identity.stamp:
+        raise CheckpointError(
+            f"{folder}: not the checkpoint that the job was planned with; give every worker the driver's files"
+        )
+    return replace(identity, folder=str(folder))
+
+
+def _all_files(folder: Path, adapter: str | None) -> list[Path]:
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+    small = [folder / name for name in names if (folder / name).is_file()]
+    return [*small, *weight_files(folder), *(adapter_files(adapter) if adapter else ())]
 
 
 def locate(path: str, revision: str | None = None) -> Path:

@@ -22,11 +22,12 @@ from lakerank.model.budget import LEAST_TOKENS, Budget, device_budget
 from lakerank.model.cache import BoundedCache
 from lakerank.model.flops import count_flops
 from lakerank.model.images import Patches, PatchShape
-from lakerank.model.layout import PAIR_QUERY, Span, prefix_layout, suffix_layout
+from lakerank.model.layout import PAIR_QUERY, PrefixLayout, Span, prefix_layout, suffix_layout
 from lakerank.model.network import JinaVLForRanking
 from lakerank.model.packed import PackedDecoder, Prefix
 from lakerank.model.rows import RowProducts, choose_products
 from lakerank.model.tokens import Side
+from lakerank.model.varlen import VarlenKind, choose_varlen
 from lakerank.model.vision import PackedVision
 from lakerank.model.work import DeviceTimer, Work
 
@@ -69,7 +70,8 @@ class _Pair:
 class Engine:
     """Scores documents' queries on one device; to be used by one thread.
 
-    `products`: how rows are multiplied; None finds what keeps bits on this machine.
+    `reproducible`: a pair's logit has the same bits whatever is scored beside it. `budget`, `products` and `varlen` are
+    found on the device where they are not given.
     """
 
     def __init__(
@@ -79,7 +81,10 @@ class Engine:
         *,
         budget: Budget | None = None,
         products: RowProducts | None = None,
-        kept_prefix_bytes: int = KEPT_PREFIX_BYTES,
+        reproducible: bool = True,
+        varlen: VarlenKind | None = None,
+        query_images_bytes: int = QUERY_EMBEDDINGS_BYTES,
+        document_images_bytes: int = DOCUMENT_EMBEDDINGS_BYTES,
     ) -> None:
         self.work = Work()
         self._decoder = PackedDecoder(network)
@@ -88,13 +93,16 @@ class Engine:
         self.dtype, self._device = weight.dtype, weight.device
         self._image_token = int(network.config.image_token_id)
         self.budget = budget or device_budget(self._device, network.config, weight.dtype)
-        self._use(products or choose_products([*self._decoder.weights(), *self._vision.weights()]))
+        weights = [*self._decoder.weights(), *self._vision.weights()]
+        self._use(products or (choose_products(weights) if reproducible else RowProducts()))
+        heads, dim = self._decoder.heads, self._decoder.dim
+        chosen = choose_varlen(self._device, self.dtype, heads, dim, reproducible=reproducible)
+        self._varlen = varlen or chosen
         self._timer = DeviceTimer(self._device, self.work)
         self._flops = count_flops(network.config)
-        self._query_images: BoundedCache[Tensor] = BoundedCache(QUERY_EMBEDDINGS_BYTES, lambda made: made.nbytes)
-        self._document_images: BoundedCache[Tensor] = BoundedCache(DOCUMENT_EMBEDDINGS_BYTES, lambda made: made.nbytes)
+        self._query_images: BoundedCache[Tensor] = BoundedCache(query_images_bytes, lambda made: made.nbytes)
+        self._document_images: BoundedCache[Tensor] = BoundedCache(document_images_bytes, lambda made: made.nbytes)
         self._kept: dict[bytes, Prefix] = {}
-        self._kept_prefix_bytes = kept_prefix_bytes
 
     def _use(self, products: RowProducts) -> None:
         self._products = self._decoder.products = self._vision.products = products
@@ -150,7 +158,7 @@ class Engine:
         if last in self._kept and len(self._kept) == 1:
             return
         prefix = prefixes[last]
-        self._kept = {} if prefix.nbytes > self._kept_prefix_bytes else {last: prefix.copy()}
+        self._kept = {} if prefix.nbytes > KEPT_PREFIX_BYTES else {last: prefix.copy()}
 
     def _pass_documents(self, documents: Sequence[Side]) -> list[Prefix]:
         lengths = [len(document.token_ids) for document in documents]
@@ -158,9 +166,15 @@ class Engine:
         with self._timer.stage("prefix_s"):
             embeds, positions = self._embed(documents, [0] * len(documents), visual)
             self.work.flops += sum(map(self._flops.prefix, lengths))
-            layout = prefix_layout(lengths, self._device)
+            layout = self._prefix_layout(lengths, len(embeds))
             end = max(document.end for document in documents)
             return self._decoder.prefixes(embeds, positions, end, lengths, layout)
+
+    def _prefix_layout(self, lengths: list[int], rows: int) -> PrefixLayout:
+        if self._varlen is None:
+            return prefix_layout(lengths, self._device)
+        filling = [rows - sum(lengths)] if rows > sum(lengths) else []
+        return PrefixLayout((), (), self._varlen([*lengths, *filling], self._device))
 
     def _suffixes(self, pairs: Sequence[_Pair], prefixes: Sequence[Prefix]) -> np.ndarray:
         """Logits (P,) of pairs that fit in one pass."""

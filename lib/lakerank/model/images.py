@@ -51,6 +51,14 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+#: A JPEG is decoded at reduced size only to this many times the size of its patches, or more. On rendered pages of text
+#: at 400 and 600 dots an inch its pixels then are within 1 of 255 levels of the full decoding on average, and within 20
+#: everywhere.
+REDUCED_OVER_PATCHES = 2
+
+_EXIF_ORIENTATION = 0x0112
+
+
 @dataclass(frozen=True, slots=True)
 class PatchShape:
     """How a checkpoint cuts images: patch side in pixels, patches joined a side, frames a patch, channel statistics."""
@@ -87,15 +95,40 @@ def load_pixels(data: bytes, limits: Limits, shape: PatchShape) -> np.ndarray:
     """
     image = open_header(data, limits)
     try:
-        upright = ImageOps.exif_transpose(image)
-        flat = to_rgb(upright)
-        width, height = flat.size
-        rows, columns = resized(height, width, shape.side * shape.merge, limits.min_pixels, limits.max_pixels)
-        return np.asarray(flat.resize((columns, rows), Image.Resampling.BICUBIC))
+        factor = shape.side * shape.merge
+        reduction = _decode_reduced(image, factor, limits)
+        flat = to_rgb(ImageOps.exif_transpose(image))
+        width, height = flat.size if reduction is None else reduction.source
+        rows, columns = resized(height, width, factor, limits.min_pixels, limits.max_pixels)
+        box = None if reduction is None else (0.0, 0.0, width / reduction.scale, height / reduction.scale)
+        return np.asarray(flat.resize((columns, rows), Image.Resampling.BICUBIC, box=box))
     except MemoryError as error:
         raise Unscorable(RejectReason.OUT_OF_MEMORY, "while the image was decoded") from error
     except Exception as error:  # a damaged file makes decoders raise anything
         raise Unscorable(RejectReason.IMAGE_UNDECODABLE, f"{type(error).__name__}: {error}"[:200]) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Reduction:
+    """An image decoded at 1/scale of its `source` size (width, height)."""
+
+    source: tuple[int, int]
+    scale: int
+
+
+def _decode_reduced(image: Image.Image, factor: int, limits: Limits) -> _Reduction | None:
+    """Let a JPEG far larger than its patches be decoded at a half, a quarter or an eighth; None where it is not.
+
+    The decoder then averages blocks of pixels, as resizing would next.
+    """
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        return None
+    width, height = source = image.size
+    rows, columns = resized(height, width, factor, limits.min_pixels, limits.max_pixels)
+    if min(width // columns, height // rows) < 2 * REDUCED_OVER_PATCHES:
+        return None
+    image.draft(None, (columns * REDUCED_OVER_PATCHES, rows * REDUCED_OVER_PATCHES))
+    return _Reduction(source, round(width / image.size[0]))
 
 
 def open_header(data: bytes, limits: Limits) -> Image.Image:

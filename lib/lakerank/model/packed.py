@@ -60,8 +60,8 @@ class PackedDecoder:
     def __init__(self, network: JinaVLForRanking) -> None:
         text = network.config.text_config
         decoder = network.model.language_model
-        self._heads, self._groups = text.num_attention_heads, text.num_key_value_heads
-        self._dim = decoder.layers[0].self_attn.head_dim
+        self.heads, self._groups = text.num_attention_heads, text.num_key_value_heads
+        self.dim = decoder.layers[0].self_attn.head_dim
         self._layers = [_join_products(layer) for layer in decoder.layers]
         self._norm, self._embeddings = decoder.norm, decoder.embed_tokens
         self._head_weights = [parameter.float() for parameter in network.score.parameters()]
@@ -74,7 +74,7 @@ class PackedDecoder:
     @property
     def repeats(self) -> int:
         """Query heads to one of keys and values."""
-        return int(self._heads // self._groups)
+        return int(self.heads // self._groups)
 
     def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The first layer's weights, which stand for all layers', and the score head's."""
@@ -149,23 +149,23 @@ class PackedDecoder:
 
     def _query_key_value(self, layer: Layer, normed: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(M, h) -> rotated queries (M, H, D) and keys (M, G, D), values (M, G, D)."""
-        states = self.products.linear(normed, *layer.query_key_value).view(len(normed), -1, self._dim)
-        turned = rotate(states[:, : self._heads + self._groups], rotation)
-        query, key = torch.split(turned, [self._heads, self._groups], dim=1)
-        return query, key, states[:, self._heads + self._groups :]
+        states = self.products.linear(normed, *layer.query_key_value).view(len(normed), -1, self.dim)
+        turned = rotate(states[:, : self.heads + self._groups], rotation)
+        query, key = torch.split(turned, [self.heads, self._groups], dim=1)
+        return query, key, states[:, self.heads + self._groups :]
 
     def _keys_values(self, layer: Layer, normed: Tensor, rotation: Tensor) -> KeyValues:
         weight, bias = layer.query_key_value
-        split = self._heads * self._dim
+        split = self.heads * self.dim
         states = self.products.linear(normed, weight[split:], None if bias is None else bias[split:])
-        key, value = states.view(len(normed), -1, self._dim).chunk(2, dim=1)
+        key, value = states.view(len(normed), -1, self.dim).chunk(2, dim=1)
         return rotate(key, rotation), value
 
     def _query(self, layer: Layer, normed: Tensor, rotation: Tensor) -> Tensor:
         weight, bias = layer.query_key_value
-        split = self._heads * self._dim
+        split = self.heads * self.dim
         states = self.products.linear(normed, weight[:split], None if bias is None else bias[:split])
-        return rotate(states.view(len(normed), -1, self._dim), rotation)
+        return rotate(states.view(len(normed), -1, self.dim), rotation)
 
     def _after_attention(self, layer: Layer, hidden: Tensor, attended: Tensor) -> Tensor:
         """A layer's remaining half: (M, h), (M, H * D) -> (M, h)."""

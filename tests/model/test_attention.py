@@ -1,0 +1,106 @@
+"""Attention over packed rows against plain attention, sequence by sequence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lakerank.model.attention import attend, attend_plainly, document_attention, query_attention
+from lakerank.model.layout import PrefixLayout, Span, prefix_layout, suffix_layout
+from lakerank.model.varlen import choose_varlen, flex_varlen
+
+HEADS, GROUPS, DIM = 4, 2, 8
+CPU = torch.device("cpu")
+
+lengths = st.integers(1, 20) | st.integers(60, 70) | st.integers(125, 140)
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The last rows of one sequence, causally: (T, H, D), two of (S, G, D) -> (T, H * D)."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    scores = torch.einsum("thd,shd->hts", query.double(), key.double()) * query.shape[-1] ** -0.5
+    hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(len(key) - len(query) + 1)
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+    return torch.einsum("hts,shd->thd", weights, value.double()).flatten(1).float()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_and_its_plain_form_agree(dtype: torch.dtype, causal: bool) -> None:
+    query, key, value = (random(3, 2, 40, 16, seed=seed).to(dtype) for seed in range(3))
+    mask = torch.zeros(3, 1, 40, 40)
+    mask[1, :, :, 7:] = float("-inf")
+    for given_mask in (None, None if causal else mask):
+        out, sums = attend(query, key, value, given_mask, causal)
+        plain_out, plain_sums = attend_plainly(query, key, value, given_mask, causal)
+        torch.testing.assert_close(out, plain_out, atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
+        torch.testing.assert_close(sums, plain_sums, atol=5e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(lengths, min_size=1, max_size=6), st.integers(0, 31))
+def test_packed_documents_see_themselves_alone(sizes: list[int], spare: int) -> None:
+    rows = sum(sizes) + spare
+    query, key, value = (
+        random(rows, HEADS, DIM, seed=1),
+        random(rows, GROUPS, DIM, seed=2),
+        random(rows, GROUPS, DIM, seed=3),
+    )
+    out = document_attention(query, key, value, prefix_layout(sizes, CPU))
+    start = 0
+    for size in sizes:
+        part = slice(start, start + size)
+        torch.testing.assert_close(out[part], plain(query[part], key[part], value[part]), atol=1e-5, rtol=0)
+        start += size
+    assert not out[start:].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.lists(lengths, min_size=1, max_size=4), st.booleans())
+def test_packed_queries_see_their_document_and_themselves(
+    data: st.DataObject, prefixes: list[int], last_only: bool
+) -> None:
+    states = [
+        (random(size, GROUPS, DIM, seed=n), random(size, GROUPS, DIM, seed=n + 50)) for n, size in enumerate(prefixes)
+    ]
+    spans: list[Span] = []
+    for document, size in enumerate(prefixes):
+        for length in sorted(data.draw(st.lists(lengths, min_size=1, max_size=3)), key=lambda length: length > 64):
+            start = spans[-1].start + spans[-1].length if spans else 0
+            spans.append(Span(start, length, document, size))
+    rows = spans[-1].start + spans[-1].length
+    key, value = random(rows, GROUPS, DIM, seed=7), random(rows, GROUPS, DIM, seed=8)
+    asking = random(len(spans) if last_only else rows, HEADS, DIM, seed=9)
+    layout = suffix_layout(spans, HEADS // GROUPS, CPU, last_only=last_only)
+    out = query_attention(asking, key, value, states, layout)
+    for number, span in enumerate(spans):
+        own = slice(span.start, span.start + span.length)
+        part = slice(number, number + 1) if last_only else own
+        both = (torch.cat((states[span.document][at], rows[own])) for at, rows in enumerate((key, value)))
+        torch.testing.assert_close(out[part], plain(asking[part], *both), atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_a_kernel_for_any_lengths_gives_the_same() -> None:
+    sizes = [5, 130, 17, 8]
+    rows = sum(sizes)
+    query, key, value = (
+        random(rows, HEADS, DIM, seed=1),
+        random(rows, GROUPS, DIM, seed=2),
+        random(rows, GROUPS, DIM, seed=3),
+    )
+    packed = PrefixLayout((), (), flex_varlen(sizes, CPU))
+    expected = document_attention(query, key, value, prefix_layout(sizes, CPU))
+    torch.testing.assert_close(document_attention(query, key, value, packed), expected, atol=1e-5, rtol=0)
+
+
+def test_a_cpu_attends_document_by_document() -> None:
+    assert choose_varlen(CPU, torch.float32, HEADS, DIM, reproducible=False) is None

@@ -1,0 +1,76 @@
+"""The longest text and a large image are scored within the memory that they are given."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lakerank.model.budget import bytes_per_token, device_budget, free_bytes
+from lakerank.model.checkpoint import read_settings
+from lakerank.model.weights import parse_config
+
+#: Scores a file in a process of its own; prints what its peak memory grew by, and the document's tokens.
+SCRIPT = """
+import json, pathlib, resource, sys
+from lakerank.model.prompt import Limits
+from lakerank.model.rerankers import load_reranker
+from lakerank.records import Document, DocumentGroup, Query
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+reranker = load_reranker(sys.argv[1], device="cpu", dtype="float32", limits=Limits(max_length=33280), device_threads=1)
+query = Query("q", text="red apple")
+def score(document):
+    return [result.document_tokens for result in reranker.score_groups([DocumentGroup(document, (query,))])]
+file = pathlib.Path(sys.argv[2])
+text = file.suffix == ".txt"
+document = Document("d", text=file.read_text()) if text else Document("d", image=file.read_bytes())
+score(Document("warm", text="A red apple"))
+before = peak()
+print(json.dumps({"tokens": score(document), "mebibytes": peak() - before}))
+"""
+
+
+def grown(checkpoint: Path, file: Path) -> tuple[int, float]:
+    """Tokens of the document, and mebibytes that scoring it added to the process's peak."""
+    run = subprocess.run([sys.executable, "-c", SCRIPT, str(checkpoint), str(file)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    return result["tokens"][0], result["mebibytes"]
+
+
+def test_a_text_of_32_thousand_tokens(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "long.txt"
+    file.write_text(" ".join(str(number) for number in range(9000)))
+    tokens, mebibytes = grown(tiny_checkpoint, file)
+    assert tokens > 32_000
+    config = parse_config(read_settings(tiny_checkpoint).config, "tiny")
+
+    expected = tokens * bytes_per_token(config, torch.float32) / 2**20
+    assert mebibytes < 2 * expected + 50, "attention over so long a text must not be held as a matrix, which is 4 GiB"
+
+
+def test_an_image_of_4096_squared(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    decoded = 4096 * 4096 * 3 / 2**20
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((4096, 4096), Image.Resampling.BILINEAR)
+    for name in ("large.png", "large.jpeg"):
+        image.save(tmp_path / name)
+    tokens, mebibytes = grown(tiny_checkpoint, tmp_path / "large.png")
+    assert tokens > 700
+    assert mebibytes < 2.5 * decoded + 100
+    _, reduced = grown(tiny_checkpoint, tmp_path / "large.jpeg")
+    assert reduced < mebibytes, "a JPEG this large is decoded at half its size"
+
+
+def test_the_budget_follows_the_memory(tiny_checkpoint: Path) -> None:
+
+    config = parse_config(read_settings(tiny_checkpoint).config, "tiny")
+    device = torch.device("cpu")
+    assert free_bytes(device) > 0
+    assert device_budget(device, config, torch.float32).tokens == 1024
+    assert bytes_per_token(config, torch.float32) == 2 * bytes_per_token(config, torch.bfloat16)
