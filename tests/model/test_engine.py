@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lakerank.model.budget import LEAST_TOKENS, Budget
+from lakerank.model.budget import LEAST_TOKENS, budget_of
 from lakerank.model.checkpoint import read_settings
 from lakerank.model.engine import Engine
 from lakerank.model.images import PatchShape
@@ -102,7 +102,7 @@ def test_bits_are_the_pairs_own(
     expected = REFERENCE.setdefault(
         "bits", logits_of(reranker.score_groups(DocumentGroup(document, (query,)) for query, document in pairs))
     )
-    reranker._engine.budget = Budget(budget, budget * 4)
+    reranker._engine.budget = budget_of(budget)
     if data.draw(st.booleans()):
         reranker._engine.release()
     logits = reranker.score(chosen)
@@ -237,10 +237,9 @@ def test_out_of_memory_halves_and_tries_again(tiny_checkpoint: Path) -> None:
 
 
 def test_budget_is_halved_to_a_least() -> None:
-    budget = Budget(tokens=300, patches=1200)
-    assert budget.halved().halved().halved() == Budget(LEAST_TOKENS, LEAST_TOKENS * 4)
+    assert budget_of(300).halved().halved().halved() == budget_of(LEAST_TOKENS)
     with pytest.raises(ValueError, match="not halved"):
-        Budget(LEAST_TOKENS, 0).halved()
+        budget_of(LEAST_TOKENS).halved()
 
 
 def test_other_failures_stop_the_job(tiny_checkpoint: Path) -> None:

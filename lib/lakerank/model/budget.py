@@ -14,6 +14,9 @@ BUSY_TOKENS_CPU = 1024
 BUSY_TOKENS_GPU = 16384
 PATCHES_PER_TOKEN = 4
 
+#: Passes of documents before one of their queries: a single query a document would leave its own pass nearly empty.
+PASSES_HELD = 4
+
 #: Share of the memory that is free at the start for what passes hold; the rest is for the host's work and other tasks.
 SHARE_CPU = 0.125
 SHARE_GPU = 0.5
@@ -24,10 +27,15 @@ LEAST_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Tokens of documents and queries, and patches of images, in one pass. A single document may exceed it, alone."""
+    """What is in memory at once. A single document may exceed it, alone.
+
+    `tokens` of documents or queries, or `patches` of images, go through the network in one pass. `held`: tokens of the
+    groups scored together, whose prefixes are kept until the queries of all of them fill passes of their own.
+    """
 
     tokens: int
     patches: int
+    held: int
 
     def halved(self) -> Budget:
         """Half of it.
@@ -37,7 +45,7 @@ class Budget:
         """
         if self.tokens <= LEAST_TOKENS:
             raise ValueError(f"a budget of {self.tokens} tokens is not halved")
-        return Budget(max(LEAST_TOKENS, self.tokens // 2), max(LEAST_TOKENS * PATCHES_PER_TOKEN, self.patches // 2))
+        return budget_of(max(LEAST_TOKENS, self.tokens // 2))
 
 
 def device_budget(device: torch.device, config: Qwen2VLConfig, dtype: torch.dtype) -> Budget:
@@ -45,17 +53,23 @@ def device_budget(device: torch.device, config: Qwen2VLConfig, dtype: torch.dtyp
     busy = BUSY_TOKENS_CPU if device.type == "cpu" else BUSY_TOKENS_GPU
     room = int(free_bytes(device) * (SHARE_CPU if device.type == "cpu" else SHARE_GPU))
     tokens = max(LEAST_TOKENS, min(busy, room // bytes_per_token(config, dtype)))
-    return Budget(tokens, tokens * PATCHES_PER_TOKEN)
+    return budget_of(tokens)
+
+
+def budget_of(tokens: int) -> Budget:
+    """The budget whose passes are of so many tokens."""
+    return Budget(tokens, tokens * PATCHES_PER_TOKEN, tokens * PASSES_HELD)
 
 
 def bytes_per_token(config: Qwen2VLConfig, dtype: torch.dtype) -> int:
-    """Memory that a token takes while a pass runs: keys and values of all layers, and one layer's intermediate states.
+    """Memory that a token of a pass takes: keys and values of all layers, held for PASSES_HELD passes, and one layer's
+    intermediate states.
 
     Its patches, that came before it, take less: a vision encoder has no cache, and its states are narrower.
     """
     text = config.text_config
     dim = text.hidden_size // text.num_attention_heads
-    kept = 2 * text.num_hidden_layers * text.num_key_value_heads * dim
+    kept = PASSES_HELD * 2 * text.num_hidden_layers * text.num_key_value_heads * dim
     passing = 8 * text.hidden_size + 3 * text.intermediate_size
     return int((kept + passing) * dtype.itemsize)
 

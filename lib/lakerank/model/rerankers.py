@@ -87,9 +87,9 @@ class DocumentMajorReranker:
         """
         filling: list[Prepared] = []
         tokens = 0
-        for prepared in self._preparation.ahead(groups, 2 * self._engine.budget.tokens, self.work):
+        for prepared in self._preparation.ahead(groups, 2 * self._engine.budget.held, self.work):
             size = 0 if prepared.work is None else prepared.work.tokens
-            if filling and (tokens + size > self._engine.budget.tokens or len(filling) == MOST_GROUPS):
+            if filling and (tokens + size > self._engine.budget.held or len(filling) == MOST_GROUPS):
                 yield from self._score_prepared(filling)
                 filling, tokens = [], 0
             filling.append(prepared)

@@ -11,7 +11,7 @@ from lakerank.config import Config
 from lakerank.cost import Calibration, Sizing
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
-from lakerank.model.checkpoint import identify
+from lakerank.model.checkpoint import CheckpointIdentity, identify
 from lakerank.model.prompt import Limits
 from lakerank.spark.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
@@ -32,6 +32,7 @@ class CheckpointFactory:
     host_threads: int
     device_threads: int | None
     reproducible: bool
+    identity: CheckpointIdentity
 
     def __call__(self, device: str) -> LoadedReranker:
         """Load onto a torch device. On a CPU a task keeps to its own share of the cores unless told otherwise."""
@@ -48,6 +49,7 @@ class CheckpointFactory:
             host_threads=self.host_threads,
             device_threads=self.device_threads or (context.cpus() if context else None),
             reproducible=self.reproducible,
+            identity=self.identity,
         )
 
 
@@ -75,6 +77,7 @@ def rerank_job(config: Config, run_id: str) -> Rerank:
             scoring.host_threads,
             scoring.device_threads,
             scoring.reproducible,
+            identity,
         ),
         device=model.device,
         limits=_plan_limits(config),
