@@ -29,9 +29,6 @@ from lakerank.spark.units import GROUPS, Cuts, name_of, unit_rows
 #: What tasks count, summed by name and number.
 COUNTS = pa.schema([("what", pa.string()), ("number", pa.int64()), ("value", pa.int64())])
 
-#: Buckets of neighbouring queries that pairs are counted in, at most.
-QUERY_BUCKETS = 65_536
-
 _SOURCES = pa.schema([("file", pa.string()), ("version", pa.string())])
 _CUT = pa.schema([("task", pa.int64()), ("units", pa.int64()), ("largest", pa.int64())])
 _ROW_GROUP_ROWS = 100_000
@@ -58,12 +55,14 @@ def write_pairs(
     queries: QueryList,
     stripes: Stripes,
     bits: int,
+    bucket_rows: int,
     last: LastPairs | None,
 ) -> Counts:
     """Judge every candidate; leave pairs to score in `pairs/` and the others in `rejects/`, a file a part.
 
     Args:
         blocks: candidates and documents, by document id.
+        bucket_rows: neighbouring queries whose pairs are counted together.
         last: pairs of the last published run, to be told from those that are no longer listed.
 
     Returns:
@@ -92,14 +91,9 @@ def write_pairs(
         }
         yield _counts({name: {0: value} for name, value in totals.items()})
         yield _counted("stripe", stripes.of(documents))
-        yield _counted("bucket", numbers // bucket_rows(queries))
+        yield _counted("bucket", numbers // bucket_rows)
 
     return summed(exchange(blocks, 2**bits, KINDS, work, COUNTS))
-
-
-def bucket_rows(queries: QueryList) -> int:
-    """Neighbouring queries that are counted together."""
-    return -(-max(1, queries.count) // QUERY_BUCKETS)
 
 
 def pair_blocks(

@@ -39,7 +39,6 @@ from lakerank.spark.plan import (
 )
 from lakerank.spark.plan_files import (
     Counts,
-    bucket_rows,
     pair_blocks,
     write_bins,
     write_pairs,
@@ -59,6 +58,10 @@ PAIRS_A_TASK = 2**19
 
 #: Pairs that are worth a task of their own where there are fewer.
 PAIRS_AT_LEAST = 4096
+
+#: Buckets of neighbouring queries that pairs are counted in, to cut ranked files of even size.
+BUCKETS_A_FILE = 32
+MIN_BUCKETS, MAX_BUCKETS = 1024, 65_536
 
 _IDS = pa.schema([("query_id", pa.string())])
 
@@ -126,11 +129,12 @@ class _Making:
             candidate_blocks(spark, storage, inputs["candidates"], queries, bits),
             document_blocks(spark, documents, bits),
         ]
-        judged = write_pairs(storage, self.folder, blocks, queries, stripes, bits, last)
+        rows = self._bucket_rows(listed, queries)
+        judged = write_pairs(storage, self.folder, blocks, queries, stripes, bits, rows, last)
         split = self._split(scorer, documents, queries, judged, bits)
         cost = sum(split.get("cost", {}).values())
         units, largest = self._units(split.get("cost", {}), cost, queries)
-        firsts = self._first_queries(judged, queries)
+        firsts = self._first_queries(judged, rows)
         for name, address in asdict(tables).items():
             _check_unchanged(storage, address, inputs[name])
         names = ("candidates", "duplicates", "rejected", "documents")
@@ -185,11 +189,17 @@ class _Making:
         units, largest = write_units(self.spark, self.storage, self.folder, costs, cuts, queries)
         return units.counts, largest
 
-    def _first_queries(self, judged: Counts, queries: QueryList) -> tuple[int, ...]:
+    def _bucket_rows(self, listed: int, queries: QueryList) -> int:
+        """Neighbouring queries that are counted together: few enough for even files, and not so few that the counts
+        weigh as much as the pairs."""
+        files = -(-listed // self.limits.rows_per_file)
+        buckets = min(MAX_BUCKETS, max(MIN_BUCKETS, BUCKETS_A_FILE * files))
+        return -(-max(1, queries.count) // buckets)
+
+    def _first_queries(self, judged: Counts, rows: int) -> tuple[int, ...]:
         """First queries of all ranked files but the first. They depend on the tables alone, so that files repeat."""
         buckets = judged.get("bucket", {})
         files = -(-_total(judged, "candidates") // self.limits.rows_per_file)
-        rows = bucket_rows(queries)
         return tuple(int(edge) * rows for edge in even_edges(buckets, files))
 
     def _query_ids(self, queries: QueryList, numbers: Sequence[int]) -> tuple[str, ...]:

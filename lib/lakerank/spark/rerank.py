@@ -15,6 +15,7 @@ from lakerank.cost import Calibration, device_seconds, tflop
 from lakerank.errors import RunConflictError
 from lakerank.lake.runs import RunPaths, announce, publish, read_manifest
 from lakerank.lake.storage import Storage, join
+from lakerank.spark.frames import group_jobs
 from lakerank.spark.plan import (
     Plan,
     PlanLimits,
@@ -86,6 +87,7 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
         return published
     storage.check_writable(job.paths.output)
     announce(storage, job.paths, job.scorer)
+    group_jobs(spark, job.paths.run_id)
     plan = _planned(spark, storage, job, stages)
     # Bounds and thresholds may differ from those of an earlier attempt: the file says what the last one went by.
     storage.replace(job.paths.config, job.config_yaml.encode())

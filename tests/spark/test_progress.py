@@ -1,0 +1,50 @@
+"""Progress is what the lake holds: units and pairs, at the pace of this attempt."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pyarrow as pa
+
+from lakerank.lake.score_files import unit_address
+from lakerank.lake.storage import Storage
+from lakerank.lake.unit_lists import UNITS, PlannedUnits, write_unit_list
+from lakerank.spark import progress
+from lakerank.spark.progress import Progress, watch_units
+
+
+def planned(folder: str) -> PlannedUnits:
+    for part, units in enumerate([["u1", "u2"], ["u3"]]):
+        rows = [{"unit": unit, "groups": 1, "pairs": int(unit[1]) * 10, "cost": 1} for unit in units]
+        write_unit_list(Storage(), folder, part, pa.Table.from_pylist(rows, schema=UNITS))
+    return PlannedUnits(Storage(), folder, (2, 1))
+
+
+def test_a_line_says_units_pairs_pace_and_time_left(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0)
+    monkeypatch.setattr(progress, "LOOK_EVERY_S", 0.01)
+    units, output, done = planned(str(tmp_path / "plan")), str(tmp_path / "out"), threading.Event()
+    Storage().create(unit_address(output, "f1", "u1"), b"found done")
+    Storage().create(unit_address(output, "f1", "other"), b"of another plan")
+    with caplog.at_level(logging.INFO, logger="lakerank.spark.progress"), watch_units(Storage(), output, "f1", units):
+        done.wait(0.3)
+        Storage().create(unit_address(output, "f1", "u2"), b"new")
+        done.wait(0.5)
+    first, last = caplog.messages[0], caplog.messages[-1]
+    assert first == "scoring: 1 of 3 units, 10 of 60 pairs, 0.0 pairs/s", "what was found done is no pace"
+    assert last.startswith("scoring: 2 of 3 units, 30 of 60 pairs, ")
+    assert "left" in last
+
+
+def test_time_left_goes_by_pairs_at_this_attempts_pace():
+    assert Progress(5, 10, 600, 1000, 100, 50.0).seconds_left == 200.0
+    assert Progress(5, 10, 600, 1000, 0, 50.0).seconds_left is None
+
+
+def test_planned_units_are_a_sequence_that_reads_lists_as_they_are_asked_for(tmp_path):
+    units = planned(str(tmp_path))
+    assert len(units) == 3
+    assert list(units) == [units[0], units[1], units[-1]] == ["u1", "u2", "u3"]
+    assert units[1:] == ["u2", "u3"]
+    assert units.table()["pairs"].to_pylist() == [10, 20, 30]
