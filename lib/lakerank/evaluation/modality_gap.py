@@ -180,5 +180,5 @@ def bins(values: Floats, fewest: int) -> Floats:
     """Edges of 5 to 40 bins, by the root of a count, over everything but the furthest thousandth on either side."""
     if not len(values):
         return np.linspace(-1, 1, 31)
-    low, high = np.quantile(values, [0.001, 0.999])
+    low, high = np.quantile(values, 0.001, method="lower"), np.quantile(values, 0.999, method="higher")
     return np.linspace(low, high if high > low else low + 1, int(np.clip(math.sqrt(fewest), 5, 40)) + 1)
