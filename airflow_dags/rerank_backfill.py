@@ -51,7 +51,7 @@ with DAG(
         found = moments(settings.schedule, settings.timezone, params["first"], params["last"])
         return [
             {
-                "trigger_run_id": f"rerank of {moment}",
+                "trigger_run_id": f"rerank_{moment}",
                 "run_after": moment,
                 "conf": {"date": moment, "set": params["set"]},
             }

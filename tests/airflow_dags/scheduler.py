@@ -138,7 +138,12 @@ def scheduler(
     port = free_port()
     airflow = Airflow(
         folder,
-        variable_for(lake, schedule=None, exports=[{"format": "trec-run", "to": str(lake.folder / "export-{run_id}")}]),
+        variable_for(
+            lake,
+            schedule=None,
+            clean_schedule=None,
+            exports=[{"format": "trec-run", "to": str(lake.folder / "export-{run_id}")}],
+        ),
         AIRFLOW__API__HOST="127.0.0.1",
         AIRFLOW__API__PORT=str(port),
         AIRFLOW__API__BASE_URL=f"http://127.0.0.1:{port}",
