@@ -110,7 +110,9 @@ def _write(path: Path, id_column: str, rows: list[tuple[str, bytes | None, bytes
     )
 
 
-def run_job(lake: Path, output: Path, checkpoint: Path, command: list[str], *settings: str) -> Run:
+def run_job(
+    lake: Path, output: Path, checkpoint: Path, command: list[str], *settings: str, options: tuple[str, ...] = ()
+) -> Run:
     values = {
         "lake.documents": lake / "documents.parquet",
         "lake.queries": lake / "queries.parquet",
@@ -125,7 +127,7 @@ def run_job(lake: Path, output: Path, checkpoint: Path, command: list[str], *set
     arguments += [word for setting in given for word in ("--set", setting)]
     environment = os.environ | {"PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable}
     done = subprocess.run(
-        [*command, str(ROOT / "jobs" / "rerank.py"), *arguments],
+        [*command, str(ROOT / "jobs" / "rerank.py"), *arguments, *options],
         capture_output=True, text=True, env=environment, timeout=300, cwd=output.parent, check=False,
     )  # fmt: skip
     lines = done.stdout.strip().splitlines()
@@ -162,7 +164,8 @@ def submitted(lakes, checkpoint) -> Run:
 
 @pytest.fixture(scope="module")
 def dirty(lakes, checkpoint) -> Run:
-    return run_job(lakes["dirty"], lakes["dirty"] / "out", checkpoint, [sys.executable], "spark.partitions=2")
+    command, options = [sys.executable], ("--log-format", "json")
+    return run_job(lakes["dirty"], lakes["dirty"] / "out", checkpoint, command, "spark.partitions=2", options=options)
 
 
 def test_python_publishes_every_candidate(clean):
@@ -217,6 +220,31 @@ def test_neither_logs_nor_files_of_the_run_hold_document_text(dirty):
     for needle in (b"A red apple lies", "Красное".encode(), b"this is no image"):
         assert needle not in dirty.log.encode()
         assert not any(needle in content for content in kept)
+
+
+def test_json_logs_say_run_stage_and_unit_on_the_driver_and_in_the_workers(dirty):
+    lines = [json.loads(line) for line in dirty.log.splitlines() if line.startswith("{")]
+    assert {line["run"] for line in lines} == {"r"}
+    assert {"plan", "score", "audit"} <= {line.get("stage") for line in lines}
+    units = {line["unit"] for line in lines if line["logger"] == "lakerank.spark.score" and "unit" in line}
+    assert len(units) == dirty.summary["units"], "each unit is told of by the worker that scored it"
+
+
+def test_the_manifest_and_the_last_line_say_what_the_run_took(clean):
+    metrics = json.loads((clean.output / "runs" / "r" / "manifest.json").read_text())["metrics"]
+    assert clean.summary["metrics"] == metrics
+    assert metrics["seconds"].keys() == {"plan", "score", "rank", "audit"}
+    assert all(seconds > 0 for seconds in metrics["seconds"].values())
+    assert metrics["tokens"]["pairwise"] > metrics["tokens"]["computed"] > 0
+    assert metrics["model_loads"] == clean.summary["model_loads"]
+    assert metrics["bytes"]["ranked"] == sum(len(data) for data in clean.ranked_bytes().values())
+
+
+def test_publishing_anyway_needs_a_reason(lakes, checkpoint):
+    options = ("--publish-anyway", " ")
+    run = run_job(lakes["clean"], lakes["clean"] / "no", checkpoint, [sys.executable], options=options)
+    assert run.status == 2
+    assert "say why" in run.summary["message"]
 
 
 def test_wrong_config_is_refused_with_every_fault_and_status_2(lakes, checkpoint):

@@ -16,6 +16,7 @@ import click
 from lakerank.cli.spark_failures import told_by_spark
 from lakerank.config import Config, load_config
 from lakerank.errors import ConfigError, LakerankError
+from lakerank.logs import LogFormat, about, log_context, start_logging
 
 if TYPE_CHECKING:
     from lakerank.lake.storage import Storage
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _SUMMARY = "lakerank.summary"
+_LOG_FORMAT = "lakerank.log_format"
 
 #: Exit statuses, as a scheduler reads them.
 DONE, FAILED, WRONG_ARGUMENTS, NOT_PUBLISHED = 0, 1, 2, 3
@@ -51,7 +53,16 @@ set_option = click.option(
 
 
 def verbose_option(command: Command) -> Command:
-    """-v, and what else every job has: --summary."""
+    """-v, and what else every job has: --summary and --log-format."""
+    log_format = click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        expose_value=False,
+        callback=_keep_log_format,
+        help="How to log to standard error: lines to read, or JSON objects that say run, stage and unit.",
+    )
     summary = click.option(
         "--summary",
         metavar="FILE",
@@ -59,36 +70,48 @@ def verbose_option(command: Command) -> Command:
         callback=_keep_summary_address,
         help="Also write the last line here, whatever the exit status: a path, or a URI of the lake's storage.",
     )
-    return click.option("-v", "--verbose", is_flag=True, help="Log more, libraries included.")(summary(command))
+    verbose = click.option("-v", "--verbose", is_flag=True, help="Log more, libraries included.")
+    return verbose(log_format(summary(command)))
 
 
 def _keep_summary_address(context: click.Context, _option: click.Parameter, address: str | None) -> None:
     context.meta[_SUMMARY] = address
 
 
+def _keep_log_format(context: click.Context, _option: click.Parameter, form: LogFormat) -> None:
+    context.meta[_LOG_FORMAT] = form
+
+
 def run_job(work: Callable[[], dict[str, Any]], verbose: bool = False) -> None:
     """Run a job's work, print its summary as the last line of standard output, and exit with its status."""
-    _start_logging(verbose)
-    try:
-        summary, status = work(), DONE
-        if summary.get("published") is False and "failed_audits" in summary:
-            status = NOT_PUBLISHED
-    except ConfigError as error:
-        summary, status = _failure(error), WRONG_ARGUMENTS
-    except LakerankError as error:
-        summary, status = _failure(error), FAILED
-    except KeyboardInterrupt:
-        summary, status = {"error": "interrupted", "message": "stopped from the keyboard"}, FAILED
-    except Exception as error:  # the last line must be JSON whatever happens
-        told = _from_worker(error) or told_by_spark(error)
-        if told is None or verbose:
-            traceback.print_exc(file=sys.stderr)
-        summary, status = _failure(error) if told is None else _told(*told), FAILED
-    line = json.dumps(summary, ensure_ascii=False, allow_nan=False)
-    _write_summary(line)
+    context = click.get_current_context(silent=True)
+    start_logging(context.meta.get(_LOG_FORMAT, "text") if context else "text", verbose)
+    with about(**_run_of(context)):
+        summary, status = _done(work, verbose)
+        line = json.dumps(summary, ensure_ascii=False, allow_nan=False)
+        _write_summary(line)
     sys.stdout.flush()
     click.echo(line)
     sys.exit(status)
+
+
+def _done(work: Callable[[], dict[str, Any]], verbose: bool) -> tuple[dict[str, Any], int]:
+    """The summary and the exit status of a job, whatever becomes of it: the last line must be JSON."""
+    try:
+        summary = work()
+    except ConfigError as error:
+        return _failure(error), WRONG_ARGUMENTS
+    except LakerankError as error:
+        return _failure(error), FAILED
+    except KeyboardInterrupt:
+        return {"error": "interrupted", "message": "stopped from the keyboard"}, FAILED
+    except Exception as error:
+        told = _from_worker(error) or told_by_spark(error)
+        if told is None or verbose:
+            _show_traceback(error)
+        return _failure(error) if told is None else _told(*told), FAILED
+    held_back = summary.get("published") is False and "failed_audits" in summary
+    return summary, NOT_PUBLISHED if held_back else DONE
 
 
 def _write_summary(line: str) -> None:
@@ -120,7 +143,10 @@ def _failure(error: Exception) -> dict[str, Any]:
 
 
 def _told(name: str, message: str) -> dict[str, Any]:
-    click.echo(f"{name}: {message}", err=True)
+    if log_context().form == "json":
+        logger.error("%s: %s", name, message)
+    else:
+        click.echo(f"{name}: {message}", err=True)
     return {"error": name, "message": message}
 
 
@@ -130,13 +156,17 @@ def _from_worker(error: Exception) -> tuple[str, str] | None:
     return found[-1] if found else None
 
 
-def _start_logging(verbose: bool) -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
-    )
-    logging.getLogger("lakerank").setLevel(logging.DEBUG if verbose else logging.INFO)
-    if verbose:
-        logging.getLogger().setLevel(logging.INFO)
+def _show_traceback(error: Exception) -> None:
+    if log_context().form == "json":
+        logger.error("%s", type(error).__name__, exc_info=error)
+    else:
+        traceback.print_exc(file=sys.stderr)
+
+
+def _run_of(context: click.Context | None) -> dict[str, str]:
+    """The run that a command is about, for its log lines."""
+    run_id = context.params.get("run_id") if context else None
+    return {"run": run_id} if run_id else {}
 
 
 def storage_of(config: Config) -> Storage:

@@ -32,7 +32,7 @@ LAYOUT = 1
 MANIFEST = "_manifest.json"
 CURRENT = "current"
 
-#: What a task tells the driver: a file that it wrote (`part`, `removed`), or how many lists a change befell.
+#: What a task tells the driver: a file that it wrote (one of FILES), or how many lists a change befell.
 REPORT = pa.schema(
     [
         ("kind", pa.string()),
@@ -43,6 +43,9 @@ REPORT = pa.schema(
         ("sha256", pa.string()),
     ]
 )
+
+
+FILES = {"part": "parts", "removal": "removed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class _Task:
             yield self._put("part", name, data, sum(piece.rows for piece in held), len(held))
         if removed:
             lines = "".join(json.dumps({self.form.by: key}, ensure_ascii=False) + "\n" for key in removed)
-            yield self._put("removed", self.name("_removed", number, suffix=".jsonl"), lines.encode(), 0, len(removed))
+            yield self._put("removal", self.name("_removed", number, suffix=".jsonl"), lines.encode(), 0, len(removed))
         for change, lists in counts.items():
             yield _report(change.value, "", 0, lists, 0, "")
 
@@ -254,7 +257,7 @@ def _made_from(storage: Storage, export: Export) -> str:
 def _manifest(export: Export, made_from: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
     """What an export consists of; it says nothing of when or where, so that the same command writes the same bytes."""
     lists: Counter[str] = Counter({change.value: 0 for change in Change})
-    files: dict[str, list[dict[str, Any]]] = {"part": [], "removed": []}
+    files: dict[str, list[dict[str, Any]]] = {kind: [] for kind in FILES}
     for report in sorted(reports, key=lambda one: str(one["name"])):
         kind = report.pop("kind")
         if kind in files:
@@ -272,8 +275,7 @@ def _manifest(export: Export, made_from: str, reports: list[dict[str, Any]]) -> 
         "lists": dict(lists),
         "rows": sum(part["rows"] for part in files["part"]),
         "bytes": sum(part["bytes"] for part in files["part"]),
-        "parts": files["part"],
-        "removed": files["removed"],
+        **{name: files[kind] for kind, name in FILES.items()},
     }
 
 

@@ -19,7 +19,9 @@ import lakerank
 from lakerank.audit import TOP, Bounds, Check, RunCounts, audit
 from lakerank.lake.runs import RunPaths, current_run, publish, read_manifest, write_manifest
 from lakerank.lake.storage import Storage, join
+from lakerank.logs import about as about_lines
 from lakerank.spark.audit_measures import golden_errors, golden_pairs, golden_quality, last_run, top_documents
+from lakerank.spark.metrics import run_metrics
 from lakerank.spark.plan import Plan, plan_folder, planned_lists, planned_units, reused_units
 from lakerank.spark.rank import RankRule, Results, write_lists
 from lakerank.spark.ranked_lists import read_ranked
@@ -73,7 +75,7 @@ def rank_and_publish(
     The audit is left in `audit.json` in the run's folder whether it passes or not.
 
     Args:
-        about: what else the manifest should say: model, config, what scoring took.
+        about: what else the manifest should say: model, what planning and scoring took.
 
     Returns:
         The manifest, and whether the run is published. Of two drivers at one run, one writes the manifest and the
@@ -81,12 +83,14 @@ def rank_and_publish(
     """
     started = time.monotonic()
     golden = golden_pairs(storage, rules.golden_pairs) if rules.golden_pairs else None
-    ranked = _rank(spark, storage, paths, plan, rule, golden or {})
+    with about_lines(stage="rank"):
+        ranked = _rank(spark, storage, paths, plan, rule, golden or {})
     ranked_at = time.monotonic()
-    checks = _audit(spark, storage, paths, ranked, rules, golden)
+    with about_lines(stage="audit"):
+        checks = _audit(spark, storage, paths, ranked, rules, golden)
+        passed = _report(storage, paths, checks)
     seconds = {"rank": ranked_at - started, "audit": time.monotonic() - ranked_at}
     manifest = _manifest(storage, paths, plan, rule, ranked, checks, about, seconds)
-    passed = _report(storage, paths, checks)
     if not passed and rules.override is None:
         return manifest, False
     if not passed and rules.override is not None:
@@ -234,7 +238,9 @@ def _manifest(
         "ranked_files": list(ranked.ranked_files),
         "rejected_files": list(ranked.rejected_files),
         "histogram": histogram,
-        "seconds": seconds,
+        "metrics": run_metrics(
+            plan, about.get("planning"), about.get("scoring"), seconds, ranked.ranked_files, ranked.rejected_files
+        ),
         **about,
     }
     json.dumps(manifest, allow_nan=False)  # a manifest that cannot be written must fail before anything is published

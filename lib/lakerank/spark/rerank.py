@@ -15,6 +15,7 @@ from lakerank.cost import Calibration, device_seconds, tflop
 from lakerank.errors import RunConflictError
 from lakerank.lake.runs import RunPaths, announce, publish, read_manifest
 from lakerank.lake.storage import Storage, join
+from lakerank.logs import about
 from lakerank.spark.frames import group_jobs
 from lakerank.spark.plan import (
     Plan,
@@ -88,7 +89,8 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
     storage.check_writable(job.paths.output)
     announce(storage, job.paths, job.scorer)
     group_jobs(spark, job.paths.run_id)
-    plan = _planned(spark, storage, job, stages)
+    with about(stage="plan"):
+        plan = _planned(spark, storage, job, stages)
     # Bounds and thresholds may differ from those of an earlier attempt: the file says what the last one went by.
     storage.replace(job.paths.config, job.config_yaml.encode())
     forecast = _forecast(plan, job.parameters, job.calibration)
@@ -96,10 +98,16 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
         _log_forecast(forecast)
     summary: dict[str, Any] = {"run_id": job.paths.run_id, "stages": list(stages), **forecast}
     if "score" in stages:
-        summary |= _scored(spark, storage, job, plan)
+        with about(stage="score"):
+            summary |= _scored(spark, storage, job, plan)
     if "publish" in stages:
-        about = {"model": {"parameters": job.parameters, "device": job.device}, "scoring": _last_scoring(storage, job)}
-        manifest, fit = rank_and_publish(spark, storage, job.paths, plan, job.rule, job.rules, about)
+        with about(stage="publish"):
+            told = {
+                "model": {"parameters": job.parameters, "device": job.device},
+                "planning": _left(storage, _planning_address(job)),
+                "scoring": _left(storage, _scoring_address(job)),
+            }
+            manifest, fit = rank_and_publish(spark, storage, job.paths, plan, job.rule, job.rules, told)
         summary |= _outcome(manifest, fit)
     return _timed(summary, started)
 
@@ -107,7 +115,11 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
 def _planned(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[str]) -> Plan:
     if "plan" in stages:
         logger.info("plan: reading the keys of %s", job.tables.candidates)
-        return ensure_plan(spark, storage, job.paths, job.tables, job.scorer, job.limits)
+        started = time.monotonic()
+        plan = ensure_plan(spark, storage, job.paths, job.tables, job.scorer, job.limits)
+        # Only once: an attempt that finds the plan there would say that planning takes no time.
+        storage.create(_planning_address(job), json.dumps({"seconds": time.monotonic() - started}).encode())
+        return plan
     found = load_plan(storage, job.paths)
     if found is None:
         raise RunConflictError(f"{job.paths.plan}: run {job.paths.run_id!r} has no plan yet; run --stage plan first")
@@ -121,7 +133,6 @@ def _planned(spark: SparkSession, storage: Storage, job: Rerank, stages: Collect
 
 def _scored(spark: SparkSession, storage: Storage, job: Rerank, plan: Plan) -> dict[str, Any]:
     verify_plan_files(storage, job.paths, plan)
-    units = planned_units(storage, job.paths, plan)
     units = planned_units(storage, job.paths, plan)
     scoring = ScoringJob(
         job.paths.output,
@@ -162,9 +173,12 @@ def _scoring_address(job: Rerank) -> str:
     return join(job.paths.plan, "scoring.json")
 
 
-def _last_scoring(storage: Storage, job: Rerank) -> dict[str, Any] | None:
-    """What the last attempt that scored anything took: scoring and publishing may be different processes."""
-    address = _scoring_address(job)
+def _planning_address(job: Rerank) -> str:
+    return join(job.paths.plan, "planning.json")
+
+
+def _left(storage: Storage, address: str) -> dict[str, Any] | None:
+    """What a stage took, as the attempt that did its work left it: stages may be processes of their own."""
     return dict(json.loads(storage.read_bytes(address))) if storage.exists(address) else None
 
 
@@ -223,7 +237,7 @@ def _outcome(manifest: Mapping[str, Any], published: bool) -> dict[str, Any]:
     failed = [check["name"] for check in manifest["audit"] if not check["passed"]]
     return {name: counts[name] for name in names} | {
         "published": published, "failed_audits": failed, "rejected_by_reason": manifest["rejected"],
-        "audit": manifest["audit"],
+        "audit": manifest["audit"], "metrics": manifest.get("metrics"),
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from lakerank.lake.score_files import TornUnit, finished_units, read_unit, unit_
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import decode_text, read_table_file
 from lakerank.lake.unit_lists import PlannedUnits
+from lakerank.logs import in_worker, log_context
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, Reranker, ScoredPair
 from lakerank.schemas import SCORES
 from lakerank.spark.frames import describe_job, gather, own_workers
@@ -140,9 +141,12 @@ def score_units(
     found = len(finished_units(storage, job.output, job.scorer).intersection(units))
     describe_job(spark, f"score: {len(units) - found} of {len(units)} units")
 
+    context = log_context()
+
     def work(unit: str) -> Iterator[pa.RecordBatch]:
         there = storage.exists(unit_address(job.output, job.scorer, unit))
-        yield score_unit(storage, job, unit, may_exist=there)
+        with in_worker(context, unit=unit):
+            yield score_unit(storage, job, unit, may_exist=there)
 
     with watch_units(storage, job.output, job.scorer, units), own_workers(spark, "score"):
         reports = gather(spark, units, work, UNIT_REPORT, tasks)
@@ -180,6 +184,7 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     write_unit(storage, job.output, job.scorer, unit, rows)
     computed, pairwise = reranker.work.computed - before[0], reranker.work.pairwise - before[1]
     seconds = time.monotonic() - started
+    logger.info("scored %d pairs of %d documents in %.1f s", rows.num_rows, len(plan), seconds)
     return _report(unit, rows.num_rows, reranker.load_id, seconds, computed, pairwise)
 
 

@@ -1,0 +1,284 @@
+"""Exports of runs with ids that try every format: what the files hold, what a second command does, what a delta is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
+
+import ir_measures
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lakerank.errors import ExportError, RunConflictError
+from lakerank.export.format import Target
+from lakerank.export.formats import FORMATS
+from lakerank.export.lists import ExportList
+from lakerank.export.parts import PartLimits
+from lakerank.lake.runs import RunPaths, publish, write_manifest
+from lakerank.lake.storage import Storage
+from lakerank.schemas import CANDIDATES, QUERIES, RANKED
+from lakerank.spark.export import Export, export_run, finished, resolve
+
+from ..export.conftest import IDS, make_list  # noqa: TID252 - the lists that the formats are tested with
+
+pytestmark = pytest.mark.spark
+
+QUERY_IDS = sorted([*IDS, "q-1", "q-2"])
+OLD = [make_list(query, IDS[:9], seed) for seed, query in enumerate(QUERY_IDS[:-2])]
+#: One list less, two more, every third one changed.
+NEW = [
+    make_list(query, IDS[3:12] if seed % 3 == 0 else IDS[:9], seed) for seed, query in enumerate(QUERY_IDS) if seed != 4
+]
+
+
+def write_run(storage: Storage, output: str, run_id: str, lists: list[ExportList], files: int) -> None:
+    """A published run of some lists, in so many files of ranked/ and an empty one."""
+    paths = RunPaths(output, run_id)
+    size = -(-len(lists) // files)
+    written = []
+    Path(paths.ranked).mkdir(parents=True)
+    for number in range(files + 1):
+        rows = [row for one in lists[number * size : (number + 1) * size] for row in one.rows]
+        columns = {name: [getattr(row, name) for row in rows] for name in RANKED.names}
+        name = f"part-{number:05d}.parquet"
+        pq.write_table(pa.table(columns, schema=RANKED), Path(paths.ranked) / name, row_group_size=7)
+        written.append({"file": name, "rows": len(rows)})
+    moment = f"2026-01-0{1 if run_id == 'old' else 2}T00:00:00+00:00"
+    write_manifest(storage, paths, {"published_at": moment, "scorer": "f00d", "ranked_files": written})
+    publish(storage, paths, moment)
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports")
+    storage = Storage()
+    write_run(storage, str(folder / "out"), "old", OLD, files=3)
+    write_run(storage, str(folder / "out"), "new", NEW, files=4)
+    queries = [
+        {"query_id": query, "text": None if query == "q-1" else f'text of\n"{number}"'}
+        for number, query in enumerate(QUERY_IDS)
+    ]
+    pq.write_table(pa.Table.from_pylist(queries, schema=QUERIES), folder / "queries.parquet")
+    pairs = [(row.query_id, row.doc_id, row.rank) for one in NEW for row in one.rows if row.rank != 2]
+    rows = [{"query_id": query, "doc_id": doc, "first_stage_score": 1 / rank} for query, doc, rank in pairs]
+    pq.write_table(pa.Table.from_pylist(rows, schema=CANDIDATES), folder / "candidates.parquet")
+    return folder
+
+
+@pytest.fixture
+def wanted(lake: Path, tmp_path: Path) -> Export:
+    return Export(
+        output=str(lake / "out"),
+        run_id="new",
+        since=None,
+        format="parquet",
+        target=Target(),
+        to=str(tmp_path / "export"),
+        depth=None,
+        limits=PartLimits(rows=20, size=2**20),
+        pairs=None,
+        queries=str(lake / "queries.parquet"),
+        candidates=str(lake / "candidates.parquet"),
+    )
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def part_bytes(export: Export, manifest: dict[str, object]) -> list[bytes]:
+    return [(Path(export.to) / part["name"]).read_bytes() for part in manifest["parts"]]
+
+
+def encoded(name: str, lists: list[ExportList]) -> list[bytes]:
+    """Each list alone as a file of the format."""
+    form = FORMATS[name](Target())
+    return [form.finish([form.encode(one)]) for one in lists]
+
+
+@pytest.mark.parametrize("name", ["trec-run", "trec-qrels", "opensearch-lists", "vespa-lists"])
+def test_the_parts_are_the_runs_lists_in_order_and_none_is_split(spark, storage, wanted, name):
+    export = replace(wanted, format=name)
+    manifest = export_run(spark, storage, export)
+    assert b"".join(part_bytes(export, manifest)) == b"".join(encoded(name, NEW))
+    assert manifest["rows"] == sum(len(one.rows) for one in NEW)
+    assert max(part["rows"] for part in manifest["parts"]) == 18, "two lists of nine rows, of at most twenty"
+    assert manifest["lists"] == {"added": len(NEW), "changed": 0, "removed": 0, "unchanged": 0}
+    for part, data in zip(manifest["parts"], part_bytes(export, manifest), strict=True):
+        assert (part["bytes"], part["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_texts_numbers_and_first_stage_scores_come_with_the_lists(spark, storage, wanted):
+    numbered = [replace(one, number=number) for number, one in enumerate(NEW, start=1)]
+    texts = [one.key if one.key == "q-1" else f'text of\n"{QUERY_IDS.index(one.key)}"' for one in NEW]
+    with_text = [replace(one, query_text=text) for one, text in zip(numbered, texts, strict=True)]
+    judged = replace(wanted, format="ltr-judgements")
+    assert b"".join(part_bytes(judged, export_run(spark, storage, judged))) == b"".join(
+        encoded("ltr-judgements", with_text)
+    )
+    scores = [tuple(None if row.rank == 2 else 1 / row.rank for row in one.rows) for one in NEW]
+    scored = [replace(one, first_stage_scores=each) for one, each in zip(numbered, scores, strict=True)]
+    ranked = replace(wanted, format="svmrank", to=wanted.to + "2")
+    assert b"".join(part_bytes(ranked, export_run(spark, storage, ranked))) == b"".join(encoded("svmrank", scored))
+
+
+def test_depth_cuts_lists(spark, storage, wanted):
+    export = replace(wanted, depth=2)
+    export_run(spark, storage, export)
+    table = pq.read_table(export.to)
+    assert table.to_pylist() == [row for row in ranked_rows(NEW) if row["rank"] <= 2]
+
+
+def ranked_rows(lists: list[ExportList]) -> list[dict[str, object]]:
+    return [{name: getattr(row, name) for name in RANKED.names} for one in lists for row in one.rows]
+
+
+def test_the_same_command_does_nothing_again_and_writes_the_same_bytes_elsewhere(spark, storage, wanted):
+    first = export_run(spark, storage, wanted)
+    before = contents(wanted.to)
+    assert finished(storage, wanted) == first == export_run(spark, storage, wanted)
+    elsewhere = replace(wanted, to=wanted.to + "2")
+    export_run(spark, storage, elsewhere)
+    assert contents(elsewhere.to) == before == contents(wanted.to)
+    by_document = replace(wanted, format="opensearch-documents", to=wanted.to + "3")
+    export_run(spark, storage, by_document)
+    spark.conf.set("spark.sql.shuffle.partitions", 7)
+    try:
+        export_run(spark, storage, replace(by_document, to=wanted.to + "4"))
+    finally:
+        spark.conf.set("spark.sql.shuffle.partitions", 2)
+    assert contents(wanted.to + "3") == contents(wanted.to + "4")
+
+
+def test_an_interrupted_export_goes_on_and_ends_like_any_other(spark, storage, wanted):
+    export_run(spark, storage, wanted)
+    before = contents(wanted.to)
+    (Path(wanted.to) / "_manifest.json").unlink()
+    torn = Path(wanted.to) / min(name for name in before if name.startswith("part-"))
+    torn.unlink()
+    export_run(spark, storage, wanted)
+    assert contents(wanted.to) == before
+
+
+def test_a_folder_of_something_else_is_refused(spark, storage, wanted):
+    export_run(spark, storage, wanted)
+    before = contents(wanted.to)
+    for other in (replace(wanted, format="csv"), replace(wanted, depth=3), replace(wanted, run_id="old")):
+        with pytest.raises(RunConflictError, match="another export"):
+            export_run(spark, storage, other)
+    (Path(wanted.to) / "_manifest.json").unlink()
+    with pytest.raises(RunConflictError, match="no finished export"):
+        export_run(spark, storage, replace(wanted, depth=3))
+    assert contents(wanted.to).items() <= before.items()
+
+
+@pytest.mark.parametrize("name", ["parquet", "svmrank", "opensearch-documents"])
+def test_the_delta_of_a_run_against_itself_is_empty(spark, storage, wanted, name):
+    manifest = export_run(spark, storage, replace(wanted, format=name, since="new"))
+    assert manifest["parts"] == manifest["removed"] == []
+    assert manifest["lists"]["unchanged"] > 0
+    assert list(contents(wanted.to)) == ["_manifest.json"]
+
+
+def delta(spark, storage, wanted: Export, name: str) -> tuple[Export, dict[str, object]]:
+    export = replace(wanted, format=name, since="old", target=Target("a:b" if name.startswith("vespa") else None))
+    return export, export_run(spark, storage, export)
+
+
+def removed_keys(export: Export, manifest: dict[str, object]) -> set[str]:
+    paths = [Path(export.to) / one["name"] for one in manifest["removed"]]
+    return {json.loads(line)["query_id"] for path in paths for line in path.read_text().split("\n")[:-1]}
+
+
+def test_the_old_table_and_the_delta_make_the_new_one(spark, storage, wanted):
+    export, manifest = delta(spark, storage, wanted, "parquet")
+    changed = pq.read_table(export.to).to_pylist()
+    replaced = {row["query_id"] for row in changed} | removed_keys(export, manifest)
+    assert removed_keys(export, manifest) == {QUERY_IDS[4]}
+    assert manifest["lists"]["added"] == 2
+    assert 0 < manifest["lists"]["changed"] < manifest["lists"]["unchanged"]
+    kept = [row for row in ranked_rows(OLD) if row["query_id"] not in replaced]
+    assert sorted([*kept, *changed], key=lambda row: (row["query_id"], row["rank"])) == ranked_rows(NEW)
+
+
+def test_the_old_trec_run_and_the_delta_make_the_new_one(spark, storage, wanted, tmp_path):
+    export, manifest = delta(spark, storage, wanted, "trec-run")
+
+    def run(data: bytes) -> list[object]:
+        path = tmp_path / "run.trec"
+        path.write_bytes(data)
+        return list(ir_measures.read_trec_run(str(path)))
+
+    changed = run(b"".join(part_bytes(export, manifest)))
+    replaced = {unquote(one.query_id) for one in changed} | removed_keys(export, manifest)
+    kept = [one for one in run(b"".join(encoded("trec-run", OLD))) if unquote(one.query_id) not in replaced]
+    assert sorted([*kept, *changed]) == sorted(run(b"".join(encoded("trec-run", NEW))))
+
+
+@pytest.mark.parametrize("name", ["opensearch-lists", "opensearch-documents", "vespa-lists", "vespa-documents"])
+def test_an_index_of_the_old_run_fed_the_delta_is_that_of_the_new_one(spark, storage, wanted, name):
+    fed = []
+    for run_id, since in (("old", None), ("new", "old"), ("new", None)):
+        export = replace(wanted, format=name, run_id=run_id, since=since, to=f"{wanted.to}-{run_id}-{since}")
+        fed.append(b"".join(part_bytes(export, export_run(spark, storage, export))))
+    old, changed, new = fed
+    assert len(changed) < len(new) or form_by_document(name), "every document's lists have changed"
+    assert fed_index(old + changed) == fed_index(new)
+
+
+def form_by_document(name: str) -> bool:
+    return FORMATS[name](Target()).by == "doc_id"
+
+
+def fed_index(feed: bytes) -> dict[str, object]:
+    """What an index holds after a feed. A document of the index's own that nothing ranks is like one never fed."""
+    state: dict[str, object] = {}
+    lines = (json.loads(line) for line in feed.split(b"\n")[:-1])
+    for line in lines:
+        state.update(_operation(line, lines))
+    return {key: value for key, value in state.items() if value}
+
+
+def _operation(line: dict[str, object], lines: Iterator[dict[str, object]]) -> Iterator[tuple[str, object]]:
+    if "fields" in line or "remove" in line:
+        (kind,) = line.keys() & {"put", "update", "remove"}
+        fields = line.get("fields")
+        yield line[kind], fields["lakerank"]["assign"] if kind == "update" else fields
+        return
+    ((kind, where),) = line.items()
+    body = None if kind == "delete" else next(lines)
+    yield where["_id"], body["doc"]["lakerank"] if kind == "update" else body
+
+
+def test_golden_pairs_are_a_sample_and_always_the_same(spark, storage, wanted):
+    export = replace(wanted, format="golden-pairs", pairs=25)
+    export_run(spark, storage, export)
+    pairs = pq.read_table(export.to).to_pylist()
+    assert len(pairs) == 25
+    assert len({row["query_id"] for row in pairs}) > 5, "spread over the run"
+    logits = {(row["query_id"], row["doc_id"]): row["logit"] for row in ranked_rows(NEW)}
+    assert all(logits[row["query_id"], row["doc_id"]] == row["logit"] for row in pairs)
+    again = replace(export, to=wanted.to + "2")
+    export_run(spark, storage, again)
+    assert contents(again.to) == contents(export.to)
+
+
+def test_current_is_the_published_run_and_no_other_run_can_be_exported(storage, wanted, tmp_path):
+    assert resolve(storage, replace(wanted, run_id="current")).run_id == "new"
+    with pytest.raises(ExportError, match=r"manifest\.json: not there"):
+        finished(storage, replace(wanted, run_id="nobody"))
+    with pytest.raises(ExportError, match="no run is published"):
+        resolve(storage, replace(wanted, run_id="current", output=str(tmp_path)))
+
+
+def test_an_id_that_the_format_cannot_carry_stops_the_job_and_publishes_nothing(spark, storage, wanted, tmp_path):
+    write_run(storage, str(tmp_path / "out"), "new", [make_list("é" * 300, ["d"], 0)], files=1)
+    export = replace(wanted, format="opensearch-lists", output=str(tmp_path / "out"))
+    with pytest.raises(Exception, match=r"lakerank\.errors\.ExportError: id .* has 600 bytes"):
+        export_run(spark, storage, export)
+    assert not (Path(export.to) / "_manifest.json").exists()

@@ -1,0 +1,71 @@
+"""Log lines as JSON: what they are about, and that each is one line whatever it says."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from lakerank.logs import JsonLines, LogContext, about, in_worker, log_context
+
+ROOT = Path(__file__).parent.parent
+
+
+def line(message: str, **more: object) -> dict[str, object]:
+    record = logging.LogRecord("lakerank.spark.plan", logging.INFO, __file__, 1, message, None, None)
+    record.__dict__.update(more)
+    written = JsonLines().format(record)
+    assert "\n" not in written
+    return json.loads(written)
+
+
+def test_a_line_says_when_who_and_what_it_is_about():
+    with about(run="r1", stage="plan"), about(stage="score", unit="ab"):
+        found = line("two\nlines")
+    assert datetime.fromisoformat(str(found.pop("time"))).utcoffset() is not None
+    expected = {"level": "INFO", "logger": "lakerank.spark.plan", "message": "two\nlines"}
+    assert found == {**expected, "run": "r1", "stage": "score", "unit": "ab"}
+
+
+def test_what_a_line_is_about_ends_with_its_block():
+    with pytest.raises(ValueError, match="out"), about(run="r1"):
+        raise ValueError("out")
+    assert "run" not in line("after")
+    assert log_context() == LogContext()
+
+
+def test_a_worker_goes_on_with_what_the_driver_was_about():
+    with about(run="r1", stage="score"):
+        context = log_context()
+    with in_worker(context, unit="ab"):
+        assert dict(log_context().about) == {"run": "r1", "stage": "score", "unit": "ab"}
+    assert not log_context().about
+
+
+def test_a_traceback_is_part_of_its_line():
+    try:
+        raise ValueError("no")
+    except ValueError:
+        assert "ValueError: no" in line("failed", exc_info=sys.exc_info())["traceback"]
+
+
+def test_a_job_that_fails_says_so_in_json_too(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "rerank.py"),
+        "--config",
+        str(tmp_path / "no.yaml"),
+        "--run-id",
+        "r1",
+    ]
+    done = subprocess.run([*command, "--log-format", "json"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    (said,) = [json.loads(one) for one in done.stderr.splitlines()]
+    assert (said["level"], said["logger"], said["run"]) == ("ERROR", "lakerank.cli.job", "r1")
+    assert said["message"].startswith("ConfigError: ")
+    assert json.loads(done.stdout)["error"] == "ConfigError"
