@@ -116,7 +116,12 @@ def test_spark_judges_as_this_process_does(make_lake, encode, tmp_path):
     command = [sys.executable, str(ROOT / "jobs/evaluate.py"), "--config", str(ROOT / "conf/demo.yaml")]
     for name in ("documents", "queries", "candidates", "qrels"):
         command += ["--set", f"lake.{name}={getattr(lake.tables, name)}"]
-    command += ["--set", f"lake.output={lake.paths.output}", "--set", "spark.conf={spark.master: 'local[2]'}"]
+    command += [
+        "--set",
+        f"lake.output={lake.paths.output}",
+        "--set",
+        "spark.conf={spark.master: 'local[2]', spark.ui.enabled: false}",
+    ]
     found = []
     for where in ("--no-spark", "--spark"):
         done = subprocess.run(

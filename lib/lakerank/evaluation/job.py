@@ -17,6 +17,7 @@ from lakerank.evaluation.plots import Plot
 from lakerank.evaluation.query_figures import folder
 from lakerank.evaluation.report import ShownQueries, plots_of, render
 from lakerank.evaluation.shortlist import GAINED, LOST, choose
+from lakerank.evaluation.sums import Difference
 from lakerank.evaluation.tables import csv_tables
 from lakerank.lake.storage import Storage, join
 
@@ -46,12 +47,11 @@ class Evaluated:
             "reranked": overall.reranked,
         }
         found = {name: _rounded(figures) if figures else None for name, figures in columns.items()}
-        gain = overall.gain.get(PRIMARY)
         return {
             "run_id": evaluation.run_id,
             "queries": overall.queries,
             **found,
-            "gain": {"mean": round(gain.mean, 4), "low": gain.low, "high": gain.high, "p": gain.p} if gain else None,
+            "gain": _told(overall.gain[PRIMARY]) if overall.gain else None,
             "against": self._against(),
             "benchmarks": {one.name: round(one.reranked, 4) for one in evaluation.benchmarks},
             "modality_gap": {f"{one.stage}, {one.query} queries": one.trust.value for one in evaluation.gaps},
@@ -64,13 +64,18 @@ class Evaluated:
         overall = self.evaluation.overall
         if overall.against is None:
             return None
-        gain = overall.against_gain[PRIMARY]
-        figures = _rounded(overall.against)
-        return {"run_id": self.evaluation.against, **figures, "gain": round(gain.mean, 4), "p": gain.p}
+        gain = _told(overall.against_gain[PRIMARY])
+        return {"run_id": self.evaluation.against, **_rounded(overall.against), "gain": gain}
 
 
 def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: round(figures[name], 4) for name in (PRIMARY, SECONDARY)}
+
+
+def _told(gain: Difference) -> dict[str, float | None]:
+    """A difference of the primary measure, in few digits."""
+    low, high, p = (None if value is None else float(f"{value:.4g}") for value in (gain.low, gain.high, gain.p))
+    return {"mean": round(gain.mean, 4), "low": low, "high": high, "p": p}
 
 
 def evaluate_run(storage: Storage, inputs: Inputs, judge: Judge | None = None) -> Evaluated:
