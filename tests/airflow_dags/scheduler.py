@@ -176,8 +176,8 @@ def scheduler(
     finally:
         if process.poll() is None:
             family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            process.send_signal(signal.SIGTERM)
-            for member in psutil.wait_procs(family, timeout=20)[1]:
+            process.send_signal(signal.SIGINT)  # as from a keyboard: `standalone` then stops its parts
+            for member in psutil.wait_procs(family, timeout=10)[1]:
                 member.kill()
         process.wait()
 

@@ -142,12 +142,16 @@ def submit(master: str, lake: Path, output: Path, conf: dict[str, str]) -> subpr
     ]
     arguments = ["--config", str(ROOT / "conf" / "demo.yaml"), "--run-id", "r"]
     arguments += [word for setting in settings for word in ("--set", setting)]
-    return subprocess.Popen(
-        [SPARK_HOME / "bin" / "spark-submit", "--master", master, "--properties-file", file,
-         ROOT / "jobs" / "rerank.py", *arguments],
-        stdout=subprocess.PIPE, stderr=(output.parent / f"{output.name}.log").open("w"), text=True, cwd=output.parent,
-        env=os.environ | {"PYSPARK_DRIVER_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"},
-    )  # fmt: skip
+    command = [SPARK_HOME / "bin" / "spark-submit", "--master", master, "--properties-file", file]
+    with (output.parent / f"{output.name}.log").open("w") as log:
+        return subprocess.Popen(
+            [*command, ROOT / "jobs" / "rerank.py", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=output.parent,
+            env=os.environ | {"PYSPARK_DRIVER_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"},
+        )
 
 
 def finish(job: subprocess.Popen[str], output: Path) -> dict[str, Any]:
