@@ -113,11 +113,11 @@ def benchmark(
     """
 
     def work() -> dict[str, Any]:
+        if no_model and not with_spark:
+            raise ConfigError(["--no-model leaves nothing to do without --spark"])
         from lakerank.model.benchmark.benchmark import Request
         from lakerank.model.benchmark.machine import chosen_threads, device_name
 
-        if no_model and not with_spark:
-            raise ConfigError(["--no-model leaves nothing to do without --spark"])
         output.mkdir(parents=True, exist_ok=True)
         request = Request(
             _checkpoint(shape, checkpoint, dtype, output), dtype, device_name(device), chosen_threads(threads),
