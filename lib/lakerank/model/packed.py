@@ -16,8 +16,10 @@ from lakerank.model.network import MROPE_SECTION, JinaVLForRanking
 from lakerank.model.rotation import RotaryTable, rotate
 from lakerank.model.rows import RowProducts, rowwise
 
-#: Rows whose inner layer (several times as wide as the hidden states) is in memory at once.
-INNER_ROWS = 2048
+#: Rows whose inner layer (several times as wide as the hidden states) is in memory at once: on a CPU few enough for its
+#: caches, on a GPU many enough to keep it busy.
+INNER_ROWS_CPU = 512
+INNER_ROWS_GPU = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class PackedDecoder:
         self._sections = rotary.config.rope_parameters.get("mrope_section", MROPE_SECTION)
         dtype = decoder.embed_tokens.weight.dtype
         self._rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, dtype)
+        self._inner_rows = inner_rows(rotary.inv_freq.device)
         self.products = RowProducts()
 
     @property
@@ -170,12 +173,17 @@ class PackedDecoder:
     def _after_attention(self, layer: Layer, hidden: Tensor, attended: Tensor) -> Tensor:
         """A layer's remaining half: (M, h), (M, H * D) -> (M, h)."""
         hidden = hidden + self.products.linear(attended, *layer.out)
-        inner = [self._inner(layer, part) for part in layer.inner_norm(hidden).split(INNER_ROWS)]
+        inner = [self._inner(layer, part) for part in layer.inner_norm(hidden).split(self._inner_rows)]
         return hidden + (inner[0] if len(inner) == 1 else torch.cat(inner))
 
     def _inner(self, layer: Layer, normed: Tensor) -> Tensor:
         gate, up = self.products.linear(normed, *layer.gate_up).chunk(2, dim=-1)
         return self.products.linear(rowwise(layer.activation, gate) * up, *layer.down)
+
+
+def inner_rows(device: torch.device) -> int:
+    """Rows whose inner layer is computed at once."""
+    return INNER_ROWS_CPU if device.type == "cpu" else INNER_ROWS_GPU
 
 
 def _join_products(layer: Any) -> Layer:

@@ -102,10 +102,8 @@ def rowwise(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     size = rows[0].numel()
     if threads <= 2 or rows.numel() <= _GRAIN:
         return function(rows)
-    whole = (
-        _STEP * threads * -(-_GRAIN // (_STEP * size))
-    )  # rows that are cut into one part a thread, each of whole rows
+    whole = _STEP * threads * -(-_GRAIN // (_STEP * size))  # cut into a part a thread, each of whole rows
     many = len(rows) // whole * whole
-    few = max(1, _GRAIN // size)  # rows that are not cut at all
+    few = max(1, _GRAIN // size)  # not cut at all
     parts = [*torch.split(rows[:many], whole), *torch.split(rows[many:], few)]
     return torch.cat([function(part) for part in parts if len(part)])

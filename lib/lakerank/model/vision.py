@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lakerank.model.images import PatchShape
 from lakerank.model.network import Grid, JinaVLForRanking
-from lakerank.model.packed import INNER_ROWS
+from lakerank.model.packed import inner_rows
 from lakerank.model.rotation import RotaryTable, rotate
 from lakerank.model.rows import RowProducts, rowwise
 
@@ -37,6 +37,7 @@ class PackedVision:
         self._std = torch.tensor(shape.std, device=embed.device)[None, :, None, None]
         rotary = visual.rotary_pos_emb
         self._rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, torch.float32)
+        self._inner_rows = inner_rows(embed.device)
         self.products = RowProducts()
 
     def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -55,7 +56,7 @@ class PackedVision:
         layout = _attention_layout(counts, hidden.device)
         for block in self._blocks:
             hidden = hidden + self._attention(block, block.norm1(hidden), rotation, layout)
-            inner = [self._inner(block, part) for part in block.norm2(hidden).split(INNER_ROWS)]
+            inner = [self._inner(block, part) for part in block.norm2(hidden).split(self._inner_rows)]
             hidden = hidden + (inner[0] if len(inner) == 1 else torch.cat(inner))
         merged = self._merge(hidden[: len(pixels)])
         return list(torch.split(merged, [count // self._shape.merge**2 for count in counts]))
