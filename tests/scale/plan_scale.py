@@ -58,8 +58,8 @@ class PeakMemory:
         return self.bytes
 
 
-def tree_memory() -> int:
-    """Proportional memory of this process and all below it: pages that forked workers share count once."""
+def tree() -> set[int]:
+    """This process and all below it."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -71,8 +71,24 @@ def tree_memory() -> int:
     ours = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
         ours |= more
+    return ours
+
+
+def tree_seconds() -> float:
+    """Processor time of this process and all below it, ended ones included: other work on the machine is not in it."""
+    ticks = 0
+    for pid in tree():
+        try:
+            ticks += sum(int(n) for n in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15])
+        except OSError:
+            continue
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def tree_memory() -> int:
+    """Proportional memory of this process and all below it: pages that forked workers share count once."""
     total = 0
-    for pid in ours:
+    for pid in tree():
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
             total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
@@ -99,9 +115,10 @@ def measure(spark: SparkSession, pairs: int) -> dict[str, Any]:
         memory = PeakMemory()
         moved = 0
         for stage in ("plan", "score", "publish"):
-            before, started = shuffled(spark), time.monotonic()
+            before, started, worked = shuffled(spark), time.monotonic(), tree_seconds()
             summary = run(spark, storage, job, [stage])
             figures[stage] = round(time.monotonic() - started, 1)
+            figures[f"{stage}_processor"] = round(tree_seconds() - worked, 1)
             written = shuffled(spark) - before
             moved += written
             figures[f"{stage}_bytes"] = round(written / candidates, 1)
@@ -109,6 +126,9 @@ def measure(spark: SparkSession, pairs: int) -> dict[str, Any]:
         units = planned_units(storage, job.paths, plan).table()["cost"].to_numpy()
         figures |= {
             "microseconds_a_pair": round((figures["plan"] + figures["publish"]) / candidates * 1e6, 1),
+            "processor_microseconds_a_pair": round(
+                (figures["plan_processor"] + figures["publish_processor"]) / candidates * 1e6, 1
+            ),
             "shuffle_bytes_a_pair": round(moved / candidates, 1),
             "units": len(units),
             "heaviest_unit": round(float(units.max() / units.mean()), 3),

@@ -16,9 +16,9 @@ from lakerank.spark import inputs
 from lakerank.spark.blocks import BLOCKS, key_hash, packed, part_of
 from lakerank.spark.index import INDEX
 from lakerank.spark.inputs import KINDS, NO_RANK, Slice
+from lakerank.spark.list_files import in_order
 from lakerank.spark.pairs import flat, judge
 from lakerank.spark.queries import QUERY_LIST, QueryList, number_queries
-from lakerank.spark.rank import in_order
 from lakerank.spark.stored import FOUND, best_found
 from lakerank.spark.stripes import even_edges, stripes_of
 

@@ -11,6 +11,7 @@ import pytest
 from lakerank.audit import Bounds
 from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError, SchemaError
+from lakerank.spark import inputs, planner
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank import RankRule
 from lakerank.spark.rerank import run
@@ -30,9 +31,11 @@ def test_every_candidate_is_ranked_and_sorted(spark, storage, lake):
     assert json.loads((lake.folder / "out" / "current.json").read_text())["run_id"] == "r1"
 
 
-def test_the_same_bytes_whatever_the_partitioning(spark, storage, lake):
+def test_the_same_bytes_whatever_the_partitioning(spark, storage, lake, monkeypatch):
     run(spark, storage, lake.job("r1"))
     first = lake.ranked_bytes("r1")
+    monkeypatch.setattr(planner, "PAIRS_A_TASK", 16)
+    monkeypatch.setattr(inputs, "ROWS_AT_ONCE", 25)
     spark.conf.set("spark.sql.shuffle.partitions", 8)
     try:
         job = lake.job("r2", scorer="f00e")
@@ -213,8 +216,13 @@ def test_golden_pairs_hold_the_scores_in_place(spark, storage, lake):
     assert run(spark, storage, lake.job("r3", rules=rules))["failed_audits"] == ["golden pairs, |logit - expected|"]
 
 
-def test_the_next_night_scores_exactly_what_changed_and_says_what_was_dropped(spark, storage, lake):
+@pytest.mark.parametrize("pairs_a_task", [(1000, 16), (16, 50)])
+def test_the_next_night_scores_exactly_what_changed_and_says_what_was_dropped(
+    spark, storage, lake, monkeypatch, pairs_a_task
+):
+    monkeypatch.setattr(planner, "PAIRS_A_TASK", pairs_a_task[0])
     run(spark, storage, lake.job("r1"))
+    monkeypatch.setattr(planner, "PAIRS_A_TASK", pairs_a_task[1])
     before = {(row["query_id"], row["doc_id"]) for row in lake.ranked("r1")}
     # A changed document, a renamed one (its content is known), a removed query, new pairs, one of them listed twice.
     lake.write(

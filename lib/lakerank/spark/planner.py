@@ -63,6 +63,8 @@ PAIRS_AT_LEAST = 4096
 BUCKETS_A_FILE = 32
 MIN_BUCKETS, MAX_BUCKETS = 1024, 65_536
 
+_OF_CANDIDATES = ("candidates", "duplicates", "rejected", "documents")
+_OF_NEW_PAIRS = ("new", "reused", "new_documents", "pairwise_cost", "patches", "fetch_bytes", "read_bytes")
 _IDS = pa.schema([("query_id", pa.string())])
 
 
@@ -122,14 +124,14 @@ class _Making:
         queries = write_query_list(spark, storage, join(self.folder, "queries"), queries_index)
         listed = sum(file.rows for file in inputs["candidates"])
         bits = int(np.ceil(np.log2(self._tasks(listed))))
+        rows = self._bucket_rows(listed, queries)
         last = last_pairs(storage, self.paths)
-        stripes = stripes_of(documents.chunks)
         describe_job(spark, f"plan: join {listed} candidates with documents and queries")
         blocks = [
             candidate_blocks(spark, storage, inputs["candidates"], queries, bits),
             document_blocks(spark, documents, bits),
         ]
-        rows = self._bucket_rows(listed, queries)
+        stripes = stripes_of(documents.chunks)
         judged = write_pairs(storage, self.folder, blocks, queries, stripes, bits, rows, last)
         split = self._split(scorer, documents, queries, judged, bits)
         cost = sum(split.get("cost", {}).values())
@@ -137,14 +139,12 @@ class _Making:
         firsts = self._first_queries(judged, rows)
         for name, address in asdict(tables).items():
             _check_unchanged(storage, address, inputs[name])
-        names = ("candidates", "duplicates", "rejected", "documents")
-        forecast = ("new", "reused", "new_documents", "pairwise_cost", "patches", "fetch_bytes", "read_bytes")
         return Plan(
             attempt=self.attempt,
             scorer=scorer,
             made_from=made_from,
-            **{name: _total(judged, name) for name in names},
-            **{name: _total(split, name) for name in forecast},
+            **{name: _total(judged, name) for name in _OF_CANDIDATES},
+            **{name: _total(split, name) for name in _OF_NEW_PAIRS},
             dropped=last.candidates - _total(judged, "kept") if last else 0,
             queries_listed=queries.count,
             cost=cost,

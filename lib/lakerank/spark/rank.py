@@ -13,69 +13,24 @@ import pyarrow.compute as pc
 from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 
-from lakerank.audit import HISTOGRAM_EDGES
 from lakerank.lake.score_files import read_unit
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import parquet_bytes
 from lakerank.lake.unit_lists import PlannedUnits
-from lakerank.ranking import labels, ranks, relevance
-from lakerank.schemas import RANKED, REJECTED
+from lakerank.schemas import REJECTED
 from lakerank.spark.blocks import BLOCKS, exchange, packed
 from lakerank.spark.frames import describe_job, parallelism, scatter
-from lakerank.spark.inputs import NO_RANK, ROWS_AT_ONCE
+from lakerank.spark.inputs import ROWS_AT_ONCE
+from lakerank.spark.list_files import FILE_REPORT, SCORED, RankRule, write_file
 from lakerank.spark.plan_files import part_name, read_part, read_rejects, read_reused
 from lakerank.spark.queries import QueryList
 from lakerank.spark.units import UNIT_GROUPS
 
-#: A scored pair on its way to its query's list: the query by number, the first-stage rank, whether it is of this run.
-SCORED = pa.schema(
-    [
-        ("query", pa.int32()),
-        ("doc_id", pa.string()),
-        ("rank", pa.int32()),
-        ("logit", pa.float32()),
-        ("truncated", pa.bool_()),
-        ("own", pa.bool_()),
-    ]
-)
-
-#: One row a written file. `candidates_of` counts the queries that have candidates in it, ranked or not.
-FILE_REPORT = pa.schema(
-    [
-        ("table", pa.string()),
-        ("file", pa.string()),
-        ("rows", pa.int64()),
-        ("bytes", pa.int64()),
-        ("queries", pa.int64()),
-        ("candidates_of", pa.int64()),
-        ("own", pa.int64()),
-        ("beyond_depth", pa.int64()),
-        ("truncated", pa.int64()),
-        ("histogram", pa.list_(pa.int64())),
-        ("counts", pa.map_(pa.string(), pa.int64())),
-        (
-            "watched",
-            pa.list_(pa.struct([("query_id", pa.string()), ("doc_id", pa.string()), ("logit", pa.float32())])),
-        ),
-    ]
-)
-
-#: Rows of a row group in ranked/: a reader looking up one query reads little.
-ROW_GROUP_ROWS = 50_000
+__all__ = ["FILE_REPORT", "Lists", "RankRule", "Results", "align", "file_of", "write_lists"]
 
 _SCORED_KIND, _REJECTED_KIND = 0, 1
 _REJECTED = pa.schema([field.with_nullable(True) for field in REJECTED])
 
 Int64 = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class RankRule:
-    """How logits become relevance, labels and ranks."""
-
-    logit_bias: float
-    thresholds: tuple[float, ...]
-    depth: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +87,20 @@ def write_lists(
     Returns:
         FILE_REPORT, sorted by table and file.
     """
-    storage, files = results.storage, len(lists.firsts) + 1
+    storage, files, pairs = results.storage, len(lists.firsts) + 1, frozenset(watched)
 
     def work(number: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        yield from _write_file(storage, number, tables, lists, rule, ranked, rejected, frozenset(watched))
+        yield from write_file(
+            storage,
+            number,
+            tables[_SCORED_KIND],
+            tables[_REJECTED_KIND],
+            lists.ids(number),
+            rule,
+            ranked,
+            rejected,
+            pairs,
+        )
 
     describe_job(spark, f"rank: write {files} files of lists")
     blocks = [
@@ -197,21 +162,6 @@ def align(unit: pa.Table, scores: pa.Table) -> pa.Table:
     return table
 
 
-def in_order(query: Int64, logit: npt.NDArray[np.float32], doc_id: pa.Array) -> Int64:
-    """The order of ranked lists: by query, logit descending, doc_id: (N,) each -> (N,). Few logits are equal."""
-    order = np.lexsort((-logit, query))
-    query, logit = query[order], logit[order]
-    same = np.flatnonzero((query[1:] == query[:-1]) & (logit[1:] == logit[:-1]))
-    if not len(same):
-        return order
-    tied = np.union1d(same, same + 1)
-    run = np.cumsum(~np.isin(tied, same + 1))
-    keys = pa.table({"run": run, "doc_id": doc_id.take(pa.array(order[tied]))})
-    by_id = pc.sort_indices(keys, sort_keys=[("run", "ascending"), ("doc_id", "ascending")]).to_numpy()
-    order[tied] = order[tied][by_id]
-    return order
-
-
 def _unit_ranges(spark: SparkSession, results: Results) -> list[tuple[int, int]]:
     """Ranges of units of about ROWS_AT_ONCE pairs each, so that a block is not too small; at least one a task slot."""
     count = len(results.units)
@@ -270,98 +220,3 @@ def _reject_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
     files = lists.of_ids(rows["query_id"].combine_chunks())
     order = np.argsort(files, kind="stable")
     yield from packed(_REJECTED_KIND, files[order], rows.take(pa.array(order)).cast(_REJECTED))
-
-
-def _write_file(
-    storage: Storage,
-    number: int,
-    tables: dict[int, pa.Table],
-    lists: Lists,
-    rule: RankRule,
-    ranked: str,
-    rejected: str,
-    watched: frozenset[tuple[str, str]],
-) -> Iterator[pa.RecordBatch]:
-    """One file of each folder; one row of FILE_REPORT each."""
-    scored = tables[_SCORED_KIND]
-    table, beyond = _rank(scored, lists.ids(number), rule)
-    within = table if rule.depth is None else table.filter(pc.less_equal(table["rank"], rule.depth))
-    rejects = tables[_REJECTED_KIND].sort_by([("query_id", "ascending"), ("doc_id", "ascending")]).cast(REJECTED)
-    sizes = []
-    for folder, rows in ((ranked, within), (rejected, rejects)):
-        data = parquet_bytes(rows, ROW_GROUP_ROWS)
-        storage.replace(join(folder, part_name(number)), data)
-        sizes.append(len(data))
-    ids = pc.unique(table["query_id"])
-    others = pc.unique(rejects["query_id"]).drop_null()
-    candidates_of = (
-        len(ids) + len(others) - pc.sum(pc.is_in(others, value_set=ids)).as_py() if len(others) else len(ids)
-    )
-    histogram = _histogram(within["logit"].to_numpy())
-    about = {
-        "table": "ranked",
-        "bytes": sizes[0],
-        "candidates_of": candidates_of,
-        "own": pc.sum(scored["own"]).as_py() or 0,
-        "beyond_depth": beyond,
-        "truncated": pc.sum(within["truncated"]).as_py() or 0,
-        "histogram": histogram,
-        "watched": _watched(table, watched),
-    }
-    yield _report(number, within, "label", about)
-    yield _report(number, rejects, "reason", {"table": "rejected", "bytes": sizes[1]})
-
-
-def _rank(scored: pa.Table, ids: tuple[int, pa.Array], rule: RankRule) -> tuple[pa.Table, int]:
-    """All of a file's scored pairs as RANKED, in order, and how many are beyond the depth."""
-    first, names = ids
-    query = scored["query"].to_numpy().astype(np.int64)
-    order = in_order(query, scored["logit"].to_numpy(), scored["doc_id"].combine_chunks())
-    rows, query = scored.take(pa.array(order)), query[order]
-    rank = ranks(np.diff(query, prepend=-1) != 0)
-    relevances = relevance(rows["logit"].to_numpy(), rule.logit_bias)
-    listed = rows["rank"]
-    columns = {
-        "query_id": names.take(pa.array(query - first)),
-        "rank": pa.array(rank),
-        "relevance": pa.array(relevances),
-        "label": pa.array(labels(relevances, rule.thresholds)),
-        "first_stage_rank": pc.if_else(pc.equal(listed, NO_RANK), pa.scalar(None, pa.int32()), listed),
-    }
-    table = pa.Table.from_arrays(
-        [columns[name] if name in columns else rows[name] for name in RANKED.names], schema=RANKED
-    )
-    return table, 0 if rule.depth is None else int((rank > rule.depth).sum())
-
-
-def _watched(table: pa.Table, watched: frozenset[tuple[str, str]]) -> list[dict[str, object]]:
-    """Logits of the pairs that are watched; they are few."""
-    if not watched:
-        return []
-    near = pc.and_(
-        *(
-            pc.is_in(table[name], pa.array(sorted({pair[at] for pair in watched})))
-            for at, name in enumerate(("query_id", "doc_id"))
-        )
-    )
-    rows = table.filter(near).select(["query_id", "doc_id", "logit"]).to_pylist()
-    return [row for row in rows if (row["query_id"], row["doc_id"]) in watched]
-
-
-def _histogram(logits: npt.NDArray[np.float32]) -> list[int]:
-    bins = np.searchsorted(np.asarray(HISTOGRAM_EDGES[1:-1]), logits, side="right")
-    return [int(count) for count in np.bincount(bins, minlength=len(HISTOGRAM_EDGES) - 1)]
-
-
-def _report(number: int, rows: pa.Table, counted: str, about: dict[str, object]) -> pa.RecordBatch:
-    counts = pc.value_counts(rows[counted].cast(pa.string()).combine_chunks())
-    zeros = dict.fromkeys(("candidates_of", "own", "beyond_depth", "truncated"), 0)
-    row = zeros | {
-        "file": part_name(number),
-        "rows": rows.num_rows,
-        "queries": len(pc.unique(rows["query_id"])),
-        "histogram": _histogram(np.zeros(0, np.float32)),
-        "counts": [(item["values"], item["counts"]) for item in counts.to_pylist()],
-        "watched": [],
-    }
-    return pa.RecordBatch.from_pylist([row | about], schema=FILE_REPORT)
