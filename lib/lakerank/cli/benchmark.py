@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 _BUNDLED_DOCUMENTS = Path(__file__).parents[1] / "ingest" / "demo_lake" / "documents.parquet"
 
+#: Units a core: in the end one core at most waits for a unit's time.
+_UNITS = 20
+
 #: Cost of a page with 25 queries, in `lakerank.cost`'s tokens, by which units are cut.
 _PAGE_TOKENS = 3500
 _WORKLOADS = ("pages", "texts-500", "skewed", "pictograms", "mixed")
@@ -184,7 +187,7 @@ def _config(request: Request, lake: LakeFiles, output: Path, documents: int) -> 
     values: dict[str, Any] = {
         "lake": {**asdict(lake), "output": str(output)},
         "model": {"path": request.checkpoint, "dtype": request.dtype, "device": request.device},
-        "scoring": {"unit_tokens": max(1, documents // (8 * request.threads)) * _PAGE_TOKENS},
+        "scoring": {"unit_tokens": max(1, documents // (_UNITS * request.threads)) * _PAGE_TOKENS},
         "audit": {"max_reject_rate": None, "max_unranked_queries": None, "max_score_drift": None},
         "spark": {
             "app_name": "lakerank-benchmark",

@@ -16,8 +16,9 @@ class Figure:
     """What a contender did in a cell; medians over its runs.
 
     `spread` is the largest pace less the smallest, over the median. `ratio` is to the published loop's pace, round by
-    round where both ran. `mfu` is needed operations a second over the ceiling. `shares` are of wall time; `decode` and
-    `tokenise` are processor time ahead of the device, and so may overlap the others.
+    round where both ran; `over_fast` is our seconds over the fast mode's likewise, less one. `mfu` is needed operations
+    a second over the ceiling. `shares` are of wall time; `decode` and `tokenise` are processor time ahead of the device,
+    and so may overlap the others.
     """
 
     workload: str
@@ -30,6 +31,7 @@ class Figure:
     pairs_per_second: float
     spread: float
     ratio: float | None
+    over_fast: float | None
     tokens_per_pair: float
     padding: float
     gflop_per_pair: float
@@ -53,8 +55,8 @@ class Prediction:
     """What operations alone say of a cell, beside what was measured.
 
     `predicted_ratio` is the published loop's operations a pair over ours. `predicted_ms` is ours a pair at the pace,
-    in operations a second, of the workload's smallest k: what should follow as k grows. `reproducible_costs` is our
-    seconds a pair over the fast mode's, less one.
+    in operations a second, of the workload's smallest k: what should follow as k grows. `reproducible_costs` is
+    what the reproducible mode takes more than the fast one.
     """
 
     workload: str
@@ -68,8 +70,7 @@ class Prediction:
 
 def figures(cell: Cell, ceiling: float) -> list[Figure | Absent]:
     """A figure for each contender of a cell, in their order."""
-    published = cell.runs.get(PUBLISHED, ())
-    found: list[Figure | Absent] = [_figure(cell, name, runs, published, ceiling) for name, runs in cell.runs.items()]
+    found: list[Figure | Absent] = [_figure(cell, name, ceiling) for name in cell.runs]
     return found + [Absent(cell.workload, cell.k, name, why) for name, why in cell.cannot.items()]
 
 
@@ -80,11 +81,10 @@ def predictions(found: Sequence[Figure | Absent]) -> list[Prediction]:
     first: dict[str, Figure] = {}
     for one in sorted(ours, key=lambda figure: figure.k):
         first.setdefault(one.workload, one)
-    others = [(ran.get((PUBLISHED, one.workload, one.k)), ran.get((FAST, one.workload, one.k))) for one in ours]
-    return [_prediction(one, *other, first[one.workload]) for one, other in zip(ours, others, strict=True)]
+    return [_prediction(one, ran.get((PUBLISHED, one.workload, one.k)), first[one.workload]) for one in ours]
 
 
-def _prediction(ours: Figure, published: Figure | None, fast: Figure | None, first: Figure) -> Prediction:
+def _prediction(ours: Figure, published: Figure | None, first: Figure) -> Prediction:
     return Prediction(
         ours.workload,
         ours.k,
@@ -92,14 +92,15 @@ def _prediction(ours: Figure, published: Figure | None, fast: Figure | None, fir
         ours.ratio,
         1000 * ours.gflop_per_pair / first.gflops if first.gflops else 0.0,
         1000 / ours.pairs_per_second,
-        fast.pairs_per_second / ours.pairs_per_second - 1 if fast else None,
+        ours.over_fast,
     )
 
 
-def _figure(cell: Cell, name: str, runs: Sequence[Run], published: Sequence[Run], ceiling: float) -> Figure:
+def _figure(cell: Cell, name: str, ceiling: float) -> Figure:
+    runs = cell.runs[name]
     paces = [run.pairs / run.seconds for run in runs]
     pace, seconds = median(paces), sum(run.seconds for run in runs)
-    ratios = [pace / (base.pairs / base.seconds) for pace, base in zip(paces, published, strict=False)]
+    ratio, over_fast = (_by_round(paces, cell.runs.get(other, ())) for other in (PUBLISHED, FAST))
     pairs, tokens = sum(run.pairs for run in runs), sum(run.tokens for run in runs)
     flops = sum(run.flops for run in runs)
     achieved = median(run.flops / run.seconds for run in runs)
@@ -114,7 +115,8 @@ def _figure(cell: Cell, name: str, runs: Sequence[Run], published: Sequence[Run]
         median(run.seconds for run in runs),
         pace,
         (max(paces) - min(paces)) / pace,
-        median(ratios) if ratios else None,
+        ratio,
+        None if over_fast is None or name != REPRODUCIBLE else 1 / over_fast - 1,
         tokens / pairs,
         sum(run.padding for run in runs) / tokens if tokens else 0.0,
         flops / pairs / 1e9,
@@ -122,3 +124,10 @@ def _figure(cell: Cell, name: str, runs: Sequence[Run], published: Sequence[Run]
         achieved / ceiling,
         {stage: sum(run.stages.get(stage, 0.0) for run in runs) / seconds for stage in stages},
     )
+
+
+def _by_round(paces: Sequence[float], others: Sequence[Run]) -> float | None:
+    """Median of paces over another contender's in the same rounds; None where it did not run in all."""
+    if len(others) != len(paces):
+        return None
+    return median(pace * other.seconds / other.pairs for pace, other in zip(paces, others, strict=True))

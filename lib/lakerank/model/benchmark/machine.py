@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lakerank.model.rerankers import choose_device
+from lakerank.model.device import choose_device
 
 
 def device_name(device: str) -> str:
