@@ -17,8 +17,8 @@ class Figure:
 
     `spread` is the largest pace less the smallest, over the median. `ratio` is to the published loop's pace, round by
     round where both ran; `over_fast` is our seconds over the fast mode's likewise, less one. `mfu` is needed operations
-    a second over the ceiling. `shares` are of wall time; `decode` and `tokenise` are processor time ahead of the device,
-    and so may overlap the others.
+    a second over the ceiling. `shares` are of wall time; `decode` and `tokenise` are processor time ahead of the
+    device, and so may overlap the others.
     """
 
     workload: str
