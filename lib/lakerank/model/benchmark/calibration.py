@@ -22,6 +22,9 @@ from lakerank.records import Document, DocumentGroup, Query
 #: Rows of a row group: what a lake of page images should have.
 _ROWS = 8
 
+#: So many bytes are fetched, in so many rows at most: opening the file must not count.
+_FETCHED_BYTES, _FETCHED_ROWS = 64 * 2**20, 4096
+
 
 def cost_tokens(groups: Sequence[DocumentGroup], limits: Limits) -> int:
     """Document-major cost of groups, in `lakerank.cost`'s tokens, from sizes alone."""
@@ -39,7 +42,10 @@ def _cost(items: Sequence[Query | Document], sizing: Sizing) -> int:
 
 
 def fetch_rate(documents: Sequence[Document]) -> float:
-    """Useful bytes a second that one thread fetches of documents in a table on this machine's disk."""
+    """Useful bytes a second that one thread fetches from a table on this machine's disk that repeats `documents`."""
+    once = sum(len((document.text or "").encode()) + len(document.image or b"") for document in documents)
+    times = max(1, min(_FETCHED_BYTES // max(1, once), _FETCHED_ROWS // len(documents)))
+    documents = list(documents) * times
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "documents.parquet"
         columns = {
