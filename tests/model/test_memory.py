@@ -21,7 +21,12 @@ import json, pathlib, resource, sys
 from lakerank.model.prompt import Limits
 from lakerank.model.rerankers import load_reranker
 from lakerank.records import Document, DocumentGroup, Query
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak():  # VmHWM starts anew with the program; ru_maxrss would start from the parent's
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) / 1024
 reranker = load_reranker(sys.argv[1], device="cpu", dtype="float32", limits=Limits(max_length=33280), device_threads=1)
 query = Query("q", text="red apple")
 def score(document):
