@@ -56,10 +56,12 @@ def logits_of(results: Iterable[ScoredPair | Reject]) -> Bits:
     }
 
 
-def with_engine(checkpoint: Path, kind: type[Engine] = Engine, **options: Any) -> DocumentMajorReranker:
+def with_engine(
+    checkpoint: Path, kind: type[Engine] = Engine, dtype: str = "float32", **options: Any
+) -> DocumentMajorReranker:
     """A reranker whose engine is of another kind, or made with other options."""
-    reranker = load_reranker(str(checkpoint), device="cpu", dtype="float32")
-    stored = read_settings(checkpoint, "float32")
+    reranker = load_reranker(str(checkpoint), device="cpu", dtype=dtype)
+    stored = read_settings(checkpoint, dtype)
     reranker._engine = kind(load_network(checkpoint, stored), stored.patches, **options)
     return reranker
 
@@ -88,19 +90,21 @@ def test_bits_do_not_depend_on_company_or_order(
     assert split == together
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_bits_are_the_pairs_own(
-    tiny_checkpoint: Path, queries: list[Query], documents: list[Document], data: st.DataObject
+    tiny_checkpoint: Path, queries: list[Query], documents: list[Document], dtype: str, data: st.DataObject
 ) -> None:
     """Any pairs, in any order and grouping, at any budget, before and after others: the same bits."""
     pairs = [(query, document) for query in queries for document in documents]
     drawn = data.draw(st.lists(st.sampled_from(range(len(pairs))), min_size=1, max_size=30, unique=True))
     chosen = [pairs[number] for number in drawn]
     budget = data.draw(st.sampled_from([64, 200, 1024, 4096]))
-    reranker = REFERENCE.setdefault("reranker", with_engine(tiny_checkpoint))
-    expected = REFERENCE.setdefault(
-        "bits", logits_of(reranker.score_groups(DocumentGroup(document, (query,)) for query, document in pairs))
+    reranker = REFERENCE.get(dtype) or REFERENCE.setdefault(dtype, with_engine(tiny_checkpoint, dtype=dtype))
+    expected = REFERENCE.get(dtype + " bits") or REFERENCE.setdefault(
+        dtype + " bits",
+        logits_of(reranker.score_groups(DocumentGroup(document, (query,)) for query, document in pairs)),
     )
     reranker._engine.budget = budget_of(budget)
     if data.draw(st.booleans()):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lakerank.model.rows import ROW_MULTIPLE, RowProducts, choose_products, rowwise
+from lakerank.model.rows import ROW_MULTIPLE, Product, RowProducts, choose_products, rowwise
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -27,7 +27,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_chosen_keeps_a_rows_bits(threads: int, dtype: torch.dtype) -> None:
     weight, bias = random(96, 192).to(dtype), random(96).to(dtype)
-    products = choose_products([(weight, bias)])
+    products = choose_products([Product(weight, bias, 1024)])
     rows = random(products.multiple * 9, 192, seed=1).to(dtype)
     whole = products.linear(rows, weight, bias)
     for count in range(products.multiple, len(rows) + 1, products.multiple):

@@ -52,18 +52,29 @@ def attend_plainly(
 def document_attention(query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout) -> Tensor:
     """Each document's rows causally among themselves: (M, H, D), two of (M, G, D) -> (M, H * D)."""
     repeats = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     if layout.varlen is not None:
-        return layout.varlen(query, key, value).flatten(1)
+        return layout.varlen(query, _repeated(key, repeats), _repeated(value, repeats)).flatten(1)
     out = torch.zeros_like(query)
     for start, stop in layout.alone:
-        q, k, v = (rows[start:stop].transpose(0, 1).unsqueeze(0) for rows in (query, key, value))  # (1, H, S, D)
-        out[start:stop] = F.scaled_dot_product_attention(q, k, v, is_causal=True)[0].transpose(0, 1)
+        out[start:stop] = _causal(query[start:stop], key[start:stop], value[start:stop])
     for bucket in layout.buckets:
-        q, k, v = (rows[bucket.index].transpose(1, 2) for rows in (query, key, value))  # (B, H, S, D)
-        together = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        k, v = (_repeated(rows[bucket.index], repeats).transpose(1, 2) for rows in (key, value))  # (B, H, S, D)
+        together = F.scaled_dot_product_attention(query[bucket.index].transpose(1, 2), k, v, is_causal=True)
         out[bucket.rows] = together.transpose(1, 2).flatten(0, 1)[bucket.take]
     return out.flatten(1)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """One document: (S, H, D), two of (S, G, D) -> (S, H, D)."""
+    groups, repeats = key.shape[1], query.shape[1] // key.shape[1]
+    q = query.view(len(query), groups, repeats, -1).permute(1, 2, 0, 3)  # (G, R, S, D)
+    k, v = (rows.transpose(0, 1).unsqueeze(1).expand(q.shape) for rows in (key, value))  # not copied on a CPU
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _repeated(states: Tensor, repeats: int) -> Tensor:
+    """Keys or values for every head: (…, G, D) -> (…, G * R, D)."""
+    return states.repeat_interleave(repeats, dim=-2)
 
 
 def query_attention(

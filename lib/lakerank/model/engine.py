@@ -25,7 +25,7 @@ from lakerank.model.images import Patches, PatchShape
 from lakerank.model.layout import PAIR_QUERY, PrefixLayout, Span, prefix_layout, suffix_layout
 from lakerank.model.network import JinaVLForRanking
 from lakerank.model.packed import PackedDecoder, Prefix
-from lakerank.model.rows import RowProducts, choose_products
+from lakerank.model.rows import Product, RowProducts, choose_products
 from lakerank.model.tokens import Side
 from lakerank.model.varlen import VarlenKind, choose_varlen
 from lakerank.model.vision import PackedVision
@@ -93,8 +93,8 @@ class Engine:
         self.dtype, self._device = weight.dtype, weight.device
         self._image_token = int(network.config.image_token_id)
         self.budget = budget or device_budget(self._device, network.config, weight.dtype)
-        weights = [*self._decoder.weights(), *self._vision.weights()]
-        self._use(products or (choose_products(weights) if reproducible else RowProducts()))
+        self._products = products or (self._reproducible_products() if reproducible else RowProducts())
+        self._decoder.products = self._vision.products = self._products
         heads, dim = self._decoder.heads, self._decoder.dim
         chosen = choose_varlen(self._device, self.dtype, heads, dim, reproducible=reproducible)
         self._varlen = varlen or chosen
@@ -104,18 +104,21 @@ class Engine:
         self._document_images: BoundedCache[Tensor] = BoundedCache(document_images_bytes, lambda made: made.nbytes)
         self._kept: dict[bytes, Prefix] = {}
 
-    def _use(self, products: RowProducts) -> None:
-        self._products = self._decoder.products = self._vision.products = products
+    def _reproducible_products(self) -> RowProducts:
+        decoder = (Product(*weights, self.budget.tokens) for weights in self._decoder.weights())
+        vision = (Product(*weights, self.budget.patches) for weights in self._vision.weights())
+        return choose_products([*decoder, *vision])
 
     @torch.inference_mode()
     def score(self, groups: Sequence[DocumentQueries]) -> list[np.ndarray]:
         """Raw float32 logits (Q,) of each group's queries, in order."""
         started = time.perf_counter()
-        logits = np.empty(sum(len(group.queries) for group in groups), dtype=np.float32)
         prefixes, numbers = self._prefixes([group.document for group in groups])
         pairs = _pairs(groups, numbers)
-        for chunk in _cut(pairs, [len(pair.query.token_ids) for pair in pairs], self.budget.tokens):
-            logits[[pair.place for pair in chunk]] = self._suffixes(chunk, prefixes)
+        chunks = _cut(pairs, [len(pair.query.token_ids) for pair in pairs], self.budget.tokens)
+        made = [self._suffixes(chunk, prefixes) for chunk in chunks]
+        logits = np.empty(len(pairs), dtype=np.float32)
+        logits[[pair.place for pair in pairs]] = torch.cat(made).cpu().numpy()  # the device is waited for here only
         self._timer.collect()
         for group in groups:
             self._count(group)
@@ -176,13 +179,13 @@ class Engine:
         filling = [rows - sum(lengths)] if rows > sum(lengths) else []
         return PrefixLayout((), (), self._varlen([*lengths, *filling], self._device))
 
-    def _suffixes(self, pairs: Sequence[_Pair], prefixes: Sequence[Prefix]) -> np.ndarray:
+    def _suffixes(self, pairs: Sequence[_Pair], prefixes: Sequence[Prefix]) -> Tensor:
         """Logits (P,) of pairs that fit in one pass."""
-        used = sorted({pair.document for pair in pairs})
+        used = {number: place for place, number in enumerate(sorted({pair.document for pair in pairs}))}
         queries = [pair.query for pair in pairs]
         starts = np.cumsum([0, *(len(query.token_ids) for query in queries)]).tolist()
         spans = [
-            Span(start, len(pair.query.token_ids), used.index(pair.document), prefixes[pair.document].tokens)
+            Span(start, len(pair.query.token_ids), used[pair.document], prefixes[pair.document].tokens)
             for start, pair in zip(starts, pairs, strict=False)
         ]
         visual = self._images(queries, self._query_images)
@@ -199,7 +202,7 @@ class Engine:
                 suffix_layout(spans, self._decoder.repeats, self._device, last_only=True),
                 self._to_device(rows),
             )
-        return logits[: len(pairs)].cpu().numpy()
+        return logits[: len(pairs)]
 
     def _embed(self, sides: Sequence[Side], starts: Sequence[int], visual: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Embeddings (M, h) and positions (3, M) of sides one after the other; rows that only fill are token 0."""

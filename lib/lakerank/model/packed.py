@@ -22,14 +22,30 @@ INNER_ROWS_CPU = 512
 INNER_ROWS_GPU = 8192
 
 
+class Norm:
+    """The root mean square norm, with fewer passes over memory than transformers' own."""
+
+    def __init__(self, module: Any) -> None:
+        self._weight: Tensor = module.weight
+        self._epsilon = float(module.variance_epsilon)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(M, h) -> (M, h); the mean of squares in float32."""
+        wide = rows.float()
+        size: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = (size.square_().div_(rows.shape[-1]) + self._epsilon).rsqrt_()
+        normed: Tensor = (wide * scale).to(rows.dtype).mul_(self._weight)
+        return normed
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One decoder layer, products of the same input joined into one."""
 
-    norm: nn.Module
+    norm: Norm
     query_key_value: tuple[Tensor, Tensor | None]
     out: tuple[Tensor, Tensor | None]
-    inner_norm: nn.Module
+    inner_norm: Norm
     gate_up: tuple[Tensor, Tensor | None]
     down: tuple[Tensor, Tensor | None]
     activation: Callable[[Tensor], Tensor]
@@ -65,7 +81,7 @@ class PackedDecoder:
         self.heads, self._groups = text.num_attention_heads, text.num_key_value_heads
         self.dim = decoder.layers[0].self_attn.head_dim
         self._layers = [_join_products(layer) for layer in decoder.layers]
-        self._norm, self._embeddings = decoder.norm, decoder.embed_tokens
+        self._norm, self._embeddings = Norm(decoder.norm), decoder.embed_tokens
         self._head_weights = [parameter.float() for parameter in network.score.parameters()]
         rotary = decoder.rotary_emb
         self._sections = rotary.config.rope_parameters.get("mrope_section", MROPE_SECTION)
@@ -172,13 +188,14 @@ class PackedDecoder:
 
     def _after_attention(self, layer: Layer, hidden: Tensor, attended: Tensor) -> Tensor:
         """A layer's remaining half: (M, h), (M, H * D) -> (M, h)."""
-        hidden = hidden + self.products.linear(attended, *layer.out)
-        inner = [self._inner(layer, part) for part in layer.inner_norm(hidden).split(self._inner_rows)]
-        return hidden + (inner[0] if len(inner) == 1 else torch.cat(inner))
+        hidden = self.products.linear(attended, *layer.out).add_(hidden)
+        for part in torch.split(hidden, self._inner_rows):
+            part.add_(self._inner(layer, layer.inner_norm(part)))
+        return hidden
 
     def _inner(self, layer: Layer, normed: Tensor) -> Tensor:
         gate, up = self.products.linear(normed, *layer.gate_up).chunk(2, dim=-1)
-        return self.products.linear(rowwise(layer.activation, gate) * up, *layer.down)
+        return self.products.linear(rowwise(layer.activation, gate).mul_(up), *layer.down)
 
 
 def inner_rows(device: torch.device) -> int:
@@ -189,10 +206,10 @@ def inner_rows(device: torch.device) -> int:
 def _join_products(layer: Any) -> Layer:
     attention, inner = layer.self_attn, layer.mlp
     return Layer(
-        norm=layer.input_layernorm,
+        norm=Norm(layer.input_layernorm),
         query_key_value=join([attention.q_proj, attention.k_proj, attention.v_proj]),
         out=(attention.o_proj.weight, attention.o_proj.bias),
-        inner_norm=layer.post_attention_layernorm,
+        inner_norm=Norm(layer.post_attention_layernorm),
         gate_up=join([inner.gate_proj, inner.up_proj]),
         down=(inner.down_proj.weight, inner.down_proj.bias),
         activation=inner.act_fn,

@@ -50,4 +50,8 @@ def rotate(states: Tensor, rotation: Tensor) -> Tensor:
     """Apply rotary embeddings to queries or keys: (M, heads, 2F), (2, M, 1, F) -> (M, heads, 2F)."""
     cos, sin = rotation.unbind(0)
     first, second = states.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    turned = torch.empty(states.shape, dtype=states.dtype, device=states.device)
+    turned_first, turned_second = turned.chunk(2, dim=-1)
+    torch.mul(first, cos, out=turned_first).sub_(second * sin)
+    torch.mul(second, cos, out=turned_second).add_(first * sin)
+    return turned

@@ -24,7 +24,7 @@ ROW_MULTIPLE = 32
 BLOCK_CPU = 64
 BLOCK_GPU = 1024
 
-#: Numbers of rows that are tried against each other. A work unit's lie between the first and the last.
+#: Numbers of rows that are tried against the most that a pass has.
 _TRIED = (32, 64, 96, 224, 416, 1024)
 
 #: Elements of which torch gives one to each thread at least, when it cuts an element-wise function into parts (its
@@ -55,25 +55,38 @@ class RowProducts:
         return torch.cat([F.linear(part, weight, bias) for part in torch.split(rows, self.block)])
 
 
-def choose_products(weights: Iterable[tuple[Tensor, Tensor | None]]) -> RowProducts:
-    """Products for these weights whose bits hold on this machine, tried on random rows with its present threads."""
-    distinct = {tuple(weight.shape): (weight, bias) for weight, bias in weights}
-    if all(_free(weight, bias) for weight, bias in distinct.values()):
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product that is made: weight (N, K), bias (N,), and the most rows that several inputs fill together.
+
+    An input that takes more alone has the same number of rows whenever it comes.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    most_rows: int
+
+
+def choose_products(wanted: Iterable[Product]) -> RowProducts:
+    """Products whose bits hold on this machine, tried on random rows with its present number of threads."""
+    ordered = sorted(wanted, key=lambda product: product.most_rows)  # of those alike, the one with the most rows stays
+    distinct = {(p.weight.shape, p.weight.dtype, p.bias is None): p for p in ordered}.values()
+    if all(_free(product.weight, product.bias, product.most_rows) for product in distinct):
         return RowProducts()
-    device = next(iter(distinct.values()))[0].device
+    device = next(iter(distinct)).weight.device
     products = RowProducts(BLOCK_CPU if device.type == "cpu" else BLOCK_GPU)
     logger.info("products of matrices depend on the number of rows here: all are made with %s", products.block)
-    if not all(_unmoved(products, weight, bias) for weight, bias in distinct.values()):
+    if not all(_unmoved(products, product.weight, product.bias) for product in distinct):
         logger.warning("products of matrices depend on a row's place here: scores can change in their last bits")
     return products
 
 
 @torch.inference_mode()
-def _free(weight: Tensor, bias: Tensor | None) -> bool:
-    rows = _random_rows(max(_TRIED), weight)
+def _free(weight: Tensor, bias: Tensor | None, most: int) -> bool:
+    rows = _random_rows(-(-most // ROW_MULTIPLE) * ROW_MULTIPLE, weight)
     whole = F.linear(rows, weight, bias)
-    for count in _TRIED:
-        moved = (count // 2 + 3) % max(1, len(rows) - count + 1)
+    for count in (count for count in _TRIED if count < len(rows)):
+        moved = (count // 2 + 3) % (len(rows) - count)
         if not torch.equal(F.linear(rows[:count], weight, bias), whole[:count]):
             return False
         if not torch.equal(F.linear(rows[moved : moved + count], weight, bias), whole[moved : moved + count]):

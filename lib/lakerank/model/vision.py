@@ -55,9 +55,9 @@ class PackedVision:
         rotation = self._rotation(grids, spare)
         layout = _attention_layout(counts, hidden.device)
         for block in self._blocks:
-            hidden = hidden + self._attention(block, block.norm1(hidden), rotation, layout)
-            inner = [self._inner(block, part) for part in block.norm2(hidden).split(self._inner_rows)]
-            hidden = hidden + (inner[0] if len(inner) == 1 else torch.cat(inner))
+            hidden = self._attention(block, block.norm1(hidden), rotation, layout).add_(hidden)
+            for part in torch.split(hidden, self._inner_rows):
+                part.add_(self._inner(block, block.norm2(part)))
         merged = self._merge(hidden[: len(pixels)])
         return list(torch.split(merged, [count // self._shape.merge**2 for count in counts]))
 
