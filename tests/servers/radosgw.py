@@ -100,7 +100,8 @@ class Radosgw:
         self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v1:127.0.0.1:{mon_port}]", monmap)
         self._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap)
         self._run("ceph-mon", "-i", "a")
-        self._run("ceph", "osd", "new", osd_uuid)
+        # A monitor just started refuses its first clients (EPERM); asked again, this changes nothing.
+        self._until("monitor", lambda: self._run("ceph", "osd", "new", osd_uuid) is not None)
         (self.folder / "osd").mkdir()
         self._run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd_uuid)
         # Now and then it asks before it has heard from the monitor which cluster it is in, and gives up ("wrong fsid").
