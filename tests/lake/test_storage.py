@@ -193,6 +193,7 @@ def test_a_folder_that_keeps_to_the_protocol_is_writable(storage: Storage, empty
     assert storage.walk(empty_folder) == []
 
 
+@pytest.mark.skipif(SERVER != "moto", reason="a store that checks signatures misses the header that was taken out")
 def test_a_store_that_ignores_conditions_is_refused(s3_folder: str, faulty_s3: Any) -> None:
     storage = Storage(StorageOptions(endpoint_url=faulty_s3.endpoint))
     faulty_s3.conditions = False
@@ -371,7 +372,8 @@ def test_an_endpoint_that_does_not_answer_is_named_and_no_key_is_shown(s3_server
 @pytest.mark.skipif(SERVER == "moto", reason="moto checks no keys")
 def test_wrong_keys_are_told_from_a_wrong_address(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-right-one")
-    storage = Storage(StorageOptions(endpoint_url=s3_server.endpoint, max_attempts=2))
+    # fsspec would give another test's connection, with the right keys, for the same options
+    storage = Storage(StorageOptions(endpoint_url=s3_server.endpoint, max_attempts=2, connect_timeout_s=17))
     for action in (storage.read_bytes, storage.list_parquet, storage.open_parquet):
         with pytest.raises(StorageError, match=r"s3://lake/a\.parquet: cannot be .*check the credentials") as caught:
             action("s3://lake/a.parquet")
