@@ -87,10 +87,10 @@ def warm_up(workload: Workload, contenders: Mapping[str, Contender], stamps: Sta
     return Pace(pairwise.seconds / pairwise.pairs, one.flops / pairwise.flops - suffix, suffix)
 
 
-def size(workload: str, k: int, pace: Pace, seconds: float) -> Sizes:
+def size(workload: str, k: int, pace: Pace, seconds: float, most: int = MOST) -> Sizes:
     """Inputs whose run takes about `seconds`, for the published loop and for us alike."""
     each = pace.pair_seconds * (max(pace.document, 0.0) + k * pace.query)
-    documents = min(MOST, max(LEAST.get(workload, 1), round(seconds / each)))
+    documents = min(most, max(LEAST.get(workload, 1), round(seconds / each)))
     if k == 1:
         return Sizes(documents, documents)
     wanted = max(2, round(seconds / pace.pair_seconds))
