@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lakerank.model.budget import bytes_per_token, device_budget, free_bytes
+from lakerank.model.budget import BUSY_TOKENS_CPU, bytes_per_token, device_budget, free_bytes
 from lakerank.model.checkpoint import read_settings
 from lakerank.model.weights import parse_config
 
@@ -77,5 +77,5 @@ def test_the_budget_follows_the_memory(tiny_checkpoint: Path) -> None:
     config = parse_config(read_settings(tiny_checkpoint).config, "tiny")
     device = torch.device("cpu")
     assert free_bytes(device) > 0
-    assert device_budget(device, config, torch.float32).tokens == 1024
+    assert device_budget(device, config, torch.float32).tokens == BUSY_TOKENS_CPU
     assert bytes_per_token(config, torch.float32) == 2 * bytes_per_token(config, torch.bfloat16)

@@ -10,12 +10,12 @@ import torch
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 
 #: Tokens and patches of one pass that keep a device busy: more would only take memory and, on a CPU, leave its caches.
-BUSY_TOKENS_CPU = 1024
+BUSY_TOKENS_CPU = 2048
 BUSY_TOKENS_GPU = 16384
 PATCHES_PER_TOKEN = 4
 
 #: Passes of documents before one of their queries: a single query a document would leave its own pass nearly empty.
-PASSES_HELD = 4
+PASSES_HELD = 2
 
 #: Share of the memory that is free at the start for what passes hold; the rest is for the host's work and other tasks.
 SHARE_CPU = 0.125

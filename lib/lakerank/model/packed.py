@@ -16,9 +16,9 @@ from lakerank.model.network import MROPE_SECTION, JinaVLForRanking
 from lakerank.model.rotation import RotaryTable, rotate
 from lakerank.model.rows import RowProducts, rowwise
 
-#: Rows whose inner layer (several times as wide as the hidden states) is in memory at once: on a CPU few enough for its
-#: caches, on a GPU many enough to keep it busy.
-INNER_ROWS_CPU = 512
+#: Rows whose inner layer (several times as wide as the hidden states) is in memory at once: no fewer than keep
+#: the device busy.
+INNER_ROWS_CPU = 2048
 INNER_ROWS_GPU = 8192
 
 
