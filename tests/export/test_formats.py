@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from pyspark import cloudpickle
+
 from lakerank.cli.export import FORMATS as OFFERED
+from lakerank.export.format import Target
 from lakerank.export.formats import FORMATS
 
 ROOT = Path(__file__).parents[2]
@@ -15,6 +19,16 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_format_is_offered():
     assert list(OFFERED) == list(FORMATS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_crosses_to_a_worker_and_writes_the_same_there(name, lists):
+    here = FORMATS[name](Target("a:b"))
+    there = cloudpickle.loads(cloudpickle.dumps(here))
+    written = [form.finish([form.encode(one) for one in lists]) for form in (here, there)]
+    assert written[0] == written[1]
+    if here.remove is not None:
+        assert there.remove("q") == here.remove("q")
 
 
 def test_every_format_is_documented():

@@ -127,6 +127,16 @@ def test_texts_numbers_and_first_stage_scores_come_with_the_lists(spark, storage
     assert b"".join(part_bytes(ranked, export_run(spark, storage, ranked))) == b"".join(encoded("svmrank", scored))
 
 
+def test_each_part_of_a_csv_has_the_header(spark, storage, wanted):
+    export = replace(wanted, format="csv")
+    parts = part_bytes(export, export_run(spark, storage, export))
+    header, *_ = encoded("csv", NEW)[0].splitlines(keepends=True)
+    assert len(parts) > 1
+    assert [part[: len(header)] for part in parts] == [header] * len(parts)
+    whole = b"".join(one.removeprefix(header) for one in encoded("csv", NEW))
+    assert b"".join(part.removeprefix(header) for part in parts) == whole
+
+
 def test_depth_cuts_lists(spark, storage, wanted):
     export = replace(wanted, depth=2)
     export_run(spark, storage, export)

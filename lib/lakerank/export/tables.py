@@ -28,10 +28,10 @@ def golden_pairs(_target: Target) -> Format:
 
 def flat_csv(_target: Target) -> Format:
     """CSV with the columns of ranked/ and a header; strings in quotes, null as nothing between two commas."""
-    options = pyarrow.csv.WriteOptions(include_header=False)
 
     def encode(one: ExportList) -> bytes:
         sink = pa.BufferOutputStream()
+        options = pyarrow.csv.WriteOptions(include_header=False)  # made here: it does not pickle
         pyarrow.csv.write_csv(_batch(one, RANKED), sink, options)
         return bytes(sink.getvalue())
 
