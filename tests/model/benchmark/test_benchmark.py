@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from lakerank.cost import Calibration
 from lakerank.model.benchmark.benchmark import Request, Result, benchmark
 from lakerank.model.benchmark.contenders import CROSS_ENCODER, FAST, PUBLISHED, REPRODUCIBLE, load
-from lakerank.model.benchmark.figures import Absent, Figure
+from lakerank.model.benchmark.figures import Absent, Figure, predictions
 from lakerank.model.benchmark.plot import draw
 from lakerank.model.benchmark.report import as_json, as_text, summary
 from lakerank.model.benchmark.workloads import build, scorable
@@ -71,3 +72,9 @@ def test_a_result_is_told_as_text_json_picture_and_calibration(result: Result, t
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
     assert Calibration.from_json(result.calibration.to_json()) == result.calibration
     assert json.loads(json.dumps(summary(result)))["tokens_per_second"] > 0
+
+
+def test_one_alone_is_drawn_too(result: Result, tmp_path: Path) -> None:
+    alone = [one for one in result.figures if one.contender == REPRODUCIBLE]
+    draw(replace(result, figures=alone, predictions=predictions(alone)), tmp_path / "alone.png")
+    assert (tmp_path / "alone.png").stat().st_size > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lakerank.errors import DependencyError
 from lakerank.model.benchmark.benchmark import Result
@@ -27,11 +28,14 @@ def draw(result: Result, file: Path) -> None:
         raise DependencyError(f"{error}: pip install 'lakerank[report]'") from error
     picture = Picture(figsize=(11, 4.2), layout="constrained")
     left, right = picture.subplots(1, 2)
+    relative = any(one.ratio is not None for one in result.predictions)
     for number, workload in enumerate(result.request.workloads):
         cells = sorted((one for one in result.predictions if one.workload == workload), key=lambda one: one.k)
-        _lines(left, workload, cells, _COLOURS[number % len(_COLOURS)])
-    left.axhline(1, color="grey", linewidth=0.8)
-    left.set(xscale="log", yscale="log", xlabel="queries a document", ylabel="pairs/s over the published loop")
+        _lines(left, workload, cells, _COLOURS[number % len(_COLOURS)], relative)
+    if relative:
+        left.axhline(1, color="grey", linewidth=0.8)
+    height = "pairs/s over the published loop" if relative else "pairs/s"
+    left.set(xscale="log", yscale="log", xlabel="queries a document", ylabel=height)
     left.set_xticks(result.request.ks, [str(k) for k in result.request.ks], minor=False)
     left.legend(frameon=False, title="dashed: predicted by operations")
     ours = [one for one in result.figures if isinstance(one, Figure) and one.contender == REPRODUCIBLE]
@@ -44,20 +48,28 @@ def draw(result: Result, file: Path) -> None:
     FigureCanvasAgg(picture).print_png(file)
 
 
-def _lines(axes: object, workload: str, cells: Sequence[Prediction], colour: str) -> None:
-    measured = [(one.k, one.ratio) for one in cells if one.ratio is not None]
-    predicted = [(one.k, one.predicted_ratio) for one in cells if one.predicted_ratio is not None]
-    for points, style, label in ((measured, "o-", workload), (predicted, "--", None)):
-        axes.plot([k for k, _ in points], [ratio for _, ratio in points], style, color=colour, label=label)  # type: ignore[attr-defined]
+def _lines(axes: Any, workload: str, cells: Sequence[Prediction], colour: str, relative: bool) -> None:
+    """Measured and predicted: how far ahead of the published loop, or pairs a second where it did not run."""
+    for predicted, style, label in ((False, "o-", workload), (True, "--", None)):
+        heights = [_height(one, predicted, relative) for one in cells]
+        known = [(one.k, height) for one, height in zip(cells, heights, strict=True) if height]
+        axes.plot([k for k, _ in known], [height for _, height in known], style, color=colour, label=label)
 
 
-def _bars(axes: object, ours: Sequence[Figure]) -> None:
+def _height(one: Prediction, predicted: bool, relative: bool) -> float | None:
+    if relative:
+        return one.predicted_ratio if predicted else one.ratio
+    milliseconds = one.predicted_ms if predicted else one.ms
+    return 1000 / milliseconds if milliseconds else None
+
+
+def _bars(axes: Any, ours: Sequence[Figure]) -> None:
     names = [f"{one.workload}, k = {one.k}" for one in ours]
     start = [0.0] * len(ours)
     for stage, colour in zip(_STAGES, _COLOURS, strict=True):
         shares = [one.shares.get(stage, 0.0) for one in ours]
-        axes.barh(names, shares, left=start, color=colour, label=stage)  # type: ignore[attr-defined]
+        axes.barh(names, shares, left=start, color=colour, label=stage)
         start = [before + share for before, share in zip(start, shares, strict=True)]
-    axes.invert_yaxis()  # type: ignore[attr-defined]
-    axes.set(xlim=(0, 1), xlabel=f"share of wall time, {REPRODUCIBLE}")  # type: ignore[attr-defined]
-    axes.legend(frameon=False, ncols=len(_STAGES), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))  # type: ignore[attr-defined]
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel=f"share of wall time, {REPRODUCIBLE}")
+    axes.legend(frameon=False, ncols=len(_STAGES), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
