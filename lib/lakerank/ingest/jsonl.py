@@ -6,9 +6,9 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BufferedIOBase
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lakerank.ingest.items import Item, Row, SourceFault, SourceReject
 from lakerank.records import Candidate, Qrel
@@ -24,6 +24,9 @@ _INT32 = range(-(2**31), 2**31)
 #: Reads an image file that a record names by a path relative to the JSONL file's folder. Raises `LineFault`.
 ReadImage = Callable[[str], bytes]
 
+Fields = TypeVar("Fields")
+Read = TypeVar("Read")
+
 
 class LineFault(Exception):
     """A line that cannot become a row."""
@@ -31,6 +34,23 @@ class LineFault(Exception):
     def __init__(self, fault: SourceFault, detail: str) -> None:
         super().__init__(detail)
         self.fault = fault
+
+
+def read_each(
+    path: str,
+    records: Iterable[tuple[int, Fields] | SourceReject],
+    read: Callable[[int, Fields], Iterable[Read]],
+) -> Iterator[Read | SourceReject]:
+    """What is read from each numbered record of a file. One whose reading raises `LineFault` ends as a reject."""
+    for record in records:
+        if isinstance(record, SourceReject):
+            yield record
+            continue
+        line, fields = record
+        try:
+            yield from read(line, fields)
+        except LineFault as fault:
+            yield SourceReject(path, fault.fault, str(fault), line=line)
 
 
 def read_jsonl(

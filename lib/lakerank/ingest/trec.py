@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from lakerank.ingest.items import SourceFault, SourceReject
-from lakerank.ingest.jsonl import LineFault
+from lakerank.ingest.jsonl import LineFault, read_each
 from lakerank.records import Qrel
 
 #: A line's number and its fields, or why there is none.
@@ -67,23 +67,26 @@ def trec_qrels(path: str, lines: Iterable[Line], query_prefix: str, doc_prefix: 
 def _judgements(
     path: str, lines: Iterable[Line], judgement: Callable[[list[str]], Qrel], header: bool
 ) -> Iterator[Qrel | SourceReject]:
-    for line in lines:
-        if isinstance(line, SourceReject):
-            yield line
-            continue
-        number, fields = line
+    def read(number: int, fields: list[str]) -> Iterator[Qrel]:
         try:
             yield judgement(fields)
-        except LineFault as fault:
+        except LineFault:
             if not (header and number == 1):
-                yield SourceReject(path, fault.fault, str(fault), line=number)
+                raise
+
+    return read_each(path, lines, read)
+
+
+def _number(field: str) -> float:
+    """What a field says, NaN where it is no number."""
+    try:
+        return float(field)
+    except ValueError:
+        return math.nan
 
 
 def _relevance(field: str) -> int:
-    try:
-        number = float(field)
-    except ValueError:
-        number = math.nan
+    number = _number(field)
     if not number.is_integer() or abs(number) >= 2**31:
         raise LineFault(SourceFault.FIELD_INVALID, "the relevance is not a 32-bit integer")
     return int(number)
@@ -91,20 +94,14 @@ def _relevance(field: str) -> int:
 
 def run_lines(path: str, lines: Iterable[Line]) -> Iterator[RunLine | SourceReject]:
     """A run: query, Q0, document, rank, score, tag. Further fields are passed over; the score orders, not the rank."""
-    for line in lines:
-        if isinstance(line, SourceReject):
-            yield line
-            continue
-        number, fields = line
-        try:
-            if len(fields) < 6:
-                detail = f"{len(fields)} fields, not query, Q0, document, rank, score, tag"
-                raise LineFault(SourceFault.FIELD_MISSING, detail)
-            score = float(fields[4])
-            if not math.isfinite(score):
-                raise ValueError
-            yield RunLine(fields[0], fields[2], score, number)
-        except ValueError:
-            yield SourceReject(path, SourceFault.FIELD_INVALID, "the score is not a finite number", line=number)
-        except LineFault as fault:
-            yield SourceReject(path, fault.fault, str(fault), line=number)
+
+    def read(number: int, fields: list[str]) -> Iterator[RunLine]:
+        if len(fields) < 6:
+            detail = f"{len(fields)} fields, not query, Q0, document, rank, score, tag"
+            raise LineFault(SourceFault.FIELD_MISSING, detail)
+        score = _number(fields[4])
+        if not math.isfinite(score):
+            raise LineFault(SourceFault.FIELD_INVALID, "the score is not a finite number")
+        yield RunLine(fields[0], fields[2], score, number)
+
+    return read_each(path, lines, read)

@@ -8,20 +8,20 @@ folders: twelve forums whose mean is one figure. On the hub qrels lie in a repos
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from lakerank.ingest.items import Item, SourceReject
-from lakerank.ingest.jsonl import LineFault, record_id, record_text
+from lakerank.ingest.jsonl import read_each, record_id, record_text
 from lakerank.ingest.layouts.benchmark import (
     Benchmark,
     DocumentColumns,
     Part,
-    Pool,
     QueryColumns,
     Wanted,
     gathered,
-    index_of,
+    text_pool,
     titled,
 )
 from lakerank.ingest.layouts.published import Published
@@ -85,7 +85,7 @@ def _part(folder: Published, path: str, dataset: str, subset: str | None, split:
     def judgements() -> Iterator[Qrel | SourceReject]:
         return tsv_qrels(qrels, folder.fields(qrels), f"{name}/", f"{name}/")
 
-    pool = Pool(name, documents, index_of(documents), is_searchable=True, prefix=f"{name}/")
+    pool = text_pool(name, f"{name}/", documents)
     return Part(
         name, pool, columns, lambda: _queries(folder, queries, columns, f"{name}/"), judgements, prefix=f"{name}/"
     )
@@ -95,27 +95,17 @@ def passages(
     folder: Published, path: str, prefix: str, columns: DocumentColumns, wanted: Wanted
 ) -> Iterator[Item | SourceReject]:
     """The passages of a corpus in JSON Lines, under `_id`, `docid` or `id`, with their titles in front."""
-    for record in folder.records(path):
-        if isinstance(record, SourceReject):
-            yield record
-            continue
-        line, fields = record
-        try:
-            doc_id = prefix + record_id(fields, ("_id", "docid", "id"))
-            if wanted(doc_id):
-                text = titled(record_text(fields, "title"), record_text(fields, "text"))
-                yield Item(doc_id, text, kept=tuple(columns))
-        except LineFault as fault:
-            yield SourceReject(path, fault.fault, str(fault), line=line)
+
+    def passage(_line: int, fields: Mapping[str, Any]) -> Iterator[Item]:
+        doc_id = prefix + record_id(fields, ("_id", "docid", "id"))
+        if wanted(doc_id):
+            yield Item(doc_id, titled(record_text(fields, "title"), record_text(fields, "text")), kept=tuple(columns))
+
+    return read_each(path, folder.records(path), passage)
 
 
 def _queries(folder: Published, path: str, columns: QueryColumns, prefix: str) -> Iterator[Item | SourceReject]:
-    for record in folder.records(path):
-        if isinstance(record, SourceReject):
-            yield record
-            continue
-        line, fields = record
-        try:
-            yield Item(prefix + record_id(fields, ("_id",)), record_text(fields, "text") or "", kept=tuple(columns))
-        except LineFault as fault:
-            yield SourceReject(path, fault.fault, str(fault), line=line)
+    def query(_line: int, fields: Mapping[str, Any]) -> Iterator[Item]:
+        yield Item(prefix + record_id(fields, ("_id",)), record_text(fields, "text") or "", kept=tuple(columns))
+
+    return read_each(path, folder.records(path), query)

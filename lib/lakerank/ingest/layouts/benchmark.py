@@ -105,15 +105,15 @@ def gathered(makers: Iterable[Callable[[], T]]) -> list[T]:
     return made
 
 
-def index_of(documents: Callable[[Wanted], Documents]) -> Callable[[], Iterator[tuple[str, str]]]:
-    """The index of a pool of texts: what its documents say."""
+def text_pool(name: str, prefix: str, documents: Callable[[Wanted], Documents]) -> Pool:
+    """A pool of texts: searchable, and its index is what its documents say."""
 
     def index() -> Iterator[tuple[str, str]]:
         for document in documents(lambda doc_id: True):
             if isinstance(document, Item):
                 yield document.id, document.text or ""
 
-    return index
+    return Pool(name, documents, index, is_searchable=True, prefix=prefix)
 
 
 def titled(title: str | None, text: str | None) -> str:

@@ -9,20 +9,20 @@ each, the mean over six programming languages.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from lakerank.ingest.items import Item, SourceReject
-from lakerank.ingest.jsonl import LineFault, record_id, record_text
+from lakerank.ingest.jsonl import read_each, record_id, record_text
 from lakerank.ingest.layouts.benchmark import (
     Benchmark,
     DocumentColumns,
     Part,
-    Pool,
     QueryColumns,
     Wanted,
     gathered,
-    index_of,
+    text_pool,
     titled,
 )
 from lakerank.ingest.layouts.published import Published
@@ -84,7 +84,7 @@ def _part(folder: Published, name: str, split: str) -> Part:
     def documents(wanted: Wanted) -> Iterator[Item | SourceReject]:
         return _items(folder, corpus, prefix, tuple(DocumentColumns(dataset)), wanted)
 
-    pool = Pool(name.lower(), documents, index_of(documents), is_searchable=True, prefix=prefix)
+    pool = text_pool(name.lower(), prefix, documents)
     asked = partial(_items, folder, queries, prefix, tuple(columns), lambda query_id: True)
     return Part(name.lower(), pool, columns, asked, partial(table_qrels, folder, qrels, prefix, prefix), prefix=prefix)
 
@@ -99,15 +99,10 @@ def _shards(folder: Published, path: str, stem: str) -> list[str]:
 def _items(
     folder: Published, paths: Sequence[str], prefix: str, columns: tuple[str | None, ...], wanted: Wanted
 ) -> Iterator[Item | SourceReject]:
+    def item(_line: int, row: Mapping[str, Any]) -> Iterator[Item]:
+        item_id = prefix + record_id(row, ("_id",))
+        if wanted(item_id):
+            yield Item(item_id, titled(record_text(row, "title"), record_text(row, "text")), kept=columns)
+
     for path in paths:
-        for record in folder.rows(path, _FIELDS):
-            if isinstance(record, SourceReject):
-                yield record
-                continue
-            line, row = record
-            try:
-                item_id = prefix + record_id(row, ("_id",))
-                if wanted(item_id):
-                    yield Item(item_id, titled(record_text(row, "title"), record_text(row, "text")), kept=columns)
-            except LineFault as fault:
-                yield SourceReject(path, fault.fault, str(fault), line=line)
+        yield from read_each(path, folder.rows(path, _FIELDS), item)

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from lakerank.ingest.items import Item, SourceFault, SourceReject
-from lakerank.ingest.jsonl import LineFault, record_id, record_text
+from lakerank.ingest.jsonl import LineFault, read_each, record_id, record_text
 from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted, gathered
 from lakerank.ingest.layouts.published import Published
 from lakerank.ingest.read_ahead import read_ahead
@@ -125,18 +125,18 @@ def _items(folder: Published, path: str, records: Any, image_field: str, item: A
     def read(record: Any) -> bytes:
         return folder.image(str(record[1][image_field]))
 
-    for record, content in read_ahead(records, size, read):
-        if isinstance(record, SourceReject):
-            yield record
-            continue
-        line, fields = record
-        try:
-            found: Item = item(fields, None if content is None else content.result())
-            if found.text is None and found.image is None:
-                raise LineFault(SourceFault.FIELD_MISSING, f"neither text nor '{image_field}'")
-            yield found
-        except LineFault as fault:
-            yield SourceReject(path, fault.fault, str(fault), line=line)
+    def made(_line: int, fetched: tuple[Mapping[str, Any], Any]) -> Iterator[Item]:
+        fields, content = fetched
+        found: Item = item(fields, None if content is None else content.result())
+        if found.text is None and found.image is None:
+            raise LineFault(SourceFault.FIELD_MISSING, f"neither text nor '{image_field}'")
+        yield found
+
+    fetched = (
+        record if isinstance(record, SourceReject) else (record[0], (record[1], content))
+        for record, content in read_ahead(records, size, read)
+    )
+    return read_each(path, fetched, made)
 
 
 def _index(folder: Published, path: str) -> Iterator[tuple[str, str]]:

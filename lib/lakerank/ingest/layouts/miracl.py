@@ -14,16 +14,16 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from lakerank.ingest.items import Item, SourceFault, SourceReject
+from lakerank.ingest.jsonl import LineFault, read_each
 from lakerank.ingest.layouts.beir import passages
 from lakerank.ingest.layouts.benchmark import (
     Benchmark,
     DocumentColumns,
     Part,
-    Pool,
     QueryColumns,
     Wanted,
     gathered,
-    index_of,
+    text_pool,
 )
 from lakerank.ingest.layouts.published import Published
 from lakerank.ingest.trec import trec_qrels
@@ -79,7 +79,7 @@ def _part(folder: Published, path: str, language: str, split: str) -> Part:
     def judgements() -> Iterator[Qrel | SourceReject]:
         return trec_qrels(qrels, folder.fields(qrels, None), f"{name}/", f"{name}/")
 
-    pool = Pool(name, documents, index_of(documents), is_searchable=True, prefix=f"{name}/")
+    pool = text_pool(name, f"{name}/", documents)
     return Part(
         name, pool, columns, lambda: _queries(folder, topics, columns, f"{name}/"), judgements, prefix=f"{name}/"
     )
@@ -96,14 +96,9 @@ def _corpus(folder: Published, release: str) -> Sequence[str]:
 
 
 def _queries(folder: Published, path: str, columns: QueryColumns, prefix: str) -> Iterator[Item | SourceReject]:
-    for line in folder.fields(path):
-        if isinstance(line, SourceReject):
-            yield line
-            continue
-        number, fields = line
+    def query(_line: int, fields: list[str]) -> Iterator[Item]:
         if len(fields) < 2 or not fields[0]:
-            yield SourceReject(
-                path, SourceFault.FIELD_MISSING, "not a query id and a query apart by a tab", line=number
-            )
-        else:
-            yield Item(prefix + fields[0], fields[1].strip(), kept=tuple(columns))
+            raise LineFault(SourceFault.FIELD_MISSING, "not a query id and a query apart by a tab")
+        yield Item(prefix + fields[0], fields[1].strip(), kept=tuple(columns))
+
+    return read_each(path, folder.fields(path), query)

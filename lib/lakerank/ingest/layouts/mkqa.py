@@ -16,9 +16,9 @@ from functools import partial
 from typing import Any
 
 from lakerank.ingest.items import Item, SourceFault, SourceReject
-from lakerank.ingest.jsonl import LineFault, record_id, record_text
+from lakerank.ingest.jsonl import LineFault, read_each, record_id, record_text
 from lakerank.ingest.layouts.beir import passages
-from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted, index_of
+from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted, text_pool
 from lakerank.ingest.layouts.published import Published
 from lakerank.lake.storage import join
 
@@ -57,7 +57,7 @@ def read_mkqa(folder: Published, split: str | None) -> Benchmark:
     def documents(wanted: Wanted) -> Iterator[Item | SourceReject]:
         return passages(folder, corpus, "mkqa/", DocumentColumns("mkqa", "en"), wanted)
 
-    pool = Pool("mkqa", documents, index_of(documents), is_searchable=True, prefix="mkqa/")
+    pool = text_pool("mkqa", "mkqa/", documents)
     files = _by_language(folder)
     if files:
         parts = [_part(pool, language, partial(_questions, folder, path)) for language, path in files.items()]
@@ -95,33 +95,25 @@ Question = tuple[str, str, Sequence[str]]
 
 def _questions(folder: Published, path: str) -> Iterator[Question | SourceReject]:
     """Id, question and answers of each line of a language's file."""
-    for record in folder.records(path):
-        if isinstance(record, SourceReject):
-            yield record
-            continue
-        line, fields = record
-        try:
-            answers = _strings(fields, "answers")
-            yield record_id(fields, ("id",)), record_text(fields, "question") or "", answers
-        except LineFault as fault:
-            yield SourceReject(path, fault.fault, str(fault), line=line)
+
+    def question(_line: int, fields: Mapping[str, Any]) -> Iterator[Question]:
+        answers = _strings(fields, "answers")
+        yield record_id(fields, ("id",)), record_text(fields, "question") or "", answers
+
+    return read_each(path, folder.records(path), question)
 
 
 def _original(folder: Published, path: str, language: str) -> Iterator[Question | SourceReject]:
     """Id, question in one language and English answers of each searchable question of the original file."""
-    for record in folder.records(path):
-        if isinstance(record, SourceReject):
-            yield record
-            continue
-        line, fields = record
-        try:
-            answers = _answers(fields)
-            if not any(answer.get("type") in _UNSEARCHABLE for answer in answers):
-                text = record_text(_object(fields, "queries"), language)
-                found = [name for answer in answers for name in (answer.get("text"), *(answer.get("aliases") or ()))]
-                yield record_id(fields, ("example_id",)), text or "", [name for name in found if name]
-        except LineFault as fault:
-            yield SourceReject(path, fault.fault, str(fault), line=line)
+
+    def question(_line: int, fields: Mapping[str, Any]) -> Iterator[Question]:
+        answers = _answers(fields)
+        if not any(answer.get("type") in _UNSEARCHABLE for answer in answers):
+            text = record_text(_object(fields, "queries"), language)
+            found = [name for answer in answers for name in (answer.get("text"), *(answer.get("aliases") or ()))]
+            yield record_id(fields, ("example_id",)), text or "", [name for name in found if name]
+
+    return read_each(path, folder.records(path), question)
 
 
 def _answers(fields: Mapping[str, Any]) -> list[Mapping[str, Any]]:

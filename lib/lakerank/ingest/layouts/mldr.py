@@ -14,17 +14,16 @@ from functools import partial
 from typing import Any
 
 from lakerank.ingest.items import Item, SourceFault, SourceReject
-from lakerank.ingest.jsonl import LineFault, record_id, record_text
+from lakerank.ingest.jsonl import LineFault, read_each, record_id, record_text
 from lakerank.ingest.layouts.beir import passages
 from lakerank.ingest.layouts.benchmark import (
     Benchmark,
     DocumentColumns,
     Part,
-    Pool,
     QueryColumns,
     Wanted,
     gathered,
-    index_of,
+    text_pool,
 )
 from lakerank.ingest.layouts.published import Published
 from lakerank.lake.storage import join
@@ -62,37 +61,31 @@ def _part(folder: Published, path: str, language: str, split: str) -> Part:
     def documents(wanted: Wanted) -> Iterator[Item | SourceReject]:
         return passages(folder, corpus, f"{name}/", DocumentColumns(name, language), wanted)
 
-    def queries() -> Iterator[Item | SourceReject]:
-        for line, fields in _read(folder, questions):
-            try:
-                query_id = f"{name}/{record_id(fields, ('query_id',))}"
-                yield Item(query_id, record_text(fields, "query") or "", kept=tuple(columns))
-            except LineFault as fault:
-                yield SourceReject(questions, fault.fault, str(fault), line=line)
+    def query(_line: int, fields: Mapping[str, Any]) -> Iterator[Item]:
+        query_id = f"{name}/{record_id(fields, ('query_id',))}"
+        yield Item(query_id, record_text(fields, "query") or "", kept=tuple(columns))
 
-    pool = Pool(name, documents, index_of(documents), is_searchable=True, prefix=f"{name}/")
+    def queries() -> Iterator[Item | SourceReject]:
+        return read_each(questions, _readable(folder, questions), query)
+
+    pool = text_pool(name, f"{name}/", documents)
     judgements = partial(_judgements, folder, questions, f"{name}/")
     return Part(name, pool, columns, queries, judgements, prefix=f"{name}/")
 
 
-def _read(folder: Published, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _readable(folder: Published, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The lines that can be read; the others are rejects of the judgements."""
     return (record for record in folder.records(path) if not isinstance(record, SourceReject))
 
 
 def _judgements(folder: Published, path: str, prefix: str) -> Iterator[Qrel | SourceReject]:
-    for record in folder.records(path):
-        if isinstance(record, SourceReject):
-            yield record
-            continue
-        line, fields = record
-        try:
-            query_id = prefix + record_id(fields, ("query_id",))
-            for name, relevance in (("positive_passages", 1), ("negative_passages", 0)):
-                for passage in _passages(fields, name):
-                    yield Qrel(query_id, prefix + record_id(passage, ("docid",)), relevance)
-        except LineFault as fault:
-            yield SourceReject(path, fault.fault, str(fault), line=line)
+    def judged(_line: int, fields: Mapping[str, Any]) -> Iterator[Qrel]:
+        query_id = prefix + record_id(fields, ("query_id",))
+        for name, relevance in (("positive_passages", 1), ("negative_passages", 0)):
+            for passage in _passages(fields, name):
+                yield Qrel(query_id, prefix + record_id(passage, ("docid",)), relevance)
+
+    return read_each(path, folder.records(path), judged)
 
 
 def _passages(fields: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:

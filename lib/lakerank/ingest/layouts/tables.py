@@ -7,7 +7,7 @@ from typing import Any
 
 from lakerank.errors import SchemaError
 from lakerank.ingest.items import SourceFault, SourceReject
-from lakerank.ingest.jsonl import LineFault, record_id, record_integer
+from lakerank.ingest.jsonl import LineFault, read_each, record_id, record_integer
 from lakerank.ingest.layouts.published import Published
 from lakerank.lake.storage import join
 from lakerank.lake.uris import redacted
@@ -47,17 +47,12 @@ def table_qrels(
 ) -> Iterator[Qrel | SourceReject]:
     """Judgements from a table of query id, corpus id and score, its names with hyphens or underscores."""
     queries, documents = ("query-id", "query_id"), ("corpus-id", "corpus_id")
+
+    def judgement(_line: int, row: Mapping[str, Any]) -> Iterator[Qrel]:
+        relevance = record_integer(row, "score")
+        if relevance is None:
+            raise LineFault(SourceFault.FIELD_MISSING, "no 'score'")
+        yield Qrel(query_prefix + record_id(row, queries), doc_prefix + record_id(row, documents), relevance)
+
     for path in paths:
-        for record in folder.rows(path, (*queries, *documents, "score")):
-            if isinstance(record, SourceReject):
-                yield record
-                continue
-            line, row = record
-            try:
-                relevance = record_integer(row, "score")
-                if relevance is None:
-                    raise LineFault(SourceFault.FIELD_MISSING, "no 'score'")
-                ids = query_prefix + record_id(row, queries), doc_prefix + record_id(row, documents)
-                yield Qrel(*ids, relevance)
-            except LineFault as fault:
-                yield SourceReject(path, fault.fault, str(fault), line=line)
+        yield from read_each(path, folder.rows(path, (*queries, *documents, "score")), judgement)

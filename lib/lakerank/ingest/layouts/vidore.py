@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from lakerank.ingest.items import Item, SourceReject
-from lakerank.ingest.jsonl import LineFault, record_id, record_text
+from lakerank.ingest.jsonl import LineFault, read_each, record_id, record_text
 from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted, gathered
 from lakerank.ingest.layouts.published import Published
 from lakerank.ingest.layouts.tables import IMAGE_ROWS, image_bytes, table_columns, table_qrels
@@ -83,19 +84,15 @@ def _page_images(
     folder: Published, shards: Sequence[str], prefix: str, columns: DocumentColumns, wanted: Wanted
 ) -> Iterator[Item | SourceReject]:
     seen = set()
+
+    def page(_line: int, row: Mapping[str, Any]) -> Iterator[Item]:
+        doc_id = prefix + record_id(row, ("image_filename",))
+        if doc_id not in seen and wanted(doc_id):
+            yield Item(doc_id, image=image_bytes(row, "image"), kept=tuple(columns))
+            seen.add(doc_id)
+
     for shard in shards:
-        for record in folder.rows(shard, ("image", "image_filename"), IMAGE_ROWS):
-            if isinstance(record, SourceReject):
-                yield record
-                continue
-            line, row = record
-            try:
-                doc_id = prefix + record_id(row, ("image_filename",))
-                if doc_id not in seen and wanted(doc_id):
-                    yield Item(doc_id, image=image_bytes(row, "image"), kept=tuple(columns))
-                    seen.add(doc_id)
-            except LineFault as fault:
-                yield SourceReject(shard, fault.fault, str(fault), line=line)
+        yield from read_each(shard, folder.rows(shard, ("image", "image_filename"), IMAGE_ROWS), page)
 
 
 def _page_names(folder: Published, shards: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
@@ -215,18 +212,13 @@ def _table_judgements(
 def _table_images(
     folder: Published, shards: Sequence[str], prefix: str, columns: DocumentColumns, wanted: Wanted
 ) -> Iterator[Item | SourceReject]:
+    def page(_line: int, row: Mapping[str, Any]) -> Iterator[Item]:
+        doc_id = prefix + record_id(row, _CORPUS_ID)
+        if wanted(doc_id):
+            yield Item(doc_id, image=image_bytes(row, "image"), kept=tuple(columns))
+
     for shard in shards:
-        for record in folder.rows(shard, (*_CORPUS_ID, "image"), IMAGE_ROWS):
-            if isinstance(record, SourceReject):
-                yield record
-                continue
-            line, row = record
-            try:
-                doc_id = prefix + record_id(row, _CORPUS_ID)
-                if wanted(doc_id):
-                    yield Item(doc_id, image=image_bytes(row, "image"), kept=tuple(columns))
-            except LineFault as fault:
-                yield SourceReject(shard, fault.fault, str(fault), line=line)
+        yield from read_each(shard, folder.rows(shard, (*_CORPUS_ID, "image"), IMAGE_ROWS), page)
 
 
 def _table_texts(folder: Published, shards: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
@@ -242,14 +234,9 @@ def _table_texts(folder: Published, shards: Sequence[str], prefix: str) -> Itera
 def _table_queries(
     folder: Published, shards: Sequence[str], prefix: str, columns: QueryColumns
 ) -> Iterator[Item | SourceReject]:
+    def query(_line: int, row: Mapping[str, Any]) -> Iterator[Item]:
+        if row.get("language") == columns.language:
+            yield Item(prefix + record_id(row, _QUERY_ID), record_text(row, "query") or "", kept=tuple(columns))
+
     for shard in shards:
-        for record in folder.rows(shard, (*_QUERY_ID, "query", "language")):
-            if isinstance(record, SourceReject):
-                yield record
-                continue
-            line, row = record
-            try:
-                if row.get("language") == columns.language:
-                    yield Item(prefix + record_id(row, _QUERY_ID), record_text(row, "query") or "", kept=tuple(columns))
-            except LineFault as fault:
-                yield SourceReject(shard, fault.fault, str(fault), line=line)
+        yield from read_each(shard, folder.rows(shard, (*_QUERY_ID, "query", "language")), query)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from lakerank.errors import StorageError
 from lakerank.ingest.items import Item, SourceFault, SourceReject
-from lakerank.ingest.jsonl import LineFault, record_id, record_text
+from lakerank.ingest.jsonl import LineFault, read_each, record_id, record_text
 from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted
 from lakerank.ingest.layouts.published import MAX_BYTES, Published
 from lakerank.ingest.layouts.tables import IMAGE_ROWS, image_bytes
@@ -148,12 +148,11 @@ def _read(folder: Published) -> Iterator[Example | SourceReject]:
     path = _jsonl(folder)
     if path is None:
         for shard in _parquet(folder):
-            for record in folder.rows(shard, ("id", *_fields("caption"), *_fields("image")), IMAGE_ROWS):
-                yield record if isinstance(record, SourceReject) else _example(shard, record, _inside)
+            rows = folder.rows(shard, ("id", *_fields("caption"), *_fields("image")), IMAGE_ROWS)
+            yield from read_each(shard, rows, partial(_example, shard, image_bytes))
         return
     with _images(folder) as image:
-        for record in folder.records(path):
-            yield record if isinstance(record, SourceReject) else _example(path, record, image)
+        yield from read_each(path, folder.records(path), partial(_example, path, image))
 
 
 def _fields(name: str) -> tuple[str, str]:
@@ -164,20 +163,12 @@ def _fields(name: str) -> tuple[str, str]:
 ReadImage = Callable[[Mapping[str, Any], str], bytes]
 
 
-def _inside(row: Mapping[str, Any], name: str) -> bytes:
-    return image_bytes(row, name)
-
-
-def _example(path: str, record: tuple[int, Mapping[str, Any]], image: ReadImage) -> Example | SourceReject:
-    line, fields = record
-    try:
-        captions = [record_text(fields, name) for name in _fields("caption")]
-        if captions[0] is None or captions[1] is None:
-            raise LineFault(SourceFault.FIELD_MISSING, "no 'caption_0' and 'caption_1'")
-        first, second = (partial(image, fields, name) for name in _fields("image"))
-        return Example(record_id(fields, ("id",)), (captions[0], captions[1]), (first, second), path, line)
-    except LineFault as fault:
-        return SourceReject(path, fault.fault, str(fault), line=line)
+def _example(path: str, image: ReadImage, line: int, fields: Mapping[str, Any]) -> Iterator[Example]:
+    captions = [record_text(fields, name) for name in _fields("caption")]
+    if captions[0] is None or captions[1] is None:
+        raise LineFault(SourceFault.FIELD_MISSING, "no 'caption_0' and 'caption_1'")
+    first, second = (partial(image, fields, name) for name in _fields("image"))
+    yield Example(record_id(fields, ("id",)), (captions[0], captions[1]), (first, second), path, line)
 
 
 @contextmanager
