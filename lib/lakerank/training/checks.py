@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 
 from lakerank.errors import ConfigError
-from lakerank.training.config import TablesConfig, TrainConfig, needs_tap
+from lakerank.training.config import TrainConfig, needs_tap
 from lakerank.training.evaluation import DIRECTIONS, Slice, draw_grid
 from lakerank.training.objective import Material
 from lakerank.training.step import make_samplers
@@ -42,7 +42,7 @@ def _slice_faults(config: TrainConfig, name: str, part: Slice, trained: Training
     if all(grid is None for grid in grids):
         faults.append(f"evaluation.slices: {name}: fewer than ten topics in every direction; nothing can be measured")
     own = config.evaluation.slices[name]
-    if _tables(own) == _tables(config.lake):
+    if own.addresses == config.lake.addresses:
         log.info("slice %s: queries that are trained on; its figures say what was learned", name)
     elif shared := set(part.material.lake.queries.ids) & set(trained.queries.ids):
         faults.append(
@@ -68,9 +68,7 @@ def said_before(lake: TrainingLake, trained: TrainingLake) -> frozenset[int]:
 
 
 def _contents(lake: TrainingLake) -> Iterator[tuple[str | None, bytes]]:
+    asked = {int(picture) for picture in lake.queries.pictures if picture >= 0}
+    digests = {picture: hashlib.blake2b(lake.pixels[picture].tobytes()).digest() for picture in asked}
     for text, picture in zip(lake.queries.texts, lake.queries.pictures, strict=True):
-        yield text, hashlib.blake2b(lake.pixels[picture].tobytes()).digest() if picture >= 0 else b""
-
-
-def _tables(config: TablesConfig) -> tuple[str, str, str]:
-    return config.documents, config.queries, config.qrels
+        yield text, digests.get(int(picture), b"")

@@ -26,6 +26,11 @@ class TablesConfig(_Section):
     queries: str
     qrels: str
 
+    @property
+    def addresses(self) -> tuple[str, str, str]:
+        """Where the tables are: equal for two that name the same ones."""
+        return self.documents, self.queries, self.qrels
+
 
 class TrainingLakeConfig(TablesConfig):
     """What is trained on. `topic` and `kind` name extra columns: what a row is about, and what sort of row it is.

@@ -52,8 +52,16 @@ def train(
 
     `publish` saves the network for use: at every checkpoint, or, with `evaluation.patience`, whenever it is the best.
     """
-    run = _Run.begin(config, learner, material, slices, bias, publish, processes)
-    first, started = run.progress.step, time.monotonic()
+    parameters = learner.parameters()
+    decayed = _decayed(parameters, config.optimizer.weight_decay)
+    optimizer = torch.optim.AdamW(decayed, lr=0.0, betas=(0.9, 0.98), fused=True)
+    progress = load_state(Path(config.output) / "state", parameters, optimizer)
+    if not processes.same(progress.step):
+        raise StorageError(f"{config.output}/state: processes found different steps; put output where all see it")
+    samplers = make_samplers(config, material.lake)
+    step = Step(config, learner, material, samplers, bias, parameters, optimizer, processes)
+    run = _Run(config, learner, slices, publish, processes, optimizer, parameters, step, progress)
+    first, started = progress.step, time.monotonic()
     learner.network.train()
     with _metrics(run.output / "metrics.jsonl", first, processes) as metrics:
         bar = tqdm(range(first, run.steps), initial=first, total=run.steps, unit="step", disable=run.quiet)
@@ -82,28 +90,6 @@ class _Run:
     parameters: Mapping[str, torch.nn.Parameter]
     step: Step
     progress: Progress
-
-    @classmethod
-    def begin(
-        cls,
-        config: TrainConfig,
-        learner: Learner,
-        material: Material,
-        slices: Mapping[str, Slice],
-        bias: float,
-        publish: Callable[[], None],
-        processes: Processes,
-    ) -> _Run:
-        """From the start, or from the saved state."""
-        parameters = learner.parameters()
-        decayed = _decayed(parameters, config.optimizer.weight_decay)
-        optimizer = torch.optim.AdamW(decayed, lr=0.0, betas=(0.9, 0.98), fused=True)
-        progress = load_state(Path(config.output) / "state", parameters, optimizer)
-        if not processes.same(progress.step):
-            raise StorageError(f"{config.output}/state: processes found different steps; put output where all see it")
-        samplers = make_samplers(config, material.lake)
-        step = Step(config, learner, material, samplers, bias, parameters, optimizer, processes)
-        return cls(config, learner, slices, publish, processes, optimizer, parameters, step, progress)
 
     @property
     def output(self) -> Path:

@@ -113,17 +113,17 @@ def _material(lake: TrainingLake, encoder: Encoder) -> Material:
 
 def _slices(config: TrainConfig, storage: Storage, encoder: Encoder, trained: TrainingLake) -> Mapping[str, Slice]:
     slices: dict[str, Slice] = {}
-    read: dict[tuple[str, str, str], Material] = {}
+    read: dict[tuple[str, str, str], tuple[Material, frozenset[int]]] = {}
     for name, part in config.evaluation.slices.items():
         documents, queries = (
             {name: frozenset(values) for name, values in only.items()} for only in (part.document_only, part.query_only)
         )
-        key = (part.documents, part.queries, part.qrels)
-        if key not in read:
-            read[key] = _material(_lake(config, storage, part), encoder)
-        own = key == (config.lake.documents, config.lake.queries, config.lake.qrels)
-        twins = frozenset() if own else said_before(read[key].lake, trained)
+        if part.addresses not in read:
+            material = _material(_lake(config, storage, part), encoder)
+            own = part.addresses == config.lake.addresses
+            read[part.addresses] = material, frozenset() if own else said_before(material.lake, trained)
+        material, twins = read[part.addresses]
         if twins:
             log.warning("slice %s: %d queries say what a query that is trained on says: left out", name, len(twins))
-        slices[name] = Slice(read[key], documents, queries, twins)
+        slices[name] = Slice(material, documents, queries, twins)
     return slices
