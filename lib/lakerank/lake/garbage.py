@@ -22,7 +22,7 @@ BATCH = 500
 
 _THREADS = 16
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
-_ATTEMPT = re.compile(r"([^/]+)/plan/([0-9a-f]+)/.")
+_ATTEMPT = re.compile(r"([^/]+)/plan/((?:pass-[0-9]+/)?)([0-9a-f]+)/.")
 _OF_SCORER = re.compile(r"(?:index/)?scores/scorer=([^/]+)/[^./][^/]*\.parquet")
 _INDEX = re.compile(r"[a-z]+/([0-9a-f]+)-\d+\.parquet")
 
@@ -139,7 +139,10 @@ def _is_orphan(output: str, folder: str, file: StoredFile, run: RunState) -> boo
     if folder != "runs":
         return run.published and file.uri not in run.files
     attempt = _ATTEMPT.match(below(output, folder, file.uri))
-    return attempt is not None and run.attempt is not None and attempt[2] != run.attempt
+    if attempt is None:
+        return False
+    counts = run.attempts.get(attempt[2])
+    return run.published if counts is None else attempt[3] != counts
 
 
 def _of_scorers(
@@ -152,16 +155,18 @@ def _of_scorers(
 ) -> Iterator[Garbage]:
     """Scores, and their index, of scorers that are not kept; of kept ones what is superseded."""
     kept = [run for run in runs if run.kept]
-    if scorers is None or any(run.scorer is None for run in kept):
-        retained = None
-    else:
-        retained = {*scorers, *(run.scorer for run in kept)}
-    busy = {run.scorer for run in kept if not run.published}  # such a run may be about to name any of its files
+    unknown = any(run.scorers is None for run in kept)
+    used = {scorer for run in kept for scorer in run.scorers or ()}
+    retained = None if scorers is None or unknown else {*scorers, *used}
+    # A run under way may be about to name any of its scorers' files; one that has not said which, any at all.
+    running = [run for run in kept if not run.published]
+    busy = {scorer for run in running for scorer in run.scorers or ()}
+    all_busy = any(run.scorers is None for run in running)
     for scorer, files in _by_scorer(output, [*found["scores"], *found["index"]]).items():
         if retained is not None and scorer not in retained:
             yield from (Garbage(file, "old scorer") for file in files if file.written < old)
-        elif not busy & {scorer, None}:
-            named = frozenset(unit for run in kept if run.scorer == scorer for unit in run.units)
+        elif not all_busy and scorer not in busy:
+            named = frozenset(unit for run in kept for unit in run.units.get(scorer, ()))
             units = {_unit(file): file for file in files if below(output, "scores", file.uri).startswith("scorer=")}
             reasons = superseded_units(storage, output, scorer, units, named, old)
             yield from (Garbage(units[unit], why) for unit, why in reasons.items())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 from lakerank.errors import StorageError
@@ -30,15 +31,16 @@ class Retention:
 class RunState:
     """A run as found: whether its manifest is written, whether it is kept, and what it needs then.
 
-    `scorer` is None for a run that has neither announced itself nor a plan. `attempt` is the plan that counts.
+    `scorers` is None for a run that has neither announced itself nor a plan. `attempts` has the plan that counts for
+    each pass, by the pass's folder below `plan/` ("" for the first, "pass-2/" …). `units` are named by scorer.
     """
 
     run_id: str
     published: bool
     kept: bool
-    scorer: str | None
-    attempt: str | None
-    units: frozenset[str]
+    scorers: frozenset[str] | None
+    attempts: Mapping[str, str]
+    units: Mapping[str, frozenset[str]]
     files: frozenset[str]
 
 
@@ -99,30 +101,59 @@ def _published(output: str, run_id: str, manifest: Mapping[str, Any], kept: bool
             for folder, name in ((paths.ranked, "ranked_files"), (paths.rejected, "rejected_files"))
             for file in manifest[name]
         }
-        units = frozenset([*manifest["units"], *manifest["reused_units"]])
-        return RunState(run_id, True, kept, manifest["scorer"], manifest["plan"]["attempt"], units, frozenset(files))
+        passes = list(_passes_of(manifest))
+        attempts = {pass_folder(number): attempt for number, (_, attempt, _) in enumerate(passes, start=1)}
+        units = _by_scorer((scorer, units) for scorer, _, units in passes)
+        return RunState(run_id, True, kept, frozenset(units), attempts, units, frozenset(files))
     except (KeyError, TypeError) as error:
         raise _unreadable(paths.manifest, error) from error
+
+
+def _passes_of(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """Scorer, attempt and units of each pass. The manifest of a run of one scorer says them at its top."""
+    one = {"scorer": manifest["scorer"], "attempt": manifest["plan"]["attempt"]}
+    for each in manifest.get("passes") or [{**manifest, **one}]:
+        yield each["scorer"], each["attempt"], [*each["units"], *each["reused_units"]]
 
 
 def _unpublished(
     storage: Storage, output: str, run_id: str, scores: Iterable[StoredFile], latest: float, oldest: float
 ) -> RunState:
-    """A run without a manifest: kept while it, or a unit of its plan, was written after `oldest`."""
-    paths = RunPaths(output, run_id)
-    plan = read_json(storage, paths.plan_file)
-    announced = read_json(storage, paths.started) or {}
-    if plan is None:
-        return RunState(run_id, False, latest > oldest, announced.get("scorer"), None, frozenset(), frozenset())
-    try:
-        folder = join(paths.plan, plan["attempt"])
-        planned = PlannedUnits(storage, folder, tuple(plan["unit_counts"]))
-        units = frozenset([*planned, *read_reused_units(storage, folder)])
-        own = {unit_uri(output, plan["scorer"], unit) for unit in planned}
-        latest = max([latest, *(file.written for file in scores if file.uri in own)])
-        return RunState(run_id, False, latest > oldest, plan["scorer"], plan["attempt"], units, frozenset())
-    except (KeyError, TypeError) as error:
-        raise _unreadable(paths.plan_file, error) from error
+    """A run without a manifest: kept while it, or a unit of one of its plans, was written after `oldest`."""
+    announced = read_json(storage, RunPaths(output, run_id).started) or {}
+    named = announced.get("scorers") or [announced.get("scorer")]
+    scorers = {scorer for scorer in named if scorer is not None}
+    attempts, units, own = {}, [], set()
+    for number in count(1):
+        paths = RunPaths(output, run_id, number)
+        plan = read_json(storage, paths.plan_file)
+        if plan is None:
+            break
+        try:
+            folder = join(paths.plan, plan["attempt"])
+            planned = PlannedUnits(storage, folder, tuple(plan["unit_counts"]))
+            units.append((plan["scorer"], [*planned, *read_reused_units(storage, folder)]))
+            attempts[pass_folder(number)] = plan["attempt"]
+            own |= {unit_uri(output, plan["scorer"], unit) for unit in planned}
+        except (KeyError, TypeError) as error:
+            raise _unreadable(paths.plan_file, error) from error
+    latest = max([latest, *(file.written for file in scores if file.uri in own)])
+    scorers |= {scorer for scorer, _ in units}
+    known = frozenset(scorers) if scorers else None
+    return RunState(run_id, False, latest > oldest, known, attempts, _by_scorer(units), frozenset())
+
+
+def _by_scorer(passes: Iterable[tuple[str, Sequence[str]]]) -> dict[str, frozenset[str]]:
+    """Units by scorer; two passes of a run may share one."""
+    held: dict[str, frozenset[str]] = {}
+    for scorer, units in passes:
+        held[scorer] = held.get(scorer, frozenset()) | frozenset(units)
+    return held
+
+
+def pass_folder(number: int) -> str:
+    """The folder of a pass's plan below the run's `plan/`, with its slash."""
+    return "" if number == 1 else f"pass-{number}/"
 
 
 def below(output: str, folder: str, uri: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,10 +19,15 @@ _RUN_ID = re.compile(r"[A-Za-z0-9_:+-][A-Za-z0-9._:+-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class RunPaths:
-    """Where everything of one run lies below the output folder."""
+    """Where everything of one run lies below the output folder. A run of several scorers has a plan for each pass."""
 
     output: str
     run_id: str
+    pass_number: int = 1
+
+    def of_pass(self, number: int) -> RunPaths:
+        """The same run, its pass of that number: only where the plan lies differs."""
+        return replace(self, pass_number=number)
 
     @property
     def folder(self) -> str:
@@ -34,7 +39,8 @@ class RunPaths:
 
     @property
     def plan(self) -> str:
-        return join(self.folder, "plan")
+        first = join(self.folder, "plan")
+        return first if self.pass_number == 1 else join(first, f"pass-{self.pass_number}")
 
     @property
     def plan_file(self) -> str:
@@ -77,10 +83,16 @@ def check_run_id(run_id: str) -> None:
         )
 
 
-def announce(storage: Storage, paths: RunPaths, scorer: str) -> None:
-    """Say that a job is about to plan or go on with a run, before it reads what others may want to delete."""
+def announce(storage: Storage, paths: RunPaths, scorer: str, scorers: Sequence[str] = ()) -> None:
+    """Say that a job is about to plan or go on with a run, before it reads what others may want to delete.
+
+    `scorers` names those of all passes where there are several: none of their scores may be deleted meanwhile.
+    """
     moment = datetime.now(UTC).isoformat(timespec="microseconds")
-    storage.replace(paths.started, _json_bytes({"run_id": paths.run_id, "scorer": scorer, "started_at": moment}))
+    several = {"scorers": list(scorers)} if scorers else {}
+    storage.replace(
+        paths.started, _json_bytes({"run_id": paths.run_id, "scorer": scorer, "started_at": moment} | several)
+    )
 
 
 def write_manifest(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any]) -> bool:

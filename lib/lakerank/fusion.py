@@ -1,0 +1,111 @@
+"""What several scorers said of the same pairs, made into one list. Arrays alone, no I/O.
+
+S scorers and P pairs throughout: `logits` (S, P) is NaN where a scorer has none, because it was not asked for the pair
+or rejected it. `query` (P,) numbers each pair's query and `document` (P,) stands for its doc_id: larger for one that
+sorts later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """How an ensemble's lists become one: the method, a weight for each scorer (they sum to 1), and the constant k.
+
+    `reciprocal_rank` sums 1 / (k + rank) over the scorers; the weights count for the relevance alone (Cormack, Clarke,
+    Büttcher: Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods, SIGIR 2009; k is 60
+    there). `weighted` sums weight × min-max of the logits within the query (the sum: Fox and Shaw, Combination of
+    Multiple Searches, TREC-2, 1994; min-max: Lee, Analyses of Multiple Evidence Combination, SIGIR 1997; weights: Vogt
+    and Cottrell, Fusion Via a Linear Combination of Scores, Information Retrieval 1, 1999). In both a scorer that has
+    no score for a pair adds nothing to it.
+    """
+
+    method: Literal["reciprocal_rank", "weighted"]
+    weights: tuple[float, ...]
+    k: float = 60.0
+
+
+def list_order(query: Numbers, score: Float32, document: Numbers) -> Int64:
+    """The order of ranked lists: by query, score descending, doc_id: (P,) each -> (P,)."""
+    return np.lexsort((document, -score, query))
+
+
+def places(query: Numbers, logits: Float32, document: Numbers) -> Int64:
+    """Each pair's rank from 1 in each scorer's own list of its query: (S, P) -> (S, P), 0 where it has none."""
+    found = np.zeros(logits.shape, np.int64)
+    for scorer, own in enumerate(logits):
+        has = np.flatnonzero(~np.isnan(own))
+        order = has[list_order(query[has], own[has], document[has])]
+        starts = np.flatnonzero(np.diff(query[order], prepend=-1))
+        lengths = np.diff(np.append(starts, len(order)))
+        found[scorer, order] = np.arange(len(order)) - np.repeat(starts, lengths) + 1
+    return found
+
+
+def reciprocal_ranks(ranks: Int64, k: float) -> Float32:
+    """Sum of 1 / (k + rank) over the scorers that rank a pair: (S, P) -> (P,), in (0, S / (k + 1)]."""
+    shares = np.where(ranks > 0, 1.0 / (k + np.maximum(ranks, 1)), 0.0)
+    return np.asarray(shares.sum(axis=0), dtype=np.float32)
+
+
+def min_max(query: Numbers, logits: Float32) -> Float64:
+    """Logits of one scorer brought to [0, 1] within each query: (P,) -> (P,), 0 for NaN.
+
+    Where a query's logits are all equal each is its best, 1.
+    """
+    scaled = np.zeros(len(logits))
+    has = np.flatnonzero(~np.isnan(logits))
+    if not len(has):
+        return scaled
+    distinct, of = np.unique(query[has], return_inverse=True)
+    values = logits[has].astype(np.float64)
+    low, high = np.full(len(distinct), np.inf), np.full(len(distinct), -np.inf)
+    np.minimum.at(low, of, values)
+    np.maximum.at(high, of, values)
+    spread = (high - low)[of]
+    scaled[has] = np.where(spread > 0, (values - low[of]) / np.where(spread > 0, spread, 1.0), 1.0)
+    return scaled
+
+
+def fused(query: Numbers, logits: Float32, document: Numbers, fusion: Fusion) -> Float32:
+    """The score that orders an ensemble's list: (S, P) -> (P,). It compares documents of one query, no others."""
+    if fusion.method == "reciprocal_rank":
+        return reciprocal_ranks(places(query, logits, document), fusion.k)
+    shares = [weight * min_max(query, own) for weight, own in zip(fusion.weights, logits, strict=True)]
+    return np.asarray(np.minimum(np.sum(shares, axis=0), 1.0), dtype=np.float32)
+
+
+def mean_relevance(relevances: Float32, weights: tuple[float, ...]) -> Float32:
+    """Weighted mean of what the scorers that scored a pair said of it: (S, P) with NaN for the others -> (P,)."""
+    has = ~np.isnan(relevances)
+    each = np.asarray(weights, dtype=np.float64)[:, None] * has
+    total = (each * np.where(has, relevances, 0)).sum(axis=0)
+    return np.asarray(np.clip(total / each.sum(axis=0), 0.0, 1.0), dtype=np.float32)
+
+
+def last_scorer(logits: Float32) -> Int64:
+    """The last scorer of a cascade that has a logit for each pair: (S, P) -> (P,), counted from 0, -1 for none."""
+    numbers = np.arange(len(logits))[:, None]
+    return np.asarray(np.where(np.isnan(logits), -1, numbers).max(axis=0), dtype=np.int64)
+
+
+def cascade_order(query: Numbers, last: Int64, logit: Float32, document: Numbers) -> Int64:
+    """A cascade's lists: by query; what a later scorer scored first; by its logit descending; doc_id: (P,) -> (P,)."""
+    return np.lexsort((document, -logit, -last, query))
+
+
+def log_odds(relevances: Float32) -> Float32:
+    """ln(r / (1 − r)), within ±40: (P,) -> (P,). Relevances of an ensemble on the scale of logits less their bias."""
+    inside = np.clip(relevances.astype(np.float64), 1e-17, 1 - 1e-16)
+    return np.asarray(np.log(inside / (1 - inside)), dtype=np.float32)
