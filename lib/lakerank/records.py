@@ -23,6 +23,7 @@ class RejectReason(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_ZERO_SIZE = "image_zero_size"
     IMAGE_ASPECT_RATIO = "image_aspect_ratio"
+    MODALITY_UNSUPPORTED = "modality_unsupported"
     INPUT_TOO_LONG = "input_too_long"
     OUT_OF_MEMORY = "out_of_memory"
     NON_FINITE_LOGIT = "non_finite_logit"

@@ -11,19 +11,17 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
+from lakerank.model.families import M0, Facts, family_named, family_of
 from lakerank.model.images import CLIP_MEAN, CLIP_STD, PatchShape
 from lakerank.model.prompt import LOGIT_BIAS, SCORE_TOKEN_ID, Limits
 from lakerank.model.stamp import quick_stamp
-
-#: Changes when the same weights and limits would give other scores: prompt, truncation, images or rows.
-PROTOCOL = 2
 
 EMBEDDED = Path(__file__).parent / "embedded"
 INDEX_NAME = "model.safetensors.index.json"
@@ -41,7 +39,8 @@ _PROVENANCE = frozenset({"_name_or_path", "architectures", "auto_map", "dtype", 
 class CheckpointIdentity:
     """A checkpoint at hand: its folder, the scorer's name, the bias of its family, the number of its weights.
 
-    `stamp` lets another process know the same files by reading little of them; see `confirm`.
+    `stamp` lets another process know the same files by reading little of them; see `confirm`. `family` is a name in
+    `families`, `limits` are those that hold for it.
     """
 
     folder: str
@@ -49,6 +48,8 @@ class CheckpointIdentity:
     logit_bias: float
     parameters: int
     stamp: str = ""
+    family: str = M0
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,37 +68,54 @@ def identify(
     *,
     revision: str | None = None,
     adapter: str | None = None,
+    adapter_revision: str | None = None,
     dtype: str = "auto",
     limits: Limits | None = None,
+    family: str | None = None,
+    max_length: int | None = None,
 ) -> CheckpointIdentity:
     """Find a checkpoint and name the scorer it makes; two of the same name give the same scores on the same device.
+
+    Args:
+        family: a name in `families`, where config.json is not to decide.
+        max_length: the model's own, instead of `limits.max_length`.
 
     Raises:
         CheckpointError: it cannot be found or is not one.
     """
     folder = locate(path, revision)
+    config = read_json(folder / "config.json")
+    kind = family_of(config, family, str(folder))
+    if adapter is not None and not kind.accepts_adapter:
+        raise CheckpointError(f"{folder}: {kind.name} takes no adapter; leave model.adapter out")
+    adapter = locate_adapter(adapter, adapter_revision)
     files = weight_files(folder)
-    settings = read_settings(folder, dtype)
+    facts = kind.read(folder, dtype, adapter)
+    limits = kind.limits(config, limits or Limits(), max_length, str(folder))
     parts = {
-        "protocol": PROTOCOL,
+        "protocol": kind.protocol,
         "weights": [file_hash(file) for file in files],
-        "config": {key: value for key, value in settings.config.items() if key not in _PROVENANCE},
+        "config": {key: value for key, value in config.items() if key not in _PROVENANCE},
         "tokenizer": file_hash(folder / "tokenizer.json"),
         "adapter": None if adapter is None else [file_hash(file) for file in adapter_files(adapter)],
-        "dtype": settings.dtype,
-        "logit_bias": settings.logit_bias,
-        "score_token_id": settings.score_token_id,
-        "patches": asdict(settings.patches),
-        "limits": asdict(limits or Limits()),
+        "dtype": facts.dtype,
+        "logit_bias": facts.logit_bias,
+        "limits": asdict(limits),
+        **facts.parts,
+        **{name: file_hash(folder / name) for name in kind.files if (folder / name).is_file()},
     }
     count = sum(math.prod(shape) for file in files for shape, _ in read_header(file).values())
-    return CheckpointIdentity(
-        str(folder), fingerprint(parts), settings.logit_bias, count, quick_stamp(_all_files(folder, adapter))
-    )
+    stamp = quick_stamp(_all_files(folder, adapter, kind.files))
+    return CheckpointIdentity(str(folder), fingerprint(parts), facts.logit_bias, count, stamp, kind.name, limits)
 
 
 def confirm(
-    identity: CheckpointIdentity, path: str, *, revision: str | None = None, adapter: str | None = None
+    identity: CheckpointIdentity,
+    path: str,
+    *,
+    revision: str | None = None,
+    adapter: str | None = None,
+    adapter_revision: str | None = None,
 ) -> CheckpointIdentity:
     """The identity of the same checkpoint as found by this process, its weights not hashed again.
 
@@ -105,16 +123,17 @@ def confirm(
         CheckpointError: it cannot be found, or is another.
     """
     folder = locate(path, revision)
-    if quick_stamp(_all_files(folder, adapter)) != identity.stamp:
+    files = family_named(identity.family).files
+    if quick_stamp(_all_files(folder, locate_adapter(adapter, adapter_revision), files)) != identity.stamp:
         raise CheckpointError(
             f"{folder}: not the checkpoint that the job was planned with; give every worker the driver's files"
         )
     return replace(identity, folder=str(folder))
 
 
-def _all_files(folder: Path, adapter: str | None) -> list[Path]:
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
-    small = [folder / name for name in names if (folder / name).is_file()]
+def _all_files(folder: Path, adapter: str | None, further: Iterable[str]) -> list[Path]:
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", *further)
+    small = [folder / name for name in dict.fromkeys(names) if (folder / name).is_file()]
     return [*small, *weight_files(folder), *(adapter_files(adapter) if adapter else ())]
 
 
@@ -133,6 +152,17 @@ def locate(path: str, revision: str | None = None) -> Path:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no {name}; a checkpoint is a folder with it, weights and a tokenizer")
     return folder.resolve()
+
+
+def locate_adapter(adapter: str | None, revision: str | None = None) -> str | None:
+    """The folder of a LoRA adapter, downloaded where `adapter` is a hub id and no folder; None for none.
+
+    Raises:
+        CheckpointError: a hub id comes without revision, or the download fails.
+    """
+    if adapter is None or Path(adapter).is_dir() or revision is None or not _HUB_ID.fullmatch(adapter):
+        return adapter
+    return str(_download(adapter, revision))
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
@@ -191,19 +221,32 @@ def read_settings(folder: Path, dtype: str = "auto") -> Settings:
     text = config.get("text_config") or config
     if text.get("use_sliding_window"):
         raise CheckpointError(f"{folder}: use_sliding_window is not supported: a query must see its whole document")
-    if dtype not in ("auto", *_DTYPES.values()):
-        raise CheckpointError(f"dtype {dtype!r}: choose auto, {', '.join(_DTYPES.values())}")
     return Settings(
         config=config,
-        dtype=_stored_dtype(folder) if dtype == "auto" else dtype,
+        dtype=resolve_dtype(folder, dtype),
         logit_bias=float(config.get("logit_bias", LOGIT_BIAS)),
         score_token_id=int(config.get("score_token_id", SCORE_TOKEN_ID)),
         patches=_patch_shape(folder, config["vision_config"]),
     )
 
 
-def _stored_dtype(folder: Path) -> str:
-    """The type that most of the stored weights have."""
+def m0_facts(folder: Path, dtype: str) -> Facts:
+    """What names jina-reranker-m0's scorer, beyond what every fingerprint holds."""
+    settings = read_settings(folder, dtype)
+    parts = {"score_token_id": settings.score_token_id, "patches": asdict(settings.patches)}
+    return Facts(settings.dtype, settings.logit_bias, parts)
+
+
+def resolve_dtype(folder: Path, dtype: str) -> str:
+    """`dtype`, or for auto the type that most of the stored weights have.
+
+    Raises:
+        CheckpointError: `dtype` is none that weights are computed in, or a tensor is of another type.
+    """
+    if dtype not in ("auto", *_DTYPES.values()):
+        raise CheckpointError(f"dtype {dtype!r}: choose auto, {', '.join(_DTYPES.values())}")
+    if dtype != "auto":
+        return dtype
     counts = dict.fromkeys(_DTYPES, 0)
     for file in weight_files(folder):
         for shape, stored in read_header(file).values():

@@ -1,129 +1,17 @@
-"""Rerankers: document groups in, one scored pair or reject out for every pair in them."""
+"""Rerankers from checkpoints: whichever family one is of, what is loaded has the same few methods."""
 
 from __future__ import annotations
 
-import logging
-import threading
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from lakerank.errors import PairRejected
-from lakerank.model.checkpoint import CheckpointIdentity, confirm, identify, read_settings
-from lakerank.model.device import choose_device, supported_dtype
-from lakerank.model.engine import DocumentQueries, Engine
-from lakerank.model.prepare import Preparation, Prepared
+from lakerank.model.checkpoint import CheckpointIdentity, confirm, identify, locate_adapter
+from lakerank.model.document_major import DocumentMajorReranker
+from lakerank.model.families import LoadedReranker, Loading, family_named
 from lakerank.model.prompt import Limits
-from lakerank.model.tokens import PromptTokenizer, Side, check_tokenizer, read_special_tokens, read_tokenizer
-from lakerank.model.unscorable import Unscorable
-from lakerank.model.weights import load_network
-from lakerank.model.work import Work
-from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
-logger = logging.getLogger(__name__)
-
-#: Groups that are scored together at most, be they ever so small or without anything to score.
-MOST_GROUPS = 512
-
-
-class DocumentMajorReranker:
-    """Scores document groups with jina-reranker-m0's architecture; see `load_reranker`.
-
-    `logit_bias`: relevance = sigmoid(logit - logit_bias). `fingerprint` names the scorer, `load_id` this loading of it.
-    `work` counts tokens computed and what whole pairs would have cost.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        preparation: Preparation,
-        *,
-        fingerprint: str,
-        logit_bias: float,
-    ) -> None:
-        self.fingerprint = fingerprint
-        self.logit_bias = logit_bias
-        self.load_id = uuid.uuid4().hex
-        self._engine = engine
-        self._preparation = preparation
-        self._device = threading.Lock()
-
-    @property
-    def work(self) -> Work:
-        """What has been computed since loading."""
-        return self._engine.work
-
-    def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
-        """Raw float32 logits (P,) of pairs, in order; pairs that share a document share the work on it.
-
-        Raises:
-            PairRejected: a pair cannot be scored; the first such pair is named.
-        """
-        grouped: dict[Document, list[int]] = {}
-        for place, (_, document) in enumerate(pairs):
-            grouped.setdefault(document, []).append(place)
-        groups = [
-            DocumentGroup(document, tuple(pairs[place][0] for place in places)) for document, places in grouped.items()
-        ]
-        order = [place for places in grouped.values() for place in places]
-        results = dict(zip(order, self.score_groups(groups), strict=True))
-        logits = np.empty(len(pairs), dtype=np.float32)
-        for place in range(len(pairs)):
-            result = results[place]
-            if isinstance(result, Reject):
-                raise PairRejected(result.query_id, result.doc_id, result.reason, result.detail)
-            logits[place] = result.logit
-        return logits
-
-    def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
-        """One result for each pair, group after group, queries in their order.
-
-        Groups are pulled as they are needed, as many as fill the device twice; decoding, resizing and tokenising run in
-        threads ahead of it.
-        """
-        filling: list[Prepared] = []
-        tokens = 0
-        for prepared in self._preparation.ahead(groups, 2 * self._engine.budget.held, self.work):
-            size = 0 if prepared.work is None else prepared.work.tokens
-            if filling and (tokens + size > self._engine.budget.held or len(filling) == MOST_GROUPS):
-                yield from self._score_prepared(filling)
-                filling, tokens = [], 0
-            filling.append(prepared)
-            tokens += size
-        yield from self._score_prepared(filling)
-
-    def _score_prepared(self, prepared: Sequence[Prepared]) -> Iterator[ScoredPair | Reject]:
-        """Results of groups that share passes through the network."""
-        works = [one.work for one in prepared]
-        with self._device:
-            outcomes = iter(self._logits([work for work in works if work is not None]))
-        for one, work in zip(prepared, works, strict=True):
-            yield from _results(one, next(outcomes) if work is not None else None)
-
-    def _logits(self, works: Sequence[DocumentQueries]) -> list[np.ndarray | Unscorable]:
-        """Logits of each document's queries. Out of memory, halves are tried, and less at a time; what a document alone
-        does not fit in is its own fault, not the job's.
-        """
-        if not works:
-            return []
-        try:
-            return [*self._engine.score(works)]
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-        self._engine.release()
-        if len(works) > 1:
-            half = len(works) // 2
-            return self._logits(works[:half]) + self._logits(works[half:])
-        if self._engine.halve_budget():
-            return self._logits(works)
-        tokens = len(works[0].document.token_ids)
-        logger.warning("out of memory at a document of %d tokens: its pairs are rejected", tokens)
-        return [Unscorable(RejectReason.OUT_OF_MEMORY, f"a document of {tokens} tokens")]
+__all__ = ["DocumentMajorReranker", "LoadedReranker", "load_reranker"]
 
 
 def load_reranker(
@@ -131,6 +19,7 @@ def load_reranker(
     *,
     revision: str | None = None,
     adapter: str | None = None,
+    adapter_revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     limits: Limits | None = None,
@@ -138,11 +27,13 @@ def load_reranker(
     device_threads: int | None = None,
     reproducible: bool = True,
     identity: CheckpointIdentity | None = None,
-) -> DocumentMajorReranker:
+    family: str | None = None,
+    max_length: int | None = None,
+) -> LoadedReranker:
     """Load a checkpoint: a folder, a hub id with its revision, or `embedded`.
 
     Args:
-        adapter: folder of a LoRA adapter, merged on load.
+        adapter: folder (or hub id with `adapter_revision`) of a LoRA adapter, merged on load.
         dtype: auto (the checkpoint's, or float32 where the device has no units for that), float32, bfloat16 or float16.
         device: auto (a GPU where there is one), cpu, cuda, cuda:1, …
         host_threads: decode and tokenise ahead of the device.
@@ -150,77 +41,28 @@ def load_reranker(
         reproducible: a pair's score has the same bits whatever is scored beside it; else this is not looked after.
         identity: what `identify` made of the same checkpoint, dtype and limits elsewhere, so that large weights are not
             hashed again in every process.
+        family: how it is computed, where its config.json is not to decide: a name in `families`.
+        max_length: tokens of a pair, the model's own instead of `limits.max_length`.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded as it stands.
     """
-    limits = limits or Limits()
+    found = {"revision": revision, "adapter": adapter, "adapter_revision": adapter_revision}
     if identity is None:
-        identity = identify(path, revision=revision, adapter=adapter, dtype=dtype, limits=limits)
+        identity = identify(path, **found, dtype=dtype, limits=limits, family=family, max_length=max_length)
     else:
-        identity = confirm(identity, path, revision=revision, adapter=adapter)
-    folder = Path(identity.folder)
-    target = choose_device(device)
-    settings = read_settings(folder, dtype)
-    if dtype == "auto":
-        settings = replace(settings, dtype=supported_dtype(settings.dtype, target))
-    special = read_special_tokens(folder, settings)
-    tokenizer = read_tokenizer(folder / "tokenizer.json")
+        identity = confirm(identity, path, **found)
     if device_threads is not None:
         torch.set_num_threads(device_threads)
-    network = load_network(folder, settings, target, adapter)
-    check_tokenizer(tokenizer, special, network.config.text_config.vocab_size, str(folder))
-    return DocumentMajorReranker(
-        Engine(network, settings.patches, reproducible=reproducible),
-        Preparation(
-            PromptTokenizer(tokenizer, special, limits, settings.patches.merge),
-            limits,
-            settings.patches,
-            threads=host_threads,
-        ),
+    loading = Loading(
+        folder=Path(identity.folder),
+        adapter=locate_adapter(adapter, adapter_revision),
+        dtype=dtype,
+        device=device,
+        limits=identity.limits,
+        host_threads=host_threads,
+        reproducible=reproducible,
         fingerprint=identity.fingerprint,
         logit_bias=identity.logit_bias,
     )
-
-
-def _results(prepared: Prepared, outcome: np.ndarray | Unscorable | None) -> Iterator[ScoredPair | Reject]:
-    """One result for each of a group's queries, in order."""
-    group, document = prepared.group, prepared.document
-    if isinstance(document, Unscorable):
-        yield from (_reject(query, group.document, document) for query in group.queries)
-        return
-    logits = iter(outcome.tolist() if isinstance(outcome, np.ndarray) else ())
-    for query, side in zip(group.queries, prepared.queries, strict=True):
-        if isinstance(side, Unscorable):
-            yield _reject(query, group.document, side)
-        elif isinstance(outcome, Unscorable):
-            yield _reject(query, group.document, outcome)
-        else:
-            yield _scored(query, side, group.document, document, next(logits))
-
-
-def _reject(query: Query, document: Document, why: Unscorable) -> Reject:
-    return Reject(query.query_id, document.doc_id, why.reason, why.detail)
-
-
-def _scored(
-    query: Query, query_side: Side, document: Document, document_side: Side, logit: float
-) -> ScoredPair | Reject:
-    if not np.isfinite(logit):
-        return Reject(query.query_id, document.doc_id, RejectReason.NON_FINITE_LOGIT, str(logit))
-    return ScoredPair(
-        query.query_id,
-        document.doc_id,
-        logit,
-        len(query_side.token_ids),
-        len(document_side.token_ids),
-        query_side.truncated,
-        document_side.truncated,
-    )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    said = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in said for words in ("out of memory", "can't allocate memory", "not enough memory")
-    )
+    return family_named(identity.family).load(loading)

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from lakerank.model.benchmark.arithmetic import whole_pair
 from lakerank.model.benchmark.cross_encoder import load_cross_encoder
-from lakerank.model.benchmark.runs import Contender, Run
+from lakerank.model.benchmark.runs import CannotRun, Contender, Run
 from lakerank.model.benchmark.workloads import pairs_of
+from lakerank.model.document_major import DocumentMajorReranker
 from lakerank.model.flops import Flops, count_flops
 from lakerank.model.reference import PublishedLoop
-from lakerank.model.rerankers import DocumentMajorReranker, load_reranker
+from lakerank.model.rerankers import load_reranker
 from lakerank.model.work import Work
 from lakerank.records import DocumentGroup, ScoredPair
 
@@ -138,6 +139,8 @@ def load(name: str, checkpoint: str, dtype: str, device: str, host_threads: int)
         reranker = load_reranker(
             checkpoint, dtype=dtype, device=device, host_threads=host_threads, reproducible=name == REPRODUCIBLE
         )
+        if not isinstance(reranker, DocumentMajorReranker):
+            raise CannotRun(f"{checkpoint} reads pairs whole")
         return DocumentMajor(name, reranker)
     if name == PUBLISHED:
         loop = PublishedLoop(checkpoint, dtype=dtype, device=device)

@@ -1,0 +1,42 @@
+"""jina-reranker-m0's architecture from a checkpoint's files to a reranker in memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lakerank.model.checkpoint import read_settings
+from lakerank.model.device import choose_device, supported_dtype
+from lakerank.model.document_major import DocumentMajorReranker
+from lakerank.model.engine import Engine
+from lakerank.model.families import Loading
+from lakerank.model.prepare import Preparation
+from lakerank.model.tokens import PromptTokenizer, check_tokenizer, read_special_tokens, read_tokenizer
+from lakerank.model.weights import load_network
+
+
+def load(loading: Loading) -> DocumentMajorReranker:
+    """The checkpoint on its device.
+
+    Raises:
+        CheckpointError: weights, adapter or tokenizer do not fit config.json.
+    """
+    folder, limits = loading.folder, loading.limits
+    target = choose_device(loading.device)
+    settings = read_settings(folder, loading.dtype)
+    if loading.dtype == "auto":
+        settings = replace(settings, dtype=supported_dtype(settings.dtype, target))
+    special = read_special_tokens(folder, settings)
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    network = load_network(folder, settings, target, loading.adapter)
+    check_tokenizer(tokenizer, special, network.config.text_config.vocab_size, str(folder))
+    return DocumentMajorReranker(
+        Engine(network, settings.patches, reproducible=loading.reproducible),
+        Preparation(
+            PromptTokenizer(tokenizer, special, limits, settings.patches.merge),
+            limits,
+            settings.patches,
+            threads=loading.host_threads,
+        ),
+        fingerprint=loading.fingerprint,
+        logit_bias=loading.logit_bias,
+    )
