@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from lakerank.config import Config, load_config, read_yaml, resolve_config
+from lakerank.config import (
+    Config,
+    EnsembleConfig,
+    ModelConfig,
+    RoutedConfig,
+    StageConfig,
+    load_config,
+    read_yaml,
+    resolve_config,
+)
 from lakerank.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -23,7 +33,7 @@ RERANK_CONFIGS = sorted(path for path in CONF.glob("*.yaml") if "audit" in read_
 def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel] | None]]:
     """Dotted names of all settings; a section comes with its class, a value with None."""
     for name, field in section.model_fields.items():
-        inner = field.annotation
+        inner = ModelConfig if (section, name) == (Config, "model") else field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield prefix + name, inner
             yield from _fields(inner, f"{prefix}{name}.")
@@ -55,10 +65,108 @@ def _faults(overrides: list[str]) -> list[str]:
     return list(caught.value.faults)
 
 
+def test_the_first_config_spells_out_every_setting() -> None:
+    assert sorted(_names(read_yaml(DEMO))) == sorted(SETTINGS)
+
+
 @pytest.mark.parametrize("path", RERANK_CONFIGS, ids=lambda path: path.name)
-def test_files_in_conf_spell_out_every_setting(path: Path) -> None:
-    assert sorted(_names(read_yaml(path))) == sorted(SETTINGS)
+def test_files_in_conf_differ_under_model_alone(path: Path) -> None:
+    values, demo = read_yaml(path), read_yaml(DEMO)
     load_config(path)
+    assert values.pop("model")
+    assert demo.pop("model")
+    assert values == demo
+
+
+def test_some_files_in_conf_name_other_models() -> None:
+    models = [load_config(path).model for path in RERANK_CONFIGS]
+    assert any(isinstance(model, RoutedConfig) for model in models)
+
+
+SCALE = {"scale": 1.5, "bias": -2}
+ROUTED = {"text": {"path": "t", "calibration": {**SCALE}}, "image": {"path": "i", "calibration": {**SCALE}}}
+CASCADE = [{"path": "cheap"}, {"path": "strong", "top": 20}]
+ENSEMBLE = {"ensemble": [{"path": "a"}, {"path": "b"}]}
+
+
+def _with_model(model: Any, *overrides: str) -> Config:
+    return resolve_config(read_yaml(DEMO) | {"model": deepcopy(model)}, overrides)
+
+
+def _model_faults(model: Any, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        _with_model(model, *overrides)
+    return list(caught.value.faults)
+
+
+def test_a_model_has_one_of_four_shapes() -> None:
+    assert isinstance(_with_model({"path": "x"}).model, ModelConfig)
+    assert isinstance(_with_model(ROUTED).model, RoutedConfig)
+    cascade = _with_model(CASCADE).model
+    assert isinstance(cascade, tuple)
+    assert [type(stage) for stage in cascade] == [StageConfig] * 2
+    assert isinstance(_with_model(ENSEMBLE).model, EnsembleConfig)
+
+
+@pytest.mark.parametrize("model", [ROUTED, CASCADE, ENSEMBLE], ids=["routed", "cascade", "ensemble"])
+def test_every_shape_reads_back_as_itself(model: Any) -> None:
+    config = _with_model(model)
+    assert resolve_config(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_one_model_of_several_can_be_set() -> None:
+    assert _with_model(ROUTED, "model.image.path=new").rerankers[0].image.path == "new"
+    assert [one.path for one in _with_model(CASCADE, "model.1.path=new").rerankers] == ["cheap", "new"]
+    assert [one.path for one in _with_model(ENSEMBLE, "model.ensemble.0.path=new").rerankers] == ["new", "b"]
+
+
+@pytest.mark.parametrize(
+    ("model", "override", "expected"),
+    [
+        (CASCADE, "model.2.path=x", "--set model.2.path=x: model is a list of 2, without '2'"),
+        (CASCADE, "model.x.path=x", "--set model.x.path=x: model is a list of 2, without 'x'"),
+        (
+            CASCADE,
+            "model.path=x",
+            "--set model.path=x: model is a list; set a setting of one of it, as in model.0.path",
+        ),
+        (ROUTED, "model.path=x", "config: model.path: no such setting"),
+        ({"path": "x"}, "model.top=3", "config: model.top: no such setting"),
+        ({"path": "x"}, "model.calibration={}", "config: model.calibration: no such setting"),
+        (ROUTED, "model.text.calibration.scale=-1", "config: model.text.calibration.scale: Input should be greater"),
+        (CASCADE, "model.1.top=null", "config: model: 1.top missing"),
+        (CASCADE, "model.0.top=5", "config: model: 0.top: the first reranker scores every candidate"),
+        ([*CASCADE, {"path": "x", "top": 30}], "", "config: model: top may not rise from stage to stage: [20, 30]"),
+        (CASCADE[:1], "", "config: model: a list is a cascade of two rerankers or more"),
+        (CASCADE, "model.1.device=cuda:1", "config: model: device must be the same"),
+        (ROUTED, "model.text.device=cpu", "config: model: device must be the same"),
+        ({"ensemble": CASCADE[:1]}, "", "config: model: ensemble: two rerankers or more"),
+        (ENSEMBLE, "model.weights=[1]", "config: model: weights: 1 for 2 rerankers"),
+        (ENSEMBLE, "model.weights=[0, 0]", "config: model: weights: all are 0"),
+        ("embedded", "", "config: model: Input should be a valid dictionary"),
+    ],
+)
+def test_a_model_of_no_shape_is_refused(model: Any, override: str, expected: str) -> None:
+    (fault,) = _model_faults(model, *[override] if override else [])
+    assert fault.startswith(expected)
+
+
+def test_two_models_without_a_common_scale_are_refused() -> None:
+    faults = _model_faults({"text": {"path": "t"}, "image": {"path": "i", "calibration": None}})
+    assert [fault.partition(": missing: one list holds pairs of both models")[0] for fault in faults] == [
+        "config: model.text.calibration",
+        "config: model.image.calibration",
+    ]
+
+
+def test_faults_of_all_models_are_listed_at_once() -> None:
+    faults = _model_faults([{"path": "x", "dtype": "int8"}, {"top": 0, "nope": 1}])
+    assert [fault.split(": ")[1] for fault in faults] == [
+        "model.0.dtype",
+        "model.1.path",
+        "model.1.top",
+        "model.1.nope",
+    ]
 
 
 def test_resolved_config_reads_back_as_itself() -> None:

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from lakerank.errors import ConfigError
 from lakerank.records import RejectReason
@@ -47,13 +57,134 @@ class LakeConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """The checkpoint: a folder, a hub id with its revision, or `embedded`."""
+    """A checkpoint: a folder, a hub id with its revision, or `embedded`; and how it is read.
+
+    `family`: how it is computed, where its config.json is not to decide. `max_length`: tokens of a pair, this model's
+    own instead of `scoring.max_length`.
+    """
 
     path: str
     revision: str | None = None
     adapter: str | None = None
+    adapter_revision: str | None = None
+    family: str | None = None
+    max_length: int | None = Field(default=None, ge=64)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
+
+    def source(self) -> dict[str, Any]:
+        """Which checkpoint, by the names of `lakerank.model.sources.CheckpointSource`."""
+        return {name: getattr(self, name) for name in ModelConfig.model_fields if name != "device"}
+
+
+class LogitScale(_Section):
+    """A reranker's logits on a scale that it shares with another: scale × raw + bias, relevance is its sigmoid."""
+
+    scale: float = Field(gt=0, allow_inf_nan=False)
+    bias: float = Field(allow_inf_nan=False)
+
+
+class RouteConfig(ModelConfig):
+    """One of several rerankers that score a run's pairs between them."""
+
+    calibration: LogitScale | None = Field(default=None, validate_default=True)
+
+    @field_validator("calibration")
+    @classmethod
+    def _stated(cls, value: LogitScale | None) -> LogitScale:
+        if value is None:
+            raise ValueError(
+                "missing: one list holds pairs of both models, whose logits are on scales of their own; say "
+                "{scale: …, bias: …} for each (logit = scale * raw + bias), see docs/models.md for how to get them"
+            )
+        return value
+
+
+class RoutedConfig(_Section):
+    """One reranker for pairs of texts, another for pairs with an image on either side."""
+
+    text: RouteConfig
+    image: RouteConfig
+
+    def source(self) -> dict[str, Any]:
+        """Which checkpoints, as `lakerank.model.sources.source_from` takes them."""
+        parts = {"text": self.text, "image": self.image}
+        scales = {name: one.calibration.model_dump() for name, one in parts.items() if one.calibration}
+        return {**{name: one.source() for name, one in parts.items()}, "scales": scales}
+
+    @model_validator(mode="after")
+    def _one_device(self) -> RoutedConfig:
+        _check_devices((self.text, self.image))
+        return self
+
+
+class StageConfig(ModelConfig):
+    """A stage of a cascade: it scores the `top` documents a query of the stage before; the first scores all."""
+
+    top: int | None = Field(default=None, ge=1)
+
+
+class EnsembleConfig(_Section):
+    """Rerankers that each score all pairs, and how their lists become one."""
+
+    ensemble: tuple[ModelConfig, ...]
+    fusion: Literal["reciprocal_rank", "weighted"] = "reciprocal_rank"
+    k: float = Field(default=60, gt=0, allow_inf_nan=False)
+    weights: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> EnsembleConfig:
+        if len(self.ensemble) < 2:
+            raise ValueError("ensemble: two rerankers or more; one alone is named without a list")
+        _check_devices(self.ensemble)
+        if self.weights is not None and len(self.weights) != len(self.ensemble):
+            raise ValueError(f"weights: {len(self.weights)} for {len(self.ensemble)} rerankers; give one for each")
+        if self.weights is not None and not any(self.weights):
+            raise ValueError("weights: all are 0")
+        return self
+
+
+def _check_stages(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+    if len(stages) < 2:
+        raise ValueError("a list is a cascade of two rerankers or more; one alone is named without a list")
+    _check_devices(stages)
+    if stages[0].top is not None:
+        raise ValueError("0.top: the first reranker scores every candidate; leave it out")
+    missing = [f"{place}.top" for place, stage in enumerate(stages[1:], start=1) if stage.top is None]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing: how many documents a query of the stage before it scores")
+    tops = [stage.top for stage in stages[1:] if stage.top is not None]
+    if tops != sorted(tops, reverse=True):
+        raise ValueError(f"top may not rise from stage to stage: {tops}")
+    return stages
+
+
+def _check_devices(models: Sequence[ModelConfig]) -> None:
+    devices = dict.fromkeys(model.device for model in models)
+    if len(devices) > 1:
+        raise ValueError(f"device must be the same for all models of a run, found {', '.join(devices)}")
+
+
+def _shape(value: Any) -> str:
+    """Which of the four shapes a `model:` has."""
+    if isinstance(value, list | tuple):
+        return "<cascade>"
+    keys = value.keys() if isinstance(value, dict) else type(value).model_fields if isinstance(value, _Section) else ()
+    if "ensemble" in keys:
+        return "<ensemble>"
+    return "<routed>" if "text" in keys or "image" in keys else "<single>"
+
+
+Cascade = Annotated[tuple[StageConfig, ...], AfterValidator(_check_stages)]
+
+#: What `model:` may be: one reranker; one for texts and one for images; a cheap one, then stronger ones; several fused.
+AnyModel = Annotated[
+    Annotated[ModelConfig, Tag("<single>")]
+    | Annotated[RoutedConfig, Tag("<routed>")]
+    | Annotated[Cascade, Tag("<cascade>")]
+    | Annotated[EnsembleConfig, Tag("<ensemble>")],
+    Discriminator(_shape),
+]
 
 
 class ScoringConfig(_Section):
@@ -133,11 +264,24 @@ class Config(_Section):
     """A whole config file."""
 
     lake: LakeConfig
-    model: ModelConfig
+    model: AnyModel
     scoring: ScoringConfig = ScoringConfig()
     ranking: RankingConfig = RankingConfig()
     audit: AuditConfig = AuditConfig()
     spark: SparkConfig = SparkConfig()
+
+    @property
+    def rerankers(self) -> tuple[ModelConfig | RoutedConfig, ...]:
+        """All rerankers that `model:` names, in its order; several in a cascade or an ensemble."""
+        if isinstance(self.model, tuple):
+            return self.model
+        return self.model.ensemble if isinstance(self.model, EnsembleConfig) else (self.model,)
+
+    @property
+    def device(self) -> str:
+        """The device of all of the run's models."""
+        first = self.rerankers[0]
+        return first.text.device if isinstance(first, RoutedConfig) else first.device
 
     def to_yaml(self) -> str:
         """The config as resolved, every value spelled out."""
@@ -184,7 +328,7 @@ def resolve_config(values: dict[str, Any], overrides: Sequence[str] = (), source
 
 def describe(fault: Any) -> str:
     """One of pydantic's errors in a line: where, what, and what was found."""
-    where = ".".join(str(part) for part in fault["loc"])
+    where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("<"))
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         return f"{where}: no such setting"
@@ -205,13 +349,18 @@ def apply_override(values: dict[str, Any], override: str) -> str | None:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         return f"--set {override}: the value is not YAML: {error}"
-    node = values
+    node: Any = values
     for depth, key in enumerate(keys[:-1], start=1):
-        child = node.get(key)
-        if child is None:
+        try:
+            child = node[int(key)] if isinstance(node, list) else node.get(key)
+        except (ValueError, IndexError):
+            return f"--set {override}: {'.'.join(keys[: depth - 1])} is a list of {len(node)}, without {key!r}"
+        if child is None and isinstance(node, dict):
             child = node[key] = {}
-        if not isinstance(child, dict):
+        if not isinstance(child, dict | list):
             return f"--set {override}: {'.'.join(keys[:depth])} is a value, not a section"
         node = child
+    if isinstance(node, list):
+        return f"--set {override}: {'.'.join(keys[:-1])} is a list; set a setting of one of it, as in {keys[0]}.0.path"
     node[keys[-1]] = parsed
     return None

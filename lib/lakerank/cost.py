@@ -33,11 +33,28 @@ TEMPLATE_TOKENS = 8
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """The limits that bound an input's cost: pixels after resizing, and tokens of text."""
+    """The limits that bound an input's cost: pixels after resizing, and tokens of text.
+
+    `max_plain_text_tokens`: of a text without an image, where another model reads it; None for the same as with one.
+    """
 
     min_pixels: int
     max_pixels: int
     max_text_tokens: int
+    max_plain_text_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a pair costs in one reranker, beyond the tokens of its two sides.
+
+    `document_major`: a document is read once for all of its group's queries, not again for each. `accepts_images`: else
+    a pair with one is rejected unread. `weight`: cost of a token, as a share of one in the run's largest model.
+    """
+
+    document_major: bool = True
+    accepts_images: bool = True
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +126,8 @@ def _fault(values: dict[str, Any], name: str) -> str | None:
 
 def input_cost(text_bytes: Int64, width: Int64, height: Int64, sizing: Sizing) -> Int64:
     """Cost of each input in tokens: (N,) each -> (N,). A width of 0 means that there is no image."""
-    text = np.minimum(np.ceil(text_bytes / BYTES_PER_TOKEN), sizing.max_text_tokens)
+    plain = sizing.max_text_tokens if sizing.max_plain_text_tokens is None else sizing.max_plain_text_tokens
+    text = np.minimum(np.ceil(text_bytes / BYTES_PER_TOKEN), np.where(width > 0, sizing.max_text_tokens, plain))
     visual = visual_tokens(width, height, sizing)
     return np.asarray(TEMPLATE_TOKENS + text + np.ceil(visual * VISUAL_TOKEN_COST), dtype=np.int64)
 

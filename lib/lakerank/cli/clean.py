@@ -98,17 +98,13 @@ def _counted(garbage: Iterable[Any]) -> dict[str, int]:
 
 
 def _scorers(config: Config) -> list[str] | None:
-    """The scorer that the config makes; None, and every scorer's scores are kept, when its model is not here."""
-    from lakerank.model.checkpoint import identify
+    """The scorers that the config makes; None, and every scorer's scores are kept, when a model of it is not here."""
     from lakerank.model.prompt import Limits
+    from lakerank.model.sources import source_from
 
-    model = config.model
     limits = Limits(**config.scoring.limits())
     try:
-        identity = identify(
-            model.path, revision=model.revision, adapter=model.adapter, dtype=model.dtype, limits=limits
-        )
+        return [source_from(model.source()).identify(limits).fingerprint for model in config.rerankers]
     except CheckpointError as error:
         logger.warning("scores of all models are kept, since this config's cannot be told from the others: %s", error)
         return None
-    return [identity.fingerprint]

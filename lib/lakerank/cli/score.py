@@ -60,18 +60,12 @@ def _parse_json(file: IO[str]) -> dict[str, Any]:
 def _answer(config: Config, request: dict[str, Any], allowed_hosts: Sequence[str]) -> dict[str, Any]:
     from lakerank.model.prompt import Limits
     from lakerank.model.request import answer
-    from lakerank.model.rerankers import load_reranker
+    from lakerank.model.sources import Hosting, source_from
 
-    model, scoring = config.model, config.scoring
-    reranker = load_reranker(
-        model.path,
-        revision=model.revision,
-        adapter=model.adapter,
-        dtype=model.dtype,
-        device=model.device,
-        limits=Limits(**scoring.limits()),
-        host_threads=scoring.host_threads,
-        device_threads=scoring.device_threads,
-        reproducible=scoring.reproducible,
-    )
+    scoring = config.scoring
+    if len(config.rerankers) > 1:
+        raise ConfigError(["model: a request is answered by one reranker, or by one for texts and one for images"])
+    source = source_from(config.rerankers[0].source())
+    hosting = Hosting(scoring.host_threads, scoring.device_threads, scoring.reproducible)
+    reranker = source.load(config.device, Limits(**scoring.limits()), hosting)
     return answer(request, reranker, allowed_hosts=allowed_hosts)

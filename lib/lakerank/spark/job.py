@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyspark import TaskContext
 
 from lakerank.audit import Bounds
 from lakerank.config import Config
-from lakerank.cost import Calibration, Sizing
+from lakerank.cost import Calibration
+from lakerank.errors import ConfigError
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
-from lakerank.model.checkpoint import CheckpointIdentity, identify
 from lakerank.model.prompt import Limits
+from lakerank.model.sources import Hosting, Scorer, Source, source_from
 from lakerank.spark.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank import RankRule
@@ -21,36 +22,19 @@ from lakerank.spark.score import LoadedReranker
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointFactory:
-    """Loads a checkpoint inside a worker process: this crosses to the worker, the weights never do."""
+class SourceFactory:
+    """Loads a reranker inside a worker process: this crosses to the worker, the weights never do."""
 
-    path: str
-    revision: str | None
-    adapter: str | None
-    dtype: str
+    source: Source
     limits: Limits
-    host_threads: int
-    device_threads: int | None
-    reproducible: bool
-    identity: CheckpointIdentity
+    hosting: Hosting
+    scorer: Scorer
 
     def __call__(self, device: str) -> LoadedReranker:
         """Load onto a torch device. On a CPU a task keeps to its own share of the cores unless told otherwise."""
-        from lakerank.model.rerankers import load_reranker
-
         context = TaskContext.get()
-        return load_reranker(
-            self.path,
-            revision=self.revision,
-            adapter=self.adapter,
-            dtype=self.dtype,
-            device=device,
-            limits=self.limits,
-            host_threads=self.host_threads,
-            device_threads=self.device_threads or (context.cpus() if context else None),
-            reproducible=self.reproducible,
-            identity=self.identity,
-        )
+        threads = self.hosting.device_threads or (context.cpus() if context else None)
+        return self.source.load(device, self.limits, replace(self.hosting, device_threads=threads), self.scorer)
 
 
 def rerank_job(config: Config, run_id: str) -> Rerank:
@@ -60,28 +44,22 @@ def rerank_job(config: Config, run_id: str) -> Rerank:
         CheckpointError: the model's folder is not a checkpoint that can be loaded.
         ConfigError: `scoring.calibration` names a file that is no calibration.
     """
-    model, scoring = config.model, config.scoring
+    if len(config.rerankers) > 1:
+        raise ConfigError(["model: several rerankers in one run are not supported yet; name one"])
+    scoring = config.scoring
     limits = Limits(**scoring.limits())
-    identity = identify(model.path, revision=model.revision, adapter=model.adapter, dtype=model.dtype, limits=limits)
+    source = source_from(config.rerankers[0].source())
+    scorer = source.identify(limits)
+    hosting = Hosting(scoring.host_threads, scoring.device_threads, scoring.reproducible)
     return Rerank(
         paths=RunPaths(config.lake.output, run_id),
         tables=Tables(config.lake.documents, config.lake.queries, config.lake.candidates),
-        scorer=identity.fingerprint,
-        parameters=identity.parameters,
-        factory=CheckpointFactory(
-            model.path,
-            model.revision,
-            model.adapter,
-            model.dtype,
-            limits,
-            scoring.host_threads,
-            scoring.device_threads,
-            scoring.reproducible,
-            identity,
-        ),
-        device=model.device,
-        limits=_plan_limits(config),
-        rule=RankRule(identity.logit_bias, config.ranking.label_thresholds, config.ranking.depth),
+        scorer=scorer.fingerprint,
+        parameters=scorer.parameters,
+        factory=SourceFactory(source, limits, hosting, scorer),
+        device=config.device,
+        limits=_plan_limits(config, scorer),
+        rule=RankRule(scorer.logit_bias, config.ranking.label_thresholds, config.ranking.depth),
         rules=AuditRules(_bounds(config), config.audit.golden_pairs, config.audit.golden_qrels),
         config_yaml=config.to_yaml(),
         calibration=_calibration(config),
@@ -97,11 +75,11 @@ def _calibration(config: Config) -> Calibration | None:
     return Calibration.from_json(storage.read_bytes(address), source=address)
 
 
-def _plan_limits(config: Config) -> PlanLimits:
+def _plan_limits(config: Config, scorer: Scorer) -> PlanLimits:
     scoring = config.scoring
     return PlanLimits(
-        document=Sizing(scoring.min_pixels, scoring.max_pixels, scoring.max_length - scoring.max_query_length),
-        query=Sizing(scoring.min_pixels, scoring.max_pixels, scoring.max_query_length),
+        document=scorer.document_sizing(),
+        query=scorer.query_sizing(),
         max_queries_per_group=scoring.max_queries_per_group,
         unit_tokens=scoring.unit_tokens,
         rows_per_file=config.spark.rows_per_file,
