@@ -255,6 +255,6 @@ def test_other_failures_stop_the_job(tiny_checkpoint: Path) -> None:
 def test_non_finite_logit_is_a_reject(tiny_checkpoint: Path) -> None:
     reranker = load_reranker(str(tiny_checkpoint), device="cpu")
     with torch.no_grad():
-        reranker._engine._decoder._head_weights[3].fill_(float("nan"))
+        reranker._engine._decoder._read_out._weights[3].fill_(float("nan"))
     results = score_texts(reranker, ["apple"])
     assert [result.reason for result in results if isinstance(result, Reject)] == [RejectReason.NON_FINITE_LOGIT] * 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 
 #: Tokens and patches of one pass that keep a device busy: more would only take memory and, on a CPU, leave its caches.
 BUSY_TOKENS_CPU = 2048
@@ -48,8 +48,8 @@ class Budget:
         return budget_of(max(LEAST_TOKENS, self.tokens // 2))
 
 
-def device_budget(device: torch.device, config: Qwen2VLConfig, dtype: torch.dtype) -> Budget:
-    """What keeps the device busy, or what its free memory holds, whichever is less."""
+def device_budget(device: torch.device, config: Any, dtype: torch.dtype) -> Budget:
+    """What keeps the device busy, or what its free memory holds for a network of this config, whichever is less."""
     busy = BUSY_TOKENS_CPU if device.type == "cpu" else BUSY_TOKENS_GPU
     room = int(free_bytes(device) * (SHARE_CPU if device.type == "cpu" else SHARE_GPU))
     tokens = max(LEAST_TOKENS, min(busy, room // bytes_per_token(config, dtype)))
@@ -61,14 +61,14 @@ def budget_of(tokens: int) -> Budget:
     return Budget(tokens, tokens * PATCHES_PER_TOKEN, tokens * PASSES_HELD)
 
 
-def bytes_per_token(config: Qwen2VLConfig, dtype: torch.dtype) -> int:
+def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     """Memory that a token of a pass takes: keys and values of all layers, held for PASSES_HELD passes, and one layer's
     intermediate states.
 
     Its patches, that came before it, take less: a vision encoder has no cache, and its states are narrower.
     """
-    text = config.text_config
-    dim = text.hidden_size // text.num_attention_heads
+    text = config.get_text_config()
+    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     kept = PASSES_HELD * 2 * text.num_hidden_layers * text.num_key_value_heads * dim
     passing = 8 * text.hidden_size + 3 * text.intermediate_size
     return int((kept + passing) * dtype.itemsize)

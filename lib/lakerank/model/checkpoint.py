@@ -226,7 +226,7 @@ def read_settings(folder: Path, dtype: str = "auto") -> Settings:
         dtype=resolve_dtype(folder, dtype),
         logit_bias=float(config.get("logit_bias", LOGIT_BIAS)),
         score_token_id=int(config.get("score_token_id", SCORE_TOKEN_ID)),
-        patches=_patch_shape(folder, config["vision_config"]),
+        patches=patch_shape(folder, config["vision_config"]),
     )
 
 
@@ -250,13 +250,21 @@ def resolve_dtype(folder: Path, dtype: str) -> str:
     counts = dict.fromkeys(_DTYPES, 0)
     for file in weight_files(folder):
         for shape, stored in read_header(file).values():
+            if stored == "I64":  # a buffer of positions, never a weight
+                continue
             if stored not in counts:
                 raise CheckpointError(f"{file}: tensors of type {stored}; only {', '.join(_DTYPES)} are supported")
             counts[stored] += math.prod(shape)
     return _DTYPES[max(counts, key=lambda stored: counts[stored])]
 
 
-def _patch_shape(folder: Path, vision: Mapping[str, Any]) -> PatchShape:
+def patch_shape(folder: Path, vision: Mapping[str, Any]) -> PatchShape:
+    """How images are cut, by config.json's `vision_config` and preprocessor_config.json; Qwen2-VL's own where neither
+    says.
+
+    Raises:
+        CheckpointError: preprocessor_config.json is there but not JSON.
+    """
     file = folder / "preprocessor_config.json"
     stated = read_json(file) if file.is_file() else {}
     mean, std = stated.get("image_mean", CLIP_MEAN), stated.get("image_std", CLIP_STD)

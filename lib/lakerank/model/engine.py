@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,15 +20,15 @@ from torch import Tensor
 
 from lakerank.model.budget import LEAST_TOKENS, Budget, device_budget
 from lakerank.model.cache import BoundedCache
-from lakerank.model.flops import count_flops
+from lakerank.model.flops import Flops, count_flops
 from lakerank.model.images import Patches, PatchShape
 from lakerank.model.layout import PAIR_QUERY, PrefixLayout, Span, prefix_layout, suffix_layout
-from lakerank.model.network import JinaVLForRanking
-from lakerank.model.packed import PackedDecoder, Prefix
+from lakerank.model.packed import Embedded, PackedDecoder, Prefix
+from lakerank.model.read_out import ReadOut, ScoreHead
 from lakerank.model.rows import Product, RowProducts, choose_products
-from lakerank.model.tokens import Side
+from lakerank.model.tokens import TokenRows
 from lakerank.model.varlen import VarlenKind, choose_varlen
-from lakerank.model.vision import PackedVision
+from lakerank.model.vision import PackedVision, Vision
 from lakerank.model.work import DeviceTimer, Work
 
 T = TypeVar("T")
@@ -46,10 +46,10 @@ KEPT_PREFIX_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class DocumentQueries:
-    """One document and queries on it, ready for the device."""
+    """One document and queries on it, ready for the device: what many pairs start with, and how each goes on."""
 
-    document: Side
-    queries: tuple[Side, ...]
+    document: TokenRows
+    queries: tuple[TokenRows, ...]
 
     @property
     def tokens(self) -> int:
@@ -57,12 +57,16 @@ class DocumentQueries:
         return len(self.document.token_ids) + sum(len(query.token_ids) for query in self.queries)
 
 
+#: Stands for the visual token of a network without eyes.
+NO_TOKEN = -1
+
+
 @dataclass(frozen=True, slots=True)
 class _Pair:
     """A query on the document of a number, from position `start` on; its logit belongs at `place`."""
 
     document: int
-    query: Side
+    query: TokenRows
     start: int
     place: int
 
@@ -70,15 +74,19 @@ class _Pair:
 class Engine:
     """Scores documents' queries on one device; to be used by one thread.
 
-    `reproducible`: a pair's logit has the same bits whatever is scored beside it. `budget`, `products` and `varlen` are
-    found on the device where they are not given.
+    `network` is jina-reranker-m0's, or one with a decoder of the Qwen2 or Qwen3 kind and a `read_out` of its own, and
+    where that sees differently with a `vision` and `flops` of its own. `reproducible`: a pair's logit has the same bits
+    whatever is scored beside it. `budget`, `products` and `varlen` are found on the device where they are not given.
     """
 
     def __init__(
         self,
-        network: JinaVLForRanking,
+        network: Any,
         shape: PatchShape,
         *,
+        read_out: ReadOut | None = None,
+        vision: Vision | None = None,
+        flops: Flops | None = None,
         budget: Budget | None = None,
         products: RowProducts | None = None,
         reproducible: bool = True,
@@ -87,11 +95,11 @@ class Engine:
         document_images_bytes: int = DOCUMENT_EMBEDDINGS_BYTES,
     ) -> None:
         self.work = Work()
-        self._decoder = PackedDecoder(network)
-        self._vision = PackedVision(network, shape)
-        weight = network.model.language_model.embed_tokens.weight
+        self._decoder = PackedDecoder(network, read_out or ScoreHead(network.score))
+        self._vision = vision or PackedVision(network, shape)
+        weight = network.get_input_embeddings().weight
         self.dtype, self._device = weight.dtype, weight.device
-        self._image_token = int(network.config.image_token_id)
+        self._image_token = int(getattr(network.config, "image_token_id", NO_TOKEN))
         self.budget = budget or device_budget(self._device, network.config, weight.dtype)
         self._products = products or (self._reproducible_products() if reproducible else RowProducts())
         self._decoder.products = self._vision.products = self._products
@@ -99,7 +107,7 @@ class Engine:
         chosen = choose_varlen(self._device, self.dtype, heads, dim, reproducible=reproducible)
         self._varlen = varlen or chosen
         self._timer = DeviceTimer(self._device, self.work)
-        self._flops = count_flops(network.config)
+        self._flops = flops or count_flops(network.config)
         self._query_images: BoundedCache[Tensor] = BoundedCache(query_images_bytes, lambda made: made.nbytes)
         self._document_images: BoundedCache[Tensor] = BoundedCache(document_images_bytes, lambda made: made.nbytes)
         self._kept: dict[bytes, Prefix] = {}
@@ -141,7 +149,7 @@ class Engine:
         logger.warning("out of memory: %d tokens at once from now on", self.budget.tokens)
         return True
 
-    def _prefixes(self, documents: Sequence[Side]) -> tuple[list[Prefix], list[int]]:
+    def _prefixes(self, documents: Sequence[TokenRows]) -> tuple[list[Prefix], list[int]]:
         """A prefix for each distinct document, and each document's number among them."""
         keys = [_key(document) for document in documents]
         distinct = dict(zip(keys, documents, strict=True))
@@ -163,15 +171,15 @@ class Engine:
         prefix = prefixes[last]
         self._kept = {} if prefix.nbytes > KEPT_PREFIX_BYTES else {last: prefix.copy()}
 
-    def _pass_documents(self, documents: Sequence[Side]) -> list[Prefix]:
+    def _pass_documents(self, documents: Sequence[TokenRows]) -> list[Prefix]:
         lengths = [len(document.token_ids) for document in documents]
         visual = self._images(documents, self._document_images)
         with self._timer.stage("prefix_s"):
-            embeds, positions = self._embed(documents, [0] * len(documents), visual)
+            embedded, positions = self._embed(documents, [0] * len(documents), visual)
             self.work.flops += sum(map(self._flops.prefix, lengths))
-            layout = self._prefix_layout(lengths, len(embeds))
+            layout = self._prefix_layout(lengths, len(embedded.rows))
             end = max(document.end for document in documents)
-            return self._decoder.prefixes(embeds, positions, end, lengths, layout)
+            return self._decoder.prefixes(embedded, positions, end, lengths, layout)
 
     def _prefix_layout(self, lengths: list[int], rows: int) -> PrefixLayout:
         if self._varlen is None:
@@ -190,11 +198,11 @@ class Engine:
         ]
         visual = self._images(queries, self._query_images)
         with self._timer.stage("suffix_s"):
-            embeds, positions = self._embed(queries, [pair.start for pair in pairs], visual)
+            embedded, positions = self._embed(queries, [pair.start for pair in pairs], visual)
             rows = np.zeros(self._products.filled(len(pairs)), dtype=np.int64)
             rows[: len(pairs)] = np.array(starts[1:]) - 1
             logits = self._decoder.logits(
-                embeds,
+                embedded,
                 positions,
                 max(pair.start + pair.query.end for pair in pairs),
                 [prefixes[number] for number in used],
@@ -204,8 +212,10 @@ class Engine:
             )
         return logits[: len(pairs)]
 
-    def _embed(self, sides: Sequence[Side], starts: Sequence[int], visual: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Embeddings (M, h) and positions (3, M) of sides one after the other; rows that only fill are token 0."""
+    def _embed(
+        self, sides: Sequence[TokenRows], starts: Sequence[int], visual: Sequence[Tensor]
+    ) -> tuple[Embedded, Tensor]:
+        """Embeddings of M rows and positions (3, M) of sides one after the other; rows that only fill are token 0."""
         token_ids = np.concatenate([side.token_ids for side in sides])
         positions = np.concatenate([side.positions + start for side, start in zip(sides, starts, strict=True)], axis=1)
         spare = self._products.filled(len(token_ids)) - len(token_ids)
@@ -213,19 +223,19 @@ class Engine:
         self.work.padding += spare
         ids = self._to_device(np.pad(token_ids, (0, spare)))
         places = self._to_device(np.flatnonzero(token_ids == self._image_token)) if visual else None
-        embeds = self._decoder.embed(ids, places, torch.cat(list(visual)) if visual else None)
-        return embeds, self._to_device(np.pad(positions, ((0, 0), (0, spare))))
+        embedded = self._decoder.embed(ids, places, torch.cat(list(visual)) if visual else None)
+        return embedded, self._to_device(np.pad(positions, ((0, 0), (0, spare))))
 
-    def _images(self, sides: Sequence[Side], cache: BoundedCache[Tensor]) -> list[Tensor]:
-        """Visual tokens (V, h) of each side that holds an image; each content is encoded once."""
-        images = {side.image_key: side.image for side in sides if side.image is not None}
+    def _images(self, sides: Sequence[TokenRows], cache: BoundedCache[Tensor]) -> list[Tensor]:
+        """Visual tokens of each image of the sides, in order; each content is encoded once."""
+        images = {key: image for side in sides for key, image in side.pictures}
         found = {key: tokens for key in images if (tokens := cache.find(key)) is not None}
         wanted = [(key, image) for key, image in images.items() if key not in found]
         for chunk in _cut(wanted, [len(image.pixels) for _, image in wanted], self.budget.patches):
             for (key, _), tokens in zip(chunk, self._encode([image for _, image in chunk]), strict=True):
                 found[key] = tokens
                 cache.put(key, tokens.clone())  # a view would hold on to all that were encoded beside it
-        return [found[side.image_key] for side in sides if side.image is not None]
+        return [found[key] for side in sides for key, _ in side.pictures]
 
     def _encode(self, images: Sequence[Patches]) -> list[Tensor]:
         self.work.images_encoded += len(images)
@@ -247,9 +257,10 @@ class Engine:
         self.work.pairwise += sum(tokens + len(query.token_ids) for query in group.queries)
 
 
-def _key(document: Side) -> bytes:
+def _key(document: TokenRows) -> bytes:
     """What a document's prefix is made from."""
-    return document.image_key.encode() + b"|" + document.token_ids.tobytes()
+    images = "|".join(key for key, _ in document.pictures)
+    return images.encode() + b"|" + document.token_ids.tobytes()
 
 
 def _pairs(groups: Sequence[DocumentQueries], numbers: Sequence[int]) -> list[_Pair]:

@@ -160,6 +160,94 @@ def _load_m0(loading: Loading) -> LoadedReranker:
     return load(loading)
 
 
+def _recognises_mono(config: Config) -> bool:
+    return config.get("model_type") == "qwen2_vl" and "Qwen2VLForConditionalGeneration" in _architectures(config)
+
+
+def _read_mono(folder: Path, dtype: str, adapter: str | None) -> Facts:
+    from lakerank.model.chat_prompts import MONO_QWEN2_VL
+    from lakerank.model.generative_checkpoint import generative_facts
+
+    return generative_facts(folder, dtype, MONO_QWEN2_VL)
+
+
+def _load_mono(loading: Loading) -> LoadedReranker:
+    from lakerank.model.generative import load_mono_qwen2_vl
+
+    return load_mono_qwen2_vl(loading)
+
+
+def _recognises_qwen3_vl(config: Config) -> bool:
+    return config.get("model_type") == "qwen3_vl" and "Qwen3VLForConditionalGeneration" in _architectures(config)
+
+
+def _read_qwen3_vl(folder: Path, dtype: str, adapter: str | None) -> Facts:
+    from lakerank.model.chat_prompts import QWEN3_VL_RERANKER
+    from lakerank.model.generative_checkpoint import generative_facts
+
+    return generative_facts(folder, dtype, QWEN3_VL_RERANKER)
+
+
+def _load_qwen3_vl(loading: Loading) -> LoadedReranker:
+    from lakerank.model.generative import load_qwen3_vl_reranker
+
+    return load_qwen3_vl_reranker(loading)
+
+
+def _recognises_qwen3(config: Config) -> bool:
+    return config.get("model_type") == "qwen3" and "Qwen3ForCausalLM" in _architectures(config)
+
+
+def _read_qwen3(folder: Path, dtype: str, adapter: str | None) -> Facts:
+    from lakerank.model.chat_prompts import QWEN3_RERANKER
+    from lakerank.model.generative_checkpoint import generative_facts
+
+    return generative_facts(folder, dtype, QWEN3_RERANKER)
+
+
+def _load_qwen3(loading: Loading) -> LoadedReranker:
+    from lakerank.model.generative import load_qwen3_reranker
+
+    return load_qwen3_reranker(loading)
+
+
+def _recognises_bge(config: Config) -> bool:
+    return "XLMRobertaForSequenceClassification" in _architectures(config) and not _is_jina_flash(config)
+
+
+def _recognises_jina_v2(config: Config) -> bool:
+    return "XLMRobertaForSequenceClassification" in _architectures(config) and _is_jina_flash(config)
+
+
+def _is_jina_flash(config: Config) -> bool:
+    """Whether a config.json names jina's own implementation of XLM-RoBERTa, which has names of its own for weights."""
+    return "use_flash_attn" in config or "XLMRobertaFlashConfig" in str(config.get("auto_map"))
+
+
+def _read_encoder(folder: Path, dtype: str, adapter: str | None) -> Facts:
+    from lakerank.model.encoder_shape import encoder_facts
+
+    return encoder_facts(folder, dtype)
+
+
+def _load_bge(loading: Loading) -> LoadedReranker:
+    from lakerank.model.cross_encoder import load_bge
+
+    return load_bge(loading)
+
+
+def _load_jina_v2(loading: Loading) -> LoadedReranker:
+    from lakerank.model.cross_encoder import load_jina_v2
+
+    return load_jina_v2(loading)
+
+
+def _encoder_positions(config: Config) -> int | None:
+    """Positions of XLM-RoBERTa count from the padding token's id + 1."""
+    positions, padding = config.get("max_position_embeddings"), config.get("pad_token_id", 1)
+    return positions - padding - 1 if isinstance(positions, int) and isinstance(padding, int) else None
+
+
 #: Name of the family that a checkpoint is of where nobody says.
 M0 = "jina-reranker-m0"
 
@@ -175,6 +263,68 @@ FAMILIES: tuple[Family, ...] = (
         recognises=_recognises_m0,
         read=_read_m0,
         load=_load_m0,
+    ),
+    Family(
+        name="monoqwen2-vl",
+        models="MonoQwen2-VL-v0.1: Qwen2VLForConditionalGeneration, with its adapter or merged",
+        protocol="monoqwen2-vl/1",
+        document_major=True,
+        accepts_images=True,
+        accepts_adapter=True,
+        recognises=_recognises_mono,
+        read=_read_mono,
+        load=_load_mono,
+    ),
+    Family(
+        name="qwen3-vl-reranker",
+        models="Qwen3-VL-Reranker: Qwen3VLForConditionalGeneration",
+        protocol="qwen3-vl-reranker/1",
+        document_major=False,
+        accepts_images=True,
+        accepts_adapter=True,
+        recognises=_recognises_qwen3_vl,
+        read=_read_qwen3_vl,
+        load=_load_qwen3_vl,
+        usual_length=8192,
+    ),
+    Family(
+        name="qwen3-reranker",
+        models="Qwen3-Reranker: Qwen3ForCausalLM",
+        protocol="qwen3-reranker/1",
+        document_major=False,
+        accepts_images=False,
+        accepts_adapter=True,
+        recognises=_recognises_qwen3,
+        read=_read_qwen3,
+        load=_load_qwen3,
+        usual_length=8192,
+    ),
+    Family(
+        name="bge-reranker",
+        models="bge-reranker-v2-m3, -large, -base: XLMRobertaForSequenceClassification with one label",
+        protocol="bge-reranker/1",
+        document_major=False,
+        accepts_images=False,
+        accepts_adapter=False,
+        recognises=_recognises_bge,
+        read=_read_encoder,
+        load=_load_bge,
+        usual_length=512,
+        positions=_encoder_positions,
+    ),
+    Family(
+        name="jina-reranker-v2",
+        models="jina-reranker-v2-base-multilingual: XLMRobertaForSequenceClassification with use_flash_attn",
+        protocol="jina-reranker-v2/1",
+        document_major=False,
+        accepts_images=False,
+        accepts_adapter=False,
+        recognises=_recognises_jina_v2,
+        read=_read_encoder,
+        load=_load_jina_v2,
+        usual_length=1024,
+        positions=_encoder_positions,
+        reads_whole=True,
     ),
 )
 

@@ -6,8 +6,7 @@ Norms, rotations, activations and the embedding look-up are left out, as is usua
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +45,38 @@ class Flops:
         return (self.layers - 1) * full + last + self.head
 
 
-def count_flops(config: Qwen2VLConfig) -> Flops:
-    """The operations of a network of this shape."""
-    text, vision = config.text_config, config.vision_config
+def count_flops(config: Any, head: float | None = None) -> Flops:
+    """The operations of a network of transformers' `config`; `head`: of its read-out, jina-reranker-m0's by default."""
+    text = config.get_text_config()
     hidden, heads = text.hidden_size, text.num_attention_heads
-    dim = hidden // heads
-    inner = int(vision.embed_dim * vision.mlp_ratio)
-    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    merged = vision.embed_dim * vision.spatial_merge_size**2
+    dim = getattr(text, "head_dim", None) or hidden // heads
+    layers, patch_layer, patch_seen, patch_ends = _count_vision(getattr(config, "vision_config", None))
     return Flops(
         layers=text.num_hidden_layers,
         token_kv=4.0 * hidden * text.num_key_value_heads * dim,
         token_rest=2.0 * (2 * hidden * heads * dim + 3 * hidden * text.intermediate_size),
         seen=4.0 * heads * dim,
-        head=2.0 * hidden * (hidden + 1),
-        vision_layers=vision.depth,
-        patch_layer=2.0 * vision.embed_dim * (4 * vision.embed_dim + 2 * inner),
-        patch_seen=4.0 * vision.embed_dim,
-        patch_ends=2.0 * patch * vision.embed_dim
-        + 2.0 * merged * (merged + vision.hidden_size) / vision.spatial_merge_size**2,
+        head=2.0 * hidden * (hidden + 1) if head is None else head,
+        vision_layers=layers,
+        patch_layer=patch_layer,
+        patch_seen=patch_seen,
+        patch_ends=patch_ends,
     )
+
+
+def _count_vision(vision: Any) -> tuple[int, float, float, float]:
+    """Layers, operations of a patch in one, of a patch and one it sees, and of a patch at both ends; 0 without eyes.
+
+    Qwen3-VL's encoder says its width by another name, and has a merger for each layer that it hands on as well.
+    """
+    if vision is None:
+        return 0, 0.0, 0.0, 0.0
+    qwen3 = hasattr(vision, "out_hidden_size")
+    width = vision.hidden_size if qwen3 else vision.embed_dim
+    out = vision.out_hidden_size if qwen3 else vision.hidden_size
+    inner = vision.intermediate_size if qwen3 else int(width * vision.mlp_ratio)
+    mergers = 1 + len(vision.deepstack_visual_indexes) if qwen3 else 1
+    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    merged = width * vision.spatial_merge_size**2
+    ends = 2.0 * patch * width + mergers * 2.0 * merged * (merged + out) / vision.spatial_merge_size**2
+    return vision.depth, 2.0 * width * (4 * width + 2 * inner), 4.0 * width, ends

@@ -8,15 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 from lakerank.model.cache import BoundedCache
 from lakerank.model.engine import DocumentQueries
 from lakerank.model.images import Patches, PatchShape, load_patches
 from lakerank.model.prompt import Limits
-from lakerank.model.tokens import PromptTokenizer, Side
+from lakerank.model.tokens import Side
 from lakerank.model.unscorable import Unscorable
 from lakerank.model.work import Work
-from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query
+from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query, RejectReason
 
 #: Sides (token ids and 8-bit patches) kept for reuse: a query comes back for every document it is paired with, a
 #: document only when its queries were split among several groups.
@@ -55,20 +56,41 @@ class _Seconds:
     tokenise: float = 0.0
 
 
+class Prompt(Protocol):
+    """Makes the sides of pairs; see `tokens.PromptTokenizer`. Both raise Unscorable."""
+
+    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+        """A document's side."""
+        ...
+
+    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+        """A query's side."""
+        ...
+
+
+#: What the device is given for a document and queries on it.
+Arrange = Callable[[Side, tuple[Side, ...]], DocumentQueries]
+
+
 class Preparation:
-    """Makes groups ready for the device; what was met before, by its content's hash, is not made again."""
+    """Makes groups ready for the device; what was met before, by its content's hash, is not made again.
+
+    `shape`: how images are cut; None where they are not read, and a side that has one cannot be scored.
+    """
 
     def __init__(
         self,
-        prompt: PromptTokenizer,
+        prompt: Prompt,
         limits: Limits,
-        shape: PatchShape,
+        shape: PatchShape | None,
         *,
+        arrange: Arrange = DocumentQueries,
         threads: int = 2,
         query_bytes: int = QUERY_SIDES_BYTES,
         document_bytes: int = DOCUMENT_SIDES_BYTES,
     ) -> None:
         self._prompt = prompt
+        self._arrange = arrange
         self._limits = limits
         self._shape = shape
         self._threads = threads
@@ -105,7 +127,7 @@ class Preparation:
             return Prepared(group, document, (), None, spent.decode, spent.tokenise)
         queries = tuple(self._side(query, spent) for query in group.queries)
         sides = tuple(side for side in queries if isinstance(side, Side))
-        work = DocumentQueries(document, sides) if sides else None
+        work = self._arrange(document, sides) if sides else None
         return Prepared(group, document, queries, work, spent.decode, spent.tokenise)
 
     def _side(self, item: Query | Document, spent: _Seconds) -> Side | Unscorable:
@@ -129,9 +151,11 @@ class Preparation:
 
     def _make(self, item: Query | Document, image_key: str, spent: _Seconds) -> Side:
         image: Patches | None = None
+        if item.image is not None and self._shape is None:
+            raise Unscorable(RejectReason.MODALITY_UNSUPPORTED, "an image, and this reranker reads texts alone")
         started = time.thread_time()
         try:
-            if item.image is not None:
+            if item.image is not None and self._shape is not None:
                 image = load_patches(item.image, self._limits, self._shape)
         finally:
             decoded = time.thread_time()

@@ -120,11 +120,7 @@ class PublishedLoop:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []
 
     def _image(self, data: bytes) -> tuple[Tensor, Tensor]:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        if image.has_transparency_data:
-            layer = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        processed: Any = self._images(image.convert("RGB"), return_tensors="pt")
+        processed: Any = self._images(open_upright(data), return_tensors="pt")
         return processed["pixel_values"], processed["image_grid_thw"]
 
     def _positions(self, rows: Sequence[tuple[list[int], list[tuple[Tensor, Tensor]]]], longest: int) -> Tensor:
@@ -146,6 +142,15 @@ class PublishedLoop:
                 following, index = following + max(height, width), index + height * width
             positions[:, place, longest - len(ids) :] = torch.cat(steps, dim=1)
         return positions
+
+
+def open_upright(data: bytes) -> Image.Image:
+    """An encoded image, upright, in RGB, on white."""
+    image: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
 
 
 def reference_logits(

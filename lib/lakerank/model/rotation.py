@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
+
+#: Text models whose frequencies are shared out among time, height and width, and how where config.json does not say.
+MROPE_SECTIONS = {"qwen2_vl_text": [16, 24, 24], "qwen3_vl_text": [24, 20, 20]}
+
+#: The one that shares them out in turn.
+INTERLEAVED = "qwen3_vl_text"
 
 #: Positions computed together: few enough for torch never to share them out among threads.
 _BLOCK = 256
@@ -44,6 +52,27 @@ class RotaryTable:
             angles = positions.unsqueeze(-1).float() * self._frequencies
             made.append(torch.stack((angles.cos() * self._scaling, angles.sin() * self._scaling)))
         return torch.cat(made, dim=1).to(self._dtype)
+
+
+def rotary_sections(kind: str, rope: Mapping[str, Any], size: int) -> list[int]:
+    """How many of a head's `size` frequencies follow time, height, width, time, … in turn, as `look_up` takes them.
+
+    `kind` is the text model's model_type, `rope` its settings of rotary embeddings. Where no sections are usual, all
+    frequencies follow the one position that a text token has. Qwen3-VL's are interleaved: height has every third from
+    the second on, width from the third on, as many as their sections say; time has the rest. Source: transformers,
+    Qwen3VLTextRotaryEmbedding.
+    """
+    sections = rope.get("mrope_section", MROPE_SECTIONS.get(kind))
+    if sections is None:
+        return [size]
+    if kind != INTERLEAVED:
+        return list(sections)
+    axes = [place % 3 if place < 3 * sections[place % 3] else 0 for place in range(size)]
+    interleaved: list[int] = []
+    for axis, places in groupby(axes):
+        interleaved += [0] * ((axis - len(interleaved)) % 3)
+        interleaved.append(len(list(places)))
+    return interleaved
 
 
 def rotate(states: Tensor, rotation: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -36,6 +37,26 @@ class SpecialTokens:
     pad: int
 
 
+class TokenRows(Protocol):
+    """Tokens that follow one another in a sequence: a side of a pair, or more than one.
+
+    `token_ids` (L,) int64; `positions` (3, L) int64, counted from 0; `end`: position of whatever follows; `pictures`:
+    its images by key, in the order of their visual tokens.
+    """
+
+    @property
+    def token_ids(self) -> np.ndarray: ...
+
+    @property
+    def positions(self) -> np.ndarray: ...
+
+    @property
+    def end(self) -> int: ...
+
+    @property
+    def pictures(self) -> tuple[tuple[str, Patches], ...]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Side:
     """A document's or query's part of the sequence.
@@ -55,6 +76,11 @@ class Side:
         """Memory held, in bytes."""
         pixels = 0 if self.image is None else self.image.pixels.nbytes
         return int(self.token_ids.nbytes + self.positions.nbytes + pixels)
+
+    @property
+    def pictures(self) -> tuple[tuple[str, Patches], ...]:
+        """The image by its key, if there is one."""
+        return () if self.image is None else ((self.image_key, self.image),)
 
 
 def read_special_tokens(folder: Path, settings: Settings) -> SpecialTokens:
@@ -92,16 +118,53 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
+class TextTokenizer:
+    """Texts to token ids, cut to fit. Safe to call from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.longest = max(len(token) for token in tokenizer.get_vocab())
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text.
+
+        Raises:
+            Unscorable: the text is not Unicode.
+        """
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError) as error:  # lone surrogates: a str, but not Unicode text
+            raise Unscorable(RejectReason.TEXT_UNDECODABLE, "the text holds lone surrogates") from error
+        return ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of token ids."""
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=False)
+        return text
+
+    def fit(self, text: str, limit: int, assemble: Callable[[str], list[int]]) -> tuple[list[int], bool]:
+        """Cut `text` until the side it makes is at most `limit` tokens; says whether anything was cut."""
+        window = text[: limit * self.longest * _NORMALISED_CHARACTERS]
+        side = assemble(window)
+        if len(side) <= limit:
+            return side, len(window) < len(text)
+        token_ids = self.encode(window)
+        keep = min(len(token_ids), limit - (len(side) - len(token_ids)))
+        while len(side) > limit:
+            side = assemble(self.decode(token_ids[: max(keep, 0)]))
+            keep -= max(1, len(side) - limit)
+        return side, True
+
+
 class PromptTokenizer:
     """Builds sides. Safe to call from several threads."""
 
     def __init__(self, tokenizer: Tokenizer, special: SpecialTokens, limits: Limits, merge: int) -> None:
-        self._tokenizer = tokenizer
+        self._text = TextTokenizer(tokenizer)
         self._special = special
         self._merge = merge
-        self._longest = max(len(token) for token in tokenizer.get_vocab())
-        self._document_template = len(self._encode(DOCUMENT_HEAD)) + len(self._encode(DOCUMENT_TAIL))
-        self._query_template = len(self._encode(QUERY_HEAD))
+        self._document_template = len(self._text.encode(DOCUMENT_HEAD)) + len(self._text.encode(DOCUMENT_TAIL))
+        self._query_template = len(self._text.encode(QUERY_HEAD))
         self.budgets: Budgets = budgets(limits, self._document_template, self._query_template)
 
     def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
@@ -111,14 +174,14 @@ class PromptTokenizer:
             Unscorable: nothing in it, text that is not Unicode, or an image that does not fit.
         """
         visual = self._visual_tokens(image, self._document_template)
-        plain = _plain(text, image, RejectReason.EMPTY_DOCUMENT)
+        plain = plain_text(text, image, RejectReason.EMPTY_DOCUMENT)
         limit = self.budgets.document
         kept, cut = self._cut_published(plain, limit - self._document_template - visual)
 
         def assemble(body: str) -> list[int]:
             return self._assemble(DOCUMENT_HEAD, visual, body + DOCUMENT_TAIL)
 
-        token_ids, cut_more = self._fit(kept, limit, assemble)
+        token_ids, cut_more = self._text.fit(kept, limit, assemble)
         return self._side(token_ids, image, image_key, truncated=cut or cut_more)
 
     def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
@@ -128,13 +191,13 @@ class PromptTokenizer:
             Unscorable: nothing in it, text that is not Unicode, or an image that does not fit.
         """
         visual = self._visual_tokens(image, self._query_template + 1)
-        plain = _plain(text, image, RejectReason.EMPTY_QUERY)
+        plain = plain_text(text, image, RejectReason.EMPTY_QUERY)
         limit = self.budgets.query + visual - 1
 
         def assemble(body: str) -> list[int]:
             return self._assemble(QUERY_HEAD, visual, body)
 
-        token_ids, cut = self._fit(plain, limit, assemble)
+        token_ids, cut = self._text.fit(plain, limit, assemble)
         return self._side([*token_ids, self._special.score], image, image_key, truncated=cut)
 
     def _visual_tokens(self, image: Patches | None, template: int) -> int:
@@ -151,60 +214,43 @@ class PromptTokenizer:
         """Cut a text to `most` tokens as published: encode, cut, decode (what comes out is encoded again)."""
         if len(text) <= most and len(text.encode("utf-8", "surrogatepass")) * _NORMALISED_BYTES <= most:
             return text, False
-        window = most * self._longest * _NORMALISED_CHARACTERS
-        token_ids = self._encode(text[:window])
+        window = most * self._text.longest * _NORMALISED_CHARACTERS
+        token_ids = self._text.encode(text[:window])
         if len(token_ids) <= most:
             return text, False
-        return self._decode(token_ids[:most]), True
-
-    def _fit(self, text: str, limit: int, assemble: Callable[[str], list[int]]) -> tuple[list[int], bool]:
-        """Cut `text` until the side it makes is at most `limit` tokens; says whether anything was cut."""
-        window = text[: limit * self._longest * _NORMALISED_CHARACTERS]
-        side = assemble(window)
-        if len(side) <= limit:
-            return side, len(window) < len(text)
-        token_ids = self._encode(window)
-        keep = min(len(token_ids), limit - (len(side) - len(token_ids)))
-        while len(side) > limit:
-            side = assemble(self._decode(token_ids[: max(keep, 0)]))
-            keep -= max(1, len(side) - limit)
-        return side, True
+        return self._text.decode(token_ids[:most]), True
 
     def _assemble(self, head: str, visual: int, body: str) -> list[int]:
         """Tokens of a side without the score token. Special tokens stand apart, so that text never merges with them."""
         if not visual:
-            return self._encode(head + body)
+            return self._text.encode(head + body)
         special = self._special
         image = [special.vision_start, *[special.image] * (visual - 2), special.vision_end]
-        return [*self._encode(head), *image, *self._encode(body)]
+        return [*self._text.encode(head), *image, *self._text.encode(body)]
 
     def _side(self, token_ids: list[int], image: Patches | None, image_key: str, truncated: bool) -> Side:
-        ids = np.array(token_ids, dtype=np.int64)
-        if image is None:
-            return Side(ids, text_positions(0, len(ids)), len(ids), None, "", truncated)
-        start = int(np.argmax(ids == self._special.image))
-        stop = start + image.grid[0] * image.grid[1] // self._merge**2
-        after = start + max(image.grid) // self._merge
-        parts = (
-            text_positions(0, start),
-            image_positions(start, image.grid, self._merge),
-            text_positions(after, len(ids) - stop),
-        )
-        return Side(ids, np.concatenate(parts, axis=1), after + len(ids) - stop, image, image_key, truncated)
-
-    def _encode(self, text: str) -> list[int]:
-        try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except (TypeError, UnicodeEncodeError) as error:  # lone surrogates: a str, but not Unicode text
-            raise Unscorable(RejectReason.TEXT_UNDECODABLE, "the text holds lone surrogates") from error
-        return ids
-
-    def _decode(self, token_ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=False)
-        return text
+        return make_side(token_ids, image, image_key, truncated, self._special.image, self._merge)
 
 
-def _plain(text: str | None, image: Patches | None, empty: RejectReason) -> str:
+def make_side(
+    token_ids: list[int], image: Patches | None, image_key: str, truncated: bool, image_token: int, merge: int
+) -> Side:
+    """A side of these tokens, its visual tokens among them."""
+    ids = np.array(token_ids, dtype=np.int64)
+    if image is None:
+        return Side(ids, text_positions(0, len(ids)), len(ids), None, "", truncated)
+    start = int(np.argmax(ids == image_token))
+    stop = start + image.grid[0] * image.grid[1] // merge**2
+    after = start + max(image.grid) // merge
+    parts = (
+        text_positions(0, start),
+        image_positions(start, image.grid, merge),
+        text_positions(after, len(ids) - stop),
+    )
+    return Side(ids, np.concatenate(parts, axis=1), after + len(ids) - stop, image, image_key, truncated)
+
+
+def plain_text(text: str | None, image: Patches | None, empty: RejectReason) -> str:
     """The text to tokenise, "" where there is none beside an image."""
     if text is not None and text.strip():
         return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,35 @@ from lakerank.model.rows import RowProducts, rowwise
 
 #: An image up to this many patches shares its attention call with others of as many.
 SHARED_PATCHES = 1024
+
+
+class Vision(Protocol):
+    """Visual tokens of images."""
+
+    products: RowProducts
+
+    def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Weights and biases of the products of matrices that images share."""
+        ...
+
+    def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """Visual tokens of each image, as `PackedDecoder.embed` takes them: uint8 patches (P, 3, side, side)."""
+        ...
+
+
+class Blind:
+    """Of a network that sees nothing: its prompt lets no image through."""
+
+    def __init__(self) -> None:
+        self.products = RowProducts()
+
+    def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """None."""
+        yield from ()
+
+    def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """Never asked for."""
+        raise NotImplementedError("a text model was given an image")
 
 
 class PackedVision:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +103,19 @@ def published_name(name: str) -> str:
     return name
 
 
-def read_tensors(files: list[Path], dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(
+    files: list[Path],
+    dtype: torch.dtype | None,
+    unused: frozenset[str] = _UNUSED,
+    named: Callable[[str], str] = current_name,
+) -> Iterator[tuple[str, Tensor]]:
     """(network's name, tensor) for every tensor used, converted to `dtype` unless that is None."""
     for path in files:
         with safe_open(path, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 - not a dict
-                if name not in _UNUSED:
+                if name not in unused:
                     tensor = stored.get_tensor(name)
-                    yield current_name(name), tensor if dtype is None else tensor.to(dtype)
+                    yield named(name), tensor if dtype is None else tensor.to(dtype)
 
 
 def build_network(config: Qwen2VLConfig, tensors: Mapping[str, Tensor], source: str) -> JinaVLForRanking:
@@ -121,13 +126,22 @@ def build_network(config: Qwen2VLConfig, tensors: Mapping[str, Tensor], source: 
     """
     with torch.device("meta"):
         network = JinaVLForRanking(config)
+    fill_network(network, tensors, source)
+    return network
+
+
+def fill_network(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Give a network that was built on no device exactly `tensors`, and set it to evaluation.
+
+    Raises:
+        CheckpointError: a key is missing, unexpected or of another shape.
+    """
     expected = network.state_dict()
     _check_keys(expected, tensors, source)
     network.load_state_dict({name: tensors[name] for name in expected}, strict=True, assign=True)
     _rebuild_buffers(network)
     network.requires_grad_(False)
     network.train(False)
-    return network
 
 
 def save_checkpoint(folder: Path, network: JinaVLForRanking, extra: Mapping[str, Any]) -> None:
@@ -179,7 +193,7 @@ def _check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], sou
     if faults:
         raise CheckpointError(
             f"{source}: the weights do not fit config.json ({'; '.join(faults)}); "
-            "is this jina-reranker-m0's architecture, and do all files come from one revision?"
+            "is this the architecture that config.json names, and do all files come from one revision?"
         )
 
 

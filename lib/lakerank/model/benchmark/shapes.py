@@ -45,7 +45,7 @@ def random_checkpoint(folder: Path, shape: Shape, dtype: str, seed: int = 0) -> 
     with torch.device("meta"):
         network = JinaVLForRanking(config)
     generator = torch.Generator().manual_seed(seed)
-    filled = {key: _filled(key, like, generator, dtype) for key, like in sorted(network.state_dict().items())}
+    filled = {key: filled_like(key, like, generator, dtype) for key, like in sorted(network.state_dict().items())}
     network.load_state_dict(filled, assign=True)
     for file in _SHARED:
         shutil.copyfile(EMBEDDED / file, target / file)
@@ -53,7 +53,8 @@ def random_checkpoint(folder: Path, shape: Shape, dtype: str, seed: int = 0) -> 
     return target
 
 
-def _filled(name: str, like: Tensor, generator: torch.Generator, dtype: str) -> Tensor:
+def filled_like(name: str, like: Tensor, generator: torch.Generator, dtype: str) -> Tensor:
+    """Random values for the tensor of a name: no biases, norms of scale one, weights of variance one over inputs."""
     kind = getattr(torch, dtype)
     if name.endswith("bias"):
         return torch.zeros(like.shape, dtype=kind)
