@@ -111,6 +111,22 @@ def test_moved_folder_gets_a_new_venv(house: House) -> None:
     assert house.diary() == ["venv", "[demo]"]
 
 
+def test_a_link_to_another_environment_is_refused_and_what_it_points_to_is_left_alone(house: House) -> None:
+    house.setup()
+    house.diary()
+    other = house.folder.parent / "another"
+    (house.folder / ".venv").rename(other)
+    (house.folder / ".venv").symlink_to(other)
+    (other / "bin/activate").write_text("VIRTUAL_ENV='elsewhere'")
+    before = sorted(path.name for path in other.rglob("*"))
+    refused = house.setup("dev")
+    assert refused.returncode == 1
+    assert f".venv is a link to {other}" in refused.stderr
+    assert "rm .venv" in refused.stderr
+    assert sorted(path.name for path in other.rglob("*")) == before
+    assert house.diary() == []
+
+
 def test_java_that_has_gone_is_looked_for_again(house: House) -> None:
     house.setup()
     house.diary()

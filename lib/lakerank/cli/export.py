@@ -69,6 +69,7 @@ def _export(config: Config, options: dict[str, Any]) -> dict[str, Any]:
     if found is not None:
         logger.info("export: %s holds this export already: nothing to do", wanted.to)
         return summary(wanted, found, started)
+    storage.check_writable(wanted.to)
     logger.info("starting Spark")
     spark = session.start(config.spark.app_name, config.spark.conf, config.spark.partitions)
     try:

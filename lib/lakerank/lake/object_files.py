@@ -153,8 +153,9 @@ class ObjectFiles:
     def _writable(self, uri: str) -> tuple[Any, str]:
         if scheme(uri) not in _CREATE_ONLY:
             raise StorageError(
-                f"{redacted(uri)}: {scheme(uri)}:// cannot write a file only where there is none, so a run there could "
-                f"be torn; put lake.output on local files or one of {', '.join(_CREATE_ONLY)}"
+                f"{redacted(uri)}: {scheme(uri)}:// cannot write a file only where there is none, so what a job "
+                f"writes there could be torn; name a local folder or one of {', '.join(_CREATE_ONLY)} (lake.output; "
+                "--to of an export)"
             )
         return self._locate(uri)
 

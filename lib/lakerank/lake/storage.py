@@ -164,8 +164,8 @@ class Storage:
             if self.create(probe, b"second"):
                 raise StorageError(
                     f"{redacted(folder)}: the store there writes over a file though told to write it only if there is "
-                    "none (If-None-Match: *), so two jobs at once could tear a run; put lake.output on a store with "
-                    "conditional writes (AWS, Ceph, MinIO, R2, …) or on local files"
+                    "none (If-None-Match: *), so two jobs at once could tear what they write; name a store with "
+                    "conditional writes (AWS, Ceph, MinIO, R2, …) or a local one (lake.output; --to of an export)"
                 )
             if not is_local(folder) and self.replace_if(probe, b"third", "0" * 32):
                 logger.warning(
