@@ -51,3 +51,11 @@ def _processor_flags() -> frozenset[str]:
         return frozenset()
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     return frozenset(flags.partition(":")[2].split())
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: a host's and a device's allocators do so in several ways."""
+    said = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in said for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-import torch
 
 from lakerank.errors import PairRejected
+from lakerank.model.device import out_of_memory
 from lakerank.model.engine import DocumentQueries, Engine
 from lakerank.model.prepare import Preparation, Prepared
 from lakerank.model.tokens import Side
@@ -57,21 +57,7 @@ class DocumentMajorReranker:
         Raises:
             PairRejected: a pair cannot be scored; the first such pair is named.
         """
-        grouped: dict[Document, list[int]] = {}
-        for place, (_, document) in enumerate(pairs):
-            grouped.setdefault(document, []).append(place)
-        groups = [
-            DocumentGroup(document, tuple(pairs[place][0] for place in places)) for document, places in grouped.items()
-        ]
-        order = [place for places in grouped.values() for place in places]
-        results = dict(zip(order, self.score_groups(groups), strict=True))
-        logits = np.empty(len(pairs), dtype=np.float32)
-        for place in range(len(pairs)):
-            result = results[place]
-            if isinstance(result, Reject):
-                raise PairRejected(result.query_id, result.doc_id, result.reason, result.detail)
-            logits[place] = result.logit
-        return logits
+        return score_pairs(self.score_groups, pairs)
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """One result for each pair, group after group, queries in their order.
@@ -107,7 +93,7 @@ class DocumentMajorReranker:
         try:
             return [*self._engine.score(works)]
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         self._engine.release()
         if len(works) > 1:
@@ -120,23 +106,50 @@ class DocumentMajorReranker:
         return [Unscorable(RejectReason.OUT_OF_MEMORY, f"a document of {tokens} tokens")]
 
 
+def score_pairs(
+    score_groups: Callable[[Iterable[DocumentGroup]], Iterator[ScoredPair | Reject]],
+    pairs: Sequence[tuple[Query, Document]],
+) -> np.ndarray:
+    """Raw float32 logits (P,) of pairs, in order, by what scores groups in theirs.
+
+    Raises:
+        PairRejected: a pair cannot be scored; the first such pair is named.
+    """
+    grouped: dict[Document, list[int]] = {}
+    for place, (_, document) in enumerate(pairs):
+        grouped.setdefault(document, []).append(place)
+    groups = [
+        DocumentGroup(document, tuple(pairs[place][0] for place in places)) for document, places in grouped.items()
+    ]
+    order = [place for places in grouped.values() for place in places]
+    results = dict(zip(order, score_groups(groups), strict=True))
+    logits = np.empty(len(pairs), dtype=np.float32)
+    for place in range(len(pairs)):
+        result = results[place]
+        if isinstance(result, Reject):
+            raise PairRejected(result.query_id, result.doc_id, result.reason, result.detail)
+        logits[place] = result.logit
+    return logits
+
+
 def _results(prepared: Prepared, outcome: np.ndarray | Unscorable | None) -> Iterator[ScoredPair | Reject]:
     """One result for each of a group's queries, in order."""
     group, document = prepared.group, prepared.document
     if isinstance(document, Unscorable):
-        yield from (_reject(query, group.document, document) for query in group.queries)
+        yield from (reject(query, group.document, document) for query in group.queries)
         return
     logits = iter(outcome.tolist() if isinstance(outcome, np.ndarray) else ())
     for query, side in zip(group.queries, prepared.queries, strict=True):
         if isinstance(side, Unscorable):
-            yield _reject(query, group.document, side)
+            yield reject(query, group.document, side)
         elif isinstance(outcome, Unscorable):
-            yield _reject(query, group.document, outcome)
+            yield reject(query, group.document, outcome)
         else:
             yield _scored(query, side, group.document, document, next(logits))
 
 
-def _reject(query: Query, document: Document, why: Unscorable) -> Reject:
+def reject(query: Query, document: Document, why: Unscorable) -> Reject:
+    """The reject of a pair, one side or both of which cannot be scored."""
     return Reject(query.query_id, document.doc_id, why.reason, why.detail)
 
 
@@ -153,11 +166,4 @@ def _scored(
         len(document_side.token_ids),
         query_side.truncated,
         document_side.truncated,
-    )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    said = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in said for words in ("out of memory", "can't allocate memory", "not enough memory")
     )

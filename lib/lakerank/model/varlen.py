@@ -1,4 +1,4 @@
-"""Kernels for the causal attention of packed documents without padding; the choice among them is made at run time.
+"""Kernels for the attention of packed sequences without padding, causal or not; chosen among at run time.
 
 A CPU uses none of them: there, attention document by document was faster. On a GPU the first that works is taken:
 FlashAttention over sequences of any length (16-bit types), then, where bits need not hold, FlexAttention, compiled for
@@ -27,45 +27,36 @@ VarlenKind = Callable[[Sequence[int], torch.device], Varlen]
 
 
 def choose_varlen(
-    device: torch.device, dtype: torch.dtype, heads: int, dim: int, *, reproducible: bool
+    device: torch.device, dtype: torch.dtype, heads: int, dim: int, *, reproducible: bool, causal: bool = True
 ) -> VarlenKind | None:
     """The first kind that works on the device; None for attention document by document."""
     if device.type != "cuda":
         return None
-    kinds: list[VarlenKind] = []
-    if dtype != torch.float32 and _flash_options(reproducible) is not None:
-        kinds.append(flash_varlen if reproducible else flash_varlen_split)
+    kinds: dict[str, VarlenKind] = {}
+    if dtype != torch.float32 and _flash_options(reproducible, causal) is not None:
+        kinds["FlashAttention"] = functools.partial(flash_varlen, reproducible=reproducible, causal=causal)
     if not reproducible:  # FlexAttention's blocks cut documents wherever they lie among the rows
-        kinds.append(flex_varlen)
-    for kind in kinds:
+        kinds["FlexAttention"] = functools.partial(flex_varlen, causal=causal)
+    for name, kind in kinds.items():
         try:
             rows = torch.zeros(256, heads, dim, device=device, dtype=dtype)
             kind((100, 156), device)(rows, rows, rows)
         except Exception as error:  # kernels are refused in many ways, by device, type and size
-            logger.info("%s does not work here: %s", kind.__name__, error)
+            logger.info("%s does not work here: %s", name, error)
             continue
-        logger.info("attention of packed documents: %s", kind.__name__)
+        logger.info("attention of packed sequences: %s", name)
         return kind
     return None
 
 
-def flash_varlen(lengths: Sequence[int], device: torch.device) -> Varlen:
-    """FlashAttention, keys never split among blocks: a document's bits do not depend on those beside it."""
-    return _flash(lengths, device, reproducible=True)
-
-
-def flash_varlen_split(lengths: Sequence[int], device: torch.device) -> Varlen:
-    """FlashAttention, keys split as the kernel likes."""
-    return _flash(lengths, device, reproducible=False)
-
-
-def flex_varlen(lengths: Sequence[int], device: torch.device) -> Varlen:
+def flex_varlen(lengths: Sequence[int], device: torch.device, *, causal: bool = True) -> Varlen:
     """FlexAttention with a mask of documents; compiled where it has a kernel, plain elsewhere."""
     count = sum(lengths)
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
 
     def visible(_batch: Tensor, _head: Tensor, row: Tensor, key: Tensor) -> Tensor:
-        return (document[row] == document[key]) & (key <= row)
+        together = document[row] == document[key]
+        return together & (key <= row) if causal else together
 
     mask = create_block_mask(visible, None, None, count, count, device=device)
     kernel: Any = _compiled_flex() if device.type == "cuda" else flex_attention
@@ -78,11 +69,16 @@ def flex_varlen(lengths: Sequence[int], device: torch.device) -> Varlen:
     return attention
 
 
-def _flash(lengths: Sequence[int], device: torch.device, *, reproducible: bool) -> Varlen:
+def flash_varlen(
+    lengths: Sequence[int], device: torch.device, *, reproducible: bool = True, causal: bool = True
+) -> Varlen:
+    """FlashAttention. `reproducible`: keys are never split among blocks, so that a document's bits do not depend on
+    those beside it.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-    options = _flash_options(reproducible) or {}
+    options = _flash_options(reproducible, causal) or {}
 
     def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out: Any = varlen_attn(query, key, value, ends, ends, max(lengths), max(lengths), **options)
@@ -92,14 +88,16 @@ def _flash(lengths: Sequence[int], device: torch.device, *, reproducible: bool) 
     return attention
 
 
-def _flash_options(reproducible: bool) -> dict[str, Any] | None:
-    """How this version of torch is told to be causal and not to split keys; None where it cannot be."""
+def _flash_options(reproducible: bool, causal: bool) -> dict[str, Any] | None:
+    """How this version of torch is told to be causal or not, and not to split keys; None where it cannot be."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
     known = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    options: dict[str, Any] = {"is_causal": causal}
+    if "window_size" in known:
+        options = {"window_size": (-1, 0 if causal else -1)}
     if not reproducible:
         return options
     return options | {"num_splits": 1} if "num_splits" in known else None

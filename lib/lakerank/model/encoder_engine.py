@@ -1,0 +1,170 @@
+"""Sequences through a cross-encoder on one device: sorted by length, packed into passes, out of memory in smaller ones.
+
+A sequence's logit has the same bits whatever is read beside it: products of matrices give a row its bits wherever it
+stands (`rows`), and a call of attention has the shape of one sequence, those of one length side by side in the batch
+dimension. Nothing is padded but a pass as a whole, by fewer than ROW_MULTIPLE rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lakerank.model.budget import (
+    BUSY_TOKENS_CPU,
+    BUSY_TOKENS_GPU,
+    LEAST_TOKENS,
+    SHARE_CPU,
+    SHARE_GPU,
+    Budget,
+    budget_of,
+    free_bytes,
+)
+from lakerank.model.device import out_of_memory
+from lakerank.model.encoder_shape import EncoderShape
+from lakerank.model.layout import Varlen
+from lakerank.model.rows import Product, RowProducts, choose_products
+from lakerank.model.text_pairs import PairTokens
+from lakerank.model.varlen import VarlenKind, choose_varlen
+from lakerank.model.work import DeviceTimer, Work
+from lakerank.model.xlm_roberta import PackedEncoder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A sequence to read: a query's token ids, and those of a document or of a window on it."""
+
+    query: np.ndarray
+    document: np.ndarray
+    length: int
+
+
+class EncoderEngine:
+    """Logits of sequences on one device; to be used by one thread.
+
+    `reproducible`: a logit has the same bits whatever is read beside it. `budget`, `products` and `varlen` are found on
+    the device where they are not given.
+    """
+
+    def __init__(
+        self,
+        encoder: PackedEncoder,
+        tokens: PairTokens,
+        *,
+        budget: Budget | None = None,
+        products: RowProducts | None = None,
+        reproducible: bool = True,
+        varlen: VarlenKind | None = None,
+    ) -> None:
+        self.work = Work()
+        self._encoder, self._tokens = encoder, tokens
+        self._device = encoder.device
+        self.budget = budget or encoder_budget(self._device, encoder.shape, encoder.dtype)
+        if products is None and reproducible:
+            products = choose_products(
+                Product(made.weight, made.bias, self.budget.tokens) for made in encoder.products_made()
+            )
+        self._products = encoder.products = products or RowProducts()
+        heads = encoder.shape.heads
+        self._varlen = varlen or choose_varlen(
+            self._device,
+            encoder.dtype,
+            heads,
+            encoder.shape.hidden // heads,
+            reproducible=reproducible,
+            causal=False,
+        )
+        self._timer = DeviceTimer(self._device, self.work)
+
+    def score(self, readings: Sequence[Reading]) -> list[float | None]:
+        """The logit of each sequence; None where it does not fit in memory, alone.
+
+        Out of memory, halves are tried; a pass that was too large makes those to come smaller.
+        """
+        if not readings:
+            return []
+        try:
+            return [*map(float, self._logits(readings))]
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        self._release()
+        if len(readings) == 1:
+            logger.warning("out of memory at a sequence of %d tokens: its pair is rejected", readings[0].length)
+            return [None]
+        if sum(reading.length for reading in readings) <= self.budget.tokens > LEAST_TOKENS:
+            self.budget = self.budget.halved()
+            logger.warning("out of memory: passes of %d tokens from now on", self.budget.tokens)
+        half = len(readings) // 2
+        return self.score(readings[:half]) + self.score(readings[half:])
+
+    def _logits(self, readings: Sequence[Reading]) -> np.ndarray:
+        started = time.perf_counter()
+        order = sorted(range(len(readings)), key=lambda place: readings[place].length)
+        passes = [self._read([readings[place] for place in chosen]) for chosen in self._passes(order, readings)]
+        found = torch.cat(passes).cpu().numpy()
+        self._timer.collect()
+        logits = np.empty(len(readings), dtype=np.float32)
+        logits[order] = found
+        self.work.drive_s += time.perf_counter() - started
+        return logits
+
+    def _passes(self, order: Sequence[int], readings: Sequence[Reading]) -> Iterator[list[int]]:
+        """Places in order, as many as fill a pass; a sequence that is longer than a pass alone."""
+        chosen: list[int] = []
+        held = 0
+        for place in order:
+            if chosen and held + readings[place].length > self.budget.tokens:
+                yield chosen
+                chosen, held = [], 0
+            chosen.append(place)
+            held += readings[place].length
+        yield chosen
+
+    def _read(self, readings: Sequence[Reading]) -> Tensor:
+        """Logits (N,) of sequences that share a pass, on the device."""
+        lengths = [reading.length for reading in readings]
+        rows = sum(lengths)
+        spare = self._products.filled(rows) - rows
+        sequences = [self._tokens.sequence(reading.query, reading.document) for reading in readings]
+        token_ids = np.pad(np.concatenate(sequences), (0, spare))
+        positions = np.pad(np.concatenate(list(map(self._tokens.positions, sequences))), (0, spare))
+        self._count(lengths, spare)
+        with self._timer.stage("suffix_s"):
+            varlen = self._attention([*lengths, spare] if spare else lengths)
+            return self._encoder.logits(self._to_device(token_ids), self._to_device(positions), lengths, varlen)
+
+    def _attention(self, lengths: Sequence[int]) -> Varlen | None:
+        return None if self._varlen is None else self._varlen(lengths, self._device)
+
+    def _count(self, lengths: Sequence[int], spare: int) -> None:
+        rows = sum(lengths)
+        self.work.computed += rows + spare
+        self.work.padding += spare
+        self.work.flops += sum(map(self._encoder.shape.flops, lengths))
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        """Copy to the device; from pinned memory and without waiting where it is a GPU."""
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+    def _release(self) -> None:
+        """Give memory back to the device."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def encoder_budget(device: torch.device, shape: EncoderShape, dtype: torch.dtype) -> Budget:
+    """What keeps the device busy, or what its free memory holds, whichever is less."""
+    busy = BUSY_TOKENS_CPU if device.type == "cpu" else BUSY_TOKENS_GPU
+    room = int(free_bytes(device) * (SHARE_CPU if device.type == "cpu" else SHARE_GPU))
+    token = (8 * shape.hidden + 3 * shape.inner) * dtype.itemsize  # one layer's states; nothing is kept
+    return budget_of(max(LEAST_TOKENS, min(busy, room // token)))

@@ -1,0 +1,116 @@
+"""Random XLM-RoBERTa cross-encoders as they are published, made with transformers and tokenizers alone."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
+
+WORDS = (
+    "the of and to in red apple apples table tables lies on a green bird sings water river train bridge school history "
+    "kernel memory disk letter report price how much does it cost where is Der rote Apfel liegt auf dem Tisch"
+).split()
+_LETTERS = string.ascii_letters + string.digits + ".,:;!?'-()яблокоКрасн赤いりんごתפוחتفاحةéüß€"
+
+
+def write_tokenizer(folder: Path) -> Tokenizer:
+    """XLM-RoBERTa's kind: pieces of a Unigram model after Metaspace, ids 0 to 3 and the last one special."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces = [*dict.fromkeys(_LETTERS), "▁", *dict.fromkeys(f"▁{word}" for word in WORDS)]
+    vocabulary = [(token, 0.0) for token in special]
+    vocabulary += [(piece, -2.0 - 0.01 * number - (4 if len(piece) < 2 else 0)) for number, piece in enumerate(pieces)]
+    vocabulary += [("<mask>", 0.0)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" {2,}", " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in [*special, "<mask>"]])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.enable_truncation(32)  # as some published files state; nobody is to take it over
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
+    stated = {f"{name}_token": token for name, token in names.items()}
+    stated |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated))
+    return tokenizer
+
+
+def network(positions: int, vocabulary: int, seed: int = 0, layers: int = 2) -> XLMRobertaForSequenceClassification:
+    """A network whose logits are spread, every tensor random: norms and biases too."""
+    config = XLMRobertaConfig(
+        vocab_size=vocabulary, hidden_size=64, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=160,
+        max_position_embeddings=positions, type_vocab_size=1, num_labels=1, pad_token_id=1, bos_token_id=0,
+        eos_token_id=2, layer_norm_eps=1e-5,
+    )  # fmt: skip
+    made = XLMRobertaForSequenceClassification(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            around = 1.0 if "LayerNorm.weight" in name else 0.0
+            scale = 0.2 if parameter.dim() == 1 else 1.5 / parameter.shape[-1] ** 0.5
+            parameter.copy_(around + scale * torch.randn(parameter.shape, generator=generator))
+    return made
+
+
+def write_bge(folder: Path, positions: int = 258, seed: int = 0) -> XLMRobertaForSequenceClassification:
+    """bge-reranker-v2-m3's layout; returns the network whose weights it holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = network(positions, write_tokenizer(folder).get_vocab_size(), seed)
+    tensors = dict(made.state_dict())
+    tensors["roberta.embeddings.position_ids"] = torch.arange(positions)[None]  # a buffer that old files hold
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = _config(made) | {"model_type": "xlm-roberta", "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return made
+
+
+def write_jina(folder: Path, positions: int = 130, seed: int = 1) -> XLMRobertaForSequenceClassification:
+    """jina-reranker-v2's layout; returns a network of transformers' with the same weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = network(positions, write_tokenizer(folder).get_vocab_size(), seed)
+    save_file(jina_named(made.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
+    config = _config(made) | {
+        "auto_map": {"AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig"},
+        "num_labels": 1,
+        "use_flash_attn": True,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return made
+
+
+def jina_named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' tensors under jina's names, query, key and value in one."""
+    named = {}
+    for name, tensor in state.items():
+        new = name.replace("embeddings.LayerNorm", "emb_ln").replace("encoder.layer.", "encoder.layers.")
+        new = new.replace("attention.output.dense", "mixer.out_proj").replace("attention.output.LayerNorm", "norm1")
+        new = new.replace("intermediate.dense", "mlp.fc1").replace("output.dense", "mlp.fc2")
+        new = new.replace("output.LayerNorm", "norm2")
+        if ".attention.self." not in new:
+            named[new] = tensor.contiguous()
+        elif ".self.query." in new:
+            parts = [state[name.replace("query", part)] for part in ("query", "key", "value")]
+            named[new.replace("attention.self.query", "mixer.Wqkv")] = torch.cat(parts)
+    return named
+
+
+def _config(made: XLMRobertaForSequenceClassification) -> dict[str, Any]:
+    """What both published config.json files state."""
+    stated = (
+        "hidden_act hidden_size intermediate_size layer_norm_eps max_position_embeddings num_attention_heads "
+        "num_hidden_layers pad_token_id bos_token_id eos_token_id type_vocab_size vocab_size hidden_dropout_prob"
+    ).split()
+    config = {name: getattr(made.config, name) for name in stated}
+    config |= {"architectures": ["XLMRobertaForSequenceClassification"], "position_embedding_type": "absolute"}
+    return config | {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
