@@ -11,9 +11,10 @@ import torch
 from lakerank.model.reference import reference_logits
 from lakerank.records import Document, Query
 from lakerank.training.config import load_train_config
-from lakerank.training.forward import encode_images, patchify
+from lakerank.training.forward import bag_states, encode_images, patchify
 from lakerank.training.objective import Learner, Material, forward
 from lakerank.training.run import read_material
+from lakerank.training.sequences import pad
 from lakerank.training.start import Start, begin
 
 Prepared = tuple[Start, Material, Path]
@@ -73,6 +74,26 @@ def encoded_images(folder: Path) -> list[Any]:
 
     column: list[Any] = pq.read_table(folder / "documents.parquet").column("image").to_pylist()
     return column
+
+
+def test_a_bag_is_the_mean_of_a_row_s_own_tokens(prepared: Prepared) -> None:
+    begun, material, _ = prepared
+    text = begun.network.model.language_model
+    row, picture = 2, 0
+    with torch.no_grad():
+        text.layers[0].input_layernorm.weight.normal_()
+        sides = [pad([material.documents[some], material.documents[other]], 0) for some, other in ((row, 3), (row, 4))]
+        (documents, queries) = bag_states(begun.network, *sides, None)
+        ids = begun.tokenizer(material.lake.documents.texts[row], add_special_tokens=False)["input_ids"]
+        embedded = text.layers[0].input_layernorm(text.embed_tokens(torch.tensor(ids)))
+        torch.testing.assert_close(documents[0], embedded.mean(0))
+        torch.testing.assert_close(queries[0], documents[0])  # whatever it is padded beside
+        visual = torch.randn(4, embedded.shape[1])
+        (drawn, _) = bag_states(begun.network, pad([material.documents[picture]], 0), sides[0], visual)
+        start, end = begun.network.config.vision_start_token_id, begun.network.config.vision_end_token_id
+        around = text.embed_tokens(torch.tensor([start, end]))
+        whole = text.layers[0].input_layernorm(torch.cat([visual, around]))
+    torch.testing.assert_close(drawn[0], whole.mean(0))
 
 
 def test_sharing_prefixes_changes_no_gradient(prepared: Prepared) -> None:

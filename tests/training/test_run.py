@@ -32,8 +32,11 @@ def losses(output: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(training_config: Callable[..., Path], tmp_path: Path) -> None:
-    path = training_config()
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    training_config: Callable[..., Path], tmp_path: Path, optimizer: str
+) -> None:
+    path = training_config(optimizer={"name": optimizer})
     whole = run_training(load_train_config(path, [f"output={tmp_path / 'whole'}"]))
     stages = load_train_config(path).model_dump(mode="json")["stages"]
     short = [stages[0] | {"steps": 3}, stages[1] | {"steps": 1}]
@@ -81,6 +84,27 @@ def test_an_upper_stage_leaves_the_lower_layers_alone(
     assert {"model.language_model.layers.2.self_attn.v_proj.weight", "score.0.weight"} <= moved
     lower = ("visual", "embed_tokens", "layers.0.", "layers.1.")
     assert not [name for name in moved if any(part in name for part in lower)]
+
+
+def test_a_bag_trains_what_comes_before_the_layers(
+    training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path
+) -> None:
+    stage = {"name": "words", "steps": 30, "groups": 3, "group_size": 4, "ranking": None, "bag": True}
+    optimizer = {"name": "muon", "learning_rate": 0.02, "warmup_steps": 0, "weight_decay": 0.5}
+    path = training_config(stages=[stage | {"proxy_weight": 1.0}], optimizer=optimizer)
+    run_training(load_train_config(path))
+    lake = read_lake(
+        Storage(), Sources(*(str(colour_lake / f"{name}.parquet") for name in TABLES)), Columns("topic", "kind"), 56
+    )
+    fresh = begin(load_train_config(path), list(text_rows(lake)), 2.65, 100).network
+    trained = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")
+    moved = {name for name, value in fresh.state_dict().items() if not same(value, trained[published_name(name)])}
+    assert "model.language_model.embed_tokens.weight" in moved
+    assert "model.visual.blocks.0.attn.qkv.weight" in moved
+    below = ("visual", "embed_tokens", "layers.0.input_layernorm")
+    assert all(any(part in name for part in below) for name in moved)
+    falling = losses(tmp_path / "out")
+    assert falling[30] < falling[1] / 2
 
 
 def same(fresh: torch.Tensor, stored: torch.Tensor) -> bool:

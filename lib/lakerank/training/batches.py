@@ -62,6 +62,7 @@ class Selection:
     document_weights: Mapping[str, float]
     query_weights: Mapping[str, float]
     hard_negatives: int = 0
+    unpaired: bool = False
 
 
 class Sampler:
@@ -78,6 +79,7 @@ class Sampler:
         self._lake = lake
         self._rule = rule or NegativeRule()
         self._hard_negatives = selection.hard_negatives
+        self._unpaired = selection.unpaired
         document_topics, query_topics = _drawn_by(lake)
         self._documents = _Pool(lake.documents, document_topics, selection.only, selection.document_weights)
         self._queries = _Pool(lake.queries, query_topics, selection.only, selection.query_weights)
@@ -92,6 +94,9 @@ class Sampler:
         topics = self._draw_topics(random, groups, group_size, mined, neighbours)
         documents = np.array([self._documents.draw(int(topic), random) for topic in topics])
         queries = np.array([self._queries.draw(int(topic), random) for topic in topics])
+        if self._unpaired:
+            nothing = np.zeros((len(documents), len(queries)), dtype=np.int64)
+            return Batch(documents, queries, groups, nothing, nothing > 0)
         if self._hard_negatives:
             documents = self._with_negatives(documents, queries, groups, random)
         grades, known = self.relations(documents, queries)

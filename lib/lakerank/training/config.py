@@ -48,7 +48,11 @@ class TrainingLakeConfig(TablesConfig):
 
 
 class ShapeConfig(_Section):
-    """A network from scratch. Heads are `hidden_size / heads` wide: 32 is the least that M-RoPE divides well."""
+    """A network from scratch. Heads are `hidden_size / heads` wide: 32 is the least that M-RoPE divides well.
+
+    `initialization`: normal with a standard deviation of 0.02, as Qwen2-VL's; or lecun, where a matrix that reads n
+    values has 1/sqrt(n) (LeCun et al. 1998), without which a narrow network hardly passes on what it reads.
+    """
 
     vocabulary: int = Field(default=12288, ge=512)
     hidden_size: int = Field(default=192, ge=16)
@@ -59,6 +63,7 @@ class ShapeConfig(_Section):
     vision_depth: int = Field(default=4, ge=1)
     vision_width: int = Field(default=128, ge=16)
     vision_heads: int = Field(default=4, ge=1)
+    initialization: Literal["normal", "lecun"] = "normal"
 
     @model_validator(mode="after")
     def _divides(self) -> ShapeConfig:
@@ -117,10 +122,12 @@ class StageConfig(_Section):
     `hard_negatives` documents more for every query, from its candidates.
 
     A stage with `ranking: null` trains the layers below `tap` alone: query and document meet in the losses only. One
-    that is `upper_only` trains the layers from `tap` on and the head. `only` keeps rows whose column holds one of the
-    values, or nothing. A share of the groups, going over the stage from `mined[0]` to `mined[1]`, holds topics that are
-    easily confused. A stage with a `learning_rate` starts the schedule anew at that peak (a warm restart, Loshchilov
-    and Hutter 2017).
+    that is `upper_only` trains the layers from `tap` on and the head. One that is a `bag` trains what comes before the
+    first layer, embeddings and the vision encoder: the mean of a row's tokens names its topic (fastText, Joulin et al.
+    2017), which costs little, and the layers then start from tokens that mean something. `only` keeps rows whose column
+    holds one of the values, or nothing. A share of the groups, going over the stage from `mined[0]` to `mined[1]`,
+    holds topics that are easily confused. A stage with a `learning_rate` starts the schedule anew at that peak (a warm
+    restart, Loshchilov and Hutter 2017).
     """
 
     name: str
@@ -130,6 +137,7 @@ class StageConfig(_Section):
     hard_negatives: int = Field(default=0, ge=0)
     learning_rate: float | None = Field(default=None, gt=0)
     upper_only: bool = False
+    bag: bool = False
     mined: tuple[float, float] = (0.0, 0.0)
     ranking: Literal["listnet", "ranknet"] | None = "listnet"
     ranking_weight: Weight = 1.0
@@ -145,9 +153,13 @@ class StageConfig(_Section):
 class OptimizerConfig(_Section):
     """AdamW (Loshchilov and Hutter 2019): linear warm-up, then a cosine down to `floor` of the rate.
 
+    `name: muon` changes the matrices of hidden layers by Muon (Jordan et al. 2024), scaled so that the same rates fit
+    (Liu et al. 2025), and everything else by AdamW.
+
     `step_tokens`: a step of more tokens is computed in several shards of whole groups, their gradients added.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.02, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
@@ -253,6 +265,8 @@ def contradictions(config: TrainConfig) -> list[str]:
         weights = [stage.contrastive_weight, stage.proxy_weight]
         if stage.ranking is not None:
             weights += [stage.ranking_weight, stage.pointwise_weight, stage.distillation_weight]
+        if stage.bag and (stage.ranking is not None or stage.contrastive_weight or not stage.proxy_weight):
+            faults.append(f"stages: {stage.name}: a bag has proxy_weight, ranking: null and no contrastive_weight")
         if not any(weights):
             faults.append(f"stages: {stage.name}: no loss has a weight above 0")
     return faults
@@ -261,7 +275,7 @@ def contradictions(config: TrainConfig) -> list[str]:
 def needs_tap(config: TrainConfig) -> bool:
     """Whether some stage asks for the states that enter layer `tap`."""
     return any(
-        stage.ranking is None or stage.contrastive_weight or stage.proxy_weight or stage.upper_only
+        not stage.bag and (stage.ranking is None or stage.contrastive_weight or stage.proxy_weight or stage.upper_only)
         for stage in config.stages
     )
 

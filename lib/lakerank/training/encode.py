@@ -79,7 +79,8 @@ class Encoder:
                 ids = [*head_ids, *image, *(ids[len(head_ids) :] if texts[row] else tail_ids)]
             array = np.array([*ids, *closing], dtype=np.int64)
             positions, following = mrope_positions(array, words.image_pad, grid)
-            sides.append(Side(array, positions, following, picture))
+            body = (len(head_ids), len(ids) - len(tail_ids))
+            sides.append(Side(array, positions, following, picture, body))
         if shortened:
             log.warning("%d of %d texts are cut after %d tokens", shortened, len(texts), most)
         return sides

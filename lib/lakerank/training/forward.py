@@ -104,6 +104,17 @@ def score_pairs(
     )
 
 
+def bag_states(network: Any, documents: Sides, queries: Sides, visual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Means (D, H) and (Q, H) of what the first layer would read of each row's own tokens; no layer is computed."""
+    norm = network.model.language_model.layers[0].input_layernorm
+    states = []
+    for side, embeds in zip((documents, queries), _embed(network, documents, queries, visual), strict=True):
+        steps = torch.arange(side.ids.shape[1], device=side.ids.device)
+        own = (steps >= side.bodies[:, :1]) & (steps < side.bodies[:, 1:])  # (B, L)
+        states.append((norm(embeds) * own.unsqueeze(-1)).sum(1) / own.sum(1, keepdim=True).clamp(min=1))
+    return states[0], states[1]
+
+
 def _again(function: Any, *arguments: Any) -> Any:
     """Call, keeping the arguments alone; what is inside is computed again for the gradients (Chen et al. 2016)."""
     return checkpoint(function, *arguments, use_reentrant=False)

@@ -10,6 +10,7 @@ from lakerank.model.network import JinaVLForRanking
 from lakerank.model.prompt import LOGIT_BIAS
 from lakerank.model.shape import Shape, network_config
 from lakerank.training.config import ShapeConfig
+from lakerank.training.optimizer import is_hidden
 from lakerank.training.tokenizer import PADDING
 
 #: The tokens that a network's config names.
@@ -22,10 +23,15 @@ TOKENS = {
 
 
 def fresh_network(shape: ShapeConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> JinaVLForRanking:
-    """Default initialisation (normal, standard deviation 0.02); the head starts where relevance is a half."""
+    """Initialise as the shape says; the head starts where relevance is a half."""
     torch.manual_seed(seed)
     token_ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in TOKENS.items()}
-    config = network_config(Shape(**shape.model_dump()), token_ids, tokenizer.convert_tokens_to_ids(PADDING))
+    sizes = shape.model_dump(exclude={"initialization"})
+    config = network_config(Shape(**sizes), token_ids, tokenizer.convert_tokens_to_ids(PADDING))
     network: JinaVLForRanking = JinaVLForRanking(config).float()
+    if shape.initialization == "lecun":
+        for name, parameter in network.named_parameters():
+            if is_hidden(name, parameter):
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     nn.init.constant_(network.get_parameter("score.2.bias"), LOGIT_BIAS)
     return network

@@ -20,6 +20,7 @@ from lakerank.errors import StorageError
 from lakerank.training.config import TrainConfig
 from lakerank.training.evaluation import Slice, evaluate
 from lakerank.training.objective import Learner, Material
+from lakerank.training.optimizer import Optimizer, make_optimizer
 from lakerank.training.processes import Processes
 from lakerank.training.schedule import place, total_steps
 from lakerank.training.state import Progress, load_state, save_state
@@ -53,8 +54,7 @@ def train(
     `publish` saves the network for use: at every checkpoint, or, with `evaluation.patience`, whenever it is the best.
     """
     parameters = learner.parameters()
-    decayed = _decayed(parameters, config.optimizer.weight_decay)
-    optimizer = torch.optim.AdamW(decayed, lr=0.0, betas=(0.9, 0.98), fused=True)
+    optimizer = make_optimizer(config.optimizer, parameters)
     progress = load_state(Path(config.output) / "state", parameters, optimizer)
     if not processes.same(progress.step):
         raise StorageError(f"{config.output}/state: processes found different steps; put output where all see it")
@@ -86,7 +86,7 @@ class _Run:
     slices: Mapping[str, Slice]
     publish: Callable[[], None]
     processes: Processes
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     parameters: Mapping[str, torch.nn.Parameter]
     step: Step
     progress: Progress
@@ -158,15 +158,6 @@ def _metrics(path: Path, first: int, processes: Processes) -> IO[str]:
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first]
     path.write_text("".join(kept), encoding="utf-8")
     return path.open("a", encoding="utf-8")
-
-
-def _decayed(parameters: Mapping[str, torch.nn.Parameter], decay: float) -> list[dict[str, object]]:
-    """Weight decay on matrices alone: not on norms, biases and embeddings."""
-    plain = {name for name, value in parameters.items() if value.ndim < 2 or "embed_tokens" in name}
-    return [
-        {"params": [value for name, value in parameters.items() if name not in plain], "weight_decay": decay},
-        {"params": [value for name, value in parameters.items() if name in plain], "weight_decay": 0.0},
-    ]
 
 
 def _write(metrics: IO[str], record: Mapping[str, object]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lakerank.training.augment import augment
 from lakerank.training.batches import Batch
 from lakerank.training.config import StageConfig
-from lakerank.training.forward import PairStates, encode_images, score_pairs
+from lakerank.training.forward import PairStates, bag_states, encode_images, score_pairs
 from lakerank.training.losses import (
     RANKING_LOSSES,
     binary_cross_entropy,
@@ -22,7 +22,7 @@ from lakerank.training.losses import (
     proxy_softmax,
     symmetric_listnet,
 )
-from lakerank.training.sequences import Side, pad
+from lakerank.training.sequences import Side, Sides, pad
 from lakerank.training.tables import TrainingLake
 
 #: Mean and standard deviation of each channel, as Qwen2-VL's image processor normalises (CLIP's values).
@@ -85,6 +85,9 @@ def batch_loss(
     Ranking, pointwise and distillation losses are means over groups, so that a batch's are the means of its shards';
     the contrastive loss is over all that is computed together.
     """
+    if stage.bag:
+        named = _bag_loss(learner, material, batch, generator)
+        return stage.proxy_weight * named, {"proxies": named.detach()}
     pair_documents, pair_queries = pairs_of(batch, stage.ranking is not None)
     places = (batch.documents, batch.queries, pair_documents.to(learner.device), pair_queries.to(learner.device))
     states = forward(learner, material, *places, whole=stage.ranking is not None, generator=generator)
@@ -175,20 +178,28 @@ def forward(
     generator: torch.Generator | None = None,
 ) -> PairStates:
     """Score pairs of rows of the lake; vision once a picture, a prefix once a document."""
-    prefixes = pad([material.documents[row] for row in documents], material.padding).to(learner.device)
-    suffixes = pad([material.queries[row] for row in queries], material.padding).to(learner.device)
-    pictures = [material.pixels[picture] for picture in (*prefixes.images, *suffixes.images)]
+    prefixes, suffixes, visual = _sides(learner, material, documents, queries, generator)
     return score_pairs(
         learner.network,
         prefixes,
         suffixes,
-        _visual(learner, pictures, generator) if pictures else None,
+        visual,
         pair_documents.to(learner.device),
         pair_queries.to(learner.device),
         learner.tap,
         whole=whole,
         checkpointing=learner.checkpointing,
     )
+
+
+def _sides(
+    learner: Learner, material: Material, documents: np.ndarray, queries: np.ndarray, generator: torch.Generator | None
+) -> tuple[Sides, Sides, Tensor | None]:
+    """Rows as prefixes and suffixes, and the visual tokens of the pictures in them."""
+    prefixes = pad([material.documents[row] for row in documents], material.padding).to(learner.device)
+    suffixes = pad([material.queries[row] for row in queries], material.padding).to(learner.device)
+    pictures = [material.pixels[picture] for picture in (*prefixes.images, *suffixes.images)]
+    return prefixes, suffixes, _visual(learner, pictures, generator) if pictures else None
 
 
 def _visual(learner: Learner, pictures: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
@@ -250,11 +261,27 @@ def _one_pair_a_query(pair_queries: Tensor, queries: int, generator: torch.Gener
 
 def _proxy_loss(learner: Learner, lake: TrainingLake, batch: Batch, states: PairStates, pair_queries: Tensor) -> Tensor:
     """Documents and score tokens each name their topic."""
+    norm = learner.network.model.language_model.layers[learner.tap].input_layernorm
+    of_pairs = batch.queries[pair_queries.numpy()]
+    return _named(learner, lake, (norm(states.document_states), norm(states.pair_states)), (batch.documents, of_pairs))
+
+
+def _bag_loss(learner: Learner, material: Material, batch: Batch, generator: torch.Generator | None) -> Tensor:
+    """Documents and queries each name their topic by the mean of their tokens, whatever the order of these."""
+    sides = _sides(learner, material, batch.documents, batch.queries, generator)
+    width = learner.network.config.text_config.hidden_size
+    means = [torch.nn.functional.rms_norm(mean, (width,)) for mean in bag_states(learner.network, *sides)]
+    return _named(learner, material.lake, (means[0], means[1]), (batch.documents, batch.queries))
+
+
+def _named(
+    learner: Learner, lake: TrainingLake, states: tuple[Tensor, Tensor], rows: tuple[np.ndarray, np.ndarray]
+) -> Tensor:
+    """Cross-entropy of naming the topics of rows of documents and queries, the mean of both."""
     if learner.proxies is None:
         raise ValueError("no proxies without topics")
-    norm = learner.network.model.language_model.layers[learner.tap].input_layernorm
-    document_topics = torch.from_numpy(lake.documents.topics[batch.documents]).to(learner.device)
-    query_topics = torch.from_numpy(lake.queries.topics[batch.queries])[pair_queries].to(learner.device)
-    documents = proxy_softmax(learner.proxies(norm(states.document_states)), document_topics)
-    queries = proxy_softmax(learner.proxies(norm(states.pair_states)), query_topics)
-    return (documents + queries) / 2
+    losses = []
+    for some, items, own in zip(states, (lake.documents, lake.queries), rows, strict=True):
+        topics = torch.from_numpy(items.topics[own]).to(learner.device)
+        losses.append(proxy_softmax(learner.proxies(some), topics))
+    return (losses[0] + losses[1]) / 2

@@ -15,13 +15,15 @@ from torch import Tensor
 class Side:
     """One side of a pair: a document's prefix, or a query's suffix with its score token.
 
-    `positions` are M-RoPE positions (3, L) counted from 0; the other side continues at `next_position`.
+    `positions` are M-RoPE positions (3, L) counted from 0; the other side continues at `next_position`. `body` is the
+    span of the row's own tokens, between those of the prompt.
     """
 
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
     next_position: int
     image: int = -1
+    body: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,13 @@ class Sides:
     lengths: Tensor  # (B,) int64
     next_positions: Tensor  # (B,) int64
     images: tuple[int, ...]
+    bodies: Tensor  # (B, 2) int64
 
     def to(self, device: torch.device) -> Sides:
         """The same on a device."""
         return Sides(
             self.ids.to(device), self.positions.to(device), self.lengths.to(device), self.next_positions.to(device),
-            self.images,
+            self.images, self.bodies.to(device),
         )  # fmt: skip
 
 
@@ -80,4 +83,5 @@ def pad(sides: Sequence[Side], padding_id: int) -> Sides:
         lengths=torch.tensor([len(side.ids) for side in sides]),
         next_positions=torch.tensor([side.next_position for side in sides]),
         images=tuple(side.image for side in sides if side.image >= 0),
+        bodies=torch.tensor([side.body for side in sides]),
     )

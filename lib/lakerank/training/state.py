@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lakerank.errors import StorageError
-
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+from lakerank.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,14 @@ class Progress:
         return replace(self, best=figure if better else self.best, stale=0 if better else self.stale + 1)
 
 
-def save_state(
-    folder: Path, progress: Progress, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> None:
+def save_state(folder: Path, progress: Progress, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
     """Replace the saved state by this one; a kill at any moment leaves the old or the new."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         tensors[f"parameter/{name}"] = parameter.detach().contiguous()
-        for moment in _MOMENTS:
-            if parameter in optimizer.state:
-                tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].detach().contiguous()
+        for moment, value in optimizer.moments(parameter).items():
+            tensors[f"{moment}/{name}"] = value.detach().contiguous()
     weights = f"state-{progress.step}.safetensors"
     save_file(tensors, folder / weights)
     temporary = folder / "state.json.tmp"
@@ -52,7 +48,7 @@ def save_state(
             old.unlink()
 
 
-def load_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Progress:
+def load_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> Progress:
     """Put a saved state into parameters and optimizer; returns how far it is, 0 steps when nothing was saved.
 
     Raises:
@@ -65,14 +61,18 @@ def load_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: 
     saved = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
     if saved != set(parameters):
         raise StorageError(f"{folder}: holds the state of another run; choose another output or remove it")
+    moments: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
+    for address, value in tensors.items():
+        moment, _, name = address.partition("/")
+        if moment != "parameter":
+            moments[name][moment] = value
     with torch.no_grad():
         for name, parameter in parameters.items():
             stored = tensors[f"parameter/{name}"]
             if stored.shape != parameter.shape:
                 raise StorageError(f"{folder}: {name} has another shape; choose another output or remove it")
             parameter.copy_(stored)
-            if f"step/{name}" in tensors:
-                optimizer.state[parameter] = {
-                    moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in _MOMENTS
-                }
+            if moments[name]:
+                placed = {moment: value.to(parameter.device) for moment, value in moments[name].items()}
+                optimizer.remember(parameter, placed)
     return Progress(int(record["step"]), record["best"], int(record["stale"]))

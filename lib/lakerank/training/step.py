@@ -13,6 +13,7 @@ from lakerank.training.batches import Batch, Neighbours, Sampler, Selection
 from lakerank.training.config import StageConfig, TrainConfig
 from lakerank.training.negatives import NegativeRule
 from lakerank.training.objective import Learner, Material, batch_loss, pairs_of
+from lakerank.training.optimizer import Optimizer
 from lakerank.training.processes import Processes
 from lakerank.training.schedule import learning_rate, place
 from lakerank.training.tables import TrainingLake
@@ -31,7 +32,7 @@ class Step:
     samplers: Sequence[Sampler]
     bias: float
     parameters: Mapping[str, torch.nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     processes: Processes
 
     def __call__(self, number: int) -> dict[str, object]:
@@ -56,10 +57,7 @@ class Step:
         self.processes.add_gradients(self.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.clip)
         rate = learning_rate(self.config.optimizer, self.config.stages, number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(rate)
         return {"step": number + 1, "stage": stage.name, **losses, "norm": float(norm), "rate": rate}
 
     def _shards(self, batch: Batch, stage: StageConfig) -> list[Batch]:
@@ -107,7 +105,7 @@ def make_samplers(config: TrainConfig, lake: TrainingLake) -> list[Sampler]:
 
 def _selection(stage: StageConfig) -> Selection:
     only = {name: frozenset(values) for name, values in stage.only.items()}
-    return Selection(only, stage.document_weights, stage.query_weights, stage.hard_negatives)
+    return Selection(only, stage.document_weights, stage.query_weights, stage.hard_negatives, stage.bag)
 
 
 def _neighbours(learner: Learner) -> Neighbours | None:

@@ -1,0 +1,40 @@
+"""Muon for hidden matrices, AdamW for the rest, and what a fresh network starts from."""
+
+import torch
+from torch import nn
+
+from lakerank.training.config import OptimizerConfig, ShapeConfig
+from lakerank.training.fresh import fresh_network
+from lakerank.training.optimizer import make_optimizer
+from lakerank.training.tokenizer import train_tokenizer
+
+
+def test_muon_changes_hidden_matrices_alike_in_every_direction() -> None:
+    torch.manual_seed(0)
+    parameters = {
+        "network.layers.0.weight": nn.Parameter(torch.zeros(24, 16)),
+        "network.embed_tokens.weight": nn.Parameter(torch.zeros(24, 16)),
+        "network.norm.weight": nn.Parameter(torch.zeros(16)),
+    }
+    optimizer = make_optimizer(OptimizerConfig(name="muon", weight_decay=0.0), parameters)
+    steep = torch.linspace(1, 1e3, 16)
+    for value in parameters.values():
+        value.grad = torch.randn(value.shape) * steep
+    optimizer.step(0.01)
+    spread = torch.linalg.svdvals(parameters["network.layers.0.weight"].detach())
+    assert (spread > spread.max() / 2).sum() >= 14  # of 16; of the gradient, half
+    embedded = parameters["network.embed_tokens.weight"].detach()
+    torch.testing.assert_close(embedded.abs(), torch.full_like(embedded, 0.01))  # Adam's first step: the sign
+    assert parameters["network.norm.weight"].detach().abs().min() > 0.009
+    assert all(value.grad is None for value in parameters.values())
+
+
+def test_lecun_keeps_the_size_of_what_a_matrix_reads() -> None:
+    shape = ShapeConfig(vocabulary=512, hidden_size=64, heads=2, key_value_heads=1, vision_width=32, vision_heads=2)
+    tokenizer = train_tokenizer(["red square"], shape.vocabulary)
+    network = fresh_network(shape.model_copy(update={"initialization": "lecun"}), tokenizer, 0)
+    read = torch.randn(512, 512)
+    for name in ("model.language_model.layers.1.mlp.down_proj", "model.visual.blocks.0.attn.qkv"):
+        weight = network.get_submodule(name).weight.detach()
+        assert 0.9 < float((read[:, : weight.shape[1]] @ weight.T).std()) < 1.1
+    assert float(network.model.language_model.embed_tokens.weight.detach().std()) < 0.03
