@@ -7,6 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lakerank.cost import Reading
 from lakerank.spark.units import UNIT_GROUPS, Cuts, group_costs, group_starts, name_of
 
 #: Documents as (cost, cost of each of its queries).
@@ -20,7 +21,7 @@ def groups_of(made: list[tuple[int, list[int]]], most: int) -> tuple[np.ndarray,
     starts = group_starts(numbers, most)
     document_costs = np.array([cost for cost, _ in made])[numbers[starts]]
     query_costs = np.array([cost for _, queries in made for cost in queries])
-    return starts, group_costs(starts, document_costs, query_costs)
+    return starts, group_costs(starts, document_costs, query_costs, np.zeros(len(query_costs), bool), [Reading()])
 
 
 @given(documents, st.integers(1, 5))
@@ -37,6 +38,49 @@ def test_groups_begin_at_documents_and_never_hold_too_many(made, most):
 def test_a_split_document_costs_its_prefix_again(made, most):
     _, costs = groups_of(made, most)
     assert costs.sum() == sum(cost * -(-len(queries) // most) + sum(queries) for cost, queries in made)
+
+
+#: Pairs by document: (cost of the document, has it an image, (cost, has it an image) of each query).
+mixed = st.lists(
+    st.tuples(
+        st.integers(1, 50), st.booleans(), st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=9)
+    ),
+    min_size=1,
+    max_size=20,
+)
+readings = st.builds(Reading, st.booleans(), st.booleans(), st.just(1.0))
+
+
+@given(mixed, st.lists(readings, min_size=1, max_size=2))
+def test_a_group_costs_what_each_reranker_reads_of_it(made, readings):
+    numbers = np.repeat(np.arange(len(made)), [len(queries) for *_, queries in made])
+    starts = group_starts(numbers, 100)
+    with_image = np.array([has or own for _, has, queries in made for _, own in queries])
+    costs = group_costs(
+        starts,
+        np.array([cost for cost, *_ in made]),
+        np.array([cost for *_, queries in made for cost, _ in queries]),
+        with_image,
+        readings,
+    )
+    for found, (document, has, queries) in zip(costs, made, strict=True):
+        expected, begun = 0, set()
+        for query, own in queries:
+            number = int(len(readings) > 1 and (has or own))
+            reading = readings[number]
+            if (has or own) and not reading.accepts_images:
+                expected += 1
+                continue
+            expected += query
+            if not reading.document_major or number not in begun:
+                expected += document
+                begun.add(number)
+        assert found == expected
+
+
+def test_tokens_of_a_smaller_model_cost_less():
+    half = [Reading(weight=0.5)]
+    assert group_costs(np.array([0]), np.array([10]), np.array([3]), np.array([False]), half).tolist() == [7]
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 400))

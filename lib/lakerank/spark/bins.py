@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lakerank.cost import visual_tokens
+from lakerank.cost import Reading, visual_tokens
 from lakerank.spark.index import INDEX, PLACE_BITS, TableIndex
 from lakerank.spark.pairs import flat
 from lakerank.spark.queries import QueryList
@@ -48,6 +48,7 @@ class Bin:
     documents: TableIndex
     queries: QueryList
     max_queries: int
+    readings: tuple[Reading, ...] = (Reading(),)
 
     def split(self, pairs: pa.Table, found: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, int]]:
         """Split a bin's pairs into new ones, in GROUPS, and those with a score, as REUSED; and count.
@@ -94,7 +95,7 @@ class Bin:
     def _groups(self, documents: pa.Table, rows: Int64, queries: Int64, ranks: Int64, tried: pa.Array) -> pa.Table:
         starts = group_starts(rows, self.max_queries)
         of = documents.take(pa.array(rows[starts]))
-        costs = group_costs(starts, of["cost"].to_numpy(), self._query_costs(queries))
+        costs = self._costs(documents, rows, queries, starts)
         offsets = pa.array(np.append(starts, len(rows)).astype(np.int32))
         lists = [
             pa.ListArray.from_arrays(offsets, values)
@@ -105,20 +106,25 @@ class Bin:
 
     def _totals(self, documents: pa.Table, rows: Int64, queries: Int64) -> dict[str, int]:
         """What the forecast says of new pairs. `pairwise_cost`: were each document read again for each query."""
-        costs = documents["cost"].to_numpy()
         own = documents.take(pa.array(np.unique(rows)))
         width, height = (own[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height"))
         patches = 4 * visual_tokens(width, height, self.documents.sizing)  # a visual token stands for 2 × 2
+        alone = self._costs(documents, rows, queries, np.arange(len(rows)))
         return {
             "new": len(rows),
             "new_documents": own.num_rows,
-            "pairwise_cost": int(costs[rows].sum() + self._query_costs(queries).sum()),
-            "patches": int(patches.sum()),
+            "pairwise_cost": int(alone.sum()),
+            "patches": int(patches.sum()) if self.readings[-1].accepts_images else 0,
             "fetch_bytes": int(_bytes(own).sum()),
         }
 
-    def _query_costs(self, queries: Int64) -> Int64:
-        return np.asarray(self.queries.column("cost").to_numpy()[queries], dtype=np.int64)
+    def _costs(self, documents: pa.Table, rows: Int64, queries: Int64, starts: Int64) -> Int64:
+        """What groups of pairs cost, from each of `starts` on."""
+        costs, image_bytes = documents["cost"].to_numpy(), documents["image_bytes"].to_numpy()
+        has_image = self.queries.column("has_image").to_numpy(zero_copy_only=False)
+        with_image = (image_bytes[rows] > 0) | has_image[queries].astype(bool)
+        query_costs = self.queries.column("cost").to_numpy()[queries].astype(np.int64)
+        return group_costs(starts, costs[rows[starts]], query_costs, with_image, self.readings)
 
 
 def _bytes(rows: pa.Table) -> Int64:

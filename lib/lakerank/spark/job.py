@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pyspark import TaskContext
 
 from lakerank.audit import Bounds
-from lakerank.config import Config
+from lakerank.config import Config, EnsembleConfig, ModelConfig, StageConfig
 from lakerank.cost import Calibration
-from lakerank.errors import ConfigError
+from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.model.prompt import Limits
 from lakerank.model.sources import Hosting, Scorer, Source, source_from
+from lakerank.spark.passes import Pass
 from lakerank.spark.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank import RankRule
@@ -44,26 +45,56 @@ def rerank_job(config: Config, run_id: str) -> Rerank:
         CheckpointError: the model's folder is not a checkpoint that can be loaded.
         ConfigError: `scoring.calibration` names a file that is no calibration.
     """
-    if len(config.rerankers) > 1:
-        raise ConfigError(["model: several rerankers in one run are not supported yet; name one"])
-    scoring = config.scoring
-    limits = Limits(**scoring.limits())
-    source = source_from(config.rerankers[0].source())
-    scorer = source.identify(limits)
-    hosting = Hosting(scoring.host_threads, scoring.device_threads, scoring.reproducible)
+    first, *later = _passes(config)
     return Rerank(
         paths=RunPaths(config.lake.output, run_id),
         tables=Tables(config.lake.documents, config.lake.queries, config.lake.candidates),
-        scorer=scorer.fingerprint,
-        parameters=scorer.parameters,
-        factory=SourceFactory(source, limits, hosting, scorer),
-        device=config.device,
-        limits=_plan_limits(config, scorer),
-        rule=RankRule(scorer.logit_bias, config.ranking.label_thresholds, config.ranking.depth),
+        scorer=first.scorer,
+        parameters=first.parameters,
+        factory=first.factory,
+        device=first.device,
+        limits=first.limits,
+        rule=RankRule(first.logit_bias, config.ranking.label_thresholds, config.ranking.depth),
         rules=AuditRules(_bounds(config), config.audit.golden_pairs, config.audit.golden_qrels),
         config_yaml=config.to_yaml(),
         calibration=_calibration(config),
+        model=first.model,
+        later=tuple(later),
+        fusion=_fusion(config),
     )
+
+
+def _passes(config: Config) -> list[Pass]:
+    """One for each reranker that `model:` names, in its order."""
+    scoring = config.scoring
+    limits = Limits(**scoring.limits())
+    hosting = Hosting(scoring.host_threads, scoring.device_threads, scoring.reproducible)
+    passes = []
+    for model in config.rerankers:
+        source = source_from(model.source())
+        scorer = source.identify(limits)
+        passes.append(
+            Pass(
+                scorer.fingerprint,
+                model.path if isinstance(model, ModelConfig) else f"{model.text.path} and {model.image.path}",
+                scorer.parameters,
+                scorer.logit_bias,
+                SourceFactory(source, limits, hosting, scorer),
+                config.device,
+                _plan_limits(config, scorer),
+                model.top if isinstance(model, StageConfig) else None,
+            )
+        )
+    return passes
+
+
+def _fusion(config: Config) -> Fusion | None:
+    """How an ensemble's lists become one; None for anything else."""
+    model = config.model
+    if not isinstance(model, EnsembleConfig):
+        return None
+    weights = model.weights or (1.0,) * len(model.ensemble)
+    return Fusion(model.fusion, tuple(weight / sum(weights) for weight in weights), model.k)
 
 
 def _calibration(config: Config) -> Calibration | None:
@@ -83,6 +114,7 @@ def _plan_limits(config: Config, scorer: Scorer) -> PlanLimits:
         max_queries_per_group=scoring.max_queries_per_group,
         unit_tokens=scoring.unit_tokens,
         rows_per_file=config.spark.rows_per_file,
+        readings=scorer.readings,
     )
 
 

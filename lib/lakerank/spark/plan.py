@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lakerank.cost import Sizing
+from lakerank.cost import Reading, Sizing
 from lakerank.errors import StorageError
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, join
@@ -66,13 +66,14 @@ class Tables:
 
 @dataclass(frozen=True, slots=True)
 class PlanLimits:
-    """How costs are estimated and units cut."""
+    """How costs are estimated and units cut. `readings`: of all pairs, or of those of texts and those with an image."""
 
     document: Sizing
     query: Sizing
     max_queries_per_group: int
     unit_tokens: int
     rows_per_file: int
+    readings: tuple[Reading, ...] = (Reading(),)
 
 
 def plan_folder(paths: RunPaths, attempt: str) -> str:

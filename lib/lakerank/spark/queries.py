@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ QUERY_LIST = pa.schema(
         ("row", pa.int32()),
         ("cost", pa.int64()),
         ("bytes", pa.int64()),
+        ("has_image", pa.bool_()),
         ("reason", pa.string()),
         ("same_as", pa.int32()),
     ]
@@ -74,9 +76,20 @@ class QueryList:
         return pa.concat_arrays(parts)
 
     def numbers(self, ids: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The number of each id (N,) -> (N,), -1 where there is no such query."""
-        found = pc.index_in(ids, value_set=self.column("query_id")).fill_null(-1)
-        return np.asarray(found.to_numpy(), dtype=np.int64)
+        """The number of each id (N,) -> (N,), -1 where there is no such query.
+
+        Looks among the queries from the smallest to the largest id asked for: candidates mostly come query by query, and
+        a hash table of all queries for every block of them would cost more than the look-ups.
+        """
+        known = self.column("query_id")
+        least, most = (bound.as_py() for bound in pc.min_max(ids).values())
+        if least is None:
+            return np.full(len(ids), -1, np.int64)
+        # Python orders strings by code points, Arrow by UTF-8 bytes: the order is the same.
+        first = bisect_left(known, least, key=pa.StringScalar.as_py)
+        end = bisect_right(known, most, lo=first, key=pa.StringScalar.as_py)
+        found = pc.index_in(ids, value_set=known[first:end])
+        return np.asarray(pc.add(found, first).fill_null(-1).to_numpy(), dtype=np.int64)
 
     def _read(
         self, file: int, columns: list[str], row_groups: list[int] | None = None
@@ -125,6 +138,7 @@ def number_queries(rows: pa.Table) -> pa.Table:
         "reason": pa.array(reasons.astype(object), pa.string(), mask=reasons == ""),
         "same_as": pa.array(where[same].astype(np.int32)),
         "bytes": pc.add(first["text_bytes"], first["image_bytes"]),
+        "has_image": pc.greater(first["image_bytes"], 0),
     }
     arrays = [columns[name] if name in columns else first[name] for name in QUERY_LIST.names]
     return pa.Table.from_arrays(arrays, schema=QUERY_LIST)

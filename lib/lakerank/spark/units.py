@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lakerank.cost import Reading
 from lakerank.lake.blobs import BlobRef
 from lakerank.spark.queries import QueryList
 
@@ -58,11 +59,36 @@ def group_starts(documents: Int64, max_queries: int) -> Int64:
     return np.flatnonzero(within % max_queries == 0)
 
 
-def group_costs(starts: Int64, document_costs: Int64, query_costs: Int64) -> Int64:
-    """Cost of each group in tokens (G,): its document's (G,) once and its queries' (P,); a split document's again."""
+def group_costs(
+    starts: Int64,
+    document_costs: Int64,
+    query_costs: Int64,
+    with_image: npt.NDArray[np.bool_],
+    readings: Sequence[Reading],
+) -> Int64:
+    """Cost of each group in tokens (G,).
+
+    A document is read once, or again for each query; one that is split costs again in each group. A pair that is
+    rejected unread costs a token.
+
+    Args:
+        document_costs: each group's document's (G,).
+        query_costs: each pair's query's (P,).
+        with_image: whether a pair has an image on either side (P,).
+        readings: how all pairs are read; or those of texts, and those with an image.
+    """
     if not len(starts):
         return np.zeros(0, np.int64)
-    return np.asarray(document_costs + np.add.reduceat(query_costs, starts), dtype=np.int64)
+    costs = np.zeros(len(starts), np.int64)
+    for number, reading in enumerate(readings):
+        own = np.ones(len(with_image), bool) if len(readings) == 1 else with_image == bool(number)
+        read = own & (~with_image | reading.accepts_images)
+        pairs = np.add.reduceat(read.astype(np.int64), starts)
+        documents = document_costs * (np.minimum(pairs, 1) if reading.document_major else pairs)
+        queries = np.add.reduceat(np.where(read, query_costs, 0), starts)
+        costs += np.ceil(reading.weight * (documents + queries)).astype(np.int64)
+        costs += np.add.reduceat((own & ~read).astype(np.int64), starts)
+    return costs
 
 
 @dataclass(frozen=True, slots=True)
