@@ -2,6 +2,8 @@
 setup := bin/setup
 python := .venv/bin/python
 java := JAVA_HOME="$$PWD/.venv/java"
+# Processes that share the tests, a file at a time: much of the time a test waits for a JVM to start.
+workers := 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-s3 test-faults test-airflow scale check format clean distclean
@@ -15,9 +17,9 @@ demo:  ## rerank the bundled lake and show the lists before and after
 	@$(java) $(python) jobs/rerank.py --config conf/demo.yaml --run-id demo
 	@$(java) $(python) jobs/evaluate.py --config conf/demo.yaml --run-id demo
 
-test:  ## run the tests; ARGS="tests/model -k images" for some of them
+test:  ## run the tests; ARGS="tests/model -k images" for some of them, workers=0 for one process
 	@$(setup) dev
-	$(java) $(python) -m pytest $(ARGS)
+	$(java) $(python) -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-s3:  ## run what touches storage against a real S3 server: Ceph's gateway, installed on Debian and Ubuntu
 	@$(setup) dev
