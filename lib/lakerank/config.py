@@ -141,6 +141,8 @@ class EnsembleConfig(_Section):
             raise ValueError(f"weights: {len(self.weights)} for {len(self.ensemble)} rerankers; give one for each")
         if self.weights is not None and not any(self.weights):
             raise ValueError("weights: all are 0")
+        if self.weights is not None and self.fusion == "reciprocal_rank":
+            raise ValueError("weights: reciprocal_rank has none; leave them out, or set fusion: weighted")
         return self
 
 

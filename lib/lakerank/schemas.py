@@ -51,6 +51,16 @@ RANKED = pa.schema(
     ]
 )
 
+#: A row of ranked/ in a run of several scorers: `scored_by` numbers the passes whose scorers scored the pair (the last
+#: of a cascade's gave `logit` and `relevance`), `reason` is the code with which another could not.
+COMBINED = pa.schema(
+    [
+        *RANKED,
+        pa.field("scored_by", pa.list_(pa.field("element", pa.int8(), nullable=False)), nullable=False),
+        pa.field("reason", pa.string()),
+    ]
+)
+
 REJECTED = pa.schema(
     [
         pa.field("query_id", pa.string()),

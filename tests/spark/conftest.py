@@ -33,8 +33,12 @@ class HashWork:
 
 @dataclass
 class HashReranker:
-    """Scores a pair by a hash of its contents; a document that says so runs out of memory."""
+    """Scores a pair by a hash of its contents; a document that says so runs out of memory, or is one it cannot read.
 
+    Each salt is another scorer, which cannot read texts that end in it.
+    """
+
+    salt: str = ""
     load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     work: HashWork = field(default_factory=lambda: HashWork())
 
@@ -45,15 +49,20 @@ class HashReranker:
                 if document.text == "too much":
                     yield Reject(query.query_id, document.doc_id, RejectReason.OUT_OF_MEMORY, "no room")
                     continue
-                content = repr((query.text, query.image, document.text, document.image)).encode()
+                if self.salt and (document.text or "").endswith(self.salt):
+                    yield Reject(query.query_id, document.doc_id, RejectReason.INPUT_TOO_LONG, "unreadable")
+                    continue
+                content = self.salt.encode() + repr((query.text, query.image, document.text, document.image)).encode()
                 logit = int.from_bytes(hashlib.blake2b(content, digest_size=2).digest()) / 8192 - 4
                 yield ScoredPair(query.query_id, document.doc_id, logit, 5, 7, False, document.text == "long")
 
 
 @dataclass(frozen=True)
 class HashFactory:
+    salt: str = ""
+
     def __call__(self, device: str) -> HashReranker:
-        return HashReranker()
+        return HashReranker(self.salt)
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,10 @@ class Lake:
         schema = {"documents": DOCUMENTS, "queries": QUERIES, "candidates": CANDIDATES}[name]
         table = pa.Table.from_pylist(rows, schema=pa.schema([column.with_nullable(True) for column in schema]))
         pq.write_table(table, self.folder / f"{name}.parquet", row_group_size=row_group_rows)
+
+    def factory(self, salt: str) -> HashFactory:
+        """Another scorer than the job's."""
+        return HashFactory(salt)
 
     def job(self, run_id: str, **changes: object) -> Rerank:
         sizing = Sizing(3136, 602112, 10000)
@@ -95,8 +108,8 @@ class Lake:
         folder = self.folder / "out" / "ranked" / f"run_id={run_id}"
         return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
-    def unit_files(self) -> dict[str, bytes]:
-        folder = self.folder / "out" / "scores" / "scorer=f00d"
+    def unit_files(self, scorer: str = "f00d") -> dict[str, bytes]:
+        folder = self.folder / "out" / "scores" / f"scorer={scorer}"
         return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 

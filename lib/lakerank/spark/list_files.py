@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.audit import HISTOGRAM_EDGES
+from lakerank.fusion import log_odds
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
 from lakerank.ranking import labels, ranks, relevance
@@ -44,6 +45,7 @@ FILE_REPORT = pa.schema(
         ("truncated", pa.int64()),
         ("histogram", pa.list_(pa.int64())),
         ("counts", pa.map_(pa.string(), pa.int64())),
+        ("passes", pa.map_(pa.string(), pa.int64())),
         (
             "watched",
             pa.list_(pa.struct([("query_id", pa.string()), ("doc_id", pa.string()), ("logit", pa.float32())])),
@@ -59,7 +61,7 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class RankRule:
-    """How logits become relevance, labels and ranks."""
+    """How one scorer's logits become relevance, labels and ranks."""
 
     logit_bias: float
     thresholds: tuple[float, ...]
@@ -81,20 +83,63 @@ def in_order(query: Int64, logit: npt.NDArray[np.float32], doc_id: pa.Array) -> 
     return order
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """All of a file's scored pairs in order, as RANKED or COMBINED; how many of them this run has scored itself.
+
+    `fused`: their `logit` is a fused score, which no histogram of logits is made of. `passes` counts each pass's
+    results: those with a score under its number, the others under its number and their reason.
+    """
+
+    rows: pa.Table
+    own: int
+    fused: bool = False
+    passes: Mapping[str, int] = field(default_factory=dict)
+
+
+def single_list(scored: pa.Table, ids: tuple[int, pa.Array], rule: RankRule) -> Listed:
+    """The list of a run of one scorer.
+
+    Args:
+        scored: SCORED.
+        ids: the number of the file's first query, and the ids of all its queries.
+    """
+    first, names = ids
+    query = scored["query"].to_numpy().astype(np.int64)
+    order = in_order(query, scored["logit"].to_numpy(), scored["doc_id"].combine_chunks())
+    rows, query = scored.take(pa.array(order)), query[order]
+    relevances = relevance(rows["logit"].to_numpy(), rule.logit_bias)
+    columns = {
+        "query_id": names.take(pa.array(query - first)),
+        "rank": pa.array(ranks(np.diff(query, prepend=-1) != 0)),
+        "relevance": pa.array(relevances),
+        "label": pa.array(labels(relevances, rule.thresholds)),
+        "first_stage_rank": first_stage_ranks(rows["rank"]),
+    }
+    table = pa.Table.from_arrays(
+        [columns[name] if name in columns else rows[name] for name in RANKED.names], schema=RANKED
+    )
+    return Listed(table, pc.sum(scored["own"]).as_py() or 0)
+
+
+def first_stage_ranks(ranks_there: pa.ChunkedArray) -> pa.ChunkedArray:
+    """First-stage ranks as they are published: null for none."""
+    return pc.if_else(pc.equal(ranks_there, NO_RANK), pa.scalar(None, pa.int32()), ranks_there)
+
+
 def write_file(
     storage: Storage,
     number: int,
-    scored: pa.Table,
+    listed: Listed,
     rejects: pa.Table,
-    ids: tuple[int, pa.Array],
-    rule: RankRule,
+    depth: int | None,
     ranked: str,
     rejected: str,
     watched: frozenset[tuple[str, str]],
 ) -> Iterator[pa.RecordBatch]:
     """One file of each folder; one row of FILE_REPORT each."""
-    table, beyond = _rank(scored, ids, rule)
-    within = table if rule.depth is None else table.filter(pc.less_equal(table["rank"], rule.depth))
+    table = listed.rows
+    within = table if depth is None else table.filter(pc.less_equal(table["rank"], depth))
     rejects = rejects.sort_by([("query_id", "ascending"), ("doc_id", "ascending")]).cast(REJECTED)
     sizes = []
     for folder, rows in ((ranked, within), (rejected, rejects)):
@@ -106,41 +151,24 @@ def write_file(
     candidates_of = (
         len(ids) + len(others) - pc.sum(pc.is_in(others, value_set=ids)).as_py() if len(others) else len(ids)
     )
-    histogram = _histogram(within["logit"].to_numpy())
     about = {
         "table": "ranked",
         "bytes": sizes[0],
         "candidates_of": candidates_of,
-        "own": pc.sum(scored["own"]).as_py() or 0,
-        "beyond_depth": beyond,
+        "own": listed.own,
+        "beyond_depth": table.num_rows - within.num_rows,
         "truncated": pc.sum(within["truncated"]).as_py() or 0,
-        "histogram": histogram,
+        "histogram": _histogram(_on_logit_scale(within, listed.fused)),
         "watched": _watched(table, watched),
+        "passes": sorted(listed.passes.items()),
     }
     yield _report(number, within, "label", about)
     yield _report(number, rejects, "reason", {"table": "rejected", "bytes": sizes[1]})
 
 
-def _rank(scored: pa.Table, ids: tuple[int, pa.Array], rule: RankRule) -> tuple[pa.Table, int]:
-    """All of a file's scored pairs as RANKED, in order, and how many are beyond the depth."""
-    first, names = ids
-    query = scored["query"].to_numpy().astype(np.int64)
-    order = in_order(query, scored["logit"].to_numpy(), scored["doc_id"].combine_chunks())
-    rows, query = scored.take(pa.array(order)), query[order]
-    rank = ranks(np.diff(query, prepend=-1) != 0)
-    relevances = relevance(rows["logit"].to_numpy(), rule.logit_bias)
-    listed = rows["rank"]
-    columns = {
-        "query_id": names.take(pa.array(query - first)),
-        "rank": pa.array(rank),
-        "relevance": pa.array(relevances),
-        "label": pa.array(labels(relevances, rule.thresholds)),
-        "first_stage_rank": pc.if_else(pc.equal(listed, NO_RANK), pa.scalar(None, pa.int32()), listed),
-    }
-    table = pa.Table.from_arrays(
-        [columns[name] if name in columns else rows[name] for name in RANKED.names], schema=RANKED
-    )
-    return table, 0 if rule.depth is None else int((rank > rule.depth).sum())
+def _on_logit_scale(rows: pa.Table, fused: bool) -> npt.NDArray[np.float32]:
+    """What the next run's score drift is measured by: logits; where a list is fused, the log odds of its relevances."""
+    return log_odds(rows["relevance"].to_numpy()) if fused else rows["logit"].to_numpy()
 
 
 def _watched(table: pa.Table, watched: frozenset[tuple[str, str]]) -> list[dict[str, object]]:
@@ -172,5 +200,6 @@ def _report(number: int, rows: pa.Table, counted: str, about: dict[str, object])
         "histogram": _histogram(np.zeros(0, np.float32)),
         "counts": [(item["values"], item["counts"]) for item in counts.to_pylist()],
         "watched": [],
+        "passes": [],
     }
     return pa.RecordBatch.from_pylist([row | about], schema=FILE_REPORT)

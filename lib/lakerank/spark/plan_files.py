@@ -89,9 +89,9 @@ def write_pairs(
             "documents": judged.documents,
             "kept": last.still_listed(part, bits, judged, queries) if last else 0,
         }
-        yield _counts({name: {0: value} for name, value in totals.items()})
-        yield _counted("stripe", stripes.of(documents))
-        yield _counted("bucket", numbers // bucket_rows)
+        yield counts_of({name: {0: value} for name, value in totals.items()})
+        yield counted("stripe", stripes.of(documents))
+        yield counted("bucket", numbers // bucket_rows)
 
     return summed(exchange(blocks, 2**bits, KINDS, work, COUNTS))
 
@@ -122,10 +122,10 @@ def write_bins(storage: Storage, folder: str, blocks: Sequence[DataFrame], bins:
         for name, table in (("groups", groups), ("reused", reused)):
             if table.num_rows:
                 storage.replace(join(folder, name, part_name(number)), parquet_bytes(table, _ROW_GROUP_ROWS))
-        yield _counts({name: {0: value} for name, value in totals.items()})
-        yield _counts({"cost": {number: pc.sum(groups["cost"]).as_py() or 0}})
+        yield counts_of({name: {0: value} for name, value in totals.items()})
+        yield counts_of({"cost": {number: pc.sum(groups["cost"]).as_py() or 0}})
         units = pc.unique(reused["unit"]).to_pylist()
-        yield _counts({f"unit {unit}": {0: 1} for unit in units})
+        yield counts_of({f"unit {unit}": {0: 1} for unit in units})
 
     return summed(exchange(blocks, bins, {GROUP_KIND: PLACED_PAIRS, STORED_KIND: FOUND}, work, COUNTS))
 
@@ -231,13 +231,15 @@ def summed(counts: DataFrame) -> Counts:
     return totals
 
 
-def _counts(values: Counts) -> pa.RecordBatch:
+def counts_of(values: Counts) -> pa.RecordBatch:
+    """Counts as rows of COUNTS."""
     rows = [(what, number, value) for what, numbers in values.items() for number, value in numbers.items()]
     whats, numbers, amounts = zip(*rows, strict=True) if rows else ((), (), ())
     return pa.RecordBatch.from_pydict({"what": whats, "number": numbers, "value": amounts}, schema=COUNTS)
 
 
-def _counted(what: str, numbers: npt.NDArray[np.int64]) -> pa.RecordBatch:
+def counted(what: str, numbers: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    """How often each number stands among some (N,), as rows of COUNTS."""
     distinct, amounts = np.unique(numbers, return_counts=True)
     arrays = [pa.array([what] * len(distinct), pa.string()), pa.array(distinct), pa.array(amounts.astype(np.int64))]
     return pa.RecordBatch.from_arrays(arrays, schema=COUNTS)

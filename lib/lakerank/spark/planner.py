@@ -64,7 +64,8 @@ BUCKETS_A_FILE = 32
 MIN_BUCKETS, MAX_BUCKETS = 1024, 65_536
 
 _OF_CANDIDATES = ("candidates", "duplicates", "rejected", "documents")
-_OF_NEW_PAIRS = ("new", "reused", "new_documents", "pairwise_cost", "patches", "fetch_bytes", "read_bytes")
+#: What a plan counts of the pairs that are to be scored, and of those that need not be.
+OF_NEW_PAIRS = ("new", "reused", "new_documents", "pairwise_cost", "patches", "fetch_bytes", "read_bytes")
 _IDS = pa.schema([("query_id", pa.string())])
 
 
@@ -80,7 +81,7 @@ def ensure_plan(
     made_from = fingerprint({"tables": asdict(tables), "scorer": scorer, "limits": asdict(limits)})
     plan = load_plan(storage, paths)
     if plan is None:
-        made = _Making(spark, storage, paths, secrets.token_hex(4), limits).plan(tables, scorer, made_from)
+        made = Making(spark, storage, paths, secrets.token_hex(4), limits).plan(tables, scorer, made_from)
         address = paths.plan_file
         if storage.create(address, json.dumps(asdict(made), indent=1, ensure_ascii=False).encode()):
             return made
@@ -96,7 +97,7 @@ def ensure_plan(
 
 
 @dataclass(frozen=True, slots=True)
-class _Making:
+class Making:
     """One attempt at a plan."""
 
     spark: SparkSession
@@ -110,7 +111,7 @@ class _Making:
         return plan_folder(self.paths, self.attempt)
 
     def plan(self, tables: Tables, scorer: str, made_from: str) -> Plan:
-        """Make the plan's files, step by step."""
+        """Make the plan's files, step by step, from the tables."""
         spark, storage = self.spark, self.storage
         inputs = {
             "documents": fragments(storage, tables.documents, DOCUMENTS),
@@ -118,8 +119,8 @@ class _Making:
             "candidates": fragments(storage, tables.candidates, CANDIDATES),
         }
         write_sources(storage, sources_address(self.paths, self.attempt), [*inputs["documents"], *inputs["queries"]])
-        documents = self._index("documents", inputs["documents"])
-        queries_index = self._index("queries", inputs["queries"])
+        documents = self.index("documents", inputs["documents"])
+        queries_index = self.index("queries", inputs["queries"])
         describe_job(spark, "plan: sort and number the queries")
         queries = write_query_list(spark, storage, join(self.folder, "queries"), queries_index)
         listed = sum(file.rows for file in inputs["candidates"])
@@ -133,9 +134,9 @@ class _Making:
         ]
         stripes = stripes_of(documents.chunks)
         judged = write_pairs(storage, self.folder, blocks, queries, stripes, bits, rows, last)
-        split = self._split(scorer, documents, queries, judged, bits)
+        split = self.split(scorer, documents, queries, self.folder, judged, bits)
         cost = sum(split.get("cost", {}).values())
-        units, largest = self._units(split.get("cost", {}), cost, queries)
+        units, largest = self.units(split.get("cost", {}), queries)
         firsts = self._first_queries(judged, rows)
         for name, address in asdict(tables).items():
             _check_unchanged(storage, address, inputs[name])
@@ -143,9 +144,9 @@ class _Making:
             attempt=self.attempt,
             scorer=scorer,
             made_from=made_from,
-            **{name: _total(judged, name) for name in _OF_CANDIDATES},
-            **{name: _total(split, name) for name in _OF_NEW_PAIRS},
-            dropped=last.candidates - _total(judged, "kept") if last else 0,
+            **{name: total_of(judged, name) for name in _OF_CANDIDATES},
+            **{name: total_of(split, name) for name in OF_NEW_PAIRS},
+            dropped=last.candidates - total_of(judged, "kept") if last else 0,
             queries_listed=queries.count,
             cost=cost,
             largest_unit=largest,
@@ -156,7 +157,8 @@ class _Making:
             inputs={name: _describe(files) for name, files in inputs.items()},
         )
 
-    def _index(self, table: Any, files: Sequence[Fragment]) -> TableIndex:
+    def index(self, table: Any, files: Sequence[Fragment]) -> TableIndex:
+        """The index of `documents` or `queries`, with costs by this plan's limits."""
         sizing = self.limits.document if table == "documents" else self.limits.query
         return table_index(self.spark, self.storage, self.paths.output, table, files, sizing)
 
@@ -164,25 +166,34 @@ class _Making:
         """How many tasks pairs are spread over."""
         return max(1, pairs // PAIRS_A_TASK, min(2 * parallelism(self.spark), pairs // PAIRS_AT_LEAST))
 
-    def _split(self, scorer: str, documents: TableIndex, queries: QueryList, judged: Counts, bits: int) -> Counts:
-        """Bins of documents in file order, with new pairs told from those that have a score."""
+    def split(
+        self, scorer: str, documents: TableIndex, queries: QueryList, pairs_in: str, judged: Counts, bits: int
+    ) -> Counts:
+        """Bins of documents in file order, with new pairs told from those that have a score.
+
+        Args:
+            pairs_in: the plan folder whose `pairs/` they are.
+            judged: how many pairs each stripe has.
+        """
         stripes = stripes_of(documents.chunks)
         pairs = judged.get("stripe", {})
         edges = even_edges(pairs, self._tasks(sum(pairs.values())))
         bins = len(edges) + 1
         scores = score_index(self.spark, self.storage, self.paths.output, scorer)
-        blocks = [pair_blocks(self.spark, self.storage, self.folder, stripes, edges)]
+        blocks = [pair_blocks(self.spark, self.storage, pairs_in, stripes, edges)]
         if scores.names:
             found = stored_blocks(self.spark, scores, documents, queries, stripes, edges, STORED_KIND, bits)
             blocks.append(found)
         describe_job(self.spark, f"plan: tell new pairs from scored ones, {bins} bins")
-        content = Bin(documents, queries, self.limits.max_queries_per_group)
+        content = Bin(documents, queries, self.limits.max_queries_per_group, self.limits.readings)
         split = write_bins(self.storage, self.folder, blocks, bins, content)
         reused = sorted(what.removeprefix("unit ") for what in split if what.startswith("unit "))
         write_reused_units(self.storage, self.folder, reused)
         return split
 
-    def _units(self, costs: Mapping[int, int], total: int, queries: QueryList) -> tuple[tuple[int, ...], int]:
+    def units(self, costs: Mapping[int, int], queries: QueryList) -> tuple[tuple[int, ...], int]:
+        """Cut the groups of bins with these costs into units: how many each list names, and the largest's cost."""
+        total = sum(costs.values())
         target = max(1, min(self.limits.unit_tokens, total // (2 * parallelism(self.spark))))
         cuts = Cuts.near(total, target)
         describe_job(self.spark, f"plan: cut {cuts.units} units")
@@ -199,7 +210,7 @@ class _Making:
     def _first_queries(self, judged: Counts, rows: int) -> tuple[int, ...]:
         """First queries of all ranked files but the first. They depend on the tables alone, so that files repeat."""
         buckets = judged.get("bucket", {})
-        files = -(-_total(judged, "candidates") // self.limits.rows_per_file)
+        files = -(-total_of(judged, "candidates") // self.limits.rows_per_file)
         return tuple(int(edge) * rows for edge in even_edges(buckets, files))
 
     def _query_ids(self, queries: QueryList, numbers: Sequence[int]) -> tuple[str, ...]:
@@ -231,7 +242,8 @@ def last_pairs(storage: Storage, paths: RunPaths) -> LastPairs | None:
     return LastPairs(storage, plan_folder(last, plan.attempt), plan.bits, plan.candidates, queries)
 
 
-def _total(counts: Counts, what: str) -> int:
+def total_of(counts: Counts, what: str) -> int:
+    """What was counted under a name, in all."""
     return counts.get(what, {}).get(0, 0)
 
 

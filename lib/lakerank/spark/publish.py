@@ -8,22 +8,22 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 
-import lakerank
 from lakerank.audit import TOP, Bounds, Check, RunCounts, audit
 from lakerank.lake.runs import RunPaths, current_run, publish, read_manifest, write_manifest
 from lakerank.lake.storage import Storage, join
 from lakerank.logs import about as about_lines
 from lakerank.spark.audit_measures import golden_errors, golden_pairs, golden_quality, last_run, top_documents
-from lakerank.spark.metrics import run_metrics
-from lakerank.spark.plan import Plan, plan_folder, planned_lists, planned_units, reused_units
-from lakerank.spark.rank import RankRule, Results, write_lists
+from lakerank.spark.combined_lists import CombinedRule
+from lakerank.spark.manifest import Ranked, manifest_of
+from lakerank.spark.passes import PlannedPass
+from lakerank.spark.plan import planned_lists
+from lakerank.spark.rank import RankRule, write_combined_lists, write_lists
 from lakerank.spark.ranked_lists import read_ranked
 
 logger = logging.getLogger(__name__)
@@ -47,50 +47,38 @@ class AuditRules:
     override: Override | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """What ranking wrote."""
-
-    counts: RunCounts
-    scored: int
-    reused: int
-    labels: Mapping[str, int]
-    reasons: Mapping[str, int]
-    ranked_files: tuple[Mapping[str, Any], ...]
-    rejected_files: tuple[Mapping[str, Any], ...]
-    golden: Mapping[tuple[str, str], float]
-
-
 def rank_and_publish(
     spark: SparkSession,
     storage: Storage,
-    paths: RunPaths,
-    plan: Plan,
-    rule: RankRule,
+    scorer: str,
+    passes: Sequence[PlannedPass],
+    rule: RankRule | CombinedRule,
     rules: AuditRules,
-    about: Mapping[str, Any],
+    took: Sequence[Mapping[str, Any]],
 ) -> tuple[dict[str, Any], bool]:
     """Rank the run's scores, audit the lists and publish them if they pass, or if someone knows better.
 
     The audit is left in `audit.json` in the run's folder whether it passes or not.
 
     Args:
-        about: what else the manifest should say: model, what planning and scoring took.
+        scorer: who is said to have made the run.
+        rule: a CombinedRule where there are several passes.
+        took: what the manifest should say of each pass: model, what planning and scoring took.
 
     Returns:
         The manifest, and whether the run is published. Of two drivers at one run, one writes the manifest and the
         other returns that one's.
     """
-    started = time.monotonic()
+    started, paths = time.monotonic(), passes[0].paths
     golden = golden_pairs(storage, rules.golden_pairs) if rules.golden_pairs else None
     with about_lines(stage="rank"):
-        ranked = _rank(spark, storage, paths, plan, rule, golden or {})
+        ranked = _rank(spark, storage, passes, rule, golden or {})
     ranked_at = time.monotonic()
     with about_lines(stage="audit"):
         checks = _audit(spark, storage, paths, ranked, rules, golden)
         passed = _report(storage, paths, checks)
     seconds = {"rank": ranked_at - started, "audit": time.monotonic() - ranked_at}
-    manifest = _manifest(storage, paths, plan, rule, ranked, checks, about, seconds)
+    manifest = manifest_of(storage, scorer, passes, asdict(rule), ranked, checks, took, seconds)
     if not passed and rules.override is None:
         return manifest, False
     if not passed and rules.override is not None:
@@ -130,32 +118,31 @@ def settle(storage: Storage, paths: RunPaths, manifest: dict[str, Any]) -> dict[
 def _rank(
     spark: SparkSession,
     storage: Storage,
-    paths: RunPaths,
-    plan: Plan,
-    rule: RankRule,
+    passes: Sequence[PlannedPass],
+    rule: RankRule | CombinedRule,
     golden: Mapping[tuple[str, str], float],
 ) -> Ranked:
-    results = Results(
-        storage,
-        paths.output,
-        plan.scorer,
-        plan_folder(paths, plan.attempt),
-        planned_units(storage, paths, plan),
-        plan.new,
-    )
+    paths, plan = passes[0].paths, passes[0].plan
     lists = planned_lists(storage, paths, plan)
-    report = write_lists(spark, results, lists, rule, paths.ranked, paths.rejected, golden)
+    results = [one.results(storage) for one in passes]
+    if isinstance(rule, CombinedRule):
+        report = write_combined_lists(spark, results, lists, rule, paths.ranked, paths.rejected, golden)
+    else:
+        report = write_lists(spark, results[0], lists, rule, paths.ranked, paths.rejected, golden)
     ranked, rejected = (report.filter(pc.equal(report["table"], table)) for table in ("ranked", "rejected"))
     rows, beyond, own, queries, candidates_of, truncated = (
         pc.sum(ranked[name]).as_py()
         for name in ("rows", "beyond_depth", "own", "queries", "candidates_of", "truncated")
     )
+    by_pass = pass_results(len(passes), _sum_counts(ranked, "passes"))
+    lost = sum(one.plan.new + one.plan.reused - sum(found.values()) for one, found in zip(passes, by_pass, strict=True))
+    unscored = plan.candidates - rows - beyond - pc.sum(rejected["rows"]).as_py()
     counts = RunCounts(
         candidates=plan.candidates,
         ranked=rows,
         beyond_depth=beyond,
         rejected=pc.sum(rejected["rows"]).as_py(),
-        unscored=plan.candidates - rows - beyond - pc.sum(rejected["rows"]).as_py(),
+        unscored=lost if len(passes) > 1 else unscored,
         queries=candidates_of,
         unranked_queries=candidates_of - queries,
         truncated=truncated,
@@ -166,17 +153,27 @@ def _rank(
         counts,
         own,
         rows + beyond - own,
-        _sum_counts(ranked),
-        _sum_counts(rejected),
+        _sum_counts(ranked, "counts"),
+        _sum_counts(rejected, "counts"),
         tuple(ranked.select(["file", "rows", "bytes"]).to_pylist()),
         tuple(rejected.select(["file", "rows", "bytes"]).to_pylist()),
         {(pair["query_id"], pair["doc_id"]): pair["logit"] for pair in found},
+        tuple(by_pass) if len(passes) > 1 else (),
     )
 
 
-def _sum_counts(report: pa.Table) -> dict[str, int]:
+def pass_results(passes: int, counts: Mapping[str, int]) -> list[dict[str, int]]:
+    """How many results each pass gave, by reason; "" for those with a score. `counts` is of Listed.passes."""
+    found: list[dict[str, int]] = [{} for _ in range(passes)]
+    for what, count in counts.items():
+        number, _, reason = what.partition(" ")
+        found[int(number) - 1][reason] = count
+    return found
+
+
+def _sum_counts(report: pa.Table, column: str) -> dict[str, int]:
     total: Counter[str] = Counter()
-    for counts in report["counts"].to_pylist():
+    for counts in report[column].to_pylist():
         total.update(dict(counts))
     return dict(sorted(total.items()))
 
@@ -201,47 +198,5 @@ def _audit(
         last_run(spark, manifest, old, new) if manifest and old is not None else None,
         golden_errors(golden, ranked.golden) if golden is not None else None,
         golden_quality(spark, storage, qrels, new, old) if qrels else None,
+        [(sum(found.values()) - found.get("", 0), sum(found.values())) for found in ranked.by_pass],
     )
-
-
-def _manifest(
-    storage: Storage,
-    paths: RunPaths,
-    plan: Plan,
-    rule: RankRule,
-    ranked: Ranked,
-    checks: list[Check],
-    about: Mapping[str, Any],
-    seconds: Mapping[str, float],
-) -> dict[str, Any]:
-    counts = asdict(ranked.counts)
-    histogram = counts.pop("histogram")
-    manifest = {
-        "run_id": paths.run_id,
-        "published_at": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "lakerank": lakerank.__version__,
-        "scorer": plan.scorer,
-        "ranking": asdict(rule),
-        "counts": {**counts, "scored": ranked.scored, "reused": ranked.reused, "duplicates": plan.duplicates},
-        "labels": ranked.labels,
-        "rejected": ranked.reasons,
-        "audit": [check.as_dict() for check in checks],
-        "inputs": plan.inputs,
-        "plan": {
-            "attempt": plan.attempt,
-            "dropped": plan.dropped,
-            "cost": plan.cost,
-            "pairwise_cost": plan.pairwise_cost,
-        },
-        "units": list(planned_units(storage, paths, plan)),
-        "reused_units": reused_units(storage, paths, plan),
-        "ranked_files": list(ranked.ranked_files),
-        "rejected_files": list(ranked.rejected_files),
-        "histogram": histogram,
-        "metrics": run_metrics(
-            plan, about.get("planning"), about.get("scoring"), seconds, ranked.ranked_files, ranked.rejected_files
-        ),
-        **about,
-    }
-    json.dumps(manifest, allow_nan=False)  # a manifest that cannot be written must fail before anything is published
-    return manifest

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import Column, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from lakerank.lake.score_files import read_unit
@@ -18,19 +19,21 @@ from lakerank.lake.storage import Storage, join
 from lakerank.lake.unit_lists import PlannedUnits
 from lakerank.schemas import REJECTED
 from lakerank.spark.blocks import BLOCKS, exchange, packed
+from lakerank.spark.combined_lists import PASS_RESULTS, CombinedRule, combined_list
 from lakerank.spark.frames import describe_job, parallelism, scatter
 from lakerank.spark.inputs import ROWS_AT_ONCE
-from lakerank.spark.list_files import FILE_REPORT, SCORED, RankRule, write_file
+from lakerank.spark.list_files import FILE_REPORT, SCORED, RankRule, single_list, write_file
 from lakerank.spark.plan_files import part_name, read_part, read_rejects, read_reused
 from lakerank.spark.queries import QueryList
 from lakerank.spark.units import UNIT_GROUPS
 
 __all__ = ["FILE_REPORT", "Lists", "RankRule", "Results", "align", "file_of", "write_lists"]
 
-_SCORED_KIND, _REJECTED_KIND = 0, 1
+SCORED_KIND, _REJECTED_KIND, _RESULT_KIND = 0, 1, 2
 _REJECTED = pa.schema([field.with_nullable(True) for field in REJECTED])
 
 Int64 = npt.NDArray[np.int64]
+FileWork = Callable[[int, dict[int, pa.Table]], Iterator[pa.RecordBatch]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,41 +90,83 @@ def write_lists(
     Returns:
         FILE_REPORT, sorted by table and file.
     """
-    storage, files, pairs = results.storage, len(lists.firsts) + 1, frozenset(watched)
+    storage, pairs = results.storage, frozenset(watched)
 
     def work(number: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        yield from write_file(
-            storage,
-            number,
-            tables[_SCORED_KIND],
-            tables[_REJECTED_KIND],
-            lists.ids(number),
-            rule,
-            ranked,
-            rejected,
-            pairs,
-        )
+        listed = single_list(tables[SCORED_KIND], lists.ids(number), rule)
+        rejects = tables[_REJECTED_KIND]
+        yield from write_file(storage, number, listed, rejects, rule.depth, ranked, rejected, pairs)
 
-    describe_job(spark, f"rank: write {files} files of lists")
-    blocks = [
-        scatter(spark, _unit_ranges(spark, results), lambda piece: _unit_blocks(results, lists, piece), BLOCKS),
+    frames = result_frames(spark, results, lists, lambda rows: scored_blocks(rows, lists))
+    frames.append(_planned_rejects(spark, results, lists))
+    return _written(spark, frames, lists, {SCORED_KIND: SCORED, _REJECTED_KIND: _REJECTED}, work)
+
+
+def write_combined_lists(
+    spark: SparkSession,
+    passes: Sequence[Results],
+    lists: Lists,
+    rule: CombinedRule,
+    ranked: str,
+    rejected: str,
+    watched: Collection[tuple[str, str]] = (),
+) -> pa.Table:
+    """The same for a run of several passes: every pass's results of a query meet, and become one list."""
+    storage, pairs = passes[0].storage, frozenset(watched)
+
+    def work(number: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        listed, late = combined_list(tables[_RESULT_KIND], lists.ids(number), rule)
+        rejects = pa.concat_tables([tables[_REJECTED_KIND], late.cast(_REJECTED)])
+        yield from write_file(storage, number, listed, rejects, rule.depth, ranked, rejected, pairs)
+
+    frames = [_planned_rejects(spark, passes[0], lists)]
+    for number, results in enumerate(passes, start=1):
+        frames += result_frames(spark, results, lists, partial(_pass_blocks, lists=lists, number=number))
+    return _written(spark, frames, lists, {_RESULT_KIND: PASS_RESULTS, _REJECTED_KIND: _REJECTED}, work)
+
+
+def result_frames(
+    spark: SparkSession, results: Results, lists: Lists, blocks: Callable[[pa.Table], Iterator[pa.RecordBatch]]
+) -> list[DataFrame]:
+    """A pass's results, scored now or before, as frames of the BLOCKS that `blocks` makes of them.
+
+    `blocks` gets tables with the columns of SCORED, `reason`, `detail` and, where `logit` is null, `query_id`.
+    """
+    return [
+        scatter(spark, _unit_ranges(spark, results), lambda piece: blocks(_unit_rows(results, piece)), BLOCKS),
         scatter(
             spark,
-            storage.list_names(join(results.plan_folder, "reused")),
-            lambda name: _reused_blocks(read_reused(storage, results.plan_folder, name), lists),
-            BLOCKS,
-        ),
-        scatter(
-            spark,
-            storage.list_names(join(results.plan_folder, "rejects")),
-            lambda name: _reject_blocks(read_rejects(storage, results.plan_folder, name), lists),
+            storage_names(results, "reused"),
+            lambda name: blocks(_reused_rows(read_reused(results.storage, results.plan_folder, name), lists)),
             BLOCKS,
         ),
     ]
-    report = exchange(blocks, files, {_SCORED_KIND: SCORED, _REJECTED_KIND: _REJECTED}, work, FILE_REPORT).toArrow()
+
+
+def storage_names(results: Results, folder: str) -> list[str]:
+    """Names of the files in a folder of a plan."""
+    return results.storage.list_names(join(results.plan_folder, folder))
+
+
+def _planned_rejects(spark: SparkSession, results: Results, lists: Lists) -> DataFrame:
+    return scatter(
+        spark,
+        storage_names(results, "rejects"),
+        lambda name: _reject_blocks(read_rejects(results.storage, results.plan_folder, name), lists),
+        BLOCKS,
+    )
+
+
+def _written(
+    spark: SparkSession, blocks: Sequence[DataFrame], lists: Lists, kinds: Mapping[int, pa.Schema], work: FileWork
+) -> pa.Table:
+    """Bring each file's blocks together and write it."""
+    files = len(lists.firsts) + 1
+    describe_job(spark, f"rank: write {files} files of lists")
+    report = exchange(blocks, files, kinds, work, FILE_REPORT).toArrow()
     # Spark runs no task for what it knows to be empty: the files that are missing are empty ones.
     written = set(report["file"].to_pylist())
-    empty = {_SCORED_KIND: SCORED.empty_table(), _REJECTED_KIND: _REJECTED.empty_table()}
+    empty = {kind: schema.empty_table() for kind, schema in kinds.items()}
     missing = [b for n in range(files) if part_name(n) not in written for b in work(n, empty)]
     whole = pa.concat_tables([report.cast(FILE_REPORT), pa.Table.from_batches(missing, schema=FILE_REPORT)])
     return whole.sort_by([("table", "ascending"), ("file", "ascending")])
@@ -169,18 +214,17 @@ def _unit_ranges(spark: SparkSession, results: Results) -> list[tuple[int, int]]
     return [(piece * count // pieces, (piece + 1) * count // pieces) for piece in range(pieces)]
 
 
-def _unit_blocks(results: Results, lists: Lists, piece: tuple[int, int]) -> Iterator[pa.RecordBatch]:
+def _unit_rows(results: Results, piece: tuple[int, int]) -> pa.Table:
     tables = []
     for number in range(*piece):
         unit = results.units[number]
         address = join(results.plan_folder, "units", f"{unit}.parquet")
         plan = read_part(results.storage, address, UNIT_GROUPS)
         tables.append(align(plan, read_unit(results.storage, results.output, results.scorer, unit)))
-    rows = pa.concat_tables(tables).combine_chunks()
-    yield from _result_blocks(rows, lists)
+    return pa.concat_tables(tables).combine_chunks()
 
 
-def _reused_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
+def _reused_rows(rows: pa.Table, lists: Lists) -> pa.Table:
     own = pa.array(np.zeros(rows.num_rows, bool))
     columns = {"truncated": rows["truncated"].fill_null(False), "own": own}
     arrays = [columns[name] if name in columns else rows[name] for name in SCORED.names]
@@ -190,7 +234,7 @@ def _reused_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
     ids = query_ids.take(pa.array(np.maximum(positions, 0))) if len(query_ids) else pa.nulls(rows.num_rows, pa.string())
     for name, values in (("reason", rows["reason"]), ("detail", rows["detail"]), ("query_id", ids)):
         table = table.append_column(name, values)
-    yield from _result_blocks(table, lists)
+    return table
 
 
 def _ids_of(rows: pa.Table, lists: Lists) -> pa.Array:
@@ -200,7 +244,7 @@ def _ids_of(rows: pa.Table, lists: Lists) -> pa.Array:
     return lists.queries.column("query_id").take(rows["query"].combine_chunks())
 
 
-def _result_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
+def scored_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
     """Results with a logit as SCORED blocks, the others as rejects."""
     scored = pc.is_valid(rows["logit"])
     good = rows.filter(scored).select(SCORED.names)
@@ -208,8 +252,17 @@ def _result_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
     # By query within a block: neighbours then differ little, and the block packs well.
     order = np.argsort(numbers, kind="stable")
     files = lists.of_numbers(numbers[order])
-    yield from packed(_SCORED_KIND, files, good.take(pa.array(order)))
+    yield from packed(SCORED_KIND, files, good.take(pa.array(order)))
     yield from _reject_blocks(rows.filter(pc.invert(scored)).select(_REJECTED.names), lists)
+
+
+def _pass_blocks(rows: pa.Table, lists: Lists, number: int) -> Iterator[pa.RecordBatch]:
+    """Results of a pass with or without a logit, as PASS_RESULTS blocks."""
+    rows = rows.append_column("pass", pa.array(np.full(rows.num_rows, number, np.int8)))
+    numbers = rows["query"].to_numpy().astype(np.int64)
+    order = np.argsort(numbers, kind="stable")
+    rows = rows.select(PASS_RESULTS.names).cast(PASS_RESULTS).take(pa.array(order))
+    yield from packed(_RESULT_KIND, lists.of_numbers(numbers[order]), rows)
 
 
 def _reject_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyspark.sql import SparkSession
 
-from lakerank.cost import Calibration, device_seconds, tflop
+from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError
+from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths, announce, publish, read_manifest
-from lakerank.lake.storage import Storage, join
+from lakerank.lake.storage import Storage
 from lakerank.logs import about
+from lakerank.spark.combined_lists import CombinedRule
+from lakerank.spark.forecast import in_all, log_forecast
 from lakerank.spark.frames import group_jobs
-from lakerank.spark.plan import (
-    Plan,
-    PlanLimits,
-    Tables,
-    load_plan,
-    planned_units,
-    sources_address,
-    units_folder,
-    verify_plan_files,
-)
-from lakerank.spark.planner import ensure_plan
+from lakerank.spark.passes import Pass, PlannedPass, run_scorer
+from lakerank.spark.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules, rank_and_publish
 from lakerank.spark.rank import RankRule
-from lakerank.spark.score import RerankerFactory, ScoringJob, ScoringSummary, score_units
-from lakerank.spark.session import unmanaged_gpus
+from lakerank.spark.score import RerankerFactory
+from lakerank.spark.staging import Staging, scored_in_all
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +33,11 @@ STAGES = ("plan", "score", "publish")
 
 @dataclass(frozen=True, slots=True)
 class Rerank:
-    """A whole rerank job, in plain values."""
+    """A whole rerank job, in plain values.
+
+    `scorer` to `limits` and the bias in `rule` are of the first pass; `later` has the others, of a cascade, or with
+    `fusion` of an ensemble.
+    """
 
     paths: RunPaths
     tables: Tables
@@ -53,6 +50,29 @@ class Rerank:
     rules: AuditRules
     config_yaml: str
     calibration: Calibration | None = None
+    model: str = ""
+    later: tuple[Pass, ...] = ()
+    fusion: Fusion | None = None
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """All passes: most runs have one."""
+        bias = self.rule.logit_bias
+        first = Pass(self.scorer, self.model, self.parameters, bias, self.factory, self.device, self.limits)
+        return (first, *self.later)
+
+    @property
+    def made_by(self) -> str:
+        """What the run is said to be made by."""
+        return run_scorer(self.passes, self.fusion)
+
+    @property
+    def combined_rule(self) -> RankRule | CombinedRule:
+        """How all passes' logits become lists."""
+        if not self.later:
+            return self.rule
+        biases = tuple(one.logit_bias for one in self.passes)
+        return CombinedRule(biases, self.fusion, self.rule.thresholds, self.rule.depth)
 
 
 def already_published(storage: Storage, job: Rerank) -> dict[str, Any] | None:
@@ -65,10 +85,10 @@ def already_published(storage: Storage, job: Rerank) -> dict[str, Any] | None:
     manifest = read_manifest(storage, job.paths.output, job.paths.run_id)
     if manifest is None:
         return None
-    if manifest["scorer"] != job.scorer:
+    if manifest["scorer"] != job.made_by:
         raise RunConflictError(
             f"{job.paths.manifest}: run {job.paths.run_id!r} is published and was made by scorer {manifest['scorer']}, "
-            f"not {job.scorer}; use another --run-id"
+            f"not {job.made_by}; use another --run-id"
         )
     logger.info("run %s is published already: nothing to do", job.paths.run_id)
     publish(storage, job.paths, manifest["published_at"])  # an earlier attempt may have died before the pointer moved
@@ -87,148 +107,43 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
     if published is not None:
         return published
     storage.check_writable(job.paths.output)
-    announce(storage, job.paths, job.scorer)
+    announce(storage, job.paths, job.made_by, [one.scorer for one in job.passes] if job.later else ())
     group_jobs(spark, job.paths.run_id)
+    staging = Staging(spark, storage, job.paths, job.tables, job.passes)
     with about(stage="plan"):
-        plan = _planned(spark, storage, job, stages)
+        planned = staging.plan() if "plan" in stages else staging.planned()
     # Bounds and thresholds may differ from those of an earlier attempt: the file says what the last one went by.
     storage.replace(job.paths.config, job.config_yaml.encode())
-    forecast = _forecast(plan, job.parameters, job.calibration)
-    if "plan" in stages:
-        _log_forecast(forecast)
-    summary: dict[str, Any] = {"run_id": job.paths.run_id, "stages": list(stages), **forecast}
+    summary = {"run_id": job.paths.run_id, "stages": list(stages)} | _told(job, staging, planned, "plan" in stages)
     if "score" in stages:
         with about(stage="score"):
-            summary |= _scored(spark, storage, job, plan)
+            planned, scored = staging.score(planned)
+        summary |= _told(job, staging, planned, False) | scored_in_all(scored)
+        for one, own in zip(summary.get("passes", ()), scored, strict=False):
+            one |= asdict(own)
     if "publish" in stages:
         with about(stage="publish"):
-            told = {
-                "model": {"parameters": job.parameters, "device": job.device},
-                "planning": _left(storage, _planning_address(job)),
-                "scoring": _left(storage, _scoring_address(job)),
-            }
-            manifest, fit = rank_and_publish(spark, storage, job.paths, plan, job.rule, job.rules, told)
+            whole = staging.whole(planned)
+            took = [staging.took(one) for one in whole]
+            manifest, fit = rank_and_publish(spark, storage, job.made_by, whole, job.combined_rule, job.rules, took)
         summary |= _outcome(manifest, fit)
     return _timed(summary, started)
 
 
-def _planned(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[str]) -> Plan:
-    if "plan" in stages:
-        logger.info("plan: reading the keys of %s", job.tables.candidates)
-        started = time.monotonic()
-        plan = ensure_plan(spark, storage, job.paths, job.tables, job.scorer, job.limits)
-        # Only once: an attempt that finds the plan there would say that planning takes no time.
-        storage.create(_planning_address(job), json.dumps({"seconds": time.monotonic() - started}).encode())
-        return plan
-    found = load_plan(storage, job.paths)
-    if found is None:
-        raise RunConflictError(f"{job.paths.plan}: run {job.paths.run_id!r} has no plan yet; run --stage plan first")
-    if found.scorer != job.scorer:
-        raise RunConflictError(
-            f"{job.paths.plan}: planned for scorer {found.scorer}, but this config's model is {job.scorer}; "
-            "use the same model section in every stage"
-        )
-    return found
-
-
-def _scored(spark: SparkSession, storage: Storage, job: Rerank, plan: Plan) -> dict[str, Any]:
-    verify_plan_files(storage, job.paths, plan)
-    units = planned_units(storage, job.paths, plan)
-    scoring = ScoringJob(
-        job.paths.output,
-        plan.scorer,
-        units_folder(job.paths, plan.attempt),
-        sources_address(job.paths, plan.attempt),
-        job.device,
-        job.factory,
-    )
-    summary = score_units(spark, storage, scoring, units, tasks=unmanaged_gpus(spark, job.device) or None)
-    _log_scoring(summary)
-    if summary.found < summary.units or not summary.units:
-        storage.replace(_scoring_address(job), json.dumps(asdict(summary)).encode())
-    return asdict(summary)
-
-
-def _log_scoring(summary: ScoringSummary) -> None:
-    logger.info(
-        "score: %d pairs in %d units (%d found done) in %.1f s, %.0f pairs/s, %d model loads",
-        summary.pairs,
-        summary.units,
-        summary.found,
-        summary.seconds,
-        summary.pairs / summary.seconds,
-        summary.model_loads,
-    )
-    if summary.tokens_computed:
-        saved = summary.tokens_pairwise / summary.tokens_computed
-        logger.info(
-            "score: the model read %d tokens; pair by pair, without padding, it would have read %d (%.1fx)",
-            summary.tokens_computed,
-            summary.tokens_pairwise,
-            saved,
-        )
-
-
-def _scoring_address(job: Rerank) -> str:
-    return join(job.paths.plan, "scoring.json")
-
-
-def _planning_address(job: Rerank) -> str:
-    return join(job.paths.plan, "planning.json")
-
-
-def _left(storage: Storage, address: str) -> dict[str, Any] | None:
-    """What a stage took, as the attempt that did its work left it: stages may be processes of their own."""
-    return dict(json.loads(storage.read_bytes(address))) if storage.exists(address) else None
-
-
-def _forecast(plan: Plan, parameters: int, calibration: Calibration | None) -> dict[str, Any]:
-    """What the plan says the run will cost: into the summary, and as a line of the log."""
-    hours = device_seconds(calibration, parameters, plan.cost) / 3600 if calibration else None
-    fetching = plan.fetch_bytes / calibration.fetch_bytes_per_second / 3600 if calibration else None
-    return {
-        "candidates": plan.candidates,
-        "duplicates": plan.duplicates,
-        "new": plan.new,
-        "reused": plan.reused,
-        "rejected": plan.rejected,
-        "dropped": plan.dropped,
-        "units": plan.units,
-        "forecast_documents": plan.new_documents,
-        "forecast_tokens": plan.cost,
-        "forecast_tokens_pairwise": plan.pairwise_cost,
-        "forecast_patches": plan.patches,
-        "forecast_fetch_bytes": plan.fetch_bytes,
-        "forecast_read_amplification": round(plan.read_bytes / plan.fetch_bytes, 3) if plan.fetch_bytes else None,
-        "forecast_tflop": round(tflop(parameters, plan.cost), 3),
-        "forecast_device": f"{calibration.device} {calibration.dtype}" if calibration else None,
-        "forecast_device_hours": None if hours is None else round(hours, 4),
-        "forecast_fetch_hours": None if fetching is None else round(fetching, 4),
-        "largest_unit_over_mean": round(plan.largest_unit * plan.units / plan.cost, 3) if plan.cost else 0.0,
-        "published": False,
-    }
-
-
-def _log_forecast(forecast: Mapping[str, Any]) -> None:
-    logger.info(
-        "plan: %d candidates: %d new, %d reused, %d rejected, %d listed twice; %d dropped since the last published run",
-        *(forecast[name] for name in ("candidates", "new", "reused", "rejected", "duplicates", "dropped")),
-    )
-    logger.info(
-        "plan: %d documents, %d tokens (%d pair by pair), %d patches, %.3f TFLOP; %d units, largest %.2f of the mean",
-        *(forecast[f"forecast_{name}"] for name in ("documents", "tokens", "tokens_pairwise", "patches", "tflop")),
-        *(forecast[name] for name in ("units", "largest_unit_over_mean")),
-    )
-    logger.info(
-        "plan: %.3f GB to fetch, in row groups that hold %.2f times as much",
-        forecast["forecast_fetch_bytes"] / 1e9,
-        forecast["forecast_read_amplification"] or 1,
-    )
-    if forecast["forecast_device_hours"] is not None:
-        logger.info(
-            "plan: about %.3g hours of one %s, and %.3g of one task's fetching beside it",
-            *(forecast[f"forecast_{name}"] for name in ("device_hours", "device", "fetch_hours")),
-        )
+def _told(job: Rerank, staging: Staging, planned: Sequence[PlannedPass], aloud: bool) -> dict[str, Any]:
+    """The forecast of the run, for its summary: with several passes each one's, and what they come to."""
+    each = staging.forecasts(planned, job.calibration)
+    for number, found in enumerate(each, start=1):
+        if aloud:
+            staging.tell(number)
+            log_forecast(found)
+    if not job.later:
+        return each[0]
+    of = [{"scorer": one.scorer, "model": one.model, "top": one.top} for one in job.passes]
+    passes = [
+        {"pass": n, **about_it, **found} for n, (about_it, found) in enumerate(zip(of, each, strict=True), start=1)
+    ]
+    return {**in_all(each), "passes": passes}
 
 
 def _outcome(manifest: Mapping[str, Any], published: bool) -> dict[str, Any]:
