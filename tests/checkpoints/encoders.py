@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from torch import Tensor
 from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
-WORDS = (
+WORDS = (  # noqa: SIM905 - two lines, not forty
     "the of and to in red apple apples table tables lies on a green bird sings water river train bridge school history "
     "kernel memory disk letter report price how much does it cost where is Der rote Apfel liegt auf dem Tisch"
 ).split()
@@ -107,7 +107,7 @@ def jina_named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _config(made: XLMRobertaForSequenceClassification) -> dict[str, Any]:
     """What both published config.json files state."""
-    stated = (
+    stated = (  # noqa: SIM905 - two lines, not thirteen
         "hidden_act hidden_size intermediate_size layer_norm_eps max_position_embeddings num_attention_heads "
         "num_hidden_layers pad_token_id bos_token_id eos_token_id type_vocab_size vocab_size hidden_dropout_prob"
     ).split()

@@ -1,0 +1,365 @@
+"""Cross-encoders in both published layouts against transformers' own network and loops written anew."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import encoders
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from lakerank import load_reranker
+from lakerank.errors import CheckpointError, PairRejected
+from lakerank.model.budget import BUSY_TOKENS_CPU, budget_of
+from lakerank.model.checkpoint import identify
+from lakerank.model.cross_encoder import PASSES_SORTED, CrossEncoder
+from lakerank.model.prompt import Limits
+from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+
+FAMILIES = ("bge", "jina")
+LIMITS = Limits(max_length=128, max_query_length=32)
+LONG = " ".join(encoders.WORDS)
+
+QUERIES = (
+    Query("q-short", "red apple"),
+    Query("q-long", f"where is the {LONG}"),
+    Query("q-signs", "?! </s> <pad> (x) ?"),
+)
+DOCUMENTS = (
+    Document("d-short", "A red apple lies on the table."),
+    Document("d-cut", f"{LONG} {LONG}"),
+    Document("d-longer", " ".join(random.Random(1).choices(encoders.WORDS, k=1500))),
+    Document("d-scripts", "Красное яблоко. 赤いりんご\u200b \u0301é \U0001f34e תפוח ﬁ ①"),
+    Document("d-nothing", "\u200b"),
+    Document("d-names", "water <pad> river </s></s> bridge <mask> train <s>"),
+)
+PAIRS = [(query, document) for document in DOCUMENTS for query in QUERIES]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """Each family's folder, and transformers' network with the same weights."""
+    writers = {"bge": encoders.write_bge, "jina": encoders.write_jina}
+    folders = {name: tmp_path_factory.mktemp(name) for name in writers}
+    return {name: (folders[name], write(folders[name])) for name, write in writers.items()}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def reranker(family: str, made: dict[str, tuple[Path, Any]]) -> CrossEncoder:
+    return load(made[family][0])
+
+
+def load(folder: Path, **options: Any) -> CrossEncoder:
+    loaded = load_reranker(str(folder), device="cpu", **{"limits": LIMITS, "dtype": "float32", **options})
+    assert isinstance(loaded, CrossEncoder)
+    return loaded
+
+
+def plain_tokenizer(folder: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def one_logit(network: Any, sequence: list[int]) -> float:
+    ids = torch.tensor([sequence])
+    with torch.no_grad():
+        return float(network(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0])
+
+
+def by_flag_embedding(folder: Path, network: Any, query: str, document: str) -> float:
+    """The query cut, the document cut to what is left, `<s> q </s></s> d </s>`."""
+    tokenizer = plain_tokenizer(folder)
+    asked = tokenizer.encode(query, add_special_tokens=False).ids[: LIMITS.max_query_length]
+    told = tokenizer.encode(document, add_special_tokens=False).ids
+    told = told[: LIMITS.max_length - 4 - len(asked)]
+    return one_logit(network, [0, *asked, 2, 2, *told, 2])
+
+
+def by_jina(folder: Path, network: Any, query: str, document: str) -> float:
+    """Windows of what is left beside the query, each overlapping the last by 80 tokens or a quarter; the largest."""
+    tokenizer = plain_tokenizer(folder)
+    head = [0, *tokenizer.encode(query, add_special_tokens=False).ids[: LIMITS.max_query_length - 2], 2]
+    told = tokenizer.encode(document, add_special_tokens=False).ids
+    room = LIMITS.max_length - len(head) - 2
+    if len(told) <= room:
+        return one_logit(network, [*head, 2, *told, 2])
+    logits, begin = [], 0
+    while begin < len(told):
+        end = begin + room
+        window = told[-room:] if end >= len(told) else told[begin:end]
+        logits.append(one_logit(network, [*head, 2, *window, 2]))
+        begin = end - min(80, room // 4) if end < len(told) else end
+    assert len(logits) > 1
+    return max(logits)
+
+
+def test_logits_are_those_of_transformers(family: str, reranker: CrossEncoder, made: dict[str, Any]) -> None:
+    by = {"bge": by_flag_embedding, "jina": by_jina}[family]
+    expected = [by(*made[family], query.text, document.text) for query, document in PAIRS]
+    np.testing.assert_allclose(reranker.score(PAIRS), expected, atol=1e-4, rtol=0)
+    assert np.std(expected) > 0.05, "logits that differ by more than rounding"
+
+
+def test_a_pair_as_the_tokenizer_makes_it(family: str, reranker: CrossEncoder, made: dict[str, Any]) -> None:
+    folder, network = made[family]
+    tokenizer = plain_tokenizer(folder)
+    query, document = "how much does it cost", "the price of a train <pad> is on the table"
+    sequence = tokenizer.encode(query, document).ids  # by its own template
+    expected = one_logit(network, sequence)
+    assert reranker.score([(Query("q", query), Document("d", document))]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_was_cut_is_said(family: str, reranker: CrossEncoder) -> None:
+    groups = [DocumentGroup(document, QUERIES) for document in DOCUMENTS]
+    results = [one for one in reranker.score_groups(groups) if isinstance(one, ScoredPair)]
+    cut = {(one.query_id, one.doc_id) for one in results if one.document_truncated}
+    assert {one.query_id for one in results if one.query_truncated} == {"q-long"}
+    whole = {"d-cut", "d-longer"} if family == "bge" else set()
+    assert cut == {(query.query_id, doc_id) for query in QUERIES for doc_id in whole}
+    longest = max(one.query_tokens + one.document_tokens for one in results)
+    assert (longest == LIMITS.max_length) == (family == "bge"), "windows read all of a document"
+
+
+def test_cut_or_not_depends_on_the_query(made: dict[str, Any]) -> None:
+    short, long = Query("short", "a"), Query("long", LONG)
+    document = Document("d", "a " * (LIMITS.max_length - 4 - 1))
+    results = list(load(made["bge"][0]).score_groups([DocumentGroup(document, (short, long))]))
+    assert [result.document_truncated for result in results if isinstance(result, ScoredPair)] == [False, True]
+
+
+def test_bits_do_not_depend_on_what_is_beside(reranker: CrossEncoder) -> None:
+    """However pairs are shuffled and partitioned."""
+    words = random.Random(2)
+    pairs = [
+        (Query(f"q{n % 7}", " ".join(words.choices(encoders.WORDS, k=1 + n % 9))),
+         Document(f"d{n}", " ".join(words.choices(encoders.WORDS, k=words.choice([1, 3, 20, 21, 60, 150])))))
+        for n in range(60)
+    ]  # fmt: skip
+    expected = reranker.score(pairs).tolist()
+    for seed in range(3):
+        order = random.Random(seed).sample(range(len(pairs)), len(pairs))
+        first = seed * 17 + 1
+        for part in (order[:first], order[first : first + 1], order[first + 1 :]):
+            found = reranker.score([pairs[place] for place in part]).tolist()
+            assert found == [expected[place] for place in part]
+
+
+def test_faults_are_rejects_and_harm_nobody(reranker: CrossEncoder, make_image: Callable[..., bytes]) -> None:
+    image = make_image(60, 60)
+    queries = (*QUERIES[:1], Query("empty", " "), Query("seen", image=image), Query("both", "text", image=image))
+    documents = [
+        Document("good", "water"),
+        Document("blank", "\n"),
+        Document("page", image=image),
+        Document("both", "text", image=b"no image at all"),
+        Document("surrogate", "secret \ud800"),
+    ]
+    results = list(reranker.score_groups([DocumentGroup(document, queries) for document in documents]))
+    assert [(r.doc_id, r.query_id) for r in results] == [(d.doc_id, q.query_id) for d in documents for q in queries]
+    reasons = {(r.doc_id, r.query_id): r.reason for r in results if isinstance(r, Reject)}
+    unsupported = RejectReason.MODALITY_UNSUPPORTED
+    of_documents = {
+        "blank": RejectReason.EMPTY_DOCUMENT,
+        "page": unsupported,
+        "both": unsupported,
+        "surrogate": RejectReason.TEXT_UNDECODABLE,
+    }
+    of_queries = {"empty": RejectReason.EMPTY_QUERY, "seen": unsupported, "both": unsupported}
+    assert reasons == {
+        **{("good", query): reason for query, reason in of_queries.items()},
+        **{(doc, query.query_id): reason for doc, reason in of_documents.items() for query in queries},
+    }
+    assert not any("secret" in result.detail for result in results if isinstance(result, Reject))
+    with pytest.raises(PairRejected, match="modality_unsupported"):
+        reranker.score([(QUERIES[0], documents[2])])
+
+
+def test_a_document_is_tokenised_once_and_so_is_a_query(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    loaded = load(made["jina"][0])
+    tokenizer = loaded._preparation._prompt._tokenizer  # type: ignore[attr-defined]
+
+    class Counting:
+        def encode(self, text: str, **options: Any) -> Any:
+            seen.append(text)
+            return tokenizer.encode(text, **options)
+
+    monkeypatch.setattr(loaded._preparation._prompt, "_tokenizer", Counting())
+    loaded.score(PAIRS)
+    assert sorted(seen) == sorted([*(query.text for query in QUERIES), *(document.text for document in DOCUMENTS)])
+
+
+def test_groups_are_pulled_as_needed(reranker: CrossEncoder) -> None:
+    pulled = 0
+
+    def groups() -> Iterator[DocumentGroup]:
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield DocumentGroup(Document(str(pulled), "water " * 60), QUERIES[:1])
+
+    results = reranker.score_groups(groups())
+    assert pulled == 0
+    next(results)
+    assert pulled * 60 < 6 * PASSES_SORTED * BUSY_TOKENS_CPU, "no more than is sorted together, and as much ahead"
+    results.close()
+
+
+def test_work_is_counted(made: dict[str, Any]) -> None:
+    loaded = load(made["bge"][0])
+    found = list(loaded.score_groups([DocumentGroup(document, QUERIES) for document in DOCUMENTS]))
+    work = loaded.work
+    assert work.pairs == len(PAIRS)
+    assert work.documents == len(DOCUMENTS)
+    assert work.pairwise == sum(r.query_tokens + r.document_tokens for r in found if isinstance(r, ScoredPair))
+    assert work.computed == work.pairwise + work.padding
+    assert 0 <= work.padding < 32 * 2, "a pass is filled to a multiple of 32 rows, and nothing else is padded"
+    assert work.flops > 0
+    assert work.suffix_s > 0
+
+
+class Tight:
+    """An encoder on a device that holds so many tokens."""
+
+    def __init__(self, encoder: Any, most: int) -> None:
+        self._encoder, self._most = encoder, most
+        self.products = encoder.products
+        self.shape = encoder.shape
+
+    def logits(self, token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(token_ids) > self._most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return self._encoder.logits(token_ids, *rest)
+
+
+def test_out_of_memory_takes_less_and_rejects_what_never_fits(made: dict[str, Any]) -> None:
+    loaded, free = load(made["bge"][0]), load(made["bge"][0])
+    engine = loaded._engine
+    engine._encoder = Tight(engine._encoder, 96)  # type: ignore[assignment]
+    groups = [DocumentGroup(document, QUERIES) for document in DOCUMENTS]
+    results = list(loaded.score_groups(groups))
+    refused = {result.doc_id for result in results if isinstance(result, Reject)}
+    assert {result.reason for result in results if isinstance(result, Reject)} == {RejectReason.OUT_OF_MEMORY}
+    assert refused == {"d-cut", "d-longer"}
+    kept = {(r.query_id, r.doc_id): r.logit for r in free.score_groups(groups) if isinstance(r, ScoredPair)}
+    assert all(kept[r.query_id, r.doc_id] == r.logit for r in results if isinstance(r, ScoredPair))
+    assert engine.budget.tokens <= 128, "passes to come are smaller"
+
+
+def test_another_error_is_no_reject(made: dict[str, Any]) -> None:
+    loaded = load(made["bge"][0])
+    loaded._engine._encoder = None  # type: ignore[assignment]
+    with pytest.raises(AttributeError):
+        list(loaded.score_groups([DocumentGroup(DOCUMENTS[0], QUERIES)]))
+
+
+def test_a_logit_that_is_no_number_is_a_reject(family: str, made: dict[str, Any], tmp_path: Path) -> None:
+    """One window of a document that is not finite is enough."""
+    folder = copy(made[family][0], tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tokenizer = plain_tokenizer(folder)
+    tensors["roberta.embeddings.word_embeddings.weight"][tokenizer.token_to_id("▁bridge")] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    documents = (Document("good", "water"), Document("bad", "the bridge" + " water" * 200))
+    good, bad = load(folder).score_groups([DocumentGroup(document, QUERIES[:1]) for document in documents])
+    assert isinstance(good, ScoredPair)
+    assert isinstance(bad, Reject)
+    assert bad.reason == RejectReason.NON_FINITE_LOGIT
+
+
+def copy(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target / "copy"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors.pop("classifier.dense.bias"), "1 missing: classifier.dense.bias"),
+        (lambda tensors: tensors.update({"roberta.pooler.dense.weight": torch.zeros(2, 2)}), "1 unexpected"),
+        (lambda tensors: tensors.update({"classifier.out_proj.bias": torch.zeros(2)}), "of another shape"),
+    ],
+)
+def test_keys_that_do_not_fit_are_refused(
+    family: str, made: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], Any], said: str
+) -> None:
+    folder = copy(made[family][0], tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=said):
+        load(folder)
+
+
+def test_the_other_naming_is_refused_when_forced(made: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="unexpected"):
+        load(made["bge"][0], family="jina-reranker-v2")
+    with pytest.raises(CheckpointError, match="unexpected"):
+        load(made["jina"][0], family="bge-reranker")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ({"num_labels": 2}, "2 labels"),
+        ({"num_attention_heads": 3}, "does not divide"),
+        ({"hidden_size": None}, "hidden_size is None"),
+        ({"vocab_size": 20}, "an embedding of 20"),
+    ],
+)
+def test_configs_that_are_not_computed_are_refused(
+    made: dict[str, Any], tmp_path: Path, setting: dict[str, Any], said: str
+) -> None:
+    folder = copy(made["bge"][0], tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | setting
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=said):
+        load(folder)
+
+
+def test_families_and_limits_by_config(made: dict[str, Any]) -> None:
+    names = {name: identify(str(folder)).family for name, (folder, _) in made.items()}
+    assert names == {"bge": "bge-reranker", "jina": "jina-reranker-v2"}
+    bge = str(made["bge"][0])
+    assert identify(bge).limits.max_length == 256, "no more than there are positions"
+    assert identify(bge, max_length=64).fingerprint != identify(bge).fingerprint
+    with pytest.raises(CheckpointError, match="256 positions"):
+        identify(bge, max_length=300)
+
+
+def test_the_last_position_is_used(made: dict[str, Any]) -> None:
+    folder, network = made["bge"]
+    loaded = load(folder, max_length=256, limits=Limits())
+    tokenizer = plain_tokenizer(folder)
+    document = "water river " * 300
+    sequence = [*tokenizer.encode("red", document).ids[:255], 2]
+    assert loaded.score([(Query("q", "red"), Document("d", document))]) == pytest.approx(
+        one_logit(network, sequence), abs=1e-5
+    )
+
+
+def test_half_precision_is_near(family: str, made: dict[str, Any]) -> None:
+    exact, rough = (load(made[family][0], dtype=dtype).score(PAIRS) for dtype in ("float32", "bfloat16"))
+    assert np.abs(exact - rough).max() < 0.15
+    assert (exact != rough).any()
+
+
+def test_a_pass_of_any_size_gives_the_same_bits(made: dict[str, Any]) -> None:
+    wide, narrow = load(made["jina"][0]), load(made["jina"][0])
+    narrow._engine.budget = budget_of(64)
+    assert narrow.score(PAIRS).tolist() == wide.score(PAIRS).tolist()
