@@ -12,15 +12,14 @@ import os
 import signal
 import socket
 import subprocess
-import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import psutil
 import pytest
+from running import running, wait_until
 
 from .conftest import AIRFLOW, Airflow, Lake, make_lake, variable_for
 
@@ -33,16 +32,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def wait_until(what: str, found: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
-    """The first true answer of `found`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if answer := found():
-            return answer
-        time.sleep(0.5)
-    raise AssertionError(f"waited {seconds:.0f} s for {what}")
 
 
 class Webhook(ThreadingHTTPServer):
@@ -111,7 +100,7 @@ class Scheduler:
             (found,) = [r["state"] for r in self.runs(dag) if r["dag_run_id"] == run]
             return found if found in ("success", "failed") else None
 
-        return str(wait_until(f"{dag} {run}", state))
+        return str(wait_until(f"{dag} {run}", state, PATIENCE_S))
 
     def summary(self, dag: str, run: str, task: str) -> dict[str, Any]:
         """A task's XCom: the job's last line."""
@@ -122,11 +111,8 @@ class Scheduler:
 
 @pytest.fixture(scope="module")
 def webhook() -> Iterator[Webhook]:
-    server = Webhook()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running(Webhook()) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +177,7 @@ def kill_scoring(lake: Lake) -> set[str]:
         words = ("--stage", "score", f"lake.output={lake.output}")
         return [p for p in psutil.process_iter(["cmdline"]) if set(words) <= set(p.info["cmdline"] or [])]
 
-    submitted = wait_until("two units to be scored", half_way)
+    submitted = wait_until("two units to be scored", half_way, PATIENCE_S)
     doomed = {submitted[0].parent(), *submitted}
     for process in submitted:
         doomed |= set(process.children(recursive=True))
@@ -205,7 +191,7 @@ def test_candidates_that_land_start_a_run_and_a_killed_score_task_goes_on(schedu
     lake = scheduler.lake
     (asset,) = scheduler.api("GET", "/api/v2/assets?name_pattern=lakerank_candidates")["assets"]
     scheduler.api("POST", "/api/v2/assets/events", {"asset_id": asset["id"], "extra": {}})
-    (run,) = wait_until("the Asset's run", lambda: scheduler.runs("rerank_nightly"))
+    (run,) = wait_until("the Asset's run", lambda: scheduler.runs("rerank_nightly"), PATIENCE_S)
     assert run["run_type"] == "asset_triggered"
     done = kill_scoring(lake)
     written = lake.units()

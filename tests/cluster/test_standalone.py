@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyspark
 import pytest
+from running import wait_until
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 SPARK_HOME = Path(pyspark.__file__).parent
 DEMO_LAKE = ROOT / "lib" / "lakerank" / "ingest" / "demo_lake"
+
+PATIENCE_S = 120.0
 
 #: What a small machine has not: the sizes of conf/spark-standalone.conf, and the packed environment.
 SMALLER = {
@@ -36,16 +38,6 @@ SMALLER = {
     "spark.executorEnv.PYTHONPATH": str(ROOT / "lib"),
     "spark.ui.enabled": "false",
 }
-
-
-def wait_until(what: str, found: Callable[[], Any], seconds: float = 120) -> Any:
-    """The first true answer of `found`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if answer := found():
-            return answer
-        time.sleep(0.1)
-    raise AssertionError(f"waited {seconds:.0f} s for {what}")
 
 
 @dataclass
@@ -69,7 +61,7 @@ class Cluster:
             text = (self.folder / f"{name}.log").read_text(errors="replace")
             return text.partition(before)[2].split()[0].rstrip(".,") if before in text else None
 
-        return str(wait_until(f"{name} to say {before!r}", found))
+        return str(wait_until(f"{name} to say {before!r}", found, PATIENCE_S))
 
     def start_worker(self, name: str, master: str, gpu: int) -> None:
         script = self.folder / f"discover-{name}.sh"
@@ -171,8 +163,8 @@ def units(output: Path) -> int:
 def test_lost_worker_leaves_the_bytes_of_one_machine(lake: Path, cluster: tuple[Cluster, str], tmp_path: Path) -> None:
     running, master = cluster
     job = submit(master, lake, tmp_path / "cluster", properties())
-    wait_until("both executors", lambda: len(list(running.folder.glob("*/app-*/*/stderr"))) == 2)
-    wait_until("two units to be scored", lambda: job.poll() is not None or units(tmp_path / "cluster") >= 2)
+    wait_until("both executors", lambda: len(list(running.folder.glob("*/app-*/*/stderr"))) == 2, PATIENCE_S)
+    wait_until("two units to be scored", lambda: job.poll() is not None or units(tmp_path / "cluster") >= 2, PATIENCE_S)
     done = units(tmp_path / "cluster")
     running.lose_worker("second")
     summary = finish(job, tmp_path / "cluster")

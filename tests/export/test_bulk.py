@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from opensearchpy import OpenSearch
+from running import running
 
 from lakerank.errors import ExportError
 from lakerank.export.bulk import opensearch_documents, opensearch_lists
@@ -68,13 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def index() -> Iterator[Index]:
-    server = Index()
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running(Index()) as server:
+        yield server
 
 
 def send(index: Index, body: bytes) -> dict[str, object]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from running import running
 
 from lakerank.errors import ConfigError, PairRejected
 from lakerank.model.downloads import fetch
@@ -126,13 +126,8 @@ class Pages(BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    http = HTTPServer(("127.0.0.1", 0), Pages)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{http.server_address[1]}"
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with running(HTTPServer(("127.0.0.1", 0), Pages)) as http:
+        yield f"http://127.0.0.1:{http.server_address[1]}"
 
 
 def test_fetching_stays_within_its_bounds(server: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from faulty_s3 import FaultyS3
 from radosgw import Radosgw
+from running import running
 
 from lakerank.lake.storage import Storage, StorageOptions, join
 
@@ -117,13 +118,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Storage, str]
 @pytest.fixture
 def faulty_s3(s3_endpoint: str) -> Iterator[FaultyS3]:
     """A relay before the server, well-behaved until told otherwise."""
-    server = FaultyS3(s3_endpoint)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running(FaultyS3(s3_endpoint)) as server:
+        yield server
 
 
 @pytest.fixture
