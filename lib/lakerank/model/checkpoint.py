@@ -160,14 +160,14 @@ def locate_adapter(adapter: str | None, revision: str | None = None) -> str | No
     Raises:
         CheckpointError: a hub id comes without revision, or the download fails.
     """
-    if adapter is None or Path(adapter).is_dir() or revision is None or not _HUB_ID.fullmatch(adapter):
+    if adapter is None or Path(adapter).is_dir() or not _HUB_ID.fullmatch(adapter):
         return adapter
-    return str(_download(adapter, revision))
+    return str(_download(adapter, revision, "adapter_revision"))
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
+def _download(hub_id: str, revision: str | None, setting: str = "revision") -> Path:
     if revision is None:
-        raise CheckpointError(f"{hub_id}: set model.revision, so that the weights cannot change between two runs")
+        raise CheckpointError(f"{hub_id}: set model.{setting}, so that the weights cannot change between two runs")
     from huggingface_hub import snapshot_download
 
     try:

@@ -1,0 +1,195 @@
+"""Two rerankers in one: each pair's score is its own model's, calibrated, whatever stands beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from encoders import write_bge
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lakerank.errors import CheckpointError, PairRejected
+from lakerank.model import routed
+from lakerank.model.prompt import Limits
+from lakerank.model.routed import RoutedReranker
+from lakerank.model.sources import CheckpointSource, Hosting, LogitScale, RoutedSource, source_from
+from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+
+TEXT, IMAGE = LogitScale(0.37, -1.2), LogitScale(2.5, 0.3)
+
+
+@dataclass
+class Seen:
+    computed: int = 0
+    pairwise: int = 0
+
+
+@dataclass
+class Hashing:
+    """Scores a pair by a hash of its own name and the pair's contents; what says so is rejected."""
+
+    name: str
+    fingerprint: str = ""
+    logit_bias: float = 0.0
+    load_id: str = ""
+    work: Seen = field(default_factory=Seen)
+
+    def logit(self, query: Query, document: Document) -> float:
+        content = repr((self.name, query.text, query.image, document.text, document.image)).encode()
+        return float(np.float32(int.from_bytes(hashlib.blake2b(content, digest_size=3).digest()) / 2**20 - 8))
+
+    def score(self, pairs: Any) -> np.ndarray:
+        return np.array([self.logit(query, document) for query, document in pairs], dtype=np.float32)
+
+    def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
+        for group in groups:
+            for query in group.queries:
+                ids = (query.query_id, group.document.doc_id)
+                self.work.computed += 1
+                if group.document.text == "bad":
+                    yield Reject(*ids, RejectReason.INPUT_TOO_LONG, self.name)
+                else:
+                    yield ScoredPair(*ids, self.logit(query, group.document), 3, 4, False, True)
+
+
+def composite() -> RoutedReranker:
+    return RoutedReranker(Hashing("text"), Hashing("image"), TEXT, IMAGE, "both")
+
+
+texts = st.sampled_from(["a", "b", "long " * 9, "bad", None])
+images = st.sampled_from([None, None, b"png", b"jpeg"])
+documents = st.lists(st.tuples(texts, images, st.lists(st.tuples(texts, images), max_size=5)), max_size=12)
+
+
+def groups_of(made: list[Any]) -> list[DocumentGroup]:
+    return [
+        DocumentGroup(
+            Document(f"d{number}", text, image),
+            tuple(Query(f"q{place}", *query) for place, query in enumerate(queries)),
+        )
+        for number, (text, image, queries) in enumerate(made)
+    ]
+
+
+def expected(query: Query, document: Document) -> ScoredPair | Reject:
+    with_image = query.image is not None or document.image is not None
+    model, scale = (Hashing("image"), IMAGE) if with_image else (Hashing("text"), TEXT)
+    ids = (query.query_id, document.doc_id)
+    if document.text == "bad":
+        return Reject(*ids, RejectReason.INPUT_TOO_LONG, model.name)
+    logit = np.float32(np.float64(model.logit(query, document)) * scale.scale + scale.bias)
+    return ScoredPair(*ids, float(logit), 3, 4, False, True)
+
+
+@given(documents, st.randoms(use_true_random=False), st.integers(1, 6))
+def test_each_pair_is_its_own_models_calibrated_in_any_order_and_mixture(made, random, waiting):
+    groups = groups_of(made)
+    random.shuffle(groups)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routed, "WAITING_PAIRS", waiting)
+        results = [*composite().score_groups(iter(groups))]
+    wanted = {(q.query_id, g.document.doc_id): expected(q, g.document) for g in groups for q in g.queries}
+    assert len(results) == len(wanted)
+    assert {(one.query_id, one.doc_id): one for one in results} == wanted
+
+
+@given(documents)
+def test_pairs_and_groups_score_the_same(made):
+    pairs = [(query, group.document) for group in groups_of(made) for query in group.queries]
+    good = [(query, document) for query, document in pairs if document.text != "bad"]
+    logits = composite().score(good)
+    assert logits.dtype == np.float32
+    assert logits.tolist() == [expected(query, document).logit for query, document in good]
+
+
+def test_images_go_through_without_waiting_for_texts():
+    """What is pulled from the lake ahead of a result stays as little as the image reranker itself asks for."""
+    pulled = []
+
+    def groups() -> Iterator[DocumentGroup]:
+        for number in range(100):
+            pulled.append(number)
+            yield DocumentGroup(Document(f"d{number}", image=b"png"), (Query("q", "a"),))
+
+    first = next(composite().score_groups(groups()))
+    assert isinstance(first, ScoredPair)
+    assert len(pulled) == 1
+
+
+def test_work_is_that_of_both():
+    reranker = composite()
+    group = DocumentGroup(Document("d", "a"), (Query("q", "a"), Query("p", image=b"png")))
+    assert len([*reranker.score_groups([group])]) == 2
+    assert reranker.work.computed == 2
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> RoutedSource:
+    folder = tmp_path_factory.mktemp("bge")
+    write_bge(folder)
+    return RoutedSource(CheckpointSource(str(folder)), CheckpointSource(str(tiny_checkpoint)), TEXT, IMAGE)
+
+
+def test_real_models_give_each_its_own_pairs(source: RoutedSource, mixed_pairs: list[tuple[Query, Document]]) -> None:
+    limits, hosting = Limits(), Hosting()
+    both = source.load("cpu", limits, hosting)
+    pairs = mixed_pairs[::3]
+    logits = both.score(pairs)
+    for (query, document), logit in zip(pairs, logits.tolist(), strict=True):
+        with_image = query.image is not None or document.image is not None
+        one, scale = (source.image, IMAGE) if with_image else (source.text, TEXT)
+        alone = one.load("cpu", limits, hosting).score([(query, document)])
+        assert logit == float(np.float32(alone.astype(np.float64)[0] * scale.scale + scale.bias))
+    assert both.logit_bias == 0.0
+
+
+def test_a_text_only_reranker_rejects_a_pair_with_an_image(source: RoutedSource, make_image: Any) -> None:
+    alone = source.text.load("cpu", Limits(), Hosting())
+    pair = (Query("q", text="red apple"), Document("d", image=make_image(30, 30)))
+    with pytest.raises(PairRejected) as caught:
+        alone.score([pair])
+    assert caught.value.reason == RejectReason.MODALITY_UNSUPPORTED
+
+
+def test_the_name_of_both_is_made_of_each_and_of_their_scales(source: RoutedSource) -> None:
+    def name(**changes: Any) -> str:
+        parts = {"text": source.text, "image": source.image, "text_scale": TEXT, "image_scale": IMAGE} | changes
+        return RoutedSource(**parts).identify(Limits()).fingerprint
+
+    shorter = CheckpointSource(source.text.path, max_length=64)
+    names = [name(), name(text=shorter), name(text_scale=IMAGE), name(image_scale=TEXT), name(text=source.image)]
+    assert len({*names}) == len(names)
+    assert name() == source.identify(Limits()).fingerprint == source.load("cpu", Limits(), Hosting()).fingerprint
+
+
+def test_a_text_only_reranker_is_not_given_images(source: RoutedSource) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.image: bge-reranker reads text alone"):
+        RoutedSource(source.text, source.text, TEXT, IMAGE).identify(Limits())
+
+
+def test_a_plan_counts_by_the_larger_model(source: RoutedSource) -> None:
+    scorer = source.identify(Limits())
+    text, image = scorer.readings
+    assert (text.document_major, text.accepts_images, image.document_major) == (False, False, True)
+    assert image.weight == 1.0
+    assert text.weight == scorer.identities[0].parameters / scorer.parameters < 1
+    assert scorer.document_sizing().max_plain_text_tokens == 128
+    assert scorer.document_sizing().max_text_tokens == 10240 - 512
+
+
+def test_a_source_is_made_of_plain_values(source: RoutedSource) -> None:
+    values = {
+        "text": {"path": "t", "max_length": 100},
+        "image": {"path": "i"},
+        "scales": {"text": {"scale": 0.37, "bias": -1.2}, "image": {"scale": 2.5, "bias": 0.3}},
+    }
+    assert source_from(values) == RoutedSource(
+        CheckpointSource("t", max_length=100), CheckpointSource("i"), TEXT, IMAGE
+    )
+    assert source_from({"path": "t"}) == CheckpointSource("t")
