@@ -87,11 +87,15 @@ def fused(query: Numbers, logits: Float32, document: Numbers, fusion: Fusion) ->
 
 
 def mean_relevance(relevances: Float32, weights: tuple[float, ...]) -> Float32:
-    """Weighted mean of what the scorers that scored a pair said of it: (S, P) with NaN for the others -> (P,)."""
+    """Weighted mean of what the scorers that scored a pair said of it: (S, P) with NaN for the others -> (P,).
+
+    Where all of those weigh 0 each counts the same; 0 where there are none.
+    """
     has = ~np.isnan(relevances)
     each = np.asarray(weights, dtype=np.float64)[:, None] * has
+    each = np.where(each.sum(axis=0) > 0, each, has)
     total = (each * np.where(has, relevances, 0)).sum(axis=0)
-    return np.asarray(np.clip(total / each.sum(axis=0), 0.0, 1.0), dtype=np.float32)
+    return np.asarray(np.clip(total / np.maximum(each.sum(axis=0), 1e-300), 0.0, 1.0), dtype=np.float32)
 
 
 def last_scorer(logits: Float32) -> Int64:

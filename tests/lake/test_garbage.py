@@ -373,3 +373,65 @@ def test_after_cleaning_kept_runs_are_whole_and_no_score_is_missed(
         }
         assert {pair for pair in held if pair[0] in scorers} <= left
         assert look(storage, output, now=NOW, scorers=["f1"], keep_runs=keep).garbage == ()
+
+
+def add_pass(
+    storage: Storage, output: str, run_id: str, scorer: str, units: list[str], published: float | None = NOW
+) -> None:
+    """A second pass of a run that `write_run` left without a manifest: a cascade's or an ensemble's."""
+    first, paths = RunPaths(output, run_id), RunPaths(output, run_id).of_pass(2)
+    announce(storage, first, "both", ["f1", scorer])
+    listed = [{"unit": unit, "groups": 1, "pairs": 1, "cost": 1} for unit in units]
+    write_unit_list(storage, join(paths.plan, "bb00"), 0, pa.Table.from_pylist(listed, schema=UNIT_LIST))
+    write_reused_units(storage, join(paths.plan, "bb00"), [])
+    storage.replace(paths.plan_file, json_bytes({"attempt": "bb00", "scorer": scorer, "unit_counts": [len(units)]}))
+    for attempt in ("bb00", "cc00"):
+        storage.replace(join(paths.plan, attempt, "pairs/part-0.parquet"), b"x")
+    if published is None:
+        return
+    moment = datetime.fromtimestamp(published, UTC).isoformat()
+    files = [{"file": "part-00000.parquet", "rows": 1}]
+    passes = [
+        {"scorer": "f1", "attempt": "aa00", "units": [], "reused_units": []},
+        {"scorer": scorer, "attempt": "bb00", "units": units, "reused_units": []},
+    ]
+    manifest = {"run_id": run_id, "published_at": moment, "scorer": "both", "plan": {"attempt": "aa00"}}
+    write_manifest(storage, first, manifest | {"passes": passes, "ranked_files": files, "rejected_files": files})
+    publish(storage, first, moment)
+
+
+def test_what_any_pass_of_a_kept_run_needs_stays(storage: Storage, output: str) -> None:
+    write_scores(storage, output, "f2", [1, 2])
+    part = write_scores(storage, output, "f2", [1])
+    write_scores(storage, output, "f3", [1])
+    write_run(storage, output, "r1", [], published=None)
+    add_pass(storage, output, "r1", "f2", [part])
+    found = whys(look(storage, output, scorers=[]), output)
+    assert {why for uri, why in found.items() if "scorer=f3" in uri} == {"old scorer"}
+    assert not any("scorer=f2" in uri for uri in found), "the run names the one, the other has the only score"
+    assert {uri: why for uri, why in found.items() if "/plan/" in uri} == {
+        "runs/r1/plan/pass-2/cc00/pairs/part-0.parquet": "orphan"
+    }
+    write_scores(storage, output, "f2", [2, 3])
+    write_scores(storage, output, "f2", [1, 3])
+    found = whys(look(storage, output, scorers=[]), output)
+    assert len([uri for uri, why in found.items() if why == "superseded scores"]) == 1
+    assert f"scores/scorer=f2/{part}.parquet" not in found
+
+
+def test_the_scorers_of_all_passes_of_a_run_under_way_are_left_alone(tmp_path: Path) -> None:
+    storage, output = Storage(), str(tmp_path)
+    twins = [write_scores(storage, output, "f2", pairs) for pairs in ([1], [1, 2])]
+    write_scores(storage, output, "f3", [1])
+    age(tmp_path, 10 * DAY)
+    write_run(storage, output, "r1", [], published=None)
+    announce(storage, RunPaths(output, "r1"), "both", ["f1", "f2"])  # the second pass is not planned yet
+    assert {item.why for item in look(storage, output, now=NOW, scorers=[]).garbage} == {"old scorer"}
+    assert set(finished_units(storage, output, "f2")) == set(twins)
+    assert not any("scorer=f2" in item.file.uri for item in look(storage, output, now=NOW, scorers=[]).garbage)
+    add_pass(storage, output, "r1", "f2", [twins[0]], published=None)
+    age(tmp_path, 10 * DAY)
+    assert not any(run.kept for run in look(storage, output, now=NOW).runs)
+    os.utime(unit_address(output, "f2", twins[0]), (NOW - 60, NOW - 60))
+    (run,) = look(storage, output, now=NOW).runs
+    assert (run.kept, run.scorers, run.attempts) == (True, {"f1", "f2"}, {"": "aa00", "pass-2/": "bb00"})
