@@ -35,7 +35,7 @@ QUERIES = (
 )
 DOCUMENTS = (
     Document("d-short", "A red apple lies on the table."),
-    Document("d-cut", f"{LONG} {LONG}"),
+    Document("d-cut", " ".join([LONG] * 4)),
     Document("d-longer", " ".join(random.Random(1).choices(encoders.WORDS, k=1500))),
     Document("d-scripts", "Красное яблоко. 赤いりんご\u200b \u0301é \U0001f34e תפוח ﬁ ①"),
     Document("d-nothing", "\u200b"),
