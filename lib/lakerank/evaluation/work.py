@@ -52,7 +52,23 @@ def work_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Model loads", f"{scoring['model_loads']:,}"))
     if parameters:
         rows.append(("Model", f"{parameters / 1e6:,.1f} M parameters on {model.get('device', '?')}"))
-    return rows
+    return rows + [_pass_row(one) for one in manifest.get("passes") or []]
+
+
+def _pass_row(one: Mapping[str, Any]) -> tuple[str, str]:
+    """What one of several rerankers took."""
+    counts, scoring, model = (one.get(name) or {} for name in ("counts", "scoring", "model"))
+    said = [
+        str(model.get("path") or "?"),
+        f"{counts.get('candidates', 0):,} pairs" + (f", the best {one['top']} a query" if one.get("top") else ""),
+        f"{counts.get('new', 0):,} scored in this run",
+    ]
+    if scoring.get("seconds"):
+        said.append(f"{scoring['seconds']:,.1f} s")
+    if scoring.get("tokens_computed"):
+        said.append(f"{scoring['tokens_computed']:,} tokens")
+    rejected = sum((one.get("rejected") or {}).values())
+    return f"Pass {one.get('pass')}", "; ".join([*said, *([f"{rejected:,} it could not score"] if rejected else [])])
 
 
 def _duration(seconds: float) -> str:
