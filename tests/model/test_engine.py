@@ -148,6 +148,26 @@ def test_bits_do_not_depend_on_whether_there_are_caches(
     assert bare.work.images_encoded > cached.work.images_encoded == 4
 
 
+def test_bits_do_not_depend_on_the_memory_that_is_free(
+    tiny_checkpoint: Path, queries: list[Query], documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that multiplies many rows in another way than few, an engine that has room for few as any other."""
+    linear = torch.nn.functional.linear
+
+    def of_this_machine(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if len(rows) <= 512:
+            return linear(rows, weight, bias)
+        return linear(rows.double(), weight.double(), None if bias is None else bias.double()).to(rows.dtype)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", of_this_machine)
+    groups = [DocumentGroup(document, tuple(queries)) for document in documents]
+    roomy, narrow = (
+        logits_of(with_engine(tiny_checkpoint, budget=budget_of(tokens)).score_groups(groups)) for tokens in (2048, 64)
+    )
+    assert len(roomy) == len(queries) * len(documents)
+    assert narrow == roomy
+
+
 def test_fast_mode_differs_by_rounding_only(tiny_checkpoint: Path, queries: list[Query]) -> None:
     pairs = [(query, Document("d", text="A red apple")) for query in queries]
     reproducible = load_reranker(str(tiny_checkpoint), device="cpu").score(pairs)

@@ -91,6 +91,14 @@ def held(rows: pa.Table) -> HeldQueries:
     return HeldQueries(Storage(), "", rows.num_rows)
 
 
+@given(st.sets(IDS, max_size=12), st.lists(st.one_of(st.none(), IDS, st.just("zz")), max_size=12))
+def test_a_query_is_found_by_its_id_wherever_it_stands(known, asked):
+    by_bytes = sorted(known, key=str.encode)
+    listed = held(pa.table({"query_id": pa.array(by_bytes, pa.string())}))
+    found = listed.numbers(pa.array(asked, pa.string())).tolist()
+    assert found == [by_bytes.index(ident) if ident in known else -1 for ident in asked]
+
+
 CANDIDATE = st.tuples(st.one_of(st.none(), IDS), st.one_of(st.none(), IDS), RANKS)
 
 

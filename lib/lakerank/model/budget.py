@@ -50,10 +50,14 @@ class Budget:
 
 def device_budget(device: torch.device, config: Any, dtype: torch.dtype) -> Budget:
     """What keeps the device busy, or what its free memory holds for a network of this config, whichever is less."""
-    busy = BUSY_TOKENS_CPU if device.type == "cpu" else BUSY_TOKENS_GPU
     room = int(free_bytes(device) * (SHARE_CPU if device.type == "cpu" else SHARE_GPU))
-    tokens = max(LEAST_TOKENS, min(busy, room // bytes_per_token(config, dtype)))
+    tokens = max(LEAST_TOKENS, min(busy_budget(device).tokens, room // bytes_per_token(config, dtype)))
     return budget_of(tokens)
+
+
+def busy_budget(device: torch.device) -> Budget:
+    """What keeps a device of this type busy, whatever memory is free: what must not depend on that goes by this."""
+    return budget_of(BUSY_TOKENS_CPU if device.type == "cpu" else BUSY_TOKENS_GPU)
 
 
 def budget_of(tokens: int) -> Budget:

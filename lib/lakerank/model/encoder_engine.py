@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from lakerank.model.budget import (
-    BUSY_TOKENS_CPU,
-    BUSY_TOKENS_GPU,
     LEAST_TOKENS,
     SHARE_CPU,
     SHARE_GPU,
     Budget,
     budget_of,
+    busy_budget,
     free_bytes,
 )
 from lakerank.model.device import out_of_memory
@@ -69,9 +68,8 @@ class EncoderEngine:
         self._device = encoder.device
         self.budget = budget or encoder_budget(self._device, encoder.shape, encoder.dtype)
         if products is None and reproducible:
-            products = choose_products(
-                Product(made.weight, made.bias, self.budget.tokens) for made in encoder.products_made()
-            )
+            most = busy_budget(self._device).tokens  # whatever memory is free, or bits would go by it
+            products = choose_products(Product(made.weight, made.bias, most) for made in encoder.products_made())
         self._products = encoder.products = products or RowProducts()
         heads = encoder.shape.heads
         self._varlen = varlen or choose_varlen(
@@ -164,7 +162,6 @@ class EncoderEngine:
 
 def encoder_budget(device: torch.device, shape: EncoderShape, dtype: torch.dtype) -> Budget:
     """What keeps the device busy, or what its free memory holds, whichever is less."""
-    busy = BUSY_TOKENS_CPU if device.type == "cpu" else BUSY_TOKENS_GPU
     room = int(free_bytes(device) * (SHARE_CPU if device.type == "cpu" else SHARE_GPU))
     token = (8 * shape.hidden + 3 * shape.inner) * dtype.itemsize  # one layer's states; nothing is kept
-    return budget_of(max(LEAST_TOKENS, min(busy, room // token)))
+    return budget_of(max(LEAST_TOKENS, min(busy_budget(device).tokens, room // token)))

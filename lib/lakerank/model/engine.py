@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lakerank.model.budget import LEAST_TOKENS, Budget, device_budget
+from lakerank.model.budget import LEAST_TOKENS, Budget, busy_budget, device_budget
 from lakerank.model.cache import BoundedCache
 from lakerank.model.flops import Flops, count_flops
 from lakerank.model.images import Patches, PatchShape
@@ -113,8 +113,10 @@ class Engine:
         self._kept: dict[bytes, Prefix] = {}
 
     def _reproducible_products(self) -> RowProducts:
-        decoder = (Product(*weights, self.budget.tokens) for weights in self._decoder.weights())
-        vision = (Product(*weights, self.budget.patches) for weights in self._vision.weights())
+        # Not self.budget: what is chosen, and bits with it, would go by the memory that is free.
+        most = busy_budget(self._device)
+        decoder = (Product(*weights, most.tokens) for weights in self._decoder.weights())
+        vision = (Product(*weights, most.patches) for weights in self._vision.weights())
         return choose_products([*decoder, *vision])
 
     @torch.inference_mode()

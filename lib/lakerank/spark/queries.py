@@ -78,8 +78,8 @@ class QueryList:
     def numbers(self, ids: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The number of each id (N,) -> (N,), -1 where there is no such query.
 
-        Looks among the queries from the smallest to the largest id asked for: candidates mostly come query by query, and
-        a hash table of all queries for every block of them would cost more than the look-ups.
+        Looks among the queries from the smallest to the largest id asked for: candidates mostly come query by query,
+        and a hash table of all queries for every block of them would cost more than the look-ups.
         """
         known = self.column("query_id")
         least, most = (bound.as_py() for bound in pc.min_max(ids).values())
