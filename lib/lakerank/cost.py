@@ -48,8 +48,9 @@ class Sizing:
 class Reading:
     """What a pair costs in one reranker, beyond the tokens of its two sides.
 
-    `document_major`: a document is read once for all of its group's queries, not again for each. `accepts_images`: else
-    a pair with one is rejected unread. `weight`: cost of a token, as a share of one in the run's largest model.
+    `document_major`: a document is read once for all of its group's queries; else all but the encoding of its image is
+    done again for each. `accepts_images`: else a pair with one is rejected unread. `weight`: cost of a token, as a share
+    of one in the run's largest model.
     """
 
     document_major: bool = True
@@ -137,3 +138,8 @@ def visual_tokens(width: Int64, height: Int64, sizing: Sizing) -> Int64:
     pixels = np.clip(width * height, sizing.min_pixels, sizing.max_pixels)
     tokens = np.where(width > 0, np.maximum(1, np.round(pixels / VISUAL_TOKEN_SIDE**2)), 0)
     return np.asarray(tokens, dtype=np.int64)
+
+
+def vision_cost(visual: Int64) -> Int64:
+    """What of the cost of visual tokens is the vision encoder's: (N,) -> (N,)."""
+    return np.asarray(np.ceil(visual * VISUAL_TOKEN_COST) - visual, dtype=np.int64)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lakerank.cost import Reading, visual_tokens
+from lakerank.cost import Reading, vision_cost, visual_tokens
 from lakerank.spark.index import INDEX, PLACE_BITS, TableIndex
 from lakerank.spark.pairs import flat
 from lakerank.spark.queries import QueryList
@@ -107,8 +107,7 @@ class Bin:
     def _totals(self, documents: pa.Table, rows: Int64, queries: Int64) -> dict[str, int]:
         """What the forecast says of new pairs. `pairwise_cost`: were each document read again for each query."""
         own = documents.take(pa.array(np.unique(rows)))
-        width, height = (own[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height"))
-        patches = 4 * visual_tokens(width, height, self.documents.sizing)  # a visual token stands for 2 × 2
+        patches = 4 * self._visual_tokens(own)  # a visual token stands for 2 × 2
         alone = self._costs(documents, rows, queries, np.arange(len(rows)))
         return {
             "new": len(rows),
@@ -124,7 +123,13 @@ class Bin:
         has_image = self.queries.column("has_image").to_numpy(zero_copy_only=False)
         with_image = (image_bytes[rows] > 0) | has_image[queries].astype(bool)
         query_costs = self.queries.column("cost").to_numpy()[queries].astype(np.int64)
-        return group_costs(starts, costs[rows[starts]], query_costs, with_image, self.readings)
+        of = rows[starts]
+        shared = vision_cost(self._visual_tokens(documents))
+        return group_costs(starts, costs[of], shared[of], query_costs, with_image, self.readings)
+
+    def _visual_tokens(self, documents: pa.Table) -> Int64:
+        width, height = (documents[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height"))
+        return visual_tokens(width, height, self.documents.sizing)
 
 
 def _bytes(rows: pa.Table) -> Int64:

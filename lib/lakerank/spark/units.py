@@ -62,6 +62,7 @@ def group_starts(documents: Int64, max_queries: int) -> Int64:
 def group_costs(
     starts: Int64,
     document_costs: Int64,
+    shared_costs: Int64,
     query_costs: Int64,
     with_image: npt.NDArray[np.bool_],
     readings: Sequence[Reading],
@@ -73,6 +74,7 @@ def group_costs(
 
     Args:
         document_costs: each group's document's (G,).
+        shared_costs: the part of it that is computed once however pairs are read, the vision encoder's (G,).
         query_costs: each pair's query's (P,).
         with_image: whether a pair has an image on either side (P,).
         readings: how all pairs are read; or those of texts, and those with an image.
@@ -84,7 +86,8 @@ def group_costs(
         own = np.ones(len(with_image), bool) if len(readings) == 1 else with_image == bool(number)
         read = own & (~with_image | reading.accepts_images)
         pairs = np.add.reduceat(read.astype(np.int64), starts)
-        documents = document_costs * (np.minimum(pairs, 1) if reading.document_major else pairs)
+        shared = document_costs if reading.document_major else shared_costs
+        documents = shared * np.minimum(pairs, 1) + (document_costs - shared) * pairs
         queries = np.add.reduceat(np.where(read, query_costs, 0), starts)
         costs += np.ceil(reading.weight * (documents + queries)).astype(np.int64)
         costs += np.add.reduceat((own & ~read).astype(np.int64), starts)
