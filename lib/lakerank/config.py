@@ -5,7 +5,7 @@ Config stops at the edge: jobs read it and pass plain values on; nothing below t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -112,6 +112,16 @@ class RoutedConfig(_Section):
         scales = {name: one.calibration.model_dump() for name, one in parts.items() if one.calibration}
         return {**{name: one.source() for name, one in parts.items()}, "scales": scales}
 
+    def rescaled(self, fits: Mapping[str, tuple[float, float]]) -> RoutedConfig:
+        """The same with scales and biases that were fitted to its logits, put after those it has."""
+        changed = {}
+        for name, (scale, bias) in fits.items():
+            one: RouteConfig = getattr(self, name)
+            before = one.calibration or LogitScale(scale=1, bias=0)
+            after = LogitScale(scale=scale * before.scale, bias=scale * before.bias + bias)
+            changed[name] = one.model_copy(update={"calibration": after})
+        return self.model_copy(update=changed)
+
     @model_validator(mode="after")
     def _one_device(self) -> RoutedConfig:
         _check_devices((self.text, self.image))
@@ -209,6 +219,10 @@ class ScoringConfig(_Section):
         """What bounds one input, by the names of `lakerank.model.prompt.Limits`."""
         names = ("max_length", "max_query_length", "min_pixels", "max_pixels", "max_source_pixels", "max_source_bytes")
         return {name: getattr(self, name) for name in names}
+
+    def hosting(self) -> dict[str, Any]:
+        """What a reranker may take of the machine, by the names of `lakerank.model.sources.Hosting`."""
+        return {name: getattr(self, name) for name in ("host_threads", "device_threads", "reproducible")}
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> ScoringConfig:

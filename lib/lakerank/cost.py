@@ -49,8 +49,8 @@ class Reading:
     """What a pair costs in one reranker, beyond the tokens of its two sides.
 
     `document_major`: a document is read once for all of its group's queries; else all but the encoding of its image is
-    done again for each. `accepts_images`: else a pair with one is rejected unread. `weight`: cost of a token, as a share
-    of one in the run's largest model.
+    done again for each. `accepts_images`: else a pair with one is rejected unread. `weight`: cost of a token, as a
+    share of one in the run's largest model.
     """
 
     document_major: bool = True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lakerank.cli.job import EPILOG, config_option, run_job, set_option, storage_of, verbose_option
-from lakerank.config import Config, load_config
+from lakerank.config import Config, RoutedConfig, load_config
 from lakerank.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
@@ -32,6 +32,12 @@ IN_PROCESS_ROWS = 2_000_000
     "config with them.",
 )
 @click.option(
+    "--fit-calibration",
+    is_flag=True,
+    help="Fit the calibration of two rerankers (model.text, model.image) to the judgements, and write the config with "
+    "it: for pairs of texts and for pairs with an image, the scale and bias that make relevance a probability.",
+)
+@click.option(
     "--spark/--no-spark",
     "in_spark",
     default=None,
@@ -51,6 +57,7 @@ def evaluate(
     run_id: str,
     against: str | None,
     fit_labels: bool,
+    fit_calibration: bool,
     in_spark: bool | None,
     examples: int,
     verbose: bool,
@@ -65,18 +72,20 @@ def evaluate(
     report.html       one page that needs nothing else: figures, plots, examples with thumbnails
     evaluation.json   the figures
     evaluation/       the figures as CSV, query by query as Parquet; the plots as PNG
-    evaluation/fitted.yaml   with --fit-labels: the whole config with the thresholds
+    evaluation/fitted.yaml   with --fit-labels or --fit-calibration: the whole config with what was fitted
 
     and prints a few queries before and after, with nDCG@10 and Recall@10 by task. The last line of standard output is
     a JSON object: run_id, queries, chance, first_stage (null when the candidates have no order), reranked, gain,
-    against, benchmarks, modality_gap, labels, report, evaluation, seconds.
+    against, benchmarks, modality_gap, labels, calibration, report, evaluation, seconds.
     """
 
     def work() -> dict[str, Any]:
         config = load_config(config_path, overrides)
+        if fit_labels and fit_calibration:
+            raise ConfigError(["--fit-labels: labels are fitted to a run whose relevance is calibrated; do that later"])
         try:
             from lakerank.evaluation.job import evaluate_run
-            from lakerank.evaluation.terminal import fit_lines, terminal_table
+            from lakerank.evaluation.terminal import fit_lines, scale_lines, terminal_table
         except ImportError as error:
             raise DependencyError(f"{error}: pip install 'lakerank[report]'") from error
 
@@ -90,8 +99,11 @@ def evaluate(
         fitted = _fit_labels(storage, done, config) if fit_labels else None
         if fitted is not None:
             click.echo(fit_lines(fitted))
+        scales = _fit_calibration(storage, done, config) if fit_calibration else None
+        if scales is not None:
+            click.echo(scale_lines(scales))
         click.echo(f"Report: {done.report}\n")
-        return done.summary() | {"labels": fitted}
+        return done.summary() | {"labels": fitted, "calibration": scales}
 
     run_job(work, verbose)
 
@@ -134,3 +146,18 @@ def _fit_labels(storage: Storage, done: Evaluated, config: Config) -> dict[str, 
     address = join(folder(done.evaluation.inputs.paths), "fitted.yaml")
     storage.replace(address, config.model_copy(update={"ranking": ranking}).to_yaml().encode())
     return {**fitted.as_dict(), "config": address}
+
+
+def _fit_calibration(storage: Storage, done: Evaluated, config: Config) -> dict[str, Any]:
+    """Fit scales, write the config that has them (where it names two rerankers), and say how they do."""
+    from lakerank.evaluation.query_figures import folder
+    from lakerank.evaluation.scales import fit_scales
+    from lakerank.lake.storage import join
+
+    fits = fit_scales(done.evaluation.samples)
+    address = None
+    if isinstance(config.model, RoutedConfig):
+        model = config.model.rescaled({name: (fit.scale, fit.bias) for name, fit in fits.items() if fit})
+        address = join(folder(done.evaluation.inputs.paths), "fitted.yaml")
+        storage.replace(address, config.model_copy(update={"model": model}).to_yaml().encode())
+    return {**{name: fit and fit.as_dict() for name, fit in fits.items()}, "config": address}

@@ -66,6 +66,6 @@ def _answer(config: Config, request: dict[str, Any], allowed_hosts: Sequence[str
     if len(config.rerankers) > 1:
         raise ConfigError(["model: a request is answered by one reranker, or by one for texts and one for images"])
     source = source_from(config.rerankers[0].source())
-    hosting = Hosting(scoring.host_threads, scoring.device_threads, scoring.reproducible)
+    hosting = Hosting(**scoring.hosting())
     reranker = source.load(config.device, Limits(**scoring.limits()), hosting)
     return answer(request, reranker, allowed_hosts=allowed_hosts)

@@ -1,5 +1,7 @@
 """A checkpoint judged for its card: `python -m lakerank.evaluation.judge CHECKPOINT FOLDER`, a table a candidate list.
 
+CHECKPOINT may be a config instead (`*.yaml`), whose model and scoring sections are used.
+
 FOLDER holds a lake whose queries have the columns `task` and `slice` (documents, queries, qrels, candidates and, where
 there are some, candidates_hard), as `python -m lakerank.ingest.pictograms --train DIR` writes it to DIR/judging.
 """
@@ -7,6 +9,7 @@ there are some, candidates_hard), as `python -m lakerank.ingest.pictograms --tra
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 from collections import defaultdict
@@ -14,7 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from lakerank import schemas
-from lakerank.errors import LakerankError, SchemaError
+from lakerank.config import load_config
+from lakerank.errors import ConfigError, LakerankError, SchemaError
 from lakerank.evaluation.attributes import Attributes, read_attributes
 from lakerank.evaluation.inputs import LakeTables
 from lakerank.evaluation.lake_lists import LakeLists, read_lake_lists
@@ -151,22 +155,33 @@ def _reranked(results: Iterable[ScoredPair | Reject]) -> dict[str, tuple[str, ..
     return {query: tuple(doc for _, doc in sorted(found)) for query, found in logits.items()}
 
 
+def _load(checkpoint: str, adapter: str | None, threads: int | None) -> Reranker:
+    """The reranker of a checkpoint or of a config; torch is imported here, not for those who ask for --help."""
+    from lakerank.model.prompt import Limits
+    from lakerank.model.sources import CheckpointSource, Hosting, source_from
+
+    hosting = Hosting(device_threads=threads, reproducible=False)
+    if not checkpoint.endswith((".yaml", ".yml")):
+        return CheckpointSource(checkpoint, adapter=adapter).load("auto", Limits(), hosting)
+    config = load_config(checkpoint, [] if adapter is None else [f"model.adapter={json.dumps(adapter)}"])
+    if len(config.rerankers) > 1:
+        raise ConfigError([f"{checkpoint}: model: one reranker is judged, or one for texts and one for images"])
+    source = source_from(config.rerankers[0].source())
+    return source.load(config.device, Limits(**config.scoring.limits()), hosting)
+
+
 def main() -> int:
     """Print a Markdown table for each candidate list; 2 when the checkpoint or the lake cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m lakerank.evaluation.judge", description=__doc__)
-    parser.add_argument("checkpoint", help="folder, hub id or `embedded`")
+    parser.add_argument("checkpoint", help="folder, hub id, `embedded`, or a config (*.yaml) that names a reranker")
     parser.add_argument("folder", help="a judging lake")
     parser.add_argument("--adapter", help="a LoRA adapter for the checkpoint")
     parser.add_argument("--queries", type=int, default=10, metavar="N", help="at most so many a task and slice")
     parser.add_argument("--threads", type=int, metavar="N", help="torch's threads on a CPU")
     arguments = parser.parse_args()
-    from lakerank.model.rerankers import load_reranker  # torch: not for those who ask for --help
-
     storage = Storage()
     try:
-        reranker = load_reranker(
-            arguments.checkpoint, adapter=arguments.adapter, device_threads=arguments.threads, reproducible=False
-        )
+        reranker = _load(arguments.checkpoint, arguments.adapter, arguments.threads)
         figures = judge(reranker, storage, arguments.folder, arguments.queries)
         for name, title in CANDIDATE_LISTS.items():
             if slices := figures.get(_uri(arguments.folder, name)):

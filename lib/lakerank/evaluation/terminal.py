@@ -15,6 +15,7 @@ from rich.table import Table
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.examples import Example, Placed
 from lakerank.evaluation.measures import PRIMARY, SECONDARY
+from lakerank.evaluation.scales import PAIRS
 from lakerank.evaluation.slices import MODALITY, Slice, by_size
 
 WIDTH = 100
@@ -105,6 +106,20 @@ def fit_lines(fitted: Mapping[str, Any]) -> str:
     if fitted["unjudged_are_0"]:
         lines.append("  (the judgements name relevant documents alone: all others count as 0)")
     return "\n".join([*lines, f"Config: {fitted['config']}"])
+
+
+def scale_lines(fitted: Mapping[str, Any]) -> str:
+    """What the command says of fitted calibrations, for people."""
+    lines = []
+    for name, pairs in PAIRS.items():
+        if (one := fitted[name]) is None:
+            lines.append(f"Calibration of {pairs}: none; some must be judged relevant, and some not")
+            continue
+        losses = "  ".join(f"{key} {loss:.4f}" for key, loss in one["log_loss"].items() if loss is not None)
+        counts = f"{one['relevant']:,} of {one['pairs']:,} {pairs} are relevant"
+        lines.append(f"Calibration of model.{name}: scale {one['scale']:g}, bias {one['bias']:g} on this run's logits")
+        lines.append(f"  {counts}; log loss: {losses}")
+    return "\n".join([*lines, f"Config: {fitted['config']}"] if fitted["config"] else lines)
 
 
 def one_line(text: str) -> str:

@@ -68,7 +68,7 @@ def _passes(config: Config) -> list[Pass]:
     """One for each reranker that `model:` names, in its order."""
     scoring = config.scoring
     limits = Limits(**scoring.limits())
-    hosting = Hosting(scoring.host_threads, scoring.device_threads, scoring.reproducible)
+    hosting = Hosting(**scoring.hosting())
     passes = []
     for model in config.rerankers:
         source = source_from(model.source())
