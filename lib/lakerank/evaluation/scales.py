@@ -59,11 +59,9 @@ def fit_scales(samples: Mapping[Kind, Sample]) -> dict[str, ScaleFit | None]:
         EvaluationError: there is nothing to fit to, or logits fall as relevance rises.
     """
     implied = not any(kind.judgement == 0 for kind in samples)
-    judged = {kind: sample for kind, sample in samples.items() if kind.judgement is not None or implied}
-    fits = {
-        name: _fit(name, [(kind, sample) for kind, sample in judged.items() if _with_image(kind) == (name == "image")])
-        for name in PAIRS
-    }
+    judged = [(kind, sample) for kind, sample in samples.items() if kind.judgement is not None or implied]
+    judged.sort(key=lambda item: (item[0].query_modality, item[0].modality, item[0].judgement or 0))
+    fits = {name: _fit(name, [one for one in judged if _with_image(one[0]) == (name == "image")]) for name in PAIRS}
     if not any(fits.values()):
         raise EvaluationError("ranked pairs are judged neither relevant and not; judge more documents, or rank deeper")
     return fits
