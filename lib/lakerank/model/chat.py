@@ -55,6 +55,15 @@ class ChatTokens:
     no: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """Tokens around one side, by themselves; `tokens` counts those of its lead and trail, too."""
+
+    before: list[int]
+    after: list[int]
+    tokens: int
+
+
 class ChatTokenizer:
     """Builds sides of one prompt. Safe to call from several threads.
 
@@ -75,7 +84,7 @@ class ChatTokenizer:
         self._merge = merge
         self.tokens = self._find_tokens(config, str(path.parent))
         self._head = make_side(self._constant(prompt.head), None, "", False, NO_TOKEN, merge)
-        self._constants = {frame: self._frame(frame) for frame in (prompt.document, prompt.query)}
+        self._around = {frame: self._encoded(frame) for frame in (prompt.document, prompt.query)}
         self._limits = self._share(limits)
 
     def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
@@ -110,13 +119,9 @@ class ChatTokenizer:
             if held and not allowed:
                 side = "document" if frame is self._prompt.document else "query"
                 raise Unscorable(RejectReason.MODALITY_UNSUPPORTED, f"{name} in the {side}")
-        before, after = self._constants[frame]
-        visual = self._visual(image)
+        around, visual = self._around[frame], self._visual(image)
         limit = self._limits[frame]
-        if (
-            len(visual) + len(before) + len(after) + len(frame.lead) + len(frame.trail)
-            > self._limits[self._prompt.document]
-        ):
+        if len(visual) + around.tokens > self._limits[self._prompt.document]:
             detail = f"{len(visual)} visual tokens do not fit: lower max_pixels or raise max_length"
             raise Unscorable(RejectReason.INPUT_TOO_LONG, detail)
         if frame is self._prompt.query:
@@ -127,7 +132,7 @@ class ChatTokenizer:
                 middle = [*self._text.encode(frame.lead), *visual, *self._text.encode(body + frame.trail)]
             else:
                 middle = self._text.encode(frame.lead + body + frame.trail)
-            return [*before, *middle, *after]
+            return [*around.before, *middle, *around.after]
 
         token_ids, cut = self._text.fit(body, limit, assemble)
         return make_side(token_ids, image, key, cut, self.tokens.image, self._merge)
@@ -138,8 +143,10 @@ class ChatTokenizer:
         count = image.grid[0] * image.grid[1] // self._merge**2
         return [self.tokens.vision_start, *[self.tokens.image] * count, self.tokens.vision_end]
 
-    def _frame(self, frame: Frame) -> tuple[list[int], list[int]]:
-        return self._constant(frame.before), self._constant(frame.after)
+    def _encoded(self, frame: Frame) -> _Around:
+        before, after = self._constant(frame.before), self._constant(frame.after)
+        texts = len(self._text.encode(frame.lead)) + len(self._text.encode(frame.trail))
+        return _Around(before, after, len(before) + texts + len(after))
 
     def _constant(self, text: str) -> list[int]:
         ids: list[int] = self._template.encode(text, add_special_tokens=False).ids
@@ -152,8 +159,7 @@ class ChatTokenizer:
             self._prompt.document: limits.max_length - limits.max_query_length - len(self._head.token_ids),
         }
         for frame, room in sides.items():
-            before, after = self._constants[frame]
-            needed = len(before) + len(self._text.encode(frame.lead + frame.trail)) + len(after) + 1
+            needed = self._around[frame].tokens + 1
             if room < needed:
                 name = "max_query_length" if frame is self._prompt.query else "max_length"
                 raise ConfigError([f"{name}: {room} tokens for one side, but its prompt takes {needed}"])

@@ -75,8 +75,9 @@ class Engine:
     """Scores documents' queries on one device; to be used by one thread.
 
     `network` is jina-reranker-m0's, or one with a decoder of the Qwen2 or Qwen3 kind and a `read_out` of its own, and
-    where that sees differently with a `vision` and `flops` of its own. `reproducible`: a pair's logit has the same bits
-    whatever is scored beside it. `budget`, `products` and `varlen` are found on the device where they are not given.
+    where that sees differently with a `vision` and `flops` of its own. `block`: rows of a long query that ask at once
+    (None: all). `reproducible`: a pair's logit has the same bits whatever is scored beside it. `budget`, `products` and
+    `varlen` are found on the device where they are not given.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Engine:
         read_out: ReadOut | None = None,
         vision: Vision | None = None,
         flops: Flops | None = None,
+        block: int | None = None,
         budget: Budget | None = None,
         products: RowProducts | None = None,
         reproducible: bool = True,
@@ -107,6 +109,7 @@ class Engine:
         chosen = choose_varlen(self._device, self.dtype, heads, dim, reproducible=reproducible)
         self._varlen = varlen or chosen
         self._timer = DeviceTimer(self._device, self.work)
+        self._block = block
         self._flops = flops or count_flops(network.config)
         self._query_images: BoundedCache[Tensor] = BoundedCache(query_images_bytes, lambda made: made.nbytes)
         self._document_images: BoundedCache[Tensor] = BoundedCache(document_images_bytes, lambda made: made.nbytes)
@@ -208,7 +211,7 @@ class Engine:
                 positions,
                 max(pair.start + pair.query.end for pair in pairs),
                 [prefixes[number] for number in used],
-                suffix_layout(spans, self._decoder.repeats, self._device),
+                suffix_layout(spans, self._decoder.repeats, self._device, block=self._block),
                 suffix_layout(spans, self._decoder.repeats, self._device, last_only=True),
                 self._to_device(rows),
             )

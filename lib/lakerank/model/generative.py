@@ -44,6 +44,9 @@ from lakerank.model.weights import current_name, fill_network, read_tensors
 
 _HEAD = "lm_head.weight"
 
+#: Rows of a pair that attend at once where it is read whole, document and all.
+_BLOCK = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
@@ -98,6 +101,7 @@ def _load(loading: Loading, prompt: ChatPrompt) -> DocumentMajorReranker:
         read_out=WordDifference(head[tokenizer.tokens.yes], head[tokenizer.tokens.no]),
         vision=_vision(network, shape),
         flops=count_flops(network.config, head=2.0 * head.shape[1]),
+        block=_BLOCK,
         reproducible=loading.reproducible,
     )
     preparation = Preparation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,17 +107,25 @@ def prefix_layout(lengths: Sequence[int], device: torch.device) -> PrefixLayout:
     return PrefixLayout(tuple(alone), tuple(Bucket(*bucket) for bucket in buckets))
 
 
-def suffix_layout(spans: Sequence[Span], repeats: int, device: torch.device, last_only: bool = False) -> SuffixLayout:
+def suffix_layout(
+    spans: Sequence[Span],
+    repeats: int,
+    device: torch.device,
+    last_only: bool = False,
+    block: int | None = None,
+) -> SuffixLayout:
     """Queries, `repeats` heads to one of keys; those of one document and kind stand together.
 
-    `last_only`: of each query the last token alone asks, in a row of its own, in the order of `spans`.
+    `last_only`: of each query the last token alone asks, in a row of its own, in the order of `spans`. `block`: a query
+    of more rows asks by itself, so many rows at a time, each over the keys up to its own: scores of every row at once
+    would grow with the square of its length.
     """
     pairs: dict[tuple[int, int], list[int]] = defaultdict(list)
     own: dict[int, list[int]] = defaultdict(list)
     for number, span in enumerate(spans):
         if span.short:
             pairs[rounded(span.length), rounded(span.prefix)].append(number)
-        else:
+        elif last_only or block is None or span.length <= block:
             own[rounded(span.length)].append(number)
     documents = tuple(sorted({span.document for span in spans if span.short}))
     return SuffixLayout(
@@ -126,12 +134,30 @@ def suffix_layout(spans: Sequence[Span], repeats: int, device: torch.device, las
             for (size, prefix), members in sorted(pairs.items())
         ),
         documents=documents,
-        own=tuple(
-            _query_bucket(spans, members, size, 0, (), repeats, device, last_only)
-            for size, members in sorted(own.items())
+        own=(
+            *(
+                _query_bucket(spans, members, size, 0, (), repeats, device, last_only)
+                for size, members in sorted(own.items())
+            ),
+            *_blocks(spans, repeats, device, None if last_only else block),
         ),
         spans=tuple(_document_spans(spans, last_only)),
     )
+
+
+def _blocks(spans: Sequence[Span], repeats: int, device: torch.device, block: int | None) -> Iterator[QueryBucket]:
+    """Rows of queries that are longer than a block, block by block."""
+    if block is None:
+        return
+    for span in (span for span in spans if not span.short and span.length > block):
+        for first in range(0, span.length, block):
+            last = min(first + block, span.length)
+            rows = torch.arange(span.start + first, span.start + last, device=device)
+            keys = torch.arange(span.start, span.start + last, device=device)
+            hidden = np.triu(np.ones((last - first, last), dtype=bool), first + 1)  # (T, L)
+            mask = np.repeat(np.where(hidden, np.float32("-inf"), np.float32(0)), repeats, axis=0)
+            take = torch.arange(last - first, device=device)
+            yield QueryBucket(rows[None], take, rows, keys[None], _to(mask[None, None], device))
 
 
 def _document_spans(spans: Sequence[Span], last_only: bool) -> list[tuple[int, int, int]]:

@@ -68,7 +68,7 @@ def random_generative_checkpoint(folder: Path, family: str, shape: Shape, dtype:
 
 
 def _write_tokenizer(target: Path) -> dict[str, int]:
-    """The bundled tokenizer with the words that answer; its added tokens, whose ids follow the vocabulary's, by name."""
+    """The bundled tokenizer with the words that answer; ids of its added tokens, which follow the vocabulary's."""
     stored = json.loads((EMBEDDED / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary, added = stored["model"]["vocab"], stored["added_tokens"]
     for word in _WORDS:
