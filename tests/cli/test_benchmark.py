@@ -11,7 +11,7 @@ import pytest
 
 from lakerank.cli import benchmark as command
 from lakerank.cost import Calibration
-from lakerank.model.benchmark import contenders, shapes, workloads
+from lakerank.model.benchmark import contenders, encoder_shapes, shapes, workloads
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,8 @@ def test_what_can_be_chosen_is_what_there_is() -> None:
     choices = {option.name: getattr(option.type, "choices", None) for option in command.benchmark.params}
     assert tuple(choices["workloads"]) == workloads.NAMES
     assert tuple(choices["contenders"]) == contenders.NAMES
-    assert set(choices["shape"]) == {"bundled", *shapes.SHAPES}
+    encoders = {shape for kinds in encoder_shapes.KINDS.values() for shape in kinds}
+    assert set(choices["shape"]) == {"bundled", *shapes.SHAPES, *encoders}
 
 
 def test_a_benchmark_of_next_to_nothing(tmp_path: Path) -> None:

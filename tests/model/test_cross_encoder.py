@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import shutil
@@ -22,6 +23,7 @@ from lakerank.model.budget import BUSY_TOKENS_CPU, budget_of
 from lakerank.model.checkpoint import identify
 from lakerank.model.cross_encoder import PASSES_SORTED, CrossEncoder
 from lakerank.model.prompt import Limits
+from lakerank.model.varlen import flex_varlen
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 FAMILIES = ("bge", "jina")
@@ -363,3 +365,11 @@ def test_a_pass_of_any_size_gives_the_same_bits(made: dict[str, Any]) -> None:
     wide, narrow = load(made["jina"][0]), load(made["jina"][0])
     narrow._engine.budget = budget_of(64)
     assert narrow.score(PAIRS).tolist() == wide.score(PAIRS).tolist()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_a_kernel_for_any_lengths_gives_the_same(made: dict[str, Any]) -> None:
+    """What a GPU's kernels are given: all rows at once, those that only fill as a sequence of their own."""
+    plain, packed = load(made["bge"][0]), load(made["bge"][0])
+    packed._engine._varlen = functools.partial(flex_varlen, causal=False)
+    np.testing.assert_allclose(packed.score(PAIRS), plain.score(PAIRS), atol=1e-5, rtol=0)

@@ -32,6 +32,8 @@ _UNITS = 20
 #: Cost of a page with 25 queries, in `lakerank.cost`'s tokens, by which units are cut.
 _PAGE_TOKENS = 3500
 _WORKLOADS = ("pages", "texts-500", "skewed", "pictograms", "mixed")
+_ENCODERS = ("bge-reranker", "jina-reranker-v2")
+_FAMILIES = ("jina-reranker-m0", "monoqwen2-vl", "qwen3-vl-reranker", "qwen3-reranker", *_ENCODERS)
 _CONTENDERS = ("lakerank", "lakerank fast", "published loop", "CrossEncoder")
 
 
@@ -48,10 +50,21 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str) -> t
 @click.command(epilog=EPILOG)
 @click.option(
     "--shape",
-    type=click.Choice(["bundled", "random-80m", "2b", "tiny"]),
+    type=click.Choice(["bundled", "random-80m", "2b", "tiny", "small", "published"]),
     default="bundled",
     show_default=True,
-    help="The bundled checkpoint, or random weights: 80 M parameters, the published 2B, or next to none.",
+    help="The bundled checkpoint, or random weights: 80 M parameters, the published 2B, or next to none; of a "
+    "cross-encoder a small network or the published one.",
+)
+@click.option(
+    "--family",
+    type=click.Choice(_FAMILIES),
+    default=_FAMILIES[0],
+    show_default=True,
+    help="Whose layout random weights get; with --checkpoint its config.json says it.",
+)
+@click.option(
+    "--max-length", type=click.IntRange(min=64), help="Tokens of a pair; by default as the family is published."
 )
 @click.option("--checkpoint", metavar="FOLDER", help="A checkpoint of your own, instead of --shape.")
 @click.option(
@@ -103,10 +116,10 @@ def _numbers(_context: click.Context, _option: click.Parameter, value: str) -> t
 )  # fmt: skip
 @verbose_option
 def benchmark(
-    shape: str, checkpoint: str | None, workloads: tuple[str, ...], contenders: tuple[str, ...], ks: tuple[int, ...],
-    pdfs: tuple[Path, ...], page_pixels: int, threads: int | None, device: str, dtype: str, repeats: int,
-    budget_s: float, no_memory: bool, with_spark: bool, no_model: bool, calibration: Path | None, output: Path,
-    verbose: bool,
+    shape: str, family: str, max_length: int | None, checkpoint: str | None, workloads: tuple[str, ...],
+    contenders: tuple[str, ...], ks: tuple[int, ...], pdfs: tuple[Path, ...], page_pixels: int, threads: int | None,
+    device: str, dtype: str, repeats: int, budget_s: float, no_memory: bool, with_spark: bool, no_model: bool,
+    calibration: Path | None, output: Path, verbose: bool,
 ) -> None:  # fmt: skip
     """Time scoring on this machine: same weights, same inputs, one process, interleaved runs, medians.
 
@@ -123,8 +136,8 @@ def benchmark(
 
         output.mkdir(parents=True, exist_ok=True)
         request = Request(
-            _checkpoint(shape, checkpoint, dtype, output), dtype, device_name(device), chosen_threads(threads),
-            workloads, ks, contenders, repeats, budget_s, memory=not no_memory,
+            _checkpoint(shape, family, checkpoint, dtype, output), dtype, device_name(device), chosen_threads(threads),
+            workloads, ks, contenders, repeats, budget_s, not no_memory, max_length,
         )  # fmt: skip
         pages = _pages(pdfs, page_pixels)
         summary: dict[str, Any] = {"output": str(output)}
@@ -214,14 +227,29 @@ def _plot(result: Result, file: Path) -> None:
         logger.warning("no plot: %s", error)
 
 
-def _checkpoint(shape: str, checkpoint: str | None, dtype: str, output: Path) -> str:
+def _checkpoint(shape: str, family: str, checkpoint: str | None, dtype: str, output: Path) -> str:
+    """Where the weights are; random ones are written."""
     if checkpoint is not None:
         return checkpoint
     if shape == "bundled":
+        if family != _FAMILIES[0]:
+            raise ConfigError([f"--family {family}: the bundled checkpoint is another's; choose a --shape"])
         return "embedded"
+    from lakerank.model.benchmark.generative_shapes import random_generative_checkpoint
     from lakerank.model.benchmark.shapes import SHAPES, random_checkpoint
 
-    return str(random_checkpoint(output / "checkpoints", SHAPES[shape], dtype))
+    folder = output / "checkpoints"
+    if family in _ENCODERS:
+        from lakerank.model.benchmark.encoder_shapes import KINDS, random_encoder_checkpoint
+
+        if shape not in KINDS[family]:
+            raise ConfigError([f"--shape {shape}: not {family}'s; choose {' or '.join(KINDS[family])}"])
+        return str(random_encoder_checkpoint(folder, KINDS[family][shape], dtype))
+    if shape not in SHAPES:
+        raise ConfigError([f"--shape {shape}: not {family}'s; choose {', '.join(SHAPES)}"])
+    if family == _FAMILIES[0]:
+        return str(random_checkpoint(folder, SHAPES[shape], dtype))
+    return str(random_generative_checkpoint(folder, family, SHAPES[shape], dtype))
 
 
 def _pages(pdfs: Sequence[Path], page_pixels: int) -> Callable[[int], Sequence[bytes]]:

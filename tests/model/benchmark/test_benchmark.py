@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from lakerank.cost import Calibration
+from lakerank.errors import ConfigError
 from lakerank.model.benchmark.benchmark import Request, Result, benchmark
 from lakerank.model.benchmark.contenders import CROSS_ENCODER, FAST, PUBLISHED, REPRODUCIBLE, load
 from lakerank.model.benchmark.figures import Absent, Figure, predictions
+from lakerank.model.benchmark.generative_shapes import random_generative_checkpoint
 from lakerank.model.benchmark.plot import draw
 from lakerank.model.benchmark.report import as_json, as_text, summary
-from lakerank.model.benchmark.workloads import build, scorable
+from lakerank.model.benchmark.shapes import SHAPES
+from lakerank.model.benchmark.workloads import Images, build, scorable
 from lakerank.model.checkpoint import EMBEDDED
 from lakerank.model.tokens import read_tokenizer
 
@@ -78,3 +81,25 @@ def test_one_alone_is_drawn_too(result: Result, tmp_path: Path) -> None:
     alone = [one for one in result.figures if one.contender == REPRODUCIBLE]
     draw(replace(result, figures=alone, predictions=predictions(alone)), tmp_path / "alone.png")
     assert (tmp_path / "alone.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("family", "workload"), [("monoqwen2-vl", "pages"), ("qwen3-reranker", "texts-500")])
+def test_generative_rerankers_against_their_own_loops(
+    tmp_path: Path, family: str, workload: str, small_pages: Images, small_pictograms: Images
+) -> None:
+    checkpoint = random_generative_checkpoint(tmp_path, family, SHAPES["tiny"], "float32")
+    request = Request(str(checkpoint), "float32", "cpu", 1, (workload,), (2,), (REPRODUCIBLE, PUBLISHED), 1, 0.2, False)
+    found = {one.contender: one for one in benchmark(request, small_pages, small_pictograms).figures}
+    ours, published = found[REPRODUCIBLE], found[PUBLISHED]
+    assert isinstance(ours, Figure)
+    assert isinstance(published, Figure)
+    assert ours.tokens_per_pair < published.tokens_per_pair
+    assert ours.ratio is not None
+    assert published.padding == 0
+
+
+def test_a_workload_that_cannot_be_read(tmp_path: Path, small_pages: Images, small_pictograms: Images) -> None:
+    checkpoint = random_generative_checkpoint(tmp_path, "monoqwen2-vl", SHAPES["tiny"], "float32")
+    request = Request(str(checkpoint), "float32", "cpu", 1, ("texts-500",), (1,), (REPRODUCIBLE,), 1, 0.2, False)
+    with pytest.raises(ConfigError, match="modality_unsupported"):
+        benchmark(request, small_pages, small_pictograms)

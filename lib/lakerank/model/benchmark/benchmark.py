@@ -40,7 +40,10 @@ _JOB_DOCUMENTS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to time. `budget_s` is for timed runs; loading, warming up, memory and drift come on top."""
+    """What to time. `budget_s` is for timed runs; loading, warming up, memory and drift come on top.
+
+    `max_length`: tokens of a pair, instead of those that the checkpoint's family is published with.
+    """
 
     checkpoint: str
     dtype: str
@@ -52,6 +55,7 @@ class Request:
     repeats: int
     budget_s: float
     memory: bool = True
+    max_length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ def _contenders(request: Request) -> tuple[dict[str, Contender], dict[str, str]]
     absent: dict[str, str] = {}
     for name in request.contenders:
         try:
-            loaded[name] = load(name, request.checkpoint, request.dtype, request.device, host_threads=2)
+            loaded[name] = load(name, request.checkpoint, request.dtype, request.device, 2, request.max_length)
         except CannotRun as error:
             absent[name] = str(error)
             logger.warning("%s: %s", name, error)
@@ -157,7 +161,11 @@ def _memory(request: Request, names: Sequence[str], workload: Workload) -> list[
     for name in names:
         given = every_so_often(groups, BATCH) if name not in (REPRODUCIBLE, FAST) else groups
         try:
-            found.append(peak_memory(name, request.checkpoint, request.dtype, request.device, request.threads, given))
+            found.append(
+                peak_memory(
+                    name, request.checkpoint, request.dtype, request.device, request.threads, given, request.max_length
+                )
+            )
         except CannotRun as error:
             logger.warning("%s: memory not measured: %s", name, error)
     return found
@@ -168,7 +176,7 @@ def _drifts(request: Request, contenders: Mapping[str, Contender], workloads: Se
     workload = workloads[0]
     queries = workload.queries[:_DRIFT_QUERIES]
     groups = [DocumentGroup(document, queries) for document in workload.take(_DRIFT_DOCUMENTS)]
-    exact = load(REPRODUCIBLE, request.checkpoint, "float32", request.device, host_threads=2).run(groups).logits
+    exact = load(REPRODUCIBLE, request.checkpoint, "float32", request.device, 2, request.max_length).run(groups).logits
     ours = [name for name in (REPRODUCIBLE, FAST) if name in contenders]
     return [drift(name, contenders[name].run(groups).logits, exact) for name in ours]
 

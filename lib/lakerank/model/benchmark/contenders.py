@@ -10,35 +10,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lakerank.errors import ConfigError
 from lakerank.model.benchmark.arithmetic import whole_pair
 from lakerank.model.benchmark.cross_encoder import load_cross_encoder
+from lakerank.model.benchmark.encoder_contenders import load_padded
+from lakerank.model.benchmark.encoder_shapes import KINDS as ENCODERS
 from lakerank.model.benchmark.runs import CannotRun, Contender, Run
 from lakerank.model.benchmark.workloads import pairs_of
+from lakerank.model.checkpoint import locate, read_json
+from lakerank.model.cross_encoder import CrossEncoder
 from lakerank.model.document_major import DocumentMajorReranker
+from lakerank.model.families import M0, family_of
 from lakerank.model.flops import Flops, count_flops
+from lakerank.model.generative_reference import PublishedGenerativeLoop
+from lakerank.model.prompt import Limits
 from lakerank.model.reference import PublishedLoop
 from lakerank.model.rerankers import load_reranker
 from lakerank.model.work import Work
-from lakerank.records import DocumentGroup, ScoredPair
+from lakerank.records import DocumentGroup, Reject, ScoredPair
 
 REPRODUCIBLE, FAST, PUBLISHED, CROSS_ENCODER = NAMES = ("lakerank", "lakerank fast", "published loop", "CrossEncoder")
 
 
-class DocumentMajor:
+class Ours:
     """This project's reranker."""
 
-    def __init__(self, name: str, reranker: DocumentMajorReranker) -> None:
+    def __init__(self, name: str, reranker: DocumentMajorReranker | CrossEncoder) -> None:
         self.name = name
         self.reranker = reranker
 
     def run(self, groups: Sequence[DocumentGroup]) -> Run:
-        """Score every pair once; rejects count as no pair."""
+        """Score every pair once; rejects count as no pair.
+
+        Raises:
+            ConfigError: there are none but rejects.
+        """
         before = replace(self.reranker.work)
         started = time.perf_counter()
         results = list(self.reranker.score_groups(groups))
         seconds = time.perf_counter() - started
         work = self.reranker.work - before
         scored = [result for result in results if isinstance(result, ScoredPair)]
+        if not scored:
+            reasons = sorted({result.reason.value for result in results if isinstance(result, Reject)})
+            raise ConfigError([f"this reranker scores nothing of the workload ({', '.join(reasons)}): choose another"])
         logits = {(one.query_id, one.doc_id): one.logit for one in scored}
         return Run(seconds, len(scored), work.computed, work.padding, work.flops, _stages(work, seconds), logits)
 
@@ -56,11 +71,11 @@ class PairByPair:
 
     name = PUBLISHED
 
-    def __init__(self, loop: PublishedLoop, flops: Flops) -> None:
+    def __init__(self, loop: PublishedLoop | PublishedGenerativeLoop, network: Any, flops: Flops) -> None:
         self._loop = loop
         self._flops = flops
         self._calls = _Calls()
-        self._calls.watch(loop._network)
+        self._calls.watch(network)
 
     def run(self, groups: Sequence[DocumentGroup]) -> Run:
         """Score every pair once, in the published batches."""
@@ -90,7 +105,9 @@ class _Calls:
 
     def watch(self, network: Any) -> None:
         """Count every call of the vision encoder and of the language model from now on."""
-        parts = {"vision": network.model.visual, "language": network.model.language_model}
+        model = network.model
+        parts = {"vision": model.visual, "language": model.language_model} if hasattr(model, "visual") else {}
+        parts = parts or {"language": model}
         self._timed = next(network.parameters()).device.type == "cpu"
         for name, module in parts.items():
             module.register_forward_pre_hook(self._before, with_kwargs=True)
@@ -128,8 +145,13 @@ def published_loop(checkpoint: str, dtype: str, device: str, threads: int) -> Pu
     return PublishedLoop(checkpoint, dtype=dtype, device=device)
 
 
-def load(name: str, checkpoint: str, dtype: str, device: str, host_threads: int) -> Contender:
+def load(
+    name: str, checkpoint: str, dtype: str, device: str, host_threads: int, max_length: int | None = None
+) -> Contender:
     """A contender with its weights on the device.
+
+    Args:
+        max_length: tokens of a pair, instead of those that its family is published with.
 
     Raises:
         CannotRun: it cannot load these weights; says why.
@@ -137,12 +159,30 @@ def load(name: str, checkpoint: str, dtype: str, device: str, host_threads: int)
     """
     if name in (REPRODUCIBLE, FAST):
         reranker = load_reranker(
-            checkpoint, dtype=dtype, device=device, host_threads=host_threads, reproducible=name == REPRODUCIBLE
-        )
-        if not isinstance(reranker, DocumentMajorReranker):
-            raise CannotRun(f"{checkpoint} reads pairs whole")
-        return DocumentMajor(name, reranker)
+            checkpoint, dtype=dtype, device=device, host_threads=host_threads, reproducible=name == REPRODUCIBLE,
+            max_length=max_length,
+        )  # fmt: skip
+        if not isinstance(reranker, DocumentMajorReranker | CrossEncoder):
+            raise CannotRun(f"{checkpoint}: its work is not counted")
+        return Ours(name, reranker)
+    folder = locate(checkpoint)
+    config = read_json(folder / "config.json")
+    family = family_of(config, None, checkpoint)
+    if family.name in ENCODERS:
+        limits = family.limits(config, Limits(), max_length, checkpoint)
+        return load_padded(name, folder, family.name, dtype, device, limits.max_length)
     if name == PUBLISHED:
-        loop = PublishedLoop(checkpoint, dtype=dtype, device=device)
-        return PairByPair(loop, count_flops(loop._network.config))
+        return _published(checkpoint, dtype, device)
     return load_cross_encoder(name, checkpoint, dtype, device)
+
+
+def _published(checkpoint: str, dtype: str, device: str) -> PairByPair:
+    """The published loop of the checkpoint's family."""
+    family = family_of(read_json(locate(checkpoint) / "config.json"), None, checkpoint)
+    if family.name == M0:
+        loop = PublishedLoop(checkpoint, dtype=dtype, device=device)
+        return PairByPair(loop, loop._network, count_flops(loop._network.config))
+    generative = PublishedGenerativeLoop(checkpoint, dtype=dtype, device=device)
+    config = generative.network.config
+    head = 2.0 * config.get_text_config().hidden_size
+    return PairByPair(generative, generative.network, count_flops(config, head))

@@ -34,7 +34,7 @@ class PaddedEncoder:
         self.name = name
         self._shape, self._score = shape, score
         self._masks: list[Tensor] = []
-        network.register_forward_pre_hook(self._before, with_kwargs=True)
+        network.roberta.register_forward_pre_hook(self._before, with_kwargs=True)  # some call forward itself
 
     def run(self, groups: Sequence[DocumentGroup]) -> Run:
         """Score every pair once.

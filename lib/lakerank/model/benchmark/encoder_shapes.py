@@ -37,13 +37,17 @@ class EncoderKind:
     positions: int
 
 
-#: `bge-v2-m3` and `jina-v2` are the published networks but for their vocabulary, which only the embeddings have;
-#: `-small` are as deep as jina's and half as wide, for measuring in minutes.
-KINDS: Mapping[str, EncoderKind] = {
-    "bge-v2-m3": EncoderKind("bge-reranker", 1024, 24, 16, 4096, 8194),
-    "bge-small": EncoderKind("bge-reranker", 384, 12, 6, 1536, 8194),
-    "jina-v2": EncoderKind("jina-reranker-v2", 768, 12, 12, 3072, 1026),
-    "jina-small": EncoderKind("jina-reranker-v2", 384, 12, 6, 1536, 1026),
+#: By family and shape: `published` is the published network but for its vocabulary, which only the embeddings have;
+#: `small` is as deep as jina's and half as wide, for measuring in minutes.
+KINDS: Mapping[str, Mapping[str, EncoderKind]] = {
+    "bge-reranker": {
+        "published": EncoderKind("bge-reranker", 1024, 24, 16, 4096, 8194),
+        "small": EncoderKind("bge-reranker", 384, 12, 6, 1536, 8194),
+    },
+    "jina-reranker-v2": {
+        "published": EncoderKind("jina-reranker-v2", 768, 12, 12, 3072, 1026),
+        "small": EncoderKind("jina-reranker-v2", 384, 12, 6, 1536, 1026),
+    },
 }
 
 _VOCABULARY = 12288

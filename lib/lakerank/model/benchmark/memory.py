@@ -35,7 +35,13 @@ class Memory:
 
 
 def peak_memory(
-    name: str, checkpoint: str, dtype: str, device: str, threads: int, groups: Sequence[DocumentGroup]
+    name: str,
+    checkpoint: str,
+    dtype: str,
+    device: str,
+    threads: int,
+    groups: Sequence[DocumentGroup],
+    max_length: int | None = None,
 ) -> Memory:
     """Load a contender and score `groups` in a fresh process.
 
@@ -43,15 +49,21 @@ def peak_memory(
         CannotRun: it cannot load these weights.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_score, name, checkpoint, dtype, device, threads, list(groups)).result()
+        return pool.submit(_score, name, checkpoint, dtype, device, threads, list(groups), max_length).result()
 
 
 def _score(
-    name: str, checkpoint: str, dtype: str, device: str, threads: int, groups: Sequence[DocumentGroup]
+    name: str,
+    checkpoint: str,
+    dtype: str,
+    device: str,
+    threads: int,
+    groups: Sequence[DocumentGroup],
+    max_length: int | None,
 ) -> Memory:
     torch.set_num_threads(threads)
     before = _resident("VmRSS")
-    contender = load(name, checkpoint, dtype, device, host_threads=2)
+    contender = load(name, checkpoint, dtype, device, 2, max_length)
     loaded = _resident("VmRSS")
     _forget_peak()
     contender.run(groups)

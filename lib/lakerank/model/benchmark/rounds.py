@@ -25,6 +25,9 @@ MOST = 256
 #: Contenders that cost the same a pair whatever k is, and that a bad row stops: they get good rows, and not all.
 _PAIRWISE = frozenset({PUBLISHED, CROSS_ENCODER})
 
+#: A document's own share of a whole pair, below which nothing is shared by its queries.
+SHARED = 0.05
+
 #: Documents of a warm-up run; where they differ, several.
 _WARM_UP = {"skewed": 3, "mixed": 3}
 
@@ -91,8 +94,8 @@ def size(workload: str, k: int, pace: Pace, seconds: float, most: int = MOST) ->
     """Inputs whose run takes about `seconds`, for the published loop and for us alike."""
     each = pace.pair_seconds * (max(pace.document, 0.0) + k * pace.query)
     documents = min(most, max(LEAST.get(workload, 1), round(seconds / each)))
-    if k == 1:
-        return Sizes(documents, documents)
+    if k == 1 or pace.document < SHARED:  # a pair costs us no less than it does them
+        return Sizes(documents, documents * k)
     wanted = max(2, round(seconds / pace.pair_seconds))
     if workload in LEAST:  # documents differ: as many pairs of each
         return Sizes(documents, documents * min(k, max(1, wanted // documents)))
