@@ -160,6 +160,7 @@ def test_bits_do_not_depend_on_the_memory_that_is_free(
         return linear(rows.double(), weight.double(), None if bias is None else bias.double()).to(rows.dtype)
 
     monkeypatch.setattr(torch.nn.functional, "linear", of_this_machine)
+    documents = [*documents, Document("t700", text="apple " * 700)]
     groups = [DocumentGroup(document, tuple(queries)) for document in documents]
     roomy, narrow = (
         logits_of(with_engine(tiny_checkpoint, budget=budget_of(tokens)).score_groups(groups)) for tokens in (2048, 64)

@@ -59,6 +59,9 @@ _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_K
 _KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 _MESSAGE_LENGTH = 300
 
+#: How Arrow's readers speak of a file that opens but whose pages are not what its footer says.
+_DAMAGED = re.compile(r"thrift|end of (?:stream|file)|corrupt|decompress|checksum", re.IGNORECASE)
+
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed a moment later."""
@@ -101,7 +104,7 @@ def _message(error: BaseException) -> str:
 
 
 def _advice(uri: str, error: BaseException) -> str:
-    if isinstance(error, pa.ArrowInvalid):
+    if isinstance(error, pa.ArrowInvalid) or (type(error) is OSError and _DAMAGED.search(str(error))):
         return "check that it is a whole Parquet file"
     if isinstance(error, FileNotFoundError):
         return "check the name" if is_local(uri) else "check the name of the bucket and of the file"

@@ -1,0 +1,104 @@
+"""Tables that someone has broken: a row is rejected under a code, a file stops the job and is named with what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lakerank.cli.job import run_job
+from lakerank.errors import SchemaError, StorageError
+from lakerank.spark.rerank import run
+
+pytestmark = pytest.mark.spark
+
+TABLES = ("documents", "queries", "candidates")
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def overwritten(file: Path) -> None:
+    """The footer stands; the rows before it are zeros."""
+    data = bytearray(file.read_bytes())
+    data[4:200] = bytes(196)
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("harm", [cut_short, emptied, overwritten])
+def test_a_damaged_file_stops_the_job_and_is_named(
+    spark: Any, storage: Any, lake: Any, table: str, harm: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = lake.folder / f"{table}.parquet"
+    harm(file)
+    with pytest.raises(SystemExit, match="1"):
+        run_job(lambda: run(spark, storage, lake.job("r")))
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["error"] == "StorageError"
+    assert told["message"].startswith((f"{file}: cannot be opened (", f"{file}: cannot be read ("))
+    assert told["message"].endswith("check that it is a whole Parquet file")
+    assert len(told["message"]) < 600, "a message, not a traceback"
+    assert not (lake.folder / "out" / "current.json").exists()
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_one_file_of_other_columns_in_a_folder_is_named(spark: Any, storage: Any, lake: Any, table: str) -> None:
+    file = lake.folder / f"{table}.parquet"
+    rows = file.read_bytes()
+    file.unlink()
+    file.mkdir()
+    (file / "part-1.parquet").write_bytes(rows)
+    pq.write_table(pa.table({"query": ["q00"], "document": ["d00"]}), file / "part-2.parquet")
+    with pytest.raises(SchemaError, match=r"part-2\.parquet: no column '.*_id' \(found: query, document\); see README"):
+        run(spark, storage, lake.job("r"))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_folder_without_tables_is_named(spark: Any, storage: Any, lake: Any, table: str) -> None:
+    file = lake.folder / f"{table}.parquet"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(StorageError, match=rf"{table}\.parquet: no Parquet file is there; check the name"):
+        run(spark, storage, lake.job("r"))
+
+
+def test_rows_without_an_id_match_nothing_and_harm_nothing(spark: Any, storage: Any, lake: Any) -> None:
+    run(spark, storage, lake.job("clean"))
+    nothing = {"query_id": None, "doc_id": None, "text": "of nobody"}
+    for table, column in (("documents", "doc_id"), ("queries", "query_id")):
+        rows = pq.read_table(lake.folder / f"{table}.parquet").to_pylist()
+        lake.write(table, [{column: None, "text": nothing["text"]}, *rows, {column: None, "text": "of nobody else"}])
+    pairs = [("q00", None), (None, "d00"), (None, None), (None, None), ("", "d00"), ("q00", "")]
+    rows = pq.read_table(lake.folder / "candidates.parquet").to_pylist()
+    lake.write("candidates", [*rows, *({"query_id": query, "doc_id": doc} for query, doc in pairs)])
+    summary = run(spark, storage, lake.job("dirty"))
+    assert lake.ranked("dirty") == lake.ranked("clean")
+    assert {(row["query_id"], row["doc_id"]): row["reason"] for row in lake.rejected("dirty")} == {
+        ("q00", None): "missing_document",
+        (None, "d00"): "missing_query",
+        (None, None): "missing_query",
+        ("", "d00"): "missing_query",
+        ("q00", ""): "missing_document",
+    }
+    assert summary["reused"] == 240
+    assert summary["candidates"] == summary["reused"] + summary["rejected"] == 245
+    assert summary["duplicates"] == 1
+
+
+@pytest.mark.parametrize("table", ["documents", "queries"])
+def test_an_empty_table_rejects_every_candidate(spark: Any, storage: Any, lake: Any, table: str) -> None:
+    lake.write(table, [])
+    summary = run(spark, storage, lake.job("r"))
+    reason = {"documents": "missing_document", "queries": "missing_query"}[table]
+    assert summary["rejected_by_reason"] == {reason: 240}
+    assert summary["scored"] == 0
