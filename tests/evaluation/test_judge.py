@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from lakerank.config import read_yaml
 from lakerank.errors import SchemaError
-from lakerank.evaluation.judge import judge, markdown
+from lakerank.evaluation.judge import judge, main, markdown
 from lakerank.lake.storage import Storage
 from lakerank.records import Reject, RejectReason, ScoredPair
+
+CONF = Path(__file__).parents[2] / "conf"
 
 
 class ByLength:
@@ -87,3 +91,19 @@ def test_the_command_prints_a_table_for_each_list(folder, tiny_checkpoint):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| text→text | seen | 6 |") == 2
     assert "Candidates of the same group, nDCG@10:" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "status"), [("routed.yaml", 0), ("cascade.yaml", 2)])
+def test_the_command_takes_a_config_that_names_one(
+    folder, tiny_checkpoint, tmp_path, monkeypatch, capsys, name, status
+):
+    values = read_yaml(CONF / name)
+    if name == "routed.yaml":
+        for part in values["model"].values():
+            part["path"], part["max_length"] = str(tiny_checkpoint), 1024
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(sys, "argv", ["judge", str(tmp_path / "config.yaml"), str(folder), "--queries", "1"])
+    assert main() == status
+    said = capsys.readouterr()
+    assert ("| text→text | seen | 1 |" in said.out) == (status == 0)
+    assert ("one reranker is judged" in said.err) == (status == 2)

@@ -18,7 +18,8 @@ from typing import Any
 
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
-from lakerank.model.families import M0, Facts, family_named, family_of
+from lakerank.model.families import M0, family_named, family_of
+from lakerank.model.family import Facts
 from lakerank.model.images import CLIP_MEAN, CLIP_STD, PatchShape
 from lakerank.model.prompt import LOGIT_BIAS, SCORE_TOKEN_ID, Limits
 from lakerank.model.stamp import quick_stamp

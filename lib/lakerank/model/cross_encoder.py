@@ -16,7 +16,7 @@ from lakerank.model.device import choose_device, supported_dtype
 from lakerank.model.document_major import MOST_GROUPS, reject, score_pairs
 from lakerank.model.encoder_engine import EncoderEngine, Reading
 from lakerank.model.encoder_shape import read_shape
-from lakerank.model.families import Loading
+from lakerank.model.family import Loading
 from lakerank.model.prepare import Preparation, Prepared
 from lakerank.model.text_pairs import SPECIAL, PairLimits, SideTokenizer, bge_limits, jina_limits, read_pair_tokens
 from lakerank.model.tokens import Side, read_tokenizer

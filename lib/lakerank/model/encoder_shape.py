@@ -9,7 +9,7 @@ from typing import Any
 
 from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import read_json, resolve_dtype
-from lakerank.model.families import Facts
+from lakerank.model.family import Facts
 
 _POSITIVE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 

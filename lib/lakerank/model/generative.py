@@ -32,7 +32,7 @@ from lakerank.model.checkpoint import read_json, resolve_dtype, weight_files
 from lakerank.model.device import choose_device, supported_dtype
 from lakerank.model.document_major import DocumentMajorReranker
 from lakerank.model.engine import Engine
-from lakerank.model.families import Loading
+from lakerank.model.family import Loading
 from lakerank.model.flops import count_flops
 from lakerank.model.generative_checkpoint import generative_patches
 from lakerank.model.images import PatchShape

@@ -8,7 +8,7 @@ from pathlib import Path
 from lakerank.errors import CheckpointError
 from lakerank.model.chat_prompts import ChatPrompt
 from lakerank.model.checkpoint import patch_shape, read_json, resolve_dtype
-from lakerank.model.families import Facts
+from lakerank.model.family import Facts
 from lakerank.model.images import PatchShape
 
 

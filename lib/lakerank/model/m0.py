@@ -8,7 +8,7 @@ from lakerank.model.checkpoint import read_settings
 from lakerank.model.device import choose_device, supported_dtype
 from lakerank.model.document_major import DocumentMajorReranker
 from lakerank.model.engine import Engine
-from lakerank.model.families import Loading
+from lakerank.model.family import Loading
 from lakerank.model.prepare import Preparation
 from lakerank.model.tokens import PromptTokenizer, check_tokenizer, read_special_tokens, read_tokenizer
 from lakerank.model.weights import load_network

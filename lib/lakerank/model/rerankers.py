@@ -8,7 +8,8 @@ import torch
 
 from lakerank.model.checkpoint import CheckpointIdentity, confirm, identify, locate_adapter
 from lakerank.model.document_major import DocumentMajorReranker
-from lakerank.model.families import LoadedReranker, Loading, family_named
+from lakerank.model.families import family_named
+from lakerank.model.family import LoadedReranker, Loading
 from lakerank.model.prompt import Limits
 
 __all__ = ["DocumentMajorReranker", "LoadedReranker", "load_reranker"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lakerank.model.families import LoadedReranker, TokensRead
+from lakerank.model.family import LoadedReranker, TokensRead
 from lakerank.model.sources import LogitScale
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 

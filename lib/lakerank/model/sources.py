@@ -10,7 +10,8 @@ from lakerank.cost import Reading, Sizing
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.model.checkpoint import CheckpointIdentity, identify
-from lakerank.model.families import Family, LoadedReranker, family_named
+from lakerank.model.families import family_named
+from lakerank.model.family import Family, LoadedReranker
 from lakerank.model.prompt import Limits
 
 #: Changes when two rerankers with the same names and scales would score other pairs, or otherwise.
