@@ -1,0 +1,104 @@
+"""conf/cascade.yaml and conf/ensemble.yaml through the jobs: reranked, judged and tidied up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from lakerank import Document, Query, load_reranker
+from lakerank.cli.score import score
+
+pytestmark = pytest.mark.spark
+ROOT = Path(__file__).parent.parent
+LAKE = ROOT / "lib" / "lakerank" / "ingest" / "demo_lake"
+QUERIES, TOP = 5, 10
+
+
+def run(job: str, config: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    """A job's last line; its candidates are a few queries of the bundled lake."""
+    tables = {name: LAKE / f"{name}.parquet" for name in ("documents", "queries", "qrels")}
+    settings = {f"lake.{name}": address for name, address in tables.items()}
+    settings |= {"lake.candidates": folder / "candidates.parquet", "lake.output": folder / "out"}
+    conf = "{spark.master: 'local[2]', spark.ui.enabled: false, spark.driver.memory: 1g}"
+    given = [f"{key}={value}" for key, value in settings.items()] + [f"spark.conf={conf}", "spark.partitions=2"]
+    command = [sys.executable, str(ROOT / "jobs" / job), "--config", str(ROOT / "conf" / config)]
+    command += [word for setting in given for word in ("--set", setting)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.strip().splitlines()[-1])) | {"log": done.stderr}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("several")
+    candidates = pq.read_table(LAKE / "candidates.parquet")
+    few = pc.unique(candidates["query_id"])[:QUERIES]
+    pq.write_table(candidates.filter(pc.is_in(candidates["query_id"], few)), folder / "candidates.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cascade(folder: Path) -> dict[str, Any]:
+    return run("rerank.py", "cascade.yaml", folder, "--run-id", "cascade")
+
+
+def ranked(folder: Path, run_id: str) -> list[dict[str, Any]]:
+    return list(pq.read_table(folder / "out" / "ranked" / f"run_id={run_id}", partitioning=None).to_pylist())
+
+
+def test_the_top_of_a_cascade_is_as_the_strong_one_alone_would_have_it(folder, cascade):
+    first, second = cascade["passes"]
+    assert cascade["published"] is True
+    assert (first["pairs"], second["pairs"]) == (cascade["candidates"], QUERIES * TOP)
+    assert second["tokens_computed"] > 0
+    assert "pass 2 of 2: embedded, the 10 best of each query" in cascade["log"]
+    rows = [row for row in ranked(folder, "cascade") if row["scored_by"] == [1, 2]]
+    assert [row["rank"] for row in rows] == [*range(1, TOP + 1)] * QUERIES
+    tables = {name: pq.read_table(LAKE / f"{name}.parquet").to_pylist() for name in ("documents", "queries")}
+    documents = {row["doc_id"]: Document(row["doc_id"], row["text"], row["image"]) for row in tables["documents"]}
+    queries = {row["query_id"]: Query(row["query_id"], row["text"], row["image"]) for row in tables["queries"]}
+    strong = load_reranker("embedded", device="cpu", dtype="float32")
+    logits = strong.score([(queries[row["query_id"]], documents[row["doc_id"]]) for row in rows])
+    assert [row["logit"] for row in rows] == pytest.approx(logits.tolist(), abs=1e-4)
+    own = [(row["query_id"], -row["logit"], row["doc_id"]) for row in rows]
+    assert own == sorted(own)
+
+
+def test_an_ensemble_of_stored_scores_scores_what_is_missing_alone(folder, cascade):
+    summary = run("rerank.py", "ensemble.yaml", folder, "--run-id", "ensemble")
+    exact, short = summary["passes"]
+    assert (short["pairs"], short["reused"]) == (0, cascade["candidates"]), "the cascade's first pass scored them all"
+    assert (exact["pairs"], exact["reused"]) == (cascade["candidates"] - QUERIES * TOP, QUERIES * TOP)
+    rows = ranked(folder, "ensemble")
+    assert len(rows) == cascade["candidates"]
+    assert {tuple(row["scored_by"]) for row in rows} == {(1, 2)}
+    keys = [(row["query_id"], -row["logit"], row["doc_id"]) for row in rows]
+    assert keys == sorted(keys)
+    assert max(row["logit"] for row in rows) == pytest.approx(2 / 61)
+
+
+def test_a_cascade_is_judged_and_kept_like_any_run(folder, cascade):
+    judged = run("evaluate.py", "cascade.yaml", folder, "--run-id", "cascade", "--no-spark")
+    assert judged["reranked"]
+    report = (folder / "out" / "runs" / "cascade" / "report.html").read_text()
+    assert "embedded; 50 pairs, the best 10 a query; 50 scored in this run" in report
+    tidied = run("clean.py", "cascade.yaml", folder)
+    assert tidied["listed"] == {"files": 0, "bytes": 0}
+    assert "cascade" in tidied["kept_runs"]
+
+
+def test_one_request_is_answered_by_one_model(tmp_path):
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"query": "apple", "documents": ["pear"]}))
+    for name in ("cascade.yaml", "ensemble.yaml"):
+        refused = CliRunner().invoke(score, [str(request), "--config", str(ROOT / "conf" / name)])
+        assert refused.exit_code == 2
+        assert "a request is answered by one reranker" in json.loads(refused.stdout.splitlines()[-1])["message"]
