@@ -68,10 +68,17 @@ def test_another_run_s_state_is_refused(training_config: Callable[..., Path]) ->
         run_training(load_train_config(training_config(), ["start.shape.layers=4"]))
 
 
-def test_an_upper_stage_leaves_the_lower_layers_alone(
-    training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("only", "lower"),
+    [
+        ("upper_only", ("visual", "embed_tokens", "layers.0.", "layers.1.")),
+        ("layers_only", ("visual", "embed_tokens")),
+    ],
+)
+def test_a_stage_of_some_layers_leaves_the_others_alone(
+    training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path, only: str, lower: tuple[str, ...]
 ) -> None:
-    stage = {"name": "match", "steps": 2, "groups": 2, "group_size": 3, "upper_only": True}
+    stage = {"name": "match", "steps": 2, "groups": 2, "group_size": 3, only: True}
     decay_too = {"learning_rate": 0.01, "warmup_steps": 0, "weight_decay": 0.5}
     path = training_config(stages=[stage], optimizer=decay_too)
     run_training(load_train_config(path))
@@ -82,7 +89,7 @@ def test_an_upper_stage_leaves_the_lower_layers_alone(
     trained = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")
     moved = {name for name, value in fresh.state_dict().items() if not same(value, trained[published_name(name)])}
     assert {"model.language_model.layers.2.self_attn.v_proj.weight", "score.0.weight"} <= moved
-    lower = ("visual", "embed_tokens", "layers.0.", "layers.1.")
+    assert ("model.language_model.layers.0.self_attn.v_proj.weight" in moved) == (only == "layers_only")
     assert not [name for name in moved if any(part in name for part in lower)]
 
 

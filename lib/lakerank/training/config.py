@@ -122,7 +122,8 @@ class StageConfig(_Section):
     `hard_negatives` documents more for every query, from its candidates.
 
     A stage with `ranking: null` trains the layers below `tap` alone: query and document meet in the losses only. One
-    that is `upper_only` trains the layers from `tap` on and the head. One that is a `bag` trains what comes before the
+    that is `upper_only` trains the layers from `tap` on and the head; one that is `layers_only` all layers and the head,
+    so that rare words are not forgotten and pictures not learned by heart. One that is a `bag` trains what comes before the
     first layer, embeddings and the vision encoder: the mean of a row's tokens names its topic (fastText, Joulin et al.
     2017), which costs little, and the layers then start from tokens that mean something. `only` keeps rows whose column
     holds one of the values, or nothing. A share of the groups, going over the stage from `mined[0]` to `mined[1]`,
@@ -137,6 +138,7 @@ class StageConfig(_Section):
     hard_negatives: int = Field(default=0, ge=0)
     learning_rate: float | None = Field(default=None, gt=0)
     upper_only: bool = False
+    layers_only: bool = False
     bag: bool = False
     mined: tuple[float, float] = (0.0, 0.0)
     ranking: Literal["listnet", "ranknet"] | None = "listnet"

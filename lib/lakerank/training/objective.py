@@ -54,6 +54,10 @@ class Learner:
             named |= {f"proxies.{name}": value for name, value in self.proxies.named_parameters()}
         return named
 
+    def is_layer(self, name: str) -> bool:
+        """Whether a parameter belongs to the language model's layers, to what follows them, or to the proxies."""
+        return any(part in name for part in ("language_model.layers.", "language_model.norm.", "score.", "proxies."))
+
     def is_upper(self, name: str) -> bool:
         """Whether a parameter belongs to the layers from `tap` on, or to what follows them."""
         if found := re.search(r"language_model\.layers\.(\d+)\.", name):

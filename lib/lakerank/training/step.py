@@ -43,7 +43,7 @@ class Step:
         """
         here = place(self.config.stages, number)
         for name, parameter in self.parameters.items():
-            parameter.requires_grad_(not here.stage.upper_only or self.learner.is_upper(name))
+            parameter.requires_grad_(self._trains(here.stage, name))
         random = np.random.default_rng((self.config.seed, number))
         neighbours = _neighbours(self.learner) if here.mined > 0 else None
         stage, sampler = here.stage, self.samplers[here.index]
@@ -59,6 +59,11 @@ class Step:
         rate = learning_rate(self.config.optimizer, self.config.stages, number)
         self.optimizer.step(rate)
         return {"step": number + 1, "stage": stage.name, **losses, "norm": float(norm), "rate": rate}
+
+    def _trains(self, stage: StageConfig, name: str) -> bool:
+        if stage.upper_only:
+            return self.learner.is_upper(name)
+        return not stage.layers_only or self.learner.is_layer(name)
 
     def _shards(self, batch: Batch, stage: StageConfig) -> list[Batch]:
         """Parts of a batch within `step_tokens`, at least one a process."""
