@@ -122,13 +122,13 @@ class StageConfig(_Section):
     `hard_negatives` documents more for every query, from its candidates.
 
     A stage with `ranking: null` trains the layers below `tap` alone: query and document meet in the losses only. One
-    that is `upper_only` trains the layers from `tap` on and the head; one that is `layers_only` all layers and the head,
-    so that rare words are not forgotten and pictures not learned by heart. One that is a `bag` trains what comes before the
-    first layer, embeddings and the vision encoder: the mean of a row's tokens names its topic (fastText, Joulin et al.
-    2017), which costs little, and the layers then start from tokens that mean something. `only` keeps rows whose column
-    holds one of the values, or nothing. A share of the groups, going over the stage from `mined[0]` to `mined[1]`,
-    holds topics that are easily confused. A stage with a `learning_rate` starts the schedule anew at that peak (a warm
-    restart, Loshchilov and Hutter 2017).
+    that is `upper_only` trains the layers from `tap` on and the head; one that is `layers_only` all layers and the
+    head, so that rare words are not forgotten and pictures not learned by heart. One that is a `bag` trains what comes
+    before the first layer, embeddings and the vision encoder: the mean of a row's tokens names its topic (fastText,
+    Joulin et al. 2017), which costs little, and the layers then start from tokens that mean something. `only` keeps
+    rows whose column holds one of the values, or nothing. A share of the groups, going over the stage from `mined[0]`
+    to `mined[1]`, holds topics that are easily confused. A stage with a `learning_rate` starts the schedule anew at
+    that peak (a warm restart, Loshchilov and Hutter 2017).
     """
 
     name: str
