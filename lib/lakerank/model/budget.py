@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 #: Tokens and patches of one pass that keep a device busy: more would only take memory and, on a CPU, leave its caches.
 BUSY_TOKENS_CPU = 2048
@@ -103,3 +106,15 @@ def _group_free() -> int:
     except (OSError, ValueError):
         return 2**62
     return 2**62 if limit == "max" else max(0, int(limit) - used)
+
+
+def cut(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[Sequence[T]]:
+    """Consecutive items whose sizes sum to `most` or less; an item that is larger alone."""
+    first, held = 0, 0
+    for place, size in enumerate(sizes):
+        if held and held + size > most:
+            yield items[first:place]
+            first, held = place, 0
+        held += size
+    if first < len(items):
+        yield items[first:]

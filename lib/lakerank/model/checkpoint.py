@@ -91,7 +91,7 @@ def identify(
         raise CheckpointError(f"{folder}: {kind.name} takes no adapter; leave model.adapter out")
     adapter = locate_adapter(adapter, adapter_revision)
     files = weight_files(folder)
-    facts = kind.read(folder, dtype, adapter)
+    facts = kind.read(folder, dtype)
     limits = kind.limits(config, limits or Limits(), max_length, str(folder))
     parts = {
         "protocol": kind.protocol,

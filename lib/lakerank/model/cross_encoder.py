@@ -11,12 +11,11 @@ import numpy as np
 import torch
 
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import read_json, resolve_dtype
-from lakerank.model.device import choose_device, supported_dtype
-from lakerank.model.document_major import MOST_GROUPS, reject, score_pairs
+from lakerank.model.checkpoint import read_json
 from lakerank.model.encoder_engine import EncoderEngine, Reading
 from lakerank.model.encoder_shape import read_shape
 from lakerank.model.family import Loading
+from lakerank.model.groups import filled, reject, score_pairs
 from lakerank.model.prepare import Preparation, Prepared
 from lakerank.model.text_pairs import SPECIAL, PairLimits, SideTokenizer, bge_limits, jina_limits, read_pair_tokens
 from lakerank.model.tokens import Side, read_tokenizer
@@ -87,18 +86,14 @@ class CrossEncoder:
         Groups are pulled as they are needed, as many as fill PASSES_SORTED passes; texts are tokenised by threads ahead
         of the device, each document and each query once.
         """
-        held = PASSES_SORTED * self._engine.budget.tokens
-        filling: list[tuple[Prepared, list[_Pair | Unscorable]]] = []
-        tokens = 0
-        for prepared in self._preparation.ahead(groups, held, self.work):
-            pairs = self._pairs(prepared)
-            size = sum(reading.length for pair in pairs if isinstance(pair, _Pair) for reading in pair.readings)
-            if filling and (tokens + size > held or len(filling) == MOST_GROUPS):
-                yield from self._score(filling)
-                filling, tokens = [], 0
-            filling.append((prepared, pairs))
-            tokens += size
-        yield from self._score(filling)
+        ahead = self._preparation.ahead(groups, self._held(), self.work)
+        read = ((prepared, self._pairs(prepared)) for prepared in ahead)
+        for filling in filled(((one, _tokens(one[1])) for one in read), self._held):
+            yield from self._score(filling)
+
+    def _held(self) -> int:
+        """Tokens of the pairs that are sorted together."""
+        return PASSES_SORTED * self._engine.budget.tokens
 
     def _pairs(self, prepared: Prepared) -> list[_Pair | Unscorable]:
         """What each of a group's queries is read as; why not where it cannot be."""
@@ -148,6 +143,10 @@ class CrossEncoder:
         self.work.pairwise += sum(reading.length for pair in scored for reading in pair.readings)
 
 
+def _tokens(pairs: Iterable[_Pair | Unscorable]) -> int:
+    return sum(reading.length for pair in pairs if isinstance(pair, _Pair) for reading in pair.readings)
+
+
 def _result(query: Query, document: Document, pair: _Pair, logits: Sequence[float | None]) -> ScoredPair | Reject:
     """A pair's result from its windows' logits."""
     fitting = [logit for logit in logits if logit is not None]
@@ -187,19 +186,16 @@ def load_jina_v2(loading: Loading) -> CrossEncoder:
 
 
 def _load(loading: Loading, naming: Naming, limits: PairLimits) -> CrossEncoder:
-    folder, device = loading.folder, choose_device(loading.device)
-    dtype = resolve_dtype(folder, loading.dtype)
-    if loading.dtype == "auto":
-        dtype = supported_dtype(dtype, device)
+    folder = loading.folder
     shape = read_shape(read_json(folder / "config.json"), str(folder))
     if limits.sequence < LEAST_SEQUENCE:
         raise CheckpointError(f"{folder}: sequences of {limits.sequence} tokens leave no room for a document")
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     tokenizer.encode_special_tokens = False  # see `text_pairs`
     tokens = read_pair_tokens(tokenizer, shape.vocabulary, shape.padding, str(folder))
-    encoder = PackedEncoder(shape, load_weights(folder, shape, naming, getattr(torch, dtype), device))
+    weights = load_weights(folder, shape, naming, getattr(torch, loading.dtype), torch.device(loading.device))
     return CrossEncoder(
-        EncoderEngine(encoder, tokens, reproducible=loading.reproducible),
+        EncoderEngine(PackedEncoder(shape, weights), tokens, reproducible=loading.reproducible),
         Preparation(SideTokenizer(tokenizer, limits), loading.limits, None, threads=loading.host_threads),
         limits,
         fingerprint=loading.fingerprint,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from lakerank.errors import CheckpointError
 
@@ -51,6 +53,12 @@ def _processor_flags() -> frozenset[str]:
         return frozenset()
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     return frozenset(flags.partition(":")[2].split())
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy to the device; from pinned memory and without waiting where it is a GPU."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from lakerank.errors import PairRejected
 from lakerank.model.device import out_of_memory
 from lakerank.model.engine import DocumentQueries, Engine
+from lakerank.model.groups import filled, reject, score_pairs
 from lakerank.model.prepare import Preparation, Prepared
 from lakerank.model.tokens import Side
 from lakerank.model.unscorable import Unscorable
@@ -19,9 +19,6 @@ from lakerank.model.work import Work
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 logger = logging.getLogger(__name__)
-
-#: Groups that are scored together at most, be they ever so small or without anything to score.
-MOST_GROUPS = 512
 
 
 class DocumentMajorReranker:
@@ -65,16 +62,10 @@ class DocumentMajorReranker:
         Groups are pulled as they are needed, as many as fill the device twice; decoding, resizing and tokenising run in
         threads ahead of it.
         """
-        filling: list[Prepared] = []
-        tokens = 0
-        for prepared in self._preparation.ahead(groups, 2 * self._engine.budget.held, self.work):
-            size = 0 if prepared.work is None else prepared.work.tokens
-            if filling and (tokens + size > self._engine.budget.held or len(filling) == MOST_GROUPS):
-                yield from self._score_prepared(filling)
-                filling, tokens = [], 0
-            filling.append(prepared)
-            tokens += size
-        yield from self._score_prepared(filling)
+        ahead = self._preparation.ahead(groups, 2 * self._engine.budget.held, self.work)
+        sized = ((prepared, 0 if prepared.work is None else prepared.work.tokens) for prepared in ahead)
+        for filling in filled(sized, lambda: self._engine.budget.held):
+            yield from self._score_prepared(filling)
 
     def _score_prepared(self, prepared: Sequence[Prepared]) -> Iterator[ScoredPair | Reject]:
         """Results of groups that share passes through the network."""
@@ -106,32 +97,6 @@ class DocumentMajorReranker:
         return [Unscorable(RejectReason.OUT_OF_MEMORY, f"a document of {tokens} tokens")]
 
 
-def score_pairs(
-    score_groups: Callable[[Iterable[DocumentGroup]], Iterator[ScoredPair | Reject]],
-    pairs: Sequence[tuple[Query, Document]],
-) -> np.ndarray:
-    """Raw float32 logits (P,) of pairs, in order, by what scores groups in theirs.
-
-    Raises:
-        PairRejected: a pair cannot be scored; the first such pair is named.
-    """
-    grouped: dict[Document, list[int]] = {}
-    for place, (_, document) in enumerate(pairs):
-        grouped.setdefault(document, []).append(place)
-    groups = [
-        DocumentGroup(document, tuple(pairs[place][0] for place in places)) for document, places in grouped.items()
-    ]
-    order = [place for places in grouped.values() for place in places]
-    results = dict(zip(order, score_groups(groups), strict=True))
-    logits = np.empty(len(pairs), dtype=np.float32)
-    for place in range(len(pairs)):
-        result = results[place]
-        if isinstance(result, Reject):
-            raise PairRejected(result.query_id, result.doc_id, result.reason, result.detail)
-        logits[place] = result.logit
-    return logits
-
-
 def _results(prepared: Prepared, outcome: np.ndarray | Unscorable | None) -> Iterator[ScoredPair | Reject]:
     """One result for each of a group's queries, in order."""
     group, document = prepared.group, prepared.document
@@ -146,11 +111,6 @@ def _results(prepared: Prepared, outcome: np.ndarray | Unscorable | None) -> Ite
             yield reject(query, group.document, outcome)
         else:
             yield _scored(query, side, group.document, document, next(logits))
-
-
-def reject(query: Query, document: Document, why: Unscorable) -> Reject:
-    """The reject of a pair, one side or both of which cannot be scored."""
-    return Reject(query.query_id, document.doc_id, why.reason, why.detail)
 
 
 def _scored(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,9 +23,10 @@ from lakerank.model.budget import (
     Budget,
     budget_of,
     busy_budget,
+    cut,
     free_bytes,
 )
-from lakerank.model.device import out_of_memory
+from lakerank.model.device import out_of_memory, to_device
 from lakerank.model.encoder_shape import EncoderShape
 from lakerank.model.layout import Varlen
 from lakerank.model.rows import Product, RowProducts, choose_products
@@ -107,25 +108,14 @@ class EncoderEngine:
     def _logits(self, readings: Sequence[Reading]) -> np.ndarray:
         started = time.perf_counter()
         order = sorted(range(len(readings)), key=lambda place: readings[place].length)
-        passes = [self._read([readings[place] for place in chosen]) for chosen in self._passes(order, readings)]
+        chunks = cut(order, [readings[place].length for place in order], self.budget.tokens)
+        passes = [self._read([readings[place] for place in chunk]) for chunk in chunks]
         found = torch.cat(passes).cpu().numpy()
         self._timer.collect()
         logits = np.empty(len(readings), dtype=np.float32)
         logits[order] = found
         self.work.drive_s += time.perf_counter() - started
         return logits
-
-    def _passes(self, order: Sequence[int], readings: Sequence[Reading]) -> Iterator[list[int]]:
-        """Places in order, as many as fill a pass; a sequence that is longer than a pass alone."""
-        chosen: list[int] = []
-        held = 0
-        for place in order:
-            if chosen and held + readings[place].length > self.budget.tokens:
-                yield chosen
-                chosen, held = [], 0
-            chosen.append(place)
-            held += readings[place].length
-        yield chosen
 
     def _read(self, readings: Sequence[Reading]) -> Tensor:
         """Logits (N,) of sequences that share a pass, on the device."""
@@ -138,7 +128,9 @@ class EncoderEngine:
         self._count(lengths, spare)
         with self._timer.stage("suffix_s"):
             varlen = self._attention([*lengths, spare] if spare else lengths)
-            return self._encoder.logits(self._to_device(token_ids), self._to_device(positions), lengths, varlen)
+            return self._encoder.logits(
+                to_device(token_ids, self._device), to_device(positions, self._device), lengths, varlen
+            )
 
     def _attention(self, lengths: Sequence[int]) -> Varlen | None:
         return None if self._varlen is None else self._varlen(lengths, self._device)
@@ -148,11 +140,6 @@ class EncoderEngine:
         self.work.computed += rows + spare
         self.work.padding += spare
         self.work.flops += sum(map(self._encoder.shape.flops, lengths))
-
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        """Copy to the device; from pinned memory and without waiting where it is a GPU."""
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
 
     def _release(self) -> None:
         """Give memory back to the device."""

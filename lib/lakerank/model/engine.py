@@ -10,16 +10,17 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lakerank.model.budget import LEAST_TOKENS, Budget, busy_budget, device_budget
+from lakerank.model.budget import LEAST_TOKENS, Budget, busy_budget, cut, device_budget
 from lakerank.model.cache import BoundedCache
+from lakerank.model.device import to_device
 from lakerank.model.flops import Flops, count_flops
 from lakerank.model.images import Patches, PatchShape
 from lakerank.model.layout import PAIR_QUERY, PrefixLayout, Span, prefix_layout, suffix_layout
@@ -30,8 +31,6 @@ from lakerank.model.tokens import TokenRows
 from lakerank.model.varlen import VarlenKind, choose_varlen
 from lakerank.model.vision import PackedVision, Vision
 from lakerank.model.work import DeviceTimer, Work
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +127,7 @@ class Engine:
         started = time.perf_counter()
         prefixes, numbers = self._prefixes([group.document for group in groups])
         pairs = _pairs(groups, numbers)
-        chunks = _cut(pairs, [len(pair.query.token_ids) for pair in pairs], self.budget.tokens)
+        chunks = cut(pairs, [len(pair.query.token_ids) for pair in pairs], self.budget.tokens)
         made = [self._suffixes(chunk, prefixes) for chunk in chunks]
         logits = np.empty(len(pairs), dtype=np.float32)
         logits[[pair.place for pair in pairs]] = torch.cat(made).cpu().numpy()  # the device is waited for here only
@@ -161,7 +160,7 @@ class Engine:
         found = {key: self._kept[key] for key in distinct if key in self._kept}
         self.work.prefixes_reused += len(keys) - len(distinct) + len(found)
         wanted = [(key, document) for key, document in distinct.items() if key not in found]
-        for chunk in _cut(wanted, [len(document.token_ids) for _, document in wanted], self.budget.tokens):
+        for chunk in cut(wanted, [len(document.token_ids) for _, document in wanted], self.budget.tokens):
             made = self._pass_documents([document for _, document in chunk])
             found |= zip((key for key, _ in chunk), made, strict=True)
         self._keep(found, keys[-1])
@@ -213,7 +212,7 @@ class Engine:
                 [prefixes[number] for number in used],
                 suffix_layout(spans, self._decoder.repeats, self._device, block=self._block),
                 suffix_layout(spans, self._decoder.repeats, self._device, last_only=True),
-                self._to_device(rows),
+                to_device(rows, self._device),
             )
         return logits[: len(pairs)]
 
@@ -226,17 +225,17 @@ class Engine:
         spare = self._products.filled(len(token_ids)) - len(token_ids)
         self.work.computed += len(token_ids) + spare
         self.work.padding += spare
-        ids = self._to_device(np.pad(token_ids, (0, spare)))
-        places = self._to_device(np.flatnonzero(token_ids == self._image_token)) if visual else None
+        ids = to_device(np.pad(token_ids, (0, spare)), self._device)
+        places = to_device(np.flatnonzero(token_ids == self._image_token), self._device) if visual else None
         embedded = self._decoder.embed(ids, places, torch.cat(list(visual)) if visual else None)
-        return embedded, self._to_device(np.pad(positions, ((0, 0), (0, spare))))
+        return embedded, to_device(np.pad(positions, ((0, 0), (0, spare))), self._device)
 
     def _images(self, sides: Sequence[TokenRows], cache: BoundedCache[Tensor]) -> list[Tensor]:
         """Visual tokens of each image of the sides, in order; each content is encoded once."""
         images = {key: image for side in sides for key, image in side.pictures}
         found = {key: tokens for key in images if (tokens := cache.find(key)) is not None}
         wanted = [(key, image) for key, image in images.items() if key not in found]
-        for chunk in _cut(wanted, [len(image.pixels) for _, image in wanted], self.budget.patches):
+        for chunk in cut(wanted, [len(image.pixels) for _, image in wanted], self.budget.patches):
             for (key, _), tokens in zip(chunk, self._encode([image for _, image in chunk]), strict=True):
                 found[key] = tokens
                 cache.put(key, tokens.clone())  # a view would hold on to all that were encoded beside it
@@ -246,13 +245,8 @@ class Engine:
         self.work.images_encoded += len(images)
         self.work.flops += sum(self._flops.vision(len(image.pixels)) for image in images)
         with self._timer.stage("vision_s"):
-            pixels = self._to_device(np.concatenate([image.pixels for image in images]))
+            pixels = to_device(np.concatenate([image.pixels for image in images]), self._device)
             return self._vision.tokens(pixels, [image.grid for image in images])
-
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        """Copy to the device; from pinned memory and without waiting where it is a GPU."""
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
 
     def _count(self, group: DocumentQueries) -> None:
         tokens = len(group.document.token_ids)
@@ -277,15 +271,3 @@ def _pairs(groups: Sequence[DocumentQueries], numbers: Sequence[int]) -> list[_P
         for query in group.queries
     ]
     return sorted(pairs, key=lambda pair: (pair.document, len(pair.query.token_ids) > PAIR_QUERY))
-
-
-def _cut(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[Sequence[T]]:
-    """Consecutive items whose sizes sum to `most` or less; an item that is larger alone."""
-    first, held = 0, 0
-    for place, size in enumerate(sizes):
-        if held and held + size > most:
-            yield items[first:place]
-            first, held = place, 0
-        held += size
-    if first < len(items):
-        yield items[first:]

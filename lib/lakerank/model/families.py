@@ -6,18 +6,27 @@ and not before: a plan needs the names and limits of models, never their weights
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lakerank.errors import CheckpointError
+from lakerank.model.chat_prompts import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
 from lakerank.model.family import Config, Facts, Family, LoadedReranker, Loading
 
 
+def _describes(model_type: str, architecture: str) -> Callable[[Config], bool]:
+    """Whether a config.json names a model type and an architecture."""
+    return lambda config: config.get("model_type") == model_type and architecture in _architectures(config)
+
+
+_is_qwen2_vl_chat = _describes("qwen2_vl", "Qwen2VLForConditionalGeneration")
+
+
 def _recognises_m0(config: Config) -> bool:
-    return config.get("model_type") == "qwen2_vl" and "Qwen2VLForConditionalGeneration" not in _architectures(config)
+    return config.get("model_type") == "qwen2_vl" and not _is_qwen2_vl_chat(config)
 
 
-def _read_m0(folder: Path, dtype: str, adapter: str | None) -> Facts:
+def _read_m0(folder: Path, dtype: str) -> Facts:
     from lakerank.model.checkpoint import m0_facts
 
     return m0_facts(folder, dtype)
@@ -29,55 +38,22 @@ def _load_m0(loading: Loading) -> LoadedReranker:
     return load(loading)
 
 
-def _recognises_mono(config: Config) -> bool:
-    return config.get("model_type") == "qwen2_vl" and "Qwen2VLForConditionalGeneration" in _architectures(config)
+def _read_asking(prompt: ChatPrompt) -> Callable[[Path, str], Facts]:
+    def read(folder: Path, dtype: str) -> Facts:
+        from lakerank.model.generative_checkpoint import generative_facts
+
+        return generative_facts(folder, dtype, prompt)
+
+    return read
 
 
-def _read_mono(folder: Path, dtype: str, adapter: str | None) -> Facts:
-    from lakerank.model.chat_prompts import MONO_QWEN2_VL
-    from lakerank.model.generative_checkpoint import generative_facts
+def _load_asking(prompt: ChatPrompt) -> Callable[[Loading], LoadedReranker]:
+    def load(loading: Loading) -> LoadedReranker:
+        from lakerank.model.generative import load as load_generative
 
-    return generative_facts(folder, dtype, MONO_QWEN2_VL)
+        return load_generative(loading, prompt)
 
-
-def _load_mono(loading: Loading) -> LoadedReranker:
-    from lakerank.model.generative import load_mono_qwen2_vl
-
-    return load_mono_qwen2_vl(loading)
-
-
-def _recognises_qwen3_vl(config: Config) -> bool:
-    return config.get("model_type") == "qwen3_vl" and "Qwen3VLForConditionalGeneration" in _architectures(config)
-
-
-def _read_qwen3_vl(folder: Path, dtype: str, adapter: str | None) -> Facts:
-    from lakerank.model.chat_prompts import QWEN3_VL_RERANKER
-    from lakerank.model.generative_checkpoint import generative_facts
-
-    return generative_facts(folder, dtype, QWEN3_VL_RERANKER)
-
-
-def _load_qwen3_vl(loading: Loading) -> LoadedReranker:
-    from lakerank.model.generative import load_qwen3_vl_reranker
-
-    return load_qwen3_vl_reranker(loading)
-
-
-def _recognises_qwen3(config: Config) -> bool:
-    return config.get("model_type") == "qwen3" and "Qwen3ForCausalLM" in _architectures(config)
-
-
-def _read_qwen3(folder: Path, dtype: str, adapter: str | None) -> Facts:
-    from lakerank.model.chat_prompts import QWEN3_RERANKER
-    from lakerank.model.generative_checkpoint import generative_facts
-
-    return generative_facts(folder, dtype, QWEN3_RERANKER)
-
-
-def _load_qwen3(loading: Loading) -> LoadedReranker:
-    from lakerank.model.generative import load_qwen3_reranker
-
-    return load_qwen3_reranker(loading)
+    return load
 
 
 def _recognises_bge(config: Config) -> bool:
@@ -93,7 +69,7 @@ def _is_jina_flash(config: Config) -> bool:
     return "use_flash_attn" in config or "XLMRobertaFlashConfig" in str(config.get("auto_map"))
 
 
-def _read_encoder(folder: Path, dtype: str, adapter: str | None) -> Facts:
+def _read_encoder(folder: Path, dtype: str) -> Facts:
     from lakerank.model.encoder_shape import encoder_facts
 
     return encoder_facts(folder, dtype)
@@ -140,9 +116,9 @@ FAMILIES: tuple[Family, ...] = (
         document_major=True,
         accepts_images=True,
         accepts_adapter=True,
-        recognises=_recognises_mono,
-        read=_read_mono,
-        load=_load_mono,
+        recognises=_is_qwen2_vl_chat,
+        read=_read_asking(MONO_QWEN2_VL),
+        load=_load_asking(MONO_QWEN2_VL),
     ),
     Family(
         name="qwen3-vl-reranker",
@@ -151,9 +127,9 @@ FAMILIES: tuple[Family, ...] = (
         document_major=False,
         accepts_images=True,
         accepts_adapter=True,
-        recognises=_recognises_qwen3_vl,
-        read=_read_qwen3_vl,
-        load=_load_qwen3_vl,
+        recognises=_describes("qwen3_vl", "Qwen3VLForConditionalGeneration"),
+        read=_read_asking(QWEN3_VL_RERANKER),
+        load=_load_asking(QWEN3_VL_RERANKER),
         usual_length=8192,
     ),
     Family(
@@ -163,9 +139,9 @@ FAMILIES: tuple[Family, ...] = (
         document_major=False,
         accepts_images=False,
         accepts_adapter=True,
-        recognises=_recognises_qwen3,
-        read=_read_qwen3,
-        load=_load_qwen3,
+        recognises=_describes("qwen3", "Qwen3ForCausalLM"),
+        read=_read_asking(QWEN3_RERANKER),
+        load=_load_asking(QWEN3_RERANKER),
         usual_length=8192,
     ),
     Family(

@@ -66,7 +66,7 @@ class Facts:
 class Loading:
     """How a checkpoint that has been identified is to be loaded; `adapter` is a folder.
 
-    `device` is auto or torch's name of one. `limits` are the family's own (`Family.limits`).
+    `dtype` and `device` are torch's names, chosen already. `limits` are the family's own (`Family.limits`).
     """
 
     folder: Path
@@ -97,7 +97,7 @@ class Family:
         accepts_images: False: a pair with an image is rejected as `modality_unsupported`.
         accepts_adapter: a LoRA adapter may be merged on load.
         recognises: whether a checkpoint with this config.json is of the family.
-        read: (folder, dtype or auto, adapter's folder) to Facts, from the JSON files and the weights' headers alone.
+        read: (folder, dtype or auto) to Facts, from the JSON files and the weights' headers alone.
             Raises CheckpointError for what cannot be computed as it stands.
         load: the reranker in memory.
         files: names of further files in the fingerprint, where a checkpoint has them.
@@ -114,7 +114,7 @@ class Family:
     accepts_images: bool
     accepts_adapter: bool
     recognises: Callable[[Config], bool]
-    read: Callable[[Path, str, str | None], Facts]
+    read: Callable[[Path, str], Facts]
     load: Callable[[Loading], LoadedReranker]
     files: tuple[str, ...] = ()
     usual_length: int | None = None

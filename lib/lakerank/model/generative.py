@@ -27,9 +27,8 @@ from transformers import (
 from lakerank.errors import CheckpointError
 from lakerank.model.adapter import merge_adapter
 from lakerank.model.chat import ChatTokenizer, check_vocabulary
-from lakerank.model.chat_prompts import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
-from lakerank.model.checkpoint import read_json, resolve_dtype, weight_files
-from lakerank.model.device import choose_device, supported_dtype
+from lakerank.model.chat_prompts import ChatPrompt
+from lakerank.model.checkpoint import read_json, weight_files
 from lakerank.model.document_major import DocumentMajorReranker
 from lakerank.model.engine import Engine
 from lakerank.model.family import Loading
@@ -69,31 +68,20 @@ _ARCHITECTURES: Mapping[str, Architecture] = {
 }
 
 
-def load_mono_qwen2_vl(loading: Loading) -> DocumentMajorReranker:
-    """MonoQwen2-VL: Qwen2-VL with its adapter, or merged already. Raises CheckpointError."""
-    return _load(loading, MONO_QWEN2_VL)
+def load(loading: Loading, prompt: ChatPrompt) -> DocumentMajorReranker:
+    """The checkpoint on its device, its adapter, if any, merged into it; asked as `prompt` says.
 
-
-def load_qwen3_vl_reranker(loading: Loading) -> DocumentMajorReranker:
-    """Qwen3-VL-Reranker. Raises CheckpointError."""
-    return _load(loading, QWEN3_VL_RERANKER)
-
-
-def load_qwen3_reranker(loading: Loading) -> DocumentMajorReranker:
-    """Qwen3-Reranker. Raises CheckpointError."""
-    return _load(loading, QWEN3_RERANKER)
-
-
-def _load(loading: Loading, prompt: ChatPrompt) -> DocumentMajorReranker:
-    folder, target = loading.folder, choose_device(loading.device)
-    dtype = resolve_dtype(folder, loading.dtype)
-    if loading.dtype == "auto":
-        dtype = supported_dtype(dtype, target)
+    Raises:
+        CheckpointError: weights, adapter or tokenizer do not fit config.json.
+    """
+    folder = loading.folder
     shape = generative_patches(folder, prompt)
     tokenizer = ChatTokenizer(
         folder / "tokenizer.json", read_json(folder / "config.json"), prompt, loading.limits, shape.merge
     )
-    network, head = load_language_model(folder, getattr(torch, dtype), target, loading.adapter)
+    network, head = load_language_model(
+        folder, getattr(torch, loading.dtype), torch.device(loading.device), loading.adapter
+    )
     check_vocabulary(tokenizer, len(head), str(folder))
     engine = Engine(
         network,

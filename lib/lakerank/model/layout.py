@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lakerank.model.device import to_device
+
 #: A document up to this many tokens shares its attention call with others whose length rounds up to the same.
 SHARED_PREFIX = 128
 
@@ -157,7 +159,7 @@ def _blocks(spans: Sequence[Span], repeats: int, device: torch.device, block: in
             hidden = np.triu(np.ones((last - first, last), dtype=bool), first + 1)  # (T, L)
             mask = np.repeat(np.where(hidden, np.float32("-inf"), np.float32(0)), repeats, axis=0)
             take = torch.arange(last - first, device=device)
-            yield QueryBucket(rows[None], take, rows, keys[None], _to(mask[None, None], device))
+            yield QueryBucket(rows[None], take, rows, keys[None], to_device(mask[None, None], device))
 
 
 def _document_spans(spans: Sequence[Span], last_only: bool) -> list[tuple[int, int, int]]:
@@ -179,7 +181,7 @@ def _bucket(members: Sequence[tuple[int, int]], size: int, device: torch.device)
     places = np.arange(size)[None]
     index = starts[:, None] + np.minimum(places, lengths[:, None] - 1)
     real = places < lengths[:, None]
-    return _to(index, device), _to(np.flatnonzero(real), device), _to(index[real], device)
+    return to_device(index, device), to_device(np.flatnonzero(real), device), to_device(index[real], device)
 
 
 def _query_bucket(
@@ -205,10 +207,10 @@ def _query_bucket(
         places_in_prefix, padded = _prefix_index(spans, chosen, prefix, documents)
         hidden = np.broadcast_to(hidden, (len(chosen), *hidden.shape[1:]))
         hidden = np.concatenate((np.broadcast_to(padded[:, None], (*hidden.shape[:2], prefix)), hidden), axis=-1)
-        prefix_index = _to(places_in_prefix, device)
+        prefix_index = to_device(places_in_prefix, device)
     mask = np.where(hidden, np.float32("-inf"), np.float32(0))  # (B, T, S + L)
     mask = np.repeat(mask, repeats, axis=1)[:, None]
-    return QueryBucket(index, take, rows, _to(own_index, device), _to(mask, device), prefix_index)
+    return QueryBucket(index, take, rows, to_device(own_index, device), to_device(mask, device), prefix_index)
 
 
 def _prefix_index(
@@ -221,9 +223,3 @@ def _prefix_index(
     lengths = np.array([span.prefix for span in chosen])[:, None]
     places = np.arange(prefix)[None]
     return starts + np.minimum(places, lengths - 1), places >= lengths
-
-
-def _to(array: np.ndarray, device: torch.device) -> Tensor:
-    """To the device without waiting for it."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

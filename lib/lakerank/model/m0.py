@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import torch
 
 from lakerank.model.checkpoint import read_settings
-from lakerank.model.device import choose_device, supported_dtype
 from lakerank.model.document_major import DocumentMajorReranker
 from lakerank.model.engine import Engine
 from lakerank.model.family import Loading
@@ -21,13 +20,10 @@ def load(loading: Loading) -> DocumentMajorReranker:
         CheckpointError: weights, adapter or tokenizer do not fit config.json.
     """
     folder, limits = loading.folder, loading.limits
-    target = choose_device(loading.device)
     settings = read_settings(folder, loading.dtype)
-    if loading.dtype == "auto":
-        settings = replace(settings, dtype=supported_dtype(settings.dtype, target))
     special = read_special_tokens(folder, settings)
     tokenizer = read_tokenizer(folder / "tokenizer.json")
-    network = load_network(folder, settings, target, loading.adapter)
+    network = load_network(folder, settings, torch.device(loading.device), loading.adapter)
     check_tokenizer(tokenizer, special, network.config.text_config.vocab_size, str(folder))
     return DocumentMajorReranker(
         Engine(network, settings.patches, reproducible=loading.reproducible),

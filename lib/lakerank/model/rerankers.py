@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from lakerank.model.checkpoint import CheckpointIdentity, confirm, identify, locate_adapter
+from lakerank.model.checkpoint import CheckpointIdentity, confirm, identify, locate_adapter, resolve_dtype
+from lakerank.model.device import choose_device, supported_dtype
 from lakerank.model.document_major import DocumentMajorReranker
 from lakerank.model.families import family_named
 from lakerank.model.family import LoadedReranker, Loading
@@ -55,11 +56,13 @@ def load_reranker(
         identity = confirm(identity, path, **found)
     if device_threads is not None:
         torch.set_num_threads(device_threads)
+    target = choose_device(device)
+    stored = resolve_dtype(Path(identity.folder), dtype)
     loading = Loading(
         folder=Path(identity.folder),
         adapter=locate_adapter(adapter, adapter_revision),
-        dtype=dtype,
-        device=device,
+        dtype=supported_dtype(stored, target) if dtype == "auto" else stored,
+        device=str(target),
         limits=identity.limits,
         host_threads=host_threads,
         reproducible=reproducible,
