@@ -27,6 +27,7 @@ from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions, join
 from lakerank.records import DocumentGroup, Reject, ScoredPair
 from lakerank.spark import session
+from lakerank.spark.passes import Pass
 from lakerank.spark.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank import RankRule
@@ -138,14 +139,12 @@ def rerank(settings: dict[str, Any]) -> dict[str, Any]:
     worker = settings.get("kill_worker")
     sizing = Sizing(3136, 602112, 10000)
     tables = (join(settings["tables"], f"{name}.parquet") for name in ("documents", "queries", "candidates"))
+    factory = HashFactory(settings.get("pause_s", 0.0), tuple(worker) if worker else None)
+    limits = PlanLimits(sizing, sizing, max_queries_per_group=8, unit_tokens=300, rows_per_file=1_000_000)
     job = Rerank(
         paths=RunPaths(settings["output"], settings.get("run_id", "r")),
         tables=Tables(*tables),
-        scorer=SCORER,
-        parameters=1000,
-        factory=HashFactory(settings.get("pause_s", 0.0), tuple(worker) if worker else None),
-        device="cpu",
-        limits=PlanLimits(sizing, sizing, max_queries_per_group=8, unit_tokens=300, rows_per_file=1_000_000),
+        passes=(Pass(SCORER, "", 1000, 0.0, factory, "cpu", limits),),
         rule=RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None),
         rules=AuditRules(Bounds()),
         config_yaml="lake: {}\n",

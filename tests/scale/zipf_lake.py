@@ -16,6 +16,7 @@ from lakerank.audit import Bounds
 from lakerank.cost import Sizing
 from lakerank.lake.runs import RunPaths
 from lakerank.records import DocumentGroup, Reject, ScoredPair
+from lakerank.spark.passes import Pass
 from lakerank.spark.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank import RankRule
@@ -118,14 +119,11 @@ def _write(folder: Path, id_column: str, ids: list[str], texts: list[str], chose
 def zipf_job(folder: Path, run_id: str) -> Rerank:
     """The job that reranks such a lake for nothing."""
     sizing = Sizing(3136, 602112, 10000)
+    limits = PlanLimits(sizing, sizing, max_queries_per_group=512, unit_tokens=2_000_000, rows_per_file=1_000_000)
     return Rerank(
         paths=RunPaths(str(folder / "out"), run_id),
         tables=Tables(*(str(folder / name) for name in ("documents", "queries", "candidates"))),
-        scorer="free",
-        parameters=1,
-        factory=FreeFactory(),
-        device="cpu",
-        limits=PlanLimits(sizing, sizing, max_queries_per_group=512, unit_tokens=2_000_000, rows_per_file=1_000_000),
+        passes=(Pass("free", "", 1, 0.0, FreeFactory(), "cpu", limits),),
         rule=RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None),
         rules=AuditRules(Bounds()),
         config_yaml="lake: {}\n",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,11 +14,14 @@ import pytest
 
 from lakerank.audit import Bounds
 from lakerank.cost import Sizing
+from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.records import DocumentGroup, Reject, RejectReason, ScoredPair
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark import session
+from lakerank.spark.combined_lists import CombinedRule
+from lakerank.spark.passes import Pass
 from lakerank.spark.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank import RankRule
@@ -80,23 +83,23 @@ class Lake:
         """Another scorer than the job's."""
         return HashFactory(salt)
 
-    def job(self, run_id: str, **changes: object) -> Rerank:
+    def job(self, run_id: str, later: tuple[Pass, ...] = (), fusion: Fusion | None = None, **changes: object) -> Rerank:
+        """A job of one pass, or with `later` of several; `changes` are of the first pass, or of the job."""
         sizing = Sizing(3136, 602112, 10000)
         limits = PlanLimits(sizing, sizing, max_queries_per_group=3, unit_tokens=100, rows_per_file=1_000_000)
         tables = Tables(*(str(self.folder / f"{name}.parquet") for name in ("documents", "queries", "candidates")))
-        values = {
-            "paths": RunPaths(str(self.folder / "out"), run_id),
-            "tables": tables,
-            "scorer": "f00d",
-            "parameters": 1000,
-            "factory": HashFactory(),
-            "device": "cpu",
-            "limits": limits,
-            "rule": RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None),
-            "rules": AuditRules(Bounds()),
-            "config_yaml": "lake: {}\n",
-        }
-        return Rerank(**(values | changes))  # type: ignore[arg-type]
+        rule = changes.pop("rule", RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None))
+        first = Pass("f00d", "", 1000, rule.logit_bias, HashFactory(), "cpu", limits)
+        own = {field.name for field in fields(Pass)} & changes.keys()
+        passes = (replace(first, **{name: changes.pop(name) for name in own}), *later)
+        if later:
+            rule = CombinedRule(tuple(one.logit_bias for one in passes), fusion, rule.thresholds, rule.depth)
+        paths = RunPaths(str(self.folder / "out"), run_id)
+        return replace(Rerank(paths, tables, passes, rule, AuditRules(Bounds()), "lake: {}\n"), **changes)
+
+    def limits(self, **changes: int) -> PlanLimits:
+        """The limits of its jobs, some of them changed."""
+        return replace(self.job("any").passes[0].limits, **changes)
 
     def ranked(self, run_id: str) -> list[dict[str, object]]:
         return pq.read_table(self.folder / "out" / "ranked" / f"run_id={run_id}", partitioning=None).to_pylist()

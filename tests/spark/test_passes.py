@@ -27,7 +27,7 @@ RRF = Fusion("reciprocal_rank", (0.5, 0.5))
 
 
 def later(lake, salt: str = STRONG, top: int | None = None, bias: float = 1.0) -> Pass:
-    return Pass(salt, f"model {salt}", 3000, bias, lake.factory(salt), "cpu", lake.job("any").limits, top)
+    return Pass(salt, f"model {salt}", 3000, bias, lake.factory(salt), "cpu", lake.limits(), top)
 
 
 def cascade(lake, run_id: str, top: int = 5, **changes):
@@ -104,9 +104,9 @@ def test_what_a_cascade_costs_is_what_was_forecast(spark, storage, lake):
 def test_stages_of_their_own_and_several_files_give_the_same_cascade(spark, storage, lake):
     run(spark, storage, cascade(lake, "r"))
     rows = lake.ranked("r")
-    fresh = cascade(lake, "again")
-    limits = replace(fresh.limits, rows_per_file=60, unit_tokens=37)
-    job = replace(fresh, scorer="f00e", limits=limits, later=(replace(fresh.later[0], scorer="5a18", limits=limits),))
+    limits = lake.limits(rows_per_file=60, unit_tokens=37)
+    second = replace(later(lake, top=5), scorer="5a18", limits=limits)
+    job = lake.job("again", (second,), model="cheap", scorer="f00e", limits=limits)
     with pytest.raises(RunConflictError, match="--stage plan first"):
         run(spark, storage, job, ["score"])
     run(spark, storage, job, ["plan"])
@@ -142,8 +142,8 @@ class DyingStorage(Storage):
 
 def test_killed_between_passes_the_rerun_has_the_same_bytes_and_scores_nothing_twice(spark, storage, lake):
     run(spark, storage, cascade(lake, "whole"))
-    job = cascade(lake, "r", scorer="f00e")
-    job = replace(job, later=(replace(job.later[0], scorer="5a18"),))
+    second = replace(later(lake, top=5), scorer="5a18")
+    job = lake.job("r", (second,), model="cheap", scorer="f00e")
     before = {}
     for dies_at, scored in (("pass-2/plan.json", 240), ("pass-2/scoring.json", 300)):
         with pytest.raises(Died):

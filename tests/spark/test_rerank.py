@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -38,16 +37,15 @@ def test_the_same_bytes_whatever_the_partitioning(spark, storage, lake, monkeypa
     monkeypatch.setattr(inputs, "ROWS_AT_ONCE", 25)
     spark.conf.set("spark.sql.shuffle.partitions", 8)
     try:
-        job = lake.job("r2", scorer="f00e")
-        run(spark, storage, replace(job, limits=replace(job.limits, unit_tokens=37, max_queries_per_group=1)))
+        limits = lake.limits(unit_tokens=37, max_queries_per_group=1)
+        run(spark, storage, lake.job("r2", scorer="f00e", limits=limits))
     finally:
         spark.conf.set("spark.sql.shuffle.partitions", 3)
     assert lake.ranked_bytes("r2") == first
 
 
 def test_ranked_files_are_cut_between_queries(spark, storage, lake):
-    job = lake.job("r1")
-    run(spark, storage, replace(job, limits=replace(job.limits, rows_per_file=60)))
+    run(spark, storage, lake.job("r1", limits=lake.limits(rows_per_file=60)))
     folder = lake.folder / "out" / "ranked" / "run_id=r1"
     files = [pq.read_table(path)["query_id"].to_pylist() for path in sorted(folder.iterdir())]
     assert len(files) == 4

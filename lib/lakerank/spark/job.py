@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pyspark import TaskContext
@@ -14,6 +15,7 @@ from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.model.prompt import Limits
 from lakerank.model.sources import Hosting, Scorer, Source, source_from
+from lakerank.spark.combined_lists import CombinedRule
 from lakerank.spark.passes import Pass
 from lakerank.spark.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
@@ -45,26 +47,19 @@ def rerank_job(config: Config, run_id: str) -> Rerank:
         CheckpointError: the model's folder is not a checkpoint that can be loaded.
         ConfigError: `scoring.calibration` names a file that is no calibration.
     """
-    first, *later = _passes(config)
+    passes = _passes(config)
     return Rerank(
         paths=RunPaths(config.lake.output, run_id),
         tables=Tables(config.lake.documents, config.lake.queries, config.lake.candidates),
-        scorer=first.scorer,
-        parameters=first.parameters,
-        factory=first.factory,
-        device=first.device,
-        limits=first.limits,
-        rule=RankRule(first.logit_bias, config.ranking.label_thresholds, config.ranking.depth),
+        passes=passes,
+        rule=_rule(config, passes),
         rules=AuditRules(_bounds(config), config.audit.golden_pairs, config.audit.golden_qrels),
         config_yaml=config.to_yaml(),
         calibration=_calibration(config),
-        model=first.model,
-        later=tuple(later),
-        fusion=_fusion(config),
     )
 
 
-def _passes(config: Config) -> list[Pass]:
+def _passes(config: Config) -> tuple[Pass, ...]:
     """One for each reranker that `model:` names, in its order."""
     scoring = config.scoring
     limits = Limits(**scoring.limits())
@@ -85,7 +80,16 @@ def _passes(config: Config) -> list[Pass]:
                 model.top if isinstance(model, StageConfig) else None,
             )
         )
-    return passes
+    return tuple(passes)
+
+
+def _rule(config: Config, passes: Sequence[Pass]) -> RankRule | CombinedRule:
+    """How logits become lists: those of one reranker, or of all that `model:` names together."""
+    biases = tuple(one.logit_bias for one in passes)
+    thresholds, depth = config.ranking.label_thresholds, config.ranking.depth
+    if len(passes) == 1:
+        return RankRule(biases[0], thresholds, depth)
+    return CombinedRule(biases, _fusion(config), thresholds, depth)
 
 
 def _fusion(config: Config) -> Fusion | None:

@@ -12,7 +12,6 @@ from pyspark.sql import SparkSession
 
 from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError
-from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths, announce, publish, read_manifest
 from lakerank.lake.storage import Storage
 from lakerank.logs import about
@@ -20,10 +19,9 @@ from lakerank.spark.combined_lists import CombinedRule
 from lakerank.spark.forecast import in_all, log_forecast
 from lakerank.spark.frames import group_jobs
 from lakerank.spark.passes import Pass, PlannedPass, run_scorer
-from lakerank.spark.plan import PlanLimits, Tables
+from lakerank.spark.plan import Tables
 from lakerank.spark.publish import AuditRules, rank_and_publish
 from lakerank.spark.rank import RankRule
-from lakerank.spark.score import RerankerFactory
 from lakerank.spark.staging import Staging, scored_in_all
 
 logger = logging.getLogger(__name__)
@@ -35,44 +33,21 @@ STAGES = ("plan", "score", "publish")
 class Rerank:
     """A whole rerank job, in plain values.
 
-    `scorer` to `limits` and the bias in `rule` are of the first pass; `later` has the others, of a cascade, or with
-    `fusion` of an ensemble.
+    Most have one pass, and a RankRule; several are a cascade or an ensemble, and a CombinedRule makes them one list.
     """
 
     paths: RunPaths
     tables: Tables
-    scorer: str
-    parameters: int
-    factory: RerankerFactory
-    device: str
-    limits: PlanLimits
-    rule: RankRule
+    passes: tuple[Pass, ...]
+    rule: RankRule | CombinedRule
     rules: AuditRules
     config_yaml: str
     calibration: Calibration | None = None
-    model: str = ""
-    later: tuple[Pass, ...] = ()
-    fusion: Fusion | None = None
-
-    @property
-    def passes(self) -> tuple[Pass, ...]:
-        """All passes: most runs have one."""
-        bias = self.rule.logit_bias
-        first = Pass(self.scorer, self.model, self.parameters, bias, self.factory, self.device, self.limits)
-        return (first, *self.later)
 
     @property
     def made_by(self) -> str:
         """What the run is said to be made by."""
-        return run_scorer(self.passes, self.fusion)
-
-    @property
-    def combined_rule(self) -> RankRule | CombinedRule:
-        """How all passes' logits become lists."""
-        if not self.later:
-            return self.rule
-        biases = tuple(one.logit_bias for one in self.passes)
-        return CombinedRule(biases, self.fusion, self.rule.thresholds, self.rule.depth)
+        return run_scorer(self.passes, self.rule.fusion if isinstance(self.rule, CombinedRule) else None)
 
 
 def already_published(storage: Storage, job: Rerank) -> dict[str, Any] | None:
@@ -107,7 +82,7 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
     if published is not None:
         return published
     storage.check_writable(job.paths.output)
-    announce(storage, job.paths, job.made_by, [one.scorer for one in job.passes] if job.later else ())
+    announce(storage, job.paths, job.made_by, [one.scorer for one in job.passes] if len(job.passes) > 1 else ())
     group_jobs(spark, job.paths.run_id)
     staging = Staging(spark, storage, job.paths, job.tables, job.passes)
     with about(stage="plan"):
@@ -125,7 +100,7 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
         with about(stage="publish"):
             whole = staging.whole(planned)
             took = [staging.took(one) for one in whole]
-            manifest, fit = rank_and_publish(spark, storage, job.made_by, whole, job.combined_rule, job.rules, took)
+            manifest, fit = rank_and_publish(spark, storage, job.made_by, whole, job.rule, job.rules, took)
         summary |= _outcome(manifest, fit)
     return _timed(summary, started)
 
@@ -137,7 +112,7 @@ def _told(job: Rerank, staging: Staging, planned: Sequence[PlannedPass], aloud: 
         if aloud:
             staging.tell(number)
             log_forecast(found)
-    if not job.later:
+    if len(job.passes) == 1:
         return each[0]
     of = [{"scorer": one.scorer, "model": one.model, "top": one.top} for one in job.passes]
     passes = [
