@@ -15,6 +15,9 @@ from click.testing import CliRunner
 
 from lakerank import Document, Query, load_reranker
 from lakerank.cli.score import score
+from lakerank.config import load_config
+from lakerank.errors import ConfigError
+from lakerank.spark.job import rerank_job
 
 pytestmark = pytest.mark.spark
 ROOT = Path(__file__).parent.parent
@@ -52,6 +55,18 @@ def cascade(folder: Path) -> dict[str, Any]:
 
 def ranked(folder: Path, run_id: str) -> list[dict[str, Any]]:
     return list(pq.read_table(folder / "out" / "ranked" / f"run_id={run_id}", partitioning=None).to_pylist())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "{ensemble: [{path: embedded}, {path: embedded}], fusion: reciprocal_rank}",
+        "[{path: embedded}, {path: embedded, top: 3}]",
+    ],
+)
+def test_a_reranker_beside_itself_is_refused(model):
+    with pytest.raises(ConfigError, match="embedded is named twice"):
+        rerank_job(load_config(ROOT / "conf" / "demo.yaml", [f"model={model}"]), "r")
 
 
 def test_the_top_of_a_cascade_is_as_the_strong_one_alone_would_have_it(folder, cascade):

@@ -10,6 +10,7 @@ from pyspark import TaskContext
 from lakerank.audit import Bounds
 from lakerank.config import Config, EnsembleConfig, ModelConfig, StageConfig
 from lakerank.cost import Calibration
+from lakerank.errors import ConfigError
 from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
@@ -45,7 +46,7 @@ def rerank_job(config: Config, run_id: str) -> Rerank:
 
     Raises:
         CheckpointError: the model's folder is not a checkpoint that can be loaded.
-        ConfigError: `scoring.calibration` names a file that is no calibration.
+        ConfigError: `scoring.calibration` names a file that is no calibration, or `model:` the same reranker twice.
     """
     passes = _passes(config)
     return Rerank(
@@ -80,6 +81,10 @@ def _passes(config: Config) -> tuple[Pass, ...]:
                 model.top if isinstance(model, StageConfig) else None,
             )
         )
+    scorers = [one.scorer for one in passes]
+    twice = [one.model for number, one in enumerate(passes) if one.scorer in scorers[:number]]
+    if twice:
+        raise ConfigError([f"model: {name} is named twice, and would only say the same again" for name in twice])
     return tuple(passes)
 
 
