@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lakerank.model.rows import ROW_MULTIPLE, Product, RowProducts, choose_products, rowwise
@@ -28,11 +30,35 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def test_what_is_chosen_keeps_a_rows_bits(threads: int, dtype: torch.dtype) -> None:
     weight, bias = random(96, 192).to(dtype), random(96).to(dtype)
     products = choose_products([Product(weight, bias, 1024)])
-    rows = random(products.multiple * 9, 192, seed=1).to(dtype)
+    rows = random(products.filled(1) + products.multiple * 9, 192, seed=1).to(dtype)
     whole = products.linear(rows, weight, bias)
-    for count in range(products.multiple, len(rows) + 1, products.multiple):
+    for count in range(products.filled(1), len(rows) + 1, products.multiple):
         assert torch.equal(products.linear(rows[:count], weight, bias), whole[:count])
         assert torch.equal(products.linear(rows[:count].flip(0), weight, bias), whole[:count].flip(0))
+
+
+def test_products_of_few_rows_are_filled_up_where_only_those_round_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    def few_otherwise(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        whole = rows @ weight.T
+        return whole if len(rows) >= 200 else whole + 1e-6
+
+    monkeypatch.setattr(F, "linear", few_otherwise)
+    products = choose_products([Product(random(96, 192), None, 1024)])
+    assert products == RowProducts(least=256)
+    assert [products.filled(rows) for rows in (1, 256, 257)] == [256, 256, 288]
+
+
+@given(
+    rows=st.integers(1, 5000),
+    most=st.sampled_from([256, 2048]),
+    products=st.sampled_from([RowProducts(), RowProducts(least=256), RowProducts(least=512), RowProducts(64)]),
+)
+def test_parts_are_what_products_can_be_made_with(rows: int, most: int, products: RowProducts) -> None:
+    whole = torch.arange(products.filled(rows))
+    parts = products.parts(whole, most)
+    assert torch.equal(torch.cat(list(parts)), whole)
+    assert all(products.filled(len(part)) == len(part) for part in parts)
+    assert max(map(len, parts)) <= max(most, 2 * products.least)
 
 
 def test_blocks_are_of_one_size() -> None:

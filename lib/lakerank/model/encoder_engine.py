@@ -2,7 +2,7 @@
 
 A sequence's logit has the same bits whatever is read beside it: products of matrices give a row its bits wherever it
 stands (`rows`), and a call of attention has the shape of one sequence, those of one length side by side in the batch
-dimension. Nothing is padded but a pass as a whole, by fewer than ROW_MULTIPLE rows.
+dimension. Nothing is padded but a pass as a whole, up to a number of rows that products are made with.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ class PackedDecoder:
     def _after_attention(self, layer: Layer, hidden: Tensor, attended: Tensor) -> Tensor:
         """A layer's remaining half: (M, h), (M, H * D) -> (M, h)."""
         hidden = self.products.linear(attended, *layer.out).add_(hidden)
-        for part in torch.split(hidden, self._inner_rows):
+        for part in self.products.parts(hidden, self._inner_rows):
             part.add_(self._inner(layer, layer.inner_norm(part)))
         return hidden
 

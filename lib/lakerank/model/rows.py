@@ -1,14 +1,14 @@
 """Products of rows and weights that give a row the same bits however many rows there are, wherever it stands.
 
 Most libraries' products of matrices do so by themselves: each element is summed in one order, which the inner dimension
-decides. Whether this machine's does is tried when weights are loaded; where it does not, every product is made with one
-constant number of rows.
+decides. Some divide that dimension among threads when rows are few. Whether this machine's do so is tried when weights
+are loaded; then no product is made with few rows, or, where that does not help, every one with a constant number.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +20,15 @@ logger = logging.getLogger(__name__)
 #: Rows are filled up to a multiple of this: products of a few rows are made, and round, in another way.
 ROW_MULTIPLE = 32
 
+#: The least rows of a product that are tried: enough, where it matters, for every thread to have some.
+LEAST_TRIED = (ROW_MULTIPLE, 256, 512)
+
 #: Rows of a product where the bits of a row depend on how many there are.
 BLOCK_CPU = 64
 BLOCK_GPU = 1024
 
 #: Numbers of rows that are tried against the most that a pass has.
-_TRIED = (32, 64, 96, 224, 416, 1024)
+_TRIED = (32, 64, 96, 160, 224, 256, 288, 352, 416, 512, 544, 736, 1024, 1536)
 
 #: Elements of which torch gives one to each thread at least, when it cuts an element-wise function into parts (its
 #: GRAIN_SIZE), and how many its kernels take in one step: what is left at a part's end is rounded in another way.
@@ -35,9 +38,10 @@ _STEP = 32
 
 @dataclass(frozen=True, slots=True)
 class RowProducts:
-    """`block`: rows of every product, or None where any multiple of ROW_MULTIPLE gives the same bits."""
+    """`block`: rows of every product, or None where multiples of ROW_MULTIPLE give the same bits from `least` on."""
 
     block: int | None = None
+    least: int = ROW_MULTIPLE
 
     @property
     def multiple(self) -> int:
@@ -46,13 +50,22 @@ class RowProducts:
 
     def filled(self, rows: int) -> int:
         """The number of rows to compute for so many."""
-        return -(-rows // self.multiple) * self.multiple
+        return max(-(-rows // self.multiple) * self.multiple, self.block or self.least)
 
     def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(M, K), (N, K) -> (M, N), M a multiple of `multiple`."""
+        """(M, K), (N, K) -> (M, N), M a number of rows that `filled` gives."""
         if self.block is None or len(rows) == self.block:
             return F.linear(rows, weight, bias)
         return torch.cat([F.linear(part, weight, bias) for part in torch.split(rows, self.block)])
+
+    def parts(self, rows: Tensor, most: int) -> Sequence[Tensor]:
+        """Views of (M, …) that products can be made with, of about equal length: at most `most` rows, a multiple of
+        `multiple`, or somewhat more where these would be fewer than `least`.
+        """
+        units = len(rows) // self.multiple
+        count = max(1, min(-(-len(rows) // most), len(rows) // (self.block or self.least)))
+        ends = [units * number // count * self.multiple for number in range(1, count)]
+        return torch.tensor_split(rows, ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +84,11 @@ def choose_products(wanted: Iterable[Product]) -> RowProducts:
     """Products whose bits hold on this machine, tried on random rows with its present number of threads."""
     ordered = sorted(wanted, key=lambda product: product.most_rows)  # of those alike, the one with the most rows stays
     distinct = {(p.weight.shape, p.weight.dtype, p.bias is None): p for p in ordered}.values()
-    if all(_free(product.weight, product.bias, product.most_rows) for product in distinct):
-        return RowProducts()
+    for least in LEAST_TRIED:
+        if all(_free(product, least) for product in distinct):
+            if least > ROW_MULTIPLE:
+                logger.info("products of matrices depend on the number of rows below %d here: none has fewer", least)
+            return RowProducts(least=least)
     device = next(iter(distinct)).weight.device
     products = RowProducts(BLOCK_CPU if device.type == "cpu" else BLOCK_GPU)
     logger.info("products of matrices depend on the number of rows here: all are made with %s", products.block)
@@ -82,10 +98,12 @@ def choose_products(wanted: Iterable[Product]) -> RowProducts:
 
 
 @torch.inference_mode()
-def _free(weight: Tensor, bias: Tensor | None, most: int) -> bool:
-    rows = _random_rows(-(-most // ROW_MULTIPLE) * ROW_MULTIPLE, weight)
+def _free(product: Product, least: int) -> bool:
+    """Whether bits hold for `least` rows or more."""
+    weight, bias = product.weight, product.bias
+    rows = _random_rows(max(-(-product.most_rows // ROW_MULTIPLE) * ROW_MULTIPLE, 2 * least), weight)
     whole = F.linear(rows, weight, bias)
-    for count in (count for count in _TRIED if count < len(rows)):
+    for count in (count for count in _TRIED if least <= count < len(rows)):
         moved = (count // 2 + 3) % (len(rows) - count)
         if not torch.equal(F.linear(rows[:count], weight, bias), whole[:count]):
             return False

@@ -85,7 +85,7 @@ class PackedVision:
         layout = _attention_layout(counts, hidden.device)
         for block in self._blocks:
             hidden = self._attention(block, block.norm1(hidden), rotation, layout).add_(hidden)
-            for part in torch.split(hidden, self._inner_rows):
+            for part in self.products.parts(hidden, self._inner_rows):
                 part.add_(self._inner(block, block.norm2(part)))
         merged = self._merge(hidden[: len(pixels)])
         return list(torch.split(merged, [count // self._shape.merge**2 for count in counts]))

@@ -19,8 +19,8 @@ from lakerank.model.encoder_shape import EncoderShape
 from lakerank.model.layout import Varlen
 from lakerank.model.rows import RowProducts, rowwise
 
-#: Rows whose inner layer, four times as wide as the hidden states, is in memory at once: what stays in a processor's
-#: cache, and what keeps a GPU busy.
+#: Rows whose inner layer, four times as wide as the hidden states, is in memory at once: for each thread of a processor
+#: what stays in its cache, and what keeps a GPU busy.
 INNER_ROWS_CPU = 256
 INNER_ROWS_GPU = 16384
 
@@ -99,7 +99,8 @@ class PackedEncoder:
         self._places = (weights.places.float() + weights.types[0].float()).to(weights.places.dtype)
         self._dense = Linear(weights.dense.weight.float(), weights.dense.bias.float())
         self._score = Linear(weights.score.weight.float(), weights.score.bias.float())
-        self._inner_rows = INNER_ROWS_CPU if self.device.type == "cpu" else INNER_ROWS_GPU
+        on_cpu = self.device.type == "cpu"
+        self._inner_rows = INNER_ROWS_CPU * torch.get_num_threads() if on_cpu else INNER_ROWS_GPU
 
     @property
     def device(self) -> torch.device:
@@ -167,7 +168,7 @@ class PackedEncoder:
         """A layer's remaining half: (M, h), (M, heads, head dim) -> (M, h)."""
         out = self.products.linear(attended.flatten(1), layer.out.weight, layer.out.bias)
         hidden = self._normed(out.add_(hidden), layer.norm)
-        for part in torch.split(hidden, self._inner_rows):
+        for part in self.products.parts(hidden, self._inner_rows):
             inner = rowwise(F.gelu, self.products.linear(part, layer.up.weight, layer.up.bias))
             down = self.products.linear(inner, layer.down.weight, layer.down.bias)
             part.copy_(self._normed(down.add_(part), layer.inner_norm))
