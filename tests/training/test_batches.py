@@ -44,6 +44,16 @@ def test_texts_kept_apart_meet_no_picture(lake: TrainingLake) -> None:
     assert known.tolist() == [[False, True, True], [True, True, False]]
 
 
+def test_a_bag_s_rows_are_relevant_by_topic_and_kept_apart_as_any(lake: TrainingLake) -> None:
+    apart = {"language": frozenset({"hi"})}
+    sampler = Sampler(lake, Selection({}, {}, {}, by_topic=True), apart)
+    batch = sampler.draw(np.random.default_rng(0), 3, 4, 0.0, None)
+    topics = lake.documents.topics[batch.documents][:, None] == lake.queries.topics[batch.queries]
+    assert np.array_equal(batch.grades, topics)
+    assert np.array_equal(batch.known, sampler.relations(batch.documents, batch.queries)[1])
+    assert not batch.known.all()
+
+
 def test_mined_groups_are_neighbours(lake: TrainingLake) -> None:
     near = lambda topic: np.array([(topic + step) % 12 for step in (1, 2)])  # noqa: E731
     batch = Sampler(lake, EVERYTHING, {}).draw(np.random.default_rng(1), 1, 3, 1.0, near)

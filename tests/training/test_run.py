@@ -27,9 +27,9 @@ TABLES = ("documents", "queries", "qrels")
 PAIR = [(Query("q", text="red square"), Document("d", text="Quadrat in red"))]
 
 
-def losses(output: Path) -> dict[int, float]:
+def losses(output: Path, name: str = "loss") -> dict[int, float]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return {line["step"]: line[name] for line in lines if name in line}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -98,7 +98,8 @@ def test_a_bag_trains_what_comes_before_the_layers(
 ) -> None:
     stage = {"name": "words", "steps": 30, "groups": 3, "group_size": 4, "ranking": None, "bag": True}
     optimizer = {"name": "muon", "learning_rate": 0.02, "warmup_steps": 0, "weight_decay": 0.5}
-    path = training_config(stages=[stage | {"proxy_weight": 1.0}], optimizer=optimizer)
+    weights = {"proxy_weight": 1.0, "contrastive_weight": 1.0}
+    path = training_config(stages=[stage | weights], optimizer=optimizer)
     run_training(load_train_config(path))
     lake = read_lake(
         Storage(), Sources(*(str(colour_lake / f"{name}.parquet") for name in TABLES)), Columns("topic", "kind"), 56
@@ -110,8 +111,9 @@ def test_a_bag_trains_what_comes_before_the_layers(
     assert "model.visual.blocks.0.attn.qkv.weight" in moved
     below = ("visual", "embed_tokens", "layers.0.input_layernorm")
     assert all(any(part in name for part in below) for name in moved)
-    falling = losses(tmp_path / "out")
-    assert falling[30] < falling[1] / 2
+    for name in ("proxies", "contrastive"):
+        falling = losses(tmp_path / "out", name)
+        assert falling[30] < falling[1] / 2
 
 
 def same(fresh: torch.Tensor, stored: torch.Tensor) -> bool:

@@ -56,13 +56,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows a stage draws from: `only` keeps rows whose column holds one of the values, or nothing at all."""
+    """Which rows a stage draws from: `only` keeps rows whose column holds one of the values, or nothing at all.
+
+    `by_topic`: rows of one topic are relevant to each other, whatever else judgements name.
+    """
 
     only: Mapping[str, frozenset[str]]
     document_weights: Mapping[str, float]
     query_weights: Mapping[str, float]
     hard_negatives: int = 0
-    unpaired: bool = False
+    by_topic: bool = False
 
 
 class Sampler:
@@ -79,7 +82,7 @@ class Sampler:
         self._lake = lake
         self._rule = rule or NegativeRule()
         self._hard_negatives = selection.hard_negatives
-        self._unpaired = selection.unpaired
+        self._by_topic = selection.by_topic
         document_topics, query_topics = _drawn_by(lake)
         self._documents = _Pool(lake.documents, document_topics, selection.only, selection.document_weights)
         self._queries = _Pool(lake.queries, query_topics, selection.only, selection.query_weights)
@@ -94,9 +97,9 @@ class Sampler:
         topics = self._draw_topics(random, groups, group_size, mined, neighbours)
         documents = np.array([self._documents.draw(int(topic), random) for topic in topics])
         queries = np.array([self._queries.draw(int(topic), random) for topic in topics])
-        if self._unpaired:
-            nothing = np.zeros((len(documents), len(queries)), dtype=np.int64)
-            return Batch(documents, queries, groups, nothing, nothing > 0)
+        if self._by_topic:
+            same = self._lake.documents.topics[documents][:, None] == self._lake.queries.topics[queries][None]
+            return Batch(documents, queries, groups, same.astype(np.int64), self._allowed(documents, queries))
         if self._hard_negatives:
             documents = self._with_negatives(documents, queries, groups, random)
         grades, known = self.relations(documents, queries)
@@ -124,15 +127,21 @@ class Sampler:
         return np.array(logits, dtype=np.float32)
 
     def relations(self, documents: Rows, queries: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Grades and what is known of them, both (D, Q): no picture is judged against itself, nor texts kept apart."""
+        """Grades and what is known of them, both (D, Q)."""
         lake = self._lake
         grades = lake.relevance(documents, queries)
+        suspects = self._rule.suspects(lake, documents, queries) & (grades == 0)
+        return grades, self._allowed(documents, queries) & ~suspects
+
+    def _allowed(self, documents: Rows, queries: Rows) -> npt.NDArray[np.bool_]:
+        """Pairs (D, Q) to learn from: not a picture with itself, nor a text with a picture it is kept apart from."""
+        lake = self._lake
         document_pictures, query_pictures = lake.documents.pictures[documents], lake.queries.pictures[queries]
         itself = (document_pictures[:, None] == query_pictures[None]) & (query_pictures[None] >= 0)
         apart = (document_pictures[:, None] >= 0) & self._query_apart[queries][None]
         apart |= (query_pictures[None] >= 0) & self._document_apart[documents][:, None]
-        suspects = self._rule.suspects(lake, documents, queries) & (grades == 0)
-        return grades, ~(itself | apart | suspects)
+        allowed: npt.NDArray[np.bool_] = ~(itself | apart)
+        return allowed
 
     def _draw_topics(
         self, random: np.random.Generator, groups: int, group_size: int, mined: float, neighbours: Neighbours | None

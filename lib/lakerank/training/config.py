@@ -51,7 +51,9 @@ class ShapeConfig(_Section):
     """A network from scratch. Heads are `hidden_size / heads` wide: 32 is the least that M-RoPE divides well.
 
     `initialization`: normal with a standard deviation of 0.02, as Qwen2-VL's; or lecun, where a matrix that reads n
-    values has 1/sqrt(n) (LeCun et al. 1998), without which a narrow network hardly passes on what it reads.
+    values has 1/sqrt(n) (LeCun et al. 1998), without which a narrow network hardly passes on what it reads. local is
+    lecun, but layers below `tap` begin as sums of the tokens near each, and layer `tap` by looking for what is alike
+    (in the manner of mimetic initialization, Trockman and Kolter 2023).
     """
 
     vocabulary: int = Field(default=12288, ge=512)
@@ -63,7 +65,7 @@ class ShapeConfig(_Section):
     vision_depth: int = Field(default=4, ge=1)
     vision_width: int = Field(default=128, ge=16)
     vision_heads: int = Field(default=4, ge=1)
-    initialization: Literal["normal", "lecun"] = "normal"
+    initialization: Literal["normal", "lecun", "local"] = "normal"
 
     @model_validator(mode="after")
     def _divides(self) -> ShapeConfig:
@@ -125,7 +127,8 @@ class StageConfig(_Section):
     that is `upper_only` trains the layers from `tap` on and the head; one that is `layers_only` all layers and the
     head, so that rare words are not forgotten and pictures not learned by heart. One that is a `bag` trains what comes
     before the first layer, embeddings and the vision encoder: the mean of a row's tokens names its topic (fastText,
-    Joulin et al. 2017), which costs little, and the layers then start from tokens that mean something. `only` keeps
+    Joulin et al. 2017) and, with `contrastive_weight`, finds the other side's rows of that topic, which costs little;
+    the layers then start from tokens that mean something. `only` keeps
     rows whose column holds one of the values, or nothing. A share of the groups, going over the stage from `mined[0]`
     to `mined[1]`, holds topics that are easily confused. A stage with a `learning_rate` starts the schedule anew at
     that peak (a warm restart, Loshchilov and Hutter 2017).
@@ -267,8 +270,8 @@ def contradictions(config: TrainConfig) -> list[str]:
         weights = [stage.contrastive_weight, stage.proxy_weight]
         if stage.ranking is not None:
             weights += [stage.ranking_weight, stage.pointwise_weight, stage.distillation_weight]
-        if stage.bag and (stage.ranking is not None or stage.contrastive_weight or not stage.proxy_weight):
-            faults.append(f"stages: {stage.name}: a bag has proxy_weight, ranking: null and no contrastive_weight")
+        if stage.bag and (stage.ranking is not None or not stage.proxy_weight):
+            faults.append(f"stages: {stage.name}: a bag has proxy_weight and ranking: null")
         if not any(weights):
             faults.append(f"stages: {stage.name}: no loss has a weight above 0")
     return faults

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +90,7 @@ def batch_loss(
     the contrastive loss is over all that is computed together.
     """
     if stage.bag:
-        named = _bag_loss(learner, material, batch, generator)
-        return stage.proxy_weight * named, {"proxies": named.detach()}
+        return _summed(_bag_losses(learner, material, batch, stage, generator))
     pair_documents, pair_queries = pairs_of(batch, stage.ranking is not None)
     places = (batch.documents, batch.queries, pair_documents.to(learner.device), pair_queries.to(learner.device))
     states = forward(learner, material, *places, whole=stage.ranking is not None, generator=generator)
@@ -107,6 +106,11 @@ def batch_loss(
         parts["contrastive"] = (stage.contrastive_weight, loss)
     if stage.proxy_weight and learner.proxies is not None:
         parts["proxies"] = (stage.proxy_weight, _proxy_loss(learner, material.lake, batch, states, pair_queries))
+    return _summed(parts)
+
+
+def _summed(parts: Mapping[str, tuple[float, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of losses, and each by name."""
     total = torch.stack([weight * loss for weight, loss in parts.values()]).sum()
     return total, {name: loss.detach() for name, (_, loss) in parts.items()}
 
@@ -270,12 +274,22 @@ def _proxy_loss(learner: Learner, lake: TrainingLake, batch: Batch, states: Pair
     return _named(learner, lake, (norm(states.document_states), norm(states.pair_states)), (batch.documents, of_pairs))
 
 
-def _bag_loss(learner: Learner, material: Material, batch: Batch, generator: torch.Generator | None) -> Tensor:
-    """Documents and queries each name their topic by the mean of their tokens, whatever the order of these."""
+def _bag_losses(
+    learner: Learner, material: Material, batch: Batch, stage: StageConfig, generator: torch.Generator | None
+) -> dict[str, tuple[float, Tensor]]:
+    """Weights and losses of rows' mean tokens: documents and queries name their topic, and find each other."""
     sides = _sides(learner, material, batch.documents, batch.queries, generator)
     width = learner.network.config.text_config.hidden_size
-    means = [torch.nn.functional.rms_norm(mean, (width,)) for mean in bag_states(learner.network, *sides)]
-    return _named(learner, material.lake, (means[0], means[1]), (batch.documents, batch.queries))
+    documents, queries = (
+        torch.nn.functional.rms_norm(mean.float(), (width,)) for mean in bag_states(learner.network, *sides)
+    )
+    named = _named(learner, material.lake, (documents, queries), (batch.documents, batch.queries))
+    parts = {"proxies": (stage.proxy_weight, named)}
+    if stage.contrastive_weight:
+        grid = Judged.of(batch, learner.device)
+        similarity = documents @ queries.T / width**0.5
+        parts["contrastive"] = (stage.contrastive_weight, symmetric_listnet(similarity, grid.grades, grid.known))
+    return parts
 
 
 def _named(

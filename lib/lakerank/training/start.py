@@ -91,7 +91,7 @@ def begin(config: TrainConfig, texts: list[str], logit_bias: float, score_token_
     source = None
     if config.start.shape is not None:
         tokenizer = train_tokenizer(texts, config.start.shape.vocabulary)
-        network = fresh_network(config.start.shape, tokenizer, config.seed)
+        network = fresh_network(config.start.shape, tokenizer, config.seed, config.tap)
     else:
         source = locate(str(config.start.path), config.start.revision)
         settings = read_settings(source, "float32")

@@ -110,7 +110,7 @@ def make_samplers(config: TrainConfig, lake: TrainingLake) -> list[Sampler]:
 
 def _selection(stage: StageConfig) -> Selection:
     only = {name: frozenset(values) for name, values in stage.only.items()}
-    return Selection(only, stage.document_weights, stage.query_weights, stage.hard_negatives, stage.bag)
+    return Selection(only, stage.document_weights, stage.query_weights, stage.hard_negatives, by_topic=stage.bag)
 
 
 def _neighbours(learner: Learner) -> Neighbours | None:
