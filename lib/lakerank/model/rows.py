@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 #: Rows are filled up to a multiple of this: products of a few rows are made, and round, in another way.
 ROW_MULTIPLE = 32
 
-#: The least rows of a product that are tried: enough, where it matters, for every thread to have some.
-LEAST_TRIED = (ROW_MULTIPLE, 256, 512)
+#: The least rows of a product that are tried: on a CPU enough, where it matters, for every thread to have some.
+LEAST_CPU = (ROW_MULTIPLE, 256, 512)
+LEAST_GPU = (ROW_MULTIPLE,)
 
 #: Rows of a product where the bits of a row depend on how many there are.
 BLOCK_CPU = 64
@@ -84,12 +85,12 @@ def choose_products(wanted: Iterable[Product]) -> RowProducts:
     """Products whose bits hold on this machine, tried on random rows with its present number of threads."""
     ordered = sorted(wanted, key=lambda product: product.most_rows)  # of those alike, the one with the most rows stays
     distinct = {(p.weight.shape, p.weight.dtype, p.bias is None): p for p in ordered}.values()
-    for least in LEAST_TRIED:
+    device = next(iter(distinct)).weight.device
+    for least in LEAST_CPU if device.type == "cpu" else LEAST_GPU:
         if all(_free(product, least) for product in distinct):
             if least > ROW_MULTIPLE:
                 logger.info("products of matrices depend on the number of rows below %d here: none has fewer", least)
             return RowProducts(least=least)
-    device = next(iter(distinct)).weight.device
     products = RowProducts(BLOCK_CPU if device.type == "cpu" else BLOCK_GPU)
     logger.info("products of matrices depend on the number of rows here: all are made with %s", products.block)
     if not all(_unmoved(products, product.weight, product.bias) for product in distinct):

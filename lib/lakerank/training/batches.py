@@ -98,8 +98,8 @@ class Sampler:
         documents = np.array([self._documents.draw(int(topic), random) for topic in topics])
         queries = np.array([self._queries.draw(int(topic), random) for topic in topics])
         if self._by_topic:
-            same = self._lake.documents.topics[documents][:, None] == self._lake.queries.topics[queries][None]
-            return Batch(documents, queries, groups, same.astype(np.int64), self._allowed(documents, queries))
+            same = self._lake.same_topic(documents, queries).astype(np.int64)
+            return Batch(documents, queries, groups, same, self._allowed(documents, queries))
         if self._hard_negatives:
             documents = self._with_negatives(documents, queries, groups, random)
         grades, known = self.relations(documents, queries)

@@ -61,9 +61,13 @@ class TrainingLake:
         """Grades (D, Q) of rows: what judgements say of a document's topic, and at least 1 where topics are equal."""
         topics = self.documents.topics[documents]
         grades = np.array([[self.grades[query].get(int(topic), 0) for query in queries] for topic in topics])
-        same = topics[:, None] == self.queries.topics[queries][None]
-        relevance: npt.NDArray[np.int64] = np.maximum(grades, same)
+        relevance: npt.NDArray[np.int64] = np.maximum(grades, self.same_topic(documents, queries))
         return relevance
+
+    def same_topic(self, documents: Rows, queries: Rows) -> npt.NDArray[np.bool_]:
+        """Which documents are about what queries are about: (D,), (Q,) -> (D, Q)."""
+        same: npt.NDArray[np.bool_] = self.documents.topics[documents][:, None] == self.queries.topics[queries][None]
+        return same
 
 
 @dataclass(frozen=True)
