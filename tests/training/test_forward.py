@@ -12,7 +12,8 @@ from lakerank.model.reference import reference_logits
 from lakerank.records import Document, Query
 from lakerank.training.config import load_train_config
 from lakerank.training.forward import bag_states, encode_images, patchify
-from lakerank.training.objective import Learner, Material, forward
+from lakerank.training.learner import Learner
+from lakerank.training.objective import Material, forward
 from lakerank.training.run import read_material
 from lakerank.training.sequences import pad
 from lakerank.training.start import Start, begin

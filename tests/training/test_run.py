@@ -116,6 +116,43 @@ def test_a_bag_trains_what_comes_before_the_layers(
         assert falling[30] < falling[1] / 2
 
 
+BAG = {"name": "words", "steps": 30, "groups": 3, "group_size": 4, "ranking": None, "bag": True, "proxy_weight": 1.0}
+RECALL = {"name": "towers", "steps": 2, "groups": 3, "group_size": 4, "ranking": None, "contrastive_weight": 1.0}
+
+
+def test_topics_that_a_bag_has_learned_are_recalled_by_the_layer_before_the_tap(
+    training_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Killed in between or not: the memory is made once, from the proxies as they were when the stage began."""
+    path = training_config(stages=[BAG, RECALL | {"recall": True, "learning_rate": 1e-9}])
+    stopped = [f"stages={json.dumps([BAG])}", f"output={tmp_path / 'halves'}"]
+    run_training(load_train_config(path, stopped))
+    run_training(load_train_config(path, [f"output={tmp_path / 'halves'}"]))
+    run_training(load_train_config(path))
+    states = [load_file(next((tmp_path / name / "state").glob("*.safetensors"))) for name in ("out", "halves")]
+    config = load_train_config(path)
+    mlp = f"parameter/network.model.language_model.layers.{config.tap - 1}.mlp"
+    for state in states:
+        topics = state["parameter/proxies.weight"]
+        gate, up, down = (state[f"{mlp}.{name}_proj.weight"] for name in ("gate", "up", "down"))
+        sharp = 8 * torch.nn.functional.normalize(topics, dim=1)  # (topics, H): each topic as a layer might read it
+        recalled = (torch.nn.functional.silu(sharp @ gate.T) * (sharp @ up.T)) @ down.T
+        likeness = torch.nn.functional.normalize(recalled, dim=1) @ torch.nn.functional.normalize(topics, dim=1).T
+        assert (likeness.argmax(1) == torch.arange(len(topics))).all()
+    assert torch.equal(states[0][f"{mlp}.gate_proj.weight"], states[1][f"{mlp}.gate_proj.weight"])
+
+
+def test_recall_needs_topics_that_were_learned_and_room_for_them(training_config: Callable[..., Path]) -> None:
+    first = training_config(stages=[RECALL | {"recall": True}])
+    with pytest.raises(ConfigError, match="recall needs a proxy_weight in an earlier stage"):
+        load_train_config(first)
+    path = training_config(stages=[BAG, RECALL | {"recall": True}])
+    with pytest.raises(ConfigError, match="would overwrite what a checkpoint knows"):
+        load_train_config(path, ["start={path: embedded}"])
+    with pytest.raises(ConfigError, match="intermediate_size 16 has no room to recall the lake's 60 topics"):
+        run_training(load_train_config(path, ["start.shape.intermediate_size=16", "lake.topic=text"]))
+
+
 def same(fresh: torch.Tensor, stored: torch.Tensor) -> bool:
     return torch.equal(fresh.to(torch.bfloat16), stored)
 

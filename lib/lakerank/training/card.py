@@ -6,8 +6,8 @@ from pathlib import Path
 
 import lakerank
 from lakerank.training.config import TrainConfig, to_yaml
+from lakerank.training.learner import Learner
 from lakerank.training.loop import Outcome
-from lakerank.training.objective import Learner
 from lakerank.training.tables import TrainingLake
 
 

@@ -25,6 +25,11 @@ def check(config: TrainConfig, material: Material, slices: Mapping[str, Slice], 
     faults = []
     if needs_tap(config) and config.tap >= layers:
         faults.append(f"tap: {config.tap} is no layer of {layers}, counted from 0")
+    shape, topics = config.start.shape, material.lake.topics
+    if shape is not None and any(stage.recall for stage in config.stages) and shape.intermediate_size < topics:
+        faults.append(
+            f"start.shape: intermediate_size {shape.intermediate_size} has no room to recall the lake's {topics} topics"
+        )
     for stage, sampler in zip(config.stages, make_samplers(config, material.lake), strict=True):
         wanted, found = stage.groups * stage.group_size, len(sampler.topics)
         if wanted > found:

@@ -128,8 +128,9 @@ class StageConfig(_Section):
     head, so that rare words are not forgotten and pictures not learned by heart. One that is a `bag` trains what comes
     before the first layer, embeddings and the vision encoder: the mean of a row's tokens names its topic (fastText,
     Joulin et al. 2017) and, with `contrastive_weight`, finds the other side's rows of that topic, which costs little;
-    the layers then start from tokens that mean something. `only` keeps
-    rows whose column holds one of the values, or nothing. A share of the groups, going over the stage from `mined[0]`
+    the layers then start from tokens that mean something. One that is to `recall` first makes the MLP before layer
+    `tap` a memory of the topics: it knows them by the proxies that earlier stages have learned. `only` keeps rows
+    whose column holds one of the values, or nothing. A share of the groups, going over the stage from `mined[0]`
     to `mined[1]`, holds topics that are easily confused. A stage with a `learning_rate` starts the schedule anew at
     that peak (a warm restart, Loshchilov and Hutter 2017).
     """
@@ -143,6 +144,7 @@ class StageConfig(_Section):
     upper_only: bool = False
     layers_only: bool = False
     bag: bool = False
+    recall: bool = False
     mined: tuple[float, float] = (0.0, 0.0)
     ranking: Literal["listnet", "ranknet"] | None = "listnet"
     ranking_weight: Weight = 1.0
@@ -258,9 +260,14 @@ def contradictions(config: TrainConfig) -> list[str]:
     proxies = any(stage.proxy_weight for stage in config.stages)
     if proxies and config.lake.topic is None:
         faults.append("stages: proxy_weight needs lake.topic, the column that says what a row is about")
-    if config.start.shape is not None and needs_tap(config) and config.tap >= config.start.shape.layers:
-        faults.append(f"tap: {config.tap} is no layer of {config.start.shape.layers}, counted from 0")
-    for stage in config.stages:
+    shape = config.start.shape
+    if shape is not None and (needs_tap(config) or shape.initialization == "local") and config.tap >= shape.layers:
+        faults.append(f"tap: {config.tap} is no layer of {shape.layers}, counted from 0")
+    for index, stage in enumerate(config.stages):
+        if stage.recall and config.start.shape is None:
+            faults.append(f"stages: {stage.name}: recall needs start.shape: it would overwrite what a checkpoint knows")
+        if stage.recall and not any(earlier.proxy_weight for earlier in config.stages[:index]):
+            faults.append(f"stages: {stage.name}: recall needs a proxy_weight in an earlier stage, to know topics by")
         if max(stage.mined) > 0 and not proxies:
             faults.append(f"stages: {stage.name}: mined needs a proxy_weight in some stage, to know what is near")
         if stage.hard_negatives and config.lake.candidates is None:
@@ -270,8 +277,8 @@ def contradictions(config: TrainConfig) -> list[str]:
         weights = [stage.contrastive_weight, stage.proxy_weight]
         if stage.ranking is not None:
             weights += [stage.ranking_weight, stage.pointwise_weight, stage.distillation_weight]
-        if stage.bag and (stage.ranking is not None or not stage.proxy_weight):
-            faults.append(f"stages: {stage.name}: a bag has proxy_weight and ranking: null")
+        if stage.bag and (stage.ranking is not None or not stage.proxy_weight or stage.recall):
+            faults.append(f"stages: {stage.name}: a bag has proxy_weight and ranking: null, and nothing to recall with")
         if not any(weights):
             faults.append(f"stages: {stage.name}: no loss has a weight above 0")
     return faults
@@ -280,8 +287,9 @@ def contradictions(config: TrainConfig) -> list[str]:
 def needs_tap(config: TrainConfig) -> bool:
     """Whether some stage asks for the states that enter layer `tap`."""
     return any(
-        not stage.bag and (stage.ranking is None or stage.contrastive_weight or stage.proxy_weight or stage.upper_only)
+        stage.recall or stage.ranking is None or stage.contrastive_weight or stage.proxy_weight or stage.upper_only
         for stage in config.stages
+        if not stage.bag
     )
 
 

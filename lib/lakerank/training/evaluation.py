@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lakerank.training.objective import Learner, Material, forward, similarities
+from lakerank.training.learner import Learner
+from lakerank.training.objective import Material, forward, similarities
 from lakerank.training.tables import Items, Rows
 
 #: Direction → (a query is a picture, a document is a picture).

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from lakerank.errors import StorageError
 from lakerank.training.config import TrainConfig
 from lakerank.training.evaluation import Slice, evaluate
-from lakerank.training.objective import Learner, Material
+from lakerank.training.learner import Learner
+from lakerank.training.objective import Material
 from lakerank.training.optimizer import Optimizer, make_optimizer
 from lakerank.training.processes import Processes
 from lakerank.training.schedule import place, total_steps

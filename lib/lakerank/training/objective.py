@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lakerank.training.augment import augment
 from lakerank.training.batches import Batch
 from lakerank.training.config import StageConfig
 from lakerank.training.forward import PairStates, bag_states, encode_images, score_pairs
+from lakerank.training.learner import Learner
 from lakerank.training.losses import (
     RANKING_LOSSES,
     binary_cross_entropy,
@@ -31,38 +31,6 @@ DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 #: The attention logits of the layer that matching starts in, summed over heads and divided by this, are similarities.
 SIMILARITY_HEADS = 3.0
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What is trained: the network, and proxies, one a topic (null without topics), that no checkpoint keeps."""
-
-    network: Any
-    proxies: nn.Linear | None
-    tap: int
-    checkpointing: bool = False
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return torch.device(next(self.network.parameters()).device)
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that takes gradients, by name."""
-        named = {f"network.{name}": value for name, value in self.network.named_parameters() if value.requires_grad}
-        if self.proxies is not None:
-            named |= {f"proxies.{name}": value for name, value in self.proxies.named_parameters()}
-        return named
-
-    def is_layer(self, name: str) -> bool:
-        """Whether a parameter belongs to the language model's layers, to what follows them, or to the proxies."""
-        return any(part in name for part in ("language_model.layers.", "language_model.norm.", "score.", "proxies."))
-
-    def is_upper(self, name: str) -> bool:
-        """Whether a parameter belongs to the layers from `tap` on, or to what follows them."""
-        if found := re.search(r"language_model\.layers\.(\d+)\.", name):
-            return int(found[1]) >= self.tap
-        return "network.score." in name or "language_model.norm." in name
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from lakerank.training.checks import check, said_before
 from lakerank.training.config import SliceConfig, TablesConfig, TrainConfig, TrainingLakeConfig, to_yaml
 from lakerank.training.encode import Encoder
 from lakerank.training.evaluation import Slice
+from lakerank.training.learner import Learner
 from lakerank.training.loop import Outcome, train
-from lakerank.training.objective import Learner, Material
+from lakerank.training.objective import Material
 from lakerank.training.plot import draw_progress
 from lakerank.training.processes import Processes, joined
 from lakerank.training.start import Start, begin

@@ -18,6 +18,11 @@ class Place:
     progress: float
 
     @property
+    def begins(self) -> bool:
+        """Whether this is the stage's first step."""
+        return self.progress == 0
+
+    @property
     def mined(self) -> float:
         """Share of groups that are made of easily confused topics."""
         first, last = self.stage.mined

@@ -11,8 +11,9 @@ import torch
 from lakerank.errors import TrainingError
 from lakerank.training.batches import Batch, Neighbours, Sampler, Selection
 from lakerank.training.config import StageConfig, TrainConfig
+from lakerank.training.learner import Learner
 from lakerank.training.negatives import NegativeRule
-from lakerank.training.objective import Learner, Material, batch_loss, pairs_of
+from lakerank.training.objective import Material, batch_loss, pairs_of
 from lakerank.training.optimizer import Optimizer
 from lakerank.training.processes import Processes
 from lakerank.training.schedule import learning_rate, place
@@ -44,6 +45,8 @@ class Step:
         here = place(self.config.stages, number)
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(self._trains(here.stage, name))
+        if here.stage.recall and here.begins:
+            self.learner.recall()
         random = np.random.default_rng((self.config.seed, number))
         neighbours = _neighbours(self.learner) if here.mined > 0 else None
         stage, sampler = here.stage, self.samplers[here.index]
