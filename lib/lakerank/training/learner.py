@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 #: What an MLP that recalls topics multiplies its keys and values by; found by trying a few.
-RECALL_KEYS, RECALL_VALUES = 0.3, 0.2
+RECALL_KEYS, RECALL_VALUES = 0.5, 0.2
 
 
 @dataclass(frozen=True)
