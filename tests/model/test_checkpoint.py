@@ -146,6 +146,13 @@ def test_what_is_doubtful_is_refused(checkpoint: Path, change: Callable[[Path], 
         load_reranker(str(checkpoint), device="cpu")
 
 
+def test_torn_weights_are_refused_where_a_job_is_planned(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])  # the header is whole
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a whole safetensors file \(\d+ bytes where"):
+        identify(str(checkpoint))
+
+
 def test_a_hub_id_needs_a_revision() -> None:
     with pytest.raises(CheckpointError, match=r"set model\.revision"):
         locate("someone/some-model")

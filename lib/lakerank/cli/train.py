@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lakerank.cli.job import EPILOG, config_option, run_job, set_option, verbose_option
+from lakerank.errors import DependencyError
 
 if TYPE_CHECKING:
     from lakerank.training.config import TrainConfig
@@ -34,8 +35,11 @@ def train(config_path: Path, overrides: Sequence[str], processes: int | None, ve
     """
 
     def work() -> dict[str, Any]:
-        from lakerank.training.config import load_train_config
-        from lakerank.training.run import run_training
+        try:
+            from lakerank.training.config import load_train_config
+            from lakerank.training.run import run_training
+        except ImportError as error:
+            raise DependencyError(f"{error}: pip install 'lakerank[train]'") from error
 
         config = load_train_config(config_path, overrides)
         outcome = run_training(config) if processes is None else _on_spark(config, processes)

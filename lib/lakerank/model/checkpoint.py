@@ -282,7 +282,7 @@ def read_header(file: Path) -> dict[str, tuple[list[int], str]]:
     """Shape and stored type of every tensor in a safetensors file.
 
     Raises:
-        CheckpointError: the file is not safetensors.
+        CheckpointError: the file is not safetensors, or is torn.
     """
     try:
         with file.open("rb") as stream:
@@ -290,7 +290,11 @@ def read_header(file: Path) -> dict[str, tuple[list[int], str]]:
             if length > file.stat().st_size:
                 raise ValueError("the header is longer than the file")
             header = json.loads(stream.read(length))
-        return {name: (entry["shape"], entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        whole = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        if (size := file.stat().st_size) != whole:
+            raise ValueError(f"{size} bytes where its header says {whole}")
+        return {name: (entry["shape"], entry["dtype"]) for name, entry in tensors.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{file}: not a whole safetensors file ({error}); copy it again") from error
 
