@@ -13,7 +13,7 @@ from lakerank.records import Document, Query
 from lakerank.training.config import load_train_config
 from lakerank.training.forward import bag_states, encode_images, patchify
 from lakerank.training.learner import Learner
-from lakerank.training.objective import Material, forward
+from lakerank.training.objective import SIMILARITY_SPREAD, Material, forward, similarities
 from lakerank.training.run import read_material
 from lakerank.training.sequences import pad
 from lakerank.training.start import Start, begin
@@ -126,6 +126,33 @@ def test_sharing_prefixes_changes_no_gradient(prepared: Prepared) -> None:
     assert "model.visual.patch_embed.proj.weight" in shared
     for name, gradient in shared.items():
         torch.testing.assert_close(gradient, alone[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("tap", [0, 1])
+def test_similarities_are_log_odds_of_the_tap_s_own_attention(prepared: Prepared, tap: int) -> None:
+    """Of the weights that the layer itself gives: a document's end, against all of the query's own tokens."""
+    begun, material, _ = prepared
+    learner = Learner(begun.network, None, tap)
+    documents, queries, first, second = pairs(material)
+    attention = begun.network.model.language_model.layers[tap].self_attn
+    for bias in (attention.q_proj.bias, attention.k_proj.bias):
+        torch.nn.init.normal_(bias)
+    seen: list[torch.Tensor] = []
+    hook = attention.register_forward_hook(lambda _module, _arguments, output: seen.append(output[1]))
+    with torch.no_grad():
+        states = forward(learner, material, documents, queries, first, second)
+        hook.remove()
+        of_documents, of_pairs = seen  # the second: (P, heads, S, L + S)
+        for d in range(len(documents)):
+            own = torch.arange(len(queries)) + d * len(queries)  # each query behind document d, where it really stands
+            got = similarities(learner, states, own)[d]
+            end, prefix = len(material.documents[documents[d]].ids) - 1, of_documents.shape[-1]
+            for q, pair in enumerate(own.tolist()):
+                last = len(material.queries[queries[q]].ids) - 1
+                weights = of_pairs[pair, :, last]  # (heads, L + S)
+                odds = weights[:, end].log() - weights[:, prefix : prefix + last + 1].sum(-1).log()
+                wanted = odds.sum() / (SIMILARITY_SPREAD * len(odds)) ** 0.5
+                torch.testing.assert_close(got[q], wanted, atol=1e-3, rtol=1e-3)
 
 
 def test_pictures_in_one_batch_are_the_vision_encoder_s(prepared: Prepared) -> None:

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from lakerank.training.losses import binary_cross_entropy, listnet, proxy_softmax, ranknet, symmetric_listnet
+from lakerank.training.losses import (
+    binary_cross_entropy,
+    contrastive_softmax,
+    listnet,
+    proxy_softmax,
+    ranknet,
+    symmetric_listnet,
+)
 
 SCORES = torch.tensor([[1.0, 0.0], [2.0, 0.5], [-1.0, 3.0]], dtype=torch.float64)
 GRADES = torch.tensor([[1, 0], [0, 0], [1, 2]])
@@ -43,6 +50,14 @@ def test_a_query_without_a_relevant_document_adds_nothing() -> None:
 def test_symmetric_listnet_reads_rows_too() -> None:
     both = (listnet(SCORES, GRADES, ALL) + listnet(SCORES.T, GRADES.T, ALL.T)) / 2
     assert float(symmetric_listnet(SCORES, GRADES, ALL)) == pytest.approx(float(both))
+
+
+def test_looking_at_no_document_competes_for_every_query() -> None:
+    odds = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
+    grades = torch.tensor([[1, 0], [0, 1]])
+    queries = math.log(math.exp(1) + math.exp(0.5) + 1) - 1 + math.log(math.exp(-2) + math.exp(3) + 1) - 3
+    documents = math.log(math.exp(1) + math.exp(-2)) - 1 + math.log(math.exp(0.5) + math.exp(3)) - 3
+    assert float(contrastive_softmax(odds, grades, grades >= 0)) == pytest.approx((queries + documents) / 4)
 
 
 def test_ranknet_compares_documents_of_different_grades() -> None:

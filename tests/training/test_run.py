@@ -89,7 +89,8 @@ def test_a_stage_of_some_layers_leaves_the_others_alone(
     trained = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")
     moved = {name for name, value in fresh.state_dict().items() if not same(value, trained[published_name(name)])}
     assert {"model.language_model.layers.2.self_attn.v_proj.weight", "score.0.weight"} <= moved
-    assert ("model.language_model.layers.0.self_attn.v_proj.weight" in moved) == (only == "layers_only")
+    for part in ("layers.0.self_attn.v_proj", "layers.2.self_attn.q_proj", "layers.2.self_attn.k_proj"):  # tap is 2
+        assert (f"model.language_model.{part}.weight" in moved) == (only == "layers_only")
     assert not [name for name in moved if any(part in name for part in lower)]
 
 
@@ -311,6 +312,9 @@ def test_contradictions_are_listed_together(training_config: Callable[..., Path]
     assert all(part in faults for part in ("needs start.path", "proxy_weight needs lake.topic", "tap: 3 is no layer"))
     with pytest.raises(ConfigError, match="vision_width 33"):
         load_train_config(training_config(), ["start.shape.vision_width=33"])
+    upper = {"name": "match", "steps": 1, "groups": 2, "group_size": 3, "upper_only": True, "contrastive_weight": 0.3}
+    with pytest.raises(ConfigError, match="upper_only trains nothing that contrastive_weight"):
+        load_train_config(training_config(stages=[upper]))
 
 
 def test_training_stops_when_nothing_gets_better_and_leaves_the_best(

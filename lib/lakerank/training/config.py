@@ -123,16 +123,16 @@ class StageConfig(_Section):
     """Some steps of one kind. Each step draws `groups` groups of `group_size` topics, a document and a query each, and
     `hard_negatives` documents more for every query, from its candidates.
 
-    A stage with `ranking: null` trains the layers below `tap` alone: query and document meet in the losses only. One
-    that is `upper_only` trains the layers from `tap` on and the head; one that is `layers_only` all layers and the
-    head, so that rare words are not forgotten and pictures not learned by heart. One that is a `bag` trains what comes
-    before the first layer, embeddings and the vision encoder: the mean of a row's tokens names its topic (fastText,
-    Joulin et al. 2017) and, with `contrastive_weight`, finds the other side's rows of that topic, which costs little;
-    the layers then start from tokens that mean something. One that is to `recall` first makes the MLP before layer
-    `tap` a memory of the topics: it knows them by the proxies that earlier stages have learned. `only` keeps rows
-    whose column holds one of the values, or nothing. A share of the groups, going over the stage from `mined[0]`
-    to `mined[1]`, holds topics that are easily confused. A stage with a `learning_rate` starts the schedule anew at
-    that peak (a warm restart, Loshchilov and Hutter 2017).
+    A stage with `ranking: null` trains the layers below `tap` and where that one looks: query and document meet in
+    the losses only. One that is `upper_only` trains what comes after, layers from there on and the head; one that is
+    `layers_only` all layers and the head, so that rare words are not forgotten and pictures not learned by heart. One
+    that is a `bag` trains what comes before the first layer, embeddings and the vision encoder: the mean of a row's
+    tokens names its topic (fastText, Joulin et al. 2017) and, with `contrastive_weight`, finds the other side's rows
+    of that topic, which costs little; the layers then start from tokens that mean something. One that is to `recall`
+    first makes the MLP before layer `tap` a memory of the topics: it knows them by the proxies that earlier stages
+    have learned. `only` keeps rows whose column holds one of the values, or nothing. A share of the groups, going
+    over the stage from `mined[0]` to `mined[1]`, holds topics that are easily confused. A stage with a
+    `learning_rate` starts the schedule anew at that peak (a warm restart, Loshchilov and Hutter 2017).
     """
 
     name: str
@@ -279,6 +279,10 @@ def contradictions(config: TrainConfig) -> list[str]:
             weights += [stage.ranking_weight, stage.pointwise_weight, stage.distillation_weight]
         if stage.bag and (stage.ranking is not None or not stage.proxy_weight or stage.recall):
             faults.append(f"stages: {stage.name}: a bag has proxy_weight and ranking: null, and nothing to recall with")
+        if stage.upper_only and any(weights[:2]):
+            faults.append(
+                f"stages: {stage.name}: upper_only trains nothing that contrastive_weight and proxy_weight teach"
+            )
         if not any(weights):
             faults.append(f"stages: {stage.name}: no loss has a weight above 0")
     return faults

@@ -18,9 +18,15 @@ class PairStates:
 
     document_states: Tensor  # (D, H) at each document's last token, entering layer `tap`
     document_positions: Tensor  # (D,)
-    pair_states: Tensor  # (P, H) at each pair's score token, entering layer `tap`
-    pair_positions: Tensor  # (P,)
+    pair_states: Tensor  # (P, S, H) at the tokens of each pair's query, entering layer `tap`
+    pair_positions: Tensor  # (P, S)
+    pair_ends: Tensor  # (P,) which of them is the score token: the last that is no padding
     logits: Tensor | None  # (P,) float32
+
+    @property
+    def score_states(self) -> Tensor:
+        """(P, H) at each pair's score token, entering layer `tap`."""
+        return self.pair_states[torch.arange(len(self.pair_ends), device=self.pair_ends.device), self.pair_ends]
 
 
 class _Recorder:
@@ -89,17 +95,18 @@ def score_pairs(
     layers = text.layers if whole else text.layers[:tap]
     for index, layer in enumerate(layers):
         if index == tap:
-            tapped = (prefix[every, ends], hidden[rows, last])
+            tapped = (prefix[every, ends], hidden)
         again = checkpointing and torch.is_grad_enabled()
         prefix, hidden = _again(through, layer, prefix, hidden) if again else through(layer, prefix, hidden)
     if tapped is None:
-        tapped = (prefix[every, ends], hidden[rows, last])
+        tapped = (prefix[every, ends], hidden)
     logits = network.score(text.norm(hidden[rows, last])).float().squeeze(-1) if whole else None  # (P, 1) -> (P,)
     return PairStates(
         document_states=tapped[0],
         document_positions=documents.positions[0, every, ends],
         pair_states=tapped[1],
-        pair_positions=suffix_positions[0, rows, last],
+        pair_positions=suffix_positions[0],
+        pair_ends=last,
         logits=logits,
     )
 

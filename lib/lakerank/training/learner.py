@@ -12,6 +12,9 @@ from torch import nn
 #: What an MLP that recalls topics multiplies its keys and values by; found by trying a few.
 RECALL_KEYS, RECALL_VALUES = 0.5, 0.2
 
+#: What of layer `tap` its attention logits come from.
+SIMILARITY_PARTS = ("input_layernorm.", "self_attn.q_proj.", "self_attn.k_proj.")
+
 
 @dataclass(frozen=True)
 class Learner:
@@ -54,7 +57,8 @@ class Learner:
         return any(part in name for part in ("language_model.layers.", "language_model.norm.", "score.", "proxies."))
 
     def is_upper(self, name: str) -> bool:
-        """Whether a parameter belongs to the layers from `tap` on, or to what follows them."""
-        if found := re.search(r"language_model\.layers\.(\d+)\.", name):
-            return int(found[1]) >= self.tap
+        """Whether a parameter comes after the similarity of layer `tap`: what layers do with what that one found."""
+        if found := re.search(r"language_model\.layers\.(\d+)\.(\S+)", name):
+            layer, part = int(found[1]), found[2]
+            return layer > self.tap or (layer == self.tap and not part.startswith(SIMILARITY_PARTS))
         return "network.score." in name or "language_model.norm." in name

@@ -32,6 +32,15 @@ def symmetric_listnet(scores: Tensor, grades: Tensor, known: Tensor) -> Tensor:
     return (listnet(scores, grades, known) + listnet(scores.T, grades.T, known.T)) / 2
 
 
+def contrastive_softmax(log_odds: Tensor, grades: Tensor, known: Tensor) -> Tensor:
+    """ListNet in both directions where looking at no document, whose log odds are 0, competes too.
+
+    So what matches is found, and not only found sooner than what does not.
+    """
+    nowhere = (0, 0, 0, 1)  # a document more: (D, Q) -> (D + 1, Q)
+    return symmetric_listnet(F.pad(log_odds, nowhere), F.pad(grades, nowhere), F.pad(known, nowhere, value=True))
+
+
 def ranknet(scores: Tensor, grades: Tensor, known: Tensor) -> Tensor:
     """Logistic loss on score differences of differently graded documents of a query (RankNet, Burges et al. 2005)."""
     difference = scores.unsqueeze(1) - scores.unsqueeze(0)  # (D, D, Q)

@@ -18,6 +18,7 @@ from lakerank.training.learner import Learner
 from lakerank.training.losses import (
     RANKING_LOSSES,
     binary_cross_entropy,
+    contrastive_softmax,
     margin_mse,
     proxy_softmax,
     symmetric_listnet,
@@ -29,8 +30,9 @@ from lakerank.training.tables import TrainingLake
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
-#: The attention logits of the layer that matching starts in, summed over heads and divided by this, are similarities.
-SIMILARITY_HEADS = 3.0
+#: Heads' log odds are summed and divided by the root of so many times the heads: what is alike is then as similar with
+#: many narrow heads as with few wide ones.
+SIMILARITY_SPREAD = 1.5
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,7 @@ def batch_loss(
     if stage.contrastive_weight:
         one = _one_pair_a_query(pair_queries, len(batch.queries), generator).to(learner.device)
         similarity = similarities(learner, states, one)
-        loss = symmetric_listnet(similarity, grid.grades, grid.known)
-        parts["contrastive"] = (stage.contrastive_weight, loss)
+        parts["contrastive"] = (stage.contrastive_weight, contrastive_softmax(similarity, grid.grades, grid.known))
     if stage.proxy_weight and learner.proxies is not None:
         parts["proxies"] = (stage.proxy_weight, _proxy_loss(learner, material.lake, batch, states, pair_queries))
     return _summed(parts)
@@ -197,20 +198,30 @@ def _visual(learner: Learner, pictures: Sequence[Tensor], generator: torch.Gener
 
 
 def similarities(learner: Learner, states: PairStates, pairs: Tensor) -> Tensor:
-    """Similarity of documents and some pairs' queries (D, Q): the attention logits that layer `tap` would give them.
+    """Similarity of documents and some pairs' queries (D, Q): whether the score token looks at the document's end.
 
-    So the contrastive loss teaches where that layer looks: the score token finds the end of a matching document.
+    It is the log odds of layer `tap`'s attention, head by head, that token against all of the query's own. So the
+    contrastive loss teaches where that layer looks: away from the query where, and only where, a document matches.
     """
     text = learner.network.model.language_model
     layer = text.layers[learner.tap]
     attention = layer.self_attn
+    every = torch.arange(len(pairs), device=pairs.device)
+    own, positions, ends = states.pair_states[pairs], states.pair_positions[pairs], states.pair_ends[pairs]
+    read = layer.input_layernorm(own)  # (Q, S, H)
+    queries = _heads(attention.q_proj(read[every, ends]), attention.head_dim)
+    queries = _turn(text, queries, positions[every, ends]).float()
     documents = _heads(attention.k_proj(layer.input_layernorm(states.document_states)), attention.head_dim)
-    queries = _heads(attention.q_proj(layer.input_layernorm(states.pair_states[pairs])), attention.head_dim)
-    documents = _turn(text, documents, states.document_positions)
-    queries = _turn(text, queries, states.pair_positions[pairs])
-    documents = documents.repeat_interleave(queries.shape[1] // documents.shape[1], dim=1)
-    summed = torch.einsum("dhe,qhe->dq", documents.float(), queries.float())
-    similarity: Tensor = summed * attention.scaling / SIMILARITY_HEADS
+    documents = _turn(text, documents, states.document_positions).float()
+    keys = _heads(attention.k_proj(read).flatten(0, 1), attention.head_dim)
+    keys = _turn(text, keys, positions.flatten()).float()
+    keys = keys.view(*positions.shape, *keys.shape[1:])  # (Q, S, key heads, d)
+    shared = queries.shape[1] // documents.shape[1]
+    found = torch.einsum("dhe,qhe->dqh", documents.repeat_interleave(shared, dim=1), queries) * attention.scaling
+    stays = torch.einsum("qshe,qhe->qsh", keys.repeat_interleave(shared, dim=2), queries) * attention.scaling
+    padding = torch.arange(own.shape[1], device=ends.device) > ends.unsqueeze(1)  # (Q, S)
+    stays = stays.masked_fill(padding.unsqueeze(-1), float("-inf")).logsumexp(1)  # (Q, heads)
+    similarity: Tensor = (found - stays).sum(-1) / (SIMILARITY_SPREAD * queries.shape[1]) ** 0.5
     return similarity
 
 
@@ -239,7 +250,7 @@ def _proxy_loss(learner: Learner, lake: TrainingLake, batch: Batch, states: Pair
     """Documents and score tokens each name their topic."""
     norm = learner.network.model.language_model.layers[learner.tap].input_layernorm
     of_pairs = batch.queries[pair_queries.numpy()]
-    return _named(learner, lake, (norm(states.document_states), norm(states.pair_states)), (batch.documents, of_pairs))
+    return _named(learner, lake, (norm(states.document_states), norm(states.score_states)), (batch.documents, of_pairs))
 
 
 def _bag_losses(
