@@ -17,9 +17,9 @@ class PairStates:
     """What a forward pass leaves: logits when it went through the whole network, and states where it was tapped."""
 
     document_states: Tensor  # (D, H) at each document's last token, entering layer `tap`
-    document_positions: Tensor  # (D,)
+    document_positions: Tensor  # (3, D), as the rotary embedding of pictures wants them
     pair_states: Tensor  # (P, S, H) at the tokens of each pair's query, entering layer `tap`
-    pair_positions: Tensor  # (P, S)
+    pair_positions: Tensor  # (3, P, S)
     pair_ends: Tensor  # (P,) which of them is the score token: the last that is no padding
     logits: Tensor | None  # (P,) float32
 
@@ -103,9 +103,9 @@ def score_pairs(
     logits = network.score(text.norm(hidden[rows, last])).float().squeeze(-1) if whole else None  # (P, 1) -> (P,)
     return PairStates(
         document_states=tapped[0],
-        document_positions=documents.positions[0, every, ends],
+        document_positions=documents.positions[:, every, ends],
         pair_states=tapped[1],
-        pair_positions=suffix_positions[0],
+        pair_positions=suffix_positions,
         pair_ends=last,
         logits=logits,
     )

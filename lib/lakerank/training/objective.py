@@ -207,15 +207,15 @@ def similarities(learner: Learner, states: PairStates, pairs: Tensor) -> Tensor:
     layer = text.layers[learner.tap]
     attention = layer.self_attn
     every = torch.arange(len(pairs), device=pairs.device)
-    own, positions, ends = states.pair_states[pairs], states.pair_positions[pairs], states.pair_ends[pairs]
+    own, positions, ends = states.pair_states[pairs], states.pair_positions[:, pairs], states.pair_ends[pairs]
     read = layer.input_layernorm(own)  # (Q, S, H)
     queries = _heads(attention.q_proj(read[every, ends]), attention.head_dim)
-    queries = _turn(text, queries, positions[every, ends]).float()
+    queries = _turn(text, queries, positions[:, every, ends]).float()
     documents = _heads(attention.k_proj(layer.input_layernorm(states.document_states)), attention.head_dim)
     documents = _turn(text, documents, states.document_positions).float()
     keys = _heads(attention.k_proj(read).flatten(0, 1), attention.head_dim)
-    keys = _turn(text, keys, positions.flatten()).float()
-    keys = keys.view(*positions.shape, *keys.shape[1:])  # (Q, S, key heads, d)
+    keys = _turn(text, keys, positions.flatten(1)).float()
+    keys = keys.view(*own.shape[:2], *keys.shape[1:])  # (Q, S, key heads, d)
     shared = queries.shape[1] // documents.shape[1]
     found = torch.einsum("dhe,qhe->dqh", documents.repeat_interleave(shared, dim=1), queries) * attention.scaling
     stays = torch.einsum("qshe,qhe->qsh", keys.repeat_interleave(shared, dim=2), queries) * attention.scaling
@@ -230,8 +230,8 @@ def _heads(states: Tensor, width: int) -> Tensor:
 
 
 def _turn(text: Any, states: Tensor, positions: Tensor) -> Tensor:
-    """Rotary embedding of (B, heads, d) at text positions (B,)."""
-    cos, sin = text.rotary_emb(states, positions.view(1, 1, -1).expand(3, 1, -1))  # (1, B, d)
+    """Rotary embedding of (B, heads, d) at positions (3, B)."""
+    cos, sin = text.rotary_emb(states, positions.unsqueeze(1))
     half = states.shape[-1] // 2
     turned = torch.cat([-states[..., half:], states[..., :half]], dim=-1)
     rotated: Tensor = states * cos[0].unsqueeze(1) + turned * sin[0].unsqueeze(1)
