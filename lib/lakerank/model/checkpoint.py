@@ -285,14 +285,15 @@ def read_header(file: Path) -> dict[str, tuple[list[int], str]]:
         CheckpointError: the file is not safetensors, or is torn.
     """
     try:
+        size = file.stat().st_size
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            if length > file.stat().st_size:
+            if length > size:
                 raise ValueError("the header is longer than the file")
             header = json.loads(stream.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         whole = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        if (size := file.stat().st_size) != whole:
+        if size != whole:
             raise ValueError(f"{size} bytes where its header says {whole}")
         return {name: (entry["shape"], entry["dtype"]) for name, entry in tensors.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
