@@ -111,6 +111,15 @@ def test_tensors_without_a_place_are_refused(
         load_reranker(str(tiny_checkpoint), adapter=str(adapter), device="cpu")
 
 
+def test_a_torn_adapter_is_refused_where_a_job_is_planned(
+    trained: tuple[Path, dict[str, Any]], tiny_checkpoint: Path
+) -> None:
+    file = trained[0] / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: not a whole safetensors file"):
+        identify(str(tiny_checkpoint), adapter=str(trained[0]))
+
+
 def test_pickles_are_refused(tiny_checkpoint: Path, trained: tuple[Path, dict[str, Any]]) -> None:
     adapter, _ = trained
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")

@@ -68,6 +68,15 @@ def test_another_run_s_state_is_refused(training_config: Callable[..., Path]) ->
         run_training(load_train_config(training_config(), ["start.shape.layers=4"]))
 
 
+@pytest.mark.parametrize("torn", ["state.json", "state-6.safetensors"])
+def test_a_torn_state_says_what_to_do(training_config: Callable[..., Path], tmp_path: Path, torn: str) -> None:
+    run_training(load_train_config(training_config()))
+    file = tmp_path / "out" / "state" / torn
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(StorageError, match=r"the saved state is torn .*; remove it to start anew"):
+        run_training(load_train_config(training_config()))
+
+
 @pytest.mark.parametrize(
     ("only", "lower"),
     [

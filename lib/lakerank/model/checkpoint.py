@@ -105,6 +105,8 @@ def identify(
         **facts.parts,
         **{name: file_hash(folder / name) for name in kind.files if (folder / name).is_file()},
     }
+    if adapter is not None:
+        read_header(adapter_files(adapter)[1])  # a torn one is refused before anything is planned
     count = sum(math.prod(shape) for file in files for shape, _ in read_header(file).values())
     stamp = quick_stamp(_all_files(folder, adapter, kind.files))
     return CheckpointIdentity(str(folder), fingerprint(parts), facts.logit_bias, count, stamp, kind.name, limits)

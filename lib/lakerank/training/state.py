@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -52,12 +53,15 @@ def load_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: 
     """Put a saved state into parameters and optimizer; returns how far it is, 0 steps when nothing was saved.
 
     Raises:
-        StorageError: the state was saved by a run with other parameters.
+        StorageError: the state was saved by a run with other parameters, or is torn.
     """
     if not (folder / "state.json").is_file():
         return Progress()
-    record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    tensors = load_file(os.fspath(folder / record["tensors"]))
+    try:
+        record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        tensors = load_file(os.fspath(folder / record["tensors"]))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise StorageError(f"{folder}: the saved state is torn ({error}); remove it to start anew") from error
     saved = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
     if saved != set(parameters):
         raise StorageError(f"{folder}: holds the state of another run; choose another output or remove it")
