@@ -367,6 +367,20 @@ def test_a_pass_of_any_size_gives_the_same_bits(made: dict[str, Any]) -> None:
     assert narrow.score(PAIRS).tolist() == wide.score(PAIRS).tolist()
 
 
+def test_threads_read_passes_of_their_own_and_change_no_bit(made: dict[str, Any]) -> None:
+    alone = load(made["bge"][0]).score(PAIRS).tolist()
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 3):
+            loaded = load(made["bge"][0], device_threads=threads)
+            assert torch.get_num_threads() == threads, "the process's threads are what they were set to"
+            loaded._engine.budget = budget_of(128)
+            assert loaded.score(PAIRS).tolist() == alone
+            assert loaded._engine.tokens_at_once == 128 * threads
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 def test_a_kernel_for_any_lengths_gives_the_same(made: dict[str, Any]) -> None:
     """What a GPU's kernels are given: all rows at once, those that only fill as a sequence of their own."""

@@ -25,7 +25,8 @@ from lakerank.model.xlm_roberta import PackedEncoder
 from lakerank.model.xlm_roberta_weights import BGE, JINA, Naming, load_weights
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
-#: Passes whose pairs are sorted by length together. More would find more of one length; token ids are all they hold.
+#: Passes of each thread whose pairs are sorted by length together. More would find more of one length; what waits are
+#: token ids.
 PASSES_SORTED = 8
 
 #: Tokens that a sequence has room for at least: half of them for the query, four special ones, and something to read.
@@ -93,7 +94,7 @@ class CrossEncoder:
 
     def _held(self) -> int:
         """Tokens of the pairs that are sorted together."""
-        return PASSES_SORTED * self._engine.budget.tokens
+        return PASSES_SORTED * self._engine.tokens_at_once
 
     def _pairs(self, prepared: Prepared) -> list[_Pair | Unscorable]:
         """What each of a group's queries is read as; why not where it cannot be."""

@@ -2,7 +2,8 @@
 
 A sequence's logit has the same bits whatever is read beside it: products of matrices give a row its bits wherever it
 stands (`rows`), and a call of attention has the shape of one sequence, those of one length side by side in the batch
-dimension. Nothing is padded but a pass as a whole, up to a number of rows that products are made with.
+dimension. Nothing is padded but a pass as a whole, up to a number of rows that products are made with. On a processor
+each of torch's threads reads passes of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from lakerank.model.device import out_of_memory, to_device
 from lakerank.model.encoder_shape import EncoderShape
 from lakerank.model.layout import Varlen
 from lakerank.model.rows import Product, RowProducts, choose_products
+from lakerank.model.side_by_side import SideBySide
 from lakerank.model.text_pairs import PairTokens
 from lakerank.model.varlen import VarlenKind, choose_varlen
 from lakerank.model.work import DeviceTimer, Work
@@ -67,10 +69,12 @@ class EncoderEngine:
         self.work = Work()
         self._encoder, self._tokens = encoder, tokens
         self._device = encoder.device
-        self.budget = budget or encoder_budget(self._device, encoder.shape, encoder.dtype)
+        self._passes = SideBySide(torch.get_num_threads() if self._device.type == "cpu" else 1)
+        self.budget = budget or encoder_budget(self._device, encoder.shape, encoder.dtype, self._passes.count)
         if products is None and reproducible:
             most = busy_budget(self._device).tokens  # whatever memory is free, or bits would go by it
-            products = choose_products(Product(made.weight, made.bias, most) for made in encoder.products_made())
+            wanted = [Product(made.weight, made.bias, most) for made in encoder.products_made()]
+            products = self._passes.call(lambda: choose_products(wanted))
         self._products = encoder.products = products or RowProducts()
         heads = encoder.shape.heads
         self._varlen = varlen or choose_varlen(
@@ -82,6 +86,11 @@ class EncoderEngine:
             causal=False,
         )
         self._timer = DeviceTimer(self._device, self.work)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Tokens of the passes that are computed at the same time."""
+        return self.budget.tokens * self._passes.count
 
     def score(self, readings: Sequence[Reading]) -> list[float | None]:
         """The logit of each sequence; None where it does not fit in memory, alone.
@@ -107,39 +116,46 @@ class EncoderEngine:
 
     def _logits(self, readings: Sequence[Reading]) -> np.ndarray:
         started = time.perf_counter()
-        order = sorted(range(len(readings)), key=lambda place: readings[place].length)
-        chunks = cut(order, [readings[place].length for place in order], self.budget.tokens)
-        passes = [self._read([readings[place] for place in chunk]) for chunk in chunks]
-        found = torch.cat(passes).cpu().numpy()
+        # The last pass, which all threads wait for, is then the cheapest.
+        longest_first = sorted(range(len(readings)), key=lambda place: -readings[place].length)
+        chunks = cut(longest_first, [readings[place].length for place in longest_first], self.budget.tokens)
+        passes = [[readings[place] for place in chunk] for chunk in chunks]
+        with self._timer.stage("suffix_s"):
+            read = torch.cat(self._passes.map(self._read, passes))
+        found = read.cpu().numpy()
         self._timer.collect()
+        for some in passes:
+            self._count([reading.length for reading in some])
         logits = np.empty(len(readings), dtype=np.float32)
-        logits[order] = found
+        logits[longest_first] = found
         self.work.drive_s += time.perf_counter() - started
         return logits
 
     def _read(self, readings: Sequence[Reading]) -> Tensor:
         """Logits (N,) of sequences that share a pass, on the device."""
         lengths = [reading.length for reading in readings]
-        rows = sum(lengths)
-        spare = self._products.filled(rows) - rows
+        spare = self._spare(lengths)
         sequences = [self._tokens.sequence(reading.query, reading.document) for reading in readings]
         token_ids = np.pad(np.concatenate(sequences), (0, spare))
         positions = np.pad(np.concatenate(list(map(self._tokens.positions, sequences))), (0, spare))
-        self._count(lengths, spare)
-        with self._timer.stage("suffix_s"):
-            varlen = self._attention([*lengths, spare] if spare else lengths)
-            return self._encoder.logits(
-                to_device(token_ids, self._device), to_device(positions, self._device), lengths, varlen
-            )
+        varlen = self._attention([*lengths, spare] if spare else lengths)
+        return self._encoder.logits(
+            to_device(token_ids, self._device), to_device(positions, self._device), lengths, varlen
+        )
 
     def _attention(self, lengths: Sequence[int]) -> Varlen | None:
         return None if self._varlen is None else self._varlen(lengths, self._device)
 
-    def _count(self, lengths: Sequence[int], spare: int) -> None:
-        rows = sum(lengths)
-        self.work.computed += rows + spare
+    def _count(self, lengths: Sequence[int]) -> None:
+        spare = self._spare(lengths)
+        self.work.computed += sum(lengths) + spare
         self.work.padding += spare
         self.work.flops += sum(map(self._encoder.shape.flops, lengths))
+
+    def _spare(self, lengths: Sequence[int]) -> int:
+        """Rows that only fill a pass."""
+        rows = sum(lengths)
+        return self._products.filled(rows) - rows
 
     def _release(self) -> None:
         """Give memory back to the device."""
@@ -147,8 +163,8 @@ class EncoderEngine:
             torch.cuda.empty_cache()
 
 
-def encoder_budget(device: torch.device, shape: EncoderShape, dtype: torch.dtype) -> Budget:
-    """What keeps the device busy, or what its free memory holds, whichever is less."""
+def encoder_budget(device: torch.device, shape: EncoderShape, dtype: torch.dtype, passes: int = 1) -> Budget:
+    """What keeps the device busy, or what its free memory holds of so many passes at once, whichever is less."""
     room = int(free_bytes(device) * (SHARE_CPU if device.type == "cpu" else SHARE_GPU))
     token = (8 * shape.hidden + 3 * shape.inner) * dtype.itemsize  # one layer's states; nothing is kept
-    return budget_of(max(LEAST_TOKENS, min(busy_budget(device).tokens, room // token)))
+    return budget_of(max(LEAST_TOKENS, min(busy_budget(device).tokens, room // (passes * token))))

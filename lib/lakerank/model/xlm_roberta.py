@@ -17,10 +17,10 @@ from torch import Tensor
 
 from lakerank.model.encoder_shape import EncoderShape
 from lakerank.model.layout import Varlen
-from lakerank.model.rows import RowProducts, rowwise
+from lakerank.model.rows import RowProducts
 
-#: Rows whose inner layer, four times as wide as the hidden states, is in memory at once: for each thread of a processor
-#: what stays in its cache, and what keeps a GPU busy.
+#: Rows whose inner layer, four times as wide as the hidden states, is in memory at once: what stays in a core's cache,
+#: and what keeps a GPU busy.
 INNER_ROWS_CPU = 256
 INNER_ROWS_GPU = 16384
 
@@ -90,7 +90,8 @@ def runs_of(lengths: Sequence[int]) -> list[Run]:
 
 
 class PackedEncoder:
-    """Logits of packed pairs. Without gradients; to be used by one thread."""
+    """Logits of packed pairs. Without gradients; any number of threads may ask at once, on a processor each with one of
+    torch's threads to itself, or a row's bits go by its place."""
 
     def __init__(self, shape: EncoderShape, weights: EncoderWeights, products: RowProducts | None = None) -> None:
         self.shape = shape
@@ -99,8 +100,7 @@ class PackedEncoder:
         self._places = (weights.places.float() + weights.types[0].float()).to(weights.places.dtype)
         self._dense = Linear(weights.dense.weight.float(), weights.dense.bias.float())
         self._score = Linear(weights.score.weight.float(), weights.score.bias.float())
-        on_cpu = self.device.type == "cpu"
-        self._inner_rows = INNER_ROWS_CPU * torch.get_num_threads() if on_cpu else INNER_ROWS_GPU
+        self._inner_rows = INNER_ROWS_CPU if self.device.type == "cpu" else INNER_ROWS_GPU
 
     @property
     def device(self) -> torch.device:
@@ -169,7 +169,7 @@ class PackedEncoder:
         out = self.products.linear(attended.flatten(1), layer.out.weight, layer.out.bias)
         hidden = self._normed(out.add_(hidden), layer.norm)
         for part in self.products.parts(hidden, self._inner_rows):
-            inner = rowwise(F.gelu, self.products.linear(part, layer.up.weight, layer.up.bias))
+            inner = F.gelu(self.products.linear(part, layer.up.weight, layer.up.bias))
             down = self.products.linear(inner, layer.down.weight, layer.down.bias)
             part.copy_(self._normed(down.add_(part), layer.inner_norm))
         return hidden
@@ -179,7 +179,7 @@ class PackedEncoder:
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Raw logits in float32, whatever the network's dtype: (P', h) -> (P',)."""
-        inner = rowwise(torch.tanh, self.products.linear(hidden.float(), self._dense.weight, self._dense.bias))
+        inner = torch.tanh(self.products.linear(hidden.float(), self._dense.weight, self._dense.bias))
         # A sum and no product of matrices: with one column those round by a row's place among the others.
         logits: Tensor = (inner * self._score.weight[0]).sum(dim=-1) + self._score.bias[0]
         return logits
