@@ -6,6 +6,8 @@ import functools
 import json
 import random
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from lakerank.errors import CheckpointError, PairRejected
 from lakerank.model.budget import BUSY_TOKENS_CPU, budget_of
 from lakerank.model.checkpoint import identify
 from lakerank.model.cross_encoder import PASSES_SORTED, CrossEncoder
+from lakerank.model.encoder_engine import Reading
 from lakerank.model.prompt import Limits
 from lakerank.model.varlen import flex_varlen
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
@@ -82,10 +85,12 @@ def one_logit(network: Any, sequence: list[int]) -> float:
         return float(network(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0])
 
 
-def by_flag_embedding(folder: Path, network: Any, query: str, document: str) -> float:
+def by_flag_embedding(
+    folder: Path, network: Any, query: str, document: str, most_of_query: int = LIMITS.max_query_length
+) -> float:
     """The query cut, the document cut to what is left, `<s> q </s></s> d </s>`."""
     tokenizer = plain_tokenizer(folder)
-    asked = tokenizer.encode(query, add_special_tokens=False).ids[: LIMITS.max_query_length]
+    asked = tokenizer.encode(query, add_special_tokens=False).ids[:most_of_query]
     told = tokenizer.encode(document, add_special_tokens=False).ids
     told = told[: LIMITS.max_length - 4 - len(asked)]
     return one_logit(network, [0, *asked, 2, 2, *told, 2])
@@ -114,6 +119,14 @@ def test_logits_are_those_of_transformers(family: str, reranker: CrossEncoder, m
     expected = [by(*made[family], query.text, document.text) for query, document in PAIRS]
     np.testing.assert_allclose(reranker.score(PAIRS), expected, atol=1e-4, rtol=0)
     assert np.std(expected) > 0.05, "logits that differ by more than rounding"
+
+
+def test_a_long_query_has_the_share_that_flag_embedding_gives_it(made: dict[str, Any]) -> None:
+    """`query_max_length`, unless it is set, is three quarters of the pair's."""
+    query, document = Query("long", LONG * 4), DOCUMENTS[1]
+    expected = by_flag_embedding(*made["bge"], query.text or "", document.text or "", 128 * 3 // 4)
+    found = load(made["bge"][0], limits=Limits(), max_length=128).score([(query, document)])
+    np.testing.assert_allclose(found, [expected], atol=1e-4, rtol=0)
 
 
 def test_a_pair_as_the_tokenizer_makes_it(family: str, reranker: CrossEncoder, made: dict[str, Any]) -> None:
@@ -260,6 +273,73 @@ def test_out_of_memory_takes_less_and_rejects_what_never_fits(made: dict[str, An
     kept = {(r.query_id, r.doc_id): r.logit for r in free.score_groups(groups) if isinstance(r, ScoredPair)}
     assert all(kept[r.query_id, r.doc_id] == r.logit for r in results if isinstance(r, ScoredPair))
     assert engine.budget.tokens <= 128, "passes to come are smaller"
+
+
+def test_out_of_memory_of_passes_at_once_makes_those_to_come_smaller(made: dict[str, Any]) -> None:
+    """A device that holds one pass and not two."""
+    before = torch.get_num_threads()
+    try:
+        loaded = load(made["bge"][0], device_threads=2)
+    finally:
+        torch.set_num_threads(before)
+    engine, free, computed = loaded._engine, 256, 0
+    lock, read = threading.Lock(), engine._encoder.logits
+
+    def logits(token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        nonlocal free, computed
+        with lock:
+            free, computed = free - len(token_ids), computed + len(token_ids)
+            short = free < 0
+        try:
+            time.sleep(0.01)  # so that passes meet
+            if short:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            return read(token_ids, *rest)
+        finally:
+            with lock:
+                free += len(token_ids)
+
+    engine._encoder.logits = logits  # type: ignore[method-assign]
+    engine.budget = budget_of(256)
+    readings = [Reading(np.arange(5, 15), np.arange(5, 55), 64)] * 80
+    assert len(set(engine.score(readings))) == 1
+    assert engine.budget.tokens == 128
+    assert computed < 64 * 80 * 2, "what fits is not tried again and again"
+
+
+def test_long_sequences_are_no_more_at_once_than_memory_has_room_for(made: dict[str, Any]) -> None:
+    before = torch.get_num_threads()
+    try:
+        engine = load(made["bge"][0], device_threads=2)._engine
+    finally:
+        torch.set_num_threads(before)
+    lock, now, most, read = threading.Lock(), 0, 0, engine._encoder.logits
+
+    def logits(token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        nonlocal now, most
+        with lock:
+            now += len(token_ids)
+            most = max(most, now)
+        time.sleep(0.02)
+        with lock:
+            now -= len(token_ids)
+        return read(token_ids, *rest)
+
+    engine._encoder.logits = logits  # type: ignore[method-assign]
+    engine.budget, engine._room = budget_of(64), 128
+    engine.score([Reading(np.arange(5, 15), np.arange(5, 87), 96)] * 4 + [Reading(np.arange(5), np.arange(23), 32)] * 8)
+    assert most == 128, "two passes of the budget, but one of the long ones"
+
+
+def test_few_pairs_have_all_threads(made: dict[str, Any]) -> None:
+    before = torch.get_num_threads()
+    try:
+        engine = load(made["bge"][0], device_threads=3)._engine
+    finally:
+        torch.set_num_threads(before)
+    passes = engine._passes([Reading(np.arange(20), np.arange(40), 64)] * 6)
+    assert [len(some) for some in passes] == [2, 2, 2]
+    assert [len(some) for some in engine._passes([Reading(np.arange(5), np.arange(7), 16)] * 5)] == [4, 1]
 
 
 def test_another_error_is_no_reject(made: dict[str, Any]) -> None:

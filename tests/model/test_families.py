@@ -106,7 +106,9 @@ def test_a_length_is_brought_down_to_what_the_model_has(bge: Path, tmp_path: Pat
     write_jina(tmp_path)  # 130 positions, two of them before the first token
     assert identify(str(bge), limits=Limits(max_length=1024)).limits.max_length == 256
     assert identify(str(tmp_path)).limits == Limits(max_length=128, max_query_length=64)
-    assert identify(str(bge), max_length=100).limits == Limits(max_length=100, max_query_length=50)
+    assert identify(str(bge), max_length=100).limits == Limits(max_length=100, max_query_length=75), (
+        "FlagEmbedding's share"
+    )
     with pytest.raises(CheckpointError, match=r"model\.max_length 257, but bge-reranker has 256 positions"):
         identify(str(bge), max_length=257)
 

@@ -344,6 +344,22 @@ def test_a_family_may_be_named(checkpoints: dict[str, Path], tmp_path: Path) -> 
     assert named.logit_bias == 0
 
 
+@pytest.mark.parametrize("name", ["qwen3-reranker", "qwen3-vl-reranker"])
+def test_a_family_of_another_language_model_is_refused_before_anything_is_planned(
+    checkpoints: dict[str, Path], name: str
+) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"model_type 'qwen2_vl' in config\.json, but this family computes 'qwen3"
+    ):
+        identify(str(checkpoints[MONO]), family=name)
+
+
+def test_an_adapter_alone_is_told_from_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"an adapter: name it under model\.adapter"):
+        identify(str(tmp_path))
+
+
 def test_bfloat16(checkpoints: dict[str, Path], pairs: list[tuple[Query, Document]]) -> None:
     for family in FAMILIES:
         wanted = [pair for pair in pairs if readable(family, *pair)]

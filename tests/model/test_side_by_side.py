@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -51,15 +53,41 @@ def test_calls_run_at_the_same_time_on_one_thread_each_and_the_process_keeps_its
     assert torch.get_num_threads() == 3
 
 
-def test_an_error_waits_for_the_other_calls() -> None:
-    finished: list[int] = []
+def test_after_an_error_nothing_runs_or_begins_and_nothing_is_kept() -> None:
+    begun, ended, held = [], [], []
+
+    class Large:
+        """What a pass would hold."""
 
     def work(item: int) -> None:
+        begun.append(item)
         if item == 0:
+            large = Large()
+            held.append(weakref.ref(large))
             raise MemoryError("no more")
-        time.sleep(0.05)
-        finished.append(item)
+        time.sleep(0.2)
+        ended.append(item)
 
-    with pytest.raises(MemoryError, match="no more"):
-        SideBySide(2).map(work, range(4))
-    assert sorted(finished) == [1, 2, 3]
+    with contextlib.suppress(MemoryError):  # pytest would keep the error
+        SideBySide(2).map(work, range(20))
+        pytest.fail("no error")
+    assert sorted(begun)[1:] == sorted(ended), "what ran was waited for"
+    assert len(begun) < 20
+    assert held[0]() is None, "before any garbage is collected"
+
+
+def test_threads_that_cannot_all_start_leave_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def start_one(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        SideBySide(2)
+    started[0].join(timeout=10)
+    assert not started[0].is_alive()
+    assert torch.get_num_threads() == 3

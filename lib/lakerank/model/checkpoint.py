@@ -151,6 +151,8 @@ def locate(path: str, revision: str | None = None) -> Path:
         folder = _download(path, revision)
     if not folder.is_dir():
         raise CheckpointError(f"{path}: neither a folder nor a hub id such as jinaai/jina-reranker-m0, nor `embedded`")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: an adapter: name it under model.adapter, and its base under model.path")
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no {name}; a checkpoint is a folder with it, weights and a tokenizer")

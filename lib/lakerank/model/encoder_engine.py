@@ -69,12 +69,14 @@ class EncoderEngine:
         self.work = Work()
         self._encoder, self._tokens = encoder, tokens
         self._device = encoder.device
-        self._passes = SideBySide(torch.get_num_threads() if self._device.type == "cpu" else 1)
-        self.budget = budget or encoder_budget(self._device, encoder.shape, encoder.dtype, self._passes.count)
+        self._threads = SideBySide(torch.get_num_threads() if self._device.type == "cpu" else 1)
+        self._room = room_for(self._device, encoder.shape, encoder.dtype)
+        each = min(busy_budget(self._device).tokens, self._room // self._threads.count)
+        self.budget = budget or budget_of(max(LEAST_TOKENS, each))
         if products is None and reproducible:
             most = busy_budget(self._device).tokens  # whatever memory is free, or bits would go by it
             wanted = [Product(made.weight, made.bias, most) for made in encoder.products_made()]
-            products = self._passes.call(lambda: choose_products(wanted))
+            products = self._threads.call(lambda: choose_products(wanted))
         self._products = encoder.products = products or RowProducts()
         heads = encoder.shape.heads
         self._varlen = varlen or choose_varlen(
@@ -85,17 +87,18 @@ class EncoderEngine:
             reproducible=reproducible,
             causal=False,
         )
-        self._timer = DeviceTimer(self._device, self.work)
+        self._timer = DeviceTimer(self._device, self.work, self._threads.count)
 
     @property
     def tokens_at_once(self) -> int:
         """Tokens of the passes that are computed at the same time."""
-        return self.budget.tokens * self._passes.count
+        return self.budget.tokens * self._threads.count
 
     def score(self, readings: Sequence[Reading]) -> list[float | None]:
         """The logit of each sequence; None where it does not fit in memory, alone.
 
-        Out of memory, halves are tried; a pass that was too large makes those to come smaller.
+        Out of memory, passes are made smaller, those to come as well; halves are tried where sequences are longer than
+        a pass.
         """
         if not readings:
             return []
@@ -108,20 +111,18 @@ class EncoderEngine:
         if len(readings) == 1:
             logger.warning("out of memory at a sequence of %d tokens: its pair is rejected", readings[0].length)
             return [None]
-        if sum(reading.length for reading in readings) <= self.budget.tokens > LEAST_TOKENS:
+        if max(reading.length for reading in readings) <= self.budget.tokens > LEAST_TOKENS:
             self.budget = self.budget.halved()
             logger.warning("out of memory: passes of %d tokens from now on", self.budget.tokens)
+            return self.score(readings)
         half = len(readings) // 2
         return self.score(readings[:half]) + self.score(readings[half:])
 
     def _logits(self, readings: Sequence[Reading]) -> np.ndarray:
         started = time.perf_counter()
-        # The last pass, which all threads wait for, is then the cheapest.
         longest_first = sorted(range(len(readings)), key=lambda place: -readings[place].length)
-        chunks = cut(longest_first, [readings[place].length for place in longest_first], self.budget.tokens)
-        passes = [[readings[place] for place in chunk] for chunk in chunks]
-        with self._timer.stage("suffix_s"):
-            read = torch.cat(self._passes.map(self._read, passes))
+        passes = self._passes([readings[place] for place in longest_first])
+        read = torch.cat([logits for some in self._batches(passes) for logits in self._threads.map(self._read, some)])
         found = read.cpu().numpy()
         self._timer.collect()
         for some in passes:
@@ -131,6 +132,21 @@ class EncoderEngine:
         self.work.drive_s += time.perf_counter() - started
         return logits
 
+    def _passes(self, longest_first: Sequence[Reading]) -> list[Sequence[Reading]]:
+        """Passes of the budget, or smaller ones, where that leaves a thread without any. The last one, which all
+        threads wait for, is the cheapest.
+        """
+        lengths = [reading.length for reading in longest_first]
+        share = -(-sum(lengths) // self._threads.count)
+        return [*cut(longest_first, lengths, min(self.budget.tokens, max(LEAST_TOKENS, share)))]
+
+    def _batches(self, passes: Sequence[Sequence[Reading]]) -> list[Sequence[Sequence[Reading]]]:
+        """Passes that may be computed at the same time: of sequences longer than a pass, as many as memory has room
+        for; then all others.
+        """
+        long = [some for some in passes if some[0].length > self.budget.tokens]
+        return [*cut(long, [some[0].length for some in long], self._room), passes[len(long) :]]
+
     def _read(self, readings: Sequence[Reading]) -> Tensor:
         """Logits (N,) of sequences that share a pass, on the device."""
         lengths = [reading.length for reading in readings]
@@ -138,10 +154,11 @@ class EncoderEngine:
         sequences = [self._tokens.sequence(reading.query, reading.document) for reading in readings]
         token_ids = np.pad(np.concatenate(sequences), (0, spare))
         positions = np.pad(np.concatenate(list(map(self._tokens.positions, sequences))), (0, spare))
-        varlen = self._attention([*lengths, spare] if spare else lengths)
-        return self._encoder.logits(
-            to_device(token_ids, self._device), to_device(positions, self._device), lengths, varlen
-        )
+        with self._timer.stage("suffix_s"):
+            varlen = self._attention([*lengths, spare] if spare else lengths)
+            return self._encoder.logits(
+                to_device(token_ids, self._device), to_device(positions, self._device), lengths, varlen
+            )
 
     def _attention(self, lengths: Sequence[int]) -> Varlen | None:
         return None if self._varlen is None else self._varlen(lengths, self._device)
@@ -163,8 +180,7 @@ class EncoderEngine:
             torch.cuda.empty_cache()
 
 
-def encoder_budget(device: torch.device, shape: EncoderShape, dtype: torch.dtype, passes: int = 1) -> Budget:
-    """What keeps the device busy, or what its free memory holds of so many passes at once, whichever is less."""
+def room_for(device: torch.device, shape: EncoderShape, dtype: torch.dtype) -> int:
+    """Tokens that a device's free memory has room for at once."""
     room = int(free_bytes(device) * (SHARE_CPU if device.type == "cpu" else SHARE_GPU))
-    token = (8 * shape.hidden + 3 * shape.inner) * dtype.itemsize  # one layer's states; nothing is kept
-    return budget_of(max(LEAST_TOKENS, min(busy_budget(device).tokens, room // (passes * token))))
+    return room // ((8 * shape.hidden + 3 * shape.inner) * dtype.itemsize)  # one layer's states; nothing is kept

@@ -38,11 +38,11 @@ def _load_m0(loading: Loading) -> LoadedReranker:
     return load(loading)
 
 
-def _read_asking(prompt: ChatPrompt) -> Callable[[Path, str], Facts]:
+def _read_asking(prompt: ChatPrompt, model_type: str) -> Callable[[Path, str], Facts]:
     def read(folder: Path, dtype: str) -> Facts:
         from lakerank.model.generative_checkpoint import generative_facts
 
-        return generative_facts(folder, dtype, prompt)
+        return generative_facts(folder, dtype, prompt, model_type)
 
     return read
 
@@ -117,7 +117,7 @@ FAMILIES: tuple[Family, ...] = (
         accepts_images=True,
         accepts_adapter=True,
         recognises=_is_qwen2_vl_chat,
-        read=_read_asking(MONO_QWEN2_VL),
+        read=_read_asking(MONO_QWEN2_VL, "qwen2_vl"),
         load=_load_asking(MONO_QWEN2_VL),
     ),
     Family(
@@ -128,7 +128,7 @@ FAMILIES: tuple[Family, ...] = (
         accepts_images=True,
         accepts_adapter=True,
         recognises=_describes("qwen3_vl", "Qwen3VLForConditionalGeneration"),
-        read=_read_asking(QWEN3_VL_RERANKER),
+        read=_read_asking(QWEN3_VL_RERANKER, "qwen3_vl"),
         load=_load_asking(QWEN3_VL_RERANKER),
         usual_length=8192,
     ),
@@ -140,14 +140,14 @@ FAMILIES: tuple[Family, ...] = (
         accepts_images=False,
         accepts_adapter=True,
         recognises=_describes("qwen3", "Qwen3ForCausalLM"),
-        read=_read_asking(QWEN3_RERANKER),
+        read=_read_asking(QWEN3_RERANKER, "qwen3"),
         load=_load_asking(QWEN3_RERANKER),
         usual_length=8192,
     ),
     Family(
         name="bge-reranker",
         models="bge-reranker-v2-m3, -large, -base: XLMRobertaForSequenceClassification with one label",
-        protocol="bge-reranker/1",
+        protocol="bge-reranker/2",
         document_major=False,
         accepts_images=False,
         accepts_adapter=False,
@@ -156,6 +156,8 @@ FAMILIES: tuple[Family, ...] = (
         load=_load_bge,
         usual_length=512,
         positions=_encoder_positions,
+        query_share=0.75,
+        cuts_document_alone=True,
     ),
     Family(
         name="jina-reranker-v2",

@@ -104,6 +104,8 @@ class Family:
         usual_length: tokens of a pair as published: `scoring.max_length` is brought down to it, `model.max_length` is
             not. None: as the config says.
         positions: the most tokens that a pair can have, by config.json; None: no such bound.
+        query_share: of a pair's tokens, those that a query may have.
+        cuts_document_alone: a document has all the room that its pair's query leaves, not what the longest would.
         reads_whole: texts longer than a pair may be are read in windows, not cut: a plan counts all of their tokens.
     """
 
@@ -119,6 +121,8 @@ class Family:
     files: tuple[str, ...] = ()
     usual_length: int | None = None
     positions: Callable[[Config], int | None] = _unbounded
+    query_share: float = 0.5
+    cuts_document_alone: bool = False
     reads_whole: bool = False
 
     def limits(self, config: Config, limits: Limits, max_length: int | None, source: str) -> Limits:
@@ -135,7 +139,7 @@ class Family:
             raise CheckpointError(f"{source}: model.max_length {max_length}, but {self.name} has {most} positions")
         bounds = [bound for bound in (limits.max_length, self.usual_length, most) if bound is not None]
         length = max_length or min(bounds)
-        query = limits.max_query_length if length == limits.max_length else min(limits.max_query_length, length // 2)
+        query = min(limits.max_query_length, int(length * self.query_share))
         if self.accepts_images:
             return replace(limits, max_length=length, max_query_length=query)
         return Limits(max_length=length, max_query_length=query)

@@ -12,13 +12,21 @@ from lakerank.model.family import Facts
 from lakerank.model.images import PatchShape
 
 
-def generative_facts(folder: Path, dtype: str, prompt: ChatPrompt) -> Facts:
+def generative_facts(folder: Path, dtype: str, prompt: ChatPrompt, model_type: str) -> Facts:
     """What names the scorer beyond what every fingerprint holds: the prompt, and how images are cut.
 
+    Args:
+        model_type: the language model that the prompt is for.
+
     Raises:
-        CheckpointError: a file is not JSON, or the checkpoint needs what is not supported.
+        CheckpointError: a file is not JSON, it is another language model, or it needs what is not supported.
     """
     config = read_json(folder / "config.json")
+    if config.get("model_type") != model_type:
+        found = f"model_type {config.get('model_type')!r} in config.json"
+        raise CheckpointError(
+            f"{folder}: {found}, but this family computes {model_type!r}; choose another model.family"
+        )
     text = config.get("text_config") or config
     if text.get("use_sliding_window"):
         raise CheckpointError(f"{folder}: use_sliding_window is not supported: the last token must see the whole pair")

@@ -31,8 +31,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         faults = [f"{name} must be positive" for name in self.__slots__ if getattr(self, name) < 1]
-        if self.max_query_length * 2 > self.max_length:
-            faults.append(f"max_query_length {self.max_query_length} is over half of max_length {self.max_length}")
+        if self.max_query_length * 4 > self.max_length * 3:  # a family may allow it less: half, most of them
+            share = f"max_query_length {self.max_query_length} is over three quarters of max_length {self.max_length}"
+            faults.append(share)
         if self.min_pixels > self.max_pixels:
             faults.append(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
         if faults:

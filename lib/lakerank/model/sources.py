@@ -54,11 +54,7 @@ class Scorer:
 
     def document_sizing(self) -> Sizing:
         """What bounds the cost of a document."""
-        lengths = [
-            _ALL_TOKENS if _family(one).reads_whole else one.limits.max_length - one.limits.max_query_length
-            for one in self.identities
-        ]
-        return self._sizing(lengths)
+        return self._sizing([_most_of_document(one) for one in self.identities])
 
     def query_sizing(self) -> Sizing:
         """What bounds the cost of a query."""
@@ -188,6 +184,14 @@ def check_reads_images(identity: CheckpointIdentity) -> None:
 
 def _family(identity: CheckpointIdentity) -> Family:
     return family_named(identity.family)
+
+
+def _most_of_document(identity: CheckpointIdentity) -> int:
+    """Tokens of a document that are read at most."""
+    family, limits = _family(identity), identity.limits
+    if family.reads_whole:
+        return _ALL_TOKENS
+    return limits.max_length - (0 if family.cuts_document_alone else limits.max_query_length)
 
 
 def _reading(identity: CheckpointIdentity, largest: int) -> Reading:

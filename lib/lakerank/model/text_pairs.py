@@ -3,7 +3,8 @@
 A pair is `<s> query </s></s> document </s>` in both families. Where they differ, `PairLimits` says so:
 
 - bge-reranker-v2-m3 as FlagEmbedding scores it (`inference/reranker/encoder_only/base.py`): the query is cut to its
-  length without special tokens, the document to what the sequence then has room for (`only_second`).
+  length, three quarters of the sequence's at most, without special tokens, the document to what the sequence then has
+  room for (`only_second`).
 - jina-reranker-v2 as its `rerank` does (`modeling_xlm_roberta.py`, `reranker_tokenize_preproc`): the query is cut to
   its length with two special tokens, the document is read in windows, and the largest logit counts.
 
@@ -61,12 +62,12 @@ class PairLimits:
 
 def bge_limits(max_length: int, max_query_length: int) -> PairLimits:
     """Limits of a pair of bge-reranker-v2-m3."""
-    return PairLimits(max_length, min(max_query_length, max_length // 2), None)
+    return PairLimits(max_length, max_query_length, None)
 
 
 def jina_limits(max_length: int, max_query_length: int) -> PairLimits:
     """Limits of a pair of jina-reranker-v2, whose `max_query_length` counts two special tokens."""
-    return PairLimits(max_length, min(max_query_length, max_length // 2) - SPECIAL // 2, OVERLAP)
+    return PairLimits(max_length, max_query_length - SPECIAL // 2, OVERLAP)
 
 
 class SideTokenizer:

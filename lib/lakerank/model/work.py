@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ class Work:
 
     Seconds of `decode` (images) and `tokenise` are processor time summed over the host's threads, which work ahead of
     the device. Those of `vision`, `prefix` and `suffix` are the device's: on a GPU between events on its stream, on a
-    CPU the wall time of the thread that drives it. `drive` is the wall time of that thread inside the engine, launches
-    and waiting for the device included; `wait` the time it waited for the host's threads.
+    CPU the wall time of the thread that drives it, or the mean of the threads that do. `drive` is the wall time of the
+    thread that scores inside the engine, launches and waiting for the device included; `wait` the time it waited for
+    the host's threads.
     """
 
     computed: int = 0
@@ -45,11 +47,16 @@ class Work:
 
 
 class DeviceTimer:
-    """Adds up a device's seconds by stage without making it wait: events on a GPU are read when results are."""
+    """Adds up a device's seconds by stage without making it wait: events on a GPU are read when results are.
 
-    def __init__(self, device: torch.device, work: Work) -> None:
+    Of a processor, `threads` may be in a stage at the same time: their mean is added.
+    """
+
+    def __init__(self, device: torch.device, work: Work, threads: int = 1) -> None:
         self._cuda = device.type == "cuda"
         self._work = work
+        self._threads = threads
+        self._adding = threading.Lock()
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
@@ -74,7 +81,8 @@ class DeviceTimer:
         self._pending.clear()
 
     def _add(self, field: str, seconds: float) -> None:
-        setattr(self._work, field, getattr(self._work, field) + seconds)
+        with self._adding:
+            setattr(self._work, field, getattr(self._work, field) + seconds / self._threads)
 
 
 def _event() -> torch.cuda.Event:

@@ -124,7 +124,7 @@ def _jina_rerank(folder: str, dtype: str, device: str, max_length: int) -> tuple
 
     network = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    limits = jina_limits(max_length, 512)
+    limits = jina_limits(max_length, min(512, max_length // 2))
 
     @torch.inference_mode()
     def logits(sequences: list[list[int]]) -> list[float]:
