@@ -358,7 +358,7 @@ def test_what_is_trained_on_is_not_measured_as_held_out(
             table = table.set_column(table.column_names.index("text"), "text", pa.array(texts))
         pq.write_table(table, renamed[name])
     held_out = {"slices": {"held out": renamed}, "candidates": 12}
-    with pytest.raises(ConfigError, match="12 of its topics are trained on"):
+    with pytest.raises(ConfigError, match="12 of the topics that its queries are about are trained on"):
         run_training(load_train_config(training_config(evaluation=held_out)))
     held_out["slices"] = {"held out": renamed | {"same_topics": True}}
     figures = run_training(load_train_config(training_config(evaluation=held_out))).figures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -178,8 +178,8 @@ class OptimizerConfig(_Section):
 class SliceConfig(TablesConfig):
     """Held-out tables, or a part of them: the rows whose columns hold these values (on either side), or nothing.
 
-    A slice of the very tables that are trained on says what was learned. Any other may not hold a query of theirs, nor,
-    unless it has `same_topics`, a topic.
+    A table that it does not name is the training lake's. A slice of the very tables that are trained on says what was
+    learned. Any other may not hold a query of theirs, nor, unless it has `same_topics`, one about the same topic.
     """
 
     same_topics: bool = False
@@ -225,6 +225,17 @@ class TrainConfig(_Section):
     threads: int | None = Field(default=None, ge=1)
     checkpoint_every: int = Field(default=200, ge=1)
     output: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tables_of_slices(cls, values: Any) -> Any:
+        """Give each slice the lake's tables where it names none of its own; what is malformed is reported elsewhere."""
+        match values:
+            case {"lake": {**lake}, "evaluation": {"slices": {**slices}, **others}, **rest}:
+                tables = {name: lake[name] for name in TablesConfig.model_fields if name in lake}
+                filled = {name: tables | part if isinstance(part, dict) else part for name, part in slices.items()}
+                return {**rest, "lake": lake, "evaluation": {**others, "slices": filled}}
+        return values
 
 
 def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
