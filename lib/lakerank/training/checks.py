@@ -35,6 +35,12 @@ def check(config: TrainConfig, material: Material, slices: Mapping[str, Slice], 
         if wanted > found:
             what = "topics" if material.lake.has_topics else "queries"
             faults.append(f"stages: {stage.name}: a step wants {wanted} different {what}, the lake gives {found}")
+    scores = (score for found in material.lake.candidates for score in found.values())
+    if config.negatives.below is not None and any(score <= 0 for score in scores):
+        faults.append(
+            f"negatives.below: in {config.lake.candidates} some candidate has no first_stage_score above 0, of which a "
+            "share could be taken; give every candidate one, or set negatives.below=null and use negatives.skip"
+        )
     for name, part in slices.items():
         faults += _slice_faults(config, name, part, material.lake)
     if faults:

@@ -100,7 +100,7 @@ class StartConfig(_Section):
 class LoraConfig(_Section):
     """Low-rank adaptation of the language model (Hu et al. 2021); the score head is trained whole, vision not.
 
-    `merge`: also leave a whole checkpoint with the adapter merged into it.
+    `merge`: also leave a whole checkpoint with the adapter merged into it, in float32.
     """
 
     rank: int = Field(default=16, ge=1)
@@ -111,7 +111,8 @@ class LoraConfig(_Section):
 
 class NegativesConfig(_Section):
     """Which candidates count as irrelevant: places `skip` to `depth`, and, with `below`, those whose first-stage score
-    is under that share of the best relevant candidate's (closer ones are taken for unjudged positives).
+    is under that share of the best relevant candidate's (closer ones are taken for unjudged positives). For that, all
+    candidates need scores above 0.
     """
 
     skip: int = Field(default=0, ge=0)
@@ -285,6 +286,11 @@ def contradictions(config: TrainConfig) -> list[str]:
             faults.append(f"stages: {stage.name}: hard_negatives needs lake.candidates, to take them from")
         if stage.distillation_weight and config.lake.teacher is None:
             faults.append(f"stages: {stage.name}: distillation_weight needs lake.teacher, whose logits to follow")
+        if stage.distillation_weight and not stage.hard_negatives:
+            faults.append(
+                f"stages: {stage.name}: distillation_weight needs hard_negatives, 1 or more, from lake.candidates: "
+                "of the documents that chance puts beside a query, the teacher has seen hardly two"
+            )
         weights = [stage.contrastive_weight, stage.proxy_weight]
         if stage.ranking is not None:
             weights += [stage.ranking_weight, stage.pointwise_weight, stage.distillation_weight]
