@@ -1,6 +1,7 @@
 """Whole runs: a killed one goes on as if nothing had happened, and what they leave loads."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lakerank import Document, Query, load_reranker
 from lakerank.errors import ConfigError, StorageError, TrainingError
 from lakerank.lake.storage import Storage
+from lakerank.model.benchmark.shapes import SHAPES
+from lakerank.model.network import JinaVLForRanking
+from lakerank.model.shape import network_config
 from lakerank.model.weights import published_name
 from lakerank.training.batches import text_rows
-from lakerank.training.config import load_train_config
+from lakerank.training.config import LoraConfig, StartConfig, load_train_config
+from lakerank.training.fresh import TOKENS
 from lakerank.training.run import run_training
-from lakerank.training.start import begin
+from lakerank.training.start import adapt, begin
 from lakerank.training.tables import Columns, Sources, read_lake
 
 TABLES = ("documents", "queries", "qrels")
@@ -193,6 +198,38 @@ def test_lora_touches_only_projections_and_the_score_head(
     assert trained == expected
 
 
+def test_lora_on_eighty_million_parameters_trains_the_factors_and_the_score_head_alone() -> None:
+    shape = SHAPES["random-80m"]
+    tokens = {name: 100 + place for place, name in enumerate(TOKENS)}
+    with torch.device("meta"):
+        network: Any = JinaVLForRanking(network_config(shape, tokens, None))
+        whole = sum(value.numel() for value in network.parameters())
+        adapt(network, LoraConfig(rank=16), 0, StartConfig(path="embedded"))
+    assert whole == 87_353_473
+    counts = {name: value.numel() for name, value in network.named_parameters() if value.requires_grad}
+    hidden, inner, heads = 640, 1792, 128  # keys and values have two heads of 64
+    sizes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (hidden, heads),
+        "self_attn.v_proj": (hidden, heads),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (hidden, inner),
+        "mlp.up_proj": (hidden, inner),
+        "mlp.down_proj": (inner, hidden),
+    }
+    expected = {
+        f"model.language_model.layers.{layer}.{module}.lora_{side}.default.weight": 16 * width
+        for layer in range(13)
+        for module, widths in sizes.items()
+        for side, width in zip("AB", widths, strict=True)
+    }
+    head = {"0.weight": hidden * hidden, "0.bias": hidden, "2.weight": hidden, "2.bias": 1}
+    expected |= {f"score.modules_to_save.default.{name}": count for name, count in head.items()}
+    assert counts == expected
+    assert sum(counts.values()) == 2_369_536 + 410_881  # factors, head
+    assert not [name for name in counts if "visual" in name]  # encoder and projector (visual.merger)
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_an_adapter_loads_and_scores_as_it_was_trained(
     training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path
@@ -244,6 +281,22 @@ def test_a_merged_checkpoint_scores_as_its_adapter_does(
     beside = load_reranker(str(tiny_checkpoint), adapter=adapter, device="cpu")
     np.testing.assert_array_equal(merged.score(PAIR), beside.score(PAIR))
     assert merged.fingerprint != load_reranker(str(tiny_checkpoint), device="cpu").fingerprint
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_merging_into_a_bfloat16_checkpoint_rounds_nothing_away(
+    training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_checkpoint, base)
+    weights = {name: value.to(torch.bfloat16) for name, value in load_file(base / "model.safetensors").items()}
+    save_file(weights, base / "model.safetensors")
+    settings = LORA | {"lora": {"rank": 4, "alpha": 8, "merge": True}}
+    run_training(load_train_config(training_config(start={"path": str(base)}, **settings)))
+    merged = load_reranker(str(tmp_path / "out" / "checkpoint"), device="cpu").score(PAIR)
+    np.testing.assert_allclose(merged, unmerged_logit(base, tmp_path / "out" / "adapter"), atol=1e-5)
+    stored = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float32}
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it

@@ -53,10 +53,12 @@ class Start:
             self._save_checkpoint(output / "checkpoint", copy.deepcopy(self.network).to(torch.bfloat16))
 
     def merge(self, output: Path) -> None:
-        """Write `checkpoint`: the one that training started from, changed by the saved adapter as scoring would."""
+        """Write `checkpoint`: the one that training started from with the saved adapter in it, in float32 as it was
+        trained; in a coarser type small changes would be rounded away.
+        """
         if self.source is None:
             raise ValueError("an adapter has a checkpoint")
-        network = load_network(self.source, read_settings(self.source), "cpu", str(output / "adapter"))
+        network = load_network(self.source, read_settings(self.source, "float32"), "cpu", str(output / "adapter"))
         self._save_checkpoint(output / "checkpoint", network)
 
     def _save_checkpoint(self, folder: Path, network: JinaVLForRanking) -> None:
