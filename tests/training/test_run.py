@@ -307,6 +307,25 @@ def test_saving_an_adapter_looks_for_nothing_elsewhere(training_config: Callable
     assert saved["base_model_name_or_path"] == "embedded"
 
 
+def test_a_merged_checkpoint_is_laid_out_as_its_base(
+    training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_checkpoint, base)
+    config = json.loads((base / "config.json").read_text())
+    classes = {"architectures": ["Theirs"], "auto_map": {"AutoModel": "modeling.Theirs"}}
+    (base / "config.json").write_text(json.dumps(config | classes))
+    (base / "modeling.py").write_text("raise RuntimeError('never run here')\n")
+    begun = begin(load_train_config(training_config(start={"path": str(base)}, **LORA)), [], 2.65, 100)
+    begun.save(tmp_path)
+    begun.merge(tmp_path)
+    assert {file.name for file in (tmp_path / "checkpoint").iterdir()} == {file.name for file in base.iterdir()}
+    merged = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    assert merged == config | classes | {"logit_bias": 2.65, "score_token_id": 100}
+    for name in ("modeling.py", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "checkpoint" / name).read_bytes() == (base / name).read_bytes()
+
+
 def test_dropout_resumes_too(training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
     settings = LORA | {"lora": {"dropout": 0.5}, "checkpoint_every": 1, "augment": False}
     path = training_config(start={"path": str(tiny_checkpoint)}, **settings)
