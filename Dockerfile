@@ -15,7 +15,7 @@ RUN apt-get update \
 WORKDIR /opt/lakerank
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY lib lib
-RUN pip install --no-cache-dir -c constraints.txt '.[spark,s3,report]'
+RUN pip install --no-cache-dir -c constraints.txt '.[spark,s3,report,train]'
 
 # spark-submit and the executors' classes are those of the pyspark package.
 RUN ln -s "$(python -c 'import pyspark, pathlib; print(pathlib.Path(pyspark.__file__).parent)')" /opt/spark \

@@ -96,7 +96,7 @@ def plain_lake(colour_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     queries = {"query_id": [f"{c}.en" for c in COLOURS], "text": texts, "image": pa.nulls(12, pa.binary())}
     pq.write_table(pa.table(queries), folder / "queries.parquet")
     judged = [(f"{c}.en", f"{c}.{kind}", grade) for c in COLOURS for kind, grade in (("picture", 2), ("text", 1))]
-    judged += [("red.en", "pink.text", 1), ("red.en", "broken", 2), ("red.en", "navy.text", 0)]
+    judged += [("red.en", "pink.text", 1), ("red.en", "broken", 2), ("red.en", "empty", 1), ("red.en", "navy.text", 0)]
     asked, answers, grades = zip(*judged, strict=True)
     table = {"query_id": asked, "doc_id": answers, "relevance": pa.array(grades, pa.int32())}
     pq.write_table(pa.table(table), folder / "qrels.parquet")

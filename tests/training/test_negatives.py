@@ -115,3 +115,34 @@ def test_a_run_learns_from_candidates_and_a_teacher(
     with pytest.raises(ConfigError) as raised:
         load_train_config(path, ["lake.candidates=null", "lake.teacher=null", "negatives.depth=1", "negatives.skip=1"])
     assert len(raised.value.faults) == 3
+
+
+@pytest.mark.parametrize("change", [None, 0.0, -3.0])
+def test_a_share_of_a_score_needs_scores_above_0(
+    training_config: Callable[..., Path],
+    plain_lake: dict[str, str],
+    candidates: str,
+    tmp_path: Path,
+    change: float | None,
+) -> None:
+    """Minus the rank, or a score of 0 or less: 95 % of it is more than all of it, or no less."""
+    scored = pq.read_table(candidates).slice(0, len(SCORES))
+    scores = [*scored["first_stage_score"].to_pylist()[1:], change]
+    ranks = pa.array(range(1, len(SCORES) + 1), pa.int32())
+    shown = scored.set_column(2, "first_stage_score", pa.array(scores, pa.float64()))
+    pq.write_table(shown.set_column(3, "first_stage_rank", ranks), tmp_path / "shown.parquet")
+    stage = {"name": "pairs", "steps": 1, "groups": 2, "group_size": 3, "hard_negatives": 1}
+    tables = plain_lake | {"candidates": str(tmp_path / "shown.parquet")}
+    path = training_config(lake=tables, stages=[stage], evaluation={"every": 9}, negatives={"below": 0.95})
+    with pytest.raises(ConfigError, match=r"negatives\.below: .* no first_stage_score above 0"):
+        run_training(load_train_config(path))
+    pq.write_table(scored, tmp_path / "shown.parquet")
+    assert run_training(load_train_config(path)).steps == 1
+
+
+def test_distillation_without_hard_negatives_is_refused(
+    training_config: Callable[..., Path], plain_lake: dict[str, str]
+) -> None:
+    stage = {"name": "pairs", "steps": 1, "groups": 2, "group_size": 3, "distillation_weight": 1}
+    with pytest.raises(ConfigError, match="pairs: distillation_weight needs hard_negatives"):
+        load_train_config(training_config(lake=plain_lake | {"teacher": "teacher"}, stages=[stage]))

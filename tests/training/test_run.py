@@ -1,6 +1,7 @@
 """Whole runs: a killed one goes on as if nothing had happened, and what they leave loads."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lakerank import Document, Query, load_reranker
 from lakerank.errors import ConfigError, StorageError, TrainingError
 from lakerank.lake.storage import Storage
+from lakerank.model.benchmark.shapes import SHAPES
+from lakerank.model.network import JinaVLForRanking
+from lakerank.model.shape import network_config
 from lakerank.model.weights import published_name
 from lakerank.training.batches import text_rows
-from lakerank.training.config import load_train_config
+from lakerank.training.config import LoraConfig, StartConfig, load_train_config
+from lakerank.training.fresh import TOKENS
 from lakerank.training.run import run_training
-from lakerank.training.start import begin
+from lakerank.training.start import adapt, begin
 from lakerank.training.tables import Columns, Sources, read_lake
 
 TABLES = ("documents", "queries", "qrels")
@@ -193,6 +198,38 @@ def test_lora_touches_only_projections_and_the_score_head(
     assert trained == expected
 
 
+def test_lora_on_eighty_million_parameters_trains_the_factors_and_the_score_head_alone() -> None:
+    shape = SHAPES["random-80m"]
+    tokens = {name: 100 + place for place, name in enumerate(TOKENS)}
+    with torch.device("meta"):
+        network: Any = JinaVLForRanking(network_config(shape, tokens, None))
+        whole = sum(value.numel() for value in network.parameters())
+        adapt(network, LoraConfig(rank=16), 0, StartConfig(path="embedded"))
+    assert whole == 87_353_473
+    counts = {name: value.numel() for name, value in network.named_parameters() if value.requires_grad}
+    hidden, inner, heads = 640, 1792, 128  # keys and values have two heads of 64
+    sizes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (hidden, heads),
+        "self_attn.v_proj": (hidden, heads),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (hidden, inner),
+        "mlp.up_proj": (hidden, inner),
+        "mlp.down_proj": (inner, hidden),
+    }
+    expected = {
+        f"model.language_model.layers.{layer}.{module}.lora_{side}.default.weight": 16 * width
+        for layer in range(13)
+        for module, widths in sizes.items()
+        for side, width in zip("AB", widths, strict=True)
+    }
+    head = {"0.weight": hidden * hidden, "0.bias": hidden, "2.weight": hidden, "2.bias": 1}
+    expected |= {f"score.modules_to_save.default.{name}": count for name, count in head.items()}
+    assert counts == expected
+    assert sum(counts.values()) == 2_369_536 + 410_881  # factors, head
+    assert not [name for name in counts if "visual" in name]  # encoder and projector (visual.merger)
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_an_adapter_loads_and_scores_as_it_was_trained(
     training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path
@@ -247,11 +284,46 @@ def test_a_merged_checkpoint_scores_as_its_adapter_does(
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_merging_into_a_bfloat16_checkpoint_rounds_nothing_away(
+    training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_checkpoint, base)
+    weights = {name: value.to(torch.bfloat16) for name, value in load_file(base / "model.safetensors").items()}
+    save_file(weights, base / "model.safetensors")
+    settings = LORA | {"lora": {"rank": 4, "alpha": 8, "merge": True}}
+    run_training(load_train_config(training_config(start={"path": str(base)}, **settings)))
+    merged = load_reranker(str(tmp_path / "out" / "checkpoint"), device="cpu").score(PAIR)
+    np.testing.assert_allclose(merged, unmerged_logit(base, tmp_path / "out" / "adapter"), atol=1e-5)
+    stored = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float32}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_saving_an_adapter_looks_for_nothing_elsewhere(training_config: Callable[..., Path], tmp_path: Path) -> None:
     config = load_train_config(training_config(start={"path": "embedded"}, **LORA))
     begin(config, [], 2.65, 100).save(tmp_path)  # peft would warn that it found no such repository
     saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == "embedded"
+
+
+def test_a_merged_checkpoint_is_laid_out_as_its_base(
+    training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_checkpoint, base)
+    config = json.loads((base / "config.json").read_text())
+    classes = {"architectures": ["Theirs"], "auto_map": {"AutoModel": "modeling.Theirs"}}
+    (base / "config.json").write_text(json.dumps(config | classes))
+    (base / "modeling.py").write_text("raise RuntimeError('never run here')\n")
+    begun = begin(load_train_config(training_config(start={"path": str(base)}, **LORA)), [], 2.65, 100)
+    begun.save(tmp_path)
+    begun.merge(tmp_path)
+    assert {file.name for file in (tmp_path / "checkpoint").iterdir()} == {file.name for file in base.iterdir()}
+    merged = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    assert merged == config | classes | {"logit_bias": 2.65, "score_token_id": 100}
+    for name in ("modeling.py", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "checkpoint" / name).read_bytes() == (base / name).read_bytes()
 
 
 def test_dropout_resumes_too(training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -358,7 +430,7 @@ def test_what_is_trained_on_is_not_measured_as_held_out(
             table = table.set_column(table.column_names.index("text"), "text", pa.array(texts))
         pq.write_table(table, renamed[name])
     held_out = {"slices": {"held out": renamed}, "candidates": 12}
-    with pytest.raises(ConfigError, match="12 of its topics are trained on"):
+    with pytest.raises(ConfigError, match="12 of the topics that its queries are about are trained on"):
         run_training(load_train_config(training_config(evaluation=held_out)))
     held_out["slices"] = {"held out": renamed | {"same_topics": True}}
     figures = run_training(load_train_config(training_config(evaluation=held_out))).figures

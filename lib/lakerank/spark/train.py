@@ -15,12 +15,14 @@ import lakerank
 def train_on(spark: SparkSession, run: Any, config: Any, processes: int) -> Any:
     """Call `run(config)` in so many processes that train together; returns what the first one returns.
 
-    On a local master they are processes of this machine. On a cluster each is a barrier task, with the GPU that Spark
-    gives it when the config's device is one; the config's output must be a folder that all of them see.
+    On a local master they are processes of this machine, and each takes the GPU of its number. On a cluster each is a
+    barrier task, with the GPU that Spark gives it when the config's device is one; the config's output must be a folder
+    that all of them see.
     """
     local = str(spark.sparkContext.master).startswith("local")
     # The processes are started anew and find this package where this one did.
     paths = [str(Path(lakerank.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    gpus = str(config.device).startswith("cuda")
+    # On one machine nobody tells Spark of GPUs (spark.driver.resource.gpu): it would refuse to hand any out.
+    gpus = not local and str(config.device).startswith("cuda")
     return TorchDistributor(num_processes=processes, local_mode=local, use_gpu=gpus).run(run, config)

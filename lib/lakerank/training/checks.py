@@ -35,6 +35,12 @@ def check(config: TrainConfig, material: Material, slices: Mapping[str, Slice], 
         if wanted > found:
             what = "topics" if material.lake.has_topics else "queries"
             faults.append(f"stages: {stage.name}: a step wants {wanted} different {what}, the lake gives {found}")
+    scores = (score for found in material.lake.candidates for score in found.values())
+    if config.negatives.below is not None and any(score <= 0 for score in scores):
+        faults.append(
+            f"negatives.below: in {config.lake.candidates} some candidate has no first_stage_score above 0, of which a "
+            "share could be taken; give every candidate one, or set negatives.below=null and use negatives.skip"
+        )
     for name, part in slices.items():
         faults += _slice_faults(config, name, part, material.lake)
     if faults:
@@ -54,16 +60,21 @@ def _slice_faults(config: TrainConfig, name: str, part: Slice, trained: Training
             f"evaluation.slices: {name}: {len(shared)} of its queries are trained on ({min(shared)!r} first); "
             "split the lake by what rows are about"
         )
-    elif not own.same_topics and (topics := _topics(config, part.material.lake) & _topics(config, trained)):
+    elif not own.same_topics and (topics := _asked(config, part.material.lake) & _asked(config, trained)):
         faults.append(
-            f"evaluation.slices: {name}: {len(topics)} of its topics are trained on ({min(topics)!r} first); "
-            "split the lake by topic, or say same_topics: true if that is what it is to measure"
+            f"evaluation.slices: {name}: {len(topics)} of the topics that its queries are about are trained on "
+            f"({min(topics)!r} first); split queries by topic, or say same_topics: true if that is to be measured"
         )
     return faults
 
 
-def _topics(config: TrainConfig, lake: TrainingLake) -> set[str]:
-    return {name for name in lake.documents.columns[config.lake.topic] if name} if config.lake.topic else set()
+def _asked(config: TrainConfig, lake: TrainingLake) -> set[str]:
+    """Names of the topics that queries are about. Documents about others may be the same: only queries are learned."""
+    if config.lake.topic is None:
+        return set()
+    asked = set(lake.queries.topics.tolist())
+    names = zip(lake.documents.columns[config.lake.topic], lake.documents.topics.tolist(), strict=True)
+    return {name for name, topic in names if name and topic in asked}
 
 
 def said_before(lake: TrainingLake, trained: TrainingLake) -> frozenset[int]:

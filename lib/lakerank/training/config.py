@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -100,7 +100,7 @@ class StartConfig(_Section):
 class LoraConfig(_Section):
     """Low-rank adaptation of the language model (Hu et al. 2021); the score head is trained whole, vision not.
 
-    `merge`: also leave a whole checkpoint with the adapter merged into it.
+    `merge`: also leave a whole checkpoint with the adapter merged into it, in float32.
     """
 
     rank: int = Field(default=16, ge=1)
@@ -111,7 +111,8 @@ class LoraConfig(_Section):
 
 class NegativesConfig(_Section):
     """Which candidates count as irrelevant: places `skip` to `depth`, and, with `below`, those whose first-stage score
-    is under that share of the best relevant candidate's (closer ones are taken for unjudged positives).
+    is under that share of the best relevant candidate's (closer ones are taken for unjudged positives). For that, all
+    candidates need scores above 0.
     """
 
     skip: int = Field(default=0, ge=0)
@@ -178,8 +179,8 @@ class OptimizerConfig(_Section):
 class SliceConfig(TablesConfig):
     """Held-out tables, or a part of them: the rows whose columns hold these values (on either side), or nothing.
 
-    A slice of the very tables that are trained on says what was learned. Any other may not hold a query of theirs, nor,
-    unless it has `same_topics`, a topic.
+    A table that it does not name is the training lake's. A slice of the very tables that are trained on says what was
+    learned. Any other may not hold a query of theirs, nor, unless it has `same_topics`, one about the same topic.
     """
 
     same_topics: bool = False
@@ -225,6 +226,17 @@ class TrainConfig(_Section):
     threads: int | None = Field(default=None, ge=1)
     checkpoint_every: int = Field(default=200, ge=1)
     output: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tables_of_slices(cls, values: Any) -> Any:
+        """Give each slice the lake's tables where it names none of its own; what is malformed is reported elsewhere."""
+        match values:
+            case {"lake": {**lake}, "evaluation": {"slices": {**slices}, **others}, **rest}:
+                tables = {name: lake[name] for name in TablesConfig.model_fields if name in lake}
+                filled = {name: tables | part if isinstance(part, dict) else part for name, part in slices.items()}
+                return {**rest, "lake": lake, "evaluation": {**others, "slices": filled}}
+        return values
 
 
 def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -274,6 +286,11 @@ def contradictions(config: TrainConfig) -> list[str]:
             faults.append(f"stages: {stage.name}: hard_negatives needs lake.candidates, to take them from")
         if stage.distillation_weight and config.lake.teacher is None:
             faults.append(f"stages: {stage.name}: distillation_weight needs lake.teacher, whose logits to follow")
+        if stage.distillation_weight and not stage.hard_negatives:
+            faults.append(
+                f"stages: {stage.name}: distillation_weight needs hard_negatives, 1 or more, from lake.candidates: "
+                "of the documents that chance puts beside a query, the teacher has seen hardly two"
+            )
         weights = [stage.contrastive_weight, stage.proxy_weight]
         if stage.ranking is not None:
             weights += [stage.ranking_weight, stage.pointwise_weight, stage.distillation_weight]

@@ -25,7 +25,7 @@ from lakerank.training.objective import Material
 from lakerank.training.plot import draw_progress
 from lakerank.training.processes import Processes, joined
 from lakerank.training.start import Start, begin
-from lakerank.training.tables import Columns, Sources, TrainingLake, read_lake
+from lakerank.training.tables import Columns, Pixels, Sources, TrainingLake, read_lake
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _proxies(config: TrainConfig, network: Any, topics: int) -> nn.Linear | None
     return proxies
 
 
-def _lake(config: TrainConfig, storage: Storage, tables: TablesConfig) -> TrainingLake:
+def _lake(config: TrainConfig, storage: Storage, tables: TablesConfig, pictures: Pixels | None = None) -> TrainingLake:
     others = {*config.lake.apart, *(name for stage in config.stages for name in stage.only)}
     if isinstance(tables, SliceConfig):
         others |= {*tables.document_only, *tables.query_only}
@@ -98,7 +98,8 @@ def _lake(config: TrainConfig, storage: Storage, tables: TablesConfig) -> Traini
     sources = Sources(tables.documents, tables.queries, tables.qrels)
     if isinstance(tables, TrainingLakeConfig):
         sources = replace(sources, candidates=tables.candidates, teacher=tables.teacher)
-    return read_lake(storage, sources, columns, config.picture_side)
+    whole = config.start.shape is not None  # a network from scratch learns its words from all texts
+    return read_lake(storage, sources, columns, config.picture_side, whole=whole, pictures=pictures)
 
 
 def _encoder(config: TrainConfig, begun: Start) -> Encoder:
@@ -120,7 +121,7 @@ def _slices(config: TrainConfig, storage: Storage, encoder: Encoder, trained: Tr
             {name: frozenset(values) for name, values in only.items()} for only in (part.document_only, part.query_only)
         )
         if part.addresses not in read:
-            material = _material(_lake(config, storage, part), encoder)
+            material = _material(_lake(config, storage, part, trained.pictures), encoder)
             own = part.addresses == config.lake.addresses
             read[part.addresses] = material, frozenset() if own else said_before(material.lake, trained)
         material, twins = read[part.addresses]

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
-from lakerank.model.checkpoint import INDEX_NAME, locate, read_settings
+from lakerank.model.checkpoint import INDEX_NAME, locate, read_json, read_settings
 from lakerank.model.network import JinaVLForRanking
 from lakerank.model.prompt import Limits
 from lakerank.model.weights import load_network, save_checkpoint
@@ -23,13 +23,17 @@ from lakerank.training.config import StartConfig, TrainConfig
 from lakerank.training.encode import Vocabulary, prompt_vocabulary
 from lakerank.training.fresh import fresh_network
 from lakerank.training.objective import DEVIATION, MEAN
-from lakerank.training.tokenizer import train_tokenizer
+from lakerank.training.tokenizer import save_tokenizer, train_tokenizer
 
 #: Every projection of the language model's layers; nothing of the vision encoder matches (jina-reranker-m0's recipe).
 LORA_TARGETS = r"(?:.*\.)?language_model\.layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
 
-#: Files of a checkpoint that belong to its weights; all other JSON and text files go with its tokenizer.
+#: Files of a checkpoint that belong to its weights; all others of these kinds go with its tokenizer or its `auto_map`.
 _OF_WEIGHTS = frozenset({"config.json", INDEX_NAME})
+_KEPT = ("*.json", "*.txt", "*.py")
+
+#: Keys of config.json by which other programs choose the class that reads a checkpoint.
+_CLASSES = ("architectures", "auto_map")
 
 
 @dataclass(frozen=True)
@@ -53,21 +57,25 @@ class Start:
             self._save_checkpoint(output / "checkpoint", copy.deepcopy(self.network).to(torch.bfloat16))
 
     def merge(self, output: Path) -> None:
-        """Write `checkpoint`: the one that training started from, changed by the saved adapter as scoring would."""
+        """Write `checkpoint`: the one that training started from with the saved adapter in it, in float32 as it was
+        trained; in a coarser type small changes would be rounded away.
+        """
         if self.source is None:
             raise ValueError("an adapter has a checkpoint")
-        network = load_network(self.source, read_settings(self.source), "cpu", str(output / "adapter"))
+        network = load_network(self.source, read_settings(self.source, "float32"), "cpu", str(output / "adapter"))
         self._save_checkpoint(output / "checkpoint", network)
 
     def _save_checkpoint(self, folder: Path, network: JinaVLForRanking) -> None:
         extra = {"logit_bias": self.logit_bias, "score_token_id": self.score_token_id}
-        save_checkpoint(folder, network, extra)
         if self.source is not None:
-            for file in sorted([*self.source.glob("*.json"), *self.source.glob("*.txt")]):
+            base = read_json(self.source / "config.json")
+            save_checkpoint(folder, network, extra | {key: base[key] for key in _CLASSES if key in base})
+            for file in sorted(file for kind in _KEPT for file in self.source.glob(kind)):
                 if file.name not in _OF_WEIGHTS:
                     shutil.copyfile(file, folder / file.name)
             return
-        self.tokenizer.save_pretrained(folder)
+        save_checkpoint(folder, network, extra)
+        save_tokenizer(self.tokenizer, folder)
         vision = self.network.config.vision_config
         preprocessor = {
             "image_processor_type": "Qwen2VLImageProcessor",

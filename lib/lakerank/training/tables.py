@@ -21,6 +21,7 @@ from lakerank.model.unscorable import Unscorable
 from lakerank.records import RejectReason
 from lakerank.schemas import DOCUMENTS, QRELS, QUERIES
 from lakerank.training.pair_tables import ByQuery, read_candidates, read_teacher
+from lakerank.training.wanted import Wanted, wanted_documents
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +54,14 @@ class TrainingLake:
     topics: int
     has_topics: bool
     grades: tuple[Mapping[int, int], ...]
-    pixels: tuple[npt.NDArray[np.uint8], ...]  # each (3, height, width)
+    pictures: Pixels  # lakes may share them
     candidates: ByQuery = ()
     teacher: ByQuery = ()
+
+    @property
+    def pixels(self) -> Sequence[npt.NDArray[np.uint8]]:
+        """Pictures, each (3, height, width)."""
+        return self.pictures.arrays
 
     def relevance(self, documents: Rows, queries: Rows) -> npt.NDArray[np.int64]:
         """Grades (D, Q) of rows: what judgements say of a document's topic, and at least 1 where topics are equal."""
@@ -118,17 +124,29 @@ class Pixels:
         return self._known[key]
 
 
-def read_lake(storage: Storage, sources: Sources, columns: Columns, picture_side: int) -> TrainingLake:
+def read_lake(
+    storage: Storage,
+    sources: Sources,
+    columns: Columns,
+    picture_side: int,
+    *,
+    whole: bool = False,
+    pictures: Pixels | None = None,
+) -> TrainingLake:
     """Read the tables and tie them together. Rows that scoring would reject are left out, with a warning.
 
-    Pictures keep their aspect and have about `picture_side`² pixels at most.
+    Documents that nothing names for a query (see `wanted_documents`) are not kept, unless the lake is to be `whole`.
+    Pictures keep their aspect and have about `picture_side`² pixels at most. `pictures`: another lake's, with the same
+    side, whose are not decoded again.
 
     Raises:
         SchemaError: a column is missing, or no judgement names a query and a document that are there.
         StorageError: a table cannot be read.
     """
-    pixels = Pixels(Limits(max_pixels=picture_side**2))
-    document_rows = _read(storage, sources.documents, DOCUMENTS, "doc_id", columns, pixels)
+    pixels = pictures or Pixels(Limits(max_pixels=picture_side**2))
+    pairs = [uri for uri in (sources.qrels, sources.candidates, sources.teacher) if uri]
+    wanted = None if whole else wanted_documents(storage, sources.documents, sources.queries, pairs, columns.topic)
+    document_rows = _read(storage, sources.documents, DOCUMENTS, "doc_id", columns, pixels, wanted)
     query_rows = _read(storage, sources.queries, QUERIES, "query_id", columns, pixels)
     names = document_rows.columns[columns.topic] if columns.topic else (None,) * len(document_rows.ids)
     keys = [(True, name) if name else (False, one) for name, one in zip(names, document_rows.ids, strict=True)]
@@ -153,25 +171,34 @@ def read_lake(storage: Storage, sources: Sources, columns: Columns, picture_side
         topics=len(number),
         has_topics=columns.topic is not None,
         grades=tuple(grades),
-        pixels=tuple(pixels.arrays),
+        pictures=pixels,
         candidates=read_candidates(storage, sources.candidates, *ids) if sources.candidates else (),
         teacher=read_teacher(storage, sources.teacher, *ids) if sources.teacher else (),
     )
 
 
-def _read(storage: Storage, uri: str, schema: pa.Schema, id_name: str, columns: Columns, pixels: Pixels) -> Items:
+def _read(
+    storage: Storage,
+    uri: str,
+    schema: pa.Schema,
+    id_name: str,
+    columns: Columns,
+    pixels: Pixels,
+    wanted: Wanted | None = None,
+) -> Items:
     names = columns.names()
-    wanted = pa.schema([schema.field(id_name), schema.field("text"), schema.field("image")])
+    asked = pa.schema([schema.field(id_name), schema.field("text"), schema.field("image")])
     for name in names:
-        wanted = wanted.append(pa.field(name, pa.string()))
+        asked = asked.append(pa.field(name, pa.string()))
     ids: list[str] = []
     texts: list[str | None] = []
     pictures: list[int] = []
     extra: dict[str, list[str | None]] = {name: [] for name in names}
     left_out: list[str] = []
-    for fragment in fragments(storage, uri, wanted):
-        for _, _, batch in read_table_file(storage, fragment.file.uri, wanted):
-            for ident, raw, encoded, *others in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+    for fragment in fragments(storage, uri, asked):
+        for _, _, batch in read_table_file(storage, fragment.file.uri, asked):
+            rows = batch if wanted is None else wanted.of(batch)
+            for ident, raw, encoded, *others in zip(*(column.to_pylist() for column in rows.columns), strict=True):
                 try:
                     text, picture = _content(raw, encoded, pixels)
                 except Unscorable as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from itertools import chain, repeat
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -33,6 +35,9 @@ SPECIAL_TOKENS = (
 )
 
 
+#: What transformers 4 and 5 both know, and Qwen2-VL's processor takes; 5 would write a name that 4 does not know.
+TOKENIZER_CLASS = "Qwen2TokenizerFast"
+
 #: How often the prompt's own words are counted, so that they become single tokens.
 PROMPT_COUNT = 5000
 
@@ -57,3 +62,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     tokenizer.train_from_iterator(chain(texts, prompt), trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PADDING, eos_token=PADDING)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write tokenizer.json, and a tokenizer_config.json that other programs can read."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": TOKENIZER_CLASS}
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
