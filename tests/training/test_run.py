@@ -282,6 +282,16 @@ def test_training_that_diverges_stops(training_config: Callable[..., Path], tmp_
         run_training(load_train_config(training_config(), ["optimizer.learning_rate=1e38", "optimizer.warmup_steps=0"]))
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing(training_config: Callable[..., Path], tmp_path: Path) -> None:
+    """The loss still is, so that the weights would be spoilt, and saved, before anything looks wrong."""
+    steep = {"name": "pairs", "steps": 2, "groups": 2, "group_size": 3, "pointwise_weight": 1e38}
+    path = training_config(stages=[steep], checkpoint_every=1)
+    with pytest.raises(TrainingError, match=r"step 1: the gradient's norm is (inf|nan); lower optimizer"):
+        run_training(load_train_config(path))
+    assert not (tmp_path / "out" / "state").exists()
+    assert not (tmp_path / "out" / "checkpoint").exists()
+
+
 def test_a_lake_without_topics_trains(training_config: Callable[..., Path], plain_lake: dict[str, str]) -> None:
     stages = [{"name": "pairs", "steps": 2, "groups": 2, "group_size": 3, "contrastive_weight": 0.1}]
     run = load_train_config(training_config(lake=plain_lake, stages=stages, evaluation={"every": 9}))
@@ -324,6 +334,19 @@ def test_contradictions_are_listed_together(training_config: Callable[..., Path]
     upper = {"name": "match", "steps": 1, "groups": 2, "group_size": 3, "upper_only": True, "contrastive_weight": 0.3}
     with pytest.raises(ConfigError, match="upper_only trains nothing that contrastive_weight"):
         load_train_config(training_config(stages=[upper]))
+
+
+def test_bags_alone_need_layer_tap_where_they_are_measured(training_config: Callable[..., Path]) -> None:
+    beyond = training_config(stages=[BAG], tap=3)
+    with pytest.raises(ConfigError, match="tap: 3 is no layer of 3"):
+        load_train_config(beyond)
+    load_train_config(beyond, ["evaluation.slices={}"])
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/out", "file:///tmp/out"])
+def test_an_output_that_is_no_path_is_refused(training_config: Callable[..., Path], output: str) -> None:
+    with pytest.raises(ConfigError, match=f"output: {output} is a URI"):
+        load_train_config(training_config(), [f"output={output}"])
 
 
 def test_training_stops_when_nothing_gets_better_and_leaves_the_best(

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lakerank.config import StorageConfig, apply_override, describe, read_yaml
 from lakerank.errors import ConfigError
+from lakerank.lake.uris import redacted, scheme
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -249,6 +250,10 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
 def contradictions(config: TrainConfig) -> list[str]:
     """What cannot go together, although each value alone could be."""
     faults = []
+    if scheme(config.output):
+        faults.append(
+            f"output: {redacted(config.output)} is a URI; give a path: a run writes to a folder and goes on from it"
+        )
     if config.mode == "lora" and config.start.path is None:
         faults.append("mode: lora needs start.path: an adapter is nothing without the checkpoint it was made for")
     if config.lora.merge and config.mode != "lora":
@@ -289,11 +294,11 @@ def contradictions(config: TrainConfig) -> list[str]:
 
 
 def needs_tap(config: TrainConfig) -> bool:
-    """Whether some stage asks for the states that enter layer `tap`."""
+    """Whether some stage, or measuring after it, asks for the states that enter layer `tap`."""
     return any(
         stage.recall or stage.ranking is None or stage.contrastive_weight or stage.proxy_weight or stage.upper_only
         for stage in config.stages
-        if not stage.bag
+        if not stage.bag or config.evaluation.slices  # a stage without a ranking is measured by similarity
     )
 
 
