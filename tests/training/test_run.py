@@ -1,6 +1,10 @@
 """Whole runs: a killed one goes on as if nothing had happened, and what they leave loads."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from lakerank.training.run import run_training
 from lakerank.training.start import begin
 from lakerank.training.tables import Columns, Sources, read_lake
 
+ROOT = Path(__file__).parents[2]
 TABLES = ("documents", "queries", "qrels")
 PAIR = [(Query("q", text="red square"), Document("d", text="Quadrat in red"))]
 
@@ -30,6 +35,12 @@ PAIR = [(Query("q", text="red square"), Document("d", text="Quadrat in red"))]
 def losses(output: Path, name: str = "loss") -> dict[int, float]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[name] for line in lines if name in line}
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    """Every line of the metrics, but for the seconds."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -365,6 +376,36 @@ def test_training_stops_when_nothing_gets_better_and_leaves_the_best(
     again = run_training(load_train_config(path))
     assert (again.resumed_at, again.steps) == (6, 6)
     assert (tmp_path / "out" / "progress.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "call"),
+    [  # in what follows step 2: its evaluation, the first and so the best; publishing that; saving the second state
+        ("lakerank.training.evaluation", "ndcg", 2),
+        ("lakerank.model.weights", "published_config", 1),
+        ("lakerank.training.state", "save_state", 2),
+    ],
+)
+def test_a_run_killed_after_a_step_makes_up_for_what_it_missed(
+    training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path, module: str, function: str, call: int
+) -> None:
+    tables = {name: str(colour_lake / f"{name}.parquet") for name in TABLES}
+    stage = {"name": "pairs", "steps": 12, "groups": 2, "group_size": 4}
+    evaluation = {"every": 2, "candidates": 12, "patience": 2, "slices": {"seen": tables}}
+    quick = {"learning_rate": 0.01, "warmup_steps": 0}
+    path = training_config(stages=[stage], evaluation=evaluation, optimizer=quick, checkpoint_every=1)
+    whole = run_training(load_train_config(path, [f"output={tmp_path / 'whole'}"]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "lib")}
+    words = [sys.executable, ROOT / "tests" / "training" / "killed_run.py", path, module, function, str(call)]
+    killed = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = run_training(load_train_config(path))
+    assert again.resumed_at == 1
+    assert (again.steps, again.stopped_early, again.figures) == (whole.steps, whole.stopped_early, whole.figures)
+    left, right = (tmp_path / name for name in ("out", "whole"))
+    for name in ("checkpoint/model.safetensors", "checkpoint/config.json", f"state/state-{whole.steps}.safetensors"):
+        assert (left / name).read_bytes() == (right / name).read_bytes(), name
+    assert records(left) == records(right)
 
 
 def test_what_is_trained_on_is_not_measured_as_held_out(

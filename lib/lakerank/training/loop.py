@@ -117,38 +117,47 @@ class _Run:
         if self.config.evaluation.patience is not None:
             ranking = {stage.name for stage in self.config.stages if stage.ranking is not None}
             judged = [record for record in judged if record["stage"] in ranking]
-            judged.sort(key=lambda record: fmean(record["ndcg@10"].values()))
+            # the first of equals, as `Progress.judged` has it
+            judged = judged and [max(judged, key=lambda record: fmean(record["ndcg@10"].values()))]
         return dict(judged[-1]["ndcg@10"]) if judged else {}
 
     def after(self, number: int, metrics: IO[str]) -> None:
-        """Save and evaluate where it is time to."""
+        """Evaluate, publish and save where it is time to, the state last: a run killed before that does it all again.
+
+        What it had written by then does no harm: `_metrics` drops lines of steps after the state, publishing replaces.
+        """
         last = number + 1 == self.steps
         self.progress = replace(self.progress, step=number + 1)
         keep_best = self.config.evaluation.patience is not None
-        if last or (number + 1) % self.config.checkpoint_every == 0:
-            self._save(publish=not keep_best)
-        if not (last or (number + 1) % self.config.evaluation.every == 0):
-            return
-        stage = place(self.config.stages, number).stage
-        figures = self._evaluate(stage.ranking is not None)
-        if self.processes.first:
-            _write(metrics, {"step": number + 1, "stage": stage.name, "ndcg@10": figures})
-            log.info("step %d of %d: %s", number + 1, self.steps, figures)
-        if keep_best and stage.ranking is not None and figures:
-            self.progress = self.progress.judged(fmean(figures.values()))
-            self._save(publish=self.progress.stale == 0)
+        save = last or (number + 1) % self.config.checkpoint_every == 0
+        publish = save and not keep_best
+        if last or (number + 1) % self.config.evaluation.every == 0:
+            figure = self._evaluate(number, metrics)
+            if keep_best and figure is not None:
+                self.progress = self.progress.judged(figure)
+                save, publish = True, self.progress.stale == 0
+        if save:
+            self._save(publish)
 
     def _save(self, publish: bool) -> None:
         if self.processes.first:
-            save_state(self.output / "state", self.progress, self.parameters, self.optimizer)
             if publish:
                 self.publish()
+            save_state(self.output / "state", self.progress, self.parameters, self.optimizer)
         self.processes.wait()
 
-    def _evaluate(self, whole: bool) -> dict[str, float]:
-        """Every process measures the same, so that all stop together."""
-        evaluation = self.config.evaluation
-        return evaluate(self.learner, self.slices, evaluation.candidates, self.config.seed, self.config.bf16, whole)
+    def _evaluate(self, number: int, metrics: IO[str]) -> float | None:
+        """The mean that a run is judged by, the first process's for all, so that they stop together; None without one.
+
+        Each measures, but two machines may differ in the last digit.
+        """
+        stage, evaluation = place(self.config.stages, number).stage, self.config.evaluation
+        whole = stage.ranking is not None
+        figures = evaluate(self.learner, self.slices, evaluation.candidates, self.config.seed, self.config.bf16, whole)
+        if self.processes.first:
+            _write(metrics, {"step": number + 1, "stage": stage.name, "ndcg@10": figures})
+            log.info("step %d of %d: %s", number + 1, self.steps, figures)
+        return self.processes.agreed(fmean(figures.values())) if whole and figures else None
 
 
 def _metrics(path: Path, first: int, processes: Processes) -> IO[str]:
