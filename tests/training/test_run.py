@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lakerank import Document, Query, load_reranker
 from lakerank.errors import ConfigError, StorageError, TrainingError
@@ -73,10 +74,110 @@ def test_a_trained_checkpoint_loads_and_its_figures_are_said(
     assert np.isfinite(reranker.score(PAIR)).all()
 
 
-def test_another_run_s_state_is_refused(training_config: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("start.shape.layers=4", r"start\.shape\.layers \(was 3, is 4\)"),
+        ("seed=4", r"seed \(was 3, is 4\)"),
+        ("optimizer.learning_rate=0.1", r"optimizer\.learning_rate \(was 0\.001, is 0\.1\)"),
+        ("evaluation.candidates=11", r"evaluation\.candidates \(was 12, is 11\)"),
+        ("lake.apart={language: [sv]}", r"lake\.apart\.language \(was \['hi'\], is \['sv'\]\)"),
+    ],
+)
+def test_another_run_s_state_is_refused(
+    training_config: Callable[..., Path], tmp_path: Path, change: str, named: str
+) -> None:
+    """And what the first one left is as it was."""
     run_training(load_train_config(training_config()))
-    with pytest.raises(StorageError, match="another run"):
-        run_training(load_train_config(training_config(), ["start.shape.layers=4"]))
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(StorageError, match=f"another run: {named}; choose another output, or remove"):
+        run_training(load_train_config(training_config(), [change]))
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_a_state_is_refused_where_tables_hold_something_else(
+    training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path
+) -> None:
+    tables = {name: pq.read_table(colour_lake / f"{name}.parquet") for name in TABLES}
+    pairs = tables["qrels"].drop_columns("relevance")
+    score, rank = pa.array(np.arange(len(pairs)) / 9), pa.nulls(len(pairs), pa.int32())
+    tables["candidates"] = pairs.append_column("first_stage_rank", rank).append_column("first_stage_score", score)
+    tables["teacher"] = pairs.append_column("logit", score.cast(pa.float32()))
+    files = {name: str(tmp_path / f"{name}.parquet") for name in tables}
+    for name, table in tables.items():
+        pq.write_table(table, files[name])
+    seen = {name: files[name] for name in TABLES}
+    evaluation = {"every": 9, "candidates": 12, "slices": {"seen": seen}}
+    path = training_config(lake={**files, "topic": "topic"}, evaluation=evaluation)
+    run_training(load_train_config(path))
+    for name, table in tables.items():
+        pq.write_table(changed(table), files[name])
+        named = rf"lake\.{name} \(was \w{{16}}, is \w{{16}}\)"
+        if name in seen:
+            named = rf"evaluation\.slices\.seen\.{name} \(was \w{{16}}, is \w{{16}}\); {named}"
+        with pytest.raises(StorageError, match=f"another run: {named}; choose another output"):
+            run_training(load_train_config(path))
+        pq.write_table(table, files[name])
+    assert run_training(load_train_config(path)).resumed_at == 6
+
+
+def changed(table: pa.Table) -> pa.Table:
+    """Another text or number in the last row."""
+    name = "text" if "text" in table.column_names else table.column_names[-1]
+    values = table[name].to_pylist()
+    values[-1] += " indeed" if name == "text" else 1
+    return table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))
+
+
+def test_another_base_is_another_run(
+    training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    path = training_config(start={"path": str(base)}, tap=1)
+    run_training(load_train_config(path))
+    weights = load_file(base / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, base / "model.safetensors")
+    with pytest.raises(StorageError, match=r"another run: start\.path \(was"):
+        run_training(load_train_config(path))
+
+
+def test_what_may_change_while_a_run_is_on_its_way(
+    training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path
+) -> None:
+    """Where its tables lie, how it is computed, measured and saved, and the stages that are to come."""
+    stages = load_train_config(training_config()).model_dump(mode="json")["stages"]
+    run_training(load_train_config(training_config(), [f"stages={json.dumps(stages[:1])}"]))
+    for table in TABLES:
+        pq.write_table(pq.read_table(colour_lake / f"{table}.parquet"), tmp_path / table, row_group_size=7)
+    overrides = [f"{where}.{name}={tmp_path / name}" for where in ("lake", "evaluation.slices.seen") for name in TABLES]
+    overrides += ["gradient_checkpointing=true", "optimizer.step_tokens=100", "checkpoint_every=1"]
+    overrides += ["evaluation.every=3", "evaluation.patience=5"]
+    stages[1]["only"] = {"language": ["en", "de"]}
+    outcome = run_training(load_train_config(training_config(), [*overrides, f"stages={json.dumps(stages)}"]))
+    assert (outcome.resumed_at, outcome.steps) == (3, 6)
+    stages[1]["only"] = {}
+    with pytest.raises(StorageError, match=r"another run: stages\.1\.chosen_by .*stages\.1\.only\.language"):
+        run_training(load_train_config(training_config(), [*overrides, f"stages={json.dumps(stages)}"]))
+
+
+def test_a_state_of_other_parameters_is_refused(training_config: Callable[..., Path], tmp_path: Path) -> None:
+    run_training(load_train_config(training_config()))
+    file = tmp_path / "out" / "state" / "state-6.safetensors"
+    tensors = load_file(file)
+    tensors["parameter/proxies.weight"] = tensors["parameter/proxies.weight"][1:].clone()
+    save_file(tensors, file)
+    with pytest.raises(StorageError, match="other parameters were trained; choose another output"):
+        run_training(load_train_config(training_config()))
+
+
+def test_an_earlier_version_s_state_is_refused(training_config: Callable[..., Path], tmp_path: Path) -> None:
+    run_training(load_train_config(training_config()))
+    file = tmp_path / "out" / "state" / "state.json"
+    record = json.loads(file.read_text())
+    del record["run"]
+    file.write_text(json.dumps(record))
+    with pytest.raises(StorageError, match="an earlier version saved this state"):
+        run_training(load_train_config(training_config()))
 
 
 @pytest.mark.parametrize("torn", ["state.json", "state-6.safetensors"])

@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lakerank.errors import StorageError
-from lakerank.training.config import TrainConfig
+from lakerank.training.config import TrainConfig, to_yaml
 from lakerank.training.evaluation import Slice, evaluate
+from lakerank.training.identity import Identity
 from lakerank.training.learner import Learner
 from lakerank.training.objective import Material
 from lakerank.training.optimizer import Optimizer, make_optimizer
@@ -43,6 +44,7 @@ class Outcome:
 
 def train(
     config: TrainConfig,
+    identity: Identity,
     learner: Learner,
     material: Material,
     slices: Mapping[str, Slice],
@@ -53,15 +55,21 @@ def train(
     """Train to the end of the last stage, or until nothing gets better.
 
     `publish` saves the network for use: at every checkpoint, or, with `evaluation.patience`, whenever it is the best.
+
+    Raises:
+        StorageError: the output holds the state of another run; nothing there is changed.
     """
     parameters = learner.parameters()
     optimizer = make_optimizer(config.optimizer, parameters)
-    progress = load_state(Path(config.output) / "state", parameters, optimizer)
+    progress = load_state(Path(config.output) / "state", identity, parameters, optimizer)
     if not processes.same(progress.step):
         raise StorageError(f"{config.output}/state: processes found different steps; put output where all see it")
+    if processes.first:
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+        Path(config.output, "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     samplers = make_samplers(config, material.lake)
     step = Step(config, learner, material, samplers, bias, parameters, optimizer, processes)
-    run = _Run(config, learner, slices, publish, processes, optimizer, parameters, step, progress)
+    run = _Run(config, identity, learner, slices, publish, processes, optimizer, parameters, step, progress)
     first, started = progress.step, time.monotonic()
     learner.network.train()
     with _metrics(run.output / "metrics.jsonl", first, processes) as metrics:
@@ -83,6 +91,7 @@ class _Run:
     """A run on its way; `progress` is what it comes back to after a kill."""
 
     config: TrainConfig
+    identity: Identity
     learner: Learner
     slices: Mapping[str, Slice]
     publish: Callable[[], None]
@@ -143,7 +152,7 @@ class _Run:
         if self.processes.first:
             if publish:
                 self.publish()
-            save_state(self.output / "state", self.progress, self.parameters, self.optimizer)
+            save_state(self.output / "state", self.identity, self.progress, self.parameters, self.optimizer)
         self.processes.wait()
 
     def _evaluate(self, number: int, metrics: IO[str]) -> float | None:
