@@ -455,6 +455,11 @@ def test_bags_alone_need_layer_tap_where_they_are_measured(training_config: Call
     load_train_config(beyond, ["evaluation.slices={}"])
 
 
+def test_patience_needs_something_to_judge(training_config: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="patience needs a ranking in the last stage"):
+        load_train_config(training_config(stages=[BAG]), ["evaluation.patience=2"])
+
+
 @pytest.mark.parametrize("output", ["s3://bucket/out", "file:///tmp/out"])
 def test_an_output_that_is_no_path_is_refused(training_config: Callable[..., Path], output: str) -> None:
     with pytest.raises(ConfigError, match=f"output: {output} is a URI"):

@@ -260,6 +260,10 @@ def contradictions(config: TrainConfig) -> list[str]:
         faults.append("lora.merge needs mode: lora")
     if config.evaluation.patience and not config.evaluation.slices:
         faults.append("evaluation.patience needs evaluation.slices, to see whether anything gets better")
+    if config.evaluation.patience and config.stages[-1].ranking is None:
+        faults.append(
+            "evaluation.patience needs a ranking in the last stage: a run leaves only weights that it has judged"
+        )
     if config.negatives.skip >= config.negatives.depth:
         faults.append(f"negatives: skip {config.negatives.skip} leaves nothing of depth {config.negatives.depth}")
     proxies = any(stage.proxy_weight for stage in config.stages)
