@@ -1,7 +1,11 @@
 """Whole runs: a killed one goes on as if nothing had happened, and what they leave loads."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ from lakerank.training.run import run_training
 from lakerank.training.start import adapt, begin
 from lakerank.training.tables import Columns, Sources, read_lake
 
+ROOT = Path(__file__).parents[2]
 TABLES = ("documents", "queries", "qrels")
 PAIR = [(Query("q", text="red square"), Document("d", text="Quadrat in red"))]
 
@@ -35,6 +40,12 @@ PAIR = [(Query("q", text="red square"), Document("d", text="Quadrat in red"))]
 def losses(output: Path, name: str = "loss") -> dict[int, float]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[name] for line in lines if name in line}
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    """Every line of the metrics, but for the seconds."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -67,10 +78,110 @@ def test_a_trained_checkpoint_loads_and_its_figures_are_said(
     assert np.isfinite(reranker.score(PAIR)).all()
 
 
-def test_another_run_s_state_is_refused(training_config: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("start.shape.layers=4", r"start\.shape\.layers \(was 3, is 4\)"),
+        ("seed=4", r"seed \(was 3, is 4\)"),
+        ("optimizer.learning_rate=0.1", r"optimizer\.learning_rate \(was 0\.001, is 0\.1\)"),
+        ("evaluation.candidates=11", r"evaluation\.candidates \(was 12, is 11\)"),
+        ("lake.apart={language: [sv]}", r"lake\.apart\.language \(was \['hi'\], is \['sv'\]\)"),
+    ],
+)
+def test_another_run_s_state_is_refused(
+    training_config: Callable[..., Path], tmp_path: Path, change: str, named: str
+) -> None:
+    """And what the first one left is as it was."""
     run_training(load_train_config(training_config()))
-    with pytest.raises(StorageError, match="another run"):
-        run_training(load_train_config(training_config(), ["start.shape.layers=4"]))
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(StorageError, match=f"another run: {named}; choose another output, or remove"):
+        run_training(load_train_config(training_config(), [change]))
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_a_state_is_refused_where_tables_hold_something_else(
+    training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path
+) -> None:
+    tables = {name: pq.read_table(colour_lake / f"{name}.parquet") for name in TABLES}
+    pairs = tables["qrels"].drop_columns("relevance")
+    score, rank = pa.array(np.arange(len(pairs)) / 9), pa.nulls(len(pairs), pa.int32())
+    tables["candidates"] = pairs.append_column("first_stage_rank", rank).append_column("first_stage_score", score)
+    tables["teacher"] = pairs.append_column("logit", score.cast(pa.float32()))
+    files = {name: str(tmp_path / f"{name}.parquet") for name in tables}
+    for name, table in tables.items():
+        pq.write_table(table, files[name])
+    seen = {name: files[name] for name in TABLES}
+    evaluation = {"every": 9, "candidates": 12, "slices": {"seen": seen}}
+    path = training_config(lake={**files, "topic": "topic"}, evaluation=evaluation)
+    run_training(load_train_config(path))
+    for name, table in tables.items():
+        pq.write_table(changed(table), files[name])
+        named = rf"lake\.{name} \(was \w{{16}}, is \w{{16}}\)"
+        if name in seen:
+            named = rf"evaluation\.slices\.seen\.{name} \(was \w{{16}}, is \w{{16}}\); {named}"
+        with pytest.raises(StorageError, match=f"another run: {named}; choose another output"):
+            run_training(load_train_config(path))
+        pq.write_table(table, files[name])
+    assert run_training(load_train_config(path)).resumed_at == 6
+
+
+def changed(table: pa.Table) -> pa.Table:
+    """Another text or number in the last row."""
+    name = "text" if "text" in table.column_names else table.column_names[-1]
+    values = table[name].to_pylist()
+    values[-1] += " indeed" if name == "text" else 1
+    return table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))
+
+
+def test_another_base_is_another_run(
+    training_config: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    path = training_config(start={"path": str(base)}, tap=1)
+    run_training(load_train_config(path))
+    weights = load_file(base / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, base / "model.safetensors")
+    with pytest.raises(StorageError, match=r"another run: start\.path \(was"):
+        run_training(load_train_config(path))
+
+
+def test_what_may_change_while_a_run_is_on_its_way(
+    training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path
+) -> None:
+    """Where its tables lie, how it is computed, measured and saved, and the stages that are to come."""
+    stages = load_train_config(training_config()).model_dump(mode="json")["stages"]
+    run_training(load_train_config(training_config(), [f"stages={json.dumps(stages[:1])}"]))
+    for table in TABLES:
+        pq.write_table(pq.read_table(colour_lake / f"{table}.parquet"), tmp_path / table, row_group_size=7)
+    overrides = [f"{where}.{name}={tmp_path / name}" for where in ("lake", "evaluation.slices.seen") for name in TABLES]
+    overrides += ["gradient_checkpointing=true", "optimizer.step_tokens=100", "checkpoint_every=1"]
+    overrides += ["evaluation.every=3", "evaluation.patience=5"]
+    stages[1]["only"] = {"language": ["en", "de"]}
+    outcome = run_training(load_train_config(training_config(), [*overrides, f"stages={json.dumps(stages)}"]))
+    assert (outcome.resumed_at, outcome.steps) == (3, 6)
+    stages[1]["only"] = {}
+    with pytest.raises(StorageError, match=r"another run: stages\.1\.chosen_by .*stages\.1\.only\.language"):
+        run_training(load_train_config(training_config(), [*overrides, f"stages={json.dumps(stages)}"]))
+
+
+def test_a_state_of_other_parameters_is_refused(training_config: Callable[..., Path], tmp_path: Path) -> None:
+    run_training(load_train_config(training_config()))
+    file = tmp_path / "out" / "state" / "state-6.safetensors"
+    tensors = load_file(file)
+    tensors["parameter/proxies.weight"] = tensors["parameter/proxies.weight"][1:].clone()
+    save_file(tensors, file)
+    with pytest.raises(StorageError, match="other parameters were trained; choose another output"):
+        run_training(load_train_config(training_config()))
+
+
+def test_an_earlier_version_s_state_is_refused(training_config: Callable[..., Path], tmp_path: Path) -> None:
+    run_training(load_train_config(training_config()))
+    file = tmp_path / "out" / "state" / "state.json"
+    record = json.loads(file.read_text())
+    del record["run"]
+    file.write_text(json.dumps(record))
+    with pytest.raises(StorageError, match="an earlier version saved this state"):
+        run_training(load_train_config(training_config()))
 
 
 @pytest.mark.parametrize("torn", ["state.json", "state-6.safetensors"])
@@ -354,6 +465,16 @@ def test_training_that_diverges_stops(training_config: Callable[..., Path], tmp_
         run_training(load_train_config(training_config(), ["optimizer.learning_rate=1e38", "optimizer.warmup_steps=0"]))
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing(training_config: Callable[..., Path], tmp_path: Path) -> None:
+    """The loss still is, so that the weights would be spoilt, and saved, before anything looks wrong."""
+    steep = {"name": "pairs", "steps": 2, "groups": 2, "group_size": 3, "pointwise_weight": 1e38}
+    path = training_config(stages=[steep], checkpoint_every=1)
+    with pytest.raises(TrainingError, match=r"step 1: the gradient's norm is (inf|nan); lower optimizer"):
+        run_training(load_train_config(path))
+    assert not (tmp_path / "out" / "state").exists()
+    assert not (tmp_path / "out" / "checkpoint").exists()
+
+
 def test_a_lake_without_topics_trains(training_config: Callable[..., Path], plain_lake: dict[str, str]) -> None:
     stages = [{"name": "pairs", "steps": 2, "groups": 2, "group_size": 3, "contrastive_weight": 0.1}]
     run = load_train_config(training_config(lake=plain_lake, stages=stages, evaluation={"every": 9}))
@@ -398,6 +519,24 @@ def test_contradictions_are_listed_together(training_config: Callable[..., Path]
         load_train_config(training_config(stages=[upper]))
 
 
+def test_bags_alone_need_layer_tap_where_they_are_measured(training_config: Callable[..., Path]) -> None:
+    beyond = training_config(stages=[BAG], tap=3)
+    with pytest.raises(ConfigError, match="tap: 3 is no layer of 3"):
+        load_train_config(beyond)
+    load_train_config(beyond, ["evaluation.slices={}"])
+
+
+def test_patience_needs_something_to_judge(training_config: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="patience needs a ranking in the last stage"):
+        load_train_config(training_config(stages=[BAG]), ["evaluation.patience=2"])
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/out", "file:///tmp/out"])
+def test_an_output_that_is_no_path_is_refused(training_config: Callable[..., Path], output: str) -> None:
+    with pytest.raises(ConfigError, match=f"output: {output} is a URI"):
+        load_train_config(training_config(), [f"output={output}"])
+
+
 def test_training_stops_when_nothing_gets_better_and_leaves_the_best(
     training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path
 ) -> None:
@@ -414,6 +553,36 @@ def test_training_stops_when_nothing_gets_better_and_leaves_the_best(
     again = run_training(load_train_config(path))
     assert (again.resumed_at, again.steps) == (6, 6)
     assert (tmp_path / "out" / "progress.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "call"),
+    [  # in what follows step 2: its evaluation, the first and so the best; publishing that; saving the second state
+        ("lakerank.training.evaluation", "ndcg", 2),
+        ("lakerank.model.weights", "published_config", 1),
+        ("lakerank.training.state", "save_state", 2),
+    ],
+)
+def test_a_run_killed_after_a_step_makes_up_for_what_it_missed(
+    training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path, module: str, function: str, call: int
+) -> None:
+    tables = {name: str(colour_lake / f"{name}.parquet") for name in TABLES}
+    stage = {"name": "pairs", "steps": 12, "groups": 2, "group_size": 4}
+    evaluation = {"every": 2, "candidates": 12, "patience": 2, "slices": {"seen": tables}}
+    quick = {"learning_rate": 0.01, "warmup_steps": 0}
+    path = training_config(stages=[stage], evaluation=evaluation, optimizer=quick, checkpoint_every=1)
+    whole = run_training(load_train_config(path, [f"output={tmp_path / 'whole'}"]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "lib")}
+    words = [sys.executable, ROOT / "tests" / "training" / "killed_run.py", path, module, function, str(call)]
+    killed = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = run_training(load_train_config(path))
+    assert again.resumed_at == 1
+    assert (again.steps, again.stopped_early, again.figures) == (whole.steps, whole.stopped_early, whole.figures)
+    left, right = (tmp_path / name for name in ("out", "whole"))
+    for name in ("checkpoint/model.safetensors", "checkpoint/config.json", f"state/state-{whole.steps}.safetensors"):
+        assert (left / name).read_bytes() == (right / name).read_bytes(), name
+    assert records(left) == records(right)
 
 
 def test_what_is_trained_on_is_not_measured_as_held_out(

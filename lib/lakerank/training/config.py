@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lakerank.config import StorageConfig, apply_override, describe, read_yaml
 from lakerank.errors import ConfigError
+from lakerank.lake.uris import redacted, scheme
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -261,12 +262,20 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
 def contradictions(config: TrainConfig) -> list[str]:
     """What cannot go together, although each value alone could be."""
     faults = []
+    if scheme(config.output):
+        faults.append(
+            f"output: {redacted(config.output)} is a URI; give a path: a run writes to a folder and goes on from it"
+        )
     if config.mode == "lora" and config.start.path is None:
         faults.append("mode: lora needs start.path: an adapter is nothing without the checkpoint it was made for")
     if config.lora.merge and config.mode != "lora":
         faults.append("lora.merge needs mode: lora")
     if config.evaluation.patience and not config.evaluation.slices:
         faults.append("evaluation.patience needs evaluation.slices, to see whether anything gets better")
+    if config.evaluation.patience and config.stages[-1].ranking is None:
+        faults.append(
+            "evaluation.patience needs a ranking in the last stage: a run leaves only weights that it has judged"
+        )
     if config.negatives.skip >= config.negatives.depth:
         faults.append(f"negatives: skip {config.negatives.skip} leaves nothing of depth {config.negatives.depth}")
     proxies = any(stage.proxy_weight for stage in config.stages)
@@ -306,11 +315,11 @@ def contradictions(config: TrainConfig) -> list[str]:
 
 
 def needs_tap(config: TrainConfig) -> bool:
-    """Whether some stage asks for the states that enter layer `tap`."""
+    """Whether some stage, or measuring after it, asks for the states that enter layer `tap`."""
     return any(
         stage.recall or stage.ranking is None or stage.contrastive_weight or stage.proxy_weight or stage.upper_only
         for stage in config.stages
-        if not stage.bag
+        if not stage.bag or config.evaluation.slices  # a stage without a ranking is measured by similarity
     )
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lakerank.errors import StorageError
-from lakerank.training.config import TrainConfig
+from lakerank.training.config import TrainConfig, to_yaml
 from lakerank.training.evaluation import Slice, evaluate
+from lakerank.training.identity import Identity
 from lakerank.training.learner import Learner
 from lakerank.training.objective import Material
 from lakerank.training.optimizer import Optimizer, make_optimizer
@@ -43,6 +44,7 @@ class Outcome:
 
 def train(
     config: TrainConfig,
+    identity: Identity,
     learner: Learner,
     material: Material,
     slices: Mapping[str, Slice],
@@ -53,15 +55,21 @@ def train(
     """Train to the end of the last stage, or until nothing gets better.
 
     `publish` saves the network for use: at every checkpoint, or, with `evaluation.patience`, whenever it is the best.
+
+    Raises:
+        StorageError: the output holds the state of another run; nothing there is changed.
     """
     parameters = learner.parameters()
     optimizer = make_optimizer(config.optimizer, parameters)
-    progress = load_state(Path(config.output) / "state", parameters, optimizer)
+    progress = load_state(Path(config.output) / "state", identity, parameters, optimizer)
     if not processes.same(progress.step):
         raise StorageError(f"{config.output}/state: processes found different steps; put output where all see it")
+    if processes.first:
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+        Path(config.output, "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     samplers = make_samplers(config, material.lake)
     step = Step(config, learner, material, samplers, bias, parameters, optimizer, processes)
-    run = _Run(config, learner, slices, publish, processes, optimizer, parameters, step, progress)
+    run = _Run(config, identity, learner, slices, publish, processes, optimizer, parameters, step, progress)
     first, started = progress.step, time.monotonic()
     learner.network.train()
     with _metrics(run.output / "metrics.jsonl", first, processes) as metrics:
@@ -83,6 +91,7 @@ class _Run:
     """A run on its way; `progress` is what it comes back to after a kill."""
 
     config: TrainConfig
+    identity: Identity
     learner: Learner
     slices: Mapping[str, Slice]
     publish: Callable[[], None]
@@ -117,38 +126,47 @@ class _Run:
         if self.config.evaluation.patience is not None:
             ranking = {stage.name for stage in self.config.stages if stage.ranking is not None}
             judged = [record for record in judged if record["stage"] in ranking]
-            judged.sort(key=lambda record: fmean(record["ndcg@10"].values()))
+            # the first of equals, as `Progress.judged` has it
+            judged = judged and [max(judged, key=lambda record: fmean(record["ndcg@10"].values()))]
         return dict(judged[-1]["ndcg@10"]) if judged else {}
 
     def after(self, number: int, metrics: IO[str]) -> None:
-        """Save and evaluate where it is time to."""
+        """Evaluate, publish and save where it is time to, the state last: a run killed before that does it all again.
+
+        What it had written by then does no harm: `_metrics` drops lines of steps after the state, publishing replaces.
+        """
         last = number + 1 == self.steps
         self.progress = replace(self.progress, step=number + 1)
         keep_best = self.config.evaluation.patience is not None
-        if last or (number + 1) % self.config.checkpoint_every == 0:
-            self._save(publish=not keep_best)
-        if not (last or (number + 1) % self.config.evaluation.every == 0):
-            return
-        stage = place(self.config.stages, number).stage
-        figures = self._evaluate(stage.ranking is not None)
-        if self.processes.first:
-            _write(metrics, {"step": number + 1, "stage": stage.name, "ndcg@10": figures})
-            log.info("step %d of %d: %s", number + 1, self.steps, figures)
-        if keep_best and stage.ranking is not None and figures:
-            self.progress = self.progress.judged(fmean(figures.values()))
-            self._save(publish=self.progress.stale == 0)
+        save = last or (number + 1) % self.config.checkpoint_every == 0
+        publish = save and not keep_best
+        if last or (number + 1) % self.config.evaluation.every == 0:
+            figure = self._evaluate(number, metrics)
+            if keep_best and figure is not None:
+                self.progress = self.progress.judged(figure)
+                save, publish = True, self.progress.stale == 0
+        if save:
+            self._save(publish)
 
     def _save(self, publish: bool) -> None:
         if self.processes.first:
-            save_state(self.output / "state", self.progress, self.parameters, self.optimizer)
             if publish:
                 self.publish()
+            save_state(self.output / "state", self.identity, self.progress, self.parameters, self.optimizer)
         self.processes.wait()
 
-    def _evaluate(self, whole: bool) -> dict[str, float]:
-        """Every process measures the same, so that all stop together."""
-        evaluation = self.config.evaluation
-        return evaluate(self.learner, self.slices, evaluation.candidates, self.config.seed, self.config.bf16, whole)
+    def _evaluate(self, number: int, metrics: IO[str]) -> float | None:
+        """The mean that a run is judged by, the first process's for all, so that they stop together; None without one.
+
+        Each measures, but two machines may differ in the last digit.
+        """
+        stage, evaluation = place(self.config.stages, number).stage, self.config.evaluation
+        whole = stage.ranking is not None
+        figures = evaluate(self.learner, self.slices, evaluation.candidates, self.config.seed, self.config.bf16, whole)
+        if self.processes.first:
+            _write(metrics, {"step": number + 1, "stage": stage.name, "ndcg@10": figures})
+            log.info("step %d of %d: %s", number + 1, self.steps, figures)
+        return self.processes.agreed(fmean(figures.values())) if whole and figures else None
 
 
 def _metrics(path: Path, first: int, processes: Processes) -> IO[str]:

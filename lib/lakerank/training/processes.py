@@ -51,16 +51,25 @@ class Processes:
 
     def same(self, value: int) -> bool:
         """Whether all processes say the same number."""
-        own = torch.tensor([float(value), float(value * value)], dtype=torch.float64)
-        if self.count > 1 and dist.get_backend() == "nccl":
-            own = own.to(f"cuda:{self.local_rank}")
-        total, squares = self.add(own).tolist()
+        total, squares = self.add(self._placed(float(value), float(value * value))).tolist()
         return bool(abs(squares * self.count - total * total) < 0.5)
+
+    def agreed(self, value: float) -> float:
+        """The first process's number, for all."""
+        own = self._placed(value)
+        if self.count > 1:
+            dist.broadcast(own, src=0)
+        return float(own)
 
     def wait(self) -> None:
         """Until every process is here."""
         if self.count > 1:
             dist.barrier()
+
+    def _placed(self, *values: float) -> Tensor:
+        """Numbers where processes can exchange them."""
+        on_gpu = self.count > 1 and dist.get_backend() == "nccl"
+        return torch.tensor(values, dtype=torch.float64, device=f"cuda:{self.local_rank}" if on_gpu else "cpu")
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

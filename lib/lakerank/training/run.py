@@ -16,9 +16,10 @@ from lakerank.model.prompt import LOGIT_BIAS, SCORE_TOKEN_ID
 from lakerank.training.batches import text_rows
 from lakerank.training.card import write_card
 from lakerank.training.checks import check, said_before
-from lakerank.training.config import SliceConfig, TablesConfig, TrainConfig, TrainingLakeConfig, to_yaml
+from lakerank.training.config import SliceConfig, TablesConfig, TrainConfig, TrainingLakeConfig
 from lakerank.training.encode import Encoder
 from lakerank.training.evaluation import Slice
+from lakerank.training.identity import identify_run
 from lakerank.training.learner import Learner
 from lakerank.training.loop import Outcome, train
 from lakerank.training.objective import Material
@@ -46,9 +47,6 @@ def _run(config: TrainConfig, processes: Processes) -> Outcome:
     if config.threads:
         torch.set_num_threads(config.threads)
     output = Path(config.output)
-    if processes.first:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     storage = Storage(StorageOptions(**config.lake.storage.model_dump()))
     lake = _lake(config, storage, config.lake)
     begun = begin(config, list(text_rows(lake)), LOGIT_BIAS, SCORE_TOKEN_ID)
@@ -59,7 +57,10 @@ def _run(config: TrainConfig, processes: Processes) -> Outcome:
     learner = _learner(config, begun.network, proxies, processes)
     log.info("%d documents, %d queries, %d topics", len(lake.documents.ids), len(lake.queries.ids), lake.topics)
     check(config, material, slices, begun.network.config.text_config.num_hidden_layers)
-    outcome = train(config, learner, material, slices, begun.logit_bias, lambda: begun.save(output), processes)
+    identity = identify_run(config, lake, slices, begun.source)
+    outcome = train(
+        config, identity, learner, material, slices, begun.logit_bias, lambda: begun.save(output), processes
+    )
     if processes.first:
         if config.lora.merge:
             begun.merge(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Step:
         """Change the weights once; everything random depends on the seed and the step's number, counted from 0.
 
         Raises:
-            TrainingError: the loss is not finite any more.
+            TrainingError: the loss or its gradient is not finite any more; the weights are as they were.
         """
         here = place(self.config.stages, number)
         for name, parameter in self.parameters.items():
@@ -53,15 +54,13 @@ class Step:
         batch = sampler.draw(random, stage.groups, stage.group_size, here.mined, neighbours)
         shards = self._shards(batch, stage)
         losses = self._backward(shards, stage, number)
-        if not np.isfinite(losses["loss"]):
-            raise TrainingError(
-                f"step {number + 1}: the loss is {losses['loss']}; lower optimizer.learning_rate and start anew"
-            )
+        _check_finite(number, "loss", losses["loss"])
         self.processes.add_gradients(self.parameters.values())
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.clip))
+        _check_finite(number, "gradient's norm", norm)
         rate = learning_rate(self.config.optimizer, self.config.stages, number)
         self.optimizer.step(rate)
-        return {"step": number + 1, "stage": stage.name, **losses, "norm": float(norm), "rate": rate}
+        return {"step": number + 1, "stage": stage.name, **losses, "norm": norm, "rate": rate}
 
     def _trains(self, stage: StageConfig, name: str) -> bool:
         if stage.upper_only:
@@ -114,6 +113,11 @@ def make_samplers(config: TrainConfig, lake: TrainingLake) -> list[Sampler]:
 def _selection(stage: StageConfig) -> Selection:
     only = {name: frozenset(values) for name, values in stage.only.items()}
     return Selection(only, stage.document_weights, stage.query_weights, stage.hard_negatives, by_topic=stage.bag)
+
+
+def _check_finite(number: int, what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(f"step {number + 1}: the {what} is {value}; lower optimizer.learning_rate and start anew")
 
 
 def _neighbours(learner: Learner) -> Neighbours | None:
