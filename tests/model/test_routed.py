@@ -179,7 +179,7 @@ def test_a_plan_counts_by_the_larger_model(source: RoutedSource) -> None:
     assert (text.document_major, text.accepts_images, image.document_major) == (False, False, True)
     assert image.weight == 1.0
     assert text.weight == scorer.identities[0].parameters / scorer.parameters < 1
-    assert scorer.document_sizing().max_plain_text_tokens == 128
+    assert scorer.document_sizing().max_plain_text_tokens == 256, "a document has what its query leaves"
     assert scorer.document_sizing().max_text_tokens == 10240 - 512
 
 
