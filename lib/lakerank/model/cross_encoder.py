@@ -27,7 +27,7 @@ from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReaso
 
 #: Passes of each thread whose pairs are sorted by length together. More would find more of one length; what waits are
 #: token ids.
-PASSES_SORTED = 8
+PASSES_SORTED = 32
 
 #: Tokens that a sequence has room for at least: half of them for the query, four special ones, and something to read.
 LEAST_SEQUENCE = 16
