@@ -67,6 +67,14 @@ def reranker(family: str, made: dict[str, tuple[Path, Any]]) -> CrossEncoder:
     return load(made[family][0])
 
 
+@pytest.fixture
+def threads_restored() -> Iterator[None]:
+    """`device_threads` holds for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def load(folder: Path, **options: Any) -> CrossEncoder:
     loaded = load_reranker(str(folder), device="cpu", **{"limits": LIMITS, "dtype": "float32", **options})
     assert isinstance(loaded, CrossEncoder)
@@ -275,13 +283,10 @@ def test_out_of_memory_takes_less_and_rejects_what_never_fits(made: dict[str, An
     assert engine.budget.tokens <= 128, "passes to come are smaller"
 
 
+@pytest.mark.usefixtures("threads_restored")
 def test_out_of_memory_of_passes_at_once_makes_those_to_come_smaller(made: dict[str, Any]) -> None:
     """A device that holds one pass and not two."""
-    before = torch.get_num_threads()
-    try:
-        loaded = load(made["bge"][0], device_threads=2)
-    finally:
-        torch.set_num_threads(before)
+    loaded = load(made["bge"][0], device_threads=2)
     engine, free, computed = loaded._engine, 256, 0
     lock, read = threading.Lock(), engine._encoder.logits
 
@@ -307,12 +312,9 @@ def test_out_of_memory_of_passes_at_once_makes_those_to_come_smaller(made: dict[
     assert computed < 64 * 80 * 2, "what fits is not tried again and again"
 
 
+@pytest.mark.usefixtures("threads_restored")
 def test_long_sequences_are_no_more_at_once_than_memory_has_room_for(made: dict[str, Any]) -> None:
-    before = torch.get_num_threads()
-    try:
-        engine = load(made["bge"][0], device_threads=2)._engine
-    finally:
-        torch.set_num_threads(before)
+    engine = load(made["bge"][0], device_threads=2)._engine
     lock, now, most, read = threading.Lock(), 0, 0, engine._encoder.logits
 
     def logits(token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -331,12 +333,9 @@ def test_long_sequences_are_no_more_at_once_than_memory_has_room_for(made: dict[
     assert most == 128, "two passes of the budget, but one of the long ones"
 
 
+@pytest.mark.usefixtures("threads_restored")
 def test_few_pairs_have_all_threads(made: dict[str, Any]) -> None:
-    before = torch.get_num_threads()
-    try:
-        engine = load(made["bge"][0], device_threads=3)._engine
-    finally:
-        torch.set_num_threads(before)
+    engine = load(made["bge"][0], device_threads=3)._engine
     passes = engine._passes([Reading(np.arange(20), np.arange(40), 64)] * 6)
     assert [len(some) for some in passes] == [2, 2, 2]
     assert [len(some) for some in engine._passes([Reading(np.arange(5), np.arange(7), 16)] * 5)] == [4, 1]
@@ -447,18 +446,15 @@ def test_a_pass_of_any_size_gives_the_same_bits(made: dict[str, Any]) -> None:
     assert narrow.score(PAIRS).tolist() == wide.score(PAIRS).tolist()
 
 
+@pytest.mark.usefixtures("threads_restored")
 def test_threads_read_passes_of_their_own_and_change_no_bit(made: dict[str, Any]) -> None:
     alone = load(made["bge"][0]).score(PAIRS).tolist()
-    before = torch.get_num_threads()
-    try:
-        for threads in (2, 3):
-            loaded = load(made["bge"][0], device_threads=threads)
-            assert torch.get_num_threads() == threads, "the process's threads are what they were set to"
-            loaded._engine.budget = budget_of(128)
-            assert loaded.score(PAIRS).tolist() == alone
-            assert loaded._engine.tokens_at_once == 128 * threads
-    finally:
-        torch.set_num_threads(before)
+    for threads in (2, 3):
+        loaded = load(made["bge"][0], device_threads=threads)
+        assert torch.get_num_threads() == threads, "the process's threads are what they were set to"
+        loaded._engine.budget = budget_of(128)
+        assert loaded.score(PAIRS).tolist() == alone
+        assert loaded._engine.tokens_at_once == 128 * threads
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
