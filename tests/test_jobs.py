@@ -20,8 +20,8 @@ import pyspark
 import pytest
 from PIL import Image
 
-from lakerank.model.reference import reference_logits
 from lakerank.records import Document, Query
+from oracles.reference import reference_logits
 
 pytestmark = pytest.mark.spark
 ROOT = Path(__file__).parent.parent

@@ -245,7 +245,7 @@ def test_every_dependency_is_pinned_once() -> None:
 @pytest.mark.spark
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("spark-*.conf")), ids=lambda path: path.name)
 def test_gpu_properties_pass_the_jobs_own_check(path: Path) -> None:
-    from lakerank.spark.session import check
+    from lakerank.spark.runtime.session import check
 
     lines = path.read_text().splitlines()
     properties = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))

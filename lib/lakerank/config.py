@@ -73,7 +73,7 @@ class ModelConfig(_Section):
     device: str = "auto"
 
     def source(self) -> dict[str, Any]:
-        """Which checkpoint, by the names of `lakerank.model.sources.CheckpointSource`."""
+        """Which checkpoint, by the names of `lakerank.model.spec.CheckpointSource`."""
         return {name: getattr(self, name) for name in ModelConfig.model_fields if name != "device"}
 
 
@@ -107,7 +107,7 @@ class RoutedConfig(_Section):
     image: RouteConfig
 
     def source(self) -> dict[str, Any]:
-        """Which checkpoints, as `lakerank.model.sources.source_from` takes them."""
+        """Which checkpoints, as `lakerank.model.spec.source_from` takes them."""
         parts = {"text": self.text, "image": self.image}
         scales = {name: one.calibration.model_dump() for name, one in parts.items() if one.calibration}
         return {**{name: one.source() for name, one in parts.items()}, "scales": scales}
@@ -216,12 +216,12 @@ class ScoringConfig(_Section):
     calibration: str | None = None
 
     def limits(self) -> dict[str, int]:
-        """What bounds one input, by the names of `lakerank.model.prompt.Limits`."""
+        """What bounds one input, by the names of `lakerank.model.jina_m0.prompt.Limits`."""
         names = ("max_length", "max_query_length", "min_pixels", "max_pixels", "max_source_pixels", "max_source_bytes")
         return {name: getattr(self, name) for name in names}
 
     def hosting(self) -> dict[str, Any]:
-        """What a reranker may take of the machine, by the names of `lakerank.model.sources.Hosting`."""
+        """What a reranker may take of the machine, by the names of `lakerank.model.spec.Hosting`."""
         return {name: getattr(self, name) for name in ("host_threads", "device_threads", "reproducible")}
 
     @model_validator(mode="after")

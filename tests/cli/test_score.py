@@ -10,8 +10,8 @@ from click.testing import CliRunner, Result
 from encoders import write_bge
 
 from lakerank.cli.score import score
-from lakerank.model.prompt import Limits
-from lakerank.model.sources import CheckpointSource, Hosting
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.spec import CheckpointSource, Hosting
 from lakerank.records import Document, Query
 
 CONF = Path(__file__).parents[2] / "conf"

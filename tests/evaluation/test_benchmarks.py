@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lakerank.evaluation import winoground
-from lakerank.evaluation.query_figures import folder
+from lakerank.evaluation.analysis import winoground
+from lakerank.evaluation.report.query_figures import folder
 
 
 @pytest.fixture

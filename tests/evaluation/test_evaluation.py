@@ -12,10 +12,10 @@ from lakerank import schemas
 from lakerank.errors import SchemaError, StorageError
 from lakerank.evaluation.attributes import read_attributes
 from lakerank.evaluation.inputs import find_inputs
-from lakerank.evaluation.lake_lists import first_stage_order
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate
+from lakerank_pictograms.lake_lists import first_stage_order
 
 
 def test_only_judged_queries_of_the_lake_count(small_lake):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lakerank.config import load_config
 from lakerank.errors import EvaluationError
-from lakerank.evaluation.labels import JudgedPairs, agreement, calibration, fit, fitted_thresholds
+from lakerank.evaluation.analysis.labels import JudgedPairs, agreement, calibration, fit, fitted_thresholds
 from lakerank.ranking import labels
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.evaluation.lists import QueryLists, chance, measure
-from lakerank.evaluation.measures import MEASURES
+from lakerank.evaluation.metrics.lists import QueryLists, chance, measure
+from lakerank.evaluation.metrics.measures import MEASURES
 
 DOCS = [f"d{number:02}" for number in range(30)]
 

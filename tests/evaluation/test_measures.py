@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.evaluation.measures import MEASURES, NAMES, figures
+from lakerank.evaluation.metrics.measures import MEASURES, NAMES, figures
 
 
 def of(lists):

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from lakerank.evaluation.analysis.samples import Sample, merged
 from lakerank.evaluation.partials import Rule, collect, judge_block
 from lakerank.evaluation.rows import ROWS, Source, by_query
-from lakerank.evaluation.samples import Sample, merged
 
 ROOT = Path(__file__).parents[2]
 QUERIES, DOCS = 40, 12

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from lakerank.errors import StorageError
-from lakerank.evaluation import report
-from lakerank.evaluation.query_figures import folder
-from lakerank.evaluation.thumbnails import SIDE, thumbnail
+from lakerank.evaluation.report import html as report
+from lakerank.evaluation.report.query_figures import folder
+from lakerank.evaluation.report.thumbnails import SIDE, thumbnail
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "<script>document.title = 'owned'</script>"

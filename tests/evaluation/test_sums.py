@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lakerank.evaluation.bootstrap import FEWEST_QUERIES, query_hashes, weights
-from lakerank.evaluation.measures import CHANCE, NAMES
-from lakerank.evaluation.sums import Figures, Sums
+from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, query_hashes, weights
+from lakerank.evaluation.metrics.measures import CHANCE, NAMES
+from lakerank.evaluation.metrics.sums import Figures, Sums
 
 
 def figures(before, after, against=None):

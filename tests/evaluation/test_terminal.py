@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from lakerank.evaluation.examples import build
-from lakerank.evaluation.shortlist import choose
-from lakerank.evaluation.terminal import WIDTH, fit, one_line, terminal_table
+from lakerank.evaluation.report.examples import build
+from lakerank.evaluation.report.shortlist import choose
+from lakerank.evaluation.report.terminal import WIDTH, fit, one_line, terminal_table
 from lakerank.lake.storage import Storage
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from lakerank.lake.runs import RunPaths, current_run, read_manifest
-from lakerank.lake.score_files import TornUnit, finished_units, read_unit
+from lakerank.lake.scores import TornUnit, finished_units, read_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
 

@@ -26,12 +26,12 @@ from lakerank.cost import Sizing
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions, join
 from lakerank.records import DocumentGroup, Reject, ScoredPair
-from lakerank.spark import session
-from lakerank.spark.passes import Pass
-from lakerank.spark.plan import PlanLimits, Tables
+from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank import RankRule
-from lakerank.spark.rerank import Rerank, run
+from lakerank.spark.rank.lists import RankRule
+from lakerank.spark.run import Rerank, run
+from lakerank.spark.runtime import session
+from lakerank.spark.stage import Pass
 
 SCORER = "f00d"
 

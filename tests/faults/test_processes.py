@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lakerank.lake.score_files import finished_units, read_unit, scores_folder, write_unit
+from lakerank.lake.scores import finished_units, read_unit, scores_folder, write_unit
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
 SCORER = "f00d"

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from lakerank.errors import SchemaError, StorageError
-from lakerank.lake.failures import is_transient, named
+from lakerank.lake.backends.failures import is_transient, named
 
 
 def message(uri: str, error: Exception) -> str:

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lakerank.errors import StorageError
-from lakerank.lake.garbage import Survey, delete, describe, survey
+from lakerank.lake.clean import Survey, delete, describe, survey
 from lakerank.lake.retention import Retention
 from lakerank.lake.runs import RunPaths, announce, current_run, publish, read_manifest, write_manifest
-from lakerank.lake.score_files import finished_units, read_unit, unit_address, unit_name, write_unit
+from lakerank.lake.scores import finished_units, read_unit, unit_address, unit_name, write_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import index_key, parquet_bytes
 from lakerank.lake.unit_lists import UNITS as UNIT_LIST

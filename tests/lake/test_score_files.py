@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.errors import SchemaError, StorageError
-from lakerank.lake.score_files import (
+from lakerank.lake.scores import (
     TornUnit,
     finished_units,
     read_unit,

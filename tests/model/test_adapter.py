@@ -14,9 +14,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lakerank.errors import CheckpointError
+from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import identify, read_settings
-from lakerank.model.rerankers import load_reranker
-from lakerank.model.weights import load_network
+from lakerank.model.jina_m0.weights import load_network
 from lakerank.records import Document, Query
 
 #: peft asks transformers by an old name.

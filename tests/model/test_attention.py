@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lakerank.model.attention import attend, attend_plainly, document_attention, query_attention
-from lakerank.model.layout import PrefixLayout, Span, prefix_layout, suffix_layout
-from lakerank.model.varlen import choose_varlen, flex_varlen
+from lakerank.model.engine.attention import attend, attend_plainly, document_attention, query_attention
+from lakerank.model.engine.layout import PrefixLayout, Span, prefix_layout, suffix_layout
+from lakerank.model.engine.varlen import choose_varlen, flex_varlen
 
 HEADS, GROUPS, DIM = 4, 2, 8
 CPU = torch.device("cpu")

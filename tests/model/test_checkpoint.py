@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lakerank.errors import CheckpointError
+from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import confirm, identify, locate, read_settings
-from lakerank.model.device import supported_dtype
-from lakerank.model.prompt import Limits
-from lakerank.model.rerankers import load_reranker
-from lakerank.model.stamp import WHOLE_BYTES, quick_stamp
-from lakerank.model.weights import current_name
+from lakerank.model.checksum import WHOLE_BYTES, quick_stamp
+from lakerank.model.engine.device import supported_dtype
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.jina_m0.weights import current_name
 from lakerank.records import Document, Query
 
 PAIRS = [(Query("q", text="red apple"), Document("d", text=text)) for text in ("A red apple", "table")]

@@ -13,17 +13,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lakerank.model.budget import LEAST_TOKENS, budget_of
+from lakerank.model.api import DocumentMajorReranker, load_reranker
 from lakerank.model.checkpoint import read_settings
-from lakerank.model.engine import Engine
-from lakerank.model.images import PatchShape
-from lakerank.model.packed import Prefix
-from lakerank.model.prepare import Preparation
-from lakerank.model.prompt import Limits
-from lakerank.model.rerankers import DocumentMajorReranker, load_reranker
-from lakerank.model.rows import ROW_MULTIPLE, RowProducts
-from lakerank.model.tokens import Side
-from lakerank.model.weights import load_network
+from lakerank.model.engine.budget import LEAST_TOKENS, budget_of
+from lakerank.model.engine.decoder import Prefix
+from lakerank.model.engine.engine import Engine
+from lakerank.model.engine.linear import ROW_MULTIPLE, RowProducts
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.jina_m0.weights import load_network
+from lakerank.model.preprocess.images import PatchShape
+from lakerank.model.preprocess.pipeline import Preparation
+from lakerank.model.preprocess.tokenizer import Side
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 SHAPES = ["grouped", "one_kv_head", "ungrouped"]

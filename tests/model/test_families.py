@@ -14,10 +14,10 @@ from encoders import write_bge, write_jina
 
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
+from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import file_hash, identify, read_settings
-from lakerank.model.families import FAMILIES, family_of
-from lakerank.model.prompt import Limits
-from lakerank.model.rerankers import load_reranker
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.registry import FAMILIES, family_of
 
 #: What tells published checkpoints apart: of each config.json, as it is on the hub, the keys that say what it is.
 PUBLISHED: dict[str, list[dict[str, Any]]] = {
@@ -145,8 +145,8 @@ def test_a_worker_loads_by_the_drivers_identity(bge: Path) -> None:
 def test_planning_with_any_family_needs_no_torch(bge: Path) -> None:
     code = (
         "import sys\n"
-        "from lakerank.model.sources import CheckpointSource\n"
-        "from lakerank.model.prompt import Limits\n"
+        "from lakerank.model.spec import CheckpointSource\n"
+        "from lakerank.model.jina_m0.prompt import Limits\n"
         f"scorer = CheckpointSource({str(bge)!r}).identify(Limits())\n"
         "print(scorer.readings[0].document_major, 'torch' in sys.modules, 'transformers' in sys.modules)\n"
     )

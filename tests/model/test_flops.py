@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lakerank.model.checkpoint import read_settings
-from lakerank.model.flops import count_flops
-from lakerank.model.weights import load_network
+from lakerank.model.engine.flops import count_flops
+from lakerank.model.jina_m0.weights import load_network
 
 
 def counted(call: Callable[[], object]) -> int:

@@ -19,20 +19,20 @@ from safetensors.torch import load_file, save_file
 
 from lakerank import load_reranker
 from lakerank.errors import CheckpointError, ConfigError
-from lakerank.model.benchmark.generative_shapes import FAMILIES, random_generative_checkpoint
-from lakerank.model.budget import budget_of
-from lakerank.model.chat import ChatTokenizer
-from lakerank.model.chat_prompts import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
 from lakerank.model.checkpoint import identify, read_json
-from lakerank.model.document_major import DocumentMajorReranker
-from lakerank.model.generative_reference import PublishedGenerativeLoop
-from lakerank.model.images import Patches
-from lakerank.model.prompt import Limits
-from lakerank.model.rotation import rotary_sections
-from lakerank.model.shape import Shape
-from lakerank.model.unscorable import Unscorable
-from lakerank.model.weights import current_name
+from lakerank.model.engine.budget import budget_of
+from lakerank.model.engine.reranker import DocumentMajorReranker
+from lakerank.model.engine.rotation import rotary_sections
+from lakerank.model.generative.prompt import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
+from lakerank.model.generative.tokenize import ChatTokenizer
+from lakerank.model.inputs import Unscorable
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.jina_m0.shape import Shape
+from lakerank.model.jina_m0.weights import current_name
+from lakerank.model.preprocess.images import Patches
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+from lakerank_benchmark.generative_shapes import FAMILIES, random_generative_checkpoint
+from oracles.generative_reference import PublishedGenerativeLoop
 
 MONO, QWEN3_VL, QWEN3 = FAMILIES
 PROMPTS: dict[str, ChatPrompt] = {MONO: MONO_QWEN2_VL, QWEN3_VL: QWEN3_VL_RERANKER, QWEN3: QWEN3_RERANKER}

@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFile, ImageFont
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from lakerank.model.images import (
+from lakerank.model.api import load_reranker
+from lakerank.model.inputs import Unscorable
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.preprocess.images import (
     CLIP_MEAN,
     CLIP_STD,
     PatchShape,
@@ -27,9 +30,6 @@ from lakerank.model.images import (
     open_header,
     resized,
 )
-from lakerank.model.prompt import Limits
-from lakerank.model.rerankers import load_reranker
-from lakerank.model.unscorable import Unscorable
 from lakerank.records import Document, Query, RejectReason
 
 MakeImage = Callable[..., bytes]

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lakerank.model.budget import BUSY_TOKENS_CPU, bytes_per_token, device_budget, free_bytes
 from lakerank.model.checkpoint import read_settings
-from lakerank.model.weights import parse_config
+from lakerank.model.engine.budget import BUSY_TOKENS_CPU, bytes_per_token, device_budget, free_bytes
+from lakerank.model.jina_m0.weights import parse_config
 
 #: Scores a file in a process of its own; prints what its peak memory grew by, and the document's tokens.
 SCRIPT = """
 import json, pathlib, resource, sys
-from lakerank.model.prompt import Limits
-from lakerank.model.rerankers import load_reranker
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.api import load_reranker
 from lakerank.records import Document, DocumentGroup, Query
 def peak():  # VmHWM starts anew with the program; ru_maxrss would start from the parent's
     status = pathlib.Path("/proc/self/status")

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lakerank.model.reference import reference_logits
-from lakerank.model.rerankers import load_reranker
+from lakerank.model.api import load_reranker
 from lakerank.records import Document, Query
+from oracles.reference import reference_logits
 
 Pairs = list[tuple[Query, Document]]
 

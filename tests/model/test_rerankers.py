@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lakerank.errors import CheckpointError, PairRejected
-from lakerank.model.budget import BUSY_TOKENS_CPU, PASSES_HELD
-from lakerank.model.rerankers import DocumentMajorReranker, load_reranker
+from lakerank.model.api import DocumentMajorReranker, load_reranker
+from lakerank.model.engine.budget import BUSY_TOKENS_CPU, PASSES_HELD
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 QUERIES = (Query("q1", text="red apple"), Query("q2", text="table"))

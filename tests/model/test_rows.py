@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lakerank.model.rows import ROW_MULTIPLE, Product, RowProducts, choose_products, rowwise
+from lakerank.model.engine.linear import ROW_MULTIPLE, Product, RowProducts, choose_products, rowwise
 
 
 @pytest.fixture(params=[1, 2, 3])

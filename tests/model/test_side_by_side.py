@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lakerank.model.side_by_side import SideBySide
+from lakerank.model.engine.thread_pool import SideBySide
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,17 @@ from tokenizers import Tokenizer
 
 from lakerank.errors import CheckpointError, ConfigError
 from lakerank.model.checkpoint import read_settings
-from lakerank.model.images import PatchShape, load_patches
-from lakerank.model.prompt import Limits
-from lakerank.model.tokens import PromptTokenizer, SpecialTokens, check_tokenizer, read_special_tokens, read_tokenizer
-from lakerank.model.unscorable import Unscorable
-from lakerank.model.weights import load_network
+from lakerank.model.inputs import Unscorable
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.jina_m0.weights import load_network
+from lakerank.model.preprocess.images import PatchShape, load_patches
+from lakerank.model.preprocess.tokenizer import (
+    PromptTokenizer,
+    SpecialTokens,
+    check_tokenizer,
+    read_special_tokens,
+    read_tokenizer,
+)
 from lakerank.records import RejectReason
 
 SPECIAL = SpecialTokens(vision_start=1, vision_end=2, image=3, score=100, pad=0)

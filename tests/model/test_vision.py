@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lakerank.model.checkpoint import read_settings
-from lakerank.model.images import channel_table, load_patches
-from lakerank.model.prompt import Limits
-from lakerank.model.rows import RowProducts
-from lakerank.model.vision import PackedVision
-from lakerank.model.weights import load_network
+from lakerank.model.engine.linear import RowProducts
+from lakerank.model.engine.vision import PackedVision
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.jina_m0.weights import load_network
+from lakerank.model.preprocess.images import channel_table, load_patches
 
 SIZES = [(60, 60), (200, 120), (60, 60), (1000, 30), (700, 640)]
 

@@ -31,8 +31,8 @@ from pyspark.sql.pandas.types import from_arrow_schema  # noqa: E402
 from lakerank.lake.blobs import BlobRef, fetch  # noqa: E402
 from lakerank.lake.prefetch import prefetched  # noqa: E402
 from lakerank.lake.storage import Storage  # noqa: E402
-from lakerank.spark import session  # noqa: E402
-from lakerank.spark.frames import gather  # noqa: E402
+from lakerank.spark.runtime import session  # noqa: E402
+from lakerank.spark.runtime.frames import gather  # noqa: E402
 
 #: Row groups of two documents: a reader of a random tenth then meets a useful document in every group that it reads.
 ROW_GROUP_ROWS = 2

@@ -35,8 +35,8 @@ import zipf_lake  # noqa: E402
 from lakerank.cost import Sizing, input_cost, tflop  # noqa: E402
 from lakerank.lake.storage import Storage  # noqa: E402
 from lakerank.records import DocumentGroup, Reject, ScoredPair  # noqa: E402
-from lakerank.spark import session  # noqa: E402
-from lakerank.spark.rerank import run  # noqa: E402
+from lakerank.spark.run import run  # noqa: E402
+from lakerank.spark.runtime import session  # noqa: E402
 
 PARAMETERS = 2_200_000_000
 DEVICE_TFLOPS = 400

@@ -25,9 +25,9 @@ import zipf_lake  # noqa: E402
 from pyspark.sql import SparkSession  # noqa: E402
 
 from lakerank.lake.storage import Storage  # noqa: E402
-from lakerank.spark import session  # noqa: E402
-from lakerank.spark.plan import load_plan, planned_units  # noqa: E402
-from lakerank.spark.rerank import run  # noqa: E402
+from lakerank.spark.plan.plan import load_plan, planned_units  # noqa: E402
+from lakerank.spark.run import run  # noqa: E402
+from lakerank.spark.runtime import session  # noqa: E402
 
 CONF: dict[str, str | int | float | bool] = {
     "spark.master": "local[2]",

@@ -16,11 +16,11 @@ from lakerank.audit import Bounds
 from lakerank.cost import Sizing
 from lakerank.lake.runs import RunPaths
 from lakerank.records import DocumentGroup, Reject, ScoredPair
-from lakerank.spark.passes import Pass
-from lakerank.spark.plan import PlanLimits, Tables
+from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank import RankRule
-from lakerank.spark.rerank import Rerank
+from lakerank.spark.rank.lists import RankRule
+from lakerank.spark.run import Rerank
+from lakerank.spark.stage import Pass
 
 #: Queries that the most wanted document is a candidate of, where there are as many.
 HOT_QUERIES = 100_000

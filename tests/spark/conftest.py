@@ -19,13 +19,13 @@ from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.records import DocumentGroup, Reject, RejectReason, ScoredPair
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
-from lakerank.spark import session
-from lakerank.spark.combined_lists import CombinedRule
-from lakerank.spark.passes import Pass
-from lakerank.spark.plan import PlanLimits, Tables
+from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank import RankRule
-from lakerank.spark.rerank import Rerank
+from lakerank.spark.rank.combine import CombinedRule
+from lakerank.spark.rank.lists import RankRule
+from lakerank.spark.run import Rerank
+from lakerank.spark.runtime import session
+from lakerank.spark.stage import Pass
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 
 from lakerank.cli.job import run_job
 from lakerank.errors import SchemaError, StorageError
-from lakerank.spark.rerank import run
+from lakerank.spark.run import run
 
 pytestmark = pytest.mark.spark
 

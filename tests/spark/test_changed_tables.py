@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lakerank.lake.blobs import ChangedFile
-from lakerank.spark.rerank import run
+from lakerank.spark.run import run
 
 pytestmark = pytest.mark.spark
 

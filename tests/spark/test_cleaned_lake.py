@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from lakerank.lake.garbage import delete, survey
+from lakerank.lake.clean import delete, survey
 from lakerank.lake.retention import Retention
-from lakerank.spark.rerank import run
+from lakerank.spark.run import run
 
 pytestmark = pytest.mark.spark
 

@@ -7,10 +7,10 @@ import pytest
 
 from lakerank.fusion import Fusion
 from lakerank.schemas import COMBINED, REJECTED
-from lakerank.spark.best_pairs import only
-from lakerank.spark.bounds import costliest
-from lakerank.spark.combined_lists import PASS_RESULTS, CombinedRule, combined_list
-from lakerank.spark.pairs import PAIRS
+from lakerank.spark.plan.pairs import PAIRS
+from lakerank.spark.plan.top_k import only
+from lakerank.spark.plan.upper_bound import costliest
+from lakerank.spark.rank.combine import PASS_RESULTS, CombinedRule, combined_list
 
 IDS = (7, pa.array(["q7", "q8"]))
 FUSION = Fusion("reciprocal_rank", (0.5, 0.5))

@@ -15,7 +15,7 @@ from lakerank import load_reranker
 from lakerank.config import load_config
 from lakerank.records import Document, Query
 from lakerank.spark.job import rerank_job
-from lakerank.spark.rerank import run
+from lakerank.spark.run import run
 
 pytestmark = pytest.mark.spark
 

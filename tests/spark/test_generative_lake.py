@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from lakerank.config import load_config
-from lakerank.model.benchmark.generative_shapes import random_generative_checkpoint
-from lakerank.model.shape import Shape
+from lakerank.model.jina_m0.shape import Shape
 from lakerank.spark.job import rerank_job
-from lakerank.spark.rerank import run
+from lakerank.spark.run import run
+from lakerank_benchmark.generative_shapes import random_generative_checkpoint
 
 pytestmark = pytest.mark.spark
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
-from lakerank.spark import inputs
-from lakerank.spark.blocks import BLOCKS, key_hash, packed, part_of
-from lakerank.spark.index import INDEX
-from lakerank.spark.inputs import KINDS, NO_RANK, Slice
-from lakerank.spark.list_files import in_order
-from lakerank.spark.pairs import flat, judge
-from lakerank.spark.queries import QUERY_LIST, QueryList, number_queries
-from lakerank.spark.stored import FOUND, best_found
-from lakerank.spark.stripes import even_edges, stripes_of
+from lakerank.spark.plan import join as inputs
+from lakerank.spark.plan.index import INDEX
+from lakerank.spark.plan.join import KINDS, NO_RANK, Slice
+from lakerank.spark.plan.lookup import FOUND, best_found
+from lakerank.spark.plan.pairs import flat, judge
+from lakerank.spark.plan.queries import QUERY_LIST, QueryList, number_queries
+from lakerank.spark.plan.ranges import even_edges, stripes_of
+from lakerank.spark.rank.write import in_order
+from lakerank.spark.runtime.shuffle import BLOCKS, key_hash, packed, part_of
 
 IDS = st.text(st.sampled_from("ab\u00e9\U0001f34e"), max_size=3)
 RANKS = st.one_of(st.none(), st.integers(1, 5))
@@ -66,7 +66,7 @@ def test_queries_are_numbered_by_id_at_their_first_place(rows):
 
 def unpacked(blocks: Iterator[pa.RecordBatch]) -> dict[int, pa.Table]:
     """All blocks of all parts, as the exchange would bring them to one part."""
-    from lakerank.spark.blocks import _unpacked
+    from lakerank.spark.runtime.shuffle import _unpacked
 
     rows: dict[int, list[pa.RecordBatch]] = {kind: [] for kind in KINDS}
     for batch in blocks:
@@ -211,7 +211,7 @@ def test_bins_are_even_but_for_what_cannot_be_cut(sizes, bins):
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 40))
 def test_stripes_rise_with_documents(rows, wanted):
-    from lakerank.spark.index import PLACE_BITS, Chunk
+    from lakerank.spark.plan.index import PLACE_BITS, Chunk
 
     stripes = stripes_of([Chunk("f", 0, 1, count, "i") for count in rows], wanted)
     # A chunk may hold more rows than it was taken for.

@@ -15,10 +15,10 @@ from lakerank.errors import RunConflictError
 from lakerank.fusion import Fusion
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.schemas import COMBINED
-from lakerank.spark.passes import Pass
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank import RankRule
-from lakerank.spark.rerank import run
+from lakerank.spark.rank.lists import RankRule
+from lakerank.spark.run import run
+from lakerank.spark.stage import Pass
 
 pytestmark = pytest.mark.spark
 

@@ -7,11 +7,11 @@ import threading
 
 import pyarrow as pa
 
-from lakerank.lake.score_files import unit_address
+from lakerank.lake.scores import unit_address
 from lakerank.lake.storage import Storage
 from lakerank.lake.unit_lists import UNITS, PlannedUnits, write_unit_list
-from lakerank.spark import progress
-from lakerank.spark.progress import Progress, watch_units
+from lakerank.spark.runtime import progress
+from lakerank.spark.runtime.progress import Progress, watch_units
 
 
 def planned(folder: str) -> PlannedUnits:
@@ -27,7 +27,10 @@ def test_a_line_says_units_pairs_pace_and_time_left(tmp_path, caplog, monkeypatc
     units, output, done = planned(str(tmp_path / "plan")), str(tmp_path / "out"), threading.Event()
     Storage().create(unit_address(output, "f1", "u1"), b"found done")
     Storage().create(unit_address(output, "f1", "other"), b"of another plan")
-    with caplog.at_level(logging.INFO, logger="lakerank.spark.progress"), watch_units(Storage(), output, "f1", units):
+    with (
+        caplog.at_level(logging.INFO, logger="lakerank.spark.runtime.progress"),
+        watch_units(Storage(), output, "f1", units),
+    ):
         done.wait(0.3)
         Storage().create(unit_address(output, "f1", "u2"), b"new")
         done.wait(0.5)

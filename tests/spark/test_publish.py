@@ -12,8 +12,8 @@ import pytest
 
 from lakerank.audit import Bounds
 from lakerank.spark.publish import AuditRules, Override
-from lakerank.spark.rank import RankRule
-from lakerank.spark.rerank import run
+from lakerank.spark.rank.lists import RankRule
+from lakerank.spark.run import run
 
 pytestmark = pytest.mark.spark
 

@@ -10,10 +10,11 @@ import pytest
 from lakerank.audit import Bounds
 from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError, SchemaError
-from lakerank.spark import inputs, planner
+from lakerank.spark.plan import builder as planner
+from lakerank.spark.plan import join as inputs
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank import RankRule
-from lakerank.spark.rerank import run
+from lakerank.spark.rank.lists import RankRule
+from lakerank.spark.run import run
 
 pytestmark = pytest.mark.spark
 

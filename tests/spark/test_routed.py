@@ -15,12 +15,12 @@ from PIL import Image
 
 from lakerank.config import load_config
 from lakerank.cost import Reading
-from lakerank.model.prompt import Limits
-from lakerank.model.sources import CheckpointSource, Hosting, source_from
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.spec import CheckpointSource, Hosting, source_from
 from lakerank.ranking import relevance
 from lakerank.records import Document, Query
 from lakerank.spark.job import rerank_job
-from lakerank.spark.rerank import run
+from lakerank.spark.run import run
 
 pytestmark = pytest.mark.spark
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.cost import Reading
-from lakerank.spark.units import UNIT_GROUPS, Cuts, group_costs, group_starts, name_of
+from lakerank.spark.plan.cut import UNIT_GROUPS, Cuts, group_costs, group_starts, name_of
 
 #: Documents as (cost, cost of each of its queries).
 documents = st.lists(

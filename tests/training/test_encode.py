@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from lakerank.model.checkpoint import read_settings
-from lakerank.model.images import Patches
-from lakerank.model.prompt import Limits
-from lakerank.model.tokens import PromptTokenizer, read_special_tokens, read_tokenizer
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.preprocess.images import Patches
+from lakerank.model.preprocess.tokenizer import PromptTokenizer, read_special_tokens, read_tokenizer
 from lakerank.training.config import load_train_config
 from lakerank.training.run import read_material
 from lakerank.training.start import begin

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from lakerank.model.reference import reference_logits
 from lakerank.records import Document, Query
 from lakerank.training.config import load_train_config
 from lakerank.training.forward import bag_states, encode_images, patchify
@@ -17,6 +16,7 @@ from lakerank.training.objective import SIMILARITY_SPREAD, Material, forward, si
 from lakerank.training.run import read_material
 from lakerank.training.sequences import pad
 from lakerank.training.start import Start, begin
+from oracles.reference import reference_logits
 
 Prepared = tuple[Start, Material, Path]
 

@@ -21,16 +21,16 @@ from safetensors.torch import load_file, save_file
 from lakerank import Document, Query, load_reranker
 from lakerank.errors import ConfigError, StorageError, TrainingError
 from lakerank.lake.storage import Storage
-from lakerank.model.benchmark.shapes import SHAPES
-from lakerank.model.network import JinaVLForRanking
-from lakerank.model.shape import network_config
-from lakerank.model.weights import published_name
+from lakerank.model.jina_m0.network import JinaVLForRanking
+from lakerank.model.jina_m0.shape import network_config
+from lakerank.model.jina_m0.weights import published_name
 from lakerank.training.batches import text_rows
 from lakerank.training.config import LoraConfig, StartConfig, load_train_config
 from lakerank.training.fresh import TOKENS
 from lakerank.training.run import run_training
 from lakerank.training.start import adapt, begin
 from lakerank.training.tables import Columns, Sources, read_lake
+from lakerank_benchmark.shapes import SHAPES
 
 ROOT = Path(__file__).parents[2]
 TABLES = ("documents", "queries", "qrels")
@@ -360,9 +360,9 @@ def unmerged_logit(checkpoint: Path, adapter: Path) -> np.ndarray:
     from peft import PeftModel
 
     from lakerank.model.checkpoint import read_settings
-    from lakerank.model.network import text_positions
-    from lakerank.model.tokens import read_tokenizer
-    from lakerank.model.weights import load_network
+    from lakerank.model.jina_m0.network import text_positions
+    from lakerank.model.jina_m0.weights import load_network
+    from lakerank.model.preprocess.tokenizer import read_tokenizer
 
     network = load_network(checkpoint, read_settings(checkpoint, "float32"))
     adapted = PeftModel.from_pretrained(network, str(adapter)).get_base_model()
@@ -559,7 +559,7 @@ def test_training_stops_when_nothing_gets_better_and_leaves_the_best(
     ("module", "function", "call"),
     [  # in what follows step 2: its evaluation, the first and so the best; publishing that; saving the second state
         ("lakerank.training.evaluation", "ndcg", 2),
-        ("lakerank.model.weights", "published_config", 1),
+        ("lakerank.model.jina_m0.weights", "published_config", 1),
         ("lakerank.training.state", "save_state", 2),
     ],
 )

@@ -69,7 +69,7 @@ def clean(
 
 
 def _clean(config: Config, retention: Any, apply: bool) -> dict[str, Any]:
-    from lakerank.lake.garbage import delete, describe, survey
+    from lakerank.lake.clean import delete, describe, survey
 
     started, storage, output = time.monotonic(), storage_of(config), config.lake.output
     tables = {"documents": config.lake.documents, "queries": config.lake.queries}
@@ -99,8 +99,8 @@ def _counted(garbage: Iterable[Any]) -> dict[str, int]:
 
 def _scorers(config: Config) -> list[str] | None:
     """The scorers that the config makes; None, and every scorer's scores are kept, when a model of it is not here."""
-    from lakerank.model.prompt import Limits
-    from lakerank.model.sources import source_from
+    from lakerank.model.jina_m0.prompt import Limits
+    from lakerank.model.spec import source_from
 
     limits = Limits(**config.scoring.limits())
     try:

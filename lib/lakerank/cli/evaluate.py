@@ -85,7 +85,7 @@ def evaluate(
             raise ConfigError(["--fit-labels: labels are fitted to a run whose relevance is calibrated; do that later"])
         try:
             from lakerank.evaluation.job import evaluate_run
-            from lakerank.evaluation.terminal import fit_lines, scale_lines, terminal_table
+            from lakerank.evaluation.report.terminal import fit_lines, scale_lines, terminal_table
         except ImportError as error:
             raise DependencyError(f"{error}: pip install 'lakerank[report]'") from error
 
@@ -125,8 +125,8 @@ def _inputs(storage: Storage, config: Config, run_id: str, against: str | None) 
 
 def _in_spark(storage: Storage, inputs: Inputs, config: Config) -> Evaluated:
     from lakerank.evaluation.job import evaluate_run
-    from lakerank.spark import session
     from lakerank.spark.evaluate import judge_in_spark
+    from lakerank.spark.runtime import session
 
     spark = session.start(config.spark.app_name, config.spark.conf, config.spark.partitions)
     try:
@@ -137,8 +137,8 @@ def _in_spark(storage: Storage, inputs: Inputs, config: Config) -> Evaluated:
 
 def _fit_labels(storage: Storage, done: Evaluated, config: Config) -> dict[str, Any]:
     """Fit thresholds, write the config that has them, and say how they do."""
-    from lakerank.evaluation.labels import fit, judged_pairs
-    from lakerank.evaluation.query_figures import folder
+    from lakerank.evaluation.analysis.labels import fit, judged_pairs
+    from lakerank.evaluation.report.query_figures import folder
     from lakerank.lake.storage import join
 
     fitted = fit(judged_pairs(done.evaluation.samples))
@@ -150,8 +150,8 @@ def _fit_labels(storage: Storage, done: Evaluated, config: Config) -> dict[str, 
 
 def _fit_calibration(storage: Storage, done: Evaluated, config: Config) -> dict[str, Any]:
     """Fit scales, write the config that has them (where it names two rerankers), and say how they do."""
-    from lakerank.evaluation.query_figures import folder
-    from lakerank.evaluation.scales import fit_scales
+    from lakerank.evaluation.analysis.calibration import fit_scales
+    from lakerank.evaluation.report.query_figures import folder
     from lakerank.lake.storage import join
 
     fits = fit_scales(done.evaluation.samples)

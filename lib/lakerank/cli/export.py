@@ -59,8 +59,8 @@ def export(config_path: Path, overrides: tuple[str, ...], verbose: bool, **optio
 
 
 def _export(config: Config, options: dict[str, Any]) -> dict[str, Any]:
-    from lakerank.spark import session
     from lakerank.spark.export import export_run, finished, resolve, summary
+    from lakerank.spark.runtime import session
 
     started = time.monotonic()
     storage = storage_of(config)

@@ -92,10 +92,10 @@ def _parse_stages(stages: str) -> list[str]:
 
 
 def _rerank(config: Config, run_id: str, stages: Sequence[str], override: tuple[str, str] | None) -> dict[str, Any]:
-    from lakerank.spark import session
     from lakerank.spark.job import rerank_job
     from lakerank.spark.publish import Override
-    from lakerank.spark.rerank import already_published, run
+    from lakerank.spark.run import already_published, run
+    from lakerank.spark.runtime import session
 
     job = rerank_job(config, run_id)
     if override is not None:

@@ -58,9 +58,9 @@ def _parse_json(file: IO[str]) -> dict[str, Any]:
 
 
 def _answer(config: Config, request: dict[str, Any], allowed_hosts: Sequence[str]) -> dict[str, Any]:
-    from lakerank.model.prompt import Limits
+    from lakerank.model.jina_m0.prompt import Limits
     from lakerank.model.request import answer
-    from lakerank.model.sources import Hosting, source_from
+    from lakerank.model.spec import Hosting, source_from
 
     scoring = config.scoring
     if len(config.rerankers) > 1:

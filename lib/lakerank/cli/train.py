@@ -49,7 +49,7 @@ def train(config_path: Path, overrides: Sequence[str], processes: int | None, ve
 
 
 def _on_spark(config: TrainConfig, processes: int) -> Outcome:
-    from lakerank.spark import session
+    from lakerank.spark.runtime import session
     from lakerank.spark.train import train_on
     from lakerank.training.run import run_training
 

@@ -9,14 +9,17 @@ from typing import Any
 import pyarrow as pa
 
 from lakerank.errors import SchemaError
-from lakerank.evaluation.benchmarks import Headline, headlines
-from lakerank.evaluation.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED
+from lakerank.evaluation.analysis.labels import Agreement, Bin, agreement, calibration, judged_pairs
+from lakerank.evaluation.analysis.modality_gap import Gap, gaps
+from lakerank.evaluation.analysis.published import Headline, headlines
+from lakerank.evaluation.analysis.samples import Kind, Sample
+from lakerank.evaluation.analysis.slices import ALL, Slice, of_sums, telling
 from lakerank.evaluation.inputs import Inputs, pieces
-from lakerank.evaluation.labels import Agreement, Bin, agreement, calibration, judged_pairs
-from lakerank.evaluation.measures import NAMES
-from lakerank.evaluation.modality_gap import Gap, gaps
+from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED
+from lakerank.evaluation.metrics.measures import NAMES
 from lakerank.evaluation.partials import Counts, Judged, collect, judge_block
-from lakerank.evaluation.query_figures import write_query_figures
+from lakerank.evaluation.report.query_figures import write_query_figures
+from lakerank.evaluation.report.shortlist import Shortlist
 from lakerank.evaluation.rows import (
     ROWS,
     Source,
@@ -26,9 +29,6 @@ from lakerank.evaluation.rows import (
     table_rows,
     with_modalities,
 )
-from lakerank.evaluation.samples import Kind, Sample
-from lakerank.evaluation.shortlist import Shortlist
-from lakerank.evaluation.slices import ALL, Slice, of_sums, telling
 from lakerank.lake.storage import Storage
 
 #: Judges what was found: here, or wherever else there is room.

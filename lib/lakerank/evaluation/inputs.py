@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
+from lakerank.evaluation.analysis.slices import DIMENSIONS, MOST_VALUES
 from lakerank.evaluation.attributes import attribute_batches
 from lakerank.evaluation.partials import Rule
 from lakerank.evaluation.rows import Source
-from lakerank.evaluation.slices import DIMENSIONS, MOST_VALUES
 from lakerank.lake.runs import RunPaths, read_manifest
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import Fragment, fragments, opened, read_table_file

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lakerank.evaluation.evaluation import Evaluation, Judge, evaluate
-from lakerank.evaluation.examples import Example, build
 from lakerank.evaluation.inputs import Inputs
-from lakerank.evaluation.measures import PRIMARY, SECONDARY
-from lakerank.evaluation.plots import Plot
-from lakerank.evaluation.query_figures import folder
-from lakerank.evaluation.report import ShownQueries, plots_of, render
-from lakerank.evaluation.shortlist import GAINED, LOST, choose
-from lakerank.evaluation.sums import Difference
-from lakerank.evaluation.tables import csv_tables
+from lakerank.evaluation.metrics.measures import PRIMARY, SECONDARY
+from lakerank.evaluation.metrics.sums import Difference
+from lakerank.evaluation.report.examples import Example, build
+from lakerank.evaluation.report.html import ShownQueries, plots_of, render
+from lakerank.evaluation.report.plots import Plot
+from lakerank.evaluation.report.query_figures import folder
+from lakerank.evaluation.report.shortlist import GAINED, LOST, choose
+from lakerank.evaluation.report.tables import csv_tables
 from lakerank.lake.storage import Storage, join
 
 #: Queries shown in the report as examples.

@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lakerank.evaluation import samples as sampling
-from lakerank.evaluation import shortlist as shortlisting
-from lakerank.evaluation import winoground
-from lakerank.evaluation.bootstrap import query_hashes
-from lakerank.evaluation.measures import NAMES, PRIMARY, chance, figures
+from lakerank.evaluation.analysis import samples as sampling
+from lakerank.evaluation.analysis import winoground
+from lakerank.evaluation.analysis.samples import Kind, Sample
+from lakerank.evaluation.analysis.slices import slice_keys
+from lakerank.evaluation.metrics.bootstrap import query_hashes
+from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, chance, figures
+from lakerank.evaluation.metrics.sums import Figures, Sums
 from lakerank.evaluation.pairs import Pairs, pair_up
+from lakerank.evaluation.report import shortlist as shortlisting
+from lakerank.evaluation.report.shortlist import Shortlist
 from lakerank.evaluation.rows import MODALITY_NAMES
-from lakerank.evaluation.samples import Kind, Sample
-from lakerank.evaluation.shortlist import Shortlist
-from lakerank.evaluation.slices import slice_keys
-from lakerank.evaluation.sums import Figures, Sums
 
 #: A row is a part of one thing, named by `kind` and `key`; what it holds depends on the kind.
 PARTIAL = pa.schema(

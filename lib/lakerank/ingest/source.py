@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from lakerank.errors import DependencyError, StorageError
 from lakerank.ingest.items import SourceFault, SourceReject
-from lakerank.lake import s3
+from lakerank.lake.backends import s3
 from lakerank.lake.uris import is_local, local_path, redacted, scheme
 
 #: Bytes of a streamed file that are fetched at once.

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from lakerank.errors import StorageError
-from lakerank.lake.failures import is_transient, named
-from lakerank.lake.files import FileInfo, Files, StoredFile
-from lakerank.lake.local_files import LocalFiles
-from lakerank.lake.object_files import ObjectFiles
-from lakerank.lake.s3 import StorageOptions
+from lakerank.lake.backends.failures import is_transient, named
+from lakerank.lake.backends.files import FileInfo, Files, StoredFile
+from lakerank.lake.backends.local import LocalFiles
+from lakerank.lake.backends.object_store import ObjectFiles
+from lakerank.lake.backends.s3 import StorageOptions
 from lakerank.lake.uris import is_local, join, redacted
 
 __all__ = ["FileInfo", "Storage", "StorageOptions", "StoredFile", "join"]

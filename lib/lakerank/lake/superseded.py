@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakerank.lake.score_files import TornUnit, read_unit
+from lakerank.lake.scores import TornUnit, read_unit
 from lakerank.lake.storage import Storage, StoredFile
 from lakerank.records import TRANSIENT_REASONS
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
-from lakerank.model.families import M0, family_named, family_of
+from lakerank.model.checksum import quick_stamp
 from lakerank.model.family import Facts
-from lakerank.model.images import CLIP_MEAN, CLIP_STD, PatchShape
-from lakerank.model.prompt import LOGIT_BIAS, SCORE_TOKEN_ID, Limits
-from lakerank.model.stamp import quick_stamp
+from lakerank.model.jina_m0.prompt import LOGIT_BIAS, SCORE_TOKEN_ID, Limits
+from lakerank.model.preprocess.images import CLIP_MEAN, CLIP_STD, PatchShape
+from lakerank.model.registry import M0, family_named, family_of
 
 EMBEDDED = Path(__file__).parent / "embedded"
 INDEX_NAME = "model.safetensors.index.json"

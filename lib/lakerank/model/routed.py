@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lakerank.model.family import LoadedReranker, TokensRead
-from lakerank.model.sources import LogitScale
+from lakerank.model.spec import LogitScale
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 
 #: Pairs of texts, and bytes of their documents, that wait at most while groups with images go through.

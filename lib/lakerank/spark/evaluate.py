@@ -15,11 +15,11 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from lakerank.evaluation.attributes import known_modality
 from lakerank.evaluation.inputs import Inputs, pieces
 from lakerank.evaluation.partials import PARTIAL, Judged, Rule, collect, judge_block, merge
-from lakerank.evaluation.query_figures import keep_parts, write_part
+from lakerank.evaluation.report.query_figures import keep_parts, write_part
 from lakerank.evaluation.rows import MODALITIES, ROWS, Source, document_modalities, query_rows, table_rows
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
-from lakerank.spark.frames import describe_job, gather, parallelism, scatter
+from lakerank.spark.runtime.frames import describe_job, gather, parallelism, scatter
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from lakerank.fingerprint import fingerprint
 from lakerank.lake.runs import RunPaths, current_run, read_manifest
 from lakerank.lake.storage import Storage, join
 from lakerank.spark.export_frames import Sources, frame_of_lists, query_counts
-from lakerank.spark.frames import describe_job, scatter
-from lakerank.spark.ranked_lists import ranked_batches
+from lakerank.spark.rank.frame import ranked_batches
+from lakerank.spark.runtime.frames import describe_job, scatter
 
 #: The layout of exports: a format whose bytes change raises it, so that an old export is not taken for the same.
 LAYOUT = 1

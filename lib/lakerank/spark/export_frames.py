@@ -13,10 +13,10 @@ from lakerank.export.format import Format
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import decode_text, fragments, read_table_file
 from lakerank.schemas import CANDIDATES, QUERIES, RANKED
-from lakerank.spark.frames import gather, parallelism, scatter
-from lakerank.spark.inputs import read_candidates
-from lakerank.spark.rank import file_of
-from lakerank.spark.ranked_lists import read_ranked
+from lakerank.spark.plan.join import read_candidates
+from lakerank.spark.rank.frame import read_ranked
+from lakerank.spark.rank.lists import file_of
+from lakerank.spark.runtime.frames import gather, parallelism, scatter
 
 _COUNTS = pa.schema([("file", pa.int64()), ("first", pa.string()), ("queries", pa.int64())])
 _TEXTS = pa.schema([("query_id", pa.string()), ("query_text", pa.string())])

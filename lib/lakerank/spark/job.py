@@ -14,15 +14,15 @@ from lakerank.errors import ConfigError
 from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
-from lakerank.model.prompt import Limits
-from lakerank.model.sources import Hosting, Scorer, Source, source_from
-from lakerank.spark.combined_lists import CombinedRule
-from lakerank.spark.passes import Pass
-from lakerank.spark.plan import PlanLimits, Tables
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.spec import Hosting, Scorer, Source, source_from
+from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank import RankRule
-from lakerank.spark.rerank import Rerank
+from lakerank.spark.rank.combine import CombinedRule
+from lakerank.spark.rank.lists import RankRule
+from lakerank.spark.run import Rerank
 from lakerank.spark.score import LoadedReranker
+from lakerank.spark.stage import Pass
 
 
 @dataclass(frozen=True, slots=True)

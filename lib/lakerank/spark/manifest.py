@@ -12,7 +12,7 @@ import lakerank
 from lakerank.audit import Check, RunCounts
 from lakerank.lake.storage import Storage
 from lakerank.spark.metrics import run_metrics
-from lakerank.spark.passes import PlannedPass
+from lakerank.spark.stage import PlannedPass
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lakerank.spark.plan import Plan
+from lakerank.spark.plan.plan import Plan
 
 
 def run_metrics(

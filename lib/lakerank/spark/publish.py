@@ -18,13 +18,13 @@ from lakerank.audit import TOP, Bounds, Check, RunCounts, audit
 from lakerank.lake.runs import RunPaths, current_run, publish, read_manifest, write_manifest
 from lakerank.lake.storage import Storage, join
 from lakerank.logs import about as about_lines
-from lakerank.spark.audit_measures import golden_errors, golden_pairs, golden_quality, last_run, top_documents
-from lakerank.spark.combined_lists import CombinedRule
+from lakerank.spark.audit import golden_errors, golden_pairs, golden_quality, last_run, top_documents
 from lakerank.spark.manifest import Ranked, manifest_of
-from lakerank.spark.passes import PlannedPass
-from lakerank.spark.plan import planned_lists
-from lakerank.spark.rank import RankRule, write_combined_lists, write_lists
-from lakerank.spark.ranked_lists import read_ranked
+from lakerank.spark.plan.plan import planned_lists
+from lakerank.spark.rank.combine import CombinedRule
+from lakerank.spark.rank.frame import read_ranked
+from lakerank.spark.rank.lists import RankRule, write_combined_lists, write_lists
+from lakerank.spark.stage import PlannedPass
 
 logger = logging.getLogger(__name__)
 

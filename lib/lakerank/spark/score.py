@@ -14,18 +14,18 @@ from pyspark.sql import SparkSession
 
 from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, RowGroupCache, check_unchanged, fetch
 from lakerank.lake.prefetch import prefetched
-from lakerank.lake.score_files import TornUnit, finished_units, read_unit, unit_address, write_unit
+from lakerank.lake.scores import TornUnit, finished_units, read_unit, unit_address, write_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import decode_text, read_table_file
 from lakerank.lake.unit_lists import PlannedUnits
 from lakerank.logs import in_worker, log_context
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, Reranker, ScoredPair
 from lakerank.schemas import SCORES
-from lakerank.spark.frames import describe_job, gather, own_workers
-from lakerank.spark.plan_files import read_sources
-from lakerank.spark.progress import watch_units
-from lakerank.spark.session import device_for_task
-from lakerank.spark.units import UNIT_GROUPS, PlannedGroup, planned_groups
+from lakerank.spark.plan.cut import UNIT_GROUPS, PlannedGroup, planned_groups
+from lakerank.spark.plan.files import read_sources
+from lakerank.spark.runtime.frames import describe_job, gather, own_workers
+from lakerank.spark.runtime.progress import watch_units
+from lakerank.spark.runtime.session import device_for_task
 
 logger = logging.getLogger(__name__)
 

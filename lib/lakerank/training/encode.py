@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lakerank.model.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD
+from lakerank.model.jina_m0.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD
 from lakerank.training.sequences import Side, mrope_positions
 from lakerank.training.tables import Items, TrainingLake
 

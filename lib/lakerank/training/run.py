@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lakerank.lake.storage import Storage, StorageOptions
-from lakerank.model.prompt import LOGIT_BIAS, SCORE_TOKEN_ID
+from lakerank.model.jina_m0.prompt import LOGIT_BIAS, SCORE_TOKEN_ID
 from lakerank.training.batches import text_rows
 from lakerank.training.card import write_card
 from lakerank.training.checks import check, said_before

@@ -15,9 +15,9 @@ import pyarrow as pa
 from lakerank.errors import SchemaError
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import decode_text, fragments, read_table_file
-from lakerank.model.images import PatchShape, load_pixels
-from lakerank.model.prompt import Limits
-from lakerank.model.unscorable import Unscorable
+from lakerank.model.inputs import Unscorable
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.preprocess.images import PatchShape, load_pixels
 from lakerank.records import RejectReason
 from lakerank.schemas import DOCUMENTS, QRELS, QUERIES
 from lakerank.training.pair_tables import ByQuery, read_candidates, read_teacher

@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lakerank.model.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD
+from lakerank.model.jina_m0.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD
 
 #: Qwen2's way of cutting text before BPE (its published tokenizer.json).
 SPLIT = (

@@ -13,7 +13,7 @@ from lakerank.ingest.items import SourceFault, SourceReject
 from lakerank.ingest.jsonl import LineFault, numbered_lines, parse_object
 from lakerank.ingest.source import Source, SourceFile, open_source
 from lakerank.ingest.trec import Line, split_lines
-from lakerank.lake.failures import named
+from lakerank.lake.backends.failures import named
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened
 from lakerank.lake.uris import redacted

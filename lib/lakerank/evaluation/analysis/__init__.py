@@ -1,0 +1,1 @@
+"""What the metrics and scores say: slices, modality gap, labels, calibration, published figures."""

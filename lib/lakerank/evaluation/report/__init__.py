@@ -1,0 +1,1 @@
+"""The evaluation report: HTML, plots, tables and the terminal summary."""

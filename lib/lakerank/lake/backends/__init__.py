@@ -1,0 +1,1 @@
+"""How each kind of storage is read and written."""

@@ -1,0 +1,168 @@
+"""Files on this machine or on a mounted disk, written so that no reader ever sees half of one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from lakerank.lake.backends.files import FileInfo, StoredFile
+from lakerank.lake.uris import has_wildcard, is_table_part, join, local_path, split_wildcard
+
+
+class LocalFiles:
+    """Implements `Files` for plain paths and `file://` URIs."""
+
+    def find(self, uri: str) -> list[FileInfo]:
+        path = local_path(uri)
+        if path.is_file():
+            return [_info(uri, path)]
+        if path.is_dir():
+            names = _walk(path)
+        elif has_wildcard(uri):
+            uri, pattern = split_wildcard(uri)
+            path = local_path(uri)
+            names = _matches(path, pattern)
+        else:
+            names = []
+        return [_info(join(uri, name), path / name) for name in names if is_table_part(name)]
+
+    def walk(self, folder: str) -> list[StoredFile]:
+        root, found = local_path(folder), []
+        if root.is_symlink():
+            return []
+        for parent, _, files in os.walk(root):
+            for name in files:
+                path = Path(parent) / name
+                with suppress(FileNotFoundError):  # a temporary file of a job that is running
+                    status = path.lstat()
+                    uri = join(folder, path.relative_to(root).as_posix())
+                    found.append(StoredFile(uri, status.st_size, status.st_mtime))
+        return found
+
+    def info(self, uri: str) -> FileInfo:
+        return _info(uri, local_path(uri))
+
+    def names(self, folder: str) -> list[str]:
+        return [path.name for path in local_path(folder).iterdir()]
+
+    def open(self, uri: str) -> pa.NativeFile:
+        return pa.OSFile(str(local_path(uri)), "rb")
+
+    def read(self, uri: str) -> bytes:
+        return local_path(uri).read_bytes()
+
+    def exists(self, uri: str) -> bool:
+        return local_path(uri).exists()
+
+    def create(self, uri: str, data: bytes, writer: str) -> None:
+        target = local_path(uri)
+        with _finished_copy(target, data) as copy:
+            try:
+                os.link(copy, target)  # unlike a rename, a link never replaces what is there
+            except FileExistsError:
+                if copy.stat().st_nlink == 1:  # 2 when a network disk repeated a link that had been made
+                    raise
+            _settle(target.parent)
+
+    def replace(self, uri: str, data: bytes) -> None:
+        target = local_path(uri)
+        with _finished_copy(target, data) as copy:
+            copy.replace(target)
+
+    def replace_if(self, uri: str, data: bytes, version: str | None, writer: str) -> None:
+        target = local_path(uri)
+        with _finished_copy(target, data) as copy, _locked(target):
+            found = _info(uri, target).version if target.exists() else None
+            if found != version:
+                raise FileExistsError(uri)
+            copy.replace(target)
+            _settle(target.parent)
+
+    def delete(self, uri: str) -> None:
+        local_path(uri).unlink(missing_ok=True)
+
+    def remove_empty_folders(self, folder: str) -> None:
+        root = local_path(folder)
+        if root.is_symlink():
+            return
+        for parent, _, _ in os.walk(root, topdown=False):
+            with suppress(OSError):  # not empty
+                if Path(parent) != root:
+                    Path(parent).rmdir()
+
+
+@contextmanager
+def _finished_copy(target: Path, data: bytes) -> Iterator[Path]:
+    """A hidden file beside the target that holds the data, safely on disk; removed at the end if still there."""
+    copy = target.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with _new_file(copy) as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())  # or a crash could leave an empty file under a name that is never written again
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> BinaryIO:
+    """A file opened for writing, and its folder: once more when that was empty and tidied away in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return path.open("xb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """One holder at a time of a file, by a hidden lock file beside it. The system frees the lock of a dead process."""
+    with (target.parent / f".{target.name}.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _settle(folder: Path) -> None:
+    """Put a new name safely on disk: after a power cut a pointer must not be there without what it points to."""
+    with suppress(OSError):  # some network disks cannot, and settle names by themselves
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _info(uri: str, path: Path) -> FileInfo:
+    status = path.stat()
+    return FileInfo(uri, status.st_size, f"{status.st_mtime_ns}-{status.st_size}")
+
+
+def _walk(folder: Path) -> list[str]:
+    """Names of all files below a folder, relative to it; linked folders are followed, hidden ones are not entered."""
+    found: list[str] = []
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:  # a link back up would lead round and round
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+        found += [(Path(parent) / name).relative_to(folder).as_posix() for name in files]
+    return found
+
+
+def _matches(folder: Path, pattern: str) -> list[str]:
+    """Names of all files that a pattern matches, or that lie below a folder it matches, relative to `folder`."""
+    found: set[str] = set()
+    for path in folder.glob(pattern):
+        name = path.relative_to(folder).as_posix()
+        found.update(f"{name}/{below}" for below in _walk(path)) if path.is_dir() else found.add(name)
+    return list(found)

@@ -1,0 +1,208 @@
+"""Files in an object store, through fsspec: S3, Google Cloud Storage, Azure, and memory for trying things out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from lakerank.errors import DependencyError, StorageError
+from lakerank.lake.backends import s3
+from lakerank.lake.backends.files import FileInfo, StoredFile
+from lakerank.lake.uris import has_wildcard, is_table_part, join, redacted, scheme, split_wildcard
+
+_S3 = ("s3", "s3a")
+_ONE_PUT = 2**33  # a chunk this large means one PUT: a multipart write is not one step
+#: How each store is told to write only what is not there yet. Others fall back on look-then-write, which is a race.
+_CREATE_ONLY: Mapping[str, Mapping[str, Any]] = {
+    "s3": {"mode": "create", "chunksize": _ONE_PUT},
+    "s3a": {"mode": "create", "chunksize": _ONE_PUT},
+    "gs": {"mode": "create"},
+    "gcs": {"mode": "create"},
+    "abfs": {"overwrite": False},
+    "abfss": {"overwrite": False},
+    "az": {"overwrite": False},
+    "memory": {"mode": "create"},
+}
+_VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
+_TIME_KEYS = ("LastModified", "last_modified", "updated", "mtime", "created")
+_WRITER_KEY = "lakerank-writer"
+_memory_lock = threading.Lock()  # the memory filesystem looks, then writes
+
+
+class ObjectFiles:
+    """Implements `Files` for every scheme that fsspec knows; only stores with create-only writes can be written to."""
+
+    def __init__(self, options: s3.StorageOptions) -> None:
+        self._options = options
+
+    def find(self, uri: str) -> list[FileInfo]:
+        filesystem, path = self._locate(uri)
+        filesystem.invalidate_cache()
+        try:
+            info = filesystem.info(path)
+        except FileNotFoundError:
+            info = None
+        if info and info["type"] == "file" and not uri.endswith("/"):
+            return [_info(uri, info)]
+        if info:
+            found = filesystem.find(path, detail=True)
+        elif has_wildcard(uri):
+            found = _matches(filesystem, path)
+            uri = split_wildcard(uri)[0]
+            path = filesystem._strip_protocol(uri)
+        else:
+            return []
+        relative = {name[len(path) :].strip("/"): info for name, info in found.items()}
+        return [_info(join(uri, name), info) for name, info in relative.items() if is_table_part(name)]
+
+    def walk(self, folder: str) -> list[StoredFile]:
+        filesystem, path = self._locate(folder)
+        filesystem.invalidate_cache()
+        found = {name[len(path) :].strip("/"): info for name, info in filesystem.find(path, detail=True).items()}
+        files = {name: info for name, info in found.items() if name}  # "" is the marker of the folder itself
+        return [StoredFile(join(folder, name), int(info["size"]), _written(info)) for name, info in files.items()]
+
+    def info(self, uri: str) -> FileInfo:
+        filesystem, path = self._locate(uri)
+        filesystem.invalidate_cache()
+        info = filesystem.info(path)
+        if info["type"] != "file":
+            raise FileNotFoundError(uri)
+        return _info(uri, info)
+
+    def names(self, folder: str) -> list[str]:
+        filesystem, path = self._locate(folder)
+        filesystem.invalidate_cache()
+        children = [name for name in filesystem.ls(path, detail=False) if name.strip("/") != path.strip("/")]
+        return [name.rstrip("/").rpartition("/")[2] for name in children]
+
+    def open(self, uri: str) -> pa.NativeFile:
+        if scheme(uri) in _S3:
+            path = uri.partition("://")[2]
+            return s3.bulk_files(self._options, path.partition("/")[0]).open_input_file(path)
+        filesystem, path = self._locate(uri)
+        if scheme(uri) == "memory":  # its open files share one position
+            return pa.BufferReader(filesystem.cat_file(path))
+        uncached = {"cache_type": "none"} if scheme(uri) in _CREATE_ONLY else {}
+        return pa.PythonFile(filesystem.open(path, "rb", **uncached), mode="r")
+
+    def read(self, uri: str) -> bytes:
+        filesystem, path = self._locate(uri)
+        return bytes(filesystem.cat_file(path))
+
+    def exists(self, uri: str) -> bool:
+        filesystem, path = self._locate(uri)
+        filesystem.invalidate_cache()
+        try:
+            filesystem.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def create(self, uri: str, data: bytes, writer: str) -> None:
+        filesystem, path = self._writable(uri)
+        settings = dict(_CREATE_ONLY[scheme(uri)])
+        if scheme(uri) in _S3:
+            settings["Metadata"] = {_WRITER_KEY: writer}
+        try:
+            with _memory_lock if scheme(uri) == "memory" else nullcontext():
+                filesystem.pipe_file(path, data, **settings)
+        except OSError as error:
+            if not _is_conflict(error):
+                raise
+            if scheme(uri) not in _S3 or not _is_ours(filesystem, path, writer):
+                raise FileExistsError(uri) from error
+
+    def replace(self, uri: str, data: bytes) -> None:
+        filesystem, path = self._writable(uri)
+        filesystem.pipe_file(path, data)
+
+    def replace_if(self, uri: str, data: bytes, version: str | None, writer: str) -> None:
+        filesystem, path = self._writable(uri)
+        if version is None:
+            self.create(uri, data, writer)
+        elif scheme(uri) in _S3:
+            settings = {"Metadata": {_WRITER_KEY: writer}, "IfMatch": version}  # without quotes: Ceph wants none
+            try:
+                filesystem.pipe_file(path, data, chunksize=_ONE_PUT, **settings)
+            except OSError as error:
+                if not _is_conflict(error) and not isinstance(error, FileNotFoundError):
+                    raise
+                if not _is_ours(filesystem, path, writer):
+                    raise FileExistsError(uri) from error
+        else:
+            with _memory_lock if scheme(uri) == "memory" else nullcontext():
+                if self.info(uri).version != version:
+                    raise FileExistsError(uri)
+                filesystem.pipe_file(path, data)
+
+    def delete(self, uri: str) -> None:
+        filesystem, path = self._locate(uri)
+        filesystem.rm_file(path)
+
+    def remove_empty_folders(self, folder: str) -> None:
+        """An object store has no folders, only names."""
+
+    def _writable(self, uri: str) -> tuple[Any, str]:
+        if scheme(uri) not in _CREATE_ONLY:
+            raise StorageError(
+                f"{redacted(uri)}: {scheme(uri)}:// cannot write a file only where there is none, so what a job "
+                f"writes there could be torn; name a local folder or one of {', '.join(_CREATE_ONLY)} (lake.output; "
+                "--to of an export)"
+            )
+        return self._locate(uri)
+
+    def _locate(self, uri: str) -> tuple[Any, str]:
+        """The filesystem a URI belongs to, and the name it has there."""
+        if scheme(uri) in _S3:
+            filesystem = s3.small_files(self._options)
+            return filesystem, filesystem._strip_protocol(uri)
+        try:
+            filesystem, path = fsspec.core.url_to_fs(uri)
+        except ImportError as error:
+            raise DependencyError(f"{redacted(uri)}: {error}") from error
+        return filesystem, str(path)
+
+
+def _matches(filesystem: Any, pattern: str) -> dict[str, Any]:
+    """All files that a pattern matches, or that lie below a folder it matches."""
+    found: dict[str, Any] = {}
+    for name, info in filesystem.glob(pattern, detail=True).items():
+        found.update(filesystem.find(name, detail=True) if info["type"] == "directory" else {name: info})
+    return found
+
+
+def _info(uri: str, info: Mapping[str, Any]) -> FileInfo:
+    version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key) is not None), "")
+    return FileInfo(uri, int(info["size"]), version.strip('"'))
+
+
+def _written(info: Mapping[str, Any]) -> float:
+    """When a file was written, as Unix time; now when the store does not say, so that it counts as young."""
+    moment = next((info[key] for key in _TIME_KEYS if info.get(key) is not None), None)
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    if isinstance(moment, datetime):
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return float(moment) if moment is not None else time.time()
+
+
+def _is_ours(filesystem: Any, path: str, writer: str) -> bool:
+    """Whether a file is what this writer wrote: the answer to a request that was carried out may have been lost."""
+    try:
+        return bool(filesystem.metadata(path).get(_WRITER_KEY) == writer)
+    except FileNotFoundError:
+        return False
+
+
+def _is_conflict(error: OSError) -> bool:
+    """Whether a create-only write failed because the file is there: stores and clients word it differently."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return isinstance(error, FileExistsError) or response.get("Error", {}).get("Code") in ("PreconditionFailed", "412")

@@ -1,0 +1,1 @@
+"""Text cross-encoders: bge-reranker and jina-reranker-v2."""

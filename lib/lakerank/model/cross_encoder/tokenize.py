@@ -1,0 +1,158 @@
+"""Texts to token ids, and a query and a document to the sequences that a cross-encoder reads: one, or its windows.
+
+A pair is `<s> query </s></s> document </s>` in both families. Where they differ, `PairLimits` says so:
+
+- bge-reranker-v2-m3 as FlagEmbedding scores it (`inference/reranker/encoder_only/base.py`): the query is cut to its
+  length, three quarters of the sequence's at most, without special tokens, the document to what the sequence then has
+  room for (`only_second`).
+- jina-reranker-v2 as its `rerank` does (`modeling_xlm_roberta.py`, `reranker_tokenize_preproc`): the query is cut to
+  its length with two special tokens, the document is read in windows, and the largest logit counts.
+
+A text that names a special token, such as `</s>`, is read as the token, as the published loops do: XLM-RoBERTa's
+tokenizer.json has these names among its pieces, so that it could not be told otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from lakerank.errors import CheckpointError
+from lakerank.model.cross_encoder.windows import OVERLAP, windows
+from lakerank.model.inputs import Unscorable
+from lakerank.model.preprocess.images import Patches
+from lakerank.model.preprocess.tokenizer import Side
+from lakerank.records import RejectReason
+
+#: Special tokens of a sequence: `<s>` and `</s>` around the query, `</s>` twice around the document.
+SPECIAL = 4
+
+#: Names of the tokens that XLM-RoBERTa's tokenizer starts and separates with.
+START, SEPARATOR = "<s>", "</s>"
+
+#: Characters that normalising may make one of, at most, in the texts that are cut before they are tokenised.
+_NORMALISED_CHARACTERS = 4
+
+_NO_POSITIONS = np.empty((3, 0), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class PairLimits:
+    """Tokens of a sequence, special ones included, and of a query's text without any; `overlap`: of windows, where a
+    document that does not fit is read in windows. None: it is cut.
+    """
+
+    sequence: int
+    query: int
+    overlap: int | None
+
+    def room(self, query_tokens: int) -> int:
+        """Tokens of a document beside a query of so many."""
+        return self.sequence - SPECIAL - query_tokens
+
+    def spans(self, query_tokens: int, document_tokens: int) -> list[tuple[int, int]]:
+        """(start, stop) of what each sequence of a pair reads of the document."""
+        room = self.room(query_tokens)
+        if self.overlap is None:
+            return [(0, min(room, document_tokens))]
+        return windows(document_tokens, room, self.overlap)
+
+
+def bge_limits(max_length: int, max_query_length: int) -> PairLimits:
+    """Limits of a pair of bge-reranker-v2-m3."""
+    return PairLimits(max_length, max_query_length, None)
+
+
+def jina_limits(max_length: int, max_query_length: int) -> PairLimits:
+    """Limits of a pair of jina-reranker-v2, whose `max_query_length` counts two special tokens."""
+    return PairLimits(max_length, max_query_length - SPECIAL // 2, OVERLAP)
+
+
+class SideTokenizer:
+    """Sides of pairs without special tokens. Safe to call from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer, limits: PairLimits) -> None:
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._longest = max(len(token) for token in tokenizer.get_vocab())
+
+    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+        """A document's tokens: all that any query leaves room for.
+
+        Raises:
+            Unscorable: nothing in it, or text that is not Unicode.
+        """
+        most = None if self._limits.overlap is not None else self._limits.room(0)
+        return self._side(text, most, RejectReason.EMPTY_DOCUMENT)
+
+    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+        """A query's tokens.
+
+        Raises:
+            Unscorable: nothing in it, or text that is not Unicode.
+        """
+        return self._side(text, self._limits.query, RejectReason.EMPTY_QUERY)
+
+    def _side(self, text: str | None, most: int | None, empty: RejectReason) -> Side:
+        if text is None or not text.strip():
+            raise Unscorable(empty, "no text")
+        ids = np.array(self._encode(text) if most is None else self._first(text, most), dtype=np.int64)
+        kept = ids[:most]
+        return Side(kept, _NO_POSITIONS, len(kept), None, "", truncated=len(kept) < len(ids))
+
+    def _first(self, text: str, most: int) -> list[int]:
+        """More than `most` tokens from the start of a text, or all that there are."""
+        window = (most + 1) * self._longest * _NORMALISED_CHARACTERS
+        while True:
+            ids = self._encode(text[:window])
+            if len(ids) > most or window >= len(text):
+                return ids
+            window *= 2  # of white space, for instance, there is hardly a token
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError) as error:  # lone surrogates: a str, but not Unicode text
+            raise Unscorable(RejectReason.TEXT_UNDECODABLE, "the text holds lone surrogates") from error
+        return ids
+
+
+@dataclass(frozen=True, slots=True)
+class PairTokens:
+    """Ids of the special tokens around a pair, and of the one that fills a batch."""
+
+    start: int
+    separator: int
+    padding: int
+
+    def sequence(self, query: np.ndarray, document: np.ndarray) -> np.ndarray:
+        """Token ids (L,) of a pair, or of a window of it."""
+        ends = np.array([self.start, self.separator], dtype=np.int64)
+        return np.concatenate((ends[:1], query, ends[[1, 1]], document, ends[1:]))
+
+    def positions(self, sequence: np.ndarray) -> np.ndarray:
+        """Positions (L,) of a sequence's tokens (L,), counted from the padding token's id + 1.
+
+        That token has its own id for a position, and is not counted, wherever a text should name it. Source:
+        transformers, `XLMRobertaEmbeddings.create_position_ids_from_input_ids`.
+        """
+        real = sequence != self.padding
+        return np.where(real, np.cumsum(real), 0) + self.padding
+
+
+def read_pair_tokens(tokenizer: Tokenizer, vocabulary: int, padding: int, source: str) -> PairTokens:
+    """The special tokens of a tokenizer; `padding` is what config.json says.
+
+    Raises:
+        CheckpointError: it has none of these names, or ids that the network has no embeddings for.
+    """
+    start, separator = (tokenizer.token_to_id(name) for name in (START, SEPARATOR))
+    faults = [f"no token {name}" for name, found in ((START, start), (SEPARATOR, separator)) if found is None]
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest >= vocabulary:
+        faults.append(f"token ids up to {largest}, but an embedding of {vocabulary}")
+    if faults:
+        raise CheckpointError(f"{source}: tokenizer.json is not this network's: {'; '.join(faults)}")
+    return PairTokens(start or 0, separator or 0, padding)  # neither is None any more

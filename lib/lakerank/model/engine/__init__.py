@@ -1,0 +1,1 @@
+"""Running networks: packed batches, attention, memory budgets and the rerankers that batch their input."""

@@ -1,0 +1,149 @@
+"""The vision encoder's forward over the packed patches of several images, each of which sees itself alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lakerank.model.engine.decoder import inner_rows
+from lakerank.model.engine.linear import RowProducts, rowwise
+from lakerank.model.engine.rotation import RotaryTable, rotate
+from lakerank.model.jina_m0.network import Grid, JinaVLForRanking
+from lakerank.model.preprocess.images import PatchShape
+
+#: An image up to this many patches shares its attention call with others of as many.
+SHARED_PATCHES = 1024
+
+
+class Vision(Protocol):
+    """Visual tokens of images."""
+
+    products: RowProducts
+
+    def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Weights and biases of the products of matrices that images share."""
+        ...
+
+    def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """Visual tokens of each image, as `PackedDecoder.embed` takes them: uint8 patches (P, 3, side, side)."""
+        ...
+
+
+class Blind:
+    """Of a network that sees nothing: its prompt lets no image through."""
+
+    def __init__(self) -> None:
+        self.products = RowProducts()
+
+    def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """None."""
+        yield from ()
+
+    def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """Never asked for."""
+        raise NotImplementedError("a text model was given an image")
+
+
+class PackedVision:
+    """Visual tokens of images. Without gradients; to be used by one thread."""
+
+    def __init__(self, network: JinaVLForRanking, shape: PatchShape) -> None:
+        visual = network.model.visual
+        embed = visual.patch_embed.proj.weight
+        self._shape = shape
+        self._blocks = visual.blocks
+        self._merger = visual.merger
+        self._heads = network.config.vision_config.num_heads
+        # A still image stands in every frame: its patches meet the sum of the frames' weights.
+        self._embed = embed.float().sum(dim=2).flatten(1).to(embed.dtype)  # (E, 3 * side²)
+        self._mean = torch.tensor(shape.mean, device=embed.device)[None, :, None, None]
+        self._std = torch.tensor(shape.std, device=embed.device)[None, :, None, None]
+        rotary = visual.rotary_pos_emb
+        self._rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, torch.float32)
+        self._inner_rows = inner_rows(embed.device)
+        self.products = RowProducts()
+
+    def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The weights of every product but those of later blocks, which are of the first one's shapes."""
+        block = self._blocks[0]
+        yield self._embed, None
+        for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2, *self._merger_linears()):
+            yield linear.weight, linear.bias
+
+    def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """Visual tokens (P / merge², h) of each image: uint8 patches (P_total, 3, side, side), one after the other."""
+        counts = [rows * columns for rows, columns in grids]
+        spare = self.products.filled(len(pixels)) - len(pixels)
+        hidden = self.products.linear(self._values(pixels, spare), self._embed)
+        rotation = self._rotation(grids, spare)
+        layout = _attention_layout(counts, hidden.device)
+        for block in self._blocks:
+            hidden = self._attention(block, block.norm1(hidden), rotation, layout).add_(hidden)
+            for part in self.products.parts(hidden, self._inner_rows):
+                part.add_(self._inner(block, block.norm2(part)))
+        merged = self._merge(hidden[: len(pixels)])
+        return list(torch.split(merged, [count // self._shape.merge**2 for count in counts]))
+
+    def _values(self, pixels: Tensor, spare: int) -> Tensor:
+        """Normalised pixels of each patch, in the network's dtype: (P, 3, side, side) -> (P + spare, 3 * side²)."""
+        values = pixels.float().mul_(1 / 255).sub_(self._mean).div_(self._std)
+        return F.pad(values.flatten(1), (0, 0, 0, spare)).to(self._embed.dtype)
+
+    def _rotation(self, grids: Sequence[Grid], spare: int) -> Tensor:
+        """(2, P + spare, 1, F): the first half of the frequencies follows a patch's row, the second its column."""
+        places = [_patch_places(rows, columns, self._shape.merge) for rows, columns in grids]
+        positions = np.concatenate([*places, np.zeros((2, spare), dtype=np.int64)], axis=1)
+        tensor = torch.from_numpy(positions).to(self._embed.device)
+        size = self._rotary.size
+        rows = self._rotary.look_up(tensor[:1], [size], int(positions.max()) + 1)
+        columns = self._rotary.look_up(tensor[1:], [size], int(positions.max()) + 1)
+        return torch.cat((rows, columns), dim=-1)
+
+    def _attention(self, block: Any, normed: Tensor, rotation: Tensor, layout: Sequence[Tensor]) -> Tensor:
+        qkv = self.products.linear(normed, block.attn.qkv.weight, block.attn.qkv.bias)
+        states = qkv.view(len(normed), 3 * self._heads, -1)  # (P, 3 * heads, D)
+        turned = rotate(states[:, : 2 * self._heads].float(), rotation).to(normed.dtype)
+        query, key = turned.chunk(2, dim=1)
+        value = states[:, 2 * self._heads :]
+        out = torch.zeros_like(query)
+        for index in layout:
+            q, k, v = (rows[index].transpose(1, 2) for rows in (query, key, value))  # (B, heads, P, D)
+            out[index] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.products.linear(out.flatten(1), block.attn.proj.weight, block.attn.proj.bias)
+
+    def _inner(self, block: Any, normed: Tensor) -> Tensor:
+        inner = self.products.linear(normed, block.mlp.fc1.weight, block.mlp.fc1.bias)
+        return self.products.linear(rowwise(block.mlp.act, inner), block.mlp.fc2.weight, block.mlp.fc2.bias)
+
+    def _merge(self, hidden: Tensor) -> Tensor:
+        """(P, E) -> (P / merge², h)."""
+        first, last = self._merger_linears()
+        joined = self._merger.ln_q(hidden).view(-1, first.in_features)
+        filled = F.pad(joined, (0, 0, 0, self.products.filled(len(joined)) - len(joined)))
+        inner = rowwise(self._merger.mlp[1], self.products.linear(filled, first.weight, first.bias))
+        return self.products.linear(inner, last.weight, last.bias)[: len(joined)]
+
+    def _merger_linears(self) -> tuple[Any, Any]:
+        return self._merger.mlp[0], self._merger.mlp[2]
+
+
+def _patch_places(rows: int, columns: int, merge: int) -> np.ndarray:
+    """Row and column of every patch, those of one visual token together: (2, P)."""
+    lattice = np.indices((rows, columns)).reshape(2, rows // merge, merge, columns // merge, merge)
+    return lattice.transpose(0, 1, 3, 2, 4).reshape(2, -1)
+
+
+def _attention_layout(counts: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Rows of the images of each call, (B, P): a large image alone, small ones with others of as many patches."""
+    starts = np.cumsum([0, *counts])
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for start, count in zip(starts.tolist(), counts, strict=False):
+        groups[count, start if count > SHARED_PATCHES else 0].append(start)
+    indices = [np.array(members)[:, None] + np.arange(count)[None] for (count, _), members in groups.items()]
+    return [torch.from_numpy(index).to(device) for index in indices]

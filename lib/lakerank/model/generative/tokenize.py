@@ -1,0 +1,211 @@
+"""Sides of pairs in a chat prompt, and what the device is given for them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from lakerank.errors import CheckpointError, ConfigError
+from lakerank.model.engine.engine import NO_TOKEN, DocumentQueries
+from lakerank.model.generative.prompt import ChatPrompt, Frame
+from lakerank.model.inputs import Unscorable
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.preprocess.images import Patches
+from lakerank.model.preprocess.tokenizer import Side, TextTokenizer, make_side, plain_text
+from lakerank.records import RejectReason
+
+_SPECIAL = re.compile(r"<\|\w+\|>")
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Two sides, one after the other; as `tokens.TokenRows`."""
+
+    token_ids: np.ndarray
+    positions: np.ndarray
+    end: int
+    pictures: tuple[tuple[str, Patches], ...]
+
+
+def join(first: Side, second: Side) -> Joined:
+    """The rows of both; the second's positions go on where the first's end."""
+    return Joined(
+        np.concatenate((first.token_ids, second.token_ids)),
+        np.concatenate((first.positions, second.positions + first.end), axis=1),
+        first.end + second.end,
+        first.pictures + second.pictures,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTokens:
+    """Ids that a prompt needs: around and in place of images (where the network sees), and of the two answers."""
+
+    vision_start: int
+    vision_end: int
+    image: int
+    yes: int
+    no: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """Tokens around one side, by themselves; `tokens` counts those of its lead and trail, too."""
+
+    before: list[int]
+    after: list[int]
+    tokens: int
+
+
+class ChatTokenizer:
+    """Builds sides of one prompt. Safe to call from several threads.
+
+    `path` is the checkpoint's tokenizer.json, `config` its config.json, `merge` patches that a visual token joins a
+    side.
+
+    Raises:
+        CheckpointError: the tokenizer lacks what the prompt needs.
+        ConfigError: `limits` leave no room beside the prompt.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], prompt: ChatPrompt, limits: Limits, merge: int) -> None:
+        self._template = Tokenizer.from_file(str(path))
+        self._template.no_padding()
+        self._template.no_truncation()
+        self._text = TextTokenizer(_plain_tokenizer(path))
+        self._prompt = prompt
+        self._merge = merge
+        self.tokens = self._find_tokens(config, str(path.parent))
+        self._head = make_side(self._constant(prompt.head), None, "", False, NO_TOKEN, merge)
+        self._around = {frame: self._encoded(frame) for frame in (prompt.document, prompt.query)}
+        self._limits = self._share(limits)
+
+    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+        """The document's side.
+
+        Raises:
+            Unscorable: nothing in it, a kind that the prompt has no place for, or what cannot be read or does not fit.
+        """
+        return self._side(self._prompt.document, text, image, image_key, RejectReason.EMPTY_DOCUMENT)
+
+    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+        """The query's side.
+
+        Raises:
+            Unscorable: as for a document.
+        """
+        return self._side(self._prompt.query, text, image, image_key, RejectReason.EMPTY_QUERY)
+
+    def arrange(self, document: Side, queries: tuple[Side, ...]) -> DocumentQueries:
+        """What pairs share exactly, and how each goes on.
+
+        Where the document comes first that is the document. Where the query does, it is what stands before both: work
+        on a document cannot be shared then, for the query has been seen by every token of it.
+        """
+        if self._prompt.document_first:
+            return DocumentQueries(document, queries)
+        return DocumentQueries(self._head, tuple(join(query, document) for query in queries))
+
+    def _side(self, frame: Frame, text: str | None, image: Patches | None, key: str, empty: RejectReason) -> Side:
+        body = plain_text(text, image, empty)
+        for held, allowed, name in ((bool(body), frame.text, "text"), (image is not None, frame.image, "an image")):
+            if held and not allowed:
+                side = "document" if frame is self._prompt.document else "query"
+                raise Unscorable(RejectReason.MODALITY_UNSUPPORTED, f"{name} in the {side}")
+        around, visual = self._around[frame], self._visual(image)
+        limit = self._limits[frame]
+        if len(visual) + around.tokens > self._limits[self._prompt.document]:
+            detail = f"{len(visual)} visual tokens do not fit: lower max_pixels or raise max_length"
+            raise Unscorable(RejectReason.INPUT_TOO_LONG, detail)
+        if frame is self._prompt.query:
+            limit += len(visual)
+
+        def assemble(body: str) -> list[int]:
+            if visual:
+                middle = [*self._text.encode(frame.lead), *visual, *self._text.encode(body + frame.trail)]
+            else:
+                middle = self._text.encode(frame.lead + body + frame.trail)
+            return [*around.before, *middle, *around.after]
+
+        token_ids, cut = self._text.fit(body, limit, assemble)
+        return make_side(token_ids, image, key, cut, self.tokens.image, self._merge)
+
+    def _visual(self, image: Patches | None) -> list[int]:
+        if image is None:
+            return []
+        count = image.grid[0] * image.grid[1] // self._merge**2
+        return [self.tokens.vision_start, *[self.tokens.image] * count, self.tokens.vision_end]
+
+    def _encoded(self, frame: Frame) -> _Around:
+        before, after = self._constant(frame.before), self._constant(frame.after)
+        texts = len(self._text.encode(frame.lead)) + len(self._text.encode(frame.trail))
+        return _Around(before, after, len(before) + texts + len(after))
+
+    def _constant(self, text: str) -> list[int]:
+        ids: list[int] = self._template.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _share(self, limits: Limits) -> dict[Frame, int]:
+        """Tokens that each side may hold, its frame included; a query's visual tokens are not counted."""
+        sides = {
+            self._prompt.query: limits.max_query_length,
+            self._prompt.document: limits.max_length - limits.max_query_length - len(self._head.token_ids),
+        }
+        for frame, room in sides.items():
+            needed = self._around[frame].tokens + 1
+            if room < needed:
+                name = "max_query_length" if frame is self._prompt.query else "max_length"
+                raise ConfigError([f"{name}: {room} tokens for one side, but its prompt takes {needed}"])
+        return sides
+
+    def _find_tokens(self, config: Mapping[str, Any], source: str) -> ChatTokens:
+        prompt = self._prompt
+        texts = (
+            prompt.head,
+            *(part for frame in (prompt.document, prompt.query) for part in (frame.before, frame.after)),
+        )
+        names = sorted({name for text in texts for name in _SPECIAL.findall(text)})
+        faults = [f"no {name}" for name in (*names, prompt.yes, prompt.no) if self._template.token_to_id(name) is None]
+        vision: list[Any] = [NO_TOKEN] * 3
+        if prompt.document.image:
+            wanted = ("vision_start_token_id", "vision_end_token_id", "image_token_id")
+            faults += [f"config.json names no {name}" for name in wanted if not isinstance(config.get(name), int)]
+            vision = [config.get(name) for name in wanted]
+        if faults:
+            raise CheckpointError(f"{source}: tokenizer.json is not this reranker's: {', '.join(faults)}")
+        words = (self._template.token_to_id(word) for word in (prompt.yes, prompt.no))
+        return ChatTokens(*vision, *words)
+
+
+def check_vocabulary(tokenizer: ChatTokenizer, size: int, source: str) -> None:
+    """Refuse a tokenizer whose ids have no embedding among `size`.
+
+    Raises:
+        CheckpointError: says which.
+    """
+    vocabulary = tokenizer._template.get_vocab(with_added_tokens=True)
+    largest = max(max(vocabulary.values(), default=-1), tokenizer.tokens.image)
+    if largest >= size:
+        raise CheckpointError(f"{source}: token ids up to {largest}, but an embedding of {size}")
+
+
+def _plain_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer for what users wrote: no added token's name in it becomes the token.
+
+    A tokenizer leaves out those marked special alone; Qwen3's `<think>` and others are not.
+    """
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    for token in stored.get("added_tokens", ()):
+        token["special"] = True
+    tokenizer = Tokenizer.from_str(json.dumps(stored))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer

@@ -1,0 +1,1 @@
+"""jina-reranker-m0: Qwen2-VL with an MLP score head."""

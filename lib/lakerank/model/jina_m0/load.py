@@ -1,0 +1,38 @@
+"""jina-reranker-m0's architecture from a checkpoint's files to a reranker in memory."""
+
+from __future__ import annotations
+
+import torch
+
+from lakerank.model.checkpoint import read_settings
+from lakerank.model.engine.engine import Engine
+from lakerank.model.engine.reranker import DocumentMajorReranker
+from lakerank.model.family import Loading
+from lakerank.model.jina_m0.weights import load_network
+from lakerank.model.preprocess.pipeline import Preparation
+from lakerank.model.preprocess.tokenizer import PromptTokenizer, check_tokenizer, read_special_tokens, read_tokenizer
+
+
+def load(loading: Loading) -> DocumentMajorReranker:
+    """The checkpoint on its device.
+
+    Raises:
+        CheckpointError: weights, adapter or tokenizer do not fit config.json.
+    """
+    folder, limits = loading.folder, loading.limits
+    settings = read_settings(folder, loading.dtype)
+    special = read_special_tokens(folder, settings)
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    network = load_network(folder, settings, torch.device(loading.device), loading.adapter)
+    check_tokenizer(tokenizer, special, network.config.text_config.vocab_size, str(folder))
+    return DocumentMajorReranker(
+        Engine(network, settings.patches, reproducible=loading.reproducible),
+        Preparation(
+            PromptTokenizer(tokenizer, special, limits, settings.patches.merge),
+            limits,
+            settings.patches,
+            threads=loading.host_threads,
+        ),
+        fingerprint=loading.fingerprint,
+        logit_bias=loading.logit_bias,
+    )

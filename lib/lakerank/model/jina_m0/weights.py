@@ -1,0 +1,205 @@
+"""A checkpoint's tensors: read from safetensors in either naming, checked key by key, and written as published."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
+
+from lakerank.errors import CheckpointError
+from lakerank.model.adapter import merge_adapter
+from lakerank.model.checkpoint import WEIGHTS_NAME, Settings, few, weight_files
+from lakerank.model.jina_m0.network import MROPE_SECTION, JinaVLForRanking
+
+#: Published names to those of newer transformers, and back; every other name is the same in both.
+_TO_CURRENT = (
+    (re.compile(r"^visual\."), "model.visual."),
+    (re.compile(r"^model\.(?!language_model\.|visual\.)"), "model.language_model."),
+)
+_TO_PUBLISHED = (
+    (re.compile(r"^model\.visual\."), "visual."),
+    (re.compile(r"^model\.language_model\."), "model."),
+)
+
+#: A language head that ranking does not use; published checkpoints may still hold it.
+_UNUSED = frozenset({"lm_head.weight"})
+
+_TEXT_SETTINGS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "attention_dropout",
+)
+_VISION_SETTINGS = (
+    "depth",
+    "embed_dim",
+    "hidden_size",
+    "hidden_act",
+    "mlp_ratio",
+    "num_heads",
+    "in_channels",
+    "patch_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+)
+_TOKEN_SETTINGS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+def load_network(
+    folder: Path, settings: Settings, device: str | torch.device = "cpu", adapter: str | None = None
+) -> JinaVLForRanking:
+    """A checkpoint's network on a device, in evaluation mode, an adapter merged into it.
+
+    Raises:
+        CheckpointError: the weights or the adapter do not fit config.json.
+    """
+    dtype = getattr(torch, settings.dtype)
+    tensors = dict(read_tensors(weight_files(folder), dtype))
+    network = build_network(parse_config(settings.config, str(folder)), tensors, str(folder))
+    if adapter is not None:
+        merge_adapter(network, adapter, current_name)
+    network.to(device)
+    return network
+
+
+def parse_config(values: Mapping[str, Any], source: str) -> Qwen2VLConfig:
+    """The network's configuration, from config.json in the flat or the nested layout.
+
+    Raises:
+        CheckpointError: a value is missing or impossible.
+    """
+    try:
+        return Qwen2VLConfig.from_dict(dict(values))
+    except Exception as error:  # transformers and its validators raise many kinds
+        raise CheckpointError(f"{source}: config.json does not describe a Qwen2-VL network: {error}") from error
+
+
+def current_name(name: str) -> str:
+    """The network's name of a tensor or module of a checkpoint, whichever naming that follows."""
+    for pattern, replacement in _TO_CURRENT:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def published_name(name: str) -> str:
+    """The name under which the published checkpoint stores one of the network's tensors."""
+    for pattern, replacement in _TO_PUBLISHED:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def read_tensors(
+    files: list[Path],
+    dtype: torch.dtype | None,
+    unused: frozenset[str] = _UNUSED,
+    named: Callable[[str], str] = current_name,
+) -> Iterator[tuple[str, Tensor]]:
+    """(network's name, tensor) for every tensor used, converted to `dtype` unless that is None."""
+    for path in files:
+        with safe_open(path, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 - not a dict
+                if name not in unused:
+                    tensor = stored.get_tensor(name)
+                    yield named(name), tensor if dtype is None else tensor.to(dtype)
+
+
+def build_network(config: Qwen2VLConfig, tensors: Mapping[str, Tensor], source: str) -> JinaVLForRanking:
+    """A network that holds exactly `tensors` (the network's own names), in evaluation mode; nothing is initialised.
+
+    Raises:
+        CheckpointError: a key is missing, unexpected or of another shape.
+    """
+    with torch.device("meta"):
+        network = JinaVLForRanking(config)
+    fill_network(network, tensors, source)
+    return network
+
+
+def fill_network(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Give a network that was built on no device exactly `tensors`, and set it to evaluation.
+
+    Raises:
+        CheckpointError: a key is missing, unexpected or of another shape.
+    """
+    expected = network.state_dict()
+    _check_keys(expected, tensors, source)
+    network.load_state_dict({name: tensors[name] for name in expected}, strict=True, assign=True)
+    _rebuild_buffers(network)
+    network.requires_grad_(False)
+    network.train(False)
+
+
+def save_checkpoint(folder: Path, network: JinaVLForRanking, extra: Mapping[str, Any]) -> None:
+    """Write `model.safetensors` and `config.json` in the published layout; the tokenizer's files are the caller's.
+
+    `extra` goes into config.json as it is (for instance `score_token_id` and `pad_token_id`).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = network.state_dict()
+    tensors = {published_name(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    config = published_config(network.config)
+    config |= {"torch_dtype": str(network.dtype).removeprefix("torch."), **extra}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def published_config(config: Qwen2VLConfig) -> dict[str, Any]:
+    """config.json in the published, flat layout: the text model's settings stand at the top."""
+    text, vision = config.text_config, config.vision_config
+    rope = text.rope_parameters
+    return {
+        "architectures": ["JinaVLForRanking"],
+        "model_type": "qwen2_vl",
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": list(rope.get("mrope_section", MROPE_SECTION))},
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "vision_config": {"model_type": "qwen2_vl", **{name: getattr(vision, name) for name in _VISION_SETTINGS}},
+        **{name: getattr(text, name) for name in _TEXT_SETTINGS},
+        **{name: getattr(config, name) for name in _TOKEN_SETTINGS},
+    }
+
+
+def _check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
+    faults = []
+    if missing := sorted(expected.keys() - found.keys()):
+        faults.append(f"{len(missing)} missing: {few(missing)}")
+    if unexpected := sorted(found.keys() - expected.keys()):
+        faults.append(f"{len(unexpected)} unexpected: {few(unexpected)}")
+    shapes = [
+        f"{name} {tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name].shape != expected[name].shape
+    ]
+    if shapes:
+        faults.append(f"{len(shapes)} of another shape: {few(shapes)}")
+    if faults:
+        raise CheckpointError(
+            f"{source}: the weights do not fit config.json ({'; '.join(faults)}); "
+            "is this the architecture that config.json names, and do all files come from one revision?"
+        )
+
+
+def _rebuild_buffers(network: nn.Module) -> None:
+    """Make the rotary frequencies, which no checkpoint stores, where a network built without memory has none."""
+    for parent in network.modules():
+        for name, child in parent.named_children():
+            if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
+                setattr(parent, name, type(child)(child.config))

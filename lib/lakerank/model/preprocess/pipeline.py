@@ -1,0 +1,201 @@
+"""The host's share of the work: decoding, resizing and tokenising, by threads that keep ahead of the device."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from lakerank.model.engine.counters import Work
+from lakerank.model.engine.engine import DocumentQueries
+from lakerank.model.engine.vision_cache import BoundedCache
+from lakerank.model.inputs import Unscorable
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.preprocess.images import Patches, PatchShape, load_patches
+from lakerank.model.preprocess.tokenizer import Side
+from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query, RejectReason
+
+#: Sides (token ids and 8-bit patches) kept for reuse: a query comes back for every document it is paired with, a
+#: document only when its queries were split among several groups.
+QUERY_SIDES_BYTES = 256 * 2**20
+DOCUMENT_SIDES_BYTES = 32 * 2**20
+
+#: Queries of one group that are prepared at once; more are taken in turn.
+QUERIES_AHEAD = 1024
+
+#: How inputs are sized before they are read, to bound what threads prepare ahead: rough on purpose.
+CHARACTERS_PER_TOKEN = 4
+BYTES_PER_VISUAL_TOKEN = 64
+MOST_VISUAL_TOKENS = 768
+
+#: Bytes a remembered reject, or an entry's bookkeeping, is taken to hold.
+_ENTRY_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A group whose host work is done. `work`: what is left to the device, None where nothing can be scored."""
+
+    group: DocumentGroup
+    document: Side | Unscorable
+    queries: tuple[Side | Unscorable, ...]
+    work: DocumentQueries | None
+    decode_s: float
+    tokenise_s: float
+
+
+@dataclass(slots=True)
+class _Seconds:
+    """Processor time of one thread on one group."""
+
+    decode: float = 0.0
+    tokenise: float = 0.0
+
+
+class Prompt(Protocol):
+    """Makes the sides of pairs; see `tokens.PromptTokenizer`. Both raise Unscorable."""
+
+    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+        """A document's side."""
+        ...
+
+    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+        """A query's side."""
+        ...
+
+
+#: What the device is given for a document and queries on it.
+Arrange = Callable[[Side, tuple[Side, ...]], DocumentQueries]
+
+
+class Preparation:
+    """Makes groups ready for the device; what was met before, by its content's hash, is not made again.
+
+    `shape`: how images are cut; None where they are not read, and a side that has one cannot be scored.
+    """
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        limits: Limits,
+        shape: PatchShape | None,
+        *,
+        arrange: Arrange = DocumentQueries,
+        threads: int = 2,
+        query_bytes: int = QUERY_SIDES_BYTES,
+        document_bytes: int = DOCUMENT_SIDES_BYTES,
+    ) -> None:
+        self._prompt = prompt
+        self._arrange = arrange
+        self._limits = limits
+        self._shape = shape
+        self._threads = threads
+        self._query_sides: BoundedCache[Side | Unscorable] = BoundedCache(query_bytes, _size)
+        self._document_sides: BoundedCache[Side | Unscorable] = BoundedCache(document_bytes, _size)
+
+    def ahead(self, groups: Iterable[DocumentGroup], tokens: int, work: Work) -> Iterator[Prepared]:
+        """Groups made ready, in order; `tokens`' worth of them are being made while one is taken.
+
+        Groups are pulled as they are needed. Seconds are added to `work`.
+        """
+        pending: deque[tuple[int, Future[Prepared]]] = deque()
+        expected = 0
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="lakerank-host") as pool:
+            try:
+                for group in _split(groups):
+                    size = _expected_tokens(group)
+                    pending.append((size, pool.submit(self._prepare, group)))
+                    expected += size
+                    while len(pending) > self._threads and expected > tokens:
+                        size, future = pending.popleft()
+                        expected -= size
+                        yield _finished(future, work)
+                while pending:
+                    yield _finished(pending.popleft()[1], work)
+            finally:
+                for _, future in pending:
+                    future.cancel()
+
+    def _prepare(self, group: DocumentGroup) -> Prepared:
+        spent = _Seconds()
+        document = self._side(group.document, spent)
+        if isinstance(document, Unscorable):
+            return Prepared(group, document, (), None, spent.decode, spent.tokenise)
+        queries = tuple(self._side(query, spent) for query in group.queries)
+        sides = tuple(side for side in queries if isinstance(side, Side))
+        work = self._arrange(document, sides) if sides else None
+        return Prepared(group, document, queries, work, spent.decode, spent.tokenise)
+
+    def _side(self, item: Query | Document, spent: _Seconds) -> Side | Unscorable:
+        """Token ids and patches of one side, or why there are none; from memory when its content was met before."""
+        image_key = "" if item.image is None else _digest(item.image)
+        text_key = None if item.text is None else _digest(item.text.encode("utf-8", "surrogatepass"))
+        sides = self._document_sides if isinstance(item, Document) else self._query_sides
+
+        def make() -> Side | Unscorable:
+            try:
+                return self._make(item, image_key, spent)
+            except Unscorable as unscorable:
+                if unscorable.reason in TRANSIENT_REASONS:
+                    raise  # not remembered
+                return unscorable
+
+        try:
+            return sides.get((text_key, image_key), make)
+        except Unscorable as unscorable:
+            return unscorable
+
+    def _make(self, item: Query | Document, image_key: str, spent: _Seconds) -> Side:
+        image: Patches | None = None
+        if item.image is not None and self._shape is None:
+            raise Unscorable(RejectReason.MODALITY_UNSUPPORTED, "an image, and this reranker reads texts alone")
+        started = time.thread_time()
+        try:
+            if item.image is not None and self._shape is not None:
+                image = load_patches(item.image, self._limits, self._shape)
+        finally:
+            decoded = time.thread_time()
+            spent.decode += decoded - started
+        build: Callable[..., Side] = self._prompt.document if isinstance(item, Document) else self._prompt.query
+        side = build(item.text, image, image_key)
+        spent.tokenise += time.thread_time() - decoded
+        return side
+
+
+def _finished(future: Future[Prepared], work: Work) -> Prepared:
+    started = time.perf_counter()
+    prepared = future.result()
+    work.wait_s += time.perf_counter() - started
+    work.decode_s += prepared.decode_s
+    work.tokenise_s += prepared.tokenise_s
+    return prepared
+
+
+def _split(groups: Iterable[DocumentGroup]) -> Iterator[DocumentGroup]:
+    """Groups of no more queries than are prepared at once; the document's prefix is kept from one to the next."""
+    for group in groups:
+        for first in range(0, max(1, len(group.queries)), QUERIES_AHEAD):
+            yield DocumentGroup(group.document, group.queries[first : first + QUERIES_AHEAD])
+
+
+def _expected_tokens(group: DocumentGroup) -> int:
+    """Tokens that a group will take, roughly, before anything is read."""
+    return _expected(group.document) + sum(map(_expected, group.queries))
+
+
+def _expected(item: Query | Document) -> int:
+    text = 0 if item.text is None else len(item.text) // CHARACTERS_PER_TOKEN
+    image = 0 if item.image is None else len(item.image) // BYTES_PER_VISUAL_TOKEN
+    return 8 + text + min(image, MOST_VISUAL_TOKENS)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _size(side: Side | Unscorable) -> int:
+    return _ENTRY_BYTES + (side.nbytes if isinstance(side, Side) else 0)

@@ -1,0 +1,1 @@
+"""Plan a run, step by step: index, queries, join, split, lookup, cut."""

@@ -1,0 +1,151 @@
+"""Checkpoints of seeded random weights in generative rerankers' published layouts: for asking a shape's speed, and for
+tests.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import Qwen2VLForConditionalGeneration, Qwen3Config, Qwen3ForCausalLM, Qwen3VLConfig
+from transformers import Qwen3VLForConditionalGeneration as Qwen3VL
+
+from lakerank.fingerprint import fingerprint
+from lakerank.model.checkpoint import EMBEDDED, WEIGHTS_NAME, read_json
+from lakerank.model.jina_m0.shape import Shape, network_config
+from lakerank.model.jina_m0.weights import published_config, published_name
+from lakerank_benchmark.shapes import filled_like
+
+#: Families that random weights are made for, by name.
+FAMILIES = ("monoqwen2-vl", "qwen3-vl-reranker", "qwen3-reranker")
+
+#: Words that answer, which the bundled vocabulary lacks, and names that Qwen3's tokenizers add without calling special.
+_WORDS = ("True", "False", "yes", "no")
+_THOUGHTS = ("<think>", "</think>")
+_TOKEN_IDS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+
+#: Layers of Qwen3-VL's vision encoder whose states go to the decoder's first layers.
+_DEEP = 3
+
+
+def random_generative_checkpoint(folder: Path, family: str, shape: Shape, dtype: str, seed: int = 0) -> Path:
+    """The checkpoint of a family of `shape` under `folder`, written now unless it is there; returns where it is.
+
+    The shape's vocabulary is made large enough for the bundled tokenizer and the words that answer; the language head
+    is the embeddings. Weights are of the size that `shapes.random_checkpoint` gives them.
+    """
+    name = fingerprint({"family": family, "shape": asdict(shape), "dtype": dtype, "seed": seed})
+    target = folder / f"random-{family}-{name[:12]}"
+    if (target / "config.json").is_file():
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    ids = _write_tokenizer(target)
+    token_ids = {key: ids[name] for key, name in _TOKEN_IDS.items()}
+    network, config = _network(family, shape, max(max(ids.values()) + 1, shape.vocabulary), token_ids)
+    generator = torch.Generator().manual_seed(seed)
+    state = {key: value for key, value in network.state_dict().items() if key != "lm_head.weight"}
+    filled = {key: filled_like(key, like, generator, dtype) for key, like in sorted(state.items())}
+    published = published_name if family == "monoqwen2-vl" else str
+    save_file(
+        {published(key): value for key, value in filled.items()}, target / WEIGHTS_NAME, metadata={"format": "pt"}
+    )
+    mean = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if family == "qwen3-vl-reranker" else {}
+    processor = read_json(EMBEDDED / "preprocessor_config.json") | mean
+    (target / "preprocessor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
+    (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return target
+
+
+def _write_tokenizer(target: Path) -> dict[str, int]:
+    """The bundled tokenizer with the words that answer; ids of its added tokens, which follow the vocabulary's."""
+    stored = json.loads((EMBEDDED / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary, added = stored["model"]["vocab"], stored["added_tokens"]
+    for word in _WORDS:
+        vocabulary.setdefault(word, len(vocabulary))
+    added += [added[0] | {"content": name, "special": False} for name in _THOUGHTS]
+    for number, token in enumerate(added, len(vocabulary)):
+        token["id"] = number
+    (target / "tokenizer.json").write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
+    shutil.copyfile(EMBEDDED / "tokenizer_config.json", target / "tokenizer_config.json")
+    return {token["content"]: token["id"] for token in added}
+
+
+def _network(family: str, shape: Shape, vocabulary: int, token_ids: Mapping[str, int]) -> tuple[Any, Mapping[str, Any]]:
+    """A network without memory, and its config.json as published."""
+    text = _text_config(shape, vocabulary)
+    with torch.device("meta"):
+        if family == "monoqwen2-vl":
+            config = network_config(shape, token_ids, padding=None)
+            config.text_config.vocab_size = vocabulary
+            network: Any = Qwen2VLForConditionalGeneration(config)
+            return network, published_config(config) | {"architectures": ["Qwen2VLForConditionalGeneration"]}
+        if family == "qwen3-reranker":
+            values = {**text, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+            return Qwen3ForCausalLM(Qwen3Config.from_dict(values)), values
+        values = {
+            "model_type": "qwen3_vl",
+            "architectures": ["Qwen3VLForConditionalGeneration"],
+            "text_config": _mrope(text, shape) | {"model_type": "qwen3_vl_text"},
+            "vision_config": _vision_config(shape),
+            "tie_word_embeddings": True,
+            **token_ids,
+        }
+        return Qwen3VL(Qwen3VLConfig.from_dict(values)), values
+
+
+def _text_config(shape: Shape, vocabulary: int) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.key_value_heads,
+        "head_dim": shape.hidden_size // shape.heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+    }
+
+
+def _mrope(text: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+    """Sections in the published 24 : 20 : 20 of half a head's width."""
+    half = shape.hidden_size // shape.heads // 2
+    side = half * 5 // 16
+    rope = {"rope_type": "default", "mrope_section": [half - 2 * side, side, side], "mrope_interleaved": True}
+    return {key: value for key, value in text.items() if key != "use_sliding_window"} | {"rope_scaling": rope}
+
+
+def _vision_config(shape: Shape) -> dict[str, Any]:
+    """Patches of 16 pixels, and states of evenly spaced layers handed on."""
+    deep = min(_DEEP, shape.vision_depth)
+    return {
+        "model_type": "qwen3_vl",
+        "depth": shape.vision_depth,
+        "hidden_size": shape.vision_width,
+        "intermediate_size": 4 * shape.vision_width,
+        "num_heads": shape.vision_heads,
+        "hidden_act": "gelu_pytorch_tanh",
+        "in_channels": 3,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": shape.hidden_size,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [shape.vision_depth * place // (deep + 1) for place in range(1, deep + 1)],
+    }

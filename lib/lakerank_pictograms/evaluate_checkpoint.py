@@ -1,0 +1,196 @@
+"""Evaluate a checkpoint for its model card: `python -m lakerank_pictograms.evaluate_checkpoint CHECKPOINT FOLDER`.
+
+CHECKPOINT may be a config instead (`*.yaml`), whose model and scoring sections are used.
+
+FOLDER holds a lake whose queries have the columns `task` and `slice` (documents, queries, qrels, candidates and, where
+there are some, candidates_hard), as `python -m lakerank_pictograms --train DIR` writes it to DIR/judging.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from lakerank import schemas
+from lakerank.config import load_config
+from lakerank.errors import ConfigError, LakerankError, SchemaError
+from lakerank.evaluation.analysis.slices import Slice, summarise
+from lakerank.evaluation.attributes import Attributes, read_attributes
+from lakerank.evaluation.inputs import LakeTables
+from lakerank.evaluation.metrics.lists import measure
+from lakerank.evaluation.metrics.measures import PRIMARY
+from lakerank.lake.blobs import Blob, fetch
+from lakerank.lake.storage import Storage, join
+from lakerank.lake.tables import decode_text
+from lakerank.records import Document, DocumentGroup, Query, Reject, Reranker, ScoredPair
+from lakerank_pictograms.lake_lists import LakeLists, read_lake_lists
+
+#: Extra columns of the queries table that name a row of the table.
+LABELS = ("task", "slice")
+
+#: Candidate lists of a judging lake, and what a table of each is headed by.
+CANDIDATE_LISTS = {"candidates": "Random candidates", "candidates_hard": "Candidates of the same group"}
+
+
+def judge(
+    reranker: Reranker, storage: Storage, folder: str, queries_per_slice: int = 10, seed: int = 0
+) -> dict[str, list[Slice]]:
+    """Figures by candidate list, for every task and slice, over all candidates of a few of its queries.
+
+    `seed` draws the queries. Each document is scored once, whichever lists it stands in.
+
+    Raises:
+        StorageError: a table is not there.
+        SchemaError: a table lacks a column, or no query has a task, a slice, candidates and a judgement.
+    """
+    tables = [_tables(folder, name) for name in CANDIDATE_LISTS if storage.exists(_uri(folder, name))]
+    lists = {one.candidates: read_lake_lists(storage, one) for one in tables or [_tables(folder, "candidates")]}
+    queries = read_attributes(storage, _uri(folder, "queries"), schemas.QUERIES, LABELS)
+    rows = _draw(_judged(queries, lists.values()), queries_per_slice, seed)
+    chosen = [name for names in rows.values() for name in names]
+    if not chosen:
+        raise SchemaError(f"{folder}: no query has {', '.join(LABELS)}, candidates and a judgement above 0")
+    waiting: dict[str, dict[str, None]] = defaultdict(dict)  # ordered, each query once
+    for name in chosen:
+        for one in lists.values():
+            for candidate in one.candidates[name]:
+                waiting[candidate.doc_id][name] = None
+    groups = _groups(storage, folder, {name: queries[name] for name in chosen}, waiting)
+    order = _reranked(reranker.score_groups(groups))
+    return {uri: [_slice(label, names, one, order) for label, names in rows.items()] for uri, one in lists.items()}
+
+
+def markdown(slices: Sequence[Slice], title: str) -> str:
+    """One line a slice: queries, then nDCG@10 of chance, of the first stage and of the checkpoint."""
+    lines = [
+        f"{title}, {PRIMARY}:",
+        "",
+        "| task | slice | queries | chance | first stage | checkpoint |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for one in slices:
+        first = "–" if one.first_stage is None else f"{one.first_stage[PRIMARY]:.3f}"
+        figures = f"{one.chance[PRIMARY]:.3f} | {first} | {one.reranked[PRIMARY]:.3f}"
+        lines.append(f"| {one.dimension} | {one.value} | {one.queries} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def _uri(folder: str, name: str) -> str:
+    return join(folder, f"{name}.parquet")
+
+
+def _tables(folder: str, candidates: str) -> LakeTables:
+    return LakeTables(*(_uri(folder, name) for name in ("documents", "queries", candidates, "qrels")))
+
+
+def _judged(queries: Mapping[str, Attributes], lists: Iterable[LakeLists]) -> dict[str, Attributes]:
+    """Queries that have both labels, a relevant document, and candidates in every list."""
+    every = list(lists)
+    return {
+        name: one
+        for name, one in queries.items()
+        if one.extra.keys() >= set(LABELS)
+        and all(name in each.candidates and any(each.judgements.get(name, {}).values()) for each in every)
+    }
+
+
+def _slice(label: tuple[str, str], names: Sequence[str], lists: LakeLists, order: Mapping[str, Sequence[str]]) -> Slice:
+    """`order` holds the documents of every list by query; here only this list's count."""
+    judged = []
+    for name in names:
+        one = lists.of_query(name)
+        own = set(one.candidates)
+        judged.append(replace(one, reranked=tuple(doc for doc in order.get(name, ()) if doc in own)))
+    return summarise(measure(judged, lists.ordered), *label)
+
+
+def _draw(queries: Mapping[str, Attributes], most: int, seed: int) -> dict[tuple[str, str], list[str]]:
+    """Up to `most` queries of each (task, slice), in the order of the table."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, one in queries.items():
+        found[one.extra["task"], one.extra["slice"]].append(name)
+    return {
+        label: names if len(names) <= most else sorted(random.Random(seed).sample(names, most))
+        for label, names in found.items()
+    }
+
+
+def _groups(
+    storage: Storage, folder: str, queries: Mapping[str, Attributes], waiting: Mapping[str, Iterable[str]]
+) -> Iterator[DocumentGroup]:
+    """Every candidate document once, with the queries that wait for it."""
+    known = {
+        blob.id: Query(blob.id, _text(blob), blob.image)
+        for blob in _rows(storage, queries.values(), schemas.QUERIES.names[0])
+    }
+    documents = read_attributes(storage, _uri(folder, "documents"), schemas.DOCUMENTS, (), waiting)
+    for blob in _rows(storage, documents.values(), schemas.DOCUMENTS.names[0]):
+        document = Document(blob.id, _text(blob), blob.image)
+        yield DocumentGroup(document, tuple(known[name] for name in waiting[blob.id]))
+
+
+def _rows(storage: Storage, attributes: Iterable[Attributes], id_column: str) -> Iterator[Blob]:
+    refs = sorted((one.ref for one in attributes), key=lambda ref: (ref.file, ref.row_group, ref.row))
+    return fetch(storage, refs, id_column)
+
+
+def _text(blob: Blob) -> str | None:
+    try:
+        return decode_text(blob.text)
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"the text of {blob.id!r} is not UTF-8; a checkpoint is judged on clean rows") from error
+
+
+def _reranked(results: Iterable[ScoredPair | Reject]) -> dict[str, tuple[str, ...]]:
+    """Documents of each query by falling logit, then id; what was rejected counts as not found."""
+    logits: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for result in results:
+        if isinstance(result, ScoredPair):
+            logits[result.query_id].append((-result.logit, result.doc_id))
+    return {query: tuple(doc for _, doc in sorted(found)) for query, found in logits.items()}
+
+
+def _load(checkpoint: str, adapter: str | None, threads: int | None) -> Reranker:
+    """The reranker of a checkpoint or of a config; torch is imported here, not for those who ask for --help."""
+    from lakerank.model.jina_m0.prompt import Limits
+    from lakerank.model.spec import CheckpointSource, Hosting, source_from
+
+    hosting = Hosting(device_threads=threads, reproducible=False)
+    if not checkpoint.endswith((".yaml", ".yml")):
+        return CheckpointSource(checkpoint, adapter=adapter).load("auto", Limits(), hosting)
+    config = load_config(checkpoint, [] if adapter is None else [f"model.adapter={json.dumps(adapter)}"])
+    if len(config.rerankers) > 1:
+        raise ConfigError([f"{checkpoint}: model: one reranker is judged, or one for texts and one for images"])
+    source = source_from(config.rerankers[0].source())
+    return source.load(config.device, Limits(**config.scoring.limits()), hosting)
+
+
+def main() -> int:
+    """Print a Markdown table for each candidate list; 2 when the checkpoint or the lake cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m lakerank_pictograms.evaluate_checkpoint", description=__doc__)
+    parser.add_argument("checkpoint", help="folder, hub id, `embedded`, or a config (*.yaml) that names a reranker")
+    parser.add_argument("folder", help="a judging lake")
+    parser.add_argument("--adapter", help="a LoRA adapter for the checkpoint")
+    parser.add_argument("--queries", type=int, default=10, metavar="N", help="at most so many a task and slice")
+    parser.add_argument("--threads", type=int, metavar="N", help="torch's threads on a CPU")
+    arguments = parser.parse_args()
+    storage = Storage()
+    try:
+        reranker = _load(arguments.checkpoint, arguments.adapter, arguments.threads)
+        figures = judge(reranker, storage, arguments.folder, arguments.queries)
+        for name, title in CANDIDATE_LISTS.items():
+            if slices := figures.get(_uri(arguments.folder, name)):
+                sys.stdout.write(markdown(slices, title) + "\n")
+    except LakerankError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Inputs are what they are said to be, and no run finds another's in a cache."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lakerank.errors import ConfigError
+from lakerank.model.checkpoint import EMBEDDED
+from lakerank.model.jina_m0.prompt import Limits
+from lakerank.model.preprocess.images import PatchShape, load_patches
+from lakerank.model.preprocess.tokenizer import read_tokenizer
+from lakerank.records import Document, DocumentGroup, Query
+from lakerank_benchmark.pages import PAGE_PIXELS, drawn_pages, pdf_files, pdf_pages
+from lakerank_benchmark.rounds import every_so_often
+from lakerank_benchmark.texts import LONGEST, SHORTEST, skewed_lengths, text_of
+from lakerank_benchmark.workloads import NAMES, build, pairs_of, scorable
+
+TOKENIZER = read_tokenizer(EMBEDDED / "tokenizer.json")
+
+
+@pytest.mark.parametrize("tokens", [17, 500, 4000])
+def test_a_text_has_as_many_tokens_as_asked(tokens: int) -> None:
+    found = len(TOKENIZER.encode(text_of(TOKENIZER, tokens, seed=1), add_special_tokens=False).ids)
+    assert found == pytest.approx(tokens, abs=2)
+
+
+@pytest.mark.parametrize("count", [8, 64])
+def test_skewed_lengths_are_skewed_however_few(count: int) -> None:
+    lengths = skewed_lengths(count)
+    assert len(lengths) == count
+    assert min(lengths) >= SHORTEST
+    assert max(lengths) <= LONGEST
+    assert np.mean(lengths) > 1.3 * np.median(lengths)
+
+
+def test_a_drawn_page_fills_the_models_cap() -> None:
+    (page,) = drawn_pages(1)
+    patches = load_patches(page, Limits(), PatchShape())
+    assert patches.grid[0] * patches.grid[1] // 4 == PAGE_PIXELS // 28**2 == 768
+
+
+def test_pages_are_of_every_pdf_file_in_turn(tmp_path: Path) -> None:
+    for name, side in (("a.pdf", 300), ("b.pdf.gz", 500)):
+        stream = io.BytesIO()
+        sheets = [
+            Image.new("RGB", (side, 400), colour) for colour in ("red", "green", "blue", "white", "black", "grey")
+        ]
+        sheets[0].save(stream, "PDF", save_all=True, append_images=sheets[1:])
+        (tmp_path / name).write_bytes(gzip.compress(stream.getvalue()) if name.endswith("gz") else stream.getvalue())
+    pages = [Image.open(io.BytesIO(page)) for page in pdf_pages(pdf_files([tmp_path]), count=5)]
+    assert [page.format for page in pages] == ["JPEG"] * 4  # two files, and two pages of each from the fifth on
+    assert [page.width < page.height for page in pages] == [True, False, True, False]
+    assert all(0.97 * PAGE_PIXELS < page.width * page.height <= PAGE_PIXELS for page in pages)
+
+
+def test_a_place_without_pdf_files_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no PDF file is there"):
+        pdf_files([tmp_path])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_stamp_is_another_content_of_the_same_size(name, small_pages, small_pictograms) -> None:
+    workload = build(name, TOKENIZER, small_pages, small_pictograms)
+    first, second = (scorable(workload.groups(4, 2, stamp)) for stamp in (1, 2))
+    for one, other in zip(first, second, strict=True):
+        assert one.document != other.document
+        assert set(one.queries).isdisjoint(other.queries)
+        assert len(set(one.queries)) == 2
+        if one.document.image is not None:
+            cut = [load_patches(group.document.image, Limits(), PatchShape()).pixels for group in (one, other)]
+            assert (cut[0] == cut[1]).all()
+        else:
+            lengths = [len(TOKENIZER.encode(group.document.text).ids) for group in (one, other)]
+            assert lengths[0] == lengths[1]
+
+
+def test_two_per_cent_of_the_mixed_pairs_are_bad(small_pages, small_pictograms) -> None:
+    groups = build("mixed", TOKENIZER, small_pages, small_pictograms).groups(24, 10, stamp=1)
+    pairs, good = pairs_of(groups), pairs_of(scorable(groups))
+    assert (len(pairs) - len(good)) / len(good) == pytest.approx(0.02, abs=0.005)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=8), st.integers(1, 60))
+def test_some_pairs_of_a_list_are_as_many_as_asked_and_in_order(sizes: list[int], wanted: int) -> None:
+    groups = [
+        DocumentGroup(Document(f"d{n}"), tuple(Query(f"q{n}-{i}") for i in range(size))) for n, size in enumerate(sizes)
+    ]
+    pairs, some = pairs_of(groups), pairs_of(every_so_often(groups, wanted))
+    assert len(some) == min(wanted, len(pairs))
+    places = [pairs.index(pair) for pair in some]
+    assert places == sorted(set(places))
+
+
+def test_equal_groups_lose_equally_many_pairs() -> None:
+    groups = [DocumentGroup(Document(f"d{n}"), tuple(Query(f"q{i}") for i in range(5))) for n in range(7)]
+    assert [len(group.queries) for group in every_so_often(groups, 14)] == [2] * 7
