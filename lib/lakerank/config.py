@@ -28,11 +28,13 @@ from lakerank.records import RejectReason
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A section of a config: immutable, and a key that it does not have is a fault."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class StorageConfig(_Section):
+class StorageConfig(Section):
     """How object storage is reached. Keys are never in a config: they come from the environment or a profile."""
 
     endpoint_url: str | None = None
@@ -45,7 +47,7 @@ class StorageConfig(_Section):
     max_attempts: int = Field(default=5, ge=1)
 
 
-class LakeConfig(_Section):
+class LakeConfig(Section):
     """The tables (a file, a folder or a glob of Parquet at any URI that fsspec opens) and the folder for the output."""
 
     documents: str
@@ -56,7 +58,7 @@ class LakeConfig(_Section):
     storage: StorageConfig = StorageConfig()
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """A checkpoint: a folder, a hub id with its revision, or `embedded`; and how it is read.
 
     `family`: how it is computed, where its config.json is not to decide. `max_length`: tokens of a pair, this model's
@@ -77,7 +79,7 @@ class ModelConfig(_Section):
         return {name: getattr(self, name) for name in ModelConfig.model_fields if name != "device"}
 
 
-class LogitScale(_Section):
+class LogitScale(Section):
     """A reranker's logits on a scale that it shares with another: scale × raw + bias, relevance is its sigmoid."""
 
     scale: float = Field(gt=0, allow_inf_nan=False)
@@ -100,7 +102,7 @@ class RouteConfig(ModelConfig):
         return value
 
 
-class RoutedConfig(_Section):
+class RoutedConfig(Section):
     """One reranker for pairs of texts, another for pairs with an image on either side."""
 
     text: RouteConfig
@@ -134,7 +136,7 @@ class StageConfig(ModelConfig):
     top: int | None = Field(default=None, ge=1)
 
 
-class EnsembleConfig(_Section):
+class EnsembleConfig(Section):
     """Rerankers that each score all pairs, and how their lists become one."""
 
     ensemble: tuple[ModelConfig, ...]
@@ -181,7 +183,7 @@ def _shape(value: Any) -> str:
     """Which of the four shapes a `model:` has."""
     if isinstance(value, list | tuple):
         return "<cascade>"
-    keys = value.keys() if isinstance(value, dict) else type(value).model_fields if isinstance(value, _Section) else ()
+    keys = value.keys() if isinstance(value, dict) else type(value).model_fields if isinstance(value, Section) else ()
     if "ensemble" in keys:
         return "<ensemble>"
     return "<routed>" if "text" in keys or "image" in keys else "<single>"
@@ -199,7 +201,7 @@ AnyModel = Annotated[
 ]
 
 
-class ScoringConfig(_Section):
+class ScoringConfig(Section):
     """Limits on what one pair may cost, and how the work is cut. Lengths are in tokens, sizes in pixels."""
 
     max_length: int = Field(default=10240, ge=64)
@@ -236,7 +238,7 @@ class ScoringConfig(_Section):
         return self
 
 
-class RankingConfig(_Section):
+class RankingConfig(Section):
     """`depth`: documents kept a query (null: all). A document's label counts the thresholds its relevance reaches."""
 
     depth: int | None = Field(default=None, ge=1)
@@ -251,7 +253,7 @@ class RankingConfig(_Section):
         return self
 
 
-class AuditConfig(_Section):
+class AuditConfig(Section):
     """Bounds a run must keep to be published. null: not checked."""
 
     max_reject_rate: Share | None = 0.01
@@ -267,7 +269,7 @@ class AuditConfig(_Section):
     max_ndcg_drop: Share | None = 0.01
 
 
-class SparkConfig(_Section):
+class SparkConfig(Section):
     """`conf` holds Spark properties, used unless spark-submit has set them."""
 
     app_name: str = "lakerank"
@@ -276,7 +278,7 @@ class SparkConfig(_Section):
     conf: dict[str, str | int | float | bool] = {}
 
 
-class Config(_Section):
+class Config(Section):
     """A whole config file."""
 
     lake: LakeConfig
