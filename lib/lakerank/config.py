@@ -6,6 +6,7 @@ Config stops at the edge: jobs read it and pass plain values on; nothing below t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from pydantic import (
 )
 
 from lakerank.errors import ConfigError
+from lakerank.limits import LogitScale
 from lakerank.records import RejectReason
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -79,21 +81,24 @@ class ModelConfig(Section):
         return {name: getattr(self, name) for name in ModelConfig.model_fields if name != "device"}
 
 
-class LogitScale(Section):
-    """A reranker's logits on a scale that it shares with another: scale × raw + bias, relevance is its sigmoid."""
+@dataclass(frozen=True, slots=True)
+class CalibrationConfig(LogitScale):
+    """A `LogitScale` whose values are checked."""
 
-    scale: float = Field(gt=0, allow_inf_nan=False)
-    bias: float = Field(allow_inf_nan=False)
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    bias: Annotated[float, Field(allow_inf_nan=False)]
 
 
 class RouteConfig(ModelConfig):
     """One of several rerankers that score a run's pairs between them."""
 
-    calibration: LogitScale | None = Field(default=None, validate_default=True)
+    calibration: CalibrationConfig | None = Field(default=None, validate_default=True)
 
     @field_validator("calibration")
     @classmethod
-    def _stated(cls, value: LogitScale | None) -> LogitScale:
+    def _stated(cls, value: CalibrationConfig | None) -> CalibrationConfig:
         if value is None:
             raise ValueError(
                 "missing: one list holds pairs of both models, whose logits are on scales of their own; say "
@@ -111,7 +116,7 @@ class RoutedConfig(Section):
     def source(self) -> dict[str, Any]:
         """Which checkpoints, as `lakerank.model.spec.source_from` takes them."""
         parts = {"text": self.text, "image": self.image}
-        scales = {name: one.calibration.model_dump() for name, one in parts.items() if one.calibration}
+        scales = {name: asdict(one.calibration) for name, one in parts.items() if one.calibration}
         return {**{name: one.source() for name, one in parts.items()}, "scales": scales}
 
     def rescaled(self, fits: Mapping[str, tuple[float, float]]) -> RoutedConfig:
@@ -119,8 +124,8 @@ class RoutedConfig(Section):
         changed = {}
         for name, (scale, bias) in fits.items():
             one: RouteConfig = getattr(self, name)
-            before = one.calibration or LogitScale(scale=1, bias=0)
-            after = LogitScale(scale=scale * before.scale, bias=scale * before.bias + bias)
+            before = one.calibration or CalibrationConfig(scale=1, bias=0)
+            after = CalibrationConfig(scale=scale * before.scale, bias=scale * before.bias + bias)
             changed[name] = one.model_copy(update={"calibration": after})
         return self.model_copy(update=changed)
 
@@ -218,7 +223,7 @@ class ScoringConfig(Section):
     calibration: str | None = None
 
     def limits(self) -> dict[str, int]:
-        """What bounds one input, by the names of `lakerank.model.jina_m0.prompt.Limits`."""
+        """What bounds one input, by the names of `lakerank.limits.Limits`."""
         names = ("max_length", "max_query_length", "min_pixels", "max_pixels", "max_source_pixels", "max_source_bytes")
         return {name: getattr(self, name) for name in names}
 
@@ -348,7 +353,7 @@ def describe(fault: Any) -> str:
     """One of pydantic's errors in a line: where, what, and what was found."""
     where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("<"))
     message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where}: no such setting"
     if fault["type"] == "missing":
         return f"{where}: missing"

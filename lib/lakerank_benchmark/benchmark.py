@@ -15,9 +15,9 @@ import transformers
 from tokenizers import Tokenizer
 
 from lakerank.cost import Calibration
+from lakerank.limits import Limits
 from lakerank.model.calibration import cost_tokens, fetch_rate
 from lakerank.model.checkpoint import identify, locate
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.records import DocumentGroup
 from lakerank_benchmark.arithmetic import matmul_ceiling

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from lakerank.errors import ConfigError
+from lakerank.limits import Limits
 from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import locate, read_json
 from lakerank.model.cross_encoder.load import CrossEncoder
 from lakerank.model.engine.counters import Work
 from lakerank.model.engine.flops import Flops, count_flops
 from lakerank.model.engine.reranker import DocumentMajorReranker
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.registry import M0, family_of
 from lakerank.records import DocumentGroup, Reject, ScoredPair
 from lakerank_benchmark.arithmetic import whole_pair

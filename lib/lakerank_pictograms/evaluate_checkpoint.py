@@ -157,7 +157,7 @@ def _reranked(results: Iterable[ScoredPair | Reject]) -> dict[str, tuple[str, ..
 
 def _load(checkpoint: str, adapter: str | None, threads: int | None) -> Reranker:
     """The reranker of a checkpoint or of a config; torch is imported here, not for those who ask for --help."""
-    from lakerank.model.jina_m0.prompt import Limits
+    from lakerank.limits import Limits
     from lakerank.model.spec import CheckpointSource, Hosting, source_from
 
     hosting = Hosting(device_threads=threads, reproducible=False)

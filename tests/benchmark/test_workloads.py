@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lakerank.errors import ConfigError
+from lakerank.limits import Limits
 from lakerank.model.checkpoint import EMBEDDED
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.preprocess.images import PatchShape, load_patches
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.records import Document, DocumentGroup, Query

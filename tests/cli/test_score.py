@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from encoders import write_bge
 
 from lakerank.cli.score import score
-from lakerank.model.jina_m0.prompt import Limits
+from lakerank.limits import Limits
 from lakerank.model.spec import CheckpointSource, Hosting
 from lakerank.records import Document, Query
 

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lakerank.errors import CheckpointError
+from lakerank.limits import Limits
 from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import confirm, identify, locate, read_settings
 from lakerank.model.checksum import WHOLE_BYTES, quick_stamp
 from lakerank.model.engine.device import supported_dtype
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.jina_m0.weights import current_name
 from lakerank.records import Document, Query
 

@@ -21,12 +21,12 @@ from tokenizers import Tokenizer
 
 from lakerank import load_reranker
 from lakerank.errors import CheckpointError, PairRejected
+from lakerank.limits import Limits
 from lakerank.model.checkpoint import identify
 from lakerank.model.cross_encoder.load import PASSES_SORTED, CrossEncoder
 from lakerank.model.engine.budget import BUSY_TOKENS_CPU, budget_of
 from lakerank.model.engine.encoder_engine import Reading
 from lakerank.model.engine.varlen import flex_varlen
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 FAMILIES = ("bge", "jina")

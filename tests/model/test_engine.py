@@ -13,13 +13,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lakerank.limits import Limits
 from lakerank.model.api import DocumentMajorReranker, load_reranker
 from lakerank.model.checkpoint import read_settings
 from lakerank.model.engine.budget import LEAST_TOKENS, budget_of
 from lakerank.model.engine.decoder import Prefix
 from lakerank.model.engine.engine import Engine
 from lakerank.model.engine.linear import ROW_MULTIPLE, RowProducts
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.jina_m0.weights import load_network
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.model.preprocess.pipeline import Preparation

@@ -14,9 +14,9 @@ from encoders import write_bge, write_jina
 
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
+from lakerank.limits import Limits
 from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import file_hash, identify, read_settings
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.registry import FAMILIES, family_of
 
 #: What tells published checkpoints apart: of each config.json, as it is on the hub, the keys that say what it is.
@@ -146,7 +146,7 @@ def test_planning_with_any_family_needs_no_torch(bge: Path) -> None:
     code = (
         "import sys\n"
         "from lakerank.model.spec import CheckpointSource\n"
-        "from lakerank.model.jina_m0.prompt import Limits\n"
+        "from lakerank.limits import Limits\n"
         f"scorer = CheckpointSource({str(bge)!r}).identify(Limits())\n"
         "print(scorer.readings[0].document_major, 'torch' in sys.modules, 'transformers' in sys.modules)\n"
     )

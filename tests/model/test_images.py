@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFile, ImageFont
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from lakerank.limits import Limits
 from lakerank.model.api import load_reranker
 from lakerank.model.inputs import Unscorable
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.preprocess.images import (
     CLIP_MEAN,
     CLIP_STD,

@@ -18,7 +18,7 @@ from lakerank.model.jina_m0.weights import parse_config
 #: Scores a file in a process of its own; prints what its peak memory grew by, and the document's tokens.
 SCRIPT = """
 import json, pathlib, resource, sys
-from lakerank.model.jina_m0.prompt import Limits
+from lakerank.limits import Limits
 from lakerank.model.api import load_reranker
 from lakerank.records import Document, DocumentGroup, Query
 def peak():  # VmHWM starts anew with the program; ru_maxrss would start from the parent's

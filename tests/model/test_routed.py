@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.errors import CheckpointError, PairRejected
+from lakerank.limits import Limits, LogitScale
 from lakerank.model import routed
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.routed import RoutedReranker
-from lakerank.model.spec import CheckpointSource, Hosting, LogitScale, RoutedSource, source_from
+from lakerank.model.spec import CheckpointSource, Hosting, RoutedSource, source_from
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 TEXT, IMAGE = LogitScale(0.37, -1.2), LogitScale(2.5, 0.3)

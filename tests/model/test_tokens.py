@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from lakerank.errors import CheckpointError, ConfigError
+from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_settings
 from lakerank.model.inputs import Unscorable
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.jina_m0.weights import load_network
 from lakerank.model.preprocess.images import PatchShape, load_patches
 from lakerank.model.preprocess.tokenizer import (

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_settings
 from lakerank.model.engine.linear import RowProducts
 from lakerank.model.engine.vision import PackedVision
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.jina_m0.weights import load_network
 from lakerank.model.preprocess.images import channel_table, load_patches
 

@@ -18,9 +18,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from lakerank.limits import Limits
 from lakerank.model.checkpoint import locate, read_settings
 from lakerank.model.jina_m0.network import JinaVLForRanking
-from lakerank.model.jina_m0.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD, Limits
+from lakerank.model.jina_m0.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD
 from lakerank.model.jina_m0.weights import load_network
 from lakerank.model.preprocess.tokenizer import read_special_tokens
 from lakerank.records import Document, Query

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lakerank.config import load_config
 from lakerank.cost import Reading
-from lakerank.model.jina_m0.prompt import Limits
+from lakerank.limits import Limits
 from lakerank.model.spec import CheckpointSource, Hosting, source_from
 from lakerank.ranking import relevance
 from lakerank.records import Document, Query

@@ -99,7 +99,7 @@ def _counted(garbage: Iterable[Any]) -> dict[str, int]:
 
 def _scorers(config: Config) -> list[str] | None:
     """The scorers that the config makes; None, and every scorer's scores are kept, when a model of it is not here."""
-    from lakerank.model.jina_m0.prompt import Limits
+    from lakerank.limits import Limits
     from lakerank.model.spec import source_from
 
     limits = Limits(**config.scoring.limits())

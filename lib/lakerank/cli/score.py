@@ -58,7 +58,7 @@ def _parse_json(file: IO[str]) -> dict[str, Any]:
 
 
 def _answer(config: Config, request: dict[str, Any], allowed_hosts: Sequence[str]) -> dict[str, Any]:
-    from lakerank.model.jina_m0.prompt import Limits
+    from lakerank.limits import Limits
     from lakerank.model.request import answer
     from lakerank.model.spec import Hosting, source_from
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from lakerank.limits import Limits
 from lakerank.model.checkpoint import CheckpointIdentity, confirm, identify, locate_adapter, resolve_dtype
 from lakerank.model.engine.device import choose_device, supported_dtype
 from lakerank.model.engine.reranker import DocumentMajorReranker
 from lakerank.model.family import LoadedReranker, Loading
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.registry import family_named
 
 __all__ = ["DocumentMajorReranker", "LoadedReranker", "load_reranker"]

@@ -16,7 +16,7 @@ from PIL import Image
 from lakerank.cost import Sizing, input_cost
 from lakerank.lake.blobs import BlobRef, fetch
 from lakerank.lake.storage import Storage
-from lakerank.model.jina_m0.prompt import Limits
+from lakerank.limits import Limits
 from lakerank.records import Document, DocumentGroup, Query
 
 #: Rows of a row group: what a lake of page images should have.

@@ -18,9 +18,10 @@ from typing import Any
 
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
+from lakerank.limits import Limits
 from lakerank.model.checksum import quick_stamp
 from lakerank.model.family import Facts
-from lakerank.model.jina_m0.prompt import LOGIT_BIAS, SCORE_TOKEN_ID, Limits
+from lakerank.model.jina_m0.prompt import LOGIT_BIAS, SCORE_TOKEN_ID
 from lakerank.model.preprocess.images import CLIP_MEAN, CLIP_STD, PatchShape
 from lakerank.model.registry import M0, family_named, family_of
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lakerank.errors import CheckpointError
-from lakerank.model.jina_m0.prompt import Limits
+from lakerank.limits import Limits
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 
 #: A checkpoint's config.json.

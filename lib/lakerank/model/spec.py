@@ -9,9 +9,9 @@ from typing import Any
 from lakerank.cost import Reading, Sizing
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
+from lakerank.limits import Limits, LogitScale
 from lakerank.model.checkpoint import CheckpointIdentity, identify
 from lakerank.model.family import Family, LoadedReranker
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.registry import family_named
 
 #: Changes when two rerankers with the same names and scales would score other pairs, or otherwise.
@@ -19,14 +19,6 @@ ROUTING_PROTOCOL = 1
 
 #: Tokens of a text that is read whole, however long.
 _ALL_TOKENS = 2**31 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class LogitScale:
-    """How a reranker's logits are brought to a scale that it shares with others: scale × raw + bias."""
-
-    scale: float
-    bias: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from lakerank.errors import ConfigError
 from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
-from lakerank.model.jina_m0.prompt import Limits
+from lakerank.limits import Limits
 from lakerank.model.spec import Hosting, Scorer, Source, source_from
 from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules

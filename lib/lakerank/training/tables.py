@@ -15,8 +15,8 @@ import pyarrow as pa
 from lakerank.errors import SchemaError
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import decode_text, fragments, read_table_file
+from lakerank.limits import Limits
 from lakerank.model.inputs import Unscorable
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.preprocess.images import PatchShape, load_pixels
 from lakerank.records import RejectReason
 from lakerank.schemas import DOCUMENTS, QRELS, QUERIES

@@ -7,8 +7,8 @@ import io
 
 from PIL import Image, ImageOps
 
+from lakerank.limits import Limits
 from lakerank.model.inputs import Unscorable
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.preprocess.images import open_header, to_rgb
 
 #: The longer side, in pixels.

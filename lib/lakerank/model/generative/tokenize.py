@@ -13,10 +13,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lakerank.errors import CheckpointError, ConfigError
+from lakerank.limits import Limits
 from lakerank.model.engine.engine import NO_TOKEN, DocumentQueries
 from lakerank.model.generative.prompt import ChatPrompt, Frame
 from lakerank.model.inputs import Unscorable
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.preprocess.images import Patches
 from lakerank.model.preprocess.tokenizer import Side, TextTokenizer, make_side, plain_text
 from lakerank.records import RejectReason

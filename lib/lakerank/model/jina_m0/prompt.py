@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lakerank.errors import ConfigError
+from lakerank.limits import Limits
 
 #: Everything before the query. Cut after the newline: the pieces' tokens then are those of the whole prompt.
 DOCUMENT_HEAD = "**Document**:\n"
@@ -16,28 +17,6 @@ SCORE_TOKEN_ID = 100
 
 #: relevance = sigmoid(logit - bias), a property of the checkpoint family. A checkpoint's config.json may name another.
 LOGIT_BIAS = 2.65
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one pair may cost: lengths in tokens, sizes in pixels and bytes. Defaults are the published ones."""
-
-    max_length: int = 10240
-    max_query_length: int = 512
-    min_pixels: int = 3136
-    max_pixels: int = 602_112
-    max_source_pixels: int = 178_956_970
-    max_source_bytes: int = 256 * 2**20
-
-    def __post_init__(self) -> None:
-        faults = [f"{name} must be positive" for name in self.__slots__ if getattr(self, name) < 1]
-        if self.max_query_length * 4 > self.max_length * 3:  # a family may allow it less: half, most of them
-            share = f"max_query_length {self.max_query_length} is over three quarters of max_length {self.max_length}"
-            faults.append(share)
-        if self.min_pixels > self.max_pixels:
-            faults.append(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
-        if faults:
-            raise ConfigError(faults)
 
 
 @dataclass(frozen=True, slots=True)

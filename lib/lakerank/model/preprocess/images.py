@@ -25,8 +25,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from lakerank.limits import Limits
 from lakerank.model.inputs import Unscorable
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.records import RejectReason
 
 #: First bytes of a file, and the class of Pillow's that reads it.

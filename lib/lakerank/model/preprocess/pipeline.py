@@ -10,11 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+from lakerank.limits import Limits
 from lakerank.model.engine.counters import Work
 from lakerank.model.engine.engine import DocumentQueries
 from lakerank.model.engine.vision_cache import BoundedCache
 from lakerank.model.inputs import Unscorable
-from lakerank.model.jina_m0.prompt import Limits
 from lakerank.model.preprocess.images import Patches, PatchShape, load_patches
 from lakerank.model.preprocess.tokenizer import Side
 from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query, RejectReason

@@ -11,10 +11,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lakerank.errors import CheckpointError
+from lakerank.limits import Limits
 from lakerank.model.checkpoint import Settings, read_json
 from lakerank.model.inputs import Unscorable
 from lakerank.model.jina_m0.network import image_positions, text_positions
-from lakerank.model.jina_m0.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD, Budgets, Limits, budgets
+from lakerank.model.jina_m0.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD, Budgets, budgets
 from lakerank.model.preprocess.images import Patches
 from lakerank.records import RejectReason
 

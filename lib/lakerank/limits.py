@@ -1,0 +1,37 @@
+"""What one pair may cost, and the scale that two rerankers' logits share: plain values that config and models use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lakerank.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one pair may cost: lengths in tokens, sizes in pixels and bytes. Defaults are jina-reranker-m0's."""
+
+    max_length: int = 10240
+    max_query_length: int = 512
+    min_pixels: int = 3136
+    max_pixels: int = 602_112
+    max_source_pixels: int = 178_956_970
+    max_source_bytes: int = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        faults = [f"{name} must be positive" for name in self.__slots__ if getattr(self, name) < 1]
+        if self.max_query_length * 4 > self.max_length * 3:  # a family may allow it less: half, most of them
+            share = f"max_query_length {self.max_query_length} is over three quarters of max_length {self.max_length}"
+            faults.append(share)
+        if self.min_pixels > self.max_pixels:
+            faults.append(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        if faults:
+            raise ConfigError(faults)
+
+
+@dataclass(frozen=True, slots=True)
+class LogitScale:
+    """A reranker's logits on a scale that it shares with another: scale × raw + bias, relevance is its sigmoid."""
+
+    scale: float
+    bias: float
