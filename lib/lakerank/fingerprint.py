@@ -7,6 +7,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 
 def content_hash(text: str | bytes | None, image: bytes | None) -> str:
     """Hash of what a query or document holds, 32 hex digits. None and "" differ; text and image cannot be confused.
@@ -36,3 +39,11 @@ def sequence_hash(lines: Iterable[tuple[str, ...]]) -> str:
             digest.update(encoded)
         digest.update(b"\n")
     return digest.hexdigest()
+
+
+def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): every input bit reaches every output bit."""
+    with np.errstate(over="ignore"):
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(values ^ (values >> np.uint64(31)), dtype=np.uint64)

@@ -84,8 +84,8 @@ def time_job(spark: SparkSession, storage: Storage, job: Rerank, profile: Path) 
         RuntimeError: the job did not publish.
     """
     profile.mkdir(parents=True, exist_ok=True)
-    passes = (replace(one, factory=ProfiledFactory(one.factory, str(profile))) for one in job.passes)
-    profiled = replace(job, passes=tuple(passes))
+    stages = (replace(one, factory=ProfiledFactory(one.factory, str(profile))) for one in job.stages)
+    profiled = replace(job, stages=tuple(stages))
     started = time.monotonic()
     summary = run(spark, storage, profiled)
     seconds = time.monotonic() - started

@@ -31,7 +31,7 @@ from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.lists import RankRule
 from lakerank.spark.run import Rerank, run
 from lakerank.spark.runtime import session
-from lakerank.spark.stage import Pass
+from lakerank.spark.stage import Stage
 
 SCORER = "f00d"
 
@@ -144,7 +144,7 @@ def rerank(settings: dict[str, Any]) -> dict[str, Any]:
     job = Rerank(
         paths=RunPaths(settings["output"], settings.get("run_id", "r")),
         tables=Tables(*tables),
-        passes=(Pass(SCORER, "", 1000, 0.0, factory, "cpu", limits),),
+        stages=(Stage(SCORER, "", 1000, 0.0, factory, "cpu", limits),),
         rule=RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None),
         rules=AuditRules(Bounds()),
         config_yaml="lake: {}\n",

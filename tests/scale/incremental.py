@@ -115,8 +115,8 @@ def two_nights(folder: Path, count: int, scattered: bool) -> dict[str, Any]:
     pairs = {(q, int(d)) for q in range(queries) for d in rng.choice(documents, 100, replace=False)}
     write(folder, dict.fromkeys(range(documents), 0), range(queries), sorted(pairs))
     job = zipf_lake.zipf_job(folder, "first")
-    costly = replace(job.passes[0], factory=SleepingFactory(folder / "turn"), parameters=PARAMETERS, scorer="sleeping")
-    job = replace(job, passes=(costly,))
+    costly = replace(job.stages[0], factory=SleepingFactory(folder / "turn"), parameters=PARAMETERS, scorer="sleeping")
+    job = replace(job, stages=(costly,))
     spark = session.start("lakerank-incremental", plan_scale.CONF)
     try:
         first = run(spark, Storage(), job)

@@ -20,7 +20,7 @@ from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.lists import RankRule
 from lakerank.spark.run import Rerank
-from lakerank.spark.stage import Pass
+from lakerank.spark.stage import Stage
 
 #: Queries that the most wanted document is a candidate of, where there are as many.
 HOT_QUERIES = 100_000
@@ -123,7 +123,7 @@ def zipf_job(folder: Path, run_id: str) -> Rerank:
     return Rerank(
         paths=RunPaths(str(folder / "out"), run_id),
         tables=Tables(*(str(folder / name) for name in ("documents", "queries", "candidates"))),
-        passes=(Pass("free", "", 1, 0.0, FreeFactory(), "cpu", limits),),
+        stages=(Stage("free", "", 1, 0.0, FreeFactory(), "cpu", limits),),
         rule=RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None),
         rules=AuditRules(Bounds()),
         config_yaml="lake: {}\n",

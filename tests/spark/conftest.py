@@ -21,11 +21,11 @@ from lakerank.records import DocumentGroup, Reject, RejectReason, ScoredPair
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank.combine import CombinedRule
+from lakerank.spark.rank.combine import FusionRule
 from lakerank.spark.rank.lists import RankRule
 from lakerank.spark.run import Rerank
 from lakerank.spark.runtime import session
-from lakerank.spark.stage import Pass
+from lakerank.spark.stage import Stage
 
 
 @dataclass
@@ -83,23 +83,25 @@ class Lake:
         """Another scorer than the job's."""
         return HashFactory(salt)
 
-    def job(self, run_id: str, later: tuple[Pass, ...] = (), fusion: Fusion | None = None, **changes: object) -> Rerank:
+    def job(
+        self, run_id: str, later: tuple[Stage, ...] = (), fusion: Fusion | None = None, **changes: object
+    ) -> Rerank:
         """A job of one pass, or with `later` of several; `changes` are of the first pass, or of the job."""
         sizing = Sizing(3136, 602112, 10000)
         limits = PlanLimits(sizing, sizing, max_queries_per_group=3, unit_tokens=100, rows_per_file=1_000_000)
         tables = Tables(*(str(self.folder / f"{name}.parquet") for name in ("documents", "queries", "candidates")))
         rule = changes.pop("rule", RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None))
-        first = Pass("f00d", "", 1000, rule.logit_bias, HashFactory(), "cpu", limits)
-        own = {field.name for field in fields(Pass)} & changes.keys()
+        first = Stage("f00d", "", 1000, rule.logit_bias, HashFactory(), "cpu", limits)
+        own = {field.name for field in fields(Stage)} & changes.keys()
         passes = (replace(first, **{name: changes.pop(name) for name in own}), *later)
         if later:
-            rule = CombinedRule(tuple(one.logit_bias for one in passes), fusion, rule.thresholds, rule.depth)
+            rule = FusionRule(tuple(one.logit_bias for one in passes), fusion, rule.thresholds, rule.depth)
         paths = RunPaths(str(self.folder / "out"), run_id)
         return replace(Rerank(paths, tables, passes, rule, AuditRules(Bounds()), "lake: {}\n"), **changes)
 
     def limits(self, **changes: int) -> PlanLimits:
         """The limits of its jobs, some of them changed."""
-        return replace(self.job("any").passes[0].limits, **changes)
+        return replace(self.job("any").stages[0].limits, **changes)
 
     def ranked(self, run_id: str) -> list[dict[str, object]]:
         return pq.read_table(self.folder / "out" / "ranked" / f"run_id={run_id}", partitioning=None).to_pylist()

@@ -10,7 +10,7 @@ from lakerank.schemas import COMBINED, REJECTED
 from lakerank.spark.plan.pairs import PAIRS
 from lakerank.spark.plan.top_k import only
 from lakerank.spark.plan.upper_bound import costliest
-from lakerank.spark.rank.combine import PASS_RESULTS, CombinedRule, combined_list
+from lakerank.spark.rank.combine import STAGE_RESULTS, FusionRule, combine
 
 IDS = (7, pa.array(["q7", "q8"]))
 FUSION = Fusion("reciprocal_rank", (0.5, 0.5))
@@ -43,8 +43,8 @@ RESULTS = [
 ]
 
 
-def combined(rule: CombinedRule) -> tuple[dict[tuple[str, str], dict[str, object]], pa.Table, pa.Table]:
-    listed, rejects = combined_list(pa.Table.from_pylist(RESULTS, schema=PASS_RESULTS), IDS, rule)
+def combined(rule: FusionRule) -> tuple[dict[tuple[str, str], dict[str, object]], pa.Table, pa.Table]:
+    listed, rejects = combine(pa.Table.from_pylist(RESULTS, schema=STAGE_RESULTS), IDS, rule)
     assert (listed.own, listed.fused) == (2, rule.fusion is not None)
     assert listed.passes == {"1": 4, "1 input_too_long": 1, "1 out_of_memory": 1, "2": 2, "2 input_too_long": 2}
     assert listed.rows.schema == COMBINED
@@ -53,7 +53,7 @@ def combined(rule: CombinedRule) -> tuple[dict[tuple[str, str], dict[str, object
 
 
 def test_a_cascades_rows_have_the_score_of_the_last_pass_that_has_one():
-    found, rows, rejects = combined(CombinedRule((0.0, -1.0), None, (0.5,), None))
+    found, rows, rejects = combined(FusionRule((0.0, -1.0), None, (0.5,), None))
     assert rows["doc_id"].to_pylist() == ["b", "c", "a", "a"]
     assert rows["rank"].to_pylist() == [1, 2, 3, 1]
     assert found["q7", "b"] == {
@@ -75,7 +75,7 @@ def test_a_cascades_rows_have_the_score_of_the_last_pass_that_has_one():
 
 
 def test_an_ensembles_rows_have_the_fused_score_and_the_mean_relevance():
-    found, rows, rejects = combined(CombinedRule((0.0, -1.0), FUSION, (0.5,), None))
+    found, rows, rejects = combined(FusionRule((0.0, -1.0), FUSION, (0.5,), None))
     # The first ranks a, b, c; the second, which cannot read a, ranks b, c.
     assert {pair: row["logit"] for pair, row in found.items()} == pytest.approx(
         {("q7", "a"): 1 / 61, ("q7", "b"): 1 / 62 + 1 / 61, ("q7", "c"): 1 / 63 + 1 / 62, ("q8", "a"): 1 / 61}

@@ -19,8 +19,8 @@ from lakerank.spark.plan.lookup import FOUND, best_found
 from lakerank.spark.plan.pairs import flat, judge
 from lakerank.spark.plan.queries import QUERY_LIST, QueryList, number_queries
 from lakerank.spark.plan.ranges import even_edges, stripes_of
-from lakerank.spark.rank.write import in_order
-from lakerank.spark.runtime.shuffle import BLOCKS, key_hash, packed, part_of
+from lakerank.spark.rank.write import rank_order
+from lakerank.spark.runtime.shuffle import BATCHES, decompress, key_hash, pack, part_of
 
 IDS = st.text(st.sampled_from("ab\u00e9\U0001f34e"), max_size=3)
 RANKS = st.one_of(st.none(), st.integers(1, 5))
@@ -66,13 +66,11 @@ def test_queries_are_numbered_by_id_at_their_first_place(rows):
 
 def unpacked(blocks: Iterator[pa.RecordBatch]) -> dict[int, pa.Table]:
     """All blocks of all parts, as the exchange would bring them to one part."""
-    from lakerank.spark.runtime.shuffle import _unpacked
-
     rows: dict[int, list[pa.RecordBatch]] = {kind: [] for kind in KINDS}
     for batch in blocks:
         for row in batch.to_pylist():
             rows[row["kind"]].append(
-                pa.ipc.read_record_batch(_unpacked(pa.py_buffer(row["block"])), KINDS[row["kind"]])
+                pa.ipc.read_record_batch(decompress(pa.py_buffer(row["batch"])), KINDS[row["kind"]])
             )
     return {kind: pa.Table.from_batches(batches, schema=KINDS[kind]) for kind, batches in rows.items()}
 
@@ -193,7 +191,7 @@ def test_of_several_stored_scores_a_logit_goes_first_and_what_may_pass_last(rows
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-1.5, 0.0, 2.25]), IDS), unique=True, max_size=30))
 def test_lists_are_by_query_then_logit_then_id(rows):
     query, logit, ids = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
-    order = in_order(np.array(query, np.int64), np.array(logit, np.float32), pa.array(ids, pa.string()))
+    order = rank_order(np.array(query, np.int64), np.array(logit, np.float32), pa.array(ids, pa.string()))
     found = [(query[at], -logit[at], ids[at].encode()) for at in order.tolist()]
     assert found == sorted(found)
 
@@ -241,9 +239,9 @@ def test_slices_cover_a_file_once_however_it_is_cut(tmp_path, monkeypatch, row_g
 
 def test_packed_blocks_are_one_a_part():
     rows = pa.table({"x": pa.array(range(6))})
-    (batch,) = packed(3, np.array([0, 0, 2, 2, 2, 5]), rows)
-    assert batch.schema == BLOCKS
+    (batch,) = pack(3, np.array([0, 0, 2, 2, 2, 5]), rows)
+    assert batch.schema == BATCHES
     assert batch.column("part").to_pylist() == [0, 2, 5]
     assert batch.column("kind").to_pylist() == [3, 3, 3]
-    assert list(packed(3, np.zeros(0, np.int32), rows.slice(0, 0))) == []
+    assert list(pack(3, np.zeros(0, np.int32), rows.slice(0, 0))) == []
     assert set(QUERY_LIST.names) >= {"query_id", "same_as"}

@@ -18,7 +18,7 @@ from lakerank.schemas import COMBINED
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.lists import RankRule
 from lakerank.spark.run import run
-from lakerank.spark.stage import Pass
+from lakerank.spark.stage import Stage
 
 pytestmark = pytest.mark.spark
 
@@ -26,8 +26,8 @@ STRONG, THIRD = "5a17", "7a17"
 RRF = Fusion("reciprocal_rank", (0.5, 0.5))
 
 
-def later(lake, salt: str = STRONG, top: int | None = None, bias: float = 1.0) -> Pass:
-    return Pass(salt, f"model {salt}", 3000, bias, lake.factory(salt), "cpu", lake.limits(), top)
+def later(lake, salt: str = STRONG, top: int | None = None, bias: float = 1.0) -> Stage:
+    return Stage(salt, f"model {salt}", 3000, bias, lake.factory(salt), "cpu", lake.limits(), top)
 
 
 def cascade(lake, run_id: str, top: int = 5, **changes):

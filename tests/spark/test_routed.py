@@ -75,7 +75,7 @@ def test_each_pair_is_ranked_by_its_own_rerankers_calibrated_score(spark, storag
     }
     config = load_config(ROUTED, [*written(lake), *(f"{name}={value}" for name, value in models.items())])
     job = rerank_job(config, "r1")
-    text, image = job.passes[0].limits.readings
+    text, image = job.stages[0].limits.readings
     assert (text.document_major, text.accepts_images) == (False, False)
     assert image == Reading()
     summary = run(spark, storage, job)

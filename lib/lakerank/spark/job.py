@@ -18,11 +18,11 @@ from lakerank.limits import Limits
 from lakerank.model.spec import Hosting, Scorer, Source, source_from
 from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank.combine import CombinedRule
+from lakerank.spark.rank.combine import FusionRule
 from lakerank.spark.rank.lists import RankRule
 from lakerank.spark.run import Rerank
 from lakerank.spark.score import LoadedReranker
-from lakerank.spark.stage import Pass
+from lakerank.spark.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def rerank_job(config: Config, run_id: str) -> Rerank:
     return Rerank(
         paths=RunPaths(config.lake.output, run_id),
         tables=Tables(config.lake.documents, config.lake.queries, config.lake.candidates),
-        passes=passes,
+        stages=passes,
         rule=_rule(config, passes),
         rules=AuditRules(_bounds(config), config.audit.golden_pairs, config.audit.golden_qrels),
         config_yaml=config.to_yaml(),
@@ -60,7 +60,7 @@ def rerank_job(config: Config, run_id: str) -> Rerank:
     )
 
 
-def _passes(config: Config) -> tuple[Pass, ...]:
+def _passes(config: Config) -> tuple[Stage, ...]:
     """One for each reranker that `model:` names, in its order."""
     scoring = config.scoring
     limits = Limits(**scoring.limits())
@@ -70,7 +70,7 @@ def _passes(config: Config) -> tuple[Pass, ...]:
         source = source_from(model.source())
         scorer = source.identify(limits)
         passes.append(
-            Pass(
+            Stage(
                 scorer.fingerprint,
                 model.path if isinstance(model, ModelConfig) else f"{model.text.path} and {model.image.path}",
                 scorer.parameters,
@@ -88,13 +88,13 @@ def _passes(config: Config) -> tuple[Pass, ...]:
     return tuple(passes)
 
 
-def _rule(config: Config, passes: Sequence[Pass]) -> RankRule | CombinedRule:
+def _rule(config: Config, passes: Sequence[Stage]) -> RankRule | FusionRule:
     """How logits become lists: those of one reranker, or of all that `model:` names together."""
     biases = tuple(one.logit_bias for one in passes)
     thresholds, depth = config.ranking.label_thresholds, config.ranking.depth
     if len(passes) == 1:
         return RankRule(biases[0], thresholds, depth)
-    return CombinedRule(biases, _fusion(config), thresholds, depth)
+    return FusionRule(biases, _fusion(config), thresholds, depth)
 
 
 def _fusion(config: Config) -> Fusion | None:

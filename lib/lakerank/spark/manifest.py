@@ -12,7 +12,7 @@ import lakerank
 from lakerank.audit import Check, RunCounts
 from lakerank.lake.storage import Storage
 from lakerank.spark.metrics import run_metrics
-from lakerank.spark.stage import PlannedPass
+from lakerank.spark.stage import PlannedStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Ranked:
 def manifest_of(
     storage: Storage,
     scorer: str,
-    passes: Sequence[PlannedPass],
+    passes: Sequence[PlannedStage],
     ranking: Mapping[str, Any],
     ranked: Ranked,
     checks: Sequence[Check],
@@ -81,14 +81,14 @@ def manifest_of(
 
 
 def _passes(
-    storage: Storage, passes: Sequence[PlannedPass], ranked: Ranked, took: Sequence[Mapping[str, Any]]
+    storage: Storage, passes: Sequence[PlannedStage], ranked: Ranked, took: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """What each pass consists of, found and took."""
     return [
         {
             "pass": number,
             "scorer": one.plan.scorer,
-            "top": one.of.top,
+            "top": one.stage.top,
             "attempt": one.plan.attempt,
             "counts": {
                 "candidates": one.plan.candidates,

@@ -21,10 +21,10 @@ from lakerank.logs import about as about_lines
 from lakerank.spark.audit import golden_errors, golden_pairs, golden_quality, last_run, top_documents
 from lakerank.spark.manifest import Ranked, manifest_of
 from lakerank.spark.plan.plan import planned_lists
-from lakerank.spark.rank.combine import CombinedRule
+from lakerank.spark.rank.combine import FusionRule
 from lakerank.spark.rank.frame import read_ranked
-from lakerank.spark.rank.lists import RankRule, write_combined_lists, write_lists
-from lakerank.spark.stage import PlannedPass
+from lakerank.spark.rank.lists import RankRule, write_fused_lists, write_lists
+from lakerank.spark.stage import PlannedStage
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ def rank_and_publish(
     spark: SparkSession,
     storage: Storage,
     scorer: str,
-    passes: Sequence[PlannedPass],
-    rule: RankRule | CombinedRule,
+    passes: Sequence[PlannedStage],
+    rule: RankRule | FusionRule,
     rules: AuditRules,
     took: Sequence[Mapping[str, Any]],
 ) -> tuple[dict[str, Any], bool]:
@@ -62,7 +62,7 @@ def rank_and_publish(
 
     Args:
         scorer: who is said to have made the run.
-        rule: a CombinedRule where there are several passes.
+        rule: a FusionRule where there are several passes.
         took: what the manifest should say of each pass: model, what planning and scoring took.
 
     Returns:
@@ -118,15 +118,15 @@ def settle(storage: Storage, paths: RunPaths, manifest: dict[str, Any]) -> dict[
 def _rank(
     spark: SparkSession,
     storage: Storage,
-    passes: Sequence[PlannedPass],
-    rule: RankRule | CombinedRule,
+    passes: Sequence[PlannedStage],
+    rule: RankRule | FusionRule,
     golden: Mapping[tuple[str, str], float],
 ) -> Ranked:
     paths, plan = passes[0].paths, passes[0].plan
     lists = planned_lists(storage, paths, plan)
     results = [one.results(storage) for one in passes]
-    if isinstance(rule, CombinedRule):
-        report = write_combined_lists(spark, results, lists, rule, paths.ranked, paths.rejected, golden)
+    if isinstance(rule, FusionRule):
+        report = write_fused_lists(spark, results, lists, rule, paths.ranked, paths.rejected, golden)
     else:
         report = write_lists(spark, results[0], lists, rule, paths.ranked, paths.rejected, golden)
     ranked, rejected = (report.filter(pc.equal(report["table"], table)) for table in ("ranked", "rejected"))

@@ -18,10 +18,10 @@ from lakerank.logs import about
 from lakerank.spark.plan.forecast import in_all, log_forecast
 from lakerank.spark.plan.plan import Tables
 from lakerank.spark.publish import AuditRules, rank_and_publish
-from lakerank.spark.rank.combine import CombinedRule
+from lakerank.spark.rank.combine import FusionRule
 from lakerank.spark.rank.lists import RankRule
 from lakerank.spark.runtime.frames import group_jobs
-from lakerank.spark.stage import Pass, PlannedPass, run_scorer
+from lakerank.spark.stage import PlannedStage, Stage, run_scorer
 from lakerank.spark.stages import Staging, scored_in_all
 
 logger = logging.getLogger(__name__)
@@ -33,13 +33,13 @@ STAGES = ("plan", "score", "publish")
 class Rerank:
     """A whole rerank job, in plain values.
 
-    Most have one pass, and a RankRule; several are a cascade or an ensemble, and a CombinedRule makes them one list.
+    Most have one pass, and a RankRule; several are a cascade or an ensemble, and a FusionRule makes them one list.
     """
 
     paths: RunPaths
     tables: Tables
-    passes: tuple[Pass, ...]
-    rule: RankRule | CombinedRule
+    stages: tuple[Stage, ...]
+    rule: RankRule | FusionRule
     rules: AuditRules
     config_yaml: str
     calibration: Calibration | None = None
@@ -47,7 +47,7 @@ class Rerank:
     @property
     def made_by(self) -> str:
         """What the run is said to be made by."""
-        return run_scorer(self.passes, self.rule.fusion if isinstance(self.rule, CombinedRule) else None)
+        return run_scorer(self.stages, self.rule.fusion if isinstance(self.rule, FusionRule) else None)
 
 
 def already_published(storage: Storage, job: Rerank) -> dict[str, Any] | None:
@@ -82,9 +82,9 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
     if published is not None:
         return published
     storage.check_writable(job.paths.output)
-    announce(storage, job.paths, job.made_by, [one.scorer for one in job.passes] if len(job.passes) > 1 else ())
+    announce(storage, job.paths, job.made_by, [one.scorer for one in job.stages] if len(job.stages) > 1 else ())
     group_jobs(spark, job.paths.run_id)
-    staging = Staging(spark, storage, job.paths, job.tables, job.passes)
+    staging = Staging(spark, storage, job.paths, job.tables, job.stages)
     with about(stage="plan"):
         planned = staging.plan() if "plan" in stages else staging.planned()
     # Bounds and thresholds may differ from those of an earlier attempt: the file says what the last one went by.
@@ -105,16 +105,16 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
     return _timed(summary, started)
 
 
-def _told(job: Rerank, staging: Staging, planned: Sequence[PlannedPass], aloud: bool) -> dict[str, Any]:
+def _told(job: Rerank, staging: Staging, planned: Sequence[PlannedStage], aloud: bool) -> dict[str, Any]:
     """The forecast of the run, for its summary: with several passes each one's, and what they come to."""
     each = staging.forecasts(planned, job.calibration)
     for number, found in enumerate(each, start=1):
         if aloud:
             staging.tell(number)
             log_forecast(found)
-    if len(job.passes) == 1:
+    if len(job.stages) == 1:
         return each[0]
-    of = [{"scorer": one.scorer, "model": one.model, "top": one.top} for one in job.passes]
+    of = [{"scorer": one.scorer, "model": one.model, "top": one.top} for one in job.stages]
     passes = [
         {"pass": n, **about_it, **found} for n, (about_it, found) in enumerate(zip(of, each, strict=True), start=1)
     ]

@@ -15,7 +15,7 @@ from lakerank.spark.score import RerankerFactory
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class Stage:
     """One scorer's share of a run.
 
     `model` is the checkpoint's path, for people. `top`: only so many of each query's best in the pass before are
@@ -33,10 +33,10 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedPass:
+class PlannedStage:
     """A pass with its plan, and where that lies."""
 
-    of: Pass
+    stage: Stage
     paths: RunPaths
     plan: Plan
 
@@ -56,7 +56,7 @@ class PlannedPass:
         return {"units": units, "reused_units": reused_units(storage, self.paths, self.plan)}
 
 
-def run_scorer(passes: Sequence[Pass], fusion: Fusion | None) -> str:
+def run_scorer(passes: Sequence[Stage], fusion: Fusion | None) -> str:
     """What a run is said to be made by: its scorer's fingerprint, or one of all scorers and how they are combined."""
     if len(passes) == 1:
         return passes[0].scorer

@@ -31,7 +31,7 @@ from lakerank.spark.plan.plan import (
 )
 from lakerank.spark.runtime.session import unmanaged_gpus
 from lakerank.spark.score import ScoringJob, ScoringSummary, score_units
-from lakerank.spark.stage import Pass, PlannedPass
+from lakerank.spark.stage import PlannedStage, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ class Staging:
     storage: Storage
     paths: RunPaths
     tables: Tables
-    passes: Sequence[Pass]
+    stages: Sequence[Stage]
 
-    def plan(self) -> list[PlannedPass]:
+    def plan(self) -> list[PlannedStage]:
         """Plan the passes, each unless it has been: all but those that must wait for the scores of another.
 
         Raises:
@@ -54,12 +54,12 @@ class Staging:
             SchemaError, StorageError: a table cannot be read.
         """
         logger.info("plan: reading the keys of %s", self.tables.candidates)
-        one = self.passes[0]
+        one = self.stages[0]
         planning = partial(ensure_plan, self.spark, self.storage, self.paths, self.tables, one.scorer, one.limits)
         first = self._timed(1, planning)
-        return self._with_later([PlannedPass(one, self.paths, first)], plan_all=True)
+        return self._with_later([PlannedStage(one, self.paths, first)], plan_all=True)
 
-    def planned(self) -> list[PlannedPass]:
+    def planned(self) -> list[PlannedStage]:
         """The passes that have been planned.
 
         Raises:
@@ -70,18 +70,18 @@ class Staging:
             raise RunConflictError(
                 f"{self.paths.plan}: run {self.paths.run_id!r} has no plan yet; run --stage plan first"
             )
-        if found.scorer != self.passes[0].scorer:
+        if found.scorer != self.stages[0].scorer:
             raise RunConflictError(
                 f"{self.paths.plan}: planned for scorer {found.scorer}, but this config's model is "
-                f"{self.passes[0].scorer}; use the same model section in every stage"
+                f"{self.stages[0].scorer}; use the same model section in every stage"
             )
-        return self._with_later([PlannedPass(self.passes[0], self.paths, found)], plan_all=False)
+        return self._with_later([PlannedStage(self.stages[0], self.paths, found)], plan_all=False)
 
-    def score(self, planned: Sequence[PlannedPass]) -> tuple[list[PlannedPass], list[ScoringSummary]]:
+    def score(self, planned: Sequence[PlannedStage]) -> tuple[list[PlannedStage], list[ScoringSummary]]:
         """Score every pass, in order; those that had to wait are planned when their turn comes."""
-        done: list[PlannedPass] = []
+        done: list[PlannedStage] = []
         summaries = []
-        for number, one in enumerate(self.passes, start=1):
+        for number, one in enumerate(self.stages, start=1):
             if number <= len(planned):
                 done.append(planned[number - 1])
             elif one.top is None:
@@ -93,21 +93,21 @@ class Staging:
             summaries.append(self._score(done[-1], done[0]))
         return done, summaries
 
-    def whole(self, planned: Sequence[PlannedPass]) -> Sequence[PlannedPass]:
+    def whole(self, planned: Sequence[PlannedStage]) -> Sequence[PlannedStage]:
         """The passes, when all are planned, as they are once all but the last have scored.
 
         Raises:
             RunConflictError: one is not.
         """
-        if len(planned) < len(self.passes):
-            waits = self.passes[len(planned)].top is not None
+        if len(planned) < len(self.stages):
+            waits = self.stages[len(planned)].top is not None
             raise self._not_planned(len(planned) + 1, "score" if waits else "plan")
         return planned
 
-    def forecasts(self, planned: Sequence[PlannedPass], calibration: Calibration | None) -> list[dict[str, Any]]:
+    def forecasts(self, planned: Sequence[PlannedStage], calibration: Calibration | None) -> list[dict[str, Any]]:
         """What each pass costs by its plan; those that have none yet, at most."""
         found = []
-        for number, one in enumerate(self.passes, start=1):
+        for number, one in enumerate(self.stages, start=1):
             if number <= len(planned):
                 found.append(forecast(planned[number - 1].plan, one.parameters, calibration))
             elif one.top is not None:
@@ -117,38 +117,38 @@ class Staging:
 
     def tell(self, number: int) -> None:
         """Say which pass the next lines are about, where there are several."""
-        one = self.passes[number - 1]
-        if len(self.passes) > 1:
+        one = self.stages[number - 1]
+        if len(self.stages) > 1:
             whose = "all pairs" if one.top is None else f"the {one.top} best of each query"
-            logger.info("pass %d of %d: %s, %s", number, len(self.passes), one.model, whose)
+            logger.info("pass %d of %d: %s, %s", number, len(self.stages), one.model, whose)
 
-    def took(self, planned: PlannedPass) -> dict[str, Any]:
+    def took(self, planned: PlannedStage) -> dict[str, Any]:
         """What the manifest says of a pass: its model, and what its stages left: they may be processes of their own."""
-        one = planned.of
+        one = planned.stage
         model = {"parameters": one.parameters, "device": one.device}
         return {
-            "model": {"path": one.model, **model} if len(self.passes) > 1 else model,
+            "model": {"path": one.model, **model} if len(self.stages) > 1 else model,
             "planning": read_json(self.storage, _planning_address(planned.paths)),
             "scoring": read_json(self.storage, _scoring_address(planned.paths)),
         }
 
-    def _with_later(self, planned: list[PlannedPass], plan_all: bool) -> list[PlannedPass]:
+    def _with_later(self, planned: list[PlannedStage], plan_all: bool) -> list[PlannedStage]:
         """The passes after the first as far as there are plans, or as they can be made without more scores."""
-        for one in self.passes[1:]:
+        for one in self.stages[1:]:
             later = self._plan_later(planned, one) if plan_all and one.top is None else self._find_later(planned, one)
             if later is None:
                 break
             planned.append(later)
         return planned
 
-    def _plan_later(self, before: Sequence[PlannedPass], one: Pass) -> PlannedPass:
+    def _plan_later(self, before: Sequence[PlannedStage], one: Stage) -> PlannedStage:
         paths = self.paths.of_pass(len(before) + 1)
         planning = partial(ensure_later_plan, self.spark, self.storage, self.tables, before, one)
-        return PlannedPass(one, paths, self._timed(paths.pass_number, planning))
+        return PlannedStage(one, paths, self._timed(paths.pass_number, planning))
 
-    def _find_later(self, before: Sequence[PlannedPass], one: Pass) -> PlannedPass | None:
+    def _find_later(self, before: Sequence[PlannedStage], one: Stage) -> PlannedStage | None:
         plan = find_later_plan(self.storage, before, one)
-        return None if plan is None else PlannedPass(one, self.paths.of_pass(len(before) + 1), plan)
+        return None if plan is None else PlannedStage(one, self.paths.of_pass(len(before) + 1), plan)
 
     def _timed(self, number: int, planning: Callable[[], Plan]) -> Plan:
         started = time.monotonic()
@@ -158,8 +158,8 @@ class Staging:
         self.storage.create(_planning_address(self.paths.of_pass(number)), seconds)
         return plan
 
-    def _score(self, planned: PlannedPass, first: PlannedPass) -> ScoringSummary:
-        paths, plan, one = planned.paths, planned.plan, planned.of
+    def _score(self, planned: PlannedStage, first: PlannedStage) -> ScoringSummary:
+        paths, plan, one = planned.paths, planned.plan, planned.stage
         verify_plan_files(self.storage, paths, plan)
         scoring = ScoringJob(
             paths.output,

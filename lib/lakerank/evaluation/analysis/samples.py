@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lakerank.evaluation.metrics.bootstrap import scrambled
 from lakerank.evaluation.pairs import Pairs
+from lakerank.fingerprint import splitmix64
 
 Floats = npt.NDArray[np.float64]
 Hashes = npt.NDArray[np.uint64]
@@ -61,7 +61,7 @@ def sampled(pairs: Pairs, chosen: npt.NDArray[np.bool_], hashes: Hashes) -> dict
     query = pairs.query[mine]
     with np.errstate(over="ignore"):
         steps = (pairs.ranked[mine].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        draws = scrambled(hashes[query] + steps) >> np.uint64(11)  # 53 bits: what a float64 holds
+        draws = splitmix64(hashes[query] + steps) >> np.uint64(11)  # 53 bits: what a float64 holds
     table = np.stack(
         [
             draws.astype(np.float64),

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from lakerank.fingerprint import splitmix64
+
 #: Drawn anew so many times; the seed makes the interval a function of the figures alone.
 RESAMPLES = 1000
 SEED = 20240611
@@ -42,14 +44,6 @@ def query_hashes(query_ids: Sequence[str]) -> Hashes:
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
-def scrambled(numbers: Hashes) -> Hashes:
-    """Numbers that look random, one for each given (the finaliser of SplitMix64, Steele et al., OOPSLA 2014)."""
-    with np.errstate(over="ignore"):
-        mixed = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return mixed ^ (mixed >> np.uint64(31))
-
-
 def weights(hashes: Hashes) -> Floats:
     """How often each resample holds each query: (Q,) -> (RESAMPLES, Q), independent draws from Poisson(1).
 
@@ -59,7 +53,7 @@ def weights(hashes: Hashes) -> Floats:
     """
     with np.errstate(over="ignore"):
         steps = (np.arange(RESAMPLES // 4, dtype=np.uint64) + np.uint64(SEED)) * np.uint64(0x9E3779B97F4A7C15)
-        drawn = scrambled(hashes[:, None] + steps[None, :])  # (Q, RESAMPLES / 4)
+        drawn = splitmix64(hashes[:, None] + steps[None, :])  # (Q, RESAMPLES / 4)
     return _POISSON[drawn.view(np.uint16)].T.astype(np.float64)
 
 

@@ -24,7 +24,7 @@ from lakerank.spark.plan.partitions import GROUP_KIND, PLACED_PAIRS, REUSED, STO
 from lakerank.spark.plan.queries import QueryList
 from lakerank.spark.plan.ranges import Stripes
 from lakerank.spark.runtime.frames import gather, parallelism, scatter
-from lakerank.spark.runtime.shuffle import BLOCKS, exchange, packed
+from lakerank.spark.runtime.shuffle import BATCHES, exchange, pack
 
 #: What tasks count, summed by name and number.
 COUNTS = pa.schema([("what", pa.string()), ("number", pa.int64()), ("value", pa.int64())])
@@ -105,9 +105,9 @@ def pair_blocks(
     def read(name: str) -> Iterator[pa.RecordBatch]:
         rows = read_part(storage, join(pairs_folder, name), PAIRS).drop_columns(["doc_id"])
         bins = np.searchsorted(edges, stripes.of(rows["document"].to_numpy()), side="right")
-        yield from packed(GROUP_KIND, bins, rows.cast(PLACED_PAIRS))
+        yield from pack(GROUP_KIND, bins, rows.cast(PLACED_PAIRS))
 
-    return scatter(spark, storage.list_names(pairs_folder), read, BLOCKS)
+    return scatter(spark, storage.list_names(pairs_folder), read, BATCHES)
 
 
 def write_bins(storage: Storage, folder: str, blocks: Sequence[DataFrame], bins: int, content: Bin) -> Counts:

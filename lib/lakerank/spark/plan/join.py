@@ -18,7 +18,7 @@ from lakerank.schemas import CANDIDATES
 from lakerank.spark.plan.index import PLACE_BITS, TableIndex
 from lakerank.spark.plan.queries import QueryList
 from lakerank.spark.runtime.frames import parallelism, scatter
-from lakerank.spark.runtime.shuffle import BLOCKS, key_hash, packed, part_of
+from lakerank.spark.runtime.shuffle import BATCHES, key_hash, pack, part_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def candidate_blocks(
         for rows in _rows_at_once(_read_slice(storage, piece, _KEYS)):
             yield from _listed_blocks(rows, queries, bits)
 
-    return scatter(spark, _slices(files, 2 * parallelism(spark)), read, BLOCKS)
+    return scatter(spark, _slices(files, 2 * parallelism(spark)), read, BATCHES)
 
 
 def document_blocks(spark: SparkSession, index: TableIndex, bits: int) -> DataFrame:
@@ -99,9 +99,9 @@ def document_blocks(spark: SparkSession, index: TableIndex, bits: int) -> DataFr
             ],
             schema=PLACED,
         )
-        yield from packed(PLACED_KIND, part_of(hashes[order], bits), placed.take(pa.array(order)))
+        yield from pack(PLACED_KIND, part_of(hashes[order], bits), placed.take(pa.array(order)))
 
-    return scatter(spark, range(len(index.chunks)), read, BLOCKS)
+    return scatter(spark, range(len(index.chunks)), read, BATCHES)
 
 
 def _slices(files: Sequence[Fragment], least: int) -> list[Slice]:
@@ -179,7 +179,7 @@ def _listed_blocks(rows: pa.Table, queries: QueryList, bits: int) -> Iterator[pa
         pa.ListArray.from_arrays(offsets, pa.array((keys & 0xFFFFFFFF).astype(np.int32))),
         pa.ListArray.from_arrays(offsets, pa.array(ranks)),
     ]
-    yield from packed(LISTED_KIND, part_of(hashes[chosen], bits), pa.Table.from_arrays(grouped, schema=LISTED))
+    yield from pack(LISTED_KIND, part_of(hashes[chosen], bits), pa.Table.from_arrays(grouped, schema=LISTED))
 
 
 def _loose_blocks(
@@ -189,4 +189,4 @@ def _loose_blocks(
     pairs = pairs.filter(pa.array(loose)).combine_chunks()
     hashes = key_hash(pairs["doc_id"].combine_chunks())
     order = np.argsort(hashes)
-    yield from packed(LOOSE_KIND, part_of(hashes[order], bits), pairs.take(pa.array(order)).cast(LOOSE))
+    yield from pack(LOOSE_KIND, part_of(hashes[order], bits), pairs.take(pa.array(order)).cast(LOOSE))

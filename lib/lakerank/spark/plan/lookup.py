@@ -26,7 +26,7 @@ from lakerank.spark.plan.index import PLACE_BITS, TableIndex
 from lakerank.spark.plan.queries import QueryList
 from lakerank.spark.plan.ranges import Stripes
 from lakerank.spark.runtime.frames import describe_job, gather, parallelism, scatter
-from lakerank.spark.runtime.shuffle import BLOCKS, exchange, key_hash, packed, part_of
+from lakerank.spark.runtime.shuffle import BATCHES, exchange, key_hash, pack, part_of
 
 logger = logging.getLogger(__name__)
 
@@ -125,11 +125,11 @@ def stored_blocks(
         found = _meet(tables[_SENT_KIND], tables[_WANTED_KIND])
         bins = np.searchsorted(edges, stripes.of(found["document"].to_numpy()), side="right")
         order = np.argsort(bins, kind="stable")
-        yield from packed(kind, bins[order], found.take(pa.array(order)))
+        yield from pack(kind, bins[order], found.take(pa.array(order)))
 
-    sent = scatter(spark, scores.names, send, BLOCKS, tasks=8 * parallelism(spark))
-    wanted = scatter(spark, range(len(documents.chunks)), want, BLOCKS)
-    return exchange([sent, wanted], 2**bits, {_SENT_KIND: _SENT, _WANTED_KIND: _WANTED}, meet, BLOCKS)
+    sent = scatter(spark, scores.names, send, BATCHES, tasks=8 * parallelism(spark))
+    wanted = scatter(spark, range(len(documents.chunks)), want, BATCHES)
+    return exchange([sent, wanted], 2**bits, {_SENT_KIND: _SENT, _WANTED_KIND: _WANTED}, meet, BATCHES)
 
 
 def best_found(found: pa.Table, documents: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], pa.Table]:
@@ -210,7 +210,7 @@ def _spread(kind: int, rows: pa.Table, bits: int) -> Iterator[pa.RecordBatch]:
     coded = rows["doc_hash"].combine_chunks().dictionary_encode()
     parts = part_of(key_hash(coded.dictionary), bits)[coded.indices.to_numpy()]
     order = np.argsort(parts, kind="stable")
-    yield from packed(kind, parts[order], rows.take(pa.array(order)))
+    yield from pack(kind, parts[order], rows.take(pa.array(order)))
 
 
 def _meet(sent: pa.Table, wanted: pa.Table) -> pa.Table:

@@ -24,13 +24,13 @@ from lakerank.spark.plan.plan import Plan, Tables, load_plan, planned_lists, que
 from lakerank.spark.plan.ranges import stripes_of
 from lakerank.spark.plan.top_k import count_pairs, write_best_pairs
 from lakerank.spark.plan.upper_bound import Bound, upper_bound
-from lakerank.spark.stage import Pass, PlannedPass
+from lakerank.spark.stage import PlannedStage, Stage
 
 logger = logging.getLogger(__name__)
 
 
 def ensure_later_plan(
-    spark: SparkSession, storage: Storage, tables: Tables, before: Sequence[PlannedPass], one: Pass
+    spark: SparkSession, storage: Storage, tables: Tables, before: Sequence[PlannedStage], one: Stage
 ) -> Plan:
     """The plan of the pass after some others, made now unless an earlier attempt has made it.
 
@@ -52,7 +52,7 @@ def ensure_later_plan(
     return find_later_plan(storage, before, one) or made
 
 
-def find_later_plan(storage: Storage, before: Sequence[PlannedPass], one: Pass) -> Plan | None:
+def find_later_plan(storage: Storage, before: Sequence[PlannedStage], one: Stage) -> Plan | None:
     """The plan of the pass after some others; None if it has not been planned.
 
     Raises:
@@ -69,7 +69,7 @@ def find_later_plan(storage: Storage, before: Sequence[PlannedPass], one: Pass) 
 
 
 def ensure_bound(
-    spark: SparkSession, storage: Storage, tables: Tables, first: PlannedPass, number: int, one: Pass
+    spark: SparkSession, storage: Storage, tables: Tables, first: PlannedStage, number: int, one: Stage
 ) -> Bound:
     """What a pass over the best of each query costs at most, computed once a run."""
     address = join(first.paths.of_pass(number).plan, "at_most.json")
@@ -92,7 +92,7 @@ def ensure_bound(
     return bound
 
 
-def planned_fragments(storage: Storage, tables: Tables, first: PlannedPass) -> list[Fragment]:
+def planned_fragments(storage: Storage, tables: Tables, first: PlannedStage) -> list[Fragment]:
     """The files of the documents that the first pass was planned from, in its order; those added since are left out.
 
     Raises:
@@ -108,13 +108,13 @@ def planned_fragments(storage: Storage, tables: Tables, first: PlannedPass) -> l
     return rows
 
 
-def _made_from(before: Sequence[PlannedPass], one: Pass) -> str:
+def _made_from(before: Sequence[PlannedStage], one: Stage) -> str:
     limits = asdict(one.limits)
     attempts = [planned.plan.attempt for planned in (before[:1] if one.top is None else before)]
     return fingerprint({"passes": attempts, "scorer": one.scorer, "top": one.top, "limits": limits})
 
 
-def _plan(making: Making, tables: Tables, before: Sequence[PlannedPass], one: Pass) -> Plan:
+def _plan(making: Making, tables: Tables, before: Sequence[PlannedStage], one: Stage) -> Plan:
     """Make the plan's files, step by step, from the first pass's."""
     spark, storage, first = making.spark, making.storage, before[0]
     documents = making.index("documents", planned_fragments(storage, tables, first))

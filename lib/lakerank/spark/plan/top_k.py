@@ -16,10 +16,10 @@ from lakerank.ranking import ranks
 from lakerank.spark.plan.files import COUNTS, Counts, counted, counts_of, part_name, read_part, summed
 from lakerank.spark.plan.pairs import PAIRS, flat, grouped
 from lakerank.spark.plan.ranges import Stripes
-from lakerank.spark.rank.lists import SCORED_KIND, Lists, Results, result_frames, scored_blocks
-from lakerank.spark.rank.write import SCORED, in_order
+from lakerank.spark.rank.lists import SCORED_KIND, Lists, Results, result_frames, scored_batches
+from lakerank.spark.rank.write import SCORED, rank_order
 from lakerank.spark.runtime.frames import describe_job, scatter
-from lakerank.spark.runtime.shuffle import BLOCKS, exchange, key_hash, packed, part_of
+from lakerank.spark.runtime.shuffle import BATCHES, exchange, key_hash, pack, part_of
 
 _BEST = pa.schema([("doc_id", pa.string()), ("query", pa.int32())])
 _BEST_KIND = 0
@@ -64,7 +64,7 @@ def write_best_pairs(
         best = _best(tables[SCORED_KIND], top)
         hashes = key_hash(best["doc_id"].combine_chunks())
         order = np.argsort(hashes, kind="stable")
-        yield from packed(_BEST_KIND, part_of(hashes[order], bits), best.take(pa.array(order)))
+        yield from pack(_BEST_KIND, part_of(hashes[order], bits), best.take(pa.array(order)))
 
     def keep(part: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         if not tables[_BEST_KIND].num_rows:
@@ -75,9 +75,9 @@ def write_best_pairs(
 
     describe_job(spark, f"plan: the {top} best of each query")
     scored = result_frames(
-        spark, results, lists, lambda rows: scored_blocks(rows.filter(pc.is_valid(rows["logit"])), lists)
+        spark, results, lists, lambda rows: scored_batches(rows.filter(pc.is_valid(rows["logit"])), lists)
     )
-    best = exchange(scored, len(lists.firsts) + 1, {SCORED_KIND: SCORED}, choose, BLOCKS)
+    best = exchange(scored, len(lists.firsts) + 1, {SCORED_KIND: SCORED}, choose, BATCHES)
     return summed(exchange([best], 2**bits, {_BEST_KIND: _BEST}, keep, COUNTS))
 
 
@@ -94,7 +94,7 @@ def only(pairs: pa.Table, chosen: pa.Table) -> pa.Table:
 
 def _best(scored: pa.Table, top: int) -> pa.Table:
     query = scored["query"].to_numpy().astype(np.int64)
-    order = in_order(query, scored["logit"].to_numpy(), scored["doc_id"].combine_chunks())
+    order = rank_order(query, scored["logit"].to_numpy(), scored["doc_id"].combine_chunks())
     rank = ranks(np.diff(query[order], prepend=-1) != 0)
     return scored.select(_BEST.names).take(pa.array(order[rank <= top])).combine_chunks()
 

@@ -18,7 +18,7 @@ from lakerank.spark.plan.plan import PlanLimits
 from lakerank.spark.plan.ranges import even_edges, stripes_of
 from lakerank.spark.rank.lists import Lists
 from lakerank.spark.runtime.frames import describe_job, scatter
-from lakerank.spark.runtime.shuffle import BLOCKS, exchange, packed
+from lakerank.spark.runtime.shuffle import BATCHES, exchange, pack
 
 _LISTED = pa.schema([("query", pa.int32())])
 _LISTED_KIND = 0
@@ -82,7 +82,7 @@ def _of_queries(spark: SparkSession, storage: Storage, folder: str, lists: Lists
         _, queries, _ = flat(read_part(storage, join(folder, "pairs", name), PAIRS))
         ordered = np.sort(queries)
         rows = pa.Table.from_arrays([pa.array(ordered.astype(np.int32))], schema=_LISTED)
-        yield from packed(_LISTED_KIND, lists.of_numbers(ordered), rows)
+        yield from pack(_LISTED_KIND, lists.of_numbers(ordered), rows)
 
     def count(_: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         distinct, listed = np.unique(tables[_LISTED_KIND]["query"].to_numpy(), return_counts=True)
@@ -90,7 +90,7 @@ def _of_queries(spark: SparkSession, storage: Storage, folder: str, lists: Lists
         costs = lists.queries.column("cost").to_numpy()[distinct]
         yield counts_of({"pairs": {0: int(kept.sum())}, "tokens": {0: int((kept * costs).sum())}})
 
-    blocks = scatter(spark, storage.list_names(join(folder, "pairs")), read, BLOCKS)
+    blocks = scatter(spark, storage.list_names(join(folder, "pairs")), read, BATCHES)
     totals = summed(exchange([blocks], len(lists.firsts) + 1, {_LISTED_KIND: _LISTED}, count, COUNTS))
     return totals.get("pairs", {}).get(0, 0), totals.get("tokens", {}).get(0, 0)
 

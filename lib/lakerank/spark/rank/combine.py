@@ -16,7 +16,7 @@ from lakerank.schemas import COMBINED, REJECTED
 from lakerank.spark.rank.write import SCORED, Listed, first_stage_ranks
 
 #: What a pass found out about a pair: SCORED, or without `logit` why it could not be scored.
-PASS_RESULTS = pa.schema([*SCORED, ("pass", pa.int8()), ("reason", pa.string()), ("detail", pa.string())])
+STAGE_RESULTS = pa.schema([*SCORED, ("pass", pa.int8()), ("reason", pa.string()), ("detail", pa.string())])
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -24,7 +24,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class CombinedRule:
+class FusionRule:
     """How the logits of several passes become relevance, labels and ranks; without `fusion` they are a cascade."""
 
     logit_biases: tuple[float, ...]
@@ -62,11 +62,11 @@ class _Pairs:
         return _Pairs(self.query[kept], self.document[kept], self.row[:, kept], self.logits[:, kept])
 
 
-def combined_list(results: pa.Table, ids: tuple[int, pa.Array], rule: CombinedRule) -> tuple[Listed, pa.Table]:
+def combine(results: pa.Table, ids: tuple[int, pa.Array], rule: FusionRule) -> tuple[Listed, pa.Table]:
     """The list of a run of several passes, and the pairs (REJECTED) that none of them could score.
 
     Args:
-        results: PASS_RESULTS.
+        results: STAGE_RESULTS.
         ids: the number of the file's first query, and the ids of all its queries.
     """
     results = results.combine_chunks()
@@ -94,7 +94,7 @@ def _met(results: pa.Table, passes: int) -> _Pairs:
     return _Pairs(query, document, row, logits)
 
 
-def _ranked(results: pa.Table, pairs: _Pairs, ids: tuple[int, pa.Array], rule: CombinedRule) -> pa.Table:
+def _ranked(results: pa.Table, pairs: _Pairs, ids: tuple[int, pa.Array], rule: FusionRule) -> pa.Table:
     """Pairs that some pass scored, as COMBINED, in order."""
     first, names = ids
     relevances = np.stack([relevance(own, bias) for own, bias in zip(pairs.logits, rule.logit_biases, strict=True)])

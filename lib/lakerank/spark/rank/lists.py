@@ -22,10 +22,10 @@ from lakerank.spark.plan.cut import UNIT_GROUPS
 from lakerank.spark.plan.files import part_name, read_part, read_rejects, read_reused
 from lakerank.spark.plan.join import ROWS_AT_ONCE
 from lakerank.spark.plan.queries import QueryList
-from lakerank.spark.rank.combine import PASS_RESULTS, CombinedRule, combined_list
+from lakerank.spark.rank.combine import STAGE_RESULTS, FusionRule, combine
 from lakerank.spark.rank.write import FILE_REPORT, SCORED, RankRule, single_list, write_file
 from lakerank.spark.runtime.frames import describe_job, parallelism, scatter
-from lakerank.spark.runtime.shuffle import BLOCKS, exchange, packed
+from lakerank.spark.runtime.shuffle import BATCHES, exchange, pack
 
 __all__ = ["FILE_REPORT", "Lists", "RankRule", "Results", "align", "file_of", "write_lists"]
 
@@ -97,16 +97,16 @@ def write_lists(
         rejects = tables[_REJECTED_KIND]
         yield from write_file(storage, number, listed, rejects, rule.depth, ranked, rejected, pairs)
 
-    frames = result_frames(spark, results, lists, lambda rows: scored_blocks(rows, lists))
+    frames = result_frames(spark, results, lists, lambda rows: scored_batches(rows, lists))
     frames.append(_planned_rejects(spark, results, lists))
     return _written(spark, frames, lists, {SCORED_KIND: SCORED, _REJECTED_KIND: _REJECTED}, work)
 
 
-def write_combined_lists(
+def write_fused_lists(
     spark: SparkSession,
     passes: Sequence[Results],
     lists: Lists,
-    rule: CombinedRule,
+    rule: FusionRule,
     ranked: str,
     rejected: str,
     watched: Collection[tuple[str, str]] = (),
@@ -115,30 +115,30 @@ def write_combined_lists(
     storage, pairs = passes[0].storage, frozenset(watched)
 
     def work(number: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        listed, late = combined_list(tables[_RESULT_KIND], lists.ids(number), rule)
+        listed, late = combine(tables[_RESULT_KIND], lists.ids(number), rule)
         rejects = pa.concat_tables([tables[_REJECTED_KIND], late.cast(_REJECTED)])
         yield from write_file(storage, number, listed, rejects, rule.depth, ranked, rejected, pairs)
 
     frames = [_planned_rejects(spark, passes[0], lists)]
     for number, results in enumerate(passes, start=1):
         frames += result_frames(spark, results, lists, partial(_pass_blocks, lists=lists, number=number))
-    return _written(spark, frames, lists, {_RESULT_KIND: PASS_RESULTS, _REJECTED_KIND: _REJECTED}, work)
+    return _written(spark, frames, lists, {_RESULT_KIND: STAGE_RESULTS, _REJECTED_KIND: _REJECTED}, work)
 
 
 def result_frames(
     spark: SparkSession, results: Results, lists: Lists, blocks: Callable[[pa.Table], Iterator[pa.RecordBatch]]
 ) -> list[DataFrame]:
-    """A pass's results, scored now or before, as frames of the BLOCKS that `blocks` makes of them.
+    """A pass's results, scored now or before, as frames of the BATCHES that `blocks` makes of them.
 
     `blocks` gets tables with the columns of SCORED, `reason`, `detail` and, where `logit` is null, `query_id`.
     """
     return [
-        scatter(spark, _unit_ranges(spark, results), lambda piece: blocks(_unit_rows(results, piece)), BLOCKS),
+        scatter(spark, _unit_ranges(spark, results), lambda piece: blocks(_unit_rows(results, piece)), BATCHES),
         scatter(
             spark,
             storage_names(results, "reused"),
             lambda name: blocks(_reused_rows(read_reused(results.storage, results.plan_folder, name), lists)),
-            BLOCKS,
+            BATCHES,
         ),
     ]
 
@@ -153,7 +153,7 @@ def _planned_rejects(spark: SparkSession, results: Results, lists: Lists) -> Dat
         spark,
         storage_names(results, "rejects"),
         lambda name: _reject_blocks(read_rejects(results.storage, results.plan_folder, name), lists),
-        BLOCKS,
+        BATCHES,
     )
 
 
@@ -244,7 +244,7 @@ def _ids_of(rows: pa.Table, lists: Lists) -> pa.Array:
     return lists.queries.column("query_id").take(rows["query"].combine_chunks())
 
 
-def scored_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
+def scored_batches(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
     """Results with a logit as SCORED blocks, the others as rejects."""
     scored = pc.is_valid(rows["logit"])
     good = rows.filter(scored).select(SCORED.names)
@@ -252,17 +252,17 @@ def scored_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
     # By query within a block: neighbours then differ little, and the block packs well.
     order = np.argsort(numbers, kind="stable")
     files = lists.of_numbers(numbers[order])
-    yield from packed(SCORED_KIND, files, good.take(pa.array(order)))
+    yield from pack(SCORED_KIND, files, good.take(pa.array(order)))
     yield from _reject_blocks(rows.filter(pc.invert(scored)).select(_REJECTED.names), lists)
 
 
 def _pass_blocks(rows: pa.Table, lists: Lists, number: int) -> Iterator[pa.RecordBatch]:
-    """Results of a pass with or without a logit, as PASS_RESULTS blocks."""
+    """Results of a pass with or without a logit, as STAGE_RESULTS blocks."""
     rows = rows.append_column("pass", pa.array(np.full(rows.num_rows, number, np.int8)))
     numbers = rows["query"].to_numpy().astype(np.int64)
     order = np.argsort(numbers, kind="stable")
-    rows = rows.select(PASS_RESULTS.names).cast(PASS_RESULTS).take(pa.array(order))
-    yield from packed(_RESULT_KIND, lists.of_numbers(numbers[order]), rows)
+    rows = rows.select(STAGE_RESULTS.names).cast(STAGE_RESULTS).take(pa.array(order))
+    yield from pack(_RESULT_KIND, lists.of_numbers(numbers[order]), rows)
 
 
 def _reject_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
@@ -272,4 +272,4 @@ def _reject_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
         rows = rows.append_column("detail", pa.nulls(rows.num_rows, pa.string()))
     files = lists.of_ids(rows["query_id"].combine_chunks())
     order = np.argsort(files, kind="stable")
-    yield from packed(_REJECTED_KIND, files[order], rows.take(pa.array(order)).cast(_REJECTED))
+    yield from pack(_REJECTED_KIND, files[order], rows.take(pa.array(order)).cast(_REJECTED))

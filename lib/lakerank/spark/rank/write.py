@@ -68,7 +68,7 @@ class RankRule:
     depth: int | None
 
 
-def in_order(query: Int64, logit: npt.NDArray[np.float32], doc_id: pa.Array) -> Int64:
+def rank_order(query: Int64, logit: npt.NDArray[np.float32], doc_id: pa.Array) -> Int64:
     """The order of ranked lists: by query, logit descending, doc_id: (N,) each -> (N,). Few logits are equal."""
     order = np.lexsort((-logit, query))
     query, logit = query[order], logit[order]
@@ -106,7 +106,7 @@ def single_list(scored: pa.Table, ids: tuple[int, pa.Array], rule: RankRule) -> 
     """
     first, names = ids
     query = scored["query"].to_numpy().astype(np.int64)
-    order = in_order(query, scored["logit"].to_numpy(), scored["doc_id"].combine_chunks())
+    order = rank_order(query, scored["logit"].to_numpy(), scored["doc_id"].combine_chunks())
     rows, query = scored.take(pa.array(order)), query[order]
     relevances = relevance(rows["logit"].to_numpy(), rule.logit_bias)
     columns = {

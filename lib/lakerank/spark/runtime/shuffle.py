@@ -1,8 +1,9 @@
-"""Arrow blocks that tasks hand to each other: the JVM moves each unopened, thousands of rows in one."""
+"""The shuffle: Arrow batches of keys from task to task, which the JVM moves unopened, thousands of rows in one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -11,104 +12,99 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from lakerank.fingerprint import splitmix64
+
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 
-#: A block on its way: the part it goes to, what kind of rows it holds, and the rows.
-BLOCKS = pa.schema([("part", pa.int32()), ("kind", pa.int8()), ("block", pa.binary())])
+#: A shuffled Arrow batch: the partition it goes to, the kind of its rows, and the rows, compressed.
+BATCHES = pa.schema([("part", pa.int32()), ("kind", pa.int8()), ("batch", pa.binary())])
 
-_SIZE_BYTES = 8  # a block begins with how large it is once unpacked
+_SIZE_BYTES = 8  # a compressed batch begins with its uncompressed size
 _MAX_WEIGHTS = 4096
 
 
-def packed(kind: int, parts: npt.NDArray[np.integer], rows: pa.Table) -> Iterator[pa.RecordBatch]:
-    """Rows (N,) whose part numbers (N,) rise, as BLOCKS: one block a part."""
+def pack(kind: int, parts: npt.NDArray[np.integer], rows: pa.Table) -> Iterator[pa.RecordBatch]:
+    """Rows (N,) sorted by partition number (N,) as BATCHES: one Arrow batch a partition."""
     if not rows.num_rows:
         return
     whole = rows.combine_chunks().to_batches()[0]
     edges = np.flatnonzero(np.diff(parts)) + 1
     starts, ends = np.concatenate([[0], edges]), np.concatenate([edges, [len(parts)]])
-    blocks = [
-        _packed(whole.slice(start, end - start).serialize())
+    batches = [
+        _compress(whole.slice(start, end - start).serialize())
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
     ]
     numbers = np.asarray(parts)[starts].astype(np.int32)
-    kinds = np.full(len(blocks), kind, np.int8)
-    yield pa.RecordBatch.from_arrays([pa.array(numbers), pa.array(kinds), pa.array(blocks, pa.binary())], schema=BLOCKS)
+    kinds = np.full(len(batches), kind, np.int8)
+    arrays = [pa.array(numbers), pa.array(kinds), pa.array(batches, pa.binary())]
+    yield pa.RecordBatch.from_arrays(arrays, schema=BATCHES)
 
 
 def exchange(
-    blocks: Sequence[DataFrame],
+    frames: Sequence[DataFrame],
     parts: int,
     kinds: Mapping[int, pa.Schema],
     work: Callable[[int, dict[int, pa.Table]], Iterator[pa.RecordBatch]],
     schema: pa.Schema,
 ) -> DataFrame:
-    """Bring the blocks of each part together and run `work` on them: one task a part.
+    """Shuffle Arrow batches by partition and run `work` on each partition: one task each.
 
     Args:
-        blocks: frames of BLOCKS.
+        frames: frames of BATCHES.
         kinds: the schema of each kind of rows.
-        work: gets the part's number and its rows of every kind, in no particular order.
+        work: gets the partition's number and its rows of every kind, in no particular order.
         schema: what `work` yields.
     """
 
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def run(rows: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         received: dict[int, list[pa.RecordBatch]] = {kind: [] for kind in kinds}
-        for batch in batches:
-            for kind, block in zip(batch.column("kind").to_pylist(), batch.column("block"), strict=True):
-                received[kind].append(pa.ipc.read_record_batch(_unpacked(block.as_buffer()), kinds[kind]))
+        for row in rows:
+            for kind, batch in zip(row.column("kind").to_pylist(), row.column("batch"), strict=True):
+                received[kind].append(pa.ipc.read_record_batch(decompress(batch.as_buffer()), kinds[kind]))
         context = TaskContext.get()
         tables = {
             kind: pa.Table.from_batches(received.pop(kind), schema=kinds[kind]).combine_chunks() for kind in kinds
         }
         yield from work(context.partitionId() if context else 0, tables)
 
-    frame = blocks[0]
-    for other in blocks[1:]:
-        frame = frame.unionAll(other)
-    return frame.repartitionById(parts, "part").mapInArrow(run, from_arrow_schema(schema))
+    union = reduce(DataFrame.unionAll, frames)
+    return union.repartitionById(parts, "part").mapInArrow(run, from_arrow_schema(schema))
 
 
 def key_hash(keys: pa.Array) -> UInt64:
     """A 64-bit hash of each string, the same in every process and version: (N,) -> (N,); null hashes as "".
 
-    Each byte is multiplied by a weight that belongs to its position (multilinear hashing), then the sum is mixed. It
-    only spreads keys over parts: keys themselves are compared wherever two must be the same.
+    Multilinear hashing: each byte is multiplied by a weight of its position, and the sum is mixed. The hash only
+    spreads keys over partitions; keys themselves are compared wherever two must be the same.
     """
     keys = keys.cast(pa.binary()).fill_null(b"")
     _, offsets_buffer, data_buffer = keys.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int32)[keys.offset : keys.offset + len(keys) + 1].astype(np.int64)
     if data_buffer is None or offsets[-1] == offsets[0]:
-        return _mixed(np.diff(offsets).astype(np.uint64))
+        return splitmix64(np.diff(offsets).astype(np.uint64))
     data = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64)
     offsets = offsets - offsets[0]
     lengths = np.diff(offsets)
     position = np.arange(len(data)) - np.repeat(offsets[:-1], lengths)
     weighted = (data + np.uint64(1)) * _WEIGHTS[position % _MAX_WEIGHTS]
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(weighted, dtype=np.uint64)])
-    return _mixed(sums[offsets[1:]] - sums[offsets[:-1]] + lengths.astype(np.uint64))
+    return splitmix64(sums[offsets[1:]] - sums[offsets[:-1]] + lengths.astype(np.uint64))
 
 
 def part_of(hashes: UInt64, bits: int) -> npt.NDArray[np.int32]:
-    """The part of 2^bits that each hash goes to. Twice as many parts split each part in two."""
+    """The partition of 2^bits that each hash goes to. Twice as many partitions split each in two."""
     return (hashes >> np.uint64(64 - bits)).astype(np.int32) if bits else np.zeros(len(hashes), np.int32)
 
 
-def _packed(message: pa.Buffer) -> bytes:
+def decompress(batch: pa.Buffer) -> pa.Buffer:
+    """The serialized Arrow batch of a row of BATCHES."""
+    size = int.from_bytes(batch.slice(0, _SIZE_BYTES).to_pybytes(), "little")
+    return pa.decompress(batch.slice(_SIZE_BYTES), size, "zstd")
+
+
+def _compress(message: pa.Buffer) -> bytes:
     return int(message.size).to_bytes(_SIZE_BYTES, "little") + bytes(pa.compress(message, "zstd", asbytes=True))
 
 
-def _unpacked(block: pa.Buffer) -> pa.Buffer:
-    size = int.from_bytes(block.slice(0, _SIZE_BYTES).to_pybytes(), "little")
-    return pa.decompress(block.slice(_SIZE_BYTES), size, "zstd")
-
-
-def _mixed(values: UInt64) -> UInt64:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(values ^ (values >> np.uint64(31)), dtype=np.uint64)
-
-
-_WEIGHTS = _mixed(np.arange(1, _MAX_WEIGHTS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
+_WEIGHTS = splitmix64(np.arange(1, _MAX_WEIGHTS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
