@@ -77,7 +77,7 @@ class ModelConfig(Section):
     device: str = "auto"
 
     def source(self) -> dict[str, Any]:
-        """Which checkpoint, by the names of `lakerank.model.spec.CheckpointSource`."""
+        """Which checkpoint, by the names of `lakerank.model.spec.CheckpointSpec`."""
         return {name: getattr(self, name) for name in ModelConfig.model_fields if name != "device"}
 
 
@@ -114,7 +114,7 @@ class RoutedConfig(Section):
     image: RouteConfig
 
     def source(self) -> dict[str, Any]:
-        """Which checkpoints, as `lakerank.model.spec.source_from` takes them."""
+        """Which checkpoints, as `lakerank.model.spec.model_spec` takes them."""
         parts = {"text": self.text, "image": self.image}
         scales = {name: asdict(one.calibration) for name, one in parts.items() if one.calibration}
         return {**{name: one.source() for name, one in parts.items()}, "scales": scales}
@@ -228,7 +228,7 @@ class ScoringConfig(Section):
         return {name: getattr(self, name) for name in names}
 
     def hosting(self) -> dict[str, Any]:
-        """What a reranker may take of the machine, by the names of `lakerank.model.spec.Hosting`."""
+        """What a reranker may take of the machine, by the names of `lakerank.model.spec.RuntimeOptions`."""
         return {name: getattr(self, name) for name in ("host_threads", "device_threads", "reproducible")}
 
     @model_validator(mode="after")

@@ -158,15 +158,15 @@ def _reranked(results: Iterable[ScoredPair | Reject]) -> dict[str, tuple[str, ..
 def _load(checkpoint: str, adapter: str | None, threads: int | None) -> Reranker:
     """The reranker of a checkpoint or of a config; torch is imported here, not for those who ask for --help."""
     from lakerank.limits import Limits
-    from lakerank.model.spec import CheckpointSource, Hosting, source_from
+    from lakerank.model.spec import CheckpointSpec, RuntimeOptions, model_spec
 
-    hosting = Hosting(device_threads=threads, reproducible=False)
+    hosting = RuntimeOptions(device_threads=threads, reproducible=False)
     if not checkpoint.endswith((".yaml", ".yml")):
-        return CheckpointSource(checkpoint, adapter=adapter).load("auto", Limits(), hosting)
+        return CheckpointSpec(checkpoint, adapter=adapter).load("auto", Limits(), hosting)
     config = load_config(checkpoint, [] if adapter is None else [f"model.adapter={json.dumps(adapter)}"])
     if len(config.rerankers) > 1:
         raise ConfigError([f"{checkpoint}: model: one reranker is judged, or one for texts and one for images"])
-    source = source_from(config.rerankers[0].source())
+    source = model_spec(config.rerankers[0].source())
     return source.load(config.device, Limits(**config.scoring.limits()), hosting)
 
 

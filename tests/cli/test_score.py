@@ -11,7 +11,7 @@ from encoders import write_bge
 
 from lakerank.cli.score import score
 from lakerank.limits import Limits
-from lakerank.model.spec import CheckpointSource, Hosting
+from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.records import Document, Query
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -38,7 +38,7 @@ def test_a_request_of_texts_is_answered_by_the_reranker_of_texts(
     models += ["model.text.calibration={scale: 2.0, bias: -0.5}"]
     done = answer(request_file, "routed.yaml", *models)
     assert done.exit_code == 0, done.output
-    raw = CheckpointSource(f"{tmp_path}/bge").load("cpu", Limits(max_length=1024), Hosting())
+    raw = CheckpointSpec(f"{tmp_path}/bge").load("cpu", Limits(max_length=1024), RuntimeOptions())
     logits = 2 * raw.score([(Query(text="apples"), Document(str(at), text)) for at, text in enumerate(TEXTS)]) - 0.5
     found = {one["index"]: one["relevance_score"] for one in json.loads(done.stdout.splitlines()[-1])["results"]}
     assert [found[0], found[1]] == pytest.approx((1 / (1 + 2.718281828459045**-logits)).tolist(), abs=1e-6)

@@ -20,7 +20,7 @@ from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
 from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import confirm, identify, locate, read_settings
-from lakerank.model.checksum import WHOLE_BYTES, quick_stamp
+from lakerank.model.checksum import WHOLE_BYTES, quick_checksum
 from lakerank.model.engine.device import supported_dtype
 from lakerank.model.jina_m0.weights import current_name
 from lakerank.records import Document, Query
@@ -192,14 +192,14 @@ def test_a_stamp_samples_large_files(tmp_path: Path) -> None:
     file = tmp_path / "large"
     content = bytearray(WHOLE_BYTES + 1000)
     file.write_bytes(content)
-    before = quick_stamp([file])
+    before = quick_checksum([file])
     for place in (0, len(content) - 1):  # the first and the last bytes are always read
         content[place] ^= 1
         file.write_bytes(content)
-        assert quick_stamp([file]) != before
+        assert quick_checksum([file]) != before
         content[place] ^= 1
     file.write_bytes(content + b"0")
-    assert quick_stamp([file]) != before
+    assert quick_checksum([file]) != before
 
 
 @pytest.mark.parametrize(("stored", "expected"), [("float32", "float32"), ("float16", "float32")])

@@ -214,14 +214,14 @@ def test_faults_are_rejects_and_harm_nobody(reranker: CrossEncoder, make_image: 
 def test_a_document_is_tokenised_once_and_so_is_a_query(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     loaded = load(made["jina"][0])
-    tokenizer = loaded._preparation._prompt._tokenizer  # type: ignore[attr-defined]
+    tokenizer = loaded._preprocessor._prompt._tokenizer  # type: ignore[attr-defined]
 
     class Counting:
         def encode(self, text: str, **options: Any) -> Any:
             seen.append(text)
             return tokenizer.encode(text, **options)
 
-    monkeypatch.setattr(loaded._preparation._prompt, "_tokenizer", Counting())
+    monkeypatch.setattr(loaded._preprocessor._prompt, "_tokenizer", Counting())
     loaded.score(PAIRS)
     assert sorted(seen) == sorted([*(query.text for query in QUERIES), *(document.text for document in DOCUMENTS)])
 

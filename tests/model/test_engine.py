@@ -22,8 +22,8 @@ from lakerank.model.engine.engine import Engine
 from lakerank.model.engine.linear import ROW_MULTIPLE, RowProducts
 from lakerank.model.jina_m0.weights import load_network
 from lakerank.model.preprocess.images import PatchShape
-from lakerank.model.preprocess.pipeline import Preparation
-from lakerank.model.preprocess.tokenizer import Side
+from lakerank.model.preprocess.pipeline import Preprocessor
+from lakerank.model.preprocess.tokenizer import EncodedInput
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 SHAPES = ["grouped", "one_kv_head", "ungrouped"]
@@ -142,8 +142,8 @@ def test_bits_do_not_depend_on_whether_there_are_caches(
     cached = with_engine(tiny_checkpoint)
     expected = [*cached.score_groups(groups)]
     bare = with_engine(tiny_checkpoint, query_images_bytes=0, document_images_bytes=0)
-    prompt = bare._preparation._prompt
-    bare._preparation = Preparation(prompt, Limits(), PatchShape(), query_bytes=0, document_bytes=0)
+    prompt = bare._preprocessor._prompt
+    bare._preprocessor = Preprocessor(prompt, Limits(), PatchShape(), query_bytes=0, document_bytes=0)
     assert [*bare.score_groups(groups)] == expected
     assert bare.work.images_encoded > cached.work.images_encoded == 4
 
@@ -223,7 +223,7 @@ class ShortOfMemory(Engine):
     ROOM = 70
     failures = 0
 
-    def _pass_documents(self, documents: Sequence[Side]) -> list[Prefix]:
+    def _pass_documents(self, documents: Sequence[EncodedInput]) -> list[Prefix]:
         if sum(len(document.token_ids) for document in documents) > self.ROOM:
             self.failures += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
@@ -233,7 +233,7 @@ class ShortOfMemory(Engine):
 class Broken(Engine):
     """An engine that fails in a way that is no document's fault."""
 
-    def _pass_documents(self, documents: Sequence[Side]) -> list[Prefix]:
+    def _pass_documents(self, documents: Sequence[EncodedInput]) -> list[Prefix]:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 

@@ -145,9 +145,9 @@ def test_a_worker_loads_by_the_drivers_identity(bge: Path) -> None:
 def test_planning_with_any_family_needs_no_torch(bge: Path) -> None:
     code = (
         "import sys\n"
-        "from lakerank.model.spec import CheckpointSource\n"
+        "from lakerank.model.spec import CheckpointSpec\n"
         "from lakerank.limits import Limits\n"
-        f"scorer = CheckpointSource({str(bge)!r}).identify(Limits())\n"
+        f"scorer = CheckpointSpec({str(bge)!r}).identify(Limits())\n"
         "print(scorer.readings[0].document_major, 'torch' in sys.modules, 'transformers' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

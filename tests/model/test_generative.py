@@ -26,10 +26,9 @@ from lakerank.model.engine.reranker import DocumentMajorReranker
 from lakerank.model.engine.rotation import rotary_sections
 from lakerank.model.generative.prompt import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
 from lakerank.model.generative.tokenize import ChatTokenizer
-from lakerank.model.inputs import Unscorable
+from lakerank.model.inputs import Patches, RejectedInput
 from lakerank.model.jina_m0.shape import Shape
 from lakerank.model.jina_m0.weights import current_name
-from lakerank.model.preprocess.images import Patches
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from lakerank_benchmark.generative_shapes import FAMILIES, random_generative_checkpoint
 from oracles.generative_reference import PublishedGenerativeLoop
@@ -245,7 +244,7 @@ def test_a_pair_is_never_too_long(checkpoints: dict[str, Path], family: str, que
 
 def test_what_does_not_fit_is_refused(checkpoints: dict[str, Path]) -> None:
     big = Patches(np.zeros((1600, 3, 14, 14), dtype=np.uint8), (40, 40))
-    with pytest.raises(Unscorable, match="402 visual tokens") as found:
+    with pytest.raises(RejectedInput, match="402 visual tokens") as found:
         chat(checkpoints[MONO], MONO, max_length=400, max_query_length=64).document(None, big, "key")
     assert found.value.reason is RejectReason.INPUT_TOO_LONG
     with pytest.raises(ConfigError, match="its prompt takes"):
@@ -262,7 +261,7 @@ def test_what_does_not_fit_is_refused(checkpoints: dict[str, Path]) -> None:
 )
 def test_mono_reads_images_alone(checkpoints: dict[str, Path], text: str, image: bool, reason: RejectReason) -> None:
     page = Patches(np.zeros((4, 3, 14, 14), dtype=np.uint8), (2, 2)) if image else None
-    with pytest.raises(Unscorable) as found:
+    with pytest.raises(RejectedInput) as found:
         chat(checkpoints[MONO], MONO).document(text, page, "key")
     assert found.value.reason is reason
 

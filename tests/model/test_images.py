@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from lakerank.limits import Limits
 from lakerank.model.api import load_reranker
-from lakerank.model.inputs import Unscorable
+from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess.images import (
     CLIP_MEAN,
     CLIP_STD,
@@ -37,7 +37,7 @@ SHAPE = PatchShape()
 
 
 def reason(data: bytes, **limits: int) -> RejectReason:
-    with pytest.raises(Unscorable) as caught:
+    with pytest.raises(RejectedInput) as caught:
         load_patches(data, Limits(**limits), SHAPE)
     return caught.value.reason
 
@@ -176,7 +176,7 @@ def test_damaged_bytes_never_raise_anything_else(make_image: MakeImage, data: st
         st.lists(st.tuples(st.integers(0, len(damaged) - 1), st.integers(0, 255)), max_size=6)
     ):
         damaged[place] = value
-    with contextlib.suppress(Unscorable):
+    with contextlib.suppress(RejectedInput):
         load_patches(bytes(damaged), Limits(max_source_pixels=10**6), SHAPE)
 
 

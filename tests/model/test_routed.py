@@ -18,7 +18,7 @@ from lakerank.errors import CheckpointError, PairRejected
 from lakerank.limits import Limits, LogitScale
 from lakerank.model import routed
 from lakerank.model.routed import RoutedReranker
-from lakerank.model.spec import CheckpointSource, Hosting, RoutedSource, source_from
+from lakerank.model.spec import CheckpointSpec, RoutedSpec, RuntimeOptions, model_spec
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 TEXT, IMAGE = LogitScale(0.37, -1.2), LogitScale(2.5, 0.3)
@@ -130,14 +130,14 @@ def test_work_is_that_of_both():
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> RoutedSource:
+def source(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> RoutedSpec:
     folder = tmp_path_factory.mktemp("bge")
     write_bge(folder)
-    return RoutedSource(CheckpointSource(str(folder)), CheckpointSource(str(tiny_checkpoint)), TEXT, IMAGE)
+    return RoutedSpec(CheckpointSpec(str(folder)), CheckpointSpec(str(tiny_checkpoint)), TEXT, IMAGE)
 
 
-def test_real_models_give_each_its_own_pairs(source: RoutedSource, mixed_pairs: list[tuple[Query, Document]]) -> None:
-    limits, hosting = Limits(), Hosting()
+def test_real_models_give_each_its_own_pairs(source: RoutedSpec, mixed_pairs: list[tuple[Query, Document]]) -> None:
+    limits, hosting = Limits(), RuntimeOptions()
     both = source.load("cpu", limits, hosting)
     pairs = mixed_pairs[::3]
     logits = both.score(pairs)
@@ -149,31 +149,31 @@ def test_real_models_give_each_its_own_pairs(source: RoutedSource, mixed_pairs: 
     assert both.logit_bias == 0.0
 
 
-def test_a_text_only_reranker_rejects_a_pair_with_an_image(source: RoutedSource, make_image: Any) -> None:
-    alone = source.text.load("cpu", Limits(), Hosting())
+def test_a_text_only_reranker_rejects_a_pair_with_an_image(source: RoutedSpec, make_image: Any) -> None:
+    alone = source.text.load("cpu", Limits(), RuntimeOptions())
     pair = (Query("q", text="red apple"), Document("d", image=make_image(30, 30)))
     with pytest.raises(PairRejected) as caught:
         alone.score([pair])
     assert caught.value.reason == RejectReason.MODALITY_UNSUPPORTED
 
 
-def test_the_name_of_both_is_made_of_each_and_of_their_scales(source: RoutedSource) -> None:
+def test_the_name_of_both_is_made_of_each_and_of_their_scales(source: RoutedSpec) -> None:
     def name(**changes: Any) -> str:
         parts = {"text": source.text, "image": source.image, "text_scale": TEXT, "image_scale": IMAGE} | changes
-        return RoutedSource(**parts).identify(Limits()).fingerprint
+        return RoutedSpec(**parts).identify(Limits()).fingerprint
 
-    shorter = CheckpointSource(source.text.path, max_length=64)
+    shorter = CheckpointSpec(source.text.path, max_length=64)
     names = [name(), name(text=shorter), name(text_scale=IMAGE), name(image_scale=TEXT), name(text=source.image)]
     assert len({*names}) == len(names)
-    assert name() == source.identify(Limits()).fingerprint == source.load("cpu", Limits(), Hosting()).fingerprint
+    assert name() == source.identify(Limits()).fingerprint == source.load("cpu", Limits(), RuntimeOptions()).fingerprint
 
 
-def test_a_text_only_reranker_is_not_given_images(source: RoutedSource) -> None:
+def test_a_text_only_reranker_is_not_given_images(source: RoutedSpec) -> None:
     with pytest.raises(CheckpointError, match=r"model\.image: bge-reranker reads text alone"):
-        RoutedSource(source.text, source.text, TEXT, IMAGE).identify(Limits())
+        RoutedSpec(source.text, source.text, TEXT, IMAGE).identify(Limits())
 
 
-def test_a_plan_counts_by_the_larger_model(source: RoutedSource) -> None:
+def test_a_plan_counts_by_the_larger_model(source: RoutedSpec) -> None:
     scorer = source.identify(Limits())
     text, image = scorer.readings
     assert (text.document_major, text.accepts_images, image.document_major) == (False, False, True)
@@ -183,13 +183,11 @@ def test_a_plan_counts_by_the_larger_model(source: RoutedSource) -> None:
     assert scorer.document_sizing().max_text_tokens == 10240 - 512
 
 
-def test_a_source_is_made_of_plain_values(source: RoutedSource) -> None:
+def test_a_source_is_made_of_plain_values(source: RoutedSpec) -> None:
     values = {
         "text": {"path": "t", "max_length": 100},
         "image": {"path": "i"},
         "scales": {"text": {"scale": 0.37, "bias": -1.2}, "image": {"scale": 2.5, "bias": 0.3}},
     }
-    assert source_from(values) == RoutedSource(
-        CheckpointSource("t", max_length=100), CheckpointSource("i"), TEXT, IMAGE
-    )
-    assert source_from({"path": "t"}) == CheckpointSource("t")
+    assert model_spec(values) == RoutedSpec(CheckpointSpec("t", max_length=100), CheckpointSpec("i"), TEXT, IMAGE)
+    assert model_spec({"path": "t"}) == CheckpointSpec("t")

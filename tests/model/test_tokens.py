@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from lakerank.errors import CheckpointError, ConfigError
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_settings
-from lakerank.model.inputs import Unscorable
+from lakerank.model.inputs import RejectedInput
 from lakerank.model.jina_m0.weights import load_network
 from lakerank.model.preprocess.images import PatchShape, load_patches
 from lakerank.model.preprocess.tokenizer import (
@@ -114,7 +114,7 @@ def test_visual_tokens_are_never_cut(tokenizer: Tokenizer, make_image: Callable[
     assert query.truncated
     narrow = prompt(tokenizer, max_length=100, max_query_length=30)
     for build in (narrow.document, narrow.query):
-        with pytest.raises(Unscorable) as caught:
+        with pytest.raises(RejectedInput) as caught:
             build(None, image)
         assert caught.value.reason == RejectReason.INPUT_TOO_LONG
 
@@ -123,14 +123,14 @@ def test_visual_tokens_are_never_cut(tokenizer: Tokenizer, make_image: Callable[
 def test_empty(tokenizer: Tokenizer, text: str | None) -> None:
     sides = prompt(tokenizer)
     for build, reason in ((sides.document, RejectReason.EMPTY_DOCUMENT), (sides.query, RejectReason.EMPTY_QUERY)):
-        with pytest.raises(Unscorable) as caught:
+        with pytest.raises(RejectedInput) as caught:
             build(text)
         assert caught.value.reason == reason
 
 
 def test_lone_surrogates(tokenizer: Tokenizer) -> None:
     for build in (prompt(tokenizer).document, prompt(tokenizer).query):
-        with pytest.raises(Unscorable) as caught:
+        with pytest.raises(RejectedInput) as caught:
             build("apple \ud800")
         assert caught.value.reason == RejectReason.TEXT_UNDECODABLE
 

@@ -16,7 +16,7 @@ from PIL import Image
 from lakerank.config import load_config
 from lakerank.cost import Reading
 from lakerank.limits import Limits
-from lakerank.model.spec import CheckpointSource, Hosting, source_from
+from lakerank.model.spec import CheckpointSpec, RuntimeOptions, model_spec
 from lakerank.ranking import relevance
 from lakerank.records import Document, Query
 from lakerank.spark.job import rerank_job
@@ -84,7 +84,7 @@ def test_each_pair_is_ranked_by_its_own_rerankers_calibrated_score(spark, storag
     assert summary["scored"] == len(ranked) == len(QUERIES) * len(DOCUMENTS)
     assert summary["rejected"] == 0
 
-    both = source_from(config.rerankers[0].source()).load("cpu", Limits(**config.scoring.limits()), Hosting())
+    both = model_spec(config.rerankers[0].source()).load("cpu", Limits(**config.scoring.limits()), RuntimeOptions())
     pairs = [(query, document) for query in QUERIES for document in DOCUMENTS]
     names = [(query.query_id, document.doc_id) for query, document in pairs]
     expected = dict(zip(names, both.score(pairs).tolist(), strict=True))
@@ -108,7 +108,7 @@ def test_a_reranker_of_texts_alone_rejects_the_other_pairs(spark, storage, lake,
     assert {(row["query_id"], row["doc_id"]) for row in lake.ranked("r1")} == {
         (query.query_id, document.doc_id) for query, document in texts
     }
-    alone = CheckpointSource(str(encoder), dtype="float32").load("cpu", Limits(), Hosting())
+    alone = CheckpointSpec(str(encoder), dtype="float32").load("cpu", Limits(), RuntimeOptions())
     first = lake.ranked("r1")[0]
     pair = next(pair for pair in texts if (pair[0].query_id, pair[1].doc_id) == (first["query_id"], first["doc_id"]))
     assert alone.score([pair]).tolist() == [first["logit"]]

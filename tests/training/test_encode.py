@@ -7,7 +7,7 @@ import numpy as np
 
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_settings
-from lakerank.model.preprocess.images import Patches
+from lakerank.model.inputs import Patches
 from lakerank.model.preprocess.tokenizer import PromptTokenizer, read_special_tokens, read_tokenizer
 from lakerank.training.config import load_train_config
 from lakerank.training.run import read_material

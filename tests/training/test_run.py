@@ -360,9 +360,8 @@ def unmerged_logit(checkpoint: Path, adapter: Path) -> np.ndarray:
     from peft import PeftModel
 
     from lakerank.model.checkpoint import read_settings
-    from lakerank.model.jina_m0.network import text_positions
     from lakerank.model.jina_m0.weights import load_network
-    from lakerank.model.preprocess.tokenizer import read_tokenizer
+    from lakerank.model.preprocess.tokenizer import read_tokenizer, text_positions
 
     network = load_network(checkpoint, read_settings(checkpoint, "float32"))
     adapted = PeftModel.from_pretrained(network, str(adapter)).get_base_model()

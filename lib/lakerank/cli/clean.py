@@ -100,11 +100,11 @@ def _counted(garbage: Iterable[Any]) -> dict[str, int]:
 def _scorers(config: Config) -> list[str] | None:
     """The scorers that the config makes; None, and every scorer's scores are kept, when a model of it is not here."""
     from lakerank.limits import Limits
-    from lakerank.model.spec import source_from
+    from lakerank.model.spec import model_spec
 
     limits = Limits(**config.scoring.limits())
     try:
-        return [source_from(model.source()).identify(limits).fingerprint for model in config.rerankers]
+        return [model_spec(model.source()).identify(limits).fingerprint for model in config.rerankers]
     except CheckpointError as error:
         logger.warning("scores of all models are kept, since this config's cannot be told from the others: %s", error)
         return None

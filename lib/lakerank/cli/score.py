@@ -60,12 +60,12 @@ def _parse_json(file: IO[str]) -> dict[str, Any]:
 def _answer(config: Config, request: dict[str, Any], allowed_hosts: Sequence[str]) -> dict[str, Any]:
     from lakerank.limits import Limits
     from lakerank.model.request import answer
-    from lakerank.model.spec import Hosting, source_from
+    from lakerank.model.spec import RuntimeOptions, model_spec
 
     scoring = config.scoring
     if len(config.rerankers) > 1:
         raise ConfigError(["model: a request is answered by one reranker, or by one for texts and one for images"])
-    source = source_from(config.rerankers[0].source())
-    hosting = Hosting(**scoring.hosting())
+    source = model_spec(config.rerankers[0].source())
+    hosting = RuntimeOptions(**scoring.hosting())
     reranker = source.load(config.device, Limits(**scoring.limits()), hosting)
     return answer(request, reranker, allowed_hosts=allowed_hosts)

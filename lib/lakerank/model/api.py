@@ -10,7 +10,7 @@ from lakerank.limits import Limits
 from lakerank.model.checkpoint import CheckpointIdentity, confirm, identify, locate_adapter, resolve_dtype
 from lakerank.model.engine.device import choose_device, supported_dtype
 from lakerank.model.engine.reranker import DocumentMajorReranker
-from lakerank.model.family import LoadedReranker, Loading
+from lakerank.model.family import LoadedReranker, LoadOptions
 from lakerank.model.registry import family_named
 
 __all__ = ["DocumentMajorReranker", "LoadedReranker", "load_reranker"]
@@ -58,7 +58,7 @@ def load_reranker(
         torch.set_num_threads(device_threads)
     target = choose_device(device)
     stored = resolve_dtype(Path(identity.folder), dtype)
-    loading = Loading(
+    options = LoadOptions(
         folder=Path(identity.folder),
         adapter=locate_adapter(adapter, adapter_revision),
         dtype=supported_dtype(stored, target) if dtype == "auto" else stored,
@@ -69,4 +69,4 @@ def load_reranker(
         fingerprint=identity.fingerprint,
         logit_bias=identity.logit_bias,
     )
-    return family_named(identity.family).load(loading)
+    return family_named(identity.family).load(options)

@@ -19,8 +19,8 @@ from typing import Any
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits
-from lakerank.model.checksum import quick_stamp
-from lakerank.model.family import Facts
+from lakerank.model.checksum import quick_checksum
+from lakerank.model.family import CheckpointInfo
 from lakerank.model.jina_m0.prompt import LOGIT_BIAS, SCORE_TOKEN_ID
 from lakerank.model.preprocess.images import CLIP_MEAN, CLIP_STD, PatchShape
 from lakerank.model.registry import M0, family_named, family_of
@@ -109,7 +109,7 @@ def identify(
     if adapter is not None:
         read_header(adapter_files(adapter)[1])  # a torn one is refused before anything is planned
     count = sum(math.prod(shape) for file in files for shape, _ in read_header(file).values())
-    stamp = quick_stamp(_all_files(folder, adapter, kind.files))
+    stamp = quick_checksum(_all_files(folder, adapter, kind.files))
     return CheckpointIdentity(str(folder), fingerprint(parts), facts.logit_bias, count, stamp, kind.name, limits)
 
 
@@ -128,7 +128,7 @@ def confirm(
     """
     folder = locate(path, revision)
     files = family_named(identity.family).files
-    if quick_stamp(_all_files(folder, locate_adapter(adapter, adapter_revision), files)) != identity.stamp:
+    if quick_checksum(_all_files(folder, locate_adapter(adapter, adapter_revision), files)) != identity.stamp:
         raise CheckpointError(
             f"{folder}: not the checkpoint that the job was planned with; give every worker the driver's files"
         )
@@ -236,11 +236,11 @@ def read_settings(folder: Path, dtype: str = "auto") -> Settings:
     )
 
 
-def m0_facts(folder: Path, dtype: str) -> Facts:
+def m0_facts(folder: Path, dtype: str) -> CheckpointInfo:
     """What names jina-reranker-m0's scorer, beyond what every fingerprint holds."""
     settings = read_settings(folder, dtype)
     parts = {"score_token_id": settings.score_token_id, "patches": asdict(settings.patches)}
-    return Facts(settings.dtype, settings.logit_bias, parts)
+    return CheckpointInfo(settings.dtype, settings.logit_bias, parts)
 
 
 def resolve_dtype(folder: Path, dtype: str) -> str:

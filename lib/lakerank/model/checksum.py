@@ -12,7 +12,7 @@ PIECES = 32
 PIECE_BYTES = 64 * 2**10
 
 
-def quick_stamp(files: Iterable[Path]) -> str:
+def quick_checksum(files: Iterable[Path]) -> str:
     """Names, sizes and sampled content of files, 32 hex digits, wherever their folder is.
 
     Two trainings of one architecture differ in every large tensor, so that samples tell them apart; damage to a few

@@ -50,7 +50,7 @@ class LoadedReranker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class CheckpointInfo:
     """What a family reads in a checkpoint's JSON files.
 
     `dtype`: what its weights are computed in. `parts`: JSON-able settings that scores depend on, for the fingerprint,
@@ -63,10 +63,10 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
+class LoadOptions:
     """How a checkpoint that has been identified is to be loaded; `adapter` is a folder.
 
-    `dtype` and `device` are torch's names, chosen already. `limits` are the family's own (`Family.limits`).
+    `dtype` and `device` are torch's names, chosen already. `limits` are the family's own (`ModelFamily.limits`).
     """
 
     folder: Path
@@ -85,7 +85,7 @@ def _unbounded(config: Config) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class ModelFamily:
     """Rerankers that are computed in one way.
 
     Attributes:
@@ -97,7 +97,7 @@ class Family:
         accepts_images: False: a pair with an image is rejected as `modality_unsupported`.
         accepts_adapter: a LoRA adapter may be merged on load.
         recognises: whether a checkpoint with this config.json is of the family.
-        read: (folder, dtype or auto) to Facts, from the JSON files and the weights' headers alone.
+        read: (folder, dtype or auto) to CheckpointInfo, from the JSON files and the weights' headers alone.
             Raises CheckpointError for what cannot be computed as it stands.
         load: the reranker in memory.
         files: names of further files in the fingerprint, where a checkpoint has them.
@@ -116,8 +116,8 @@ class Family:
     accepts_images: bool
     accepts_adapter: bool
     recognises: Callable[[Config], bool]
-    read: Callable[[Path, str], Facts]
-    load: Callable[[Loading], LoadedReranker]
+    read: Callable[[Path, str], CheckpointInfo]
+    load: Callable[[LoadOptions], LoadedReranker]
     files: tuple[str, ...] = ()
     usual_length: int | None = None
     positions: Callable[[Config], int | None] = _unbounded

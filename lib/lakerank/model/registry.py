@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lakerank.errors import CheckpointError
-from lakerank.model.family import Config, Facts, Family, LoadedReranker, Loading
+from lakerank.model.family import CheckpointInfo, Config, LoadedReranker, LoadOptions, ModelFamily
 from lakerank.model.generative.prompt import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
 
 
@@ -26,20 +26,20 @@ def _recognises_m0(config: Config) -> bool:
     return config.get("model_type") == "qwen2_vl" and not _is_qwen2_vl_chat(config)
 
 
-def _read_m0(folder: Path, dtype: str) -> Facts:
+def _read_m0(folder: Path, dtype: str) -> CheckpointInfo:
     from lakerank.model.checkpoint import m0_facts
 
     return m0_facts(folder, dtype)
 
 
-def _load_m0(loading: Loading) -> LoadedReranker:
+def _load_m0(options: LoadOptions) -> LoadedReranker:
     from lakerank.model.jina_m0.load import load
 
-    return load(loading)
+    return load(options)
 
 
-def _read_asking(prompt: ChatPrompt, model_type: str) -> Callable[[Path, str], Facts]:
-    def read(folder: Path, dtype: str) -> Facts:
+def _read_asking(prompt: ChatPrompt, model_type: str) -> Callable[[Path, str], CheckpointInfo]:
+    def read(folder: Path, dtype: str) -> CheckpointInfo:
         from lakerank.model.generative.checkpoint import generative_facts
 
         return generative_facts(folder, dtype, prompt, model_type)
@@ -47,11 +47,11 @@ def _read_asking(prompt: ChatPrompt, model_type: str) -> Callable[[Path, str], F
     return read
 
 
-def _load_asking(prompt: ChatPrompt) -> Callable[[Loading], LoadedReranker]:
-    def load(loading: Loading) -> LoadedReranker:
+def _load_asking(prompt: ChatPrompt) -> Callable[[LoadOptions], LoadedReranker]:
+    def load(options: LoadOptions) -> LoadedReranker:
         from lakerank.model.generative.load import load as load_generative
 
-        return load_generative(loading, prompt)
+        return load_generative(options, prompt)
 
     return load
 
@@ -69,22 +69,22 @@ def _is_jina_flash(config: Config) -> bool:
     return "use_flash_attn" in config or "XLMRobertaFlashConfig" in str(config.get("auto_map"))
 
 
-def _read_encoder(folder: Path, dtype: str) -> Facts:
+def _read_encoder(folder: Path, dtype: str) -> CheckpointInfo:
     from lakerank.model.cross_encoder.shape import encoder_facts
 
     return encoder_facts(folder, dtype)
 
 
-def _load_bge(loading: Loading) -> LoadedReranker:
+def _load_bge(options: LoadOptions) -> LoadedReranker:
     from lakerank.model.cross_encoder.load import load_bge
 
-    return load_bge(loading)
+    return load_bge(options)
 
 
-def _load_jina_v2(loading: Loading) -> LoadedReranker:
+def _load_jina_v2(options: LoadOptions) -> LoadedReranker:
     from lakerank.model.cross_encoder.load import load_jina_v2
 
-    return load_jina_v2(loading)
+    return load_jina_v2(options)
 
 
 def _encoder_positions(config: Config) -> int | None:
@@ -97,8 +97,8 @@ def _encoder_positions(config: Config) -> int | None:
 M0 = "jina-reranker-m0"
 
 #: All families. No two recognise the same config.json.
-FAMILIES: tuple[Family, ...] = (
-    Family(
+FAMILIES: tuple[ModelFamily, ...] = (
+    ModelFamily(
         name=M0,
         models="jina-reranker-m0: model_type qwen2_vl with a score head",
         protocol=2,
@@ -109,7 +109,7 @@ FAMILIES: tuple[Family, ...] = (
         read=_read_m0,
         load=_load_m0,
     ),
-    Family(
+    ModelFamily(
         name="monoqwen2-vl",
         models="MonoQwen2-VL-v0.1: Qwen2VLForConditionalGeneration, with its adapter or merged",
         protocol="monoqwen2-vl/1",
@@ -120,7 +120,7 @@ FAMILIES: tuple[Family, ...] = (
         read=_read_asking(MONO_QWEN2_VL, "qwen2_vl"),
         load=_load_asking(MONO_QWEN2_VL),
     ),
-    Family(
+    ModelFamily(
         name="qwen3-vl-reranker",
         models="Qwen3-VL-Reranker: Qwen3VLForConditionalGeneration",
         protocol="qwen3-vl-reranker/1",
@@ -132,7 +132,7 @@ FAMILIES: tuple[Family, ...] = (
         load=_load_asking(QWEN3_VL_RERANKER),
         usual_length=8192,
     ),
-    Family(
+    ModelFamily(
         name="qwen3-reranker",
         models="Qwen3-Reranker: Qwen3ForCausalLM",
         protocol="qwen3-reranker/1",
@@ -144,7 +144,7 @@ FAMILIES: tuple[Family, ...] = (
         load=_load_asking(QWEN3_RERANKER),
         usual_length=8192,
     ),
-    Family(
+    ModelFamily(
         name="bge-reranker",
         models="bge-reranker-v2-m3, -large, -base: XLMRobertaForSequenceClassification with one label",
         protocol="bge-reranker/2",
@@ -159,7 +159,7 @@ FAMILIES: tuple[Family, ...] = (
         query_share=0.75,
         cuts_document_alone=True,
     ),
-    Family(
+    ModelFamily(
         name="jina-reranker-v2",
         models="jina-reranker-v2-base-multilingual: XLMRobertaForSequenceClassification with use_flash_attn",
         protocol="jina-reranker-v2/1",
@@ -176,7 +176,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-def family_of(config: Config, name: str | None, source: str) -> Family:
+def family_of(config: Config, name: str | None, source: str) -> ModelFamily:
     """The family of a checkpoint by its config.json, or the one of that name.
 
     Args:
@@ -198,7 +198,7 @@ def family_of(config: Config, name: str | None, source: str) -> Family:
     raise CheckpointError(f"{source}: {stated} in config.json is none of: {known}; say which with model.family")
 
 
-def family_named(name: str) -> Family:
+def family_named(name: str) -> ModelFamily:
     """The family of an identity.
 
     Raises:

@@ -11,7 +11,7 @@ from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.checkpoint import CheckpointIdentity, identify
-from lakerank.model.family import Family, LoadedReranker
+from lakerank.model.family import LoadedReranker, ModelFamily
 from lakerank.model.registry import family_named
 
 #: Changes when two rerankers with the same names and scales would score other pairs, or otherwise.
@@ -22,7 +22,7 @@ _ALL_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Hosting:
+class RuntimeOptions:
     """What a reranker may take of the machine; see `load_reranker`."""
 
     host_threads: int = 2
@@ -31,7 +31,7 @@ class Hosting:
 
 
 @dataclass(frozen=True, slots=True)
-class Scorer:
+class ScorerIdentity:
     """A reranker whose files have been found: what a plan must know of it, and what a worker knows it by.
 
     `parameters`: of its largest checkpoint, whose tokens costs are counted in. `readings`: how pairs are read, all of
@@ -59,7 +59,7 @@ class Scorer:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointSource:
+class CheckpointSpec:
     """A checkpoint and how it is read; the arguments of `load_reranker` that scores depend on."""
 
     path: str
@@ -70,7 +70,7 @@ class CheckpointSource:
     max_length: int | None = None
     dtype: str = "auto"
 
-    def identify(self, limits: Limits) -> Scorer:
+    def identify(self, limits: Limits) -> ScorerIdentity:
         """Find the checkpoint.
 
         Raises:
@@ -87,9 +87,11 @@ class CheckpointSource:
             max_length=self.max_length,
         )
         reading = _reading(found, found.parameters)
-        return Scorer(found.fingerprint, found.logit_bias, found.parameters, (found,), (reading,))
+        return ScorerIdentity(found.fingerprint, found.logit_bias, found.parameters, (found,), (reading,))
 
-    def load(self, device: str, limits: Limits, hosting: Hosting, scorer: Scorer | None = None) -> LoadedReranker:
+    def load(
+        self, device: str, limits: Limits, hosting: RuntimeOptions, scorer: ScorerIdentity | None = None
+    ) -> LoadedReranker:
         """The reranker in memory.
 
         Args:
@@ -101,7 +103,7 @@ class CheckpointSource:
         return self.load_known(device, limits, hosting, None if scorer is None else scorer.identities[0])
 
     def load_known(
-        self, device: str, limits: Limits, hosting: Hosting, identity: CheckpointIdentity | None
+        self, device: str, limits: Limits, hosting: RuntimeOptions, identity: CheckpointIdentity | None
     ) -> LoadedReranker:
         """`load`, by the checkpoint's own identity."""
         from lakerank.model.api import load_reranker
@@ -118,15 +120,15 @@ class CheckpointSource:
 
 
 @dataclass(frozen=True, slots=True)
-class RoutedSource:
+class RoutedSpec:
     """One checkpoint for pairs of texts and one for pairs with an image; the scales bring their logits together."""
 
-    text: CheckpointSource
-    image: CheckpointSource
+    text: CheckpointSpec
+    image: CheckpointSpec
     text_scale: LogitScale
     image_scale: LogitScale
 
-    def identify(self, limits: Limits) -> Scorer:
+    def identify(self, limits: Limits) -> ScorerIdentity:
         """Find both checkpoints.
 
         Raises:
@@ -141,10 +143,12 @@ class RoutedSource:
         }
         most = max(one.parameters for one in found)
         readings = tuple(_reading(one, most) for one in found)
-        return Scorer(fingerprint(parts), 0.0, most, found, readings)
+        return ScorerIdentity(fingerprint(parts), 0.0, most, found, readings)
 
-    def load(self, device: str, limits: Limits, hosting: Hosting, scorer: Scorer | None = None) -> LoadedReranker:
-        """Both rerankers in memory, as one; see `CheckpointSource.load`."""
+    def load(
+        self, device: str, limits: Limits, hosting: RuntimeOptions, scorer: ScorerIdentity | None = None
+    ) -> LoadedReranker:
+        """Both rerankers in memory, as one; see `CheckpointSpec.load`."""
         from lakerank.model.routed import RoutedReranker
 
         scorer = scorer or self.identify(limits)
@@ -155,16 +159,16 @@ class RoutedSource:
         return RoutedReranker(text, image, self.text_scale, self.image_scale, scorer.fingerprint)
 
 
-Source = CheckpointSource | RoutedSource
+ModelSpec = CheckpointSpec | RoutedSpec
 
 
-def source_from(values: Mapping[str, Any]) -> Source:
-    """A source from plain values: CheckpointSource's, or `text` and `image` of such and their `scales`."""
+def model_spec(values: Mapping[str, Any]) -> ModelSpec:
+    """A source from plain values: CheckpointSpec's, or `text` and `image` of such and their `scales`."""
     if "path" in values:
-        return CheckpointSource(**values)
-    text, image = (CheckpointSource(**values[name]) for name in ("text", "image"))
+        return CheckpointSpec(**values)
+    text, image = (CheckpointSpec(**values[name]) for name in ("text", "image"))
     scales = (LogitScale(**values["scales"][name]) for name in ("text", "image"))
-    return RoutedSource(text, image, *scales)
+    return RoutedSpec(text, image, *scales)
 
 
 def check_reads_images(identity: CheckpointIdentity) -> None:
@@ -174,7 +178,7 @@ def check_reads_images(identity: CheckpointIdentity) -> None:
         raise CheckpointError(f"model.image: {family.name} reads text alone; name a reranker that reads images")
 
 
-def _family(identity: CheckpointIdentity) -> Family:
+def _family(identity: CheckpointIdentity) -> ModelFamily:
     return family_named(identity.family)
 
 

@@ -15,7 +15,7 @@ from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.limits import Limits
-from lakerank.model.spec import Hosting, Scorer, Source, source_from
+from lakerank.model.spec import ModelSpec, RuntimeOptions, ScorerIdentity, model_spec
 from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.combine import FusionRule
@@ -29,10 +29,10 @@ from lakerank.spark.stage import Stage
 class SourceFactory:
     """Loads a reranker inside a worker process: this crosses to the worker, the weights never do."""
 
-    source: Source
+    source: ModelSpec
     limits: Limits
-    hosting: Hosting
-    scorer: Scorer
+    hosting: RuntimeOptions
+    scorer: ScorerIdentity
 
     def __call__(self, device: str) -> LoadedReranker:
         """Load onto a torch device. On a CPU a task keeps to its own share of the cores unless told otherwise."""
@@ -64,10 +64,10 @@ def _passes(config: Config) -> tuple[Stage, ...]:
     """One for each reranker that `model:` names, in its order."""
     scoring = config.scoring
     limits = Limits(**scoring.limits())
-    hosting = Hosting(**scoring.hosting())
+    hosting = RuntimeOptions(**scoring.hosting())
     passes = []
     for model in config.rerankers:
-        source = source_from(model.source())
+        source = model_spec(model.source())
         scorer = source.identify(limits)
         passes.append(
             Stage(
@@ -115,7 +115,7 @@ def _calibration(config: Config) -> Calibration | None:
     return Calibration.from_json(storage.read_bytes(address), source=address)
 
 
-def _plan_limits(config: Config, scorer: Scorer) -> PlanLimits:
+def _plan_limits(config: Config, scorer: ScorerIdentity) -> PlanLimits:
     scoring = config.scoring
     return PlanLimits(
         document=scorer.document_sizing(),

@@ -16,7 +16,7 @@ from lakerank.errors import SchemaError
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import decode_text, fragments, read_table_file
 from lakerank.limits import Limits
-from lakerank.model.inputs import Unscorable
+from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess.images import PatchShape, load_pixels
 from lakerank.records import RejectReason
 from lakerank.schemas import DOCUMENTS, QRELS, QUERIES
@@ -112,7 +112,7 @@ class Pixels:
         """The index of a picture; -1 for none.
 
         Raises:
-            Unscorable: it cannot be decoded, or is over a limit.
+            RejectedInput: it cannot be decoded, or is over a limit.
         """
         if encoded is None:
             return -1
@@ -201,7 +201,7 @@ def _read(
             for ident, raw, encoded, *others in zip(*(column.to_pylist() for column in rows.columns), strict=True):
                 try:
                     text, picture = _content(raw, encoded, pixels)
-                except Unscorable as error:
+                except RejectedInput as error:
                     left_out.append(f"{ident}: {error}")
                     continue
                 ids.append(ident)
@@ -227,12 +227,12 @@ def _content(raw: bytes | None, encoded: bytes | None, pixels: Pixels) -> tuple[
     try:
         text = decode_text(raw)
     except UnicodeDecodeError as error:
-        raise Unscorable(RejectReason.TEXT_UNDECODABLE, str(error.reason)) from error
+        raise RejectedInput(RejectReason.TEXT_UNDECODABLE, str(error.reason)) from error
     if text is not None and not text.strip():
         text = None
     picture = pixels.add(encoded)
     if text is None and picture < 0:
-        raise Unscorable(RejectReason.EMPTY_DOCUMENT, "neither text nor image")
+        raise RejectedInput(RejectReason.EMPTY_DOCUMENT, "neither text nor image")
     return text, picture
 
 

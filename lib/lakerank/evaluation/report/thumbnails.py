@@ -8,7 +8,7 @@ import io
 from PIL import Image, ImageOps
 
 from lakerank.limits import Limits
-from lakerank.model.inputs import Unscorable
+from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess.images import open_header, to_rgb
 
 #: The longer side, in pixels.
@@ -30,6 +30,6 @@ def thumbnail(image: bytes) -> str | None:
         small = to_rgb(ImageOps.exif_transpose(picture))
         small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         small.save(buffer, format="JPEG", quality=85)
-    except (Unscorable, Exception):  # a damaged file makes decoders raise anything, and a page must not depend on it
+    except (RejectedInput, Exception):  # a damaged file makes decoders raise anything, and a page must not depend on it
         return None
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -26,10 +26,10 @@ from lakerank.model.engine.batching import filled, reject, score_pairs
 from lakerank.model.engine.counters import Work
 from lakerank.model.engine.encoder import PackedEncoder
 from lakerank.model.engine.encoder_engine import EncoderEngine, Reading
-from lakerank.model.family import Loading
-from lakerank.model.inputs import Unscorable
-from lakerank.model.preprocess.pipeline import Preparation, Prepared
-from lakerank.model.preprocess.tokenizer import Side, read_tokenizer
+from lakerank.model.family import LoadOptions
+from lakerank.model.inputs import EncodedInput, RejectedInput
+from lakerank.model.preprocess.pipeline import Prepared, Preprocessor
+from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 #: Passes of each thread whose pairs are sorted by length together. More would find more of one length; what waits are
@@ -61,7 +61,7 @@ class CrossEncoder:
     def __init__(
         self,
         engine: EncoderEngine,
-        preparation: Preparation,
+        preprocessor: Preprocessor,
         limits: PairLimits,
         *,
         fingerprint: str,
@@ -71,7 +71,7 @@ class CrossEncoder:
         self.logit_bias = logit_bias
         self.load_id = uuid.uuid4().hex
         self._engine = engine
-        self._preparation = preparation
+        self._preprocessor = preprocessor
         self._limits = limits
         self._device = threading.Lock()
 
@@ -94,7 +94,7 @@ class CrossEncoder:
         Groups are pulled as they are needed, as many as fill PASSES_SORTED passes; texts are tokenised by threads ahead
         of the device, each document and each query once.
         """
-        ahead = self._preparation.ahead(groups, self._held(), self.work)
+        ahead = self._preprocessor.prefetch(groups, self._held(), self.work)
         read = ((prepared, self._pairs(prepared)) for prepared in ahead)
         for filling in filled(((one, _tokens(one[1])) for one in read), self._held):
             yield from self._score(filling)
@@ -103,15 +103,15 @@ class CrossEncoder:
         """Tokens of the pairs that are sorted together."""
         return PASSES_SORTED * self._engine.tokens_at_once
 
-    def _pairs(self, prepared: Prepared) -> list[_Pair | Unscorable]:
+    def _pairs(self, prepared: Prepared) -> list[_Pair | RejectedInput]:
         """What each of a group's queries is read as; why not where it cannot be."""
         document = prepared.document
-        if isinstance(document, Unscorable):
+        if isinstance(document, RejectedInput):
             return []
         return [self._pair(query, document) for query in prepared.queries]
 
-    def _pair(self, query: Side | Unscorable, document: Side) -> _Pair | Unscorable:
-        if isinstance(query, Unscorable):
+    def _pair(self, query: EncodedInput | RejectedInput, document: EncodedInput) -> _Pair | RejectedInput:
+        if isinstance(query, RejectedInput):
             return query
         asked, ids = query.token_ids, document.token_ids
         spans = self._limits.spans(len(asked), len(ids))
@@ -125,7 +125,7 @@ class CrossEncoder:
             document.truncated or read < len(ids),
         )
 
-    def _score(self, filling: Sequence[tuple[Prepared, list[_Pair | Unscorable]]]) -> Iterator[ScoredPair | Reject]:
+    def _score(self, filling: Sequence[tuple[Prepared, list[_Pair | RejectedInput]]]) -> Iterator[ScoredPair | Reject]:
         """Results of groups that share passes through the network."""
         readings = [
             reading for _, pairs in filling for pair in pairs if isinstance(pair, _Pair) for reading in pair.readings
@@ -134,24 +134,24 @@ class CrossEncoder:
             logits = iter(self._engine.score(readings))
         for prepared, pairs in filling:
             group, document = prepared.group, prepared.document
-            if isinstance(document, Unscorable):
+            if isinstance(document, RejectedInput):
                 yield from (reject(query, group.document, document) for query in group.queries)
                 continue
             self._count(pairs)
             for query, pair in zip(group.queries, pairs, strict=True):
-                if isinstance(pair, Unscorable):
+                if isinstance(pair, RejectedInput):
                     yield reject(query, group.document, pair)
                 else:
                     yield _result(query, group.document, pair, [next(logits) for _ in pair.readings])
 
-    def _count(self, pairs: Sequence[_Pair | Unscorable]) -> None:
+    def _count(self, pairs: Sequence[_Pair | RejectedInput]) -> None:
         scored = [pair for pair in pairs if isinstance(pair, _Pair)]
         self.work.documents += bool(scored)
         self.work.pairs += len(scored)
         self.work.pairwise += sum(reading.length for pair in scored for reading in pair.readings)
 
 
-def _tokens(pairs: Iterable[_Pair | Unscorable]) -> int:
+def _tokens(pairs: Iterable[_Pair | RejectedInput]) -> int:
     return sum(reading.length for pair in pairs if isinstance(pair, _Pair) for reading in pair.readings)
 
 
@@ -160,10 +160,10 @@ def _result(query: Query, document: Document, pair: _Pair, logits: Sequence[floa
     fitting = [logit for logit in logits if logit is not None]
     if len(fitting) < len(logits):
         longest = max(reading.length for reading in pair.readings)
-        return reject(query, document, Unscorable(RejectReason.OUT_OF_MEMORY, f"a sequence of {longest} tokens"))
+        return reject(query, document, RejectedInput(RejectReason.OUT_OF_MEMORY, f"a sequence of {longest} tokens"))
     strange = [logit for logit in fitting if not np.isfinite(logit)]
     if strange:
-        return reject(query, document, Unscorable(RejectReason.NON_FINITE_LOGIT, str(strange[0])))
+        return reject(query, document, RejectedInput(RejectReason.NON_FINITE_LOGIT, str(strange[0])))
     return ScoredPair(
         query.query_id,
         document.doc_id,
@@ -175,37 +175,37 @@ def _result(query: Query, document: Document, pair: _Pair, logits: Sequence[floa
     )
 
 
-def load_bge(loading: Loading) -> CrossEncoder:
+def load_bge(options: LoadOptions) -> CrossEncoder:
     """bge-reranker-v2-m3's checkpoint on its device.
 
     Raises:
         CheckpointError: weights or tokenizer do not fit config.json.
     """
-    return _load(loading, BGE, bge_limits(loading.limits.max_length, loading.limits.max_query_length))
+    return _load(options, BGE, bge_limits(options.limits.max_length, options.limits.max_query_length))
 
 
-def load_jina_v2(loading: Loading) -> CrossEncoder:
+def load_jina_v2(options: LoadOptions) -> CrossEncoder:
     """jina-reranker-v2's checkpoint on its device.
 
     Raises:
         CheckpointError: weights or tokenizer do not fit config.json.
     """
-    return _load(loading, JINA, jina_limits(loading.limits.max_length, loading.limits.max_query_length))
+    return _load(options, JINA, jina_limits(options.limits.max_length, options.limits.max_query_length))
 
 
-def _load(loading: Loading, naming: Naming, limits: PairLimits) -> CrossEncoder:
-    folder = loading.folder
+def _load(options: LoadOptions, naming: Naming, limits: PairLimits) -> CrossEncoder:
+    folder = options.folder
     shape = read_shape(read_json(folder / "config.json"), str(folder))
     if limits.sequence < LEAST_SEQUENCE:
         raise CheckpointError(f"{folder}: sequences of {limits.sequence} tokens leave no room for a document")
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     tokenizer.encode_special_tokens = False  # see `text_pairs`
     tokens = read_pair_tokens(tokenizer, shape.vocabulary, shape.padding, str(folder))
-    weights = load_weights(folder, shape, naming, getattr(torch, loading.dtype), torch.device(loading.device))
+    weights = load_weights(folder, shape, naming, getattr(torch, options.dtype), torch.device(options.device))
     return CrossEncoder(
-        EncoderEngine(PackedEncoder(shape, weights), tokens, reproducible=loading.reproducible),
-        Preparation(SideTokenizer(tokenizer, limits), loading.limits, None, threads=loading.host_threads),
+        EncoderEngine(PackedEncoder(shape, weights), tokens, reproducible=options.reproducible),
+        Preprocessor(SideTokenizer(tokenizer, limits), options.limits, None, threads=options.host_threads),
         limits,
-        fingerprint=loading.fingerprint,
-        logit_bias=loading.logit_bias,
+        fingerprint=options.fingerprint,
+        logit_bias=options.logit_bias,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import read_json, resolve_dtype
-from lakerank.model.family import Facts
+from lakerank.model.family import CheckpointInfo
 
 _POSITIVE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -76,11 +76,11 @@ def _positive(value: object) -> bool:
     return isinstance(value, int) and value > 0
 
 
-def encoder_facts(folder: Path, dtype: str) -> Facts:
+def encoder_facts(folder: Path, dtype: str) -> CheckpointInfo:
     """What is to be known of a cross-encoder before it is loaded. Relevance is the sigmoid of its logit: no bias.
 
     Raises:
         CheckpointError: config.json describes what is not computed here.
     """
     read_shape(read_json(folder / "config.json"), str(folder))
-    return Facts(resolve_dtype(folder, dtype))
+    return CheckpointInfo(resolve_dtype(folder, dtype))

@@ -21,9 +21,7 @@ from tokenizers import Tokenizer
 
 from lakerank.errors import CheckpointError
 from lakerank.model.cross_encoder.windows import OVERLAP, windows
-from lakerank.model.inputs import Unscorable
-from lakerank.model.preprocess.images import Patches
-from lakerank.model.preprocess.tokenizer import Side
+from lakerank.model.inputs import EncodedInput, Patches, RejectedInput
 from lakerank.records import RejectReason
 
 #: Special tokens of a sequence: `<s>` and `</s>` around the query, `</s>` twice around the document.
@@ -78,29 +76,29 @@ class SideTokenizer:
         self._limits = limits
         self._longest = max(len(token) for token in tokenizer.get_vocab())
 
-    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
         """A document's tokens: all that any query leaves room for.
 
         Raises:
-            Unscorable: nothing in it, or text that is not Unicode.
+            RejectedInput: nothing in it, or text that is not Unicode.
         """
         most = None if self._limits.overlap is not None else self._limits.room(0)
         return self._side(text, most, RejectReason.EMPTY_DOCUMENT)
 
-    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
         """A query's tokens.
 
         Raises:
-            Unscorable: nothing in it, or text that is not Unicode.
+            RejectedInput: nothing in it, or text that is not Unicode.
         """
         return self._side(text, self._limits.query, RejectReason.EMPTY_QUERY)
 
-    def _side(self, text: str | None, most: int | None, empty: RejectReason) -> Side:
+    def _side(self, text: str | None, most: int | None, empty: RejectReason) -> EncodedInput:
         if text is None or not text.strip():
-            raise Unscorable(empty, "no text")
+            raise RejectedInput(empty, "no text")
         ids = np.array(self._encode(text) if most is None else self._first(text, most), dtype=np.int64)
         kept = ids[:most]
-        return Side(kept, _NO_POSITIONS, len(kept), None, "", truncated=len(kept) < len(ids))
+        return EncodedInput(kept, _NO_POSITIONS, len(kept), None, "", truncated=len(kept) < len(ids))
 
     def _first(self, text: str, most: int) -> list[int]:
         """More than `most` tokens from the start of a text, or all that there are."""
@@ -115,7 +113,7 @@ class SideTokenizer:
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError) as error:  # lone surrogates: a str, but not Unicode text
-            raise Unscorable(RejectReason.TEXT_UNDECODABLE, "the text holds lone surrogates") from error
+            raise RejectedInput(RejectReason.TEXT_UNDECODABLE, "the text holds lone surrogates") from error
         return ids
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from lakerank.errors import PairRejected
-from lakerank.model.inputs import Unscorable
+from lakerank.model.inputs import RejectedInput
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 
 T = TypeVar("T")
@@ -57,6 +57,6 @@ def score_pairs(
     return logits
 
 
-def reject(query: Query, document: Document, why: Unscorable) -> Reject:
+def reject(query: Query, document: Document, why: RejectedInput) -> Reject:
     """The reject of a pair, one side or both of which cannot be scored."""
     return Reject(query.query_id, document.doc_id, why.reason, why.detail)

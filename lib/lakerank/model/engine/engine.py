@@ -29,8 +29,8 @@ from lakerank.model.engine.score_head import ReadOut, ScoreHead
 from lakerank.model.engine.varlen import VarlenKind, choose_varlen
 from lakerank.model.engine.vision import PackedVision, Vision
 from lakerank.model.engine.vision_cache import BoundedCache
-from lakerank.model.preprocess.images import Patches, PatchShape
-from lakerank.model.preprocess.tokenizer import TokenRows
+from lakerank.model.inputs import NO_TOKEN, DocumentQueries, Patches, TokenSequence
+from lakerank.model.preprocess.images import PatchShape
 
 logger = logging.getLogger(__name__)
 
@@ -44,28 +44,11 @@ KEPT_PREFIX_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentQueries:
-    """One document and queries on it, ready for the device: what many pairs start with, and how each goes on."""
-
-    document: TokenRows
-    queries: tuple[TokenRows, ...]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the group's prefix and suffixes take."""
-        return len(self.document.token_ids) + sum(len(query.token_ids) for query in self.queries)
-
-
-#: Stands for the visual token of a network without eyes.
-NO_TOKEN = -1
-
-
-@dataclass(frozen=True, slots=True)
 class _Pair:
     """A query on the document of a number, from position `start` on; its logit belongs at `place`."""
 
     document: int
-    query: TokenRows
+    query: TokenSequence
     start: int
     place: int
 
@@ -153,7 +136,7 @@ class Engine:
         logger.warning("out of memory: %d tokens at once from now on", self.budget.tokens)
         return True
 
-    def _prefixes(self, documents: Sequence[TokenRows]) -> tuple[list[Prefix], list[int]]:
+    def _prefixes(self, documents: Sequence[TokenSequence]) -> tuple[list[Prefix], list[int]]:
         """A prefix for each distinct document, and each document's number among them."""
         keys = [_key(document) for document in documents]
         distinct = dict(zip(keys, documents, strict=True))
@@ -175,7 +158,7 @@ class Engine:
         prefix = prefixes[last]
         self._kept = {} if prefix.nbytes > KEPT_PREFIX_BYTES else {last: prefix.copy()}
 
-    def _pass_documents(self, documents: Sequence[TokenRows]) -> list[Prefix]:
+    def _pass_documents(self, documents: Sequence[TokenSequence]) -> list[Prefix]:
         lengths = [len(document.token_ids) for document in documents]
         visual = self._images(documents, self._document_images)
         with self._timer.stage("prefix_s"):
@@ -217,7 +200,7 @@ class Engine:
         return logits[: len(pairs)]
 
     def _embed(
-        self, sides: Sequence[TokenRows], starts: Sequence[int], visual: Sequence[Tensor]
+        self, sides: Sequence[TokenSequence], starts: Sequence[int], visual: Sequence[Tensor]
     ) -> tuple[Embedded, Tensor]:
         """Embeddings of M rows and positions (3, M) of sides one after the other; rows that only fill are token 0."""
         token_ids = np.concatenate([side.token_ids for side in sides])
@@ -230,16 +213,16 @@ class Engine:
         embedded = self._decoder.embed(ids, places, torch.cat(list(visual)) if visual else None)
         return embedded, to_device(np.pad(positions, ((0, 0), (0, spare))), self._device)
 
-    def _images(self, sides: Sequence[TokenRows], cache: BoundedCache[Tensor]) -> list[Tensor]:
+    def _images(self, sides: Sequence[TokenSequence], cache: BoundedCache[Tensor]) -> list[Tensor]:
         """Visual tokens of each image of the sides, in order; each content is encoded once."""
-        images = {key: image for side in sides for key, image in side.pictures}
+        images = {key: image for side in sides for key, image in side.images}
         found = {key: tokens for key in images if (tokens := cache.find(key)) is not None}
         wanted = [(key, image) for key, image in images.items() if key not in found]
         for chunk in cut(wanted, [len(image.pixels) for _, image in wanted], self.budget.patches):
             for (key, _), tokens in zip(chunk, self._encode([image for _, image in chunk]), strict=True):
                 found[key] = tokens
                 cache.put(key, tokens.clone())  # a view would hold on to all that were encoded beside it
-        return [found[key] for side in sides for key, _ in side.pictures]
+        return [found[key] for side in sides for key, _ in side.images]
 
     def _encode(self, images: Sequence[Patches]) -> list[Tensor]:
         self.work.images_encoded += len(images)
@@ -256,9 +239,9 @@ class Engine:
         self.work.pairwise += sum(tokens + len(query.token_ids) for query in group.queries)
 
 
-def _key(document: TokenRows) -> bytes:
+def _key(document: TokenSequence) -> bytes:
     """What a document's prefix is made from."""
-    images = "|".join(key for key, _ in document.pictures)
+    images = "|".join(key for key, _ in document.images)
     return images.encode() + b"|" + document.token_ids.tobytes()
 
 

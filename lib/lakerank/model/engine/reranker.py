@@ -12,10 +12,9 @@ import numpy as np
 from lakerank.model.engine.batching import filled, reject, score_pairs
 from lakerank.model.engine.counters import Work
 from lakerank.model.engine.device import out_of_memory
-from lakerank.model.engine.engine import DocumentQueries, Engine
-from lakerank.model.inputs import Unscorable
-from lakerank.model.preprocess.pipeline import Preparation, Prepared
-from lakerank.model.preprocess.tokenizer import Side
+from lakerank.model.engine.engine import Engine
+from lakerank.model.inputs import DocumentQueries, EncodedInput, RejectedInput
+from lakerank.model.preprocess.pipeline import Prepared, Preprocessor
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ class DocumentMajorReranker:
     def __init__(
         self,
         engine: Engine,
-        preparation: Preparation,
+        preprocessor: Preprocessor,
         *,
         fingerprint: str,
         logit_bias: float,
@@ -40,7 +39,7 @@ class DocumentMajorReranker:
         self.logit_bias = logit_bias
         self.load_id = uuid.uuid4().hex
         self._engine = engine
-        self._preparation = preparation
+        self._preprocessor = preprocessor
         self._device = threading.Lock()
 
     @property
@@ -62,7 +61,7 @@ class DocumentMajorReranker:
         Groups are pulled as they are needed, as many as fill the device twice; decoding, resizing and tokenising run in
         threads ahead of it.
         """
-        ahead = self._preparation.ahead(groups, 2 * self._engine.budget.held, self.work)
+        ahead = self._preprocessor.prefetch(groups, 2 * self._engine.budget.held, self.work)
         sized = ((prepared, 0 if prepared.work is None else prepared.work.tokens) for prepared in ahead)
         for filling in filled(sized, lambda: self._engine.budget.held):
             yield from self._score_prepared(filling)
@@ -75,7 +74,7 @@ class DocumentMajorReranker:
         for one, work in zip(prepared, works, strict=True):
             yield from _results(one, next(outcomes) if work is not None else None)
 
-    def _logits(self, works: Sequence[DocumentQueries]) -> list[np.ndarray | Unscorable]:
+    def _logits(self, works: Sequence[DocumentQueries]) -> list[np.ndarray | RejectedInput]:
         """Logits of each document's queries. Out of memory, halves are tried, and less at a time; what a document alone
         does not fit in is its own fault, not the job's.
         """
@@ -94,27 +93,27 @@ class DocumentMajorReranker:
             return self._logits(works)
         tokens = len(works[0].document.token_ids)
         logger.warning("out of memory at a document of %d tokens: its pairs are rejected", tokens)
-        return [Unscorable(RejectReason.OUT_OF_MEMORY, f"a document of {tokens} tokens")]
+        return [RejectedInput(RejectReason.OUT_OF_MEMORY, f"a document of {tokens} tokens")]
 
 
-def _results(prepared: Prepared, outcome: np.ndarray | Unscorable | None) -> Iterator[ScoredPair | Reject]:
+def _results(prepared: Prepared, outcome: np.ndarray | RejectedInput | None) -> Iterator[ScoredPair | Reject]:
     """One result for each of a group's queries, in order."""
     group, document = prepared.group, prepared.document
-    if isinstance(document, Unscorable):
+    if isinstance(document, RejectedInput):
         yield from (reject(query, group.document, document) for query in group.queries)
         return
     logits = iter(outcome.tolist() if isinstance(outcome, np.ndarray) else ())
     for query, side in zip(group.queries, prepared.queries, strict=True):
-        if isinstance(side, Unscorable):
+        if isinstance(side, RejectedInput):
             yield reject(query, group.document, side)
-        elif isinstance(outcome, Unscorable):
+        elif isinstance(outcome, RejectedInput):
             yield reject(query, group.document, outcome)
         else:
             yield _scored(query, side, group.document, document, next(logits))
 
 
 def _scored(
-    query: Query, query_side: Side, document: Document, document_side: Side, logit: float
+    query: Query, query_side: EncodedInput, document: Document, document_side: EncodedInput, logit: float
 ) -> ScoredPair | Reject:
     if not np.isfinite(logit):
         return Reject(query.query_id, document.doc_id, RejectReason.NON_FINITE_LOGIT, str(logit))

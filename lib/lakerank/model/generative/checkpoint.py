@@ -7,12 +7,12 @@ from pathlib import Path
 
 from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import patch_shape, read_json, resolve_dtype
-from lakerank.model.family import Facts
+from lakerank.model.family import CheckpointInfo
 from lakerank.model.generative.prompt import ChatPrompt
 from lakerank.model.preprocess.images import PatchShape
 
 
-def generative_facts(folder: Path, dtype: str, prompt: ChatPrompt, model_type: str) -> Facts:
+def generative_facts(folder: Path, dtype: str, prompt: ChatPrompt, model_type: str) -> CheckpointInfo:
     """What names the scorer beyond what every fingerprint holds: the prompt, and how images are cut.
 
     Args:
@@ -31,7 +31,7 @@ def generative_facts(folder: Path, dtype: str, prompt: ChatPrompt, model_type: s
     if text.get("use_sliding_window"):
         raise CheckpointError(f"{folder}: use_sliding_window is not supported: the last token must see the whole pair")
     parts = {"prompt": asdict(prompt), "patches": asdict(generative_patches(folder, prompt))}
-    return Facts(resolve_dtype(folder, dtype), parts=parts)
+    return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts)
 
 
 def generative_patches(folder: Path, prompt: ChatPrompt) -> PatchShape:

@@ -32,14 +32,14 @@ from lakerank.model.engine.flops import count_flops
 from lakerank.model.engine.reranker import DocumentMajorReranker
 from lakerank.model.engine.score_head import WordDifference
 from lakerank.model.engine.vision import Blind, PackedVision, Vision
-from lakerank.model.family import Loading
+from lakerank.model.family import LoadOptions
 from lakerank.model.generative.checkpoint import generative_patches
 from lakerank.model.generative.prompt import ChatPrompt
 from lakerank.model.generative.tokenize import ChatTokenizer, check_vocabulary
 from lakerank.model.generative.vision import ImageByImage
 from lakerank.model.jina_m0.weights import current_name, fill_network, read_tensors
 from lakerank.model.preprocess.images import PatchShape
-from lakerank.model.preprocess.pipeline import Preparation
+from lakerank.model.preprocess.pipeline import Preprocessor
 
 _HEAD = "lm_head.weight"
 
@@ -68,19 +68,19 @@ _ARCHITECTURES: Mapping[str, Architecture] = {
 }
 
 
-def load(loading: Loading, prompt: ChatPrompt) -> DocumentMajorReranker:
+def load(options: LoadOptions, prompt: ChatPrompt) -> DocumentMajorReranker:
     """The checkpoint on its device, its adapter, if any, merged into it; asked as `prompt` says.
 
     Raises:
         CheckpointError: weights, adapter or tokenizer do not fit config.json.
     """
-    folder = loading.folder
+    folder = options.folder
     shape = generative_patches(folder, prompt)
     tokenizer = ChatTokenizer(
-        folder / "tokenizer.json", read_json(folder / "config.json"), prompt, loading.limits, shape.merge
+        folder / "tokenizer.json", read_json(folder / "config.json"), prompt, options.limits, shape.merge
     )
     network, head = load_language_model(
-        folder, getattr(torch, loading.dtype), torch.device(loading.device), loading.adapter
+        folder, getattr(torch, options.dtype), torch.device(options.device), options.adapter
     )
     check_vocabulary(tokenizer, len(head), str(folder))
     engine = Engine(
@@ -90,16 +90,16 @@ def load(loading: Loading, prompt: ChatPrompt) -> DocumentMajorReranker:
         vision=_vision(network, shape),
         flops=count_flops(network.config, head=2.0 * head.shape[1]),
         block=_BLOCK,
-        reproducible=loading.reproducible,
+        reproducible=options.reproducible,
     )
-    preparation = Preparation(
+    preprocessor = Preprocessor(
         tokenizer,
-        loading.limits,
+        options.limits,
         shape if prompt.document.image else None,
         arrange=tokenizer.arrange,
-        threads=loading.host_threads,
+        threads=options.host_threads,
     )
-    return DocumentMajorReranker(engine, preparation, fingerprint=loading.fingerprint, logit_bias=loading.logit_bias)
+    return DocumentMajorReranker(engine, preprocessor, fingerprint=options.fingerprint, logit_bias=options.logit_bias)
 
 
 def _vision(network: Any, shape: PatchShape) -> Vision:

@@ -14,11 +14,9 @@ from tokenizers import Tokenizer
 
 from lakerank.errors import CheckpointError, ConfigError
 from lakerank.limits import Limits
-from lakerank.model.engine.engine import NO_TOKEN, DocumentQueries
 from lakerank.model.generative.prompt import ChatPrompt, Frame
-from lakerank.model.inputs import Unscorable
-from lakerank.model.preprocess.images import Patches
-from lakerank.model.preprocess.tokenizer import Side, TextTokenizer, make_side, plain_text
+from lakerank.model.inputs import NO_TOKEN, DocumentQueries, EncodedInput, Patches, RejectedInput
+from lakerank.model.preprocess.tokenizer import TextTokenizer, encoded_input, plain_text
 from lakerank.records import RejectReason
 
 _SPECIAL = re.compile(r"<\|\w+\|>")
@@ -26,21 +24,21 @@ _SPECIAL = re.compile(r"<\|\w+\|>")
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Two sides, one after the other; as `tokens.TokenRows`."""
+    """Two sides, one after the other; as `tokens.TokenSequence`."""
 
     token_ids: np.ndarray
     positions: np.ndarray
     end: int
-    pictures: tuple[tuple[str, Patches], ...]
+    images: tuple[tuple[str, Patches], ...]
 
 
-def join(first: Side, second: Side) -> Joined:
+def join(first: EncodedInput, second: EncodedInput) -> Joined:
     """The rows of both; the second's positions go on where the first's end."""
     return Joined(
         np.concatenate((first.token_ids, second.token_ids)),
         np.concatenate((first.positions, second.positions + first.end), axis=1),
         first.end + second.end,
-        first.pictures + second.pictures,
+        first.images + second.images,
     )
 
 
@@ -83,27 +81,27 @@ class ChatTokenizer:
         self._prompt = prompt
         self._merge = merge
         self.tokens = self._find_tokens(config, str(path.parent))
-        self._head = make_side(self._constant(prompt.head), None, "", False, NO_TOKEN, merge)
+        self._head = encoded_input(self._constant(prompt.head), None, "", False, NO_TOKEN, merge)
         self._around = {frame: self._encoded(frame) for frame in (prompt.document, prompt.query)}
         self._limits = self._share(limits)
 
-    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
         """The document's side.
 
         Raises:
-            Unscorable: nothing in it, a kind that the prompt has no place for, or what cannot be read or does not fit.
+            RejectedInput: it is empty, holds a kind that the prompt has no place for, cannot be read or does not fit.
         """
         return self._side(self._prompt.document, text, image, image_key, RejectReason.EMPTY_DOCUMENT)
 
-    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
         """The query's side.
 
         Raises:
-            Unscorable: as for a document.
+            RejectedInput: as for a document.
         """
         return self._side(self._prompt.query, text, image, image_key, RejectReason.EMPTY_QUERY)
 
-    def arrange(self, document: Side, queries: tuple[Side, ...]) -> DocumentQueries:
+    def arrange(self, document: EncodedInput, queries: tuple[EncodedInput, ...]) -> DocumentQueries:
         """What pairs share exactly, and how each goes on.
 
         Where the document comes first that is the document. Where the query does, it is what stands before both: work
@@ -113,17 +111,19 @@ class ChatTokenizer:
             return DocumentQueries(document, queries)
         return DocumentQueries(self._head, tuple(join(query, document) for query in queries))
 
-    def _side(self, frame: Frame, text: str | None, image: Patches | None, key: str, empty: RejectReason) -> Side:
+    def _side(
+        self, frame: Frame, text: str | None, image: Patches | None, key: str, empty: RejectReason
+    ) -> EncodedInput:
         body = plain_text(text, image, empty)
         for held, allowed, name in ((bool(body), frame.text, "text"), (image is not None, frame.image, "an image")):
             if held and not allowed:
                 side = "document" if frame is self._prompt.document else "query"
-                raise Unscorable(RejectReason.MODALITY_UNSUPPORTED, f"{name} in the {side}")
+                raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, f"{name} in the {side}")
         around, visual = self._around[frame], self._visual(image)
         limit = self._limits[frame]
         if len(visual) + around.tokens > self._limits[self._prompt.document]:
             detail = f"{len(visual)} visual tokens do not fit: lower max_pixels or raise max_length"
-            raise Unscorable(RejectReason.INPUT_TOO_LONG, detail)
+            raise RejectedInput(RejectReason.INPUT_TOO_LONG, detail)
         if frame is self._prompt.query:
             limit += len(visual)
 
@@ -135,7 +135,7 @@ class ChatTokenizer:
             return [*around.before, *middle, *around.after]
 
         token_ids, cut = self._text.fit(body, limit, assemble)
-        return make_side(token_ids, image, key, cut, self.tokens.image, self._merge)
+        return encoded_input(token_ids, image, key, cut, self.tokens.image, self._merge)
 
     def _visual(self, image: Patches | None) -> list[int]:
         if image is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lakerank.model.engine.linear import RowProducts
-from lakerank.model.jina_m0.network import Grid
+from lakerank.model.inputs import Grid
 from lakerank.model.preprocess.images import PatchShape
 
 

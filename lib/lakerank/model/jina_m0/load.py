@@ -7,32 +7,32 @@ import torch
 from lakerank.model.checkpoint import read_settings
 from lakerank.model.engine.engine import Engine
 from lakerank.model.engine.reranker import DocumentMajorReranker
-from lakerank.model.family import Loading
+from lakerank.model.family import LoadOptions
 from lakerank.model.jina_m0.weights import load_network
-from lakerank.model.preprocess.pipeline import Preparation
+from lakerank.model.preprocess.pipeline import Preprocessor
 from lakerank.model.preprocess.tokenizer import PromptTokenizer, check_tokenizer, read_special_tokens, read_tokenizer
 
 
-def load(loading: Loading) -> DocumentMajorReranker:
+def load(options: LoadOptions) -> DocumentMajorReranker:
     """The checkpoint on its device.
 
     Raises:
         CheckpointError: weights, adapter or tokenizer do not fit config.json.
     """
-    folder, limits = loading.folder, loading.limits
-    settings = read_settings(folder, loading.dtype)
+    folder, limits = options.folder, options.limits
+    settings = read_settings(folder, options.dtype)
     special = read_special_tokens(folder, settings)
     tokenizer = read_tokenizer(folder / "tokenizer.json")
-    network = load_network(folder, settings, torch.device(loading.device), loading.adapter)
+    network = load_network(folder, settings, torch.device(options.device), options.adapter)
     check_tokenizer(tokenizer, special, network.config.text_config.vocab_size, str(folder))
     return DocumentMajorReranker(
-        Engine(network, settings.patches, reproducible=loading.reproducible),
-        Preparation(
+        Engine(network, settings.patches, reproducible=options.reproducible),
+        Preprocessor(
             PromptTokenizer(tokenizer, special, limits, settings.patches.merge),
             limits,
             settings.patches,
-            threads=loading.host_threads,
+            threads=options.host_threads,
         ),
-        fingerprint=loading.fingerprint,
-        logit_bias=loading.logit_bias,
+        fingerprint=options.fingerprint,
+        logit_bias=options.logit_bias,
     )

@@ -26,7 +26,7 @@ from PIL import (
 )
 
 from lakerank.limits import Limits
-from lakerank.model.inputs import Unscorable
+from lakerank.model.inputs import Patches, RejectedInput
 from lakerank.records import RejectReason
 
 #: First bytes of a file, and the class of Pillow's that reads it.
@@ -70,19 +70,11 @@ class PatchShape:
     std: tuple[float, ...] = CLIP_STD
 
 
-@dataclass(frozen=True, slots=True)
-class Patches:
-    """An image as uint8 patches (P, 3, side, side), merge² of one visual token together; its grid (rows, columns)."""
-
-    pixels: np.ndarray
-    grid: tuple[int, int]
-
-
 def load_patches(data: bytes, limits: Limits, shape: PatchShape) -> Patches:
     """Decode, turn upright, flatten on white, resize and cut an encoded image.
 
     Raises:
-        Unscorable: the image is over a limit, of an unsupported format, or damaged.
+        RejectedInput: the image is over a limit, of an unsupported format, or damaged.
     """
     return cut(load_pixels(data, limits, shape), shape)
 
@@ -91,7 +83,7 @@ def load_pixels(data: bytes, limits: Limits, shape: PatchShape) -> np.ndarray:
     """What `load_patches` cuts: (height, width, 3) uint8, both sides multiples of a visual token's.
 
     Raises:
-        Unscorable: as `load_patches`.
+        RejectedInput: as `load_patches`.
     """
     image = open_header(data, limits)
     try:
@@ -103,9 +95,9 @@ def load_pixels(data: bytes, limits: Limits, shape: PatchShape) -> np.ndarray:
         box = None if reduction is None else (0.0, 0.0, width / reduction.scale, height / reduction.scale)
         return np.asarray(flat.resize((columns, rows), Image.Resampling.BICUBIC, box=box))
     except MemoryError as error:
-        raise Unscorable(RejectReason.OUT_OF_MEMORY, "while the image was decoded") from error
+        raise RejectedInput(RejectReason.OUT_OF_MEMORY, "while the image was decoded") from error
     except Exception as error:  # a damaged file makes decoders raise anything
-        raise Unscorable(RejectReason.IMAGE_UNDECODABLE, f"{type(error).__name__}: {error}"[:200]) from error
+        raise RejectedInput(RejectReason.IMAGE_UNDECODABLE, f"{type(error).__name__}: {error}"[:200]) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +127,19 @@ def open_header(data: bytes, limits: Limits) -> Image.Image:
     """Open an encoded image and check every limit; no pixel has been decoded when this returns.
 
     Raises:
-        Unscorable: too many bytes or pixels, no pixels, too long and narrow, unsupported, or no readable header.
+        RejectedInput: too many bytes or pixels, no pixels, too long and narrow, unsupported, or no readable header.
     """
     if len(data) > limits.max_source_bytes:
-        raise Unscorable(RejectReason.IMAGE_TOO_LARGE, f"{len(data)} bytes, over {limits.max_source_bytes}")
+        raise RejectedInput(RejectReason.IMAGE_TOO_LARGE, f"{len(data)} bytes, over {limits.max_source_bytes}")
     reader = next((reader for magic, reader in _FORMATS if data.startswith(magic)), None)
     if reader is None or (data.startswith(b"RIFF") and data[8:12] != b"WEBP"):
-        raise Unscorable(RejectReason.IMAGE_UNSUPPORTED_FORMAT, f"not {_SUPPORTED}")
+        raise RejectedInput(RejectReason.IMAGE_UNSUPPORTED_FORMAT, f"not {_SUPPORTED}")
     try:
         image = reader(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Unscorable(RejectReason.IMAGE_TOO_LARGE, str(error)) from error
+        raise RejectedInput(RejectReason.IMAGE_TOO_LARGE, str(error)) from error
     except Exception as error:
-        raise Unscorable(_header_fault(reader, data), f"{type(error).__name__}: {error}"[:200]) from error
+        raise RejectedInput(_header_fault(reader, data), f"{type(error).__name__}: {error}"[:200]) from error
     _check_size(*image.size, limits)
     return image
 
@@ -165,11 +157,11 @@ def _header_fault(reader: type[ImageFile.ImageFile], data: bytes) -> RejectReaso
 
 def _check_size(width: int, height: int, limits: Limits) -> None:
     if width < 1 or height < 1:
-        raise Unscorable(RejectReason.IMAGE_ZERO_SIZE, f"{width} × {height}")
+        raise RejectedInput(RejectReason.IMAGE_ZERO_SIZE, f"{width} × {height}")
     if width * height > limits.max_source_pixels:
-        raise Unscorable(RejectReason.IMAGE_TOO_LARGE, f"{width} × {height}, over {limits.max_source_pixels} pixels")
+        raise RejectedInput(RejectReason.IMAGE_TOO_LARGE, f"{width} × {height}, over {limits.max_source_pixels} pixels")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise Unscorable(RejectReason.IMAGE_ASPECT_RATIO, f"{width} × {height}, over {MAX_ASPECT_RATIO} to 1")
+        raise RejectedInput(RejectReason.IMAGE_ASPECT_RATIO, f"{width} × {height}, over {MAX_ASPECT_RATIO} to 1")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -12,11 +12,9 @@ from typing import Protocol
 
 from lakerank.limits import Limits
 from lakerank.model.engine.counters import Work
-from lakerank.model.engine.engine import DocumentQueries
 from lakerank.model.engine.vision_cache import BoundedCache
-from lakerank.model.inputs import Unscorable
-from lakerank.model.preprocess.images import Patches, PatchShape, load_patches
-from lakerank.model.preprocess.tokenizer import Side
+from lakerank.model.inputs import DocumentQueries, EncodedInput, Patches, RejectedInput
+from lakerank.model.preprocess.images import PatchShape, load_patches
 from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query, RejectReason
 
 #: Sides (token ids and 8-bit patches) kept for reuse: a query comes back for every document it is paired with, a
@@ -41,8 +39,8 @@ class Prepared:
     """A group whose host work is done. `work`: what is left to the device, None where nothing can be scored."""
 
     group: DocumentGroup
-    document: Side | Unscorable
-    queries: tuple[Side | Unscorable, ...]
+    document: EncodedInput | RejectedInput
+    queries: tuple[EncodedInput | RejectedInput, ...]
     work: DocumentQueries | None
     decode_s: float
     tokenise_s: float
@@ -57,22 +55,22 @@ class _Seconds:
 
 
 class Prompt(Protocol):
-    """Makes the sides of pairs; see `tokens.PromptTokenizer`. Both raise Unscorable."""
+    """Makes the sides of pairs; see `tokens.PromptTokenizer`. Both raise RejectedInput."""
 
-    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
         """A document's side."""
         ...
 
-    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
         """A query's side."""
         ...
 
 
 #: What the device is given for a document and queries on it.
-Arrange = Callable[[Side, tuple[Side, ...]], DocumentQueries]
+Arrange = Callable[[EncodedInput, tuple[EncodedInput, ...]], DocumentQueries]
 
 
-class Preparation:
+class Preprocessor:
     """Makes groups ready for the device; what was met before, by its content's hash, is not made again.
 
     `shape`: how images are cut; None where they are not read, and a side that has one cannot be scored.
@@ -94,10 +92,10 @@ class Preparation:
         self._limits = limits
         self._shape = shape
         self._threads = threads
-        self._query_sides: BoundedCache[Side | Unscorable] = BoundedCache(query_bytes, _size)
-        self._document_sides: BoundedCache[Side | Unscorable] = BoundedCache(document_bytes, _size)
+        self._query_sides: BoundedCache[EncodedInput | RejectedInput] = BoundedCache(query_bytes, _size)
+        self._document_sides: BoundedCache[EncodedInput | RejectedInput] = BoundedCache(document_bytes, _size)
 
-    def ahead(self, groups: Iterable[DocumentGroup], tokens: int, work: Work) -> Iterator[Prepared]:
+    def prefetch(self, groups: Iterable[DocumentGroup], tokens: int, work: Work) -> Iterator[Prepared]:
         """Groups made ready, in order; `tokens`' worth of them are being made while one is taken.
 
         Groups are pulled as they are needed. Seconds are added to `work`.
@@ -123,36 +121,36 @@ class Preparation:
     def _prepare(self, group: DocumentGroup) -> Prepared:
         spent = _Seconds()
         document = self._side(group.document, spent)
-        if isinstance(document, Unscorable):
+        if isinstance(document, RejectedInput):
             return Prepared(group, document, (), None, spent.decode, spent.tokenise)
         queries = tuple(self._side(query, spent) for query in group.queries)
-        sides = tuple(side for side in queries if isinstance(side, Side))
+        sides = tuple(side for side in queries if isinstance(side, EncodedInput))
         work = self._arrange(document, sides) if sides else None
         return Prepared(group, document, queries, work, spent.decode, spent.tokenise)
 
-    def _side(self, item: Query | Document, spent: _Seconds) -> Side | Unscorable:
+    def _side(self, item: Query | Document, spent: _Seconds) -> EncodedInput | RejectedInput:
         """Token ids and patches of one side, or why there are none; from memory when its content was met before."""
         image_key = "" if item.image is None else _digest(item.image)
         text_key = None if item.text is None else _digest(item.text.encode("utf-8", "surrogatepass"))
         sides = self._document_sides if isinstance(item, Document) else self._query_sides
 
-        def make() -> Side | Unscorable:
+        def make() -> EncodedInput | RejectedInput:
             try:
                 return self._make(item, image_key, spent)
-            except Unscorable as unscorable:
-                if unscorable.reason in TRANSIENT_REASONS:
+            except RejectedInput as rejected:
+                if rejected.reason in TRANSIENT_REASONS:
                     raise  # not remembered
-                return unscorable
+                return rejected
 
         try:
             return sides.get((text_key, image_key), make)
-        except Unscorable as unscorable:
-            return unscorable
+        except RejectedInput as rejected:
+            return rejected
 
-    def _make(self, item: Query | Document, image_key: str, spent: _Seconds) -> Side:
+    def _make(self, item: Query | Document, image_key: str, spent: _Seconds) -> EncodedInput:
         image: Patches | None = None
         if item.image is not None and self._shape is None:
-            raise Unscorable(RejectReason.MODALITY_UNSUPPORTED, "an image, and this reranker reads texts alone")
+            raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, "an image, and this reranker reads texts alone")
         started = time.thread_time()
         try:
             if item.image is not None and self._shape is not None:
@@ -160,7 +158,7 @@ class Preparation:
         finally:
             decoded = time.thread_time()
             spent.decode += decoded - started
-        build: Callable[..., Side] = self._prompt.document if isinstance(item, Document) else self._prompt.query
+        build: Callable[..., EncodedInput] = self._prompt.document if isinstance(item, Document) else self._prompt.query
         side = build(item.text, image, image_key)
         spent.tokenise += time.thread_time() - decoded
         return side
@@ -197,5 +195,5 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _size(side: Side | Unscorable) -> int:
-    return _ENTRY_BYTES + (side.nbytes if isinstance(side, Side) else 0)
+def _size(side: EncodedInput | RejectedInput) -> int:
+    return _ENTRY_BYTES + (side.nbytes if isinstance(side, EncodedInput) else 0)

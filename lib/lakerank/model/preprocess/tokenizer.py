@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -13,10 +12,8 @@ from tokenizers import Tokenizer
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import Settings, read_json
-from lakerank.model.inputs import Unscorable
-from lakerank.model.jina_m0.network import image_positions, text_positions
+from lakerank.model.inputs import EncodedInput, Grid, Patches, RejectedInput
 from lakerank.model.jina_m0.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD, Budgets, budgets
-from lakerank.model.preprocess.images import Patches
 from lakerank.records import RejectReason
 
 _NAMED_IDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id")
@@ -36,52 +33,6 @@ class SpecialTokens:
     image: int
     score: int
     pad: int
-
-
-class TokenRows(Protocol):
-    """Tokens that follow one another in a sequence: a side of a pair, or more than one.
-
-    `token_ids` (L,) int64; `positions` (3, L) int64, counted from 0; `end`: position of whatever follows; `pictures`:
-    its images by key, in the order of their visual tokens.
-    """
-
-    @property
-    def token_ids(self) -> np.ndarray: ...
-
-    @property
-    def positions(self) -> np.ndarray: ...
-
-    @property
-    def end(self) -> int: ...
-
-    @property
-    def pictures(self) -> tuple[tuple[str, Patches], ...]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """A document's or query's part of the sequence.
-
-    `token_ids` (L,) int64; `positions` (3, L) int64, counted from 0; `end`: position of whatever follows.
-    """
-
-    token_ids: np.ndarray
-    positions: np.ndarray
-    end: int
-    image: Patches | None
-    image_key: str
-    truncated: bool
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held, in bytes."""
-        pixels = 0 if self.image is None else self.image.pixels.nbytes
-        return int(self.token_ids.nbytes + self.positions.nbytes + pixels)
-
-    @property
-    def pictures(self) -> tuple[tuple[str, Patches], ...]:
-        """The image by its key, if there is one."""
-        return () if self.image is None else ((self.image_key, self.image),)
 
 
 def read_special_tokens(folder: Path, settings: Settings) -> SpecialTokens:
@@ -130,12 +81,12 @@ class TextTokenizer:
         """Token ids of a text.
 
         Raises:
-            Unscorable: the text is not Unicode.
+            RejectedInput: the text is not Unicode.
         """
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError) as error:  # lone surrogates: a str, but not Unicode text
-            raise Unscorable(RejectReason.TEXT_UNDECODABLE, "the text holds lone surrogates") from error
+            raise RejectedInput(RejectReason.TEXT_UNDECODABLE, "the text holds lone surrogates") from error
         return ids
 
     def decode(self, token_ids: list[int]) -> str:
@@ -168,11 +119,11 @@ class PromptTokenizer:
         self._query_template = len(self._text.encode(QUERY_HEAD))
         self.budgets: Budgets = budgets(limits, self._document_template, self._query_template)
 
-    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
         """The document's side: template, visual tokens, text.
 
         Raises:
-            Unscorable: nothing in it, text that is not Unicode, or an image that does not fit.
+            RejectedInput: nothing in it, text that is not Unicode, or an image that does not fit.
         """
         visual = self._visual_tokens(image, self._document_template)
         plain = plain_text(text, image, RejectReason.EMPTY_DOCUMENT)
@@ -185,11 +136,11 @@ class PromptTokenizer:
         token_ids, cut_more = self._text.fit(kept, limit, assemble)
         return self._side(token_ids, image, image_key, truncated=cut or cut_more)
 
-    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> Side:
+    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
         """The query's side: template, visual tokens, text, score token.
 
         Raises:
-            Unscorable: nothing in it, text that is not Unicode, or an image that does not fit.
+            RejectedInput: nothing in it, text that is not Unicode, or an image that does not fit.
         """
         visual = self._visual_tokens(image, self._query_template + 1)
         plain = plain_text(text, image, RejectReason.EMPTY_QUERY)
@@ -208,7 +159,7 @@ class PromptTokenizer:
         visual = image.grid[0] * image.grid[1] // self._merge**2 + 2
         if visual + template > self.budgets.visual:
             detail = f"{visual} visual tokens do not fit in {self.budgets.visual}: lower max_pixels or raise max_length"
-            raise Unscorable(RejectReason.INPUT_TOO_LONG, detail)
+            raise RejectedInput(RejectReason.INPUT_TOO_LONG, detail)
         return visual
 
     def _cut_published(self, text: str, most: int) -> tuple[str, bool]:
@@ -229,17 +180,17 @@ class PromptTokenizer:
         image = [special.vision_start, *[special.image] * (visual - 2), special.vision_end]
         return [*self._text.encode(head), *image, *self._text.encode(body)]
 
-    def _side(self, token_ids: list[int], image: Patches | None, image_key: str, truncated: bool) -> Side:
-        return make_side(token_ids, image, image_key, truncated, self._special.image, self._merge)
+    def _side(self, token_ids: list[int], image: Patches | None, image_key: str, truncated: bool) -> EncodedInput:
+        return encoded_input(token_ids, image, image_key, truncated, self._special.image, self._merge)
 
 
-def make_side(
+def encoded_input(
     token_ids: list[int], image: Patches | None, image_key: str, truncated: bool, image_token: int, merge: int
-) -> Side:
+) -> EncodedInput:
     """A side of these tokens, its visual tokens among them."""
     ids = np.array(token_ids, dtype=np.int64)
     if image is None:
-        return Side(ids, text_positions(0, len(ids)), len(ids), None, "", truncated)
+        return EncodedInput(ids, text_positions(0, len(ids)), len(ids), None, "", truncated)
     start = int(np.argmax(ids == image_token))
     stop = start + image.grid[0] * image.grid[1] // merge**2
     after = start + max(image.grid) // merge
@@ -248,7 +199,22 @@ def make_side(
         image_positions(start, image.grid, merge),
         text_positions(after, len(ids) - stop),
     )
-    return Side(ids, np.concatenate(parts, axis=1), after + len(ids) - stop, image, image_key, truncated)
+    return EncodedInput(ids, np.concatenate(parts, axis=1), after + len(ids) - stop, image, image_key, truncated)
+
+
+def text_positions(start: int, count: int) -> np.ndarray:
+    """M-RoPE positions of `count` text tokens: (3, count) int64, the same in time, height and width."""
+    return np.tile(np.arange(start, start + count, dtype=np.int64), (3, 1))
+
+
+def image_positions(start: int, grid: Grid, merge: int) -> np.ndarray:
+    """M-RoPE positions of an image's visual tokens: (3, tokens) int64.
+
+    What follows starts at `start` + the longer side, in merged patches. Source: Qwen2-VL, section 2.1.
+    """
+    rows, columns = grid[0] // merge, grid[1] // merge
+    height, width = np.divmod(np.arange(rows * columns, dtype=np.int64), columns)
+    return np.stack((np.zeros_like(height), height, width)) + start
 
 
 def plain_text(text: str | None, image: Patches | None, empty: RejectReason) -> str:
@@ -256,7 +222,7 @@ def plain_text(text: str | None, image: Patches | None, empty: RejectReason) -> 
     if text is not None and text.strip():
         return text
     if image is None:
-        raise Unscorable(empty, "neither text nor image")
+        raise RejectedInput(empty, "neither text nor image")
     return ""
 
 
