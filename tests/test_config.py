@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from lakerank.config import (
+    CascadeStageConfig,
     Config,
     EnsembleConfig,
+    LakeConfig,
     ModelConfig,
     RoutedConfig,
-    StageConfig,
+    bundled_config,
     load_config,
     read_yaml,
     resolve_config,
@@ -27,7 +30,8 @@ from lakerank.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
 DEMO = CONF / "demo.yaml"
-RERANK_CONFIGS = sorted(path for path in CONF.glob("*.yaml") if "audit" in read_yaml(path))
+REFERENCE = CONF / "reference.yaml"
+RERANK_CONFIGS = sorted(path for path in CONF.glob("*.yaml") if "audit" in read_yaml(path) and path != REFERENCE)
 
 
 def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel] | None]]:
@@ -65,22 +69,89 @@ def _faults(overrides: list[str]) -> list[str]:
     return list(caught.value.faults)
 
 
-def test_the_first_config_spells_out_every_setting() -> None:
-    assert sorted(_names(read_yaml(DEMO))) == sorted(SETTINGS)
+def test_the_reference_documents_every_setting_with_its_default() -> None:
+    assert sorted(_names(read_yaml(REFERENCE))) == sorted(SETTINGS)
+    assert load_config(REFERENCE) == resolve_config({})
+    lines = REFERENCE.read_text(encoding="utf-8").splitlines()
+    named = {line.split(":")[0].strip() for line in lines}
+    assert {name.rpartition(".")[2] for name in SETTINGS} <= named
 
 
 @pytest.mark.parametrize("path", RERANK_CONFIGS, ids=lambda path: path.name)
 def test_files_in_conf_differ_under_model_alone(path: Path) -> None:
-    values, demo = read_yaml(path), read_yaml(DEMO)
-    load_config(path)
-    assert values.pop("model")
-    assert demo.pop("model")
-    assert values == demo
+    config, demo = load_config(path), load_config(DEMO)
+    assert config.model_copy(update={"model": demo.model}) == demo
+    assert path == DEMO or config.model != demo.model
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 12
 
 
-def test_some_files_in_conf_name_other_models() -> None:
-    models = [load_config(path).model for path in RERANK_CONFIGS]
-    assert any(isinstance(model, RoutedConfig) for model in models)
+def test_files_in_conf_name_models_of_every_shape() -> None:
+    shapes = [type(load_config(path).model) for path in RERANK_CONFIGS]
+    assert Counter(shapes) == {ModelConfig: 6, RoutedConfig: 1, tuple: 1, EnsembleConfig: 1}
+
+
+FIVE_LINES = """\
+lake:
+  documents: mine/documents
+  queries: mine/queries
+  candidates: mine/candidates
+  output: mine/out
+"""
+
+
+def test_tables_and_an_output_are_a_whole_config(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(FIVE_LINES)
+    config = load_config(path)
+    assert config.lake == LakeConfig(
+        documents="mine/documents", queries="mine/queries", candidates="mine/candidates", output="mine/out"
+    )
+    assert config.lake.qrels is None
+    assert config.lake.located() == config.lake
+    everything = resolve_config({})
+    assert config.model_copy(update={"lake": everything.lake}) == everything
+
+
+def test_a_config_without_a_lake_reads_the_bundled_one() -> None:
+    lake = load_config(DEMO, ["lake.candidates=mine.parquet"]).lake
+    located = lake.located()
+    assert (lake.documents, lake.candidates, located.candidates) == ("embedded", "mine.parquet", "mine.parquet")
+    for table in (located.documents, located.queries, located.qrels):
+        assert Path(str(table)).is_file()
+    assert (located.output, located.storage) == (lake.output, lake.storage)
+
+
+@pytest.mark.parametrize("path", RERANK_CONFIGS, ids=lambda path: path.name)
+def test_a_config_that_spells_out_every_setting_means_the_same(path: Path, tmp_path: Path) -> None:
+    """As the configs of earlier versions do, and those in `runs/`."""
+    config = load_config(path)
+    complete = tmp_path / "complete.yaml"
+    complete.write_text(config.to_yaml())
+    assert set(_names(read_yaml(complete))) >= {name for name in SETTINGS if not name.startswith("model.")}
+    assert load_config(complete) == config
+
+
+def test_settings_left_out_have_defaults_for_production_not_for_the_demo() -> None:
+    config = resolve_config({})
+    assert (config.audit.max_reject_rate, config.audit.max_unranked_queries) == (0.01, 0.01)
+    assert (config.audit.max_score_drift, config.audit.max_ndcg_drop) == (0.25, 0.01)
+    assert (config.scoring.unit_tokens, config.spark.app_name, config.spark.conf) == (2_000_000, "lakerank", {})
+    assert (config.model, config.lake.output) == (ModelConfig(path="embedded", dtype="auto"), "out/demo")
+
+
+def test_defaults_are_not_changed_by_an_override() -> None:
+    resolve_config({}, ["lake.output=elsewhere", "model.dtype=float16", "scoring.max_length=2048"])
+    assert resolve_config({}) == load_config(REFERENCE)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.name)
+def test_files_in_conf_are_found_by_name(path: Path) -> None:
+    assert bundled_config(path.stem) == path
+
+
+@pytest.mark.parametrize("name", ["nothing", "conf/demo", "../conf/demo", "demo.yaml", ""])
+def test_no_other_name_is_a_bundled_config(name: str) -> None:
+    assert bundled_config(name) is None
 
 
 SCALE = {"scale": 1.5, "bias": -2}
@@ -104,7 +175,7 @@ def test_a_model_has_one_of_four_shapes() -> None:
     assert isinstance(_with_model(ROUTED).model, RoutedConfig)
     cascade = _with_model(CASCADE).model
     assert isinstance(cascade, tuple)
-    assert [type(stage) for stage in cascade] == [StageConfig] * 2
+    assert [type(stage) for stage in cascade] == [CascadeStageConfig] * 2
     assert isinstance(_with_model(ENSEMBLE).model, EnsembleConfig)
 
 
@@ -128,7 +199,7 @@ def test_one_model_of_several_can_be_set() -> None:
         (
             CASCADE,
             "model.path=x",
-            "--set model.path=x: model is a list; set a setting of one of it, as in model.0.path",
+            "--set model.path=x: model is a list; name an element's setting, as in model.0.path",
         ),
         (ROUTED, "model.path=x", "config: model.path: no such setting"),
         ({"path": "x"}, "model.top=3", "config: model.top: no such setting"),
@@ -255,12 +326,13 @@ def test_limits_that_contradict_each_other_are_a_fault() -> None:
     assert "is above max_pixels" in fault
 
 
-def test_missing_sections_are_named(tmp_path: Path) -> None:
+def test_missing_settings_are_named(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
-    path.write_text("model: {}\n")
+    path.write_text("model: {}\nlake: {output: mine/out}\n")
     with pytest.raises(ConfigError) as caught:
         load_config(path)
-    assert set(caught.value.faults) == {f"{path}: lake: missing", f"{path}: model.path: missing"}
+    missing = ("lake.documents", "lake.queries", "lake.candidates", "model.path")
+    assert set(caught.value.faults) == {f"{path}: {name}: missing" for name in missing}
 
 
 @pytest.mark.parametrize(

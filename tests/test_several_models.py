@@ -14,10 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from lakerank import Document, Query, load_reranker
+from lakerank.cli.rerank_job import rerank_job
 from lakerank.cli.score import score
 from lakerank.config import load_config
 from lakerank.errors import ConfigError
-from lakerank.spark.job import rerank_job
+from lakerank.lake.storage import Storage
 
 pytestmark = pytest.mark.spark
 ROOT = Path(__file__).parent.parent
@@ -66,7 +67,7 @@ def ranked(folder: Path, run_id: str) -> list[dict[str, Any]]:
 )
 def test_a_reranker_beside_itself_is_refused(model):
     with pytest.raises(ConfigError, match="embedded is named twice"):
-        rerank_job(load_config(ROOT / "conf" / "demo.yaml", [f"model={model}"]), "r")
+        rerank_job(load_config(ROOT / "conf" / "demo.yaml", [f"model={model}"]), "r", Storage())
 
 
 def test_the_top_of_a_cascade_is_as_the_strong_one_alone_would_have_it(folder, cascade):

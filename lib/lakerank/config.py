@@ -1,12 +1,14 @@
-"""The config file: what it may hold, how `--set` changes it, and every fault in it at once.
+"""The config file: its settings with their defaults, `--set` overrides, and every fault at once.
 
-Config stops at the edge: jobs read it and pass plain values on; nothing below takes a config object.
+Config stops at the command line: `lakerank.cli` turns it into records, and nothing below takes a config object.
+conf/reference.yaml documents every setting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +31,18 @@ from lakerank.records import RejectReason
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
+#: Names the bundled checkpoint, and each table of the bundled lake.
+EMBEDDED = "embedded"
+
+#: The sections without which there is nothing to do, where a config leaves them out.
+DEFAULTS: Mapping[str, Any] = {
+    "lake": dict.fromkeys(("documents", "queries", "candidates", "qrels"), EMBEDDED) | {"output": "out/demo"},
+    "model": {"path": EMBEDDED},
+}
+
+_PACKAGE = Path(__file__).parent
+_DEMO_LAKE = _PACKAGE / "ingest" / "demo_lake"
+
 
 class Section(BaseModel):
     """A section of a config: immutable, and a key that it does not have is a fault."""
@@ -37,7 +51,7 @@ class Section(BaseModel):
 
 
 class StorageConfig(Section):
-    """How object storage is reached. Keys are never in a config: they come from the environment or a profile."""
+    """Access to object storage. Keys are never in a config: they come from the environment or a profile."""
 
     endpoint_url: str | None = None
     region: str | None = None
@@ -50,7 +64,10 @@ class StorageConfig(Section):
 
 
 class LakeConfig(Section):
-    """The tables (a file, a folder or a glob of Parquet at any URI that fsspec opens) and the folder for the output."""
+    """The tables and the folder for the output.
+
+    A table is a file, a folder or a glob of Parquet at any URI that fsspec opens, or `embedded`: the bundled lake's.
+    """
 
     documents: str
     queries: str
@@ -59,12 +76,18 @@ class LakeConfig(Section):
     output: str
     storage: StorageConfig = StorageConfig()
 
+    def located(self) -> LakeConfig:
+        """The same with the paths of the bundled lake's tables."""
+        tables = ("documents", "queries", "candidates", "qrels")
+        paths = {name: str(_DEMO_LAKE / f"{name}.parquet") for name in tables if getattr(self, name) == EMBEDDED}
+        return self.model_copy(update=paths)
+
 
 class ModelConfig(Section):
-    """A checkpoint: a folder, a hub id with its revision, or `embedded`; and how it is read.
+    """A checkpoint: a folder, a hub id with its revision, or `embedded`.
 
-    `family`: how it is computed, where its config.json is not to decide. `max_length`: tokens of a pair, this model's
-    own instead of `scoring.max_length`.
+    `family` overrides the architecture that its config.json names; `max_length` (tokens of a pair) overrides
+    `scoring.max_length`.
     """
 
     path: str
@@ -76,14 +99,10 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
 
-    def source(self) -> dict[str, Any]:
-        """Which checkpoint, by the names of `lakerank.model.spec.CheckpointSpec`."""
-        return {name: getattr(self, name) for name in ModelConfig.model_fields if name != "device"}
-
 
 @dataclass(frozen=True, slots=True)
 class CalibrationConfig(LogitScale):
-    """A `LogitScale` whose values are checked."""
+    """A `LogitScale` with validated values."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -92,13 +111,13 @@ class CalibrationConfig(LogitScale):
 
 
 class RouteConfig(ModelConfig):
-    """One of several rerankers that score a run's pairs between them."""
+    """The reranker of one kind of pairs."""
 
-    calibration: CalibrationConfig | None = Field(default=None, validate_default=True)
+    calibration: CalibrationConfig = Field(default=None, validate_default=True)
 
-    @field_validator("calibration")
+    @field_validator("calibration", mode="before")
     @classmethod
-    def _stated(cls, value: CalibrationConfig | None) -> CalibrationConfig:
+    def _required(cls, value: Any) -> Any:
         if value is None:
             raise ValueError(
                 "missing: one list holds pairs of both models, whose logits are on scales of their own; say "
@@ -113,20 +132,14 @@ class RoutedConfig(Section):
     text: RouteConfig
     image: RouteConfig
 
-    def source(self) -> dict[str, Any]:
-        """Which checkpoints, as `lakerank.model.spec.model_spec` takes them."""
-        parts = {"text": self.text, "image": self.image}
-        scales = {name: asdict(one.calibration) for name, one in parts.items() if one.calibration}
-        return {**{name: one.source() for name, one in parts.items()}, "scales": scales}
-
     def rescaled(self, fits: Mapping[str, tuple[float, float]]) -> RoutedConfig:
-        """The same with scales and biases that were fitted to its logits, put after those it has."""
+        """The same with fitted (scale, bias) of some rerankers applied after their present ones."""
         changed = {}
         for name, (scale, bias) in fits.items():
-            one: RouteConfig = getattr(self, name)
-            before = one.calibration or CalibrationConfig(scale=1, bias=0)
+            route: RouteConfig = getattr(self, name)
+            before = route.calibration
             after = CalibrationConfig(scale=scale * before.scale, bias=scale * before.bias + bias)
-            changed[name] = one.model_copy(update={"calibration": after})
+            changed[name] = route.model_copy(update={"calibration": after})
         return self.model_copy(update=changed)
 
     @model_validator(mode="after")
@@ -135,14 +148,14 @@ class RoutedConfig(Section):
         return self
 
 
-class StageConfig(ModelConfig):
-    """A stage of a cascade: it scores the `top` documents a query of the stage before; the first scores all."""
+class CascadeStageConfig(ModelConfig):
+    """A stage of a cascade: it scores the previous stage's `top` documents of each query; the first scores all."""
 
     top: int | None = Field(default=None, ge=1)
 
 
 class EnsembleConfig(Section):
-    """Rerankers that each score all pairs, and how their lists become one."""
+    """Rerankers that each score all pairs, and how their lists are fused."""
 
     ensemble: tuple[ModelConfig, ...]
     fusion: Literal["reciprocal_rank", "weighted"] = "reciprocal_rank"
@@ -150,7 +163,7 @@ class EnsembleConfig(Section):
     weights: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
 
     @model_validator(mode="after")
-    def _fits(self) -> EnsembleConfig:
+    def _consistent(self) -> EnsembleConfig:
         if len(self.ensemble) < 2:
             raise ValueError("ensemble: two rerankers or more; one alone is named without a list")
         _check_devices(self.ensemble)
@@ -163,7 +176,7 @@ class EnsembleConfig(Section):
         return self
 
 
-def _check_stages(stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+def _check_stages(stages: tuple[CascadeStageConfig, ...]) -> tuple[CascadeStageConfig, ...]:
     if len(stages) < 2:
         raise ValueError("a list is a cascade of two rerankers or more; one alone is named without a list")
     _check_devices(stages)
@@ -185,7 +198,7 @@ def _check_devices(models: Sequence[ModelConfig]) -> None:
 
 
 def _shape(value: Any) -> str:
-    """Which of the four shapes a `model:` has."""
+    """The tag of the shape that a `model:` has."""
     if isinstance(value, list | tuple):
         return "<cascade>"
     keys = value.keys() if isinstance(value, dict) else type(value).model_fields if isinstance(value, Section) else ()
@@ -194,9 +207,9 @@ def _shape(value: Any) -> str:
     return "<routed>" if "text" in keys or "image" in keys else "<single>"
 
 
-Cascade = Annotated[tuple[StageConfig, ...], AfterValidator(_check_stages)]
+Cascade = Annotated[tuple[CascadeStageConfig, ...], AfterValidator(_check_stages)]
 
-#: What `model:` may be: one reranker; one for texts and one for images; a cheap one, then stronger ones; several fused.
+#: The shapes of `model:`: one reranker; one for texts and one for images; a cascade; an ensemble.
 AnyModel = Annotated[
     Annotated[ModelConfig, Tag("<single>")]
     | Annotated[RoutedConfig, Tag("<routed>")]
@@ -207,7 +220,7 @@ AnyModel = Annotated[
 
 
 class ScoringConfig(Section):
-    """Limits on what one pair may cost, and how the work is cut. Lengths are in tokens, sizes in pixels."""
+    """Limits of a pair's size, and sizes of work units. Lengths are in tokens."""
 
     max_length: int = Field(default=10240, ge=64)
     max_query_length: int = Field(default=512, ge=16)
@@ -222,17 +235,8 @@ class ScoringConfig(Section):
     unit_tokens: int = Field(default=2_000_000, ge=1)
     calibration: str | None = None
 
-    def limits(self) -> dict[str, int]:
-        """What bounds one input, by the names of `lakerank.limits.Limits`."""
-        names = ("max_length", "max_query_length", "min_pixels", "max_pixels", "max_source_pixels", "max_source_bytes")
-        return {name: getattr(self, name) for name in names}
-
-    def hosting(self) -> dict[str, Any]:
-        """What a reranker may take of the machine, by the names of `lakerank.model.spec.RuntimeOptions`."""
-        return {name: getattr(self, name) for name in ("host_threads", "device_threads", "reproducible")}
-
     @model_validator(mode="after")
-    def _lengths_fit(self) -> ScoringConfig:
+    def _consistent_limits(self) -> ScoringConfig:
         if self.max_query_length * 2 > self.max_length:
             raise ValueError(
                 f"max_query_length {self.max_query_length} is more than half of max_length {self.max_length}: "
@@ -259,7 +263,7 @@ class RankingConfig(Section):
 
 
 class AuditConfig(Section):
-    """Bounds a run must keep to be published. null: not checked."""
+    """Bounds that a run must keep to be published. null: not checked."""
 
     max_reject_rate: Share | None = 0.01
     max_reject_rates: dict[RejectReason, Share] | None = None
@@ -275,7 +279,7 @@ class AuditConfig(Section):
 
 
 class SparkConfig(Section):
-    """`conf` holds Spark properties, used unless spark-submit has set them."""
+    """`conf` holds Spark properties; those that spark-submit sets take precedence."""
 
     app_name: str = "lakerank"
     partitions: int | None = Field(default=None, ge=1)
@@ -312,10 +316,10 @@ class Config(Section):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML config and apply `section.key=value` overrides (values are read as YAML).
+    """Read a YAML config and apply `section.key=value` overrides, whose values are YAML.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, or holds faults; all of them are listed.
+        ConfigError: the file cannot be read or is not YAML; or its faults, all at once.
     """
     return resolve_config(read_yaml(path), overrides, source=str(path))
 
@@ -325,7 +329,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError([f"{path}: cannot be read ({error.strerror}); see conf/ for complete examples"]) from error
+        raise ConfigError(
+            [f"{path}: cannot be read ({error.strerror}); conf/reference.yaml has every setting"]
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: not YAML: {error}"]) from error
     if not isinstance(loaded, dict):
@@ -333,15 +339,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def resolve_config(values: dict[str, Any], overrides: Sequence[str] = (), source: str = "config") -> Config:
-    """Apply overrides to parsed YAML and check the whole, listing every fault at once."""
-    faults = []
-    for override in overrides:
-        fault = apply_override(values, override)
-        if fault:
-            faults.append(fault)
+def resolve_config(values: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "config") -> Config:
+    """Fill in defaults, apply overrides to parsed YAML and validate the whole.
+
+    Raises:
+        ConfigError: all faults at once.
+    """
+    complete = deepcopy({**DEFAULTS, **values})
+    faults = [fault for override in overrides if (fault := apply_override(complete, override))]
     try:
-        config = Config.model_validate(values)
+        config = Config.model_validate(complete)
     except ValidationError as error:
         faults += [f"{source}: {describe(fault)}" for fault in error.errors()]
     if faults:
@@ -349,8 +356,15 @@ def resolve_config(values: dict[str, Any], overrides: Sequence[str] = (), source
     return config
 
 
+def bundled_config(name: str) -> Path | None:
+    """The file of a config that is installed with the package, by its name: `demo` for conf/demo.yaml."""
+    # In a wheel conf/ lies in the package, in a clone beside lib/.
+    files = (folder / "conf" / f"{name}.yaml" for folder in (_PACKAGE, _PACKAGE.parents[1]))
+    return next((file for file in files if Path(name).name == name and file.is_file()), None)
+
+
 def describe(fault: Any) -> str:
-    """One of pydantic's errors in a line: where, what, and what was found."""
+    """One of pydantic's errors in a line: the setting, the fault and the value."""
     where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("<"))
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -384,6 +398,6 @@ def apply_override(values: dict[str, Any], override: str) -> str | None:
             return f"--set {override}: {'.'.join(keys[:depth])} is a value, not a section"
         node = child
     if isinstance(node, list):
-        return f"--set {override}: {'.'.join(keys[:-1])} is a list; set a setting of one of it, as in {keys[0]}.0.path"
+        return f"--set {override}: {'.'.join(keys[:-1])} is a list; name an element's setting, as in {keys[0]}.0.path"
     node[keys[-1]] = parsed
     return None

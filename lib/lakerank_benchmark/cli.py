@@ -168,8 +168,8 @@ def _model(
 
 def _spark(request: Request, pages: Callable[[int], Sequence[bytes]], output: Path) -> dict[str, Any]:
     """The whole job and the baseline on one local Spark of as many cores as threads, a thread a task."""
+    from lakerank.cli.rerank_job import rerank_job
     from lakerank.lake.storage import Storage
-    from lakerank.spark.job import rerank_job
     from lakerank.spark.runtime import session
     from lakerank_benchmark import spark_job as end_to_end
     from lakerank_benchmark.benchmark import end_to_end_inputs
@@ -181,7 +181,8 @@ def _spark(request: Request, pages: Callable[[int], Sequence[bytes]], output: Pa
     config = _config(request, lake, folder / "out", len(groups))
     spark = session.start(config.spark.app_name, config.spark.conf)
     try:
-        ours, theirs = end_to_end.time_job(spark, storage, rerank_job(config, "benchmark"), folder / "profile"), None
+        job, theirs = rerank_job(config, "benchmark", storage), None
+        ours = end_to_end.time_job(spark, storage, job, folder / "profile")
         click.echo(end_to_end.as_text(ours))
         if some:
             part = end_to_end.write_lake(storage, str(folder / "part"), some)

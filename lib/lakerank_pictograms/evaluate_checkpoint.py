@@ -157,8 +157,9 @@ def _reranked(results: Iterable[ScoredPair | Reject]) -> dict[str, tuple[str, ..
 
 def _load(checkpoint: str, adapter: str | None, threads: int | None) -> Reranker:
     """The reranker of a checkpoint or of a config; torch is imported here, not for those who ask for --help."""
+    from lakerank.cli import resolve
     from lakerank.limits import Limits
-    from lakerank.model.spec import CheckpointSpec, RuntimeOptions, model_spec
+    from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 
     hosting = RuntimeOptions(device_threads=threads, reproducible=False)
     if not checkpoint.endswith((".yaml", ".yml")):
@@ -166,8 +167,7 @@ def _load(checkpoint: str, adapter: str | None, threads: int | None) -> Reranker
     config = load_config(checkpoint, [] if adapter is None else [f"model.adapter={json.dumps(adapter)}"])
     if len(config.rerankers) > 1:
         raise ConfigError([f"{checkpoint}: model: one reranker is judged, or one for texts and one for images"])
-    source = model_spec(config.rerankers[0].source())
-    return source.load(config.device, Limits(**config.scoring.limits()), hosting)
+    return resolve.model_spec(config.rerankers[0]).load(config.device, resolve.limits(config.scoring), hosting)
 
 
 def main() -> int:

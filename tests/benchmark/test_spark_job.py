@@ -9,10 +9,10 @@ import pyarrow.dataset as ds
 import pytest
 from pyspark.sql import SparkSession
 
+from lakerank.cli.rerank_job import rerank_job
 from lakerank.config import resolve_config
 from lakerank.lake.storage import Storage
 from lakerank.records import Document, DocumentGroup, Query
-from lakerank.spark.job import rerank_job
 from lakerank_benchmark.spark_job import PublishedFactory, compared, time_job, time_published, write_lake
 
 pytestmark = pytest.mark.spark
@@ -31,7 +31,7 @@ def test_both_ends_score_one_lake_alike(spark: SparkSession, tiny_checkpoint: Pa
         },
         "model": {"path": str(tiny_checkpoint), "dtype": "float32", "device": "cpu"},
     }
-    ours = time_job(spark, Storage(), rerank_job(resolve_config(values), "r"), tmp_path / "profile")
+    ours = time_job(spark, Storage(), rerank_job(resolve_config(values), "r", Storage()), tmp_path / "profile")
     factory = PublishedFactory(str(tiny_checkpoint), "float32", "cpu")
     published = time_published(spark, files, factory, str(tmp_path / "scores"))
     assert ours.pairs == published.pairs == sum(len(group.queries) for group in groups)

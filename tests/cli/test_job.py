@@ -1,4 +1,4 @@
-"""What every command line shares: the last line, also as a file, whatever became of the job."""
+"""What the command lines share: the last line, also as a file, and short messages for Spark's failures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lakerank.cli.job import run_job, verbose_option
+from lakerank.cli.job import run_job, spark_failure, verbose_option
 from lakerank.errors import LakerankError
 
 
@@ -49,3 +49,42 @@ def test_summary_that_cannot_be_written_changes_neither_status_nor_last_line(tmp
     assert done.exit_code == 0
     assert json.loads(done.stdout.splitlines()[-1]) == {"pairs": 3}
     assert "--summary" in done.stderr
+
+
+PAGES = """An error occurred while calling o437.collectToPython.
+: org.apache.spark.SparkException: Job aborted due to stage failure: Task 0 in stage 3.0 failed 1 times, most recent \
+failure: Lost task 0.0 in stage 3.0 (TID 5) (localhost executor driver): {cause}
+\tat org.apache.spark.shuffle.sort.BypassMergeSortShuffleWriter.write(BypassMergeSortShuffleWriter.java:192)
+Caused by: {cause}
+\t... 13 more
+"""
+
+
+@pytest.mark.parametrize(
+    ("cause", "advice"),
+    [
+        ("java.io.IOException: No space left on device", "spark.local.dir"),
+        ("org.apache.spark.SparkException: Python worker exited unexpectedly (crashed)", "spark.task.maxFailures"),
+        ("java.lang.OutOfMemoryError: Java heap space", "spark.driver.memory"),
+    ],
+)
+def test_a_known_cause_comes_with_what_to_do(cause: str, advice: str) -> None:
+    failure = spark_failure(Exception(PAGES.format(cause=cause)))
+    assert failure is not None
+    assert advice in failure[1]
+    assert "run the same command again" in failure[1]
+    assert "\n" not in failure[1]
+
+
+def test_an_unknown_cause_is_named_without_its_pages() -> None:
+    assert spark_failure(Exception(PAGES.format(cause="java.net.ConnectException: Connection refused"))) == (
+        "ConnectException", "Connection refused (Spark's whole message: run again with -v)"
+    )  # fmt: skip
+
+
+TRACEBACK = "org.apache.spark.api.python.PythonException: Traceback (most recent call last):\n  File x\nValueError: y"
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("3 results"), Exception(PAGES.format(cause=TRACEBACK))])
+def test_what_is_not_sparks_is_left_alone(error: Exception) -> None:
+    assert spark_failure(error) is None

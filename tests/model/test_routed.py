@@ -18,7 +18,7 @@ from lakerank.errors import CheckpointError, PairRejected
 from lakerank.limits import Limits, LogitScale
 from lakerank.model import routed
 from lakerank.model.routed import RoutedReranker
-from lakerank.model.spec import CheckpointSpec, RoutedSpec, RuntimeOptions, model_spec
+from lakerank.model.spec import CheckpointSpec, RoutedSpec, RuntimeOptions
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 TEXT, IMAGE = LogitScale(0.37, -1.2), LogitScale(2.5, 0.3)
@@ -181,13 +181,3 @@ def test_a_plan_counts_by_the_larger_model(source: RoutedSpec) -> None:
     assert text.weight == scorer.identities[0].parameters / scorer.parameters < 1
     assert scorer.document_sizing().max_plain_text_tokens == 256, "a document has what its query leaves"
     assert scorer.document_sizing().max_text_tokens == 10240 - 512
-
-
-def test_a_source_is_made_of_plain_values(source: RoutedSpec) -> None:
-    values = {
-        "text": {"path": "t", "max_length": 100},
-        "image": {"path": "i"},
-        "scales": {"text": {"scale": 0.37, "bias": -1.2}, "image": {"scale": 2.5, "bias": 0.3}},
-    }
-    assert model_spec(values) == RoutedSpec(CheckpointSpec("t", max_length=100), CheckpointSpec("i"), TEXT, IMAGE)
-    assert model_spec({"path": "t"}) == CheckpointSpec("t")

@@ -13,13 +13,14 @@ import torch
 from encoders import write_bge
 from PIL import Image
 
+from lakerank.cli.rerank_job import rerank_job
+from lakerank.cli.resolve import limits, model_spec
 from lakerank.config import load_config
 from lakerank.cost import Reading
 from lakerank.limits import Limits
-from lakerank.model.spec import CheckpointSpec, RuntimeOptions, model_spec
+from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.ranking import relevance
 from lakerank.records import Document, Query
-from lakerank.spark.job import rerank_job
 from lakerank.spark.run import run
 
 pytestmark = pytest.mark.spark
@@ -74,7 +75,7 @@ def test_each_pair_is_ranked_by_its_own_rerankers_calibrated_score(spark, storag
         "model.image.calibration": "{scale: 2.0, bias: -1.5}",
     }
     config = load_config(ROUTED, [*written(lake), *(f"{name}={value}" for name, value in models.items())])
-    job = rerank_job(config, "r1")
+    job = rerank_job(config, "r1", storage)
     text, image = job.stages[0].limits.readings
     assert (text.document_major, text.accepts_images) == (False, False)
     assert image == Reading()
@@ -84,7 +85,7 @@ def test_each_pair_is_ranked_by_its_own_rerankers_calibrated_score(spark, storag
     assert summary["scored"] == len(ranked) == len(QUERIES) * len(DOCUMENTS)
     assert summary["rejected"] == 0
 
-    both = model_spec(config.rerankers[0].source()).load("cpu", Limits(**config.scoring.limits()), RuntimeOptions())
+    both = model_spec(config.rerankers[0]).load("cpu", limits(config.scoring), RuntimeOptions())
     pairs = [(query, document) for query in QUERIES for document in DOCUMENTS]
     names = [(query.query_id, document.doc_id) for query, document in pairs]
     expected = dict(zip(names, both.score(pairs).tolist(), strict=True))
@@ -94,7 +95,7 @@ def test_each_pair_is_ranked_by_its_own_rerankers_calibrated_score(spark, storag
     keys = [(row["query_id"], -row["logit"], row["doc_id"]) for row in ranked]
     assert keys == sorted(keys)
 
-    again = run(spark, storage, rerank_job(config, "r2"))
+    again = run(spark, storage, rerank_job(config, "r2", storage))
     assert (again["reused"], again["scored"]) == (len(pairs), 0)
     (scores,) = (lake.folder / "out" / "scores").iterdir()
     assert scores.name == f"scorer={both.fingerprint}"
@@ -102,7 +103,7 @@ def test_each_pair_is_ranked_by_its_own_rerankers_calibrated_score(spark, storag
 
 def test_a_reranker_of_texts_alone_rejects_the_other_pairs(spark, storage, lake, encoder):
     demo = load_config(ROUTED.with_name("demo.yaml"), [*written(lake), f"model.path={encoder}"])
-    summary = run(spark, storage, rerank_job(demo, "r1"))
+    summary = run(spark, storage, rerank_job(demo, "r1", storage))
     texts = [(q, d) for q in QUERIES for d in DOCUMENTS if q.image is None and d.image is None]
     assert summary["rejected_by_reason"] == {"modality_unsupported": len(QUERIES) * len(DOCUMENTS) - len(texts)}
     assert {(row["query_id"], row["doc_id"]) for row in lake.ranked("r1")} == {

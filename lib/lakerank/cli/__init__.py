@@ -1,1 +1,43 @@
-"""The command lines, one file a job; job.py holds what they share: options, logging, exit status, the last line."""
+"""The console command `lakerank` and its subcommands, one module a job; `job` holds what they share."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from lakerank import __version__
+
+#: Every subcommand and what it does. A module of this package has it under the same name, imported when it is run.
+COMMANDS = {
+    "ingest": "files, folders and published benchmarks into lake tables",
+    "rerank": "plan, score, rank, audit and publish a run",
+    "score": "answer one request of the hosted rerank API",
+    "evaluate": "a run and relevance judgements into metrics and a report",
+    "export": "a published run in the format of an index or a tool",
+    "train": "lake tables into a checkpoint or an adapter",
+    "clean": "list or delete what no kept run needs",
+}
+
+
+class _Jobs(click.Group):
+    """Subcommands whose modules are imported on use, so that --help is instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"lakerank.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Jobs, epilog="`lakerank COMMAND --help` has the options of a command.")
+@click.version_option(__version__)
+def main() -> None:
+    """Precompute relevance over a document lake."""

@@ -1,4 +1,4 @@
-"""`jobs/clean.py`: list, and with --apply delete, what no kept run of a lake needs."""
+"""`lakerank clean`: list, and with --apply delete, what no kept run of a lake needs."""
 
 from __future__ import annotations
 
@@ -6,105 +6,98 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lakerank.cli.job import EPILOG, config_option, run_job, set_option, storage_of, verbose_option
+from lakerank.cli.job import EPILOG, config_option, run_job, set_option, verbose_option
 from lakerank.config import Config, load_config
 from lakerank.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to keep and whether to delete."""
+
+    keep_runs: int
+    keep_days: float
+    grace_hours: float
+    apply: bool
+
+
 @click.command(epilog=EPILOG)
 @config_option
 @set_option
 @click.option(
-    "--keep-runs",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
+    "--keep-runs", type=click.IntRange(min=1), default=3, show_default=True,
     help="Published runs to keep: the current one and the latest.",
-)
-@click.option("--keep-days", type=click.FloatRange(min=0), default=0, help="Keep younger published runs as well.")
+)  # fmt: skip
 @click.option(
-    "--grace-hours",
-    type=click.FloatRange(min=1),
-    default=48,
-    show_default=True,
-    help="A run without a manifest that wrote something within this time may be running: it is kept. Longer than the "
-    "longest time in which a job writes nothing.",
+    "--keep-days", type=click.FloatRange(min=0), default=0, help="Also keep published runs younger than this."
 )
-@click.option("--apply", is_flag=True, help="Delete. Without it files are only listed.")
+@click.option(
+    "--grace-hours", type=click.FloatRange(min=1), default=48, show_default=True,
+    help="Keep an unpublished run that wrote a file within this time: it may still be running. Must exceed the longest "
+    "time in which a job writes nothing.",
+)  # fmt: skip
+@click.option("--apply", is_flag=True, help="Delete the files. Without it they are only listed.")
 @verbose_option
-def clean(
-    config_path: Path,
-    overrides: tuple[str, ...],
-    keep_runs: int,
-    keep_days: float,
-    grace_hours: float,
-    apply: bool,
-    verbose: bool,
-) -> None:
-    """List, and with --apply delete, what no kept run needs in the output folder.
+def clean(config_path: Path, overrides: tuple[str, ...], verbose: bool, **options: Any) -> None:
+    """List, and with --apply delete, files of the output folder that no kept run needs.
 
-    That is: published runs beyond the retention; runs that were given up; attempts at a plan and ranked files that no
-    manifest names; temporary files; scores of models that no kept run and not this config uses; unit files whose
-    scores all stand in another; the index of table files that are gone. Scores that a next run could use again are
-    kept, and so is every file that lakerank did not write.
+    These are: published runs beyond the retention; abandoned runs; plans and ranked files that no manifest names;
+    temporary files; scores of models that neither a kept run nor this config uses; score files whose content is also
+    in another file; the index of table files that no longer exist. Scores that a later run could reuse are kept, and
+    so is every file that lakerank did not write.
 
-    May run beside a job: it stops when one starts meanwhile. The last line of standard output is a JSON object:
-    applied, listed and deleted (files and bytes), by_reason, kept_runs, complete, seconds.
+    Safe to run next to a job: it stops when one starts. The last line of standard output is a JSON object: applied,
+    listed and deleted (files and bytes), by_reason, kept_runs, complete, seconds.
     """
-
-    def work() -> dict[str, Any]:
-        from lakerank.lake.retention import Retention
-
-        config = load_config(config_path, overrides)
-        return _clean(config, Retention(keep_runs, keep_days * 86400, grace_hours * 3600), apply)
-
-    run_job(work, verbose)
+    run_job(lambda: _clean(load_config(config_path, overrides), Options(**options)), verbose)
 
 
-def _clean(config: Config, retention: Any, apply: bool) -> dict[str, Any]:
+def _clean(config: Config, options: Options) -> dict[str, Any]:
+    from lakerank.cli import resolve
     from lakerank.lake.clean import delete, describe, survey
+    from lakerank.lake.retention import Retention
 
-    started, storage, output = time.monotonic(), storage_of(config), config.lake.output
-    tables = {"documents": config.lake.documents, "queries": config.lake.queries}
-    found = survey(storage, output, retention, _scorers(config), tables, time.time())
-    for line in describe(output, found.garbage):
+    started, storage, lake = time.monotonic(), resolve.storage(config.lake.storage), config.lake.located()
+    retention = Retention(options.keep_runs, options.keep_days * 86400, options.grace_hours * 3600)
+    tables = {"documents": lake.documents, "queries": lake.queries}
+    result = survey(storage, lake.output, retention, _scorers(config), tables, time.time())
+    for line in describe(lake.output, result.garbage):
         click.echo(line)
-    gone: list[Any] = []
-    complete = delete(storage, output, found, gone.append) if apply else True
+    deleted: list[Any] = []
+    complete = delete(storage, lake.output, result, deleted.append) if options.apply else True
     if not complete:
-        logger.warning("a job has started meanwhile and may need what is left: run this again when it has ended")
-    reasons = Counter(item.why for item in found.garbage)
+        logger.warning("stopped: a job has started and may need the remaining files; run this again when it has ended")
     return {
-        "applied": apply,
-        "listed": _counted(found.garbage),
-        "deleted": _counted(gone),
-        "by_reason": dict(sorted(reasons.items())),
-        "kept_runs": [run.run_id for run in found.runs if run.kept],
+        "applied": options.apply,
+        "listed": _size(result.garbage),
+        "deleted": _size(deleted),
+        "by_reason": dict(sorted(Counter(item.why for item in result.garbage).items())),
+        "kept_runs": [run.run_id for run in result.runs if run.kept],
         "complete": complete,
         "seconds": round(time.monotonic() - started, 3),
     }
 
 
-def _counted(garbage: Iterable[Any]) -> dict[str, int]:
+def _size(garbage: Iterable[Any]) -> dict[str, int]:
     sizes = [item.file.size for item in garbage]
     return {"files": len(sizes), "bytes": sum(sizes)}
 
 
 def _scorers(config: Config) -> list[str] | None:
-    """The scorers that the config makes; None, and every scorer's scores are kept, when a model of it is not here."""
-    from lakerank.limits import Limits
-    from lakerank.model.spec import model_spec
+    """Fingerprints of the config's scorers; None, which keeps all scores, if a model's checkpoint is not there."""
+    from lakerank.cli import resolve
 
-    limits = Limits(**config.scoring.limits())
+    limits = resolve.limits(config.scoring)
     try:
-        return [model_spec(model.source()).identify(limits).fingerprint for model in config.rerankers]
+        return [resolve.model_spec(model).identify(limits).fingerprint for model in config.rerankers]
     except CheckpointError as error:
-        logger.warning("scores of all models are kept, since this config's cannot be told from the others: %s", error)
+        logger.warning("scores of all models are kept, because this config's model cannot be identified: %s", error)
         return None

@@ -1,4 +1,4 @@
-"""`jobs/ingest.py`: files, folders and published benchmarks into lake tables."""
+"""`lakerank ingest`: files, folders and published benchmarks into lake tables."""
 
 from __future__ import annotations
 
@@ -9,183 +9,146 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from lakerank.cli.job import EPILOG, run_job, set_option, storage_of, verbose_option
+from lakerank.cli.job import CONFIG_FILE, EPILOG, run_job, set_option, verbose_option
 from lakerank.config import load_config
 from lakerank.errors import ConfigError
 
-#: `lakerank.ingest.layouts.catalog` has the same, and is only imported when it is needed.
+#: The names of lakerank.ingest.layouts.catalog, without an import of pyarrow for --help.
 LAYOUT_NAMES = [
     *("auto", "beir", "coir", "miracl", "mldr", "mkqa"),
     *("vidore_v1", "vidore_v2", "vidore_v3", "mbeir", "winoground"),
 ]
+
+#: Parameters of a published benchmark, and those of a single table.
+_LAYOUT = ("layout", "split", "runs", "depth", "all_pairs", "which_documents")
+_TABLE = ("kind", "table", "keep", "pdf_content", "page_pixels", "max_file_bytes")
 
 
 @click.command(epilog=EPILOG)
 @click.argument("source")
 @click.option("--output", required=True, metavar="FOLDER", help="Folder for the tables: FOLDER/documents/ and so on.")
 @click.option(
-    "--as",
-    "table",
-    type=click.Choice(["documents", "queries", "candidates", "qrels"]),
-    default="documents",
-    show_default=True,
-    help="The table to write. candidates and qrels are read from JSON Lines alone.",
-)
+    "--as", "table", type=click.Choice(["documents", "queries", "candidates", "qrels"]), default="documents",
+    show_default=True, help="The table to write. candidates and qrels are read from JSON Lines only.",
+)  # fmt: skip
 @click.option(
-    "--kind",
-    type=click.Choice(["auto", "folder", "jsonl", "pdf"]),
-    default="auto",
-    show_default=True,
-    help="What to look at in a folder: everything (auto, folder), JSON Lines alone, or PDFs alone.",
-)
+    "--kind", type=click.Choice(["auto", "folder", "jsonl", "pdf"]), default="auto", show_default=True,
+    help="Which files of a folder to read: all (auto, folder), JSON Lines only, or PDFs only.",
+)  # fmt: skip
 @click.option(
-    "--pdf-content",
-    type=click.Choice(["image", "text", "both"]),
-    default="image",
-    show_default=True,
+    "--pdf-content", type=click.Choice(["image", "text", "both"]), default="image", show_default=True,
     help="What a PDF page becomes: an image of it, its text layer, or both.",
-)
+)  # fmt: skip
 @click.option(
-    "--page-pixels",
-    type=click.IntRange(min=784),
-    default=602_112,
-    show_default=True,
-    help="Pixels of a page image, width × height. The default is the most that the model looks at.",
-)
+    "--page-pixels", type=click.IntRange(min=784), default=602_112, show_default=True,
+    help="Pixels of a page image, width × height. The default is the most that the model sees.",
+)  # fmt: skip
 @click.option(
-    "--keep",
-    multiple=True,
-    metavar="FIELD",
-    help="Carry this JSON field as a text column; may be given any number of times. Of queries, language, task and "
-    "slice become slices of the report; a document's name is shown in it.",
-)
+    "--keep", multiple=True, metavar="FIELD",
+    help="Copy this JSON field to a text column; may be repeated. Of queries, language, task and slice become slices "
+    "of the report; a document's name is shown in it.",
+)  # fmt: skip
 @click.option(
-    "--max-file-bytes",
-    type=click.IntRange(min=1),
-    default=2**28,
-    show_default=True,
-    help="A larger file, or longer line of JSON, is not read but listed as rejected.",
-)
+    "--max-file-bytes", type=click.IntRange(min=1), default=2**28, show_default=True,
+    help="Reject larger files, and longer lines of JSON, without reading them.",
+)  # fmt: skip
 @click.option(
-    "--layout",
-    type=click.Choice(LAYOUT_NAMES),
-    help="Read SOURCE as a published benchmark and write all its tables; auto recognises it.",
-)
-@click.option("--split", help="With --layout: the benchmark's split. [default: the one that its figures are given for]")
+    "--layout", type=click.Choice(LAYOUT_NAMES),
+    help="Read SOURCE as a published benchmark and write all its tables; auto detects the layout.",
+)  # fmt: skip
+@click.option("--split", help="With --layout: the benchmark's split.  [default: the one with published figures]")
 @click.option(
-    "--run",
-    "runs",
-    multiple=True,
-    metavar="[PART=]FILE",
-    help="With --layout: the first stage, a run as trec_eval reads it. {part} and {language} in FILE stand for those "
-    "of each part. May be given any number of times.  [default: BM25 where there are texts, else all documents of "
-    "a small pool]",
-)
+    "--run", "runs", multiple=True, metavar="[PART=]FILE",
+    help="With --layout: a first-stage run in trec_eval's format. {part} and {language} in FILE stand for those of "
+    "each part. May be repeated.  [default: BM25 where there are texts, else all documents of a small pool]",
+)  # fmt: skip
 @click.option(
-    "--depth",
-    type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    help="With --layout: candidates kept a query.",
-)
+    "--depth", type=click.IntRange(min=1), default=100, show_default=True,
+    help="With --layout: candidates of each query.",
+)  # fmt: skip
 @click.option(
-    "--all-pairs",
-    type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    metavar="DOCUMENTS",
+    "--all-pairs", type=click.IntRange(min=0), default=1000, show_default=True, metavar="DOCUMENTS",
     help="With --layout: the largest pool of images that is ranked whole when there is no run.",
-)
+)  # fmt: skip
 @click.option(
-    "--documents",
-    "which_documents",
-    type=click.Choice(["all", "candidates"]),
-    default="all",
-    show_default=True,
+    "--documents", "which_documents", type=click.Choice(["all", "candidates"]), default="all", show_default=True,
     help="With --layout: write all documents, or only those that are candidates.",
-)
-@click.option("--follow-links", is_flag=True, help="Follow symbolic links, even out of SOURCE.")
+)  # fmt: skip
+@click.option("--follow-links", is_flag=True, help="Follow symbolic links, also out of SOURCE.")
 @click.option(
-    "--config",
-    "config_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Config file (YAML); only its lake.storage is used.",
-)
+    "--config", "config_path", type=CONFIG_FILE, metavar="FILE",
+    help="Config file (YAML), of which only lake.storage is used.",
+)  # fmt: skip
 @set_option
 @verbose_option
 @click.pass_context
-def ingest(
-    context: click.Context,
-    source: str,
-    output: str,
-    table: Any,
-    kind: Any,
-    pdf_content: Any,
-    page_pixels: int,
-    keep: tuple[str, ...],
-    max_file_bytes: int,
-    layout: str | None,
-    split: str | None,
-    runs: tuple[str, ...],
-    depth: int,
-    all_pairs: int,
-    which_documents: str,
-    follow_links: bool,
-    config_path: Path | None,
-    overrides: Sequence[str],
-    verbose: bool,
-) -> None:
-    """Make lake tables of SOURCE, at any URI: a table of texts, images, PDFs and JSON Lines, or a whole benchmark.
+def ingest(context: click.Context, /, source: str, output: str, verbose: bool, **options: Any) -> None:
+    """Write lake tables from SOURCE, at any URI: a table of texts, images, PDFs and JSON Lines, or a whole benchmark.
 
     \b
     .txt .md                       a text in UTF-8
-    .png .jpg .webp .tif .gif .bmp an image, its bytes untouched
-    .pdf                           a row a page: name.pdf#page=1 and on
+    .png .jpg .webp .tif .gif .bmp an image, its bytes unchanged
+    .pdf                           a row a page: name.pdf#page=1 and so on
     .jsonl .ndjson (also .gz)      a row a line: doc_id (or id, _id), text, and image:
                                    base64, or a path relative to the JSON file
 
-    Ids are paths relative to SOURCE, rows are in the order of paths: the same source gives the same bytes. An earlier
+    Ids are paths relative to SOURCE and rows are sorted by path: the same source gives the same bytes. An earlier
     table in FOLDER is replaced. Files, pages and lines that cannot be read do not stop the job: they are counted in
     the summary and listed with the reason in FOLDER/rejects/TABLE.jsonl.
 
     The summary has table, output, rows, texts, images, files, bytes, rejected, rejected_by_fault, rejects and seconds.
 
-    With --layout, SOURCE is a benchmark in the files that its publisher ships, and FOLDER gets documents, queries,
-    candidates and qrels. docs/benchmarks.md says which files to fetch. The summary has layout, output, parts,
-    first_stage, tables (each as above), rejected, rejected_by_fault, rejects and seconds.
+    With --layout, SOURCE is a benchmark in its publisher's files, and FOLDER gets documents, queries, candidates and
+    qrels. docs/benchmarks.md lists the files to download. The summary has layout, output, parts, first_stage, tables
+    (each as above), rejected, rejected_by_fault, rejects and seconds.
     """
 
     def work() -> dict[str, Any]:
-        from lakerank.ingest.benchmark_lake import LayoutOptions, ingest_benchmark
-        from lakerank.ingest.folder import ReadOptions
+        from lakerank.ingest.benchmark_lake import ingest_benchmark
         from lakerank.ingest.ingestion import ingest as ingest_source
-        from lakerank.lake.storage import Storage
 
-        faults = _misplaced(context, layout)
-        if overrides and config_path is None:
+        faults = _misplaced(context, options["layout"])
+        if options["overrides"] and options["config_path"] is None:
             faults.append("--set changes a config: give one with --config")
         if faults:
             raise ConfigError(faults)
-        storage = storage_of(load_config(config_path, overrides)) if config_path else Storage()
-        if layout is not None:
-            how = LayoutOptions(layout, split, runs, depth, all_pairs, which_documents == "all")
-            return ingest_benchmark(storage, source, output, how, follow_links, _progress(verbose)).summary()
-        options = ReadOptions(kind, table, keep, pdf_content, page_pixels, max_file_bytes)
-        return ingest_source(storage, source, output, options, follow_links, _progress(verbose)).summary()
+        follow, progress = options["follow_links"], _progress()
+        storage = _storage(options["config_path"], options["overrides"])
+        if options["layout"] is not None:
+            return ingest_benchmark(storage, source, output, _layout_options(options), follow, progress).summary()
+        return ingest_source(storage, source, output, _read_options(options), follow, progress).summary()
 
     run_job(work, verbose)
 
 
+def _layout_options(options: dict[str, Any]) -> Any:
+    from lakerank.ingest.benchmark_lake import LayoutOptions
+
+    every = options["which_documents"] == "all"
+    return LayoutOptions(**{name: options[name] for name in _LAYOUT if name != "which_documents"}, all_documents=every)
+
+
+def _read_options(options: dict[str, Any]) -> Any:
+    from lakerank.ingest.folder import ReadOptions
+
+    return ReadOptions(**{name: options[name] for name in _TABLE})
+
+
+def _storage(config_path: Path | None, overrides: Sequence[str]) -> Any:
+    from lakerank.cli import resolve
+    from lakerank.config import StorageConfig
+
+    return resolve.storage(load_config(config_path, overrides).lake.storage if config_path else StorageConfig())
+
+
 def _misplaced(context: click.Context, layout: str | None) -> list[str]:
-    """Options of a benchmark without one, and options of a table with a benchmark."""
-    own = ("split", "runs", "depth", "all_pairs", "which_documents")
-    others = ("table", "kind", "pdf_content", "page_pixels", "keep", "max_file_bytes")
-    wrong, reason = (own, "needs --layout") if layout is None else (others, "has no meaning with --layout")
+    """Options of a benchmark without --layout, and options of a single table with it."""
+    wrong, reason = (_LAYOUT, "needs --layout") if layout is None else (_TABLE, "has no meaning with --layout")
     given = {name for name in wrong if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     return [f"{option.opts[0]} {reason}" for option in context.command.params if option.name in given]
 
 
-def _progress(verbose: bool) -> Any:
+def _progress() -> Any:
     """A row counter on standard error, when that is a terminal."""
     from tqdm import tqdm
 

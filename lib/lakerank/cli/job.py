@@ -1,4 +1,4 @@
-"""What the command lines share: options, logging, exit status, the last line of standard output. Heavy imports wait."""
+"""What the command lines share: options, logging, the last line of standard output and the exit status."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lakerank.cli.spark_failures import told_by_spark
-from lakerank.config import Config, load_config
+from lakerank.config import SparkConfig, bundled_config, load_config
 from lakerank.errors import ConfigError, LakerankError
 from lakerank.logs import LogFormat, about, log_context, start_logging
 
@@ -32,44 +32,43 @@ _LOG_FORMAT = "lakerank.log_format"
 DONE, FAILED, WRONG_ARGUMENTS, NOT_PUBLISHED = 0, 1, 2, 3
 
 EPILOG = (
-    "Exit status: 0 done, 1 failed, 2 wrong arguments or config, 3 done but not published because an audit failed. "
-    "Logs go to standard error; the last line of standard output is one JSON object."
+    "Exit status: 0 success, 1 failure, 2 invalid arguments or config, 3 success but not published because an audit "
+    "failed. Logs go to standard error; the last line of standard output is a JSON object."
 )
 
+
+class ConfigFile(click.Path):
+    """A config file, or the name of a bundled config where there is no such file."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path of the file."""
+        bundled = None if Path(value).is_file() else bundled_config(str(value))
+        return super().convert(bundled or value, param, ctx)
+
+
+CONFIG_FILE = ConfigFile(dir_okay=False, path_type=Path)
+
 config_option = click.option(
-    "--config",
-    "config_path",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Config file (YAML).",
-)
+    "--config", "config_path", required=True, type=CONFIG_FILE, metavar="FILE",
+    help="Config file (YAML), or the name of a bundled one, such as demo.",
+)  # fmt: skip
 set_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help="Change one setting of the config; the value is read as YAML. May be given any number of times.",
-)
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+    help="Override a setting of the config; the value is YAML. May be repeated.",
+)  # fmt: skip
 
 
 def verbose_option(command: Command) -> Command:
-    """-v, and what else every job has: --summary and --log-format."""
+    """The options of every job: -v, --summary and --log-format."""
     log_format = click.option(
-        "--log-format",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        show_default=True,
-        expose_value=False,
+        "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, expose_value=False,
         callback=_keep_log_format,
-        help="How to log to standard error: lines to read, or JSON objects that say run, stage and unit.",
-    )
+        help="Format of the log on standard error: plain lines, or JSON objects with run, stage and unit.",
+    )  # fmt: skip
     summary = click.option(
-        "--summary",
-        metavar="FILE",
-        expose_value=False,
-        callback=_keep_summary_address,
-        help="Also write the last line here, whatever the exit status: a path, or a URI of the lake's storage.",
-    )
+        "--summary", metavar="FILE", expose_value=False, callback=_keep_summary_address,
+        help="Also write the last line to this path or URI of the lake's storage, whatever the exit status.",
+    )  # fmt: skip
     verbose = click.option("-v", "--verbose", is_flag=True, help="Log more, libraries included.")
     return verbose(log_format(summary(command)))
 
@@ -86,8 +85,9 @@ def run_job(work: Callable[[], dict[str, Any]], verbose: bool = False) -> None:
     """Run a job's work, print its summary as the last line of standard output, and exit with its status."""
     context = click.get_current_context(silent=True)
     start_logging(context.meta.get(_LOG_FORMAT, "text") if context else "text", verbose)
-    with about(**_run_of(context)):
-        summary, status = _done(work, verbose)
+    run_id = context.params.get("run_id") if context else None
+    with about(**{"run": run_id} if run_id else {}):
+        summary, status = _outcome(work, verbose)
         line = json.dumps(summary, ensure_ascii=False, allow_nan=False)
         _write_summary(line)
     sys.stdout.flush()
@@ -95,65 +95,70 @@ def run_job(work: Callable[[], dict[str, Any]], verbose: bool = False) -> None:
     sys.exit(status)
 
 
-def _done(work: Callable[[], dict[str, Any]], verbose: bool) -> tuple[dict[str, Any], int]:
-    """The summary and the exit status of a job, whatever becomes of it: the last line must be JSON."""
+@contextmanager
+def spark_session(config: SparkConfig) -> Iterator[Any]:
+    """A Spark session, stopped at the end of the block."""
+    from lakerank.spark.runtime import session
+
+    logger.info("starting Spark")
+    spark = session.start(config.app_name, config.conf, config.partitions)
+    try:
+        yield spark
+    finally:
+        spark.stop()
+
+
+def _outcome(work: Callable[[], dict[str, Any]], verbose: bool) -> tuple[dict[str, Any], int]:
+    """Summary and exit status of a job, also of one that fails: the last line must be JSON."""
     try:
         summary = work()
     except ConfigError as error:
-        return _failure(error), WRONG_ARGUMENTS
+        return _report(type(error).__name__, str(error)), WRONG_ARGUMENTS
     except LakerankError as error:
-        return _failure(error), FAILED
+        return _report(type(error).__name__, str(error)), FAILED
     except KeyboardInterrupt:
         return {"error": "interrupted", "message": "stopped from the keyboard"}, FAILED
     except Exception as error:
-        told = _from_worker(error) or told_by_spark(error)
-        if told is None or verbose:
+        cause = _worker_error(error) or spark_failure(error)
+        if cause is None or verbose:
             _show_traceback(error)
-        return _failure(error) if told is None else _told(*told), FAILED
-    held_back = summary.get("published") is False and "failed_audits" in summary
-    return summary, NOT_PUBLISHED if held_back else DONE
+        return _report(*(cause or (type(error).__name__, str(error)))), FAILED
+    audit_failed = summary.get("published") is False and "failed_audits" in summary
+    return summary, NOT_PUBLISHED if audit_failed else DONE
 
 
 def _write_summary(line: str) -> None:
-    """Write the last line where --summary says. That it cannot be written changes nothing about the job."""
+    """Write the last line where --summary says. A failure to write it changes nothing about the job."""
     context = click.get_current_context(silent=True)
     address = context.meta.get(_SUMMARY) if context else None
     if not context or not address:
         return
     try:
-        _storage_of_command(context.params).replace(address, line.encode() + b"\n")
+        _storage(context.params).replace(address, line.encode() + b"\n")
     except Exception as error:
         click.echo(f"--summary {address}: not written: {error}", err=True)
 
 
-def _storage_of_command(options: Mapping[str, Any]) -> Storage:
-    """The storage of the command's config; the default one where there is no config, or a faulty one to tell about."""
+def _storage(options: Mapping[str, Any]) -> Storage:
+    """The storage of the command's config; default storage without a config, or with one that has faults."""
+    from lakerank.cli import resolve
     from lakerank.lake.storage import Storage
 
     if options.get("config_path") is None:
         return Storage()
     try:
-        return storage_of(load_config(options["config_path"], options.get("overrides", ())))
+        return resolve.storage(load_config(options["config_path"], options.get("overrides", ())).lake.storage)
     except ConfigError:
         return Storage()
 
 
-def _failure(error: Exception) -> dict[str, Any]:
-    return _told(type(error).__name__, str(error))
-
-
-def _told(name: str, message: str) -> dict[str, Any]:
+def _report(name: str, message: str) -> dict[str, Any]:
+    """Log an error; returns the summary of the failed job."""
     if log_context().form == "json":
         logger.error("%s: %s", name, message)
     else:
         click.echo(f"{name}: {message}", err=True)
     return {"error": name, "message": message}
-
-
-def _from_worker(error: Exception) -> tuple[str, str] | None:
-    """The LakerankError of a worker, which arrives wrapped in Spark's with tracebacks around it."""
-    found = re.findall(r"^lakerank\.(?:[a-z_]+\.)+([A-Z]\w*): (.*)$", str(error), flags=re.MULTILINE)
-    return found[-1] if found else None
 
 
 def _show_traceback(error: Exception) -> None:
@@ -163,14 +168,39 @@ def _show_traceback(error: Exception) -> None:
         traceback.print_exc(file=sys.stderr)
 
 
-def _run_of(context: click.Context | None) -> dict[str, str]:
-    """The run that a command is about, for its log lines."""
-    run_id = context.params.get("run_id") if context else None
-    return {"run": run_id} if run_id else {}
+def _worker_error(error: Exception) -> tuple[str, str] | None:
+    """Name and message of a worker's LakerankError, which Spark wraps in tracebacks of its own."""
+    errors = re.findall(r"^lakerank\.(?:[a-z_]+\.)+([A-Z]\w*): (.*)$", str(error), flags=re.MULTILINE)
+    return errors[-1] if errors else None
 
 
-def storage_of(config: Config) -> Storage:
-    """The object storage that the config describes."""
-    from lakerank.lake.storage import Storage, StorageOptions
+_CAUSE = re.compile(r"^(?:Caused by: |: )?(?:[\w$]+\.)+([A-Z]\w*(?:Exception|Error)): (.+)$", re.MULTILINE)
+_STAGE = re.compile(r"Job aborted due to stage failure: (.+)")
 
-    return Storage(StorageOptions(**config.lake.storage.model_dump()))
+#: What to do about a cause that a Spark error message contains.
+_ADVICE = {
+    "No space left on device": "the disk under Spark's local folders is full (spark.local.dir or SPARK_LOCAL_DIRS): "
+    "free space there or name other folders",
+    "Python worker exited unexpectedly": "a Python worker was killed, most often for lack of memory: give executors "
+    "more (spark.executor.memoryOverhead), or lower scoring.max_length; on a cluster spark.task.maxFailures lets Spark "
+    "try again",
+    "OutOfMemoryError": "Java ran out of memory: raise spark.driver.memory or spark.executor.memory",
+    "ExecutorLostFailure": "executors were lost: the cluster manager's log has the reason, most often memory "
+    "(spark.executor.memoryOverhead)",
+}
+
+
+def spark_failure(error: Exception) -> tuple[str, str] | None:
+    """Name and a short message of a Spark failure, whose own text fills pages; None for any other error."""
+    text = str(error)
+    stage = _STAGE.search(text)
+    causes = _CAUSE.findall(text)
+    if stage is None and not causes:
+        return None
+    for sign, advice in _ADVICE.items():
+        if sign in text:
+            return "SparkFailure", f"{sign}: {advice}; then run the same command again, finished units are kept"
+    if "Traceback (most recent call last)" in text:  # a fault of Python code, which needs all of it
+        return None
+    name, message = causes[-1] if causes else ("SparkFailure", stage[1] if stage else "")
+    return name, f"{message.strip()[:300]} (Spark's whole message: run again with -v)"

@@ -1,4 +1,4 @@
-"""`jobs/score.py`: one request of the hosted API, answered without Spark."""
+"""`lakerank score`: one request of the hosted rerank API, answered without Spark."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import click
 
-from lakerank.cli.job import EPILOG, run_job, set_option, verbose_option
+from lakerank.cli.job import CONFIG_FILE, EPILOG, run_job, set_option, verbose_option
 from lakerank.config import Config, read_yaml, resolve_config
 from lakerank.errors import ConfigError
 
@@ -17,20 +17,18 @@ from lakerank.errors import ConfigError
 @click.command(epilog=EPILOG)
 @click.argument("request_file", metavar="REQUEST.json", type=click.File(encoding="utf-8"))
 @click.option(
-    "--config",
-    "config_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Config file (YAML); its model and scoring sections are used. Without one: the bundled checkpoint.",
-)
+    "--config", "config_path", type=CONFIG_FILE, metavar="FILE",
+    help="Config file (YAML), of which the sections model and scoring are used.  [default: the bundled checkpoint]",
+)  # fmt: skip
 @set_option
-@click.option("--allow-host", multiple=True, metavar="HOST", help="Fetch images from this host; no other is asked.")
+@click.option("--allow-host", multiple=True, metavar="HOST", help="Fetch images from this host; others are refused.")
 @verbose_option
 def score(
     request_file: IO[str], config_path: Path | None, overrides: Sequence[str], allow_host: Sequence[str], verbose: bool
 ) -> None:
     """Answer one rerank request in the hosted API's JSON, without Spark.
 
-    The request holds model, query, documents (texts, or objects with text or image), top_n and return_documents; an
+    The request has model, query, documents (texts, or objects with text or image), top_n and return_documents. An
     image is base64, a data URI, or a URL of an allowed host. The last line of standard output is the response:
     results with index and relevance_score, best first, and usage.total_tokens. REQUEST.json may be - for standard
     input.
@@ -38,10 +36,7 @@ def score(
 
     def work() -> dict[str, Any]:
         values = read_yaml(config_path) if config_path else {}
-        # A request brings its own documents: no lake is needed.
-        nowhere = dict.fromkeys(("documents", "queries", "candidates", "output"), "")
-        defaults = {"lake": nowhere, "model": {"path": "embedded"}}
-        config = resolve_config(defaults | values, overrides, source=str(config_path or "defaults"))
+        config = resolve_config(values, overrides, source=str(config_path or "defaults"))
         return _answer(config, _parse_json(request_file), allow_host)
 
     run_job(work, verbose)
@@ -58,14 +53,11 @@ def _parse_json(file: IO[str]) -> dict[str, Any]:
 
 
 def _answer(config: Config, request: dict[str, Any], allowed_hosts: Sequence[str]) -> dict[str, Any]:
-    from lakerank.limits import Limits
+    from lakerank.cli import resolve
     from lakerank.model.request import answer
-    from lakerank.model.spec import RuntimeOptions, model_spec
 
-    scoring = config.scoring
     if len(config.rerankers) > 1:
         raise ConfigError(["model: a request is answered by one reranker, or by one for texts and one for images"])
-    source = model_spec(config.rerankers[0].source())
-    hosting = RuntimeOptions(**scoring.hosting())
-    reranker = source.load(config.device, Limits(**scoring.limits()), hosting)
+    spec = resolve.model_spec(config.rerankers[0])
+    reranker = spec.load(config.device, resolve.limits(config.scoring), resolve.runtime_options(config.scoring))
     return answer(request, reranker, allowed_hosts=allowed_hosts)

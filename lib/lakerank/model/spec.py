@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from lakerank.cost import Reading, Sizing
 from lakerank.errors import CheckpointError
@@ -160,15 +158,6 @@ class RoutedSpec:
 
 
 ModelSpec = CheckpointSpec | RoutedSpec
-
-
-def model_spec(values: Mapping[str, Any]) -> ModelSpec:
-    """A source from plain values: CheckpointSpec's, or `text` and `image` of such and their `scales`."""
-    if "path" in values:
-        return CheckpointSpec(**values)
-    text, image = (CheckpointSpec(**values[name]) for name in ("text", "image"))
-    scales = (LogitScale(**values["scales"][name]) for name in ("text", "image"))
-    return RoutedSpec(text, image, *scales)
 
 
 def check_reads_images(identity: CheckpointIdentity) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
 from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, RowGroupCache, check_unchanged, fetch
@@ -18,7 +19,9 @@ from lakerank.lake.scores import TornUnit, finished_units, read_unit, unit_addre
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import decode_text, read_table_file
 from lakerank.lake.unit_lists import PlannedUnits
+from lakerank.limits import Limits
 from lakerank.logs import in_worker, log_context
+from lakerank.model.spec import ModelSpec, RuntimeOptions, ScorerIdentity
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, Reranker, ScoredPair
 from lakerank.schemas import SCORES
 from lakerank.spark.plan.cut import UNIT_GROUPS, PlannedGroup, planned_groups
@@ -70,6 +73,22 @@ class LoadedReranker(Reranker, Protocol):
 
 #: Makes a reranker on a device, inside the worker: it crosses to the worker, the weights never do.
 RerankerFactory = Callable[[str], LoadedReranker]
+
+
+@dataclass(frozen=True, slots=True)
+class SpecFactory:
+    """A RerankerFactory that loads what a model spec names."""
+
+    spec: ModelSpec
+    limits: Limits
+    options: RuntimeOptions
+    scorer: ScorerIdentity
+
+    def __call__(self, device: str) -> LoadedReranker:
+        """Load onto a torch device. Where `device_threads` is not set, a task on a CPU uses its share of the cores."""
+        context = TaskContext.get()
+        threads = self.options.device_threads or (context.cpus() if context else None)
+        return self.spec.load(device, self.limits, replace(self.options, device_threads=threads), self.scorer)
 
 
 @dataclass(frozen=True, slots=True)
