@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 from lakerank.cost import Calibration
 from lakerank.limits import Limits
 from lakerank.model.calibration import cost_tokens, fetch_rate
-from lakerank.model.checkpoint import identify, locate
+from lakerank.model.checkpoint import locate
+from lakerank.model.identity import identify
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.records import DocumentGroup
 from lakerank_benchmark.arithmetic import matmul_ceiling

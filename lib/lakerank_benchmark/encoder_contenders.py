@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lakerank.model.checkpoint import read_json
-from lakerank.model.cross_encoder.shape import EncoderShape, read_shape
+from lakerank.model.cross_encoder.config import EncoderShape, read_shape
 from lakerank.model.cross_encoder.tokenize import jina_limits
 from lakerank.records import DocumentGroup
 from lakerank_benchmark.encoder_shapes import for_transformers

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lakerank.fingerprint import fingerprint
 from lakerank.model.checkpoint import WEIGHTS_NAME, read_json, weight_files
-from lakerank.model.cross_encoder.shape import EncoderShape, read_shape
-from lakerank.model.cross_encoder.weights import BGE, JINA
+from lakerank.model.cross_encoder.config import EncoderShape, read_shape
+from lakerank.model.cross_encoder.weights import BGE, JINA, QKV, QKV_PARTS, tensor_shapes
 from lakerank_benchmark.shapes import filled_like
 from lakerank_benchmark.texts import WORDS
 
@@ -65,7 +65,7 @@ def random_encoder_checkpoint(folder: Path, kind: EncoderKind, dtype: str, seed:
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         name: filled_like(name, torch.empty(size, device="meta"), generator, dtype)
-        for name, size in sorted(naming.names(read_shape(config, str(target))).items())
+        for name, size in sorted(tensor_shapes(read_shape(config, str(target)), naming).items())
     }
     save_file(tensors, target / WEIGHTS_NAME, metadata={"format": "pt"})
     _write_tokenizer(target)
@@ -141,14 +141,11 @@ def for_transformers(checkpoint: Path, target: Path) -> Path:
 def _renamed(shape: EncoderShape, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """jina's tensors under transformers' names, query, key and value apart."""
     renamed = {}
-    for name, tensor in tensors.items():
-        new = name.replace("emb_ln", "embeddings.LayerNorm").replace("encoder.layers.", "encoder.layer.")
-        new = new.replace("norm1", "attention.output.LayerNorm").replace("norm2", "output.LayerNorm")
-        new = new.replace("mixer.out_proj", "attention.output.dense").replace("mlp.fc1", "intermediate.dense")
-        new = new.replace("mlp.fc2", "output.dense")
-        if "mixer.Wqkv" not in new:
-            renamed[new] = tensor
+    for stored, tensor in tensors.items():
+        name = JINA.transformers_name(stored)
+        if QKV not in name:
+            renamed[name] = tensor
             continue
-        for part, piece in zip(("query", "key", "value"), torch.split(tensor, shape.hidden), strict=True):
-            renamed[new.replace("mixer.Wqkv", f"attention.self.{part}")] = piece.contiguous()
+        for part, piece in zip(QKV_PARTS, torch.split(tensor, shape.hidden), strict=True):
+            renamed[name.replace(QKV, part)] = piece.contiguous()
     return renamed

@@ -18,8 +18,7 @@ from transformers import Qwen3VLForConditionalGeneration as Qwen3VL
 
 from lakerank.fingerprint import fingerprint
 from lakerank.model.checkpoint import EMBEDDED, WEIGHTS_NAME, read_json
-from lakerank.model.jina_m0.shape import Shape, network_config
-from lakerank.model.jina_m0.weights import published_config, published_name
+from lakerank.model.jina_m0.weights import Shape, network_config, published_config, published_name
 from lakerank_benchmark.shapes import filled_like
 
 #: Families that random weights are made for, by name.

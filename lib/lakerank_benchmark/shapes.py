@@ -12,9 +12,7 @@ from torch import Tensor
 
 from lakerank.fingerprint import fingerprint
 from lakerank.model.checkpoint import EMBEDDED, read_json
-from lakerank.model.jina_m0.network import JinaVLForRanking
-from lakerank.model.jina_m0.shape import Shape, network_config
-from lakerank.model.jina_m0.weights import save_checkpoint
+from lakerank.model.jina_m0.weights import JinaVLForRanking, Shape, network_config, save_checkpoint
 
 #: Files that a random checkpoint shares with the bundled one.
 _SHARED = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from lakerank.errors import CheckpointError
 from lakerank.model.api import load_reranker
-from lakerank.model.checkpoint import identify, read_settings
+from lakerank.model.identity import identify
+from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.weights import load_network
 from lakerank.records import Document, Query
 

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
 from lakerank.model.api import load_reranker
-from lakerank.model.checkpoint import confirm, identify, locate, read_settings
-from lakerank.model.checksum import WHOLE_BYTES, quick_checksum
+from lakerank.model.checkpoint import WHOLE_BYTES, locate, quick_checksum
 from lakerank.model.engine.device import supported_dtype
+from lakerank.model.identity import confirm, identify
+from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.weights import current_name
 from lakerank.records import Document, Query
 
@@ -237,7 +238,7 @@ def test_identify_counts_without_torch(tiny_checkpoint: Path) -> None:
     expected = sum(tensor.numel() for tensor in load_file(tiny_checkpoint / "model.safetensors").values())
     script = (
         "import sys\n"
-        "from lakerank.model.checkpoint import identify\n"
+        "from lakerank.model.identity import identify\n"
         f"identity = identify({str(tiny_checkpoint)!r})\n"
         "assert not {'torch', 'transformers', 'pyspark'} & sys.modules.keys()\n"
         "print(identity.parameters, identity.logit_bias)\n"

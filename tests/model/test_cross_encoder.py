@@ -22,11 +22,15 @@ from tokenizers import Tokenizer
 from lakerank import load_reranker
 from lakerank.errors import CheckpointError, PairRejected
 from lakerank.limits import Limits
-from lakerank.model.checkpoint import identify
 from lakerank.model.cross_encoder.load import PASSES_SORTED, CrossEncoder
+from lakerank.model.cross_encoder.tokenize import PairTokenizer, jina_limits
 from lakerank.model.engine.budget import BUSY_TOKENS_CPU, budget_of
+from lakerank.model.engine.counters import Work
 from lakerank.model.engine.encoder_engine import Reading
 from lakerank.model.engine.varlen import flex_varlen
+from lakerank.model.identity import identify
+from lakerank.model.preprocess.pipeline import Preprocessor
+from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 FAMILIES = ("bge", "jina")
@@ -211,18 +215,20 @@ def test_faults_are_rejects_and_harm_nobody(reranker: CrossEncoder, make_image: 
         reranker.score([(QUERIES[0], documents[2])])
 
 
-def test_a_document_is_tokenised_once_and_so_is_a_query(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_is_tokenised_once_and_so_is_a_query(made: dict[str, Any]) -> None:
+    tokenizer = read_tokenizer(made["jina"][0] / "tokenizer.json")
     seen: list[str] = []
-    loaded = load(made["jina"][0])
-    tokenizer = loaded._preprocessor._prompt._tokenizer  # type: ignore[attr-defined]
 
     class Counting:
+        get_vocab = tokenizer.get_vocab
+
         def encode(self, text: str, **options: Any) -> Any:
             seen.append(text)
             return tokenizer.encode(text, **options)
 
-    monkeypatch.setattr(loaded._preprocessor._prompt, "_tokenizer", Counting())
-    loaded.score(PAIRS)
+    preprocessor = Preprocessor(PairTokenizer(Counting(), jina_limits(128, 64)), Limits(), None)
+    groups = [DocumentGroup(document, tuple(QUERIES)) for document in DOCUMENTS]
+    assert len([*preprocessor.prefetch(groups, 100, Work())]) == len(groups)
     assert sorted(seen) == sorted([*(query.text for query in QUERIES), *(document.text for document in DOCUMENTS)])
 
 

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from lakerank.limits import Limits
 from lakerank.model.api import DocumentMajorReranker, load_reranker
-from lakerank.model.checkpoint import read_settings
 from lakerank.model.engine.budget import LEAST_TOKENS, budget_of
 from lakerank.model.engine.decoder import Prefix
 from lakerank.model.engine.engine import Engine
 from lakerank.model.engine.linear import ROW_MULTIPLE, RowProducts
+from lakerank.model.inputs import EncodedInput
+from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.weights import load_network
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.model.preprocess.pipeline import Preprocessor
-from lakerank.model.preprocess.tokenizer import EncodedInput
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 SHAPES = ["grouped", "one_kv_head", "ungrouped"]
@@ -142,7 +142,7 @@ def test_bits_do_not_depend_on_whether_there_are_caches(
     cached = with_engine(tiny_checkpoint)
     expected = [*cached.score_groups(groups)]
     bare = with_engine(tiny_checkpoint, query_images_bytes=0, document_images_bytes=0)
-    prompt = bare._preprocessor._prompt
+    prompt = bare._preprocessor._tokenizer
     bare._preprocessor = Preprocessor(prompt, Limits(), PatchShape(), query_bytes=0, document_bytes=0)
     assert [*bare.score_groups(groups)] == expected
     assert bare.work.images_encoded > cached.work.images_encoded == 4

@@ -16,7 +16,9 @@ from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits
 from lakerank.model.api import load_reranker
-from lakerank.model.checkpoint import file_hash, identify, read_settings
+from lakerank.model.checkpoint import file_hash
+from lakerank.model.identity import identify
+from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.registry import FAMILIES, family_of
 
 #: What tells published checkpoints apart: of each config.json, as it is on the hub, the keys that say what it is.

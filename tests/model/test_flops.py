@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lakerank.model.checkpoint import read_settings
 from lakerank.model.engine.flops import count_flops
+from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.weights import load_network
 
 

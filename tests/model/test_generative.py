@@ -20,15 +20,15 @@ from safetensors.torch import load_file, save_file
 from lakerank import load_reranker
 from lakerank.errors import CheckpointError, ConfigError
 from lakerank.limits import Limits
-from lakerank.model.checkpoint import identify, read_json
+from lakerank.model.checkpoint import read_json
 from lakerank.model.engine.budget import budget_of
 from lakerank.model.engine.reranker import DocumentMajorReranker
 from lakerank.model.engine.rotation import rotary_sections
 from lakerank.model.generative.prompt import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
 from lakerank.model.generative.tokenize import ChatTokenizer
+from lakerank.model.identity import identify
 from lakerank.model.inputs import Patches, RejectedInput
-from lakerank.model.jina_m0.shape import Shape
-from lakerank.model.jina_m0.weights import current_name
+from lakerank.model.jina_m0.weights import Shape, current_name
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from lakerank_benchmark.generative_shapes import FAMILIES, random_generative_checkpoint
 from oracles.generative_reference import PublishedGenerativeLoop

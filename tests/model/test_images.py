@@ -24,13 +24,13 @@ from lakerank.model.preprocess.images import (
     CLIP_MEAN,
     CLIP_STD,
     PatchShape,
-    channel_table,
     load_patches,
     load_pixels,
     open_header,
     resized,
 )
 from lakerank.records import Document, Query, RejectReason
+from oracles.reference import normalised
 
 MakeImage = Callable[..., bytes]
 SHAPE = PatchShape()
@@ -62,7 +62,7 @@ def flat(colour: Any, mode: str = "RGB", size: tuple[int, int] = (56, 56), **opt
 def test_patches_equal_transformers(make_image: MakeImage, size: tuple[int, int]) -> None:
     data = make_image(*size)
     patches = load_patches(data, Limits(), SHAPE)
-    values = channel_table(CLIP_MEAN, CLIP_STD)[np.arange(3)[None, :, None, None], patches.pixels]
+    values = normalised(patches.pixels, CLIP_MEAN, CLIP_STD)
     values = np.repeat(values[:, :, None], 2, axis=2).reshape(len(values), -1)
     processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 602112})
     expected = processor(Image.open(io.BytesIO(data)), return_tensors="np")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lakerank.model.checkpoint import read_settings
 from lakerank.model.engine.budget import BUSY_TOKENS_CPU, bytes_per_token, device_budget, free_bytes
+from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.weights import parse_config
 
 #: Scores a file in a process of its own; prints what its peak memory grew by, and the document's tokens.

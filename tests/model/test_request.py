@@ -14,8 +14,7 @@ from running import running
 
 from lakerank.errors import ConfigError, PairRejected
 from lakerank.model.api import load_reranker
-from lakerank.model.downloads import fetch
-from lakerank.model.request import answer
+from lakerank.model.request import answer, fetch
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 

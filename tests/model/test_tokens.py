@@ -14,17 +14,12 @@ from tokenizers import Tokenizer
 
 from lakerank.errors import CheckpointError, ConfigError
 from lakerank.limits import Limits
-from lakerank.model.checkpoint import read_settings
 from lakerank.model.inputs import RejectedInput
+from lakerank.model.jina_m0.config import read_settings
+from lakerank.model.jina_m0.tokenize import PromptTokenizer, SpecialTokens, check_tokenizer, read_special_tokens
 from lakerank.model.jina_m0.weights import load_network
 from lakerank.model.preprocess.images import PatchShape, load_patches
-from lakerank.model.preprocess.tokenizer import (
-    PromptTokenizer,
-    SpecialTokens,
-    check_tokenizer,
-    read_special_tokens,
-    read_tokenizer,
-)
+from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.records import RejectReason
 
 SPECIAL = SpecialTokens(vision_start=1, vision_end=2, image=3, score=100, pad=0)
@@ -67,8 +62,8 @@ def test_budgets_hold_for_all_texts(tokenizer: Tokenizer, text: str, max_query_l
     document, query = sides.document(text * 3), sides.query(text * 3)
     assert len(document.token_ids) + len(query.token_ids) <= limits.max_length
     assert query.token_ids[-1] == 100
-    assert query.truncated == (len(prompt(tokenizer).query(text * 3).token_ids) > sides.budgets.query)
-    if len(tokenizer.encode(text * 3).ids) > sides.budgets.document_text:
+    assert query.truncated == (len(prompt(tokenizer).query(text * 3).token_ids) > sides.limits.query)
+    if len(tokenizer.encode(text * 3).ids) > sides.limits.text:
         assert document.truncated
 
 
@@ -83,7 +78,7 @@ def test_document_is_cut_as_published(tokenizer: Tokenizer) -> None:
 def test_a_cut_inside_a_character_still_fits(tokenizer: Tokenizer) -> None:
     sides = prompt(tokenizer, max_length=200, max_query_length=50)
     lengths = {len(sides.document("a" * start + "한" * 200).token_ids) for start in range(4)}
-    assert max(lengths) <= sides.budgets.document
+    assert max(lengths) <= sides.limits.document
 
 
 def test_text_at_its_budget_is_whole(tokenizer: Tokenizer) -> None:
@@ -91,7 +86,7 @@ def test_text_at_its_budget_is_whole(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode("7" * 150).ids) == 150
     assert not sides.document("7" * 150).truncated
     assert sides.document("7" * 151).truncated
-    room = sides.budgets.query - 1 - len(tokenizer.encode("**Query**:\n").ids)
+    room = sides.limits.query - 1 - len(tokenizer.encode("**Query**:\n").ids)
     assert not sides.query("7" * room).truncated
     assert sides.query("7" * (room + 1)).truncated
 
@@ -99,7 +94,7 @@ def test_text_at_its_budget_is_whole(tokenizer: Tokenizer) -> None:
 def test_a_huge_text_is_not_read_whole(tokenizer: Tokenizer) -> None:
     side = prompt(tokenizer).document("apple " * 3_000_000)
     assert side.truncated
-    assert len(side.token_ids) <= prompt(tokenizer).budgets.document
+    assert len(side.token_ids) <= prompt(tokenizer).limits.document
 
 
 def test_visual_tokens_are_never_cut(tokenizer: Tokenizer, make_image: Callable[..., bytes]) -> None:
@@ -108,7 +103,7 @@ def test_visual_tokens_are_never_cut(tokenizer: Tokenizer, make_image: Callable[
     document = sides.document("apple " * 200, image)
     assert (document.token_ids == 3).sum() == 100
     assert document.truncated
-    assert len(document.token_ids) <= sides.budgets.document
+    assert len(document.token_ids) <= sides.limits.document
     query = sides.query("apple " * 200, image)
     assert (query.token_ids == 3).sum() == 100
     assert query.truncated

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from lakerank.limits import Limits
-from lakerank.model.checkpoint import read_settings
 from lakerank.model.engine.linear import RowProducts
 from lakerank.model.engine.vision import PackedVision
+from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.weights import load_network
-from lakerank.model.preprocess.images import channel_table, load_patches
+from lakerank.model.preprocess.images import load_patches
+from oracles.reference import normalised
 
 SIZES = [(60, 60), (200, 120), (60, 60), (1000, 30), (700, 640)]
 
@@ -32,8 +33,7 @@ def test_images_are_encoded_as_transformers_does(
         pixels = torch.from_numpy(np.concatenate([image.pixels for image in images]))
         together = vision.tokens(pixels, [image.grid for image in images])
         for image, tokens in zip(images, together, strict=True):
-            table = channel_table(settings.patches.mean, settings.patches.std)
-            values = torch.from_numpy(table[np.arange(3)[None, :, None, None], image.pixels])
+            values = torch.from_numpy(normalised(image.pixels, settings.patches.mean, settings.patches.std))
             frames = values.unsqueeze(2).expand(-1, -1, 2, -1, -1).reshape(len(values), -1)
             expected = network.model.visual(frames, grid_thw=torch.tensor([[1, *image.grid]])).pooler_output
             torch.testing.assert_close(tokens, expected, atol=1e-4, rtol=1e-4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.model.cross_encoder.windows import windows
+from lakerank.model.cross_encoder.tokenize import windows
 
 
 def in_steps(tokens: int, room: int, overlap: int) -> list[tuple[int, int]]:

@@ -23,7 +23,8 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lakerank.limits import Limits
-from lakerank.model.checkpoint import locate, patch_shape, read_json
+from lakerank.model.checkpoint import locate, read_json
+from lakerank.model.preprocess.images import patch_shape
 from lakerank.records import Document, Query
 from oracles.reference import open_upright
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lakerank.limits import Limits
-from lakerank.model.checkpoint import locate, read_settings
-from lakerank.model.jina_m0.network import JinaVLForRanking
-from lakerank.model.jina_m0.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD
-from lakerank.model.jina_m0.weights import load_network
-from lakerank.model.preprocess.tokenizer import read_special_tokens
+from lakerank.model.checkpoint import locate
+from lakerank.model.jina_m0.config import read_settings
+from lakerank.model.jina_m0.prompt import DOCUMENT_PREFIX, DOCUMENT_SUFFIX, QUERY_PREFIX
+from lakerank.model.jina_m0.tokenize import read_special_tokens
+from lakerank.model.jina_m0.weights import JinaVLForRanking, load_network
 from lakerank.records import Document, Query
 
 #: Pairs the published loop puts into one forward.
@@ -91,8 +91,8 @@ class PublishedLoop:
         special = self._special
         longest_text = max(self._limits.max_length - self._limits.max_query_length, self._limits.max_query_length)
         body = self._shortened(document.text or "", longest_text)
-        pieces: list[str | int] = [DOCUMENT_HEAD]
-        for item, text in ((document, body + DOCUMENT_TAIL + QUERY_HEAD), (query, query.text or "")):
+        pieces: list[str | int] = [DOCUMENT_PREFIX]
+        for item, text in ((document, body + DOCUMENT_SUFFIX + QUERY_PREFIX), (query, query.text or "")):
             if item.image is not None:
                 count = int(next(grids)[1].prod()) // self._merge**2
                 pieces += [special.vision_start, *[special.image] * count, special.vision_end]
@@ -152,6 +152,14 @@ def open_upright(data: bytes) -> Image.Image:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image.convert("RGB")
+
+
+def normalised(patches: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Values of 8-bit patches (P, 3, side, side) as Qwen2-VL's image processor computes them, in float32."""
+    values = (np.arange(256) * (1 / 255)).astype(np.float32)
+    table = (values - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]  # (3, 256)
+    values_of_patches: np.ndarray = table[np.arange(3)[None, :, None, None], patches]
+    return values_of_patches
 
 
 def reference_logits(

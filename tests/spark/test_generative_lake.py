@@ -11,7 +11,7 @@ import pytest
 
 from lakerank.cli.rerank_job import rerank_job
 from lakerank.config import load_config
-from lakerank.model.jina_m0.shape import Shape
+from lakerank.model.jina_m0.weights import Shape
 from lakerank.spark.run import run
 from lakerank_benchmark.generative_shapes import random_generative_checkpoint
 

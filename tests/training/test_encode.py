@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from lakerank.limits import Limits
-from lakerank.model.checkpoint import read_settings
 from lakerank.model.inputs import Patches
-from lakerank.model.preprocess.tokenizer import PromptTokenizer, read_special_tokens, read_tokenizer
+from lakerank.model.jina_m0.config import read_settings
+from lakerank.model.jina_m0.tokenize import PromptTokenizer, read_special_tokens
+from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.training.config import load_train_config
 from lakerank.training.run import read_material
 from lakerank.training.start import begin

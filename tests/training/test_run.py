@@ -21,9 +21,7 @@ from safetensors.torch import load_file, save_file
 from lakerank import Document, Query, load_reranker
 from lakerank.errors import ConfigError, StorageError, TrainingError
 from lakerank.lake.storage import Storage
-from lakerank.model.jina_m0.network import JinaVLForRanking
-from lakerank.model.jina_m0.shape import network_config
-from lakerank.model.jina_m0.weights import published_name
+from lakerank.model.jina_m0.weights import JinaVLForRanking, network_config, published_name
 from lakerank.training.batches import text_rows
 from lakerank.training.config import LoraConfig, StartConfig, load_train_config
 from lakerank.training.fresh import TOKENS
@@ -359,7 +357,7 @@ def unmerged_logit(checkpoint: Path, adapter: Path) -> np.ndarray:
     """The same pair through peft's own unmerged layers."""
     from peft import PeftModel
 
-    from lakerank.model.checkpoint import read_settings
+    from lakerank.model.jina_m0.config import read_settings
     from lakerank.model.jina_m0.weights import load_network
     from lakerank.model.preprocess.tokenizer import read_tokenizer, text_positions
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from lakerank.limits import Limits
-from lakerank.model.checkpoint import CheckpointIdentity, confirm, identify, locate_adapter, resolve_dtype
+from lakerank.model.checkpoint import locate_adapter, resolve_dtype
 from lakerank.model.engine.device import choose_device, supported_dtype
 from lakerank.model.engine.reranker import DocumentMajorReranker
-from lakerank.model.family import LoadedReranker, LoadOptions
-from lakerank.model.registry import family_named
+from lakerank.model.identity import CheckpointIdentity, confirm, identify
+from lakerank.model.registry import LoadedReranker, LoadOptions, family_named
 
 __all__ = ["DocumentMajorReranker", "LoadedReranker", "load_reranker"]
 
@@ -40,28 +40,29 @@ def load_reranker(
         device: auto (a GPU where there is one), cpu, cuda, cuda:1, …
         host_threads: decode and tokenise ahead of the device.
         device_threads: torch's threads on a CPU, for the whole process; None leaves them alone.
-        reproducible: a pair's score has the same bits whatever is scored beside it; else this is not looked after.
-        identity: what `identify` made of the same checkpoint, dtype and limits elsewhere, so that large weights are not
-            hashed again in every process.
-        family: how it is computed, where its config.json is not to decide: a name in `families`.
+        reproducible: a pair's score has the same bits whatever is scored beside it; False: it may not, and is faster.
+        identity: the result of `identify` for the same checkpoint, dtype and limits in another process, so that large
+            weights are not hashed again.
+        family: how it is computed, where its config.json is not to decide: a name in the registry.
         max_length: tokens of a pair, the model's own instead of `limits.max_length`.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded as it stands.
     """
-    found = {"revision": revision, "adapter": adapter, "adapter_revision": adapter_revision}
+    source = {"revision": revision, "adapter": adapter, "adapter_revision": adapter_revision}
     if identity is None:
-        identity = identify(path, **found, dtype=dtype, limits=limits, family=family, max_length=max_length)
+        identity = identify(path, **source, dtype=dtype, limits=limits, family=family, max_length=max_length)
     else:
-        identity = confirm(identity, path, **found)
+        identity = confirm(identity, path, **source)
     if device_threads is not None:
         torch.set_num_threads(device_threads)
     target = choose_device(device)
-    stored = resolve_dtype(Path(identity.folder), dtype)
+    chosen = resolve_dtype(Path(identity.folder), dtype)
     options = LoadOptions(
+        family=identity.family,
         folder=Path(identity.folder),
         adapter=locate_adapter(adapter, adapter_revision),
-        dtype=supported_dtype(stored, target) if dtype == "auto" else stored,
+        dtype=supported_dtype(chosen, target) if dtype == "auto" else chosen,
         device=str(target),
         limits=identity.limits,
         host_threads=host_threads,

@@ -1,4 +1,4 @@
-"""Checkpoints without their tensors: where one is, what it is made of, and the name of the scorer it makes.
+"""Checkpoints without their tensors: where one is, its files, and what their headers and JSON say.
 
 torch is not imported here: planning a job, which needs the scorer's fingerprint, must not pay for it.
 """
@@ -11,19 +11,11 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lakerank.errors import CheckpointError
-from lakerank.fingerprint import fingerprint
-from lakerank.limits import Limits
-from lakerank.model.checksum import quick_checksum
-from lakerank.model.family import CheckpointInfo
-from lakerank.model.jina_m0.prompt import LOGIT_BIAS, SCORE_TOKEN_ID
-from lakerank.model.preprocess.images import CLIP_MEAN, CLIP_STD, PatchShape
-from lakerank.model.registry import M0, family_named, family_of
 
 EMBEDDED = Path(__file__).parent / "embedded"
 INDEX_NAME = "model.safetensors.index.json"
@@ -33,112 +25,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
-#: Keys of config.json that say where a checkpoint comes from, not what it computes.
-_PROVENANCE = frozenset({"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"})
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointIdentity:
-    """A checkpoint at hand: its folder, the scorer's name, the bias of its family, the number of its weights.
-
-    `stamp` lets another process know the same files by reading little of them; see `confirm`. `family` is a name in
-    `families`, `limits` are those that hold for it.
-    """
-
-    folder: str
-    fingerprint: str
-    logit_bias: float
-    parameters: int
-    stamp: str = ""
-    family: str = M0
-    limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the JSON files of a checkpoint say beside the network's shape."""
-
-    config: Mapping[str, Any]
-    dtype: str
-    logit_bias: float
-    score_token_id: int
-    patches: PatchShape
-
-
-def identify(
-    path: str,
-    *,
-    revision: str | None = None,
-    adapter: str | None = None,
-    adapter_revision: str | None = None,
-    dtype: str = "auto",
-    limits: Limits | None = None,
-    family: str | None = None,
-    max_length: int | None = None,
-) -> CheckpointIdentity:
-    """Find a checkpoint and name the scorer it makes; two of the same name give the same scores on the same device.
-
-    Args:
-        family: a name in `families`, where config.json is not to decide.
-        max_length: the model's own, instead of `limits.max_length`.
-
-    Raises:
-        CheckpointError: it cannot be found or is not one.
-    """
-    folder = locate(path, revision)
-    config = read_json(folder / "config.json")
-    kind = family_of(config, family, str(folder))
-    if adapter is not None and not kind.accepts_adapter:
-        raise CheckpointError(f"{folder}: {kind.name} takes no adapter; leave model.adapter out")
-    adapter = locate_adapter(adapter, adapter_revision)
-    files = weight_files(folder)
-    facts = kind.read(folder, dtype)
-    limits = kind.limits(config, limits or Limits(), max_length, str(folder))
-    parts = {
-        "protocol": kind.protocol,
-        "weights": [file_hash(file) for file in files],
-        "config": {key: value for key, value in config.items() if key not in _PROVENANCE},
-        "tokenizer": file_hash(folder / "tokenizer.json"),
-        "adapter": None if adapter is None else [file_hash(file) for file in adapter_files(adapter)],
-        "dtype": facts.dtype,
-        "logit_bias": facts.logit_bias,
-        "limits": asdict(limits),
-        **facts.parts,
-        **{name: file_hash(folder / name) for name in kind.files if (folder / name).is_file()},
-    }
-    if adapter is not None:
-        read_header(adapter_files(adapter)[1])  # a torn one is refused before anything is planned
-    count = sum(math.prod(shape) for file in files for shape, _ in read_header(file).values())
-    stamp = quick_checksum(_all_files(folder, adapter, kind.files))
-    return CheckpointIdentity(str(folder), fingerprint(parts), facts.logit_bias, count, stamp, kind.name, limits)
-
-
-def confirm(
-    identity: CheckpointIdentity,
-    path: str,
-    *,
-    revision: str | None = None,
-    adapter: str | None = None,
-    adapter_revision: str | None = None,
-) -> CheckpointIdentity:
-    """The identity of the same checkpoint as found by this process, its weights not hashed again.
-
-    Raises:
-        CheckpointError: it cannot be found, or is another.
-    """
-    folder = locate(path, revision)
-    files = family_named(identity.family).files
-    if quick_checksum(_all_files(folder, locate_adapter(adapter, adapter_revision), files)) != identity.stamp:
-        raise CheckpointError(
-            f"{folder}: not the checkpoint that the job was planned with; give every worker the driver's files"
-        )
-    return replace(identity, folder=str(folder))
-
-
-def _all_files(folder: Path, adapter: str | None, further: Iterable[str]) -> list[Path]:
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", *further)
-    small = [folder / name for name in dict.fromkeys(names) if (folder / name).is_file()]
-    return [*small, *weight_files(folder), *(adapter_files(adapter) if adapter else ())]
+#: Files up to this size are read whole; of larger ones, evenly spaced pieces, the first and the last bytes among them.
+WHOLE_BYTES = 4 * 2**20
+PIECES = 32
+PIECE_BYTES = 64 * 2**10
 
 
 def locate(path: str, revision: str | None = None) -> Path:
@@ -215,34 +105,6 @@ def adapter_files(adapter: str) -> list[Path]:
     return files
 
 
-def read_settings(folder: Path, dtype: str = "auto") -> Settings:
-    """Read config.json and preprocessor_config.json; `dtype` auto is the checkpoint's own.
-
-    Raises:
-        CheckpointError: a file is not JSON, the model is another, or it needs what is not supported.
-    """
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != "qwen2_vl" or not isinstance(config.get("vision_config"), dict):
-        raise CheckpointError(f"{folder}: model_type {config.get('model_type')!r} in config.json, not 'qwen2_vl'")
-    text = config.get("text_config") or config
-    if text.get("use_sliding_window"):
-        raise CheckpointError(f"{folder}: use_sliding_window is not supported: a query must see its whole document")
-    return Settings(
-        config=config,
-        dtype=resolve_dtype(folder, dtype),
-        logit_bias=float(config.get("logit_bias", LOGIT_BIAS)),
-        score_token_id=int(config.get("score_token_id", SCORE_TOKEN_ID)),
-        patches=patch_shape(folder, config["vision_config"]),
-    )
-
-
-def m0_facts(folder: Path, dtype: str) -> CheckpointInfo:
-    """What names jina-reranker-m0's scorer, beyond what every fingerprint holds."""
-    settings = read_settings(folder, dtype)
-    parts = {"score_token_id": settings.score_token_id, "patches": asdict(settings.patches)}
-    return CheckpointInfo(settings.dtype, settings.logit_bias, parts)
-
-
 def resolve_dtype(folder: Path, dtype: str) -> str:
     """`dtype`, or for auto the type that most of the stored weights have.
 
@@ -262,25 +124,6 @@ def resolve_dtype(folder: Path, dtype: str) -> str:
                 raise CheckpointError(f"{file}: tensors of type {stored}; only {', '.join(_DTYPES)} are supported")
             counts[stored] += math.prod(shape)
     return _DTYPES[max(counts, key=lambda stored: counts[stored])]
-
-
-def patch_shape(folder: Path, vision: Mapping[str, Any]) -> PatchShape:
-    """How images are cut, by config.json's `vision_config` and preprocessor_config.json; Qwen2-VL's own where neither
-    says.
-
-    Raises:
-        CheckpointError: preprocessor_config.json is there but not JSON.
-    """
-    file = folder / "preprocessor_config.json"
-    stated = read_json(file) if file.is_file() else {}
-    mean, std = stated.get("image_mean", CLIP_MEAN), stated.get("image_std", CLIP_STD)
-    return PatchShape(
-        side=int(vision.get("patch_size", 14)),
-        merge=int(vision.get("spatial_merge_size", 2)),
-        frames=int(vision.get("temporal_patch_size", 2)),
-        mean=tuple(map(float, mean)),
-        std=tuple(map(float, std)),
-    )
 
 
 def read_header(file: Path) -> dict[str, tuple[list[int], str]]:
@@ -330,6 +173,48 @@ def file_hash(file: Path) -> str:
 def _file_hash(path: str, size: int, mtime_ns: int) -> str:
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "blake2b").hexdigest()
+
+
+def quick_checksum(files: Iterable[Path]) -> str:
+    """Names, sizes and sampled content of files, 32 hex digits, wherever their folder is.
+
+    Two trainings of one architecture differ in every large tensor, so that samples tell them apart; damage to a few
+    bytes in between goes unnoticed. Only the full hash, made once by the driver, names a scorer.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}\n".encode())
+        with file.open("rb") as stream:
+            if size <= WHOLE_BYTES:
+                digest.update(stream.read())
+                continue
+            for piece in range(PIECES):
+                stream.seek((size - PIECE_BYTES) * piece // (PIECES - 1))
+                digest.update(stream.read(PIECE_BYTES))
+    return digest.hexdigest()
+
+
+def check_weights(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], source: str) -> None:
+    """Compare the shapes of a checkpoint's tensors, by name, with those that its network has.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected or of another shape.
+    """
+    faults = []
+    if missing := sorted(expected.keys() - found.keys()):
+        faults.append(f"{len(missing)} missing: {few(missing)}")
+    if unexpected := sorted(found.keys() - expected.keys()):
+        faults.append(f"{len(unexpected)} unexpected: {few(unexpected)}")
+    both = sorted(expected.keys() & found.keys())
+    sizes = {name: (tuple(found[name]), tuple(expected[name])) for name in both}
+    if shapes := [f"{name} {stored}, not {size}" for name, (stored, size) in sizes.items() if stored != size]:
+        faults.append(f"{len(shapes)} of another shape: {few(shapes)}")
+    if faults:
+        raise CheckpointError(
+            f"{source}: the weights do not fit config.json ({'; '.join(faults)}); "
+            "do all files come from one revision, and is it of this architecture and family (model.family)?"
+        )
 
 
 def few(names: list[str]) -> str:

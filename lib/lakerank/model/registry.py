@@ -1,20 +1,178 @@
-"""The families of rerankers there are, told apart by a checkpoint's config.json; torch is imported where one is loaded.
+"""The registry of model families: how config.json names them, what they accept, and which package computes them.
 
-A new family is an entry of FAMILIES and a module with its `read` and `load`, imported by the two functions of its entry
-and not before: a plan needs the names and limits of models, never their weights.
+A family is an entry of FAMILIES and a package with two functions: `config.read_info(folder, dtype, family)` and
+`load.load(options)`. Packages are named by strings and imported on use, so that planning a job, which needs names and
+limits of models alone, imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
 
 from lakerank.errors import CheckpointError
-from lakerank.model.family import CheckpointInfo, Config, LoadedReranker, LoadOptions, ModelFamily
-from lakerank.model.generative.prompt import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
+from lakerank.limits import Limits
+from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
+
+#: A checkpoint's config.json.
+CheckpointConfig = Mapping[str, Any]
 
 
-def _describes(model_type: str, architecture: str) -> Callable[[Config], bool]:
+class TokensRead(Protocol):
+    """Tokens through the model since it was loaded, and what whole pairs would have cost."""
+
+    @property
+    def computed(self) -> int: ...
+
+    @property
+    def pairwise(self) -> int: ...
+
+
+class LoadedReranker(Protocol):
+    """A reranker in memory.
+
+    `fingerprint` names the scorer, `load_id` this loading of it; relevance = sigmoid(logit - `logit_bias`).
+    """
+
+    fingerprint: str
+    logit_bias: float
+    load_id: str
+
+    @property
+    def work(self) -> TokensRead: ...
+
+    def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
+        """Raw float32 logits (P,) of pairs, in order; raises PairRejected where a pair cannot be scored."""
+        ...
+
+    def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
+        """One result for each pair of each group."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """What a family reads in a checkpoint's JSON files and the headers of its weights.
+
+    `dtype`: what its weights are computed in. `parts`: JSON-able settings that scores depend on, for the fingerprint,
+    beyond those that every fingerprint has (weights, config.json, tokenizer, adapter, dtype, bias and limits).
+    """
+
+    dtype: str
+    logit_bias: float = 0.0
+    parts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load an identified checkpoint; `adapter` is a folder, `family` a name in the registry.
+
+    `dtype` and `device` are torch's names, never auto. `limits` are the family's (`ModelFamily.limits`).
+    """
+
+    family: str
+    folder: Path
+    adapter: str | None
+    dtype: str
+    device: str
+    limits: Limits
+    host_threads: int
+    reproducible: bool
+    fingerprint: str
+    logit_bias: float
+
+
+def _unbounded(config: CheckpointConfig) -> int | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFamily:
+    """Rerankers that are computed in one way.
+
+    Attributes:
+        name: what `model.family` calls it.
+        package: where its `config.read_info` and `load.load` are.
+        models: what it is published as, and what is recognised: for messages.
+        protocol: changes when the same weights and limits would give other scores. `NAME/1`, `NAME/2`, …; that of
+            jina-reranker-m0 is a bare number, from before there were other families: fingerprints in lakes have it.
+        document_major: work on a document is shared by its queries; if not, a pair costs document + query tokens.
+        accepts_images: False: a pair with an image is rejected as `modality_unsupported`.
+        accepts_adapter: a LoRA adapter may be merged on load.
+        recognises: whether a checkpoint with this config.json is of the family.
+        files: names of further files in the fingerprint, where a checkpoint has them.
+        default_max_length: tokens of a pair as published: `scoring.max_length` is lowered to it, `model.max_length` is
+            not. None: as the config says.
+        positions: the most tokens that a pair can have, by config.json; None: no such bound.
+        max_query_fraction: of a pair's tokens, those that a query may have.
+        truncates_document_only: a document has all the room that its pair's query leaves, not what the longest would.
+        sliding_window: texts longer than a pair may be are read in windows, not cut: a plan counts all of their tokens.
+    """
+
+    name: str
+    package: str
+    models: str
+    protocol: int | str
+    document_major: bool
+    accepts_images: bool
+    accepts_adapter: bool
+    recognises: Callable[[CheckpointConfig], bool]
+    files: tuple[str, ...] = ()
+    default_max_length: int | None = None
+    positions: Callable[[CheckpointConfig], int | None] = _unbounded
+    max_query_fraction: float = 0.5
+    truncates_document_only: bool = False
+    sliding_window: bool = False
+
+    def read_info(self, folder: Path, dtype: str) -> CheckpointInfo:
+        """What names the scorer, from JSON files and the weights' headers alone; `dtype` may be auto.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be computed as it stands.
+        """
+        info: CheckpointInfo = import_module(f"{self.package}.config").read_info(folder, dtype, self.name)
+        return info
+
+    def load(self, options: LoadOptions) -> LoadedReranker:
+        """The reranker in memory.
+
+        Raises:
+            CheckpointError: weights, adapter or tokenizer do not fit config.json.
+        """
+        reranker: LoadedReranker = import_module(f"{self.package}.load").load(options)
+        return reranker
+
+    def limits(self, config: CheckpointConfig, limits: Limits, max_length: int | None, source: str) -> Limits:
+        """The limits that apply to a checkpoint; those that its scores cannot depend on are the defaults.
+
+        Args:
+            max_length: the model's own, instead of `limits.max_length`; None where the config states none.
+
+        Raises:
+            CheckpointError: `max_length` is more than the network has positions.
+        """
+        positions = self.positions(config)
+        if max_length is not None and positions is not None and max_length > positions:
+            raise CheckpointError(f"{source}: model.max_length {max_length}, but {self.name} has {positions} positions")
+        bounds = [bound for bound in (limits.max_length, self.default_max_length, positions) if bound is not None]
+        length = max_length or min(bounds)
+        query = min(limits.max_query_length, int(length * self.max_query_fraction))
+        if self.accepts_images:
+            return replace(limits, max_length=length, max_query_length=query)
+        return Limits(max_length=length, max_query_length=query)
+
+
+def _architectures(config: CheckpointConfig) -> list[str]:
+    architectures = config.get("architectures")
+    return [str(name) for name in architectures] if isinstance(architectures, list) else []
+
+
+def _describes(model_type: str, architecture: str) -> Callable[[CheckpointConfig], bool]:
     """Whether a config.json names a model type and an architecture."""
     return lambda config: config.get("model_type") == model_type and architecture in _architectures(config)
 
@@ -22,72 +180,20 @@ def _describes(model_type: str, architecture: str) -> Callable[[Config], bool]:
 _is_qwen2_vl_chat = _describes("qwen2_vl", "Qwen2VLForConditionalGeneration")
 
 
-def _recognises_m0(config: Config) -> bool:
+def _is_m0(config: CheckpointConfig) -> bool:
     return config.get("model_type") == "qwen2_vl" and not _is_qwen2_vl_chat(config)
 
 
-def _read_m0(folder: Path, dtype: str) -> CheckpointInfo:
-    from lakerank.model.checkpoint import m0_facts
-
-    return m0_facts(folder, dtype)
+def _is_xlm_roberta(config: CheckpointConfig) -> bool:
+    return "XLMRobertaForSequenceClassification" in _architectures(config)
 
 
-def _load_m0(options: LoadOptions) -> LoadedReranker:
-    from lakerank.model.jina_m0.load import load
-
-    return load(options)
-
-
-def _read_asking(prompt: ChatPrompt, model_type: str) -> Callable[[Path, str], CheckpointInfo]:
-    def read(folder: Path, dtype: str) -> CheckpointInfo:
-        from lakerank.model.generative.checkpoint import generative_facts
-
-        return generative_facts(folder, dtype, prompt, model_type)
-
-    return read
-
-
-def _load_asking(prompt: ChatPrompt) -> Callable[[LoadOptions], LoadedReranker]:
-    def load(options: LoadOptions) -> LoadedReranker:
-        from lakerank.model.generative.load import load as load_generative
-
-        return load_generative(options, prompt)
-
-    return load
-
-
-def _recognises_bge(config: Config) -> bool:
-    return "XLMRobertaForSequenceClassification" in _architectures(config) and not _is_jina_flash(config)
-
-
-def _recognises_jina_v2(config: Config) -> bool:
-    return "XLMRobertaForSequenceClassification" in _architectures(config) and _is_jina_flash(config)
-
-
-def _is_jina_flash(config: Config) -> bool:
+def _is_jina_flash(config: CheckpointConfig) -> bool:
     """Whether a config.json names jina's own implementation of XLM-RoBERTa, which has names of its own for weights."""
     return "use_flash_attn" in config or "XLMRobertaFlashConfig" in str(config.get("auto_map"))
 
 
-def _read_encoder(folder: Path, dtype: str) -> CheckpointInfo:
-    from lakerank.model.cross_encoder.shape import encoder_facts
-
-    return encoder_facts(folder, dtype)
-
-
-def _load_bge(options: LoadOptions) -> LoadedReranker:
-    from lakerank.model.cross_encoder.load import load_bge
-
-    return load_bge(options)
-
-
-def _load_jina_v2(options: LoadOptions) -> LoadedReranker:
-    from lakerank.model.cross_encoder.load import load_jina_v2
-
-    return load_jina_v2(options)
-
-
-def _encoder_positions(config: Config) -> int | None:
+def _encoder_positions(config: CheckpointConfig) -> int | None:
     """Positions of XLM-RoBERTa count from the padding token's id + 1."""
     positions, padding = config.get("max_position_embeddings"), config.get("pad_token_id", 1)
     return positions - padding - 1 if isinstance(positions, int) and isinstance(padding, int) else None
@@ -100,83 +206,77 @@ M0 = "jina-reranker-m0"
 FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
         name=M0,
+        package="lakerank.model.jina_m0",
         models="jina-reranker-m0: model_type qwen2_vl with a score head",
         protocol=2,
         document_major=True,
         accepts_images=True,
         accepts_adapter=True,
-        recognises=_recognises_m0,
-        read=_read_m0,
-        load=_load_m0,
+        recognises=_is_m0,
     ),
     ModelFamily(
         name="monoqwen2-vl",
+        package="lakerank.model.generative",
         models="MonoQwen2-VL-v0.1: Qwen2VLForConditionalGeneration, with its adapter or merged",
         protocol="monoqwen2-vl/1",
         document_major=True,
         accepts_images=True,
         accepts_adapter=True,
         recognises=_is_qwen2_vl_chat,
-        read=_read_asking(MONO_QWEN2_VL, "qwen2_vl"),
-        load=_load_asking(MONO_QWEN2_VL),
     ),
     ModelFamily(
         name="qwen3-vl-reranker",
+        package="lakerank.model.generative",
         models="Qwen3-VL-Reranker: Qwen3VLForConditionalGeneration",
         protocol="qwen3-vl-reranker/1",
         document_major=False,
         accepts_images=True,
         accepts_adapter=True,
         recognises=_describes("qwen3_vl", "Qwen3VLForConditionalGeneration"),
-        read=_read_asking(QWEN3_VL_RERANKER, "qwen3_vl"),
-        load=_load_asking(QWEN3_VL_RERANKER),
-        usual_length=8192,
+        default_max_length=8192,
     ),
     ModelFamily(
         name="qwen3-reranker",
+        package="lakerank.model.generative",
         models="Qwen3-Reranker: Qwen3ForCausalLM",
         protocol="qwen3-reranker/1",
         document_major=False,
         accepts_images=False,
         accepts_adapter=True,
         recognises=_describes("qwen3", "Qwen3ForCausalLM"),
-        read=_read_asking(QWEN3_RERANKER, "qwen3"),
-        load=_load_asking(QWEN3_RERANKER),
-        usual_length=8192,
+        default_max_length=8192,
     ),
     ModelFamily(
         name="bge-reranker",
+        package="lakerank.model.cross_encoder",
         models="bge-reranker-v2-m3, -large, -base: XLMRobertaForSequenceClassification with one label",
         protocol="bge-reranker/2",
         document_major=False,
         accepts_images=False,
         accepts_adapter=False,
-        recognises=_recognises_bge,
-        read=_read_encoder,
-        load=_load_bge,
-        usual_length=512,
+        recognises=lambda config: _is_xlm_roberta(config) and not _is_jina_flash(config),
+        default_max_length=512,
         positions=_encoder_positions,
-        query_share=0.75,
-        cuts_document_alone=True,
+        max_query_fraction=0.75,
+        truncates_document_only=True,
     ),
     ModelFamily(
         name="jina-reranker-v2",
+        package="lakerank.model.cross_encoder",
         models="jina-reranker-v2-base-multilingual: XLMRobertaForSequenceClassification with use_flash_attn",
         protocol="jina-reranker-v2/1",
         document_major=False,
         accepts_images=False,
         accepts_adapter=False,
-        recognises=_recognises_jina_v2,
-        read=_read_encoder,
-        load=_load_jina_v2,
-        usual_length=1024,
+        recognises=lambda config: _is_xlm_roberta(config) and _is_jina_flash(config),
+        default_max_length=1024,
         positions=_encoder_positions,
-        reads_whole=True,
+        sliding_window=True,
     ),
 )
 
 
-def family_of(config: Config, name: str | None, source: str) -> ModelFamily:
+def family_of(config: CheckpointConfig, name: str | None, source: str) -> ModelFamily:
     """The family of a checkpoint by its config.json, or the one of that name.
 
     Args:
@@ -185,15 +285,15 @@ def family_of(config: Config, name: str | None, source: str) -> ModelFamily:
     Raises:
         CheckpointError: none is, or several are; the families are listed.
     """
-    found = [one for one in FAMILIES if (one.recognises(config) if name is None else one.name == name)]
-    if len(found) == 1:
-        return found[0]
-    known = "; ".join(f"{one.name} ({one.models})" for one in FAMILIES)
+    matching = [family for family in FAMILIES if (family.recognises(config) if name is None else family.name == name)]
+    if len(matching) == 1:
+        return matching[0]
+    known = "; ".join(f"{family.name} ({family.models})" for family in FAMILIES)
     if name is not None:
         raise CheckpointError(f"{source}: model.family {name!r} is none of: {known}")
-    stated = f"model_type {config.get('model_type')!r}, architectures {list(_architectures(config))}"
-    if found:
-        names = ", ".join(one.name for one in found)
+    stated = f"model_type {config.get('model_type')!r}, architectures {_architectures(config)}"
+    if matching:
+        names = ", ".join(family.name for family in matching)
         raise CheckpointError(f"{source}: {stated} in config.json may be {names}: say which with model.family")
     raise CheckpointError(f"{source}: {stated} in config.json is none of: {known}; say which with model.family")
 
@@ -205,8 +305,3 @@ def family_named(name: str) -> ModelFamily:
         CheckpointError: another version of lakerank made the identity.
     """
     return family_of({}, name, "identity")
-
-
-def _architectures(config: Config) -> Sequence[str]:
-    stated = config.get("architectures")
-    return [str(name) for name in stated] if isinstance(stated, list) else []

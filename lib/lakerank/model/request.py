@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import base64
 import binascii
+import http.client
+import urllib.error
+import urllib.request
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from typing import IO, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lakerank.errors import ConfigError, PairRejected
-from lakerank.model.downloads import MAX_IMAGE_BYTES, fetch, url_fault
-from lakerank.records import Document, DocumentGroup, Query, Reject, Reranker, ScoredPair
+from lakerank.model.registry import LoadedReranker
+from lakerank.ranking import relevance
+from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 
-
-class BiasedReranker(Reranker, Protocol):
-    """A reranker whose relevance is sigmoid(logit - logit_bias)."""
-
-    logit_bias: float
+MAX_IMAGE_BYTES = 64 * 2**20
+TIMEOUT_S = 20.0
 
 
 class Item(BaseModel):
@@ -61,7 +63,7 @@ class RerankRequest(BaseModel):
 
 
 def answer(
-    request: Mapping[str, Any], reranker: BiasedReranker, *, allowed_hosts: Collection[str] = ()
+    request: Mapping[str, Any], reranker: LoadedReranker, *, allowed_hosts: Collection[str] = ()
 ) -> dict[str, Any]:
     """The response: results sorted by relevance, and the tokens that whole pairs hold.
 
@@ -117,10 +119,9 @@ def _fault(where: tuple[int | str, ...], message: str) -> str:
 
 
 def _result(pair: ScoredPair, parsed: RerankRequest, logit_bias: float) -> dict[str, Any]:
-    shifted = np.float32(pair.logit) - np.float32(logit_bias)
     result: dict[str, Any] = {
         "index": int(pair.doc_id),
-        "relevance_score": float(np.float32(1) / (np.float32(1) + np.exp(-shifted))),
+        "relevance_score": float(relevance(np.array([pair.logit], np.float32), logit_bias)[0]),
     }
     if parsed.return_documents:
         result["document"] = parsed.documents[int(pair.doc_id)].model_dump(exclude_none=True)
@@ -150,3 +151,58 @@ def _decode(value: str) -> bytes:
         return base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"neither base64, a data: URI nor a URL ({error})") from error
+
+
+def url_fault(url: str, allowed_hosts: Collection[str]) -> str | None:
+    """Why a URL may not be fetched, or None where it may."""
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").lower()
+    except ValueError as error:
+        return f"not a URL: {error}"
+    if parts.scheme.lower() not in ("http", "https"):
+        return f"scheme {parts.scheme!r}: only http and https are fetched"
+    if host not in {allowed.lower() for allowed in allowed_hosts}:
+        return f"host {host!r} is not allowed; allow it by name, or send the image as base64"
+    return None
+
+
+class _SameRules(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect only to where a request might have gone in the first place."""
+
+    def __init__(self, allowed_hosts: Collection[str]) -> None:
+        self._allowed_hosts = allowed_hosts
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if fault := url_fault(newurl, self._allowed_hosts):
+            raise urllib.error.HTTPError(req.full_url, code, f"redirected: {fault}", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def fetch(
+    url: str, allowed_hosts: Collection[str], max_bytes: int = MAX_IMAGE_BYTES, timeout_s: float = TIMEOUT_S
+) -> bytes:
+    """The bytes behind a URL. `timeout_s` bounds each wait for the server, not the whole.
+
+    Raises:
+        ConfigError: the host is not allowed, does not answer well, or sends more than `max_bytes`.
+    """
+    if fault := url_fault(url, allowed_hosts):
+        raise ConfigError([f"{url}: {fault}"])
+    opener = urllib.request.build_opener(_SameRules(allowed_hosts))
+    try:
+        with opener.open(url, timeout=timeout_s) as response:
+            data: bytes = response.read(max_bytes + 1)
+    except (OSError, http.client.HTTPException) as error:
+        raise ConfigError([f"{url}: cannot be fetched: {error}"]) from error
+    if len(data) > max_bytes:
+        raise ConfigError([f"{url}: more than {max_bytes} bytes"])
+    return data

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lakerank.limits import LogitScale
-from lakerank.model.family import LoadedReranker, TokensRead
+from lakerank.model.registry import LoadedReranker, TokensRead
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 
 #: Pairs of texts, and bytes of their documents, that wait at most while groups with images go through.

@@ -8,9 +8,9 @@ from lakerank.cost import Reading, Sizing
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits, LogitScale
-from lakerank.model.checkpoint import CheckpointIdentity, identify
-from lakerank.model.family import LoadedReranker, ModelFamily
-from lakerank.model.registry import family_named
+from lakerank.model.identity import CheckpointIdentity, identify
+from lakerank.model.registry import LoadedReranker, ModelFamily, family_named
+from lakerank.model.routed import RoutedReranker
 
 #: Changes when two rerankers with the same names and scales would score other pairs, or otherwise.
 ROUTING_PROTOCOL = 1
@@ -88,7 +88,7 @@ class CheckpointSpec:
         return ScorerIdentity(found.fingerprint, found.logit_bias, found.parameters, (found,), (reading,))
 
     def load(
-        self, device: str, limits: Limits, hosting: RuntimeOptions, scorer: ScorerIdentity | None = None
+        self, device: str, limits: Limits, options: RuntimeOptions, scorer: ScorerIdentity | None = None
     ) -> LoadedReranker:
         """The reranker in memory.
 
@@ -98,10 +98,10 @@ class CheckpointSpec:
         Raises:
             CheckpointError: it cannot be loaded as it stands, or is not the scorer's.
         """
-        return self.load_known(device, limits, hosting, None if scorer is None else scorer.identities[0])
+        return self.load_known(device, limits, options, None if scorer is None else scorer.identities[0])
 
     def load_known(
-        self, device: str, limits: Limits, hosting: RuntimeOptions, identity: CheckpointIdentity | None
+        self, device: str, limits: Limits, options: RuntimeOptions, identity: CheckpointIdentity | None
     ) -> LoadedReranker:
         """`load`, by the checkpoint's own identity."""
         from lakerank.model.api import load_reranker
@@ -110,9 +110,9 @@ class CheckpointSpec:
             **asdict(self),
             device=device,
             limits=limits,
-            host_threads=hosting.host_threads,
-            device_threads=hosting.device_threads,
-            reproducible=hosting.reproducible,
+            host_threads=options.host_threads,
+            device_threads=options.device_threads,
+            reproducible=options.reproducible,
             identity=identity,
         )
 
@@ -144,14 +144,12 @@ class RoutedSpec:
         return ScorerIdentity(fingerprint(parts), 0.0, most, found, readings)
 
     def load(
-        self, device: str, limits: Limits, hosting: RuntimeOptions, scorer: ScorerIdentity | None = None
+        self, device: str, limits: Limits, options: RuntimeOptions, scorer: ScorerIdentity | None = None
     ) -> LoadedReranker:
         """Both rerankers in memory, as one; see `CheckpointSpec.load`."""
-        from lakerank.model.routed import RoutedReranker
-
         scorer = scorer or self.identify(limits)
         text, image = (
-            source.load_known(device, limits, hosting, identity)
+            source.load_known(device, limits, options, identity)
             for source, identity in zip((self.text, self.image), scorer.identities, strict=True)
         )
         return RoutedReranker(text, image, self.text_scale, self.image_scale, scorer.fingerprint)
@@ -174,9 +172,9 @@ def _family(identity: CheckpointIdentity) -> ModelFamily:
 def _most_of_document(identity: CheckpointIdentity) -> int:
     """Tokens of a document that are read at most."""
     family, limits = _family(identity), identity.limits
-    if family.reads_whole:
+    if family.sliding_window:
         return _ALL_TOKENS
-    return limits.max_length - (0 if family.cuts_document_alone else limits.max_query_length)
+    return limits.max_length - (0 if family.truncates_document_only else limits.max_query_length)
 
 
 def _reading(identity: CheckpointIdentity, largest: int) -> Reading:

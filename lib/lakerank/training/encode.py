@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lakerank.model.jina_m0.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD
+from lakerank.model.jina_m0.prompt import DOCUMENT_PREFIX, DOCUMENT_SUFFIX, QUERY_PREFIX
 from lakerank.training.sequences import Side, mrope_positions
 from lakerank.training.tables import Items, TrainingLake
 
@@ -52,11 +52,11 @@ class Encoder:
 
     def documents(self, lake: TrainingLake) -> list[Side]:
         """Prefixes, from the prompt's head to the newline after the document."""
-        return self._sides(lake, lake.documents, DOCUMENT_HEAD, DOCUMENT_TAIL, [], self._max_text_tokens[0])
+        return self._sides(lake, lake.documents, DOCUMENT_PREFIX, DOCUMENT_SUFFIX, [], self._max_text_tokens[0])
 
     def queries(self, lake: TrainingLake) -> list[Side]:
         """Suffixes, from the query's head to the score token."""
-        return self._sides(lake, lake.queries, QUERY_HEAD, "", [self.vocabulary.score], self._max_text_tokens[1])
+        return self._sides(lake, lake.queries, QUERY_PREFIX, "", [self.vocabulary.score], self._max_text_tokens[1])
 
     def _sides(
         self, lake: TrainingLake, items: Items, head: str, tail: str, closing: list[int], most: int

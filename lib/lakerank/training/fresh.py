@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from lakerank.model.jina_m0.network import JinaVLForRanking
 from lakerank.model.jina_m0.prompt import LOGIT_BIAS
-from lakerank.model.jina_m0.shape import Shape, network_config
+from lakerank.model.jina_m0.weights import JinaVLForRanking, Shape, network_config
 from lakerank.training.config import ShapeConfig
 from lakerank.training.optimizer import is_hidden
 from lakerank.training.tokenizer import PADDING

@@ -15,9 +15,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
 from lakerank.limits import Limits
-from lakerank.model.checkpoint import INDEX_NAME, locate, read_json, read_settings
-from lakerank.model.jina_m0.network import JinaVLForRanking
-from lakerank.model.jina_m0.weights import load_network, save_checkpoint
+from lakerank.model.checkpoint import INDEX_NAME, locate, read_json
+from lakerank.model.jina_m0.config import read_settings
+from lakerank.model.jina_m0.weights import JinaVLForRanking, load_network, save_checkpoint
 from lakerank.training.config import LoraConfig as LoraSettings
 from lakerank.training.config import StartConfig, TrainConfig
 from lakerank.training.encode import Vocabulary, prompt_vocabulary

@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lakerank.model.jina_m0.prompt import DOCUMENT_HEAD, DOCUMENT_TAIL, QUERY_HEAD
+from lakerank.model.jina_m0.prompt import DOCUMENT_PREFIX, DOCUMENT_SUFFIX, QUERY_PREFIX
 
 #: Qwen2's way of cutting text before BPE (its published tokenizer.json).
 SPLIT = (
@@ -58,7 +58,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    prompt = repeat(DOCUMENT_HEAD + DOCUMENT_TAIL + QUERY_HEAD, PROMPT_COUNT)
+    prompt = repeat(DOCUMENT_PREFIX + DOCUMENT_SUFFIX + QUERY_PREFIX, PROMPT_COUNT)
     tokenizer.train_from_iterator(chain(texts, prompt), trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PADDING, eos_token=PADDING)

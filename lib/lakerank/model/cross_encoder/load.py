@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,11 @@ import torch
 
 from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import read_json
-from lakerank.model.cross_encoder.shape import read_shape
+from lakerank.model.cross_encoder.config import read_shape
 from lakerank.model.cross_encoder.tokenize import (
     SPECIAL,
     PairLimits,
-    SideTokenizer,
+    PairTokenizer,
     bge_limits,
     jina_limits,
     read_pair_tokens,
@@ -26,15 +26,22 @@ from lakerank.model.engine.batching import filled, reject, score_pairs
 from lakerank.model.engine.counters import Work
 from lakerank.model.engine.encoder import PackedEncoder
 from lakerank.model.engine.encoder_engine import EncoderEngine, Reading
-from lakerank.model.family import LoadOptions
 from lakerank.model.inputs import EncodedInput, RejectedInput
 from lakerank.model.preprocess.pipeline import Prepared, Preprocessor
 from lakerank.model.preprocess.tokenizer import read_tokenizer
+from lakerank.model.registry import LoadOptions
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 #: Passes of each thread whose pairs are sorted by length together. More would find more of one length; what waits are
 #: token ids.
 PASSES_SORTED = 32
+
+#: By the family's name in the registry: the naming of tensors, and the limits of a pair by `max_length` and
+#: `max_query_length`.
+_FAMILIES: Mapping[str, tuple[Naming, Callable[[int, int], PairLimits]]] = {
+    "bge-reranker": (BGE, bge_limits),
+    "jina-reranker-v2": (JINA, jina_limits),
+}
 
 #: Tokens that a sequence has room for at least: half of them for the query, four special ones, and something to read.
 LEAST_SEQUENCE = 16
@@ -175,36 +182,25 @@ def _result(query: Query, document: Document, pair: _Pair, logits: Sequence[floa
     )
 
 
-def load_bge(options: LoadOptions) -> CrossEncoder:
-    """bge-reranker-v2-m3's checkpoint on its device.
+def load(options: LoadOptions) -> CrossEncoder:
+    """The checkpoint of a family on its device.
 
     Raises:
         CheckpointError: weights or tokenizer do not fit config.json.
     """
-    return _load(options, BGE, bge_limits(options.limits.max_length, options.limits.max_query_length))
-
-
-def load_jina_v2(options: LoadOptions) -> CrossEncoder:
-    """jina-reranker-v2's checkpoint on its device.
-
-    Raises:
-        CheckpointError: weights or tokenizer do not fit config.json.
-    """
-    return _load(options, JINA, jina_limits(options.limits.max_length, options.limits.max_query_length))
-
-
-def _load(options: LoadOptions, naming: Naming, limits: PairLimits) -> CrossEncoder:
     folder = options.folder
+    naming, pair_limits = _FAMILIES[options.family]
+    limits = pair_limits(options.limits.max_length, options.limits.max_query_length)
     shape = read_shape(read_json(folder / "config.json"), str(folder))
     if limits.sequence < LEAST_SEQUENCE:
         raise CheckpointError(f"{folder}: sequences of {limits.sequence} tokens leave no room for a document")
     tokenizer = read_tokenizer(folder / "tokenizer.json")
-    tokenizer.encode_special_tokens = False  # see `text_pairs`
+    tokenizer.encode_special_tokens = False  # see `tokenize`
     tokens = read_pair_tokens(tokenizer, shape.vocabulary, shape.padding, str(folder))
     weights = load_weights(folder, shape, naming, getattr(torch, options.dtype), torch.device(options.device))
     return CrossEncoder(
         EncoderEngine(PackedEncoder(shape, weights), tokens, reproducible=options.reproducible),
-        Preprocessor(SideTokenizer(tokenizer, limits), options.limits, None, threads=options.host_threads),
+        Preprocessor(PairTokenizer(tokenizer, limits), options.limits, None, threads=options.host_threads),
         limits,
         fingerprint=options.fingerprint,
         logit_bias=options.logit_bias,

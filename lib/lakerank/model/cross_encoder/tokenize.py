@@ -20,8 +20,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lakerank.errors import CheckpointError
-from lakerank.model.cross_encoder.windows import OVERLAP, windows
 from lakerank.model.inputs import EncodedInput, Patches, RejectedInput
+from lakerank.model.preprocess.tokenizer import TextTokenizer
 from lakerank.records import RejectReason
 
 #: Special tokens of a sequence: `<s>` and `</s>` around the query, `</s>` twice around the document.
@@ -29,6 +29,9 @@ SPECIAL = 4
 
 #: Names of the tokens that XLM-RoBERTa's tokenizer starts and separates with.
 START, SEPARATOR = "<s>", "</s>"
+
+#: Tokens that a window shares with the one before it.
+OVERLAP = 80
 
 #: Characters that normalising may make one of, at most, in the texts that are cut before they are tokenised.
 _NORMALISED_CHARACTERS = 4
@@ -58,6 +61,21 @@ class PairLimits:
         return windows(document_tokens, room, self.overlap)
 
 
+def windows(tokens: int, room: int, overlap: int = OVERLAP) -> list[tuple[int, int]]:
+    """(start, stop) of each window of at most `room` tokens on a document of `tokens`, from its start to its end.
+
+    Neighbours share `overlap` tokens, or a quarter of the room where that is less; the last window is moved back until
+    it is as long as the others, and so may share more. A document that fits is one window.
+
+    Source: jinaai/jina-reranker-v2-base-multilingual, `modeling_xlm_roberta.py`, `reranker_tokenize_preproc`.
+    """
+    if tokens <= room:
+        return [(0, tokens)]
+    step = room - min(overlap, room // 4)
+    starts = range(0, tokens - room, step)
+    return [*((start, start + room) for start in starts), (tokens - room, tokens)]
+
+
 def bge_limits(max_length: int, max_query_length: int) -> PairLimits:
     """Limits of a pair of bge-reranker-v2-m3."""
     return PairLimits(max_length, max_query_length, None)
@@ -68,13 +86,12 @@ def jina_limits(max_length: int, max_query_length: int) -> PairLimits:
     return PairLimits(max_length, max_query_length - SPECIAL // 2, OVERLAP)
 
 
-class SideTokenizer:
-    """Sides of pairs without special tokens. Safe to call from several threads."""
+class PairTokenizer:
+    """Encodes documents and queries without special tokens. Safe to call from several threads."""
 
     def __init__(self, tokenizer: Tokenizer, limits: PairLimits) -> None:
-        self._tokenizer = tokenizer
+        self._text = TextTokenizer(tokenizer)
         self._limits = limits
-        self._longest = max(len(token) for token in tokenizer.get_vocab())
 
     def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
         """A document's tokens: all that any query leaves room for.
@@ -83,7 +100,7 @@ class SideTokenizer:
             RejectedInput: nothing in it, or text that is not Unicode.
         """
         most = None if self._limits.overlap is not None else self._limits.room(0)
-        return self._side(text, most, RejectReason.EMPTY_DOCUMENT)
+        return self._encoded(text, most, RejectReason.EMPTY_DOCUMENT)
 
     def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
         """A query's tokens.
@@ -91,30 +108,23 @@ class SideTokenizer:
         Raises:
             RejectedInput: nothing in it, or text that is not Unicode.
         """
-        return self._side(text, self._limits.query, RejectReason.EMPTY_QUERY)
+        return self._encoded(text, self._limits.query, RejectReason.EMPTY_QUERY)
 
-    def _side(self, text: str | None, most: int | None, empty: RejectReason) -> EncodedInput:
+    def _encoded(self, text: str | None, most: int | None, empty: RejectReason) -> EncodedInput:
         if text is None or not text.strip():
             raise RejectedInput(empty, "no text")
-        ids = np.array(self._encode(text) if most is None else self._first(text, most), dtype=np.int64)
+        ids = np.array(self._text.encode(text) if most is None else self._first(text, most), dtype=np.int64)
         kept = ids[:most]
         return EncodedInput(kept, _NO_POSITIONS, len(kept), None, "", truncated=len(kept) < len(ids))
 
     def _first(self, text: str, most: int) -> list[int]:
         """More than `most` tokens from the start of a text, or all that there are."""
-        window = (most + 1) * self._longest * _NORMALISED_CHARACTERS
+        window = (most + 1) * self._text.longest * _NORMALISED_CHARACTERS
         while True:
-            ids = self._encode(text[:window])
+            ids = self._text.encode(text[:window])
             if len(ids) > most or window >= len(text):
                 return ids
             window *= 2  # of white space, for instance, there is hardly a token
-
-    def _encode(self, text: str) -> list[int]:
-        try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except (TypeError, UnicodeEncodeError) as error:  # lone surrogates: a str, but not Unicode text
-            raise RejectedInput(RejectReason.TEXT_UNDECODABLE, "the text holds lone surrogates") from error
-        return ids
 
 
 @dataclass(frozen=True, slots=True)

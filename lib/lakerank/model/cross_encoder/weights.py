@@ -1,42 +1,100 @@
 """XLM-RoBERTa cross-encoders' tensors: read from safetensors in either naming, checked key by key.
 
-Sources: for the first naming transformers' `XLMRobertaForSequenceClassification`, as BAAI/bge-reranker-v2-m3 stores it;
-for the second jinaai/jina-reranker-v2-base-multilingual, `modeling_xlm_roberta.py`, `mha.py` and `mlp.py`, which follow
+Sources: for transformers' naming its `XLMRobertaForSequenceClassification`, as BAAI/bge-reranker-v2-m3 stores it; for
+jina's jinaai/jina-reranker-v2-base-multilingual, `modeling_xlm_roberta.py`, `mha.py` and `mlp.py`, which follow
 flash-attention's BERT: query, key and value are one matrix, in that order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import few, read_header, weight_files
-from lakerank.model.cross_encoder.shape import EncoderShape
+from lakerank.model.checkpoint import check_weights, read_header, weight_files
+from lakerank.model.cross_encoder.config import EncoderShape
 from lakerank.model.engine.encoder import EncoderLayer, EncoderWeights, Linear, Norm
-
-#: Tensors by their names in the file; a network that is made of them takes them out, so that nothing is held twice.
-Tensors = dict[str, Tensor]
-
-#: Shapes of tensors by their names.
-Shapes = Mapping[str, tuple[int, ...]]
 
 #: A buffer of counted numbers that older checkpoints of transformers store.
 _UNUSED = frozenset({"roberta.embeddings.position_ids"})
 
+#: Query, key and value as one matrix; transformers stores them apart.
+QKV = "attention.self.qkv"
+QKV_PARTS = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
+
+_Module = TypeVar("_Module", Linear, Norm)
+
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """How a checkpoint names its tensors. `names`: all of them; `join`: the network that they make."""
+    """How a checkpoint names its tensors. `renames`: parts of its names, and of transformers'; `fused`: it has QKV."""
 
-    names: Callable[[EncoderShape], Shapes]
-    join: Callable[[EncoderShape, Tensors], EncoderWeights]
+    renames: tuple[tuple[str, str], ...]
+    fused: bool
+
+    def transformers_name(self, name: str) -> str:
+        """The name in transformers of a tensor of the checkpoint."""
+        for stored, renamed in self.renames:
+            name = name.replace(stored, renamed)
+        return name
+
+    def stored_name(self, name: str) -> str:
+        """The name in the checkpoint of a tensor of transformers'."""
+        for stored, renamed in self.renames:
+            name = name.replace(renamed, stored)
+        return name
+
+
+#: As transformers stores `XLMRobertaForSequenceClassification`; bge-reranker-v2-m3 and its predecessors.
+BGE = Naming((), fused=False)
+
+#: As jina-reranker-v2-base-multilingual is stored. The order makes the rules reversible: a name that another contains
+#: comes after it.
+JINA = Naming(
+    (
+        ("emb_ln", "embeddings.LayerNorm"),
+        ("encoder.layers.", "encoder.layer."),
+        ("mixer.Wqkv", QKV),
+        ("mixer.out_proj", "attention.output.dense"),
+        ("norm1", "attention.output.LayerNorm"),
+        ("mlp.fc1", "intermediate.dense"),
+        ("mlp.fc2", "output.dense"),
+        ("norm2", "output.LayerNorm"),
+    ),
+    fused=True,
+)
+
+
+def tensor_shapes(shape: EncoderShape, naming: Naming) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of a checkpoint's tensors, by its names."""
+    h, inner = shape.hidden, shape.inner
+    layer = {
+        **({QKV: (3 * h, h)} if naming.fused else dict.fromkeys(QKV_PARTS, (h, h))),
+        "attention.output.dense": (h, h),
+        "attention.output.LayerNorm": (h,),
+        "intermediate.dense": (inner, h),
+        "output.dense": (h, inner),
+        "output.LayerNorm": (h,),
+    }
+    modules: dict[str, tuple[int, ...]] = {
+        "roberta.embeddings.LayerNorm": (h,),
+        **{_layer(number, name): size for number in range(shape.layers) for name, size in layer.items()},
+        "classifier.dense": (h, h),
+        "classifier.out_proj": (1, h),
+    }
+    tensors = {
+        "roberta.embeddings.word_embeddings.weight": (shape.vocabulary, h),
+        "roberta.embeddings.position_embeddings.weight": (shape.positions, h),
+        "roberta.embeddings.token_type_embeddings.weight": (shape.types, h),
+        **{f"{name}.weight": size for name, size in modules.items()},
+        **{f"{name}.bias": size[:1] for name, size in modules.items()},
+    }
+    return {naming.stored_name(name): size for name, size in tensors.items()}
 
 
 def load_weights(
@@ -48,133 +106,49 @@ def load_weights(
         CheckpointError: a tensor is missing, unexpected or of another shape.
     """
     files = weight_files(folder)
-    found = {name: tuple(size) for file in files for name, (size, _) in read_header(file).items()}
-    expected = naming.names(shape)
-    _check(expected, {name: size for name, size in found.items() if name not in _UNUSED}, str(folder))
+    stored_shapes = {name: size for file in files for name, (size, _) in read_header(file).items()}
+    expected = tensor_shapes(shape, naming)
+    check_weights(expected, {name: stored_shapes[name] for name in stored_shapes.keys() - _UNUSED}, str(folder))
     tensors = {}
     for file in files:
         with safe_open(file, framework="pt") as stored:
             for name in expected.keys() & set(stored.keys()):
-                tensors[name] = stored.get_tensor(name).to(device, dtype)
-    return naming.join(shape, tensors)
+                tensors[naming.transformers_name(name)] = stored.get_tensor(name).to(device, dtype)
+    return _assembled(shape, tensors)
 
 
-def _check(expected: Shapes, found: Shapes, source: str) -> None:
-    faults = []
-    if missing := sorted(expected.keys() - found.keys()):
-        faults.append(f"{len(missing)} missing: {few(missing)}")
-    if unexpected := sorted(found.keys() - expected.keys()):
-        faults.append(f"{len(unexpected)} unexpected: {few(unexpected)}")
-    both = sorted(expected.keys() & found.keys())
-    shapes = [f"{name} {found[name]}, not {expected[name]}" for name in both if found[name] != expected[name]]
-    if shapes:
-        faults.append(f"{len(shapes)} of another shape: {few(shapes)}")
-    if faults:
-        raise CheckpointError(
-            f"{source}: the weights do not fit config.json ({'; '.join(faults)}); "
-            "do all files come from one revision, and is this the naming of this family (model.family)?"
-        )
+def _assembled(shape: EncoderShape, tensors: dict[str, Tensor]) -> EncoderWeights:
+    """The network's weights; tensors are taken out, so that none is held twice."""
 
+    def module(name: str, kind: type[_Module]) -> _Module:
+        return kind(tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias"))
 
-def _bge_names(shape: EncoderShape) -> Shapes:
-    """Names and shapes of the tensors as transformers stores them."""
-    h, inner = shape.hidden, shape.inner
-    names = {**_ends(shape), **_norm("roberta.embeddings.LayerNorm", h)}
-    for number in range(shape.layers):
-        at = f"roberta.encoder.layer.{number}"
-        for part in ("query", "key", "value"):
-            names |= _linear(f"{at}.attention.self.{part}", h, h)
-        names |= _linear(f"{at}.attention.output.dense", h, h) | _norm(f"{at}.attention.output.LayerNorm", h)
-        names |= _linear(f"{at}.intermediate.dense", inner, h) | _linear(f"{at}.output.dense", h, inner)
-        names |= _norm(f"{at}.output.LayerNorm", h)
-    return names
-
-
-def _join_bge(shape: EncoderShape, tensors: Tensors) -> EncoderWeights:
-    """Tensors under transformers' names to the network's."""
+    def qkv(number: int) -> Linear:
+        if f"{_layer(number, QKV)}.weight" in tensors:
+            return module(_layer(number, QKV), Linear)
+        parts = [module(_layer(number, part), Linear) for part in QKV_PARTS]
+        return Linear(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
 
     def layer(number: int) -> EncoderLayer:
-        at = f"roberta.encoder.layer.{number}"
-        three = [_taken(tensors, f"{at}.attention.self.{part}", Linear) for part in ("query", "key", "value")]
         return EncoderLayer(
-            Linear(torch.cat([one.weight for one in three]), torch.cat([one.bias for one in three])),
-            _taken(tensors, f"{at}.attention.output.dense", Linear),
-            _taken(tensors, f"{at}.attention.output.LayerNorm", Norm),
-            _taken(tensors, f"{at}.intermediate.dense", Linear),
-            _taken(tensors, f"{at}.output.dense", Linear),
-            _taken(tensors, f"{at}.output.LayerNorm", Norm),
+            qkv(number),
+            module(_layer(number, "attention.output.dense"), Linear),
+            module(_layer(number, "attention.output.LayerNorm"), Norm),
+            module(_layer(number, "intermediate.dense"), Linear),
+            module(_layer(number, "output.dense"), Linear),
+            module(_layer(number, "output.LayerNorm"), Norm),
         )
 
-    return _joined(shape, tensors, "roberta.embeddings.LayerNorm", layer)
-
-
-def _jina_names(shape: EncoderShape) -> Shapes:
-    """Names and shapes of the tensors as jina-reranker-v2 stores them."""
-    h, inner = shape.hidden, shape.inner
-    names = {**_ends(shape), **_norm("roberta.emb_ln", h)}
-    for number in range(shape.layers):
-        at = f"roberta.encoder.layers.{number}"
-        names |= _linear(f"{at}.mixer.Wqkv", 3 * h, h) | _linear(f"{at}.mixer.out_proj", h, h)
-        names |= _norm(f"{at}.norm1", h) | _norm(f"{at}.norm2", h)
-        names |= _linear(f"{at}.mlp.fc1", inner, h) | _linear(f"{at}.mlp.fc2", h, inner)
-    return names
-
-
-def _join_jina(shape: EncoderShape, tensors: Tensors) -> EncoderWeights:
-    """Tensors under jina's names to the network's."""
-
-    def layer(number: int) -> EncoderLayer:
-        at = f"roberta.encoder.layers.{number}"
-        return EncoderLayer(
-            _taken(tensors, f"{at}.mixer.Wqkv", Linear),
-            _taken(tensors, f"{at}.mixer.out_proj", Linear),
-            _taken(tensors, f"{at}.norm1", Norm),
-            _taken(tensors, f"{at}.mlp.fc1", Linear),
-            _taken(tensors, f"{at}.mlp.fc2", Linear),
-            _taken(tensors, f"{at}.norm2", Norm),
-        )
-
-    return _joined(shape, tensors, "roberta.emb_ln", layer)
-
-
-def _ends(shape: EncoderShape) -> dict[str, tuple[int, ...]]:
-    """What both namings call alike: the embeddings and the head."""
-    h = shape.hidden
-    return {
-        "roberta.embeddings.word_embeddings.weight": (shape.vocabulary, h),
-        "roberta.embeddings.position_embeddings.weight": (shape.positions, h),
-        "roberta.embeddings.token_type_embeddings.weight": (shape.types, h),
-        **_linear("classifier.dense", h, h),
-        **_linear("classifier.out_proj", 1, h),
-    }
-
-
-def _joined(shape: EncoderShape, tensors: Tensors, norm: str, layer: Callable[[int], EncoderLayer]) -> EncoderWeights:
     return EncoderWeights(
         words=tensors.pop("roberta.embeddings.word_embeddings.weight"),
         places=tensors.pop("roberta.embeddings.position_embeddings.weight"),
         types=tensors.pop("roberta.embeddings.token_type_embeddings.weight"),
-        norm=_taken(tensors, norm, Norm),
-        layers=tuple(layer(number) for number in range(shape.layers)),
-        dense=_taken(tensors, "classifier.dense", Linear),
-        score=_taken(tensors, "classifier.out_proj", Linear),
+        norm=module("roberta.embeddings.LayerNorm", Norm),
+        layers=tuple(map(layer, range(shape.layers))),
+        dense=module("classifier.dense", Linear),
+        score=module("classifier.out_proj", Linear),
     )
 
 
-def _linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
-
-
-def _norm(name: str, size: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
-
-
-def _taken(tensors: Tensors, name: str, kind: Callable[[Tensor, Tensor], Any]) -> Any:
-    return kind(tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias"))
-
-
-#: As transformers stores `XLMRobertaForSequenceClassification`; bge-reranker-v2-m3 and its predecessors.
-BGE = Naming(_bge_names, _join_bge)
-
-#: As jina-reranker-v2-base-multilingual is stored.
-JINA = Naming(_jina_names, _join_jina)
+def _layer(number: int, name: str) -> str:
+    return f"roberta.encoder.layer.{number}.{name}"

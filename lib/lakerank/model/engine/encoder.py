@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lakerank.model.cross_encoder.shape import EncoderShape
+from lakerank.model.cross_encoder.config import EncoderShape
 from lakerank.model.engine.layout import Varlen
 from lakerank.model.engine.linear import RowProducts
 

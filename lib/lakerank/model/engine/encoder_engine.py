@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lakerank.model.cross_encoder.shape import EncoderShape
+from lakerank.model.cross_encoder.config import EncoderShape
 from lakerank.model.cross_encoder.tokenize import PairTokens
 from lakerank.model.engine.budget import (
     LEAST_TOKENS,

@@ -15,7 +15,7 @@ from lakerank.model.engine.decoder import inner_rows
 from lakerank.model.engine.linear import RowProducts, rowwise
 from lakerank.model.engine.rotation import RotaryTable, rotate
 from lakerank.model.inputs import Grid
-from lakerank.model.jina_m0.network import JinaVLForRanking
+from lakerank.model.jina_m0.weights import JinaVLForRanking
 from lakerank.model.preprocess.images import PatchShape
 
 #: An image up to this many patches shares its attention call with others of as many.

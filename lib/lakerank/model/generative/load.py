@@ -1,81 +1,47 @@
-"""Generative rerankers from a checkpoint's files to a reranker in memory: a language model asked for one of two words.
+"""Loads generative rerankers: language models prompted for one of two words.
 
-They are the document-major engine with another prompt (`chat_prompts`) and read-out (`read_out.WordDifference`).
-MonoQwen2-VL reads the document first, so that a document's image and prefix are computed once for all its queries.
-Qwen3-VL-Reranker and Qwen3-Reranker read the query first: of a pair nothing is shared but what stands before both and
-the vision encoder's work, and everything after is computed pair by pair.
+They are the document-major engine with another prompt and score head (`WordDifference`). MonoQwen2-VL reads the
+document first, so that a document's image and prefix are computed once for all its queries. Qwen3-VL-Reranker and
+Qwen3-Reranker read the query first: pairs share what is before both and the vision encoder's work, and everything after
+is computed pair by pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import (
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
+from torch import Tensor
 
-from lakerank.errors import CheckpointError
-from lakerank.model.adapter import merge_adapter
-from lakerank.model.checkpoint import read_json, weight_files
+from lakerank.model.checkpoint import read_json
 from lakerank.model.engine.engine import Engine
 from lakerank.model.engine.flops import count_flops
+from lakerank.model.engine.linear import RowProducts
 from lakerank.model.engine.reranker import DocumentMajorReranker
 from lakerank.model.engine.score_head import WordDifference
 from lakerank.model.engine.vision import Blind, PackedVision, Vision
-from lakerank.model.family import LoadOptions
-from lakerank.model.generative.checkpoint import generative_patches
-from lakerank.model.generative.prompt import ChatPrompt
+from lakerank.model.generative.config import read_patch_shape
+from lakerank.model.generative.prompt import PROMPTS
 from lakerank.model.generative.tokenize import ChatTokenizer, check_vocabulary
-from lakerank.model.generative.vision import ImageByImage
-from lakerank.model.jina_m0.weights import current_name, fill_network, read_tensors
+from lakerank.model.generative.weights import load_language_model
+from lakerank.model.inputs import Grid
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.model.preprocess.pipeline import Preprocessor
-
-_HEAD = "lm_head.weight"
+from lakerank.model.registry import LoadOptions
 
 #: Rows of a pair that attend at once where it is read whole, document and all.
 _BLOCK = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A language model of transformers', and a checkpoint's names turned into its own."""
-
-    config: Any
-    network: Any
-    name: Callable[[str], str]
-
-
-def _same(name: str) -> str:
-    return name
-
-
-#: By config.json's model_type.
-_ARCHITECTURES: Mapping[str, Architecture] = {
-    "qwen2_vl": Architecture(Qwen2VLConfig, Qwen2VLForConditionalGeneration, current_name),
-    "qwen3_vl": Architecture(Qwen3VLConfig, Qwen3VLForConditionalGeneration, current_name),
-    "qwen3": Architecture(Qwen3Config, Qwen3ForCausalLM, _same),
-}
-
-
-def load(options: LoadOptions, prompt: ChatPrompt) -> DocumentMajorReranker:
-    """The checkpoint on its device, its adapter, if any, merged into it; asked as `prompt` says.
+def load(options: LoadOptions) -> DocumentMajorReranker:
+    """The checkpoint on its device, its adapter, if any, merged into it; prompted as its family is.
 
     Raises:
         CheckpointError: weights, adapter or tokenizer do not fit config.json.
     """
-    folder = options.folder
-    shape = generative_patches(folder, prompt)
+    folder, prompt = options.folder, PROMPTS[options.family]
+    shape = read_patch_shape(folder, prompt)
     tokenizer = ChatTokenizer(
         folder / "tokenizer.json", read_json(folder / "config.json"), prompt, options.limits, shape.merge
     )
@@ -109,38 +75,31 @@ def _vision(network: Any, shape: PatchShape) -> Vision:
     return ImageByImage(network.model.visual, shape) if hasattr(network.model, "visual") else Blind()
 
 
-def load_language_model(
-    folder: Path, dtype: torch.dtype, device: torch.device, adapter: str | None
-) -> tuple[Any, Tensor]:
-    """A checkpoint's network without its language head, an adapter merged into it, and that head (V, h), on a device.
+class ImageByImage:
+    """Visual tokens of images, each by itself: what its tokens are depends on no other. To be used by one thread."""
 
-    Raises:
-        CheckpointError: the weights or the adapter do not fit config.json.
-    """
-    values = read_json(folder / "config.json")
-    kind = _ARCHITECTURES[values["model_type"]]
-    tensors = dict(read_tensors(weight_files(folder), dtype, frozenset(), kind.name))
-    head = tensors.pop(_HEAD, None)
-    try:
-        with torch.device("meta"):
-            network = kind.network(kind.config.from_dict(values))
-    except Exception as error:  # transformers and its validators raise many kinds
-        raise CheckpointError(f"{folder}: config.json does not describe its network: {error}") from error
-    network.lm_head = nn.Identity()
-    fill_network(network, tensors, str(folder))
-    _check_head(head, network.get_input_embeddings().weight, values, str(folder))
-    if adapter is not None:
-        merge_adapter(network, adapter, kind.name)
-    network.to(device)
-    return network, network.get_input_embeddings().weight if head is None else head.to(device)
+    def __init__(self, visual: Any, shape: PatchShape) -> None:
+        self._visual = visual
+        self._shape = shape
+        device = visual.pos_embed.weight.device
+        self._mean = torch.tensor(shape.mean, device=device)[None, :, None, None]
+        self._std = torch.tensor(shape.std, device=device)[None, :, None, None]
+        self.products = RowProducts()
 
+    def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """None: images share no product of matrices."""
+        yield from ()
 
-def _check_head(head: Tensor | None, embeddings: Tensor, config: Mapping[str, Any], source: str) -> None:
-    """A head that is the embeddings is not stored, or stored as they are; one of its own is of their shape."""
-    tied = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings"))
-    if head is None and tied is False:
-        raise CheckpointError(f"{source}: {_HEAD} is missing, and config.json ties it to no embeddings")
-    if head is not None and head.shape != embeddings.shape:
-        raise CheckpointError(f"{source}: {_HEAD} {tuple(head.shape)}, not {tuple(embeddings.shape)}")
-    if head is not None and tied and not torch.equal(head, embeddings):
-        raise CheckpointError(f"{source}: {_HEAD} differs from the embeddings that config.json ties it to")
+    def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """Of each image its visual tokens, with the features for the decoder's first n layers: (V, (1 + n) * h)."""
+        counts = [rows * columns for rows, columns in grids]
+        parts = zip(torch.split(pixels, counts), grids, strict=True)
+        return [self._one(part, grid) for part, grid in parts]
+
+    def _one(self, pixels: Tensor, grid: Grid) -> Tensor:
+        values = pixels.float().mul_(1 / 255).sub_(self._mean).div_(self._std)
+        frames = values.unsqueeze(2).expand(-1, -1, self._shape.frames, -1, -1)  # a still image stands in every frame
+        seen = self._visual(
+            frames.flatten(1).to(self._visual.dtype), grid_thw=torch.tensor([[1, *grid]], device=pixels.device)
+        )
+        return torch.cat([seen.pooler_output, *seen.deepstack_features], dim=1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from lakerank.model.checkpoint import read_settings
 from lakerank.model.engine.engine import Engine
 from lakerank.model.engine.reranker import DocumentMajorReranker
-from lakerank.model.family import LoadOptions
+from lakerank.model.jina_m0.config import read_settings
+from lakerank.model.jina_m0.tokenize import PromptTokenizer, check_tokenizer, read_special_tokens
 from lakerank.model.jina_m0.weights import load_network
 from lakerank.model.preprocess.pipeline import Preprocessor
-from lakerank.model.preprocess.tokenizer import PromptTokenizer, check_tokenizer, read_special_tokens, read_tokenizer
+from lakerank.model.preprocess.tokenizer import read_tokenizer
+from lakerank.model.registry import LoadOptions
 
 
 def load(options: LoadOptions) -> DocumentMajorReranker:

@@ -1,10 +1,11 @@
-"""A checkpoint's tensors: read from safetensors in either naming, checked key by key, and written as published."""
+"""The network of jina-reranker-m0 and its tensors: read in either naming, checked key by key, written as published."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel, Qwen2VLPreTrainedModel
 
 from lakerank.errors import CheckpointError
 from lakerank.model.adapter import merge_adapter
-from lakerank.model.checkpoint import WEIGHTS_NAME, Settings, few, weight_files
-from lakerank.model.jina_m0.network import MROPE_SECTION, JinaVLForRanking
+from lakerank.model.checkpoint import WEIGHTS_NAME, check_weights, weight_files
+from lakerank.model.jina_m0.config import Settings
+
+#: Frequencies that follow time, height and width, where a config.json does not say; Qwen2-VL's own.
+MROPE_SECTION = [16, 24, 24]
 
 #: Published names to those of newer transformers, and back; every other name is the same in both.
 _TO_CURRENT = (
@@ -58,6 +63,35 @@ _VISION_SETTINGS = (
     "temporal_patch_size",
 )
 _TOKEN_SETTINGS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a network; M-RoPE sections keep the published 16 : 24 : 24 of half a head's width."""
+
+    vocabulary: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    vision_depth: int
+    vision_width: int
+    vision_heads: int
+
+
+class JinaVLForRanking(Qwen2VLPreTrainedModel):  # type: ignore[misc]
+    """Qwen2-VL without a language head; `score` is read at the last position of the last hidden state.
+
+    It holds the weights under the names of newer transformers. Scoring runs them in `packed` and `vision`.
+    """
+
+    def __init__(self, config: Qwen2VLConfig) -> None:
+        super().__init__(config)
+        hidden = config.text_config.hidden_size
+        self.model = Qwen2VLModel(config)
+        self.score = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.post_init()
 
 
 def load_network(
@@ -137,7 +171,7 @@ def fill_network(network: nn.Module, tensors: Mapping[str, Tensor], source: str)
         CheckpointError: a key is missing, unexpected or of another shape.
     """
     expected = network.state_dict()
-    _check_keys(expected, tensors, source)
+    check_weights(_shapes(expected), _shapes(tensors), source)
     network.load_state_dict({name: tensors[name] for name in expected}, strict=True, assign=True)
     _rebuild_buffers(network)
     network.requires_grad_(False)
@@ -177,24 +211,8 @@ def published_config(config: Qwen2VLConfig) -> dict[str, Any]:
     }
 
 
-def _check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
-    faults = []
-    if missing := sorted(expected.keys() - found.keys()):
-        faults.append(f"{len(missing)} missing: {few(missing)}")
-    if unexpected := sorted(found.keys() - expected.keys()):
-        faults.append(f"{len(unexpected)} unexpected: {few(unexpected)}")
-    shapes = [
-        f"{name} {tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & found.keys())
-        if found[name].shape != expected[name].shape
-    ]
-    if shapes:
-        faults.append(f"{len(shapes)} of another shape: {few(shapes)}")
-    if faults:
-        raise CheckpointError(
-            f"{source}: the weights do not fit config.json ({'; '.join(faults)}); "
-            "is this the architecture that config.json names, and do all files come from one revision?"
-        )
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _rebuild_buffers(network: nn.Module) -> None:
@@ -203,3 +221,36 @@ def _rebuild_buffers(network: nn.Module) -> None:
         for name, child in parent.named_children():
             if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
                 setattr(parent, name, type(child)(child.config))
+
+
+def network_config(shape: Shape, token_ids: Mapping[str, int], padding: int | None) -> Qwen2VLConfig:
+    """A network's configuration. `token_ids` are those of images and videos, by config.json's names; `padding` is the
+    id that stands for what is no token (None: there is none).
+    """
+    half = shape.hidden_size // shape.heads // 2
+    sections = [half // 4, (half - half // 4) // 2]
+    return Qwen2VLConfig(
+        text_config={
+            "vocab_size": shape.vocabulary,
+            "hidden_size": shape.hidden_size,
+            "intermediate_size": shape.intermediate_size,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.key_value_heads,
+            "pad_token_id": padding,
+            "bos_token_id": padding,
+            "eos_token_id": padding,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [*sections, half - sum(sections)],
+            },
+        },
+        vision_config={
+            "depth": shape.vision_depth,
+            "embed_dim": shape.vision_width,
+            "hidden_size": shape.hidden_size,
+            "num_heads": shape.vision_heads,
+        },
+        **token_ids,
+    )

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import (
@@ -26,6 +28,7 @@ from PIL import (
 )
 
 from lakerank.limits import Limits
+from lakerank.model.checkpoint import read_json
 from lakerank.model.inputs import Patches, RejectedInput
 from lakerank.records import RejectReason
 
@@ -50,7 +53,6 @@ MAX_ASPECT_RATIO = 200
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-
 #: A JPEG is decoded at reduced size only to this many times the size of its patches, or more. On rendered pages of text
 #: at 400 and 600 dots an inch its pixels then are within 1 of 255 levels of the full decoding on average, and within 20
 #: everywhere.
@@ -68,6 +70,25 @@ class PatchShape:
     frames: int = 2
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+
+
+def patch_shape(folder: Path, vision: Mapping[str, Any]) -> PatchShape:
+    """How images are cut, by config.json's `vision_config` and preprocessor_config.json; Qwen2-VL's own where neither
+    says.
+
+    Raises:
+        CheckpointError: preprocessor_config.json is there but not JSON.
+    """
+    file = folder / "preprocessor_config.json"
+    stated = read_json(file) if file.is_file() else {}
+    mean, std = stated.get("image_mean", CLIP_MEAN), stated.get("image_std", CLIP_STD)
+    return PatchShape(
+        side=int(vision.get("patch_size", 14)),
+        merge=int(vision.get("spatial_merge_size", 2)),
+        frames=int(vision.get("temporal_patch_size", 2)),
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+    )
 
 
 def load_patches(data: bytes, limits: Limits, shape: PatchShape) -> Patches:
@@ -201,9 +222,3 @@ def cut(pixels: np.ndarray, shape: PatchShape) -> Patches:
     )
     patches = squares.transpose(0, 3, 1, 4, 6, 2, 5)
     return Patches(np.ascontiguousarray(patches).reshape(rows * columns, 3, shape.side, shape.side), (rows, columns))
-
-
-def channel_table(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Normalised value of every 8-bit value: (3, 256) float32."""
-    values = (np.arange(256) * (1 / 255)).astype(np.float32)
-    return (values - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]

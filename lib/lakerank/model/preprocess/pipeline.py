@@ -1,4 +1,4 @@
-"""The host's share of the work: decoding, resizing and tokenising, by threads that keep ahead of the device."""
+"""Preprocessing on the host: threads decode, resize and tokenise ahead of the device."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lakerank.model.inputs import DocumentQueries, EncodedInput, Patches, Reject
 from lakerank.model.preprocess.images import PatchShape, load_patches
 from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query, RejectReason
 
-#: Sides (token ids and 8-bit patches) kept for reuse: a query comes back for every document it is paired with, a
-#: document only when its queries were split among several groups.
-QUERY_SIDES_BYTES = 256 * 2**20
-DOCUMENT_SIDES_BYTES = 32 * 2**20
+#: Encoded inputs (token ids and 8-bit patches) kept for reuse: a query comes back for every document it is paired with,
+#: a document only when its queries were split among several groups.
+QUERY_CACHE_BYTES = 256 * 2**20
+DOCUMENT_CACHE_BYTES = 32 * 2**20
 
 #: Queries of one group that are prepared at once; more are taken in turn.
 QUERIES_AHEAD = 1024
@@ -30,13 +30,13 @@ CHARACTERS_PER_TOKEN = 4
 BYTES_PER_VISUAL_TOKEN = 64
 MOST_VISUAL_TOKENS = 768
 
-#: Bytes a remembered reject, or an entry's bookkeeping, is taken to hold.
+#: Bytes that a cached reject, or an entry's bookkeeping, is counted as.
 _ENTRY_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A group whose host work is done. `work`: what is left to the device, None where nothing can be scored."""
+    """A group whose inputs are encoded. `work`: what the device is given, None where nothing can be scored."""
 
     group: DocumentGroup
     document: EncodedInput | RejectedInput
@@ -54,15 +54,15 @@ class _Seconds:
     tokenise: float = 0.0
 
 
-class Prompt(Protocol):
-    """Makes the sides of pairs; see `tokens.PromptTokenizer`. Both raise RejectedInput."""
+class InputTokenizer(Protocol):
+    """Encodes a family's documents and queries. Both raise RejectedInput."""
 
     def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
-        """A document's side."""
+        """A document's tokens."""
         ...
 
     def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
-        """A query's side."""
+        """A query's tokens."""
         ...
 
 
@@ -71,32 +71,32 @@ Arrange = Callable[[EncodedInput, tuple[EncodedInput, ...]], DocumentQueries]
 
 
 class Preprocessor:
-    """Makes groups ready for the device; what was met before, by its content's hash, is not made again.
+    """Prepares groups for the device; encoded inputs are cached by their content's hash.
 
-    `shape`: how images are cut; None where they are not read, and a side that has one cannot be scored.
+    `shape`: how images are cut; None where they are not read, and an input that has one cannot be scored.
     """
 
     def __init__(
         self,
-        prompt: Prompt,
+        tokenizer: InputTokenizer,
         limits: Limits,
         shape: PatchShape | None,
         *,
         arrange: Arrange = DocumentQueries,
         threads: int = 2,
-        query_bytes: int = QUERY_SIDES_BYTES,
-        document_bytes: int = DOCUMENT_SIDES_BYTES,
+        query_bytes: int = QUERY_CACHE_BYTES,
+        document_bytes: int = DOCUMENT_CACHE_BYTES,
     ) -> None:
-        self._prompt = prompt
+        self._tokenizer = tokenizer
         self._arrange = arrange
         self._limits = limits
         self._shape = shape
         self._threads = threads
-        self._query_sides: BoundedCache[EncodedInput | RejectedInput] = BoundedCache(query_bytes, _size)
-        self._document_sides: BoundedCache[EncodedInput | RejectedInput] = BoundedCache(document_bytes, _size)
+        self._queries: BoundedCache[EncodedInput | RejectedInput] = BoundedCache(query_bytes, _size)
+        self._documents: BoundedCache[EncodedInput | RejectedInput] = BoundedCache(document_bytes, _size)
 
     def prefetch(self, groups: Iterable[DocumentGroup], tokens: int, work: Work) -> Iterator[Prepared]:
-        """Groups made ready, in order; `tokens`' worth of them are being made while one is taken.
+        """Prepared groups, in order; about `tokens` tokens of groups are prepared ahead.
 
         Groups are pulled as they are needed. Seconds are added to `work`.
         """
@@ -120,34 +120,34 @@ class Preprocessor:
 
     def _prepare(self, group: DocumentGroup) -> Prepared:
         spent = _Seconds()
-        document = self._side(group.document, spent)
+        document = self._encode(group.document, spent)
         if isinstance(document, RejectedInput):
             return Prepared(group, document, (), None, spent.decode, spent.tokenise)
-        queries = tuple(self._side(query, spent) for query in group.queries)
-        sides = tuple(side for side in queries if isinstance(side, EncodedInput))
-        work = self._arrange(document, sides) if sides else None
+        queries = tuple(self._encode(query, spent) for query in group.queries)
+        encoded = tuple(query for query in queries if isinstance(query, EncodedInput))
+        work = self._arrange(document, encoded) if encoded else None
         return Prepared(group, document, queries, work, spent.decode, spent.tokenise)
 
-    def _side(self, item: Query | Document, spent: _Seconds) -> EncodedInput | RejectedInput:
-        """Token ids and patches of one side, or why there are none; from memory when its content was met before."""
+    def _encode(self, item: Query | Document, spent: _Seconds) -> EncodedInput | RejectedInput:
+        """Token ids and patches of an input, or why there are none; from the cache where its content is in it."""
         image_key = "" if item.image is None else _digest(item.image)
         text_key = None if item.text is None else _digest(item.text.encode("utf-8", "surrogatepass"))
-        sides = self._document_sides if isinstance(item, Document) else self._query_sides
+        cache = self._documents if isinstance(item, Document) else self._queries
 
-        def make() -> EncodedInput | RejectedInput:
+        def encode() -> EncodedInput | RejectedInput:
             try:
-                return self._make(item, image_key, spent)
+                return self._encode_uncached(item, image_key, spent)
             except RejectedInput as rejected:
                 if rejected.reason in TRANSIENT_REASONS:
-                    raise  # not remembered
+                    raise  # not cached
                 return rejected
 
         try:
-            return sides.get((text_key, image_key), make)
+            return cache.get((text_key, image_key), encode)
         except RejectedInput as rejected:
             return rejected
 
-    def _make(self, item: Query | Document, image_key: str, spent: _Seconds) -> EncodedInput:
+    def _encode_uncached(self, item: Query | Document, image_key: str, spent: _Seconds) -> EncodedInput:
         image: Patches | None = None
         if item.image is not None and self._shape is None:
             raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, "an image, and this reranker reads texts alone")
@@ -158,10 +158,12 @@ class Preprocessor:
         finally:
             decoded = time.thread_time()
             spent.decode += decoded - started
-        build: Callable[..., EncodedInput] = self._prompt.document if isinstance(item, Document) else self._prompt.query
-        side = build(item.text, image, image_key)
+        build: Callable[..., EncodedInput] = (
+            self._tokenizer.document if isinstance(item, Document) else self._tokenizer.query
+        )
+        encoded = build(item.text, image, image_key)
         spent.tokenise += time.thread_time() - decoded
-        return side
+        return encoded
 
 
 def _finished(future: Future[Prepared], work: Work) -> Prepared:
@@ -195,5 +197,5 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _size(side: EncodedInput | RejectedInput) -> int:
-    return _ENTRY_BYTES + (side.nbytes if isinstance(side, EncodedInput) else 0)
+def _size(encoded: EncodedInput | RejectedInput) -> int:
+    return _ENTRY_BYTES + (encoded.nbytes if isinstance(encoded, EncodedInput) else 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import read_json, resolve_dtype
-from lakerank.model.family import CheckpointInfo
+from lakerank.model.registry import CheckpointInfo
 
 _POSITIVE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -76,8 +76,8 @@ def _positive(value: object) -> bool:
     return isinstance(value, int) and value > 0
 
 
-def encoder_facts(folder: Path, dtype: str) -> CheckpointInfo:
-    """What is to be known of a cross-encoder before it is loaded. Relevance is the sigmoid of its logit: no bias.
+def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
+    """The dtype of a cross-encoder, whose relevance is the sigmoid of its logit: it has no bias.
 
     Raises:
         CheckpointError: config.json describes what is not computed here.

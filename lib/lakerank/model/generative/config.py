@@ -6,35 +6,33 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import patch_shape, read_json, resolve_dtype
-from lakerank.model.family import CheckpointInfo
-from lakerank.model.generative.prompt import ChatPrompt
-from lakerank.model.preprocess.images import PatchShape
+from lakerank.model.checkpoint import read_json, resolve_dtype
+from lakerank.model.generative.prompt import PROMPTS, ChatPrompt
+from lakerank.model.preprocess.images import PatchShape, patch_shape
+from lakerank.model.registry import CheckpointInfo
 
 
-def generative_facts(folder: Path, dtype: str, prompt: ChatPrompt, model_type: str) -> CheckpointInfo:
-    """What names the scorer beyond what every fingerprint holds: the prompt, and how images are cut.
-
-    Args:
-        model_type: the language model that the prompt is for.
+def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
+    """What names the scorer beyond what every fingerprint has: the prompt, and how images are cut.
 
     Raises:
         CheckpointError: a file is not JSON, it is another language model, or it needs what is not supported.
     """
+    prompt = PROMPTS[family]
     config = read_json(folder / "config.json")
-    if config.get("model_type") != model_type:
-        found = f"model_type {config.get('model_type')!r} in config.json"
+    if config.get("model_type") != prompt.model_type:
+        stated = f"model_type {config.get('model_type')!r} in config.json"
         raise CheckpointError(
-            f"{folder}: {found}, but this family computes {model_type!r}; choose another model.family"
+            f"{folder}: {stated}, but this family computes {prompt.model_type!r}; choose another model.family"
         )
     text = config.get("text_config") or config
     if text.get("use_sliding_window"):
         raise CheckpointError(f"{folder}: use_sliding_window is not supported: the last token must see the whole pair")
-    parts = {"prompt": asdict(prompt), "patches": asdict(generative_patches(folder, prompt))}
+    parts = {"prompt": prompt.fingerprint_parts(), "patches": asdict(read_patch_shape(folder, prompt))}
     return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts)
 
 
-def generative_patches(folder: Path, prompt: ChatPrompt) -> PatchShape:
+def read_patch_shape(folder: Path, prompt: ChatPrompt) -> PatchShape:
     """How images are cut, where there are any.
 
     Raises:
