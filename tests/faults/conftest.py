@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from lakerank.lake.runs import RunPaths, current_run, read_manifest
-from lakerank.lake.scores import TornUnit, finished_units, read_unit
+from lakerank.lake.scores import CorruptScoreFile, finished_units, read_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
 
@@ -147,7 +147,7 @@ class House:
         for unit in finished_units(self.storage, self.output, SCORER):
             try:
                 pairs += read_unit(self.storage, self.output, SCORER, unit).num_rows
-            except TornUnit:
+            except CorruptScoreFile:
                 continue
             address = join(self.output, "scores", f"scorer={SCORER}", f"{unit}.parquet")
             versions[address] = self.storage.version(address)

@@ -212,18 +212,13 @@ def test_what_a_worker_raises_survives_pickling() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 300, 10**6])
-def test_small_row_groups_are_read_together_and_only_those_that_are_wanted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
-) -> None:
-    from lakerank.lake import blobs
-
-    monkeypatch.setattr(blobs, "WINDOW_BYTES", window)
+def test_small_row_groups_are_read_together_and_only_those_that_are_wanted(tmp_path: Path, window: int) -> None:
     count = 60
     table = pa.table({"doc_id": [f"d{n}" for n in range(count)], "image": [bytes([n]) * 100 for n in range(count)]})
     address = str(tmp_path / "small.parquet")
     pq.write_table(table, address, row_group_size=3, compression="none")
     wanted = [0, 1, 2, 3, 7, 8, 20, 21, 50, 59, 59, 4, 30, 29, 0]
     refs = [BlobRef(address, n // 3, n % 3) for n in wanted]
-    assert [blob.id for blob in fetch(Storage(), refs, "doc_id")] == [f"d{n}" for n in wanted]
+    assert [blob.id for blob in fetch(Storage(), refs, "doc_id", window_bytes=window)] == [f"d{n}" for n in wanted]
     with pytest.raises(ChangedFile, match="no such row"):
-        list(fetch(Storage(), [*refs[:4], BlobRef(address, 2, 3)], "doc_id"))
+        list(fetch(Storage(), [*refs[:4], BlobRef(address, 2, 3)], "doc_id", window_bytes=window))

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 
 from lakerank.errors import SchemaError, StorageError
-from lakerank.lake.backends.failures import is_transient, named
+from lakerank.lake.backends.failures import is_transient, storage_errors
 
 
 def message(uri: str, error: Exception) -> str:
-    with pytest.raises(StorageError) as caught, named(uri, "read"):
+    with pytest.raises(StorageError) as caught, storage_errors(uri, "read"):
         raise error
     assert caught.value.__cause__ is error
     return str(caught.value)
@@ -39,7 +39,7 @@ def test_keys_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_our_own_errors_pass_unchanged() -> None:
-    with pytest.raises(SchemaError, match=r"^as it was$"), named("a", "read"):
+    with pytest.raises(SchemaError, match=r"^as it was$"), storage_errors("a", "read"):
         raise SchemaError("as it was")
 
 
@@ -116,6 +116,6 @@ def test_refused_keys_and_a_wrong_region_are_not_tried_again_and_say_so(error: E
 
 def test_tries_are_told_when_there_were_several() -> None:
     for tries, told in ((1, "cannot be read (TimeoutError"), (5, "cannot be read in 5 tries (TimeoutError")):
-        with pytest.raises(StorageError) as caught, named("s3://lake/a", "read", {"attempt_number": tries}):
+        with pytest.raises(StorageError) as caught, storage_errors("s3://lake/a", "read", {"attempt_number": tries}):
             raise TimeoutError
         assert told in str(caught.value)

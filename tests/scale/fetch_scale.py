@@ -28,8 +28,11 @@ from pyspark.sql import SparkSession  # noqa: E402
 from pyspark.sql import functions as F  # noqa: E402
 from pyspark.sql.pandas.types import from_arrow_schema  # noqa: E402
 
-from lakerank.lake.blobs import BlobRef, fetch  # noqa: E402
-from lakerank.lake.prefetch import prefetched  # noqa: E402
+from lakerank.lake.blobs import (  # noqa: E402
+    BlobRef,
+    fetch,
+    prefetched,
+)
 from lakerank.lake.storage import Storage  # noqa: E402
 from lakerank.spark.runtime import session  # noqa: E402
 from lakerank.spark.runtime.frames import gather  # noqa: E402

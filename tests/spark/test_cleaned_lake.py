@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from lakerank.lake.clean import delete, survey
-from lakerank.lake.retention import Retention
+from lakerank.lake.clean import Retention, delete, plan_cleaning
 from lakerank.spark.run import run
 
 pytestmark = pytest.mark.spark
@@ -24,10 +23,10 @@ def test_the_next_run_of_a_cleaned_lake_scores_nothing_again(spark, storage, lak
     output = str(lake.folder / "out")
     tables = {name: str(lake.folder / f"{name}.parquet") for name in ("documents", "queries")}
     later = time.time() + 30 * 86400
-    found = survey(storage, output, Retention(keep_runs=1), ["f00d"], tables, later)
-    reasons = {item.why for item in found.garbage}
+    plan = plan_cleaning(storage, output, Retention(keep_runs=1), ["f00d"], tables, later)
+    reasons = {deletion.why for deletion in plan.deletions}
     assert reasons == {"old run", "old scorer", "stale index"}, "and the index of the tables as they are stays"
-    assert delete(storage, output, found, lambda _: None)
+    assert delete(storage, output, plan, lambda _: None)
     assert lake.ranked_bytes("r2") == kept
     assert run(spark, storage, lake.job("r2"))["published"] is True
     again = run(spark, storage, lake.job("r3"))

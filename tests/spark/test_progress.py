@@ -7,9 +7,8 @@ import threading
 
 import pyarrow as pa
 
-from lakerank.lake.scores import unit_address
+from lakerank.lake.scores import UNITS, PlannedUnits, unit_address, write_unit_list
 from lakerank.lake.storage import Storage
-from lakerank.lake.unit_lists import UNITS, PlannedUnits, write_unit_list
 from lakerank.spark.runtime import progress
 from lakerank.spark.runtime.progress import Progress, watch_units
 

@@ -62,32 +62,31 @@ def clean(config_path: Path, overrides: tuple[str, ...], verbose: bool, **option
 
 def _clean(config: Config, options: Options) -> dict[str, Any]:
     from lakerank.cli import resolve
-    from lakerank.lake.clean import delete, describe, survey
-    from lakerank.lake.retention import Retention
+    from lakerank.lake.clean import Retention, delete, describe, plan_cleaning
 
     started, storage, lake = time.monotonic(), resolve.storage(config.lake.storage), config.lake.located()
     retention = Retention(options.keep_runs, options.keep_days * 86400, options.grace_hours * 3600)
     tables = {"documents": lake.documents, "queries": lake.queries}
-    result = survey(storage, lake.output, retention, _scorers(config), tables, time.time())
-    for line in describe(lake.output, result.garbage):
+    plan = plan_cleaning(storage, lake.output, retention, _scorers(config), tables, time.time())
+    for line in describe(lake.output, plan.deletions):
         click.echo(line)
     deleted: list[Any] = []
-    complete = delete(storage, lake.output, result, deleted.append) if options.apply else True
+    complete = delete(storage, lake.output, plan, deleted.append) if options.apply else True
     if not complete:
         logger.warning("stopped: a job has started and may need the remaining files; run this again when it has ended")
     return {
         "applied": options.apply,
-        "listed": _size(result.garbage),
+        "listed": _size(plan.deletions),
         "deleted": _size(deleted),
-        "by_reason": dict(sorted(Counter(item.why for item in result.garbage).items())),
-        "kept_runs": [run.run_id for run in result.runs if run.kept],
+        "by_reason": dict(sorted(Counter(deletion.why for deletion in plan.deletions).items())),
+        "kept_runs": list(plan.kept),
         "complete": complete,
         "seconds": round(time.monotonic() - started, 3),
     }
 
 
-def _size(garbage: Iterable[Any]) -> dict[str, int]:
-    sizes = [item.file.size for item in garbage]
+def _size(deletions: Iterable[Any]) -> dict[str, int]:
+    sizes = [deletion.file.size for deletion in deletions]
     return {"files": len(sizes), "bytes": sum(sizes)}
 
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from lakerank.errors import DependencyError, StorageError
+from lakerank.errors import StorageError
 from lakerank.ingest.items import SourceFault, SourceReject
-from lakerank.lake.backends import s3
-from lakerank.lake.uris import is_local, local_path, redacted, scheme
+from lakerank.lake.backends.object_store import filesystem_at
+from lakerank.lake.backends.s3 import StorageOptions
+from lakerank.lake.uris import is_local, local_path
 
 #: Bytes of a streamed file that are fetched at once.
 BUFFER_BYTES = 2**22
@@ -178,7 +178,7 @@ class Source:
 
 def open_source(
     uri: str,
-    options: s3.StorageOptions = s3.StorageOptions(),  # noqa: B008 - frozen
+    options: StorageOptions = StorageOptions(),  # noqa: B008 - frozen
     follow_links: bool = False,
 ) -> Source:
     """The source at any URI that fsspec opens, or a plain path. Only local files have links to follow.
@@ -189,13 +189,8 @@ def open_source(
     """
     if is_local(uri):
         return Source(LocalFileSystem(), str(local_path(uri).absolute()), follow_links)
-    if scheme(uri) in ("s3", "s3a"):
-        return Source(s3.small_files(options), uri.partition("://")[2])
-    try:
-        filesystem, location = fsspec.core.url_to_fs(uri)
-    except ImportError as error:
-        raise DependencyError(f"{redacted(uri)}: {error}") from error
-    return Source(filesystem, str(location))
+    filesystem, location = filesystem_at(uri, options)
+    return Source(filesystem, location)
 
 
 def _path_order(entry: dict[str, Any]) -> str:

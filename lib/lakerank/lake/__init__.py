@@ -1,1 +1,1 @@
-"""The protocol of the lake: the only room that does object-store I/O."""
+"""The lake: its files and tables, and the protocol of the output folder. The only package with object-store I/O."""

@@ -1,36 +1,37 @@
-"""Documents and queries by reference: where a row stands in the lake is enough to fetch it, when it is needed."""
+"""Documents and queries by reference: a row's location in the lake is enough to fetch it, ahead of its use."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, groupby
+from typing import Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lakerank.errors import StorageError
-from lakerank.lake.prefetch import prefetched
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import check_columns, read_row_groups, row_group_bytes
 from lakerank.lake.uris import redacted
 
-__all__ = ["Blob", "BlobRef", "ChangedFile", "RowGroupCache", "check_unchanged", "fetch", "prefetched"]
+T = TypeVar("T")
 
 _BATCH_ROWS = 1024
-_LOOKING_THREADS = 16
+_VERSION_THREADS = 16
+_CHANGED = "it has changed since the run was planned"
 
-#: Row groups that follow each other are read together up to this many bytes, so that small ones are cheap: a sparse
-#: reader wants them small, and an object store wants few requests.
+#: Consecutive row groups are read together up to this many bytes: sparse reads need small row groups, object stores few
+#: requests.
 WINDOW_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class BlobRef:
-    """Where a row stands: file, row group in it, row in that; both from 0."""
+    """A row's location: file, row group in it, row in that; both from 0."""
 
     file: str
     row_group: int
@@ -39,7 +40,7 @@ class BlobRef:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A row as stored. The text is not decoded, so that one that is not UTF-8 can be rejected rather than raise."""
+    """A row as stored. The text is not decoded, so that invalid UTF-8 can be rejected instead of raising here."""
 
     id: str
     text: bytes | None
@@ -47,7 +48,7 @@ class Blob:
 
 
 class ChangedFile(StorageError):
-    """A table's file is not what it was when the run was planned."""
+    """A table's file has changed since the run was planned."""
 
     def __init__(self, file: str, what: str) -> None:
         super().__init__(
@@ -60,7 +61,7 @@ class ChangedFile(StorageError):
 
 
 class RowGroupCache:
-    """Decoded row groups, the last used kept, up to a number of bytes. For rows that are wanted again and again."""
+    """Least-recently-used cache of decoded row groups, of a limited number of bytes."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -69,7 +70,7 @@ class RowGroupCache:
         self._lock = threading.Lock()
 
     def get(self, file: str, row_group: int, id_column: str) -> pa.Table | None:
-        """A row group, if it is held."""
+        """A row group; None if it is not cached."""
         key = (file, row_group, id_column)
         with self._lock:
             if key in self._tables:
@@ -77,13 +78,13 @@ class RowGroupCache:
             return self._tables.get(key)
 
     def clear(self) -> None:
-        """Hold nothing."""
+        """Drop everything."""
         with self._lock:
             self._tables.clear()
             self.bytes = 0
 
     def put(self, file: str, row_group: int, id_column: str, table: pa.Table) -> None:
-        """Hold a row group, dropping those longest unused; one larger than the whole cache is not held."""
+        """Cache a row group, dropping those longest unused; one larger than the whole cache is not cached."""
         key = (file, row_group, id_column)
         with self._lock:
             if key in self._tables or table.nbytes > self.max_bytes:
@@ -100,70 +101,79 @@ def fetch(
     id_column: str,
     cache: RowGroupCache | None = None,
     versions: Mapping[str, str] | None = None,
+    window_bytes: int = WINDOW_BYTES,
 ) -> Iterator[Blob]:
     """Yield the row of each reference, in their order, reading only ids, texts and images.
 
     Neighbouring references to one row group share one reading of it: references in file order read each row group
-    once, and several small ones together. Row groups that nothing refers to are not read. Rows are taken in batches, so
-    a large row group is never held whole unless a cache holds it.
+    once, and several small ones together. Row groups without references are not read. Rows are taken in batches, so
+    a large row group is never whole in memory unless a cache holds it.
 
     Args:
-        versions: of each file, as it was planned; a file is looked up before it is read. Whoever keeps what was made
-            of the rows calls `check_unchanged` first, since a file may be replaced while it is read.
+        versions: of each file, as it was planned; a file is looked up before it is read. Whoever keeps results of the
+            rows calls `check_unchanged` first, since a file may be replaced while it is read.
 
     Raises:
         ChangedFile: a file has another version, or has no such row.
         StorageError: a file cannot be read.
     """
-    wanted = pa.schema([(id_column, pa.string()), ("text", pa.string()), ("image", pa.binary())])
-    opened = _LastOpened(storage, wanted, versions)
+    schema = pa.schema([(id_column, pa.string()), ("text", pa.string()), ("image", pa.binary())])
+    reader = _Reader(storage, schema, versions)
     try:
-        for (file, group), run in groupby(refs, key=lambda ref: (ref.file, ref.row_group)):
-            if cache is not None:
-                yield from _rows(file, group, [ref.row for ref in run], opened, cache)
-        if cache is None:
-            for _, of_file in groupby(refs, key=lambda ref: ref.file):
-                for window in _windows(list(of_file), opened):
-                    yield from _window_rows(window, opened)
+        if cache is not None:
+            for (file, group), refs_of_group in groupby(refs, key=lambda ref: (ref.file, ref.row_group)):
+                yield from _cached_rows(file, group, [ref.row for ref in refs_of_group], reader, cache)
+        else:
+            for _, refs_of_file in groupby(refs, key=lambda ref: ref.file):
+                for window in _windows(list(refs_of_file), reader, window_bytes):
+                    yield from _window_rows(window, reader)
     finally:
-        opened.close()
+        reader.close()
 
 
 def check_unchanged(storage: Storage, versions: Mapping[str, str], files: Iterable[str]) -> None:
-    """Make sure that files still have the versions that were planned.
+    """Check that files still have the versions that were planned.
 
     Raises:
         ChangedFile: one has not, or is gone.
     """
-    wanted = sorted(set(files))
-    with ThreadPoolExecutor(_LOOKING_THREADS, "versions") as pool:
-        for file, found in zip(wanted, pool.map(storage.version, wanted), strict=True):
-            if found != versions.get(file):
-                raise ChangedFile(file, "it has changed since the run was planned")
+    ordered = sorted(set(files))
+    with ThreadPoolExecutor(_VERSION_THREADS, "versions") as pool:
+        for file, version in zip(ordered, pool.map(storage.version, ordered), strict=True):
+            if version != versions.get(file):
+                raise ChangedFile(file, _CHANGED)
 
 
-class _LastOpened:
-    """The Parquet file read last, kept open: references mostly come file by file."""
+class _Reader:
+    """Reads row groups; keeps the last Parquet file open, since references mostly come file by file."""
 
-    def __init__(self, storage: Storage, wanted: pa.Schema, versions: Mapping[str, str] | None) -> None:
-        self.wanted = wanted
-        self.storage = storage
+    def __init__(self, storage: Storage, schema: pa.Schema, versions: Mapping[str, str] | None) -> None:
+        self.schema = schema
         self.versions = versions
+        self._storage = storage
         self._file: str | None = None
         self._parquet: pq.ParquetFile | None = None
 
-    def row_group(self, file: str, group: int) -> pq.ParquetFile:
-        """The file that holds a row group."""
+    def open(self, file: str, group: int) -> pq.ParquetFile:
+        """The file that has a row group; checks its version and columns when it is opened."""
         if self._parquet is None or self._file != file:
             self.close()
-            if self.versions is not None and self.storage.version(file) != self.versions.get(file):
-                raise ChangedFile(file, "it has changed since the run was planned")
-            self._parquet = self.storage.open_parquet(file)
+            if self.versions is not None and self._storage.version(file) != self.versions.get(file):
+                raise ChangedFile(file, _CHANGED)
+            self._parquet = self._storage.open_parquet(file)
             self._file = file
-            check_columns(file, self._parquet.schema_arrow, self.wanted)
+            check_columns(file, self._parquet.schema_arrow, self.schema)
         if not 0 <= group < self._parquet.metadata.num_row_groups:
-            raise ChangedFile(file, f"row group {group} has no such row: it has changed since the run was planned")
+            raise _no_row(file, group)
         return self._parquet
+
+    def size(self, file: str, group: int) -> int:
+        """Decompressed bytes of a row group's columns."""
+        return row_group_bytes(self.open(file, group), group, self.schema.names)[1]
+
+    def batches(self, file: str, groups: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """The rows of some row groups, in batches."""
+        return read_row_groups(self._storage, file, self.open(file, groups[-1]), groups, self.schema, _BATCH_ROWS)
 
     def close(self) -> None:
         if self._parquet is not None:
@@ -171,78 +181,147 @@ class _LastOpened:
             self._parquet = None
 
 
-def _rows(file: str, group: int, rows: Sequence[int], opened: _LastOpened, cache: RowGroupCache) -> Iterator[Blob]:
+def _no_row(file: str, group: int) -> ChangedFile:
+    return ChangedFile(file, f"row group {group} has no such row: {_CHANGED}")
+
+
+def _cached_rows(file: str, group: int, rows: Sequence[int], reader: _Reader, cache: RowGroupCache) -> Iterator[Blob]:
     """Rows of one row group, in the order asked for."""
-    id_column = opened.wanted.names[0]
-    held_as = file if opened.versions is None else f"{file} {opened.versions.get(file)}"
-    table = cache.get(held_as, group, id_column)
+    id_column = reader.schema.names[0]
+    key = file if reader.versions is None else f"{file} {reader.versions.get(file)}"
+    table = cache.get(key, group, id_column)
     if table is None:
-        parquet = opened.row_group(file, group)
-        batches = read_row_groups(opened.storage, file, parquet, [group], opened.wanted, _BATCH_ROWS)
-        if row_group_bytes(parquet, group, opened.wanted.names)[1] > cache.max_bytes:
-            yield from _picked(file, group, rows, batches)
+        if reader.size(file, group) > cache.max_bytes:
+            yield from _rows(file, group, rows, reader.batches(file, [group]))
             return
-        table = pa.Table.from_batches(batches)
-        cache.put(held_as, group, id_column, table)
-    yield from _picked(file, group, rows, iter(table.to_batches()))
+        table = pa.Table.from_batches(reader.batches(file, [group]))
+        cache.put(key, group, id_column, table)
+    yield from _rows(file, group, rows, iter(table.to_batches()))
 
 
-def _windows(refs: Sequence[BlobRef], opened: _LastOpened) -> Iterator[list[BlobRef]]:
-    """References to one file, cut where a row group does not come after the last or WINDOW_BYTES are full."""
+def _windows(refs: Sequence[BlobRef], reader: _Reader, max_bytes: int) -> Iterator[list[BlobRef]]:
+    """References to one file, cut where row groups do not ascend or exceed `max_bytes` together."""
     window: list[BlobRef] = []
-    room = 0
-    for group, run in groupby(refs, key=lambda ref: ref.row_group):
-        size = row_group_bytes(opened.row_group(refs[0].file, group), group, opened.wanted.names)[1]
-        if window and (group <= window[-1].row_group or size > room):
+    left = 0
+    for group, refs_of_group in groupby(refs, key=lambda ref: ref.row_group):
+        size = reader.size(refs[0].file, group)
+        if window and (group <= window[-1].row_group or size > left):
             yield window
             window = []
         if not window:
-            room = WINDOW_BYTES
-        window += run
-        room -= size
+            left = max_bytes
+        window += refs_of_group
+        left -= size
     yield window
 
 
-def _window_rows(window: Sequence[BlobRef], opened: _LastOpened) -> Iterator[Blob]:
+def _window_rows(window: Sequence[BlobRef], reader: _Reader) -> Iterator[Blob]:
     """The rows of a window, in the order asked for: its row groups are read as if they were one."""
     file = window[0].file
     groups = list(dict.fromkeys(ref.row_group for ref in window))
-    parquet = opened.row_group(file, groups[-1])
-    counts = [parquet.metadata.row_group(group).num_rows for group in groups]
-    starts = dict(zip(groups, accumulate(counts, initial=0), strict=False))
+    metadata = reader.open(file, groups[-1]).metadata
+    counts = {group: metadata.row_group(group).num_rows for group in groups}
+    starts = dict(zip(groups, accumulate(counts.values(), initial=0), strict=False))
     for ref in window:
-        if not 0 <= ref.row < counts[groups.index(ref.row_group)]:
-            raise ChangedFile(
-                file, f"row group {ref.row_group} has no such row: it has changed since the run was planned"
-            )
-    batches = read_row_groups(opened.storage, file, parquet, groups, opened.wanted, _BATCH_ROWS)
-    yield from _picked(file, groups[0], [starts[ref.row_group] + ref.row for ref in window], batches)
+        if not 0 <= ref.row < counts[ref.row_group]:
+            raise _no_row(file, ref.row_group)
+    rows = [starts[ref.row_group] + ref.row for ref in window]
+    yield from _rows(file, groups[0], rows, reader.batches(file, groups))
 
 
-def _picked(file: str, group: int, rows: Sequence[int], batches: Iterator[pa.RecordBatch]) -> Iterator[Blob]:
-    """Rows taken from batches that pass by once; only rows that are still owed out of order are held."""
-    held: dict[int, Blob] = {}
+def _rows(file: str, group: int, rows: Sequence[int], batches: Iterator[pa.RecordBatch]) -> Iterator[Blob]:
+    """Rows from batches that are read once; only rows that are needed later, out of order, are kept."""
+    kept: dict[int, Blob] = {}
     last_use = {row: position for position, row in enumerate(rows)}
-    ahead = _passing(sorted(last_use), batches)
+    ascending = _ascending_rows(sorted(last_use), batches)
     for position, row in enumerate(rows):
-        while row not in held:
-            passed = next(ahead, None)
-            if passed is None:
-                raise ChangedFile(file, f"row group {group} has no such row: it has changed since the run was planned")
-            held[passed[0]] = passed[1]
-        yield held.pop(row) if last_use[row] == position else held[row]
+        while row not in kept:
+            following = next(ascending, None)
+            if following is None:
+                raise _no_row(file, group)
+            kept[following[0]] = following[1]
+        yield kept.pop(row) if last_use[row] == position else kept[row]
 
 
-def _passing(rows: Sequence[int], batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, Blob]]:
+def _ascending_rows(rows: Sequence[int], batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, Blob]]:
     """(row, blob) for ascending rows, reading no further than the last of them."""
-    wanted = iter(rows)
-    row = next(wanted, None)
+    remaining = iter(rows)
+    row = next(remaining, None)
     first = 0
     for batch in batches:
         while row is not None and first <= row < first + batch.num_rows:
-            ident, text, image = (column[row - first].as_py() for column in batch.columns)
-            yield row, Blob(ident or "", text, image)
-            row = next(wanted, None)
+            blob_id, text, image = (column[row - first].as_py() for column in batch.columns)
+            yield row, Blob(blob_id or "", text, image)
+            row = next(remaining, None)
         if row is None:
             return
         first += batch.num_rows
+
+
+def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
+    """Run an iterator in a thread, up to `depth` items ahead, so that fetching and scoring overlap.
+
+    What it raises is raised here, after the items before. The thread starts with the first item asked for, and ends
+    when the consumer stops, early or not.
+    """
+    if depth < 1:
+        raise ValueError(f"depth {depth}: at least one item must be fetched ahead")
+    return _consume(items, depth)
+
+
+def _consume(items: Iterator[T], depth: int) -> Iterator[T]:
+    feed = _Feed(items, depth)
+    thread = threading.Thread(target=feed.fill, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        yield from feed.drain()
+    finally:
+        feed.stop()
+        thread.join()
+
+
+class _Feed(Generic[T]):
+    """A bounded queue between two threads that either of them can end."""
+
+    def __init__(self, items: Iterator[T], depth: int) -> None:
+        self._items = items
+        self._depth = depth
+        self._ready: deque[T] = deque()
+        self._failure: BaseException | None = None
+        self._ended = False
+        self._changed = threading.Condition()
+
+    def fill(self) -> None:
+        """Run by the thread: pull items until there are no more, one fails, or the consumer has stopped."""
+        try:
+            for item in self._items:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._ended or len(self._ready) < self._depth)
+                    if self._ended:
+                        break
+                    self._ready.append(item)
+                    self._changed.notify_all()
+            if close := getattr(self._items, "close", None):
+                close()  # in the thread that ran it: a generator's files are closed where they were opened
+        except BaseException as failure:  # whatever it is, drain raises it again
+            self._failure = failure
+        self.stop()
+
+    def drain(self) -> Iterator[T]:
+        """The consumer's side."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._ready)
+                if not self._ready:
+                    break
+                item = self._ready.popleft()
+                self._changed.notify_all()
+            yield item
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """End both sides; what is ready may still be drained."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Files of an output folder that no kept run needs: found, and deleted."""
+"""Cleaning and compaction: the files of an output folder that no kept run needs, listed and deleted."""
 
 from __future__ import annotations
 
@@ -6,18 +6,33 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
-from lakerank.lake.retention import Retention, RunState, below, run_states
-from lakerank.lake.runs import RunPaths
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lakerank.lake.runs import (
+    RunContents,
+    RunPaths,
+    current_run,
+    planned_contents,
+    publication_time,
+    published_contents,
+    read_manifest,
+)
+from lakerank.lake.scores import CorruptScoreFile, read_unit
 from lakerank.lake.storage import PROBE_PREFIX, Storage, StoredFile, join
-from lakerank.lake.superseded import superseded_units
 from lakerank.lake.tables import index_key
 from lakerank.lake.uris import redacted
+from lakerank.records import TRANSIENT_REASONS
 
 #: The folders of an output folder that lakerank writes. Nothing else is ever looked at.
 FOLDERS = ("runs", "ranked", "rejected", "scores", "index")
 
-#: Files deleted between two looks for jobs that have started.
+#: Folders that have one folder a run, and the prefix of its name.
+_RUN_FOLDERS = (("runs", ""), ("ranked", "run_id="), ("rejected", "run_id="))
+
+#: Files deleted between two checks for jobs that have started.
 BATCH = 500
 
 _THREADS = 16
@@ -26,9 +41,25 @@ _ATTEMPT = re.compile(r"([^/]+)/plan/((?:pass-[0-9]+/)?)([0-9a-f]+)/.")
 _OF_SCORER = re.compile(r"(?:index/)?scores/scorer=([^/]+)/[^./][^/]*\.parquet")
 _INDEX = re.compile(r"[a-z]+/([0-9a-f]+)-\d+\.parquet")
 
+#: (query_hash, doc_hash) of a scored pair.
+PairHashes = tuple[str, str]
+
 
 @dataclass(frozen=True, slots=True)
-class Garbage:
+class Retention:
+    """Which runs to keep. Times are in seconds.
+
+    Of the published runs: the current one, the `keep_runs` latest, and those younger than `keep_s`. An unpublished run
+    that has written nothing for `grace_s` is abandoned; a younger one may be running.
+    """
+
+    keep_runs: int = 3
+    keep_s: float = 0.0
+    grace_s: float = 48 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
     """A file to delete, and why."""
 
     file: StoredFile
@@ -36,23 +67,43 @@ class Garbage:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
-    """What an output folder holds: every run, what may be deleted, and the jobs known of when that was decided."""
+class CleaningPlan:
+    """The ids of all runs and of those kept, the files to delete, and the announced jobs when that was decided."""
 
-    runs: tuple[RunState, ...]
-    garbage: tuple[Garbage, ...]
+    runs: tuple[str, ...]
+    kept: tuple[str, ...]
+    deletions: tuple[Deletion, ...]
     jobs: Mapping[str, str | None]
 
 
-def survey(
+@dataclass(frozen=True, slots=True)
+class _Lake:
+    """An output folder: its files by top-level folder, and the contents of every run, kept or not.
+
+    Of files last written before `oldest` no running job can be the writer.
+    """
+
+    storage: Storage
+    output: str
+    files: Mapping[str, Sequence[StoredFile]]
+    oldest: float
+    kept: Mapping[str, RunContents]
+    expired: Mapping[str, RunContents]
+
+    def relative(self, folder: str, file: StoredFile) -> str:
+        """A file's path below one of the output's folders."""
+        return file.uri.removeprefix(join(self.output, folder)).lstrip("/")
+
+
+def plan_cleaning(
     storage: Storage,
     output: str,
     retention: Retention,
     scorers: Iterable[str] | None,
     tables: Mapping[str, str],
     now: float,
-) -> Survey:
-    """Find what no kept run needs. Reads listings, manifests and plans; deletes nothing.
+) -> CleaningPlan:
+    """List what no kept run needs. Reads listings, manifests and plans; deletes nothing.
 
     Args:
         scorers: whose scores are kept beside those of the kept runs; None to keep every scorer's.
@@ -60,38 +111,38 @@ def survey(
         now: Unix time.
 
     Raises:
-        StorageError: something cannot be read.
+        StorageError: something cannot be read, or a manifest or plan lacks what its run needs.
     """
     jobs = started_jobs(storage, output)
-    found = {folder: storage.walk(join(output, folder)) for folder in FOLDERS}
-    runs = run_states(storage, output, found, retention, now)
-    old = now - retention.grace_s
-    active = [run for run in runs if run.kept and not run.published]
-    garbage = [
-        *_temporary([file for files in found.values() for file in files], old),
-        *_of_runs(output, found, runs, old),
-        *_of_scorers(storage, output, found, runs, scorers, old),
-    ]
-    if not active:  # a run that is being planned may be reading the index of a file that has just been replaced
-        garbage += _stale_index(storage, output, found["index"], tables, old)
-    return Survey(tuple(runs), _once(garbage), jobs)
+    files = {folder: storage.walk(join(output, folder)) for folder in FOLDERS}
+    kept, expired = _runs(storage, output, files, retention, now)
+    lake = _Lake(storage, output, files, now - retention.grace_s, kept, expired)
+    deletions = [*_temporary_files(lake), *_files_of_runs(lake), *_files_of_scorers(lake, scorers)]
+    if all(run.published for run in kept.values()):  # a run under way may read the index of a file just replaced
+        deletions += _stale_index(lake, tables)
+    first_reasons: dict[str, Deletion] = {}
+    for deletion in deletions:
+        first_reasons.setdefault(deletion.file.uri, deletion)
+    ordered = tuple(first_reasons[uri] for uri in sorted(first_reasons))
+    return CleaningPlan(tuple(sorted({*kept, *expired})), tuple(sorted(kept)), ordered, jobs)
 
 
-def delete(storage: Storage, output: str, found: Survey, deleted: Callable[[Garbage], None]) -> bool:
-    """Delete what a survey found, manifests first, so that none names what is gone; calls `deleted` for each.
+def delete(storage: Storage, output: str, plan: CleaningPlan, deleted: Callable[[Deletion], None]) -> bool:
+    """Delete a plan's files, manifests first, so that none names what is gone; calls `deleted` for each.
 
     Returns:
-        False when a job has started since the survey: it may need what is left, so that is left alone.
+        False when a job has started since the plan was made: it may need what is left, so that is left alone.
     """
-    manifests = {RunPaths(output, run.run_id).manifest for run in found.runs}
-    ordered = sorted(found.garbage, key=lambda garbage: (garbage.file.uri not in manifests, garbage.file.uri))
+    manifests = {RunPaths(output, run_id).manifest for run_id in plan.runs}
+    ordered = sorted(plan.deletions, key=lambda deletion: (deletion.file.uri not in manifests, deletion.file.uri))
     with ThreadPoolExecutor(_THREADS, "clean") as pool:
         for first in range(0, len(ordered), BATCH):
-            if started_jobs(storage, output) != found.jobs:
+            if started_jobs(storage, output) != plan.jobs:
                 return False
             batch = ordered[first : first + BATCH]
-            for garbage, _ in zip(batch, pool.map(storage.delete, (item.file.uri for item in batch)), strict=True):
-                deleted(garbage)
+            uris = (deletion.file.uri for deletion in batch)
+            for deletion, _ in zip(batch, pool.map(storage.delete, uris), strict=True):
+                deleted(deletion)
     for folder in FOLDERS:
         storage.remove_empty_folders(join(output, folder))
     return True
@@ -103,106 +154,158 @@ def started_jobs(storage: Storage, output: str) -> dict[str, str | None]:
     return {name: storage.version(RunPaths(output, name).started) for name in names}
 
 
-def _once(garbage: Iterable[Garbage]) -> tuple[Garbage, ...]:
-    """Each file under the first reason found, in the order of the files."""
-    reasons: dict[str, Garbage] = {}
-    for item in garbage:
-        reasons.setdefault(item.file.uri, item)
-    return tuple(reasons[uri] for uri in sorted(reasons))
-
-
-def _temporary(files: Iterable[StoredFile], old: float) -> Iterator[Garbage]:
-    for file in files:
-        name = file.uri.rpartition("/")[2]
-        if file.written < old and (_TEMPORARY.fullmatch(name) or name.startswith(PROBE_PREFIX)):
-            yield Garbage(file, "temporary file")
-
-
-def _of_runs(
-    output: str, found: Mapping[str, Sequence[StoredFile]], runs: Sequence[RunState], old: float
-) -> Iterator[Garbage]:
-    """Everything of runs that are not kept; of kept ones what their manifest or plan does not name."""
-    states = {run.run_id: run for run in runs}
-    for folder, prefix in (("runs", ""), ("ranked", "run_id="), ("rejected", "run_id=")):
-        for file in found[folder]:
-            name, slash, _ = below(output, folder, file.uri).partition("/")
-            run = states.get(name.removeprefix(prefix)) if slash and name.startswith(prefix) else None
-            if run is None or file.uri.rpartition("/")[2].startswith("."):
-                continue
-            if not run.kept:
-                yield Garbage(file, "old run" if run.published else "unfinished run")
-            elif file.written < old and _is_orphan(output, folder, file, run):
-                yield Garbage(file, "orphan")
-
-
-def _is_orphan(output: str, folder: str, file: StoredFile, run: RunState) -> bool:
-    if folder != "runs":
-        return run.published and file.uri not in run.files
-    attempt = _ATTEMPT.match(below(output, folder, file.uri))
-    if attempt is None:
-        return False
-    counts = run.attempts.get(attempt[2])
-    return run.published if counts is None else attempt[3] != counts
-
-
-def _of_scorers(
-    storage: Storage,
-    output: str,
-    found: Mapping[str, Sequence[StoredFile]],
-    runs: Sequence[RunState],
-    scorers: Iterable[str] | None,
-    old: float,
-) -> Iterator[Garbage]:
-    """Scores, and their index, of scorers that are not kept; of kept ones what is superseded."""
-    kept = [run for run in runs if run.kept]
-    unknown = any(run.scorers is None for run in kept)
-    used = {scorer for run in kept for scorer in run.scorers or ()}
-    retained = None if scorers is None or unknown else {*scorers, *used}
-    # A run under way may be about to name any of its scorers' files; one that has not said which, any at all.
-    running = [run for run in kept if not run.published]
-    busy = {scorer for run in running for scorer in run.scorers or ()}
-    all_busy = any(run.scorers is None for run in running)
-    for scorer, files in _by_scorer(output, [*found["scores"], *found["index"]]).items():
-        if retained is not None and scorer not in retained:
-            yield from (Garbage(file, "old scorer") for file in files if file.written < old)
-        elif not all_busy and scorer not in busy:
-            named = frozenset(unit for run in kept for unit in run.units.get(scorer, ()))
-            units = {_unit(file): file for file in files if below(output, "scores", file.uri).startswith("scorer=")}
-            reasons = superseded_units(storage, output, scorer, units, named, old)
-            yield from (Garbage(units[unit], why) for unit, why in reasons.items())
-
-
-def _by_scorer(output: str, files: Iterable[StoredFile]) -> dict[str, list[StoredFile]]:
-    """Files of scores and of their index, by scorer; files of other kinds are left out."""
-    held: dict[str, list[StoredFile]] = {}
-    for file in files:
-        match = _OF_SCORER.fullmatch(below(output, "", file.uri))
-        if match:
-            held.setdefault(match[1], []).append(file)
-    return held
-
-
-def _unit(file: StoredFile) -> str:
-    return file.uri.rpartition("/")[2].removesuffix(".parquet")
-
-
-def _stale_index(
-    storage: Storage, output: str, files: Sequence[StoredFile], tables: Mapping[str, str], old: float
-) -> Iterator[Garbage]:
-    """The index of table files that are not there any more, or not in that version."""
-    present = {index_key(info) for address in tables.values() for info in storage.list_parquet(address)}
-    for file in files:
-        index = _INDEX.fullmatch(below(output, "index", file.uri))
-        if index and index[1] not in present and file.written < old:
-            yield Garbage(file, "stale index")
-
-
-def describe(output: str, garbage: Iterable[Garbage]) -> Iterator[str]:
+def describe(output: str, deletions: Iterable[Deletion]) -> Iterator[str]:
     """One line for each reason and folder: what it is, where, how many files, how many bytes."""
     totals: dict[tuple[str, str], tuple[int, int]] = {}
-    for item in garbage:
-        where = "/".join(item.file.uri.removeprefix(output).strip("/").split("/")[:2])
-        files, size = totals.get((item.why, where), (0, 0))
-        totals[item.why, where] = files + 1, size + item.file.size
+    for deletion in deletions:
+        where = "/".join(deletion.file.uri.removeprefix(output).strip("/").split("/")[:2])
+        files, size = totals.get((deletion.why, where), (0, 0))
+        totals[deletion.why, where] = files + 1, size + deletion.file.size
     for (why, where), (files, size) in sorted(totals.items()):
         yield f"{why:<17} {redacted(where)}: {files} file{'s' if files > 1 else ''}, {size:,} bytes"
+
+
+def _runs(
+    storage: Storage, output: str, files: Mapping[str, Sequence[StoredFile]], retention: Retention, now: float
+) -> tuple[dict[str, RunContents], dict[str, RunContents]]:
+    """Every run that has left a file: those to keep, and the others."""
+    latest: dict[str, float] = {}  # when each run last wrote a file of its own
+    for folder, prefix in _RUN_FOLDERS:
+        for file in files[folder]:
+            name, slash, _ = file.uri.removeprefix(join(output, folder)).lstrip("/").partition("/")
+            if slash and name.startswith(prefix):
+                run_id = name.removeprefix(prefix)
+                latest[run_id] = max(latest.get(run_id, 0.0), file.written)
+    manifests = {run_id: read_manifest(storage, output, run_id) for run_id in sorted(latest)}
+    published = {run_id: manifest for run_id, manifest in manifests.items() if manifest is not None}
+    retained = _retained(storage, output, published, retention, now)
+    kept: dict[str, RunContents] = {}
+    expired: dict[str, RunContents] = {}
+    for run_id in manifests:
+        if run_id in published:
+            contents = published_contents(output, run_id, published[run_id])
+            is_kept = run_id in retained
+        else:
+            contents = planned_contents(storage, output, run_id)
+            own = (file.written for file in files["scores"] if file.uri in contents.planned)
+            is_kept = max([latest[run_id], *own]) > now - retention.grace_s
+        (kept if is_kept else expired)[run_id] = contents
+    return kept, expired
+
+
+def _retained(
+    storage: Storage, output: str, manifests: Mapping[str, Mapping[str, Any]], retention: Retention, now: float
+) -> set[str]:
+    """Ids of the published runs to keep."""
+    times = {run_id: publication_time(run["published_at"]).timestamp() for run_id, run in manifests.items()}
+    by_age = sorted(times, key=lambda run_id: (times[run_id], run_id), reverse=True)
+    retained = set(by_age[: retention.keep_runs]) | {run for run in by_age if times[run] > now - retention.keep_s}
+    current = current_run(storage, output)
+    return retained | ({current["run_id"]} if current else set())
+
+
+def _temporary_files(lake: _Lake) -> Iterator[Deletion]:
+    for file in (file for files in lake.files.values() for file in files):
+        name = file.uri.rpartition("/")[2]
+        if file.written < lake.oldest and (_TEMPORARY.fullmatch(name) or name.startswith(PROBE_PREFIX)):
+            yield Deletion(file, "temporary file")
+
+
+def _files_of_runs(lake: _Lake) -> Iterator[Deletion]:
+    """All files of expired runs; of kept ones those that their manifest or plan does not name."""
+    for folder, prefix in _RUN_FOLDERS:
+        for file in lake.files[folder]:
+            name, slash, _ = lake.relative(folder, file).partition("/")
+            run_id = name.removeprefix(prefix) if slash and name.startswith(prefix) else ""
+            if file.uri.rpartition("/")[2].startswith("."):
+                continue
+            if run_id in lake.expired:
+                yield Deletion(file, "old run" if lake.expired[run_id].published else "unfinished run")
+            elif run_id in lake.kept and file.written < lake.oldest and _is_orphan(lake, folder, file, run_id):
+                yield Deletion(file, "orphan")
+
+
+def _is_orphan(lake: _Lake, folder: str, file: StoredFile, run_id: str) -> bool:
+    run = lake.kept[run_id]
+    if folder != "runs":
+        return run.published and file.uri not in run.ranked
+    attempt = _ATTEMPT.match(lake.relative(folder, file))
+    if attempt is None:
+        return False
+    valid = run.attempts.get(attempt[2])
+    return run.published if valid is None else attempt[3] != valid
+
+
+def _files_of_scorers(lake: _Lake, scorers: Iterable[str] | None) -> Iterator[Deletion]:
+    """Scores, and their index, of scorers that are not kept; of kept ones the redundant and corrupt unit files."""
+    unknown = any(run.scorers is None for run in lake.kept.values())
+    used = {scorer for run in lake.kept.values() for scorer in run.scorers or ()}
+    retained = None if scorers is None or unknown else {*scorers, *used}
+    # A run under way may be about to name any of its scorers' files; one that has not named its scorers, any at all.
+    running = [run for run in lake.kept.values() if not run.published]
+    busy = {scorer for run in running for scorer in run.scorers or ()}
+    all_busy = any(run.scorers is None for run in running)
+    for scorer, files in _by_scorer(lake).items():
+        if retained is not None and scorer not in retained:
+            yield from (Deletion(file, "old scorer") for file in files if file.written < lake.oldest)
+        elif not all_busy and scorer not in busy:
+            scores = [file for file in files if lake.relative("scores", file).startswith("scorer=")]
+            units = {file.uri.rpartition("/")[2].removesuffix(".parquet"): file for file in scores}
+            yield from _redundant_units(lake, scorer, units)
+
+
+def _by_scorer(lake: _Lake) -> dict[str, list[StoredFile]]:
+    """Files of scores and of their index, by scorer; files of other kinds are left out."""
+    files: dict[str, list[StoredFile]] = {}
+    for file in (*lake.files["scores"], *lake.files["index"]):
+        match = _OF_SCORER.fullmatch(lake.relative("", file))
+        if match:
+            files.setdefault(match[1], []).append(file)
+    return files
+
+
+def _redundant_units(lake: _Lake, scorer: str, units: Mapping[str, StoredFile]) -> Iterator[Deletion]:
+    """Old unit files that no kept run names and whose scores all are in other files, or that are corrupt.
+
+    Of several such units with the same pair the first by name keeps it. Memory grows with the pairs of the units that
+    no run names, not with the others.
+    """
+
+    def pairs_of(unit: str) -> set[PairHashes] | None:
+        return _lasting_pairs(lake.storage, lake.output, scorer, unit)
+
+    named = {unit for run in lake.kept.values() for unit in run.units.get(scorer, ())}
+    unnamed = sorted(unit for unit, file in units.items() if unit not in named and file.written < lake.oldest)
+    pairs = {unit: pairs_of(unit) for unit in unnamed}
+    candidates = {pair for hashes in pairs.values() for pair in hashes or ()}
+    others = [unit for unit in units if unit not in pairs] if candidates else []
+    elsewhere: set[PairHashes] = set()
+    with ThreadPoolExecutor(_THREADS, "compaction") as pool:
+        elsewhere.update(*pool.map(lambda unit: (pairs_of(unit) or set()) & candidates, others))
+    for unit, hashes in pairs.items():
+        if hashes is None:
+            yield Deletion(units[unit], "torn scores")
+        elif hashes <= elsewhere:
+            yield Deletion(units[unit], "superseded scores")
+        else:
+            elsewhere |= hashes
+
+
+def _lasting_pairs(storage: Storage, output: str, scorer: str, unit: str) -> set[PairHashes] | None:
+    """The pairs of a unit whose results are not transient; None when its file is corrupt."""
+    try:
+        rows = read_unit(storage, output, scorer, unit)
+    except CorruptScoreFile:
+        return None
+    transient = pc.is_in(rows["reason"], pa.array([reason.value for reason in TRANSIENT_REASONS]))
+    lasting = rows.filter(pc.invert(transient)).select(["query_hash", "doc_hash"])
+    return set(zip(*(column.to_pylist() for column in lasting.columns), strict=True))
+
+
+def _stale_index(lake: _Lake, tables: Mapping[str, str]) -> Iterator[Deletion]:
+    """The index of table files that are gone, or have another version."""
+    present = {index_key(info) for address in tables.values() for info in lake.storage.list_parquet(address)}
+    for file in lake.files["index"]:
+        index = _INDEX.fullmatch(lake.relative("index", file))
+        if index and index[1] not in present and file.written < lake.oldest:
+            yield Deletion(file, "stale index")

@@ -1,15 +1,17 @@
-"""A run as it lies in the lake: its folders, its manifest, and the pointer that says which run readers see."""
+"""Runs in the lake: their folders, manifests, what each of them needs, and the pointer to the published run."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 from lakerank.errors import ConfigError, StorageError
+from lakerank.lake.scores import PlannedUnits, read_reused_units, unit_address
 from lakerank.lake.storage import Storage, join
 
 #: Each failed try means that another run was published in between.
@@ -19,15 +21,15 @@ _RUN_ID = re.compile(r"[A-Za-z0-9_:+-][A-Za-z0-9._:+-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class RunPaths:
-    """Where everything of one run lies below the output folder. A run of several scorers has a plan for each pass."""
+    """Where a run's files are, below the output folder. A run of several scorers has a plan for each stage."""
 
     output: str
     run_id: str
-    pass_number: int = 1
+    stage: int = 1
 
-    def of_pass(self, number: int) -> RunPaths:
-        """The same run, its pass of that number: only where the plan lies differs."""
-        return replace(self, pass_number=number)
+    def of_stage(self, number: int) -> RunPaths:
+        """The same run at another stage: only the plan's folder differs."""
+        return replace(self, stage=number)
 
     @property
     def folder(self) -> str:
@@ -39,8 +41,7 @@ class RunPaths:
 
     @property
     def plan(self) -> str:
-        first = join(self.folder, "plan")
-        return first if self.pass_number == 1 else join(first, f"pass-{self.pass_number}")
+        return join(self.folder, "plan", stage_folder(self.stage))
 
     @property
     def plan_file(self) -> str:
@@ -71,11 +72,35 @@ class RunPaths:
         return join(self.output, "current.json")
 
 
+@dataclass(frozen=True, slots=True)
+class RunContents:
+    """What a run's manifest, or its announcement and plans, name.
+
+    `scorers` is None for an unpublished run that has neither announced itself nor a plan. `attempts` has the valid plan
+    of each stage, by the stage's folder below `plan/` ("" for the first, "pass-2/" …). `units` are named by scorer.
+    `ranked` has the URIs of a published run's ranked and rejected files; `planned` those of the unit files that an
+    unpublished run writes itself.
+    """
+
+    run_id: str
+    published: bool
+    scorers: frozenset[str] | None
+    attempts: Mapping[str, str]
+    units: Mapping[str, frozenset[str]]
+    ranked: frozenset[str] = frozenset()
+    planned: frozenset[str] = frozenset()
+
+
+def stage_folder(number: int) -> str:
+    """The folder of a stage's plan below the run's `plan/`, with its slash; "" for the first stage."""
+    return "" if number == 1 else f"pass-{number}/"
+
+
 def check_run_id(run_id: str) -> None:
-    """Refuse a run id that could not be a folder's name everywhere.
+    """Check that a run id can be a folder's name everywhere.
 
     Raises:
-        ConfigError: says what an id may hold.
+        ConfigError: says which characters an id may have.
     """
     if not _RUN_ID.fullmatch(run_id):
         raise ConfigError(
@@ -84,19 +109,17 @@ def check_run_id(run_id: str) -> None:
 
 
 def announce(storage: Storage, paths: RunPaths, scorer: str, scorers: Sequence[str] = ()) -> None:
-    """Say that a job is about to plan or go on with a run, before it reads what others may want to delete.
+    """Announce that a job plans or resumes a run, before it reads what cleaning may delete.
 
-    `scorers` names those of all passes where there are several: none of their scores may be deleted meanwhile.
+    `scorers` names those of all stages where there are several: none of their scores may be deleted meanwhile.
     """
     moment = datetime.now(UTC).isoformat(timespec="microseconds")
-    several = {"scorers": list(scorers)} if scorers else {}
-    storage.replace(
-        paths.started, _json_bytes({"run_id": paths.run_id, "scorer": scorer, "started_at": moment} | several)
-    )
+    announcement = {"run_id": paths.run_id, "scorer": scorer, "started_at": moment}
+    storage.replace(paths.started, _json_bytes(announcement | ({"scorers": list(scorers)} if scorers else {})))
 
 
 def write_manifest(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any]) -> bool:
-    """Write what a run consists of, once; False when the run has a manifest already."""
+    """Write a run's manifest, once; False when it has one already."""
     return storage.create(paths.manifest, _json_bytes(manifest))
 
 
@@ -106,10 +129,10 @@ def read_manifest(storage: Storage, output: str, run_id: str) -> dict[str, Any] 
 
 
 def publish(storage: Storage, paths: RunPaths, published_at: str) -> bool:
-    """Point readers at a run whose manifest is written; False, and nothing done, when a later run is published.
+    """Move the pointer to a run whose manifest is written; False, unchanged, when a later run is published.
 
     `published_at` is ISO 8601 (UTC when it names no zone). Publishing the same run again changes nothing. Of runs
-    published at once the latest stays: the pointer is replaced only where it is still what was compared with.
+    published at once the latest stays: the pointer is replaced only if it has not changed since it was compared.
 
     Raises:
         StorageError: the run has no manifest: the pointer moves last.
@@ -139,13 +162,78 @@ def current_run(storage: Storage, output: str) -> dict[str, Any] | None:
 
 
 def _order(pointer: Mapping[str, Any]) -> tuple[datetime, str]:
-    """Pointers by age; the run id decides between two of the same microsecond."""
-    return _moment(pointer["published_at"]), pointer["run_id"]
+    """Sorts pointers by age; the run id decides between two of the same microsecond."""
+    return publication_time(pointer["published_at"]), pointer["run_id"]
 
 
-def _moment(published_at: str) -> datetime:
+def publication_time(published_at: str) -> datetime:
+    """An ISO 8601 time; UTC when it names no zone."""
     moment = datetime.fromisoformat(published_at)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def published_contents(output: str, run_id: str, manifest: Mapping[str, Any]) -> RunContents:
+    """What a published run's manifest names.
+
+    Raises:
+        StorageError: the manifest lacks something.
+    """
+    paths = RunPaths(output, run_id)
+    try:
+        ranked = {
+            join(folder, str(file["file"]).rpartition("/")[2])
+            for folder, key in ((paths.ranked, "ranked_files"), (paths.rejected, "rejected_files"))
+            for file in manifest[key]
+        }
+        first = {"scorer": manifest["scorer"], "attempt": manifest["plan"]["attempt"]}
+        stages = manifest.get("passes") or [{**manifest, **first}]  # a run of one scorer names them at its top
+        attempts = {stage_folder(number): stage["attempt"] for number, stage in enumerate(stages, start=1)}
+        units = _by_scorer((stage["scorer"], [*stage["units"], *stage["reused_units"]]) for stage in stages)
+    except (KeyError, TypeError) as error:
+        raise _incomplete(paths.manifest, error) from error
+    return RunContents(run_id, True, frozenset(units), attempts, units, ranked=frozenset(ranked))
+
+
+def planned_contents(storage: Storage, output: str, run_id: str) -> RunContents:
+    """What the announcement and the plans of an unpublished run name.
+
+    Raises:
+        StorageError: a plan lacks something or cannot be read.
+    """
+    announcement = read_json(storage, RunPaths(output, run_id).started) or {}
+    scorers = {*(announcement.get("scorers") or [announcement.get("scorer")])} - {None}
+    attempts, units, planned = {}, [], set()
+    for number in count(1):
+        paths = RunPaths(output, run_id, number)
+        plan = read_json(storage, paths.plan_file)
+        if plan is None:
+            break
+        try:
+            folder = join(paths.plan, plan["attempt"])
+            names = PlannedUnits(storage, folder, tuple(plan["unit_counts"]))
+            units.append((plan["scorer"], [*names, *read_reused_units(storage, folder)]))
+            attempts[stage_folder(number)] = plan["attempt"]
+            planned |= {unit_address(output, plan["scorer"], unit) for unit in names}
+        except (KeyError, TypeError) as error:
+            raise _incomplete(paths.plan_file, error) from error
+    scorers |= {scorer for scorer, _ in units}
+    known = frozenset(scorers) if scorers else None
+    return RunContents(run_id, False, known, attempts, _by_scorer(units), planned=frozenset(planned))
+
+
+def _by_scorer(stages: Iterable[tuple[str, Sequence[str]]]) -> dict[str, frozenset[str]]:
+    """Units by scorer; two stages of a run may share one."""
+    units: dict[str, frozenset[str]] = {}
+    for scorer, names in stages:
+        units[scorer] = units.get(scorer, frozenset()) | frozenset(names)
+    return units
+
+
+def _incomplete(uri: str, error: Exception) -> StorageError:
+    return StorageError(
+        f"{uri}: does not say what its run needs ({type(error).__name__}: {error}), so nothing can be deleted safely; "
+        "it was written by another version of lakerank: use that one, or delete the run's folder"
+    )
 
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:
@@ -154,12 +242,11 @@ def _json_bytes(value: Mapping[str, Any]) -> bytes:
 
 def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
     """A JSON object in the lake; None when the file is not there."""
+    data = storage.read_optional(uri)
+    if data is None:
+        return None
     try:
-        value = json.loads(storage.read_bytes(uri))
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
+        value = json.loads(data)
     except ValueError as error:
         raise StorageError(f"{uri}: not JSON ({error}); it was not written by lakerank") from error
     if not isinstance(value, dict):

@@ -1,8 +1,10 @@
-"""Scores as they lie in the lake: one immutable file a work unit, named by what it holds the scores of."""
+"""Scores in the lake: one immutable file a work unit, named by the pairs it holds, and the lists of a plan's units."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,19 +12,28 @@ import pyarrow.parquet as pq
 from lakerank.errors import SchemaError, StorageError
 from lakerank.fingerprint import sequence_hash
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import parquet_bytes
+from lakerank.lake.tables import parquet_bytes, read_table_file
 from lakerank.schemas import SCORES
 
 _SUFFIX = ".parquet"
 _UNIT_KEY = "lakerank.unit"
 _SCORER_KEY = "lakerank.scorer"
 _ROWS_KEY = "lakerank.rows"
-_ROW_GROUP_ROWS = 65_536
+_SCORES_ROW_GROUP = 65_536
 _ORDER = ("doc_id", "query_id", "doc_hash", "query_hash")
 
+#: A unit of a plan: its groups, pairs, and cost in tokens.
+UNITS = pa.schema([("unit", pa.string()), ("groups", pa.int64()), ("pairs", pa.int64()), ("cost", pa.int64())])
 
-class TornUnit(StorageError):
-    """A unit file is not whole, or not what its name says."""
+_REUSED_UNITS = pa.schema([("unit", pa.string())])
+_LIST_ROW_GROUP = 100_000
+
+#: Lists of units that this process has read, of one plan at a time, by plan folder and number.
+_names_cache: dict[tuple[str, int], list[str]] = {}
+
+
+class CorruptScoreFile(StorageError):
+    """A unit file is incomplete, or its content does not match its name."""
 
 
 def unit_name(pairs: Iterable[tuple[str, str, str, str]]) -> str:
@@ -41,9 +52,9 @@ def unit_address(output: str, scorer: str, unit: str) -> str:
 
 
 def write_unit(storage: Storage, output: str, scorer: str, unit: str, rows: pa.Table) -> bool:
-    """Write a unit's scores (schemas.SCORES, in any order) unless they are there; False when they were.
+    """Write a unit's scores (schemas.SCORES, in any order) unless they exist; False when they do.
 
-    Same rows, same bytes: a twin task that comes second changes nothing.
+    Same rows, same bytes: a duplicate task that comes second changes nothing.
 
     Raises:
         SchemaError: the rows are not of schemas.SCORES.
@@ -55,14 +66,14 @@ def write_unit(storage: Storage, output: str, scorer: str, unit: str, rows: pa.T
         raise SchemaError(f"{uri}: rows to be written are not scores: {error}") from error
     ordered = table.sort_by([(name, "ascending") for name in _ORDER])
     metadata = {_UNIT_KEY: unit, _SCORER_KEY: scorer, _ROWS_KEY: str(ordered.num_rows)}
-    return storage.create(uri, parquet_bytes(ordered, _ROW_GROUP_ROWS, metadata))
+    return storage.create(uri, parquet_bytes(ordered, _SCORES_ROW_GROUP, metadata))
 
 
 def read_unit(storage: Storage, output: str, scorer: str, unit: str) -> pa.Table:
     """A unit's scores, (doc_id, query_id) ascending, as schemas.SCORES.
 
     Raises:
-        TornUnit: the file is truncated or damaged, of another schema, or of another unit or scorer.
+        CorruptScoreFile: the file is truncated or damaged, or has another schema, unit or scorer.
         StorageError: the file cannot be read.
     """
     uri = unit_address(output, scorer, unit)
@@ -71,13 +82,13 @@ def read_unit(storage: Storage, output: str, scorer: str, unit: str) -> pa.Table
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
             table = parquet.read()
     except (pa.ArrowException, OSError) as error:
-        raise _torn(uri, f"not a whole Parquet file: {error}") from error
-    found = {key.decode(): value.decode("utf-8", "replace") for key, value in (table.schema.metadata or {}).items()}
+        raise _corrupt(uri, f"not a whole Parquet file: {error}") from error
+    metadata = {key.decode(): value.decode("utf-8", "replace") for key, value in (table.schema.metadata or {}).items()}
     for key, expected in ((_UNIT_KEY, unit), (_SCORER_KEY, scorer), (_ROWS_KEY, str(table.num_rows))):
-        if found.get(key) != expected:
-            raise _torn(uri, f"{key} should be {expected} (found: {found.get(key)})")
+        if metadata.get(key) != expected:
+            raise _corrupt(uri, f"{key} should be {expected} (found: {metadata.get(key)})")
     if not table.schema.equals(SCORES, check_metadata=False):
-        raise _torn(uri, f"columns are not those of a score file (found: {', '.join(table.schema.names)})")
+        raise _corrupt(uri, f"columns are not those of a score file (found: {', '.join(table.schema.names)})")
     return table.replace_schema_metadata(None)
 
 
@@ -87,8 +98,82 @@ def finished_units(storage: Storage, output: str, scorer: str) -> set[str]:
     return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
 
 
-def _torn(uri: str, what: str) -> TornUnit:
-    return TornUnit(
-        f"{uri}: {what}; delete the file and run again (with another --run-id, if this run was to reuse it): its pairs "
-        "are then scored anew"
+def _corrupt(uri: str, problem: str) -> CorruptScoreFile:
+    return CorruptScoreFile(
+        f"{uri}: {problem}; delete the file and run again (with another --run-id, if this run was to reuse it): its "
+        "pairs are then scored anew"
     )
+
+
+@dataclass(frozen=True)
+class PlannedUnits(Sequence[str]):
+    """Names of a plan's units, in file order: a sequence that holds only addresses and reads lists when needed.
+
+    There may be a million units, so workers are sent this. `folder` is the plan attempt's, `counts` how many units each
+    list names.
+    """
+
+    storage: Storage
+    folder: str
+    counts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = index if index >= 0 else index + len(self)
+        for part, count in enumerate(self.counts):
+            if 0 <= position < count:
+                return self._names(part)[position]
+            position -= count
+        raise IndexError(index)
+
+    def __iter__(self) -> Iterator[str]:
+        for part in range(len(self.counts)):
+            yield from self._names(part)
+
+    def table(self) -> pa.Table:
+        """Every unit with its counts (UNITS), for reports."""
+        return pa.concat_tables([UNITS.empty_table(), *(self._read(part) for part in range(len(self.counts)))])
+
+    def _names(self, part: int) -> list[str]:
+        if (self.folder, part) not in _names_cache:
+            for other in [key for key in _names_cache if key[0] != self.folder]:
+                del _names_cache[other]
+            _names_cache[self.folder, part] = self._read(part)["unit"].to_pylist()
+        return _names_cache[self.folder, part]
+
+    def _read(self, part: int) -> pa.Table:
+        address = _list_address(self.folder, part)
+        return pa.Table.from_batches([b for *_, b in read_table_file(self.storage, address, UNITS)], schema=UNITS)
+
+
+def write_unit_list(storage: Storage, folder: str, part: int, rows: pa.Table) -> None:
+    """Write one list of a plan's units (UNITS)."""
+    storage.replace(_list_address(folder, part), parquet_bytes(rows, _LIST_ROW_GROUP))
+
+
+def write_reused_units(storage: Storage, folder: str, units: Sequence[str]) -> None:
+    """Write the names of earlier runs' units whose scores a plan reuses."""
+    rows = pa.table({"unit": list(units)}, schema=_REUSED_UNITS)
+    storage.replace(_reused_address(folder), parquet_bytes(rows, _LIST_ROW_GROUP))
+
+
+def read_reused_units(storage: Storage, folder: str) -> list[str]:
+    """Names of earlier runs' units whose scores a plan reuses."""
+    batches = read_table_file(storage, _reused_address(folder), _REUSED_UNITS)
+    return [unit for *_, batch in batches for unit in batch.column(0).to_pylist()]
+
+
+def _list_address(folder: str, part: int) -> str:
+    return join(folder, "unit_lists", f"part-{part:05d}.parquet")
+
+
+def _reused_address(folder: str) -> str:
+    return join(folder, "reused_units.parquet")

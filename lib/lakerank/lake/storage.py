@@ -1,4 +1,4 @@
-"""The lake's files, local or in an object store, behind one small set of operations that can all be repeated."""
+"""Files of the lake, local or in an object store: a small set of operations that can all be repeated."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import pyarrow.parquet as pq
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from lakerank.errors import StorageError
-from lakerank.lake.backends.failures import is_transient, named
-from lakerank.lake.backends.files import FileInfo, Files, StoredFile
-from lakerank.lake.backends.local import LocalFiles
-from lakerank.lake.backends.object_store import ObjectFiles
+from lakerank.lake.backends import Backend, FileInfo, StoredFile
+from lakerank.lake.backends.failures import is_transient, storage_errors
+from lakerank.lake.backends.local import LocalBackend
+from lakerank.lake.backends.object_store import ObjectStoreBackend
 from lakerank.lake.backends.s3 import StorageOptions
 from lakerank.lake.uris import is_local, join, redacted
 
 __all__ = ["FileInfo", "Storage", "StorageOptions", "StoredFile", "join"]
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 logger = logging.getLogger(__name__)
 
-#: Begins the name of the hidden file that `check_writable` writes and deletes.
+#: Prefix of the hidden file that `check_writable` writes and deletes.
 PROBE_PREFIX = ".lakerank-probe-"
 
 _STREAM_BUFFER_BYTES = 8 * 2**20
@@ -35,7 +36,7 @@ _LONGEST_WAIT_S = 20.0
 class Storage:
     """Any URI that fsspec opens, and plain paths.
 
-    Holds options alone, so it is small and may be pickled: filesystems are made in the process that needs them.
+    Holds only options, so it is small and can be pickled: filesystems are made in the process that needs them.
     Every method raises StorageError with the URI, the cause and what to check. Small-file operations are tried up to
     `max_attempts` times; reads of bulk columns are retried by pyarrow's own client.
     """
@@ -52,140 +53,136 @@ class Storage:
         Raises:
             StorageError: there is no such file, or it cannot be listed.
         """
-        found = self._tried(uri, "listed", lambda files: files.find(uri))
-        if not found:
+        files = self._retry(uri, "listed", lambda backend: backend.find(uri))
+        if not files:
             raise StorageError(
                 f"{redacted(uri)}: no Parquet file is there; check the name, and that files end in .parquet"
             )
-        return sorted(found, key=lambda info: info.uri)
+        return sorted(files, key=lambda file: file.uri)
 
     def walk(self, folder: str) -> list[StoredFile]:
         """Every file below a folder, hidden ones too, sorted by URI; links are not followed."""
-        return sorted(self._tried(folder, "listed", lambda files: files.walk(folder)), key=lambda file: file.uri)
+        return sorted(self._retry(folder, "listed", lambda backend: backend.walk(folder)), key=lambda file: file.uri)
 
     def version(self, uri: str) -> str | None:
-        """A file's version, as `list_parquet` gives it; None when it is not there."""
-        try:
-            return self._tried(uri, "looked up", lambda files: files.info(uri).version)
-        except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
+        """A file's version, as in `list_parquet`; None when it is not there."""
+        return self._retry(uri, "looked up", _or_default(lambda backend: backend.info(uri).version, None))
 
     def list_names(self, folder: str) -> list[str]:
         """Base names directly in a folder, sorted, without hidden ones; [] when the folder does not exist."""
-        try:
-            names = self._tried(folder, "listed", lambda files: files.names(folder))
-        except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return []
-            raise
+        names = self._retry(folder, "listed", _or_default(lambda backend: backend.names(folder), []))
         return sorted(name for name in names if not name.startswith("."))
 
     def open_parquet(self, uri: str, streaming: bool = False) -> pq.ParquetFile:
         """Open a Parquet file: its footer is read now, columns of row groups when asked for, by range.
 
-        A row group's columns are fetched together, which object stores like best; `streaming` fetches a few megabytes
-        at a time instead, for row groups too large to be held. Close it with `close(force=True)`.
+        A row group's columns are fetched together, which suits object stores; `streaming` fetches a few megabytes at
+        a time instead, for row groups too large for memory. Close it with `close(force=True)`.
         """
-        with named(uri, "opened"):
-            source = self._files(uri).open(uri)
+        with storage_errors(uri, "opened"):
+            source = self._backend(uri).open(uri)
             if streaming:
                 return pq.ParquetFile(source, pre_buffer=False, buffer_size=_STREAM_BUFFER_BYTES)
             return pq.ParquetFile(source, pre_buffer=True)
 
     def read_bytes(self, uri: str) -> bytes:
         """A whole, small file."""
-        return self._tried(uri, "read", lambda files: files.read(uri))
+        return self._retry(uri, "read", lambda backend: backend.read(uri))
+
+    def read_optional(self, uri: str) -> bytes | None:
+        """A whole, small file; None when it is not there."""
+        return self._retry(uri, "read", _or_default(lambda backend: backend.read(uri), None))
 
     def exists(self, uri: str) -> bool:
         """Whether a file or folder is there."""
-        return self._tried(uri, "looked up", lambda files: files.exists(uri))
+        return self._retry(uri, "looked up", lambda backend: backend.exists(uri))
 
     def create(self, uri: str, data: bytes) -> bool:
-        """Write a file only if there is none of that name, in one step; False when it was already there.
+        """Write a file in one step only if it does not exist; False when it does.
 
         Of any number of writers at once exactly one gets True.
         """
-        writer = uuid.uuid4().hex
-
-        def attempt(files: Files) -> bool:
-            try:
-                files.create(uri, data, writer)
-            except FileExistsError:
-                return False
-            return True
-
-        return self._tried(uri, "created", attempt)
+        return self._replace_if(uri, data, None, "created")
 
     def replace(self, uri: str, data: bytes) -> None:
         """Write a file in one step, over an old one if there is one: a reader sees the old or the new."""
-        self._tried(uri, "written", lambda files: files.replace(uri, data))
+        self._retry(uri, "written", lambda backend: backend.replace(uri, data))
 
     def replace_if(self, uri: str, data: bytes, version: str | None) -> bool:
-        """Write a file in one step if it still has a `version` (None: if it is not there); False, nothing done, if not.
+        """Write a file in one step if it still has a `version` (None: if it does not exist); else False, unchanged.
 
         On local files and S3 one of any number of writers that saw the same version gets True. Other stores look,
         then write.
         """
-        writer = uuid.uuid4().hex
-
-        def attempt(files: Files) -> bool:
-            try:
-                files.replace_if(uri, data, version, writer)
-            except FileExistsError:
-                return False
-            return True
-
-        return self._tried(uri, "written", attempt)
+        return self._replace_if(uri, data, version, "written")
 
     def delete(self, uri: str) -> None:
-        """Remove a file; it is no fault when it is not there."""
-        try:
-            self._tried(uri, "deleted", lambda files: files.delete(uri))
-        except StorageError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
+        """Remove a file; it is no error when it is not there."""
+        self._retry(uri, "deleted", _or_default(lambda backend: backend.delete(uri), None))
 
     def remove_empty_folders(self, folder: str) -> None:
-        """Remove folders below a folder in which there is nothing; an object store has none."""
-        self._tried(folder, "tidied", lambda files: files.remove_empty_folders(folder))
+        """Remove empty folders below a folder; object stores have none."""
+        self._retry(folder, "tidied", lambda backend: backend.remove_empty_folders(folder))
 
     def check_writable(self, folder: str) -> None:
-        """Try in a folder what the protocol rests on. A few requests: for the start of a job that writes.
+        """Try the writes that the protocol rests on in a folder. A few requests, for the start of a job that writes.
 
         Raises:
-            StorageError: the folder cannot be written to, or the store overwrites what it was told to leave, as some
-                look-alikes of S3 do: two jobs at once could then tear a run.
+            StorageError: the folder cannot be written to, or the store ignores the condition of a create-only write, as
+                some S3-compatible stores do: two jobs at once could then tear a run.
         """
         probe = join(folder, f"{PROBE_PREFIX}{uuid.uuid4().hex}")
         self.create(probe, b"first")
         try:
             if self.create(probe, b"second"):
                 raise StorageError(
-                    f"{redacted(folder)}: the store there writes over a file though told to write it only if there is "
+                    f"{redacted(folder)}: the store overwrites a file that was to be written only if there is "
                     "none (If-None-Match: *), so two jobs at once could tear what they write; name a store with "
                     "conditional writes (AWS, Ceph, MinIO, R2, …) or a local one (lake.output; --to of an export)"
                 )
             if not is_local(folder) and self.replace_if(probe, b"third", "0" * 32):
                 logger.warning(
-                    "%s: the store writes over a file that has changed (If-Match is ignored): of two runs published in "
-                    "the same second either may end up current",
+                    "%s: the store overwrites a file that has changed (If-Match is ignored): of two runs published in "
+                    "the same second either may become current",
                     redacted(folder),
                 )
         finally:
             self.delete(probe)
 
-    def _files(self, uri: str) -> Files:
-        return LocalFiles() if is_local(uri) else ObjectFiles(self.options)
+    def _replace_if(self, uri: str, data: bytes, version: str | None, action: str) -> bool:
+        writer = uuid.uuid4().hex
 
-    def _tried(self, uri: str, action: str, operation: Callable[[Files], T]) -> T:
-        """Do one small operation, again after a pause (growing, with jitter) while the fault may pass."""
+        def attempt(backend: Backend) -> bool:
+            try:
+                backend.replace_if(uri, data, version, writer)
+            except FileExistsError:
+                return False
+            return True
+
+        return self._retry(uri, action, attempt)
+
+    def _backend(self, uri: str) -> Backend:
+        return LocalBackend() if is_local(uri) else ObjectStoreBackend(self.options)
+
+    def _retry(self, uri: str, action: str, operation: Callable[[Backend], T]) -> T:
+        """Run one small operation, again after a growing, random pause while the failure is transient."""
         attempts = Retrying(
             stop=stop_after_attempt(self.options.max_attempts),
             wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
             retry=retry_if_exception(is_transient),
             reraise=True,
         )
-        with named(uri, action, attempts.statistics):
-            return attempts(operation, self._files(uri))
+        with storage_errors(uri, action, attempts.statistics):
+            return attempts(operation, self._backend(uri))
+
+
+def _or_default(operation: Callable[[Backend], T], default: D) -> Callable[[Backend], T | D]:
+    """An operation that returns a default where the file does not exist."""
+
+    def attempt(backend: Backend) -> T | D:
+        try:
+            return operation(backend)
+        except FileNotFoundError:
+            return default
+
+    return attempt

@@ -1,4 +1,4 @@
-"""Tables as they are found: schemas checked, columns brought to the contract's types, a batch of rows at a time."""
+"""Input tables: the files and columns of a table, checked against its schema, read in batches of the schema's types."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 
 from lakerank.errors import SchemaError
 from lakerank.fingerprint import fingerprint
-from lakerank.lake.backends.failures import named
+from lakerank.lake.backends.failures import storage_errors
 from lakerank.lake.storage import FileInfo, Storage
 from lakerank.lake.uris import redacted
 from lakerank.schemas import OPTIONAL
 
-#: A batch holds at most about this many bytes of decoded columns, whatever `batch_rows` says: pages can be megabytes.
+#: A batch has at most about this many bytes of decoded columns, whatever `batch_rows` is: pages can be megabytes.
 BATCH_BYTES = 64 * 2**20
 
 #: Columns of a row group that take more bytes than this in the file are streamed, not fetched together.
@@ -29,7 +29,7 @@ _TEXT = "text"
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """One Parquet file of a table, and how much is in it."""
+    """One Parquet file of a table, with its numbers of row groups and rows."""
 
     file: FileInfo
     row_groups: int
@@ -37,34 +37,34 @@ class Fragment:
 
 
 def index_key(file: FileInfo) -> str:
-    """Name of what is kept about a file's content: a file that changes gets another, an unchanged one keeps it."""
+    """Name of the index of a file's content: a file that changes gets another, an unchanged one keeps it."""
     return fingerprint({"uri": file.uri, "size": file.size, "version": file.version}, length=32)
 
 
-def check_columns(uri: str, found: pa.Schema, expected: pa.Schema) -> None:
-    """Check that a file has the columns of a table, of types that can be brought to the table's; others are ignored.
+def check_columns(uri: str, actual: pa.Schema, expected: pa.Schema) -> None:
+    """Check that a file has a table's columns, of types that can be cast to the table's; other columns are ignored.
 
     Raises:
         SchemaError: names the file, the column and what was found.
     """
     for field in expected:
-        positions = found.get_all_field_indices(field.name)
+        positions = actual.get_all_field_indices(field.name)
         if not positions and field.name in OPTIONAL:
             continue
         if len(positions) != 1:
             problem = "no column" if not positions else f"{len(positions)} columns are called"
             raise SchemaError(
-                f"{redacted(uri)}: {problem} {field.name!r} (found: {', '.join(found.names)}); see README, 'Inputs'"
+                f"{redacted(uri)}: {problem} {field.name!r} (found: {', '.join(actual.names)}); see README, 'Inputs'"
             )
-        actual = found.field(positions[0]).type
-        if not _accepts(actual, field.type):
+        kind = actual.field(positions[0]).type
+        if not _accepts(kind, field.type):
             raise SchemaError(
-                f"{redacted(uri)}: column {field.name!r} should be {field.type} (found: {actual}); see README, 'Inputs'"
+                f"{redacted(uri)}: column {field.name!r} should be {field.type} (found: {kind}); see README, 'Inputs'"
             )
 
 
 def fragments(storage: Storage, uri: str, expected: pa.Schema) -> list[Fragment]:
-    """The files of a table in the order of their URIs, each one's schema checked. Reads footers alone.
+    """Resolve a table to its files, in the order of their URIs, and check each one's schema. Reads only footers.
 
     Raises:
         StorageError: nothing is there, or a file cannot be read.
@@ -89,46 +89,46 @@ def read_table_file(
     batch_rows: int = 8192,
     row_groups: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-    """Read one file of a table: (row group, row within it of the batch's first, batch), in file order.
+    """Read one file of a table: (row group, the batch's first row in it, batch), in file order.
 
-    `row_groups` names those to read (all by default).
-    Batches have the columns asked for (all of `expected` by default), in that order, as the types of `expected`, with
-    one exception: `text` comes as binary, for `decode_text`. A missing optional column is null. An id that is not
-    UTF-8 has its faulty bytes replaced, and so matches nothing. A batch is smaller where rows are large.
+    `row_groups` are those to read (all by default). Batches have `columns` (all of `expected` by default), in that
+    order, with the types of `expected`, except that `text` is binary, for `decode_text`. A missing optional column is
+    null. An id that is not UTF-8 has its invalid bytes replaced, and so matches nothing. A batch is smaller where rows
+    are large.
 
     Raises:
         SchemaError: a column is missing, of the wrong type, or has a value that its type cannot hold.
         StorageError: the file cannot be read.
     """
-    wanted = expected if columns is None else pa.schema([expected.field(name) for name in columns])
+    schema = expected if columns is None else pa.schema([expected.field(name) for name in columns])
     with opened(storage, uri) as parquet:
-        check_columns(uri, parquet.schema_arrow, wanted)
+        check_columns(uri, parquet.schema_arrow, schema)
         for group in range(parquet.metadata.num_row_groups) if row_groups is None else row_groups:
             first = 0
-            for batch in read_row_groups(storage, uri, parquet, [group], wanted, batch_rows):
+            for batch in read_row_groups(storage, uri, parquet, [group], schema, batch_rows):
                 yield group, first, batch
                 first += batch.num_rows
 
 
 def read_row_groups(
-    storage: Storage, uri: str, parquet: pq.ParquetFile, groups: Sequence[int], wanted: pa.Schema, batch_rows: int
+    storage: Storage, uri: str, parquet: pq.ParquetFile, groups: Sequence[int], schema: pa.Schema, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of some row groups of an open file, read together, as `read_table_file` gives them."""
+    """The rows of some row groups of an open file, read together, in batches as of `read_table_file`."""
     rows = sum(parquet.metadata.row_group(group).num_rows for group in groups)
-    sizes = [row_group_bytes(parquet, group, wanted.names) for group in groups]
+    sizes = [row_group_bytes(parquet, group, schema.names) for group in groups]
     stored, decoded = (sum(size[kind] for size in sizes) for kind in (0, 1))
     size = max(1, min(batch_rows, BATCH_BYTES * rows // max(1, decoded)))
-    if not set(wanted.names) & set(parquet.schema_arrow.names):
-        yield from (_conform(uri, None, min(size, rows - first), wanted) for first in range(0, rows, size))
+    if not set(schema.names) & set(parquet.schema_arrow.names):
+        yield from (_conform(uri, None, min(size, rows - first), schema) for first in range(0, rows, size))
     elif stored <= STREAM_BYTES:
-        yield from _batches(uri, parquet, groups, wanted, size)
+        yield from _batches(uri, parquet, groups, schema, size)
     else:
         with opened(storage, uri, streaming=True) as stream:
-            yield from _batches(uri, stream, groups, wanted, size)
+            yield from _batches(uri, stream, groups, schema, size)
 
 
 def row_group_bytes(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> tuple[int, int]:
-    """Size of some columns of a row group by its footer: as they lie in the file, and decompressed."""
+    """Bytes of some columns of a row group, by the footer: compressed and decompressed."""
     metadata = parquet.metadata.row_group(group)
     chunks = [metadata.column(index) for index in range(metadata.num_columns)]
     sizes = [(c.total_compressed_size, c.total_uncompressed_size) for c in chunks if c.path_in_schema in columns]
@@ -137,7 +137,7 @@ def row_group_bytes(parquet: pq.ParquetFile, group: int, columns: Sequence[str])
 
 @contextmanager
 def opened(storage: Storage, uri: str, streaming: bool = False) -> Iterator[pq.ParquetFile]:
-    """A Parquet file open for the time of a `with`: pyarrow's own `with` leaves a file that it was given open."""
+    """A Parquet file, open during a `with`: pyarrow's own `with` does not close a file object that it was given."""
     parquet = storage.open_parquet(uri, streaming)
     try:
         yield parquet
@@ -158,18 +158,18 @@ def parquet_bytes(table: pa.Table, row_group_rows: int, metadata: Mapping[str, s
     return bytes(sink.getvalue())
 
 
-def _accepts(found: pa.DataType, expected: pa.DataType) -> bool:
-    """Whether a column of one type can be read as another. A column of nulls alone has the null type."""
-    if pa.types.is_dictionary(found):
-        found = found.value_type
-    if found == expected or pa.types.is_null(found):
+def _accepts(actual: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether a column of one type can be read as another. A column of only nulls has the null type."""
+    if pa.types.is_dictionary(actual):
+        actual = actual.value_type
+    if actual == expected or pa.types.is_null(actual):
         return True
     if pa.types.is_string(expected):
-        return _is_text(found) or _is_bytes(found)
+        return _is_text(actual) or _is_bytes(actual)
     if pa.types.is_binary(expected):
-        return _is_bytes(found)
+        return _is_bytes(actual)
     numeric = pa.types.is_integer(expected) or pa.types.is_floating(expected)
-    return bool(numeric and (pa.types.is_integer(found) or pa.types.is_floating(found)))
+    return bool(numeric and (pa.types.is_integer(actual) or pa.types.is_floating(actual)))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -182,23 +182,23 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _batches(
-    uri: str, parquet: pq.ParquetFile, groups: Sequence[int], wanted: pa.Schema, batch_rows: int
+    uri: str, parquet: pq.ParquetFile, groups: Sequence[int], schema: pa.Schema, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    present = [name for name in wanted.names if name in parquet.schema_arrow.names]
-    with named(uri, "read"):
+    present = [name for name in schema.names if name in parquet.schema_arrow.names]
+    with storage_errors(uri, "read"):
         batches = parquet.iter_batches(batch_size=batch_rows, row_groups=list(groups), columns=present)
     while True:
-        with named(uri, "read"):
+        with storage_errors(uri, "read"):
             batch = next(batches, None)
         if batch is None:
             return
-        yield _conform(uri, batch, batch.num_rows, wanted)
+        yield _conform(uri, batch, batch.num_rows, schema)
 
 
-def _conform(uri: str, batch: pa.RecordBatch | None, rows: int, wanted: pa.Schema) -> pa.RecordBatch:
-    """A batch with exactly the wanted columns; nulls where the file has none."""
+def _conform(uri: str, batch: pa.RecordBatch | None, rows: int, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch with exactly the schema's columns; nulls where the file has none."""
     fields, arrays = [], []
-    for field in wanted:
+    for field in schema:
         kind = pa.binary() if field.name == _TEXT and pa.types.is_string(field.type) else field.type
         fields.append(pa.field(field.name, kind))
         position = batch.schema.get_field_index(field.name) if batch is not None else -1
@@ -222,7 +222,7 @@ def _cast(uri: str, name: str, column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _valid_text(column: pa.Array) -> pa.Array:
-    """A string column, with what is not UTF-8 replaced: Parquet readers do not check, and Python would fail later."""
+    """A string column with invalid UTF-8 replaced: Parquet readers do not check, and Python would fail later."""
     raw = column.cast(pa.binary())
     try:
         return raw.cast(pa.string())

@@ -1,4 +1,4 @@
-"""Names of files: plain paths and URIs, told apart, joined, split at wildcards and made fit for a message."""
+"""File names, as plain paths and URIs: joined, split at wildcards, and redacted for messages."""
 
 from __future__ import annotations
 

@@ -13,12 +13,10 @@ import pyarrow.compute as pc
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
-from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, RowGroupCache, check_unchanged, fetch
-from lakerank.lake.prefetch import prefetched
-from lakerank.lake.scores import TornUnit, finished_units, read_unit, unit_address, write_unit
+from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, RowGroupCache, check_unchanged, fetch, prefetched
+from lakerank.lake.scores import CorruptScoreFile, PlannedUnits, finished_units, read_unit, unit_address, write_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import decode_text, read_table_file
-from lakerank.lake.unit_lists import PlannedUnits
 from lakerank.limits import Limits
 from lakerank.logs import in_worker, log_context
 from lakerank.model.spec import ModelSpec, RuntimeOptions, ScorerIdentity
@@ -286,7 +284,7 @@ def _text_fault(blob: Blob, side: str) -> str | None:
 def _whole_unit(storage: Storage, job: ScoringJob, unit: str) -> pa.Table | None:
     try:
         return read_unit(storage, job.output, job.scorer, unit)
-    except TornUnit as error:
+    except CorruptScoreFile as error:
         logger.warning("%s: deleted, to be scored again", error)
         storage.delete(unit_address(job.output, job.scorer, unit))
         return None

@@ -142,20 +142,20 @@ class Staging:
         return planned
 
     def _plan_later(self, before: Sequence[PlannedStage], one: Stage) -> PlannedStage:
-        paths = self.paths.of_pass(len(before) + 1)
+        paths = self.paths.of_stage(len(before) + 1)
         planning = partial(ensure_later_plan, self.spark, self.storage, self.tables, before, one)
-        return PlannedStage(one, paths, self._timed(paths.pass_number, planning))
+        return PlannedStage(one, paths, self._timed(paths.stage, planning))
 
     def _find_later(self, before: Sequence[PlannedStage], one: Stage) -> PlannedStage | None:
         plan = find_later_plan(self.storage, before, one)
-        return None if plan is None else PlannedStage(one, self.paths.of_pass(len(before) + 1), plan)
+        return None if plan is None else PlannedStage(one, self.paths.of_stage(len(before) + 1), plan)
 
     def _timed(self, number: int, planning: Callable[[], Plan]) -> Plan:
         started = time.monotonic()
         plan = planning()
         # Only once: an attempt that finds the plan there would say that planning takes no time.
         seconds = json.dumps({"seconds": time.monotonic() - started}).encode()
-        self.storage.create(_planning_address(self.paths.of_pass(number)), seconds)
+        self.storage.create(_planning_address(self.paths.of_stage(number)), seconds)
         return plan
 
     def _score(self, planned: PlannedStage, first: PlannedStage) -> ScoringSummary:

@@ -13,7 +13,7 @@ from lakerank.ingest.items import SourceFault, SourceReject
 from lakerank.ingest.jsonl import LineFault, numbered_lines, parse_object
 from lakerank.ingest.source import Source, SourceFile, open_source
 from lakerank.ingest.trec import Line, split_lines
-from lakerank.lake.backends.failures import named
+from lakerank.lake.backends.failures import storage_errors
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened
 from lakerank.lake.uris import redacted
@@ -43,12 +43,12 @@ class Published:
 
     def folders(self, path: str = "") -> list[str]:
         """Names of the folders directly in a folder, sorted; none where there is no such folder."""
-        with named(join(self.uri, path), "listed"):
+        with storage_errors(join(self.uri, path), "listed"):
             return self._source.names(path)[0]
 
     def files(self, path: str = "") -> list[str]:
         """Names of the files directly in a folder, sorted; none where there is no such folder."""
-        with named(join(self.uri, path), "listed"):
+        with storage_errors(join(self.uri, path), "listed"):
             return self._source.names(path)[1]
 
     def find(self, *paths: str) -> str | None:
@@ -81,7 +81,7 @@ class Published:
             StorageError: the file cannot be read, or ends in the middle of what is gzipped.
         """
         file, compressed = self._required(path), path.lower().endswith(".gz")
-        with named(join(self.uri, path), "read"), self._source.open(file, compressed) as stream:
+        with storage_errors(join(self.uri, path), "read"), self._source.open(file, compressed) as stream:
             yield from numbered_lines(stream, MAX_BYTES)
 
     def records(self, path: str) -> Iterator[Record | SourceReject]:
@@ -114,7 +114,7 @@ class Published:
     def rows(self, path: str, names: Sequence[str], batch_rows: int = 4096) -> Iterator[Record | SourceReject]:
         """The named columns of each row of a Parquet file, those that it has; ask for few rows at once with images."""
         uri, number = join(self.uri, path), 0
-        with opened(self._storage, uri, streaming=True) as parquet, named(uri, "read"):
+        with opened(self._storage, uri, streaming=True) as parquet, storage_errors(uri, "read"):
             present = [name for name in names if name in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(batch_rows, columns=present):
                 for row in _decoded(batch):

@@ -1,4 +1,4 @@
-"""Storage failures told apart and put into words: what is tried again, what is not, and what to check."""
+"""Storage failures: which are retried, and their translation into StorageError with advice."""
 
 from __future__ import annotations
 
@@ -42,45 +42,45 @@ _CREDENTIAL_FAULTS = frozenset(
 _PERMANENT_ERRNO = frozenset(
     {errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSYS, errno.EMLINK}
 )
-#: S3's codes for what a disturbed connection did to a request. s3fs gives some of them errno 22, which is permanent.
-_DISTURBED = frozenset(
+#: S3's codes for a request damaged in transit. s3fs gives some of them errno 22, which is permanent.
+_TRANSIENT_CODES = frozenset(
     {"IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "RequestTimeout", "ConditionalRequestConflict"}
 )
-#: How clients put refused keys and a wrong region; pyarrow says it in the message alone.
+#: How clients report refused keys and a wrong region; pyarrow only in the message.
 _REFUSED = re.compile(
     r"ACCESS_?DENIED|INVALID_?ACCESS_?KEY_?ID|SIGNATURE_?DOES_?NOT_?MATCH|EXPIRED_?TOKEN|INVALID_?CLIENT_?TOKEN|"
     r"status(?: code)?:? 40[13]\b|Forbidden",
     re.IGNORECASE,
 )
-_ELSEWHERE = re.compile(
+_WRONG_REGION = re.compile(
     r"PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|status(?: code)?:? 301"
 )
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 _KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 _MESSAGE_LENGTH = 300
 
-#: How Arrow's readers speak of a file that opens but whose pages are not what its footer says.
+#: How Arrow's readers report a file that opens but whose pages do not match its footer.
 _DAMAGED = re.compile(r"thrift|end of (?:stream|file)|corrupt|decompress|checksum", re.IGNORECASE)
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed a moment later."""
-    if _code(error) in _DISTURBED:
+    if _code(error) in _TRANSIENT_CODES:
         return True
-    if isinstance(error, _PERMANENT) or _is_refusal(error) or _ELSEWHERE.search(f"{_code(error)} {error}"):
+    if isinstance(error, _PERMANENT) or _is_refusal(error) or _WRONG_REGION.search(f"{_code(error)} {error}"):
         return False
     return isinstance(error, Exception) and getattr(error, "errno", None) not in _PERMANENT_ERRNO
 
 
 @contextmanager
-def named(uri: str, action: str, statistics: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Turn what a library raises inside into a StorageError that names the file; our own errors pass.
+def storage_errors(uri: str, action: str, statistics: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Translate what a library raises inside into a StorageError; our own errors pass.
 
     Args:
-        statistics: of tenacity's retries, when there were any.
+        statistics: tenacity's, when the action was retried.
 
     Raises:
-        StorageError: the URI, what could not be done, the cause, and what to check; no credentials.
+        StorageError: names the URI, the action, the cause and what to check; holds no credentials.
     """
     try:
         yield
@@ -95,7 +95,7 @@ def named(uri: str, action: str, statistics: Mapping[str, Any] | None = None) ->
 
 
 def _message(error: BaseException) -> str:
-    """The first line of what was raised, without keys."""
+    """The first line of an error's message, without keys."""
     text = next(iter(str(error).splitlines()), "").strip() or "no details"
     for variable in _SECRET_VARIABLES:
         if secret := os.environ.get(variable):
@@ -115,7 +115,7 @@ def _advice(uri: str, error: BaseException) -> str:
             "check the credentials (environment or lake.storage.profile; lake.storage.anonymous for public data) "
             "and what they may do there"
         )
-    if _ELSEWHERE.search(f"{_code(error)} {error}"):
+    if _WRONG_REGION.search(f"{_code(error)} {error}"):
         return "check lake.storage.region and lake.storage.endpoint_url: the bucket is in another region"
     return (
         "check lake.storage.endpoint_url, lake.storage.region and the network; for a store that is busy or slow, raise "
@@ -124,7 +124,7 @@ def _advice(uri: str, error: BaseException) -> str:
 
 
 def _code(error: BaseException) -> str:
-    """S3's own code of an error, as botocore hands it on; "" when there is none."""
+    """S3's error code, as botocore passes it on; "" when there is none."""
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 

@@ -1,4 +1,4 @@
-"""Files on this machine or on a mounted disk, written so that no reader ever sees half of one."""
+"""Files on local or mounted disks, written so that no reader ever sees half of one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from lakerank.lake.backends.files import FileInfo, StoredFile
+from lakerank.lake.backends import FileInfo, StoredFile
 from lakerank.lake.uris import has_wildcard, is_table_part, join, local_path, split_wildcard
 
 
-class LocalFiles:
-    """Implements `Files` for plain paths and `file://` URIs."""
+class LocalBackend:
+    """Implements `Backend` for plain paths and `file://` URIs."""
 
     def find(self, uri: str) -> list[FileInfo]:
         path = local_path(uri)
@@ -34,7 +34,7 @@ class LocalFiles:
         return [_info(join(uri, name), path / name) for name in names if is_table_part(name)]
 
     def walk(self, folder: str) -> list[StoredFile]:
-        root, found = local_path(folder), []
+        root, listing = local_path(folder), []
         if root.is_symlink():
             return []
         for parent, _, files in os.walk(root):
@@ -43,8 +43,8 @@ class LocalFiles:
                 with suppress(FileNotFoundError):  # a temporary file of a job that is running
                     status = path.lstat()
                     uri = join(folder, path.relative_to(root).as_posix())
-                    found.append(StoredFile(uri, status.st_size, status.st_mtime))
-        return found
+                    listing.append(StoredFile(uri, status.st_size, status.st_mtime))
+        return listing
 
     def info(self, uri: str) -> FileInfo:
         return _info(uri, local_path(uri))
@@ -61,29 +61,22 @@ class LocalFiles:
     def exists(self, uri: str) -> bool:
         return local_path(uri).exists()
 
-    def create(self, uri: str, data: bytes, writer: str) -> None:
-        target = local_path(uri)
-        with _finished_copy(target, data) as copy:
-            try:
-                os.link(copy, target)  # unlike a rename, a link never replaces what is there
-            except FileExistsError:
-                if copy.stat().st_nlink == 1:  # 2 when a network disk repeated a link that had been made
-                    raise
-            _settle(target.parent)
-
     def replace(self, uri: str, data: bytes) -> None:
         target = local_path(uri)
-        with _finished_copy(target, data) as copy:
+        with _temporary_copy(target, data) as copy:
             copy.replace(target)
 
     def replace_if(self, uri: str, data: bytes, version: str | None, writer: str) -> None:
         target = local_path(uri)
-        with _finished_copy(target, data) as copy, _locked(target):
-            found = _info(uri, target).version if target.exists() else None
-            if found != version:
-                raise FileExistsError(uri)
-            copy.replace(target)
-            _settle(target.parent)
+        with _temporary_copy(target, data) as copy:
+            if version is None:
+                _link(copy, target)
+            else:
+                with _locked(target):
+                    if not target.exists() or _info(uri, target).version != version:
+                        raise FileExistsError(uri)
+                    copy.replace(target)
+            _sync_folder(target.parent)
 
     def delete(self, uri: str) -> None:
         local_path(uri).unlink(missing_ok=True)
@@ -99,8 +92,8 @@ class LocalFiles:
 
 
 @contextmanager
-def _finished_copy(target: Path, data: bytes) -> Iterator[Path]:
-    """A hidden file beside the target that holds the data, safely on disk; removed at the end if still there."""
+def _temporary_copy(target: Path, data: bytes) -> Iterator[Path]:
+    """A hidden file with the data beside the target, synced to disk; removed at the end if still there."""
     copy = target.parent / f".{uuid.uuid4().hex}.tmp"
     try:
         with _new_file(copy) as stream:
@@ -113,7 +106,7 @@ def _finished_copy(target: Path, data: bytes) -> Iterator[Path]:
 
 
 def _new_file(path: Path) -> BinaryIO:
-    """A file opened for writing, and its folder: once more when that was empty and tidied away in between."""
+    """A file opened for writing in its folder, which is made again if cleaning removed it, empty, in between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return path.open("xb")
@@ -122,17 +115,25 @@ def _new_file(path: Path) -> BinaryIO:
         return path.open("xb")
 
 
+def _link(copy: Path, target: Path) -> None:
+    try:
+        os.link(copy, target)  # unlike a rename, a link never replaces what is there
+    except FileExistsError:
+        if copy.stat().st_nlink == 1:  # 2 when a network disk repeated a link that had been made
+            raise
+
+
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    """One holder at a time of a file, by a hidden lock file beside it. The system frees the lock of a dead process."""
+    """Exclusive access to a file, by a hidden lock file beside it. The system frees the lock of a dead process."""
     with (target.parent / f".{target.name}.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _settle(folder: Path) -> None:
-    """Put a new name safely on disk: after a power cut a pointer must not be there without what it points to."""
-    with suppress(OSError):  # some network disks cannot, and settle names by themselves
+def _sync_folder(folder: Path) -> None:
+    """Sync a new name to disk: after a power cut a pointer must not be there without what it points to."""
+    with suppress(OSError):  # some network disks cannot, and sync names by themselves
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -147,22 +148,22 @@ def _info(uri: str, path: Path) -> FileInfo:
 
 def _walk(folder: Path) -> list[str]:
     """Names of all files below a folder, relative to it; linked folders are followed, hidden ones are not entered."""
-    found: list[str] = []
+    names: list[str] = []
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:  # a link back up would lead round and round
+        if (real := os.path.realpath(parent)) in seen:  # a link back up would be followed for ever
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
-        found += [(Path(parent) / name).relative_to(folder).as_posix() for name in files]
-    return found
+        names += [(Path(parent) / name).relative_to(folder).as_posix() for name in files]
+    return names
 
 
 def _matches(folder: Path, pattern: str) -> list[str]:
     """Names of all files that a pattern matches, or that lie below a folder it matches, relative to `folder`."""
-    found: set[str] = set()
+    names: set[str] = set()
     for path in folder.glob(pattern):
         name = path.relative_to(folder).as_posix()
-        found.update(f"{name}/{below}" for below in _walk(path)) if path.is_dir() else found.add(name)
-    return list(found)
+        names.update(f"{name}/{below}" for below in _walk(path)) if path.is_dir() else names.add(name)
+    return list(names)

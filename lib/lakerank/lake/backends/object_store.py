@@ -1,11 +1,11 @@
-"""Files in an object store, through fsspec: S3, Google Cloud Storage, Azure, and memory for trying things out."""
+"""Files in an object store, through fsspec: S3, Google Cloud Storage, Azure, and memory for experiments."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,13 +13,12 @@ import fsspec
 import pyarrow as pa
 
 from lakerank.errors import DependencyError, StorageError
-from lakerank.lake.backends import s3
-from lakerank.lake.backends.files import FileInfo, StoredFile
+from lakerank.lake.backends import FileInfo, StoredFile, s3
 from lakerank.lake.uris import has_wildcard, is_table_part, join, redacted, scheme, split_wildcard
 
 _S3 = ("s3", "s3a")
 _ONE_PUT = 2**33  # a chunk this large means one PUT: a multipart write is not one step
-#: How each store is told to write only what is not there yet. Others fall back on look-then-write, which is a race.
+#: Arguments of each store's client for a write that fails where the file exists. Stores without one are not written to.
 _CREATE_ONLY: Mapping[str, Mapping[str, Any]] = {
     "s3": {"mode": "create", "chunksize": _ONE_PUT},
     "s3a": {"mode": "create", "chunksize": _ONE_PUT},
@@ -36,8 +35,8 @@ _WRITER_KEY = "lakerank-writer"
 _memory_lock = threading.Lock()  # the memory filesystem looks, then writes
 
 
-class ObjectFiles:
-    """Implements `Files` for every scheme that fsspec knows; only stores with create-only writes can be written to."""
+class ObjectStoreBackend:
+    """Implements `Backend` for every fsspec scheme; only stores with create-only writes can be written to."""
 
     def __init__(self, options: s3.StorageOptions) -> None:
         self._options = options
@@ -52,21 +51,21 @@ class ObjectFiles:
         if info and info["type"] == "file" and not uri.endswith("/"):
             return [_info(uri, info)]
         if info:
-            found = filesystem.find(path, detail=True)
+            files = filesystem.find(path, detail=True)
         elif has_wildcard(uri):
-            found = _matches(filesystem, path)
+            files = _matches(filesystem, path)
             uri = split_wildcard(uri)[0]
             path = filesystem._strip_protocol(uri)
         else:
             return []
-        relative = {name[len(path) :].strip("/"): info for name, info in found.items()}
+        relative = {name[len(path) :].strip("/"): info for name, info in files.items()}
         return [_info(join(uri, name), info) for name, info in relative.items() if is_table_part(name)]
 
     def walk(self, folder: str) -> list[StoredFile]:
         filesystem, path = self._locate(folder)
         filesystem.invalidate_cache()
-        found = {name[len(path) :].strip("/"): info for name, info in filesystem.find(path, detail=True).items()}
-        files = {name: info for name, info in found.items() if name}  # "" is the marker of the folder itself
+        files = {name[len(path) :].strip("/"): info for name, info in filesystem.find(path, detail=True).items()}
+        files.pop("", None)  # the marker of the folder itself
         return [StoredFile(join(folder, name), int(info["size"]), _written(info)) for name, info in files.items()]
 
     def info(self, uri: str) -> FileInfo:
@@ -86,7 +85,7 @@ class ObjectFiles:
     def open(self, uri: str) -> pa.NativeFile:
         if scheme(uri) in _S3:
             path = uri.partition("://")[2]
-            return s3.bulk_files(self._options, path.partition("/")[0]).open_input_file(path)
+            return s3.arrow_filesystem(self._options, path.partition("/")[0]).open_input_file(path)
         filesystem, path = self._locate(uri)
         if scheme(uri) == "memory":  # its open files share one position
             return pa.BufferReader(filesystem.cat_file(path))
@@ -100,25 +99,9 @@ class ObjectFiles:
     def exists(self, uri: str) -> bool:
         filesystem, path = self._locate(uri)
         filesystem.invalidate_cache()
-        try:
-            filesystem.info(path)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def create(self, uri: str, data: bytes, writer: str) -> None:
-        filesystem, path = self._writable(uri)
-        settings = dict(_CREATE_ONLY[scheme(uri)])
-        if scheme(uri) in _S3:
-            settings["Metadata"] = {_WRITER_KEY: writer}
-        try:
-            with _memory_lock if scheme(uri) == "memory" else nullcontext():
-                filesystem.pipe_file(path, data, **settings)
-        except OSError as error:
-            if not _is_conflict(error):
-                raise
-            if scheme(uri) not in _S3 or not _is_ours(filesystem, path, writer):
-                raise FileExistsError(uri) from error
+        with suppress(FileNotFoundError):
+            return bool(filesystem.info(path))
+        return False
 
     def replace(self, uri: str, data: bytes) -> None:
         filesystem, path = self._writable(uri)
@@ -126,22 +109,23 @@ class ObjectFiles:
 
     def replace_if(self, uri: str, data: bytes, version: str | None, writer: str) -> None:
         filesystem, path = self._writable(uri)
-        if version is None:
-            self.create(uri, data, writer)
-        elif scheme(uri) in _S3:
-            settings = {"Metadata": {_WRITER_KEY: writer}, "IfMatch": version}  # without quotes: Ceph wants none
+        is_s3 = scheme(uri) in _S3
+        settings: dict[str, Any] = {"Metadata": {_WRITER_KEY: writer}} if is_s3 else {}
+        with _memory_lock if scheme(uri) == "memory" else nullcontext():
+            if version is None:
+                settings |= _CREATE_ONLY[scheme(uri)]
+            elif is_s3:
+                settings |= {"IfMatch": version, "chunksize": _ONE_PUT}  # without quotes: Ceph wants none
+            elif self.info(uri).version != version:
+                raise FileExistsError(uri)
             try:
-                filesystem.pipe_file(path, data, chunksize=_ONE_PUT, **settings)
+                filesystem.pipe_file(path, data, **settings)
             except OSError as error:
-                if not _is_conflict(error) and not isinstance(error, FileNotFoundError):
+                is_gone = is_s3 and version is not None and isinstance(error, FileNotFoundError)
+                if not is_gone and not _is_conflict(error):
                     raise
-                if not _is_ours(filesystem, path, writer):
+                if not is_s3 or not _is_ours(filesystem, path, writer):
                     raise FileExistsError(uri) from error
-        else:
-            with _memory_lock if scheme(uri) == "memory" else nullcontext():
-                if self.info(uri).version != version:
-                    raise FileExistsError(uri)
-                filesystem.pipe_file(path, data)
 
     def delete(self, uri: str) -> None:
         filesystem, path = self._locate(uri)
@@ -160,23 +144,31 @@ class ObjectFiles:
         return self._locate(uri)
 
     def _locate(self, uri: str) -> tuple[Any, str]:
-        """The filesystem a URI belongs to, and the name it has there."""
-        if scheme(uri) in _S3:
-            filesystem = s3.small_files(self._options)
-            return filesystem, filesystem._strip_protocol(uri)
-        try:
-            filesystem, path = fsspec.core.url_to_fs(uri)
-        except ImportError as error:
-            raise DependencyError(f"{redacted(uri)}: {error}") from error
-        return filesystem, str(path)
+        return filesystem_at(uri, self._options)
+
+
+def filesystem_at(uri: str, options: s3.StorageOptions) -> tuple[Any, str]:
+    """The fsspec filesystem of a URI, and the path in it.
+
+    Raises:
+        DependencyError: the library for this kind of storage is not installed.
+    """
+    if scheme(uri) in _S3:
+        filesystem = s3.s3fs_filesystem(options)
+        return filesystem, filesystem._strip_protocol(uri)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except ImportError as error:
+        raise DependencyError(f"{redacted(uri)}: {error}") from error
+    return filesystem, str(path)
 
 
 def _matches(filesystem: Any, pattern: str) -> dict[str, Any]:
     """All files that a pattern matches, or that lie below a folder it matches."""
-    found: dict[str, Any] = {}
+    files: dict[str, Any] = {}
     for name, info in filesystem.glob(pattern, detail=True).items():
-        found.update(filesystem.find(name, detail=True) if info["type"] == "directory" else {name: info})
-    return found
+        files.update(filesystem.find(name, detail=True) if info["type"] == "directory" else {name: info})
+    return files
 
 
 def _info(uri: str, info: Mapping[str, Any]) -> FileInfo:
@@ -185,7 +177,7 @@ def _info(uri: str, info: Mapping[str, Any]) -> FileInfo:
 
 
 def _written(info: Mapping[str, Any]) -> float:
-    """When a file was written, as Unix time; now when the store does not say, so that it counts as young."""
+    """Modification time (Unix time); now when the store does not tell, so that the file counts as new."""
     moment = next((info[key] for key in _TIME_KEYS if info.get(key) is not None), None)
     if isinstance(moment, str):
         moment = datetime.fromisoformat(moment)
@@ -195,7 +187,7 @@ def _written(info: Mapping[str, Any]) -> float:
 
 
 def _is_ours(filesystem: Any, path: str, writer: str) -> bool:
-    """Whether a file is what this writer wrote: the answer to a request that was carried out may have been lost."""
+    """Whether this writer wrote the file: the answer to a request that was carried out may have been lost."""
     try:
         return bool(filesystem.metadata(path).get(_WRITER_KEY) == writer)
     except FileNotFoundError:
@@ -203,6 +195,6 @@ def _is_ours(filesystem: Any, path: str, writer: str) -> bool:
 
 
 def _is_conflict(error: OSError) -> bool:
-    """Whether a create-only write failed because the file is there: stores and clients word it differently."""
+    """Whether a conditional write failed on its condition: stores and clients report that differently."""
     response = getattr(error.__cause__, "response", None) or {}
     return isinstance(error, FileExistsError) or response.get("Error", {}).get("Code") in ("PreconditionFailed", "412")

@@ -20,9 +20,9 @@ from lakerank.errors import RunConflictError, StorageError
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.blobs import ChangedFile
 from lakerank.lake.runs import RunPaths, current_run
+from lakerank.lake.scores import write_reused_units
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments
-from lakerank.lake.unit_lists import write_reused_units
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.plan.cut import Cuts
 from lakerank.spark.plan.dropped import LastPairs

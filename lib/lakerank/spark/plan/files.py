@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from lakerank.lake.scores import UNITS, PlannedUnits, write_unit_list
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, parquet_bytes, read_table_file
-from lakerank.lake.unit_lists import UNITS, PlannedUnits, write_unit_list
 from lakerank.spark.plan import join as inputs
 from lakerank.spark.plan.cut import GROUPS, Cuts, name_of, unit_rows
 from lakerank.spark.plan.dropped import LastPairs

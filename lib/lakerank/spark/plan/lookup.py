@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 
 from lakerank.fingerprint import sequence_hash
-from lakerank.lake.scores import TornUnit, finished_units, read_unit
+from lakerank.lake.scores import CorruptScoreFile, finished_units, read_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened, parquet_bytes, read_table_file
 from lakerank.records import TRANSIENT_REASONS
@@ -176,7 +176,7 @@ def _build(storage: Storage, output: str, scorer: str, folder: str, units: Seque
     for unit in units:
         try:
             rows = read_unit(storage, output, scorer, unit)
-        except TornUnit as error:
+        except CorruptScoreFile as error:
             logger.warning("%s: its pairs are scored again", error)
             continue
         whole.append(unit)

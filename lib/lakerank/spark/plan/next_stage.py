@@ -43,12 +43,12 @@ def ensure_later_plan(
     found = find_later_plan(storage, before, one)
     if found is not None:
         return found
-    paths = before[0].paths.of_pass(len(before) + 1)
+    paths = before[0].paths.of_stage(len(before) + 1)
     making = Making(spark, storage, paths, secrets.token_hex(4), one.limits)
     made = _plan(making, tables, before, one)
     if storage.create(paths.plan_file, json.dumps(asdict(made), indent=1, ensure_ascii=False).encode()):
         return made
-    logger.warning("pass %d was planned by another driver meanwhile: going on with its plan", paths.pass_number)
+    logger.warning("pass %d was planned by another driver meanwhile: going on with its plan", paths.stage)
     return find_later_plan(storage, before, one) or made
 
 
@@ -58,11 +58,11 @@ def find_later_plan(storage: Storage, before: Sequence[PlannedStage], one: Stage
     Raises:
         RunConflictError: it was planned for another scorer, or for another number of pairs a query.
     """
-    paths = before[0].paths.of_pass(len(before) + 1)
+    paths = before[0].paths.of_stage(len(before) + 1)
     plan = load_plan(storage, paths)
     if plan is not None and plan.made_from != _made_from(before, one):
         raise RunConflictError(
-            f"{paths.plan}: pass {paths.pass_number} of run {paths.run_id!r} was planned for another model, other "
+            f"{paths.plan}: pass {paths.stage} of run {paths.run_id!r} was planned for another model, other "
             "limits or another `top`; use another --run-id, or the config in the run's folder"
         )
     return plan
@@ -72,7 +72,7 @@ def ensure_bound(
     spark: SparkSession, storage: Storage, tables: Tables, first: PlannedStage, number: int, one: Stage
 ) -> Bound:
     """What a pass over the best of each query costs at most, computed once a run."""
-    address = join(first.paths.of_pass(number).plan, "at_most.json")
+    address = join(first.paths.of_stage(number).plan, "at_most.json")
     key = fingerprint({"first": first.plan.attempt, "top": one.top, "limits": asdict(one.limits)})
     known = read_json(storage, address)
     if known is not None and known.pop("of") == key:

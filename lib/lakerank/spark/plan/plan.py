@@ -10,8 +10,8 @@ from typing import Any
 from lakerank.cost import Reading, Sizing
 from lakerank.errors import StorageError
 from lakerank.lake.runs import RunPaths
+from lakerank.lake.scores import PlannedUnits, read_reused_units
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.unit_lists import PlannedUnits, read_reused_units
 from lakerank.spark.plan.queries import QueryList
 from lakerank.spark.rank.lists import Lists
 

@@ -14,9 +14,8 @@ import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from lakerank.lake.scores import read_unit
+from lakerank.lake.scores import PlannedUnits, read_unit
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.unit_lists import PlannedUnits
 from lakerank.schemas import REJECTED
 from lakerank.spark.plan.cut import UNIT_GROUPS
 from lakerank.spark.plan.files import part_name, read_part, read_rejects, read_reused

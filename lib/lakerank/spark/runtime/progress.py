@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from lakerank.errors import StorageError
-from lakerank.lake.scores import finished_units
+from lakerank.lake.scores import PlannedUnits, finished_units
 from lakerank.lake.storage import Storage
-from lakerank.lake.unit_lists import PlannedUnits
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lakerank.errors import SchemaError, StorageError
 from lakerank.lake.scores import (
-    TornUnit,
+    CorruptScoreFile,
     finished_units,
     read_unit,
     scores_folder,
@@ -121,7 +121,7 @@ def test_a_truncated_file_is_torn_wherever_it_ends(tmp_path: object) -> None:
     whole = storage.read_bytes(unit_address(output, SCORER, UNIT))
     for length in {*range(0, len(whole), 37), 1, 4, 8, 11, 12, len(whole) - 8, len(whole) - 4, len(whole) - 1}:
         replaced(storage, output, whole[:length])
-        with pytest.raises(TornUnit, match=rf"{UNIT}\.parquet: .*delete the file"):
+        with pytest.raises(CorruptScoreFile, match=rf"{UNIT}\.parquet: .*delete the file"):
             read_unit(storage, output, SCORER, UNIT)
     replaced(storage, output, whole)
     assert read_unit(storage, output, SCORER, UNIT).num_rows == 3
@@ -139,7 +139,7 @@ def test_a_file_whose_pages_are_damaged_is_torn(tmp_path: object) -> None:
         replaced(storage, output, bytes(damaged))
         try:
             found = read_unit(storage, output, SCORER, UNIT)
-        except TornUnit:
+        except CorruptScoreFile:
             continue
         assert found["logit"].to_pylist() == pytest.approx([0.1] * 3)  # a flipped bit that changes no value
 
@@ -147,11 +147,11 @@ def test_a_file_whose_pages_are_damaged_is_torn(tmp_path: object) -> None:
 def test_a_file_of_something_else_is_torn(storage: Storage, empty_folder: str) -> None:
     write_unit(storage, empty_folder, SCORER, "other", rows())
     replaced(storage, empty_folder, storage.read_bytes(unit_address(empty_folder, SCORER, "other")))
-    with pytest.raises(TornUnit, match=f"lakerank.unit should be {UNIT}"):
+    with pytest.raises(CorruptScoreFile, match=f"lakerank.unit should be {UNIT}"):
         read_unit(storage, empty_folder, SCORER, UNIT)
     write_unit(storage, empty_folder, "another", UNIT, rows())
     replaced(storage, empty_folder, storage.read_bytes(unit_address(empty_folder, "another", UNIT)))
-    with pytest.raises(TornUnit, match=f"lakerank.scorer should be {SCORER}"):
+    with pytest.raises(CorruptScoreFile, match=f"lakerank.scorer should be {SCORER}"):
         read_unit(storage, empty_folder, SCORER, UNIT)
 
 
@@ -159,7 +159,7 @@ def test_a_file_of_something_else_is_torn(storage: Storage, empty_folder: str) -
 def test_a_file_with_another_number_of_rows_is_torn(tmp_path: object, count: str) -> None:
     metadata = {"lakerank.unit": UNIT, "lakerank.scorer": SCORER, "lakerank.rows": count}
     replaced(Storage(), str(tmp_path), parquet_bytes(rows(), 10, metadata))
-    with pytest.raises(TornUnit, match=r"lakerank\.rows should be 3"):
+    with pytest.raises(CorruptScoreFile, match=r"lakerank\.rows should be 3"):
         read_unit(Storage(), str(tmp_path), SCORER, UNIT)
 
 
@@ -167,11 +167,11 @@ def test_a_file_of_another_schema_is_torn(tmp_path: object) -> None:
     metadata = {"lakerank.unit": UNIT, "lakerank.scorer": SCORER, "lakerank.rows": "3"}
     wider = rows().set_column(4, "logit", pa.array([0.1] * 3, pa.float64()))
     replaced(Storage(), str(tmp_path), parquet_bytes(wider, 10, metadata))
-    with pytest.raises(TornUnit, match="columns are not those of a score file"):
+    with pytest.raises(CorruptScoreFile, match="columns are not those of a score file"):
         read_unit(Storage(), str(tmp_path), SCORER, UNIT)
 
 
 def test_a_unit_that_is_not_there_is_no_torn_one(storage: Storage, empty_folder: str) -> None:
     with pytest.raises(StorageError, match="cannot be read") as caught:
         read_unit(storage, empty_folder, SCORER, UNIT)
-    assert not isinstance(caught.value, TornUnit)
+    assert not isinstance(caught.value, CorruptScoreFile)

@@ -16,14 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lakerank.errors import StorageError
-from lakerank.lake.clean import Survey, delete, describe, survey
-from lakerank.lake.retention import Retention
-from lakerank.lake.runs import RunPaths, announce, current_run, publish, read_manifest, write_manifest
-from lakerank.lake.scores import finished_units, read_unit, unit_address, unit_name, write_unit
+from lakerank.lake.clean import CleaningPlan, Retention, delete, describe, plan_cleaning
+from lakerank.lake.runs import RunPaths, announce, current_run, planned_contents, publish, read_manifest, write_manifest
+from lakerank.lake.scores import UNITS as UNIT_LIST
+from lakerank.lake.scores import (
+    finished_units,
+    read_unit,
+    unit_address,
+    unit_name,
+    write_reused_units,
+    write_unit,
+    write_unit_list,
+)
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import index_key, parquet_bytes
-from lakerank.lake.unit_lists import UNITS as UNIT_LIST
-from lakerank.lake.unit_lists import write_reused_units, write_unit_list
 from lakerank.schemas import SCORES
 
 DAY = 86400.0
@@ -77,12 +83,12 @@ def json_bytes(value: object) -> bytes:
 
 def look(
     storage: Storage, output: str, now: float = LATER, scorers: Iterable[str] | None = ("f1",), **keep: float
-) -> Survey:
-    return survey(storage, output, Retention(**({"keep_runs": 2} | keep)), scorers, NO_TABLES, now)  # type: ignore[arg-type]
+) -> CleaningPlan:
+    return plan_cleaning(storage, output, Retention(**({"keep_runs": 2} | keep)), scorers, NO_TABLES, now)  # type: ignore[arg-type]
 
 
-def whys(found: Survey, output: str) -> dict[str, str]:
-    return {item.file.uri.removeprefix(output + "/"): item.why for item in found.garbage}
+def whys(plan: CleaningPlan, output: str) -> dict[str, str]:
+    return {deletion.file.uri.removeprefix(output + "/"): deletion.why for deletion in plan.deletions}
 
 
 @pytest.fixture
@@ -95,24 +101,24 @@ def test_old_runs_go_and_the_current_and_latest_stay(storage: Storage, output: s
     runs = [write_run(storage, output, f"r{n}", [units[n]], published=NOW - (9 - n) * DAY) for n in range(4)]
     storage.replace(join(output, "notes.txt"), b"mine")
     storage.replace(join(output, "exports/r0/part.parquet"), b"another job's")
-    found = look(storage, output)
-    assert {run.run_id for run in found.runs if run.kept} == {"r2", "r3"}
-    assert set(whys(found, output).values()) == {"old run"}
-    assert {uri.split("/")[1].removeprefix("run_id=") for uri in whys(found, output)} == {"r0", "r1"}
+    plan = look(storage, output)
+    assert set(plan.kept) == {"r2", "r3"}
+    assert set(whys(plan, output).values()) == {"old run"}
+    assert {uri.split("/")[1].removeprefix("run_id=") for uri in whys(plan, output)} == {"r0", "r1"}
     before = {file.uri for file in storage.walk(output)}
     gone: list[str] = []
-    assert delete(storage, output, found, lambda item: gone.append(item.file.uri))
+    assert delete(storage, output, plan, lambda deletion: gone.append(deletion.file.uri))
     assert {file.uri for file in storage.walk(output)} == before - set(gone)
     assert gone[0] in {run.manifest for run in runs[:2]}, "manifests first: none may name what is gone"
     assert storage.list_names(join(output, "ranked")) == ["run_id=r2", "run_id=r3"]
     assert finished_units(storage, output, "f1") == set(units), "the next run may want those scores again"
-    assert look(storage, output).garbage == ()
+    assert look(storage, output).deletions == ()
 
 
 def test_days_keep_more_runs_than_numbers(storage: Storage, output: str) -> None:
     for number in range(4):
         write_run(storage, output, f"r{number}", [], published=NOW - (9 - number) * DAY)
-    kept = {run.run_id for run in look(storage, output, now=NOW, keep_runs=1, keep_s=7.5 * DAY).runs if run.kept}
+    kept = set(look(storage, output, now=NOW, keep_runs=1, keep_s=7.5 * DAY).kept)
     assert kept == {"r2", "r3"}
 
 
@@ -129,20 +135,20 @@ def test_the_current_run_stays_however_old(storage: Storage, output: str) -> Non
             "plan": {"attempt": "aa00"},
         }
         write_manifest(storage, paths, {"run_id": name, "published_at": moment, "scorer": "f1"} | fields)
-    assert {run.run_id for run in look(storage, output).runs if run.kept} == {"current", "r1", "r2"}
+    assert set(look(storage, output).kept) == {"current", "r1", "r2"}
 
 
 def test_scores_of_models_that_no_kept_run_uses_go(storage: Storage, output: str) -> None:
     old, used, configured = (write_scores(storage, output, scorer, [1]) for scorer in ("f0", "f1", "f2"))
     write_run(storage, output, "r1", [used])
-    found = look(storage, output, scorers=["f2"])
-    assert whys(found, output) == {f"scores/scorer=f0/{old}.parquet": "old scorer"}
-    assert look(storage, output, now=NOW + DAY, scorers=["f2"]).garbage == (), "a job may be writing them"
-    assert look(storage, output, scorers=None).garbage == (), "the config's model is unknown"
+    plan = look(storage, output, scorers=["f2"])
+    assert whys(plan, output) == {f"scores/scorer=f0/{old}.parquet": "old scorer"}
+    assert look(storage, output, now=NOW + DAY, scorers=["f2"]).deletions == (), "a job may be writing them"
+    assert look(storage, output, scorers=None).deletions == (), "the config's model is unknown"
     for scorer in ("f0", "f1", "f2"):
         storage.create(join(output, f"index/scores/scorer={scorer}/{old}.parquet"), b"x")
     old_index = {f"index/scores/scorer=f0/{old}.parquet": "old scorer"}
-    assert whys(look(storage, output, scorers=["f2"]), output) == whys(found, output) | old_index
+    assert whys(look(storage, output, scorers=["f2"]), output) == whys(plan, output) | old_index
     assert configured in finished_units(storage, output, "f2")
 
 
@@ -172,7 +178,7 @@ def test_a_run_under_way_keeps_everything_it_may_need(storage: Storage, output: 
     unit = write_scores(storage, output, "f0", [1])
     write_run(storage, output, "r1", [], published=NOW)
     write_run(storage, output, "running", [], [unit], scorer="f0", published=None)
-    assert look(storage, output, now=NOW + DAY).garbage == ()
+    assert look(storage, output, now=NOW + DAY).deletions == ()
     assert set(whys(look(storage, output, now=NOW + 3 * DAY), output).values()) == {"unfinished run", "old scorer"}
 
 
@@ -184,10 +190,10 @@ def test_old_files_that_a_young_run_may_be_reading_stay(tmp_path: Path) -> None:
     assert set(whys(look(storage, output, now=NOW), output).values()) == {"old scorer", "stale index"}
     paths = RunPaths(output, "new")
     announce(storage, paths, "f0")  # its plan, which is not there yet, may reuse either twin
-    assert look(storage, output, now=NOW).garbage == ()
+    assert look(storage, output, now=NOW).deletions == ()
     storage.delete(paths.started)
     storage.replace(paths.config, b"")  # not even its scorer is known
-    assert look(storage, output, now=NOW).garbage == ()
+    assert look(storage, output, now=NOW).deletions == ()
     age(Path(paths.folder), 10 * DAY)
     assert set(finished_units(storage, output, "f0")) == set(twins)
     assert set(whys(look(storage, output, now=NOW), output).values()) == {"unfinished run", "old scorer", "stale index"}
@@ -198,9 +204,9 @@ def test_long_scoring_is_no_sign_of_death(tmp_path: Path) -> None:
     unit = write_scores(storage, output, "f1", [1])
     write_run(storage, output, "slow", [unit, "not yet"], published=None)
     age(tmp_path, 10 * DAY)
-    assert {run.run_id for run in look(storage, output, now=NOW).runs if run.kept} == set()
+    assert look(storage, output, now=NOW).kept == ()
     os.utime(unit_address(output, "f1", unit), (NOW - 60, NOW - 60))
-    assert {run.run_id for run in look(storage, output, now=NOW).runs if run.kept} == {"slow"}
+    assert set(look(storage, output, now=NOW).kept) == {"slow"}
 
 
 def age(folder: Path, seconds: float) -> None:
@@ -219,9 +225,9 @@ def test_orphans_and_temporary_files_go_when_they_are_old(storage: Storage, outp
     ]
     for uri in orphans + temporary + others:
         storage.replace(uri, b"x")
-    assert look(storage, output, now=NOW + DAY).garbage == ()
-    found = {item.file.uri: item.why for item in look(storage, output).garbage}
-    assert found == dict.fromkeys(orphans, "orphan") | dict.fromkeys(temporary, "temporary file")
+    assert look(storage, output, now=NOW + DAY).deletions == ()
+    plan = {deletion.file.uri: deletion.why for deletion in look(storage, output).deletions}
+    assert plan == dict.fromkeys(orphans, "orphan") | dict.fromkeys(temporary, "temporary file")
 
 
 def test_the_index_of_files_that_are_gone_goes(storage: Storage, output: str, empty_folder: str) -> None:
@@ -233,17 +239,17 @@ def test_the_index_of_files_that_are_gone_goes(storage: Storage, output: str, em
     for key in (stale, current):
         storage.create(join(output, "index/documents", f"{key}-00000.parquet"), b"x")
     tables = {"documents": join(empty_folder, "documents")}
-    found = survey(storage, output, Retention(), ["f1"], tables, LATER)
-    assert whys(found, output) == {f"index/documents/{stale}-00000.parquet": "stale index"}
+    plan = plan_cleaning(storage, output, Retention(), ["f1"], tables, LATER)
+    assert whys(plan, output) == {f"index/documents/{stale}-00000.parquet": "stale index"}
 
 
 def test_a_job_that_starts_meanwhile_stops_the_deleting(storage: Storage, output: str) -> None:
     for number in range(4):
         write_run(storage, output, f"r{number}", [], published=NOW - (9 - number) * DAY)
-    found = look(storage, output)
+    plan = look(storage, output)
     announce(storage, RunPaths(output, "new"), "f1")
     before = storage.walk(output)
-    assert not delete(storage, output, found, lambda _: None)
+    assert not delete(storage, output, plan, lambda _: None)
     assert storage.walk(output) == before
 
 
@@ -270,9 +276,9 @@ def test_nothing_is_followed_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "out/ranked/run_id=near/link.parquet").symlink_to(outside / "runs/far/plan/plan.json")
     age(tmp_path, 10 * DAY)
     before = sorted(outside.rglob("*"))
-    found = look(storage, output, now=NOW)
-    assert all(Path(item.file.uri).is_relative_to(output) for item in found.garbage)
-    assert delete(storage, output, found, lambda _: None)
+    plan = look(storage, output, now=NOW)
+    assert all(Path(deletion.file.uri).is_relative_to(output) for deletion in plan.deletions)
+    assert delete(storage, output, plan, lambda _: None)
     assert sorted(outside.rglob("*")) == before
     assert not (tmp_path / "out/runs/near").exists()
     assert (tmp_path / "out/ranked").is_dir()
@@ -302,7 +308,7 @@ def test_a_pointer_or_manifest_cannot_lead_outside(tmp_path: Path) -> None:
 def test_the_list_is_summed_up_by_reason_and_folder(storage: Storage, output: str) -> None:
     for number in range(3):
         write_run(storage, output, f"r{number}", [], published=NOW - (9 - number) * DAY)
-    lines = list(describe(output, look(storage, output).garbage))
+    lines = list(describe(output, look(storage, output).deletions))
     assert [line.split(":")[0].split() for line in lines] == [
         ["old", "run", "ranked/run_id=r0"], ["old", "run", "rejected/run_id=r0"], ["old", "run", "runs/r0"],
     ]  # fmt: skip
@@ -340,15 +346,14 @@ def test_after_cleaning_kept_runs_are_whole_and_no_score_is_missed(
             )
             for place in (paths.folder, paths.ranked, paths.rejected):
                 age(Path(place), days * DAY)
-        found = look(storage, output, now=NOW, scorers=["f1"], keep_runs=keep)
+        plan = look(storage, output, now=NOW, scorers=["f1"], keep_runs=keep)
         held = {(scorer, pair) for (scorer, pairs, _) in units for pair in pairs}
-        assert delete(storage, output, found, lambda _: None)
+        assert delete(storage, output, plan, lambda _: None)
 
-        kept = {run.run_id for run in found.runs if run.kept}
+        kept = set(plan.kept)
         manifests = {f"r{n}": read_manifest(storage, output, f"r{n}") for n in range(len(runs))}
-        assert {run_id for run_id, manifest in manifests.items() if manifest} == {
-            run.run_id for run in found.runs if run.kept and run.published
-        }
+        published_runs = {f"r{number}" for number, (published, *_) in enumerate(runs) if published}
+        assert {run_id for run_id, manifest in manifests.items() if manifest} == kept & published_runs
         assert len(kept) >= min(keep, sum(published for published, *_ in runs))
         scorers = {"f1"}
         for number, (published, days, scorer, wanted) in enumerate(runs):
@@ -372,14 +377,14 @@ def test_after_cleaning_kept_runs_are_whole_and_no_score_is_missed(
             for pair in read_unit(storage, output, scorer, unit)["query_id"].to_pylist()
         }
         assert {pair for pair in held if pair[0] in scorers} <= left
-        assert look(storage, output, now=NOW, scorers=["f1"], keep_runs=keep).garbage == ()
+        assert look(storage, output, now=NOW, scorers=["f1"], keep_runs=keep).deletions == ()
 
 
-def add_pass(
+def add_stage(
     storage: Storage, output: str, run_id: str, scorer: str, units: list[str], published: float | None = NOW
 ) -> None:
     """A second pass of a run that `write_run` left without a manifest: a cascade's or an ensemble's."""
-    first, paths = RunPaths(output, run_id), RunPaths(output, run_id).of_pass(2)
+    first, paths = RunPaths(output, run_id), RunPaths(output, run_id).of_stage(2)
     announce(storage, first, "both", ["f1", scorer])
     listed = [{"unit": unit, "groups": 1, "pairs": 1, "cost": 1} for unit in units]
     write_unit_list(storage, join(paths.plan, "bb00"), 0, pa.Table.from_pylist(listed, schema=UNIT_LIST))
@@ -405,18 +410,18 @@ def test_what_any_pass_of_a_kept_run_needs_stays(storage: Storage, output: str) 
     part = write_scores(storage, output, "f2", [1])
     write_scores(storage, output, "f3", [1])
     write_run(storage, output, "r1", [], published=None)
-    add_pass(storage, output, "r1", "f2", [part])
-    found = whys(look(storage, output, scorers=[]), output)
-    assert {why for uri, why in found.items() if "scorer=f3" in uri} == {"old scorer"}
-    assert not any("scorer=f2" in uri for uri in found), "the run names the one, the other has the only score"
-    assert {uri: why for uri, why in found.items() if "/plan/" in uri} == {
+    add_stage(storage, output, "r1", "f2", [part])
+    plan = whys(look(storage, output, scorers=[]), output)
+    assert {why for uri, why in plan.items() if "scorer=f3" in uri} == {"old scorer"}
+    assert not any("scorer=f2" in uri for uri in plan), "the run names the one, the other has the only score"
+    assert {uri: why for uri, why in plan.items() if "/plan/" in uri} == {
         "runs/r1/plan/pass-2/cc00/pairs/part-0.parquet": "orphan"
     }
     write_scores(storage, output, "f2", [2, 3])
     write_scores(storage, output, "f2", [1, 3])
-    found = whys(look(storage, output, scorers=[]), output)
-    assert len([uri for uri, why in found.items() if why == "superseded scores"]) == 1
-    assert f"scores/scorer=f2/{part}.parquet" not in found
+    plan = whys(look(storage, output, scorers=[]), output)
+    assert len([uri for uri, why in plan.items() if why == "superseded scores"]) == 1
+    assert f"scores/scorer=f2/{part}.parquet" not in plan
 
 
 def test_the_scorers_of_all_passes_of_a_run_under_way_are_left_alone(tmp_path: Path) -> None:
@@ -426,12 +431,15 @@ def test_the_scorers_of_all_passes_of_a_run_under_way_are_left_alone(tmp_path: P
     age(tmp_path, 10 * DAY)
     write_run(storage, output, "r1", [], published=None)
     announce(storage, RunPaths(output, "r1"), "both", ["f1", "f2"])  # the second pass is not planned yet
-    assert {item.why for item in look(storage, output, now=NOW, scorers=[]).garbage} == {"old scorer"}
+    assert {deletion.why for deletion in look(storage, output, now=NOW, scorers=[]).deletions} == {"old scorer"}
     assert set(finished_units(storage, output, "f2")) == set(twins)
-    assert not any("scorer=f2" in item.file.uri for item in look(storage, output, now=NOW, scorers=[]).garbage)
-    add_pass(storage, output, "r1", "f2", [twins[0]], published=None)
+    assert not any(
+        "scorer=f2" in deletion.file.uri for deletion in look(storage, output, now=NOW, scorers=[]).deletions
+    )
+    add_stage(storage, output, "r1", "f2", [twins[0]], published=None)
     age(tmp_path, 10 * DAY)
-    assert not any(run.kept for run in look(storage, output, now=NOW).runs)
+    assert look(storage, output, now=NOW).kept == ()
     os.utime(unit_address(output, "f2", twins[0]), (NOW - 60, NOW - 60))
-    (run,) = look(storage, output, now=NOW).runs
-    assert (run.kept, run.scorers, run.attempts) == (True, {"f1", "f2"}, {"": "aa00", "pass-2/": "bb00"})
+    assert look(storage, output, now=NOW).kept == ("r1",)
+    run = planned_contents(storage, output, "r1")
+    assert (run.scorers, run.attempts) == ({"f1", "f2"}, {"": "aa00", "pass-2/": "bb00"})
