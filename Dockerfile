@@ -15,13 +15,13 @@ RUN apt-get update \
 WORKDIR /opt/lakerank
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY lib lib
+COPY conf conf
 RUN pip install --no-cache-dir -c constraints.txt '.[spark,s3,report,train]'
 
 # spark-submit and the executors' classes are those of the pyspark package.
 RUN ln -s "$(python -c 'import pyspark, pathlib; print(pathlib.Path(pyspark.__file__).parent)')" /opt/spark \
     && ln -s "$(dirname "$(dirname "$(readlink -f "$(command -v java)")")")" /opt/java
 COPY --from=spark /opt/entrypoint.sh /opt/entrypoint.sh
-COPY conf conf
 COPY jobs jobs
 
 ENV SPARK_HOME=/opt/spark JAVA_HOME=/opt/java PYSPARK_PYTHON=python3 PYSPARK_DRIVER_PYTHON=python3

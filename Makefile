@@ -2,7 +2,7 @@
 setup := bin/setup
 python := .venv/bin/python
 java := JAVA_HOME="$$PWD/.venv/java"
-# Processes that share the tests, a file at a time: much of the time a test waits for a JVM to start.
+# Test processes. Files are distributed over them; tests spend much of their time waiting for a JVM.
 workers := 2
 
 .DEFAULT_GOAL := help
@@ -21,34 +21,34 @@ test:  ## run the tests; ARGS="tests/model -k images" for some of them, workers=
 	@$(setup) dev
 	$(java) $(python) -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-s3:  ## run what touches storage against a real S3 server: Ceph's gateway, installed on Debian and Ubuntu
+test-s3:  ## run the storage tests against a real S3 server: Ceph's gateway, installed on Debian and Ubuntu
 	@$(setup) dev
 	@$(python) tests/servers/radosgw.py --install
 	LAKERANK_TEST_S3=radosgw $(java) $(python) -m pytest -m s3 $(ARGS)
 
-test-faults:  ## kill drivers, workers and executors, fill disks, disturb the network: every fault test, an hour or less
+test-faults:  ## every fault test: killed drivers, workers and executors, full disks, a bad network; an hour or less
 	@$(setup) dev
 	LAKERANK_TEST_FAULTS=1 $(java) $(python) -m pytest tests/faults $(ARGS)
 
-test-airflow:  ## the DAGs under a real scheduler, with killed tasks, a failed audit and a backfill
+test-airflow:  ## test the DAGs under a real scheduler, with killed tasks, a failed audit and a backfill
 	@$(setup) dev
 	@$(setup) airflow
 	$(java) $(python) -m pytest tests/airflow_dags/scheduler.py $(ARGS)
 
-scale:  ## plan, rank and fetch at scale, and a second night: seconds, shuffle bytes and memory, half an hour
+scale:  ## measure planning, ranking and fetching at scale, and an incremental run; half an hour
 	@$(setup) dev
 	$(java) $(python) tests/scale/plan_scale.py 100_000 1_000_000 10_000_000
 	$(java) $(python) tests/scale/fetch_scale.py
 	$(java) $(python) tests/scale/incremental.py
 
-check:  ## formatting, lint, types and the layers between the rooms
+check:  ## check formatting, lint, types and import layers
 	@$(setup) dev
 	$(python) -m ruff format --check .
 	$(python) -m ruff check .
 	$(python) -m mypy
 	$(python) -c 'from importlinter.cli import lint_imports_command as lint; lint()'
 
-format:  ## rewrite files as `make check` wants them
+format:  ## reformat files for `make check`
 	@$(setup) dev
 	$(python) -m ruff format .
 	$(python) -m ruff check --fix .

@@ -4,7 +4,7 @@ Starts `rerank_nightly` for each moment of its schedule between two dates, oldes
 `backfill_at_once` of them (see the Variable `lakerank`) are under way or waiting; `rerank_nightly` itself runs one at a
 time, so runs are published in the order of their dates and the last date is current in the end.
 
-A date that has a run already goes on with it: a published run is left as it is. A date that fails does not stop later
+A date that has a run already resumes it: a published run is not changed. A date that fails does not stop later
 ones; this DAG is red in the end, and clearing its red task tries that date again.
 
 `set` is passed on: with `lake.candidates=s3://lake/candidates/dt={date}` each date reads its own candidates.
@@ -48,14 +48,14 @@ with DAG(
     def choose_dates() -> list[dict[str, Any]]:
         """The schedule's moments in the range, oldest first; midnights where there is no schedule."""
         params = get_current_context()["params"]
-        found = moments(settings.schedule, settings.timezone, params["first"], params["last"])
+        dates = moments(settings.schedule, settings.timezone, params["first"], params["last"])
         return [
             {
                 "trigger_run_id": f"rerank_{moment}",
                 "run_after": moment,
                 "conf": {"date": moment, "set": params["set"]},
             }
-            for moment in found
+            for moment in dates
         ]
 
     TriggerDagRunOperator.partial(

@@ -1,7 +1,7 @@
-"""### Delete what old runs left
+"""### Delete files that no kept run needs
 
 Keeps the newest `keep_runs` runs (and those of the last `keep_days` days, where given), the published one always, and
-deletes what only older runs hold. Without `apply` it says what it would delete. See `jobs/clean.py --help`.
+deletes what only older runs need. Without `apply` it lists what it would delete. See `jobs/clean.py --help`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PARAMS = {
     "set": Param(settings.set, type="array", title="Settings", description="section.key=value, one a line."),
     "keep_runs": Param(settings.keep_runs, type=["null", "integer"], minimum=1, title="Runs to keep"),
     "keep_days": Param(None, type=["null", "number"], minimum=0, title="Days to keep"),
-    "apply": Param(True, type="boolean", title="Delete", description="Off: only say what would be deleted."),
+    "apply": Param(True, type="boolean", title="Delete", description="Off: only list what would be deleted."),
 }
 
 with DAG(

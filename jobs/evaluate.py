@@ -1,4 +1,4 @@
-"""Judge a run by the lake's qrels: metrics and a report. See --help."""
+"""Evaluate a run against the lake's qrels: metrics and a report. See --help."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`import lakerank` is instant, and each heavy library is loaded only by the rooms that own it."""
+"""`import lakerank` is instant, and each heavy library is loaded only by the packages that own it."""
 
 from __future__ import annotations
 

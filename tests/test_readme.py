@@ -68,9 +68,9 @@ def _names(cell: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository, in a folder with a space in its name, with this environment as its .venv."""
-    folder = tmp_path_factory.mktemp("readme") / "a house"
+    folder = tmp_path_factory.mktemp("readme") / "a clone"
     for name in ("conf", "jobs", "lib"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Makefile", folder)
@@ -78,13 +78,13 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _run(block: Block, house: Path) -> str:
+def _run(block: Block, clone: Path) -> str:
     command = [sys.executable, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "PYSPARK", "SPARK"))}
     done = subprocess.run(
         [*command, block.content],
-        cwd=house,
+        cwd=clone,
         env=env | {"PATH": path, "MAKEFLAGS": "setup=true java="},  # .venv and Java are there already
         capture_output=True,
         text=True,
@@ -94,9 +94,9 @@ def _run(block: Block, house: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def output_of(house: Path) -> Callable[[Block], str]:
+def output_of(clone: Path) -> Callable[[Block], str]:
     """Standard output of a block, which runs once."""
-    return functools.cache(lambda block: _run(block, house))
+    return functools.cache(lambda block: _run(block, clone))
 
 
 @pytest.mark.spark
@@ -108,9 +108,9 @@ def test_commands_run(block: Block, output_of: Callable[[Block], str]) -> None:
 
 @pytest.mark.spark
 @pytest.mark.slow
-def test_demo_publishes_a_run_and_a_report(output_of: Callable[[Block], str], house: Path) -> None:
+def test_demo_publishes_a_run_and_a_report(output_of: Callable[[Block], str], clone: Path) -> None:
     assert output_of(_block("make demo\n"))
-    output = house / "out" / "demo"
+    output = clone / "out" / "demo"
     run_id = json.loads((output / "current.json").read_text())["run_id"]
     assert pq.read_table(output / "ranked" / f"run_id={run_id}").num_rows > 1000
     assert (output / "runs" / run_id / "report.html").stat().st_size > 10_000
@@ -118,7 +118,7 @@ def test_demo_publishes_a_run_and_a_report(output_of: Callable[[Block], str], ho
 
 @pytest.mark.spark
 @pytest.mark.slow
-def test_own_lake_is_ranked_and_its_bad_candidate_rejected(output_of: Callable[[Block], str], house: Path) -> None:
+def test_own_lake_is_ranked_and_its_bad_candidate_rejected(output_of: Callable[[Block], str], clone: Path) -> None:
     last = json.loads(output_of(_block("--run-id first")).splitlines()[-1])
     assert {key: last[key] for key in ("run_id", "candidates", "rejected", "published")} == {
         "run_id": "first",
@@ -126,9 +126,9 @@ def test_own_lake_is_ranked_and_its_bad_candidate_rejected(output_of: Callable[[
         "rejected": 1,
         "published": True,
     }
-    rejected = pq.read_table(house / "mine" / "out" / "rejected" / "run_id=first").to_pylist()
+    rejected = pq.read_table(clone / "mine" / "out" / "rejected" / "run_id=first").to_pylist()
     assert [(row["doc_id"], row["reason"]) for row in rejected] == [("manual-3", "missing_document")]
-    ranked = pq.read_table(house / "mine" / "out" / "ranked" / "run_id=first")
+    ranked = pq.read_table(clone / "mine" / "out" / "ranked" / "run_id=first")
     assert ranked["query_id"].to_pylist() == ["q1", "q1", "q2"]
 
 
@@ -191,14 +191,14 @@ def test_tables_list_every_column(head: str, table: str, schema: pa.Schema) -> N
         assert {name for name in _names(columns) if f"`{name}`?" in columns} == schemas.OPTIONAL & set(schema.names)
 
 
-def test_tree_names_every_room_and_only_what_is_there() -> None:
+def test_tree_names_every_package_and_only_what_is_there() -> None:
     tree = _block("lib/lakerank/\n").content
     package = ROOT / "lib" / "lakerank"
-    rooms = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")} | {
+    packages = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")} | {
         path.name for path in package.glob("*.py") if path.name != "__init__.py"
     }
     inside = tree[tree.index("lib/lakerank/") : tree.index("tests/")]
-    assert rooms == set(re.findall(r"(?<!\S)(\w+(?:/|\.py))(?!\S)", inside)) - {"embedded/"}
+    assert packages == set(re.findall(r"(?<!\S)(\w+(?:/|\.py))(?!\S)", inside)) - {"embedded/"}
     for name in re.findall(r"^(\S+/)", tree, re.MULTILINE):
         assert (ROOT / name).is_dir()
 

@@ -1,4 +1,4 @@
-"""A task has failed for good: one message in the log and, where a connection says so, to a webhook."""
+"""Alerts about tasks that failed finally: a message in the log and, where a connection is configured, to a webhook."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ logger = logging.getLogger(__name__)
 
 #: An HTTP connection whose host, or extra {"url": …}, is a webhook. Without it alerts go to the log alone.
 CONNECTION = "lakerank_alerts"
-_PATIENCE_S = 10
+_TIMEOUT_S = 10
 
 
 def alert(context: Any) -> None:
-    """on_failure_callback: say which task of which run failed, with the job's last JSON line and the failed audits."""
+    """on_failure_callback: report the failed task and run, with the job's last JSON line and the failed audits."""
     message = alert_message(context)
     logger.error("lakerank: %s", json.dumps(message, ensure_ascii=False))
     try:
         _send(message)
-    except Exception:  # an alert that cannot be sent must not hide what it is about
+    except Exception:  # an alert that cannot be sent must not hide the failure
         logger.exception("the alert could not be sent by connection %r", CONNECTION)
 
 
@@ -49,10 +49,10 @@ def alert_message(context: Any) -> dict[str, Any]:
 def _summary(context: Any) -> dict[str, Any] | None:
     """The job's last line: from its file, else from the end of spark-submit's output, which the exception quotes."""
     try:
-        found = read_summary(context["task"].summary_address(context))
-    except Exception:  # of a worker that was lost, the callback runs elsewhere, where the task is not whole
-        found = None
-    return found or last_json_line(str(context.get("exception") or ""))
+        summary = read_summary(context["task"].summary_address(context))
+    except Exception:  # after the loss of a worker the callback runs elsewhere, without the whole task
+        summary = None
+    return summary or last_json_line(str(context.get("exception") or ""))
 
 
 def _send(message: dict[str, Any]) -> None:
@@ -66,5 +66,5 @@ def _send(message: dict[str, Any]) -> None:
         raise ValueError(f"connection {CONNECTION!r}: expected an http or https URL")
     body = json.dumps(message, ensure_ascii=False).encode()
     request = Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310 - checked above
-    with urlopen(request, timeout=_PATIENCE_S):  # noqa: S310
+    with urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
         pass

@@ -10,12 +10,12 @@ LAST = "last"
 
 
 def export_arguments(export: Mapping[str, Any], run_id: str, exported: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Options of one export, a run's id still to be filled into them.
+    """Options of one export, with placeholders for a run's id.
 
     Args:
-        export: option names and values; `since: last` stands for the run of this format's last export, and for nothing
-            where there was none, which exports the whole run.
-        run_id: the run to export. What came after its own first export is not its past: a repeated one is the same.
+        export: option names and values; `since: last` is replaced by the run of this format's last export, and left
+            out where there was none, which exports the whole run.
+        run_id: the run to export. Exports after its own first one are ignored, so that repeating it gives the same.
         exported: the summaries of past exports, oldest first.
     """
     options = dict(export)
@@ -25,7 +25,7 @@ def export_arguments(export: Mapping[str, Any], run_id: str, exported: Iterable[
 
 
 def last_exported(exported: Iterable[Mapping[str, Any]], form: str, run_id: str) -> str | None:
-    """The run that a format was exported from last, before `run_id` was."""
+    """The run that a format was last exported from before `run_id`."""
     last = None
     for summary in exported:
         if summary.get("format") == form:

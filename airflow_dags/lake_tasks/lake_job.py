@@ -1,4 +1,4 @@
-"""One of jobs/*.py as an Airflow task: SparkSubmitOperator that names the run, and reads what the job said last."""
+"""One of jobs/*.py as an Airflow task: a SparkSubmitOperator that sets the run id and reads the job's summary."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LakeJob(SparkSubmitOperator):
     """Submit a job; its summary becomes the task's XCom.
 
     A failed audit or a wrong config fails the task at once: a retry would end the same way. Anything else is tried
-    again, which costs little, since a run goes on where it stopped.
+    again, which costs little, since a run resumes where it stopped.
 
     Args:
         job: name of the file in jobs/, without .py.
@@ -76,14 +76,14 @@ class LakeJob(SparkSubmitOperator):
 
     def execute(self, context: Any) -> dict[str, Any] | None:
         """Submit, wait, and return the job's summary."""
-        self._skip_if_there_is_nothing_to_do(context)
+        self._skip_if_not_needed(context)
         address = self.summary_address(context)
         self.application_args = [*self._command_line(context), "--summary", address]
         try:
             super().execute(context)
         except Exception as error:
             summary = read_summary(address) or last_json_line(str(error))
-            if summary is None:  # killed before it could say anything
+            if summary is None:  # killed before it wrote a summary
                 raise
             fault = final_fault(summary)
             if fault:
@@ -98,13 +98,13 @@ class LakeJob(SparkSubmitOperator):
     def _moment(self, context: Any) -> Any:
         return moment_of(context["dag_run"], context["params"], self.timezone)
 
-    def _skip_if_there_is_nothing_to_do(self, context: Any) -> None:
+    def _skip_if_not_needed(self, context: Any) -> None:
         if self.unless_false is None:
             return
         task, key = self.unless_false
         summary = context["ti"].xcom_pull(task_ids=task) or {}
         if not summary.get(key, True):
-            raise AirflowSkipException(f"{task} says: {key} is {summary[key]}")
+            raise AirflowSkipException(f"in the summary of {task}, {key} is {summary[key]}")
 
     def _command_line(self, context: Any) -> list[str]:
         params, moment = context["params"], self._moment(context)
@@ -118,7 +118,7 @@ class LakeJob(SparkSubmitOperator):
                 line.append(option)
             elif value is not None and value is not False:
                 line += [option, str(value)]
-        if "--publish-anyway" in line:  # the manifest keeps who knew better; the driver's user says nothing about that
+        if "--publish-anyway" in line:  # for the manifest: the driver's user is not who decided
             line += ["--by", context["dag_run"].triggering_user_name or "airflow"]
         for setting in params.get("set") or []:
             line += ["--set", filled(setting, moment)]
@@ -137,7 +137,7 @@ class LakeJob(SparkSubmitOperator):
         return summary
 
     def _report(self, context: Any, summary: Mapping[str, Any]) -> str | None:
-        """The report's address, as a browser reaches it where the deployment says how."""
+        """The report's address: as a browser reaches it, where the deployment has a report_url."""
         if "report" in summary and self.report_url:
             return filled(self.report_url, self._moment(context))
         return summary.get("report")

@@ -1,4 +1,4 @@
-"""Where things lie, as spark-submit and the jobs see it."""
+"""Addresses as spark-submit and the jobs see them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which lakerank run a DAG run is about: named after its moment, so that whoever repeats the moment resumes the run."""
+"""The lakerank run of a DAG run: named after its moment, so that repeating the moment resumes the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 
 def moment_of(dag_run: Any, params: Mapping[str, Any], timezone: str) -> datetime:
-    """The moment that a DAG run stands for, in the deployment's time zone.
+    """The moment of a DAG run, in the deployment's time zone.
 
     Its `date` Param where there is one; else the start of its data interval, which the timetable makes equal to the
     logical date (a run triggered by hand for a date has that logical date, but the interval of the hour it was
@@ -49,9 +49,9 @@ def moments(cron: str | None, timezone: str, first: str, last: str) -> list[str]
         raise ValueError(f"the first date, {first}, is after the last, {last}")
     timetable = CronTriggerTimetable(cron or "0 0 * * *", timezone=timezone)
     inside = TimeRestriction(begin, end + timedelta(days=1, microseconds=-1), catchup=True)
-    found: list[str] = []
+    result: list[str] = []
     info = timetable.next_dagrun_info(last_automated_data_interval=None, restriction=inside)
     while info is not None:
-        found.append(info.run_after.astimezone(zone).isoformat())
+        result.append(info.run_after.astimezone(zone).isoformat())
         info = timetable.next_dagrun_info(last_automated_data_interval=info.data_interval, restriction=inside)
-    return found
+    return result

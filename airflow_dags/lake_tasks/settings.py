@@ -1,4 +1,4 @@
-"""What a deployment sets: one Airflow Variable, `lakerank`, a JSON object. Every key has a default."""
+"""Settings of a deployment: the Airflow Variable `lakerank`, a JSON object. Every key has a default."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Settings:
 
     @classmethod
     def read(cls) -> Settings:
-        """The settings that stand now. The schedule is one of them, so they are read when DAG files are parsed.
+        """The present settings. They include the schedule, so they are read when DAG files are parsed.
 
         Raises:
             ValueError: a key is not known, or not of the type of its default.

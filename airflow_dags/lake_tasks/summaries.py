@@ -1,4 +1,4 @@
-"""A job's last JSON line: where it is kept, and what it says to a scheduler."""
+"""A job's last JSON line: where it is written, and what it means to a scheduler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from airflow.sdk import ObjectStoragePath
 
 
 def summary_address(folder: str, run_id: str, ti: Any) -> str:
-    """A name of this try's own, so that what an earlier try left is never taken for this one's."""
+    """A name for this try alone, so that an earlier try's summary is never taken for this one's."""
     task = ti.task_id if ti.map_index < 0 else f"{ti.task_id}-{ti.map_index}"
     return f"{folder.rstrip('/')}/{run_id}/{task}.{ti.try_number}.{ti.id}.json"
 
@@ -19,7 +19,7 @@ def read_summary(address: str) -> dict[str, Any] | None:
     """The summary at an address; None when there is none, as after a kill, or when it cannot be read from here."""
     try:
         return last_json_line(ObjectStoragePath(address).read_text())
-    except Exception:  # the job's own outcome must come through whatever is wrong with this file or its store
+    except Exception:  # a fault of this file or its store must not hide the job's own outcome
         return None
 
 
@@ -28,10 +28,10 @@ def last_json_line(text: str) -> dict[str, Any] | None:
     for line in reversed(text.splitlines()):
         if line.startswith("{"):
             try:
-                found = json.loads(line)
+                value = json.loads(line)
             except ValueError:
                 continue
-            return found if isinstance(found, dict) else None
+            return value if isinstance(value, dict) else None
     return None
 
 
@@ -41,7 +41,7 @@ def failed_audits(summary: Mapping[str, Any] | None) -> list[str]:
 
 
 def final_fault(summary: Mapping[str, Any]) -> str | None:
-    """Why trying again would end the same way: a failed audit, or a wrong config. None when it might not."""
+    """Why a retry would fail again: a failed audit, or a wrong config. None if it may succeed."""
     if audits := failed_audits(summary):
         return f"not published, an audit failed: {', '.join(audits)}. The last line has the figures: {dict(summary)}"
     if summary.get("error") == "ConfigError":

@@ -1,4 +1,4 @@
-"""Log lines that say what they are about: the run, the stage and the unit at hand, named by where the code is."""
+"""Logging with context: every line can carry the run, the stage and the unit that it is about."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ TEXT = "%(asctime)s %(levelname)-7s %(message)s"
 
 @dataclass(frozen=True, slots=True)
 class LogContext:
-    """How this process logs, and what about. It crosses to a worker, whose lines then say the same."""
+    """Log format and context of a process. Sent to workers, whose lines then carry the same."""
 
     form: LogFormat = "text"
     about: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Process:
-    """One job a process, and one task at a time in a worker: its threads log about the same thing."""
+    """A process runs one job, and a worker one task at a time: their threads share a context."""
 
     context = LogContext()
     started = False
 
 
 class JsonLines(logging.Formatter):
-    """A JSON object a line: time in UTC, level, logger, message, what it is about, and an error's traceback."""
+    """A JSON object a line: time in UTC, level, logger, message, context, and an error's traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end; a line end within a message is escaped."""
+        """The line, without a newline; newlines within a message are escaped."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
         line |= _Process.context.about
@@ -45,7 +45,7 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging(form: LogFormat, verbose: bool = False) -> None:
-    """Log to standard error from now on: ours from INFO, libraries' from WARNING; with `verbose` one level more."""
+    """Log to standard error: lakerank from INFO, libraries from WARNING; one level lower with `verbose`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else logging.Formatter(TEXT, "%H:%M:%S"))
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING)
@@ -56,7 +56,7 @@ def start_logging(form: LogFormat, verbose: bool = False) -> None:
 
 @contextmanager
 def about(**names: str) -> Iterator[None]:
-    """Lines logged within are about these too: `about(run="r1", stage="plan")`."""
+    """Add to the context of lines logged within the block: `about(run="r1", stage="plan")`."""
     outer = _Process.context
     _Process.context = LogContext(outer.form, {**outer.about, **names})
     try:
@@ -66,13 +66,13 @@ def about(**names: str) -> Iterator[None]:
 
 
 def log_context() -> LogContext:
-    """What the lines of this process are about now, for workers to go on with."""
+    """The present context, to be sent to workers."""
     return _Process.context
 
 
 @contextmanager
 def in_worker(context: LogContext, **names: str) -> Iterator[None]:
-    """Log as the driver does, about the same and these. Where it logs as text, workers tell of faults alone."""
+    """Log in the driver's format, with its context and `names`. In the text format workers log only warnings."""
     if context.form == "json" and not _Process.started:
         start_logging(context.form)
     with about(**context.about, **names):
