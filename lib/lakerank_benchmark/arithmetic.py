@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from lakerank.model.engine.flops import Flops
+from lakerank.model.engine.counters import Flops
 
 #: Sides of the square products that the ceiling is looked for among, by type of device, and seconds for each.
 _SIDES = {"cpu": (768, 1536, 3072), "cuda": (4096, 8192)}

@@ -14,10 +14,8 @@ from lakerank.errors import ConfigError
 from lakerank.limits import Limits
 from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import locate, read_json
-from lakerank.model.cross_encoder.load import CrossEncoder
-from lakerank.model.engine.counters import Work
-from lakerank.model.engine.flops import Flops, count_flops
-from lakerank.model.engine.reranker import DocumentMajorReranker
+from lakerank.model.engine.counters import Counters, Flops, count_flops
+from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.registry import M0, family_of
 from lakerank.records import DocumentGroup, Reject, ScoredPair
 from lakerank_benchmark.arithmetic import whole_pair
@@ -35,7 +33,7 @@ REPRODUCIBLE, FAST, PUBLISHED, CROSS_ENCODER = NAMES = ("lakerank", "lakerank fa
 class Ours:
     """This project's reranker."""
 
-    def __init__(self, name: str, reranker: DocumentMajorReranker | CrossEncoder) -> None:
+    def __init__(self, name: str, reranker: BatchedReranker) -> None:
         self.name = name
         self.reranker = reranker
 
@@ -45,11 +43,11 @@ class Ours:
         Raises:
             ConfigError: there are none but rejects.
         """
-        before = replace(self.reranker.work)
+        before = replace(self.reranker.counters)
         started = time.perf_counter()
         results = list(self.reranker.score_groups(groups))
         seconds = time.perf_counter() - started
-        work = self.reranker.work - before
+        work = self.reranker.counters - before
         scored = [result for result in results if isinstance(result, ScoredPair)]
         if not scored:
             reasons = sorted({result.reason.value for result in results if isinstance(result, Reject)})
@@ -58,7 +56,7 @@ class Ours:
         return Run(seconds, len(scored), work.computed, work.padding, work.flops, _stages(work, seconds), logits)
 
 
-def _stages(work: Work, seconds: float) -> dict[str, float]:
+def _stages(work: Counters, seconds: float) -> dict[str, float]:
     device = {"vision": work.vision_s, "prefix": work.prefix_s, "suffix": work.suffix_s}
     idle = max(0.0, seconds - sum(device.values()))
     wait = min(work.wait_s, idle)  # a GPU may be busy meanwhile
@@ -162,7 +160,7 @@ def load(
             checkpoint, dtype=dtype, device=device, host_threads=host_threads, reproducible=name == REPRODUCIBLE,
             max_length=max_length,
         )  # fmt: skip
-        if not isinstance(reranker, DocumentMajorReranker | CrossEncoder):
+        if not isinstance(reranker, BatchedReranker):
             raise CannotRun(f"{checkpoint}: its work is not counted")
         return Ours(name, reranker)
     folder = locate(checkpoint)

@@ -23,7 +23,7 @@ from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.run import Rerank, run
 from lakerank.spark.runtime.frames import parallelism
-from lakerank.spark.score import LoadedReranker, RerankerFactory, Work
+from lakerank.spark.score import LoadedReranker, RerankerFactory, TokenCounters
 
 #: Rows of a row group of documents, as a lake of page images should have.
 _DOCUMENT_ROWS = 8
@@ -170,16 +170,16 @@ class ProfiledReranker:
         return self._inner.load_id
 
     @property
-    def work(self) -> Work:
+    def counters(self) -> TokenCounters:
         """The inner one's."""
-        return self._inner.work
+        return self._inner.counters
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """As the inner one; then a note: seconds of fetching, of waiting for decoding, and of the model's stages."""
-        work: Any = self._inner.work
-        before, spent, started = replace(work), [0.0], time.monotonic()
+        counters: Any = self._inner.counters
+        before, spent, started = replace(counters), [0.0], time.monotonic()
         yield from self._inner.score_groups(_timed(groups, spent))
-        seconds, done = time.monotonic() - started, work - before
+        seconds, done = time.monotonic() - started, counters - before
         model = done.vision_s + done.prefix_s + done.suffix_s
         rest = max(0.0, seconds - spent[0] - done.wait_s - model)
         _note(

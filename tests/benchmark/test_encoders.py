@@ -38,9 +38,9 @@ def test_a_published_loop_says_the_same(tmp_path: Path, name: str, library: str,
     assert run.logits.keys() == logits.keys()
     assert run.pairs == len(scored) == 12
     np.testing.assert_allclose([run.logits[pair] for pair in logits], list(logits.values()), atol=1e-4, rtol=0)
-    assert run.tokens - run.padding == times * ours.work.pairwise, "the same tokens, those that fill apart"
-    assert run.flops == pytest.approx(times * ours.work.flops)
-    assert (ours.work.pairwise > 12 * MOST) == (family == "jina-reranker-v2"), "windows are more than a pair"
+    assert run.tokens - run.padding == times * ours.counters.pairwise, "the same tokens, those that fill apart"
+    assert run.flops == pytest.approx(times * ours.counters.flops)
+    assert (ours.counters.pairwise > 12 * MOST) == (family == "jina-reranker-v2"), "windows are more than a pair"
 
 
 def test_images_are_not_for_it(tmp_path: Path) -> None:

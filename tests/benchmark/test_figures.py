@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lakerank.model.engine.flops import Flops
+from lakerank.model.engine.counters import Flops
 from lakerank_benchmark.arithmetic import matmul_ceiling, whole_pair
 from lakerank_benchmark.contenders import PUBLISHED, REPRODUCIBLE
 from lakerank_benchmark.drift import drift

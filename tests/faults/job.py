@@ -97,7 +97,7 @@ class HashReranker:
     pause_s: float
     kill_worker: tuple[str, str] | None
     load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    work: Work = field(default_factory=lambda: Work())
+    counters: Work = field(default_factory=lambda: Work())
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         for group in groups:

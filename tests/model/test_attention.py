@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lakerank.model.engine.attention import attend, attend_plainly, document_attention, query_attention
+from lakerank.model.engine.attention import attend, attend_eager, document_attention, query_attention
 from lakerank.model.engine.layout import PrefixLayout, Span, prefix_layout, suffix_layout
 from lakerank.model.engine.varlen import choose_varlen, flex_varlen
 
@@ -34,13 +34,13 @@ def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_kernel_and_its_plain_form_agree(dtype: torch.dtype, causal: bool) -> None:
+def test_the_kernel_and_eager_attention_agree(dtype: torch.dtype, causal: bool) -> None:
     query, key, value = (random(3, 2, 40, 16, seed=seed).to(dtype) for seed in range(3))
     mask = torch.zeros(3, 1, 40, 40)
     mask[1, :, :, 7:] = float("-inf")
     for given_mask in (None, None if causal else mask):
         out, sums = attend(query, key, value, given_mask, causal)
-        plain_out, plain_sums = attend_plainly(query, key, value, given_mask, causal)
+        plain_out, plain_sums = attend_eager(query, key, value, given_mask, causal)
         torch.testing.assert_close(out, plain_out, atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
         torch.testing.assert_close(sums, plain_sums, atol=5e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lakerank.model.engine.vision_cache import BoundedCache
+from lakerank.model.preprocess.cache import BoundedCache
 
 
 def test_makes_once_and_forgets_the_least_used() -> None:

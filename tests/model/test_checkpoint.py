@@ -165,7 +165,7 @@ def test_a_hub_id_needs_a_revision() -> None:
 def test_dtypes(tiny_checkpoint: Path, dtype: str) -> None:
     exact = load_reranker(str(tiny_checkpoint), device="cpu").score(PAIRS)
     rounded = load_reranker(str(tiny_checkpoint), device="cpu", dtype=dtype)
-    assert rounded._engine.dtype == getattr(torch, dtype)
+    assert rounded.engine.dtype == getattr(torch, dtype)
     np.testing.assert_allclose(rounded.score(PAIRS), exact, atol=0.1)
 
 

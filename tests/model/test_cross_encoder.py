@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ from tokenizers import Tokenizer
 from lakerank import load_reranker
 from lakerank.errors import CheckpointError, PairRejected
 from lakerank.limits import Limits
-from lakerank.model.cross_encoder.load import PASSES_SORTED, CrossEncoder
+from lakerank.model.cross_encoder.load import document_windows
 from lakerank.model.cross_encoder.tokenize import PairTokenizer, jina_limits
+from lakerank.model.cross_encoder.weights import BGE, load_weights
 from lakerank.model.engine.budget import BUSY_TOKENS_CPU, budget_of
-from lakerank.model.engine.counters import Work
-from lakerank.model.engine.encoder_engine import Reading
+from lakerank.model.engine.encoder import PackedEncoder
+from lakerank.model.engine.encoder_engine import BATCHES_SORTED, DocumentWindows, EncoderEngine, Window
+from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.engine.varlen import flex_varlen
 from lakerank.model.identity import identify
 from lakerank.model.preprocess.pipeline import Preprocessor
-from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 FAMILIES = ("bge", "jina")
@@ -67,7 +69,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def reranker(family: str, made: dict[str, tuple[Path, Any]]) -> CrossEncoder:
+def reranker(family: str, made: dict[str, tuple[Path, Any]]) -> BatchedReranker:
     return load(made[family][0])
 
 
@@ -79,9 +81,9 @@ def threads_restored() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def load(folder: Path, **options: Any) -> CrossEncoder:
+def load(folder: Path, **options: Any) -> BatchedReranker:
     loaded = load_reranker(str(folder), device="cpu", **{"limits": LIMITS, "dtype": "float32", **options})
-    assert isinstance(loaded, CrossEncoder)
+    assert isinstance(loaded, BatchedReranker)
     return loaded
 
 
@@ -126,7 +128,7 @@ def by_jina(folder: Path, network: Any, query: str, document: str) -> float:
     return max(logits)
 
 
-def test_logits_are_those_of_transformers(family: str, reranker: CrossEncoder, made: dict[str, Any]) -> None:
+def test_logits_are_those_of_transformers(family: str, reranker: BatchedReranker, made: dict[str, Any]) -> None:
     by = {"bge": by_flag_embedding, "jina": by_jina}[family]
     expected = [by(*made[family], query.text, document.text) for query, document in PAIRS]
     np.testing.assert_allclose(reranker.score(PAIRS), expected, atol=1e-4, rtol=0)
@@ -141,7 +143,7 @@ def test_a_long_query_has_the_share_that_flag_embedding_gives_it(made: dict[str,
     np.testing.assert_allclose(found, [expected], atol=1e-4, rtol=0)
 
 
-def test_a_pair_as_the_tokenizer_makes_it(family: str, reranker: CrossEncoder, made: dict[str, Any]) -> None:
+def test_a_pair_as_the_tokenizer_makes_it(family: str, reranker: BatchedReranker, made: dict[str, Any]) -> None:
     folder, network = made[family]
     tokenizer = plain_tokenizer(folder)
     query, document = "how much does it cost", "the price of a train <pad> is on the table"
@@ -150,7 +152,7 @@ def test_a_pair_as_the_tokenizer_makes_it(family: str, reranker: CrossEncoder, m
     assert reranker.score([(Query("q", query), Document("d", document))]) == pytest.approx(expected, abs=1e-5)
 
 
-def test_what_was_cut_is_said(family: str, reranker: CrossEncoder) -> None:
+def test_what_was_cut_is_said(family: str, reranker: BatchedReranker) -> None:
     groups = [DocumentGroup(document, QUERIES) for document in DOCUMENTS]
     results = [one for one in reranker.score_groups(groups) if isinstance(one, ScoredPair)]
     cut = {(one.query_id, one.doc_id) for one in results if one.document_truncated}
@@ -168,7 +170,7 @@ def test_cut_or_not_depends_on_the_query(made: dict[str, Any]) -> None:
     assert [result.document_truncated for result in results if isinstance(result, ScoredPair)] == [False, True]
 
 
-def test_bits_do_not_depend_on_what_is_beside(reranker: CrossEncoder) -> None:
+def test_bits_do_not_depend_on_what_is_beside(reranker: BatchedReranker) -> None:
     """However pairs are shuffled and partitioned."""
     words = random.Random(2)
     pairs = [
@@ -185,7 +187,7 @@ def test_bits_do_not_depend_on_what_is_beside(reranker: CrossEncoder) -> None:
             assert found == [expected[place] for place in part]
 
 
-def test_faults_are_rejects_and_harm_nobody(reranker: CrossEncoder, make_image: Callable[..., bytes]) -> None:
+def test_faults_are_rejects_and_harm_nobody(reranker: BatchedReranker, make_image: Callable[..., bytes]) -> None:
     image = make_image(60, 60)
     queries = (*QUERIES[:1], Query("empty", " "), Query("seen", image=image), Query("both", "text", image=image))
     documents = [
@@ -215,24 +217,31 @@ def test_faults_are_rejects_and_harm_nobody(reranker: CrossEncoder, make_image: 
         reranker.score([(QUERIES[0], documents[2])])
 
 
+class Counting:
+    """A tokenizer that keeps the texts it was given."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer, self.texts = plain_tokenizer(folder), list[str]()
+
+    def get_vocab(self) -> dict[str, int]:
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        return vocabulary
+
+    def encode(self, text: str, **options: Any) -> Any:
+        self.texts.append(text)
+        return self._tokenizer.encode(text, **options)
+
+
 def test_a_document_is_tokenised_once_and_so_is_a_query(made: dict[str, Any]) -> None:
-    tokenizer = read_tokenizer(made["jina"][0] / "tokenizer.json")
-    seen: list[str] = []
-
-    class Counting:
-        get_vocab = tokenizer.get_vocab
-
-        def encode(self, text: str, **options: Any) -> Any:
-            seen.append(text)
-            return tokenizer.encode(text, **options)
-
-    preprocessor = Preprocessor(PairTokenizer(Counting(), jina_limits(128, 64)), Limits(), None)
-    groups = [DocumentGroup(document, tuple(QUERIES)) for document in DOCUMENTS]
-    assert len([*preprocessor.prefetch(groups, 100, Work())]) == len(groups)
-    assert sorted(seen) == sorted([*(query.text for query in QUERIES), *(document.text for document in DOCUMENTS)])
+    tokenizer, limits = Counting(made["jina"][0]), jina_limits(LIMITS.max_length, LIMITS.max_query_length)
+    arrange = functools.partial(document_windows, limits)
+    preprocessor = Preprocessor(PairTokenizer(tokenizer, limits), LIMITS, None, arrange=arrange)
+    replace(load(made["jina"][0]), preprocessor=preprocessor).score(PAIRS)
+    texts = [*(query.text for query in QUERIES), *(document.text for document in DOCUMENTS)]
+    assert sorted(tokenizer.texts) == sorted(texts)
 
 
-def test_groups_are_pulled_as_needed(reranker: CrossEncoder) -> None:
+def test_groups_are_pulled_as_needed(reranker: BatchedReranker) -> None:
     pulled = 0
 
     def groups() -> Iterator[DocumentGroup]:
@@ -244,114 +253,123 @@ def test_groups_are_pulled_as_needed(reranker: CrossEncoder) -> None:
     results = reranker.score_groups(groups())
     assert pulled == 0
     next(results)
-    assert pulled * 60 < 6 * PASSES_SORTED * BUSY_TOKENS_CPU, "no more than is sorted together, and as much ahead"
+    assert pulled * 60 < 6 * BATCHES_SORTED * BUSY_TOKENS_CPU, "no more than is sorted together, and as much ahead"
     results.close()
 
 
 def test_work_is_counted(made: dict[str, Any]) -> None:
     loaded = load(made["bge"][0])
     found = list(loaded.score_groups([DocumentGroup(document, QUERIES) for document in DOCUMENTS]))
-    work = loaded.work
+    work = loaded.counters
     assert work.pairs == len(PAIRS)
     assert work.documents == len(DOCUMENTS)
     assert work.pairwise == sum(r.query_tokens + r.document_tokens for r in found if isinstance(r, ScoredPair))
     assert work.computed == work.pairwise + work.padding
-    assert 0 <= work.padding < 32 * 2, "a pass is filled to a multiple of 32 rows, and nothing else is padded"
+    assert 0 <= work.padding < 32 * 2, "a micro-batch is padded to a multiple of 32 rows, and nothing else is"
     assert work.flops > 0
     assert work.suffix_s > 0
 
 
-class Tight:
-    """An encoder on a device that holds so many tokens."""
+class Limited(PackedEncoder):
+    """An encoder on a device that holds `room` tokens at once; `batches` are the numbers of sequences it was given."""
 
-    def __init__(self, encoder: Any, most: int) -> None:
-        self._encoder, self._most = encoder, most
-        self.products = encoder.products
-        self.shape = encoder.shape
+    def __init__(self, shape: Any, weights: Any, room: float = float("inf"), pause_s: float = 0.0) -> None:
+        super().__init__(shape, weights)
+        self._room, self._pause_s = room, pause_s
+        self._lock = threading.Lock()
+        self.now = self.most = self.computed = 0
+        self.batches: list[int] = []
 
-    def logits(self, token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if len(token_ids) > self._most:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return self._encoder.logits(token_ids, *rest)
+    def logits(self, token_ids: torch.Tensor, positions: Any, lengths: Any, varlen: Any = None) -> torch.Tensor:
+        with self._lock:
+            self.now += len(token_ids)
+            self.most, self.computed = max(self.most, self.now), self.computed + len(token_ids)
+            self.batches.append(len(lengths))
+            short = self.now > self._room
+        try:
+            time.sleep(self._pause_s)  # so that micro-batches meet
+            if short:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            return super().logits(token_ids, positions, lengths, varlen)
+        finally:
+            with self._lock:
+                self.now -= len(token_ids)
+
+
+class Broken(PackedEncoder):
+    """An encoder that fails in a way that is no pair's fault."""
+
+    def logits(self, *_: Any) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def engine_of(loaded: BatchedReranker, folder: Path, kind: Any, threads: int = 1, **options: Any) -> EncoderEngine:
+    """An engine with another kind of encoder, of the weights in a folder."""
+    shape = loaded.engine.encoder.shape
+    weights = load_weights(folder, shape, BGE, torch.float32, torch.device("cpu"))
+    torch.set_num_threads(threads)
+    return EncoderEngine(kind(shape, weights), loaded.engine.tokens, **options)
+
+
+def alike(query: np.ndarray, document: np.ndarray, length: int, count: int) -> tuple[tuple[Window, ...], ...]:
+    """Pairs of one window each."""
+    return ((Window(query, document, length),),) * count
 
 
 def test_out_of_memory_takes_less_and_rejects_what_never_fits(made: dict[str, Any]) -> None:
-    loaded, free = load(made["bge"][0]), load(made["bge"][0])
-    engine = loaded._engine
-    engine._encoder = Tight(engine._encoder, 96)  # type: ignore[assignment]
+    folder = made["bge"][0]
+    free = load(folder)
+    engine = engine_of(free, folder, functools.partial(Limited, room=96))
     groups = [DocumentGroup(document, QUERIES) for document in DOCUMENTS]
-    results = list(loaded.score_groups(groups))
+    results = list(replace(free, engine=engine).score_groups(groups))
     refused = {result.doc_id for result in results if isinstance(result, Reject)}
     assert {result.reason for result in results if isinstance(result, Reject)} == {RejectReason.OUT_OF_MEMORY}
     assert refused == {"d-cut", "d-longer"}
     kept = {(r.query_id, r.doc_id): r.logit for r in free.score_groups(groups) if isinstance(r, ScoredPair)}
     assert all(kept[r.query_id, r.doc_id] == r.logit for r in results if isinstance(r, ScoredPair))
-    assert engine.budget.tokens <= 128, "passes to come are smaller"
+    assert engine.batcher.budget.tokens <= 128, "micro-batches to come are smaller"
 
 
 @pytest.mark.usefixtures("threads_restored")
-def test_out_of_memory_of_passes_at_once_makes_those_to_come_smaller(made: dict[str, Any]) -> None:
-    """A device that holds one pass and not two."""
-    loaded = load(made["bge"][0], device_threads=2)
-    engine, free, computed = loaded._engine, 256, 0
-    lock, read = threading.Lock(), engine._encoder.logits
-
-    def logits(token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
-        nonlocal free, computed
-        with lock:
-            free, computed = free - len(token_ids), computed + len(token_ids)
-            short = free < 0
-        try:
-            time.sleep(0.01)  # so that passes meet
-            if short:
-                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-            return read(token_ids, *rest)
-        finally:
-            with lock:
-                free += len(token_ids)
-
-    engine._encoder.logits = logits  # type: ignore[method-assign]
-    engine.budget = budget_of(256)
-    readings = [Reading(np.arange(5, 15), np.arange(5, 55), 64)] * 80
-    assert len(set(engine.score(readings))) == 1
-    assert engine.budget.tokens == 128
-    assert computed < 64 * 80 * 2, "what fits is not tried again and again"
+def test_out_of_memory_of_concurrent_micro_batches_makes_those_to_come_smaller(made: dict[str, Any]) -> None:
+    """A device that holds one micro-batch and not two."""
+    folder = made["bge"][0]
+    engine = engine_of(load(folder), folder, functools.partial(Limited, room=256, pause_s=0.01), threads=2)
+    engine.batcher.budget = budget_of(256)
+    (logits,) = engine.score([DocumentWindows(alike(np.arange(5, 15), np.arange(5, 55), 64, 80))])
+    assert len(logits) == 80
+    assert len(set(logits)) == 1
+    assert engine.batcher.budget.tokens == 128
+    assert engine.encoder.computed < 64 * 80 * 2, "what fits is not tried again and again"
 
 
 @pytest.mark.usefixtures("threads_restored")
 def test_long_sequences_are_no_more_at_once_than_memory_has_room_for(made: dict[str, Any]) -> None:
-    engine = load(made["bge"][0], device_threads=2)._engine
-    lock, now, most, read = threading.Lock(), 0, 0, engine._encoder.logits
-
-    def logits(token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
-        nonlocal now, most
-        with lock:
-            now += len(token_ids)
-            most = max(most, now)
-        time.sleep(0.02)
-        with lock:
-            now -= len(token_ids)
-        return read(token_ids, *rest)
-
-    engine._encoder.logits = logits  # type: ignore[method-assign]
-    engine.budget, engine._room = budget_of(64), 128
-    engine.score([Reading(np.arange(5, 15), np.arange(5, 87), 96)] * 4 + [Reading(np.arange(5), np.arange(23), 32)] * 8)
-    assert most == 128, "two passes of the budget, but one of the long ones"
+    folder = made["bge"][0]
+    engine = engine_of(load(folder), folder, functools.partial(Limited, pause_s=0.02), threads=2, free_tokens=128)
+    engine.batcher.budget = budget_of(64)
+    long = alike(np.arange(5, 15), np.arange(5, 87), 96, 4)
+    engine.score([DocumentWindows((*long, *alike(np.arange(5), np.arange(23), 32, 8)))])
+    assert engine.encoder.most == 128, "two micro-batches of the budget, but one of the long ones"
 
 
 @pytest.mark.usefixtures("threads_restored")
-def test_few_pairs_have_all_threads(made: dict[str, Any]) -> None:
-    engine = load(made["bge"][0], device_threads=3)._engine
-    passes = engine._passes([Reading(np.arange(20), np.arange(40), 64)] * 6)
-    assert [len(some) for some in passes] == [2, 2, 2]
-    assert [len(some) for some in engine._passes([Reading(np.arange(5), np.arange(7), 16)] * 5)] == [4, 1]
+@pytest.mark.parametrize(
+    ("pairs", "batches"),
+    [(alike(np.arange(20), np.arange(40), 64, 6), [2, 2, 2]), (alike(np.arange(5), np.arange(7), 16, 5), [1, 4])],
+)
+def test_few_pairs_have_all_threads(made: dict[str, Any], pairs: Any, batches: list[int]) -> None:
+    folder = made["bge"][0]
+    engine = engine_of(load(folder), folder, Limited, threads=3)
+    engine.score([DocumentWindows(pairs)])
+    assert sorted(engine.encoder.batches) == batches
 
 
 def test_another_error_is_no_reject(made: dict[str, Any]) -> None:
     loaded = load(made["bge"][0])
-    loaded._engine._encoder = None  # type: ignore[assignment]
-    with pytest.raises(AttributeError):
-        list(loaded.score_groups([DocumentGroup(DOCUMENTS[0], QUERIES)]))
+    broken = replace(loaded, engine=engine_of(loaded, made["bge"][0], Broken))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        list(broken.score_groups([DocumentGroup(DOCUMENTS[0], QUERIES)]))
 
 
 def test_a_logit_that_is_no_number_is_a_reject(family: str, made: dict[str, Any], tmp_path: Path) -> None:
@@ -446,26 +464,26 @@ def test_half_precision_is_near(family: str, made: dict[str, Any]) -> None:
     assert (exact != rough).any()
 
 
-def test_a_pass_of_any_size_gives_the_same_bits(made: dict[str, Any]) -> None:
+def test_micro_batches_of_any_size_give_the_same_bits(made: dict[str, Any]) -> None:
     wide, narrow = load(made["jina"][0]), load(made["jina"][0])
-    narrow._engine.budget = budget_of(64)
+    narrow.engine.batcher.budget = budget_of(64)
     assert narrow.score(PAIRS).tolist() == wide.score(PAIRS).tolist()
 
 
 @pytest.mark.usefixtures("threads_restored")
-def test_threads_read_passes_of_their_own_and_change_no_bit(made: dict[str, Any]) -> None:
+def test_threads_run_micro_batches_of_their_own_and_change_no_bit(made: dict[str, Any]) -> None:
     alone = load(made["bge"][0]).score(PAIRS).tolist()
     for threads in (2, 3):
         loaded = load(made["bge"][0], device_threads=threads)
         assert torch.get_num_threads() == threads, "the process's threads are what they were set to"
-        loaded._engine.budget = budget_of(128)
+        loaded.engine.batcher.budget = budget_of(128)
         assert loaded.score(PAIRS).tolist() == alone
-        assert loaded._engine.tokens_at_once == 128 * threads
+        assert loaded.engine.group_tokens == BATCHES_SORTED * 128 * threads
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 def test_a_kernel_for_any_lengths_gives_the_same(made: dict[str, Any]) -> None:
-    """What a GPU's kernels are given: all rows at once, those that only fill as a sequence of their own."""
-    plain, packed = load(made["bge"][0]), load(made["bge"][0])
-    packed._engine._varlen = functools.partial(flex_varlen, causal=False)
+    """What a GPU's kernels are given: all rows at once, padding as a sequence of its own."""
+    plain, varlen = load(made["bge"][0]), functools.partial(flex_varlen, causal=False)
+    packed = replace(plain, engine=EncoderEngine(plain.engine.encoder, plain.engine.tokens, varlen=varlen))
     np.testing.assert_allclose(packed.score(PAIRS), plain.score(PAIRS), atol=1e-5, rtol=0)

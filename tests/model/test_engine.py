@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lakerank.limits import Limits
-from lakerank.model.api import DocumentMajorReranker, load_reranker
-from lakerank.model.engine.budget import LEAST_TOKENS, budget_of
-from lakerank.model.engine.decoder import Prefix
-from lakerank.model.engine.engine import Engine
-from lakerank.model.engine.linear import ROW_MULTIPLE, RowProducts
-from lakerank.model.inputs import EncodedInput
+from lakerank.model.api import BatchedReranker, load_reranker
+from lakerank.model.engine.budget import LEAST_TOKENS, Budget, budget_of
+from lakerank.model.engine.decoder import MlpHead, PackedDecoder, Prefix
+from lakerank.model.engine.engine import DocumentMajorEngine
+from lakerank.model.engine.linear import ROW_MULTIPLE, BatchInvariantLinear, choose_linear
+from lakerank.model.engine.vision import PackedVision
 from lakerank.model.jina_m0.config import read_settings
+from lakerank.model.jina_m0.tokenize import PromptTokenizer, read_special_tokens
 from lakerank.model.jina_m0.weights import load_network
-from lakerank.model.preprocess.images import PatchShape
 from lakerank.model.preprocess.pipeline import Preprocessor
+from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 SHAPES = ["grouped", "one_kv_head", "ungrouped"]
@@ -57,25 +60,33 @@ def logits_of(results: Iterable[ScoredPair | Reject]) -> Bits:
 
 
 def with_engine(
-    checkpoint: Path, kind: type[Engine] = Engine, dtype: str = "float32", **options: Any
-) -> DocumentMajorReranker:
-    """A reranker whose engine is of another kind, or made with other options."""
-    reranker = load_reranker(str(checkpoint), device="cpu", dtype=dtype)
+    checkpoint: Path,
+    decoder: type[PackedDecoder] = PackedDecoder,
+    head: type[MlpHead] = MlpHead,
+    dtype: str = "float32",
+    budget: Budget | None = None,
+    **options: Any,
+) -> BatchedReranker:
+    """A reranker whose engine has another decoder, score head, budget or options."""
     stored = read_settings(checkpoint, dtype)
-    reranker._engine = kind(load_network(checkpoint, stored), stored.patches, **options)
-    return reranker
+    network = load_network(checkpoint, stored)
+    engine = DocumentMajorEngine(
+        decoder(network, head(network.score)), PackedVision(network, stored.patches), **options
+    )
+    engine.batcher.budget = budget or engine.batcher.budget
+    return replace(load_reranker(str(checkpoint), device="cpu", dtype=dtype), engine=engine)
 
 
-@pytest.mark.parametrize("products", [None, RowProducts(64)], ids=["free", "blocks"])
+@pytest.mark.parametrize("linear", [choose_linear, lambda _: BatchInvariantLinear(64)], ids=["probed", "blocks"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bits_do_not_depend_on_company_or_order(
     make_checkpoint: Callable[..., Path],
     queries: list[Query],
     documents: list[Document],
     shape: str,
-    products: RowProducts | None,
+    linear: Any,
 ) -> None:
-    reranker = with_engine(make_checkpoint(shape), products=products)
+    reranker = with_engine(make_checkpoint(shape), choose_linear=linear)
     together = logits_of(reranker.score_groups([DocumentGroup(document, tuple(queries)) for document in documents]))
     assert len(together) == len(documents) * len(queries)
     alone = logits_of(
@@ -90,31 +101,32 @@ def test_bits_do_not_depend_on_company_or_order(
     assert split == together
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def scored_alone(
+    request: pytest.FixtureRequest, tiny_checkpoint: Path, queries: list[Query], documents: list[Document]
+) -> tuple[BatchedReranker, Bits]:
+    """A reranker, and the bits of every pair's logit, scored one at a time."""
+    reranker = with_engine(tiny_checkpoint, dtype=request.param)
+    pairs = ((query, document) for query in queries for document in documents)
+    return reranker, logits_of(reranker.score_groups(DocumentGroup(document, (query,)) for query, document in pairs))
+
+
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_bits_are_the_pairs_own(
-    tiny_checkpoint: Path, queries: list[Query], documents: list[Document], dtype: str, data: st.DataObject
+    scored_alone: tuple[BatchedReranker, Bits], queries: list[Query], documents: list[Document], data: st.DataObject
 ) -> None:
     """Any pairs, in any order and grouping, at any budget, before and after others: the same bits."""
+    reranker, expected = scored_alone
     pairs = [(query, document) for query in queries for document in documents]
     drawn = data.draw(st.lists(st.sampled_from(range(len(pairs))), min_size=1, max_size=30, unique=True))
     chosen = [pairs[number] for number in drawn]
     budget = data.draw(st.sampled_from([64, 200, 1024, 4096]))
-    reranker = REFERENCE.get(dtype) or REFERENCE.setdefault(dtype, with_engine(tiny_checkpoint, dtype=dtype))
-    expected = REFERENCE.get(dtype + " bits") or REFERENCE.setdefault(
-        dtype + " bits",
-        logits_of(reranker.score_groups(DocumentGroup(document, (query,)) for query, document in pairs)),
-    )
-    reranker._engine.budget = budget_of(budget)
+    reranker.engine.batcher.budget = budget_of(budget)
     if data.draw(st.booleans()):
-        reranker._engine.release()
+        reranker.engine.release()
     logits = reranker.score(chosen)
     assert [logit.tobytes() for logit in logits] == [expected[query.query_id, doc.doc_id] for query, doc in chosen]
-
-
-#: What the examples above share.
-REFERENCE: dict[str, Any] = {}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -131,7 +143,7 @@ def test_bits_do_not_depend_on_caches_or_loading(
         fresh = logits_of(load_reranker(str(tiny_checkpoint), device="cpu").score_groups([group]))
     finally:
         torch.set_num_threads(before)
-    assert first.work.images_encoded == 3, "one document and two queries, each once"
+    assert first.counters.images_encoded == 3, "one document and two queries, each once"
     assert cold == warm == fresh
 
 
@@ -141,15 +153,16 @@ def test_bits_do_not_depend_on_whether_there_are_caches(
     groups = [DocumentGroup(document, tuple(queries)) for document in documents] * 2
     cached = with_engine(tiny_checkpoint)
     expected = [*cached.score_groups(groups)]
-    bare = with_engine(tiny_checkpoint, query_images_bytes=0, document_images_bytes=0)
-    prompt = bare._preprocessor._tokenizer
-    bare._preprocessor = Preprocessor(prompt, Limits(), PatchShape(), query_bytes=0, document_bytes=0)
+    stored, tokenizer = read_settings(tiny_checkpoint), read_tokenizer(tiny_checkpoint / "tokenizer.json")
+    prompt = PromptTokenizer(tokenizer, read_special_tokens(tiny_checkpoint, stored), Limits(), stored.patches.merge)
+    preprocessor = Preprocessor(prompt, Limits(), stored.patches, query_bytes=0, document_bytes=0)
+    bare = replace(with_engine(tiny_checkpoint, image_cache_bytes=(0, 0)), preprocessor=preprocessor)
     assert [*bare.score_groups(groups)] == expected
-    assert bare.work.images_encoded > cached.work.images_encoded == 4
+    assert bare.counters.images_encoded > cached.counters.images_encoded == 4
 
 
 def test_bits_do_not_depend_on_the_memory_that_is_free(
-    tiny_checkpoint: Path, queries: list[Query], documents: list[Document], monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, queries: list[Query], documents: list[Document]
 ) -> None:
     """On a machine that multiplies many rows in another way than few, an engine that has room for few as any other."""
     linear = torch.nn.functional.linear
@@ -159,11 +172,12 @@ def test_bits_do_not_depend_on_the_memory_that_is_free(
             return linear(rows, weight, bias)
         return linear(rows.double(), weight.double(), None if bias is None else bias.double()).to(rows.dtype)
 
-    monkeypatch.setattr(torch.nn.functional, "linear", of_this_machine)
+    choose = partial(choose_linear, function=of_this_machine)
     documents = [*documents, Document("t700", text="apple " * 700)]
     groups = [DocumentGroup(document, tuple(queries)) for document in documents]
     roomy, narrow = (
-        logits_of(with_engine(tiny_checkpoint, budget=budget_of(tokens)).score_groups(groups)) for tokens in (2048, 64)
+        logits_of(with_engine(tiny_checkpoint, budget=budget_of(tokens), choose_linear=choose).score_groups(groups))
+        for tokens in (2048, 64)
     )
     assert len(roomy) == len(queries) * len(documents)
     assert narrow == roomy
@@ -181,7 +195,7 @@ def test_work_is_counted(tiny_checkpoint: Path) -> None:
     queries = tuple(Query(str(number), text="red apple") for number in range(10))
     results = list(reranker.score_groups([DocumentGroup(Document("d", text="A red apple " * 30), queries)]))
     tokens = [(result.document_tokens, result.query_tokens) for result in results if isinstance(result, ScoredPair)]
-    work = reranker.work
+    work = reranker.counters
     assert work.pairwise == sum(document + query for document, query in tokens)
     needed = tokens[0][0] + sum(query for _, query in tokens)
     assert work.computed - work.padding == needed
@@ -189,7 +203,7 @@ def test_work_is_counted(tiny_checkpoint: Path) -> None:
     assert (work.pairs, work.documents) == (10, 1)
     assert 2 * needed * 40_000 < work.flops < 2 * needed * 80_000, "two for each weight of the decoder layers"
     assert min(work.tokenise_s, work.prefix_s, work.suffix_s) > 0
-    assert work.prefix_s + work.suffix_s <= work.drive_s
+    assert work.prefix_s + work.suffix_s <= work.host_s
 
 
 def test_a_hot_document_keeps_one_prefix(tiny_checkpoint: Path) -> None:
@@ -200,11 +214,11 @@ def test_a_hot_document_keeps_one_prefix(tiny_checkpoint: Path) -> None:
         for part in range(4)
     ]
     split = logits_of(reranker.score_groups(groups))
-    assert reranker.work.prefixes_reused == 3
+    assert reranker.counters.prefixes_reused == 3
     queries = tuple(query for group in groups for query in group.queries)
     fresh = load_reranker(str(tiny_checkpoint), device="cpu")
     assert logits_of(fresh.score_groups([DocumentGroup(hot, queries)])) == split
-    assert fresh.work.prefixes_reused == 0
+    assert fresh.counters.prefixes_reused == 0
 
 
 def test_queries_that_are_images_are_encoded_once(
@@ -214,30 +228,37 @@ def test_queries_that_are_images_are_encoded_once(
     texts = [document for document in documents if document.image is None]
     queries = tuple(Query(str(seed), image=make_image(70, 50, seed=seed % 5)) for seed in range(20))
     list(reranker.score_groups(DocumentGroup(document, queries) for document in texts))
-    assert reranker.work.images_encoded == 5
+    assert reranker.counters.images_encoded == 5
 
 
-class ShortOfMemory(Engine):
-    """An engine that cannot hold more than `ROOM` tokens of documents."""
+class ShortOfMemory(PackedDecoder):
+    """A decoder that cannot hold more than `ROOM` tokens of documents."""
 
     ROOM = 70
     failures = 0
 
-    def _pass_documents(self, documents: Sequence[EncodedInput]) -> list[Prefix]:
-        if sum(len(document.token_ids) for document in documents) > self.ROOM:
-            self.failures += 1
+    def prefixes(self, embeddings: Any, positions: Any, end: int, lengths: Sequence[int], layout: Any) -> list[Prefix]:
+        if sum(lengths) > self.ROOM:
+            type(self).failures += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
-        return super()._pass_documents(documents)
+        return super().prefixes(embeddings, positions, end, lengths, layout)
 
 
-class Broken(Engine):
-    """An engine that fails in a way that is no document's fault."""
+class Broken(PackedDecoder):
+    """A decoder that fails in a way that is no document's fault."""
 
-    def _pass_documents(self, documents: Sequence[EncodedInput]) -> list[Prefix]:
+    def prefixes(self, *_: Any) -> list[Prefix]:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
-def score_texts(reranker: DocumentMajorReranker, texts: Sequence[str]) -> list[ScoredPair | Reject]:
+class NotANumber(MlpHead):
+    """A score head without results."""
+
+    def __call__(self, hidden: torch.Tensor, linear: BatchInvariantLinear) -> torch.Tensor:
+        return super().__call__(hidden, linear) * float("nan")
+
+
+def score_texts(reranker: BatchedReranker, texts: Sequence[str]) -> list[ScoredPair | Reject]:
     groups = [
         DocumentGroup(Document(str(place), text=text), (Query("q", text="apple"), Query("r", text="red apple")))
         for place, text in enumerate(texts)
@@ -255,10 +276,9 @@ def test_out_of_memory_rejects_one_document_and_goes_on(tiny_checkpoint: Path) -
 def test_out_of_memory_halves_and_tries_again(tiny_checkpoint: Path) -> None:
     texts = [f"A red apple {number}" for number in range(40)]
     expected = logits_of(score_texts(load_reranker(str(tiny_checkpoint), device="cpu", dtype="float32"), texts))
-    reranker = with_engine(tiny_checkpoint, ShortOfMemory)
-    assert logits_of(score_texts(reranker, texts)) == expected
-    assert isinstance(reranker._engine, ShortOfMemory)
-    assert reranker._engine.failures > 0
+    failures = ShortOfMemory.failures
+    assert logits_of(score_texts(with_engine(tiny_checkpoint, ShortOfMemory), texts)) == expected
+    assert ShortOfMemory.failures > failures
 
 
 def test_budget_is_halved_to_a_least() -> None:
@@ -274,8 +294,5 @@ def test_other_failures_stop_the_job(tiny_checkpoint: Path) -> None:
 
 
 def test_non_finite_logit_is_a_reject(tiny_checkpoint: Path) -> None:
-    reranker = load_reranker(str(tiny_checkpoint), device="cpu")
-    with torch.no_grad():
-        reranker._engine._decoder._read_out._weights[3].fill_(float("nan"))
-    results = score_texts(reranker, ["apple"])
+    results = score_texts(with_engine(tiny_checkpoint, head=NotANumber), ["apple"])
     assert [result.reason for result in results if isinstance(result, Reject)] == [RejectReason.NON_FINITE_LOGIT] * 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lakerank.model.engine.flops import count_flops
+from lakerank.model.engine.counters import count_flops
 from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.weights import load_network
 

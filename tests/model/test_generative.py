@@ -22,8 +22,8 @@ from lakerank.errors import CheckpointError, ConfigError
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_json
 from lakerank.model.engine.budget import budget_of
-from lakerank.model.engine.reranker import DocumentMajorReranker
-from lakerank.model.engine.rotation import rotary_sections
+from lakerank.model.engine.reranker import BatchedReranker
+from lakerank.model.engine.rotary import rotary_sections
 from lakerank.model.generative.prompt import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
 from lakerank.model.generative.tokenize import ChatTokenizer
 from lakerank.model.identity import identify
@@ -73,14 +73,14 @@ def pairs(make_image: Callable[..., bytes]) -> list[tuple[Query, Document]]:
     return [(query, document) for document in documents for query in queries]
 
 
-def load(checkpoint: Path, **options: Any) -> DocumentMajorReranker:
+def load(checkpoint: Path, **options: Any) -> BatchedReranker:
     loaded = load_reranker(str(checkpoint), device="cpu", **{"dtype": "float32", **options})
-    assert isinstance(loaded, DocumentMajorReranker)
+    assert isinstance(loaded, BatchedReranker)
     return loaded
 
 
 def results_of(
-    reranker: DocumentMajorReranker, pairs: list[tuple[Query, Document]]
+    reranker: BatchedReranker, pairs: list[tuple[Query, Document]]
 ) -> dict[tuple[str, str], ScoredPair | Reject]:
     grouped: dict[Document, list[Query]] = {}
     for query, document in pairs:
@@ -125,7 +125,7 @@ def test_bits_do_not_depend_on_company(
     shuffled = random.Random(1).sample(pairs, len(pairs))
     alone = {key: logit for pair in shuffled for key, logit in scored_of(results_of(reranker, [pair])).items()}
     assert alone == together
-    reranker._engine.budget = budget_of(512)
+    reranker.engine.batcher.budget = budget_of(512)
     assert scored_of(results_of(reranker, shuffled)) == together
 
 
@@ -150,8 +150,8 @@ def test_work_on_a_document_is_shared_where_it_comes_first(
     for family in (MONO, QWEN3_VL):
         reranker = load(checkpoints[family])
         results_of(reranker, group)
-        works[family] = reranker.work
-        assert reranker.work.images_encoded == 1
+        works[family] = reranker.counters
+        assert reranker.counters.images_encoded == 1
     assert works[MONO].pairwise > 4 * works[MONO].computed
     assert works[QWEN3_VL].prefixes_reused == 0
     assert works[QWEN3_VL].pairwise > 1.3 * works[QWEN3_VL].computed  # the head alone

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lakerank.model.engine.budget import BUSY_TOKENS_CPU, bytes_per_token, device_budget, free_bytes
+from lakerank.model.engine.budget import BUSY_TOKENS_CPU, decoder_bytes, device_budget, free_bytes
 from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.weights import parse_config
 
@@ -54,8 +54,7 @@ def test_a_text_of_32_thousand_tokens(tiny_checkpoint: Path, tmp_path: Path) -> 
     tokens, mebibytes = grown(tiny_checkpoint, file)
     assert tokens > 32_000
     config = parse_config(read_settings(tiny_checkpoint).config, "tiny")
-
-    expected = tokens * bytes_per_token(config, torch.float32) / 2**20
+    expected = tokens * decoder_bytes(config, torch.float32) / 2**20
     assert mebibytes < 2 * expected + 50, "attention over so long a text must not be held as a matrix, which is 4 GiB"
 
 
@@ -73,9 +72,8 @@ def test_an_image_of_4096_squared(tiny_checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_the_budget_follows_the_memory(tiny_checkpoint: Path) -> None:
-
     config = parse_config(read_settings(tiny_checkpoint).config, "tiny")
     device = torch.device("cpu")
     assert free_bytes(device) > 0
-    assert device_budget(device, config, torch.float32).tokens == BUSY_TOKENS_CPU
-    assert bytes_per_token(config, torch.float32) == 2 * bytes_per_token(config, torch.bfloat16)
+    assert device_budget(device, decoder_bytes(config, torch.float32)).tokens == BUSY_TOKENS_CPU
+    assert decoder_bytes(config, torch.float32) == 2 * decoder_bytes(config, torch.bfloat16)

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from lakerank.errors import CheckpointError, PairRejected
-from lakerank.model.api import DocumentMajorReranker, load_reranker
-from lakerank.model.engine.budget import BUSY_TOKENS_CPU, PASSES_HELD
+from lakerank.model.api import BatchedReranker, load_reranker
+from lakerank.model.engine.budget import BUSY_TOKENS_CPU, PREFIX_BATCHES
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 QUERIES = (Query("q1", text="red apple"), Query("q2", text="table"))
 
 
 @pytest.fixture(scope="module")
-def reranker(tiny_checkpoint: Path) -> DocumentMajorReranker:
+def reranker(tiny_checkpoint: Path) -> BatchedReranker:
     return load_reranker(str(tiny_checkpoint), device="cpu")
 
 
-def test_one_result_a_pair_in_order(reranker: DocumentMajorReranker) -> None:
+def test_one_result_a_pair_in_order(reranker: BatchedReranker) -> None:
     groups = [DocumentGroup(Document(f"d{number}", text=f"apple {number}"), QUERIES) for number in range(5)]
     results = list(reranker.score_groups(groups))
     assert [(result.doc_id, result.query_id) for result in results] == [
@@ -29,7 +29,7 @@ def test_one_result_a_pair_in_order(reranker: DocumentMajorReranker) -> None:
     ]
 
 
-def test_groups_are_pulled_as_needed(reranker: DocumentMajorReranker) -> None:
+def test_groups_are_pulled_as_needed(reranker: BatchedReranker) -> None:
     pulled = 0
 
     def groups() -> Iterator[DocumentGroup]:
@@ -41,13 +41,11 @@ def test_groups_are_pulled_as_needed(reranker: DocumentMajorReranker) -> None:
     results = reranker.score_groups(groups())
     assert pulled == 0
     next(results)
-    assert pulled * 60 < 4 * BUSY_TOKENS_CPU * PASSES_HELD, "no more than keeps the device busy"
+    assert pulled * 60 < 4 * BUSY_TOKENS_CPU * PREFIX_BATCHES, "no more than keeps the device busy"
     results.close()
 
 
-def test_every_fault_is_a_reject_and_harms_nobody(
-    reranker: DocumentMajorReranker, make_image: Callable[..., bytes]
-) -> None:
+def test_every_fault_is_a_reject_and_harms_nobody(reranker: BatchedReranker, make_image: Callable[..., bytes]) -> None:
     queries = (*QUERIES, Query("empty", text=" "), Query("broken", image=b"\x89PNG\r\n\x1a\nno"))
     documents = {
         "good": Document("good", text="A red apple"),
@@ -73,7 +71,7 @@ def test_every_fault_is_a_reject_and_harms_nobody(
     assert beside == alone.tolist()
 
 
-def test_details_hold_no_text(reranker: DocumentMajorReranker) -> None:
+def test_details_hold_no_text(reranker: BatchedReranker) -> None:
     secret = "secret \ud800"
     (result,) = reranker.score_groups([DocumentGroup(Document("d", text=secret), QUERIES[:1])])
     assert isinstance(result, Reject)
@@ -81,7 +79,7 @@ def test_details_hold_no_text(reranker: DocumentMajorReranker) -> None:
     assert "secret" not in result.detail
 
 
-def test_score_keeps_the_order_of_pairs(reranker: DocumentMajorReranker) -> None:
+def test_score_keeps_the_order_of_pairs(reranker: BatchedReranker) -> None:
     one, two = Document("d1", text="apple"), Document("d2", text="table")
     pairs = [(QUERIES[0], one), (QUERIES[0], two), (QUERIES[1], one), (QUERIES[1], two), (QUERIES[0], one)]
     logits = reranker.score(pairs)
@@ -92,13 +90,13 @@ def test_score_keeps_the_order_of_pairs(reranker: DocumentMajorReranker) -> None
     assert reranker.score([]).shape == (0,)
 
 
-def test_score_raises_on_what_cannot_be_scored(reranker: DocumentMajorReranker) -> None:
+def test_score_raises_on_what_cannot_be_scored(reranker: BatchedReranker) -> None:
     with pytest.raises(PairRejected, match="query 'q1', document 'd2': empty_document") as caught:
         reranker.score([(QUERIES[0], Document("d1", text="apple")), (QUERIES[0], Document("d2"))])
     assert caught.value.reason == RejectReason.EMPTY_DOCUMENT
 
 
-def test_truncation_is_flagged(tiny_checkpoint: Path, reranker: DocumentMajorReranker) -> None:
+def test_truncation_is_flagged(tiny_checkpoint: Path, reranker: BatchedReranker) -> None:
     long = " ".join(str(number) for number in range(9000))
     group = DocumentGroup(Document("d", text=long), (Query("short", text="apple"), Query("long", text=long)))
     short, cut = reranker.score_groups([group])

@@ -38,7 +38,7 @@ class Hashing:
     fingerprint: str = ""
     logit_bias: float = 0.0
     load_id: str = ""
-    work: Seen = field(default_factory=Seen)
+    counters: Seen = field(default_factory=Seen)
 
     def logit(self, query: Query, document: Document) -> float:
         content = repr((self.name, query.text, query.image, document.text, document.image)).encode()
@@ -51,7 +51,7 @@ class Hashing:
         for group in groups:
             for query in group.queries:
                 ids = (query.query_id, group.document.doc_id)
-                self.work.computed += 1
+                self.counters.computed += 1
                 if group.document.text == "bad":
                     yield Reject(*ids, RejectReason.INPUT_TOO_LONG, self.name)
                 else:
@@ -126,7 +126,7 @@ def test_work_is_that_of_both():
     reranker = composite()
     group = DocumentGroup(Document("d", "a"), (Query("q", "a"), Query("p", image=b"png")))
     assert len([*reranker.score_groups([group])]) == 2
-    assert reranker.work.computed == 2
+    assert reranker.counters.computed == 2
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lakerank.limits import Limits
-from lakerank.model.engine.linear import RowProducts
+from lakerank.model.engine.linear import BatchInvariantLinear
 from lakerank.model.engine.vision import PackedVision
 from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.weights import load_network
@@ -20,14 +20,14 @@ from oracles.reference import normalised
 SIZES = [(60, 60), (200, 120), (60, 60), (1000, 30), (700, 640)]
 
 
-@pytest.mark.parametrize("products", [RowProducts(), RowProducts(64)])
+@pytest.mark.parametrize("linear", [BatchInvariantLinear(), BatchInvariantLinear(64)])
 def test_images_are_encoded_as_transformers_does(
-    tiny_checkpoint: Path, make_image: Callable[..., bytes], products: RowProducts
+    tiny_checkpoint: Path, make_image: Callable[..., bytes], linear: BatchInvariantLinear
 ) -> None:
     settings = read_settings(tiny_checkpoint, "float32")
     network = load_network(tiny_checkpoint, settings)
     vision = PackedVision(network, settings.patches)
-    vision.products = products
+    vision.linear = linear
     images = [load_patches(make_image(*size, seed=seed), Limits(), settings.patches) for seed, size in enumerate(SIZES)]
     with torch.inference_mode():
         pixels = torch.from_numpy(np.concatenate([image.pixels for image in images]))

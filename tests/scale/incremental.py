@@ -60,7 +60,7 @@ class SleepingReranker:
     turn: Path
     tokens_per_second: float
     load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    work: zipf_lake.FreeWork = field(default_factory=zipf_lake.FreeWork)
+    counters: zipf_lake.FreeWork = field(default_factory=zipf_lake.FreeWork)
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """Sleep for a group, then score it by checksum."""

@@ -42,7 +42,7 @@ class FreeReranker:
     """Scores a pair by a checksum of its ids: what is measured is everything else."""
 
     load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    work: FreeWork = field(default_factory=FreeWork)
+    counters: FreeWork = field(default_factory=FreeWork)
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """A logit between -4 and 4."""

@@ -43,7 +43,7 @@ class HashReranker:
 
     salt: str = ""
     load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    work: HashWork = field(default_factory=lambda: HashWork())
+    counters: HashWork = field(default_factory=lambda: HashWork())
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         for group in groups:

@@ -9,11 +9,11 @@ import torch
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import locate_adapter, resolve_dtype
 from lakerank.model.engine.device import choose_device, supported_dtype
-from lakerank.model.engine.reranker import DocumentMajorReranker
+from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.identity import CheckpointIdentity, confirm, identify
 from lakerank.model.registry import LoadedReranker, LoadOptions, family_named
 
-__all__ = ["DocumentMajorReranker", "LoadedReranker", "load_reranker"]
+__all__ = ["BatchedReranker", "LoadedReranker", "load_reranker"]
 
 
 def load_reranker(

@@ -44,7 +44,7 @@ class LoadedReranker(Protocol):
     load_id: str
 
     @property
-    def work(self) -> TokensRead: ...
+    def counters(self) -> TokensRead: ...
 
     def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
         """Raw float32 logits (P,) of pairs, in order; raises PairRejected where a pair cannot be scored."""

@@ -47,10 +47,10 @@ class RoutedReranker:
         self._text_scale, self._image_scale = text_scale, image_scale
 
     @property
-    def work(self) -> TokensRead:
+    def counters(self) -> TokensRead:
         """What has been computed since loading, by both."""
-        works = (self._text.work, self._image.work)
-        return BothRead(sum(work.computed for work in works), sum(work.pairwise for work in works))
+        counters = (self._text.counters, self._image.counters)
+        return BothRead(sum(one.computed for one in counters), sum(one.pairwise for one in counters))
 
     def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
         """Calibrated float32 logits (P,) of pairs, in order.

@@ -49,7 +49,7 @@ QUERY_CACHE_BYTES = 256 * 2**20
 GROUPS_AHEAD = 16
 
 
-class Work(Protocol):
+class TokenCounters(Protocol):
     """Tokens through the model since it was loaded, and what whole pairs would have cost."""
 
     @property
@@ -66,7 +66,7 @@ class LoadedReranker(Reranker, Protocol):
     def load_id(self) -> str: ...
 
     @property
-    def work(self) -> Work: ...
+    def counters(self) -> TokenCounters: ...
 
 
 #: Makes a reranker on a device, inside the worker: it crosses to the worker, the weights never do.
@@ -188,7 +188,7 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
             return _report(unit, rows.num_rows, None, 0.0, 0, 0)
     reranker = _Worker.reranker(job)
     started = time.monotonic()
-    before = (reranker.work.computed, reranker.work.pairwise)
+    before = (reranker.counters.computed, reranker.counters.pairwise)
     address = join(job.units_folder, f"{unit}.parquet")
     plan = planned_groups(pa.Table.from_batches(b for *_, b in read_table_file(storage, address, UNIT_GROUPS)))
     hashes = {(query.query_id, g.doc_id): (query.query_hash, g.doc_hash) for g in plan for query in g.queries}
@@ -199,7 +199,7 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     _check_sources(storage, plan, versions)
     rows = score_rows([*results, *rejects], hashes)
     write_unit(storage, job.output, job.scorer, unit, rows)
-    computed, pairwise = reranker.work.computed - before[0], reranker.work.pairwise - before[1]
+    computed, pairwise = reranker.counters.computed - before[0], reranker.counters.pairwise - before[1]
     seconds = time.monotonic() - started
     logger.info("scored %d pairs of %d documents in %.1f s", rows.num_rows, len(plan), seconds)
     return _report(unit, rows.num_rows, reranker.load_id, seconds, computed, pairwise)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lakerank.model.checkpoint import check_weights, read_header, weight_files
 from lakerank.model.cross_encoder.config import EncoderShape
-from lakerank.model.engine.encoder import EncoderLayer, EncoderWeights, Linear, Norm
+from lakerank.model.engine.encoder import EncoderLayer, EncoderWeights, LayerNorm
+from lakerank.model.engine.linear import LinearWeights
 
 #: A buffer of counted numbers that older checkpoints of transformers store.
 _UNUSED = frozenset({"roberta.embeddings.position_ids"})
@@ -27,7 +28,7 @@ _UNUSED = frozenset({"roberta.embeddings.position_ids"})
 QKV = "attention.self.qkv"
 QKV_PARTS = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
 
-_Module = TypeVar("_Module", Linear, Norm)
+_Module = TypeVar("_Module", LinearWeights, LayerNorm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,30 +124,33 @@ def _assembled(shape: EncoderShape, tensors: dict[str, Tensor]) -> EncoderWeight
     def module(name: str, kind: type[_Module]) -> _Module:
         return kind(tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias"))
 
-    def qkv(number: int) -> Linear:
+    def qkv(number: int) -> LinearWeights:
         if f"{_layer(number, QKV)}.weight" in tensors:
-            return module(_layer(number, QKV), Linear)
-        parts = [module(_layer(number, part), Linear) for part in QKV_PARTS]
-        return Linear(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
+            return module(_layer(number, QKV), LinearWeights)
+        parts = [module(_layer(number, part), LinearWeights) for part in QKV_PARTS]
+        return LinearWeights(
+            torch.cat([part.weight for part in parts]),
+            torch.cat([part.bias for part in parts if part.bias is not None]),
+        )
 
     def layer(number: int) -> EncoderLayer:
         return EncoderLayer(
             qkv(number),
-            module(_layer(number, "attention.output.dense"), Linear),
-            module(_layer(number, "attention.output.LayerNorm"), Norm),
-            module(_layer(number, "intermediate.dense"), Linear),
-            module(_layer(number, "output.dense"), Linear),
-            module(_layer(number, "output.LayerNorm"), Norm),
+            module(_layer(number, "attention.output.dense"), LinearWeights),
+            module(_layer(number, "attention.output.LayerNorm"), LayerNorm),
+            module(_layer(number, "intermediate.dense"), LinearWeights),
+            module(_layer(number, "output.dense"), LinearWeights),
+            module(_layer(number, "output.LayerNorm"), LayerNorm),
         )
 
     return EncoderWeights(
         words=tensors.pop("roberta.embeddings.word_embeddings.weight"),
-        places=tensors.pop("roberta.embeddings.position_embeddings.weight"),
+        positions=tensors.pop("roberta.embeddings.position_embeddings.weight"),
         types=tensors.pop("roberta.embeddings.token_type_embeddings.weight"),
-        norm=module("roberta.embeddings.LayerNorm", Norm),
+        norm=module("roberta.embeddings.LayerNorm", LayerNorm),
         layers=tuple(map(layer, range(shape.layers))),
-        dense=module("classifier.dense", Linear),
-        score=module("classifier.out_proj", Linear),
+        dense=module("classifier.dense", LinearWeights),
+        score=module("classifier.out_proj", LinearWeights),
     )
 
 

@@ -1,30 +1,41 @@
-"""How much goes through the network at once: from the device's memory when it starts, halved when that runs out."""
+"""Memory budgets: how much goes through a network at once, by the free memory of its device; less when it runs out.
+
+A micro-batch is what goes through a network in one forward pass.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-T = TypeVar("T")
+from lakerank.model.engine.counters import Counters, DeviceTimer
+from lakerank.model.engine.device import out_of_memory, release_memory
 
-#: Tokens and patches of one pass that keep a device busy: more would only take memory and, on a CPU, leave its caches.
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Tokens of a micro-batch that keep a device busy: more would only take memory and, on a CPU, leave its caches.
 BUSY_TOKENS_CPU = 2048
 BUSY_TOKENS_GPU = 16384
-PATCHES_PER_TOKEN = 4
+_PATCHES_PER_TOKEN = 4
 
-#: Passes of documents before one of their queries: a single query a document would leave its own pass nearly empty.
-PASSES_HELD = 2
+#: Micro-batches of documents before one of their queries, which a single query a document would leave nearly empty.
+PREFIX_BATCHES = 2
 
-#: Share of the memory that is free at the start for what passes hold; the rest is for the host's work and other tasks.
-SHARE_CPU = 0.125
-SHARE_GPU = 0.5
+#: Share of the memory that is free at the start; the rest is for the host's work and other tasks.
+_SHARE_CPU = 0.125
+_SHARE_GPU = 0.5
 
-#: Fewer tokens than this are not worth a pass of their own: below, a document that does not fit is rejected.
+#: The smallest micro-batch in tokens: a document that does not fit into memory then is rejected.
 LEAST_TOKENS = 64
 
 
@@ -32,13 +43,13 @@ LEAST_TOKENS = 64
 class Budget:
     """What is in memory at once. A single document may exceed it, alone.
 
-    `tokens` of documents or queries, or `patches` of images, go through the network in one pass. `held`: tokens of the
-    groups scored together, whose prefixes are kept until the queries of all of them fill passes of their own.
+    `tokens` of documents or queries, or `patches` of images, make a micro-batch. `group_tokens`: of the document groups
+    scored together, whose prefixes are kept until all of their queries are scored.
     """
 
     tokens: int
     patches: int
-    held: int
+    group_tokens: int
 
     def halved(self) -> Budget:
         """Half of it.
@@ -51,44 +62,51 @@ class Budget:
         return budget_of(max(LEAST_TOKENS, self.tokens // 2))
 
 
-def device_budget(device: torch.device, config: Any, dtype: torch.dtype) -> Budget:
-    """What keeps the device busy, or what its free memory holds for a network of this config, whichever is less."""
-    room = int(free_bytes(device) * (SHARE_CPU if device.type == "cpu" else SHARE_GPU))
-    tokens = max(LEAST_TOKENS, min(busy_budget(device).tokens, room // bytes_per_token(config, dtype)))
-    return budget_of(tokens)
+def budget_of(tokens: int) -> Budget:
+    """The budget with micro-batches of so many tokens."""
+    return Budget(tokens, tokens * _PATCHES_PER_TOKEN, tokens * PREFIX_BATCHES)
 
 
 def busy_budget(device: torch.device) -> Budget:
-    """What keeps a device of this type busy, whatever memory is free: what must not depend on that goes by this."""
+    """What keeps a device of this type busy, whatever memory is free: for choices that must not depend on that."""
     return budget_of(BUSY_TOKENS_CPU if device.type == "cpu" else BUSY_TOKENS_GPU)
 
 
-def budget_of(tokens: int) -> Budget:
-    """The budget whose passes are of so many tokens."""
-    return Budget(tokens, tokens * PATCHES_PER_TOKEN, tokens * PASSES_HELD)
+def device_budget(device: torch.device, bytes_per_token: int, threads: int = 1) -> Budget:
+    """What keeps each of a device's threads busy, or what its free memory has room for, whichever is less."""
+    tokens = min(busy_budget(device).tokens, free_tokens(device, bytes_per_token) // threads)
+    return budget_of(max(LEAST_TOKENS, tokens))
 
 
-def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
-    """Memory that a token of a pass takes: keys and values of all layers, held for PASSES_HELD passes, and one layer's
-    intermediate states.
+def decoder_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Memory of a token in a decoder: keys and values of all layers for PREFIX_BATCHES, and a layer's activations.
 
-    Its patches, that came before it, take less: a vision encoder has no cache, and its states are narrower.
+    Its patches, before, take less: a vision encoder has no cache, and is narrower.
     """
     text = config.get_text_config()
     dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kept = PASSES_HELD * 2 * text.num_hidden_layers * text.num_key_value_heads * dim
-    passing = 8 * text.hidden_size + 3 * text.intermediate_size
-    return int((kept + passing) * dtype.itemsize)
+    cache = PREFIX_BATCHES * 2 * text.num_hidden_layers * text.num_key_value_heads * dim
+    return int(cache * dtype.itemsize) + layer_bytes(text.hidden_size, text.intermediate_size, dtype)
+
+
+def layer_bytes(hidden: int, inner: int, dtype: torch.dtype) -> int:
+    """Memory of a token's activations in one layer, whose MLP is `inner` wide."""
+    return (8 * hidden + 3 * inner) * dtype.itemsize
+
+
+def free_tokens(device: torch.device, bytes_per_token: int) -> int:
+    """Tokens that the usable share of a device's free memory has room for."""
+    return int(free_bytes(device) * (_SHARE_CPU if device.type == "cpu" else _SHARE_GPU)) // bytes_per_token
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken on a device: a GPU's own, or the least of the host's and its control group's."""
+    """Free memory of a device: a GPU's own, or the least of the host's and its control group's."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(_host_free(), _group_free())
+    return min(_free_on_host(), _free_in_control_group())
 
 
-def _host_free() -> int:
+def _free_on_host() -> int:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -97,7 +115,7 @@ def _host_free() -> int:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-def _group_free() -> int:
+def _free_in_control_group() -> int:
     """What the process's control group (version 2) still allows; as good as unlimited where there is none."""
     folder = Path("/sys/fs/cgroup")
     try:
@@ -108,13 +126,63 @@ def _group_free() -> int:
     return 2**62 if limit == "max" else max(0, int(limit) - used)
 
 
-def cut(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[Sequence[T]]:
-    """Consecutive items whose sizes sum to `most` or less; an item that is larger alone."""
-    first, held = 0, 0
-    for place, size in enumerate(sizes):
-        if held and held + size > most:
-            yield items[first:place]
-            first, held = place, 0
-        held += size
+def micro_batches(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[Sequence[T]]:
+    """Consecutive items whose sizes sum to `most` or less; a larger item alone."""
+    first, total = 0, 0
+    for number, size in enumerate(sizes):
+        if total and total + size > most:
+            yield items[first:number]
+            first, total = number, 0
+        total += size
     if first < len(items):
         yield items[first:]
+
+
+class MicroBatcher:
+    """Runs a network within a memory budget: with smaller micro-batches, or on fewer items, when memory runs out.
+
+    `budget` is that of the micro-batches to come; `counters` and `timer` count what was run.
+    """
+
+    def __init__(self, device: torch.device, budget: Budget, threads: int = 1) -> None:
+        self.budget = budget
+        self.counters = Counters()
+        self.timer = DeviceTimer(device, self.counters, threads)
+        self._device = device
+
+    def run(
+        self,
+        network: Callable[[Sequence[T]], Sequence[R]],
+        items: Sequence[T],
+        *,
+        smaller_batches_help: Callable[[Sequence[T]], bool],
+        release: Callable[[], None] = lambda: None,
+    ) -> list[R | None]:
+        """The network's results in the items' order; None for an item that does not fit into memory alone.
+
+        Out of memory, `release` is called, then the budget halved if `smaller_batches_help` with these items, else
+        their number.
+        """
+        if not items:
+            return []
+        started = time.perf_counter()
+        try:
+            results: list[R | None] = [*network(items)]
+            self.timer.collect()
+            self.counters.host_s += time.perf_counter() - started
+            return results
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        release()
+        release_memory(self._device)
+        if smaller_batches_help(items) and self.budget.tokens > LEAST_TOKENS:
+            self.budget = self.budget.halved()
+            logger.warning("out of memory: micro-batches of %d tokens from now on", self.budget.tokens)
+            parts = [items]
+        elif len(items) > 1:
+            parts = [items[: len(items) // 2], items[len(items) // 2 :]]
+        else:
+            return [None]
+        rerun = (self.run(network, part, smaller_batches_help=smaller_batches_help, release=release) for part in parts)
+        return [result for results in rerun for result in results]

@@ -1,4 +1,4 @@
-"""What scoring has cost so far: tokens, padding, operations, and seconds by stage."""
+"""Counters of a reranker: tokens, padding, seconds by stage, and floating-point operations by a network's shape."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
 
 @dataclass(slots=True)
-class Work:
-    """Work since loading; `pairwise` is what whole pairs, unpadded, would have cost in tokens.
+class Counters:
+    """Work done since loading; `pairwise` is what whole pairs, unpadded, would have cost in tokens.
 
-    Images count as visual tokens. `padding` is the part of `computed` that no pair needed: filled rows and slots.
-    `flops` are floating-point operations that the real tokens needed, two a multiply-add; padding is not in them.
+    Images count as visual tokens. `padding` is the part of `computed` that no pair needed: padded rows and slots.
+    `flops` are floating-point operations of real tokens, two a multiply-add, without padding.
 
-    Seconds of `decode` (images) and `tokenise` are processor time summed over the host's threads, which work ahead of
-    the device. Those of `vision`, `prefix` and `suffix` are the device's: on a GPU between events on its stream, on a
-    CPU the wall time of the thread that drives it, or the mean of the threads that do. `drive` is the wall time of the
-    thread that scores inside the engine, launches and waiting for the device included; `wait` the time it waited for
-    the host's threads.
+    `decode_s` (images) and `tokenise_s` are processor seconds summed over the host's threads, which run ahead of the
+    device. `vision_s`, `prefix_s` and `suffix_s` are the device's: on a GPU between events on its stream, on a CPU the
+    wall time of the thread that drives it, or the mean of several such threads. `host_s` is the wall time of the
+    thread that scores, kernel launches and synchronisation included; `wait_s` its wait for the host's threads.
     """
 
     computed: int = 0
@@ -38,52 +38,128 @@ class Work:
     vision_s: float = 0.0
     prefix_s: float = 0.0
     suffix_s: float = 0.0
-    drive_s: float = 0.0
+    host_s: float = 0.0
     wait_s: float = 0.0
 
-    def __sub__(self, earlier: Work) -> Work:
-        """What was done since `earlier`, a copy made with `dataclasses.replace(work)`."""
-        return Work(**{field.name: getattr(self, field.name) - getattr(earlier, field.name) for field in fields(self)})
+    def __sub__(self, earlier: Counters) -> Counters:
+        """The difference to `earlier`, a copy made with `dataclasses.replace(counters)`."""
+        differences = {f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)}
+        return Counters(**differences)
 
 
 class DeviceTimer:
-    """Adds up a device's seconds by stage without making it wait: events on a GPU are read when results are.
+    """Adds up a device's seconds by stage without synchronising: a GPU's events are read when results are.
 
-    Of a processor, `threads` may be in a stage at the same time: their mean is added.
+    On a CPU, up to `threads` threads run a stage at the same time: their mean is added.
     """
 
-    def __init__(self, device: torch.device, work: Work, threads: int = 1) -> None:
+    def __init__(self, device: torch.device, counters: Counters, threads: int = 1) -> None:
         self._cuda = device.type == "cuda"
-        self._work = work
+        self._counters = counters
         self._threads = threads
-        self._adding = threading.Lock()
-        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._lock = threading.Lock()
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def stage(self, field: str) -> Iterator[None]:
-        """Count what the body launches under one of Work's fields; stages do not nest."""
+        """Count the seconds of the body's kernels under a field of Counters; stages do not nest."""
         if self._cuda:
             start, stop = _event(), _event()
             start.record()
             yield
             stop.record()
-            self._pending.append((field, start, stop))
+            self._events.append((field, start, stop))
             return
         started = time.perf_counter()
         yield
         self._add(field, time.perf_counter() - started)
 
     def collect(self) -> None:
-        """Read the events of stages that are over; to be called after results were copied back."""
-        for field, start, stop in self._pending:
+        """Read the events of finished stages; to be called after results were copied back."""
+        for field, start, stop in self._events:
             stop.synchronize()
             self._add(field, start.elapsed_time(stop) / 1000)
-        self._pending.clear()
+        self._events.clear()
 
     def _add(self, field: str, seconds: float) -> None:
-        with self._adding:
-            setattr(self._work, field, getattr(self._work, field) + seconds / self._threads)
+        with self._lock:
+            setattr(self._counters, field, getattr(self._counters, field) + seconds / self._threads)
 
 
 def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """Floating-point operations by stage, two a multiply-add.
+
+    `token_kv`, `token_rest`: of a token in one decoder layer, keys and values apart from what the last layer omits;
+    `seen`: of a token and one key that it attends to, in one layer; `head`: of the score head; vision likewise. Norms,
+    rotations, activations and the embedding look-up are left out, as is usual: they are under one per cent.
+    """
+
+    layers: int
+    token_kv: float
+    token_rest: float
+    seen: float
+    head: float
+    vision_layers: int
+    patch_layer: float
+    patch_seen: float
+    patch_ends: float
+
+    def vision(self, patches: int) -> float:
+        """Of one image, the merger included."""
+        layer = patches * self.patch_layer + patches * patches * self.patch_seen
+        return self.vision_layers * layer + patches * self.patch_ends
+
+    def prefix(self, tokens: int) -> float:
+        """Of a document's keys and values: its last layer computes nothing else."""
+        full = tokens * (self.token_kv + self.token_rest) + tokens * (tokens + 1) / 2 * self.seen
+        return (self.layers - 1) * full + tokens * self.token_kv
+
+    def suffix(self, tokens: int, prefix_tokens: int) -> float:
+        """Of a query on a prefix, score head included; its last layer computes the score token alone."""
+        keys = tokens * prefix_tokens + tokens * (tokens + 1) / 2
+        full = tokens * (self.token_kv + self.token_rest) + keys * self.seen
+        last = tokens * self.token_kv + self.token_rest + (prefix_tokens + tokens) * self.seen
+        return (self.layers - 1) * full + last + self.head
+
+
+def count_flops(config: Any, head: float | None = None) -> Flops:
+    """Operations of a network of transformers' `config`; `head`: of its score head, jina-reranker-m0's by default."""
+    text = config.get_text_config()
+    hidden, heads = text.hidden_size, text.num_attention_heads
+    dim = getattr(text, "head_dim", None) or hidden // heads
+    layers, patch_layer, patch_seen, patch_ends = _count_vision(getattr(config, "vision_config", None))
+    return Flops(
+        layers=text.num_hidden_layers,
+        token_kv=4.0 * hidden * text.num_key_value_heads * dim,
+        token_rest=2.0 * (2 * hidden * heads * dim + 3 * hidden * text.intermediate_size),
+        seen=4.0 * heads * dim,
+        head=2.0 * hidden * (hidden + 1) if head is None else head,
+        vision_layers=layers,
+        patch_layer=patch_layer,
+        patch_seen=patch_seen,
+        patch_ends=patch_ends,
+    )
+
+
+def _count_vision(vision: Any) -> tuple[int, float, float, float]:
+    """Layers; operations of a patch in one, of a patch and one it attends to, and of a patch at both ends.
+
+    Zeros where there is no vision encoder. Qwen3-VL's has another name for its width, and a merger for each layer that
+    it passes on to the decoder as well (DeepStack).
+    """
+    if vision is None:
+        return 0, 0.0, 0.0, 0.0
+    qwen3 = hasattr(vision, "out_hidden_size")
+    width = vision.hidden_size if qwen3 else vision.embed_dim
+    out = vision.out_hidden_size if qwen3 else vision.hidden_size
+    inner = vision.intermediate_size if qwen3 else int(width * vision.mlp_ratio)
+    mergers = 1 + len(vision.deepstack_visual_indexes) if qwen3 else 1
+    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    merged = width * vision.spatial_merge_size**2
+    ends = 2.0 * patch * width + mergers * 2.0 * merged * (merged + out) / vision.spatial_merge_size**2
+    return vision.depth, 2.0 * width * (4 * width + 2 * inner), 4.0 * width, ends

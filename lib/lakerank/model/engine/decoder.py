@@ -1,28 +1,42 @@
-"""The decoder's forwards over packed rows: tokens of several documents or queries one after the other, unpadded."""
+"""The decoder of Qwen2-VL, Qwen3 and Qwen3-VL over packed rows: tokens of several documents or queries, unpadded.
+
+Shapes: M packed rows, hidden size h, H query heads, G heads of keys and values, head dimension D, S tokens of a prefix.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lakerank.model.engine.attention import KeyValues, document_attention, query_attention
+from lakerank.model.engine.budget import decoder_bytes
+from lakerank.model.engine.counters import count_flops
 from lakerank.model.engine.layout import PrefixLayout, SuffixLayout
-from lakerank.model.engine.linear import RowProducts, rowwise
-from lakerank.model.engine.rotation import RotaryTable, rotary_sections, rotate
-from lakerank.model.engine.score_head import ReadOut
+from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, elementwise, project
+from lakerank.model.engine.rotary import RotaryTable, rotary_sections, rotate
 
-#: Rows whose inner layer (several times as wide as the hidden states) is in memory at once: no fewer than keep
-#: the device busy.
-INNER_ROWS_CPU = 2048
-INNER_ROWS_GPU = 8192
+#: Rows whose MLP (several times as wide as the hidden states) is computed at once: no fewer than keep the device busy.
+_MLP_ROWS_CPU = 2048
+_MLP_ROWS_GPU = 8192
 
 
-class Norm:
-    """The root mean square norm, with fewer passes over memory than transformers' own."""
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """Sizes of a decoder. `sections`: of a head's D / 2 rotary frequencies, see `rotary.rotary_sections`."""
+
+    heads: int  # H
+    kv_heads: int  # G
+    head_dim: int  # D
+    sections: tuple[int, ...]
+
+
+class RMSNorm:
+    """Root mean square norm, with fewer passes over memory than transformers' own."""
 
     def __init__(self, module: Any) -> None:
         self._weight: Tensor = module.weight
@@ -38,41 +52,41 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """One decoder layer, products of the same input joined into one; queries and keys have norms or none."""
+class DecoderLayer:
+    """Weights of a layer, linear layers of the same input joined; queries and keys have norms or none."""
 
-    norm: Norm
-    query_key_value: tuple[Tensor, Tensor | None]
-    query_norm: Norm | None
-    key_norm: Norm | None
-    out: tuple[Tensor, Tensor | None]
-    inner_norm: Norm
-    gate_up: tuple[Tensor, Tensor | None]
-    down: tuple[Tensor, Tensor | None]
+    norm: RMSNorm
+    query_key_value: LinearWeights  # ((H + 2 G) D, h)
+    query_norm: RMSNorm | None
+    key_norm: RMSNorm | None
+    out: LinearWeights  # (h, H D)
+    mlp_norm: RMSNorm
+    gate_up: LinearWeights
+    down: LinearWeights
     activation: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
-    """What goes into the first layer, `rows` (M, h), and what is added after each of the first few at `places` (V,).
+class Embeddings:
+    """Input of the first layer, `rows` (M, h), and what is added after each of the first few at rows `visual` (V,).
 
-    `deep`: visual features (V, h) for those layers (DeepStack); most networks have none.
+    `deepstack`: visual features (V, h) for those layers; most networks have none.
     """
 
     rows: Tensor
-    places: Tensor | None = None
-    deep: tuple[Tensor, ...] = ()
+    visual: Tensor | None = None
+    deepstack: tuple[Tensor, ...] = ()
 
-    def add(self, number: int, hidden: Tensor) -> Tensor:
-        """The hidden states that layer `number` left, (M, h), with its visual features."""
-        if self.places is None or number >= len(self.deep):
+    def add_deepstack(self, number: int, hidden: Tensor) -> Tensor:
+        """The output of layer `number`, (M, h), with its visual features."""
+        if self.visual is None or number >= len(self.deepstack):
             return hidden
-        return hidden.index_add_(0, self.places, self.deep[number].to(hidden.dtype))
+        return hidden.index_add_(0, self.visual, self.deepstack[number].to(hidden.dtype))
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What the queries of a document share: each layer's rotated keys and values, both (S, kv heads G, head dim D)."""
+    """What a document's queries share: each layer's rotated keys and values, both (S, G, D)."""
 
     layers: tuple[KeyValues, ...]
 
@@ -83,69 +97,85 @@ class Prefix:
 
     @property
     def nbytes(self) -> int:
-        """Memory held, in bytes."""
+        """Memory in bytes."""
         return sum(part.nbytes for layer in self.layers for part in layer)
 
     def copy(self) -> Prefix:
-        """A prefix that does not hold on to those it was computed beside."""
+        """A prefix without references to those computed in the same micro-batch."""
         return Prefix(tuple((key.clone(), value.clone()) for key, value in self.layers))
 
 
-class PackedDecoder:
-    """Prefixes of documents, and queries' logits on top of them. Without gradients; to be used by one thread."""
-
-    def __init__(self, network: Any, read_out: ReadOut) -> None:
-        text = network.config.get_text_config()
-        decoder = getattr(network.model, "language_model", network.model)
-        self.heads, self._groups = text.num_attention_heads, text.num_key_value_heads
-        self.dim = decoder.layers[0].self_attn.head_dim
-        self._layers = [_join_products(layer) for layer in decoder.layers]
-        self._norm, self._embeddings = Norm(decoder.norm), decoder.embed_tokens
-        self._read_out = read_out
-        rotary = decoder.rotary_emb
-        self._sections = rotary_sections(text.model_type, rotary.config.rope_parameters, self.dim // 2)
-        dtype = decoder.embed_tokens.weight.dtype
-        self._rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, dtype)
-        self._inner_rows = inner_rows(rotary.inv_freq.device)
-        self.products = RowProducts()
+class ScoreHead(Protocol):
+    """Raw relevance logits from hidden states; `flops` a pair."""
 
     @property
-    def repeats(self) -> int:
-        """Query heads to one of keys and values."""
-        return int(self.heads // self._groups)
+    def flops(self) -> float: ...
 
-    def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The first layer's weights, which stand for all layers', and the read-out's."""
+    def weights(self) -> Iterator[LinearWeights]:
+        """Weights of its linear layers."""
+        ...
+
+    def __call__(self, hidden: Tensor, linear: BatchInvariantLinear) -> Tensor:
+        """In float32, whatever the network's dtype: (Q, h) -> (Q,)."""
+        ...
+
+
+class PackedDecoder:
+    """Prefixes of documents, and logits of queries on them. Without gradients; to be used by one thread.
+
+    `network` is one of transformers', without its language head.
+    """
+
+    def __init__(self, network: Any, head: ScoreHead) -> None:
+        text = network.config.get_text_config()
+        decoder = getattr(network.model, "language_model", network.model)
+        rotary = decoder.rotary_emb
+        dim = decoder.layers[0].self_attn.head_dim
+        sections = rotary_sections(text.model_type, rotary.config.rope_parameters, dim // 2)
+        self.config = DecoderConfig(text.num_attention_heads, text.num_key_value_heads, dim, tuple(sections))
+        self.linear = BatchInvariantLinear()
+        self.flops = count_flops(network.config, head.flops)
+        self.image_token: int | None = getattr(network.config, "image_token_id", None)
+        self.device, self.dtype = decoder.embed_tokens.weight.device, decoder.embed_tokens.weight.dtype
+        self.bytes_per_token = decoder_bytes(network.config, self.dtype)
+        self._layers = [_read_layer(layer) for layer in decoder.layers]
+        self._norm, self._embeddings = RMSNorm(decoder.norm), decoder.embed_tokens
+        self._head = head
+        self._rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, self.dtype)
+        self._mlp_rows = mlp_rows(self.device)
+
+    def weights(self) -> Iterator[LinearWeights]:
+        """Weights of the first layer, whose shapes all layers have, and of the score head."""
         layer = self._layers[0]
         yield from (layer.query_key_value, layer.out, layer.gate_up, layer.down)
-        yield from self._read_out.weights()
+        yield from self._head.weights()
 
-    def embed(self, token_ids: Tensor, places: Tensor | None = None, visual: Tensor | None = None) -> Embedded:
-        """Embeddings of tokens (M,), visual tokens put at `places` (V,).
+    def embed(self, token_ids: Tensor, visual_rows: Tensor | None = None, visual: Tensor | None = None) -> Embeddings:
+        """Embeddings of tokens (M,), with visual tokens at `visual_rows` (V,).
 
-        `visual` (V, h), or (V, (1 + n) * h) with features for the first n layers behind.
+        `visual` (V, h), or (V, (1 + n) * h) with DeepStack features for the first n layers behind.
         """
         embeds: Tensor = self._embeddings(token_ids)
-        if places is None or visual is None:
-            return Embedded(embeds)
-        first, *deep = torch.split(visual, embeds.shape[1], dim=1)
-        return Embedded(embeds.index_copy(0, places, first.to(embeds.dtype)), places, tuple(deep))
+        if visual_rows is None or visual is None:
+            return Embeddings(embeds)
+        first, *deepstack = torch.split(visual, embeds.shape[1], dim=1)
+        return Embeddings(embeds.index_copy(0, visual_rows, first.to(embeds.dtype)), visual_rows, tuple(deepstack))
 
     def prefixes(
-        self, embedded: Embedded, positions: Tensor, end: int, lengths: Sequence[int], layout: PrefixLayout
+        self, embeddings: Embeddings, positions: Tensor, end: int, lengths: Sequence[int], layout: PrefixLayout
     ) -> list[Prefix]:
-        """Prefixes of packed documents: M rows, positions (3, M) below `end`.
+        """Prefixes of packed documents: positions (3, M) below `end`.
 
-        Nothing after the last layer's keys and values is computed: no query reads it.
+        Nothing after the last layer's keys and values is computed: no query attends to it.
         """
-        rotation = self._rotary.look_up(positions, self._sections, end)
+        rotation = self._rotary.look_up(positions, self.config.sections, end)
         layers: list[list[KeyValues]] = [[] for _ in lengths]
-        hidden, last = embedded.rows, len(self._layers) - 1
+        hidden, last = embeddings.rows, len(self._layers) - 1
         sizes = [*lengths, len(hidden) - sum(lengths)]
         for number, layer in enumerate(self._layers):
             normed = layer.norm(hidden)
             if number == last:
-                key, value = self._keys_values(layer, normed, rotation)
+                key, value = self._key_value(layer, normed, rotation)
             else:
                 query, key, value = self._query_key_value(layer, normed, rotation)
             pieces = zip(torch.split(key, sizes), torch.split(value, sizes), strict=True)
@@ -153,95 +183,96 @@ class PackedDecoder:
                 states.append(piece)
             if number < last:
                 hidden = self._after_attention(layer, hidden, document_attention(query, key, value, layout))
-                hidden = embedded.add(number, hidden)
+                hidden = embeddings.add_deepstack(number, hidden)
         return [Prefix(tuple(states)) for states in layers]
 
     def logits(
         self,
-        embedded: Embedded,
+        embeddings: Embeddings,
         positions: Tensor,
         end: int,
         prefixes: Sequence[Prefix],
-        layout: SuffixLayout,
-        last_layout: SuffixLayout,
+        layouts: tuple[SuffixLayout, SuffixLayout],
         last_rows: Tensor,
     ) -> Tensor:
-        """Raw float32 logits of packed queries: M rows, positions (3, M) below `end`, -> (Q',).
+        """Raw float32 logits of packed queries: positions (3, M) below `end` -> (Q',).
 
         `last_rows` (Q',) are the rows of their last tokens; the last layer computes nothing else but keys and values.
+        `layouts`: attention of all rows, and of the last ones.
         """
-        rotation = self._rotary.look_up(positions, self._sections, end)
-        hidden = embedded.rows
+        rotation = self._rotary.look_up(positions, self.config.sections, end)
+        hidden = embeddings.rows
         for number, layer in enumerate(self._layers[:-1]):
             query, key, value = self._query_key_value(layer, layer.norm(hidden), rotation)
             states = [prefix.layers[number] for prefix in prefixes]
-            hidden = self._after_attention(layer, hidden, query_attention(query, key, value, states, layout))
-            hidden = embedded.add(number, hidden)
+            hidden = self._after_attention(layer, hidden, query_attention(query, key, value, states, layouts[0]))
+            hidden = embeddings.add_deepstack(number, hidden)
         layer = self._layers[-1]
         normed = layer.norm(hidden)
-        key, value = self._keys_values(layer, normed, rotation)
+        key, value = self._key_value(layer, normed, rotation)
         query = self._query(layer, normed[last_rows], rotation[:, last_rows])
         states = [prefix.layers[-1] for prefix in prefixes]
-        attended = query_attention(query, key, value, states, last_layout)
-        return self._read_out(self._norm(self._after_attention(layer, hidden[last_rows], attended)), self.products)
+        attended = query_attention(query, key, value, states, layouts[1])
+        return self._head(self._norm(self._after_attention(layer, hidden[last_rows], attended)), self.linear)
 
-    def _query_key_value(self, layer: Layer, normed: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _query_key_value(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(M, h) -> rotated queries (M, H, D) and keys (M, G, D), values (M, G, D)."""
-        states = self.products.linear(normed, *layer.query_key_value).view(len(normed), -1, self.dim)
-        asking = states[:, : self.heads + self._groups]
+        heads, groups = self.config.heads, self.config.kv_heads
+        states = self.linear(normed, *layer.query_key_value).view(len(normed), -1, self.config.head_dim)
+        rotated = states[:, : heads + groups]
         if layer.query_norm is not None and layer.key_norm is not None:
-            asking = torch.cat((layer.query_norm(asking[:, : self.heads]), layer.key_norm(asking[:, self.heads :])), 1)
-        query, key = torch.split(rotate(asking, rotation), [self.heads, self._groups], dim=1)
-        return query, key, states[:, self.heads + self._groups :]
+            rotated = torch.cat((layer.query_norm(rotated[:, :heads]), layer.key_norm(rotated[:, heads:])), 1)
+        query, key = torch.split(rotate(rotated, rotation), [heads, groups], dim=1)
+        return query, key, states[:, heads + groups :]
 
-    def _keys_values(self, layer: Layer, normed: Tensor, rotation: Tensor) -> KeyValues:
-        weight, bias = layer.query_key_value
-        split = self.heads * self.dim
-        states = self.products.linear(normed, weight[split:], None if bias is None else bias[split:])
-        key, value = states.view(len(normed), -1, self.dim).chunk(2, dim=1)
+    def _key_value(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor) -> KeyValues:
+        """(M, h) -> rotated keys and values, both (M, G, D)."""
+        weights = layer.query_key_value.rows(self.config.heads * self.config.head_dim, None)
+        states = self.linear(normed, *weights)
+        key, value = states.view(len(normed), -1, self.config.head_dim).chunk(2, dim=1)
         return rotate(key if layer.key_norm is None else layer.key_norm(key), rotation), value
 
-    def _query(self, layer: Layer, normed: Tensor, rotation: Tensor) -> Tensor:
-        weight, bias = layer.query_key_value
-        split = self.heads * self.dim
-        query = self.products.linear(normed, weight[:split], None if bias is None else bias[:split])
-        query = query.view(len(normed), -1, self.dim)
+    def _query(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor) -> Tensor:
+        """(M, h) -> rotated queries (M, H, D)."""
+        weights = layer.query_key_value.rows(None, self.config.heads * self.config.head_dim)
+        query = self.linear(normed, *weights).view(len(normed), -1, self.config.head_dim)
         return rotate(query if layer.query_norm is None else layer.query_norm(query), rotation)
 
-    def _after_attention(self, layer: Layer, hidden: Tensor, attended: Tensor) -> Tensor:
-        """A layer's remaining half: (M, h), (M, H * D) -> (M, h)."""
-        hidden = self.products.linear(attended, *layer.out).add_(hidden)
-        for part in self.products.parts(hidden, self._inner_rows):
-            part.add_(self._inner(layer, layer.inner_norm(part)))
+    def _after_attention(self, layer: DecoderLayer, hidden: Tensor, attended: Tensor) -> Tensor:
+        """Output projection and MLP: (M, h), (M, H * D) -> (M, h)."""
+        hidden = self.linear(attended, *layer.out).add_(hidden)
+        for part in self.linear.split(hidden, self._mlp_rows):
+            part.add_(self._mlp(layer, layer.mlp_norm(part)))
         return hidden
 
-    def _inner(self, layer: Layer, normed: Tensor) -> Tensor:
-        gate, up = self.products.linear(normed, *layer.gate_up).chunk(2, dim=-1)
-        return self.products.linear(rowwise(layer.activation, gate).mul_(up), *layer.down)
+    def _mlp(self, layer: DecoderLayer, normed: Tensor) -> Tensor:
+        gate, up = self.linear(normed, *layer.gate_up).chunk(2, dim=-1)
+        return self.linear(elementwise(layer.activation, gate).mul_(up), *layer.down)
 
 
-def inner_rows(device: torch.device) -> int:
-    """Rows whose inner layer is computed at once."""
-    return INNER_ROWS_CPU if device.type == "cpu" else INNER_ROWS_GPU
+def mlp_rows(device: torch.device) -> int:
+    """Rows whose MLP is computed at once."""
+    return _MLP_ROWS_CPU if device.type == "cpu" else _MLP_ROWS_GPU
 
 
-def _join_products(layer: Any) -> Layer:
-    attention, inner = layer.self_attn, layer.mlp
-    return Layer(
-        norm=Norm(layer.input_layernorm),
-        query_key_value=join([attention.q_proj, attention.k_proj, attention.v_proj]),
-        query_norm=Norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
-        key_norm=Norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
-        out=(attention.o_proj.weight, attention.o_proj.bias),
-        inner_norm=Norm(layer.post_attention_layernorm),
-        gate_up=join([inner.gate_proj, inner.up_proj]),
-        down=(inner.down_proj.weight, inner.down_proj.bias),
-        activation=inner.act_fn,
+def _read_layer(layer: Any) -> DecoderLayer:
+    """A layer's weights from transformers' module."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return DecoderLayer(
+        norm=RMSNorm(layer.input_layernorm),
+        query_key_value=_join([attention.q_proj, attention.k_proj, attention.v_proj]),
+        query_norm=RMSNorm(attention.q_norm) if hasattr(attention, "q_norm") else None,
+        key_norm=RMSNorm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+        out=LinearWeights(attention.o_proj.weight, attention.o_proj.bias),
+        mlp_norm=RMSNorm(layer.post_attention_layernorm),
+        gate_up=_join([mlp.gate_proj, mlp.up_proj]),
+        down=LinearWeights(mlp.down_proj.weight, mlp.down_proj.bias),
+        activation=mlp.act_fn,
     )
 
 
-def join(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """One weight and bias from several, which from then on are views of them: nothing is held twice."""
+def _join(linears: Sequence[nn.Linear]) -> LinearWeights:
+    """Concatenated weights; the modules' own become views of them, so that memory is not doubled."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
     bias = torch.cat(biases) if biases else None
@@ -252,4 +283,49 @@ def join(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
         if bias is not None:
             linear.bias.data = bias[start:stop]
         start = stop
-    return weight, bias
+    return LinearWeights(weight, bias)
+
+
+class MlpHead:
+    """jina-reranker-m0's: two layers, ReLU between them."""
+
+    def __init__(self, score: Any) -> None:
+        weight, bias, last_weight, last_bias = (parameter.float() for parameter in score.parameters())
+        self._first, self._last = LinearWeights(weight, bias), LinearWeights(last_weight, last_bias)
+
+    @property
+    def flops(self) -> float:
+        """Two a multiply-add of both layers."""
+        hidden = self._first.weight.shape[1]
+        return 2.0 * hidden * (hidden + 1)
+
+    def weights(self) -> Iterator[LinearWeights]:
+        """The first layer's."""
+        yield self._first
+
+    def __call__(self, hidden: Tensor, linear: BatchInvariantLinear) -> Tensor:
+        """(Q, h) -> (Q,)."""
+        return project(F.relu(linear(hidden.float(), *self._first)), self._last)
+
+
+class TokenDifference:
+    """A language model's logit of the token "yes" less that of "no", whose sigmoid is the softmax over the two.
+
+    Of the language head only these two rows are needed.
+    """
+
+    def __init__(self, yes: Tensor, no: Tensor) -> None:
+        self._direction = yes.float() - no.float()  # (h,)
+
+    @property
+    def flops(self) -> float:
+        """Two a multiply-add."""
+        return 2.0 * len(self._direction)
+
+    def weights(self) -> Iterator[LinearWeights]:
+        """None: it is a sum."""
+        yield from ()
+
+    def __call__(self, hidden: Tensor, linear: BatchInvariantLinear) -> Tensor:
+        """(Q, h) -> (Q,)."""
+        return (hidden.float() * self._direction).sum(dim=-1)

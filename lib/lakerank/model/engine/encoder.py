@@ -1,41 +1,37 @@
-"""XLM-RoBERTa with a score head over packed rows: pairs one after the other, unpadded, attending each to itself.
+"""XLM-RoBERTa with a score head over packed rows: sequences of pairs, unpadded, each attending to itself alone.
 
 Sources: transformers, `models/xlm_roberta/modeling_xlm_roberta.py` (`XLMRobertaForSequenceClassification`: post-norm
 layers, exact GELU, positions counted from `pad_token_id` + 1, a head of dense, tanh and projection on the first token),
 with which jina's own implementation of the same network agrees (jinaai/jina-reranker-v2-base-multilingual,
 `modeling_xlm_roberta.py`, `block.py`, `mha.py`).
+
+Shapes: M packed rows, hidden size h, H heads, head dimension D; B sequences of L tokens each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lakerank.model.cross_encoder.config import EncoderShape
+from lakerank.model.engine.budget import layer_bytes
 from lakerank.model.engine.layout import Varlen
-from lakerank.model.engine.linear import RowProducts
+from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, project
 
-#: Rows whose inner layer, four times as wide as the hidden states, is in memory at once: what stays in a core's cache,
-#: and what keeps a GPU busy.
-INNER_ROWS_CPU = 256
-INNER_ROWS_GPU = 16384
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """weight (N, K) and bias (N,)."""
-
-    weight: Tensor
-    bias: Tensor
+#: Rows whose MLP, four times as wide as the hidden states, is computed at once: what stays in a core's cache, and what
+#: keeps a GPU busy.
+_MLP_ROWS_CPU = 256
+_MLP_ROWS_GPU = 16384
 
 
 @dataclass(frozen=True, slots=True)
-class Norm:
-    """Scale and shift of a layer norm, both (h,)."""
+class LayerNorm:
+    """Scale and shift, both (h,)."""
 
     weight: Tensor
     bias: Tensor
@@ -43,64 +39,65 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class EncoderLayer:
-    """One layer; `query_key_value` (3 h, h) is the three products joined in that order."""
+    """Weights of a layer; `query_key_value` (3 h, h) are three linear layers joined in that order."""
 
-    query_key_value: Linear
-    out: Linear
-    norm: Norm
-    up: Linear
-    down: Linear
-    inner_norm: Norm
+    query_key_value: LinearWeights
+    out: LinearWeights
+    norm: LayerNorm
+    up: LinearWeights
+    down: LinearWeights
+    mlp_norm: LayerNorm
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderWeights:
-    """A network's tensors: `words` (vocabulary, h), `places` (positions, h), `types` (types, h)."""
+    """A network's tensors: `words` (vocabulary, h), `positions` (positions, h), `types` (types, h)."""
 
     words: Tensor
-    places: Tensor
+    positions: Tensor
     types: Tensor
-    norm: Norm
+    norm: LayerNorm
     layers: tuple[EncoderLayer, ...]
-    dense: Linear
-    score: Linear
+    dense: LinearWeights
+    score: LinearWeights
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """`count` pairs of `length` tokens each, one after the other from row `start` on."""
+class EqualLengths:
+    """`count` adjacent sequences of `length` tokens each, from row `start` on, which share a call of attention."""
 
     start: int
     count: int
     length: int
 
+    @property
+    def rows(self) -> slice:
+        """Their rows."""
+        return slice(self.start, self.start + self.count * self.length)
 
-def runs_of(lengths: Sequence[int]) -> list[Run]:
-    """Neighbours of the same length, which share a call of attention."""
-    runs: list[Run] = []
-    row = 0
-    for length in lengths:
-        if runs and runs[-1].length == length:
-            last = runs.pop()
-            runs.append(Run(last.start, last.count + 1, length))
-        else:
-            runs.append(Run(row, 1, length))
-        row += length
-    return runs
+
+def equal_lengths(lengths: Sequence[int]) -> list[EqualLengths]:
+    """Adjacent sequences grouped by length."""
+    groups, row = [], 0
+    for length, adjacent in groupby(lengths):
+        groups.append(EqualLengths(row, len(list(adjacent)), length))
+        row += groups[-1].count * length
+    return groups
 
 
 class PackedEncoder:
-    """Logits of packed pairs. Without gradients; any number of threads may ask at once, on a processor each with one of
-    torch's threads to itself, or a row's bits go by its place."""
+    """Logits of packed sequences, without gradients.
 
-    def __init__(self, shape: EncoderShape, weights: EncoderWeights, products: RowProducts | None = None) -> None:
+    Thread-safe; on a CPU each thread must have one of torch's threads to itself, or a row's bits depend on its place.
+    """
+
+    def __init__(self, shape: EncoderShape, weights: EncoderWeights) -> None:
         self.shape = shape
-        self.products = products or RowProducts()
+        self.linear = BatchInvariantLinear()
         self._weights = weights
-        self._places = (weights.places.float() + weights.types[0].float()).to(weights.places.dtype)
-        self._dense = Linear(weights.dense.weight.float(), weights.dense.bias.float())
-        self._score = Linear(weights.score.weight.float(), weights.score.bias.float())
-        self._inner_rows = INNER_ROWS_CPU if self.device.type == "cpu" else INNER_ROWS_GPU
+        self._positions = (weights.positions.float() + weights.types[0].float()).to(weights.positions.dtype)
+        self._dense, self._score = weights.dense.float(), weights.score.float()
+        self._mlp_rows = _MLP_ROWS_CPU if self.device.type == "cpu" else _MLP_ROWS_GPU
 
     @property
     def device(self) -> torch.device:
@@ -109,11 +106,16 @@ class PackedEncoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' type."""
+        """The weights' dtype."""
         return self._weights.words.dtype
 
-    def products_made(self) -> Iterator[Linear]:
-        """The first layer's weights, which stand for all layers', and the head's."""
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory of a token: one layer's activations, for nothing is kept."""
+        return layer_bytes(self.shape.hidden, self.shape.inner, self.dtype)
+
+    def weights(self) -> Iterator[LinearWeights]:
+        """Weights of the first layer, whose shapes all layers have, and of the head."""
         layer = self._weights.layers[0]
         yield from (layer.query_key_value, layer.out, layer.up, layer.down, self._dense)
 
@@ -121,93 +123,84 @@ class PackedEncoder:
     def logits(
         self, token_ids: Tensor, positions: Tensor, lengths: Sequence[int], varlen: Varlen | None = None
     ) -> Tensor:
-        """Raw float32 logits (P,) of pairs of these lengths, one after the other.
+        """Raw float32 logits (P,) of sequences of these lengths.
 
         Args:
-            token_ids: (M,) int64, M a multiple of `products.multiple`; rows beyond the pairs' only fill.
+            token_ids: (M,) int64, M padded as `linear` needs; rows after the sequences' are padding.
             positions: (M,) int64, each token's row of the table of positions.
             varlen: attention of all rows at once, where there is a kernel for it.
         """
-        weights, runs = self._weights, runs_of(lengths)
-        first = torch.tensor([run.start + n * run.length for run in runs for n in range(run.count)])
-        asking = self._filled(first).to(self.device)
-        hidden = weights.words[token_ids].add_(self._places[positions])
+        weights, groups = self._weights, equal_lengths(lengths)
+        starts = torch.tensor([group.start + n * group.length for group in groups for n in range(group.count)])
+        padding = self.linear.padded(len(starts)) - len(starts)
+        first = torch.cat([starts, starts[:1].expand(padding)]).to(self.device)  # (P',)
+        hidden = weights.words[token_ids].add_(self._positions[positions])
         hidden = self._normed(hidden, weights.norm)
         for layer in weights.layers[:-1]:
             query, key, value = self._heads(hidden, layer.query_key_value).unbind(1)
-            attended = varlen(query, key, value) if varlen else _attention(query, key, value, runs)
+            attended = varlen(query, key, value) if varlen else _attention(query, key, value, groups)
             hidden = self._after_attention(layer, hidden, attended)
-        hidden = self._last_layer(weights.layers[-1], hidden, asking, runs, varlen)
+        hidden = self._last_layer(weights.layers[-1], hidden, first, groups, varlen)
         return self._head(hidden)[: len(lengths)]
 
     def _last_layer(
-        self, layer: EncoderLayer, hidden: Tensor, asking: Tensor, runs: Sequence[Run], varlen: Varlen | None
+        self, layer: EncoderLayer, hidden: Tensor, first: Tensor, groups: Sequence[EqualLengths], varlen: Varlen | None
     ) -> Tensor:
-        """The last layer for each pair's first token alone, `asking` (P',): (M, h) -> (P', h)."""
+        """The last layer for each sequence's first token alone, rows `first` (P',): (M, h) -> (P', h)."""
         if varlen:
             query, key, value = self._heads(hidden, layer.query_key_value).unbind(1)
-            attended = varlen(query, key, value)[asking]
+            attended = varlen(query, key, value)[first]
         else:
             h = self.shape.hidden
-            joined = layer.query_key_value
-            key, value = self._heads(hidden, Linear(joined.weight[h:], joined.bias[h:])).unbind(1)
-            query = self._heads(hidden[asking], Linear(joined.weight[:h], joined.bias[:h]))[:, 0]
-            attended = _first_token_attention(query, key, value, runs)
-        return self._after_attention(layer, hidden[asking], attended)
+            key, value = self._heads(hidden, layer.query_key_value.rows(h, None)).unbind(1)
+            query = self._heads(hidden[first], layer.query_key_value.rows(None, h))[:, 0]
+            attended = _first_token_attention(query, key, value, groups)
+        return self._after_attention(layer, hidden[first], attended)
 
-    def _filled(self, rows: Tensor) -> Tensor:
-        """Row numbers, filled up with the first of them to what products are made with."""
-        return torch.cat([rows, rows[:1].expand(self.products.filled(len(rows)) - len(rows))])
-
-    def _heads(self, hidden: Tensor, joined: Linear) -> Tensor:
-        """(M, h) -> (M, products joined, heads, head dim)."""
-        states = self.products.linear(hidden, joined.weight, joined.bias)
+    def _heads(self, hidden: Tensor, weights: LinearWeights) -> Tensor:
+        """(M, h) -> (M, number of joined layers, H, D)."""
+        states = self.linear(hidden, *weights)
         return states.view(len(hidden), -1, self.shape.heads, self.shape.hidden // self.shape.heads)
 
     def _after_attention(self, layer: EncoderLayer, hidden: Tensor, attended: Tensor) -> Tensor:
-        """A layer's remaining half: (M, h), (M, heads, head dim) -> (M, h)."""
-        out = self.products.linear(attended.flatten(1), layer.out.weight, layer.out.bias)
+        """Output projection, MLP and norms: (M, h), (M, H, D) -> (M, h)."""
+        out = self.linear(attended.flatten(1), *layer.out)
         hidden = self._normed(out.add_(hidden), layer.norm)
-        for part in self.products.parts(hidden, self._inner_rows):
-            inner = F.gelu(self.products.linear(part, layer.up.weight, layer.up.bias))
-            down = self.products.linear(inner, layer.down.weight, layer.down.bias)
-            part.copy_(self._normed(down.add_(part), layer.inner_norm))
+        for part in self.linear.split(hidden, self._mlp_rows):
+            inner = F.gelu(self.linear(part, *layer.up))
+            part.copy_(self._normed(self.linear(inner, *layer.down).add_(part), layer.mlp_norm))
         return hidden
 
-    def _normed(self, rows: Tensor, norm: Norm) -> Tensor:
+    def _normed(self, rows: Tensor, norm: LayerNorm) -> Tensor:
         return F.layer_norm(rows, (rows.shape[-1],), norm.weight, norm.bias, self.shape.epsilon)
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Raw logits in float32, whatever the network's dtype: (P', h) -> (P',)."""
-        inner = torch.tanh(self.products.linear(hidden.float(), self._dense.weight, self._dense.bias))
-        # A sum and no product of matrices: with one column those round by a row's place among the others.
-        logits: Tensor = (inner * self._score.weight[0]).sum(dim=-1) + self._score.bias[0]
-        return logits
+        return project(torch.tanh(self.linear(hidden.float(), *self._dense)), self._score)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, runs: Sequence[Run]) -> Tensor:
-    """Each pair's tokens among themselves: three of (M, H, D) -> (M, H, D), zero where rows only fill."""
+def _attention(query: Tensor, key: Tensor, value: Tensor, groups: Sequence[EqualLengths]) -> Tensor:
+    """Attention within each sequence: three of (M, H, D) -> (M, H, D), zero in padding."""
     out = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
-    for run in runs:
-        stop = run.start + run.count * run.length
-        q, k, v = (_batched(rows[run.start : stop], run) for rows in (query, key, value))
-        out[run.start : stop] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+    for group in groups:
+        q, k, v = (_batched(states, group) for states in (query, key, value))
+        out[group.rows] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
     return out
 
 
-def _first_token_attention(query: Tensor, key: Tensor, value: Tensor, runs: Sequence[Run]) -> Tensor:
-    """Each pair's first token over its pair: (P', H, D), two of (M, H, D) -> (P', H, D)."""
+def _first_token_attention(query: Tensor, key: Tensor, value: Tensor, groups: Sequence[EqualLengths]) -> Tensor:
+    """Each sequence's first token over the sequence: (P', H, D), two of (M, H, D) -> (P', H, D)."""
     out = torch.zeros_like(query)
-    pair = 0
-    for run in runs:
-        stop = run.start + run.count * run.length
-        k, v = (_batched(rows[run.start : stop], run) for rows in (key, value))
-        q = query[pair : pair + run.count].unsqueeze(2)  # (B, H, 1, D)
-        out[pair : pair + run.count] = F.scaled_dot_product_attention(q, k, v)[:, :, 0]
-        pair += run.count
+    start = 0
+    for group in groups:
+        stop = start + group.count
+        k, v = (_batched(states, group) for states in (key, value))
+        q = query[start:stop].unsqueeze(2)  # (B, H, 1, D)
+        out[start:stop] = F.scaled_dot_product_attention(q, k, v)[:, :, 0]
+        start = stop
     return out
 
 
-def _batched(rows: Tensor, run: Run) -> Tensor:
-    """(B * L, H, D) -> (B, H, L, D), not copied."""
-    return rows.view(run.count, run.length, *rows.shape[1:]).transpose(1, 2)
+def _batched(states: Tensor, group: EqualLengths) -> Tensor:
+    """(M, H, D) -> (B, H, L, D), not copied."""
+    return states[group.rows].view(group.count, group.length, *states.shape[1:]).transpose(1, 2)

@@ -1,59 +1,67 @@
-"""Sequences through a cross-encoder on one device: sorted by length, packed into passes, out of memory in smaller ones.
+"""Cross-encoder scoring: pairs' sequences sorted by length and packed into micro-batches.
 
-A sequence's logit has the same bits whatever is read beside it: products of matrices give a row its bits wherever it
-stands (`rows`), and a call of attention has the shape of one sequence, those of one length side by side in the batch
-dimension. Nothing is padded but a pass as a whole, up to a number of rows that products are made with. On a processor
-each of torch's threads reads passes of its own.
+A sequence's logit has the same bits whatever is scored beside it: linear layers are batch-invariant (`linear`), and a
+call of attention has the shape of one sequence, those of one length batched in a dimension of their own. Only a
+micro-batch as a whole is padded. On a CPU each of torch's threads runs micro-batches of its own.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lakerank.model.cross_encoder.config import EncoderShape
 from lakerank.model.cross_encoder.tokenize import PairTokens
-from lakerank.model.engine.budget import (
-    LEAST_TOKENS,
-    SHARE_CPU,
-    SHARE_GPU,
-    Budget,
-    budget_of,
-    busy_budget,
-    cut,
-    free_bytes,
-)
-from lakerank.model.engine.counters import DeviceTimer, Work
-from lakerank.model.engine.device import out_of_memory, to_device
+from lakerank.model.engine import budget as budgets
+from lakerank.model.engine.budget import LEAST_TOKENS, MicroBatcher, busy_budget, device_budget, micro_batches
+from lakerank.model.engine.device import ThreadPool, to_device
 from lakerank.model.engine.encoder import PackedEncoder
-from lakerank.model.engine.layout import Varlen
-from lakerank.model.engine.linear import Product, RowProducts, choose_products
-from lakerank.model.engine.thread_pool import SideBySide
-from lakerank.model.engine.varlen import VarlenKind, choose_varlen
+from lakerank.model.engine.linear import BatchInvariantLinear, LinearProbe, choose_linear
+from lakerank.model.engine.varlen import VarlenKernel, choose_varlen
+from lakerank.model.inputs import RejectedInput
+from lakerank.records import RejectReason
 
 logger = logging.getLogger(__name__)
 
+#: Micro-batches of each thread whose sequences are sorted by length together. More would find more of one length; what
+#: waits are token ids.
+BATCHES_SORTED = 32
+
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """A sequence to read: a query's token ids, and those of a document or of a window on it."""
+class Window:
+    """A sequence to score: a query's token ids, and those of a document or of a window on it.
+
+    `length` counts the special tokens around them, too.
+    """
 
     query: np.ndarray
     document: np.ndarray
     length: int
 
 
-class EncoderEngine:
-    """Logits of sequences on one device; to be used by one thread.
+@dataclass(frozen=True, slots=True)
+class DocumentWindows:
+    """The windows of each of a document's pairs."""
 
-    `reproducible`: a logit has the same bits whatever is read beside it. `budget`, `products` and `varlen` are found on
-    the device where they are not given.
+    pairs: tuple[tuple[Window, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all windows."""
+        return sum(window.length for windows in self.pairs for window in windows)
+
+
+class EncoderEngine:
+    """Scores pairs on one device; to be used by one thread. A pair's logit is the largest of its windows'.
+
+    `reproducible`: a logit has the same bits whatever is scored beside it, by a linear function that `choose_linear`
+    finds. `varlen` and `free_tokens` (what memory has room for at once) are chosen for the device where None.
     """
 
     def __init__(
@@ -61,126 +69,112 @@ class EncoderEngine:
         encoder: PackedEncoder,
         tokens: PairTokens,
         *,
-        budget: Budget | None = None,
-        products: RowProducts | None = None,
         reproducible: bool = True,
-        varlen: VarlenKind | None = None,
+        choose_linear: Callable[[Iterable[LinearProbe]], BatchInvariantLinear] = choose_linear,
+        varlen: VarlenKernel | None = None,
+        free_tokens: int | None = None,
     ) -> None:
-        self.work = Work()
-        self._encoder, self._tokens = encoder, tokens
+        self.encoder, self.tokens = encoder, tokens
         self._device = encoder.device
-        self._threads = SideBySide(torch.get_num_threads() if self._device.type == "cpu" else 1)
-        self._room = room_for(self._device, encoder.shape, encoder.dtype)
-        each = min(busy_budget(self._device).tokens, self._room // self._threads.count)
-        self.budget = budget or budget_of(max(LEAST_TOKENS, each))
-        if products is None and reproducible:
-            most = busy_budget(self._device).tokens  # whatever memory is free, or bits would go by it
-            wanted = [Product(made.weight, made.bias, most) for made in encoder.products_made()]
-            products = self._threads.call(lambda: choose_products(wanted))
-        self._products = encoder.products = products or RowProducts()
-        heads = encoder.shape.heads
+        self._threads = ThreadPool(torch.get_num_threads() if self._device.type == "cpu" else 1)
+        bytes_per_token = encoder.bytes_per_token
+        self._free_tokens = free_tokens or budgets.free_tokens(self._device, bytes_per_token)
+        budget = device_budget(self._device, bytes_per_token, self._threads.count)
+        self.batcher = MicroBatcher(self._device, budget, self._threads.count)
+        self._linear = BatchInvariantLinear()
+        if reproducible:
+            most = busy_budget(self._device).tokens  # not of the present budget: bits would depend on free memory
+            probes = [LinearProbe(weights, most) for weights in encoder.weights()]
+            self._linear = self._threads.call(lambda: choose_linear(probes))
+        encoder.linear = self._linear
+        heads, dim = encoder.shape.heads, encoder.shape.hidden // encoder.shape.heads
         self._varlen = varlen or choose_varlen(
-            self._device,
-            encoder.dtype,
-            heads,
-            encoder.shape.hidden // heads,
-            reproducible=reproducible,
-            causal=False,
+            self._device, encoder.dtype, heads, dim, reproducible=reproducible, causal=False
         )
-        self._timer = DeviceTimer(self._device, self.work, self._threads.count)
 
     @property
-    def tokens_at_once(self) -> int:
-        """Tokens of the passes that are computed at the same time."""
-        return self.budget.tokens * self._threads.count
+    def group_tokens(self) -> int:
+        """Tokens of the document groups to score together, whose windows are sorted by length."""
+        return BATCHES_SORTED * self.batcher.budget.tokens * self._threads.count
 
-    def score(self, readings: Sequence[Reading]) -> list[float | None]:
-        """The logit of each sequence; None where it does not fit in memory, alone.
+    @property
+    def prefetch_tokens(self) -> int:
+        """Tokens of the document groups to preprocess ahead."""
+        return self.group_tokens
 
-        Out of memory, passes are made smaller, those to come as well; halves are tried where sequences are longer than
-        a pass.
+    def score(self, documents: Sequence[DocumentWindows]) -> list[list[float | RejectedInput]]:
+        """The raw logit of each document's pairs; a reject for a pair with a window that does not fit into memory."""
+        windows = [window for document in documents for pair in document.pairs for window in pair]
+        logits = iter(self.batcher.run(self._logits, windows, smaller_batches_help=self._smaller_batches_help))
+        for document in documents:
+            self.batcher.counters.documents += 1
+            self.batcher.counters.pairs += len(document.pairs)
+            self.batcher.counters.pairwise += document.tokens
+        return [[_pair_logit(pair, logits) for pair in document.pairs] for document in documents]
+
+    def _smaller_batches_help(self, windows: Sequence[Window]) -> bool:
+        """Whether micro-batches have several windows each; longer ones are alone, and fewer must run at once."""
+        return len(windows) > 1 and max(window.length for window in windows) <= self.batcher.budget.tokens
+
+    def _logits(self, windows: Sequence[Window]) -> list[float]:
+        longest_first = sorted(range(len(windows)), key=lambda number: -windows[number].length)
+        batches = self._batches([windows[number] for number in longest_first])
+        rounds = (self._threads.map(self._forward, batches) for batches in self._rounds(batches))
+        computed = torch.cat([logits for parts in rounds for logits in parts]).cpu().numpy()
+        for batch in batches:
+            self._count([window.length for window in batch])
+        logits = np.empty(len(windows), dtype=np.float32)
+        logits[longest_first] = computed
+        return [*map(float, logits)]
+
+    def _batches(self, longest_first: Sequence[Window]) -> list[Sequence[Window]]:
+        """Micro-batches of the budget, or smaller ones where a thread would have none.
+
+        The last one, for which all threads wait, is the cheapest.
         """
-        if not readings:
-            return []
-        try:
-            return [*map(float, self._logits(readings))]
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        self._release()
-        if len(readings) == 1:
-            logger.warning("out of memory at a sequence of %d tokens: its pair is rejected", readings[0].length)
-            return [None]
-        if max(reading.length for reading in readings) <= self.budget.tokens > LEAST_TOKENS:
-            self.budget = self.budget.halved()
-            logger.warning("out of memory: passes of %d tokens from now on", self.budget.tokens)
-            return self.score(readings)
-        half = len(readings) // 2
-        return self.score(readings[:half]) + self.score(readings[half:])
-
-    def _logits(self, readings: Sequence[Reading]) -> np.ndarray:
-        started = time.perf_counter()
-        longest_first = sorted(range(len(readings)), key=lambda place: -readings[place].length)
-        passes = self._passes([readings[place] for place in longest_first])
-        read = torch.cat([logits for some in self._batches(passes) for logits in self._threads.map(self._read, some)])
-        found = read.cpu().numpy()
-        self._timer.collect()
-        for some in passes:
-            self._count([reading.length for reading in some])
-        logits = np.empty(len(readings), dtype=np.float32)
-        logits[longest_first] = found
-        self.work.drive_s += time.perf_counter() - started
-        return logits
-
-    def _passes(self, longest_first: Sequence[Reading]) -> list[Sequence[Reading]]:
-        """Passes of the budget, or smaller ones, where that leaves a thread without any. The last one, which all
-        threads wait for, is the cheapest.
-        """
-        lengths = [reading.length for reading in longest_first]
+        lengths = [window.length for window in longest_first]
         share = -(-sum(lengths) // self._threads.count)
-        return [*cut(longest_first, lengths, min(self.budget.tokens, max(LEAST_TOKENS, share)))]
+        return [*micro_batches(longest_first, lengths, min(self.batcher.budget.tokens, max(LEAST_TOKENS, share)))]
 
-    def _batches(self, passes: Sequence[Sequence[Reading]]) -> list[Sequence[Sequence[Reading]]]:
-        """Passes that may be computed at the same time: of sequences longer than a pass, as many as memory has room
+    def _rounds(self, batches: Sequence[Sequence[Window]]) -> list[Sequence[Sequence[Window]]]:
+        """Micro-batches that may run at the same time: of windows longer than the budget as many as memory has room
         for; then all others.
         """
-        long = [some for some in passes if some[0].length > self.budget.tokens]
-        return [*cut(long, [some[0].length for some in long], self._room), passes[len(long) :]]
+        long = [batch for batch in batches if batch[0].length > self.batcher.budget.tokens]
+        return [*micro_batches(long, [batch[0].length for batch in long], self._free_tokens), batches[len(long) :]]
 
-    def _read(self, readings: Sequence[Reading]) -> Tensor:
-        """Logits (N,) of sequences that share a pass, on the device."""
-        lengths = [reading.length for reading in readings]
-        spare = self._spare(lengths)
-        sequences = [self._tokens.sequence(reading.query, reading.document) for reading in readings]
-        token_ids = np.pad(np.concatenate(sequences), (0, spare))
-        positions = np.pad(np.concatenate(list(map(self._tokens.positions, sequences))), (0, spare))
-        with self._timer.stage("suffix_s"):
-            varlen = self._attention([*lengths, spare] if spare else lengths)
-            return self._encoder.logits(
+    def _forward(self, windows: Sequence[Window]) -> Tensor:
+        """Logits (N,) of the windows of a micro-batch, on the device."""
+        lengths = [window.length for window in windows]
+        padding = self._padding(lengths)
+        sequences = [self.tokens.sequence(window.query, window.document) for window in windows]
+        token_ids = np.pad(np.concatenate(sequences), (0, padding))
+        positions = np.pad(np.concatenate(list(map(self.tokens.positions, sequences))), (0, padding))
+        with self.batcher.timer.stage("suffix_s"):
+            varlen = None
+            if self._varlen is not None:
+                varlen = self._varlen([*lengths, padding] if padding else lengths, self._device)
+            return self.encoder.logits(
                 to_device(token_ids, self._device), to_device(positions, self._device), lengths, varlen
             )
 
-    def _attention(self, lengths: Sequence[int]) -> Varlen | None:
-        return None if self._varlen is None else self._varlen(lengths, self._device)
-
     def _count(self, lengths: Sequence[int]) -> None:
-        spare = self._spare(lengths)
-        self.work.computed += sum(lengths) + spare
-        self.work.padding += spare
-        self.work.flops += sum(map(self._encoder.shape.flops, lengths))
+        padding = self._padding(lengths)
+        self.batcher.counters.computed += sum(lengths) + padding
+        self.batcher.counters.padding += padding
+        self.batcher.counters.flops += sum(map(self.encoder.shape.flops, lengths))
 
-    def _spare(self, lengths: Sequence[int]) -> int:
-        """Rows that only fill a pass."""
-        rows = sum(lengths)
-        return self._products.filled(rows) - rows
-
-    def _release(self) -> None:
-        """Give memory back to the device."""
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+    def _padding(self, lengths: Sequence[int]) -> int:
+        """Rows after those of sequences of these lengths."""
+        return self._linear.padded(sum(lengths)) - sum(lengths)
 
 
-def room_for(device: torch.device, shape: EncoderShape, dtype: torch.dtype) -> int:
-    """Tokens that a device's free memory has room for at once."""
-    room = int(free_bytes(device) * (SHARE_CPU if device.type == "cpu" else SHARE_GPU))
-    return room // ((8 * shape.hidden + 3 * shape.inner) * dtype.itemsize)  # one layer's states; nothing is kept
+def _pair_logit(pair: Sequence[Window], logits: Iterator[float | None]) -> float | RejectedInput:
+    """The largest logit of a pair's windows, for which `logits` has the next; the first that is not finite, if any."""
+    values = [next(logits) for _ in pair]
+    fitting = [value for value in values if value is not None]
+    if len(fitting) < len(values):
+        longest = max(window.length for window in pair)
+        logger.warning("out of memory at a sequence of %d tokens: its pair is rejected", longest)
+        return RejectedInput(RejectReason.OUT_OF_MEMORY, f"a sequence of {longest} tokens")
+    return next((value for value in fitting if not math.isfinite(value)), max(fitting))

@@ -1,4 +1,4 @@
-"""Where packed rows lie and which attention they take part in, worked out on the host before a tensor is made."""
+"""Layouts of packed rows for attention: which sequences share a call, computed on the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lakerank.model.engine.device import to_device
 #: A document up to this many tokens shares its attention call with others whose length rounds up to the same.
 SHARED_PREFIX = 128
 
-#: Up to these lengths a query sees its document and itself in one softmax. Beyond, the prefix is attended to in place.
+#: Up to these lengths a query has one softmax over its document and itself. Beyond, the prefix is attended to in place.
 PAIR_PREFIX = 64
 PAIR_QUERY = 64
 
@@ -26,15 +26,15 @@ _SHORT_STEP, _LONG_STEP, _BOUNDARY = 16, 64, 64
 Varlen = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def rounded(length: int) -> int:
-    """The length at which a sequence takes part in attention beside others."""
+def padded_length(length: int) -> int:
+    """The padded length of a sequence in a call of attention that it shares."""
     step = _SHORT_STEP if length <= _BOUNDARY else _LONG_STEP
     return -(-length // step) * step
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Sequences that share a call: rows `index` (B, T) go in; of what comes out, flat, `take` belongs at `rows`."""
+    """Sequences that share a call: its input are rows `index` (B, T); of its output, flat, `take` go to `rows`."""
 
     index: Tensor
     take: Tensor
@@ -43,10 +43,10 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class QueryBucket:
-    """Queries that share a call: as Bucket, their own keys' rows `own_index` (B, L), and a mask added to the scores.
+    """Queries that share a call: as Bucket, with rows `own_index` (B, L) of their own keys and a mask of the scores.
 
-    `prefix_index` (B, S) points into the rows of the layout's documents, one after the other; None for attention to
-    a query's own keys alone.
+    `prefix_index` (B, S) are rows of the layout's documents, concatenated; None for attention to a query's own keys
+    alone.
     """
 
     index: Tensor
@@ -59,7 +59,7 @@ class QueryBucket:
 
 @dataclass(frozen=True, slots=True)
 class PrefixLayout:
-    """Packed documents: those that are `alone` in a call as (start, stop), the others in buckets."""
+    """Packed documents: those `alone` in a call as (start, stop), the others in buckets."""
 
     alone: tuple[tuple[int, int], ...]
     buckets: tuple[Bucket, ...]
@@ -68,10 +68,9 @@ class PrefixLayout:
 
 @dataclass(frozen=True, slots=True)
 class SuffixLayout:
-    """Packed queries. `pairs` attend in one softmax; for the others, `own` keys and prefixes are apart.
+    """Packed queries. `pairs` have one softmax; the others attend to their `own` keys and to prefixes separately.
 
-    `documents`: numbers of the prefixes that `pairs` point into. `spans`: a prefix's number, and (start, stop) of its
-    queries' rows.
+    `documents`: numbers of the prefixes of `pairs`. `spans`: a prefix's number, and (start, stop) of its queries' rows.
     """
 
     pairs: tuple[QueryBucket, ...]
@@ -82,7 +81,7 @@ class SuffixLayout:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A query among packed rows: where it starts, its length, and its document's number and length."""
+    """A query among packed rows: its first row and length, and its document's number and length."""
 
     start: int
     length: int
@@ -91,12 +90,12 @@ class Span:
 
     @property
     def short(self) -> bool:
-        """Whether it sees its document and itself in one softmax."""
+        """Whether it has one softmax over its document and itself."""
         return self.length <= PAIR_QUERY and self.prefix <= PAIR_PREFIX
 
 
 def prefix_layout(lengths: Sequence[int], device: torch.device) -> PrefixLayout:
-    """Documents of these lengths, one after the other."""
+    """The layout of packed documents of these lengths."""
     starts = np.cumsum([0, *lengths])
     alone: list[tuple[int, int]] = []
     shared: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -104,7 +103,7 @@ def prefix_layout(lengths: Sequence[int], device: torch.device) -> PrefixLayout:
         if length > SHARED_PREFIX:
             alone.append((start, start + length))
         else:
-            shared[rounded(length)].append((start, length))
+            shared[padded_length(length)].append((start, length))
     buckets = [_bucket(members, size, device) for size, members in sorted(shared.items())]
     return PrefixLayout(tuple(alone), tuple(Bucket(*bucket) for bucket in buckets))
 
@@ -116,110 +115,103 @@ def suffix_layout(
     last_only: bool = False,
     block: int | None = None,
 ) -> SuffixLayout:
-    """Queries, `repeats` heads to one of keys; those of one document and kind stand together.
+    """The layout of packed queries, `repeats` heads to one of keys; those of a document and kind are adjacent.
 
-    `last_only`: of each query the last token alone asks, in a row of its own, in the order of `spans`. `block`: a query
-    of more rows asks by itself, so many rows at a time, each over the keys up to its own: scores of every row at once
+    `last_only`: only the last token of each query attends, in a row of its own, in the order of `spans`. `block`: a
+    longer query attends alone, so many rows at a time, each over the keys up to its own: scores of all rows at once
     would grow with the square of its length.
     """
-    pairs: dict[tuple[int, int], list[int]] = defaultdict(list)
-    own: dict[int, list[int]] = defaultdict(list)
-    for number, span in enumerate(spans):
+    suffixes = _Suffixes(spans, repeats, device, last_only)
+    pairs: dict[tuple[int, int], list[Span]] = defaultdict(list)
+    own: dict[int, list[Span]] = defaultdict(list)
+    blocks: list[QueryBucket] = []
+    for span in spans:
         if span.short:
-            pairs[rounded(span.length), rounded(span.prefix)].append(number)
+            pairs[padded_length(span.length), padded_length(span.prefix)].append(span)
         elif last_only or block is None or span.length <= block:
-            own[rounded(span.length)].append(number)
+            own[padded_length(span.length)].append(span)
+        else:
+            blocks += suffixes.blocks(span, block)
     documents = tuple(sorted({span.document for span in spans if span.short}))
     return SuffixLayout(
-        pairs=tuple(
-            _query_bucket(spans, members, size, prefix, documents, repeats, device, last_only)
-            for (size, prefix), members in sorted(pairs.items())
-        ),
+        pairs=tuple(suffixes.bucket(pairs[sizes], *sizes, documents) for sizes in sorted(pairs)),
         documents=documents,
-        own=(
-            *(
-                _query_bucket(spans, members, size, 0, (), repeats, device, last_only)
-                for size, members in sorted(own.items())
-            ),
-            *_blocks(spans, repeats, device, None if last_only else block),
-        ),
-        spans=tuple(_document_spans(spans, last_only)),
+        own=(*(suffixes.bucket(own[size], size) for size in sorted(own)), *blocks),
+        spans=tuple(suffixes.document_spans()),
     )
 
 
-def _blocks(spans: Sequence[Span], repeats: int, device: torch.device, block: int | None) -> Iterator[QueryBucket]:
-    """Rows of queries that are longer than a block, block by block."""
-    if block is None:
-        return
-    for span in (span for span in spans if not span.short and span.length > block):
+class _Suffixes:
+    """Builds the parts of a SuffixLayout."""
+
+    def __init__(self, spans: Sequence[Span], repeats: int, device: torch.device, last_only: bool) -> None:
+        self._repeats, self._device, self._last_only = repeats, device, last_only
+        self._spans = spans
+        self._rows = {span: number for number, span in enumerate(spans)}
+
+    def _attending(self, span: Span) -> tuple[int, int]:
+        """First row and number of the rows that attend."""
+        return (self._rows[span], 1) if self._last_only else (span.start, span.length)
+
+    def bucket(self, spans: Sequence[Span], size: int, prefix: int = 0, documents: Sequence[int] = ()) -> QueryBucket:
+        """Queries padded to `size` tokens, on prefixes padded to `prefix` or, if 0, on their own keys alone."""
+        index, take, rows = _bucket([*map(self._attending, spans)], 1 if self._last_only else size, self._device)
+        own_index, padding = _padded_rows([span.start for span in spans], [span.length for span in spans], size)
+        causal = np.triu(np.ones((1, size, size), dtype=bool), 1)  # one for all
+        masked = padding[:, None] if self._last_only else causal  # (B or 1, T, L)
+        prefix_index: Tensor | None = None
+        if prefix:
+            prefix_rows, padding = self._prefix_rows(spans, prefix, documents)
+            masked = np.broadcast_to(masked, (len(spans), *masked.shape[1:]))
+            masked = np.concatenate((np.broadcast_to(padding[:, None], (*masked.shape[:2], prefix)), masked), axis=-1)
+            prefix_index = to_device(prefix_rows, self._device)
+        mask = self._mask(masked)[:, None]  # (B, 1, T * R, S + L)
+        return QueryBucket(index, take, rows, to_device(own_index, self._device), mask, prefix_index)
+
+    def blocks(self, span: Span, block: int) -> Iterator[QueryBucket]:
+        """The rows of a long query, block by block."""
         for first in range(0, span.length, block):
             last = min(first + block, span.length)
-            rows = torch.arange(span.start + first, span.start + last, device=device)
-            keys = torch.arange(span.start, span.start + last, device=device)
-            hidden = np.triu(np.ones((last - first, last), dtype=bool), first + 1)  # (T, L)
-            mask = np.repeat(np.where(hidden, np.float32("-inf"), np.float32(0)), repeats, axis=0)
-            take = torch.arange(last - first, device=device)
-            yield QueryBucket(rows[None], take, rows, keys[None], to_device(mask[None, None], device))
+            rows = torch.arange(span.start + first, span.start + last, device=self._device)
+            keys = torch.arange(span.start, span.start + last, device=self._device)
+            masked = np.triu(np.ones((1, last - first, last), dtype=bool), first + 1)  # (1, T, L)
+            take = torch.arange(last - first, device=self._device)
+            yield QueryBucket(rows[None], take, rows, keys[None], self._mask(masked)[:, None])
 
+    def document_spans(self) -> list[tuple[int, int, int]]:
+        """(document, start, stop) of the attending rows of each document's long pairs."""
+        merged: list[tuple[int, int, int]] = []
+        for span in (span for span in self._spans if not span.short):
+            start, count = self._attending(span)
+            stop = start + count
+            if merged and merged[-1][0] == span.document and merged[-1][2] == start:
+                start = merged.pop()[1]
+            merged.append((span.document, start, stop))
+        return merged
 
-def _document_spans(spans: Sequence[Span], last_only: bool) -> list[tuple[int, int, int]]:
-    """(document, start, stop) of the asking rows of each document's long pairs."""
-    found: list[tuple[int, int, int]] = []
-    for number, span in enumerate(spans):
-        if span.short:
-            continue
-        start, stop = (number, number + 1) if last_only else (span.start, span.start + span.length)
-        if found and found[-1][0] == span.document and found[-1][2] == start:
-            start = found.pop()[1]
-        found.append((span.document, start, stop))
-    return found
+    def _prefix_rows(
+        self, spans: Sequence[Span], prefix: int, documents: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of each pair's prefix among those of `documents` (B, S), and which of them are padding."""
+        sizes = {span.document: span.prefix for span in self._spans}
+        offsets = dict(zip(documents, np.cumsum([0, *(sizes[number] for number in documents)]).tolist(), strict=False))
+        return _padded_rows([offsets[span.document] for span in spans], [span.prefix for span in spans], prefix)
+
+    def _mask(self, masked: np.ndarray) -> Tensor:
+        """What is added to scores, each row for all heads of its keys: (B, T, L) bool -> (B, T * R, L)."""
+        mask = np.where(masked, np.float32("-inf"), np.float32(0))
+        return to_device(np.repeat(mask, self._repeats, axis=1), self._device)
 
 
 def _bucket(members: Sequence[tuple[int, int]], size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """index, take and rows of sequences given as (start, length), each filled with its last row."""
-    starts, lengths = np.array(members, dtype=np.int64).T
+    """index, take and rows of sequences given as (start, length)."""
+    starts, lengths = zip(*members, strict=True)
+    index, padding = _padded_rows(starts, lengths, size)
+    return to_device(index, device), to_device(np.flatnonzero(~padding), device), to_device(index[~padding], device)
+
+
+def _padded_rows(starts: Sequence[int], lengths: Sequence[int], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of sequences padded to `size` with their last one (B, size), and which of them are padding."""
+    firsts, counts = (np.array(values, dtype=np.int64)[:, None] for values in (starts, lengths))
     places = np.arange(size)[None]
-    index = starts[:, None] + np.minimum(places, lengths[:, None] - 1)
-    real = places < lengths[:, None]
-    return to_device(index, device), to_device(np.flatnonzero(real), device), to_device(index[real], device)
-
-
-def _query_bucket(
-    spans: Sequence[Span],
-    members: Sequence[int],
-    size: int,
-    prefix: int,
-    documents: tuple[int, ...],
-    repeats: int,
-    device: torch.device,
-    last_only: bool,
-) -> QueryBucket:
-    chosen = [spans[number] for number in members]
-    asking = [(number, 1) for number in members] if last_only else [(span.start, span.length) for span in chosen]
-    index, take, rows = _bucket(asking, 1 if last_only else size, device)
-    starts, lengths = np.array([(span.start, span.length) for span in chosen], dtype=np.int64).T
-    places = np.arange(size)[None]
-    own_index = starts[:, None] + np.minimum(places, lengths[:, None] - 1)
-    causal = np.triu(np.ones((1, size, size), dtype=bool), 1)  # one for all
-    hidden = (places >= lengths[:, None])[:, None] if last_only else causal  # (B or 1, T, L)
-    prefix_index: Tensor | None = None
-    if prefix:
-        places_in_prefix, padded = _prefix_index(spans, chosen, prefix, documents)
-        hidden = np.broadcast_to(hidden, (len(chosen), *hidden.shape[1:]))
-        hidden = np.concatenate((np.broadcast_to(padded[:, None], (*hidden.shape[:2], prefix)), hidden), axis=-1)
-        prefix_index = to_device(places_in_prefix, device)
-    mask = np.where(hidden, np.float32("-inf"), np.float32(0))  # (B, T, S + L)
-    mask = np.repeat(mask, repeats, axis=1)[:, None]
-    return QueryBucket(index, take, rows, to_device(own_index, device), to_device(mask, device), prefix_index)
-
-
-def _prefix_index(
-    spans: Sequence[Span], chosen: Sequence[Span], prefix: int, documents: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of each pair's prefix among those of `documents` (B, S), and which of them only fill."""
-    sizes = {span.document: span.prefix for span in spans}
-    offsets = dict(zip(documents, np.cumsum([0, *(sizes[number] for number in documents)]).tolist(), strict=False))
-    starts = np.array([offsets[span.document] for span in chosen])[:, None]
-    lengths = np.array([span.prefix for span in chosen])[:, None]
-    places = np.arange(prefix)[None]
-    return starts + np.minimum(places, lengths - 1), places >= lengths
+    return firsts + np.minimum(places, counts - 1), places >= counts

@@ -1,15 +1,16 @@
-"""Products of rows and weights that give a row the same bits however many rows there are, wherever it stands.
+"""Batch-invariant linear layers and element-wise functions: a row's bits depend neither on the batch nor on its place.
 
-Most libraries' products of matrices do so by themselves: each element is summed in one order, which the inner dimension
-decides. Some divide that dimension among threads when rows are few. Whether this machine's do so is tried when weights
-are loaded; then no product is made with few rows, or, where that does not help, every one with a constant number.
+Most BLAS libraries sum each element in one order, given by the inner dimension. Some split that dimension among threads
+when rows are few. This machine's is probed when weights are loaded: then batches are padded to a number of rows from
+which on products are batch-invariant, or, if there is none, every product has one constant number of rows.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,106 +18,127 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-#: Rows are filled up to a multiple of this: products of a few rows are made, and round, in another way.
+#: Rows are padded to a multiple of this: products of a few rows have kernels, and rounding, of their own.
 ROW_MULTIPLE = 32
 
-#: The least rows of a product that are tried: on a CPU enough, where it matters, for every thread to have some.
-LEAST_CPU = (ROW_MULTIPLE, 256, 512)
-LEAST_GPU = (ROW_MULTIPLE,)
+#: Least rows of a product that are probed: on a CPU enough, where it matters, for every thread to have some.
+_MIN_ROWS_CPU = (ROW_MULTIPLE, 256, 512)
+_MIN_ROWS_GPU = (ROW_MULTIPLE,)
 
-#: Rows of a product where the bits of a row depend on how many there are.
-BLOCK_CPU = 64
-BLOCK_GPU = 1024
+#: Rows of every product where the bits of a row depend on how many there are.
+_BLOCK_CPU = 64
+_BLOCK_GPU = 1024
 
-#: Numbers of rows that are tried against the most that a pass has.
-_TRIED = (32, 64, 96, 160, 224, 256, 288, 352, 416, 512, 544, 736, 1024, 1536)
+#: Numbers of rows that are compared with the most that a micro-batch has.
+_PROBED_ROWS = (32, 64, 96, 160, 224, 256, 288, 352, 416, 512, 544, 736, 1024, 1536)
 
 #: Elements of which torch gives one to each thread at least, when it cuts an element-wise function into parts (its
-#: GRAIN_SIZE), and how many its kernels take in one step: what is left at a part's end is rounded in another way.
+#: GRAIN_SIZE), and how many its kernels take in one step: the remainder at a part's end is rounded in another way.
 _GRAIN = 32768
 _STEP = 32
 
+#: As torch.nn.functional.linear: (M, K), weight (N, K), bias (N,) or None -> (M, N).
+LinearFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class LinearWeights(NamedTuple):
+    """weight (N, K) and bias (N,)."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def rows(self, start: int | None, stop: int | None) -> LinearWeights:
+        """Views of the weights of outputs `start` to `stop`."""
+        return LinearWeights(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
+
+    def float(self) -> LinearWeights:
+        """In float32."""
+        return LinearWeights(self.weight.float(), None if self.bias is None else self.bias.float())
+
 
 @dataclass(frozen=True, slots=True)
-class RowProducts:
-    """`block`: rows of every product, or None where multiples of ROW_MULTIPLE give the same bits from `least` on."""
+class BatchInvariantLinear:
+    """A linear function that gives a row the same bits in any batch.
+
+    `block`: rows of every product; None where products are batch-invariant for multiples of ROW_MULTIPLE rows from
+    `min_rows` on.
+    """
 
     block: int | None = None
-    least: int = ROW_MULTIPLE
+    min_rows: int = ROW_MULTIPLE
+    function: LinearFunction = field(default=F.linear, compare=False)
 
     @property
     def multiple(self) -> int:
-        """What numbers of rows are filled up to."""
+        """What numbers of rows are padded to a multiple of."""
         return self.block or ROW_MULTIPLE
 
-    def filled(self, rows: int) -> int:
+    def padded(self, rows: int) -> int:
         """The number of rows to compute for so many."""
-        return max(-(-rows // self.multiple) * self.multiple, self.block or self.least)
+        return max(-(-rows // self.multiple) * self.multiple, self.block or self.min_rows)
 
-    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(M, K), (N, K) -> (M, N), M a number of rows that `filled` gives."""
+    def __call__(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(M, K), (N, K) -> (M, N), M a padded number of rows."""
         if self.block is None or len(rows) == self.block:
-            return F.linear(rows, weight, bias)
-        return torch.cat([F.linear(part, weight, bias) for part in torch.split(rows, self.block)])
+            return self.function(rows, weight, bias)
+        return torch.cat([self.function(part, weight, bias) for part in torch.split(rows, self.block)])
 
-    def parts(self, rows: Tensor, most: int) -> Sequence[Tensor]:
-        """Views of (M, …) that products can be made with, of about equal length: at most `most` rows, a multiple of
-        `multiple`, or somewhat more where these would be fewer than `least`.
+    def split(self, rows: Tensor, most: int) -> Sequence[Tensor]:
+        """Views of (M, …) of about equal, padded length: at most `most` rows, a multiple of `multiple`, or somewhat
+        more where these would be fewer than `min_rows`.
         """
         units = len(rows) // self.multiple
-        count = max(1, min(-(-len(rows) // most), len(rows) // (self.block or self.least)))
+        count = max(1, min(-(-len(rows) // most), len(rows) // (self.block or self.min_rows)))
         ends = [units * number // count * self.multiple for number in range(1, count)]
         return torch.tensor_split(rows, ends)
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """A product that is made: weight (N, K), bias (N,), and the most rows that several inputs fill together.
+class LinearProbe:
+    """Weights to probe, and the most rows of a product with them that several inputs share.
 
-    An input that takes more alone has the same number of rows whenever it comes.
+    An input that has more alone has the same number of rows every time.
     """
 
-    weight: Tensor
-    bias: Tensor | None
+    weights: LinearWeights
     most_rows: int
 
 
-def choose_products(wanted: Iterable[Product]) -> RowProducts:
-    """Products whose bits hold on this machine, tried on random rows with its present number of threads."""
-    ordered = sorted(wanted, key=lambda product: product.most_rows)  # of those alike, the one with the most rows stays
-    distinct = {(p.weight.shape, p.weight.dtype, p.bias is None): p for p in ordered}.values()
-    device = next(iter(distinct)).weight.device
-    for least in LEAST_CPU if device.type == "cpu" else LEAST_GPU:
-        if all(_free(product, least) for product in distinct):
-            if least > ROW_MULTIPLE:
-                logger.info("products of matrices depend on the number of rows below %d here: none has fewer", least)
-            return RowProducts(least=least)
-    products = RowProducts(BLOCK_CPU if device.type == "cpu" else BLOCK_GPU)
-    logger.info("products of matrices depend on the number of rows here: all are made with %s", products.block)
-    if not all(_unmoved(products, product.weight, product.bias) for product in distinct):
-        logger.warning("products of matrices depend on a row's place here: scores can change in their last bits")
-    return products
+def choose_linear(probes: Iterable[LinearProbe], function: LinearFunction = F.linear) -> BatchInvariantLinear:
+    """A linear function that is batch-invariant here, probed on random rows with the present number of threads."""
+    ordered = sorted(probes, key=lambda probe: probe.most_rows)  # of those alike, the one with the most rows stays
+    distinct = {(p.weights.weight.shape, p.weights.weight.dtype, p.weights.bias is None): p for p in ordered}.values()
+    cpu = next(iter(distinct)).weights.weight.device.type == "cpu"
+    for min_rows in _MIN_ROWS_CPU if cpu else _MIN_ROWS_GPU:
+        if all(_batch_invariant(probe, min_rows, function) for probe in distinct):
+            if min_rows > ROW_MULTIPLE:
+                logger.info("matrix products are batch-invariant from %d rows on: batches are padded to that", min_rows)
+            return BatchInvariantLinear(min_rows=min_rows, function=function)
+    linear = BatchInvariantLinear(_BLOCK_CPU if cpu else _BLOCK_GPU, function=function)
+    logger.info("matrix products depend on the number of rows: each is computed in blocks of %d", linear.block)
+    if not all(_place_invariant(linear, probe.weights) for probe in distinct):
+        logger.warning("matrix products depend on a row's place: scores may differ in their last bits")
+    return linear
 
 
 @torch.inference_mode()
-def _free(product: Product, least: int) -> bool:
-    """Whether bits hold for `least` rows or more."""
-    weight, bias = product.weight, product.bias
-    rows = _random_rows(max(-(-product.most_rows // ROW_MULTIPLE) * ROW_MULTIPLE, 2 * least), weight)
-    whole = F.linear(rows, weight, bias)
-    for count in (count for count in _TRIED if least <= count < len(rows)):
-        moved = (count // 2 + 3) % (len(rows) - count)
-        if not torch.equal(F.linear(rows[:count], weight, bias), whole[:count]):
+def _batch_invariant(probe: LinearProbe, min_rows: int, function: LinearFunction) -> bool:
+    """Whether a row has the same bits in any batch of `min_rows` or more."""
+    rows = _random_rows(max(-(-probe.most_rows // ROW_MULTIPLE) * ROW_MULTIPLE, 2 * min_rows), probe.weights.weight)
+    whole = function(rows, *probe.weights)
+    for count in (count for count in _PROBED_ROWS if min_rows <= count < len(rows)):
+        first = (count // 2 + 3) % (len(rows) - count)
+        if not torch.equal(function(rows[:count], *probe.weights), whole[:count]):
             return False
-        if not torch.equal(F.linear(rows[moved : moved + count], weight, bias), whole[moved : moved + count]):
+        if not torch.equal(function(rows[first : first + count], *probe.weights), whole[first : first + count]):
             return False
-    return torch.equal(F.linear(rows.roll(37, 0), weight, bias), whole.roll(37, 0))
+    return torch.equal(function(rows.roll(37, 0), *probe.weights), whole.roll(37, 0))
 
 
 @torch.inference_mode()
-def _unmoved(products: RowProducts, weight: Tensor, bias: Tensor | None) -> bool:
-    rows = _random_rows(products.multiple * 2, weight)
-    return torch.equal(products.linear(rows.roll(37, 0), weight, bias), products.linear(rows, weight, bias).roll(37, 0))
+def _place_invariant(linear: BatchInvariantLinear, weights: LinearWeights) -> bool:
+    rows = _random_rows(linear.multiple * 2, weights.weight)
+    return torch.equal(linear(rows.roll(37, 0), *weights), linear(rows, *weights).roll(37, 0))
 
 
 def _random_rows(count: int, weight: Tensor) -> Tensor:
@@ -124,11 +146,11 @@ def _random_rows(count: int, weight: Tensor) -> Tensor:
     return rows.to(weight.device, weight.dtype)
 
 
-def rowwise(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """An element-wise function of (M, …), M even, rounded alike in every row.
+def elementwise(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """A batch-invariant element-wise function of (M, …), M even.
 
-    On several CPU threads torch cuts the elements into parts; where a part does not end with a row, the last numbers of
-    it are rounded in another way, wherever they fall. With one or two threads every part ends with a row.
+    On several CPU threads torch cuts the elements into parts; where a part does not end with a row, its last elements
+    are rounded in another way, wherever they fall. With one or two threads every part ends with a row.
     """
     threads = torch.get_num_threads() if rows.device.type == "cpu" else 1
     size = rows[0].numel()
@@ -139,3 +161,12 @@ def rowwise(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     few = max(1, _GRAIN // size)  # not cut at all
     parts = [*torch.split(rows[:many], whole), *torch.split(rows[many:], few)]
     return torch.cat([function(part) for part in parts if len(part)])
+
+
+def project(hidden: Tensor, weights: LinearWeights) -> Tensor:
+    """A linear layer of one output: (Q, h) -> (Q,).
+
+    A sum and no matrix product: with one column those round by a row's place among the others.
+    """
+    logits: Tensor = (hidden * weights.weight[0]).sum(dim=-1)
+    return logits if weights.bias is None else logits + weights.bias[0]

@@ -1,51 +1,80 @@
-"""A document-major reranker: document groups in, one scored pair or reject out for every pair in them."""
+"""The batched reranker: document groups in, one scored pair or reject out for every pair in them.
+
+Families differ in its engine and preprocessor.
+"""
 
 from __future__ import annotations
 
-import logging
+import math
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from lakerank.model.engine.batching import filled, reject, score_pairs
-from lakerank.model.engine.counters import Work
-from lakerank.model.engine.device import out_of_memory
-from lakerank.model.engine.engine import Engine
-from lakerank.model.inputs import DocumentQueries, EncodedInput, RejectedInput
+from lakerank.errors import PairRejected
+from lakerank.model.engine.budget import MicroBatcher
+from lakerank.model.engine.counters import Counters
+from lakerank.model.inputs import EncodedInput, RejectedInput
 from lakerank.model.preprocess.pipeline import Prepared, Preprocessor
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Document groups that are scored together at most, however small or without anything to score.
+_MOST_GROUPS = 512
+
+#: Of a pair: query tokens, document tokens, whether the query is truncated, whether the document is.
+PairLengths = tuple[int, int, bool, bool]
 
 
-class DocumentMajorReranker:
-    """Scores document groups, work on each document done once; see `load_reranker`.
+class Engine(Protocol):
+    """Scores preprocessed groups on one device; to be used by one thread."""
 
-    `logit_bias`: relevance = sigmoid(logit - logit_bias). `fingerprint` names the scorer, `load_id` this loading of it.
-    `work` counts tokens computed and what whole pairs would have cost.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        preprocessor: Preprocessor,
-        *,
-        fingerprint: str,
-        logit_bias: float,
-    ) -> None:
-        self.fingerprint = fingerprint
-        self.logit_bias = logit_bias
-        self.load_id = uuid.uuid4().hex
-        self._engine = engine
-        self._preprocessor = preprocessor
-        self._device = threading.Lock()
+    batcher: MicroBatcher
 
     @property
-    def work(self) -> Work:
-        """What has been computed since loading."""
-        return self._engine.work
+    def group_tokens(self) -> int:
+        """Tokens of the document groups to score together."""
+        ...
+
+    @property
+    def prefetch_tokens(self) -> int:
+        """Tokens of the document groups to preprocess ahead."""
+        ...
+
+    def score(self, works: Sequence[Any]) -> Sequence[Sequence[float | RejectedInput]]:
+        """The raw logit of each of a group's pairs that were preprocessed, or why there is none."""
+        ...
+
+
+def whole_pair(query: EncodedInput, document: EncodedInput) -> PairLengths:
+    """Lengths of a pair whose sides are read as they are."""
+    return len(query.token_ids), len(document.token_ids), query.truncated, document.truncated
+
+
+@dataclass(eq=False)
+class BatchedReranker:
+    """Scores document groups, many at a time; see `load_reranker`.
+
+    `logit_bias`: relevance = sigmoid(logit - logit_bias). `fingerprint` names the scorer, `load_id` this loading of it.
+    `lengths`: what a query's and a document's tokens make of a pair.
+    """
+
+    engine: Engine
+    preprocessor: Preprocessor
+    fingerprint: str
+    logit_bias: float = 0.0
+    lengths: Callable[[EncodedInput, EncodedInput], PairLengths] = whole_pair
+    load_id: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @property
+    def counters(self) -> Counters:
+        """Work done since loading."""
+        return self.engine.batcher.counters
 
     def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
         """Raw float32 logits (P,) of pairs, in order; pairs that share a document share the work on it.
@@ -53,76 +82,70 @@ class DocumentMajorReranker:
         Raises:
             PairRejected: a pair cannot be scored; the first such pair is named.
         """
-        return score_pairs(self.score_groups, pairs)
+        numbers: dict[Document, list[int]] = {}
+        for number, (_, document) in enumerate(pairs):
+            numbers.setdefault(document, []).append(number)
+        groups = [
+            DocumentGroup(document, tuple(pairs[number][0] for number in of_document))
+            for document, of_document in numbers.items()
+        ]
+        order = [number for of_document in numbers.values() for number in of_document]
+        results = dict(zip(order, self.score_groups(groups), strict=True))
+        logits = np.empty(len(pairs), dtype=np.float32)
+        for number in range(len(pairs)):
+            result = results[number]
+            if isinstance(result, Reject):
+                raise PairRejected(result.query_id, result.doc_id, result.reason, result.detail)
+            logits[number] = result.logit
+        return logits
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """One result for each pair, group after group, queries in their order.
 
-        Groups are pulled as they are needed, as many as fill the device twice; decoding, resizing and tokenising run in
-        threads ahead of it.
+        Groups are pulled as they are needed; decoding, resizing and tokenising run in threads ahead of the device.
         """
-        ahead = self._preprocessor.prefetch(groups, 2 * self._engine.budget.held, self.work)
-        sized = ((prepared, 0 if prepared.work is None else prepared.work.tokens) for prepared in ahead)
-        for filling in filled(sized, lambda: self._engine.budget.held):
-            yield from self._score_prepared(filling)
+        prefetched = self.preprocessor.prefetch(groups, self.engine.prefetch_tokens, self.counters)
+        sized = ((prepared, 0 if prepared.work is None else prepared.work.tokens) for prepared in prefetched)
+        for batch in batched(sized, lambda: self.engine.group_tokens):
+            with self._lock:
+                scored = self.engine.score([prepared.work for prepared in batch if prepared.work is not None])
+            outcomes = iter(scored)
+            for prepared in batch:
+                yield from self._results(prepared, () if prepared.work is None else next(outcomes))
 
-    def _score_prepared(self, prepared: Sequence[Prepared]) -> Iterator[ScoredPair | Reject]:
-        """Results of groups that share passes through the network."""
-        works = [one.work for one in prepared]
-        with self._device:
-            outcomes = iter(self._logits([work for work in works if work is not None]))
-        for one, work in zip(prepared, works, strict=True):
-            yield from _results(one, next(outcomes) if work is not None else None)
-
-    def _logits(self, works: Sequence[DocumentQueries]) -> list[np.ndarray | RejectedInput]:
-        """Logits of each document's queries. Out of memory, halves are tried, and less at a time; what a document alone
-        does not fit in is its own fault, not the job's.
-        """
-        if not works:
-            return []
-        try:
-            return [*self._engine.score(works)]
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        self._engine.release()
-        if len(works) > 1:
-            half = len(works) // 2
-            return self._logits(works[:half]) + self._logits(works[half:])
-        if self._engine.halve_budget():
-            return self._logits(works)
-        tokens = len(works[0].document.token_ids)
-        logger.warning("out of memory at a document of %d tokens: its pairs are rejected", tokens)
-        return [RejectedInput(RejectReason.OUT_OF_MEMORY, f"a document of {tokens} tokens")]
-
-
-def _results(prepared: Prepared, outcome: np.ndarray | RejectedInput | None) -> Iterator[ScoredPair | Reject]:
-    """One result for each of a group's queries, in order."""
-    group, document = prepared.group, prepared.document
-    if isinstance(document, RejectedInput):
-        yield from (reject(query, group.document, document) for query in group.queries)
-        return
-    logits = iter(outcome.tolist() if isinstance(outcome, np.ndarray) else ())
-    for query, side in zip(group.queries, prepared.queries, strict=True):
+    def _results(self, prepared: Prepared, outcomes: Sequence[float | RejectedInput]) -> Iterator[ScoredPair | Reject]:
+        """One result for each of a group's queries, in order; `outcomes` are those of the queries with an input."""
+        document, side = prepared.group.document, prepared.document
         if isinstance(side, RejectedInput):
-            yield reject(query, group.document, side)
-        elif isinstance(outcome, RejectedInput):
-            yield reject(query, group.document, outcome)
-        else:
-            yield _scored(query, side, group.document, document, next(logits))
+            yield from (_reject(query, document, side) for query in prepared.group.queries)
+            return
+        remaining = iter(outcomes)
+        for query, query_side in zip(prepared.group.queries, prepared.queries, strict=True):
+            if isinstance(query_side, RejectedInput):
+                yield _reject(query, document, query_side)
+                continue
+            outcome = next(remaining)
+            if isinstance(outcome, RejectedInput):
+                yield _reject(query, document, outcome)
+            elif not math.isfinite(outcome):
+                yield Reject(query.query_id, document.doc_id, RejectReason.NON_FINITE_LOGIT, str(outcome))
+            else:
+                yield ScoredPair(query.query_id, document.doc_id, outcome, *self.lengths(query_side, side))
 
 
-def _scored(
-    query: Query, query_side: EncodedInput, document: Document, document_side: EncodedInput, logit: float
-) -> ScoredPair | Reject:
-    if not np.isfinite(logit):
-        return Reject(query.query_id, document.doc_id, RejectReason.NON_FINITE_LOGIT, str(logit))
-    return ScoredPair(
-        query.query_id,
-        document.doc_id,
-        logit,
-        len(query_side.token_ids),
-        len(document_side.token_ids),
-        query_side.truncated,
-        document_side.truncated,
-    )
+def batched(sized: Iterable[tuple[T, int]], most: Callable[[], int]) -> Iterator[list[T]]:
+    """Batches items, given with their sizes, up to a size limit, which may change; a larger item alone."""
+    batch: list[T] = []
+    total = 0
+    for item, size in sized:
+        if batch and (total + size > most() or len(batch) == _MOST_GROUPS):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size
+    if batch:
+        yield batch
+
+
+def _reject(query: Query, document: Document, rejected: RejectedInput) -> Reject:
+    return Reject(query.query_id, document.doc_id, rejected.reason, rejected.detail)

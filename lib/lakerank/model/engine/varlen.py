@@ -1,8 +1,8 @@
-"""Kernels for the attention of packed sequences without padding, causal or not; chosen among at run time.
+"""Variable-length attention: kernels for packed sequences without padding, causal or not, chosen at run time.
 
-A CPU uses none of them: there, attention document by document was faster. On a GPU the first that works is taken:
-FlashAttention over sequences of any length (16-bit types), then, where bits need not hold, FlexAttention, compiled for
-the device. Neither has been run on a GPU for this project: see docs/scoring.md.
+A CPU uses none of them: there, attention document by document was faster. On a GPU the first that works is used:
+FlashAttention (16-bit dtypes), then, where scores need not be reproducible, FlexAttention, compiled for the device.
+Neither has been run on a GPU for this project: see docs/scoring.md.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from lakerank.model.engine.layout import Varlen
 
 logger = logging.getLogger(__name__)
 
-#: Makes the attention of packed sequences of these lengths, which fill all rows.
-VarlenKind = Callable[[Sequence[int], torch.device], Varlen]
+#: Builds the attention of packed sequences of these lengths, which cover all rows.
+VarlenKernel = Callable[[Sequence[int], torch.device], Varlen]
 
 
 def choose_varlen(
     device: torch.device, dtype: torch.dtype, heads: int, dim: int, *, reproducible: bool, causal: bool = True
-) -> VarlenKind | None:
-    """The first kind that works on the device; None for attention document by document."""
+) -> VarlenKernel | None:
+    """The first kernel that works on the device; None for attention document by document."""
     if device.type != "cuda":
         return None
-    kinds: dict[str, VarlenKind] = {}
+    kernels: dict[str, VarlenKernel] = {}
     if dtype != torch.float32 and _flash_options(reproducible, causal) is not None:
-        kinds["FlashAttention"] = functools.partial(flash_varlen, reproducible=reproducible, causal=causal)
-    if not reproducible:  # FlexAttention's blocks cut documents wherever they lie among the rows
-        kinds["FlexAttention"] = functools.partial(flex_varlen, causal=causal)
-    for name, kind in kinds.items():
+        kernels["FlashAttention"] = functools.partial(flash_varlen, reproducible=reproducible, causal=causal)
+    if not reproducible:  # FlexAttention's blocks cut documents wherever they are among the rows
+        kernels["FlexAttention"] = functools.partial(flex_varlen, causal=causal)
+    for name, kernel in kernels.items():
         try:
             rows = torch.zeros(256, heads, dim, device=device, dtype=dtype)
-            kind((100, 156), device)(rows, rows, rows)
-        except Exception as error:  # kernels are refused in many ways, by device, type and size
-            logger.info("%s does not work here: %s", name, error)
+            kernel((100, 156), device)(rows, rows, rows)
+        except Exception as error:  # kernels are refused in many ways, by device, dtype and size
+            logger.info("%s is not available: %s", name, error)
             continue
         logger.info("attention of packed sequences: %s", name)
-        return kind
+        return kernel
     return None
 
 
 def flex_varlen(lengths: Sequence[int], device: torch.device, *, causal: bool = True) -> Varlen:
-    """FlexAttention with a mask of documents; compiled where it has a kernel, plain elsewhere."""
+    """FlexAttention with a document mask; compiled on a GPU, eager elsewhere."""
     count = sum(lengths)
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
 
     def visible(_batch: Tensor, _head: Tensor, row: Tensor, key: Tensor) -> Tensor:
-        together = document[row] == document[key]
-        return together & (key <= row) if causal else together
+        same = document[row] == document[key]
+        return same & (key <= row) if causal else same
 
     mask = create_block_mask(visible, None, None, count, count, device=device)
     kernel: Any = _compiled_flex() if device.type == "cuda" else flex_attention
@@ -72,8 +72,8 @@ def flex_varlen(lengths: Sequence[int], device: torch.device, *, causal: bool = 
 def flash_varlen(
     lengths: Sequence[int], device: torch.device, *, reproducible: bool = True, causal: bool = True
 ) -> Varlen:
-    """FlashAttention. `reproducible`: keys are never split among blocks, so that a document's bits do not depend on
-    those beside it.
+    """FlashAttention. `reproducible`: keys are never split among blocks, so that a document's bits do not depend on the
+    batch.
     """
     from torch.nn.attention.varlen import varlen_attn
 
@@ -89,18 +89,18 @@ def flash_varlen(
 
 
 def _flash_options(reproducible: bool, causal: bool) -> dict[str, Any] | None:
-    """How this version of torch is told to be causal or not, and not to split keys; None where it cannot be."""
+    """Arguments of this version of torch for causal attention and unsplit keys; None where it has none."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    known = inspect.signature(varlen_attn).parameters
+    parameters = inspect.signature(varlen_attn).parameters
     options: dict[str, Any] = {"is_causal": causal}
-    if "window_size" in known:
+    if "window_size" in parameters:
         options = {"window_size": (-1, 0 if causal else -1)}
     if not reproducible:
         return options
-    return options | {"num_splits": 1} if "num_splits" in known else None
+    return options | {"num_splits": 1} if "num_splits" in parameters else None
 
 
 @functools.cache

@@ -1,4 +1,7 @@
-"""The vision encoder's forward over the packed patches of several images, each of which sees itself alone."""
+"""Qwen2-VL's vision encoder over the packed patches of several images, each of which attends to itself alone.
+
+Shapes: P patches, E their width, h the decoder's.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lakerank.model.engine.decoder import inner_rows
-from lakerank.model.engine.linear import RowProducts, rowwise
-from lakerank.model.engine.rotation import RotaryTable, rotate
+from lakerank.model.engine.decoder import mlp_rows
+from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, elementwise
+from lakerank.model.engine.rotary import RotaryTable, rotate
 from lakerank.model.inputs import Grid
 from lakerank.model.jina_m0.weights import JinaVLForRanking
 from lakerank.model.preprocess.images import PatchShape
@@ -25,10 +28,10 @@ SHARED_PATCHES = 1024
 class Vision(Protocol):
     """Visual tokens of images."""
 
-    products: RowProducts
+    linear: BatchInvariantLinear
 
-    def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Weights and biases of the products of matrices that images share."""
+    def weights(self) -> Iterator[LinearWeights]:
+        """Weights of the linear layers that images share."""
         ...
 
     def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
@@ -36,18 +39,18 @@ class Vision(Protocol):
         ...
 
 
-class Blind:
-    """Of a network that sees nothing: its prompt lets no image through."""
+class NoVision:
+    """Of a network without a vision encoder, whose prompt rejects images."""
 
     def __init__(self) -> None:
-        self.products = RowProducts()
+        self.linear = BatchInvariantLinear()
 
-    def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def weights(self) -> Iterator[LinearWeights]:
         """None."""
         yield from ()
 
     def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """Never asked for."""
+        """Never called."""
         raise NotImplementedError("a text model was given an image")
 
 
@@ -61,45 +64,45 @@ class PackedVision:
         self._blocks = visual.blocks
         self._merger = visual.merger
         self._heads = network.config.vision_config.num_heads
-        # A still image stands in every frame: its patches meet the sum of the frames' weights.
+        # A still image is in every frame: its patches are multiplied with the sum of the frames' weights.
         self._embed = embed.float().sum(dim=2).flatten(1).to(embed.dtype)  # (E, 3 * side²)
         self._mean = torch.tensor(shape.mean, device=embed.device)[None, :, None, None]
         self._std = torch.tensor(shape.std, device=embed.device)[None, :, None, None]
         rotary = visual.rotary_pos_emb
         self._rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, torch.float32)
-        self._inner_rows = inner_rows(embed.device)
-        self.products = RowProducts()
+        self._mlp_rows = mlp_rows(embed.device)
+        self.linear = BatchInvariantLinear()
 
-    def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The weights of every product but those of later blocks, which are of the first one's shapes."""
+    def weights(self) -> Iterator[LinearWeights]:
+        """All weights but those of later blocks, which have the first one's shapes."""
         block = self._blocks[0]
-        yield self._embed, None
+        yield LinearWeights(self._embed, None)
         for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2, *self._merger_linears()):
-            yield linear.weight, linear.bias
+            yield LinearWeights(linear.weight, linear.bias)
 
     def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """Visual tokens (P / merge², h) of each image: uint8 patches (P_total, 3, side, side), one after the other."""
+        """Visual tokens (P / merge², h) of each image: uint8 patches (P_total, 3, side, side), concatenated."""
         counts = [rows * columns for rows, columns in grids]
-        spare = self.products.filled(len(pixels)) - len(pixels)
-        hidden = self.products.linear(self._values(pixels, spare), self._embed)
-        rotation = self._rotation(grids, spare)
+        padding = self.linear.padded(len(pixels)) - len(pixels)
+        hidden = self.linear(self._values(pixels, padding), self._embed)
+        rotation = self._rotation(grids, padding)
         layout = _attention_layout(counts, hidden.device)
         for block in self._blocks:
             hidden = self._attention(block, block.norm1(hidden), rotation, layout).add_(hidden)
-            for part in self.products.parts(hidden, self._inner_rows):
-                part.add_(self._inner(block, block.norm2(part)))
+            for part in self.linear.split(hidden, self._mlp_rows):
+                part.add_(self._mlp(block, block.norm2(part)))
         merged = self._merge(hidden[: len(pixels)])
         return list(torch.split(merged, [count // self._shape.merge**2 for count in counts]))
 
-    def _values(self, pixels: Tensor, spare: int) -> Tensor:
-        """Normalised pixels of each patch, in the network's dtype: (P, 3, side, side) -> (P + spare, 3 * side²)."""
+    def _values(self, pixels: Tensor, padding: int) -> Tensor:
+        """Normalised pixels of each patch, in the network's dtype: (P, 3, side, side) -> (P + padding, 3 * side²)."""
         values = pixels.float().mul_(1 / 255).sub_(self._mean).div_(self._std)
-        return F.pad(values.flatten(1), (0, 0, 0, spare)).to(self._embed.dtype)
+        return F.pad(values.flatten(1), (0, 0, 0, padding)).to(self._embed.dtype)
 
-    def _rotation(self, grids: Sequence[Grid], spare: int) -> Tensor:
-        """(2, P + spare, 1, F): the first half of the frequencies follows a patch's row, the second its column."""
-        places = [_patch_places(rows, columns, self._shape.merge) for rows, columns in grids]
-        positions = np.concatenate([*places, np.zeros((2, spare), dtype=np.int64)], axis=1)
+    def _rotation(self, grids: Sequence[Grid], padding: int) -> Tensor:
+        """(2, P + padding, 1, F): the first half of the frequencies follows a patch's row, the second its column."""
+        places = [_patch_positions(rows, columns, self._shape.merge) for rows, columns in grids]
+        positions = np.concatenate([*places, np.zeros((2, padding), dtype=np.int64)], axis=1)
         tensor = torch.from_numpy(positions).to(self._embed.device)
         size = self._rotary.size
         rows = self._rotary.look_up(tensor[:1], [size], int(positions.max()) + 1)
@@ -107,35 +110,35 @@ class PackedVision:
         return torch.cat((rows, columns), dim=-1)
 
     def _attention(self, block: Any, normed: Tensor, rotation: Tensor, layout: Sequence[Tensor]) -> Tensor:
-        qkv = self.products.linear(normed, block.attn.qkv.weight, block.attn.qkv.bias)
+        qkv = self.linear(normed, block.attn.qkv.weight, block.attn.qkv.bias)
         states = qkv.view(len(normed), 3 * self._heads, -1)  # (P, 3 * heads, D)
-        turned = rotate(states[:, : 2 * self._heads].float(), rotation).to(normed.dtype)
-        query, key = turned.chunk(2, dim=1)
+        rotated = rotate(states[:, : 2 * self._heads].float(), rotation).to(normed.dtype)
+        query, key = rotated.chunk(2, dim=1)
         value = states[:, 2 * self._heads :]
         out = torch.zeros_like(query)
         for index in layout:
             q, k, v = (rows[index].transpose(1, 2) for rows in (query, key, value))  # (B, heads, P, D)
             out[index] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.products.linear(out.flatten(1), block.attn.proj.weight, block.attn.proj.bias)
+        return self.linear(out.flatten(1), block.attn.proj.weight, block.attn.proj.bias)
 
-    def _inner(self, block: Any, normed: Tensor) -> Tensor:
-        inner = self.products.linear(normed, block.mlp.fc1.weight, block.mlp.fc1.bias)
-        return self.products.linear(rowwise(block.mlp.act, inner), block.mlp.fc2.weight, block.mlp.fc2.bias)
+    def _mlp(self, block: Any, normed: Tensor) -> Tensor:
+        inner = self.linear(normed, block.mlp.fc1.weight, block.mlp.fc1.bias)
+        return self.linear(elementwise(block.mlp.act, inner), block.mlp.fc2.weight, block.mlp.fc2.bias)
 
     def _merge(self, hidden: Tensor) -> Tensor:
         """(P, E) -> (P / merge², h)."""
         first, last = self._merger_linears()
-        joined = self._merger.ln_q(hidden).view(-1, first.in_features)
-        filled = F.pad(joined, (0, 0, 0, self.products.filled(len(joined)) - len(joined)))
-        inner = rowwise(self._merger.mlp[1], self.products.linear(filled, first.weight, first.bias))
-        return self.products.linear(inner, last.weight, last.bias)[: len(joined)]
+        merged = self._merger.ln_q(hidden).view(-1, first.in_features)
+        padded = F.pad(merged, (0, 0, 0, self.linear.padded(len(merged)) - len(merged)))
+        inner = elementwise(self._merger.mlp[1], self.linear(padded, first.weight, first.bias))
+        return self.linear(inner, last.weight, last.bias)[: len(merged)]
 
     def _merger_linears(self) -> tuple[Any, Any]:
         return self._merger.mlp[0], self._merger.mlp[2]
 
 
-def _patch_places(rows: int, columns: int, merge: int) -> np.ndarray:
-    """Row and column of every patch, those of one visual token together: (2, P)."""
+def _patch_positions(rows: int, columns: int, merge: int) -> np.ndarray:
+    """Row and column of every patch, those of a visual token adjacent: (2, P)."""
     lattice = np.indices((rows, columns)).reshape(2, rows // merge, merge, columns // merge, merge)
     return lattice.transpose(0, 1, 3, 2, 4).reshape(2, -1)
 

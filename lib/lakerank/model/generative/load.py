@@ -1,6 +1,6 @@
 """Loads generative rerankers: language models prompted for one of two words.
 
-They are the document-major engine with another prompt and score head (`WordDifference`). MonoQwen2-VL reads the
+They are the document-major engine with another prompt and score head (`TokenDifference`). MonoQwen2-VL reads the
 document first, so that a document's image and prefix are computed once for all its queries. Qwen3-VL-Reranker and
 Qwen3-Reranker read the query first: pairs share what is before both and the vision encoder's work, and everything after
 is computed pair by pair.
@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from lakerank.model.checkpoint import read_json
-from lakerank.model.engine.engine import Engine
-from lakerank.model.engine.flops import count_flops
-from lakerank.model.engine.linear import RowProducts
-from lakerank.model.engine.reranker import DocumentMajorReranker
-from lakerank.model.engine.score_head import WordDifference
-from lakerank.model.engine.vision import Blind, PackedVision, Vision
+from lakerank.model.engine.decoder import PackedDecoder, TokenDifference
+from lakerank.model.engine.engine import DocumentMajorEngine
+from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights
+from lakerank.model.engine.reranker import BatchedReranker
+from lakerank.model.engine.vision import NoVision, PackedVision, Vision
 from lakerank.model.generative.config import read_patch_shape
 from lakerank.model.generative.prompt import PROMPTS
 from lakerank.model.generative.tokenize import ChatTokenizer, check_vocabulary
@@ -30,11 +29,11 @@ from lakerank.model.preprocess.images import PatchShape
 from lakerank.model.preprocess.pipeline import Preprocessor
 from lakerank.model.registry import LoadOptions
 
-#: Rows of a pair that attend at once where it is read whole, document and all.
-_BLOCK = 1024
+#: Rows of a pair that attend at once where it is computed whole, document and all.
+_QUERY_BLOCK = 1024
 
 
-def load(options: LoadOptions) -> DocumentMajorReranker:
+def load(options: LoadOptions) -> BatchedReranker:
     """The checkpoint on its device, its adapter, if any, merged into it; prompted as its family is.
 
     Raises:
@@ -49,13 +48,10 @@ def load(options: LoadOptions) -> DocumentMajorReranker:
         folder, getattr(torch, options.dtype), torch.device(options.device), options.adapter
     )
     check_vocabulary(tokenizer, len(head), str(folder))
-    engine = Engine(
-        network,
-        shape,
-        read_out=WordDifference(head[tokenizer.tokens.yes], head[tokenizer.tokens.no]),
-        vision=_vision(network, shape),
-        flops=count_flops(network.config, head=2.0 * head.shape[1]),
-        block=_BLOCK,
+    engine = DocumentMajorEngine(
+        PackedDecoder(network, TokenDifference(head[tokenizer.tokens.yes], head[tokenizer.tokens.no])),
+        _vision(network, shape),
+        query_block=_QUERY_BLOCK,
         reproducible=options.reproducible,
     )
     preprocessor = Preprocessor(
@@ -65,14 +61,14 @@ def load(options: LoadOptions) -> DocumentMajorReranker:
         arrange=tokenizer.arrange,
         threads=options.host_threads,
     )
-    return DocumentMajorReranker(engine, preprocessor, fingerprint=options.fingerprint, logit_bias=options.logit_bias)
+    return BatchedReranker(engine, preprocessor, fingerprint=options.fingerprint, logit_bias=options.logit_bias)
 
 
 def _vision(network: Any, shape: PatchShape) -> Vision:
     """The vision encoder of each kind of network."""
     if network.config.model_type == "qwen2_vl":
         return PackedVision(network, shape)
-    return ImageByImage(network.model.visual, shape) if hasattr(network.model, "visual") else Blind()
+    return ImageByImage(network.model.visual, shape) if hasattr(network.model, "visual") else NoVision()
 
 
 class ImageByImage:
@@ -84,10 +80,10 @@ class ImageByImage:
         device = visual.pos_embed.weight.device
         self._mean = torch.tensor(shape.mean, device=device)[None, :, None, None]
         self._std = torch.tensor(shape.std, device=device)[None, :, None, None]
-        self.products = RowProducts()
+        self.linear = BatchInvariantLinear()
 
-    def weights(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """None: images share no product of matrices."""
+    def weights(self) -> Iterator[LinearWeights]:
+        """None: images share no linear layer."""
         yield from ()
 
     def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:

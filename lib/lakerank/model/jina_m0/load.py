@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from lakerank.model.engine.engine import Engine
-from lakerank.model.engine.reranker import DocumentMajorReranker
+from lakerank.model.engine.decoder import MlpHead, PackedDecoder
+from lakerank.model.engine.engine import DocumentMajorEngine
+from lakerank.model.engine.reranker import BatchedReranker
+from lakerank.model.engine.vision import PackedVision
 from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.tokenize import PromptTokenizer, check_tokenizer, read_special_tokens
 from lakerank.model.jina_m0.weights import load_network
@@ -14,7 +16,7 @@ from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.model.registry import LoadOptions
 
 
-def load(options: LoadOptions) -> DocumentMajorReranker:
+def load(options: LoadOptions) -> BatchedReranker:
     """The checkpoint on its device.
 
     Raises:
@@ -26,8 +28,12 @@ def load(options: LoadOptions) -> DocumentMajorReranker:
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     network = load_network(folder, settings, torch.device(options.device), options.adapter)
     check_tokenizer(tokenizer, special, network.config.text_config.vocab_size, str(folder))
-    return DocumentMajorReranker(
-        Engine(network, settings.patches, reproducible=options.reproducible),
+    return BatchedReranker(
+        DocumentMajorEngine(
+            PackedDecoder(network, MlpHead(network.score)),
+            PackedVision(network, settings.patches),
+            reproducible=options.reproducible,
+        ),
         Preprocessor(
             PromptTokenizer(tokenizer, special, limits, settings.patches.merge),
             limits,

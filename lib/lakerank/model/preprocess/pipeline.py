@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lakerank.limits import Limits
-from lakerank.model.engine.counters import Work
-from lakerank.model.engine.vision_cache import BoundedCache
+from lakerank.model.engine.counters import Counters
 from lakerank.model.inputs import DocumentQueries, EncodedInput, Patches, RejectedInput
+from lakerank.model.preprocess.cache import BoundedCache
 from lakerank.model.preprocess.images import PatchShape, load_patches
 from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query, RejectReason
 
@@ -34,6 +34,13 @@ MOST_VISUAL_TOKENS = 768
 _ENTRY_BYTES = 256
 
 
+class EngineInput(Protocol):
+    """What an engine scores of a group, and how many tokens that takes."""
+
+    @property
+    def tokens(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A group whose inputs are encoded. `work`: what the device is given, None where nothing can be scored."""
@@ -41,7 +48,7 @@ class Prepared:
     group: DocumentGroup
     document: EncodedInput | RejectedInput
     queries: tuple[EncodedInput | RejectedInput, ...]
-    work: DocumentQueries | None
+    work: EngineInput | None
     decode_s: float
     tokenise_s: float
 
@@ -67,7 +74,7 @@ class InputTokenizer(Protocol):
 
 
 #: What the device is given for a document and queries on it.
-Arrange = Callable[[EncodedInput, tuple[EncodedInput, ...]], DocumentQueries]
+Arrange = Callable[[EncodedInput, tuple[EncodedInput, ...]], EngineInput]
 
 
 class Preprocessor:
@@ -95,10 +102,10 @@ class Preprocessor:
         self._queries: BoundedCache[EncodedInput | RejectedInput] = BoundedCache(query_bytes, _size)
         self._documents: BoundedCache[EncodedInput | RejectedInput] = BoundedCache(document_bytes, _size)
 
-    def prefetch(self, groups: Iterable[DocumentGroup], tokens: int, work: Work) -> Iterator[Prepared]:
+    def prefetch(self, groups: Iterable[DocumentGroup], tokens: int, counters: Counters) -> Iterator[Prepared]:
         """Prepared groups, in order; about `tokens` tokens of groups are prepared ahead.
 
-        Groups are pulled as they are needed. Seconds are added to `work`.
+        Groups are pulled as they are needed. Seconds are added to `counters`.
         """
         pending: deque[tuple[int, Future[Prepared]]] = deque()
         expected = 0
@@ -111,9 +118,9 @@ class Preprocessor:
                     while len(pending) > self._threads and expected > tokens:
                         size, future = pending.popleft()
                         expected -= size
-                        yield _finished(future, work)
+                        yield _finished(future, counters)
                 while pending:
-                    yield _finished(pending.popleft()[1], work)
+                    yield _finished(pending.popleft()[1], counters)
             finally:
                 for _, future in pending:
                     future.cancel()
@@ -166,12 +173,12 @@ class Preprocessor:
         return encoded
 
 
-def _finished(future: Future[Prepared], work: Work) -> Prepared:
+def _finished(future: Future[Prepared], counters: Counters) -> Prepared:
     started = time.perf_counter()
     prepared = future.result()
-    work.wait_s += time.perf_counter() - started
-    work.decode_s += prepared.decode_s
-    work.tokenise_s += prepared.tokenise_s
+    counters.wait_s += time.perf_counter() - started
+    counters.decode_s += prepared.decode_s
+    counters.tokenise_s += prepared.tokenise_s
     return prepared
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lakerank.model.engine.thread_pool import SideBySide
+from lakerank.model.engine.device import ThreadPool
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +26,9 @@ def three_threads() -> Iterator[None]:
 def operator_threads() -> int:
     """Threads that an operator called here is given."""
     torch.ones(2).sum()  # torch sets a thread up at its first operator
-    found = re.search(r"omp_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
-    assert found is not None
-    return int(found[1])
+    threads = re.search(r"omp_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
+    assert threads is not None
+    return int(threads[1])
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -37,18 +37,18 @@ def test_results_are_in_the_items_order(count: int) -> None:
         time.sleep(0.02 if item == 0 else 0)
         return item * item
 
-    assert SideBySide(count).map(slow_first, range(6)) == [item * item for item in range(6)]
+    assert ThreadPool(count).map(slow_first, range(6)) == [item * item for item in range(6)]
 
 
 def test_calls_run_at_the_same_time_on_one_thread_each_and_the_process_keeps_its_threads() -> None:
-    passes, both = SideBySide(2), threading.Barrier(2, timeout=10)
+    pool, both = ThreadPool(2), threading.Barrier(2, timeout=10)
 
     def work(_: int) -> int:
         both.wait()
         return operator_threads()
 
-    assert passes.map(work, range(2)) == [1, 1]
-    assert passes.call(operator_threads) == 1
+    assert pool.map(work, range(2)) == [1, 1]
+    assert pool.call(operator_threads) == 1
     assert operator_threads() == 3
     assert torch.get_num_threads() == 3
 
@@ -57,7 +57,7 @@ def test_after_an_error_nothing_runs_or_begins_and_nothing_is_kept() -> None:
     begun, ended, held = [], [], []
 
     class Large:
-        """What a pass would hold."""
+        """What a micro-batch would hold."""
 
     def work(item: int) -> None:
         begun.append(item)
@@ -69,7 +69,7 @@ def test_after_an_error_nothing_runs_or_begins_and_nothing_is_kept() -> None:
         ended.append(item)
 
     with contextlib.suppress(MemoryError):  # pytest would keep the error
-        SideBySide(2).map(work, range(20))
+        ThreadPool(2).map(work, range(20))
         pytest.fail("no error")
     assert sorted(begun)[1:] == sorted(ended), "what ran was waited for"
     assert len(begun) < 20
@@ -87,7 +87,7 @@ def test_threads_that_cannot_all_start_leave_none_behind(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(threading.Thread, "start", start_one)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        SideBySide(2)
+        ThreadPool(2)
     started[0].join(timeout=10)
     assert not started[0].is_alive()
     assert torch.get_num_threads() == 3
