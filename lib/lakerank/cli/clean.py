@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,6 @@ from lakerank.config import Config, load_config
 from lakerank.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to keep and whether to delete."""
-
-    keep_runs: int
-    keep_days: float
-    grace_hours: float
-    apply: bool
 
 
 @click.command(epilog=EPILOG)
@@ -57,25 +46,25 @@ def clean(config_path: Path, overrides: tuple[str, ...], verbose: bool, **option
     Safe to run next to a job: it stops when one starts. The last line of standard output is a JSON object: applied,
     listed and deleted (files and bytes), by_reason, kept_runs, complete, seconds.
     """
-    run_job(lambda: _clean(load_config(config_path, overrides), Options(**options)), verbose)
+    run_job(lambda: _clean(load_config(config_path, overrides), **options), verbose)
 
 
-def _clean(config: Config, options: Options) -> dict[str, Any]:
+def _clean(config: Config, keep_runs: int, keep_days: float, grace_hours: float, apply: bool) -> dict[str, Any]:
     from lakerank.cli import resolve
     from lakerank.lake.clean import Retention, delete, describe, plan_cleaning
 
     started, storage, lake = time.monotonic(), resolve.storage(config.lake.storage), config.lake.located()
-    retention = Retention(options.keep_runs, options.keep_days * 86400, options.grace_hours * 3600)
+    retention = Retention(keep_runs, keep_days * 86400, grace_hours * 3600)
     tables = {"documents": lake.documents, "queries": lake.queries}
     plan = plan_cleaning(storage, lake.output, retention, _scorers(config), tables, time.time())
     for line in describe(lake.output, plan.deletions):
         click.echo(line)
     deleted: list[Any] = []
-    complete = delete(storage, lake.output, plan, deleted.append) if options.apply else True
+    complete = delete(storage, lake.output, plan, deleted.append) if apply else True
     if not complete:
         logger.warning("stopped: a job has started and may need the remaining files; run this again when it has ended")
     return {
-        "applied": options.apply,
+        "applied": apply,
         "listed": _size(plan.deletions),
         "deleted": _size(deleted),
         "by_reason": dict(sorted(Counter(deletion.why for deletion in plan.deletions).items())),

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from lakerank.cli.job import CONFIG_FILE, EPILOG, run_job, set_option, verbose_option
-from lakerank.config import load_config
+from lakerank.config import StorageConfig, load_config
 from lakerank.errors import ConfigError
 
 #: The names of lakerank.ingest.layouts.catalog, without an import of pyarrow for --help.
@@ -82,7 +82,10 @@ _TABLE = ("kind", "table", "keep", "pdf_content", "page_pixels", "max_file_bytes
 @set_option
 @verbose_option
 @click.pass_context
-def ingest(context: click.Context, /, source: str, output: str, verbose: bool, **options: Any) -> None:
+def ingest(
+    context: click.Context, /, source: str, output: str, config_path: Path | None, overrides: Sequence[str],
+    verbose: bool, **options: Any,
+) -> None:  # fmt: skip
     """Write lake tables from SOURCE, at any URI: a table of texts, images, PDFs and JSON Lines, or a whole benchmark.
 
     \b
@@ -104,41 +107,32 @@ def ingest(context: click.Context, /, source: str, output: str, verbose: bool, *
     """
 
     def work() -> dict[str, Any]:
-        from lakerank.ingest.benchmark_lake import ingest_benchmark
+        from lakerank.cli import resolve
+        from lakerank.ingest.benchmark_lake import LayoutOptions, ingest_benchmark
+        from lakerank.ingest.folder import ReadOptions
         from lakerank.ingest.ingestion import ingest as ingest_source
 
         faults = _misplaced(context, options["layout"])
-        if options["overrides"] and options["config_path"] is None:
+        if overrides and config_path is None:
             faults.append("--set changes a config: give one with --config")
         if faults:
             raise ConfigError(faults)
+        storage = resolve.storage(load_config(config_path, overrides).lake.storage if config_path else StorageConfig())
         follow, progress = options["follow_links"], _progress()
-        storage = _storage(options["config_path"], options["overrides"])
-        if options["layout"] is not None:
-            return ingest_benchmark(storage, source, output, _layout_options(options), follow, progress).summary()
-        return ingest_source(storage, source, output, _read_options(options), follow, progress).summary()
+        if options["layout"] is None:
+            table = ReadOptions(**{name: options[name] for name in _TABLE})
+            return ingest_source(storage, source, output, table, follow, progress).summary()
+        layout = LayoutOptions(
+            layout=options["layout"],
+            split=options["split"],
+            runs=options["runs"],
+            depth=options["depth"],
+            all_pairs=options["all_pairs"],
+            all_documents=options["which_documents"] == "all",
+        )
+        return ingest_benchmark(storage, source, output, layout, follow, progress).summary()
 
     run_job(work, verbose)
-
-
-def _layout_options(options: dict[str, Any]) -> Any:
-    from lakerank.ingest.benchmark_lake import LayoutOptions
-
-    every = options["which_documents"] == "all"
-    return LayoutOptions(**{name: options[name] for name in _LAYOUT if name != "which_documents"}, all_documents=every)
-
-
-def _read_options(options: dict[str, Any]) -> Any:
-    from lakerank.ingest.folder import ReadOptions
-
-    return ReadOptions(**{name: options[name] for name in _TABLE})
-
-
-def _storage(config_path: Path | None, overrides: Sequence[str]) -> Any:
-    from lakerank.cli import resolve
-    from lakerank.config import StorageConfig
-
-    return resolve.storage(load_config(config_path, overrides).lake.storage if config_path else StorageConfig())
 
 
 def _misplaced(context: click.Context, layout: str | None) -> list[str]:

@@ -30,7 +30,9 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
         ConfigError: `scoring.calibration` is not a calibration file, or `model:` names a reranker twice.
     """
     stages = _stages(config)
-    lake, audit, calibration = config.lake.located(), config.audit, config.scoring.calibration
+    lake, audit, calibration = config.lake.located(), config.audit, None
+    if (address := config.scoring.calibration) is not None:
+        calibration = Calibration.from_json(storage.read_bytes(address), source=address)
     return Rerank(
         paths=RunPaths(lake.output, run_id),
         tables=Tables(lake.documents, lake.queries, lake.candidates),
@@ -38,9 +40,7 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
         rule=_rule(config, stages),
         rules=AuditRules(_bounds(config), audit.golden_pairs, audit.golden_qrels),
         config_yaml=config.to_yaml(),
-        calibration=None
-        if calibration is None
-        else Calibration.from_json(storage.read_bytes(calibration), source=calibration),
+        calibration=calibration,
     )
 
 
