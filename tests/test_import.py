@@ -42,9 +42,13 @@ def test_unknown_name_is_an_attribute_error() -> None:
         _ = lakerank.load_rerankers
 
 
-def test_scoring_needs_no_pyspark_and_no_pandas() -> None:
-    """A GPU image takes `lakerank` alone: without the extras, the Python API still scores."""
-    absent = "import sys; sys.modules.update(dict.fromkeys(('pyspark', 'pandas', 's3fs', 'jinja2', 'ir_measures')))"
+#: What is not on a machine that scores alone: the model layer imports none of it.
+ABSENT = ("pyspark", "pandas", "pyarrow", "s3fs", "jinja2", "ir_measures", "pydantic", "tenacity")
+
+
+def test_scoring_needs_torch_and_transformers_alone() -> None:
+    """A GPU image with torch and transformers scores by the Python API."""
+    absent = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))"
     pair = "(lakerank.Query('q', 'a red apple'), lakerank.Document('d', 'apple'))"
     score = f"lakerank.load_reranker('embedded', device='cpu', dtype='float32').score([{pair}])"
     assert _run(f"{absent}; import lakerank; print({score}.shape)").strip() == "(1,)"

@@ -245,15 +245,3 @@ def test_identify_counts_without_torch(tiny_checkpoint: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.split() == [str(expected), "2.65"]
-
-
-def test_scoring_needs_no_pyspark(tiny_checkpoint: Path) -> None:
-    script = (
-        "import sys\n"
-        "sys.modules['pyspark'] = None\n"
-        "from lakerank import Document, Query, load_reranker\n"
-        f"reranker = load_reranker({str(tiny_checkpoint)!r}, device='cpu')\n"
-        "print(reranker.score([(Query('q', text='apple'), Document('d', text='table'))]).shape)\n"
-    )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "(1,)"

@@ -30,14 +30,14 @@ def cost_tokens(groups: Sequence[DocumentGroup], limits: Limits) -> int:
     """Document-major cost of groups, in `lakerank.cost`'s tokens, from sizes alone."""
     document = Sizing(limits.min_pixels, limits.max_pixels, limits.max_length - limits.max_query_length)
     query = Sizing(limits.min_pixels, limits.max_pixels, limits.max_query_length)
-    queries = [one for group in groups for one in group.queries]
+    queries = [query for group in groups for query in group.queries]
     return _cost([group.document for group in groups], document) + _cost(queries, query)
 
 
 def _cost(items: Sequence[Query | Document], sizing: Sizing) -> int:
     sizes = [(0, 0) if item.image is None else Image.open(io.BytesIO(item.image)).size for item in items]
     text = np.array([len((item.text or "").encode()) for item in items], np.int64)
-    width, height = (np.array([size[side] for size in sizes], np.int64) for side in (0, 1))
+    width, height = (np.array([size[axis] for size in sizes], np.int64) for axis in (0, 1))
     return int(input_cost(text, width, height, sizing).sum())
 
 

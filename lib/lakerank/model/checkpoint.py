@@ -1,4 +1,4 @@
-"""Checkpoints without their tensors: where one is, its files, and what their headers and JSON say.
+"""Checkpoints without their tensors: location, files, and what headers and JSON say.
 
 torch is not imported here: planning a job, which needs the scorer's fingerprint, must not pay for it.
 """
@@ -82,8 +82,8 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS_NAME]
     if not (folder / INDEX_NAME).is_file():
         pickles = sorted(path.name for path in folder.glob("*.bin"))
-        found = f"only {few(pickles)}, which could run code when read" if pickles else "no weights"
-        raise CheckpointError(f"{folder}: {found}; {WEIGHTS_NAME} or {INDEX_NAME} is needed")
+        present = f"only {few(pickles)}, which could run code when read" if pickles else "no weights"
+        raise CheckpointError(f"{folder}: {present}; {WEIGHTS_NAME} or {INDEX_NAME} is needed")
     index = read_json(folder / INDEX_NAME)
     names = sorted(set(index.get("weight_map", {}).values()))
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
@@ -176,10 +176,10 @@ def _file_hash(path: str, size: int, mtime_ns: int) -> str:
 
 
 def quick_checksum(files: Iterable[Path]) -> str:
-    """Names, sizes and sampled content of files, 32 hex digits, wherever their folder is.
+    """Checksum of names, sizes and sampled content of files, 32 hex digits, wherever their folder is.
 
     Two trainings of one architecture differ in every large tensor, so that samples tell them apart; damage to a few
-    bytes in between goes unnoticed. Only the full hash, made once by the driver, names a scorer.
+    bytes in between goes unnoticed. Only full hashes, computed once by the driver, name a scorer.
     """
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
@@ -195,21 +195,21 @@ def quick_checksum(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def check_weights(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], source: str) -> None:
+def check_weights(expected: Mapping[str, Sequence[int]], stored: Mapping[str, Sequence[int]], source: str) -> None:
     """Compare the shapes of a checkpoint's tensors, by name, with those that its network has.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape.
     """
     faults = []
-    if missing := sorted(expected.keys() - found.keys()):
+    if missing := sorted(expected.keys() - stored.keys()):
         faults.append(f"{len(missing)} missing: {few(missing)}")
-    if unexpected := sorted(found.keys() - expected.keys()):
+    if unexpected := sorted(stored.keys() - expected.keys()):
         faults.append(f"{len(unexpected)} unexpected: {few(unexpected)}")
-    both = sorted(expected.keys() & found.keys())
-    sizes = {name: (tuple(found[name]), tuple(expected[name])) for name in both}
-    if shapes := [f"{name} {stored}, not {size}" for name, (stored, size) in sizes.items() if stored != size]:
-        faults.append(f"{len(shapes)} of another shape: {few(shapes)}")
+    both = sorted(expected.keys() & stored.keys())
+    shapes = {name: (tuple(stored[name]), tuple(expected[name])) for name in both}
+    if other := [f"{name} {shape}, not {needed}" for name, (shape, needed) in shapes.items() if shape != needed]:
+        faults.append(f"{len(other)} of another shape: {few(other)}")
     if faults:
         raise CheckpointError(
             f"{source}: the weights do not fit config.json ({'; '.join(faults)}); "

@@ -69,7 +69,7 @@ class EncodedInput:
 
     @property
     def nbytes(self) -> int:
-        """Memory held, in bytes."""
+        """Memory in bytes."""
         pixels = 0 if self.image is None else self.image.pixels.nbytes
         return int(self.token_ids.nbytes + self.positions.nbytes + pixels)
 
@@ -81,7 +81,7 @@ class EncodedInput:
 
 @dataclass(frozen=True, slots=True)
 class DocumentQueries:
-    """One document and queries on it, ready for the device: what many pairs start with, and how each goes on."""
+    """One document and queries on it, as the device is given them: the prefix that pairs share, and their suffixes."""
 
     document: TokenSequence
     queries: tuple[TokenSequence, ...]

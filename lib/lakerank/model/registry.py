@@ -101,13 +101,13 @@ class ModelFamily:
         models: what it is published as, and what is recognised: for messages.
         protocol: changes when the same weights and limits would give other scores. `NAME/1`, `NAME/2`, …; that of
             jina-reranker-m0 is a bare number, from before there were other families: fingerprints in lakes have it.
+        recognises: whether a checkpoint with this config.json is of the family.
         document_major: work on a document is shared by its queries; if not, a pair costs document + query tokens.
         accepts_images: False: a pair with an image is rejected as `modality_unsupported`.
         accepts_adapter: a LoRA adapter may be merged on load.
-        recognises: whether a checkpoint with this config.json is of the family.
         files: names of further files in the fingerprint, where a checkpoint has them.
-        default_max_length: tokens of a pair as published: `scoring.max_length` is lowered to it, `model.max_length` is
-            not. None: as the config says.
+        default_max_length: tokens of a pair as published: it bounds `scoring.max_length`, but not `model.max_length`.
+            None: no bound.
         positions: the most tokens that a pair can have, by config.json; None: no such bound.
         max_query_fraction: of a pair's tokens, those that a query may have.
         truncates_document_only: a document has all the room that its pair's query leaves, not what the longest would.
@@ -118,10 +118,10 @@ class ModelFamily:
     package: str
     models: str
     protocol: int | str
-    document_major: bool
-    accepts_images: bool
-    accepts_adapter: bool
     recognises: Callable[[CheckpointConfig], bool]
+    document_major: bool = False
+    accepts_images: bool = False
+    accepts_adapter: bool = False
     files: tuple[str, ...] = ()
     default_max_length: int | None = None
     positions: Callable[[CheckpointConfig], int | None] = _unbounded
@@ -189,7 +189,7 @@ def _is_xlm_roberta(config: CheckpointConfig) -> bool:
 
 
 def _is_jina_flash(config: CheckpointConfig) -> bool:
-    """Whether a config.json names jina's own implementation of XLM-RoBERTa, which has names of its own for weights."""
+    """Whether a config.json names jina's own implementation of XLM-RoBERTa, which has its own names for weights."""
     return "use_flash_attn" in config or "XLMRobertaFlashConfig" in str(config.get("auto_map"))
 
 
@@ -199,7 +199,7 @@ def _encoder_positions(config: CheckpointConfig) -> int | None:
     return positions - padding - 1 if isinstance(positions, int) and isinstance(padding, int) else None
 
 
-#: Name of the family that a checkpoint is of where nobody says.
+#: Name of jina-reranker-m0's family, the default of an identity.
 M0 = "jina-reranker-m0"
 
 #: All families. No two recognise the same config.json.
@@ -229,7 +229,6 @@ FAMILIES: tuple[ModelFamily, ...] = (
         package="lakerank.model.generative",
         models="Qwen3-VL-Reranker: Qwen3VLForConditionalGeneration",
         protocol="qwen3-vl-reranker/1",
-        document_major=False,
         accepts_images=True,
         accepts_adapter=True,
         recognises=_describes("qwen3_vl", "Qwen3VLForConditionalGeneration"),
@@ -240,8 +239,6 @@ FAMILIES: tuple[ModelFamily, ...] = (
         package="lakerank.model.generative",
         models="Qwen3-Reranker: Qwen3ForCausalLM",
         protocol="qwen3-reranker/1",
-        document_major=False,
-        accepts_images=False,
         accepts_adapter=True,
         recognises=_describes("qwen3", "Qwen3ForCausalLM"),
         default_max_length=8192,
@@ -251,9 +248,6 @@ FAMILIES: tuple[ModelFamily, ...] = (
         package="lakerank.model.cross_encoder",
         models="bge-reranker-v2-m3, -large, -base: XLMRobertaForSequenceClassification with one label",
         protocol="bge-reranker/2",
-        document_major=False,
-        accepts_images=False,
-        accepts_adapter=False,
         recognises=lambda config: _is_xlm_roberta(config) and not _is_jina_flash(config),
         default_max_length=512,
         positions=_encoder_positions,
@@ -265,9 +259,6 @@ FAMILIES: tuple[ModelFamily, ...] = (
         package="lakerank.model.cross_encoder",
         models="jina-reranker-v2-base-multilingual: XLMRobertaForSequenceClassification with use_flash_attn",
         protocol="jina-reranker-v2/1",
-        document_major=False,
-        accepts_images=False,
-        accepts_adapter=False,
         recognises=lambda config: _is_xlm_roberta(config) and _is_jina_flash(config),
         default_max_length=1024,
         positions=_encoder_positions,
@@ -283,7 +274,7 @@ def family_of(config: CheckpointConfig, name: str | None, source: str) -> ModelF
         source: where the checkpoint is, for messages.
 
     Raises:
-        CheckpointError: none is, or several are; the families are listed.
+        CheckpointError: no family matches, or several do; the families are listed.
     """
     matching = [family for family in FAMILIES if (family.recognises(config) if name is None else family.name == name)]
     if len(matching) == 1:

@@ -65,14 +65,14 @@ class RerankRequest(BaseModel):
 def answer(
     request: Mapping[str, Any], reranker: LoadedReranker, *, allowed_hosts: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The response: results sorted by relevance, and the tokens that whole pairs hold.
+    """The response: results sorted by relevance, and the tokens of whole pairs.
 
     Args:
         allowed_hosts: hosts that images may be fetched from; a URL of any other is refused.
 
     Raises:
         ConfigError: the request is wrong; all faults are listed.
-        PairRejected: a document cannot be scored; its index stands for its id.
+        PairRejected: a document cannot be scored; its id is its index.
     """
     parsed = parse(request, allowed_hosts)
     query = Query(query_id="query", text=parsed.query.text, image=_image(parsed.query, allowed_hosts))
@@ -97,7 +97,7 @@ def parse(request: Mapping[str, Any], allowed_hosts: Collection[str] = ()) -> Re
     """Check a request.
 
     Raises:
-        ConfigError: it holds faults; all of them are listed.
+        ConfigError: all faults are listed.
     """
     try:
         parsed = RerankRequest.model_validate(request)

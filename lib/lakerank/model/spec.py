@@ -1,4 +1,4 @@
-"""Where a reranker comes from, in plain values: one checkpoint, or one for texts and one for images; torch waits."""
+"""Which reranker scores a run, in plain values: one checkpoint, or one for texts and one for images. Without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.identity import CheckpointIdentity, identify
-from lakerank.model.registry import LoadedReranker, ModelFamily, family_named
+from lakerank.model.registry import LoadedReranker, family_named
 from lakerank.model.routed import RoutedReranker
 
 #: Changes when two rerankers with the same names and scales would score other pairs, or otherwise.
@@ -30,7 +30,7 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, slots=True)
 class ScorerIdentity:
-    """A reranker whose files have been found: what a plan must know of it, and what a worker knows it by.
+    """An identified reranker: what a plan needs to know of it, and how a worker recognises it.
 
     `parameters`: of its largest checkpoint, whose tokens costs are counted in. `readings`: how pairs are read, all of
     them, or those of texts and those with an image.
@@ -44,11 +44,11 @@ class ScorerIdentity:
 
     def document_sizing(self) -> Sizing:
         """What bounds the cost of a document."""
-        return self._sizing([_most_of_document(one) for one in self.identities])
+        return self._sizing(list(map(_max_document_tokens, self.identities)))
 
     def query_sizing(self) -> Sizing:
         """What bounds the cost of a query."""
-        return self._sizing([one.limits.max_query_length for one in self.identities])
+        return self._sizing([identity.limits.max_query_length for identity in self.identities])
 
     def _sizing(self, lengths: list[int]) -> Sizing:
         limits = self.identities[-1].limits
@@ -58,7 +58,7 @@ class ScorerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSpec:
-    """A checkpoint and how it is read; the arguments of `load_reranker` that scores depend on."""
+    """A checkpoint, its adapter and how they are read: the arguments of `load_reranker` that scores depend on."""
 
     path: str
     revision: str | None = None
@@ -74,18 +74,9 @@ class CheckpointSpec:
         Raises:
             CheckpointError: it cannot be found or is not one.
         """
-        found = identify(
-            self.path,
-            revision=self.revision,
-            adapter=self.adapter,
-            adapter_revision=self.adapter_revision,
-            dtype=self.dtype,
-            limits=limits,
-            family=self.family,
-            max_length=self.max_length,
-        )
-        reading = _reading(found, found.parameters)
-        return ScorerIdentity(found.fingerprint, found.logit_bias, found.parameters, (found,), (reading,))
+        identity = identify(**asdict(self), limits=limits)
+        reading = _reading(identity, identity.parameters)
+        return ScorerIdentity(identity.fingerprint, identity.logit_bias, identity.parameters, (identity,), (reading,))
 
     def load(
         self, device: str, limits: Limits, options: RuntimeOptions, scorer: ScorerIdentity | None = None
@@ -93,17 +84,17 @@ class CheckpointSpec:
         """The reranker in memory.
 
         Args:
-            scorer: what `identify` made of it elsewhere, so that large weights are not hashed again.
+            scorer: the result of `identify` in another process, so that large weights are not hashed again.
 
         Raises:
             CheckpointError: it cannot be loaded as it stands, or is not the scorer's.
         """
-        return self.load_known(device, limits, options, None if scorer is None else scorer.identities[0])
+        return self.load_identified(device, limits, options, None if scorer is None else scorer.identities[0])
 
-    def load_known(
+    def load_identified(
         self, device: str, limits: Limits, options: RuntimeOptions, identity: CheckpointIdentity | None
     ) -> LoadedReranker:
-        """`load`, by the checkpoint's own identity."""
+        """`load`, by the checkpoint's identity."""
         from lakerank.model.api import load_reranker
 
         return load_reranker(
@@ -132,16 +123,18 @@ class RoutedSpec:
         Raises:
             CheckpointError: one cannot be found, is not one, or (the one for images) reads text alone.
         """
-        found = tuple(one.identify(limits).identities[0] for one in (self.text, self.image))
-        check_reads_images(found[1])
+        text, image = identities = tuple(
+            identify(**asdict(checkpoint), limits=limits) for checkpoint in (self.text, self.image)
+        )
+        check_reads_images(image)
         parts = {
             "routing": ROUTING_PROTOCOL,
-            "text": [found[0].fingerprint, asdict(self.text_scale)],
-            "image": [found[1].fingerprint, asdict(self.image_scale)],
+            "text": [text.fingerprint, asdict(self.text_scale)],
+            "image": [image.fingerprint, asdict(self.image_scale)],
         }
-        most = max(one.parameters for one in found)
-        readings = tuple(_reading(one, most) for one in found)
-        return ScorerIdentity(fingerprint(parts), 0.0, most, found, readings)
+        largest = max(text.parameters, image.parameters)
+        readings = (_reading(text, largest), _reading(image, largest))
+        return ScorerIdentity(fingerprint(parts), 0.0, largest, identities, readings)
 
     def load(
         self, device: str, limits: Limits, options: RuntimeOptions, scorer: ScorerIdentity | None = None
@@ -149,8 +142,8 @@ class RoutedSpec:
         """Both rerankers in memory, as one; see `CheckpointSpec.load`."""
         scorer = scorer or self.identify(limits)
         text, image = (
-            source.load_known(device, limits, options, identity)
-            for source, identity in zip((self.text, self.image), scorer.identities, strict=True)
+            checkpoint.load_identified(device, limits, options, identity)
+            for checkpoint, identity in zip((self.text, self.image), scorer.identities, strict=True)
         )
         return RoutedReranker(text, image, self.text_scale, self.image_scale, scorer.fingerprint)
 
@@ -160,23 +153,19 @@ ModelSpec = CheckpointSpec | RoutedSpec
 
 def check_reads_images(identity: CheckpointIdentity) -> None:
     """Raises CheckpointError for a checkpoint that cannot take the pairs with an image."""
-    family = _family(identity)
+    family = family_named(identity.family)
     if not family.accepts_images:
         raise CheckpointError(f"model.image: {family.name} reads text alone; name a reranker that reads images")
 
 
-def _family(identity: CheckpointIdentity) -> ModelFamily:
-    return family_named(identity.family)
-
-
-def _most_of_document(identity: CheckpointIdentity) -> int:
+def _max_document_tokens(identity: CheckpointIdentity) -> int:
     """Tokens of a document that are read at most."""
-    family, limits = _family(identity), identity.limits
+    family, limits = family_named(identity.family), identity.limits
     if family.sliding_window:
         return _ALL_TOKENS
     return limits.max_length - (0 if family.truncates_document_only else limits.max_query_length)
 
 
 def _reading(identity: CheckpointIdentity, largest: int) -> Reading:
-    family = _family(identity)
+    family = family_named(identity.family)
     return Reading(family.document_major, family.accepts_images, identity.parameters / largest)

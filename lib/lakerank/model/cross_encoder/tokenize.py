@@ -1,6 +1,6 @@
 """Texts to token ids, and a query and a document to the sequences that a cross-encoder reads: one, or its windows.
 
-A pair is `<s> query </s></s> document </s>` in both families. Where they differ, `PairLimits` says so:
+A pair is `<s> query </s></s> document </s>` in both families. Where they differ, `PairLimits` has it:
 
 - bge-reranker-v2-m3 as FlagEmbedding scores it (`inference/reranker/encoder_only/base.py`): the query is cut to its
   length, three quarters of the sequence's at most, without special tokens, the document to what the sequence then has
@@ -9,7 +9,7 @@ A pair is `<s> query </s></s> document </s>` in both families. Where they differ
   its length with two special tokens, the document is read in windows, and the largest logit counts.
 
 A text that names a special token, such as `</s>`, is read as the token, as the published loops do: XLM-RoBERTa's
-tokenizer.json has these names among its pieces, so that it could not be told otherwise.
+tokenizer.json has these names among its pieces, so that the two cannot be told apart.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def read_pair_tokens(tokenizer: Tokenizer, vocabulary: int, padding: int, source
         CheckpointError: it has none of these names, or ids that the network has no embeddings for.
     """
     start, separator = (tokenizer.token_to_id(name) for name in (START, SEPARATOR))
-    faults = [f"no token {name}" for name, found in ((START, start), (SEPARATOR, separator)) if found is None]
+    faults = [f"no token {name}" for name, token in ((START, start), (SEPARATOR, separator)) if token is None]
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= vocabulary:
         faults.append(f"token ids up to {largest}, but an embedding of {vocabulary}")

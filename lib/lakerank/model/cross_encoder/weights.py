@@ -119,7 +119,7 @@ def load_weights(
 
 
 def _assembled(shape: EncoderShape, tensors: dict[str, Tensor]) -> EncoderWeights:
-    """The network's weights; tensors are taken out, so that none is held twice."""
+    """The network's weights; tensors are taken out, so that none is in memory twice."""
 
     def module(name: str, kind: type[_Module]) -> _Module:
         return kind(tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias"))

@@ -104,7 +104,7 @@ class ChatTokenizer:
     def arrange(self, document: EncodedInput, queries: tuple[EncodedInput, ...]) -> DocumentQueries:
         """What pairs share exactly, and how each continues.
 
-        Where the document comes first that is the document. Where the query does, it is what stands before both: work
+        Where the document comes first that is the document. Where the query does, it is what comes before both: work
         on a document cannot be shared then, for the query has been seen by every token of it.
         """
         if self._prompt.document_first:

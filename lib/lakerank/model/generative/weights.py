@@ -28,7 +28,7 @@ _HEAD = "lm_head.weight"
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A language model of transformers', and a checkpoint's names turned into its own."""
+    """A language model of transformers; `name`: its name of a checkpoint's tensor."""
 
     config: Any
     network: Any
@@ -74,7 +74,7 @@ def load_language_model(
 
 
 def _check_head(head: Tensor | None, embeddings: Tensor, config: Mapping[str, Any], source: str) -> None:
-    """A head that is the embeddings is not stored, or stored as they are; one of its own is of their shape."""
+    """A tied head is not stored, or equals the embeddings; an untied one has their shape."""
     tied = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings"))
     if head is None and tied is False:
         raise CheckpointError(f"{source}: {_HEAD} is missing, and config.json ties it to no embeddings")

@@ -34,7 +34,7 @@ _TO_PUBLISHED = (
     (re.compile(r"^model\.language_model\."), "model."),
 )
 
-#: A language head that ranking does not use; published checkpoints may still hold it.
+#: A language head that ranking does not use; published checkpoints may still have it.
 _UNUSED = frozenset({"lm_head.weight"})
 
 _TEXT_SETTINGS = (
@@ -81,9 +81,9 @@ class Shape:
 
 
 class JinaVLForRanking(Qwen2VLPreTrainedModel):  # type: ignore[misc]
-    """Qwen2-VL without a language head; `score` is read at the last position of the last hidden state.
+    """Qwen2-VL with a score head, read at the last position of the last hidden state, in place of a language head.
 
-    It holds the weights under the names of newer transformers. Scoring runs them in `packed` and `vision`.
+    Tensors have the names of newer transformers. Scoring runs them in `engine.decoder` and `engine.vision`.
     """
 
     def __init__(self, config: Qwen2VLConfig) -> None:
@@ -193,7 +193,7 @@ def save_checkpoint(folder: Path, network: JinaVLForRanking, extra: Mapping[str,
 
 
 def published_config(config: Qwen2VLConfig) -> dict[str, Any]:
-    """config.json in the published, flat layout: the text model's settings stand at the top."""
+    """config.json in the published, flat layout: the text model's settings are at the top."""
     text, vision = config.text_config, config.vision_config
     rope = text.rope_parameters
     return {
@@ -225,7 +225,7 @@ def _rebuild_buffers(network: nn.Module) -> None:
 
 def network_config(shape: Shape, token_ids: Mapping[str, int], padding: int | None) -> Qwen2VLConfig:
     """A network's configuration. `token_ids` are those of images and videos, by config.json's names; `padding` is the
-    id that stands for what is no token (None: there is none).
+    id of the padding token (None: there is none).
     """
     half = shape.hidden_size // shape.heads // 2
     sections = [half // 4, (half - half // 4) // 2]
