@@ -19,11 +19,12 @@ from pyspark.sql.types import FloatType
 
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
+from lakerank.model.family import LoadedReranker, TokensRead
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.run import Rerank, run
 from lakerank.spark.runtime.frames import parallelism
-from lakerank.spark.score import LoadedReranker, RerankerFactory, TokenCounters
+from lakerank.spark.score import RerankerFactory
 
 #: Rows of a row group of documents, as a lake of page images should have.
 _DOCUMENT_ROWS = 8
@@ -163,16 +164,16 @@ class ProfiledReranker:
     def __init__(self, inner: LoadedReranker, folder: str) -> None:
         self._inner = inner
         self._folder = folder
+        self.fingerprint, self.logit_bias, self.load_id = inner.fingerprint, inner.logit_bias, inner.load_id
 
     @property
-    def load_id(self) -> str:
-        """The inner one's."""
-        return self._inner.load_id
-
-    @property
-    def counters(self) -> TokenCounters:
+    def counters(self) -> TokensRead:
         """The inner one's."""
         return self._inner.counters
+
+    def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
+        """As the inner one."""
+        return self._inner.score(pairs)
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """As the inner one; then a note: seconds of fetching, of waiting for decoding, and of the model's stages."""

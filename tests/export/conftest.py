@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lakerank.export.format import Target
-from lakerank.export.formats import FORMATS
-from lakerank.export.lists import ExportList
+from lakerank.export.format import ExportList, Target
+from lakerank.export.job import FORMATS
 from lakerank.records import RankedDocument
 
 #: Ids as lakes have them: quotes, line ends, tabs, separators, other scripts, escapes, and as long as an index takes.

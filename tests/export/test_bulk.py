@@ -13,8 +13,8 @@ from opensearchpy import OpenSearch
 from running import running
 
 from lakerank.errors import ExportError
-from lakerank.export.bulk import opensearch_documents, opensearch_lists
 from lakerank.export.format import Target
+from lakerank.export.search import opensearch_documents, opensearch_lists
 
 from .conftest import make_list
 

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.export.changes import Change, changes
-from lakerank.export.format import Target
-from lakerank.export.formats import FORMATS
-from lakerank.export.parts import PartLimits, Piece, parts
+from lakerank.export.format import PartLimits, Piece, Target, parts
+from lakerank.export.job import FORMATS
 
 from .conftest import make_list
 

@@ -12,7 +12,7 @@ from pyspark import cloudpickle
 
 from lakerank.cli.export import FORMATS as OFFERED
 from lakerank.export.format import Target
-from lakerank.export.formats import FORMATS
+from lakerank.export.job import FORMATS
 
 ROOT = Path(__file__).parents[2]
 

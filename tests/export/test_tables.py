@@ -17,7 +17,6 @@ import psycopg
 import pyarrow.parquet as pq
 import pytest
 
-from lakerank.export.lists import COLUMNS
 from lakerank.schemas import GOLDEN, RANKED
 
 SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")) + [Path(p) for p in [shutil.which("pg_ctl")] if p]
@@ -49,7 +48,7 @@ def database() -> Iterator[psycopg.Connection[Any]]:
 
 
 def rows_of(lists) -> list[tuple[object, ...]]:
-    return [tuple(getattr(row, name) for name in COLUMNS) for one in lists for row in one.rows]
+    return [tuple(getattr(row, name) for name in RANKED.names) for one in lists for row in one.rows]
 
 
 def test_postgresql_loads_the_csv_and_looks_a_query_up(database, lists, write):
@@ -80,7 +79,7 @@ def test_pandas_reads_the_csv(lists, write):
     frame = pd.read_csv(
         write("csv", lists), dtype={"query_id": str, "doc_id": str}, keep_default_na=False, lineterminator="\n"
     )
-    assert tuple(frame.columns) == COLUMNS
+    assert list(frame.columns) == RANKED.names
     assert list(zip(frame["query_id"], frame["doc_id"], strict=True)) == [row[:2] for row in rows_of(lists)]
 
 

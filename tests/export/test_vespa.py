@@ -20,7 +20,7 @@ from hypercorn.config import Config
 
 from lakerank.errors import ExportError
 from lakerank.export.format import Target
-from lakerank.export.vespa import vespa_documents, vespa_lists
+from lakerank.export.search import vespa_documents, vespa_lists
 
 from .conftest import make_list
 

@@ -28,7 +28,7 @@ from lakerank.lake.storage import Storage, StorageOptions, join
 from lakerank.records import DocumentGroup, Reject, ScoredPair
 from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank.lists import RankRule
+from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import Rerank, run
 from lakerank.spark.runtime import session
 from lakerank.spark.stage import Stage
@@ -146,7 +146,7 @@ def rerank(settings: dict[str, Any]) -> dict[str, Any]:
         tables=Tables(*tables),
         stages=(Stage(SCORER, "", 1000, 0.0, factory, "cpu", limits),),
         rule=RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None),
-        rules=AuditRules(Bounds()),
+        audit=AuditRules(Bounds()),
         config_yaml="lake: {}\n",
     )
     spark = session.start("faults", settings["spark"])

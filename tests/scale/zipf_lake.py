@@ -18,7 +18,7 @@ from lakerank.lake.runs import RunPaths
 from lakerank.records import DocumentGroup, Reject, ScoredPair
 from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank.lists import RankRule
+from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import Rerank
 from lakerank.spark.stage import Stage
 
@@ -125,6 +125,6 @@ def zipf_job(folder: Path, run_id: str) -> Rerank:
         tables=Tables(*(str(folder / name) for name in ("documents", "queries", "candidates"))),
         stages=(Stage("free", "", 1, 0.0, FreeFactory(), "cpu", limits),),
         rule=RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None),
-        rules=AuditRules(Bounds()),
+        audit=AuditRules(Bounds()),
         config_yaml="lake: {}\n",
     )

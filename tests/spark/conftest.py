@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import SparkSession
 
 from lakerank.audit import Bounds
 from lakerank.cost import Sizing
@@ -22,8 +24,8 @@ from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.combine import FusionRule
-from lakerank.spark.rank.lists import RankRule
-from lakerank.spark.run import Rerank
+from lakerank.spark.rank.write import RankRule
+from lakerank.spark.run import Rerank, run
 from lakerank.spark.runtime import session
 from lakerank.spark.stage import Stage
 
@@ -86,18 +88,18 @@ class Lake:
     def job(
         self, run_id: str, later: tuple[Stage, ...] = (), fusion: Fusion | None = None, **changes: object
     ) -> Rerank:
-        """A job of one pass, or with `later` of several; `changes` are of the first pass, or of the job."""
+        """A job of one stage, or with `later` of several; `changes` are of the first stage, or of the job."""
         sizing = Sizing(3136, 602112, 10000)
         limits = PlanLimits(sizing, sizing, max_queries_per_group=3, unit_tokens=100, rows_per_file=1_000_000)
         tables = Tables(*(str(self.folder / f"{name}.parquet") for name in ("documents", "queries", "candidates")))
         rule = changes.pop("rule", RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None))
         first = Stage("f00d", "", 1000, rule.logit_bias, HashFactory(), "cpu", limits)
         own = {field.name for field in fields(Stage)} & changes.keys()
-        passes = (replace(first, **{name: changes.pop(name) for name in own}), *later)
+        stages = (replace(first, **{name: changes.pop(name) for name in own}), *later)
         if later:
-            rule = FusionRule(tuple(one.logit_bias for one in passes), fusion, rule.thresholds, rule.depth)
+            rule = FusionRule(tuple(stage.logit_bias for stage in stages), fusion, rule.thresholds, rule.depth)
         paths = RunPaths(str(self.folder / "out"), run_id)
-        return replace(Rerank(paths, tables, passes, rule, AuditRules(Bounds()), "lake: {}\n"), **changes)
+        return replace(Rerank(paths, tables, stages, rule, AuditRules(Bounds()), "lake: {}\n"), **changes)
 
     def limits(self, **changes: int) -> PlanLimits:
         """The limits of its jobs, some of them changed."""
@@ -120,8 +122,27 @@ class Lake:
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    """Thirty documents and twelve queries; every query wants twenty of the documents."""
-    lake = Lake(tmp_path)
+    """Thirty documents and twelve queries with twenty of the documents each; nothing is ranked yet."""
+    return small_lake(tmp_path)
+
+
+@pytest.fixture
+def published(tmp_path: Path, published_once: Path) -> Lake:
+    """The same lake with run r1 of HashReranker published: a copy, to be changed at will."""
+    shutil.copytree(published_once, tmp_path, dirs_exist_ok=True)
+    return Lake(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def published_once(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that lake, made once a process; not to be written to."""
+    lake = small_lake(tmp_path_factory.mktemp("published"))
+    assert run(spark, Storage(), lake.job("r1"))["published"]
+    return lake.folder
+
+
+def small_lake(folder: Path) -> Lake:
+    lake = Lake(folder)
     lake.write("documents", [{"doc_id": f"d{i:02}", "text": f"document {i}"} for i in range(30)])
     lake.write("queries", [{"query_id": f"q{i:02}", "text": f"query {i}"} for i in range(12)])
     pairs = [(q, (q * 7 + k) % 30, k) for q in range(12) for k in range(20)]

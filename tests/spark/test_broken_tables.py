@@ -12,11 +12,14 @@ import pytest
 
 from lakerank.cli.job import run_job
 from lakerank.errors import SchemaError, StorageError
+from lakerank.lake.tables import fragments
+from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.run import run
 
 pytestmark = pytest.mark.spark
 
-TABLES = ("documents", "queries", "candidates")
+SCHEMAS = {"documents": DOCUMENTS, "queries": QUERIES, "candidates": CANDIDATES}
+TABLES = tuple(SCHEMAS)
 
 
 def cut_short(file: Path) -> None:
@@ -52,7 +55,7 @@ def test_a_damaged_file_stops_the_job_and_is_named(
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_one_file_of_other_columns_in_a_folder_is_named(spark: Any, storage: Any, lake: Any, table: str) -> None:
+def test_one_file_of_other_columns_in_a_folder_is_named(storage: Any, lake: Any, table: str) -> None:
     file = lake.folder / f"{table}.parquet"
     rows = file.read_bytes()
     file.unlink()
@@ -60,20 +63,20 @@ def test_one_file_of_other_columns_in_a_folder_is_named(spark: Any, storage: Any
     (file / "part-1.parquet").write_bytes(rows)
     pq.write_table(pa.table({"query": ["q00"], "document": ["d00"]}), file / "part-2.parquet")
     with pytest.raises(SchemaError, match=r"part-2\.parquet: no column '.*_id' \(found: query, document\); see README"):
-        run(spark, storage, lake.job("r"))
+        fragments(storage, str(file), SCHEMAS[table])
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_folder_without_tables_is_named(spark: Any, storage: Any, lake: Any, table: str) -> None:
+def test_a_folder_without_tables_is_named(storage: Any, lake: Any, table: str) -> None:
     file = lake.folder / f"{table}.parquet"
     file.unlink()
     file.mkdir()
     with pytest.raises(StorageError, match=rf"{table}\.parquet: no Parquet file is there; check the name"):
-        run(spark, storage, lake.job("r"))
+        fragments(storage, str(file), SCHEMAS[table])
 
 
-def test_rows_without_an_id_match_nothing_and_harm_nothing(spark: Any, storage: Any, lake: Any) -> None:
-    run(spark, storage, lake.job("clean"))
+def test_rows_without_an_id_match_nothing_and_harm_nothing(spark: Any, storage: Any, published: Any) -> None:
+    lake = published
     nothing = {"query_id": None, "doc_id": None, "text": "of nobody"}
     for table, column in (("documents", "doc_id"), ("queries", "query_id")):
         rows = pq.read_table(lake.folder / f"{table}.parquet").to_pylist()
@@ -82,7 +85,7 @@ def test_rows_without_an_id_match_nothing_and_harm_nothing(spark: Any, storage: 
     rows = pq.read_table(lake.folder / "candidates.parquet").to_pylist()
     lake.write("candidates", [*rows, *({"query_id": query, "doc_id": doc} for query, doc in pairs)])
     summary = run(spark, storage, lake.job("dirty"))
-    assert lake.ranked("dirty") == lake.ranked("clean")
+    assert lake.ranked("dirty") == lake.ranked("r1")
     assert {(row["query_id"], row["doc_id"]): row["reason"] for row in lake.rejected("dirty")} == {
         ("q00", None): "missing_document",
         (None, "d00"): "missing_query",

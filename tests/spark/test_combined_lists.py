@@ -1,4 +1,4 @@
-"""Results of several passes become one list: whose score each row has, and what becomes of a pair that one rejects."""
+"""Results of several stages become one list: whose score each row has, and what becomes of a pair that one rejects."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def result(query: int, doc_id: str, number: int, logit: float | None, **fields: 
         "rank": 3,
         "logit": logit,
         "truncated": False,
-        "own": False,
-        "pass": number,
+        "new": False,
+        "stage": number,
     }
     return row | ({} if logit is not None else {"reason": "input_too_long", "detail": f"by {number}"}) | fields
 
 
 RESULTS = [
     result(7, "a", 1, 5.0, truncated=True),
-    result(7, "b", 1, 4.0, own=True),
+    result(7, "b", 1, 4.0, new=True),
     result(7, "b", 2, -1.0),
     result(7, "a", 2, None),
     result(7, "c", 1, 4.0),
-    result(7, "c", 2, -1.0, truncated=True, own=True),
+    result(7, "c", 2, -1.0, truncated=True, new=True),
     result(7, "d", 1, None),
     result(8, "a", 1, 0.0),
     result(8, "d", 1, None, reason="out_of_memory"),
@@ -44,15 +44,21 @@ RESULTS = [
 
 
 def combined(rule: FusionRule) -> tuple[dict[tuple[str, str], dict[str, object]], pa.Table, pa.Table]:
-    listed, rejects = combine(pa.Table.from_pylist(RESULTS, schema=STAGE_RESULTS), IDS, rule)
-    assert (listed.own, listed.fused) == (2, rule.fusion is not None)
-    assert listed.passes == {"1": 4, "1 input_too_long": 1, "1 out_of_memory": 1, "2": 2, "2 input_too_long": 2}
-    assert listed.rows.schema == COMBINED
+    lists, rejects = combine(pa.Table.from_pylist(RESULTS, schema=STAGE_RESULTS), IDS, rule)
+    assert (lists.new, lists.fused) == (2, rule.fusion is not None)
+    assert {(row["stage"], row["reason"]): row["count"] for row in lists.stages} == {
+        (1, None): 4,
+        (1, "input_too_long"): 1,
+        (1, "out_of_memory"): 1,
+        (2, None): 2,
+        (2, "input_too_long"): 2,
+    }
+    assert lists.rows.schema == COMBINED
     assert rejects.schema == REJECTED
-    return {(row["query_id"], row["doc_id"]): row for row in listed.rows.to_pylist()}, listed.rows, rejects
+    return {(row["query_id"], row["doc_id"]): row for row in lists.rows.to_pylist()}, lists.rows, rejects
 
 
-def test_a_cascades_rows_have_the_score_of_the_last_pass_that_has_one():
+def test_a_cascades_rows_have_the_score_of_the_last_stage_that_has_one():
     found, rows, rejects = combined(FusionRule((0.0, -1.0), None, (0.5,), None))
     assert rows["doc_id"].to_pylist() == ["b", "c", "a", "a"]
     assert rows["rank"].to_pylist() == [1, 2, 3, 1]

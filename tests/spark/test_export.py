@@ -15,14 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lakerank.errors import ExportError, RunConflictError
-from lakerank.export.format import Target
-from lakerank.export.formats import FORMATS
-from lakerank.export.lists import ExportList
-from lakerank.export.parts import PartLimits
+from lakerank.export.format import ExportList, PartLimits, Target
+from lakerank.export.job import FORMATS, Export, finished, resolve
 from lakerank.lake.runs import RunPaths, publish, write_manifest
 from lakerank.lake.storage import Storage
 from lakerank.schemas import CANDIDATES, QUERIES, RANKED
-from lakerank.spark.export import Export, export_run, finished, resolve
+from lakerank.spark.export import export_run
 
 from ..export.conftest import IDS, make_list  # noqa: TID252 - the lists that the formats are tested with
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from lakerank.lake.scores import UNITS, PlannedUnits, unit_address, write_unit_list
 from lakerank.lake.storage import Storage
-from lakerank.spark.runtime import progress
 from lakerank.spark.runtime.progress import Progress, watch_units
 
 
@@ -20,15 +19,13 @@ def planned(folder: str) -> PlannedUnits:
     return PlannedUnits(Storage(), folder, (2, 1))
 
 
-def test_a_line_says_units_pairs_pace_and_time_left(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(progress, "LINE_EVERY_S", 0)
-    monkeypatch.setattr(progress, "LOOK_EVERY_S", 0.01)
+def test_a_line_says_units_pairs_pace_and_time_left(tmp_path, caplog):
     units, output, done = planned(str(tmp_path / "plan")), str(tmp_path / "out"), threading.Event()
     Storage().create(unit_address(output, "f1", "u1"), b"found done")
     Storage().create(unit_address(output, "f1", "other"), b"of another plan")
     with (
         caplog.at_level(logging.INFO, logger="lakerank.spark.runtime.progress"),
-        watch_units(Storage(), output, "f1", units),
+        watch_units(Storage(), output, "f1", units, list_every_s=0.01, line_every_s=0),
     ):
         done.wait(0.3)
         Storage().create(unit_address(output, "f1", "u2"), b"new")

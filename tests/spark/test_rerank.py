@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,41 +14,40 @@ from lakerank.errors import RunConflictError, SchemaError
 from lakerank.spark.plan import builder as planner
 from lakerank.spark.plan import join as inputs
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank.lists import RankRule
-from lakerank.spark.run import run
+from lakerank.spark.rank.write import RankRule
+from lakerank.spark.run import already_published, existing_plans, plan_stages, run
 
 pytestmark = pytest.mark.spark
 
 
-def test_every_candidate_is_ranked_and_sorted(spark, storage, lake):
-    summary = run(spark, storage, lake.job("r1"))
-    ranked = lake.ranked("r1")
+def test_every_candidate_is_ranked_and_sorted(storage, published):
+    summary = already_published(storage, published.job("r1"))
+    ranked = published.ranked("r1")
     assert summary["candidates"] == summary["scored"] == len(ranked) == 240
     assert summary["rejected"] == summary["reused"] == 0
     assert summary["published"] is True
     keys = [(row["query_id"], -row["logit"], row["doc_id"]) for row in ranked]
     assert keys == sorted(keys)
     assert [row["rank"] for row in ranked] == [*range(1, 21)] * 12
-    assert json.loads((lake.folder / "out" / "current.json").read_text())["run_id"] == "r1"
+    assert json.loads((published.folder / "out" / "current.json").read_text())["run_id"] == "r1"
 
 
-def test_the_same_bytes_whatever_the_partitioning(spark, storage, lake, monkeypatch):
-    run(spark, storage, lake.job("r1"))
-    first = lake.ranked_bytes("r1")
+def test_the_same_bytes_whatever_the_partitioning(spark, storage, published, monkeypatch):
+    first = published.ranked_bytes("r1")
     monkeypatch.setattr(planner, "PAIRS_A_TASK", 16)
     monkeypatch.setattr(inputs, "ROWS_AT_ONCE", 25)
     spark.conf.set("spark.sql.shuffle.partitions", 8)
     try:
-        limits = lake.limits(unit_tokens=37, max_queries_per_group=1)
-        run(spark, storage, lake.job("r2", scorer="f00e", limits=limits))
+        limits = published.limits(unit_tokens=37, max_queries_per_group=1)
+        run(spark, storage, published.job("r2", scorer="f00e", limits=limits))
     finally:
         spark.conf.set("spark.sql.shuffle.partitions", 3)
-    assert lake.ranked_bytes("r2") == first
+    assert published.ranked_bytes("r2") == first
 
 
-def test_ranked_files_are_cut_between_queries(spark, storage, lake):
-    run(spark, storage, lake.job("r1", limits=lake.limits(rows_per_file=60)))
-    folder = lake.folder / "out" / "ranked" / "run_id=r1"
+def test_ranked_files_are_cut_between_queries(spark, storage, published):
+    run(spark, storage, published.job("r2", limits=published.limits(rows_per_file=60)))
+    folder = published.folder / "out" / "ranked" / "run_id=r2"
     files = [pq.read_table(path)["query_id"].to_pylist() for path in sorted(folder.iterdir())]
     assert len(files) == 4
     assert all(files)
@@ -55,47 +55,47 @@ def test_ranked_files_are_cut_between_queries(spark, storage, lake):
     assert sum(len(set(file)) for file in files) == 12
 
 
-def test_a_second_run_scores_only_what_is_new(spark, storage, lake):
-    run(spark, storage, lake.job("r1"))
+def test_a_second_run_scores_only_what_is_new(spark, storage, published):
     documents = [{"doc_id": f"d{i:02}", "text": "changed" if i == 3 else f"document {i}"} for i in range(31)]
-    lake.write("documents", documents)
-    summary = run(spark, storage, lake.job("r2"))
-    wanted = sum(row["doc_id"] == "d03" for row in lake.ranked("r1"))
-    assert summary["scored"] == wanted
-    assert summary["reused"] == 240 - wanted
-    assert len(lake.ranked("r2")) == 240
+    published.write("documents", documents)
+    summary = run(spark, storage, published.job("r2"))
+    changed = sum(row["doc_id"] == "d03" for row in published.ranked("r1"))
+    assert summary["scored"] == changed
+    assert summary["reused"] == 240 - changed
+    assert len(published.ranked("r2")) == 240
 
 
-def test_a_published_run_is_left_as_it_is(spark, storage, lake):
-    run(spark, storage, lake.job("r1"))
-    before = lake.ranked_bytes("r1")
-    lake.write("candidates", [{"query_id": "q00", "doc_id": "d00"}])
-    again = run(spark, storage, lake.job("r1"))
+def test_a_published_run_is_left_as_it_is(spark, storage, published):
+    before = published.ranked_bytes("r1")
+    published.write("candidates", [{"query_id": "q00", "doc_id": "d00"}])
+    again = run(spark, storage, published.job("r1"))
     assert again["published"] is True
     assert again["candidates"] == 240
-    assert lake.ranked_bytes("r1") == before
+    assert published.ranked_bytes("r1") == before
 
 
-def test_stages_one_by_one_write_what_one_driver_does(spark, storage, lake):
-    run(spark, storage, lake.job("r1"))
-    expected = lake.ranked_bytes("r1")
-    planned = run(spark, storage, lake.job("r2", scorer="f00e"), ["plan"])
+def test_steps_one_by_one_write_what_one_driver_does(spark, storage, published):
+    expected, job = published.ranked_bytes("r1"), published.job("r2", scorer="f00e")
+    planned = run(spark, storage, job, ["plan"])
     assert planned["new"] == 240
     assert planned["published"] is False
-    run(spark, storage, lake.job("r2", scorer="f00e"), ["score"])
-    assert run(spark, storage, lake.job("r2", scorer="f00e"), ["publish"])["published"] is True
-    assert lake.ranked_bytes("r2") == expected
+    run(spark, storage, job, ["score"])
+    assert run(spark, storage, job, ["publish"])["published"] is True
+    assert published.ranked_bytes("r2") == expected
 
 
-def test_scoring_before_planning_says_so(spark, storage, lake):
+def test_scoring_before_planning_says_so(storage, lake):
     with pytest.raises(RunConflictError, match="--stage plan first"):
-        run(spark, storage, lake.job("r1"), ["score"])
+        existing_plans(storage, lake.job("r1"))
 
 
 def test_a_run_id_keeps_to_what_it_was_planned_from(spark, storage, lake):
-    run(spark, storage, lake.job("r1"), ["plan"])
+    plan_stages(spark, storage, lake.job("r1"))
+    other = lake.job("r1", scorer="f00e")
     with pytest.raises(RunConflictError, match="another --run-id"):
-        run(spark, storage, lake.job("r1", scorer="f00e"))
+        plan_stages(spark, storage, other)
+    with pytest.raises(RunConflictError, match="planned for scorer f00d"):
+        existing_plans(storage, other)
 
 
 def test_a_torn_unit_is_scored_again_and_no_other(spark, storage, lake):
@@ -111,9 +111,8 @@ def test_a_torn_unit_is_scored_again_and_no_other(spark, storage, lake):
     assert summary["published"] is True
 
 
-def test_each_bad_row_is_rejected_and_the_rest_ranked_as_without_it(spark, storage, lake):
-    run(spark, storage, lake.job("clean"))
-    clean = lake.ranked("clean")
+def test_each_bad_row_is_rejected_and_the_rest_ranked_as_without_it(spark, storage, published):
+    clean = published.ranked("r1")
     documents = [{"doc_id": f"d{i:02}", "text": f"document {i}"} for i in range(30)]
     documents += [{"doc_id": "blank", "text": " \n"}, {"doc_id": "twice", "text": "one"}]
     documents += [
@@ -121,15 +120,15 @@ def test_each_bad_row_is_rejected_and_the_rest_ranked_as_without_it(spark, stora
         {"doc_id": "same", "text": "s"},
         {"doc_id": "same", "text": "s"},
     ]
-    lake.write("documents", documents)
+    published.write("documents", documents)
     queries = [{"query_id": f"q{i:02}", "text": f"query {i}"} for i in range(12)]
-    lake.write("queries", [*queries, {"query_id": "void"}])
-    candidates = pq.read_table(lake.folder / "candidates.parquet").to_pylist()
+    published.write("queries", [*queries, {"query_id": "void"}])
+    candidates = pq.read_table(published.folder / "candidates.parquet").to_pylist()
     bad = [("q00", "blank"), ("q00", "nowhere"), ("q00", "twice"), ("void", "d00"), ("who", "d00"), (None, "d00")]
     same = {"query_id": "q01", "doc_id": "same"}
-    lake.write("candidates", [*candidates, same, same, *({"query_id": q, "doc_id": d} for q, d in bad)])
-    summary = run(spark, storage, lake.job("dirty"))
-    reasons = {(row["query_id"], row["doc_id"]): row["reason"] for row in lake.rejected("dirty")}
+    published.write("candidates", [*candidates, same, same, *({"query_id": q, "doc_id": d} for q, d in bad)])
+    summary = run(spark, storage, published.job("dirty"))
+    reasons = {(row["query_id"], row["doc_id"]): row["reason"] for row in published.rejected("dirty")}
     assert reasons == {
         ("q00", "blank"): "empty_document",
         ("q00", "nowhere"): "missing_document",
@@ -138,15 +137,13 @@ def test_each_bad_row_is_rejected_and_the_rest_ranked_as_without_it(spark, stora
         ("who", "d00"): "missing_query",
         (None, "d00"): "missing_query",
     }
-    ranked = [row for row in lake.ranked("dirty") if row["doc_id"] != "same"]
+    ranked = [row for row in published.ranked("dirty") if row["doc_id"] != "same"]
     assert [{**row, "rank": 0} for row in ranked] == [{**row, "rank": 0} for row in clean]
     assert summary["candidates"] == summary["scored"] + summary["reused"] + summary["rejected"] == 247
     assert summary["duplicates"] == 1
 
 
 def test_text_that_is_not_utf8_is_rejected(spark, storage, lake):
-    import pyarrow as pa
-
     raw = pa.array([b"fine", b"\xff\xfe broken"]).cast(pa.binary())
     text = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
     pq.write_table(pa.table({"doc_id": ["d1", "d2"], "text": text}), lake.folder / "documents.parquet")
@@ -167,25 +164,24 @@ def test_what_the_machine_could_not_do_is_tried_again_by_the_next_run(spark, sto
     assert second["found"] == 0, "the pair got a new unit name"
 
 
-def test_depth_keeps_the_best_and_counts_the_rest(spark, storage, lake):
-    summary = run(spark, storage, lake.job("r1", rule=RankRule(0.0, (0.5,), depth=5)))
-    assert max(row["rank"] for row in lake.ranked("r1")) == 5
+def test_depth_keeps_the_best_and_counts_the_rest(spark, storage, published):
+    summary = run(spark, storage, published.job("r2", rule=RankRule(0.0, (0.5,), depth=5)))
+    assert max(row["rank"] for row in published.ranked("r2")) == 5
     assert summary["ranked"] == 60
     assert summary["beyond_depth"] == 180
     assert summary["published"] is True
 
 
-def test_a_failed_audit_leaves_the_last_run_published(spark, storage, lake):
-    run(spark, storage, lake.job("r1"))
-    lake.write("candidates", [{"query_id": "q00", "doc_id": "d00"}, {"query_id": "q00", "doc_id": "nowhere"}])
+def test_a_failed_audit_leaves_the_last_run_published(spark, storage, published):
+    published.write("candidates", [{"query_id": "q00", "doc_id": "d00"}, {"query_id": "q00", "doc_id": "nowhere"}])
     strict = AuditRules(Bounds(max_reject_rate=0.1))
-    summary = run(spark, storage, lake.job("r2", rules=strict))
+    summary = run(spark, storage, published.job("r2", audit=strict))
     assert summary["published"] is False
     assert summary["failed_audits"] == ["reject rate"]
-    assert json.loads((lake.folder / "out" / "current.json").read_text())["run_id"] == "r1"
-    looser = lake.job("r2", config_yaml="audit: {}\n")
+    assert json.loads((published.folder / "out" / "current.json").read_text())["run_id"] == "r1"
+    looser = published.job("r2", config_yaml="audit: {}\n")
     assert run(spark, storage, looser)["published"] is True, "looser bounds, same run"
-    assert (lake.folder / "out" / "runs" / "r2" / "config.yaml").read_text() == "audit: {}\n"
+    assert (published.folder / "out" / "runs" / "r2" / "config.yaml").read_text() == "audit: {}\n"
 
 
 def test_a_missing_column_stops_the_job(spark, storage, lake):
@@ -202,49 +198,49 @@ def test_nothing_to_rank_is_a_run_too(spark, storage, lake):
     assert lake.ranked("r1") == lake.rejected("r1") == []
 
 
-def test_golden_pairs_hold_the_scores_in_place(spark, storage, lake):
-    import pyarrow as pa
-
-    run(spark, storage, lake.job("r1"))
-    row = lake.ranked("r1")[0]
+def test_golden_pairs_hold_the_scores_in_place(spark, storage, published):
+    row = published.ranked("r1")[0]
     golden = {"query_id": [row["query_id"]], "doc_id": [row["doc_id"]], "logit": [row["logit"]]}
-    pq.write_table(pa.table(golden), lake.folder / "golden.parquet")
-    rules = AuditRules(Bounds(golden_tolerance=1e-3), str(lake.folder / "golden.parquet"))
-    assert run(spark, storage, lake.job("r2", rules=rules))["published"] is True
-    pq.write_table(pa.table(golden | {"logit": [row["logit"] + 0.1]}), lake.folder / "golden.parquet")
-    assert run(spark, storage, lake.job("r3", rules=rules))["failed_audits"] == ["golden pairs, |logit - expected|"]
+    pq.write_table(pa.table(golden), published.folder / "golden.parquet")
+    audit = AuditRules(Bounds(golden_tolerance=1e-3), str(published.folder / "golden.parquet"))
+    assert run(spark, storage, published.job("r2", audit=audit))["published"] is True
+    pq.write_table(pa.table(golden | {"logit": [row["logit"] + 0.1]}), published.folder / "golden.parquet")
+    assert run(spark, storage, published.job("r3", audit=audit))["failed_audits"] == [
+        "golden pairs, |logit - expected|"
+    ]
 
 
-@pytest.mark.parametrize("pairs_a_task", [(1000, 16), (16, 50)])
+@pytest.mark.parametrize("pairs_a_task", [(None, 16), (16, 50)])
 def test_the_next_night_scores_exactly_what_changed_and_says_what_was_dropped(
-    spark, storage, lake, monkeypatch, pairs_a_task
+    spark, storage, published, monkeypatch, pairs_a_task
 ):
-    monkeypatch.setattr(planner, "PAIRS_A_TASK", pairs_a_task[0])
-    run(spark, storage, lake.job("r1"))
+    if pairs_a_task[0]:
+        monkeypatch.setattr(planner, "PAIRS_A_TASK", pairs_a_task[0])
+        run(spark, storage, published.job("parts"))
     monkeypatch.setattr(planner, "PAIRS_A_TASK", pairs_a_task[1])
-    before = {(row["query_id"], row["doc_id"]) for row in lake.ranked("r1")}
+    before = {(row["query_id"], row["doc_id"]) for row in published.ranked("r1")}
     # A changed document, a renamed one (its content is known), a removed query, new pairs, one of them listed twice.
-    lake.write(
+    published.write(
         "documents",
         [{"doc_id": f"d{i:02}", "text": "changed" if i == 3 else f"document {i}"} for i in range(30) if i != 5]
         + [{"doc_id": "renamed", "text": "document 5"}, {"doc_id": "new", "text": "new"}],
     )
-    lake.write("queries", [{"query_id": f"q{i:02}", "text": f"query {i}"} for i in range(11)])
+    published.write("queries", [{"query_id": f"q{i:02}", "text": f"query {i}"} for i in range(11)])
     kept = {(q, "renamed" if d == "d05" else d) for q, d in before if q != "q11"}
     new = {("q00", "new"), ("q01", "new")} | ({("q02", "d00"), ("q02", "d29")} - kept)
     listed = [*sorted(kept), *sorted(new), ("q00", "new")]
-    lake.write("candidates", [{"query_id": q, "doc_id": d} for q, d in listed], row_group_rows=1000)
-    summary = run(spark, storage, lake.job("r2"))
+    published.write("candidates", [{"query_id": q, "doc_id": d} for q, d in listed], row_group_rows=1000)
+    summary = run(spark, storage, published.job("r2"))
     changed = {pair for pair in kept if pair[1] == "d03"}
     assert summary["scored"] == summary["pairs"] == len(changed | new)
     assert summary["reused"] == len(kept - changed)
     assert summary["duplicates"] == 1
     gone = {pair for pair in before if pair[0] == "q11" or pair[1] == "d05"}
     assert summary["dropped"] == len(gone)
-    assert {(row["query_id"], row["doc_id"]) for row in lake.ranked("r2")} == kept | new
-    third = run(spark, storage, lake.job("r3"))
+    assert {(row["query_id"], row["doc_id"]) for row in published.ranked("r2")} == kept | new
+    third = run(spark, storage, published.job("r3"))
     assert (third["scored"], third["dropped"], third["reused"]) == (0, 0, len(kept | new))
-    assert lake.ranked_bytes("r3") == lake.ranked_bytes("r2")
+    assert published.ranked_bytes("r3") == published.ranked_bytes("r2")
 
 
 def test_the_plan_forecasts_what_scoring_takes(spark, storage, lake):
@@ -257,7 +253,6 @@ def test_the_plan_forecasts_what_scoring_takes(spark, storage, lake):
     assert planned["forecast_tflop"] == round(2 * 1000 * planned["forecast_tokens"] / 1e12, 3)
     assert planned["forecast_device_hours"] == pytest.approx(planned["forecast_tokens"] / 50 / 3600, abs=1e-4)
     assert 1.0 <= planned["largest_unit_over_mean"] < 1.6
-    run(spark, storage, lake.job("r1"))
     lake.write("candidates", [{"query_id": "q00", "doc_id": "d00"}, {"query_id": "q05", "doc_id": "d00"}])
     sparse = run(spark, storage, lake.job("r2", scorer="f00e"), ["plan"])
     assert sparse["forecast_read_amplification"] == 4.0, "one document of a row group of four like it"

@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,9 +14,12 @@ from lakerank.cli.job import EPILOG, config_option, run_job, set_option, spark_s
 from lakerank.config import Config, load_config
 from lakerank.errors import ConfigError
 
+if TYPE_CHECKING:
+    from lakerank.export.job import Export
+
 logger = logging.getLogger(__name__)
 
-#: The names of lakerank.export.formats, without an import of pyarrow for --help.
+#: The names of lakerank.export.job, without an import of pyarrow for --help.
 FORMATS = (
     "trec-run", "trec-qrels", "quepid-csv", "ltr-judgements", "svmrank", "opensearch-lists", "opensearch-documents",
     "vespa-lists", "vespa-documents", "parquet", "csv", "golden-pairs",
@@ -89,7 +92,8 @@ def export(config_path: Path, overrides: tuple[str, ...], verbose: bool, **optio
 
 def _export(config: Config, options: Options) -> dict[str, Any]:
     from lakerank.cli.resolve import storage as storage_of
-    from lakerank.spark.export import export_run, finished, resolve, summary
+    from lakerank.export.job import finished, resolve, summary
+    from lakerank.spark.export import export_run
 
     started = time.monotonic()
     storage = storage_of(config.lake.storage)
@@ -103,10 +107,9 @@ def _export(config: Config, options: Options) -> dict[str, Any]:
         return summary(job, export_run(spark, storage, job), started)
 
 
-def _job(config: Config, options: Options) -> Any:
-    from lakerank.export.format import Target
-    from lakerank.export.parts import PartLimits
-    from lakerank.spark.export import Export
+def _job(config: Config, options: Options) -> Export:
+    from lakerank.export.format import PartLimits, Target
+    from lakerank.export.job import Export
 
     options.check()
     lake = config.lake.located()

@@ -14,7 +14,7 @@ from lakerank.cli.job import EPILOG, config_option, run_job, set_option, spark_s
 from lakerank.config import Config, load_config
 from lakerank.errors import ConfigError
 
-STAGES = ("plan", "score", "publish")
+STEPS = ("plan", "score", "publish")
 
 
 @click.command(epilog=EPILOG)
@@ -25,7 +25,7 @@ STAGES = ("plan", "score", "publish")
     help="Name of the run. The same name resumes an earlier attempt; a published run is not changed.",
 )  # fmt: skip
 @click.option(
-    "--stage", "stages", default=",".join(STAGES), show_default=True, metavar="STAGES",
+    "--stage", "steps", default=",".join(STEPS), show_default=True, metavar="STAGES",
     help="Which of plan, score and publish to run. plan prints a cost estimate; only score needs a GPU.",
 )  # fmt: skip
 @click.option(
@@ -44,18 +44,18 @@ def rerank(config_path: Path, overrides: Sequence[str], verbose: bool, **options
     run_job(lambda: _rerank(load_config(config_path, overrides), **options), verbose)
 
 
-def _rerank(config: Config, run_id: str, stages: str, reason: str | None, by: str | None) -> dict[str, Any]:
+def _rerank(config: Config, run_id: str, steps: str, reason: str | None, by: str | None) -> dict[str, Any]:
     from lakerank.cli import resolve
     from lakerank.cli.rerank_job import rerank_job
     from lakerank.lake.runs import check_run_id
     from lakerank.spark.run import already_published, run
 
     check_run_id(run_id)
-    chosen = _parse_stages(stages)
+    chosen = _parse_steps(steps)
     override = _override(reason, by)
     storage = resolve.storage(config.lake.storage)
     job = rerank_job(config, run_id, storage)
-    job = replace(job, rules=replace(job.rules, override=override))
+    job = replace(job, audit=replace(job.audit, override=override))
     summary = already_published(storage, job)
     if summary is None:
         with spark_session(config.spark) as spark:
@@ -78,8 +78,8 @@ def _override(reason: str | None, by: str | None) -> Any:
         raise ConfigError(["--publish-anyway: the user who runs the job has no name; say --by NAME"]) from error
 
 
-def _parse_stages(stages: str) -> list[str]:
-    names = [stage.strip() for stage in stages.split(",") if stage.strip()]
-    if not names or not set(names) <= set(STAGES):
-        raise ConfigError([f"--stage {stages}: expected any of {', '.join(STAGES)}, separated by commas"])
-    return [stage for stage in STAGES if stage in names]
+def _parse_steps(steps: str) -> list[str]:
+    names = [step.strip() for step in steps.split(",") if step.strip()]
+    if not names or not set(names) <= set(STEPS):
+        raise ConfigError([f"--stage {steps}: expected any of {', '.join(STEPS)}, separated by commas"])
+    return [step for step in STEPS if step in names]

@@ -16,7 +16,7 @@ from lakerank.model.spec import ScorerIdentity
 from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.combine import FusionRule
-from lakerank.spark.rank.lists import RankRule
+from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import Rerank
 from lakerank.spark.score import SpecFactory
 from lakerank.spark.stage import Stage
@@ -38,7 +38,7 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
         tables=Tables(lake.documents, lake.queries, lake.candidates),
         stages=stages,
         rule=_rule(config, stages),
-        rules=AuditRules(_bounds(config), audit.golden_pairs, audit.golden_qrels),
+        audit=AuditRules(_bounds(config), audit.golden_pairs, audit.golden_qrels),
         config_yaml=config.to_yaml(),
         calibration=calibration,
     )

@@ -9,9 +9,9 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from lakerank.export.format import Format
-from lakerank.export.lists import COLUMNS, ExportList
+from lakerank.export.format import ExportList, Format
 from lakerank.records import RankedDocument
+from lakerank.schemas import RANKED
 
 Row = Mapping[str, Any]
 
@@ -63,5 +63,5 @@ def changes(rows: Iterable[Row], form: Format, first_number: int = 1) -> Iterato
 
 def _list(key: str, rows: list[Row], number: int) -> ExportList:
     scores = tuple(row["first_stage_score"] for row in rows) if "first_stage_score" in rows[0] else ()
-    documents = tuple(RankedDocument(**{name: row[name] for name in COLUMNS}) for row in rows)
+    documents = tuple(RankedDocument(**{name: row[name] for name in RANKED.names}) for row in rows)
     return ExportList(key, documents, number, rows[0].get("query_text"), scores)

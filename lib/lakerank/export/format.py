@@ -1,17 +1,32 @@
-"""What a format is: how one list becomes bytes, how a removed one does, and how such pieces become a file."""
+"""What a format of export is: how a list becomes bytes, how its removal does, and how lists become a file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lakerank.export.lists import ExportList
+from lakerank.records import RankedDocument
+
+
+@dataclass(frozen=True, slots=True)
+class ExportList:
+    """The rows of one key: a query's documents by rank, or a document's queries by id.
+
+    `number` is that of the query among all of the run, from 1, in the order of ids; 0 where a format does not need it.
+    `query_text` and `first_stage_scores` (one a row) are there where a format needs them and the lake has them.
+    """
+
+    key: str
+    rows: tuple[RankedDocument, ...]
+    number: int = 0
+    query_text: str | None = None
+    first_stage_scores: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Names that stand in an export and not in the lake.
+    """Names in an export that are not in the lake.
 
     `name` is the index of a bulk request, Vespa's `namespace:document type` or the tag of a TREC run; `field` is the
     field of a document that holds its queries.
@@ -40,6 +55,42 @@ class Format:
     needs_first_stage_score: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """An encoded list, and the rows in it."""
+
+    data: bytes
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartLimits:
+    """Rows and bytes of a file at most, before compression; a larger list gets a file of its own."""
+
+    rows: int
+    size: int
+
+
+def parts(pieces: Iterable[Piece], limits: PartLimits) -> Iterator[list[Piece]]:
+    """Cut encoded lists, in order, into files within the limits. No file is empty, no list is split."""
+    part: list[Piece] = []
+    rows = size = 0
+    for piece in pieces:
+        if part and (rows + piece.rows > limits.rows or size + len(piece.data) > limits.size):
+            yield part
+            part, rows, size = [], 0, 0
+        part.append(piece)
+        rows += piece.rows
+        size += len(piece.data)
+    if part:
+        yield part
+
+
 def headed(header: bytes) -> Callable[[Sequence[bytes]], bytes]:
-    """Pieces below a header line."""
+    """Encoded lists below a header line."""
     return lambda pieces: header + b"".join(pieces)
+
+
+def shortest(value: float) -> float:
+    """A float32 as the double with the fewest digits that is the same float32: nine digits always suffice."""
+    return float(f"{value:.9g}")

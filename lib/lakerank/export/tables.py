@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 import pyarrow.csv
 
-from lakerank.export.format import Format, Target, headed
-from lakerank.export.lists import COLUMNS, ExportList
+from lakerank.export.format import ExportList, Format, Target, headed
 from lakerank.lake.tables import parquet_bytes
 from lakerank.schemas import GOLDEN, RANKED
+
+_COLUMNS = tuple(RANKED.names)
 
 #: Rows of a row group: a reader looking up one query reads little.
 ROW_GROUP_ROWS = 50_000
@@ -18,7 +19,7 @@ ROW_GROUP_ROWS = 50_000
 
 def parquet(_target: Target) -> Format:
     """Parquet with the columns of ranked/, sorted by query and rank."""
-    return Format(".parquet", COLUMNS, _batches_of(RANKED), finish=_parquet_of(RANKED))
+    return Format(".parquet", _COLUMNS, _batches_of(RANKED), finish=_parquet_of(RANKED))
 
 
 def golden_pairs(_target: Target) -> Format:
@@ -29,22 +30,22 @@ def golden_pairs(_target: Target) -> Format:
 def flat_csv(_target: Target) -> Format:
     """CSV with the columns of ranked/ and a header; strings in quotes, null as nothing between two commas."""
 
-    def encode(one: ExportList) -> bytes:
+    def encode(ranked: ExportList) -> bytes:
         sink = pa.BufferOutputStream()
         options = pyarrow.csv.WriteOptions(include_header=False)  # made here: it does not pickle
-        pyarrow.csv.write_csv(_batch(one, RANKED), sink, options)
+        pyarrow.csv.write_csv(_batch(ranked, RANKED), sink, options)
         return bytes(sink.getvalue())
 
-    return Format(".csv", COLUMNS, encode, finish=headed(",".join(COLUMNS).encode() + b"\n"))
+    return Format(".csv", _COLUMNS, encode, finish=headed(",".join(_COLUMNS).encode() + b"\n"))
 
 
-def _batch(one: ExportList, schema: pa.Schema) -> pa.RecordBatch:
-    columns = [pa.array([getattr(row, field.name) for row in one.rows], field.type) for field in schema]
+def _batch(ranked: ExportList, schema: pa.Schema) -> pa.RecordBatch:
+    columns = [pa.array([getattr(row, field.name) for row in ranked.rows], field.type) for field in schema]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _batches_of(schema: pa.Schema) -> Callable[[ExportList], bytes]:
-    return lambda one: bytes(_batch(one, schema).serialize())
+    return lambda ranked: bytes(_batch(ranked, schema).serialize())
 
 
 def _parquet_of(schema: pa.Schema) -> Callable[[Sequence[bytes]], bytes]:

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from lakerank.errors import ExportError, RunConflictError
 from lakerank.export.changes import Change, Row, changes
-from lakerank.export.format import Format, Target
-from lakerank.export.formats import FORMATS
-from lakerank.export.parts import PartLimits, Piece, parts
-from lakerank.fingerprint import fingerprint
-from lakerank.lake.runs import RunPaths, current_run, read_manifest
+from lakerank.export.format import Format, PartLimits, Piece, parts
+from lakerank.export.job import Export, fingerprint_of, finish, finished, run_files
 from lakerank.lake.storage import Storage, join
-from lakerank.spark.export_frames import Sources, frame_of_lists, query_counts
-from lakerank.spark.rank.frame import ranked_batches
-from lakerank.spark.runtime.frames import describe_job, scatter
+from lakerank.lake.tables import decode_text, fragments, read_table_file
+from lakerank.schemas import CANDIDATES, QUERIES, RANKED
+from lakerank.spark.plan.join import read_candidates
+from lakerank.spark.rank.lists import file_of, ranked_batches, read_ranked
+from lakerank.spark.runtime.frames import describe_job, gather, parallelism, scatter
 
-#: The layout of exports: a format whose bytes change raises it, so that an old export is not taken for the same.
-LAYOUT = 1
-
-MANIFEST = "_manifest.json"
-CURRENT = "current"
-
-#: What a task tells the driver: a file that it wrote (one of FILES), or how many lists a change befell.
+#: What a task reports: a file that it wrote (`part` or `removal`), or how many lists a change befell.
 REPORT = pa.schema(
     [
         ("kind", pa.string()),
@@ -44,25 +36,8 @@ REPORT = pa.schema(
     ]
 )
 
-
-FILES = {"part": "parts", "removal": "removed"}
-
-
-@dataclass(frozen=True, slots=True)
-class Export:
-    """An export in plain values. `run_id` and `since` are run ids; `pairs` bounds a sample, None is everything."""
-
-    output: str
-    run_id: str
-    since: str | None
-    format: str
-    target: Target
-    to: str
-    depth: int | None
-    limits: PartLimits
-    pairs: int | None
-    queries: str
-    candidates: str
+_COUNTS = pa.schema([("file", pa.int64()), ("first", pa.string()), ("queries", pa.int64())])
+_TEXTS = pa.schema([("query_id", pa.string()), ("query_text", pa.string())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +59,19 @@ class _Task:
         removed: list[str] = []
 
         def pieces() -> Iterator[Piece]:
-            for one in changes(rows, self.form, first_number):
-                counts[one.change] += 1
-                if one.current is None and self.form.remove is None:
-                    removed.append(one.key)
-                elif one.current is None and self.form.remove is not None:
-                    yield Piece(self.form.remove(one.key), 0)
-                elif one.current is not None and one.change is not Change.UNCHANGED:
-                    yield Piece(self.form.encode(one.current), len(one.current.rows))
+            for changed in changes(rows, self.form, first_number):
+                counts[changed.change] += 1
+                if changed.current is None and self.form.remove is None:
+                    removed.append(changed.key)
+                elif changed.current is None and self.form.remove is not None:
+                    yield Piece(self.form.remove(changed.key), 0)
+                elif changed.current is not None and changed.change is not Change.UNCHANGED:
+                    yield Piece(self.form.encode(changed.current), len(changed.current.rows))
 
-        for sequence, held in enumerate(parts(pieces(), self.limits)):
-            data = self.form.finish([piece.data for piece in held])
+        for sequence, part in enumerate(parts(pieces(), self.limits)):
+            data = self.form.finish([piece.data for piece in part])
             name = self.name("part", number, sequence, suffix=self.form.suffix)
-            yield self._put("part", name, data, sum(piece.rows for piece in held), len(held))
+            yield self._put("part", name, data, sum(piece.rows for piece in part), len(part))
         if removed:
             lines = "".join(json.dumps({self.form.by: key}, ensure_ascii=False) + "\n" for key in removed)
             yield self._put("removal", self.name("_removed", number, suffix=".jsonl"), lines.encode(), 0, len(removed))
@@ -108,91 +83,41 @@ class _Task:
         return _report(kind, name, rows, lists, len(data), hashlib.sha256(data).hexdigest())
 
 
-def resolve(storage: Storage, export: Export) -> Export:
-    """The export with `current` replaced by the run that is published now.
+@dataclass(frozen=True, slots=True)
+class _QueryCounts:
+    """Of each file of ranked/, its first query and the number of that, counted from 1 over all files."""
 
-    Raises:
-        ExportError: nothing is published.
-    """
-
-    def named(run_id: str) -> str:
-        if run_id != CURRENT:
-            return run_id
-        pointer = current_run(storage, export.output)
-        if pointer is None:
-            raise ExportError(
-                f"{RunPaths(export.output, '').current}: no run is published yet; run jobs/rerank.py first"
-            )
-        return str(pointer["run_id"])
-
-    values = {"run_id": named(export.run_id), "since": None if export.since is None else named(export.since)}
-    return Export(**{name: values.get(name, getattr(export, name)) for name in Export.__slots__})
+    first_queries: list[str]
+    first_numbers: list[int]
 
 
-def finished(storage: Storage, export: Export) -> dict[str, Any] | None:
-    """The manifest of an export that is there already, for which no Spark need start; None when there is none.
-
-    Raises:
-        ExportError: a run is not published.
-        RunConflictError: the folder holds something else.
-    """
-    made_from = _made_from(storage, export)
-    address = join(export.to, MANIFEST)
-    if storage.exists(address):
-        found = dict(json.loads(storage.read_bytes(address)))
-        if found.get("made_from") != made_from:
-            raise RunConflictError(
-                f"{address}: this folder holds another export ({found.get('format')} of run {found.get('run_id')!r}, "
-                "or with other options); name an empty folder with --to"
-            )
-        return found
-    own = (f"part-{made_from[:8]}-", f"_removed-{made_from[:8]}-")
-    strange = [name for name in storage.list_names(export.to) if not name.startswith(own)]
-    if strange:
-        raise RunConflictError(
-            f"{export.to}: not empty, and no finished export ({', '.join(strange[:3])}); empty it or use another --to"
-        )
-    return None
-
-
-def export_run(spark: SparkSession, storage: Storage, export: Export) -> dict[str, Any]:
+def export_run(spark: SparkSession, storage: Storage, export: Export) -> dict[str, object]:
     """Write the parts, then the manifest that names them. Returns the manifest that stands.
 
     Raises:
         ExportError: a run is not published, or an id does not fit the format.
         RunConflictError: the folder holds something else.
     """
-    found = finished(storage, export)
-    if found is not None:
-        return found
-    form = FORMATS[export.format](export.target)
-    task = _Task(storage, export.to, _made_from(storage, export), form, export.limits)
+    manifest = finished(storage, export)
+    if manifest is not None:
+        return manifest
+    form = export.form
+    task = _Task(storage, export.to, fingerprint_of(storage, export), form, export.limits)
     describe_job(spark, f"export: {export.format} of run {export.run_id}")
-    plain = export.since is None and export.pairs is None and form.by == "query_id"
-    if plain and not form.needs_query_text and not form.needs_first_stage_score:
+    as_stored = export.since is None and export.pairs is None and form.by == "query_id"
+    if as_stored and not form.needs_query_text and not form.needs_first_stage_score:
         reports = _from_files(spark, storage, export, task)
     else:
         reports = _from_frame(spark, storage, export, task)
-    manifest = _manifest(export, task.made_from, reports.to_pylist())
-    encoded = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    if not storage.create(join(export.to, MANIFEST), encoded):
-        return finished(storage, export) or manifest  # the same command twice at once: the same parts
-    return manifest
-
-
-def summary(export: Export, manifest: Mapping[str, Any], started: float) -> dict[str, Any]:
-    """The job's last line: the manifest without its parts, and how long it took."""
-    told = {name: value for name, value in manifest.items() if name not in ("parts", "removed", "target", "limits")}
-    seconds = time.monotonic() - started
-    return {**told, "to": export.to, "files": len(manifest["parts"]), "seconds": round(seconds, 3)}
+    return finish(storage, export, task.made_from, reports.to_pylist())
 
 
 def _from_files(spark: SparkSession, storage: Storage, export: Export, task: _Task) -> pa.Table:
-    """Each file of ranked/ by a task of its own, as it lies there: no shuffle."""
+    """Each file of ranked/ by a task of its own, as it is stored: no shuffle."""
     files = run_files(storage, export.output, export.run_id)
     first = [1] * len(files)
     if task.form.numbered:
-        first = query_counts(spark, storage, files).first_numbers
+        first = _count_queries(spark, storage, files).first_numbers
 
     def work(number: int) -> Iterator[pa.RecordBatch]:
         batches = ranked_batches(storage, files[number], export.depth)
@@ -203,86 +128,99 @@ def _from_files(spark: SparkSession, storage: Storage, export: Export, task: _Ta
 
 def _from_frame(spark: SparkSession, storage: Storage, export: Export, task: _Task) -> pa.Table:
     """Lists put together by a shuffle of keys: from two runs, by document, or with columns of other tables."""
-    sources = Sources(
-        run_files(storage, export.output, export.run_id),
-        None if export.since is None else run_files(storage, export.output, export.since),
-        export.queries if task.form.needs_query_text else None,
-        export.candidates if task.form.needs_first_stage_score else None,
-    )
-    lists = frame_of_lists(spark, storage, sources, task.form, export.depth, export.limits.rows, export.pairs)
-    first = lists.first_numbers
+    files = run_files(storage, export.output, export.run_id)
+    rows = _rows(spark, storage, export, files)
+    first: list[int] | None = None
+    if task.form.by == "doc_id":
+        # Parts depend on the run alone: so many rows each, cut by a hash.
+        count = max(1, -(-_row_count(storage, files) // export.limits.rows))
+        part: Column = F.pmod(F.xxhash64("doc_id"), F.lit(count)).cast("int")
+        frame = _parted(rows, part, count, ["doc_id", "is_old", "query_id"])
+    else:
+        # … or those of the newer run's files.
+        counts = _count_queries(spark, storage, files)
+        first = counts.first_numbers
+        frame = _parted(rows, file_of(counts.first_queries[1:]), len(files), ["query_id", "is_old", "rank"])
 
     def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         rows = (row for batch in batches for row in batch.to_pylist())
         head = next(rows, None)
         if head is not None:
             number = head["part"]
-            yield from task.write(number, _chain(head, rows), first[number] if first else 1)
+            yield from task.write(number, chain([head], rows), first[number] if first else 1)
 
-    frame: DataFrame = lists.frame
     return frame.mapInArrow(work, from_arrow_schema(REPORT)).toArrow()
 
 
-def run_files(storage: Storage, output: str, run_id: str) -> list[str]:
-    """The files of a published run's ranked/, in the order of the queries.
-
-    Raises:
-        ExportError: the run is not published.
-    """
-    folder = RunPaths(output, run_id).ranked
-    return [join(folder, one["file"]) for one in _manifest_of(storage, output, run_id)["ranked_files"] if one["rows"]]
-
-
-def _manifest_of(storage: Storage, output: str, run_id: str) -> dict[str, Any]:
-    manifest = read_manifest(storage, output, run_id)
-    if manifest is None:
-        raise ExportError(f"{RunPaths(output, run_id).manifest}: not there, so run {run_id!r} is not published")
-    return manifest
-
-
-def _made_from(storage: Storage, export: Export) -> str:
-    """Fingerprint of everything that the bytes of an export depend on."""
-    values = {name: getattr(export, name) for name in Export.__slots__ if name not in ("target", "limits", "to")}
-    for name in ("run_id", "since"):
-        if values[name] is not None:
-            manifest = _manifest_of(storage, export.output, values[name])
-            values[name] = [values[name], manifest["scorer"], manifest["published_at"]]
-    del values["output"]
-    form = FORMATS[export.format](export.target)
-    values["queries"] = export.queries if form.needs_query_text else None
-    values["candidates"] = export.candidates if form.needs_first_stage_score else None
-    return fingerprint({**values, "target": asdict(export.target), "limits": asdict(export.limits), "layout": LAYOUT})
+def _rows(spark: SparkSession, storage: Storage, export: Export, files: Sequence[str]) -> DataFrame:
+    """All rows of the lists of a run, and of the older one. Columns: RANKED, is_old, and what the format needs."""
+    rows = read_ranked(spark, storage, files, export.depth).withColumn("is_old", F.lit(False))
+    if export.since is not None:
+        old = read_ranked(spark, storage, run_files(storage, export.output, export.since), export.depth)
+        rows = rows.unionAll(old.withColumn("is_old", F.lit(True)))
+    if export.pairs is not None:
+        # By hash: the same pairs each time, spread over the whole run.
+        rows = rows.orderBy(F.xxhash64("query_id", "doc_id"), "query_id", "doc_id").limit(export.pairs)
+    if export.form.needs_query_text:
+        rows = rows.join(_texts(spark, storage, export.queries), "query_id", "left")
+    if export.form.needs_first_stage_score:
+        rows = rows.join(_scores(spark, storage, export.candidates), ["query_id", "doc_id"], "left")
+    return rows
 
 
-def _manifest(export: Export, made_from: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """What an export consists of; it says nothing of when or where, so that the same command writes the same bytes."""
-    lists: Counter[str] = Counter({change.value: 0 for change in Change})
-    files: dict[str, list[dict[str, Any]]] = {kind: [] for kind in FILES}
-    for report in sorted(reports, key=lambda one: str(one["name"])):
-        kind = report.pop("kind")
-        if kind in files:
-            files[kind].append(report)
-        else:
-            lists[kind] += report["lists"]
-    return {
-        "format": export.format,
-        "run_id": export.run_id,
-        "since": export.since,
-        "depth": export.depth,
-        "made_from": made_from,
-        "target": asdict(export.target),
-        "limits": asdict(export.limits),
-        "lists": dict(lists),
-        "rows": sum(part["rows"] for part in files["part"]),
-        "bytes": sum(part["bytes"] for part in files["part"]),
-        **{name: files[kind] for kind, name in FILES.items()},
-    }
+def _parted(rows: DataFrame, part: Column, count: int, order: Sequence[str]) -> DataFrame:
+    """Rows by `part`, sorted so that each list stands together."""
+    return rows.withColumn("part", part).repartitionById(max(1, count), "part").sortWithinPartitions(*order)
+
+
+def _count_queries(spark: SparkSession, storage: Storage, files: Sequence[str]) -> _QueryCounts:
+    """Where in the order of queries each file begins; a query is in one file, and no file is empty."""
+
+    def count(number: int) -> Iterator[pa.RecordBatch]:
+        first = last = None
+        total = 0
+        for _, _, batch in read_table_file(storage, files[number], RANKED, ["query_id"]):
+            ids = batch.column(0).unique().to_pylist()
+            if ids:
+                total += len(ids) - (ids[0] == last)  # a query may span two batches
+                first, last = ids[0] if first is None else first, ids[-1]
+        yield pa.RecordBatch.from_pydict({"file": [number], "first": [first], "queries": [total]}, _COUNTS)
+
+    rows = gather(spark, range(len(files)), count, _COUNTS).sort_by("file")
+    numbers = [1]
+    for queries in rows["queries"].to_pylist():
+        numbers.append(numbers[-1] + queries)
+    return _QueryCounts(rows["first"].to_pylist(), numbers)
+
+
+def _row_count(storage: Storage, files: Sequence[str]) -> int:
+    return sum(fragment.rows for file in files for fragment in fragments(storage, file, RANKED))
+
+
+def _texts(spark: SparkSession, storage: Storage, address: str) -> DataFrame:
+    """The text of every query that has one; of a query with several rows, one of its texts, always the same."""
+
+    def read(file: str) -> Iterator[pa.RecordBatch]:
+        for _, _, batch in read_table_file(storage, file, QUERIES, ["query_id", "text"]):
+            texts = [_text(raw) for raw in batch["text"].to_pylist()]
+            yield pa.RecordBatch.from_arrays([batch["query_id"], pa.array(texts, pa.string())], schema=_TEXTS)
+
+    files = [fragment.file.uri for fragment in fragments(storage, address, QUERIES)]
+    rows = scatter(spark, files, read, _TEXTS, tasks=4 * parallelism(spark))
+    return rows.groupBy("query_id").agg(F.min("query_text").alias("query_text"))
+
+
+def _text(raw: bytes | None) -> str | None:
+    try:
+        return decode_text(raw) or None
+    except UnicodeDecodeError:
+        return None
+
+
+def _scores(spark: SparkSession, storage: Storage, address: str) -> DataFrame:
+    rows = read_candidates(spark, storage, fragments(storage, address, CANDIDATES))
+    return rows.groupBy("query_id", "doc_id").agg(F.max("first_stage_score").alias("first_stage_score"))
 
 
 def _report(*values: object) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict({name: [v] for name, v in zip(REPORT.names, values, strict=True)}, REPORT)
-
-
-def _chain(first: Row, rest: Iterable[Row]) -> Iterator[Row]:
-    yield first
-    yield from rest

@@ -1,37 +1,43 @@
-"""Audit a ranked run and, if it is fit, publish it: one create-only manifest, then one pointer."""
+"""Rank a scored run, audit the lists and, if they pass, publish them: one create-only manifest, then one pointer."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema
 
-from lakerank.audit import TOP, Bounds, Check, RunCounts, audit
+from lakerank.audit import TOP, Bounds, Check, GoldenQuality, LastRun, RunCounts, audit
+from lakerank.errors import DependencyError
 from lakerank.lake.runs import RunPaths, current_run, publish, read_manifest, write_manifest
 from lakerank.lake.storage import Storage, join
-from lakerank.logs import about as about_lines
-from lakerank.spark.audit import golden_errors, golden_pairs, golden_quality, last_run, top_documents
-from lakerank.spark.manifest import Ranked, manifest_of
+from lakerank.lake.tables import fragments, read_table_file
+from lakerank.logs import about
+from lakerank.schemas import GOLDEN, QRELS
+from lakerank.spark.manifest import Ranked, ScoredRun, manifest_of
 from lakerank.spark.plan.plan import planned_lists
-from lakerank.spark.rank.combine import FusionRule
-from lakerank.spark.rank.frame import read_ranked
-from lakerank.spark.rank.lists import RankRule, write_fused_lists, write_lists
-from lakerank.spark.stage import PlannedStage
+from lakerank.spark.rank.lists import read_ranked, write_lists
+from lakerank.spark.rank.write import ListFolders
+from lakerank.spark.runtime.frames import describe_job, parallelism, scatter
 
 logger = logging.getLogger(__name__)
+
+_NDCG = pa.schema([("now", pa.float64()), ("last", pa.float64())])
 
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Someone who knows better than the audit, and why."""
+    """Why a run is to be published whatever the audit finds, and who decided so."""
 
     reason: str
     by: str
@@ -39,7 +45,7 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class AuditRules:
-    """Bounds of the audit; where configured, the addresses of golden pairs and judgements; who knows better."""
+    """Bounds of the audit; where configured, the addresses of golden pairs and judgements, and an override."""
 
     bounds: Bounds
     golden_pairs: str | None = None
@@ -48,62 +54,33 @@ class AuditRules:
 
 
 def rank_and_publish(
-    spark: SparkSession,
-    storage: Storage,
-    scorer: str,
-    passes: Sequence[PlannedStage],
-    rule: RankRule | FusionRule,
-    rules: AuditRules,
-    took: Sequence[Mapping[str, Any]],
+    spark: SparkSession, storage: Storage, run: ScoredRun, rules: AuditRules
 ) -> tuple[dict[str, Any], bool]:
-    """Rank the run's scores, audit the lists and publish them if they pass, or if someone knows better.
+    """Rank the run's scores, audit the lists and publish them if they pass or there is an override.
 
-    The audit is left in `audit.json` in the run's folder whether it passes or not.
-
-    Args:
-        scorer: who is said to have made the run.
-        rule: a FusionRule where there are several passes.
-        took: what the manifest should say of each pass: model, what planning and scoring took.
+    The audit is written to `audit.json` in the run's folder whether it passes or not.
 
     Returns:
         The manifest, and whether the run is published. Of two drivers at one run, one writes the manifest and the
         other returns that one's.
     """
-    started, paths = time.monotonic(), passes[0].paths
-    golden = golden_pairs(storage, rules.golden_pairs) if rules.golden_pairs else None
-    with about_lines(stage="rank"):
-        ranked = _rank(spark, storage, passes, rule, golden or {})
+    started, paths = time.monotonic(), run.stages[0].paths
+    golden = _read_golden_pairs(storage, rules.golden_pairs) if rules.golden_pairs else None
+    with about(stage="rank"):
+        ranked = _rank(spark, storage, run, golden or {})
     ranked_at = time.monotonic()
-    with about_lines(stage="audit"):
+    with about(stage="audit"):
         checks = _audit(spark, storage, paths, ranked, rules, golden)
         passed = _report(storage, paths, checks)
     seconds = {"rank": ranked_at - started, "audit": time.monotonic() - ranked_at}
-    manifest = manifest_of(storage, scorer, passes, asdict(rule), ranked, checks, took, seconds)
+    manifest = manifest_of(storage, run, ranked, checks, seconds)
     if not passed and rules.override is None:
         return manifest, False
     if not passed and rules.override is not None:
-        logger.warning("published all the same by %s: %s", rules.override.by, rules.override.reason)
+        logger.warning("published despite the failed audit by %s: %s", rules.override.by, rules.override.reason)
         failed = [check.name for check in checks if not check.passed]
         manifest["published_anyway"] = {**asdict(rules.override), "failed_audits": failed}
     return settle(storage, paths, manifest), True
-
-
-def audit_address(paths: RunPaths) -> str:
-    """Where the last audit of a run is, also of one that was not published."""
-    return join(paths.folder, "audit.json")
-
-
-def _report(storage: Storage, paths: RunPaths, checks: Sequence[Check]) -> bool:
-    """Leave the audit in the run's folder and in the log; whether all of it passed."""
-    passed = all(check.passed for check in checks)
-    report = {"run_id": paths.run_id, "passed": passed, "checks": [check.as_dict() for check in checks]}
-    storage.replace(audit_address(paths), json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
-    for check in checks:
-        value = "unknown" if check.value is None else f"{check.value:.4g}"
-        bound = "not bounded" if check.bound is None else f"at most {check.bound:g}"
-        level, verdict = (logging.INFO, "passed") if check.passed else (logging.ERROR, "FAILED")
-        logger.log(level, "audit: %s  %s = %s (%s); %s", verdict, check.name, value, bound, check.detail)
-    return passed
 
 
 def settle(storage: Storage, paths: RunPaths, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -115,66 +92,60 @@ def settle(storage: Storage, paths: RunPaths, manifest: dict[str, Any]) -> dict[
     return manifest
 
 
-def _rank(
-    spark: SparkSession,
-    storage: Storage,
-    passes: Sequence[PlannedStage],
-    rule: RankRule | FusionRule,
-    golden: Mapping[tuple[str, str], float],
-) -> Ranked:
-    paths, plan = passes[0].paths, passes[0].plan
-    lists = planned_lists(storage, paths, plan)
-    results = [one.results(storage) for one in passes]
-    if isinstance(rule, FusionRule):
-        report = write_fused_lists(spark, results, lists, rule, paths.ranked, paths.rejected, golden)
-    else:
-        report = write_lists(spark, results[0], lists, rule, paths.ranked, paths.rejected, golden)
+def _rank(spark: SparkSession, storage: Storage, run: ScoredRun, golden: Mapping[tuple[str, str], float]) -> Ranked:
+    paths, plan, several = run.stages[0].paths, run.stages[0].plan, len(run.stages) > 1
+    folders = ListFolders(storage, paths.ranked, paths.rejected, run.rule.depth, frozenset(golden))
+    stages = [stage.results(storage) for stage in run.stages]
+    report = write_lists(spark, stages, planned_lists(storage, paths, plan), run.rule, folders)
     ranked, rejected = (report.filter(pc.equal(report["table"], table)) for table in ("ranked", "rejected"))
-    rows, beyond, own, queries, candidates_of, truncated = (
+    rows, beyond, new, queries, listed, truncated = (
         pc.sum(ranked[name]).as_py()
-        for name in ("rows", "beyond_depth", "own", "queries", "candidates_of", "truncated")
+        for name in ("rows", "beyond_depth", "new", "queries", "queries_listed", "truncated")
     )
-    by_pass = pass_results(len(passes), _sum_counts(ranked, "passes"))
-    lost = sum(one.plan.new + one.plan.reused - sum(found.values()) for one, found in zip(passes, by_pass, strict=True))
-    unscored = plan.candidates - rows - beyond - pc.sum(rejected["rows"]).as_py()
+    rejects = pc.sum(rejected["rows"]).as_py()
+    by_stage = _results_by_stage(ranked, len(run.stages)) if several else ()
+    unscored = plan.candidates - rows - beyond - rejects
+    if several:
+        results = sum(sum(counts.values()) for counts in by_stage)
+        unscored = sum(stage.plan.new + stage.plan.reused for stage in run.stages) - results
     counts = RunCounts(
         candidates=plan.candidates,
         ranked=rows,
         beyond_depth=beyond,
-        rejected=pc.sum(rejected["rows"]).as_py(),
-        unscored=lost if len(passes) > 1 else unscored,
-        queries=candidates_of,
-        unranked_queries=candidates_of - queries,
+        rejected=rejects,
+        unscored=unscored,
+        queries=listed,
+        unranked_queries=listed - queries,
         truncated=truncated,
         histogram=tuple(map(sum, zip(*ranked["histogram"].to_pylist(), strict=True))),
     )
-    found = (pair for pairs in ranked["watched"].to_pylist() for pair in pairs)
+    logits = (pair for pairs in ranked["golden"].to_pylist() for pair in pairs)
     return Ranked(
-        counts,
-        own,
-        rows + beyond - own,
-        _sum_counts(ranked, "counts"),
-        _sum_counts(rejected, "counts"),
-        tuple(ranked.select(["file", "rows", "bytes"]).to_pylist()),
-        tuple(rejected.select(["file", "rows", "bytes"]).to_pylist()),
-        {(pair["query_id"], pair["doc_id"]): pair["logit"] for pair in found},
-        tuple(by_pass) if len(passes) > 1 else (),
+        counts=counts,
+        scored=new,
+        reused=rows + beyond - new,
+        labels=_count_values(ranked),
+        reasons=_count_values(rejected),
+        ranked_files=tuple(ranked.select(["file", "rows", "bytes"]).to_pylist()),
+        rejected_files=tuple(rejected.select(["file", "rows", "bytes"]).to_pylist()),
+        golden={(pair["query_id"], pair["doc_id"]): pair["logit"] for pair in logits},
+        by_stage=by_stage,
     )
 
 
-def pass_results(passes: int, counts: Mapping[str, int]) -> list[dict[str, int]]:
-    """How many results each pass gave, by reason; "" for those with a score. `counts` is of Listed.passes."""
-    found: list[dict[str, int]] = [{} for _ in range(passes)]
-    for what, count in counts.items():
-        number, _, reason = what.partition(" ")
-        found[int(number) - 1][reason] = count
-    return found
+def _results_by_stage(report: pa.Table, stages: int) -> tuple[dict[str, int], ...]:
+    """How many results each stage gave, by reason; "" for those with a score."""
+    totals: list[Counter[str]] = [Counter() for _ in range(stages)]
+    for row in (row for rows in report["stages"].to_pylist() for row in rows):
+        totals[row["stage"] - 1][row["reason"] or ""] += row["count"]
+    return tuple(dict(counts) for counts in totals)
 
 
-def _sum_counts(report: pa.Table, column: str) -> dict[str, int]:
+def _count_values(report: pa.Table) -> dict[str, int]:
+    """Rows by label or reason, over all files."""
     total: Counter[str] = Counter()
-    for counts in report[column].to_pylist():
-        total.update(dict(counts))
+    for row in (row for rows in report["values"].to_pylist() for row in rows):
+        total[row["value"]] += row["count"]
     return dict(sorted(total.items()))
 
 
@@ -187,16 +158,137 @@ def _audit(
     golden: Mapping[tuple[str, str], float] | None,
 ) -> list[Check]:
     current = current_run(storage, paths.output)
-    manifest = read_manifest(storage, paths.output, current["run_id"]) if current else None
-    new = read_ranked(spark, storage, [join(paths.ranked, one["file"]) for one in ranked.ranked_files], TOP)
-    old = top_documents(spark, storage, paths.output, manifest) if manifest else None
-    qrels = rules.golden_qrels
+    last = read_manifest(storage, paths.output, current["run_id"]) if current else None
+    new = _top_documents(spark, storage, paths, ranked.ranked_files)
+    old = None
+    if last is not None:
+        old = _top_documents(spark, storage, RunPaths(paths.output, last["run_id"]), last["ranked_files"])
+    qrels, logits = rules.golden_qrels, ranked.golden
+    errors = {pair: abs(logits[pair] - logit) if pair in logits else None for pair, logit in (golden or {}).items()}
     return audit(
         ranked.counts,
         rules.bounds,
         ranked.reasons,
-        last_run(spark, manifest, old, new) if manifest and old is not None else None,
-        golden_errors(golden, ranked.golden) if golden is not None else None,
-        golden_quality(spark, storage, qrels, new, old) if qrels else None,
-        [(sum(found.values()) - found.get("", 0), sum(found.values())) for found in ranked.by_pass],
+        _last_run(spark, last, old, new) if last is not None and old is not None else None,
+        errors if golden is not None else None,
+        _golden_quality(spark, storage, qrels, new, old) if qrels else None,
+        [(sum(counts.values()) - counts.get("", 0), sum(counts.values())) for counts in ranked.by_stage],
     )
+
+
+def _report(storage: Storage, paths: RunPaths, checks: Sequence[Check]) -> bool:
+    """Write the audit to the run's folder and to the log; whether all of it passed."""
+    passed = all(check.passed for check in checks)
+    report = {"run_id": paths.run_id, "passed": passed, "checks": [check.as_dict() for check in checks]}
+    encoded = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    storage.replace(join(paths.folder, "audit.json"), encoded)
+    for check in checks:
+        value = "unknown" if check.value is None else f"{check.value:.4g}"
+        bound = "not bounded" if check.bound is None else f"at most {check.bound:g}"
+        level, verdict = (logging.INFO, "passed") if check.passed else (logging.ERROR, "FAILED")
+        logger.log(level, "audit: %s  %s = %s (%s); %s", verdict, check.name, value, bound, check.detail)
+    return passed
+
+
+def _read_golden_pairs(storage: Storage, address: str) -> dict[tuple[str, str], float]:
+    """The golden pairs and their logits. They are few."""
+    golden: dict[tuple[str, str], float] = {}
+    for fragment in fragments(storage, address, GOLDEN):
+        for _, _, batch in read_table_file(storage, fragment.file.uri, GOLDEN):
+            golden |= {(row["query_id"], row["doc_id"]): row["logit"] for row in batch.to_pylist()}
+    return golden
+
+
+def _top_documents(
+    spark: SparkSession, storage: Storage, paths: RunPaths, files: Iterable[Mapping[str, Any]]
+) -> DataFrame:
+    """The first TOP documents of every list of a run."""
+    return read_ranked(spark, storage, [join(paths.ranked, file["file"]) for file in files], TOP)
+
+
+def _last_run(spark: SparkSession, manifest: dict[str, Any], old: DataFrame, new: DataFrame) -> LastRun:
+    """How far the tops of the lists have moved since the run of a manifest. `old` and `new` are top documents."""
+    describe_job(spark, f"audit: churn since run {manifest['run_id']}")
+    seen = old.select("query_id", "doc_id", F.lit(1).alias("old"), F.lit(0).alias("new")).unionAll(
+        new.select("query_id", "doc_id", F.lit(0).alias("old"), F.lit(1).alias("new"))
+    )
+    pairs = seen.groupBy("query_id", "doc_id").agg(F.max("old").alias("old"), F.max("new").alias("new"))
+    queries = pairs.groupBy("query_id").agg(
+        F.sum("old").alias("old"), F.sum("new").alias("new"), F.sum(F.col("old") * F.col("new")).alias("both")
+    )
+    changed = 1 - F.col("both") / F.greatest("old", "new")
+    shared = queries.filter((F.col("old") > 0) & (F.col("new") > 0))
+    row = _only_row(shared.agg(F.count(F.lit(1)).alias("queries"), F.avg(changed).alias("churn")))
+    return LastRun(manifest["run_id"], tuple(manifest["histogram"]), int(row["queries"]), float(row["churn"] or 0.0))
+
+
+def _golden_quality(
+    spark: SparkSession, storage: Storage, address: str, new: DataFrame, old: DataFrame | None
+) -> GoldenQuality:
+    """Mean nDCG@10 over the judged queries, of the top documents now and of those of the last published run.
+
+    A judged query that has no list counts as 0, as trec_eval -c has it.
+
+    Raises:
+        DependencyError: ir_measures is not installed here; the workers need it as well.
+    """
+    if importlib.util.find_spec("ir_measures") is None:
+        raise DependencyError("audit.golden_qrels needs ir_measures: pip install 'lakerank[report]', workers included")
+    describe_job(spark, "audit: nDCG@10 of the golden queries")
+    judged = _qrels(spark, storage, address).persist()
+    try:
+        rows = judged.join(_lists(judged, new, "now"), "query_id", "left")
+        rows = rows.join(_lists(judged, new if old is None else old, "last"), "query_id", "left")
+        figures = rows.mapInArrow(_ndcg_batches, from_arrow_schema(_NDCG))
+        # The mean of the differences is exactly 0 where no list changed, whatever order they are summed in.
+        drop = F.avg(F.col("last") - F.col("now")).alias("drop")
+        row = _only_row(figures.agg(F.count(F.lit(1)).alias("queries"), F.avg("now").alias("now"), drop))
+    finally:
+        judged.unpersist()
+    return GoldenQuality(
+        int(row["queries"]), float(row["now"] or 0.0), None if old is None else float(row["drop"] or 0.0)
+    )
+
+
+def _qrels(spark: SparkSession, storage: Storage, address: str) -> DataFrame:
+    """Judgements by query. Columns: query_id, judged (a list of doc_id and relevance)."""
+    files = [fragment.file.uri for fragment in fragments(storage, address, QRELS)]
+
+    def read(file: str) -> Iterator[pa.RecordBatch]:
+        for _, _, batch in read_table_file(storage, file, QRELS):
+            yield batch
+
+    rows = scatter(spark, files, read, QRELS, tasks=4 * parallelism(spark))
+    distinct = rows.groupBy("query_id", "doc_id").agg(F.max("relevance").alias("relevance"))
+    return distinct.groupBy("query_id").agg(F.collect_list(F.struct("doc_id", "relevance")).alias("judged"))
+
+
+def _lists(judged: DataFrame, tops: DataFrame, name: str) -> DataFrame:
+    """The lists of the judged queries. Columns: query_id, and under the given name a list of rank and doc_id."""
+    lists = tops.join(judged.select("query_id"), "query_id", "left_semi").groupBy("query_id")
+    return lists.agg(F.sort_array(F.collect_list(F.struct("rank", "doc_id"))).alias(name))
+
+
+def _ndcg_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        rows = batch.to_pylist()
+        yield pa.RecordBatch.from_pydict({name: _ndcg(rows, name) for name in _NDCG.names}, schema=_NDCG)
+
+
+def _ndcg(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
+    from lakerank.evaluation.metrics.lists import QueryLists, measure  # needs ir_measures, which a scoring image lacks
+
+    lists = [
+        QueryLists(
+            row["query_id"],
+            (),
+            tuple(shown["doc_id"] for shown in row[name] or ()),
+            {qrel["doc_id"]: qrel["relevance"] for qrel in row["judged"]},
+        )
+        for row in rows
+    ]
+    return [result.reranked["nDCG@10"] for result in measure(lists, ordered=False)] if lists else []
+
+
+def _only_row(frame: DataFrame) -> Row:
+    return frame.collect()[0]

@@ -1,77 +1,71 @@
-"""The rerank job: plan, score, rank, audit, publish, in one driver or stage by stage."""
+"""The rerank job in three steps, plan, score and publish, in one driver or each in its own.
+
+A run has one stage, or several: a cascade's stages each score the best of the stage before, an ensemble's score all.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pyspark.sql import SparkSession
 
 from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError
-from lakerank.lake.runs import RunPaths, announce, publish, read_manifest
-from lakerank.lake.storage import Storage
+from lakerank.lake.runs import RunPaths, announce, publish, read_json, read_manifest
+from lakerank.lake.storage import Storage, join
 from lakerank.logs import about
-from lakerank.spark.plan.forecast import in_all, log_forecast
-from lakerank.spark.plan.plan import Tables
+from lakerank.spark.manifest import ScoredRun
+from lakerank.spark.plan.builder import ensure_plan
+from lakerank.spark.plan.forecast import forecast, forecast_at_most, in_all, log_forecast
+from lakerank.spark.plan.next_stage import ensure_bound, ensure_later_plan, find_later_plan
+from lakerank.spark.plan.plan import (
+    Plan,
+    Tables,
+    load_plan,
+    planned_units,
+    sources_address,
+    units_folder,
+    verify_plan_files,
+)
 from lakerank.spark.publish import AuditRules, rank_and_publish
 from lakerank.spark.rank.combine import FusionRule
-from lakerank.spark.rank.lists import RankRule
+from lakerank.spark.rank.write import RankRule
 from lakerank.spark.runtime.frames import group_jobs
+from lakerank.spark.runtime.session import unmanaged_gpus
+from lakerank.spark.score import ScoringJob, ScoringSummary, score_units
 from lakerank.spark.stage import PlannedStage, Stage, run_scorer
-from lakerank.spark.stages import Staging, scored_in_all
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("plan", "score", "publish")
+STEPS = ("plan", "score", "publish")
 
 
 @dataclass(frozen=True, slots=True)
 class Rerank:
-    """A whole rerank job, in plain values.
-
-    Most have one pass, and a RankRule; several are a cascade or an ensemble, and a FusionRule makes them one list.
-    """
+    """A whole rerank job, in plain values. With several stages the rule is a FusionRule."""
 
     paths: RunPaths
     tables: Tables
     stages: tuple[Stage, ...]
     rule: RankRule | FusionRule
-    rules: AuditRules
+    audit: AuditRules
     config_yaml: str
     calibration: Calibration | None = None
 
     @property
-    def made_by(self) -> str:
-        """What the run is said to be made by."""
+    def scorer(self) -> str:
+        """The run's scorer: the stage's, or the fingerprint of all stages'."""
         return run_scorer(self.stages, self.rule.fusion if isinstance(self.rule, FusionRule) else None)
 
 
-def already_published(storage: Storage, job: Rerank) -> dict[str, Any] | None:
-    """The summary of a run that is published already, for which no Spark need start; None when it is not.
-
-    Raises:
-        RunConflictError: it was made by another scorer.
-    """
-    started = time.monotonic()
-    manifest = read_manifest(storage, job.paths.output, job.paths.run_id)
-    if manifest is None:
-        return None
-    if manifest["scorer"] != job.made_by:
-        raise RunConflictError(
-            f"{job.paths.manifest}: run {job.paths.run_id!r} is published and was made by scorer {manifest['scorer']}, "
-            f"not {job.made_by}; use another --run-id"
-        )
-    logger.info("run %s is published already: nothing to do", job.paths.run_id)
-    publish(storage, job.paths, manifest["published_at"])  # an earlier attempt may have died before the pointer moved
-    return _timed({"run_id": job.paths.run_id, **_outcome(manifest, True), "model_loads": 0}, started)
-
-
-def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[str] = STAGES) -> dict[str, Any]:
-    """Run some or all stages, in order. Returns the summary that the job prints.
+def run(spark: SparkSession, storage: Storage, job: Rerank, steps: Collection[str] = STEPS) -> dict[str, Any]:
+    """Run some or all steps, in order. Returns the summary that the job prints.
 
     Raises:
         RunConflictError: the run exists and was made from something else, or has not been planned.
@@ -82,43 +76,213 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, stages: Collection[s
     if published is not None:
         return published
     storage.check_writable(job.paths.output)
-    announce(storage, job.paths, job.made_by, [one.scorer for one in job.stages] if len(job.stages) > 1 else ())
+    announce(storage, job.paths, job.scorer, [stage.scorer for stage in job.stages] if len(job.stages) > 1 else ())
     group_jobs(spark, job.paths.run_id)
-    staging = Staging(spark, storage, job.paths, job.tables, job.stages)
     with about(stage="plan"):
-        planned = staging.plan() if "plan" in stages else staging.planned()
-    # Bounds and thresholds may differ from those of an earlier attempt: the file says what the last one went by.
+        planned = plan_stages(spark, storage, job) if "plan" in steps else existing_plans(storage, job)
+    # Bounds and thresholds may differ from an earlier attempt's: the file has those of the last one.
     storage.replace(job.paths.config, job.config_yaml.encode())
-    summary = {"run_id": job.paths.run_id, "stages": list(stages)} | _told(job, staging, planned, "plan" in stages)
-    if "score" in stages:
+    forecasts = forecast_stages(spark, storage, job, planned)
+    if "plan" in steps:
+        _log_forecasts(job, forecasts)
+    summary = {"run_id": job.paths.run_id, "stages": list(steps)} | _forecast_summary(job, forecasts)
+    if "score" in steps:
         with about(stage="score"):
-            planned, scored = staging.score(planned)
-        summary |= _told(job, staging, planned, False) | scored_in_all(scored)
-        for one, own in zip(summary.get("passes", ()), scored, strict=False):
-            one |= asdict(own)
-    if "publish" in stages:
+            planned, scoring = score_stages(spark, storage, job, planned)
+        summary |= _forecast_summary(job, forecast_stages(spark, storage, job, planned)) | _total(scoring)
+        for of_stage, figures in zip(summary.get("passes", ()), scoring, strict=False):
+            of_stage |= figures.as_dict()
+    if "publish" in steps:
         with about(stage="publish"):
-            whole = staging.whole(planned)
-            took = [staging.took(one) for one in whole]
-            manifest, fit = rank_and_publish(spark, storage, job.made_by, whole, job.rule, job.rules, took)
-        summary |= _outcome(manifest, fit)
+            _check_all_planned(job, planned)
+            reports = [_stage_report(storage, stage, len(planned) > 1) for stage in planned]
+            scored = ScoredRun(job.scorer, planned, job.rule, reports)
+            manifest, is_published = rank_and_publish(spark, storage, scored, job.audit)
+        summary |= _outcome(manifest, is_published)
     return _timed(summary, started)
 
 
-def _told(job: Rerank, staging: Staging, planned: Sequence[PlannedStage], aloud: bool) -> dict[str, Any]:
-    """The forecast of the run, for its summary: with several passes each one's, and what they come to."""
-    each = staging.forecasts(planned, job.calibration)
-    for number, found in enumerate(each, start=1):
-        if aloud:
-            staging.tell(number)
-            log_forecast(found)
+def already_published(storage: Storage, job: Rerank) -> dict[str, Any] | None:
+    """The summary of a run that is published already, for which no Spark need start; None when it is not.
+
+    Raises:
+        RunConflictError: it has another scorer.
+    """
+    started = time.monotonic()
+    manifest = read_manifest(storage, job.paths.output, job.paths.run_id)
+    if manifest is None:
+        return None
+    if manifest["scorer"] != job.scorer:
+        raise RunConflictError(
+            f"{job.paths.manifest}: run {job.paths.run_id!r} is published and was made by scorer {manifest['scorer']}, "
+            f"not {job.scorer}; use another --run-id"
+        )
+    logger.info("run %s is published already: nothing to do", job.paths.run_id)
+    publish(storage, job.paths, manifest["published_at"])  # an earlier attempt may have died before the pointer moved
+    return _timed({"run_id": job.paths.run_id, **_outcome(manifest, True), "model_loads": 0}, started)
+
+
+def plan_stages(spark: SparkSession, storage: Storage, job: Rerank) -> list[PlannedStage]:
+    """Plan the stages that have no plan yet, up to the first that waits for the scores of the stage before it.
+
+    Raises:
+        RunConflictError: one was planned from something else.
+        SchemaError, StorageError: a table cannot be read.
+    """
+    logger.info("plan: reading the keys of %s", job.tables.candidates)
+    first = job.stages[0]
+    make = partial(ensure_plan, spark, storage, job.paths, job.tables, first.scorer, first.limits)
+    planned = [PlannedStage(first, job.paths, _timed_plan(storage, job.paths, make))]
+    for stage in job.stages[1:]:
+        next_stage = _next_plan(storage, job, planned) if stage.top else _plan_next(spark, storage, job, planned)
+        if next_stage is None:
+            break
+        planned.append(next_stage)
+    return planned
+
+
+def existing_plans(storage: Storage, job: Rerank) -> list[PlannedStage]:
+    """The stages that have been planned.
+
+    Raises:
+        RunConflictError: not even the first has been, or one was planned from something else.
+    """
+    first, plan = job.stages[0], load_plan(storage, job.paths)
+    if plan is None:
+        raise RunConflictError(f"{job.paths.plan}: run {job.paths.run_id!r} has no plan yet; run --stage plan first")
+    if plan.scorer != first.scorer:
+        raise RunConflictError(
+            f"{job.paths.plan}: planned for scorer {plan.scorer}, but this config's model is {first.scorer}; "
+            "use the same model section in every step"
+        )
+    planned = [PlannedStage(first, job.paths, plan)]
+    while len(planned) < len(job.stages):
+        next_stage = _next_plan(storage, job, planned)
+        if next_stage is None:
+            break
+        planned.append(next_stage)
+    return planned
+
+
+def score_stages(
+    spark: SparkSession, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]
+) -> tuple[list[PlannedStage], list[ScoringSummary]]:
+    """Score every stage, in order; a stage that waits for the one before it is planned when its turn comes.
+
+    Raises:
+        RunConflictError: a stage that need not wait has not been planned.
+    """
+    planned, summaries = list(planned), []
+    for number, stage in enumerate(job.stages, start=1):
+        if number > len(planned):
+            if stage.top is None:
+                raise _not_planned(job, number, "plan")
+            with about(stage="plan"):
+                planned.append(_plan_next(spark, storage, job, planned))
+        _log_stage(job, number)
+        summaries.append(_score_stage(spark, storage, planned[number - 1], planned[0]))
+    return planned, summaries
+
+
+def forecast_stages(
+    spark: SparkSession, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]
+) -> list[dict[str, Any]]:
+    """The cost of each stage by its plan; an upper bound where the plan waits for another stage's scores."""
+    forecasts = []
+    for number, stage in enumerate(job.stages, start=1):
+        if number <= len(planned):
+            forecasts.append(forecast(planned[number - 1].plan, stage.parameters, job.calibration))
+        elif stage.top is not None:
+            bound = ensure_bound(spark, storage, job.tables, planned[0], number, stage)
+            forecasts.append(forecast_at_most(bound, stage.parameters, job.calibration))
+    return forecasts
+
+
+def _plan_next(spark: SparkSession, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]) -> PlannedStage:
+    """The stage after those planned, planned now unless it has been."""
+    stage, paths = job.stages[len(planned)], job.paths.of_pass(len(planned) + 1)
+    make = partial(ensure_later_plan, spark, storage, job.tables, planned, stage)
+    return PlannedStage(stage, paths, _timed_plan(storage, paths, make))
+
+
+def _next_plan(storage: Storage, job: Rerank, planned: Sequence[PlannedStage]) -> PlannedStage | None:
+    """The stage after those planned, if it has been planned."""
+    stage, paths = job.stages[len(planned)], job.paths.of_pass(len(planned) + 1)
+    plan = find_later_plan(storage, planned, stage)
+    return None if plan is None else PlannedStage(stage, paths, plan)
+
+
+def _timed_plan(storage: Storage, paths: RunPaths, make: Callable[[], Plan]) -> Plan:
+    started = time.monotonic()
+    plan = make()
+    # Only once: an attempt for which the plan exists would report that planning takes no time.
+    storage.create(_planning_address(paths), json.dumps({"seconds": time.monotonic() - started}).encode())
+    return plan
+
+
+def _score_stage(spark: SparkSession, storage: Storage, planned: PlannedStage, first: PlannedStage) -> ScoringSummary:
+    paths, plan, stage = planned.paths, planned.plan, planned.stage
+    verify_plan_files(storage, paths, plan)
+    sources = sources_address(first.paths, first.plan.attempt)
+    units = units_folder(paths, plan.attempt)
+    scoring = ScoringJob(paths.output, plan.scorer, units, sources, stage.device, stage.factory)
+    tasks = unmanaged_gpus(spark, stage.device) or None
+    summary = score_units(spark, storage, scoring, planned_units(storage, paths, plan), tasks)
+    if summary.existing < summary.units or not summary.units:
+        storage.replace(_scoring_address(paths), json.dumps(summary.as_dict()).encode())
+    return summary
+
+
+def _check_all_planned(job: Rerank, planned: Sequence[PlannedStage]) -> None:
+    """Raises RunConflictError when a stage has no plan: a cascade's are complete once all but the last have scored."""
+    if len(planned) < len(job.stages):
+        waits = job.stages[len(planned)].top is not None
+        raise _not_planned(job, len(planned) + 1, "score" if waits else "plan")
+
+
+def _not_planned(job: Rerank, number: int, step: str) -> RunConflictError:
+    return RunConflictError(
+        f"{job.paths.plan}: stage {number} of run {job.paths.run_id!r} has no plan yet; run --stage {step} first"
+    )
+
+
+def _log_stage(job: Rerank, number: int) -> None:
+    """Name the stage that the next lines are about, where there are several."""
+    stage = job.stages[number - 1]
+    if len(job.stages) > 1:
+        pairs = "all pairs" if stage.top is None else f"top {stage.top} of each query"
+        logger.info("stage %d of %d: %s, %s", number, len(job.stages), stage.model, pairs)
+
+
+def _log_forecasts(job: Rerank, forecasts: Sequence[Mapping[str, Any]]) -> None:
+    for number, of_stage in enumerate(forecasts, start=1):
+        _log_stage(job, number)
+        log_forecast(of_stage)
+
+
+def _forecast_summary(job: Rerank, forecasts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The run's forecast for its summary: the stage's, or those of several and their sums."""
     if len(job.stages) == 1:
-        return each[0]
-    of = [{"scorer": one.scorer, "model": one.model, "top": one.top} for one in job.stages]
-    passes = [
-        {"pass": n, **about_it, **found} for n, (about_it, found) in enumerate(zip(of, each, strict=True), start=1)
-    ]
-    return {**in_all(each), "passes": passes}
+        return dict(forecasts[0])
+    names = [{"scorer": stage.scorer, "model": stage.model, "top": stage.top} for stage in job.stages]
+    stages = [{**name, **of_stage} for name, of_stage in zip(names, forecasts, strict=True)]
+    return {**in_all(forecasts), "passes": [{"pass": n, **stage} for n, stage in enumerate(stages, start=1)]}
+
+
+def _total(summaries: Sequence[ScoringSummary]) -> dict[str, Any]:
+    figures = [summary.as_dict() for summary in summaries]
+    return {name: sum(of_stage[name] for of_stage in figures) for name in figures[0]}
+
+
+def _stage_report(storage: Storage, planned: PlannedStage, several: bool) -> dict[str, Any]:
+    """A stage's model and the figures that its steps left, maybe in other processes: for the manifest."""
+    stage = planned.stage
+    model = {"parameters": stage.parameters, "device": stage.device}
+    return {
+        "model": {"path": stage.model, **model} if several else model,
+        "planning": read_json(storage, _planning_address(planned.paths)),
+        "scoring": read_json(storage, _scoring_address(planned.paths)),
+    }
 
 
 def _outcome(manifest: Mapping[str, Any], published: bool) -> dict[str, Any]:
@@ -136,3 +300,11 @@ def _timed(summary: dict[str, Any], started: float) -> dict[str, Any]:
     seconds = time.monotonic() - started
     pace = summary.get("pairs", 0) / seconds if seconds else 0.0
     return summary | {"seconds": round(seconds, 3), "pairs_per_second": round(pace, 3)}
+
+
+def _scoring_address(paths: RunPaths) -> str:
+    return join(paths.plan, "scoring.json")
+
+
+def _planning_address(paths: RunPaths) -> str:
+    return join(paths.plan, "planning.json")

@@ -1,12 +1,12 @@
-"""Score the units of a plan: one task a unit, one model a process, one immutable file of scores a unit."""
+"""Scores the work units of a plan: one task a unit, one model a process, one immutable file of scores a unit."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
-from typing import Protocol
+from dataclasses import asdict, astuple, dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,8 +19,9 @@ from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import decode_text, read_table_file
 from lakerank.limits import Limits
 from lakerank.logs import in_worker, log_context
+from lakerank.model.family import LoadedReranker
 from lakerank.model.spec import ModelSpec, RuntimeOptions, ScorerIdentity
-from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, Reranker, ScoredPair
+from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from lakerank.schemas import SCORES
 from lakerank.spark.plan.cut import UNIT_GROUPS, PlannedGroup, planned_groups
 from lakerank.spark.plan.files import read_sources
@@ -30,7 +31,8 @@ from lakerank.spark.runtime.session import device_for_task
 
 logger = logging.getLogger(__name__)
 
-#: What a scoring task tells the driver. Counts that matter are read from the unit files; these are for the summary.
+#: A scoring task's report. Counts that matter are read from the unit files; these are for the summary. `load_id` is
+#: null where the unit had its scores already.
 UNIT_REPORT = pa.schema(
     [
         ("unit", pa.string()),
@@ -47,26 +49,6 @@ QUERY_CACHE_BYTES = 256 * 2**20
 
 #: Document groups fetched ahead of the device.
 GROUPS_AHEAD = 16
-
-
-class TokenCounters(Protocol):
-    """Tokens through the model since it was loaded, and what whole pairs would have cost."""
-
-    @property
-    def computed(self) -> int: ...
-
-    @property
-    def pairwise(self) -> int: ...
-
-
-class LoadedReranker(Reranker, Protocol):
-    """A reranker in memory, with counters of the work it has done. `load_id` names this loading of it."""
-
-    @property
-    def load_id(self) -> str: ...
-
-    @property
-    def counters(self) -> TokenCounters: ...
 
 
 #: Makes a reranker on a device, inside the worker: it crosses to the worker, the weights never do.
@@ -91,7 +73,7 @@ class SpecFactory:
 
 @dataclass(frozen=True, slots=True)
 class ScoringJob:
-    """Where units are read and scores written, and with what."""
+    """Where units are read and scores written, and with which reranker."""
 
     output: str
     scorer: str
@@ -103,13 +85,13 @@ class ScoringJob:
 
 @dataclass(frozen=True, slots=True)
 class ScoringSummary:
-    """What this attempt at scoring took: units and pairs found done before it are in neither its time nor `pairs`.
+    """The figures of one attempt at scoring. `existing` units had their scores; only `units` counts them too.
 
-    `seconds` is wall time; token counts say how much work document-major scoring saved.
+    `seconds` is wall time; token counts show how much work document-major scoring saved.
     """
 
     units: int
-    found: int
+    existing: int
     pairs: int
     model_loads: int
     seconds: float
@@ -117,13 +99,36 @@ class ScoringSummary:
     tokens_computed: int
     tokens_pairwise: int
 
+    def as_dict(self) -> dict[str, Any]:
+        """The figures by the names of the job's summary and the manifest."""
+        return {"found" if name == "existing" else name: value for name, value in asdict(self).items()}
+
+    def log(self) -> None:
+        """A line or two for the log."""
+        logger.info(
+            "score: %d pairs in %d units (%d scored before) in %.1f s, %.0f pairs/s, %d model loads",
+            self.pairs,
+            self.units,
+            self.existing,
+            self.seconds,
+            self.pairs / self.seconds,
+            self.model_loads,
+        )
+        if self.tokens_computed:
+            logger.info(
+                "score: the model read %d tokens; pair by pair, without padding, it would have read %d (%.1fx)",
+                self.tokens_computed,
+                self.tokens_pairwise,
+                self.tokens_pairwise / self.tokens_computed,
+            )
+
 
 class _Worker:
-    """What a worker process keeps between tasks: its model, by scorer and device, and the queries' row groups."""
+    """What a worker process caches between tasks: its model, by scorer and device, and the queries' row groups."""
 
     rerankers: dict[tuple[str, str], LoadedReranker] = {}  # noqa: RUF012 - one process, one cache
     queries = RowGroupCache(QUERY_CACHE_BYTES)
-    planned: dict[str, dict[str, str]] = {}  # noqa: RUF012
+    sources: dict[str, dict[str, str]] = {}  # noqa: RUF012
 
     @classmethod
     def reranker(cls, job: ScoringJob) -> LoadedReranker:
@@ -137,17 +142,13 @@ class _Worker:
     @classmethod
     def versions(cls, storage: Storage, job: ScoringJob) -> Mapping[str, str]:
         """Versions of the tables' files that the plan was made from, read by the process's first task."""
-        if job.sources not in cls.planned:
-            cls.planned = {job.sources: read_sources(storage, job.sources)}
-        return cls.planned[job.sources]
+        if job.sources not in cls.sources:
+            cls.sources = {job.sources: read_sources(storage, job.sources)}
+        return cls.sources[job.sources]
 
 
 def score_units(
-    spark: SparkSession,
-    storage: Storage,
-    job: ScoringJob,
-    units: PlannedUnits,
-    tasks: int | None = None,
+    spark: SparkSession, storage: Storage, job: ScoringJob, units: PlannedUnits, tasks: int | None = None
 ) -> ScoringSummary:
     """Score every unit whose file is not in the lake yet.
 
@@ -155,35 +156,36 @@ def score_units(
         tasks: how many tasks share the units; None for one task a unit.
     """
     started = time.monotonic()
-    found = len(finished_units(storage, job.output, job.scorer).intersection(units))
-    describe_job(spark, f"score: {len(units) - found} of {len(units)} units")
-
+    existing = len(finished_units(storage, job.output, job.scorer).intersection(units))
+    describe_job(spark, f"score: {len(units) - existing} of {len(units)} units")
     context = log_context()
 
     def work(unit: str) -> Iterator[pa.RecordBatch]:
-        there = storage.exists(unit_address(job.output, job.scorer, unit))
+        exists = storage.exists(unit_address(job.output, job.scorer, unit))
         with in_worker(context, unit=unit):
-            yield score_unit(storage, job, unit, may_exist=there)
+            yield score_unit(storage, job, unit, may_exist=exists)
 
     with watch_units(storage, job.output, job.scorer, units), own_workers(spark, "score"):
         reports = gather(spark, units, work, UNIT_REPORT, tasks)
-    scored_now = reports.filter(pc.is_valid(reports["load_id"]))
-    return ScoringSummary(
+    scored = reports.filter(pc.is_valid(reports["load_id"]))
+    summary = ScoringSummary(
         units=len(units),
-        found=len(units) - scored_now.num_rows,
-        pairs=sum(scored_now["pairs"].to_pylist()),
-        model_loads=len(pc.unique(scored_now["load_id"])),
+        existing=len(units) - scored.num_rows,
+        pairs=sum(scored["pairs"].to_pylist()),
+        model_loads=len(pc.unique(scored["load_id"])),
         seconds=time.monotonic() - started,
         device_seconds=sum(reports["seconds"].to_pylist()),
         tokens_computed=sum(reports["tokens_computed"].to_pylist()),
         tokens_pairwise=sum(reports["tokens_pairwise"].to_pylist()),
     )
+    summary.log()
+    return summary
 
 
 def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) -> pa.RecordBatch:
-    """Score one unit and write its file, or leave a whole one as it is. Returns one row of UNIT_REPORT."""
+    """Score one unit and write its file, unless a whole one exists. Returns one row of UNIT_REPORT."""
     if may_exist:
-        rows = _whole_unit(storage, job, unit)
+        rows = _existing_scores(storage, job, unit)
         if rows is not None:
             return _report(unit, rows.num_rows, None, 0.0, 0, 0)
     reranker = _Worker.reranker(job)
@@ -211,9 +213,9 @@ def score_rows(results: Sequence[ScoredPair | Reject], hashes: dict[tuple[str, s
     Raises:
         RuntimeError: the results are not exactly the unit's pairs.
     """
-    found = {(result.query_id, result.doc_id) for result in results}
-    if len(results) != len(hashes) or found != hashes.keys():
-        raise RuntimeError(f"the reranker gave {len(results)} results for {len(found)} of {len(hashes)} pairs")
+    pairs = {(result.query_id, result.doc_id) for result in results}
+    if len(results) != len(hashes) or pairs != hashes.keys():
+        raise RuntimeError(f"the reranker gave {len(results)} results for {len(pairs)} of {len(hashes)} pairs")
     columns = {name: [getattr(result, name, None) for result in results] for name in SCORES.names}
     keys = [hashes[result.query_id, result.doc_id] for result in results]
     columns |= {"query_hash": [key[0] for key in keys], "doc_hash": [key[1] for key in keys]}
@@ -221,10 +223,10 @@ def score_rows(results: Sequence[ScoredPair | Reject], hashes: dict[tuple[str, s
 
 
 def _check_sources(storage: Storage, plan: Sequence[PlannedGroup], versions: Mapping[str, str]) -> None:
-    """Before scores are kept: what was fetched for them must have been what was planned."""
-    places = [group.place for group in plan] + [query.place for group in plan for query in group.queries]
+    """Before scores are written: the rows fetched for them must be of the versions that were planned."""
+    refs = [group.place for group in plan] + [query.place for group in plan for query in group.queries]
     try:
-        check_unchanged(storage, versions, {place.file for place in places})
+        check_unchanged(storage, versions, {ref.file for ref in refs})
     except ChangedFile:
         _Worker.queries.clear()  # a retry of the task must not find another version's rows
         raise
@@ -235,14 +237,14 @@ def _groups(
 ) -> Iterator[DocumentGroup]:
     """Fetch each group's document and queries by reference. Text that is not UTF-8 becomes rejects, not a group."""
     documents = fetch(storage, [group.place for group in plan], "doc_id", versions=versions)
-    held = _queries_at_hand(storage, plan, versions)
+    cached = _cached_queries(storage, plan, versions)
     for group, blob in zip(plan, documents, strict=True):
         _check_id(group.place, group.doc_id, blob)
-        others = [query.place for query in group.queries if query.place not in held]
-        fetched = fetch(storage, others, "query_id", _Worker.queries, versions)
+        uncached = [query.place for query in group.queries if query.place not in cached]
+        fetched = fetch(storage, uncached, "query_id", _Worker.queries, versions)
         queries = []
         for planned in group.queries:
-            query_blob = held[planned.place] if planned.place in held else next(fetched)
+            query_blob = cached[planned.place] if planned.place in cached else next(fetched)
             _check_id(planned.place, planned.query_id, query_blob)
             fault = _text_fault(blob, "document") or _text_fault(query_blob, "query")
             if fault:
@@ -253,24 +255,22 @@ def _groups(
             yield DocumentGroup(Document(group.doc_id, decode_text(blob.text), blob.image), tuple(queries))
 
 
-def _check_id(place: BlobRef, expected: str, found: Blob) -> None:
-    if found.id != expected:
-        raise ChangedFile(place.file, "another row is where the run was planned to find one")
+def _check_id(ref: BlobRef, expected: str, blob: Blob) -> None:
+    if blob.id != expected:
+        raise ChangedFile(ref.file, "another row is where the run was planned to find one")
 
 
-def _queries_at_hand(
-    storage: Storage, plan: Sequence[PlannedGroup], versions: Mapping[str, str]
-) -> dict[BlobRef, Blob]:
-    """The unit's queries, read once in file order, as many as QUERY_CACHE_BYTES hold: most wait for many documents."""
-    places = sorted({query.place for group in plan for query in group.queries}, key=astuple)
-    held: dict[BlobRef, Blob] = {}
-    room = QUERY_CACHE_BYTES
-    for place, blob in zip(places, fetch(storage, places, "query_id", _Worker.queries, versions), strict=True):
-        room -= len(blob.text or b"") + len(blob.image or b"")
-        if room < 0:
+def _cached_queries(storage: Storage, plan: Sequence[PlannedGroup], versions: Mapping[str, str]) -> dict[BlobRef, Blob]:
+    """The unit's queries, read once in file order, up to QUERY_CACHE_BYTES: most are of many documents' groups."""
+    refs = sorted({query.place for group in plan for query in group.queries}, key=astuple)
+    cached: dict[BlobRef, Blob] = {}
+    free = QUERY_CACHE_BYTES
+    for ref, blob in zip(refs, fetch(storage, refs, "query_id", _Worker.queries, versions), strict=True):
+        free -= len(blob.text or b"") + len(blob.image or b"")
+        if free < 0:
             break
-        held[place] = blob
-    return held
+        cached[ref] = blob
+    return cached
 
 
 def _text_fault(blob: Blob, side: str) -> str | None:
@@ -281,7 +281,7 @@ def _text_fault(blob: Blob, side: str) -> str | None:
     return None
 
 
-def _whole_unit(storage: Storage, job: ScoringJob, unit: str) -> pa.Table | None:
+def _existing_scores(storage: Storage, job: ScoringJob, unit: str) -> pa.Table | None:
     try:
         return read_unit(storage, job.output, job.scorer, unit)
     except CorruptScoreFile as error:

@@ -1,4 +1,4 @@
-"""The passes of a run: each scorer's share of it, in the order they are made, and how they become one list."""
+"""The stages of a run: one reranker, or several that make a cascade or an ensemble."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lakerank.spark.score import RerankerFactory
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One scorer's share of a run.
+    """One reranker of a run.
 
-    `model` is the checkpoint's path, for people. `top`: only so many of each query's best in the pass before are
-    scored; None: every pair of the run.
+    `model` is the checkpoint's path, for people. `top`: it scores only so many of each query's best in the stage
+    before; None: every pair of the run.
     """
 
     scorer: str
@@ -34,7 +34,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """A pass with its plan, and where that lies."""
+    """A stage with its plan, and where the plan's files are."""
 
     stage: Stage
     paths: RunPaths
@@ -46,19 +46,19 @@ class PlannedStage:
         return plan_folder(self.paths, self.plan.attempt)
 
     def results(self, storage: Storage) -> Results:
-        """Where the pass's results lie, once it has been scored."""
+        """Where the stage's results are, once it has been scored."""
         units = planned_units(storage, self.paths, self.plan)
         return Results(storage, self.paths.output, self.plan.scorer, self.folder, units, self.plan.new)
 
     def named_units(self, storage: Storage) -> dict[str, list[str]]:
-        """The unit files that hold the pass's scores: its own, and those of earlier runs."""
+        """The unit files that hold the stage's scores: its own, and those of earlier runs."""
         units = list(planned_units(storage, self.paths, self.plan))
         return {"units": units, "reused_units": reused_units(storage, self.paths, self.plan)}
 
 
-def run_scorer(passes: Sequence[Stage], fusion: Fusion | None) -> str:
-    """What a run is said to be made by: its scorer's fingerprint, or one of all scorers and how they are combined."""
-    if len(passes) == 1:
-        return passes[0].scorer
-    each = [{"scorer": one.scorer, "top": one.top} for one in passes]
-    return fingerprint({"passes": each, "fusion": None if fusion is None else asdict(fusion)})
+def run_scorer(stages: Sequence[Stage], fusion: Fusion | None) -> str:
+    """A run's scorer: the one stage's fingerprint, or one of all stages' and how they are combined."""
+    if len(stages) == 1:
+        return stages[0].scorer
+    scorers = [{"scorer": stage.scorer, "top": stage.top} for stage in stages]
+    return fingerprint({"passes": scorers, "fusion": None if fusion is None else asdict(fusion)})

@@ -1,9 +1,9 @@
-"""Turn the small scores query-major: ranked, labelled lists and rejects, in sorted files that repeat bit for bit."""
+"""Turns scores query-major: ranked, labelled lists and rejects, in sorted files that repeat bit for bit."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,23 +16,21 @@ from pyspark.sql import functions as F
 
 from lakerank.lake.scores import PlannedUnits, read_unit
 from lakerank.lake.storage import Storage, join
-from lakerank.schemas import REJECTED
+from lakerank.lake.tables import read_table_file
+from lakerank.schemas import RANKED, REJECTED
 from lakerank.spark.plan.cut import UNIT_GROUPS
 from lakerank.spark.plan.files import part_name, read_part, read_rejects, read_reused
 from lakerank.spark.plan.join import ROWS_AT_ONCE
 from lakerank.spark.plan.queries import QueryList
 from lakerank.spark.rank.combine import STAGE_RESULTS, FusionRule, combine
-from lakerank.spark.rank.write import FILE_REPORT, SCORED, RankRule, single_list, write_file
+from lakerank.spark.rank.write import FILE_REPORT, SCORED, ListFolders, RankRule, rank_pairs, write_file
 from lakerank.spark.runtime.frames import describe_job, parallelism, scatter
 from lakerank.spark.runtime.shuffle import BATCHES, exchange, pack
-
-__all__ = ["FILE_REPORT", "Lists", "RankRule", "Results", "align", "file_of", "write_lists"]
 
 SCORED_KIND, _REJECTED_KIND, _RESULT_KIND = 0, 1, 2
 _REJECTED = pa.schema([field.with_nullable(True) for field in REJECTED])
 
 Int64 = npt.NDArray[np.int64]
-FileWork = Callable[[int, dict[int, pa.Table]], Iterator[pa.RecordBatch]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ class Lists:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Where a run's results lie: units with their scores, and the plan's pairs that need none."""
+    """Where a scorer's results are: units with their scores, and the plan's files of pairs that needed no scoring."""
 
     storage: Storage
     output: str
@@ -71,104 +69,64 @@ class Results:
     units: PlannedUnits
     pairs: int
 
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder of the plan."""
+        return self.storage.list_names(join(self.plan_folder, folder))
+
 
 def write_lists(
-    spark: SparkSession,
-    results: Results,
-    lists: Lists,
-    rule: RankRule,
-    ranked: str,
-    rejected: str,
-    watched: Collection[tuple[str, str]] = (),
+    spark: SparkSession, stages: Sequence[Results], lists: Lists, rule: RankRule | FusionRule, folders: ListFolders
 ) -> pa.Table:
-    """Write the folders `ranked` and `rejected`: sorted by query, logit descending and doc_id; no query is split.
+    """Write the ranked and rejected folders: sorted by query, logit descending and doc_id; no query is split.
 
     Args:
-        watched: pairs whose logits the report gives, where they have one.
+        stages: results of the run's scorer; with a FusionRule those of every stage.
 
     Returns:
         FILE_REPORT, sorted by table and file.
     """
-    storage, pairs = results.storage, frozenset(watched)
+    kinds = {_REJECTED_KIND: _REJECTED}
+    kinds |= {_RESULT_KIND: STAGE_RESULTS} if isinstance(rule, FusionRule) else {SCORED_KIND: SCORED}
 
     def work(number: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        listed = single_list(tables[SCORED_KIND], lists.ids(number), rule)
-        rejects = tables[_REJECTED_KIND]
-        yield from write_file(storage, number, listed, rejects, rule.depth, ranked, rejected, pairs)
+        ids, rejects = lists.ids(number), tables[_REJECTED_KIND]
+        if isinstance(rule, FusionRule):
+            ranked, unscored = combine(tables[_RESULT_KIND], ids, rule)
+            rejects = pa.concat_tables([rejects, unscored.cast(_REJECTED)])
+        else:
+            ranked = rank_pairs(tables[SCORED_KIND], ids, rule)
+        yield from write_file(folders, number, ranked, rejects)
 
-    frames = result_frames(spark, results, lists, lambda rows: scored_batches(rows, lists))
-    frames.append(_planned_rejects(spark, results, lists))
-    return _written(spark, frames, lists, {SCORED_KIND: SCORED, _REJECTED_KIND: _REJECTED}, work)
-
-
-def write_fused_lists(
-    spark: SparkSession,
-    passes: Sequence[Results],
-    lists: Lists,
-    rule: FusionRule,
-    ranked: str,
-    rejected: str,
-    watched: Collection[tuple[str, str]] = (),
-) -> pa.Table:
-    """The same for a run of several passes: every pass's results of a query meet, and become one list."""
-    storage, pairs = passes[0].storage, frozenset(watched)
-
-    def work(number: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        listed, late = combine(tables[_RESULT_KIND], lists.ids(number), rule)
-        rejects = pa.concat_tables([tables[_REJECTED_KIND], late.cast(_REJECTED)])
-        yield from write_file(storage, number, listed, rejects, rule.depth, ranked, rejected, pairs)
-
-    frames = [_planned_rejects(spark, passes[0], lists)]
-    for number, results in enumerate(passes, start=1):
-        frames += result_frames(spark, results, lists, partial(_pass_blocks, lists=lists, number=number))
-    return _written(spark, frames, lists, {_RESULT_KIND: STAGE_RESULTS, _REJECTED_KIND: _REJECTED}, work)
-
-
-def result_frames(
-    spark: SparkSession, results: Results, lists: Lists, blocks: Callable[[pa.Table], Iterator[pa.RecordBatch]]
-) -> list[DataFrame]:
-    """A pass's results, scored now or before, as frames of the BATCHES that `blocks` makes of them.
-
-    `blocks` gets tables with the columns of SCORED, `reason`, `detail` and, where `logit` is null, `query_id`.
-    """
-    return [
-        scatter(spark, _unit_ranges(spark, results), lambda piece: blocks(_unit_rows(results, piece)), BATCHES),
-        scatter(
-            spark,
-            storage_names(results, "reused"),
-            lambda name: blocks(_reused_rows(read_reused(results.storage, results.plan_folder, name), lists)),
-            BATCHES,
-        ),
-    ]
-
-
-def storage_names(results: Results, folder: str) -> list[str]:
-    """Names of the files in a folder of a plan."""
-    return results.storage.list_names(join(results.plan_folder, folder))
-
-
-def _planned_rejects(spark: SparkSession, results: Results, lists: Lists) -> DataFrame:
-    return scatter(
-        spark,
-        storage_names(results, "rejects"),
-        lambda name: _reject_blocks(read_rejects(results.storage, results.plan_folder, name), lists),
-        BATCHES,
-    )
-
-
-def _written(
-    spark: SparkSession, blocks: Sequence[DataFrame], lists: Lists, kinds: Mapping[int, pa.Schema], work: FileWork
-) -> pa.Table:
-    """Bring each file's blocks together and write it."""
+    frames = [_planned_rejects(spark, stages[0], lists)]
+    for stage, results in enumerate(stages, start=1):
+        if isinstance(rule, FusionRule):
+            frames += result_frames(spark, results, lists, partial(_stage_batches, lists=lists, stage=stage))
+        else:
+            frames += result_frames(spark, results, lists, partial(scored_batches, lists=lists))
     files = len(lists.firsts) + 1
     describe_job(spark, f"rank: write {files} files of lists")
-    report = exchange(blocks, files, kinds, work, FILE_REPORT).toArrow()
-    # Spark runs no task for what it knows to be empty: the files that are missing are empty ones.
+    report = exchange(frames, files, kinds, work, FILE_REPORT).toArrow()
+    # Spark runs no task for a partition that it knows to be empty: those files are written here.
     written = set(report["file"].to_pylist())
     empty = {kind: schema.empty_table() for kind, schema in kinds.items()}
-    missing = [b for n in range(files) if part_name(n) not in written for b in work(n, empty)]
+    missing = [b for number in range(files) if part_name(number) not in written for b in work(number, empty)]
     whole = pa.concat_tables([report.cast(FILE_REPORT), pa.Table.from_batches(missing, schema=FILE_REPORT)])
     return whole.sort_by([("table", "ascending"), ("file", "ascending")])
+
+
+def read_ranked(spark: SparkSession, storage: Storage, files: Sequence[str], depth: int | None = None) -> DataFrame:
+    """Rows of some files of ranked/, down to a rank. Columns: RANKED."""
+
+    def read(file: str) -> Iterator[pa.RecordBatch]:
+        yield from ranked_batches(storage, file, depth)
+
+    return scatter(spark, files, read, RANKED, tasks=4 * parallelism(spark))
+
+
+def ranked_batches(storage: Storage, file: str, depth: int | None = None) -> Iterator[pa.RecordBatch]:
+    """One file of ranked/ in its order, down to a rank."""
+    for _, _, batch in read_table_file(storage, file, RANKED):
+        yield batch if depth is None else batch.filter(pc.less_equal(batch["rank"], depth))
 
 
 def file_of(boundaries: Sequence[str]) -> Column:
@@ -179,43 +137,70 @@ def file_of(boundaries: Sequence[str]) -> Column:
     return F.coalesce(F.size(F.filter(edges, lambda edge: edge <= F.col("query_id"))), F.lit(0))
 
 
+def result_frames(
+    spark: SparkSession, results: Results, lists: Lists, to_batches: Callable[[pa.Table], Iterator[pa.RecordBatch]]
+) -> list[DataFrame]:
+    """A scorer's results, of this run and of earlier ones, as frames of the BATCHES that `to_batches` makes of them.
+
+    `to_batches` gets tables with the columns of SCORED, `reason`, `detail` and, where `logit` is null, `query_id`.
+    """
+
+    def read_units(units: tuple[int, int]) -> Iterator[pa.RecordBatch]:
+        yield from to_batches(_unit_rows(results, units))
+
+    def read_file(name: str) -> Iterator[pa.RecordBatch]:
+        yield from to_batches(_reused_rows(read_reused(results.storage, results.plan_folder, name), lists))
+
+    return [
+        scatter(spark, _unit_ranges(spark, results), read_units, BATCHES),
+        scatter(spark, results.names("reused"), read_file, BATCHES),
+    ]
+
+
+def scored_batches(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
+    """Results with a logit as BATCHES of SCORED, the others as rejects."""
+    scored = pc.is_valid(rows["logit"])
+    yield from _by_query(SCORED_KIND, rows.filter(scored).select(SCORED.names), lists)
+    yield from _reject_batches(rows.filter(pc.invert(scored)).select(_REJECTED.names), lists)
+
+
 def align(unit: pa.Table, scores: pa.Table) -> pa.Table:
-    """A unit's scores with what its plan knows of each pair. Columns: SCORED, `reason`, `detail`, `query_id`."""
+    """A unit's scores with what its plan has on each pair. Columns: SCORED, `reason`, `detail`, `query_id`."""
     lists = unit["queries"].combine_chunks()
     queries = lists.flatten()
     rows = np.repeat(np.arange(unit.num_rows), pc.list_value_length(lists).to_numpy())
     documents = unit["doc_id"].combine_chunks().dictionary_encode()
     names = queries.field("query_id").dictionary_encode()
     width = len(names.dictionary) + 1
-    keys = documents.indices.to_numpy().astype(np.int64)[rows] * width + names.indices.to_numpy()
-    order = np.argsort(keys)
-    codes = [
+    planned = documents.indices.to_numpy().astype(np.int64)[rows] * width + names.indices.to_numpy()
+    order = np.argsort(planned)
+    doc_codes, query_codes = (
         pc.index_in(scores[name].combine_chunks(), value_set=values).fill_null(-1).to_numpy().astype(np.int64)
         for name, values in (("doc_id", documents.dictionary), ("query_id", names.dictionary))
-    ]
-    found = codes[0] * width + codes[1]
-    at = np.minimum(np.searchsorted(keys[order], found), max(0, len(keys) - 1))
-    known = (codes[0] >= 0) & (codes[1] >= 0) & ((keys[order][at] == found) if len(keys) else False)
+    )
+    keys = doc_codes * width + query_codes
+    at = np.minimum(np.searchsorted(planned[order], keys), max(0, len(planned) - 1))
+    known = (doc_codes >= 0) & (query_codes >= 0) & ((planned[order][at] == keys) if len(planned) else False)
     scores, pair = scores.filter(pa.array(known)), pa.array(order[at[known]])
     truncated = pc.or_kleene(scores["query_truncated"], scores["document_truncated"])
     arrays = [queries.field("number").take(pair), scores["doc_id"], queries.field("rank").take(pair), scores["logit"]]
-    own = pa.array(np.ones(scores.num_rows, bool))
-    table = pa.Table.from_arrays([*arrays, truncated.fill_null(False), own], schema=SCORED)
+    new = pa.array(np.ones(scores.num_rows, bool))
+    table = pa.Table.from_arrays([*arrays, truncated.fill_null(False), new], schema=SCORED)
     for name in ("reason", "detail", "query_id"):
         table = table.append_column(name, scores[name])
     return table
 
 
 def _unit_ranges(spark: SparkSession, results: Results) -> list[tuple[int, int]]:
-    """Ranges of units of about ROWS_AT_ONCE pairs each, so that a block is not too small; at least one a task slot."""
+    """Ranges of units of about ROWS_AT_ONCE pairs each, so that batches are not too small; at least one a task slot."""
     count = len(results.units)
-    pieces = min(count, max(2 * parallelism(spark), results.pairs // ROWS_AT_ONCE))
-    return [(piece * count // pieces, (piece + 1) * count // pieces) for piece in range(pieces)]
+    ranges = min(count, max(2 * parallelism(spark), results.pairs // ROWS_AT_ONCE))
+    return [(number * count // ranges, (number + 1) * count // ranges) for number in range(ranges)]
 
 
-def _unit_rows(results: Results, piece: tuple[int, int]) -> pa.Table:
+def _unit_rows(results: Results, units: tuple[int, int]) -> pa.Table:
     tables = []
-    for number in range(*piece):
+    for number in range(*units):
         unit = results.units[number]
         address = join(results.plan_folder, "units", f"{unit}.parquet")
         plan = read_part(results.storage, address, UNIT_GROUPS)
@@ -224,51 +209,42 @@ def _unit_rows(results: Results, piece: tuple[int, int]) -> pa.Table:
 
 
 def _reused_rows(rows: pa.Table, lists: Lists) -> pa.Table:
-    own = pa.array(np.zeros(rows.num_rows, bool))
-    columns = {"truncated": rows["truncated"].fill_null(False), "own": own}
-    arrays = [columns[name] if name in columns else rows[name] for name in SCORED.names]
-    table = pa.Table.from_arrays(arrays, schema=SCORED)
-    query_ids = _ids_of(rows.filter(pc.is_null(rows["logit"])), lists)
-    positions = np.cumsum(pc.is_null(rows["logit"]).to_numpy()) - 1
-    ids = query_ids.take(pa.array(np.maximum(positions, 0))) if len(query_ids) else pa.nulls(rows.num_rows, pa.string())
-    for name, values in (("reason", rows["reason"]), ("detail", rows["detail"]), ("query_id", ids)):
-        table = table.append_column(name, values)
-    return table
+    rejected = pc.is_null(rows["logit"])
+    ids = pa.nulls(rows.num_rows, pa.string())
+    if pc.any(rejected).as_py():  # only stored rejects need ids, and a worker holds no more than it must
+        numbers = pc.if_else(rejected, rows["query"], pa.scalar(None, pa.int32()))
+        ids = lists.queries.column("query_id").take(numbers.combine_chunks())
+    new = pa.array(np.zeros(rows.num_rows, bool))
+    rows = rows.set_column(rows.column_names.index("truncated"), "truncated", rows["truncated"].fill_null(False))
+    rows = rows.append_column("new", new).append_column("query_id", ids)
+    return rows.select([*SCORED.names, "reason", "detail", "query_id"])
 
 
-def _ids_of(rows: pa.Table, lists: Lists) -> pa.Array:
-    """Query ids of REUSED rows: only stored rejects need them here."""
-    if not rows.num_rows:
-        return pa.array([], pa.string())
-    return lists.queries.column("query_id").take(rows["query"].combine_chunks())
+def _planned_rejects(spark: SparkSession, results: Results, lists: Lists) -> DataFrame:
+    def read(name: str) -> Iterator[pa.RecordBatch]:
+        rows = read_rejects(results.storage, results.plan_folder, name)
+        yield from _reject_batches(rows.append_column("detail", pa.nulls(rows.num_rows, pa.string())), lists)
+
+    return scatter(spark, results.names("rejects"), read, BATCHES)
 
 
-def scored_batches(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
-    """Results with a logit as SCORED blocks, the others as rejects."""
-    scored = pc.is_valid(rows["logit"])
-    good = rows.filter(scored).select(SCORED.names)
-    numbers = good["query"].to_numpy().astype(np.int64)
-    # By query within a block: neighbours then differ little, and the block packs well.
-    order = np.argsort(numbers, kind="stable")
-    files = lists.of_numbers(numbers[order])
-    yield from pack(SCORED_KIND, files, good.take(pa.array(order)))
-    yield from _reject_blocks(rows.filter(pc.invert(scored)).select(_REJECTED.names), lists)
+def _stage_batches(rows: pa.Table, lists: Lists, stage: int) -> Iterator[pa.RecordBatch]:
+    """Results of a stage with or without a logit, as BATCHES of STAGE_RESULTS."""
+    rows = rows.append_column("stage", pa.array(np.full(rows.num_rows, stage, np.int8)))
+    yield from _by_query(_RESULT_KIND, rows.select(STAGE_RESULTS.names).cast(STAGE_RESULTS), lists)
 
 
-def _pass_blocks(rows: pa.Table, lists: Lists, number: int) -> Iterator[pa.RecordBatch]:
-    """Results of a pass with or without a logit, as STAGE_RESULTS blocks."""
-    rows = rows.append_column("pass", pa.array(np.full(rows.num_rows, number, np.int8)))
+def _by_query(kind: int, rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
+    """Rows sorted by query: neighbours then differ little, and batches compress well."""
     numbers = rows["query"].to_numpy().astype(np.int64)
     order = np.argsort(numbers, kind="stable")
-    rows = rows.select(STAGE_RESULTS.names).cast(STAGE_RESULTS).take(pa.array(order))
-    yield from pack(_RESULT_KIND, lists.of_numbers(numbers[order]), rows)
+    yield from pack(kind, lists.of_numbers(numbers[order]), rows.take(pa.array(order)))
 
 
-def _reject_blocks(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
+def _reject_batches(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
     if not rows.num_rows:
         return
-    if "detail" not in rows.column_names:
-        rows = rows.append_column("detail", pa.nulls(rows.num_rows, pa.string()))
     files = lists.of_ids(rows["query_id"].combine_chunks())
     order = np.argsort(files, kind="stable")
-    yield from pack(_REJECTED_KIND, files[order], rows.take(pa.array(order)).cast(_REJECTED))
+    rows = rows.take(pa.array(order)).select(_REJECTED.names).cast(_REJECTED)
+    yield from pack(_REJECTED_KIND, files[order], rows)

@@ -1,9 +1,10 @@
-"""One file of ranked lists and one of rejects: sorted, ranked, labelled, written, and reported."""
+"""One file of ranked lists and one of rejects: sorted, ranked, labelled, written and reported."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from lakerank.schemas import RANKED, REJECTED
 from lakerank.spark.plan.files import part_name
 from lakerank.spark.plan.join import NO_RANK
 
-#: A scored pair on its way to its query's list: the query by number, the first-stage rank, whether it is of this run.
+#: A scored pair: the query by number, the first-stage rank, and whether this run scored it.
 SCORED = pa.schema(
     [
         ("query", pa.int32()),
@@ -27,11 +28,13 @@ SCORED = pa.schema(
         ("rank", pa.int32()),
         ("logit", pa.float32()),
         ("truncated", pa.bool_()),
-        ("own", pa.bool_()),
+        ("new", pa.bool_()),
     ]
 )
 
-#: One row a written file. `candidates_of` counts the queries that have candidates in it, ranked or not.
+#: One row a written file. `queries_listed` counts the queries that have candidates in it, ranked or not; `new` the
+#: pairs that this run scored; `values` the rows by label or reason; `stages` the results by stage and reason, null
+#: for a score; `golden` has the logits of golden pairs.
 FILE_REPORT = pa.schema(
     [
         ("table", pa.string()),
@@ -39,15 +42,15 @@ FILE_REPORT = pa.schema(
         ("rows", pa.int64()),
         ("bytes", pa.int64()),
         ("queries", pa.int64()),
-        ("candidates_of", pa.int64()),
-        ("own", pa.int64()),
+        ("queries_listed", pa.int64()),
+        ("new", pa.int64()),
         ("beyond_depth", pa.int64()),
         ("truncated", pa.int64()),
         ("histogram", pa.list_(pa.int64())),
-        ("counts", pa.map_(pa.string(), pa.int64())),
-        ("passes", pa.map_(pa.string(), pa.int64())),
+        ("values", pa.list_(pa.struct([("value", pa.string()), ("count", pa.int64())]))),
+        ("stages", pa.list_(pa.struct([("stage", pa.int8()), ("reason", pa.string()), ("count", pa.int64())]))),
         (
-            "watched",
+            "golden",
             pa.list_(pa.struct([("query_id", pa.string()), ("doc_id", pa.string()), ("logit", pa.float32())])),
         ),
     ]
@@ -84,21 +87,32 @@ def rank_order(query: Int64, logit: npt.NDArray[np.float32], doc_id: pa.Array) -
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """All of a file's scored pairs in order, as RANKED or COMBINED; how many of them this run has scored itself.
+class FileLists:
+    """All of a file's scored pairs in order, as RANKED or COMBINED; `new` of them were scored by this run.
 
-    `fused`: their `logit` is a fused score, which no histogram of logits is made of. `passes` counts each pass's
-    results: those with a score under its number, the others under its number and their reason.
+    `fused`: their `logit` is a fused score, which no histogram of logits is made of. `stages` counts the results of
+    each stage of a cascade or an ensemble, as FILE_REPORT has them.
     """
 
     rows: pa.Table
-    own: int
+    new: int
     fused: bool = False
-    passes: Mapping[str, int] = field(default_factory=dict)
+    stages: Sequence[Mapping[str, Any]] = ()
 
 
-def single_list(scored: pa.Table, ids: tuple[int, pa.Array], rule: RankRule) -> Listed:
-    """The list of a run of one scorer.
+@dataclass(frozen=True, slots=True)
+class ListFolders:
+    """Where lists are written, down to which rank, and the pairs whose logits the report gives."""
+
+    storage: Storage
+    ranked: str
+    rejected: str
+    depth: int | None
+    golden: frozenset[tuple[str, str]] = frozenset()
+
+
+def rank_pairs(scored: pa.Table, ids: tuple[int, pa.Array], rule: RankRule) -> FileLists:
+    """The lists of a run of one scorer.
 
     Args:
         scored: SCORED.
@@ -116,10 +130,8 @@ def single_list(scored: pa.Table, ids: tuple[int, pa.Array], rule: RankRule) -> 
         "label": pa.array(labels(relevances, rule.thresholds)),
         "first_stage_rank": first_stage_ranks(rows["rank"]),
     }
-    table = pa.Table.from_arrays(
-        [columns[name] if name in columns else rows[name] for name in RANKED.names], schema=RANKED
-    )
-    return Listed(table, pc.sum(scored["own"]).as_py() or 0)
+    arrays = [columns[name] if name in columns else rows[name] for name in RANKED.names]
+    return FileLists(pa.Table.from_arrays(arrays, schema=RANKED), pc.sum(scored["new"]).as_py() or 0)
 
 
 def first_stage_ranks(ranks_there: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -127,79 +139,54 @@ def first_stage_ranks(ranks_there: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(ranks_there, NO_RANK), pa.scalar(None, pa.int32()), ranks_there)
 
 
-def write_file(
-    storage: Storage,
-    number: int,
-    listed: Listed,
-    rejects: pa.Table,
-    depth: int | None,
-    ranked: str,
-    rejected: str,
-    watched: frozenset[tuple[str, str]],
-) -> Iterator[pa.RecordBatch]:
-    """One file of each folder; one row of FILE_REPORT each."""
-    table = listed.rows
+def write_file(folders: ListFolders, number: int, lists: FileLists, rejects: pa.Table) -> Iterator[pa.RecordBatch]:
+    """One file in each folder; yields one row of FILE_REPORT each."""
+    table, depth = lists.rows, folders.depth
     within = table if depth is None else table.filter(pc.less_equal(table["rank"], depth))
     rejects = rejects.sort_by([("query_id", "ascending"), ("doc_id", "ascending")]).cast(REJECTED)
     sizes = []
-    for folder, rows in ((ranked, within), (rejected, rejects)):
+    for folder, rows in ((folders.ranked, within), (folders.rejected, rejects)):
         data = parquet_bytes(rows, ROW_GROUP_ROWS)
-        storage.replace(join(folder, part_name(number)), data)
+        folders.storage.replace(join(folder, part_name(number)), data)
         sizes.append(len(data))
-    ids = pc.unique(table["query_id"])
-    others = pc.unique(rejects["query_id"]).drop_null()
-    candidates_of = (
-        len(ids) + len(others) - pc.sum(pc.is_in(others, value_set=ids)).as_py() if len(others) else len(ids)
-    )
-    about = {
-        "table": "ranked",
-        "bytes": sizes[0],
-        "candidates_of": candidates_of,
-        "own": listed.own,
+    logits = log_odds(within["relevance"].to_numpy()) if lists.fused else within["logit"].to_numpy()
+    ids = pa.chunked_array([*table["query_id"].chunks, *rejects["query_id"].chunks], pa.string())
+    figures = {
+        "queries_listed": len(pc.unique(ids).drop_null()),
+        "new": lists.new,
         "beyond_depth": table.num_rows - within.num_rows,
         "truncated": pc.sum(within["truncated"]).as_py() or 0,
-        "histogram": _histogram(_on_logit_scale(within, listed.fused)),
-        "watched": _watched(table, watched),
-        "passes": sorted(listed.passes.items()),
+        "histogram": _histogram(logits),
+        "golden": _logits_of(table, folders.golden),
+        "stages": list(lists.stages),
     }
-    yield _report(number, within, "label", about)
-    yield _report(number, rejects, "reason", {"table": "rejected", "bytes": sizes[1]})
+    yield _report("ranked", number, within, "label", figures | {"bytes": sizes[0]})
+    yield _report("rejected", number, rejects, "reason", {"bytes": sizes[1]})
 
 
-def _on_logit_scale(rows: pa.Table, fused: bool) -> npt.NDArray[np.float32]:
-    """What the next run's score drift is measured by: logits; where a list is fused, the log odds of its relevances."""
-    return log_odds(rows["relevance"].to_numpy()) if fused else rows["logit"].to_numpy()
-
-
-def _watched(table: pa.Table, watched: frozenset[tuple[str, str]]) -> list[dict[str, object]]:
-    """Logits of the pairs that are watched; they are few."""
-    if not watched:
+def _logits_of(table: pa.Table, pairs: frozenset[tuple[str, str]]) -> list[dict[str, object]]:
+    """Logits of a few pairs, where the table has them."""
+    if not pairs:
         return []
-    near = pc.and_(
-        *(
-            pc.is_in(table[name], pa.array(sorted({pair[at] for pair in watched})))
-            for at, name in enumerate(("query_id", "doc_id"))
-        )
-    )
+    queries, documents = (pa.array(sorted({pair[at] for pair in pairs})) for at in (0, 1))
+    near = pc.and_(pc.is_in(table["query_id"], queries), pc.is_in(table["doc_id"], documents))
     rows = table.filter(near).select(["query_id", "doc_id", "logit"]).to_pylist()
-    return [row for row in rows if (row["query_id"], row["doc_id"]) in watched]
+    return [row for row in rows if (row["query_id"], row["doc_id"]) in pairs]
 
 
 def _histogram(logits: npt.NDArray[np.float32]) -> list[int]:
+    """What the next run's score drift is measured by: counts of logits, or of the log odds of fused relevances."""
     bins = np.searchsorted(np.asarray(HISTOGRAM_EDGES[1:-1]), logits, side="right")
     return [int(count) for count in np.bincount(bins, minlength=len(HISTOGRAM_EDGES) - 1)]
 
 
-def _report(number: int, rows: pa.Table, counted: str, about: dict[str, object]) -> pa.RecordBatch:
-    counts = pc.value_counts(rows[counted].cast(pa.string()).combine_chunks())
-    zeros = dict.fromkeys(("candidates_of", "own", "beyond_depth", "truncated"), 0)
-    row = zeros | {
+def _report(table: str, number: int, rows: pa.Table, counted: str, figures: Mapping[str, object]) -> pa.RecordBatch:
+    values = pc.value_counts(rows[counted].cast(pa.string()).combine_chunks()).to_pylist()
+    row = {
+        "table": table,
         "file": part_name(number),
         "rows": rows.num_rows,
         "queries": len(pc.unique(rows["query_id"])),
-        "histogram": _histogram(np.zeros(0, np.float32)),
-        "counts": [(item["values"], item["counts"]) for item in counts.to_pylist()],
-        "watched": [],
-        "passes": [],
+        "values": [{"value": item["values"], "count": item["counts"]} for item in values],
     }
-    return pa.RecordBatch.from_pylist([row | about], schema=FILE_REPORT)
+    return pa.RecordBatch.from_pylist([row | dict(figures)], schema=FILE_REPORT)

@@ -1,4 +1,4 @@
-"""How far scoring is, read from the unit files in the lake: true after a retry, a restart or a second driver."""
+"""Progress of scoring, read from the unit files in the lake: right after a retry, a restart or a second driver."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,17 +18,13 @@ from lakerank.lake.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between looks at the lake, and between lines where standard error is not a terminal.
-LOOK_EVERY_S = 2.0
-LINE_EVERY_S = 30.0
-
-#: A look may take a twentieth of the time: a listing of a million files is a thousand requests.
-_LOOKS_SHARE = 20
+#: Listing may take a twentieth of the time: a listing of a million files is a thousand requests.
+_LISTING_SHARE = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Units and pairs that have scores, of how many, and since when how many of the pairs."""
+    """Units and pairs that have scores, of how many; the pairs scored since the watch began, and its seconds."""
 
     units: int
     all_units: int
@@ -56,10 +52,31 @@ class Progress:
 
 
 @contextmanager
-def watch_units(storage: Storage, output: str, scorer: str, units: PlannedUnits) -> Iterator[None]:
-    """Show what is done while the body runs: a bar on a terminal, a log line every half minute elsewhere."""
+def watch_units(
+    storage: Storage,
+    output: str,
+    scorer: str,
+    units: PlannedUnits,
+    list_every_s: float = 2.0,
+    line_every_s: float = 30.0,
+) -> Iterator[None]:
+    """Show progress while the body runs: a bar on a terminal, a log line every half minute elsewhere.
+
+    Args:
+        list_every_s: seconds between listings of the lake.
+        line_every_s: seconds between log lines.
+    """
     stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(storage, output, scorer, units, stop), daemon=True)
+
+    def watch() -> None:
+        try:
+            rows = units.table()
+            pairs = dict(zip(rows["unit"].to_pylist(), rows["pairs"].to_pylist(), strict=True))
+            _show(lambda: finished_units(storage, output, scorer), pairs, stop, list_every_s, line_every_s)
+        except StorageError as error:  # the bar is not worth failing a job for: the tasks will report the fault
+            logger.debug("no progress is shown: %s", error)
+
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield
@@ -68,34 +85,31 @@ def watch_units(storage: Storage, output: str, scorer: str, units: PlannedUnits)
         watcher.join(timeout=10)
 
 
-def _watch(storage: Storage, output: str, scorer: str, units: PlannedUnits, stop: threading.Event) -> None:
-    try:
-        rows = units.table()
-        pairs = dict(zip(rows["unit"].to_pylist(), rows["pairs"].to_pylist(), strict=True))
-        _show(storage, output, scorer, pairs, stop)
-    except StorageError as error:  # the bar is not worth failing a job for: the tasks will say what is wrong
-        logger.debug("no progress is shown: %s", error)
-
-
-def _show(storage: Storage, output: str, scorer: str, pairs: Mapping[str, int], stop: threading.Event) -> None:
+def _show(
+    finished: Callable[[], set[str]],
+    pairs: Mapping[str, int],
+    stop: threading.Event,
+    list_every_s: float,
+    line_every_s: float,
+) -> None:
     started = last_line = time.monotonic()
     total, first = sum(pairs.values()), None
     with tqdm(
         total=total, desc="scoring", unit="pair", unit_scale=True, disable=not sys.stderr.isatty(), leave=False
     ) as bar:
         while True:
-            looked = time.monotonic()
-            done = finished_units(storage, output, scorer) & pairs.keys()
-            count = sum(pairs[unit] for unit in done)
+            listing = time.monotonic()
+            units = finished() & pairs.keys()
+            count = sum(pairs[unit] for unit in units)
             if first is None:
-                first = bar.initial = count  # the bar's pace leaves out what an earlier attempt did
+                first = bar.initial = count  # the bar's pace leaves out what an earlier attempt scored
             now = time.monotonic()
-            bar.set_postfix_str(f"{len(done)} of {len(pairs)} units", refresh=False)
+            bar.set_postfix_str(f"{len(units)} of {len(pairs)} units", refresh=False)
             bar.update(count - bar.n)
-            if bar.disable and now - last_line >= LINE_EVERY_S:
+            if bar.disable and now - last_line >= line_every_s:
                 last_line = now
-                logger.info("%s", Progress(len(done), len(pairs), count, total, count - first, now - started))
-            if stop.wait(max(LOOK_EVERY_S, _LOOKS_SHARE * (now - looked))):
+                logger.info("%s", Progress(len(units), len(pairs), count, total, count - first, now - started))
+            if stop.wait(max(list_every_s, _LISTING_SHARE * (now - listing))):
                 return
 
 

@@ -33,10 +33,10 @@ def start(app_name: str, conf: Mapping[str, str | int | float | bool], partition
     if "PYSPARK_GATEWAY_PORT" in os.environ:  # under spark-submit, whose properties the JVM holds
         SparkContext._ensure_initialized()
     spark_conf = SparkConf()
-    wanted = {"spark.app.name": app_name} | DEFAULTS | {key: _text(value) for key, value in conf.items()}
+    settings = {"spark.app.name": app_name} | DEFAULTS | {key: _text(value) for key, value in conf.items()}
     if partitions:
-        wanted["spark.sql.shuffle.partitions"] = str(partitions)
-    for key, value in wanted.items():
+        settings["spark.sql.shuffle.partitions"] = str(partitions)
+    for key, value in settings.items():
         if not spark_conf.contains(key):
             spark_conf.set(key, value)
     if (spark_conf.get("spark.master") or "").startswith("local"):

@@ -16,7 +16,7 @@ from lakerank.fusion import Fusion
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.schemas import COMBINED
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank.lists import RankRule
+from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import run
 from lakerank.spark.stage import Stage
 
@@ -54,9 +54,8 @@ def manifest_of(lake, run_id: str) -> dict:
     return json.loads((lake.folder / "out" / "runs" / run_id / "manifest.json").read_text())
 
 
-def test_a_cascade_is_the_strong_ones_order_of_the_top_then_the_cheap_ones(spark, storage, lake):
-    run(spark, storage, lake.job("cheap"))
-    cheap = by_query(lake.ranked("cheap"))
+def test_a_cascade_is_the_strong_ones_order_of_the_top_then_the_cheap_ones(spark, storage, published):
+    lake, cheap = published, by_query(published.ranked("r1"))
     summary = run(spark, storage, cascade(lake, "r"))
     lake.write(
         "candidates",
@@ -101,7 +100,7 @@ def test_what_a_cascade_costs_is_what_was_forecast(spark, storage, lake):
     assert [one["scoring"]["pairs"] for one in kept] == [240, 60]
 
 
-def test_stages_of_their_own_and_several_files_give_the_same_cascade(spark, storage, lake):
+def test_steps_one_by_one_and_several_files_give_the_same_cascade(spark, storage, lake):
     run(spark, storage, cascade(lake, "r"))
     rows = lake.ranked("r")
     limits = lake.limits(rows_per_file=60, unit_tokens=37)
@@ -140,7 +139,7 @@ class DyingStorage(Storage):
         super().replace(uri, data)
 
 
-def test_killed_between_passes_the_rerun_has_the_same_bytes_and_scores_nothing_twice(spark, storage, lake):
+def test_killed_between_stages_the_rerun_has_the_same_bytes_and_scores_nothing_twice(spark, storage, lake):
     run(spark, storage, cascade(lake, "whole"))
     second = replace(later(lake, top=5), scorer="5a18")
     job = lake.job("r", (second,), model="cheap", scorer="f00e")
@@ -173,7 +172,7 @@ def test_a_run_keeps_to_the_cascade_it_was_planned_as(spark, storage, lake):
     assert [one["pairs"] for one in wider["passes"]] == [0, 12], "scores stored by either are used again"
 
 
-def test_a_third_pass_takes_the_best_of_the_second(spark, storage, lake):
+def test_a_third_stage_takes_the_best_of_the_second(spark, storage, lake):
     run(spark, storage, alone(lake, "third", THIRD))
     third = {(row["query_id"], row["doc_id"]): row["logit"] for row in lake.ranked("third")}
     job = lake.job("r", later=(later(lake, STRONG, 6), later(lake, THIRD, 2)))
@@ -210,7 +209,7 @@ def test_what_the_strong_one_cannot_score_keeps_the_cheap_ones_score_and_is_told
     assert told
     check = next(check for check in manifest["audit"] if check["name"] == "reject rate of pass 2")
     assert check["value"] == told / 60
-    strict = cascade(lake, "strict", rules=AuditRules(Bounds(max_reject_rate=0.01)))
+    strict = cascade(lake, "strict", audit=AuditRules(Bounds(max_reject_rate=0.01)))
     assert run(spark, storage, strict)["failed_audits"] == ["reject rate of pass 2"]
 
 
@@ -227,11 +226,11 @@ def fuse(lists: list[dict[tuple[str, str], float]], fusion: Fusion) -> dict[tupl
     return total
 
 
-def test_an_ensemble_fuses_stored_scores_and_scores_nothing(spark, storage, lake):
-    run(spark, storage, lake.job("one"))
+def test_an_ensemble_fuses_stored_scores_and_scores_nothing(spark, storage, published):
+    lake = published
     run(spark, storage, alone(lake, "two"))
     before = _unit_files(lake, "f00d", STRONG)
-    stored = [{(row["query_id"], row["doc_id"]): row for row in lake.ranked(name)} for name in ("one", "two")]
+    stored = [{(row["query_id"], row["doc_id"]): row for row in lake.ranked(name)} for name in ("r1", "two")]
     for name, fusion in {
         "rrf": Fusion("reciprocal_rank", (0.5, 0.5), 5.0),
         "sum": Fusion("weighted", (0.3, 0.7)),

@@ -1,0 +1,187 @@
+"""An export: what of which run, in which format, to where; and the manifest, which makes it complete."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from lakerank.errors import ExportError, RunConflictError
+from lakerank.export.changes import Change
+from lakerank.export.format import Format, PartLimits, Target
+from lakerank.export.judgements import ltr_judgements, quepid_csv, svmrank, trec_qrels, trec_run
+from lakerank.export.search import opensearch_documents, opensearch_lists, vespa_documents, vespa_lists
+from lakerank.export.tables import flat_csv, golden_pairs, parquet
+from lakerank.fingerprint import fingerprint
+from lakerank.lake.runs import RunPaths, current_run, read_manifest
+from lakerank.lake.storage import Storage, join
+
+FORMATS: dict[str, Callable[[Target], Format]] = {
+    "trec-run": trec_run,
+    "trec-qrels": trec_qrels,
+    "quepid-csv": quepid_csv,
+    "ltr-judgements": ltr_judgements,
+    "svmrank": svmrank,
+    "opensearch-lists": opensearch_lists,
+    "opensearch-documents": opensearch_documents,
+    "vespa-lists": vespa_lists,
+    "vespa-documents": vespa_documents,
+    "parquet": parquet,
+    "csv": flat_csv,
+    "golden-pairs": golden_pairs,
+}
+
+#: The layout of exports: a format whose bytes change raises it, so that an old export is not taken for the same.
+LAYOUT = 1
+
+MANIFEST = "_manifest.json"
+CURRENT = "current"
+
+#: Kinds of files, and where the manifest lists them.
+FILES = {"part": "parts", "removal": "removed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An export in plain values. `run_id` and `since` are run ids; `pairs` bounds a sample, None is everything."""
+
+    output: str
+    run_id: str
+    since: str | None
+    format: str
+    target: Target
+    to: str
+    depth: int | None
+    limits: PartLimits
+    pairs: int | None
+    queries: str
+    candidates: str
+
+    @property
+    def form(self) -> Format:
+        """The format, for the export's target."""
+        return FORMATS[self.format](self.target)
+
+
+def resolve(storage: Storage, export: Export) -> Export:
+    """The export with `current` replaced by the run that is published now.
+
+    Raises:
+        ExportError: nothing is published.
+    """
+    if CURRENT not in (export.run_id, export.since):
+        return export
+    pointer = current_run(storage, export.output)
+    if pointer is None:
+        raise ExportError(f"{RunPaths(export.output, '').current}: no run is published yet; run jobs/rerank.py first")
+    current = str(pointer["run_id"])
+    return replace(
+        export,
+        run_id=current if export.run_id == CURRENT else export.run_id,
+        since=current if export.since == CURRENT else export.since,
+    )
+
+
+def finished(storage: Storage, export: Export) -> dict[str, Any] | None:
+    """The manifest of an export that is complete, for which no Spark need start; None when there is none.
+
+    Raises:
+        ExportError: a run is not published.
+        RunConflictError: the folder holds something else.
+    """
+    made_from = fingerprint_of(storage, export)
+    address = join(export.to, MANIFEST)
+    if storage.exists(address):
+        manifest = dict(json.loads(storage.read_bytes(address)))
+        if manifest.get("made_from") != made_from:
+            raise RunConflictError(
+                f"{address}: this folder holds another export ({manifest.get('format')} of run "
+                f"{manifest.get('run_id')!r}, or with other options); name an empty folder with --to"
+            )
+        return manifest
+    prefixes = (f"part-{made_from[:8]}-", f"_removed-{made_from[:8]}-")
+    foreign = [name for name in storage.list_names(export.to) if not name.startswith(prefixes)]
+    if foreign:
+        raise RunConflictError(
+            f"{export.to}: not empty, and no finished export ({', '.join(foreign[:3])}); empty it or use another --to"
+        )
+    return None
+
+
+def finish(storage: Storage, export: Export, made_from: str, reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Write the manifest of an export whose parts are written. Returns the manifest that stands.
+
+    It says nothing of when or where, so that the same command writes the same bytes.
+
+    Args:
+        reports: `kind, name, rows, lists, bytes, sha256` of each file, and `lists` of each kind of Change.
+    """
+    lists: Counter[str] = Counter({change.value: 0 for change in Change})
+    files: dict[str, list[dict[str, Any]]] = {kind: [] for kind in FILES}
+    for report in sorted(reports, key=lambda report: str(report["name"])):
+        kind = report.pop("kind")
+        if kind in files:
+            files[kind].append(report)
+        else:
+            lists[kind] += report["lists"]
+    manifest = {
+        "format": export.format,
+        "run_id": export.run_id,
+        "since": export.since,
+        "depth": export.depth,
+        "made_from": made_from,
+        "target": asdict(export.target),
+        "limits": asdict(export.limits),
+        "lists": dict(lists),
+        "rows": sum(part["rows"] for part in files["part"]),
+        "bytes": sum(part["bytes"] for part in files["part"]),
+        **{name: files[kind] for kind, name in FILES.items()},
+    }
+    encoded = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    if not storage.create(join(export.to, MANIFEST), encoded):
+        return finished(storage, export) or manifest  # the same command twice at once: the same parts
+    return manifest
+
+
+def summary(export: Export, manifest: Mapping[str, Any], started: float) -> dict[str, Any]:
+    """The job's last line: the manifest without its parts, and the seconds since `started`."""
+    shown = {name: value for name, value in manifest.items() if name not in ("parts", "removed", "target", "limits")}
+    seconds = time.monotonic() - started
+    return {**shown, "to": export.to, "files": len(manifest["parts"]), "seconds": round(seconds, 3)}
+
+
+def run_files(storage: Storage, output: str, run_id: str) -> list[str]:
+    """The files of a published run's ranked/, in the order of the queries.
+
+    Raises:
+        ExportError: the run is not published.
+    """
+    folder, files = RunPaths(output, run_id).ranked, _run_manifest(storage, output, run_id)["ranked_files"]
+    return [join(folder, file["file"]) for file in files if file["rows"]]
+
+
+def fingerprint_of(storage: Storage, export: Export) -> str:
+    """Fingerprint of everything that the bytes of an export depend on.
+
+    Raises:
+        ExportError: a run is not published.
+    """
+    names = [field.name for field in fields(Export) if field.name not in ("output", "target", "limits", "to")]
+    values = {name: getattr(export, name) for name in names}
+    for name in ("run_id", "since"):
+        if values[name] is not None:
+            manifest = _run_manifest(storage, export.output, values[name])
+            values[name] = [values[name], manifest["scorer"], manifest["published_at"]]
+    values["queries"] = export.queries if export.form.needs_query_text else None
+    values["candidates"] = export.candidates if export.form.needs_first_stage_score else None
+    return fingerprint({**values, "target": asdict(export.target), "limits": asdict(export.limits), "layout": LAYOUT})
+
+
+def _run_manifest(storage: Storage, output: str, run_id: str) -> dict[str, Any]:
+    manifest = read_manifest(storage, output, run_id)
+    if manifest is None:
+        raise ExportError(f"{RunPaths(output, run_id).manifest}: not there, so run {run_id!r} is not published")
+    return manifest

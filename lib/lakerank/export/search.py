@@ -1,0 +1,89 @@
+"""Feeds for search engines: bulk requests of OpenSearch and Elasticsearch, and Vespa's; a JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lakerank.export.format import ExportList, Format, Target, shortest
+from lakerank.export.ids import checked_bulk_id, checked_vespa_id
+from lakerank.records import RankedDocument
+
+#: Vespa's namespace and document type where none are given.
+_VESPA_NAME = "lakerank:ranking"
+
+
+def opensearch_lists(target: Target) -> Format:
+    """A document a query, under the query's id, with its ranked documents in `documents`; replaced whole."""
+
+    def encode(ranked: ExportList) -> bytes:
+        documents = [{"doc_id": row.doc_id, **_grades(row)} for row in ranked.rows]
+        return _action("index", target, ranked.key) + _json_line({"query_id": ranked.key, "documents": documents})
+
+    columns = ("doc_id", "rank", "relevance", "logit", "label")
+    return Format(".ndjson", columns, encode, remove=lambda key: _action("delete", target, key))
+
+
+def opensearch_documents(target: Target) -> Format:
+    """An update a document, which sets one field of it to the queries it is ranked for.
+
+    The document is the index's own: a document that no query ranks any more keeps everything but that field's values.
+    """
+
+    def update(key: str, queries: list[dict[str, Any]]) -> bytes:
+        return _action("update", target, key) + _json_line({"doc": {target.field: queries}})
+
+    def encode(ranked: ExportList) -> bytes:
+        return update(ranked.key, [{"query_id": row.query_id, **_grades(row)} for row in ranked.rows])
+
+    columns = ("query_id", "rank", "relevance", "logit", "label")
+    return Format(".ndjson", columns, encode, by="doc_id", remove=lambda key: update(key, []))
+
+
+def vespa_lists(target: Target) -> Format:
+    """A document a query: `query_id`, and the arrays `doc_ids`, `relevance` and `labels` in the order of the ranks."""
+
+    def encode(ranked: ExportList) -> bytes:
+        fields = {
+            "query_id": ranked.key,
+            "doc_ids": [row.doc_id for row in ranked.rows],
+            "relevance": [shortest(row.relevance) for row in ranked.rows],
+            "labels": [row.label for row in ranked.rows],
+        }
+        return _json_line({"put": _vespa_document(target, ranked.key), "fields": fields})
+
+    columns = ("doc_id", "rank", "relevance", "label")
+    return Format(".jsonl", columns, encode, remove=lambda key: _json_line({"remove": _vespa_document(target, key)}))
+
+
+def vespa_documents(target: Target) -> Format:
+    """An update a document, which sets one field of it, a tensor<float>(query{}), to its relevance by query."""
+
+    def update(key: str, value: object) -> bytes:
+        return _json_line({"update": _vespa_document(target, key), "fields": {target.field: {"assign": value}}})
+
+    def encode(ranked: ExportList) -> bytes:
+        return update(ranked.key, {"cells": {row.query_id: shortest(row.relevance) for row in ranked.rows}})
+
+    return Format(".jsonl", ("query_id", "relevance"), encode, by="doc_id", remove=lambda key: update(key, None))
+
+
+def _vespa_document(target: Target, key: str) -> str:
+    namespace, _, kind = (target.name or _VESPA_NAME).partition(":")
+    return f"id:{namespace}:{kind}::{checked_vespa_id(key)}"
+
+
+def _json_line(value: Mapping[str, Any]) -> bytes:
+    """Compact JSON and a line end; control characters and line ends within strings are escaped by JSON itself."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _action(name: str, target: Target, key: str) -> bytes:
+    index = {"_index": target.name} if target.name else {}
+    return _json_line({name: {**index, "_id": checked_bulk_id(key)}})
+
+
+def _grades(row: RankedDocument) -> dict[str, Any]:
+    relevance, logit = shortest(row.relevance), shortest(row.logit)
+    return {"rank": row.rank, "relevance": relevance, "logit": logit, "label": row.label}
