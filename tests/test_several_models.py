@@ -75,7 +75,7 @@ def test_the_top_of_a_cascade_is_as_the_strong_one_alone_would_have_it(folder, c
     assert cascade["published"] is True
     assert (first["pairs"], second["pairs"]) == (cascade["candidates"], QUERIES * TOP)
     assert second["tokens_computed"] > 0
-    assert "pass 2 of 2: embedded, the 10 best of each query" in cascade["log"]
+    assert "stage 2 of 2: embedded, top 10 of each query" in cascade["log"]
     rows = [row for row in ranked(folder, "cascade") if row["scored_by"] == [1, 2]]
     assert [row["rank"] for row in rows] == [*range(1, TOP + 1)] * QUERIES
     tables = {name: pq.read_table(LAKE / f"{name}.parquet").to_pylist() for name in ("documents", "queries")}

@@ -22,7 +22,8 @@ def escaped(text: str) -> str:
         raise ExportError("an id is empty, and this format has no way to write it; give the document or query an id")
     if text.isascii() and text.isprintable() and " " not in text and "%" not in text:
         return text
-    return "".join(quote(one, safe="") if one == "%" or one.isspace() or not one.isprintable() else one for one in text)
+    unsafe = {char for char in text if char == "%" or char.isspace() or not char.isprintable()}
+    return "".join(quote(char, safe="") if char in unsafe else char for char in text)
 
 
 def checked_bulk_id(text: str) -> str:
