@@ -93,7 +93,7 @@ def audit(
     last: LastRun | None = None,
     golden_errors: Mapping[tuple[str, str], float | None] | None = None,
     golden_quality: GoldenQuality | None = None,
-    passes: Sequence[tuple[int, int]] = (),
+    stages: Sequence[tuple[int, int]] = (),
 ) -> list[Check]:
     """Every check of a run, in the order they are reported.
 
@@ -102,14 +102,14 @@ def audit(
         last: the last published run; None when there is none.
         golden_errors: for every golden pair its |logit − expected|, or None where the run has no logit for it.
         golden_quality: how good the lists of the golden queries are.
-        passes: of each pass of a run of several scorers, the pairs that it could not score, and all it was asked for.
+        stages: of each stage of a run of several scorers, the pairs that it could not score, and all its pairs.
     """
     checks = [_coverage(counts), _share("reject rate", counts.rejected, counts.candidates, bounds.max_reject_rate)]
     for reason in sorted({*(rejects or {}), *bounds.max_reject_rates}):
         number, bound = (rejects or {}).get(reason, 0), bounds.max_reject_rates.get(reason)
         checks.append(_share(f"reject rate, {reason}", number, counts.candidates, bound))
-    for number, (rejected, asked) in enumerate(passes, start=1):
-        checks.append(_share(f"reject rate of pass {number}", rejected, asked, bounds.max_reject_rate))
+    for number, (rejected, pairs) in enumerate(stages, start=1):
+        checks.append(_share(f"reject rate of pass {number}", rejected, pairs, bounds.max_reject_rate))
     checks += [
         _share("queries with nothing ranked", counts.unranked_queries, counts.queries, bounds.max_unranked_queries),
         _share("truncated pairs", counts.truncated, counts.ranked, bounds.max_truncated),

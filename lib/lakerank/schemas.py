@@ -51,7 +51,7 @@ RANKED = pa.schema(
     ]
 )
 
-#: A row of ranked/ in a run of several scorers: `scored_by` numbers the passes whose scorers scored the pair (the last
+#: A row of ranked/ in a run of several scorers: `scored_by` numbers the stages that scored the pair (the last
 #: of a cascade's gave `logit` and `relevance`), `reason` is the code with which another could not.
 COMBINED = pa.schema(
     [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,8 +19,10 @@ from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.schemas import COMBINED
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.write import RankRule
-from lakerank.spark.run import run
+from lakerank.spark.run import already_published, existing_plans, run
 from lakerank.spark.stage import Stage
+
+from .conftest import Lake
 
 pytestmark = pytest.mark.spark
 
@@ -43,6 +47,22 @@ def alone(lake, run_id: str, salt: str = STRONG):
     return lake.job(run_id, scorer=salt, factory=lake.factory(salt), rule=RankRule(1.0, (0.5,), None))
 
 
+@pytest.fixture(scope="session")
+def cascaded_once(spark, published_once, tmp_path_factory) -> Path:
+    """The folder of the published lake with a cascade published as run r; not to be written to."""
+    folder = tmp_path_factory.mktemp("cascaded")
+    shutil.copytree(published_once, folder, dirs_exist_ok=True)
+    assert run(spark, Storage(), cascade(Lake(folder), "r"))["published"]
+    return folder
+
+
+@pytest.fixture
+def cascaded(tmp_path, cascaded_once) -> Lake:
+    """A copy of it, to be changed at will: r1 has the cheap scorer alone, r the cascade."""
+    shutil.copytree(cascaded_once, tmp_path, dirs_exist_ok=True)
+    return Lake(tmp_path)
+
+
 def by_query(rows: list[dict[str, object]]) -> dict[object, list[dict[str, object]]]:
     lists: dict[object, list[dict[str, object]]] = defaultdict(list)
     for row in rows:
@@ -54,9 +74,9 @@ def manifest_of(lake, run_id: str) -> dict:
     return json.loads((lake.folder / "out" / "runs" / run_id / "manifest.json").read_text())
 
 
-def test_a_cascade_is_the_strong_ones_order_of_the_top_then_the_cheap_ones(spark, storage, published):
-    lake, cheap = published, by_query(published.ranked("r1"))
-    summary = run(spark, storage, cascade(lake, "r"))
+def test_a_cascade_is_the_strong_ones_order_of_the_top_then_the_cheap_ones(spark, storage, cascaded):
+    lake, cheap = cascaded, by_query(cascaded.ranked("r1"))
+    summary = already_published(storage, cascade(lake, "r"))
     lake.write(
         "candidates",
         [{"query_id": row["query_id"], "doc_id": row["doc_id"]} for rows in cheap.values() for row in rows[:5]],
@@ -100,9 +120,8 @@ def test_what_a_cascade_costs_is_what_was_forecast(spark, storage, lake):
     assert [one["scoring"]["pairs"] for one in kept] == [240, 60]
 
 
-def test_steps_one_by_one_and_several_files_give_the_same_cascade(spark, storage, lake):
-    run(spark, storage, cascade(lake, "r"))
-    rows = lake.ranked("r")
+def test_steps_one_by_one_and_several_files_give_the_same_cascade(spark, storage, cascaded):
+    lake, rows = cascaded, cascaded.ranked("r")
     limits = lake.limits(rows_per_file=60, unit_tokens=37)
     second = replace(later(lake, top=5), scorer="5a18", limits=limits)
     job = lake.job("again", (second,), model="cheap", scorer="f00e", limits=limits)
@@ -139,10 +158,10 @@ class DyingStorage(Storage):
         super().replace(uri, data)
 
 
-def test_killed_between_stages_the_rerun_has_the_same_bytes_and_scores_nothing_twice(spark, storage, lake):
-    run(spark, storage, cascade(lake, "whole"))
+def test_killed_between_stages_the_rerun_has_the_same_bytes_and_scores_nothing_twice(spark, storage, cascaded):
+    lake = cascaded
     second = replace(later(lake, top=5), scorer="5a18")
-    job = lake.job("r", (second,), model="cheap", scorer="f00e")
+    job = lake.job("killed", (second,), model="cheap", scorer="f00e")
     before = {}
     for dies_at, scored in (("pass-2/plan.json", 240), ("pass-2/scoring.json", 300)):
         with pytest.raises(Died):
@@ -152,7 +171,7 @@ def test_killed_between_stages_the_rerun_has_the_same_bytes_and_scores_nothing_t
         assert sum(pq.read_metadata(path).num_rows for path in after) == scored, "no pair is in two files"
         before = after
     assert run(spark, storage, job)["pairs"] == 0
-    assert lake.ranked_bytes("r") == lake.ranked_bytes("whole")
+    assert lake.ranked_bytes("killed") == lake.ranked_bytes("r")
     assert _unit_files(lake, "f00e", "5a18") == before
 
 
@@ -161,14 +180,14 @@ def _unit_files(lake, *scorers: str) -> dict:
     return {path: path.read_bytes() for folder in folders if folder.exists() for path in sorted(folder.iterdir())}
 
 
-def test_a_run_keeps_to_the_cascade_it_was_planned_as(spark, storage, lake):
-    run(spark, storage, cascade(lake, "r", top=5), ["plan", "score"])
+def test_a_run_keeps_to_the_cascade_it_was_planned_as(spark, storage, cascaded):
+    other = cascade(cascaded, "r", top=6)
+    assert len(existing_plans(storage, cascade(cascaded, "r", top=5))) == 2
     with pytest.raises(RunConflictError, match="another `top`"):
-        run(spark, storage, cascade(lake, "r", top=6))
-    run(spark, storage, cascade(lake, "r", top=5))
+        existing_plans(storage, other)
     with pytest.raises(RunConflictError, match="was made by scorer"):
-        run(spark, storage, cascade(lake, "r", top=6))
-    wider = run(spark, storage, cascade(lake, "wider", top=6))
+        already_published(storage, other)
+    wider = run(spark, storage, cascade(cascaded, "wider", top=6))
     assert [one["pairs"] for one in wider["passes"]] == [0, 12], "scores stored by either are used again"
 
 
