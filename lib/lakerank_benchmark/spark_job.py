@@ -19,7 +19,7 @@ from pyspark.sql.types import FloatType
 
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
-from lakerank.model.family import LoadedReranker, TokensRead
+from lakerank.model.registry import LoadedReranker, TokensRead
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.run import Rerank, run

@@ -19,7 +19,7 @@ from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import decode_text, read_table_file
 from lakerank.limits import Limits
 from lakerank.logs import in_worker, log_context
-from lakerank.model.family import LoadedReranker
+from lakerank.model.registry import LoadedReranker
 from lakerank.model.spec import ModelSpec, RuntimeOptions, ScorerIdentity
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from lakerank.schemas import SCORES
