@@ -200,14 +200,14 @@ def forecast_stages(
 
 def _plan_next(spark: SparkSession, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]) -> PlannedStage:
     """The stage after those planned, planned now unless it has been."""
-    stage, paths = job.stages[len(planned)], job.paths.of_pass(len(planned) + 1)
+    stage, paths = job.stages[len(planned)], job.paths.of_stage(len(planned) + 1)
     make = partial(ensure_later_plan, spark, storage, job.tables, planned, stage)
     return PlannedStage(stage, paths, _timed_plan(storage, paths, make))
 
 
 def _next_plan(storage: Storage, job: Rerank, planned: Sequence[PlannedStage]) -> PlannedStage | None:
     """The stage after those planned, if it has been planned."""
-    stage, paths = job.stages[len(planned)], job.paths.of_pass(len(planned) + 1)
+    stage, paths = job.stages[len(planned)], job.paths.of_stage(len(planned) + 1)
     plan = find_later_plan(storage, planned, stage)
     return None if plan is None else PlannedStage(stage, paths, plan)
 
