@@ -159,7 +159,7 @@ class EnsembleConfig(Section):
 
     ensemble: tuple[ModelConfig, ...]
     fusion: Literal["reciprocal_rank", "weighted"] = "reciprocal_rank"
-    k: float = Field(default=60, gt=0, allow_inf_nan=False)
+    k: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     weights: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
 
     @model_validator(mode="after")
