@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lakerank.limits import Limits
 from lakerank.model.api import BatchedReranker, load_reranker
 from lakerank.model.engine.budget import LEAST_TOKENS, Budget, budget_of
-from lakerank.model.engine.decoder import MlpHead, PackedDecoder, Prefix
+from lakerank.model.engine.decoder import PackedDecoder, Prefix, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.linear import ROW_MULTIPLE, BatchInvariantLinear, choose_linear
 from lakerank.model.engine.vision import PackedVision
@@ -62,7 +62,7 @@ def logits_of(results: Iterable[ScoredPair | Reject]) -> Bits:
 def with_engine(
     checkpoint: Path,
     decoder: type[PackedDecoder] = PackedDecoder,
-    head: type[MlpHead] = MlpHead,
+    head: type[ScoreHead] = ScoreHead,
     dtype: str = "float32",
     budget: Budget | None = None,
     **options: Any,
@@ -71,7 +71,7 @@ def with_engine(
     stored = read_settings(checkpoint, dtype)
     network = load_network(checkpoint, stored)
     engine = DocumentMajorEngine(
-        decoder(network, head(network.score)), PackedVision(network, stored.patches), **options
+        decoder(network, head.of_mlp(network.score)), PackedVision(network, stored.patches), **options
     )
     engine.batcher.budget = budget or engine.batcher.budget
     return replace(load_reranker(str(checkpoint), device="cpu", dtype=dtype), engine=engine)
@@ -251,7 +251,7 @@ class Broken(PackedDecoder):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
-class NotANumber(MlpHead):
+class NotANumber(ScoreHead):
     """A score head without results."""
 
     def __call__(self, hidden: torch.Tensor, linear: BatchInvariantLinear) -> torch.Tensor:

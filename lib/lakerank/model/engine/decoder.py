@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,19 +105,45 @@ class Prefix:
         return Prefix(tuple((key.clone(), value.clone()) for key, value in self.layers))
 
 
-class ScoreHead(Protocol):
-    """Raw relevance logits from hidden states; `flops` a pair."""
+class ScoreHead:
+    """Raw relevance logits from last hidden states: a linear layer of one output, after a ReLU layer or none.
+
+    In float32, whatever the network's dtype.
+    """
+
+    def __init__(self, output: LinearWeights, inner: LinearWeights | None = None) -> None:
+        self._output = output.float()
+        self._inner = None if inner is None else inner.float()
+
+    @classmethod
+    def of_mlp(cls, score: Any) -> ScoreHead:
+        """jina-reranker-m0's: two layers, ReLU between them."""
+        weight, bias, output_weight, output_bias = score.parameters()
+        return cls(LinearWeights(output_weight, output_bias), LinearWeights(weight, bias))
+
+    @classmethod
+    def of_tokens(cls, yes: Tensor, no: Tensor) -> ScoreHead:
+        """A language model's logit of one token less that of another, by their rows (h,) of the language head.
+
+        Its sigmoid is the softmax over the two.
+        """
+        return cls(LinearWeights((yes.float() - no.float())[None], None))
 
     @property
-    def flops(self) -> float: ...
+    def flops(self) -> float:
+        """Operations a pair, two a multiply-add."""
+        layers = [self._output] if self._inner is None else [self._inner, self._output]
+        return 2.0 * sum(layer.weight.numel() for layer in layers)
 
     def weights(self) -> Iterator[LinearWeights]:
-        """Weights of its linear layers."""
-        ...
+        """Weights of its matrix products; the output is a sum."""
+        if self._inner is not None:
+            yield self._inner
 
     def __call__(self, hidden: Tensor, linear: BatchInvariantLinear) -> Tensor:
-        """In float32, whatever the network's dtype: (Q, h) -> (Q,)."""
-        ...
+        """(Q, h) -> (Q,)."""
+        hidden = hidden.float()
+        return project(hidden if self._inner is None else F.relu(linear(hidden, *self._inner)), self._output)
 
 
 class PackedDecoder:
@@ -284,48 +310,3 @@ def _join(linears: Sequence[nn.Linear]) -> LinearWeights:
             linear.bias.data = bias[start:stop]
         start = stop
     return LinearWeights(weight, bias)
-
-
-class MlpHead:
-    """jina-reranker-m0's: two layers, ReLU between them."""
-
-    def __init__(self, score: Any) -> None:
-        weight, bias, last_weight, last_bias = (parameter.float() for parameter in score.parameters())
-        self._first, self._last = LinearWeights(weight, bias), LinearWeights(last_weight, last_bias)
-
-    @property
-    def flops(self) -> float:
-        """Two a multiply-add of both layers."""
-        hidden = self._first.weight.shape[1]
-        return 2.0 * hidden * (hidden + 1)
-
-    def weights(self) -> Iterator[LinearWeights]:
-        """The first layer's."""
-        yield self._first
-
-    def __call__(self, hidden: Tensor, linear: BatchInvariantLinear) -> Tensor:
-        """(Q, h) -> (Q,)."""
-        return project(F.relu(linear(hidden.float(), *self._first)), self._last)
-
-
-class TokenDifference:
-    """A language model's logit of the token "yes" less that of "no", whose sigmoid is the softmax over the two.
-
-    Of the language head only these two rows are needed.
-    """
-
-    def __init__(self, yes: Tensor, no: Tensor) -> None:
-        self._direction = yes.float() - no.float()  # (h,)
-
-    @property
-    def flops(self) -> float:
-        """Two a multiply-add."""
-        return 2.0 * len(self._direction)
-
-    def weights(self) -> Iterator[LinearWeights]:
-        """None: it is a sum."""
-        yield from ()
-
-    def __call__(self, hidden: Tensor, linear: BatchInvariantLinear) -> Tensor:
-        """(Q, h) -> (Q,)."""
-        return (hidden.float() * self._direction).sum(dim=-1)

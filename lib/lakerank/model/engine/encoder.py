@@ -154,7 +154,7 @@ class PackedEncoder:
             h = self.shape.hidden
             key, value = self._heads(hidden, layer.query_key_value.rows(h, None)).unbind(1)
             query = self._heads(hidden[first], layer.query_key_value.rows(None, h))[:, 0]
-            attended = _first_token_attention(query, key, value, groups)
+            attended = _attention(query, key, value, groups, first_only=True)
         return self._after_attention(layer, hidden[first], attended)
 
     def _heads(self, hidden: Tensor, weights: LinearWeights) -> Tensor:
@@ -179,28 +179,25 @@ class PackedEncoder:
         return project(torch.tanh(self.linear(hidden.float(), *self._dense)), self._score)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, groups: Sequence[EqualLengths]) -> Tensor:
-    """Attention within each sequence: three of (M, H, D) -> (M, H, D), zero in padding."""
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, groups: Sequence[EqualLengths], first_only: bool = False
+) -> Tensor:
+    """Attention within each sequence: three of (M, H, D) -> (M, H, D), zero in padding.
+
+    `first_only`: of each sequence's first token, whose queries are (P', H, D) -> (P', H, D).
+    """
     out = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
-    for group in groups:
-        q, k, v = (_batched(states, group) for states in (query, key, value))
-        out[group.rows] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
-    return out
-
-
-def _first_token_attention(query: Tensor, key: Tensor, value: Tensor, groups: Sequence[EqualLengths]) -> Tensor:
-    """Each sequence's first token over the sequence: (P', H, D), two of (M, H, D) -> (P', H, D)."""
-    out = torch.zeros_like(query)
     start = 0
     for group in groups:
-        stop = start + group.count
-        k, v = (_batched(states, group) for states in (key, value))
-        q = query[start:stop].unsqueeze(2)  # (B, H, 1, D)
-        out[start:stop] = F.scaled_dot_product_attention(q, k, v)[:, :, 0]
-        start = stop
+        length = 1 if first_only else group.length
+        rows = slice(start, start + group.count * length)
+        q = _batched(query[rows], length)
+        k, v = (_batched(states[group.rows], group.length) for states in (key, value))
+        out[rows] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+        start = rows.stop
     return out
 
 
-def _batched(states: Tensor, group: EqualLengths) -> Tensor:
-    """(M, H, D) -> (B, H, L, D), not copied."""
-    return states[group.rows].view(group.count, group.length, *states.shape[1:]).transpose(1, 2)
+def _batched(states: Tensor, length: int) -> Tensor:
+    """(B * L, H, D) -> (B, H, L, D), not copied."""
+    return states.view(-1, length, *states.shape[1:]).transpose(1, 2)

@@ -49,15 +49,15 @@ class _Pair:
 class DocumentMajorEngine:
     """Scores documents' queries on one device; to be used by one thread.
 
-    `reproducible`: a pair's logit has the same bits whatever is scored beside it, by a linear function that
-    `choose_linear` finds. `query_block`: rows of a long query that attend at once (None: all). `image_cache_bytes`: of
-    queries and of documents.
+    `vision`: None where inputs have no images. `reproducible`: a pair's logit has the same bits whatever is scored
+    beside it, by a linear function that `choose_linear` finds. `query_block`: rows of a long query that attend at once
+    (None: all). `image_cache_bytes`: of queries and of documents.
     """
 
     def __init__(
         self,
         decoder: PackedDecoder,
-        vision: Vision,
+        vision: Vision | None,
         *,
         reproducible: bool = True,
         choose_linear: Callable[[Iterable[LinearProbe]], BatchInvariantLinear] = choose_linear,
@@ -68,7 +68,9 @@ class DocumentMajorEngine:
         self._decoder, self._vision = decoder, vision
         self.batcher = MicroBatcher(self._device, device_budget(self._device, decoder.bytes_per_token))
         self._linear = choose_linear(self._probes()) if reproducible else BatchInvariantLinear()
-        decoder.linear = vision.linear = self._linear
+        for network in (decoder, vision):
+            if network is not None:
+                network.linear = self._linear
         heads, dim = decoder.config.heads, decoder.config.head_dim
         self._varlen = choose_varlen(self._device, self.dtype, heads, dim, reproducible=reproducible)
         self._query_block = query_block
@@ -81,7 +83,8 @@ class DocumentMajorEngine:
         # Not of the present budget: the choice, and bits with it, would depend on free memory.
         most = busy_budget(self._device)
         decoder = [LinearProbe(weights, most.tokens) for weights in self._decoder.weights()]
-        return [*decoder, *(LinearProbe(weights, most.patches) for weights in self._vision.weights())]
+        vision = () if self._vision is None else self._vision.weights()
+        return [*decoder, *(LinearProbe(weights, most.patches) for weights in vision)]
 
     @property
     def group_tokens(self) -> int:
@@ -214,6 +217,8 @@ class DocumentMajorEngine:
         return [visual[key] for rows in inputs for key, _ in rows.images]
 
     def _encode(self, images: Sequence[Patches]) -> list[Tensor]:
+        if self._vision is None:
+            raise NotImplementedError("a text model was given an image")
         self.batcher.counters.images_encoded += len(images)
         self.batcher.counters.flops += sum(self._decoder.flops.vision(len(image.pixels)) for image in images)
         with self.batcher.timer.stage("vision_s"):

@@ -39,21 +39,6 @@ class Vision(Protocol):
         ...
 
 
-class NoVision:
-    """Of a network without a vision encoder, whose prompt rejects images."""
-
-    def __init__(self) -> None:
-        self.linear = BatchInvariantLinear()
-
-    def weights(self) -> Iterator[LinearWeights]:
-        """None."""
-        yield from ()
-
-    def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """Never called."""
-        raise NotImplementedError("a text model was given an image")
-
-
 class PackedVision:
     """Visual tokens of images. Without gradients; to be used by one thread."""
 

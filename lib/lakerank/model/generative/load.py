@@ -1,6 +1,6 @@
 """Loads generative rerankers: language models prompted for one of two words.
 
-They are the document-major engine with another prompt and score head (`TokenDifference`). MonoQwen2-VL reads the
+They are the document-major engine with another prompt and score head (`ScoreHead.of_tokens`). MonoQwen2-VL reads the
 document first, so that a document's image and prefix are computed once for all its queries. Qwen3-VL-Reranker and
 Qwen3-Reranker read the query first: pairs share what is before both and the vision encoder's work, and everything after
 is computed pair by pair.
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lakerank.model.checkpoint import read_json
-from lakerank.model.engine.decoder import PackedDecoder, TokenDifference
+from lakerank.model.engine.decoder import PackedDecoder, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights
 from lakerank.model.engine.reranker import BatchedReranker
-from lakerank.model.engine.vision import NoVision, PackedVision, Vision
+from lakerank.model.engine.vision import PackedVision, Vision
 from lakerank.model.generative.config import read_patch_shape
 from lakerank.model.generative.prompt import PROMPTS
 from lakerank.model.generative.tokenize import ChatTokenizer, check_vocabulary
@@ -49,7 +49,7 @@ def load(options: LoadOptions) -> BatchedReranker:
     )
     check_vocabulary(tokenizer, len(head), str(folder))
     engine = DocumentMajorEngine(
-        PackedDecoder(network, TokenDifference(head[tokenizer.tokens.yes], head[tokenizer.tokens.no])),
+        PackedDecoder(network, ScoreHead.of_tokens(head[tokenizer.tokens.yes], head[tokenizer.tokens.no])),
         _vision(network, shape),
         query_block=_QUERY_BLOCK,
         reproducible=options.reproducible,
@@ -64,11 +64,11 @@ def load(options: LoadOptions) -> BatchedReranker:
     return BatchedReranker(engine, preprocessor, fingerprint=options.fingerprint, logit_bias=options.logit_bias)
 
 
-def _vision(network: Any, shape: PatchShape) -> Vision:
-    """The vision encoder of each kind of network."""
+def _vision(network: Any, shape: PatchShape) -> Vision | None:
+    """The vision encoder of each kind of network, if it has one."""
     if network.config.model_type == "qwen2_vl":
         return PackedVision(network, shape)
-    return ImageByImage(network.model.visual, shape) if hasattr(network.model, "visual") else NoVision()
+    return ImageByImage(network.model.visual, shape) if hasattr(network.model, "visual") else None
 
 
 class ImageByImage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lakerank.model.engine.decoder import MlpHead, PackedDecoder
+from lakerank.model.engine.decoder import PackedDecoder, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.engine.vision import PackedVision
@@ -30,7 +30,7 @@ def load(options: LoadOptions) -> BatchedReranker:
     check_tokenizer(tokenizer, special, network.config.text_config.vocab_size, str(folder))
     return BatchedReranker(
         DocumentMajorEngine(
-            PackedDecoder(network, MlpHead(network.score)),
+            PackedDecoder(network, ScoreHead.of_mlp(network.score)),
             PackedVision(network, settings.patches),
             reproducible=options.reproducible,
         ),
