@@ -14,7 +14,8 @@ from hypothesis import settings
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
-pytest_plugins = ["stores"]  # tests/servers/stores.py: local files and an S3 server, for whatever touches storage
+#: tests/servers/stores.py: local files and an S3 server; tests/evaluated_lake.py: a small lake with a published run.
+pytest_plugins = ["stores", "evaluated_lake"]
 
 SENTENCES = (
     "**Document**:\nA red apple lies on the table.\n**Query**:\nred apple",

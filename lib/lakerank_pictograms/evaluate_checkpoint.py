@@ -14,16 +14,15 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from lakerank import schemas
 from lakerank.config import load_config
 from lakerank.errors import ConfigError, LakerankError, SchemaError
-from lakerank.evaluation.analysis.slices import Slice, summarise
-from lakerank.evaluation.attributes import Attributes, read_attributes
+from lakerank.evaluation.analysis.slices import Slice
 from lakerank.evaluation.inputs import LakeTables
-from lakerank.evaluation.metrics.lists import measure
-from lakerank.evaluation.metrics.measures import PRIMARY
+from lakerank.evaluation.metrics.bootstrap import Summary, query_hashes
+from lakerank.evaluation.metrics.measures import PRIMARY, QueryFigures, list_figures, list_random_baseline
+from lakerank.evaluation.rows import Attributes, read_attributes
 from lakerank.lake.blobs import Blob, fetch
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import decode_text
@@ -75,7 +74,7 @@ def markdown(slices: Sequence[Slice], title: str) -> str:
     ]
     for one in slices:
         first = "–" if one.first_stage is None else f"{one.first_stage[PRIMARY]:.3f}"
-        figures = f"{one.chance[PRIMARY]:.3f} | {first} | {one.reranked[PRIMARY]:.3f}"
+        figures = f"{one.random[PRIMARY]:.3f} | {first} | {one.reranked[PRIMARY]:.3f}"
         lines.append(f"| {one.dimension} | {one.value} | {one.queries} | {figures} |")
     return "\n".join(lines) + "\n"
 
@@ -100,13 +99,19 @@ def _judged(queries: Mapping[str, Attributes], lists: Iterable[LakeLists]) -> di
 
 
 def _slice(label: tuple[str, str], names: Sequence[str], lists: LakeLists, order: Mapping[str, Sequence[str]]) -> Slice:
-    """`order` holds the documents of every list by query; here only this list's count."""
-    judged = []
-    for name in names:
-        one = lists.of_query(name)
-        own = set(one.candidates)
-        judged.append(replace(one, reranked=tuple(doc for doc in order.get(name, ()) if doc in own)))
-    return summarise(measure(judged, lists.ordered), *label)
+    """Figures of some queries. `order` has the documents of every candidate list by query; only those of `lists`
+    count.
+    """
+    judgements = [lists.judgements.get(name, {}) for name in names]
+    candidates = [[candidate.doc_id for candidate in lists.candidates.get(name, ())] for name in names]
+    reranked = [
+        [doc_id for doc_id in order.get(name, ()) if doc_id in set(doc_ids)]
+        for name, doc_ids in zip(names, candidates, strict=True)
+    ]
+    first_stage = list_figures(candidates, judgements) if lists.ordered else None
+    random_baseline = list_random_baseline(candidates, judgements)
+    figures = QueryFigures(list_figures(reranked, judgements), first_stage, random_baseline)
+    return Slice.of(Summary(figures, query_hashes(names)), *label)
 
 
 def _draw(queries: Mapping[str, Attributes], most: int, seed: int) -> dict[tuple[str, str], list[str]]:

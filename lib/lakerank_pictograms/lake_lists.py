@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from lakerank import schemas
 from lakerank.evaluation.inputs import LakeTables
-from lakerank.evaluation.metrics.lists import QueryLists
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.records import Candidate
@@ -24,11 +23,6 @@ class LakeLists:
     judgements: dict[str, dict[str, int]] = field(default_factory=dict)
     candidates: dict[str, list[Candidate]] = field(default_factory=dict)
     ordered: bool = False
-
-    def of_query(self, query_id: str) -> QueryLists:
-        """What the measures need of one query; nothing is ranked yet."""
-        candidates = tuple(candidate.doc_id for candidate in self.candidates.get(query_id, ()))
-        return QueryLists(query_id, candidates, (), self.judgements.get(query_id, {}))
 
 
 def read_lake_lists(storage: Storage, tables: LakeTables) -> LakeLists:

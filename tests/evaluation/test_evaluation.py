@@ -1,4 +1,4 @@
-"""A run judged: which queries count, which slices there are, and in what order the first stage stood."""
+"""An evaluation: which queries count, which slices there are, and in what order the first stage is read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from lakerank import schemas
 from lakerank.errors import SchemaError, StorageError
-from lakerank.evaluation.attributes import read_attributes
 from lakerank.evaluation.inputs import find_inputs
+from lakerank.evaluation.rows import read_attributes
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate
@@ -21,7 +21,7 @@ from lakerank_pictograms.lake_lists import first_stage_order
 def test_only_judged_queries_of_the_lake_count(small_lake):
     evaluation = small_lake.evaluated().evaluation
     assert evaluation.overall.queries == 3
-    assert evaluation.counts.unjudged == 1
+    assert evaluation.unjudged == 1
     assert evaluation.overall.reranked["Recall@10"] == pytest.approx((1 + 0 + 1) / 3)
     assert evaluation.inputs.totals.rejected == {"out_of_memory": 1}
     json.dumps(evaluation.as_dict(), allow_nan=False)

@@ -1,14 +1,28 @@
-"""Figures equal ir_measures' and what trec_eval's own tests say."""
+"""Figures equal ir_measures' and those of trec_eval's own tests; the random baseline is the mean over shuffles."""
 
 from __future__ import annotations
+
+import math
+import random
 
 import ir_measures
 import numpy as np
 import pytest
+import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.evaluation.metrics.measures import MEASURES, NAMES, figures
+from lakerank.evaluation.metrics.gain import RANDOM_BASELINE, ndcg
+from lakerank.evaluation.metrics.measures import (
+    MEASURES,
+    NAMES,
+    QueryFigures,
+    figures,
+    list_figures,
+    list_random_baseline,
+)
+
+DOCS = [f"d{number:02}" for number in range(30)]
 
 
 def of(lists):
@@ -88,3 +102,86 @@ def test_pytrec_evals_own_examples(place, expected):
 
 def test_a_judgement_below_0_counts_as_0():
     assert of([(3, {0: -2, 1: 1})]).tolist() == of([(3, {0: 0, 1: 1})]).tolist()
+
+
+def of_list(docs, **judgements):
+    """Figures of one list by measure."""
+    return dict(zip(NAMES, list_figures([docs], [judgements])[0].tolist(), strict=True))
+
+
+def random_of(candidates, **judgements):
+    return dict(zip(RANDOM_BASELINE, list_random_baseline([candidates], [judgements])[0].tolist(), strict=True))
+
+
+def test_by_hand():
+    after, before = of_list("abdc", a=2, d=1), of_list("bcda", a=2, d=1)
+    ideal = 2 + 1 / math.log2(3)
+    assert after["nDCG@10"] == pytest.approx((2 + 1 / math.log2(4)) / ideal)
+    assert before["nDCG@10"] == pytest.approx((1 / math.log2(4) + 2 / math.log2(5)) / ideal)
+    assert after["AP"] == pytest.approx((1 + 2 / 3) / 2)
+    assert before["RR@10"] == pytest.approx(1 / 3)
+    assert after["Recall@10"] == 1
+    assert after["Judged@10"] == pytest.approx(0.5)
+
+
+def test_a_rejected_candidate_counts_as_not_found():
+    assert of_list("ab", a=1)["Recall@10"] == 1
+    assert of_list("b", a=1)["Recall@10"] == 0
+
+
+def test_a_query_without_results_counts_as_nothing_found():
+    found = of_list("", a=1)
+    assert set(found) == set(MEASURES.values())
+    assert set(found.values()) == set(random_of("", a=1).values()) == {0.0}
+
+
+def test_the_gain_is_over_the_first_stage_or_else_over_the_random_baseline():
+    after, before = list_figures(["ab", "ba"], [{"a": 1}] * 2), list_figures(["ba", "ba"], [{"a": 1}] * 2)
+    baseline = list_random_baseline(["ab", "ab"], [{"a": 1}] * 2)
+    column, loss = NAMES.index("nDCG@10"), 1 / math.log2(3)
+    assert QueryFigures(after, before, baseline).gain.tolist() == pytest.approx([1 - loss, 0])
+    expected = [1 - baseline[0, 1], loss - baseline[1, 1]]
+    assert QueryFigures(after, None, baseline).gain.tolist() == pytest.approx(expected)
+    assert after[1, column] == pytest.approx(loss)
+
+
+@given(
+    st.lists(st.sampled_from(DOCS), unique=True, min_size=1),
+    st.dictionaries(st.sampled_from(DOCS), st.integers(0, 3), min_size=1),
+)
+def test_equal_to_trec_eval(ranked, judgements):
+    found = of_list(ranked, **judgements)
+    evaluator = pytrec_eval.RelevanceEvaluator({"q": judgements}, {"ndcg_cut.5,10", "recall.10,100", "map"})
+    expected = evaluator.evaluate({"q": {doc: 1 / (1 + rank) for rank, doc in enumerate(ranked)}})["q"]
+    for ours, theirs in {
+        "nDCG@5": "ndcg_cut_5",
+        "nDCG@10": "ndcg_cut_10",
+        "Recall@10": "recall_10",
+        "Recall@100": "recall_100",
+        "AP": "map",
+    }.items():
+        assert found[ours] == expected[theirs], ours
+    gains = [judgements.get(doc, 0) for doc in ranked]
+    assert ndcg(gains, list(judgements.values()), 10) == pytest.approx(expected["ndcg_cut_10"])
+    assert ndcg(gains, list(judgements.values()), 5) == pytest.approx(expected["ndcg_cut_5"])
+
+
+@pytest.mark.parametrize(
+    ("candidates", "judgements"),
+    [
+        ("abcdefghijklmnopqrst", {"a": 2, "b": 1, "z": 3}),
+        ("abcdef", {"a": 1, "f": 3}),
+        ("abcdefghijkl", {"a": 0, "b": 1}),
+    ],
+)
+def test_the_random_baseline_is_the_mean_over_random_orders(candidates, judgements):
+    generator = random.Random(1)
+    shuffled = [generator.sample(candidates, len(candidates)) for _ in range(4000)]
+    means = dict(zip(NAMES, list_figures(shuffled, [judgements] * 4000).mean(axis=0).tolist(), strict=True))
+    for name, value in random_of(candidates, **judgements).items():
+        assert means[name] == pytest.approx(value, abs=0.02), name
+
+
+def test_without_candidates_or_relevant_documents_the_random_baseline_is_0():
+    assert set(random_of("", a=1).values()) == {0.0}
+    assert set(random_of("ab", a=0).values()) == {0.0}

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from lakerank.errors import StorageError
+from lakerank.evaluation.job import folder
 from lakerank.evaluation.report import html as report
-from lakerank.evaluation.report.query_figures import folder
-from lakerank.evaluation.report.thumbnails import SIDE, thumbnail
+from lakerank.evaluation.report.examples import THUMBNAIL_SIDE, thumbnail
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "<script>document.title = 'owned'</script>"
@@ -204,15 +204,15 @@ def test_no_cell_of_a_csv_is_a_formula(make_lake):
 
 def test_another_run_stands_beside_this_one(small_lake):
     small_lake.add_run("r0", {"q1": ["b", "a", "d"], "q3": ["c", "b"]})
-    done = small_lake.evaluated(against="r0")
+    done = small_lake.evaluated(baseline="r0")
     overall = done.evaluation.overall
-    assert overall.against["RR@10"] == pytest.approx((1 / 2 + 0 + 1) / 3)
-    assert overall.against_gain["RR@10"].mean == pytest.approx((1 / 2 + 0 - 1 / 2) / 3)
+    assert overall.baseline["RR@10"] == pytest.approx((1 / 2 + 0 + 1) / 3)
+    assert overall.baseline_gain["RR@10"].mean == pytest.approx((1 / 2 + 0 - 1 / 2) / 3)
     assert done.summary()["against"]["run_id"] == "r0"
     html = Path(done.report).read_text()
     assert "Run r0 has" in html
     with pytest.raises(StorageError):
-        small_lake.evaluated(against="never")
+        small_lake.evaluated(baseline="never")
 
 
 def test_the_audit_is_on_the_page(hostile_lake):
@@ -256,7 +256,7 @@ def test_thumbnails_are_small_and_encoded_anew(encode):
     ]:
         uri = thumbnail(encode((300, 100), kind, mode) if mode != "RGBA" else encode((300, 100), kind, "RGB"))
         data = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
-        assert Image.open(io.BytesIO(data)).size == (SIDE, SIDE // 3)
+        assert Image.open(io.BytesIO(data)).size == (THUMBNAIL_SIDE, THUMBNAIL_SIDE // 3)
 
 
 @pytest.mark.parametrize("image", [b"", b"\x89PNG\r\n\x1a\n", b"not an image"])

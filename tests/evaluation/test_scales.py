@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from lakerank.config import load_config
 from lakerank.errors import EvaluationError
 from lakerank.evaluation.analysis.calibration import fit_scales, log_loss, platt
-from lakerank.evaluation.analysis.samples import Kind, Sample
-from lakerank.evaluation.rows import MODALITY_NAMES
+from lakerank.evaluation.analysis.samples import Sample, Stratum
+from lakerank.evaluation.pairs import MODALITY_NAMES
 
 ROOT = Path(__file__).parents[2]
 TEXT, IMAGE, BOTH = (MODALITY_NAMES.index(name) for name in ("text", "image", "text+image"))
@@ -37,8 +38,8 @@ def sample(logit: np.ndarray, seen: int | None = None) -> Sample:
     return Sample(seen or len(logit), np.stack([zeros, logit, relevance, zeros, zeros, half], axis=1))
 
 
-def samples(logit: np.ndarray, relevant: np.ndarray, query: int, document: int) -> dict[Kind, Sample]:
-    return {Kind(query, document, grade): sample(logit[relevant == grade]) for grade in (0, 1)}
+def samples(logit: np.ndarray, relevant: np.ndarray, query: int, document: int) -> dict[Stratum, Sample]:
+    return {Stratum(query, document, grade): sample(logit[relevant == grade]) for grade in (0, 1)}
 
 
 @settings(max_examples=20, deadline=None)
@@ -74,7 +75,7 @@ def test_each_reranker_is_fitted_to_its_own_pairs():
 def test_a_kept_pair_counts_for_all_that_it_stands_for():
     logit, relevant = drawn(1, 0, 4000)
     parts = samples(logit, relevant, TEXT, TEXT)
-    parts[Kind(TEXT, TEXT, 0)] = sample(logit[relevant == 0], seen=10 * int((relevant == 0).sum()))
+    parts[Stratum(TEXT, TEXT, 0)] = sample(logit[relevant == 0], seen=10 * int((relevant == 0).sum()))
     fit = fit_scales(parts)["text"]
     assert fit.bias == pytest.approx(-np.log(10), abs=0.2)
     assert fit.pairs == int(relevant.sum()) + 10 * int((relevant == 0).sum())
@@ -82,9 +83,12 @@ def test_a_kept_pair_counts_for_all_that_it_stands_for():
 
 def test_unjudged_pairs_count_as_not_relevant_where_only_relevant_ones_are_named():
     logit, relevant = drawn(1, 0, 4000)
-    named = {Kind(TEXT, TEXT, 1): sample(logit[relevant == 1]), Kind(TEXT, TEXT, None): sample(logit[relevant == 0])}
+    named = {
+        Stratum(TEXT, TEXT, 1): sample(logit[relevant == 1]),
+        Stratum(TEXT, TEXT, None): sample(logit[relevant == 0]),
+    }
     assert fit_scales(named)["text"] == fit_scales(samples(logit, relevant, TEXT, TEXT))["text"]
-    both = samples(logit, relevant, TEXT, TEXT) | {Kind(TEXT, TEXT, None): sample(logit)}
+    both = samples(logit, relevant, TEXT, TEXT) | {Stratum(TEXT, TEXT, None): sample(logit)}
     assert fit_scales(both)["text"] == fit_scales(samples(logit, relevant, TEXT, TEXT))["text"]
 
 
@@ -92,7 +96,7 @@ def test_without_judgements_of_both_kinds_there_is_no_fit():
     logit, relevant = drawn(1, 0, 200)
     assert fit_scales(samples(logit, relevant, TEXT, TEXT))["image"] is None
     with pytest.raises(EvaluationError, match="judge more documents"):
-        fit_scales({Kind(TEXT, TEXT, 1): sample(logit)})
+        fit_scales({Stratum(TEXT, TEXT, 1): sample(logit)})
 
 
 def test_logits_that_fall_as_relevance_rises_are_no_mans_scale():
@@ -134,7 +138,7 @@ def test_the_job_writes_a_config_with_the_calibration(make_lake, tmp_path):
     before, after = load_config(ROOT / "conf" / "routed.yaml", settings), load_config(found["config"])
     # The run's logits are 2 × raw + 0.5 already: the fit goes on top of that.
     scale, bias = found["text"]["scale"], found["text"]["bias"]
-    assert after.model.text.calibration.model_dump() == pytest.approx({"scale": 2 * scale, "bias": 0.5 * scale + bias})
+    assert asdict(after.model.text.calibration) == pytest.approx({"scale": 2 * scale, "bias": 0.5 * scale + bias})
     assert after.model.image == before.model.image
     command += ["--run-id", "r1", "--fit-calibration", "--fit-labels"]
     assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 2

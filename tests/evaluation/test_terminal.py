@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from lakerank.evaluation.report.examples import build
-from lakerank.evaluation.report.shortlist import choose
+from lakerank.evaluation.report.examples import choose, fetch_examples
 from lakerank.evaluation.report.terminal import WIDTH, fit, one_line, terminal_table
 from lakerank.lake.storage import Storage
 
@@ -61,17 +60,17 @@ def test_relevant_documents_are_ticked(wide_lake):
 
 def test_examples_take_every_task_and_language_in_turn(small_lake):
     done = small_lake.evaluated()
-    shortlist = done.evaluation.shortlist
-    assert {one.labels["task"] for one in choose(shortlist, 2)} == {"text→text", "image→mixed"}
-    chosen = choose(shortlist, 10)
+    pool = done.evaluation.examples
+    assert {one.labels["task"] for one in choose(pool, 2)} == {"text→text", "image→mixed"}
+    chosen = choose(pool, 10)
     assert len(chosen) == 3
-    q1 = next(one for one in build(Storage(), small_lake.tables, chosen) if one.query.id == "q1")
-    assert [(one.document.label, one.line.rank, one.line.other_rank, one.is_relevant) for one in q1.before] == [
+    q1 = next(one for one in fetch_examples(Storage(), small_lake.tables, chosen) if one.query.id == "q1")
+    assert [(content.label, listed.rank, listed.other_rank, listed.is_relevant) for listed, content in q1.before] == [
         ("beta", 1, 3, False),
         ("alpha", 2, 1, True),
         ("delta", 3, 2, True),
     ]
-    assert [(one.document.id, one.line.other_rank) for one in q1.after] == [("a", 2), ("d", 3), ("b", 1)]
+    assert [(content.id, listed.other_rank) for listed, content in q1.after] == [("a", 2), ("d", 3), ("b", 1)]
 
 
 @given(st.text(), st.integers(1, 40))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lakerank.evaluation.job import Evaluated
     from lakerank.lake.storage import Storage
 
-#: With more rows of queries, qrels, candidates and ranked lists together, Spark evaluates; otherwise this process.
+#: With more rows of queries, qrels, candidates and ranked lists together, Spark reads them; otherwise this process.
 IN_PROCESS_ROWS = 2_000_000
 
 
@@ -50,7 +50,7 @@ class Options:
 )  # fmt: skip
 @click.option(
     "--spark/--no-spark", "in_spark", default=None,
-    help=f"Where to evaluate. The figures are the same.  [default: in Spark above {IN_PROCESS_ROWS:,} rows]",
+    help=f"Read the tables in Spark. The figures are the same.  [default: above {IN_PROCESS_ROWS:,} rows]",
 )  # fmt: skip
 @click.option(
     "--examples", type=click.IntRange(min=0, max=12), default=8, show_default=True,
@@ -120,10 +120,10 @@ def _inputs(storage: Storage, config: Config, options: Options) -> Inputs:
 
 def _in_spark(storage: Storage, inputs: Inputs, config: Config) -> Evaluated:
     from lakerank.evaluation.job import evaluate_run
-    from lakerank.spark.evaluate import judge_in_spark
+    from lakerank.spark.evaluate import blocks_in_spark
 
     with spark_session(config.spark) as spark:
-        return evaluate_run(storage, inputs, judge_in_spark(spark))
+        return evaluate_run(storage, inputs, blocks_in_spark(spark))
 
 
 def _fit_labels(storage: Storage, result: Evaluated, config: Config) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _fit_calibration(storage: Storage, result: Evaluated, config: Config) -> dic
 
 def _write_fitted(storage: Storage, result: Evaluated, config: Config, fitted: dict[str, Any]) -> str:
     """Write fitted.yaml, the config with fitted sections; returns its address."""
-    from lakerank.evaluation.report.query_figures import folder
+    from lakerank.evaluation.job import folder
     from lakerank.lake.storage import join
 
     address = join(folder(result.evaluation.inputs.paths), "fitted.yaml")

@@ -1,72 +1,105 @@
-"""A run judged: figures over all queries and over slices, and what the run could not rank."""
+"""The evaluation of a run: its judged queries read in blocks, their figures over all queries and over slices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lakerank.errors import SchemaError
-from lakerank.evaluation.analysis.labels import Agreement, Bin, agreement, calibration, judged_pairs
+from lakerank.evaluation.analysis.labels import Agreement, CalibrationBin, agreement, calibration, judged_pairs
 from lakerank.evaluation.analysis.modality_gap import Gap, gaps
-from lakerank.evaluation.analysis.published import Headline, headlines
-from lakerank.evaluation.analysis.samples import Kind, Sample
-from lakerank.evaluation.analysis.slices import ALL, Slice, of_sums, telling
-from lakerank.evaluation.inputs import Inputs, pieces
-from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED
-from lakerank.evaluation.metrics.measures import NAMES
-from lakerank.evaluation.partials import Counts, Judged, collect, judge_block
-from lakerank.evaluation.report.query_figures import write_query_figures
-from lakerank.evaluation.report.shortlist import Shortlist
-from lakerank.evaluation.rows import (
-    ROWS,
-    Source,
-    by_query,
-    document_modalities,
-    query_rows,
-    table_rows,
-    with_modalities,
-)
+from lakerank.evaluation.analysis.published import Headline, Subsets, headlines, winoground_logits
+from lakerank.evaluation.analysis.samples import Sample, Samples, Stratum, sample_pairs
+from lakerank.evaluation.analysis.slices import MODALITY, TASK_AND_SLICE, Slice, informative
+from lakerank.evaluation.inputs import BENCHMARK_LABELS, Inputs, row_groups
+from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED, Hashes, Summary, query_hashes
+from lakerank.evaluation.metrics.gain import Floats, Ints, random_baseline
+from lakerank.evaluation.metrics.measures import NAMES, QueryFigures, figures
+from lakerank.evaluation.pairs import MODALITY_NAMES, ROWS, InputTable, Pairs, judged_only, pair_up, whole_queries
+from lakerank.evaluation.report.examples import ExamplePool, merge_pools, pool_of
+from lakerank.evaluation.rows import document_modalities, query_rows, table_rows, with_modalities
 from lakerank.lake.storage import Storage
 
-#: Judges what was found: here, or wherever else there is room.
-Judge = Callable[[Storage, Inputs], Judged]
+#: Rows of a block, about: memory beyond the figures does not grow with the number of queries.
+BLOCK_ROWS = 250_000
+
+#: (rows of whole judged queries, sorted by query and document; unjudged queries left out of it).
+Block = tuple[pa.Table, int]
+ReadBlocks = Callable[[Storage, Inputs], Iterable[Block]]
+
+#: Names in files of fields that are called otherwise here.
+_STORED_NAMES = {"random": "chance", "baseline": "against", "baseline_gain": "against_gain"}
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedQueries:
+    """The Q judged queries in the order of their ids. `labels` has columns of strings: the modality, the dimensions
+    that make slices, and BENCHMARK_LABELS.
+    """
+
+    query_ids: pa.ChunkedArray
+    labels: pa.Table
+    figures: QueryFigures
+
+    def members(self, names: Sequence[str]) -> Iterator[tuple[tuple[str, ...], Ints]]:
+        """The queries of each combination of some labels' values; those that lack one of them are in none."""
+        numbered = (
+            self.labels.select(list(names)).append_column("query", pa.array(np.arange(len(self.labels)))).drop_null()
+        )
+        groups = numbered.group_by(list(names), use_threads=False).aggregate([("query", "list")]).to_pydict()
+        for *values, queries in zip(*(groups[name] for name in (*names, "query_list")), strict=True):
+            yield tuple(values), np.array(queries)
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything the report and the tables are made from."""
+    """Everything that the report and the tables are made from."""
 
     inputs: Inputs
+    queries: JudgedQueries
+    unjudged: int
+    without_candidates: int
     overall: Slice
     slices: tuple[Slice, ...]
     benchmarks: tuple[Headline, ...]
     gaps: tuple[Gap, ...]
-    calibration: tuple[Bin, ...]
+    calibration: tuple[CalibrationBin, ...]
     calibration_error: float
     agreement: Agreement
     unjudged_are_0: bool
-    samples: Mapping[Kind, Sample]
-    shortlist: Shortlist
-    counts: Counts
+    samples: Samples
+    examples: ExamplePool
 
     @property
     def run_id(self) -> str:
         return self.inputs.paths.run_id
 
     @property
-    def against(self) -> str | None:
-        """The other run."""
-        return self.inputs.against.run_id if self.inputs.against else None
+    def baseline(self) -> str | None:
+        """The id of the baseline run."""
+        return self.inputs.baseline.run_id if self.inputs.baseline else None
+
+    @property
+    def gained(self) -> int:
+        """Queries whose primary measure rose."""
+        return int((self.queries.figures.gain > 0).sum())
+
+    @property
+    def lost(self) -> int:
+        """Queries whose primary measure fell."""
+        return int((self.queries.figures.gain < 0).sum())
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures alone, as `evaluation.json` has them."""
+        """The figures, as `evaluation.json` has them."""
         totals = self.inputs.totals
         return {
             "run_id": self.run_id,
-            "against": self.against,
+            "against": self.baseline,
             "measures": list(NAMES),
             "interval": {
                 "method": "paired percentile Poisson bootstrap over queries",
@@ -78,72 +111,172 @@ class Evaluation:
             "test": "paired t-test, two-sided, not corrected for the number of comparisons",
             "queries": {
                 "judged": self.overall.queries,
-                "without_judgements": self.counts.unjudged,
-                "judged_without_candidates": self.counts.without_candidates,
-                "gained": self.counts.gained,
-                "lost": self.counts.lost,
+                "without_judgements": self.unjudged,
+                "judged_without_candidates": self.without_candidates,
+                "gained": self.gained,
+                "lost": self.lost,
             },
             "candidates": totals.candidates,
             "ranked": totals.ranked,
             "truncated": totals.truncated,
             "rejected": dict(totals.rejected),
-            "overall": asdict(self.overall),
-            "slices": [asdict(one) for one in self.slices],
-            "benchmarks": [{**asdict(one), "setting": one.setting} for one in self.benchmarks],
-            "modality_gap": [{**asdict(one), "trust": one.trust.value, "words": one.words} for one in self.gaps],
-            "calibration": {"error": self.calibration_error, "bins": [asdict(one) for one in self.calibration]},
+            "overall": _stored(self.overall),
+            "slices": [_stored(part) for part in self.slices],
+            "benchmarks": [{**_stored(headline), "setting": headline.setting} for headline in self.benchmarks],
+            "modality_gap": [{**asdict(gap), "trust": gap.trust.value, "words": gap.words} for gap in self.gaps],
+            "calibration": {"error": self.calibration_error, "bins": [asdict(part) for part in self.calibration]},
             "labels": asdict(self.agreement),
         }
 
 
-def evaluate(storage: Storage, inputs: Inputs, judge: Judge | None = None) -> Evaluation:
-    """Judge a run by the lake's qrels; in this process, unless told otherwise.
+def _stored(record: Slice | Headline) -> dict[str, Any]:
+    return asdict(record, dict_factory=lambda items: {_STORED_NAMES.get(name, name): value for name, value in items})
 
-    Only queries of the queries table that have a judgement count; one that has no candidates or no results counts as 0.
+
+def evaluate(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | None = None) -> Evaluation:
+    """Evaluate a run by the lake's qrels, in this process; `read_blocks` may read the tables elsewhere.
+
+    Only queries of the queries table that have a judgement count; one without candidates or results counts as 0.
 
     Raises:
         StorageError: a file cannot be read.
         SchemaError: no query of the lake has a judgement.
     """
-    judged = (judge or judge_here)(storage, inputs)
-    if (ALL, ALL) not in judged.slices:
-        tables = inputs.tables
-        raise SchemaError(f"{tables.qrels}: judges no query of {tables.queries}; check that the query ids are the same")
-    ordered = inputs.rule.ordered
-    found = [of_sums(sums, ordered, *key) for key, sums in judged.slices.items()]
-    pairs = judged_pairs(judged.samples)
+    collector = _Collector(inputs)
+    for rows, unjudged in (read_blocks or blocks_here)(storage, inputs):
+        collector.add(rows, unjudged)
+    queries = collector.queries()
+    hashes = query_hashes(queries.query_ids.to_pylist())
+    pairs = judged_pairs(collector.samples)
     bins, error = calibration(pairs)
     return Evaluation(
         inputs=inputs,
-        overall=next(one for one in found if one.dimension == ALL),
-        slices=tuple(telling(found)),
-        benchmarks=tuple(headlines(judged.parts, ordered, judged.winoground)),
-        gaps=tuple(gaps(judged.samples)),
+        queries=queries,
+        unjudged=collector.unjudged,
+        without_candidates=collector.without_candidates,
+        overall=Slice.of(Summary(queries.figures, hashes)),
+        slices=tuple(informative(list(_slices(queries, hashes, inputs.dimensions)))),
+        benchmarks=tuple(headlines(_subsets(queries, hashes), collector.winoground_logits)),
+        gaps=tuple(gaps(collector.samples)),
         calibration=tuple(bins),
         calibration_error=error,
         agreement=agreement(pairs.label, pairs.grade, pairs.weight),
         unjudged_are_0=pairs.unjudged_are_0,
-        samples=judged.samples,
-        shortlist=judged.shortlist,
-        counts=judged.counts,
+        samples=collector.samples,
+        examples=collector.examples,
     )
 
 
-def judge_here(storage: Storage, inputs: Inputs) -> Judged:
-    """Judge in this process: all rows are held at once."""
-    candidates = pa.Table.from_batches(_rows(storage, inputs, Source.CANDIDATE), schema=ROWS)
-    documents = (batch for piece in pieces(inputs.documents) for batch in document_modalities(storage, *piece))
-    others = [
-        pa.Table.from_batches(_rows(storage, inputs, source), schema=ROWS)
-        for source in (Source.QREL, Source.RANKED, Source.AGAINST)
-    ]
-    queries = [batch for piece in inputs.pieces(Source.QUERY) for batch in query_rows(storage, *piece, inputs.labels)]
-    tables = [pa.Table.from_batches(queries, schema=ROWS), with_modalities(candidates, documents), *others]
-    partials, figures = judge_block(by_query(pa.concat_tables(tables)), inputs.rule)
-    write_query_figures(storage, inputs.paths, {0: figures})
-    return collect([partials])
+def _slices(queries: JudgedQueries, hashes: Hashes, dimensions: Sequence[str]) -> Iterator[Slice]:
+    names = {MODALITY: [MODALITY], **{name: [name] for name in dimensions}}
+    if {"task", "slice"} <= set(dimensions):
+        names[TASK_AND_SLICE] = ["task", "slice"]
+    for dimension, columns in names.items():
+        for values, members in queries.members(columns):
+            yield Slice.of(Summary(queries.figures.take(members), hashes[members]), dimension, " · ".join(values))
 
 
-def _rows(storage: Storage, inputs: Inputs, source: Source) -> Iterator[pa.RecordBatch]:
-    for piece in inputs.pieces(source):
-        yield from table_rows(storage, source, *piece)
+def _subsets(queries: JudgedQueries, hashes: Hashes) -> Subsets:
+    return {
+        (benchmark, dataset, subset): Summary(queries.figures.take(members), hashes[members])
+        for (benchmark, dataset, subset), members in queries.members(BENCHMARK_LABELS)
+    }
+
+
+class _Collector:
+    """The judged queries of all blocks as columns, with samples of their pairs and queries to choose examples from."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._labels = tuple(dict.fromkeys((*inputs.dimensions, *BENCHMARK_LABELS)))
+        schema = pa.schema([(name, pa.string()) for name in ("query_id", MODALITY, *self._labels)])
+        self._tables: list[pa.Table] = [schema.empty_table()]
+        self._figures: list[QueryFigures] = []
+        self.unjudged = 0
+        self.without_candidates = 0
+        self.samples: dict[Stratum, Sample] = {}
+        self.examples: ExamplePool = {}
+        self.winoground_logits: dict[str, Mapping[str, float]] = {}
+
+    def add(self, rows: pa.Table, unjudged: int) -> None:
+        """Add a block."""
+        self.unjudged += unjudged
+        if not rows.num_rows:
+            return
+        pairs = pair_up(rows)
+        queries = np.flatnonzero(pairs.is_known)
+        hashes = query_hashes(pairs.query_ids)
+        block = self._figures_of(pairs).take(queries)
+        self.without_candidates += int((pairs.lengths(pairs.first_stage)[queries] == 0).sum())
+        self._tables.append(self._table(pairs, queries))
+        self._figures.append(block)
+        for stratum, sample in sample_pairs(pairs, pairs.is_known, hashes).items():
+            self.samples[stratum] = self.samples[stratum].merge(sample) if stratum in self.samples else sample
+        by_task = "task" in self._inputs.dimensions
+        self.examples = merge_pools(self.examples, pool_of(pairs, queries, block, hashes[queries], by_task))
+        self.winoground_logits |= winoground_logits(pairs)
+
+    def queries(self) -> JudgedQueries:
+        """All judged queries."""
+        table = pa.concat_tables(self._tables)
+        if not table.num_rows:
+            qrels, queries = self._inputs.tables.qrels, self._inputs.tables.queries
+            raise SchemaError(f"{qrels}: judges no query of {queries}; check that the query ids are the same")
+        order = pc.sort_indices(table, [("query_id", "ascending")])
+        table = table.take(order)
+        figures = QueryFigures.concatenate(self._figures).take(order.to_numpy())
+        labels = table.set_column(table.schema.get_field_index("subset"), "subset", table["subset"].fill_null(""))
+        return JudgedQueries(table["query_id"], labels, figures)
+
+    def _figures_of(self, pairs: Pairs) -> QueryFigures:
+        query, grade = pairs.query[pairs.judged], pairs.judgement[pairs.judged]
+
+        def of(ranks: Ints) -> Floats:
+            return figures(pairs.lengths(ranks), query, ranks[pairs.judged], grade)
+
+        candidates, is_candidate = pairs.lengths(pairs.first_stage), pairs.first_stage[pairs.judged] >= 0
+        return QueryFigures(
+            of(pairs.ranked),
+            of(pairs.first_stage) if self._inputs.ordered else None,
+            random_baseline(candidates, query, grade, is_candidate),
+            of(pairs.baseline) if self._inputs.baseline else None,
+        )
+
+    def _table(self, pairs: Pairs, queries: Ints) -> pa.Table:
+        modalities = _modalities(pairs)
+        columns = {
+            "query_id": [pairs.query_ids[number] for number in queries.tolist()],
+            MODALITY: [modalities[number] for number in queries.tolist()],
+            **{name: [pairs.labels[number].get(name) for number in queries.tolist()] for name in self._labels},
+        }
+        return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
+def _modalities(pairs: Pairs) -> list[str]:
+    """Modality of each query → modality of its candidates."""
+    names = np.array(MODALITY_NAMES)
+    has = np.zeros((len(pairs.query_ids), len(names)), bool)
+    listed = (pairs.first_stage >= 0) & (pairs.modality > 0)
+    has[pairs.query[listed], pairs.modality[listed]] = True
+    count = has.sum(axis=1)
+    of_candidates = np.where(count == 0, "nothing", np.where(count > 1, "mixed", names[has.argmax(axis=1)]))
+    of_query = names[pairs.query_modality]
+    return [f"{query}→{documents}" for query, documents in zip(of_query.tolist(), of_candidates.tolist(), strict=True)]
+
+
+def blocks_here(storage: Storage, inputs: Inputs) -> Iterator[Block]:
+    """Blocks read in this process: the rows of all tables are held at once."""
+    documents = (batch for group in row_groups(inputs.documents) for batch in document_modalities(storage, *group))
+    queries = [batch for group in inputs.row_groups(InputTable.QUERY)
+               for batch in query_rows(storage, *group, inputs.labels)]  # fmt: skip
+    tables = {
+        table: pa.Table.from_batches(
+            [batch for group in inputs.row_groups(table) for batch in table_rows(storage, table, *group)], schema=ROWS
+        )
+        for table in inputs.files
+        if table != InputTable.QUERY
+    }
+    tables[InputTable.CANDIDATE] = with_modalities(tables[InputTable.CANDIDATE], documents)
+    rows = pa.concat_tables([pa.Table.from_batches(queries, schema=ROWS), *tables.values()])
+    rows = rows.sort_by([("query_id", "ascending"), ("doc_id", "ascending")])
+    return (judged_only(block) for block in whole_queries(rows.to_batches(), BLOCK_ROWS))

@@ -1,131 +1,218 @@
-"""Every table of an evaluation as rows of one kind, so that sorting them by query brings together what belongs so."""
+"""Rows of the lake's tables as an evaluation reads them: ids, scores, modalities and labels, without contents."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from enum import IntEnum
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from lakerank import schemas
-from lakerank.evaluation.attributes import attribute_batches
+from lakerank.evaluation.pairs import MODALITY_NAMES, ROWS, InputTable
+from lakerank.lake.blobs import Blob, BlobRef, fetch
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import read_table_file
+from lakerank.lake.tables import fragments, opened, read_table_file
 
-
-class Source(IntEnum):
-    """The table that a row comes from."""
-
-    QUERY = 0
-    QREL = 1
-    CANDIDATE = 2
-    RANKED = 3
-    AGAINST = 4
-
-
-#: `place` is a rank, `score` the first stage's or the logit, `grade` the judgement or the label; `modality` is the
-#: query's or the document's (see `Modality`). `labels` is what a query's extra columns say, as JSON.
-ROWS = pa.schema(
-    [
-        pa.field("query_id", pa.string()),
-        pa.field("doc_id", pa.string()),
-        pa.field("source", pa.int8()),
-        pa.field("place", pa.int32()),
-        pa.field("score", pa.float64()),
-        pa.field("relevance", pa.float32()),
-        pa.field("grade", pa.int32()),
-        pa.field("modality", pa.int8()),
-        pa.field("labels", pa.string()),
-    ]
-)
-
-#: Documents and what they hold.
+#: Documents and their modality codes.
 MODALITIES = pa.schema([pa.field("doc_id", pa.string()), pa.field("modality", pa.int8())])
 
-#: Names of the modalities by their codes: 1 for a text, 2 for an image, added.
-MODALITY_NAMES = ("nothing", "text", "image", "text+image")
+_BATCH_ROWS = 1024
 
 #: Documents looked up at once.
-_LOOKED_UP_ROWS = 1_000_000
+_LOOKUP_ROWS = 1_000_000
 
 _SCHEMAS = {
-    Source.QREL: schemas.QRELS,
-    Source.CANDIDATE: schemas.CANDIDATES,
-    Source.RANKED: schemas.RANKED,
-    Source.AGAINST: schemas.RANKED,
+    InputTable.QREL: schemas.QRELS,
+    InputTable.CANDIDATE: schemas.CANDIDATES,
+    InputTable.RANKED: schemas.RANKED,
+    InputTable.BASELINE: schemas.RANKED,
 }
 _COLUMNS = {
-    Source.QREL: {"relevance": "grade"},
-    Source.CANDIDATE: {"first_stage_rank": "place", "first_stage_score": "score"},
-    Source.RANKED: {"rank": "place", "logit": "score", "relevance": "relevance", "label": "grade"},
-    Source.AGAINST: {"rank": "place"},
+    InputTable.QREL: {"relevance": "grade"},
+    InputTable.CANDIDATE: {"first_stage_rank": "rank", "first_stage_score": "score"},
+    InputTable.RANKED: {"rank": "rank", "logit": "score", "relevance": "relevance", "label": "grade"},
+    InputTable.BASELINE: {"rank": "rank"},
 }
 
 
-def table_rows(storage: Storage, source: Source, uri: str, row_group: int) -> Iterator[pa.RecordBatch]:
-    """A row group of qrels, candidates or a ranked list as ROWS; a row without ids is left out.
+def table_rows(storage: Storage, table: InputTable, uri: str, row_group: int) -> Iterator[pa.RecordBatch]:
+    """A row group of qrels, candidates or ranked lists as ROWS, without rows that lack an id.
 
     Raises:
         SchemaError: a column is missing or of the wrong type.
         StorageError: the file cannot be read.
     """
-    taken = _COLUMNS[source]
-    schema = _SCHEMAS[source]
-    columns = ["query_id", "doc_id", *taken]
-    for _, _, batch in read_table_file(storage, uri, schema, columns, row_groups=[row_group]):
-        named = {taken.get(name, name): batch[name] for name in columns}
-        held = pc.and_(named["query_id"].is_valid(), named["doc_id"].is_valid())
-        yield _batch(batch.num_rows, source, named).filter(held)
+    names = _COLUMNS[table]
+    columns = ["query_id", "doc_id", *names]
+    for _, _, batch in read_table_file(storage, uri, _SCHEMAS[table], columns, row_groups=[row_group]):
+        arrays = {names.get(name, name): batch[name] for name in columns}
+        has_ids = pc.and_(arrays["query_id"].is_valid(), arrays["doc_id"].is_valid())
+        yield _as_rows(batch.num_rows, table, arrays).filter(has_ids)
 
 
 def query_rows(storage: Storage, uri: str, row_group: int, extras: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """A row group of queries as ROWS, with the extra columns asked for as labels."""
+    """A row group of queries as ROWS, with some extra columns as labels."""
     for _, batch in attribute_batches(storage, uri, row_group, schemas.QUERIES, extras):
-        found = [
-            json.dumps({name: value for name, value in one.items() if value is not None}, ensure_ascii=False)
-            for one in batch.select(extras).to_pylist()
+        labels = [
+            json.dumps({name: value for name, value in row.items() if value is not None}, ensure_ascii=False)
+            for row in batch.select(extras).to_pylist()
         ]
-        columns = {"query_id": batch["query_id"], "modality": batch["modality"], "labels": pa.array(found, pa.string())}
-        yield _batch(batch.num_rows, Source.QUERY, columns)
+        arrays = {"query_id": batch["query_id"], "modality": batch["modality"], "labels": pa.array(labels, pa.string())}
+        yield _as_rows(batch.num_rows, InputTable.QUERY, arrays)
 
 
 def document_modalities(storage: Storage, uri: str, row_group: int) -> Iterator[pa.RecordBatch]:
-    """What each document of a row group holds. Columns: MODALITIES."""
+    """The modality of each document of a row group. Columns: MODALITIES."""
     for _, batch in attribute_batches(storage, uri, row_group, schemas.DOCUMENTS, ()):
         yield batch.select(MODALITIES.names)
 
 
 def with_modalities(candidates: pa.Table, documents: Iterable[pa.RecordBatch]) -> pa.Table:
     """Candidates (ROWS) with the modality of their documents; of documents that share an id the first counts."""
-    wanted = pc.unique(candidates["doc_id"])
-    found, held, rows = [MODALITIES.empty_table()], [], 0
+    candidate_ids = pc.unique(candidates["doc_id"])
+    tables, buffered, rows = [MODALITIES.empty_table()], [], 0
     for batch in itertools.chain(documents, [None]):
         if batch is not None:
-            held.append(batch)
+            buffered.append(batch)
             rows += batch.num_rows
-        if batch is None or rows >= _LOOKED_UP_ROWS:  # the ids to look for are hashed anew each time
-            table = pa.Table.from_batches(held, MODALITIES)
-            found.append(table.filter(pc.is_in(table["doc_id"], value_set=wanted)))
-            held, rows = [], 0
-    known = pa.concat_tables(found).combine_chunks()
-    places = pc.index_in(candidates["doc_id"], value_set=known["doc_id"])
-    column = known["modality"].take(places)
+        if batch is None or rows >= _LOOKUP_ROWS:  # each lookup hashes the candidates' ids anew
+            table = pa.Table.from_batches(buffered, MODALITIES)
+            tables.append(table.filter(pc.is_in(table["doc_id"], value_set=candidate_ids)))
+            buffered, rows = [], 0
+    known = pa.concat_tables(tables).combine_chunks()
+    column = known["modality"].take(pc.index_in(candidates["doc_id"], value_set=known["doc_id"]))
     return candidates.set_column(candidates.schema.get_field_index("modality"), ROWS.field("modality"), column)
 
 
-def by_query(rows: pa.Table) -> pa.Table:
-    """Rows in the order that `pair_up` wants."""
-    return rows.sort_by([("query_id", "ascending"), ("doc_id", "ascending")])
+def _as_rows(count: int, table: InputTable, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
+    arrays = {"table": pa.array([table] * count, pa.int8()), **columns}
+    return pa.RecordBatch.from_arrays(
+        [pc.cast(arrays[field.name], field.type) if field.name in arrays else pa.nulls(count, field.type)
+         for field in ROWS], schema=ROWS,
+    )  # fmt: skip
 
 
-def _batch(rows: int, source: Source, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
-    constant = {"source": pa.array([source] * rows, pa.int8())}
-    arrays = [
-        pc.cast({**constant, **columns}[field.name], field.type) if field.name in columns or field.name in constant
-        else pa.nulls(rows, field.type)
-        for field in ROWS
-    ]  # fmt: skip
-    return pa.RecordBatch.from_arrays(arrays, schema=ROWS)
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """A row's location, what it contains, and the values of its extra columns that are not null."""
+
+    ref: BlobRef
+    has_text: bool
+    has_image: bool
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def modality(self) -> str:
+        """text, image, text+image or nothing."""
+        return MODALITY_NAMES[self.has_text + 2 * self.has_image]
+
+
+def read_attributes(
+    storage: Storage, uri: str, expected: pa.Schema, extras: Sequence[str], ids: Collection[str] | None = None
+) -> dict[str, Attributes]:
+    """Attributes by id of the rows with the given ids (all by default). Of rows that share an id the first counts.
+
+    Texts and images are only read where a row group's statistics leave open which rows have them.
+    """
+    id_column = expected.names[0]
+    value_set = None if ids is None else pa.array(list(ids), pa.string())
+    attributes: dict[str, Attributes] = {}
+    for fragment in fragments(storage, uri, expected):
+        for group in range(fragment.row_groups):
+            for first, batch in attribute_batches(storage, fragment.file.uri, group, expected, extras):
+                numbers = pa.array(range(first, first + batch.num_rows))
+                rows = pa.table({**{name: batch[name] for name in batch.schema.names}, "row": numbers})
+                if value_set is not None:
+                    rows = rows.filter(pc.is_in(rows[id_column], value_set=value_set))
+                for row in rows.to_pylist():
+                    extra = {name: row[name] for name in extras if row[name] is not None}
+                    ref = BlobRef(fragment.file.uri, group, row["row"])
+                    has_text, has_image = bool(row["modality"] & 1), bool(row["modality"] & 2)
+                    attributes.setdefault(row[id_column], Attributes(ref, has_text, has_image, extra))
+    return attributes
+
+
+def attribute_batches(
+    storage: Storage, uri: str, row_group: int, expected: pa.Schema, extras: Sequence[str]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(number of the batch's first row, batch) of a row group: the id, `modality`, and the extra columns as strings.
+
+    `modality` is a code of MODALITY_NAMES. An extra column that the file lacks or that is not text is null, and so are
+    empty values. A null id is empty.
+    """
+    id_column = expected.names[0]
+    with opened(storage, uri) as parquet:
+        schema = parquet.schema_arrow
+        texts = [name for name in extras if name in schema.names and _is_text(schema.field(name).type)]
+        presences = {name: _presence(parquet, row_group, name) for name in ("text", "image")}
+        columns = [id_column, *texts, *(name for name, presence in presences.items() if presence is None)]
+        first = 0
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[row_group], columns=columns):
+            rows = batch.num_rows
+            present = [
+                batch[name].is_valid().cast(pa.int8())
+                if presence is None
+                else pa.array([int(presence)] * rows, pa.int8())
+                for name, presence in presences.items()
+            ]
+            arrays = {id_column: pc.fill_null(_strings(batch[id_column]), "")}
+            arrays["modality"] = pc.add(present[0], pc.multiply(present[1], pa.scalar(2, pa.int8())))
+            for name in extras:
+                strings = _strings(batch[name]) if name in texts else pa.nulls(rows, pa.string())
+                arrays[name] = pc.if_else(pc.equal(strings, ""), pa.scalar(None, pa.string()), strings)
+            yield first, pa.RecordBatch.from_pydict(arrays)
+            first += rows
+
+
+def known_modality(storage: Storage, uri: str, row_group: int) -> int | None:
+    """The `modality` that all rows of a row group share by its statistics; None where they differ or must be read."""
+    with opened(storage, uri) as parquet:
+        text, image = (_presence(parquet, row_group, name) for name in ("text", "image"))
+    return None if text is None or image is None else int(text) + 2 * int(image)
+
+
+def _presence(parquet: pq.ParquetFile, group: int, name: str) -> bool | None:
+    """Whether all rows of a row group have a value (True), none has (False), or the column must be read (None)."""
+    metadata = parquet.metadata.row_group(group)
+    for index in range(metadata.num_columns):
+        column = metadata.column(index)
+        if column.path_in_schema == name:
+            statistics = column.statistics
+            if statistics is None or not statistics.has_null_count:
+                return None
+            nulls = statistics.null_count
+            return True if nulls == 0 else False if nulls == metadata.num_rows else None
+    return False
+
+
+def _is_text(data_type: pa.DataType) -> bool:
+    value_type = data_type.value_type if pa.types.is_dictionary(data_type) else data_type
+    is_string = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(value_type) for test in is_string)
+
+
+def _strings(column: pa.Array) -> pa.Array:
+    """Values as strings; bytes that are not UTF-8 are replaced."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    raw = pc.cast(column, pa.binary())
+    try:
+        return pc.cast(raw, pa.string())
+    except pa.ArrowInvalid:
+        values = raw.to_pylist()
+        return pa.array([None if value is None else value.decode(errors="replace") for value in values], pa.string())
+
+
+def fetch_rows(
+    storage: Storage, attributes: Mapping[str, Attributes], ids: Collection[str], id_column: str
+) -> dict[str, Blob]:
+    """The content of some rows by id, each row group read once."""
+    refs = sorted(
+        ((row.ref.file, row.ref.row_group, row.ref.row), row_id) for row_id, row in attributes.items() if row_id in ids
+    )
+    blobs = fetch(storage, [BlobRef(*ref) for ref, _ in refs], id_column)
+    return {row_id: blob for (_, row_id), blob in zip(refs, blobs, strict=True)}

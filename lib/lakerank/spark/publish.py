@@ -276,18 +276,12 @@ def _ndcg_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]
 
 
 def _ndcg(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
-    from lakerank.evaluation.metrics.lists import QueryLists, measure  # needs ir_measures, which a scoring image lacks
+    from lakerank.evaluation.metrics.measures import NAMES, list_figures  # needs ir_measures: not in a scoring image
 
-    lists = [
-        QueryLists(
-            row["query_id"],
-            (),
-            tuple(shown["doc_id"] for shown in row[name] or ()),
-            {qrel["doc_id"]: qrel["relevance"] for qrel in row["judged"]},
-        )
-        for row in rows
-    ]
-    return [result.reranked["nDCG@10"] for result in measure(lists, ordered=False)] if lists else []
+    lists = [[shown["doc_id"] for shown in row[name] or ()] for row in rows]
+    judgements = [{qrel["doc_id"]: qrel["relevance"] for qrel in row["judged"]} for row in rows]
+    figures: list[float] = list_figures(lists, judgements)[:, NAMES.index("nDCG@10")].tolist()
+    return figures
 
 
 def _only_row(frame: DataFrame) -> Row:

@@ -1,22 +1,19 @@
-"""Logits to one scale: for pairs of texts and for pairs with an image, the scale and bias that fit the judgements."""
+"""Calibration of logits: the scale and bias that fit the judgements, for pairs of texts and for pairs with an image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize
 
 from lakerank.errors import EvaluationError
-from lakerank.evaluation.analysis.samples import Kind, Sample
-from lakerank.evaluation.rows import MODALITY_NAMES
+from lakerank.evaluation.analysis.samples import Sample, Samples, Stratum, graded
+from lakerank.evaluation.metrics.gain import Floats
+from lakerank.evaluation.pairs import MODALITY_NAMES
 
-Floats = npt.NDArray[np.float64]
-
-#: Pairs that one reranker of two scores, by what `model:` calls it.
+#: The pairs of each of two rerankers, by its name in `model:`.
 PAIRS = {"text": "pairs of texts", "image": "pairs with an image"}
 
 _IMAGE = MODALITY_NAMES.index("image")
@@ -24,10 +21,10 @@ _IMAGE = MODALITY_NAMES.index("image")
 
 @dataclass(frozen=True, slots=True)
 class ScaleFit:
-    """relevance = sigmoid(scale × logit + bias), as near to the judgements as it comes.
+    """relevance = sigmoid(scale × logit + bias), fitted to the judgements.
 
-    `log_loss` is over the pairs it was fitted to, `held_out` that of fits to half the queries on the other half (None
-    where a half has pairs of one kind only), `current` that of the run's own relevance. In nats a pair.
+    `log_loss` is over the pairs of the fit, `held_out` that of fits to half the queries on the other half (None where a
+    half has no relevant pairs, or no others), `current` that of the run's own relevance. In nats a pair.
     """
 
     scale: float
@@ -50,7 +47,7 @@ class ScaleFit:
         }
 
 
-def fit_scales(samples: Mapping[Kind, Sample]) -> dict[str, ScaleFit | None]:
+def fit_scales(samples: Samples) -> dict[str, ScaleFit | None]:
     """Fits for the pairs of PAIRS; None where none is judged relevant, or every one.
 
     Pairs without a judgement count as not relevant where the judgements name relevant documents alone.
@@ -58,10 +55,8 @@ def fit_scales(samples: Mapping[Kind, Sample]) -> dict[str, ScaleFit | None]:
     Raises:
         EvaluationError: there is nothing to fit to, or logits fall as relevance rises.
     """
-    implied = not any(kind.judgement == 0 for kind in samples)
-    judged = [(kind, sample) for kind, sample in samples.items() if kind.judgement is not None or implied]
-    judged.sort(key=lambda item: (item[0].query_modality, item[0].modality, item[0].judgement or 0))
-    fits = {name: _fit(name, [one for one in judged if _with_image(one[0]) == (name == "image")]) for name in PAIRS}
+    strata, _ = graded(samples)
+    fits = {name: _fit(name, [item for item in strata if _has_image(item[0]) == (name == "image")]) for name in PAIRS}
     if not any(fits.values()):
         raise EvaluationError("ranked pairs are judged neither relevant and not; judge more documents, or rank deeper")
     return fits
@@ -70,7 +65,7 @@ def fit_scales(samples: Mapping[Kind, Sample]) -> dict[str, ScaleFit | None]:
 def platt(logit: Floats, relevant: Floats, weight: Floats) -> tuple[float, float]:
     """Scale and bias of the logistic regression of `relevant` (0 or 1) on the logit, all (N,).
 
-    Targets are drawn in from 0 and 1 by the number of pairs, so that separable ones have a finite fit (J. Platt,
+    Targets are moved from 0 and 1 by the number of pairs, so that separable pairs have a finite fit (J. Platt,
     Probabilistic Outputs for Support Vector Machines, 1999).
     """
     positive, negative = (weight * relevant).sum(), (weight * (1 - relevant)).sum()
@@ -90,15 +85,15 @@ def platt(logit: Floats, relevant: Floats, weight: Floats) -> tuple[float, float
     return slope / spread, offset - slope * mean / spread
 
 
-def _fit(name: str, kinds: list[tuple[Kind, Sample]]) -> ScaleFit | None:
-    found = [(sample, float(bool(kind.judgement))) for kind, sample in kinds if sample.count]
-    if len({relevant for _, relevant in found}) < 2:
+def _fit(name: str, strata: list[tuple[Stratum, Sample]]) -> ScaleFit | None:
+    samples = [sample for _, sample in strata]
+    if len({bool(stratum.judgement) for stratum, sample in strata if sample.count}) < 2:
         return None
     logit, relevance, half = (
-        np.concatenate([sample.column(column) for sample, _ in found]) for column in ("logit", "relevance", "half")
+        np.concatenate([sample.column(column) for sample in samples]) for column in ("logit", "relevance", "half")
     )
-    relevant = np.concatenate([np.full(len(sample.kept), value) for sample, value in found])
-    weight = np.concatenate([np.full(len(sample.kept), sample.weight) for sample, _ in found])
+    relevant = np.concatenate([np.full(len(sample.kept), float(bool(stratum.judgement))) for stratum, sample in strata])
+    weight = np.concatenate([np.full(len(sample.kept), sample.weight) for sample in samples])
     scale, bias = (float(f"{value:.6g}") for value in platt(logit, relevant, weight))
     if scale <= 0:
         raise EvaluationError(
@@ -119,23 +114,23 @@ def _fit(name: str, kinds: list[tuple[Kind, Sample]]) -> ScaleFit | None:
 def _held_out(logit: Floats, relevant: Floats, weight: Floats, half: Floats) -> float | None:
     probability = np.zeros_like(logit)
     for part in (0, 1):
-        fitted, judged = half == part, half != part
+        fitted, measured = half == part, half != part
         if len(np.unique(relevant[fitted])) < 2:
             return None
         scale, bias = platt(logit[fitted], relevant[fitted], weight[fitted])
-        probability[judged] = _sigmoid(scale * logit[judged] + bias)
+        probability[measured] = _sigmoid(scale * logit[measured] + bias)
     return log_loss(probability, relevant, weight)
 
 
 def log_loss(probability: Floats, relevant: Floats, weight: Floats) -> float:
-    """Mean of −log of the probability that was given to what was judged, in nats: (N,) each."""
-    given = np.clip(np.where(relevant > 0, probability, 1 - probability), 1e-12, 1)
-    return float(-(weight * np.log(given)).sum() / weight.sum())
+    """Mean of −log of the probability of the judgement, in nats: (N,) each."""
+    likelihood = np.clip(np.where(relevant > 0, probability, 1 - probability), 1e-12, 1)
+    return float(-(weight * np.log(likelihood)).sum() / weight.sum())
 
 
 def _sigmoid(x: Floats) -> Floats:
     return np.asarray(np.exp(-np.logaddexp(0, -x)))
 
 
-def _with_image(kind: Kind) -> bool:
-    return bool((kind.query_modality | kind.modality) & _IMAGE)
+def _has_image(stratum: Stratum) -> bool:
+    return bool((stratum.query_modality | stratum.modality) & _IMAGE)

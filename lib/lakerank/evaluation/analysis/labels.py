@@ -1,19 +1,16 @@
-"""Labels against judgements: how relevance is calibrated, how far labels agree, and thresholds that agree best."""
+"""Labels and judgements: calibration of relevance, agreement of labels, and the thresholds that agree best."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lakerank.errors import EvaluationError
-from lakerank.evaluation.analysis.samples import Kind, Sample
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from lakerank.evaluation.analysis.samples import Samples, graded
+from lakerank.evaluation.metrics.gain import Floats, Ints
 
 _BINS = 10
 
@@ -21,7 +18,7 @@ _BINS = 10
 @dataclass(frozen=True, slots=True)
 class JudgedPairs:
     """Ranked pairs with a grade, as columns (N,). `unjudged_are_0`: the judgements name relevant documents alone, so
-    the others count as 0, as they do in every measure.
+    the others count as 0, as they do in every measure. `weight` is the number of pairs that a sampled one represents.
     """
 
     relevance: Floats
@@ -33,8 +30,8 @@ class JudgedPairs:
 
 
 @dataclass(frozen=True, slots=True)
-class Bin:
-    """Pairs whose relevance is near `relevance`, and the share of them that is judged relevant."""
+class CalibrationBin:
+    """Mean relevance of the pairs in a bin of relevance, their number, and the share that is judged relevant."""
 
     relevance: float
     pairs: int
@@ -45,7 +42,7 @@ class Bin:
 class Agreement:
     """Labels against grades. `table[label][grade]` counts pairs; `kappa` is quadratically weighted.
 
-    `reached[g]` are the precision and the recall of "label ≥ g" as a sign of "grade ≥ g", for every grade above 0.
+    `reached[g - 1]` are precision and recall of "label ≥ g" as a prediction of "grade ≥ g".
     """
 
     pairs: int
@@ -57,10 +54,10 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Thresholds that agree best with the judgements. `grades[k]` is the judgement that label k stands for.
+    """Thresholds that agree best with the judgements. `grades[k]` is the judgement of label k.
 
-    `agreement` is over the pairs that they were fitted to, `held_out` that of thresholds fitted to half the queries
-    with the other half (None where a half lacks a grade), `current` that of the run's own labels.
+    `agreement` is over the pairs of the fit, `held_out` that of thresholds fitted to half the queries with the other
+    half (None where a half lacks a grade), `current` that of the run's own labels.
     """
 
     thresholds: tuple[float, ...]
@@ -73,11 +70,11 @@ class Fit:
     def as_dict(self) -> dict[str, Any]:
         """For a job's summary. Precision and recall are those of each label above 0 and the labels above it."""
 
-        def said(one: Agreement | None) -> dict[str, Any] | None:
-            if one is None:
+        def rounded(agreement: Agreement | None) -> dict[str, Any] | None:
+            if agreement is None:
                 return None
-            grades = [{"precision": round(p, 4), "recall": round(r, 4)} for p, r in one.reached]
-            return {"accuracy": round(one.accuracy, 4), "kappa": round(one.kappa, 4), "at_least": grades}
+            grades = [{"precision": round(p, 4), "recall": round(r, 4)} for p, r in agreement.reached]
+            return {"accuracy": round(agreement.accuracy, 4), "kappa": round(agreement.kappa, 4), "at_least": grades}
 
         return {
             "label_thresholds": list(self.thresholds),
@@ -85,51 +82,49 @@ class Fit:
             "method": "largest quadratically weighted kappa",
             "pairs": self.agreement.pairs,
             "unjudged_are_0": self.unjudged_are_0,
-            "fitted": said(self.agreement),
-            "held_out": said(self.held_out),
-            "current": said(self.current),
+            "fitted": rounded(self.agreement),
+            "held_out": rounded(self.held_out),
+            "current": rounded(self.current),
         }
 
 
-def judged_pairs(samples: Mapping[Kind, Sample]) -> JudgedPairs:
+def judged_pairs(samples: Samples) -> JudgedPairs:
     """The pairs that have a grade."""
-    implied = not any(kind.judgement == 0 for kind in samples)
-    parts: list[list[Floats]] = []
-    for kind in sorted(
-        samples, key=lambda one: (one.query_modality, one.modality, one.judgement or 0, one.judgement is None)
-    ):
-        if kind.judgement is None and not implied:
-            continue
-        sample = samples[kind]
-        rows = len(sample.kept)
-        grade = np.full(rows, float(kind.judgement or 0))
-        columns = (sample.column("relevance"), grade, sample.column("label"), np.full(rows, sample.weight))
-        parts.append([*columns, sample.column("half")])
-    empty = [np.zeros(0)] * 5
-    relevance, grade, label, weight, half = (np.concatenate(column) for column in zip(*(parts or [empty]), strict=True))
-    whole = [column.astype(np.int64) for column in (grade, label, half)]
-    return JudgedPairs(relevance, whole[0], whole[1], weight, whole[2], implied)
+    strata, implied = graded(samples)
+
+    def column(name: str) -> Floats:
+        return np.concatenate([np.zeros(0), *(sample.column(name) for _, sample in strata)])
+
+    rows = [len(sample.kept) for _, sample in strata]
+    return JudgedPairs(
+        column("relevance"),
+        np.repeat([stratum.judgement or 0 for stratum, _ in strata], rows).astype(np.int64),
+        column("label").astype(np.int64),
+        np.repeat([sample.weight for _, sample in strata], rows).astype(np.float64),
+        column("half").astype(np.int64),
+        implied,
+    )
 
 
-def calibration(pairs: JudgedPairs) -> tuple[list[Bin], float]:
-    """Ten equal bins of relevance with the share judged relevant in each, and the expected calibration error.
+def calibration(pairs: JudgedPairs) -> tuple[list[CalibrationBin], float]:
+    """Ten equal bins of relevance, and the expected calibration error.
 
-    The error is the mean distance between relevance and that share, by pairs (M. Pakdaman Naeini et al., Obtaining
-    Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015).
+    The error is the mean distance between relevance and the share judged relevant, over pairs (M. Pakdaman Naeini et
+    al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015).
     """
     number = np.minimum((pairs.relevance * _BINS).astype(int), _BINS - 1)
     weight = np.bincount(number, pairs.weight, _BINS)
     with np.errstate(invalid="ignore"):
         mean = np.bincount(number, pairs.weight * pairs.relevance, _BINS) / weight
         share = np.bincount(number, pairs.weight * (pairs.grade > 0), _BINS) / weight
-    held = weight > 0
-    bins = [Bin(float(mean[one]), round(weight[one]), float(share[one])) for one in np.flatnonzero(held)]
-    error = float((np.abs(mean - share) * weight)[held].sum() / weight.sum()) if held.any() else 0.0
+    filled = np.flatnonzero(weight)
+    bins = [CalibrationBin(float(mean[row]), round(weight[row]), float(share[row])) for row in filled]
+    error = float((np.abs(mean - share) * weight)[filled].sum() / weight.sum()) if len(filled) else 0.0
     return bins, error
 
 
 def agreement(label: Ints, grade: Ints, weight: Floats) -> Agreement:
-    """How far labels agree with grades, both from 0.
+    """Agreement of labels with grades, both from 0.
 
     Weighted kappa: J. Cohen, Weighted kappa (Psychological Bulletin 70, 1968), with squared distances.
     """
@@ -138,8 +133,8 @@ def agreement(label: Ints, grade: Ints, weight: Floats) -> Agreement:
     total = table.sum()
     distance = (np.arange(size)[:, None] - np.arange(size)[None, :]) ** 2
     expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / total if total else table
-    by_chance = (distance * expected).sum()
-    kappa = 1 - (distance * table).sum() / by_chance if by_chance else 0.0
+    expected_disagreement = (distance * expected).sum()
+    kappa = 1 - (distance * table).sum() / expected_disagreement if expected_disagreement else 0.0
     reached = []
     for least in range(1, size):
         both, predicted, actual = table[least:, least:].sum(), table[least:].sum(), table[:, least:].sum()
@@ -153,7 +148,7 @@ def fit(pairs: JudgedPairs) -> Fit:
     """Fit a threshold for every grade above the lowest.
 
     Raises:
-        EvaluationError: fewer than two grades were judged, or relevance takes too few values to part them.
+        EvaluationError: the judgements have fewer than two grades, or relevance has fewer values than grades.
     """
     grades = tuple(int(grade) for grade in np.unique(pairs.grade))
     if len(grades) < 2:
@@ -166,7 +161,7 @@ def fit(pairs: JudgedPairs) -> Fit:
     return Fit(
         thresholds,
         grades,
-        agreement(_labelled(pairs.relevance, thresholds), rank, pairs.weight),
+        agreement(_labels(pairs.relevance, thresholds), rank, pairs.weight),
         _held_out(pairs, rank, len(grades)),
         agreement(pairs.label, rank, pairs.weight),
         pairs.unjudged_are_0,
@@ -176,29 +171,29 @@ def fit(pairs: JudgedPairs) -> Fit:
 def _held_out(pairs: JudgedPairs, rank: Ints, grades: int) -> Agreement | None:
     label = np.zeros_like(rank)
     for half in (0, 1):
-        fitted, judged = pairs.half == half, pairs.half != half
+        fitted, measured = pairs.half == half, pairs.half != half
         if len(np.unique(rank[fitted])) < grades or len(np.unique(pairs.relevance[fitted])) < grades:
             return None
         thresholds = fitted_thresholds(pairs.relevance[fitted], rank[fitted], pairs.weight[fitted], grades)
-        label[judged] = _labelled(pairs.relevance[judged], thresholds)
+        label[measured] = _labels(pairs.relevance[measured], thresholds)
     return agreement(label, rank, pairs.weight)
 
 
-def _labelled(relevance: Floats, thresholds: Sequence[float]) -> Ints:
+def _labels(relevance: Floats, thresholds: Sequence[float]) -> Ints:
     return np.searchsorted(np.asarray(thresholds, np.float32), relevance.astype(np.float32), side="right").astype(
         np.int64
     )
 
 
 def fitted_thresholds(relevance: Floats, grade: Ints, weight: Floats, grades: int) -> tuple[float, ...]:
-    """The rising thresholds, one less than `grades`, whose labels have the highest weighted kappa; no others do better.
+    """The rising thresholds, one less than `grades`, whose labels have the highest weighted kappa: the exact optimum.
 
-    Kappa is 1 − N/D, and for given grades both N, the observed disagreement, and D, that by chance, are sums over
-    pairs. So the best ratio is found by Dinkelbach's method (Management Science 13, 1967): the thresholds that make
-    N − λD least, by dynamic programming over the distinct relevances, then λ = N/D, until nothing changes.
+    Kappa is 1 − N/D, where both N, the observed disagreement, and D, the disagreement expected by chance, are sums over
+    pairs. So Dinkelbach's method (Management Science 13, 1967) finds the smallest ratio: the thresholds that minimise
+    N − λD, by dynamic programming over the distinct relevances, then λ = N/D, until nothing changes.
 
     Raises:
-        EvaluationError: relevance takes fewer values than there are grades.
+        EvaluationError: relevance has fewer values than there are grades.
     """
     values, of_pair = np.unique(relevance, return_inverse=True)
     if len(values) < grades:
@@ -207,15 +202,15 @@ def fitted_thresholds(relevance: Floats, grade: Ints, weight: Floats, grades: in
     np.add.at(mass, (grade, of_pair), weight)
     steps = (np.arange(grades)[:, None] - np.arange(grades)[None, :]) ** 2  # (label, grade)
     observed = steps @ mass  # (label, value): disagreement if all pairs of a value get a label
-    chance = (steps @ (mass.sum(axis=1) / mass.sum()))[:, None] * mass.sum(axis=0)[None, :]
+    expected = (steps @ (mass.sum(axis=1) / mass.sum()))[:, None] * mass.sum(axis=0)[None, :]
     columns = np.arange(len(values))
     cuts, ratio = np.arange(1, grades), np.inf
     for _ in range(100):
         label = np.searchsorted(cuts, columns, side="right")
-        reached = float(observed[label, columns].sum() / chance[label, columns].sum())
+        reached = float(observed[label, columns].sum() / expected[label, columns].sum())
         if reached >= ratio - 1e-12:
             break
-        ratio, cuts = reached, _least(observed - reached * chance)
+        ratio, cuts = reached, _least(observed - reached * expected)
     return tuple(_between(values[cut - 1], values[cut]) for cut in cuts)
 
 

@@ -1,29 +1,29 @@
-"""Does a scorer prefer a modality? Scores of text and of image documents, side by side."""
+"""The modality gap: whether scores of text and of image documents are comparable."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-import numpy.typing as npt
 
-from lakerank.evaluation.analysis.samples import Kind, Sample, pooled
-from lakerank.evaluation.rows import MODALITY_NAMES
+from lakerank.evaluation.analysis.samples import Samples, pooled
+from lakerank.evaluation.metrics.gain import Floats
+from lakerank.evaluation.pairs import MODALITY_NAMES
 
-Floats = npt.NDArray[np.float64]
+#: Values and the pairs that each represents: (N,), (N,).
+Weighted = tuple[Floats, Floats]
 
 TEXT, IMAGE = MODALITY_NAMES.index("text"), MODALITY_NAMES.index("image")
 
-#: Whose scores, and the column that has them.
+#: Score columns by stage.
 STAGES = {"first stage": "first_stage_score", "reranker": "logit"}
 
-#: Below so many pairs on a side nothing is said.
+#: Fewer pairs of a modality are not compared.
 FEWEST_PAIRS = 30
 
-#: An AUC this far from one half is still no gap, or is one for certain.
+#: Distances of the AUC from one half: below SMALL there is no gap; from LARGE on, and significantly so, there is.
 SMALL, LARGE = 0.1, 0.2
 
 
@@ -38,10 +38,10 @@ class Trust(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Scores of image documents against those of text documents.
+    """Scores of image documents compared with those of text documents.
 
     `overlap` is the area that both distributions share, 1 for equal ones. `difference` is the mean of the images less
-    that of the texts, in pooled standard deviations. `auc` is the chance that an image scores above a text, a tie
+    that of the texts, in pooled standard deviations. `auc` is the probability that an image scores above a text, a tie
     counting half; `low` and `high` bound it with 95 % confidence.
     """
 
@@ -56,7 +56,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A stage's scores for queries of one modality; a comparison is None where a side has too few pairs."""
+    """A stage's scores for queries of one modality; a comparison is None where a modality has too few pairs."""
 
     stage: str
     query: str
@@ -65,19 +65,19 @@ class Gap:
 
     @property
     def trust(self) -> Trust:
-        """By the relevant pairs, which a list should bring to the top whatever they hold; the others may warn."""
+        """By the relevant pairs, which belong at the top whatever their modality; the others may lower it to CARE."""
         if self.relevant is None:
             return Trust.UNKNOWN
-        off = abs(self.relevant.auc - 0.5)
-        certain = self.relevant.low > 0.5 + SMALL or self.relevant.high < 0.5 - SMALL
-        if off >= LARGE and certain:
+        distance = abs(self.relevant.auc - 0.5)
+        significant = self.relevant.low > 0.5 + SMALL or self.relevant.high < 0.5 - SMALL
+        if distance >= LARGE and significant:
             return Trust.NOT
-        parted = self.others is not None and abs(self.others.auc - 0.5) >= LARGE
-        return Trust.CARE if off >= SMALL or parted else Trust.TRUSTED
+        others_differ = self.others is not None and abs(self.others.auc - 0.5) >= LARGE
+        return Trust.CARE if distance >= SMALL or others_differ else Trust.TRUSTED
 
     @property
     def words(self) -> str:
-        """What the figures come to, in a sentence or two."""
+        """The verdict in a sentence or two."""
         lists = f"For {self.query} queries, lists of the {self.stage} that mix texts and images {self.trust}"
         if self.relevant is None:
             return f"{lists}: fewer than {FEWEST_PAIRS} relevant texts or images have a score."
@@ -93,7 +93,7 @@ class Gap:
         return f"Among irrelevant documents an image scores above a text {self.others.auc:.0%} of the time."
 
     def _why(self) -> str:
-        """Whether irrelevant documents are parted by their modality in the same way."""
+        """Whether irrelevant documents differ by modality in the same way."""
         if self.relevant is None or self.others is None:
             return ""
         same = (self.others.auc - 0.5) * (self.relevant.auc - 0.5)
@@ -104,24 +104,24 @@ class Gap:
         )
 
 
-def gaps(samples: Mapping[Kind, Sample]) -> list[Gap]:
+def gaps(samples: Samples) -> list[Gap]:
     """Every stage and every modality of queries for which both texts and images have scores."""
-    found = []
+    result = []
     for stage, column in STAGES.items():
         for query in (TEXT, IMAGE):
             relevant, others = (_compared(samples, column, query, is_relevant) for is_relevant in (True, False))
             if relevant is not None or others is not None:
-                found.append(Gap(stage, MODALITY_NAMES[query], relevant, others))
-    return found
+                result.append(Gap(stage, MODALITY_NAMES[query], relevant, others))
+    return result
 
 
-def _compared(samples: Mapping[Kind, Sample], column: str, query: int, relevant: bool) -> Comparison | None:
+def _compared(samples: Samples, column: str, query: int, relevant: bool) -> Comparison | None:
     texts, images = (pooled(samples, column, relevant, (query, modality)) for modality in (TEXT, IMAGE))
     return compare(texts, images)
 
 
-def compare(texts: tuple[Floats, Floats], images: tuple[Floats, Floats]) -> Comparison | None:
-    """Two sides, each as values and weights; None when one has fewer than FEWEST_PAIRS values."""
+def compare(texts: Weighted, images: Weighted) -> Comparison | None:
+    """None when one modality has fewer than FEWEST_PAIRS values."""
     if min(len(texts[0]), len(images[0])) < FEWEST_PAIRS:
         return None
     auc = _auc(texts, images)
@@ -137,7 +137,7 @@ def compare(texts: tuple[Floats, Floats], images: tuple[Floats, Floats]) -> Comp
     )
 
 
-def _auc(lower: tuple[Floats, Floats], upper: tuple[Floats, Floats]) -> float:
+def _auc(lower: Weighted, upper: Weighted) -> float:
     """The share of (lower, upper) pairs, by weight, in which the upper is larger; ties count half."""
     order = np.argsort(lower[0], kind="stable")
     below = np.concatenate([[0.0], np.cumsum(lower[1][order])])
@@ -153,7 +153,7 @@ def _auc_error(auc: float, lower: int, upper: int) -> float:
     return math.sqrt(max(variance, 0.0) / (lower * upper))
 
 
-def _difference(texts: tuple[Floats, Floats], images: tuple[Floats, Floats]) -> float:
+def _difference(texts: Weighted, images: Weighted) -> float:
     """Cohen's d: the difference of the means over the pooled standard deviation."""
     means = [np.average(values, weights=weights) for values, weights in (texts, images)]
     spread = math.sqrt(
@@ -166,8 +166,8 @@ def _difference(texts: tuple[Floats, Floats], images: tuple[Floats, Floats]) -> 
     return float((means[1] - means[0]) / spread) if spread else 0.0
 
 
-def _overlap(texts: tuple[Floats, Floats], images: tuple[Floats, Floats]) -> float:
-    """The area that two histograms share, over bins that hold enough of the smaller side to mean something."""
+def _overlap(texts: Weighted, images: Weighted) -> float:
+    """The area that two histograms share; the number of bins goes by the smaller side."""
     edges = bins(np.concatenate([texts[0], images[0]]), min(len(texts[0]), len(images[0])))
     shares = [
         np.histogram(np.clip(values, edges[0], edges[-1]), edges, weights=weights / weights.sum())[0]
@@ -177,7 +177,7 @@ def _overlap(texts: tuple[Floats, Floats], images: tuple[Floats, Floats]) -> flo
 
 
 def bins(values: Floats, fewest: int) -> Floats:
-    """Edges of 5 to 40 bins, by the root of a count, over everything but the furthest thousandth on either side."""
+    """Edges of 5 to 40 bins, the root of `fewest`, over all values but the furthest thousandth on either side."""
     if not len(values):
         return np.linspace(-1, 1, 31)
     low, high = np.quantile(values, 0.001, method="lower"), np.quantile(values, 0.999, method="higher")

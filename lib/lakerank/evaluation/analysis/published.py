@@ -1,29 +1,32 @@
-"""Benchmarks as their authors count them, and what jina-reranker-m0 is published to reach on them."""
+"""Benchmarks averaged as their authors do, next to jina-reranker-m0's published figures."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from lakerank.evaluation.analysis import winoground
-from lakerank.evaluation.metrics.bootstrap import interval
+from lakerank.evaluation.metrics.bootstrap import Summary, interval, query_hashes, resampled_sums
 from lakerank.evaluation.metrics.measures import NAMES
-from lakerank.evaluation.metrics.sums import Sums
+from lakerank.evaluation.pairs import Pairs
 
-Floats = npt.NDArray[np.float64]
+WINOGROUND = "winoground"
+_WINOGROUND_ID = re.compile(r"(.*):([ci])([01])", re.DOTALL)
 
-#: (benchmark, dataset, subset) and the sums over its queries.
-Parts = Mapping[tuple[str, str, str], Sums]
+#: Summaries by (benchmark, dataset, subset).
+Subsets = Mapping[tuple[str, str, str], Summary]
+
+#: Logits by query and document.
+Logits = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A benchmark's name, the measure it is headed by, how many datasets it has (None: not counted here), and m0's
-    published figure, from its model card of April 2025 (None: none).
+    """A benchmark: the measure of its headline, its number of datasets (None: unknown), and m0's published figure, from
+    its model card of April 2025 (None: not published).
     """
 
     title: str
@@ -34,6 +37,7 @@ class Benchmark:
 
     @property
     def measure_name(self) -> str:
+        """The authors' name of the measure."""
         return self.shown_as or self.measure
 
 
@@ -48,11 +52,11 @@ BENCHMARKS = {
     "mldr": Benchmark("MLDR", "nDCG@10", 13, 0.5983),
     "coir": Benchmark("CoIR", "nDCG@10", 10, 0.6355),
     "mbeir": Benchmark("M-BEIR", "Success@5", 16, None, "Recall@5"),
-    "winoground": Benchmark("Winoground", "mean score", 1, 0.4392),
+    WINOGROUND: Benchmark("Winoground", "mean score", 1, 0.4392),
 }
 
-#: M-BEIR's datasets that its authors count at ten.
-_AT_TEN = ("fashion200k", "fashioniq")
+#: M-BEIR's datasets that its authors cut off at ten.
+_CUT_OFF_AT_TEN = ("fashion200k", "fashioniq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +67,12 @@ class Dataset:
     queries: int
     first_stage: float | None
     reranked: float
-    against: float | None
+    baseline: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """A benchmark's figures, of all its datasets that the lake has: means over queries, then subsets, then datasets."""
+    """A benchmark's figures over the datasets in the lake: means over queries, then subsets, then datasets."""
 
     name: str
     benchmark: Benchmark
@@ -77,13 +81,13 @@ class Headline:
     reranked: float
     low: float | None
     high: float | None
-    against: float | None
+    baseline: float | None
     datasets: tuple[Dataset, ...]
     details: Mapping[str, float]
 
     @property
     def setting(self) -> str:
-        """Where the published figure was measured otherwise, as far as that can be told from here."""
+        """How the published figure's setting differs, as far as the lake tells."""
         if self.benchmark.published is None:
             return "no figure was published"
         whole = self.benchmark.datasets
@@ -95,74 +99,134 @@ class Headline:
         return "; ".join(notes)
 
 
-def headlines(parts: Parts, ordered: bool, scores: winoground.Scores) -> list[Headline]:
-    """Every benchmark that the lake's queries belong to, in the order of BENCHMARKS, then others by name."""
-    by_benchmark: defaultdict[str, dict[str, list[Sums]]] = defaultdict(lambda: defaultdict(list))
-    for (own, dataset, _), sums in sorted(parts.items(), key=lambda part: part[0]):
-        by_benchmark[own][dataset].append(sums)
+def headlines(subsets: Subsets, winoground_logits: Logits) -> list[Headline]:
+    """Every benchmark of the lake's queries, in the order of BENCHMARKS, then others by name."""
+    by_benchmark: defaultdict[str, dict[str, list[Summary]]] = defaultdict(lambda: defaultdict(list))
+    for (name, dataset, _), summary in sorted(subsets.items(), key=lambda item: item[0]):
+        by_benchmark[name][dataset].append(summary)
     order = {name: number for number, name in enumerate(BENCHMARKS)}
-    names = sorted(by_benchmark, key=lambda name: (order.get(name, len(order)), name))
-    found = []
-    for name in names:
+    result = []
+    for name in sorted(by_benchmark, key=lambda name: (order.get(name, len(order)), name)):
         benchmark = BENCHMARKS.get(name, Benchmark(name, "nDCG@10", None, None))
-        if name == winoground.NAME:
-            if judged := winoground.judge(scores):
-                found.append(_of_winoground(benchmark, judged))
-        else:
-            found.append(_headline(name, benchmark, by_benchmark[name], ordered))
-    return found
+        if name != WINOGROUND:
+            result.append(_headline(name, benchmark, by_benchmark[name]))
+        elif scores := winoground_scores(winoground_logits):
+            result.append(_winoground_headline(benchmark, scores))
+    return result
 
 
-def _headline(name: str, benchmark: Benchmark, datasets: Mapping[str, Sequence[Sums]], ordered: bool) -> Headline:
-    shown, drawn = [], []
-    for dataset, subsets in datasets.items():
+def _headline(name: str, benchmark: Benchmark, subsets_of: Mapping[str, Sequence[Summary]]) -> Headline:
+    datasets, resamples = [], []
+    for dataset, subsets in subsets_of.items():
         measure = _measure(benchmark, dataset)
-        column = NAMES.index(measure)
-        queries = sum(int(sums.queries) for sums in subsets)
-        first = float(np.mean([sums.means(1)[measure] for sums in subsets])) if ordered else None
-        against = (
-            float(np.mean([sums.means(2)[measure] for sums in subsets]))
-            if all(s.has_against for s in subsets)
+        first, reranked, baseline = (
+            float(np.mean([subset.means(which)[measure] for subset in subsets]))
+            if all(which in subset for subset in subsets)
             else None
+            for which in ("first_stage", "reranked", "baseline")
         )
-        shown.append(Dataset(dataset, queries, first, float(np.mean([s.means(0)[measure] for s in subsets])), against))
-        drawn.append(np.mean([sums.resampled_means(0)[:, column] for sums in subsets], axis=0))
-    fewest = min(int(sums.queries) for subsets in datasets.values() for sums in subsets)
-    low, high = interval(np.mean(drawn, axis=0), fewest)
+        queries = sum(subset.queries for subset in subsets)
+        datasets.append(Dataset(dataset, queries, first, reranked or 0.0, baseline))
+        column = NAMES.index(measure)
+        resamples.append(np.mean([subset.resampled_means("reranked")[:, column] for subset in subsets], axis=0))
+    fewest = min(subset.queries for subsets in subsets_of.values() for subset in subsets)
+    low, high = interval(np.mean(resamples, axis=0), fewest)
     return Headline(
         name,
         benchmark,
-        sum(one.queries for one in shown),
-        _mean([one.first_stage for one in shown]),
-        float(np.mean([one.reranked for one in shown])),
+        sum(dataset.queries for dataset in datasets),
+        _mean([dataset.first_stage for dataset in datasets]),
+        float(np.mean([dataset.reranked for dataset in datasets])),
         low,
         high,
-        _mean([one.against for one in shown]),
-        tuple(shown),
+        _mean([dataset.baseline for dataset in datasets]),
+        tuple(datasets),
         {},
     )
 
 
 def _measure(benchmark: Benchmark, dataset: str) -> str:
-    return "Success@10" if benchmark.title == "M-BEIR" and dataset.startswith(_AT_TEN) else benchmark.measure
+    return "Success@10" if benchmark.title == "M-BEIR" and dataset.startswith(_CUT_OFF_AT_TEN) else benchmark.measure
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    held = [value for value in values if value is not None]
-    return float(np.mean(held)) if held and len(held) == len(values) else None
+    """The mean; None where any value is missing."""
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present and len(present) == len(values) else None
 
 
-def _of_winoground(benchmark: Benchmark, judged: winoground.Winoground) -> Headline:
-    dataset = Dataset(winoground.NAME, judged.examples, None, judged.mean, None)
-    details = {"text": judged.text, "image": judged.image, "group": judged.group}
+@dataclass(frozen=True, slots=True)
+class WinogroundScores:
+    """Shares of the examples, with an interval of their `mean`, that of the three scores."""
+
+    examples: int
+    text: float
+    image: float
+    group: float
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def winoground_logits(pairs: Pairs) -> dict[str, dict[str, float]]:
+    """The logits of Winoground's queries."""
+    logits_of = {}
+    for number, labels in enumerate(pairs.labels):
+        if WINOGROUND in (labels.get("benchmark"), labels.get("dataset")):
+            start, end = np.searchsorted(pairs.query, [number, number + 1])
+            docs, logits = pairs.doc_ids.slice(start, end - start).to_pylist(), pairs.logit[start:end].tolist()
+            logits_of[pairs.query_ids[number]] = {
+                doc: logit for doc, logit in zip(docs, logits, strict=True) if logit == logit
+            }
+    return logits_of
+
+
+def winoground_scores(logits: Logits) -> WinogroundScores | None:
+    """Scores over all examples; None when there are none. A comparison that lacks a pair is lost, and so is a tie.
+
+    The text score compares captions by the queries that are images, the image score images by the queries that are
+    captions; group requires both. Source: T. Thrush et al., Winoground (CVPR 2022), section 3.2, and the evaluation
+    code that its authors published.
+    """
+    examples = sorted({match[1] for query in logits if (match := _WINOGROUND_ID.fullmatch(query))})
+    if not examples:
+        return None
+    correct = np.array([[*_correct(logits, example)] for example in examples], np.float64)  # (N, 2): text, image
+    table = np.column_stack([correct, correct.all(axis=1)]).astype(np.float64)
+    text, image, group = (float(share) for share in table.mean(axis=0))
+    sums = resampled_sums(query_hashes(examples), table)
+    with np.errstate(invalid="ignore"):
+        low, high = interval(sums[:, :3].mean(axis=1) / sums[:, 3], len(examples))
+    return WinogroundScores(len(examples), text, image, group, (text + image + group) / 3, low, high)
+
+
+def _correct(logits: Logits, example: str) -> Iterator[bool]:
+    for query, document in (("i", "c"), ("c", "i")):
+        yield all(
+            _is_above(
+                logits.get(f"{example}:{query}{number}", {}),
+                f"{example}:{document}{number}",
+                f"{example}:{document}{1 - number}",
+            )
+            for number in (0, 1)
+        )
+
+
+def _is_above(logits: Mapping[str, float], better: str, worse: str) -> bool:
+    return better in logits and worse in logits and logits[better] > logits[worse]
+
+
+def _winoground_headline(benchmark: Benchmark, scores: WinogroundScores) -> Headline:
+    dataset = Dataset(WINOGROUND, scores.examples, None, scores.mean, None)
+    details = {"text": scores.text, "image": scores.image, "group": scores.group}
     return Headline(
-        winoground.NAME,
+        WINOGROUND,
         benchmark,
-        judged.examples,
+        scores.examples,
         None,
-        judged.mean,
-        judged.low,
-        judged.high,
+        scores.mean,
+        scores.low,
+        scores.high,
         None,
         (dataset,),
         details,

@@ -1,16 +1,40 @@
-"""The numbers of an evaluation as CSV, one file a table."""
+"""The figures of an evaluation as files: CSV tables, and Parquet by query."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from lakerank.evaluation.analysis.slices import Slice
-from lakerank.evaluation.evaluation import Evaluation
+from lakerank.evaluation.evaluation import Evaluation, JudgedQueries
+from lakerank.evaluation.metrics.bootstrap import Difference
 from lakerank.evaluation.metrics.measures import NAMES
-from lakerank.evaluation.metrics.sums import Difference
+
+#: Queries of one Parquet file.
+_FILE_QUERIES = 100_000
+
+
+def query_tables(queries: JudgedQueries) -> Iterator[pa.Table]:
+    """The figures by query, so many queries a table: query_id, and each measure of each list as `list:measure`."""
+    lists = {
+        "first_stage": queries.figures.first_stage,
+        "reranked": queries.figures.reranked,
+        "against": queries.figures.baseline,
+    }
+    columns = {
+        f"{name}:{measure}": figures[:, column]
+        for name, figures in lists.items()
+        if figures is not None
+        for column, measure in enumerate(NAMES)
+    }
+    for start in range(0, len(queries.query_ids), _FILE_QUERIES):
+        rows = slice(start, start + _FILE_QUERIES)
+        arrays = {name: pa.array(values[rows]) for name, values in columns.items()}
+        yield pa.table({"query_id": queries.query_ids[rows], **arrays})
 
 
 def csv_tables(evaluation: Evaluation) -> dict[str, str]:
@@ -21,7 +45,7 @@ def csv_tables(evaluation: Evaluation) -> dict[str, str]:
         "modality_gap.csv": _csv(_GAP_COLUMNS, _gap_rows(evaluation)),
         "calibration.csv": _csv(
             ("relevance", "pairs", "judged_relevant"),
-            [(one.relevance, one.pairs, one.relevant) for one in evaluation.calibration],
+            [(part.relevance, part.pairs, part.relevant) for part in evaluation.calibration],
         ),
         "labels.csv": _csv(
             ("label", "grade", "pairs"),
@@ -47,43 +71,43 @@ _GAP_COLUMNS = (
 
 
 def _slice_rows(slices: Iterable[Slice]) -> Iterable[Sequence[Any]]:
-    for one in slices:
+    for part in slices:
         for name in NAMES:
-            gain, against = one.gain.get(name), one.against_gain.get(name)
+            first, baseline = (figures[name] if figures else None for figures in (part.first_stage, part.baseline))
             yield (
-                one.dimension, one.value, one.queries, name, one.chance.get(name),
-                one.first_stage[name] if one.first_stage else None, one.reranked[name], *one.intervals[name],
-                *_difference(gain), one.against[name] if one.against else None, *_difference(against),
+                part.dimension, part.value, part.queries, name, part.random.get(name), first, part.reranked[name],
+                *part.intervals[name], *_difference(part.gain.get(name)), baseline,
+                *_difference(part.baseline_gain.get(name)),
             )  # fmt: skip
 
 
-def _difference(one: Difference | None) -> tuple[float | None, ...]:
-    return (None,) * 4 if one is None else (one.mean, one.low, one.high, one.p)
+def _difference(difference: Difference | None) -> tuple[float | None, ...]:
+    return (None,) * 4 if difference is None else (difference.mean, difference.low, difference.high, difference.p)
 
 
 def _benchmark_rows(evaluation: Evaluation) -> Iterable[Sequence[Any]]:
-    for one in evaluation.benchmarks:
-        about = one.benchmark
+    for headline in evaluation.benchmarks:
+        about = headline.benchmark
         yield (
-            about.title, "all", about.measure_name, one.queries, one.first_stage, one.reranked, one.low, one.high,
-            one.against, about.published,
+            about.title, "all", about.measure_name, headline.queries, headline.first_stage, headline.reranked,
+            headline.low, headline.high, headline.baseline, about.published,
         )  # fmt: skip
-        for name, value in one.details.items():
-            yield (about.title, "all", f"{name} score", one.queries, None, value, None, None, None, None)
-        for dataset in one.datasets:
+        for name, value in headline.details.items():
+            yield (about.title, "all", f"{name} score", headline.queries, None, value, None, None, None, None)
+        for dataset in headline.datasets:
             yield (
                 about.title, dataset.name, about.measure_name, dataset.queries, dataset.first_stage, dataset.reranked,
-                None, None, dataset.against, None,
+                None, None, dataset.baseline, None,
             )  # fmt: skip
 
 
 def _gap_rows(evaluation: Evaluation) -> Iterable[Sequence[Any]]:
     for gap in evaluation.gaps:
-        for name, one in (("relevant", gap.relevant), ("other", gap.others)):
-            if one is not None:
+        for name, scores in (("relevant", gap.relevant), ("other", gap.others)):
+            if scores is not None:
                 yield (
-                    gap.stage, gap.query, name, one.texts, one.images, one.overlap, one.difference, one.auc, one.low,
-                    one.high, gap.trust.value,
+                    gap.stage, gap.query, name, scores.texts, scores.images, scores.overlap, scores.difference,
+                    scores.auc, scores.low, scores.high, gap.trust.value,
                 )  # fmt: skip
 
 
@@ -96,5 +120,5 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _safe(cell: Any) -> Any:
-    """A text that a spreadsheet would take for a formula is shown as it is."""
+    """A text that a spreadsheet would evaluate as a formula gets an apostrophe before it."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell

@@ -1,4 +1,4 @@
-"""A short account of an evaluation for the terminal: a few queries before and after, and the figures by task."""
+"""An evaluation's summary for the terminal: a few queries before and after reranking, and figures by task."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lakerank.evaluation.analysis.calibration import PAIRS
 from lakerank.evaluation.analysis.slices import MODALITY, Slice, by_size
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.metrics.measures import PRIMARY, SECONDARY
-from lakerank.evaluation.report.examples import Example, Placed
+from lakerank.evaluation.report.examples import Content, Example, ListedDocument
 
 WIDTH = 100
 
 #: Widest label of a document in a list, in terminal cells.
 _LABEL = 26
 
-#: Control and bidirectional characters: a terminal would obey them.
+#: Control and bidirectional characters, which a terminal would execute.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]+")
 
 
@@ -47,7 +47,7 @@ def _example(example: Example) -> str:
 
 
 def _query(example: Example) -> str:
-    """The query's text, with its name behind it when that says something else: in another language, perhaps."""
+    """The query's text, followed by its name where that differs: in another language, perhaps."""
     query = example.query
     label = one_line(query.label)
     if query.image is not None:
@@ -55,27 +55,27 @@ def _query(example: Example) -> str:
     return f"{fit(label, 32)} ({one_line(query.name)})" if query.name and query.name != query.text else label
 
 
-def _list(name: str, placed: Sequence[Placed]) -> str:
+def _list(name: str, documents: Sequence[tuple[ListedDocument, Content]]) -> str:
     """The documents of a list on one line, relevant ones ticked, as many as fit."""
     line = f"  {name:<6} "
-    for one in placed:
-        tick = "✓ " if one.is_relevant else ""
-        part = f"{one.line.rank}. {tick}{fit(one_line(one.document.name or one.document.label), _LABEL)}"
+    for listed, content in documents:
+        tick = "✓ " if listed.is_relevant else ""
+        part = f"{listed.rank}. {tick}{fit(one_line(content.name or content.label), _LABEL)}"
         if cell_len(line) + cell_len(part) > WIDTH:
             break
         line += f"{part}   "
-    return line if placed else f"{line}(nothing was ranked)"
+    return line if documents else f"{line}(nothing was ranked)"
 
 
 def _figures(evaluation: Evaluation) -> str:
-    dimension = "task" if any(one.dimension == "task" for one in evaluation.slices) else MODALITY
+    dimension = "task" if any(part.dimension == "task" for part in evaluation.slices) else MODALITY
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
     table.add_column("", no_wrap=True)
-    columns = ("chance", "first", "reranked")
+    columns = ("random", "first", "reranked")
     for header in ("queries", f"{PRIMARY}:", *columns, f"{SECONDARY}:", *columns):
         table.add_column(header, justify="right", no_wrap=True)
-    for one in by_size(evaluation.slices, dimension):
-        table.add_row(escape(fit(one_line(one.value), _LABEL - 8)), *_cells(one))
+    for part in by_size(evaluation.slices, dimension):
+        table.add_row(escape(fit(one_line(part.value), _LABEL - 8)), *_cells(part))
     table.add_row("all", *_cells(evaluation.overall))
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None, legacy_windows=False, force_terminal=False)
     with console.capture() as captured:
@@ -83,25 +83,25 @@ def _figures(evaluation: Evaluation) -> str:
     return captured.get().rstrip("\n")
 
 
-def _cells(one: Slice) -> list[str]:
-    cells = [f"{one.queries:,}"]
+def _cells(part: Slice) -> list[str]:
+    cells = [f"{part.queries:,}"]
     for measure in (PRIMARY, SECONDARY):
-        first = f"{one.first_stage[measure]:.3f}" if one.first_stage else "–"
-        cells += ["", f"{one.chance[measure]:.3f}", first, f"{one.reranked[measure]:.3f}"]
+        first = f"{part.first_stage[measure]:.3f}" if part.first_stage else "–"
+        cells += ["", f"{part.random[measure]:.3f}", first, f"{part.reranked[measure]:.3f}"]
     return cells
 
 
 def fit_lines(fitted: Mapping[str, Any]) -> str:
-    """What `Fit.as_dict` says, for people."""
+    """The summary of `Fit.as_dict` as text."""
     lines = [f"Labels fitted to {fitted['pairs']:,} judged pairs, for the {fitted['method']}:"]
     rows = (("the run's own", "current"), ("fitted", "fitted"), ("fitted, other half of the queries", "held_out"))
     for name, key in rows:
-        if (one := fitted[key]) is not None:
-            lines.append(f"  {name:<34} accuracy {one['accuracy']:.3f}  kappa {one['kappa']:+.3f}")
-    for threshold, grade, found in zip(
+        if (agreement := fitted[key]) is not None:
+            lines.append(f"  {name:<34} accuracy {agreement['accuracy']:.3f}  kappa {agreement['kappa']:+.3f}")
+    for threshold, grade, at_least in zip(
         fitted["label_thresholds"], fitted["grades"][1:], fitted["fitted"]["at_least"], strict=True
     ):
-        figures = f"precision {found['precision']:.3f}  recall {found['recall']:.3f}"
+        figures = f"precision {at_least['precision']:.3f}  recall {at_least['recall']:.3f}"
         lines.append(f"  relevance from {threshold:<10g} judged {grade} or above: {figures}")
     if fitted["unjudged_are_0"]:
         lines.append("  (the judgements name relevant documents alone: all others count as 0)")
@@ -109,26 +109,27 @@ def fit_lines(fitted: Mapping[str, Any]) -> str:
 
 
 def scale_lines(fitted: Mapping[str, Any]) -> str:
-    """What the command says of fitted calibrations, for people."""
+    """The summary of fitted calibrations as text."""
     lines = []
     for name, pairs in PAIRS.items():
-        if (one := fitted[name]) is None:
+        if (fit_of := fitted[name]) is None:
             lines.append(f"Calibration of {pairs}: none; some must be judged relevant, and some not")
             continue
-        losses = "  ".join(f"{key} {loss:.4f}" for key, loss in one["log_loss"].items() if loss is not None)
-        counts = f"{one['relevant']:,} of {one['pairs']:,} {pairs} are relevant"
-        lines.append(f"Calibration of model.{name}: scale {one['scale']:g}, bias {one['bias']:g} on this run's logits")
+        losses = "  ".join(f"{key} {loss:.4f}" for key, loss in fit_of["log_loss"].items() if loss is not None)
+        counts = f"{fit_of['relevant']:,} of {fit_of['pairs']:,} {pairs} are relevant"
+        scale = f"scale {fit_of['scale']:g}, bias {fit_of['bias']:g}"
+        lines.append(f"Calibration of model.{name}: {scale} on this run's logits")
         lines.append(f"  {counts}; log loss: {losses}")
     return "\n".join([*lines, f"Config: {fitted['config']}"] if fitted["config"] else lines)
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks and characters that steer a terminal."""
+    """A text without line breaks and without characters that a terminal would execute."""
     return " ".join(_CONTROL.sub(" ", text).split())
 
 
 def fit(text: str, cells: int, pad: bool = False) -> str:
-    """Cut a text to so many terminal cells, with an ellipsis; `pad` fills it up to them."""
+    """Cut a text to so many terminal cells, with an ellipsis; `pad` adds spaces up to them."""
     if cell_len(text) > cells:
         text = set_cell_size(text, cells - 1).rstrip() + "…"
     return set_cell_size(text, cells) if pad else text

@@ -43,9 +43,9 @@ class Lake:
         other = RunPaths(self.paths.output, run_id)
         write(Path(other.ranked) / "part-0.parquet", ranked_rows(ranked, {}), schemas.RANKED)
 
-    def evaluated(self, against: str | None = None) -> Evaluated:
+    def evaluated(self, baseline: str | None = None) -> Evaluated:
         """Evaluate the run as the job does, in this process."""
-        other = RunPaths(self.paths.output, against) if against else None
+        other = RunPaths(self.paths.output, baseline) if baseline else None
         return evaluate_run(Storage(), find_inputs(Storage(), self.tables, self.paths, other))
 
 

@@ -1,0 +1,168 @@
+"""Queries evaluated in blocks have the figures of all together; Spark reads what this process does."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lakerank.evaluation.analysis.samples import Sample
+from lakerank.evaluation.evaluation import evaluate
+from lakerank.evaluation.inputs import Inputs, LakeTables, Totals
+from lakerank.evaluation.pairs import ROWS, InputTable, judged_only, whole_queries
+from lakerank.lake.runs import RunPaths
+from lakerank.lake.storage import Storage
+
+ROOT = Path(__file__).parents[2]
+QUERIES, DOCS = 40, 12
+
+
+def random_rows(seed):
+    """A lake with everything in it: unjudged and unknown queries, rejected candidates, duplicates, lists of nothing."""
+    generator = random.Random(seed)
+    rows = []
+
+    def add(query, table, doc="", **columns):
+        rows.append({"query_id": query, "doc_id": doc, "table": table, **columns})
+
+    for number in range(QUERIES):
+        query = f"q{number}"
+        docs = generator.sample([f"d{one}" for one in range(30)], DOCS)
+        if number % 11:
+            labels = {"task": f"t{number % 3}", "benchmark": "beir", "dataset": f"s{number % 2}", "name": query}
+            add(query, InputTable.QUERY, modality=1 + number % 2, labels=json.dumps(labels))
+        for doc in docs if number % 13 else []:
+            add(query, InputTable.CANDIDATE, doc, score=generator.random(), modality=1 + int(doc[1:]) % 2)
+        add(query, InputTable.CANDIDATE, docs[0], score=-1.0, modality=1 + int(docs[0][1:]) % 2)
+        for table in (InputTable.RANKED, InputTable.BASELINE):
+            listed = generator.sample(docs, DOCS - 2) if number % 7 else []
+            for rank, doc in enumerate(listed, start=1):
+                logit = generator.gauss(0, 2)
+                add(query, table, doc, rank=rank, score=logit, relevance=1 / (1 + 2.7**-logit), grade=rank % 3)
+        for doc in generator.sample(docs, 3) if number % 5 else []:
+            add(query, InputTable.QREL, doc, grade=generator.randint(0, 2))
+    generator.shuffle(rows)
+    table = pa.Table.from_pylist(rows, schema=ROWS)
+    return table.sort_by([("query_id", "ascending"), ("doc_id", "ascending")])
+
+
+def evaluated(blocks):
+    """An evaluation of blocks of rows, whatever the tables."""
+    paths = RunPaths("out", "r1")
+    tables, totals = LakeTables("documents", "queries", "candidates", "qrels"), Totals(0, 0, 0, {})
+    dimensions = ("task", "dataset")
+    inputs = Inputs(
+        tables, paths, RunPaths("out", "r0"), {}, (), ordered=True, dimensions=dimensions,
+        labels=(*dimensions, "benchmark", "name"), totals=totals, manifest={},
+    )  # fmt: skip
+    return evaluate(Storage(), inputs, lambda storage, inputs: map(judged_only, blocks))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("reverse", [False, True])
+def test_blocks_in_any_order_have_the_figures_of_all_together(seed, reverse):
+    rows = random_rows(seed)
+    whole = evaluated([rows])
+    blocks = list(whole_queries(rows.to_batches(max_chunksize=50), 100))
+    assert len(blocks) > 5
+    parts = evaluated(blocks[::-1] if reverse else blocks)
+    assert parts.as_dict() == whole.as_dict()
+    assert parts.examples == whole.examples
+    assert parts.samples.keys() == whole.samples.keys()
+    for stratum, sample in parts.samples.items():
+        assert sample.count == whole.samples[stratum].count
+        np.testing.assert_array_equal(sample.kept, whole.samples[stratum].kept)
+    assert whole.overall.queries == sum(1 for n in range(QUERIES) if n % 11 and n % 5)
+    assert whole.unjudged == sum(1 for n in range(QUERIES) if n % 11 and not n % 5)
+    assert whole.without_candidates == 0
+
+
+def test_only_judged_queries_are_kept():
+    rows, unjudged = judged_only(random_rows(0))
+    assert set(rows["query_id"].to_pylist()) == {f"q{n}" for n in range(QUERIES) if n % 5}
+    assert unjudged == sum(1 for n in range(QUERIES) if n % 11 and not n % 5)
+
+
+def test_a_merged_sample_is_a_reservoir_sample_of_all():
+    generator = np.random.default_rng(0)
+    parts = []
+    for number in range(30):
+        rows = np.zeros((1000, 6))
+        rows[:, 0], rows[:, 1] = generator.random(1000), number
+        parts.append(Sample(1000, rows))
+
+    def merged(samples):
+        first, *others = samples
+        for other in others:
+            first = first.merge(other)
+        return first
+
+    found = merged([merged(parts[:10]), merged(parts[10:])])
+    assert (found.count, len(found.kept), found.weight) == (30_000, 10_000, 3.0)
+    assert found.column("draw").max() == pytest.approx(1 / 3, abs=0.01)
+    shares = np.bincount(found.column("logit").astype(int))
+    assert shares.min() > 270
+    np.testing.assert_array_equal(merged(parts[::-1]).kept, found.kept)
+
+
+@given(st.lists(st.integers(1, 9), max_size=12), st.integers(1, 12), st.integers(1, 6))
+def test_whole_queries(sizes, block_rows, batch_rows):
+    ids = [f"q{number:02}" for number, size in enumerate(sizes) for _ in range(size)]
+    batches = pa.table({"query_id": pa.array(ids, pa.string())}).to_batches(max_chunksize=batch_rows)
+    blocks = [table["query_id"].to_pylist() for table in whole_queries(batches, block_rows)]
+    assert [name for block in blocks for name in block] == ids
+    seen = [name for block in blocks for name in set(block)]
+    assert len(seen) == len(set(seen)), "no query is in two blocks"
+    assert all(len(block) < block_rows + batch_rows + 9 for block in blocks)
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+def test_spark_reads_what_this_process_does(make_lake, encode, tmp_path):
+    generator = random.Random(1)
+    docs = [f"d{number}" for number in range(30)]
+    queries = [f"q{number:02}" for number in range(60)]
+    lists = {query: generator.sample(docs, 10) for query in queries}
+    lake = make_lake(
+        documents=[
+            {"doc_id": doc, "image": encode()} if int(doc[1:]) % 2 else {"doc_id": doc, "text": "x"} for doc in docs
+        ],
+        queries=[{"query_id": query, "text": "?", "language": query[1]} for query in queries],
+        candidates=[(query, doc, rank) for query in queries for rank, doc in enumerate(lists[query], start=1)],
+        qrels=[(query, generator.choice(lists[query]), 1 + number % 2) for number, query in enumerate(queries[5:])],
+        ranked={query: generator.sample(found, 9) for query, found in lists.items()},
+        rejected=[(queries[0], "gone", "missing_document")],
+    )
+    lake.add_run("r0", {query: found[::-1] for query, found in lists.items()})
+    command = [sys.executable, str(ROOT / "jobs/evaluate.py"), "--config", str(ROOT / "conf/demo.yaml")]
+    for name in ("documents", "queries", "candidates", "qrels"):
+        command += ["--set", f"lake.{name}={getattr(lake.tables, name)}"]
+    command += [
+        "--set",
+        f"lake.output={lake.paths.output}",
+        "--set",
+        "spark.conf={spark.master: 'local[2]', spark.ui.enabled: false}",
+    ]
+    found = []
+    for where in ("--no-spark", "--spark"):
+        done = subprocess.run(
+            [*command, "--run-id", "r1", "--against", "r0", where],
+            capture_output=True, text=True, cwd=tmp_path, timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append((done.stdout.splitlines()[-1], Path(lake.paths.folder, "evaluation.json").read_text()))
+    (here, figures), (there, others) = found
+    assert json.loads(figures) == json.loads(others)
+    keys = ("reranked", "against", "queries", "modality_gap")
+    assert [json.loads(here)[key] for key in keys] == [json.loads(there)[key] for key in keys]
+    by_query = list(Path(lake.paths.folder, "evaluation/queries").glob("*.parquet"))
+    assert sum(pq.read_metadata(path).num_rows for path in by_query) == 55
