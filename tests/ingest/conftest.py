@@ -12,8 +12,7 @@ import pypdfium2
 import pytest
 from PIL import Image
 
-from lakerank.ingest.folder import ReadOptions
-from lakerank.ingest.ingestion import Ingestion, ingest
+from lakerank.ingest.folder import Ingestion, ReadOptions, ingest
 from lakerank.lake.storage import Storage
 
 

@@ -9,7 +9,7 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.ingest.answers import AnswerMatcher
+from lakerank.ingest.layouts.mkqa import AnswerMatcher
 
 MATCHER = AnswerMatcher()
 TOKENS = regex.compile(
@@ -18,7 +18,7 @@ TOKENS = regex.compile(
 
 
 def holds(passage, *answers):
-    return MATCHER.holds(MATCHER.passage(passage), [MATCHER.answer(answer) for answer in answers])
+    return MATCHER.is_answered(MATCHER.passage(passage), [MATCHER.answer(answer) for answer in answers])
 
 
 def published(passage: str, answers: list[str]) -> bool:

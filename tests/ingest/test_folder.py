@@ -17,8 +17,7 @@ from fsspec.spec import AbstractBufferedFile
 from lakerank import schemas
 from lakerank.errors import ConfigError, StorageError
 from lakerank.fingerprint import content_hash
-from lakerank.ingest.folder import ReadOptions, read_folder, suffix
-from lakerank.ingest.ingestion import ingest
+from lakerank.ingest.folder import ReadOptions, ingest, read_folder, suffix
 from lakerank.ingest.source import Source
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.ingest.items import Item, SourceFault, SourceReject
-from lakerank.ingest.jsonl import read_jsonl
+from lakerank.ingest.lines import read_jsonl
+from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 from lakerank.records import Candidate, Qrel
 
 
@@ -28,11 +28,11 @@ def _no_files(name):
     ("field", "table"), [("doc_id", "documents"), ("query_id", "queries"), ("id", "documents"), ("_id", "queries")]
 )
 def test_ids_stand_under_several_names(field, table):
-    assert rows(json.dumps({field: "x", "text": "t"}), table) == [Item("x", "t")]
+    assert rows(json.dumps({field: "x", "text": "t"}), table) == [ContentRow("x", "t")]
 
 
 def test_the_tables_own_id_comes_first_and_numbers_are_ids():
-    assert rows('{"id": "other", "doc_id": 12, "text": ""}') == [Item("12", "")]
+    assert rows('{"id": "other", "doc_id": 12, "text": ""}') == [ContentRow("12", "")]
 
 
 def test_images_are_base64_or_data_uris(png):

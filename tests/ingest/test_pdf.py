@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lakerank.ingest.items import SourceFault
 from lakerank.ingest.pdf import MAX_SIDE, PAGE_PIXELS, page_scale, read_pdf
+from lakerank.ingest.tables import SourceFault
 
 #: A page behind a password: the trailer's encryption dictionary is all that PDFium needs to ask for it.
 ENCRYPTED = (

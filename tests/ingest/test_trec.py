@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.ingest.items import SourceFault, SourceReject
-from lakerank.ingest.jsonl import numbered_lines
-from lakerank.ingest.trec import RunLine, run_lines, split_lines, trec_qrels, tsv_qrels
+from lakerank.ingest.lines import RunLine, numbered_lines, run_lines, split_lines, trec_qrels, tsv_qrels
+from lakerank.ingest.tables import SourceFault, SourceReject
 from lakerank.records import Qrel
 
 

@@ -13,7 +13,7 @@ from lakerank.cli.job import CONFIG_FILE, EPILOG, run_job, set_option, verbose_o
 from lakerank.config import StorageConfig, load_config
 from lakerank.errors import ConfigError
 
-#: The names of lakerank.ingest.layouts.catalog, without an import of pyarrow for --help.
+#: The names of lakerank.ingest.layouts, without an import of pyarrow for --help.
 LAYOUT_NAMES = [
     *("auto", "beir", "coir", "miracl", "mldr", "mkqa"),
     *("vidore_v1", "vidore_v2", "vidore_v3", "mbeir", "winoground"),
@@ -110,7 +110,7 @@ def ingest(
         from lakerank.cli import resolve
         from lakerank.ingest.benchmark_lake import LayoutOptions, ingest_benchmark
         from lakerank.ingest.folder import ReadOptions
-        from lakerank.ingest.ingestion import ingest as ingest_source
+        from lakerank.ingest.folder import ingest as ingest_source
 
         faults = _misplaced(context, options["layout"])
         if overrides and config_path is None:

@@ -1,4 +1,4 @@
-"""A published benchmark in, all four tables of a lake out."""
+"""Ingestion of a published benchmark into the four tables of a lake."""
 
 from __future__ import annotations
 
@@ -6,24 +6,32 @@ import itertools
 import json
 import logging
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from lakerank.errors import ConfigError
-from lakerank.ingest.answers import AnswerMatcher
 from lakerank.ingest.bm25 import Bm25Index
-from lakerank.ingest.first_stage import ALL_PAIRS, DEPTH, Choice, choose, run_candidates
-from lakerank.ingest.ingestion import output_faults
-from lakerank.ingest.items import Item, Row, SourceFault, SourceReject
-from lakerank.ingest.jsonl import TableName
+from lakerank.ingest.first_stage import ALL_PAIRS, DEPTH, FirstStages, choose_first_stages, run_candidates
+from lakerank.ingest.folder import output_faults
+from lakerank.ingest.layouts import AUTO, read_benchmark
 from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns
-from lakerank.ingest.layouts.catalog import AUTO, read_benchmark
-from lakerank.ingest.layouts.published import Published
-from lakerank.ingest.rejects import Rejects
-from lakerank.ingest.waiting import WaitingQueries
-from lakerank.ingest.writer import TableWriter, WrittenTable
+from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
+from lakerank.ingest.layouts.mkqa import AnswerMatcher
+from lakerank.ingest.tables import (
+    ContentRow,
+    Rejects,
+    Row,
+    SourceFault,
+    SourceReject,
+    TableName,
+    TableWriter,
+    WrittenTable,
+)
 from lakerank.lake.storage import Storage, join
 from lakerank.records import Candidate, Qrel
 
@@ -36,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LayoutOptions:
-    """How a benchmark becomes a lake. Without `all_documents`, only those that are candidates are written."""
+    """How a benchmark is ingested. Without `all_documents`, only documents that are candidates are written."""
 
     layout: str = AUTO
     split: str | None = None
@@ -48,7 +56,7 @@ class LayoutOptions:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkLake:
-    """What was written. `first_stage` counts parts by where their candidates come from."""
+    """The result of an ingestion. `first_stage` counts parts by the source of their candidates."""
 
     layout: str
     output: str
@@ -96,31 +104,31 @@ def ingest_benchmark(
     started = time.monotonic()
     if faults := output_faults(source_uri, output):
         raise ConfigError(faults)
-    benchmark = read_benchmark(Published(storage, source_uri, follow_links), options.layout, options.split)
-    choice = choose(benchmark, options.runs, options.all_pairs)
-    lake = _Lake(storage, output, progress)
-    writing = _Writing(storage, benchmark, choice, options, lake)
+    benchmark = read_benchmark(BenchmarkFolder(storage, source_uri, follow_links), options.layout, options.split)
+    stages = choose_first_stages(benchmark, options.runs, options.all_pairs)
+    tables = _Tables(storage, output, progress)
+    writer = _LakeWriter(storage, benchmark, stages, options, tables)
     for pool in benchmark.pools:
-        writing.write_pool(pool)
-    writing.write_documents()
-    tables, rejects = lake.finish()
-    done = BenchmarkLake(
+        writer.write_pool(pool)
+    writer.write_documents()
+    written, rejects = tables.finish()
+    result = BenchmarkLake(
         benchmark.name,
         output,
         tuple(part.name for part in benchmark.parts),
-        dict(sorted(Counter(choice.methods.values()).items())),
-        tables,
-        dict(sorted(lake.faults().items())),
+        dict(sorted(Counter(stages.methods.values()).items())),
+        written,
+        dict(sorted(tables.faults().items())),
         rejects,
         time.monotonic() - started,
     )
-    counts = ", ".join(f"{table.rows} {name}" for name, table in tables.items())
-    _log.info("%s: %s, %d rejects in %.1f s", done.layout, counts, lake.faults().total(), done.seconds)
-    return done
+    counts = ", ".join(f"{table.rows} {name}" for name, table in written.items())
+    _log.info("%s: %s, %d rejects in %.1f s", result.layout, counts, tables.faults().total(), result.seconds)
+    return result
 
 
-class _Lake:
-    """The four tables as they grow, and what could not be read for each."""
+class _Tables:
+    """The four tables being written, and their rejects."""
 
     def __init__(self, storage: Storage, output: str, progress: Callable[[int], None]) -> None:
         self._storage = storage
@@ -131,7 +139,7 @@ class _Lake:
         self._rejects = {name: Rejects() for name in TABLES}
 
     def add(self, table: TableName, row: Row | SourceReject) -> bool:
-        """Write a row, or count why there is none; whether there was a row."""
+        """Write a row, or count a reject; whether it was a row."""
         if isinstance(row, SourceReject):
             self._rejects[table].add(row)
             return False
@@ -141,7 +149,7 @@ class _Lake:
         return True
 
     def finish(self) -> tuple[dict[str, WrittenTable], dict[str, str]]:
-        """End the tables; what was written, and where the lists of rejects are."""
+        """Finish the tables; returns them, and the URIs of the lists of rejects."""
         tables: dict[str, WrittenTable] = {name: writer.finish() for name, writer in self._writers.items()}
         uris = {
             name: self._rejects[name].save(self._storage, join(self._output, "rejects", f"{name}.jsonl"))
@@ -154,96 +162,131 @@ class _Lake:
         return sum((rejects.counts for rejects in self._rejects.values()), Counter())
 
 
-class _Writing:
-    """Queries, judgements and candidates part by part; then the documents, which may depend on the candidates."""
+class CandidateQueries:
+    """Queries by candidate document, at twelve bytes a pair: corpora are read once, after the first stage.
+
+    Ids are kept as 64-bit hashes. A collision of two among a billion would add one document or judgement.
+    """
+
+    def __init__(self) -> None:
+        self._pairs: tuple[array[int], array[int]] = (array("q"), array("i"))
+        self._documents: np.ndarray[Any, Any] = np.empty(0, np.int64)
+        self._queries: np.ndarray[Any, Any] = np.empty(0, np.int32)
+
+    def add(self, doc_id: str, query: int) -> None:
+        """Add a document and a query's number; it can be looked up after `sort`."""
+        self._pairs[0].append(hash(doc_id))
+        self._pairs[1].append(query)
+
+    def sort(self) -> None:
+        """Sort the pairs for lookup."""
+        documents, queries = (np.frombuffer(column, dtype=column.typecode) for column in self._pairs)
+        order = np.argsort(documents, kind="stable")
+        self._documents, self._queries = documents[order], queries[order]
+        self._pairs = (array("q"), array("i"))
+
+    def __contains__(self, doc_id: str) -> bool:
+        return len(self.of(doc_id)) > 0
+
+    def of(self, doc_id: str) -> Sequence[int]:
+        """Numbers of a document's queries, in the order they were added."""
+        key = np.int64(hash(doc_id))
+        first = np.searchsorted(self._documents, key, "left")
+        last = np.searchsorted(self._documents, key, "right")
+        numbers: list[int] = self._queries[first:last].tolist()
+        return numbers
+
+
+class _LakeWriter:
+    """Writes queries, judgements and candidates part by part, then the documents, which may depend on candidates."""
 
     def __init__(
-        self, storage: Storage, benchmark: Benchmark, choice: Choice, options: LayoutOptions, lake: _Lake
+        self, storage: Storage, benchmark: Benchmark, stages: FirstStages, options: LayoutOptions, tables: _Tables
     ) -> None:
         self._storage = storage
         self._benchmark = benchmark
-        self._choice = choice
+        self._stages = stages
         self._options = options
-        self._lake = lake
-        self._waiting = WaitingQueries()
-        self._asked: list[tuple[str, list[str]]] = []  # id and answers of each query that is judged by them
-        self._helped: set[str] = set()  # queries of the part at hand that have candidates
+        self._tables = tables
+        self._candidates = CandidateQueries()
+        self._answers: list[tuple[str, list[str]]] = []  # id and answers of each query that is judged by them
+        self._with_candidates: set[str] = set()  # queries of the current part
         self._matcher = AnswerMatcher() if any(part.judged_by_answers for part in benchmark.parts) else None
 
     def write_pool(self, pool: Pool) -> None:
-        """Everything of a pool's parts but the documents; an index is kept for all of them."""
+        """Write a pool's parts without its documents; they share one index."""
         parts = [part for part in self._benchmark.parts if part.pool.name == pool.name]
-        searched = any(self._choice.methods[part.name] == "bm25" for part in parts)
-        index = Bm25Index(pool.index()) if searched else None
+        is_searched = any(self._stages.methods[part.name] == "bm25" for part in parts)
+        index = Bm25Index(pool.index()) if is_searched else None
         for part in parts:
             self._write_part(part, index)
-            _log.info("%s: candidates from %s", part.name, self._choice.methods[part.name])
+            _log.info("%s: candidates from %s", part.name, self._stages.methods[part.name])
 
     def write_documents(self) -> None:
-        """The documents of every pool, and the judgements that their texts decide."""
-        self._waiting.settle()
+        """Write the documents of every pool, and the judgements that depend on their texts."""
+        self._candidates.sort()
         for pool in self._benchmark.pools:
-            wanted = (lambda doc_id: True) if self._options.all_documents else self._waiting.__contains__
-            for document in pool.documents(wanted):
-                if self._lake.add("documents", document) and isinstance(document, Item) and self._matcher:
-                    for judgement in self._judged(document, self._matcher):
-                        self._lake.add("qrels", judgement)
+            is_included = (lambda doc_id: True) if self._options.all_documents else self._candidates.__contains__
+            for document in pool.documents(is_included):
+                if self._tables.add("documents", document) and isinstance(document, ContentRow) and self._matcher:
+                    for judgement in self._judgements_of(document, self._matcher):
+                        self._tables.add("qrels", judgement)
 
     def _write_part(self, part: Part, index: Bm25Index | None) -> None:
         judged = None if part.judgements is None else _judged_queries(part)
-        stage = self._choice.stage(part, index, self._options.depth)
-        known: dict[str, int] = {}
+        stage = self._stages.stage(part, index, self._options.depth)
+        numbers: dict[str, int] = {}  # of the part's queries, by id
         for query in part.queries():
-            if isinstance(query, Item) and judged is not None and query.id not in judged:
+            if isinstance(query, ContentRow) and judged is not None and query.id not in judged:
                 continue
-            if self._lake.add("queries", query) and isinstance(query, Item):
-                known[query.id] = self._number(part, query)
+            if self._tables.add("queries", query) and isinstance(query, ContentRow):
+                numbers[query.id] = self._number(part, query)
                 for candidate in stage.candidates(query) if stage is not None else ():
-                    self._add_candidate(candidate, known)
-        for row in self._listed_candidates(part, known):
+                    self._add_candidate(candidate, numbers)
+        for row in self._listed_candidates(part, numbers):
             if isinstance(row, SourceReject):
-                self._lake.add("candidates", row)
+                self._tables.add("candidates", row)
             else:
-                self._add_candidate(row, known)
+                self._add_candidate(row, numbers)
         for judgement in part.judgements() if part.judgements is not None else ():
-            self._lake.add("qrels", _of_known(judgement, known, part))
-        self._judge_lonely(part, known)
+            self._tables.add("qrels", _known_or_reject(judgement, numbers, part))
+        self._judge_without_candidates(part, numbers)
 
-    def _number(self, part: Part, query: Item) -> int:
+    def _number(self, part: Part, query: ContentRow) -> int:
+        """A number for a query that is judged by answers, else -1."""
         if self._matcher is None or not part.judged_by_answers:
             return -1
-        answers = json.loads(QueryColumns(*query.kept).answers or "[]")  # type: ignore[arg-type]
-        self._asked.append((query.id, [self._matcher.answer(answer) for answer in answers]))
-        return len(self._asked) - 1
+        answers = json.loads(QueryColumns(*query.extra).answers or "[]")  # type: ignore[arg-type]
+        self._answers.append((query.id, [self._matcher.answer(answer) for answer in answers]))
+        return len(self._answers) - 1
 
-    def _listed_candidates(self, part: Part, known: dict[str, int]) -> Iterator[Candidate | SourceReject]:
+    def _listed_candidates(self, part: Part, numbers: dict[str, int]) -> Iterator[Candidate | SourceReject]:
         if part.candidates is not None:
-            yield from (candidate for candidate in part.candidates() if candidate.query_id in known)
-        elif part.name in self._choice.runs:
-            yield from run_candidates(
-                self._storage, self._choice.runs[part.name], part, known.keys(), self._options.depth
-            )
+            yield from (candidate for candidate in part.candidates() if candidate.query_id in numbers)
+        elif part.name in self._stages.runs:
+            run = self._stages.runs[part.name]
+            yield from run_candidates(self._storage, run, part, numbers.keys(), self._options.depth)
 
-    def _add_candidate(self, candidate: Candidate, known: dict[str, int]) -> None:
-        self._lake.add("candidates", candidate)
+    def _add_candidate(self, candidate: Candidate, numbers: dict[str, int]) -> None:
+        self._tables.add("candidates", candidate)
         if self._matcher is not None or not self._options.all_documents:
-            self._waiting.add(candidate.doc_id, known[candidate.query_id])
-            self._helped.add(candidate.query_id)
+            self._candidates.add(candidate.doc_id, numbers[candidate.query_id])
+            self._with_candidates.add(candidate.query_id)
 
-    def _judge_lonely(self, part: Part, known: dict[str, int]) -> None:
-        """Have a query without candidates judged on some document, so that it counts as one that found nothing."""
-        lonely = [number for query_id, number in known.items() if number >= 0 and query_id not in self._helped]
-        for doc_id, _ in itertools.islice(part.pool.index(), 1 if lonely else 0):
-            for number in lonely:
-                self._waiting.add(doc_id, number)
-        self._helped.clear()
+    def _judge_without_candidates(self, part: Part, numbers: dict[str, int]) -> None:
+        """Judge a query without candidates on one document, so that it counts as a query without a hit."""
+        without = [number for query, number in numbers.items() if number >= 0 and query not in self._with_candidates]
+        for doc_id, _ in itertools.islice(part.pool.index(), 1 if without else 0):
+            for number in without:
+                self._candidates.add(doc_id, number)
+        self._with_candidates.clear()
 
-    def _judged(self, document: Item, matcher: AnswerMatcher) -> Iterator[Qrel]:
-        waiting = self._waiting.of(document.id)
-        passage = matcher.passage(document.text or "") if waiting else ""
-        for number in waiting:
-            query_id, answers = self._asked[number]
-            yield Qrel(query_id, document.id, int(matcher.holds(passage, answers)))
+    def _judgements_of(self, document: ContentRow, matcher: AnswerMatcher) -> Iterator[Qrel]:
+        queries = self._candidates.of(document.id)
+        passage = matcher.passage(document.text or "") if queries else ""
+        for number in queries:
+            query_id, answers = self._answers[number]
+            yield Qrel(query_id, document.id, int(matcher.is_answered(passage, answers)))
 
 
 def _judged_queries(part: Part) -> set[str]:
@@ -251,8 +294,8 @@ def _judged_queries(part: Part) -> set[str]:
     return {row.query_id for row in rows if isinstance(row, Qrel)}
 
 
-def _of_known(judgement: Qrel | SourceReject, known: dict[str, int], part: Part) -> Qrel | SourceReject:
-    if isinstance(judgement, SourceReject) or judgement.query_id in known:
+def _known_or_reject(judgement: Qrel | SourceReject, numbers: dict[str, int], part: Part) -> Qrel | SourceReject:
+    if isinstance(judgement, SourceReject) or judgement.query_id in numbers:
         return judgement
     detail = f"{judgement.query_id} is judged, but is not among the queries"
     return SourceReject(part.name, SourceFault.QUERY_NOT_FOUND, detail)

@@ -1,4 +1,4 @@
-"""BM25 over a pool of texts in any language: the first stage where no run is given."""
+"""BM25 over a pool of texts in any language, the first stage where no run is given."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from lakerank.errors import DependencyError
 
-#: Anserini's parameters, with which BEIR's and MIRACL's own BM25 figures were made (those also stem English).
+#: Anserini's parameters, as in BEIR's and MIRACL's own BM25 figures (which also stem English).
 K1, B = 0.9, 0.4
 
 #: Scripts written without spaces between words, and Hangul, whose words carry their particles.
@@ -46,7 +46,7 @@ class Terms:
 
 
 class _TokenIds:
-    """Term numbers of many documents, end to end; bm25s walks over them a document at a time."""
+    """Term ids of many documents in one array; bm25s iterates over them by document."""
 
     def __init__(self) -> None:
         self._numbers = array("i")
@@ -66,7 +66,7 @@ class _TokenIds:
 
 @dataclass(frozen=True, slots=True)
 class _Corpus:
-    """What bm25s takes an index from."""
+    """The input of bm25s.index."""
 
     ids: _TokenIds
     vocab: dict[str, int]
@@ -102,9 +102,9 @@ class Bm25Index:
         if not known:
             return []
         scores: np.ndarray[Any, Any] = self._bm25.get_scores_from_ids(known)  # (D,)
-        found = np.flatnonzero(scores > 0)
-        if len(found) > depth:
-            least = np.partition(scores[found], -depth)[-depth]
-            found = found[scores[found] >= least]  # ties at the end stay in, so that the cut is the corpus's order
-        best = found[np.argsort(-scores[found], kind="stable")][:depth]
+        hits = np.flatnonzero(scores > 0)
+        if len(hits) > depth:
+            threshold = np.partition(scores[hits], -depth)[-depth]
+            hits = hits[scores[hits] >= threshold]  # keeps all ties at the end, so that the cut is in corpus order
+        best = hits[np.argsort(-scores[hits], kind="stable")][:depth]
         return [(self._doc_ids[document], float(scores[document])) for document in best]

@@ -1,4 +1,4 @@
-"""What is reranked: the candidates of a part from a run file, from BM25, or all documents of a small pool."""
+"""First stage of a benchmark's parts: candidates from a run file, from BM25, or all documents of a small pool."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Protocol
 
 from lakerank.errors import ConfigError, StorageError
 from lakerank.ingest.bm25 import Bm25Index
-from lakerank.ingest.items import Item, SourceReject
-from lakerank.ingest.jsonl import numbered_lines
 from lakerank.ingest.layouts.benchmark import Benchmark, Part, Pool, QueryColumns
-from lakerank.ingest.layouts.published import MAX_BYTES
+from lakerank.ingest.layouts.benchmark_folder import MAX_BYTES
+from lakerank.ingest.lines import RunLine, numbered_lines, run_lines, split_lines
 from lakerank.ingest.source import SourceFile, open_source
-from lakerank.ingest.trec import RunLine, run_lines, split_lines
+from lakerank.ingest.tables import ContentRow, SourceReject
 from lakerank.lake.storage import Storage
 from lakerank.lake.uris import redacted
 from lakerank.records import Candidate
@@ -28,10 +27,10 @@ ALL_PAIRS = 1000
 
 
 class FirstStage(Protocol):
-    """Proposes documents to a query."""
+    """Finds candidates for a query."""
 
-    def candidates(self, query: Item) -> list[Candidate]:
-        """A query's candidates, best first where they have an order."""
+    def candidates(self, query: ContentRow) -> list[Candidate]:
+        """A query's candidates, best first where they are ordered."""
         ...
 
 
@@ -41,7 +40,7 @@ class AllPairs:
 
     doc_ids: Sequence[str]
 
-    def candidates(self, query: Item) -> list[Candidate]:
+    def candidates(self, query: ContentRow) -> list[Candidate]:
         """The whole pool."""
         return [Candidate(query.id, doc_id) for doc_id in self.doc_ids]
 
@@ -53,35 +52,35 @@ class Search:
     index: Bm25Index
     depth: int
 
-    def candidates(self, query: Item) -> list[Candidate]:
+    def candidates(self, query: ContentRow) -> list[Candidate]:
         """Up to `depth` documents that share a term with the query."""
-        found = self.index.search(searched_text(query), self.depth)
-        return [Candidate(query.id, doc_id, score, rank) for rank, (doc_id, score) in enumerate(found, start=1)]
+        hits = self.index.search(search_text(query), self.depth)
+        return [Candidate(query.id, doc_id, score, rank) for rank, (doc_id, score) in enumerate(hits, start=1)]
 
 
-def searched_text(query: Item) -> str:
-    """A query's text without the instruction in front of it: that is for the reranker, and would match everything."""
-    instruction = QueryColumns(*query.kept).instruction if query.kept else None  # type: ignore[arg-type]
+def search_text(query: ContentRow) -> str:
+    """A query's text without the instruction in front: that is for the reranker, and matches everything."""
+    instruction = QueryColumns(*query.extra).instruction if query.extra else None  # type: ignore[arg-type]
     return (query.text or "").removeprefix(instruction or "").strip()
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """How each part gets its candidates: `given` by the benchmark, from a `run` file, by `bm25`, or `all` documents."""
+class FirstStages:
+    """Each part's source of candidates: `given` by the benchmark, a `run` file, `bm25`, or `all` documents."""
 
     methods: Mapping[str, str]
     runs: Mapping[str, str]
     small_pools: Mapping[str, Sequence[str]]
 
     def stage(self, part: Part, index: Bm25Index | None, depth: int) -> FirstStage | None:
-        """What proposes documents to the queries of a part; None where they do not come query by query."""
+        """The first stage for a part's queries; None where candidates are not found query by query."""
         if self.methods[part.name] == "bm25" and index is not None:
             return Search(index, depth)
         return AllPairs(self.small_pools[part.pool.name]) if self.methods[part.name] == "all" else None
 
 
-def choose(benchmark: Benchmark, runs: Sequence[str], all_pairs: int = ALL_PAIRS) -> Choice:
-    """Where the candidates of each part come from. `runs` are as the command line takes them: `[PART=]FILE`.
+def choose_first_stages(benchmark: Benchmark, runs: Sequence[str], all_pairs: int = ALL_PAIRS) -> FirstStages:
+    """Choose each part's source of candidates. `runs` have the command line's form: `[PART=]FILE`.
 
     Raises:
         ConfigError: a run belongs to no part, or a part has no first stage; all faults at once.
@@ -105,7 +104,7 @@ def choose(benchmark: Benchmark, runs: Sequence[str], all_pairs: int = ALL_PAIRS
                 faults.append(_needs_run(part, all_pairs))
     if faults:
         raise ConfigError(faults)
-    return Choice(methods, assigned, small)
+    return FirstStages(methods, assigned, small)
 
 
 def _first_ids(pool: Pool, count: int) -> list[str]:
@@ -123,52 +122,52 @@ def _needs_run(part: Part, all_pairs: int) -> str:
 def _assigned(benchmark: Benchmark, runs: Sequence[str]) -> dict[str, str]:
     """The run file of each part that has one."""
     names = {part.name for part in benchmark.parts}
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for run in runs:
         head, _, tail = run.partition("=")
         if head in names:
             targets = {head: tail}
         elif "{part}" in run or "{language}" in run:
-            targets = {part.name: _filled(run, part) for part in benchmark.parts}
+            targets = {part.name: _file_of(run, part) for part in benchmark.parts}
         elif len(names) == 1 or not any(part.prefix for part in benchmark.parts):
             targets = dict.fromkeys(names, run)
         else:
-            raise ConfigError([_of_which(run, names)])
-        if twice := sorted(set(targets) & set(found)):
-            raise ConfigError([f"--run: {name} has two run files" for name in twice])
-        found |= targets
-    return found
+            raise ConfigError([_ambiguous_run(run, names)])
+        if duplicates := sorted(set(targets) & set(files)):
+            raise ConfigError([f"--run: {name} has two run files" for name in duplicates])
+        files |= targets
+    return files
 
 
-def _of_which(run: str, names: set[str]) -> str:
+def _ambiguous_run(run: str, names: set[str]) -> str:
     return (
-        f"--run {run}: which part is it of? Give PART=FILE, or a FILE with {{part}} or {{language}} in its name; "
-        f"the parts are {', '.join(sorted(names))}"
+        f"--run {run}: which part does it belong to? Give PART=FILE, or a FILE with {{part}} or {{language}} in its "
+        f"name; the parts are {', '.join(sorted(names))}"
     )
 
 
-def _filled(template: str, part: Part) -> str:
+def _file_of(template: str, part: Part) -> str:
     language = part.columns.language or ""
     return template.replace("{part}", part.name.replace("/", "-")).replace("{language}", language)
 
 
 def run_candidates(
-    storage: Storage, uri: str, part: Part, known: Collection[str], depth: int
+    storage: Storage, uri: str, part: Part, query_ids: Collection[str], depth: int
 ) -> Iterator[Candidate | SourceReject]:
     """The candidates of a part's queries from a run: the `depth` best of each by score, ties in the order of the file.
 
-    Ids may be the publisher's or the lake's. Lines of other queries are passed over. A query's lines must stand
-    together, so that a run of any length is read in one pass.
+    Ids may be the publisher's or the lake's. Lines of other queries are skipped. A query's lines must be consecutive,
+    so that a run of any length is read in one pass.
 
     Raises:
         StorageError: there is no such file, a query's lines are apart, or no line is of a query of the part.
     """
     done: set[str] = set()
-    for query_id, group in itertools.groupby(_read_run(storage, uri), key=lambda line: _query_of(line, part)):
+    for query_id, group in itertools.groupby(_read_run(storage, uri), key=lambda line: _query_id(line, part)):
         if query_id is None:
             yield from (line for line in group if isinstance(line, SourceReject))
             continue
-        if query_id not in known:
+        if query_id not in query_ids:
             continue
         lines = [line for line in group if isinstance(line, RunLine)]
         if query_id in done:
@@ -179,11 +178,11 @@ def run_candidates(
         done.add(query_id)
         best = sorted(lines, key=lambda line: -line.score)[:depth]
         for rank, line in enumerate(best, start=1):
-            yield Candidate(query_id, _with(part.pool.prefix, line.doc_id), line.score, rank)
-    if known and not done:
+            yield Candidate(query_id, _prefixed(part.pool.prefix, line.doc_id), line.score, rank)
+    if query_ids and not done:
         raise StorageError(
             f"{redacted(uri)}: no line is of a query of {part.name}, whose ids are like "
-            f"{json.dumps(min(known).removeprefix(part.prefix))}"
+            f"{json.dumps(min(query_ids).removeprefix(part.prefix))}"
         )
 
 
@@ -197,9 +196,9 @@ def _read_run(storage: Storage, uri: str) -> Iterator[RunLine | SourceReject]:
                 yield from run_lines(file.path, split_lines(file.path, numbered_lines(stream, MAX_BYTES), None))
 
 
-def _query_of(line: RunLine | SourceReject, part: Part) -> str | None:
-    return None if isinstance(line, SourceReject) else _with(part.prefix, line.query_id)
+def _query_id(line: RunLine | SourceReject, part: Part) -> str | None:
+    return None if isinstance(line, SourceReject) else _prefixed(part.prefix, line.query_id)
 
 
-def _with(prefix: str, name: str) -> str:
+def _prefixed(prefix: str, name: str) -> str:
     return name if name.startswith(prefix) else prefix + name

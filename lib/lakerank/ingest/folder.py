@@ -1,19 +1,34 @@
-"""A file or folder of texts, images, PDFs and JSON Lines as rows of a table."""
+"""Ingestion of a file or folder of texts, images, PDFs and JSON Lines into a lake table."""
 
 from __future__ import annotations
 
 import gzip
+import logging
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from lakerank.ingest.items import Item, Row, SourceFault, SourceReject
-from lakerank.ingest.jsonl import LineFault, TableName, read_jsonl
+from lakerank.errors import ConfigError
+from lakerank.ingest.lines import LineFault, read_jsonl
 from lakerank.ingest.pdf import PAGE_PIXELS, PdfContent, read_pdf
-from lakerank.ingest.read_ahead import read_ahead
-from lakerank.ingest.source import Source, SourceFile
+from lakerank.ingest.source import Source, SourceFile, open_source, prefetched_files
+from lakerank.ingest.tables import (
+    ContentRow,
+    Rejects,
+    Row,
+    SourceFault,
+    SourceReject,
+    TableName,
+    TableWriter,
+    WrittenTable,
+)
+from lakerank.lake.storage import Storage, join
+from lakerank.lake.uris import is_local, local_path
+
+_log = logging.getLogger(__name__)
 
 Kind = Literal["auto", "folder", "jsonl", "pdf"]
 
@@ -22,7 +37,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", "
 PDF_SUFFIXES = frozenset({".pdf"})
 JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"})
 
-#: What a kind looks at; every other file is passed over. `auto` and `folder` look at everything.
+#: The files of a kind; others are skipped. `auto` and `folder` read every file.
 _SUFFIXES: dict[str, frozenset[str]] = {"jsonl": JSONL_SUFFIXES, "pdf": PDF_SUFFIXES}
 
 
@@ -38,23 +53,88 @@ class ReadOptions:
     max_file_bytes: int = 2**28
 
 
+@dataclass(frozen=True, slots=True)
+class Ingestion:
+    """The result of an ingestion. `rejects_uri` lists path, line, page, fault and detail (None: no rejects)."""
+
+    table: str
+    written: WrittenTable
+    rejected: int
+    rejected_by_fault: dict[str, int]
+    rejects_uri: str | None
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """The job's last line of standard output."""
+        written = asdict(self.written)
+        return {
+            "table": self.table,
+            "output": written.pop("uri"),
+            **written,
+            "rejected": self.rejected,
+            "rejected_by_fault": self.rejected_by_fault,
+            "rejects": self.rejects_uri,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def ingest(
+    storage: Storage,
+    source_uri: str,
+    output: str,
+    options: ReadOptions,
+    follow_links: bool = False,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Ingestion:
+    """Write the table `OUTPUT/<table>/` from the files at `source_uri`, streaming.
+
+    Files, pages and lines that cannot be read do not stop it: they are counted by fault and listed in
+    `OUTPUT/rejects/<table>.jsonl`. `progress` is called with the number of rows so far, once a row.
+
+    Raises:
+        ConfigError: an extra field is a column of the table already, or the output is inside the source.
+        StorageError: the source is not there, or the output cannot be written.
+    """
+    started = time.monotonic()
+    faults = [*_extra_field_faults(options), *output_faults(source_uri, output)]
+    if faults:
+        raise ConfigError(faults)
+    source = open_source(source_uri, storage.options, follow_links)
+    writer = TableWriter(storage, join(output, options.table), options.table, options.keep)
+    rejects = Rejects()
+    rows = 0
+    for row in read_folder(source, options):
+        if isinstance(row, SourceReject):
+            rejects.add(row)
+        else:
+            writer.write(row)
+            rows += 1
+            progress(rows)
+    written = writer.finish()
+    uri = rejects.save(storage, join(output, "rejects", f"{options.table}.jsonl"))
+    seconds = time.monotonic() - started
+    _log.info("%s: %d rows, %d rejects in %.1f s", options.table, written.rows, rejects.counts.total(), seconds)
+    by_fault = dict(sorted(rejects.counts.items()))
+    return Ingestion(options.table, written, rejects.counts.total(), by_fault, uri, seconds)
+
+
 def read_folder(source: Source, options: ReadOptions) -> Iterator[Row | SourceReject]:
     """Yield the rows of every file in the order of paths, and a reject for everything that cannot be read."""
 
     def size(file: SourceFile | SourceReject) -> int | None:
-        """Bytes to read ahead: of a wanted file that is read whole and is not over the limit."""
-        if isinstance(file, SourceReject) or not _is_wanted(file.path, source, options):
+        """Bytes to prefetch: of a selected file that is read whole and is not over the limit."""
+        if isinstance(file, SourceReject) or not _is_selected(file.path, source, options):
             return None
         return file.size if _is_whole(file, options) and file.size <= options.max_file_bytes else None
 
     def read(file: SourceFile | SourceReject) -> bytes:
         return source.read(file) if isinstance(file, SourceFile) else b""
 
-    for file, content in read_ahead(source.files(), size, read):
+    for file, content in prefetched_files(source.files(), size, read):
         if isinstance(file, SourceReject):
-            if file.fault is SourceFault.FILE_UNREADABLE or _is_wanted(file.path, source, options):
+            if file.fault is SourceFault.FILE_UNREADABLE or _is_selected(file.path, source, options):
                 yield file
-        elif _is_wanted(file.path, source, options):
+        elif _is_selected(file.path, source, options):
             yield from _read_file(source, file, content, options)
 
 
@@ -64,7 +144,7 @@ def _is_whole(file: SourceFile, options: ReadOptions) -> bool:
     return not only_jsonl and suffix(file.path) in TEXT_SUFFIXES | IMAGE_SUFFIXES | PDF_SUFFIXES
 
 
-def _is_wanted(path: str, source: Source, options: ReadOptions) -> bool:
+def _is_selected(path: str, source: Source, options: ReadOptions) -> bool:
     if options.table in ("candidates", "qrels"):
         return not source.is_folder or suffix(path) in JSONL_SUFFIXES
     return options.kind not in _SUFFIXES or suffix(path) in _SUFFIXES[options.kind] or not source.is_folder
@@ -97,18 +177,20 @@ def _read_file(
         yield SourceReject(file.path, SourceFault.FILE_UNREADABLE, f"{type(error).__name__}: {error}")
 
 
-def _read_content(file: SourceFile, kind: str, content: bytes, options: ReadOptions) -> Iterator[Item | SourceReject]:
+def _read_content(
+    file: SourceFile, kind: str, content: bytes, options: ReadOptions
+) -> Iterator[ContentRow | SourceReject]:
     blanks = tuple(None for _ in options.keep)
     if kind in IMAGE_SUFFIXES:
-        yield Item(file.path, image=content, kept=blanks)
+        yield ContentRow(file.path, image=content, extra=blanks)
     elif kind in TEXT_SUFFIXES:
         try:
-            yield Item(file.path, content.decode("utf-8-sig"), kept=blanks)
+            yield ContentRow(file.path, content.decode("utf-8-sig"), extra=blanks)
         except UnicodeDecodeError as error:
             yield SourceReject(file.path, SourceFault.TEXT_UNDECODABLE, f"not UTF-8 at byte {error.start}")
     else:
         for page in read_pdf(file.path, content, options.pdf_content, options.page_pixels):
-            yield page if isinstance(page, SourceReject) else Item(page.id, page.text, page.image, blanks)
+            yield page if isinstance(page, SourceReject) else ContentRow(page.id, page.text, page.image, blanks)
 
 
 def _read_jsonl_file(source: Source, file: SourceFile, options: ReadOptions) -> Iterator[Row | SourceReject]:
@@ -129,3 +211,21 @@ def _image_beside(source: Source, file: SourceFile, name: str, max_bytes: int) -
         return source.read(image)
     except OSError as error:
         raise LineFault(SourceFault.IMAGE_NOT_FOUND, f"the file of 'image' cannot be read ({name})") from error
+
+
+def _extra_field_faults(options: ReadOptions) -> list[str]:
+    columns = {"doc_id", "query_id", "text", "image", "content_hash"}
+    faults = [f"keep: '{name}' is a column of the table already" for name in options.keep if name in columns]
+    faults += [f"keep: '{name}' is given twice" for name in sorted(set(options.keep)) if options.keep.count(name) > 1]
+    if options.keep and options.table in ("candidates", "qrels"):
+        faults.append(f"keep: {options.table} has no extra columns")
+    return faults
+
+
+def output_faults(source_uri: str, output: str) -> list[str]:
+    """Whether the output is inside the source, and would be read as part of it the next time."""
+    if is_local(source_uri) != is_local(output):
+        return []
+    names = [str(local_path(uri).resolve()) if is_local(uri) else uri for uri in (source_uri, output)]
+    inside = f"{names[1].rstrip('/')}/".startswith(f"{names[0].rstrip('/')}/")
+    return [f"--output {output} lies inside the source {source_uri}: choose a folder beside it"] if inside else []

@@ -1,4 +1,4 @@
-"""PDF files as pages: each page an image as the model will see it, its text layer, or both."""
+"""PDF files as pages: each page an image at the model's resolution, its text layer, or both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from lakerank.errors import DependencyError
-from lakerank.ingest.items import Item, SourceFault, SourceReject
+from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 
 if TYPE_CHECKING:
     from pypdfium2 import PdfDocument, PdfPage
@@ -33,13 +33,13 @@ _LINE_END_HYPHEN = re.compile("[\x02\ufffe](?:\r?\n)?")
 
 
 def read_pdf(
-    path: str, content: bytes, keep: PdfContent = "image", page_pixels: int = PAGE_PIXELS
-) -> Iterator[Item | SourceReject]:
-    """Yield one item a page, `name.pdf#page=1` on, or a reject for a page or file that cannot be read.
+    path: str, data: bytes, content: PdfContent = "image", page_pixels: int = PAGE_PIXELS
+) -> Iterator[ContentRow | SourceReject]:
+    """Yield one row a page, `name.pdf#page=1` on, or a reject for a page or file that cannot be read.
 
-    Print and drawings become PNG, lossless, so that small glyphs keep their edges, and grey where the page is. A page
-    that this makes large, which is a scan or full of photographs, becomes JPEG at quality 90: there a PNG is up to
-    eight times the size and shows the same.
+    Print and drawings become PNG, lossless, so that small glyphs keep their edges, and grey where the page is grey. A
+    page whose PNG is large, a scan or photographs, becomes JPEG at quality 90: a PNG of it has up to eight times the
+    size without visible gain.
 
     Raises:
         DependencyError: pypdfium2 is not installed.
@@ -49,10 +49,10 @@ def read_pdf(
     except ImportError as error:
         raise DependencyError("PDF files need pypdfium2: pip install 'lakerank[ingest]'") from error
     try:
-        document = pypdfium2.PdfDocument(content)
+        document = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
         # PDFium also says "password" of some damaged files; what is encrypted always says so in its trailer.
-        locked = error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD and b"/Encrypt" in content
+        locked = error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD and b"/Encrypt" in data
         yield SourceReject(path, SourceFault.PDF_ENCRYPTED if locked else SourceFault.PDF_UNREADABLE, str(error))
         return
     with closing(document):
@@ -60,16 +60,16 @@ def read_pdf(
             yield SourceReject(path, SourceFault.PDF_UNREADABLE, "no pages")
         for number in range(1, len(document) + 1):
             try:
-                yield _page_item(document, path, number, keep, page_pixels)
+                yield _page_row(document, path, number, content, page_pixels)
             except (pypdfium2.PdfiumError, ValueError, MemoryError) as error:
                 yield SourceReject(path, SourceFault.PDF_PAGE_UNREADABLE, str(error), page=number)
 
 
-def _page_item(document: PdfDocument, path: str, number: int, keep: PdfContent, page_pixels: int) -> Item:
+def _page_row(document: PdfDocument, path: str, number: int, content: PdfContent, page_pixels: int) -> ContentRow:
     with closing(document[number - 1]) as page:
-        image = None if keep == "text" else _page_image(page, page_pixels)
-        text = None if keep == "image" else _page_text(page)
-    return Item(f"{path}#page={number}", text, image)
+        image = None if content == "text" else _page_image(page, page_pixels)
+        text = None if content == "image" else _page_text(page)
+    return ContentRow(f"{path}#page={number}", text, image)
 
 
 def _page_image(page: PdfPage, page_pixels: int) -> bytes:
@@ -80,19 +80,19 @@ def _page_image(page: PdfPage, page_pixels: int) -> bytes:
         return _encoded(bitmap.to_pil().convert("RGB"))
 
 
-def _encoded(picture: Image.Image) -> bytes:
-    red, green, blue = picture.split()
+def _encoded(image: Image.Image) -> bytes:
+    red, green, blue = image.split()
     if red.tobytes() == green.tobytes() == blue.tobytes():
-        picture = red
-    content = _saved(picture, format="PNG")
-    if len(content) > PNG_BYTES_PER_PIXEL * picture.width * picture.height:
-        return _saved(picture, format="JPEG", quality=90)
+        image = red
+    content = _saved(image, format="PNG")
+    if len(content) > PNG_BYTES_PER_PIXEL * image.width * image.height:
+        return _saved(image, format="JPEG", quality=90)
     return content
 
 
-def _saved(picture: Image.Image, **how: Any) -> bytes:
+def _saved(image: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, **how)
+    image.save(buffer, **options)
     return buffer.getvalue()
 
 

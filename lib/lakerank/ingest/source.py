@@ -1,27 +1,36 @@
-"""The files to ingest: one file or a folder tree at any URI, listed in the order of their paths, a folder at a time."""
+"""The files to ingest: one file or a folder tree at any URI, in the order of their paths; small ones are prefetched."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import posixpath
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from lakerank.errors import StorageError
-from lakerank.ingest.items import SourceFault, SourceReject
+from lakerank.ingest.tables import SourceFault, SourceReject
 from lakerank.lake.backends.object_store import filesystem_at
 from lakerank.lake.backends.s3 import StorageOptions
 from lakerank.lake.uris import is_local, local_path
 
+T = TypeVar("T")
+
 #: Bytes of a streamed file that are fetched at once.
 BUFFER_BYTES = 2**22
+
+#: Files prefetched at once, and the most that wait for their turn, in files and in bytes.
+THREADS = 16
+PENDING_FILES = 64
+PENDING_BYTES = 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,7 @@ class Source:
         self._root = self._location if self.is_folder else posixpath.dirname(self._location)
 
     def files(self) -> Iterator[SourceFile | SourceReject]:
-        """Yield every file in the order of relative paths; a name, link or folder that cannot be used is a reject."""
+        """Yield every file in the order of relative paths; a name, link or folder that cannot be read is a reject."""
         if self.is_folder:
             yield from self._walk(self._location)
         else:
@@ -110,7 +119,8 @@ class Source:
             entries = self._filesystem.ls(location, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return [], []
-        found: tuple[list[str], list[str]] = ([], [])
+        folders: list[str] = []
+        files: list[str] = []
         for entry in entries:
             name = posixpath.basename(entry["name"].rstrip("/"))
             if name.startswith(".") or entry["name"].rstrip("/") == location or not _is_unicode(name):
@@ -119,8 +129,8 @@ class Source:
                 if not self._follow_links or not self._filesystem.exists(entry["name"]):
                     continue
                 entry = self._filesystem.info(entry["name"])
-            found[entry["type"] != "directory"].append(name)
-        return sorted(found[0]), sorted(found[1])
+            (folders if entry["type"] == "directory" else files).append(name)
+        return sorted(folders), sorted(files)
 
     def _relative(self, location: str) -> str:
         return location[len(self._root) :].lstrip("/")
@@ -128,7 +138,7 @@ class Source:
     @contextmanager
     def open(self, file: SourceFile, compressed: bool = False) -> Iterator[io.BufferedIOBase]:
         """Open a file for reading in one pass, gunzipped when `compressed`."""
-        # An object store's file would be asked for a few bytes at a time, and cannot limit the length of a line.
+        # Without a buffer an object store is asked for a few bytes at a time, and a line's length cannot be limited.
         with io.BufferedReader(self._filesystem.open(file.location, "rb"), BUFFER_BYTES) as stream:
             if compressed:
                 with gzip.GzipFile(fileobj=stream) as plain:
@@ -137,7 +147,7 @@ class Source:
                 yield stream
 
     def open_seekable(self, file: SourceFile) -> BinaryIO:
-        """Open a file for reading at random; close it."""
+        """Open a file for random access; close it."""
         return cast("BinaryIO", io.BufferedReader(self._filesystem.open(file.location, "rb"), BUFFER_BYTES))
 
     def read(self, file: SourceFile) -> bytes:
@@ -191,6 +201,32 @@ def open_source(
         return Source(LocalFileSystem(), str(local_path(uri).absolute()), follow_links)
     filesystem, location = filesystem_at(uri, options)
     return Source(filesystem, location)
+
+
+def prefetched_files(
+    items: Iterable[T], size: Callable[[T], int | None], read: Callable[[T], bytes]
+) -> Iterator[tuple[T, Future[bytes] | None]]:
+    """Yield every item in order with its content, being read by threads (None where `size` is None: it is not read).
+
+    An object store answers many requests at once, but each one slowly.
+    """
+    pending: deque[tuple[T, Future[bytes] | None, int]] = deque()
+    pending_bytes = 0
+    pool = ThreadPoolExecutor(THREADS, "ingest")
+    try:
+        for item in items:
+            length = size(item)
+            pending.append((item, None if length is None else pool.submit(read, item), length or 0))
+            pending_bytes += length or 0
+            while pending_bytes > PENDING_BYTES or len(pending) > PENDING_FILES:
+                first, content, length = pending.popleft()
+                pending_bytes -= length
+                yield first, content
+        while pending:
+            first, content, _ = pending.popleft()
+            yield first, content
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _path_order(entry: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import pytest
 from lakerank.cli.ingest import LAYOUT_NAMES
 from lakerank.errors import StorageError
 from lakerank.ingest.benchmark_lake import LayoutOptions, ingest_benchmark
-from lakerank.ingest.layouts.catalog import LAYOUTS
+from lakerank.ingest.layouts import LAYOUTS
 from lakerank.ingest.layouts.mbeir import format_text
 from lakerank.lake.storage import Storage, join
 

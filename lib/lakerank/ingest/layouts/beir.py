@@ -8,26 +8,26 @@ folders: twelve forums whose mean is one figure. On the hub qrels lie in a repos
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lakerank.ingest.items import Item, SourceReject
-from lakerank.ingest.jsonl import read_each, record_id, record_text
 from lakerank.ingest.layouts.benchmark import (
     Benchmark,
+    ContentRows,
     DocumentColumns,
+    DocumentFilter,
     Part,
+    Qrels,
     QueryColumns,
-    Wanted,
-    gathered,
+    call_all,
     text_pool,
     titled,
 )
-from lakerank.ingest.layouts.published import Published
-from lakerank.ingest.trec import tsv_qrels
+from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
+from lakerank.ingest.lines import read_each, record_id, record_text, tsv_qrels
+from lakerank.ingest.tables import ContentRow
 from lakerank.lake.storage import join
-from lakerank.records import Qrel
 
 EXPECTS = "a dataset's corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, or a folder of such datasets"
 
@@ -35,12 +35,12 @@ EXPECTS = "a dataset's corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, or a fol
 _SPLITS = {"msmarco": "dev"}
 
 
-def is_beir(folder: Published) -> bool:
+def is_beir(folder: BenchmarkFolder) -> bool:
     """Whether a dataset lies in the folder or directly below it."""
     return any(_is_dataset(folder, path) for path in ("", *folder.folders()))
 
 
-def read_beir(folder: Published, split: str | None) -> Benchmark:
+def read_beir(folder: BenchmarkFolder, split: str | None) -> Benchmark:
     """Every dataset of the folder; `split` is `test` by default (`dev` of MS MARCO).
 
     Raises:
@@ -49,15 +49,15 @@ def read_beir(folder: Published, split: str | None) -> Benchmark:
     datasets = list(_datasets(folder))
     if not datasets:
         raise folder.missing("corpus.jsonl")
-    parts = gathered(partial(_part, folder, path, *names, split) for path, names in datasets)
+    parts = call_all(partial(_part, folder, path, *names, split) for path, names in datasets)
     return Benchmark("beir", tuple(parts))
 
 
-def _is_dataset(folder: Published, path: str) -> bool:
+def _is_dataset(folder: BenchmarkFolder, path: str) -> bool:
     return folder.find(join(path, "corpus.jsonl")) is not None
 
 
-def _datasets(folder: Published) -> Iterator[tuple[str, tuple[str, str | None]]]:
+def _datasets(folder: BenchmarkFolder) -> Iterator[tuple[str, tuple[str, str | None]]]:
     """Path of each dataset, and its name and subset."""
     if _is_dataset(folder, ""):
         yield "", (folder.name, None)
@@ -70,7 +70,7 @@ def _datasets(folder: Published) -> Iterator[tuple[str, tuple[str, str | None]]]
             yield from ((join(name, subset), (name, subset)) for subset in subsets)
 
 
-def _part(folder: Published, path: str, dataset: str, subset: str | None, split: str | None) -> Part:
+def _part(folder: BenchmarkFolder, path: str, dataset: str, subset: str | None, split: str | None) -> Part:
     name = join(dataset, subset or "")
     split = split or _SPLITS.get(dataset, "test")
     corpus = folder.require(join(path, "corpus.jsonl"))
@@ -79,33 +79,49 @@ def _part(folder: Published, path: str, dataset: str, subset: str | None, split:
     qrels = folder.require(*(tables if path else tables[:1]))
     columns = QueryColumns("beir", dataset, subset)
 
-    def documents(wanted: Wanted) -> Iterator[Item | SourceReject]:
-        return passages(folder, corpus, f"{name}/", DocumentColumns(dataset), wanted)
-
-    def judgements() -> Iterator[Qrel | SourceReject]:
+    def judgements() -> Qrels:
         return tsv_qrels(qrels, folder.fields(qrels), f"{name}/", f"{name}/")
 
-    pool = text_pool(name, f"{name}/", documents)
-    return Part(
-        name, pool, columns, lambda: _queries(folder, queries, columns, f"{name}/"), judgements, prefix=f"{name}/"
+    return passage_part(
+        folder, name, columns, [corpus], lambda: _queries(folder, queries, columns, f"{name}/"), judgements
     )
 
 
+def passage_part(
+    folder: BenchmarkFolder,
+    name: str,
+    columns: QueryColumns,
+    corpus: Sequence[str],
+    queries: Callable[[], ContentRows],
+    judgements: Callable[[], Qrels],
+) -> Part:
+    """A part with a pool of its own: the passages of some JSON Lines files, in the queries' language."""
+    prefix, document_columns = f"{name}/", DocumentColumns(columns.dataset, columns.language)
+
+    def documents(is_included: DocumentFilter) -> ContentRows:
+        for path in corpus:
+            yield from passages(folder, path, prefix, document_columns, is_included)
+
+    return Part(name, text_pool(name, prefix, documents), columns, queries, judgements, prefix=prefix)
+
+
 def passages(
-    folder: Published, path: str, prefix: str, columns: DocumentColumns, wanted: Wanted
-) -> Iterator[Item | SourceReject]:
+    folder: BenchmarkFolder, path: str, prefix: str, columns: DocumentColumns, is_included: DocumentFilter
+) -> ContentRows:
     """The passages of a corpus in JSON Lines, under `_id`, `docid` or `id`, with their titles in front."""
 
-    def passage(_line: int, fields: Mapping[str, Any]) -> Iterator[Item]:
+    def passage(_line: int, fields: Mapping[str, Any]) -> Iterator[ContentRow]:
         doc_id = prefix + record_id(fields, ("_id", "docid", "id"))
-        if wanted(doc_id):
-            yield Item(doc_id, titled(record_text(fields, "title"), record_text(fields, "text")), kept=tuple(columns))
+        if is_included(doc_id):
+            yield ContentRow(
+                doc_id, titled(record_text(fields, "title"), record_text(fields, "text")), extra=tuple(columns)
+            )
 
     return read_each(path, folder.records(path), passage)
 
 
-def _queries(folder: Published, path: str, columns: QueryColumns, prefix: str) -> Iterator[Item | SourceReject]:
-    def query(_line: int, fields: Mapping[str, Any]) -> Iterator[Item]:
-        yield Item(prefix + record_id(fields, ("_id",)), record_text(fields, "text") or "", kept=tuple(columns))
+def _queries(folder: BenchmarkFolder, path: str, columns: QueryColumns, prefix: str) -> ContentRows:
+    def query(_line: int, fields: Mapping[str, Any]) -> Iterator[ContentRow]:
+        yield ContentRow(prefix + record_id(fields, ("_id",)), record_text(fields, "text") or "", extra=tuple(columns))
 
     return read_each(path, folder.records(path), query)

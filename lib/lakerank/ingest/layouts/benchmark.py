@@ -1,4 +1,4 @@
-"""What a published benchmark is made of: pools of documents, and parts that ask queries of a pool."""
+"""A published benchmark: pools of documents, and parts, each with the queries for one pool."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from lakerank.errors import SchemaError, StorageError
-from lakerank.ingest.items import Item, SourceReject
+from lakerank.ingest.tables import ContentRow, SourceReject
 from lakerank.records import Candidate, Qrel
 
-#: Says whether the document of an id is to be read at all; the others cost no image.
-Wanted = Callable[[str], bool]
+#: Whether to read the document of an id; images of others are not read.
+DocumentFilter = Callable[[str], bool]
 
-Documents = Iterator[Item | SourceReject]
-Queries = Iterator[Item | SourceReject]
-Judgements = Iterator[Qrel | SourceReject]
+ContentRows = Iterator[ContentRow | SourceReject]
+Qrels = Iterator[Qrel | SourceReject]
 
 
 class QueryColumns(NamedTuple):
@@ -46,7 +45,7 @@ class Pool:
     """
 
     name: str
-    documents: Callable[[Wanted], Documents]
+    documents: Callable[[DocumentFilter], ContentRows]
     index: Callable[[], Iterator[tuple[str, str]]]
     is_searchable: bool
     prefix: str = ""
@@ -54,18 +53,18 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Queries of one dataset, subset and language, asked of one pool.
+    """Queries of one dataset, subset and language, for one pool.
 
-    Without `judgements` every query belongs to it, else only those that are judged, as benchmark code does.
-    `candidates` is given where the benchmark itself says what is compared with what.
+    Without `judgements` it has every query, else only those that are judged, as benchmark code does. `candidates` is
+    given where the benchmark itself defines what is compared with what.
     `prefix` stands before the publisher's query ids.
     """
 
     name: str
     pool: Pool
     columns: QueryColumns
-    queries: Callable[[], Queries]
-    judgements: Callable[[], Judgements] | None
+    queries: Callable[[], ContentRows]
+    judgements: Callable[[], Qrels] | None
     candidates: Callable[[], Iterator[Candidate]] | None = None
     is_text: bool = True
     judged_by_answers: bool = False
@@ -88,34 +87,34 @@ class Benchmark:
 T = TypeVar("T")
 
 
-def gathered(makers: Iterable[Callable[[], T]]) -> list[T]:
-    """What each of some functions makes, once all have been tried.
+def call_all(functions: Iterable[Callable[[], T]]) -> list[T]:
+    """The results of some functions, once all have been tried.
 
     Raises:
-        StorageError: what any of them could not find, all together.
+        StorageError: the errors of all that failed.
     """
-    made, faults = [], []
-    for make in makers:
+    results, faults = [], []
+    for function in functions:
         try:
-            made.append(make())
+            results.append(function())
         except (StorageError, SchemaError) as error:
             faults.append(str(error))
     if faults:
         raise StorageError("\n".join(faults))
-    return made
+    return results
 
 
-def text_pool(name: str, prefix: str, documents: Callable[[Wanted], Documents]) -> Pool:
-    """A pool of texts: searchable, and its index is what its documents say."""
+def text_pool(name: str, prefix: str, documents: Callable[[DocumentFilter], ContentRows]) -> Pool:
+    """A searchable pool of texts, indexed by its documents' texts."""
 
     def index() -> Iterator[tuple[str, str]]:
         for document in documents(lambda doc_id: True):
-            if isinstance(document, Item):
+            if isinstance(document, ContentRow):
                 yield document.id, document.text or ""
 
     return Pool(name, documents, index, is_searchable=True, prefix=prefix)
 
 
 def titled(title: str | None, text: str | None) -> str:
-    """A passage under its title, as BEIR joins them: one space between, none around."""
+    """A passage with its title in front, as BEIR joins them: one space between, none around."""
     return f"{title or ''} {text or ''}".strip()

@@ -13,20 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lakerank.ingest.items import Item, SourceReject
-from lakerank.ingest.jsonl import read_each, record_id, record_text
 from lakerank.ingest.layouts.benchmark import (
     Benchmark,
+    ContentRows,
     DocumentColumns,
+    DocumentFilter,
     Part,
     QueryColumns,
-    Wanted,
-    gathered,
+    call_all,
     text_pool,
     titled,
 )
-from lakerank.ingest.layouts.published import Published
-from lakerank.ingest.layouts.tables import table_columns, table_qrels
+from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder, table_columns, table_qrels
+from lakerank.ingest.lines import read_each, record_id, record_text
+from lakerank.ingest.tables import ContentRow
 
 EXPECTS = (
     "NAME-queries-corpus/ with Parquet files corpus-* and queries-*, and NAME-qrels/ with SPLIT-*, of each dataset"
@@ -51,12 +51,12 @@ _LANGUAGES = re.compile(r"(codesearchnet(?:-ccr)?)-(\w+)", re.IGNORECASE)
 _FIELDS = ("_id", "title", "text")
 
 
-def is_coir(folder: Published) -> bool:
+def is_coir(folder: BenchmarkFolder) -> bool:
     """Whether a dataset's queries and corpus lie here."""
     return any(name.endswith(_SUFFIX) for name in folder.folders())
 
 
-def read_coir(folder: Published, split: str | None) -> Benchmark:
+def read_coir(folder: BenchmarkFolder, split: str | None) -> Benchmark:
     """Every dataset of the folder; `split` is `test` by default.
 
     Raises:
@@ -65,11 +65,11 @@ def read_coir(folder: Published, split: str | None) -> Benchmark:
     names = [name.removesuffix(_SUFFIX) for name in folder.folders() if name.endswith(_SUFFIX)]
     if not names:
         raise folder.missing(f"NAME{_SUFFIX}")
-    parts = gathered(partial(_part, folder, name, split or "test") for name in names)
+    parts = call_all(partial(_part, folder, name, split or "test") for name in names)
     return Benchmark("coir", tuple(parts))
 
 
-def _part(folder: Published, name: str, split: str) -> Part:
+def _part(folder: BenchmarkFolder, name: str, split: str) -> Part:
     corpus = _shards(folder, f"{name}{_SUFFIX}", "corpus")
     queries = _shards(folder, f"{name}{_SUFFIX}", "queries")
     qrels = _shards(folder, f"{name}-qrels", split)
@@ -81,28 +81,34 @@ def _part(folder: Published, name: str, split: str) -> Part:
     columns = QueryColumns("coir", dataset, subset, task=TASKS.get(dataset))
     prefix = f"{name.lower()}/"
 
-    def documents(wanted: Wanted) -> Iterator[Item | SourceReject]:
-        return _items(folder, corpus, prefix, tuple(DocumentColumns(dataset)), wanted)
+    def documents(is_included: DocumentFilter) -> ContentRows:
+        return _rows(folder, corpus, prefix, tuple(DocumentColumns(dataset)), is_included)
 
     pool = text_pool(name.lower(), prefix, documents)
-    asked = partial(_items, folder, queries, prefix, tuple(columns), lambda query_id: True)
-    return Part(name.lower(), pool, columns, asked, partial(table_qrels, folder, qrels, prefix, prefix), prefix=prefix)
+    query_rows = partial(_rows, folder, queries, prefix, tuple(columns), lambda query_id: True)
+    return Part(
+        name.lower(), pool, columns, query_rows, partial(table_qrels, folder, qrels, prefix, prefix), prefix=prefix
+    )
 
 
-def _shards(folder: Published, path: str, stem: str) -> list[str]:
-    found = folder.parquet(path, stem)
-    if not found:
+def _shards(folder: BenchmarkFolder, path: str, stem: str) -> list[str]:
+    shards = folder.parquet(path, stem)
+    if not shards:
         raise folder.missing(f"{path}/data/{stem}-*.parquet")
-    return found
+    return shards
 
 
-def _items(
-    folder: Published, paths: Sequence[str], prefix: str, columns: tuple[str | None, ...], wanted: Wanted
-) -> Iterator[Item | SourceReject]:
-    def item(_line: int, row: Mapping[str, Any]) -> Iterator[Item]:
-        item_id = prefix + record_id(row, ("_id",))
-        if wanted(item_id):
-            yield Item(item_id, titled(record_text(row, "title"), record_text(row, "text")), kept=columns)
+def _rows(
+    folder: BenchmarkFolder,
+    paths: Sequence[str],
+    prefix: str,
+    columns: tuple[str | None, ...],
+    is_included: DocumentFilter,
+) -> ContentRows:
+    def content_row(_line: int, row: Mapping[str, Any]) -> Iterator[ContentRow]:
+        row_id = prefix + record_id(row, ("_id",))
+        if is_included(row_id):
+            yield ContentRow(row_id, titled(record_text(row, "title"), record_text(row, "text")), extra=columns)
 
     for path in paths:
-        yield from read_each(path, folder.rows(path, _FIELDS), item)
+        yield from read_each(path, folder.rows(path, _FIELDS), content_row)

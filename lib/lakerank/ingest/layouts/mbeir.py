@@ -17,12 +17,21 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from lakerank.ingest.items import Item, SourceFault, SourceReject
-from lakerank.ingest.jsonl import LineFault, read_each, record_id, record_text
-from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted, gathered
-from lakerank.ingest.layouts.published import Published
-from lakerank.ingest.read_ahead import read_ahead
-from lakerank.ingest.trec import trec_qrels
+from lakerank.ingest.layouts.benchmark import (
+    Benchmark,
+    ContentRows,
+    DocumentColumns,
+    DocumentFilter,
+    Part,
+    Pool,
+    Qrels,
+    QueryColumns,
+    call_all,
+)
+from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
+from lakerank.ingest.lines import LineFault, read_each, record_id, record_text, trec_qrels
+from lakerank.ingest.source import prefetched_files
+from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 
 EXPECTS = (
     "query/SPLIT/mbeir_NAME_taskN_SPLIT.jsonl, qrels/SPLIT/mbeir_NAME_taskN_SPLIT_qrels.txt, "
@@ -44,19 +53,19 @@ TASKS = {
 
 _INSTRUCTIONS = "instructions/query_instructions.tsv"
 
-#: An image is assumed to have so many bytes when it is read ahead of its turn: all were scaled to 256 pixels a side.
+#: Assumed bytes of an image that is prefetched: all were scaled to 256 pixels a side.
 _IMAGE_BYTES = 2**16
 
 #: Instructions by dataset number, query modality and candidate modality.
 Instructions = Mapping[tuple[str, str, str], list[str]]
 
 
-def is_mbeir(folder: Published) -> bool:
+def is_mbeir(folder: BenchmarkFolder) -> bool:
     """Whether queries and pools lie here."""
     return {"query", "cand_pool"} <= set(folder.folders())
 
 
-def read_mbeir(folder: Published, split: str | None) -> Benchmark:
+def read_mbeir(folder: BenchmarkFolder, split: str | None) -> Benchmark:
     """Every dataset of the split (`test` by default), against its local pool, or the global one where that is all.
 
     Raises:
@@ -64,17 +73,15 @@ def read_mbeir(folder: Published, split: str | None) -> Benchmark:
     """
     split = split or "test"
     pattern = re.compile(rf"mbeir_(?P<name>\w+)_task(?P<task>\d)_{re.escape(split)}\.jsonl")
-    found = [(name, match) for name in folder.files(f"query/{split}") if (match := pattern.fullmatch(name))]
-    if not found:
+    files = [match for name in folder.files(f"query/{split}") if (match := pattern.fullmatch(name))]
+    if not files:
         raise folder.missing(f"query/{split}/mbeir_NAME_taskN_{split}.jsonl")
     instructions = _instructions(folder, folder.require(_INSTRUCTIONS))
-    parts = gathered(
-        partial(_part, folder, match["name"], int(match["task"]), split, instructions) for _, match in found
-    )
+    parts = call_all(partial(_part, folder, match["name"], int(match["task"]), split, instructions) for match in files)
     return Benchmark("mbeir", tuple(parts))
 
 
-def _part(folder: Published, name: str, task: int, split: str, instructions: Instructions) -> Part:
+def _part(folder: BenchmarkFolder, name: str, task: int, split: str, instructions: Instructions) -> Part:
     dataset = f"{name}_task{task}"
     if task not in TASKS:
         raise folder.missing(f"task number {task} of {dataset} among {', '.join(map(str, TASKS))}")
@@ -87,11 +94,11 @@ def _part(folder: Published, name: str, task: int, split: str, instructions: Ins
     return Part(dataset, pool, columns, queries, judgements, is_text=asks != "image")
 
 
-def _judgements(folder: Published, path: str) -> Iterator[Any]:
+def _judgements(folder: BenchmarkFolder, path: str) -> Qrels:
     return trec_qrels(path, folder.fields(path, None), "", "")
 
 
-def _pool(folder: Published, dataset: str, wants: str, split: str) -> Pool:
+def _pool(folder: BenchmarkFolder, dataset: str, wants: str, split: str) -> Pool:
     """The dataset's own pool (MS COCO has one a split), else the pool of all datasets."""
     local = [f"cand_pool/local/mbeir_{dataset}_{part}cand_pool.jsonl" for part in ("", f"{split}_")]
     union = f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl"
@@ -102,44 +109,46 @@ def _pool(folder: Published, dataset: str, wants: str, split: str) -> Pool:
     return Pool(name, documents, partial(_index, folder, path), is_searchable=not is_union and "text" in wants)
 
 
-def _documents(folder: Published, path: str, columns: DocumentColumns, wanted: Wanted) -> Iterator[Item | SourceReject]:
-    """Candidates, their images read ahead: an object store answers many requests at once, but each one slowly."""
+def _documents(
+    folder: BenchmarkFolder, path: str, columns: DocumentColumns, is_included: DocumentFilter
+) -> ContentRows:
+    """Candidates with their images, which are prefetched."""
 
     def records() -> Iterator[tuple[int, Mapping[str, Any]] | SourceReject]:
         for record in folder.records(path):
-            if isinstance(record, SourceReject) or "did" not in record[1] or wanted(str(record[1]["did"])):
+            if isinstance(record, SourceReject) or "did" not in record[1] or is_included(str(record[1]["did"])):
                 yield record
 
-    yield from _items(folder, path, records(), "img_path", partial(_document, columns))
+    yield from _rows(folder, path, records(), "img_path", partial(_document, columns))
 
 
-def _document(columns: DocumentColumns, fields: Mapping[str, Any], image: bytes | None) -> Item:
+def _document(columns: DocumentColumns, fields: Mapping[str, Any], image: bytes | None) -> ContentRow:
     text = format_text(record_text(fields, "txt"))
-    return Item(record_id(fields, ("did",)), text or None, image, tuple(columns))
+    return ContentRow(record_id(fields, ("did",)), text or None, image, tuple(columns))
 
 
-def _items(folder: Published, path: str, records: Any, image_field: str, item: Any) -> Iterator[Item | SourceReject]:
+def _rows(folder: BenchmarkFolder, path: str, records: Any, image_field: str, make_row: Any) -> ContentRows:
     def size(record: Any) -> int | None:
         return _IMAGE_BYTES if isinstance(record, tuple) and record[1].get(image_field) else None
 
     def read(record: Any) -> bytes:
         return folder.image(str(record[1][image_field]))
 
-    def made(_line: int, fetched: tuple[Mapping[str, Any], Any]) -> Iterator[Item]:
-        fields, content = fetched
-        found: Item = item(fields, None if content is None else content.result())
-        if found.text is None and found.image is None:
+    def rows(_line: int, fetched: tuple[Mapping[str, Any], Any]) -> Iterator[ContentRow]:
+        fields, image = fetched
+        row: ContentRow = make_row(fields, None if image is None else image.result())
+        if row.text is None and row.image is None:
             raise LineFault(SourceFault.FIELD_MISSING, f"neither text nor '{image_field}'")
-        yield found
+        yield row
 
     fetched = (
-        record if isinstance(record, SourceReject) else (record[0], (record[1], content))
-        for record, content in read_ahead(records, size, read)
+        record if isinstance(record, SourceReject) else (record[0], (record[1], image))
+        for record, image in prefetched_files(records, size, read)
     )
-    return read_each(path, fetched, made)
+    return read_each(path, fetched, rows)
 
 
-def _index(folder: Published, path: str) -> Iterator[tuple[str, str]]:
+def _index(folder: BenchmarkFolder, path: str) -> Iterator[tuple[str, str]]:
     for record in folder.records(path):
         if not isinstance(record, SourceReject):
             try:
@@ -149,20 +158,20 @@ def _index(folder: Published, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _queries(
-    folder: Published, path: str, columns: QueryColumns, wants: str, instructions: Instructions
-) -> Iterator[Item | SourceReject]:
+    folder: BenchmarkFolder, path: str, columns: QueryColumns, wants: str, instructions: Instructions
+) -> ContentRows:
     query = partial(_query, columns, wants, instructions)
-    yield from _items(folder, path, folder.records(path), "query_img_path", query)
+    yield from _rows(folder, path, folder.records(path), "query_img_path", query)
 
 
 def _query(
     columns: QueryColumns, wants: str, instructions: Instructions, fields: Mapping[str, Any], image: bytes | None
-) -> Item:
+) -> ContentRow:
     """A query with its instruction in front: `{instruction} {text}`, as the authors concatenate them."""
     query_id = record_id(fields, ("qid",))
     instruction = _instruction(query_id, modality(record_text(fields, "query_modality") or ""), wants, instructions)
     text = format_text(f"{instruction} {record_text(fields, 'query_txt') or ''}")
-    return Item(query_id, text or None, image, tuple(columns._replace(instruction=instruction)))
+    return ContentRow(query_id, text or None, image, tuple(columns._replace(instruction=instruction)))
 
 
 def modality(name: str) -> str:
@@ -179,14 +188,14 @@ def _instruction(query_id: str, asks: str, wants: str, instructions: Instruction
     return format_text(choices[drawn])
 
 
-def _instructions(folder: Published, path: str) -> Instructions:
+def _instructions(folder: BenchmarkFolder, path: str) -> Instructions:
     """The instructions file: query modality, candidate modality, dataset, its number, then up to four instructions."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    instructions: dict[tuple[str, str, str], list[str]] = {}
     for line in folder.fields(path):
         if isinstance(line, tuple) and len(line[1]) > 4:
             asks, wants, _, dataset, *choices = (field.strip() for field in line[1])
-            found[dataset, modality(asks), modality(wants)] = [choice for choice in choices if choice]
-    return found
+            instructions[dataset, modality(asks), modality(wants)] = [choice for choice in choices if choice]
+    return instructions
 
 
 def format_text(text: str | None) -> str:

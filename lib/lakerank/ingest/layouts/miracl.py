@@ -13,22 +13,12 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from lakerank.ingest.items import Item, SourceFault, SourceReject
-from lakerank.ingest.jsonl import LineFault, read_each
-from lakerank.ingest.layouts.beir import passages
-from lakerank.ingest.layouts.benchmark import (
-    Benchmark,
-    DocumentColumns,
-    Part,
-    QueryColumns,
-    Wanted,
-    gathered,
-    text_pool,
-)
-from lakerank.ingest.layouts.published import Published
-from lakerank.ingest.trec import trec_qrels
+from lakerank.ingest.layouts.beir import passage_part
+from lakerank.ingest.layouts.benchmark import Benchmark, ContentRows, Part, Qrels, QueryColumns, call_all
+from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
+from lakerank.ingest.lines import LineFault, read_each, trec_qrels
+from lakerank.ingest.tables import ContentRow, SourceFault
 from lakerank.lake.storage import join
-from lakerank.records import Qrel
 
 EXPECTS = (
     "miracl-v1.0-LANG/topics/topics.miracl-v1.0-LANG-SPLIT.tsv, "
@@ -40,12 +30,12 @@ _TOPICS = re.compile(r"miracl-v[\d.]+-(?P<language>\w+)")
 _ROOTS = ("", "miracl", "miracl-corpus")
 
 
-def is_miracl(folder: Published) -> bool:
+def is_miracl(folder: BenchmarkFolder) -> bool:
     """Whether a language's topics lie here."""
     return next(_languages(folder), None) is not None
 
 
-def read_miracl(folder: Published, split: str | None) -> Benchmark:
+def read_miracl(folder: BenchmarkFolder, split: str | None) -> Benchmark:
     """Every language whose topics are there; `split` is `dev` by default.
 
     Raises:
@@ -54,38 +44,31 @@ def read_miracl(folder: Published, split: str | None) -> Benchmark:
     languages = list(_languages(folder))
     if not languages:
         raise folder.missing("miracl-v1.0-LANG")
-    parts = gathered(partial(_part, folder, path, language, split or "dev") for path, language in languages)
+    parts = call_all(partial(_part, folder, path, language, split or "dev") for path, language in languages)
     return Benchmark("miracl", tuple(parts))
 
 
-def _languages(folder: Published) -> Iterator[tuple[str, str]]:
+def _languages(folder: BenchmarkFolder) -> Iterator[tuple[str, str]]:
     for root in _ROOTS:
         for name in folder.folders(root):
             if match := _TOPICS.fullmatch(name):
                 yield join(root, name), match["language"]
 
 
-def _part(folder: Published, path: str, language: str, split: str) -> Part:
+def _part(folder: BenchmarkFolder, path: str, language: str, split: str) -> Part:
     name, release = f"miracl-{language}", path.rpartition("/")[2]
     topics = folder.require(join(path, "topics", f"topics.{release}-{split}.tsv"))
     qrels = folder.require(join(path, "qrels", f"qrels.{release}-{split}.tsv"))
     files = _corpus(folder, release.replace("miracl-", "miracl-corpus-", 1))
     columns = QueryColumns("miracl", name, language=language)
 
-    def documents(wanted: Wanted) -> Iterator[Item | SourceReject]:
-        for file in files:
-            yield from passages(folder, file, f"{name}/", DocumentColumns(name, language), wanted)
-
-    def judgements() -> Iterator[Qrel | SourceReject]:
+    def judgements() -> Qrels:
         return trec_qrels(qrels, folder.fields(qrels, None), f"{name}/", f"{name}/")
 
-    pool = text_pool(name, f"{name}/", documents)
-    return Part(
-        name, pool, columns, lambda: _queries(folder, topics, columns, f"{name}/"), judgements, prefix=f"{name}/"
-    )
+    return passage_part(folder, name, columns, files, lambda: _queries(folder, topics, columns, f"{name}/"), judgements)
 
 
-def _corpus(folder: Published, release: str) -> Sequence[str]:
+def _corpus(folder: BenchmarkFolder, release: str) -> Sequence[str]:
     """The corpus of a language, its files in the order of their numbers."""
     for root in _ROOTS:
         path = join(root, release)
@@ -95,10 +78,10 @@ def _corpus(folder: Published, release: str) -> Sequence[str]:
     raise folder.missing(f"{release}/docs-0.jsonl.gz")
 
 
-def _queries(folder: Published, path: str, columns: QueryColumns, prefix: str) -> Iterator[Item | SourceReject]:
-    def query(_line: int, fields: list[str]) -> Iterator[Item]:
+def _queries(folder: BenchmarkFolder, path: str, columns: QueryColumns, prefix: str) -> ContentRows:
+    def query(_line: int, fields: list[str]) -> Iterator[ContentRow]:
         if len(fields) < 2 or not fields[0]:
             raise LineFault(SourceFault.FIELD_MISSING, "not a query id and a query apart by a tab")
-        yield Item(prefix + fields[0], fields[1].strip(), kept=tuple(columns))
+        yield ContentRow(prefix + fields[0], fields[1].strip(), extra=tuple(columns))
 
     return read_each(path, folder.fields(path), query)

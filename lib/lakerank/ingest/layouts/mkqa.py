@@ -11,15 +11,26 @@ that data, and whose English answers (texts and aliases) are looked for, since t
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lakerank.ingest.items import Item, SourceFault, SourceReject
-from lakerank.ingest.jsonl import LineFault, read_each, record_id, record_text
+from lakerank.errors import DependencyError
 from lakerank.ingest.layouts.beir import passages
-from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted, text_pool
-from lakerank.ingest.layouts.published import Published
+from lakerank.ingest.layouts.benchmark import (
+    Benchmark,
+    ContentRows,
+    DocumentColumns,
+    DocumentFilter,
+    Part,
+    Pool,
+    QueryColumns,
+    text_pool,
+)
+from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
+from lakerank.ingest.lines import LineFault, read_each, record_id, record_text
+from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 from lakerank.lake.storage import join
 
 EXPECTS = (
@@ -40,13 +51,31 @@ _ROOTS = ("", "qa_data", "MKQA_test-data")
 _ORIGINALS = ("mkqa.jsonl", "dataset/mkqa.jsonl")
 _CORPORA = ("nq/corpus.jsonl", "corpus.jsonl")
 
+#: Variants of a character are replaced by one of them before passages are searched.
+_SPELLINGS = {
+    "-": "‐‑⁃‒–—―−－⁻",
+    '"': "“”„‟",
+    "'": "‘’‚‛՚Ꞌꞌ＇`´′‵",
+    "''": "″‶",
+    "'''": "‴‷",
+    "''''": "⁗",
+    "...": "…",
+    "/": "⁄∕",
+    " ": "\x0b\x0c\x85",
+    "": "\xad" + "".join(map(chr, (*range(0x01, 0x09), 0x0E, 0x0F, *range(0x11, 0x1C)))),
+}
+_TABLE = {ord(character): written for written, characters in _SPELLINGS.items() for character in characters}
 
-def is_mkqa(folder: Published) -> bool:
+#: Between tokens: a control character is in none.
+_SEPARATOR = "\x1f"
+
+
+def is_mkqa(folder: BenchmarkFolder) -> bool:
     """Whether questions of the benchmark lie here."""
     return folder.find(*_CORPORA) is not None and bool(folder.find(*_ORIGINALS) or _by_language(folder))
 
 
-def read_mkqa(folder: Published, split: str | None) -> Benchmark:
+def read_mkqa(folder: BenchmarkFolder, split: str | None) -> Benchmark:
     """Every language whose questions are there. There is only one split, whatever is asked for.
 
     Raises:
@@ -54,8 +83,8 @@ def read_mkqa(folder: Published, split: str | None) -> Benchmark:
     """
     corpus = folder.require(*_CORPORA)
 
-    def documents(wanted: Wanted) -> Iterator[Item | SourceReject]:
-        return passages(folder, corpus, "mkqa/", DocumentColumns("mkqa", "en"), wanted)
+    def documents(is_included: DocumentFilter) -> ContentRows:
+        return passages(folder, corpus, "mkqa/", DocumentColumns("mkqa", "en"), is_included)
 
     pool = text_pool("mkqa", "mkqa/", documents)
     files = _by_language(folder)
@@ -67,10 +96,10 @@ def read_mkqa(folder: Published, split: str | None) -> Benchmark:
     return Benchmark("mkqa", tuple(parts))
 
 
-def _by_language(folder: Published) -> dict[str, str]:
+def _by_language(folder: BenchmarkFolder) -> dict[str, str]:
     """The file of each language that is there."""
-    found = {name: folder.find(*(join(root, f"{name}.jsonl") for root in _ROOTS)) for name in LANGUAGES}
-    return {language: path for language, path in found.items() if path is not None}
+    paths = {name: folder.find(*(join(root, f"{name}.jsonl") for root in _ROOTS)) for name in LANGUAGES}
+    return {language: path for language, path in paths.items() if path is not None}
 
 
 def _part(pool: Pool, language: str, questions: Any) -> Part:
@@ -80,20 +109,20 @@ def _part(pool: Pool, language: str, questions: Any) -> Part:
     return Part(name, pool, columns, queries, None, judged_by_answers=True, prefix=f"{name}/")
 
 
-def _queries(questions: Any, columns: QueryColumns, prefix: str) -> Iterator[Item | SourceReject]:
+def _queries(questions: Any, columns: QueryColumns, prefix: str) -> ContentRows:
     for question in questions():
         if isinstance(question, SourceReject):
             yield question
         else:
             query_id, text, answers = question
             encoded = json.dumps(answers, ensure_ascii=False)
-            yield Item(prefix + query_id, text, kept=tuple(columns._replace(answers=encoded)))
+            yield ContentRow(prefix + query_id, text, extra=tuple(columns._replace(answers=encoded)))
 
 
 Question = tuple[str, str, Sequence[str]]
 
 
-def _questions(folder: Published, path: str) -> Iterator[Question | SourceReject]:
+def _questions(folder: BenchmarkFolder, path: str) -> Iterator[Question | SourceReject]:
     """Id, question and answers of each line of a language's file."""
 
     def question(_line: int, fields: Mapping[str, Any]) -> Iterator[Question]:
@@ -103,35 +132,68 @@ def _questions(folder: Published, path: str) -> Iterator[Question | SourceReject
     return read_each(path, folder.records(path), question)
 
 
-def _original(folder: Published, path: str, language: str) -> Iterator[Question | SourceReject]:
+def _original(folder: BenchmarkFolder, path: str, language: str) -> Iterator[Question | SourceReject]:
     """Id, question in one language and English answers of each searchable question of the original file."""
 
     def question(_line: int, fields: Mapping[str, Any]) -> Iterator[Question]:
         answers = _answers(fields)
         if not any(answer.get("type") in _UNSEARCHABLE for answer in answers):
             text = record_text(_object(fields, "queries"), language)
-            found = [name for answer in answers for name in (answer.get("text"), *(answer.get("aliases") or ()))]
-            yield record_id(fields, ("example_id",)), text or "", [name for name in found if name]
+            names = [name for answer in answers for name in (answer.get("text"), *(answer.get("aliases") or ()))]
+            yield record_id(fields, ("example_id",)), text or "", [name for name in names if name]
 
     return read_each(path, folder.records(path), question)
 
 
 def _answers(fields: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    found = _object(fields, "answers").get("en")
-    if not isinstance(found, list) or not all(isinstance(answer, Mapping) for answer in found):
+    answers = _object(fields, "answers").get("en")
+    if not isinstance(answers, list) or not all(isinstance(answer, Mapping) for answer in answers):
         raise LineFault(SourceFault.FIELD_INVALID, "'answers' has no list of English answers")
-    return found
+    return answers
 
 
 def _object(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = fields.get(name)
-    if not isinstance(found, Mapping):
+    value = fields.get(name)
+    if not isinstance(value, Mapping):
         raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not an object")
-    return found
+    return value
 
 
 def _strings(fields: Mapping[str, Any], name: str) -> list[str]:
-    found = fields.get(name)
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+    values = fields.get(name)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not a list of strings")
-    return found
+    return values
+
+
+class AnswerMatcher:
+    """Finds answers in passages as token sequences: words of letters, digits and marks, and single other characters.
+
+    The string heuristics of open-domain question answering, by which MKQA is judged. Source:
+    `C_MTEB/MKQA/utils/evaluation.py` and `normalize_text.py` in github.com/FlagOpen/FlagEmbedding, which are
+    Contriever's and DPR's.
+    """
+
+    def __init__(self) -> None:
+        """Raises DependencyError when `regex` is not installed."""
+        try:
+            import regex
+        except ImportError as error:
+            raise DependencyError("judging by answers needs regex: pip install 'lakerank[ingest]'") from error
+        self._tokens = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+
+    def passage(self, text: str) -> str:
+        """A passage, normalised for searching."""
+        return self._joined(text.lower().translate(_TABLE).replace(" . . . ", " ... "))
+
+    def answer(self, text: str) -> str:
+        """An answer, normalised for searching."""
+        return self._joined(text)
+
+    def is_answered(self, passage: str, answers: Sequence[str]) -> bool:
+        """Whether a passage contains one of the answers, both normalised. One without tokens is in every passage."""
+        return any(answer == _SEPARATOR or answer in passage for answer in answers)
+
+    def _joined(self, text: str) -> str:
+        tokens = self._tokens.findall(unicodedata.normalize("NFD", text))
+        return _SEPARATOR.join(["", *(token.lower() for token in tokens), ""]) if tokens else _SEPARATOR

@@ -13,19 +13,11 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from lakerank.ingest.items import Item, SourceFault, SourceReject
-from lakerank.ingest.jsonl import LineFault, read_each, record_id, record_text
-from lakerank.ingest.layouts.beir import passages
-from lakerank.ingest.layouts.benchmark import (
-    Benchmark,
-    DocumentColumns,
-    Part,
-    QueryColumns,
-    Wanted,
-    gathered,
-    text_pool,
-)
-from lakerank.ingest.layouts.published import Published
+from lakerank.ingest.layouts.beir import passage_part
+from lakerank.ingest.layouts.benchmark import Benchmark, ContentRows, Part, Qrels, QueryColumns, call_all
+from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
+from lakerank.ingest.lines import LineFault, read_each, record_id, record_text
+from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 from lakerank.lake.storage import join
 from lakerank.records import Qrel
 
@@ -34,62 +26,58 @@ EXPECTS = "mldr-v1.0-LANG/corpus.jsonl.gz and mldr-v1.0-LANG/SPLIT.jsonl.gz"
 _FOLDER = re.compile(r"mldr-v[\d.]+-(?P<language>\w+)")
 
 
-def is_mldr(folder: Published) -> bool:
+def is_mldr(folder: BenchmarkFolder) -> bool:
     """Whether a language lies here."""
     return any(_FOLDER.fullmatch(name) for name in folder.folders())
 
 
-def read_mldr(folder: Published, split: str | None) -> Benchmark:
+def read_mldr(folder: BenchmarkFolder, split: str | None) -> Benchmark:
     """Every language of the folder; `split` is `test` by default.
 
     Raises:
         StorageError: no language is there, or one lacks a file.
     """
-    found = [(name, match["language"]) for name in folder.folders() if (match := _FOLDER.fullmatch(name))]
-    if not found:
+    languages = [(name, match["language"]) for name in folder.folders() if (match := _FOLDER.fullmatch(name))]
+    if not languages:
         raise folder.missing("mldr-v1.0-LANG")
-    parts = gathered(partial(_part, folder, path, language, split or "test") for path, language in found)
+    parts = call_all(partial(_part, folder, path, language, split or "test") for path, language in languages)
     return Benchmark("mldr", tuple(parts))
 
 
-def _part(folder: Published, path: str, language: str, split: str) -> Part:
+def _part(folder: BenchmarkFolder, path: str, language: str, split: str) -> Part:
     name = f"mldr-{language}"
     corpus = folder.require(join(path, "corpus.jsonl"))
     questions = folder.require(join(path, f"{split}.jsonl"))
     columns = QueryColumns("mldr", name, language=language)
 
-    def documents(wanted: Wanted) -> Iterator[Item | SourceReject]:
-        return passages(folder, corpus, f"{name}/", DocumentColumns(name, language), wanted)
-
-    def query(_line: int, fields: Mapping[str, Any]) -> Iterator[Item]:
+    def query(_line: int, fields: Mapping[str, Any]) -> Iterator[ContentRow]:
         query_id = f"{name}/{record_id(fields, ('query_id',))}"
-        yield Item(query_id, record_text(fields, "query") or "", kept=tuple(columns))
+        yield ContentRow(query_id, record_text(fields, "query") or "", extra=tuple(columns))
 
-    def queries() -> Iterator[Item | SourceReject]:
+    def queries() -> ContentRows:
         return read_each(questions, _readable(folder, questions), query)
 
-    pool = text_pool(name, f"{name}/", documents)
     judgements = partial(_judgements, folder, questions, f"{name}/")
-    return Part(name, pool, columns, queries, judgements, prefix=f"{name}/")
+    return passage_part(folder, name, columns, [corpus], queries, judgements)
 
 
-def _readable(folder: Published, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _readable(folder: BenchmarkFolder, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The lines that can be read; the others are rejects of the judgements."""
     return (record for record in folder.records(path) if not isinstance(record, SourceReject))
 
 
-def _judgements(folder: Published, path: str, prefix: str) -> Iterator[Qrel | SourceReject]:
-    def judged(_line: int, fields: Mapping[str, Any]) -> Iterator[Qrel]:
+def _judgements(folder: BenchmarkFolder, path: str, prefix: str) -> Qrels:
+    def qrels(_line: int, fields: Mapping[str, Any]) -> Iterator[Qrel]:
         query_id = prefix + record_id(fields, ("query_id",))
         for name, relevance in (("positive_passages", 1), ("negative_passages", 0)):
             for passage in _passages(fields, name):
                 yield Qrel(query_id, prefix + record_id(passage, ("docid",)), relevance)
 
-    return read_each(path, folder.records(path), judged)
+    return read_each(path, folder.records(path), qrels)
 
 
 def _passages(fields: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    found = fields.get(name) or []
-    if not isinstance(found, list) or not all(isinstance(passage, Mapping) for passage in found):
+    passages = fields.get(name) or []
+    if not isinstance(passages, list) or not all(isinstance(passage, Mapping) for passage in passages):
         raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not a list of passages")
-    return found
+    return passages

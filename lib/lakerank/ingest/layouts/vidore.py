@@ -14,11 +14,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lakerank.ingest.items import Item, SourceReject
-from lakerank.ingest.jsonl import LineFault, read_each, record_id, record_text
-from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted, gathered
-from lakerank.ingest.layouts.published import Published
-from lakerank.ingest.layouts.tables import IMAGE_ROWS, image_bytes, table_columns, table_qrels
+from lakerank.ingest.layouts.benchmark import (
+    Benchmark,
+    ContentRows,
+    DocumentColumns,
+    DocumentFilter,
+    Part,
+    Pool,
+    Qrels,
+    QueryColumns,
+    call_all,
+)
+from lakerank.ingest.layouts.benchmark_folder import (
+    IMAGE_ROWS,
+    BenchmarkFolder,
+    image_bytes,
+    table_columns,
+    table_qrels,
+)
+from lakerank.ingest.lines import LineFault, read_each, record_id, record_text
+from lakerank.ingest.tables import ContentRow, SourceReject
 from lakerank.lake.storage import join
 from lakerank.records import Qrel
 
@@ -29,44 +44,44 @@ _CORPUS_ID = ("corpus-id", "corpus_id")
 _QUERY_ID = ("query-id", "query_id")
 
 
-def is_vidore_tables(folder: Published) -> bool:
+def is_vidore_tables(folder: BenchmarkFolder) -> bool:
     """Whether a dataset of version 2 or 3 lies here or directly below."""
     return any(_has_tables(folder, path) for path in ("", *folder.folders()))
 
 
-def is_vidore(folder: Published) -> bool:
+def is_vidore(folder: BenchmarkFolder) -> bool:
     """Whether a dataset of version 1 lies here or directly below."""
     return any(_has_pages(folder, path, "test") for path in ("", *folder.folders()))
 
 
-def _has_tables(folder: Published, path: str) -> bool:
+def _has_tables(folder: BenchmarkFolder, path: str) -> bool:
     return {"corpus", "queries", "qrels"} <= set(folder.folders(path))
 
 
-def _has_pages(folder: Published, path: str, split: str) -> bool:
+def _has_pages(folder: BenchmarkFolder, path: str, split: str) -> bool:
     shards = folder.parquet(join(path, "data"), split) if "data" in folder.folders(path) else []
     return bool(shards) and {"query", "image", "image_filename"} <= set(folder.columns(shards[0]))
 
 
-def _named(folder: Published, paths: Sequence[str]) -> list[tuple[str, str]]:
+def _named(folder: BenchmarkFolder, paths: Sequence[str]) -> list[tuple[str, str]]:
     """Path and name of datasets: the folder itself if it is one, else its folders."""
     return [("", folder.name)] if "" in paths else [(path, path) for path in paths]
 
 
-def read_vidore(folder: Published, split: str | None) -> Benchmark:
+def read_vidore(folder: BenchmarkFolder, split: str | None) -> Benchmark:
     """Every dataset of version 1; `split` is `test` by default.
 
     Raises:
         StorageError: no dataset is there.
     """
     split = split or "test"
-    found = [path for path in ("", *folder.folders()) if _has_pages(folder, path, split)]
-    if not found:
+    paths = [path for path in ("", *folder.folders()) if _has_pages(folder, path, split)]
+    if not paths:
         raise folder.missing(f"DATASET/data/{split}-*.parquet")
-    return Benchmark("vidore_v1", tuple(_pages(folder, path, name, split) for path, name in _named(folder, found)))
+    return Benchmark("vidore_v1", tuple(_pages(folder, path, name, split) for path, name in _named(folder, paths)))
 
 
-def _pages(folder: Published, path: str, name: str, split: str) -> Part:
+def _pages(folder: BenchmarkFolder, path: str, name: str, split: str) -> Part:
     shards, prefix = folder.parquet(join(path, "data"), split), f"{name}/"
     columns = QueryColumns("vidore_v1", name)
     pool = Pool(
@@ -81,26 +96,26 @@ def _pages(folder: Published, path: str, name: str, split: str) -> Part:
 
 
 def _page_images(
-    folder: Published, shards: Sequence[str], prefix: str, columns: DocumentColumns, wanted: Wanted
-) -> Iterator[Item | SourceReject]:
+    folder: BenchmarkFolder, shards: Sequence[str], prefix: str, columns: DocumentColumns, is_included: DocumentFilter
+) -> ContentRows:
     seen = set()
 
-    def page(_line: int, row: Mapping[str, Any]) -> Iterator[Item]:
+    def page(_line: int, row: Mapping[str, Any]) -> Iterator[ContentRow]:
         doc_id = prefix + record_id(row, ("image_filename",))
-        if doc_id not in seen and wanted(doc_id):
-            yield Item(doc_id, image=image_bytes(row, "image"), kept=tuple(columns))
+        if doc_id not in seen and is_included(doc_id):
+            yield ContentRow(doc_id, image=image_bytes(row, "image"), extra=tuple(columns))
             seen.add(doc_id)
 
     for shard in shards:
         yield from read_each(shard, folder.rows(shard, ("image", "image_filename"), IMAGE_ROWS), page)
 
 
-def _page_names(folder: Published, shards: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
+def _page_names(folder: BenchmarkFolder, shards: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
     names = dict.fromkeys(name for _, name in _questions(folder, shards) if name)
     return ((prefix + name, "") for name in names)
 
 
-def _questions(folder: Published, shards: Sequence[str]) -> Iterator[tuple[str | None, str | None]]:
+def _questions(folder: BenchmarkFolder, shards: Sequence[str]) -> Iterator[tuple[str | None, str | None]]:
     """Question and page of each row, in the order of rows; what cannot be read is None."""
     for shard in shards:
         for record in folder.rows(shard, ("query", "image_filename")):
@@ -108,7 +123,7 @@ def _questions(folder: Published, shards: Sequence[str]) -> Iterator[tuple[str |
             yield row.get("query"), row.get("image_filename")
 
 
-def _query_ids(folder: Published, shards: Sequence[str], prefix: str) -> dict[str, str]:
+def _query_ids(folder: BenchmarkFolder, shards: Sequence[str], prefix: str) -> dict[str, str]:
     """The id of each question: the number, from 0, of the first row that asks it."""
     ids: dict[str, str] = {}
     for number, (question, _) in enumerate(_questions(folder, shards)):
@@ -117,42 +132,40 @@ def _query_ids(folder: Published, shards: Sequence[str], prefix: str) -> dict[st
     return ids
 
 
-def _page_queries(
-    folder: Published, shards: Sequence[str], prefix: str, columns: QueryColumns
-) -> Iterator[Item | SourceReject]:
+def _page_queries(folder: BenchmarkFolder, shards: Sequence[str], prefix: str, columns: QueryColumns) -> ContentRows:
     for question, query_id in _query_ids(folder, shards, prefix).items():
-        yield Item(query_id, question, kept=tuple(columns))
+        yield ContentRow(query_id, question, extra=tuple(columns))
 
 
-def _page_judgements(folder: Published, shards: Sequence[str], prefix: str) -> Iterator[Qrel | SourceReject]:
+def _page_judgements(folder: BenchmarkFolder, shards: Sequence[str], prefix: str) -> Qrels:
     ids = _query_ids(folder, shards, prefix)
-    right = {question: page for question, page in _questions(folder, shards) if question is not None and page}
+    relevant = {question: page for question, page in _questions(folder, shards) if question is not None and page}
     for question, query_id in ids.items():
-        if question in right:
-            yield Qrel(query_id, prefix + right[question], 1)
+        if question in relevant:
+            yield Qrel(query_id, prefix + relevant[question], 1)
 
 
-def read_vidore_tables(folder: Published, split: str | None) -> Benchmark:
+def read_vidore_tables(folder: BenchmarkFolder, split: str | None) -> Benchmark:
     """Every dataset of version 2 or 3; `split` is `test` by default.
 
     Raises:
         StorageError: no dataset is there, or one lacks a file or a column.
     """
-    found = [path for path in ("", *folder.folders()) if _has_tables(folder, path)]
-    if not found:
+    paths = [path for path in ("", *folder.folders()) if _has_tables(folder, path)]
+    if not paths:
         raise folder.missing("DATASET/corpus")
-    made = gathered(partial(_tables, folder, path, name, split or "test") for path, name in _named(folder, found))
-    parts = [part for parts in made for part in parts]
+    datasets = call_all(partial(_tables, folder, path, name, split or "test") for path, name in _named(folder, paths))
+    parts = [part for dataset in datasets for part in dataset]
     return Benchmark(parts[0].columns.benchmark, tuple(parts))
 
 
-def _tables(folder: Published, path: str, name: str, split: str) -> list[Part]:
+def _tables(folder: BenchmarkFolder, path: str, name: str, split: str) -> list[Part]:
     """A part for each language of the queries."""
     corpus, queries, qrels = (_shards(folder, join(path, table), split) for table in ("corpus", "queries", "qrels"))
     table_columns(folder, corpus, _CORPUS_ID, ("image",))
     table_columns(folder, qrels, _QUERY_ID, _CORPUS_ID, ("score",))
-    found = table_columns(folder, queries, _QUERY_ID, ("query",))
-    prefix, version = f"{name}/", "vidore_v3" if "query_id" in found else "vidore_v2"
+    query_columns = table_columns(folder, queries, _QUERY_ID, ("query",))
+    prefix, version = f"{name}/", "vidore_v3" if "query_id" in query_columns else "vidore_v2"
     pool = Pool(
         name,
         partial(_table_images, folder, corpus, prefix, DocumentColumns(name)),
@@ -160,68 +173,68 @@ def _tables(folder: Published, path: str, name: str, split: str) -> list[Part]:
         is_searchable="markdown" in folder.columns(corpus[0]),
         prefix=prefix,
     )
-    spoken = _languages(folder, queries, prefix) if "language" in found else {}
-    languages = sorted(set(spoken.values()), key=lambda language: language or "") or [None]
+    language_of = _languages(folder, queries, prefix) if "language" in query_columns else {}
+    languages = sorted(set(language_of.values()), key=lambda language: language or "") or [None]
     parts = []
     for language in languages:
         subset = language if len(languages) > 1 else None
         columns = QueryColumns(version, name, subset, language)
-        asked = partial(_table_queries, folder, queries, prefix, columns)
-        judged = partial(_table_judgements, folder, qrels, prefix, spoken, language, languages[0])
-        parts.append(Part(join(name, subset or ""), pool, columns, asked, judged, prefix=prefix))
+        query_rows = partial(_table_queries, folder, queries, prefix, columns)
+        qrel_rows = partial(_table_judgements, folder, qrels, prefix, language_of, language, languages[0])
+        parts.append(Part(join(name, subset or ""), pool, columns, query_rows, qrel_rows, prefix=prefix))
     return parts
 
 
-def _shards(folder: Published, path: str, split: str) -> list[str]:
-    found = folder.parquet(path, split)
-    if not found:
+def _shards(folder: BenchmarkFolder, path: str, split: str) -> list[str]:
+    shards = folder.parquet(path, split)
+    if not shards:
         raise folder.missing(f"{path}/{split}-*.parquet")
-    return found
+    return shards
 
 
-def _languages(folder: Published, shards: Sequence[str], prefix: str) -> dict[str, str | None]:
+def _languages(folder: BenchmarkFolder, shards: Sequence[str], prefix: str) -> dict[str, str | None]:
     """The language of each query that can be read."""
-    found: dict[str, str | None] = {}
+    languages: dict[str, str | None] = {}
     for shard in shards:
         for record in folder.rows(shard, (*_QUERY_ID, "language")):
             if isinstance(record, tuple):
                 try:
-                    found[prefix + record_id(record[1], _QUERY_ID)] = record_text(record[1], "language")
+                    languages[prefix + record_id(record[1], _QUERY_ID)] = record_text(record[1], "language")
                 except LineFault:  # a reject of the queries
                     continue
-    return found
+    return languages
 
 
 def _table_judgements(
-    folder: Published,
+    folder: BenchmarkFolder,
     shards: Sequence[str],
     prefix: str,
-    spoken: Mapping[str, str | None],
+    language_of: Mapping[str, str | None],
     language: str | None,
     default: str | None,
-) -> Iterator[Qrel | SourceReject]:
+) -> Qrels:
     """The judgements of one language's queries; what belongs to no query is left to the `default` language."""
     for judgement in table_qrels(folder, shards, prefix, prefix):
         if isinstance(judgement, SourceReject):
             if language == default:
                 yield judgement
-        elif spoken.get(judgement.query_id, default) == language:
+        elif language_of.get(judgement.query_id, default) == language:
             yield judgement
 
 
 def _table_images(
-    folder: Published, shards: Sequence[str], prefix: str, columns: DocumentColumns, wanted: Wanted
-) -> Iterator[Item | SourceReject]:
-    def page(_line: int, row: Mapping[str, Any]) -> Iterator[Item]:
+    folder: BenchmarkFolder, shards: Sequence[str], prefix: str, columns: DocumentColumns, is_included: DocumentFilter
+) -> ContentRows:
+    def page(_line: int, row: Mapping[str, Any]) -> Iterator[ContentRow]:
         doc_id = prefix + record_id(row, _CORPUS_ID)
-        if wanted(doc_id):
-            yield Item(doc_id, image=image_bytes(row, "image"), kept=tuple(columns))
+        if is_included(doc_id):
+            yield ContentRow(doc_id, image=image_bytes(row, "image"), extra=tuple(columns))
 
     for shard in shards:
         yield from read_each(shard, folder.rows(shard, (*_CORPUS_ID, "image"), IMAGE_ROWS), page)
 
 
-def _table_texts(folder: Published, shards: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
+def _table_texts(folder: BenchmarkFolder, shards: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
     for shard in shards:
         for record in folder.rows(shard, (*_CORPUS_ID, "markdown")):
             if isinstance(record, tuple):
@@ -231,12 +244,10 @@ def _table_texts(folder: Published, shards: Sequence[str], prefix: str) -> Itera
                     continue
 
 
-def _table_queries(
-    folder: Published, shards: Sequence[str], prefix: str, columns: QueryColumns
-) -> Iterator[Item | SourceReject]:
-    def query(_line: int, row: Mapping[str, Any]) -> Iterator[Item]:
+def _table_queries(folder: BenchmarkFolder, shards: Sequence[str], prefix: str, columns: QueryColumns) -> ContentRows:
+    def query(_line: int, row: Mapping[str, Any]) -> Iterator[ContentRow]:
         if row.get("language") == columns.language:
-            yield Item(prefix + record_id(row, _QUERY_ID), record_text(row, "query") or "", kept=tuple(columns))
+            yield ContentRow(prefix + record_id(row, _QUERY_ID), record_text(row, "query") or "", extra=tuple(columns))
 
     for shard in shards:
         yield from read_each(shard, folder.rows(shard, (*_QUERY_ID, "query", "language")), query)

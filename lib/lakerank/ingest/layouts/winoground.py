@@ -19,11 +19,19 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from lakerank.errors import StorageError
-from lakerank.ingest.items import Item, SourceFault, SourceReject
-from lakerank.ingest.jsonl import LineFault, read_each, record_id, record_text
-from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, Wanted
-from lakerank.ingest.layouts.published import MAX_BYTES, Published
-from lakerank.ingest.layouts.tables import IMAGE_ROWS, image_bytes
+from lakerank.ingest.layouts.benchmark import (
+    Benchmark,
+    ContentRows,
+    DocumentColumns,
+    DocumentFilter,
+    Part,
+    Pool,
+    Qrels,
+    QueryColumns,
+)
+from lakerank.ingest.layouts.benchmark_folder import IMAGE_ROWS, MAX_BYTES, BenchmarkFolder, image_bytes
+from lakerank.ingest.lines import LineFault, read_each, record_id, record_text
+from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 from lakerank.records import Candidate, Qrel
 
 EXPECTS = "data/examples.jsonl and data/images.zip (or images/), or data/test-*.parquet"
@@ -44,12 +52,12 @@ class Example:
     line: int
 
 
-def is_winoground(folder: Published) -> bool:
+def is_winoground(folder: BenchmarkFolder) -> bool:
     """Whether the examples lie here."""
     return _jsonl(folder) is not None or bool(_parquet(folder))
 
 
-def read_winoground(folder: Published, split: str | None) -> Benchmark:
+def read_winoground(folder: BenchmarkFolder, split: str | None) -> Benchmark:
     """The whole of it: there is only one split, `test`, whatever is asked for.
 
     Raises:
@@ -64,28 +72,17 @@ def read_winoground(folder: Published, split: str | None) -> Benchmark:
     documents = partial(_items, examples, lambda side: tuple(DocumentColumns("winoground")))
     queries = partial(_items, examples, lambda side: tuple(columns._replace(task=_TASKS[side])), lambda item_id: True)
     pool = Pool("winoground", documents, partial(_index, examples), is_searchable=False)
-    return Benchmark(
-        "winoground",
-        (
-            Part(
-                "winoground",
-                pool,
-                columns,
-                queries,
-                partial(_judgements, examples),
-                partial(_candidates, examples),
-                is_text=False,
-            ),
-        ),
-    )
+    judgements, candidates = partial(_judgements, examples), partial(_candidates, examples)
+    part = Part("winoground", pool, columns, queries, judgements, candidates, is_text=False)
+    return Benchmark("winoground", (part,))
 
 
 Examples = Callable[[], Iterator[Example | SourceReject]]
 
 
 def _items(
-    examples: Examples, columns: Callable[[str], tuple[str | None, ...]], wanted: Wanted
-) -> Iterator[Item | SourceReject]:
+    examples: Examples, columns: Callable[[str], tuple[str | None, ...]], is_included: DocumentFilter
+) -> ContentRows:
     """Captions and images of each example, as documents or as queries."""
     for example in examples():
         if isinstance(example, SourceReject):
@@ -93,19 +90,25 @@ def _items(
             continue
         for side in _SIDES:
             item_id = f"{example.id}:c{side}"
-            if wanted(item_id):
-                yield Item(item_id, example.captions[int(side)], kept=columns("c"))
+            if is_included(item_id):
+                yield ContentRow(item_id, example.captions[int(side)], extra=columns("c"))
         for side in _SIDES:
             item_id = f"{example.id}:i{side}"
             try:
-                if wanted(item_id):
-                    yield Item(item_id, image=example.images[int(side)](), kept=columns("i"))
+                if is_included(item_id):
+                    yield ContentRow(item_id, image=example.images[int(side)](), extra=columns("i"))
             except LineFault as fault:
                 yield SourceReject(example.path, fault.fault, str(fault), line=example.line)
 
 
 def _index(examples: Examples) -> Iterator[tuple[str, str]]:
-    ids = (f"{one.id}:{kind}{side}" for one in examples() if isinstance(one, Example) for kind in "ci" for side in "01")
+    ids = (
+        f"{example.id}:{kind}{side}"
+        for example in examples()
+        if isinstance(example, Example)
+        for kind in "ci"
+        for side in "01"
+    )
     return ((item_id, "") for item_id in ids)
 
 
@@ -113,13 +116,13 @@ def _pairs(examples: Examples) -> Iterator[tuple[str, str, int]]:
     """Query, document, and whether they belong together, of everything that is compared."""
     for example in examples():
         if isinstance(example, Example):
-            for asked, answers in (("c", "i"), ("i", "c")):
+            for query, document in (("c", "i"), ("i", "c")):
                 for side in _SIDES:
                     for other in _SIDES:
-                        yield f"{example.id}:{asked}{side}", f"{example.id}:{answers}{other}", int(side == other)
+                        yield f"{example.id}:{query}{side}", f"{example.id}:{document}{other}", int(side == other)
 
 
-def _judgements(examples: Examples) -> Iterator[Qrel | SourceReject]:
+def _judgements(examples: Examples) -> Qrels:
     return (Qrel(query_id, doc_id, match) for query_id, doc_id, match in _pairs(examples))
 
 
@@ -127,24 +130,24 @@ def _candidates(examples: Examples) -> Iterator[Candidate]:
     return (Candidate(query_id, doc_id) for query_id, doc_id, _ in _pairs(examples))
 
 
-def _jsonl(folder: Published) -> str | None:
+def _jsonl(folder: BenchmarkFolder) -> str | None:
     return folder.find(*(f"{root}examples.jsonl" for root in _ROOTS))
 
 
-def _parquet(folder: Published) -> list[str]:
+def _parquet(folder: BenchmarkFolder) -> list[str]:
     shards = folder.parquet("data", "test")
     return shards if shards and {"caption_0", "image_0"} <= set(folder.columns(shards[0])) else []
 
 
-def _archive(folder: Published) -> str | None:
+def _archive(folder: BenchmarkFolder) -> str | None:
     return folder.find(*(f"{root}images.zip" for root in _ROOTS))
 
 
-def _image_folder(folder: Published) -> str | None:
+def _image_folder(folder: BenchmarkFolder) -> str | None:
     return next((f"{root}images/" for root in _ROOTS if "images" in folder.folders(root.rstrip("/"))), None)
 
 
-def _read(folder: Published) -> Iterator[Example | SourceReject]:
+def _read(folder: BenchmarkFolder) -> Iterator[Example | SourceReject]:
     path = _jsonl(folder)
     if path is None:
         for shard in _parquet(folder):
@@ -172,7 +175,7 @@ def _example(path: str, image: ReadImage, line: int, fields: Mapping[str, Any]) 
 
 
 @contextmanager
-def _images(folder: Published) -> Iterator[ReadImage]:
+def _images(folder: BenchmarkFolder) -> Iterator[ReadImage]:
     """Reads images by name from the unpacked folder, or from the archive where there is none."""
     unpacked, archive = _image_folder(folder), _archive(folder)
     if unpacked is not None or archive is None:

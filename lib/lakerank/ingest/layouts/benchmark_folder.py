@@ -1,4 +1,4 @@
-"""The folder a benchmark was downloaded into: its files by the relative paths that the publisher gave them."""
+"""A downloaded benchmark's folder: its files by the publisher's relative paths, and its Parquet tables."""
 
 from __future__ import annotations
 
@@ -8,25 +8,37 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from lakerank.errors import StorageError
-from lakerank.ingest.items import SourceFault, SourceReject
-from lakerank.ingest.jsonl import LineFault, numbered_lines, parse_object
+from lakerank.errors import SchemaError, StorageError
+from lakerank.ingest.lines import (
+    Line,
+    LineFault,
+    numbered_lines,
+    parse_object,
+    read_each,
+    record_id,
+    record_integer,
+    split_lines,
+)
 from lakerank.ingest.source import Source, SourceFile, open_source
-from lakerank.ingest.trec import Line, split_lines
+from lakerank.ingest.tables import SourceFault, SourceReject
 from lakerank.lake.backends.failures import storage_errors
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened
 from lakerank.lake.uris import redacted
+from lakerank.records import Qrel
 
 #: A line or an image with more bytes is a reject.
 MAX_BYTES = 2**28
+
+#: Rows of page images in memory at once: one takes megabytes.
+IMAGE_ROWS = 16
 
 #: A line of a file or a row of a table, with its number from 1.
 Record = tuple[int, Mapping[str, Any]]
 
 
-class Published:
-    """Files of any size, read in one pass; gzipped ones (`.gz`) are read as what is in them."""
+class BenchmarkFolder:
+    """Files of any size, read in one pass; gzipped ones (`.gz`) are decompressed."""
 
     def __init__(self, storage: Storage, uri: str, follow_links: bool = False) -> None:
         """Raises StorageError when there is no folder at `uri`."""
@@ -65,10 +77,10 @@ class Published:
         Raises:
             StorageError: none is; says which were looked for.
         """
-        found = self.find(*paths)
-        if found is None:
+        path = self.find(*paths)
+        if path is None:
             raise self.missing(*paths)
-        return found
+        return path
 
     def missing(self, *paths: str) -> StorageError:
         """The error that says which files were looked for and not found."""
@@ -89,7 +101,7 @@ class Published:
         for number, line in self.lines(path):
             try:
                 if line is None:
-                    raise _too_long()
+                    raise LineFault(SourceFault.FILE_TOO_LARGE, f"the line has more than {MAX_BYTES} bytes")
                 if line.strip():
                     yield number, parse_object(line)
             except LineFault as fault:
@@ -163,8 +175,45 @@ class Published:
                 yield from self._shards(join(folder, name), pattern, stem, depth - 1)
 
 
-def _too_long() -> LineFault:
-    return LineFault(SourceFault.FILE_TOO_LARGE, f"the line has more than {MAX_BYTES} bytes")
+def table_columns(folder: BenchmarkFolder, paths: Sequence[str], *required: tuple[str, ...]) -> list[str]:
+    """The columns of a table, checked to have one of each tuple of names.
+
+    Raises:
+        SchemaError: names the file, the column and what was found.
+    """
+    columns = folder.columns(paths[0])
+    for names in required:
+        if not set(names) & set(columns):
+            raise SchemaError(
+                f"{redacted(join(folder.uri, paths[0]))}: no column {' or '.join(map(repr, names))} "
+                f"(found: {', '.join(columns)}); see docs/benchmarks.md"
+            )
+    return columns
+
+
+def image_bytes(row: Mapping[str, Any], name: str) -> bytes:
+    """An image as `datasets` stores it: `{"bytes", "path"}`, or only bytes; raises `LineFault`."""
+    value = row.get(name)
+    content = value.get("bytes") if isinstance(value, Mapping) else value
+    if not isinstance(content, bytes) or not content:
+        raise LineFault(SourceFault.FIELD_MISSING, f"'{name}' holds no image bytes")
+    return content
+
+
+def table_qrels(
+    folder: BenchmarkFolder, paths: Sequence[str], query_prefix: str, doc_prefix: str
+) -> Iterator[Qrel | SourceReject]:
+    """Qrels from a table of query id, corpus id and score, named with hyphens or underscores."""
+    queries, documents = ("query-id", "query_id"), ("corpus-id", "corpus_id")
+
+    def judgement(_line: int, row: Mapping[str, Any]) -> Iterator[Qrel]:
+        relevance = record_integer(row, "score")
+        if relevance is None:
+            raise LineFault(SourceFault.FIELD_MISSING, "no 'score'")
+        yield Qrel(query_prefix + record_id(row, queries), doc_prefix + record_id(row, documents), relevance)
+
+    for path in paths:
+        yield from read_each(path, folder.rows(path, (*queries, *documents, "score")), judgement)
 
 
 def _decoded(batch: pa.RecordBatch) -> Iterator[Mapping[str, Any] | None]:

@@ -1,29 +1,33 @@
-"""Rows as a lake table: Parquet files of even size with small row groups, written as the rows come."""
+"""Rows of ingested tables: what a row and a reject are, and the writers of both."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lakerank import schemas
 from lakerank.fingerprint import content_hash
-from lakerank.ingest.items import Item, Row
-from lakerank.ingest.jsonl import TableName
 from lakerank.lake.storage import Storage, join
-from lakerank.records import Candidate
+from lakerank.records import Candidate, Qrel
 
-#: Images in a row group: a reader that wants one of them reads them all.
+TableName = Literal["documents", "queries", "candidates", "qrels"]
+
+#: Images in a row group: reading one of them reads them all.
 IMAGES_PER_ROW_GROUP = 8
 
 #: A row group ends at so many rows or bytes, whichever comes first.
 ROWS_PER_ROW_GROUP = 4096
 BYTES_PER_ROW_GROUP = 2**24
 
-#: A file ends at about so many bytes of content; it is held in memory until then.
+#: A file ends at about so many bytes of content; it is in memory until then.
 BYTES_PER_FILE = 2**26
 
 _PART = re.compile(r"part-\d{6}\.parquet")
@@ -36,9 +40,82 @@ _SCHEMAS: dict[TableName, pa.Schema] = {
 }
 
 
+#: Rejects listed one by one; all of them are counted.
+LISTED_REJECTS = 100_000
+
+
+class SourceFault(StrEnum):
+    """Why a file, a page or a line of the source is not in the table. The list is closed."""
+
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    FILE_UNREADABLE = "file_unreadable"
+    FILE_TOO_LARGE = "file_too_large"
+    SYMBOLIC_LINK = "symbolic_link"
+    NAME_UNDECODABLE = "name_undecodable"
+    TEXT_UNDECODABLE = "text_undecodable"
+    PDF_UNREADABLE = "pdf_unreadable"
+    PDF_ENCRYPTED = "pdf_encrypted"
+    PDF_PAGE_UNREADABLE = "pdf_page_unreadable"
+    JSON_INVALID = "json_invalid"
+    FIELD_MISSING = "field_missing"
+    FIELD_INVALID = "field_invalid"
+    IMAGE_NOT_FOUND = "image_not_found"
+    IMAGE_OUTSIDE_SOURCE = "image_outside_source"
+    QUERY_NOT_FOUND = "query_not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReject:
+    """A part of the source that cannot be read: `line` of a JSONL file and `page` of a PDF count from 1."""
+
+    path: str
+    fault: SourceFault
+    detail: str = ""
+    line: int | None = None
+    page: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRow:
+    """A row of `documents` or `queries`; `extra` has the values of the table's extra columns, in their order."""
+
+    id: str
+    text: str | None = None
+    image: bytes | None = None
+    extra: tuple[str | None, ...] = ()
+
+
+#: A row of any table that can be ingested.
+Row = ContentRow | Candidate | Qrel
+
+
+@dataclass
+class Rejects:
+    """Rejects of a table: counts by fault, and the first LISTED_REJECTS of them."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    listed: list[SourceReject] = field(default_factory=list)
+
+    def add(self, reject: SourceReject) -> None:
+        """Count a reject, and list it up to LISTED_REJECTS."""
+        self.counts[reject.fault.value] += 1
+        if len(self.listed) < LISTED_REJECTS:
+            self.listed.append(reject)
+
+    def save(self, storage: Storage, uri: str) -> str | None:
+        """Write the list; one that an earlier ingestion left is deleted when there is nothing to list."""
+        if not self.listed:
+            if storage.exists(uri):
+                storage.delete(uri)
+            return None
+        lines = (json.dumps(asdict(reject), ensure_ascii=False) for reject in self.listed)
+        storage.replace(uri, "".join(f"{line}\n" for line in lines).encode())
+        return uri
+
+
 @dataclass(frozen=True, slots=True)
 class WrittenTable:
-    """What a writer has written; `bytes` is the size of the files."""
+    """A finished table; `bytes` is the size of its files."""
 
     uri: str
     rows: int
@@ -51,7 +128,7 @@ class WrittenTable:
 class TableWriter:
     """Collects rows of one table and writes `part-000000.parquet`, … into its folder.
 
-    The same rows give the same files, so writing again after a crash repairs what was left.
+    The same rows give the same files, so writing again after a crash completes the table.
     """
 
     def __init__(
@@ -59,13 +136,13 @@ class TableWriter:
         storage: Storage,
         folder: str,
         table: TableName,
-        keep: Sequence[str] = (),
+        extra_columns: Sequence[str] = (),
         bytes_per_file: int = BYTES_PER_FILE,
     ) -> None:
         self._storage = storage
         self._folder = folder
         self._table = table
-        self._schema = pa.schema([*_SCHEMAS[table], *(pa.field(name, pa.string()) for name in keep)])
+        self._schema = pa.schema([*_SCHEMAS[table], *(pa.field(name, pa.string()) for name in extra_columns)])
         self._bytes_per_file = bytes_per_file
         self._buffered: list[Row] = []
         self._buffered_bytes = self._buffered_images = 0
@@ -77,7 +154,7 @@ class TableWriter:
         """Add a row; a full row group or file is written on the way."""
         self._buffered.append(row)
         self._rows += 1
-        if isinstance(row, Item):
+        if isinstance(row, ContentRow):
             self._texts += row.text is not None
             self._images += row.image is not None
             self._buffered_images += row.image is not None
@@ -90,7 +167,7 @@ class TableWriter:
             self._end_row_group()
 
     def finish(self) -> WrittenTable:
-        """Write what is left (an empty table too) and delete part files that an earlier, longer table left behind."""
+        """Write the last rows (an empty table too) and delete part files that an earlier, longer table left behind."""
         self._end_row_group()
         if self._file is not None or not self._written:
             self._end_file()
@@ -144,21 +221,16 @@ class _PartFile:
 
 
 def _columns(table: TableName, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(_transposed(table, rows), schema, strict=True)],
-        schema=schema,
-    )
-
-
-def _transposed(table: TableName, rows: Sequence[Row]) -> list[tuple[object, ...]]:
-    return list(zip(*(_values(table, row) for row in rows), strict=True))
+    columns = zip(*(_values(table, row) for row in rows), strict=True)
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+    return pa.table(arrays, schema=schema)
 
 
 def _values(table: TableName, row: Row) -> tuple[object, ...]:
     """A row's values in the order of its table's schema."""
-    if isinstance(row, Item):
+    if isinstance(row, ContentRow):
         hashed = (content_hash(row.text, row.image),) if table == "documents" else ()
-        return (row.id, row.text, row.image, *hashed, *row.kept)
+        return (row.id, row.text, row.image, *hashed, *row.extra)
     if isinstance(row, Candidate):
         return (row.query_id, row.doc_id, row.first_stage_score, row.first_stage_rank)
     return (row.query_id, row.doc_id, row.relevance)

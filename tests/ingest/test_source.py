@@ -1,4 +1,4 @@
-"""Reading ahead keeps the order, bounds what waits, and passes failures to whoever asks for the content."""
+"""Prefetching keeps the order, bounds what is pending, and passes failures to the reader of the content."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import threading
 
 import pytest
 
-from lakerank.ingest import read_ahead as module
-from lakerank.ingest.read_ahead import read_ahead
+from lakerank.ingest.source import PENDING_BYTES, prefetched_files
 
 
 def test_items_come_in_order_with_their_content():
     found = [
         (item, content and content.result())
-        for item, content in read_ahead(range(200), lambda item: 1 if item % 2 else None, lambda item: b"%d" % item)
+        for item, content in prefetched_files(
+            range(200), lambda item: 1 if item % 2 else None, lambda item: b"%d" % item
+        )
     ]
     assert found == [(item, b"%d" % item if item % 2 else None) for item in range(200)]
 
@@ -27,7 +28,7 @@ def test_no_more_waits_than_may():
             pulled = item + 1
             yield item
 
-    for count, _ in enumerate(read_ahead(items(), lambda item: module.WAITING_BYTES // 4, lambda item: b""), start=1):
+    for count, _ in enumerate(prefetched_files(items(), lambda item: PENDING_BYTES // 4, lambda item: b""), start=1):
         assert pulled - count <= 4
 
 
@@ -38,7 +39,7 @@ def test_files_are_read_at_once():
         together.wait()
         return b""
 
-    for _, content in read_ahead(range(4), lambda item: 1, read):
+    for _, content in prefetched_files(range(4), lambda item: 1, read):
         assert content.result() == b""
 
 
@@ -46,6 +47,6 @@ def test_a_failure_stays_with_its_item():
     def read(item):
         raise OSError(item)
 
-    [(_, content)] = read_ahead(["gone"], lambda item: 1, read)
+    [(_, content)] = prefetched_files(["gone"], lambda item: 1, read)
     with pytest.raises(OSError, match="gone"):
         content.result()

@@ -1,4 +1,4 @@
-"""JSON Lines as rows of a table: one object a line, faults counted by line number."""
+"""Line-based files: JSON Lines as table rows, TREC and BEIR qrels, TREC runs. Faults are reported by line number."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import binascii
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from io import BufferedIOBase
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from lakerank.ingest.items import Item, Row, SourceFault, SourceReject
+from lakerank.ingest.tables import ContentRow, Row, SourceFault, SourceReject, TableName
 from lakerank.records import Candidate, Qrel
 
-TableName = Literal["documents", "queries", "candidates", "qrels"]
-
-#: Names under which an id may stand; the first that is there counts.
+#: Fields that may hold an id; the first that exists counts.
 QUERY_ID_FIELDS = ("query_id", "id", "_id")
 DOC_ID_FIELDS = ("doc_id", "id", "_id")
 
@@ -26,6 +25,9 @@ ReadImage = Callable[[str], bytes]
 
 Fields = TypeVar("Fields")
 Read = TypeVar("Read")
+
+#: A line's number and its fields, or its reject.
+Line = tuple[int, list[str]] | SourceReject
 
 
 class LineFault(Exception):
@@ -41,7 +43,7 @@ def read_each(
     records: Iterable[tuple[int, Fields] | SourceReject],
     read: Callable[[int, Fields], Iterable[Read]],
 ) -> Iterator[Read | SourceReject]:
-    """What is read from each numbered record of a file. One whose reading raises `LineFault` ends as a reject."""
+    """The results of reading each numbered record of a file. One whose reading raises `LineFault` becomes a reject."""
     for record in records:
         if isinstance(record, SourceReject):
             yield record
@@ -58,7 +60,7 @@ def read_jsonl(
     stream: BufferedIOBase,
     table: TableName,
     read_image: ReadImage,
-    keep: tuple[str, ...] = (),
+    extra_columns: tuple[str, ...] = (),
     max_line_bytes: int = 2**28,
 ) -> Iterator[Row | SourceReject]:
     """Yield a row or a reject for every line that is not blank, holding one line in memory at a time."""
@@ -67,7 +69,7 @@ def read_jsonl(
             if line is None:
                 raise LineFault(SourceFault.FILE_TOO_LARGE, f"the line has more than {max_line_bytes} bytes")
             if line.strip():
-                yield _row(parse_object(line), table, read_image, keep)
+                yield _row(parse_object(line), table, read_image, extra_columns)
         except LineFault as error:
             yield SourceReject(path, error.fault, str(error), line=number)
 
@@ -99,7 +101,7 @@ def parse_object(line: bytes) -> Mapping[str, Any]:
     return record
 
 
-def _row(record: Mapping[str, Any], table: TableName, read_image: ReadImage, keep: tuple[str, ...]) -> Row:
+def _row(record: Mapping[str, Any], table: TableName, read_image: ReadImage, extra_columns: tuple[str, ...]) -> Row:
     if table == "candidates":
         return Candidate(
             record_id(record, ("query_id",)),
@@ -116,7 +118,7 @@ def _row(record: Mapping[str, Any], table: TableName, read_image: ReadImage, kee
     if text is None and image is None:
         raise LineFault(SourceFault.FIELD_MISSING, "neither 'text' nor 'image'")
     names = DOC_ID_FIELDS if table == "documents" else QUERY_ID_FIELDS
-    return Item(record_id(record, names), text, image, tuple(_kept(record, name) for name in keep))
+    return ContentRow(record_id(record, names), text, image, tuple(_extra(record, name) for name in extra_columns))
 
 
 def record_id(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
@@ -142,12 +144,12 @@ def record_text(record: Mapping[str, Any], name: str) -> str | None:
         raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is {type(value).__name__}, not a string")
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair: JSON can say it, UTF-8 cannot
+    except UnicodeEncodeError as error:  # JSON can express a lone surrogate, UTF-8 cannot
         raise LineFault(SourceFault.TEXT_UNDECODABLE, f"'{name}' holds a lone surrogate") from error
     return value
 
 
-def _kept(record: Mapping[str, Any], name: str) -> str | None:
+def _extra(record: Mapping[str, Any], name: str) -> str | None:
     """An extra field as text: numbers and truth values as JSON writes them, null where it is missing."""
     value = record.get(name)
     if isinstance(value, bool | int | float):
@@ -195,3 +197,96 @@ def _image(record: Mapping[str, Any], read_image: ReadImage) -> bytes | None:
         return base64.b64decode(value, validate=True)
     except binascii.Error as error:
         raise LineFault(SourceFault.FIELD_INVALID, "'image' is neither base64 nor a path to a file") from error
+
+
+@dataclass(frozen=True, slots=True)
+class RunLine:
+    """A line of a TREC run; `line` counts from 1."""
+
+    query_id: str
+    doc_id: str
+    score: float
+    line: int
+
+
+def split_lines(path: str, lines: Iterable[tuple[int, bytes | None]], separator: str | None) -> Iterator[Line]:
+    """The fields of each line that is not blank, split at a separator (None: at any white space)."""
+    for number, line in lines:
+        if line is None:
+            yield SourceReject(path, SourceFault.FILE_TOO_LARGE, "the line is too long", line=number)
+            continue
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield SourceReject(path, SourceFault.TEXT_UNDECODABLE, f"not UTF-8 at byte {error.start}", line=number)
+            continue
+        if text.strip():
+            yield number, text.rstrip("\r\n").split(separator)
+
+
+def tsv_qrels(path: str, lines: Iterable[Line], query_prefix: str, doc_prefix: str) -> Iterator[Qrel | SourceReject]:
+    """BEIR qrels: query-id, corpus-id, score; a header line is skipped.
+
+    Source: `GenericDataLoader._load_qrels` in github.com/beir-cellar/beir.
+    """
+
+    def judgement(fields: list[str]) -> Qrel:
+        if len(fields) < 3:
+            raise LineFault(SourceFault.FIELD_MISSING, f"{len(fields)} fields, not query-id, corpus-id, score")
+        return Qrel(query_prefix + fields[0], doc_prefix + fields[1], _relevance(fields[2]))
+
+    yield from _judgements(path, lines, judgement, header=True)
+
+
+def trec_qrels(path: str, lines: Iterable[Line], query_prefix: str, doc_prefix: str) -> Iterator[Qrel | SourceReject]:
+    """TREC qrels: query, iteration, document, relevance; further fields are skipped."""
+
+    def judgement(fields: list[str]) -> Qrel:
+        if len(fields) < 4:
+            raise LineFault(SourceFault.FIELD_MISSING, f"{len(fields)} fields, not query, 0, document, relevance")
+        return Qrel(query_prefix + fields[0], doc_prefix + fields[2], _relevance(fields[3]))
+
+    yield from _judgements(path, lines, judgement, header=False)
+
+
+def _judgements(
+    path: str, lines: Iterable[Line], judgement: Callable[[list[str]], Qrel], header: bool
+) -> Iterator[Qrel | SourceReject]:
+    def read(number: int, fields: list[str]) -> Iterator[Qrel]:
+        try:
+            yield judgement(fields)
+        except LineFault:
+            if not (header and number == 1):
+                raise
+
+    return read_each(path, lines, read)
+
+
+def _float(field: str) -> float:
+    """A field as a number, NaN where it is none."""
+    try:
+        return float(field)
+    except ValueError:
+        return math.nan
+
+
+def _relevance(field: str) -> int:
+    number = _float(field)
+    if not number.is_integer() or abs(number) >= 2**31:
+        raise LineFault(SourceFault.FIELD_INVALID, "the relevance is not a 32-bit integer")
+    return int(number)
+
+
+def run_lines(path: str, lines: Iterable[Line]) -> Iterator[RunLine | SourceReject]:
+    """A run: query, Q0, document, rank, score, tag. Further fields are passed over; the score orders, not the rank."""
+
+    def read(number: int, fields: list[str]) -> Iterator[RunLine]:
+        if len(fields) < 6:
+            detail = f"{len(fields)} fields, not query, Q0, document, rank, score, tag"
+            raise LineFault(SourceFault.FIELD_MISSING, detail)
+        score = _float(fields[4])
+        if not math.isfinite(score):
+            raise LineFault(SourceFault.FIELD_INVALID, "the score is not a finite number")
+        yield RunLine(fields[0], fields[2], score, number)
+
+    return read_each(path, lines, read)
