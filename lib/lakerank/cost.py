@@ -1,6 +1,6 @@
-"""What a document or query will cost, estimated from its size alone, before anything is decoded.
+"""Cost of documents and queries, estimated from their sizes before anything is decoded.
 
-Costs are in tokens of the language model: the unit in which work is forecast and cut into even units.
+Costs are in tokens of the language model: the unit of forecasts, and of the even cut into work units.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TEMPLATE_TOKENS = 8
 class Sizing:
     """The limits that bound an input's cost: pixels after resizing, and tokens of text.
 
-    `max_plain_text_tokens`: of a text without an image, where another model reads it; None for the same as with one.
+    `max_plain_text_tokens`: of a text without an image, where another model scores it; None for the same limit.
     """
 
     min_pixels: int
@@ -45,12 +45,12 @@ class Sizing:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What a pair costs in one reranker, beyond the tokens of its two sides.
+class CostProfile:
+    """How a reranker's cost follows from the tokens of documents and queries.
 
-    `document_major`: a document is read once for all of its group's queries; else all but the encoding of its image is
-    done again for each. `accepts_images`: else a pair with one is rejected unread. `weight`: cost of a token, as a
-    share of one in the run's largest model.
+    `document_major`: a document is read once for all queries of its group; else only its image's encoding is shared.
+    `accepts_images`: else a pair with an image is rejected unread. `weight`: cost of a token relative to the run's
+    largest model.
     """
 
     document_major: bool = True
@@ -60,7 +60,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How fast one device was measured to work, by `jobs/benchmark.py --calibration FILE`.
+    """Measured speed of one device, from `jobs/benchmark.py --calibration FILE`.
 
     `tokens_per_second` are tokens of the language model as this module counts them: a visual token weighs
     VISUAL_TOKEN_COST. `fetch_bytes_per_second` are useful bytes of documents that one task fetches.
@@ -78,12 +78,12 @@ class Calibration:
 
     @staticmethod
     def from_json(text: str | bytes, source: str = "calibration") -> Calibration:
-        """Read what `to_json` wrote; keys that are not ours are ignored.
+        """Parse a calibration file; unknown keys are ignored.
 
         Raises:
             ConfigError: names `source` and every fault.
         """
-        advice = "write the file anew with jobs/benchmark.py --calibration FILE"
+        advice = "rewrite the file with jobs/benchmark.py --calibration FILE"
         try:
             values = json.loads(text)
         except ValueError as error:
@@ -113,14 +113,14 @@ def device_seconds(calibration: Calibration, parameters: int, tokens: int) -> fl
 
 
 def _fault(values: dict[str, Any], name: str) -> str | None:
-    """What is wrong with one value of a calibration, if anything is."""
+    """The fault of one value of a calibration, if it has one."""
     if name not in values:
         return f"{name}: missing"
     value = values[name]
     if name in ("device", "dtype"):
         return None if isinstance(value, str) and value else f"{name}: expected a name (found {value!r})"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and math.isfinite(value) and value > 0:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and math.isfinite(value) and value > 0:
         return None
     return f"{name}: expected a number above 0 (found {value!r})"
 
@@ -141,5 +141,5 @@ def visual_tokens(width: Int64, height: Int64, sizing: Sizing) -> Int64:
 
 
 def vision_cost(visual: Int64) -> Int64:
-    """What of the cost of visual tokens is the vision encoder's: (N,) -> (N,)."""
+    """The vision encoder's share of the cost of visual tokens: (N,) -> (N,)."""
     return np.asarray(np.ceil(visual * VISUAL_TOKEN_COST) - visual, dtype=np.int64)

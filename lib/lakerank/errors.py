@@ -4,12 +4,14 @@ LakerankError
 ├── ConfigError          the config or the command line is wrong; all faults are listed at once (exit status 2)
 ├── SchemaError          a table lacks a column or has one of the wrong type
 ├── StorageError         a file could not be listed, read or written
-├── CheckpointError      a model cannot be loaded as it stands
+│   ├── ChangedFile      a table's file has changed since the run was planned (lake/blobs.py)
+│   └── CorruptScoreFile a unit file is incomplete or does not match its name (lake/scores.py)
+├── CheckpointError      a model cannot be loaded from its files
 ├── SparkSettingError    Spark is configured so that the job would be wrong or wasteful
-├── RunConflictError     a run of this id exists and was made from something else
-├── TrainingError        training came to nothing
-├── EvaluationError      a run cannot be judged as asked
-├── ExportError          a run cannot be written in the format asked for
+├── RunConflictError     a run with this id exists and has other inputs
+├── TrainingError        training cannot start or has failed
+├── EvaluationError      a run cannot be evaluated as requested
+├── ExportError          a run cannot be exported in the requested format
 ├── DependencyError      an optional library is not installed
 └── PairRejected         the Python API was given a pair that cannot be scored
 """
@@ -42,7 +44,7 @@ class StorageError(LakerankError):
 
 
 class CheckpointError(LakerankError):
-    """A model cannot be loaded as it stands."""
+    """A model cannot be loaded from its files."""
 
 
 class SparkSettingError(LakerankError):
@@ -50,19 +52,19 @@ class SparkSettingError(LakerankError):
 
 
 class RunConflictError(LakerankError):
-    """A run of this id exists and was made from something else."""
+    """A run with this id exists and has other inputs."""
 
 
 class TrainingError(LakerankError):
-    """Training came to nothing."""
+    """Training cannot start or has failed."""
 
 
 class EvaluationError(LakerankError):
-    """A run cannot be judged as asked."""
+    """A run cannot be evaluated as requested."""
 
 
 class ExportError(LakerankError):
-    """A run cannot be written in the format asked for."""
+    """A run cannot be exported in the requested format."""
 
 
 class DependencyError(LakerankError):
@@ -70,7 +72,7 @@ class DependencyError(LakerankError):
 
 
 class PairRejected(LakerankError):
-    """The Python API was given a pair that cannot be scored: it raises rather than make up a score."""
+    """The Python API was given a pair that cannot be scored: there is no score to return."""
 
     def __init__(self, query_id: str, doc_id: str, reason: RejectReason, detail: str = "") -> None:
         super().__init__(f"query {query_id!r}, document {doc_id!r}: {reason.value}{': ' + detail if detail else ''}")

@@ -1,4 +1,4 @@
-"""Names made from content: two things with the same fingerprint may stand for each other."""
+"""Names derived from content: two things with the same fingerprint are interchangeable."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 
 def content_hash(text: str | bytes | None, image: bytes | None) -> str:
-    """Hash of what a query or document holds, 32 hex digits. None and "" differ; text and image cannot be confused.
+    """Hash of a query's or document's content, 32 hex digits. None and "" differ; text and image cannot be confused.
 
-    Text may come as the bytes that are stored, which need not be UTF-8.
+    Text may be given as stored bytes, which need not be UTF-8.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in (text.encode() if isinstance(text, str) else text, image):
@@ -30,7 +30,7 @@ def fingerprint(parts: Mapping[str, Any], length: int = 16) -> str:
 
 
 def sequence_hash(lines: Iterable[tuple[str, ...]]) -> str:
-    """Hash of a sequence of string tuples, 32 hex digits; lengths are hashed, so that no two sequences run together."""
+    """Hash of a sequence of string tuples, 32 hex digits; lengths are hashed too, so that no two sequences collide."""
     digest = hashlib.blake2b(digest_size=16)
     for line in lines:
         for field in line:

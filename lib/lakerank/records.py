@@ -1,4 +1,4 @@
-"""The small immutable records that flow between the rooms: what is ranked, what is scored, what is rejected and why."""
+"""The immutable records that flow between the layers: queries, documents, candidates, scores, ranks and rejects."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class RejectReason(StrEnum):
     NON_FINITE_LOGIT = "non_finite_logit"
 
 
-#: Reasons that depend on the machine and the moment, not on the content: such a pair is tried again by the next run.
+#: Reasons that depend on the machine, not on the content: the next run scores such a pair again.
 TRANSIENT_REASONS = frozenset({RejectReason.OUT_OF_MEMORY, RejectReason.NON_FINITE_LOGIT})
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is searched for: a text, an encoded image (PNG, JPEG, …), or both."""
+    """A search query: a text, an encoded image (PNG, JPEG, …), or both."""
 
     query_id: str = ""
     text: str | None = None
@@ -44,7 +44,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What may be found: a text, an encoded image (PNG, JPEG, …), or both (image first, then text)."""
+    """A document: a text, an encoded image (PNG, JPEG, …), or both (image first, then text)."""
 
     doc_id: str = ""
     text: str | None = None
@@ -53,7 +53,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A pair that the first stage proposes; its score and rank there are carried when known."""
+    """A query–document pair from the first stage, with its score and rank there when known."""
 
     query_id: str
     doc_id: str
@@ -63,7 +63,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class DocumentGroup:
-    """One document and the queries waiting for it: the unit in which work on a document is shared."""
+    """One document and the queries it is a candidate for: they share the work on the document."""
 
     document: Document
     queries: tuple[Query, ...]
@@ -84,7 +84,7 @@ class ScoredPair:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A pair that has no score, and why. `detail` never holds document or query text."""
+    """A pair without a score, and why. `detail` never contains document or query text."""
 
     query_id: str
     doc_id: str
@@ -94,7 +94,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class RankedDocument:
-    """A line of a ranked list. `rank` starts at 1; `relevance` is in [0, 1]; `label` counts thresholds reached."""
+    """An item of a ranked list. `rank` starts at 1; `relevance` is in [0, 1]; `label` counts the thresholds reached."""
 
     query_id: str
     doc_id: str
@@ -108,7 +108,7 @@ class RankedDocument:
 
 @dataclass(frozen=True, slots=True)
 class Qrel:
-    """A judgement: how relevant a document is to a query (0 = not)."""
+    """A relevance judgement of a document for a query (0 = not relevant)."""
 
     query_id: str
     doc_id: str
@@ -116,7 +116,7 @@ class Qrel:
 
 
 class Reranker(Protocol):
-    """Anything that ranks: document groups in, one scored pair or reject out for every pair in them."""
+    """Scores pairs: document groups in, one scored pair or reject out for every pair in them."""
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """Yield exactly one result for each (query, document) of each group, in any order."""

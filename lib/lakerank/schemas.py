@@ -51,8 +51,8 @@ RANKED = pa.schema(
     ]
 )
 
-#: A row of ranked/ in a run of several scorers: `scored_by` numbers the stages that scored the pair (the last
-#: of a cascade's gave `logit` and `relevance`), `reason` is the code with which another could not.
+#: A row of ranked/ in a run of several scorers: `scored_by` numbers the stages that scored the pair (in a cascade the
+#: last of them gave `logit` and `relevance`), `reason` is the reject code of a stage that could not.
 COMBINED = pa.schema(
     [
         *RANKED,
@@ -87,7 +87,7 @@ SCORES = pa.schema(
     ]
 )
 
-#: Golden pairs: pairs of the lake whose logits must not move.
+#: Golden pairs: pairs of the lake whose logits must not change.
 GOLDEN = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),
@@ -96,5 +96,5 @@ GOLDEN = pa.schema(
     ]
 )
 
-#: Columns a reader may leave out of an input table; every other column of its schema must be there.
+#: Columns that an input table may lack; every other column of its schema is required.
 OPTIONAL = frozenset({"text", "image", "content_hash", "first_stage_score", "first_stage_rank"})

@@ -16,7 +16,7 @@ from PIL import Image
 from lakerank.cli.rerank_job import rerank_job
 from lakerank.cli.resolve import limits, model_spec
 from lakerank.config import load_config
-from lakerank.cost import Reading
+from lakerank.cost import CostProfile
 from lakerank.limits import Limits
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.ranking import relevance
@@ -78,7 +78,7 @@ def test_each_pair_is_ranked_by_its_own_rerankers_calibrated_score(spark, storag
     job = rerank_job(config, "r1", storage)
     text, image = job.stages[0].limits.readings
     assert (text.document_major, text.accepts_images) == (False, False)
-    assert image == Reading()
+    assert image == CostProfile()
     summary = run(spark, storage, job)
     ranked = lake.ranked("r1")
     assert summary["published"] is True

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.cost import Reading
+from lakerank.cost import CostProfile
 from lakerank.spark.plan.cut import UNIT_GROUPS, Cuts, group_costs, group_starts, name_of
 
 #: Documents as (cost, cost of each of its queries).
@@ -22,7 +22,7 @@ def groups_of(made: list[tuple[int, list[int]]], most: int) -> tuple[np.ndarray,
     document_costs = np.array([cost for cost, _ in made])[numbers[starts]]
     query_costs = np.array([cost for _, queries in made for cost in queries])
     no_image = np.zeros(len(query_costs), bool)
-    return starts, group_costs(starts, document_costs, 0 * document_costs, query_costs, no_image, [Reading()])
+    return starts, group_costs(starts, document_costs, 0 * document_costs, query_costs, no_image, [CostProfile()])
 
 
 @given(documents, st.integers(1, 5))
@@ -49,7 +49,7 @@ mixed = st.lists(
     min_size=1,
     max_size=20,
 )
-readings = st.builds(Reading, st.booleans(), st.booleans(), st.just(1.0))
+readings = st.builds(CostProfile, st.booleans(), st.booleans(), st.just(1.0))
 
 
 @given(mixed, st.lists(readings, min_size=1, max_size=2))
@@ -83,7 +83,7 @@ def test_a_group_costs_what_each_reranker_reads_of_it(made, readings):
 
 
 def test_tokens_of_a_smaller_model_cost_less():
-    half = [Reading(weight=0.5)]
+    half = [CostProfile(weight=0.5)]
     numbers = (np.array([number]) for number in (0, 10, 0, 3))
     assert group_costs(*numbers, np.array([False]), half).tolist() == [7]
 

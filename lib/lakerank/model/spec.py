@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from lakerank.cost import Reading, Sizing
+from lakerank.cost import CostProfile, Sizing
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits, LogitScale
@@ -40,7 +40,7 @@ class ScorerIdentity:
     logit_bias: float
     parameters: int
     identities: tuple[CheckpointIdentity, ...]
-    readings: tuple[Reading, ...]
+    readings: tuple[CostProfile, ...]
 
     def document_sizing(self) -> Sizing:
         """What bounds the cost of a document."""
@@ -166,6 +166,6 @@ def _max_document_tokens(identity: CheckpointIdentity) -> int:
     return limits.max_length - (0 if family.truncates_document_only else limits.max_query_length)
 
 
-def _reading(identity: CheckpointIdentity, largest: int) -> Reading:
+def _reading(identity: CheckpointIdentity, largest: int) -> CostProfile:
     family = family_named(identity.family)
-    return Reading(family.document_major, family.accepts_images, identity.parameters / largest)
+    return CostProfile(family.document_major, family.accepts_images, identity.parameters / largest)

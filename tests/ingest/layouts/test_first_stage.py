@@ -92,7 +92,7 @@ def test_a_run_of_something_else_is_refused(publish, ingested, tmp_path):
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        (("run.txt",), "which part is it of.*cqadupstack/android, cqadupstack/unix, scifact"),
+        (("run.txt",), "which part does it belong to.*cqadupstack/android, cqadupstack/unix, scifact"),
         (("scifact=a.txt", "scifact=b.txt"), "scifact has two run files"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakerank.cost import Reading
+from lakerank.cost import CostProfile
 from lakerank.lake.blobs import BlobRef
 from lakerank.spark.plan.queries import QueryList
 
@@ -65,7 +65,7 @@ def group_costs(
     shared_costs: Int64,
     query_costs: Int64,
     with_image: npt.NDArray[np.bool_],
-    readings: Sequence[Reading],
+    readings: Sequence[CostProfile],
 ) -> Int64:
     """Cost of each group in tokens (G,).
 

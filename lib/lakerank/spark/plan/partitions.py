@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lakerank.cost import Reading, vision_cost, visual_tokens
+from lakerank.cost import CostProfile, vision_cost, visual_tokens
 from lakerank.spark.plan.cut import GROUPS, group_costs, group_starts
 from lakerank.spark.plan.index import INDEX, PLACE_BITS, TableIndex
 from lakerank.spark.plan.lookup import best_found
@@ -48,7 +48,7 @@ class Bin:
     documents: TableIndex
     queries: QueryList
     max_queries: int
-    readings: tuple[Reading, ...] = (Reading(),)
+    readings: tuple[CostProfile, ...] = (CostProfile(),)
 
     def split(self, pairs: pa.Table, found: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, int]]:
         """Split a bin's pairs into new ones, in GROUPS, and those with a score, as REUSED; and count.

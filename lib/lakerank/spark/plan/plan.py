@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lakerank.cost import Reading, Sizing
+from lakerank.cost import CostProfile, Sizing
 from lakerank.errors import StorageError
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.scores import PlannedUnits, read_reused_units
@@ -73,7 +73,7 @@ class PlanLimits:
     max_queries_per_group: int
     unit_tokens: int
     rows_per_file: int
-    readings: tuple[Reading, ...] = (Reading(),)
+    readings: tuple[CostProfile, ...] = (CostProfile(),)
 
 
 def plan_folder(paths: RunPaths, attempt: str) -> str:
