@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 
@@ -26,6 +26,8 @@ from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened
 from lakerank.lake.uris import redacted
 from lakerank.records import Qrel
+
+Read = TypeVar("Read")
 
 #: A line or an image with more bytes is a reject.
 MAX_BYTES = 2**28
@@ -136,6 +138,25 @@ class BenchmarkFolder:
                     else:
                         yield number, row
 
+    def read_tables(
+        self, paths: Sequence[str], names: Sequence[str], read: Callable[[int, Mapping[str, Any]], Iterable[Read]],
+        batch_rows: int = 4096,
+    ) -> Iterator[Read | SourceReject]:  # fmt: skip
+        """The results of reading each row of some Parquet files, as `read_each` and `rows`."""
+        for path in paths:
+            yield from read_each(path, self.rows(path, names, batch_rows), read)
+
+    def require_parquet(self, folder: str, stem: str) -> list[str]:
+        """The Parquet files of a split, as `parquet`.
+
+        Raises:
+            StorageError: there are none.
+        """
+        shards = self.parquet(folder, stem)
+        if not shards:
+            raise self.missing(f"{folder}/{stem}-*.parquet")
+        return shards
+
     def image(self, path: str) -> bytes:
         """An image file that a record names; raises `LineFault`."""
         try:
@@ -212,8 +233,12 @@ def table_qrels(
             raise LineFault(SourceFault.FIELD_MISSING, "no 'score'")
         yield Qrel(query_prefix + record_id(row, queries), doc_prefix + record_id(row, documents), relevance)
 
-    for path in paths:
-        yield from read_each(path, folder.rows(path, (*queries, *documents, "score")), judgement)
+    return folder.read_tables(paths, (*queries, *documents, "score"), judgement)
+
+
+def without_rejects(rows: Iterable[Read | SourceReject]) -> Iterator[Read]:
+    """Only what could be read: the rejects are another table's."""
+    return (row for row in rows if not isinstance(row, SourceReject))
 
 
 def _decoded(batch: pa.RecordBatch) -> Iterator[Mapping[str, Any] | None]:

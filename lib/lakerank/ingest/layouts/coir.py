@@ -25,7 +25,7 @@ from lakerank.ingest.layouts.benchmark import (
     titled,
 )
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder, table_columns, table_qrels
-from lakerank.ingest.lines import read_each, record_id, record_text
+from lakerank.ingest.lines import record_id, record_text
 from lakerank.ingest.tables import ContentRow
 
 EXPECTS = (
@@ -70,9 +70,9 @@ def read_coir(folder: BenchmarkFolder, split: str | None) -> Benchmark:
 
 
 def _part(folder: BenchmarkFolder, name: str, split: str) -> Part:
-    corpus = _shards(folder, f"{name}{_SUFFIX}", "corpus")
-    queries = _shards(folder, f"{name}{_SUFFIX}", "queries")
-    qrels = _shards(folder, f"{name}-qrels", split)
+    corpus = folder.require_parquet(f"{name}{_SUFFIX}", "corpus")
+    queries = folder.require_parquet(f"{name}{_SUFFIX}", "queries")
+    qrels = folder.require_parquet(f"{name}-qrels", split)
     table_columns(folder, corpus, ("_id",), ("text",))
     table_columns(folder, queries, ("_id",), ("text",))
     table_columns(folder, qrels, ("query_id", "query-id"), ("corpus_id", "corpus-id"), ("score",))
@@ -91,13 +91,6 @@ def _part(folder: BenchmarkFolder, name: str, split: str) -> Part:
     )
 
 
-def _shards(folder: BenchmarkFolder, path: str, stem: str) -> list[str]:
-    shards = folder.parquet(path, stem)
-    if not shards:
-        raise folder.missing(f"{path}/data/{stem}-*.parquet")
-    return shards
-
-
 def _rows(
     folder: BenchmarkFolder,
     paths: Sequence[str],
@@ -110,5 +103,4 @@ def _rows(
         if is_included(row_id):
             yield ContentRow(row_id, titled(record_text(row, "title"), record_text(row, "text")), extra=columns)
 
-    for path in paths:
-        yield from read_each(path, folder.rows(path, _FIELDS), content_row)
+    return folder.read_tables(paths, _FIELDS, content_row)

@@ -28,7 +28,7 @@ from lakerank.ingest.layouts.benchmark import (
     QueryColumns,
     call_all,
 )
-from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
+from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder, without_rejects
 from lakerank.ingest.lines import LineFault, read_each, record_id, record_text, trec_qrels
 from lakerank.ingest.source import prefetched_files
 from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
@@ -149,12 +149,10 @@ def _rows(folder: BenchmarkFolder, path: str, records: Any, image_field: str, ma
 
 
 def _index(folder: BenchmarkFolder, path: str) -> Iterator[tuple[str, str]]:
-    for record in folder.records(path):
-        if not isinstance(record, SourceReject):
-            try:
-                yield record_id(record[1], ("did",)), format_text(record_text(record[1], "txt"))
-            except LineFault:  # a reject of the documents
-                continue
+    def text(_line: int, fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield record_id(fields, ("did",)), format_text(record_text(fields, "txt"))
+
+    return without_rejects(read_each(path, folder.records(path), text))
 
 
 def _queries(

@@ -15,9 +15,9 @@ from typing import Any
 
 from lakerank.ingest.layouts.beir import passage_part
 from lakerank.ingest.layouts.benchmark import Benchmark, ContentRows, Part, Qrels, QueryColumns, call_all
-from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
+from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder, without_rejects
 from lakerank.ingest.lines import LineFault, read_each, record_id, record_text
-from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
+from lakerank.ingest.tables import ContentRow, SourceFault
 from lakerank.lake.storage import join
 from lakerank.records import Qrel
 
@@ -55,15 +55,10 @@ def _part(folder: BenchmarkFolder, path: str, language: str, split: str) -> Part
         yield ContentRow(query_id, record_text(fields, "query") or "", extra=tuple(columns))
 
     def queries() -> ContentRows:
-        return read_each(questions, _readable(folder, questions), query)
+        return read_each(questions, without_rejects(folder.records(questions)), query)
 
     judgements = partial(_judgements, folder, questions, f"{name}/")
     return passage_part(folder, name, columns, [corpus], queries, judgements)
-
-
-def _readable(folder: BenchmarkFolder, path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The lines that can be read; the others are rejects of the judgements."""
-    return (record for record in folder.records(path) if not isinstance(record, SourceReject))
 
 
 def _judgements(folder: BenchmarkFolder, path: str, prefix: str) -> Qrels:

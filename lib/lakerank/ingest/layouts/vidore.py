@@ -31,8 +31,9 @@ from lakerank.ingest.layouts.benchmark_folder import (
     image_bytes,
     table_columns,
     table_qrels,
+    without_rejects,
 )
-from lakerank.ingest.lines import LineFault, read_each, record_id, record_text
+from lakerank.ingest.lines import record_id, record_text
 from lakerank.ingest.tables import ContentRow, SourceReject
 from lakerank.lake.storage import join
 from lakerank.records import Qrel
@@ -106,8 +107,7 @@ def _page_images(
             yield ContentRow(doc_id, image=image_bytes(row, "image"), extra=tuple(columns))
             seen.add(doc_id)
 
-    for shard in shards:
-        yield from read_each(shard, folder.rows(shard, ("image", "image_filename"), IMAGE_ROWS), page)
+    return folder.read_tables(shards, ("image", "image_filename"), page, IMAGE_ROWS)
 
 
 def _page_names(folder: BenchmarkFolder, shards: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
@@ -161,7 +161,9 @@ def read_vidore_tables(folder: BenchmarkFolder, split: str | None) -> Benchmark:
 
 def _tables(folder: BenchmarkFolder, path: str, name: str, split: str) -> list[Part]:
     """A part for each language of the queries."""
-    corpus, queries, qrels = (_shards(folder, join(path, table), split) for table in ("corpus", "queries", "qrels"))
+    corpus, queries, qrels = (
+        folder.require_parquet(join(path, table), split) for table in ("corpus", "queries", "qrels")
+    )
     table_columns(folder, corpus, _CORPUS_ID, ("image",))
     table_columns(folder, qrels, _QUERY_ID, _CORPUS_ID, ("score",))
     query_columns = table_columns(folder, queries, _QUERY_ID, ("query",))
@@ -185,24 +187,13 @@ def _tables(folder: BenchmarkFolder, path: str, name: str, split: str) -> list[P
     return parts
 
 
-def _shards(folder: BenchmarkFolder, path: str, split: str) -> list[str]:
-    shards = folder.parquet(path, split)
-    if not shards:
-        raise folder.missing(f"{path}/{split}-*.parquet")
-    return shards
-
-
 def _languages(folder: BenchmarkFolder, shards: Sequence[str], prefix: str) -> dict[str, str | None]:
     """The language of each query that can be read."""
-    languages: dict[str, str | None] = {}
-    for shard in shards:
-        for record in folder.rows(shard, (*_QUERY_ID, "language")):
-            if isinstance(record, tuple):
-                try:
-                    languages[prefix + record_id(record[1], _QUERY_ID)] = record_text(record[1], "language")
-                except LineFault:  # a reject of the queries
-                    continue
-    return languages
+
+    def language(_line: int, row: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+        yield prefix + record_id(row, _QUERY_ID), record_text(row, "language")
+
+    return dict(without_rejects(folder.read_tables(shards, (*_QUERY_ID, "language"), language)))
 
 
 def _table_judgements(
@@ -230,18 +221,14 @@ def _table_images(
         if is_included(doc_id):
             yield ContentRow(doc_id, image=image_bytes(row, "image"), extra=tuple(columns))
 
-    for shard in shards:
-        yield from read_each(shard, folder.rows(shard, (*_CORPUS_ID, "image"), IMAGE_ROWS), page)
+    return folder.read_tables(shards, (*_CORPUS_ID, "image"), page, IMAGE_ROWS)
 
 
 def _table_texts(folder: BenchmarkFolder, shards: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
-    for shard in shards:
-        for record in folder.rows(shard, (*_CORPUS_ID, "markdown")):
-            if isinstance(record, tuple):
-                try:
-                    yield prefix + record_id(record[1], _CORPUS_ID), record_text(record[1], "markdown") or ""
-                except LineFault:  # a reject of the documents
-                    continue
+    def text(_line: int, row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        yield prefix + record_id(row, _CORPUS_ID), record_text(row, "markdown") or ""
+
+    return without_rejects(folder.read_tables(shards, (*_CORPUS_ID, "markdown"), text))
 
 
 def _table_queries(folder: BenchmarkFolder, shards: Sequence[str], prefix: str, columns: QueryColumns) -> ContentRows:
@@ -249,5 +236,4 @@ def _table_queries(folder: BenchmarkFolder, shards: Sequence[str], prefix: str, 
         if row.get("language") == columns.language:
             yield ContentRow(prefix + record_id(row, _QUERY_ID), record_text(row, "query") or "", extra=tuple(columns))
 
-    for shard in shards:
-        yield from read_each(shard, folder.rows(shard, (*_QUERY_ID, "query", "language")), query)
+    return folder.read_tables(shards, (*_QUERY_ID, "query", "language"), query)
