@@ -33,8 +33,8 @@ def test_pages_are_images_just_under_the_limit(make_pdf):
 
 def test_the_text_layer_is_an_option(make_pdf):
     content = make_pdf((300, 200), text="Hello page")
-    [text] = read_pdf("a.pdf", content, keep="text")
-    [both] = read_pdf("a.pdf", content, keep="both")
+    [text] = read_pdf("a.pdf", content, content="text")
+    [both] = read_pdf("a.pdf", content, content="both")
     assert (text.text, text.image) == ("Hello page", None)
     assert both.text == "Hello page"
     assert min(Image.open(io.BytesIO(both.image)).convert("L").get_flattened_data()) < 64, "the text is drawn"

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lakerank.errors import StorageError
+from lakerank.fingerprint import sequence_hash
 from lakerank.lake.clean import CleaningPlan, Retention, delete, describe, plan_cleaning
 from lakerank.lake.runs import RunPaths, announce, current_run, planned_contents, publish, read_manifest, write_manifest
 from lakerank.lake.scores import UNITS as UNIT_LIST
@@ -23,7 +24,6 @@ from lakerank.lake.scores import (
     finished_units,
     read_unit,
     unit_address,
-    unit_name,
     write_reused_units,
     write_unit,
     write_unit_list,
@@ -44,7 +44,7 @@ def write_scores(storage: Storage, output: str, scorer: str, pairs: Iterable[int
     names = ("query_id", "doc_id", "query_hash", "doc_hash")
     result = {"logit": None if reason else 1.0, "reason": reason}
     rows = [dict(zip(names, key, strict=True)) | result for key in keys]
-    unit = unit_name([*keys, (reason or "", "", "", "")])
+    unit = sequence_hash(sorted([*keys, (reason or "", "", "", "")]))
     write_unit(storage, output, scorer, unit, pa.Table.from_pylist(rows, schema=SCORES))
     return unit
 
@@ -383,7 +383,7 @@ def test_after_cleaning_kept_runs_are_whole_and_no_score_is_missed(
 def add_stage(
     storage: Storage, output: str, run_id: str, scorer: str, units: list[str], published: float | None = NOW
 ) -> None:
-    """A second pass of a run that `write_run` left without a manifest: a cascade's or an ensemble's."""
+    """A second stage of a run that `write_run` left without a manifest: a cascade's or an ensemble's."""
     first, paths = RunPaths(output, run_id), RunPaths(output, run_id).of_stage(2)
     announce(storage, first, "both", ["f1", scorer])
     listed = [{"unit": unit, "groups": 1, "pairs": 1, "cost": 1} for unit in units]
@@ -405,7 +405,7 @@ def add_stage(
     publish(storage, first, moment)
 
 
-def test_what_any_pass_of_a_kept_run_needs_stays(storage: Storage, output: str) -> None:
+def test_what_any_stage_of_a_kept_run_needs_stays(storage: Storage, output: str) -> None:
     write_scores(storage, output, "f2", [1, 2])
     part = write_scores(storage, output, "f2", [1])
     write_scores(storage, output, "f3", [1])
@@ -424,13 +424,13 @@ def test_what_any_pass_of_a_kept_run_needs_stays(storage: Storage, output: str) 
     assert f"scores/scorer=f2/{part}.parquet" not in plan
 
 
-def test_the_scorers_of_all_passes_of_a_run_under_way_are_left_alone(tmp_path: Path) -> None:
+def test_the_scorers_of_all_stages_of_a_run_under_way_are_left_alone(tmp_path: Path) -> None:
     storage, output = Storage(), str(tmp_path)
     twins = [write_scores(storage, output, "f2", pairs) for pairs in ([1], [1, 2])]
     write_scores(storage, output, "f3", [1])
     age(tmp_path, 10 * DAY)
     write_run(storage, output, "r1", [], published=None)
-    announce(storage, RunPaths(output, "r1"), "both", ["f1", "f2"])  # the second pass is not planned yet
+    announce(storage, RunPaths(output, "r1"), "both", ["f1", "f2"])  # the second stage is not planned yet
     assert {deletion.why for deletion in look(storage, output, now=NOW, scorers=[]).deletions} == {"old scorer"}
     assert set(finished_units(storage, output, "f2")) == set(twins)
     assert not any(

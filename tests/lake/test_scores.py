@@ -15,7 +15,6 @@ from lakerank.lake.scores import (
     read_unit,
     scores_folder,
     unit_address,
-    unit_name,
     write_unit,
 )
 from lakerank.lake.storage import Storage, join
@@ -24,7 +23,7 @@ from lakerank.schemas import SCORES
 
 SCORER = "f" * 16
 PAIRS = [("q2", "d1", "hq2", "hd1"), ("q1", "d2", "hq1", "hd2"), ("q1", "d1", "hq1", "hd1")]
-UNIT = unit_name(PAIRS)
+UNIT = "a1" * 16
 
 
 def rows(pairs: list[tuple[str, str, str, str]] = PAIRS) -> pa.Table:
@@ -33,25 +32,6 @@ def rows(pairs: list[tuple[str, str, str, str]] = PAIRS) -> pa.Table:
         for q, d, hq, hd in pairs
     ]
     return pa.Table.from_pylist(scored, schema=SCORES)
-
-
-TUPLES = st.lists(
-    st.tuples(st.text(max_size=3), st.text(max_size=3), st.text(max_size=2), st.text(max_size=2)), max_size=6
-)
-
-
-@given(TUPLES, st.randoms())
-def test_a_unit_is_named_whatever_the_order(pairs: list[tuple[str, str, str, str]], random: object) -> None:
-    shuffled = list(pairs)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert unit_name(shuffled) == unit_name(pairs)
-
-
-@given(TUPLES, TUPLES)
-def test_different_pairs_have_different_names(
-    pairs: list[tuple[str, str, str, str]], others: list[tuple[str, str, str, str]]
-) -> None:
-    assert (unit_name(pairs) == unit_name(others)) == (sorted(pairs) == sorted(others))
 
 
 def test_scores_are_read_back_sorted(storage: Storage, empty_folder: str) -> None:

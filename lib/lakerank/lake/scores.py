@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lakerank.errors import SchemaError, StorageError
-from lakerank.fingerprint import sequence_hash
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes, read_table_file
 from lakerank.schemas import SCORES
@@ -34,11 +33,6 @@ _names_cache: dict[tuple[str, int], list[str]] = {}
 
 class CorruptScoreFile(StorageError):
     """A unit file is incomplete, or its content does not match its name."""
-
-
-def unit_name(pairs: Iterable[tuple[str, str, str, str]]) -> str:
-    """Name of a work unit: a hash of its (query_id, doc_id, query_hash, doc_hash), whatever their order."""
-    return sequence_hash(sorted(pairs))
 
 
 def scores_folder(output: str, scorer: str) -> str:
