@@ -18,7 +18,7 @@ from lakerank import schemas
 from lakerank.errors import ConfigError, StorageError
 from lakerank.fingerprint import content_hash
 from lakerank.ingest.folder import ReadOptions, ingest, read_folder, suffix
-from lakerank.ingest.source import Source
+from lakerank.ingest.source import FileSource
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments
 
@@ -221,6 +221,6 @@ def test_an_object_store_is_a_source(png):
             "/lake2/no.txt": b"elsewhere",
         }
     )
-    rows = list(read_folder(Source(store, "/lake"), ReadOptions()))
+    rows = list(read_folder(FileSource(store, "/lake"), ReadOptions()))
     assert [row.id for row in rows] == ["b.txt", "c1", "c2", "d", "sub/a.png"]
     assert rows[2].image == png

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lakerank.errors import ConfigError
 from lakerank.ingest.lines import LineFault, read_jsonl
 from lakerank.ingest.pdf import PAGE_PIXELS, PdfContent, read_pdf
-from lakerank.ingest.source import Source, SourceFile, open_source, prefetched_files
+from lakerank.ingest.source import FileSource, SourceFile, open_source, prefetched_files
 from lakerank.ingest.tables import (
     ContentRow,
     Rejects,
@@ -118,7 +118,7 @@ def ingest(
     return Ingestion(options.table, written, rejects.counts.total(), by_fault, uri, seconds)
 
 
-def read_folder(source: Source, options: ReadOptions) -> Iterator[Row | SourceReject]:
+def read_folder(source: FileSource, options: ReadOptions) -> Iterator[Row | SourceReject]:
     """Yield the rows of every file in the order of paths, and a reject for everything that cannot be read."""
 
     def size(file: SourceFile | SourceReject) -> int | None:
@@ -144,7 +144,7 @@ def _is_whole(file: SourceFile, options: ReadOptions) -> bool:
     return not only_jsonl and suffix(file.path) in TEXT_SUFFIXES | IMAGE_SUFFIXES | PDF_SUFFIXES
 
 
-def _is_selected(path: str, source: Source, options: ReadOptions) -> bool:
+def _is_selected(path: str, source: FileSource, options: ReadOptions) -> bool:
     if options.table in ("candidates", "qrels"):
         return not source.is_folder or suffix(path) in JSONL_SUFFIXES
     return options.kind not in _SUFFIXES or suffix(path) in _SUFFIXES[options.kind] or not source.is_folder
@@ -160,7 +160,7 @@ def suffix(path: str) -> str:
 
 
 def _read_file(
-    source: Source, file: SourceFile, content: Future[bytes] | None, options: ReadOptions
+    source: FileSource, file: SourceFile, content: Future[bytes] | None, options: ReadOptions
 ) -> Iterator[Row | SourceReject]:
     kind = suffix(file.path)
     try:
@@ -193,7 +193,7 @@ def _read_content(
             yield page if isinstance(page, SourceReject) else ContentRow(page.id, page.text, page.image, blanks)
 
 
-def _read_jsonl_file(source: Source, file: SourceFile, options: ReadOptions) -> Iterator[Row | SourceReject]:
+def _read_jsonl_file(source: FileSource, file: SourceFile, options: ReadOptions) -> Iterator[Row | SourceReject]:
     def read_image(name: str) -> bytes:
         return _image_beside(source, file, name, options.max_file_bytes)
 
@@ -201,7 +201,7 @@ def _read_jsonl_file(source: Source, file: SourceFile, options: ReadOptions) -> 
         yield from read_jsonl(file.path, stream, options.table, read_image, options.keep, options.max_file_bytes)
 
 
-def _image_beside(source: Source, file: SourceFile, name: str, max_bytes: int) -> bytes:
+def _image_beside(source: FileSource, file: SourceFile, name: str, max_bytes: int) -> bytes:
     try:
         image = source.beside(file, name)
         if image is None:

@@ -42,7 +42,7 @@ class SourceFile:
     size: int
 
 
-class Source:
+class FileSource:
     """A file, or a folder with everything in it except hidden names."""
 
     def __init__(self, filesystem: AbstractFileSystem, location: str, follow_links: bool = False) -> None:
@@ -190,7 +190,7 @@ def open_source(
     uri: str,
     options: StorageOptions = StorageOptions(),  # noqa: B008 - frozen
     follow_links: bool = False,
-) -> Source:
+) -> FileSource:
     """The source at any URI that fsspec opens, or a plain path. Only local files have links to follow.
 
     Raises:
@@ -198,9 +198,9 @@ def open_source(
         DependencyError: the library for this kind of storage is not installed.
     """
     if is_local(uri):
-        return Source(LocalFileSystem(), str(local_path(uri).absolute()), follow_links)
+        return FileSource(LocalFileSystem(), str(local_path(uri).absolute()), follow_links)
     filesystem, location = filesystem_at(uri, options)
-    return Source(filesystem, location)
+    return FileSource(filesystem, location)
 
 
 def prefetched_files(

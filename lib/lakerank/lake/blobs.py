@@ -6,9 +6,10 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -262,66 +263,23 @@ def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
     """Run an iterator in a thread, up to `depth` items ahead, so that fetching and scoring overlap.
 
     What it raises is raised here, after the items before. The thread starts with the first item asked for, and ends
-    when the consumer stops, early or not.
+    when the consumer stops, early or not; a generator is closed in it.
     """
     if depth < 1:
         raise ValueError(f"depth {depth}: at least one item must be fetched ahead")
-    return _consume(items, depth)
+    return _prefetched(items, depth)
 
 
-def _consume(items: Iterator[T], depth: int) -> Iterator[T]:
-    feed = _Feed(items, depth)
-    thread = threading.Thread(target=feed.fill, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        yield from feed.drain()
-    finally:
-        feed.stop()
-        thread.join()
-
-
-class _Feed(Generic[T]):
-    """A bounded queue between two threads that either of them can end."""
-
-    def __init__(self, items: Iterator[T], depth: int) -> None:
-        self._items = items
-        self._depth = depth
-        self._ready: deque[T] = deque()
-        self._failure: BaseException | None = None
-        self._ended = False
-        self._changed = threading.Condition()
-
-    def fill(self) -> None:
-        """Run by the thread: pull items until there are no more, one fails, or the consumer has stopped."""
+def _prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
+    end: Any = object()
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        pending = deque(thread.submit(next, items, end) for _ in range(depth + 1))
         try:
-            for item in self._items:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._ended or len(self._ready) < self._depth)
-                    if self._ended:
-                        break
-                    self._ready.append(item)
-                    self._changed.notify_all()
-            if close := getattr(self._items, "close", None):
-                close()  # in the thread that ran it: a generator's files are closed where they were opened
-        except BaseException as failure:  # whatever it is, drain raises it again
-            self._failure = failure
-        self.stop()
-
-    def drain(self) -> Iterator[T]:
-        """The consumer's side."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._ended or self._ready)
-                if not self._ready:
-                    break
-                item = self._ready.popleft()
-                self._changed.notify_all()
-            yield item
-        if self._failure is not None:
-            raise self._failure
-
-    def stop(self) -> None:
-        """End both sides; what is ready may still be drained."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+            while (item := pending.popleft().result()) is not end:
+                pending.append(thread.submit(next, items, end))
+                yield item
+        finally:
+            for future in pending:
+                future.cancel()
+            with suppress(RuntimeError):  # no thread takes work when the interpreter exits
+                thread.submit(getattr(items, "close", bool))

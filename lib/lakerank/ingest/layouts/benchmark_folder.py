@@ -19,7 +19,7 @@ from lakerank.ingest.lines import (
     record_integer,
     split_lines,
 )
-from lakerank.ingest.source import Source, SourceFile, open_source
+from lakerank.ingest.source import FileSource, SourceFile, open_source
 from lakerank.ingest.tables import SourceFault, SourceReject
 from lakerank.lake.backends.failures import storage_errors
 from lakerank.lake.storage import Storage, join
@@ -45,7 +45,7 @@ class BenchmarkFolder:
     def __init__(self, storage: Storage, uri: str, follow_links: bool = False) -> None:
         """Raises StorageError when there is no folder at `uri`."""
         self._storage = storage
-        self._source: Source = open_source(uri, storage.options, follow_links)
+        self._source: FileSource = open_source(uri, storage.options, follow_links)
         self.uri = uri
         if not self._source.is_folder:
             raise StorageError(f"{redacted(uri)} is a file; give the folder that the benchmark was downloaded into")
