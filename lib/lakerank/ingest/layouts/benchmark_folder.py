@@ -146,15 +146,15 @@ class BenchmarkFolder:
         for path in paths:
             yield from read_each(path, self.rows(path, names, batch_rows), read)
 
-    def require_parquet(self, folder: str, stem: str) -> list[str]:
-        """The Parquet files of a split, as `parquet`.
+    def require_parquet(self, folder: str, stem: str, usual: str = "") -> list[str]:
+        """The Parquet files of a split, as `parquet`. `usual` is where in the folder the publisher has them.
 
         Raises:
             StorageError: there are none.
         """
         shards = self.parquet(folder, stem)
         if not shards:
-            raise self.missing(f"{folder}/{stem}-*.parquet")
+            raise self.missing(join(folder, usual, f"{stem}-*.parquet"))
         return shards
 
     def image(self, path: str) -> bytes:

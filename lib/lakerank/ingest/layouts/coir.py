@@ -70,9 +70,9 @@ def read_coir(folder: BenchmarkFolder, split: str | None) -> Benchmark:
 
 
 def _part(folder: BenchmarkFolder, name: str, split: str) -> Part:
-    corpus = folder.require_parquet(f"{name}{_SUFFIX}", "corpus")
-    queries = folder.require_parquet(f"{name}{_SUFFIX}", "queries")
-    qrels = folder.require_parquet(f"{name}-qrels", split)
+    corpus = folder.require_parquet(f"{name}{_SUFFIX}", "corpus", "data")
+    queries = folder.require_parquet(f"{name}{_SUFFIX}", "queries", "data")
+    qrels = folder.require_parquet(f"{name}-qrels", split, "data")
     table_columns(folder, corpus, ("_id",), ("text",))
     table_columns(folder, queries, ("_id",), ("text",))
     table_columns(folder, qrels, ("query_id", "query-id"), ("corpus_id", "corpus-id"), ("score",))
