@@ -25,8 +25,8 @@ from lakerank.cli.job import run_job
 from lakerank.cost import Sizing
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions, join
+from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.records import DocumentGroup, Reject, ScoredPair
-from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import Rerank, run

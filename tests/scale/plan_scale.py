@@ -25,7 +25,7 @@ import zipf_lake  # noqa: E402
 from pyspark.sql import SparkSession  # noqa: E402
 
 from lakerank.lake.storage import Storage  # noqa: E402
-from lakerank.spark.plan.plan import load_plan, planned_units  # noqa: E402
+from lakerank.plan.plan import load_plan, planned_units  # noqa: E402
 from lakerank.spark.run import run  # noqa: E402
 from lakerank.spark.runtime import session  # noqa: E402
 

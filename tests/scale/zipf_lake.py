@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from lakerank.audit import Bounds
 from lakerank.cost import Sizing
 from lakerank.lake.runs import RunPaths
+from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.records import DocumentGroup, Reject, ScoredPair
-from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import Rerank

@@ -19,9 +19,9 @@ from lakerank.cost import Sizing
 from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
+from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.records import DocumentGroup, Reject, RejectReason, ScoredPair
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
-from lakerank.spark.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.combine import FusionRule
 from lakerank.spark.rank.write import RankRule
@@ -101,7 +101,7 @@ class Lake:
         paths = RunPaths(str(self.folder / "out"), run_id)
         return replace(Rerank(paths, tables, stages, rule, AuditRules(Bounds()), "lake: {}\n"), **changes)
 
-    def limits(self, **changes: int) -> PlanLimits:
+    def limits(self, **changes: object) -> PlanLimits:
         """The limits of its jobs, some of them changed."""
         return replace(self.job("any").stages[0].limits, **changes)
 

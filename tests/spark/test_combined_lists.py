@@ -6,10 +6,9 @@ import pyarrow as pa
 import pytest
 
 from lakerank.fusion import Fusion
+from lakerank.plan.forecast import costliest
+from lakerank.plan.pairs import PAIRS, chosen_pairs
 from lakerank.schemas import COMBINED, REJECTED
-from lakerank.spark.plan.pairs import PAIRS
-from lakerank.spark.plan.top_k import only
-from lakerank.spark.plan.upper_bound import costliest
 from lakerank.spark.rank.combine import STAGE_RESULTS, FusionRule, combine
 
 IDS = (7, pa.array(["q7", "q8"]))
@@ -100,7 +99,7 @@ def test_of_pairs_only_the_chosen_are_kept_with_their_first_stage_ranks():
         {"doc_id": "c", "document": 12, "queries": [1, 5], "ranks": [1, 8]},
     ]
     chosen = pa.table({"doc_id": ["c", "a", "a"], "query": pa.array([5, 5, 1], pa.int32())})
-    assert only(pa.Table.from_pylist(rows, schema=PAIRS), chosen).to_pylist() == [
+    assert chosen_pairs(pa.Table.from_pylist(rows, schema=PAIRS), chosen).to_pylist() == [
         {"doc_id": "a", "document": 10, "queries": [1, 5], "ranks": [4, 2]},
         {"doc_id": "c", "document": 12, "queries": [5], "ranks": [8]},
     ]

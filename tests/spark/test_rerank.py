@@ -11,8 +11,7 @@ import pytest
 from lakerank.audit import Bounds
 from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError, SchemaError
-from lakerank.spark.plan import builder as planner
-from lakerank.spark.plan import join as inputs
+from lakerank.plan.plan import TaskSizes
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import already_published, existing_plans, plan_stages, run
@@ -32,13 +31,12 @@ def test_every_candidate_is_ranked_and_sorted(storage, published):
     assert json.loads((published.folder / "out" / "current.json").read_text())["run_id"] == "r1"
 
 
-def test_the_same_bytes_whatever_the_partitioning(spark, storage, published, monkeypatch):
+def test_the_same_bytes_whatever_the_partitioning(spark, storage, published):
     first = published.ranked_bytes("r1")
-    monkeypatch.setattr(planner, "PAIRS_A_TASK", 16)
-    monkeypatch.setattr(inputs, "ROWS_AT_ONCE", 25)
     spark.conf.set("spark.sql.shuffle.partitions", 8)
     try:
-        limits = published.limits(unit_tokens=37, max_queries_per_group=1)
+        sizes = TaskSizes(pairs=16, batch_rows=25)
+        limits = published.limits(unit_tokens=37, max_queries_per_group=1, task_sizes=sizes)
         run(spark, storage, published.job("r2", scorer="f00e", limits=limits))
     finally:
         spark.conf.set("spark.sql.shuffle.partitions", 3)
@@ -211,13 +209,11 @@ def test_golden_pairs_hold_the_scores_in_place(spark, storage, published):
 
 
 @pytest.mark.parametrize("pairs_a_task", [(None, 16), (16, 50)])
-def test_the_next_night_scores_exactly_what_changed_and_says_what_was_dropped(
-    spark, storage, published, monkeypatch, pairs_a_task
-):
+def test_the_next_night_scores_exactly_what_changed_and_says_what_was_dropped(spark, storage, published, pairs_a_task):
     if pairs_a_task[0]:
-        monkeypatch.setattr(planner, "PAIRS_A_TASK", pairs_a_task[0])
-        run(spark, storage, published.job("parts"))
-    monkeypatch.setattr(planner, "PAIRS_A_TASK", pairs_a_task[1])
+        limits = published.limits(task_sizes=TaskSizes(pairs=pairs_a_task[0]))
+        run(spark, storage, published.job("parts", limits=limits))
+    limits = published.limits(task_sizes=TaskSizes(pairs=pairs_a_task[1]))
     before = {(row["query_id"], row["doc_id"]) for row in published.ranked("r1")}
     # A changed document, a renamed one (its content is known), a removed query, new pairs, one of them listed twice.
     published.write(
@@ -230,7 +226,7 @@ def test_the_next_night_scores_exactly_what_changed_and_says_what_was_dropped(
     new = {("q00", "new"), ("q01", "new")} | ({("q02", "d00"), ("q02", "d29")} - kept)
     listed = [*sorted(kept), *sorted(new), ("q00", "new")]
     published.write("candidates", [{"query_id": q, "doc_id": d} for q, d in listed], row_group_rows=1000)
-    summary = run(spark, storage, published.job("r2"))
+    summary = run(spark, storage, published.job("r2", limits=limits))
     changed = {pair for pair in kept if pair[1] == "d03"}
     assert summary["scored"] == summary["pairs"] == len(changed | new)
     assert summary["reused"] == len(kept - changed)
@@ -238,7 +234,7 @@ def test_the_next_night_scores_exactly_what_changed_and_says_what_was_dropped(
     gone = {pair for pair in before if pair[0] == "q11" or pair[1] == "d05"}
     assert summary["dropped"] == len(gone)
     assert {(row["query_id"], row["doc_id"]) for row in published.ranked("r2")} == kept | new
-    third = run(spark, storage, published.job("r3"))
+    third = run(spark, storage, published.job("r3", limits=limits))
     assert (third["scored"], third["dropped"], third["reused"]) == (0, 0, len(kept | new))
     assert published.ranked_bytes("r3") == published.ranked_bytes("r2")
 

@@ -13,7 +13,7 @@ from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.model.spec import ScorerIdentity
-from lakerank.spark.plan.plan import PlanLimits, Tables
+from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.combine import FusionRule
 from lakerank.spark.rank.write import RankRule

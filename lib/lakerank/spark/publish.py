@@ -23,9 +23,9 @@ from lakerank.lake.runs import RunPaths, current_run, publish, read_manifest, wr
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.logs import about
+from lakerank.plan.plan import ranked_files
 from lakerank.schemas import GOLDEN, QRELS
 from lakerank.spark.manifest import Ranked, ScoredRun, manifest_of
-from lakerank.spark.plan.plan import planned_lists
 from lakerank.spark.rank.lists import read_ranked, write_lists
 from lakerank.spark.rank.write import ListFolders
 from lakerank.spark.runtime.frames import describe_job, parallelism, scatter
@@ -96,7 +96,7 @@ def _rank(spark: SparkSession, storage: Storage, run: ScoredRun, golden: Mapping
     paths, plan, several = run.stages[0].paths, run.stages[0].plan, len(run.stages) > 1
     folders = ListFolders(storage, paths.ranked, paths.rejected, run.rule.depth, frozenset(golden))
     stages = [stage.results(storage) for stage in run.stages]
-    report = write_lists(spark, stages, planned_lists(storage, paths, plan), run.rule, folders)
+    report = write_lists(spark, stages, ranked_files(storage, paths, plan), run.rule, folders)
     ranked, rejected = (report.filter(pc.equal(report["table"], table)) for table in ("ranked", "rejected"))
     rows, beyond, new, queries, listed, truncated = (
         pc.sum(ranked[name]).as_py()

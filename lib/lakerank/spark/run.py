@@ -20,11 +20,8 @@ from lakerank.errors import RunConflictError
 from lakerank.lake.runs import RunPaths, announce, publish, read_json, read_manifest
 from lakerank.lake.storage import Storage, join
 from lakerank.logs import about
-from lakerank.spark.manifest import ScoredRun
-from lakerank.spark.plan.builder import ensure_plan
-from lakerank.spark.plan.forecast import forecast, forecast_at_most, in_all, log_forecast
-from lakerank.spark.plan.next_stage import ensure_bound, ensure_later_plan, find_later_plan
-from lakerank.spark.plan.plan import (
+from lakerank.plan.forecast import forecast, forecast_at_most, log_forecast, total_forecast
+from lakerank.plan.plan import (
     Plan,
     Tables,
     load_plan,
@@ -33,6 +30,10 @@ from lakerank.spark.plan.plan import (
     units_folder,
     verify_plan_files,
 )
+from lakerank.spark.manifest import ScoredRun
+from lakerank.spark.plan.builder import ensure_plan
+from lakerank.spark.plan.forecast import cost_upper_bound
+from lakerank.spark.plan.next_stage import ensure_next_plan, find_next_plan
 from lakerank.spark.publish import AuditRules, rank_and_publish
 from lakerank.spark.rank.combine import FusionRule
 from lakerank.spark.rank.write import RankRule
@@ -193,7 +194,7 @@ def forecast_stages(
         if number <= len(planned):
             forecasts.append(forecast(planned[number - 1].plan, stage.parameters, job.calibration))
         elif stage.top is not None:
-            bound = ensure_bound(spark, storage, job.tables, planned[0], number, stage)
+            bound = cost_upper_bound(spark, storage, job.tables, planned[0], number, stage)
             forecasts.append(forecast_at_most(bound, stage.parameters, job.calibration))
     return forecasts
 
@@ -201,14 +202,14 @@ def forecast_stages(
 def _plan_next(spark: SparkSession, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]) -> PlannedStage:
     """The stage after those planned, planned now unless it has been."""
     stage, paths = job.stages[len(planned)], job.paths.of_stage(len(planned) + 1)
-    make = partial(ensure_later_plan, spark, storage, job.tables, planned, stage)
+    make = partial(ensure_next_plan, spark, storage, job.tables, planned, stage)
     return PlannedStage(stage, paths, _timed_plan(storage, paths, make))
 
 
 def _next_plan(storage: Storage, job: Rerank, planned: Sequence[PlannedStage]) -> PlannedStage | None:
     """The stage after those planned, if it has been planned."""
     stage, paths = job.stages[len(planned)], job.paths.of_stage(len(planned) + 1)
-    plan = find_later_plan(storage, planned, stage)
+    plan = find_next_plan(storage, planned, stage)
     return None if plan is None else PlannedStage(stage, paths, plan)
 
 
@@ -266,7 +267,7 @@ def _forecast_summary(job: Rerank, forecasts: Sequence[Mapping[str, Any]]) -> di
         return dict(forecasts[0])
     names = [{"scorer": stage.scorer, "model": stage.model, "top": stage.top} for stage in job.stages]
     stages = [{**name, **of_stage} for name, of_stage in zip(names, forecasts, strict=True)]
-    return {**in_all(forecasts), "passes": [{"pass": n, **stage} for n, stage in enumerate(stages, start=1)]}
+    return {**total_forecast(forecasts), "passes": [{"pass": n, **stage} for n, stage in enumerate(stages, start=1)]}
 
 
 def _total(summaries: Sequence[ScoringSummary]) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from lakerank.limits import Limits
 from lakerank.logs import in_worker, log_context
 from lakerank.model.registry import LoadedReranker
 from lakerank.model.spec import ModelSpec, RuntimeOptions, ScorerIdentity
+from lakerank.plan.plan import read_sources
+from lakerank.plan.units import UNIT_GROUPS, PlannedGroup, planned_groups
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from lakerank.schemas import SCORES
-from lakerank.spark.plan.cut import UNIT_GROUPS, PlannedGroup, planned_groups
-from lakerank.spark.plan.files import read_sources
 from lakerank.spark.runtime.frames import describe_job, gather, own_workers
 from lakerank.spark.runtime.progress import watch_units
 from lakerank.spark.runtime.session import device_for_task
@@ -224,7 +224,7 @@ def score_rows(results: Sequence[ScoredPair | Reject], hashes: dict[tuple[str, s
 
 def _check_sources(storage: Storage, plan: Sequence[PlannedGroup], versions: Mapping[str, str]) -> None:
     """Before scores are written: the rows fetched for them must be of the versions that were planned."""
-    refs = [group.place for group in plan] + [query.place for group in plan for query in group.queries]
+    refs = [group.location for group in plan] + [query.location for group in plan for query in group.queries]
     try:
         check_unchanged(storage, versions, {ref.file for ref in refs})
     except ChangedFile:
@@ -236,16 +236,16 @@ def _groups(
     storage: Storage, plan: Sequence[PlannedGroup], versions: Mapping[str, str], rejects: list[Reject]
 ) -> Iterator[DocumentGroup]:
     """Fetch each group's document and queries by reference. Text that is not UTF-8 becomes rejects, not a group."""
-    documents = fetch(storage, [group.place for group in plan], "doc_id", versions=versions)
+    documents = fetch(storage, [group.location for group in plan], "doc_id", versions=versions)
     cached = _cached_queries(storage, plan, versions)
     for group, blob in zip(plan, documents, strict=True):
-        _check_id(group.place, group.doc_id, blob)
-        uncached = [query.place for query in group.queries if query.place not in cached]
+        _check_id(group.location, group.doc_id, blob)
+        uncached = [query.location for query in group.queries if query.location not in cached]
         fetched = fetch(storage, uncached, "query_id", _Worker.queries, versions)
         queries = []
         for planned in group.queries:
-            query_blob = cached[planned.place] if planned.place in cached else next(fetched)
-            _check_id(planned.place, planned.query_id, query_blob)
+            query_blob = cached[planned.location] if planned.location in cached else next(fetched)
+            _check_id(planned.location, planned.query_id, query_blob)
             fault = _text_fault(blob, "document") or _text_fault(query_blob, "query")
             if fault:
                 rejects.append(Reject(planned.query_id, group.doc_id, RejectReason.TEXT_UNDECODABLE, fault))
@@ -262,7 +262,7 @@ def _check_id(ref: BlobRef, expected: str, blob: Blob) -> None:
 
 def _cached_queries(storage: Storage, plan: Sequence[PlannedGroup], versions: Mapping[str, str]) -> dict[BlobRef, Blob]:
     """The unit's queries, read once in file order, up to QUERY_CACHE_BYTES: most are of many documents' groups."""
-    refs = sorted({query.place for group in plan for query in group.queries}, key=astuple)
+    refs = sorted({query.location for group in plan for query in group.queries}, key=astuple)
     cached: dict[BlobRef, Blob] = {}
     free = QUERY_CACHE_BYTES
     for ref, blob in zip(refs, fetch(storage, refs, "query_id", _Worker.queries, versions), strict=True):

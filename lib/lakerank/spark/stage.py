@@ -9,7 +9,7 @@ from lakerank.fingerprint import fingerprint
 from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
-from lakerank.spark.plan.plan import Plan, PlanLimits, plan_folder, planned_units, reused_units
+from lakerank.plan.plan import Plan, PlanLimits, plan_folder, planned_units, reused_units
 from lakerank.spark.rank.lists import Results
 from lakerank.spark.score import RerankerFactory
 

@@ -1,199 +1,50 @@
-"""Work units: document groups with all that scoring them takes, cut from the documents in file order at even cost."""
+"""Cut: the document groups of all partitions become work units of even cost, in file order."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyspark.sql import SparkSession
 
-from lakerank.cost import CostProfile
-from lakerank.lake.blobs import BlobRef
-from lakerank.spark.plan.queries import QueryList
+from lakerank.lake.scores import UNITS, write_unit_list
+from lakerank.lake.storage import join
+from lakerank.lake.tables import parquet_bytes
+from lakerank.plan.index import QueryList
+from lakerank.plan.units import Cuts, GroupFiles, unit_name, unit_rows
+from lakerank.spark.runtime.frames import describe_job, gather, parallelism
 
-_PLACE = [("file", pa.string()), ("row_group", pa.int32()), ("row", pa.int32())]
-
-#: A document and at most so many of its queries, by number: what units are cut from. `tried` names the unit that a
-#: query was last scored in, in vain.
-GROUPS = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("doc_hash", pa.string()),
-        *_PLACE,
-        ("cost", pa.int64()),
-        ("queries", pa.list_(pa.int32())),
-        ("ranks", pa.list_(pa.int32())),
-        ("tried", pa.list_(pa.string())),
-    ]
-)
-
-_QUERY = [("query_id", pa.string()), ("query_hash", pa.string()), ("tried", pa.string()), *_PLACE]
-
-#: A unit's file: one document group a row, with where its document lies and where each of its queries does. `number`
-#: and `rank` are the query's place in the run's query list and the pair's first-stage rank.
-UNIT_GROUPS = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("doc_hash", pa.string()),
-        *_PLACE,
-        ("queries", pa.list_(pa.struct([*_QUERY, ("number", pa.int32()), ("rank", pa.int32())]))),
-    ]
-)
-
-Row = dict[str, Any]
-Int64 = npt.NDArray[np.int64]
+_REPORT = pa.schema([("task", pa.int64()), ("units", pa.int64()), ("largest", pa.int64())])
 
 
-def group_starts(documents: Int64, max_queries: int) -> Int64:
-    """Where document groups begin in pairs (P,) sorted by document: at a new document, and after `max_queries`."""
-    if not len(documents):
-        return np.zeros(0, np.int64)
-    new = np.concatenate([[True], documents[1:] != documents[:-1]])
-    first = np.flatnonzero(new)
-    within = np.arange(len(documents)) - np.repeat(first, np.diff(np.append(first, len(documents))))
-    return np.flatnonzero(within % max_queries == 0)
+def write_units(
+    spark: SparkSession, groups: GroupFiles, queries: QueryList, unit_tokens: int
+) -> tuple[tuple[int, ...], int]:
+    """Cut groups into units of about `unit_tokens`: a file each in `units/`, and lists of them in `unit_lists/`.
 
-
-def group_costs(
-    starts: Int64,
-    document_costs: Int64,
-    shared_costs: Int64,
-    query_costs: Int64,
-    with_image: npt.NDArray[np.bool_],
-    readings: Sequence[CostProfile],
-) -> Int64:
-    """Cost of each group in tokens (G,).
-
-    A document is read once, or again for each query; one that is split costs again in each group. A pair that is
-    rejected unread costs a token.
-
-    Args:
-        document_costs: each group's document's (G,).
-        shared_costs: the part of it that is computed once however pairs are read, the vision encoder's (G,).
-        query_costs: each pair's query's (P,).
-        with_image: whether a pair has an image on either side (P,).
-        readings: how all pairs are read; or those of texts, and those with an image.
+    Returns:
+        How many units each list names, in file order, and the cost of the largest.
     """
-    if not len(starts):
-        return np.zeros(0, np.int64)
-    costs = np.zeros(len(starts), np.int64)
-    for number, reading in enumerate(readings):
-        own = np.ones(len(with_image), bool) if len(readings) == 1 else with_image == bool(number)
-        read = own & (~with_image | reading.accepts_images)
-        pairs = np.add.reduceat(read.astype(np.int64), starts)
-        shared = document_costs if reading.document_major else shared_costs
-        documents = shared * np.minimum(pairs, 1) + (document_costs - shared) * pairs
-        queries = np.add.reduceat(np.where(read, query_costs, 0), starts)
-        costs += np.ceil(reading.weight * (documents + queries)).astype(np.int64)
-        costs += np.add.reduceat((own & ~read).astype(np.int64), starts)
-    return costs
+    total = sum(groups.costs.values())
+    cuts = Cuts.near(total, max(1, min(unit_tokens, total // (2 * parallelism(spark)))))
+    tasks = min(cuts.units, max(4 * parallelism(spark), cuts.units // 64)) if total else 0
+    shares = [(task * cuts.units // tasks, (task + 1) * cuts.units // tasks) for task in range(tasks)]
+    storage, folder = groups.storage, groups.folder
 
+    def cut(task: int) -> Iterator[pa.RecordBatch]:
+        units = []
+        for unit in groups.units(cuts, *shares[task]):
+            rows = unit_rows(unit, queries)
+            name = unit_name(rows)
+            storage.replace(join(folder, "units", f"{name}.parquet"), parquet_bytes(rows, max(1, rows.num_rows)))
+            pairs = pc.sum(pc.list_value_length(rows["queries"])).as_py()
+            units.append({"unit": name, "groups": rows.num_rows, "pairs": pairs, "cost": pc.sum(unit["cost"]).as_py()})
+        table = pa.Table.from_pylist(units, schema=UNITS)
+        write_unit_list(storage, folder, task, table)
+        largest = pc.max(table["cost"]).as_py() or 0
+        yield pa.RecordBatch.from_pydict({"task": [task], "units": [len(units)], "largest": [largest]}, schema=_REPORT)
 
-@dataclass(frozen=True, slots=True)
-class Cuts:
-    """How groups of a known total cost are cut: unit `u` holds the groups that begin in its share of the cost."""
-
-    total: int
-    units: int
-
-    @staticmethod
-    def near(total: int, target: int) -> Cuts:
-        """Even units as near to `target` tokens as there can be."""
-        return Cuts(total, max(1, round(total / target)))
-
-    def unit_of(self, begins: Int64) -> Int64:
-        """The unit of each group (G,) by the cost of all groups before it. Integers alone: the same everywhere."""
-        return np.minimum(begins * self.units // max(1, self.total), self.units - 1)
-
-    def share(self, unit: int) -> tuple[int, int]:
-        """The costs between which a unit's groups begin."""
-        return -(-unit * self.total // self.units), -(-(unit + 1) * self.total // self.units)
-
-
-def unit_rows(groups: pa.Table, queries: QueryList) -> pa.Table:
-    """Rows of GROUPS as a unit's file holds them (UNIT_GROUPS)."""
-    lists = groups["queries"].combine_chunks()
-    numbers = lists.flatten()
-    tried = groups["tried"].combine_chunks().flatten()
-    columns = {
-        "query_id": queries.column("query_id").take(numbers),
-        "query_hash": queries.column("hash").take(numbers),
-        "tried": tried,
-        **{name: queries.column(name).take(numbers) for name, _ in _PLACE},
-        "number": numbers,
-        "rank": groups["ranks"].combine_chunks().flatten(),
-    }
-    offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int32)
-    kind = UNIT_GROUPS.field("queries").type.value_type
-    structs = pa.StructArray.from_arrays([columns[field.name] for field in kind], fields=list(kind))
-    arrays = [groups[name] for name in UNIT_GROUPS.names[:-1]] + [pa.ListArray.from_arrays(pa.array(offsets), structs)]
-    return pa.Table.from_arrays(arrays, schema=UNIT_GROUPS)
-
-
-def name_of(unit: pa.Table) -> str:
-    """A unit's name: a hash of its pairs and of the contents they have, 32 hex digits.
-
-    A pair that was tried before in vain gives the unit a new name.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    lists = unit["queries"].combine_chunks()
-    structs = lists.flatten()
-    digest.update(pc.list_value_length(lists).to_numpy().astype("<i8").tobytes())
-    for column in (
-        unit["doc_id"].combine_chunks(),
-        unit["doc_hash"].combine_chunks(),
-        *(structs.field(name) for name in ("query_id", "query_hash", "tried")),
-    ):
-        digest.update(pc.binary_length(column).fill_null(-1).to_numpy().astype("<i8").tobytes())
-        digest.update(b"".join(_text(column)))
-    return digest.hexdigest()
-
-
-def _text(column: pa.Array) -> Iterator[bytes]:
-    """The characters of all strings of an array, null ones without any."""
-    whole = pa.concat_arrays([column.fill_null("")])
-    _, offsets, data = whole.buffers()
-    if data is not None:
-        ends = np.frombuffer(offsets, np.int32)[[whole.offset, whole.offset + len(whole)]]
-        yield memoryview(data)[int(ends[0]) : int(ends[1])].tobytes()
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedQuery:
-    """A query of a group: what its score is of, and where its content lies."""
-
-    query_id: str
-    query_hash: str
-    place: BlobRef
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedGroup:
-    """A document group of a unit: keys and places, no content."""
-
-    doc_id: str
-    doc_hash: str
-    place: BlobRef
-    queries: tuple[PlannedQuery, ...]
-
-
-def planned_groups(unit: pa.Table) -> list[PlannedGroup]:
-    """A unit's plan file (UNIT_GROUPS) as records."""
-    return [
-        PlannedGroup(
-            row["doc_id"],
-            row["doc_hash"],
-            _place(row),
-            tuple(PlannedQuery(query["query_id"], query["query_hash"], _place(query)) for query in row["queries"]),
-        )
-        for row in unit.to_pylist()
-    ]
-
-
-def _place(row: Row) -> BlobRef:
-    return BlobRef(row["file"], row["row_group"], row["row"])
+    describe_job(spark, f"plan: cut {cuts.units} units")
+    report = gather(spark, range(tasks), cut, _REPORT).sort_by("task")
+    return tuple(report["units"].to_pylist()), max(report["largest"].to_pylist(), default=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +16,11 @@ from pyspark.sql import functions as F
 from lakerank.lake.scores import PlannedUnits, read_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import read_table_file
+from lakerank.plan.pairs import REJECTS
+from lakerank.plan.partitions import REUSED
+from lakerank.plan.plan import BATCH_ROWS, RankedFiles, part_name, read_part
+from lakerank.plan.units import UNIT_GROUPS
 from lakerank.schemas import RANKED, REJECTED
-from lakerank.spark.plan.cut import UNIT_GROUPS
-from lakerank.spark.plan.files import part_name, read_part, read_rejects, read_reused
-from lakerank.spark.plan.join import ROWS_AT_ONCE
-from lakerank.spark.plan.queries import QueryList
 from lakerank.spark.rank.combine import STAGE_RESULTS, FusionRule, combine
 from lakerank.spark.rank.write import FILE_REPORT, SCORED, ListFolders, RankRule, rank_pairs, write_file
 from lakerank.spark.runtime.frames import describe_job, parallelism, scatter
@@ -31,31 +30,6 @@ SCORED_KIND, _REJECTED_KIND, _RESULT_KIND = 0, 1, 2
 _REJECTED = pa.schema([field.with_nullable(True) for field in REJECTED])
 
 Int64 = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Lists:
-    """How lists are spread over files: the first query of each file but the first, by number and by id."""
-
-    queries: QueryList
-    firsts: tuple[int, ...]
-    first_ids: tuple[str, ...]
-
-    def of_numbers(self, numbers: Int64) -> Int64:
-        """The file of each query (N,) by its number."""
-        return np.asarray(np.searchsorted(np.asarray(self.firsts, dtype=np.int64), numbers, side="right"))
-
-    def of_ids(self, ids: pa.Array) -> Int64:
-        """The file of each query (N,) by its id, which need not be in the lake; null goes to the first."""
-        coded = ids.dictionary_encode()
-        edges = [edge.encode() for edge in self.first_ids]
-        files = [bisect_right(edges, ident.encode()) for ident in coded.dictionary.to_pylist()]
-        return np.asarray(np.asarray([*files, 0], dtype=np.int64)[coded.indices.fill_null(-1).to_numpy()])
-
-    def ids(self, file: int) -> tuple[int, pa.Array]:
-        """The number of a file's first query, and the ids of all its queries."""
-        edges = (0, *self.firsts, self.queries.count)
-        return edges[file], self.queries.ids(edges[file], edges[file + 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +47,17 @@ class Results:
         """Names of the files in a folder of the plan."""
         return self.storage.list_names(join(self.plan_folder, folder))
 
+    def read(self, folder: str, name: str, schema: pa.Schema) -> pa.Table:
+        """A file in a folder of the plan."""
+        return read_part(self.storage, join(self.plan_folder, folder, name), schema)
+
 
 def write_lists(
-    spark: SparkSession, stages: Sequence[Results], lists: Lists, rule: RankRule | FusionRule, folders: ListFolders
+    spark: SparkSession,
+    stages: Sequence[Results],
+    lists: RankedFiles,
+    rule: RankRule | FusionRule,
+    folders: ListFolders,
 ) -> pa.Table:
     """Write the ranked and rejected folders: sorted by query, logit descending and doc_id; no query is split.
 
@@ -138,7 +120,10 @@ def file_of(boundaries: Sequence[str]) -> Column:
 
 
 def result_frames(
-    spark: SparkSession, results: Results, lists: Lists, to_batches: Callable[[pa.Table], Iterator[pa.RecordBatch]]
+    spark: SparkSession,
+    results: Results,
+    lists: RankedFiles,
+    to_batches: Callable[[pa.Table], Iterator[pa.RecordBatch]],
 ) -> list[DataFrame]:
     """A scorer's results, of this run and of earlier ones, as frames of the BATCHES that `to_batches` makes of them.
 
@@ -149,7 +134,7 @@ def result_frames(
         yield from to_batches(_unit_rows(results, units))
 
     def read_file(name: str) -> Iterator[pa.RecordBatch]:
-        yield from to_batches(_reused_rows(read_reused(results.storage, results.plan_folder, name), lists))
+        yield from to_batches(_reused_rows(results.read("reused", name, REUSED), lists))
 
     return [
         scatter(spark, _unit_ranges(spark, results), read_units, BATCHES),
@@ -157,7 +142,7 @@ def result_frames(
     ]
 
 
-def scored_batches(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
+def scored_batches(rows: pa.Table, lists: RankedFiles) -> Iterator[pa.RecordBatch]:
     """Results with a logit as BATCHES of SCORED, the others as rejects."""
     scored = pc.is_valid(rows["logit"])
     yield from _by_query(SCORED_KIND, rows.filter(scored).select(SCORED.names), lists)
@@ -192,9 +177,9 @@ def align(unit: pa.Table, scores: pa.Table) -> pa.Table:
 
 
 def _unit_ranges(spark: SparkSession, results: Results) -> list[tuple[int, int]]:
-    """Ranges of units of about ROWS_AT_ONCE pairs each, so that batches are not too small; at least one a task slot."""
+    """Ranges of units of about BATCH_ROWS pairs each, so that batches are not too small; at least one a task slot."""
     count = len(results.units)
-    ranges = min(count, max(2 * parallelism(spark), results.pairs // ROWS_AT_ONCE))
+    ranges = min(count, max(2 * parallelism(spark), results.pairs // BATCH_ROWS))
     return [(number * count // ranges, (number + 1) * count // ranges) for number in range(ranges)]
 
 
@@ -208,7 +193,7 @@ def _unit_rows(results: Results, units: tuple[int, int]) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _reused_rows(rows: pa.Table, lists: Lists) -> pa.Table:
+def _reused_rows(rows: pa.Table, lists: RankedFiles) -> pa.Table:
     rejected = pc.is_null(rows["logit"])
     ids = pa.nulls(rows.num_rows, pa.string())
     if pc.any(rejected).as_py():  # only stored rejects need ids, and a worker holds no more than it must
@@ -220,28 +205,28 @@ def _reused_rows(rows: pa.Table, lists: Lists) -> pa.Table:
     return rows.select([*SCORED.names, "reason", "detail", "query_id"])
 
 
-def _planned_rejects(spark: SparkSession, results: Results, lists: Lists) -> DataFrame:
+def _planned_rejects(spark: SparkSession, results: Results, lists: RankedFiles) -> DataFrame:
     def read(name: str) -> Iterator[pa.RecordBatch]:
-        rows = read_rejects(results.storage, results.plan_folder, name)
+        rows = results.read("rejects", name, REJECTS)
         yield from _reject_batches(rows.append_column("detail", pa.nulls(rows.num_rows, pa.string())), lists)
 
     return scatter(spark, results.names("rejects"), read, BATCHES)
 
 
-def _stage_batches(rows: pa.Table, lists: Lists, stage: int) -> Iterator[pa.RecordBatch]:
+def _stage_batches(rows: pa.Table, lists: RankedFiles, stage: int) -> Iterator[pa.RecordBatch]:
     """Results of a stage with or without a logit, as BATCHES of STAGE_RESULTS."""
     rows = rows.append_column("stage", pa.array(np.full(rows.num_rows, stage, np.int8)))
     yield from _by_query(_RESULT_KIND, rows.select(STAGE_RESULTS.names).cast(STAGE_RESULTS), lists)
 
 
-def _by_query(kind: int, rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
+def _by_query(kind: int, rows: pa.Table, lists: RankedFiles) -> Iterator[pa.RecordBatch]:
     """Rows sorted by query: neighbours then differ little, and batches compress well."""
     numbers = rows["query"].to_numpy().astype(np.int64)
     order = np.argsort(numbers, kind="stable")
     yield from pack(kind, lists.of_numbers(numbers[order]), rows.take(pa.array(order)))
 
 
-def _reject_batches(rows: pa.Table, lists: Lists) -> Iterator[pa.RecordBatch]:
+def _reject_batches(rows: pa.Table, lists: RankedFiles) -> Iterator[pa.RecordBatch]:
     if not rows.num_rows:
         return
     files = lists.of_ids(rows["query_id"].combine_chunks())

@@ -15,10 +15,10 @@ from lakerank.audit import HISTOGRAM_EDGES
 from lakerank.fusion import log_odds
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
+from lakerank.plan.pairs import NO_RANK
+from lakerank.plan.plan import part_name
 from lakerank.ranking import labels, ranks, relevance
 from lakerank.schemas import RANKED, REJECTED
-from lakerank.spark.plan.files import part_name
-from lakerank.spark.plan.join import NO_RANK
 
 #: A scored pair: the query by number, the first-stage rank, and whether this run scored it.
 SCORED = pa.schema(

@@ -12,16 +12,10 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from lakerank.fingerprint import splitmix64
-
-Int64 = npt.NDArray[np.int64]
-UInt64 = npt.NDArray[np.uint64]
-
 #: A shuffled Arrow batch: the partition it goes to, the kind of its rows, and the rows, compressed.
 BATCHES = pa.schema([("part", pa.int32()), ("kind", pa.int8()), ("batch", pa.binary())])
 
 _SIZE_BYTES = 8  # a compressed batch begins with its uncompressed size
-_MAX_WEIGHTS = 4096
 
 
 def pack(kind: int, parts: npt.NDArray[np.integer], rows: pa.Table) -> Iterator[pa.RecordBatch]:
@@ -72,31 +66,6 @@ def exchange(
     return union.repartitionById(parts, "part").mapInArrow(run, from_arrow_schema(schema))
 
 
-def key_hash(keys: pa.Array) -> UInt64:
-    """A 64-bit hash of each string, the same in every process and version: (N,) -> (N,); null hashes as "".
-
-    Multilinear hashing: each byte is multiplied by a weight of its position, and the sum is mixed. The hash only
-    spreads keys over partitions; keys themselves are compared wherever two must be the same.
-    """
-    keys = keys.cast(pa.binary()).fill_null(b"")
-    _, offsets_buffer, data_buffer = keys.buffers()
-    offsets = np.frombuffer(offsets_buffer, np.int32)[keys.offset : keys.offset + len(keys) + 1].astype(np.int64)
-    if data_buffer is None or offsets[-1] == offsets[0]:
-        return splitmix64(np.diff(offsets).astype(np.uint64))
-    data = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64)
-    offsets = offsets - offsets[0]
-    lengths = np.diff(offsets)
-    position = np.arange(len(data)) - np.repeat(offsets[:-1], lengths)
-    weighted = (data + np.uint64(1)) * _WEIGHTS[position % _MAX_WEIGHTS]
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(weighted, dtype=np.uint64)])
-    return splitmix64(sums[offsets[1:]] - sums[offsets[:-1]] + lengths.astype(np.uint64))
-
-
-def part_of(hashes: UInt64, bits: int) -> npt.NDArray[np.int32]:
-    """The partition of 2^bits that each hash goes to. Twice as many partitions split each in two."""
-    return (hashes >> np.uint64(64 - bits)).astype(np.int32) if bits else np.zeros(len(hashes), np.int32)
-
-
 def decompress(batch: pa.Buffer) -> pa.Buffer:
     """The serialized Arrow batch of a row of BATCHES."""
     size = int.from_bytes(batch.slice(0, _SIZE_BYTES).to_pybytes(), "little")
@@ -105,6 +74,3 @@ def decompress(batch: pa.Buffer) -> pa.Buffer:
 
 def _compress(message: pa.Buffer) -> bytes:
     return int(message.size).to_bytes(_SIZE_BYTES, "little") + bytes(pa.compress(message, "zstd", asbytes=True))
-
-
-_WEIGHTS = splitmix64(np.arange(1, _MAX_WEIGHTS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)

@@ -1,4 +1,4 @@
-"""Cutting sorted pairs into groups and units of even cost, whoever cuts and whatever the bins."""
+"""Cutting sorted pairs into groups and units of even cost, whoever cuts and whatever the partitions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.cost import CostProfile
-from lakerank.spark.plan.cut import UNIT_GROUPS, Cuts, group_costs, group_starts, name_of
+from lakerank.plan.units import UNIT_GROUPS, Cuts, group_costs, group_starts, unit_name
 
 #: Documents as (cost, cost of each of its queries).
 documents = st.lists(
@@ -113,16 +113,16 @@ def test_a_units_share_holds_the_groups_that_begin_in_it(costs, target):
 
 def unit(**changes: object) -> pa.Table:
     query = {"query_id": "q1", "query_hash": "hq", "tried": None, "file": "f", "row_group": 0, "row": 0}
-    places = {"number": 3, "rank": 1}
+    locations = {"number": 3, "rank": 1}
     row = {"doc_id": "d1", "doc_hash": "hd", "file": "f", "row_group": 0, "row": 0}
-    pair = {name: changes.pop(name) for name in list(changes) if name in query | places}
-    return pa.Table.from_pylist([row | changes | {"queries": [query | places | pair]}], schema=UNIT_GROUPS)
+    pair = {name: changes.pop(name) for name in list(changes) if name in query | locations}
+    return pa.Table.from_pylist([row | changes | {"queries": [query | locations | pair]}], schema=UNIT_GROUPS)
 
 
 def test_a_unit_is_named_by_its_pairs_and_their_contents_alone():
-    name = name_of(unit())
+    name = unit_name(unit())
     for change in ({"row": 7}, {"file": "other"}, {"number": 4}, {"rank": 9}):
-        assert name_of(unit(**change)) == name, change
+        assert unit_name(unit(**change)) == name, change
     for change in ({"doc_id": "d2"}, {"doc_hash": "x"}, {"query_id": "q"}, {"query_hash": "y"}, {"tried": "earlier"}):
-        assert name_of(unit(**change)) != name, change
-    assert name_of(unit(doc_id="d1h", doc_hash="d")) != name_of(unit(doc_id="d1", doc_hash="hd"))
+        assert unit_name(unit(**change)) != name, change
+    assert unit_name(unit(doc_id="d1h", doc_hash="d")) != unit_name(unit(doc_id="d1", doc_hash="hd"))

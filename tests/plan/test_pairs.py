@@ -1,26 +1,28 @@
-"""Candidates as blocks, judged and found again: held against the same done slowly, row by row."""
+"""Candidates grouped and validated, stored scores chosen: compared with the same done slowly, row by row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import parquet_bytes
-from lakerank.spark.plan import join as inputs
-from lakerank.spark.plan.index import INDEX
-from lakerank.spark.plan.join import KINDS, NO_RANK, Slice
-from lakerank.spark.plan.lookup import FOUND, best_found
-from lakerank.spark.plan.pairs import flat, judge
-from lakerank.spark.plan.queries import QUERY_LIST, QueryList, number_queries
-from lakerank.spark.plan.ranges import even_edges, stripes_of
-from lakerank.spark.rank.write import rank_order
-from lakerank.spark.runtime.shuffle import BATCHES, decompress, key_hash, pack, part_of
+from lakerank.lake.storage import Storage
+from lakerank.plan.index import INDEX, Chunk, QueryList, number_queries, row_numbers
+from lakerank.plan.lookup import DOCUMENT_SCORES, best_scores
+from lakerank.plan.pairs import (
+    DOCUMENT,
+    JOIN_RECORDS,
+    NO_RANK,
+    flat,
+    hashed_candidates,
+    key_hash,
+    part_of,
+    validate_pairs,
+)
+from lakerank.plan.partitions import document_ranges, even_edges
 
 IDS = st.text(st.sampled_from("ab\u00e9\U0001f34e"), max_size=3)
 RANKS = st.one_of(st.none(), st.integers(1, 5))
@@ -64,35 +66,22 @@ def test_queries_are_numbered_by_id_at_their_first_place(rows):
         assert listed[row["same_as"]]["hash"] == row["hash"]
 
 
-def unpacked(blocks: Iterator[pa.RecordBatch]) -> dict[int, pa.Table]:
-    """All blocks of all parts, as the exchange would bring them to one part."""
-    rows: dict[int, list[pa.RecordBatch]] = {kind: [] for kind in KINDS}
-    for batch in blocks:
-        for row in batch.to_pylist():
-            rows[row["kind"]].append(
-                pa.ipc.read_record_batch(decompress(pa.py_buffer(row["batch"])), KINDS[row["kind"]])
-            )
-    return {kind: pa.Table.from_batches(batches, schema=KINDS[kind]) for kind, batches in rows.items()}
-
-
-class HeldQueries(QueryList):
-    """A list that is in memory."""
-
+@dataclass(frozen=True)
+class QueriesInMemory(QueryList):
     rows: pa.Table
 
     def column(self, name: str) -> pa.Array:
-        return type(self).rows[name].combine_chunks()
+        return self.rows[name].combine_chunks()
 
 
-def held(rows: pa.Table) -> HeldQueries:
-    HeldQueries.rows = rows
-    return HeldQueries(Storage(), "", rows.num_rows)
+def in_memory(rows: pa.Table) -> QueryList:
+    return QueriesInMemory(Storage(), "", rows.num_rows, rows)
 
 
 @given(st.sets(IDS, max_size=12), st.lists(st.one_of(st.none(), IDS, st.just("zz")), max_size=12))
 def test_a_query_is_found_by_its_id_wherever_it_stands(known, asked):
     by_bytes = sorted(known, key=str.encode)
-    listed = held(pa.table({"query_id": pa.array(by_bytes, pa.string())}))
+    listed = in_memory(pa.table({"query_id": pa.array(by_bytes, pa.string())}))
     found = listed.numbers(pa.array(asked, pa.string())).tolist()
     assert found == [by_bytes.index(ident) if ident in known else -1 for ident in asked]
 
@@ -106,34 +95,33 @@ CANDIDATE = st.tuples(st.one_of(st.none(), IDS), st.one_of(st.none(), IDS), RANK
     st.lists(st.tuples(IDS, CONTENTS, st.booleans()), min_size=1, max_size=6),
     st.integers(0, 3),
 )
-def test_every_candidate_is_judged_once_as_row_by_row(candidates, queries, documents, bits):
-    listed = held(number_queries(index_rows([{"id": i, "hash": h, "empty": e} for i, h, e in queries])))
+def test_every_candidate_is_validated_once_as_row_by_row(candidates, queries, documents, bits):
+    listed = in_memory(number_queries(index_rows([{"id": i, "hash": h, "empty": e} for i, h, e in queries])))
     schema = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("first_stage_rank", pa.int32())])
     rows = pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in candidates], schema=schema)
-    blocks = unpacked(inputs._listed_blocks(rows.combine_chunks(), listed, bits)) if candidates else unpacked(iter(()))
-    placed = [(i, place, int(h[1]), e) for place, (i, h, e) in enumerate(documents)]
-    columns = [pa.array(values) for values in zip(*placed, strict=True)]
+    records = {record_type: record_schema.empty_table() for record_type, record_schema in JOIN_RECORDS.items()}
+    for hashed in hashed_candidates(rows.combine_chunks(), listed) if candidates else ():
+        assert hashed.hashes.tolist() == key_hash(hashed.rows["doc_id"].combine_chunks()).tolist()
+        assert (np.diff(part_of(hashed.hashes, bits)) >= 0).all()
+        records[hashed.record_type] = hashed.rows
+    located = [(i, number, int(h[1]), e) for number, (i, h, e) in enumerate(documents)]
+    columns = [pa.array(values) for values in zip(*located, strict=True)]
     columns[2] = columns[2].cast(pa.uint64())
-    judged = judge(
-        blocks[inputs.LISTED_KIND],
-        blocks[inputs.LOOSE_KIND],
-        pa.Table.from_arrays(columns, schema=inputs.PLACED),
-        listed.column("query_id"),
-        listed.column("reason"),
-    )
+    records[DOCUMENT] = pa.Table.from_arrays(columns, schema=JOIN_RECORDS[DOCUMENT])
+    validated = validate_pairs(records, listed)
     expected = slowly(candidates, queries, documents)
-    places, numbers, ranks = flat(judged.pairs)
+    places, numbers, ranks = flat(validated.pairs)
     ids = listed.column("query_id").to_pylist()
     pairs = {
-        (ids[q], judged.pairs["doc_id"][int(d)].as_py()): (judged.pairs["document"][int(d)].as_py(), int(r))
+        (ids[q], validated.pairs["doc_id"][int(d)].as_py()): (validated.pairs["document"][int(d)].as_py(), int(r))
         for d, q, r in zip(places, numbers, ranks, strict=True)
     }
-    rejects = {(row["query_id"], row["doc_id"]): row["reason"] for row in judged.rejects.to_pylist()}
-    assert len(rejects) == judged.rejects.num_rows
+    rejects = {(row["query_id"], row["doc_id"]): row["reason"] for row in validated.rejects.to_pylist()}
+    assert len(rejects) == validated.rejects.num_rows
     assert pairs == {pair: found for pair, found in expected.items() if isinstance(found, tuple)}
     assert rejects == {pair: found for pair, found in expected.items() if isinstance(found, str)}
-    assert judged.duplicates == len(candidates) - len(expected)
-    assert judged.documents == len({d for _, d, _ in candidates} - {None})
+    assert validated.duplicates == len(candidates) - len(expected)
+    assert validated.documents == len({d for _, d, _ in candidates} - {None})
 
 
 def slowly(candidates, queries, documents):
@@ -161,7 +149,7 @@ def slowly(candidates, queries, documents):
     return expected
 
 
-FOUND_ROWS = st.lists(
+SCORES = st.lists(
     st.tuples(
         st.integers(0, 4),
         st.integers(0, 2),
@@ -172,10 +160,10 @@ FOUND_ROWS = st.lists(
 )
 
 
-@given(FOUND_ROWS)
+@given(SCORES)
 def test_of_several_stored_scores_a_logit_goes_first_and_what_may_pass_last(rows):
     made = [{"document": d, "query": q, "logit": None if r else 1.0, "reason": r, "unit": u} for d, q, r, u in rows]
-    keys, best = best_found(pa.Table.from_pylist(made, schema=FOUND), np.array([1, 3, 4]))
+    keys, best = best_scores(pa.Table.from_pylist(made, schema=DOCUMENT_SCORES), np.array([1, 3, 4]))
     order = {None: 0, "image_undecodable": 1, "out_of_memory": 2}
     expected = {}
     for d, q, r, u in rows:
@@ -188,60 +176,22 @@ def test_of_several_stored_scores_a_logit_goes_first_and_what_may_pass_last(rows
     assert best["lasting"].to_pylist() == [expected[key][0] < 2 for key in sorted(expected)]
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-1.5, 0.0, 2.25]), IDS), unique=True, max_size=30))
-def test_lists_are_by_query_then_logit_then_id(rows):
-    query, logit, ids = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
-    order = rank_order(np.array(query, np.int64), np.array(logit, np.float32), pa.array(ids, pa.string()))
-    found = [(query[at], -logit[at], ids[at].encode()) for at in order.tolist()]
-    assert found == sorted(found)
-
-
 @given(st.dictionaries(st.integers(0, 300), st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 8))
-def test_bins_are_even_but_for_what_cannot_be_cut(sizes, bins):
-    edges = even_edges(sizes, bins)
-    assert len(edges) < bins
+def test_partitions_are_even_but_for_what_cannot_be_cut(sizes, partitions):
+    edges = even_edges(sizes, partitions)
+    assert len(edges) < partitions
     loads = np.zeros(len(edges) + 1, int)
     for number, size in sizes.items():
         loads[np.searchsorted(edges, number, side="right")] += size
     assert (loads > 0).all()
-    assert loads.max() <= sum(sizes.values()) / bins + 2 * max(sizes.values())
+    assert loads.max() <= sum(sizes.values()) / partitions + 2 * max(sizes.values())
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 40))
-def test_stripes_rise_with_documents(rows, wanted):
-    from lakerank.spark.plan.index import PLACE_BITS, Chunk
-
-    stripes = stripes_of([Chunk("f", 0, 1, count, "i") for count in rows], wanted)
+def test_document_ranges_rise_with_documents(rows, wanted):
+    ranges = document_ranges([Chunk("f", 0, 1, count, "i") for count in rows], wanted)
     # A chunk may hold more rows than it was taken for.
-    numbers = [(chunk << PLACE_BITS) + place for chunk, count in enumerate(rows) for place in range(count + 3)]
-    found = stripes.of(np.array(numbers))
+    numbers = np.concatenate([row_numbers(chunk, count + 3) for chunk, count in enumerate(rows)])
+    found = ranges.of(numbers)
     assert (np.diff(found) >= 0).all()
     assert found.max() <= wanted + len(rows)
-
-
-@pytest.mark.parametrize(("row_groups", "rows_a_group"), [(1, 1000), (40, 25), (3, 400)])
-def test_slices_cover_a_file_once_however_it_is_cut(tmp_path, monkeypatch, row_groups, rows_a_group):
-    from lakerank.lake.tables import fragments
-    from lakerank.schemas import CANDIDATES
-
-    monkeypatch.setattr(inputs, "ROWS_AT_ONCE", 64)
-    count = row_groups * rows_a_group
-    table = pa.table({"query_id": [f"q{n}" for n in range(count)], "doc_id": ["d"] * count})
-    address = join(str(tmp_path), "c.parquet")
-    Storage().replace(address, parquet_bytes(table, rows_a_group))
-    files = fragments(Storage(), address, CANDIDATES)
-    slices = inputs._slices(files, 4)
-    assert len(slices) >= 4
-    read = [b for one in slices for b in inputs._read_slice(Storage(), one, ["query_id"])]
-    assert [q for batch in read for q in batch.column(0).to_pylist()] == table["query_id"].to_pylist()
-    assert all(isinstance(one, Slice) for one in slices)
-
-
-def test_packed_blocks_are_one_a_part():
-    rows = pa.table({"x": pa.array(range(6))})
-    (batch,) = pack(3, np.array([0, 0, 2, 2, 2, 5]), rows)
-    assert batch.schema == BATCHES
-    assert batch.column("part").to_pylist() == [0, 2, 5]
-    assert batch.column("kind").to_pylist() == [3, 3, 3]
-    assert list(pack(3, np.zeros(0, np.int32), rows.slice(0, 0))) == []
-    assert set(QUERY_LIST.names) >= {"query_id", "same_as"}

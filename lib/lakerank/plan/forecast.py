@@ -1,0 +1,139 @@
+"""The forecast of a run's cost, by stage and in total: for the summary, and as lines of the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lakerank.cost import Calibration, device_seconds, tflop
+from lakerank.plan.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+#: Figures of stages that are not added up: those of the candidates are the first stage's, others the largest.
+_OF_THE_FIRST = ("candidates", "duplicates", "rejected", "dropped", "forecast_device", "published")
+_LARGEST = ("largest_unit_over_mean", "forecast_read_amplification")
+
+
+@dataclass(frozen=True, slots=True)
+class CostUpperBound:
+    """The most that scoring the top k pairs of each query can take, whichever they are and none of them scored yet.
+
+    Attributes:
+        pairs: k of each query, or all that it has.
+        documents: as many as there are pairs, or all there are.
+        cost: tokens of the pairs' queries, and of the costliest documents.
+        pairwise_cost: the same with a document read again for each query.
+    """
+
+    pairs: int
+    documents: int
+    cost: int
+    pairwise_cost: int
+
+
+def costliest(counts: Mapping[int, int], most: int) -> int:
+    """Total cost of the `most` costliest of some things, given how many there are of each cost."""
+    total = 0
+    for cost in sorted(counts, reverse=True):
+        taken = min(most, counts[cost])
+        total, most = total + cost * taken, most - taken
+    return total
+
+
+def forecast(plan: Plan, parameters: int, calibration: Calibration | None) -> dict[str, Any]:
+    """The cost of scoring a plan."""
+    fetching = plan.fetch_bytes / calibration.fetch_bytes_per_second / 3600 if calibration else None
+    return {
+        "candidates": plan.candidates,
+        "duplicates": plan.duplicates,
+        "new": plan.new,
+        "reused": plan.reused,
+        "rejected": plan.rejected,
+        "dropped": plan.dropped,
+        "units": plan.units,
+        "forecast_documents": plan.new_documents,
+        "forecast_tokens": plan.cost,
+        "forecast_tokens_pairwise": plan.pairwise_cost,
+        "forecast_patches": plan.patches,
+        "forecast_fetch_bytes": plan.fetch_bytes,
+        "forecast_read_amplification": round(plan.read_bytes / plan.fetch_bytes, 3) if plan.fetch_bytes else None,
+        **_work(plan.cost, parameters, calibration),
+        "forecast_fetch_hours": None if fetching is None else round(fetching, 4),
+        "largest_unit_over_mean": round(plan.largest_unit * plan.units / plan.cost, 3) if plan.cost else 0.0,
+        "published": False,
+    }
+
+
+def forecast_at_most(bound: CostUpperBound, parameters: int, calibration: Calibration | None) -> dict[str, Any]:
+    """The forecast of a stage whose candidates are not known yet; nor are `reused` and the like."""
+    return {
+        "at_most": True,
+        "candidates": bound.pairs,
+        "new": bound.pairs,
+        "forecast_documents": bound.documents,
+        "forecast_tokens": bound.cost,
+        "forecast_tokens_pairwise": bound.pairwise_cost,
+        **_work(bound.cost, parameters, calibration),
+    }
+
+
+def _work(tokens: int, parameters: int, calibration: Calibration | None) -> dict[str, Any]:
+    hours = device_seconds(calibration, parameters, tokens) / 3600 if calibration else None
+    return {
+        "forecast_tflop": round(tflop(parameters, tokens), 3),
+        "forecast_device": f"{calibration.device} {calibration.dtype}" if calibration else None,
+        "forecast_device_hours": None if hours is None else round(hours, 4),
+    }
+
+
+def total_forecast(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The forecast of a run from those of its stages: counts of the candidates as they are, work added up."""
+    total = dict(stages[0])
+    for name, value in stages[0].items():
+        known = [stage[name] for stage in stages if stage.get(name) is not None]
+        if name in _LARGEST:
+            total[name] = max(known, default=None)
+        elif name not in _OF_THE_FIRST:
+            total[name] = sum(known) if known else None
+        if isinstance(value, float) and name not in _LARGEST:
+            total[name] = round(total[name], 4)
+    return total
+
+
+def log_forecast(stage: Mapping[str, Any]) -> None:
+    """Log a stage's forecast."""
+    if stage.get("at_most"):
+        logger.info(
+            "plan: at most %d pairs, %d documents, %d tokens (%d pair by pair), %.3f TFLOP; exact once the stage "
+            "before has been scored",
+            *(stage[name] for name in ("new", "forecast_documents", "forecast_tokens", "forecast_tokens_pairwise")),
+            stage["forecast_tflop"],
+        )
+    else:
+        _log_plan(stage)
+    if stage["forecast_device_hours"] is not None:
+        logger.info(
+            "plan: about %.3g hours of one %s, and %.3g of one task's fetching beside it",
+            *(stage[f"forecast_{name}"] for name in ("device_hours", "device")),
+            stage.get("forecast_fetch_hours") or 0.0,
+        )
+
+
+def _log_plan(stage: Mapping[str, Any]) -> None:
+    logger.info(
+        "plan: %d candidates: %d new, %d reused, %d rejected, %d duplicates; %d dropped since the last published run",
+        *(stage[name] for name in ("candidates", "new", "reused", "rejected", "duplicates", "dropped")),
+    )
+    logger.info(
+        "plan: %d documents, %d tokens (%d pair by pair), %d patches, %.3f TFLOP; %d units, largest %.2f of the mean",
+        *(stage[f"forecast_{name}"] for name in ("documents", "tokens", "tokens_pairwise", "patches", "tflop")),
+        *(stage[name] for name in ("units", "largest_unit_over_mean")),
+    )
+    logger.info(
+        "plan: %.3f GB to fetch, in row groups of %.2f times as much",
+        stage["forecast_fetch_bytes"] / 1e9,
+        stage["forecast_read_amplification"] or 1,
+    )

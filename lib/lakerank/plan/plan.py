@@ -1,0 +1,249 @@
+"""A run's plan as stored in the lake: what it was made with, its counts, and the addresses of its files."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lakerank.cost import CostProfile, Sizing
+from lakerank.errors import StorageError
+from lakerank.lake.blobs import ChangedFile
+from lakerank.lake.runs import RunPaths
+from lakerank.lake.scores import PlannedUnits, read_reused_units
+from lakerank.lake.storage import Storage, join
+from lakerank.lake.tables import Fragment, fragments, parquet_bytes, read_table_file
+from lakerank.plan.index import QueryList
+from lakerank.schemas import DOCUMENTS
+
+#: Candidates that a task groups by document in one Arrow batch.
+BATCH_ROWS = 2**20
+
+#: Rows of a row group in the files of a plan.
+ROW_GROUP_ROWS = 100_000
+
+_SOURCES = pa.schema([("file", pa.string()), ("version", pa.string())])
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Addresses of the tables a run reads."""
+
+    documents: str
+    queries: str
+    candidates: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSizes:
+    """About how much a planning task has in memory; the plan's results do not depend on it.
+
+    Attributes:
+        pairs: pairs of one part or partition.
+        batch_rows: candidates that are grouped by document at once.
+    """
+
+    pairs: int = 2**19
+    batch_rows: int = BATCH_ROWS
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLimits:
+    """How costs are estimated and units cut. `readings`: of all pairs, or of those of texts and those with an image."""
+
+    document: Sizing
+    query: Sizing
+    max_queries_per_group: int
+    unit_tokens: int
+    rows_per_file: int
+    readings: tuple[CostProfile, ...] = (CostProfile(),)
+    task_sizes: TaskSizes = TaskSizes()
+
+    def identity(self) -> dict[str, Any]:
+        """The limits that a plan's results depend on: their names and values are part of stored fingerprints."""
+        values = asdict(self)
+        del values["task_sizes"]
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The content of plan.json. Counts are of distinct pairs, costs in tokens.
+
+    `dropped`: candidates of the last published run that are no longer listed. `cost`, `patches`, `fetch_bytes` (text
+    and images of the documents, as they are stored) and `read_bytes` (of the row groups they are in) are of the new
+    pairs. `bits`: pairs are in 2^bits parts by document id. `unit_counts`: how many units each list of units names.
+    `first_queries` and `boundaries`: first query of each ranked file but the first, by number and by id.
+    """
+
+    attempt: str
+    scorer: str
+    made_from: str
+    candidates: int
+    duplicates: int
+    new: int
+    reused: int
+    rejected: int
+    dropped: int
+    documents: int
+    new_documents: int
+    queries_listed: int
+    cost: int
+    pairwise_cost: int
+    patches: int
+    fetch_bytes: int
+    read_bytes: int
+    largest_unit: int
+    bits: int
+    unit_counts: tuple[int, ...]
+    first_queries: tuple[int, ...]
+    boundaries: tuple[str, ...]
+    inputs: Mapping[str, Any]
+
+    @property
+    def units(self) -> int:
+        """How many work units there are."""
+        return sum(self.unit_counts)
+
+    def to_json(self) -> bytes:
+        """The plan file."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class RankedFiles:
+    """How lists are spread over files: the first query of each file but the first, by number and by id."""
+
+    queries: QueryList
+    firsts: tuple[int, ...]
+    first_ids: tuple[str, ...]
+
+    def of_numbers(self, numbers: Int64) -> Int64:
+        """The file of each query (N,) by its number."""
+        return np.asarray(np.searchsorted(np.asarray(self.firsts, dtype=np.int64), numbers, side="right"))
+
+    def of_ids(self, ids: pa.Array) -> Int64:
+        """The file of each query (N,) by its id, which need not be in the lake; null goes to the first."""
+        coded = ids.dictionary_encode()
+        edges = [edge.encode() for edge in self.first_ids]
+        files = [bisect_right(edges, ident.encode()) for ident in coded.dictionary.to_pylist()]
+        return np.asarray(np.asarray([*files, 0], dtype=np.int64)[coded.indices.fill_null(-1).to_numpy()])
+
+    def ids(self, file: int) -> tuple[int, pa.Array]:
+        """The number of a file's first query, and the ids of all its queries."""
+        edges = (0, *self.firsts, self.queries.count)
+        return edges[file], self.queries.ids(edges[file], edges[file + 1])
+
+
+def plan_folder(paths: RunPaths, attempt: str) -> str:
+    """The folder of a planning attempt; only the attempt that plan.json names counts."""
+    return join(paths.plan, attempt)
+
+
+def units_folder(paths: RunPaths, attempt: str) -> str:
+    """The folder with one file of document groups for each unit."""
+    return join(plan_folder(paths, attempt), "units")
+
+
+def sources_address(paths: RunPaths, attempt: str) -> str:
+    """The file with the versions of the tables' files that the plan was made from."""
+    return join(plan_folder(paths, attempt), "sources.parquet")
+
+
+def query_list(storage: Storage, paths: RunPaths, plan: Plan) -> QueryList:
+    """The plan's queries, numbered."""
+    return QueryList(storage, join(plan_folder(paths, plan.attempt), "queries"), plan.queries_listed)
+
+
+def planned_units(storage: Storage, paths: RunPaths, plan: Plan) -> PlannedUnits:
+    """Names of the plan's units, in file order."""
+    return PlannedUnits(storage, plan_folder(paths, plan.attempt), plan.unit_counts)
+
+
+def reused_units(storage: Storage, paths: RunPaths, plan: Plan) -> list[str]:
+    """Names of earlier runs' units whose scores this run uses again: what must not be deleted for it."""
+    return read_reused_units(storage, plan_folder(paths, plan.attempt))
+
+
+def ranked_files(storage: Storage, paths: RunPaths, plan: Plan) -> RankedFiles:
+    """How the run's lists are spread over files."""
+    return RankedFiles(query_list(storage, paths, plan), plan.first_queries, plan.boundaries)
+
+
+def load_plan(storage: Storage, paths: RunPaths) -> Plan | None:
+    """The plan of a run, or None if it has not been planned.
+
+    Raises:
+        StorageError: the file is not a plan of this version of lakerank.
+    """
+    address = paths.plan_file
+    if not storage.exists(address):
+        return None
+    values = json.loads(storage.read_bytes(address))
+    lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    try:
+        return Plan(**lists)
+    except TypeError as error:
+        raise StorageError(f"{address}: written by another version of lakerank; use another --run-id") from error
+
+
+def verify_plan_files(storage: Storage, paths: RunPaths, plan: Plan) -> None:
+    """Raises StorageError when files of the plan have been deleted."""
+    names = set(storage.list_names(units_folder(paths, plan.attempt)))
+    missing = sum(f"{unit}.parquet" not in names for unit in planned_units(storage, paths, plan))
+    if missing:
+        raise StorageError(f"{units_folder(paths, plan.attempt)}: {missing} unit files are gone; use another --run-id")
+
+
+def part_name(number: int) -> str:
+    """The name of a numbered file."""
+    return f"part-{number:05d}.parquet"
+
+
+def read_part(storage: Storage, address: str, schema: pa.Schema) -> pa.Table:
+    """A whole file of a plan."""
+    return pa.Table.from_batches(
+        [batch for *_, batch in read_table_file(storage, address, schema, batch_rows=ROW_GROUP_ROWS)], schema=schema
+    ).combine_chunks()
+
+
+def write_part(storage: Storage, folder: str, number: int, rows: pa.Table) -> None:
+    """Write a numbered file of a plan."""
+    storage.replace(join(folder, part_name(number)), parquet_bytes(rows, ROW_GROUP_ROWS))
+
+
+def write_sources(storage: Storage, address: str, files: Sequence[Fragment]) -> None:
+    """Store the version of each file of the tables that the plan is made from."""
+    rows = [{"file": fragment.file.uri, "version": fragment.file.version} for fragment in files]
+    storage.replace(address, parquet_bytes(pa.Table.from_pylist(rows, schema=_SOURCES), ROW_GROUP_ROWS))
+
+
+def read_sources(storage: Storage, address: str) -> dict[str, str]:
+    """The version of each file of the tables, as planned."""
+    rows = read_part(storage, address, _SOURCES)
+    return dict(zip(rows["file"].to_pylist(), rows["version"].to_pylist(), strict=True))
+
+
+def planned_documents(storage: Storage, tables: Tables, paths: RunPaths, plan: Plan) -> list[Fragment]:
+    """The files of the documents table that a plan was made from, in its order; files added since are left out.
+
+    Raises:
+        ChangedFile: one of them has been replaced, or is gone.
+    """
+    versions = read_sources(storage, sources_address(paths, plan.attempt))
+    listed = fragments(storage, tables.documents, DOCUMENTS)
+    files = [fragment for fragment in listed if fragment.file.uri in versions]
+    for fragment in files:
+        if versions[fragment.file.uri] != fragment.file.version:
+            raise ChangedFile(fragment.file.uri, "replaced since the run was planned")
+    if len(files) != plan.inputs["documents"]["files"]:
+        raise ChangedFile(tables.documents, "files are gone since the run was planned")
+    return files

@@ -1,0 +1,236 @@
+"""The cut step: document groups and their costs, and work units cut from them in file order at even cost."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lakerank.cost import CostProfile
+from lakerank.lake.blobs import BlobRef
+from lakerank.lake.storage import Storage, join
+from lakerank.plan.index import QueryList
+from lakerank.plan.plan import part_name, read_part
+
+_LOCATION = [("file", pa.string()), ("row_group", pa.int32()), ("row", pa.int32())]
+
+#: A document and at most so many of its queries, by number: what units are cut from. `tried` names the unit that a
+#: query was last scored in, in vain.
+GROUPS = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("doc_hash", pa.string()),
+        *_LOCATION,
+        ("cost", pa.int64()),
+        ("queries", pa.list_(pa.int32())),
+        ("ranks", pa.list_(pa.int32())),
+        ("tried", pa.list_(pa.string())),
+    ]
+)
+
+_QUERY = [("query_id", pa.string()), ("query_hash", pa.string()), ("tried", pa.string()), *_LOCATION]
+
+#: A unit's file: one document group a row, with the locations of its document and of each of its queries. `number` and
+#: `rank` are the query's row in the run's query list and the pair's first-stage rank.
+UNIT_GROUPS = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("doc_hash", pa.string()),
+        *_LOCATION,
+        ("queries", pa.list_(pa.struct([*_QUERY, ("number", pa.int32()), ("rank", pa.int32())]))),
+    ]
+)
+
+Row = dict[str, Any]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+
+def group_starts(documents: Int64, max_queries: int) -> Int64:
+    """Where document groups begin in pairs (P,) sorted by document: at a new document, and after `max_queries`."""
+    if not len(documents):
+        return np.zeros(0, np.int64)
+    new = np.concatenate([[True], documents[1:] != documents[:-1]])
+    first = np.flatnonzero(new)
+    within = np.arange(len(documents)) - np.repeat(first, np.diff(np.append(first, len(documents))))
+    return np.flatnonzero(within % max_queries == 0)
+
+
+def group_costs(
+    starts: Int64,
+    document_costs: Int64,
+    shared_costs: Int64,
+    query_costs: Int64,
+    with_image: Bool,
+    readings: Sequence[CostProfile],
+) -> Int64:
+    """Cost of each group in tokens (G,).
+
+    A document is read once, or again for each query; one that is split costs again in each group. A pair that is
+    rejected unread costs a token.
+
+    Args:
+        document_costs: each group's document's (G,).
+        shared_costs: the part of it that is computed once however pairs are read, the vision encoder's (G,).
+        query_costs: each pair's query's (P,).
+        with_image: whether a pair has an image on either side (P,).
+        readings: how all pairs are read; or those of texts, and those with an image.
+    """
+    if not len(starts):
+        return np.zeros(0, np.int64)
+    costs = np.zeros(len(starts), np.int64)
+    for number, reading in enumerate(readings):
+        routed = np.ones(len(with_image), bool) if len(readings) == 1 else with_image == bool(number)
+        read = routed & (~with_image | reading.accepts_images)
+        pairs = np.add.reduceat(read.astype(np.int64), starts)
+        shared = document_costs if reading.document_major else shared_costs
+        documents = shared * np.minimum(pairs, 1) + (document_costs - shared) * pairs
+        queries = np.add.reduceat(np.where(read, query_costs, 0), starts)
+        costs += np.ceil(reading.weight * (documents + queries)).astype(np.int64)
+        costs += np.add.reduceat((routed & ~read).astype(np.int64), starts)
+    return costs
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """How groups of a known total cost are cut: unit `u` has the groups that begin in its share of the cost."""
+
+    total: int
+    units: int
+
+    @staticmethod
+    def near(total: int, target: int) -> Cuts:
+        """Even units as near to `target` tokens as there can be."""
+        return Cuts(total, max(1, round(total / target)))
+
+    def unit_of(self, begins: Int64) -> Int64:
+        """The unit of each group (G,) by the cost of all groups before it. Integers alone: the same everywhere."""
+        return np.minimum(begins * self.units // max(1, self.total), self.units - 1)
+
+    def share(self, unit: int) -> tuple[int, int]:
+        """The costs between which a unit's groups begin."""
+        return -(-unit * self.total // self.units), -(-(unit + 1) * self.total // self.units)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFiles:
+    """The `groups/` of a plan, a file a partition, and each partition's cost in tokens."""
+
+    storage: Storage
+    folder: str
+    costs: Mapping[int, int]
+
+    def units(self, cuts: Cuts, first_unit: int, end_unit: int) -> Iterator[pa.Table]:
+        """The groups of each unit of a range, in order; only partitions that have some of them are read."""
+        first, end = cuts.share(first_unit)[0], cuts.share(end_unit - 1)[1]
+        rest, rest_units = GROUPS.empty_table(), np.zeros(0, np.int64)
+        begin = 0
+        for partition in sorted(self.costs):
+            begin, before = begin + self.costs[partition], begin
+            if not self.costs[partition] or before >= end or begin <= first:
+                continue
+            rows = read_part(self.storage, join(self.folder, "groups", part_name(partition)), GROUPS)
+            cost = rows["cost"].to_numpy()
+            units = cuts.unit_of(before + np.cumsum(cost) - cost)
+            inside = (units >= first_unit) & (units < end_unit)
+            rest = pa.concat_tables([rest, rows.filter(pa.array(inside))]).combine_chunks()
+            rest_units = np.concatenate([rest_units, units[inside]])
+            if not len(rest_units):
+                continue
+            edges = np.flatnonzero(np.diff(rest_units)) + 1
+            for a, b in zip([0, *edges[:-1]], edges, strict=False):
+                yield rest.slice(a, b - a).combine_chunks()
+            last = int(edges[-1]) if len(edges) else 0
+            rest, rest_units = rest.slice(last), rest_units[last:]
+        if rest.num_rows:
+            yield rest.combine_chunks()
+
+
+def unit_rows(groups: pa.Table, queries: QueryList) -> pa.Table:
+    """Rows of GROUPS in the schema of a unit's file (UNIT_GROUPS)."""
+    lists = groups["queries"].combine_chunks()
+    numbers = lists.flatten()
+    columns = {
+        "query_id": queries.column("query_id").take(numbers),
+        "query_hash": queries.column("hash").take(numbers),
+        "tried": groups["tried"].combine_chunks().flatten(),
+        **{name: queries.column(name).take(numbers) for name, _ in _LOCATION},
+        "number": numbers,
+        "rank": groups["ranks"].combine_chunks().flatten(),
+    }
+    offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int32)
+    fields = list(UNIT_GROUPS.field("queries").type.value_type)
+    structs = pa.StructArray.from_arrays([columns[field.name] for field in fields], fields=fields)
+    arrays = [groups[name] for name in UNIT_GROUPS.names[:-1]] + [pa.ListArray.from_arrays(pa.array(offsets), structs)]
+    return pa.Table.from_arrays(arrays, schema=UNIT_GROUPS)
+
+
+def unit_name(unit: pa.Table) -> str:
+    """Name of a work unit (UNIT_GROUPS): a hash of its pairs and of the contents they have, 32 hex digits.
+
+    A pair that was tried before in vain gives the unit a new name.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    lists = unit["queries"].combine_chunks()
+    structs = lists.flatten()
+    digest.update(pc.list_value_length(lists).to_numpy().astype("<i8").tobytes())
+    for column in (
+        unit["doc_id"].combine_chunks(),
+        unit["doc_hash"].combine_chunks(),
+        *(structs.field(name) for name in ("query_id", "query_hash", "tried")),
+    ):
+        digest.update(pc.binary_length(column).fill_null(-1).to_numpy().astype("<i8").tobytes())
+        digest.update(_characters(column))
+    return digest.hexdigest()
+
+
+def _characters(column: pa.Array) -> bytes:
+    """The characters of all strings of an array; null ones have none."""
+    whole = pa.concat_arrays([column.fill_null("")])
+    _, offsets, data = whole.buffers()
+    if data is None:
+        return b""
+    first, end = np.frombuffer(offsets, np.int32)[[whole.offset, whole.offset + len(whole)]].tolist()
+    return memoryview(data)[first:end].tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedQuery:
+    """A query of a group: what its score is of, and the location of its content."""
+
+    query_id: str
+    query_hash: str
+    location: BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedGroup:
+    """A document group of a unit: keys and locations, no content."""
+
+    doc_id: str
+    doc_hash: str
+    location: BlobRef
+    queries: tuple[PlannedQuery, ...]
+
+
+def planned_groups(unit: pa.Table) -> list[PlannedGroup]:
+    """A unit's plan file (UNIT_GROUPS) as records."""
+    return [
+        PlannedGroup(
+            row["doc_id"],
+            row["doc_hash"],
+            _location(row),
+            tuple(PlannedQuery(query["query_id"], query["query_hash"], _location(query)) for query in row["queries"]),
+        )
+        for row in unit.to_pylist()
+    ]
+
+
+def _location(row: Row) -> BlobRef:
+    return BlobRef(row["file"], row["row_group"], row["row"])
