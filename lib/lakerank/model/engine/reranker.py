@@ -45,13 +45,13 @@ class Engine(Protocol):
         """Tokens of the document groups to preprocess ahead."""
         ...
 
-    def score(self, works: Sequence[Any]) -> Sequence[Sequence[float | RejectedInput]]:
-        """The raw logit of each of a group's pairs that were preprocessed, or why there is none."""
+    def score(self, inputs: Sequence[Any]) -> Sequence[Sequence[float | RejectedInput]]:
+        """For each input, the raw logit of each of its pairs, or why there is none."""
         ...
 
 
 def whole_pair(query: EncodedInput, document: EncodedInput) -> PairLengths:
-    """Lengths of a pair whose sides are read as they are."""
+    """Lengths of a pair whose query and document are scored as they are encoded."""
     return len(query.token_ids), len(document.token_ids), query.truncated, document.truncated
 
 
@@ -105,16 +105,17 @@ class BatchedReranker:
         Groups are pulled as they are needed; decoding, resizing and tokenising run in threads ahead of the device.
         """
         prefetched = self.preprocessor.prefetch(groups, self.engine.prefetch_tokens, self.counters)
-        sized = ((prepared, 0 if prepared.work is None else prepared.work.tokens) for prepared in prefetched)
+        sized = ((group, 0 if group.engine_input is None else group.engine_input.tokens) for group in prefetched)
         for batch in batched(sized, lambda: self.engine.group_tokens):
+            inputs = [group.engine_input for group in batch if group.engine_input is not None]
             with self._lock:
-                scored = self.engine.score([prepared.work for prepared in batch if prepared.work is not None])
+                scored = self.engine.score(inputs)
             outcomes = iter(scored)
-            for prepared in batch:
-                yield from self._results(prepared, () if prepared.work is None else next(outcomes))
+            for group in batch:
+                yield from self._results(group, () if group.engine_input is None else next(outcomes))
 
     def _results(self, prepared: Prepared, outcomes: Sequence[float | RejectedInput]) -> Iterator[ScoredPair | Reject]:
-        """One result for each of a group's queries, in order; `outcomes` are those of the queries with an input."""
+        """One result for each of a group's queries, in order; `outcomes` are those of the queries that were encoded."""
         document, side = prepared.group.document, prepared.document
         if isinstance(side, RejectedInput):
             yield from (_reject(query, document, side) for query in prepared.group.queries)

@@ -43,12 +43,12 @@ class EngineInput(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A group whose inputs are encoded. `work`: what the device is given, None where nothing can be scored."""
+    """A group whose inputs are encoded. `engine_input` is None where nothing can be scored."""
 
     group: DocumentGroup
     document: EncodedInput | RejectedInput
     queries: tuple[EncodedInput | RejectedInput, ...]
-    work: EngineInput | None
+    engine_input: EngineInput | None
     decode_s: float
     tokenise_s: float
 
@@ -132,8 +132,8 @@ class Preprocessor:
             return Prepared(group, document, (), None, spent.decode, spent.tokenise)
         queries = tuple(self._encode(query, spent) for query in group.queries)
         encoded = tuple(query for query in queries if isinstance(query, EncodedInput))
-        work = self._arrange(document, encoded) if encoded else None
-        return Prepared(group, document, queries, work, spent.decode, spent.tokenise)
+        engine_input = self._arrange(document, encoded) if encoded else None
+        return Prepared(group, document, queries, engine_input, spent.decode, spent.tokenise)
 
     def _encode(self, item: Query | Document, spent: _Seconds) -> EncodedInput | RejectedInput:
         """Token ids and patches of an input, or why there are none; from the cache where its content is in it."""
