@@ -19,8 +19,8 @@ from lakerank.fusion import (
     log_odds,
     mean_relevance,
     min_max,
-    places,
     reciprocal_ranks,
+    scorer_ranks,
 )
 
 LOGITS = st.one_of(st.just(math.nan), st.integers(-3, 3).map(float), st.floats(-20, 20, width=32))
@@ -45,7 +45,7 @@ def own_list(query: Any, logits: Any, document: Any, of: int) -> list[int]:
 @given(results())
 def test_places_are_ranks_in_each_scorers_own_list(drawn):
     query, logits, document = drawn
-    found = places(query, logits, document)
+    found = scorer_ranks(query, logits, document)
     expected = np.zeros(logits.shape, int)
     for scorer, own in enumerate(logits):
         for of in set(query.tolist()):
@@ -58,7 +58,7 @@ def test_places_are_ranks_in_each_scorers_own_list(drawn):
 def test_reciprocal_rank_is_the_published_sum(drawn, k):
     query, logits, document = drawn
     found = fused(query, logits, document, Fusion("reciprocal_rank", (1 / len(logits),) * len(logits), k))
-    ranks = places(query, logits, document)
+    ranks = scorer_ranks(query, logits, document)
     expected = [sum(1 / (k + rank) for rank in column if rank) for column in ranks.T.tolist()]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert (found <= np.float32(len(logits) / (k + 1)) * (1 + 1e-6)).all()

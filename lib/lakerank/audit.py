@@ -1,4 +1,4 @@
-"""Is a run fit to be published? Each check holds one number of the run against its bound in the config."""
+"""The audit before publishing: each check compares one number of the run with its bound in the config."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Bins of the logit histogram that every manifest keeps, so that the next run can be held against it.
+#: Bins of the logit histogram in every manifest, which the next run is compared with.
 HISTOGRAM_EDGES = tuple(float(edge) for edge in np.arange(-20.0, 20.25, 0.25))
 
-#: Documents at the head of a list that churn and golden judgements look at.
+#: Documents at the top of a list that churn and golden judgements use.
 TOP = 10
 
 
@@ -27,13 +27,13 @@ class Check:
     detail: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The check as it stands in the manifest."""
+        """The check as it is stored in the manifest."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class RunCounts:
-    """What an audit needs to know of a run. `histogram` counts logits between HISTOGRAM_EDGES, with both ends open."""
+    """Counts of a run. `histogram` counts logits between HISTOGRAM_EDGES, with both ends open."""
 
     candidates: int
     ranked: int
@@ -48,7 +48,7 @@ class RunCounts:
 
 @dataclass(frozen=True, slots=True)
 class LastRun:
-    """The run that readers see now, and how far the top documents of the queries in both have changed.
+    """The published run, and the change of the top documents of the queries in both runs.
 
     `churn` is the mean over `shared_queries` of the share of the TOP documents that are not in the other run's.
     """
@@ -61,9 +61,9 @@ class LastRun:
 
 @dataclass(frozen=True, slots=True)
 class GoldenQuality:
-    """Mean nDCG@10 over the judged queries of a golden set, and by how much it fell since the last published run.
+    """Mean nDCG@10 over the judged queries of a golden set, and its drop since the last published run.
 
-    `drop` is None when there is no published run.
+    `drop` is None where there is no published run.
     """
 
     queries: int
@@ -73,7 +73,7 @@ class GoldenQuality:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Largest values that still pass; None is not checked."""
+    """Largest values that pass; None is not checked."""
 
     max_reject_rate: float | None = None
     max_reject_rates: Mapping[str, float] = field(default_factory=dict)
@@ -95,13 +95,13 @@ def audit(
     golden_quality: GoldenQuality | None = None,
     stages: Sequence[tuple[int, int]] = (),
 ) -> list[Check]:
-    """Every check of a run, in the order they are reported.
+    """All checks of a run, in the order of the report.
 
     Args:
-        rejects: how many pairs were rejected for each reason.
-        last: the last published run; None when there is none.
-        golden_errors: for every golden pair its |logit − expected|, or None where the run has no logit for it.
-        golden_quality: how good the lists of the golden queries are.
+        rejects: rejected pairs by reason.
+        last: the last published run; None where there is none.
+        golden_errors: |logit − expected| of every golden pair, None where the run has no logit for it.
+        golden_quality: nDCG@10 of the golden queries.
         stages: of each stage of a run of several scorers, the pairs that it could not score, and all its pairs.
     """
     checks = [_coverage(counts), _share("reject rate", counts.rejected, counts.candidates, bounds.max_reject_rate)]
@@ -115,7 +115,7 @@ def audit(
         _share("truncated pairs", counts.truncated, counts.ranked, bounds.max_truncated),
     ]
     if last is not None:
-        checks += _against_last(counts, bounds, last)
+        checks += _drift(counts, bounds, last)
     if golden_errors is not None:
         checks.append(_golden_pairs(golden_errors, bounds.golden_tolerance))
     if golden_quality is not None:
@@ -127,7 +127,7 @@ def population_stability(expected: Sequence[int], actual: Sequence[int], groups:
     """Population stability index between two histograms over the same bins, ≥ 0, 0 when their shapes agree.
 
     The bins are merged into about `groups` groups of equal expected mass, as is usual for the index, and half a
-    count is added to each so that an empty group stays finite. Below 0.1 is usually read as no change, above 0.25
+    count is added to each so that an empty group stays finite. Values below 0.1 usually count as no change, above 0.25
     as a large one (Siddiqi, Credit Risk Scorecards, 2006).
     """
     old = np.asarray(expected, dtype=np.float64)
@@ -143,13 +143,13 @@ def population_stability(expected: Sequence[int], actual: Sequence[int], groups:
 def kolmogorov_smirnov(expected: Sequence[int], actual: Sequence[int]) -> float:
     """Largest distance between two histograms' cumulative shares, in [0, 1]; both count something, over the same bins.
 
-    It is the two-sample Kolmogorov–Smirnov statistic as far as the bins can tell: never above that of the values
-    themselves, and below it by at most the share of one bin.
+    It is the two-sample Kolmogorov–Smirnov statistic of the binned values: never above that of the values themselves,
+    and below it by at most the share of one bin.
     """
     return float(np.abs(_cumulative(expected) - _cumulative(actual)).max())
 
 
-def _against_last(counts: RunCounts, bounds: Bounds, last: LastRun) -> list[Check]:
+def _drift(counts: RunCounts, bounds: Bounds, last: LastRun) -> list[Check]:
     checks = []
     if any(last.histogram) and any(counts.histogram):
         moved = f"against run {last.run_id}; quartiles {_quartiles(last.histogram)} → {_quartiles(counts.histogram)}"
@@ -165,12 +165,12 @@ def _against_last(counts: RunCounts, bounds: Bounds, last: LastRun) -> list[Chec
 
 
 def _cumulative(histogram: Sequence[int]) -> NDArray[np.float64]:
-    passed = np.cumsum(np.asarray(histogram, dtype=np.float64))
-    return np.asarray(passed / passed[-1])
+    counts = np.cumsum(np.asarray(histogram, dtype=np.float64))
+    return np.asarray(counts / counts[-1])
 
 
 def _quartiles(histogram: Sequence[int]) -> str:
-    """The upper edges of the bins that the quartiles lie in."""
+    """The upper edges of the quartiles' bins."""
     bins = np.searchsorted(_cumulative(histogram), (0.25, 0.5, 0.75))
     return "/".join(f"{HISTOGRAM_EDGES[int(index) + 1]:g}" for index in bins)
 
@@ -191,10 +191,10 @@ def _at_most(name: str, value: float, bound: float | None, detail: str) -> Check
 
 def _golden_pairs(errors: Mapping[tuple[str, str], float | None], tolerance: float) -> Check:
     missing = [pair for pair, error in errors.items() if error is None]
-    found = [(error, pair) for pair, error in errors.items() if error is not None]
-    worst, where = max(found, default=(0.0, None))
+    known = [(error, pair) for pair, error in errors.items() if error is not None]
+    worst, worst_pair = max(known, default=(0.0, None))
     passed = not missing and worst <= tolerance
-    detail = f"{len(missing)} of {len(errors)} have no logit" if missing else f"largest of {len(errors)}: {where}"
+    detail = f"{len(missing)} of {len(errors)} have no logit" if missing else f"largest of {len(errors)}: {worst_pair}"
     return Check("golden pairs, |logit - expected|", worst, tolerance, passed, detail)
 
 

@@ -1,8 +1,7 @@
-"""What several scorers said of the same pairs, made into one list. Arrays alone, no I/O.
+"""Rank fusion: the scores of several scorers for the same pairs as one list. Arrays only, no I/O.
 
-S scorers and P pairs throughout: `logits` (S, P) is NaN where a scorer has none, because it was not asked for the pair
-or rejected it. `query` (P,) numbers each pair's query and `document` (P,) stands for its doc_id: larger for one that
-sorts later.
+S scorers and P pairs throughout: `logits` (S, P) is NaN where a scorer has no score, because it never got the pair or
+rejected it. `query` (P,) numbers each pair's query. `document` (P,) orders the pairs' documents by doc_id.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ Numbers = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """How an ensemble's lists become one: the method, a weight for each scorer (they sum to 1), and the constant k.
+    """How an ensemble's lists are fused: the method, a weight for each scorer (they sum to 1), and the constant k.
 
-    `reciprocal_rank` sums 1 / (k + rank) over the scorers; the weights count for the relevance alone (Cormack, Clarke,
+    `reciprocal_rank` sums 1 / (k + rank) over the scorers; the weights only affect the relevance (Cormack, Clarke,
     Büttcher: Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods, SIGIR 2009; k is 60
     there). `weighted` sums weight × min-max of the logits within the query (the sum: Fox and Shaw, Combination of
     Multiple Searches, TREC-2, 1994; min-max: Lee, Analyses of Multiple Evidence Combination, SIGIR 1997; weights: Vogt
@@ -41,16 +40,16 @@ def list_order(query: Numbers, score: Float32, document: Numbers) -> Int64:
     return np.lexsort((document, -score, query))
 
 
-def places(query: Numbers, logits: Float32, document: Numbers) -> Int64:
-    """Each pair's rank from 1 in each scorer's own list of its query: (S, P) -> (S, P), 0 where it has none."""
-    found = np.zeros(logits.shape, np.int64)
-    for scorer, own in enumerate(logits):
-        has = np.flatnonzero(~np.isnan(own))
-        order = has[list_order(query[has], own[has], document[has])]
+def scorer_ranks(query: Numbers, logits: Float32, document: Numbers) -> Int64:
+    """Each pair's rank from 1 in each scorer's list of its query: (S, P) -> (S, P), 0 where it has none."""
+    ranks = np.zeros(logits.shape, np.int64)
+    for scorer, scores in enumerate(logits):
+        has = np.flatnonzero(~np.isnan(scores))
+        order = has[list_order(query[has], scores[has], document[has])]
         starts = np.flatnonzero(np.diff(query[order], prepend=-1))
         lengths = np.diff(np.append(starts, len(order)))
-        found[scorer, order] = np.arange(len(order)) - np.repeat(starts, lengths) + 1
-    return found
+        ranks[scorer, order] = np.arange(len(order)) - np.repeat(starts, lengths) + 1
+    return ranks
 
 
 def reciprocal_ranks(ranks: Int64, k: float) -> Float32:
@@ -60,9 +59,9 @@ def reciprocal_ranks(ranks: Int64, k: float) -> Float32:
 
 
 def min_max(query: Numbers, logits: Float32) -> Float64:
-    """Logits of one scorer brought to [0, 1] within each query: (P,) -> (P,), 0 for NaN.
+    """Min-max normalised logits of one scorer within each query: (P,) -> (P,) in [0, 1], 0 for NaN.
 
-    Where a query's logits are all equal each is its best, 1.
+    Where a query's logits are all equal, each becomes 1.
     """
     scaled = np.zeros(len(logits))
     has = np.flatnonzero(~np.isnan(logits))
@@ -79,23 +78,23 @@ def min_max(query: Numbers, logits: Float32) -> Float64:
 
 
 def fused(query: Numbers, logits: Float32, document: Numbers, fusion: Fusion) -> Float32:
-    """The score that orders an ensemble's list: (S, P) -> (P,). It compares documents of one query, no others."""
+    """The score that orders an ensemble's list: (S, P) -> (P,), comparable within a query only."""
     if fusion.method == "reciprocal_rank":
-        return reciprocal_ranks(places(query, logits, document), fusion.k)
-    shares = [weight * min_max(query, own) for weight, own in zip(fusion.weights, logits, strict=True)]
+        return reciprocal_ranks(scorer_ranks(query, logits, document), fusion.k)
+    shares = [weight * min_max(query, scores) for weight, scores in zip(fusion.weights, logits, strict=True)]
     return np.asarray(np.minimum(np.sum(shares, axis=0), 1.0), dtype=np.float32)
 
 
 def mean_relevance(relevances: Float32, weights: tuple[float, ...]) -> Float32:
-    """Weighted mean of what the scorers that scored a pair said of it: (S, P) with NaN for the others -> (P,).
+    """Weighted mean of the relevances of a pair by the scorers that scored it: (S, P) with NaN for the others -> (P,).
 
-    Where all of those weigh 0 each counts the same; 0 where there are none.
+    Where all of their weights are 0 it is the plain mean; 0 where no scorer scored the pair.
     """
     has = ~np.isnan(relevances)
-    each = np.asarray(weights, dtype=np.float64)[:, None] * has
-    each = np.where(each.sum(axis=0) > 0, each, has)
-    total = (each * np.where(has, relevances, 0)).sum(axis=0)
-    return np.asarray(np.clip(total / np.maximum(each.sum(axis=0), 1e-300), 0.0, 1.0), dtype=np.float32)
+    weight = np.asarray(weights, dtype=np.float64)[:, None] * has
+    weight = np.where(weight.sum(axis=0) > 0, weight, has)
+    total = (weight * np.where(has, relevances, 0)).sum(axis=0)
+    return np.asarray(np.clip(total / np.maximum(weight.sum(axis=0), 1e-300), 0.0, 1.0), dtype=np.float32)
 
 
 def last_scorer(logits: Float32) -> Int64:
@@ -105,7 +104,7 @@ def last_scorer(logits: Float32) -> Int64:
 
 
 def cascade_order(query: Numbers, last: Int64, logit: Float32, document: Numbers) -> Int64:
-    """A cascade's lists: by query; what a later scorer scored first; by its logit descending; doc_id: (P,) -> (P,)."""
+    """A cascade's lists in order: by query, pairs of later scorers first, logit descending, doc_id: (P,) -> (P,)."""
     return np.lexsort((document, -logit, -last, query))
 
 

@@ -1,4 +1,4 @@
-"""From logits to ranked, labelled lists: bias and sigmoid, graded labels, ranks within a query."""
+"""Ranked, labelled lists from logits: bias and sigmoid, graded labels, ranks within a query."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def relevance(logits: Float32, logit_bias: float) -> Float32:
 
 
 def labels(relevances: Float32, thresholds: Sequence[float]) -> npt.NDArray[np.int8]:
-    """Graded labels: how many of the rising thresholds each relevance reaches: (P,) -> (P,) int8."""
+    """Graded labels, the number of rising thresholds that each relevance reaches: (P,) -> (P,) int8."""
     edges = np.asarray(thresholds, dtype=np.float32)
     return np.searchsorted(edges, relevances, side="right").astype(np.int8)
 
@@ -32,8 +32,8 @@ def ranks(query_starts: npt.NDArray[np.bool_], carried: int = 0) -> npt.NDArray[
     """Ranks from 1 within each query of a sequence already sorted by query, logit descending and doc_id.
 
     Args:
-        query_starts: (P,), true where a row belongs to another query than the row before it.
-        carried: rank of the row before the first one; rows up to the first start continue from it.
+        query_starts: (P,), true where a row has another query than the row before it.
+        carried: rank of the row before the first; rows up to the first start continue from it.
     """
     positions = np.arange(len(query_starts), dtype=np.int64)
     start_of_query = np.maximum.accumulate(np.where(query_starts, positions, -1))

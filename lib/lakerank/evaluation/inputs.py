@@ -1,4 +1,4 @@
-"""The files that an evaluation reads, found and checked before anything is computed."""
+"""The files that an evaluation reads, listed and checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lakerank.evaluation.pairs import InputTable
 from lakerank.evaluation.rows import attribute_batches
 from lakerank.lake.runs import RunPaths, read_manifest
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import Fragment, fragments, opened, read_table_file
+from lakerank.lake.tables import Fragment, fragments, read_table_file
 
 #: The column of queries and documents that is shown instead of an id.
 NAME = "name"
@@ -86,14 +86,14 @@ def find_inputs(storage: Storage, tables: LakeTables, paths: RunPaths, baseline:
         StorageError: a table or a run does not exist.
         SchemaError: a table lacks a column.
     """
-    found = {
+    fragments_of = {
         InputTable.QUERY: fragments(storage, tables.queries, schemas.QUERIES),
         InputTable.QREL: fragments(storage, tables.qrels, schemas.QRELS),
         InputTable.CANDIDATE: fragments(storage, tables.candidates, schemas.CANDIDATES),
         InputTable.RANKED: fragments(storage, paths.ranked, schemas.RANKED),
         InputTable.BASELINE: [] if baseline is None else fragments(storage, baseline.ranked, schemas.RANKED),
     }
-    files = {table: tuple(parts) for table, parts in found.items()}
+    files = {table: tuple(parts) for table, parts in fragments_of.items()}
     dimensions = _dimensions(storage, files[InputTable.QUERY])
     manifest = read_manifest(storage, paths.output, paths.run_id) or {}
     return Inputs(
@@ -123,23 +123,11 @@ def _dimensions(storage: Storage, queries: Sequence[Fragment]) -> tuple[str, ...
 
 def _has_order(storage: Storage, candidates: Sequence[Fragment]) -> bool:
     """Whether any candidate has a rank or a score."""
-    for uri, group in row_groups(candidates):
-        with opened(storage, uri) as parquet:
-            names = [name for name in ("first_stage_rank", "first_stage_score") if name in parquet.schema_arrow.names]
-            metadata = parquet.metadata.row_group(group)
-            chunks = [metadata.column(number) for number in range(metadata.num_columns)]
-            statistics_of = {chunk.path_in_schema: chunk.statistics for chunk in chunks}
-            for name in names:
-                statistics = statistics_of[name]
-                if statistics is not None and statistics.has_null_count:
-                    if statistics.null_count < metadata.num_rows:
-                        return True
-                elif any(
-                    batch[0].null_count < batch.num_rows
-                    for batch in parquet.iter_batches(row_groups=[group], columns=[name])
-                ):
-                    return True
-    return False
+    return any(
+        batch[name].null_count < batch.num_rows
+        for name in ("first_stage_rank", "first_stage_score")
+        for batch in _column(storage, candidates, schemas.CANDIDATES, name)
+    )
 
 
 def _totals(storage: Storage, paths: RunPaths, files: Files, manifest: Mapping[str, Any]) -> Totals:
