@@ -19,7 +19,7 @@ from pyspark.sql.types import FloatType
 
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
-from lakerank.model.registry import LoadedReranker, TokensRead
+from lakerank.model.registry import LoadedReranker, TokenCounters
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.run import Rerank, run
@@ -167,7 +167,7 @@ class ProfiledReranker:
         self.fingerprint, self.logit_bias, self.load_id = inner.fingerprint, inner.logit_bias, inner.load_id
 
     @property
-    def counters(self) -> TokensRead:
+    def counters(self) -> TokenCounters:
         """The inner one's."""
         return self._inner.counters
 

@@ -189,7 +189,7 @@ def test_a_worker_knows_the_drivers_checkpoint(tiny_checkpoint: Path, checkpoint
         load_reranker(str(checkpoint), device="cpu", identity=identity)
 
 
-def test_a_stamp_samples_large_files(tmp_path: Path) -> None:
+def test_a_quick_checksum_samples_large_files(tmp_path: Path) -> None:
     file = tmp_path / "large"
     content = bytearray(WHOLE_BYTES + 1000)
     file.write_bytes(content)

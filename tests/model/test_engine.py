@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lakerank.limits import Limits
-from lakerank.model.api import BatchedReranker, load_reranker
+from lakerank.model.api import load_reranker
 from lakerank.model.engine.budget import LEAST_TOKENS, Budget, budget_of
 from lakerank.model.engine.decoder import PackedDecoder, Prefix, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.linear import ROW_MULTIPLE, BatchInvariantLinear, choose_linear
+from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.engine.vision import PackedVision
 from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.tokenize import PromptTokenizer, read_special_tokens

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from lakerank.errors import CheckpointError, PairRejected
 from lakerank.limits import Limits, LogitScale
-from lakerank.model import routed
-from lakerank.model.routed import RoutedReranker
+from lakerank.model.routed import CalibratedReranker, RoutedReranker
 from lakerank.model.spec import CheckpointSpec, RoutedSpec, RuntimeOptions
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
@@ -58,8 +57,9 @@ class Hashing:
                     yield ScoredPair(*ids, self.logit(query, group.document), 3, 4, False, True)
 
 
-def composite() -> RoutedReranker:
-    return RoutedReranker(Hashing("text"), Hashing("image"), TEXT, IMAGE, "both")
+def composite(**options: int) -> RoutedReranker:
+    text, image = CalibratedReranker(Hashing("text"), TEXT), CalibratedReranker(Hashing("image"), IMAGE)
+    return RoutedReranker(text, image, "both", **options)
 
 
 texts = st.sampled_from(["a", "b", "long " * 9, "bad", None])
@@ -91,9 +91,7 @@ def expected(query: Query, document: Document) -> ScoredPair | Reject:
 def test_each_pair_is_its_own_models_calibrated_in_any_order_and_mixture(made, random, waiting):
     groups = groups_of(made)
     random.shuffle(groups)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routed, "WAITING_PAIRS", waiting)
-        results = [*composite().score_groups(iter(groups))]
+    results = [*composite(buffered_pairs=waiting).score_groups(iter(groups))]
     wanted = {(q.query_id, g.document.doc_id): expected(q, g.document) for g in groups for q in g.queries}
     assert len(results) == len(wanted)
     assert {(one.query_id, one.doc_id): one for one in results} == wanted

@@ -1,4 +1,4 @@
-"""Rerankers from checkpoints: whichever family one is of, what is loaded has the same few methods."""
+"""Loads a checkpoint of any family as a reranker."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import torch
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import locate_adapter, resolve_dtype
 from lakerank.model.engine.device import choose_device, supported_dtype
-from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.identity import CheckpointIdentity, confirm, identify
 from lakerank.model.registry import LoadedReranker, LoadOptions, family_named
-
-__all__ = ["BatchedReranker", "LoadedReranker", "load_reranker"]
 
 
 def load_reranker(

@@ -7,7 +7,7 @@ limits of models alone, imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -17,13 +17,13 @@ import numpy as np
 
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
-from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
+from lakerank.records import Document, Query, Reranker
 
 #: A checkpoint's config.json.
 CheckpointConfig = Mapping[str, Any]
 
 
-class TokensRead(Protocol):
+class TokenCounters(Protocol):
     """Tokens through the model since it was loaded, and what whole pairs would have cost."""
 
     @property
@@ -33,7 +33,7 @@ class TokensRead(Protocol):
     def pairwise(self) -> int: ...
 
 
-class LoadedReranker(Protocol):
+class LoadedReranker(Reranker, Protocol):
     """A reranker in memory.
 
     `fingerprint` names the scorer, `load_id` this loading of it; relevance = sigmoid(logit - `logit_bias`).
@@ -44,14 +44,10 @@ class LoadedReranker(Protocol):
     load_id: str
 
     @property
-    def counters(self) -> TokensRead: ...
+    def counters(self) -> TokenCounters: ...
 
     def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
         """Raw float32 logits (P,) of pairs, in order; raises PairRejected where a pair cannot be scored."""
-        ...
-
-    def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
-        """One result for each pair of each group."""
         ...
 
 

@@ -10,7 +10,7 @@ from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.identity import CheckpointIdentity, identify
 from lakerank.model.registry import LoadedReranker, family_named
-from lakerank.model.routed import RoutedReranker
+from lakerank.model.routed import CalibratedReranker, RoutedReranker
 
 #: Changes when two rerankers with the same names and scales would score other pairs, or otherwise.
 ROUTING_PROTOCOL = 1
@@ -145,7 +145,9 @@ class RoutedSpec:
             checkpoint.load_identified(device, limits, options, identity)
             for checkpoint, identity in zip((self.text, self.image), scorer.identities, strict=True)
         )
-        return RoutedReranker(text, image, self.text_scale, self.image_scale, scorer.fingerprint)
+        return RoutedReranker(
+            CalibratedReranker(text, self.text_scale), CalibratedReranker(image, self.image_scale), scorer.fingerprint
+        )
 
 
 ModelSpec = CheckpointSpec | RoutedSpec

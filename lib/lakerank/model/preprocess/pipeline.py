@@ -165,10 +165,9 @@ class Preprocessor:
         finally:
             decoded = time.thread_time()
             spent.decode += decoded - started
-        build: Callable[..., EncodedInput] = (
-            self._tokenizer.document if isinstance(item, Document) else self._tokenizer.query
-        )
-        encoded = build(item.text, image, image_key)
+        tokenizer = self._tokenizer
+        tokenize = tokenizer.document if isinstance(item, Document) else tokenizer.query
+        encoded = tokenize(item.text, image, image_key)
         spent.tokenise += time.thread_time() - decoded
         return encoded
 
