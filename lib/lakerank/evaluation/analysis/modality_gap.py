@@ -98,10 +98,8 @@ class Gap:
             return ""
         same = (self.others.auc - 0.5) * (self.relevant.auc - 0.5)
         if abs(self.others.auc - 0.5) >= SMALL and same > 0:
-            return "Irrelevant documents are parted in the same way: it is the modality that is scored, not the match."
-        return (
-            "Irrelevant documents are not parted so: the scorer knows matches of one modality better than the other's."
-        )
+            return "Irrelevant documents differ in the same way: it is the modality that is scored, not the match."
+        return "Irrelevant documents do not: the scorer recognises matches of one modality better than the other's."
 
 
 def gaps(samples: Samples) -> list[Gap]:

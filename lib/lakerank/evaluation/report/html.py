@@ -214,7 +214,7 @@ def _stage_row(stage: Mapping[str, Any]) -> tuple[str, str]:
         parts.append(f"{scoring['tokens_computed']:,} tokens")
     if rejected := sum((stage.get("rejected") or {}).values()):
         parts.append(f"{rejected:,} it could not score")
-    return f"Pass {stage.get('pass')}", "; ".join(parts)
+    return f"Stage {stage.get('pass')}", "; ".join(parts)
 
 
 def _duration(seconds: float) -> str:
