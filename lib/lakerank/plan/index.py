@@ -29,14 +29,15 @@ from lakerank.schemas import DOCUMENTS, QUERIES
 
 TableName = Literal["documents", "queries"]
 
+#: Where a row's content is.
+LOCATION = [("file", pa.string()), ("row_group", pa.int32()), ("row", pa.int32())]
+
 #: A row of a table without its content. Width and height are null without a readable image header.
 INDEX = pa.schema(
     [
         ("id", pa.string()),
         ("hash", pa.string()),
-        ("file", pa.string()),
-        ("row_group", pa.int32()),
-        ("row", pa.int32()),
+        *LOCATION,
         ("text_bytes", pa.int64()),
         ("image_bytes", pa.int64()),
         ("width", pa.int32()),
@@ -50,9 +51,7 @@ QUERY_LIST = pa.schema(
     [
         ("query_id", pa.string()),
         ("hash", pa.string()),
-        ("file", pa.string()),
-        ("row_group", pa.int32()),
-        ("row", pa.int32()),
+        *LOCATION,
         ("cost", pa.int64()),
         ("bytes", pa.int64()),
         ("has_image", pa.bool_()),

@@ -25,7 +25,8 @@ from lakerank.records import TRANSIENT_REASONS
 
 logger = logging.getLogger(__name__)
 
-_RESULT = [
+#: A stored score, or the reason why there is none, and the unit it is in.
+RESULT = [
     ("logit", pa.float32()),
     ("truncated", pa.bool_()),
     ("reason", pa.string()),
@@ -34,16 +35,16 @@ _RESULT = [
 ]
 
 #: A score in an index file, keyed by the contents it is the score of.
-_INDEXED_SCORES = pa.schema([("doc_hash", pa.string()), ("query_hash", pa.string()), *_RESULT])
+_INDEXED_SCORES = pa.schema([("doc_hash", pa.string()), ("query_hash", pa.string()), *RESULT])
 
 #: A score on its way to the documents of that content: the query by the number of the first of its content.
-CONTENT_SCORES = pa.schema([("doc_hash", pa.string()), ("query", pa.int32()), *_RESULT])
+CONTENT_SCORES = pa.schema([("doc_hash", pa.string()), ("query", pa.int32()), *RESULT])
 
 #: A document by its number, and its content.
 DOCUMENT_CONTENTS = pa.schema([("doc_hash", pa.string()), ("document", pa.int64())])
 
 #: A score of a document by its number.
-DOCUMENT_SCORES = pa.schema([("document", pa.int64()), ("query", pa.int32()), *_RESULT])
+DOCUMENT_SCORES = pa.schema([("document", pa.int64()), ("query", pa.int32()), *RESULT])
 
 #: Unit files that one index file covers.
 UNITS_A_FILE = 256

@@ -21,10 +21,10 @@ from lakerank.records import RejectReason
 #: The first-stage rank of candidates that have none, after every real one.
 NO_RANK = 2**31 - 1
 
+_LISTS = [("queries", pa.list_(pa.int32())), ("ranks", pa.list_(pa.int32()))]
+
 #: A document id and the queries that list it, by number, each with its first-stage rank.
-CANDIDATE_LISTS = pa.schema(
-    [("doc_id", pa.string()), ("queries", pa.list_(pa.int32())), ("ranks", pa.list_(pa.int32()))]
-)
+CANDIDATE_LISTS = pa.schema([("doc_id", pa.string()), *_LISTS])
 
 #: A candidate whose query is not in the lake (`number` -1), or whose document has no id.
 UNMATCHED = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("number", pa.int32())])
@@ -39,14 +39,7 @@ CANDIDATE, UNMATCHED_CANDIDATE, DOCUMENT = 0, 1, 2
 JOIN_RECORDS = {CANDIDATE: CANDIDATE_LISTS, UNMATCHED_CANDIDATE: UNMATCHED, DOCUMENT: LOCATED_DOCUMENTS}
 
 #: Pairs that can be scored, a document a row: its number, and its queries by number.
-PAIRS = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("document", pa.int64()),
-        ("queries", pa.list_(pa.int32())),
-        ("ranks", pa.list_(pa.int32())),
-    ]
-)
+PAIRS = pa.schema([("doc_id", pa.string()), ("document", pa.int64()), *_LISTS])
 
 #: Pairs that cannot.
 REJECTS = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("reason", pa.string())])

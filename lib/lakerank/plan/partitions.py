@@ -12,35 +12,22 @@ import pyarrow as pa
 
 from lakerank.cost import CostProfile, vision_cost, visual_tokens
 from lakerank.plan.index import INDEX, Chunk, QueryList, TableIndex, chunks_and_rows
-from lakerank.plan.lookup import DOCUMENT_SCORES, best_scores
-from lakerank.plan.pairs import flat
+from lakerank.plan.lookup import DOCUMENT_SCORES, RESULT, best_scores
+from lakerank.plan.pairs import PAIRS, flat
 from lakerank.plan.units import GROUPS, group_costs, group_starts
 
 #: Ranges that a table is cut into, about: the driver holds a count for each, whatever the table's size.
 DOCUMENT_RANGES = 16_384
 
 #: Pairs of a document by its number; a document is in one row.
-DOCUMENT_PAIRS = pa.schema(
-    [("document", pa.int64()), ("queries", pa.list_(pa.int32())), ("ranks", pa.list_(pa.int32()))]
-)
+DOCUMENT_PAIRS = PAIRS.remove(PAIRS.get_field_index("doc_id"))
 
 #: Record types of the split.
 PAIR, SCORE = 0, 1
 SPLIT_RECORDS = {PAIR: DOCUMENT_PAIRS, SCORE: DOCUMENT_SCORES}
 
 #: A pair that has a score: the query by number, its first-stage rank, and the score as it is in the lake.
-REUSED = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("query", pa.int32()),
-        ("rank", pa.int32()),
-        ("logit", pa.float32()),
-        ("truncated", pa.bool_()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("unit", pa.string()),
-    ]
-)
+REUSED = pa.schema([("doc_id", pa.string()), ("query", pa.int32()), ("rank", pa.int32()), *RESULT])
 
 _SIZES = ["text_bytes", "image_bytes", "width", "height"]
 _COLUMNS = ["id", "hash", "file", "row_group", "row", *_SIZES]
@@ -213,10 +200,10 @@ def _bytes(rows: pa.Table) -> Int64:
     return np.asarray(rows["text_bytes"].to_numpy() + rows["image_bytes"].to_numpy(), dtype=np.int64)
 
 
-def _matched(wanted: Int64, keys: Int64) -> tuple[Int64, npt.NDArray[np.bool_]]:
-    """Position of each wanted key (P,) in rising `keys` (N,), and whether it is there; N where it is not."""
-    at = np.searchsorted(keys, wanted)
-    has = np.append(keys, -1)[at] == wanted
+def _matched(required: Int64, keys: Int64) -> tuple[Int64, npt.NDArray[np.bool_]]:
+    """Position of each required key (P,) in rising `keys` (N,), and whether it is there; N where it is not."""
+    at = np.searchsorted(keys, required)
+    has = np.append(keys, -1)[at] == required
     return np.where(has, at, len(keys)), has
 
 

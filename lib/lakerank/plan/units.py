@@ -15,10 +15,8 @@ import pyarrow.compute as pc
 from lakerank.cost import CostProfile
 from lakerank.lake.blobs import BlobRef
 from lakerank.lake.storage import Storage, join
-from lakerank.plan.index import QueryList
+from lakerank.plan.index import LOCATION, QueryList
 from lakerank.plan.plan import part_name, read_part
-
-_LOCATION = [("file", pa.string()), ("row_group", pa.int32()), ("row", pa.int32())]
 
 #: A document and at most so many of its queries, by number: what units are cut from. `tried` names the unit that a
 #: query was last scored in, in vain.
@@ -26,7 +24,7 @@ GROUPS = pa.schema(
     [
         ("doc_id", pa.string()),
         ("doc_hash", pa.string()),
-        *_LOCATION,
+        *LOCATION,
         ("cost", pa.int64()),
         ("queries", pa.list_(pa.int32())),
         ("ranks", pa.list_(pa.int32())),
@@ -34,7 +32,7 @@ GROUPS = pa.schema(
     ]
 )
 
-_QUERY = [("query_id", pa.string()), ("query_hash", pa.string()), ("tried", pa.string()), *_LOCATION]
+_QUERY = [("query_id", pa.string()), ("query_hash", pa.string()), ("tried", pa.string()), *LOCATION]
 
 #: A unit's file: one document group a row, with the locations of its document and of each of its queries. `number` and
 #: `rank` are the query's row in the run's query list and the pair's first-stage rank.
@@ -42,7 +40,7 @@ UNIT_GROUPS = pa.schema(
     [
         ("doc_id", pa.string()),
         ("doc_hash", pa.string()),
-        *_LOCATION,
+        *LOCATION,
         ("queries", pa.list_(pa.struct([*_QUERY, ("number", pa.int32()), ("rank", pa.int32())]))),
     ]
 )
@@ -160,7 +158,7 @@ def unit_rows(groups: pa.Table, queries: QueryList) -> pa.Table:
         "query_id": queries.column("query_id").take(numbers),
         "query_hash": queries.column("hash").take(numbers),
         "tried": groups["tried"].combine_chunks().flatten(),
-        **{name: queries.column(name).take(numbers) for name, _ in _LOCATION},
+        **{name: queries.column(name).take(numbers) for name, _ in LOCATION},
         "number": numbers,
         "rank": groups["ranks"].combine_chunks().flatten(),
     }
