@@ -20,7 +20,7 @@ from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.plan.plan import PlanLimits, Tables
-from lakerank.records import DocumentGroup, Reject, RejectReason, ScoredPair
+from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.combine import FusionRule
@@ -104,6 +104,14 @@ class Lake:
     def limits(self, **changes: object) -> PlanLimits:
         """The limits of its jobs, some of them changed."""
         return replace(self.job("any").stages[0].limits, **changes)
+
+    def logits(self, salt: str = "") -> dict[tuple[str, str], float]:
+        """What a HashReranker gives every pair of a query and a document that it can score."""
+        rows = {name: pq.read_table(self.folder / f"{name}.parquet").to_pylist() for name in ("documents", "queries")}
+        queries = tuple(Query(row["query_id"], row["text"], row["image"]) for row in rows["queries"])
+        groups = [DocumentGroup(Document(r["doc_id"], r["text"], r["image"]), queries) for r in rows["documents"]]
+        results = HashReranker(salt).score_groups(groups)
+        return {(pair.query_id, pair.doc_id): pair.logit for pair in results if isinstance(pair, ScoredPair)}
 
     def ranked(self, run_id: str) -> list[dict[str, object]]:
         return pq.read_table(self.folder / "out" / "ranked" / f"run_id={run_id}", partitioning=None).to_pylist()
