@@ -84,8 +84,9 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, steps: Collection[st
     # Bounds and thresholds may differ from an earlier attempt's: the file has those of the last one.
     storage.replace(job.paths.config, job.config_yaml.encode())
     forecasts = forecast_stages(spark, storage, job, planned)
-    if "plan" in steps:
-        _log_forecasts(job, forecasts)
+    for number, of_stage in enumerate(forecasts if "plan" in steps else (), start=1):
+        _log_stage(job, number)
+        log_forecast(of_stage)
     summary = {"run_id": job.paths.run_id, "stages": list(steps)} | _forecast_summary(job, forecasts)
     if "score" in steps:
         with about(stage="score"):
@@ -135,7 +136,9 @@ def plan_stages(spark: SparkSession, storage: Storage, job: Rerank) -> list[Plan
     make = partial(ensure_plan, spark, storage, job.paths, job.tables, first.scorer, first.limits)
     planned = [PlannedStage(first, job.paths, _timed_plan(storage, job.paths, make))]
     for stage in job.stages[1:]:
-        next_stage = _next_plan(storage, job, planned) if stage.top else _plan_next(spark, storage, job, planned)
+        next_stage = (
+            _find_next_stage(storage, job, planned) if stage.top else _plan_next_stage(spark, storage, job, planned)
+        )
         if next_stage is None:
             break
         planned.append(next_stage)
@@ -158,7 +161,7 @@ def existing_plans(storage: Storage, job: Rerank) -> list[PlannedStage]:
         )
     planned = [PlannedStage(first, job.paths, plan)]
     while len(planned) < len(job.stages):
-        next_stage = _next_plan(storage, job, planned)
+        next_stage = _find_next_stage(storage, job, planned)
         if next_stage is None:
             break
         planned.append(next_stage)
@@ -179,7 +182,7 @@ def score_stages(
             if stage.top is None:
                 raise _not_planned(job, number, "plan")
             with about(stage="plan"):
-                planned.append(_plan_next(spark, storage, job, planned))
+                planned.append(_plan_next_stage(spark, storage, job, planned))
         _log_stage(job, number)
         summaries.append(_score_stage(spark, storage, planned[number - 1], planned[0]))
     return planned, summaries
@@ -199,14 +202,16 @@ def forecast_stages(
     return forecasts
 
 
-def _plan_next(spark: SparkSession, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]) -> PlannedStage:
+def _plan_next_stage(
+    spark: SparkSession, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]
+) -> PlannedStage:
     """The stage after those planned, planned now unless it has been."""
     stage, paths = job.stages[len(planned)], job.paths.of_stage(len(planned) + 1)
     make = partial(ensure_next_plan, spark, storage, job.tables, planned, stage)
     return PlannedStage(stage, paths, _timed_plan(storage, paths, make))
 
 
-def _next_plan(storage: Storage, job: Rerank, planned: Sequence[PlannedStage]) -> PlannedStage | None:
+def _find_next_stage(storage: Storage, job: Rerank, planned: Sequence[PlannedStage]) -> PlannedStage | None:
     """The stage after those planned, if it has been planned."""
     stage, paths = job.stages[len(planned)], job.paths.of_stage(len(planned) + 1)
     plan = find_next_plan(storage, planned, stage)
@@ -253,12 +258,6 @@ def _log_stage(job: Rerank, number: int) -> None:
     if len(job.stages) > 1:
         pairs = "all pairs" if stage.top is None else f"top {stage.top} of each query"
         logger.info("stage %d of %d: %s, %s", number, len(job.stages), stage.model, pairs)
-
-
-def _log_forecasts(job: Rerank, forecasts: Sequence[Mapping[str, Any]]) -> None:
-    for number, of_stage in enumerate(forecasts, start=1):
-        _log_stage(job, number)
-        log_forecast(of_stage)
 
 
 def _forecast_summary(job: Rerank, forecasts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
