@@ -23,9 +23,11 @@ from tokenizers import Tokenizer
 from lakerank import load_reranker
 from lakerank.errors import CheckpointError, PairRejected
 from lakerank.limits import Limits
+from lakerank.model.checkpoint import read_json
+from lakerank.model.cross_encoder.config import read_shape
 from lakerank.model.cross_encoder.load import document_windows
 from lakerank.model.cross_encoder.tokenize import PairTokenizer, jina_limits
-from lakerank.model.cross_encoder.weights import BGE, load_weights
+from lakerank.model.cross_encoder.weights import BGE, JINA, load_weights, tensor_shapes
 from lakerank.model.engine.budget import BUSY_TOKENS_CPU, budget_of
 from lakerank.model.engine.encoder import PackedEncoder
 from lakerank.model.engine.encoder_engine import BATCHES_SORTED, DocumentWindows, EncoderEngine, Window
@@ -230,6 +232,14 @@ class Counting:
     def encode(self, text: str, **options: Any) -> Any:
         self.texts.append(text)
         return self._tokenizer.encode(text, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_of_tensors_are_renamed_one_to_one(family: str, made: dict[str, Any]) -> None:
+    folder, naming = made[family][0], {"bge": BGE, "jina": JINA}[family]
+    stored = load_file(folder / "model.safetensors").keys()
+    assert {naming.stored_name(naming.transformers_name(name)) for name in stored} == stored
+    assert tensor_shapes(read_shape(read_json(folder / "config.json"), "here"), naming).keys() <= stored
 
 
 def test_a_document_is_tokenised_once_and_so_is_a_query(made: dict[str, Any]) -> None:

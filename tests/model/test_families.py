@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import file_hash
 from lakerank.model.identity import identify
 from lakerank.model.jina_m0.config import read_settings
-from lakerank.model.registry import FAMILIES, family_of
+from lakerank.model.registry import FAMILIES, ModelFamily, family_of
 
 #: What tells published checkpoints apart: of each config.json, as it is on the hub, the keys that say what it is.
 PUBLISHED: dict[str, list[dict[str, Any]]] = {
@@ -59,6 +60,12 @@ def test_every_family_is_known_by_a_published_config() -> None:
 def test_a_published_config_is_of_one_family(name: str, config: dict[str, Any]) -> None:
     assert [family.name for family in FAMILIES if family.recognises(config)] == [name]
     assert family_of(config, None, "here").name == name
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_familys_package_has_what_the_registry_imports(family: ModelFamily) -> None:
+    assert callable(import_module(f"{family.package}.config").read_info)
+    assert callable(import_module(f"{family.package}.load").load)
 
 
 def test_no_two_families_make_the_same_name_for_a_scorer() -> None:
