@@ -58,8 +58,8 @@ class StorageConfig(Section):
     profile: str | None = None
     anonymous: bool = False
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
-    connect_timeout_s: float = Field(default=10, gt=0)
-    request_timeout_s: float = Field(default=60, gt=0)
+    connect_timeout_s: float = Field(default=10.0, gt=0)
+    request_timeout_s: float = Field(default=60.0, gt=0)
     max_attempts: int = Field(default=5, ge=1)
 
 
