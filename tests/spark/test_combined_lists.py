@@ -6,8 +6,6 @@ import pyarrow as pa
 import pytest
 
 from lakerank.fusion import Fusion
-from lakerank.plan.forecast import costliest
-from lakerank.plan.pairs import PAIRS, chosen_pairs
 from lakerank.schemas import COMBINED, REJECTED
 from lakerank.spark.rank.combine import STAGE_RESULTS, FusionRule, combine
 
@@ -90,21 +88,3 @@ def test_an_ensembles_rows_have_the_fused_score_and_the_mean_relevance():
     assert found["q7", "a"]["relevance"] == pytest.approx(0.9933072), "the mean of those who scored it"
     assert found["q7", "c"]["truncated"] is True
     assert rejects["doc_id"].to_pylist() == ["d", "d"]
-
-
-def test_of_pairs_only_the_chosen_are_kept_with_their_first_stage_ranks():
-    rows = [
-        {"doc_id": "a", "document": 10, "queries": [1, 2, 5], "ranks": [4, 3, 2]},
-        {"doc_id": "b", "document": 11, "queries": [1], "ranks": [9]},
-        {"doc_id": "c", "document": 12, "queries": [1, 5], "ranks": [1, 8]},
-    ]
-    chosen = pa.table({"doc_id": ["c", "a", "a"], "query": pa.array([5, 5, 1], pa.int32())})
-    assert chosen_pairs(pa.Table.from_pylist(rows, schema=PAIRS), chosen).to_pylist() == [
-        {"doc_id": "a", "document": 10, "queries": [1, 5], "ranks": [4, 2]},
-        {"doc_id": "c", "document": 12, "queries": [5], "ranks": [8]},
-    ]
-
-
-def test_the_costliest_are_counted_from_the_top():
-    numbers = {10: 3, 7: 2, 100: 1}
-    assert [costliest(numbers, most) for most in (0, 1, 3, 5, 99)] == [0, 100, 120, 137, 144]
