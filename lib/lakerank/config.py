@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -48,6 +48,13 @@ class Section(BaseModel):
     """A section of a config: immutable, and a key that it does not have is a fault."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def contradictions(self) -> list[str]:
+        """What cannot go together, although each value alone could be."""
+        return []
+
+
+Schema = TypeVar("Schema", bound=Section)
 
 
 class StorageConfig(Section):
@@ -347,12 +354,22 @@ def resolve_config(values: Mapping[str, Any], overrides: Sequence[str] = (), sou
     """
     complete = deepcopy({**DEFAULTS, **values})
     faults = [fault for override in overrides if (fault := apply_override(complete, override))]
+    return validate(Config, complete, faults, source)
+
+
+def validate(schema: type[Schema], values: Mapping[str, Any], faults: Sequence[str], source: str) -> Schema:
+    """A config of complete values.
+
+    Raises:
+        ConfigError: the faults that are known already, those of the values, and contradictions, all at once.
+    """
     try:
-        config = Config.model_validate(complete)
+        config = schema.model_validate(values)
+        found = config.contradictions()
     except ValidationError as error:
-        faults += [f"{source}: {describe(fault)}" for fault in error.errors()]
-    if faults:
-        raise ConfigError(faults)
+        found = [describe(fault) for fault in error.errors()]
+    if faults or found:
+        raise ConfigError([*faults, *(f"{source}: {fault}" for fault in found)])
     return config
 
 

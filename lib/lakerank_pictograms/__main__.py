@@ -11,12 +11,9 @@ from pathlib import Path
 
 from lakerank.errors import LakerankError
 from lakerank_pictograms.art import STYLES, distinct, pictures
-from lakerank_pictograms.concepts import read_concepts
-from lakerank_pictograms.demo import write_demo_lake
-from lakerank_pictograms.judging import write_judging_lake
+from lakerank_pictograms.concepts import read_concepts, read_labels
+from lakerank_pictograms.lakes import write_demo_lake, write_judging_lake, write_training_lake
 from lakerank_pictograms.packages import Packages
-from lakerank_pictograms.texts import read_labels
-from lakerank_pictograms.training_lake import write_training_lake
 
 _log = logging.getLogger("lakerank_pictograms")
 

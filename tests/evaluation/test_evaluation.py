@@ -15,7 +15,7 @@ from lakerank.evaluation.rows import read_attributes
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate
-from lakerank_pictograms.lake_lists import first_stage_order
+from lakerank_pictograms.evaluate_checkpoint import first_stage_order
 
 
 def test_only_judged_queries_of_the_lake_count(small_lake):

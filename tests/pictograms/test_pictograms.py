@@ -17,11 +17,18 @@ from lakerank import schemas
 from lakerank.errors import StorageError
 from lakerank.fingerprint import content_hash
 from lakerank_pictograms.art import SIDE, UNSEEN_STYLE, Picture, distinct
-from lakerank_pictograms.concepts import TEXT_ONLY_LANGUAGES, Concept, concept_key, family_of, split_of
+from lakerank_pictograms.concepts import (
+    TEXT_ONLY_LANGUAGES,
+    Concept,
+    Label,
+    concept_key,
+    family_of,
+    region_of,
+    split_of,
+)
 from lakerank_pictograms.items import Item, query_texts
+from lakerank_pictograms.lists import RELATED, SAME, UNRELATED, Relevance
 from lakerank_pictograms.packages import PINNED, Packages
-from lakerank_pictograms.relevance import RELATED, SAME, UNRELATED, Relevance
-from lakerank_pictograms.texts import Label, region_of
 
 LAKE = Path(lakerank.__file__).parent / "ingest" / "demo_lake"
 
@@ -254,7 +261,7 @@ def test_query_texts_are_the_name_some_keywords_and_the_country() -> None:
 
 def test_first_stage_ranks_names_and_fills_with_the_group() -> None:
     pytest.importorskip("bm25s")
-    from lakerank_pictograms.first_stage import NameIndex, candidates
+    from lakerank_pictograms.lists import NameIndex, candidates
 
     names = {"dog face": "animals", "hot dog": "food", "cat": "animals", "mouse": "animals", "pizza": "food"}
     documents = [Item(name, Concept(name, "", name, group, ""), "picture", image=b"x") for name, group in names.items()]

@@ -1,22 +1,16 @@
-"""A tiny lake with topics, and a config that trains on it in seconds."""
+"""A config that fine-tunes a tiny checkpoint on a tiny lake in seconds."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from PIL import Image
 
-COLOURS = ("red", "green", "blue", "black", "orange", "purple", "grey", "pink", "brown", "teal", "navy", "olive")
-WORDS = {"en": "{} square", "de": "Quadrat in {}", "hi": "{} वर्ग"}
+from training_lakes import table_paths, write_colour_lake, write_plain_lake
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -28,112 +22,30 @@ def one_training_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def picture(colour: str, side: int, size: tuple[int, int] = (56, 56)) -> bytes:
-    stream = io.BytesIO()
-    image = Image.new("RGB", size, "white")
-    image.paste(colour, (4, 4, side, side))
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
 @pytest.fixture(scope="session")
 def colour_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve topics, each with two pictures and a text in three languages on either side."""
-    folder = tmp_path_factory.mktemp("colours")
-    rows: list[dict[str, Any]] = []
-    for colour in COLOURS:
-        rows += [
-            {"id": f"{colour}.{side}", "image": picture(colour, side), "topic": colour, "kind": "picture"}
-            for side in (40, 52)
-        ]
-        rows += [
-            {
-                "id": f"{colour}.{language}",
-                "text": words.format(colour),
-                "topic": colour,
-                "kind": "name",
-                "language": language,
-            }
-            for language, words in WORDS.items()
-        ]
-    for table, id_name in (("documents", "doc_id"), ("queries", "query_id")):
-        columns = {id_name: [row["id"] for row in rows]}
-        for name, kind in (
-            ("text", pa.string()),
-            ("image", pa.binary()),
-            ("topic", None),
-            ("kind", None),
-            ("language", None),
-        ):
-            columns[name] = pa.array([row.get(name) for row in rows], kind or pa.string())
-        pq.write_table(pa.table(columns), folder / f"{table}.parquet")
-    pairs = [(a["id"], b["id"]) for a in rows for b in rows if a["topic"] == b["topic"] and a["id"] != b["id"]]
-    qrels = {
-        "query_id": [a for a, _ in pairs],
-        "doc_id": [b for _, b in pairs],
-        "relevance": np.full(len(pairs), 2, np.int32),
-    }
-    pq.write_table(pa.table(qrels), folder / "qrels.parquet")
-    return folder
+    return write_colour_lake(tmp_path_factory.mktemp("colours"))
 
 
 @pytest.fixture(scope="session")
-def plain_lake(colour_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A lake of the contract's columns alone: twelve queries, pictures of three sizes, grades 1 and 2, a broken row."""
-    folder = tmp_path_factory.mktemp("plain")
-    sizes = {colour: ((56, 56), (84, 56), (30, 90))[index % 3] for index, colour in enumerate(COLOURS)}
-    documents = [(f"{c}.picture", None, picture(c, 40, size)) for c, size in sizes.items()]
-    documents += [(f"{c}.text", f"a {c} thing " * 40, None) for c in COLOURS]
-    documents += [("broken", None, b"no picture"), ("empty", " ", None)]
-    columns = list(zip(*documents, strict=True))
-    table = {
-        "doc_id": columns[0],
-        "text": pa.array(columns[1], pa.string()),
-        "image": pa.array(columns[2], pa.binary()),
-    }
-    pq.write_table(pa.table(table), folder / "documents.parquet")
-    texts = pa.array([f"{c} square" for c in COLOURS])
-    queries = {"query_id": [f"{c}.en" for c in COLOURS], "text": texts, "image": pa.nulls(12, pa.binary())}
-    pq.write_table(pa.table(queries), folder / "queries.parquet")
-    judged = [(f"{c}.en", f"{c}.{kind}", grade) for c in COLOURS for kind, grade in (("picture", 2), ("text", 1))]
-    judged += [("red.en", "pink.text", 1), ("red.en", "broken", 2), ("red.en", "empty", 1), ("red.en", "navy.text", 0)]
-    asked, answers, grades = zip(*judged, strict=True)
-    table = {"query_id": asked, "doc_id": answers, "relevance": pa.array(grades, pa.int32())}
-    pq.write_table(pa.table(table), folder / "qrels.parquet")
-    return {name: str(folder / f"{name}.parquet") for name in ("documents", "queries", "qrels")}
+def plain_lake(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return write_plain_lake(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture
-def training_config(colour_lake: Path, tmp_path: Path) -> Callable[..., Path]:
+def training_config(colour_lake: Path, tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
     """`training_config(**changes)`: a config file with top-level sections changed."""
 
     def make(**changes: Any) -> Path:
-        tables = {name: str(colour_lake / f"{name}.parquet") for name in ("documents", "queries", "qrels")}
+        tables = table_paths(colour_lake)
+        stage = {"steps": 3, "groups": 3, "group_size": 4}
         values: dict[str, Any] = {
             "lake": {**tables, "topic": "topic", "kind": "kind", "apart": {"language": ["hi"]}},
-            "start": {
-                "shape": {
-                    "vocabulary": 512,
-                    "hidden_size": 64,
-                    "intermediate_size": 64,
-                    "layers": 3,
-                    "heads": 2,
-                    "key_value_heads": 1,
-                    "vision_depth": 1,
-                    "vision_width": 32,
-                    "vision_heads": 2,
-                }
-            },
-            "tap": 2,
+            "start": {"path": str(tiny_checkpoint)},
             "picture_side": 56,
             "seed": 3,
             "threads": 1,
-            "stages": [
-                {"name": "towers", "steps": 3, "groups": 3, "group_size": 4, "ranking": None}
-                | {"contrastive_weight": 1.0, "proxy_weight": 1.0},
-                {"name": "pairs", "steps": 3, "groups": 3, "group_size": 4, "mined": [0.5, 1.0]}
-                | {"contrastive_weight": 0.3, "proxy_weight": 0.5},
-            ],
+            "stages": [stage | {"name": "warm"}, stage | {"name": "pairs", "ranking": "ranknet"}],
             "evaluation": {"every": 100, "candidates": 12, "slices": {"seen": tables}},
             "checkpoint_every": 2,
             "output": str(tmp_path / "out"),

@@ -5,13 +5,14 @@ import signal
 import sys
 from importlib import import_module
 from itertools import count
+from operator import attrgetter
 from types import FrameType
 
 from lakerank.training.config import load_train_config
 from lakerank.training.run import run_training
 
 config, module, function, call = sys.argv[1:]
-code = getattr(import_module(module), function).__code__
+code = attrgetter(function)(import_module(module)).__code__
 calls = count(1)
 
 

@@ -1,6 +1,6 @@
 """What a batch holds."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,86 +8,77 @@ import numpy as np
 import pytest
 
 from lakerank.lake.storage import Storage
-from lakerank.training.batches import Sampler, Selection
-from lakerank.training.config import load_train_config
-from lakerank.training.schedule import learning_rate, place
-from lakerank.training.tables import Columns, Sources, TrainingLake, read_lake
+from lakerank.limits import Limits
+from lakerank.training.batches import Batch, Sampler, Stage
+from lakerank.training.dataset import Dataset, ExtraColumns, ImageStore, TablePaths, read_dataset
+from lakerank.training.step import Schedule
+from training_lakes import table_paths
 
-EVERYTHING = Selection({}, {}, {})
+PAIRS = Stage("pairs", steps=1, groups=3, group_size=4)
+
+
+def read(tables: dict[str, str], columns: ExtraColumns, side: int) -> Dataset:
+    return read_dataset(Storage(), TablePaths(**tables), columns, ImageStore(Limits(max_pixels=side**2)))
+
+
+def draw(sampler: Sampler, seed: int) -> Batch:
+    random = np.random.default_rng(seed)
+    return sampler.draw(random, sampler.draw_topics(random))
 
 
 @pytest.fixture(scope="module")
-def lake(colour_lake: Path) -> TrainingLake:
-    tables = [str(colour_lake / f"{name}.parquet") for name in ("documents", "queries", "qrels")]
-    return read_lake(Storage(), Sources(*tables), Columns("topic", "kind", ("language",)), 56)
+def dataset(colour_lake: Path) -> Dataset:
+    return read(table_paths(colour_lake), ExtraColumns("topic", "kind", ("language",)), 56)
 
 
-def test_topics_differ_and_only_their_own_pairs_are_relevant(lake: TrainingLake) -> None:
-    batch = Sampler(lake, EVERYTHING, {}).draw(np.random.default_rng(0), 3, 4, 0.0, None)
-    topics = lake.documents.topics[batch.documents]
+def test_topics_differ_and_only_their_own_pairs_are_relevant(dataset: Dataset) -> None:
+    batch = draw(Sampler(dataset, PAIRS, {}), 0)
+    topics = dataset.documents.topics[batch.documents]
     assert len(set(topics.tolist())) == 12
-    np.testing.assert_array_equal(topics, lake.queries.topics[batch.queries])
+    np.testing.assert_array_equal(topics, dataset.queries.topics[batch.queries])
     np.testing.assert_array_equal(batch.grades > 0, np.eye(12, dtype=bool))
 
 
-def test_a_picture_is_not_judged_against_itself(lake: TrainingLake) -> None:
-    _, known = Sampler(lake, EVERYTHING, {}).relations(np.array([0, 1]), np.array([0, 2]))
+def test_an_image_is_not_judged_against_itself(dataset: Dataset) -> None:
+    _, known = Sampler(dataset, PAIRS, {}).relations(np.array([0, 1]), np.array([0, 2]))
     assert known.tolist() == [[False, True], [True, True]]
 
 
-def test_texts_kept_apart_meet_no_picture(lake: TrainingLake) -> None:
-    apart = {"language": frozenset({"hi"})}
+def test_texts_kept_apart_meet_no_image(dataset: Dataset) -> None:
+    apart = {"language": ("hi",)}
     hindi, english, drawn = 4, 2, 0
-    _, known = Sampler(lake, EVERYTHING, apart).relations(
-        np.array([drawn, hindi]), np.array([hindi, english, drawn + 5])
-    )
+    _, known = Sampler(dataset, PAIRS, apart).relations(np.array([drawn, hindi]), np.array([hindi, english, drawn + 5]))
     assert known.tolist() == [[False, True, True], [True, True, False]]
 
 
-def test_a_bag_s_rows_are_relevant_by_topic_and_kept_apart_as_any(lake: TrainingLake) -> None:
-    apart = {"language": frozenset({"hi"})}
-    sampler = Sampler(lake, Selection({}, {}, {}, by_topic=True), apart)
-    batch = sampler.draw(np.random.default_rng(0), 3, 4, 0.0, None)
-    topics = lake.documents.topics[batch.documents][:, None] == lake.queries.topics[batch.queries]
-    assert np.array_equal(batch.grades, topics)
-    assert np.array_equal(batch.known, sampler.relations(batch.documents, batch.queries)[1])
-    assert not batch.known.all()
-
-
-def test_mined_groups_are_neighbours(lake: TrainingLake) -> None:
-    near = lambda topic: np.array([(topic + step) % 12 for step in (1, 2)])  # noqa: E731
-    batch = Sampler(lake, EVERYTHING, {}).draw(np.random.default_rng(1), 1, 3, 1.0, near)
-    first, *others = lake.documents.topics[batch.documents].tolist()
-    assert {(other - first) % 12 for other in others} == {1, 2}
-
-
-def test_a_stage_draws_what_it_selects(lake: TrainingLake) -> None:
-    selection = Selection({"language": frozenset({"de"})}, {"name": 1.0}, {"picture": 1.0})
-    batch = Sampler(lake, selection, {}).draw(np.random.default_rng(2), 3, 4, 0.0, None)
-    assert all((lake.documents.texts[row] or "").startswith("Quadrat") for row in batch.documents)
-    assert (lake.queries.pictures[batch.queries] >= 0).all()
+def test_a_stage_draws_what_it_selects(dataset: Dataset) -> None:
+    only = {"language": ("de",)}
+    stage = replace(PAIRS, only=only, document_weights={"name": 1.0}, query_weights={"picture": 1.0})
+    batch = draw(Sampler(dataset, stage, {}), 2)
+    assert all((dataset.documents.texts[row] or "").startswith("Quadrat") for row in batch.documents)
+    assert (dataset.queries.images[batch.queries] >= 0).all()
 
 
 @pytest.fixture(scope="module")
-def plain(plain_lake: dict[str, str]) -> TrainingLake:
-    return read_lake(Storage(), Sources(**plain_lake), Columns(), 84)
+def plain(plain_lake: dict[str, str]) -> Dataset:
+    return read(plain_lake, ExtraColumns(), 84)
 
 
 def test_rows_that_scoring_would_reject_are_left_out(plain_lake: dict[str, str], caplog: Any) -> None:
-    lake = read_lake(Storage(), Sources(**plain_lake), Columns(), 84)
-    assert len(lake.documents.ids) == 24
+    dataset = read(plain_lake, ExtraColumns(), 84)
+    assert len(dataset.documents.ids) == 24
     assert "2 rows left out, the first of them broken: image_unsupported_format" in caplog.text
 
 
-def test_pictures_keep_their_aspect_under_the_limit(plain: TrainingLake) -> None:
-    assert [picture.shape for picture in plain.pixels[:3]] == [(3, 56, 56), (3, 56, 84), (3, 112, 56)]
+def test_images_keep_their_aspect_under_the_limit(plain: Dataset) -> None:
+    assert [pixels.shape for pixels in plain.images.pixels[:3]] == [(56, 56, 3), (56, 84, 3), (112, 56, 3)]
 
 
-def test_without_topics_queries_are_drawn_with_what_is_relevant_to_them(plain: TrainingLake) -> None:
-    sampler = Sampler(plain, EVERYTHING, {})
+def test_without_topics_queries_are_drawn_with_what_is_relevant_to_them(plain: Dataset) -> None:
+    sampler = Sampler(plain, Stage("pairs", steps=1, groups=2, group_size=6), {})
     seen = set()
     for seed in range(30):
-        batch = sampler.draw(np.random.default_rng(seed), 2, 6, 0.0, None)
+        batch = draw(sampler, seed)
         names = [
             (plain.queries.ids[q], plain.documents.ids[d]) for q, d in zip(batch.queries, batch.documents, strict=True)
         ]
@@ -97,27 +88,27 @@ def test_without_topics_queries_are_drawn_with_what_is_relevant_to_them(plain: T
     assert seen == {"red.picture", "red.text", "pink.text"}
 
 
-def test_grades_are_those_of_the_judgements(plain: TrainingLake) -> None:
+def test_grades_are_those_of_the_judgements(plain: Dataset) -> None:
     rows = {name: row for row, name in enumerate(plain.documents.ids)}
     documents = np.array([rows[name] for name in ("red.picture", "red.text", "pink.text", "navy.text")])
     assert plain.relevance(documents, np.array([0])).tolist() == [[2], [1], [1], [0]]
 
 
-def test_stages_and_rates(training_config: Callable[..., Path]) -> None:
-    config = load_train_config(training_config())
-    assert [place(config.stages, step).stage.name for step in (2, 3)] == ["towers", "pairs"]
-    assert place(config.stages, 4).mined == pytest.approx(0.5 + 0.5 / 3)
+def test_steps_have_a_stage_and_a_place_in_it() -> None:
+    schedule = Schedule([replace(PAIRS, name=name, steps=3) for name in ("towers", "pairs")])
+    assert [schedule.stage(step).name for step in (2, 3)] == ["towers", "pairs"]
+    assert schedule.position(4) == (1, pytest.approx(1 / 3))
+    with pytest.raises(IndexError, match="step 6 of 6"):
+        schedule.position(6)
 
 
-def test_rates_warm_up_fall_and_start_anew(training_config: Callable[..., Path]) -> None:
-    stages = [{"name": name, "steps": 500, "groups": 1, "group_size": 2} for name in ("one", "two", "three")]
-    stages[2]["learning_rate"] = 0.5
-    config = load_train_config(training_config(stages=stages))
-    settings = config.optimizer
-    rates = [learning_rate(settings, config.stages, step) for step in range(1500)]
-    assert rates[0] == pytest.approx(settings.learning_rate / 100)
-    assert rates[99] == rates[100] == max(rates[:1000]) == settings.learning_rate
-    assert rates[550] == pytest.approx(settings.learning_rate * (1 + settings.floor) / 2)
-    assert rates[999] == pytest.approx(settings.learning_rate * settings.floor, rel=1e-2)
+def test_rates_warm_up_fall_and_start_anew() -> None:
+    stages = [replace(PAIRS, name=name, steps=500) for name in ("one", "two")]
+    schedule = Schedule([*stages, replace(PAIRS, name="three", steps=500, learning_rate=0.5)])
+    rates = [schedule.rate(step) for step in range(1500)]
+    assert rates[0] == pytest.approx(schedule.learning_rate / 100)
+    assert rates[99] == rates[100] == max(rates[:1000]) == schedule.learning_rate
+    assert rates[550] == pytest.approx(schedule.learning_rate * (1 + schedule.floor) / 2)
+    assert rates[999] == pytest.approx(schedule.learning_rate * schedule.floor, rel=1e-2)
     assert rates[1000] == pytest.approx(0.5 / 100)
     assert max(rates[1000:]) == 0.5

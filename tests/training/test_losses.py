@@ -7,9 +7,7 @@ import torch
 
 from lakerank.training.losses import (
     binary_cross_entropy,
-    contrastive_softmax,
     listnet,
-    proxy_softmax,
     ranknet,
     symmetric_listnet,
 )
@@ -52,14 +50,6 @@ def test_symmetric_listnet_reads_rows_too() -> None:
     assert float(symmetric_listnet(SCORES, GRADES, ALL)) == pytest.approx(float(both))
 
 
-def test_looking_at_no_document_competes_for_every_query() -> None:
-    odds = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
-    grades = torch.tensor([[1, 0], [0, 1]])
-    queries = math.log(math.exp(1) + math.exp(0.5) + 1) - 1 + math.log(math.exp(-2) + math.exp(3) + 1) - 3
-    documents = math.log(math.exp(1) + math.exp(-2)) - 1 + math.log(math.exp(0.5) + math.exp(3)) - 3
-    assert float(contrastive_softmax(odds, grades, grades >= 0)) == pytest.approx((queries + documents) / 4)
-
-
 def test_ranknet_compares_documents_of_different_grades() -> None:
     pairs = [1.0 - 2.0, -1.0 - 2.0, 3.0 - 0.0, 3.0 - 0.5]  # better minus worse, within each query
     expected = sum(softplus(-difference) for difference in pairs) / 4
@@ -70,8 +60,3 @@ def test_pointwise_loss_weighs_both_classes_the_same() -> None:
     positives = (softplus(-1.0) + softplus(1.0) + softplus(-3.0)) / 3
     negatives = (softplus(2.0) + softplus(0.0) + softplus(0.5)) / 3
     assert float(binary_cross_entropy(SCORES, GRADES, ALL)) == pytest.approx((positives + negatives) / 2)
-
-
-def test_proxies() -> None:
-    similarities = torch.tensor([[0.0, math.log(3)]])
-    assert float(proxy_softmax(similarities, torch.tensor([1]))) == pytest.approx(math.log(4 / 3), rel=1e-6)

@@ -14,7 +14,7 @@ from lakerank.errors import DependencyError
 
 if TYPE_CHECKING:
     from lakerank.training.config import TrainConfig
-    from lakerank.training.loop import Outcome
+    from lakerank.training.trainer import TrainingResult
 
 
 @click.command(epilog=EPILOG)
@@ -42,20 +42,20 @@ def train(config_path: Path, overrides: Sequence[str], processes: int | None, ve
             raise DependencyError(f"{error}: pip install 'lakerank[train]'") from error
 
         config = load_train_config(config_path, overrides)
-        outcome = run_training(config) if processes is None else _on_spark(config, processes)
-        return {**asdict(outcome), "output": config.output}
+        result = run_training(config) if processes is None else _on_spark(config, processes)
+        return {**asdict(result), "output": config.output}
 
     run_job(work, verbose)
 
 
-def _on_spark(config: TrainConfig, processes: int) -> Outcome:
+def _on_spark(config: TrainConfig, processes: int) -> TrainingResult:
     from lakerank.spark.runtime import session
     from lakerank.spark.train import train_on
     from lakerank.training.run import run_training
 
     spark = session.start("lakerank-train", {}, None)
     try:
-        outcome: Outcome = train_on(spark, run_training, config, processes)
-        return outcome
+        result: TrainingResult = train_on(spark, run_training, config, processes)
+        return result
     finally:
         spark.stop()

@@ -1,19 +1,56 @@
-"""What one step trains on: groups of topics, a document and a query each, and which pairs are relevant."""
+"""What one step trains on: groups of topics, a document and a query each, hard negatives, and what is relevant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Ge, Gt, Le
 
-from lakerank.training.negatives import NegativeRule
-from lakerank.training.tables import Items, Rows, TrainingLake
+from lakerank.training.dataset import Dataset, Rows, Table
 
-#: Topics that are easily confused with a topic, the nearest first.
-Neighbours = Callable[[int], Rows]
+Weight = Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some steps of one kind: what they draw, and the weights of their losses.
+
+    Each step draws `groups` groups of `group_size` topics, a document and a query each, and `hard_negatives` documents
+    more for every query. `only` keeps rows whose column holds one of the values, or nothing; a kind of row is drawn as
+    often as its weight says. A stage with a `learning_rate` starts the schedule anew at that peak (a warm restart,
+    Loshchilov and Hutter 2017). `ranking`: the loss of a query's logits; None where queries are not scored.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, where a config holds stages
+
+    name: str
+    steps: Annotated[int, Ge(1)]
+    groups: Annotated[int, Ge(1)]
+    group_size: Annotated[int, Ge(2)]
+    hard_negatives: Annotated[int, Ge(0)] = 0
+    learning_rate: Annotated[float, Gt(0)] | None = None
+    ranking: Literal["listnet", "ranknet"] | None = "listnet"
+    ranking_weight: Weight = 1.0
+    pointwise_weight: Weight = 0.5
+    distillation_weight: Weight = 0.0
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    document_weights: Mapping[str, Weight] = field(default_factory=dict)
+    query_weights: Mapping[str, Weight] = field(default_factory=dict)
+
+    @property
+    def by_topic(self) -> bool:
+        """Whether rows of one topic are relevant to each other, whatever else judgements name."""
+        return False
+
+    @property
+    def loss_weights(self) -> list[float]:
+        """Of every loss that the stage may have."""
+        return [] if self.ranking is None else [self.ranking_weight, self.pointwise_weight, self.distillation_weight]
 
 
 @dataclass(frozen=True)
@@ -37,7 +74,7 @@ class Batch:
         return len(self.documents) // self.groups, len(self.queries) // self.groups
 
     def shards(self, count: int) -> list[Batch]:
-        """The groups in `count` parts, as even as can be, that are computed one after another or side by side."""
+        """The groups in `count` parts, as even as can be, that are computed one after another or in parallel."""
         bounds = np.linspace(0, self.groups, min(count, self.groups) + 1).round().astype(int)
         return [self._part(int(first), int(last)) for first, last in pairwise(bounds)]
 
@@ -55,116 +92,119 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which rows a stage draws from: `only` keeps rows whose column holds one of the values, or nothing at all.
+class NegativeRule:
+    """Which candidates of a query may stand as irrelevant: those that the first stage ranks `skip` to `depth`.
 
-    `by_topic`: rows of one topic are relevant to each other, whatever else judgements name.
+    `below`: and whose first-stage score is under this share of the best relevant candidate's. Closer ones are likely
+    to be relevant and unjudged (the positive-aware filter of NV-Retriever, Moreira et al. 2024). Scores must be
+    positive for that.
     """
 
-    only: Mapping[str, frozenset[str]]
-    document_weights: Mapping[str, float]
-    query_weights: Mapping[str, float]
-    hard_negatives: int = 0
-    by_topic: bool = False
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    skip: Annotated[int, Ge(0)] = 0
+    depth: Annotated[int, Ge(1)] = 100
+    below: Annotated[float, Gt(0), Le(1)] | None = None
+
+    def negatives(self, dataset: Dataset, query: int) -> list[int]:
+        """Document rows that may be taken for irrelevant to a query, best first."""
+        ranked = list(dataset.candidates[query].items())[self.skip : self.depth]
+        ceiling = self._ceiling(dataset, query)
+        return [row for row, score in ranked if score < ceiling and not dataset.is_relevant(row, query)]
+
+    def suspects(self, dataset: Dataset, documents: Rows, queries: Rows) -> npt.NDArray[np.bool_]:
+        """Pairs (D, Q) of a batch without a judgement that the first stage scores like a relevant one."""
+        marks = np.zeros((len(documents), len(queries)), dtype=bool)
+        if self.below is None or not dataset.candidates:
+            return marks
+        for column, query in enumerate(queries.tolist()):
+            ceiling = self._ceiling(dataset, query)
+            scores = dataset.candidates[query].items()
+            close = [row for row, score in scores if score >= ceiling and not dataset.is_relevant(row, query)]
+            marks[:, column] = np.isin(documents, close)
+        return marks
+
+    def _ceiling(self, dataset: Dataset, query: int) -> float:
+        if self.below is None:
+            return np.inf
+        relevant = [score for row, score in dataset.candidates[query].items() if dataset.is_relevant(row, query)]
+        return self.below * max(relevant) if relevant else np.inf
 
 
 class Sampler:
-    """Draws batches. A batch depends on the random generator it is given and on nothing drawn before."""
+    """Draws batches of a stage. A batch depends on the random generator it is given and on nothing drawn before."""
 
     def __init__(
         self,
-        lake: TrainingLake,
-        selection: Selection,
-        apart: Mapping[str, frozenset[str]],
+        dataset: Dataset,
+        stage: Stage,
+        never_with_images: Mapping[str, tuple[str, ...]],
         rule: NegativeRule | None = None,
     ) -> None:
-        """`apart`: column → values of texts that are never paired with a picture. `rule`: of hard negatives."""
-        self._lake = lake
+        """`never_with_images`: column → values of texts that no image is paired with. `rule`: of hard negatives."""
+        self.stage = stage
+        self._dataset = dataset
         self._rule = rule or NegativeRule()
-        self._hard_negatives = selection.hard_negatives
-        self._by_topic = selection.by_topic
-        document_topics, query_topics = _drawn_by(lake)
-        self._documents = _Pool(lake.documents, document_topics, selection.only, selection.document_weights)
-        self._queries = _Pool(lake.queries, query_topics, selection.only, selection.query_weights)
+        document_topics, query_topics = _topics_by_row(dataset)
+        self._documents = _Pool(dataset.documents, document_topics, stage.only, stage.document_weights)
+        self._queries = _Pool(dataset.queries, query_topics, stage.only, stage.query_weights)
         self.topics = np.array(sorted(self._documents.topics & self._queries.topics), dtype=np.int64)
-        self._document_apart = _marked(lake.documents, apart)
-        self._query_apart = _marked(lake.queries, apart)
+        self._document_apart = _marked(dataset.documents, never_with_images)
+        self._query_apart = _marked(dataset.queries, never_with_images)
 
-    def draw(
-        self, random: np.random.Generator, groups: int, group_size: int, mined: float, neighbours: Neighbours | None
-    ) -> Batch:
-        """Draw topics, all different; a share `mined` of the groups is made of a topic and its near neighbours."""
-        topics = self._draw_topics(random, groups, group_size, mined, neighbours)
+    def draw_topics(self, random: np.random.Generator) -> Rows:
+        """The topics of a batch, all different."""
+        drawn: Rows = random.permutation(self.topics)[: self.stage.groups * self.stage.group_size]
+        return drawn
+
+    def draw(self, random: np.random.Generator, topics: Rows) -> Batch:
+        """A document and a query for each of the topics, group by group, with what is known of them."""
+        groups = self.stage.groups
         documents = np.array([self._documents.draw(int(topic), random) for topic in topics])
         queries = np.array([self._queries.draw(int(topic), random) for topic in topics])
-        if self._by_topic:
-            same = self._lake.same_topic(documents, queries).astype(np.int64)
+        if self.stage.by_topic:
+            same = self._dataset.same_topic(documents, queries).astype(np.int64)
             return Batch(documents, queries, groups, same, self._allowed(documents, queries))
-        if self._hard_negatives:
-            documents = self._with_negatives(documents, queries, groups, random)
+        if self.stage.hard_negatives:
+            documents = self._with_negatives(documents, queries, random)
         grades, known = self.relations(documents, queries)
         return Batch(documents, queries, groups, grades, known, self._teacher(documents, queries))
 
-    def _with_negatives(self, documents: Rows, queries: Rows, groups: int, random: np.random.Generator) -> Rows:
+    def _with_negatives(self, documents: Rows, queries: Rows, random: np.random.Generator) -> Rows:
         """Each group's documents, followed by its queries' hard negatives; others at random where those run out."""
-        sides = zip(documents.reshape(groups, -1), queries.reshape(groups, -1), strict=True)
-        everything: list[int] = []
-        for own, asking in sides:
-            everything += own.tolist()
+        groups, count = self.stage.groups, self.stage.hard_negatives
+        rows: list[int] = []
+        for positives, asking in zip(documents.reshape(groups, -1), queries.reshape(groups, -1), strict=True):
+            rows += positives.tolist()
             for query in asking.tolist():
-                allowed = self._rule.allowed(self._lake, query)
-                chosen = [int(row) for row in random.permutation(allowed)[: self._hard_negatives]]
-                while len(chosen) < self._hard_negatives:
+                negatives = self._rule.negatives(self._dataset, query)
+                chosen = [int(row) for row in random.permutation(negatives)[:count]]
+                while len(chosen) < count:
                     chosen.append(self._documents.draw(int(random.choice(self.topics)), random))
-                everything += chosen
-        return np.array(everything, dtype=np.int64)
+                rows += chosen
+        return np.array(rows, dtype=np.int64)
 
     def _teacher(self, documents: Rows, queries: Rows) -> npt.NDArray[np.float32] | None:
-        if not self._lake.teacher:
+        if not self._dataset.teacher:
             return None
-        of_queries = [self._lake.teacher[query] for query in queries]
-        logits = [[known.get(int(row), np.nan) for known in of_queries] for row in documents]
+        by_query = [self._dataset.teacher[query] for query in queries]
+        logits = [[known.get(int(row), np.nan) for known in by_query] for row in documents]
         return np.array(logits, dtype=np.float32)
 
     def relations(self, documents: Rows, queries: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Grades and what is known of them, both (D, Q)."""
-        lake = self._lake
-        grades = lake.relevance(documents, queries)
-        suspects = self._rule.suspects(lake, documents, queries) & (grades == 0)
+        grades = self._dataset.relevance(documents, queries)
+        suspects = self._rule.suspects(self._dataset, documents, queries) & (grades == 0)
         return grades, self._allowed(documents, queries) & ~suspects
 
     def _allowed(self, documents: Rows, queries: Rows) -> npt.NDArray[np.bool_]:
-        """Pairs (D, Q) to learn from: not a picture with itself, nor a text with a picture it is kept apart from."""
-        lake = self._lake
-        document_pictures, query_pictures = lake.documents.pictures[documents], lake.queries.pictures[queries]
-        itself = (document_pictures[:, None] == query_pictures[None]) & (query_pictures[None] >= 0)
-        apart = (document_pictures[:, None] >= 0) & self._query_apart[queries][None]
-        apart |= (query_pictures[None] >= 0) & self._document_apart[documents][:, None]
+        """Pairs (D, Q) to learn from: not an image with itself, nor a text with an image it is kept apart from."""
+        document_images, query_images = self._dataset.documents.images[documents], self._dataset.queries.images[queries]
+        itself = (document_images[:, None] == query_images[None]) & (query_images[None] >= 0)
+        apart = (document_images[:, None] >= 0) & self._query_apart[queries][None]
+        apart |= (query_images[None] >= 0) & self._document_apart[documents][:, None]
         allowed: npt.NDArray[np.bool_] = ~(itself | apart)
         return allowed
-
-    def _draw_topics(
-        self, random: np.random.Generator, groups: int, group_size: int, mined: float, neighbours: Neighbours | None
-    ) -> Rows:
-        chosen: list[int] = []
-        left = set(self.topics.tolist())
-        seeds = [int(topic) for topic in random.permutation(self.topics)]
-        for _ in range(groups):
-            seed = next(topic for topic in seeds if topic in left)
-            group = [seed]
-            left.discard(seed)
-            if neighbours is not None and random.random() < mined:
-                near = [int(topic) for topic in neighbours(seed) if int(topic) in left][: 2 * group_size]
-                group += [int(topic) for topic in random.permutation(near)[: group_size - 1]]
-                left.difference_update(group)
-            for topic in seeds:
-                if len(group) >= group_size:
-                    break
-                if topic in left:
-                    group.append(topic)
-                    left.discard(topic)
-            chosen += group
-        return np.array(chosen, dtype=np.int64)
 
 
 class _Pool:
@@ -172,20 +212,18 @@ class _Pool:
 
     def __init__(
         self,
-        items: Items,
+        table: Table,
         topics: Sequence[Sequence[int]],
-        only: Mapping[str, frozenset[str]],
+        only: Mapping[str, tuple[str, ...]],
         weights: Mapping[str, float],
     ) -> None:
         self._rows: dict[int, dict[str, list[int]]] = {}
         self._weights = weights
-        columns = [(items.columns[name], values) for name, values in only.items()]
-        for row, (own, kind) in enumerate(zip(topics, items.kinds, strict=True)):
-            kept = all(column[row] is None or column[row] in values for column, values in columns)
-            if not kept or weights.get(kind, 0 if weights else 1) <= 0:
-                continue
-            for topic in own:
-                self._rows.setdefault(topic, {}).setdefault(kind, []).append(row)
+        for row in np.flatnonzero(table.rows_where(only)).tolist():
+            kind = table.kinds[row]
+            if weights.get(kind, 0 if weights else 1) > 0:
+                for topic in topics[row]:
+                    self._rows.setdefault(topic, {}).setdefault(kind, []).append(row)
         self.topics = set(self._rows)
 
     def draw(self, topic: int, random: np.random.Generator) -> int:
@@ -196,27 +234,21 @@ class _Pool:
         return rows[int(random.integers(len(rows)))]
 
 
-def _drawn_by(lake: TrainingLake) -> tuple[list[list[int]], list[list[int]]]:
+def _topics_by_row(dataset: Dataset) -> tuple[list[list[int]], list[list[int]]]:
     """The topics by which documents and queries are drawn; without topics, each query and what is relevant to it."""
-    if lake.has_topics:
-        sides = (lake.documents.topics.tolist(), lake.queries.topics.tolist())
-        documents, queries = ([[topic] if topic >= 0 else [] for topic in side] for side in sides)
+    if dataset.has_topics:
+        tables = (dataset.documents.topics.tolist(), dataset.queries.topics.tolist())
+        documents, queries = ([[topic] if topic >= 0 else [] for topic in topics] for topics in tables)
         return documents, queries
-    documents = [[] for _ in lake.documents.ids]  # each document is its own topic there: its row
-    for query, grades in enumerate(lake.grades):
+    documents = [[] for _ in dataset.documents.ids]  # each document is its own topic there: its row
+    for query, grades in enumerate(dataset.grades):
         for row in grades:
             documents[row].append(query)
-    return documents, [[query] if grades else [] for query, grades in enumerate(lake.grades)]
+    return documents, [[query] if grades else [] for query, grades in enumerate(dataset.grades)]
 
 
-def _marked(items: Items, apart: Mapping[str, frozenset[str]]) -> npt.NDArray[np.bool_]:
-    marks = np.zeros(len(items.ids), dtype=bool)
-    for name, values in apart.items():
-        marks |= np.array([value in values for value in items.columns[name]], dtype=bool)
+def _marked(table: Table, values: Mapping[str, tuple[str, ...]]) -> npt.NDArray[np.bool_]:
+    marks = np.zeros(len(table.ids), dtype=bool)
+    for name, marked in values.items():
+        marks |= np.array([value in marked for value in table.columns[name]], dtype=bool)
     return marks
-
-
-def text_rows(lake: TrainingLake) -> Sequence[str]:
-    """Every distinct text of the lake, in order: what a tokenizer is trained on."""
-    texts = [*lake.documents.texts, *lake.queries.texts]
-    return list(dict.fromkeys(text for text in texts if text))

@@ -1,4 +1,4 @@
-"""Ranking losses over a grid of documents × queries, named by the papers they come from.
+"""Ranking losses over a grid of documents × queries, and the objective of fine-tuning that adds them up.
 
 `scores` are (D, Q); `grades` (D, Q) are relevance grades, 0 for irrelevant; `known` (D, Q) is False where it must not
 be used: unjudged, a suspected false negative, or a pair held out of training.
@@ -6,11 +6,19 @@ be used: unjudged, a suspected false negative, or a pair held out of training.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from lakerank.training.batches import Batch, Sampler, Stage
+from lakerank.training.dataset import Rows
+from lakerank.training.inputs import EncodedDataset
+from lakerank.training.model import PairNetwork
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -30,15 +38,6 @@ def listnet(scores: Tensor, grades: Tensor, known: Tensor) -> Tensor:
 def symmetric_listnet(scores: Tensor, grades: Tensor, known: Tensor) -> Tensor:
     """ListNet in both directions, as CLIP trains (Radford et al. 2021): rank documents for a query, and the reverse."""
     return (listnet(scores, grades, known) + listnet(scores.T, grades.T, known.T)) / 2
-
-
-def contrastive_softmax(log_odds: Tensor, grades: Tensor, known: Tensor) -> Tensor:
-    """ListNet in both directions where looking at no document, whose log odds are 0, competes too.
-
-    So what matches is found, and not only found sooner than what does not.
-    """
-    nowhere = (0, 0, 0, 1)  # a document more: (D, Q) -> (D + 1, Q)
-    return symmetric_listnet(F.pad(log_odds, nowhere), F.pad(grades, nowhere), F.pad(known, nowhere, value=True))
 
 
 def ranknet(scores: Tensor, grades: Tensor, known: Tensor) -> Tensor:
@@ -67,14 +66,154 @@ def margin_mse(scores: Tensor, teacher: Tensor, known: Tensor) -> Tensor:
     return _mean(difference.square(), asked.unsqueeze(1) & asked.unsqueeze(0) & apart)
 
 
-def proxy_softmax(similarities: Tensor, topics: Tensor) -> Tensor:
-    """Cross-entropy over learned proxies, one a topic (Movshovitz-Attias et al. 2017): (B, T), (B,) -> ()."""
-    return F.cross_entropy(similarities.float(), topics)
-
-
 def _mean(values: Tensor, where: Tensor) -> Tensor:
     """Mean over the places that count; 0, with a gradient of 0, where there are none."""
     return torch.where(where, values, 0.0).sum() / where.sum().clamp(min=1)
 
 
 RANKING_LOSSES: dict[str, Loss] = {"listnet": symmetric_listnet, "ranknet": ranknet}
+
+
+@dataclass(frozen=True)
+class LabelGrid:
+    """What is known of documents × queries (D, Q): grades, which to use, a teacher's logits (or NaN)."""
+
+    grades: Tensor
+    known: Tensor
+    teacher: Tensor | None
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> LabelGrid:
+        """A batch's whole grid, on a device."""
+        teacher = None if batch.teacher is None else torch.from_numpy(batch.teacher).to(device)
+        return cls(torch.from_numpy(batch.grades).to(device), torch.from_numpy(batch.known).to(device), teacher)
+
+    def groups(self, count: int) -> list[LabelGrid]:
+        """The grids within each of so many groups."""
+        height, width = (length // count for length in self.grades.shape)
+        spans = [(slice(g * height, (g + 1) * height), slice(g * width, (g + 1) * width)) for g in range(count)]
+        return [
+            LabelGrid(self.grades[span], self.known[span], None if self.teacher is None else self.teacher[span])
+            for span in spans
+        ]
+
+
+#: A loss's weight and value, by its name.
+WeightedLosses = dict[str, tuple[float, Tensor]]
+
+
+class Objective(Protocol):
+    """What steps minimise, stage by stage: `RankingObjective`, or a recipe's own around it."""
+
+    @property
+    def network(self) -> PairNetwork:
+        """What is trained."""
+        ...
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names of all losses, in the order in which processes add them up."""
+        ...
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that some stage trains, by name."""
+        ...
+
+    def start_step(self, stage: Stage, first: bool) -> None:
+        """Prepare for a step, the `first` of its stage or not."""
+        ...
+
+    def draw_topics(self, sampler: Sampler, random: np.random.Generator, progress: float) -> Rows:
+        """The topics of a step's batch. `progress`: how far the stage is, in [0, 1)."""
+        ...
+
+    def pairs(self, stage: Stage, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Places (P,) of documents and (P,) of queries in the batch that are scored together."""
+        ...
+
+    def losses(self, stage: Stage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses:
+        """The stage's losses of a batch. Images are augmented where there is a generator."""
+        ...
+
+    def grid_scores(self, stage: Stage, data: EncodedDataset, documents: Rows, queries: Rows) -> np.ndarray:
+        """Scores (D, Q) of held-out rows, as the stage ranks. The network is in evaluation mode, without gradients."""
+        ...
+
+
+@dataclass(frozen=True)
+class RankingObjective:
+    """Ranking, pointwise and distillation losses within each group of a batch.
+
+    They are means over groups, so that a batch's are the means of its shards'. `logit_bias`: the logit at which
+    relevance is a half.
+    """
+
+    network: PairNetwork
+    data: EncodedDataset
+    logit_bias: float
+    loss_names: tuple[str, ...] = ("ranking", "pointwise", "distillation")
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Weights of the network that take gradients."""
+        named = self.network.network.named_parameters()
+        return {f"network.{name}": value for name, value in named if value.requires_grad}
+
+    def start_step(self, stage: Stage, first: bool) -> None:
+        """Nothing to prepare: all parameters are trained in every stage."""
+
+    def draw_topics(self, sampler: Sampler, random: np.random.Generator, progress: float) -> Rows:
+        """Topics at random."""
+        return sampler.draw_topics(random)
+
+    def pairs(self, stage: Stage, batch: Batch) -> tuple[Tensor, Tensor]:
+        """All pairs within each group, document by document."""
+        height, width = batch.shape
+        group, shape = torch.arange(batch.groups)[:, None, None], (batch.groups, height, width)
+        documents = (group * height + torch.arange(height)[None, :, None]).expand(shape)
+        queries = (group * width + torch.arange(width)[None, None, :]).expand(shape)
+        return documents.flatten(), queries.flatten()
+
+    def losses(self, stage: Stage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses:
+        """Of the logits of every pair of a group."""
+        rows = (batch.documents, batch.queries)
+        return self.of_logits(stage, batch, self.network.logits(self.data, rows, self.pairs(stage, batch), generator))
+
+    def of_logits(self, stage: Stage, batch: Batch, logits: Tensor) -> WeightedLosses:
+        """Losses of the logits (P,) of `pairs`, each the mean over groups."""
+        grids = LabelGrid.of(batch, self.network.device).groups(batch.groups)
+        groups = list(zip(logits.view(batch.groups, *batch.shape), grids, strict=True))
+        ranking = RANKING_LOSSES[stage.ranking or "listnet"]
+        losses = {
+            "ranking": [ranking(scores, grid.grades, grid.known) for scores, grid in groups],
+            "pointwise": [
+                binary_cross_entropy(scores - self.logit_bias, grid.grades, grid.known) for scores, grid in groups
+            ],
+        }
+        weights = {"ranking": stage.ranking_weight, "pointwise": stage.pointwise_weight}
+        if stage.distillation_weight:
+            weights["distillation"] = stage.distillation_weight
+            losses["distillation"] = [
+                margin_mse(scores, grid.teacher, grid.known) for scores, grid in groups if grid.teacher is not None
+            ]
+        return {name: (weight, torch.stack(losses[name]).mean()) for name, weight in weights.items() if losses[name]}
+
+    def grid_scores(
+        self, stage: Stage, data: EncodedDataset, documents: Rows, queries: Rows, queries_at_once: int = 20
+    ) -> np.ndarray:
+        """Logits (D, Q) of every pair."""
+        columns = []
+        for start in range(0, len(queries), queries_at_once):
+            some = queries[start : start + queries_at_once]
+            pairs = (
+                torch.arange(len(documents)).repeat_interleave(len(some)),
+                torch.arange(len(some)).repeat(len(documents)),
+            )
+            logits = self.network.logits(data, (documents, some), pairs)
+            columns.append(logits.view(len(documents), len(some)).float().cpu().numpy())
+        return np.concatenate(columns, axis=1)
+
+
+def total_loss(losses: WeightedLosses) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """The weighted sum of losses, and each by name."""
+    total = torch.stack([weight * loss for weight, loss in losses.values()]).sum()
+    return total, {name: loss.detach() for name, (_, loss) in losses.items()}

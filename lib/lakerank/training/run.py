@@ -1,37 +1,71 @@
-"""A whole training run, from config to checkpoint."""
+"""A whole training run: the config is read here, and what is below takes records and plain values."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 import torch
-from torch import nn
 
+from lakerank.errors import ConfigError
 from lakerank.lake.storage import Storage, StorageOptions
-from lakerank.model.jina_m0.prompt import LOGIT_BIAS, SCORE_TOKEN_ID
-from lakerank.training.batches import text_rows
-from lakerank.training.card import write_card
-from lakerank.training.checks import check, said_before
+from lakerank.limits import Limits
+from lakerank.model.preprocess.images import PatchShape
+from lakerank.training.batches import Sampler
 from lakerank.training.config import SliceConfig, TablesConfig, TrainConfig, TrainingLakeConfig
-from lakerank.training.encode import Encoder
-from lakerank.training.evaluation import Slice
-from lakerank.training.identity import identify_run
-from lakerank.training.learner import Learner
-from lakerank.training.loop import Outcome, train
-from lakerank.training.objective import Material
-from lakerank.training.plot import draw_progress
-from lakerank.training.processes import Processes, joined
-from lakerank.training.start import Start, begin
-from lakerank.training.tables import Columns, Pixels, Sources, TrainingLake, read_lake
+from lakerank.training.dataset import Dataset, ExtraColumns, ImageStore, TablePaths, read_dataset
+from lakerank.training.inputs import EncodedDataset, TextLimits, encode_dataset
+from lakerank.training.losses import Objective, RankingObjective
+from lakerank.training.model import PairNetwork, TrainableModel, adapt, load_model
+from lakerank.training.report import ModelCard, draw_progress
+from lakerank.training.state import (
+    RunIdentity,
+    StateFolder,
+    checkpoint_identity,
+    dataset_identity,
+    flat,
+    selection_identity,
+)  # fmt: skip
+from lakerank.training.step import (
+    DistributedContext,
+    MakeOptimizer,
+    Schedule,
+    Step,
+    StepSettings,
+    adamw,
+    distributed_context,
+)
+from lakerank.training.trainer import Cadence, Trainer, TrainingResult
+from lakerank.training.validate import HeldOutSlice, Validation, duplicate_queries
 
 log = logging.getLogger(__name__)
 
 
-def run_training(config: TrainConfig) -> Outcome:
+class Recipe(Protocol):
+    """The module of a config's `recipe`: how it differs from fine-tuning."""
+
+    def initialise(self, config: TrainConfig, texts: list[str]) -> TrainableModel:
+        """A model from scratch, its tokenizer trained on the texts."""
+        ...
+
+    def objective(self, config: TrainConfig, ranking: RankingObjective, model: TrainableModel) -> Objective:
+        """What stages minimise, around the objective of fine-tuning."""
+        ...
+
+    def optimizer(self, config: TrainConfig) -> MakeOptimizer:
+        """What changes the weights."""
+        ...
+
+    def faults(self, config: TrainConfig, dataset: Dataset, layers: int) -> list[str]:
+        """What the config asks for and the dataset or the network does not have."""
+        ...
+
+
+def run_training(config: TrainConfig) -> TrainingResult:
     """Train as configured and leave a checkpoint in `output/checkpoint`, or an adapter in `output/adapter`.
 
     Started by torchrun or Spark's TorchDistributor, it trains together with the other processes.
@@ -39,94 +73,161 @@ def run_training(config: TrainConfig) -> Outcome:
     Raises:
         ConfigError: the config asks for what the lake or the network does not have.
     """
-    with joined(config.device) as processes:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    with distributed_context(config.device) as processes:
         return _run(config, processes)
 
 
-def _run(config: TrainConfig, processes: Processes) -> Outcome:
-    if config.threads:
-        torch.set_num_threads(config.threads)
+def _run(config: TrainConfig, processes: DistributedContext) -> TrainingResult:
+    recipe = cast(Recipe, import_module(config.recipe)) if config.recipe else None
     output = Path(config.output)
-    storage = Storage(StorageOptions(**config.lake.storage.model_dump()))
-    lake = _lake(config, storage, config.lake)
-    begun = begin(config, list(text_rows(lake)), LOGIT_BIAS, SCORE_TOKEN_ID)
-    encoder = _encoder(config, begun)
-    material = _material(lake, encoder)
-    slices = _slices(config, storage, encoder, lake)
-    proxies = _proxies(config, begun.network, lake.topics)
-    learner = _learner(config, begun.network, proxies, processes)
-    log.info("%d documents, %d queries, %d topics", len(lake.documents.ids), len(lake.queries.ids), lake.topics)
-    check(config, material, slices, begun.network.config.text_config.num_hidden_layers)
-    identity = identify_run(config, lake, slices, begun.source)
-    outcome = train(
-        config, identity, learner, material, slices, begun.logit_bias, lambda: begun.save(output), processes
+    inputs = read_inputs(config, recipe)
+    step = _make_step(config, recipe, inputs, processes)
+    validation = Validation(inputs.slices, config.evaluation.candidates, config.seed, config.bf16)
+    if faults := _faults(config, recipe, step, validation):
+        raise ConfigError(faults)
+    trainer = Trainer(
+        step,
+        output,
+        StateFolder(output / "state", identify_run(config, inputs)),
+        Cadence(config.evaluation.every, config.checkpoint_every, config.evaluation.patience),
+        validation,
+        publish=lambda: inputs.model.save(output),
     )
     if processes.first:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    result = trainer.train()
+    if processes.first:
         if config.lora.merge:
-            begun.merge(output)
+            inputs.model.merge(output)
         draw_progress(output / "metrics.jsonl", output / "progress.png")
-        write_card(config, lake, outcome, learner)
+        trained = sum(value.numel() for value in step.parameters.values())
+        card = ModelCard(config.start.path, config.mode, trained, inputs.data.dataset, config.to_yaml(), result)
+        card.write(output, config.picture_side, config.evaluation.candidates)
     processes.wait()
-    return outcome
+    return result
 
 
-def _learner(config: TrainConfig, network: Any, proxies: nn.Linear | None, processes: Processes) -> Learner:
-    device = f"cuda:{processes.local_rank}" if config.device == "cuda" else config.device
-    network.to(device)
-    return Learner(network, None if proxies is None else proxies.to(device), config.tap, config.gradient_checkpointing)
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run starts from: a model, the dataset as it reads it, and held-out slices."""
+
+    model: TrainableModel
+    data: EncodedDataset
+    slices: Mapping[str, HeldOutSlice]
 
 
-def read_material(config: TrainConfig, begun: Start) -> Material:
-    """The training lake, ready for a network."""
+def read_inputs(config: TrainConfig, recipe: Recipe | None = None) -> RunInputs:
+    """Load the model and read the tables; `recipe`: of a config that starts from scratch."""
     storage = Storage(StorageOptions(**config.lake.storage.model_dump()))
-    return _material(_lake(config, storage, config.lake), _encoder(config, begun))
+    model = load_model(config.start.path, config.start.revision) if config.start.path else None
+    images = ImageStore(Limits(max_pixels=config.picture_side**2), model.patches if model else PatchShape())
+
+    def read(tables: TablesConfig) -> Dataset:
+        # A network from scratch learns its words from all texts.
+        return read_dataset(storage, _paths(tables), _columns(config, tables), images, whole=config.start.path is None)
+
+    dataset = read(config.lake)
+    if model is None:
+        if recipe is None:
+            raise ValueError("fine-tuning starts from a checkpoint")
+        model = recipe.initialise(config, dataset.texts())
+    if config.mode == "lora":
+        adapter = adapt(model.network, config.lora, config.seed, config.start.path, config.start.revision)
+        model = replace(model, adapter=adapter)
+    limits = TextLimits(config.max_document_tokens, config.max_query_tokens)
+
+    def encode(dataset: Dataset) -> EncodedDataset:
+        return encode_dataset(dataset, model.tokenizer, model.special, limits)
+
+    return RunInputs(model, encode(dataset), _slices(config, dataset, lambda tables: encode(read(tables))))
 
 
-def _proxies(config: TrainConfig, network: Any, topics: int) -> nn.Linear | None:
-    if not any(stage.proxy_weight for stage in config.stages):
-        return None
-    torch.manual_seed(config.seed)
-    proxies = nn.Linear(network.config.text_config.hidden_size, topics, bias=False)
-    nn.init.normal_(proxies.weight, std=0.02)
-    return proxies
-
-
-def _lake(config: TrainConfig, storage: Storage, tables: TablesConfig, pictures: Pixels | None = None) -> TrainingLake:
-    others = {*config.lake.apart, *(name for stage in config.stages for name in stage.only)}
-    if isinstance(tables, SliceConfig):
-        others |= {*tables.document_only, *tables.query_only}
-    columns = Columns(config.lake.topic, config.lake.kind, tuple(sorted(others)))
-    sources = Sources(tables.documents, tables.queries, tables.qrels)
-    if isinstance(tables, TrainingLakeConfig):
-        sources = replace(sources, candidates=tables.candidates, teacher=tables.teacher)
-    whole = config.start.shape is not None  # a network from scratch learns its words from all texts
-    return read_lake(storage, sources, columns, config.picture_side, whole=whole, pictures=pictures)
-
-
-def _encoder(config: TrainConfig, begun: Start) -> Encoder:
-    vision = begun.network.config.vision_config
-    most = (config.max_document_tokens, config.max_query_tokens)
-    return Encoder(begun.tokenizer, begun.vocabulary, vision.patch_size * vision.spatial_merge_size, most)
-
-
-def _material(lake: TrainingLake, encoder: Encoder) -> Material:
-    pixels = [torch.from_numpy(picture) for picture in lake.pixels]
-    return Material(lake, encoder.documents(lake), encoder.queries(lake), pixels, encoder.vocabulary.padding)
-
-
-def _slices(config: TrainConfig, storage: Storage, encoder: Encoder, trained: TrainingLake) -> Mapping[str, Slice]:
-    slices: dict[str, Slice] = {}
-    read: dict[tuple[str, str, str], tuple[Material, frozenset[int]]] = {}
+def _slices(
+    config: TrainConfig, trained: Dataset, read: Callable[[TablesConfig], EncodedDataset]
+) -> dict[str, HeldOutSlice]:
+    tables: dict[tuple[str, str, str], EncodedDataset] = {}
+    slices = {}
     for name, part in config.evaluation.slices.items():
-        documents, queries = (
-            {name: frozenset(values) for name, values in only.items()} for only in (part.document_only, part.query_only)
-        )
-        if part.addresses not in read:
-            material = _material(_lake(config, storage, part, trained.pictures), encoder)
-            own = part.addresses == config.lake.addresses
-            read[part.addresses] = material, frozenset() if own else said_before(material.lake, trained)
-        material, twins = read[part.addresses]
-        if twins:
-            log.warning("slice %s: %d queries say what a query that is trained on says: left out", name, len(twins))
-        slices[name] = Slice(material, documents, queries, twins)
+        if part.addresses not in tables:
+            tables[part.addresses] = read(part)
+        data, trained_on = tables[part.addresses], part.addresses == config.lake.addresses
+        duplicates = frozenset[int]() if trained_on else duplicate_queries(data.dataset, trained)
+        if duplicates:
+            log.warning(
+                "slice %s: %d queries repeat the content of a query that is trained on: left out", name, len(duplicates)
+            )
+        slices[name] = HeldOutSlice(data, part.document_only, part.query_only, trained_on, part.same_topics, duplicates)
     return slices
+
+
+def _paths(tables: TablesConfig) -> TablePaths:
+    paths = TablePaths(tables.documents, tables.queries, tables.qrels)
+    if isinstance(tables, TrainingLakeConfig):
+        paths = replace(paths, candidates=tables.candidates, teacher=tables.teacher)
+    return paths
+
+
+def _columns(config: TrainConfig, tables: TablesConfig) -> ExtraColumns:
+    selecting = {*config.lake.apart, *(name for stage in config.stages for name in stage.only)}
+    if isinstance(tables, SliceConfig):
+        selecting |= {*tables.document_only, *tables.query_only}
+    return ExtraColumns(config.lake.topic, config.lake.kind, tuple(sorted(selecting)))
+
+
+def _make_step(config: TrainConfig, recipe: Recipe | None, inputs: RunInputs, processes: DistributedContext) -> Step:
+    model, dataset, rates = inputs.model, inputs.data.dataset, config.optimizer
+    log.info(
+        "%d documents, %d queries, %d topics", len(dataset.documents.ids), len(dataset.queries.ids), dataset.topics
+    )
+    network = PairNetwork(model.network.to(processes.device(config.device)), config.gradient_checkpointing)
+    ranking = RankingObjective(network, inputs.data, model.logit_bias)
+    objective = ranking if recipe is None else recipe.objective(config, ranking, model)
+    parameters = objective.parameters()
+    make_optimizer = adamw if recipe is None else recipe.optimizer(config)
+    return Step(
+        settings=StepSettings(config.seed, rates.clip, rates.step_tokens, config.augment, config.bf16),
+        schedule=Schedule(config.stages, rates.learning_rate, rates.warmup_steps, rates.floor),
+        objective=objective,
+        data=inputs.data,
+        samplers=[Sampler(dataset, stage, config.lake.apart, config.negatives) for stage in config.stages],
+        parameters=parameters,
+        optimizer=make_optimizer(parameters, rates.weight_decay),
+        processes=processes,
+    )
+
+
+def _faults(config: TrainConfig, recipe: Recipe | None, step: Step, validation: Validation) -> list[str]:
+    """What would stop in the middle, or flatter itself."""
+    dataset = step.data.dataset
+    faults = recipe.faults(config, dataset, len(step.objective.network.text.layers)) if recipe else []
+    for sampler in step.samplers:
+        stage, asked, given = sampler.stage, sampler.stage.groups * sampler.stage.group_size, len(sampler.topics)
+        if asked > given:
+            kind = "topics" if dataset.has_topics else "queries"
+            faults.append(f"stages: {stage.name}: a step wants {asked} different {kind}, the lake gives {given}")
+    scores = (score for candidates in dataset.candidates for score in candidates.values())
+    if config.negatives.below is not None and any(score <= 0 for score in scores):
+        faults.append(
+            f"negatives.below: in {config.lake.candidates} some candidate has no first_stage_score above 0, of which a "
+            "share could be taken; give every candidate one, or set negatives.below=null and use negatives.skip"
+        )
+    return faults + validation.faults(dataset, config.lake.topic)
+
+
+def identify_run(config: TrainConfig, inputs: RunInputs) -> RunIdentity:
+    """Name a run by its config and by what it reads."""
+    dataset, (settings, stages) = inputs.data.dataset, config.lasting()
+    topic = [config.lake.topic] if config.lake.topic else []
+    named = flat(settings) | flat(dataset_identity(dataset, [*topic, *config.lake.apart]), "lake.")
+    for name, part in inputs.slices.items():
+        columns = [*topic, *part.document_only, *part.query_only]
+        named |= flat(dataset_identity(part.data.dataset, columns), f"evaluation.slices.{name}.")
+    if inputs.model.source is not None:
+        named["start.path"] = checkpoint_identity(inputs.model.source)
+    chosen_by = [{"chosen_by": selection_identity(dataset, stage["only"])} for stage in stages]
+    return RunIdentity(
+        named, [(int(stage["steps"]), stage | chosen) for stage, chosen in zip(stages, chosen_by, strict=True)]
+    )

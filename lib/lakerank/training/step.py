@@ -1,41 +1,214 @@
-"""One step: a batch drawn, computed in shards, its gradients added over shards and processes, the weights changed."""
+"""One step: a batch drawn, computed in shards, its gradients added over shards and processes, the weights changed.
+
+Every process draws the same batch, computes its share of the batch's shards, and adds its gradients to the others'. So
+one process and many come to the same sums; which process computes a shard makes no difference.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from lakerank.errors import TrainingError
-from lakerank.training.batches import Batch, Neighbours, Sampler, Selection
-from lakerank.training.config import StageConfig, TrainConfig
-from lakerank.training.learner import Learner
-from lakerank.training.negatives import NegativeRule
-from lakerank.training.objective import Material, batch_loss, pairs_of
-from lakerank.training.optimizer import Optimizer
-from lakerank.training.processes import Processes
-from lakerank.training.schedule import learning_rate, place
-from lakerank.training.tables import TrainingLake
+from lakerank.training.batches import Batch, Sampler, Stage
+from lakerank.training.inputs import EncodedDataset
+from lakerank.training.losses import Objective, total_loss
 
-#: The losses that a step may have, in the order in which processes add them up.
-LOSSES = ("loss", "ranking", "pointwise", "distillation", "contrastive", "proxies")
+
+@dataclass(frozen=True)
+class Schedule:
+    """Stages one after another, and the learning rate over their steps: linear warm-up, then a cosine down to `floor`
+    of the peak.
+    """
+
+    stages: Sequence[Stage]
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    floor: float = 0.02
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    def position(self, step: int) -> tuple[int, float]:
+        """The stage of a step, counted from 0, by its index, and how far through that stage it is, in [0, 1).
+
+        Raises:
+            IndexError: there are not so many steps.
+        """
+        before = 0
+        for index, stage in enumerate(self.stages):
+            if step < before + stage.steps:
+                return index, (step - before) / stage.steps
+            before += stage.steps
+        raise IndexError(f"step {step} of {before}")
+
+    def stage(self, step: int) -> Stage:
+        """The stage of a step."""
+        return self.stages[self.position(step)[0]]
+
+    def rate(self, step: int) -> float:
+        """The learning rate; a stage that has one of its own starts anew at that peak."""
+        first, last, peak = 0, 0, self.learning_rate
+        for stage in self.stages:
+            if stage.learning_rate is not None:
+                if step < last:
+                    break
+                first, peak = last, stage.learning_rate
+            last += stage.steps
+        done, steps = step - first, last - first
+        if done < self.warmup_steps:
+            return peak * (done + 1) / self.warmup_steps
+        progress = (done - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        return peak * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Torch's optimizers, each with parameters of its own, as one."""
+
+    parts: tuple[torch.optim.Optimizer, ...]
+
+    def step(self, rate: float) -> None:
+        """Change every parameter that has a gradient, at this learning rate, and drop the gradients."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def moments(self, parameter: nn.Parameter) -> Mapping[str, Tensor]:
+        """The state of a parameter, by name; nothing before its first step."""
+        return next((dict(part.state[parameter]) for part in self.parts if parameter in part.state), {})
+
+    def restore(self, parameter: nn.Parameter, moments: Mapping[str, Tensor]) -> None:
+        """Put back what `moments` gave."""
+        for part in self.parts:
+            if any(parameter is each for group in part.param_groups for each in group["params"]):
+                part.state[parameter] = dict(moments)
+
+
+#: Makes an optimizer of parameters by name, with this weight decay.
+MakeOptimizer = Callable[[Mapping[str, nn.Parameter], float], Optimizer]
+
+
+def adamw(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019). Weight decay is for matrices alone: not for norms, biases and embeddings."""
+    plain = {name for name, value in parameters.items() if value.ndim < 2 or "embed_tokens" in name}
+    decayed = [value for name, value in parameters.items() if name not in plain]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": [parameters[name] for name in parameters if name in plain], "weight_decay": 0.0},
+    ]
+    return Optimizer(
+        (torch.optim.AdamW([each for each in groups if each["params"]], lr=0.0, betas=(0.9, 0.98), fused=True),)
+    )
+
+
+@dataclass(frozen=True)
+class DistributedContext:
+    """This process, number `rank` of `count`."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def device(self, name: str) -> str:
+        """This process's device: of several GPUs, the one of its number on this machine."""
+        return f"cuda:{self.local_rank}" if name == "cuda" else name
+
+    def add(self, values: Tensor) -> Tensor:
+        """The sum over processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum gradients over processes. A parameter that no process has a gradient for stays without one."""
+        if self.count == 1:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        present = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=trained[0].device)
+        moved = [parameter for parameter, some in zip(trained, self.add(present).tolist(), strict=True) if some]
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in moved]
+        total = self.add(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = torch.split(total, [parameter.numel() for parameter in moved])
+        for parameter, gradient in zip(moved, parts, strict=True):
+            parameter.grad = gradient.view_as(parameter).clone()
+
+    def same(self, value: int) -> bool:
+        """Whether all processes have the same number."""
+        total, squares = self.add(self._exchangeable(float(value), float(value * value))).tolist()
+        return bool(abs(squares * self.count - total * total) < 0.5)
+
+    def of_first(self, value: float) -> float:
+        """The first process's number, for all."""
+        exchanged = self._exchangeable(value)
+        if self.count > 1:
+            dist.broadcast(exchanged, src=0)
+        return float(exchanged)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def _exchangeable(self, *values: float) -> Tensor:
+        on_gpu = self.count > 1 and dist.get_backend() == "nccl"
+        return torch.tensor(values, dtype=torch.float64, device=f"cuda:{self.local_rank}" if on_gpu else "cpu")
+
+
+@contextmanager
+def distributed_context(device: str) -> Iterator[DistributedContext]:
+    """Join the processes that the environment names, as torchrun sets it (RANK, WORLD_SIZE, …); alone without it."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield DistributedContext()
+        return
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield DistributedContext(dist.get_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How a step is computed. `step_tokens`: a step of more tokens is computed in several shards of whole groups."""
+
+    seed: int = 0
+    clip: float = 1.0
+    step_tokens: int | None = None
+    augment: bool = True
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
 class Step:
     """What every step works on. `parameters` are all that some step may change."""
 
-    config: TrainConfig
-    learner: Learner
-    material: Material
+    settings: StepSettings
+    schedule: Schedule
+    objective: Objective
+    data: EncodedDataset
     samplers: Sequence[Sampler]
-    bias: float
-    parameters: Mapping[str, torch.nn.Parameter]
+    parameters: Mapping[str, nn.Parameter]
     optimizer: Optimizer
-    processes: Processes
+    processes: DistributedContext
 
     def __call__(self, number: int) -> dict[str, object]:
         """Change the weights once; everything random depends on the seed and the step's number, counted from 0.
@@ -43,92 +216,56 @@ class Step:
         Raises:
             TrainingError: the loss or its gradient is not finite any more; the weights are as they were.
         """
-        here = place(self.config.stages, number)
-        for name, parameter in self.parameters.items():
-            parameter.requires_grad_(self._trains(here.stage, name))
-        if here.stage.recall and here.begins:
-            self.learner.recall()
-        random = np.random.default_rng((self.config.seed, number))
-        neighbours = _neighbours(self.learner) if here.mined > 0 else None
-        stage, sampler = here.stage, self.samplers[here.index]
-        batch = sampler.draw(random, stage.groups, stage.group_size, here.mined, neighbours)
-        shards = self._shards(batch, stage)
-        losses = self._backward(shards, stage, number)
+        index, progress = self.schedule.position(number)
+        sampler = self.samplers[index]
+        self.objective.start_step(sampler.stage, first=progress == 0)
+        random = np.random.default_rng((self.settings.seed, number))
+        batch = sampler.draw(random, self.objective.draw_topics(sampler, random, progress))
+        losses = self._backward(self._shards(batch, sampler.stage), sampler.stage, number)
         _check_finite(number, "loss", losses["loss"])
         self.processes.add_gradients(self.parameters.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.clip))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip))
         _check_finite(number, "gradient's norm", norm)
-        rate = learning_rate(self.config.optimizer, self.config.stages, number)
+        rate = self.schedule.rate(number)
         self.optimizer.step(rate)
-        return {"step": number + 1, "stage": stage.name, **losses, "norm": norm, "rate": rate}
+        return {"step": number + 1, "stage": sampler.stage.name, **losses, "norm": norm, "rate": rate}
 
-    def _trains(self, stage: StageConfig, name: str) -> bool:
-        if stage.upper_only:
-            return self.learner.is_upper(name)
-        return not stage.layers_only or self.learner.is_layer(name)
-
-    def _shards(self, batch: Batch, stage: StageConfig) -> list[Batch]:
+    def _shards(self, batch: Batch, stage: Stage) -> list[Batch]:
         """Parts of a batch within `step_tokens`, at least one a process."""
-        most = self.config.optimizer.step_tokens
         count = min(self.processes.count, batch.groups)
-        while most and count < batch.groups:
-            if max(self._tokens(shard, stage) for shard in batch.shards(count)) <= most:
+        while self.settings.step_tokens and count < batch.groups:
+            if max(self._tokens(shard, stage) for shard in batch.shards(count)) <= self.settings.step_tokens:
                 break
             count += 1
         return batch.shards(count)
 
-    def _tokens(self, batch: Batch, stage: StageConfig) -> int:
+    def _tokens(self, batch: Batch, stage: Stage) -> int:
         """Tokens that the network computes for a batch, padding included."""
-        prefix = max(len(self.material.documents[row].ids) for row in batch.documents)
-        suffix = max(len(self.material.queries[row].ids) for row in batch.queries)
-        pairs = len(pairs_of(batch, stage.ranking is not None)[0])
-        return prefix * len(batch.documents) + suffix * pairs
+        prefix = max(len(self.data.documents[row].token_ids) for row in batch.documents)
+        suffix = max(len(self.data.queries[row].token_ids) for row in batch.queries)
+        return prefix * len(batch.documents) + suffix * len(self.objective.pairs(stage, batch)[0])
 
-    def _backward(self, shards: Sequence[Batch], stage: StageConfig, number: int) -> dict[str, float]:
+    def _backward(self, shards: Sequence[Batch], stage: Stage, number: int) -> dict[str, float]:
         """Add up gradients of this process's shards; returns the losses of all."""
-        config, groups = self.config, sum(shard.groups for shard in shards)
-        totals = torch.zeros(len(LOSSES), dtype=torch.float64)
+        names, groups = ("loss", *self.objective.loss_names), sum(shard.groups for shard in shards)
+        totals, device = torch.zeros(len(names), dtype=torch.float64), self.objective.network.device
         for index in range(self.processes.rank, len(shards), self.processes.count):
-            seed = int(np.random.default_rng((config.seed, number, index)).integers(2**62))
+            seed = int(np.random.default_rng((self.settings.seed, number, index)).integers(2**62))
             torch.manual_seed(seed)  # dropout
-            generator = torch.Generator().manual_seed(seed) if config.augment else None
-            with torch.autocast(self.learner.device.type, torch.bfloat16, enabled=config.bf16):
-                loss, parts = batch_loss(self.learner, self.material, shards[index], stage, self.bias, generator)
+            generator = torch.Generator().manual_seed(seed) if self.settings.augment else None
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16):
+                loss, parts = total_loss(self.objective.losses(stage, shards[index], generator))
             share = shards[index].groups / groups
             (loss * share).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": loss.detach(), **parts}.items():
-                totals[LOSSES.index(name)] += float(value) * share
-        totals = self.processes.add(totals.to(self.learner.device) if self.processes.count > 1 else totals)
-        named = dict(zip(LOSSES, totals.tolist(), strict=True))
+                totals[names.index(name)] += float(value) * share
+        totals = self.processes.add(totals.to(device) if self.processes.count > 1 else totals)
+        named = dict(zip(names, totals.tolist(), strict=True))
         return {name: value for name, value in named.items() if name == "loss" or value}
 
 
-def make_samplers(config: TrainConfig, lake: TrainingLake) -> list[Sampler]:
-    """What each stage draws from."""
-    apart = {name: frozenset(values) for name, values in config.lake.apart.items()}
-    rule = NegativeRule(config.negatives.skip, config.negatives.depth, config.negatives.below)
-    return [Sampler(lake, _selection(stage), apart, rule) for stage in config.stages]
-
-
-def _selection(stage: StageConfig) -> Selection:
-    only = {name: frozenset(values) for name, values in stage.only.items()}
-    return Selection(only, stage.document_weights, stage.query_weights, stage.hard_negatives, by_topic=stage.bag)
-
-
-def _check_finite(number: int, what: str, value: float) -> None:
+def _check_finite(number: int, quantity: str, value: float) -> None:
     if not math.isfinite(value):
-        raise TrainingError(f"step {number + 1}: the {what} is {value}; lower optimizer.learning_rate and start anew")
-
-
-def _neighbours(learner: Learner) -> Neighbours | None:
-    """Topics whose proxies point in nearly the same direction."""
-    if learner.proxies is None:
-        return None
-    proxies = torch.nn.functional.normalize(learner.proxies.weight.detach().float(), dim=1)
-
-    def nearest(topic: int) -> np.ndarray:
-        likeness = proxies @ proxies[topic]
-        likeness[topic] = -torch.inf
-        return likeness.topk(min(48, len(likeness) - 1)).indices.cpu().numpy()
-
-    return nearest
+        raise TrainingError(
+            f"step {number + 1}: the {quantity} is {value}; lower optimizer.learning_rate and start anew"
+        )

@@ -82,6 +82,8 @@ def rotate(states: Tensor, rotation: Tensor) -> Tensor:
     """Apply rotary embeddings to queries or keys: (M, heads, 2F), (2, M, 1, F) -> (M, heads, 2F)."""
     cos, sin = rotation.unbind(0)
     first, second = states.chunk(2, dim=-1)
+    if states.requires_grad:  # `out` takes no gradients
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     rotated = torch.empty(states.shape, dtype=states.dtype, device=states.device)
     rotated_first, rotated_second = rotated.chunk(2, dim=-1)
     torch.mul(first, cos, out=rotated_first).sub_(second * sin)

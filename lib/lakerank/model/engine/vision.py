@@ -86,13 +86,9 @@ class PackedVision:
 
     def _rotation(self, grids: Sequence[Grid], padding: int) -> Tensor:
         """(2, P + padding, 1, F): the first half of the frequencies follows a patch's row, the second its column."""
-        places = [_patch_positions(rows, columns, self._shape.merge) for rows, columns in grids]
+        places = [patch_positions(rows, columns, self._shape.merge) for rows, columns in grids]
         positions = np.concatenate([*places, np.zeros((2, padding), dtype=np.int64)], axis=1)
-        tensor = torch.from_numpy(positions).to(self._embed.device)
-        size = self._rotary.size
-        rows = self._rotary.look_up(tensor[:1], [size], int(positions.max()) + 1)
-        columns = self._rotary.look_up(tensor[1:], [size], int(positions.max()) + 1)
-        return torch.cat((rows, columns), dim=-1)
+        return patch_rotation(self._rotary, positions, self._embed.device)
 
     def _attention(self, block: Any, normed: Tensor, rotation: Tensor, layout: Sequence[Tensor]) -> Tensor:
         qkv = self.linear(normed, block.attn.qkv.weight, block.attn.qkv.bias)
@@ -122,10 +118,16 @@ class PackedVision:
         return self._merger.mlp[0], self._merger.mlp[2]
 
 
-def _patch_positions(rows: int, columns: int, merge: int) -> np.ndarray:
+def patch_positions(rows: int, columns: int, merge: int) -> np.ndarray:
     """Row and column of every patch, those of a visual token adjacent: (2, P)."""
     lattice = np.indices((rows, columns)).reshape(2, rows // merge, merge, columns // merge, merge)
     return lattice.transpose(0, 1, 3, 2, 4).reshape(2, -1)
+
+
+def patch_rotation(table: RotaryTable, places: np.ndarray, device: torch.device) -> Tensor:
+    """Rotation of patches at rows and columns (2, P): (2, P, 1, F), half of the frequencies by row, half by column."""
+    positions, end = torch.from_numpy(places).to(device), int(places.max()) + 1
+    return torch.cat([table.look_up(axis, [table.size], end) for axis in (positions[:1], positions[1:])], dim=-1)
 
 
 def _attention_layout(counts: Sequence[int], device: torch.device) -> list[Tensor]:

@@ -1,12 +1,11 @@
-"""Muon for hidden matrices, AdamW for the rest, and what a fresh network starts from."""
+"""Muon for hidden matrices, AdamW for the rest, and what a network from scratch starts from."""
 
 import torch
 from torch import nn
 
-from lakerank.training.config import OptimizerConfig, ShapeConfig
-from lakerank.training.fresh import fresh_network
-from lakerank.training.optimizer import make_optimizer
-from lakerank.training.tokenizer import train_tokenizer
+from lakerank_pictograms.curriculum.config import ShapeConfig
+from lakerank_pictograms.curriculum.initialise import initialise_network, train_tokenizer
+from lakerank_pictograms.curriculum.recipe import muon
 
 
 def test_muon_changes_hidden_matrices_alike_in_every_direction() -> None:
@@ -16,7 +15,7 @@ def test_muon_changes_hidden_matrices_alike_in_every_direction() -> None:
         "network.embed_tokens.weight": nn.Parameter(torch.zeros(24, 16)),
         "network.norm.weight": nn.Parameter(torch.zeros(16)),
     }
-    optimizer = make_optimizer(OptimizerConfig(name="muon", weight_decay=0.0), parameters)
+    optimizer = muon(parameters, weight_decay=0.0)
     steep = torch.linspace(1, 1e3, 16)
     for value in parameters.values():
         value.grad = torch.randn(value.shape) * steep
@@ -32,7 +31,7 @@ def test_muon_changes_hidden_matrices_alike_in_every_direction() -> None:
 def test_lecun_keeps_the_size_of_what_a_matrix_reads() -> None:
     shape = ShapeConfig(vocabulary=512, hidden_size=64, heads=2, key_value_heads=1, vision_width=32, vision_heads=2)
     tokenizer = train_tokenizer(["red square"], shape.vocabulary)
-    network = fresh_network(shape.model_copy(update={"initialization": "lecun"}), tokenizer, 0, tap=2)
+    network = initialise_network(shape.model_copy(update={"initialization": "lecun"}), tokenizer, 0, tap=2)
     read = torch.randn(512, 512)
     for name in ("model.language_model.layers.1.mlp.down_proj", "model.visual.blocks.0.attn.qkv"):
         weight = network.get_submodule(name).weight.detach()
@@ -43,7 +42,7 @@ def test_lecun_keeps_the_size_of_what_a_matrix_reads() -> None:
 def test_local_layers_sum_up_what_is_near_and_the_tap_looks_for_what_is_alike() -> None:
     shape = ShapeConfig(vocabulary=512, hidden_size=64, heads=2, key_value_heads=1, vision_width=32, vision_heads=2)
     tokenizer = train_tokenizer(["red square"], shape.vocabulary)
-    network = fresh_network(shape.model_copy(update={"initialization": "local"}), tokenizer, 0, tap=2)
+    network = initialise_network(shape.model_copy(update={"initialization": "local"}), tokenizer, 0, tap=2)
     text = network.model.language_model
     tokens = torch.randn(1, 40, 64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     entering = text(inputs_embeds=tokens, output_hidden_states=True, use_cache=False).hidden_states[2][0, -1]

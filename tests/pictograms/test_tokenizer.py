@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from lakerank.model.checkpoint import EMBEDDED, read_json
-from lakerank.training.tokenizer import save_tokenizer, train_tokenizer
+from lakerank_pictograms.curriculum.initialise import save_tokenizer, train_tokenizer
 
 TEXTS = (
     "  A red square's 12.5% …\n\n\tI'LL",

@@ -1,0 +1,176 @@
+"""Held-out data: whether it may stand beside what is trained on, and how well a network ranks it (nDCG@10)."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, list_figures
+from lakerank.training.batches import Stage
+from lakerank.training.dataset import Dataset, Rows, Table
+from lakerank.training.inputs import EncodedDataset
+from lakerank.training.losses import Objective
+
+log = logging.getLogger(__name__)
+
+#: Direction → (a query is an image, a document is an image).
+DIRECTIONS = {
+    "text→image": (False, True),
+    "image→text": (True, False),
+    "text→text": (False, False),
+    "image→image": (True, True),
+}
+
+#: A direction with fewer topics is not measured.
+FEWEST_TOPICS = 10
+
+
+@dataclass(frozen=True)
+class HeldOutSlice:
+    """A part of a dataset: rows whose columns hold one of the values, or nothing.
+
+    `trained_on`: it is the tables that are trained on; its figures say what was learned. `same_topics`: its queries may
+    be about topics that are trained on. `duplicates`: rows of queries whose content is that of a query trained on.
+    """
+
+    data: EncodedDataset
+    document_only: Mapping[str, tuple[str, ...]]
+    query_only: Mapping[str, tuple[str, ...]]
+    trained_on: bool = False
+    same_topics: bool = False
+    duplicates: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class RankingGrid:
+    """Documents of different topics and a query for each; `known` (D, Q) leaves out an image against itself."""
+
+    documents: Rows
+    queries: Rows
+    relevant: npt.NDArray[np.bool_]
+    known: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is measured: the slices, each over up to `candidates` documents of different topics, drawn by the seed."""
+
+    slices: Mapping[str, HeldOutSlice]
+    candidates: int = 100
+    seed: int = 0
+    bf16: bool = False
+
+    def measure(self, objective: Objective, stage: Stage) -> dict[str, float]:
+        """nDCG@10 by slice and direction, for the directions that a slice has, as the stage ranks."""
+        measured = {}
+        network = objective.network.network.eval()
+        device = objective.network.device.type
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+            for name, part in self.slices.items():
+                for direction in DIRECTIONS:
+                    grid = draw_grid(part, direction, self.candidates, self.seed)
+                    if grid is not None:
+                        scores = objective.grid_scores(stage, part.data, grid.documents, grid.queries)
+                        measured[f"{name} {direction}"] = round(mean_ndcg(scores, grid), 4)
+        network.train()
+        return measured
+
+    def faults(self, trained: Dataset, topic_column: str | None) -> list[str]:
+        """Slices that cannot be measured, or that share queries or topics with what is trained on."""
+        faults = []
+        for name, part in self.slices.items():
+            grids = (draw_grid(part, direction, self.candidates, self.seed) for direction in DIRECTIONS)
+            if all(grid is None for grid in grids):
+                faults.append(
+                    f"evaluation.slices: {name}: fewer than ten topics in every direction; nothing can be measured"
+                )
+            held_out = part.data.dataset
+            if part.trained_on:
+                log.info("slice %s: queries that are trained on; its figures say what was learned", name)
+            elif shared := set(held_out.queries.ids) & set(trained.queries.ids):
+                faults.append(
+                    f"evaluation.slices: {name}: {len(shared)} of its queries are trained on ({min(shared)!r} first); "
+                    "split the lake by what rows are about"
+                )
+            elif not part.same_topics and (
+                topics := _query_topics(held_out, topic_column) & _query_topics(trained, topic_column)
+            ):
+                faults.append(
+                    f"evaluation.slices: {name}: {len(topics)} of the topics that its queries are about are trained on "
+                    f"({min(topics)!r} first); split queries by topic, or set same_topics: true to measure that"
+                )
+        return faults
+
+
+def draw_grid(part: HeldOutSlice, direction: str, candidates: int, seed: int) -> RankingGrid | None:
+    """One document and one query for up to `candidates` topics; None when there are fewer than ten."""
+    query_images, document_images = DIRECTIONS[direction]
+    random = np.random.default_rng(seed)
+    dataset = part.data.dataset
+    documents = _rows_by_topic(dataset.documents, part.document_only, document_images)
+    queries = _rows_by_topic(dataset.queries, part.query_only, query_images, part.duplicates)
+    pairs: list[tuple[int, int]] = []
+    for topic in random.permutation(sorted(documents.keys() & queries.keys())).tolist():
+        query = int(random.choice(queries[topic]))
+        others = [row for row in documents[topic] if not _same_image(dataset, row, query)]
+        if others and len(pairs) < candidates:
+            pairs.append((int(random.choice(others)), query))
+    if len(pairs) < FEWEST_TOPICS:
+        return None
+    rows = np.array(pairs)
+    known = np.array([[not _same_image(dataset, d, q) for q in rows[:, 1]] for d in rows[:, 0]])
+    return RankingGrid(rows[:, 0], rows[:, 1], dataset.relevance(rows[:, 0], rows[:, 1]) > 0, known)
+
+
+def mean_ndcg(scores: np.ndarray, grid: RankingGrid) -> float:
+    """Evaluation's nDCG@10 of scores (D, Q), the mean over queries with a relevant document; ties by row."""
+    relevant = grid.relevant & grid.known
+    lists, judgements = [], []
+    for query in np.flatnonzero(relevant.any(0)):
+        known = np.flatnonzero(grid.known[:, query])
+        lists.append([str(row) for row in known[np.argsort(-scores[known, query], kind="stable")]])
+        judgements.append({str(row): 1 for row in np.flatnonzero(relevant[:, query])})
+    return float(list_figures(lists, judgements)[:, NAMES.index(PRIMARY)].mean())
+
+
+def duplicate_queries(dataset: Dataset, trained: Dataset) -> frozenset[int]:
+    """Rows of queries whose text and image are those of a query that is trained on, under whatever id."""
+    known = set(_query_contents(trained))
+    return frozenset(row for row, content in enumerate(_query_contents(dataset)) if content in known)
+
+
+def _query_contents(dataset: Dataset) -> Iterator[tuple[str | None, bytes]]:
+    shown = {int(image) for image in dataset.queries.images if image >= 0}
+    digests = {image: hashlib.blake2b(dataset.images.pixels[image].tobytes()).digest() for image in shown}
+    for text, image in zip(dataset.queries.texts, dataset.queries.images, strict=True):
+        yield text, digests.get(int(image), b"")
+
+
+def _query_topics(dataset: Dataset, column: str | None) -> set[str]:
+    """Names of the topics that queries are about. Documents about others may be the same: only queries are learned."""
+    if column is None:
+        return set()
+    topics = set(dataset.queries.topics.tolist())
+    names = zip(dataset.documents.columns[column], dataset.documents.topics.tolist(), strict=True)
+    return {name for name, topic in names if name and topic in topics}
+
+
+def _rows_by_topic(
+    table: Table, only: Mapping[str, tuple[str, ...]], images: bool, left_out: frozenset[int] = frozenset()
+) -> dict[int, list[int]]:
+    rows: dict[int, list[int]] = {}
+    for row in np.flatnonzero(((table.images >= 0) == images) & (table.topics >= 0) & table.rows_where(only)).tolist():
+        if row not in left_out:
+            rows.setdefault(int(table.topics[row]), []).append(row)
+    return rows
+
+
+def _same_image(dataset: Dataset, document: int, query: int) -> bool:
+    image = int(dataset.queries.images[query])
+    return image >= 0 and image == int(dataset.documents.images[document])

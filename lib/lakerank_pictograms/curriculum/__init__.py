@@ -1,0 +1,1 @@
+"""The curriculum by which the bundled checkpoint learns from scratch, as a recipe of `lakerank.training`."""

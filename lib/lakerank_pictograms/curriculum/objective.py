@@ -1,0 +1,329 @@
+"""The curriculum's losses (bags of tokens, where layer `tap` looks, naming topics), and what each stage trains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lakerank.model.engine.rotary import rotate
+from lakerank.training.batches import Batch, Sampler
+from lakerank.training.dataset import Rows
+from lakerank.training.inputs import EncodedDataset, PaddedInputs
+from lakerank.training.losses import LabelGrid, RankingObjective, WeightedLosses, symmetric_listnet
+from lakerank.training.model import PairForward, PairNetwork
+from lakerank_pictograms.curriculum.config import CurriculumStage
+
+#: What an MLP that recalls topics multiplies its keys and values by; found by trying a few.
+RECALL_KEYS, RECALL_VALUES = 0.5, 0.2
+
+#: What of layer `tap` its attention logits come from.
+SIMILARITY_PARTS = ("input_layernorm.", "self_attn.q_proj.", "self_attn.k_proj.")
+
+#: Heads' log odds are summed and divided by the root of so many times the heads: what is alike is then as similar with
+#: many narrow heads as with few wide ones.
+SIMILARITY_SPREAD = 1.5
+
+#: Topics that a mined group is drawn from.
+NEAREST_TOPICS = 48
+
+
+@dataclass(frozen=True)
+class TemplateTokens:
+    """Tokens of the prompt before and after a row's own, the score token apart."""
+
+    document_head: int
+    document_tail: int
+    query_head: int
+
+
+@dataclass(frozen=True)
+class CurriculumObjective:
+    """The objective of each stage. `proxies`: one vector a topic, which no checkpoint keeps; None without topics."""
+
+    ranking: RankingObjective
+    proxies: nn.Linear | None
+    tap: int
+    template: TemplateTokens
+    trainable: Mapping[str, nn.Parameter]
+
+    @property
+    def network(self) -> PairNetwork:
+        """What is trained."""
+        return self.ranking.network
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Those of ranking, then the curriculum's."""
+        return (*self.ranking.loss_names, "contrastive", "proxies")
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Of the network and the proxies, whatever the stage."""
+        return dict(self.trainable)
+
+    def start_step(self, stage: CurriculumStage, first: bool) -> None:
+        """Let the stage's parameters take gradients; recall the topics as the stage that does so begins."""
+        for name, parameter in self.trainable.items():
+            if stage.upper_only:
+                parameter.requires_grad_(is_upper(name, self.tap))
+            else:
+                parameter.requires_grad_(not stage.layers_only or is_layer(name))
+        if stage.recall and first:
+            self.recall()
+
+    @torch.no_grad()
+    def recall(self) -> None:
+        """Make the MLP before layer `tap` answer what resembles a proxy with that proxy's direction.
+
+        A feed-forward layer is a memory of keys and values (Geva et al. 2021); the square that gate and product make
+        of likeness lets the topic that is meant stand out (dense associative memory, Krotov and Hopfield 2016).
+        """
+        topics = self._proxies.weight
+        mlp = self.network.text.layers[self.tap - 1].mlp
+        for keys in (mlp.gate_proj.weight, mlp.up_proj.weight):
+            keys[: len(topics)] = RECALL_KEYS * topics
+        mlp.down_proj.weight[:, : len(topics)] = RECALL_VALUES * F.normalize(topics, dim=1).T
+
+    @property
+    def _proxies(self) -> nn.Linear:
+        if self.proxies is None:
+            raise ValueError("no proxies without topics")
+        return self.proxies
+
+    def draw_topics(self, sampler: Sampler, random: np.random.Generator, progress: float) -> Rows:
+        """Topics at random; a share of the groups is made of a topic and others whose proxies are near its own."""
+        stage = sampler.stage
+        share = stage.mined_share(progress) if isinstance(stage, CurriculumStage) else 0.0
+        if share <= 0 or self.proxies is None:
+            return sampler.draw_topics(random)
+        proxies = F.normalize(self.proxies.weight.detach().float(), dim=1)
+        return draw_mined(random, sampler.topics, (stage.groups, stage.group_size), share, proxies)
+
+    def pairs(self, stage: CurriculumStage, batch: Batch) -> tuple[Tensor, Tensor]:
+        """All pairs within each group; without a ranking each query once, behind another's document."""
+        if stage.ranking is not None:
+            return self.ranking.pairs(stage, batch)
+        height, width = batch.shape
+        positives = (torch.arange(batch.groups)[:, None] * height + torch.arange(width)).flatten()
+        return positives.roll(len(positives) // 2 + 1), torch.arange(len(positives))
+
+    def losses(self, stage: CurriculumStage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses:
+        """The stage's losses. The contrastive one is over all that is computed together."""
+        if stage.bag:
+            return self._bag_losses(stage, batch, generator)
+        pair_documents, pair_queries = self.pairs(stage, batch)
+        forward = self._forward(
+            self.ranking.data, (batch.documents, batch.queries), (pair_documents, pair_queries), generator
+        )
+        states = TapStates.of(forward)
+        losses: WeightedLosses = {}
+        if stage.ranking is not None:
+            forward.through(self.network.text.layers[self.tap :])
+            losses |= self.ranking.of_logits(stage, batch, forward.logits())
+        if stage.contrastive_weight:
+            grid = LabelGrid.of(batch, self.network.device)
+            one = _one_pair_a_query(pair_queries, len(batch.queries), generator).to(self.network.device)
+            similarity = similarities(self.network.text, self.tap, states, one)
+            losses["contrastive"] = (stage.contrastive_weight, contrastive_softmax(similarity, grid.grades, grid.known))
+        if stage.proxy_weight and self.proxies is not None:
+            norm = self.network.text.layers[self.tap].input_layernorm
+            normed = (norm(states.documents), norm(states.scores))
+            rows = (batch.documents, batch.queries[pair_queries.numpy()])
+            losses["proxies"] = (stage.proxy_weight, self._topic_loss(normed, rows))
+        return losses
+
+    def grid_scores(self, stage: CurriculumStage, data: EncodedDataset, documents: Rows, queries: Rows) -> np.ndarray:
+        """Logits (D, Q); before the layers above `tap` are trained, similarities where matching starts."""
+        if stage.ranking is not None:
+            return self.ranking.grid_scores(stage, data, documents, queries)
+        count = torch.arange(len(queries))
+        states = TapStates.of(self._forward(data, (documents, queries), (count.roll(1), count), None))
+        found = similarities(self.network.text, self.tap, states, count.to(self.network.device))
+        scores: np.ndarray = found.float().cpu().numpy()
+        return scores
+
+    def _forward(
+        self,
+        data: EncodedDataset,
+        rows: tuple[Rows, Rows],
+        pairs: tuple[Tensor, Tensor],
+        generator: torch.Generator | None,
+    ) -> PairForward:
+        """Up to layer `tap`."""
+        forward = PairForward(self.network, self.network.inputs(data, *rows, generator), *pairs)
+        forward.through(self.network.text.layers[: self.tap])
+        return forward
+
+    def _bag_losses(self, stage: CurriculumStage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses:
+        """Of rows' mean tokens: documents and queries name their topic, and find each other."""
+        means = self.bags(self.ranking.data, batch.documents, batch.queries, generator)
+        documents, queries = (F.rms_norm(mean.float(), mean.shape[1:]) for mean in means)
+        topics = self._topic_loss((documents, queries), (batch.documents, batch.queries))
+        losses = {"proxies": (stage.proxy_weight, topics)}
+        if stage.contrastive_weight:
+            grid = LabelGrid.of(batch, self.network.device)
+            similarity = documents @ queries.T / documents.shape[1] ** 0.5
+            losses["contrastive"] = (stage.contrastive_weight, symmetric_listnet(similarity, grid.grades, grid.known))
+        return losses
+
+    def bags(
+        self, data: EncodedDataset, documents: Rows, queries: Rows, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Means (D, H) and (Q, H) of what the first layer would read of each row's own tokens; no layer is computed."""
+        inputs = self.network.inputs(data, documents, queries, generator)
+        embedded, norm = self.network.embed(inputs), self.network.text.layers[0].input_layernorm
+        template = self.template
+        return (
+            _mean_of_own(norm(embedded[0]), inputs.documents, template.document_head, template.document_tail),
+            _mean_of_own(norm(embedded[1]), inputs.queries, template.query_head, 1),
+        )
+
+    def _topic_loss(self, states: tuple[Tensor, Tensor], rows: tuple[Rows, Rows]) -> Tensor:
+        """Cross-entropy of naming the topics of rows of documents and queries over the proxies, the mean of both."""
+        dataset = self.ranking.data.dataset
+        losses = []
+        for some, table, own in zip(states, (dataset.documents, dataset.queries), rows, strict=True):
+            topics = torch.from_numpy(table.topics[own]).to(self.network.device)
+            losses.append(proxy_softmax(self._proxies(some), topics))
+        return (losses[0] + losses[1]) / 2
+
+
+def contrastive_softmax(log_odds: Tensor, grades: Tensor, known: Tensor) -> Tensor:
+    """ListNet in both directions where looking at no document, whose log odds are 0, competes too.
+
+    So what matches is found, and not only found sooner than what does not.
+    """
+    nowhere = (0, 0, 0, 1)  # a document more: (D, Q) -> (D + 1, Q)
+    return symmetric_listnet(F.pad(log_odds, nowhere), F.pad(grades, nowhere), F.pad(known, nowhere, value=True))
+
+
+def proxy_softmax(similarities: Tensor, topics: Tensor) -> Tensor:
+    """Cross-entropy over learned proxies, one a topic (Movshovitz-Attias et al. 2017): (B, T), (B,) -> ()."""
+    return F.cross_entropy(similarities.float(), topics)
+
+
+def draw_mined(
+    random: np.random.Generator, topics: Rows, shape: tuple[int, int], share: float, proxies: Tensor
+) -> Rows:
+    """Topics of so many groups of a size (`shape`), all different; a `share` of the groups is a topic and near ones."""
+    groups, group_size = shape
+    chosen: list[int] = []
+    left = set(topics.tolist())
+    seeds = [int(topic) for topic in random.permutation(topics)]
+    for _ in range(groups):
+        group = [next(topic for topic in seeds if topic in left)]
+        left.discard(group[0])
+        if random.random() < share:
+            near = [topic for topic in _nearest(proxies, group[0]) if topic in left][: 2 * group_size]
+            group += [int(topic) for topic in random.permutation(near)[: group_size - 1]]
+            left.difference_update(group)
+        for topic in seeds:
+            if len(group) >= group_size:
+                break
+            if topic in left:
+                group.append(topic)
+                left.discard(topic)
+        chosen += group
+    return np.array(chosen, dtype=np.int64)
+
+
+def _nearest(proxies: Tensor, topic: int) -> list[int]:
+    likeness = proxies @ proxies[topic]
+    likeness[topic] = -torch.inf
+    nearest: list[int] = likeness.topk(min(NEAREST_TOPICS, len(likeness) - 1)).indices.tolist()
+    return nearest
+
+
+def is_layer(name: str) -> bool:
+    """Whether a parameter belongs to the language model's layers, to what follows them, or to the proxies."""
+    return any(part in name for part in ("language_model.layers.", "language_model.norm.", "score.", "proxies."))
+
+
+def is_upper(name: str, tap: int) -> bool:
+    """Whether a parameter comes after the similarity of layer `tap`: what layers do with what that one found."""
+    if match := re.search(r"language_model\.layers\.(\d+)\.(\S+)", name):
+        layer, part = int(match[1]), match[2]
+        return layer > tap or (layer == tap and not part.startswith(SIMILARITY_PARTS))
+    return "network.score." in name or "language_model.norm." in name
+
+
+@dataclass(frozen=True)
+class TapStates:
+    """What enters layer `tap`."""
+
+    documents: Tensor  # (D, H) at each document's last token
+    document_positions: Tensor  # (3, D)
+    pairs: Tensor  # (P, S, H) at the tokens of each pair's query
+    pair_positions: Tensor  # (3, P, S)
+    ends: Tensor  # (P,) which of them is the score token: the last that is no padding
+    scores: Tensor  # (P, H) at that one
+
+    @classmethod
+    def of(cls, forward: PairForward) -> TapStates:
+        """Of a forward pass that has come to the layer."""
+        return cls(
+            forward.document_states,
+            forward.document_positions,
+            forward.hidden,
+            forward.positions,
+            forward.score_places,
+            forward.score_states,
+        )
+
+
+def similarities(text: Any, tap: int, states: TapStates, pairs: Tensor) -> Tensor:
+    """Similarity of documents and some pairs' queries (D, Q): whether the score token looks at the document's end.
+
+    It is the log odds of layer `tap`'s attention, head by head, that token against all of the query's own. So the
+    contrastive loss teaches where that layer looks: away from the query where, and only where, a document matches.
+    """
+    layer = text.layers[tap]
+    attention = layer.self_attn
+    every = torch.arange(len(pairs), device=pairs.device)
+    own, positions, ends = states.pairs[pairs], states.pair_positions[:, pairs], states.ends[pairs]
+    read = layer.input_layernorm(own)  # (Q, S, H)
+    queries = _heads(attention.q_proj(read[every, ends]), attention.head_dim)
+    queries = _rotated(text, queries, positions[:, every, ends]).float()
+    documents = _heads(attention.k_proj(layer.input_layernorm(states.documents)), attention.head_dim)
+    documents = _rotated(text, documents, states.document_positions).float()
+    keys = _heads(attention.k_proj(read).flatten(0, 1), attention.head_dim)
+    keys = _rotated(text, keys, positions.flatten(1)).float()
+    keys = keys.view(*own.shape[:2], *keys.shape[1:])  # (Q, S, key heads, d)
+    group = queries.shape[1] // documents.shape[1]
+    document = torch.einsum("dhe,qhe->dqh", documents.repeat_interleave(group, dim=1), queries) * attention.scaling
+    itself = torch.einsum("qshe,qhe->qsh", keys.repeat_interleave(group, dim=2), queries) * attention.scaling
+    padding = torch.arange(own.shape[1], device=ends.device) > ends.unsqueeze(1)  # (Q, S)
+    itself = itself.masked_fill(padding.unsqueeze(-1), float("-inf")).logsumexp(1)  # (Q, heads)
+    similarity: Tensor = (document - itself).sum(-1) / (SIMILARITY_SPREAD * queries.shape[1]) ** 0.5
+    return similarity
+
+
+def _heads(states: Tensor, width: int) -> Tensor:
+    return states.view(len(states), -1, width)  # (B, heads, d)
+
+
+def _rotated(text: Any, states: Tensor, positions: Tensor) -> Tensor:
+    """Rotary embedding of (B, heads, d) at positions (3, B)."""
+    tables = text.rotary_emb(states, positions.unsqueeze(1))  # cosines and sines (1, B, d), both halves of d alike
+    return rotate(states, torch.stack([table[0, :, None].chunk(2, dim=-1)[0] for table in tables]))
+
+
+def _one_pair_a_query(pair_queries: Tensor, queries: int, generator: torch.Generator | None) -> Tensor:
+    """For each query, one of its pairs at random (Q,)."""
+    order = torch.randperm(len(pair_queries), generator=generator)
+    chosen = torch.zeros(queries, dtype=torch.long)
+    chosen[pair_queries[order]] = order
+    return chosen
+
+
+def _mean_of_own(states: Tensor, inputs: PaddedInputs, head: int, tail: int) -> Tensor:
+    """Means (B, H) over the tokens between the prompt's: (B, L, H)."""
+    steps = torch.arange(states.shape[1], device=states.device)
+    own = (steps >= head) & (steps < inputs.lengths[:, None] - tail)  # (B, L)
+    return (states * own.unsqueeze(-1)).sum(1) / own.sum(1, keepdim=True).clamp(min=1)

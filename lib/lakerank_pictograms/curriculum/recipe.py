@@ -1,0 +1,72 @@
+"""The curriculum as `lakerank.training.run` takes a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from lakerank.model.jina_m0.prompt import DOCUMENT_PREFIX, DOCUMENT_SUFFIX, QUERY_PREFIX
+from lakerank.model.preprocess.tokenizer import TextTokenizer
+from lakerank.training.dataset import Dataset
+from lakerank.training.losses import RankingObjective
+from lakerank.training.model import TrainableModel
+from lakerank.training.step import MakeOptimizer, Optimizer, adamw
+from lakerank_pictograms.curriculum.config import CurriculumConfig
+from lakerank_pictograms.curriculum.initialise import initialise_model, is_hidden_matrix
+from lakerank_pictograms.curriculum.objective import CurriculumObjective, TemplateTokens
+
+
+def initialise(config: CurriculumConfig, texts: list[str]) -> TrainableModel:
+    """A model of the config's shape, its tokenizer trained on the texts."""
+    if config.start.shape is None:
+        raise ValueError("a config without a path has a shape")
+    return initialise_model(config.start.shape, texts, config.seed, config.tap)
+
+
+def objective(config: CurriculumConfig, ranking: RankingObjective, model: TrainableModel) -> CurriculumObjective:
+    """Ranking, and the losses of the curriculum's stages."""
+    proxies = None
+    if any(stage.proxy_weight for stage in config.stages):
+        torch.manual_seed(config.seed)
+        width = model.network.config.text_config.hidden_size
+        proxies = nn.Linear(width, ranking.data.dataset.topics, bias=False)
+        nn.init.normal_(proxies.weight, std=0.02)
+        proxies.to(ranking.network.device)
+    trainable = ranking.parameters()
+    if proxies is not None:
+        trainable |= {f"proxies.{name}": value for name, value in proxies.named_parameters()}
+    text = TextTokenizer(model.tokenizer)
+    template = TemplateTokens(*(len(text.encode(part)) for part in (DOCUMENT_PREFIX, DOCUMENT_SUFFIX, QUERY_PREFIX)))
+    return CurriculumObjective(ranking, proxies, config.tap, template, trainable)
+
+
+def optimizer(config: CurriculumConfig) -> MakeOptimizer:
+    """AdamW, or Muon for the matrices of hidden layers and AdamW for everything else."""
+    return muon if config.optimizer.name == "muon" else adamw
+
+
+def muon(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> Optimizer:
+    """Muon changes all directions of a matrix alike (Jordan et al. 2024)."""
+    hidden = {name: value for name, value in parameters.items() if is_hidden_matrix(name, value)}
+    others = adamw({name: value for name, value in parameters.items() if name not in hidden}, weight_decay)
+    if not hidden:
+        return others
+    matrices = torch.optim.Muon(
+        list(hidden.values()), lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return Optimizer((*others.parts, matrices))
+
+
+def faults(config: CurriculumConfig, dataset: Dataset, layers: int) -> list[str]:
+    """Whether the network has the layer and the room that stages ask for."""
+    found = []
+    if config.needs_tap and config.tap >= layers:
+        found.append(f"tap: {config.tap} is no layer of {layers}, counted from 0")
+    shape, topics = config.start.shape, dataset.topics
+    if shape is not None and any(stage.recall for stage in config.stages) and shape.intermediate_size < topics:
+        found.append(
+            f"start.shape: intermediate_size {shape.intermediate_size} has no room to recall the lake's {topics} topics"
+        )
+    return found

@@ -1,0 +1,99 @@
+"""Training configs: faults are listed together, and the curriculum's settings are known from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from lakerank.errors import ConfigError
+from lakerank.training.batches import Stage
+from lakerank.training.config import CURRICULUM_SETTINGS, CURRICULUM_STAGE, TrainConfig, load_train_config, schema_of
+from lakerank_pictograms.curriculum.config import CurriculumConfig, CurriculumStage
+
+CONF = Path(__file__).parents[2] / "conf"
+STAGE = {"name": "pairs", "steps": 1, "groups": 2, "group_size": 3}
+
+
+def test_faults_of_a_config_are_listed_together(training_config: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_train_config(training_config(stages=[], start={}), ["seed=x", "optimizer.clip=0"])
+    assert len(raised.value.faults) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "schema"),
+    [("train-embedded", CurriculumConfig), ("train-lora", TrainConfig), ("train-clicks", TrainConfig)],
+)
+def test_configs_in_conf_are_sound(name: str, schema: type[TrainConfig]) -> None:
+    assert type(load_train_config(CONF / f"{name}.yaml")) is schema
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["stages.0.stepz=1", "stages.0.steps=0", "stages.0.ranking=lambdarank", "negatives.depht=1", "lora.rank=0"],
+)
+def test_records_are_checked_as_sections_are(training_config: Callable[..., Path], change: str) -> None:
+    with pytest.raises(ConfigError, match=change.split("=")[0]):
+        load_train_config(training_config(), [change])
+
+
+def test_patience_needs_slices(training_config: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"patience needs evaluation\.slices"):
+        load_train_config(training_config(), ["evaluation.patience=2", "evaluation.slices={}"])
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/out", "file:///tmp/out"])
+def test_an_output_that_is_no_path_is_refused(training_config: Callable[..., Path], output: str) -> None:
+    with pytest.raises(ConfigError, match=f"output: {output} is a URI"):
+        load_train_config(training_config(), [f"output={output}"])
+
+
+def test_distillation_and_negatives_need_their_tables(
+    training_config: Callable[..., Path], plain_lake: dict[str, str]
+) -> None:
+    both = STAGE | {"hard_negatives": 1, "distillation_weight": 1}
+    with pytest.raises(ConfigError) as raised:
+        load_train_config(training_config(stages=[both]), ["negatives.depth=1", "negatives.skip=1"])
+    assert len(raised.value.faults) == 3
+    followed = training_config(lake=plain_lake | {"teacher": "teacher"}, stages=[STAGE | {"distillation_weight": 1}])
+    with pytest.raises(ConfigError, match="pairs: distillation_weight needs hard_negatives"):
+        load_train_config(followed)
+
+
+def test_a_table_that_a_slice_does_not_name_is_the_lake_s(training_config: Callable[..., Path]) -> None:
+    path = training_config(evaluation={"slices": {"learned": {}, "held out": {"queries": "other"}}})
+    config = load_train_config(path, ["lake.qrels=clicks"])
+    learned, held_out = (config.evaluation.slices[name] for name in ("learned", "held out"))
+    assert learned.addresses == config.lake.addresses
+    assert held_out.addresses == (config.lake.documents, "other", "clicks")
+
+
+def test_the_curriculum_s_settings_are_those_that_its_config_adds() -> None:
+    added = set(CurriculumConfig.model_fields) - set(TrainConfig.model_fields) | {"start", "optimizer"}
+    assert set(CURRICULUM_SETTINGS) == added
+    for section in ("start", "optimizer"):
+        plain, own = (model.model_fields[section].annotation for model in (TrainConfig, CurriculumConfig))
+        assert plain is not None
+        assert own is not None
+        assert set(CURRICULUM_SETTINGS[section]) == set(own.model_fields) - set(plain.model_fields)
+    plain_names = {each.name for each in fields(Stage)}
+    defaults = {each.name: each.default for each in fields(CurriculumStage) if each.name not in plain_names}
+    assert {**defaults, "mined": [*CurriculumStage.mined]} == CURRICULUM_STAGE
+    assert CURRICULUM_SETTINGS["tap"] == CurriculumConfig.model_fields["tap"].default
+
+
+def test_settings_of_the_curriculum_that_change_nothing_are_dropped(training_config: Callable[..., Path]) -> None:
+    unchanged = ["tap=4", "optimizer.name=adamw", "stages.0.bag=false", "stages.1.mined=[0, 0]"]
+    config = load_train_config(training_config(), unchanged)
+    assert type(config) is TrainConfig
+    assert config == load_train_config(training_config())
+    assert type(load_train_config(training_config(), ["stages.0.layers_only=true"])) is CurriculumConfig
+
+
+def test_without_the_repository_the_curriculum_is_named_as_missing() -> None:
+    values = {"tap": 2, "optimizer": {"name": "muon"}}
+    with pytest.raises(ConfigError, match=r"optimizer\.name, tap: .* run from the repository"):
+        schema_of(values, "lakerank_pictograms_that_is_not_there")

@@ -1,0 +1,91 @@
+"""Documents that nothing names are neither decoded nor kept, and change nothing of what is drawn."""
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from lakerank.lake.storage import Storage
+from lakerank.limits import Limits
+from lakerank.training.batches import Sampler, Stage
+from lakerank.training.dataset import Dataset, ExtraColumns, ImageStore, TablePaths, read_dataset
+from training_lakes import table_paths
+
+
+def png(side: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (side, 60), "gold").save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def with_more(tmp_path: Path) -> Callable[[str, Mapping[str, Any]], str]:
+    """`with_more(documents, row)`: the documents' address with three more before them, of other ids and images."""
+
+    def write(documents: str, row: Mapping[str, Any]) -> str:
+        table = pq.read_table(documents)
+        more = [row | {"doc_id": f"more {side}", "image": png(side)} for side in (10, 20, 30)]
+        path = str(tmp_path / "documents.parquet")
+        pq.write_table(pa.concat_tables([pa.Table.from_pylist(more, table.schema), table]), path)
+        return path
+
+    return write
+
+
+def drawn(dataset: Dataset, hard_negatives: int = 0) -> list[list[str]]:
+    sampler = Sampler(dataset, Stage("pairs", 1, 2, 4, hard_negatives), {})
+    batches = []
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        batches.append(sampler.draw(random, sampler.draw_topics(random)))
+    return [[dataset.documents.ids[row] for row in batch.documents] for batch in batches]
+
+
+def images(side: int) -> ImageStore:
+    return ImageStore(Limits(max_pixels=side**2))
+
+
+def test_documents_that_nothing_names_are_not_decoded(
+    plain_lake: dict[str, str], with_more: Callable[[str, Mapping[str, Any]], str], tmp_path: Path
+) -> None:
+    names = {"query_id": ["red.en", "elsewhere"], "doc_id": ["more 20", "more 30"]}
+    ranks = pa.array([1, 1], pa.int32())
+    pq.write_table(pa.table(names | {"first_stage_rank": ranks}), tmp_path / "candidates.parquet")
+    paths = TablePaths(
+        documents=with_more(plain_lake["documents"], {}),
+        queries=plain_lake["queries"],
+        qrels=plain_lake["qrels"],
+        candidates=str(tmp_path / "candidates.parquet"),
+    )
+    whole = read_dataset(Storage(), paths, ExtraColumns(), images(84), whole=True)
+    dataset = read_dataset(Storage(), paths, ExtraColumns(), images(84))
+    assert dataset.documents.ids == tuple(name for name in whole.documents.ids if name not in ("more 10", "more 30"))
+    assert len(dataset.images.pixels) == len(whole.images.pixels) - 2
+    assert drawn(dataset, 1) == drawn(whole, 1)
+
+
+def test_documents_of_a_topic_that_is_asked_for_are_kept(
+    colour_lake: Path, with_more: Callable[[str, Mapping[str, Any]], str]
+) -> None:
+    tables = table_paths(colour_lake)
+    columns = ExtraColumns("topic", "kind")
+    for topic, kept in (("gold", 0), ("red", 3), (None, 0)):
+        more = with_more(tables["documents"], {"topic": topic, "kind": "picture"})
+        paths = TablePaths(**tables | {"documents": more})
+        dataset, whole = (read_dataset(Storage(), paths, columns, images(56), whole=keep) for keep in (False, True))
+        assert len(dataset.documents.ids) == len(whole.documents.ids) - 3 + kept
+        assert drawn(dataset) == drawn(whole)
+
+
+def test_datasets_share_images(plain_lake: dict[str, str]) -> None:
+    dataset = read_dataset(Storage(), TablePaths(**plain_lake), ExtraColumns(), images(84))
+    known = list(dataset.images.pixels)
+    again = read_dataset(Storage(), TablePaths(**plain_lake), ExtraColumns(), dataset.images)
+    assert all(pixels is other for pixels, other in zip(again.images.pixels, known, strict=True))
+    assert again.documents.images.tolist() == dataset.documents.images.tolist()
