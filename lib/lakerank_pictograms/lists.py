@@ -172,8 +172,8 @@ class NameIndex:
         if not known:
             return []
         scores = [round(float(score), 6) for score in self._bm25.get_scores(known)]  # (D,)
-        found = [pair for pair in zip(self.documents, scores, strict=True) if pair[1] > 0]
-        return sorted(found, key=lambda pair: (-pair[1], pair[0].item_id))[:count]
+        matches = [pair for pair in zip(self.documents, scores, strict=True) if pair[1] > 0]
+        return sorted(matches, key=lambda pair: (-pair[1], pair[0].item_id))[:count]
 
 
 def terms(text: str) -> list[str]:
@@ -188,14 +188,14 @@ def candidates(query: Item, index: NameIndex, hits: int, size: int) -> list[Cand
 
     The query's own picture is never a candidate. Fewer come only where the index holds fewer documents.
     """
-    found = [(document, score) for document, score in index.hits(query, hits) if document.item_id != query.item_id]
-    taken = {document.item_id for document, _ in found} | {query.item_id}
+    hit = [(document, score) for document, score in index.hits(query, hits) if document.item_id != query.item_id]
+    taken = {document.item_id for document, _ in hit} | {query.item_id}
     rest = [document for document in index.documents if document.item_id not in taken]
     same = [document.item_id for document in rest if document.concept.group == query.concept.group]
     others = [document.item_id for document in rest if document.concept.group != query.concept.group]
     fill = chosen(same, size, query.item_id) + chosen(others, size, query.item_id)
     lines: Iterable[tuple[str, float | None]] = [
-        *((document.item_id, score) for document, score in found),
+        *((document.item_id, score) for document, score in hit),
         *((item_id, None) for item_id in fill),
     ]
     return [

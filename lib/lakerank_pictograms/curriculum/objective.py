@@ -144,8 +144,8 @@ class CurriculumObjective:
             return self.ranking.grid_scores(stage, data, documents, queries)
         count = torch.arange(len(queries))
         states = TapStates.of(self._forward(data, (documents, queries), (count.roll(1), count), None))
-        found = similarities(self.network.text, self.tap, states, count.to(self.network.device))
-        scores: np.ndarray = found.float().cpu().numpy()
+        similarity = similarities(self.network.text, self.tap, states, count.to(self.network.device))
+        scores: np.ndarray = similarity.float().cpu().numpy()
         return scores
 
     def _forward(
@@ -188,9 +188,9 @@ class CurriculumObjective:
         """Cross-entropy of naming the topics of rows of documents and queries over the proxies, the mean of both."""
         dataset = self.ranking.data.dataset
         losses = []
-        for some, table, own in zip(states, (dataset.documents, dataset.queries), rows, strict=True):
-            topics = torch.from_numpy(table.topics[own]).to(self.network.device)
-            losses.append(proxy_softmax(self._proxies(some), topics))
+        for normed, table, numbers in zip(states, (dataset.documents, dataset.queries), rows, strict=True):
+            topics = torch.from_numpy(table.topics[numbers]).to(self.network.device)
+            losses.append(proxy_softmax(self._proxies(normed), topics))
         return (losses[0] + losses[1]) / 2
 
 
@@ -286,19 +286,19 @@ def similarities(text: Any, tap: int, states: TapStates, pairs: Tensor) -> Tenso
     layer = text.layers[tap]
     attention = layer.self_attn
     every = torch.arange(len(pairs), device=pairs.device)
-    own, positions, ends = states.pairs[pairs], states.pair_positions[:, pairs], states.ends[pairs]
-    read = layer.input_layernorm(own)  # (Q, S, H)
+    hidden, positions, ends = states.pairs[pairs], states.pair_positions[:, pairs], states.ends[pairs]
+    read = layer.input_layernorm(hidden)  # (Q, S, H)
     queries = _heads(attention.q_proj(read[every, ends]), attention.head_dim)
     queries = _rotated(text, queries, positions[:, every, ends]).float()
     documents = _heads(attention.k_proj(layer.input_layernorm(states.documents)), attention.head_dim)
     documents = _rotated(text, documents, states.document_positions).float()
     keys = _heads(attention.k_proj(read).flatten(0, 1), attention.head_dim)
     keys = _rotated(text, keys, positions.flatten(1)).float()
-    keys = keys.view(*own.shape[:2], *keys.shape[1:])  # (Q, S, key heads, d)
+    keys = keys.view(*hidden.shape[:2], *keys.shape[1:])  # (Q, S, key heads, d)
     group = queries.shape[1] // documents.shape[1]
     document = torch.einsum("dhe,qhe->dqh", documents.repeat_interleave(group, dim=1), queries) * attention.scaling
     itself = torch.einsum("qshe,qhe->qsh", keys.repeat_interleave(group, dim=2), queries) * attention.scaling
-    padding = torch.arange(own.shape[1], device=ends.device) > ends.unsqueeze(1)  # (Q, S)
+    padding = torch.arange(hidden.shape[1], device=ends.device) > ends.unsqueeze(1)  # (Q, S)
     itself = itself.masked_fill(padding.unsqueeze(-1), float("-inf")).logsumexp(1)  # (Q, heads)
     similarity: Tensor = (document - itself).sum(-1) / (SIMILARITY_SPREAD * queries.shape[1]) ** 0.5
     return similarity
@@ -325,5 +325,5 @@ def _one_pair_a_query(pair_queries: Tensor, queries: int, generator: torch.Gener
 def _mean_of_own(states: Tensor, inputs: PaddedInputs, head: int, tail: int) -> Tensor:
     """Means (B, H) over the tokens between the prompt's: (B, L, H)."""
     steps = torch.arange(states.shape[1], device=states.device)
-    own = (steps >= head) & (steps < inputs.lengths[:, None] - tail)  # (B, L)
-    return (states * own.unsqueeze(-1)).sum(1) / own.sum(1, keepdim=True).clamp(min=1)
+    is_own = (steps >= head) & (steps < inputs.lengths[:, None] - tail)  # (B, L)
+    return (states * is_own.unsqueeze(-1)).sum(1) / is_own.sum(1, keepdim=True).clamp(min=1)
