@@ -4,9 +4,10 @@ python := .venv/bin/python
 java := JAVA_HOME="$$PWD/.venv/java"
 # Test processes. Files are distributed over them; tests spend much of their time waiting for a JVM.
 workers := 2
+pytest = $(python) -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 test-faults test-airflow scale check format clean distclean
+.PHONY: help demo test test-slow test-s3 test-faults test-airflow scale check format clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -17,9 +18,13 @@ demo:  ## rerank the bundled lake and show the lists before and after
 	@$(java) $(python) jobs/rerank.py --config conf/demo.yaml --run-id demo
 	@$(java) $(python) jobs/evaluate.py --config conf/demo.yaml --run-id demo
 
-test:  ## run the tests; ARGS="tests/model -k images" for some of them, workers=0 for one process
+test:  ## run all tests but the slow ones; ARGS="tests/model -k images" for some of them, workers=0 for one process
 	@$(setup) dev
-	$(java) $(python) -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(java) $(pytest) -m "not nightly" $(ARGS)
+
+test-slow:  ## run what is slow by nature: a Spark cluster, killed drivers, README's commands, the wheel, a DAG
+	@$(setup) dev
+	$(java) $(pytest) -m nightly $(ARGS)
 
 test-s3:  ## run the storage tests against a real S3 server: Ceph's gateway, installed on Debian and Ubuntu
 	@$(setup) dev

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 # How long an example takes is the machine's affair: others may be at work on it.
 settings.register_profile("unhurried", deadline=None)
@@ -40,8 +43,25 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: of two processes that share the files, neither then ends long after the other."""
-    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("spark")}
+    slow = {item.path for item in items if item.get_closest_marker("nightly") or item.get_closest_marker("spark")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """The Spark session of this process, on two cores."""
+    from lakerank.spark.runtime import session
+
+    conf = {
+        "spark.master": "local[2]",
+        "spark.ui.enabled": False,
+        "spark.ui.showConsoleProgress": False,
+        "spark.driver.memory": "1g",
+        "spark.sql.shuffle.partitions": 2,
+    }
+    started = session.start("lakerank-tests", conf)
+    yield started
+    started.stop()
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from stores import SERVER, S3Server
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = [pytest.mark.spark, pytest.mark.nightly]
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "conf" / "demo.yaml"

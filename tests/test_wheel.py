@@ -57,7 +57,7 @@ def test_the_wheel_holds_the_package_the_bundled_lake_checkpoint_and_configs_and
 
 
 @pytest.mark.spark
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_demo_is_published_outside_a_clone(lakerank: Path, tmp_path: Path) -> None:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYSPARK", "SPARK"))

@@ -23,7 +23,7 @@ from running import running, wait_until
 
 from .conftest import AIRFLOW, Airflow, Lake, make_lake, variable_for
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = [pytest.mark.spark, pytest.mark.nightly]
 
 PATIENCE_S = 600.0
 

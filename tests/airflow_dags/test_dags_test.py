@@ -12,7 +12,7 @@ from .conftest import Airflow, make_lake, variable_for
 
 
 @pytest.mark.spark
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_nightly_publishes_the_date_it_is_given(airflow_environment: None, tmp_path: Path) -> None:
     lake = make_lake(tmp_path / "lake", queries=2)
     airflow = Airflow(tmp_path, variable_for(lake, exports=exports(lake)))

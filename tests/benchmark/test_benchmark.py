@@ -21,6 +21,8 @@ from lakerank_benchmark.report import as_json, as_text, summary
 from lakerank_benchmark.shapes import SHAPES
 from lakerank_benchmark.workloads import Images, build, scorable
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture(scope="module")
 def result(tiny_shape, small_pages, small_pictograms) -> Result:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from lakerank.cost import Calibration
 from lakerank_benchmark import cli as command
@@ -30,6 +31,7 @@ def test_what_can_be_chosen_is_what_there_is() -> None:
     assert set(choices["shape"]) == {"bundled", *shapes.SHAPES, *encoders}
 
 
+@pytest.mark.nightly
 def test_a_benchmark_of_next_to_nothing(tmp_path: Path) -> None:
     done = run(
         "--shape", "tiny", "--workload", "pictograms", "--k", "2", "--budget-s", "0.1", "--repeats", "1",
@@ -47,4 +49,4 @@ def test_a_benchmark_of_next_to_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [("--k", "0"), ("--k", "a"), ("--workload", "books"), ("--no-model",)])
 def test_wrong_arguments_are_told(arguments: tuple[str, ...]) -> None:
-    assert run(*arguments).returncode == 2
+    assert CliRunner().invoke(command.benchmark, arguments).exit_code == 2

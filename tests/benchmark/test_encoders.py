@@ -25,6 +25,7 @@ LOOPS = [
 ]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("name", "library", "family", "times"), LOOPS)
 def test_a_published_loop_says_the_same(tmp_path: Path, name: str, library: str, family: str, times: int) -> None:
     pytest.importorskip(library)

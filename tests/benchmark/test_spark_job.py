@@ -15,7 +15,7 @@ from lakerank.lake.storage import Storage
 from lakerank.records import Document, DocumentGroup, Query
 from lakerank_benchmark.spark_job import PublishedFactory, compared, time_job, time_published, write_lake
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.nightly]
 
 
 def test_both_ends_score_one_lake_alike(spark: SparkSession, tiny_checkpoint: Path, tmp_path: Path) -> None:

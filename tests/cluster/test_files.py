@@ -1,9 +1,14 @@
-"""The container file and docs/clusters.md against what is in the repository."""
+"""The container file, docs/clusters.md and the files of Spark properties against what is in the repository."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -40,3 +45,22 @@ def test_every_line_about_a_service_has_its_source() -> None:
     assert {number for row in table for number in re.findall(r"\[(\d+)\]", row)} == listed
     for entry in re.findall(r"^\d+\. .*(?:\n   .*)*", CLUSTERS, re.MULTILINE):
         assert "https://" in entry, entry
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("spark-*.conf")), ids=lambda path: path.name)
+def test_gpu_properties_pass_the_jobs_own_check(path: Path) -> None:
+    from lakerank.spark.runtime.session import check
+
+    lines = path.read_text().splitlines()
+    properties = dict(line.split(maxsplit=1) for line in lines if line and not line.startswith("#"))
+    assert properties["spark.executor.resource.gpu.amount"] == "1"
+    check(properties)
+
+
+def test_gpu_discovery_says_what_nvidia_smi_lists(tmp_path: Path) -> None:
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\nprintf '0\\n3\\n'\n")
+    fake.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    printed = subprocess.run([ROOT / "conf" / "discover-gpus.sh"], env=env, check=True, capture_output=True).stdout
+    assert json.loads(printed) == {"name": "gpu", "addresses": ["0", "3"]}

@@ -126,7 +126,7 @@ def test_whole_queries(sizes, block_rows, batch_rows):
 
 
 @pytest.mark.spark
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_spark_reads_what_this_process_does(make_lake, encode, tmp_path):
     generator = random.Random(1)
     docs = [f"d{number}" for number in range(30)]

@@ -35,10 +35,6 @@ SPARK = {
 }
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: one of the many fault tests that only `make test-faults` runs")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "LAKERANK_TEST_FAULTS" in os.environ:
         return

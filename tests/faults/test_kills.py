@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = [pytest.mark.spark, pytest.mark.nightly]
 
 #: Stage, pattern of a write's URI, whether death comes before or after it, and the how many-th such write of a process.
 POINTS = [

@@ -6,7 +6,7 @@ import pytest
 from faulty_s3 import FAULTS
 from stores import SERVER
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow, *([pytest.mark.full] if SERVER == "moto" else [])]
+pytestmark = [pytest.mark.spark, pytest.mark.nightly, *([pytest.mark.full] if SERVER == "moto" else [])]
 
 
 def test_a_bad_network_before_the_store_changes_nothing(s3_house, s3_server, faulty_s3, undisturbed):

@@ -11,7 +11,7 @@ import pytest
 
 from lakerank.lake.scores import finished_units, read_unit, scores_folder, write_unit
 
-pytestmark = [pytest.mark.spark, pytest.mark.slow]
+pytestmark = [pytest.mark.spark, pytest.mark.nightly]
 SCORER = "f00d"
 
 

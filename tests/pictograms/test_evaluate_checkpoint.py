@@ -85,6 +85,7 @@ def test_a_lake_without_labels_is_refused(small_lake):
         judge(ByLength(), Storage(), str(Path(small_lake.tables.queries).parent))
 
 
+@pytest.mark.nightly
 def test_the_command_prints_a_table_for_each_list(folder, tiny_checkpoint):
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""A Spark session on two cores, a small lake, and a reranker that costs nothing."""
+"""A small lake, and a reranker that costs nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.combine import FusionRule
 from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import Rerank, run
-from lakerank.spark.runtime import session
 from lakerank.spark.stage import Stage
 
 
@@ -165,17 +164,3 @@ def small_lake(folder: Path) -> Lake:
 @pytest.fixture
 def storage() -> Storage:
     return Storage()
-
-
-@pytest.fixture(scope="session")
-def spark():
-    conf = {
-        "spark.master": "local[2]",
-        "spark.ui.enabled": False,
-        "spark.ui.showConsoleProgress": False,
-        "spark.driver.memory": "1g",
-        "spark.sql.shuffle.partitions": 2,
-    }
-    started = session.start("lakerank-tests", conf)
-    yield started
-    started.stop()

@@ -14,10 +14,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.nightly
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.nightly
 def test_the_page_on_click_logs_works_as_written(tmp_path: Path) -> None:
     for name in ("conf", "jobs", "lib"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
