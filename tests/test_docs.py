@@ -136,6 +136,15 @@ def test_jobs_are_listed_and_exist() -> None:
     assert sorted(listed[1].split(" · ")) == sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_the_text_names_exist(page: Path) -> None:
+    names = re.findall(r"`((?:lib|tests|conf|jobs|airflow_dags|docs|bin)/[\w./-]+)`", PAGES[page])
+    if page.name == "CONTRIBUTING.md":  # which names packages and modules as README's tree does
+        inside = r"`((?:model|spark|lake|plan|training|evaluation|ingest|export|cli)/[\w./-]*)`"
+        names += [f"lib/lakerank/{name}" for name in re.findall(inside, PAGES[page])]
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
 def _links(page: Path) -> set[Path]:
     """The files that a page links to."""
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)", PAGES[page])
