@@ -4,50 +4,34 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-DOCUMENTS = pa.schema(
-    [
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("text", pa.string()),
-        pa.field("image", pa.binary()),
-        pa.field("content_hash", pa.string()),
-    ]
-)
 
-QUERIES = pa.schema(
-    [
-        pa.field("query_id", pa.string(), nullable=False),
-        pa.field("text", pa.string()),
-        pa.field("image", pa.binary()),
-    ]
-)
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+_QUERY_ID, _DOC_ID = _required("query_id", pa.string()), _required("doc_id", pa.string())
+_CONTENT = [pa.field("text", pa.string()), pa.field("image", pa.binary())]
+
+DOCUMENTS = pa.schema([_DOC_ID, *_CONTENT, pa.field("content_hash", pa.string())])
+
+QUERIES = pa.schema([_QUERY_ID, *_CONTENT])
 
 CANDIDATES = pa.schema(
-    [
-        pa.field("query_id", pa.string(), nullable=False),
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("first_stage_score", pa.float64()),
-        pa.field("first_stage_rank", pa.int32()),
-    ]
+    [_QUERY_ID, _DOC_ID, pa.field("first_stage_score", pa.float64()), pa.field("first_stage_rank", pa.int32())]
 )
 
-QRELS = pa.schema(
-    [
-        pa.field("query_id", pa.string(), nullable=False),
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("relevance", pa.int32(), nullable=False),
-    ]
-)
+QRELS = pa.schema([_QUERY_ID, _DOC_ID, _required("relevance", pa.int32())])
 
 RANKED = pa.schema(
     [
-        pa.field("query_id", pa.string(), nullable=False),
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("rank", pa.int32(), nullable=False),
-        pa.field("logit", pa.float32(), nullable=False),
-        pa.field("relevance", pa.float32(), nullable=False),
-        pa.field("label", pa.int8(), nullable=False),
+        _QUERY_ID,
+        _DOC_ID,
+        _required("rank", pa.int32()),
+        _required("logit", pa.float32()),
+        _required("relevance", pa.float32()),
+        _required("label", pa.int8()),
         pa.field("first_stage_rank", pa.int32()),
-        pa.field("truncated", pa.bool_(), nullable=False),
+        _required("truncated", pa.bool_()),
     ]
 )
 
@@ -56,7 +40,7 @@ RANKED = pa.schema(
 COMBINED = pa.schema(
     [
         *RANKED,
-        pa.field("scored_by", pa.list_(pa.field("element", pa.int8(), nullable=False)), nullable=False),
+        _required("scored_by", pa.list_(_required("element", pa.int8()))),
         pa.field("reason", pa.string()),
     ]
 )
@@ -65,7 +49,7 @@ REJECTED = pa.schema(
     [
         pa.field("query_id", pa.string()),
         pa.field("doc_id", pa.string()),
-        pa.field("reason", pa.string(), nullable=False),
+        _required("reason", pa.string()),
         pa.field("detail", pa.string()),
     ]
 )
@@ -73,10 +57,10 @@ REJECTED = pa.schema(
 #: One row a pair; `logit` is null exactly when `reason` is not.
 SCORES = pa.schema(
     [
-        pa.field("query_id", pa.string(), nullable=False),
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("query_hash", pa.string(), nullable=False),
-        pa.field("doc_hash", pa.string(), nullable=False),
+        _QUERY_ID,
+        _DOC_ID,
+        _required("query_hash", pa.string()),
+        _required("doc_hash", pa.string()),
         pa.field("logit", pa.float32()),
         pa.field("query_tokens", pa.int32()),
         pa.field("document_tokens", pa.int32()),
@@ -88,13 +72,7 @@ SCORES = pa.schema(
 )
 
 #: Golden pairs: pairs of the lake whose logits must not change.
-GOLDEN = pa.schema(
-    [
-        pa.field("query_id", pa.string(), nullable=False),
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("logit", pa.float32(), nullable=False),
-    ]
-)
+GOLDEN = pa.schema([_QUERY_ID, _DOC_ID, _required("logit", pa.float32())])
 
 #: Columns that an input table may lack; every other column of its schema is required.
 OPTIONAL = frozenset({"text", "image", "content_hash", "first_stage_score", "first_stage_rank"})

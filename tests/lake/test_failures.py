@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from lakerank.errors import SchemaError, StorageError
-from lakerank.lake.backends.failures import is_transient, storage_errors
+from lakerank.lake.backends import is_transient, storage_errors
 
 
 def message(uri: str, error: Exception) -> str:

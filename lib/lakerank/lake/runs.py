@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -19,57 +19,25 @@ _POINTER_TRIES = 50
 _RUN_ID = re.compile(r"[A-Za-z0-9_:+-][A-Za-z0-9._:+-]{0,127}")
 
 
-@dataclass(frozen=True, slots=True)
 class RunPaths:
     """Where a run's files are, below the output folder. A run of several scorers has a plan for each stage."""
 
-    output: str
-    run_id: str
-    stage: int = 1
+    def __init__(self, output: str, run_id: str, stage: int = 1) -> None:
+        self.output, self.run_id, self.stage = output, run_id, stage
+        self.folder = join(output, "runs", run_id)
+        self.config = join(self.folder, "config.yaml")
+        self.started = join(self.folder, "started.json")
+        self.manifest = join(self.folder, "manifest.json")
+        self.report = join(self.folder, "report.html")
+        self.plan = join(self.folder, "plan", stage_folder(stage))
+        self.plan_file = join(self.plan, "plan.json")
+        self.ranked = join(output, "ranked", f"run_id={run_id}")
+        self.rejected = join(output, "rejected", f"run_id={run_id}")
+        self.current = join(output, "current.json")
 
     def of_stage(self, number: int) -> RunPaths:
         """The same run at another stage: only the plan's folder differs."""
-        return replace(self, stage=number)
-
-    @property
-    def folder(self) -> str:
-        return join(self.output, "runs", self.run_id)
-
-    @property
-    def config(self) -> str:
-        return join(self.folder, "config.yaml")
-
-    @property
-    def plan(self) -> str:
-        return join(self.folder, "plan", stage_folder(self.stage))
-
-    @property
-    def plan_file(self) -> str:
-        return join(self.plan, "plan.json")
-
-    @property
-    def started(self) -> str:
-        return join(self.folder, "started.json")
-
-    @property
-    def manifest(self) -> str:
-        return join(self.folder, "manifest.json")
-
-    @property
-    def report(self) -> str:
-        return join(self.folder, "report.html")
-
-    @property
-    def ranked(self) -> str:
-        return join(self.output, "ranked", f"run_id={self.run_id}")
-
-    @property
-    def rejected(self) -> str:
-        return join(self.output, "rejected", f"run_id={self.run_id}")
-
-    @property
-    def current(self) -> str:
-        return join(self.output, "current.json")
+        return RunPaths(self.output, self.run_id, number)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from lakerank.errors import StorageError
-from lakerank.lake.backends import Backend, FileInfo, StoredFile
-from lakerank.lake.backends.failures import is_transient, storage_errors
+from lakerank.lake.backends import FileInfo, StoredFile, is_transient, storage_errors
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
 from lakerank.lake.backends.s3 import StorageOptions
@@ -22,6 +21,9 @@ __all__ = ["FileInfo", "Storage", "StorageOptions", "StoredFile", "join"]
 
 T = TypeVar("T")
 D = TypeVar("D")
+
+#: Backends have the same methods and raise what the library below raises; `Storage` retries and translates it.
+Backend = LocalBackend | ObjectStoreBackend
 
 logger = logging.getLogger(__name__)
 

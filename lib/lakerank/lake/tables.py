@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from lakerank.errors import SchemaError
 from lakerank.fingerprint import fingerprint
-from lakerank.lake.backends.failures import storage_errors
+from lakerank.lake.backends import storage_errors
 from lakerank.lake.storage import FileInfo, Storage
 from lakerank.lake.uris import redacted
 from lakerank.schemas import OPTIONAL

@@ -21,7 +21,7 @@ from lakerank.ingest.lines import (
 )
 from lakerank.ingest.source import FileSource, SourceFile, open_source
 from lakerank.ingest.tables import SourceFault, SourceReject
-from lakerank.lake.backends.failures import storage_errors
+from lakerank.lake.backends import storage_errors
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened
 from lakerank.lake.uris import redacted

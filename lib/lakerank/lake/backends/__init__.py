@@ -1,11 +1,19 @@
-"""Storage backends: what each kind of storage implements, and what a listing tells about a file."""
+"""What the storage backends share: records of listings; failures, which of them are retried, and advice on each."""
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import pyarrow as pa
+
+from lakerank.errors import LakerankError, StorageError
+from lakerank.lake.uris import is_local, redacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,54 +34,122 @@ class StoredFile:
     written: float
 
 
-class Backend(Protocol):
-    """One kind of storage. Methods raise what the library below raises; `Storage` retries and translates it."""
+_PERMANENT = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    ImportError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    LakerankError,
+    pa.ArrowInvalid,
+)
+#: botocore's names for faults of the set-up; it is not imported for them, since it is not always installed.
+_CREDENTIAL_FAULTS = frozenset(
+    {
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "CredentialRetrievalError",
+        "ProfileNotFound",
+        "TokenRetrievalError",
+        "SSOTokenLoadError",
+        "UnauthorizedSSOTokenError",
+    }
+)
+_PERMANENT_ERRNO = frozenset(
+    {errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSYS, errno.EMLINK}
+)
+#: S3's codes for a request damaged in transit. s3fs gives some of them errno 22, which is permanent.
+_TRANSIENT_CODES = frozenset(
+    {"IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "RequestTimeout", "ConditionalRequestConflict"}
+)
+#: How clients report refused keys and a wrong region; pyarrow only in the message.
+_REFUSED = re.compile(
+    r"ACCESS_?DENIED|INVALID_?ACCESS_?KEY_?ID|SIGNATURE_?DOES_?NOT_?MATCH|EXPIRED_?TOKEN|INVALID_?CLIENT_?TOKEN|"
+    r"status(?: code)?:? 40[13]\b|Forbidden",
+    re.IGNORECASE,
+)
+_WRONG_REGION = re.compile(
+    r"PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|status(?: code)?:? 301"
+)
+_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
+_MESSAGE_LENGTH = 300
 
-    def find(self, uri: str) -> list[FileInfo]:
-        """The Parquet files of a file, folder or glob, unsorted; [] when there are none."""
-        ...
+#: How Arrow's readers report a file that opens but whose pages do not match its footer.
+_DAMAGED = re.compile(r"thrift|end of (?:stream|file)|corrupt|decompress|checksum", re.IGNORECASE)
 
-    def walk(self, folder: str) -> list[StoredFile]:
-        """Every file below a folder, hidden ones too, unsorted; links are not followed. [] when it does not exist."""
-        ...
 
-    def info(self, uri: str) -> FileInfo:
-        """A file's current state; FileNotFoundError when it is not there."""
-        ...
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may well succeed a moment later."""
+    if _code(error) in _TRANSIENT_CODES:
+        return True
+    if isinstance(error, _PERMANENT) or _is_refusal(error) or _WRONG_REGION.search(f"{_code(error)} {error}"):
+        return False
+    return isinstance(error, Exception) and getattr(error, "errno", None) not in _PERMANENT_ERRNO
 
-    def names(self, folder: str) -> list[str]:
-        """Base names directly in a folder; FileNotFoundError when it does not exist."""
-        ...
 
-    def open(self, uri: str) -> pa.NativeFile:
-        """A file opened for random access."""
-        ...
+@contextmanager
+def storage_errors(uri: str, action: str, statistics: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Translate what a library raises inside into a StorageError; our own errors pass.
 
-    def read(self, uri: str) -> bytes:
-        """A whole file."""
-        ...
+    Args:
+        statistics: tenacity's, when the action was retried.
 
-    def exists(self, uri: str) -> bool:
-        """Whether a file or folder is there."""
-        ...
+    Raises:
+        StorageError: names the URI, the action, the cause and what to check; holds no credentials.
+    """
+    try:
+        yield
+    except LakerankError:
+        raise
+    except Exception as error:
+        tries = (statistics or {}).get("attempt_number", 1)
+        what = f"cannot be {action}" + (f" in {tries} tries" if tries > 1 else "")
+        raise StorageError(
+            f"{redacted(uri)}: {what} ({type(error).__name__}: {_message(error)}); {_advice(uri, error)}"
+        ) from error
 
-    def replace(self, uri: str, data: bytes) -> None:
-        """Write a file in one step, over an old one if there is one."""
-        ...
 
-    def replace_if(self, uri: str, data: bytes, version: str | None, writer: str) -> None:
-        """Write a file in one step if it still has a version (None: if it does not exist), else FileExistsError.
+def _message(error: BaseException) -> str:
+    """The first line of an error's message, without keys."""
+    text = next(iter(str(error).splitlines()), "").strip() or "no details"
+    for variable in _SECRET_VARIABLES:
+        if secret := os.environ.get(variable):
+            text = text.replace(secret, "…")
+    return _KEY_ID.sub("…", redacted(text))[:_MESSAGE_LENGTH]
 
-        A request may be carried out though its answer is lost, and clients below repeat requests by themselves: a file
-        that this `writer` wrote is no conflict. A store without conditional replacement looks, then writes: two writers
-        at once may then both succeed. Creation (None) is conditional everywhere.
-        """
-        ...
 
-    def delete(self, uri: str) -> None:
-        """Remove a file; FileNotFoundError is allowed when it is not there."""
-        ...
+def _advice(uri: str, error: BaseException) -> str:
+    if isinstance(error, pa.ArrowInvalid) or (type(error) is OSError and _DAMAGED.search(str(error))):
+        return "check that it is a whole Parquet file"
+    if isinstance(error, FileNotFoundError):
+        return "check the name" if is_local(uri) else "check the name of the bucket and of the file"
+    if is_local(uri):
+        return "check the folder's permissions, the free space, and that its file system has hard links"
+    if _is_refusal(error):
+        return (
+            "check the credentials (environment or lake.storage.profile; lake.storage.anonymous for public data) "
+            "and what they may do there"
+        )
+    if _WRONG_REGION.search(f"{_code(error)} {error}"):
+        return "check lake.storage.region and lake.storage.endpoint_url: the bucket is in another region"
+    return (
+        "check lake.storage.endpoint_url, lake.storage.region and the network; for a store that is busy or slow, raise "
+        "lake.storage.max_attempts and lake.storage.request_timeout_s"
+    )
 
-    def remove_empty_folders(self, folder: str) -> None:
-        """Remove empty folders below a folder."""
-        ...
+
+def _code(error: BaseException) -> str:
+    """S3's error code, as botocore passes it on; "" when there is none."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether keys are missing, wrong or not enough."""
+    refused = isinstance(error, PermissionError) or type(error).__name__ in _CREDENTIAL_FAULTS
+    return refused or (isinstance(error, OSError) and _REFUSED.search(str(error)) is not None)

@@ -17,7 +17,7 @@ from lakerank.lake.uris import has_wildcard, is_table_part, join, local_path, sp
 
 
 class LocalBackend:
-    """Implements `Backend` for plain paths and `file://` URIs."""
+    """The backend of plain paths and `file://` URIs."""
 
     def find(self, uri: str) -> list[FileInfo]:
         path = local_path(uri)

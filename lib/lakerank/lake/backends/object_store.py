@@ -36,7 +36,7 @@ _memory_lock = threading.Lock()  # the memory filesystem looks, then writes
 
 
 class ObjectStoreBackend:
-    """Implements `Backend` for every fsspec scheme; only stores with create-only writes can be written to."""
+    """The backend of every fsspec scheme; only stores with create-only writes can be written to."""
 
     def __init__(self, options: s3.StorageOptions) -> None:
         self._options = options
@@ -108,6 +108,12 @@ class ObjectStoreBackend:
         filesystem.pipe_file(path, data)
 
     def replace_if(self, uri: str, data: bytes, version: str | None, writer: str) -> None:
+        """Write a file in one step if it still has a version (None: if it does not exist), else FileExistsError.
+
+        A request may be carried out though its answer is lost, and clients below repeat requests by themselves: a file
+        that this `writer` wrote is no conflict. A store without conditional replacement looks, then writes: two writers
+        at once may then both succeed. Creation (None) is conditional everywhere.
+        """
         filesystem, path = self._writable(uri)
         is_s3 = scheme(uri) in _S3
         settings: dict[str, Any] = {"Metadata": {_WRITER_KEY: writer}} if is_s3 else {}
