@@ -8,7 +8,7 @@ import logging
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,22 +22,17 @@ from lakerank.ingest.layouts import AUTO, read_benchmark
 from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
 from lakerank.ingest.layouts.mkqa import AnswerMatcher
-from lakerank.ingest.tables import (
-    ContentRow,
-    Rejects,
-    Row,
-    SourceFault,
-    SourceReject,
-    TableName,
-    TableWriter,
-    WrittenTable,
-)
-from lakerank.lake.storage import Storage, join
+from lakerank.ingest.tables import ContentRow, Row, SourceFault, SourceReject, TableName, TableWriter, WrittenTable
+from lakerank.lake.storage import Storage
 from lakerank.records import Candidate, Qrel
 
-TABLES: tuple[TableName, ...] = ("documents", "queries", "candidates", "qrels")
-
-_EXTRA: dict[TableName, tuple[str, ...]] = {"documents": DocumentColumns._fields, "queries": QueryColumns._fields}
+#: The tables of a lake, and their extra columns.
+TABLES: Mapping[TableName, tuple[str, ...]] = {
+    "documents": DocumentColumns._fields,
+    "queries": QueryColumns._fields,
+    "candidates": (),
+    "qrels": (),
+}
 
 _log = logging.getLogger(__name__)
 
@@ -106,60 +101,26 @@ def ingest_benchmark(
         raise ConfigError(faults)
     benchmark = read_benchmark(BenchmarkFolder(storage, source_uri, follow_links), options.layout, options.split)
     stages = choose_first_stages(benchmark, options.runs, options.all_pairs)
-    tables = _Tables(storage, output, progress)
-    writer = _LakeWriter(storage, benchmark, stages, options, tables)
+    writers = {name: TableWriter(storage, output, name, columns) for name, columns in TABLES.items()}
+    writer = _LakeWriter(storage, benchmark, stages, options, writers, progress)
     for pool in benchmark.pools:
         writer.write_pool(pool)
     writer.write_documents()
-    written, rejects = tables.finish()
+    finished = {name: table.finish() for name, table in writers.items()}
+    rejected: Counter[str] = sum((table.faults for table in writers.values()), Counter())
     result = BenchmarkLake(
         benchmark.name,
         output,
         tuple(part.name for part in benchmark.parts),
         dict(sorted(Counter(stages.methods.values()).items())),
-        written,
-        dict(sorted(tables.faults().items())),
-        rejects,
+        {name: written for name, (written, _) in finished.items()},
+        dict(sorted(rejected.items())),
+        {name: uri for name, (_, uri) in finished.items() if uri is not None},
         time.monotonic() - started,
     )
-    counts = ", ".join(f"{table.rows} {name}" for name, table in written.items())
-    _log.info("%s: %s, %d rejects in %.1f s", result.layout, counts, tables.faults().total(), result.seconds)
+    counts = ", ".join(f"{table.rows} {name}" for name, table in result.tables.items())
+    _log.info("%s: %s, %d rejects in %.1f s", result.layout, counts, rejected.total(), result.seconds)
     return result
-
-
-class _Tables:
-    """The four tables being written, and their rejects."""
-
-    def __init__(self, storage: Storage, output: str, progress: Callable[[int], None]) -> None:
-        self._storage = storage
-        self._output = output
-        self._progress = progress
-        self._rows = 0
-        self._writers = {name: TableWriter(storage, join(output, name), name, _EXTRA.get(name, ())) for name in TABLES}
-        self._rejects = {name: Rejects() for name in TABLES}
-
-    def add(self, table: TableName, row: Row | SourceReject) -> bool:
-        """Write a row, or count a reject; whether it was a row."""
-        if isinstance(row, SourceReject):
-            self._rejects[table].add(row)
-            return False
-        self._writers[table].write(row)
-        self._rows += 1
-        self._progress(self._rows)
-        return True
-
-    def finish(self) -> tuple[dict[str, WrittenTable], dict[str, str]]:
-        """Finish the tables; returns them, and the URIs of the lists of rejects."""
-        tables: dict[str, WrittenTable] = {name: writer.finish() for name, writer in self._writers.items()}
-        uris = {
-            name: self._rejects[name].save(self._storage, join(self._output, "rejects", f"{name}.jsonl"))
-            for name in TABLES
-        }
-        return tables, {name: uri for name, uri in uris.items() if uri is not None}
-
-    def faults(self) -> Counter[str]:
-        """Rejects of all tables by fault."""
-        return sum((rejects.counts for rejects in self._rejects.values()), Counter())
 
 
 class CandidateQueries:
@@ -201,17 +162,31 @@ class _LakeWriter:
     """Writes queries, judgements and candidates part by part, then the documents, which may depend on candidates."""
 
     def __init__(
-        self, storage: Storage, benchmark: Benchmark, stages: FirstStages, options: LayoutOptions, tables: _Tables
+        self,
+        storage: Storage,
+        benchmark: Benchmark,
+        stages: FirstStages,
+        options: LayoutOptions,
+        writers: Mapping[TableName, TableWriter],
+        progress: Callable[[int], None],
     ) -> None:
         self._storage = storage
         self._benchmark = benchmark
         self._stages = stages
         self._options = options
-        self._tables = tables
+        self._writers = writers
+        self._progress = progress
+        self._rows = 0
         self._candidates = CandidateQueries()
         self._answers: list[tuple[str, list[str]]] = []  # id and answers of each query that is judged by them
         self._with_candidates: set[str] = set()  # queries of the current part
         self._matcher = AnswerMatcher() if any(part.judged_by_answers for part in benchmark.parts) else None
+
+    def _add(self, table: TableName, row: Row | SourceReject) -> None:
+        self._writers[table].add(row)
+        if not isinstance(row, SourceReject):
+            self._rows += 1
+            self._progress(self._rows)
 
     def write_pool(self, pool: Pool) -> None:
         """Write a pool's parts without its documents; they share one index."""
@@ -228,35 +203,38 @@ class _LakeWriter:
         for pool in self._benchmark.pools:
             is_included = (lambda doc_id: True) if self._options.all_documents else self._candidates.__contains__
             for document in pool.documents(is_included):
-                if self._tables.add("documents", document) and isinstance(document, ContentRow) and self._matcher:
+                self._add("documents", document)
+                if self._matcher and isinstance(document, ContentRow):
                     for judgement in self._judgements_of(document, self._matcher):
-                        self._tables.add("qrels", judgement)
+                        self._add("qrels", judgement)
 
     def _write_part(self, part: Part, index: Bm25Index | None) -> None:
-        judged = None if part.judgements is None else _judged_queries(part)
-        stage = self._stages.stage(part, index, self._options.depth)
+        judged = (
+            None if part.judgements is None else {row.query_id for row in part.judgements() if isinstance(row, Qrel)}
+        )
         numbers: dict[str, int] = {}  # of the part's queries, by id
         for query in part.queries():
-            if isinstance(query, ContentRow) and judged is not None and query.id not in judged:
-                continue
-            if self._tables.add("queries", query) and isinstance(query, ContentRow):
+            if isinstance(query, SourceReject):
+                self._add("queries", query)
+            elif judged is None or query.id in judged:
+                self._add("queries", query)
                 numbers[query.id] = self._number(part, query)
-                for candidate in stage.candidates(query) if stage is not None else ():
+                for candidate in self._stages.candidates(part, query, index, self._options.depth):
                     self._add_candidate(candidate, numbers)
         for row in self._listed_candidates(part, numbers):
-            if isinstance(row, SourceReject):
-                self._tables.add("candidates", row)
-            else:
-                self._add_candidate(row, numbers)
+            self._add_candidate(row, numbers)
         for judgement in part.judgements() if part.judgements is not None else ():
-            self._tables.add("qrels", _known_or_reject(judgement, numbers, part))
+            if isinstance(judgement, Qrel) and judgement.query_id not in numbers:
+                detail = f"{judgement.query_id} is judged, but is not among the queries"
+                judgement = SourceReject(part.name, SourceFault.QUERY_NOT_FOUND, detail)
+            self._add("qrels", judgement)
         self._judge_without_candidates(part, numbers)
 
     def _number(self, part: Part, query: ContentRow) -> int:
         """A number for a query that is judged by answers, else -1."""
-        if self._matcher is None or not part.judged_by_answers:
+        if self._matcher is None or not part.judged_by_answers or not isinstance(query.extra, QueryColumns):
             return -1
-        answers = json.loads(QueryColumns(*query.extra).answers or "[]")  # type: ignore[arg-type]
+        answers = json.loads(query.extra.answers or "[]")
         self._answers.append((query.id, [self._matcher.answer(answer) for answer in answers]))
         return len(self._answers) - 1
 
@@ -267,9 +245,9 @@ class _LakeWriter:
             run = self._stages.runs[part.name]
             yield from run_candidates(self._storage, run, part, numbers.keys(), self._options.depth)
 
-    def _add_candidate(self, candidate: Candidate, numbers: dict[str, int]) -> None:
-        self._tables.add("candidates", candidate)
-        if self._matcher is not None or not self._options.all_documents:
+    def _add_candidate(self, candidate: Candidate | SourceReject, numbers: dict[str, int]) -> None:
+        self._add("candidates", candidate)
+        if isinstance(candidate, Candidate) and (self._matcher is not None or not self._options.all_documents):
             self._candidates.add(candidate.doc_id, numbers[candidate.query_id])
             self._with_candidates.add(candidate.query_id)
 
@@ -287,15 +265,3 @@ class _LakeWriter:
         for number in queries:
             query_id, answers = self._answers[number]
             yield Qrel(query_id, document.id, int(matcher.is_answered(passage, answers)))
-
-
-def _judged_queries(part: Part) -> set[str]:
-    rows = part.judgements() if part.judgements is not None else ()
-    return {row.query_id for row in rows if isinstance(row, Qrel)}
-
-
-def _known_or_reject(judgement: Qrel | SourceReject, numbers: dict[str, int], part: Part) -> Qrel | SourceReject:
-    if isinstance(judgement, SourceReject) or judgement.query_id in numbers:
-        return judgement
-    detail = f"{judgement.query_id} is judged, but is not among the queries"
-    return SourceReject(part.name, SourceFault.QUERY_NOT_FOUND, detail)

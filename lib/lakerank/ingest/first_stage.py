@@ -6,11 +6,10 @@ import itertools
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from lakerank.errors import ConfigError, StorageError
 from lakerank.ingest.bm25 import Bm25Index
-from lakerank.ingest.layouts.benchmark import Benchmark, Part, Pool, QueryColumns
+from lakerank.ingest.layouts.benchmark import Benchmark, Part, QueryColumns
 from lakerank.ingest.layouts.benchmark_folder import MAX_BYTES
 from lakerank.ingest.lines import RunLine, numbered_lines, run_lines, split_lines
 from lakerank.ingest.source import SourceFile, open_source
@@ -26,44 +25,6 @@ DEPTH = 100
 ALL_PAIRS = 1000
 
 
-class FirstStage(Protocol):
-    """Finds candidates for a query."""
-
-    def candidates(self, query: ContentRow) -> list[Candidate]:
-        """A query's candidates, best first where they are ordered."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class AllPairs:
-    """Every document of a pool, in no order."""
-
-    doc_ids: Sequence[str]
-
-    def candidates(self, query: ContentRow) -> list[Candidate]:
-        """The whole pool."""
-        return [Candidate(query.id, doc_id) for doc_id in self.doc_ids]
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """The best of a BM25 index."""
-
-    index: Bm25Index
-    depth: int
-
-    def candidates(self, query: ContentRow) -> list[Candidate]:
-        """Up to `depth` documents that share a term with the query."""
-        hits = self.index.search(search_text(query), self.depth)
-        return [Candidate(query.id, doc_id, score, rank) for rank, (doc_id, score) in enumerate(hits, start=1)]
-
-
-def search_text(query: ContentRow) -> str:
-    """A query's text without the instruction in front: that is for the reranker, and matches everything."""
-    instruction = QueryColumns(*query.extra).instruction if query.extra else None  # type: ignore[arg-type]
-    return (query.text or "").removeprefix(instruction or "").strip()
-
-
 @dataclass(frozen=True, slots=True)
 class FirstStages:
     """Each part's source of candidates: `given` by the benchmark, a `run` file, `bm25`, or `all` documents."""
@@ -72,11 +33,18 @@ class FirstStages:
     runs: Mapping[str, str]
     small_pools: Mapping[str, Sequence[str]]
 
-    def stage(self, part: Part, index: Bm25Index | None, depth: int) -> FirstStage | None:
-        """The first stage for a part's queries; None where candidates are not found query by query."""
-        if self.methods[part.name] == "bm25" and index is not None:
-            return Search(index, depth)
-        return AllPairs(self.small_pools[part.pool.name]) if self.methods[part.name] == "all" else None
+    def candidates(self, part: Part, query: ContentRow, index: Bm25Index | None, depth: int) -> Iterator[Candidate]:
+        """A query's candidates: the `depth` best of the pool's index, or the whole pool, or none, found otherwise.
+
+        An instruction in front of the query is not searched for: it is for the reranker, and matches everything.
+        """
+        if index is not None and self.methods[part.name] == "bm25":
+            instruction = query.extra.instruction if isinstance(query.extra, QueryColumns) else None
+            hits = index.search((query.text or "").removeprefix(instruction or "").strip(), depth)
+            for rank, (doc_id, score) in enumerate(hits, start=1):
+                yield Candidate(query.id, doc_id, score, rank)
+        elif self.methods[part.name] == "all":
+            yield from (Candidate(query.id, doc_id) for doc_id in self.small_pools[part.pool.name])
 
 
 def choose_first_stages(benchmark: Benchmark, runs: Sequence[str], all_pairs: int = ALL_PAIRS) -> FirstStages:
@@ -98,17 +66,13 @@ def choose_first_stages(benchmark: Benchmark, runs: Sequence[str], all_pairs: in
             methods[part.name] = "bm25"
         else:
             if part.pool.name not in small:
-                small[part.pool.name] = _first_ids(part.pool, all_pairs + 1)
+                small[part.pool.name] = [doc_id for doc_id, _ in itertools.islice(part.pool.index(), all_pairs + 1)]
             methods[part.name] = "all"
             if len(small[part.pool.name]) > all_pairs:
                 faults.append(_needs_run(part, all_pairs))
     if faults:
         raise ConfigError(faults)
     return FirstStages(methods, assigned, small)
-
-
-def _first_ids(pool: Pool, count: int) -> list[str]:
-    return [doc_id for doc_id, _ in itertools.islice(pool.index(), count)]
 
 
 def _needs_run(part: Part, all_pairs: int) -> str:

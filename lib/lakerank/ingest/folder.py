@@ -15,17 +15,8 @@ from lakerank.errors import ConfigError
 from lakerank.ingest.lines import LineFault, read_jsonl
 from lakerank.ingest.pdf import PAGE_PIXELS, PdfContent, read_pdf
 from lakerank.ingest.source import FileSource, SourceFile, open_source, prefetched_files
-from lakerank.ingest.tables import (
-    ContentRow,
-    Rejects,
-    Row,
-    SourceFault,
-    SourceReject,
-    TableName,
-    TableWriter,
-    WrittenTable,
-)
-from lakerank.lake.storage import Storage, join
+from lakerank.ingest.tables import ContentRow, Row, SourceFault, SourceReject, TableName, TableWriter, WrittenTable
+from lakerank.lake.storage import Storage
 from lakerank.lake.uris import is_local, local_path
 
 _log = logging.getLogger(__name__)
@@ -100,22 +91,17 @@ def ingest(
     if faults:
         raise ConfigError(faults)
     source = open_source(source_uri, storage.options, follow_links)
-    writer = TableWriter(storage, join(output, options.table), options.table, options.keep)
-    rejects = Rejects()
+    writer = TableWriter(storage, output, options.table, options.keep)
     rows = 0
     for row in read_folder(source, options):
-        if isinstance(row, SourceReject):
-            rejects.add(row)
-        else:
-            writer.write(row)
+        writer.add(row)
+        if not isinstance(row, SourceReject):
             rows += 1
             progress(rows)
-    written = writer.finish()
-    uri = rejects.save(storage, join(output, "rejects", f"{options.table}.jsonl"))
-    seconds = time.monotonic() - started
-    _log.info("%s: %d rows, %d rejects in %.1f s", options.table, written.rows, rejects.counts.total(), seconds)
-    by_fault = dict(sorted(rejects.counts.items()))
-    return Ingestion(options.table, written, rejects.counts.total(), by_fault, uri, seconds)
+    (written, uri), seconds = writer.finish(), time.monotonic() - started
+    rejected, by_fault = writer.faults.total(), dict(sorted(writer.faults.items()))
+    _log.info("%s: %d rows, %d rejects in %.1f s", options.table, written.rows, rejected, seconds)
+    return Ingestion(options.table, written, rejected, by_fault, uri, seconds)
 
 
 def read_folder(source: FileSource, options: ReadOptions) -> Iterator[Row | SourceReject]:

@@ -29,6 +29,9 @@ Read = TypeVar("Read")
 #: A line's number and its fields, or its reject.
 Line = tuple[int, list[str]] | SourceReject
 
+#: A line of a file or a row of a table: its number from 1, and its fields by name.
+Record = tuple[int, Mapping[str, Any]]
+
 
 class LineFault(Exception):
     """A line that cannot become a row."""
@@ -64,14 +67,25 @@ def read_jsonl(
     max_line_bytes: int = 2**28,
 ) -> Iterator[Row | SourceReject]:
     """Yield a row or a reject for every line that is not blank, holding one line in memory at a time."""
-    for number, line in numbered_lines(stream, max_line_bytes):
-        try:
-            if line is None:
-                raise LineFault(SourceFault.FILE_TOO_LARGE, f"the line has more than {max_line_bytes} bytes")
-            if line.strip():
-                yield _row(parse_object(line), table, read_image, extra_columns)
-        except LineFault as error:
-            yield SourceReject(path, error.fault, str(error), line=number)
+
+    def row(_line: int, record: Mapping[str, Any]) -> Iterator[Row]:
+        yield _row(record, table, read_image, extra_columns)
+
+    return read_each(path, json_records(path, numbered_lines(stream, max_line_bytes), max_line_bytes), row)
+
+
+def json_records(
+    path: str, lines: Iterable[tuple[int, bytes | None]], max_line_bytes: int
+) -> Iterator[Record | SourceReject]:
+    """The JSON object of each line that is not blank, or a reject for the line."""
+
+    def record(number: int, line: bytes | None) -> Iterator[Record]:
+        if line is None:
+            raise LineFault(SourceFault.FILE_TOO_LARGE, f"the line has more than {max_line_bytes} bytes")
+        if line.strip():
+            yield number, _parse_object(line)
+
+    return read_each(path, lines, record)
 
 
 def numbered_lines(stream: BufferedIOBase, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
@@ -87,12 +101,17 @@ def numbered_lines(stream: BufferedIOBase, max_bytes: int) -> Iterator[tuple[int
         yield number, None
 
 
-def parse_object(line: bytes) -> Mapping[str, Any]:
-    """The JSON object that a line holds; raises `LineFault`."""
+def _decoded(line: bytes) -> str:
     try:
-        record = json.loads(line.decode("utf-8"))
+        return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise LineFault(SourceFault.TEXT_UNDECODABLE, f"not UTF-8 at byte {error.start}") from error
+
+
+def _parse_object(line: bytes) -> Mapping[str, Any]:
+    text = _decoded(line)
+    try:
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:
         where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise LineFault(SourceFault.JSON_INVALID, f"not JSON{where}") from error
@@ -211,55 +230,50 @@ class RunLine:
 
 def split_lines(path: str, lines: Iterable[tuple[int, bytes | None]], separator: str | None) -> Iterator[Line]:
     """The fields of each line that is not blank, split at a separator (None: at any white space)."""
-    for number, line in lines:
+
+    def fields(number: int, line: bytes | None) -> Iterator[tuple[int, list[str]]]:
         if line is None:
-            yield SourceReject(path, SourceFault.FILE_TOO_LARGE, "the line is too long", line=number)
-            continue
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            yield SourceReject(path, SourceFault.TEXT_UNDECODABLE, f"not UTF-8 at byte {error.start}", line=number)
-            continue
+            raise LineFault(SourceFault.FILE_TOO_LARGE, "the line is too long")
+        text = _decoded(line)
         if text.strip():
             yield number, text.rstrip("\r\n").split(separator)
 
+    return read_each(path, lines, fields)
 
-def tsv_qrels(path: str, lines: Iterable[Line], query_prefix: str, doc_prefix: str) -> Iterator[Qrel | SourceReject]:
-    """BEIR qrels: query-id, corpus-id, score; a header line is skipped.
+
+def tsv_qrels(path: str, lines: Iterable[Line], prefix: str) -> Iterator[Qrel | SourceReject]:
+    """BEIR qrels: query-id, corpus-id, score; a header line is skipped. `prefix` is put before ids.
 
     Source: `GenericDataLoader._load_qrels` in github.com/beir-cellar/beir.
     """
 
-    def judgement(fields: list[str]) -> Qrel:
-        if len(fields) < 3:
-            raise LineFault(SourceFault.FIELD_MISSING, f"{len(fields)} fields, not query-id, corpus-id, score")
-        return Qrel(query_prefix + fields[0], doc_prefix + fields[1], _relevance(fields[2]))
-
-    yield from _judgements(path, lines, judgement, header=True)
-
-
-def trec_qrels(path: str, lines: Iterable[Line], query_prefix: str, doc_prefix: str) -> Iterator[Qrel | SourceReject]:
-    """TREC qrels: query, iteration, document, relevance; further fields are skipped."""
-
-    def judgement(fields: list[str]) -> Qrel:
-        if len(fields) < 4:
-            raise LineFault(SourceFault.FIELD_MISSING, f"{len(fields)} fields, not query, 0, document, relevance")
-        return Qrel(query_prefix + fields[0], doc_prefix + fields[2], _relevance(fields[3]))
-
-    yield from _judgements(path, lines, judgement, header=False)
-
-
-def _judgements(
-    path: str, lines: Iterable[Line], judgement: Callable[[list[str]], Qrel], header: bool
-) -> Iterator[Qrel | SourceReject]:
-    def read(number: int, fields: list[str]) -> Iterator[Qrel]:
+    def judgement(number: int, fields: list[str]) -> Iterator[Qrel]:
         try:
-            yield judgement(fields)
+            yield _qrel(fields, ("query-id", "corpus-id", "score"), 1, prefix)
         except LineFault:
-            if not (header and number == 1):
+            if number > 1:
                 raise
 
-    return read_each(path, lines, read)
+    return read_each(path, lines, judgement)
+
+
+def trec_qrels(path: str, lines: Iterable[Line], prefix: str) -> Iterator[Qrel | SourceReject]:
+    """TREC qrels: query, iteration, document, relevance; further fields are skipped. `prefix` is put before ids."""
+
+    def judgement(_line: int, fields: list[str]) -> Iterator[Qrel]:
+        yield _qrel(fields, ("query", "0", "document", "relevance"), 2, prefix)
+
+    return read_each(path, lines, judgement)
+
+
+def _qrel(fields: list[str], names: tuple[str, ...], document: int, prefix: str) -> Qrel:
+    """A judgement from a line's fields: the query first, the relevance after the document."""
+    if len(fields) < len(names):
+        raise LineFault(SourceFault.FIELD_MISSING, f"{len(fields)} fields, not {', '.join(names)}")
+    relevance = _float(fields[document + 1])
+    if not relevance.is_integer() or abs(relevance) >= 2**31:
+        raise LineFault(SourceFault.FIELD_INVALID, "the relevance is not a 32-bit integer")
+    return Qrel(prefix + fields[0], prefix + fields[document], int(relevance))
 
 
 def _float(field: str) -> float:
@@ -270,20 +284,14 @@ def _float(field: str) -> float:
         return math.nan
 
 
-def _relevance(field: str) -> int:
-    number = _float(field)
-    if not number.is_integer() or abs(number) >= 2**31:
-        raise LineFault(SourceFault.FIELD_INVALID, "the relevance is not a 32-bit integer")
-    return int(number)
-
-
 def run_lines(path: str, lines: Iterable[Line]) -> Iterator[RunLine | SourceReject]:
     """A run: query, Q0, document, rank, score, tag. Further fields are passed over; the score orders, not the rank."""
 
     def read(number: int, fields: list[str]) -> Iterator[RunLine]:
         if len(fields) < 6:
-            detail = f"{len(fields)} fields, not query, Q0, document, rank, score, tag"
-            raise LineFault(SourceFault.FIELD_MISSING, detail)
+            raise LineFault(
+                SourceFault.FIELD_MISSING, f"{len(fields)} fields, not query, Q0, document, rank, score, tag"
+            )
         score = _float(fields[4])
         if not math.isfinite(score):
             raise LineFault(SourceFault.FIELD_INVALID, "the score is not a finite number")

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Literal
 
@@ -89,30 +89,6 @@ class ContentRow:
 Row = ContentRow | Candidate | Qrel
 
 
-@dataclass
-class Rejects:
-    """Rejects of a table: counts by fault, and the first LISTED_REJECTS of them."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    listed: list[SourceReject] = field(default_factory=list)
-
-    def add(self, reject: SourceReject) -> None:
-        """Count a reject, and list it up to LISTED_REJECTS."""
-        self.counts[reject.fault.value] += 1
-        if len(self.listed) < LISTED_REJECTS:
-            self.listed.append(reject)
-
-    def save(self, storage: Storage, uri: str) -> str | None:
-        """Write the list; one that an earlier ingestion left is deleted when there is nothing to list."""
-        if not self.listed:
-            if storage.exists(uri):
-                storage.delete(uri)
-            return None
-        lines = (json.dumps(asdict(reject), ensure_ascii=False) for reject in self.listed)
-        storage.replace(uri, "".join(f"{line}\n" for line in lines).encode())
-        return uri
-
-
 @dataclass(frozen=True, slots=True)
 class WrittenTable:
     """A finished table; `bytes` is the size of its files."""
@@ -128,30 +104,31 @@ class WrittenTable:
 class TableWriter:
     """Collects rows of one table and writes `part-000000.parquet`, … into its folder.
 
+    Rejects are counted by fault in `faults`; the first LISTED_REJECTS of them are listed in `rejects/<table>.jsonl`.
     The same rows give the same files, so writing again after a crash completes the table.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        folder: str,
-        table: TableName,
-        extra_columns: Sequence[str] = (),
-        bytes_per_file: int = BYTES_PER_FILE,
-    ) -> None:
+    def __init__(self, storage: Storage, output: str, table: TableName, extra_columns: Sequence[str] = ()) -> None:
+        self.faults: Counter[str] = Counter()
         self._storage = storage
-        self._folder = folder
+        self._folder = join(output, table)
+        self._rejects_uri = join(output, "rejects", f"{table}.jsonl")
         self._table = table
         self._schema = pa.schema([*_SCHEMAS[table], *(pa.field(name, pa.string()) for name in extra_columns)])
-        self._bytes_per_file = bytes_per_file
+        self._rejects: list[SourceReject] = []
         self._buffered: list[Row] = []
         self._buffered_bytes = self._buffered_images = 0
         self._file: _PartFile | None = None
         self._written: list[str] = []
         self._rows = self._texts = self._images = self._bytes = 0
 
-    def write(self, row: Row) -> None:
-        """Add a row; a full row group or file is written on the way."""
+    def add(self, row: Row | SourceReject) -> None:
+        """Add a row, or count a reject; a full row group or file is written on the way."""
+        if isinstance(row, SourceReject):
+            self.faults[row.fault.value] += 1
+            if len(self._rejects) < LISTED_REJECTS:
+                self._rejects.append(row)
+            return
         self._buffered.append(row)
         self._rows += 1
         if isinstance(row, ContentRow):
@@ -166,16 +143,25 @@ class TableWriter:
         ):
             self._end_row_group()
 
-    def finish(self) -> WrittenTable:
-        """Write the last rows (an empty table too) and delete part files that an earlier, longer table left behind."""
+    def finish(self) -> tuple[WrittenTable, str | None]:
+        """Write the last rows (an empty table too) and the list of rejects; returns its URI, None without rejects.
+
+        Part files and a list that an earlier ingestion left behind are deleted.
+        """
         self._end_row_group()
         if self._file is not None or not self._written:
             self._end_file()
         for name in self._storage.list_names(self._folder):
             if _PART.fullmatch(name) and name not in self._written:
                 self._storage.delete(join(self._folder, name))
+        lines = "".join(f"{json.dumps(asdict(reject), ensure_ascii=False)}\n" for reject in self._rejects)
+        if lines:
+            self._storage.replace(self._rejects_uri, lines.encode())
+        elif self._storage.exists(self._rejects_uri):
+            self._storage.delete(self._rejects_uri)
         files = len(self._written)
-        return WrittenTable(self._folder, self._rows, self._texts, self._images, files, self._bytes)
+        written = WrittenTable(self._folder, self._rows, self._texts, self._images, files, self._bytes)
+        return written, self._rejects_uri if lines else None
 
     def _end_row_group(self) -> None:
         if not self._buffered:
@@ -184,7 +170,7 @@ class TableWriter:
         self._file.add(_columns(self._table, self._buffered, self._schema), self._buffered_bytes)
         self._buffered = []
         self._buffered_bytes = self._buffered_images = 0
-        if self._file.content_bytes >= self._bytes_per_file:
+        if self._file.content_bytes >= BYTES_PER_FILE:
             self._end_file()
 
     def _end_file(self) -> None:

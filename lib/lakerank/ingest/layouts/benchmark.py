@@ -1,12 +1,15 @@
-"""A published benchmark: pools of documents, and parts, each with the queries for one pool."""
+"""A published benchmark: pools of documents, and parts, each with the queries for one pool; what all layouts share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple
 
 from lakerank.errors import SchemaError, StorageError
+from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
+from lakerank.ingest.lines import record_id, record_text
 from lakerank.ingest.tables import ContentRow, SourceReject
 from lakerank.records import Candidate, Qrel
 
@@ -34,6 +37,17 @@ class DocumentColumns(NamedTuple):
 
     dataset: str
     language: str | None = None
+
+
+class TextFields(NamedTuple):
+    """Names of fields: the first of `ids` that is there is the id, `texts` are joined by a space."""
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+#: A passage with its title in front, as BEIR joins them.
+PASSAGE = TextFields(("_id", "docid", "id"), ("title", "text"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +89,12 @@ class Part:
 class Benchmark:
     """A published benchmark, or as much of it as the source holds."""
 
-    name: str
     parts: tuple[Part, ...]
+
+    @property
+    def name(self) -> str:
+        """The layout's name; ViDoRe's with the version."""
+        return self.parts[0].columns.benchmark
 
     @property
     def pools(self) -> tuple[Pool, ...]:
@@ -84,37 +102,92 @@ class Benchmark:
         return tuple({part.pool.name: part.pool for part in self.parts}.values())
 
 
-T = TypeVar("T")
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a benchmark is published: what the folder has to hold, in words, and one name that says what is missing.
 
-
-def call_all(functions: Iterable[Callable[[], T]]) -> list[T]:
-    """The results of some functions, once all have been tried.
-
-    Raises:
-        StorageError: the errors of all that failed.
+    `datasets` lists what the folder holds of a split, from listings and headers alone; `parts` reads one of these. The
+    default `split` is the one that figures are given for. A folder with a dataset is recognised as of this layout,
+    unless `recognises` decides.
     """
-    results, faults = [], []
-    for function in functions:
-        try:
-            results.append(function())
-        except (StorageError, SchemaError) as error:
-            faults.append(str(error))
-    if faults:
-        raise StorageError("\n".join(faults))
-    return results
+
+    expects: str
+    example: str
+    split: str
+    datasets: Callable[[BenchmarkFolder, str], Sequence[tuple[Any, ...]]]
+    parts: Callable[..., Sequence[Part]]
+    recognises: Callable[[BenchmarkFolder], bool] | None = None
+
+    def is_layout_of(self, folder: BenchmarkFolder) -> bool:
+        """Whether a benchmark lies in the folder in this layout."""
+        return self.recognises(folder) if self.recognises else bool(self.datasets(folder, self.split))
+
+    def read(self, folder: BenchmarkFolder, split: str | None) -> Benchmark:
+        """Every dataset of the folder.
+
+        Raises:
+            StorageError: no dataset is there, or some lack a file or a column; all faults at once.
+        """
+        split = split or self.split
+        datasets = self.datasets(folder, split)
+        if not datasets:
+            raise folder.missing(self.example.format(split=split))
+        parts: list[Part] = []
+        faults = []
+        for dataset in datasets:
+            try:
+                parts += self.parts(folder, split, *dataset)
+            except (StorageError, SchemaError) as error:
+                faults.append(str(error))
+        if faults:
+            raise StorageError("\n".join(faults))
+        return Benchmark(tuple(parts))
 
 
 def text_pool(name: str, prefix: str, documents: Callable[[DocumentFilter], ContentRows]) -> Pool:
     """A searchable pool of texts, indexed by its documents' texts."""
 
     def index() -> Iterator[tuple[str, str]]:
-        for document in documents(lambda doc_id: True):
+        for document in documents(every_id):
             if isinstance(document, ContentRow):
                 yield document.id, document.text or ""
 
     return Pool(name, documents, index, is_searchable=True, prefix=prefix)
 
 
-def titled(title: str | None, text: str | None) -> str:
-    """A passage with its title in front, as BEIR joins them: one space between, none around."""
-    return f"{title or ''} {text or ''}".strip()
+def passage_part(
+    folder: BenchmarkFolder,
+    columns: QueryColumns,
+    name: str,
+    corpus: Sequence[str],
+    queries: Callable[[], ContentRows],
+    judgements: Callable[[], Qrels],
+) -> Part:
+    """A part with a pool of its own: the passages of some JSON Lines files, in the queries' language."""
+    document_columns = DocumentColumns(columns.dataset, columns.language)
+    documents = partial(text_rows, folder, corpus, PASSAGE, f"{name}/", document_columns)
+    return Part(name, text_pool(name, f"{name}/", documents), columns, queries, judgements, prefix=f"{name}/")
+
+
+def every_id(_id: str) -> bool:
+    """The filter that leaves nothing out."""
+    return True
+
+
+def text_rows(
+    folder: BenchmarkFolder,
+    paths: Sequence[str],
+    fields: TextFields,
+    prefix: str,
+    columns: QueryColumns | DocumentColumns,
+    is_included: DocumentFilter = every_id,
+) -> ContentRows:
+    """Rows of text from JSON Lines or Parquet files, with one value for each extra column."""
+
+    def text_row(_line: int, record: Mapping[str, Any]) -> Iterator[ContentRow]:
+        row_id = prefix + record_id(record, fields.ids)
+        if is_included(row_id):
+            texts = [record_text(record, name) or "" for name in fields.texts]
+            yield ContentRow(row_id, " ".join(texts).strip() if len(texts) > 1 else texts[0], extra=columns)
+
+    return folder.read(paths, text_row, (*fields.ids, *fields.texts))

@@ -12,8 +12,9 @@ from lakerank.errors import SchemaError, StorageError
 from lakerank.ingest.lines import (
     Line,
     LineFault,
+    Record,
+    json_records,
     numbered_lines,
-    parse_object,
     read_each,
     record_id,
     record_integer,
@@ -35,8 +36,9 @@ MAX_BYTES = 2**28
 #: Rows of page images in memory at once: one takes megabytes.
 IMAGE_ROWS = 16
 
-#: A line of a file or a row of a table, with its number from 1.
-Record = tuple[int, Mapping[str, Any]]
+#: Columns of ids, with hyphens in some publishers' tables and with underscores in others'.
+CORPUS_ID = ("corpus-id", "corpus_id")
+QUERY_ID = ("query-id", "query_id")
 
 
 class BenchmarkFolder:
@@ -100,14 +102,7 @@ class BenchmarkFolder:
 
     def records(self, path: str) -> Iterator[Record | SourceReject]:
         """The JSON object of each line that is not blank, or a reject for the line."""
-        for number, line in self.lines(path):
-            try:
-                if line is None:
-                    raise LineFault(SourceFault.FILE_TOO_LARGE, f"the line has more than {MAX_BYTES} bytes")
-                if line.strip():
-                    yield number, parse_object(line)
-            except LineFault as fault:
-                yield SourceReject(path, fault.fault, str(fault), line=number)
+        return json_records(path, self.lines(path), MAX_BYTES)
 
     def fields(self, path: str, separator: str | None = "\t") -> Iterator[Line]:
         """The fields of each line that is not blank, split at tabs (None: at any white space), or a reject for it."""
@@ -138,13 +133,17 @@ class BenchmarkFolder:
                     else:
                         yield number, row
 
-    def read_tables(
-        self, paths: Sequence[str], names: Sequence[str], read: Callable[[int, Mapping[str, Any]], Iterable[Read]],
+    def read(
+        self,
+        paths: Sequence[str],
+        read: Callable[[int, Mapping[str, Any]], Iterable[Read]],
+        names: Sequence[str] = (),
         batch_rows: int = 4096,
-    ) -> Iterator[Read | SourceReject]:  # fmt: skip
-        """The results of reading each row of some Parquet files, as `read_each` and `rows`."""
+    ) -> Iterator[Read | SourceReject]:
+        """The results of reading each line of JSON Lines files, or the named columns of each row of Parquet files."""
         for path in paths:
-            yield from read_each(path, self.rows(path, names, batch_rows), read)
+            records = self.rows(path, names, batch_rows) if path.endswith(".parquet") else self.records(path)
+            yield from read_each(path, records, read)
 
     def require_parquet(self, folder: str, stem: str, usual: str = "") -> list[str]:
         """The Parquet files of a split, as `parquet`. `usual` is where in the folder the publisher has them.
@@ -221,19 +220,16 @@ def image_bytes(row: Mapping[str, Any], name: str) -> bytes:
     return content
 
 
-def table_qrels(
-    folder: BenchmarkFolder, paths: Sequence[str], query_prefix: str, doc_prefix: str
-) -> Iterator[Qrel | SourceReject]:
-    """Qrels from a table of query id, corpus id and score, named with hyphens or underscores."""
-    queries, documents = ("query-id", "query_id"), ("corpus-id", "corpus_id")
+def table_qrels(folder: BenchmarkFolder, paths: Sequence[str], prefix: str) -> Iterator[Qrel | SourceReject]:
+    """Qrels from a table of query id, corpus id and score; `prefix` is put before ids."""
 
     def judgement(_line: int, row: Mapping[str, Any]) -> Iterator[Qrel]:
         relevance = record_integer(row, "score")
         if relevance is None:
             raise LineFault(SourceFault.FIELD_MISSING, "no 'score'")
-        yield Qrel(query_prefix + record_id(row, queries), doc_prefix + record_id(row, documents), relevance)
+        yield Qrel(prefix + record_id(row, QUERY_ID), prefix + record_id(row, CORPUS_ID), relevance)
 
-    return folder.read_tables(paths, (*queries, *documents, "score"), judgement)
+    return folder.read(paths, judgement, (*QUERY_ID, *CORPUS_ID, "score"))
 
 
 def without_rejects(rows: Iterable[Read | SourceReject]) -> Iterator[Read]:

@@ -13,31 +13,24 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from lakerank.ingest.layouts.benchmark import (
-    Benchmark,
     ContentRows,
     DocumentColumns,
     DocumentFilter,
+    Layout,
     Part,
     Pool,
     Qrels,
     QueryColumns,
-    call_all,
 )
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder, without_rejects
-from lakerank.ingest.lines import LineFault, read_each, record_id, record_text, trec_qrels
+from lakerank.ingest.lines import LineFault, Record, read_each, record_id, record_text, trec_qrels
 from lakerank.ingest.source import prefetched_files
 from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
-
-EXPECTS = (
-    "query/SPLIT/mbeir_NAME_taskN_SPLIT.jsonl, qrels/SPLIT/mbeir_NAME_taskN_SPLIT_qrels.txt, "
-    "cand_pool/local/mbeir_NAME_taskN_cand_pool.jsonl (or cand_pool/global/mbeir_union_SPLIT_cand_pool.jsonl), "
-    "instructions/query_instructions.tsv and the unpacked mbeir_images/"
-)
 
 #: The eight tasks by their numbers (5 is not used): what the query holds → what the answer holds.
 TASKS = {
@@ -60,53 +53,36 @@ _IMAGE_BYTES = 2**16
 Instructions = Mapping[tuple[str, str, str], list[str]]
 
 
-def is_mbeir(folder: BenchmarkFolder) -> bool:
-    """Whether queries and pools lie here."""
-    return {"query", "cand_pool"} <= set(folder.folders())
-
-
-def read_mbeir(folder: BenchmarkFolder, split: str | None) -> Benchmark:
-    """Every dataset of the split (`test` by default), against its local pool, or the global one where that is all.
-
-    Raises:
-        StorageError: a file is not there.
-    """
-    split = split or "test"
+def _datasets(folder: BenchmarkFolder, split: str) -> list[tuple[str, int, Instructions]]:
+    """Name, task and instructions of each dataset of the split."""
     pattern = re.compile(rf"mbeir_(?P<name>\w+)_task(?P<task>\d)_{re.escape(split)}\.jsonl")
     files = [match for name in folder.files(f"query/{split}") if (match := pattern.fullmatch(name))]
-    if not files:
-        raise folder.missing(f"query/{split}/mbeir_NAME_taskN_{split}.jsonl")
-    instructions = _instructions(folder, folder.require(_INSTRUCTIONS))
-    parts = call_all(partial(_part, folder, match["name"], int(match["task"]), split, instructions) for match in files)
-    return Benchmark("mbeir", tuple(parts))
+    instructions = _instructions(folder, folder.require(_INSTRUCTIONS)) if files else {}
+    return [(match["name"], int(match["task"]), instructions) for match in files]
 
 
-def _part(folder: BenchmarkFolder, name: str, task: int, split: str, instructions: Instructions) -> Part:
+def _parts(folder: BenchmarkFolder, split: str, name: str, task: int, instructions: Instructions) -> list[Part]:
+    """A dataset against its own pool (MS COCO has one a split), or the pool of all datasets where that is all."""
     dataset = f"{name}_task{task}"
     if task not in TASKS:
         raise folder.missing(f"task number {task} of {dataset} among {', '.join(map(str, TASKS))}")
     qrels = folder.require(f"qrels/{split}/mbeir_{dataset}_{split}_qrels.txt")
-    asks, wants = TASKS[task]
-    columns = QueryColumns("mbeir", dataset, task=f"{asks}→{wants}")
-    queries = partial(_queries, folder, f"query/{split}/mbeir_{dataset}_{split}.jsonl", columns, wants, instructions)
-    judgements = partial(_judgements, folder, qrels)
-    pool = _pool(folder, dataset, wants, split)
-    return Part(dataset, pool, columns, queries, judgements, is_text=asks != "image")
+    query_modality, candidate_modality = TASKS[task]
+    columns = QueryColumns("mbeir", dataset, task=f"{query_modality}→{candidate_modality}")
+    path = f"query/{split}/mbeir_{dataset}_{split}.jsonl"
+    queries = partial(_queries, folder, path, columns, candidate_modality, instructions)
 
+    def judgements() -> Qrels:
+        return trec_qrels(qrels, folder.fields(qrels, None), "")
 
-def _judgements(folder: BenchmarkFolder, path: str) -> Qrels:
-    return trec_qrels(path, folder.fields(path, None), "", "")
-
-
-def _pool(folder: BenchmarkFolder, dataset: str, wants: str, split: str) -> Pool:
-    """The dataset's own pool (MS COCO has one a split), else the pool of all datasets."""
     local = [f"cand_pool/local/mbeir_{dataset}_{part}cand_pool.jsonl" for part in ("", f"{split}_")]
-    union = f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl"
-    path = folder.require(*local, union)
-    is_union = path.startswith("cand_pool/global/")
-    name = "union" if is_union else dataset
-    documents = partial(_documents, folder, path, DocumentColumns(name))
-    return Pool(name, documents, partial(_index, folder, path), is_searchable=not is_union and "text" in wants)
+    corpus = folder.require(*local, f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl")
+    is_union = corpus.startswith("cand_pool/global/")
+    pool_name = "union" if is_union else dataset
+    documents = partial(_documents, folder, corpus, DocumentColumns(pool_name))
+    is_searchable = not is_union and "text" in candidate_modality
+    pool = Pool(pool_name, documents, partial(_index, folder, corpus), is_searchable)
+    return [Part(dataset, pool, columns, queries, judgements, is_text=query_modality != "image")]
 
 
 def _documents(
@@ -114,21 +90,28 @@ def _documents(
 ) -> ContentRows:
     """Candidates with their images, which are prefetched."""
 
-    def records() -> Iterator[tuple[int, Mapping[str, Any]] | SourceReject]:
+    def records() -> Iterator[Record | SourceReject]:
         for record in folder.records(path):
             if isinstance(record, SourceReject) or "did" not in record[1] or is_included(str(record[1]["did"])):
                 yield record
 
-    yield from _rows(folder, path, records(), "img_path", partial(_document, columns))
+    def document(fields: Mapping[str, Any], image: bytes | None) -> ContentRow:
+        text = format_text(record_text(fields, "txt"))
+        return ContentRow(record_id(fields, ("did",)), text or None, image, columns)
+
+    yield from _rows(folder, path, records(), "img_path", document)
 
 
-def _document(columns: DocumentColumns, fields: Mapping[str, Any], image: bytes | None) -> ContentRow:
-    text = format_text(record_text(fields, "txt"))
-    return ContentRow(record_id(fields, ("did",)), text or None, image, tuple(columns))
+def _rows(
+    folder: BenchmarkFolder,
+    path: str,
+    records: Iterable[Record | SourceReject],
+    image_field: str,
+    make_row: Callable[[Mapping[str, Any], bytes | None], ContentRow],
+) -> ContentRows:
+    """A row of each record and its image."""
 
-
-def _rows(folder: BenchmarkFolder, path: str, records: Any, image_field: str, make_row: Any) -> ContentRows:
-    def size(record: Any) -> int | None:
+    def size(record: Record | SourceReject) -> int | None:
         return _IMAGE_BYTES if isinstance(record, tuple) and record[1].get(image_field) else None
 
     def read(record: Any) -> bytes:
@@ -136,7 +119,7 @@ def _rows(folder: BenchmarkFolder, path: str, records: Any, image_field: str, ma
 
     def rows(_line: int, fetched: tuple[Mapping[str, Any], Any]) -> Iterator[ContentRow]:
         fields, image = fetched
-        row: ContentRow = make_row(fields, None if image is None else image.result())
+        row = make_row(fields, None if image is None else image.result())
         if row.text is None and row.image is None:
             raise LineFault(SourceFault.FIELD_MISSING, f"neither text nor '{image_field}'")
         yield row
@@ -152,24 +135,22 @@ def _index(folder: BenchmarkFolder, path: str) -> Iterator[tuple[str, str]]:
     def text(_line: int, fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield record_id(fields, ("did",)), format_text(record_text(fields, "txt"))
 
-    return without_rejects(read_each(path, folder.records(path), text))
+    return without_rejects(folder.read([path], text))
 
 
 def _queries(
-    folder: BenchmarkFolder, path: str, columns: QueryColumns, wants: str, instructions: Instructions
+    folder: BenchmarkFolder, path: str, columns: QueryColumns, candidate_modality: str, instructions: Instructions
 ) -> ContentRows:
-    query = partial(_query, columns, wants, instructions)
+    """Queries with an instruction in front: `{instruction} {text}`, as the authors concatenate them."""
+
+    def query(fields: Mapping[str, Any], image: bytes | None) -> ContentRow:
+        query_id = record_id(fields, ("qid",))
+        query_modality = modality(record_text(fields, "query_modality") or "")
+        instruction = _instruction(query_id, query_modality, candidate_modality, instructions)
+        text = format_text(f"{instruction} {record_text(fields, 'query_txt') or ''}")
+        return ContentRow(query_id, text or None, image, columns._replace(instruction=instruction))
+
     yield from _rows(folder, path, folder.records(path), "query_img_path", query)
-
-
-def _query(
-    columns: QueryColumns, wants: str, instructions: Instructions, fields: Mapping[str, Any], image: bytes | None
-) -> ContentRow:
-    """A query with its instruction in front: `{instruction} {text}`, as the authors concatenate them."""
-    query_id = record_id(fields, ("qid",))
-    instruction = _instruction(query_id, modality(record_text(fields, "query_modality") or ""), wants, instructions)
-    text = format_text(f"{instruction} {record_text(fields, 'query_txt') or ''}")
-    return ContentRow(query_id, text or None, image, tuple(columns._replace(instruction=instruction)))
 
 
 def modality(name: str) -> str:
@@ -203,3 +184,17 @@ def format_text(text: str | None) -> str:
         text = text[0].upper() + text[1:]
         text = text if text[-1] in ".?!" else f"{text}."
     return text
+
+
+LAYOUT = Layout(
+    expects=(
+        "query/SPLIT/mbeir_NAME_taskN_SPLIT.jsonl, qrels/SPLIT/mbeir_NAME_taskN_SPLIT_qrels.txt, "
+        "cand_pool/local/mbeir_NAME_taskN_cand_pool.jsonl (or cand_pool/global/mbeir_union_SPLIT_cand_pool.jsonl), "
+        "instructions/query_instructions.tsv and the unpacked mbeir_images/"
+    ),
+    example="query/{split}/mbeir_NAME_taskN_{split}.jsonl",
+    split="test",
+    datasets=_datasets,
+    parts=_parts,
+    recognises=lambda folder: {"query", "cand_pool"} <= set(folder.folders()),
+)

@@ -12,37 +12,36 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from lakerank.errors import DependencyError
-from lakerank.ingest.layouts.beir import passages
 from lakerank.ingest.layouts.benchmark import (
-    Benchmark,
+    PASSAGE,
     ContentRows,
     DocumentColumns,
-    DocumentFilter,
+    Layout,
     Part,
     Pool,
     QueryColumns,
     text_pool,
+    text_rows,
 )
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
-from lakerank.ingest.lines import LineFault, read_each, record_id, record_text
+from lakerank.ingest.lines import LineFault, record_id, record_text
 from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 from lakerank.lake.storage import join
-
-EXPECTS = (
-    "LANG.jsonl of id, question, answers (in the folder or in qa_data/) or mkqa.jsonl.gz, "
-    "and BEIR's NQ passages as nq/corpus.jsonl"
-)
 
 #: The languages of the benchmark.
 LANGUAGES = (
     *("en", "ar", "fi", "ja", "ko", "ru", "es", "sv", "he", "th", "da", "de", "fr", "it", "nl", "pl", "pt", "hu"),
     *("vi", "ms", "km", "no", "tr", "zh_cn", "zh_hk", "zh_tw"),
 )
+
+#: Id, text and answers of a question.
+Question = tuple[str, str, Sequence[str]]
+Questions = Callable[[], Iterator[Question | SourceReject]]
 
 #: Kinds of answers that no passage can be searched for.
 _UNSEARCHABLE = frozenset({"unanswerable", "binary", "long_answer"})
@@ -70,30 +69,19 @@ _TABLE = {ord(character): written for written, characters in _SPELLINGS.items() 
 _SEPARATOR = "\x1f"
 
 
-def is_mkqa(folder: BenchmarkFolder) -> bool:
-    """Whether questions of the benchmark lie here."""
+def _is_mkqa(folder: BenchmarkFolder) -> bool:
     return folder.find(*_CORPORA) is not None and bool(folder.find(*_ORIGINALS) or _by_language(folder))
 
 
-def read_mkqa(folder: BenchmarkFolder, split: str | None) -> Benchmark:
-    """Every language whose questions are there. There is only one split, whatever is asked for.
-
-    Raises:
-        StorageError: the questions or the passages are not there.
-    """
+def _datasets(folder: BenchmarkFolder, _split: str) -> list[tuple[Pool, str, Questions]]:
+    """The pool, language and questions of each language whose questions are there. There is only one split."""
     corpus = folder.require(*_CORPORA)
-
-    def documents(is_included: DocumentFilter) -> ContentRows:
-        return passages(folder, corpus, "mkqa/", DocumentColumns("mkqa", "en"), is_included)
-
+    documents = partial(text_rows, folder, [corpus], PASSAGE, "mkqa/", DocumentColumns("mkqa", "en"))
     pool = text_pool("mkqa", "mkqa/", documents)
-    files = _by_language(folder)
-    if files:
-        parts = [_part(pool, language, partial(_questions, folder, path)) for language, path in files.items()]
-    else:
-        original = folder.require(*_ORIGINALS)
-        parts = [_part(pool, language, partial(_original, folder, original, language)) for language in LANGUAGES]
-    return Benchmark("mkqa", tuple(parts))
+    if files := _by_language(folder):
+        return [(pool, language, partial(_questions, folder, path)) for language, path in files.items()]
+    original = folder.require(*_ORIGINALS)
+    return [(pool, language, partial(_original, folder, original, language)) for language in LANGUAGES]
 
 
 def _by_language(folder: BenchmarkFolder) -> dict[str, str]:
@@ -102,34 +90,32 @@ def _by_language(folder: BenchmarkFolder) -> dict[str, str]:
     return {language: path for language, path in paths.items() if path is not None}
 
 
-def _part(pool: Pool, language: str, questions: Any) -> Part:
+def _parts(_folder: BenchmarkFolder, _split: str, pool: Pool, language: str, questions: Questions) -> list[Part]:
     name = f"mkqa-{language}"
     columns = QueryColumns("mkqa", name, language=language)
-    queries = partial(_queries, questions, columns, f"{name}/")
-    return Part(name, pool, columns, queries, None, judged_by_answers=True, prefix=f"{name}/")
 
+    def queries() -> ContentRows:
+        for question in questions():
+            if isinstance(question, SourceReject):
+                yield question
+            else:
+                query_id, text, answers = question
+                encoded = json.dumps(answers, ensure_ascii=False)
+                yield ContentRow(f"{name}/{query_id}", text, extra=columns._replace(answers=encoded))
 
-def _queries(questions: Any, columns: QueryColumns, prefix: str) -> ContentRows:
-    for question in questions():
-        if isinstance(question, SourceReject):
-            yield question
-        else:
-            query_id, text, answers = question
-            encoded = json.dumps(answers, ensure_ascii=False)
-            yield ContentRow(prefix + query_id, text, extra=tuple(columns._replace(answers=encoded)))
-
-
-Question = tuple[str, str, Sequence[str]]
+    return [Part(name, pool, columns, queries, None, judged_by_answers=True, prefix=f"{name}/")]
 
 
 def _questions(folder: BenchmarkFolder, path: str) -> Iterator[Question | SourceReject]:
     """Id, question and answers of each line of a language's file."""
 
     def question(_line: int, fields: Mapping[str, Any]) -> Iterator[Question]:
-        answers = _strings(fields, "answers")
+        answers = fields.get("answers")
+        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+            raise LineFault(SourceFault.FIELD_INVALID, "'answers' is not a list of strings")
         yield record_id(fields, ("id",)), record_text(fields, "question") or "", answers
 
-    return read_each(path, folder.records(path), question)
+    return folder.read([path], question)
 
 
 def _original(folder: BenchmarkFolder, path: str, language: str) -> Iterator[Question | SourceReject]:
@@ -142,7 +128,7 @@ def _original(folder: BenchmarkFolder, path: str, language: str) -> Iterator[Que
             names = [name for answer in answers for name in (answer.get("text"), *(answer.get("aliases") or ()))]
             yield record_id(fields, ("example_id",)), text or "", [name for name in names if name]
 
-    return read_each(path, folder.records(path), question)
+    return folder.read([path], question)
 
 
 def _answers(fields: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -157,13 +143,6 @@ def _object(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not an object")
     return value
-
-
-def _strings(fields: Mapping[str, Any], name: str) -> list[str]:
-    values = fields.get(name)
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not a list of strings")
-    return values
 
 
 class AnswerMatcher:
@@ -197,3 +176,16 @@ class AnswerMatcher:
     def _joined(self, text: str) -> str:
         tokens = self._tokens.findall(unicodedata.normalize("NFD", text))
         return _SEPARATOR.join(["", *(token.lower() for token in tokens), ""]) if tokens else _SEPARATOR
+
+
+LAYOUT = Layout(
+    expects=(
+        "LANG.jsonl of id, question, answers (in the folder or in qa_data/) or mkqa.jsonl.gz, "
+        "and BEIR's NQ passages as nq/corpus.jsonl"
+    ),
+    example=_ORIGINALS[0],
+    split="test",
+    datasets=_datasets,
+    parts=_parts,
+    recognises=_is_mkqa,
+)

@@ -11,22 +11,24 @@ is right. Versions 2 and 3: `corpus/`, `queries/` and `qrels/` with `SPLIT-*.par
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from lakerank.ingest.layouts.benchmark import (
-    Benchmark,
     ContentRows,
     DocumentColumns,
     DocumentFilter,
+    Layout,
     Part,
     Pool,
     Qrels,
     QueryColumns,
-    call_all,
 )
 from lakerank.ingest.layouts.benchmark_folder import (
+    CORPUS_ID,
     IMAGE_ROWS,
+    QUERY_ID,
     BenchmarkFolder,
     image_bytes,
     table_columns,
@@ -38,202 +40,168 @@ from lakerank.ingest.tables import ContentRow, SourceReject
 from lakerank.lake.storage import join
 from lakerank.records import Qrel
 
-EXPECTS = "DATASET/data/SPLIT-*.parquet with query, image and image_filename"
-EXPECTS_TABLES = "corpus/, queries/ and qrels/ with SPLIT-*.parquet in a folder for each dataset"
-
-_CORPUS_ID = ("corpus-id", "corpus_id")
-_QUERY_ID = ("query-id", "query_id")
-
-
-def is_vidore_tables(folder: BenchmarkFolder) -> bool:
-    """Whether a dataset of version 2 or 3 lies here or directly below."""
-    return any(_has_tables(folder, path) for path in ("", *folder.folders()))
-
-
-def is_vidore(folder: BenchmarkFolder) -> bool:
-    """Whether a dataset of version 1 lies here or directly below."""
-    return any(_has_pages(folder, path, "test") for path in ("", *folder.folders()))
-
-
-def _has_tables(folder: BenchmarkFolder, path: str) -> bool:
-    return {"corpus", "queries", "qrels"} <= set(folder.folders(path))
-
-
-def _has_pages(folder: BenchmarkFolder, path: str, split: str) -> bool:
-    shards = folder.parquet(join(path, "data"), split) if "data" in folder.folders(path) else []
-    return bool(shards) and {"query", "image", "image_filename"} <= set(folder.columns(shards[0]))
-
 
 def _named(folder: BenchmarkFolder, paths: Sequence[str]) -> list[tuple[str, str]]:
     """Path and name of datasets: the folder itself if it is one, else its folders."""
     return [("", folder.name)] if "" in paths else [(path, path) for path in paths]
 
 
-def read_vidore(folder: BenchmarkFolder, split: str | None) -> Benchmark:
-    """Every dataset of version 1; `split` is `test` by default.
+def _page_datasets(folder: BenchmarkFolder, split: str) -> list[tuple[str, str]]:
+    """The datasets of version 1, here or directly below."""
 
-    Raises:
-        StorageError: no dataset is there.
-    """
-    split = split or "test"
-    paths = [path for path in ("", *folder.folders()) if _has_pages(folder, path, split)]
-    if not paths:
-        raise folder.missing(f"DATASET/data/{split}-*.parquet")
-    return Benchmark("vidore_v1", tuple(_pages(folder, path, name, split) for path, name in _named(folder, paths)))
+    def has_pages(path: str) -> bool:
+        shards = folder.parquet(join(path, "data"), split) if "data" in folder.folders(path) else []
+        return bool(shards) and {"query", "image", "image_filename"} <= set(folder.columns(shards[0]))
+
+    return _named(folder, [path for path in ("", *folder.folders()) if has_pages(path)])
 
 
-def _pages(folder: BenchmarkFolder, path: str, name: str, split: str) -> Part:
-    shards, prefix = folder.parquet(join(path, "data"), split), f"{name}/"
+def _page_parts(folder: BenchmarkFolder, split: str, path: str, name: str) -> list[Part]:
+    pages = _Pages(folder, folder.parquet(join(path, "data"), split), name)
+    pool = Pool(name, pages.documents, pages.index, is_searchable=False, prefix=f"{name}/")
     columns = QueryColumns("vidore_v1", name)
-    pool = Pool(
-        name,
-        partial(_page_images, folder, shards, prefix, DocumentColumns(name)),
-        partial(_page_names, folder, shards, prefix),
-        is_searchable=False,
-        prefix=prefix,
-    )
-    queries = partial(_page_queries, folder, shards, prefix, columns)
-    return Part(name, pool, columns, queries, partial(_page_judgements, folder, shards, prefix), prefix=prefix)
+    return [Part(name, pool, columns, partial(pages.queries, columns), pages.judgements, prefix=f"{name}/")]
 
 
-def _page_images(
-    folder: BenchmarkFolder, shards: Sequence[str], prefix: str, columns: DocumentColumns, is_included: DocumentFilter
-) -> ContentRows:
-    seen = set()
+@dataclass(frozen=True, slots=True)
+class _Pages:
+    """A dataset of version 1. A question's id is the number, from 0, of the first row that asks it."""
 
-    def page(_line: int, row: Mapping[str, Any]) -> Iterator[ContentRow]:
-        doc_id = prefix + record_id(row, ("image_filename",))
-        if doc_id not in seen and is_included(doc_id):
-            yield ContentRow(doc_id, image=image_bytes(row, "image"), extra=tuple(columns))
-            seen.add(doc_id)
+    folder: BenchmarkFolder
+    shards: Sequence[str]
+    name: str
 
-    return folder.read_tables(shards, ("image", "image_filename"), page, IMAGE_ROWS)
+    def documents(self, is_included: DocumentFilter) -> ContentRows:
+        seen = set()
 
+        def page(_line: int, row: Mapping[str, Any]) -> Iterator[ContentRow]:
+            doc_id = f"{self.name}/{record_id(row, ('image_filename',))}"
+            if doc_id not in seen and is_included(doc_id):
+                yield ContentRow(doc_id, image=image_bytes(row, "image"), extra=DocumentColumns(self.name))
+                seen.add(doc_id)
 
-def _page_names(folder: BenchmarkFolder, shards: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
-    names = dict.fromkeys(name for _, name in _questions(folder, shards) if name)
-    return ((prefix + name, "") for name in names)
+        return self.folder.read(self.shards, page, ("image", "image_filename"), IMAGE_ROWS)
 
+    def index(self) -> Iterator[tuple[str, str]]:
+        names = dict.fromkeys(name for _, name in self._questions() if name)
+        return ((f"{self.name}/{name}", "") for name in names)
 
-def _questions(folder: BenchmarkFolder, shards: Sequence[str]) -> Iterator[tuple[str | None, str | None]]:
-    """Question and page of each row, in the order of rows; what cannot be read is None."""
-    for shard in shards:
-        for record in folder.rows(shard, ("query", "image_filename")):
-            row = {} if isinstance(record, SourceReject) else record[1]
-            yield row.get("query"), row.get("image_filename")
+    def queries(self, columns: QueryColumns) -> ContentRows:
+        return (ContentRow(query_id, question, extra=columns) for question, query_id in self._query_ids().items())
 
+    def judgements(self) -> Qrels:
+        relevant = {question: page for question, page in self._questions() if question is not None and page}
+        for question, query_id in self._query_ids().items():
+            if question in relevant:
+                yield Qrel(query_id, f"{self.name}/{relevant[question]}", 1)
 
-def _query_ids(folder: BenchmarkFolder, shards: Sequence[str], prefix: str) -> dict[str, str]:
-    """The id of each question: the number, from 0, of the first row that asks it."""
-    ids: dict[str, str] = {}
-    for number, (question, _) in enumerate(_questions(folder, shards)):
-        if question is not None:
-            ids.setdefault(question, f"{prefix}q{number}")
-    return ids
+    def _questions(self) -> Iterator[tuple[str | None, str | None]]:
+        """Question and page of each row, in the order of rows; what cannot be read is None."""
+        for shard in self.shards:
+            for record in self.folder.rows(shard, ("query", "image_filename")):
+                row = {} if isinstance(record, SourceReject) else record[1]
+                yield row.get("query"), row.get("image_filename")
 
-
-def _page_queries(folder: BenchmarkFolder, shards: Sequence[str], prefix: str, columns: QueryColumns) -> ContentRows:
-    for question, query_id in _query_ids(folder, shards, prefix).items():
-        yield ContentRow(query_id, question, extra=tuple(columns))
-
-
-def _page_judgements(folder: BenchmarkFolder, shards: Sequence[str], prefix: str) -> Qrels:
-    ids = _query_ids(folder, shards, prefix)
-    relevant = {question: page for question, page in _questions(folder, shards) if question is not None and page}
-    for question, query_id in ids.items():
-        if question in relevant:
-            yield Qrel(query_id, prefix + relevant[question], 1)
+    def _query_ids(self) -> dict[str, str]:
+        ids: dict[str, str] = {}
+        for number, (question, _) in enumerate(self._questions()):
+            if question is not None:
+                ids.setdefault(question, f"{self.name}/q{number}")
+        return ids
 
 
-def read_vidore_tables(folder: BenchmarkFolder, split: str | None) -> Benchmark:
-    """Every dataset of version 2 or 3; `split` is `test` by default.
-
-    Raises:
-        StorageError: no dataset is there, or one lacks a file or a column.
-    """
-    paths = [path for path in ("", *folder.folders()) if _has_tables(folder, path)]
-    if not paths:
-        raise folder.missing("DATASET/corpus")
-    datasets = call_all(partial(_tables, folder, path, name, split or "test") for path, name in _named(folder, paths))
-    parts = [part for dataset in datasets for part in dataset]
-    return Benchmark(parts[0].columns.benchmark, tuple(parts))
+def _table_datasets(folder: BenchmarkFolder, _split: str) -> list[tuple[str, str]]:
+    """The datasets of version 2 or 3, here or directly below."""
+    tables = {"corpus", "queries", "qrels"}
+    return _named(folder, [path for path in ("", *folder.folders()) if tables <= set(folder.folders(path))])
 
 
-def _tables(folder: BenchmarkFolder, path: str, name: str, split: str) -> list[Part]:
+def _table_parts(folder: BenchmarkFolder, split: str, path: str, name: str) -> list[Part]:
     """A part for each language of the queries."""
     corpus, queries, qrels = (
         folder.require_parquet(join(path, table), split) for table in ("corpus", "queries", "qrels")
     )
-    table_columns(folder, corpus, _CORPUS_ID, ("image",))
-    table_columns(folder, qrels, _QUERY_ID, _CORPUS_ID, ("score",))
-    query_columns = table_columns(folder, queries, _QUERY_ID, ("query",))
-    prefix, version = f"{name}/", "vidore_v3" if "query_id" in query_columns else "vidore_v2"
-    pool = Pool(
-        name,
-        partial(_table_images, folder, corpus, prefix, DocumentColumns(name)),
-        partial(_table_texts, folder, corpus, prefix),
-        is_searchable="markdown" in folder.columns(corpus[0]),
-        prefix=prefix,
-    )
-    language_of = _languages(folder, queries, prefix) if "language" in query_columns else {}
+    table_columns(folder, corpus, CORPUS_ID, ("image",))
+    table_columns(folder, qrels, QUERY_ID, CORPUS_ID, ("score",))
+    query_columns = table_columns(folder, queries, QUERY_ID, ("query",))
+    tables = _Tables(folder, name, corpus, queries, qrels)
+    is_searchable = "markdown" in folder.columns(corpus[0])
+    pool = Pool(name, tables.documents, tables.index, is_searchable, prefix=f"{name}/")
+    language_of = tables.languages() if "language" in query_columns else {}
     languages = sorted(set(language_of.values()), key=lambda language: language or "") or [None]
     parts = []
     for language in languages:
         subset = language if len(languages) > 1 else None
+        version = "vidore_v3" if "query_id" in query_columns else "vidore_v2"
         columns = QueryColumns(version, name, subset, language)
-        query_rows = partial(_table_queries, folder, queries, prefix, columns)
-        qrel_rows = partial(_table_judgements, folder, qrels, prefix, language_of, language, languages[0])
-        parts.append(Part(join(name, subset or ""), pool, columns, query_rows, qrel_rows, prefix=prefix))
+        judgements = partial(tables.judgements, language_of, language, languages[0])
+        query_rows = partial(tables.query_rows, columns)
+        parts.append(Part(join(name, subset or ""), pool, columns, query_rows, judgements, prefix=f"{name}/"))
     return parts
 
 
-def _languages(folder: BenchmarkFolder, shards: Sequence[str], prefix: str) -> dict[str, str | None]:
-    """The language of each query that can be read."""
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """A dataset of version 2 or 3, by the files of its tables."""
 
-    def language(_line: int, row: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-        yield prefix + record_id(row, _QUERY_ID), record_text(row, "language")
+    folder: BenchmarkFolder
+    name: str
+    corpus: Sequence[str]
+    queries: Sequence[str]
+    qrels: Sequence[str]
 
-    return dict(without_rejects(folder.read_tables(shards, (*_QUERY_ID, "language"), language)))
+    def documents(self, is_included: DocumentFilter) -> ContentRows:
+        def page(_line: int, row: Mapping[str, Any]) -> Iterator[ContentRow]:
+            doc_id = f"{self.name}/{record_id(row, CORPUS_ID)}"
+            if is_included(doc_id):
+                yield ContentRow(doc_id, image=image_bytes(row, "image"), extra=DocumentColumns(self.name))
 
+        return self.folder.read(self.corpus, page, (*CORPUS_ID, "image"), IMAGE_ROWS)
 
-def _table_judgements(
-    folder: BenchmarkFolder,
-    shards: Sequence[str],
-    prefix: str,
-    language_of: Mapping[str, str | None],
-    language: str | None,
-    default: str | None,
-) -> Qrels:
-    """The judgements of one language's queries; what belongs to no query is left to the `default` language."""
-    for judgement in table_qrels(folder, shards, prefix, prefix):
-        if isinstance(judgement, SourceReject):
-            if language == default:
+    def index(self) -> Iterator[tuple[str, str]]:
+        def text(_line: int, row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+            yield f"{self.name}/{record_id(row, CORPUS_ID)}", record_text(row, "markdown") or ""
+
+        return without_rejects(self.folder.read(self.corpus, text, (*CORPUS_ID, "markdown")))
+
+    def query_rows(self, columns: QueryColumns) -> ContentRows:
+        """The queries in the language of some columns."""
+
+        def query(_line: int, row: Mapping[str, Any]) -> Iterator[ContentRow]:
+            if row.get("language") == columns.language:
+                query_id = f"{self.name}/{record_id(row, QUERY_ID)}"
+                yield ContentRow(query_id, record_text(row, "query") or "", extra=columns)
+
+        return self.folder.read(self.queries, query, (*QUERY_ID, "query", "language"))
+
+    def languages(self) -> dict[str, str | None]:
+        """The language of each query that can be read."""
+
+        def language(_line: int, row: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+            yield f"{self.name}/{record_id(row, QUERY_ID)}", record_text(row, "language")
+
+        return dict(without_rejects(self.folder.read(self.queries, language, (*QUERY_ID, "language"))))
+
+    def judgements(self, language_of: Mapping[str, str | None], language: str | None, default: str | None) -> Qrels:
+        """The judgements of one language's queries; what belongs to no query is left to the `default` language."""
+        for judgement in table_qrels(self.folder, self.qrels, f"{self.name}/"):
+            owner = default if isinstance(judgement, SourceReject) else language_of.get(judgement.query_id, default)
+            if owner == language:
                 yield judgement
-        elif language_of.get(judgement.query_id, default) == language:
-            yield judgement
 
 
-def _table_images(
-    folder: BenchmarkFolder, shards: Sequence[str], prefix: str, columns: DocumentColumns, is_included: DocumentFilter
-) -> ContentRows:
-    def page(_line: int, row: Mapping[str, Any]) -> Iterator[ContentRow]:
-        doc_id = prefix + record_id(row, _CORPUS_ID)
-        if is_included(doc_id):
-            yield ContentRow(doc_id, image=image_bytes(row, "image"), extra=tuple(columns))
+PAGES = Layout(
+    expects="DATASET/data/SPLIT-*.parquet with query, image and image_filename",
+    example="DATASET/data/{split}-*.parquet",
+    split="test",
+    datasets=_page_datasets,
+    parts=_page_parts,
+)
 
-    return folder.read_tables(shards, (*_CORPUS_ID, "image"), page, IMAGE_ROWS)
-
-
-def _table_texts(folder: BenchmarkFolder, shards: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
-    def text(_line: int, row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        yield prefix + record_id(row, _CORPUS_ID), record_text(row, "markdown") or ""
-
-    return without_rejects(folder.read_tables(shards, (*_CORPUS_ID, "markdown"), text))
-
-
-def _table_queries(folder: BenchmarkFolder, shards: Sequence[str], prefix: str, columns: QueryColumns) -> ContentRows:
-    def query(_line: int, row: Mapping[str, Any]) -> Iterator[ContentRow]:
-        if row.get("language") == columns.language:
-            yield ContentRow(prefix + record_id(row, _QUERY_ID), record_text(row, "query") or "", extra=tuple(columns))
-
-    return folder.read_tables(shards, (*_QUERY_ID, "query", "language"), query)
+TABLES = Layout(
+    expects="corpus/, queries/ and qrels/ with SPLIT-*.parquet in a folder for each dataset",
+    example="DATASET/corpus",
+    split="test",
+    datasets=_table_datasets,
+    parts=_table_parts,
+)

@@ -10,6 +10,7 @@ are ranked for an image (text score) and images for a caption (image score).
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -20,23 +21,22 @@ from typing import Any, BinaryIO
 
 from lakerank.errors import StorageError
 from lakerank.ingest.layouts.benchmark import (
-    Benchmark,
     ContentRows,
     DocumentColumns,
     DocumentFilter,
+    Layout,
     Part,
     Pool,
     Qrels,
     QueryColumns,
+    every_id,
 )
 from lakerank.ingest.layouts.benchmark_folder import IMAGE_ROWS, MAX_BYTES, BenchmarkFolder, image_bytes
 from lakerank.ingest.lines import LineFault, read_each, record_id, record_text
 from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 from lakerank.records import Candidate, Qrel
 
-EXPECTS = "data/examples.jsonl and data/images.zip (or images/), or data/test-*.parquet"
-
-_SIDES = ("0", "1")
+_SIDES = (0, 1)
 _ROOTS = ("data/", "")
 _TASKS = {"c": "caption→image", "i": "image→caption"}
 
@@ -52,64 +52,54 @@ class Example:
     line: int
 
 
-def is_winoground(folder: BenchmarkFolder) -> bool:
-    """Whether the examples lie here."""
-    return _jsonl(folder) is not None or bool(_parquet(folder))
+def _datasets(folder: BenchmarkFolder, _split: str) -> list[tuple[()]]:
+    """The whole of it, once: there is only one split, `test`."""
+    return [()] if _jsonl(folder) is not None or _parquet(folder) else []
 
 
-def read_winoground(folder: BenchmarkFolder, split: str | None) -> Benchmark:
-    """The whole of it: there is only one split, `test`, whatever is asked for.
-
-    Raises:
-        StorageError: a file is not there.
-    """
-    examples = partial(_read, folder)
-    if _jsonl(folder) is None and not _parquet(folder):
-        raise folder.missing("data/examples.jsonl")
+def _parts(folder: BenchmarkFolder, _split: str) -> list[Part]:
     if _jsonl(folder) is not None and _archive(folder) is None and not _image_folder(folder):
         raise folder.missing("data/images.zip", "data/images/")
-    columns = QueryColumns("winoground", "winoground")
-    documents = partial(_items, examples, lambda side: tuple(DocumentColumns("winoground")))
-    queries = partial(_items, examples, lambda side: tuple(columns._replace(task=_TASKS[side])), lambda item_id: True)
-    pool = Pool("winoground", documents, partial(_index, examples), is_searchable=False)
-    judgements, candidates = partial(_judgements, examples), partial(_candidates, examples)
-    part = Part("winoground", pool, columns, queries, judgements, candidates, is_text=False)
-    return Benchmark("winoground", (part,))
+    columns, examples = QueryColumns("winoground", "winoground"), partial(_read, folder)
+    documents = partial(_items, examples, lambda kind: DocumentColumns("winoground"))
+    queries = partial(_items, examples, lambda kind: columns._replace(task=_TASKS[kind]), every_id)
+
+    def index() -> Iterator[tuple[str, str]]:
+        whole = (example for example in examples() if isinstance(example, Example))
+        return ((f"{example.id}:{kind}{side}", "") for example in whole for kind in _TASKS for side in _SIDES)
+
+    def judgements() -> Qrels:
+        return (Qrel(query_id, doc_id, match) for query_id, doc_id, match in _pairs(examples))
+
+    def candidates() -> Iterator[Candidate]:
+        return (Candidate(query_id, doc_id) for query_id, doc_id, _ in _pairs(examples))
+
+    pool = Pool("winoground", documents, index, is_searchable=False)
+    return [Part("winoground", pool, columns, queries, judgements, candidates, is_text=False)]
 
 
 Examples = Callable[[], Iterator[Example | SourceReject]]
 
 
 def _items(
-    examples: Examples, columns: Callable[[str], tuple[str | None, ...]], is_included: DocumentFilter
+    examples: Examples, columns: Callable[[str], QueryColumns | DocumentColumns], is_included: DocumentFilter
 ) -> ContentRows:
     """Captions and images of each example, as documents or as queries."""
     for example in examples():
         if isinstance(example, SourceReject):
             yield example
             continue
-        for side in _SIDES:
+        for side, caption in enumerate(example.captions):
             item_id = f"{example.id}:c{side}"
             if is_included(item_id):
-                yield ContentRow(item_id, example.captions[int(side)], extra=columns("c"))
-        for side in _SIDES:
+                yield ContentRow(item_id, caption, extra=columns("c"))
+        for side, image in enumerate(example.images):
             item_id = f"{example.id}:i{side}"
             try:
                 if is_included(item_id):
-                    yield ContentRow(item_id, image=example.images[int(side)](), extra=columns("i"))
+                    yield ContentRow(item_id, image=image(), extra=columns("i"))
             except LineFault as fault:
                 yield SourceReject(example.path, fault.fault, str(fault), line=example.line)
-
-
-def _index(examples: Examples) -> Iterator[tuple[str, str]]:
-    ids = (
-        f"{example.id}:{kind}{side}"
-        for example in examples()
-        if isinstance(example, Example)
-        for kind in "ci"
-        for side in "01"
-    )
-    return ((item_id, "") for item_id in ids)
 
 
 def _pairs(examples: Examples) -> Iterator[tuple[str, str, int]]:
@@ -117,17 +107,8 @@ def _pairs(examples: Examples) -> Iterator[tuple[str, str, int]]:
     for example in examples():
         if isinstance(example, Example):
             for query, document in (("c", "i"), ("i", "c")):
-                for side in _SIDES:
-                    for other in _SIDES:
-                        yield f"{example.id}:{query}{side}", f"{example.id}:{document}{other}", int(side == other)
-
-
-def _judgements(examples: Examples) -> Qrels:
-    return (Qrel(query_id, doc_id, match) for query_id, doc_id, match in _pairs(examples))
-
-
-def _candidates(examples: Examples) -> Iterator[Candidate]:
-    return (Candidate(query_id, doc_id) for query_id, doc_id, _ in _pairs(examples))
+                for side, other in itertools.product(_SIDES, _SIDES):
+                    yield f"{example.id}:{query}{side}", f"{example.id}:{document}{other}", int(side == other)
 
 
 def _jsonl(folder: BenchmarkFolder) -> str | None:
@@ -208,3 +189,12 @@ def _opened(stream: BinaryIO, archive: str) -> zipfile.ZipFile:
 
 def _file_name(fields: Mapping[str, Any], name: str) -> str:
     return f"{record_id(fields, (name,)).removesuffix('.png')}.png"
+
+
+LAYOUT = Layout(
+    expects="data/examples.jsonl and data/images.zip (or images/), or data/test-*.parquet",
+    example="data/examples.jsonl",
+    split="test",
+    datasets=_datasets,
+    parts=_parts,
+)

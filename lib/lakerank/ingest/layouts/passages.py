@@ -1,0 +1,236 @@
+"""Benchmarks whose documents are passages of text, a corpus for each dataset: BEIR, CoIR, MIRACL and MLDR.
+
+BEIR: `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv` in a folder for each dataset.
+Source: `beir/datasets/data_loader.py` in github.com/beir-cellar/beir, and the archives and hub repositories that it
+loads. A corpus line is `{"_id", "title", "text"}`, a query line `{"_id", "text"}`; qrels have a line of names, then
+query-id, corpus-id, score apart by tabs. Only queries with judgements in the split count. CQADupStack is a folder of
+folders: twelve forums whose mean is one figure. On the hub qrels lie in a repository beside, `NAME-qrels`.
+
+CoIR: code and text, in Parquet, `NAME-queries-corpus/` and `NAME-qrels/` for each dataset.
+Source: `coir/data_loader.py` and the README of github.com/CoIR-team/coir. The first repository has the splits `corpus`
+and `queries` with `_id`, `title` and `text`, the second `query_id`, `corpus_id` and `score` in the split `test`. Only
+queries with judgements in the split count; all of the corpus does. CodeSearchNet and CodeSearchNet-CCR are one figure
+each, the mean over six programming languages.
+
+MIRACL: a corpus, topics and qrels for each language; the headline is the mean over languages.
+Source: the cards of the hub's `miracl/miracl` and `miracl/miracl-corpus`, and `FlagEmbedding/evaluation/miracl/`
+in github.com/FlagOpen/FlagEmbedding. Topics are `miracl-v1.0-LANG/topics/topics.miracl-v1.0-LANG-SPLIT.tsv`, query id
+and query apart by a tab; qrels are `miracl-v1.0-LANG/qrels/qrels.miracl-v1.0-LANG-SPLIT.tsv` as trec_eval reads them;
+the corpus is `miracl-corpus-v1.0-LANG/docs-*.jsonl.gz` of `{"docid", "title", "text"}`, where the docid is unique
+within its language. Figures are given for the split `dev`.
+
+MLDR: long documents in thirteen languages, with the judgements inside the queries. Source: the card of the hub's
+`Shitao/MLDR`, and `FlagEmbedding/evaluation/mldr/` there. Each language has `mldr-v1.0-LANG/corpus.jsonl.gz` of
+`{"docid", "text"}` and `mldr-v1.0-LANG/SPLIT.jsonl.gz` of `{"query_id", "query", "positive_passages",
+"negative_passages"}`, lists of `{"docid", "text"}`: relevance 1 and 0. Figures are given for the split `test`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from lakerank.ingest.layouts.benchmark import (
+    ContentRows,
+    DocumentColumns,
+    Layout,
+    Part,
+    Qrels,
+    QueryColumns,
+    TextFields,
+    passage_part,
+    text_pool,
+    text_rows,
+)
+from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder, table_columns, table_qrels, without_rejects
+from lakerank.ingest.lines import LineFault, read_each, record_id, record_text, trec_qrels, tsv_qrels
+from lakerank.ingest.tables import ContentRow, SourceFault
+from lakerank.lake.storage import join
+from lakerank.records import Qrel
+
+#: MS MARCO has no judgements for its test queries in BEIR: its figures are of the development queries.
+_SPLITS = {"msmarco": "dev"}
+
+
+def _beir_datasets(folder: BenchmarkFolder, _split: str) -> list[tuple[str, str, str | None]]:
+    """Path, name and subset of each dataset, in the folder or below it."""
+
+    def is_dataset(path: str) -> bool:
+        return folder.find(join(path, "corpus.jsonl")) is not None
+
+    if is_dataset(""):
+        return [("", folder.name, None)]
+    datasets: list[tuple[str, str, str | None]] = []
+    for name in folder.folders():
+        if is_dataset(name):
+            datasets.append((name, name, None))
+        elif not name.endswith("-qrels"):
+            subsets = [subset for subset in folder.folders(name) if is_dataset(join(name, subset))]
+            datasets += [(join(name, subset), name, subset) for subset in subsets]
+    return datasets
+
+
+def _beir(folder: BenchmarkFolder, split: str, path: str, dataset: str, subset: str | None) -> list[Part]:
+    name = join(dataset, subset or "")
+    split = split or _SPLITS.get(dataset, "test")
+    corpus = folder.require(join(path, "corpus.jsonl"))
+    queries = folder.require(join(path, "queries.jsonl"))
+    tables = (join(path, "qrels", f"{split}.tsv"), join(f"{path}-qrels", f"{split}.tsv"))
+    qrels = folder.require(*(tables if path else tables[:1]))
+    columns = QueryColumns("beir", dataset, subset)
+
+    def judgements() -> Qrels:
+        return tsv_qrels(qrels, folder.fields(qrels), f"{name}/")
+
+    query_rows = partial(text_rows, folder, [queries], TextFields(("_id",), ("text",)), f"{name}/", columns)
+    return [passage_part(folder, columns, name, [corpus], query_rows, judgements)]
+
+
+BEIR = Layout(
+    expects="a dataset's corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, or a folder of such datasets",
+    example="corpus.jsonl",
+    split="",  # each dataset's own
+    datasets=_beir_datasets,
+    parts=_beir,
+)
+
+
+#: The four main tasks of the benchmark's own table.
+_COIR_TASKS = {
+    "apps": "text-to-code",
+    "cosqa": "text-to-code",
+    "synthetic-text2sql": "text-to-code",
+    "codesearchnet": "code-to-text",
+    "codesearchnet-ccr": "code-to-code",
+    "codetrans-dl": "code-to-code",
+    "codetrans-contest": "code-to-code",
+    "stackoverflow-qa": "hybrid",
+    "codefeedback-st": "hybrid",
+    "codefeedback-mt": "hybrid",
+}
+
+_COIR_SUFFIX = "-queries-corpus"
+_CODE_SEARCH = re.compile(r"(codesearchnet(?:-ccr)?)-(\w+)", re.IGNORECASE)
+_COIR_FIELDS = TextFields(("_id",), ("title", "text"))
+
+
+def _coir_datasets(folder: BenchmarkFolder, _split: str) -> list[tuple[str]]:
+    return [(name.removesuffix(_COIR_SUFFIX),) for name in folder.folders() if name.endswith(_COIR_SUFFIX)]
+
+
+def _coir(folder: BenchmarkFolder, split: str, path: str) -> list[Part]:
+    corpus = folder.require_parquet(f"{path}{_COIR_SUFFIX}", "corpus", "data")
+    queries = folder.require_parquet(f"{path}{_COIR_SUFFIX}", "queries", "data")
+    qrels = folder.require_parquet(f"{path}-qrels", split, "data")
+    table_columns(folder, corpus, ("_id",), ("text",))
+    table_columns(folder, queries, ("_id",), ("text",))
+    table_columns(folder, qrels, ("query_id", "query-id"), ("corpus_id", "corpus-id"), ("score",))
+    name, prefix, match = path.lower(), f"{path.lower()}/", _CODE_SEARCH.fullmatch(path)
+    dataset, subset = (match[1].lower(), match[2].lower()) if match else (name, None)
+    columns = QueryColumns("coir", dataset, subset, task=_COIR_TASKS.get(dataset))
+    pool = text_pool(name, prefix, partial(text_rows, folder, corpus, _COIR_FIELDS, prefix, DocumentColumns(dataset)))
+    query_rows = partial(text_rows, folder, queries, _COIR_FIELDS, prefix, columns)
+    return [Part(name, pool, columns, query_rows, partial(table_qrels, folder, qrels, prefix), prefix=prefix)]
+
+
+COIR = Layout(
+    expects=(
+        "NAME-queries-corpus/ with Parquet files corpus-* and queries-*, and NAME-qrels/ with SPLIT-*, of each dataset"
+    ),
+    example=f"NAME{_COIR_SUFFIX}",
+    split="test",
+    datasets=_coir_datasets,
+    parts=_coir,
+)
+
+
+_MIRACL = re.compile(r"miracl-v[\d.]+-(?P<language>\w+)")
+_MIRACL_ROOTS = ("", "miracl", "miracl-corpus")
+_MLDR = re.compile(r"mldr-v[\d.]+-(?P<language>\w+)")
+
+
+def _languages(
+    pattern: re.Pattern[str], roots: tuple[str, ...], folder: BenchmarkFolder, _split: str
+) -> list[tuple[str, str]]:
+    """Path and language of each folder that a pattern matches."""
+    names = ((root, name) for root in roots for name in folder.folders(root))
+    return [(join(root, name), match["language"]) for root, name in names if (match := pattern.fullmatch(name))]
+
+
+def _miracl(folder: BenchmarkFolder, split: str, path: str, language: str) -> list[Part]:
+    name, release = f"miracl-{language}", path.rpartition("/")[2]
+    topics = folder.require(join(path, "topics", f"topics.{release}-{split}.tsv"))
+    qrels = folder.require(join(path, "qrels", f"qrels.{release}-{split}.tsv"))
+    corpus = _miracl_corpus(folder, release.replace("miracl-", "miracl-corpus-", 1))
+    columns = QueryColumns("miracl", name, language=language)
+
+    def query(_line: int, fields: list[str]) -> Iterator[ContentRow]:
+        if len(fields) < 2 or not fields[0]:
+            raise LineFault(SourceFault.FIELD_MISSING, "not a query id and a query apart by a tab")
+        yield ContentRow(f"{name}/{fields[0]}", fields[1].strip(), extra=columns)
+
+    def queries() -> ContentRows:
+        return read_each(topics, folder.fields(topics), query)
+
+    def judgements() -> Qrels:
+        return trec_qrels(qrels, folder.fields(qrels, None), f"{name}/")
+
+    return [passage_part(folder, columns, name, corpus, queries, judgements)]
+
+
+def _miracl_corpus(folder: BenchmarkFolder, release: str) -> list[str]:
+    """The corpus of a language, its files in the order of their numbers."""
+    for path in (join(root, release) for root in _MIRACL_ROOTS):
+        names = [name for name in folder.files(path) if re.fullmatch(r"docs-\d+\.jsonl(\.gz)?", name)]
+        if names:
+            return [join(path, name) for name in sorted(names, key=lambda name: (len(name), name))]
+    raise folder.missing(f"{release}/docs-0.jsonl.gz")
+
+
+def _mldr(folder: BenchmarkFolder, split: str, path: str, language: str) -> list[Part]:
+    name = f"mldr-{language}"
+    corpus = folder.require(join(path, "corpus.jsonl"))
+    questions = folder.require(join(path, f"{split}.jsonl"))
+    columns = QueryColumns("mldr", name, language=language)
+
+    def query(_line: int, fields: Mapping[str, Any]) -> Iterator[ContentRow]:
+        query_id = f"{name}/{record_id(fields, ('query_id',))}"
+        yield ContentRow(query_id, record_text(fields, "query") or "", extra=columns)
+
+    def queries() -> ContentRows:
+        return read_each(questions, without_rejects(folder.records(questions)), query)
+
+    def qrels(_line: int, fields: Mapping[str, Any]) -> Iterator[Qrel]:
+        query_id = f"{name}/{record_id(fields, ('query_id',))}"
+        for key, relevance in (("positive_passages", 1), ("negative_passages", 0)):
+            passages = fields.get(key) or []
+            if not isinstance(passages, list) or not all(isinstance(passage, Mapping) for passage in passages):
+                raise LineFault(SourceFault.FIELD_INVALID, f"'{key}' is not a list of passages")
+            for passage in passages:
+                yield Qrel(query_id, f"{name}/{record_id(passage, ('docid',))}", relevance)
+
+    judgements = partial(folder.read, [questions], qrels)
+    return [passage_part(folder, columns, name, [corpus], queries, judgements)]
+
+
+MIRACL = Layout(
+    expects=(
+        "miracl-v1.0-LANG/topics/topics.miracl-v1.0-LANG-SPLIT.tsv, "
+        "miracl-v1.0-LANG/qrels/qrels.miracl-v1.0-LANG-SPLIT.tsv and miracl-corpus-v1.0-LANG/docs-*.jsonl.gz, "
+        "together or in miracl/ and miracl-corpus/"
+    ),
+    example="miracl-v1.0-LANG",
+    split="dev",
+    datasets=partial(_languages, _MIRACL, _MIRACL_ROOTS),
+    parts=_miracl,
+)
+
+MLDR = Layout(
+    expects="mldr-v1.0-LANG/corpus.jsonl.gz and mldr-v1.0-LANG/SPLIT.jsonl.gz",
+    example="mldr-v1.0-LANG",
+    split="test",
+    datasets=partial(_languages, _MLDR, ("",)),
+    parts=_mldr,
+)
