@@ -93,14 +93,14 @@ def test_own_lake_is_ranked_and_its_bad_candidate_rejected(output_of: Callable[[
     last = json.loads(output_of(_block("--run-id first")).splitlines()[-1])
     assert {key: last[key] for key in ("run_id", "candidates", "rejected", "published")} == {
         "run_id": "first",
-        "candidates": 4,
+        "candidates": 3,
         "rejected": 1,
         "published": True,
     }
     rejected = pq.read_table(clone / "mine" / "out" / "rejected" / "run_id=first").to_pylist()
     assert [(row["doc_id"], row["reason"]) for row in rejected] == [("manual-3", "missing_document")]
     ranked = pq.read_table(clone / "mine" / "out" / "ranked" / "run_id=first")
-    assert ranked["query_id"].to_pylist() == ["q1", "q1", "q2"]
+    assert ranked["query_id"].to_pylist() == ["q1", "q1"]
 
 
 def test_python_example_prints_a_logit_a_pair(output_of: Callable[[Block], str]) -> None:
