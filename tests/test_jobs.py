@@ -1,4 +1,4 @@
-"""The jobs as people run them: python and spark-submit, a clean lake and one with every kind of bad row."""
+"""The rerank job on a clean lake and on one with every kind of bad row: here, under python and under spark-submit."""
 
 from __future__ import annotations
 
@@ -18,13 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyspark
 import pytest
+from click.testing import CliRunner
 from PIL import Image
+from pyspark.sql import SparkSession
 
+from lakerank.cli.rerank import rerank
+from lakerank.cli.rerank_job import rerank_job
+from lakerank.config import load_config
+from lakerank.lake.storage import Storage
 from lakerank.records import Document, Query
+from lakerank.spark.run import run
 from oracles.reference import reference_logits
 
 pytestmark = pytest.mark.spark
 ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "conf" / "demo.yaml"
 
 
 def png(width: int, height: int, seed: int = 0, mode: str = "RGB") -> bytes:
@@ -74,10 +82,10 @@ BAD_DOCUMENTS: dict[str, tuple[bytes | None, bytes | None, str]] = {
 class Run:
     """What one run of the job left."""
 
-    status: int
     summary: dict[str, object]
-    log: str
     output: Path
+    status: int = 0
+    log: str = ""
 
     def table(self, name: str) -> list[dict[str, object]]:
         return pq.read_table(self.output / name / "run_id=r", partitioning=None).to_pylist()
@@ -110,9 +118,7 @@ def _write(path: Path, id_column: str, rows: list[tuple[str, bytes | None, bytes
     )
 
 
-def run_job(
-    lake: Path, output: Path, checkpoint: Path, command: list[str], *settings: str, options: tuple[str, ...] = ()
-) -> Run:
+def settings(lake: Path, output: Path, checkpoint: Path, *more: str) -> list[str]:
     values = {
         "lake.documents": lake / "documents.parquet",
         "lake.queries": lake / "queries.parquet",
@@ -122,17 +128,35 @@ def run_job(
         "model.path": checkpoint,
         "spark.conf": "{spark.master: 'local[2]', spark.ui.enabled: false, spark.driver.memory: 1g}",
     }
-    given = [f"{key}={value}" for key, value in values.items()] + list(settings)
-    arguments = ["--config", str(ROOT / "conf" / "demo.yaml"), "--run-id", "r"]
-    arguments += [word for setting in given for word in ("--set", setting)]
+    return [*(f"{key}={value}" for key, value in values.items()), *more]
+
+
+def arguments(given: list[str], *options: str) -> list[str]:
+    words = [word for setting in given for word in ("--set", setting)]
+    return ["--config", str(DEMO), "--run-id", "r", *words, *options]
+
+
+def run_here(spark: SparkSession, output: Path, given: list[str]) -> Run:
+    """Run what the job runs, in this process."""
+    return Run(run(spark, Storage(), rerank_job(load_config(DEMO, given), "r", Storage())), output)
+
+
+def run_job(command: str, output: Path, given: list[str], *options: str) -> Run:
+    """Run jobs/rerank.py in a process of its own."""
     environment = os.environ | {"PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable}
     done = subprocess.run(
-        [*command, str(ROOT / "jobs" / "rerank.py"), *arguments, *options],
+        [command, str(ROOT / "jobs" / "rerank.py"), *arguments(given, *options)],
         capture_output=True, text=True, env=environment, timeout=300, cwd=output.parent, check=False,
     )  # fmt: skip
     lines = done.stdout.strip().splitlines()
     assert lines, done.stderr
-    return Run(done.returncode, json.loads(lines[-1]), done.stderr, output)
+    return Run(json.loads(lines[-1]), output, done.returncode, done.stderr)
+
+
+def refused(given: list[str], *options: str) -> tuple[int, dict[str, str]]:
+    """Exit status and last line of a job that starts no Spark."""
+    result = CliRunner().invoke(rerank, arguments(given, *options))
+    return result.exit_code, json.loads(result.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -149,33 +173,34 @@ def lakes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def clean(lakes, checkpoint) -> Run:
-    return run_job(lakes["clean"], lakes["clean"] / "out", checkpoint, [sys.executable], "spark.partitions=1")
+def clean(spark, lakes, checkpoint) -> Run:
+    output = lakes["clean"] / "out"
+    return run_here(spark, output, settings(lakes["clean"], output, checkpoint))
 
 
 @pytest.fixture(scope="module")
 def submitted(lakes, checkpoint) -> Run:
+    output = lakes["clean"] / "submitted"
+    smaller = ("spark.partitions=8", "scoring.max_queries_per_group=1", "scoring.unit_tokens=50")
     submit = str(Path(pyspark.__file__).parent / "bin" / "spark-submit")
-    return run_job(
-        lakes["clean"], lakes["clean"] / "submitted", checkpoint, [submit],
-        "spark.partitions=8", "scoring.max_queries_per_group=1", "scoring.unit_tokens=50",
-    )  # fmt: skip
+    return run_job(submit, output, settings(lakes["clean"], output, checkpoint, *smaller))
 
 
 @pytest.fixture(scope="module")
 def dirty(lakes, checkpoint) -> Run:
-    command, options = [sys.executable], ("--log-format", "json")
-    return run_job(lakes["dirty"], lakes["dirty"] / "out", checkpoint, command, "spark.partitions=2", options=options)
+    output = lakes["dirty"] / "out"
+    given = settings(lakes["dirty"], output, checkpoint, "spark.partitions=2")
+    return run_job(sys.executable, output, given, "--log-format", "json")
 
 
-def test_python_publishes_every_candidate(clean):
-    assert clean.status == 0, clean.log
+def test_every_candidate_is_published(clean):
     assert clean.summary["published"] is True
     assert clean.summary["scored"] == len(clean.table("ranked")) == len(QUERIES) * len(DOCUMENTS)
     assert clean.table("rejected") == []
     assert 1 <= clean.summary["model_loads"] <= 2, "one model a worker process"
 
 
+@pytest.mark.nightly
 def test_spark_submit_writes_the_same_bytes_with_other_partitions_groups_and_units(clean, submitted):
     assert submitted.status == 0, submitted.log
     assert submitted.summary["units"] > clean.summary["units"]
@@ -241,41 +266,41 @@ def test_the_manifest_and_the_last_line_say_what_the_run_took(clean):
 
 
 def test_publishing_anyway_needs_a_reason(lakes, checkpoint):
-    options = ("--publish-anyway", " ")
-    run = run_job(lakes["clean"], lakes["clean"] / "no", checkpoint, [sys.executable], options=options)
-    assert run.status == 2
-    assert "say why" in run.summary["message"]
+    given = settings(lakes["clean"], lakes["clean"] / "no", checkpoint)
+    status, last = refused(given, "--publish-anyway", " ")
+    assert status == 2
+    assert "say why" in last["message"]
 
 
 def test_wrong_config_is_refused_with_every_fault_and_status_2(lakes, checkpoint):
-    run = run_job(
-        lakes["clean"], lakes["clean"] / "no", checkpoint, [sys.executable], "ranking.depth=0", "scoring.nonsense=1"
-    )
-    assert run.status == 2
-    assert "ranking.depth" in run.summary["message"]
-    assert "scoring.nonsense: no such setting" in run.summary["message"]
+    wrong = ("ranking.depth=0", "scoring.nonsense=1")
+    status, last = refused(settings(lakes["clean"], lakes["clean"] / "no", checkpoint, *wrong))
+    assert status == 2
+    assert "ranking.depth" in last["message"]
+    assert "scoring.nonsense: no such setting" in last["message"]
 
 
-def test_a_failed_audit_is_status_3(lakes, checkpoint):
-    run = run_job(
-        lakes["dirty"], lakes["dirty"] / "audited", checkpoint, [sys.executable], "audit.max_reject_rate=0.01"
-    )
-    assert run.status == 3
-    assert run.summary["published"] is False
-    assert run.summary["failed_audits"] == ["reject rate"]
-    assert not (run.output / "current.json").exists()
+def test_a_failed_audit_publishes_nothing(spark, lakes, checkpoint):
+    """That its exit status is 3 is tested in tests/cli/test_job.py."""
+    output = lakes["dirty"] / "audited"
+    failed = run_here(spark, output, settings(lakes["dirty"], output, checkpoint, "audit.max_reject_rate=0.01"))
+    assert failed.summary["published"] is False
+    assert failed.summary["failed_audits"] == ["reject rate"]
+    assert not (output / "current.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("setting", "advice"),
-    [("spark.python.worker.reuse: false", "set it to true"), ("spark.task.resource.gpu.amount: 0.5", "set it to 1")],
-)
-def test_spark_settings_that_waste_models_are_refused(lakes, checkpoint, setting, advice):
-    run = run_job(
-        lakes["clean"], lakes["clean"] / "no", checkpoint, [sys.executable],
-        f"spark.conf={{spark.master: 'local[2]', spark.executor.resource.gpu.amount: 1, {setting}}}",
-    )  # fmt: skip
-    assert run.status == 1
-    assert run.summary["error"] == "SparkSettingError"
-    assert setting.split(":")[0] in run.summary["message"]
-    assert advice in run.summary["message"]
+def test_spark_settings_that_waste_models_are_refused(lakes, checkpoint):
+    """In a process of its own: a session that is running here would have settings already."""
+    wasteful = "spark.python.worker.reuse: false, spark.executor.resource.gpu.amount: 1, spark.task.resource.gpu.amount"
+    conf = f"spark.conf={{spark.master: 'local[2]', {wasteful}: 0.5}}"
+    output = lakes["clean"] / "no"
+    refusal = run_job(sys.executable, output, settings(lakes["clean"], output, checkpoint, conf))
+    assert refusal.status == 1
+    assert refusal.summary["error"] == "SparkSettingError"
+    for words in (
+        "spark.python.worker.reuse=false",
+        "set it to true",
+        "spark.task.resource.gpu.amount=0.5",
+        "set it to 1",
+    ):
+        assert words in refusal.summary["message"]

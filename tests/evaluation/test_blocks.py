@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from lakerank.evaluation.analysis.samples import Sample
 from lakerank.evaluation.evaluation import evaluate
-from lakerank.evaluation.inputs import Inputs, LakeTables, Totals
+from lakerank.evaluation.inputs import Inputs, LakeTables, Totals, find_inputs
+from lakerank.evaluation.job import evaluate_run
 from lakerank.evaluation.pairs import ROWS, InputTable, judged_only, whole_queries
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
@@ -125,9 +126,9 @@ def test_whole_queries(sizes, block_rows, batch_rows):
     assert all(len(block) < block_rows + batch_rows + 9 for block in blocks)
 
 
-@pytest.mark.spark
-@pytest.mark.nightly
-def test_spark_reads_what_this_process_does(make_lake, encode, tmp_path):
+@pytest.fixture
+def lake(make_lake, encode):
+    """Sixty queries over texts and images, the first five unjudged; and a run to compare with."""
     generator = random.Random(1)
     docs = [f"d{number}" for number in range(30)]
     queries = [f"q{number:02}" for number in range(60)]
@@ -143,26 +144,41 @@ def test_spark_reads_what_this_process_does(make_lake, encode, tmp_path):
         rejected=[(queries[0], "gone", "missing_document")],
     )
     lake.add_run("r0", {query: found[::-1] for query, found in lists.items()})
-    command = [sys.executable, str(ROOT / "jobs/evaluate.py"), "--config", str(ROOT / "conf/demo.yaml")]
-    for name in ("documents", "queries", "candidates", "qrels"):
-        command += ["--set", f"lake.{name}={getattr(lake.tables, name)}"]
-    command += [
-        "--set",
-        f"lake.output={lake.paths.output}",
-        "--set",
-        "spark.conf={spark.master: 'local[2]', spark.ui.enabled: false}",
-    ]
-    found = []
-    for where in ("--no-spark", "--spark"):
-        done = subprocess.run(
-            [*command, "--run-id", "r1", "--against", "r0", where],
-            capture_output=True, text=True, cwd=tmp_path, timeout=400,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found.append((done.stdout.splitlines()[-1], Path(lake.paths.folder, "evaluation.json").read_text()))
-    (here, figures), (there, others) = found
-    assert json.loads(figures) == json.loads(others)
+    return lake
+
+
+def figures(lake):
+    return json.loads(Path(lake.paths.folder, "evaluation.json").read_text())
+
+
+@pytest.mark.spark
+def test_spark_reads_what_this_process_does(lake, spark):
+    from lakerank.spark.evaluate import blocks_in_spark
+
+    here = lake.evaluated("r0").summary(), figures(lake)
+    inputs = find_inputs(Storage(), lake.tables, lake.paths, RunPaths(lake.paths.output, "r0"))
+    there = evaluate_run(Storage(), inputs, blocks_in_spark(spark)).summary(), figures(lake)
+    assert here[1] == there[1]
     keys = ("reranked", "against", "queries", "modality_gap")
-    assert [json.loads(here)[key] for key in keys] == [json.loads(there)[key] for key in keys]
+    assert [here[0][key] for key in keys] == [there[0][key] for key in keys]
     by_query = list(Path(lake.paths.folder, "evaluation/queries").glob("*.parquet"))
     assert sum(pq.read_metadata(path).num_rows for path in by_query) == 55
+
+
+@pytest.mark.spark
+@pytest.mark.nightly
+def test_the_command_starts_a_spark_of_its_own(lake, tmp_path):
+    lake.evaluated("r0")
+    here = figures(lake)
+    tables = {name: getattr(lake.tables, name) for name in ("documents", "queries", "candidates", "qrels")}
+    settings = [f"lake.{name}={address}" for name, address in (tables | {"output": lake.paths.output}).items()]
+    settings.append("spark.conf={spark.master: 'local[2]', spark.ui.enabled: false}")
+    command = [sys.executable, str(ROOT / "jobs/evaluate.py"), "--config", str(ROOT / "conf/demo.yaml")]
+    command += [word for setting in settings for word in ("--set", setting)]
+    done = subprocess.run(
+        [*command, "--run-id", "r1", "--against", "r0", "--spark"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "starting Spark" in done.stderr
+    assert figures(lake) == here

@@ -1,4 +1,4 @@
-"""Every layout from its publisher's files to a report: ingest, rerank, evaluate, one command each.
+"""Every layout from its publisher's files to a report: ingested, reranked, evaluated.
 
 The figures are held against each benchmark's own way of counting, written down here from the judgements that the
 miniature files hold and from the authors' evaluation code, and applied to the ranked lists that the run published.
@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -20,6 +16,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from click import Command
+from click.testing import CliRunner
+from pyspark.sql import SparkSession
+
+from lakerank.cli.evaluate import evaluate
+from lakerank.cli.ingest import ingest
+from lakerank.cli.rerank_job import rerank_job
+from lakerank.config import load_config
+from lakerank.lake.storage import Storage
+from lakerank.spark.run import run as rerank
 
 pytestmark = pytest.mark.spark
 
@@ -114,7 +120,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Run:
-    """What the three commands left."""
+    """What the three steps left."""
 
     ingested: dict[str, dict[str, Any]]
     reranked: dict[str, Any]
@@ -126,42 +132,32 @@ class Run:
         return next(one for one in self.evaluated["benchmarks"] if one["name"] == name)
 
 
-def command(name: str, *arguments: str) -> dict[str, Any]:
-    """The last line of a job's standard output."""
-    environment = os.environ | {"PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *arguments],
-        capture_output=True, text=True, env=environment, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    summary: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+def invoke(command: Command, *arguments: str) -> dict[str, Any]:
+    """The last line of a command's standard output."""
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    summary: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return summary
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, builders: Mapping[str, Any], tiny_checkpoint: Path) -> Run:
-    """Each benchmark ingested by one command; then all lakes reranked and evaluated together, by one command each."""
+def run(
+    tmp_path_factory: pytest.TempPathFactory, builders: Mapping[str, Any], tiny_checkpoint: Path, spark: SparkSession
+) -> Run:
+    """Each benchmark ingested by one command; then all lakes reranked and evaluated together."""
     folder = tmp_path_factory.mktemp("benchmarks")
+    ingested = {}
     for layout in LAYOUTS:
-        builders[layout](folder / "published" / layout)
-
-    def ingest(layout: str) -> dict[str, Any]:
         source, output = folder / "published" / layout, folder / "lakes" / layout
-        return command("ingest", str(source), "--layout", "auto", "--output", str(output))
-
-    with ThreadPoolExecutor(2) as pool:
-        ingested = dict(zip(LAYOUTS, pool.map(ingest, LAYOUTS), strict=True))
-    settings = {
-        **{f"lake.{name}": folder / "lakes" / "*" / name for name in ("documents", "queries", "candidates", "qrels")},
-        "lake.output": folder / "out",
-        "model.path": tiny_checkpoint,
-        "spark.partitions": 2,
-        "spark.conf": "{spark.master: 'local[2]', spark.ui.enabled: false, spark.driver.memory: 1g}",
-    }
-    arguments = ["--config", str(ROOT / "conf" / "demo.yaml"), "--run-id", "r"]
-    arguments += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    reranked = command("rerank", *arguments)
-    command("evaluate", *arguments)
+        builders[layout](source)
+        ingested[layout] = invoke(ingest, str(source), "--layout", "auto", "--output", str(output))
+    tables = {name: folder / "lakes" / "*" / name for name in ("documents", "queries", "candidates", "qrels")}
+    settings = [f"lake.{name}={address}" for name, address in tables.items()]
+    settings += [f"lake.output={folder / 'out'}", f"model.path={tiny_checkpoint}"]
+    config = ROOT / "conf" / "demo.yaml"
+    reranked = rerank(spark, Storage(), rerank_job(load_config(config, settings), "r", Storage()))
+    words = [word for setting in settings for word in ("--set", setting)]
+    invoke(evaluate, "--config", str(config), "--run-id", "r", "--no-spark", *words)
     left = folder / "out" / "runs" / "r"
     rankings: dict[str, list[tuple[str, float]]] = {}
     for row in pq.read_table(folder / "out" / "ranked" / "run_id=r", partitioning=None).to_pylist():

@@ -1,43 +1,54 @@
-"""conf/cascade.yaml and conf/ensemble.yaml through the jobs: reranked, judged and tidied up."""
+"""conf/cascade.yaml and conf/ensemble.yaml on a few queries of the bundled lake: reranked, evaluated, cleaned."""
 
 from __future__ import annotations
 
+import io
 import json
-import subprocess
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from click import Command
 from click.testing import CliRunner
+from pyspark.sql import SparkSession
 
 from lakerank import Document, Query, load_reranker
+from lakerank.cli.clean import clean
+from lakerank.cli.evaluate import evaluate
 from lakerank.cli.rerank_job import rerank_job
-from lakerank.cli.score import score
 from lakerank.config import load_config
 from lakerank.errors import ConfigError
 from lakerank.lake.storage import Storage
+from lakerank.spark.run import run
 
 pytestmark = pytest.mark.spark
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LAKE = ROOT / "lib" / "lakerank" / "ingest" / "demo_lake"
 QUERIES, TOP = 5, 10
 
 
-def run(job: str, config: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    """A job's last line; its candidates are a few queries of the bundled lake."""
+def settings(folder: Path) -> list[str]:
+    """The bundled lake's tables, with candidates of a few queries."""
     tables = {name: LAKE / f"{name}.parquet" for name in ("documents", "queries", "qrels")}
-    settings = {f"lake.{name}": address for name, address in tables.items()}
-    settings |= {"lake.candidates": folder / "candidates.parquet", "lake.output": folder / "out"}
-    conf = "{spark.master: 'local[2]', spark.ui.enabled: false, spark.driver.memory: 1g}"
-    given = [f"{key}={value}" for key, value in settings.items()] + [f"spark.conf={conf}", "spark.partitions=2"]
-    command = [sys.executable, str(ROOT / "jobs" / job), "--config", str(ROOT / "conf" / config)]
-    command += [word for setting in given for word in ("--set", setting)]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=folder, check=False)
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout.strip().splitlines()[-1])) | {"log": done.stderr}
+    tables |= {"candidates": folder / "candidates.parquet", "output": folder / "out"}
+    return [f"lake.{name}={address}" for name, address in tables.items()]
+
+
+def rerank(spark: SparkSession, name: str, folder: Path) -> dict[str, Any]:
+    """Summary of a run named after its config."""
+    config = load_config(ROOT / "conf" / f"{name}.yaml", settings(folder))
+    return run(spark, Storage(), rerank_job(config, name, Storage()))
+
+
+def invoke(command: Command, config: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    """A command's last line."""
+    words = [word for setting in settings(folder) for word in ("--set", setting)]
+    result = CliRunner().invoke(command, ["--config", str(ROOT / "conf" / config), *words, *arguments])
+    assert result.exit_code == 0, result.output
+    return dict(json.loads(result.stdout.splitlines()[-1]))
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +61,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cascade(folder: Path) -> dict[str, Any]:
-    return run("rerank.py", "cascade.yaml", folder, "--run-id", "cascade")
+def cascade(spark: SparkSession, folder: Path) -> dict[str, Any]:
+    """Summary of the cascade's run, and what it logged."""
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    logger = logging.getLogger("lakerank")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        summary = rerank(spark, "cascade", folder)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    return summary | {"log": log.getvalue()}
 
 
 def ranked(folder: Path, run_id: str) -> list[dict[str, Any]]:
@@ -88,8 +111,8 @@ def test_the_top_of_a_cascade_is_as_the_strong_one_alone_would_have_it(folder, c
     assert own == sorted(own)
 
 
-def test_an_ensemble_of_stored_scores_scores_what_is_missing_alone(folder, cascade):
-    summary = run("rerank.py", "ensemble.yaml", folder, "--run-id", "ensemble")
+def test_an_ensemble_of_stored_scores_scores_what_is_missing_alone(spark, folder, cascade):
+    summary = rerank(spark, "ensemble", folder)
     exact, short = summary["passes"]
     assert (short["pairs"], short["reused"]) == (0, cascade["candidates"]), "the cascade's first pass scored them all"
     assert (exact["pairs"], exact["reused"]) == (cascade["candidates"] - QUERIES * TOP, QUERIES * TOP)
@@ -102,19 +125,9 @@ def test_an_ensemble_of_stored_scores_scores_what_is_missing_alone(folder, casca
 
 
 def test_a_cascade_is_judged_and_kept_like_any_run(folder, cascade):
-    judged = run("evaluate.py", "cascade.yaml", folder, "--run-id", "cascade", "--no-spark")
-    assert judged["reranked"]
+    assert invoke(evaluate, "cascade.yaml", folder, "--run-id", "cascade", "--no-spark")["reranked"]
     report = (folder / "out" / "runs" / "cascade" / "report.html").read_text()
     assert "embedded; 50 pairs, the best 10 a query; 50 scored in this run" in report
-    tidied = run("clean.py", "cascade.yaml", folder)
-    assert tidied["listed"] == {"files": 0, "bytes": 0}
-    assert "cascade" in tidied["kept_runs"]
-
-
-def test_one_request_is_answered_by_one_model(tmp_path):
-    request = tmp_path / "request.json"
-    request.write_text(json.dumps({"query": "apple", "documents": ["pear"]}))
-    for name in ("cascade.yaml", "ensemble.yaml"):
-        refused = CliRunner().invoke(score, [str(request), "--config", str(ROOT / "conf" / name)])
-        assert refused.exit_code == 2
-        assert "a request is answered by one reranker" in json.loads(refused.stdout.splitlines()[-1])["message"]
+    cleaned = invoke(clean, "cascade.yaml", folder)
+    assert cleaned["listed"] == {"files": 0, "bytes": 0}
+    assert "cascade" in cleaned["kept_runs"]

@@ -1,0 +1,40 @@
+"""conf/demo.yaml as it stands: the whole bundled lake through the bundled checkpoint, and what README says of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import SparkSession
+
+from lakerank.cli.rerank_job import rerank_job
+from lakerank.config import load_config
+from lakerank.evaluation.inputs import LakeTables, find_inputs
+from lakerank.evaluation.job import evaluate_run
+from lakerank.lake.storage import Storage
+from lakerank.spark.run import run
+
+pytestmark = pytest.mark.spark
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_demo_has_the_figures_of_readme(spark: SparkSession, storage: Storage, tmp_path: Path) -> None:
+    config = load_config(ROOT / "conf" / "demo.yaml", [f"lake.output={tmp_path}"])
+    job = rerank_job(config, "demo", storage)
+    summary = run(spark, storage, job)
+    assert (summary["published"], summary["rejected"]) == (True, 0)
+    ranked = pq.read_table(tmp_path / "ranked" / "run_id=demo", partitioning=None)
+    assert ranked.num_rows == summary["scored"] == summary["candidates"] > 10_000
+
+    lake = config.lake.located()
+    tables = LakeTables(lake.documents, lake.queries, lake.candidates, str(lake.qrels))
+    overall = evaluate_run(storage, find_inputs(storage, tables, job.paths)).evaluation.overall
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^all +(\d+) +(.*)$", readme, re.MULTILINE)
+    assert overall.queries == int(line[0])
+    stages = (overall.random, overall.first_stage, overall.reranked)
+    figures = [stage[metric] for metric in ("nDCG@10", "Recall@10") for stage in stages]
+    assert figures == pytest.approx([float(figure) for figure in line[1].split()], abs=0.002)
+    assert Path(job.paths.report).stat().st_size > 10_000
