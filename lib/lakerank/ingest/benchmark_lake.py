@@ -19,7 +19,7 @@ from lakerank.ingest.bm25 import Bm25Index
 from lakerank.ingest.first_stage import ALL_PAIRS, DEPTH, FirstStages, choose_first_stages, run_candidates
 from lakerank.ingest.folder import output_faults
 from lakerank.ingest.layouts import AUTO, read_benchmark
-from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns
+from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, every_id
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
 from lakerank.ingest.layouts.mkqa import AnswerMatcher
 from lakerank.ingest.tables import ContentRow, Row, SourceFault, SourceReject, TableName, TableWriter, WrittenTable
@@ -51,31 +51,21 @@ class LayoutOptions:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkLake:
-    """The result of an ingestion. `first_stage` counts parts by the source of their candidates."""
+    """The result of an ingestion, in the order of the job's last line. `first_stage` counts parts by their method."""
 
     layout: str
     output: str
-    parts: tuple[str, ...]
+    parts: list[str]
     first_stage: dict[str, int]
     tables: dict[str, WrittenTable]
+    rejected: int
     rejected_by_fault: dict[str, int]
     rejects: dict[str, str]
     seconds: float
 
     def summary(self) -> dict[str, Any]:
         """The job's last line of standard output."""
-        tables = {name: asdict(table) for name, table in self.tables.items()}
-        return {
-            "layout": self.layout,
-            "output": self.output,
-            "parts": list(self.parts),
-            "first_stage": self.first_stage,
-            "tables": tables,
-            "rejected": sum(self.rejected_by_fault.values()),
-            "rejected_by_fault": self.rejected_by_fault,
-            "rejects": self.rejects,
-            "seconds": round(self.seconds, 3),
-        }
+        return asdict(self) | {"seconds": round(self.seconds, 3)}
 
 
 def ingest_benchmark(
@@ -111,15 +101,16 @@ def ingest_benchmark(
     result = BenchmarkLake(
         benchmark.name,
         output,
-        tuple(part.name for part in benchmark.parts),
+        [part.name for part in benchmark.parts],
         dict(sorted(Counter(stages.methods.values()).items())),
         {name: written for name, (written, _) in finished.items()},
+        rejected.total(),
         dict(sorted(rejected.items())),
         {name: uri for name, (_, uri) in finished.items() if uri is not None},
         time.monotonic() - started,
     )
     counts = ", ".join(f"{table.rows} {name}" for name, table in result.tables.items())
-    _log.info("%s: %s, %d rejects in %.1f s", result.layout, counts, rejected.total(), result.seconds)
+    _log.info("%s: %s, %d rejects in %.1f s", result.layout, counts, result.rejected, result.seconds)
     return result
 
 
@@ -130,21 +121,21 @@ class CandidateQueries:
     """
 
     def __init__(self) -> None:
-        self._pairs: tuple[array[int], array[int]] = (array("q"), array("i"))
+        self._added: tuple[array[int], array[int]] = (array("q"), array("i"))
         self._documents: np.ndarray[Any, Any] = np.empty(0, np.int64)
         self._queries: np.ndarray[Any, Any] = np.empty(0, np.int32)
 
     def add(self, doc_id: str, query: int) -> None:
         """Add a document and a query's number; it can be looked up after `sort`."""
-        self._pairs[0].append(hash(doc_id))
-        self._pairs[1].append(query)
+        self._added[0].append(hash(doc_id))
+        self._added[1].append(query)
 
     def sort(self) -> None:
         """Sort the pairs for lookup."""
-        documents, queries = (np.frombuffer(column, dtype=column.typecode) for column in self._pairs)
+        documents, queries = (np.frombuffer(column, dtype=column.typecode) for column in self._added)
         order = np.argsort(documents, kind="stable")
         self._documents, self._queries = documents[order], queries[order]
-        self._pairs = (array("q"), array("i"))
+        self._added = (array("q"), array("i"))
 
     def __contains__(self, doc_id: str) -> bool:
         return len(self.of(doc_id)) > 0
@@ -152,8 +143,7 @@ class CandidateQueries:
     def of(self, doc_id: str) -> Sequence[int]:
         """Numbers of a document's queries, in the order they were added."""
         key = np.int64(hash(doc_id))
-        first = np.searchsorted(self._documents, key, "left")
-        last = np.searchsorted(self._documents, key, "right")
+        first, last = (np.searchsorted(self._documents, key, side) for side in ("left", "right"))
         numbers: list[int] = self._queries[first:last].tolist()
         return numbers
 
@@ -201,7 +191,7 @@ class _LakeWriter:
         """Write the documents of every pool, and the judgements that depend on their texts."""
         self._candidates.sort()
         for pool in self._benchmark.pools:
-            is_included = (lambda doc_id: True) if self._options.all_documents else self._candidates.__contains__
+            is_included = every_id if self._options.all_documents else self._candidates.__contains__
             for document in pool.documents(is_included):
                 self._add("documents", document)
                 if self._matcher and isinstance(document, ContentRow):
@@ -209,9 +199,7 @@ class _LakeWriter:
                         self._add("qrels", judgement)
 
     def _write_part(self, part: Part, index: Bm25Index | None) -> None:
-        judged = (
-            None if part.judgements is None else {row.query_id for row in part.judgements() if isinstance(row, Qrel)}
-        )
+        judged = {row.query_id for row in part.judgements() if isinstance(row, Qrel)} if part.judgements else None
         numbers: dict[str, int] = {}  # of the part's queries, by id
         for query in part.queries():
             if isinstance(query, SourceReject):
@@ -223,7 +211,7 @@ class _LakeWriter:
                     self._add_candidate(candidate, numbers)
         for row in self._listed_candidates(part, numbers):
             self._add_candidate(row, numbers)
-        for judgement in part.judgements() if part.judgements is not None else ():
+        for judgement in part.judgements() if part.judgements else ():
             if isinstance(judgement, Qrel) and judgement.query_id not in numbers:
                 detail = f"{judgement.query_id} is judged, but is not among the queries"
                 judgement = SourceReject(part.name, SourceFault.QUERY_NOT_FOUND, detail)

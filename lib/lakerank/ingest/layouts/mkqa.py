@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from lakerank.errors import DependencyError
 from lakerank.ingest.layouts.benchmark import (
     PASSAGE,
-    ContentRows,
     DocumentColumns,
     Layout,
     Part,
@@ -30,7 +29,7 @@ from lakerank.ingest.layouts.benchmark import (
 )
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
 from lakerank.ingest.lines import LineFault, record_id, record_text
-from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
+from lakerank.ingest.tables import ContentRow, SourceFault
 from lakerank.lake.storage import join
 
 #: The languages of the benchmark.
@@ -38,10 +37,6 @@ LANGUAGES = (
     *("en", "ar", "fi", "ja", "ko", "ru", "es", "sv", "he", "th", "da", "de", "fr", "it", "nl", "pl", "pt", "hu"),
     *("vi", "ms", "km", "no", "tr", "zh_cn", "zh_hk", "zh_tw"),
 )
-
-#: Id, text and answers of a question.
-Question = tuple[str, str, Sequence[str]]
-Questions = Callable[[], Iterator[Question | SourceReject]]
 
 #: Kinds of answers that no passage can be searched for.
 _UNSEARCHABLE = frozenset({"unanswerable", "binary", "long_answer"})
@@ -73,15 +68,13 @@ def _is_mkqa(folder: BenchmarkFolder) -> bool:
     return folder.find(*_CORPORA) is not None and bool(folder.find(*_ORIGINALS) or _by_language(folder))
 
 
-def _datasets(folder: BenchmarkFolder, _split: str) -> list[tuple[Pool, str, Questions]]:
-    """The pool, language and questions of each language whose questions are there. There is only one split."""
+def _datasets(folder: BenchmarkFolder, _split: str) -> list[tuple[Pool, str, str]]:
+    """The pool, language and file of each language whose questions are there. There is only one split."""
     corpus = folder.require(*_CORPORA)
     documents = partial(text_rows, folder, [corpus], PASSAGE, "mkqa/", DocumentColumns("mkqa", "en"))
     pool = text_pool("mkqa", "mkqa/", documents)
-    if files := _by_language(folder):
-        return [(pool, language, partial(_questions, folder, path)) for language, path in files.items()]
-    original = folder.require(*_ORIGINALS)
-    return [(pool, language, partial(_original, folder, original, language)) for language in LANGUAGES]
+    files = _by_language(folder) or dict.fromkeys(LANGUAGES, folder.require(*_ORIGINALS))
+    return [(pool, language, path) for language, path in files.items()]
 
 
 def _by_language(folder: BenchmarkFolder) -> dict[str, str]:
@@ -90,52 +83,37 @@ def _by_language(folder: BenchmarkFolder) -> dict[str, str]:
     return {language: path for language, path in paths.items() if path is not None}
 
 
-def _parts(_folder: BenchmarkFolder, _split: str, pool: Pool, language: str, questions: Questions) -> list[Part]:
+def _parts(folder: BenchmarkFolder, _split: str, pool: Pool, language: str, path: str) -> list[Part]:
     name = f"mkqa-{language}"
     columns = QueryColumns("mkqa", name, language=language)
+    questions = partial(_original_question, language) if path.startswith(_ORIGINALS) else _question
 
-    def queries() -> ContentRows:
-        for question in questions():
-            if isinstance(question, SourceReject):
-                yield question
-            else:
-                query_id, text, answers = question
-                encoded = json.dumps(answers, ensure_ascii=False)
-                yield ContentRow(f"{name}/{query_id}", text, extra=columns._replace(answers=encoded))
+    def query(_line: int, fields: Mapping[str, Any]) -> Iterator[ContentRow]:
+        for query_id, text, answers in questions(fields):
+            encoded = json.dumps(answers, ensure_ascii=False)
+            yield ContentRow(f"{name}/{query_id}", text, extra=columns._replace(answers=encoded))
 
+    queries = partial(folder.read, [path], query)
     return [Part(name, pool, columns, queries, None, judged_by_answers=True, prefix=f"{name}/")]
 
 
-def _questions(folder: BenchmarkFolder, path: str) -> Iterator[Question | SourceReject]:
-    """Id, question and answers of each line of a language's file."""
-
-    def question(_line: int, fields: Mapping[str, Any]) -> Iterator[Question]:
-        answers = fields.get("answers")
-        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-            raise LineFault(SourceFault.FIELD_INVALID, "'answers' is not a list of strings")
-        yield record_id(fields, ("id",)), record_text(fields, "question") or "", answers
-
-    return folder.read([path], question)
+def _question(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """Id, question and answers of a line of a language's file."""
+    answers = fields.get("answers")
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise LineFault(SourceFault.FIELD_INVALID, "'answers' is not a list of strings")
+    yield record_id(fields, ("id",)), record_text(fields, "question") or "", answers
 
 
-def _original(folder: BenchmarkFolder, path: str, language: str) -> Iterator[Question | SourceReject]:
-    """Id, question in one language and English answers of each searchable question of the original file."""
-
-    def question(_line: int, fields: Mapping[str, Any]) -> Iterator[Question]:
-        answers = _answers(fields)
-        if not any(answer.get("type") in _UNSEARCHABLE for answer in answers):
-            text = record_text(_object(fields, "queries"), language)
-            names = [name for answer in answers for name in (answer.get("text"), *(answer.get("aliases") or ()))]
-            yield record_id(fields, ("example_id",)), text or "", [name for name in names if name]
-
-    return folder.read([path], question)
-
-
-def _answers(fields: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _original_question(language: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """Id, question in one language and English answers of a line of the original file, if it is searchable."""
     answers = _object(fields, "answers").get("en")
     if not isinstance(answers, list) or not all(isinstance(answer, Mapping) for answer in answers):
         raise LineFault(SourceFault.FIELD_INVALID, "'answers' has no list of English answers")
-    return answers
+    if not any(answer.get("type") in _UNSEARCHABLE for answer in answers):
+        text = record_text(_object(fields, "queries"), language)
+        names = [name for answer in answers for name in (answer.get("text"), *(answer.get("aliases") or ()))]
+        yield record_id(fields, ("example_id",)), text or "", [name for name in names if name]
 
 
 def _object(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +37,8 @@ from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 from lakerank.records import Candidate, Qrel
 
 _SIDES = (0, 1)
+_CAPTIONS = ("caption_0", "caption_1")
+_IMAGES = ("image_0", "image_1")
 _ROOTS = ("data/", "")
 _TASKS = {"c": "caption→image", "i": "image→caption"}
 
@@ -46,8 +48,8 @@ class Example:
     """Two captions and two images; an image is read when it is asked for and raises `LineFault` when it cannot be."""
 
     id: str
-    captions: tuple[str, str]
-    images: tuple[Callable[[], bytes], Callable[[], bytes]]
+    captions: Sequence[str]
+    images: Sequence[Callable[[], bytes]]
     path: str
     line: int
 
@@ -132,15 +134,11 @@ def _read(folder: BenchmarkFolder) -> Iterator[Example | SourceReject]:
     path = _jsonl(folder)
     if path is None:
         for shard in _parquet(folder):
-            rows = folder.rows(shard, ("id", *_fields("caption"), *_fields("image")), IMAGE_ROWS)
+            rows = folder.rows(shard, ("id", *_CAPTIONS, *_IMAGES), IMAGE_ROWS)
             yield from read_each(shard, rows, partial(_example, shard, image_bytes))
         return
     with _images(folder) as image:
         yield from read_each(path, folder.records(path), partial(_example, path, image))
-
-
-def _fields(name: str) -> tuple[str, str]:
-    return f"{name}_0", f"{name}_1"
 
 
 #: Reads an example's image by the name of its field.
@@ -148,11 +146,10 @@ ReadImage = Callable[[Mapping[str, Any], str], bytes]
 
 
 def _example(path: str, image: ReadImage, line: int, fields: Mapping[str, Any]) -> Iterator[Example]:
-    captions = [record_text(fields, name) for name in _fields("caption")]
-    if captions[0] is None or captions[1] is None:
+    captions = tuple(text for name in _CAPTIONS if (text := record_text(fields, name)) is not None)
+    if len(captions) < 2:
         raise LineFault(SourceFault.FIELD_MISSING, "no 'caption_0' and 'caption_1'")
-    first, second = (partial(image, fields, name) for name in _fields("image"))
-    yield Example(record_id(fields, ("id",)), (captions[0], captions[1]), (first, second), path, line)
+    yield Example(record_id(fields, ("id",)), captions, [partial(image, fields, name) for name in _IMAGES], path, line)
 
 
 @contextmanager
@@ -162,7 +159,7 @@ def _images(folder: BenchmarkFolder) -> Iterator[ReadImage]:
     if unpacked is not None or archive is None:
         yield lambda fields, name: folder.image(f"{unpacked}{_file_name(fields, name)}")
         return
-    with folder.seekable(archive) as stream, _opened(stream, archive) as packed:
+    with folder.seekable(archive) as stream, _zip_file(stream, archive) as packed:
         members = {member.filename.rpartition("/")[2]: member for member in packed.infolist()}
 
         def read(fields: Mapping[str, Any], name: str) -> bytes:
@@ -180,7 +177,7 @@ def _images(folder: BenchmarkFolder) -> Iterator[ReadImage]:
         yield read
 
 
-def _opened(stream: BinaryIO, archive: str) -> zipfile.ZipFile:
+def _zip_file(stream: BinaryIO, archive: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(stream)
     except zipfile.BadZipFile as error:
