@@ -141,22 +141,22 @@ def held(rows: int) -> pa.Table:
 def test_a_cache_drops_what_was_longest_unused_and_keeps_its_bound() -> None:
     cache = RowGroupCache(80 * 3)
     for group in range(3):
-        cache.put("f", group, "id", held(10))
-    assert cache.get("f", 0, "id") is not None
-    cache.put("f", 3, "id", held(10))
-    assert [cache.get("f", group, "id") is not None for group in range(4)] == [True, False, True, True]
+        cache.put(("f", group, "id"), held(10))
+    assert cache.get(("f", 0, "id")) is not None
+    cache.put(("f", 3, "id"), held(10))
+    assert [cache.get(("f", group, "id")) is not None for group in range(4)] == [True, False, True, True]
     assert cache.bytes == 240
-    cache.put("f", 4, "id", held(20))
+    cache.put(("f", 4, "id"), held(20))
     assert cache.bytes <= 240
-    assert cache.get("f", 4, "id") is not None
+    assert cache.get(("f", 4, "id")) is not None
 
 
 def test_a_cache_does_not_hold_what_is_larger_than_itself() -> None:
     cache = RowGroupCache(100)
-    cache.put("f", 0, "id", held(5))
-    cache.put("f", 1, "id", held(50))
-    assert cache.get("f", 1, "id") is None
-    assert cache.get("f", 0, "id") is not None
+    cache.put(("f", 0, "id"), held(5))
+    cache.put(("f", 1, "id"), held(50))
+    assert cache.get(("f", 1, "id")) is None
+    assert cache.get(("f", 0, "id")) is not None
 
 
 def test_a_cache_counts_right_when_threads_share_it(together: Any) -> None:
@@ -165,15 +165,15 @@ def test_a_cache_counts_right_when_threads_share_it(together: Any) -> None:
     def use(number: int) -> bool:
         for turn in range(300):
             group = (turn * 7 + number) % 25
-            table = cache.get("f", group, "id")
+            table = cache.get(("f", group, "id"))
             if table is None:
-                cache.put("f", group, "id", held(10 + group * 2))
+                cache.put(("f", group, "id"), held(10 + group * 2))
             elif table.num_rows != 10 + group * 2:
                 return False
         return True
 
     assert together(use, 8) == [True] * 8
-    tables = [cache.get("f", group, "id") for group in range(25)]
+    tables = [cache.get(("f", group, "id")) for group in range(25)]
     assert cache.bytes == sum(table.nbytes for table in tables if table is not None) <= cache.max_bytes
 
 

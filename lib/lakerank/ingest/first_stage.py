@@ -14,8 +14,8 @@ from lakerank.ingest.layouts.benchmark_folder import MAX_BYTES
 from lakerank.ingest.lines import RunLine, numbered_lines, run_lines, split_lines
 from lakerank.ingest.source import SourceFile, open_source
 from lakerank.ingest.tables import ContentRow, SourceReject
+from lakerank.lake import redacted
 from lakerank.lake.storage import Storage
-from lakerank.lake.uris import redacted
 from lakerank.records import Candidate
 
 #: Candidates of a query that are kept, by default.

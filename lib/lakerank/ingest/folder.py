@@ -16,8 +16,8 @@ from lakerank.ingest.lines import LineFault, read_jsonl
 from lakerank.ingest.pdf import PAGE_PIXELS, PdfContent, read_pdf
 from lakerank.ingest.source import FileSource, SourceFile, open_source, prefetched_files
 from lakerank.ingest.tables import ContentRow, Row, SourceFault, SourceReject, TableName, TableWriter, WrittenTable
+from lakerank.lake import is_local, local_path
 from lakerank.lake.storage import Storage
-from lakerank.lake.uris import is_local, local_path
 
 _log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from lakerank.errors import StorageError
 from lakerank.ingest.tables import SourceFault, SourceReject
+from lakerank.lake import is_local, local_path
 from lakerank.lake.backends.object_store import filesystem_at
 from lakerank.lake.backends.s3 import StorageOptions
-from lakerank.lake.uris import is_local, local_path
 
 T = TypeVar("T")
 

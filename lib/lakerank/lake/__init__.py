@@ -1,1 +1,72 @@
-"""The lake: its files and tables, and the protocol of the output folder. The only package with object-store I/O."""
+"""The lake: its files and tables, and the protocol of the output folder. The only package with object-store I/O.
+
+Here are file names, as plain paths and URIs: joined, split at wildcards, and redacted for messages.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_USER_INFO = re.compile(r"(://)[^/@]+@(?=[^/])")
+_LOCAL_SCHEMES = ("", "file", "local")
+_WILDCARD = re.compile(r"[*?\[]")
+_PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+
+
+def join(uri: str, *parts: str) -> str:
+    """Put parts below a plain path or a URI, with one slash between."""
+    joined = uri
+    for part in parts:
+        name = part.strip("/")
+        if name:
+            joined += name if not joined or joined.endswith("/") else f"/{name}"
+    return joined
+
+
+def scheme(uri: str) -> str:
+    """The scheme in lower case; "" for a plain path. `file:/path` counts as `file`, as Spark writes it."""
+    match = _SCHEME.match(uri)
+    if match:
+        return match[1].lower()
+    return "file" if uri.startswith("file:/") else ""
+
+
+def is_local(uri: str) -> bool:
+    """Whether a name is a path on this machine."""
+    return scheme(uri) in _LOCAL_SCHEMES
+
+
+def local_path(uri: str) -> Path:
+    """The path that a local name stands for. Nothing is percent-decoded: fsspec does not either."""
+    bare = _SCHEME.sub("", uri, count=1)
+    return Path(bare.removeprefix("file:")).expanduser()
+
+
+def has_wildcard(uri: str) -> bool:
+    """Whether a name is a pattern."""
+    return _WILDCARD.search(uri) is not None
+
+
+def split_wildcard(uri: str) -> tuple[str, str]:
+    """The folder before the first wildcard, and the pattern below it."""
+    match = _WILDCARD.search(uri)
+    slash = uri.rfind("/", 0, match.start() if match else len(uri))
+    if slash < 0:
+        return "", uri
+    folder = uri[:slash]
+    return (f"{folder}/" if not folder or folder.endswith(("/", ":")) else folder), uri[slash + 1 :]
+
+
+def is_table_part(relative: str) -> bool:
+    """Whether a file below a table's folder is part of the table: Parquet, not hidden, not in a hidden folder.
+
+    Names that begin with `_` count as hidden, as they do to Spark and Hive.
+    """
+    return relative.endswith(_PARQUET_SUFFIXES) and not any(name.startswith((".", "_")) for name in relative.split("/"))
+
+
+def redacted(uri: str) -> str:
+    """The name without the user and password that a URI can hold before an `@` (Azure's container stays)."""
+    return _USER_INFO.sub(lambda match: f"{match[1]}…@" if ":" in match[0][3:] else match[0], uri)

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lakerank.errors import StorageError
+from lakerank.lake import redacted
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import check_columns, read_row_groups, row_group_bytes
-from lakerank.lake.uris import redacted
 
 T = TypeVar("T")
 
@@ -70,9 +70,8 @@ class RowGroupCache:
         self._tables: OrderedDict[tuple[str, int, str], pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, file: str, row_group: int, id_column: str) -> pa.Table | None:
-        """A row group; None if it is not cached."""
-        key = (file, row_group, id_column)
+    def get(self, key: tuple[str, int, str]) -> pa.Table | None:
+        """A row group by its file, number and id column; None if it is not cached."""
         with self._lock:
             if key in self._tables:
                 self._tables.move_to_end(key)
@@ -84,9 +83,8 @@ class RowGroupCache:
             self._tables.clear()
             self.bytes = 0
 
-    def put(self, file: str, row_group: int, id_column: str, table: pa.Table) -> None:
+    def put(self, key: tuple[str, int, str], table: pa.Table) -> None:
         """Cache a row group, dropping those longest unused; one larger than the whole cache is not cached."""
-        key = (file, row_group, id_column)
         with self._lock:
             if key in self._tables or table.nbytes > self.max_bytes:
                 return
@@ -188,15 +186,15 @@ def _no_row(file: str, group: int) -> ChangedFile:
 
 def _cached_rows(file: str, group: int, rows: Sequence[int], reader: _Reader, cache: RowGroupCache) -> Iterator[Blob]:
     """Rows of one row group, in the order asked for."""
-    id_column = reader.schema.names[0]
-    key = file if reader.versions is None else f"{file} {reader.versions.get(file)}"
-    table = cache.get(key, group, id_column)
+    version = "" if reader.versions is None else f" {reader.versions.get(file)}"
+    key = (f"{file}{version}", group, reader.schema.names[0])
+    table = cache.get(key)
     if table is None:
         if reader.size(file, group) > cache.max_bytes:
             yield from _rows(file, group, rows, reader.batches(file, [group]))
             return
         table = pa.Table.from_batches(reader.batches(file, [group]))
-        cache.put(key, group, id_column, table)
+        cache.put(key, table)
     yield from _rows(file, group, rows, iter(table.to_batches()))
 
 

@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lakerank.lake import redacted
 from lakerank.lake.runs import (
     RunContents,
     RunPaths,
@@ -23,7 +25,6 @@ from lakerank.lake.runs import (
 from lakerank.lake.scores import CorruptScoreFile, read_unit
 from lakerank.lake.storage import PROBE_PREFIX, Storage, StoredFile, join
 from lakerank.lake.tables import index_key
-from lakerank.lake.uris import redacted
 from lakerank.records import TRANSIENT_REASONS
 
 #: The folders of an output folder that lakerank writes. Nothing else is ever looked at.
@@ -120,9 +121,7 @@ def plan_cleaning(
     deletions = [*_temporary_files(lake), *_files_of_runs(lake), *_files_of_scorers(lake, scorers)]
     if all(run.published for run in kept.values()):  # a run under way may read the index of a file just replaced
         deletions += _stale_index(lake, tables)
-    first_reasons: dict[str, Deletion] = {}
-    for deletion in deletions:
-        first_reasons.setdefault(deletion.file.uri, deletion)
+    first_reasons = {deletion.file.uri: deletion for deletion in reversed(deletions)}
     ordered = tuple(first_reasons[uri] for uri in sorted(first_reasons))
     return CleaningPlan(tuple(sorted({*kept, *expired})), tuple(sorted(kept)), ordered, jobs)
 
@@ -156,13 +155,21 @@ def started_jobs(storage: Storage, output: str) -> dict[str, str | None]:
 
 def describe(output: str, deletions: Iterable[Deletion]) -> Iterator[str]:
     """One line for each reason and folder: what it is, where, how many files, how many bytes."""
-    totals: dict[tuple[str, str], tuple[int, int]] = {}
+    sizes: dict[tuple[str, str], list[int]] = {}
     for deletion in deletions:
         where = "/".join(deletion.file.uri.removeprefix(output).strip("/").split("/")[:2])
-        files, size = totals.get((deletion.why, where), (0, 0))
-        totals[deletion.why, where] = files + 1, size + deletion.file.size
-    for (why, where), (files, size) in sorted(totals.items()):
-        yield f"{why:<17} {redacted(where)}: {files} file{'s' if files > 1 else ''}, {size:,} bytes"
+        sizes.setdefault((deletion.why, where), []).append(deletion.file.size)
+    for (why, where), files in sorted(sizes.items()):
+        yield f"{why:<17} {redacted(where)}: {len(files)} file{'s' if len(files) > 1 else ''}, {sum(files):,} bytes"
+
+
+def _run_files(output: str, files: Mapping[str, Sequence[StoredFile]]) -> Iterator[tuple[str, StoredFile, str]]:
+    """Top-level folder, file and run of every file in a run's folder."""
+    for folder, prefix in _RUN_FOLDERS:
+        for file in files[folder]:
+            name, slash, _ = file.uri.removeprefix(join(output, folder)).lstrip("/").partition("/")
+            if slash and name.startswith(prefix):
+                yield folder, file, name.removeprefix(prefix)
 
 
 def _runs(
@@ -170,12 +177,8 @@ def _runs(
 ) -> tuple[dict[str, RunContents], dict[str, RunContents]]:
     """Every run that has left a file: those to keep, and the others."""
     latest: dict[str, float] = {}  # when each run last wrote a file of its own
-    for folder, prefix in _RUN_FOLDERS:
-        for file in files[folder]:
-            name, slash, _ = file.uri.removeprefix(join(output, folder)).lstrip("/").partition("/")
-            if slash and name.startswith(prefix):
-                run_id = name.removeprefix(prefix)
-                latest[run_id] = max(latest.get(run_id, 0.0), file.written)
+    for _, file, run_id in _run_files(output, files):
+        latest[run_id] = max(latest.get(run_id, 0.0), file.written)
     manifests = {run_id: read_manifest(storage, output, run_id) for run_id in sorted(latest)}
     published = {run_id: manifest for run_id, manifest in manifests.items() if manifest is not None}
     retained = _retained(storage, output, published, retention, now)
@@ -187,8 +190,8 @@ def _runs(
             is_kept = run_id in retained
         else:
             contents = planned_contents(storage, output, run_id)
-            own = (file.written for file in files["scores"] if file.uri in contents.planned)
-            is_kept = max([latest[run_id], *own]) > now - retention.grace_s
+            units = (file.written for file in files["scores"] if file.uri in contents.planned)
+            is_kept = max([latest[run_id], *units]) > now - retention.grace_s
         (kept if is_kept else expired)[run_id] = contents
     return kept, expired
 
@@ -213,16 +216,13 @@ def _temporary_files(lake: _Lake) -> Iterator[Deletion]:
 
 def _files_of_runs(lake: _Lake) -> Iterator[Deletion]:
     """All files of expired runs; of kept ones those that their manifest or plan does not name."""
-    for folder, prefix in _RUN_FOLDERS:
-        for file in lake.files[folder]:
-            name, slash, _ = lake.relative(folder, file).partition("/")
-            run_id = name.removeprefix(prefix) if slash and name.startswith(prefix) else ""
-            if file.uri.rpartition("/")[2].startswith("."):
-                continue
-            if run_id in lake.expired:
-                yield Deletion(file, "old run" if lake.expired[run_id].published else "unfinished run")
-            elif run_id in lake.kept and file.written < lake.oldest and _is_orphan(lake, folder, file, run_id):
-                yield Deletion(file, "orphan")
+    for folder, file, run_id in _run_files(lake.output, lake.files):
+        if file.uri.rpartition("/")[2].startswith("."):
+            continue
+        if run_id in lake.expired:
+            yield Deletion(file, "old run" if lake.expired[run_id].published else "unfinished run")
+        elif run_id in lake.kept and file.written < lake.oldest and _is_orphan(lake, folder, file, run_id):
+            yield Deletion(file, "orphan")
 
 
 def _is_orphan(lake: _Lake, folder: str, file: StoredFile, run_id: str) -> bool:
@@ -245,23 +245,17 @@ def _files_of_scorers(lake: _Lake, scorers: Iterable[str] | None) -> Iterator[De
     running = [run for run in lake.kept.values() if not run.published]
     busy = {scorer for run in running for scorer in run.scorers or ()}
     all_busy = any(run.scorers is None for run in running)
-    for scorer, files in _by_scorer(lake).items():
+    by_scorer: dict[str, list[StoredFile]] = {}
+    for file in (*lake.files["scores"], *lake.files["index"]):
+        if match := _OF_SCORER.fullmatch(lake.relative("", file)):
+            by_scorer.setdefault(match[1], []).append(file)
+    for scorer, files in by_scorer.items():
         if retained is not None and scorer not in retained:
             yield from (Deletion(file, "old scorer") for file in files if file.written < lake.oldest)
         elif not all_busy and scorer not in busy:
             scores = [file for file in files if lake.relative("scores", file).startswith("scorer=")]
             units = {file.uri.rpartition("/")[2].removesuffix(".parquet"): file for file in scores}
             yield from _redundant_units(lake, scorer, units)
-
-
-def _by_scorer(lake: _Lake) -> dict[str, list[StoredFile]]:
-    """Files of scores and of their index, by scorer; files of other kinds are left out."""
-    files: dict[str, list[StoredFile]] = {}
-    for file in (*lake.files["scores"], *lake.files["index"]):
-        match = _OF_SCORER.fullmatch(lake.relative("", file))
-        if match:
-            files.setdefault(match[1], []).append(file)
-    return files
 
 
 def _redundant_units(lake: _Lake, scorer: str, units: Mapping[str, StoredFile]) -> Iterator[Deletion]:
@@ -271,9 +265,7 @@ def _redundant_units(lake: _Lake, scorer: str, units: Mapping[str, StoredFile]) 
     no run names, not with the others.
     """
 
-    def pairs_of(unit: str) -> set[PairHashes] | None:
-        return _lasting_pairs(lake.storage, lake.output, scorer, unit)
-
+    pairs_of = partial(_lasting_pairs, lake, scorer)
     named = {unit for run in lake.kept.values() for unit in run.units.get(scorer, ())}
     unnamed = sorted(unit for unit, file in units.items() if unit not in named and file.written < lake.oldest)
     pairs = {unit: pairs_of(unit) for unit in unnamed}
@@ -291,10 +283,10 @@ def _redundant_units(lake: _Lake, scorer: str, units: Mapping[str, StoredFile]) 
             elsewhere |= hashes
 
 
-def _lasting_pairs(storage: Storage, output: str, scorer: str, unit: str) -> set[PairHashes] | None:
+def _lasting_pairs(lake: _Lake, scorer: str, unit: str) -> set[PairHashes] | None:
     """The pairs of a unit whose results are not transient; None when its file is corrupt."""
     try:
-        rows = read_unit(storage, output, scorer, unit)
+        rows = read_unit(lake.storage, lake.output, scorer, unit)
     except CorruptScoreFile:
         return None
     transient = pc.is_in(rows["reason"], pa.array([reason.value for reason in TRANSIENT_REASONS]))

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from lakerank.errors import StorageError
+from lakerank.lake import is_local, join, redacted
 from lakerank.lake.backends import FileInfo, StoredFile, is_transient, storage_errors
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
 from lakerank.lake.backends.s3 import StorageOptions
-from lakerank.lake.uris import is_local, join, redacted
 
 __all__ = ["FileInfo", "Storage", "StorageOptions", "StoredFile", "join"]
 

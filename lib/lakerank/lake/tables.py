@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from lakerank.errors import SchemaError
 from lakerank.fingerprint import fingerprint
+from lakerank.lake import redacted
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.storage import FileInfo, Storage
-from lakerank.lake.uris import redacted
 from lakerank.schemas import OPTIONAL
 
 #: A batch has at most about this many bytes of decoded columns, whatever `batch_rows` is: pages can be megabytes.

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from lakerank.config import Section, StorageConfig, apply_override, read_yaml, validate
 from lakerank.errors import ConfigError
-from lakerank.lake.uris import redacted, scheme
+from lakerank.lake import redacted, scheme
 from lakerank.training.batches import NegativeRule, Stage
 from lakerank.training.model import Lora
 

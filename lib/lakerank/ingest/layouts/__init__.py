@@ -8,7 +8,7 @@ from lakerank.errors import StorageError
 from lakerank.ingest.layouts import mbeir, mkqa, passages, vidore, winoground
 from lakerank.ingest.layouts.benchmark import Benchmark, Layout
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
-from lakerank.lake.uris import redacted
+from lakerank.lake import redacted
 
 #: In the order of detection: the more specific before BEIR, whose files others use too.
 LAYOUTS: Mapping[str, Layout] = {

@@ -22,10 +22,10 @@ from lakerank.ingest.lines import (
 )
 from lakerank.ingest.source import FileSource, SourceFile, open_source
 from lakerank.ingest.tables import SourceFault, SourceReject
+from lakerank.lake import redacted
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened
-from lakerank.lake.uris import redacted
 from lakerank.records import Qrel
 
 Read = TypeVar("Read")

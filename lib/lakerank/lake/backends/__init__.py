@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from lakerank.errors import LakerankError, StorageError
-from lakerank.lake.uris import is_local, redacted
+from lakerank.lake import is_local, redacted
 
 
 @dataclass(frozen=True, slots=True)

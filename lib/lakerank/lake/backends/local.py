@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from lakerank.lake import has_wildcard, is_table_part, join, local_path, split_wildcard
 from lakerank.lake.backends import FileInfo, StoredFile
-from lakerank.lake.uris import has_wildcard, is_table_part, join, local_path, split_wildcard
 
 
 class LocalBackend:

@@ -13,8 +13,8 @@ import fsspec
 import pyarrow as pa
 
 from lakerank.errors import DependencyError, StorageError
+from lakerank.lake import has_wildcard, is_table_part, join, redacted, scheme, split_wildcard
 from lakerank.lake.backends import FileInfo, StoredFile, s3
-from lakerank.lake.uris import has_wildcard, is_table_part, join, redacted, scheme, split_wildcard
 
 _S3 = ("s3", "s3a")
 _ONE_PUT = 2**33  # a chunk this large means one PUT: a multipart write is not one step
@@ -43,7 +43,6 @@ class ObjectStoreBackend:
 
     def find(self, uri: str) -> list[FileInfo]:
         filesystem, path = self._locate(uri)
-        filesystem.invalidate_cache()
         try:
             info = filesystem.info(path)
         except FileNotFoundError:
@@ -63,14 +62,12 @@ class ObjectStoreBackend:
 
     def walk(self, folder: str) -> list[StoredFile]:
         filesystem, path = self._locate(folder)
-        filesystem.invalidate_cache()
         files = {name[len(path) :].strip("/"): info for name, info in filesystem.find(path, detail=True).items()}
         files.pop("", None)  # the marker of the folder itself
         return [StoredFile(join(folder, name), int(info["size"]), _written(info)) for name, info in files.items()]
 
     def info(self, uri: str) -> FileInfo:
         filesystem, path = self._locate(uri)
-        filesystem.invalidate_cache()
         info = filesystem.info(path)
         if info["type"] != "file":
             raise FileNotFoundError(uri)
@@ -78,7 +75,6 @@ class ObjectStoreBackend:
 
     def names(self, folder: str) -> list[str]:
         filesystem, path = self._locate(folder)
-        filesystem.invalidate_cache()
         children = [name for name in filesystem.ls(path, detail=False) if name.strip("/") != path.strip("/")]
         return [name.rstrip("/").rpartition("/")[2] for name in children]
 
@@ -98,7 +94,6 @@ class ObjectStoreBackend:
 
     def exists(self, uri: str) -> bool:
         filesystem, path = self._locate(uri)
-        filesystem.invalidate_cache()
         with suppress(FileNotFoundError):
             return bool(filesystem.info(path))
         return False
@@ -150,7 +145,9 @@ class ObjectStoreBackend:
         return self._locate(uri)
 
     def _locate(self, uri: str) -> tuple[Any, str]:
-        return filesystem_at(uri, self._options)
+        filesystem, path = filesystem_at(uri, self._options)
+        filesystem.invalidate_cache()  # other processes write here
+        return filesystem, path
 
 
 def filesystem_at(uri: str, options: s3.StorageOptions) -> tuple[Any, str]:
