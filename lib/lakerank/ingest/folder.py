@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import posixpath
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -189,7 +190,7 @@ def _read_jsonl_file(source: FileSource, file: SourceFile, options: ReadOptions)
 
 def _image_beside(source: FileSource, file: SourceFile, name: str, max_bytes: int) -> bytes:
     try:
-        image = source.beside(file, name)
+        image = source.within(posixpath.join(posixpath.dirname(file.path), name))
         if image is None:
             raise LineFault(SourceFault.IMAGE_OUTSIDE_SOURCE, "'image' must be a path inside the source, or base64")
         if image.size > max_bytes:

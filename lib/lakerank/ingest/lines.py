@@ -7,6 +7,7 @@ import binascii
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedIOBase
 from typing import Any, TypeVar
@@ -69,7 +70,21 @@ def read_jsonl(
     """Yield a row or a reject for every line that is not blank, holding one line in memory at a time."""
 
     def row(_line: int, record: Mapping[str, Any]) -> Iterator[Row]:
-        yield _row(record, table, read_image, extra_columns)
+        if table in ("documents", "queries"):
+            text, image = record_text(record, "text"), _image(record, read_image)
+            if text is None and image is None:
+                raise LineFault(SourceFault.FIELD_MISSING, "neither 'text' nor 'image'")
+            row_id = record_id(record, DOC_ID_FIELDS if table == "documents" else QUERY_ID_FIELDS)
+            yield ContentRow(row_id, text, image, tuple(_extra(record, name) for name in extra_columns))
+        elif table == "candidates":
+            query_id, doc_id = record_id(record, ("query_id",)), record_id(record, ("doc_id",))
+            score, rank = _number(record, "first_stage_score"), record_integer(record, "first_stage_rank")
+            yield Candidate(query_id, doc_id, score, rank)
+        else:
+            relevance = record_integer(record, "relevance")
+            if relevance is None:
+                raise LineFault(SourceFault.FIELD_MISSING, "no 'relevance'")
+            yield Qrel(record_id(record, ("query_id",)), record_id(record, ("doc_id",)), relevance)
 
     return read_each(path, json_records(path, numbered_lines(stream, max_line_bytes), max_line_bytes), row)
 
@@ -120,26 +135,6 @@ def _parse_object(line: bytes) -> Mapping[str, Any]:
     return record
 
 
-def _row(record: Mapping[str, Any], table: TableName, read_image: ReadImage, extra_columns: tuple[str, ...]) -> Row:
-    if table == "candidates":
-        return Candidate(
-            record_id(record, ("query_id",)),
-            record_id(record, ("doc_id",)),
-            _number(record, "first_stage_score"),
-            record_integer(record, "first_stage_rank"),
-        )
-    if table == "qrels":
-        relevance = record_integer(record, "relevance")
-        if relevance is None:
-            raise LineFault(SourceFault.FIELD_MISSING, "no 'relevance'")
-        return Qrel(record_id(record, ("query_id",)), record_id(record, ("doc_id",)), relevance)
-    text, image = record_text(record, "text"), _image(record, read_image)
-    if text is None and image is None:
-        raise LineFault(SourceFault.FIELD_MISSING, "neither 'text' nor 'image'")
-    names = DOC_ID_FIELDS if table == "documents" else QUERY_ID_FIELDS
-    return ContentRow(record_id(record, names), text, image, tuple(_extra(record, name) for name in extra_columns))
-
-
 def record_id(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
     """The first of the named fields that is there, as an id; raises `LineFault`."""
     for name in names:
@@ -180,12 +175,10 @@ def _number(record: Mapping[str, Any], name: str) -> float | None:
     value = record.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not a finite number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
+    number = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value)
     if not math.isfinite(number):
         raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not a finite number")
     return number

@@ -155,16 +155,6 @@ class FileSource:
         content: bytes = self._filesystem.cat_file(file.location)
         return content
 
-    def beside(self, file: SourceFile, name: str) -> SourceFile | None:
-        """The file that `file` names by a relative path: None when that path leads out of the source.
-
-        Raises:
-            FileNotFoundError: nothing, or a folder, is there.
-        """
-        if posixpath.isabs(name):
-            return None
-        return self.within(posixpath.join(posixpath.dirname(file.path), name))
-
     def within(self, path: str) -> SourceFile | None:
         """The file at a path relative to the source: None when it leads out of the source.
 
@@ -177,9 +167,9 @@ class FileSource:
         if path.split("/")[0] == "..":
             return None
         location = posixpath.join(self._root, path)
-        is_local_file = isinstance(self._filesystem, LocalFileSystem)
-        if is_local_file and not self._follow_links and not _is_within(location, self._root):
-            return None
+        is_bound = isinstance(self._filesystem, LocalFileSystem) and not self._follow_links
+        if is_bound and not Path(location).resolve().is_relative_to(Path(self._root).resolve()):
+            return None  # a link leads out
         info = self._filesystem.info(location)
         if info["type"] == "directory":
             raise FileNotFoundError(f"{path} is a folder")
@@ -222,9 +212,7 @@ def prefetched_files(
                 first, content, length = pending.popleft()
                 pending_bytes -= length
                 yield first, content
-        while pending:
-            first, content, _ = pending.popleft()
-            yield first, content
+        yield from (pending.popleft()[:2] for _ in range(len(pending)))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -236,13 +224,4 @@ def _path_order(entry: dict[str, Any]) -> str:
 
 
 def _is_unicode(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _is_within(location: str, root: str) -> bool:
-    """Whether a local path, with every symbolic link followed, still lies in the source."""
-    return Path(location).resolve().is_relative_to(Path(root).resolve())
+    return path == path.encode(errors="replace").decode()

@@ -68,11 +68,11 @@ class Storage:
 
     def version(self, uri: str) -> str | None:
         """A file's version, as in `list_parquet`; None when it is not there."""
-        return self._retry(uri, "looked up", _or_default(lambda backend: backend.info(uri).version, None))
+        return self._retry(uri, "looked up", lambda backend: backend.info(uri).version, None)
 
     def list_names(self, folder: str) -> list[str]:
         """Base names directly in a folder, sorted, without hidden ones; [] when the folder does not exist."""
-        names = self._retry(folder, "listed", _or_default(lambda backend: backend.names(folder), []))
+        names = self._retry(folder, "listed", lambda backend: backend.names(folder), [])
         return sorted(name for name in names if not name.startswith("."))
 
     def open_parquet(self, uri: str, streaming: bool = False) -> pq.ParquetFile:
@@ -93,7 +93,7 @@ class Storage:
 
     def read_optional(self, uri: str) -> bytes | None:
         """A whole, small file; None when it is not there."""
-        return self._retry(uri, "read", _or_default(lambda backend: backend.read(uri), None))
+        return self._retry(uri, "read", lambda backend: backend.read(uri), None)
 
     def exists(self, uri: str) -> bool:
         """Whether a file or folder is there."""
@@ -120,7 +120,7 @@ class Storage:
 
     def delete(self, uri: str) -> None:
         """Remove a file; it is no error when it is not there."""
-        self._retry(uri, "deleted", _or_default(lambda backend: backend.delete(uri), None))
+        self._retry(uri, "deleted", lambda backend: backend.delete(uri), None)
 
     def remove_empty_folders(self, folder: str) -> None:
         """Remove empty folders below a folder; object stores have none."""
@@ -166,8 +166,11 @@ class Storage:
     def _backend(self, uri: str) -> Backend:
         return LocalBackend() if is_local(uri) else ObjectStoreBackend(self.options)
 
-    def _retry(self, uri: str, action: str, operation: Callable[[Backend], T]) -> T:
-        """Run one small operation, again after a growing, random pause while the failure is transient."""
+    def _retry(self, uri: str, action: str, operation: Callable[[Backend], T], *missing: D) -> T | D:
+        """Run one small operation, again after a growing, random pause while the failure is transient.
+
+        `missing`, when given, is the result where the file does not exist.
+        """
         attempts = Retrying(
             stop=stop_after_attempt(self.options.max_attempts),
             wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
@@ -175,16 +178,9 @@ class Storage:
             reraise=True,
         )
         with storage_errors(uri, action, attempts.statistics):
-            return attempts(operation, self._backend(uri))
-
-
-def _or_default(operation: Callable[[Backend], T], default: D) -> Callable[[Backend], T | D]:
-    """An operation that returns a default where the file does not exist."""
-
-    def attempt(backend: Backend) -> T | D:
-        try:
-            return operation(backend)
-        except FileNotFoundError:
-            return default
-
-    return attempt
+            try:
+                return attempts(operation, self._backend(uri))
+            except FileNotFoundError:
+                if not missing:
+                    raise
+                return missing[0]

@@ -25,6 +25,8 @@ STREAM_BYTES = 128 * 2**20
 
 _FOOTER_THREADS = 16
 _TEXT = "text"
+_TEXT_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BYTES_KINDS = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,21 +166,12 @@ def _accepts(actual: pa.DataType, expected: pa.DataType) -> bool:
         actual = actual.value_type
     if actual == expected or pa.types.is_null(actual):
         return True
-    if pa.types.is_string(expected):
-        return _is_text(actual) or _is_bytes(actual)
-    if pa.types.is_binary(expected):
-        return _is_bytes(actual)
+    if pa.types.is_string(expected) and any(is_kind(actual) for is_kind in _TEXT_KINDS):
+        return True
+    if pa.types.is_string(expected) or pa.types.is_binary(expected):
+        return any(is_kind(actual) for is_kind in _BYTES_KINDS)
     numeric = pa.types.is_integer(expected) or pa.types.is_floating(expected)
     return bool(numeric and (pa.types.is_integer(actual) or pa.types.is_floating(actual)))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    variants = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
-    return any(is_variant(kind) for is_variant in variants)
 
 
 def _batches(
@@ -197,16 +190,13 @@ def _batches(
 
 def _conform(uri: str, batch: pa.RecordBatch | None, rows: int, schema: pa.Schema) -> pa.RecordBatch:
     """A batch with exactly the schema's columns; nulls where the file has none."""
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True)) if batch is not None else {}
     fields, arrays = [], []
     for field in schema:
         kind = pa.binary() if field.name == _TEXT and pa.types.is_string(field.type) else field.type
+        column = columns.get(field.name)
         fields.append(pa.field(field.name, kind))
-        position = batch.schema.get_field_index(field.name) if batch is not None else -1
-        arrays.append(
-            pa.nulls(rows, kind)
-            if batch is None or position < 0
-            else _cast(uri, field.name, batch.column(position), kind)
-        )
+        arrays.append(pa.nulls(rows, kind) if column is None else _cast(uri, field.name, column, kind))
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
 

@@ -34,30 +34,13 @@ class StoredFile:
     written: float
 
 
-_PERMANENT = (
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    ImportError,
-    NotImplementedError,
-    TypeError,
-    ValueError,
-    LakerankError,
-    pa.ArrowInvalid,
-)
+_FILE_FAULTS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_PERMANENT = (*_FILE_FAULTS, ImportError, NotImplementedError, TypeError, ValueError, LakerankError)
+
 #: botocore's names for faults of the set-up; it is not imported for them, since it is not always installed.
-_CREDENTIAL_FAULTS = frozenset(
-    {
-        "NoCredentialsError",
-        "PartialCredentialsError",
-        "CredentialRetrievalError",
-        "ProfileNotFound",
-        "TokenRetrievalError",
-        "SSOTokenLoadError",
-        "UnauthorizedSSOTokenError",
-    }
+_CREDENTIAL_FAULTS = re.compile(
+    "NoCredentialsError|PartialCredentialsError|CredentialRetrievalError|ProfileNotFound|TokenRetrievalError|"
+    "SSOTokenLoadError|UnauthorizedSSOTokenError"
 )
 _PERMANENT_ERRNO = frozenset(
     {errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSYS, errno.EMLINK}
@@ -151,5 +134,5 @@ def _code(error: BaseException) -> str:
 
 def _is_refusal(error: BaseException) -> bool:
     """Whether keys are missing, wrong or not enough."""
-    refused = isinstance(error, PermissionError) or type(error).__name__ in _CREDENTIAL_FAULTS
+    refused = isinstance(error, PermissionError) or bool(_CREDENTIAL_FAULTS.fullmatch(type(error).__name__))
     return refused or (isinstance(error, OSError) and _REFUSED.search(str(error)) is not None)
