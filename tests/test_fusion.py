@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from lakerank.fusion import (
+from lakerank.ranking import (
     Fusion,
     cascade_order,
     fused,

@@ -16,10 +16,10 @@ from pyspark.sql import SparkSession
 
 from lakerank.audit import Bounds
 from lakerank.cost import Sizing
-from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.plan.plan import PlanLimits, Tables
+from lakerank.ranking import Fusion
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.publish import AuditRules

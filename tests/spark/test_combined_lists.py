@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from lakerank.fusion import Fusion
+from lakerank.ranking import Fusion
 from lakerank.schemas import COMBINED, REJECTED
 from lakerank.spark.rank.combine import STAGE_RESULTS, FusionRule, combine
 

@@ -15,8 +15,8 @@ import pytest
 from lakerank.audit import Bounds
 from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError
-from lakerank.fusion import Fusion
 from lakerank.lake.storage import Storage, StorageOptions
+from lakerank.ranking import Fusion
 from lakerank.schemas import COMBINED
 from lakerank.spark.publish import AuditRules, Override
 from lakerank.spark.rank.write import RankRule

@@ -9,11 +9,11 @@ from lakerank.cli.resolve import limits, model_spec, runtime_options
 from lakerank.config import CascadeStageConfig, Config, EnsembleConfig, ModelConfig
 from lakerank.cost import Calibration
 from lakerank.errors import ConfigError
-from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.model.spec import ScorerIdentity
 from lakerank.plan.plan import PlanLimits, Tables
+from lakerank.ranking import Fusion
 from lakerank.spark.publish import AuditRules
 from lakerank.spark.rank.combine import FusionRule
 from lakerank.spark.rank.write import RankRule

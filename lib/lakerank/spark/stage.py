@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from lakerank.fingerprint import fingerprint
-from lakerank.fusion import Fusion
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.plan.plan import Plan, PlanLimits, plan_folder, planned_units, reused_units
+from lakerank.ranking import Fusion
 from lakerank.spark.rank.lists import Results
 from lakerank.spark.score import RerankerFactory
 

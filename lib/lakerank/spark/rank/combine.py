@@ -9,8 +9,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakerank.fusion import Fusion, cascade_order, fused, last_scorer, list_order, mean_relevance
-from lakerank.ranking import labels, ranks, relevance
+from lakerank.ranking import (
+    Fusion,
+    cascade_order,
+    fused,
+    labels,
+    last_scorer,
+    list_order,
+    mean_relevance,
+    ranks,
+    relevance,
+)
 from lakerank.schemas import COMBINED, REJECTED
 from lakerank.spark.rank.write import SCORED, FileLists, first_stage_ranks
 

@@ -12,12 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.audit import HISTOGRAM_EDGES
-from lakerank.fusion import log_odds
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
 from lakerank.plan.pairs import NO_RANK
 from lakerank.plan.plan import part_name
-from lakerank.ranking import labels, ranks, relevance
+from lakerank.ranking import labels, log_odds, ranks, relevance
 from lakerank.schemas import RANKED, REJECTED
 
 #: A scored pair: the query by number, the first-stage rank, and whether this run scored it.
