@@ -93,13 +93,8 @@ class Calibration:
         faults = [fault for field in fields(Calibration) if (fault := _fault(values, field.name))]
         if faults:
             raise ConfigError([f"{source}: {fault}; {advice}" for fault in faults])
-        return Calibration(
-            device=values["device"],
-            dtype=values["dtype"],
-            parameters=int(values["parameters"]),
-            tokens_per_second=float(values["tokens_per_second"]),
-            fetch_bytes_per_second=float(values["fetch_bytes_per_second"]),
-        )
+        tokens, fetched = float(values["tokens_per_second"]), float(values["fetch_bytes_per_second"])
+        return Calibration(values["device"], values["dtype"], int(values["parameters"]), tokens, fetched)
 
 
 def tflop(parameters: int, tokens: int) -> float:

@@ -43,10 +43,9 @@ class ObjectStoreBackend:
 
     def find(self, uri: str) -> list[FileInfo]:
         filesystem, path = self._locate(uri)
-        try:
+        info = None
+        with suppress(FileNotFoundError):
             info = filesystem.info(path)
-        except FileNotFoundError:
-            info = None
         if info and info["type"] == "file" and not uri.endswith("/"):
             return [_info(uri, info)]
         if info:
