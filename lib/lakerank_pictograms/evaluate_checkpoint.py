@@ -22,7 +22,7 @@ import pyarrow as pa
 from lakerank import schemas
 from lakerank.config import load_config
 from lakerank.errors import ConfigError, LakerankError, SchemaError
-from lakerank.evaluation.analysis.slices import Slice
+from lakerank.evaluation.analysis.averages import Slice
 from lakerank.evaluation.inputs import LakeTables
 from lakerank.evaluation.metrics.bootstrap import Summary, query_hashes
 from lakerank.evaluation.metrics.measures import PRIMARY, QueryFigures, list_figures, list_random_baseline

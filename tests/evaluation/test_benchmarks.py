@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lakerank.evaluation.analysis.published import winoground_scores
+from lakerank.evaluation.analysis.averages import winoground
 from lakerank.evaluation.job import folder
 
 
@@ -129,8 +129,8 @@ def test_winoground_by_its_authors_rule(make_lake):
 def test_a_tie_and_a_missing_pair_are_wrong():
     right = {"0:c0": {"0:i0": 2.0, "0:i1": 1.0}, "0:c1": {"0:i1": 2.0, "0:i0": 1.0},
              "0:i0": {"0:c0": 2.0, "0:c1": 1.0}, "0:i1": {"0:c1": 2.0, "0:c0": 1.0}}  # fmt: skip
-    assert winoground_scores(right).group == 1
+    assert winoground(right).details["group"] == 1
     tied = right | {"0:c0": {"0:i0": 1.0, "0:i1": 1.0}}
-    assert (winoground_scores(tied).text, winoground_scores(tied).image) == (1, 0)
+    assert winoground(tied).details == {"text": 1, "image": 0, "group": 0}
     missing = right | {"0:i1": {"0:c1": 2.0}}
-    assert (winoground_scores(missing).text, winoground_scores(missing).image) == (0, 1)
+    assert winoground(missing).details == {"text": 0, "image": 1, "group": 0}

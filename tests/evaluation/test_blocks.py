@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.evaluation.analysis.samples import Sample
+from lakerank.evaluation.analysis.scores import Sample
 from lakerank.evaluation.evaluation import evaluate
 from lakerank.evaluation.inputs import Inputs, LakeTables, Totals, find_inputs
 from lakerank.evaluation.job import evaluate_run

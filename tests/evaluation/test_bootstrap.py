@@ -9,8 +9,7 @@ import pytest
 from scipy import stats
 
 from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, Summary, query_hashes, resampled_sums, weights
-from lakerank.evaluation.metrics.gain import RANDOM_BASELINE
-from lakerank.evaluation.metrics.measures import NAMES, QueryFigures
+from lakerank.evaluation.metrics.measures import NAMES, RANDOM_BASELINE, QueryFigures
 
 
 def hashes(queries):

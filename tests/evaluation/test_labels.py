@@ -16,17 +16,21 @@ from hypothesis import strategies as st
 
 from lakerank.config import load_config
 from lakerank.errors import EvaluationError
-from lakerank.evaluation.analysis.labels import JudgedPairs, agreement, calibration, fit, fitted_thresholds
+from lakerank.evaluation.analysis.calibration import agreement, calibration, fit, fitted_thresholds
+from lakerank.evaluation.analysis.scores import JudgedPairs
 from lakerank.ranking import labels
 
 ROOT = Path(__file__).parents[2]
 
 
-def judged(relevance, grade, half=None):
-    relevance = np.asarray(relevance, np.float64)
+def judged(relevance, grade, weight=None):
     grade = np.asarray(grade, np.int64)
-    halves = np.arange(len(grade)) % 2 if half is None else np.asarray(half)
-    return JudgedPairs(relevance, grade, np.zeros_like(grade), np.ones(len(grade)), halves, False)
+    zeros, half = np.zeros_like(grade), np.arange(len(grade)) % 2
+    weight = np.ones(len(grade)) if weight is None else weight.astype(np.float64)
+    return JudgedPairs(
+        logit=zeros, relevance=np.asarray(relevance, np.float64), grade=grade, label=zeros, weight=weight, half=half,
+        has_image=zeros > 0, unjudged_are_0=False,
+    )  # fmt: skip
 
 
 def test_agreement_by_hand():
@@ -53,7 +57,7 @@ def test_no_other_thresholds_agree_better(pairs):
         label = labels(relevance.astype(np.float32), thresholds).astype(np.int64)
         return agreement(label, grade, weight.astype(np.float64)).kappa
 
-    found = fitted_thresholds(relevance, grade, weight.astype(np.float64), 3)
+    found = fitted_thresholds(judged(relevance, grade, weight), 3)
     values = np.unique(relevance)
     cuts = itertools.combinations(values[1:].tolist(), 2)
     assert kappa(found) == pytest.approx(max(kappa(cut) for cut in cuts), abs=1e-9)

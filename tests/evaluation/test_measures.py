@@ -12,10 +12,10 @@ import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.evaluation.metrics.gain import RANDOM_BASELINE, ndcg
 from lakerank.evaluation.metrics.measures import (
     MEASURES,
     NAMES,
+    RANDOM_BASELINE,
     QueryFigures,
     figures,
     list_figures,
@@ -57,7 +57,7 @@ def test_figures_are_those_of_ir_measures(lists):
     }
     expected = np.zeros((len(lists), len(MEASURES)))
     for one in ir_measures.iter_calc(list(MEASURES), qrels, run):
-        expected[int(one.query_id), NAMES.index(MEASURES[one.measure])] = one.value
+        expected[int(one.query_id), MEASURES.index(one.measure)] = one.value
     np.testing.assert_array_equal(of(lists), expected)
 
 
@@ -131,7 +131,7 @@ def test_a_rejected_candidate_counts_as_not_found():
 
 def test_a_query_without_results_counts_as_nothing_found():
     found = of_list("", a=1)
-    assert set(found) == set(MEASURES.values())
+    assert set(found) == set(NAMES)
     assert set(found.values()) == set(random_of("", a=1).values()) == {0.0}
 
 
@@ -161,9 +161,6 @@ def test_equal_to_trec_eval(ranked, judgements):
         "AP": "map",
     }.items():
         assert found[ours] == expected[theirs], ours
-    gains = [judgements.get(doc, 0) for doc in ranked]
-    assert ndcg(gains, list(judgements.values()), 10) == pytest.approx(expected["ndcg_cut_10"])
-    assert ndcg(gains, list(judgements.values()), 5) == pytest.approx(expected["ndcg_cut_5"])
 
 
 @pytest.mark.parametrize(

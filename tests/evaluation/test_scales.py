@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from lakerank.config import load_config
 from lakerank.errors import EvaluationError
 from lakerank.evaluation.analysis.calibration import fit_scales, log_loss, platt
-from lakerank.evaluation.analysis.samples import Sample, Stratum
+from lakerank.evaluation.analysis.scores import Sample, Stratum
 from lakerank.evaluation.pairs import MODALITY_NAMES
 
 ROOT = Path(__file__).parents[2]

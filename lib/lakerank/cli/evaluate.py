@@ -128,9 +128,10 @@ def _in_spark(storage: Storage, inputs: Inputs, config: Config) -> Evaluated:
 
 def _fit_labels(storage: Storage, result: Evaluated, config: Config) -> dict[str, Any]:
     """Fit label thresholds and write the config with them."""
-    from lakerank.evaluation.analysis.labels import fit, judged_pairs
+    from lakerank.evaluation.analysis.calibration import fit
+    from lakerank.evaluation.analysis.scores import JudgedPairs
 
-    thresholds = fit(judged_pairs(result.evaluation.samples))
+    thresholds = fit(JudgedPairs.of(result.evaluation.samples))
     ranking = config.ranking.model_copy(update={"label_thresholds": thresholds.thresholds})
     return {**thresholds.as_dict(), "config": _write_fitted(storage, result, config, {"ranking": ranking})}
 

@@ -11,16 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.errors import SchemaError
-from lakerank.evaluation.analysis.labels import Agreement, CalibrationBin, agreement, calibration, judged_pairs
-from lakerank.evaluation.analysis.modality_gap import Gap, gaps
-from lakerank.evaluation.analysis.published import Headline, Subsets, headlines, winoground_logits
-from lakerank.evaluation.analysis.samples import Sample, Samples, Stratum, sample_pairs
-from lakerank.evaluation.analysis.slices import MODALITY, TASK_AND_SLICE, Slice, informative
+from lakerank.evaluation.analysis.averages import MODALITY, Headline, Slice, headlines, slices, winoground_logits
+from lakerank.evaluation.analysis.calibration import Agreement, CalibrationBin, agreement, calibration
+from lakerank.evaluation.analysis.scores import Gap, JudgedPairs, Sample, Samples, Stratum, gaps, sample_pairs
 from lakerank.evaluation.inputs import BENCHMARK_LABELS, Inputs, row_groups
 from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED, Hashes, Summary, query_hashes
-from lakerank.evaluation.metrics.gain import Floats, Ints, random_baseline
-from lakerank.evaluation.metrics.measures import NAMES, QueryFigures, figures
-from lakerank.evaluation.pairs import MODALITY_NAMES, ROWS, InputTable, Pairs, judged_only, pair_up, whole_queries
+from lakerank.evaluation.metrics.measures import NAMES, QueryFigures, figures, random_baseline
+from lakerank.evaluation.pairs import ROWS, Floats, InputTable, Ints, Pairs, judged_only, pair_up, whole_queries
 from lakerank.evaluation.report.examples import ExamplePool, merge_pools, pool_of
 from lakerank.evaluation.rows import document_modalities, query_rows, table_rows, with_modalities
 from lakerank.lake.storage import Storage
@@ -45,15 +42,14 @@ class JudgedQueries:
     query_ids: pa.ChunkedArray
     labels: pa.Table
     figures: QueryFigures
+    hashes: Hashes
 
-    def members(self, names: Sequence[str]) -> Iterator[tuple[tuple[str, ...], Ints]]:
-        """The queries of each combination of some labels' values; those that lack one of them are in none."""
-        numbered = (
-            self.labels.select(list(names)).append_column("query", pa.array(np.arange(len(self.labels)))).drop_null()
-        )
-        groups = numbered.group_by(list(names), use_threads=False).aggregate([("query", "list")]).to_pydict()
+    def summaries(self, names: Sequence[str]) -> Iterator[tuple[tuple[str, ...], Summary]]:
+        """By each combination of some labels' values; queries that lack one of them are in none."""
+        numbered = self.labels.select(names).append_column("query", pa.array(np.arange(len(self.labels)))).drop_null()
+        groups = numbered.group_by(names, use_threads=False).aggregate([("query", "list")]).to_pydict()
         for *values, queries in zip(*(groups[name] for name in (*names, "query_list")), strict=True):
-            yield tuple(values), np.array(queries)
+            yield tuple(values), Summary(self.figures.take(np.array(queries)), self.hashes[queries])
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,17 +142,16 @@ def evaluate(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | None = 
     for rows, unjudged in (read_blocks or blocks_here)(storage, inputs):
         collector.add(rows, unjudged)
     queries = collector.queries()
-    hashes = query_hashes(queries.query_ids.to_pylist())
-    pairs = judged_pairs(collector.samples)
+    pairs = JudgedPairs.of(collector.samples)
     bins, error = calibration(pairs)
     return Evaluation(
         inputs=inputs,
         queries=queries,
         unjudged=collector.unjudged,
         without_candidates=collector.without_candidates,
-        overall=Slice.of(Summary(queries.figures, hashes)),
-        slices=tuple(informative(list(_slices(queries, hashes, inputs.dimensions)))),
-        benchmarks=tuple(headlines(_subsets(queries, hashes), collector.winoground_logits)),
+        overall=Slice.of(Summary(queries.figures, queries.hashes)),
+        slices=tuple(slices(queries.summaries, inputs.dimensions)),
+        benchmarks=tuple(headlines(queries.summaries(BENCHMARK_LABELS), collector.winoground_logits)),
         gaps=tuple(gaps(collector.samples)),
         calibration=tuple(bins),
         calibration_error=error,
@@ -167,30 +162,14 @@ def evaluate(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | None = 
     )
 
 
-def _slices(queries: JudgedQueries, hashes: Hashes, dimensions: Sequence[str]) -> Iterator[Slice]:
-    names = {MODALITY: [MODALITY], **{name: [name] for name in dimensions}}
-    if {"task", "slice"} <= set(dimensions):
-        names[TASK_AND_SLICE] = ["task", "slice"]
-    for dimension, columns in names.items():
-        for values, members in queries.members(columns):
-            yield Slice.of(Summary(queries.figures.take(members), hashes[members]), dimension, " · ".join(values))
-
-
-def _subsets(queries: JudgedQueries, hashes: Hashes) -> Subsets:
-    return {
-        (benchmark, dataset, subset): Summary(queries.figures.take(members), hashes[members])
-        for (benchmark, dataset, subset), members in queries.members(BENCHMARK_LABELS)
-    }
-
-
 class _Collector:
     """The judged queries of all blocks as columns, with samples of their pairs and queries to choose examples from."""
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
         self._labels = tuple(dict.fromkeys((*inputs.dimensions, *BENCHMARK_LABELS)))
-        schema = pa.schema([(name, pa.string()) for name in ("query_id", MODALITY, *self._labels)])
-        self._tables: list[pa.Table] = [schema.empty_table()]
+        self._schema = pa.schema([(name, pa.string()) for name in ("query_id", MODALITY, *self._labels)])
+        self._tables: list[pa.Table] = [self._schema.empty_table()]
         self._figures: list[QueryFigures] = []
         self.unjudged = 0
         self.without_candidates = 0
@@ -208,7 +187,9 @@ class _Collector:
         hashes = query_hashes(pairs.query_ids)
         block = self._figures_of(pairs).take(queries)
         self.without_candidates += int((pairs.lengths(pairs.first_stage)[queries] == 0).sum())
-        self._tables.append(self._table(pairs, queries))
+        labels = {name: [values.get(name) for values in pairs.labels] for name in self._labels}
+        table = pa.table({"query_id": pairs.query_ids, MODALITY: pairs.modalities(), **labels}, self._schema)
+        self._tables.append(table.filter(pa.array(pairs.is_known)))
         self._figures.append(block)
         for stratum, sample in sample_pairs(pairs, pairs.is_known, hashes).items():
             self.samples[stratum] = self.samples[stratum].merge(sample) if stratum in self.samples else sample
@@ -226,7 +207,8 @@ class _Collector:
         table = table.take(order)
         figures = QueryFigures.concatenate(self._figures).take(order.to_numpy())
         labels = table.set_column(table.schema.get_field_index("subset"), "subset", table["subset"].fill_null(""))
-        return JudgedQueries(table["query_id"], labels, figures)
+        hashes = query_hashes(table["query_id"].to_pylist())
+        return JudgedQueries(table["query_id"], labels, figures, hashes)
 
     def _figures_of(self, pairs: Pairs) -> QueryFigures:
         query, grade = pairs.query[pairs.judged], pairs.judgement[pairs.judged]
@@ -241,27 +223,6 @@ class _Collector:
             random_baseline(candidates, query, grade, is_candidate),
             of(pairs.baseline) if self._inputs.baseline else None,
         )
-
-    def _table(self, pairs: Pairs, queries: Ints) -> pa.Table:
-        modalities = _modalities(pairs)
-        columns = {
-            "query_id": [pairs.query_ids[number] for number in queries.tolist()],
-            MODALITY: [modalities[number] for number in queries.tolist()],
-            **{name: [pairs.labels[number].get(name) for number in queries.tolist()] for name in self._labels},
-        }
-        return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-
-
-def _modalities(pairs: Pairs) -> list[str]:
-    """Modality of each query → modality of its candidates."""
-    names = np.array(MODALITY_NAMES)
-    has = np.zeros((len(pairs.query_ids), len(names)), bool)
-    listed = (pairs.first_stage >= 0) & (pairs.modality > 0)
-    has[pairs.query[listed], pairs.modality[listed]] = True
-    count = has.sum(axis=1)
-    of_candidates = np.where(count == 0, "nothing", np.where(count > 1, "mixed", names[has.argmax(axis=1)]))
-    of_query = names[pairs.query_modality]
-    return [f"{query}→{documents}" for query, documents in zip(of_query.tolist(), of_candidates.tolist(), strict=True)]
 
 
 def blocks_here(storage: Storage, inputs: Inputs) -> Iterator[Block]:

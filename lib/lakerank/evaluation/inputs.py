@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
-from lakerank.evaluation.analysis.slices import DIMENSIONS, MOST_VALUES
+from lakerank.evaluation.analysis.averages import DIMENSIONS, MOST_VALUES
 from lakerank.evaluation.pairs import InputTable
-from lakerank.evaluation.rows import attribute_batches
+from lakerank.evaluation.rows import SCHEMAS, attribute_batches
 from lakerank.lake.runs import RunPaths, read_manifest
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import Fragment, fragments, read_table_file
@@ -86,14 +86,14 @@ def find_inputs(storage: Storage, tables: LakeTables, paths: RunPaths, baseline:
         StorageError: a table or a run does not exist.
         SchemaError: a table lacks a column.
     """
-    fragments_of = {
-        InputTable.QUERY: fragments(storage, tables.queries, schemas.QUERIES),
-        InputTable.QREL: fragments(storage, tables.qrels, schemas.QRELS),
-        InputTable.CANDIDATE: fragments(storage, tables.candidates, schemas.CANDIDATES),
-        InputTable.RANKED: fragments(storage, paths.ranked, schemas.RANKED),
-        InputTable.BASELINE: [] if baseline is None else fragments(storage, baseline.ranked, schemas.RANKED),
+    uris = {
+        InputTable.QUERY: tables.queries,
+        InputTable.QREL: tables.qrels,
+        InputTable.CANDIDATE: tables.candidates,
+        InputTable.RANKED: paths.ranked,
+        **({} if baseline is None else {InputTable.BASELINE: baseline.ranked}),
     }
-    files = {table: tuple(parts) for table, parts in fragments_of.items()}
+    files = {table: tuple(fragments(storage, uri, SCHEMAS[table])) for table, uri in uris.items()}
     dimensions = _dimensions(storage, files[InputTable.QUERY])
     manifest = read_manifest(storage, paths.output, paths.run_id) or {}
     return Inputs(

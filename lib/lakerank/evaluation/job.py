@@ -1,28 +1,36 @@
-"""Evaluate a run and write its figures and its report into the run's folder."""
+"""Evaluate a run and write its report and its figures, as JSON, CSV and Parquet, into the run's folder."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from itertools import chain, islice
 from typing import Any
 
-from lakerank.evaluation.evaluation import Evaluation, ReadBlocks, evaluate
+import numpy as np
+import pyarrow as pa
+
+from lakerank.evaluation.evaluation import Evaluation, JudgedQueries, ReadBlocks, evaluate
 from lakerank.evaluation.inputs import Inputs
 from lakerank.evaluation.metrics.bootstrap import Difference
-from lakerank.evaluation.metrics.measures import PRIMARY, SECONDARY
+from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, SECONDARY
 from lakerank.evaluation.report.examples import GAINED, LOST, Example, choose, fetch_examples
-from lakerank.evaluation.report.html import ShownQueries, plots_of, render
-from lakerank.evaluation.report.plots import Plot
-from lakerank.evaluation.report.tables import csv_tables, query_tables
+from lakerank.evaluation.report.html import render
+from lakerank.evaluation.report.plots import plots_of
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
 
 #: Queries shown in the report as examples.
 EXAMPLES = 12
+
+#: Queries of one Parquet file.
+_FILE_QUERIES = 100_000
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +49,10 @@ class Evaluated:
         """The job's last line of standard output."""
         evaluation = self.evaluation
         overall = evaluation.overall
+        baseline = None
+        if overall.baseline is not None:
+            gain = _rounded_gain(overall.baseline_gain[PRIMARY])
+            baseline = {"run_id": evaluation.baseline, **_rounded(overall.baseline), "gain": gain}
         return {
             "run_id": evaluation.run_id,
             "queries": overall.queries,
@@ -48,20 +60,13 @@ class Evaluated:
             "first_stage": _rounded(overall.first_stage) if overall.first_stage else None,
             "reranked": _rounded(overall.reranked),
             "gain": _rounded_gain(overall.gain[PRIMARY]) if overall.gain else None,
-            "against": self._baseline(),
+            "against": baseline,
             "benchmarks": {headline.name: round(headline.reranked, 4) for headline in evaluation.benchmarks},
             "modality_gap": {f"{gap.stage}, {gap.query} queries": gap.trust.value for gap in evaluation.gaps},
             "report": self.report,
             "evaluation": self.figures,
             "seconds": round(self.seconds, 3),
         }
-
-    def _baseline(self) -> dict[str, Any] | None:
-        overall = self.evaluation.overall
-        if overall.baseline is None:
-            return None
-        gain = _rounded_gain(overall.baseline_gain[PRIMARY])
-        return {"run_id": self.evaluation.baseline, **_rounded(overall.baseline), "gain": gain}
 
 
 def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
@@ -87,10 +92,12 @@ def evaluate_run(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | Non
     """
     started = time.monotonic()
     evaluation = evaluate(storage, inputs, read_blocks)
-    shown = _shown(storage, evaluation)
+    shown = _shown_queries(storage, evaluation)
     plots = plots_of(evaluation)
-    _write_queries(storage, evaluation)
-    _write_tables(storage, evaluation, plots.all())
+    home = folder(inputs.paths)
+    _replace_all(storage, join(home, "queries"), _query_files(evaluation.queries))
+    pictures = ((f"{plot.name}.png", plot.png()) for plot in chain.from_iterable(plots.values()))
+    _replace_all(storage, home, chain(_csv_files(evaluation), pictures))
     report, figures = inputs.paths.report, join(inputs.paths.folder, "evaluation.json")
     encoded = json.dumps(evaluation.as_dict(), ensure_ascii=False, allow_nan=False, indent=1)
     storage.replace(figures, encoded.encode("utf-8", "backslashreplace"))
@@ -98,36 +105,106 @@ def evaluate_run(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | Non
     storage.replace(report, render(evaluation, shown, plots).encode("utf-8", "replace"))
     seconds = time.monotonic() - started
     _log.info("evaluated %d queries in %.1f s", evaluation.overall.queries, seconds)
-    return Evaluated(evaluation, tuple(shown.examples), report, figures, seconds)
+    return Evaluated(evaluation, tuple(shown["examples"]), report, figures, seconds)
 
 
-def _shown(storage: Storage, evaluation: Evaluation) -> ShownQueries:
+def _shown_queries(storage: Storage, evaluation: Evaluation) -> dict[str, list[Example]]:
     pool = evaluation.examples
-    lists = (choose(pool, EXAMPLES), pool.get((GAINED, ""), []), pool.get((LOST, ""), []))
-    examples = fetch_examples(storage, evaluation.inputs.tables, [query for queries in lists for query in queries])
-    ends = [len(lists[0]), len(lists[0]) + len(lists[1])]
-    return ShownQueries(examples[: ends[0]], examples[ends[0] : ends[1]], examples[ends[1] :])
+    queries = {"examples": choose(pool, EXAMPLES)} | {kind: pool.get((kind, ""), []) for kind in (GAINED, LOST)}
+    chosen = list(chain.from_iterable(queries.values()))
+    every = iter(fetch_examples(storage, evaluation.inputs.tables, chosen))
+    return {name: list(islice(every, len(part))) for name, part in queries.items()}
 
 
-def _write_queries(storage: Storage, evaluation: Evaluation) -> None:
-    """The figures by query as numbered Parquet files, without those of an earlier evaluation."""
-    home = join(folder(evaluation.inputs.paths), "queries")
+def _replace_all(storage: Storage, home: str, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write (name, content) of files into a folder, and delete those of their kind that an earlier evaluation left."""
     names = set()
-    for number, table in enumerate(query_tables(evaluation.queries)):
-        names.add(f"part-{number:05d}.parquet")
-        storage.replace(join(home, f"part-{number:05d}.parquet"), parquet_bytes(table, table.num_rows))
-    for name in storage.list_names(home):
-        if name not in names:
-            storage.delete(join(home, name))
-
-
-def _write_tables(storage: Storage, evaluation: Evaluation, plots: list[Plot]) -> None:
-    """CSV and PNG files, without those of an earlier evaluation that this one lacks."""
-    home = folder(evaluation.inputs.paths)
-    files = {name: text.encode("utf-8", "replace") for name, text in csv_tables(evaluation).items()}
-    files |= {f"{plot.name}.png": plot.png() for plot in plots}
-    for name, data in files.items():
+    for name, data in files:
         storage.replace(join(home, name), data)
+        names.add(name)
     for name in storage.list_names(home):
-        if name.endswith((".csv", ".png")) and name not in files:
+        if name.endswith((".csv", ".png", ".parquet")) and name not in names:
             storage.delete(join(home, name))
+
+
+def _query_files(queries: JudgedQueries) -> Iterator[tuple[str, bytes]]:
+    """The figures by query, so many queries a file: query_id, and each measure of each list as `list:measure`."""
+    lists = (
+        ("first_stage", queries.figures.first_stage),
+        ("reranked", queries.figures.reranked),
+        ("against", queries.figures.baseline),
+    )
+    columns = {
+        f"{name}:{measure}": figures[:, column]
+        for name, figures in lists
+        if figures is not None
+        for column, measure in enumerate(NAMES)
+    }
+    for number, start in enumerate(range(0, len(queries.query_ids), _FILE_QUERIES)):
+        rows = slice(start, start + _FILE_QUERIES)
+        arrays = {name: pa.array(values[rows]) for name, values in columns.items()}
+        table = pa.table({"query_id": queries.query_ids[rows], **arrays})
+        yield f"part-{number:05d}.parquet", parquet_bytes(table, table.num_rows)
+
+
+def _csv_files(evaluation: Evaluation) -> Iterator[tuple[str, bytes]]:
+    bins, agreed = evaluation.calibration, evaluation.agreement.table
+    tables = {
+        "slices": (_SLICE_COLUMNS, _slice_rows(evaluation)),
+        "benchmarks": (_BENCHMARK_COLUMNS, _benchmark_rows(evaluation)),
+        "modality_gap": (_GAP_COLUMNS, _gap_rows(evaluation)),
+        "calibration": ("relevance pairs judged_relevant", map(astuple, bins)),
+        "labels": ("label grade pairs", ((*key, pairs) for key, pairs in np.ndenumerate(agreed))),
+    }
+    for name, (columns, rows) in tables.items():
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(columns.split())
+        writer.writerows(map(_safe, row) for row in rows)
+        yield f"{name}.csv", buffer.getvalue().encode("utf-8", "replace")
+
+
+_SLICE_COLUMNS = (
+    "dimension value queries measure chance first_stage reranked reranked_low reranked_high gain gain_low gain_high "
+    "gain_p against against_gain against_low against_high against_p"
+)
+_BENCHMARK_COLUMNS = "benchmark dataset measure queries first_stage reranked low high against published"
+_GAP_COLUMNS = "stage query documents texts images overlap difference auc auc_low auc_high trust"
+
+
+def _slice_rows(evaluation: Evaluation) -> Iterator[Sequence[Any]]:
+    for part in (evaluation.overall, *evaluation.slices):
+        for name in NAMES:
+            first, baseline = (figures[name] if figures else None for figures in (part.first_stage, part.baseline))
+            gain, baseline_gain = (
+                astuple(gains[name]) if gains else (None,) * 4 for gains in (part.gain, part.baseline_gain)
+            )
+            yield (
+                part.dimension, part.value, part.queries, name, part.random.get(name), first, part.reranked[name],
+                *part.intervals[name], *gain, baseline, *baseline_gain,
+            )  # fmt: skip
+
+
+def _benchmark_rows(evaluation: Evaluation) -> Iterator[Sequence[Any]]:
+    for headline in evaluation.benchmarks:
+        about = headline.benchmark
+        yield (
+            about.title, "all", about.measure_name, headline.queries, headline.first_stage, headline.reranked,
+            headline.low, headline.high, headline.baseline, about.published,
+        )  # fmt: skip
+        for name, value in headline.details.items():
+            yield (about.title, "all", f"{name} score", headline.queries, None, value, None, None, None, None)
+        for name, queries, first, reranked, baseline in map(astuple, headline.datasets):
+            yield (about.title, name, about.measure_name, queries, first, reranked, None, None, baseline, None)
+
+
+def _gap_rows(evaluation: Evaluation) -> Iterator[Sequence[Any]]:
+    for gap in evaluation.gaps:
+        for name, scores in (("relevant", gap.relevant), ("other", gap.others)):
+            if scores is not None:
+                yield (gap.stage, gap.query, name, *astuple(scores), gap.trust.value)
+
+
+def _safe(cell: Any) -> Any:
+    """A text that a spreadsheet would evaluate as a formula gets an apostrophe before it."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell

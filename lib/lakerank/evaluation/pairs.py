@@ -33,19 +33,17 @@ class InputTable(IntEnum):
 
 #: `score` is the first stage's or the logit, `grade` the judgement or the label; `modality` is the query's or the
 #: document's code (see MODALITY_NAMES). `labels` holds a query's extra columns as JSON.
-ROWS = pa.schema(
-    [
-        pa.field("query_id", pa.string()),
-        pa.field("doc_id", pa.string()),
-        pa.field("table", pa.int8()),
-        pa.field("rank", pa.int32()),
-        pa.field("score", pa.float64()),
-        pa.field("relevance", pa.float32()),
-        pa.field("grade", pa.int32()),
-        pa.field("modality", pa.int8()),
-        pa.field("labels", pa.string()),
-    ]
-)
+ROWS = pa.schema({
+    "query_id": pa.string(),
+    "doc_id": pa.string(),
+    "table": pa.int8(),
+    "rank": pa.int32(),
+    "score": pa.float64(),
+    "relevance": pa.float32(),
+    "grade": pa.int32(),
+    "modality": pa.int8(),
+    "labels": pa.string(),
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +75,17 @@ class Pairs:
         """(Q,) documents in each query's list."""
         return np.bincount(self.query[ranks >= 0], minlength=len(self.query_ids)).astype(np.int64)
 
+    def modalities(self) -> list[str]:
+        """Modality of each query → modality of its candidates."""
+        names = np.array(MODALITY_NAMES)
+        has = np.zeros((len(self.query_ids), len(names)), bool)
+        listed = (self.first_stage >= 0) & (self.modality > 0)
+        has[self.query[listed], self.modality[listed]] = True
+        count = has.sum(axis=1)
+        of_candidates = np.where(count == 0, "nothing", np.where(count > 1, "mixed", names[has.argmax(axis=1)]))
+        of_query = names[self.query_modality]
+        return [f"{query}→{docs}" for query, docs in zip(of_query.tolist(), of_candidates.tolist(), strict=True)]
+
 
 def pair_up(rows: pa.Table) -> Pairs:
     """Pairs of the rows (ROWS, sorted by query and document) of whole queries.
@@ -86,100 +95,72 @@ def pair_up(rows: pa.Table) -> Pairs:
     rows = rows.combine_chunks()
     starts = _changes(rows["query_id"])
     query_of_row = np.cumsum(starts) - 1
-    table = rows["table"].to_numpy()
-    is_query = table == InputTable.QUERY
+    is_query = rows["table"].to_numpy() == InputTable.QUERY
     query_ids = rows["query_id"].filter(pa.array(starts)).to_pylist()
-    query_columns = _of_queries(rows.filter(pa.array(is_query)), query_of_row[is_query], query_ids)
-    pairs = rows.filter(pa.array(~is_query))
-    query = query_of_row[~is_query]
+    query_columns = _of_queries(rows.filter(pa.array(is_query)), query_of_row[is_query], len(query_ids))
+    pairs, query = rows.filter(pa.array(~is_query)), query_of_row[~is_query]
     first_rows = _changes(pairs["doc_id"])
     first_rows[1:] |= query[1:] != query[:-1]
-    columns = _Columns(pairs, np.cumsum(first_rows) - 1, int(first_rows.sum()), table[~is_query])
-    query_of_pair = query[first_rows]
-    first_stage_score = columns.largest("score", InputTable.CANDIDATE)
+    query, pair, tables = query[first_rows], np.cumsum(first_rows) - 1, pairs["table"].to_numpy()
+    values = {
+        name: pc.fill_null(pc.cast(pairs[name], pa.float64()), float("nan")).to_numpy()
+        for name in ("rank", "score", "relevance", "grade", "modality")
+    }
 
-    def ranks(table: InputTable, score: Floats | None = None) -> Ints:
-        return _ranks(query_of_pair, columns.has(table), columns.smallest("rank", table), score)
+    def listed(table: InputTable) -> Bools:
+        """(P,) whether a pair has a row of a table."""
+        return np.bincount(pair[tables == table], minlength=len(query)) > 0
 
+    def largest(name: str, table: InputTable, sign: int = 1) -> Floats:
+        """(P,) the largest value of each pair's rows of a table, or of the negative values; NaN where there is none."""
+        chosen = (tables == table) & ~np.isnan(values[name])
+        result = np.full(len(query), -np.inf)
+        np.maximum.at(result, pair[chosen], sign * values[name][chosen])
+        return np.where(np.isneginf(result), np.nan, result)
+
+    def whole(name: str, table: InputTable) -> Ints:
+        return np.nan_to_num(largest(name, table)).astype(np.int64)
+
+    def ranks(table: InputTable, *scores: Floats) -> Ints:
+        return _ranks(query, listed(table), largest("rank", table, -1), *scores)
+
+    first_stage_score = largest("score", InputTable.CANDIDATE)
     return Pairs(
+        query_ids,
         *query_columns,
-        query=query_of_pair,
+        query=query,
         doc_ids=pairs["doc_id"].filter(pa.array(first_rows)).combine_chunks(),
-        judged=columns.has(InputTable.QREL),
-        judgement=np.nan_to_num(columns.largest("grade", InputTable.QREL)).astype(np.int64),
-        modality=np.nan_to_num(columns.largest("modality", InputTable.CANDIDATE)).astype(np.int64),
+        judged=listed(InputTable.QREL),
+        judgement=whole("grade", InputTable.QREL),
+        modality=whole("modality", InputTable.CANDIDATE),
         first_stage_score=first_stage_score,
         first_stage=ranks(InputTable.CANDIDATE, first_stage_score),
         ranked=ranks(InputTable.RANKED),
         baseline=ranks(InputTable.BASELINE),
-        logit=columns.largest("score", InputTable.RANKED),
-        relevance=columns.largest("relevance", InputTable.RANKED),
-        label=np.nan_to_num(columns.largest("grade", InputTable.RANKED)).astype(np.int64),
+        logit=largest("score", InputTable.RANKED),
+        relevance=largest("relevance", InputTable.RANKED),
+        label=whole("grade", InputTable.RANKED),
     )
 
 
-class _Columns:
-    """Values of rows by pair; a pair may have several rows of a table, or none."""
-
-    def __init__(self, rows: pa.Table, pair: Ints, pairs: int, table: npt.NDArray[np.int8]) -> None:
-        self._rows = rows
-        self._pair = pair
-        self._pairs = pairs
-        self._table = table
-        self._values: dict[str, Floats] = {}
-
-    def has(self, table: InputTable) -> Bools:
-        """(P,) whether a pair has a row of a table."""
-        has_row = np.zeros(self._pairs, bool)
-        has_row[self._pair[self._table == table]] = True
-        return has_row
-
-    def largest(self, name: str, table: InputTable) -> Floats:
-        """The largest value of each pair; NaN where there is none."""
-        result = np.full(self._pairs, -np.inf)
-        values, pair = self._of(name, table)
-        np.maximum.at(result, pair, values)
-        result[np.isneginf(result)] = np.nan
-        return result
-
-    def smallest(self, name: str, table: InputTable) -> Floats:
-        """The smallest value of each pair; infinite where there is none."""
-        result = np.full(self._pairs, np.inf)
-        values, pair = self._of(name, table)
-        np.minimum.at(result, pair, values)
-        return result
-
-    def _of(self, name: str, table: InputTable) -> tuple[Floats, Ints]:
-        if name not in self._values:
-            column = pc.cast(self._rows[name], pa.float64())
-            self._values[name] = pc.fill_null(column, float("nan")).to_numpy()
-        values = self._values[name]
-        chosen = (self._table == table) & ~np.isnan(values)
-        return values[chosen], self._pair[chosen]
-
-
-def _ranks(query: Ints, listed: Bools, rank: Floats, score: Floats | None) -> Ints:
-    """Ranks from 0 in each query's list, -1 for unlisted pairs: by rank, else by falling score, then by id."""
+def _ranks(query: Ints, listed: Bools, *keys: Floats) -> Ints:
+    """Ranks from 0 in each query's list, -1 for unlisted pairs: by falling keys, unknown ones last, then by id."""
     chosen = np.flatnonzero(listed)
-    by_score = np.zeros(len(chosen)) if score is None else np.where(np.isnan(score[chosen]), np.inf, -score[chosen])
-    order = np.lexsort((by_score, rank[chosen], query[chosen]))  # stable: ids, which rise, decide last
-    ordered = chosen[order]
+    # Stable: ids, which rise, decide last.
+    ordered = chosen[np.lexsort((*(-key[chosen] for key in reversed(keys)), query[chosen]))]
     ranks = np.full(len(query), -1, np.int64)
     ranks[ordered] = np.arange(len(ordered)) - np.searchsorted(query[ordered], query[ordered])
     return ranks
 
 
-def _of_queries(
-    rows: pa.Table, query: Ints, query_ids: list[str]
-) -> tuple[list[str], list[Mapping[str, str]], Bools, Ints]:
-    """Id, labels, presence in the queries table, and modality of each query; of rows that share an id one counts."""
-    labels: list[Mapping[str, str]] = [{}] * len(query_ids)
-    known = np.zeros(len(query_ids), bool)
-    modality = np.zeros(len(query_ids), np.int64)
+def _of_queries(rows: pa.Table, query: Ints, queries: int) -> tuple[list[Mapping[str, str]], Bools, Ints]:
+    """Labels, presence in the queries table, and modality of each query; of rows that share an id one counts."""
+    labels: list[Mapping[str, str]] = [{}] * queries
+    known, modality = np.zeros(queries, bool), np.zeros(queries, np.int64)
     values = zip(rows["labels"].to_pylist(), rows["modality"].to_pylist(), strict=True)
     for number, (text, code) in sorted(zip(query.tolist(), values, strict=True), reverse=True):
         labels[number], known[number], modality[number] = _parsed(text or "{}"), True, code or 0
-    return query_ids, labels, known, modality
+    return labels, known, modality
 
 
 @lru_cache(maxsize=10_000)
@@ -189,10 +170,9 @@ def _parsed(labels: str) -> Mapping[str, str]:
 
 def _changes(column: pa.ChunkedArray) -> Bools:
     """Where a value differs from the one before it; the first does."""
-    changes = np.ones(len(column), bool)
-    if len(column) > 1:
-        changes[1:] = pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy()
-    return changes
+    if not len(column):
+        return np.zeros(0, bool)
+    return np.append(True, pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy())
 
 
 def whole_queries(batches: Iterable[pa.RecordBatch], block_rows: int) -> Iterator[pa.Table]:

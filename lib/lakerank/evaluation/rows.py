@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from lakerank import schemas
 from lakerank.evaluation.pairs import MODALITY_NAMES, ROWS, InputTable
-from lakerank.lake.blobs import Blob, BlobRef, fetch
+from lakerank.lake.blobs import BlobRef
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, opened, read_table_file
 
@@ -22,19 +22,18 @@ MODALITIES = pa.schema([pa.field("doc_id", pa.string()), pa.field("modality", pa
 
 _BATCH_ROWS = 1024
 
-#: Documents looked up at once.
-_LOOKUP_ROWS = 1_000_000
+#: Batches of documents looked up at once: each lookup hashes the candidates' ids anew.
+_LOOKUP_BATCHES = 1000
 
-_SCHEMAS = {
-    InputTable.QREL: schemas.QRELS,
-    InputTable.CANDIDATE: schemas.CANDIDATES,
-    InputTable.RANKED: schemas.RANKED,
-    InputTable.BASELINE: schemas.RANKED,
-}
+SCHEMAS = dict(zip(
+    InputTable, (schemas.QUERIES, schemas.QRELS, schemas.CANDIDATES, schemas.RANKED, schemas.RANKED), strict=True
+))  # fmt: skip
+
+#: Columns of a table by their names in ROWS.
 _COLUMNS = {
-    InputTable.QREL: {"relevance": "grade"},
-    InputTable.CANDIDATE: {"first_stage_rank": "rank", "first_stage_score": "score"},
-    InputTable.RANKED: {"rank": "rank", "logit": "score", "relevance": "relevance", "label": "grade"},
+    InputTable.QREL: {"grade": "relevance"},
+    InputTable.CANDIDATE: {"rank": "first_stage_rank", "score": "first_stage_score"},
+    InputTable.RANKED: {"rank": "rank", "score": "logit", "relevance": "relevance", "grade": "label"},
     InputTable.BASELINE: {"rank": "rank"},
 }
 
@@ -46,10 +45,9 @@ def table_rows(storage: Storage, table: InputTable, uri: str, row_group: int) ->
         SchemaError: a column is missing or of the wrong type.
         StorageError: the file cannot be read.
     """
-    names = _COLUMNS[table]
-    columns = ["query_id", "doc_id", *names]
-    for _, _, batch in read_table_file(storage, uri, _SCHEMAS[table], columns, row_groups=[row_group]):
-        arrays = {names.get(name, name): batch[name] for name in columns}
+    names = {"query_id": "query_id", "doc_id": "doc_id", **_COLUMNS[table]}
+    for _, _, batch in read_table_file(storage, uri, SCHEMAS[table], list(names.values()), row_groups=[row_group]):
+        arrays = {name: batch[column] for name, column in names.items()}
         has_ids = pc.and_(arrays["query_id"].is_valid(), arrays["doc_id"].is_valid())
         yield _as_rows(batch.num_rows, table, arrays).filter(has_ids)
 
@@ -74,15 +72,10 @@ def document_modalities(storage: Storage, uri: str, row_group: int) -> Iterator[
 def with_modalities(candidates: pa.Table, documents: Iterable[pa.RecordBatch]) -> pa.Table:
     """Candidates (ROWS) with the modality of their documents; of documents that share an id the first counts."""
     candidate_ids = pc.unique(candidates["doc_id"])
-    tables, buffered, rows = [MODALITIES.empty_table()], [], 0
-    for batch in itertools.chain(documents, [None]):
-        if batch is not None:
-            buffered.append(batch)
-            rows += batch.num_rows
-        if batch is None or rows >= _LOOKUP_ROWS:  # each lookup hashes the candidates' ids anew
-            table = pa.Table.from_batches(buffered, MODALITIES)
-            tables.append(table.filter(pc.is_in(table["doc_id"], value_set=candidate_ids)))
-            buffered, rows = [], 0
+    tables, documents = [MODALITIES.empty_table()], iter(documents)
+    while batches := list(islice(documents, _LOOKUP_BATCHES)):
+        table = pa.Table.from_batches(batches, MODALITIES)
+        tables.append(table.filter(pc.is_in(table["doc_id"], value_set=candidate_ids)))
     known = pa.concat_tables(tables).combine_chunks()
     column = known["modality"].take(pc.index_in(candidates["doc_id"], value_set=known["doc_id"]))
     return candidates.set_column(candidates.schema.get_field_index("modality"), ROWS.field("modality"), column)
@@ -98,17 +91,11 @@ def _as_rows(count: int, table: InputTable, columns: Mapping[str, pa.Array]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """A row's location, what it contains, and the values of its extra columns that are not null."""
+    """A row's location, its modality (of MODALITY_NAMES), and the values of its extra columns that are not null."""
 
     ref: BlobRef
-    has_text: bool
-    has_image: bool
-    extra: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def modality(self) -> str:
-        """text, image, text+image or nothing."""
-        return MODALITY_NAMES[self.has_text + 2 * self.has_image]
+    modality: str
+    extra: Mapping[str, str]
 
 
 def read_attributes(
@@ -124,15 +111,13 @@ def read_attributes(
     for fragment in fragments(storage, uri, expected):
         for group in range(fragment.row_groups):
             for first, batch in attribute_batches(storage, fragment.file.uri, group, expected, extras):
-                numbers = pa.array(range(first, first + batch.num_rows))
-                rows = pa.table({**{name: batch[name] for name in batch.schema.names}, "row": numbers})
+                rows = batch.append_column("row", pa.array(range(first, first + batch.num_rows)))
                 if value_set is not None:
                     rows = rows.filter(pc.is_in(rows[id_column], value_set=value_set))
                 for row in rows.to_pylist():
                     extra = {name: row[name] for name in extras if row[name] is not None}
                     ref = BlobRef(fragment.file.uri, group, row["row"])
-                    has_text, has_image = bool(row["modality"] & 1), bool(row["modality"] & 2)
-                    attributes.setdefault(row[id_column], Attributes(ref, has_text, has_image, extra))
+                    attributes.setdefault(row[id_column], Attributes(ref, MODALITY_NAMES[row["modality"]], extra))
     return attributes
 
 
@@ -153,14 +138,13 @@ def attribute_batches(
         first = 0
         for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[row_group], columns=columns):
             rows = batch.num_rows
-            present = [
-                batch[name].is_valid().cast(pa.int8())
-                if presence is None
-                else pa.array([int(presence)] * rows, pa.int8())
+            has_text, has_image = (
+                batch[name].is_valid() if presence is None else pa.repeat(presence, rows)
                 for name, presence in presences.items()
-            ]
+            )
+            image_code = pc.multiply(has_image.cast(pa.int8()), pa.scalar(2, pa.int8()))
             arrays = {id_column: pc.fill_null(_strings(batch[id_column]), "")}
-            arrays["modality"] = pc.add(present[0], pc.multiply(present[1], pa.scalar(2, pa.int8())))
+            arrays["modality"] = pc.add(has_text.cast(pa.int8()), image_code)
             for name in extras:
                 strings = _strings(batch[name]) if name in texts else pa.nulls(rows, pa.string())
                 arrays[name] = pc.if_else(pc.equal(strings, ""), pa.scalar(None, pa.string()), strings)
@@ -178,21 +162,17 @@ def known_modality(storage: Storage, uri: str, row_group: int) -> int | None:
 def _presence(parquet: pq.ParquetFile, group: int, name: str) -> bool | None:
     """Whether all rows of a row group have a value (True), none has (False), or the column must be read (None)."""
     metadata = parquet.metadata.row_group(group)
-    for index in range(metadata.num_columns):
-        column = metadata.column(index)
-        if column.path_in_schema == name:
-            statistics = column.statistics
-            if statistics is None or not statistics.has_null_count:
-                return None
-            nulls = statistics.null_count
-            return True if nulls == 0 else False if nulls == metadata.num_rows else None
-    return False
+    columns = {column.path_in_schema: column for column in map(metadata.column, range(metadata.num_columns))}
+    if name not in columns:
+        return False
+    statistics = columns[name].statistics
+    nulls = statistics.null_count if statistics is not None and statistics.has_null_count else None
+    return {metadata.num_rows: False, 0: True}.get(nulls)
 
 
 def _is_text(data_type: pa.DataType) -> bool:
     value_type = data_type.value_type if pa.types.is_dictionary(data_type) else data_type
-    is_string = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(value_type) for test in is_string)
+    return value_type in (pa.string(), pa.large_string(), pa.string_view())
 
 
 def _strings(column: pa.Array) -> pa.Array:
@@ -205,14 +185,3 @@ def _strings(column: pa.Array) -> pa.Array:
     except pa.ArrowInvalid:
         values = raw.to_pylist()
         return pa.array([None if value is None else value.decode(errors="replace") for value in values], pa.string())
-
-
-def fetch_rows(
-    storage: Storage, attributes: Mapping[str, Attributes], ids: Collection[str], id_column: str
-) -> dict[str, Blob]:
-    """The content of some rows by id, each row group read once."""
-    refs = sorted(
-        ((row.ref.file, row.ref.row_group, row.ref.row), row_id) for row_id, row in attributes.items() if row_id in ids
-    )
-    blobs = fetch(storage, [BlobRef(*ref) for ref, _ in refs], id_column)
-    return {row_id: blob for (_, row_id), blob in zip(refs, blobs, strict=True)}

@@ -1,22 +1,208 @@
-"""Calibration of logits: the scale and bias that fit the judgements, for pairs of texts and for pairs with an image."""
+"""Relevance and labels against judgements: calibration, agreement, and the thresholds and scales that fit best."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import minimize
 
 from lakerank.errors import EvaluationError
-from lakerank.evaluation.analysis.samples import Sample, Samples, Stratum, graded
-from lakerank.evaluation.metrics.gain import Floats
-from lakerank.evaluation.pairs import MODALITY_NAMES
+from lakerank.evaluation.analysis.scores import JudgedPairs, Samples
+from lakerank.evaluation.pairs import Floats, Ints
+from lakerank.ranking import labels
 
 #: The pairs of each of two rerankers, by its name in `model:`.
 PAIRS = {"text": "pairs of texts", "image": "pairs with an image"}
 
-_IMAGE = MODALITY_NAMES.index("image")
+_BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Mean relevance of the pairs in a bin of relevance, their number, and the share that is judged relevant."""
+
+    relevance: float
+    pairs: int
+    relevant: float
+
+
+def calibration(pairs: JudgedPairs) -> tuple[list[CalibrationBin], float]:
+    """Ten equal bins of relevance, and the expected calibration error.
+
+    The error is the mean distance between relevance and the share judged relevant, over pairs (M. Pakdaman Naeini et
+    al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015).
+    """
+    number = np.minimum((pairs.relevance * _BINS).astype(int), _BINS - 1)
+    weight = np.bincount(number, pairs.weight, _BINS)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(number, pairs.weight * pairs.relevance, _BINS) / weight
+        share = np.bincount(number, pairs.weight * (pairs.grade > 0), _BINS) / weight
+    filled = np.flatnonzero(weight)
+    bins = [CalibrationBin(float(mean[row]), round(weight[row]), float(share[row])) for row in filled]
+    error = float((np.abs(mean - share) * weight)[filled].sum() / weight.sum()) if len(filled) else 0.0
+    return bins, error
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Labels against grades. `table[label][grade]` counts pairs; `kappa` is quadratically weighted.
+
+    `reached[g - 1]` are precision and recall of "label ≥ g" as a prediction of "grade ≥ g".
+    """
+
+    pairs: int
+    accuracy: float
+    kappa: float
+    table: tuple[tuple[int, ...], ...]
+    reached: tuple[tuple[float, float], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a job's summary."""
+        grades = [{"precision": round(p, 4), "recall": round(r, 4)} for p, r in self.reached]
+        return {"accuracy": round(self.accuracy, 4), "kappa": round(self.kappa, 4), "at_least": grades}
+
+
+def agreement(label: Ints, grade: Ints, weight: Floats) -> Agreement:
+    """Agreement of labels with grades, both from 0.
+
+    Weighted kappa: J. Cohen, Weighted kappa (Psychological Bulletin 70, 1968), with squared distances.
+    """
+    size = int(max(label.max(initial=0), grade.max(initial=0))) + 1
+    table = np.bincount(label * size + grade, weight, size * size).reshape(size, size)
+    total = table.sum()
+    distance = (np.arange(size)[:, None] - np.arange(size)[None, :]) ** 2
+    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / total if total else table
+    expected_disagreement = (distance * expected).sum()
+    kappa = 1 - (distance * table).sum() / expected_disagreement if expected_disagreement else 0.0
+
+    def share(part: float, whole: float) -> float:
+        return float(part / whole) if whole else 0.0
+
+    reached = []
+    for least in range(1, size):
+        both = table[least:, least:].sum()
+        reached.append((share(both, table[least:].sum()), share(both, table[:, least:].sum())))
+    counts = tuple(tuple(round(count) for count in row) for row in table.tolist())
+    return Agreement(round(total), share(np.trace(table), total), float(kappa), counts, tuple(reached))
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Thresholds that agree best with the judgements. `grades[k]` is the judgement of label k.
+
+    `agreement` is over the pairs of the fit, `held_out` that of thresholds fitted to half the queries with the other
+    half (None where a half lacks a grade), `current` that of the run's own labels.
+    """
+
+    thresholds: tuple[float, ...]
+    grades: tuple[int, ...]
+    agreement: Agreement
+    held_out: Agreement | None
+    current: Agreement
+    unjudged_are_0: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a job's summary. Precision and recall are those of each label above 0 and the labels above it."""
+        return {
+            "label_thresholds": list(self.thresholds),
+            "grades": list(self.grades),
+            "method": "largest quadratically weighted kappa",
+            "pairs": self.agreement.pairs,
+            "unjudged_are_0": self.unjudged_are_0,
+            "fitted": self.agreement.as_dict(),
+            "held_out": self.held_out and self.held_out.as_dict(),
+            "current": self.current.as_dict(),
+        }
+
+
+def fit(pairs: JudgedPairs) -> Fit:
+    """Fit a threshold for every grade above the lowest.
+
+    Raises:
+        EvaluationError: the judgements have fewer than two grades, or relevance has fewer values than grades.
+    """
+    grades = tuple(int(grade) for grade in np.unique(pairs.grade))
+    if len(grades) < 2:
+        raise EvaluationError(
+            f"ranked pairs have {len(grades)} grade(s) {list(grades)}: labels are fitted to two or more; "
+            "judge more documents, or rank deeper"
+        )
+    pairs = replace(pairs, grade=np.searchsorted(grades, pairs.grade))
+    thresholds = fitted_thresholds(pairs, len(grades))
+
+    def predict(fitted: JudgedPairs, measured: JudgedPairs) -> Floats | None:
+        if min(len(np.unique(fitted.grade)), len(np.unique(fitted.relevance))) < len(grades):
+            return None
+        return labels(measured.relevance.astype(np.float32), fitted_thresholds(fitted, len(grades))).astype(np.float64)
+
+    def agrees(label: npt.NDArray[Any]) -> Agreement:
+        return agreement(label.astype(np.int64), pairs.grade, pairs.weight)
+
+    held_out = pairs.held_out(predict)
+    return Fit(
+        thresholds,
+        grades,
+        agrees(labels(pairs.relevance.astype(np.float32), thresholds)),
+        None if held_out is None else agrees(held_out),
+        agrees(pairs.label),
+        pairs.unjudged_are_0,
+    )
+
+
+def fitted_thresholds(pairs: JudgedPairs, grades: int) -> tuple[float, ...]:
+    """The rising thresholds, one less than `grades`, whose labels have the highest weighted kappa: the exact optimum.
+
+    Kappa is 1 − N/D, where both N, the observed disagreement, and D, the disagreement expected by chance, are sums over
+    pairs. So Dinkelbach's method (Management Science 13, 1967) finds the smallest ratio: the thresholds that minimise
+    N − λD, by dynamic programming over the distinct relevances, then λ = N/D, until nothing changes.
+
+    Raises:
+        EvaluationError: relevance has fewer values than there are grades.
+    """
+    values, of_pair = np.unique(pairs.relevance, return_inverse=True)
+    if len(values) < grades:
+        raise EvaluationError(f"relevance takes {len(values)} value(s) only: too few to tell {grades} grades apart")
+    mass = np.zeros((grades, len(values)))
+    np.add.at(mass, (pairs.grade, of_pair), pairs.weight)
+    steps = (np.arange(grades)[:, None] - np.arange(grades)[None, :]) ** 2  # (label, grade)
+    observed = steps @ mass  # (label, value): disagreement if all pairs of a value get a label
+    expected = (steps @ (mass.sum(axis=1) / mass.sum()))[:, None] * mass.sum(axis=0)[None, :]
+    columns = np.arange(len(values))
+    cuts, ratio = np.arange(1, grades), np.inf
+    for _ in range(100):
+        label = np.searchsorted(cuts, columns, side="right")
+        reached = float(observed[label, columns].sum() / expected[label, columns].sum())
+        if reached >= ratio - 1e-12:
+            break
+        ratio, cuts = reached, _least(observed - reached * expected)
+    return tuple(_between(values[cut - 1], values[cut]) for cut in cuts)
+
+
+def _least(costs: Floats) -> Ints:
+    """Where each label after the first begins, so that the sum of costs (label, value) is least; no label is empty."""
+    sums = np.concatenate([np.zeros((len(costs), 1)), np.cumsum(costs, axis=1)], axis=1)  # (L, V + 1)
+    best, origins = np.concatenate([[np.inf], sums[0, 1:]]), []
+    for of_label in sums[1:]:
+        lowest = np.minimum.accumulate(best - of_label)[:-1]  # strictly before: each label gets a value at least
+        origins.append(np.concatenate([[0], np.searchsorted(-lowest, -lowest)]))  # where each was reached first
+        best = np.concatenate([[np.inf], lowest]) + of_label
+    cuts = [costs.shape[1]]
+    for origin in reversed(origins):
+        cuts.append(int(origin[cuts[-1]]))
+    return np.array(cuts[:0:-1], np.int64)
+
+
+def _between(low: float, high: float) -> float:
+    """The shortest decimal above one relevance and at most the next, as float32 has them."""
+    lower, upper = np.float32(low), np.float32(high)
+    for digits in range(2, 9):
+        short = round((float(lower) + float(upper)) / 2, digits)
+        if lower < np.float32(short) <= upper:
+            return short
+    return float(upper)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +224,8 @@ class ScaleFit:
     def as_dict(self) -> dict[str, Any]:
         """For a job's summary."""
         losses = {"current": self.current, "fitted": self.log_loss, "held_out": self.held_out}
-        return {
-            "scale": self.scale,
-            "bias": self.bias,
-            "pairs": self.pairs,
-            "relevant": self.relevant,
-            "log_loss": {name: None if loss is None else round(loss, 4) for name, loss in losses.items()},
-        }
+        counts = {name: getattr(self, name) for name in ("scale", "bias", "pairs", "relevant")}
+        return counts | {"log_loss": {name: None if loss is None else round(loss, 4) for name, loss in losses.items()}}
 
 
 def fit_scales(samples: Samples) -> dict[str, ScaleFit | None]:
@@ -55,11 +236,40 @@ def fit_scales(samples: Samples) -> dict[str, ScaleFit | None]:
     Raises:
         EvaluationError: there is nothing to fit to, or logits fall as relevance rises.
     """
-    strata, _ = graded(samples)
-    fits = {name: _fit(name, [item for item in strata if _has_image(item[0]) == (name == "image")]) for name in PAIRS}
+    pairs = JudgedPairs.of(samples)
+    fits = {name: _fit_scale(name, pairs.where(pairs.has_image == (name == "image"))) for name in PAIRS}
     if not any(fits.values()):
         raise EvaluationError("ranked pairs are judged neither relevant and not; judge more documents, or rank deeper")
     return fits
+
+
+def _fit_scale(name: str, pairs: JudgedPairs) -> ScaleFit | None:
+    relevant = (pairs.grade > 0).astype(np.float64)
+    if len(np.unique(relevant)) < 2:
+        return None
+    scale, bias = (float(f"{value:.6g}") for value in platt(pairs.logit, relevant, pairs.weight))
+    if scale <= 0:
+        raise EvaluationError(
+            f"{PAIRS[name]}: logits fall as relevance rises (scale {scale:g}): no calibration makes such a list right; "
+            "look at the run's figures, and at the judgements"
+        )
+
+    def predict(fitted: JudgedPairs, measured: JudgedPairs) -> Floats | None:
+        if len(np.unique(fitted.grade > 0)) < 2:
+            return None
+        scale, bias = platt(fitted.logit, (fitted.grade > 0).astype(np.float64), fitted.weight)
+        return _sigmoid(scale * measured.logit + bias)
+
+    held_out = pairs.held_out(predict)
+    return ScaleFit(
+        scale,
+        bias,
+        round(pairs.weight.sum()),
+        round((pairs.weight * relevant).sum()),
+        log_loss(_sigmoid(scale * pairs.logit + bias), relevant, pairs.weight),
+        None if held_out is None else log_loss(held_out, relevant, pairs.weight),
+        log_loss(pairs.relevance, relevant, pairs.weight),
+    )
 
 
 def platt(logit: Floats, relevant: Floats, weight: Floats) -> tuple[float, float]:
@@ -85,43 +295,6 @@ def platt(logit: Floats, relevant: Floats, weight: Floats) -> tuple[float, float
     return slope / spread, offset - slope * mean / spread
 
 
-def _fit(name: str, strata: list[tuple[Stratum, Sample]]) -> ScaleFit | None:
-    samples = [sample for _, sample in strata]
-    if len({bool(stratum.judgement) for stratum, sample in strata if sample.count}) < 2:
-        return None
-    logit, relevance, half = (
-        np.concatenate([sample.column(column) for sample in samples]) for column in ("logit", "relevance", "half")
-    )
-    relevant = np.concatenate([np.full(len(sample.kept), float(bool(stratum.judgement))) for stratum, sample in strata])
-    weight = np.concatenate([np.full(len(sample.kept), sample.weight) for sample in samples])
-    scale, bias = (float(f"{value:.6g}") for value in platt(logit, relevant, weight))
-    if scale <= 0:
-        raise EvaluationError(
-            f"{PAIRS[name]}: logits fall as relevance rises (scale {scale:g}): no calibration makes such a list right; "
-            "look at the run's figures, and at the judgements"
-        )
-    return ScaleFit(
-        scale,
-        bias,
-        round(weight.sum()),
-        round((weight * relevant).sum()),
-        log_loss(_sigmoid(scale * logit + bias), relevant, weight),
-        _held_out(logit, relevant, weight, half),
-        log_loss(relevance, relevant, weight),
-    )
-
-
-def _held_out(logit: Floats, relevant: Floats, weight: Floats, half: Floats) -> float | None:
-    probability = np.zeros_like(logit)
-    for part in (0, 1):
-        fitted, measured = half == part, half != part
-        if len(np.unique(relevant[fitted])) < 2:
-            return None
-        scale, bias = platt(logit[fitted], relevant[fitted], weight[fitted])
-        probability[measured] = _sigmoid(scale * logit[measured] + bias)
-    return log_loss(probability, relevant, weight)
-
-
 def log_loss(probability: Floats, relevant: Floats, weight: Floats) -> float:
     """Mean of −log of the probability of the judgement, in nats: (N,) each."""
     likelihood = np.clip(np.where(relevant > 0, probability, 1 - probability), 1e-12, 1)
@@ -130,7 +303,3 @@ def log_loss(probability: Floats, relevant: Floats, weight: Floats) -> float:
 
 def _sigmoid(x: Floats) -> Floats:
     return np.asarray(np.exp(-np.logaddexp(0, -x)))
-
-
-def _has_image(stratum: Stratum) -> bool:
-    return bool((stratum.query_modality | stratum.modality) & _IMAGE)

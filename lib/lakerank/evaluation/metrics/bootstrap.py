@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtr
 
-from lakerank.evaluation.metrics.gain import RANDOM_BASELINE, Floats
-from lakerank.evaluation.metrics.measures import NAMES, QueryFigures
+from lakerank.evaluation.metrics.measures import NAMES, RANDOM_BASELINE, QueryFigures
+from lakerank.evaluation.pairs import Floats
 from lakerank.fingerprint import splitmix64
 
 #: Resamples; with a fixed seed an interval is a function of the figures alone.
@@ -30,21 +30,15 @@ Hashes = npt.NDArray[np.uint64]
 Interval = tuple[float | None, float | None]
 
 
-def _poisson_of_16_bits() -> npt.NDArray[np.uint8]:
-    """A draw from Poisson(1) for each of 65,536 equally likely numbers, by its inverse distribution function."""
-    mass = [math.exp(-1) / math.factorial(count) for count in range(12)]
-    edges = np.floor(np.cumsum(mass) * 65536)
-    return np.searchsorted(edges, np.arange(65536), side="right").astype(np.uint8)
-
-
-_POISSON = _poisson_of_16_bits()
+#: A draw from Poisson(1) for each of 65,536 equally likely numbers, by its inverse distribution function.
+_MASS = [math.exp(-1) / math.factorial(count) for count in range(12)]
+_POISSON = np.searchsorted(np.floor(np.cumsum(_MASS) * 65536), np.arange(65536), side="right").astype(np.uint8)
 
 
 def query_hashes(query_ids: Sequence[str]) -> Hashes:
     """64 bits of each id, from which everything random about a query is drawn."""
-    digests = b"".join(
-        hashlib.blake2b(query_id.encode("utf-8", "surrogatepass"), digest_size=8).digest() for query_id in query_ids
-    )
+    encoded = (query_id.encode("utf-8", "surrogatepass") for query_id in query_ids)
+    digests = b"".join(hashlib.blake2b(query_id, digest_size=8).digest() for query_id in encoded)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 

@@ -7,41 +7,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import pytrec_eval
 from ir_measures import AP, RR, Judged, R, Success, nDCG
 
-from lakerank.evaluation.metrics.gain import Floats, Ints, random_baseline, ratio
+from lakerank.evaluation.pairs import Bools, Floats, Ints
 
 #: The measures and their names, in the order of a figures array's columns. Gains and cut-offs are trec_eval's.
-MEASURES = {
-    nDCG @ 5: "nDCG@5",
-    nDCG @ 10: "nDCG@10",
-    R @ 10: "Recall@10",
-    R @ 100: "Recall@100",
-    RR @ 10: "RR@10",
-    AP: "AP",
-    Success @ 5: "Success@5",
-    Success @ 10: "Success@10",
-    Judged @ 10: "Judged@10",
-}
-NAMES = tuple(MEASURES.values())
+MEASURES = (nDCG @ 5, nDCG @ 10, R @ 10, R @ 100, RR @ 10, AP, Success @ 5, Success @ 10, Judged @ 10)
+NAMES = ("nDCG@5", "nDCG@10", "Recall@10", "Recall@100", "RR@10", "AP", "Success@5", "Success@10", "Judged@10")
+
+#: trec_eval's names of all of them but the last.
+_TREC_EVAL = ("ndcg_cut_5", "ndcg_cut_10", "recall_10", "recall_100", "recip_rank", "map", "success_5", "success_10")
 
 #: The measure in headlines and sort orders, and the one shown beside it.
 PRIMARY = "nDCG@10"
 SECONDARY = "Recall@10"
 
-#: trec_eval's names of the measures that it computes. RR@10 is its reciprocal rank within the first ten documents.
-_TREC_EVAL = {
-    "nDCG@5": "ndcg_cut_5",
-    "nDCG@10": "ndcg_cut_10",
-    "Recall@10": "recall_10",
-    "Recall@100": "recall_100",
-    "AP": "map",
-    "Success@5": "success_5",
-    "Success@10": "success_10",
-}
-_TREC_EVAL_MEASURES = {"ndcg_cut.5,10", "recall.10,100", "map", "success.5,10", "recip_rank"}
+#: Measures of the random baseline, in the order of its columns.
+RANDOM_BASELINE = NAMES[:4]
 
 #: Queries passed to trec_eval in one call.
 _BATCH_QUERIES = 20_000
@@ -65,7 +48,7 @@ class QueryFigures:
         lists = {"reranked": self.reranked, "first_stage": self.first_stage, "baseline": self.baseline}
         return {name: table for name, table in lists.items() if table is not None}
 
-    def take(self, queries: npt.NDArray[np.int64]) -> QueryFigures:
+    def take(self, queries: Ints) -> QueryFigures:
         """Those of some of the queries."""
         first, baseline = (None if table is None else table[queries] for table in (self.first_stage, self.baseline))
         return QueryFigures(self.reranked[queries], first, self.random[queries], baseline)
@@ -96,18 +79,15 @@ def list_random_baseline(candidates: Sequence[Sequence[str]], judgements: Sequen
     return random_baseline(np.array([len(doc_ids) for doc_ids in candidates], np.int64), query, grade, rank >= 0)
 
 
-def _judgement_columns(
-    lists: Sequence[Sequence[str]], judgements: Sequence[Mapping[str, int]]
-) -> tuple[Ints, Ints, Ints]:
-    """The list, the rank in it (-1 where it is not listed), and the grade of each judged document: (J,) each."""
+def _judgement_columns(lists: Sequence[Sequence[str]], judgements: Sequence[Mapping[str, int]]) -> Ints:
+    """The list, the rank in it (-1 where it is not listed), and the grade of each judged document: (3, J)."""
     ranks = [{doc_id: rank for rank, doc_id in enumerate(doc_ids)} for doc_ids in lists]
     rows = [
         (query, ranks[query].get(doc_id, -1), grade)
         for query, grades in enumerate(judgements)
         for doc_id, grade in grades.items()
     ]
-    query, rank, grade = np.array(rows, np.int64).reshape(-1, 3).T
-    return query, rank, grade
+    return np.array(rows, np.int64).reshape(-1, 3).T
 
 
 def figures(lengths: Sequence[int] | Ints, query: Ints, rank: Ints, relevance: Ints) -> Floats:
@@ -125,36 +105,64 @@ def figures(lengths: Sequence[int] | Ints, query: Ints, rank: Ints, relevance: I
         relevance: (J,) the judgement.
     """
     lengths = np.asarray(lengths, np.int64)
-    table = np.zeros((len(lengths), len(MEASURES)))
+    table = np.zeros((len(lengths), len(NAMES)))
     for first in range(0, len(lengths), _BATCH_QUERIES):
-        last = min(first + _BATCH_QUERIES, len(lengths))
-        batch = slice(*np.searchsorted(query, [first, last]))
-        _fill(table, range(first, last), lengths, (query[batch], rank[batch], relevance[batch]))
+        numbers = range(first, min(first + _BATCH_QUERIES, len(lengths)))
+        run = {str(number): _documents(int(lengths[number])) for number in numbers if lengths[number]}
+        qrels: dict[str, dict[str, int]] = {str(number): {} for number in numbers}
+        rows = range(*np.searchsorted(query, [first, first + _BATCH_QUERIES]))
+        for row, number, position, grade in zip(
+            rows, *(part[rows.start : rows.stop].tolist() for part in (query, rank, relevance)), strict=True
+        ):
+            qrels[str(number)][str(position) if position >= 0 else f"absent {row}"] = max(grade, 0)
+        for name, values in pytrec_eval.RelevanceEvaluator(qrels, set(_TREC_EVAL)).evaluate(run).items():
+            table[int(name), : len(_TREC_EVAL)] = [values[trec_name] for trec_name in _TREC_EVAL]
+    reciprocal_rank = table[:, NAMES.index("RR@10")]
+    reciprocal_rank[reciprocal_rank < 1 / 10] = 0  # trec_eval's is of the whole list
     judged_in_ten = np.bincount(query[(rank >= 0) & (rank < 10)], minlength=len(lengths))
-    table[:, NAMES.index("Judged@10")] = ratio(judged_in_ten, np.minimum(lengths, 10))
+    table[:, NAMES.index("Judged@10")] = _ratio(judged_in_ten, np.minimum(lengths, 10))
     return table
-
-
-def _fill(table: Floats, queries: range, lengths: Ints, judgements: tuple[Ints, Ints, Ints]) -> None:
-    """Fill in trec_eval's measures for some of the lists."""
-    query, rank, relevance = judgements
-    qrels: dict[str, dict[str, int]] = {str(number): {} for number in queries}
-    for row, (number, position, grade) in enumerate(zip(*(part.tolist() for part in judgements), strict=True)):
-        qrels[str(number)][str(position) if position >= 0 else f"absent {row}"] = max(grade, 0)
-    best_rank = np.full(len(lengths), np.iinfo(np.int64).max)
-    is_hit = (relevance > 0) & (rank >= 0)
-    np.minimum.at(best_rank, query[is_hit], rank[is_hit])
-    run = {str(number): _documents(int(lengths[number])) for number in queries if lengths[number]}
-    columns = [(NAMES.index(name), trec_name) for name, trec_name in _TREC_EVAL.items()]
-    reciprocal_rank = NAMES.index("RR@10")
-    for name, values in pytrec_eval.RelevanceEvaluator(qrels, _TREC_EVAL_MEASURES).evaluate(run).items():
-        row_of_query = table[int(name)]
-        for column, trec_name in columns:
-            row_of_query[column] = values[trec_name]
-        row_of_query[reciprocal_rank] = values["recip_rank"] if best_rank[int(name)] < 10 else 0.0
 
 
 @lru_cache(maxsize=4096)
 def _documents(length: int) -> dict[str, float]:
     """A list of documents named by their ranks, as a run: shared by all lists of one length."""
     return {str(rank): float(-rank) for rank in range(length)}
+
+
+def random_baseline(candidates: Ints, query: Ints, relevance: Ints, is_candidate: Bools) -> Floats:
+    """Expected figures of a random order of the candidates, exactly: (Q, len(RANDOM_BASELINE)).
+
+    Every candidate is equally likely at every rank, so the expected gain at each is the mean gain of the candidates,
+    and E[DCG@k] = mean gain × Σ_{i ≤ min(k, n)} 1 / log2(i + 1). The ideal DCG is that of all judgements.
+
+    Args:
+        candidates: (Q,) candidates of each query.
+        query, relevance, is_candidate: (J,) each judgement's query, ascending; its grade; whether its document is a
+            candidate.
+    """
+    queries = len(candidates)
+    gain = np.maximum(relevance, 0).astype(np.float64)
+    order = np.lexsort((-gain, query))
+    starts = np.searchsorted(query, np.arange(queries))
+    discount = 1 / np.log2(np.arange(len(query)) - starts[query] + 2)  # of each judgement at its ideal rank
+    candidate_gain = np.bincount(query, gain * is_candidate, queries)
+    relevant_candidates = np.bincount(query, (gain > 0) & is_candidate, queries)
+    relevant = np.bincount(query, gain > 0, queries)
+    columns = []
+    for depth in (5, 10):
+        counted = np.where(discount >= 1 / np.log2(depth + 1) - 1e-12, discount, 0)
+        ideal = np.bincount(query[order], gain[order] * counted, queries)
+        sums = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(depth) + 2))])
+        expected = _ratio(candidate_gain, candidates) * sums[np.minimum(candidates, depth)]
+        columns.append(_ratio(expected, ideal))
+    for depth in (10, 100):
+        share_listed = _ratio(np.minimum(candidates, depth), candidates)
+        columns.append(_ratio(share_listed * relevant_candidates, relevant))
+    return np.stack(columns, axis=1)
+
+
+def _ratio(part: Floats | Ints, whole: Floats | Ints) -> Floats:
+    """part / whole element by element, 0 where whole is 0."""
+    result: Floats = np.divide(part, whole, out=np.zeros(len(part)), where=whole != 0)
+    return result

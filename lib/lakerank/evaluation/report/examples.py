@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from heapq import nsmallest
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
@@ -15,8 +17,8 @@ from lakerank.evaluation.inputs import NAME, LakeTables
 from lakerank.evaluation.metrics.bootstrap import Hashes
 from lakerank.evaluation.metrics.measures import NAMES, QueryFigures
 from lakerank.evaluation.pairs import Ints, Pairs
-from lakerank.evaluation.rows import Attributes, fetch_rows, read_attributes
-from lakerank.lake.blobs import Blob
+from lakerank.evaluation.rows import read_attributes
+from lakerank.lake.blobs import fetch
 from lakerank.lake.storage import Storage
 from lakerank.limits import Limits
 from lakerank.model.preprocess.images import open_header, to_rgb
@@ -74,10 +76,11 @@ class ExampleQuery:
 #: Queries to choose from: by (GAINED, ""), (LOST, ""), and (TASK, task).
 ExamplePool = dict[tuple[str, str], list[ExampleQuery]]
 
-_ORDER: dict[str, Callable[[ExampleQuery], tuple[float, str]]] = {
-    GAINED: lambda query: (-query.gain, query.query_id),
-    LOST: lambda query: (query.gain, query.query_id),
-    TASK: lambda query: (query.draw, query.query_id),
+#: Of each kind: the number of queries kept, and the order of gain, draw and query id in which they are.
+_KEPT: dict[str, tuple[int, Callable[[float, int, str], tuple[float, str]]]] = {
+    GAINED: (EXTREMES, lambda gain, draw, query_id: (-gain, query_id)),
+    LOST: (EXTREMES, lambda gain, draw, query_id: (gain, query_id)),
+    TASK: (PER_TASK, lambda gain, draw, query_id: (draw, query_id)),
 }
 
 
@@ -87,24 +90,23 @@ def pool_of(pairs: Pairs, queries: Ints, figures: QueryFigures, hashes: Hashes, 
     Args:
         by_task: whether the task is one of the columns that make slices.
     """
-    gains, query_ids = figures.gain.tolist(), [pairs.query_ids[number] for number in queries.tolist()]
-    draws = hashes.tolist()
-    by_gain = sorted(range(len(query_ids)), key=lambda row: (-gains[row], query_ids[row]))
-    by_loss = sorted(range(len(query_ids)), key=lambda row: (gains[row], query_ids[row]))
+    gains, draws = figures.gain.tolist(), hashes.tolist()
+    query_ids = [pairs.query_ids[number] for number in queries.tolist()]
     rows: dict[tuple[str, str], list[int]] = {
-        (GAINED, ""): [row for row in by_gain[:EXTREMES] if gains[row] > 0],
-        (LOST, ""): [row for row in by_loss[:EXTREMES] if gains[row] < 0],
+        (GAINED, ""): np.flatnonzero(figures.gain > 0).tolist(),
+        (LOST, ""): np.flatnonzero(figures.gain < 0).tolist(),
     }
-    for row in sorted(range(len(query_ids)), key=draws.__getitem__):
-        task = pairs.labels[int(queries[row])].get("task", "") if by_task else ""
-        of_task = rows.setdefault((TASK, task), [])
-        if len(of_task) < PER_TASK:
-            of_task.append(row)
+    for row, number in enumerate(queries.tolist()):
+        rows.setdefault((TASK, pairs.labels[number].get("task", "") if by_task else ""), []).append(row)
+    for (kind, task), members in rows.items():
+        kept, order = _KEPT[kind]
+        rows[kind, task] = nsmallest(kept, members, key=lambda row: order(gains[row], draws[row], query_ids[row]))
 
     def example(row: int) -> ExampleQuery:
         number = int(queries[row])
-        before = () if figures.first_stage is None else _top(pairs, number, pairs.first_stage, pairs.ranked)
-        after = _top(pairs, number, pairs.ranked, None if figures.first_stage is None else pairs.first_stage, True)
+        ordered = figures.first_stage is not None
+        before = _top(pairs, number, pairs.first_stage, pairs.ranked) if ordered else ()
+        after = _top(pairs, number, pairs.ranked, pairs.first_stage if ordered else None, True)
         first, reranked = (
             None if table is None else dict(zip(NAMES, table[row].tolist(), strict=True))
             for table in (figures.first_stage, figures.reranked)
@@ -112,18 +114,17 @@ def pool_of(pairs: Pairs, queries: Ints, figures: QueryFigures, hashes: Hashes, 
         labels = pairs.labels[number]
         return ExampleQuery(query_ids[row], draws[row], labels, gains[row], first, reranked or {}, before, after)
 
-    examples = {row: example(row) for row in {row for chosen in rows.values() for row in chosen}}
-    return {key: [examples[row] for row in chosen] for key, chosen in rows.items()}
+    return {key: [example(row) for row in members] for key, members in rows.items()}
 
 
 def merge_pools(pool: ExamplePool, other: ExamplePool) -> ExamplePool:
     """The pool of both pools' queries."""
-    return {
-        (kind, task): sorted(pool.get((kind, task), []) + other.get((kind, task), []), key=_ORDER[kind])[
-            : PER_TASK if kind == TASK else EXTREMES
-        ]
-        for kind, task in {**pool, **other}
-    }
+    merged: ExamplePool = {}
+    for kind, task in {**pool, **other}:
+        kept, order = _KEPT[kind]
+        queries = pool.get((kind, task), []) + other.get((kind, task), [])
+        merged[kind, task] = nsmallest(kept, queries, key=lambda query: order(query.gain, query.draw, query.query_id))
+    return merged
 
 
 def _top(
@@ -206,28 +207,23 @@ def fetch_examples(storage: Storage, tables: LakeTables, chosen: Sequence[Exampl
         Example(
             queries[query.query_id],
             query,
-            tuple((listed, documents[listed.doc_id]) for listed in query.before),
-            tuple((listed, documents[listed.doc_id]) for listed in query.after),
+            *(tuple((listed, documents[listed.doc_id]) for listed in part) for part in (query.before, query.after)),
         )
         for query in chosen
     ]
 
 
 def _contents(storage: Storage, uri: str, schema: pa.Schema, ids: set[str]) -> dict[str, Content]:
-    attributes = read_attributes(storage, uri, schema, (NAME,), ids)
-    blobs = fetch_rows(storage, attributes, ids, schema.names[0])
-    return {row_id: _content(row_id, blobs.get(row_id), attributes.get(row_id)) for row_id in ids}
-
-
-def _content(row_id: str, blob: Blob | None, attributes: Attributes | None) -> Content:
-    """The content of a row; of an id that no table has, the id alone."""
-    name = attributes.extra.get(NAME) if attributes else None
-    if blob is None:
-        return Content(row_id, name, None, None)
-    text = None if blob.text is None else " ".join(blob.text.decode(errors="replace").split())
-    if text and len(text) > SNIPPET:
-        text = f"{text[:SNIPPET].rstrip()}…"
-    return Content(row_id, name, text, blob.image)
+    """The content of rows, each row group read once; of an id that no table has, the id alone."""
+    rows = sorted(read_attributes(storage, uri, schema, (NAME,), ids).items(), key=lambda item: astuple(item[1].ref))
+    blobs = fetch(storage, [row.ref for _, row in rows], schema.names[0])
+    contents = {row_id: Content(row_id, None, None, None) for row_id in ids}
+    for (row_id, row), blob in zip(rows, blobs, strict=True):
+        text = None if blob.text is None else " ".join(blob.text.decode(errors="replace").split())
+        if text and len(text) > SNIPPET:
+            text = f"{text[:SNIPPET].rstrip()}…"
+        contents[row_id] = Content(row_id, row.extra.get(NAME), text, blob.image)
+    return contents
 
 
 def thumbnail(image: bytes) -> str | None:

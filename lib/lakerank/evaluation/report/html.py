@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from lakerank.evaluation.analysis.modality_gap import Gap
-from lakerank.evaluation.analysis.slices import MODALITY, TASK_AND_SLICE, Slice, by_size
+from lakerank.evaluation.analysis.averages import MODALITY, TASK_AND_SLICE, Slice, by_size
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, SECONDARY
 from lakerank.evaluation.report.examples import Example, thumbnail
-from lakerank.evaluation.report.plots import Plot, box_plots, gap_plots, score_plots
+from lakerank.evaluation.report.plots import Plots
 
 _HEADINGS = {
     "dataset": "By dataset",
@@ -30,36 +29,8 @@ _HEADINGS = {
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
-@dataclass(frozen=True, slots=True)
-class ShownQueries:
-    """The queries whose lists the report shows."""
-
-    examples: Sequence[Example]
-    gained: Sequence[Example]
-    lost: Sequence[Example]
-
-
-@dataclass(frozen=True, slots=True)
-class Plots:
-    """The plots by section of the page."""
-
-    boxes: Sequence[Plot]
-    scores: Sequence[Plot]
-    gaps: Sequence[tuple[Gap, Sequence[Plot]]]
-
-    def all(self) -> list[Plot]:
-        """All plots."""
-        return [*self.boxes, *self.scores, *(plot for _, plots in self.gaps for plot in plots)]
-
-
-def plots_of(evaluation: Evaluation) -> Plots:
-    """The plots of an evaluation."""
-    gaps = [(gap, gap_plots(evaluation, gap)) for gap in evaluation.gaps]
-    return Plots(box_plots(evaluation), score_plots(evaluation), gaps)
-
-
-def render(evaluation: Evaluation, shown: ShownQueries, plots: Plots) -> str:
-    """The page as HTML; the same evaluation gives the same bytes."""
+def render(evaluation: Evaluation, shown: Mapping[str, Sequence[Example]], plots: Plots) -> str:
+    """The page as HTML; the same evaluation gives the same bytes. `shown` has `examples`, `gained` and `lost`."""
     dimensions = {part.dimension for part in evaluation.slices}
     manifest = evaluation.inputs.manifest
     return _environment().get_template("report.html.jinja").render(
@@ -69,16 +40,11 @@ def render(evaluation: Evaluation, shown: ShownQueries, plots: Plots) -> str:
         primary=PRIMARY,
         secondary=SECONDARY,
         slices=[(_HEADINGS[name], by_size(evaluation.slices, name)) for name in _HEADINGS if name in dimensions],
-        published_at=manifest.get("published_at"),
-        scorer=manifest.get("scorer"),
+        manifest=defaultdict(lambda: None, manifest),
         headline=_headline(evaluation.overall),
-        baseline=_baseline(evaluation),
         plots=plots,
         totals=evaluation.inputs.totals,
         rejects=sorted(evaluation.inputs.totals.rejected.items(), key=lambda item: (-item[1], item[0])),
-        rejected=sum(evaluation.inputs.totals.rejected.values()),
-        audit=_audit_rows(manifest),
-        published_anyway=_published_anyway(manifest),
         work=_work_rows(manifest),
         shown=shown,
         level=LEVEL,
@@ -98,8 +64,9 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "figure": lambda value: "–" if value is None else f"{value:.3f}",
         "signed": _signed,
-        "p": _p,
+        "p": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
         "count": lambda value: "–" if value is None else f"{value:,.0f}",
+        "number": _number,
         "share": lambda value: f"{value:.2%}",
         "language_tag": lambda value: value if value and _LANGUAGE_TAG.fullmatch(value) else None,
         "thumbnail": lru_cache(maxsize=None)(thumbnail),
@@ -116,77 +83,40 @@ def _signed(value: float | None) -> str:
     return "0.000" if text in ("+0.000", "-0.000") else text.replace("-", "\N{MINUS SIGN}")
 
 
-def _p(value: float | None) -> str:
-    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def _headline(overall: Slice) -> str:
     """The main result in a sentence."""
     after, random = overall.reranked[PRIMARY], overall.random[PRIMARY]
     queries = f"{overall.queries:,} judged {'query' if overall.queries == 1 else 'queries'}"
     if overall.first_stage is None:
         return f"{PRIMARY} is {after:.3f} over {queries}; a random order of the same candidates gives {random:.3f}."
-    gain = overall.gain[PRIMARY]
-    before = overall.first_stage[PRIMARY]
+    gain, before = overall.gain[PRIMARY], overall.first_stage[PRIMARY]
     if f"{before:.3f}" == f"{after:.3f}":
         change = f"leaves {PRIMARY} at {after:.3f}"
     else:
         change = f"{'raises' if gain.mean > 0 else 'lowers'} {PRIMARY} from {before:.3f} to {after:.3f}"
-    doubt = ""
-    if gain.low is not None and gain.high is not None and gain.low <= 0 <= gain.high:
-        doubt = ", a difference that is not significant with so many queries"
+    doubtful = gain.low is not None and gain.high is not None and gain.low <= 0 <= gain.high
+    doubt = ", a difference that is not significant with so many queries" if doubtful else ""
     return f"Reranking {change} over {queries}{doubt}; a random order of the same candidates gives {random:.3f}."
-
-
-def _baseline(evaluation: Evaluation) -> str | None:
-    """The comparison with the baseline run in a sentence."""
-    overall = evaluation.overall
-    if overall.baseline is None:
-        return None
-    gain = overall.baseline_gain[PRIMARY]
-    test = "" if gain.p is None else f" (paired t-test: p {_p(gain.p) if gain.p < 0.001 else '= ' + _p(gain.p)})"
-    return (
-        f"Run {evaluation.baseline} has {overall.baseline[PRIMARY]:.3f} on the same queries: "
-        f"this run's {PRIMARY} differs by {_signed(gain.mean)}{test}."
-    )
-
-
-def _audit_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, bool, str]]:
-    """(name, value, bound, whether it passed, detail) of each check, in order."""
-    rows = []
-    for check in manifest.get("audit") or []:
-        bound = check.get("bound")
-        at_most = "not bounded" if bound is None else f"at most {_number(bound)}"
-        passed, detail = bool(check.get("passed")), str(check.get("detail") or "")
-        rows.append((str(check.get("name")), _number(check.get("value")), at_most, passed, detail))
-    return rows
-
-
-def _published_anyway(manifest: Mapping[str, Any]) -> str | None:
-    """Who published the run although checks failed, and why; None where they passed."""
-    override = manifest.get("published_anyway")
-    return f"Published despite failed checks by {override.get('by')}: {override.get('reason')}" if override else None
 
 
 def _work_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The run's counts, times and model, as far as its manifest has them."""
     counts, scoring, model = (manifest.get(name) or {} for name in ("counts", "scoring", "model"))
+    seconds, scored = scoring.get("seconds"), scoring.get("pairs")
+    computed, pairwise = scoring.get("tokens_computed"), scoring.get("tokens_pairwise")
     rows = []
     if "scored" in counts:
         rows.append(("Pairs scored", f"{counts['scored']:,}"))
     if counts.get("reused"):
         rows.append(("Scores reused from the lake", f"{counts['reused']:,}"))
-    seconds, scored = scoring.get("seconds"), scoring.get("pairs")
     if seconds and scored:
         rows.append(("Scoring", f"{seconds:,.1f} s, {scored / seconds:,.1f} pairs a second"))
         rows.append(("A million pairs would take", _duration(seconds / scored * 1e6)))
-    computed, pairwise = scoring.get("tokens_computed"), scoring.get("tokens_pairwise")
     if computed and pairwise:
         rows.append(("Tokens computed", f"{computed:,}"))
         rows.append(("Tokens, pair by pair", f"{pairwise:,}"))
         rows.append(("Saved by sharing documents", f"{1 - computed / pairwise:.1%} ({pairwise / computed:.1f}× fewer)"))
-    parameters = model.get("parameters")
-    if parameters and computed and seconds:
+    if (parameters := model.get("parameters")) and computed and seconds:
         # Two operations a parameter and token (J. Kaplan et al., Scaling Laws for Neural Language Models, 2020).
         operations = 2 * parameters * computed
         rows.append(("Arithmetic", f"{operations / 1e12:,.1f} TFLOP, {operations / seconds / 1e9:,.1f} GFLOP/s"))
@@ -197,24 +127,23 @@ def _work_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Model loads", f"{scoring['model_loads']:,}"))
     if parameters:
         rows.append(("Model", f"{parameters / 1e6:,.1f} M parameters on {model.get('device', '?')}"))
-    return rows + [_stage_row(stage) for stage in manifest.get("passes") or []]
+    return rows + [(f"Stage {stage.get('pass')}", _stage(stage)) for stage in manifest.get("passes") or []]
 
 
-def _stage_row(stage: Mapping[str, Any]) -> tuple[str, str]:
+def _stage(stage: Mapping[str, Any]) -> str:
     """The counts and times of one of several rerankers."""
     counts, scoring, model = (stage.get(name) or {} for name in ("counts", "scoring", "model"))
+    top, seconds, tokens = stage.get("top"), scoring.get("seconds"), scoring.get("tokens_computed")
+    rejected = sum((stage.get("rejected") or {}).values())
     parts = [
         str(model.get("path") or "?"),
-        f"{counts.get('candidates', 0):,} pairs" + (f", the best {stage['top']} a query" if stage.get("top") else ""),
+        f"{counts.get('candidates', 0):,} pairs" + (f", the best {top} a query" if top else ""),
         f"{counts.get('new', 0):,} scored in this run",
+        f"{seconds:,.1f} s" if seconds else "",
+        f"{tokens:,} tokens" if tokens else "",
+        f"{rejected:,} it could not score" if rejected else "",
     ]
-    if scoring.get("seconds"):
-        parts.append(f"{scoring['seconds']:,.1f} s")
-    if scoring.get("tokens_computed"):
-        parts.append(f"{scoring['tokens_computed']:,} tokens")
-    if rejected := sum((stage.get("rejected") or {}).values()):
-        parts.append(f"{rejected:,} it could not score")
-    return f"Stage {stage.get('pass')}", "; ".join(parts)
+    return "; ".join(filter(None, parts))
 
 
 def _duration(seconds: float) -> str:

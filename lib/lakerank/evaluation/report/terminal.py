@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lakerank.evaluation.analysis.averages import MODALITY, Slice, by_size
 from lakerank.evaluation.analysis.calibration import PAIRS
-from lakerank.evaluation.analysis.slices import MODALITY, Slice, by_size
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.metrics.measures import PRIMARY, SECONDARY
 from lakerank.evaluation.report.examples import Content, Example, ListedDocument
@@ -39,11 +39,9 @@ def _example(example: Example) -> str:
     before = example.entry.first_stage[PRIMARY] if example.entry.first_stage else None
     figures = f"{PRIMARY} {after:.2f}" if before is None else f"{PRIMARY} {before:.2f} → {after:.2f}"
     title = fit(_query(example), 48)
-    lines = [fit(f"{title}  {one_line(', '.join(labels))}", WIDTH - len(figures) - 2, pad=True) + "  " + figures]
-    if example.before:
-        lines.append(_list("before", example.before))
-    lines.append(_list("after", example.after))
-    return "\n".join(lines)
+    lists = [_list("before", example.before)] if example.before else []
+    heading = fit(f"{title}  {one_line(', '.join(labels))}", WIDTH - len(figures) - 2, pad=True)
+    return "\n".join([f"{heading}  {figures}", *lists, _list("after", example.after)])
 
 
 def _query(example: Example) -> str:
