@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,14 +63,6 @@ class _TokenIds:
             yield self._numbers[self._ends[document] : self._ends[document + 1]].tolist()
 
 
-@dataclass(frozen=True, slots=True)
-class _Corpus:
-    """The input of bm25s.index."""
-
-    ids: _TokenIds
-    vocab: dict[str, int]
-
-
 class Bm25Index:
     """An index in memory; Lucene's variant of BM25. Equal scores are in the order of the corpus."""
 
@@ -79,6 +70,7 @@ class Bm25Index:
         """`texts` are document ids and texts. Raises DependencyError when `bm25s` or `regex` is not installed."""
         try:
             import bm25s
+            from bm25s.tokenization import Tokenized
         except ImportError as error:
             raise DependencyError("a BM25 first stage needs regex and bm25s: pip install 'lakerank[ingest]'") from error
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG when it is imported
@@ -91,7 +83,7 @@ class Bm25Index:
             tokens.add(self._vocabulary.setdefault(term, len(self._vocabulary)) for term in self._terms(text))
         self._bm25: Any = bm25s.BM25(method="lucene", k1=K1, b=B)
         if self._vocabulary:
-            self._bm25.index(_Corpus(tokens, dict(self._vocabulary)), show_progress=False)
+            self._bm25.index(Tokenized(tokens, dict(self._vocabulary)), show_progress=False)
 
     def __len__(self) -> int:
         return len(self._doc_ids)
