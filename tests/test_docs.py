@@ -77,7 +77,9 @@ def test_settings_that_the_text_names_exist() -> None:
     named = []
     for page, text in PAGES.items():
         sections = settings if text is README else settings.keys() - {"spark"}  # spark.archives is Spark's own
-        found = re.findall(rf"`({'|'.join(sections)})\.(?!json`)(\w+)", text)  # audit.json is a file
+        found = re.findall(
+            rf"`({'|'.join(sections)})\.(?!(?:json|py)`)(\w+)", text
+        )  # audit.json and audit.py are files
         named += [(page.name, section, key) for section, key in found]
     assert len({page for page, *_ in named}) > 5
     assert [name for name in named if name[2] not in settings[name[1]]] == []
