@@ -8,8 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.export.changes import Change, changes
-from lakerank.export.format import PartLimits, Piece, Target, parts
+from lakerank.export.format import Change, PartLimits, Piece, Target, changes, parts
 from lakerank.export.job import FORMATS
 
 from .conftest import make_list

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ir_measures import nDCG
 
 from lakerank.errors import ExportError
-from lakerank.export.ids import escaped
+from lakerank.export.pairs import escaped
 
 
 def test_ir_measures_reads_the_run_in_the_order_of_the_ranks(lists, write):

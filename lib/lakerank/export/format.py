@@ -1,12 +1,18 @@
-"""What a format of export is: how a list becomes bytes, how its removal does, and how lists become a file."""
+"""What a format of export is, which lists of a run changed since another, and how encoded lists become files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from enum import StrEnum
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple
 
 from lakerank.records import RankedDocument
+from lakerank.schemas import RANKED
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +61,53 @@ class Format:
     needs_first_stage_score: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Change(StrEnum):
+    """What became of a list since the older run; all lists are added where there is none."""
+
+    ADDED = "added"
+    CHANGED = "changed"
+    REMOVED = "removed"
+    UNCHANGED = "unchanged"
+
+
+class ChangedList(NamedTuple):
+    """A key's list in the newer run (None where it has none) and what became of it."""
+
+    key: str
+    change: Change
+    current: ExportList | None
+
+
+def changes(rows: Iterable[Row], form: Format, first_number: int = 1) -> Iterator[ChangedList]:
+    """Compare the lists of two runs, key by key.
+
+    Args:
+        rows: RANKED and `is_old`, `query_text`, `first_stage_score`, the last three where they are needed; sorted by
+            the format's key, each run's rows of a key in the order they are to stand in.
+        first_number: number of the first query that the newer run has a list for.
+    """
+    values: Callable[[Row], Any] = itemgetter(*form.columns)
+    number = first_number
+    for key, group in groupby(rows, key=itemgetter(form.by)):
+        both = list(group)
+        new = [row for row in both if not row.get("is_old")]
+        old = [values(row) for row in both if row.get("is_old")]
+        if not new:
+            yield ChangedList(key, Change.REMOVED, None)
+            continue
+        same = old == [values(row) for row in new]
+        change = Change.UNCHANGED if same else Change.CHANGED if old else Change.ADDED
+        yield ChangedList(key, change, _list(key, new, number if form.numbered else 0))
+        number += 1
+
+
+def _list(key: str, rows: list[Row], number: int) -> ExportList:
+    scores = tuple(row["first_stage_score"] for row in rows) if "first_stage_score" in rows[0] else ()
+    documents = tuple(RankedDocument(**{name: row[name] for name in RANKED.names}) for row in rows)
+    return ExportList(key, documents, number, rows[0].get("query_text"), scores)
+
+
+class Piece(NamedTuple):
     """An encoded list, and the rows in it."""
 
     data: bytes

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 from lakerank.errors import ExportError, RunConflictError
-from lakerank.export.changes import Change
-from lakerank.export.format import Format, PartLimits, Target
-from lakerank.export.judgements import ltr_judgements, quepid_csv, svmrank, trec_qrels, trec_run
-from lakerank.export.search import opensearch_documents, opensearch_lists, vespa_documents, vespa_lists
-from lakerank.export.tables import flat_csv, golden_pairs, parquet
+from lakerank.export import pairs, search
+from lakerank.export.format import Change, Format, PartLimits, Target
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.runs import RunPaths, current_run, read_manifest
 from lakerank.lake.storage import Storage, join
 
 FORMATS: dict[str, Callable[[Target], Format]] = {
-    "trec-run": trec_run,
-    "trec-qrels": trec_qrels,
-    "quepid-csv": quepid_csv,
-    "ltr-judgements": ltr_judgements,
-    "svmrank": svmrank,
-    "opensearch-lists": opensearch_lists,
-    "opensearch-documents": opensearch_documents,
-    "vespa-lists": vespa_lists,
-    "vespa-documents": vespa_documents,
-    "parquet": parquet,
-    "csv": flat_csv,
-    "golden-pairs": golden_pairs,
+    "trec-run": pairs.trec_run,
+    "trec-qrels": pairs.trec_qrels,
+    "quepid-csv": pairs.quepid_csv,
+    "ltr-judgements": pairs.ltr_judgements,
+    "svmrank": pairs.svmrank,
+    "opensearch-lists": search.opensearch_lists,
+    "opensearch-documents": search.opensearch_documents,
+    "vespa-lists": search.vespa_lists,
+    "vespa-documents": search.vespa_documents,
+    "parquet": pairs.parquet,
+    "csv": pairs.flat_csv,
+    "golden-pairs": pairs.golden_pairs,
 }
 
 #: The layout of exports: a format whose bytes change raises it, so that an old export is not taken for the same.
@@ -39,9 +36,6 @@ LAYOUT = 1
 
 MANIFEST = "_manifest.json"
 CURRENT = "current"
-
-#: Kinds of files, and where the manifest lists them.
-FILES = {"part": "parts", "removal": "removed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +113,9 @@ def finish(storage: Storage, export: Export, made_from: str, reports: Iterable[d
     Args:
         reports: `kind, name, rows, lists, bytes, sha256` of each file, and `lists` of each kind of Change.
     """
-    lists: Counter[str] = Counter({change.value: 0 for change in Change})
-    files: dict[str, list[dict[str, Any]]] = {kind: [] for kind in FILES}
-    for report in sorted(reports, key=lambda report: str(report["name"])):
-        kind = report.pop("kind")
-        if kind in files:
-            files[kind].append(report)
-        else:
-            lists[kind] += report["lists"]
+    by_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ("part", "removal", *Change)}
+    for report in sorted(reports, key=itemgetter("name")):
+        by_kind[report.pop("kind")].append(report)
     manifest = {
         "format": export.format,
         "run_id": export.run_id,
@@ -135,10 +124,11 @@ def finish(storage: Storage, export: Export, made_from: str, reports: Iterable[d
         "made_from": made_from,
         "target": asdict(export.target),
         "limits": asdict(export.limits),
-        "lists": dict(lists),
-        "rows": sum(part["rows"] for part in files["part"]),
-        "bytes": sum(part["bytes"] for part in files["part"]),
-        **{name: files[kind] for kind, name in FILES.items()},
+        "lists": {change.value: sum(report["lists"] for report in by_kind[change]) for change in Change},
+        "rows": sum(part["rows"] for part in by_kind["part"]),
+        "bytes": sum(part["bytes"] for part in by_kind["part"]),
+        "parts": by_kind["part"],
+        "removed": by_kind["removal"],
     }
     encoded = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     if not storage.create(join(export.to, MANIFEST), encoded):
@@ -169,15 +159,14 @@ def fingerprint_of(storage: Storage, export: Export) -> str:
     Raises:
         ExportError: a run is not published.
     """
-    names = [field.name for field in fields(Export) if field.name not in ("output", "target", "limits", "to")]
-    values = {name: getattr(export, name) for name in names}
+    values = {name: value for name, value in asdict(export).items() if name not in ("output", "to")}
     for name in ("run_id", "since"):
         if values[name] is not None:
             manifest = _run_manifest(storage, export.output, values[name])
             values[name] = [values[name], manifest["scorer"], manifest["published_at"]]
     values["queries"] = export.queries if export.form.needs_query_text else None
     values["candidates"] = export.candidates if export.form.needs_first_stage_score else None
-    return fingerprint({**values, "target": asdict(export.target), "limits": asdict(export.limits), "layout": LAYOUT})
+    return fingerprint({**values, "layout": LAYOUT})
 
 
 def _run_manifest(storage: Storage, output: str, run_id: str) -> dict[str, Any]:

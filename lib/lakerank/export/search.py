@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from lakerank.errors import ExportError
 from lakerank.export.format import ExportList, Format, Target, shortest
-from lakerank.export.ids import checked_bulk_id, checked_vespa_id
 from lakerank.records import RankedDocument
 
 #: Vespa's namespace and document type where none are given.
 _VESPA_NAME = "lakerank:ranking"
+
+#: Elasticsearch and OpenSearch take no longer _id.
+_MOST_ID_BYTES = 512
+
+#: What an index gets of each ranked pair.
+_GRADES = ("rank", "relevance", "logit", "label")
 
 
 def opensearch_lists(target: Target) -> Format:
@@ -21,8 +28,7 @@ def opensearch_lists(target: Target) -> Format:
         documents = [{"doc_id": row.doc_id, **_grades(row)} for row in ranked.rows]
         return _action("index", target, ranked.key) + _json_line({"query_id": ranked.key, "documents": documents})
 
-    columns = ("doc_id", "rank", "relevance", "logit", "label")
-    return Format(".ndjson", columns, encode, remove=lambda key: _action("delete", target, key))
+    return Format(".ndjson", ("doc_id", *_GRADES), encode, remove=partial(_action, "delete", target))
 
 
 def opensearch_documents(target: Target) -> Format:
@@ -37,8 +43,7 @@ def opensearch_documents(target: Target) -> Format:
     def encode(ranked: ExportList) -> bytes:
         return update(ranked.key, [{"query_id": row.query_id, **_grades(row)} for row in ranked.rows])
 
-    columns = ("query_id", "rank", "relevance", "logit", "label")
-    return Format(".ndjson", columns, encode, by="doc_id", remove=lambda key: update(key, []))
+    return Format(".ndjson", ("query_id", *_GRADES), encode, by="doc_id", remove=lambda key: update(key, []))
 
 
 def vespa_lists(target: Target) -> Format:
@@ -70,8 +75,21 @@ def vespa_documents(target: Target) -> Format:
 
 
 def _vespa_document(target: Target, key: str) -> str:
+    """A document's id in Vespa, which takes text as XML 1.1 has it: of control characters only tab and line ends.
+
+    Source: com.yahoo.text.Text.isTextCharacter in vespa-engine/vespa.
+    """
+    if not key:
+        raise ExportError("an id is empty: Vespa needs one; give the document or query an id")
+    for character in key:
+        point = ord(character)
+        control = point < 0x20 and character not in "\t\n\r"
+        if control or 0xFDD0 <= point <= 0xFDDF or (point > 0xFFFF and point & 0xFFFF >= 0xFFFE):
+            raise ExportError(
+                f"id {key[:40]!r} holds U+{point:04X}, which Vespa refuses in an id; rename it in the lake"
+            )
     namespace, _, kind = (target.name or _VESPA_NAME).partition(":")
-    return f"id:{namespace}:{kind}::{checked_vespa_id(key)}"
+    return f"id:{namespace}:{kind}::{key}"
 
 
 def _json_line(value: Mapping[str, Any]) -> bytes:
@@ -80,10 +98,15 @@ def _json_line(value: Mapping[str, Any]) -> bytes:
 
 
 def _action(name: str, target: Target, key: str) -> bytes:
+    size = len(key.encode())
+    if not 0 < size <= _MOST_ID_BYTES:
+        raise ExportError(
+            f"id {key[:40]!r}… has {size} bytes: an index takes 1 to {_MOST_ID_BYTES} as _id; shorten the lake's ids"
+        )
     index = {"_index": target.name} if target.name else {}
-    return _json_line({name: {**index, "_id": checked_bulk_id(key)}})
+    return _json_line({name: {**index, "_id": key}})
 
 
 def _grades(row: RankedDocument) -> dict[str, Any]:
-    relevance, logit = shortest(row.relevance), shortest(row.logit)
-    return {"rank": row.rank, "relevance": relevance, "logit": logit, "label": row.label}
+    values = (row.rank, shortest(row.relevance), shortest(row.logit), row.label)
+    return dict(zip(_GRADES, values, strict=True))

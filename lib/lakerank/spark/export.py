@@ -7,34 +7,27 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from lakerank.export.changes import Change, Row, changes
-from lakerank.export.format import Format, PartLimits, Piece, parts
+from lakerank.export.format import Change, Format, PartLimits, Piece, Row, changes, parts
 from lakerank.export.job import Export, fingerprint_of, finish, finished, run_files
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import decode_text, fragments, read_table_file
 from lakerank.schemas import CANDIDATES, QUERIES, RANKED
 from lakerank.spark.plan.join import read_candidates
 from lakerank.spark.rank.lists import file_of, ranked_batches, read_ranked
-from lakerank.spark.runtime.frames import describe_job, gather, parallelism, scatter
+from lakerank.spark.runtime.frames import describe_job, gather, one_row, parallelism, scatter
 
 #: What a task reports: a file that it wrote (`part` or `removal`), or how many lists a change befell.
-REPORT = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("name", pa.string()),
-        ("rows", pa.int64()),
-        ("lists", pa.int64()),
-        ("bytes", pa.int64()),
-        ("sha256", pa.string()),
-    ]
-)
+_REPORT = pa.schema([
+    ("kind", pa.string()), ("name", pa.string()), ("rows", pa.int64()), ("lists", pa.int64()), ("bytes", pa.int64()),
+    ("sha256", pa.string()),
+])  # fmt: skip
 
 _COUNTS = pa.schema([("file", pa.int64()), ("first", pa.string()), ("queries", pa.int64())])
 _TEXTS = pa.schema([("query_id", pa.string()), ("query_text", pa.string())])
@@ -76,19 +69,11 @@ class _Task:
             lines = "".join(json.dumps({self.form.by: key}, ensure_ascii=False) + "\n" for key in removed)
             yield self._put("removal", self.name("_removed", number, suffix=".jsonl"), lines.encode(), 0, len(removed))
         for change, lists in counts.items():
-            yield _report(change.value, "", 0, lists, 0, "")
+            yield one_row(_REPORT, change.value, "", 0, lists, 0, "")
 
     def _put(self, kind: str, name: str, data: bytes, rows: int, lists: int) -> pa.RecordBatch:
         self.storage.replace(join(self.to, name), data)
-        return _report(kind, name, rows, lists, len(data), hashlib.sha256(data).hexdigest())
-
-
-@dataclass(frozen=True, slots=True)
-class _QueryCounts:
-    """Of each file of ranked/, its first query and the number of that, counted from 1 over all files."""
-
-    first_queries: list[str]
-    first_numbers: list[int]
+        return one_row(_REPORT, kind, name, rows, lists, len(data), hashlib.sha256(data).hexdigest())
 
 
 def export_run(spark: SparkSession, storage: Storage, export: Export) -> dict[str, object]:
@@ -105,42 +90,37 @@ def export_run(spark: SparkSession, storage: Storage, export: Export) -> dict[st
     task = _Task(storage, export.to, fingerprint_of(storage, export), form, export.limits)
     describe_job(spark, f"export: {export.format} of run {export.run_id}")
     as_stored = export.since is None and export.pairs is None and form.by == "query_id"
-    if as_stored and not form.needs_query_text and not form.needs_first_stage_score:
-        reports = _from_files(spark, storage, export, task)
-    else:
-        reports = _from_frame(spark, storage, export, task)
+    as_stored = as_stored and not form.needs_query_text and not form.needs_first_stage_score
+    files = run_files(storage, export.output, export.run_id)
+    reports = (_from_files if as_stored else _from_frame)(spark, files, export, task)
     return finish(storage, export, task.made_from, reports.to_pylist())
 
 
-def _from_files(spark: SparkSession, storage: Storage, export: Export, task: _Task) -> pa.Table:
+def _from_files(spark: SparkSession, files: Sequence[str], export: Export, task: _Task) -> pa.Table:
     """Each file of ranked/ by a task of its own, as it is stored: no shuffle."""
-    files = run_files(storage, export.output, export.run_id)
-    first = [1] * len(files)
-    if task.form.numbered:
-        first = _count_queries(spark, storage, files).first_numbers
+    first = _first_queries(spark, task.storage, files)[1] if task.form.numbered else [1] * len(files)
 
     def work(number: int) -> Iterator[pa.RecordBatch]:
-        batches = ranked_batches(storage, files[number], export.depth)
+        batches = ranked_batches(task.storage, files[number], export.depth)
         yield from task.write(number, (row for batch in batches for row in batch.to_pylist()), first[number])
 
-    return scatter(spark, range(len(files)), work, REPORT).toArrow()
+    return gather(spark, range(len(files)), work, _REPORT)
 
 
-def _from_frame(spark: SparkSession, storage: Storage, export: Export, task: _Task) -> pa.Table:
+def _from_frame(spark: SparkSession, files: Sequence[str], export: Export, task: _Task) -> pa.Table:
     """Lists put together by a shuffle of keys: from two runs, by document, or with columns of other tables."""
-    files = run_files(storage, export.output, export.run_id)
-    rows = _rows(spark, storage, export, files)
-    first: list[int] | None = None
+    rows, first = _rows(spark, task.storage, export, files), None
     if task.form.by == "doc_id":
         # Parts depend on the run alone: so many rows each, cut by a hash.
-        count = max(1, -(-_row_count(storage, files) // export.limits.rows))
+        row_count = sum(fragment.rows for file in files for fragment in fragments(task.storage, file, RANKED))
+        count = max(1, -(-row_count // export.limits.rows))
         part: Column = F.pmod(F.xxhash64("doc_id"), F.lit(count)).cast("int")
-        frame = _parted(rows, part, count, ["doc_id", "is_old", "query_id"])
+        order = ["doc_id", "is_old", "query_id"]
     else:
         # … or those of the newer run's files.
-        counts = _count_queries(spark, storage, files)
-        first = counts.first_numbers
-        frame = _parted(rows, file_of(counts.first_queries[1:]), len(files), ["query_id", "is_old", "rank"])
+        queries, first = _first_queries(spark, task.storage, files)
+        part, count, order = file_of(queries[1:]), max(1, len(files)), ["query_id", "is_old", "rank"]
+    frame = rows.withColumn("part", part).repartitionById(count, "part").sortWithinPartitions(*order)
 
     def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         rows = (row for batch in batches for row in batch.to_pylist())
@@ -149,7 +129,7 @@ def _from_frame(spark: SparkSession, storage: Storage, export: Export, task: _Ta
             number = head["part"]
             yield from task.write(number, chain([head], rows), first[number] if first else 1)
 
-    return frame.mapInArrow(work, from_arrow_schema(REPORT)).toArrow()
+    return frame.mapInArrow(work, from_arrow_schema(_REPORT)).toArrow()
 
 
 def _rows(spark: SparkSession, storage: Storage, export: Export, files: Sequence[str]) -> DataFrame:
@@ -164,17 +144,14 @@ def _rows(spark: SparkSession, storage: Storage, export: Export, files: Sequence
     if export.form.needs_query_text:
         rows = rows.join(_texts(spark, storage, export.queries), "query_id", "left")
     if export.form.needs_first_stage_score:
-        rows = rows.join(_scores(spark, storage, export.candidates), ["query_id", "doc_id"], "left")
+        candidates = read_candidates(spark, storage, fragments(storage, export.candidates, CANDIDATES))
+        scores = candidates.groupBy("query_id", "doc_id").agg(F.max("first_stage_score").alias("first_stage_score"))
+        rows = rows.join(scores, ["query_id", "doc_id"], "left")
     return rows
 
 
-def _parted(rows: DataFrame, part: Column, count: int, order: Sequence[str]) -> DataFrame:
-    """Rows by `part`, sorted so that each list stands together."""
-    return rows.withColumn("part", part).repartitionById(max(1, count), "part").sortWithinPartitions(*order)
-
-
-def _count_queries(spark: SparkSession, storage: Storage, files: Sequence[str]) -> _QueryCounts:
-    """Where in the order of queries each file begins; a query is in one file, and no file is empty."""
+def _first_queries(spark: SparkSession, storage: Storage, files: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The first query of each file and its number, from 1 over all files; a query is in one file, none is empty."""
 
     def count(number: int) -> Iterator[pa.RecordBatch]:
         first = last = None
@@ -184,17 +161,10 @@ def _count_queries(spark: SparkSession, storage: Storage, files: Sequence[str]) 
             if ids:
                 total += len(ids) - (ids[0] == last)  # a query may span two batches
                 first, last = ids[0] if first is None else first, ids[-1]
-        yield pa.RecordBatch.from_pydict({"file": [number], "first": [first], "queries": [total]}, _COUNTS)
+        yield one_row(_COUNTS, number, first, total)
 
     rows = gather(spark, range(len(files)), count, _COUNTS).sort_by("file")
-    numbers = [1]
-    for queries in rows["queries"].to_pylist():
-        numbers.append(numbers[-1] + queries)
-    return _QueryCounts(rows["first"].to_pylist(), numbers)
-
-
-def _row_count(storage: Storage, files: Sequence[str]) -> int:
-    return sum(fragment.rows for file in files for fragment in fragments(storage, file, RANKED))
+    return rows["first"].to_pylist(), [*accumulate(rows["queries"].to_pylist(), initial=1)]
 
 
 def _texts(spark: SparkSession, storage: Storage, address: str) -> DataFrame:
@@ -215,12 +185,3 @@ def _text(raw: bytes | None) -> str | None:
         return decode_text(raw) or None
     except UnicodeDecodeError:
         return None
-
-
-def _scores(spark: SparkSession, storage: Storage, address: str) -> DataFrame:
-    rows = read_candidates(spark, storage, fragments(storage, address, CANDIDATES))
-    return rows.groupBy("query_id", "doc_id").agg(F.max("first_stage_score").alias("first_stage_score"))
-
-
-def _report(*values: object) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict({name: [v] for name, v in zip(REPORT.names, values, strict=True)}, REPORT)

@@ -64,6 +64,11 @@ def gather(
     return scatter(spark, items, work, schema, tasks).toArrow()
 
 
+def one_row(schema: pa.Schema, *values: object) -> pa.RecordBatch:
+    """A batch of one row, as tasks report what they did."""
+    return pa.RecordBatch.from_pydict({name: [v] for name, v in zip(schema.names, values, strict=True)}, schema)
+
+
 def parallelism(spark: SparkSession) -> int:
     """Tasks that can run at once."""
     return spark.sparkContext.defaultParallelism
