@@ -15,7 +15,7 @@ from lakerank.evaluation.inputs import Inputs, row_groups
 from lakerank.evaluation.pairs import ROWS, InputTable, judged_only, whole_queries
 from lakerank.evaluation.rows import MODALITIES, document_modalities, known_modality, query_rows, table_rows
 from lakerank.lake.storage import Storage
-from lakerank.spark.runtime.frames import describe_job, gather, parallelism, scatter
+from lakerank.spark.runtime.frames import describe_job, gather, one_row, parallelism, scatter
 
 #: Rows that a task sorts, and that the driver receives at once, about.
 _TASK_ROWS = 2_000_000
@@ -50,9 +50,7 @@ def _packed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, ROWS, options=options) as writer:
             writer.write_table(rows)
-        yield pa.RecordBatch.from_pydict(
-            {"rows": [sink.getvalue().to_pybytes()], "unjudged": [unjudged]}, schema=_BLOCKS
-        )
+        yield one_row(_BLOCKS, sink.getvalue().to_pybytes(), unjudged)
 
 
 def _rows(spark: SparkSession, storage: Storage, inputs: Inputs) -> DataFrame:
@@ -85,7 +83,7 @@ def _with_modalities(spark: SparkSession, storage: Storage, inputs: Inputs, cand
     groups = row_groups(inputs.documents)
 
     def read_footer(group: tuple[str, int]) -> Iterator[pa.RecordBatch]:
-        yield pa.RecordBatch.from_pydict({"modality": [known_modality(storage, *group)]}, schema=_MODALITY)
+        yield one_row(_MODALITY, known_modality(storage, *group))
 
     describe_job(spark, "evaluate: modalities of the documents")
     modalities = gather(spark, groups, read_footer, _MODALITY, tasks=4 * parallelism(spark))["modality"]

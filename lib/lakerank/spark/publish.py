@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
@@ -25,10 +25,10 @@ from lakerank.lake.tables import fragments, read_table_file
 from lakerank.logs import about
 from lakerank.plan.plan import ranked_files
 from lakerank.schemas import GOLDEN, QRELS
-from lakerank.spark.manifest import Ranked, ScoredRun, manifest_of
 from lakerank.spark.rank.lists import read_ranked, write_lists
 from lakerank.spark.rank.write import ListFolders
 from lakerank.spark.runtime.frames import describe_job, parallelism, scatter
+from lakerank.spark.stage import Ranked, ScoredRun, manifest_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +74,9 @@ def rank_and_publish(
         passed = _report(storage, paths, checks)
     seconds = {"rank": ranked_at - started, "audit": time.monotonic() - ranked_at}
     manifest = manifest_of(storage, run, ranked, checks, seconds)
-    if not passed and rules.override is None:
-        return manifest, False
-    if not passed and rules.override is not None:
+    if not passed:
+        if rules.override is None:
+            return manifest, False
         logger.warning("published despite the failed audit by %s: %s", rules.override.by, rules.override.reason)
         failed = [check.name for check in checks if not check.passed]
         manifest["published_anyway"] = {**asdict(rules.override), "failed_audits": failed}
@@ -218,7 +218,7 @@ def _last_run(spark: SparkSession, manifest: dict[str, Any], old: DataFrame, new
     )
     changed = 1 - F.col("both") / F.greatest("old", "new")
     shared = queries.filter((F.col("old") > 0) & (F.col("new") > 0))
-    row = _only_row(shared.agg(F.count(F.lit(1)).alias("queries"), F.avg(changed).alias("churn")))
+    row = shared.agg(F.count(F.lit(1)).alias("queries"), F.avg(changed).alias("churn")).collect()[0]
     return LastRun(manifest["run_id"], tuple(manifest["histogram"]), int(row["queries"]), float(row["churn"] or 0.0))
 
 
@@ -242,7 +242,7 @@ def _golden_quality(
         figures = rows.mapInArrow(_ndcg_batches, from_arrow_schema(_NDCG))
         # The mean of the differences is exactly 0 where no list changed, whatever order they are summed in.
         drop = F.avg(F.col("last") - F.col("now")).alias("drop")
-        row = _only_row(figures.agg(F.count(F.lit(1)).alias("queries"), F.avg("now").alias("now"), drop))
+        row = figures.agg(F.count(F.lit(1)).alias("queries"), F.avg("now").alias("now"), drop).collect()[0]
     finally:
         judged.unpersist()
     return GoldenQuality(
@@ -282,7 +282,3 @@ def _ndcg(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
     judgements = [{qrel["doc_id"]: qrel["relevance"] for qrel in row["judged"]} for row in rows]
     figures: list[float] = list_figures(lists, judgements)[:, NAMES.index("nDCG@10")].tolist()
     return figures
-
-
-def _only_row(frame: DataFrame) -> Row:
-    return frame.collect()[0]

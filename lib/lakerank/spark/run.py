@@ -17,20 +17,11 @@ from pyspark.sql import SparkSession
 
 from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError
-from lakerank.lake.runs import RunPaths, announce, publish, read_json, read_manifest
+from lakerank.lake.runs import RunPaths, announce, publish, read_manifest
 from lakerank.lake.storage import Storage, join
 from lakerank.logs import about
 from lakerank.plan.forecast import forecast, forecast_at_most, log_forecast, total_forecast
-from lakerank.plan.plan import (
-    Plan,
-    Tables,
-    load_plan,
-    planned_units,
-    sources_address,
-    units_folder,
-    verify_plan_files,
-)
-from lakerank.spark.manifest import ScoredRun
+from lakerank.plan.plan import Plan, Tables, load_plan, planned_units, sources_address, units_folder, verify_plan_files
 from lakerank.spark.plan.builder import ensure_plan
 from lakerank.spark.plan.forecast import cost_upper_bound
 from lakerank.spark.plan.next_stage import ensure_next_plan, find_next_plan
@@ -40,7 +31,7 @@ from lakerank.spark.rank.write import RankRule
 from lakerank.spark.runtime.frames import group_jobs
 from lakerank.spark.runtime.session import unmanaged_gpus
 from lakerank.spark.score import ScoringJob, ScoringSummary, score_units
-from lakerank.spark.stage import PlannedStage, Stage, run_scorer
+from lakerank.spark.stage import PLANNING, SCORING, PlannedStage, ScoredRun, Stage, run_scorer
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +87,9 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, steps: Collection[st
             of_stage |= figures.as_dict()
     if "publish" in steps:
         with about(stage="publish"):
-            _check_all_planned(job, planned)
-            reports = [_stage_report(storage, stage, len(planned) > 1) for stage in planned]
-            scored = ScoredRun(job.scorer, planned, job.rule, reports)
+            if len(planned) < len(job.stages):
+                raise _not_planned(job, planned)
+            scored = ScoredRun(job.scorer, planned, job.rule)
             manifest, is_published = rank_and_publish(spark, storage, scored, job.audit)
         summary |= _outcome(manifest, is_published)
     return _timed(summary, started)
@@ -180,7 +171,7 @@ def score_stages(
     for number, stage in enumerate(job.stages, start=1):
         if number > len(planned):
             if stage.top is None:
-                raise _not_planned(job, number, "plan")
+                raise _not_planned(job, planned)
             with about(stage="plan"):
                 planned.append(_plan_next_stage(spark, storage, job, planned))
         _log_stage(job, number)
@@ -222,7 +213,7 @@ def _timed_plan(storage: Storage, paths: RunPaths, make: Callable[[], Plan]) -> 
     started = time.monotonic()
     plan = make()
     # Only once: an attempt for which the plan exists would report that planning takes no time.
-    storage.create(_planning_address(paths), json.dumps({"seconds": time.monotonic() - started}).encode())
+    storage.create(join(paths.plan, PLANNING), json.dumps({"seconds": time.monotonic() - started}).encode())
     return plan
 
 
@@ -235,18 +226,13 @@ def _score_stage(spark: SparkSession, storage: Storage, planned: PlannedStage, f
     tasks = unmanaged_gpus(spark, stage.device) or None
     summary = score_units(spark, storage, scoring, planned_units(storage, paths, plan), tasks)
     if summary.existing < summary.units or not summary.units:
-        storage.replace(_scoring_address(paths), json.dumps(summary.as_dict()).encode())
+        storage.replace(join(paths.plan, SCORING), json.dumps(summary.as_dict()).encode())
     return summary
 
 
-def _check_all_planned(job: Rerank, planned: Sequence[PlannedStage]) -> None:
-    """Raises RunConflictError when a stage has no plan: a cascade's are complete once all but the last have scored."""
-    if len(planned) < len(job.stages):
-        waits = job.stages[len(planned)].top is not None
-        raise _not_planned(job, len(planned) + 1, "score" if waits else "plan")
-
-
-def _not_planned(job: Rerank, number: int, step: str) -> RunConflictError:
+def _not_planned(job: Rerank, planned: Sequence[PlannedStage]) -> RunConflictError:
+    """For the stage after those planned: a cascade's are all planned once all but the last have been scored."""
+    number, step = len(planned) + 1, "plan" if job.stages[len(planned)].top is None else "score"
     return RunConflictError(
         f"{job.paths.plan}: stage {number} of run {job.paths.run_id!r} has no plan yet; run --stage {step} first"
     )
@@ -274,17 +260,6 @@ def _total(summaries: Sequence[ScoringSummary]) -> dict[str, Any]:
     return {name: sum(of_stage[name] for of_stage in figures) for name in figures[0]}
 
 
-def _stage_report(storage: Storage, planned: PlannedStage, several: bool) -> dict[str, Any]:
-    """A stage's model and the figures that its steps left, maybe in other processes: for the manifest."""
-    stage = planned.stage
-    model = {"parameters": stage.parameters, "device": stage.device}
-    return {
-        "model": {"path": stage.model, **model} if several else model,
-        "planning": read_json(storage, _planning_address(planned.paths)),
-        "scoring": read_json(storage, _scoring_address(planned.paths)),
-    }
-
-
 def _outcome(manifest: Mapping[str, Any], published: bool) -> dict[str, Any]:
     counts = manifest["counts"]
     names = ("candidates", "scored", "reused", "rejected", "ranked", "beyond_depth", "truncated", "duplicates")
@@ -300,11 +275,3 @@ def _timed(summary: dict[str, Any], started: float) -> dict[str, Any]:
     seconds = time.monotonic() - started
     pace = summary.get("pairs", 0) / seconds if seconds else 0.0
     return summary | {"seconds": round(seconds, 3), "pairs_per_second": round(pace, 3)}
-
-
-def _scoring_address(paths: RunPaths) -> str:
-    return join(paths.plan, "scoring.json")
-
-
-def _planning_address(paths: RunPaths) -> str:
-    return join(paths.plan, "planning.json")

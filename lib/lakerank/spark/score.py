@@ -25,7 +25,7 @@ from lakerank.plan.plan import read_sources
 from lakerank.plan.units import UNIT_GROUPS, PlannedGroup, planned_groups
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from lakerank.schemas import SCORES
-from lakerank.spark.runtime.frames import describe_job, gather, own_workers
+from lakerank.spark.runtime.frames import describe_job, gather, one_row, own_workers
 from lakerank.spark.runtime.progress import watch_units
 from lakerank.spark.runtime.session import device_for_task
 
@@ -33,23 +33,16 @@ logger = logging.getLogger(__name__)
 
 #: A scoring task's report. Counts that matter are read from the unit files; these are for the summary. `load_id` is
 #: null where the unit had its scores already.
-UNIT_REPORT = pa.schema(
-    [
-        ("unit", pa.string()),
-        ("pairs", pa.int64()),
-        ("load_id", pa.string()),
-        ("seconds", pa.float64()),
-        ("tokens_computed", pa.int64()),
-        ("tokens_pairwise", pa.int64()),
-    ]
-)
+UNIT_REPORT = pa.schema([
+    ("unit", pa.string()), ("pairs", pa.int64()), ("load_id", pa.string()), ("seconds", pa.float64()),
+    ("tokens_computed", pa.int64()), ("tokens_pairwise", pa.int64()),
+])  # fmt: skip
 
 #: Bytes of the queries' row groups that a worker keeps between units.
 QUERY_CACHE_BYTES = 256 * 2**20
 
 #: Document groups fetched ahead of the device.
 GROUPS_AHEAD = 16
-
 
 #: Makes a reranker on a device, inside the worker: it crosses to the worker, the weights never do.
 RerankerFactory = Callable[[str], LoadedReranker]
@@ -107,19 +100,12 @@ class ScoringSummary:
         """A line or two for the log."""
         logger.info(
             "score: %d pairs in %d units (%d scored before) in %.1f s, %.0f pairs/s, %d model loads",
-            self.pairs,
-            self.units,
-            self.existing,
-            self.seconds,
-            self.pairs / self.seconds,
-            self.model_loads,
+            *(self.pairs, self.units, self.existing, self.seconds, self.pairs / self.seconds, self.model_loads),
         )
         if self.tokens_computed:
             logger.info(
                 "score: the model read %d tokens; pair by pair, without padding, it would have read %d (%.1fx)",
-                self.tokens_computed,
-                self.tokens_pairwise,
-                self.tokens_pairwise / self.tokens_computed,
+                *(self.tokens_computed, self.tokens_pairwise, self.tokens_pairwise / self.tokens_computed),
             )
 
 
@@ -187,7 +173,7 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     if may_exist:
         rows = _existing_scores(storage, job, unit)
         if rows is not None:
-            return _report(unit, rows.num_rows, None, 0.0, 0, 0)
+            return one_row(UNIT_REPORT, unit, rows.num_rows, None, 0.0, 0, 0)
     reranker = _Worker.reranker(job)
     started = time.monotonic()
     before = (reranker.counters.computed, reranker.counters.pairwise)
@@ -204,7 +190,7 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     computed, pairwise = reranker.counters.computed - before[0], reranker.counters.pairwise - before[1]
     seconds = time.monotonic() - started
     logger.info("scored %d pairs of %d documents in %.1f s", rows.num_rows, len(plan), seconds)
-    return _report(unit, rows.num_rows, reranker.load_id, seconds, computed, pairwise)
+    return one_row(UNIT_REPORT, unit, rows.num_rows, reranker.load_id, seconds, computed, pairwise)
 
 
 def score_rows(results: Sequence[ScoredPair | Reject], hashes: dict[tuple[str, str], tuple[str, str]]) -> pa.Table:
@@ -288,9 +274,3 @@ def _existing_scores(storage: Storage, job: ScoringJob, unit: str) -> pa.Table |
         logger.warning("%s: deleted, to be scored again", error)
         storage.delete(unit_address(job.output, job.scorer, unit))
         return None
-
-
-def _report(*values: object) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict(
-        {name: [v] for name, v in zip(UNIT_REPORT.names, values, strict=True)}, UNIT_REPORT
-    )

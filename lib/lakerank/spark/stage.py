@@ -1,17 +1,27 @@
-"""The stages of a run: one reranker, or several that make a cascade or an ensemble."""
+"""The stages of a run (one reranker, or those of a cascade or an ensemble) and the manifest of their results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
 
+import lakerank
+from lakerank.audit import Check, RunCounts
 from lakerank.fingerprint import fingerprint
-from lakerank.lake.runs import RunPaths
-from lakerank.lake.storage import Storage
+from lakerank.lake.runs import RunPaths, read_json
+from lakerank.lake.storage import Storage, join
 from lakerank.plan.plan import Plan, PlanLimits, plan_folder, planned_units, reused_units
 from lakerank.ranking import Fusion
+from lakerank.spark.rank.combine import FusionRule
 from lakerank.spark.rank.lists import Results
+from lakerank.spark.rank.write import RankRule
 from lakerank.spark.score import RerankerFactory
+
+#: Files in a plan's folder in which steps, maybe other processes, leave their seconds and figures for the manifest.
+PLANNING, SCORING = "planning.json", "scoring.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,137 @@ class PlannedStage:
         """The unit files that hold the stage's scores: its own, and those of earlier runs."""
         units = list(planned_units(storage, self.paths, self.plan))
         return {"units": units, "reused_units": reused_units(storage, self.paths, self.plan)}
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRun:
+    """A run whose stages have been scored."""
+
+    scorer: str
+    stages: Sequence[PlannedStage]
+    rule: RankRule | FusionRule
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """What ranking wrote. `by_stage`: each stage's results by reason ("": scored), where there are several stages."""
+
+    counts: RunCounts
+    scored: int
+    reused: int
+    labels: Mapping[str, int]
+    reasons: Mapping[str, int]
+    ranked_files: tuple[Mapping[str, Any], ...]
+    rejected_files: tuple[Mapping[str, Any], ...]
+    golden: Mapping[tuple[str, str], float]
+    by_stage: tuple[Mapping[str, int], ...] = ()
+
+
+def manifest_of(
+    storage: Storage, run: ScoredRun, ranked: Ranked, checks: Sequence[Check], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """The manifest of a run that has been ranked and audited. With several stages `passes` has the figures of each.
+
+    Args:
+        seconds: of the steps of this process.
+    """
+    stages, plan, several = run.stages, run.stages[0].plan, len(run.stages) > 1
+    reports = [_report(storage, planned, several) for planned in stages]
+    counts = asdict(ranked.counts)
+    histogram = counts.pop("histogram")
+    manifest = {
+        "run_id": stages[0].paths.run_id,
+        "published_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "lakerank": lakerank.__version__,
+        "scorer": run.scorer,
+        "ranking": asdict(run.rule),
+        "counts": {**counts, "scored": ranked.scored, "reused": ranked.reused, "duplicates": plan.duplicates},
+        "labels": ranked.labels,
+        "rejected": ranked.reasons,
+        "audit": [check.as_dict() for check in checks],
+        "inputs": plan.inputs,
+        "plan": {
+            "attempt": plan.attempt,
+            "dropped": plan.dropped,
+            "cost": sum(stage.plan.cost for stage in stages),
+            "pairwise_cost": sum(stage.plan.pairwise_cost for stage in stages),
+        },
+        **({} if several else stages[0].named_units(storage)),
+        "ranked_files": list(ranked.ranked_files),
+        "rejected_files": list(ranked.rejected_files),
+        "histogram": histogram,
+        "metrics": _metrics(stages, reports, ranked, seconds),
+        **({"passes": _stages(storage, stages, reports, ranked)} if several else reports[0]),
+    }
+    json.dumps(manifest, allow_nan=False)  # a manifest that cannot be written must fail before anything is published
+    return manifest
+
+
+def _report(storage: Storage, planned: PlannedStage, several: bool) -> dict[str, Any]:
+    """A stage's model, and the figures of its planning and scoring, by the attempts that did the work."""
+    stage, folder = planned.stage, planned.paths.plan
+    model = {"parameters": stage.parameters, "device": stage.device}
+    return {
+        "model": {"path": stage.model, **model} if several else model,
+        "planning": read_json(storage, join(folder, PLANNING)),
+        "scoring": read_json(storage, join(folder, SCORING)),
+    }
+
+
+def _stages(
+    storage: Storage, stages: Sequence[PlannedStage], reports: Sequence[Mapping[str, Any]], ranked: Ranked
+) -> list[dict[str, Any]]:
+    """Each stage's plan, results and figures."""
+    return [
+        {
+            "pass": number,
+            "scorer": planned.plan.scorer,
+            "top": planned.stage.top,
+            "attempt": planned.plan.attempt,
+            "counts": {
+                "candidates": planned.plan.candidates,
+                "new": planned.plan.new,
+                "reused": planned.plan.reused,
+                "scored": results.get("", 0),
+            },
+            "rejected": {reason: count for reason, count in sorted(results.items()) if reason},
+            "cost": planned.plan.cost,
+            "pairwise_cost": planned.plan.pairwise_cost,
+            **report,
+            **planned.named_units(storage),
+        }
+        for number, (planned, results, report) in enumerate(zip(stages, ranked.by_stage, reports, strict=True), start=1)
+    ]
+
+
+def _metrics(
+    stages: Sequence[PlannedStage], reports: Sequence[Mapping[str, Any]], ranked: Ranked, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Wall seconds by step, scoring speed, model loads, tokens and bytes; null: no attempt left the figure.
+
+    Figures of several stages are added up.
+    """
+
+    def total(name: str, step: str = "scoring") -> Any:
+        figures = [(report[step] or {}).get(name) for report in reports]
+        return None if None in figures else sum(figures)
+
+    pairs, scoring_seconds = total("pairs"), total("seconds")
+    return {
+        "seconds": {"plan": total("seconds", "planning"), "score": scoring_seconds, **seconds},
+        "pairs_per_second": pairs / scoring_seconds if pairs and scoring_seconds else None,
+        "model_loads": total("model_loads"),
+        "tokens": {
+            "forecast": sum(stage.plan.cost for stage in stages),
+            "computed": total("tokens_computed"),
+            "pairwise": total("tokens_pairwise"),
+        },
+        "bytes": {
+            **{name: table["bytes"] for name, table in stages[0].plan.inputs.items()},
+            "ranked": sum(file["bytes"] for file in ranked.ranked_files),
+            "rejected": sum(file["bytes"] for file in ranked.rejected_files),
+        },
+    }
 
 
 def run_scorer(stages: Sequence[Stage], fusion: Fusion | None) -> str:

@@ -20,40 +20,22 @@ from lakerank.ranking import labels, log_odds, ranks, relevance
 from lakerank.schemas import RANKED, REJECTED
 
 #: A scored pair: the query by number, the first-stage rank, and whether this run scored it.
-SCORED = pa.schema(
-    [
-        ("query", pa.int32()),
-        ("doc_id", pa.string()),
-        ("rank", pa.int32()),
-        ("logit", pa.float32()),
-        ("truncated", pa.bool_()),
-        ("new", pa.bool_()),
-    ]
-)
+SCORED = pa.schema([
+    ("query", pa.int32()), ("doc_id", pa.string()), ("rank", pa.int32()), ("logit", pa.float32()),
+    ("truncated", pa.bool_()), ("new", pa.bool_()),
+])  # fmt: skip
 
 #: One row a written file. `queries_listed` counts the queries that have candidates in it, ranked or not; `new` the
 #: pairs that this run scored; `values` the rows by label or reason; `stages` the results by stage and reason, null
 #: for a score; `golden` has the logits of golden pairs.
-FILE_REPORT = pa.schema(
-    [
-        ("table", pa.string()),
-        ("file", pa.string()),
-        ("rows", pa.int64()),
-        ("bytes", pa.int64()),
-        ("queries", pa.int64()),
-        ("queries_listed", pa.int64()),
-        ("new", pa.int64()),
-        ("beyond_depth", pa.int64()),
-        ("truncated", pa.int64()),
-        ("histogram", pa.list_(pa.int64())),
-        ("values", pa.list_(pa.struct([("value", pa.string()), ("count", pa.int64())]))),
-        ("stages", pa.list_(pa.struct([("stage", pa.int8()), ("reason", pa.string()), ("count", pa.int64())]))),
-        (
-            "golden",
-            pa.list_(pa.struct([("query_id", pa.string()), ("doc_id", pa.string()), ("logit", pa.float32())])),
-        ),
-    ]
-)
+FILE_REPORT = pa.schema([
+    ("table", pa.string()), ("file", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()),
+    ("queries", pa.int64()), ("queries_listed", pa.int64()), ("new", pa.int64()), ("beyond_depth", pa.int64()),
+    ("truncated", pa.int64()), ("histogram", pa.list_(pa.int64())),
+    ("values", pa.list_(pa.struct([("value", pa.string()), ("count", pa.int64())]))),
+    ("stages", pa.list_(pa.struct([("stage", pa.int8()), ("reason", pa.string()), ("count", pa.int64())]))),
+    ("golden", pa.list_(pa.struct([("query_id", pa.string()), ("doc_id", pa.string()), ("logit", pa.float32())]))),
+])  # fmt: skip
 
 #: Rows of a row group in ranked/: a reader looking up one query reads little.
 ROW_GROUP_ROWS = 50_000
