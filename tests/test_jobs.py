@@ -23,7 +23,7 @@ from PIL import Image
 from pyspark.sql import SparkSession
 
 from lakerank.cli.rerank import rerank
-from lakerank.cli.rerank_job import rerank_job
+from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
 from lakerank.lake.storage import Storage
 from lakerank.records import Document, Query

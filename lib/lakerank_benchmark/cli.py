@@ -168,7 +168,7 @@ def _model(
 
 def _spark(request: Request, pages: Callable[[int], Sequence[bytes]], output: Path) -> dict[str, Any]:
     """The whole job and the baseline on one local Spark of as many cores as threads, a thread a task."""
-    from lakerank.cli.rerank_job import rerank_job
+    from lakerank.cli.resolve import rerank_job
     from lakerank.lake.storage import Storage
     from lakerank.spark.runtime import session
     from lakerank_benchmark import spark_job as end_to_end

@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 import pytest
 from pyspark.sql import SparkSession
 
-from lakerank.cli.rerank_job import rerank_job
+from lakerank.cli.resolve import rerank_job
 from lakerank.config import resolve_config
 from lakerank.lake.storage import Storage
 from lakerank.records import Document, DocumentGroup, Query

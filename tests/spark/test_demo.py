@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from lakerank.cli.rerank_job import rerank_job
+from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
 from lakerank.evaluation.inputs import LakeTables, find_inputs
 from lakerank.evaluation.job import evaluate_run

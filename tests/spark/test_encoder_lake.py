@@ -11,7 +11,7 @@ import pytest
 from encoders import write_bge, write_jina
 
 from lakerank import load_reranker
-from lakerank.cli.rerank_job import rerank_job
+from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
 from lakerank.records import Document, Query
 from lakerank.spark.run import run

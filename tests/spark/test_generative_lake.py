@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from lakerank.cli.rerank_job import rerank_job
+from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
 from lakerank.model.jina_m0.weights import Shape
 from lakerank.spark.run import run

@@ -13,8 +13,7 @@ import torch
 from encoders import write_bge
 from PIL import Image
 
-from lakerank.cli.rerank_job import rerank_job
-from lakerank.cli.resolve import limits, model_spec
+from lakerank.cli.resolve import limits, model_spec, rerank_job
 from lakerank.config import load_config
 from lakerank.cost import CostProfile
 from lakerank.limits import Limits

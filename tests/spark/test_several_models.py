@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 from lakerank import Document, Query, load_reranker
 from lakerank.cli.clean import clean
 from lakerank.cli.evaluate import evaluate
-from lakerank.cli.rerank_job import rerank_job
+from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
 from lakerank.errors import ConfigError
 from lakerank.lake.storage import Storage

@@ -90,7 +90,13 @@ def _evaluate(config: Config, options: Options) -> dict[str, Any]:
     storage = resolve.storage(config.lake.storage)
     inputs = _inputs(storage, config, options)
     in_spark = inputs.rows > IN_PROCESS_ROWS if options.in_spark is None else options.in_spark
-    result = _in_spark(storage, inputs, config) if in_spark else evaluate_run(storage, inputs)
+    if in_spark:
+        from lakerank.spark.evaluate import blocks_in_spark
+
+        with spark_session(config.spark) as spark:
+            result = evaluate_run(storage, inputs, blocks_in_spark(spark))
+    else:
+        result = evaluate_run(storage, inputs)
     click.echo(terminal_table(result.evaluation, result.examples[: options.examples]))
     labels = calibration = None
     if options.fit_labels:
@@ -116,14 +122,6 @@ def _inputs(storage: Storage, config: Config, options: Options) -> Inputs:
     tables = LakeTables(lake.documents, lake.queries, lake.candidates, lake.qrels)
     baseline = RunPaths(lake.output, options.against) if options.against else None
     return find_inputs(storage, tables, RunPaths(lake.output, options.run_id), baseline)
-
-
-def _in_spark(storage: Storage, inputs: Inputs, config: Config) -> Evaluated:
-    from lakerank.evaluation.job import evaluate_run
-    from lakerank.spark.evaluate import blocks_in_spark
-
-    with spark_session(config.spark) as spark:
-        return evaluate_run(storage, inputs, blocks_in_spark(spark))
 
 
 def _fit_labels(storage: Storage, result: Evaluated, config: Config) -> dict[str, Any]:

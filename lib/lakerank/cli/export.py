@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,46 +27,11 @@ FORMATS = (
 GOLDEN_PAIRS = "golden-pairs"
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The run, the format and the destination, as the command line has them."""
-
-    run_id: str
-    format_name: str
-    to: str
-    since: str | None
-    depth: int | None
-    name: str | None
-    field: str
-    pairs: int | None
-    part_rows: int
-    part_bytes: int
-
-    def check(self) -> None:
-        """Raises ConfigError with everything wrong that click cannot see."""
-        from lakerank.lake.runs import check_run_id
-
-        faults: list[str] = []
-        for run_id in (self.run_id, self.since):
-            try:
-                check_run_id(run_id or "none")
-            except ConfigError as error:
-                faults += error.faults
-        if self.format_name == GOLDEN_PAIRS and self.since:
-            faults.append("--since: golden pairs are a sample of one run")
-        if self.format_name != GOLDEN_PAIRS and self.pairs:
-            faults.append(f"--pairs: only golden-pairs is a sample, {self.format_name} is the whole run")
-        if self.format_name.startswith("vespa") and self.name and not all(self.name.partition(":")):
-            faults.append(f"--name {self.name}: expected namespace:document type, as in mine:product")
-        if faults:
-            raise ConfigError(faults)
-
-
 @click.command(epilog=EPILOG)
 @config_option
 @set_option
 @click.option("--run-id", required=True, help="The published run, or `current`.")
-@click.option("--format", "format_name", required=True, type=click.Choice(FORMATS), help="See docs/export.md.")
+@click.option("--format", required=True, type=click.Choice(FORMATS), help="See docs/export.md.")
 @click.option("--to", required=True, metavar="URI", help="An empty folder, local or in an object store.")
 @click.option("--since", metavar="RUN", help="Export only lists that changed since this run; delete removed ones.")
 @click.option("--depth", type=click.IntRange(min=1), help="Documents of each query.  [default: all ranked ones]")
@@ -87,17 +52,17 @@ def export(config_path: Path, overrides: tuple[str, ...], verbose: bool, **optio
     Writes files named part-… and finally _manifest.json, which lists them: a file that it does not list is not part of
     the export. Repeating the command does nothing; into another folder it writes the same bytes.
     """
-    run_job(lambda: _export(load_config(config_path, overrides), Options(**options)), verbose)
+    run_job(lambda: _export(load_config(config_path, overrides), **options), verbose)
 
 
-def _export(config: Config, options: Options) -> dict[str, Any]:
+def _export(config: Config, **options: Any) -> dict[str, Any]:
     from lakerank.cli.resolve import storage as storage_of
     from lakerank.export.job import finished, resolve, summary
     from lakerank.spark.export import export_run
 
     started = time.monotonic()
     storage = storage_of(config.lake.storage)
-    job = resolve(storage, _job(config, options))
+    job = resolve(storage, _job(config, **options))
     manifest = finished(storage, job)
     if manifest is not None:
         logger.info("export: %s holds this export already: nothing to do", job.to)
@@ -107,22 +72,32 @@ def _export(config: Config, options: Options) -> dict[str, Any]:
         return summary(job, export_run(spark, storage, job), started)
 
 
-def _job(config: Config, options: Options) -> Export:
+def _job(config: Config, name: str | None, field: str, part_rows: int, part_bytes: int, **options: Any) -> Export:
+    """The export that the options describe.
+
+    Raises:
+        ConfigError: everything wrong that click cannot see.
+    """
     from lakerank.export.format import PartLimits, Target
     from lakerank.export.job import Export
+    from lakerank.lake.runs import check_run_id
 
-    options.check()
-    lake = config.lake.located()
-    return Export(
-        output=lake.output,
-        run_id=options.run_id,
-        since=options.since,
-        format=options.format_name,
-        target=Target(options.name, options.field),
-        to=options.to,
-        depth=options.depth,
-        limits=PartLimits(options.part_rows, options.part_bytes),
-        pairs=(options.pairs or 256) if options.format_name == GOLDEN_PAIRS else None,
-        queries=lake.queries,
-        candidates=lake.candidates,
+    lake, target, limits = config.lake.located(), Target(name, field), PartLimits(part_rows, part_bytes)
+    job = Export(
+        output=lake.output, queries=lake.queries, candidates=lake.candidates, target=target, limits=limits, **options
     )
+    faults: list[str] = []
+    for run_id in (job.run_id, job.since):
+        try:
+            check_run_id(run_id or "none")
+        except ConfigError as error:
+            faults += error.faults
+    if job.format == GOLDEN_PAIRS and job.since:
+        faults.append("--since: golden pairs are a sample of one run")
+    if job.format != GOLDEN_PAIRS and job.pairs:
+        faults.append(f"--pairs: only golden-pairs is a sample, {job.format} is the whole run")
+    if job.format.startswith("vespa") and name and not all(name.partition(":")):
+        faults.append(f"--name {name}: expected namespace:document type, as in mine:product")
+    if faults:
+        raise ConfigError(faults)
+    return replace(job, pairs=job.pairs or 256) if job.format == GOLDEN_PAIRS else job

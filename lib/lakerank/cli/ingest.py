@@ -20,7 +20,7 @@ LAYOUT_NAMES = [
 ]
 
 #: Parameters of a published benchmark, and those of a single table.
-_LAYOUT = ("layout", "split", "runs", "depth", "all_pairs", "which_documents")
+_LAYOUT = ("layout", "split", "runs", "depth", "all_pairs")
 _TABLE = ("kind", "table", "keep", "pdf_content", "page_pixels", "max_file_bytes")
 
 
@@ -122,14 +122,8 @@ def ingest(
         if options["layout"] is None:
             table = ReadOptions(**{name: options[name] for name in _TABLE})
             return ingest_source(storage, source, output, table, follow, progress).summary()
-        layout = LayoutOptions(
-            layout=options["layout"],
-            split=options["split"],
-            runs=options["runs"],
-            depth=options["depth"],
-            all_pairs=options["all_pairs"],
-            all_documents=options["which_documents"] == "all",
-        )
+        all_documents = options["which_documents"] == "all"
+        layout = LayoutOptions(**{name: options[name] for name in _LAYOUT}, all_documents=all_documents)
         return ingest_benchmark(storage, source, output, layout, follow, progress).summary()
 
     run_job(work, verbose)
@@ -137,7 +131,11 @@ def ingest(
 
 def _misplaced(context: click.Context, layout: str | None) -> list[str]:
     """Options of a benchmark without --layout, and options of a single table with it."""
-    wrong, reason = (_LAYOUT, "needs --layout") if layout is None else (_TABLE, "has no meaning with --layout")
+    wrong, reason = (
+        ((*_LAYOUT, "which_documents"), "needs --layout")
+        if layout is None
+        else (_TABLE, "has no meaning with --layout")
+    )
     given = {name for name in wrong if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     return [f"{option.opts[0]} {reason}" for option in context.command.params if option.name in given]
 

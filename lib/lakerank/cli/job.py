@@ -7,26 +7,20 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from lakerank.config import SparkConfig, bundled_config, load_config
+from lakerank.config import SparkConfig, StorageConfig, bundled_config, load_config
 from lakerank.errors import ConfigError, LakerankError
-from lakerank.logs import LogFormat, about, log_context, start_logging
-
-if TYPE_CHECKING:
-    from lakerank.lake.storage import Storage
+from lakerank.logs import about, log_context, start_logging
 
 logger = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-_SUMMARY = "lakerank.summary"
-_LOG_FORMAT = "lakerank.log_format"
 
 #: Exit statuses, as a scheduler reads them.
 DONE, FAILED, WRONG_ARGUMENTS, NOT_PUBLISHED = 0, 1, 2, 3
@@ -60,31 +54,27 @@ set_option = click.option(
 
 def verbose_option(command: Command) -> Command:
     """The options of every job: -v, --summary and --log-format."""
+
+    def keep(context: click.Context, option: click.Parameter, value: str | None) -> None:
+        context.meta[f"lakerank.{option.name}"] = value
+
     log_format = click.option(
         "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, expose_value=False,
-        callback=_keep_log_format,
+        callback=keep,
         help="Format of the log on standard error: plain lines, or JSON objects with run, stage and unit.",
     )  # fmt: skip
     summary = click.option(
-        "--summary", metavar="FILE", expose_value=False, callback=_keep_summary_address,
+        "--summary", metavar="FILE", expose_value=False, callback=keep,
         help="Also write the last line to this path or URI of the lake's storage, whatever the exit status.",
     )  # fmt: skip
     verbose = click.option("-v", "--verbose", is_flag=True, help="Log more, libraries included.")
     return verbose(log_format(summary(command)))
 
 
-def _keep_summary_address(context: click.Context, _option: click.Parameter, address: str | None) -> None:
-    context.meta[_SUMMARY] = address
-
-
-def _keep_log_format(context: click.Context, _option: click.Parameter, form: LogFormat) -> None:
-    context.meta[_LOG_FORMAT] = form
-
-
 def run_job(work: Callable[[], dict[str, Any]], verbose: bool = False) -> None:
     """Run a job's work, print its summary as the last line of standard output, and exit with its status."""
     context = click.get_current_context(silent=True)
-    start_logging(context.meta.get(_LOG_FORMAT, "text") if context else "text", verbose)
+    start_logging(context.meta.get("lakerank.log_format", "text") if context else "text", verbose)
     run_id = context.params.get("run_id") if context else None
     with about(**{"run": run_id} if run_id else {}):
         summary, status = _outcome(work, verbose)
@@ -121,7 +111,10 @@ def _outcome(work: Callable[[], dict[str, Any]], verbose: bool) -> tuple[dict[st
     except Exception as error:
         cause = _worker_error(error) or spark_failure(error)
         if cause is None or verbose:
-            _show_traceback(error)
+            if log_context().form == "json":
+                logger.error("%s", type(error).__name__, exc_info=error)
+            else:
+                traceback.print_exc(file=sys.stderr)
         return _report(*(cause or (type(error).__name__, str(error)))), FAILED
     audit_failed = summary.get("published") is False and "failed_audits" in summary
     return summary, NOT_PUBLISHED if audit_failed else DONE
@@ -130,26 +123,19 @@ def _outcome(work: Callable[[], dict[str, Any]], verbose: bool) -> tuple[dict[st
 def _write_summary(line: str) -> None:
     """Write the last line where --summary says. A failure to write it changes nothing about the job."""
     context = click.get_current_context(silent=True)
-    address = context.meta.get(_SUMMARY) if context else None
+    address = context.meta.get("lakerank.summary") if context else None
     if not context or not address:
         return
+    from lakerank.cli import resolve
+
+    config_path, storage_config = context.params.get("config_path"), StorageConfig()
     try:
-        _storage(context.params).replace(address, line.encode() + b"\n")
+        if config_path is not None:
+            with suppress(ConfigError):  # a config that has faults: default storage
+                storage_config = load_config(config_path, context.params.get("overrides", ())).lake.storage
+        resolve.storage(storage_config).replace(address, line.encode() + b"\n")
     except Exception as error:
         click.echo(f"--summary {address}: not written: {error}", err=True)
-
-
-def _storage(options: Mapping[str, Any]) -> Storage:
-    """The storage of the command's config; default storage without a config, or with one that has faults."""
-    from lakerank.cli import resolve
-    from lakerank.lake.storage import Storage
-
-    if options.get("config_path") is None:
-        return Storage()
-    try:
-        return resolve.storage(load_config(options["config_path"], options.get("overrides", ())).lake.storage)
-    except ConfigError:
-        return Storage()
 
 
 def _report(name: str, message: str) -> dict[str, Any]:
@@ -159,13 +145,6 @@ def _report(name: str, message: str) -> dict[str, Any]:
     else:
         click.echo(f"{name}: {message}", err=True)
     return {"error": name, "message": message}
-
-
-def _show_traceback(error: Exception) -> None:
-    if log_context().form == "json":
-        logger.error("%s", type(error).__name__, exc_info=error)
-    else:
-        traceback.print_exc(file=sys.stderr)
 
 
 def _worker_error(error: Exception) -> tuple[str, str] | None:

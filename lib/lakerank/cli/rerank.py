@@ -46,7 +46,7 @@ def rerank(config_path: Path, overrides: Sequence[str], verbose: bool, **options
 
 def _rerank(config: Config, run_id: str, steps: str, reason: str | None, by: str | None) -> dict[str, Any]:
     from lakerank.cli import resolve
-    from lakerank.cli.rerank_job import rerank_job
+    from lakerank.cli.resolve import rerank_job
     from lakerank.lake.runs import check_run_id
     from lakerank.spark.run import already_published, run
 

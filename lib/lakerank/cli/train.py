@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from lakerank.cli.job import EPILOG, config_option, run_job, set_option, verbose_option
+from lakerank.cli.job import EPILOG, config_option, run_job, set_option, spark_session, verbose_option
+from lakerank.config import SparkConfig
 from lakerank.errors import DependencyError
-
-if TYPE_CHECKING:
-    from lakerank.training.config import TrainConfig
-    from lakerank.training.trainer import TrainingResult
 
 
 @click.command(epilog=EPILOG)
@@ -42,20 +39,13 @@ def train(config_path: Path, overrides: Sequence[str], processes: int | None, ve
             raise DependencyError(f"{error}: pip install 'lakerank[train]'") from error
 
         config = load_train_config(config_path, overrides)
-        result = run_training(config) if processes is None else _on_spark(config, processes)
+        if processes is None:
+            result = run_training(config)
+        else:
+            from lakerank.spark.train import train_on
+
+            with spark_session(SparkConfig(app_name="lakerank-train")) as spark:
+                result = train_on(spark, run_training, config, processes)
         return {**asdict(result), "output": config.output}
 
     run_job(work, verbose)
-
-
-def _on_spark(config: TrainConfig, processes: int) -> TrainingResult:
-    from lakerank.spark.runtime import session
-    from lakerank.spark.train import train_on
-    from lakerank.training.run import run_training
-
-    spark = session.start("lakerank-train", {}, None)
-    try:
-        result: TrainingResult = train_on(spark, run_training, config, processes)
-        return result
-    finally:
-        spark.stop()

@@ -22,7 +22,7 @@ from pyspark.sql import SparkSession
 
 from lakerank.cli.evaluate import evaluate
 from lakerank.cli.ingest import ingest
-from lakerank.cli.rerank_job import rerank_job
+from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
 from lakerank.lake.storage import Storage
 from lakerank.spark.run import run as rerank
