@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
-import lakerank
+from lakerank.spark.runtime.session import package_path
 
 
 def train_on(spark: SparkSession, run: Any, config: Any, processes: int) -> Any:
@@ -20,9 +19,7 @@ def train_on(spark: SparkSession, run: Any, config: Any, processes: int) -> Any:
     that all of them see.
     """
     local = str(spark.sparkContext.master).startswith("local")
-    # The processes are started anew and find this package where this one did.
-    paths = [str(Path(lakerank.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    os.environ["PYTHONPATH"] = package_path()  # the processes are started anew
     # On one machine nobody tells Spark of GPUs (spark.driver.resource.gpu): it would refuse to hand any out.
     gpus = not local and str(config.device).startswith("cuda")
     return TorchDistributor(num_processes=processes, local_mode=local, use_gpu=gpus).run(run, config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +23,7 @@ from lakerank.plan.units import UNIT_GROUPS
 from lakerank.schemas import RANKED, REJECTED
 from lakerank.spark.rank.combine import STAGE_RESULTS, FusionRule, combine
 from lakerank.spark.rank.write import FILE_REPORT, SCORED, ListFolders, RankRule, rank_pairs, write_file
-from lakerank.spark.runtime.frames import describe_job, parallelism, scatter
+from lakerank.spark.runtime.frames import Work, describe_job, parallelism, scatter
 from lakerank.spark.runtime.shuffle import BATCHES, exchange, pack
 
 SCORED_KIND, _REJECTED_KIND, _RESULT_KIND = 0, 1, 2
@@ -79,12 +79,14 @@ def write_lists(
             ranked = rank_pairs(tables[SCORED_KIND], ids, rule)
         yield from write_file(folders, number, ranked, rejects)
 
-    frames = [_planned_rejects(spark, stages[0], lists)]
+    def planned_rejects(name: str) -> Iterator[pa.RecordBatch]:
+        rows = stages[0].read("rejects", name, REJECTS)
+        yield from _reject_batches(rows.append_column("detail", pa.nulls(rows.num_rows, pa.string())), lists)
+
+    frames = [scatter(spark, stages[0].names("rejects"), planned_rejects, BATCHES)]
     for stage, results in enumerate(stages, start=1):
-        if isinstance(rule, FusionRule):
-            frames += result_frames(spark, results, lists, partial(_stage_batches, lists=lists, stage=stage))
-        else:
-            frames += result_frames(spark, results, lists, partial(scored_batches, lists=lists))
+        of_stage = partial(_stage_batches, stage=stage) if isinstance(rule, FusionRule) else scored_batches
+        frames += result_frames(spark, results, lists, partial(of_stage, lists=lists))
     files = len(lists.firsts) + 1
     describe_job(spark, f"rank: write {files} files of lists")
     report = exchange(frames, files, kinds, work, FILE_REPORT).toArrow()
@@ -120,10 +122,7 @@ def file_of(boundaries: Sequence[str]) -> Column:
 
 
 def result_frames(
-    spark: SparkSession,
-    results: Results,
-    lists: RankedFiles,
-    to_batches: Callable[[pa.Table], Iterator[pa.RecordBatch]],
+    spark: SparkSession, results: Results, lists: RankedFiles, to_batches: Work[pa.Table]
 ) -> list[DataFrame]:
     """A scorer's results, of this run and of earlier ones, as frames of the BATCHES that `to_batches` makes of them.
 
@@ -136,8 +135,12 @@ def result_frames(
     def read_file(name: str) -> Iterator[pa.RecordBatch]:
         yield from to_batches(_reused_rows(results.read("reused", name, REUSED), lists))
 
+    # Ranges of units of about BATCH_ROWS pairs each, so that batches are not too small; at least one a task slot.
+    count = len(results.units)
+    ranges = min(count, max(2 * parallelism(spark), results.pairs // BATCH_ROWS))
+    units = [(number * count // ranges, (number + 1) * count // ranges) for number in range(ranges)]
     return [
-        scatter(spark, _unit_ranges(spark, results), read_units, BATCHES),
+        scatter(spark, units, read_units, BATCHES),
         scatter(spark, results.names("reused"), read_file, BATCHES),
     ]
 
@@ -176,19 +179,10 @@ def align(unit: pa.Table, scores: pa.Table) -> pa.Table:
     return table
 
 
-def _unit_ranges(spark: SparkSession, results: Results) -> list[tuple[int, int]]:
-    """Ranges of units of about BATCH_ROWS pairs each, so that batches are not too small; at least one a task slot."""
-    count = len(results.units)
-    ranges = min(count, max(2 * parallelism(spark), results.pairs // BATCH_ROWS))
-    return [(number * count // ranges, (number + 1) * count // ranges) for number in range(ranges)]
-
-
 def _unit_rows(results: Results, units: tuple[int, int]) -> pa.Table:
     tables = []
-    for number in range(*units):
-        unit = results.units[number]
-        address = join(results.plan_folder, "units", f"{unit}.parquet")
-        plan = read_part(results.storage, address, UNIT_GROUPS)
+    for unit in results.units[slice(*units)]:
+        plan = results.read("units", f"{unit}.parquet", UNIT_GROUPS)
         tables.append(align(plan, read_unit(results.storage, results.output, results.scorer, unit)))
     return pa.concat_tables(tables).combine_chunks()
 
@@ -203,14 +197,6 @@ def _reused_rows(rows: pa.Table, lists: RankedFiles) -> pa.Table:
     rows = rows.set_column(rows.column_names.index("truncated"), "truncated", rows["truncated"].fill_null(False))
     rows = rows.append_column("new", new).append_column("query_id", ids)
     return rows.select([*SCORED.names, "reason", "detail", "query_id"])
-
-
-def _planned_rejects(spark: SparkSession, results: Results, lists: RankedFiles) -> DataFrame:
-    def read(name: str) -> Iterator[pa.RecordBatch]:
-        rows = results.read("rejects", name, REJECTS)
-        yield from _reject_batches(rows.append_column("detail", pa.nulls(rows.num_rows, pa.string())), lists)
-
-    return scatter(spark, results.names("rejects"), read, BATCHES)
 
 
 def _stage_batches(rows: pa.Table, lists: RankedFiles, stage: int) -> Iterator[pa.RecordBatch]:

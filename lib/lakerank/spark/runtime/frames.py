@@ -11,14 +11,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
 T = TypeVar("T")
+Work = Callable[[T], Iterator[pa.RecordBatch]]
 
 
 def scatter(
-    spark: SparkSession,
-    items: Sequence[T],
-    work: Callable[[T], Iterator[pa.RecordBatch]],
-    schema: pa.Schema,
-    tasks: int | None = None,
+    spark: SparkSession, items: Sequence[T], work: Work[T], schema: pa.Schema, tasks: int | None = None
 ) -> DataFrame:
     """A frame of what `work` yields for each item; consecutive items share a task where there are fewer tasks.
 
@@ -52,16 +49,10 @@ def own_workers(spark: SparkSession, name: str) -> Iterator[None]:
 
 
 def gather(
-    spark: SparkSession,
-    items: Sequence[T],
-    work: Callable[[T], Iterator[pa.RecordBatch]],
-    schema: pa.Schema,
-    tasks: int | None = None,
+    spark: SparkSession, items: Sequence[T], work: Work[T], schema: pa.Schema, tasks: int | None = None
 ) -> pa.Table:
     """Run `work` on every item in Spark and collect what it yields: for small results, one row or so an item."""
-    if not items:
-        return schema.empty_table()
-    return scatter(spark, items, work, schema, tasks).toArrow()
+    return scatter(spark, items, work, schema, tasks).toArrow() if items else schema.empty_table()
 
 
 def one_row(schema: pa.Schema, *values: object) -> pa.RecordBatch:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event, Thread
 
 from tqdm import tqdm
 
@@ -53,20 +53,13 @@ class Progress:
 
 @contextmanager
 def watch_units(
-    storage: Storage,
-    output: str,
-    scorer: str,
-    units: PlannedUnits,
-    list_every_s: float = 2.0,
-    line_every_s: float = 30.0,
+    storage: Storage, output: str, scorer: str, units: PlannedUnits, list_every_s: float = 2, line_every_s: float = 30
 ) -> Iterator[None]:
-    """Show progress while the body runs: a bar on a terminal, a log line every half minute elsewhere.
+    """Show progress while the body runs: a bar on a terminal, a log line every `line_every_s` seconds elsewhere.
 
-    Args:
-        list_every_s: seconds between listings of the lake.
-        line_every_s: seconds between log lines.
+    The lake is listed every `list_every_s` seconds, or less often where listings take long.
     """
-    stop = threading.Event()
+    stop = Event()
 
     def watch() -> None:
         try:
@@ -76,7 +69,7 @@ def watch_units(
         except StorageError as error:  # the bar is not worth failing a job for: the tasks will report the fault
             logger.debug("no progress is shown: %s", error)
 
-    watcher = threading.Thread(target=watch, daemon=True)
+    watcher = Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield
@@ -86,17 +79,11 @@ def watch_units(
 
 
 def _show(
-    finished: Callable[[], set[str]],
-    pairs: Mapping[str, int],
-    stop: threading.Event,
-    list_every_s: float,
-    line_every_s: float,
+    finished: Callable[[], set[str]], pairs: Mapping[str, int], stop: Event, list_every_s: float, line_every_s: float
 ) -> None:
     started = last_line = time.monotonic()
-    total, first = sum(pairs.values()), None
-    with tqdm(
-        total=total, desc="scoring", unit="pair", unit_scale=True, disable=not sys.stderr.isatty(), leave=False
-    ) as bar:
+    total, first, quiet = sum(pairs.values()), None, not sys.stderr.isatty()
+    with tqdm(total=total, desc="scoring", unit="pair", unit_scale=True, disable=quiet, leave=False) as bar:
         while True:
             listing = time.monotonic()
             units = finished() & pairs.keys()

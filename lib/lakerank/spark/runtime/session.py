@@ -33,7 +33,8 @@ def start(app_name: str, conf: Mapping[str, str | int | float | bool], partition
     if "PYSPARK_GATEWAY_PORT" in os.environ:  # under spark-submit, whose properties the JVM holds
         SparkContext._ensure_initialized()
     spark_conf = SparkConf()
-    settings = {"spark.app.name": app_name} | DEFAULTS | {key: _text(value) for key, value in conf.items()}
+    settings = {"spark.app.name": app_name, **DEFAULTS}
+    settings |= {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in conf.items()}
     if partitions:
         settings["spark.sql.shuffle.partitions"] = str(partitions)
     for key, value in settings.items():
@@ -56,14 +57,14 @@ def check(conf: Mapping[str, str]) -> None:
         faults.append("spark.python.worker.reuse=false would load the model again for every task: set it to true")
     if conf.get("spark.speculation", "false").lower() == "true":
         faults.append("spark.speculation=true would score units twice at the same time: set it to false")
-    task_gpus = float(conf.get("spark.task.resource.gpu.amount", "1"))
-    if task_gpus < 1:
+    gpus = float(conf.get("spark.task.resource.gpu.amount", "1"))
+    if gpus < 1:
         faults.append(
-            f"spark.task.resource.gpu.amount={task_gpus:g} would put {1 / task_gpus:.0f} models on one GPU: set it to 1"
+            f"spark.task.resource.gpu.amount={gpus:g} would put {1 / gpus:.0f} models on one GPU: set it to 1"
         )
-    if task_gpus > 1:
+    if gpus > 1:
         faults.append(
-            f"spark.task.resource.gpu.amount={task_gpus:g}: a model uses one GPU, the others would idle: set it to 1"
+            f"spark.task.resource.gpu.amount={gpus:g}: a model uses one GPU, the others would idle: set it to 1"
         )
     if "spark.task.resource.gpu.amount" in conf and "spark.executor.resource.gpu.amount" not in conf:
         faults.append("spark.task.resource.gpu.amount without spark.executor.resource.gpu.amount: set both to 1")
@@ -98,6 +99,12 @@ def unmanaged_gpus(spark: SparkSession, device: str) -> int:
     return visible_gpus() if device in ("auto", "cuda") else 0
 
 
+def package_path() -> str:
+    """A PYTHONPATH by which other processes find this package where this one did."""
+    paths = [str(Path(lakerank.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(path for path in paths if path)
+
+
 def visible_gpus() -> int:
     """NVIDIA GPUs that this process may use, without loading torch."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -110,15 +117,8 @@ def _local_workers(conf: SparkConf) -> None:
     """Python workers on this machine use this interpreter and this checkout, installed or not; no name lookups."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_HOSTNAME", "localhost")
-    source_root = str(Path(lakerank.__file__).parent.parent)
     if not conf.contains("spark.driver.extraJavaOptions"):
         log_settings = (Path(__file__).parent / "log4j2.properties").as_uri()
         conf.set("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={log_settings}")
     if not conf.contains("spark.executorEnv.PYTHONPATH"):
-        inherited = os.environ.get("PYTHONPATH")
-        path = os.pathsep.join([source_root, inherited] if inherited else [source_root])
-        conf.set("spark.executorEnv.PYTHONPATH", path)
-
-
-def _text(value: str | float | bool) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        conf.set("spark.executorEnv.PYTHONPATH", package_path())
