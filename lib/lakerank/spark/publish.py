@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -103,11 +104,13 @@ def _rank(spark: SparkSession, storage: Storage, run: ScoredRun, golden: Mapping
         for name in ("rows", "beyond_depth", "new", "queries", "queries_listed", "truncated")
     )
     rejects = pc.sum(rejected["rows"]).as_py()
-    by_stage = _results_by_stage(ranked, len(run.stages)) if several else ()
+    by_stage: list[Counter[str]] = [Counter() for _ in run.stages] if several else []
+    for row in chain.from_iterable(ranked["stages"].to_pylist()):
+        by_stage[row["stage"] - 1][row["reason"] or ""] += row["count"]
     unscored = plan.candidates - rows - beyond - rejects
     if several:
-        results = sum(sum(counts.values()) for counts in by_stage)
-        unscored = sum(stage.plan.new + stage.plan.reused for stage in run.stages) - results
+        unscored = sum(stage.plan.new + stage.plan.reused for stage in run.stages)
+        unscored -= sum(results.total() for results in by_stage)
     counts = RunCounts(
         candidates=plan.candidates,
         ranked=rows,
@@ -119,7 +122,7 @@ def _rank(spark: SparkSession, storage: Storage, run: ScoredRun, golden: Mapping
         truncated=truncated,
         histogram=tuple(map(sum, zip(*ranked["histogram"].to_pylist(), strict=True))),
     )
-    logits = (pair for pairs in ranked["golden"].to_pylist() for pair in pairs)
+    logits = chain.from_iterable(ranked["golden"].to_pylist())
     return Ranked(
         counts=counts,
         scored=new,
@@ -129,22 +132,14 @@ def _rank(spark: SparkSession, storage: Storage, run: ScoredRun, golden: Mapping
         ranked_files=tuple(ranked.select(["file", "rows", "bytes"]).to_pylist()),
         rejected_files=tuple(rejected.select(["file", "rows", "bytes"]).to_pylist()),
         golden={(pair["query_id"], pair["doc_id"]): pair["logit"] for pair in logits},
-        by_stage=by_stage,
+        by_stage=tuple(by_stage),
     )
-
-
-def _results_by_stage(report: pa.Table, stages: int) -> tuple[dict[str, int], ...]:
-    """How many results each stage gave, by reason; "" for those with a score."""
-    totals: list[Counter[str]] = [Counter() for _ in range(stages)]
-    for row in (row for rows in report["stages"].to_pylist() for row in rows):
-        totals[row["stage"] - 1][row["reason"] or ""] += row["count"]
-    return tuple(dict(counts) for counts in totals)
 
 
 def _count_values(report: pa.Table) -> dict[str, int]:
     """Rows by label or reason, over all files."""
     total: Counter[str] = Counter()
-    for row in (row for rows in report["values"].to_pylist() for row in rows):
+    for row in chain.from_iterable(report["values"].to_pylist()):
         total[row["value"]] += row["count"]
     return dict(sorted(total.items()))
 
@@ -157,23 +152,20 @@ def _audit(
     rules: AuditRules,
     golden: Mapping[tuple[str, str], float] | None,
 ) -> list[Check]:
-    current = current_run(storage, paths.output)
-    last = read_manifest(storage, paths.output, current["run_id"]) if current else None
-    new = _top_documents(spark, storage, paths, ranked.ranked_files)
-    old = None
-    if last is not None:
-        old = _top_documents(spark, storage, RunPaths(paths.output, last["run_id"]), last["ranked_files"])
-    qrels, logits = rules.golden_qrels, ranked.golden
-    errors = {pair: abs(logits[pair] - logit) if pair in logits else None for pair, logit in (golden or {}).items()}
-    return audit(
-        ranked.counts,
-        rules.bounds,
-        ranked.reasons,
-        _last_run(spark, last, old, new) if last is not None and old is not None else None,
-        errors if golden is not None else None,
-        _golden_quality(spark, storage, qrels, new, old) if qrels else None,
-        [(sum(counts.values()) - counts.get("", 0), sum(counts.values())) for counts in ranked.by_stage],
-    )
+    def top_documents(paths: RunPaths, files: Iterable[Mapping[str, Any]]) -> DataFrame:
+        return read_ranked(spark, storage, [join(paths.ranked, file["file"]) for file in files], TOP)
+
+    current, old, last_run = current_run(storage, paths.output), None, None
+    new = top_documents(paths, ranked.ranked_files)
+    if current and (last := read_manifest(storage, paths.output, current["run_id"])) is not None:
+        old = top_documents(RunPaths(paths.output, last["run_id"]), last["ranked_files"])
+        last_run = _last_run(spark, last, old, new)
+    qrels, logits, errors = rules.golden_qrels, ranked.golden, None
+    if golden is not None:
+        errors = {pair: abs(logits[pair] - logit) if pair in logits else None for pair, logit in golden.items()}
+    quality = _golden_quality(spark, storage, qrels, new, old) if qrels else None
+    results = [(sum(counts.values()) - counts.get("", 0), sum(counts.values())) for counts in ranked.by_stage]
+    return audit(ranked.counts, rules.bounds, ranked.reasons, last_run, errors, quality, results)
 
 
 def _report(storage: Storage, paths: RunPaths, checks: Sequence[Check]) -> bool:
@@ -197,13 +189,6 @@ def _read_golden_pairs(storage: Storage, address: str) -> dict[tuple[str, str], 
         for _, _, batch in read_table_file(storage, fragment.file.uri, GOLDEN):
             golden |= {(row["query_id"], row["doc_id"]): row["logit"] for row in batch.to_pylist()}
     return golden
-
-
-def _top_documents(
-    spark: SparkSession, storage: Storage, paths: RunPaths, files: Iterable[Mapping[str, Any]]
-) -> DataFrame:
-    """The first TOP documents of every list of a run."""
-    return read_ranked(spark, storage, [join(paths.ranked, file["file"]) for file in files], TOP)
 
 
 def _last_run(spark: SparkSession, manifest: dict[str, Any], old: DataFrame, new: DataFrame) -> LastRun:
@@ -270,15 +255,13 @@ def _lists(judged: DataFrame, tops: DataFrame, name: str) -> DataFrame:
 
 
 def _ndcg_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        rows = batch.to_pylist()
-        yield pa.RecordBatch.from_pydict({name: _ndcg(rows, name) for name in _NDCG.names}, schema=_NDCG)
-
-
-def _ndcg(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
     from lakerank.evaluation.metrics.measures import NAMES, list_figures  # needs ir_measures: not in a scoring image
 
-    lists = [[shown["doc_id"] for shown in row[name] or ()] for row in rows]
-    judgements = [{qrel["doc_id"]: qrel["relevance"] for qrel in row["judged"]} for row in rows]
-    figures: list[float] = list_figures(lists, judgements)[:, NAMES.index("nDCG@10")].tolist()
-    return figures
+    for batch in batches:
+        rows = batch.to_pylist()
+        judgements = [{qrel["doc_id"]: qrel["relevance"] for qrel in row["judged"]} for row in rows]
+        columns = {}
+        for name in _NDCG.names:
+            lists = [[document["doc_id"] for document in row[name] or ()] for row in rows]
+            columns[name] = list_figures(lists, judgements)[:, NAMES.index("nDCG@10")]
+        yield pa.RecordBatch.from_pydict(columns, schema=_NDCG)

@@ -82,9 +82,11 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, steps: Collection[st
     if "score" in steps:
         with about(stage="score"):
             planned, scoring = score_stages(spark, storage, job, planned)
-        summary |= _forecast_summary(job, forecast_stages(spark, storage, job, planned)) | _total(scoring)
-        for of_stage, figures in zip(summary.get("passes", ()), scoring, strict=False):
-            of_stage |= figures.as_dict()
+        figures = [of_stage.as_dict() for of_stage in scoring]
+        summary |= _forecast_summary(job, forecast_stages(spark, storage, job, planned))
+        summary |= {name: sum(of_stage[name] for of_stage in figures) for name in figures[0]}
+        for of_stage, its_figures in zip(summary.get("passes", ()), figures, strict=False):
+            of_stage |= its_figures
     if "publish" in steps:
         with about(stage="publish"):
             if len(planned) < len(job.stages):
@@ -127,12 +129,11 @@ def plan_stages(spark: SparkSession, storage: Storage, job: Rerank) -> list[Plan
     make = partial(ensure_plan, spark, storage, job.paths, job.tables, first.scorer, first.limits)
     planned = [PlannedStage(first, job.paths, _timed_plan(storage, job.paths, make))]
     for stage in job.stages[1:]:
-        next_stage = (
-            _find_next_stage(storage, job, planned) if stage.top else _plan_next_stage(spark, storage, job, planned)
-        )
-        if next_stage is None:
+        waits = stage.top is not None
+        following = _find_next_stage(storage, job, planned) if waits else _plan_next_stage(spark, storage, job, planned)
+        if following is None:
             break
-        planned.append(next_stage)
+        planned.append(following)
     return planned
 
 
@@ -151,11 +152,8 @@ def existing_plans(storage: Storage, job: Rerank) -> list[PlannedStage]:
             "use the same model section in every step"
         )
     planned = [PlannedStage(first, job.paths, plan)]
-    while len(planned) < len(job.stages):
-        next_stage = _find_next_stage(storage, job, planned)
-        if next_stage is None:
-            break
-        planned.append(next_stage)
+    while len(planned) < len(job.stages) and (following := _find_next_stage(storage, job, planned)) is not None:
+        planned.append(following)
     return planned
 
 
@@ -183,11 +181,9 @@ def forecast_stages(
     spark: SparkSession, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]
 ) -> list[dict[str, Any]]:
     """The cost of each stage by its plan; an upper bound where the plan waits for another stage's scores."""
-    forecasts = []
-    for number, stage in enumerate(job.stages, start=1):
-        if number <= len(planned):
-            forecasts.append(forecast(planned[number - 1].plan, stage.parameters, job.calibration))
-        elif stage.top is not None:
+    forecasts = [forecast(of_stage.plan, of_stage.stage.parameters, job.calibration) for of_stage in planned]
+    for number, stage in enumerate(job.stages[len(planned) :], start=len(planned) + 1):
+        if stage.top is not None:
             bound = cost_upper_bound(spark, storage, job.tables, planned[0], number, stage)
             forecasts.append(forecast_at_most(bound, stage.parameters, job.calibration))
     return forecasts
@@ -240,8 +236,8 @@ def _not_planned(job: Rerank, planned: Sequence[PlannedStage]) -> RunConflictErr
 
 def _log_stage(job: Rerank, number: int) -> None:
     """Name the stage that the next lines are about, where there are several."""
-    stage = job.stages[number - 1]
     if len(job.stages) > 1:
+        stage = job.stages[number - 1]
         pairs = "all pairs" if stage.top is None else f"top {stage.top} of each query"
         logger.info("stage %d of %d: %s, %s", number, len(job.stages), stage.model, pairs)
 
@@ -253,11 +249,6 @@ def _forecast_summary(job: Rerank, forecasts: Sequence[Mapping[str, Any]]) -> di
     names = [{"scorer": stage.scorer, "model": stage.model, "top": stage.top} for stage in job.stages]
     stages = [{**name, **of_stage} for name, of_stage in zip(names, forecasts, strict=True)]
     return {**total_forecast(forecasts), "passes": [{"pass": n, **stage} for n, stage in enumerate(stages, start=1)]}
-
-
-def _total(summaries: Sequence[ScoringSummary]) -> dict[str, Any]:
-    figures = [summary.as_dict() for summary in summaries]
-    return {name: sum(of_stage[name] for of_stage in figures) for name in figures[0]}
 
 
 def _outcome(manifest: Mapping[str, Any], published: bool) -> dict[str, Any]:

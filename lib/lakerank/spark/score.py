@@ -171,9 +171,12 @@ def score_units(
 def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) -> pa.RecordBatch:
     """Score one unit and write its file, unless a whole one exists. Returns one row of UNIT_REPORT."""
     if may_exist:
-        rows = _existing_scores(storage, job, unit)
-        if rows is not None:
+        try:
+            rows = read_unit(storage, job.output, job.scorer, unit)
             return one_row(UNIT_REPORT, unit, rows.num_rows, None, 0.0, 0, 0)
+        except CorruptScoreFile as error:
+            logger.warning("%s: deleted, to be scored again", error)
+            storage.delete(unit_address(job.output, job.scorer, unit))
     reranker = _Worker.reranker(job)
     started = time.monotonic()
     before = (reranker.counters.computed, reranker.counters.pairwise)
@@ -265,12 +268,3 @@ def _text_fault(blob: Blob, side: str) -> str | None:
     except UnicodeDecodeError as error:
         return f"{side} text is not UTF-8 at byte {error.start}"
     return None
-
-
-def _existing_scores(storage: Storage, job: ScoringJob, unit: str) -> pa.Table | None:
-    try:
-        return read_unit(storage, job.output, job.scorer, unit)
-    except CorruptScoreFile as error:
-        logger.warning("%s: deleted, to be scored again", error)
-        storage.delete(unit_address(job.output, job.scorer, unit))
-        return None
