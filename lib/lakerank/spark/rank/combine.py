@@ -54,11 +54,6 @@ class _Pairs:
     logits: Float32
 
     @property
-    def any_row(self) -> Int64:
-        """The row of some stage's result for each pair: (P,)."""
-        return np.asarray(self.row.max(axis=0))
-
-    @property
     def refused(self) -> Int64:
         """The row of the first stage that could not score the pair: (P,), -1 for none."""
         rejected = (self.row >= 0) & np.isnan(self.logits)
@@ -71,7 +66,7 @@ class _Pairs:
 
 
 def combine(results: pa.Table, ids: tuple[int, pa.Array], rule: FusionRule) -> tuple[FileLists, pa.Table]:
-    """The lists of a run of several scorers, and the pairs (REJECTED) that none of them could score.
+    """The lists of a run of several scorers; and the pairs (REJECTED) that none could score, with the first's reason.
 
     Args:
         results: STAGE_RESULTS.
@@ -84,14 +79,16 @@ def combine(results: pa.Table, ids: tuple[int, pa.Array], rule: FusionRule) -> t
     new: Bools = np.asarray((_flags(results["new"], pairs.row) & (pairs.row >= 0)).any(axis=0))
     counts = results.group_by(["stage", "reason"]).aggregate([([], "count_all")]).rename_columns({"count_all": "count"})
     lists = FileLists(table, int(new[scored].sum()), rule.fusion is not None, counts.to_pylist())
-    return lists, _rejects(results, pairs.take(~scored), ids)
+    rejected, (first, names) = pairs.take(~scored), ids
+    rows = results.take(pa.array(rejected.refused))
+    rows = rows.append_column("query_id", names.take(pa.array(rejected.query - first)))
+    return lists, rows.select(REJECTED.names).cast(REJECTED)
 
 
 def _pairs(results: pa.Table, stages: int) -> _Pairs:
     query = results["query"].to_numpy().astype(np.int64)
     coded = results["doc_id"].combine_chunks().dictionary_encode()
-    ordinal = np.empty(len(coded.dictionary), np.int64)
-    ordinal[pc.sort_indices(coded.dictionary).to_numpy()] = np.arange(len(coded.dictionary))
+    ordinal = pc.rank(coded.dictionary).to_numpy().astype(np.int64) - 1
     document = ordinal[coded.indices.to_numpy()]
     keys, at = np.unique(query * max(1, len(ordinal)) + document, return_inverse=True)
     stage = results["stage"].to_numpy().astype(np.int64) - 1
@@ -106,9 +103,8 @@ def _pairs(results: pa.Table, stages: int) -> _Pairs:
 def _ranked(results: pa.Table, pairs: _Pairs, ids: tuple[int, pa.Array], rule: FusionRule) -> pa.Table:
     """Pairs that some stage scored, as COMBINED, in order."""
     first, names = ids
-    relevances = np.stack(
-        [relevance(logits, bias) for logits, bias in zip(pairs.logits, rule.logit_biases, strict=True)]
-    )
+    scorers = zip(pairs.logits, rule.logit_biases, strict=True)
+    relevances = np.stack([relevance(logits, bias) for logits, bias in scorers])
     if rule.fusion is not None:
         score = fused(pairs.query, pairs.logits, pairs.document, rule.fusion)
         shown = mean_relevance(relevances, rule.fusion.weights)
@@ -122,7 +118,7 @@ def _ranked(results: pa.Table, pairs: _Pairs, ids: tuple[int, pa.Array], rule: F
         counted = np.arange(len(pairs.logits))[:, None] == last
     truncated: Bools = np.asarray((_flags(results["truncated"], pairs.row) & counted).any(axis=0))
     pairs, score, shown = pairs.take(order), score[order], shown[order]
-    rows = results.take(pa.array(pairs.any_row))
+    rows = results.take(pa.array(pairs.row.max(axis=0)))  # some stage's result for each pair
     columns = {
         "query_id": names.take(pa.array(pairs.query - first)),
         "doc_id": rows["doc_id"],
@@ -150,10 +146,3 @@ def _scored_by(logits: Float32) -> pa.ListArray:
     offsets = np.searchsorted(pair, np.arange(logits.shape[1] + 1)).astype(np.int32)
     kind = COMBINED.field("scored_by").type
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array((number + 1).astype(np.int8)), type=kind)
-
-
-def _rejects(results: pa.Table, pairs: _Pairs, ids: tuple[int, pa.Array]) -> pa.Table:
-    """Pairs that no stage could score, with the first one's reason."""
-    first, names = ids
-    rows = results.take(pa.array(pairs.refused)).append_column("query_id", names.take(pa.array(pairs.query - first)))
-    return rows.select(REJECTED.names).cast(REJECTED)
