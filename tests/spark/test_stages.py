@@ -272,6 +272,13 @@ def test_an_ensemble_fuses_stored_scores_and_scores_nothing(spark, storage, publ
                 assert (row["scored_by"], row["reason"]) == ([1, 2], None)
 
 
+def test_an_ensemble_is_planned_whole_before_it_is_scored(spark, storage, lake):
+    run(spark, storage, ensemble(lake, "r"), ["plan"])
+    (lake.folder / "out" / "runs" / "r" / "plan" / "pass-2" / "plan.json").unlink()
+    with pytest.raises(RunConflictError, match="stage 2 of run 'r' has no plan yet; run --stage plan first"):
+        run(spark, storage, ensemble(lake, "r"), ["score"])
+
+
 def test_an_ensemble_scores_what_is_not_stored_and_counts_who_could_not(spark, storage, lake):
     documents = [{"doc_id": f"d{i:02}", "text": f"document {i}{STRONG if i == 4 else ''}"} for i in range(30)]
     documents[7]["text"] = "too much"

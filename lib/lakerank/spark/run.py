@@ -160,16 +160,10 @@ def existing_plans(storage: Storage, job: Rerank) -> list[PlannedStage]:
 def score_stages(
     spark: SparkSession, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]
 ) -> tuple[list[PlannedStage], list[ScoringSummary]]:
-    """Score every stage, in order; a stage that waits for the one before it is planned when its turn comes.
-
-    Raises:
-        RunConflictError: a stage that need not wait has not been planned.
-    """
+    """Score every stage, in order; a stage that waits for the one before it is planned when its turn comes."""
     planned, summaries = list(planned), []
-    for number, stage in enumerate(job.stages, start=1):
+    for number in range(1, len(job.stages) + 1):
         if number > len(planned):
-            if stage.top is None:
-                raise _not_planned(job, planned)
             with about(stage="plan"):
                 planned.append(_plan_next_stage(spark, storage, job, planned))
         _log_stage(job, number)
@@ -180,12 +174,17 @@ def score_stages(
 def forecast_stages(
     spark: SparkSession, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]
 ) -> list[dict[str, Any]]:
-    """The cost of each stage by its plan; an upper bound where the plan waits for another stage's scores."""
+    """The cost of each stage by its plan; an upper bound where the plan waits for another stage's scores.
+
+    Raises:
+        RunConflictError: a stage that need not wait has not been planned.
+    """
     forecasts = [forecast(of_stage.plan, of_stage.stage.parameters, job.calibration) for of_stage in planned]
     for number, stage in enumerate(job.stages[len(planned) :], start=len(planned) + 1):
-        if stage.top is not None:
-            bound = cost_upper_bound(spark, storage, job.tables, planned[0], number, stage)
-            forecasts.append(forecast_at_most(bound, stage.parameters, job.calibration))
+        if stage.top is None:
+            raise _not_planned(job, planned)
+        bound = cost_upper_bound(spark, storage, job.tables, planned[0], number, stage)
+        forecasts.append(forecast_at_most(bound, stage.parameters, job.calibration))
     return forecasts
 
 
