@@ -62,7 +62,9 @@ def command(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "spark"])
+@pytest.mark.parametrize(
+    "launcher", ["torchrun", pytest.param("spark", marks=[pytest.mark.spark, pytest.mark.nightly])]
+)
 def test_two_processes_train_as_one(config: Path, tmp_path: Path, launcher: str) -> None:
     one, two = run(config, tmp_path / "one"), tmp_path / "two"
     settings = [part for override in [*STEADY, f"output={two}"] for part in ("--set", override)]
