@@ -167,7 +167,7 @@ def _presence(parquet: pq.ParquetFile, group: int, name: str) -> bool | None:
         return False
     statistics = columns[name].statistics
     nulls = statistics.null_count if statistics is not None and statistics.has_null_count else None
-    return {metadata.num_rows: False, 0: True}.get(nulls)
+    return True if nulls == 0 else False if nulls == metadata.num_rows else None
 
 
 def _is_text(data_type: pa.DataType) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from lakerank.errors import EvaluationError
 from lakerank.evaluation.analysis.scores import JudgedPairs, Samples
@@ -258,7 +259,7 @@ def _fit_scale(name: str, pairs: JudgedPairs) -> ScaleFit | None:
         if len(np.unique(fitted.grade > 0)) < 2:
             return None
         scale, bias = platt(fitted.logit, (fitted.grade > 0).astype(np.float64), fitted.weight)
-        return _sigmoid(scale * measured.logit + bias)
+        return np.asarray(expit(scale * measured.logit + bias))
 
     held_out = pairs.held_out(predict)
     return ScaleFit(
@@ -266,7 +267,7 @@ def _fit_scale(name: str, pairs: JudgedPairs) -> ScaleFit | None:
         bias,
         round(pairs.weight.sum()),
         round((pairs.weight * relevant).sum()),
-        log_loss(_sigmoid(scale * pairs.logit + bias), relevant, pairs.weight),
+        log_loss(expit(scale * pairs.logit + bias), relevant, pairs.weight),
         None if held_out is None else log_loss(held_out, relevant, pairs.weight),
         log_loss(pairs.relevance, relevant, pairs.weight),
     )
@@ -287,7 +288,7 @@ def platt(logit: Floats, relevant: Floats, weight: Floats) -> tuple[float, float
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
         f = parameters[0] * z + parameters[1]
-        slope = share * (_sigmoid(f) - target)
+        slope = share * (expit(f) - target)
         return float((share * (np.logaddexp(0, f) - target * f)).sum()), np.array([(slope * z).sum(), slope.sum()])
 
     start = np.array([0.0, np.log((positive + 1) / (negative + 1))])
@@ -299,7 +300,3 @@ def log_loss(probability: Floats, relevant: Floats, weight: Floats) -> float:
     """Mean of −log of the probability of the judgement, in nats: (N,) each."""
     likelihood = np.clip(np.where(relevant > 0, probability, 1 - probability), 1e-12, 1)
     return float(-(weight * np.log(likelihood)).sum() / weight.sum())
-
-
-def _sigmoid(x: Floats) -> Floats:
-    return np.asarray(np.exp(-np.logaddexp(0, -x)))

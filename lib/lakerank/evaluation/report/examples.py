@@ -147,20 +147,17 @@ def _top(
 
 def choose(pool: ExamplePool, count: int) -> list[ExampleQuery]:
     """Up to `count` examples, whatever their figures: task by task in turn, new languages and names first."""
-    waiting = {task: list(queries) for (kind, task), queries in pool.items() if kind == TASK}
-    tasks = sorted(waiting, key=lambda task: (-len(waiting[task]), task))
+    by_task = sorted((-len(queries), task) for (kind, task), queries in pool.items() if kind == TASK)
+    waiting = [list(pool[TASK, task]) for _, task in by_task]
     chosen: list[ExampleQuery] = []
-    languages: set[str | None] = set()
-    names: set[str | None] = set()
-    while len(chosen) < count and any(waiting.values()):
-        for task in tasks:
-            if waiting[task]:
-                labels = [query.labels for query in waiting[task]]
-                news = [(part.get("language") not in languages) + (part.get(NAME) not in names) for part in labels]
-                position = news.index(max(news))
-                languages.add(labels[position].get("language"))
-                names.add(labels[position].get(NAME))
-                chosen.append(waiting[task].pop(position))
+    seen: set[tuple[str, str | None]] = set()
+    while len(chosen) < count and any(waiting):
+        for queries in filter(None, waiting):
+            values = [{(name, query.labels.get(name)) for name in ("language", NAME)} for query in queries]
+            news = [len(of_query - seen) for of_query in values]
+            position = news.index(max(news))
+            seen |= values[position]
+            chosen.append(queries.pop(position))
     return chosen[:count]
 
 
