@@ -92,7 +92,6 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """The figures, as `evaluation.json` has them."""
-        totals = self.inputs.totals
         return {
             "run_id": self.run_id,
             "against": self.baseline,
@@ -112,10 +111,7 @@ class Evaluation:
                 "gained": self.gained,
                 "lost": self.lost,
             },
-            "candidates": totals.candidates,
-            "ranked": totals.ranked,
-            "truncated": totals.truncated,
-            "rejected": dict(totals.rejected),
+            **asdict(self.inputs.totals),
             "overall": _stored(self.overall),
             "slices": [_stored(part) for part in self.slices],
             "benchmarks": [{**_stored(headline), "setting": headline.setting} for headline in self.benchmarks],
@@ -227,17 +223,20 @@ class _Collector:
 
 def blocks_here(storage: Storage, inputs: Inputs) -> Iterator[Block]:
     """Blocks read in this process: the rows of all tables are held at once."""
-    documents = (batch for group in row_groups(inputs.documents) for batch in document_modalities(storage, *group))
-    queries = [batch for group in inputs.row_groups(InputTable.QUERY)
-               for batch in query_rows(storage, *group, inputs.labels)]  # fmt: skip
+
+    def batches(table: InputTable, uri: str, row_group: int) -> Iterator[pa.RecordBatch]:
+        if table == InputTable.QUERY:
+            return query_rows(storage, uri, row_group, inputs.labels)
+        return table_rows(storage, table, uri, row_group)
+
     tables = {
         table: pa.Table.from_batches(
-            [batch for group in inputs.row_groups(table) for batch in table_rows(storage, table, *group)], schema=ROWS
+            [part for group in inputs.row_groups(table) for part in batches(table, *group)], ROWS
         )
         for table in inputs.files
-        if table != InputTable.QUERY
     }
+    documents = (batch for group in row_groups(inputs.documents) for batch in document_modalities(storage, *group))
     tables[InputTable.CANDIDATE] = with_modalities(tables[InputTable.CANDIDATE], documents)
-    rows = pa.concat_tables([pa.Table.from_batches(queries, schema=ROWS), *tables.values()])
+    rows = pa.concat_tables(tables.values())
     rows = rows.sort_by([("query_id", "ascending"), ("doc_id", "ascending")])
     return (judged_only(block) for block in whole_queries(rows.to_batches(), BLOCK_ROWS))

@@ -35,15 +35,13 @@ def render(evaluation: Evaluation, shown: Mapping[str, Sequence[Example]], plots
     manifest = evaluation.inputs.manifest
     return _environment().get_template("report.html.jinja").render(
         evaluation=evaluation,
-        overall=evaluation.overall,
-        measures=list(NAMES),
+        measures=NAMES,
         primary=PRIMARY,
         secondary=SECONDARY,
         slices=[(_HEADINGS[name], by_size(evaluation.slices, name)) for name in _HEADINGS if name in dimensions],
         manifest=defaultdict(lambda: None, manifest),
         headline=_headline(evaluation.overall),
         plots=plots,
-        totals=evaluation.inputs.totals,
         rejects=sorted(evaluation.inputs.totals.rejected.items(), key=lambda item: (-item[1], item[0])),
         work=_work_rows(manifest),
         shown=shown,
