@@ -1,11 +1,14 @@
-"""Those who score the same groups on the same weights, each with what its run took."""
+"""Contenders: each scores the same document groups on the same weights, and counts what its run took."""
 
 from __future__ import annotations
 
+import functools
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,142 +17,134 @@ from lakerank.errors import ConfigError
 from lakerank.limits import Limits
 from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import locate, read_json
+from lakerank.model.cross_encoder.config import read_shape
 from lakerank.model.engine.counters import Counters, Flops, count_flops
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.registry import M0, family_of
-from lakerank.records import DocumentGroup, Reject, ScoredPair
-from lakerank_benchmark.arithmetic import whole_pair
-from lakerank_benchmark.cross_encoder import load_cross_encoder
-from lakerank_benchmark.encoder_contenders import load_padded
-from lakerank_benchmark.encoder_shapes import KINDS as ENCODERS
-from lakerank_benchmark.runs import CannotRun, Contender, Run
+from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
+from lakerank_benchmark import cross_encoders
+from lakerank_benchmark.request import CROSS_ENCODER, ENCODERS, FAST, JINA, PUBLISHED, REPRODUCIBLE, Request
 from lakerank_benchmark.workloads import pairs_of
 from oracles.generative_reference import PublishedGenerativeLoop
 from oracles.reference import PublishedLoop
 
-REPRODUCIBLE, FAST, PUBLISHED, CROSS_ENCODER = NAMES = ("lakerank", "lakerank fast", "published loop", "CrossEncoder")
+
+class CannotRun(Exception):
+    """A contender cannot load these weights, or cannot score these inputs; says why."""
 
 
-class Ours:
-    """This project's reranker."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one run took. `tokens` went through the language model; `padding` is the part of them that no pair needed.
 
-    def __init__(self, name: str, reranker: BatchedReranker) -> None:
-        self.name = name
-        self.reranker = reranker
+    `flops` are operations that the real tokens needed. `stages` are seconds: `decode` and `tokenise` are processor
+    time of the host's threads, the others wall time, no two of which overlap. `logits` are by query and document.
+    """
+
+    seconds: float
+    pairs: int
+    tokens: int = 0
+    padding: int = 0
+    flops: float = 0.0
+    stages: Mapping[str, float] = field(default_factory=dict)
+    logits: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+
+class Contender(Protocol):
+    """Scores document groups on weights that it holds."""
 
     def run(self, groups: Sequence[DocumentGroup]) -> Run:
-        """Score every pair once; rejects count as no pair.
+        """Score every pair once.
 
         Raises:
-            ConfigError: there are none but rejects.
+            CannotRun: these inputs are not for this contender.
         """
-        before = replace(self.reranker.counters)
+        ...
+
+
+class Lakerank:
+    """This project's reranker. Rejects count as no pair; a workload of nothing but rejects raises ConfigError."""
+
+    def __init__(self, reranker: BatchedReranker) -> None:
+        self._reranker = reranker
+
+    def run(self, groups: Sequence[DocumentGroup]) -> Run:
+        """Score every pair once."""
+        before = replace(self._reranker.counters)
         started = time.perf_counter()
-        results = list(self.reranker.score_groups(groups))
+        results = list(self._reranker.score_groups(groups))
         seconds = time.perf_counter() - started
-        work = self.reranker.counters - before
-        scored = [result for result in results if isinstance(result, ScoredPair)]
-        if not scored:
+        work = self._reranker.counters - before
+        logits = {(pair.query_id, pair.doc_id): pair.logit for pair in results if isinstance(pair, ScoredPair)}
+        if not logits:
             reasons = sorted({result.reason.value for result in results if isinstance(result, Reject)})
             raise ConfigError([f"this reranker scores nothing of the workload ({', '.join(reasons)}): choose another"])
-        logits = {(one.query_id, one.doc_id): one.logit for one in scored}
-        return Run(seconds, len(scored), work.computed, work.padding, work.flops, _stages(work, seconds), logits)
+        return Run(seconds, len(logits), work.computed, work.padding, work.flops, _stages(work, seconds), logits)
 
 
 def _stages(work: Counters, seconds: float) -> dict[str, float]:
     device = {"vision": work.vision_s, "prefix": work.prefix_s, "suffix": work.suffix_s}
     idle = max(0.0, seconds - sum(device.values()))
     wait = min(work.wait_s, idle)  # a GPU may be busy meanwhile
-    host = {"decode": work.decode_s, "tokenise": work.tokenise_s}
-    return {**host, **device, "wait": wait, "rest": idle - wait}
+    return {"decode": work.decode_s, "tokenise": work.tokenise_s, **device, "wait": wait, "rest": idle - wait}
 
 
-class PairByPair:
-    """The published loop, counted from outside by hooks on its network."""
+#: Logits of pairs, in order, or anything that rises with them.
+Score = Callable[[Sequence[tuple[Query, Document]]], Iterable[float]]
 
-    name = PUBLISHED
 
-    def __init__(self, loop: PublishedLoop | PublishedGenerativeLoop, network: Any, flops: Flops) -> None:
-        self._loop = loop
-        self._flops = flops
-        self._calls = _Calls()
-        self._calls.watch(network)
+class PairLoop:
+    """A loop over whole pairs, counted from outside by hooks on its network's modules.
+
+    `flops` are the operations of a sequence of so many tokens, `vision_flops` those of an image of so many patches.
+    `timed`: a module's calls are done when they return, as on a CPU.
+    """
+
+    def __init__(
+        self, score: Score, modules: Mapping[str, Any], flops: Callable[[int], float],
+        vision_flops: Callable[[int], float] = float, timed: bool = False,
+    ) -> None:  # fmt: skip
+        self._score, self._flops, self._vision_flops, self._timed = score, flops, vision_flops, timed
+        self._clear()
+        for name, module in modules.items():
+            module.register_forward_pre_hook(self._before, with_kwargs=True)
+            module.register_forward_hook(functools.partial(self._after, name))
 
     def run(self, groups: Sequence[DocumentGroup]) -> Run:
         """Score every pair once, in the published batches."""
         pairs = pairs_of(groups)
-        self._calls.clear()
+        self._clear()
         started = time.perf_counter()
-        logits = self._loop.logits(pairs)
+        scores = self._score(pairs)
         seconds = time.perf_counter() - started
-        lengths = [length for mask in self._calls.masks for length in mask.sum(dim=1).tolist()]
-        patches = [int(grid.prod()) for grids in self._calls.grids for grid in grids]
-        tokens = sum(mask.numel() for mask in self._calls.masks)
-        needed = sum(self._flops.vision(count) for count in patches) + sum(whole_pair(self._flops, n) for n in lengths)
-        found = {
-            (query.query_id, document.doc_id): float(x) for (query, document), x in zip(pairs, logits, strict=True)
-        }
-        return Run(seconds, len(pairs), tokens, tokens - sum(lengths), needed, self._calls.stages(seconds), found)
+        lengths = [length for mask in self._masks for length in mask.sum(dim=1).tolist()]
+        patches = [int(grid.prod()) for grids in self._grids for grid in grids]
+        tokens = sum(mask.numel() for mask in self._masks)
+        flops = sum(map(self._flops, lengths)) + sum(map(self._vision_flops, patches))
+        rest = max(0.0, seconds - sum(self._seconds.values()))
+        stages = {**self._seconds, "rest": rest} if self._timed else {}
+        logits = {(q.query_id, d.doc_id): float(score) for (q, d), score in zip(pairs, scores, strict=True)}
+        return Run(seconds, len(pairs), tokens, tokens - sum(lengths), flops, stages, logits)
 
-
-class _Calls:
-    """What a network was called with, and on a CPU how long it took."""
-
-    def __init__(self) -> None:
-        self.masks: list[Tensor] = []
-        self.grids: list[Tensor] = []
+    def _clear(self) -> None:
+        self._masks: list[Tensor] = []
+        self._grids: list[Tensor] = []
         self._seconds = {"vision": 0.0, "language": 0.0}
         self._started = 0.0
 
-    def watch(self, network: Any) -> None:
-        """Count every call of the vision encoder and of the language model from now on."""
-        model = network.model
-        parts = {"vision": model.visual, "language": model.language_model} if hasattr(model, "visual") else {}
-        parts = parts or {"language": model}
-        self._timed = next(network.parameters()).device.type == "cpu"
-        for name, module in parts.items():
-            module.register_forward_pre_hook(self._before, with_kwargs=True)
-            module.register_forward_hook(self._after(name))
-
-    def clear(self) -> None:
-        """Forget every call."""
-        self.masks.clear()
-        self.grids.clear()
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
-
-    def stages(self, seconds: float) -> dict[str, float]:
-        """Seconds by stage; on a GPU, where calls return before they are done, none."""
-        if not self._timed:
-            return {}
-        return {**self._seconds, "rest": max(0.0, seconds - sum(self._seconds.values()))}
-
-    def _before(self, _: Any, __: Any, kwargs: dict[str, Any]) -> None:
-        if "attention_mask" in kwargs:
-            self.masks.append(kwargs["attention_mask"])
-        if "grid_thw" in kwargs:
-            self.grids.append(kwargs["grid_thw"])
+    def _before(self, _module: Any, _arguments: Any, named: dict[str, Any]) -> None:
+        if "attention_mask" in named:
+            self._masks.append(named["attention_mask"])
+        if "grid_thw" in named:
+            self._grids.append(named["grid_thw"])
         self._started = time.perf_counter()
 
-    def _after(self, name: str) -> Any:
-        def add(*_: Any) -> None:
-            self._seconds[name] += time.perf_counter() - self._started
-
-        return add
+    def _after(self, name: str, *_: Any) -> None:
+        self._seconds[name] += time.perf_counter() - self._started
 
 
-def published_loop(checkpoint: str, dtype: str, device: str, threads: int) -> PublishedLoop:
-    """The published loop on so many of torch's threads, for the whole process."""
-    torch.set_num_threads(threads)
-    return PublishedLoop(checkpoint, dtype=dtype, device=device)
-
-
-def load(
-    name: str, checkpoint: str, dtype: str, device: str, host_threads: int, max_length: int | None = None
-) -> Contender:
-    """A contender with its weights on the device.
-
-    Args:
-        max_length: tokens of a pair, instead of those that its family is published with.
+def load(name: str, request: Request) -> Contender:
+    """A contender with the request's weights on its device.
 
     Raises:
         CannotRun: it cannot load these weights; says why.
@@ -157,30 +152,75 @@ def load(
     """
     if name in (REPRODUCIBLE, FAST):
         reranker = load_reranker(
-            checkpoint, dtype=dtype, device=device, host_threads=host_threads, reproducible=name == REPRODUCIBLE,
-            max_length=max_length,
+            request.checkpoint, dtype=request.dtype, device=request.device, host_threads=2,
+            reproducible=name == REPRODUCIBLE, max_length=request.max_length,
         )  # fmt: skip
         if not isinstance(reranker, BatchedReranker):
-            raise CannotRun(f"{checkpoint}: its work is not counted")
-        return Ours(name, reranker)
-    folder = locate(checkpoint)
+            raise CannotRun(f"{request.checkpoint}: its work is not counted")
+        return Lakerank(reranker)
+    folder = locate(request.checkpoint)
     config = read_json(folder / "config.json")
-    family = family_of(config, None, checkpoint)
-    if family.name in ENCODERS:
-        limits = family.limits(config, Limits(), max_length, checkpoint)
-        return load_padded(name, folder, family.name, dtype, device, limits.max_length)
-    if name == PUBLISHED:
-        return _published(checkpoint, dtype, device)
-    return load_cross_encoder(name, checkpoint, dtype, device)
+    family = family_of(config, None, request.checkpoint)
+    try:
+        if family.name in ENCODERS:
+            limits = family.limits(config, Limits(), request.max_length, request.checkpoint)
+            return _encoder(name, folder, family.name, request, limits.max_length)
+        return _decoder(folder, family.name, request) if name == PUBLISHED else _cross_encoder(folder, request)
+    except ImportError as error:
+        raise CannotRun(f"not installed ({error})") from error
 
 
-def _published(checkpoint: str, dtype: str, device: str) -> PairByPair:
-    """The published loop of the checkpoint's family."""
-    family = family_of(read_json(locate(checkpoint) / "config.json"), None, checkpoint)
-    if family.name == M0:
-        loop = PublishedLoop(checkpoint, dtype=dtype, device=device)
-        return PairByPair(loop, loop._network, count_flops(loop._network.config))
-    generative = PublishedGenerativeLoop(checkpoint, dtype=dtype, device=device)
-    config = generative.network.config
-    head = 2.0 * config.get_text_config().hidden_size
-    return PairByPair(generative, generative.network, count_flops(config, head))
+def _decoder(folder: Path, family: str, request: Request) -> PairLoop:
+    """The published loop of a family that generates, or of jina-reranker-m0."""
+    loop: PublishedLoop | PublishedGenerativeLoop
+    if family == M0:
+        loop = PublishedLoop(folder, dtype=request.dtype, device=request.device)
+        network: Any = loop._network
+        flops = count_flops(network.config)
+    else:
+        loop = PublishedGenerativeLoop(folder, dtype=request.dtype, device=request.device)
+        network = loop.network
+        flops = count_flops(network.config, head=2.0 * network.config.get_text_config().hidden_size)
+    model = network.model
+    visual = {"vision": model.visual, "language": model.language_model} if hasattr(model, "visual") else {}
+    on_cpu = torch.device(request.device).type == "cpu"
+    return PairLoop(
+        loop.logits, visual or {"language": model}, functools.partial(whole_pair, flops), flops.vision, on_cpu
+    )
+
+
+def whole_pair(flops: Flops, tokens: int) -> float:
+    """Operations of a whole pair of so many tokens, every layer in full, images apart."""
+    layer = tokens * (flops.token_kv + flops.token_rest) + tokens * (tokens + 1) / 2 * flops.seen
+    return flops.layers * layer + flops.head
+
+
+def _encoder(name: str, folder: Path, family: str, request: Request, max_length: int) -> PairLoop:
+    """`CrossEncoder`, or else the published loop of a family of cross-encoders."""
+    load_loop = cross_encoders.jina_rerank if family == JINA else cross_encoders.flag_embedding
+    if name == CROSS_ENCODER:
+        load_loop = cross_encoders.sentence_transformers
+    with tempfile.TemporaryDirectory() as copy:
+        source = cross_encoders.for_transformers(folder, Path(copy))
+        network, score = load_loop(str(source), request.dtype, request.device, max_length)
+    shape = read_shape(read_json(folder / "config.json"), str(folder))
+    modules = {"language": network.roberta}  # some loops call `forward` of the network itself, past its hooks
+    return PairLoop(lambda pairs: score([(q, d) for q, d in _texts(pairs)]), modules, shape.flops)
+
+
+def _cross_encoder(folder: Path, request: Request) -> PairLoop:
+    """sentence-transformers' CrossEncoder on jina-reranker-m0's or a generative reranker's weights; uncounted."""
+    try:
+        _, score = cross_encoders.sentence_transformers(str(folder), request.dtype, request.device)
+    except ImportError:
+        raise
+    except Exception as error:  # a library's own errors, and those of everything it calls
+        message = str(error).splitlines()[0] if str(error) else ""
+        raise CannotRun(f"cannot load these weights: {type(error).__name__}: {message}"[:240]) from error
+    return PairLoop(lambda pairs: score([(d, q) for q, d in _texts(pairs)]), {}, float)
+
+
+def _texts(pairs: Sequence[tuple[Query, Document]]) -> list[tuple[str, str]]:
+    if any(document.image is not None or query.image is not None for query, document in pairs):
+        raise CannotRun("texts alone")
+    return [(query.text or "", document.text or "") for query, document in pairs]

@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pyarrow as pa
+import torch
 from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import FloatType
 
+from lakerank.cli.job import spark_session
+from lakerank.cli.resolve import rerank_job
+from lakerank.config import Config, resolve_config
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
-from lakerank.model.registry import LoadedReranker, TokenCounters
+from lakerank.model.registry import LoadedReranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.run import Rerank, run
 from lakerank.spark.runtime.frames import parallelism
 from lakerank.spark.score import RerankerFactory
+from lakerank_benchmark.benchmark import job_inputs
+from lakerank_benchmark.request import Request
+from lakerank_benchmark.workloads import Images, pairs_of
+from oracles.reference import PublishedLoop
+
+#: Units a core: in the end one core at most waits for a unit's time.
+_UNITS = 20
+
+#: Cost of a page with 25 queries, in `lakerank.cost`'s tokens, by which units are cut.
+_PAGE_TOKENS = 3500
 
 #: Rows of a row group of documents, as a lake of page images should have.
 _DOCUMENT_ROWS = 8
@@ -50,32 +67,70 @@ class EndToEnd:
     shares: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class LakeFiles:
-    """Addresses of a benchmark's tables."""
+def benchmark_job(request: Request, pages: Images, output: Path) -> dict[str, Any]:
+    """The whole job and the published loop on one local Spark of as many cores as threads, a thread a task.
 
-    documents: str
-    queries: str
-    candidates: str
+    Prints both, and returns what `benchmark-spark.json` in `output` holds.
+    """
+    groups, sample = job_inputs(request, pages)
+    storage, folder = Storage(), output.resolve() / "spark"
+    shutil.rmtree(folder, ignore_errors=True)
+    config = job_config(request, write_lake(storage, str(folder / "lake"), groups), folder / "out", len(groups))
+    with spark_session(config.spark) as spark:
+        ours = time_job(spark, storage, rerank_job(config, "benchmark", storage), folder / "profile")
+        click.echo(as_text(ours))
+        published = None
+        if sample:
+            lake = write_lake(storage, str(folder / "part"), sample)
+            factory = PublishedFactory(request.checkpoint, request.dtype, request.device)
+            published = time_published(spark, lake, factory, str(folder / "scores"))
+            click.echo(as_text(published))
+    report = compared(ours, published)
+    click.echo(f"outside fetching, decoding and the model: {report['outside']:.1%} of the cores' time")
+    (output / "benchmark-spark.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
 
 
-def write_lake(storage: Storage, folder: str, groups: Sequence[DocumentGroup]) -> LakeFiles:
-    """Tables of the lake contract that hold these groups: one file each."""
-    files = LakeFiles(*(join(folder, f"{name}.parquet") for name in ("documents", "queries", "candidates")))
-    queries = list({query.query_id: query for group in groups for query in group.queries}.values())
-    documents = [group.document for group in groups]
-    pairs = [
-        {"query_id": query.query_id, "doc_id": group.document.doc_id} for group in groups for query in group.queries
-    ]
-    storage.replace(files.documents, _table(DOCUMENTS, [asdict(one) for one in documents], _DOCUMENT_ROWS))
-    storage.replace(files.queries, _table(QUERIES, [asdict(one) for one in queries], 1024))
-    storage.replace(files.candidates, _table(CANDIDATES, pairs, 1_000_000))
+def compared(ours: EndToEnd, published: EndToEnd | None) -> dict[str, Any]:
+    """What ran, the ratio, and the share of ours that is neither fetching nor decoding nor the model."""
+    report = {"job": asdict(ours), "outside": 1 - sum(ours.shares.get(stage, 0.0) for stage in _WITHIN)}
+    if published is None:
+        return report
+    return report | {"published": asdict(published), "ratio": ours.pairs_per_second / published.pairs_per_second}
+
+
+def job_config(request: Request, lake: Mapping[str, str], output: Path, documents: int) -> Config:
+    """The demo's settings for these tables, in units of even size, several a core."""
+    values: dict[str, Any] = {
+        "lake": {**lake, "output": str(output)},
+        "model": {"path": request.checkpoint, "dtype": request.dtype, "device": request.device},
+        "scoring": {"unit_tokens": max(1, documents // (_UNITS * request.threads)) * _PAGE_TOKENS},
+        "audit": {"max_reject_rate": None, "max_unranked_queries": None, "max_score_drift": None},
+        "spark": {
+            "app_name": "lakerank-benchmark",
+            "conf": {
+                "spark.master": f"local[{request.threads}]",
+                "spark.driver.memory": "2g",
+                "spark.ui.enabled": False,
+                "spark.ui.showConsoleProgress": False,
+            },
+        },
+    }
+    return resolve_config(values, source="benchmark")
+
+
+def write_lake(storage: Storage, folder: str, groups: Sequence[DocumentGroup]) -> dict[str, str]:
+    """Tables of the lake contract that hold these groups, one file each; their addresses by name."""
+    pairs = pairs_of(groups)
+    tables = {
+        "documents": (DOCUMENTS, [asdict(group.document) for group in groups], _DOCUMENT_ROWS),
+        "queries": (QUERIES, [asdict(query) for query in {query.query_id: query for query, _ in pairs}.values()], 1024),
+        "candidates": (CANDIDATES, [{"query_id": q.query_id, "doc_id": d.doc_id} for q, d in pairs], 1_000_000),
+    }
+    files = {name: join(folder, f"{name}.parquet") for name in tables}
+    for name, (schema, rows, row_group_rows) in tables.items():
+        storage.replace(files[name], parquet_bytes(pa.Table.from_pylist(rows, schema), row_group_rows))
     return files
-
-
-def _table(schema: pa.Schema, rows: Sequence[Mapping[str, Any]], row_group_rows: int) -> bytes:
-    filled = [{name: row.get(name) for name in schema.names} for row in rows]
-    return parquet_bytes(pa.Table.from_pylist(filled, schema=schema), row_group_rows)
 
 
 def time_job(spark: SparkSession, storage: Storage, job: Rerank, profile: Path) -> EndToEnd:
@@ -85,10 +140,9 @@ def time_job(spark: SparkSession, storage: Storage, job: Rerank, profile: Path) 
         RuntimeError: the job did not publish.
     """
     profile.mkdir(parents=True, exist_ok=True)
-    stages = (replace(one, factory=ProfiledFactory(one.factory, str(profile))) for one in job.stages)
-    profiled = replace(job, stages=tuple(stages))
+    stages = tuple(replace(stage, factory=ProfiledFactory(stage.factory, str(profile))) for stage in job.stages)
     started = time.monotonic()
-    summary = run(spark, storage, profiled)
+    summary = run(spark, storage, replace(job, stages=stages))
     seconds = time.monotonic() - started
     if not summary["published"]:
         raise RuntimeError(f"the benchmark's run was not published: {summary['failed_audits']}")
@@ -96,20 +150,22 @@ def time_job(spark: SparkSession, storage: Storage, job: Rerank, profile: Path) 
     return EndToEnd("lakerank job", pairs, seconds, pairs / seconds, _shares(profile, seconds * parallelism(spark)))
 
 
-def time_published(spark: SparkSession, files: LakeFiles, make_predict: Callable[[], Predict], output: str) -> EndToEnd:
+def time_published(
+    spark: SparkSession, lake: Mapping[str, str], make_predict: Callable[[], Predict], output: str
+) -> EndToEnd:
     """Join the tables, score every candidate with `predict_batch_udf`, and write the scores.
 
     The documents are broadcast and the pairs spread over all cores beforehand, which is the best that a small lake
     allows; each worker loads the model once.
     """
     started = time.monotonic()
-    documents = spark.read.parquet(files.documents).select(
-        "doc_id", F.col("text").alias("document_text"), F.col("image").alias("document_image")
+    documents, queries = (
+        spark.read.parquet(lake[table]).select(
+            key, F.col("text").alias(f"{side}_text"), F.col("image").alias(f"{side}_image")
+        )
+        for table, key, side in (("documents", "doc_id", "document"), ("queries", "query_id", "query"))
     )
-    queries = spark.read.parquet(files.queries).select(
-        "query_id", F.col("text").alias("query_text"), F.col("image").alias("query_image")
-    )
-    pairs = spark.read.parquet(files.candidates).select("query_id", "doc_id").repartition(parallelism(spark))
+    pairs = spark.read.parquet(lake["candidates"]).select("query_id", "doc_id").repartition(parallelism(spark))
     joined = pairs.join(F.broadcast(documents), "doc_id").join(F.broadcast(queries), "query_id")
     factory: Any = make_predict  # PySpark's stub knows functions of one column alone
     logit = predict_batch_udf(factory, return_type=FloatType(), batch_size=_BATCH)
@@ -130,9 +186,8 @@ class PublishedFactory:
 
     def __call__(self) -> Predict:
         """On one thread of a CPU, as a task has one core."""
-        from lakerank_benchmark.contenders import published_loop
-
-        loop = published_loop(self.checkpoint, self.dtype, self.device, threads=1)
+        torch.set_num_threads(1)
+        loop = PublishedLoop(self.checkpoint, dtype=self.dtype, device=self.device)
 
         def predict(
             query_text: np.ndarray, query_image: np.ndarray, document_text: np.ndarray, document_image: np.ndarray
@@ -153,48 +208,39 @@ class ProfiledFactory:
     def __call__(self, device: str) -> LoadedReranker:
         """Load, and note how long that took."""
         started = time.monotonic()
-        inner = self.factory(device)
+        reranker: Any = ProfiledReranker(self.factory(device), self.folder)
         _note(self.folder, {"load": time.monotonic() - started})
-        return ProfiledReranker(inner, self.folder)
+        return reranker  # type: ignore[no-any-return]
 
 
 class ProfiledReranker:
-    """A reranker, and notes on each unit that it scored."""
+    """A reranker, and notes on each unit that it scored; all else is the inner one's."""
 
     def __init__(self, inner: LoadedReranker, folder: str) -> None:
         self._inner = inner
         self._folder = folder
-        self.fingerprint, self.logit_bias, self.load_id = inner.fingerprint, inner.logit_bias, inner.load_id
 
-    @property
-    def counters(self) -> TokenCounters:
-        """The inner one's."""
-        return self._inner.counters
-
-    def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
-        """As the inner one."""
-        return self._inner.score(pairs)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """As the inner one; then a note: seconds of fetching, of waiting for decoding, and of the model's stages."""
         counters: Any = self._inner.counters
-        before, spent, started = replace(counters), [0.0], time.monotonic()
-        yield from self._inner.score_groups(_timed(groups, spent))
-        seconds, done = time.monotonic() - started, counters - before
-        model = done.vision_s + done.prefix_s + done.suffix_s
-        rest = max(0.0, seconds - spent[0] - done.wait_s - model)
-        _note(
-            self._folder,
-            {"fetch": spent[0], "decode and tokenise": done.wait_s, "model": model, "scoring's rest": rest},
-        )
+        before, fetch_s, started = replace(counters), [0.0], time.monotonic()
+        yield from self._inner.score_groups(_timed(groups, fetch_s))
+        seconds, work = time.monotonic() - started, counters - before
+        model = work.vision_s + work.prefix_s + work.suffix_s
+        rest = max(0.0, seconds - fetch_s[0] - work.wait_s - model)
+        stages = {"fetch": fetch_s[0], "decode and tokenise": work.wait_s, "model": model, "scoring's rest": rest}
+        _note(self._folder, stages)
 
 
-def _timed(groups: Iterable[DocumentGroup], spent: list[float]) -> Iterator[DocumentGroup]:
-    source = iter(groups)
+def _timed(groups: Iterable[DocumentGroup], seconds: list[float]) -> Iterator[DocumentGroup]:
+    iterator = iter(groups)
     while True:
         started = time.monotonic()
-        group = next(source, None)
-        spent[0] += time.monotonic() - started
+        group = next(iterator, None)
+        seconds[0] += time.monotonic() - started
         if group is None:
             return
         yield group
@@ -206,24 +252,15 @@ def _note(folder: str, seconds: Mapping[str, float]) -> None:
 
 def _shares(profile: Path, core_seconds: float) -> dict[str, float]:
     """Seconds noted, by stage, over all that the cores had; what no note speaks of is Spark's and the other stages'."""
-    total: dict[str, float] = {}
+    total: Counter[str] = Counter()
     for file in profile.glob("*.json"):
-        for stage, seconds in json.loads(file.read_text(encoding="utf-8")).items():
-            total[stage] = total.get(stage, 0.0) + seconds
+        total.update(json.loads(file.read_text(encoding="utf-8")))
     shares = {stage: seconds / core_seconds for stage, seconds in sorted(total.items())}
     return {**shares, "Spark, plan, rank, publish": 1 - sum(shares.values())}
 
 
-def as_text(found: EndToEnd) -> str:
+def as_text(job: EndToEnd) -> str:
     """A line, and the shares beneath it."""
-    line = f"{found.name}: {found.pairs} pairs in {found.seconds:.1f} s, {found.pairs_per_second:.3g} pairs/s"
-    shares = ", ".join(f"{stage} {share:.1%}" for stage, share in found.shares.items())
+    line = f"{job.name}: {job.pairs} pairs in {job.seconds:.1f} s, {job.pairs_per_second:.3g} pairs/s"
+    shares = ", ".join(f"{stage} {share:.1%}" for stage, share in job.shares.items())
     return f"{line}\n  of the cores' time: {shares}" if shares else line
-
-
-def compared(ours: EndToEnd, published: EndToEnd | None) -> dict[str, Any]:
-    """What ran, the ratio, and the share of ours that is neither fetching nor decoding nor the model."""
-    found = {"job": asdict(ours), "outside": 1 - sum(ours.shares.get(stage, 0.0) for stage in _WITHIN)}
-    if published is None:
-        return found
-    return found | {"published": asdict(published), "ratio": ours.pairs_per_second / published.pairs_per_second}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lakerank_benchmark.shapes import SHAPES, random_checkpoint
+from lakerank.model.registry import M0
+from lakerank_benchmark.checkpoints import SHAPES, random_checkpoint
 from lakerank_benchmark.workloads import Images
 
 
@@ -42,4 +43,4 @@ def small_pictograms() -> Images:
 @pytest.fixture(scope="session")
 def tiny_shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint with the bundled tokenizer."""
-    return random_checkpoint(tmp_path_factory.mktemp("shapes"), SHAPES["tiny"], "float32")
+    return random_checkpoint(tmp_path_factory.mktemp("shapes"), M0, SHAPES["tiny"], "float32")

@@ -12,13 +12,12 @@ from lakerank.cost import Calibration
 from lakerank.errors import ConfigError
 from lakerank.model.checkpoint import EMBEDDED
 from lakerank.model.preprocess.tokenizer import read_tokenizer
-from lakerank_benchmark.benchmark import Request, Result, benchmark
-from lakerank_benchmark.contenders import CROSS_ENCODER, FAST, PUBLISHED, REPRODUCIBLE, load
-from lakerank_benchmark.figures import Absent, Figure, predictions
-from lakerank_benchmark.generative_shapes import random_generative_checkpoint
-from lakerank_benchmark.plot import draw
-from lakerank_benchmark.report import as_json, as_text, summary
-from lakerank_benchmark.shapes import SHAPES
+from lakerank_benchmark.benchmark import Result, benchmark
+from lakerank_benchmark.checkpoints import SHAPES, random_checkpoint
+from lakerank_benchmark.contenders import load
+from lakerank_benchmark.figures import Absent, Figure, predictions, ran
+from lakerank_benchmark.report import as_json, as_text, draw, summary
+from lakerank_benchmark.request import CROSS_ENCODER, FAST, PUBLISHED, REPRODUCIBLE, Request
 from lakerank_benchmark.workloads import Images, build, scorable
 
 pytestmark = pytest.mark.nightly
@@ -35,40 +34,40 @@ def result(tiny_shape, small_pages, small_pictograms) -> Result:
 
 def test_every_contender_scores_the_same_pairs_alike(tiny_shape, small_pages, small_pictograms) -> None:
     workload = build("mixed", read_tokenizer(EMBEDDED / "tokenizer.json"), small_pages, small_pictograms)
-    groups = scorable(workload.groups(6, 2, stamp=1))
-    runs = {
-        name: load(name, str(tiny_shape), "float32", "cpu", 1).run(groups) for name in (REPRODUCIBLE, FAST, PUBLISHED)
-    }
+    groups = scorable(workload.groups(6, 2, salt=1))
+    request = Request(str(tiny_shape))
+    runs = {name: load(name, request).run(groups) for name in (REPRODUCIBLE, FAST, PUBLISHED)}
     exact = runs[PUBLISHED].logits
     assert len(exact) == 12
     for name in (REPRODUCIBLE, FAST):
         assert runs[name].logits == pytest.approx(exact, abs=1e-4)
     assert max(exact.values()) - min(exact.values()) > 0.05
-    ours, theirs = runs[REPRODUCIBLE], runs[PUBLISHED]
-    assert theirs.tokens - theirs.padding > ours.tokens - ours.padding
-    assert 1.0 < theirs.flops / ours.flops < 4.0  # two queries a document, and one of two layers for the query alone
+    ours, published = runs[REPRODUCIBLE], runs[PUBLISHED]
+    assert published.tokens - published.padding > ours.tokens - ours.padding
+    assert 1.0 < published.flops / ours.flops < 4.0  # two queries a document, and one of two layers for the query alone
 
 
 def test_all_ran_in_every_cell_and_who_did_not_says_why(result: Result) -> None:
-    ran = {(one.workload, one.k, one.contender) for one in result.figures if isinstance(one, Figure)}
-    assert {name for *_, name in ran} == {REPRODUCIBLE, FAST, PUBLISHED}
-    assert len(ran) == 2 * 2 * 3
-    (absent,) = {(one.contender, one.why) for one in result.figures if isinstance(one, Absent)}
+    keys = {(figure.workload, figure.k, figure.contender) for figure in ran(result.figures)}
+    assert {name for *_, name in keys} == {REPRODUCIBLE, FAST, PUBLISHED}
+    assert len(keys) == 2 * 2 * 3
+    (absent,) = {(figure.contender, figure.why) for figure in result.figures if isinstance(figure, Absent)}
     assert absent[0] == CROSS_ENCODER
     assert absent[1]
-    assert {(one.workload, one.k) for one in result.predictions} == {(w, k) for w in ("mixed", "pages") for k in (1, 3)}
-    assert [one.contender for one in result.drifts] == [REPRODUCIBLE, FAST]
-    assert all(0 < one.largest < 1 for one in result.drifts)
+    assert {(cell.workload, cell.k) for cell in result.predictions} == {
+        (w, k) for w in ("mixed", "pages") for k in (1, 3)
+    }
+    assert [drift.contender for drift in result.drifts] == [REPRODUCIBLE, FAST]
+    assert all(0 < drift.largest < 1 for drift in result.drifts)
 
 
 def test_shares_of_wall_time_add_up(result: Result) -> None:
-    for one in result.figures:
-        if isinstance(one, Figure):
-            walls = [share for stage, share in one.shares.items() if stage not in ("decode", "tokenise")]
-            assert sum(walls) == pytest.approx(1.0, abs=0.05)
+    for figure in ran(result.figures):
+        walls = [share for stage, share in figure.shares.items() if stage not in ("decode", "tokenise")]
+        assert sum(walls) == pytest.approx(1.0, abs=0.05)
 
 
-def test_a_result_is_told_as_text_json_picture_and_calibration(result: Result, tmp_path: Path) -> None:
+def test_a_result_is_reported_as_text_json_picture_and_calibration(result: Result, tmp_path: Path) -> None:
     text = as_text(result)
     for name in (REPRODUCIBLE, PUBLISHED, "MFU", "padding", "max |Δlogit|", "ms/pair predicted", CROSS_ENCODER):
         assert name in text
@@ -80,7 +79,7 @@ def test_a_result_is_told_as_text_json_picture_and_calibration(result: Result, t
 
 
 def test_one_alone_is_drawn_too(result: Result, tmp_path: Path) -> None:
-    alone = [one for one in result.figures if one.contender == REPRODUCIBLE]
+    alone = ran(result.figures, REPRODUCIBLE)
     draw(replace(result, figures=alone, predictions=predictions(alone)), tmp_path / "alone.png")
     assert (tmp_path / "alone.png").stat().st_size > 0
 
@@ -89,10 +88,10 @@ def test_one_alone_is_drawn_too(result: Result, tmp_path: Path) -> None:
 def test_generative_rerankers_against_their_own_loops(
     tmp_path: Path, family: str, workload: str, small_pages: Images, small_pictograms: Images
 ) -> None:
-    checkpoint = random_generative_checkpoint(tmp_path, family, SHAPES["tiny"], "float32")
+    checkpoint = random_checkpoint(tmp_path, family, SHAPES["tiny"], "float32")
     request = Request(str(checkpoint), "float32", "cpu", 1, (workload,), (2,), (REPRODUCIBLE, PUBLISHED), 1, 0.2, False)
-    found = {one.contender: one for one in benchmark(request, small_pages, small_pictograms).figures}
-    ours, published = found[REPRODUCIBLE], found[PUBLISHED]
+    figures = {figure.contender: figure for figure in benchmark(request, small_pages, small_pictograms).figures}
+    ours, published = figures[REPRODUCIBLE], figures[PUBLISHED]
     assert isinstance(ours, Figure)
     assert isinstance(published, Figure)
     assert ours.tokens_per_pair < published.tokens_per_pair
@@ -101,7 +100,7 @@ def test_generative_rerankers_against_their_own_loops(
 
 
 def test_a_workload_that_cannot_be_read(tmp_path: Path, small_pages: Images, small_pictograms: Images) -> None:
-    checkpoint = random_generative_checkpoint(tmp_path, "monoqwen2-vl", SHAPES["tiny"], "float32")
+    checkpoint = random_checkpoint(tmp_path, "monoqwen2-vl", SHAPES["tiny"], "float32")
     request = Request(str(checkpoint), "float32", "cpu", 1, ("texts-500",), (1,), (REPRODUCIBLE,), 1, 0.2, False)
     with pytest.raises(ConfigError, match="modality_unsupported"):
         benchmark(request, small_pages, small_pictograms)

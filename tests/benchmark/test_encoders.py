@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from checkpoints.encoders import write_bge, write_jina
 from lakerank import load_reranker
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.records import Document, DocumentGroup, Query, ScoredPair
-from lakerank_benchmark.encoder_contenders import load_padded
-from lakerank_benchmark.encoder_shapes import EncoderKind, random_encoder_checkpoint
-from lakerank_benchmark.runs import CannotRun
-from lakerank_benchmark.workloads import build
+from lakerank_benchmark.contenders import CannotRun, load
+from lakerank_benchmark.request import BGE, JINA, Request
+from lakerank_benchmark.workloads import WORDS, build
 
 MOST = 130
 
 #: Contender, the library it needs, family, and how often it reads a batch: FlagEmbedding tries the first one before.
 LOOPS = [
-    ("published loop", "transformers", "jina-reranker-v2", 1),
-    ("published loop", "FlagEmbedding", "bge-reranker", 2),
-    ("CrossEncoder", "sentence_transformers", "bge-reranker", 1),
+    ("published loop", "transformers", JINA, 1),
+    ("published loop", "FlagEmbedding", BGE, 2),
+    ("CrossEncoder", "sentence_transformers", BGE, 1),
 ]
 
 
@@ -29,23 +29,23 @@ LOOPS = [
 @pytest.mark.parametrize(("name", "library", "family", "times"), LOOPS)
 def test_a_published_loop_says_the_same(tmp_path: Path, name: str, library: str, family: str, times: int) -> None:
     pytest.importorskip(library)
-    folder = random_encoder_checkpoint(tmp_path, EncoderKind(family, 64, 2, 2, 128, 262), "float32")
-    workload = build("skewed", read_tokenizer(folder / "tokenizer.json"), lambda n: [], lambda n: [])
-    groups = workload.groups(6, 2, stamp=1)
-    ours = load_reranker(str(folder), device="cpu", max_length=MOST)
-    scored = [one for one in ours.score_groups(groups) if isinstance(one, ScoredPair)]
-    logits = {(one.query_id, one.doc_id): one.logit for one in scored}
-    run = load_padded(name, folder, family, "float32", "cpu", MOST).run(groups)
+    (write_jina if family == JINA else write_bge)(tmp_path, 262, words=WORDS)
+    workload = build("skewed", read_tokenizer(tmp_path / "tokenizer.json"), lambda n: [], lambda n: [])
+    groups = workload.groups(6, 2, salt=1)
+    ours = load_reranker(str(tmp_path), device="cpu", max_length=MOST)
+    scored = [pair for pair in ours.score_groups(groups) if isinstance(pair, ScoredPair)]
+    logits = {(pair.query_id, pair.doc_id): pair.logit for pair in scored}
+    run = load(name, Request(str(tmp_path), max_length=MOST)).run(groups)
     assert run.logits.keys() == logits.keys()
     assert run.pairs == len(scored) == 12
     np.testing.assert_allclose([run.logits[pair] for pair in logits], list(logits.values()), atol=1e-4, rtol=0)
     assert run.tokens - run.padding == times * ours.counters.pairwise, "the same tokens, those that fill apart"
     assert run.flops == pytest.approx(times * ours.counters.flops)
-    assert (ours.counters.pairwise > 12 * MOST) == (family == "jina-reranker-v2"), "windows are more than a pair"
+    assert (ours.counters.pairwise > 12 * MOST) == (family == JINA), "windows are more than a pair"
 
 
 def test_images_are_not_for_it(tmp_path: Path) -> None:
-    folder = random_encoder_checkpoint(tmp_path, EncoderKind("jina-reranker-v2", 64, 1, 2, 64, 70), "float32")
-    contender = load_padded("published loop", folder, "jina-reranker-v2", "float32", "cpu", 64)
+    write_jina(tmp_path, 70)
+    contender = load("published loop", Request(str(tmp_path), max_length=64))
     with pytest.raises(CannotRun, match="texts alone"):
         contender.run([DocumentGroup(Document("d", image=b"picture"), (Query("q", "text"),))])

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 
 from lakerank.model.engine.counters import Flops
-from lakerank_benchmark.arithmetic import matmul_ceiling, whole_pair
-from lakerank_benchmark.contenders import PUBLISHED, REPRODUCIBLE
-from lakerank_benchmark.drift import drift
-from lakerank_benchmark.figures import Absent, figures, predictions
+from lakerank_benchmark.benchmark import matmul_ceiling
+from lakerank_benchmark.contenders import Run, whole_pair
+from lakerank_benchmark.figures import Absent, drift, figures, predictions
+from lakerank_benchmark.request import PUBLISHED, REPRODUCIBLE
 from lakerank_benchmark.rounds import Cell, Pace, Sizes, size
-from lakerank_benchmark.runs import Run
 
 
 def cell(k: int, ours: list[float], published: list[float]) -> Cell:
@@ -36,8 +35,8 @@ def test_a_figure_is_of_medians_and_its_ratio_of_rounds() -> None:
 
 
 def test_predictions_start_from_the_smallest_k() -> None:
-    found = [one for k, s in ((25, 2.5), (1, 1.0)) for one in figures(cell(k, [s], [4.0]), ceiling=1e11)]
-    later, first = predictions(found)
+    cells = cell(25, [2.5], [4.0]), cell(1, [1.0], [4.0])
+    later, first = predictions([figure for timed in cells for figure in figures(timed, ceiling=1e11)])
     assert (first.k, later.k) == (1, 25)
     assert first.predicted_ms == first.ms == 1000.0
     assert later.predicted_ms == 1000.0  # as many operations a pair, at the same pace
@@ -64,9 +63,9 @@ def test_drift_counts_lists_whose_top_changes() -> None:
     exact = {("q", f"d{n:02}"): float(n) for n in range(12)} | {("p", f"d{n:02}"): float(n) for n in range(12)}
     swapped = exact | {("q", "d11"): 9.5, ("q", "d10"): 10.0}  # the order of the first two
     lost = swapped | {("p", "d11"): -1.0}  # out of the ten
-    found = drift("lakerank", lost, exact)
-    assert (found.lists, found.other_sets, found.other_orders) == (2, 1, 2)
-    assert found.largest == 12.0
+    result = drift("lakerank", lost, exact)
+    assert (result.lists, result.other_sets, result.other_orders) == (2, 1, 2)
+    assert result.largest == 12.0
 
 
 def test_the_ceiling_is_a_rate_of_this_machine() -> None:

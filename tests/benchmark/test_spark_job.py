@@ -23,12 +23,7 @@ def test_both_ends_score_one_lake_alike(spark: SparkSession, tiny_checkpoint: Pa
     groups = [DocumentGroup(Document(f"d{n}", "A red apple " * n), queries[: 1 + n % 3]) for n in range(1, 5)]
     files = write_lake(Storage(), str(tmp_path / "lake"), groups)
     values = {
-        "lake": {
-            "documents": files.documents,
-            "queries": files.queries,
-            "candidates": files.candidates,
-            "output": str(tmp_path / "out"),
-        },
+        "lake": {**files, "output": str(tmp_path / "out")},
         "model": {"path": str(tiny_checkpoint), "dtype": "float32", "device": "cpu"},
     }
     ours = time_job(spark, Storage(), rerank_job(resolve_config(values), "r", Storage()), tmp_path / "profile")
@@ -38,8 +33,8 @@ def test_both_ends_score_one_lake_alike(spark: SparkSession, tiny_checkpoint: Pa
     assert sum(ours.shares.values()) == pytest.approx(1.0)
     assert {"load", "fetch", "model"} < ours.shares.keys()
     assert scores(tmp_path / "out" / "ranked") == pytest.approx(scores(tmp_path / "scores"), abs=1e-4)
-    found = json.loads(json.dumps(compared(ours, published)))
-    assert 0 < found["outside"] < 1
+    report = json.loads(json.dumps(compared(ours, published)))
+    assert 0 < report["outside"] < 1
 
 
 def scores(folder: Path) -> dict[tuple[str, str], float]:

@@ -18,18 +18,29 @@ from lakerank.model.checkpoint import EMBEDDED
 from lakerank.model.preprocess.images import PatchShape, load_patches
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.records import Document, DocumentGroup, Query
-from lakerank_benchmark.pages import PAGE_PIXELS, drawn_pages, pdf_files, pdf_pages
-from lakerank_benchmark.rounds import every_so_often
-from lakerank_benchmark.texts import LONGEST, SHORTEST, skewed_lengths, text_of
-from lakerank_benchmark.workloads import NAMES, build, pairs_of, scorable
+from lakerank_benchmark.request import WORKLOADS
+from lakerank_benchmark.workloads import (
+    LONGEST,
+    PAGE_PIXELS,
+    SHORTEST,
+    build,
+    drawn_pages,
+    evenly_spaced,
+    pairs_of,
+    pdf_files,
+    pdf_pages,
+    scorable,
+    skewed_lengths,
+    text_of,
+)
 
 TOKENIZER = read_tokenizer(EMBEDDED / "tokenizer.json")
 
 
 @pytest.mark.parametrize("tokens", [17, 500, 4000])
 def test_a_text_has_as_many_tokens_as_asked(tokens: int) -> None:
-    found = len(TOKENIZER.encode(text_of(TOKENIZER, tokens, seed=1), add_special_tokens=False).ids)
-    assert found == pytest.approx(tokens, abs=2)
+    ids = TOKENIZER.encode(text_of(TOKENIZER, tokens, seed=1), add_special_tokens=False).ids
+    assert len(ids) == pytest.approx(tokens, abs=2)
 
 
 @pytest.mark.parametrize("count", [8, 64])
@@ -66,10 +77,10 @@ def test_a_place_without_pdf_files_is_named(tmp_path: Path) -> None:
         pdf_files([tmp_path])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_another_stamp_is_another_content_of_the_same_size(name, small_pages, small_pictograms) -> None:
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_another_salt_is_another_content_of_the_same_size(name, small_pages, small_pictograms) -> None:
     workload = build(name, TOKENIZER, small_pages, small_pictograms)
-    first, second = (scorable(workload.groups(4, 2, stamp)) for stamp in (1, 2))
+    first, second = (scorable(workload.groups(4, 2, salt)) for salt in (1, 2))
     for one, other in zip(first, second, strict=True):
         assert one.document != other.document
         assert set(one.queries).isdisjoint(other.queries)
@@ -83,22 +94,22 @@ def test_another_stamp_is_another_content_of_the_same_size(name, small_pages, sm
 
 
 def test_two_per_cent_of_the_mixed_pairs_are_bad(small_pages, small_pictograms) -> None:
-    groups = build("mixed", TOKENIZER, small_pages, small_pictograms).groups(24, 10, stamp=1)
+    groups = build("mixed", TOKENIZER, small_pages, small_pictograms).groups(24, 10, salt=1)
     pairs, good = pairs_of(groups), pairs_of(scorable(groups))
     assert (len(pairs) - len(good)) / len(good) == pytest.approx(0.02, abs=0.005)
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=8), st.integers(1, 60))
-def test_some_pairs_of_a_list_are_as_many_as_asked_and_in_order(sizes: list[int], wanted: int) -> None:
+def test_some_pairs_of_a_list_are_as_many_as_asked_and_in_order(sizes: list[int], count: int) -> None:
     groups = [
         DocumentGroup(Document(f"d{n}"), tuple(Query(f"q{n}-{i}") for i in range(size))) for n, size in enumerate(sizes)
     ]
-    pairs, some = pairs_of(groups), pairs_of(every_so_often(groups, wanted))
-    assert len(some) == min(wanted, len(pairs))
+    pairs, some = pairs_of(groups), pairs_of(evenly_spaced(groups, count))
+    assert len(some) == min(count, len(pairs))
     places = [pairs.index(pair) for pair in some]
     assert places == sorted(set(places))
 
 
 def test_equal_groups_lose_equally_many_pairs() -> None:
     groups = [DocumentGroup(Document(f"d{n}"), tuple(Query(f"q{i}") for i in range(5))) for n in range(7)]
-    assert [len(group.queries) for group in every_so_often(groups, 14)] == [2] * 7
+    assert [len(group.queries) for group in evenly_spaced(groups, 14)] == [2] * 7

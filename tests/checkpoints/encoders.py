@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ WORDS = (  # noqa: SIM905 - two lines, not forty
 _LETTERS = string.ascii_letters + string.digits + ".,:;!?'-()яблокоКрасн赤いりんごתפוחتفاحةéüß€"
 
 
-def write_tokenizer(folder: Path) -> Tokenizer:
+def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> Tokenizer:
     """XLM-RoBERTa's kind: pieces of a Unigram model after Metaspace, ids 0 to 3 and the last one special."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    pieces = [*dict.fromkeys(_LETTERS), "▁", *dict.fromkeys(f"▁{word}" for word in WORDS)]
+    pieces = [*dict.fromkeys(_LETTERS), "▁", *dict.fromkeys(f"▁{word}" for word in words)]
     vocabulary = [(token, 0.0) for token in special]
     vocabulary += [(piece, -2.0 - 0.01 * number - (4 if len(piece) < 2 else 0)) for number, piece in enumerate(pieces)]
     vocabulary += [("<mask>", 0.0)]
@@ -45,48 +45,66 @@ def write_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def network(positions: int, vocabulary: int, seed: int = 0, layers: int = 2) -> XLMRobertaForSequenceClassification:
-    """A network whose logits are spread, every tensor random: norms and biases too."""
+def network(positions: int, vocabulary: int, seed: int = 0, **sizes: int) -> XLMRobertaForSequenceClassification:
+    """A network whose logits are spread, every tensor random: norms and biases too; `sizes` in transformers' words."""
+    defaults = {
+        "vocab_size": vocabulary, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 160,
+    }  # fmt: skip
     config = XLMRobertaConfig(
-        vocab_size=vocabulary, hidden_size=64, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=160,
         max_position_embeddings=positions, type_vocab_size=1, num_labels=1, pad_token_id=1, bos_token_id=0,
-        eos_token_id=2, layer_norm_eps=1e-5,
+        eos_token_id=2, layer_norm_eps=1e-5, **(defaults | sizes),
     )  # fmt: skip
-    made = XLMRobertaForSequenceClassification(config).eval()
+    encoder = XLMRobertaForSequenceClassification(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in encoder.named_parameters():
             around = 1.0 if "LayerNorm.weight" in name else 0.0
             scale = 0.2 if parameter.dim() == 1 else 1.5 / parameter.shape[-1] ** 0.5
             parameter.copy_(around + scale * torch.randn(parameter.shape, generator=generator))
-    return made
+    return encoder
 
 
-def write_bge(folder: Path, positions: int = 258, seed: int = 0) -> XLMRobertaForSequenceClassification:
+def write_bge(
+    folder: Path,
+    positions: int = 258,
+    seed: int = 0,
+    words: Sequence[str] = WORDS,
+    dtype: str = "float32",
+    **sizes: int,
+) -> XLMRobertaForSequenceClassification:
     """bge-reranker-v2-m3's layout; returns the network whose weights it holds."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = network(positions, write_tokenizer(folder).get_vocab_size(), seed)
-    tensors = dict(made.state_dict())
+    encoder = network(positions, write_tokenizer(folder, words).get_vocab_size(), seed, **sizes)
+    tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in encoder.state_dict().items()}
     tensors["roberta.embeddings.position_ids"] = torch.arange(positions)[None]  # a buffer that old files hold
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = _config(made) | {"model_type": "xlm-roberta", "torch_dtype": "float32"}
+    config = _config(encoder) | {"model_type": "xlm-roberta", "torch_dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config))
-    return made
+    return encoder
 
 
-def write_jina(folder: Path, positions: int = 130, seed: int = 1) -> XLMRobertaForSequenceClassification:
+def write_jina(
+    folder: Path,
+    positions: int = 130,
+    seed: int = 1,
+    words: Sequence[str] = WORDS,
+    dtype: str = "float32",
+    **sizes: int,
+) -> XLMRobertaForSequenceClassification:
     """jina-reranker-v2's layout; returns a network of transformers' with the same weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = network(positions, write_tokenizer(folder).get_vocab_size(), seed)
-    save_file(jina_named(made.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
-    config = _config(made) | {
+    encoder = network(positions, write_tokenizer(folder, words).get_vocab_size(), seed, **sizes)
+    tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in encoder.state_dict().items()}
+    save_file(jina_named(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    config = _config(encoder) | {
         "auto_map": {"AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig"},
         "num_labels": 1,
         "use_flash_attn": True,
         "torch_dtype": "bfloat16",
     }
     (folder / "config.json").write_text(json.dumps(config))
-    return made
+    return encoder
 
 
 def jina_named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -105,12 +123,12 @@ def jina_named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def _config(made: XLMRobertaForSequenceClassification) -> dict[str, Any]:
+def _config(encoder: XLMRobertaForSequenceClassification) -> dict[str, Any]:
     """What both published config.json files state."""
     stated = (  # noqa: SIM905 - two lines, not thirteen
         "hidden_act hidden_size intermediate_size layer_norm_eps max_position_embeddings num_attention_heads "
         "num_hidden_layers pad_token_id bos_token_id eos_token_id type_vocab_size vocab_size hidden_dropout_prob"
     ).split()
-    config = {name: getattr(made.config, name) for name in stated}
+    config = {name: getattr(encoder.config, name) for name in stated}
     config |= {"architectures": ["XLMRobertaForSequenceClassification"], "position_embedding_type": "absolute"}
     return config | {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from encoders import write_bge
 
+from checkpoints.encoders import write_bge
 from lakerank.cli.score import score
 from lakerank.limits import Limits
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions

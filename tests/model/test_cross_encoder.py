@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import encoders
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from checkpoints import encoders
 from lakerank import load_reranker
 from lakerank.errors import CheckpointError, PairRejected
 from lakerank.limits import Limits

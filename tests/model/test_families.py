@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from encoders import write_bge, write_jina
 
+from checkpoints.encoders import write_bge, write_jina
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits

@@ -30,7 +30,8 @@ from lakerank.model.identity import identify
 from lakerank.model.inputs import Patches, RejectedInput
 from lakerank.model.jina_m0.weights import Shape, current_name
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
-from lakerank_benchmark.generative_shapes import FAMILIES, random_generative_checkpoint
+from lakerank_benchmark.checkpoints import random_checkpoint
+from lakerank_benchmark.request import GENERATIVE as FAMILIES
 from oracles.generative_reference import PublishedGenerativeLoop
 
 MONO, QWEN3_VL, QWEN3 = FAMILIES
@@ -50,7 +51,7 @@ TEXTS = st.one_of(st.lists(st.sampled_from(PIECES), min_size=1, max_size=10).map
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random checkpoint of each family; not to be written to."""
     folder = tmp_path_factory.mktemp("generative")
-    return {name: random_generative_checkpoint(folder, name, SHAPE, "float32") for name in FAMILIES}
+    return {name: random_checkpoint(folder, name, SHAPE, "float32") for name in FAMILIES}
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from encoders import write_bge
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpoints.encoders import write_bge
 from lakerank.errors import CheckpointError, PairRejected
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.routed import CalibratedReranker, RoutedReranker

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from encoders import write_bge, write_jina
 
+from checkpoints.encoders import write_bge, write_jina
 from lakerank import load_reranker
 from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config

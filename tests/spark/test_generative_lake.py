@@ -13,7 +13,7 @@ from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
 from lakerank.model.jina_m0.weights import Shape
 from lakerank.spark.run import run
-from lakerank_benchmark.generative_shapes import random_generative_checkpoint
+from lakerank_benchmark.checkpoints import random_checkpoint
 
 pytestmark = pytest.mark.spark
 
@@ -52,7 +52,7 @@ def test_the_bundled_lake(spark, storage, tmp_path, lists, name, family, reads) 
     file = ROOT / "conf" / f"{name}.yaml"
     demo = load_config(ROOT / "conf" / "demo.yaml")
     assert load_config(file).model_copy(update={"model": demo.model}) == demo, "differs in more than its model"
-    checkpoint = random_generative_checkpoint(tmp_path, family, SHAPE, "float32")
+    checkpoint = random_checkpoint(tmp_path, family, SHAPE, "float32")
     tables = [f"lake.{table}={LAKE / f'{table}.parquet'}" for table in ("documents", "queries", "qrels")]
     paths = [f"model.path={checkpoint}", "model.adapter=null", "model.revision=null", "model.device=cpu"]
     paths += [f"lake.candidates={lists}", f"lake.output={tmp_path / 'out'}"]

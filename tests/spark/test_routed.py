@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from encoders import write_bge
 from PIL import Image
 
+from checkpoints.encoders import write_bge
 from lakerank.cli.resolve import limits, model_spec, rerank_job
 from lakerank.config import load_config
 from lakerank.cost import CostProfile

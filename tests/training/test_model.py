@@ -15,7 +15,7 @@ from lakerank.training.config import load_train_config
 from lakerank.training.dataset import Rows
 from lakerank.training.model import Lora, PairNetwork, adapt, load_model
 from lakerank.training.run import RunInputs, read_inputs
-from lakerank_benchmark.shapes import SHAPES
+from lakerank_benchmark.checkpoints import SHAPES
 from oracles.reference import reference_logits
 
 

@@ -1,6 +1,4 @@
-"""Checkpoints of seeded random weights in generative rerankers' published layouts: for asking a shape's speed, and for
-tests.
-"""
+"""Checkpoints of seeded random weights in the published layouts, for measuring a shape's speed and for tests."""
 
 from __future__ import annotations
 
@@ -13,19 +11,44 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration, Qwen3Config, Qwen3ForCausalLM, Qwen3VLConfig
 from transformers import Qwen3VLForConditionalGeneration as Qwen3VL
 
+from checkpoints.encoders import write_bge, write_jina
 from lakerank.fingerprint import fingerprint
 from lakerank.model.checkpoint import EMBEDDED, WEIGHTS_NAME, read_json
-from lakerank.model.jina_m0.weights import Shape, network_config, published_config, published_name
-from lakerank_benchmark.shapes import filled_like
+from lakerank.model.jina_m0.weights import (
+    JinaVLForRanking,
+    Shape,
+    network_config,
+    published_config,
+    published_name,
+    save_checkpoint,
+)
+from lakerank.model.registry import M0
+from lakerank_benchmark.request import BGE, JINA
+from lakerank_benchmark.workloads import WORDS
 
-#: Families that random weights are made for, by name.
-FAMILIES = ("monoqwen2-vl", "qwen3-vl-reranker", "qwen3-reranker")
+#: Of decoders. `random-80m` spends 2.5 times as much on an image as on its tokens afterwards, as the 2B model does;
+#: `2b` is jina-reranker-m0's own shape (its config.json), with the bundled tokenizer; `tiny` is for tests.
+SHAPES: Mapping[str, Shape] = {
+    "random-80m": Shape(12288, 640, 1792, 13, 10, 2, 10, 384, 6),
+    "2b": Shape(151936, 1536, 8960, 28, 12, 2, 32, 1280, 16),
+    "tiny": Shape(12288, 64, 128, 2, 2, 1, 1, 64, 2),
+}
+
+#: Of cross-encoders: width, layers, heads, inner width and positions. `published` is the published network but for its
+#: vocabulary, which only the embeddings have; `small` is as deep as jina's and half as wide, for measuring in minutes.
+ENCODER_SHAPES: Mapping[str, Mapping[str, tuple[int, int, int, int, int]]] = {
+    BGE: {"published": (1024, 24, 16, 4096, 8194), "small": (384, 12, 6, 1536, 8194)},
+    JINA: {"published": (768, 12, 12, 3072, 1026), "small": (384, 12, 6, 1536, 1026)},
+}
+_ENCODER_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_ENCODER_VOCABULARY = 12288
 
 #: Words that answer, which the bundled vocabulary lacks, and names that Qwen3's tokenizers add without calling special.
-_WORDS = ("True", "False", "yes", "no")
+_ANSWERS = ("True", "False", "yes", "no")
 _THOUGHTS = ("<think>", "</think>")
 _TOKEN_IDS = {
     "image_token_id": "<|image_pad|>",
@@ -38,39 +61,81 @@ _TOKEN_IDS = {
 _DEEP = 3
 
 
-def random_generative_checkpoint(folder: Path, family: str, shape: Shape, dtype: str, seed: int = 0) -> Path:
-    """The checkpoint of a family of `shape` under `folder`, written now unless it is there; returns where it is.
+def random_checkpoint(folder: Path, family: str, shape: Shape, dtype: str, seed: int = 0) -> Path:
+    """The checkpoint of a decoder under `folder`, written now unless it is there already; returns where it is.
 
-    The shape's vocabulary is made large enough for the bundled tokenizer and the words that answer; the language head
-    is the embeddings. Weights are of the size that `shapes.random_checkpoint` gives them.
+    A weight's variance is one over its inputs, so that nothing overflows and logits differ by more than rounding. For
+    generative families the vocabulary is made large enough for the bundled tokenizer and the words that answer; the
+    language head is the embeddings.
     """
-    name = fingerprint({"family": family, "shape": asdict(shape), "dtype": dtype, "seed": seed})
-    target = folder / f"random-{family}-{name[:12]}"
-    if (target / "config.json").is_file():
-        return target
-    target.mkdir(parents=True, exist_ok=True)
+    parts = {} if family == M0 else {"family": family}  # folders' names are older than the other families
+    name = fingerprint({**parts, "shape": asdict(shape), "dtype": dtype, "seed": seed})[:12]
+    target = folder / "-".join(("random", *parts.values(), name))
+    if not (target / "config.json").is_file():
+        target.mkdir(parents=True, exist_ok=True)
+        generator = torch.Generator().manual_seed(seed)
+        if family == M0:
+            _write_m0(target, shape, dtype, generator)
+        else:
+            _write_generative(target, family, shape, dtype, generator)
+    return target
+
+
+def random_encoder(folder: Path, family: str, shape: str, dtype: str) -> Path:
+    """The checkpoint of a cross-encoder under `folder`, one of ENCODER_SHAPES; as `random_checkpoint`."""
+    *values, positions = ENCODER_SHAPES[family][shape]
+    sizes = dict(zip(_ENCODER_SIZES, values, strict=True)) | {"vocab_size": _ENCODER_VOCABULARY}
+    target = folder / f"random-{family}-{fingerprint({**sizes, 'positions': positions, 'dtype': dtype})[:12]}"
+    if not (target / "config.json").is_file():
+        write = write_jina if family == JINA else write_bge
+        write(target, positions, words=WORDS, dtype=dtype, **sizes)
+    return target
+
+
+def _write_m0(target: Path, shape: Shape, dtype: str, generator: torch.Generator) -> None:
+    bundled = read_json(EMBEDDED / "config.json")
+    token_ids = {key: bundled[key] for key in _TOKEN_IDS}
+    with torch.device("meta"):
+        network = JinaVLForRanking(network_config(shape, token_ids, padding=None))
+    network.load_state_dict(_random_tensors(network.state_dict(), dtype, generator), assign=True)
+    for file in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        shutil.copyfile(EMBEDDED / file, target / file)
+    save_checkpoint(target, network, {"score_token_id": bundled.get("score_token_id", 100)})
+
+
+def _write_generative(target: Path, family: str, shape: Shape, dtype: str, generator: torch.Generator) -> None:
     ids = _write_tokenizer(target)
     token_ids = {key: ids[name] for key, name in _TOKEN_IDS.items()}
     network, config = _network(family, shape, max(max(ids.values()) + 1, shape.vocabulary), token_ids)
-    generator = torch.Generator().manual_seed(seed)
     state = {key: value for key, value in network.state_dict().items() if key != "lm_head.weight"}
-    filled = {key: filled_like(key, like, generator, dtype) for key, like in sorted(state.items())}
     published = published_name if family == "monoqwen2-vl" else str
-    save_file(
-        {published(key): value for key, value in filled.items()}, target / WEIGHTS_NAME, metadata={"format": "pt"}
-    )
+    tensors = {published(key): value for key, value in _random_tensors(state, dtype, generator).items()}
+    save_file(tensors, target / WEIGHTS_NAME, metadata={"format": "pt"})
     mean = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if family == "qwen3-vl-reranker" else {}
     processor = read_json(EMBEDDED / "preprocessor_config.json") | mean
     (target / "preprocessor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
     (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return target
+
+
+def _random_tensors(state: Mapping[str, Tensor], dtype: str, generator: torch.Generator) -> dict[str, Tensor]:
+    """No biases, norms of scale one, weights of variance one over inputs; in the order of their names."""
+    kind, tensors = getattr(torch, dtype), {}
+    for name, like in sorted(state.items()):
+        if name.endswith("bias"):
+            tensors[name] = torch.zeros(like.shape, dtype=kind)
+        elif like.dim() == 1:  # the scale of a norm
+            tensors[name] = torch.ones(like.shape, dtype=kind)
+        else:
+            scale = (like.numel() // like.shape[0]) ** -0.5
+            tensors[name] = (torch.randn(like.shape, generator=generator) * scale).to(kind)
+    return tensors
 
 
 def _write_tokenizer(target: Path) -> dict[str, int]:
     """The bundled tokenizer with the words that answer; ids of its added tokens, which follow the vocabulary's."""
     stored = json.loads((EMBEDDED / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary, added = stored["model"]["vocab"], stored["added_tokens"]
-    for word in _WORDS:
+    for word in _ANSWERS:
         vocabulary.setdefault(word, len(vocabulary))
     added += [added[0] | {"content": name, "special": False} for name in _THOUGHTS]
     for number, token in enumerate(added, len(vocabulary)):
