@@ -56,16 +56,14 @@ def _packed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def _rows(spark: SparkSession, storage: Storage, inputs: Inputs) -> DataFrame:
     """The rows of all tables (ROWS); lists of unjudged queries are left out here where the judgements are few."""
 
+    tasks, labels = 4 * parallelism(spark), inputs.labels
+
     def read_table(table: InputTable) -> DataFrame:
-        def read(group: tuple[str, int]) -> Iterator[pa.RecordBatch]:
-            yield from table_rows(storage, table, *group)
+        groups = inputs.row_groups(table)
+        return scatter(spark, groups, lambda group: table_rows(storage, table, *group), ROWS, tasks)
 
-        return scatter(spark, inputs.row_groups(table), read, ROWS, tasks=4 * parallelism(spark))
-
-    def read_queries(group: tuple[str, int]) -> Iterator[pa.RecordBatch]:
-        yield from query_rows(storage, *group, inputs.labels)
-
-    rows = scatter(spark, inputs.row_groups(InputTable.QUERY), read_queries, ROWS, tasks=4 * parallelism(spark))
+    queries = inputs.row_groups(InputTable.QUERY)
+    rows = scatter(spark, queries, lambda group: query_rows(storage, *group, labels), ROWS, tasks)
     qrels = read_table(InputTable.QREL)
     rows = rows.unionByName(qrels)
     lists = [_with_modalities(spark, storage, inputs, read_table(InputTable.CANDIDATE)), read_table(InputTable.RANKED)]
@@ -80,21 +78,17 @@ def _rows(spark: SparkSession, storage: Storage, inputs: Inputs) -> DataFrame:
 
 def _with_modalities(spark: SparkSession, storage: Storage, inputs: Inputs, candidates: DataFrame) -> DataFrame:
     """Candidates with the modality of their documents; most lakes have one modality, which the footers tell."""
-    groups = row_groups(inputs.documents)
+    groups, tasks = row_groups(inputs.documents), 4 * parallelism(spark)
 
     def read_footer(group: tuple[str, int]) -> Iterator[pa.RecordBatch]:
         yield one_row(_MODALITY, known_modality(storage, *group))
 
     describe_job(spark, "evaluate: modalities of the documents")
-    modalities = gather(spark, groups, read_footer, _MODALITY, tasks=4 * parallelism(spark))["modality"]
+    modalities = gather(spark, groups, read_footer, _MODALITY, tasks)["modality"]
     distinct = pc.unique(modalities).to_pylist()
     if len(distinct) == 1 and distinct[0] is not None:
         return candidates.withColumn("modality", F.lit(distinct[0]).cast("tinyint"))
-
-    def read_documents(group: tuple[str, int]) -> Iterator[pa.RecordBatch]:
-        yield from document_modalities(storage, *group)
-
-    documents = scatter(spark, groups, read_documents, MODALITIES, tasks=4 * parallelism(spark))
+    documents = scatter(spark, groups, lambda group: document_modalities(storage, *group), MODALITIES, tasks)
     documents = documents.groupBy("doc_id").agg(F.max("modality").alias("modality"))
     if sum(fragment.rows for fragment in inputs.documents) <= _BROADCAST_ROWS:
         documents = F.broadcast(documents)

@@ -238,12 +238,9 @@ def _golden_quality(
 def _qrels(spark: SparkSession, storage: Storage, address: str) -> DataFrame:
     """Judgements by query. Columns: query_id, judged (a list of doc_id and relevance)."""
     files = [fragment.file.uri for fragment in fragments(storage, address, QRELS)]
-
-    def read(file: str) -> Iterator[pa.RecordBatch]:
-        for _, _, batch in read_table_file(storage, file, QRELS):
-            yield batch
-
-    rows = scatter(spark, files, read, QRELS, tasks=4 * parallelism(spark))
+    rows = scatter(
+        spark, files, lambda file: (b for *_, b in read_table_file(storage, file, QRELS)), QRELS, 4 * parallelism(spark)
+    )
     distinct = rows.groupBy("query_id", "doc_id").agg(F.max("relevance").alias("relevance"))
     return distinct.groupBy("query_id").agg(F.collect_list(F.struct("doc_id", "relevance")).alias("judged"))
 

@@ -100,11 +100,7 @@ def write_lists(
 
 def read_ranked(spark: SparkSession, storage: Storage, files: Sequence[str], depth: int | None = None) -> DataFrame:
     """Rows of some files of ranked/, down to a rank. Columns: RANKED."""
-
-    def read(file: str) -> Iterator[pa.RecordBatch]:
-        yield from ranked_batches(storage, file, depth)
-
-    return scatter(spark, files, read, RANKED, tasks=4 * parallelism(spark))
+    return scatter(spark, files, lambda file: ranked_batches(storage, file, depth), RANKED, 4 * parallelism(spark))
 
 
 def ranked_batches(storage: Storage, file: str, depth: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -128,21 +124,15 @@ def result_frames(
 
     `to_batches` gets tables with the columns of SCORED, `reason`, `detail` and, where `logit` is null, `query_id`.
     """
-
-    def read_units(units: tuple[int, int]) -> Iterator[pa.RecordBatch]:
-        yield from to_batches(_unit_rows(results, units))
-
-    def read_file(name: str) -> Iterator[pa.RecordBatch]:
-        yield from to_batches(_reused_rows(results.read("reused", name, REUSED), lists))
-
     # Ranges of units of about BATCH_ROWS pairs each, so that batches are not too small; at least one a task slot.
     count = len(results.units)
     ranges = min(count, max(2 * parallelism(spark), results.pairs // BATCH_ROWS))
     units = [(number * count // ranges, (number + 1) * count // ranges) for number in range(ranges)]
-    return [
-        scatter(spark, units, read_units, BATCHES),
-        scatter(spark, results.names("reused"), read_file, BATCHES),
-    ]
+    new = scatter(spark, units, lambda numbers: to_batches(_unit_rows(results, numbers)), BATCHES)
+    reused = scatter(
+        spark, results.names("reused"), lambda name: to_batches(_reused_rows(results, name, lists)), BATCHES
+    )
+    return [new, reused]
 
 
 def scored_batches(rows: pa.Table, lists: RankedFiles) -> Iterator[pa.RecordBatch]:
@@ -187,7 +177,8 @@ def _unit_rows(results: Results, units: tuple[int, int]) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _reused_rows(rows: pa.Table, lists: RankedFiles) -> pa.Table:
+def _reused_rows(results: Results, name: str, lists: RankedFiles) -> pa.Table:
+    rows = results.read("reused", name, REUSED)
     rejected = pc.is_null(rows["logit"])
     ids = pa.nulls(rows.num_rows, pa.string())
     if pc.any(rejected).as_py():  # only stored rejects need ids, and a worker holds no more than it must
