@@ -13,7 +13,7 @@ from lakerank.errors import ExportError, RunConflictError
 from lakerank.export import pairs, search
 from lakerank.export.format import Change, Format, PartLimits, Target
 from lakerank.fingerprint import fingerprint
-from lakerank.lake.runs import RunPaths, current_run, read_manifest
+from lakerank.lake.runs import RunPaths, current_run, read_json, read_manifest
 from lakerank.lake.storage import Storage, join
 
 FORMATS: dict[str, Callable[[Target], Format]] = {
@@ -88,8 +88,7 @@ def finished(storage: Storage, export: Export) -> dict[str, Any] | None:
     """
     made_from = fingerprint_of(storage, export)
     address = join(export.to, MANIFEST)
-    if storage.exists(address):
-        manifest = dict(json.loads(storage.read_bytes(address)))
+    if (manifest := read_json(storage, address)) is not None:
         if manifest.get("made_from") != made_from:
             raise RunConflictError(
                 f"{address}: this folder holds another export ({manifest.get('format')} of run "
