@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from PIL import Image
 
 COLOURS = ("red", "green", "blue", "black", "orange", "purple", "grey", "pink", "brown", "teal", "navy", "olive")
@@ -89,3 +90,10 @@ def write_plain_lake(folder: Path) -> dict[str, str]:
 def table_paths(folder: Path) -> dict[str, str]:
     """Documents, queries and qrels of a lake in a folder."""
     return {name: str(folder / f"{name}.parquet") for name in ("documents", "queries", "qrels")}
+
+
+def write_config(folder: Path, values: dict[str, Any]) -> Path:
+    """A training config in a folder, with its output beside it."""
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump({"output": str(folder / "out"), **values}), encoding="utf-8")
+    return path

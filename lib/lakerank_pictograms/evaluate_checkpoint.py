@@ -15,6 +15,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -55,9 +56,9 @@ def read_lake_lists(storage: Storage, tables: LakeTables) -> LakeLists:
     candidates: defaultdict[str, dict[str, Candidate]] = defaultdict(dict)
     for row in _table_rows(storage, tables.candidates, schemas.CANDIDATES):
         candidates[row["query_id"]].setdefault(row["doc_id"], Candidate(**row))
-    for query_id, found in candidates.items():
-        lists.candidates[query_id] = sorted(found.values(), key=first_stage_order)
-    lists.ordered = any(_has_order(one) for found in lists.candidates.values() for one in found)
+    for query_id, by_document in candidates.items():
+        lists.candidates[query_id] = sorted(by_document.values(), key=first_stage_order)
+    lists.ordered = any(map(_has_order, chain.from_iterable(lists.candidates.values())))
     return lists
 
 
@@ -98,7 +99,8 @@ def judge(
         SchemaError: a table lacks a column, or no query has a task, a slice, candidates and a judgement.
     """
     tables = [_tables(folder, name) for name in CANDIDATE_LISTS if storage.exists(_uri(folder, name))]
-    lists = {one.candidates: read_lake_lists(storage, one) for one in tables or [_tables(folder, "candidates")]}
+    tables = tables or [_tables(folder, "candidates")]
+    lists = {table.candidates: read_lake_lists(storage, table) for table in tables}
     queries = read_attributes(storage, _uri(folder, "queries"), schemas.QUERIES, LABELS)
     rows = _draw(_judged(queries, lists.values()), queries_per_slice, seed)
     chosen = [name for names in rows.values() for name in names]
@@ -106,26 +108,29 @@ def judge(
         raise SchemaError(f"{folder}: no query has {', '.join(LABELS)}, candidates and a judgement above 0")
     waiting: dict[str, dict[str, None]] = defaultdict(dict)  # ordered, each query once
     for name in chosen:
-        for one in lists.values():
-            for candidate in one.candidates[name]:
+        for lake_lists in lists.values():
+            for candidate in lake_lists.candidates[name]:
                 waiting[candidate.doc_id][name] = None
     groups = _groups(storage, folder, {name: queries[name] for name in chosen}, waiting)
     order = _reranked(reranker.score_groups(groups))
-    return {uri: [_slice(label, names, one, order) for label, names in rows.items()] for uri, one in lists.items()}
+    return {
+        uri: [_slice(label, names, lake_lists, order) for label, names in rows.items()]
+        for uri, lake_lists in lists.items()
+    }
 
 
 def markdown(slices: Sequence[Slice], title: str) -> str:
-    """One line a slice: queries, then nDCG@10 of chance, of the first stage and of the checkpoint."""
+    """One line a slice: queries, then nDCG@10 of the random baseline, of the first stage and of the checkpoint."""
     lines = [
         f"{title}, {PRIMARY}:",
         "",
-        "| task | slice | queries | chance | first stage | checkpoint |",
+        "| task | slice | queries | random | first stage | checkpoint |",
         "|---|---|--:|--:|--:|--:|",
     ]
-    for one in slices:
-        first = "–" if one.first_stage is None else f"{one.first_stage[PRIMARY]:.3f}"
-        figures = f"{one.random[PRIMARY]:.3f} | {first} | {one.reranked[PRIMARY]:.3f}"
-        lines.append(f"| {one.dimension} | {one.value} | {one.queries} | {figures} |")
+    for part in slices:
+        first = "–" if part.first_stage is None else f"{part.first_stage[PRIMARY]:.3f}"
+        figures = f"{part.random[PRIMARY]:.3f} | {first} | {part.reranked[PRIMARY]:.3f}"
+        lines.append(f"| {part.dimension} | {part.value} | {part.queries} | {figures} |")
     return "\n".join(lines) + "\n"
 
 
@@ -141,9 +146,9 @@ def _judged(queries: Mapping[str, Attributes], lists: Iterable[LakeLists]) -> di
     """Queries that have both labels, a relevant document, and candidates in every list."""
     every = list(lists)
     return {
-        name: one
-        for name, one in queries.items()
-        if one.extra.keys() >= set(LABELS)
+        name: attributes
+        for name, attributes in queries.items()
+        if attributes.extra.keys() >= set(LABELS)
         and all(name in each.candidates and any(each.judgements.get(name, {}).values()) for each in every)
     }
 
@@ -166,12 +171,12 @@ def _slice(label: tuple[str, str], names: Sequence[str], lists: LakeLists, order
 
 def _draw(queries: Mapping[str, Attributes], most: int, seed: int) -> dict[tuple[str, str], list[str]]:
     """Up to `most` queries of each (task, slice), in the order of the table."""
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name, one in queries.items():
-        found[one.extra["task"], one.extra["slice"]].append(name)
+    by_label: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, attributes in queries.items():
+        by_label[attributes.extra["task"], attributes.extra["slice"]].append(name)
     return {
         label: names if len(names) <= most else sorted(random.Random(seed).sample(names, most))
-        for label, names in found.items()
+        for label, names in by_label.items()
     }
 
 
@@ -190,7 +195,7 @@ def _groups(
 
 
 def _rows(storage: Storage, attributes: Iterable[Attributes], id_column: str) -> Iterator[Blob]:
-    refs = sorted((one.ref for one in attributes), key=lambda ref: (ref.file, ref.row_group, ref.row))
+    refs = sorted((row.ref for row in attributes), key=lambda ref: (ref.file, ref.row_group, ref.row))
     return fetch(storage, refs, id_column)
 
 
@@ -207,7 +212,7 @@ def _reranked(results: Iterable[ScoredPair | Reject]) -> dict[str, tuple[str, ..
     for result in results:
         if isinstance(result, ScoredPair):
             logits[result.query_id].append((-result.logit, result.doc_id))
-    return {query: tuple(doc for _, doc in sorted(found)) for query, found in logits.items()}
+    return {query: tuple(doc for _, doc in sorted(scored)) for query, scored in logits.items()}
 
 
 def _load(checkpoint: str, adapter: str | None, threads: int | None) -> Reranker:

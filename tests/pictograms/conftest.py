@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from training_lakes import table_paths, write_colour_lake
+from training_lakes import table_paths, write_colour_lake, write_config
 
 
 @pytest.fixture
@@ -50,10 +49,7 @@ def curriculum_config(colour_lake: Path, tmp_path: Path, one_training_thread: No
             ],
             "evaluation": {"every": 100, "candidates": 12, "slices": {"seen": tables}},
             "checkpoint_every": 2,
-            "output": str(tmp_path / "out"),
         }
-        path = tmp_path / "train.yaml"
-        path.write_text(yaml.safe_dump(values | changes), encoding="utf-8")
-        return path
+        return write_config(tmp_path, values | changes)
 
     return make

@@ -29,13 +29,11 @@ from lakerank.training.model import PairForward, PairNetwork
 from lakerank.training.run import Recipe, RunInputs, read_inputs, run_training
 from lakerank_pictograms.curriculum import recipe
 from lakerank_pictograms.curriculum.config import CurriculumConfig, CurriculumStage
-from lakerank_pictograms.curriculum.objective import (
+from lakerank_pictograms.curriculum.objective import CurriculumObjective, draw_mined, proxy_softmax
+from lakerank_pictograms.curriculum.similarity import (
     SIMILARITY_SPREAD,
-    CurriculumObjective,
     TapStates,
     contrastive_softmax,
-    draw_mined,
-    proxy_softmax,
     similarities,
 )
 from training_lakes import table_paths
@@ -101,11 +99,10 @@ def test_the_bundled_checkpoint_s_config_trains(colour_lake: Path, tmp_path: Pat
     assert load_reranker(str(tmp_path / "out" / "checkpoint"), device="cpu").fingerprint
 
 
-def test_a_bag_s_rows_are_relevant_by_topic_and_kept_apart_as_any(dataset: Dataset) -> None:
+def test_a_bag_s_rows_are_relevant_by_topic_and_kept_apart_as_any(inputs: RunInputs, dataset: Dataset) -> None:
     stage = CurriculumStage("words", 1, 3, 4, ranking=None, bag=True, proxy_weight=1.0)
     sampler = Sampler(dataset, stage, {"language": ("hi",)})
-    random = np.random.default_rng(0)
-    batch = sampler.draw(random, sampler.draw_topics(random))
+    batch = objective_of(inputs, tap=1).draw(sampler, np.random.default_rng(0), 0.0)
     topics = dataset.documents.topics[batch.documents][:, None] == dataset.queries.topics[batch.queries]
     assert np.array_equal(batch.grades, topics)
     assert np.array_equal(batch.known, sampler.relations(batch.documents, batch.queries)[1])

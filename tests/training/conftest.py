@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from training_lakes import table_paths, write_colour_lake, write_plain_lake
+from training_lakes import table_paths, write_colour_lake, write_config, write_plain_lake
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -32,26 +31,28 @@ def plain_lake(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return write_plain_lake(tmp_path_factory.mktemp("plain"))
 
 
+@pytest.fixture(scope="session")
+def training_values(colour_lake: Path, tiny_checkpoint: Path) -> dict[str, Any]:
+    """Of a config; its output is still to be said."""
+    tables = table_paths(colour_lake)
+    stage = {"steps": 3, "groups": 3, "group_size": 4}
+    return {
+        "lake": {**tables, "topic": "topic", "kind": "kind", "apart": {"language": ["hi"]}},
+        "start": {"path": str(tiny_checkpoint)},
+        "picture_side": 56,
+        "seed": 3,
+        "threads": 1,
+        "stages": [stage | {"name": "warm"}, stage | {"name": "pairs", "ranking": "ranknet"}],
+        "evaluation": {"every": 100, "candidates": 12, "slices": {"seen": tables}},
+        "checkpoint_every": 2,
+    }
+
+
 @pytest.fixture
-def training_config(colour_lake: Path, tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
+def training_config(training_values: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
     """`training_config(**changes)`: a config file with top-level sections changed."""
 
     def make(**changes: Any) -> Path:
-        tables = table_paths(colour_lake)
-        stage = {"steps": 3, "groups": 3, "group_size": 4}
-        values: dict[str, Any] = {
-            "lake": {**tables, "topic": "topic", "kind": "kind", "apart": {"language": ["hi"]}},
-            "start": {"path": str(tiny_checkpoint)},
-            "picture_side": 56,
-            "seed": 3,
-            "threads": 1,
-            "stages": [stage | {"name": "warm"}, stage | {"name": "pairs", "ranking": "ranknet"}],
-            "evaluation": {"every": 100, "candidates": 12, "slices": {"seen": tables}},
-            "checkpoint_every": 2,
-            "output": str(tmp_path / "out"),
-        }
-        path = tmp_path / "train.yaml"
-        path.write_text(yaml.safe_dump(values | changes), encoding="utf-8")
-        return path
+        return write_config(tmp_path, training_values | changes)
 
     return make

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Gt, Le
 
-from lakerank.training.dataset import Dataset, Rows, Table
+from lakerank.training.dataset import Dataset, RowFilter, Rows, Table
 
 Weight = Annotated[float, Ge(0)]
 
@@ -38,14 +38,9 @@ class Stage:
     ranking_weight: Weight = 1.0
     pointwise_weight: Weight = 0.5
     distillation_weight: Weight = 0.0
-    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    only: RowFilter = field(default_factory=dict)
     document_weights: Mapping[str, Weight] = field(default_factory=dict)
     query_weights: Mapping[str, Weight] = field(default_factory=dict)
-
-    @property
-    def by_topic(self) -> bool:
-        """Whether rows of one topic are relevant to each other, whatever else judgements name."""
-        return False
 
     @property
     def loss_weights(self) -> list[float]:
@@ -81,14 +76,9 @@ class Batch:
     def _part(self, first: int, last: int) -> Batch:
         height, width = self.shape
         rows, columns = slice(first * height, last * height), slice(first * width, last * width)
-        return Batch(
-            self.documents[rows],
-            self.queries[columns],
-            last - first,
-            self.grades[rows, columns],
-            self.known[rows, columns],
-            None if self.teacher is None else self.teacher[rows, columns],
-        )
+        teacher = None if self.teacher is None else self.teacher[rows, columns]
+        grades, known = self.grades[rows, columns], self.known[rows, columns]
+        return Batch(self.documents[rows], self.queries[columns], last - first, grades, known, teacher)
 
 
 @dataclass(frozen=True)
@@ -108,18 +98,17 @@ class NegativeRule:
 
     def negatives(self, dataset: Dataset, query: int) -> list[int]:
         """Document rows that may be taken for irrelevant to a query, best first."""
-        ranked = list(dataset.candidates[query].items())[self.skip : self.depth]
-        ceiling = self._ceiling(dataset, query)
+        ranked, ceiling = (
+            islice(dataset.candidates[query].items(), self.skip, self.depth),
+            self._ceiling(dataset, query),
+        )
         return [row for row, score in ranked if score < ceiling and not dataset.is_relevant(row, query)]
 
     def suspects(self, dataset: Dataset, documents: Rows, queries: Rows) -> npt.NDArray[np.bool_]:
         """Pairs (D, Q) of a batch without a judgement that the first stage scores like a relevant one."""
         marks = np.zeros((len(documents), len(queries)), dtype=bool)
-        if self.below is None or not dataset.candidates:
-            return marks
-        for column, query in enumerate(queries.tolist()):
-            ceiling = self._ceiling(dataset, query)
-            scores = dataset.candidates[query].items()
+        for column, query in enumerate(queries.tolist() if self.below and dataset.candidates else ()):
+            ceiling, scores = self._ceiling(dataset, query), dataset.candidates[query].items()
             close = [row for row, score in scores if score >= ceiling and not dataset.is_relevant(row, query)]
             marks[:, column] = np.isin(documents, close)
         return marks
@@ -134,23 +123,16 @@ class NegativeRule:
 class Sampler:
     """Draws batches of a stage. A batch depends on the random generator it is given and on nothing drawn before."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        stage: Stage,
-        never_with_images: Mapping[str, tuple[str, ...]],
-        rule: NegativeRule | None = None,
-    ) -> None:
-        """`never_with_images`: column → values of texts that no image is paired with. `rule`: of hard negatives."""
-        self.stage = stage
-        self._dataset = dataset
-        self._rule = rule or NegativeRule()
+    def __init__(self, dataset: Dataset, stage: Stage, apart: RowFilter, rule: NegativeRule = NegativeRule()) -> None:
+        """`apart`: texts that no image is paired with. `rule`: of hard negatives."""
+        self.stage, self._dataset, self._rule = stage, dataset, rule
         document_topics, query_topics = _topics_by_row(dataset)
         self._documents = _Pool(dataset.documents, document_topics, stage.only, stage.document_weights)
         self._queries = _Pool(dataset.queries, query_topics, stage.only, stage.query_weights)
         self.topics = np.array(sorted(self._documents.topics & self._queries.topics), dtype=np.int64)
-        self._document_apart = _marked(dataset.documents, never_with_images)
-        self._query_apart = _marked(dataset.queries, never_with_images)
+        self._document_apart, self._query_apart = (
+            _marked(each, apart) for each in (dataset.documents, dataset.queries)
+        )
 
     def draw_topics(self, random: np.random.Generator) -> Rows:
         """The topics of a batch, all different."""
@@ -159,29 +141,29 @@ class Sampler:
 
     def draw(self, random: np.random.Generator, topics: Rows) -> Batch:
         """A document and a query for each of the topics, group by group, with what is known of them."""
-        groups = self.stage.groups
-        documents = np.array([self._documents.draw(int(topic), random) for topic in topics])
-        queries = np.array([self._queries.draw(int(topic), random) for topic in topics])
-        if self.stage.by_topic:
-            same = self._dataset.same_topic(documents, queries).astype(np.int64)
-            return Batch(documents, queries, groups, same, self._allowed(documents, queries))
+        documents, queries = self.draw_rows(random, topics)
         if self.stage.hard_negatives:
             documents = self._with_negatives(documents, queries, random)
         grades, known = self.relations(documents, queries)
-        return Batch(documents, queries, groups, grades, known, self._teacher(documents, queries))
+        return Batch(documents, queries, self.stage.groups, grades, known, self._teacher(documents, queries))
+
+    def draw_rows(self, random: np.random.Generator, topics: Rows) -> tuple[Rows, Rows]:
+        """A document and a query for each of the topics."""
+        documents = np.array([self._documents.draw(int(topic), random) for topic in topics])
+        return documents, np.array([self._queries.draw(int(topic), random) for topic in topics])
 
     def _with_negatives(self, documents: Rows, queries: Rows, random: np.random.Generator) -> Rows:
         """Each group's documents, followed by its queries' hard negatives; others at random where those run out."""
         groups, count = self.stage.groups, self.stage.hard_negatives
         rows: list[int] = []
-        for positives, asking in zip(documents.reshape(groups, -1), queries.reshape(groups, -1), strict=True):
+        for positives, group in zip(documents.reshape(groups, -1), queries.reshape(groups, -1), strict=True):
             rows += positives.tolist()
-            for query in asking.tolist():
-                negatives = self._rule.negatives(self._dataset, query)
-                chosen = [int(row) for row in random.permutation(negatives)[:count]]
-                while len(chosen) < count:
-                    chosen.append(self._documents.draw(int(random.choice(self.topics)), random))
-                rows += chosen
+            for query in group.tolist():
+                negatives = random.permutation(self._rule.negatives(self._dataset, query))[:count]
+                rows += [int(row) for row in negatives]
+                rows += [
+                    self._documents.draw(int(random.choice(self.topics)), random) for _ in range(count - len(negatives))
+                ]
         return np.array(rows, dtype=np.int64)
 
     def _teacher(self, documents: Rows, queries: Rows) -> npt.NDArray[np.float32] | None:
@@ -195,9 +177,9 @@ class Sampler:
         """Grades and what is known of them, both (D, Q)."""
         grades = self._dataset.relevance(documents, queries)
         suspects = self._rule.suspects(self._dataset, documents, queries) & (grades == 0)
-        return grades, self._allowed(documents, queries) & ~suspects
+        return grades, self.allowed(documents, queries) & ~suspects
 
-    def _allowed(self, documents: Rows, queries: Rows) -> npt.NDArray[np.bool_]:
+    def allowed(self, documents: Rows, queries: Rows) -> npt.NDArray[np.bool_]:
         """Pairs (D, Q) to learn from: not an image with itself, nor a text with an image it is kept apart from."""
         document_images, query_images = self._dataset.documents.images[documents], self._dataset.queries.images[queries]
         itself = (document_images[:, None] == query_images[None]) & (query_images[None] >= 0)
@@ -211,11 +193,7 @@ class _Pool:
     """The rows of each topic, by kind. `topics` are those of each row."""
 
     def __init__(
-        self,
-        table: Table,
-        topics: Sequence[Sequence[int]],
-        only: Mapping[str, tuple[str, ...]],
-        weights: Mapping[str, float],
+        self, table: Table, topics: Sequence[Sequence[int]], only: RowFilter, weights: Mapping[str, float]
     ) -> None:
         self._rows: dict[int, dict[str, list[int]]] = {}
         self._weights = weights
@@ -247,7 +225,7 @@ def _topics_by_row(dataset: Dataset) -> tuple[list[list[int]], list[list[int]]]:
     return documents, [[query] if grades else [] for query, grades in enumerate(dataset.grades)]
 
 
-def _marked(table: Table, values: Mapping[str, tuple[str, ...]]) -> npt.NDArray[np.bool_]:
+def _marked(table: Table, values: RowFilter) -> npt.NDArray[np.bool_]:
     marks = np.zeros(len(table.ids), dtype=bool)
     for name, marked in values.items():
         marks |= np.array([value in marked for value in table.columns[name]], dtype=bool)

@@ -54,7 +54,7 @@ class TablesConfig(Section):
 
     @property
     def addresses(self) -> tuple[str, str, str]:
-        """Where the tables are: equal for two that name the same ones."""
+        """Equal for two that name the same tables."""
         return self.documents, self.queries, self.qrels
 
 
@@ -168,10 +168,10 @@ class TrainConfig(Section):
     def _tables_of_slices(cls, values: Any) -> Any:
         """Give each slice the lake's tables where it names none of its own; what is malformed is reported elsewhere."""
         match values:
-            case {"lake": {**lake}, "evaluation": {"slices": {**slices}, **others}, **rest}:
+            case {"lake": {**lake}, "evaluation": {"slices": {**slices}, **others}}:
                 tables = {name: lake[name] for name in TablesConfig.model_fields if name in lake}
                 filled = {name: tables | part if isinstance(part, dict) else part for name, part in slices.items()}
-                return {**rest, "lake": lake, "evaluation": {**others, "slices": filled}}
+                return values | {"evaluation": others | {"slices": filled}}
         return values
 
     def to_yaml(self) -> str:
@@ -182,41 +182,38 @@ class TrainConfig(Section):
         """What must not change while a run is on its way, and its stages; the curriculum's settings are always in."""
         settings = self.model_dump(mode="json", exclude=_MAY_CHANGE)
         stages = self.model_dump(mode="json", include={"stages"})["stages"]
-        return _merged(CURRICULUM_SETTINGS, settings), [CURRICULUM_STAGE | stage for stage in stages]
+        sections = {
+            name: default | settings.get(name, {}) if isinstance(default, dict) else settings.get(name, default)
+            for name, default in CURRICULUM_SETTINGS.items()
+        }
+        return CURRICULUM_SETTINGS | settings | sections, [CURRICULUM_STAGE | stage for stage in stages]
 
     def contradictions(self) -> list[str]:
         """What cannot go together, although each value alone could be."""
-        faults = []
-        if scheme(self.output):
-            faults.append(
-                f"output: {redacted(self.output)} is a URI; give a path: a run writes to a folder and goes on from it"
-            )
-        if self.lora.merge and self.mode != "lora":
-            faults.append("lora.merge needs mode: lora")
-        if self.evaluation.patience and not self.evaluation.slices:
-            faults.append("evaluation.patience needs evaluation.slices, to see whether anything gets better")
-        if self.evaluation.patience and self.stages[-1].ranking is None:
-            faults.append(
-                "evaluation.patience needs a ranking in the last stage: a run leaves only weights that it has evaluated"
-            )
-        if self.negatives.skip >= self.negatives.depth:
-            faults.append(f"negatives: skip {self.negatives.skip} leaves nothing of depth {self.negatives.depth}")
-        return faults + [f"stages: {stage.name}: {fault}" for stage in self.stages for fault in self._faults_of(stage)]
-
-    def _faults_of(self, stage: Stage) -> list[str]:
-        faults = []
-        if stage.hard_negatives and self.lake.candidates is None:
-            faults.append("hard_negatives needs lake.candidates, to take them from")
-        if stage.distillation_weight and self.lake.teacher is None:
-            faults.append("distillation_weight needs lake.teacher, whose logits to follow")
-        if stage.distillation_weight and not stage.hard_negatives:
-            faults.append(
-                "distillation_weight needs hard_negatives, 1 or more, from lake.candidates: "
-                "the teacher has scored hardly two of the documents that stand beside a query at random"
-            )
-        if not any(stage.loss_weights):
-            faults.append("no loss has a weight above 0")
-        return faults
+        patience, slices, negatives = self.evaluation.patience, self.evaluation.slices, self.negatives
+        faults = {
+            f"output: {redacted(self.output)} is a URI; give a path: a run writes to a folder and goes on from it":
+                scheme(self.output),
+            "lora.merge needs mode: lora": self.lora.merge and self.mode != "lora",
+            "evaluation.patience needs evaluation.slices, to see whether anything gets better": patience and not slices,
+            "evaluation.patience needs a ranking in the last stage: a run leaves only weights that it has evaluated":
+                patience and self.stages[-1].ranking is None,
+            f"negatives: skip {negatives.skip} leaves nothing of depth {negatives.depth}":
+                negatives.skip >= negatives.depth,
+        }  # fmt: skip
+        for stage in self.stages:
+            at, distils = f"stages: {stage.name}:", stage.distillation_weight
+            faults |= {
+                f"{at} hard_negatives needs lake.candidates, to take them from":
+                    stage.hard_negatives and self.lake.candidates is None,
+                f"{at} distillation_weight needs lake.teacher, whose logits to follow":
+                    distils and self.lake.teacher is None,
+                f"{at} distillation_weight needs hard_negatives, 1 or more, from lake.candidates: the teacher has "
+                "scored hardly two of the documents that stand beside a query at random":
+                    distils and not stage.hard_negatives,
+                f"{at} no loss has a weight above 0": not any(stage.loss_weights),
+            }  # fmt: skip
+        return [fault for fault, is_there in faults.items() if is_there]
 
 
 def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -258,11 +255,3 @@ def _take_unchanged(section: Any, settings: Mapping[str, Any]) -> list[str]:
         else:
             changed.append(name)
     return sorted(changed)
-
-
-def _merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {**defaults, **values}
-    for name, default in defaults.items():
-        if isinstance(default, dict):
-            merged[name] = default | values.get(name, {})
-    return merged

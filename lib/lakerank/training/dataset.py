@@ -30,17 +30,20 @@ Rows = npt.NDArray[np.int64]
 #: For each query row, a number for some document rows.
 ScoresByQuery = tuple[Mapping[int, float], ...]
 
+#: Values of columns by which rows are selected.
+RowFilter = Mapping[str, tuple[str, ...]]
+
 #: The rows of a batch that are kept.
 SelectRows = Callable[[pa.RecordBatch], pa.RecordBatch]
 
+
+def all_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Selects every row."""
+    return batch
+
+
 #: A teacher's scores, for instance `ranked/run_id=R` of a run with a larger model.
-TEACHER = pa.schema(
-    [
-        pa.field("query_id", pa.string(), nullable=False),
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("logit", pa.float32(), nullable=False),
-    ]
-)
+TEACHER = pa.schema([*(QRELS.field(name) for name in ("query_id", "doc_id")), pa.field("logit", pa.float32(), False)])
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Table:
     kinds: tuple[str, ...]
     columns: Mapping[str, tuple[str | None, ...]]
 
-    def rows_where(self, only: Mapping[str, tuple[str, ...]]) -> npt.NDArray[np.bool_]:
+    def rows_where(self, only: RowFilter) -> npt.NDArray[np.bool_]:
         """Rows whose columns hold one of the values, or nothing: (N,)."""
         selected = np.ones(len(self.ids), dtype=bool)
         for name, values in only.items():
@@ -145,10 +148,6 @@ class Dataset:
         topic = int(self.documents.topics[document])
         return topic in self.grades[query] or topic == self.queries.topics[query]
 
-    def texts(self) -> list[str]:
-        """Every distinct text, in order."""
-        return list(dict.fromkeys(text for text in (*self.documents.texts, *self.queries.texts) if text))
-
 
 def read_dataset(
     storage: Storage, paths: TablePaths, columns: ExtraColumns, images: ImageStore, *, whole: bool = False
@@ -162,15 +161,19 @@ def read_dataset(
         SchemaError: a column is missing, or no judgement names a query and a document that are there.
         StorageError: a table cannot be read.
     """
-    named = None if whole else _named_documents(storage, paths, columns.topic)
+    named = all_rows if whole else _named_documents(storage, paths, columns.topic)
     documents = _read_table(storage, paths.documents, DOCUMENTS, columns, images, named)
-    queries = _read_table(storage, paths.queries, QUERIES, columns, images)
+    queries = _read_table(storage, paths.queries, QUERIES, columns, images, all_rows)
     names = documents.columns[columns.topic] if columns.topic else (None,) * len(documents.ids)
     keys = [(True, name) if name else (False, doc_id) for name, doc_id in zip(names, documents.ids, strict=True)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     documents = replace(documents, topics=np.array([numbers[key] for key in keys], dtype=np.int64))
-    ids = (documents.ids, queries.ids)
-    grades = _read_grades(storage, paths.qrels, ids, documents.topics)
+    pairs = PairReader(storage, documents.ids, queries.ids)
+    grades: list[dict[int, int]] = [{} for _ in queries.ids]
+    for query, document, (relevance,) in pairs.read(paths.qrels, QRELS):
+        topic = int(documents.topics[document])
+        if relevance > 0:
+            grades[query][topic] = max(relevance, grades[query].get(topic, 0))
     if not any(grades):
         raise SchemaError(
             f"{paths.qrels}: no judgement above 0 names a query of {paths.queries} and a document of {paths.documents}"
@@ -187,8 +190,8 @@ def read_dataset(
         has_topics=columns.topic is not None,
         grades=tuple(grades),
         images=images,
-        candidates=_read_candidates(storage, paths.candidates, ids) if paths.candidates else (),
-        teacher=_read_teacher(storage, paths.teacher, ids) if paths.teacher else (),
+        candidates=pairs.candidates(paths.candidates) if paths.candidates else (),
+        teacher=pairs.teacher(paths.teacher) if paths.teacher else (),
     )
 
 
@@ -214,46 +217,30 @@ def _named_documents(storage: Storage, paths: TablePaths, topic: str | None) -> 
 
 def _id_and(storage: Storage, uri: str, id_name: str, other: str | None) -> Iterator[tuple[str, str | None]]:
     """An id and another column of a table, row by row; None where there is no other column."""
-    names = (id_name, other) if other else (id_name,)
-    schema = pa.schema([pa.field(name, pa.string(), nullable=name != id_name) for name in names])
-    for ids, *others in _columns(storage, uri, schema):
-        yield from zip(ids, others[0] if others else [None] * len(ids), strict=True)
+    schema = pa.schema([pa.field(id_name, pa.string(), False), *([pa.field(other, pa.string())] if other else [])])
+    return ((row[0], row[1] if other else None) for row in _rows(storage, uri, schema))
 
 
 def _read_table(
-    storage: Storage,
-    uri: str,
-    schema: pa.Schema,
-    columns: ExtraColumns,
-    images: ImageStore,
-    select: SelectRows | None = None,
+    storage: Storage, uri: str, schema: pa.Schema, columns: ExtraColumns, images: ImageStore, select: SelectRows
 ) -> Table:
-    names = columns.names()
-    id_name = schema.names[0]
-    wide = pa.schema([*(schema.field(name) for name in (id_name, "text", "image"))])
-    for name in names:
-        wide = wide.append(pa.field(name, pa.string()))
-    rows: list[tuple[str, str | None, int, list[str | None]]] = []
+    id_name, names = schema.names[0], columns.names()
+    fields = [schema.field(name) for name in (id_name, "text", "image")]
+    wide = pa.schema(fields + [pa.field(name, pa.string()) for name in names])
+    rows: list[tuple[Any, ...]] = []
     rejected: list[str] = []
-    for batch in _batches(storage, uri, wide):
-        batch = batch if select is None else select(batch)
-        for item_id, raw, encoded, *others in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            try:
-                rows.append((item_id, *_content(raw, encoded, images), others))
-            except RejectedInput as error:
-                rejected.append(f"{item_id}: {error}")
+    for item_id, raw, encoded, *others in _rows(storage, uri, wide, select):
+        try:
+            rows.append((item_id, *_content(raw, encoded, images), *others))
+        except RejectedInput as error:
+            rejected.append(f"{item_id}: {error}")
     if rejected:
         log.warning("%s: %d rows left out, the first of them %s", uri, len(rejected), rejected[0])
-    extra = {name: tuple(others[place] for *_, others in rows) for place, name in enumerate(names)}
-    kinds = extra[columns.kind] if columns.kind else ["text" if image < 0 else "picture" for _, _, image, _ in rows]
-    return Table(
-        ids=tuple(row[0] for row in rows),
-        texts=tuple(row[1] for row in rows),
-        images=np.array([row[2] for row in rows], dtype=np.int64),
-        topics=np.zeros(0, dtype=np.int64),
-        kinds=tuple(kind or "" for kind in kinds),
-        columns=extra,
-    )
+    ids, texts, shown, *values = zip(*rows, strict=True) if rows else ((),) * len(wide)
+    extra = dict(zip(names, values, strict=True))
+    kinds = extra[columns.kind] if columns.kind else ["text" if image < 0 else "picture" for image in shown]
+    none = np.zeros(0, dtype=np.int64)
+    return Table(ids, texts, np.array(shown, dtype=np.int64), none, tuple(kind or "" for kind in kinds), extra)
 
 
 def _content(raw: bytes | None, encoded: bytes | None, images: ImageStore) -> tuple[str | None, int]:
@@ -270,70 +257,54 @@ def _content(raw: bytes | None, encoded: bytes | None, images: ImageStore) -> tu
     return text, image
 
 
-Ids = tuple[Sequence[str], Sequence[str]]
+@dataclass(frozen=True)
+class PairReader:
+    """Reads tables of query–document pairs, of which those count that are of a dataset with these ids."""
 
+    storage: Storage
+    documents: Sequence[str]
+    queries: Sequence[str]
 
-def _read_grades(storage: Storage, uri: str, ids: Ids, document_topics: Rows) -> list[dict[int, int]]:
-    grades: list[dict[int, int]] = [{} for _ in ids[1]]
-    for query, document, (relevance,) in _pairs(storage, uri, QRELS, ids):
-        if relevance > 0:
-            topic = int(document_topics[document])
-            grades[query][topic] = max(relevance, grades[query].get(topic, 0))
-    return grades
+    def candidates(self, uri: str) -> ScoresByQuery:
+        """Each query's candidates, best first, with their first-stage scores; minus the rank where there is no score.
 
+        Raises:
+            SchemaError: a column is missing, or no candidate is a document of the dataset's for a query of it.
+        """
+        candidates: list[list[tuple[float, int, float]]] = [[] for _ in self.queries]
+        for query, document, (score, rank) in self.read(uri, CANDIDATES):
+            value = score if score is not None else -float(rank) if rank is not None else 0.0
+            candidates[query].append((float(rank) if rank is not None else -value, document, value))
+        return tuple({document: value for _, document, value in sorted(by_rank)} for by_rank in _some(candidates, uri))
 
-def _read_candidates(storage: Storage, uri: str, ids: Ids) -> ScoresByQuery:
-    """Each query's candidates, best first, with their first-stage scores; with minus the rank where there is no score.
+    def teacher(self, uri: str) -> ScoresByQuery:
+        """Each query's documents with the teacher's logits.
 
-    Raises:
-        SchemaError: a column is missing, or no candidate is a document of the dataset's for a query of the dataset's.
-    """
-    candidates: list[list[tuple[float, int, float]]] = [[] for _ in ids[1]]
-    for query, document, (score, rank) in _pairs(storage, uri, CANDIDATES, ids):
-        value = score if score is not None else -float(rank) if rank is not None else 0.0
-        candidates[query].append((float(rank) if rank is not None else -value, document, value))
-    if not any(candidates):
-        raise _foreign(uri)
-    return tuple({document: value for _, document, value in sorted(ordered)} for ordered in candidates)
+        Raises:
+            SchemaError: a column is missing, or no pair is of the dataset's.
+        """
+        logits: list[dict[int, float]] = [{} for _ in self.queries]
+        for query, document, (logit,) in self.read(uri, TEACHER):
+            if logit is not None:
+                logits[query][document] = float(logit)
+        return tuple(_some(logits, uri))
 
-
-def _read_teacher(storage: Storage, uri: str, ids: Ids) -> ScoresByQuery:
-    """Each query's documents with the teacher's logits.
-
-    Raises:
-        SchemaError: a column is missing, or no pair is of the dataset's.
-    """
-    logits: list[dict[int, float]] = [{} for _ in ids[1]]
-    for query, document, (logit,) in _pairs(storage, uri, TEACHER, ids):
-        if logit is not None:
-            logits[query][document] = float(logit)
-    if not any(logits):
-        raise _foreign(uri)
-    return tuple(logits)
-
-
-def _foreign(uri: str) -> SchemaError:
-    return SchemaError(f"{uri}: no row names a query and a document of the training lake; is it of another lake?")
-
-
-def _pairs(storage: Storage, uri: str, schema: pa.Schema, ids: Ids) -> Iterator[tuple[int, int, list[Any]]]:
-    """(query row, document row, other columns) of the pairs that are the dataset's."""
-    documents, queries = ({name: row for row, name in enumerate(names)} for names in ids)
-    others = [name for name in schema.names if name not in ("query_id", "doc_id")]
-    ordered = pa.schema([schema.field(name) for name in ("query_id", "doc_id", *others)])
-    for columns in _columns(storage, uri, ordered):
-        for query_id, doc_id, *values in zip(*columns, strict=True):
+    def read(self, uri: str, schema: pa.Schema) -> Iterator[tuple[int, int, list[Any]]]:
+        """(query row, document row, other columns) of the pairs that are the dataset's."""
+        documents, queries = ({name: row for row, name in enumerate(ids)} for ids in (self.documents, self.queries))
+        for query_id, doc_id, *others in _rows(self.storage, uri, schema):
             query, document = queries.get(query_id), documents.get(doc_id)
             if query is not None and document is not None:
-                yield query, document, values
+                yield query, document, others
 
 
-def _columns(storage: Storage, uri: str, schema: pa.Schema) -> Iterator[list[list[Any]]]:
-    for batch in _batches(storage, uri, schema):
-        yield [column.to_pylist() for column in batch.columns]
+def _some(by_query: Sequence[Any], uri: str) -> Sequence[Any]:
+    if not any(by_query):
+        raise SchemaError(f"{uri}: no row names a query and a document of the training lake; is it of another lake?")
+    return by_query
 
 
-def _batches(storage: Storage, uri: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _rows(storage: Storage, uri: str, schema: pa.Schema, select: SelectRows = all_rows) -> Iterator[Any]:
     for fragment in fragments(storage, uri, schema):
         for _, _, batch in read_table_file(storage, fragment.file.uri, schema):
-            yield batch
+            yield from zip(*(column.to_pylist() for column in select(batch).columns), strict=True)

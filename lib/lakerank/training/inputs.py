@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lakerank.limits import Limits
 from lakerank.model.inputs import EncodedInput, Patches
@@ -21,16 +23,8 @@ from lakerank.training.dataset import Dataset, Table
 
 log = logging.getLogger(__name__)
 
-#: So wide that only `TextLimits` cut a text.
+#: So wide that only training's own limits cut a text.
 _LIMITS = Limits(max_query_length=1024)
-
-
-@dataclass(frozen=True)
-class TextLimits:
-    """Tokens after which the text of a document and of a query is cut, whatever image stands beside it."""
-
-    document: int
-    query: int
 
 
 @dataclass(frozen=True)
@@ -49,9 +43,12 @@ class EncodedDataset:
 
 
 def encode_dataset(
-    dataset: Dataset, tokenizer: Tokenizer, special: SpecialTokens, limits: TextLimits
+    dataset: Dataset, tokenizer: Tokenizer, special: SpecialTokens, document_tokens: int, query_tokens: int
 ) -> EncodedDataset:
-    """Encode every row with scoring's prompt. A warning counts the texts that are cut."""
+    """Encode every row with scoring's prompt, its text cut after so many tokens, whatever image stands beside it.
+
+    A warning counts the texts that are cut.
+    """
     shape = dataset.images.patches
     text, prompt = TextTokenizer(tokenizer), PromptTokenizer(tokenizer, special, _LIMITS, shape.merge)
     # Of an image the prompt needs the grid alone; pixels are cut in `image_batches`, for they may be augmented first.
@@ -71,9 +68,12 @@ def encode_dataset(
         shown = [images[index] if index >= 0 else None for index in table.images]
         return [build(kept, image) for (kept, _), image in zip(texts, shown, strict=True)]
 
-    documents = encoded(dataset.documents, prompt.document, limits.document)
-    queries = encoded(dataset.queries, prompt.query, limits.query)
-    return EncodedDataset(dataset, documents, queries, special.pad)
+    return EncodedDataset(
+        dataset,
+        documents=encoded(dataset.documents, prompt.document, document_tokens),
+        queries=encoded(dataset.queries, prompt.query, query_tokens),
+        padding=special.pad,
+    )
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,12 @@ class PaddedInputs:
 
 def pad(inputs: Sequence[EncodedInput], padding: int) -> PaddedInputs:
     """Join encoded inputs, shorter ones filled up with the id `padding`."""
-    longest = max(len(each.token_ids) for each in inputs)
-    ids = np.full((len(inputs), longest), padding, dtype=np.int64)
-    positions = np.zeros((3, len(inputs), longest), dtype=np.int64)
-    for row, each in enumerate(inputs):
-        ids[row, : len(each.token_ids)] = each.token_ids
-        positions[:, row, : len(each.token_ids)] = each.positions
+    ids = [torch.from_numpy(np.asarray(each.token_ids, dtype=np.int64)) for each in inputs]
+    positions = [torch.from_numpy(np.asarray(each.positions, dtype=np.int64).T) for each in inputs]  # (L, 3)
     return PaddedInputs(
-        ids=torch.from_numpy(ids),
-        positions=torch.from_numpy(positions),
-        lengths=torch.tensor([len(each.token_ids) for each in inputs]),
+        ids=pad_sequence(ids, batch_first=True, padding_value=padding),
+        positions=pad_sequence(positions, batch_first=True).permute(2, 0, 1),
+        lengths=torch.tensor([len(each) for each in ids]),
         ends=torch.tensor([each.end for each in inputs]),
     )
 
@@ -117,10 +113,11 @@ class ImageBatch:
 
 def image_batches(data: EncodedDataset, images: Sequence[int], generator: torch.Generator | None) -> list[ImageBatch]:
     """Images as normalised patches, those of one size together; augmented where there is a generator."""
-    by_size: dict[tuple[int, ...], list[int]] = {}
+    by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
     pixels = [data.dataset.images.pixels[image] for image in images]
     for place, each in enumerate(pixels):
-        by_size.setdefault(each.shape, []).append(place)
+        by_size[each.shape].append(place)
+    mean, std = (torch.tensor(channel).view(3, 1, 1) for channel in (data.patches.mean, data.patches.std))
     batches = []
     for places in by_size.values():
         values = torch.from_numpy(np.stack([pixels[place] for place in places])).float() * (1 / 255)
@@ -128,28 +125,26 @@ def image_batches(data: EncodedDataset, images: Sequence[int], generator: torch.
             values = augment(values.permute(0, 3, 1, 2), generator).permute(0, 2, 3, 1)
         patches = [cut(each, data.patches) for each in values.numpy()]
         stacked = torch.from_numpy(np.stack([each.pixels for each in patches]))  # (N, P, 3, side, side)
-        mean, std = (torch.tensor(channel).view(3, 1, 1) for channel in (data.patches.mean, data.patches.std))
         batches.append(ImageBatch(places, ((stacked - mean) / std).flatten(2), patches[0].grid))
     return batches
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Light, random changes, so that a network learns what is drawn rather than who drew it.
+    """Light, random changes, so that a network learns what is drawn rather than who drew it: (N, 3, H, W) in [0, 1].
 
-    Move, scale, tilt, cut, tint, shade and blur images on white: (N, 3, H, W) in [0, 1] -> the same.
-
-    Nothing is mirrored: an arrow or a letter would come to mean something else.
+    Move, scale, tilt, cut, tint, shade and blur images on white. Nothing is mirrored: an arrow or a letter would come
+    to mean something else.
     """
     count = len(images)
     ink = F.grid_sample(1 - images, _grid(images, generator), padding_mode="zeros", align_corners=False)
-    ink = torch.where(_chance(count, 0.15, generator), F.avg_pool2d(ink, 3, 1, 1), ink)
+    ink = torch.where(_likely(count, 0.15, generator), F.avg_pool2d(ink, 3, 1, 1), ink)
     ink = ink * _kept(count, ink.shape[2:], generator)
     changed = _tint(1 - ink, generator)
     shade = _uniform((count, 1, 3, 3), 0.75, 1.2, generator)
     shade = F.interpolate(shade, size=images.shape[2:], mode="bilinear", align_corners=True)
     covered = (ink.amax(1, keepdim=True) > 0.02).float()
     shaded = changed * (1 + (shade - 1) * covered)
-    return torch.where(_chance(count, 0.5, generator), shaded, changed).clamp(0, 1)
+    return torch.where(_likely(count, 0.5, generator), shaded, changed).clamp(0, 1)
 
 
 def _grid(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -171,14 +166,14 @@ def _kept(count: int, shape: Sequence[int], generator: torch.Generator) -> Tenso
     rows, columns = (torch.linspace(0, 1, length) for length in shape)
     down, across = rows.view(1, 1, -1, 1) - top, columns.view(1, 1, 1, -1) - left
     inside = (down >= 0) & (down < side) & (across >= 0) & (across < side)
-    return (~(inside & _chance(count, 0.25, generator))).float()
+    return (~(inside & _likely(count, 0.25, generator))).float()
 
 
 def _tint(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mix the colour channels a little (a fifth of the images: to grey), change the contrast, keep white."""
     count = len(images)
     mixing = torch.eye(3) + torch.randn(count, 3, 3, generator=generator) * 0.18
-    mixing = torch.where(_chance(count, 0.2, generator).view(-1, 1, 1), torch.full((3, 3), 1 / 3), mixing)
+    mixing = torch.where(_likely(count, 0.2, generator).view(-1, 1, 1), torch.full((3, 3), 1 / 3), mixing)
     mixing = mixing / mixing.sum(2, keepdim=True)  # rows add up to 1: white stays white
     mixed = torch.einsum("nij,njhw->nihw", mixing, images)
     contrast = _uniform((count, 1, 1, 1), 0.7, 1.3, generator)
@@ -189,6 +184,6 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
     return torch.rand(shape, generator=generator) * (high - low) + low
 
 
-def _chance(count: int, probability: float, generator: torch.Generator) -> Tensor:
+def _likely(count: int, probability: float, generator: torch.Generator) -> Tensor:
     """(N, 1, 1, 1), true with a probability."""
     return torch.rand((count, 1, 1, 1), generator=generator) < probability

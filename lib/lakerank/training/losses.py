@@ -88,56 +88,31 @@ class LabelGrid:
         teacher = None if batch.teacher is None else torch.from_numpy(batch.teacher).to(device)
         return cls(torch.from_numpy(batch.grades).to(device), torch.from_numpy(batch.known).to(device), teacher)
 
-    def groups(self, count: int) -> list[LabelGrid]:
-        """The grids within each of so many groups."""
-        height, width = (length // count for length in self.grades.shape)
-        spans = [(slice(g * height, (g + 1) * height), slice(g * width, (g + 1) * width)) for g in range(count)]
-        return [
-            LabelGrid(self.grades[span], self.known[span], None if self.teacher is None else self.teacher[span])
-            for span in spans
-        ]
-
 
 #: A loss's weight and value, by its name.
 WeightedLosses = dict[str, tuple[float, Tensor]]
 
 
 class Objective(Protocol):
-    """What steps minimise, stage by stage: `RankingObjective`, or a recipe's own around it."""
+    """What steps minimise, stage by stage: `RankingObjective`, or a recipe's own around it.
+
+    `loss_names`: of all losses, in the order in which processes add them up. `parameters`: everything that some stage
+    trains, by name. `start_step` prepares for a step, the `first` of its stage or not. `draw`: a step's batch, when the
+    stage is so far, in [0, 1). `pairs`: places (P,) of documents and (P,) of queries in the batch that are scored
+    together. `losses`: of a batch; images are augmented where there is a generator. `grid_scores`: scores (D, Q) of
+    held-out rows, as the stage ranks; the network is in evaluation mode, without gradients.
+    """
 
     @property
-    def network(self) -> PairNetwork:
-        """What is trained."""
-        ...
-
+    def network(self) -> PairNetwork: ...
     @property
-    def loss_names(self) -> tuple[str, ...]:
-        """Names of all losses, in the order in which processes add them up."""
-        ...
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that some stage trains, by name."""
-        ...
-
-    def start_step(self, stage: Stage, first: bool) -> None:
-        """Prepare for a step, the `first` of its stage or not."""
-        ...
-
-    def draw_topics(self, sampler: Sampler, random: np.random.Generator, progress: float) -> Rows:
-        """The topics of a step's batch. `progress`: how far the stage is, in [0, 1)."""
-        ...
-
-    def pairs(self, stage: Stage, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Places (P,) of documents and (P,) of queries in the batch that are scored together."""
-        ...
-
-    def losses(self, stage: Stage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses:
-        """The stage's losses of a batch. Images are augmented where there is a generator."""
-        ...
-
-    def grid_scores(self, stage: Stage, data: EncodedDataset, documents: Rows, queries: Rows) -> np.ndarray:
-        """Scores (D, Q) of held-out rows, as the stage ranks. The network is in evaluation mode, without gradients."""
-        ...
+    def loss_names(self) -> tuple[str, ...]: ...
+    def parameters(self) -> dict[str, nn.Parameter]: ...
+    def start_step(self, stage: Stage, first: bool) -> None: ...
+    def draw(self, sampler: Sampler, random: np.random.Generator, progress: float) -> Batch: ...
+    def pairs(self, stage: Stage, batch: Batch) -> tuple[Tensor, Tensor]: ...
+    def losses(self, stage: Stage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses: ...
+    def grid_scores(self, stage: Stage, data: EncodedDataset, documents: Rows, queries: Rows) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -161,17 +136,15 @@ class RankingObjective:
     def start_step(self, stage: Stage, first: bool) -> None:
         """Nothing to prepare: all parameters are trained in every stage."""
 
-    def draw_topics(self, sampler: Sampler, random: np.random.Generator, progress: float) -> Rows:
-        """Topics at random."""
-        return sampler.draw_topics(random)
+    def draw(self, sampler: Sampler, random: np.random.Generator, progress: float) -> Batch:
+        """Of topics at random."""
+        return sampler.draw(random, sampler.draw_topics(random))
 
     def pairs(self, stage: Stage, batch: Batch) -> tuple[Tensor, Tensor]:
         """All pairs within each group, document by document."""
         height, width = batch.shape
-        group, shape = torch.arange(batch.groups)[:, None, None], (batch.groups, height, width)
-        documents = (group * height + torch.arange(height)[None, :, None]).expand(shape)
-        queries = (group * width + torch.arange(width)[None, None, :]).expand(shape)
-        return documents.flatten(), queries.flatten()
+        group, document, query = torch.cartesian_prod(*map(torch.arange, (batch.groups, height, width))).T
+        return group * height + document, group * width + query
 
     def losses(self, stage: Stage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses:
         """Of the logits of every pair of a group."""
@@ -180,22 +153,17 @@ class RankingObjective:
 
     def of_logits(self, stage: Stage, batch: Batch, logits: Tensor) -> WeightedLosses:
         """Losses of the logits (P,) of `pairs`, each the mean over groups."""
-        grids = LabelGrid.of(batch, self.network.device).groups(batch.groups)
-        groups = list(zip(logits.view(batch.groups, *batch.shape), grids, strict=True))
         ranking = RANKING_LOSSES[stage.ranking or "listnet"]
-        losses = {
-            "ranking": [ranking(scores, grid.grades, grid.known) for scores, grid in groups],
-            "pointwise": [
-                binary_cross_entropy(scores - self.logit_bias, grid.grades, grid.known) for scores, grid in groups
-            ],
-        }
-        weights = {"ranking": stage.ranking_weight, "pointwise": stage.pointwise_weight}
-        if stage.distillation_weight:
-            weights["distillation"] = stage.distillation_weight
-            losses["distillation"] = [
-                margin_mse(scores, grid.teacher, grid.known) for scores, grid in groups if grid.teacher is not None
-            ]
-        return {name: (weight, torch.stack(losses[name]).mean()) for name, weight in weights.items() if losses[name]}
+        by_name: dict[str, list[Tensor]] = {"ranking": [], "pointwise": [], "distillation": []}
+        for scores, group in zip(logits.view(batch.groups, *batch.shape), batch.shards(batch.groups), strict=True):
+            grid = LabelGrid.of(group, self.network.device)
+            by_name["ranking"].append(ranking(scores, grid.grades, grid.known))
+            by_name["pointwise"].append(binary_cross_entropy(scores - self.logit_bias, grid.grades, grid.known))
+            if stage.distillation_weight and grid.teacher is not None:
+                by_name["distillation"].append(margin_mse(scores, grid.teacher, grid.known))
+        weights = (stage.ranking_weight, stage.pointwise_weight, stage.distillation_weight)
+        named = zip(weights, by_name.items(), strict=True)
+        return {name: (weight, torch.stack(losses).mean()) for weight, (name, losses) in named if losses}
 
     def grid_scores(
         self, stage: Stage, data: EncodedDataset, documents: Rows, queries: Rows, queries_at_once: int = 20
@@ -204,11 +172,8 @@ class RankingObjective:
         columns = []
         for start in range(0, len(queries), queries_at_once):
             some = queries[start : start + queries_at_once]
-            pairs = (
-                torch.arange(len(documents)).repeat_interleave(len(some)),
-                torch.arange(len(some)).repeat(len(documents)),
-            )
-            logits = self.network.logits(data, (documents, some), pairs)
+            places = torch.cartesian_prod(torch.arange(len(documents)), torch.arange(len(some)))
+            logits = self.network.logits(data, (documents, some), (places[:, 0], places[:, 1]))
             columns.append(logits.view(len(documents), len(some)).float().cpu().numpy())
         return np.concatenate(columns, axis=1)
 

@@ -75,15 +75,12 @@ class TrainableModel:
 
     def save_whole(self, folder: Path, network: JinaVLForRanking) -> None:
         """Write a network in the published layout, with its source's tokenizer and code where it has a source."""
+        base = read_json(self.source / "config.json") if self.source else {}
         config = {"logit_bias": self.logit_bias, "score_token_id": self.special.score}
-        if self.source is None:
-            save_checkpoint(folder, network, config)
-            if self.save_beside is not None:
-                self.save_beside(folder)
-            return
-        base = read_json(self.source / "config.json")
         save_checkpoint(folder, network, config | {key: base[key] for key in _CLASSES if key in base})
-        for file in sorted(file for kind in _KEPT for file in self.source.glob(kind)):
+        if self.save_beside is not None:
+            self.save_beside(folder)
+        for file in sorted(file for kind in _KEPT for file in self.source.glob(kind)) if self.source else ():
             if file.name not in _OF_WEIGHTS:
                 shutil.copyfile(file, folder / file.name)
 
@@ -121,13 +118,9 @@ def adapt(network: JinaVLForRanking, lora: Lora, seed: int, path: str | None, re
     torch.manual_seed(seed)
     network.name_or_path = path
     recipe = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=LORA_TARGETS,
-        modules_to_save=["score"],
-        revision=revision,
-    )
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
+        target_modules=LORA_TARGETS, modules_to_save=["score"], revision=revision,
+    )  # fmt: skip
     with warnings.catch_warnings():  # peft asks for a property that transformers is renaming
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(network, recipe)
@@ -176,8 +169,7 @@ class PairNetwork:
         """Merged visual tokens (T, H) of images, in the order of their places."""
         tokens: dict[int, Tensor] = {}
         for batch in batches:
-            encoded = self._encode_images(batch)
-            tokens |= dict(zip(batch.places, encoded.view(len(batch.places), -1, encoded.shape[-1]), strict=True))
+            tokens |= zip(batch.places, self._encode_images(batch).chunk(len(batch.places)), strict=True)
         return torch.cat([tokens[place] for place in range(len(tokens))])
 
     def _encode_images(self, batch: ImageBatch) -> Tensor:
@@ -207,18 +199,15 @@ class PairNetwork:
 
     def embed(self, inputs: PairInputs) -> tuple[Tensor, Tensor]:
         """Token embeddings (D, L, H) and (Q, S, H), visual tokens put in their places."""
-        sides = [self.text.embed_tokens(side.ids) for side in (inputs.documents, inputs.queries)]
+        prefixes, suffixes = (self.text.embed_tokens(part.ids) for part in (inputs.documents, inputs.queries))
         if inputs.visual is None:
-            return sides[0], sides[1]
-        start = 0
-        for index, side in enumerate((inputs.documents, inputs.queries)):
-            mask = side.ids == self.network.config.image_token_id  # (B, L)
-            visual = inputs.visual[start : start + int(mask.sum())].to(sides[index].dtype)
-            sides[index] = sides[index].masked_scatter(mask.unsqueeze(-1).expand_as(sides[index]), visual)
-            start += int(mask.sum())
-        if start != len(inputs.visual):
-            raise ValueError(f"{len(inputs.visual)} visual tokens for {start} places")
-        return sides[0], sides[1]
+            return prefixes, suffixes
+        masks = [
+            part.ids == self.network.config.image_token_id for part in (inputs.documents, inputs.queries)
+        ]  # (B, L)
+        visual = torch.split(inputs.visual.to(prefixes.dtype), [int(mask.sum()) for mask in masks])
+        masks = [mask.unsqueeze(-1) for mask in masks]
+        return prefixes.masked_scatter(masks[0], visual[0]), suffixes.masked_scatter(masks[1], visual[1])
 
     def logits(
         self,
@@ -238,7 +227,7 @@ class PairForward:
 
     def __init__(self, model: PairNetwork, inputs: PairInputs, pair_documents: Tensor, pair_queries: Tensor) -> None:
         """Embed. Pair i is (`pair_documents[i]`, `pair_queries[i]`)."""
-        self._model, self._documents = model, inputs.documents
+        self._model, self.documents = model, inputs.documents
         self._pair_documents, pair_queries = pair_documents.to(model.device), pair_queries.to(model.device)
         self.prefix, queries = model.embed(inputs)  # (D, L, H)
         self.hidden = queries[pair_queries]  # (P, S, H)
@@ -257,18 +246,6 @@ class PairForward:
             self.prefix, self.hidden = self._model.run(self._layer, layer, self.prefix, self.hidden)
 
     @property
-    def document_states(self) -> Tensor:
-        """(D, H) at each document's last token."""
-        lasts = self._documents.lengths - 1
-        return self.prefix[torch.arange(len(lasts), device=lasts.device), lasts]
-
-    @property
-    def document_positions(self) -> Tensor:
-        """(3, D) of those tokens."""
-        lasts = self._documents.lengths - 1
-        return self._documents.positions[:, torch.arange(len(lasts), device=lasts.device), lasts]
-
-    @property
     def score_states(self) -> Tensor:
         """(P, H) at each pair's score token."""
         return self.hidden[torch.arange(len(self.score_places), device=self.hidden.device), self.score_places]
@@ -279,16 +256,12 @@ class PairForward:
         return logits
 
     def _layer(self, layer: Any, prefix: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        recorder = _Recorder()
+        cache = _PrefixCache(self._pair_documents)
         prefix = layer(
-            prefix,
-            attention_mask=self._prefix_mask,
-            position_embeddings=self._prefix_rotary,
-            past_key_values=recorder,
+            prefix, attention_mask=self._prefix_mask, position_embeddings=self._prefix_rotary, past_key_values=cache
         )
-        past = _Prefix(recorder, self._pair_documents)
         hidden = layer(
-            hidden, attention_mask=self._suffix_mask, position_embeddings=self._suffix_rotary, past_key_values=past
+            hidden, attention_mask=self._suffix_mask, position_embeddings=self._suffix_rotary, past_key_values=cache
         )
         return prefix, hidden
 
@@ -296,36 +269,28 @@ class PairForward:
         """Additive mask (P, 1, S, L + S): a query sees its document without the padding, then itself causally."""
         pairs, length = self.hidden.shape[:2]
         steps = torch.arange(self.prefix.shape[1], device=self.hidden.device)
-        padding = steps[None] >= self._documents.lengths[:, None]  # (D, L)
+        padding = steps[None] >= self.documents.lengths[:, None]  # (D, L)
         lowest = torch.finfo(torch.float32).min
         prefix = torch.zeros(padding.shape, device=padding.device).masked_fill(padding, lowest)[self._pair_documents]
         suffix = _causal(length, self.hidden).expand(pairs, 1, length, length)
         return torch.cat([prefix[:, None, None, :].expand(-1, 1, length, -1), suffix], dim=-1)
 
 
-class _Recorder:
-    """Stands where a key–value cache would: keeps one layer's keys and values, and changes nothing."""
+class _PrefixCache:
+    """Stands where a key–value cache would: keeps a layer's keys and values of documents, then puts each pair's before
+    its own. (Transformers' DynamicCache copies them first, which changes the last digits.)
+    """
 
-    keys: Tensor
-    values: Tensor
+    def __init__(self, pair_documents: Tensor) -> None:
+        self._rows, self._prefix = pair_documents, tuple[Tensor, ...]()
 
-    def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = keys, values
-        return keys, values
-
-
-class _Prefix:
-    """Stands where a key–value cache would: puts each pair's document prefix before its own keys and values."""
-
-    def __init__(self, recorder: _Recorder, rows: Tensor) -> None:
-        self._keys, self._values, self._rows = recorder.keys, recorder.values, rows
-
-    def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any) -> tuple[Tensor, ...]:
+        if not self._prefix:
+            self._prefix = (keys, values)
+            return keys, values
         # (D, heads, L, d) -> (P, heads, L, d), then along the sequence
-        return (
-            torch.cat([self._keys[self._rows], keys], dim=2),
-            torch.cat([self._values[self._rows], values], dim=2),
-        )
+        both = zip(self._prefix, (keys, values), strict=True)
+        return tuple(torch.cat([prefix[self._rows], suffix], dim=2) for prefix, suffix in both)
 
 
 def _causal(length: int, like: Tensor) -> Tensor:

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 
+import lakerank
 from lakerank.errors import ConfigError
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.limits import Limits
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.training.batches import Sampler
-from lakerank.training.config import SliceConfig, TablesConfig, TrainConfig, TrainingLakeConfig
+from lakerank.training.config import SliceConfig, TablesConfig, TrainConfig
 from lakerank.training.dataset import Dataset, ExtraColumns, ImageStore, TablePaths, read_dataset
-from lakerank.training.inputs import EncodedDataset, TextLimits, encode_dataset
+from lakerank.training.inputs import EncodedDataset, encode_dataset
 from lakerank.training.losses import Objective, RankingObjective
 from lakerank.training.model import PairNetwork, TrainableModel, adapt, load_model
-from lakerank.training.report import ModelCard, draw_progress
-from lakerank.training.state import (
-    RunIdentity,
-    StateFolder,
-    checkpoint_identity,
-    dataset_identity,
-    flat,
-    selection_identity,
-)  # fmt: skip
 from lakerank.training.step import (
     DistributedContext,
     MakeOptimizer,
@@ -38,31 +33,35 @@ from lakerank.training.step import (
     StepSettings,
     adamw,
     distributed_context,
-)
-from lakerank.training.trainer import Cadence, Trainer, TrainingResult
+)  # fmt: skip
+from lakerank.training.trainer import (
+    Cadence,
+    RunIdentity,
+    StateFolder,
+    Trainer,
+    TrainingResult,
+    checkpoint_identity,
+    dataset_identity,
+    flat,
+    selection_identity,
+)  # fmt: skip
 from lakerank.training.validate import HeldOutSlice, Validation, duplicate_queries
 
 log = logging.getLogger(__name__)
 
 
 class Recipe(Protocol):
-    """The module of a config's `recipe`: how it differs from fine-tuning."""
+    """The module of a config's `recipe`: how it differs from fine-tuning.
 
-    def initialise(self, config: TrainConfig, texts: list[str]) -> TrainableModel:
-        """A model from scratch, its tokenizer trained on the texts."""
-        ...
+    `initialise`: a model from scratch, its tokenizer trained on the dataset. `objective`: what stages minimise, around
+    the objective of fine-tuning. `optimizer`: what changes the weights. `faults`: what the config asks for and the
+    dataset or the network, of so many layers, does not have.
+    """
 
-    def objective(self, config: TrainConfig, ranking: RankingObjective, model: TrainableModel) -> Objective:
-        """What stages minimise, around the objective of fine-tuning."""
-        ...
-
-    def optimizer(self, config: TrainConfig) -> MakeOptimizer:
-        """What changes the weights."""
-        ...
-
-    def faults(self, config: TrainConfig, dataset: Dataset, layers: int) -> list[str]:
-        """What the config asks for and the dataset or the network does not have."""
-        ...
+    def initialise(self, config: TrainConfig, dataset: Dataset) -> TrainableModel: ...
+    def objective(self, config: TrainConfig, ranking: RankingObjective, model: TrainableModel) -> Objective: ...
+    def optimizer(self, config: TrainConfig) -> MakeOptimizer: ...
+    def faults(self, config: TrainConfig, dataset: Dataset, layers: int) -> list[str]: ...
 
 
 def run_training(config: TrainConfig) -> TrainingResult:
@@ -103,9 +102,10 @@ def _run(config: TrainConfig, processes: DistributedContext) -> TrainingResult:
         if config.lora.merge:
             inputs.model.merge(output)
         draw_progress(output / "metrics.jsonl", output / "progress.png")
-        trained = sum(value.numel() for value in step.parameters.values())
-        card = ModelCard(config.start.path, config.mode, trained, inputs.data.dataset, config.to_yaml(), result)
-        card.write(output, config.picture_side, config.evaluation.candidates)
+        for name in ("adapter", "checkpoint"):
+            if (output / name).is_dir():
+                card = model_card(name, config, step, result)
+                (output / name / "README.md").write_text(card, encoding="utf-8")
     processes.wait()
     return result
 
@@ -126,21 +126,22 @@ def read_inputs(config: TrainConfig, recipe: Recipe | None = None) -> RunInputs:
     images = ImageStore(Limits(max_pixels=config.picture_side**2), model.patches if model else PatchShape())
 
     def read(tables: TablesConfig) -> Dataset:
+        paths = TablePaths(**tables.model_dump(include={each.name for each in fields(TablePaths)}))
         # A network from scratch learns its words from all texts.
-        return read_dataset(storage, _paths(tables), _columns(config, tables), images, whole=config.start.path is None)
+        return read_dataset(storage, paths, _columns(config, tables), images, whole=config.start.path is None)
 
     dataset = read(config.lake)
     if model is None:
         if recipe is None:
             raise ValueError("fine-tuning starts from a checkpoint")
-        model = recipe.initialise(config, dataset.texts())
+        model = recipe.initialise(config, dataset)
     if config.mode == "lora":
         adapter = adapt(model.network, config.lora, config.seed, config.start.path, config.start.revision)
         model = replace(model, adapter=adapter)
-    limits = TextLimits(config.max_document_tokens, config.max_query_tokens)
+    limits = (config.max_document_tokens, config.max_query_tokens)
 
     def encode(dataset: Dataset) -> EncodedDataset:
-        return encode_dataset(dataset, model.tokenizer, model.special, limits)
+        return encode_dataset(dataset, model.tokenizer, model.special, *limits)
 
     return RunInputs(model, encode(dataset), _slices(config, dataset, lambda tables: encode(read(tables))))
 
@@ -161,13 +162,6 @@ def _slices(
             )
         slices[name] = HeldOutSlice(data, part.document_only, part.query_only, trained_on, part.same_topics, duplicates)
     return slices
-
-
-def _paths(tables: TablesConfig) -> TablePaths:
-    paths = TablePaths(tables.documents, tables.queries, tables.qrels)
-    if isinstance(tables, TrainingLakeConfig):
-        paths = replace(paths, candidates=tables.candidates, teacher=tables.teacher)
-    return paths
 
 
 def _columns(config: TrainConfig, tables: TablesConfig) -> ExtraColumns:
@@ -227,7 +221,83 @@ def identify_run(config: TrainConfig, inputs: RunInputs) -> RunIdentity:
         named |= flat(dataset_identity(part.data.dataset, columns), f"evaluation.slices.{name}.")
     if inputs.model.source is not None:
         named["start.path"] = checkpoint_identity(inputs.model.source)
-    chosen_by = [{"chosen_by": selection_identity(dataset, stage["only"])} for stage in stages]
-    return RunIdentity(
-        named, [(int(stage["steps"]), stage | chosen) for stage, chosen in zip(stages, chosen_by, strict=True)]
-    )
+    chosen_by = [selection_identity(dataset, stage["only"]) for stage in stages]
+    steps = [stage["steps"] for stage in stages]
+    named_stages = [stage | {"chosen_by": chosen} for stage, chosen in zip(stages, chosen_by, strict=True)]
+    return RunIdentity(named, list(zip(steps, named_stages, strict=True)))
+
+
+def model_card(name: str, config: TrainConfig, step: Step, result: TrainingResult) -> str:
+    """`README.md` of the adapter or the checkpoint: what was trained on what, how, and with what result."""
+    output, dataset = Path(config.output), step.data.dataset
+    use = f"model.adapter: {output}/adapter" if name == "adapter" else f"model.path: {output}/checkpoint"
+    base = f"base_model: {config.start.path}\nlibrary_name: peft\n" if name == "adapter" else ""
+    early = " (stopped early; these are the best weights)" if result.stopped_early else ""
+    figures = "None were measured: the config names no `evaluation.slices`."
+    if result.figures:
+        rows = "".join(f"\n| {part} | {figure:.3f} |" for part, figure in result.figures.items())
+        figures = f"nDCG@10 over {config.evaluation.candidates} documents at the last evaluation:\n\n"
+        figures += f"| slice and direction | nDCG@10 |\n|---|---|{rows}"
+    return f"""---
+{base}tags: [reranking, lakerank]
+---
+# A reranker {name} trained by lakerank {lakerank.__version__}
+
+Started from {config.start.path or "fresh weights"}; {sum(value.numel() for value in step.parameters.values()):,} \
+parameters trained in mode `{config.mode}`, {result.steps} steps{early}.
+Use it with `{use}`. Its licence is that of what it started from and of the data.
+
+## Data
+
+{len(dataset.documents.ids):,} documents ({int((dataset.documents.images >= 0).sum()):,} with an image), \
+{len(dataset.queries.ids):,} queries, {sum(map(len, dataset.grades)):,} judgements above 0. \
+Images under {config.picture_side}² pixels.
+
+## Figures
+
+{figures}
+
+## Config
+
+```yaml
+{config.to_yaml().rstrip()}
+```
+"""
+
+
+def draw_progress(metrics: Path, image: Path) -> None:
+    """Draw `metrics.jsonl` as a PNG: losses by step, and held-out nDCG@10 below. Without matplotlib there is none."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        log.info("no %s: it takes matplotlib (pip install 'lakerank[report]')", image.name)
+        return
+    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    of_steps = [record for record in records if "loss" in record]
+    losses, window = _series(of_steps), max(1, len(of_steps) // 100)
+    figures = _series({"step": record["step"], **record["ndcg@10"]} for record in records if record.get("ndcg@10"))
+    figure = Figure(figsize=(8, 6 if figures else 3.5), layout="constrained")
+    axes = figure.subplots(2 if figures else 1, 1, squeeze=False, sharex=True)[:, 0]
+    for name, points in losses.items():
+        steps, values = np.array(points).T
+        means = [values[max(0, end - window) : end].mean() for end in range(1, len(values) + 1)]
+        axes[0].plot(steps, means, label=name, linewidth=1)
+    axes[0].set_ylabel(f"loss (mean of {window} steps)" if window > 1 else "loss")
+    for name, points in figures.items():
+        axes[-1].plot(*np.array(points).T, marker="o", markersize=3, linewidth=1, label=name)
+    if figures:
+        axes[-1].set_ylabel("nDCG@10")
+        axes[-1].set_ylim(0, 1)
+    for each in axes:
+        each.legend(fontsize="small")
+    axes[-1].set_xlabel("step")
+    figure.savefig(image, dpi=120)
+
+
+def _series(records: Iterable[Mapping[str, Any]]) -> Mapping[str, list[tuple[int, float]]]:
+    """(step, value) of each quantity, by its name."""
+    series: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for record in records:
+        for name in record.keys() - {"step", "stage", "norm", "rate", "seconds", "loss"}:
+            series[name].append((record["step"], record[name]))
+    return dict(sorted(series.items()))

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -34,10 +37,10 @@ class Schedule:
     warmup_steps: int = 100
     floor: float = 0.02
 
-    @property
-    def steps(self) -> int:
-        """Steps of all stages."""
-        return sum(stage.steps for stage in self.stages)
+    @cached_property
+    def ends(self) -> list[int]:
+        """Steps up to the end of each stage."""
+        return list(accumulate(stage.steps for stage in self.stages))
 
     def position(self, step: int) -> tuple[int, float]:
         """The stage of a step, counted from 0, by its index, and how far through that stage it is, in [0, 1).
@@ -45,12 +48,11 @@ class Schedule:
         Raises:
             IndexError: there are not so many steps.
         """
-        before = 0
-        for index, stage in enumerate(self.stages):
-            if step < before + stage.steps:
-                return index, (step - before) / stage.steps
-            before += stage.steps
-        raise IndexError(f"step {step} of {before}")
+        index = bisect_right(self.ends, step)
+        if index == len(self.stages):
+            raise IndexError(f"step {step} of {self.ends[-1]}")
+        steps = self.stages[index].steps
+        return index, (step - self.ends[index] + steps) / steps
 
     def stage(self, step: int) -> Stage:
         """The stage of a step."""
@@ -58,17 +60,17 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """The learning rate; a stage that has one of its own starts anew at that peak."""
-        first, last, peak = 0, 0, self.learning_rate
-        for stage in self.stages:
+        first, last, peak = 0, self.ends[-1], self.learning_rate
+        for start, stage in zip([0, *self.ends], self.stages, strict=False):
             if stage.learning_rate is not None:
-                if step < last:
+                if step < start:
+                    last = start
                     break
-                first, peak = last, stage.learning_rate
-            last += stage.steps
-        done, steps = step - first, last - first
+                first, peak = start, stage.learning_rate
+        done = step - first
         if done < self.warmup_steps:
             return peak * (done + 1) / self.warmup_steps
-        progress = (done - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        progress = (done - self.warmup_steps) / max(1, last - first - self.warmup_steps)
         return peak * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
@@ -88,7 +90,7 @@ class Optimizer:
 
     def moments(self, parameter: nn.Parameter) -> Mapping[str, Tensor]:
         """The state of a parameter, by name; nothing before its first step."""
-        return next((dict(part.state[parameter]) for part in self.parts if parameter in part.state), {})
+        return next((part.state[parameter] for part in self.parts if parameter in part.state), {})
 
     def restore(self, parameter: nn.Parameter, moments: Mapping[str, Tensor]) -> None:
         """Put back what `moments` gave."""
@@ -105,13 +107,10 @@ def adamw(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> Optimi
     """AdamW (Loshchilov and Hutter 2019). Weight decay is for matrices alone: not for norms, biases and embeddings."""
     plain = {name for name, value in parameters.items() if value.ndim < 2 or "embed_tokens" in name}
     decayed = [value for name, value in parameters.items() if name not in plain]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": [parameters[name] for name in parameters if name in plain], "weight_decay": 0.0},
-    ]
-    return Optimizer(
-        (torch.optim.AdamW([each for each in groups if each["params"]], lr=0.0, betas=(0.9, 0.98), fused=True),)
-    )
+    others = [value for name, value in parameters.items() if name in plain]
+    decays = ((decayed, weight_decay), (others, 0.0))
+    groups = [{"params": values, "weight_decay": decay} for values, decay in decays if values]
+    return Optimizer((torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True),))
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,7 @@ class DistributedContext:
 
     def same(self, value: int) -> bool:
         """Whether all processes have the same number."""
-        total, squares = self.add(self._exchangeable(float(value), float(value * value))).tolist()
-        return bool(abs(squares * self.count - total * total) < 0.5)
+        return not self.add(self._exchangeable(abs(value - self.of_first(value))))
 
     def of_first(self, value: float) -> float:
         """The first process's number, for all."""
@@ -167,9 +165,9 @@ class DistributedContext:
         if self.count > 1:
             dist.barrier()
 
-    def _exchangeable(self, *values: float) -> Tensor:
+    def _exchangeable(self, value: float) -> Tensor:
         on_gpu = self.count > 1 and dist.get_backend() == "nccl"
-        return torch.tensor(values, dtype=torch.float64, device=f"cuda:{self.local_rank}" if on_gpu else "cpu")
+        return torch.tensor(value, dtype=torch.float64, device=f"cuda:{self.local_rank}" if on_gpu else "cpu")
 
 
 @contextmanager
@@ -220,7 +218,7 @@ class Step:
         sampler = self.samplers[index]
         self.objective.start_step(sampler.stage, first=progress == 0)
         random = np.random.default_rng((self.settings.seed, number))
-        batch = sampler.draw(random, self.objective.draw_topics(sampler, random, progress))
+        batch = self.objective.draw(sampler, random, progress)
         losses = self._backward(self._shards(batch, sampler.stage), sampler.stage, number)
         _check_finite(number, "loss", losses["loss"])
         self.processes.add_gradients(self.parameters.values())
@@ -232,12 +230,12 @@ class Step:
 
     def _shards(self, batch: Batch, stage: Stage) -> list[Batch]:
         """Parts of a batch within `step_tokens`, at least one a process."""
-        count = min(self.processes.count, batch.groups)
-        while self.settings.step_tokens and count < batch.groups:
-            if max(self._tokens(shard, stage) for shard in batch.shards(count)) <= self.settings.step_tokens:
-                break
-            count += 1
-        return batch.shards(count)
+        limit = self.settings.step_tokens
+        for count in range(min(self.processes.count, batch.groups), batch.groups):
+            shards = batch.shards(count)
+            if limit is None or all(self._tokens(shard, stage) <= limit for shard in shards):
+                return shards
+        return batch.shards(batch.groups)
 
     def _tokens(self, batch: Batch, stage: Stage) -> int:
         """Tokens that the network computes for a batch, padding included."""
@@ -260,8 +258,7 @@ class Step:
             for name, value in {"loss": loss.detach(), **parts}.items():
                 totals[names.index(name)] += float(value) * share
         totals = self.processes.add(totals.to(device) if self.processes.count > 1 else totals)
-        named = dict(zip(names, totals.tolist(), strict=True))
-        return {name: value for name, value in named.items() if name == "loss" or value}
+        return {name: value for name, value in zip(names, totals.tolist(), strict=True) if name == "loss" or value}
 
 
 def _check_finite(number: int, quantity: str, value: float) -> None:

@@ -1,24 +1,189 @@
-"""The training loop: each step depends on the seed and its number alone, so that a killed run resumes exactly."""
+"""The training loop: each step depends on the seed and its number alone, so that a killed run resumes exactly.
+
+A saved state belongs to one run, by its settings and by what it reads, so that it is never taken for another run's. Its
+weights and optimizer moments are safetensors, the step is JSON; no pickles.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import logging
+import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import IO
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from lakerank.errors import StorageError
-from lakerank.training.state import StateFolder, TrainState
-from lakerank.training.step import DistributedContext, Step
+from lakerank.model.checkpoint import file_hash, weight_files
+from lakerank.training.dataset import Dataset, ImageStore, Table
+from lakerank.training.step import DistributedContext, Optimizer, Step
 from lakerank.training.validate import Validation
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """The settings of a run and the fingerprints of its data, by name; and its stages: how many steps of what."""
+
+    settings: Mapping[str, object]
+    stages: Sequence[tuple[int, Mapping[str, object]]]
+
+    def at(self, step: int) -> dict[str, object]:
+        """What a run is after so many steps: stages as far as they are done, as what is to come may still change."""
+        named = dict(self.settings)
+        for index, (steps, stage) in enumerate(self.stages):
+            if done := min(step, steps):
+                named |= flat({**stage, "steps": done}, f"stages.{index}.")
+            step -= done
+        return named
+
+
+def differences(saved: Mapping[str, object], current: Mapping[str, object]) -> list[str]:
+    """What is not the same in two runs, in words."""
+    names = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
+    return [f"{name} (was {saved.get(name)}, is {current.get(name)})" for name in names]
+
+
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings as one level of dotted names."""
+    settings: dict[str, object] = {}
+    for name, value in values.items():
+        settings |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return settings
+
+
+def dataset_identity(dataset: Dataset, columns: Sequence[str]) -> dict[str, object]:
+    """A fingerprint of each table's rows as they are learned from, wherever and in whatever files they lie."""
+    scores = {"candidates": dataset.candidates, "teacher": dataset.teacher}
+    return {
+        "documents": digest(_rows(dataset.documents, columns, dataset.images)),
+        "queries": digest(_rows(dataset.queries, columns, dataset.images)),
+        "qrels": digest(sorted(grades.items()) for grades in dataset.grades),
+        **{
+            name: digest(list(each.items()) for each in by_query) if by_query else None
+            for name, by_query in scores.items()
+        },
+    }
+
+
+def _rows(table: Table, columns: Sequence[str], images: ImageStore) -> Iterable[object]:
+    @functools.cache
+    def image_digest(index: int) -> bytes | None:
+        if index < 0:
+            return None
+        pixels = images.pixels[index].transpose(2, 0, 1)  # as stored states have it: (3, height, width)
+        return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+
+    digests = map(image_digest, table.images.tolist())
+    return zip(table.ids, table.texts, digests, table.kinds, *(table.columns[name] for name in columns), strict=True)
+
+
+def checkpoint_identity(folder: Path) -> str:
+    """A fingerprint of a checkpoint's weights, configuration and tokenizer."""
+    return digest(map(file_hash, [*weight_files(folder), folder / "config.json", folder / "tokenizer.json"]))
+
+
+def selection_identity(dataset: Dataset, only: Iterable[str]) -> str | None:
+    """A fingerprint of the columns by which a stage chooses rows; None where it takes all."""
+    columns = [table.columns[name] for table in (dataset.documents, dataset.queries) for name in only]
+    return digest(columns) if columns else None
+
+
+def digest(parts: Iterable[object]) -> str:
+    """Hash of texts, numbers and bytes, and of rows of them, in their order."""
+    total = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        total.update(repr(part).encode())
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """How far a run is: steps done, the best held-out mean so far, and the evaluations since."""
+
+    step: int = 0
+    best: float | None = None
+    stale: int = 0
+
+    def evaluated(self, figure: float) -> TrainState:
+        """After an evaluation."""
+        if self.best is None or figure > self.best:
+            return replace(self, best=figure, stale=0)
+        return replace(self, stale=self.stale + 1)
+
+
+@dataclass(frozen=True)
+class StateFolder:
+    """`output/state`: where a run of this identity keeps its state."""
+
+    path: Path
+    identity: RunIdentity
+
+    def save(self, state: TrainState, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
+        """Replace the saved state by this one; a kill at any moment leaves the old or the new."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in parameters.items():
+            for kind, value in {"parameter": parameter, **optimizer.moments(parameter)}.items():
+                tensors[f"{kind}/{name}"] = value.detach().contiguous()
+        weights = f"state-{state.step}.safetensors"
+        save_file(tensors, self.path / weights)
+        temporary = self.path / "state.json.tmp"
+        record = {**asdict(state), "tensors": weights, "run": self.identity.at(state.step)}
+        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        temporary.replace(self.path / "state.json")
+        for old in self.path.glob("state-*.safetensors"):
+            if old.name != weights:
+                old.unlink()
+
+    def load(self, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> TrainState:
+        """Put a saved state into parameters and optimizer; returns how far it is, 0 steps when nothing was saved.
+
+        Raises:
+            StorageError: the state was saved by another run or by an earlier version, or is torn.
+        """
+        if not (self.path / "state.json").is_file():
+            return TrainState()
+        try:
+            record = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+            state = TrainState(int(record["step"]), record["best"], int(record["stale"]))
+            tensors = load_file(os.fspath(self.path / record["tensors"]))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise StorageError(f"{self.path}: the saved state is torn ({error}); remove it to start anew") from error
+        if record.get("run") is None:
+            raise StorageError(f"{self.path}: an earlier version saved this state; choose another output or remove it")
+        if unlike := differences(record["run"], self.identity.at(state.step)):
+            raise StorageError(
+                f"{self.path}: holds the state of another run: {'; '.join(unlike)}; "
+                "choose another output, or remove the folder to start anew"
+            )
+        saved: dict[str, dict[str, Tensor]] = {}
+        for address, value in tensors.items():
+            kind, _, name = address.partition("/")
+            saved.setdefault(name, {})[kind] = value
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        if shapes != {name: each["parameter"].shape for name, each in saved.items()}:
+            raise StorageError(f"{self.path}: other parameters were trained; choose another output or remove it")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(saved[name].pop("parameter"))
+                if saved[name]:
+                    optimizer.restore(
+                        parameter, {kind: each.to(parameter.device) for kind, each in saved[name].items()}
+                    )
+        return state
 
 
 @dataclass(frozen=True)
@@ -67,7 +232,7 @@ class Trainer:
 
     def train(self) -> TrainingResult:
         """Every step that is left."""
-        first, started, steps = self._state.step, time.monotonic(), self._step.schedule.steps
+        first, started, steps = self._state.step, time.monotonic(), self._step.schedule.ends[-1]
         quiet = None if self._processes.first else True  # None: a bar if standard error is a terminal
         self._step.objective.network.network.train()
         with _open_metrics(self._output / "metrics.jsonl", first, self._processes) as metrics:
@@ -98,12 +263,12 @@ class Trainer:
 
         What it had written by then does no harm: `_open_metrics` drops lines of later steps, publishing replaces.
         """
-        last = number + 1 == self._step.schedule.steps
-        self._state = replace(self._state, step=number + 1)
-        keep_best = self._cadence.patience is not None
-        save = last or (number + 1) % self._cadence.save_every == 0
+        done = number + 1
+        last, keep_best = done == self._step.schedule.ends[-1], self._cadence.patience is not None
+        self._state = replace(self._state, step=done)
+        save = last or done % self._cadence.save_every == 0
         publish = save and not keep_best
-        if last or (number + 1) % self._cadence.evaluate_every == 0:
+        if last or done % self._cadence.evaluate_every == 0:
             figure = self._evaluate(number, metrics)
             if keep_best and figure is not None:
                 self._state = self._state.evaluated(figure)
@@ -123,7 +288,7 @@ class Trainer:
         figures = self._validation.measure(self._step.objective, stage)
         if self._processes.first:
             _write(metrics, {"step": number + 1, "stage": stage.name, "ndcg@10": figures})
-            log.info("step %d of %d: %s", number + 1, self._step.schedule.steps, figures)
+            log.info("step %d of %d: %s", number + 1, self._step.schedule.ends[-1], figures)
         return self._processes.of_first(fmean(figures.values())) if stage.ranking and figures else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import torch
 
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, list_figures
 from lakerank.training.batches import Stage
-from lakerank.training.dataset import Dataset, Rows, Table
+from lakerank.training.dataset import Dataset, RowFilter, Rows, Table
 from lakerank.training.inputs import EncodedDataset
 from lakerank.training.losses import Objective
 
@@ -40,8 +41,8 @@ class HeldOutSlice:
     """
 
     data: EncodedDataset
-    document_only: Mapping[str, tuple[str, ...]]
-    query_only: Mapping[str, tuple[str, ...]]
+    document_only: RowFilter
+    query_only: RowFilter
     trained_on: bool = False
     same_topics: bool = False
     duplicates: frozenset[int] = frozenset()
@@ -70,39 +71,38 @@ class Validation:
         """nDCG@10 by slice and direction, for the directions that a slice has, as the stage ranks."""
         measured = {}
         network = objective.network.network.eval()
-        device = objective.network.device.type
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+        with torch.no_grad(), torch.autocast(objective.network.device.type, torch.bfloat16, enabled=self.bf16):
             for name, part in self.slices.items():
-                for direction in DIRECTIONS:
-                    grid = draw_grid(part, direction, self.candidates, self.seed)
-                    if grid is not None:
-                        scores = objective.grid_scores(stage, part.data, grid.documents, grid.queries)
-                        measured[f"{name} {direction}"] = round(mean_ndcg(scores, grid), 4)
+                for direction, grid in self._grids(part).items():
+                    scores = objective.grid_scores(stage, part.data, grid.documents, grid.queries)
+                    measured[f"{name} {direction}"] = round(mean_ndcg(scores, grid), 4)
         network.train()
         return measured
+
+    def _grids(self, part: HeldOutSlice) -> dict[str, RankingGrid]:
+        """Of the directions in which a slice has enough topics."""
+        grids = {direction: draw_grid(part, direction, self.candidates, self.seed) for direction in DIRECTIONS}
+        return {direction: grid for direction, grid in grids.items() if grid is not None}
 
     def faults(self, trained: Dataset, topic_column: str | None) -> list[str]:
         """Slices that cannot be measured, or that share queries or topics with what is trained on."""
         faults = []
         for name, part in self.slices.items():
-            grids = (draw_grid(part, direction, self.candidates, self.seed) for direction in DIRECTIONS)
-            if all(grid is None for grid in grids):
-                faults.append(
-                    f"evaluation.slices: {name}: fewer than ten topics in every direction; nothing can be measured"
-                )
-            held_out = part.data.dataset
+            at, held_out = f"evaluation.slices: {name}:", part.data.dataset
+            if not self._grids(part):
+                faults.append(f"{at} fewer than ten topics in every direction; nothing can be measured")
             if part.trained_on:
                 log.info("slice %s: queries that are trained on; its figures say what was learned", name)
             elif shared := set(held_out.queries.ids) & set(trained.queries.ids):
                 faults.append(
-                    f"evaluation.slices: {name}: {len(shared)} of its queries are trained on ({min(shared)!r} first); "
+                    f"{at} {len(shared)} of its queries are trained on ({min(shared)!r} first); "
                     "split the lake by what rows are about"
                 )
             elif not part.same_topics and (
                 topics := _query_topics(held_out, topic_column) & _query_topics(trained, topic_column)
             ):
                 faults.append(
-                    f"evaluation.slices: {name}: {len(topics)} of the topics that its queries are about are trained on "
+                    f"{at} {len(topics)} of the topics that its queries are about are trained on "
                     f"({min(topics)!r} first); split queries by topic, or set same_topics: true to measure that"
                 )
         return faults
@@ -162,12 +162,12 @@ def _query_topics(dataset: Dataset, column: str | None) -> set[str]:
 
 
 def _rows_by_topic(
-    table: Table, only: Mapping[str, tuple[str, ...]], images: bool, left_out: frozenset[int] = frozenset()
+    table: Table, only: RowFilter, images: bool, left_out: frozenset[int] = frozenset()
 ) -> dict[int, list[int]]:
-    rows: dict[int, list[int]] = {}
+    rows: dict[int, list[int]] = defaultdict(list)
     for row in np.flatnonzero(((table.images >= 0) == images) & (table.topics >= 0) & table.rows_where(only)).tolist():
         if row not in left_out:
-            rows.setdefault(int(table.topics[row]), []).append(row)
+            rows[int(table.topics[row])].append(row)
     return rows
 
 

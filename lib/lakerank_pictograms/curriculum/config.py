@@ -83,11 +83,6 @@ class CurriculumStage(Stage):
     proxy_weight: Weight = 0.0
 
     @property
-    def by_topic(self) -> bool:
-        """Of bags."""
-        return self.bag
-
-    @property
     def loss_weights(self) -> list[float]:
         """With those of the contrastive and the proxy loss."""
         return [*Stage.loss_weights.fget(self), self.contrastive_weight, self.proxy_weight]  # type: ignore[attr-defined]

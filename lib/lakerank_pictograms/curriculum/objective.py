@@ -5,30 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lakerank.model.engine.rotary import rotate
 from lakerank.training.batches import Batch, Sampler
 from lakerank.training.dataset import Rows
 from lakerank.training.inputs import EncodedDataset, PaddedInputs
 from lakerank.training.losses import LabelGrid, RankingObjective, WeightedLosses, symmetric_listnet
 from lakerank.training.model import PairForward, PairNetwork
 from lakerank_pictograms.curriculum.config import CurriculumStage
+from lakerank_pictograms.curriculum.similarity import TapStates, contrastive_softmax, similarities
 
 #: What an MLP that recalls topics multiplies its keys and values by; found by trying a few.
 RECALL_KEYS, RECALL_VALUES = 0.5, 0.2
 
 #: What of layer `tap` its attention logits come from.
 SIMILARITY_PARTS = ("input_layernorm.", "self_attn.q_proj.", "self_attn.k_proj.")
-
-#: Heads' log odds are summed and divided by the root of so many times the heads: what is alike is then as similar with
-#: many narrow heads as with few wide ones.
-SIMILARITY_SPREAD = 1.5
 
 #: Topics that a mined group is drawn from.
 NEAREST_TOPICS = 48
@@ -96,14 +92,23 @@ class CurriculumObjective:
             raise ValueError("no proxies without topics")
         return self.proxies
 
-    def draw_topics(self, sampler: Sampler, random: np.random.Generator, progress: float) -> Rows:
+    def draw(self, sampler: Sampler, random: np.random.Generator, progress: float) -> Batch:
+        """In a bag, rows of one topic are relevant to each other, whatever else judgements name."""
+        stage = cast(CurriculumStage, sampler.stage)
+        topics = self._draw_topics(sampler, random, stage.mined_share(progress))
+        if not stage.bag:
+            return sampler.draw(random, topics)
+        documents, queries = sampler.draw_rows(random, topics)
+        same = self.ranking.data.dataset.same_topic(documents, queries).astype(np.int64)
+        return Batch(documents, queries, stage.groups, same, sampler.allowed(documents, queries))
+
+    def _draw_topics(self, sampler: Sampler, random: np.random.Generator, share: float) -> Rows:
         """Topics at random; a share of the groups is made of a topic and others whose proxies are near its own."""
-        stage = sampler.stage
-        share = stage.mined_share(progress) if isinstance(stage, CurriculumStage) else 0.0
         if share <= 0 or self.proxies is None:
             return sampler.draw_topics(random)
         proxies = F.normalize(self.proxies.weight.detach().float(), dim=1)
-        return draw_mined(random, sampler.topics, (stage.groups, stage.group_size), share, proxies)
+        shape = (sampler.stage.groups, sampler.stage.group_size)
+        return draw_mined(random, sampler.topics, shape, share, proxies)
 
     def pairs(self, stage: CurriculumStage, batch: Batch) -> tuple[Tensor, Tensor]:
         """All pairs within each group; without a ranking each query once, behind another's document."""
@@ -194,15 +199,6 @@ class CurriculumObjective:
         return (losses[0] + losses[1]) / 2
 
 
-def contrastive_softmax(log_odds: Tensor, grades: Tensor, known: Tensor) -> Tensor:
-    """ListNet in both directions where looking at no document, whose log odds are 0, competes too.
-
-    So what matches is found, and not only found sooner than what does not.
-    """
-    nowhere = (0, 0, 0, 1)  # a document more: (D, Q) -> (D + 1, Q)
-    return symmetric_listnet(F.pad(log_odds, nowhere), F.pad(grades, nowhere), F.pad(known, nowhere, value=True))
-
-
 def proxy_softmax(similarities: Tensor, topics: Tensor) -> Tensor:
     """Cross-entropy over learned proxies, one a topic (Movshovitz-Attias et al. 2017): (B, T), (B,) -> ()."""
     return F.cross_entropy(similarities.float(), topics)
@@ -251,67 +247,6 @@ def is_upper(name: str, tap: int) -> bool:
         layer, part = int(match[1]), match[2]
         return layer > tap or (layer == tap and not part.startswith(SIMILARITY_PARTS))
     return "network.score." in name or "language_model.norm." in name
-
-
-@dataclass(frozen=True)
-class TapStates:
-    """What enters layer `tap`."""
-
-    documents: Tensor  # (D, H) at each document's last token
-    document_positions: Tensor  # (3, D)
-    pairs: Tensor  # (P, S, H) at the tokens of each pair's query
-    pair_positions: Tensor  # (3, P, S)
-    ends: Tensor  # (P,) which of them is the score token: the last that is no padding
-    scores: Tensor  # (P, H) at that one
-
-    @classmethod
-    def of(cls, forward: PairForward) -> TapStates:
-        """Of a forward pass that has come to the layer."""
-        return cls(
-            forward.document_states,
-            forward.document_positions,
-            forward.hidden,
-            forward.positions,
-            forward.score_places,
-            forward.score_states,
-        )
-
-
-def similarities(text: Any, tap: int, states: TapStates, pairs: Tensor) -> Tensor:
-    """Similarity of documents and some pairs' queries (D, Q): whether the score token looks at the document's end.
-
-    It is the log odds of layer `tap`'s attention, head by head, that token against all of the query's own. So the
-    contrastive loss teaches where that layer looks: away from the query where, and only where, a document matches.
-    """
-    layer = text.layers[tap]
-    attention = layer.self_attn
-    every = torch.arange(len(pairs), device=pairs.device)
-    hidden, positions, ends = states.pairs[pairs], states.pair_positions[:, pairs], states.ends[pairs]
-    read = layer.input_layernorm(hidden)  # (Q, S, H)
-    queries = _heads(attention.q_proj(read[every, ends]), attention.head_dim)
-    queries = _rotated(text, queries, positions[:, every, ends]).float()
-    documents = _heads(attention.k_proj(layer.input_layernorm(states.documents)), attention.head_dim)
-    documents = _rotated(text, documents, states.document_positions).float()
-    keys = _heads(attention.k_proj(read).flatten(0, 1), attention.head_dim)
-    keys = _rotated(text, keys, positions.flatten(1)).float()
-    keys = keys.view(*hidden.shape[:2], *keys.shape[1:])  # (Q, S, key heads, d)
-    group = queries.shape[1] // documents.shape[1]
-    document = torch.einsum("dhe,qhe->dqh", documents.repeat_interleave(group, dim=1), queries) * attention.scaling
-    itself = torch.einsum("qshe,qhe->qsh", keys.repeat_interleave(group, dim=2), queries) * attention.scaling
-    padding = torch.arange(hidden.shape[1], device=ends.device) > ends.unsqueeze(1)  # (Q, S)
-    itself = itself.masked_fill(padding.unsqueeze(-1), float("-inf")).logsumexp(1)  # (Q, heads)
-    similarity: Tensor = (document - itself).sum(-1) / (SIMILARITY_SPREAD * queries.shape[1]) ** 0.5
-    return similarity
-
-
-def _heads(states: Tensor, width: int) -> Tensor:
-    return states.view(len(states), -1, width)  # (B, heads, d)
-
-
-def _rotated(text: Any, states: Tensor, positions: Tensor) -> Tensor:
-    """Rotary embedding of (B, heads, d) at positions (3, B)."""
-    tables = text.rotary_emb(states, positions.unsqueeze(1))  # cosines and sines (1, B, d), both halves of d alike
-    return rotate(states, torch.stack([table[0, :, None].chunk(2, dim=-1)[0] for table in tables]))
 
 
 def _one_pair_a_query(pair_queries: Tensor, queries: int, generator: torch.Generator | None) -> Tensor:

@@ -18,10 +18,11 @@ from lakerank_pictograms.curriculum.initialise import initialise_model, is_hidde
 from lakerank_pictograms.curriculum.objective import CurriculumObjective, TemplateTokens
 
 
-def initialise(config: CurriculumConfig, texts: list[str]) -> TrainableModel:
-    """A model of the config's shape, its tokenizer trained on the texts."""
+def initialise(config: CurriculumConfig, dataset: Dataset) -> TrainableModel:
+    """A model of the config's shape, its tokenizer trained on every distinct text, in order."""
     if config.start.shape is None:
         raise ValueError("a config without a path has a shape")
+    texts = dict.fromkeys(text for text in (*dataset.documents.texts, *dataset.queries.texts) if text)
     return initialise_model(config.start.shape, texts, config.seed, config.tap)
 
 
