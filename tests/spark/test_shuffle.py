@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, parquet_bytes
 from lakerank.schemas import CANDIDATES
-from lakerank.spark.plan.join import read_rows, row_ranges
+from lakerank.spark.plan.pairs import read_rows, row_ranges
 from lakerank.spark.rank.write import rank_order
 from lakerank.spark.runtime.shuffle import BATCHES, decompress, pack
 

@@ -14,18 +14,34 @@ logger = logging.getLogger(__name__)
 
 #: Figures of stages that are not added up: those of the candidates are the first stage's, others the largest.
 _OF_THE_FIRST = ("candidates", "duplicates", "rejected", "dropped", "forecast_device", "published")
+_PLAN_COUNTS = ("candidates", "duplicates", "new", "reused", "rejected", "dropped", "units")
 _LARGEST = ("largest_unit_over_mean", "forecast_read_amplification")
+
+_AT_MOST_LINES = (
+    "plan: at most %(new)d pairs, %(forecast_documents)d documents, %(forecast_tokens)d tokens "
+    "(%(forecast_tokens_pairwise)d pair by pair), %(forecast_tflop).3f TFLOP; exact once the stage before has been "
+    "scored",
+)
+_PLAN_LINES = (
+    "plan: %(candidates)d candidates: %(new)d new, %(reused)d reused, %(rejected)d rejected, "
+    "%(duplicates)d duplicates; %(dropped)d dropped since the last published run",
+    "plan: %(forecast_documents)d documents, %(forecast_tokens)d tokens (%(forecast_tokens_pairwise)d pair by pair), "
+    "%(forecast_patches)d patches, %(forecast_tflop).3f TFLOP; "
+    "%(units)d units, largest %(largest_unit_over_mean).2f of the mean",
+    "plan: %(fetch_gigabytes).3f GB to fetch, in row groups of %(read_amplification).2f times as much",
+)
+_HOURS_LINE = (
+    "plan: about %(forecast_device_hours).3g hours of one %(forecast_device)s, and %(fetch_hours).3g of one task's "
+    "fetching beside it"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class CostUpperBound:
     """The most that scoring the top k pairs of each query can take, whichever they are and none of them scored yet.
 
-    Attributes:
-        pairs: k of each query, or all that it has.
-        documents: as many as there are pairs, or all there are.
-        cost: tokens of the pairs' queries, and of the costliest documents.
-        pairwise_cost: the same with a document read again for each query.
+    `pairs`: k of each query, or all that it has. `documents`: as many as there are pairs, or all there are. `cost`:
+    tokens of the pairs' queries, and of the costliest documents; `pairwise_cost` with a document read again for each.
     """
 
     pairs: int
@@ -47,13 +63,7 @@ def forecast(plan: Plan, parameters: int, calibration: Calibration | None) -> di
     """The cost of scoring a plan."""
     fetching = plan.fetch_bytes / calibration.fetch_bytes_per_second / 3600 if calibration else None
     return {
-        "candidates": plan.candidates,
-        "duplicates": plan.duplicates,
-        "new": plan.new,
-        "reused": plan.reused,
-        "rejected": plan.rejected,
-        "dropped": plan.dropped,
-        "units": plan.units,
+        **{name: getattr(plan, name) for name in _PLAN_COUNTS},
         "forecast_documents": plan.new_documents,
         "forecast_tokens": plan.cost,
         "forecast_tokens_pairwise": plan.pairwise_cost,
@@ -105,35 +115,13 @@ def total_forecast(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def log_forecast(stage: Mapping[str, Any]) -> None:
     """Log a stage's forecast."""
-    if stage.get("at_most"):
-        logger.info(
-            "plan: at most %d pairs, %d documents, %d tokens (%d pair by pair), %.3f TFLOP; exact once the stage "
-            "before has been scored",
-            *(stage[name] for name in ("new", "forecast_documents", "forecast_tokens", "forecast_tokens_pairwise")),
-            stage["forecast_tflop"],
-        )
-    else:
-        _log_plan(stage)
+    figures = {
+        **stage,
+        "fetch_gigabytes": stage.get("forecast_fetch_bytes", 0) / 1e9,
+        "read_amplification": stage.get("forecast_read_amplification") or 1,
+        "fetch_hours": stage.get("forecast_fetch_hours") or 0.0,
+    }
+    for line in _AT_MOST_LINES if stage.get("at_most") else _PLAN_LINES:
+        logger.info(line, figures)
     if stage["forecast_device_hours"] is not None:
-        logger.info(
-            "plan: about %.3g hours of one %s, and %.3g of one task's fetching beside it",
-            *(stage[f"forecast_{name}"] for name in ("device_hours", "device")),
-            stage.get("forecast_fetch_hours") or 0.0,
-        )
-
-
-def _log_plan(stage: Mapping[str, Any]) -> None:
-    logger.info(
-        "plan: %d candidates: %d new, %d reused, %d rejected, %d duplicates; %d dropped since the last published run",
-        *(stage[name] for name in ("candidates", "new", "reused", "rejected", "duplicates", "dropped")),
-    )
-    logger.info(
-        "plan: %d documents, %d tokens (%d pair by pair), %d patches, %.3f TFLOP; %d units, largest %.2f of the mean",
-        *(stage[f"forecast_{name}"] for name in ("documents", "tokens", "tokens_pairwise", "patches", "tflop")),
-        *(stage[name] for name in ("units", "largest_unit_over_mean")),
-    )
-    logger.info(
-        "plan: %.3f GB to fetch, in row groups of %.2f times as much",
-        stage["forecast_fetch_bytes"] / 1e9,
-        stage["forecast_read_amplification"] or 1,
-    )
+        logger.info(_HOURS_LINE, figures)

@@ -11,7 +11,8 @@ import io
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from itertools import pairwise
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,10 @@ from PIL import Image
 from lakerank.cost import Sizing, input_cost
 from lakerank.fingerprint import content_hash
 from lakerank.lake.blobs import check_unchanged
+from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, index_key, parquet_bytes, read_table_file
+from lakerank.plan.plan import ROW_GROUP_ROWS, Plan, part_name, plan_folder, read_part, with_columns
 from lakerank.records import RejectReason
 from lakerank.schemas import DOCUMENTS, QUERIES
 
@@ -32,33 +35,17 @@ TableName = Literal["documents", "queries"]
 #: Where a row's content is.
 LOCATION = [("file", pa.string()), ("row_group", pa.int32()), ("row", pa.int32())]
 
-#: A row of a table without its content. Width and height are null without a readable image header.
-INDEX = pa.schema(
-    [
-        ("id", pa.string()),
-        ("hash", pa.string()),
-        *LOCATION,
-        ("text_bytes", pa.int64()),
-        ("image_bytes", pa.int64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("empty", pa.bool_()),
-    ]
-)
+#: What the forecast needs of a row's content. Width and height are null without a readable image header.
+SIZES = [("text_bytes", pa.int64()), ("image_bytes", pa.int64()), ("width", pa.int32()), ("height", pa.int32())]
+
+#: A row of a table without its content.
+INDEX = pa.schema([("id", pa.string()), ("hash", pa.string()), *LOCATION, *SIZES, ("empty", pa.bool_())])
+
+_COST = [("cost", pa.int64()), ("bytes", pa.int64()), ("has_image", pa.bool_())]
+_CHECKED = [("reason", pa.string()), ("same_as", pa.int32())]
 
 #: A query by its number, which is its row. `same_as` is the first query with the same content. `reason` is a code.
-QUERY_LIST = pa.schema(
-    [
-        ("query_id", pa.string()),
-        ("hash", pa.string()),
-        *LOCATION,
-        ("cost", pa.int64()),
-        ("bytes", pa.int64()),
-        ("has_image", pa.bool_()),
-        ("reason", pa.string()),
-        ("same_as", pa.int32()),
-    ]
-)
+QUERY_LIST = pa.schema([("query_id", pa.string()), ("hash", pa.string()), *LOCATION, *_COST, *_CHECKED])
 
 #: Bytes and rows of a table file that one task indexes, about.
 CHUNK_BYTES = 128 * 2**20
@@ -66,13 +53,12 @@ CHUNK_ROWS = 2**18
 
 #: Rows in memory at once while a table is indexed: documents may be megabytes each.
 _ROWS_AT_ONCE = 1024
-_INDEX_ROW_GROUP_ROWS = 100_000
 
 #: Rows of a file of the query list, and of its row groups.
 _LIST_FILE_ROWS = 2**20
 _LIST_ROW_GROUP_ROWS = 65_536
 
-_SIZES = ("text_bytes", "width", "height")
+_COST_COLUMNS = ("text_bytes", "width", "height")
 _ROW_BITS = 32
 
 Int64 = npt.NDArray[np.int64]
@@ -88,8 +74,7 @@ def chunks_and_rows(numbers: Int64) -> tuple[Int64, Int64]:
     return numbers >> _ROW_BITS, numbers & ((1 << _ROW_BITS) - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Some neighbouring row groups of a table file, about how many rows they have, and the name of their index."""
 
     file: str
@@ -111,11 +96,12 @@ class TableIndex:
 
     def read(self, chunk: int, columns: Sequence[str] = INDEX.names) -> pa.Table:
         """The rows of a chunk, in file order. Columns: those asked for, and `cost` in tokens."""
+        names = list(dict.fromkeys([*columns, *_COST_COLUMNS]))
         address = join(self.folder, self.chunks[chunk].index_name)
-        names = list(dict.fromkeys([*columns, *_SIZES]))
-        batches = [batch for *_, batch in read_table_file(self.storage, address, INDEX, names, 65_536)]
-        rows = pa.Table.from_batches(batches, schema=pa.schema([INDEX.field(name) for name in names]))
-        return rows.select(list(columns)).append_column("cost", _cost(rows, self.sizing))
+        rows = read_part(self.storage, address, pa.schema([INDEX.field(name) for name in names]))
+        text, width, height = (rows[name].fill_null(0).to_numpy().astype(np.int64) for name in _COST_COLUMNS)
+        cost = pa.array(input_cost(text, width, height, self.sizing))
+        return rows.select(list(columns)).append_column("cost", cost)
 
 
 def table_chunks(files: Sequence[Fragment]) -> tuple[Chunk, ...]:
@@ -125,8 +111,7 @@ def table_chunks(files: Sequence[Fragment]) -> tuple[Chunk, ...]:
         count = max(-(-fragment.file.size // CHUNK_BYTES), -(-fragment.rows // CHUNK_ROWS))
         parts = max(1, min(fragment.row_groups, count))
         key = index_key(fragment.file)
-        for part in range(parts):
-            first, end = part * fragment.row_groups // parts, (part + 1) * fragment.row_groups // parts
+        for first, end in pairwise(part * fragment.row_groups // parts for part in range(parts + 1)):
             name = f"{key}-{first:05d}.parquet"
             chunks.append(Chunk(fragment.file.uri, first, end, fragment.rows // parts + 1, name))
     return tuple(chunks)
@@ -142,7 +127,7 @@ def write_chunk_index(
     """
     rows = pa.Table.from_batches(_index_rows(storage, table, chunk), schema=INDEX)
     check_unchanged(storage, versions, [chunk.file])
-    storage.create(join(folder, chunk.index_name), parquet_bytes(rows, _INDEX_ROW_GROUP_ROWS))
+    storage.create(join(folder, chunk.index_name), parquet_bytes(rows, ROW_GROUP_ROWS))
     return int(rows.num_rows)
 
 
@@ -169,11 +154,6 @@ def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa
             },
             schema=INDEX,
         )
-
-
-def _cost(rows: pa.Table, sizing: Sizing) -> pa.Array:
-    text, width, height = (rows[name].fill_null(0).to_numpy().astype(np.int64) for name in _SIZES)
-    return pa.array(input_cost(text, width, height, sizing))
 
 
 def _image_size(image: bytes | None) -> tuple[int, int] | tuple[None, None]:
@@ -204,10 +184,10 @@ class QueryList:
         if key not in self._columns:
             for other in [cached for cached in self._columns if cached[0] != self.folder]:
                 del self._columns[other]
-            parts = [pa.array([], QUERY_LIST.field(name).type)]
-            for file in range(-(-self.count // _LIST_FILE_ROWS)):
-                parts += (batch.column(0) for *_, batch in self._read(file, [name]))
-            self._columns[key] = pa.concat_arrays(parts)
+            schema = pa.schema([QUERY_LIST.field(name)])
+            files = [part_name(file) for file in range(-(-self.count // _LIST_FILE_ROWS))]
+            parts = [read_part(self.storage, join(self.folder, file), schema) for file in files]
+            self._columns[key] = pa.concat_tables([schema.empty_table(), *parts])[name].combine_chunks()
         return self._columns[key]
 
     def ids(self, first: int, last: int) -> pa.Array:
@@ -216,9 +196,10 @@ class QueryList:
         for file in range(first // _LIST_FILE_ROWS, -(-last // _LIST_FILE_ROWS)):
             low, high = max(0, first - file * _LIST_FILE_ROWS), min(_LIST_FILE_ROWS, last - file * _LIST_FILE_ROWS)
             groups = range(low // _LIST_ROW_GROUP_ROWS, -(-high // _LIST_ROW_GROUP_ROWS))
-            rows = [batch.column(0) for *_, batch in self._read(file, ["query_id"], list(groups))]
-            start = groups.start * _LIST_ROW_GROUP_ROWS
-            parts.append(pa.concat_arrays(rows).slice(low - start, high - low))
+            address = join(self.folder, part_name(file))
+            batches = read_table_file(self.storage, address, QUERY_LIST, ["query_id"], _LIST_ROW_GROUP_ROWS, groups)
+            rows = pa.concat_arrays([batch.column(0) for *_, batch in batches])
+            parts.append(rows.slice(low - groups.start * _LIST_ROW_GROUP_ROWS, high - low))
         return pa.concat_arrays(parts)
 
     def numbers(self, ids: pa.Array) -> Int64:
@@ -237,11 +218,39 @@ class QueryList:
         positions = pc.index_in(ids, value_set=known[first:end])
         return np.asarray(pc.add(positions, first).fill_null(-1).to_numpy(), dtype=np.int64)
 
-    def _read(
-        self, file: int, columns: list[str], row_groups: list[int] | None = None
-    ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-        address = _list_file(self.folder, file)
-        return read_table_file(self.storage, address, QUERY_LIST, columns, _LIST_ROW_GROUP_ROWS, row_groups)
+
+class RankedFiles(NamedTuple):
+    """How lists are spread over files: the first query of each file but the first, by number and by id."""
+
+    queries: QueryList
+    firsts: tuple[int, ...]
+    first_ids: tuple[str, ...]
+
+    def of_numbers(self, numbers: Int64) -> Int64:
+        """The file of each query (N,) by its number."""
+        return np.asarray(np.searchsorted(np.asarray(self.firsts, dtype=np.int64), numbers, side="right"))
+
+    def of_ids(self, ids: pa.Array) -> Int64:
+        """The file of each query (N,) by its id, which need not be in the lake; null goes to the first."""
+        coded = ids.dictionary_encode()
+        edges = [edge.encode() for edge in self.first_ids]
+        files = [bisect_right(edges, ident.encode()) for ident in coded.dictionary.to_pylist()]
+        return np.asarray(np.asarray([*files, 0], dtype=np.int64)[coded.indices.fill_null(-1).to_numpy()])
+
+    def ids(self, file: int) -> tuple[int, pa.Array]:
+        """The number of a file's first query, and the ids of all its queries."""
+        edges = (0, *self.firsts, self.queries.count)
+        return edges[file], self.queries.ids(edges[file], edges[file + 1])
+
+
+def query_list(storage: Storage, paths: RunPaths, plan: Plan) -> QueryList:
+    """The plan's queries, numbered."""
+    return QueryList(storage, join(plan_folder(paths, plan.attempt), "queries"), plan.queries_listed)
+
+
+def ranked_files(storage: Storage, paths: RunPaths, plan: Plan) -> RankedFiles:
+    """How the run's lists are spread over files."""
+    return RankedFiles(query_list(storage, paths, plan), plan.first_queries, plan.boundaries)
 
 
 def write_query_list(index: TableIndex, folder: str) -> int:
@@ -249,41 +258,29 @@ def write_query_list(index: TableIndex, folder: str) -> int:
     rows = number_queries(pa.concat_tables([index.read(chunk) for chunk in range(len(index.chunks))]))
     for first in range(0, rows.num_rows, _LIST_FILE_ROWS):
         content = parquet_bytes(rows.slice(first, _LIST_FILE_ROWS), _LIST_ROW_GROUP_ROWS)
-        index.storage.replace(_list_file(folder, first // _LIST_FILE_ROWS), content)
+        index.storage.replace(join(folder, part_name(first // _LIST_FILE_ROWS)), content)
     return int(rows.num_rows)
 
 
 def number_queries(rows: pa.Table) -> pa.Table:
     """An index's rows, in file order, as QUERY_LIST: one row an id, at its first location, sorted by id."""
-    order = pc.sort_indices(
-        rows.select(["id"]).append_column("order", pa.array(np.arange(rows.num_rows))),
-        sort_keys=[("id", "ascending"), ("order", "ascending")],
-    )
-    rows = rows.take(order).combine_chunks()
-    rows = rows.filter(pc.is_valid(rows["id"]))
-    if not rows.num_rows:
-        return QUERY_LIST.empty_table()
-    ids = rows["id"].combine_chunks()
-    new = np.concatenate([[True], pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)])
-    starts = np.flatnonzero(new)
-    contents = rows["hash"].combine_chunks().dictionary_encode().indices.to_numpy()
+    order = pa.array(np.arange(rows.num_rows))
+    rows = rows.append_column("order", order).sort_by([("id", "ascending"), ("order", "ascending")])
+    rows = rows.filter(pc.is_valid(rows["id"])).combine_chunks()
+    coded = (rows[name].combine_chunks().dictionary_encode() for name in ("id", "hash"))
+    ids, contents = (column.indices.to_numpy().astype(np.int64) for column in coded)
+    starts = np.flatnonzero(np.diff(ids, prepend=-1))
     conflict = np.minimum.reduceat(contents, starts) != np.maximum.reduceat(contents, starts)
     first = rows.take(pa.array(starts))
     _, where, same = np.unique(contents[starts], return_index=True, return_inverse=True)
-    empty = first["empty"].to_numpy()
-    reasons = np.where(
-        conflict, RejectReason.DUPLICATE_QUERY_ID.value, np.where(empty, RejectReason.EMPTY_QUERY.value, "")
+    reason = np.where(first["empty"].to_numpy(), RejectReason.EMPTY_QUERY.value, "")
+    reason = np.where(conflict, RejectReason.DUPLICATE_QUERY_ID.value, reason)
+    return with_columns(
+        first,
+        QUERY_LIST,
+        query_id=first["id"],
+        reason=pa.array(reason.astype(object), pa.string(), mask=reason == ""),
+        same_as=pa.array(where[same].astype(np.int32)),
+        bytes=pc.add(first["text_bytes"], first["image_bytes"]),
+        has_image=pc.greater(first["image_bytes"], 0),
     )
-    columns: dict[str, Any] = {
-        "query_id": first["id"],
-        "reason": pa.array(reasons.astype(object), pa.string(), mask=reasons == ""),
-        "same_as": pa.array(where[same].astype(np.int32)),
-        "bytes": pc.add(first["text_bytes"], first["image_bytes"]),
-        "has_image": pc.greater(first["image_bytes"], 0),
-    }
-    arrays = [columns[name] if name in columns else first[name] for name in QUERY_LIST.names]
-    return pa.Table.from_arrays(arrays, schema=QUERY_LIST)
-
-
-def _list_file(folder: str, number: int) -> str:
-    return join(folder, f"part-{number:05d}.parquet")

@@ -1,7 +1,8 @@
-"""The score lookup: scores that are in the lake already, by content.
+"""What earlier runs left in the lake: stored scores, by content, and the candidates of the last published run.
 
 A unit file is read once for planning: its scores are then in an index file with those of other units, sorted by
 document content. Index files are only ever added, named by the units they cover: they need no locks and no pointer.
+Candidates that this run no longer lists are dropped candidates; they are counted part by part.
 """
 
 from __future__ import annotations
@@ -9,30 +10,29 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lakerank.errors import StorageError
 from lakerank.fingerprint import sequence_hash
+from lakerank.lake.runs import RunPaths, current_run
 from lakerank.lake.scores import CorruptScoreFile, finished_units, read_unit
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import opened, parquet_bytes, read_table_file
-from lakerank.plan.index import QueryList, TableIndex, row_numbers
+from lakerank.lake.tables import opened, parquet_bytes
+from lakerank.plan.index import QueryList, TableIndex, query_list, row_numbers
+from lakerank.plan.pairs import PAIRS, REJECTS, ValidatedPairs, flat, key_hash, part_of
+from lakerank.plan.plan import ROW_GROUP_ROWS, load_plan, part_name, plan_folder, read_part, with_columns
 from lakerank.records import TRANSIENT_REASONS
 
 logger = logging.getLogger(__name__)
 
 #: A stored score, or the reason why there is none, and the unit it is in.
-RESULT = [
-    ("logit", pa.float32()),
-    ("truncated", pa.bool_()),
-    ("reason", pa.string()),
-    ("detail", pa.string()),
-    ("unit", pa.string()),
-]
+RESULT = [("logit", pa.float32()), ("truncated", pa.bool_())]
+RESULT += [("reason", pa.string()), ("detail", pa.string()), ("unit", pa.string())]
 
 #: A score in an index file, keyed by the contents it is the score of.
 _INDEXED_SCORES = pa.schema([("doc_hash", pa.string()), ("query_hash", pa.string()), *RESULT])
@@ -50,7 +50,6 @@ DOCUMENT_SCORES = pa.schema([("document", pa.int64()), ("query", pa.int32()), *R
 UNITS_A_FILE = 256
 
 _UNITS_KEY = b"lakerank.units"
-_ROW_GROUP_ROWS = 100_000
 
 Int64 = npt.NDArray[np.int64]
 
@@ -66,21 +65,14 @@ class ScoreLookup:
 
     def read(self, name: str, queries: QueryList) -> pa.Table:
         """The scores of an index file for contents that some query has, as CONTENT_SCORES."""
-        rows = self._read(name)
-        coded = rows["query_hash"].combine_chunks().dictionary_encode()
-        known = pc.index_in(coded.dictionary, value_set=queries.column("hash")).fill_null(-1).to_numpy()
-        numbers = known[coded.indices.to_numpy()] if len(known) else np.zeros(0, np.int32)
-        columns: dict[str, Any] = {"query": pa.array(numbers.astype(np.int32))}
-        arrays = [columns[name] if name in columns else rows[name] for name in CONTENT_SCORES.names]
-        return pa.Table.from_arrays(arrays, schema=CONTENT_SCORES).filter(pa.array(numbers >= 0))
-
-    def _read(self, name: str) -> pa.Table:
-        address = join(self.folder, name)
-        batches = [batch for *_, batch in read_table_file(self.storage, address, _INDEXED_SCORES, batch_rows=65_536)]
-        rows = pa.Table.from_batches(batches, schema=_INDEXED_SCORES)
+        rows = read_part(self.storage, join(self.folder, name), _INDEXED_SCORES)
         if self.gone:
             rows = rows.filter(pc.invert(pc.is_in(rows["unit"], value_set=pa.array(sorted(self.gone)))))
-        return rows
+        coded = rows["query_hash"].combine_chunks().dictionary_encode()
+        known = pc.index_in(coded.dictionary, value_set=queries.column("hash")).fill_null(-1).to_numpy()
+        numbers = known[coded.indices.to_numpy()]
+        scores = with_columns(rows, CONTENT_SCORES, query=pa.array(numbers.astype(np.int32)))
+        return scores.filter(pa.array(numbers >= 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +87,14 @@ class ScoreIndexer:
     def folder(self) -> str:
         return join(self.output, "index", "scores", f"scorer={self.scorer}")
 
-    def missing(self) -> tuple[ScoreLookup, list[Sequence[str]]]:
+    def missing(self) -> tuple[ScoreLookup, list[list[str]]]:
         """The lookup by the index files there are, and units that they do not cover, UNITS_A_FILE together."""
         units = finished_units(self.storage, self.output, self.scorer)
         names = self.storage.list_names(self.folder)
         covered = {unit for name in names for unit in self._covered(name)}
         missing = sorted(units - covered)
-        batches = [missing[first : first + UNITS_A_FILE] for first in range(0, len(missing), UNITS_A_FILE)]
-        return ScoreLookup(self.storage, self.folder, tuple(sorted(names)), frozenset(covered - units)), list(batches)
+        lookup = ScoreLookup(self.storage, self.folder, tuple(sorted(names)), frozenset(covered - units))
+        return lookup, [missing[first : first + UNITS_A_FILE] for first in range(0, len(missing), UNITS_A_FILE)]
 
     def write(self, units: Sequence[str]) -> str | None:
         """Index the scores of some units; returns the index file's name, or None when all unit files are corrupt."""
@@ -115,15 +107,14 @@ class ScoreIndexer:
                 continue
             names.append(unit)
             truncated = pc.or_kleene(rows["query_truncated"], rows["document_truncated"])
-            columns = {"truncated": truncated, "unit": pa.array([unit] * rows.num_rows, pa.string())}
-            arrays = [columns[name] if name in columns else rows[name] for name in _INDEXED_SCORES.names]
-            tables.append(pa.Table.from_arrays(arrays, schema=_INDEXED_SCORES))
+            unit_column = pa.array([unit] * rows.num_rows, pa.string())
+            tables.append(with_columns(rows, _INDEXED_SCORES, truncated=truncated, unit=unit_column))
         if not names:
             return None
         file = f"{sequence_hash((unit,) for unit in names)}.parquet"
         rows = pa.concat_tables(tables).sort_by([("doc_hash", "ascending"), ("query_hash", "ascending")])
         metadata = {_UNITS_KEY.decode(): ",".join(names)}
-        self.storage.create(join(self.folder, file), parquet_bytes(rows, _ROW_GROUP_ROWS, metadata))
+        self.storage.create(join(self.folder, file), parquet_bytes(rows, ROW_GROUP_ROWS, metadata))
         return file
 
     def _covered(self, name: str) -> list[str]:
@@ -140,52 +131,113 @@ def document_contents(index: TableIndex, chunk: int) -> pa.Table:
 
 def match_contents(scores: pa.Table, documents: pa.Table) -> pa.Table:
     """Every one of CONTENT_SCORES with every one of DOCUMENT_CONTENTS of its content, as DOCUMENT_SCORES."""
-    coded = documents["doc_hash"].combine_chunks().dictionary_encode()
-    code = coded.indices.to_numpy().astype(np.int64)
-    by_code = np.argsort(code, kind="stable")
-    count = np.bincount(code, minlength=len(coded.dictionary))
-    start = np.cumsum(count) - count
-    matches = pc.index_in(scores["doc_hash"].combine_chunks(), value_set=coded.dictionary).fill_null(-1).to_numpy()
-    kept = np.flatnonzero(matches >= 0)
-    matches = matches[kept]
-    repeat = count[matches]
-    rows = np.repeat(kept, repeat)
-    within = np.arange(len(rows)) - np.repeat(np.cumsum(repeat) - repeat, repeat)
-    numbers = pa.array(documents["document"].to_numpy()[by_code[np.repeat(start[matches], repeat) + within]])
-    chosen = scores.take(pa.array(rows))
-    arrays = [numbers if name == "document" else chosen[name] for name in DOCUMENT_SCORES.names]
-    return pa.Table.from_arrays(arrays, schema=DOCUMENT_SCORES)
+    contents = documents["doc_hash"].combine_chunks().dictionary_encode()
+    codes = contents.indices.to_numpy().astype(np.int64)
+    by_content = documents["document"].to_numpy()[np.argsort(codes, kind="stable")]
+    counts = np.append(np.bincount(codes, minlength=len(contents.dictionary)), 0)  # the last: of no document's content
+    matches = pc.index_in(scores["doc_hash"].combine_chunks(), value_set=contents.dictionary).fill_null(-1).to_numpy()
+    repeats = counts[matches]
+    rows = np.repeat(np.arange(len(repeats)), repeats)
+    first = (np.cumsum(counts) - counts)[matches] - (np.cumsum(repeats) - repeats)
+    numbers = by_content[np.repeat(first, repeats) + np.arange(len(rows))]
+    return with_columns(scores.take(pa.array(rows)), DOCUMENT_SCORES, document=pa.array(numbers))
 
 
 def best_scores(scores: pa.Table, documents: Int64) -> tuple[Int64, pa.Table]:
     """One stored score a document and query: a logit goes before a reject, one that lasts before one that may not.
 
-    Args:
-        scores: DOCUMENT_SCORES.
-        documents: rising document numbers (D,); others are left out.
-
-    Returns:
-        Rising keys (N,) `position in documents << 32 | query`, and their rows with a column `lasting`.
+    Of the DOCUMENT_SCORES only those of `documents`, rising numbers (D,), count. Returns rising keys (N,) `position in
+    documents << 32 | query`, and their rows with a column `lasting`.
     """
-    if not scores.num_rows or not len(documents):
-        empty = scores.slice(0, 0).append_column("lasting", pa.array([], pa.bool_()))
-        return np.zeros(0, np.int64), empty
     numbers = scores["document"].to_numpy()
-    position = np.minimum(np.searchsorted(documents, numbers), len(documents) - 1)
-    kept = documents[position] == numbers
+    position = np.searchsorted(documents, numbers)
+    kept = np.append(documents, -1)[position] == numbers
     scores, position = scores.filter(pa.array(kept)).combine_chunks(), position[kept]
     keys = (position.astype(np.int64) << 32) | scores["query"].to_numpy()
     transient = pc.is_in(scores["reason"], value_set=pa.array(sorted(reason.value for reason in TRANSIENT_REASONS)))
     preference = transient.to_numpy().astype(np.int8) * 2 + pc.is_valid(scores["reason"]).to_numpy()
-    order = np.lexsort((_ordinals(scores["unit"]), preference, keys))
-    first = order[np.concatenate([[True], keys[order][1:] != keys[order][:-1]])] if len(order) else order
+    units = scores["unit"].combine_chunks().dictionary_encode()
+    unit_ranks = pc.rank(units.dictionary).to_numpy()[units.indices.to_numpy()]
+    order = np.lexsort((unit_ranks, preference, keys))
+    first = order[np.diff(keys[order], prepend=-1) != 0]
     rows = scores.append_column("lasting", pc.invert(transient)).take(pa.array(first))
     return keys[first], rows
 
 
-def _ordinals(column: pa.ChunkedArray) -> Int64:
-    """The rank of each string among the distinct ones."""
-    coded = column.combine_chunks().dictionary_encode()
-    ordinal = np.empty(len(coded.dictionary), np.int64)
-    ordinal[pc.sort_indices(coded.dictionary).to_numpy()] = np.arange(len(coded.dictionary))
-    return np.asarray(ordinal[coded.indices.to_numpy()])
+@dataclass(frozen=True, slots=True)
+class PreviousCandidates:
+    """The candidates of the last published run. Its plan has them in files by document id, like this run's, so none
+    need move."""
+
+    storage: Storage
+    folder: str
+    bits: int
+    count: int
+    queries: QueryList
+
+    #: Numbers in this run of the earlier run's queries, one plan at a time.
+    _numbers: ClassVar[dict[str, Int64]] = {}
+
+    def retained(self, part: int, bits: int, validated: ValidatedPairs, queries: QueryList) -> int:
+        """How many of the previous candidates are candidates of this part of 2^bits."""
+        pairs, rejects = self._part("pairs", PAIRS, part, bits), self._part("rejects", REJECTS, part, bits)
+        rows, numbers, _ = flat(pairs)
+        new_rows, new_numbers, _ = flat(validated.pairs)
+        rejected, new_rejected = (table["query_id"].combine_chunks() for table in (rejects, validated.rejects))
+        documents = _codes(
+            pairs["doc_id"].take(pa.array(rows)),
+            rejects["doc_id"],
+            validated.pairs["doc_id"].take(pa.array(new_rows)),
+            validated.rejects["doc_id"],
+        )
+        old_names = self.queries.column("query_id").take(pa.array(numbers))
+        names = _codes(old_names, rejected, pa.nulls(len(new_rows), pa.string()), new_rejected)
+        old_numbers = [self._renumbered(queries)[numbers], queries.numbers(rejected)]
+        query = np.concatenate([*old_numbers, new_numbers, queries.numbers(new_rejected)])
+        # A query that is not in the lake has no number: its id tells it from others, as negative numbers.
+        keys = (documents << 33) + np.where(query >= 0, query, -2 - names)
+        old = len(rows) + rejects.num_rows
+        return len(np.intersect1d(keys[:old], keys[old:]))
+
+    def _renumbered(self, queries: QueryList) -> Int64:
+        key = f"{self.folder} {queries.folder}"
+        if key not in self._numbers:
+            self._numbers.clear()
+            self._numbers[key] = queries.numbers(self.queries.column("query_id"))
+        return self._numbers[key]
+
+    def _part(self, name: str, schema: pa.Schema, part: int, bits: int) -> pa.Table:
+        """Rows of the earlier run's files that fall in this part: it may have had more parts, or fewer."""
+        finer = max(0, self.bits - bits)
+        numbers = range(part << finer, (part + 1) << finer) if finer else [part >> (bits - self.bits)]
+        folder = join(self.folder, name)
+        existing = {*self.storage.list_names(folder)}
+        files = [part_name(number) for number in numbers if part_name(number) in existing]
+        tables = [read_part(self.storage, join(folder, file), schema) for file in files]
+        rows = pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
+        if bits <= self.bits or not rows.num_rows:
+            return rows
+        return rows.filter(pa.array(part_of(key_hash(rows["doc_id"].combine_chunks()), bits) == part))
+
+
+def previous_candidates(storage: Storage, paths: RunPaths) -> PreviousCandidates | None:
+    """The candidates of the last published run, if its plan's files still exist."""
+    current = current_run(storage, paths.output)
+    if current is None:
+        return None
+    previous = RunPaths(paths.output, current["run_id"])
+    try:
+        plan = load_plan(storage, previous)
+    except StorageError as error:
+        logger.warning("%s; candidates dropped since then are not counted", error)
+        return None
+    folder = plan_folder(previous, plan.attempt) if plan else ""
+    if plan is None or not storage.exists(join(folder, "queries")):
+        return None
+    return PreviousCandidates(storage, folder, plan.bits, plan.candidates, query_list(storage, previous, plan))
+
+
+def _codes(*columns: pa.Array | pa.ChunkedArray) -> Int64:
+    """A number for each distinct string of some columns, one after the other; null is -1."""
+    strings = pa.concat_tables([pa.table({"string": column}) for column in columns])["string"].combine_chunks()
+    return np.asarray(strings.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64))

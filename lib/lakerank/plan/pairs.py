@@ -6,7 +6,6 @@ Rows meet in parts by a hash of their document id. Reject reasons that need no c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +20,10 @@ from lakerank.records import RejectReason
 #: The first-stage rank of candidates that have none, after every real one.
 NO_RANK = 2**31 - 1
 
-_LISTS = [("queries", pa.list_(pa.int32())), ("ranks", pa.list_(pa.int32()))]
+LISTS = [("queries", pa.list_(pa.int32())), ("ranks", pa.list_(pa.int32()))]
 
 #: A document id and the queries that list it, by number, each with its first-stage rank.
-CANDIDATE_LISTS = pa.schema([("doc_id", pa.string()), *_LISTS])
+CANDIDATE_LISTS = pa.schema([("doc_id", pa.string()), *LISTS])
 
 #: A candidate whose query is not in the lake (`number` -1), or whose document has no id.
 UNMATCHED = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("number", pa.int32())])
@@ -39,7 +38,7 @@ CANDIDATE, UNMATCHED_CANDIDATE, DOCUMENT = 0, 1, 2
 JOIN_RECORDS = {CANDIDATE: CANDIDATE_LISTS, UNMATCHED_CANDIDATE: UNMATCHED, DOCUMENT: LOCATED_DOCUMENTS}
 
 #: Pairs that can be scored, a document a row: its number, and its queries by number.
-PAIRS = pa.schema([("doc_id", pa.string()), ("document", pa.int64()), *_LISTS])
+PAIRS = pa.schema([("doc_id", pa.string()), ("document", pa.int64()), *LISTS])
 
 #: Pairs that cannot.
 REJECTS = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("reason", pa.string())])
@@ -53,8 +52,9 @@ REASONS = (
     RejectReason.EMPTY_QUERY,
     RejectReason.EMPTY_DOCUMENT,
 )
-_CODES = {reason.value: code for code, reason in enumerate(REASONS)}
+_CODES = {reason: code for code, reason in enumerate(REASONS)}
 _VALID = len(REASONS)
+_VALUES = pa.array([reason.value for reason in REASONS])
 
 _MAX_WEIGHTS = 4096
 _WEIGHTS = splitmix64(np.arange(1, _MAX_WEIGHTS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
@@ -72,9 +72,7 @@ def key_hash(keys: pa.Array) -> UInt64:
     keys = keys.cast(pa.binary()).fill_null(b"")
     _, offsets_buffer, data_buffer = keys.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int32)[keys.offset : keys.offset + len(keys) + 1].astype(np.int64)
-    if data_buffer is None or offsets[-1] == offsets[0]:
-        return splitmix64(np.diff(offsets).astype(np.uint64))
-    data = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64)
+    data = np.frombuffer(data_buffer or b"", np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64)
     offsets = offsets - offsets[0]
     lengths = np.diff(offsets)
     position = np.arange(len(data)) - np.repeat(offsets[:-1], lengths)
@@ -99,12 +97,10 @@ class HashedRows(NamedTuple):
 def hashed_documents(index: TableIndex, chunk: int) -> HashedRows:
     """A chunk's documents as DOCUMENT rows."""
     rows = index.read(chunk, ["id", "hash", "empty"])
-    hashes = key_hash(rows["id"].combine_chunks())
-    order = np.argsort(hashes, kind="stable")
     contents = pa.array(key_hash(rows["hash"].combine_chunks()))
     numbers = pa.array(row_numbers(chunk, rows.num_rows))
     located = pa.Table.from_arrays([rows["id"], numbers, contents, rows["empty"]], schema=LOCATED_DOCUMENTS)
-    return HashedRows(DOCUMENT, hashes[order], located.take(pa.array(order)))
+    return _hashed(DOCUMENT, located)
 
 
 def hashed_candidates(rows: pa.Table, queries: QueryList) -> Iterator[HashedRows]:
@@ -115,7 +111,8 @@ def hashed_candidates(rows: pa.Table, queries: QueryList) -> Iterator[HashedRows
     codes = doc_ids.indices.fill_null(-1).to_numpy().astype(np.int64)
     unmatched = (numbers < 0) | (codes < 0)
     if unmatched.any():
-        yield _hashed_unmatched(rows, numbers, unmatched)
+        pairs = rows.select(["query_id", "doc_id"]).append_column("number", pa.array(numbers.astype(np.int32)))
+        yield _hashed(UNMATCHED_CANDIDATE, pairs.filter(pa.array(unmatched)))
     hashes = key_hash(doc_ids.dictionary)
     by_hash = np.argsort(hashes)
     position = np.empty(len(by_hash), np.int64)
@@ -124,22 +121,19 @@ def hashed_candidates(rows: pa.Table, queries: QueryList) -> Iterator[HashedRows
     order = np.argsort(keys)
     keys = keys[order]
     ranks = rows["first_stage_rank"].fill_null(NO_RANK).to_numpy()[~unmatched][order]
-    positions, query_lists, rank_lists = grouped(keys >> 32, keys & 0xFFFFFFFF, ranks)
-    documents = by_hash[positions]
-    lists = [doc_ids.dictionary.take(pa.array(documents)), query_lists, rank_lists]
-    yield HashedRows(CANDIDATE, hashes[documents], pa.Table.from_arrays(lists, schema=CANDIDATE_LISTS))
+    starts, *lists = _grouped(keys >> 32, keys & 0xFFFFFFFF, ranks)
+    documents = by_hash[keys[starts] >> 32]
+    arrays = [doc_ids.dictionary.take(pa.array(documents)), *lists]
+    yield HashedRows(CANDIDATE, hashes[documents], pa.Table.from_arrays(arrays, schema=CANDIDATE_LISTS))
 
 
-def _hashed_unmatched(rows: pa.Table, numbers: Int64, unmatched: npt.NDArray[np.bool_]) -> HashedRows:
-    pairs = rows.select(["query_id", "doc_id"]).append_column("number", pa.array(numbers.astype(np.int32)))
-    pairs = pairs.filter(pa.array(unmatched)).combine_chunks()
-    hashes = key_hash(pairs["doc_id"].combine_chunks())
-    order = np.argsort(hashes)
-    return HashedRows(UNMATCHED_CANDIDATE, hashes[order], pairs.take(pa.array(order)).cast(UNMATCHED))
+def _hashed(record_type: int, rows: pa.Table) -> HashedRows:
+    hashes = key_hash(rows["doc_id"].combine_chunks())
+    order = np.argsort(hashes, kind="stable")
+    return HashedRows(record_type, hashes[order], rows.take(pa.array(order)).cast(JOIN_RECORDS[record_type]))
 
 
-@dataclass(frozen=True, slots=True)
-class ValidatedPairs:
+class ValidatedPairs(NamedTuple):
     """The candidates of one part: PAIRS in the order of the documents table, REJECTS, and counts."""
 
     pairs: pa.Table
@@ -149,31 +143,19 @@ class ValidatedPairs:
 
 
 def validate_pairs(records: Mapping[int, pa.Table], queries: QueryList) -> ValidatedPairs:
-    """Merge the candidates of one part, each pair once at its better first-stage rank, and validate them.
-
-    Args:
-        records: rows of the part by record type (JOIN_RECORDS).
-    """
+    """Validate the candidates among a part's records (JOIN_RECORDS), each pair once at its lowest first-stage rank."""
     candidates, unmatched = records[CANDIDATE], records[UNMATCHED_CANDIDATE]
     ids = candidates["doc_id"].combine_chunks().dictionary_encode()
-    keys, ranks, duplicates = _distinct(
-        ids.indices.to_numpy().astype(np.int64),
-        candidates["queries"].combine_chunks(),
-        candidates["ranks"].combine_chunks(),
-    )
+    keys, ranks, duplicates = _distinct(ids.indices.to_numpy().astype(np.int64), candidates)
     documents, numbers = keys >> 32, keys & 0xFFFFFFFF
     location, document_faults = _locate(ids.dictionary, records[DOCUMENT])
-    fault = np.minimum(document_faults[documents], _query_faults(queries.column("reason"))[numbers])
+    query_faults = pc.index_in(queries.column("reason"), value_set=_VALUES).fill_null(_VALID).to_numpy()
+    fault = np.minimum(document_faults[documents], query_faults[numbers])
     bad = fault < _VALID
     unmatched_rejects = _unmatched_rejects(unmatched)
-    rejects = pa.Table.from_arrays(
-        [
-            queries.column("query_id").take(pa.array(numbers[bad])),
-            ids.dictionary.take(pa.array(documents[bad])),
-            pa.array([reason.value for reason in REASONS]).take(pa.array(fault[bad])),
-        ],
-        schema=REJECTS,
-    )
+    query_ids = queries.column("query_id").take(pa.array(numbers[bad]))
+    doc_ids = ids.dictionary.take(pa.array(documents[bad]))
+    rejects = pa.Table.from_arrays([query_ids, doc_ids, _VALUES.take(pa.array(fault[bad]))], schema=REJECTS)
     pairs = _by_location(ids.dictionary, location, documents[~bad], numbers[~bad], ranks[~bad])
     unseen = {*unmatched["doc_id"].to_pylist()} - {*ids.dictionary.to_pylist()} if unmatched.num_rows else set()
     return ValidatedPairs(
@@ -184,23 +166,20 @@ def validate_pairs(records: Mapping[int, pa.Table], queries: QueryList) -> Valid
     )
 
 
-def flat(lists: pa.Table | pa.RecordBatch) -> tuple[Int64, Int64, Int64]:
+def flat(lists: pa.Table) -> tuple[Int64, Int64, Int64]:
     """Rows of PAIRS pair by pair: the number of its row, of its query, and its first-stage rank; (P,) each."""
-    queries = lists.column("queries")
-    ranks = lists.column("ranks")
-    if isinstance(queries, pa.ChunkedArray):
-        queries, ranks = queries.combine_chunks(), ranks.combine_chunks()
+    queries, ranks = (lists[name].combine_chunks() for name in ("queries", "ranks"))
     counts = pc.list_value_length(queries).to_numpy()
     rows = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     return rows, queries.flatten().to_numpy().astype(np.int64), ranks.flatten().to_numpy().astype(np.int64)
 
 
-def grouped(keys: Int64, queries: Int64, ranks: npt.NDArray[np.integer]) -> tuple[Int64, pa.ListArray, pa.ListArray]:
-    """Pairs sorted by key as lists: the distinct keys (D,), and each one's queries and ranks."""
-    distinct, starts = np.unique(keys, return_index=True)
+def _grouped(keys: Int64, queries: Int64, ranks: npt.NDArray[np.integer]) -> tuple[Int64, pa.ListArray, pa.ListArray]:
+    """Pairs sorted by key as lists: the first pair of each key (D,), and the queries and ranks of its pairs."""
+    starts = np.flatnonzero(np.diff(keys, prepend=-1))
     offsets = pa.array(np.append(starts, len(keys)).astype(np.int32))
     lists = (pa.ListArray.from_arrays(offsets, pa.array(values.astype(np.int32))) for values in (queries, ranks))
-    return distinct, *lists
+    return starts, *lists
 
 
 def chosen_pairs(pairs: pa.Table, chosen: pa.Table) -> pa.Table:
@@ -209,28 +188,22 @@ def chosen_pairs(pairs: pa.Table, chosen: pa.Table) -> pa.Table:
     positions = pc.index_in(chosen["doc_id"].combine_chunks(), value_set=pairs["doc_id"].combine_chunks())
     keys = (positions.fill_null(-1).to_numpy().astype(np.int64) << 32) | chosen["query"].to_numpy()
     kept = np.isin((rows << 32) | queries, keys)
-    documents, query_lists, rank_lists = grouped(rows[kept], queries[kept], ranks[kept])
-    located = pairs.take(pa.array(documents))
-    return pa.Table.from_arrays([located["doc_id"], located["document"], query_lists, rank_lists], schema=PAIRS)
+    starts, *lists = _grouped(rows[kept], queries[kept], ranks[kept])
+    located = pairs.take(pa.array(rows[kept][starts]))
+    return pa.Table.from_arrays([located["doc_id"], located["document"], *lists], schema=PAIRS)
 
 
-def _distinct(documents: Int64, queries: pa.ListArray, ranks: pa.ListArray) -> tuple[Int64, Int64, int]:
+def _distinct(documents: Int64, candidates: pa.Table) -> tuple[Int64, Int64, int]:
     """Keys `document << 32 | query`, each once and rising, with their lowest rank, and how many were repeated."""
-    counts = pc.list_value_length(queries).to_numpy()
-    keys = (np.repeat(documents, counts) << 32) | queries.flatten().to_numpy().astype(np.int64)
+    rows, queries, ranks = flat(candidates)
+    keys = (documents[rows] << 32) | queries
     order = np.argsort(keys)
-    keys = keys[order]
-    if not len(keys):
-        return keys, keys, 0
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    lowest = np.minimum.reduceat(ranks.flatten().to_numpy()[order].astype(np.int64), starts)
-    return keys[starts], lowest, len(keys) - len(starts)
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+    return keys[order[starts]], np.minimum.reduceat(ranks[order], starts), len(keys) - len(starts)
 
 
 def _locate(ids: pa.Array, documents: pa.Table) -> tuple[Int64, Int64]:
     """The number of the first document with each id, and the code of what is wrong with it: (D,) each."""
-    if not documents.num_rows:
-        return np.full(len(ids), -1), np.full(len(ids), _CODES[RejectReason.MISSING_DOCUMENT])
     known = documents["doc_id"].combine_chunks().dictionary_encode()
     codes, numbers = known.indices.fill_null(-1).to_numpy().astype(np.int64), documents["document"].to_numpy()
     order = np.lexsort((numbers, codes))
@@ -239,20 +212,11 @@ def _locate(ids: pa.Array, documents: pa.Table) -> tuple[Int64, Int64]:
     contents = documents["content"].to_numpy()[order]
     conflict = np.minimum.reduceat(contents, starts) != np.maximum.reduceat(contents, starts)
     first = order[starts]
-    fault = np.where(
-        conflict,
-        _CODES[RejectReason.DUPLICATE_DOCUMENT_ID],
-        np.where(documents["empty"].to_numpy()[first], _CODES[RejectReason.EMPTY_DOCUMENT], _VALID),
-    )
+    fault = np.where(documents["empty"].to_numpy()[first], _CODES[RejectReason.EMPTY_DOCUMENT], _VALID)
+    fault = np.where(conflict, _CODES[RejectReason.DUPLICATE_DOCUMENT_ID], fault)
     position = pc.index_in(ids, value_set=known.dictionary).fill_null(-1).to_numpy()
     missing = _CODES[RejectReason.MISSING_DOCUMENT]
     return np.append(numbers[first], -1)[position], np.append(fault, missing)[position]
-
-
-def _query_faults(reasons: pa.Array) -> Int64:
-    distinct = reasons.dictionary_encode()
-    codes = np.asarray([_CODES[reason] for reason in distinct.dictionary.to_pylist()] + [_VALID], dtype=np.int64)
-    return np.asarray(codes[distinct.indices.fill_null(-1).to_numpy()])
 
 
 def _unmatched_rejects(unmatched: pa.Table) -> pa.Table:
@@ -267,7 +231,7 @@ def _by_location(ids: pa.Array, location: Int64, documents: Int64, queries: Int6
     """Pairs as PAIRS, in the order of the documents table."""
     order = np.argsort(location[documents], kind="stable")
     documents, queries, ranks = documents[order], queries[order], ranks[order]
-    numbers, query_lists, rank_lists = grouped(location[documents], queries, ranks)
-    first = np.searchsorted(location[documents], numbers)
-    arrays = [ids.take(pa.array(documents[first])), pa.array(numbers), query_lists, rank_lists]
+    starts, *lists = _grouped(location[documents], queries, ranks)
+    documents = documents[starts]
+    arrays = [ids.take(pa.array(documents)), pa.array(location[documents]), *lists]
     return pa.Table.from_arrays(arrays, schema=PAIRS)

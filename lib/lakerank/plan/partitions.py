@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from lakerank.cost import CostProfile, vision_cost, visual_tokens
 from lakerank.plan.index import INDEX, Chunk, QueryList, TableIndex, chunks_and_rows
 from lakerank.plan.lookup import DOCUMENT_SCORES, RESULT, best_scores
 from lakerank.plan.pairs import PAIRS, flat
+from lakerank.plan.plan import with_columns
 from lakerank.plan.units import GROUPS, group_costs, group_starts
 
 #: Ranges that a table is cut into, about: the driver holds a count for each, whatever the table's size.
@@ -29,21 +29,16 @@ SPLIT_RECORDS = {PAIR: DOCUMENT_PAIRS, SCORE: DOCUMENT_SCORES}
 #: A pair that has a score: the query by number, its first-stage rank, and the score as it is in the lake.
 REUSED = pa.schema([("doc_id", pa.string()), ("query", pa.int32()), ("rank", pa.int32()), *RESULT])
 
-_SIZES = ["text_bytes", "image_bytes", "width", "height"]
-_COLUMNS = ["id", "hash", "file", "row_group", "row", *_SIZES]
+#: What the split reads of documents.
+_DOCUMENTS = INDEX.remove(INDEX.get_field_index("empty")).append(pa.field("cost", pa.int64()))
 
 Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentRanges:
-    """Ranges of neighbouring documents: range numbers rise with document numbers.
-
-    Attributes:
-        rows: documents of a range.
-        first: each chunk's first range.
-        count: ranges of each chunk.
-    """
+    """Ranges of `rows` neighbouring documents: range numbers rise with document numbers. `first` and `count` are each
+    chunk's first range and its number of ranges."""
 
     rows: int
     first: Int64
@@ -103,70 +98,71 @@ def even_edges(sizes: Mapping[int, int], partitions: int) -> Int64:
 
 
 @dataclass(frozen=True, slots=True)
-class SplitPairs:
-    """A partition's new pairs as GROUPS, those with a score as REUSED, and totals for the forecast."""
-
-    groups: pa.Table
-    reused: pa.Table
-    totals: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
 class Splitter:
     """Splits the pairs of a partition, whichever it is, into new ones and those with a score."""
 
     documents: TableIndex
     queries: QueryList
     max_queries: int
-    readings: tuple[CostProfile, ...] = (CostProfile(),)
+    readings: tuple[CostProfile, ...]
 
-    def split(self, pairs: pa.Table, scores: pa.Table) -> SplitPairs:
-        """Split DOCUMENT_PAIRS of a partition by its DOCUMENT_SCORES, the stored scores of its documents."""
+    def split(self, pairs: pa.Table, scores: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+        """Split DOCUMENT_PAIRS of a partition by its DOCUMENT_SCORES, the stored scores of its documents.
+
+        Returns the new pairs as GROUPS, those with a score as REUSED, and totals for the forecast.
+        """
         pairs = pairs.sort_by("document").combine_chunks()
         numbers = pairs["document"].to_numpy()
         rows, queries, ranks = flat(pairs)
         order = np.argsort((rows << 32) | queries)
         rows, queries, ranks = rows[order], queries[order], ranks[order]
         keys, stored = best_scores(scores, numbers)
-        same = self.queries.column("same_as").to_numpy()
-        at, has = _matched((rows << 32) | same[queries], keys)
-        lasting = np.append(stored["lasting"].to_numpy(zero_copy_only=False), False).astype(bool)[at] & has
-        documents, read_bytes = self._documents(numbers, np.unique(rows[~lasting]))
-        reused = _reused(documents, rows[lasting], queries[lasting], ranks[lasting], stored.take(pa.array(at[lasting])))
-        units = stored["unit"].combine_chunks()
-        tried = units.take(pa.array(np.where(has, at, 0), mask=~has)).filter(pa.array(~lasting))
-        groups = self._groups(documents, rows[~lasting], queries[~lasting], ranks[~lasting], tried)
-        totals = self._totals(documents, rows[~lasting], queries[~lasting])
-        return SplitPairs(groups, reused, {**totals, "reused": int(lasting.sum()), "read_bytes": read_bytes})
+        required = (rows << 32) | self.queries.column("same_as").to_numpy()[queries]
+        at = np.searchsorted(keys, required)
+        has = np.append(keys, -1)[at] == required
+        lasting = np.append(stored["lasting"].to_numpy(), False).astype(bool)[at] & has
+        new = ~lasting
+        documents, read_bytes = self._documents(numbers, np.unique(rows[new]))
+        reused = with_columns(
+            stored.take(pa.array(at[lasting])),
+            REUSED,
+            doc_id=documents["id"].take(pa.array(rows[lasting])),
+            query=pa.array(queries[lasting].astype(np.int32)),
+            rank=pa.array(ranks[lasting].astype(np.int32)),
+        )
+        tried = stored["unit"].combine_chunks().take(pa.array(at[new], mask=~has[new]))
+        groups = self._groups(documents, rows[new], queries[new], ranks[new], tried)
+        totals = self._totals(documents, rows[new], queries[new])
+        return groups, reused, {**totals, "reused": int(lasting.sum()), "read_bytes": read_bytes}
 
     def _documents(self, numbers: Int64, new: Int64) -> tuple[pa.Table, int]:
         """Index rows of documents (D,), and bytes of the row groups that have those at the positions `new`."""
         chunks, chunk_rows = chunks_and_rows(numbers)
-        tables, read_bytes = [], 0
+        tables, read_bytes = [_DOCUMENTS.empty_table()], 0
         for chunk in np.unique(chunks).tolist():
-            rows = self.documents.read(chunk, _COLUMNS)
+            rows = self.documents.read(chunk, _DOCUMENTS.names[:-1])
             inside = np.flatnonzero(chunks == chunk)
             tables.append(rows.take(pa.array(chunk_rows[inside])))
             groups = rows["row_group"].to_numpy()
             sizes = np.bincount(groups - groups[0], weights=_bytes(rows))
             fetched = chunk_rows[np.intersect1d(inside, new)]
             read_bytes += int(sizes[np.unique(groups[fetched] - groups[0])].sum())
-        if not tables:
-            schema = pa.schema([INDEX.field(name) for name in _COLUMNS]).append(pa.field("cost", pa.int64()))
-            return schema.empty_table(), 0
         return pa.concat_tables(tables).combine_chunks(), read_bytes
 
     def _groups(self, documents: pa.Table, rows: Int64, queries: Int64, ranks: Int64, tried: pa.Array) -> pa.Table:
         starts = group_starts(rows, self.max_queries)
         grouped = documents.take(pa.array(rows[starts]))
-        costs = self._costs(documents, rows, queries, starts)
         offsets = pa.array(np.append(starts, len(rows)).astype(np.int32))
-        lists = [
-            pa.ListArray.from_arrays(offsets, values)
-            for values in (pa.array(queries.astype(np.int32)), pa.array(ranks.astype(np.int32)), tried)
-        ]
-        keys = (grouped[name] for name in ("id", "hash", "file", "row_group", "row"))
-        return pa.Table.from_arrays([*keys, pa.array(costs), *lists], schema=GROUPS)
+        return with_columns(
+            grouped,
+            GROUPS,
+            doc_id=grouped["id"],
+            doc_hash=grouped["hash"],
+            cost=pa.array(self._costs(documents, rows, queries, starts)),
+            queries=pa.ListArray.from_arrays(offsets, pa.array(queries.astype(np.int32))),
+            ranks=pa.ListArray.from_arrays(offsets, pa.array(ranks.astype(np.int32))),
+            tried=pa.ListArray.from_arrays(offsets, tried),
+        )
 
     def _totals(self, documents: pa.Table, rows: Int64, queries: Int64) -> dict[str, int]:
         """Totals of new pairs. `pairwise_cost`: were each document read again for each query."""
@@ -183,13 +179,12 @@ class Splitter:
 
     def _costs(self, documents: pa.Table, rows: Int64, queries: Int64, starts: Int64) -> Int64:
         """Cost of the groups of pairs that begin at `starts`."""
-        costs, image_bytes = documents["cost"].to_numpy(), documents["image_bytes"].to_numpy()
         has_image = self.queries.column("has_image").to_numpy(zero_copy_only=False)
-        with_image = (image_bytes[rows] > 0) | has_image[queries].astype(bool)
-        query_costs = self.queries.column("cost").to_numpy()[queries].astype(np.int64)
-        grouped = rows[starts]
-        shared = vision_cost(self._visual_tokens(documents))
-        return group_costs(starts, costs[grouped], shared[grouped], query_costs, with_image, self.readings)
+        with_image = (documents["image_bytes"].to_numpy() > 0)[rows] | has_image[queries]
+        query_costs = self.queries.column("cost").to_numpy()[queries]
+        costs = documents["cost"].to_numpy()[rows[starts]]
+        shared = vision_cost(self._visual_tokens(documents))[rows[starts]]
+        return group_costs(starts, costs, shared, query_costs, with_image, self.readings)
 
     def _visual_tokens(self, documents: pa.Table) -> Int64:
         width, height = (documents[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height"))
@@ -198,20 +193,3 @@ class Splitter:
 
 def _bytes(rows: pa.Table) -> Int64:
     return np.asarray(rows["text_bytes"].to_numpy() + rows["image_bytes"].to_numpy(), dtype=np.int64)
-
-
-def _matched(required: Int64, keys: Int64) -> tuple[Int64, npt.NDArray[np.bool_]]:
-    """Position of each required key (P,) in rising `keys` (N,), and whether it is there; N where it is not."""
-    at = np.searchsorted(keys, required)
-    has = np.append(keys, -1)[at] == required
-    return np.where(has, at, len(keys)), has
-
-
-def _reused(documents: pa.Table, rows: Int64, queries: Int64, ranks: Int64, scores: pa.Table) -> pa.Table:
-    columns: dict[str, Any] = {
-        "doc_id": documents["id"].combine_chunks().take(pa.array(rows)),
-        "query": pa.array(queries.astype(np.int32)),
-        "rank": pa.array(ranks.astype(np.int32)),
-    }
-    arrays = [columns[name] if name in columns else scores[name] for name in REUSED.names]
-    return pa.Table.from_arrays(arrays, schema=REUSED)

@@ -1,25 +1,21 @@
-"""A run's plan as stored in the lake: what it was made with, its counts, and the addresses of its files."""
+"""A run's plan as stored in the lake: what it was made with, its counts, and its files."""
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from lakerank.cost import CostProfile, Sizing
 from lakerank.errors import StorageError
 from lakerank.lake.blobs import ChangedFile
-from lakerank.lake.runs import RunPaths
-from lakerank.lake.scores import PlannedUnits, read_reused_units
+from lakerank.lake.runs import RunPaths, read_json
+from lakerank.lake.scores import PlannedUnits
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments, parquet_bytes, read_table_file
-from lakerank.plan.index import QueryList
 from lakerank.schemas import DOCUMENTS
 
 #: Candidates that a task groups by document in one Arrow batch.
@@ -29,8 +25,6 @@ BATCH_ROWS = 2**20
 ROW_GROUP_ROWS = 100_000
 
 _SOURCES = pa.schema([("file", pa.string()), ("version", pa.string())])
-
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +38,8 @@ class Tables:
 
 @dataclass(frozen=True, slots=True)
 class TaskSizes:
-    """About how much a planning task has in memory; the plan's results do not depend on it.
-
-    Attributes:
-        pairs: pairs of one part or partition.
-        batch_rows: candidates that are grouped by document at once.
-    """
+    """About how much a planning task has in memory: pairs of one part or partition, and candidates that are grouped by
+    document at once. The plan's results do not depend on it."""
 
     pairs: int = 2**19
     batch_rows: int = BATCH_ROWS
@@ -69,9 +59,7 @@ class PlanLimits:
 
     def identity(self) -> dict[str, Any]:
         """The limits that a plan's results depend on: their names and values are part of stored fingerprints."""
-        values = asdict(self)
-        del values["task_sizes"]
-        return values
+        return {name: value for name, value in asdict(self).items() if name != "task_sizes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,39 +106,9 @@ class Plan:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode()
 
 
-@dataclass(frozen=True, slots=True)
-class RankedFiles:
-    """How lists are spread over files: the first query of each file but the first, by number and by id."""
-
-    queries: QueryList
-    firsts: tuple[int, ...]
-    first_ids: tuple[str, ...]
-
-    def of_numbers(self, numbers: Int64) -> Int64:
-        """The file of each query (N,) by its number."""
-        return np.asarray(np.searchsorted(np.asarray(self.firsts, dtype=np.int64), numbers, side="right"))
-
-    def of_ids(self, ids: pa.Array) -> Int64:
-        """The file of each query (N,) by its id, which need not be in the lake; null goes to the first."""
-        coded = ids.dictionary_encode()
-        edges = [edge.encode() for edge in self.first_ids]
-        files = [bisect_right(edges, ident.encode()) for ident in coded.dictionary.to_pylist()]
-        return np.asarray(np.asarray([*files, 0], dtype=np.int64)[coded.indices.fill_null(-1).to_numpy()])
-
-    def ids(self, file: int) -> tuple[int, pa.Array]:
-        """The number of a file's first query, and the ids of all its queries."""
-        edges = (0, *self.firsts, self.queries.count)
-        return edges[file], self.queries.ids(edges[file], edges[file + 1])
-
-
 def plan_folder(paths: RunPaths, attempt: str) -> str:
     """The folder of a planning attempt; only the attempt that plan.json names counts."""
     return join(paths.plan, attempt)
-
-
-def units_folder(paths: RunPaths, attempt: str) -> str:
-    """The folder with one file of document groups for each unit."""
-    return join(plan_folder(paths, attempt), "units")
 
 
 def sources_address(paths: RunPaths, attempt: str) -> str:
@@ -158,24 +116,9 @@ def sources_address(paths: RunPaths, attempt: str) -> str:
     return join(plan_folder(paths, attempt), "sources.parquet")
 
 
-def query_list(storage: Storage, paths: RunPaths, plan: Plan) -> QueryList:
-    """The plan's queries, numbered."""
-    return QueryList(storage, join(plan_folder(paths, plan.attempt), "queries"), plan.queries_listed)
-
-
 def planned_units(storage: Storage, paths: RunPaths, plan: Plan) -> PlannedUnits:
     """Names of the plan's units, in file order."""
     return PlannedUnits(storage, plan_folder(paths, plan.attempt), plan.unit_counts)
-
-
-def reused_units(storage: Storage, paths: RunPaths, plan: Plan) -> list[str]:
-    """Names of earlier runs' units whose scores this run uses again: what must not be deleted for it."""
-    return read_reused_units(storage, plan_folder(paths, plan.attempt))
-
-
-def ranked_files(storage: Storage, paths: RunPaths, plan: Plan) -> RankedFiles:
-    """How the run's lists are spread over files."""
-    return RankedFiles(query_list(storage, paths, plan), plan.first_queries, plan.boundaries)
 
 
 def load_plan(storage: Storage, paths: RunPaths) -> Plan | None:
@@ -184,23 +127,25 @@ def load_plan(storage: Storage, paths: RunPaths) -> Plan | None:
     Raises:
         StorageError: the file is not a plan of this version of lakerank.
     """
-    address = paths.plan_file
-    if not storage.exists(address):
+    values = read_json(storage, paths.plan_file)
+    if values is None:
         return None
-    values = json.loads(storage.read_bytes(address))
     lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
         return Plan(**lists)
     except TypeError as error:
-        raise StorageError(f"{address}: written by another version of lakerank; use another --run-id") from error
+        raise StorageError(
+            f"{paths.plan_file}: written by another version of lakerank; use another --run-id"
+        ) from error
 
 
 def verify_plan_files(storage: Storage, paths: RunPaths, plan: Plan) -> None:
     """Raises StorageError when files of the plan have been deleted."""
-    names = set(storage.list_names(units_folder(paths, plan.attempt)))
+    folder = join(plan_folder(paths, plan.attempt), "units")
+    names = set(storage.list_names(folder))
     missing = sum(f"{unit}.parquet" not in names for unit in planned_units(storage, paths, plan))
     if missing:
-        raise StorageError(f"{units_folder(paths, plan.attempt)}: {missing} unit files are gone; use another --run-id")
+        raise StorageError(f"{folder}: {missing} unit files are gone; use another --run-id")
 
 
 def part_name(number: int) -> str:
@@ -209,10 +154,9 @@ def part_name(number: int) -> str:
 
 
 def read_part(storage: Storage, address: str, schema: pa.Schema) -> pa.Table:
-    """A whole file of a plan."""
-    return pa.Table.from_batches(
-        [batch for *_, batch in read_table_file(storage, address, schema, batch_rows=ROW_GROUP_ROWS)], schema=schema
-    ).combine_chunks()
+    """A whole file of a plan or an index: the columns of the schema."""
+    batches = [batch for *_, batch in read_table_file(storage, address, schema, batch_rows=ROW_GROUP_ROWS)]
+    return pa.Table.from_batches(batches, schema=schema).combine_chunks()
 
 
 def write_part(storage: Storage, folder: str, number: int, rows: pa.Table) -> None:
@@ -220,10 +164,17 @@ def write_part(storage: Storage, folder: str, number: int, rows: pa.Table) -> No
     storage.replace(join(folder, part_name(number)), parquet_bytes(rows, ROW_GROUP_ROWS))
 
 
-def write_sources(storage: Storage, address: str, files: Sequence[Fragment]) -> None:
+def with_columns(rows: pa.Table, schema: pa.Schema, **columns: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """A table of a schema: the columns given, and the others from `rows`."""
+    arrays = [columns[name] if name in columns else rows[name] for name in schema.names]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def write_sources(storage: Storage, paths: RunPaths, attempt: str, files: Sequence[Fragment]) -> None:
     """Store the version of each file of the tables that the plan is made from."""
     rows = [{"file": fragment.file.uri, "version": fragment.file.version} for fragment in files]
-    storage.replace(address, parquet_bytes(pa.Table.from_pylist(rows, schema=_SOURCES), ROW_GROUP_ROWS))
+    content = parquet_bytes(pa.Table.from_pylist(rows, schema=_SOURCES), ROW_GROUP_ROWS)
+    storage.replace(sources_address(paths, attempt), content)
 
 
 def read_sources(storage: Storage, address: str) -> dict[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,34 +17,21 @@ from lakerank.cost import CostProfile
 from lakerank.lake.blobs import BlobRef
 from lakerank.lake.storage import Storage, join
 from lakerank.plan.index import LOCATION, QueryList
-from lakerank.plan.plan import part_name, read_part
+from lakerank.plan.pairs import LISTS
+from lakerank.plan.plan import part_name, read_part, with_columns
+
+_DOCUMENT = [("doc_id", pa.string()), ("doc_hash", pa.string()), *LOCATION]
 
 #: A document and at most so many of its queries, by number: what units are cut from. `tried` names the unit that a
 #: query was last scored in, in vain.
-GROUPS = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("doc_hash", pa.string()),
-        *LOCATION,
-        ("cost", pa.int64()),
-        ("queries", pa.list_(pa.int32())),
-        ("ranks", pa.list_(pa.int32())),
-        ("tried", pa.list_(pa.string())),
-    ]
-)
+GROUPS = pa.schema([*_DOCUMENT, ("cost", pa.int64()), *LISTS, ("tried", pa.list_(pa.string()))])
 
 _QUERY = [("query_id", pa.string()), ("query_hash", pa.string()), ("tried", pa.string()), *LOCATION]
+_QUERY += [("number", pa.int32()), ("rank", pa.int32())]
 
 #: A unit's file: one document group a row, with the locations of its document and of each of its queries. `number` and
 #: `rank` are the query's row in the run's query list and the pair's first-stage rank.
-UNIT_GROUPS = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("doc_hash", pa.string()),
-        *LOCATION,
-        ("queries", pa.list_(pa.struct([*_QUERY, ("number", pa.int32()), ("rank", pa.int32())]))),
-    ]
-)
+UNIT_GROUPS = pa.schema([*_DOCUMENT, ("queries", pa.list_(pa.struct(_QUERY)))])
 
 Row = dict[str, Any]
 Int64 = npt.NDArray[np.int64]
@@ -52,10 +40,7 @@ Bool = npt.NDArray[np.bool_]
 
 def group_starts(documents: Int64, max_queries: int) -> Int64:
     """Where document groups begin in pairs (P,) sorted by document: at a new document, and after `max_queries`."""
-    if not len(documents):
-        return np.zeros(0, np.int64)
-    new = np.concatenate([[True], documents[1:] != documents[:-1]])
-    first = np.flatnonzero(new)
+    first = np.flatnonzero(np.diff(documents, prepend=-1))
     within = np.arange(len(documents)) - np.repeat(first, np.diff(np.append(first, len(documents))))
     return np.flatnonzero(within % max_queries == 0)
 
@@ -80,8 +65,6 @@ def group_costs(
         with_image: whether a pair has an image on either side (P,).
         readings: how all pairs are read; or those of texts, and those with an image.
     """
-    if not len(starts):
-        return np.zeros(0, np.int64)
     costs = np.zeros(len(starts), np.int64)
     for number, reading in enumerate(readings):
         routed = np.ones(len(with_image), bool) if len(readings) == 1 else with_image == bool(number)
@@ -95,8 +78,7 @@ def group_costs(
     return costs
 
 
-@dataclass(frozen=True, slots=True)
-class Cuts:
+class Cuts(NamedTuple):
     """How groups of a known total cost are cut: unit `u` has the groups that begin in its share of the cost."""
 
     total: int
@@ -139,11 +121,9 @@ class GroupFiles:
             inside = (units >= first_unit) & (units < end_unit)
             rest = pa.concat_tables([rest, rows.filter(pa.array(inside))]).combine_chunks()
             rest_units = np.concatenate([rest_units, units[inside]])
-            if not len(rest_units):
-                continue
             edges = np.flatnonzero(np.diff(rest_units)) + 1
-            for a, b in zip([0, *edges[:-1]], edges, strict=False):
-                yield rest.slice(a, b - a).combine_chunks()
+            for first_group, end_group in pairwise([0, *edges.tolist()]):
+                yield rest.slice(first_group, end_group - first_group).combine_chunks()
             last = int(edges[-1]) if len(edges) else 0
             rest, rest_units = rest.slice(last), rest_units[last:]
         if rest.num_rows:
@@ -165,8 +145,7 @@ def unit_rows(groups: pa.Table, queries: QueryList) -> pa.Table:
     offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int32)
     fields = list(UNIT_GROUPS.field("queries").type.value_type)
     structs = pa.StructArray.from_arrays([columns[field.name] for field in fields], fields=fields)
-    arrays = [groups[name] for name in UNIT_GROUPS.names[:-1]] + [pa.ListArray.from_arrays(pa.array(offsets), structs)]
-    return pa.Table.from_arrays(arrays, schema=UNIT_GROUPS)
+    return with_columns(groups, UNIT_GROUPS, queries=pa.ListArray.from_arrays(pa.array(offsets), structs))
 
 
 def unit_name(unit: pa.Table) -> str:
@@ -184,22 +163,12 @@ def unit_name(unit: pa.Table) -> str:
         *(structs.field(name) for name in ("query_id", "query_hash", "tried")),
     ):
         digest.update(pc.binary_length(column).fill_null(-1).to_numpy().astype("<i8").tobytes())
-        digest.update(_characters(column))
+        whole = pa.ListArray.from_arrays([0, len(column)], column.fill_null("").cast(pa.binary()))
+        digest.update(pc.binary_join(whole, b"")[0].as_buffer())
     return digest.hexdigest()
 
 
-def _characters(column: pa.Array) -> bytes:
-    """The characters of all strings of an array; null ones have none."""
-    whole = pa.concat_arrays([column.fill_null("")])
-    _, offsets, data = whole.buffers()
-    if data is None:
-        return b""
-    first, end = np.frombuffer(offsets, np.int32)[[whole.offset, whole.offset + len(whole)]].tolist()
-    return memoryview(data)[first:end].tobytes()
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedQuery:
+class PlannedQuery(NamedTuple):
     """A query of a group: what its score is of, and the location of its content."""
 
     query_id: str
@@ -207,8 +176,7 @@ class PlannedQuery:
     location: BlobRef
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedGroup:
+class PlannedGroup(NamedTuple):
     """A document group of a unit: keys and locations, no content."""
 
     doc_id: str

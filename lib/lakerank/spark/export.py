@@ -19,7 +19,7 @@ from lakerank.export.job import Export, fingerprint_of, finish, finished, run_fi
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import decode_text, fragments, read_table_file
 from lakerank.schemas import CANDIDATES, QUERIES, RANKED
-from lakerank.spark.plan.join import read_candidates
+from lakerank.spark.plan.pairs import read_candidates
 from lakerank.spark.rank.lists import file_of, ranked_batches, read_ranked
 from lakerank.spark.runtime.frames import describe_job, gather, one_row, parallelism, scatter
 

@@ -24,7 +24,7 @@ from lakerank.lake.runs import RunPaths, current_run, publish, read_manifest, wr
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.logs import about
-from lakerank.plan.plan import ranked_files
+from lakerank.plan.index import ranked_files
 from lakerank.schemas import GOLDEN, QRELS
 from lakerank.spark.rank.lists import read_ranked, write_lists
 from lakerank.spark.rank.write import ListFolders

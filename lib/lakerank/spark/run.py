@@ -21,10 +21,9 @@ from lakerank.lake.runs import RunPaths, announce, publish, read_manifest
 from lakerank.lake.storage import Storage, join
 from lakerank.logs import about
 from lakerank.plan.forecast import forecast, forecast_at_most, log_forecast, total_forecast
-from lakerank.plan.plan import Plan, Tables, load_plan, planned_units, sources_address, units_folder, verify_plan_files
+from lakerank.plan.plan import Plan, Tables, load_plan, planned_units, sources_address, verify_plan_files
 from lakerank.spark.plan.builder import ensure_plan
-from lakerank.spark.plan.forecast import cost_upper_bound
-from lakerank.spark.plan.next_stage import ensure_next_plan, find_next_plan
+from lakerank.spark.plan.next_stage import cost_upper_bound, ensure_next_plan, find_next_plan
 from lakerank.spark.publish import AuditRules, rank_and_publish
 from lakerank.spark.rank.combine import FusionRule
 from lakerank.spark.rank.write import RankRule
@@ -216,7 +215,7 @@ def _score_stage(spark: SparkSession, storage: Storage, planned: PlannedStage, f
     paths, plan, stage = planned.paths, planned.plan, planned.stage
     verify_plan_files(storage, paths, plan)
     sources = sources_address(first.paths, first.plan.attempt)
-    units = units_folder(paths, plan.attempt)
+    units = join(planned.folder, "units")
     scoring = ScoringJob(paths.output, plan.scorer, units, sources, stage.device, stage.factory)
     tasks = unmanaged_gpus(spark, stage.device) or None
     summary = score_units(spark, storage, scoring, planned_units(storage, paths, plan), tasks)

@@ -12,8 +12,9 @@ import lakerank
 from lakerank.audit import Check, RunCounts
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.runs import RunPaths, read_json
+from lakerank.lake.scores import read_reused_units
 from lakerank.lake.storage import Storage, join
-from lakerank.plan.plan import Plan, PlanLimits, plan_folder, planned_units, reused_units
+from lakerank.plan.plan import Plan, PlanLimits, plan_folder, planned_units
 from lakerank.ranking import Fusion
 from lakerank.spark.rank.combine import FusionRule
 from lakerank.spark.rank.lists import Results
@@ -63,7 +64,7 @@ class PlannedStage:
     def named_units(self, storage: Storage) -> dict[str, list[str]]:
         """The unit files that hold the stage's scores: its own, and those of earlier runs."""
         units = list(planned_units(storage, self.paths, self.plan))
-        return {"units": units, "reused_units": reused_units(storage, self.paths, self.plan)}
+        return {"units": units, "reused_units": read_reused_units(storage, self.folder)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,19 +19,14 @@ from lakerank.lake.runs import RunPaths
 from lakerank.lake.scores import write_reused_units
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments
-from lakerank.plan.dropped import previous_candidates
 from lakerank.plan.index import QueryList, TableIndex, TableName
-from lakerank.plan.lookup import ScoreIndexer
+from lakerank.plan.lookup import ScoreIndexer, previous_candidates
 from lakerank.plan.partitions import Partitions, Splitter, document_ranges, even_edges
-from lakerank.plan.plan import Plan, PlanLimits, Tables, load_plan, plan_folder, sources_address, write_sources
+from lakerank.plan.plan import Plan, PlanLimits, Tables, load_plan, plan_folder, write_sources
 from lakerank.plan.units import GroupFiles
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
-from lakerank.spark.plan.counts import Counts, total_of
-from lakerank.spark.plan.cut import write_units
-from lakerank.spark.plan.index import number_queries, table_index
-from lakerank.spark.plan.join import Join, candidate_records, document_records
-from lakerank.spark.plan.lookup import Lookup, score_lookup
-from lakerank.spark.plan.split import Split, pair_records
+from lakerank.spark.plan.pairs import Counts, Join, number_queries, table_index, total_of
+from lakerank.spark.plan.split import pair_records, score_lookup, score_records, split_pairs, write_units
 from lakerank.spark.runtime.frames import describe_job, gather, parallelism
 
 logger = logging.getLogger(__name__)
@@ -43,6 +38,7 @@ PAIRS_AT_LEAST = 4096
 BUCKETS_A_FILE = 32
 MIN_BUCKETS, MAX_BUCKETS = 1024, 65_536
 
+_SCHEMAS = {"documents": DOCUMENTS, "queries": QUERIES, "candidates": CANDIDATES}
 _OF_CANDIDATES = ("candidates", "duplicates", "rejected", "documents")
 _OF_NEW_PAIRS = ("new", "reused", "new_documents", "pairwise_cost", "patches", "fetch_bytes", "read_bytes")
 _IDS = pa.schema([("query_id", pa.string())])
@@ -58,20 +54,36 @@ def ensure_plan(
         SchemaError, StorageError: a table cannot be read as the contract says.
     """
     made_from = fingerprint({"tables": asdict(tables), "scorer": scorer, "limits": limits.identity()})
+    conflict = (
+        f"run {paths.run_id!r} was planned from other tables, another model or other limits; use another --run-id, or "
+        "the config in its folder"
+    )
+    builder = PlanBuilder(spark, storage, paths, secrets.token_hex(4), limits)
+    return stored_plan(storage, paths, made_from, conflict, lambda: builder.plan(tables, scorer, made_from))
+
+
+def find_plan(storage: Storage, paths: RunPaths, made_from: str, conflict: str) -> Plan | None:
+    """The plan of a run or of a later stage, if there is one; RunConflictError if it was made from something else."""
     plan = load_plan(storage, paths)
-    if plan is None:
-        plan = PlanBuilder(spark, storage, paths, secrets.token_hex(4), limits).plan(tables, scorer, made_from)
-        if storage.create(paths.plan_file, plan.to_json()):
-            return plan
-        logger.warning("run %s was planned by another driver meanwhile: resuming with its plan", paths.run_id)
-        plan = load_plan(storage, paths)
-    if plan is None or plan.made_from != made_from:
-        raise RunConflictError(
-            f"{paths.plan}: run {paths.run_id!r} was planned from other tables, another model or other limits; "
-            "use another --run-id, or the config in its folder"
-        )
-    logger.info("plan: made by an earlier attempt at run %s", paths.run_id)
+    if plan is not None and plan.made_from != made_from:
+        raise RunConflictError(f"{paths.plan}: {conflict}")
     return plan
+
+
+def stored_plan(
+    storage: Storage, paths: RunPaths, made_from: str, conflict: str, make_plan: Callable[[], Plan]
+) -> Plan:
+    """The plan of a run or of a later stage, as of `find_plan`; else one is made, and stored unless another driver has
+    stored one meanwhile."""
+    plan = find_plan(storage, paths, made_from, conflict)
+    if plan is not None:
+        logger.info("plan: made by an earlier attempt at run %s", paths.run_id)
+        return plan
+    plan = make_plan()
+    if storage.create(paths.plan_file, plan.to_json()):
+        return plan
+    logger.warning("%s was written by another driver meanwhile: resuming with its plan", paths.plan_file)
+    return find_plan(storage, paths, made_from, conflict) or plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +103,8 @@ class PlanBuilder:
     def plan(self, tables: Tables, scorer: str, made_from: str) -> Plan:
         """Plan a run from its tables: index, number, join, split, cut."""
         storage = self.storage
-        inputs = {
-            "documents": fragments(storage, tables.documents, DOCUMENTS),
-            "queries": fragments(storage, tables.queries, QUERIES),
-            "candidates": fragments(storage, tables.candidates, CANDIDATES),
-        }
-        write_sources(storage, sources_address(self.paths, self.attempt), [*inputs["documents"], *inputs["queries"]])
+        inputs = {name: fragments(storage, address, _SCHEMAS[name]) for name, address in asdict(tables).items()}
+        write_sources(storage, self.paths, self.attempt, [*inputs["documents"], *inputs["queries"]])
         documents = self.index("documents", inputs["documents"])
         queries = number_queries(self.spark, self.index("queries", inputs["queries"]), join(self.folder, "queries"))
         candidates = sum(file.rows for file in inputs["candidates"])
@@ -104,8 +112,8 @@ class PlanBuilder:
         bucket_rows = self._bucket_rows(candidates, queries)
         previous = previous_candidates(storage, self.paths)
         ranges = document_ranges(documents.chunks)
-        joining = Join(storage, self.folder, queries, ranges, bits, bucket_rows, previous)
-        joined = self._join(joining, inputs["candidates"], documents)
+        step = Join(storage, self.folder, queries, ranges, bits, bucket_rows, previous)
+        joined = step.run(self.spark, inputs["candidates"], documents, self.limits.task_sizes.batch_rows)
         split = self.split(scorer, documents, queries, joined, bits)
         counts: Any = {name: total_of(joined, name) for name in _OF_CANDIDATES}
         first_queries = self._first_queries(joined, bucket_rows)
@@ -130,42 +138,31 @@ class PlanBuilder:
         sizing = self.limits.document if table == "documents" else self.limits.query
         return table_index(self.spark, self.storage, self.paths.output, table, files, sizing)
 
-    def _join(self, step: Join, candidates: Sequence[Fragment], documents: TableIndex) -> Counts:
-        spark, batch_rows = self.spark, self.limits.task_sizes.batch_rows
-        rows = sum(file.rows for file in candidates)
-        describe_job(spark, f"plan: join {rows} candidates with documents and queries")
-        pairs = candidate_records(spark, self.storage, candidates, step.queries, step.bits, batch_rows)
-        return step.run([pairs, document_records(spark, documents, step.bits)])
-
     def split(
         self, scorer: str, documents: TableIndex, queries: QueryList, pairs: Counts, bits: int, pairs_in: str = ""
     ) -> dict[str, Any]:
-        """Split new pairs from scored ones, and cut the new ones into units.
+        """Split new pairs from scored ones, cut the new ones into units: the plan's fields that depend on the scorer.
 
         Args:
             pairs: how many pairs each document range has.
             pairs_in: the plan folder whose `pairs/` they are; by default this attempt's.
-
-        Returns:
-            The fields of the plan that depend on the scorer.
         """
         sizes = pairs.get("range", {})
         edges = even_edges(sizes, self._tasks(sum(sizes.values())))
         partitions = Partitions(document_ranges(documents.chunks), edges)
+        splitter = Splitter(documents, queries, self.limits.max_queries_per_group, self.limits.readings)
         scores = score_lookup(self.spark, ScoreIndexer(self.storage, self.paths.output, scorer))
         records = [pair_records(self.spark, self.storage, pairs_in or self.folder, partitions)]
         if scores.names:
-            records.append(Lookup(scores, documents, queries, partitions, bits).records(self.spark))
+            records.append(score_records(self.spark, scores, splitter, partitions, bits))
         describe_job(self.spark, f"plan: split new pairs from scored ones, {partitions.count} partitions")
-        splitter = Splitter(documents, queries, self.limits.max_queries_per_group, self.limits.readings)
-        split = Split(self.storage, self.folder, splitter).run(records, partitions.count)
+        split = split_pairs(self.storage, self.folder, records, partitions.count, splitter)
         reused = sorted(name.removeprefix("unit ") for name in split if name.startswith("unit "))
         write_reused_units(self.storage, self.folder, reused)
-        costs = split.get("cost", {})
-        groups = GroupFiles(self.storage, self.folder, costs)
+        groups = GroupFiles(self.storage, self.folder, split.get("cost", {}))
         unit_counts, largest = write_units(self.spark, groups, queries, self.limits.unit_tokens)
         totals = {name: total_of(split, name) for name in _OF_NEW_PAIRS}
-        return {**totals, "cost": sum(costs.values()), "unit_counts": unit_counts, "largest_unit": largest}
+        return {**totals, "cost": sum(groups.costs.values()), "unit_counts": unit_counts, "largest_unit": largest}
 
     def _tasks(self, pairs: int) -> int:
         """How many tasks pairs are spread over."""

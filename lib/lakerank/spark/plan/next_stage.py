@@ -1,47 +1,38 @@
-"""The plan of a run's next stage: the first stage's tables, queries and pairs (all, or top-k), for another scorer."""
+"""The plan of a run's next stage: the first stage's tables, queries and pairs (all, or top-k), for another scorer; and
+the upper bound of its cost, before the stages before it have been scored."""
 
 from __future__ import annotations
 
-import logging
+import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 
-from lakerank.errors import RunConflictError
 from lakerank.fingerprint import fingerprint
+from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.storage import Storage, join
+from lakerank.plan.forecast import CostUpperBound, costliest
+from lakerank.plan.index import TableIndex, chunks_and_rows, query_list, ranked_files
 from lakerank.plan.pairs import PAIRS, chosen_pairs, flat, key_hash, part_of
-from lakerank.plan.partitions import DocumentRanges, document_ranges
-from lakerank.plan.plan import (
-    Plan,
-    RankedFiles,
-    Tables,
-    load_plan,
-    part_name,
-    planned_documents,
-    query_list,
-    ranked_files,
-    read_part,
-    write_part,
-)
+from lakerank.plan.partitions import DOCUMENT_PAIRS, PAIR, DocumentRanges, Partitions, document_ranges, even_edges
+from lakerank.plan.plan import Plan, Tables, part_name, planned_documents, read_part, write_part
 from lakerank.ranking import ranks
-from lakerank.spark.plan.builder import PlanBuilder
-from lakerank.spark.plan.counts import COUNTS, Counts, histogram, summed, total_of, totals
+from lakerank.spark.plan.builder import PlanBuilder, find_plan, stored_plan
+from lakerank.spark.plan.pairs import COUNTS, Counts, histogram, summed, total_of, totals
+from lakerank.spark.plan.split import pair_records, sort_and_pack
 from lakerank.spark.rank.lists import SCORED_KIND, Results, result_frames, scored_batches
 from lakerank.spark.rank.write import SCORED, rank_order
 from lakerank.spark.runtime.frames import describe_job, scatter
 from lakerank.spark.runtime.shuffle import BATCHES, exchange, pack
 from lakerank.spark.stage import PlannedStage, Stage
 
-logger = logging.getLogger(__name__)
-
 _CHOSEN_PAIRS = pa.schema([("doc_id", pa.string()), ("query", pa.int32())])
-_CHOSEN = 0
+_QUERIES = pa.schema([("query", pa.int32())])
 
 
 def ensure_next_plan(
@@ -55,15 +46,10 @@ def ensure_next_plan(
         RunConflictError: it was planned for another scorer, or for another number of pairs a query.
         ChangedFile: a file of the documents is not what it was when the first stage was planned.
     """
-    existing = find_next_plan(storage, before, stage)
-    if existing is not None:
-        return existing
     paths = before[0].paths.of_stage(len(before) + 1)
-    plan = _plan(PlanBuilder(spark, storage, paths, secrets.token_hex(4), stage.limits), tables, before, stage)
-    if storage.create(paths.plan_file, plan.to_json()):
-        return plan
-    logger.warning("stage %d was planned by another driver meanwhile: resuming with its plan", paths.stage)
-    return find_next_plan(storage, before, stage) or plan
+    builder = PlanBuilder(spark, storage, paths, secrets.token_hex(4), stage.limits)
+    made_from = _made_from(before, stage)
+    return stored_plan(storage, paths, made_from, _conflict(paths), lambda: _plan(builder, tables, before, stage))
 
 
 def find_next_plan(storage: Storage, before: Sequence[PlannedStage], stage: Stage) -> Plan | None:
@@ -73,36 +59,34 @@ def find_next_plan(storage: Storage, before: Sequence[PlannedStage], stage: Stag
         RunConflictError: it was planned for another scorer, or for another number of pairs a query.
     """
     paths = before[0].paths.of_stage(len(before) + 1)
-    plan = load_plan(storage, paths)
-    if plan is not None and plan.made_from != _made_from(before, stage):
-        raise RunConflictError(
-            f"{paths.plan}: stage {paths.stage} of run {paths.run_id!r} was planned for another model, other "
-            "limits or another `top`; use another --run-id, or the config in the run's folder"
-        )
-    return plan
+    return find_plan(storage, paths, _made_from(before, stage), _conflict(paths))
+
+
+def _conflict(paths: RunPaths) -> str:
+    return (
+        f"stage {paths.stage} of run {paths.run_id!r} was planned for another model, other limits or another `top`; "
+        "use another --run-id, or the config in the run's folder"
+    )
 
 
 def _made_from(before: Sequence[PlannedStage], stage: Stage) -> str:
     attempts = [planned.plan.attempt for planned in (before[:1] if stage.top is None else before)]
-    return fingerprint(
-        {"passes": attempts, "scorer": stage.scorer, "top": stage.top, "limits": stage.limits.identity()}
-    )
+    limits = stage.limits.identity()
+    return fingerprint({"passes": attempts, "scorer": stage.scorer, "top": stage.top, "limits": limits})
 
 
 def _plan(builder: PlanBuilder, tables: Tables, before: Sequence[PlannedStage], stage: Stage) -> Plan:
     """Plan a stage from the first stage's plan: count or choose pairs, split, cut."""
     spark, storage, first = builder.spark, builder.storage, before[0]
-    files = planned_documents(storage, tables, first.paths, first.plan)
-    documents = builder.index("documents", files)
-    queries = query_list(storage, first.paths, first.plan)
+    documents = builder.index("documents", planned_documents(storage, tables, first.paths, first.plan))
     ranges = document_ranges(documents.chunks)
     if stage.top is None:
         pairs_in = first.folder
         pairs = count_pairs(spark, storage, pairs_in, ranges)
     else:
         pairs_in = builder.folder
-        top = TopPairs(storage, first.folder, pairs_in, stage.top, ranges, first.plan.bits)
-        pairs = top.write(spark, before[-1].results(storage), ranked_files(storage, first.paths, first.plan))
+        pairs = write_top_pairs(spark, first, before[-1].results(storage), stage.top, pairs_in, ranges)
+    queries = query_list(storage, first.paths, first.plan)
     return replace(
         first.plan,
         attempt=builder.attempt,
@@ -127,50 +111,109 @@ def count_pairs(spark: SparkSession, storage: Storage, folder: str, ranges: Docu
     return summed(scatter(spark, storage.list_names(join(folder, "pairs")), count, COUNTS))
 
 
-@dataclass(frozen=True, slots=True)
-class TopPairs:
-    """The top `k` pairs of each query, by logit descending, then doc_id; rejected ones are not among them.
+def write_top_pairs(
+    spark: SparkSession, first: PlannedStage, results: Results, k: int, folder: str, ranges: DocumentRanges
+) -> Counts:
+    """Write the top `k` pairs of each query by a stage's results, and count them as `count_pairs` does.
 
-    Attributes:
-        pairs_in: the plan folder whose `pairs/` they are taken from, in 2^bits parts.
-        folder: the plan folder that they are left in, in as many parts.
+    Pairs are in the order of logit descending, then doc_id; rejected ones are not among them. They are taken from the
+    first stage's `pairs/`, and written to another plan folder's in as many parts.
     """
+    storage, bits = results.storage, first.plan.bits
+    files = ranked_files(storage, first.paths, first.plan)
 
-    storage: Storage
-    pairs_in: str
-    folder: str
-    k: int
-    ranges: DocumentRanges
-    bits: int
+    def scored_pairs(rows: pa.Table) -> Iterator[pa.RecordBatch]:
+        yield from scored_batches(rows.filter(pc.is_valid(rows["logit"])), files)
 
-    def write(self, spark: SparkSession, results: Results, files: RankedFiles) -> Counts:
-        """Write the `pairs/` by the results of a stage; counts them as `count_pairs` does."""
-        describe_job(spark, f"plan: top {self.k} pairs of each query")
-        scored = result_frames(
-            spark, results, files, lambda rows: scored_batches(rows.filter(pc.is_valid(rows["logit"])), files)
-        )
-        chosen = exchange(scored, len(files.firsts) + 1, {SCORED_KIND: SCORED}, self._choose, BATCHES)
-        return summed(exchange([chosen], 2**self.bits, {_CHOSEN: _CHOSEN_PAIRS}, self._keep, COUNTS))
-
-    def _choose(self, _: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+    def choose(_: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         scored = records[SCORED_KIND]
         query = scored["query"].to_numpy().astype(np.int64)
         order = rank_order(query, scored["logit"].to_numpy(), scored["doc_id"].combine_chunks())
         rank = ranks(np.diff(query[order], prepend=-1) != 0)
-        top = scored.select(_CHOSEN_PAIRS.names).take(pa.array(order[rank <= self.k])).combine_chunks()
-        hashes = key_hash(top["doc_id"].combine_chunks())
-        by_hash = np.argsort(hashes, kind="stable")
-        yield from pack(_CHOSEN, part_of(hashes[by_hash], self.bits), top.take(pa.array(by_hash)))
+        top = scored.select(_CHOSEN_PAIRS.names).take(pa.array(order[rank <= k])).combine_chunks()
+        yield from sort_and_pack(PAIR, part_of(key_hash(top["doc_id"].combine_chunks()), bits), top)
 
-    def _keep(self, part: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        if records[_CHOSEN].num_rows:
-            pairs = read_part(self.storage, join(self.pairs_in, "pairs", part_name(part)), PAIRS)
-            kept = chosen_pairs(pairs, records[_CHOSEN])
-            write_part(self.storage, join(self.folder, "pairs"), part, kept)
-            yield from _counts(kept, self.ranges)
+    def keep(part: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        if records[PAIR].num_rows:
+            pairs = read_part(storage, join(first.folder, "pairs", part_name(part)), PAIRS)
+            kept = chosen_pairs(pairs, records[PAIR])
+            write_part(storage, join(folder, "pairs"), part, kept)
+            yield from _counts(kept, ranges)
+
+    describe_job(spark, f"plan: top {k} pairs of each query")
+    scored = result_frames(spark, results, files, scored_pairs)
+    chosen = exchange(scored, len(files.firsts) + 1, {SCORED_KIND: SCORED}, choose, BATCHES)
+    return summed(exchange([chosen], 2**bits, {PAIR: _CHOSEN_PAIRS}, keep, COUNTS))
 
 
 def _counts(pairs: pa.Table, ranges: DocumentRanges) -> Iterator[pa.RecordBatch]:
     rows, _, _ = flat(pairs)
     yield totals({"candidates": len(rows), "documents": pairs.num_rows})
     yield histogram("range", ranges.of(pairs["document"].to_numpy()[rows]))
+
+
+def cost_upper_bound(
+    spark: SparkSession, storage: Storage, tables: Tables, first: PlannedStage, number: int, stage: Stage
+) -> CostUpperBound:
+    """The most that stage `number`, over the top-k pairs of each query, can cost; computed once a run."""
+    address = join(first.paths.of_stage(number).plan, "at_most.json")
+    key = fingerprint({"first": first.plan.attempt, "top": stage.top, "limits": stage.limits.identity()})
+    stored = read_json(storage, address)
+    if stored is not None and stored.pop("of") == key:
+        return CostUpperBound(**stored)
+    builder = PlanBuilder(spark, storage, first.paths, first.plan.attempt, stage.limits)
+    documents = builder.index("documents", planned_documents(storage, tables, first.paths, first.plan))
+    describe_job(spark, "plan: cost upper bound of later stages")
+    by_query = _query_totals(spark, storage, first, stage.top or first.plan.candidates)
+    by_cost = _document_counts(spark, storage, first.folder, documents, stage.limits.max_queries_per_group)
+    pairs, tokens = total_of(by_query, "pairs"), total_of(by_query, "tokens")
+    shared, pairwise = (tokens + costliest(by_cost.get(name, {}), pairs) for name in ("group", "pair"))
+    read_once = all(reading.document_major for reading in stage.limits.readings)
+    known = sum(by_cost.get("document", {}).values())
+    bound = CostUpperBound(pairs, min(pairs, known), shared if read_once else pairwise, pairwise)
+    storage.replace(address, json.dumps({"of": key} | asdict(bound)).encode())
+    return bound
+
+
+def _query_totals(spark: SparkSession, storage: Storage, first: PlannedStage, top: int) -> Counts:
+    """How many `pairs` there can be with at most `top` a query, and the `tokens` of their queries."""
+    folder, files = join(first.folder, "pairs"), ranked_files(storage, first.paths, first.plan)
+
+    def read(name: str) -> Iterator[pa.RecordBatch]:
+        _, queries, _ = flat(read_part(storage, join(folder, name), PAIRS))
+        ordered = np.sort(queries)
+        rows = pa.Table.from_arrays([pa.array(ordered.astype(np.int32))], schema=_QUERIES)
+        yield from pack(PAIR, files.of_numbers(ordered), rows)
+
+    def count(_: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        distinct, listed = np.unique(records[PAIR]["query"].to_numpy(), return_counts=True)
+        kept = np.minimum(listed, top)
+        costs = files.queries.column("cost").to_numpy()[distinct]
+        yield totals({"pairs": int(kept.sum()), "tokens": int((kept * costs).sum())})
+
+    queries = scatter(spark, storage.list_names(folder), read, BATCHES)
+    return summed(exchange([queries], len(files.firsts) + 1, {PAIR: _QUERIES}, count, COUNTS))
+
+
+def _document_counts(
+    spark: SparkSession, storage: Storage, folder: str, documents: TableIndex, max_queries: int
+) -> Counts:
+    """How many documents, groups of them, and pairs there are of each cost in tokens of the document: it is read once a
+    group of its queries, or where it is not shared once a pair."""
+    ranges = document_ranges(documents.chunks)
+    # As many partitions as parts, of neighbouring ranges: each reads the index of its own documents.
+    parts = max(1, len(storage.list_names(join(folder, "pairs"))))
+    partitions = Partitions(ranges, even_edges(dict.fromkeys(range(ranges.end), 1), parts))
+
+    def count(_: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        chunks, rows = chunks_and_rows(records[PAIR]["document"].to_numpy())
+        listed = records[PAIR]["queries"].combine_chunks().value_lengths().to_numpy()
+        for chunk in np.unique(chunks).tolist():
+            inside = chunks == chunk
+            costs = documents.read(chunk, ["text_bytes"])["cost"].to_numpy()[rows[inside]]
+            yield histogram("document", costs)
+            yield histogram("group", np.repeat(costs, -(-listed[inside] // max_queries)))
+            yield histogram("pair", np.repeat(costs, listed[inside]))
+
+    pairs = pair_records(spark, storage, folder, partitions)
+    return summed(exchange([pairs], partitions.count, {PAIR: DOCUMENT_PAIRS}, count, COUNTS))

@@ -16,9 +16,10 @@ from pyspark.sql import functions as F
 from lakerank.lake.scores import PlannedUnits, read_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import read_table_file
+from lakerank.plan.index import RankedFiles
 from lakerank.plan.pairs import REJECTS
 from lakerank.plan.partitions import REUSED
-from lakerank.plan.plan import BATCH_ROWS, RankedFiles, part_name, read_part
+from lakerank.plan.plan import BATCH_ROWS, part_name, read_part
 from lakerank.plan.units import UNIT_GROUPS
 from lakerank.schemas import RANKED, REJECTED
 from lakerank.spark.rank.combine import STAGE_RESULTS, FusionRule, combine

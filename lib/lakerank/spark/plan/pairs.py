@@ -1,0 +1,226 @@
+"""Index, number and join: the keys of a run's tables, and its validated pairs by document; and what tasks count."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from lakerank.cost import Sizing
+from lakerank.lake.storage import Storage, join
+from lakerank.lake.tables import Fragment, read_table_file
+from lakerank.plan.index import (
+    Chunk,
+    QueryList,
+    TableIndex,
+    TableName,
+    table_chunks,
+    write_chunk_index,
+    write_query_list,
+)
+from lakerank.plan.lookup import PreviousCandidates
+from lakerank.plan.pairs import JOIN_RECORDS, flat, hashed_candidates, hashed_documents, part_of, validate_pairs
+from lakerank.plan.partitions import DocumentRanges
+from lakerank.plan.plan import BATCH_ROWS, write_part
+from lakerank.schemas import CANDIDATES
+from lakerank.spark.runtime.frames import describe_job, gather, parallelism, scatter
+from lakerank.spark.runtime.shuffle import BATCHES, exchange, pack
+
+logger = logging.getLogger(__name__)
+
+#: A count, by name and number (of a partition, range or cost; 0 for a total).
+COUNTS = pa.schema([("what", pa.string()), ("number", pa.int64()), ("value", pa.int64())])
+
+#: Counts that tasks yielded, added up by Spark: all that the driver sees of a step's results.
+Counts = Mapping[str, Mapping[int, int]]
+
+_ROWS = pa.schema([("rows", pa.int64())])
+_KEYS = ("query_id", "doc_id", "first_stage_rank")
+
+
+def totals(values: Mapping[str, int], number: int = 0) -> pa.RecordBatch:
+    """A value for each name, as rows of COUNTS."""
+    columns = {"what": [*values], "number": [number] * len(values), "value": [*values.values()]}
+    return pa.RecordBatch.from_pydict(columns, schema=COUNTS)
+
+
+def histogram(what: str, numbers: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    """How often each number occurs among some (N,), as rows of COUNTS."""
+    distinct, amounts = np.unique(numbers, return_counts=True)
+    return pa.RecordBatch.from_pydict({"what": [what] * len(distinct), "number": distinct, "value": amounts}, COUNTS)
+
+
+def summed(counts: DataFrame) -> Counts:
+    """COUNTS added up: a few thousand numbers, whatever the size of the lake."""
+    sums: dict[str, dict[int, int]] = {}
+    for row in counts.groupBy("what", "number").agg(F.sum("value").alias("value")).toArrow().to_pylist():
+        sums.setdefault(row["what"], {})[row["number"]] = row["value"]
+    return sums
+
+
+def total_of(counts: Counts, what: str) -> int:
+    """The total counted under a name."""
+    return counts.get(what, {}).get(0, 0)
+
+
+def table_index(
+    spark: SparkSession, storage: Storage, output: str, table: TableName, files: Sequence[Fragment], sizing: Sizing
+) -> TableIndex:
+    """The index of a table; missing index files are written first."""
+    folder = join(output, "index", table)
+    chunks = table_chunks(files)
+    existing = set(storage.list_names(folder))
+    missing = [chunk for chunk in chunks if chunk.index_name not in existing]
+    versions = {fragment.file.uri: fragment.file.version for fragment in files}
+
+    def write(chunk: Chunk) -> Iterator[pa.RecordBatch]:
+        rows = write_chunk_index(storage, folder, table, chunk, versions)
+        yield pa.RecordBatch.from_pydict({"rows": [rows]}, schema=_ROWS)
+
+    if missing:
+        describe_job(spark, f"plan: index {table}, {len(missing)} of {len(chunks)} chunks")
+        gather(spark, missing, write, _ROWS, tasks=max(4 * parallelism(spark), len(missing) // 8))
+    return TableIndex(storage, folder, chunks, sizing)
+
+
+def number_queries(spark: SparkSession, index: TableIndex, folder: str) -> QueryList:
+    """Sort and number the queries of an index in one task: as many as its memory holds, some ten million."""
+
+    def write(_: int) -> Iterator[pa.RecordBatch]:
+        yield pa.RecordBatch.from_pydict({"rows": [write_query_list(index, folder)]}, schema=_ROWS)
+
+    describe_job(spark, "plan: sort and number the queries")
+    return QueryList(index.storage, folder, gather(spark, [0], write, _ROWS)["rows"][0].as_py())
+
+
+class RowRange(NamedTuple):
+    """Rows of a table file: some whole row groups, or part of one that is too large for one task."""
+
+    file: str
+    first_group: int
+    end_group: int
+    first_row: int
+    end_row: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Validates candidates by document id in 2^bits parts: pairs to score go to `pairs/`, the others to `rejects/`.
+
+    Pairs are counted by document range and by buckets of `bucket_rows` neighbouring queries. Of the last published
+    run's candidates (`previous`), those that are still listed are counted.
+    """
+
+    storage: Storage
+    folder: str
+    queries: QueryList
+    ranges: DocumentRanges
+    bits: int
+    bucket_rows: int
+    previous: PreviousCandidates | None
+
+    def run(
+        self, spark: SparkSession, candidates: Sequence[Fragment], documents: TableIndex, batch_rows: int
+    ) -> Counts:
+        """Validate all candidates; `batch_rows` of them are grouped by document at once.
+
+        Returns:
+            Totals, and numbers of pairs by document `range` and by `bucket` of queries.
+        """
+
+        def read_batches(rows: RowRange) -> Iterator[pa.RecordBatch]:
+            for batch in _batches(read_rows(self.storage, rows, _KEYS), batch_rows):
+                for record_type, hashes, records in hashed_candidates(batch, self.queries):
+                    yield from pack(record_type, part_of(hashes, self.bits), records)
+
+        def read_documents(chunk: int) -> Iterator[pa.RecordBatch]:
+            record_type, hashes, records = hashed_documents(documents, chunk)
+            yield from pack(record_type, part_of(hashes, self.bits), records)
+
+        describe_job(spark, f"plan: join {sum(file.rows for file in candidates)} candidates with documents and queries")
+        ranges = row_ranges(candidates, 2 * parallelism(spark), batch_rows)
+        records = [
+            scatter(spark, ranges, read_batches, BATCHES),
+            scatter(spark, range(len(documents.chunks)), read_documents, BATCHES),
+        ]
+        return summed(exchange(records, 2**self.bits, JOIN_RECORDS, self._validate, COUNTS))
+
+    def _validate(self, part: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        validated = validate_pairs(records, self.queries)
+        rows, numbers, _ = flat(validated.pairs)
+        for name, table in (("pairs", validated.pairs), ("rejects", validated.rejects)):
+            if table.num_rows:
+                write_part(self.storage, join(self.folder, name), part, table)
+        retained = self.previous.retained(part, self.bits, validated, self.queries) if self.previous else 0
+        rejected, duplicates, documents = validated.rejects.num_rows, validated.duplicates, validated.documents
+        yield totals({"candidates": len(rows) + rejected, "rejected": rejected, "duplicates": duplicates})
+        yield totals({"documents": documents, "retained": retained})
+        yield histogram("range", self.ranges.of(validated.pairs["document"].to_numpy()[rows]))
+        yield histogram("bucket", numbers // self.bucket_rows)
+
+
+def read_candidates(spark: SparkSession, storage: Storage, files: Sequence[Fragment]) -> DataFrame:
+    """Every listed pair. Columns: CANDIDATES."""
+
+    def read(rows: RowRange) -> Iterator[pa.RecordBatch]:
+        yield from read_rows(storage, rows, CANDIDATES.names)
+
+    schema = pa.schema([field.with_nullable(True) for field in CANDIDATES])
+    return scatter(spark, row_ranges(files, 2 * parallelism(spark)), read, schema)
+
+
+def row_ranges(files: Sequence[Fragment], least: int, batch_rows: int = BATCH_ROWS) -> list[RowRange]:
+    """Row ranges of about `batch_rows`, or fewer rows where that makes less than `least` of them.
+
+    Rows before a range of a row group are decoded and passed over, so one row group is cut into `least` at most.
+    """
+    target = max(1, min(batch_rows, -(-sum(file.rows for file in files) // least)))
+    ranges: list[RowRange] = []
+    for file in (file for file in files if file.rows):
+        rows_of_group = -(-file.rows // file.row_groups)
+        if rows_of_group <= target * 2:
+            parts = min(file.row_groups, max(1, round(file.rows / target)))
+            edges = [file.row_groups * part // parts for part in range(parts + 1)]
+            ranges += (RowRange(file.file.uri, a, b, 0, None) for a, b in pairwise(edges))
+            continue
+        size = max(target, -(-rows_of_group // least))
+        if rows_of_group > batch_rows * least:
+            logger.warning("%s: %d rows a row group; smaller row groups are read faster", file.file.uri, rows_of_group)
+        for group in range(file.row_groups):
+            # The last range has no end: a group may be larger than the file's mean.
+            starts = range(0, rows_of_group, size)
+            ends = [*starts[1:], None]
+            ranges += (RowRange(file.file.uri, group, group + 1, a, b) for a, b in zip(starts, ends, strict=True))
+    return ranges
+
+
+def read_rows(storage: Storage, rows: RowRange, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The candidates in a row range, batch by batch."""
+    groups = range(rows.first_group, rows.end_group)
+    for _, first, batch in read_table_file(storage, rows.file, CANDIDATES, columns, 65_536, groups):
+        skip = max(0, rows.first_row - first)
+        stop = batch.num_rows if rows.end_row is None else min(batch.num_rows, rows.end_row - first)
+        if stop <= 0:
+            return
+        if skip < stop:
+            yield batch.slice(skip, stop - skip)
+
+
+def _batches(batches: Iterator[pa.RecordBatch], batch_rows: int) -> Iterator[pa.Table]:
+    """Batches put together to `batch_rows` rows or a little more."""
+    buffered: list[pa.RecordBatch] = []
+    for batch in batches:
+        buffered.append(batch)
+        if sum(rows.num_rows for rows in buffered) >= batch_rows:
+            yield pa.Table.from_batches(buffered).combine_chunks()
+            buffered = []
+    if buffered:
+        yield pa.Table.from_batches(buffered).combine_chunks()
