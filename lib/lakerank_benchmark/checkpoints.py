@@ -155,12 +155,12 @@ def _network(family: str, shape: Shape, vocabulary: int, token_ids: Mapping[str,
             network: Any = Qwen2VLForConditionalGeneration(config)
             return network, published_config(config) | {"architectures": ["Qwen2VLForConditionalGeneration"]}
         if family == "qwen3-reranker":
-            values = {**text, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+            values = {**text, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "use_sliding_window": False}
             return Qwen3ForCausalLM(Qwen3Config.from_dict(values)), values
         values = {
             "model_type": "qwen3_vl",
             "architectures": ["Qwen3VLForConditionalGeneration"],
-            "text_config": _mrope(text, shape) | {"model_type": "qwen3_vl_text"},
+            "text_config": {**text, "model_type": "qwen3_vl_text", "rope_scaling": _mrope(shape)},
             "vision_config": _vision_config(shape),
             "tie_word_embeddings": True,
             **token_ids,
@@ -183,16 +183,14 @@ def _text_config(shape: Shape, vocabulary: int) -> dict[str, Any]:
         "rope_theta": 1e6,
         "attention_bias": False,
         "tie_word_embeddings": True,
-        "use_sliding_window": False,
     }
 
 
-def _mrope(text: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+def _mrope(shape: Shape) -> dict[str, Any]:
     """Sections in the published 24 : 20 : 20 of half a head's width."""
     half = shape.hidden_size // shape.heads // 2
     side = half * 5 // 16
-    rope = {"rope_type": "default", "mrope_section": [half - 2 * side, side, side], "mrope_interleaved": True}
-    return {key: value for key, value in text.items() if key != "use_sliding_window"} | {"rope_scaling": rope}
+    return {"rope_type": "default", "mrope_section": [half - 2 * side, side, side], "mrope_interleaved": True}
 
 
 def _vision_config(shape: Shape) -> dict[str, Any]:

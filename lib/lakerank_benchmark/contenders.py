@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ from lakerank.model.engine.counters import Counters, Flops, count_flops
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.registry import M0, family_of
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
-from lakerank_benchmark import cross_encoders
 from lakerank_benchmark.request import CROSS_ENCODER, ENCODERS, FAST, JINA, PUBLISHED, REPRODUCIBLE, Request
 from lakerank_benchmark.workloads import pairs_of
+from oracles import cross_encoders
 from oracles.generative_reference import PublishedGenerativeLoop
 from oracles.reference import PublishedLoop
 
@@ -48,18 +48,6 @@ class Run:
     flops: float = 0.0
     stages: Mapping[str, float] = field(default_factory=dict)
     logits: Mapping[tuple[str, str], float] = field(default_factory=dict)
-
-
-class Contender(Protocol):
-    """Scores document groups on weights that it holds."""
-
-    def run(self, groups: Sequence[DocumentGroup]) -> Run:
-        """Score every pair once.
-
-        Raises:
-            CannotRun: these inputs are not for this contender.
-        """
-        ...
 
 
 class Lakerank:
@@ -111,7 +99,7 @@ class PairLoop:
             module.register_forward_hook(functools.partial(self._after, name))
 
     def run(self, groups: Sequence[DocumentGroup]) -> Run:
-        """Score every pair once, in the published batches."""
+        """Score every pair once, in the published batches; raises CannotRun where these inputs are not for the loop."""
         pairs = pairs_of(groups)
         self._clear()
         started = time.perf_counter()
@@ -141,6 +129,9 @@ class PairLoop:
 
     def _after(self, name: str, *_: Any) -> None:
         self._seconds[name] += time.perf_counter() - self._started
+
+
+Contender = Lakerank | PairLoop
 
 
 def load(name: str, request: Request) -> Contender:

@@ -1,4 +1,7 @@
-"""Loops that score texts with an XLM-RoBERTa cross-encoder as published: each loads a network and a score function."""
+"""The published loops of XLM-RoBERTa cross-encoders on texts, as baselines: each loads a network and a score function.
+
+They share the cut of a document into windows and the table of tensors' names with the engine, and nothing else.
+"""
 
 from __future__ import annotations
 
