@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from lakerank.errors import StorageError
+from lakerank.evaluation.examples import THUMBNAIL_SIDE, thumbnail
 from lakerank.evaluation.job import folder
 from lakerank.evaluation.report import html as report
-from lakerank.evaluation.report.examples import THUMBNAIL_SIDE, thumbnail
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "<script>document.title = 'owned'</script>"

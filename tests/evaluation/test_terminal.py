@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from lakerank.evaluation.report.examples import choose, fetch_examples
+from lakerank.evaluation.examples import choose, fetch_examples
 from lakerank.evaluation.report.terminal import WIDTH, fit, one_line, terminal_table
 from lakerank.lake.storage import Storage
 

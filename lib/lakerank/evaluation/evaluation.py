@@ -14,11 +14,11 @@ from lakerank.errors import SchemaError
 from lakerank.evaluation.analysis.averages import MODALITY, Headline, Slice, headlines, slices, winoground_logits
 from lakerank.evaluation.analysis.calibration import Agreement, CalibrationBin, agreement, calibration
 from lakerank.evaluation.analysis.scores import Gap, JudgedPairs, Sample, Samples, Stratum, gaps, sample_pairs
+from lakerank.evaluation.examples import ExamplePool, merge_pools, pool_of
 from lakerank.evaluation.inputs import BENCHMARK_LABELS, Inputs, row_groups
 from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED, Hashes, Summary, query_hashes
 from lakerank.evaluation.metrics.measures import NAMES, QueryFigures, figures, random_baseline
 from lakerank.evaluation.pairs import ROWS, Floats, InputTable, Ints, Pairs, judged_only, pair_up, whole_queries
-from lakerank.evaluation.report.examples import ExamplePool, merge_pools, pool_of
 from lakerank.evaluation.rows import document_modalities, query_rows, table_rows, with_modalities
 from lakerank.lake.storage import Storage
 

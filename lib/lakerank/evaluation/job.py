@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from lakerank.evaluation.evaluation import Evaluation, JudgedQueries, ReadBlocks, evaluate
+from lakerank.evaluation.examples import GAINED, LOST, Example, choose, fetch_examples
 from lakerank.evaluation.inputs import Inputs
 from lakerank.evaluation.metrics.bootstrap import Difference
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, SECONDARY
-from lakerank.evaluation.report.examples import GAINED, LOST, Example, choose, fetch_examples
 from lakerank.evaluation.report.html import render
 from lakerank.evaluation.report.plots import plots_of
 from lakerank.lake.runs import RunPaths

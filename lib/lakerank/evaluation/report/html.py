@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from lakerank.evaluation.analysis.averages import MODALITY, TASK_AND_SLICE, Slice, by_size
 from lakerank.evaluation.evaluation import Evaluation
+from lakerank.evaluation.examples import Example, thumbnail
 from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, SECONDARY
-from lakerank.evaluation.report.examples import Example, thumbnail
 from lakerank.evaluation.report.plots import Plots
 
 _HEADINGS = {

@@ -15,8 +15,8 @@ from rich.table import Table
 from lakerank.evaluation.analysis.averages import MODALITY, Slice, by_size
 from lakerank.evaluation.analysis.calibration import PAIRS
 from lakerank.evaluation.evaluation import Evaluation
+from lakerank.evaluation.examples import Content, Example, ListedDocument
 from lakerank.evaluation.metrics.measures import PRIMARY, SECONDARY
-from lakerank.evaluation.report.examples import Content, Example, ListedDocument
 
 WIDTH = 100
 
