@@ -8,7 +8,7 @@ from lakerank.errors import LakerankError, PairRejected
 from lakerank.records import Candidate, Document, DocumentGroup, Qrel, Query, RankedDocument, Reject, RejectReason
 
 if TYPE_CHECKING:
-    from lakerank.model.api import load_reranker
+    from lakerank.model.spec import load_reranker
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "load_reranker":
-        from lakerank.model.api import load_reranker
+        from lakerank.model.spec import load_reranker
 
         return load_reranker
     raise AttributeError(f"module 'lakerank' has no attribute {name!r}")

@@ -25,8 +25,8 @@ from lakerank.cost import Calibration
 from lakerank.limits import Limits
 from lakerank.model.calibration import cost_tokens, fetch_rate
 from lakerank.model.checkpoint import locate
-from lakerank.model.identity import identify
 from lakerank.model.preprocess.tokenizer import read_tokenizer
+from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import DocumentGroup
 from lakerank_benchmark.contenders import CannotRun, Contender, load
 from lakerank_benchmark.figures import Absent, Drift, Figure, Prediction, drift, figures, predictions
@@ -81,7 +81,7 @@ def benchmark(request: Request, pages: Images, pictograms: Images) -> Result:
         ValueError: a workload is unknown.
     """
     torch.set_num_threads(request.threads)
-    identity = identify(request.checkpoint, dtype=request.dtype)
+    identity = identify(CheckpointSpec(request.checkpoint, dtype=request.dtype))
     before = matmul_ceiling(request.device, request.dtype)
     logger.info("matrix products reach %.0f GFLOP/s in %s on %s", before / 1e9, request.dtype, request.device)
     contenders: dict[str, Contender] = {}

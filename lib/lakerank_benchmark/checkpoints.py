@@ -20,8 +20,6 @@ from lakerank.fingerprint import fingerprint
 from lakerank.model.checkpoint import EMBEDDED, WEIGHTS_NAME, read_json
 from lakerank.model.jina_m0.weights import (
     JinaVLForRanking,
-    Shape,
-    network_config,
     published_config,
     published_name,
     save_checkpoint,
@@ -29,6 +27,7 @@ from lakerank.model.jina_m0.weights import (
 from lakerank.model.registry import M0
 from lakerank_benchmark.request import BGE, JINA
 from lakerank_benchmark.workloads import WORDS
+from lakerank_pictograms.network import Shape, network_config
 
 #: Of decoders. `random-80m` spends 2.5 times as much on an image as on its tokens afterwards, as the 2B model does;
 #: `2b` is jina-reranker-m0's own shape (its config.json), with the bundled tokenizer; `tiny` is for tests.

@@ -10,7 +10,8 @@ from lakerank.cli import resolve
 from lakerank.config import resolve_config
 from lakerank.lake.storage import StorageOptions
 from lakerank.limits import Limits, LogitScale
-from lakerank.model.spec import CheckpointSpec, RoutedSpec, RuntimeOptions
+from lakerank.model.routed import RoutedSpec
+from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 
 CHECKPOINT = {
     "path": "hub/text", "revision": "a1", "adapter": "hub/adapter", "adapter_revision": "b2", "family": "bge-reranker",

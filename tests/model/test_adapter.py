@@ -14,10 +14,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lakerank.errors import CheckpointError
-from lakerank.model.api import load_reranker
-from lakerank.model.identity import identify
 from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.weights import load_network
+from lakerank.model.spec import CheckpointSpec, identify, load_reranker
 from lakerank.records import Document, Query
 
 #: peft asks transformers by an old name.
@@ -72,7 +71,7 @@ def test_old_names_merge_to_the_same(tiny_checkpoint: Path, trained: tuple[Path,
     )
     plain = load_reranker(str(tiny_checkpoint), device="cpu")
     assert abs(plain.score(PAIRS)[0] - expected[0]) > 1e-3
-    assert identify(str(tiny_checkpoint), adapter=str(adapter)).fingerprint != plain.fingerprint
+    assert identify(CheckpointSpec(str(tiny_checkpoint), adapter=str(adapter))).fingerprint != plain.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def test_a_torn_adapter_is_refused_where_a_job_is_planned(
     file = trained[0] / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: not a whole safetensors file"):
-        identify(str(tiny_checkpoint), adapter=str(trained[0]))
+        identify(CheckpointSpec(str(tiny_checkpoint), adapter=str(trained[0])))
 
 
 def test_pickles_are_refused(tiny_checkpoint: Path, trained: tuple[Path, dict[str, Any]]) -> None:

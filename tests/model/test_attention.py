@@ -8,9 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lakerank.model.engine.attention import attend, attend_eager, document_attention, query_attention
+from lakerank.model.engine.attention import (
+    attend,
+    attend_eager,
+    choose_varlen,
+    document_attention,
+    flex_varlen,
+    query_attention,
+)
 from lakerank.model.engine.layout import PrefixLayout, Span, prefix_layout, suffix_layout
-from lakerank.model.engine.varlen import choose_varlen, flex_varlen
 
 HEADS, GROUPS, DIM = 4, 2, 8
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lakerank.model.preprocess.cache import BoundedCache
+from lakerank.model.preprocess.pipeline import BoundedCache
 
 
 def test_makes_once_and_forgets_the_least_used() -> None:

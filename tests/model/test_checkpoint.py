@@ -18,12 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
-from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import WHOLE_BYTES, locate, quick_checksum
 from lakerank.model.engine.device import supported_dtype
-from lakerank.model.identity import confirm, identify
 from lakerank.model.jina_m0.config import read_settings
-from lakerank.model.jina_m0.weights import current_name
+from lakerank.model.spec import CheckpointSpec, confirm, identify, load_reranker
+from lakerank.model.weights import current_name
 from lakerank.records import Document, Query
 
 PAIRS = [(Query("q", text="red apple"), Document("d", text=text)) for text in ("A red apple", "table")]
@@ -151,7 +150,7 @@ def test_torn_weights_are_refused_where_a_job_is_planned(checkpoint: Path) -> No
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])  # the header is whole
     with pytest.raises(CheckpointError, match=r"model\.safetensors: not a whole safetensors file \(\d+ bytes where"):
-        identify(str(checkpoint))
+        identify(CheckpointSpec(str(checkpoint)))
 
 
 def test_a_hub_id_needs_a_revision() -> None:
@@ -180,8 +179,8 @@ def test_auto_is_the_stored_type(checkpoint: Path) -> None:
 
 
 def test_a_worker_knows_the_drivers_checkpoint(tiny_checkpoint: Path, checkpoint: Path) -> None:
-    identity = identify(str(tiny_checkpoint))
-    assert confirm(identity, str(checkpoint)) == replace(identity, folder=str(checkpoint.resolve()))
+    identity = identify(CheckpointSpec(str(tiny_checkpoint)))
+    assert confirm(identity, CheckpointSpec(str(checkpoint))) == replace(identity, folder=str(checkpoint.resolve()))
     reranker = load_reranker(str(checkpoint), device="cpu", identity=replace(identity, fingerprint="the driver's"))
     assert reranker.fingerprint == "the driver's"
     change_tensors(checkpoint, lambda tensors: tensors["score.0.bias"].add_(1))  # of the same size
@@ -210,12 +209,12 @@ def test_types_without_units_are_computed_in_float32(stored: str, expected: str)
 
 def test_fingerprint_covers_what_is_computed(checkpoint: Path) -> None:
     def name() -> str:
-        return identify(str(checkpoint)).fingerprint
+        return identify(CheckpointSpec(str(checkpoint))).fingerprint
 
-    names = [name(), identify(str(checkpoint), dtype="bfloat16").fingerprint]
-    names.append(identify(str(checkpoint), limits=Limits(max_pixels=400_000)).fingerprint)
+    names = [name(), identify(CheckpointSpec(str(checkpoint), dtype="bfloat16")).fingerprint]
+    names.append(identify(CheckpointSpec(str(checkpoint)), Limits(max_pixels=400_000)).fingerprint)
     change_json(checkpoint / "config.json", lambda values: values.update(logit_bias=1.5))
-    assert identify(str(checkpoint)).logit_bias == 1.5
+    assert identify(CheckpointSpec(str(checkpoint))).logit_bias == 1.5
     names.append(name())
     change_tensors(checkpoint, lambda tensors: tensors["score.2.bias"].add_(1))
     names.append(name())
@@ -228,9 +227,12 @@ def test_fingerprint_covers_what_is_computed(checkpoint: Path) -> None:
 
 def test_fingerprint_does_not_cover_the_path(tiny_checkpoint: Path, checkpoint: Path) -> None:
     change_json(checkpoint / "config.json", lambda values: values.update(_name_or_path="elsewhere"))
-    assert identify(str(checkpoint)).fingerprint == identify(str(tiny_checkpoint)).fingerprint
+    assert (
+        identify(CheckpointSpec(str(checkpoint))).fingerprint
+        == identify(CheckpointSpec(str(tiny_checkpoint))).fingerprint
+    )
     loaded = load_reranker(str(checkpoint), device="cpu")
-    assert loaded.fingerprint == identify(str(checkpoint)).fingerprint
+    assert loaded.fingerprint == identify(CheckpointSpec(str(checkpoint))).fingerprint
     assert loaded.load_id != load_reranker(str(checkpoint), device="cpu").load_id
 
 
@@ -238,8 +240,8 @@ def test_identify_counts_without_torch(tiny_checkpoint: Path) -> None:
     expected = sum(tensor.numel() for tensor in load_file(tiny_checkpoint / "model.safetensors").values())
     script = (
         "import sys\n"
-        "from lakerank.model.identity import identify\n"
-        f"identity = identify({str(tiny_checkpoint)!r})\n"
+        "from lakerank.model.spec import CheckpointSpec, identify\n"
+        f"identity = identify(CheckpointSpec({str(tiny_checkpoint)!r}))\n"
         "assert not {'torch', 'transformers', 'pyspark'} & sys.modules.keys()\n"
         "print(identity.parameters, identity.logit_bias)\n"
     )

@@ -24,17 +24,16 @@ from lakerank import load_reranker
 from lakerank.errors import CheckpointError, PairRejected
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_json
-from lakerank.model.cross_encoder.config import read_shape
 from lakerank.model.cross_encoder.load import document_windows
 from lakerank.model.cross_encoder.tokenize import PairTokenizer, jina_limits
-from lakerank.model.cross_encoder.weights import BGE, JINA, load_weights, tensor_shapes
+from lakerank.model.cross_encoder.weights import BGE, JINA, load_weights, read_shape, tensor_shapes
+from lakerank.model.engine.attention import flex_varlen
 from lakerank.model.engine.budget import BUSY_TOKENS_CPU, budget_of
 from lakerank.model.engine.encoder import PackedEncoder
 from lakerank.model.engine.encoder_engine import BATCHES_SORTED, DocumentWindows, EncoderEngine, Window
 from lakerank.model.engine.reranker import BatchedReranker
-from lakerank.model.engine.varlen import flex_varlen
-from lakerank.model.identity import identify
 from lakerank.model.preprocess.pipeline import Preprocessor
+from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 FAMILIES = ("bge", "jina")
@@ -448,13 +447,13 @@ def test_configs_that_are_not_computed_are_refused(
 
 
 def test_families_and_limits_by_config(made: dict[str, Any]) -> None:
-    names = {name: identify(str(folder)).family for name, (folder, _) in made.items()}
+    names = {name: identify(CheckpointSpec(str(folder))).family for name, (folder, _) in made.items()}
     assert names == {"bge": "bge-reranker", "jina": "jina-reranker-v2"}
     bge = str(made["bge"][0])
-    assert identify(bge).limits.max_length == 256, "no more than there are positions"
-    assert identify(bge, max_length=64).fingerprint != identify(bge).fingerprint
+    assert identify(CheckpointSpec(bge)).limits.max_length == 256, "no more than there are positions"
+    assert identify(CheckpointSpec(bge, max_length=64)).fingerprint != identify(CheckpointSpec(bge)).fingerprint
     with pytest.raises(CheckpointError, match="256 positions"):
-        identify(bge, max_length=300)
+        identify(CheckpointSpec(bge, max_length=300))
 
 
 def test_the_last_position_is_used(made: dict[str, Any]) -> None:

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lakerank.limits import Limits
-from lakerank.model.api import load_reranker
 from lakerank.model.engine.budget import LEAST_TOKENS, Budget, budget_of
 from lakerank.model.engine.decoder import PackedDecoder, Prefix, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
@@ -28,6 +27,7 @@ from lakerank.model.jina_m0.tokenize import PromptTokenizer, read_special_tokens
 from lakerank.model.jina_m0.weights import load_network
 from lakerank.model.preprocess.pipeline import Preprocessor
 from lakerank.model.preprocess.tokenizer import read_tokenizer
+from lakerank.model.spec import load_reranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 SHAPES = ["grouped", "one_kv_head", "ungrouped"]

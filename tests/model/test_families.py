@@ -16,11 +16,10 @@ from checkpoints.encoders import write_bge, write_jina
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits
-from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import file_hash
-from lakerank.model.identity import identify
 from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.registry import FAMILIES, ModelFamily, family_of
+from lakerank.model.spec import CheckpointSpec, identify, load_reranker
 
 #: What tells published checkpoints apart: of each config.json, as it is on the hub, the keys that say what it is.
 PUBLISHED: dict[str, list[dict[str, Any]]] = {
@@ -89,7 +88,7 @@ def test_the_config_may_say_the_family(bge: Path) -> None:
     config = json.loads((bge / "config.json").read_text()) | {"architectures": ["Renamed"]}
     assert family_of(config, "bge-reranker", "here").name == "bge-reranker"
     with pytest.raises(CheckpointError, match=r"model_type 'xlm-roberta' in config\.json, not 'qwen2_vl'"):
-        identify(str(bge), family="jina-reranker-m0")
+        identify(CheckpointSpec(str(bge), family="jina-reranker-m0"))
 
 
 def test_scores_in_a_lake_keep_the_name_of_their_scorer(tiny_checkpoint: Path) -> None:
@@ -108,45 +107,50 @@ def test_scores_in_a_lake_keep_the_name_of_their_scorer(tiny_checkpoint: Path) -
         "patches": asdict(settings.patches),
         "limits": asdict(Limits()),
     }
-    assert identify(str(tiny_checkpoint), dtype="float32").fingerprint == fingerprint(parts)
+    assert identify(CheckpointSpec(str(tiny_checkpoint), dtype="float32")).fingerprint == fingerprint(parts)
 
 
 def test_a_length_is_brought_down_to_what_the_model_has(bge: Path, tmp_path: Path) -> None:
     write_jina(tmp_path)  # 130 positions, two of them before the first token
-    assert identify(str(bge), limits=Limits(max_length=1024)).limits.max_length == 256
-    assert identify(str(tmp_path)).limits == Limits(max_length=128, max_query_length=64)
-    assert identify(str(bge), max_length=100).limits == Limits(max_length=100, max_query_length=75), (
+    assert identify(CheckpointSpec(str(bge)), Limits(max_length=1024)).limits.max_length == 256
+    assert identify(CheckpointSpec(str(tmp_path))).limits == Limits(max_length=128, max_query_length=64)
+    assert identify(CheckpointSpec(str(bge), max_length=100)).limits == Limits(max_length=100, max_query_length=75), (
         "FlagEmbedding's share"
     )
     with pytest.raises(CheckpointError, match=r"model\.max_length 257, but bge-reranker has 256 positions"):
-        identify(str(bge), max_length=257)
+        identify(CheckpointSpec(str(bge), max_length=257))
 
 
 def test_a_published_length_may_be_raised_for_one_model(tmp_path: Path) -> None:
     write_bge(tmp_path, positions=1100)
-    assert identify(str(tmp_path)).limits.max_length == 512
-    assert identify(str(tmp_path), max_length=1024).limits.max_length == 1024
+    assert identify(CheckpointSpec(str(tmp_path))).limits.max_length == 512
+    assert identify(CheckpointSpec(str(tmp_path), max_length=1024)).limits.max_length == 1024
 
 
 def test_limits_that_no_score_depends_on_are_not_in_its_name(bge: Path, tiny_checkpoint: Path) -> None:
     few = Limits(max_pixels=100_000)
-    assert identify(str(bge), limits=few).fingerprint == identify(str(bge)).fingerprint
-    assert identify(str(bge), max_length=64).fingerprint != identify(str(bge)).fingerprint
-    assert identify(str(tiny_checkpoint), limits=few).fingerprint != identify(str(tiny_checkpoint)).fingerprint
+    assert identify(CheckpointSpec(str(bge)), few).fingerprint == identify(CheckpointSpec(str(bge))).fingerprint
+    assert (
+        identify(CheckpointSpec(str(bge), max_length=64)).fingerprint != identify(CheckpointSpec(str(bge))).fingerprint
+    )
+    assert (
+        identify(CheckpointSpec(str(tiny_checkpoint)), few).fingerprint
+        != identify(CheckpointSpec(str(tiny_checkpoint))).fingerprint
+    )
 
 
 def test_an_adapter_that_nobody_merges_is_refused(bge: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"bge-reranker takes no adapter"):
-        identify(str(bge), adapter=str(tmp_path))
+        identify(CheckpointSpec(str(bge), adapter=str(tmp_path)))
 
 
 def test_an_adapter_from_a_hub_needs_its_revision(tiny_checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match=r"some/adapter: set model\.adapter_revision"):
-        identify(str(tiny_checkpoint), adapter="some/adapter")
+        identify(CheckpointSpec(str(tiny_checkpoint), adapter="some/adapter"))
 
 
 def test_a_worker_loads_by_the_drivers_identity(bge: Path) -> None:
-    identity = identify(str(bge), max_length=80)
+    identity = identify(CheckpointSpec(str(bge), max_length=80))
     loaded = load_reranker(str(bge), device="cpu", identity=identity)
     assert loaded.fingerprint == identity.fingerprint
 

@@ -24,14 +24,15 @@ from lakerank.model.checkpoint import read_json
 from lakerank.model.engine.budget import budget_of
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.engine.rotary import rotary_sections
-from lakerank.model.generative.prompt import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
+from lakerank.model.generative.config import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
 from lakerank.model.generative.tokenize import ChatTokenizer
-from lakerank.model.identity import identify
 from lakerank.model.inputs import Patches, RejectedInput
-from lakerank.model.jina_m0.weights import Shape, current_name
+from lakerank.model.spec import CheckpointSpec, identify
+from lakerank.model.weights import current_name
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from lakerank_benchmark.checkpoints import random_checkpoint
 from lakerank_benchmark.request import GENERATIVE as FAMILIES
+from lakerank_pictograms.network import Shape
 from oracles.generative_reference import PublishedGenerativeLoop
 
 MONO, QWEN3_VL, QWEN3 = FAMILIES
@@ -338,9 +339,9 @@ def test_checkpoints_that_cannot_be_scored_are_refused(
 def test_a_family_may_be_named(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """A checkpoint whose config.json names no architecture; the prompt is part of what names the scorer."""
     folder = altered(checkpoints[MONO], tmp_path, architectures=None)
-    assert identify(str(folder)).family == "jina-reranker-m0"
-    named = identify(str(folder), family="monoqwen2-vl")
-    assert named.fingerprint == identify(str(checkpoints[MONO])).fingerprint
+    assert identify(CheckpointSpec(str(folder))).family == "jina-reranker-m0"
+    named = identify(CheckpointSpec(str(folder), family="monoqwen2-vl"))
+    assert named.fingerprint == identify(CheckpointSpec(str(checkpoints[MONO]))).fingerprint
     assert named.logit_bias == 0
 
 
@@ -351,13 +352,13 @@ def test_a_family_of_another_language_model_is_refused_before_anything_is_planne
     with pytest.raises(
         CheckpointError, match=r"model_type 'qwen2_vl' in config\.json, but this family computes 'qwen3"
     ):
-        identify(str(checkpoints[MONO]), family=name)
+        identify(CheckpointSpec(str(checkpoints[MONO]), family=name))
 
 
 def test_an_adapter_alone_is_told_from_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"an adapter: name it under model\.adapter"):
-        identify(str(tmp_path))
+        identify(CheckpointSpec(str(tmp_path)))
 
 
 def test_bfloat16(checkpoints: dict[str, Path], pairs: list[tuple[Query, Document]]) -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from checkpoints.encoders import write_bge
 from lakerank.errors import CheckpointError, PairRejected
 from lakerank.limits import Limits, LogitScale
-from lakerank.model.routed import CalibratedReranker, RoutedReranker
-from lakerank.model.spec import CheckpointSpec, RoutedSpec, RuntimeOptions
+from lakerank.model.routed import CalibratedReranker, RoutedReranker, RoutedSpec
+from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 TEXT, IMAGE = LogitScale(0.37, -1.2), LogitScale(2.5, 0.3)

@@ -20,8 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import locate
-from lakerank.model.jina_m0.config import read_settings
-from lakerank.model.jina_m0.prompt import DOCUMENT_PREFIX, DOCUMENT_SUFFIX, QUERY_PREFIX
+from lakerank.model.jina_m0.config import DOCUMENT, QUERY, read_settings
 from lakerank.model.jina_m0.tokenize import read_special_tokens
 from lakerank.model.jina_m0.weights import JinaVLForRanking, load_network
 from lakerank.records import Document, Query
@@ -91,8 +90,8 @@ class PublishedLoop:
         special = self._special
         longest_text = max(self._limits.max_length - self._limits.max_query_length, self._limits.max_query_length)
         body = self._shortened(document.text or "", longest_text)
-        pieces: list[str | int] = [DOCUMENT_PREFIX]
-        for item, text in ((document, body + DOCUMENT_SUFFIX + QUERY_PREFIX), (query, query.text or "")):
+        pieces: list[str | int] = [DOCUMENT.prefix]
+        for item, text in ((document, body + DOCUMENT.suffix + QUERY.prefix), (query, query.text or "")):
             if item.image is not None:
                 count = int(next(grids)[1].prod()) // self._merge**2
                 pieces += [special.vision_start, *[special.image] * count, special.vision_end]

@@ -11,9 +11,9 @@ import pytest
 
 from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
-from lakerank.model.jina_m0.weights import Shape
 from lakerank.spark.run import run
 from lakerank_benchmark.checkpoints import random_checkpoint
+from lakerank_pictograms.network import Shape
 
 pytestmark = pytest.mark.spark
 

@@ -21,7 +21,8 @@ from lakerank.errors import ConfigError
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.limits import Limits, LogitScale
-from lakerank.model.spec import CheckpointSpec, ModelSpec, RoutedSpec, RuntimeOptions
+from lakerank.model.routed import ModelSpec, RoutedSpec
+from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.ranking import Fusion
 

@@ -28,10 +28,10 @@ _FETCHED_BYTES, _FETCHED_ROWS = 64 * 2**20, 4096
 
 def cost_tokens(groups: Sequence[DocumentGroup], limits: Limits) -> int:
     """Document-major cost of groups, in `lakerank.cost`'s tokens, from sizes alone."""
-    document = Sizing(limits.min_pixels, limits.max_pixels, limits.max_length - limits.max_query_length)
-    query = Sizing(limits.min_pixels, limits.max_pixels, limits.max_query_length)
     queries = [query for group in groups for query in group.queries]
-    return _cost([group.document for group in groups], document) + _cost(queries, query)
+    documents = [group.document for group in groups]
+    sides = ((documents, limits.max_length - limits.max_query_length), (queries, limits.max_query_length))
+    return sum(_cost(items, Sizing(limits.min_pixels, limits.max_pixels, most)) for items, most in sides)
 
 
 def _cost(items: Sequence[Query | Document], sizing: Sizing) -> int:

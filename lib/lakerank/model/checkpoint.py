@@ -27,15 +27,13 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 #: Files up to this size are read whole; of larger ones, evenly spaced pieces, the first and the last bytes among them.
 WHOLE_BYTES = 4 * 2**20
-PIECES = 32
-PIECE_BYTES = 64 * 2**10
+PIECES, PIECE_BYTES = 32, 64 * 2**10
 
 
 def locate(path: str, revision: str | None = None) -> Path:
     """The folder of a checkpoint, downloaded where `path` is a hub id.
 
-    Raises:
-        CheckpointError: nothing is there, a hub id comes without revision, or the download fails.
+    Raises CheckpointError: nothing is there, a hub id comes without revision, or the download fails.
     """
     folder = EMBEDDED if path == "embedded" else Path(path)
     if not folder.is_dir() and _HUB_ID.fullmatch(path):
@@ -53,8 +51,7 @@ def locate(path: str, revision: str | None = None) -> Path:
 def locate_adapter(adapter: str | None, revision: str | None = None) -> str | None:
     """The folder of a LoRA adapter, downloaded where `adapter` is a hub id and no folder; None for none.
 
-    Raises:
-        CheckpointError: a hub id comes without revision, or the download fails.
+    Raises CheckpointError: a hub id comes without revision, or the download fails.
     """
     if adapter is None or Path(adapter).is_dir() or not _HUB_ID.fullmatch(adapter):
         return adapter
@@ -75,8 +72,7 @@ def _download(hub_id: str, revision: str | None, setting: str = "revision") -> P
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, sharded or not.
 
-    Raises:
-        CheckpointError: there are none, or a shard is missing.
+    Raises CheckpointError: there are none, or a shard is missing.
     """
     if (folder / WEIGHTS_NAME).is_file():
         return [folder / WEIGHTS_NAME]
@@ -93,11 +89,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def adapter_files(adapter: str) -> list[Path]:
-    """The two files of a LoRA adapter.
-
-    Raises:
-        CheckpointError: one is missing.
-    """
+    """The two files of a LoRA adapter. Raises CheckpointError: one is missing."""
     files = [Path(adapter) / name for name in ("adapter_config.json", "adapter_model.safetensors")]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -108,8 +100,7 @@ def adapter_files(adapter: str) -> list[Path]:
 def resolve_dtype(folder: Path, dtype: str) -> str:
     """`dtype`, or for auto the type that most of the stored weights have.
 
-    Raises:
-        CheckpointError: `dtype` is none that weights are computed in, or a tensor is of another type.
+    Raises CheckpointError: `dtype` is none that weights are computed in, or a tensor is of another type.
     """
     if dtype not in ("auto", *_DTYPES.values()):
         raise CheckpointError(f"dtype {dtype!r}: choose auto, {', '.join(_DTYPES.values())}")
@@ -123,14 +114,13 @@ def resolve_dtype(folder: Path, dtype: str) -> str:
             if stored not in counts:
                 raise CheckpointError(f"{file}: tensors of type {stored}; only {', '.join(_DTYPES)} are supported")
             counts[stored] += math.prod(shape)
-    return _DTYPES[max(counts, key=lambda stored: counts[stored])]
+    return _DTYPES[max(counts, key=counts.__getitem__)]
 
 
 def read_header(file: Path) -> dict[str, tuple[list[int], str]]:
     """Shape and stored type of every tensor in a safetensors file.
 
-    Raises:
-        CheckpointError: the file is not safetensors, or is torn.
+    Raises CheckpointError: the file is not safetensors, or is torn.
     """
     try:
         size = file.stat().st_size
@@ -149,11 +139,7 @@ def read_header(file: Path) -> dict[str, tuple[list[int], str]]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: it is missing or not one.
-    """
+    """Read a JSON object. Raises CheckpointError: it is missing or not one."""
     try:
         loaded = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -198,16 +184,14 @@ def quick_checksum(files: Iterable[Path]) -> str:
 def check_weights(expected: Mapping[str, Sequence[int]], stored: Mapping[str, Sequence[int]], source: str) -> None:
     """Compare the shapes of a checkpoint's tensors, by name, with those that its network has.
 
-    Raises:
-        CheckpointError: a tensor is missing, unexpected or of another shape.
+    Raises CheckpointError: a tensor is missing, unexpected or of another shape.
     """
     faults = []
     if missing := sorted(expected.keys() - stored.keys()):
         faults.append(f"{len(missing)} missing: {few(missing)}")
     if unexpected := sorted(stored.keys() - expected.keys()):
         faults.append(f"{len(unexpected)} unexpected: {few(unexpected)}")
-    both = sorted(expected.keys() & stored.keys())
-    shapes = {name: (tuple(stored[name]), tuple(expected[name])) for name in both}
+    shapes = {name: (tuple(stored[name]), tuple(expected[name])) for name in sorted(expected.keys() & stored.keys())}
     if other := [f"{name} {shape}, not {needed}" for name, (shape, needed) in shapes.items() if shape != needed]:
         faults.append(f"{len(other)} of another shape: {few(other)}")
     if faults:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -33,58 +32,61 @@ class Patches:
     grid: Grid
 
 
-class TokenSequence(Protocol):
-    """Tokens that follow one another: an encoded input, or more than one.
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What is around a document or query: `before` and `after` by themselves, `prefix` and `suffix` joined to its text.
+
+    An image comes between `prefix` and the text. `text`, `image`: what the document or query may hold.
+    `cuts_text_alone`: a long text is cut before it is joined. `names_limit`: so does the reject of an image too large.
+    """
+
+    before: str = ""
+    prefix: str = ""
+    suffix: str = ""
+    after: str = ""
+    text: bool = True
+    image: bool = True
+    cuts_text_alone: bool = False
+    names_limit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VisionTokens:
+    """Ids of the tokens around and in place of an image; one stands for `merge`² patches."""
+
+    start: int
+    end: int
+    image: int
+    merge: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedInput:
+    """A document's or query's part of the sequence, or several that follow one another.
 
     `token_ids` (L,) int64; `positions` (3, L) int64, counted from 0; `end`: position of whatever follows; `images`:
     its images by key, in the order of their visual tokens.
     """
 
-    @property
-    def token_ids(self) -> np.ndarray: ...
-
-    @property
-    def positions(self) -> np.ndarray: ...
-
-    @property
-    def end(self) -> int: ...
-
-    @property
-    def images(self) -> tuple[tuple[str, Patches], ...]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedInput:
-    """A document's or query's part of the sequence.
-
-    `token_ids` (L,) int64; `positions` (3, L) int64, counted from 0; `end`: position of whatever follows.
-    """
-
     token_ids: np.ndarray
     positions: np.ndarray
     end: int
-    image: Patches | None
-    image_key: str
-    truncated: bool
+    images: tuple[tuple[str, Patches], ...] = ()
+    truncated: bool = False
 
     @property
     def nbytes(self) -> int:
         """Memory in bytes."""
-        pixels = 0 if self.image is None else self.image.pixels.nbytes
+        pixels = sum(image.pixels.nbytes for _, image in self.images)
         return int(self.token_ids.nbytes + self.positions.nbytes + pixels)
-
-    @property
-    def images(self) -> tuple[tuple[str, Patches], ...]:
-        """The image by its key, if there is one."""
-        return () if self.image is None else ((self.image_key, self.image),)
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentQueries:
     """One document and queries on it, as the device is given them: the prefix that pairs share, and their suffixes."""
 
-    document: TokenSequence
-    queries: tuple[TokenSequence, ...]
+    document: EncodedInput
+    queries: tuple[EncodedInput, ...]
 
     @property
     def tokens(self) -> int:

@@ -11,16 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
+from lakerank.cost import CostProfile
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
 from lakerank.records import Document, Query, Reranker
 
 #: A checkpoint's config.json.
 CheckpointConfig = Mapping[str, Any]
+
+#: Name of jina-reranker-m0's family, the default of an identity.
+M0 = "jina-reranker-m0"
+
+#: Tokens of a text that is read whole, however long.
+_ALL_TOKENS = 2**31 - 1
 
 
 class TokenCounters(Protocol):
@@ -34,9 +41,9 @@ class TokenCounters(Protocol):
 
 
 class LoadedReranker(Reranker, Protocol):
-    """A reranker in memory.
+    """A reranker in memory: `fingerprint` names the scorer, `load_id` this loading of it.
 
-    `fingerprint` names the scorer, `load_id` this loading of it; relevance = sigmoid(logit - `logit_bias`).
+    Relevance = sigmoid(logit - `logit_bias`).
     """
 
     fingerprint: str
@@ -65,26 +72,49 @@ class CheckpointInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How to load an identified checkpoint; `adapter` is a folder, `family` a name in the registry.
+class CheckpointIdentity:
+    """A checkpoint at hand: its folder, the scorer's name, the bias of its family, the number of its weights.
 
-    `dtype` and `device` are torch's names, never auto. `limits` are the family's (`ModelFamily.limits`).
+    `checksum` lets another process recognise the same files by reading little of them; see `confirm`. `family` is a
+    name in the registry, `limits` are those that apply to it.
     """
 
-    family: str
-    folder: Path
+    folder: str
+    fingerprint: str
+    logit_bias: float
+    parameters: int
+    checksum: str = ""
+    family: str = M0
+    limits: Limits = field(default_factory=Limits)
+
+    def max_document_tokens(self) -> int:
+        """Tokens of a document that are read at most."""
+        family = family_named(self.family)
+        if family.sliding_window:
+            return _ALL_TOKENS
+        return self.limits.max_length - (0 if family.truncates_document_only else self.limits.max_query_length)
+
+    def cost_profile(self, largest: int) -> CostProfile:
+        """How pairs are read; a token's cost is relative to a model of `largest` weights."""
+        family = family_named(self.family)
+        return CostProfile(family.document_major, family.accepts_images, self.parameters / largest)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How to load an identified checkpoint. `adapter`: a folder. `dtype`, `device`: torch's names, never auto."""
+
+    identity: CheckpointIdentity
     adapter: str | None
     dtype: str
     device: str
-    limits: Limits
     host_threads: int
     reproducible: bool
-    fingerprint: str
-    logit_bias: float
 
-
-def _unbounded(config: CheckpointConfig) -> int | None:
-    return None
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoint is."""
+        return Path(self.identity.folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +131,6 @@ class ModelFamily:
         document_major: work on a document is shared by its queries; if not, a pair costs document + query tokens.
         accepts_images: False: a pair with an image is rejected as `modality_unsupported`.
         accepts_adapter: a LoRA adapter may be merged on load.
-        files: names of further files in the fingerprint, where a checkpoint has them.
         default_max_length: tokens of a pair as published: it bounds `scoring.max_length`, but not `model.max_length`.
             None: no bound.
         positions: the most tokens that a pair can have, by config.json; None: no such bound.
@@ -118,9 +147,8 @@ class ModelFamily:
     document_major: bool = False
     accepts_images: bool = False
     accepts_adapter: bool = False
-    files: tuple[str, ...] = ()
     default_max_length: int | None = None
-    positions: Callable[[CheckpointConfig], int | None] = _unbounded
+    positions: Callable[[CheckpointConfig], int | None] = lambda config: None
     max_query_fraction: float = 0.5
     truncates_document_only: bool = False
     sliding_window: bool = False
@@ -128,29 +156,19 @@ class ModelFamily:
     def read_info(self, folder: Path, dtype: str) -> CheckpointInfo:
         """What names the scorer, from JSON files and the weights' headers alone; `dtype` may be auto.
 
-        Raises:
-            CheckpointError: the checkpoint cannot be computed as it stands.
+        Raises CheckpointError: the checkpoint cannot be computed as it stands.
         """
-        info: CheckpointInfo = import_module(f"{self.package}.config").read_info(folder, dtype, self.name)
-        return info
+        return cast(CheckpointInfo, import_module(f"{self.package}.config").read_info(folder, dtype, self.name))
 
     def load(self, options: LoadOptions) -> LoadedReranker:
-        """The reranker in memory.
-
-        Raises:
-            CheckpointError: weights, adapter or tokenizer do not fit config.json.
-        """
-        reranker: LoadedReranker = import_module(f"{self.package}.load").load(options)
-        return reranker
+        """The reranker in memory. Raises CheckpointError: weights, adapter or tokenizer do not fit config.json."""
+        return cast(LoadedReranker, import_module(f"{self.package}.load").load(options))
 
     def limits(self, config: CheckpointConfig, limits: Limits, max_length: int | None, source: str) -> Limits:
         """The limits that apply to a checkpoint; those that its scores cannot depend on are the defaults.
 
-        Args:
-            max_length: the model's own, instead of `limits.max_length`; None where the config states none.
-
-        Raises:
-            CheckpointError: `max_length` is more than the network has positions.
+        `max_length`: the model's own, instead of `limits.max_length`; None where the config states none. Raises
+        CheckpointError: it is more than the network has positions.
         """
         positions = self.positions(config)
         if max_length is not None and positions is not None and max_length > positions:
@@ -176,10 +194,6 @@ def _describes(model_type: str, architecture: str) -> Callable[[CheckpointConfig
 _is_qwen2_vl_chat = _describes("qwen2_vl", "Qwen2VLForConditionalGeneration")
 
 
-def _is_m0(config: CheckpointConfig) -> bool:
-    return config.get("model_type") == "qwen2_vl" and not _is_qwen2_vl_chat(config)
-
-
 def _is_xlm_roberta(config: CheckpointConfig) -> bool:
     return "XLMRobertaForSequenceClassification" in _architectures(config)
 
@@ -195,9 +209,6 @@ def _encoder_positions(config: CheckpointConfig) -> int | None:
     return positions - padding - 1 if isinstance(positions, int) and isinstance(padding, int) else None
 
 
-#: Name of jina-reranker-m0's family, the default of an identity.
-M0 = "jina-reranker-m0"
-
 #: All families. No two recognise the same config.json.
 FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
@@ -208,7 +219,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         document_major=True,
         accepts_images=True,
         accepts_adapter=True,
-        recognises=_is_m0,
+        recognises=lambda config: config.get("model_type") == "qwen2_vl" and not _is_qwen2_vl_chat(config),
     ),
     ModelFamily(
         name="monoqwen2-vl",
@@ -264,13 +275,9 @@ FAMILIES: tuple[ModelFamily, ...] = (
 
 
 def family_of(config: CheckpointConfig, name: str | None, source: str) -> ModelFamily:
-    """The family of a checkpoint by its config.json, or the one of that name.
+    """The family of a checkpoint, which messages call `source`, by its config.json, or the one of that name.
 
-    Args:
-        source: where the checkpoint is, for messages.
-
-    Raises:
-        CheckpointError: no family matches, or several do; the families are listed.
+    Raises CheckpointError: no family matches, or several do; the families are listed.
     """
     matching = [family for family in FAMILIES if (family.recognises(config) if name is None else family.name == name)]
     if len(matching) == 1:
@@ -286,9 +293,5 @@ def family_of(config: CheckpointConfig, name: str | None, source: str) -> ModelF
 
 
 def family_named(name: str) -> ModelFamily:
-    """The family of an identity.
-
-    Raises:
-        CheckpointError: another version of lakerank made the identity.
-    """
+    """The family of an identity. Raises CheckpointError: another version of lakerank made the identity."""
     return family_of({}, name, "identity")

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Collection, Mapping
 from typing import IO, Any
 from urllib.parse import urlsplit
+from urllib.request import Request
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -65,10 +66,7 @@ class RerankRequest(BaseModel):
 def answer(
     request: Mapping[str, Any], reranker: LoadedReranker, *, allowed_hosts: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The response: results sorted by relevance, and the tokens of whole pairs.
-
-    Args:
-        allowed_hosts: hosts that images may be fetched from; a URL of any other is refused.
+    """The response: results sorted by relevance, and tokens of whole pairs; images come from `allowed_hosts` alone.
 
     Raises:
         ConfigError: the request is wrong; all faults are listed.
@@ -94,21 +92,14 @@ def answer(
 
 
 def parse(request: Mapping[str, Any], allowed_hosts: Collection[str] = ()) -> RerankRequest:
-    """Check a request.
-
-    Raises:
-        ConfigError: all faults are listed.
-    """
+    """Check a request. Raises ConfigError: all faults are listed."""
     try:
         parsed = RerankRequest.model_validate(request)
     except ValidationError as error:
         raise ConfigError([_fault(fault["loc"], fault["msg"]) for fault in error.errors()]) from error
     items = [(("query",), parsed.query), *((("documents", index), item) for index, item in enumerate(parsed.documents))]
-    faults = []
-    for where, item in items:
-        if item.image is not None and _is_url(item.image) and (fault := url_fault(item.image, allowed_hosts)):
-            faults.append(_fault((*where, "image"), fault))
-    if faults:
+    urls = [((*where, "image"), item.image) for where, item in items if item.image is not None and _is_url(item.image)]
+    if faults := [_fault(where, fault) for where, url in urls if (fault := url_fault(url, allowed_hosts))]:
         raise ConfigError(faults)
     return parsed
 
@@ -119,10 +110,8 @@ def _fault(where: tuple[int | str, ...], message: str) -> str:
 
 
 def _result(pair: ScoredPair, parsed: RerankRequest, logit_bias: float) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "index": int(pair.doc_id),
-        "relevance_score": float(relevance(np.array([pair.logit], np.float32), logit_bias)[0]),
-    }
+    score = float(relevance(np.array([pair.logit], np.float32), logit_bias)[0])
+    result: dict[str, Any] = {"index": int(pair.doc_id), "relevance_score": score}
     if parsed.return_documents:
         result["document"] = parsed.documents[int(pair.doc_id)].model_dump(exclude_none=True)
     return result
@@ -174,14 +163,8 @@ class _SameRules(urllib.request.HTTPRedirectHandler):
         self._allowed_hosts = allowed_hosts
 
     def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
+    ) -> Request | None:
         if fault := url_fault(newurl, self._allowed_hosts):
             raise urllib.error.HTTPError(req.full_url, code, f"redirected: {fault}", headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -192,8 +175,7 @@ def fetch(
 ) -> bytes:
     """The bytes behind a URL. `timeout_s` bounds each wait for the server, not the whole.
 
-    Raises:
-        ConfigError: the host is not allowed, does not answer well, or sends more than `max_bytes`.
+    Raises ConfigError: the host is not allowed, does not answer well, or sends more than `max_bytes`.
     """
     if fault := url_fault(url, allowed_hosts):
         raise ConfigError([f"{url}: {fault}"])

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from lakerank.limits import LogitScale
-from lakerank.model.registry import LoadedReranker, TokenCounters
+from lakerank.errors import CheckpointError
+from lakerank.fingerprint import fingerprint
+from lakerank.limits import Limits, LogitScale
+from lakerank.model.registry import LoadedReranker, TokenCounters, family_named
+from lakerank.model.spec import CheckpointSpec, RuntimeOptions, ScorerIdentity, identify
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
+
+#: Changes when two rerankers with the same names and scales would score other pairs, or otherwise.
+ROUTING_PROTOCOL = 1
 
 #: Pairs of texts, and bytes of their documents, that are buffered at most while groups with images are scored.
 BUFFERED_PAIRS = 8192
@@ -18,7 +25,49 @@ BUFFERED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class TokenSums:
+class RoutedSpec:
+    """One checkpoint for pairs of texts and one for pairs with an image; the scales bring their logits together."""
+
+    text: CheckpointSpec
+    image: CheckpointSpec
+    text_scale: LogitScale
+    image_scale: LogitScale
+
+    def identify(self, limits: Limits) -> ScorerIdentity:
+        """Find both checkpoints.
+
+        Raises CheckpointError: one cannot be found, is not one, or (the one for images) reads text alone.
+        """
+        text, image = identify(self.text, limits), identify(self.image, limits)
+        if not family_named(image.family).accepts_images:
+            raise CheckpointError(f"model.image: {image.family} reads text alone; name a reranker that reads images")
+        parts = {
+            "routing": ROUTING_PROTOCOL,
+            "text": [text.fingerprint, asdict(self.text_scale)],
+            "image": [image.fingerprint, asdict(self.image_scale)],
+        }
+        largest = max(text.parameters, image.parameters)
+        readings = (text.cost_profile(largest), image.cost_profile(largest))
+        return ScorerIdentity(fingerprint(parts), 0.0, largest, (text, image), readings)
+
+    def load(
+        self, device: str, limits: Limits, options: RuntimeOptions, scorer: ScorerIdentity | None = None
+    ) -> LoadedReranker:
+        """Both rerankers in memory, as one; see `CheckpointSpec.load`."""
+        scorer = scorer or self.identify(limits)
+        text, image = (
+            CalibratedReranker(checkpoint.load_identified(device, limits, options, identity), scale)
+            for checkpoint, scale, identity in zip(
+                (self.text, self.image), (self.text_scale, self.image_scale), scorer.identities, strict=True
+            )
+        )
+        return RoutedReranker(text, image, scorer.fingerprint)
+
+
+ModelSpec = CheckpointSpec | RoutedSpec
+
+
+class TokenSums(NamedTuple):
     """Tokens through both models."""
 
     computed: int
@@ -27,8 +76,7 @@ class TokenSums:
 
 @dataclass(frozen=True, slots=True)
 class CalibratedReranker:
-    """A reranker whose logits are calibrated: scale × raw + bias, computed in float64. Rejects pass
-    through as they are."""
+    """A reranker whose logits are calibrated: scale × raw + bias, computed in float64. Rejects pass as they are."""
 
     reranker: LoadedReranker
     scale: LogitScale
@@ -76,11 +124,7 @@ class RoutedReranker:
         return TokenSums(text.computed + image.computed, text.pairwise + image.pairwise)
 
     def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
-        """Calibrated float32 logits (P,) of pairs, in order.
-
-        Raises:
-            PairRejected: a pair cannot be scored.
-        """
+        """Calibrated float32 logits (P,) of pairs, in order. Raises PairRejected: a pair cannot be scored."""
         with_image = np.array([_has_image(query, document) for query, document in pairs], dtype=bool)
         logits = np.empty(len(pairs), dtype=np.float32)
         for mask, reranker in ((with_image, self._image), (~with_image, self._text)):
@@ -91,42 +135,31 @@ class RoutedReranker:
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """One result for each pair, in any order: groups with images as they come, texts once the buffer is full."""
-        router = _Router(iter(groups), self._buffered_pairs, self._buffered_bytes)
-        while not router.exhausted:
-            yield from self._image.score_groups(router.with_image())
-            yield from self._text.score_groups(router.texts())
+        remaining, exhausted = iter(groups), False
+        buffer: list[DocumentGroup] = []  # of texts, so that no image is buffered
 
+        def with_image() -> Iterator[DocumentGroup]:
+            """Groups of pairs with an image, until there are no more or the buffer of texts is full."""
+            nonlocal exhausted
+            pairs = size = 0
+            while pairs < self._buffered_pairs and size < self._buffered_bytes:
+                group = next(remaining, None)
+                if group is None:
+                    exhausted = True
+                    return
+                texts = _part(group, lambda query, document: not _has_image(query, document))
+                if texts.queries:
+                    buffer.append(texts)
+                    pairs += len(texts.queries)
+                    size += 4 * len(texts.document.text or "")
+                images = _part(group, _has_image)
+                if images.queries or not group.queries:
+                    yield images
 
-class _Router:
-    """Splits groups into pairs of texts and pairs with an image; texts are buffered, so that no image is."""
-
-    def __init__(self, groups: Iterator[DocumentGroup], buffered_pairs: int, buffered_bytes: int) -> None:
-        self.exhausted = False
-        self._groups = groups
-        self._buffered_pairs, self._buffered_bytes = buffered_pairs, buffered_bytes
-        self._buffer: list[DocumentGroup] = []
-
-    def with_image(self) -> Iterator[DocumentGroup]:
-        """Groups of pairs with an image, until there are no more or the buffer of texts is full."""
-        pairs = size = 0
-        while pairs < self._buffered_pairs and size < self._buffered_bytes:
-            group = next(self._groups, None)
-            if group is None:
-                self.exhausted = True
-                return
-            texts = _part(group, lambda query, document: not _has_image(query, document))
-            if texts.queries:
-                self._buffer.append(texts)
-                pairs += len(texts.queries)
-                size += 4 * len(texts.document.text or "")
-            images = _part(group, _has_image)
-            if images.queries or not group.queries:
-                yield images
-
-    def texts(self) -> Iterator[DocumentGroup]:
-        """The buffered groups, each once."""
-        buffer, self._buffer = self._buffer, []
-        yield from buffer
+        while not exhausted:
+            yield from self._image.score_groups(with_image())
+            texts, buffer = buffer, []
+            yield from self._text.score_groups(texts)
 
 
 def _part(group: DocumentGroup, belongs: Callable[[Query, Document], bool]) -> DocumentGroup:

@@ -1,22 +1,31 @@
-"""Which reranker scores a run, in plain values: one checkpoint, or one for texts and one for images. Without torch."""
+"""Which checkpoint scores: found, named by what its scores depend on, and loaded. Only loading imports torch."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from lakerank.cost import CostProfile, Sizing
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
-from lakerank.limits import Limits, LogitScale
-from lakerank.model.identity import CheckpointIdentity, identify
-from lakerank.model.registry import LoadedReranker, family_named
-from lakerank.model.routed import CalibratedReranker, RoutedReranker
+from lakerank.limits import Limits
+from lakerank.model.checkpoint import (
+    adapter_files,
+    file_hash,
+    locate,
+    locate_adapter,
+    quick_checksum,
+    read_header,
+    read_json,
+    resolve_dtype,
+    weight_files,
+)
+from lakerank.model.registry import CheckpointIdentity, LoadedReranker, LoadOptions, family_named, family_of
 
-#: Changes when two rerankers with the same names and scales would score other pairs, or otherwise.
-ROUTING_PROTOCOL = 1
-
-#: Tokens of a text that is read whole, however long.
-_ALL_TOKENS = 2**31 - 1
+#: Keys of config.json that say where a checkpoint comes from, not what it computes.
+_PROVENANCE = frozenset({"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,7 @@ class ScorerIdentity:
 
     def document_sizing(self) -> Sizing:
         """What bounds the cost of a document."""
-        return self._sizing(list(map(_max_document_tokens, self.identities)))
+        return self._sizing([identity.max_document_tokens() for identity in self.identities])
 
     def query_sizing(self) -> Sizing:
         """What bounds the cost of a query."""
@@ -52,8 +61,7 @@ class ScorerIdentity:
 
     def _sizing(self, lengths: list[int]) -> Sizing:
         limits = self.identities[-1].limits
-        plain = lengths[0] if len(lengths) > 1 else None
-        return Sizing(limits.min_pixels, limits.max_pixels, lengths[-1], plain)
+        return Sizing(limits.min_pixels, limits.max_pixels, lengths[-1], lengths[0] if len(lengths) > 1 else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +77,17 @@ class CheckpointSpec:
     dtype: str = "auto"
 
     def identify(self, limits: Limits) -> ScorerIdentity:
-        """Find the checkpoint.
-
-        Raises:
-            CheckpointError: it cannot be found or is not one.
-        """
-        identity = identify(**asdict(self), limits=limits)
-        reading = _reading(identity, identity.parameters)
+        """Find the checkpoint. Raises CheckpointError: it cannot be found or is not one."""
+        identity = identify(self, limits)
+        reading = identity.cost_profile(identity.parameters)
         return ScorerIdentity(identity.fingerprint, identity.logit_bias, identity.parameters, (identity,), (reading,))
 
     def load(
         self, device: str, limits: Limits, options: RuntimeOptions, scorer: ScorerIdentity | None = None
     ) -> LoadedReranker:
-        """The reranker in memory.
+        """The reranker in memory; `scorer`: what `identify` said in another process, so that nothing is hashed again.
 
-        Args:
-            scorer: the result of `identify` in another process, so that large weights are not hashed again.
-
-        Raises:
-            CheckpointError: it cannot be loaded as it stands, or is not the scorer's.
+        Raises CheckpointError: it cannot be loaded as it stands, or is not the scorer's.
         """
         return self.load_identified(device, limits, options, None if scorer is None else scorer.identities[0])
 
@@ -95,79 +95,106 @@ class CheckpointSpec:
         self, device: str, limits: Limits, options: RuntimeOptions, identity: CheckpointIdentity | None
     ) -> LoadedReranker:
         """`load`, by the checkpoint's identity."""
-        from lakerank.model.api import load_reranker
+        import torch
 
-        return load_reranker(
-            **asdict(self),
-            device=device,
-            limits=limits,
-            host_threads=options.host_threads,
-            device_threads=options.device_threads,
-            reproducible=options.reproducible,
-            identity=identity,
+        from lakerank.model.engine.device import choose_device, supported_dtype
+
+        identity = identify(self, limits) if identity is None else confirm(identity, self)
+        if options.device_threads is not None:
+            torch.set_num_threads(options.device_threads)
+        target = choose_device(device)
+        dtype = resolve_dtype(Path(identity.folder), self.dtype)
+        dtype = supported_dtype(dtype, target) if self.dtype == "auto" else dtype
+        adapter = locate_adapter(self.adapter, self.adapter_revision)
+        load_options = LoadOptions(
+            identity, adapter, dtype, str(target), options.host_threads, reproducible=options.reproducible
         )
+        return family_named(identity.family).load(load_options)
 
 
-@dataclass(frozen=True, slots=True)
-class RoutedSpec:
-    """One checkpoint for pairs of texts and one for pairs with an image; the scales bring their logits together."""
+def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointIdentity:
+    """Find a checkpoint and name the scorer it makes; two of the same name give the same scores on the same device.
 
-    text: CheckpointSpec
-    image: CheckpointSpec
-    text_scale: LogitScale
-    image_scale: LogitScale
-
-    def identify(self, limits: Limits) -> ScorerIdentity:
-        """Find both checkpoints.
-
-        Raises:
-            CheckpointError: one cannot be found, is not one, or (the one for images) reads text alone.
-        """
-        text, image = identities = tuple(
-            identify(**asdict(checkpoint), limits=limits) for checkpoint in (self.text, self.image)
-        )
-        check_reads_images(image)
-        parts = {
-            "routing": ROUTING_PROTOCOL,
-            "text": [text.fingerprint, asdict(self.text_scale)],
-            "image": [image.fingerprint, asdict(self.image_scale)],
-        }
-        largest = max(text.parameters, image.parameters)
-        readings = (_reading(text, largest), _reading(image, largest))
-        return ScorerIdentity(fingerprint(parts), 0.0, largest, identities, readings)
-
-    def load(
-        self, device: str, limits: Limits, options: RuntimeOptions, scorer: ScorerIdentity | None = None
-    ) -> LoadedReranker:
-        """Both rerankers in memory, as one; see `CheckpointSpec.load`."""
-        scorer = scorer or self.identify(limits)
-        text, image = (
-            checkpoint.load_identified(device, limits, options, identity)
-            for checkpoint, identity in zip((self.text, self.image), scorer.identities, strict=True)
-        )
-        return RoutedReranker(
-            CalibratedReranker(text, self.text_scale), CalibratedReranker(image, self.image_scale), scorer.fingerprint
-        )
+    Raises CheckpointError: it cannot be found or is not one.
+    """
+    folder = locate(spec.path, spec.revision)
+    config = read_json(folder / "config.json")
+    family = family_of(config, spec.family, str(folder))
+    if spec.adapter is not None and not family.accepts_adapter:
+        raise CheckpointError(f"{folder}: {family.name} takes no adapter; leave model.adapter out")
+    adapter = locate_adapter(spec.adapter, spec.adapter_revision)
+    files = weight_files(folder)
+    info = family.read_info(folder, spec.dtype)
+    limits = family.limits(config, limits or Limits(), spec.max_length, str(folder))
+    parts = {
+        "protocol": family.protocol,
+        "weights": [file_hash(file) for file in files],
+        "config": {key: value for key, value in config.items() if key not in _PROVENANCE},
+        "tokenizer": file_hash(folder / "tokenizer.json"),
+        "adapter": None if adapter is None else [file_hash(file) for file in adapter_files(adapter)],
+        "dtype": info.dtype,
+        "logit_bias": info.logit_bias,
+        "limits": asdict(limits),
+        **info.parts,
+    }
+    if adapter is not None:
+        read_header(adapter_files(adapter)[1])  # a torn one is refused before anything is planned
+    count = sum(math.prod(shape) for file in files for shape, _ in read_header(file).values())
+    checksum = quick_checksum(_all_files(folder, adapter))
+    return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, family.name, limits)
 
 
-ModelSpec = CheckpointSpec | RoutedSpec
+def confirm(identity: CheckpointIdentity, spec: CheckpointSpec) -> CheckpointIdentity:
+    """The identity of the same checkpoint as found by this process, its weights not hashed again.
+
+    Raises CheckpointError: it cannot be found, or is another.
+    """
+    folder = locate(spec.path, spec.revision)
+    if quick_checksum(_all_files(folder, locate_adapter(spec.adapter, spec.adapter_revision))) != identity.checksum:
+        advice = "give every worker the driver's files"
+        raise CheckpointError(f"{folder}: not the checkpoint that the job was planned with; {advice}")
+    return replace(identity, folder=str(folder))
 
 
-def check_reads_images(identity: CheckpointIdentity) -> None:
-    """Raises CheckpointError for a checkpoint that cannot take the pairs with an image."""
-    family = family_named(identity.family)
-    if not family.accepts_images:
-        raise CheckpointError(f"model.image: {family.name} reads text alone; name a reranker that reads images")
+def _all_files(folder: Path, adapter: str | None) -> Iterable[Path]:
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+    small = [folder / name for name in names if (folder / name).is_file()]
+    return [*small, *weight_files(folder), *(adapter_files(adapter) if adapter else ())]
 
 
-def _max_document_tokens(identity: CheckpointIdentity) -> int:
-    """Tokens of a document that are read at most."""
-    family, limits = family_named(identity.family), identity.limits
-    if family.sliding_window:
-        return _ALL_TOKENS
-    return limits.max_length - (0 if family.truncates_document_only else limits.max_query_length)
+def load_reranker(
+    path: str,
+    *,
+    revision: str | None = None,
+    adapter: str | None = None,
+    adapter_revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    limits: Limits | None = None,
+    host_threads: int = 2,
+    device_threads: int | None = None,
+    reproducible: bool = True,
+    identity: CheckpointIdentity | None = None,
+    family: str | None = None,
+    max_length: int | None = None,
+) -> LoadedReranker:
+    """Load a checkpoint: a folder, a hub id with its revision, or `embedded`.
 
+    Args:
+        adapter: folder (or hub id with `adapter_revision`) of a LoRA adapter, merged on load.
+        dtype: auto (the checkpoint's, or float32 where the device has no units for that), float32, bfloat16 or float16.
+        device: auto (a GPU where there is one), cpu, cuda, cuda:1, …
+        host_threads: decode and tokenise ahead of the device.
+        device_threads: torch's threads on a CPU, for the whole process; None leaves them alone.
+        reproducible: a pair's score has the same bits whatever is scored beside it; False: it may not, and is faster.
+        identity: the result of `identify` for the same checkpoint, dtype and limits in another process, so that large
+            weights are not hashed again.
+        family: how it is computed, where its config.json is not to decide: a name in the registry.
+        max_length: tokens of a pair, the model's own instead of `limits.max_length`.
 
-def _reading(identity: CheckpointIdentity, largest: int) -> CostProfile:
-    family = family_named(identity.family)
-    return CostProfile(family.document_major, family.accepts_images, identity.parameters / largest)
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded as it stands.
+    """
+    spec = CheckpointSpec(path, revision, adapter, adapter_revision, family, max_length, dtype)
+    options = RuntimeOptions(host_threads, device_threads, reproducible)
+    return spec.load_identified(device, limits or Limits(), options, identity)

@@ -20,7 +20,8 @@ from lakerank.lake.tables import decode_text, read_table_file
 from lakerank.limits import Limits
 from lakerank.logs import in_worker, log_context
 from lakerank.model.registry import LoadedReranker
-from lakerank.model.spec import ModelSpec, RuntimeOptions, ScorerIdentity
+from lakerank.model.routed import ModelSpec
+from lakerank.model.spec import RuntimeOptions, ScorerIdentity
 from lakerank.plan.plan import read_sources
 from lakerank.plan.units import UNIT_GROUPS, PlannedGroup, planned_groups
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from lakerank.limits import Limits
-from lakerank.model.jina_m0.prompt import DOCUMENT_PREFIX, DOCUMENT_SUFFIX, LOGIT_BIAS, QUERY_PREFIX, SCORE_TOKEN_ID
+from lakerank.model.jina_m0.config import DOCUMENT, LOGIT_BIAS, QUERY, SCORE_TOKEN_ID
 from lakerank.model.jina_m0.tokenize import SpecialTokens
-from lakerank.model.jina_m0.weights import JinaVLForRanking, Shape, network_config
+from lakerank.model.jina_m0.weights import JinaVLForRanking
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.training.model import TrainableModel
 from lakerank_pictograms.curriculum.config import ShapeConfig
+from lakerank_pictograms.network import Shape, network_config
 
 #: Qwen2's way of cutting text before BPE (its published tokenizer.json).
 SPLIT = (
@@ -176,7 +177,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    prompt = repeat(DOCUMENT_PREFIX + DOCUMENT_SUFFIX + QUERY_PREFIX, PROMPT_COUNT)
+    prompt = repeat(DOCUMENT.prefix + DOCUMENT.suffix + QUERY.prefix, PROMPT_COUNT)
     tokenizer.train_from_iterator(chain(texts, prompt), trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
     tokenizer.encode_special_tokens = True  # a special token spelled out in a text stays text

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from lakerank.model.jina_m0.prompt import DOCUMENT_PREFIX, DOCUMENT_SUFFIX, QUERY_PREFIX
+from lakerank.model.jina_m0.config import DOCUMENT, QUERY
 from lakerank.model.preprocess.tokenizer import TextTokenizer
 from lakerank.training.dataset import Dataset
 from lakerank.training.losses import RankingObjective
@@ -39,7 +39,7 @@ def objective(config: CurriculumConfig, ranking: RankingObjective, model: Traina
     if proxies is not None:
         trainable |= {f"proxies.{name}": value for name, value in proxies.named_parameters()}
     text = TextTokenizer(model.tokenizer)
-    template = TemplateTokens(*(len(text.encode(part)) for part in (DOCUMENT_PREFIX, DOCUMENT_SUFFIX, QUERY_PREFIX)))
+    template = TemplateTokens(*(len(text.encode(part)) for part in (DOCUMENT.prefix, DOCUMENT.suffix, QUERY.prefix)))
     return CurriculumObjective(ranking, proxies, config.tap, template, trainable)
 
 

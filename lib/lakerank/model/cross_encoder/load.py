@@ -10,7 +10,6 @@ import torch
 
 from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import read_json
-from lakerank.model.cross_encoder.config import read_shape
 from lakerank.model.cross_encoder.tokenize import (
     SPECIAL,
     PairLimits,
@@ -19,7 +18,7 @@ from lakerank.model.cross_encoder.tokenize import (
     jina_limits,
     read_pair_tokens,
 )
-from lakerank.model.cross_encoder.weights import BGE, JINA, Naming, load_weights
+from lakerank.model.cross_encoder.weights import BGE, JINA, Naming, load_weights, read_shape
 from lakerank.model.engine.encoder import PackedEncoder
 from lakerank.model.engine.encoder_engine import DocumentWindows, EncoderEngine, Window
 from lakerank.model.engine.reranker import BatchedReranker, PairLengths
@@ -58,31 +57,19 @@ def pair_lengths(limits: PairLimits, query: EncodedInput, document: EncodedInput
 
 
 def load(options: LoadOptions) -> BatchedReranker:
-    """The checkpoint of a family on its device.
-
-    Raises:
-        CheckpointError: weights or tokenizer do not fit config.json.
-    """
+    """The checkpoint of a family on its device. Raises CheckpointError: weights or tokenizer do not fit config.json."""
     folder = options.folder
-    naming, pair_limits = _FAMILIES[options.family]
-    limits = pair_limits(options.limits.max_length, options.limits.max_query_length)
+    identity, given = options.identity, options.identity.limits
+    naming, pair_limits = _FAMILIES[identity.family]
+    limits = pair_limits(given.max_length, given.max_query_length)
     shape = read_shape(read_json(folder / "config.json"), str(folder))
     if limits.sequence < LEAST_SEQUENCE:
         raise CheckpointError(f"{folder}: sequences of {limits.sequence} tokens leave no room for a document")
-    tokenizer = read_tokenizer(folder / "tokenizer.json")
-    tokenizer.encode_special_tokens = False  # see `tokenize`
+    tokenizer = read_tokenizer(folder / "tokenizer.json", names_are_text=False)  # see `tokenize`
     tokens = read_pair_tokens(tokenizer, shape.vocabulary, shape.padding, str(folder))
     weights = load_weights(folder, shape, naming, getattr(torch, options.dtype), torch.device(options.device))
-    return BatchedReranker(
-        EncoderEngine(PackedEncoder(shape, weights), tokens, reproducible=options.reproducible),
-        Preprocessor(
-            PairTokenizer(tokenizer, limits),
-            options.limits,
-            None,
-            arrange=partial(document_windows, limits),
-            threads=options.host_threads,
-        ),
-        fingerprint=options.fingerprint,
-        logit_bias=options.logit_bias,
-        lengths=partial(pair_lengths, limits),
-    )
+    engine = EncoderEngine(PackedEncoder(shape, weights), tokens, reproducible=options.reproducible)
+    pairs, arrange = PairTokenizer(tokenizer, limits), partial(document_windows, limits)
+    preprocessor = Preprocessor(pairs, given, None, arrange=arrange, threads=options.host_threads)
+    lengths = partial(pair_lengths, limits)
+    return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias, lengths)

@@ -20,6 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lakerank.errors import CheckpointError
+from lakerank.model.engine.encoder_engine import PairTokens
 from lakerank.model.inputs import EncodedInput, Patches, RejectedInput
 from lakerank.model.preprocess.tokenizer import TextTokenizer
 from lakerank.records import RejectReason
@@ -94,20 +95,12 @@ class PairTokenizer:
         self._limits = limits
 
     def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
-        """A document's tokens: all that any query leaves room for.
-
-        Raises:
-            RejectedInput: nothing in it, or text that is not Unicode.
-        """
+        """A document's tokens, all that any query leaves room for. Raises RejectedInput: empty, or not Unicode."""
         most = None if self._limits.overlap is not None else self._limits.room(0)
         return self._encoded(text, most, RejectReason.EMPTY_DOCUMENT)
 
     def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
-        """A query's tokens.
-
-        Raises:
-            RejectedInput: nothing in it, or text that is not Unicode.
-        """
+        """A query's tokens. Raises RejectedInput: empty, or not Unicode."""
         return self._encoded(text, self._limits.query, RejectReason.EMPTY_QUERY)
 
     def _encoded(self, text: str | None, most: int | None, empty: RejectReason) -> EncodedInput:
@@ -115,7 +108,7 @@ class PairTokenizer:
             raise RejectedInput(empty, "no text")
         ids = np.array(self._text.encode(text) if most is None else self._first(text, most), dtype=np.int64)
         kept = ids[:most]
-        return EncodedInput(kept, _NO_POSITIONS, len(kept), None, "", truncated=len(kept) < len(ids))
+        return EncodedInput(kept, _NO_POSITIONS, len(kept), truncated=len(kept) < len(ids))
 
     def _first(self, text: str, most: int) -> list[int]:
         """More than `most` tokens from the start of a text, or all that there are."""
@@ -127,34 +120,10 @@ class PairTokenizer:
             window *= 2  # of white space, for instance, there is hardly a token
 
 
-@dataclass(frozen=True, slots=True)
-class PairTokens:
-    """Ids of the special tokens around a pair, and of the one that fills a batch."""
-
-    start: int
-    separator: int
-    padding: int
-
-    def sequence(self, query: np.ndarray, document: np.ndarray) -> np.ndarray:
-        """Token ids (L,) of a pair, or of a window of it."""
-        ends = np.array([self.start, self.separator], dtype=np.int64)
-        return np.concatenate((ends[:1], query, ends[[1, 1]], document, ends[1:]))
-
-    def positions(self, sequence: np.ndarray) -> np.ndarray:
-        """Positions (L,) of a sequence's tokens (L,), counted from the padding token's id + 1.
-
-        That token has its own id for a position, and is not counted, wherever a text should name it. Source:
-        transformers, `XLMRobertaEmbeddings.create_position_ids_from_input_ids`.
-        """
-        real = sequence != self.padding
-        return np.where(real, np.cumsum(real), 0) + self.padding
-
-
 def read_pair_tokens(tokenizer: Tokenizer, vocabulary: int, padding: int, source: str) -> PairTokens:
     """The special tokens of a tokenizer; `padding` is what config.json says.
 
-    Raises:
-        CheckpointError: it has none of these names, or ids that the network has no embeddings for.
+    Raises CheckpointError: it has none of these names, or ids that the network has no embeddings for.
     """
     start, separator = (tokenizer.token_to_id(name) for name in (START, SEPARATOR))
     faults = [f"no token {name}" for name, token in ((START, start), (SEPARATOR, separator)) if token is None]

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from lakerank.model.checkpoint import check_weights, read_header, weight_files
-from lakerank.model.cross_encoder.config import EncoderShape
-from lakerank.model.engine.encoder import EncoderLayer, EncoderWeights, LayerNorm
+from lakerank.model.cross_encoder.config import check_config
+from lakerank.model.engine.encoder import EncoderLayer, EncoderShape, EncoderWeights, LayerNorm
 from lakerank.model.engine.linear import LinearWeights
 
 #: A buffer of counted numbers that older checkpoints of transformers store.
@@ -40,15 +41,11 @@ class Naming:
 
     def transformers_name(self, name: str) -> str:
         """The name in transformers of a tensor of the checkpoint."""
-        for stored, renamed in self.renames:
-            name = name.replace(stored, renamed)
-        return name
+        return reduce(lambda name, rule: name.replace(*rule), self.renames, name)
 
     def stored_name(self, name: str) -> str:
         """The name in the checkpoint of a tensor of transformers'."""
-        for stored, renamed in self.renames:
-            name = name.replace(renamed, stored)
-        return name
+        return reduce(lambda name, rule: name.replace(*rule[::-1]), self.renames, name)
 
 
 #: As transformers stores `XLMRobertaForSequenceClassification`; bge-reranker-v2-m3 and its predecessors.
@@ -69,6 +66,25 @@ JINA = Naming(
     ),
     fused=True,
 )
+
+
+def read_shape(config: Mapping[str, Any], source: str) -> EncoderShape:
+    """The network that a config.json describes.
+
+    Raises CheckpointError: it lacks a size, or describes what is not computed here.
+    """
+    check_config(config, source)
+    return EncoderShape(
+        vocabulary=config["vocab_size"],
+        hidden=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        inner=config["intermediate_size"],
+        positions=int(config.get("max_position_embeddings", 514)),
+        types=int(config.get("type_vocab_size", 1)),
+        padding=int(config.get("pad_token_id", 1)),
+        epsilon=float(config.get("layer_norm_eps", 1e-5)),
+    )
 
 
 def tensor_shapes(shape: EncoderShape, naming: Naming) -> Mapping[str, tuple[int, ...]]:
@@ -103,8 +119,7 @@ def load_weights(
 ) -> EncoderWeights:
     """A checkpoint's tensors on a device.
 
-    Raises:
-        CheckpointError: a tensor is missing, unexpected or of another shape.
+    Raises CheckpointError: a tensor is missing, unexpected or of another shape.
     """
     files = weight_files(folder)
     stored_shapes = {name: size for file in files for name, (size, _) in read_header(file).items()}
@@ -128,10 +143,8 @@ def _assembled(shape: EncoderShape, tensors: dict[str, Tensor]) -> EncoderWeight
         if f"{_layer(number, QKV)}.weight" in tensors:
             return module(_layer(number, QKV), LinearWeights)
         parts = [module(_layer(number, part), LinearWeights) for part in QKV_PARTS]
-        return LinearWeights(
-            torch.cat([part.weight for part in parts]),
-            torch.cat([part.bias for part in parts if part.bias is not None]),
-        )
+        biases = [part.bias for part in parts if part.bias is not None]
+        return LinearWeights(torch.cat([part.weight for part in parts]), torch.cat(biases))
 
     def layer(number: int) -> EncoderLayer:
         return EncoderLayer(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from lakerank.model.engine.counters import Counters, DeviceTimer
-from lakerank.model.engine.device import out_of_memory, release_memory
+from lakerank.model.engine.device import out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +24,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 #: Tokens of a micro-batch that keep a device busy: more would only take memory and, on a CPU, leave its caches.
-BUSY_TOKENS_CPU = 2048
-BUSY_TOKENS_GPU = 16384
+BUSY_TOKENS_CPU, BUSY_TOKENS_GPU = 2048, 16384
 _PATCHES_PER_TOKEN = 4
 
 #: Micro-batches of documents before one of their queries, which a single query a document would leave nearly empty.
 PREFIX_BATCHES = 2
 
 #: Share of the memory that is free at the start; the rest is for the host's work and other tasks.
-_SHARE_CPU = 0.125
-_SHARE_GPU = 0.5
+_SHARE_CPU, _SHARE_GPU = 0.125, 0.5
 
 #: The smallest micro-batch in tokens: a document that does not fit into memory then is rejected.
 LEAST_TOKENS = 64
@@ -52,11 +50,7 @@ class Budget:
     group_tokens: int
 
     def halved(self) -> Budget:
-        """Half of it.
-
-        Raises:
-            ValueError: it is the least already.
-        """
+        """Half of it. Raises ValueError: it is the least already."""
         if self.tokens <= LEAST_TOKENS:
             raise ValueError(f"a budget of {self.tokens} tokens is not halved")
         return budget_of(max(LEAST_TOKENS, self.tokens // 2))
@@ -128,14 +122,21 @@ def _free_in_control_group() -> int:
 
 def micro_batches(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[Sequence[T]]:
     """Consecutive items whose sizes sum to `most` or less; a larger item alone."""
-    first, total = 0, 0
-    for number, size in enumerate(sizes):
-        if total and total + size > most:
-            yield items[first:number]
-            first, total = number, 0
+    return batched(zip(items, sizes, strict=True), lambda: most, len(items))
+
+
+def batched(sized: Iterable[tuple[T, int]], most: Callable[[], int], most_items: int) -> Iterator[list[T]]:
+    """Batches items, given with their sizes, up to a size limit, which may change; a larger item alone."""
+    batch: list[T] = []
+    total = 0
+    for item, size in sized:
+        if batch and (total + size > most() or len(batch) == most_items):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
         total += size
-    if first < len(items):
-        yield items[first:]
+    if batch:
+        yield batch
 
 
 class MicroBatcher:
@@ -175,7 +176,8 @@ class MicroBatcher:
             if not out_of_memory(error):
                 raise
         release()
-        release_memory(self._device)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
         if smaller_batches_help(items) and self.budget.tokens > LEAST_TOKENS:
             self.budget = self.budget.halved()
             logger.warning("out of memory: micro-batches of %d tokens from now on", self.budget.tokens)

@@ -43,8 +43,7 @@ class Counters:
 
     def __sub__(self, earlier: Counters) -> Counters:
         """The difference to `earlier`, a copy made with `dataclasses.replace(counters)`."""
-        differences = {f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)}
-        return Counters(**differences)
+        return Counters(*(getattr(self, field.name) - getattr(earlier, field.name) for field in fields(self)))
 
 
 class DeviceTimer:
@@ -64,7 +63,7 @@ class DeviceTimer:
     def stage(self, field: str) -> Iterator[None]:
         """Count the seconds of the body's kernels under a field of Counters; stages do not nest."""
         if self._cuda:
-            start, stop = _event(), _event()
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()
             yield
             stop.record()
@@ -84,10 +83,6 @@ class DeviceTimer:
     def _add(self, field: str, seconds: float) -> None:
         with self._lock:
             setattr(self._counters, field, getattr(self._counters, field) + seconds / self._threads)
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,28 +127,24 @@ def count_flops(config: Any, head: float | None = None) -> Flops:
     text = config.get_text_config()
     hidden, heads = text.hidden_size, text.num_attention_heads
     dim = getattr(text, "head_dim", None) or hidden // heads
-    layers, patch_layer, patch_seen, patch_ends = _count_vision(getattr(config, "vision_config", None))
     return Flops(
         layers=text.num_hidden_layers,
         token_kv=4.0 * hidden * text.num_key_value_heads * dim,
         token_rest=2.0 * (2 * hidden * heads * dim + 3 * hidden * text.intermediate_size),
         seen=4.0 * heads * dim,
         head=2.0 * hidden * (hidden + 1) if head is None else head,
-        vision_layers=layers,
-        patch_layer=patch_layer,
-        patch_seen=patch_seen,
-        patch_ends=patch_ends,
+        **_count_vision(getattr(config, "vision_config", None)),
     )
 
 
-def _count_vision(vision: Any) -> tuple[int, float, float, float]:
-    """Layers; operations of a patch in one, of a patch and one it attends to, and of a patch at both ends.
+def _count_vision(vision: Any) -> dict[str, Any]:
+    """The vision encoder's fields of Flops; zeros where there is none.
 
-    Zeros where there is no vision encoder. Qwen3-VL's has another name for its width, and a merger for each layer that
-    it passes on to the decoder as well (DeepStack).
+    Qwen3-VL's has another name for its width, and a merger for each layer that it passes on to the decoder as well
+    (DeepStack).
     """
     if vision is None:
-        return 0, 0.0, 0.0, 0.0
+        return {"vision_layers": 0, "patch_layer": 0.0, "patch_seen": 0.0, "patch_ends": 0.0}
     qwen3 = hasattr(vision, "out_hidden_size")
     width = vision.hidden_size if qwen3 else vision.embed_dim
     out = vision.out_hidden_size if qwen3 else vision.hidden_size
@@ -162,4 +153,5 @@ def _count_vision(vision: Any) -> tuple[int, float, float, float]:
     patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     merged = width * vision.spatial_merge_size**2
     ends = 2.0 * patch * width + mergers * 2.0 * merged * (merged + out) / vision.spatial_merge_size**2
-    return vision.depth, 2.0 * width * (4 * width + 2 * inner), 4.0 * width, ends
+    layer = 2.0 * width * (4 * width + 2 * inner)
+    return {"vision_layers": vision.depth, "patch_layer": layer, "patch_seen": 4.0 * width, "patch_ends": ends}

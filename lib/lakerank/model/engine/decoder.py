@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -21,18 +22,7 @@ from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, el
 from lakerank.model.engine.rotary import RotaryTable, rotary_sections, rotate
 
 #: Rows whose MLP (several times as wide as the hidden states) is computed at once: no fewer than keep the device busy.
-_MLP_ROWS_CPU = 2048
-_MLP_ROWS_GPU = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderConfig:
-    """Sizes of a decoder. `sections`: of a head's D / 2 rotary frequencies, see `rotary.rotary_sections`."""
-
-    heads: int  # H
-    kv_heads: int  # G
-    head_dim: int  # D
-    sections: tuple[int, ...]
+_MLP_ROWS_CPU, _MLP_ROWS_GPU = 2048, 8192
 
 
 class RMSNorm:
@@ -156,9 +146,9 @@ class PackedDecoder:
         text = network.config.get_text_config()
         decoder = getattr(network.model, "language_model", network.model)
         rotary = decoder.rotary_emb
-        dim = decoder.layers[0].self_attn.head_dim
-        sections = rotary_sections(text.model_type, rotary.config.rope_parameters, dim // 2)
-        self.config = DecoderConfig(text.num_attention_heads, text.num_key_value_heads, dim, tuple(sections))
+        self.heads, self.kv_heads = text.num_attention_heads, text.num_key_value_heads  # H, G
+        self.head_dim: int = decoder.layers[0].self_attn.head_dim  # D
+        self._sections = rotary_sections(text.model_type, rotary.config.rope_parameters, self.head_dim // 2)
         self.linear = BatchInvariantLinear()
         self.flops = count_flops(network.config, head.flops)
         self.image_token: int | None = getattr(network.config, "image_token_id", None)
@@ -194,7 +184,7 @@ class PackedDecoder:
 
         Nothing after the last layer's keys and values is computed: no query attends to it.
         """
-        rotation = self._rotary.look_up(positions, self.config.sections, end)
+        rotation = self._rotary.look_up(positions, self._sections, end)
         layers: list[list[KeyValues]] = [[] for _ in lengths]
         hidden, last = embeddings.rows, len(self._layers) - 1
         sizes = [*lengths, len(hidden) - sum(lengths)]
@@ -226,7 +216,7 @@ class PackedDecoder:
         `last_rows` (Q',) are the rows of their last tokens; the last layer computes nothing else but keys and values.
         `layouts`: attention of all rows, and of the last ones.
         """
-        rotation = self._rotary.look_up(positions, self.config.sections, end)
+        rotation = self._rotary.look_up(positions, self._sections, end)
         hidden = embeddings.rows
         for number, layer in enumerate(self._layers[:-1]):
             query, key, value = self._query_key_value(layer, layer.norm(hidden), rotation)
@@ -243,8 +233,8 @@ class PackedDecoder:
 
     def _query_key_value(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(M, h) -> rotated queries (M, H, D) and keys (M, G, D), values (M, G, D)."""
-        heads, groups = self.config.heads, self.config.kv_heads
-        states = self.linear(normed, *layer.query_key_value).view(len(normed), -1, self.config.head_dim)
+        heads, groups = self.heads, self.kv_heads
+        states = self.linear(normed, *layer.query_key_value).view(len(normed), -1, self.head_dim)
         rotated = states[:, : heads + groups]
         if layer.query_norm is not None and layer.key_norm is not None:
             rotated = torch.cat((layer.query_norm(rotated[:, :heads]), layer.key_norm(rotated[:, heads:])), 1)
@@ -253,15 +243,14 @@ class PackedDecoder:
 
     def _key_value(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor) -> KeyValues:
         """(M, h) -> rotated keys and values, both (M, G, D)."""
-        weights = layer.query_key_value.rows(self.config.heads * self.config.head_dim, None)
-        states = self.linear(normed, *weights)
-        key, value = states.view(len(normed), -1, self.config.head_dim).chunk(2, dim=1)
+        weights = layer.query_key_value.rows(self.heads * self.head_dim, None)
+        key, value = self.linear(normed, *weights).view(len(normed), -1, self.head_dim).chunk(2, dim=1)
         return rotate(key if layer.key_norm is None else layer.key_norm(key), rotation), value
 
     def _query(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor) -> Tensor:
         """(M, h) -> rotated queries (M, H, D)."""
-        weights = layer.query_key_value.rows(None, self.config.heads * self.config.head_dim)
-        query = self.linear(normed, *weights).view(len(normed), -1, self.config.head_dim)
+        weights = layer.query_key_value.rows(None, self.heads * self.head_dim)
+        query = self.linear(normed, *weights).view(len(normed), -1, self.head_dim)
         return rotate(query if layer.query_norm is None else layer.query_norm(query), rotation)
 
     def _after_attention(self, layer: DecoderLayer, hidden: Tensor, attended: Tensor) -> Tensor:
@@ -301,12 +290,10 @@ def _join(linears: Sequence[nn.Linear]) -> LinearWeights:
     """Concatenated weights; the modules' own become views of them, so that memory is not doubled."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-    bias = torch.cat(biases) if biases else None
-    start = 0
-    for linear in linears:
-        stop = start + linear.out_features
-        linear.weight.data = weight[start:stop]
+    joined = LinearWeights(weight, torch.cat(biases) if biases else None)
+    ends = [0, *accumulate(linear.out_features for linear in linears)]
+    for linear, (start, stop) in zip(linears, pairwise(ends), strict=True):
+        linear.weight.data, bias = joined.rows(start, stop)
         if bias is not None:
-            linear.bias.data = bias[start:stop]
-        start = stop
-    return LinearWeights(weight, bias)
+            linear.bias.data = bias
+    return joined

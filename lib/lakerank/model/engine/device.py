@@ -29,11 +29,7 @@ _START_S = 60.0
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` is the current GPU where there is one, else the CPU.
-
-    Raises:
-        CheckpointError: there is no such device.
-    """
+    """`auto` is the current GPU where there is one, else the CPU. Raises CheckpointError: there is no such device."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -73,16 +69,8 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error means that memory ran out; allocators of host and device report it in several ways."""
-    message = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in message for words in ("out of memory", "can't allocate memory", "not enough memory")
-    )
-
-
-def release_memory(device: torch.device) -> None:
-    """Return a GPU's cached blocks after a failed allocation."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    reports = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in reports)
 
 
 class ThreadPool:
@@ -98,14 +86,8 @@ class ThreadPool:
         if count > 1:
             self._pool = _start_pool(count)
 
-    def call(self, function: Callable[[], T]) -> T:
-        """The function's result, called as `map` calls it."""
-        return self.map(lambda _: function(), [None])[0]
-
     def map(self, function: Callable[[S], T], items: Iterable[S]) -> list[T]:
-        """Results in the items' order. An error, or an interrupt, is raised once no call runs any more; no further call
-        is started.
-        """
+        """Results in the items' order. After an error or an interrupt no call starts, and those that run end first."""
         if self.count == 1:
             return [*map(function, items)]
         calls = [self._pool.submit(function, item) for item in items]

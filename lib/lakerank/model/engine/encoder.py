@@ -12,25 +12,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lakerank.model.cross_encoder.config import EncoderShape
 from lakerank.model.engine.budget import layer_bytes
 from lakerank.model.engine.layout import Varlen
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, project
 
 #: Rows whose MLP, four times as wide as the hidden states, is computed at once: what stays in a core's cache, and what
 #: keeps a GPU busy.
-_MLP_ROWS_CPU = 256
-_MLP_ROWS_GPU = 16384
+_MLP_ROWS_CPU, _MLP_ROWS_GPU = 256, 16384
 
 
 @dataclass(frozen=True, slots=True)
-class LayerNorm:
+class EncoderShape:
+    """What config.json says of the network. `positions` counts the `padding` + 1 that no token has."""
+
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    inner: int
+    positions: int
+    types: int
+    padding: int
+    epsilon: float
+
+    def flops(self, tokens: int) -> float:
+        """Operations that a sequence of so many tokens needs, two a multiply-add; its last layer, its first token's."""
+        h = self.hidden
+        layer = 2.0 * tokens * (4 * h * h + 2 * h * self.inner) + 4.0 * tokens * tokens * h
+        last = 4.0 * tokens * h * h + 2.0 * (2 * h * h + 2 * h * self.inner) + 4.0 * tokens * h
+        return (self.layers - 1) * layer + last + 2.0 * h * (h + 1)
+
+
+class LayerNorm(NamedTuple):
     """Scale and shift, both (h,)."""
 
     weight: Tensor
@@ -62,27 +82,16 @@ class EncoderWeights:
     score: LinearWeights
 
 
-@dataclass(frozen=True, slots=True)
-class EqualLengths:
-    """`count` adjacent sequences of `length` tokens each, from row `start` on, which share a call of attention."""
+class EqualLengths(NamedTuple):
+    """`sequences` adjacent ones of `length` tokens each, which share a call of attention."""
 
-    start: int
-    count: int
+    sequences: int
     length: int
-
-    @property
-    def rows(self) -> slice:
-        """Their rows."""
-        return slice(self.start, self.start + self.count * self.length)
 
 
 def equal_lengths(lengths: Sequence[int]) -> list[EqualLengths]:
     """Adjacent sequences grouped by length."""
-    groups, row = [], 0
-    for length, adjacent in groupby(lengths):
-        groups.append(EqualLengths(row, len(list(adjacent)), length))
-        row += groups[-1].count * length
-    return groups
+    return [EqualLengths(len(list(adjacent)), length) for length, adjacent in groupby(lengths)]
 
 
 class PackedEncoder:
@@ -94,25 +103,12 @@ class PackedEncoder:
     def __init__(self, shape: EncoderShape, weights: EncoderWeights) -> None:
         self.shape = shape
         self.linear = BatchInvariantLinear()
+        self.device, self.dtype = weights.words.device, weights.words.dtype
+        self.bytes_per_token = layer_bytes(shape.hidden, shape.inner, self.dtype)  # of one layer: nothing is kept
         self._weights = weights
         self._positions = (weights.positions.float() + weights.types[0].float()).to(weights.positions.dtype)
         self._dense, self._score = weights.dense.float(), weights.score.float()
         self._mlp_rows = _MLP_ROWS_CPU if self.device.type == "cpu" else _MLP_ROWS_GPU
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self._weights.words.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
-        return self._weights.words.dtype
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Memory of a token: one layer's activations, for nothing is kept."""
-        return layer_bytes(self.shape.hidden, self.shape.inner, self.dtype)
 
     def weights(self) -> Iterator[LinearWeights]:
         """Weights of the first layer, whose shapes all layers have, and of the head."""
@@ -125,17 +121,14 @@ class PackedEncoder:
     ) -> Tensor:
         """Raw float32 logits (P,) of sequences of these lengths.
 
-        Args:
-            token_ids: (M,) int64, M padded as `linear` needs; rows after the sequences' are padding.
-            positions: (M,) int64, each token's row of the table of positions.
-            varlen: attention of all rows at once, where there is a kernel for it.
+        `token_ids` (M,) int64, M padded as `linear` needs: rows after the sequences' are padding. `positions` (M,)
+        int64: rows of the positions' table. `varlen`: attention of all rows at once, where there is a kernel for it.
         """
         weights, groups = self._weights, equal_lengths(lengths)
-        starts = torch.tensor([group.start + n * group.length for group in groups for n in range(group.count)])
+        starts = torch.tensor([0, *accumulate(lengths[:-1])])
         padding = self.linear.padded(len(starts)) - len(starts)
         first = torch.cat([starts, starts[:1].expand(padding)]).to(self.device)  # (P',)
-        hidden = weights.words[token_ids].add_(self._positions[positions])
-        hidden = self._normed(hidden, weights.norm)
+        hidden = self._normed(weights.words[token_ids].add_(self._positions[positions]), weights.norm)
         for layer in weights.layers[:-1]:
             query, key, value = self._heads(hidden, layer.query_key_value).unbind(1)
             attended = varlen(query, key, value) if varlen else _attention(query, key, value, groups)
@@ -172,7 +165,7 @@ class PackedEncoder:
         return hidden
 
     def _normed(self, rows: Tensor, norm: LayerNorm) -> Tensor:
-        return F.layer_norm(rows, (rows.shape[-1],), norm.weight, norm.bias, self.shape.epsilon)
+        return F.layer_norm(rows, (rows.shape[-1],), *norm, self.shape.epsilon)
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Raw logits in float32, whatever the network's dtype: (P', h) -> (P',)."""
@@ -187,14 +180,14 @@ def _attention(
     `first_only`: of each sequence's first token, whose queries are (P', H, D) -> (P', H, D).
     """
     out = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
-    start = 0
-    for group in groups:
-        length = 1 if first_only else group.length
-        rows = slice(start, start + group.count * length)
-        q = _batched(query[rows], length)
-        k, v = (_batched(states[group.rows], group.length) for states in (key, value))
-        out[rows] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
-        start = rows.stop
+    start = key_start = 0
+    for count, key_length in groups:
+        length = 1 if first_only else key_length
+        rows, keys = slice(start, start + count * length), slice(key_start, key_start + count * key_length)
+        k, v = (_batched(states[keys], key_length) for states in (key, value))
+        attended = F.scaled_dot_product_attention(_batched(query[rows], length), k, v)
+        out[rows] = attended.transpose(1, 2).flatten(0, 1)
+        start, key_start = rows.stop, keys.stop
     return out
 
 

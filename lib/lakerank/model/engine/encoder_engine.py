@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lakerank.model.cross_encoder.tokenize import PairTokens
 from lakerank.model.engine import budget as budgets
+from lakerank.model.engine.attention import VarlenKernel, choose_varlen
 from lakerank.model.engine.budget import LEAST_TOKENS, MicroBatcher, busy_budget, device_budget, micro_batches
 from lakerank.model.engine.device import ThreadPool, to_device
 from lakerank.model.engine.encoder import PackedEncoder
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearProbe, choose_linear
-from lakerank.model.engine.varlen import VarlenKernel, choose_varlen
 from lakerank.model.inputs import RejectedInput
 from lakerank.records import RejectReason
 
@@ -31,6 +30,29 @@ logger = logging.getLogger(__name__)
 #: Micro-batches of each thread whose sequences are sorted by length together. More would find more of one length; what
 #: waits are token ids.
 BATCHES_SORTED = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PairTokens:
+    """Ids of the special tokens around a pair, and of the one that fills a batch."""
+
+    start: int
+    separator: int
+    padding: int
+
+    def sequence(self, query: np.ndarray, document: np.ndarray) -> np.ndarray:
+        """Token ids (L,) of a pair, or of a window of it."""
+        ends = np.array([self.start, self.separator], dtype=np.int64)
+        return np.concatenate((ends[:1], query, ends[[1, 1]], document, ends[1:]))
+
+    def positions(self, sequence: np.ndarray) -> np.ndarray:
+        """Positions (L,) of a sequence's tokens (L,), counted from the padding token's id + 1.
+
+        That token has its own id for a position, and is not counted, wherever a text should name it. Source:
+        transformers, `XLMRobertaEmbeddings.create_position_ids_from_input_ids`.
+        """
+        real = sequence != self.padding
+        return np.where(real, np.cumsum(real), 0) + self.padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +107,7 @@ class EncoderEngine:
         if reproducible:
             most = busy_budget(self._device).tokens  # not of the present budget: bits would depend on free memory
             probes = [LinearProbe(weights, most) for weights in encoder.weights()]
-            self._linear = self._threads.call(lambda: choose_linear(probes))
+            (self._linear,) = self._threads.map(choose_linear, [probes])
         encoder.linear = self._linear
         heads, dim = encoder.shape.heads, encoder.shape.hidden // encoder.shape.heads
         self._varlen = varlen or choose_varlen(
@@ -106,10 +128,9 @@ class EncoderEngine:
         """The raw logit of each document's pairs; a reject for a pair with a window that does not fit into memory."""
         windows = [window for document in documents for pair in document.pairs for window in pair]
         logits = iter(self.batcher.run(self._logits, windows, smaller_batches_help=self._smaller_batches_help))
-        for document in documents:
-            self.batcher.counters.documents += 1
-            self.batcher.counters.pairs += len(document.pairs)
-            self.batcher.counters.pairwise += document.tokens
+        self.batcher.counters.documents += len(documents)
+        self.batcher.counters.pairs += sum(len(document.pairs) for document in documents)
+        self.batcher.counters.pairwise += sum(document.tokens for document in documents)
         return [[_pair_logit(pair, logits) for pair in document.pairs] for document in documents]
 
     def _smaller_batches_help(self, windows: Sequence[Window]) -> bool:
@@ -122,7 +143,10 @@ class EncoderEngine:
         rounds = (self._threads.map(self._forward, batches) for batches in self._rounds(batches))
         computed = torch.cat([logits for parts in rounds for logits in parts]).cpu().numpy()
         for batch in batches:
-            self._count([window.length for window in batch])
+            lengths = [window.length for window in batch]
+            self.batcher.counters.computed += sum(lengths) + self._padding(lengths)
+            self.batcher.counters.padding += self._padding(lengths)
+            self.batcher.counters.flops += sum(map(self.encoder.shape.flops, lengths))
         logits = np.empty(len(windows), dtype=np.float32)
         logits[longest_first] = computed
         return [*map(float, logits)]
@@ -151,18 +175,9 @@ class EncoderEngine:
         token_ids = np.pad(np.concatenate(sequences), (0, padding))
         positions = np.pad(np.concatenate(list(map(self.tokens.positions, sequences))), (0, padding))
         with self.batcher.timer.stage("suffix_s"):
-            varlen = None
-            if self._varlen is not None:
-                varlen = self._varlen([*lengths, padding] if padding else lengths, self._device)
-            return self.encoder.logits(
-                to_device(token_ids, self._device), to_device(positions, self._device), lengths, varlen
-            )
-
-    def _count(self, lengths: Sequence[int]) -> None:
-        padding = self._padding(lengths)
-        self.batcher.counters.computed += sum(lengths) + padding
-        self.batcher.counters.padding += padding
-        self.batcher.counters.flops += sum(map(self.encoder.shape.flops, lengths))
+            varlen = self._varlen and self._varlen([*lengths, padding] if padding else lengths, self._device)
+            ids, places = (to_device(values, self._device) for values in (token_ids, positions))
+            return self.encoder.logits(ids, places, lengths, varlen)
 
     def _padding(self, lengths: Sequence[int]) -> int:
         """Rows after those of sequences of these lengths."""

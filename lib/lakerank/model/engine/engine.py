@@ -10,20 +10,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lakerank.model.engine.attention import choose_varlen
 from lakerank.model.engine.budget import MicroBatcher, busy_budget, device_budget, micro_batches
 from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix
 from lakerank.model.engine.device import to_device
 from lakerank.model.engine.layout import PAIR_QUERY, PrefixLayout, Span, prefix_layout, suffix_layout
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearProbe, choose_linear
-from lakerank.model.engine.varlen import choose_varlen
-from lakerank.model.engine.vision import Vision
-from lakerank.model.inputs import DocumentQueries, Patches, RejectedInput, TokenSequence
-from lakerank.model.preprocess.cache import BoundedCache
+from lakerank.model.engine.vision import ImageByImage, PackedVision
+from lakerank.model.inputs import DocumentQueries, EncodedInput, Patches, RejectedInput
+from lakerank.model.preprocess.pipeline import BoundedCache
 from lakerank.records import RejectReason
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class _Pair:
     """A query on the document of a number, at positions from `start` on; `number` is its own among all pairs."""
 
     document: int
-    query: TokenSequence
+    query: EncodedInput
     start: int
     number: int
 
@@ -57,7 +58,7 @@ class DocumentMajorEngine:
     def __init__(
         self,
         decoder: PackedDecoder,
-        vision: Vision | None,
+        vision: PackedVision | ImageByImage | None,
         *,
         reproducible: bool = True,
         choose_linear: Callable[[Iterable[LinearProbe]], BatchInvariantLinear] = choose_linear,
@@ -71,8 +72,9 @@ class DocumentMajorEngine:
         for network in (decoder, vision):
             if network is not None:
                 network.linear = self._linear
-        heads, dim = decoder.config.heads, decoder.config.head_dim
-        self._varlen = choose_varlen(self._device, self.dtype, heads, dim, reproducible=reproducible)
+        self._varlen = choose_varlen(
+            self._device, self.dtype, decoder.heads, decoder.head_dim, reproducible=reproducible
+        )
         self._query_block = query_block
         self._query_images, self._document_images = (
             BoundedCache[Tensor](size, lambda tokens: tokens.nbytes) for size in image_cache_bytes
@@ -123,7 +125,7 @@ class DocumentMajorEngine:
         ends = np.cumsum([len(group.queries) for group in groups])[:-1]
         return [part.tolist() for part in np.split(logits, ends)]
 
-    def _prefixes(self, documents: Sequence[TokenSequence]) -> tuple[list[Prefix], list[int]]:
+    def _prefixes(self, documents: Sequence[EncodedInput]) -> tuple[list[Prefix], list[int]]:
         """A prefix for each distinct document, and each document's number among them."""
         keys = [_key(document) for document in documents]
         distinct = dict(zip(keys, documents, strict=True))
@@ -134,16 +136,14 @@ class DocumentMajorEngine:
         for part in micro_batches(missing, sizes, self.batcher.budget.tokens):
             computed = self._compute_prefixes([document for _, document in part])
             prefixes |= zip((key for key, _ in part), computed, strict=True)
-        self._keep(keys[-1], prefixes[keys[-1]])
+        last = keys[-1]
+        if last not in self._last_prefix:  # only the last document's queries can be continued by the next call
+            kept = prefixes[last].nbytes <= _PREFIX_CACHE_BYTES
+            self._last_prefix = {last: prefixes[last].copy()} if kept else {}
         numbers = {key: number for number, key in enumerate(prefixes)}
         return [*prefixes.values()], [numbers[key] for key in keys]
 
-    def _keep(self, key: bytes, prefix: Prefix) -> None:
-        """Keep the last document's prefix: only its queries can be continued by the next call."""
-        if key not in self._last_prefix:
-            self._last_prefix = {} if prefix.nbytes > _PREFIX_CACHE_BYTES else {key: prefix.copy()}
-
-    def _compute_prefixes(self, documents: Sequence[TokenSequence]) -> list[Prefix]:
+    def _compute_prefixes(self, documents: Sequence[EncodedInput]) -> list[Prefix]:
         """Prefixes of documents in one micro-batch."""
         lengths = [len(document.token_ids) for document in documents]
         visual = self._visual_tokens(documents, self._document_images)
@@ -170,27 +170,23 @@ class DocumentMajorEngine:
             Span(start, len(pair.query.token_ids), numbers[pair.document], prefixes[pair.document].tokens)
             for start, pair in zip(starts, pairs, strict=False)
         ]
-        repeats = self._decoder.config.heads // self._decoder.config.kv_heads
+        repeats = self._decoder.heads // self._decoder.kv_heads
         visual = self._visual_tokens(queries, self._query_images)
         with self.batcher.timer.stage("suffix_s"):
             embeddings, positions = self._embed(queries, [pair.start for pair in pairs], visual)
             last_rows = np.zeros(self._linear.padded(len(pairs)), dtype=np.int64)
             last_rows[: len(pairs)] = np.array(starts[1:]) - 1
-            logits = self._decoder.logits(
-                embeddings,
-                positions,
-                max(pair.start + pair.query.end for pair in pairs),
-                [prefixes[document] for document in documents],
-                (
-                    suffix_layout(spans, repeats, self._device, block=self._query_block),
-                    suffix_layout(spans, repeats, self._device, last_only=True),
-                ),
-                to_device(last_rows, self._device),
+            end = max(pair.start + pair.query.end for pair in pairs)
+            layouts = (
+                suffix_layout(spans, repeats, self._device, block=self._query_block),
+                suffix_layout(spans, repeats, self._device, last_only=True),
             )
-        return logits[: len(pairs)]
+            shared = [prefixes[document] for document in documents]
+            rows = to_device(last_rows, self._device)
+            return self._decoder.logits(embeddings, positions, end, shared, layouts, rows)[: len(pairs)]
 
     def _embed(
-        self, inputs: Sequence[TokenSequence], starts: Sequence[int], visual: Sequence[Tensor]
+        self, inputs: Sequence[EncodedInput], starts: Sequence[int], visual: Sequence[Tensor]
     ) -> tuple[Embeddings, Tensor]:
         """Embeddings of M rows and positions (3, M) of concatenated inputs; padding is token 0."""
         token_ids = np.concatenate([rows.token_ids for rows in inputs])
@@ -205,7 +201,7 @@ class DocumentMajorEngine:
         embeddings = self._decoder.embed(ids, visual_rows, torch.cat(list(visual)) if visual else None)
         return embeddings, to_device(np.pad(positions, ((0, 0), (0, padding))), self._device)
 
-    def _visual_tokens(self, inputs: Sequence[TokenSequence], cache: BoundedCache[Tensor]) -> list[Tensor]:
+    def _visual_tokens(self, inputs: Sequence[EncodedInput], cache: BoundedCache[Tensor]) -> list[Tensor]:
         """Visual tokens of each image of the inputs, in order; each content is encoded once."""
         images = {key: image for rows in inputs for key, image in rows.images}
         visual = {key: tokens for key in images if (tokens := cache.find(key)) is not None}
@@ -233,7 +229,7 @@ class DocumentMajorEngine:
         counters.pairwise += sum(tokens + len(query.token_ids) for query in group.queries)
 
 
-def _key(document: TokenSequence) -> bytes:
+def _key(document: EncodedInput) -> bytes:
     """The content of a document's prefix."""
     images = "|".join(key for key, _ in document.images)
     return images.encode() + b"|" + document.token_ids.tobytes()
@@ -241,13 +237,13 @@ def _key(document: TokenSequence) -> bytes:
 
 def _pairs(groups: Sequence[DocumentQueries], documents: Sequence[int]) -> list[_Pair]:
     """All pairs; those of a document adjacent, and among them those of one kind of attention (see `Span.short`)."""
+    numbers = count()
     pairs = [
-        (document, group.document.end, query)
+        _Pair(document, query, group.document.end, next(numbers))
         for group, document in zip(groups, documents, strict=True)
         for query in group.queries
     ]
-    numbered = [_Pair(document, query, start, number) for number, (document, start, query) in enumerate(pairs)]
-    return sorted(numbered, key=lambda pair: (pair.document, len(pair.query.token_ids) > PAIR_QUERY))
+    return sorted(pairs, key=lambda pair: (pair.document, len(pair.query.token_ids) > PAIR_QUERY))
 
 
 def _rejects(group: DocumentQueries) -> list[float | RejectedInput]:

@@ -45,8 +45,7 @@ class Bucket:
 class QueryBucket:
     """Queries that share a call: as Bucket, with rows `own_index` (B, L) of their own keys and a mask of the scores.
 
-    `prefix_index` (B, S) are rows of the layout's documents, concatenated; None for attention to a query's own keys
-    alone.
+    `prefix_index` (B, S) are rows of the layout's documents, concatenated; None for attention to own keys alone.
     """
 
     index: Tensor
@@ -109,11 +108,7 @@ def prefix_layout(lengths: Sequence[int], device: torch.device) -> PrefixLayout:
 
 
 def suffix_layout(
-    spans: Sequence[Span],
-    repeats: int,
-    device: torch.device,
-    last_only: bool = False,
-    block: int | None = None,
+    spans: Sequence[Span], repeats: int, device: torch.device, last_only: bool = False, block: int | None = None
 ) -> SuffixLayout:
     """The layout of packed queries, `repeats` heads to one of keys; those of a document and kind are adjacent.
 
@@ -161,7 +156,11 @@ class _Suffixes:
         masked = padding[:, None] if self._last_only else causal  # (B or 1, T, L)
         prefix_index: Tensor | None = None
         if prefix:
-            prefix_rows, padding = self._prefix_rows(spans, prefix, documents)
+            sizes = {span.document: span.prefix for span in self._spans}
+            ends = np.cumsum([0, *(sizes[number] for number in documents)]).tolist()
+            offsets = dict(zip(documents, ends, strict=False))  # of each prefix among those of all documents
+            firsts, counts = [offsets[span.document] for span in spans], [span.prefix for span in spans]
+            prefix_rows, padding = _padded_rows(firsts, counts, prefix)
             masked = np.broadcast_to(masked, (len(spans), *masked.shape[1:]))
             masked = np.concatenate((np.broadcast_to(padding[:, None], (*masked.shape[:2], prefix)), masked), axis=-1)
             prefix_index = to_device(prefix_rows, self._device)
@@ -188,14 +187,6 @@ class _Suffixes:
                 start = merged.pop()[1]
             merged.append((span.document, start, stop))
         return merged
-
-    def _prefix_rows(
-        self, spans: Sequence[Span], prefix: int, documents: Sequence[int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of each pair's prefix among those of `documents` (B, S), and which of them are padding."""
-        sizes = {span.document: span.prefix for span in self._spans}
-        offsets = dict(zip(documents, np.cumsum([0, *(sizes[number] for number in documents)]).tolist(), strict=False))
-        return _padded_rows([offsets[span.document] for span in spans], [span.prefix for span in spans], prefix)
 
     def _mask(self, masked: np.ndarray) -> Tensor:
         """What is added to scores, each row for all heads of its keys: (B, T, L) bool -> (B, T * R, L)."""

@@ -22,20 +22,17 @@ logger = logging.getLogger(__name__)
 ROW_MULTIPLE = 32
 
 #: Least rows of a product that are probed: on a CPU enough, where it matters, for every thread to have some.
-_MIN_ROWS_CPU = (ROW_MULTIPLE, 256, 512)
-_MIN_ROWS_GPU = (ROW_MULTIPLE,)
+_MIN_ROWS_CPU, _MIN_ROWS_GPU = (ROW_MULTIPLE, 256, 512), (ROW_MULTIPLE,)
 
 #: Rows of every product where the bits of a row depend on how many there are.
-_BLOCK_CPU = 64
-_BLOCK_GPU = 1024
+_BLOCK_CPU, _BLOCK_GPU = 64, 1024
 
 #: Numbers of rows that are compared with the most that a micro-batch has.
 _PROBED_ROWS = (32, 64, 96, 160, 224, 256, 288, 352, 416, 512, 544, 736, 1024, 1536)
 
 #: Elements of which torch gives one to each thread at least, when it cuts an element-wise function into parts (its
 #: GRAIN_SIZE), and how many its kernels take in one step: the remainder at a part's end is rounded in another way.
-_GRAIN = 32768
-_STEP = 32
+_GRAIN, _STEP = 32768, 32
 
 #: As torch.nn.functional.linear: (M, K), weight (N, K), bias (N,) or None -> (M, N).
 LinearFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -128,10 +125,9 @@ def _batch_invariant(probe: LinearProbe, min_rows: int, function: LinearFunction
     whole = function(rows, *probe.weights)
     for count in (count for count in _PROBED_ROWS if min_rows <= count < len(rows)):
         first = (count // 2 + 3) % (len(rows) - count)
-        if not torch.equal(function(rows[:count], *probe.weights), whole[:count]):
-            return False
-        if not torch.equal(function(rows[first : first + count], *probe.weights), whole[first : first + count]):
-            return False
+        for part in (slice(count), slice(first, first + count)):
+            if not torch.equal(function(rows[part], *probe.weights), whole[part]):
+                return False
     return torch.equal(function(rows.roll(37, 0), *probe.weights), whole.roll(37, 0))
 
 

@@ -10,18 +10,18 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from itertools import chain
+from operator import itemgetter
+from typing import Any, Protocol
 
 import numpy as np
 
 from lakerank.errors import PairRejected
-from lakerank.model.engine.budget import MicroBatcher
+from lakerank.model.engine.budget import MicroBatcher, batched
 from lakerank.model.engine.counters import Counters
 from lakerank.model.inputs import EncodedInput, RejectedInput
 from lakerank.model.preprocess.pipeline import Prepared, Preprocessor
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
-
-T = TypeVar("T")
 
 #: Document groups that are scored together at most, however small or without anything to score.
 _MOST_GROUPS = 512
@@ -31,23 +31,21 @@ PairLengths = tuple[int, int, bool, bool]
 
 
 class Engine(Protocol):
-    """Scores preprocessed groups on one device; to be used by one thread."""
+    """Scores preprocessed groups on one device: a raw logit, or why there is none, for each pair of each input.
+
+    `group_tokens`, `prefetch_tokens`: of the document groups to score together, and to preprocess ahead. To be used by
+    one thread.
+    """
 
     batcher: MicroBatcher
 
     @property
-    def group_tokens(self) -> int:
-        """Tokens of the document groups to score together."""
-        ...
+    def group_tokens(self) -> int: ...
 
     @property
-    def prefetch_tokens(self) -> int:
-        """Tokens of the document groups to preprocess ahead."""
-        ...
+    def prefetch_tokens(self) -> int: ...
 
-    def score(self, inputs: Sequence[Any]) -> Sequence[Sequence[float | RejectedInput]]:
-        """For each input, the raw logit of each of its pairs, or why there is none."""
-        ...
+    def score(self, inputs: Sequence[Any]) -> Sequence[Sequence[float | RejectedInput]]: ...
 
 
 def whole_pair(query: EncodedInput, document: EncodedInput) -> PairLengths:
@@ -79,21 +77,15 @@ class BatchedReranker:
     def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
         """Raw float32 logits (P,) of pairs, in order; pairs that share a document share the work on it.
 
-        Raises:
-            PairRejected: a pair cannot be scored; the first such pair is named.
+        Raises PairRejected: a pair cannot be scored; the first such pair is named.
         """
         numbers: dict[Document, list[int]] = {}
         for number, (_, document) in enumerate(pairs):
             numbers.setdefault(document, []).append(number)
-        groups = [
-            DocumentGroup(document, tuple(pairs[number][0] for number in of_document))
-            for document, of_document in numbers.items()
-        ]
-        order = [number for of_document in numbers.values() for number in of_document]
-        results = dict(zip(order, self.score_groups(groups), strict=True))
+        groups = [DocumentGroup(doc, tuple(pairs[number][0] for number in members)) for doc, members in numbers.items()]
+        results = zip(chain.from_iterable(numbers.values()), self.score_groups(groups), strict=True)
         logits = np.empty(len(pairs), dtype=np.float32)
-        for number in range(len(pairs)):
-            result = results[number]
+        for number, result in sorted(results, key=itemgetter(0)):
             if isinstance(result, Reject):
                 raise PairRejected(result.query_id, result.doc_id, result.reason, result.detail)
             logits[number] = result.logit
@@ -104,15 +96,21 @@ class BatchedReranker:
 
         Groups are pulled as they are needed; decoding, resizing and tokenising run in threads ahead of the device.
         """
-        prefetched = self.preprocessor.prefetch(groups, self.engine.prefetch_tokens, self.counters)
-        sized = ((group, 0 if group.engine_input is None else group.engine_input.tokens) for group in prefetched)
-        for batch in batched(sized, lambda: self.engine.group_tokens):
+        for batch in batched(self._sized(groups), lambda: self.engine.group_tokens, _MOST_GROUPS):
             inputs = [group.engine_input for group in batch if group.engine_input is not None]
             with self._lock:
                 scored = self.engine.score(inputs)
             outcomes = iter(scored)
             for group in batch:
                 yield from self._results(group, () if group.engine_input is None else next(outcomes))
+
+    def _sized(self, groups: Iterable[DocumentGroup]) -> Iterator[tuple[Prepared, int]]:
+        """Preprocessed groups and their tokens."""
+        for prepared in self.preprocessor.prefetch(groups, self.engine.prefetch_tokens):
+            self.counters.decode_s += prepared.seconds.decode
+            self.counters.tokenise_s += prepared.seconds.tokenise
+            self.counters.wait_s += prepared.seconds.wait
+            yield prepared, 0 if prepared.engine_input is None else prepared.engine_input.tokens
 
     def _results(self, prepared: Prepared, outcomes: Sequence[float | RejectedInput]) -> Iterator[ScoredPair | Reject]:
         """One result for each of a group's queries, in order; `outcomes` are those of the queries that were encoded."""
@@ -132,20 +130,6 @@ class BatchedReranker:
                 yield Reject(query.query_id, document.doc_id, RejectReason.NON_FINITE_LOGIT, str(outcome))
             else:
                 yield ScoredPair(query.query_id, document.doc_id, outcome, *self.lengths(query_side, side))
-
-
-def batched(sized: Iterable[tuple[T, int]], most: Callable[[], int]) -> Iterator[list[T]]:
-    """Batches items, given with their sizes, up to a size limit, which may change; a larger item alone."""
-    batch: list[T] = []
-    total = 0
-    for item, size in sized:
-        if batch and (total + size > most() or len(batch) == _MOST_GROUPS):
-            yield batch
-            batch, total = [], 0
-        batch.append(item)
-        total += size
-    if batch:
-        yield batch
 
 
 def _reject(query: Query, document: Document, rejected: RejectedInput) -> Reject:

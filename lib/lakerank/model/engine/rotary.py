@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import torch
@@ -41,18 +41,15 @@ class RotaryTable:
         if end > self._table.shape[1]:
             first, last = self._table.shape[1] // _POSITIONS_AT_ONCE, -(-end // _POSITIONS_AT_ONCE)
             self._table = torch.cat((self._table, self._blocks(first, last)), dim=1)
-        parts, start = [], 0
-        for number, size in enumerate(sections):
-            parts.append(self._table[:, positions[number % len(positions)], start : start + size])
-            start += size
+        spans = enumerate(pairwise([0, *accumulate(sections)]))
+        parts = [self._table[:, positions[number % len(positions)], start:stop] for number, (start, stop) in spans]
         return torch.cat(parts, dim=-1).unsqueeze(2)
 
     def _blocks(self, first: int, last: int) -> Tensor:
         """Cosines and sines of blocks `first` to `last` of positions, block by block: (2, positions, F)."""
         blocks = []
-        for number in range(first, last):
-            start, device = number * _POSITIONS_AT_ONCE, self._frequencies.device
-            positions = torch.arange(start, start + _POSITIONS_AT_ONCE, device=device)
+        for start in range(first * _POSITIONS_AT_ONCE, last * _POSITIONS_AT_ONCE, _POSITIONS_AT_ONCE):
+            positions = torch.arange(start, start + _POSITIONS_AT_ONCE, device=self._frequencies.device)
             angles = positions.unsqueeze(-1).float() * self._frequencies
             blocks.append(torch.stack((angles.cos() * self._scaling, angles.sin() * self._scaling)))
         return torch.cat(blocks, dim=1).to(self._dtype)

@@ -1,4 +1,4 @@
-"""Qwen2-VL's vision encoder over the packed patches of several images, each of which attends to itself alone.
+"""Vision encoders: Qwen2-VL's over the packed patches of several images, each alone in attention, and Qwen3-VL's.
 
 Shapes: P patches, E their width, h the decoder's.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,41 +18,23 @@ from lakerank.model.engine.decoder import mlp_rows
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, elementwise
 from lakerank.model.engine.rotary import RotaryTable, rotate
 from lakerank.model.inputs import Grid
-from lakerank.model.jina_m0.weights import JinaVLForRanking
 from lakerank.model.preprocess.images import PatchShape
 
 #: An image up to this many patches shares its attention call with others of as many.
 SHARED_PATCHES = 1024
 
 
-class Vision(Protocol):
-    """Visual tokens of images."""
-
-    linear: BatchInvariantLinear
-
-    def weights(self) -> Iterator[LinearWeights]:
-        """Weights of the linear layers that images share."""
-        ...
-
-    def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """Visual tokens of each image, as `PackedDecoder.embed` takes them: uint8 patches (P, 3, side, side)."""
-        ...
-
-
 class PackedVision:
-    """Visual tokens of images. Without gradients; to be used by one thread."""
+    """Visual tokens of images, by transformers' Qwen2-VL. Without gradients; to be used by one thread."""
 
-    def __init__(self, network: JinaVLForRanking, shape: PatchShape) -> None:
+    def __init__(self, network: Any, shape: PatchShape) -> None:
         visual = network.model.visual
         embed = visual.patch_embed.proj.weight
-        self._shape = shape
-        self._blocks = visual.blocks
-        self._merger = visual.merger
+        self._shape, self._blocks, self._merger = shape, visual.blocks, visual.merger
         self._heads = network.config.vision_config.num_heads
         # A still image is in every frame: its patches are multiplied with the sum of the frames' weights.
         self._embed = embed.float().sum(dim=2).flatten(1).to(embed.dtype)  # (E, 3 * side²)
-        self._mean = torch.tensor(shape.mean, device=embed.device)[None, :, None, None]
-        self._std = torch.tensor(shape.std, device=embed.device)[None, :, None, None]
+        self._mean, self._std = _channel_statistics(shape, embed.device)
         rotary = visual.rotary_pos_emb
         self._rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, torch.float32)
         self._mlp_rows = mlp_rows(embed.device)
@@ -116,6 +98,38 @@ class PackedVision:
 
     def _merger_linears(self) -> tuple[Any, Any]:
         return self._merger.mlp[0], self._merger.mlp[2]
+
+
+class ImageByImage:
+    """Visual tokens of images by transformers' Qwen3-VL, each by itself. To be used by one thread."""
+
+    def __init__(self, visual: Any, shape: PatchShape) -> None:
+        self._visual, self._shape = visual, shape
+        self._mean, self._std = _channel_statistics(shape, visual.pos_embed.weight.device)
+        self.linear = BatchInvariantLinear()
+
+    def weights(self) -> Iterator[LinearWeights]:
+        """None: images share no linear layer."""
+        yield from ()
+
+    def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """Of each image its visual tokens, with the features for the decoder's first n layers: (V, (1 + n) * h)."""
+        counts = [rows * columns for rows, columns in grids]
+        parts = zip(torch.split(pixels, counts), grids, strict=True)
+        return [self._one(part, grid) for part, grid in parts]
+
+    def _one(self, pixels: Tensor, grid: Grid) -> Tensor:
+        values = pixels.float().mul_(1 / 255).sub_(self._mean).div_(self._std)
+        frames = values.unsqueeze(2).expand(-1, -1, self._shape.frames, -1, -1)  # a still image stands in every frame
+        grids = torch.tensor([[1, *grid]], device=pixels.device)
+        seen = self._visual(frames.flatten(1).to(self._visual.dtype), grid_thw=grids)
+        return torch.cat([seen.pooler_output, *seen.deepstack_features], dim=1)
+
+
+def _channel_statistics(shape: PatchShape, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of a patch: two of (1, 3, 1, 1)."""
+    mean, std = (torch.tensor(values, device=device)[None, :, None, None] for values in (shape.mean, shape.std))
+    return mean, std
 
 
 def patch_positions(rows: int, columns: int, merge: int) -> np.ndarray:

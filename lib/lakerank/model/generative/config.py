@@ -1,22 +1,124 @@
-"""What a generative reranker's JSON files say of its scorer; torch is not imported, for a plan needs this."""
+"""The prompts of generative rerankers, as data, and what a checkpoint's JSON files say of its scorer.
+
+Names of special tokens in `before`, `after` and `preamble` are those tokens; in `prefix`, `suffix` and in what users
+wrote they are text. Parts are cut where no token can reach across, so that their tokens are those of the whole prompt:
+beside a special token, before a blank, and between letters and signs, which Qwen2's and Qwen3's tokenizers never join.
+
+torch is not imported, for a plan needs this.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import read_json, resolve_dtype
-from lakerank.model.generative.prompt import PROMPTS, ChatPrompt
+from lakerank.model.inputs import Template
 from lakerank.model.preprocess.images import PatchShape, patch_shape
 from lakerank.model.registry import CheckpointInfo
+
+_JUDGE = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+)
+_ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A whole prompt is `preamble`, then document and query in their order; `model_type` is its language model's.
+
+    logit = that of the word `yes` less that of the word `no` at the last position; relevance is its sigmoid, which is
+    the softmax over the two.
+    """
+
+    model_type: str
+    document: Template
+    query: Template
+    preamble: str = ""
+    yes: str = "yes"
+    no: str = "no"
+    document_first: bool = False
+
+    def fingerprint_parts(self) -> dict[str, Any]:
+        """What scores depend on, by the names that fingerprints of scorers have."""
+        return {
+            "head": self.preamble,
+            "document": _fingerprint_parts(self.document),
+            "query": _fingerprint_parts(self.query),
+            "yes": self.yes,
+            "no": self.no,
+            "document_first": self.document_first,
+        }
+
+
+def _fingerprint_parts(template: Template) -> dict[str, Any]:
+    return {
+        "before": template.before,
+        "lead": template.prefix,
+        "trail": template.suffix,
+        "after": template.after,
+        "text": template.text,
+        "image": template.image,
+    }
+
+
+#: lightonai/MonoQwen2-VL-v0.1: Qwen2-VL's chat template with its default system prompt, the page image first, then the
+#: question. It reads images of documents and texts of queries, nothing else. Sources: its model card; the class
+#: MonoVLMRanker of the library rerankers 0.10 (models/monovlm_ranker.py), which refuses documents that are no images.
+MONO_QWEN2_VL = ChatPrompt(
+    model_type="qwen2_vl",
+    document=Template(
+        before="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        after=(
+            "Assert the relevance of the previous image document to the following query, answer True or False. "
+            "The query is:"
+        ),
+        text=False,
+    ),
+    query=Template(prefix=" ", after=_ANSWER, image=False),
+    yes="True",
+    no="False",
+    document_first=True,
+)
+
+#: Qwen/Qwen3-VL-Reranker-2B and -8B with the default instruction: the query comes before the document, each with its
+#: image before its text. Sources: QwenLM/Qwen3-VL-Embedding, src/models/qwen3_vl_reranker.py
+#: (`format_mm_instruction`, `get_binary_linear`); vLLM, examples/pooling/score/template/qwen3_vl_reranker.jinja.
+QWEN3_VL_RERANKER = ChatPrompt(
+    model_type="qwen3_vl",
+    preamble=(f"{_JUDGE}<Instruct>: Given a search query, retrieve relevant candidates that answer the query.<Query"),
+    document=Template(prefix=">:", after=_ANSWER),
+    query=Template(prefix=">:", suffix="\n<Document"),
+)
+
+#: Qwen/Qwen3-Reranker-0.6B, -4B and -8B with the default instruction, for texts alone: the query before the document,
+#: and an empty thought before the answer. Sources: its model card (`format_instruction`, `process_inputs`,
+#: `compute_logits`); vLLM, examples/pooling/score/template/qwen3_reranker.jinja.
+QWEN3_RERANKER = ChatPrompt(
+    model_type="qwen3",
+    preamble=(
+        f"{_JUDGE}<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n<Query"
+    ),
+    document=Template(prefix=">: ", after=f"{_ANSWER}<think>\n\n</think>\n\n", image=False),
+    query=Template(prefix=">: ", suffix="\n<Document", image=False),
+)
+
+#: By the family's name in the registry.
+PROMPTS: Mapping[str, ChatPrompt] = {
+    "monoqwen2-vl": MONO_QWEN2_VL,
+    "qwen3-vl-reranker": QWEN3_VL_RERANKER,
+    "qwen3-reranker": QWEN3_RERANKER,
+}
 
 
 def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
     """What names the scorer beyond what every fingerprint has: the prompt, and how images are cut.
 
-    Raises:
-        CheckpointError: a file is not JSON, it is another language model, or it needs what is not supported.
+    Raises CheckpointError: a file is not JSON, it is another language model, or it needs what is not supported.
     """
     prompt = PROMPTS[family]
     config = read_json(folder / "config.json")
@@ -35,8 +137,7 @@ def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
 def read_patch_shape(folder: Path, prompt: ChatPrompt) -> PatchShape:
     """How images are cut, where there are any.
 
-    Raises:
-        CheckpointError: config.json or preprocessor_config.json does not say.
+    Raises CheckpointError: config.json or preprocessor_config.json does not say.
     """
     if not prompt.document.image:
         return PatchShape()

@@ -8,26 +8,34 @@ is computed pair by pair.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+import transformers
+from torch import Tensor, nn
 
+from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import read_json
 from lakerank.model.engine.decoder import PackedDecoder, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
-from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights
 from lakerank.model.engine.reranker import BatchedReranker
-from lakerank.model.engine.vision import PackedVision, Vision
-from lakerank.model.generative.config import read_patch_shape
-from lakerank.model.generative.prompt import PROMPTS
-from lakerank.model.generative.tokenize import ChatTokenizer, check_vocabulary
-from lakerank.model.generative.weights import load_language_model
-from lakerank.model.inputs import Grid
+from lakerank.model.engine.vision import ImageByImage, PackedVision
+from lakerank.model.generative.config import PROMPTS, read_patch_shape
+from lakerank.model.generative.tokenize import ChatTokenizer
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.model.preprocess.pipeline import Preprocessor
 from lakerank.model.registry import LoadOptions
+from lakerank.model.weights import current_name, fill_network, merge_adapter, read_tensors
+
+_HEAD = "lm_head.weight"
+
+#: By config.json's model_type: transformers' configuration and network, and its name of a checkpoint's tensor.
+_ARCHITECTURES: Mapping[str, tuple[Any, Any, Callable[[str], str]]] = {
+    "qwen2_vl": (transformers.Qwen2VLConfig, transformers.Qwen2VLForConditionalGeneration, current_name),
+    "qwen3_vl": (transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration, current_name),
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, str),
+}
 
 #: Rows of a pair that attend at once where it is computed whole, document and all.
 _QUERY_BLOCK = 1024
@@ -36,66 +44,59 @@ _QUERY_BLOCK = 1024
 def load(options: LoadOptions) -> BatchedReranker:
     """The checkpoint on its device, its adapter, if any, merged into it; prompted as its family is.
 
-    Raises:
-        CheckpointError: weights, adapter or tokenizer do not fit config.json.
+    Raises CheckpointError: weights, adapter or tokenizer do not fit config.json.
     """
-    folder, prompt = options.folder, PROMPTS[options.family]
+    folder, identity = options.folder, options.identity
+    prompt = PROMPTS[identity.family]
     shape = read_patch_shape(folder, prompt)
-    tokenizer = ChatTokenizer(
-        folder / "tokenizer.json", read_json(folder / "config.json"), prompt, options.limits, shape.merge
-    )
-    network, head = load_language_model(
-        folder, getattr(torch, options.dtype), torch.device(options.device), options.adapter
-    )
-    check_vocabulary(tokenizer, len(head), str(folder))
-    engine = DocumentMajorEngine(
-        PackedDecoder(network, ScoreHead.of_tokens(head[tokenizer.tokens.yes], head[tokenizer.tokens.no])),
-        _vision(network, shape),
-        query_block=_QUERY_BLOCK,
-        reproducible=options.reproducible,
-    )
-    preprocessor = Preprocessor(
-        tokenizer,
-        options.limits,
-        shape if prompt.document.image else None,
-        arrange=tokenizer.arrange,
-        threads=options.host_threads,
-    )
-    return BatchedReranker(engine, preprocessor, fingerprint=options.fingerprint, logit_bias=options.logit_bias)
+    config = read_json(folder / "config.json")
+    tokenizer = ChatTokenizer(folder / "tokenizer.json", config, prompt, identity.limits, shape.merge)
+    network, head = load_language_model(options, config)
+    tokenizer.check_vocabulary(len(head), str(folder))
+    decoder = PackedDecoder(network, ScoreHead.of_tokens(head[tokenizer.yes], head[tokenizer.no]))
+    vision, reproducible = _vision(network, shape), options.reproducible
+    engine = DocumentMajorEngine(decoder, vision, query_block=_QUERY_BLOCK, reproducible=reproducible)
+    patches, threads = shape if prompt.document.image else None, options.host_threads
+    preprocessor = Preprocessor(tokenizer, identity.limits, patches, arrange=tokenizer.arrange, threads=threads)
+    return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias)
 
 
-def _vision(network: Any, shape: PatchShape) -> Vision | None:
+def _vision(network: Any, shape: PatchShape) -> PackedVision | ImageByImage | None:
     """The vision encoder of each kind of network, if it has one."""
     if network.config.model_type == "qwen2_vl":
         return PackedVision(network, shape)
     return ImageByImage(network.model.visual, shape) if hasattr(network.model, "visual") else None
 
 
-class ImageByImage:
-    """Visual tokens of images, each by itself: what its tokens are depends on no other. To be used by one thread."""
+def load_language_model(options: LoadOptions, values: Mapping[str, Any]) -> tuple[Any, Tensor]:
+    """A checkpoint's network without its language head, an adapter merged into it, and that head (V, h), on a device.
 
-    def __init__(self, visual: Any, shape: PatchShape) -> None:
-        self._visual = visual
-        self._shape = shape
-        device = visual.pos_embed.weight.device
-        self._mean = torch.tensor(shape.mean, device=device)[None, :, None, None]
-        self._std = torch.tensor(shape.std, device=device)[None, :, None, None]
-        self.linear = BatchInvariantLinear()
+    `values` are those of config.json. Raises CheckpointError: the weights or the adapter do not fit them.
+    """
+    folder = options.folder
+    config, network_class, current = _ARCHITECTURES[values["model_type"]]
+    tensors = read_tensors(folder, getattr(torch, options.dtype), current)
+    head = tensors.pop(_HEAD, None)
+    try:
+        with torch.device("meta"):
+            network = network_class(config.from_dict(values))
+    except Exception as error:  # transformers and its validators raise many kinds
+        raise CheckpointError(f"{folder}: config.json does not describe its network: {error}") from error
+    network.lm_head = nn.Identity()
+    fill_network(network, tensors, str(folder))
+    _check_head(head, network.get_input_embeddings().weight, values, str(folder))
+    if options.adapter is not None:
+        merge_adapter(network, options.adapter, current)
+    network.to(options.device)
+    return network, network.get_input_embeddings().weight if head is None else head.to(options.device)
 
-    def weights(self) -> Iterator[LinearWeights]:
-        """None: images share no linear layer."""
-        yield from ()
 
-    def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """Of each image its visual tokens, with the features for the decoder's first n layers: (V, (1 + n) * h)."""
-        counts = [rows * columns for rows, columns in grids]
-        parts = zip(torch.split(pixels, counts), grids, strict=True)
-        return [self._one(part, grid) for part, grid in parts]
-
-    def _one(self, pixels: Tensor, grid: Grid) -> Tensor:
-        values = pixels.float().mul_(1 / 255).sub_(self._mean).div_(self._std)
-        frames = values.unsqueeze(2).expand(-1, -1, self._shape.frames, -1, -1)  # a still image stands in every frame
-        seen = self._visual(
-            frames.flatten(1).to(self._visual.dtype), grid_thw=torch.tensor([[1, *grid]], device=pixels.device)
-        )
-        return torch.cat([seen.pooler_output, *seen.deepstack_features], dim=1)
+def _check_head(head: Tensor | None, embeddings: Tensor, config: Mapping[str, Any], source: str) -> None:
+    """A tied head is not stored, or equals the embeddings; an untied one has their shape."""
+    tied = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings"))
+    if head is None and tied is False:
+        raise CheckpointError(f"{source}: {_HEAD} is missing, and config.json ties it to no embeddings")
+    if head is not None and head.shape != embeddings.shape:
+        raise CheckpointError(f"{source}: {_HEAD} {tuple(head.shape)}, not {tuple(embeddings.shape)}")
+    if head is not None and tied and not torch.equal(head, embeddings):
+        raise CheckpointError(f"{source}: {_HEAD} differs from the embeddings that config.json ties it to")

@@ -1,4 +1,4 @@
-"""What the JSON files of a jina-reranker-m0 checkpoint say beside the network's sizes; torch is not imported here."""
+"""The prompt of jina-reranker-m0, document first, and what its checkpoints' JSON files say. Without torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from typing import Any
 
 from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import read_json, resolve_dtype
-from lakerank.model.jina_m0.prompt import LOGIT_BIAS, SCORE_TOKEN_ID
+from lakerank.model.inputs import Template
 from lakerank.model.preprocess.images import PatchShape, patch_shape
 from lakerank.model.registry import CheckpointInfo
+
+#: Everything before the query, and the query. Cut after the newline: their tokens then are those of the whole prompt.
+DOCUMENT = Template(prefix="**Document**:\n", suffix="\n", cuts_text_alone=True, names_limit=True)
+QUERY = Template(prefix="**Query**:\n", names_limit=True)
+
+#: Token appended to every query; the score is read there. A checkpoint's config.json may name another.
+SCORE_TOKEN_ID = 100
+
+#: relevance = sigmoid(logit - bias), a property of the checkpoint family. A checkpoint's config.json may name another.
+LOGIT_BIAS = 2.65
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +38,7 @@ class Settings:
 def read_settings(folder: Path, dtype: str = "auto") -> Settings:
     """Read config.json and preprocessor_config.json; `dtype` auto is the checkpoint's own.
 
-    Raises:
-        CheckpointError: a file is not JSON, the model is another, or it needs what is not supported.
+    Raises CheckpointError: a file is not JSON, the model is another, or it needs what is not supported.
     """
     config = read_json(folder / "config.json")
     if config.get("model_type") != "qwen2_vl" or not isinstance(config.get("vision_config"), dict):
@@ -37,21 +46,13 @@ def read_settings(folder: Path, dtype: str = "auto") -> Settings:
     text = config.get("text_config") or config
     if text.get("use_sliding_window"):
         raise CheckpointError(f"{folder}: use_sliding_window is not supported: a query must see its whole document")
-    return Settings(
-        config=config,
-        dtype=resolve_dtype(folder, dtype),
-        logit_bias=float(config.get("logit_bias", LOGIT_BIAS)),
-        score_token_id=int(config.get("score_token_id", SCORE_TOKEN_ID)),
-        patches=patch_shape(folder, config["vision_config"]),
-    )
+    bias, score = float(config.get("logit_bias", LOGIT_BIAS)), int(config.get("score_token_id", SCORE_TOKEN_ID))
+    patches = patch_shape(folder, config["vision_config"])
+    return Settings(config, resolve_dtype(folder, dtype), bias, score, patches)
 
 
 def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
-    """What names the scorer, beyond what every fingerprint has.
-
-    Raises:
-        CheckpointError: as `read_settings`.
-    """
+    """What names the scorer, beyond what every fingerprint has. Raises CheckpointError: as `read_settings`."""
     settings = read_settings(folder, dtype)
     parts = {"score_token_id": settings.score_token_id, "patches": asdict(settings.patches)}
     return CheckpointInfo(settings.dtype, settings.logit_bias, parts)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from lakerank.model.engine.decoder import PackedDecoder, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.reranker import BatchedReranker
@@ -17,29 +15,16 @@ from lakerank.model.registry import LoadOptions
 
 
 def load(options: LoadOptions) -> BatchedReranker:
-    """The checkpoint on its device.
-
-    Raises:
-        CheckpointError: weights, adapter or tokenizer do not fit config.json.
-    """
-    folder, limits = options.folder, options.limits
+    """The checkpoint on its device. Raises CheckpointError: weights, adapter or tokenizer do not fit config.json."""
+    folder, identity = options.folder, options.identity
     settings = read_settings(folder, options.dtype)
     special = read_special_tokens(folder, settings)
     tokenizer = read_tokenizer(folder / "tokenizer.json")
-    network = load_network(folder, settings, torch.device(options.device), options.adapter)
+    network = load_network(folder, settings, options.device, options.adapter)
     check_tokenizer(tokenizer, special, network.config.text_config.vocab_size, str(folder))
-    return BatchedReranker(
-        DocumentMajorEngine(
-            PackedDecoder(network, ScoreHead.of_mlp(network.score)),
-            PackedVision(network, settings.patches),
-            reproducible=options.reproducible,
-        ),
-        Preprocessor(
-            PromptTokenizer(tokenizer, special, limits, settings.patches.merge),
-            limits,
-            settings.patches,
-            threads=options.host_threads,
-        ),
-        fingerprint=options.fingerprint,
-        logit_bias=options.logit_bias,
-    )
+    decoder = PackedDecoder(network, ScoreHead.of_mlp(network.score))
+    vision = PackedVision(network, settings.patches)
+    engine = DocumentMajorEngine(decoder, vision, reproducible=options.reproducible)
+    prompt = PromptTokenizer(tokenizer, special, identity.limits, settings.patches.merge)
+    preprocessor = Preprocessor(prompt, identity.limits, settings.patches, threads=options.host_threads)
+    return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias)

@@ -7,14 +7,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from lakerank.errors import CheckpointError
+from lakerank.errors import CheckpointError, ConfigError
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_json
-from lakerank.model.inputs import EncodedInput, Patches, RejectedInput
-from lakerank.model.jina_m0.config import Settings
-from lakerank.model.jina_m0.prompt import DOCUMENT_PREFIX, DOCUMENT_SUFFIX, QUERY_PREFIX, TokenLimits, token_limits
-from lakerank.model.preprocess.tokenizer import TextTokenizer, encoded_input, plain_text
-from lakerank.records import RejectReason
+from lakerank.model.inputs import EncodedInput, Patches, VisionTokens
+from lakerank.model.jina_m0.config import DOCUMENT, QUERY, Settings
+from lakerank.model.preprocess.tokenizer import TemplateTokenizer, TextTokenizer
 
 _NAMED_IDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id")
 
@@ -33,8 +31,7 @@ class SpecialTokens:
 def read_special_tokens(folder: Path, settings: Settings) -> SpecialTokens:
     """The ids that config.json names, and the padding token's from wherever it stands.
 
-    Raises:
-        CheckpointError: one is not named.
+    Raises CheckpointError: one is not named.
     """
     config = settings.config
     missing = [name for name in _NAMED_IDS if not isinstance(config.get(name), int)]
@@ -56,78 +53,60 @@ def _padding_token(folder: Path) -> int:
     return 0 if token_id is None else int(token_id)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLimits:
+    """Tokens that inputs may have. They depend on no partner, so that a document's prefix is the same for every query.
+
+    `text`: text tokens of a document, as published, and the most that an image and its template may take of a document
+    or query: visual tokens are never cut. `document`: all of a document's, template and image included. `query`: all of
+    a query's, template and score token included, but not its visual tokens: a pair has at most `max_length` tokens plus
+    those of an image in the query.
+    """
+
+    text: int
+    document: int
+    query: int
+
+
+def token_limits(limits: Limits, document_template: int, query_template: int) -> TokenLimits:
+    """Share `max_length` between document and query, whose templates are counted in tokens.
+
+    Raises ConfigError: nothing is left for a query.
+    """
+    text = max(limits.max_length - limits.max_query_length, limits.max_query_length)
+    document = text + document_template
+    query = limits.max_length - document
+    if query <= query_template:
+        needed = document_template + query_template + 1
+        raise ConfigError(
+            [f"max_query_length {limits.max_query_length}: at least {needed}, the prompt itself takes that"]
+        )
+    return TokenLimits(text, document, query)
+
+
 class PromptTokenizer:
     """Encodes documents and queries. Safe to call from several threads."""
 
     def __init__(self, tokenizer: Tokenizer, special: SpecialTokens, limits: Limits, merge: int) -> None:
-        self._text = TextTokenizer(tokenizer)
-        self._special = special
-        self._merge = merge
-        self._document_template = len(self._text.encode(DOCUMENT_PREFIX)) + len(self._text.encode(DOCUMENT_SUFFIX))
-        self._query_template = len(self._text.encode(QUERY_PREFIX))
-        self.limits: TokenLimits = token_limits(limits, self._document_template, self._query_template)
+        text = TextTokenizer(tokenizer)
+        vision = VisionTokens(special.vision_start, special.vision_end, special.image, merge)
+        self._document = TemplateTokenizer(text, DOCUMENT, ([], []), vision, document=True)
+        self._query = TemplateTokenizer(text, QUERY, ([], [special.score]), vision, document=False)
+        self.limits = token_limits(limits, self._document.template_tokens, self._query.template_tokens)
 
     def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
-        """A document's tokens: template, visual tokens, text.
-
-        Raises:
-            RejectedInput: nothing in it, text that is not Unicode, or an image that does not fit.
-        """
-        visual = self._visual_tokens(image, self._document_template)
-        plain = plain_text(text, image, RejectReason.EMPTY_DOCUMENT)
-        limit = self.limits.document
-        kept, cut = self._text.cut(plain, limit - self._document_template - visual)
-
-        def assemble(body: str) -> list[int]:
-            return self._assemble(DOCUMENT_PREFIX, visual, body + DOCUMENT_SUFFIX)
-
-        token_ids, cut_more = self._text.fit(kept, limit, assemble)
-        return self._encoded(token_ids, image, image_key, truncated=cut or cut_more)
+        """A document's tokens: template, visual tokens, text. Raises RejectedInput: as `TemplateTokenizer.encode`."""
+        return self._document.encode(text, image, image_key, self.limits.document, self.limits.text)
 
     def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
-        """A query's tokens: template, visual tokens, text, score token.
-
-        Raises:
-            RejectedInput: nothing in it, text that is not Unicode, or an image that does not fit.
-        """
-        visual = self._visual_tokens(image, self._query_template + 1)
-        plain = plain_text(text, image, RejectReason.EMPTY_QUERY)
-        limit = self.limits.query + visual - 1
-
-        def assemble(body: str) -> list[int]:
-            return self._assemble(QUERY_PREFIX, visual, body)
-
-        token_ids, cut = self._text.fit(plain, limit, assemble)
-        return self._encoded([*token_ids, self._special.score], image, image_key, truncated=cut)
-
-    def _visual_tokens(self, image: Patches | None, template: int) -> int:
-        """Tokens that an image takes, its two markers included."""
-        if image is None:
-            return 0
-        visual = image.grid[0] * image.grid[1] // self._merge**2 + 2
-        if visual + template > self.limits.text:
-            detail = f"{visual} visual tokens do not fit in {self.limits.text}: lower max_pixels or raise max_length"
-            raise RejectedInput(RejectReason.INPUT_TOO_LONG, detail)
-        return visual
-
-    def _assemble(self, prefix: str, visual: int, body: str) -> list[int]:
-        """Tokens but for the score token. Special tokens are added by id, so that text never merges with them."""
-        if not visual:
-            return self._text.encode(prefix + body)
-        special = self._special
-        image = [special.vision_start, *[special.image] * (visual - 2), special.vision_end]
-        return [*self._text.encode(prefix), *image, *self._text.encode(body)]
-
-    def _encoded(self, token_ids: list[int], image: Patches | None, image_key: str, truncated: bool) -> EncodedInput:
-        return encoded_input(token_ids, image, image_key, truncated, self._special.image, self._merge)
+        """A query's tokens, the score token after those of template, image and text. Raises RejectedInput: likewise."""
+        return self._query.encode(text, image, image_key, self.limits.query, self.limits.text)
 
 
 def check_tokenizer(tokenizer: Tokenizer, special: SpecialTokens, vocabulary: int, source: str) -> None:
     """Refuse a tokenizer that does not belong to its network.
 
-    Raises:
-        CheckpointError: a special token is missing, an id has no embedding, or a special token's name in a text would
-            become that token.
+    Raises CheckpointError: a special token is missing, or in a text its name is the token; an id has no embedding.
     """
     faults = []
     for name in ("vision_start", "vision_end", "image", "score", "pad"):

@@ -37,10 +37,7 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
     (b"RIFF", WebPImagePlugin.WebPImageFile),
-    (b"II*\x00", TiffImagePlugin.TiffImageFile),
-    (b"MM\x00*", TiffImagePlugin.TiffImageFile),
-    (b"II+\x00", TiffImagePlugin.TiffImageFile),
-    (b"MM\x00+", TiffImagePlugin.TiffImageFile),
+    *((magic, TiffImagePlugin.TiffImageFile) for magic in (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")),
     (b"GIF8", GifImagePlugin.GifImageFile),
     (b"BM", BmpImagePlugin.BmpImageFile),
 )
@@ -74,46 +71,34 @@ class PatchShape:
 
 def patch_shape(folder: Path, vision: Mapping[str, Any]) -> PatchShape:
     """How images are cut, by config.json's `vision_config` and preprocessor_config.json; Qwen2-VL's own where neither
-    says.
-
-    Raises:
-        CheckpointError: preprocessor_config.json is there but not JSON.
+    says. Raises CheckpointError: preprocessor_config.json is there but not JSON.
     """
     file = folder / "preprocessor_config.json"
     stated = read_json(file) if file.is_file() else {}
     mean, std = stated.get("image_mean", CLIP_MEAN), stated.get("image_std", CLIP_STD)
-    return PatchShape(
-        side=int(vision.get("patch_size", 14)),
-        merge=int(vision.get("spatial_merge_size", 2)),
-        frames=int(vision.get("temporal_patch_size", 2)),
-        mean=tuple(map(float, mean)),
-        std=tuple(map(float, std)),
-    )
+    names = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    side, merge, frames = (int(vision.get(name, default)) for name, default in names.items())
+    return PatchShape(side, merge, frames, tuple(map(float, mean)), tuple(map(float, std)))
 
 
 def load_patches(data: bytes, limits: Limits, shape: PatchShape) -> Patches:
-    """Decode, turn upright, flatten on white, resize and cut an encoded image.
-
-    Raises:
-        RejectedInput: the image is over a limit, of an unsupported format, or damaged.
-    """
+    """Decode, turn upright, put on white, resize and cut an encoded image. Raises RejectedInput: as `load_pixels`."""
     return cut(load_pixels(data, limits, shape), shape)
 
 
 def load_pixels(data: bytes, limits: Limits, shape: PatchShape) -> np.ndarray:
     """What `load_patches` cuts: (height, width, 3) uint8, both sides multiples of a visual token's.
 
-    Raises:
-        RejectedInput: as `load_patches`.
+    Raises RejectedInput: the image is over a limit, of an unsupported format, or damaged.
     """
     image = open_header(data, limits)
     try:
-        factor = shape.side * shape.merge
-        reduction = _decode_reduced(image, factor, limits)
+        factor, source = shape.side * shape.merge, image.size
+        scale = _decode_reduced(image, factor, limits)
         flat = to_rgb(ImageOps.exif_transpose(image))
-        width, height = flat.size if reduction is None else reduction.source
+        width, height = flat.size if scale is None else source
         rows, columns = resized(height, width, factor, limits.min_pixels, limits.max_pixels)
-        box = None if reduction is None else (0.0, 0.0, width / reduction.scale, height / reduction.scale)
+        box = None if scale is None else (0.0, 0.0, width / scale, height / scale)
         return np.asarray(flat.resize((columns, rows), Image.Resampling.BICUBIC, box=box))
     except MemoryError as error:
         raise RejectedInput(RejectReason.OUT_OF_MEMORY, "while the image was decoded") from error
@@ -121,34 +106,25 @@ def load_pixels(data: bytes, limits: Limits, shape: PatchShape) -> np.ndarray:
         raise RejectedInput(RejectReason.IMAGE_UNDECODABLE, f"{type(error).__name__}: {error}"[:200]) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Reduction:
-    """An image decoded at 1/scale of its `source` size (width, height)."""
-
-    source: tuple[int, int]
-    scale: int
-
-
-def _decode_reduced(image: Image.Image, factor: int, limits: Limits) -> _Reduction | None:
-    """Let a JPEG far larger than its patches be decoded at a half, a quarter or an eighth; None where it is not.
+def _decode_reduced(image: Image.Image, factor: int, limits: Limits) -> int | None:
+    """Let a JPEG far larger than its patches be decoded at 1/2, 1/4 or 1/8 of its size: at 1 / what is returned.
 
     The decoder then averages blocks of pixels, as resizing would next.
     """
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
         return None
-    width, height = source = image.size
+    width, height = image.size
     rows, columns = resized(height, width, factor, limits.min_pixels, limits.max_pixels)
     if min(width // columns, height // rows) < 2 * REDUCED_OVER_PATCHES:
         return None
     image.draft(None, (columns * REDUCED_OVER_PATCHES, rows * REDUCED_OVER_PATCHES))
-    return _Reduction(source, round(width / image.size[0]))
+    return round(width / image.size[0])
 
 
 def open_header(data: bytes, limits: Limits) -> Image.Image:
     """Open an encoded image and check every limit; no pixel has been decoded when this returns.
 
-    Raises:
-        RejectedInput: too many bytes or pixels, no pixels, too long and narrow, unsupported, or no readable header.
+    Raises RejectedInput: too many bytes or pixels, no pixels, too long and narrow, unsupported, or no readable header.
     """
     if len(data) > limits.max_source_bytes:
         raise RejectedInput(RejectReason.IMAGE_TOO_LARGE, f"{len(data)} bytes, over {limits.max_source_bytes}")
@@ -217,8 +193,7 @@ def resized(height: int, width: int, factor: int, min_pixels: int, max_pixels: i
 def cut(pixels: np.ndarray, shape: PatchShape) -> Patches:
     """(height, width, 3) uint8 to patches; the merge² patches of a visual token follow one another."""
     rows, columns = pixels.shape[0] // shape.side, pixels.shape[1] // shape.side
-    squares = pixels.reshape(
-        rows // shape.merge, shape.merge, shape.side, columns // shape.merge, shape.merge, shape.side, 3
-    )
+    merge, side = shape.merge, shape.side
+    squares = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
     patches = squares.transpose(0, 3, 1, 4, 6, 2, 5)
     return Patches(np.ascontiguousarray(patches).reshape(rows * columns, 3, shape.side, shape.side), (rows, columns))

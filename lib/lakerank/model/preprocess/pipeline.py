@@ -1,19 +1,18 @@
-"""Preprocessing on the host: threads decode, resize and tokenise ahead of the device."""
+"""Preprocessing on the host: threads decode, resize and tokenise ahead of the device, and cache what they made."""
 
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from lakerank.limits import Limits
-from lakerank.model.engine.counters import Counters
 from lakerank.model.inputs import DocumentQueries, EncodedInput, Patches, RejectedInput
-from lakerank.model.preprocess.cache import BoundedCache
 from lakerank.model.preprocess.images import PatchShape, load_patches
 from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query, RejectReason
 
@@ -33,12 +32,82 @@ MOST_VISUAL_TOKENS = 768
 #: Bytes that a cached reject, or an entry's bookkeeping, is counted as.
 _ENTRY_BYTES = 256
 
+T = TypeVar("T")
+
+
+class BoundedCache(Generic[T]):
+    """Computes each value once and evicts those least recently used; threads wait for a value that another computes."""
+
+    def __init__(self, max_bytes: int, size_of: Callable[[T], int]) -> None:
+        self._max_bytes, self._size_of = max_bytes, size_of
+        self._lock = threading.Lock()
+        self._futures: dict[Hashable, Future[T]] = {}
+        self._sizes: OrderedDict[Hashable, int] = OrderedDict()  # finished values, least recently used first
+        self._bytes = 0
+
+    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """The value of `key`, cached or computed now. An error of `compute` is raised to all who wait, never cached."""
+        with self._lock:
+            future = self._futures.get(key)
+            if key in self._sizes:
+                self._sizes.move_to_end(key)
+            if future is None:
+                computed = self._futures[key] = Future()
+        if future is not None:
+            return future.result()
+        try:
+            value = compute()
+        except BaseException as error:
+            with self._lock:
+                del self._futures[key]
+            computed.set_exception(error)
+            raise
+        computed.set_result(value)
+        with self._lock:
+            self._sizes[key] = self._size_of(value)
+            self._bytes += self._sizes[key]
+            while self._bytes > self._max_bytes:
+                self._evict_oldest()
+        return value
+
+    def find(self, key: Hashable) -> T | None:
+        """The value of `key` if it is cached."""
+        with self._lock:
+            if key not in self._sizes:
+                return None
+            self._sizes.move_to_end(key)
+            return self._futures[key].result()
+
+    def put(self, key: Hashable, value: T) -> None:
+        """Cache a value that was computed elsewhere."""
+        self.get(key, lambda: value)
+
+    def clear(self) -> None:
+        """Evict every value."""
+        with self._lock:
+            while self._sizes:
+                self._evict_oldest()
+
+    def _evict_oldest(self) -> None:
+        key, size = self._sizes.popitem(last=False)
+        del self._futures[key]
+        self._bytes -= size
+
 
 class EngineInput(Protocol):
     """What an engine scores of a group, and how many tokens that takes."""
 
     @property
     def tokens(self) -> int: ...
+
+
+@dataclass(slots=True)
+class Seconds:
+    """Processor time of one thread on one group, and how long the group was waited for."""
+
+    decode: float = 0.0
+    tokenise: float = 0.0
+    wait: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +118,15 @@ class Prepared:
     document: EncodedInput | RejectedInput
     queries: tuple[EncodedInput | RejectedInput, ...]
     engine_input: EngineInput | None
-    decode_s: float
-    tokenise_s: float
-
-
-@dataclass(slots=True)
-class _Seconds:
-    """Processor time of one thread on one group."""
-
-    decode: float = 0.0
-    tokenise: float = 0.0
+    seconds: Seconds
 
 
 class InputTokenizer(Protocol):
     """Encodes a family's documents and queries. Both raise RejectedInput."""
 
-    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
-        """A document's tokens."""
-        ...
+    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput: ...
 
-    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
-        """A query's tokens."""
-        ...
+    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput: ...
 
 
 #: What the device is given for a document and queries on it.
@@ -94,48 +150,42 @@ class Preprocessor:
         query_bytes: int = QUERY_CACHE_BYTES,
         document_bytes: int = DOCUMENT_CACHE_BYTES,
     ) -> None:
-        self._tokenizer = tokenizer
-        self._arrange = arrange
-        self._limits = limits
-        self._shape = shape
-        self._threads = threads
+        self._tokenizer, self._arrange, self._threads = tokenizer, arrange, threads
+        self._limits, self._shape = limits, shape
         self._queries: BoundedCache[EncodedInput | RejectedInput] = BoundedCache(query_bytes, _size)
         self._documents: BoundedCache[EncodedInput | RejectedInput] = BoundedCache(document_bytes, _size)
 
-    def prefetch(self, groups: Iterable[DocumentGroup], tokens: int, counters: Counters) -> Iterator[Prepared]:
-        """Prepared groups, in order; about `tokens` tokens of groups are prepared ahead.
-
-        Groups are pulled as they are needed. Seconds are added to `counters`.
-        """
+    def prefetch(self, groups: Iterable[DocumentGroup], tokens: int) -> Iterator[Prepared]:
+        """Prepared groups, in order, pulled as they are needed; about `tokens` tokens of them are prepared ahead."""
         pending: deque[tuple[int, Future[Prepared]]] = deque()
         expected = 0
         with ThreadPoolExecutor(self._threads, thread_name_prefix="lakerank-host") as pool:
             try:
                 for group in _split(groups):
-                    size = _expected_tokens(group)
+                    size = _expected_tokens(group.document) + sum(map(_expected_tokens, group.queries))
                     pending.append((size, pool.submit(self._prepare, group)))
                     expected += size
                     while len(pending) > self._threads and expected > tokens:
                         size, future = pending.popleft()
                         expected -= size
-                        yield _finished(future, counters)
+                        yield _finished(future)
                 while pending:
-                    yield _finished(pending.popleft()[1], counters)
+                    yield _finished(pending.popleft()[1])
             finally:
                 for _, future in pending:
                     future.cancel()
 
     def _prepare(self, group: DocumentGroup) -> Prepared:
-        spent = _Seconds()
+        spent = Seconds()
         document = self._encode(group.document, spent)
         if isinstance(document, RejectedInput):
-            return Prepared(group, document, (), None, spent.decode, spent.tokenise)
+            return Prepared(group, document, (), None, spent)
         queries = tuple(self._encode(query, spent) for query in group.queries)
         encoded = tuple(query for query in queries if isinstance(query, EncodedInput))
         engine_input = self._arrange(document, encoded) if encoded else None
-        return Prepared(group, document, queries, engine_input, spent.decode, spent.tokenise)
+        return Prepared(group, document, queries, engine_input, spent)
 
-    def _encode(self, item: Query | Document, spent: _Seconds) -> EncodedInput | RejectedInput:
+    def _encode(self, item: Query | Document, spent: Seconds) -> EncodedInput | RejectedInput:
         """Token ids and patches of an input, or why there are none; from the cache where its content is in it."""
         image_key = "" if item.image is None else _digest(item.image)
         text_key = None if item.text is None else _digest(item.text.encode("utf-8", "surrogatepass"))
@@ -154,30 +204,28 @@ class Preprocessor:
         except RejectedInput as rejected:
             return rejected
 
-    def _encode_uncached(self, item: Query | Document, image_key: str, spent: _Seconds) -> EncodedInput:
+    def _encode_uncached(self, item: Query | Document, image_key: str, spent: Seconds) -> EncodedInput:
         image: Patches | None = None
-        if item.image is not None and self._shape is None:
-            raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, "an image, and this reranker reads texts alone")
         started = time.thread_time()
         try:
-            if item.image is not None and self._shape is not None:
+            if item.image is not None:
+                if self._shape is None:
+                    detail = "an image, and this reranker reads texts alone"
+                    raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, detail)
                 image = load_patches(item.image, self._limits, self._shape)
         finally:
             decoded = time.thread_time()
             spent.decode += decoded - started
-        tokenizer = self._tokenizer
-        tokenize = tokenizer.document if isinstance(item, Document) else tokenizer.query
+        tokenize = self._tokenizer.document if isinstance(item, Document) else self._tokenizer.query
         encoded = tokenize(item.text, image, image_key)
         spent.tokenise += time.thread_time() - decoded
         return encoded
 
 
-def _finished(future: Future[Prepared], counters: Counters) -> Prepared:
+def _finished(future: Future[Prepared]) -> Prepared:
     started = time.perf_counter()
     prepared = future.result()
-    counters.wait_s += time.perf_counter() - started
-    counters.decode_s += prepared.decode_s
-    counters.tokenise_s += prepared.tokenise_s
+    prepared.seconds.wait = time.perf_counter() - started
     return prepared
 
 
@@ -188,14 +236,9 @@ def _split(groups: Iterable[DocumentGroup]) -> Iterator[DocumentGroup]:
             yield DocumentGroup(group.document, group.queries[first : first + QUERIES_AHEAD])
 
 
-def _expected_tokens(group: DocumentGroup) -> int:
-    """Tokens that a group will take, roughly, before anything is read."""
-    return _expected(group.document) + sum(map(_expected, group.queries))
-
-
-def _expected(item: Query | Document) -> int:
-    text = 0 if item.text is None else len(item.text) // CHARACTERS_PER_TOKEN
-    image = 0 if item.image is None else len(item.image) // BYTES_PER_VISUAL_TOKEN
+def _expected_tokens(item: Query | Document) -> int:
+    """Tokens that an input will take, roughly, before anything is read."""
+    text, image = len(item.text or "") // CHARACTERS_PER_TOKEN, len(item.image or b"") // BYTES_PER_VISUAL_TOKEN
     return 8 + text + min(image, MOST_VISUAL_TOKENS)
 
 

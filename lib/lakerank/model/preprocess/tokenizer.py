@@ -1,4 +1,4 @@
-"""Texts to token ids, cut to a limit, and tokens to encoded inputs with M-RoPE positions."""
+"""Texts to token ids, cut to a limit, and documents and queries to encoded inputs with M-RoPE positions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from lakerank.model.inputs import EncodedInput, Grid, Patches, RejectedInput
+from lakerank.model.inputs import EncodedInput, Grid, Patches, RejectedInput, Template, VisionTokens
 from lakerank.records import RejectReason
 
 #: What NFC may do to the bytes of a text at most: three times as many (Unicode's FAQ on normalisation), and as few as
@@ -17,12 +17,16 @@ _NORMALISED_BYTES = 3
 _NORMALISED_CHARACTERS = 4
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """Load tokenizer.json so that it neither adds, pads, cuts nor takes a special token's name for the token."""
-    tokenizer = Tokenizer.from_file(str(path))
+def read_tokenizer(path: Path, *, names_are_text: bool = True) -> Tokenizer:
+    """Load tokenizer.json so that it neither pads nor cuts; a special token's name is text, or the token."""
+    return plain_tokenizer(Tokenizer.from_file(str(path)), names_are_text)
+
+
+def plain_tokenizer(tokenizer: Tokenizer, names_are_text: bool) -> Tokenizer:
+    """A tokenizer as `read_tokenizer` loads it."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True
+    tokenizer.encode_special_tokens = names_are_text
     return tokenizer
 
 
@@ -34,11 +38,7 @@ class TextTokenizer:
         self.longest = max(len(token) for token in tokenizer.get_vocab())
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text.
-
-        Raises:
-            RejectedInput: the text is not Unicode.
-        """
+        """Token ids of a text. Raises RejectedInput: the text is not Unicode."""
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError) as error:  # lone surrogates: a str, but not Unicode text
@@ -74,22 +74,81 @@ class TextTokenizer:
         return assembled, True
 
 
-def encoded_input(
-    token_ids: list[int], image: Patches | None, image_key: str, truncated: bool, image_token: int, merge: int
-) -> EncodedInput:
-    """An input of these tokens, its visual tokens among them."""
-    ids = np.array(token_ids, dtype=np.int64)
-    if image is None:
-        return EncodedInput(ids, text_positions(0, len(ids)), len(ids), None, "", truncated)
-    start = int(np.argmax(ids == image_token))
-    stop = start + image.grid[0] * image.grid[1] // merge**2
-    after = start + max(image.grid) // merge
-    parts = (
-        text_positions(0, start),
-        image_positions(start, image.grid, merge),
-        text_positions(after, len(ids) - stop),
-    )
-    return EncodedInput(ids, np.concatenate(parts, axis=1), after + len(ids) - stop, image, image_key, truncated)
+class TemplateTokenizer:
+    """Encodes documents, or queries, within their template. Safe to call from several threads.
+
+    `around`: token ids of the template's `before` and `after`.
+    """
+
+    def __init__(
+        self,
+        text: TextTokenizer,
+        template: Template,
+        around: tuple[list[int], list[int]],
+        vision: VisionTokens,
+        *,
+        document: bool,
+    ) -> None:
+        self._text, self._template, self._vision, self._document = text, template, vision, document
+        self._before, self._after = around
+        self._prefix = text.encode(template.prefix)
+        self.template_tokens = sum(map(len, (*around, self._prefix, text.encode(template.suffix))))
+
+    def encode(
+        self, text: str | None, image: Patches | None, image_key: str, limit: int, visual_limit: int
+    ) -> EncodedInput:
+        """Tokens of an input, at most `limit`, to which a query's visual tokens are not counted.
+
+        Raises:
+            RejectedInput: it is empty, holds what the template has no place for, is not Unicode, or its image does not
+                fit with the template into `visual_limit`.
+        """
+        plain = self._plain_text(text, image)
+        visual = self._visual_tokens(image, visual_limit)
+        if not self._document:
+            limit += len(visual)
+        kept, cut = plain, False
+        if self._template.cuts_text_alone:
+            kept, cut = self._text.cut(plain, limit - self.template_tokens - len(visual))
+        token_ids, cut_joined = self._text.fit(kept, limit, lambda body: self._assemble(visual, body))
+        ids = np.array(token_ids, dtype=np.int64)
+        if image is None:
+            return EncodedInput(ids, text_positions(0, len(ids)), len(ids), (), cut or cut_joined)
+        merge, start = self._vision.merge, int(np.argmax(ids == self._vision.image))
+        after, rest = start + max(image.grid) // merge, len(ids) - start - (len(visual) - 2)
+        parts = (text_positions(0, start), image_positions(start, image.grid, merge), text_positions(after, rest))
+        images = ((image_key, image),)
+        return EncodedInput(ids, np.concatenate(parts, axis=1), after + rest, images, cut or cut_joined)
+
+    def _plain_text(self, text: str | None, image: Patches | None) -> str:
+        """The text to tokenise, "" where there is none beside an image."""
+        plain = text if text is not None and text.strip() else ""
+        if not plain and image is None:
+            empty = RejectReason.EMPTY_DOCUMENT if self._document else RejectReason.EMPTY_QUERY
+            raise RejectedInput(empty, "neither text nor image")
+        contents = (("text", bool(plain), self._template.text), ("an image", image is not None, self._template.image))
+        for name, present, allowed in contents:
+            if present and not allowed:
+                item = "document" if self._document else "query"
+                raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, f"{name} in the {item}")
+        return plain
+
+    def _visual_tokens(self, image: Patches | None, limit: int) -> list[int]:
+        """An image's tokens, its two markers included: added by id, so that text never merges with them."""
+        if image is None:
+            return []
+        count = image.grid[0] * image.grid[1] // self._vision.merge**2
+        if count + 2 + self.template_tokens > limit:
+            room = f" in {limit}" if self._template.names_limit else ""
+            detail = f"{count + 2} visual tokens do not fit{room}: lower max_pixels or raise max_length"
+            raise RejectedInput(RejectReason.INPUT_TOO_LONG, detail)
+        return [self._vision.start, *[self._vision.image] * count, self._vision.end]
+
+    def _assemble(self, visual: list[int], body: str) -> list[int]:
+        if not visual:
+            joined = self._text.encode(self._template.prefix + body + self._template.suffix)
+            return [*self._before, *joined, *self._after]
+        return [*self._before, *self._prefix, *visual, *self._text.encode(body + self._template.suffix), *self._after]
 
 
 def text_positions(start: int, count: int) -> np.ndarray:
@@ -105,12 +164,3 @@ def image_positions(start: int, grid: Grid, merge: int) -> np.ndarray:
     rows, columns = grid[0] // merge, grid[1] // merge
     height, width = np.divmod(np.arange(rows * columns, dtype=np.int64), columns)
     return np.stack((np.zeros_like(height), height, width)) + start
-
-
-def plain_text(text: str | None, image: Patches | None, empty: RejectReason) -> str:
-    """The text to tokenise, "" where there is none beside an image."""
-    if text is not None and text.strip():
-        return text
-    if image is None:
-        raise RejectedInput(empty, "neither text nor image")
-    return ""
