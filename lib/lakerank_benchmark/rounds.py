@@ -67,16 +67,17 @@ def warm_up(workload: Workload, contenders: Mapping[str, Contender], salts: Iter
 
     documents = 3 if workload.name in LEAST else 1
     ours = next(name for name in (REPRODUCIBLE, FAST) if name in contenders)
-    one = contenders[ours].run(groups(1))
+    first = contenders[ours].run(groups(1))
     for name, contender in contenders.items():
         if name not in (ours, PUBLISHED):
             _attempt(contender, groups(1))
-    two = contenders[ours].run(groups(2))
+    second = contenders[ours].run(groups(2))
     if PUBLISHED not in contenders:
-        return Pace(two.seconds / documents, max(0.0, 2 - two.flops / one.flops), max(0.0, two.flops / one.flops - 1))
+        query = second.flops / first.flops - 1
+        return Pace(second.seconds / documents, max(0.0, 1 - query), max(0.0, query))
     pairwise = contenders[PUBLISHED].run(scorable(groups(1)))
-    suffix = (two.flops - one.flops) / pairwise.flops
-    return Pace(pairwise.seconds / pairwise.pairs, one.flops / pairwise.flops - suffix, suffix)
+    suffix = (second.flops - first.flops) / pairwise.flops
+    return Pace(pairwise.seconds / pairwise.pairs, first.flops / pairwise.flops - suffix, suffix)
 
 
 def size(workload: str, k: int, pace: Pace, seconds: float, most: int = MOST) -> Sizes:
