@@ -67,9 +67,12 @@ def make_lake(tmp_path: Path) -> Callable[..., Lake]:
         write(tmp_path / "documents.parquet", documents, schemas.DOCUMENTS)
         write(tmp_path / "queries.parquet", queries, schemas.QUERIES)
         names = ("query_id", "doc_id", "first_stage_rank")
-        rows = [one if isinstance(one, dict) else dict(zip(names, one, strict=True)) for one in candidates]
+        rows = [
+            candidate if isinstance(candidate, dict) else dict(zip(names, candidate, strict=True))
+            for candidate in candidates
+        ]
         write(tmp_path / "candidates.parquet", rows, schemas.CANDIDATES)
-        rows = [dict(zip(("query_id", "doc_id", "relevance"), one, strict=True)) for one in qrels]
+        rows = [dict(zip(("query_id", "doc_id", "relevance"), qrel, strict=True)) for qrel in qrels]
         write(tmp_path / "qrels.parquet", rows, schemas.QRELS)
         write(Path(paths.ranked) / "part-0.parquet", ranked_rows(ranked, logits or {}), schemas.RANKED)
         rows = [dict(zip(("query_id", "doc_id", "reason"), one, strict=True)) for one in rejected]

@@ -77,10 +77,10 @@ def test_settings_that_the_text_names_exist() -> None:
     named = []
     for page, text in PAGES.items():
         sections = settings if text is README else settings.keys() - {"spark"}  # spark.archives is Spark's own
-        found = re.findall(
+        result = re.findall(
             rf"`({'|'.join(sections)})\.(?!(?:json|py)`)(\w+)", text
         )  # audit.json and audit.py are files
-        named += [(page.name, section, key) for section, key in found]
+        named += [(page.name, section, key) for section, key in result]
     assert len({page for page, *_ in named}) > 5
     assert [name for name in named if name[2] not in settings[name[1]]] == []
 
@@ -165,8 +165,8 @@ def test_every_page_is_in_the_index() -> None:
 def _dependencies() -> set[str]:
     """Normalised names of everything that pyproject.toml asks for, lakerank's own extras left out."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [project["dependencies"], *project["optional-dependencies"].values()]
-    names = {re.split(r"[\[<>=]", line)[0].lower().replace("-", "_") for lines in wanted for line in lines}
+    expected = [project["dependencies"], *project["optional-dependencies"].values()]
+    names = {re.split(r"[\[<>=]", line)[0].lower().replace("-", "_") for lines in expected for line in lines}
     return names - {"lakerank"}
 
 

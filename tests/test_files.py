@@ -35,10 +35,10 @@ def test_such_words_are_found(words: tuple[str, ...]) -> None:
 def test_no_file_names_a_machine_or_a_package_index() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
     paths = [ROOT / name.decode() for name in listed.split(b"\0") if name]
-    found = {}
+    result = {}
     for path in paths:
         if path.is_file():
             text = path.read_bytes().decode("utf-8", "ignore")
             if match := ELSEWHERE.search(text):
-                found[str(path.relative_to(ROOT))] = match[0]
-    assert found == {}
+                result[str(path.relative_to(ROOT))] = match[0]
+    assert result == {}

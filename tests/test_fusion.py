@@ -45,23 +45,23 @@ def own_list(query: Any, logits: Any, document: Any, of: int) -> list[int]:
 @given(results())
 def test_places_are_ranks_in_each_scorers_own_list(drawn):
     query, logits, document = drawn
-    found = scorer_ranks(query, logits, document)
+    result = scorer_ranks(query, logits, document)
     expected = np.zeros(logits.shape, int)
     for scorer, own in enumerate(logits):
         for of in set(query.tolist()):
             for place, at in enumerate(own_list(query, own, document, of), start=1):
                 expected[scorer, at] = place
-    assert found.tolist() == expected.tolist()
+    assert result.tolist() == expected.tolist()
 
 
 @given(results(), st.sampled_from([1.0, 60.0, 1000.0]))
 def test_reciprocal_rank_is_the_published_sum(drawn, k):
     query, logits, document = drawn
-    found = fused(query, logits, document, Fusion("reciprocal_rank", (1 / len(logits),) * len(logits), k))
+    result = fused(query, logits, document, Fusion("reciprocal_rank", (1 / len(logits),) * len(logits), k))
     ranks = scorer_ranks(query, logits, document)
     expected = [sum(1 / (k + rank) for rank in column if rank) for column in ranks.T.tolist()]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert (found <= np.float32(len(logits) / (k + 1)) * (1 + 1e-6)).all()
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+    assert (result <= np.float32(len(logits) / (k + 1)) * (1 + 1e-6)).all()
 
 
 @given(results(), st.data())
@@ -69,7 +69,7 @@ def test_weighted_is_the_sum_of_min_maxes_within_the_query(drawn, data):
     query, logits, document = drawn
     raw = data.draw(st.lists(st.floats(0.125, 8), min_size=len(logits), max_size=len(logits)))
     weights = tuple(weight / sum(raw) for weight in raw)
-    found = fused(query, logits, document, Fusion("weighted", weights))
+    result = fused(query, logits, document, Fusion("weighted", weights))
     expected = np.zeros(len(query))
     for weight, own in zip(weights, logits.astype(float), strict=True):
         for of in set(query.tolist()):
@@ -77,8 +77,8 @@ def test_weighted_is_the_sum_of_min_maxes_within_the_query(drawn, data):
             for at in mine:
                 low, high = own[mine[-1]], own[mine[0]]
                 expected[at] += weight * ((own[at] - low) / (high - low) if high > low else 1.0)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert ((found >= 0) & (found <= 1)).all()
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+    assert ((result >= 0) & (result <= 1)).all()
 
 
 @given(results(), st.sampled_from(["reciprocal_rank", "weighted"]))
@@ -119,13 +119,13 @@ def test_the_mean_of_relevances_is_over_those_that_scored(data):
         arrays.arrays(np.float32, (3, 6), elements=st.one_of(st.just(math.nan), st.floats(0, 1, width=32)))
     )
     weights = data.draw(st.sampled_from([(1 / 3, 1 / 3, 1 / 3), (0.5, 0.25, 0.25), (0.0, 0.5, 0.5)]))
-    for found, column in zip(mean_relevance(relevances, weights), relevances.T.tolist(), strict=True):
+    for result, column in zip(mean_relevance(relevances, weights), relevances.T.tolist(), strict=True):
         known = [(w, r) for w, r in zip(weights, column, strict=True) if not math.isnan(r)]
         if not known:
             continue
         total = sum(w for w, _ in known)
         expected = sum(w * r for w, r in known) / total if total else sum(r for _, r in known) / len(known)
-        assert found == pytest.approx(expected, abs=1e-6)
+        assert result == pytest.approx(expected, abs=1e-6)
 
 
 def test_min_max_of_equal_logits_is_one_and_of_no_logit_nothing():

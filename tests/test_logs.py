@@ -26,10 +26,10 @@ def line(message: str, **more: object) -> dict[str, object]:
 
 def test_a_line_says_when_who_and_what_it_is_about():
     with about(run="r1", stage="plan"), about(stage="score", unit="ab"):
-        found = line("two\nlines")
-    assert datetime.fromisoformat(str(found.pop("time"))).utcoffset() is not None
+        result = line("two\nlines")
+    assert datetime.fromisoformat(str(result.pop("time"))).utcoffset() is not None
     expected = {"level": "INFO", "logger": "lakerank.spark.plan.builder", "message": "two\nlines"}
-    assert found == {**expected, "run": "r1", "stage": "score", "unit": "ab"}
+    assert result == {**expected, "run": "r1", "stage": "score", "unit": "ab"}
 
 
 def test_what_a_line_is_about_ends_with_its_block():
@@ -65,7 +65,7 @@ def test_a_job_that_fails_says_so_in_json_too(tmp_path):
     ]
     done = subprocess.run([*command, "--log-format", "json"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    (said,) = [json.loads(one) for one in done.stderr.splitlines()]
-    assert (said["level"], said["logger"], said["run"]) == ("ERROR", "lakerank.cli.job", "r1")
-    assert said["message"].startswith("ConfigError: ")
+    (messages,) = [json.loads(one) for one in done.stderr.splitlines()]
+    assert (messages["level"], messages["logger"], messages["run"]) == ("ERROR", "lakerank.cli.job", "r1")
+    assert messages["message"].startswith("ConfigError: ")
     assert json.loads(done.stdout)["error"] == "ConfigError"

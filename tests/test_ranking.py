@@ -15,24 +15,24 @@ logits = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=50)
 
 def test_relevance_is_the_published_transform():
     assert relevance(np.array([2.65], np.float32), 2.65).tolist() == [0.5]
-    found = relevance(np.array([0.0, 5.0, -7.0], np.float32), 2.65)
+    result = relevance(np.array([0.0, 5.0, -7.0], np.float32), 2.65)
     expected = [1 / (1 + math.exp(2.65 - x)) for x in (0.0, 5.0, -7.0)]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert found.dtype == np.float32
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+    assert result.dtype == np.float32
 
 
 @given(logits, st.floats(-10, 10))
 def test_relevance_stays_within_bounds_and_keeps_the_order(values, bias):
     given_logits = np.sort(np.array(values, np.float32))
-    found = relevance(given_logits, bias)
-    assert ((found >= 0) & (found <= 1)).all()
-    assert (np.diff(found) >= 0).all()
+    result = relevance(given_logits, bias)
+    assert ((result >= 0) & (result <= 1)).all()
+    assert (np.diff(result) >= 0).all()
 
 
 def test_a_label_counts_the_thresholds_reached():
-    found = labels(np.array([0.0, 0.249, 0.25, 0.5, 0.74, 0.75, 1.0], np.float32), (0.25, 0.5, 0.75))
-    assert found.tolist() == [0, 0, 1, 2, 2, 3, 3]
-    assert found.dtype == np.int8
+    result = labels(np.array([0.0, 0.249, 0.25, 0.5, 0.74, 0.75, 1.0], np.float32), (0.25, 0.5, 0.75))
+    assert result.tolist() == [0, 0, 1, 2, 2, 3, 3]
+    assert result.dtype == np.int8
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.data())

@@ -40,8 +40,8 @@ COMMANDS = [block for block in BLOCKS if block.language in ("bash", "python") an
 
 
 def _block(text: str) -> Block:
-    (found,) = [block for block in BLOCKS if text in block.content]
-    return found
+    (result,) = [block for block in BLOCKS if text in block.content]
+    return result
 
 
 @pytest.fixture(scope="module")

@@ -144,9 +144,9 @@ def test_java_home_passes_over_what_is_no_java(clone: Clone, tmp_path: Path) -> 
     old.write_text("#!/bin/sh\nprintf '    java.home = /old\\n    java.specification.version = 11\\n'\n")
     old.chmod(0o755)
     environment = os.environ | {"JAVA_HOME": str(tmp_path)}
-    found = subprocess.run(
+    result = subprocess.run(
         [clone.folder / "bin/java-home"], env=environment, capture_output=True, text=True, check=True
     )
-    home = Path(found.stdout.strip())
+    home = Path(result.stdout.strip())
     assert home != Path("/old")
     assert (home / "bin/java").exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 from lakerank.errors import LakerankError
 from lakerank_pictograms.art import STYLES, distinct, pictures
 from lakerank_pictograms.concepts import read_concepts, read_labels
-from lakerank_pictograms.lakes import write_demo_lake, write_judging_lake, write_training_lake
+from lakerank_pictograms.lakes import write_demo_lake, write_evaluation_lake, write_training_lake
 from lakerank_pictograms.packages import Packages
 
 _log = logging.getLogger("lakerank_pictograms")
@@ -54,7 +54,7 @@ def _build(package_folder: Path, demo: Path | None, train: Path | None) -> None:
     _log.info("%d pictures", len(drawn))
     if train is not None:
         _report(train, write_training_lake(train, concepts, labels.values(), drawn))
-        _report(train, write_judging_lake(train / "judging", concepts, labels, drawn))
+        _report(train, write_evaluation_lake(train / "judging", concepts, labels, drawn))
     if demo is not None:
         _report(demo, write_demo_lake(demo, concepts, labels, drawn))
 

@@ -83,11 +83,11 @@ def _table_rows(storage: Storage, uri: str, expected: pa.Schema) -> Iterator[dic
 #: Extra columns of the queries table that name a row of the table.
 LABELS = ("task", "slice")
 
-#: Candidate lists of a judging lake, and what a table of each is headed by.
+#: Candidate lists of an evaluation lake, and what a table of each is headed by.
 CANDIDATE_LISTS = {"candidates": "Random candidates", "candidates_hard": "Candidates of the same group"}
 
 
-def judge(
+def evaluate(
     reranker: Reranker, storage: Storage, folder: str, queries_per_slice: int = 10, seed: int = 0
 ) -> dict[str, list[Slice]]:
     """Figures by candidate list, for every task and slice, over all candidates of a few of its queries.
@@ -203,7 +203,7 @@ def _text(blob: Blob) -> str | None:
     try:
         return decode_text(blob.text)
     except UnicodeDecodeError as error:
-        raise SchemaError(f"the text of {blob.id!r} is not UTF-8; a checkpoint is judged on clean rows") from error
+        raise SchemaError(f"the text of {blob.id!r} is not UTF-8; a checkpoint is evaluated on clean rows") from error
 
 
 def _reranked(results: Iterable[ScoredPair | Reject]) -> dict[str, tuple[str, ...]]:
@@ -226,7 +226,7 @@ def _load(checkpoint: str, adapter: str | None, threads: int | None) -> Reranker
         return CheckpointSpec(checkpoint, adapter=adapter).load("auto", Limits(), hosting)
     config = load_config(checkpoint, [] if adapter is None else [f"model.adapter={json.dumps(adapter)}"])
     if len(config.rerankers) > 1:
-        raise ConfigError([f"{checkpoint}: model: one reranker is judged, or one for texts and one for images"])
+        raise ConfigError([f"{checkpoint}: model: one reranker is evaluated, or one for texts and one for images"])
     return resolve.model_spec(config.rerankers[0]).load(config.device, resolve.limits(config.scoring), hosting)
 
 
@@ -234,7 +234,7 @@ def main() -> int:
     """Print a Markdown table for each candidate list; 2 when the checkpoint or the lake cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m lakerank_pictograms.evaluate_checkpoint", description=__doc__)
     parser.add_argument("checkpoint", help="folder, hub id, `embedded`, or a config (*.yaml) that names a reranker")
-    parser.add_argument("folder", help="a judging lake")
+    parser.add_argument("folder", help="an evaluation lake")
     parser.add_argument("--adapter", help="a LoRA adapter for the checkpoint")
     parser.add_argument("--queries", type=int, default=10, metavar="N", help="at most so many a task and slice")
     parser.add_argument("--threads", type=int, metavar="N", help="torch's threads on a CPU")
@@ -242,7 +242,7 @@ def main() -> int:
     storage = Storage()
     try:
         reranker = _load(arguments.checkpoint, arguments.adapter, arguments.threads)
-        figures = judge(reranker, storage, arguments.folder, arguments.queries)
+        figures = evaluate(reranker, storage, arguments.folder, arguments.queries)
         for name, title in CANDIDATE_LISTS.items():
             if slices := figures.get(_uri(arguments.folder, name)):
                 sys.stdout.write(markdown(slices, title) + "\n")

@@ -130,10 +130,10 @@ def queries_table(items: Iterable[Item]) -> pa.Table:
     return pa.Table.from_pylist([{"query_id": item.item_id, **_about(item)} for item in items], QUERIES)
 
 
-def sliced_queries_table(asked: Sequence[tuple[Item, str, str]]) -> pa.Table:
+def sliced_queries_table(queries: Sequence[tuple[Item, str, str]]) -> pa.Table:
     """QUERIES with two more columns: the task and the slice each (query, task, slice) is reported under."""
-    table = queries_table(query for query, _, _ in asked)
-    for name, values in (("task", [line[1] for line in asked]), ("slice", [line[2] for line in asked])):
+    table = queries_table(query for query, _, _ in queries)
+    for name, values in (("task", [line[1] for line in queries]), ("slice", [line[2] for line in queries])):
         table = table.append_column(pa.field(name, pa.string(), nullable=False), pa.array(values, pa.string()))
     return table
 

@@ -23,13 +23,13 @@ from lakerank_pictograms.items import (
     write_table,
 )
 from lakerank_pictograms.lists import (
-    RECIPES,
+    QUERY_SLICES,
     SAME,
     SEEN_STYLES,
     Labels,
     NameIndex,
     Pictures,
-    Recipe,
+    QuerySlice,
     Relevance,
     candidates,
     documents_of,
@@ -50,23 +50,25 @@ def write_demo_lake(
     documents = [item for concept in shown for item in documents_of(concept, labels, drawn)]
     relevance = Relevance(labels[concept.key, "en"] for concept in shown)
     texts = {key: list(query_texts(label)) for key, label in labels.items() if label.concept in shown}
-    asked: list[tuple[Recipe, Item]] = [
-        (recipe, query) for recipe in RECIPES for query in queries(recipe, shown, texts, drawn)
+    chosen: list[tuple[QuerySlice, Item]] = [
+        (query_slice, query) for query_slice in QUERY_SLICES for query in queries(query_slice, shown, texts, drawn)
     ]
     listed: list[Candidate] = []
-    judged: list[tuple[str, str, int]] = []
-    for recipe in RECIPES:
-        pool = [document for document in documents if recipe.may_list(document)]
+    qrels: list[tuple[str, str, int]] = []
+    for query_slice in QUERY_SLICES:
+        pool = [document for document in documents if query_slice.may_list(document)]
         index = NameIndex(pool)
-        for query in (query for of, query in asked if of is recipe):
+        for query in (query for of, query in chosen if of is query_slice):
             listed += candidates(query, index, _HITS, _CANDIDATES)
             grades = ((document, relevance.between(query.concept, document.concept)) for document in pool)
-            judged += [(query.item_id, document.item_id, grade) for document, grade in grades if grade]
+            qrels += [(query.item_id, document.item_id, grade) for document, grade in grades if grade]
     tables = {
         "documents": documents_table(documents),
-        "queries": sliced_queries_table([(query, recipe.task, recipe.slice) for recipe, query in asked]),
+        "queries": sliced_queries_table(
+            [(query, query_slice.task, query_slice.slice) for query_slice, query in chosen]
+        ),
         "candidates": candidates_table(listed),
-        "qrels": qrels_table(judged),
+        "qrels": qrels_table(qrels),
     }
     return {f"{name}.parquet": write_table(folder / f"{name}.parquet", table) for name, table in tables.items()}
 
@@ -184,7 +186,7 @@ _QUERIES_A_SLICE = 200
 _JUDGED_CANDIDATES = 100
 
 
-def write_judging_lake(
+def write_evaluation_lake(
     folder: Path, concepts: Mapping[str, Concept], labels: Labels, pictures: Iterable[Picture]
 ) -> dict[str, str]:
     """Write documents, queries, qrels, and two tables of candidates: random ones, and hard ones of the same group.
@@ -202,20 +204,20 @@ def write_judging_lake(
     keys = {concept.key for concept in shown}
     documents = [document for concept in shown for document in documents_of(concept, labels, drawn)]
     texts = {key: list(query_texts(label)) for key, label in labels.items() if key[0] in keys}
-    asked, easy, hard, judged = [], [], [], []
-    for recipe in (replace(recipe, count=_QUERIES_A_SLICE) for recipe in RECIPES):
-        index = NameIndex([document for document in documents if recipe.may_list(document)])
-        for query in queries(recipe, shown, texts, drawn):
+    chosen, easy, hard, qrels = [], [], [], []
+    for query_slice in (replace(query_slice, count=_QUERIES_A_SLICE) for query_slice in QUERY_SLICES):
+        index = NameIndex([document for document in documents if query_slice.may_list(document)])
+        for query in queries(query_slice, shown, texts, drawn):
             scores = {document.item_id: score for document, score in index.hits(query, len(index.documents))}
             relevant, random, same_group = _draw_candidates(query, index.documents)
-            asked.append((query, recipe.task, recipe.slice))
-            judged.append((query.item_id, relevant, SAME))
+            chosen.append((query, query_slice.task, query_slice.slice))
+            qrels.append((query.item_id, relevant, SAME))
             easy += list(_ranked(query, [relevant, *random], scores))
             hard += list(_ranked(query, [relevant, *same_group], scores))
     tables = {
         "documents": documents_table(documents),
-        "queries": sliced_queries_table(asked),
-        "qrels": qrels_table(judged),
+        "queries": sliced_queries_table(chosen),
+        "qrels": qrels_table(qrels),
         "candidates": candidates_table(easy),
         "candidates_hard": candidates_table(hard),
     }

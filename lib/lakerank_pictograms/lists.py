@@ -22,7 +22,7 @@ from lakerank_pictograms.items import Item, document_texts
 Labels = Mapping[tuple[str, str], Label]
 Pictures = Mapping[tuple[str, str], Item]
 
-Asked = Literal["text", "seen picture", "unseen picture"]
+QueryKind = Literal["text", "seen picture", "unseen picture"]
 
 #: The two styles that training saw and that draw (nearly) every concept.
 SEEN_STYLES = ("twemoji", "noto")
@@ -33,7 +33,7 @@ _QUERY_LANGUAGES = ("en", *_PAIRED[: len(_PAIRED) // 2], "en", *_PAIRED[len(_PAI
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class QuerySlice:
     """`count` queries about concepts of one split, and what their candidates are.
 
     `text`: candidates may be texts; `styles`: candidates may be pictures in these.
@@ -42,36 +42,36 @@ class Recipe:
     task: str
     slice: str
     count: int
-    asked: Asked
+    query_kind: QueryKind
     split: Split
     text: bool
     styles: tuple[str, ...] = ()
     languages: tuple[str, ...] = _QUERY_LANGUAGES
 
     def may_list(self, document: Item) -> bool:
-        """Whether a document may be a candidate of this recipe's queries."""
+        """Whether a document may be a candidate of this slice's queries."""
         return self.text if document.modality == "text" else document.style in self.styles
 
 
-_TEXTS: tuple[Recipe, ...] = (
-    Recipe("text→image", "seen", 70, "text", "train", text=False, styles=SEEN_STYLES),
-    Recipe("text→image", "unseen style", 40, "text", "train", text=False, styles=(UNSEEN_STYLE,)),
-    Recipe("text→image", "unseen language", 39, "text", "train", False, SEEN_STYLES, languages=TEXT_ONLY_LANGUAGES),
-    Recipe("text→image", "unseen concept", 40, "text", "test", text=False, styles=SEEN_STYLES),
-    Recipe("text→text", "seen", 40, "text", "train", text=True),
-    Recipe("text→text", "unseen concept", 30, "text", "test", text=True),
-    Recipe("text→mixed", "seen", 24, "text", "train", text=True, styles=SEEN_STYLES),
+_TEXTS: tuple[QuerySlice, ...] = (
+    QuerySlice("text→image", "seen", 70, "text", "train", text=False, styles=SEEN_STYLES),
+    QuerySlice("text→image", "unseen style", 40, "text", "train", text=False, styles=(UNSEEN_STYLE,)),
+    QuerySlice("text→image", "unseen language", 39, "text", "train", False, SEEN_STYLES, languages=TEXT_ONLY_LANGUAGES),
+    QuerySlice("text→image", "unseen concept", 40, "text", "test", text=False, styles=SEEN_STYLES),
+    QuerySlice("text→text", "seen", 40, "text", "train", text=True),
+    QuerySlice("text→text", "unseen concept", 30, "text", "test", text=True),
+    QuerySlice("text→mixed", "seen", 24, "text", "train", text=True, styles=SEEN_STYLES),
 )
-_PICTURES: tuple[Recipe, ...] = (
-    Recipe("image→text", "seen", 24, "seen picture", "train", text=True),
-    Recipe("image→text", "unseen style", 16, "unseen picture", "train", text=True),
-    Recipe("image→text", "unseen concept", 16, "seen picture", "test", text=True),
-    Recipe("image→image", "seen", 16, "seen picture", "train", text=False, styles=SEEN_STYLES),
-    Recipe("image→image", "unseen style", 16, "unseen picture", "train", text=False, styles=SEEN_STYLES),
-    Recipe("image→image", "unseen concept", 12, "seen picture", "test", text=False, styles=SEEN_STYLES),
-    Recipe("image→mixed", "seen", 12, "seen picture", "train", text=True, styles=SEEN_STYLES),
+_PICTURES: tuple[QuerySlice, ...] = (
+    QuerySlice("image→text", "seen", 24, "seen picture", "train", text=True),
+    QuerySlice("image→text", "unseen style", 16, "unseen picture", "train", text=True),
+    QuerySlice("image→text", "unseen concept", 16, "seen picture", "test", text=True),
+    QuerySlice("image→image", "seen", 16, "seen picture", "train", text=False, styles=SEEN_STYLES),
+    QuerySlice("image→image", "unseen style", 16, "unseen picture", "train", text=False, styles=SEEN_STYLES),
+    QuerySlice("image→image", "unseen concept", 12, "seen picture", "test", text=False, styles=SEEN_STYLES),
+    QuerySlice("image→mixed", "seen", 12, "seen picture", "train", text=True, styles=SEEN_STYLES),
 )
-RECIPES = _TEXTS + _PICTURES
+QUERY_SLICES = _TEXTS + _PICTURES
 
 
 def document_style(concept: Concept) -> str:
@@ -104,30 +104,33 @@ def documents_of(concept: Concept, labels: Labels, pictures: Pictures) -> list[I
 
 
 def queries(
-    recipe: Recipe,
+    query_slice: QuerySlice,
     concepts: Sequence[Concept],
     texts: Mapping[tuple[str, str], Sequence[Item]],
     pictures: Pictures,
 ) -> Iterator[Item]:
-    """The recipe's queries: its split's concepts in turn, groups alternating, and its languages in turn.
+    """The slice's queries: its split's concepts in turn, groups alternating, and its languages in turn.
 
     `texts` are the possible queries of a (concept key, language), `pictures` those of a (concept key, style).
     """
-    turn = _alternating([concept for concept in concepts if concept.split == recipe.split], recipe)
-    for number in range(recipe.count):
+    turn = _alternating([concept for concept in concepts if concept.split == query_slice.split], query_slice)
+    for number in range(query_slice.count):
         concept = turn[number % len(turn)]
-        if recipe.asked == "text":
-            item = _pick(texts[concept.key, _language(recipe, concept, number)], number)
+        if query_slice.query_kind == "text":
+            item = _pick(texts[concept.key, _language(query_slice, concept, number)], number)
         else:
-            style = UNSEEN_STYLE if recipe.asked == "unseen picture" else query_style(concept)
+            style = UNSEEN_STYLE if query_slice.query_kind == "unseen picture" else query_style(concept)
             item = pictures[concept.key, style]
-        yield replace(item, item_id=f"{_slug(recipe)}.{number:03d}.{item.language or item.style}")
+        yield replace(item, item_id=f"{_slug(query_slice)}.{number:03d}.{item.language or item.style}")
 
 
-def _language(recipe: Recipe, concept: Concept, number: int) -> str:
-    """The recipe's next language in which no document speaks of the concept."""
+def _language(query_slice: QuerySlice, concept: Concept, number: int) -> str:
+    """The slice's next language in which no document speaks of the concept."""
     taken = document_languages(concept)
-    turn = [recipe.languages[(number + step) % len(recipe.languages)] for step in range(len(recipe.languages))]
+    turn = [
+        query_slice.languages[(number + step) % len(query_slice.languages)]
+        for step in range(len(query_slice.languages))
+    ]
     return next(language for language in turn if language not in taken)
 
 
@@ -137,18 +140,20 @@ def _pick(texts: Sequence[Item], number: int) -> Item:
     return next((item for item in texts if item.kind == wanted), texts[0])
 
 
-def _alternating(concepts: Sequence[Concept], recipe: Recipe) -> list[Concept]:
-    """The concepts in an order of the recipe's own in which the groups take turns."""
+def _alternating(concepts: Sequence[Concept], query_slice: QuerySlice) -> list[Concept]:
+    """The concepts in an order of the slice's own in which the groups take turns."""
     places: dict[str, int] = {}
     order = []
-    for concept in sorted(concepts, key=lambda concept: unit_hash(f"{recipe.task}:{recipe.slice}:{concept.key}")):
+    for concept in sorted(
+        concepts, key=lambda concept: unit_hash(f"{query_slice.task}:{query_slice.slice}:{concept.key}")
+    ):
         place = places[concept.group] = places.get(concept.group, -1) + 1
-        order.append((place, unit_hash(f"{recipe.task}:{recipe.slice}:{concept.group}"), concept))
+        order.append((place, unit_hash(f"{query_slice.task}:{query_slice.slice}:{concept.group}"), concept))
     return [concept for _, _, concept in sorted(order, key=lambda line: line[:2])]
 
 
-def _slug(recipe: Recipe) -> str:
-    return f"{recipe.task}-{recipe.slice}".replace("→", "-to-").replace(" ", "-")
+def _slug(query_slice: QuerySlice) -> str:
+    return f"{query_slice.task}-{query_slice.slice}".replace("→", "-to-").replace(" ", "-")
 
 
 _GRAM = 3

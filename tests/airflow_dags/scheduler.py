@@ -97,8 +97,8 @@ class Scheduler:
         """The state a DAG run ends in."""
 
         def state() -> str | None:
-            (found,) = [r["state"] for r in self.runs(dag) if r["dag_run_id"] == run]
-            return found if found in ("success", "failed") else None
+            (result,) = [r["state"] for r in self.runs(dag) if r["dag_run_id"] == run]
+            return result if result in ("success", "failed") else None
 
         return str(wait_until(f"{dag} {run}", state, PATIENCE_S))
 

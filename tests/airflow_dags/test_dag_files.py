@@ -84,10 +84,10 @@ def test_nightly_is_one_chain_of_jobs(dags: dict[str, Any]) -> None:
 
 def test_only_scoring_holds_gpus(dags: dict[str, Any]) -> None:
     jobs = {name: task for name, task in dags["rerank_nightly"]["tasks"].items() if task["connection"]}
-    held = {name: (task["connection"], task["pool"]) for name, task in jobs.items()}
-    assert held.pop("score") == ("lakerank_gpu", "lakerank_gpu")
-    assert set(held) == {"plan", "audit_and_publish", "evaluate", "export"}
-    assert set(held.values()) == {("lakerank_cpu", "default_pool")}
+    buffered = {name: (task["connection"], task["pool"]) for name, task in jobs.items()}
+    assert buffered.pop("score") == ("lakerank_gpu", "lakerank_gpu")
+    assert set(buffered) == {"plan", "audit_and_publish", "evaluate", "export"}
+    assert set(buffered.values()) == {("lakerank_cpu", "default_pool")}
 
 
 def test_every_job_is_tried_again_bounded_in_time_and_reported(dags: dict[str, Any]) -> None:

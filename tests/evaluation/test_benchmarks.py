@@ -20,7 +20,7 @@ def benchmark_lake(make_lake):
     def make(queries, depth=12):
         docs = [f"d{number:02}" for number in range(depth)]
         names = [f"q{number}" for number in range(len(queries))]
-        wanted = {
+        expected = {
             name: "absent" if rank is None else docs[rank - 1] for name, (_, rank) in zip(names, queries, strict=True)
         }
         return make_lake(
@@ -29,7 +29,7 @@ def benchmark_lake(make_lake):
                 {"query_id": name, "text": "x", **labels} for name, (labels, _) in zip(names, queries, strict=True)
             ],
             candidates=[(name, doc, rank) for name in names for rank, doc in enumerate(reversed(docs), start=1)],
-            qrels=[(name, wanted[name], 1) for name in names],
+            qrels=[(name, expected[name], 1) for name in names],
             ranked=dict.fromkeys(names, docs),
         )
 
@@ -48,7 +48,7 @@ def test_means_over_subsets_then_datasets_however_many_queries_they_have(benchma
     ])  # fmt: skip
     done = lake.evaluated()
     [beir] = done.evaluation.benchmarks
-    assert {one.name: one.reranked for one in beir.datasets} == {"nfcorpus": 1.0, "cqadupstack": 0.5}
+    assert {dataset.name: dataset.reranked for dataset in beir.datasets} == {"nfcorpus": 1.0, "cqadupstack": 0.5}
     assert beir.reranked == 0.75
     assert done.evaluation.overall.reranked["nDCG@10"] == pytest.approx(4 / 6)
     assert done.summary()["benchmarks"] == {"beir": 0.75}
@@ -68,7 +68,10 @@ def test_recall_of_mkqa_and_mbeir_is_a_hit_at_their_depth(benchmark_lake):
     ])  # fmt: skip
     mkqa, mbeir = lake.evaluated().evaluation.benchmarks
     assert (mkqa.benchmark.measure_name, mkqa.reranked) == ("Recall@10", 0.5)
-    assert {one.name: one.reranked for one in mbeir.datasets} == {"mscoco_task0": 0.0, "fashioniq_task7": 1.0}
+    assert {dataset.name: dataset.reranked for dataset in mbeir.datasets} == {
+        "mscoco_task0": 0.0,
+        "fashioniq_task7": 1.0,
+    }
     assert (mbeir.benchmark.measure_name, mbeir.reranked) == ("Recall@5", 0.5)
 
 
@@ -99,9 +102,9 @@ def test_winoground_by_its_authors_rule(make_lake):
     asked = [(one, other) for one in names for other in names if one[0] != other[0]]
     logits, examples = {}, []
     for example in range(40):
-        found = {f"{one}{other}": round(generator.random() + (one[1] == other[1]) * 0.3, 1) for one, other in asked}
-        examples.append(found)
-        logits |= {(f"{example}:{one}", f"{example}:{other}"): found[f"{one}{other}"] for one, other in asked}
+        result = {f"{one}{other}": round(generator.random() + (one[1] == other[1]) * 0.3, 1) for one, other in asked}
+        examples.append(result)
+        logits |= {(f"{example}:{one}", f"{example}:{other}"): result[f"{one}{other}"] for one, other in asked}
     ids = [f"{example}:{name}" for example in range(40) for name in names]
     ranked = {}
     for query, doc in logits:
@@ -117,12 +120,12 @@ def test_winoground_by_its_authors_rule(make_lake):
         logits=logits,
     )
     done = lake.evaluated()
-    [found] = done.evaluation.benchmarks
+    [result] = done.evaluation.benchmarks
     expected = authors_scores(examples)
-    assert [found.details[name] for name in ("text", "image", "group")] == pytest.approx(expected)
+    assert [result.details[name] for name in ("text", "image", "group")] == pytest.approx(expected)
     assert 0 < expected[2] < min(expected[:2])
-    assert found.reranked == pytest.approx(sum(expected) / 3)
-    assert found.low < found.reranked < found.high
+    assert result.reranked == pytest.approx(sum(expected) / 3)
+    assert result.low < result.reranked < result.high
     assert "0.439" in Path(done.report).read_text()
 
 

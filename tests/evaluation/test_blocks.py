@@ -107,12 +107,12 @@ def test_a_merged_sample_is_a_reservoir_sample_of_all():
             first = first.merge(other)
         return first
 
-    found = merged([merged(parts[:10]), merged(parts[10:])])
-    assert (found.count, len(found.kept), found.weight) == (30_000, 10_000, 3.0)
-    assert found.column("draw").max() == pytest.approx(1 / 3, abs=0.01)
-    shares = np.bincount(found.column("logit").astype(int))
+    result = merged([merged(parts[:10]), merged(parts[10:])])
+    assert (result.count, len(result.kept), result.weight) == (30_000, 10_000, 3.0)
+    assert result.column("draw").max() == pytest.approx(1 / 3, abs=0.01)
+    shares = np.bincount(result.column("logit").astype(int))
     assert shares.min() > 270
-    np.testing.assert_array_equal(merged(parts[::-1]).kept, found.kept)
+    np.testing.assert_array_equal(merged(parts[::-1]).kept, result.kept)
 
 
 @given(st.lists(st.integers(1, 9), max_size=12), st.integers(1, 12), st.integers(1, 6))
@@ -140,10 +140,10 @@ def lake(make_lake, encode):
         queries=[{"query_id": query, "text": "?", "language": query[1]} for query in queries],
         candidates=[(query, doc, rank) for query in queries for rank, doc in enumerate(lists[query], start=1)],
         qrels=[(query, generator.choice(lists[query]), 1 + number % 2) for number, query in enumerate(queries[5:])],
-        ranked={query: generator.sample(found, 9) for query, found in lists.items()},
+        ranked={query: generator.sample(result, 9) for query, result in lists.items()},
         rejected=[(queries[0], "gone", "missing_document")],
     )
-    lake.add_run("r0", {query: found[::-1] for query, found in lists.items()})
+    lake.add_run("r0", {query: result[::-1] for query, result in lists.items()})
     return lake
 
 

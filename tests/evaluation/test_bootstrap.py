@@ -30,32 +30,32 @@ def summary(before, after, baseline=None):
 def test_means_are_those_of_each_list():
     generator = np.random.default_rng(1)
     before, after, other = generator.random((3, 50))
-    found = summary(before, after, other)
+    result = summary(before, after, other)
     for name, values in (("first_stage", before), ("reranked", after), ("baseline", other)):
-        assert name in found
-        assert found.means(name)["AP"] == pytest.approx(values.mean())
+        assert name in result
+        assert result.means(name)["AP"] == pytest.approx(values.mean())
         sums = resampled_sums(hashes(50), values[:, None])
-        np.testing.assert_allclose(found.resampled_means(name)[:, 0], sums[:, 0] / sums[:, 1])
-    assert found.random_means()["nDCG@10"] == pytest.approx(before.mean())
+        np.testing.assert_allclose(result.resampled_means(name)[:, 0], sums[:, 0] / sums[:, 1])
+    assert result.random_means()["nDCG@10"] == pytest.approx(before.mean())
     assert "baseline" not in summary(before, after)
 
 
 def test_the_interval_is_near_the_normal_one():
     generator = np.random.default_rng(3)
     before, after = generator.random(400), generator.random(400) + 0.1
-    found = summary(before, after).differences("first_stage")["AP"]
+    result = summary(before, after).differences("first_stage")["AP"]
     spread = 1.96 * np.std(after - before) / math.sqrt(400)
-    assert found.mean == pytest.approx(np.mean(after - before))
-    assert found.low == pytest.approx(found.mean - spread, abs=0.006)
-    assert found.high == pytest.approx(found.mean + spread, abs=0.006)
+    assert result.mean == pytest.approx(np.mean(after - before))
+    assert result.low == pytest.approx(result.mean - spread, abs=0.006)
+    assert result.high == pytest.approx(result.mean + spread, abs=0.006)
 
 
 def test_p_is_that_of_a_paired_t_test():
     generator = np.random.default_rng(5)
     before, after, other = generator.random((3, 60))
-    found = summary(before, after, other)
-    assert found.differences("first_stage")["AP"].p == pytest.approx(stats.ttest_rel(after, before).pvalue)
-    assert found.differences("baseline")["AP"].p == pytest.approx(stats.ttest_rel(after, other).pvalue)
+    result = summary(before, after, other)
+    assert result.differences("first_stage")["AP"].p == pytest.approx(stats.ttest_rel(after, before).pvalue)
+    assert result.differences("baseline")["AP"].p == pytest.approx(stats.ttest_rel(after, other).pvalue)
     assert summary(before, before).differences("first_stage")["AP"].p == 1.0
     assert summary(before, before + 0.5).differences("first_stage")["AP"].p == 0.0
 

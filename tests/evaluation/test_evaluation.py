@@ -29,8 +29,8 @@ def test_only_judged_queries_of_the_lake_count(small_lake):
 
 def test_slices_by_every_column_the_queries_have(small_lake):
     evaluation = small_lake.evaluated().evaluation
-    found = {(one.dimension, one.value): one.queries for one in evaluation.slices}
-    assert found == {
+    result = {(one.dimension, one.value): one.queries for one in evaluation.slices}
+    assert result == {
         ("task", "text→text"): 2,
         ("task", "image→mixed"): 1,
         ("language", "de"): 1,
@@ -42,8 +42,8 @@ def test_the_modality_is_derived_where_the_lake_has_no_tasks(small_lake):
     path = small_lake.tables.queries
     pq.write_table(pq.read_table(path).drop_columns(["task", "language"]), path)
     evaluation = small_lake.evaluated().evaluation
-    found = {(one.dimension, one.value): one.queries for one in evaluation.slices}
-    assert found == {("modality", "text→text"): 2, ("modality", "image→mixed"): 1}
+    result = {(one.dimension, one.value): one.queries for one in evaluation.slices}
+    assert result == {("modality", "text→text"): 2, ("modality", "image→mixed"): 1}
 
 
 def test_qrels_of_another_lake_are_an_error(small_lake):
@@ -67,7 +67,7 @@ def test_the_first_stage_is_ordered_by_rank_then_score_then_id():
         Candidate("q", "second", 5.0, 2),
         Candidate("q", "first", None, 1),
     ]
-    ordered = [one.doc_id for one in sorted(candidates, key=first_stage_order)]
+    ordered = [candidate.doc_id for candidate in sorted(candidates, key=first_stage_order)]
     assert ordered == ["first", "second", "high", "low", "none-a", "none-b"]
 
 
@@ -83,12 +83,12 @@ def test_attributes_are_right_with_and_without_statistics(tmp_path, statistics):
     schema = pa.schema([*schemas.DOCUMENTS, pa.field("name", pa.dictionary(pa.int32(), pa.string()))])
     path = tmp_path / "documents.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=2, write_statistics=statistics)
-    found = read_attributes(Storage(), str(path), schemas.DOCUMENTS, ("name", "missing"), {"t", "i", "b", "n"})
-    assert {ident: one.modality for ident, one in found.items()} == {
+    result = read_attributes(Storage(), str(path), schemas.DOCUMENTS, ("name", "missing"), {"t", "i", "b", "n"})
+    assert {ident: one.modality for ident, one in result.items()} == {
         "t": "text",
         "i": "image",
         "b": "text+image",
         "n": "nothing",
     }
-    assert found["t"].extra == {"name": "Tea"}
-    assert (found["b"].ref.row_group, found["b"].ref.row) == (1, 0)
+    assert result["t"].extra == {"name": "Tea"}
+    assert (result["b"].ref.row_group, result["b"].ref.row) == (1, 0)

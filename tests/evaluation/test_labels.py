@@ -36,12 +36,12 @@ def judged(relevance, grade, weight=None):
 def test_agreement_by_hand():
     # Cohen's kappa with squared weights of [[2, 1, 0], [0, 1, 1], [0, 0, 1]]: observed 2/6.
     label, grade = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 2, 2])
-    found = agreement(label, grade, np.ones(6))
-    assert found.table == ((2, 1, 0), (0, 1, 1), (0, 0, 1))
-    assert found.accuracy == pytest.approx(4 / 6)
+    result = agreement(label, grade, np.ones(6))
+    assert result.table == ((2, 1, 0), (0, 1, 1), (0, 0, 1))
+    assert result.accuracy == pytest.approx(4 / 6)
     expected = sum((a - b) ** 2 for a, b in itertools.product(label.tolist(), grade.tolist())) / 36
-    assert found.kappa == pytest.approx(1 - (2 / 6) / expected)
-    assert found.reached == ((1.0, 3 / 4), (1.0, 1 / 2))
+    assert result.kappa == pytest.approx(1 - (2 / 6) / expected)
+    assert result.reached == ((1.0, 3 / 4), (1.0, 1 / 2))
 
 
 @given(
@@ -57,22 +57,22 @@ def test_no_other_thresholds_agree_better(pairs):
         label = labels(relevance.astype(np.float32), thresholds).astype(np.int64)
         return agreement(label, grade, weight.astype(np.float64)).kappa
 
-    found = fitted_thresholds(judged(relevance, grade, weight), 3)
+    result = fitted_thresholds(judged(relevance, grade, weight), 3)
     values = np.unique(relevance)
     cuts = itertools.combinations(values[1:].tolist(), 2)
-    assert kappa(found) == pytest.approx(max(kappa(cut) for cut in cuts), abs=1e-9)
-    assert list(found) == sorted(set(found))
+    assert kappa(result) == pytest.approx(max(kappa(cut) for cut in cuts), abs=1e-9)
+    assert list(result) == sorted(set(result))
 
 
 def test_thresholds_of_separable_grades_are_found():
     generator = np.random.default_rng(0)
     grade = generator.integers(0, 4, 400)
     relevance = grade / 4 + generator.random(400) * 0.2
-    found = fit(judged(relevance, grade * 10))
-    assert found.grades == (0, 10, 20, 30)
-    assert found.agreement.kappa == found.held_out.kappa == 1.0
-    np.testing.assert_allclose(found.thresholds, [0.225, 0.475, 0.725], atol=0.03)
-    assert found.current.kappa == 0.0
+    result = fit(judged(relevance, grade * 10))
+    assert result.grades == (0, 10, 20, 30)
+    assert result.agreement.kappa == result.held_out.kappa == 1.0
+    np.testing.assert_allclose(result.thresholds, [0.225, 0.475, 0.725], atol=0.03)
+    assert result.current.kappa == 0.0
 
 
 def test_what_cannot_be_fitted_is_said():

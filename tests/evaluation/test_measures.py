@@ -86,8 +86,8 @@ PRINTED = {
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_trec_evals_own_test_run_to_the_last_digit(name):
-    found = of([TOPIC_301, TOPIC_303, TOPIC_302])[:, NAMES.index(name)]
-    assert tuple(f"{value:.4f}" for value in (found[0], found[1], found.mean())) == PRINTED[name]
+    result = of([TOPIC_301, TOPIC_303, TOPIC_302])[:, NAMES.index(name)]
+    assert tuple(f"{value:.4f}" for value in (result[0], result[1], result.mean())) == PRINTED[name]
 
 
 def test_trec_evals_average_precision():
@@ -130,9 +130,9 @@ def test_a_rejected_candidate_counts_as_not_found():
 
 
 def test_a_query_without_results_counts_as_nothing_found():
-    found = of_list("", a=1)
-    assert set(found) == set(NAMES)
-    assert set(found.values()) == set(random_of("", a=1).values()) == {0.0}
+    result = of_list("", a=1)
+    assert set(result) == set(NAMES)
+    assert set(result.values()) == set(random_of("", a=1).values()) == {0.0}
 
 
 def test_the_gain_is_over_the_first_stage_or_else_over_the_random_baseline():
@@ -150,7 +150,7 @@ def test_the_gain_is_over_the_first_stage_or_else_over_the_random_baseline():
     st.dictionaries(st.sampled_from(DOCS), st.integers(0, 3), min_size=1),
 )
 def test_equal_to_trec_eval(ranked, judgements):
-    found = of_list(ranked, **judgements)
+    result = of_list(ranked, **judgements)
     evaluator = pytrec_eval.RelevanceEvaluator({"q": judgements}, {"ndcg_cut.5,10", "recall.10,100", "map"})
     expected = evaluator.evaluate({"q": {doc: 1 / (1 + rank) for rank, doc in enumerate(ranked)}})["q"]
     for ours, theirs in {
@@ -160,7 +160,7 @@ def test_equal_to_trec_eval(ranked, judgements):
         "Recall@100": "recall_100",
         "AP": "map",
     }.items():
-        assert found[ours] == expected[theirs], ours
+        assert result[ours] == expected[theirs], ours
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def hostile_lake(make_lake, encode):
         {"doc_id": "no-image", "image": b"GIF, honestly"},
         {"doc_id": "latin", "text": "ok"},
     ]
-    ids = [one["doc_id"] for one in documents]
+    ids = [document["doc_id"] for document in documents]
     return make_lake(
         documents=documents,
         queries=[{"query_id": EVIL, "text": EVIL, "language": ATTRIBUTE, "task": EVIL, "slice": "a&b"}],
@@ -130,10 +130,10 @@ def test_the_same_run_gives_the_same_bytes(small_lake):
 def test_what_is_drawn_is_said_too(small_lake):
     _, page = parsed(small_lake)
     drawn = page.tags.count("svg")
-    said = [value for name, value in page.attributes if name == "aria-label"]
+    messages = [value for name, value in page.attributes if name == "aria-label"]
     assert page.attributes.count(("role", "img")) == 4, "relevance, logits, gains, calibration"
     assert [value for name, value in page.attributes if name == "aria-hidden"].count("true") == drawn
-    assert all(said)
+    assert all(messages)
     assert all(value for name, value in page.attributes if name == "alt")
 
 
@@ -197,9 +197,9 @@ def test_no_cell_of_a_csv_is_a_formula(make_lake):
         ranked={"q": ["a"], "r": ["a"]},
     )
     lake.evaluated()
-    found = (Path(folder(lake.paths)) / "slices.csv").read_text()
-    assert f"task,'{formula}," in found
-    assert f",{formula}" not in found
+    result = (Path(folder(lake.paths)) / "slices.csv").read_text()
+    assert f"task,'{formula}," in result
+    assert f",{formula}" not in result
 
 
 def test_another_run_stands_beside_this_one(small_lake):
@@ -285,7 +285,7 @@ def test_a_browser_shows_it_in_silence(hostile_lake, tmp_path, width):
     assert "x" * 200 in shown.stdout
     assert "CONSOLE" not in shown.stderr
     events = json.loads(net_log.read_text())["events"]
-    requests = [one["params"] for one in events if {"url", "initiator"} <= one.get("params", {}).keys()]
+    requests = [event["params"] for event in events if {"url", "initiator"} <= event.get("params", {}).keys()]
     # What has no origin the browser asks for by itself, whatever it shows.
-    assert [one["url"] for one in requests if one["initiator"] != "not an origin"] == []
+    assert [request["url"] for request in requests if request["initiator"] != "not an origin"] == []
     assert requests, "the log tells who asks"

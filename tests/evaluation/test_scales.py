@@ -48,8 +48,8 @@ def test_the_fit_is_that_of_another_library(scale, bias, seed):
     logit, relevant = drawn(scale, bias, 3000, seed)
     weight = np.where(np.arange(3000) % 3, 1.0, 2.5)
     other = LogisticRegression(C=np.inf, tol=1e-8).fit(logit[:, None], relevant, sample_weight=weight)
-    found = platt(logit, relevant, weight)
-    assert found == pytest.approx((other.coef_[0, 0], other.intercept_[0]), rel=0.05, abs=0.05)
+    result = platt(logit, relevant, weight)
+    assert result == pytest.approx((other.coef_[0, 0], other.intercept_[0]), rel=0.05, abs=0.05)
 
 
 def test_pairs_that_a_threshold_parts_have_a_finite_fit():
@@ -106,8 +106,8 @@ def test_logits_that_fall_as_relevance_rises_are_no_mans_scale():
 
 
 def test_log_loss_by_hand():
-    found = log_loss(np.array([0.5, 0.9]), np.array([1.0, 0.0]), np.array([1.0, 3.0]))
-    assert found == pytest.approx((np.log(2) + 3 * np.log(10)) / 4)
+    result = log_loss(np.array([0.5, 0.9]), np.array([1.0, 0.0]), np.array([1.0, 3.0]))
+    assert result == pytest.approx((np.log(2) + 3 * np.log(10)) / 4)
 
 
 def test_the_job_writes_a_config_with_the_calibration(make_lake, tmp_path):
@@ -132,12 +132,12 @@ def test_the_job_writes_a_config_with_the_calibration(make_lake, tmp_path):
         [*command, "--run-id", "r1", "--fit-calibration"], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])["calibration"]
+    result = json.loads(done.stdout.splitlines()[-1])["calibration"]
     assert "Calibration of pairs with an image: none" in done.stdout
-    assert found["image"] is None
-    before, after = load_config(ROOT / "conf" / "routed.yaml", settings), load_config(found["config"])
+    assert result["image"] is None
+    before, after = load_config(ROOT / "conf" / "routed.yaml", settings), load_config(result["config"])
     # The run's logits are 2 × raw + 0.5 already: the fit goes on top of that.
-    scale, bias = found["text"]["scale"], found["text"]["bias"]
+    scale, bias = result["text"]["scale"], result["text"]["bias"]
     assert asdict(after.model.text.calibration) == pytest.approx({"scale": 2 * scale, "bias": 0.5 * scale + bias})
     assert after.model.image == before.model.image
     command += ["--run-id", "r1", "--fit-calibration", "--fit-labels"]

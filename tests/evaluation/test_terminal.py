@@ -64,7 +64,11 @@ def test_examples_take_every_task_and_language_in_turn(small_lake):
     assert {one.labels["task"] for one in choose(pool, 2)} == {"text→text", "image→mixed"}
     chosen = choose(pool, 10)
     assert len(chosen) == 3
-    q1 = next(one for one in fetch_examples(Storage(), small_lake.tables, chosen) if one.query.id == "q1")
+    q1 = next(
+        fetch_example
+        for fetch_example in fetch_examples(Storage(), small_lake.tables, chosen)
+        if fetch_example.query.id == "q1"
+    )
     assert [(content.label, listed.rank, listed.other_rank, listed.is_relevant) for listed, content in q1.before] == [
         ("beta", 1, 3, False),
         ("alpha", 2, 1, True),

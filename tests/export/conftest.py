@@ -64,9 +64,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     """`write(format, lists, name=None)`: the file that a format makes of lists."""
 
     def written(form: str, lists: Sequence[ExportList], **target: str) -> Path:
-        made = FORMATS[form](Target(**target))
-        path = tmp_path / f"part-0{made.suffix}"
-        path.write_bytes(made.finish([made.encode(one) for one in lists]))
+        created = FORMATS[form](Target(**target))
+        path = tmp_path / f"part-0{created.suffix}"
+        path.write_bytes(created.finish([created.encode(one) for one in lists]))
         return path
 
     return written

@@ -83,12 +83,12 @@ def test_lists_arrive_as_documents_of_their_queries(index, lists, write):
     assert index.documents.keys() == {one.key for one in lists}
     for one in lists:
         assert index.documents[one.key]["query_id"] == one.key
-        found = index.documents[one.key]["documents"]
-        assert [row["doc_id"] for row in found] == [row.doc_id for row in one.rows]
-        assert [row["rank"] for row in found] == [row.rank for row in one.rows]
-        assert [row["label"] for row in found] == [row.label for row in one.rows]
+        result = index.documents[one.key]["documents"]
+        assert [row["doc_id"] for row in result] == [row.doc_id for row in one.rows]
+        assert [row["rank"] for row in result] == [row.rank for row in one.rows]
+        assert [row["label"] for row in result] == [row.label for row in one.rows]
         for name in ("logit", "relevance"):
-            assert [float(np.float32(row[name])) for row in found] == [getattr(row, name) for row in one.rows]
+            assert [float(np.float32(row[name])) for row in result] == [getattr(row, name) for row in one.rows]
 
 
 def test_a_removed_list_is_deleted(index, lists, write):

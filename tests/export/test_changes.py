@@ -29,9 +29,9 @@ QUERIES = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 2))
 
 @given(QUERIES, QUERIES)
 def test_every_list_has_changed_in_one_way(old, new):
-    found = {one.key: one for one in changes(rows(old, new), FORMATS["parquet"](Target()))}
-    assert found.keys() == old.keys() | new.keys()
-    for key, one in found.items():
+    result = {change.key: change for change in changes(rows(old, new), FORMATS["parquet"](Target()))}
+    assert result.keys() == old.keys() | new.keys()
+    for key, one in result.items():
         expected = (
             Change.REMOVED if key not in new
             else Change.ADDED if key not in old
@@ -52,18 +52,18 @@ def test_a_change_that_a_format_does_not_show_is_none():
 
 def test_queries_are_numbered_as_in_the_whole_run():
     form = FORMATS["svmrank"](Target())
-    found = [*changes(rows({"a": 0, "b": 0, "c": 0}, {"a": 0, "c": 1, "d": 0}), form, first_number=7)]
-    assert [(one.key, one.current.number) for one in found if one.current] == [("a", 7), ("c", 8), ("d", 9)]
+    result = [*changes(rows({"a": 0, "b": 0, "c": 0}, {"a": 0, "c": 1, "d": 0}), form, first_number=7)]
+    assert [(one.key, one.current.number) for one in result if one.current] == [("a", 7), ("c", 8), ("d", 9)]
 
 
 @given(st.lists(st.tuples(st.binary(max_size=9), st.integers(0, 9))), st.integers(1, 20), st.integers(1, 20))
 def test_parts_hold_every_piece_in_order_within_the_limits(pieces, most_rows, most_bytes):
     given_pieces = [Piece(*piece) for piece in pieces]
-    found = [*parts(given_pieces, PartLimits(most_rows, most_bytes))]
-    assert [piece for part in found for piece in part] == given_pieces
-    for part in found:
+    result = [*parts(given_pieces, PartLimits(most_rows, most_bytes))]
+    assert [piece for part in result for piece in part] == given_pieces
+    for part in result:
         small = sum(piece.rows for piece in part) <= most_rows and sum(len(piece.data) for piece in part) <= most_bytes
         assert small or len(part) == 1
-    for part, following in pairwise(found):
+    for part, following in pairwise(result):
         joined = [*part, following[0]]
         assert sum(piece.rows for piece in joined) > most_rows or sum(len(p.data) for p in joined) > most_bytes

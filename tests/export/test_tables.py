@@ -59,8 +59,8 @@ def test_postgresql_loads_the_csv_and_looks_a_query_up(database, lists, write):
     with database.cursor() as cursor, cursor.copy("COPY ranked FROM STDIN WITH (FORMAT csv, HEADER true)") as copy:
         copy.write(write("csv", lists).read_bytes())
     for one in lists:
-        found = database.execute("SELECT * FROM ranked WHERE query_id = %s ORDER BY rank", (one.key,)).fetchall()
-        assert [tuple(map(_as_float32, row)) for row in found] == rows_of([one])
+        result = database.execute("SELECT * FROM ranked WHERE query_id = %s ORDER BY rank", (one.key,)).fetchall()
+        assert [tuple(map(_as_float32, row)) for row in result] == rows_of([one])
     assert database.execute("SELECT count(*) FROM ranked").fetchone() == (sum(len(one.rows) for one in lists),)
 
 

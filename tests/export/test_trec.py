@@ -18,14 +18,14 @@ from lakerank.export.pairs import escaped
 
 def test_ir_measures_reads_the_run_in_the_order_of_the_ranks(lists, write):
     path = write("trec-run", lists)
-    found: dict[str, list[tuple[float, str]]] = {}
+    result: dict[str, list[tuple[float, str]]] = {}
     for scored in ir_measures.read_trec_run(str(path)):
-        found.setdefault(unquote(scored.query_id), []).append((scored.score, unquote(scored.doc_id)))
-    assert found.keys() == {one.key for one in lists}
+        result.setdefault(unquote(scored.query_id), []).append((scored.score, unquote(scored.doc_id)))
+    assert result.keys() == {one.key for one in lists}
     for one in lists:
-        scores = [score for score, _ in found[one.key]]
+        scores = [score for score, _ in result[one.key]]
         assert scores == sorted(set(scores), reverse=True), "no tie is left to be broken by id"
-        assert [doc for _, doc in sorted(found[one.key], reverse=True)] == [row.doc_id for row in one.rows]
+        assert [doc for _, doc in sorted(result[one.key], reverse=True)] == [row.doc_id for row in one.rows]
         np.testing.assert_allclose(scores, [row.logit for row in one.rows], rtol=1e-6)
 
 
@@ -41,8 +41,8 @@ def test_trec_evals_own_code_ranks_as_ranked_does(lists, write):
 
 def test_ir_measures_reads_the_labels_as_qrels(lists, write):
     qrels = list(ir_measures.read_trec_qrels(str(write("trec-qrels", lists))))
-    found = {(unquote(one.query_id), unquote(one.doc_id)): one.relevance for one in qrels}
-    assert found == {(row.query_id, row.doc_id): row.label for one in lists for row in one.rows}
+    result = {(unquote(qrel.query_id), unquote(qrel.doc_id)): qrel.relevance for qrel in qrels}
+    assert result == {(row.query_id, row.doc_id): row.label for one in lists for row in one.rows}
     run = list(ir_measures.read_trec_run(str(write("trec-run", lists))))
     assert ir_measures.calc_aggregate([nDCG @ 10], qrels, run)[nDCG @ 10] == pytest.approx(1), "labels fall with logits"
 

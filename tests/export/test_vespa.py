@@ -81,16 +81,16 @@ def feed(vespa: Vespa, path: Path) -> dict[str, object]:
 
 
 def test_lists_are_put_under_their_queries(vespa, lists, write):
-    said = feed(vespa, write("vespa-lists", lists, name="mine:ranking"))
-    assert said["feeder.ok.count"] == len(lists)
-    found = {
+    messages = feed(vespa, write("vespa-lists", lists, name="mine:ranking"))
+    assert messages["feeder.ok.count"] == len(lists)
+    result = {
         key: fields
         for method, kind, key, fields in vespa.operations
         if (method, kind) == ("POST", "v1/mine:ranking/docid")
     }
-    assert found.keys() == {one.key for one in lists}
+    assert result.keys() == {one.key for one in lists}
     for one in lists:
-        fields = found[one.key]
+        fields = result[one.key]
         assert fields["query_id"] == one.key
         assert fields["doc_ids"] == [row.doc_id for row in one.rows]
         assert fields["labels"] == [row.label for row in one.rows]
@@ -107,9 +107,9 @@ def test_removed_lists_are_removed_and_documents_updated(vespa, lists, tmp_path)
     path = tmp_path / "feed.jsonl"
     path.write_bytes(b"".join(operations))
     assert feed(vespa, path)["feeder.ok.count"] == 3
-    found = {(method, kind, key): fields for method, kind, key, fields in vespa.operations}
+    result = {(method, kind, key): fields for method, kind, key, fields in vespa.operations}
     cells = {row.query_id: pytest.approx(row.relevance) for row in lists[1].rows}
-    assert found == {
+    assert result == {
         ("DELETE", "v1/lakerank:ranking/docid", lists[0].key): {},
         ("PUT", "v1/mine:product/docid", lists[1].key): {"relevance": {"assign": {"cells": cells}}},
         ("PUT", "v1/mine:product/docid", lists[2].key): {"relevance": {"assign": None}},

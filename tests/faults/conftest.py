@@ -80,17 +80,17 @@ class Driver:
 
 def members(session: int) -> list[int]:
     """Processes of a session that are not dead: a Python worker's daemon has a process group of its own."""
-    found = []
+    result = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError, ValueError):
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
             if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
+                result.append(int(entry.name))
+    return result
 
 
 @dataclass
-class House:
+class Deployment:
     """Tables of 30 documents and 12 queries, an output folder, and drivers at work on them."""
 
     storage: Storage
@@ -175,21 +175,21 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def deployment(tmp_path: Path) -> Iterator[Deployment]:
     """A lake on local files."""
-    yield from _kept(House(Storage(), str(tmp_path / "lake"), tmp_path))
+    yield from _kept(Deployment(Storage(), str(tmp_path / "lake"), tmp_path))
 
 
 @pytest.fixture
-def s3_house(s3_storage: Storage, s3_folder: str, tmp_path: Path) -> Iterator[House]:
+def s3_deployment(s3_storage: Storage, s3_folder: str, tmp_path: Path) -> Iterator[Deployment]:
     """A lake on the S3 server."""
-    yield from _kept(House(s3_storage, s3_folder, tmp_path))
+    yield from _kept(Deployment(s3_storage, s3_folder, tmp_path))
 
 
-def _kept(house: House) -> Iterator[House]:
-    house.write_tables()
-    yield house
-    for driver in house.drivers:
+def _kept(deployment: Deployment) -> Iterator[Deployment]:
+    deployment.write_tables()
+    yield deployment
+    for driver in deployment.drivers:
         for process in members(driver.process.pid):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -199,13 +199,13 @@ def _kept(house: House) -> Iterator[House]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Name and bytes of what an undisturbed run writes into ranked/."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    house = House(Storage(), str(folder / "lake"), folder)
-    house.write_tables()
-    driver = house.start()
+    deployment = Deployment(Storage(), str(folder / "lake"), folder)
+    deployment.write_tables()
+    driver = deployment.start()
     assert driver.wait() == 0, driver.words
     assert driver.summary["pairs"] == driver.summary["scored"] == PAIRS
     assert driver.summary["units"] >= 6, "or a crash would lose all or nothing"
-    return house.ranked()
+    return deployment.ranked()
 
 
 @pytest.fixture

@@ -37,22 +37,22 @@ QUICK = {POINTS[9], POINTS[15]}
     "point",
     [pytest.param(p, id=f"{p[0]}-{p[2]}-{p[3]}-{p[1]}", marks=() if p in QUICK else pytest.mark.full) for p in POINTS],
 )
-def test_a_driver_killed_at_a_write_is_taken_up_where_it_stopped(house, undisturbed, point):
+def test_a_driver_killed_at_a_write_is_taken_up_where_it_stopped(deployment, undisturbed, point):
     _, pattern, when, nth = point
-    driver = house.start(kill={"pattern": pattern, "when": when, "nth": nth})
+    driver = deployment.start(kill={"pattern": pattern, "when": when, "nth": nth})
     assert driver.wait() == -signal.SIGKILL, driver.words
     if point[0] != "publish" or when == "before":
-        assert not house.storage.exists(house.paths().current), "no reader sees a run that is not complete"
-    house.recover(undisturbed)
+        assert not deployment.storage.exists(deployment.paths().current), "no reader sees a run that is not complete"
+    deployment.recover(undisturbed)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(6))
-def test_a_driver_killed_at_any_moment_is_taken_up_where_it_stopped(house, undisturbed, seed):
+def test_a_driver_killed_at_any_moment_is_taken_up_where_it_stopped(deployment, undisturbed, seed):
     luck = random.Random(seed)
     for _ in range(2):
-        driver = house.start(pause_s=0.05)
+        driver = deployment.start(pause_s=0.05)
         time.sleep(luck.uniform(3, 14))
         driver.kill()
         assert driver.wait() in (-signal.SIGKILL, 0)
-    house.recover(undisturbed)
+    deployment.recover(undisturbed)

@@ -16,35 +16,35 @@ SCORER = "f00d"
 
 
 @pytest.mark.full
-def test_a_killed_python_worker_costs_its_unit_alone(house, undisturbed):
-    marker = str(house.scratch / "killed")
-    driver = house.start({"spark.master": "local[2,4]"}, kill_worker=("d11", marker))
+def test_a_killed_python_worker_costs_its_unit_alone(deployment, undisturbed):
+    marker = str(deployment.scratch / "killed")
+    driver = deployment.start({"spark.master": "local[2,4]"}, kill_worker=("d11", marker))
     assert driver.wait() == 0, driver.words
     assert Path(marker).exists()
-    assert house.scored()[0] == driver.summary["pairs"] == 240
-    house.check_published(undisturbed)
+    assert deployment.scored()[0] == driver.summary["pairs"] == 240
+    deployment.check_published(undisturbed)
 
 
 @pytest.mark.full
-def test_a_killed_python_worker_without_retries_stops_the_job_with_a_message(house, undisturbed):
-    driver = house.start(kill_worker=("d11", str(house.scratch / "killed")))
+def test_a_killed_python_worker_without_retries_stops_the_job_with_a_message(deployment, undisturbed):
+    driver = deployment.start(kill_worker=("d11", str(deployment.scratch / "killed")))
     assert driver.wait() == 1
     assert "Python worker" in driver.summary["message"], driver.summary
     assert "run the same command again" in driver.summary["message"]
     assert len(driver.summary["message"]) < 600, "a message, not a traceback"
-    house.recover(undisturbed)
+    deployment.recover(undisturbed)
 
 
 @pytest.mark.full
-def test_a_lost_executor_is_replaced(house, undisturbed, eventually):
+def test_a_lost_executor_is_replaced(deployment, undisturbed, eventually):
     cluster = {"spark.master": "local-cluster[2,1,1024]", "spark.executor.memory": "700m"}
-    driver = house.start(cluster, pause_s=0.1)
-    eventually(lambda: finished_units(house.storage, house.output, SCORER), driver)
+    driver = deployment.start(cluster, pause_s=0.1)
+    eventually(lambda: finished_units(deployment.storage, deployment.output, SCORER), driver)
     lost = next(process for process in _descendants(driver) if "CoarseGrainedExecutorBackend" in _command(process))
     os.kill(lost, signal.SIGKILL)
     assert driver.wait() == 0, driver.words
-    assert house.scored()[0] == 240
-    house.check_published(undisturbed)
+    assert deployment.scored()[0] == 240
+    deployment.check_published(undisturbed)
 
 
 def _descendants(driver) -> list[int]:
@@ -52,10 +52,10 @@ def _descendants(driver) -> list[int]:
     for entry in Path("/proc").iterdir():
         with suppress(OSError, ValueError):
             parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found = [driver.process.pid]
-    for process in found:
-        found += [child for child, parent in parents.items() if parent == process]
-    return found
+    result = [driver.process.pid]
+    for process in result:
+        result += [child for child, parent in parents.items() if parent == process]
+    return result
 
 
 def _command(process: int) -> str:
@@ -65,59 +65,59 @@ def _command(process: int) -> str:
         return ""
 
 
-def test_two_drivers_of_one_run_publish_it_once_and_the_second_says_so(house, undisturbed):
-    drivers = [house.start(pause_s=0.02), house.start(pause_s=0.02)]
+def test_two_drivers_of_one_run_publish_it_once_and_the_second_says_so(deployment, undisturbed):
+    drivers = [deployment.start(pause_s=0.02), deployment.start(pause_s=0.02)]
     assert [driver.wait() for driver in drivers] == [0, 0], "\n".join(driver.words for driver in drivers)
     assert [driver.summary["published"] for driver in drivers] == [True, True]
-    house.check_published(undisturbed)
-    assert house.scored()[0] == 240
+    deployment.check_published(undisturbed)
+    assert deployment.scored()[0] == 240
     others = ("published by another driver meanwhile", "is published already")
     assert sum(any(word in driver.words for word in others) for driver in drivers) == 1
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("length", [0, 7, 400])
-def test_a_unit_truncated_by_hand_is_scored_again_and_no_other(house, undisturbed, length):
-    driver = house.start(stages=["plan", "score"])
+def test_a_unit_truncated_by_hand_is_scored_again_and_no_other(deployment, undisturbed, length):
+    driver = deployment.start(stages=["plan", "score"])
     assert driver.wait() == 0, driver.words
-    unit = min(finished_units(house.storage, house.output, SCORER))
-    address = Path(scores_folder(house.output, SCORER), f"{unit}.parquet")
+    unit = min(finished_units(deployment.storage, deployment.output, SCORER))
+    address = Path(scores_folder(deployment.output, SCORER), f"{unit}.parquet")
     whole = address.read_bytes()
     address.write_bytes(whole[:length])
-    house.recover(undisturbed)
+    deployment.recover(undisturbed)
     assert address.read_bytes() == whole
 
 
 @pytest.mark.full
-def test_a_unit_written_twice_is_written_once(house, undisturbed):
-    driver = house.start(stages=["plan", "score"])
+def test_a_unit_written_twice_is_written_once(deployment, undisturbed):
+    driver = deployment.start(stages=["plan", "score"])
     assert driver.wait() == 0, driver.words
-    _, versions = house.scored()
-    for unit in finished_units(house.storage, house.output, SCORER):
-        rows = read_unit(house.storage, house.output, SCORER, unit)
-        assert not write_unit(house.storage, house.output, SCORER, unit, rows)
-    assert house.scored()[1] == versions
-    house.recover(undisturbed)
+    _, versions = deployment.scored()
+    for unit in finished_units(deployment.storage, deployment.output, SCORER):
+        rows = read_unit(deployment.storage, deployment.output, SCORER, unit)
+        assert not write_unit(deployment.storage, deployment.output, SCORER, unit, rows)
+    assert deployment.scored()[1] == versions
+    deployment.recover(undisturbed)
 
 
 @pytest.mark.full
-def test_a_full_disk_under_sparks_local_folder_is_named(house, undisturbed, small_disk):
-    driver = house.start({"spark.local.dir": str(small_disk)})
+def test_a_full_disk_under_sparks_local_folder_is_named(deployment, undisturbed, small_disk):
+    driver = deployment.start({"spark.local.dir": str(small_disk)})
     assert driver.wait() == 1
     assert "No space left on device" in driver.summary["message"], driver.summary
     assert "spark.local.dir" in driver.summary["message"]
-    assert not house.storage.exists(house.paths().current)
-    house.recover(undisturbed)
+    assert not deployment.storage.exists(deployment.paths().current)
+    deployment.recover(undisturbed)
 
 
 @pytest.mark.full
-def test_a_full_disk_under_the_output_is_named(house, undisturbed, small_disk):
-    driver = house.start(output=str(small_disk / "out"))
+def test_a_full_disk_under_the_output_is_named(deployment, undisturbed, small_disk):
+    driver = deployment.start(output=str(small_disk / "out"))
     assert driver.wait() == 1
     assert "No space left on device" in driver.summary["message"], driver.summary
     assert str(small_disk) in driver.summary["message"]
     assert not (small_disk / "out" / "current.json").exists()
-    house.recover(undisturbed)
+    deployment.recover(undisturbed)
 
 
 @pytest.fixture

@@ -49,12 +49,14 @@ WORDS = st.lists(st.sampled_from(["red", "green", "blue", "apple", "train"]), ma
 def test_scores_are_lucenes_and_the_best_are_kept(texts, query, depth):
     index = Bm25Index((f"d{number}", text) for number, text in enumerate(texts))
     expected = {f"d{number}": score for number, score in enumerate(lucene(texts, query)) if score > 0}
-    found = index.search(query, depth)
-    assert len(found) == min(depth, len(expected))
-    assert all(score == pytest.approx(expected[doc], rel=1e-4) for doc, score in found)
-    left_out = max((score for doc, score in expected.items() if doc not in dict(found)), default=0.0)
-    assert all(expected[doc] >= left_out * (1 - 1e-4) for doc, _ in found)
-    assert found == sorted(found, key=lambda one: (-one[1], int(one[0][1:])))  # equal scores: in the order of the lake
+    result = index.search(query, depth)
+    assert len(result) == min(depth, len(expected))
+    assert all(score == pytest.approx(expected[doc], rel=1e-4) for doc, score in result)
+    left_out = max((score for doc, score in expected.items() if doc not in dict(result)), default=0.0)
+    assert all(expected[doc] >= left_out * (1 - 1e-4) for doc, _ in result)
+    assert result == sorted(
+        result, key=lambda one: (-one[1], int(one[0][1:]))
+    )  # equal scores: in the order of the lake
 
 
 def lucene(texts: list[str], query: str) -> list[float]:

@@ -98,8 +98,8 @@ def test_links_are_followed_when_asked_for_but_never_in_circles(write_files, run
     (source / "b" / "to-a").symlink_to(source / "a")
     (source / "lost.txt").symlink_to(tmp_path / "lost.txt")
     done, table = run_ingest(source, follow_links=True)
-    found = table["doc_id"].to_pylist()
-    assert found == ["a/far.txt", "a/one.txt", "a/to-b/two.txt", "b/to-a/far.txt", "b/to-a/one.txt", "b/two.txt"]
+    result = table["doc_id"].to_pylist()
+    assert result == ["a/far.txt", "a/one.txt", "a/to-b/two.txt", "b/to-a/far.txt", "b/to-a/one.txt", "b/two.txt"]
     assert done.rejected_by_fault == {"symbolic_link": 3}
 
 
@@ -178,8 +178,8 @@ def test_images_make_small_row_groups_and_the_lake_accepts_the_table(write_files
     done, _ = run_ingest(source)
     file = pq.ParquetFile(f"{done.written.uri}/part-000000.parquet")
     assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [8, 8, 4]
-    found = fragments(Storage(), done.written.uri, schemas.DOCUMENTS)
-    assert [fragment.rows for fragment in found] == [20]
+    result = fragments(Storage(), done.written.uri, schemas.DOCUMENTS)
+    assert [fragment.rows for fragment in result] == [20]
 
 
 @pytest.mark.parametrize(

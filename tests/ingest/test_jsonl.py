@@ -37,8 +37,8 @@ def test_the_tables_own_id_comes_first_and_numbers_are_ids():
 
 def test_images_are_base64_or_data_uris(png):
     encoded = base64.b64encode(png).decode()
-    found = rows(f'{{"id": "a", "image": "{encoded}"}}\n{{"id": "b", "image": "data:image/png;base64,{encoded}"}}')
-    assert [row.image for row in found] == [png, png]
+    result = rows(f'{{"id": "a", "image": "{encoded}"}}\n{{"id": "b", "image": "data:image/png;base64,{encoded}"}}')
+    assert [row.image for row in result] == [png, png]
 
 
 def test_image_paths_stay_inside_the_source(write_files, run_ingest, png, tmp_path):
@@ -91,10 +91,10 @@ def test_paths_are_relative_to_the_jsonl_file(write_files, run_ingest, png):
     ],
 )
 def test_faults_name_the_line(line, fault):
-    found = rows(b'{"id": "1", "text": "t"}\n\n' + line + b'\n{"id": "4", "text": "t"}\n')
-    assert [getattr(row, "id", None) for row in found] == ["1", None, "4"]
-    assert isinstance(found[1], SourceReject)
-    assert (found[1].fault, found[1].line, found[1].path) == (fault, 3, "f.jsonl")
+    result = rows(b'{"id": "1", "text": "t"}\n\n' + line + b'\n{"id": "4", "text": "t"}\n')
+    assert [getattr(row, "id", None) for row in result] == ["1", None, "4"]
+    assert isinstance(result[1], SourceReject)
+    assert (result[1].fault, result[1].line, result[1].path) == (fault, 3, "f.jsonl")
 
 
 def test_candidates_and_qrels():
@@ -117,8 +117,8 @@ def test_candidates_and_qrels():
     ],
 )
 def test_relevance_is_a_32_bit_integer(record, fault):
-    [found] = rows(json.dumps({"query_id": "q", "doc_id": "d", **record}), "qrels")
-    assert found.fault is fault
+    [result] = rows(json.dumps({"query_id": "q", "doc_id": "d", **record}), "qrels")
+    assert result.fault is fault
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8))

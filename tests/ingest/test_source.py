@@ -10,13 +10,13 @@ from lakerank.ingest.source import PENDING_BYTES, prefetched_files
 
 
 def test_items_come_in_order_with_their_content():
-    found = [
+    result = [
         (item, content and content.result())
         for item, content in prefetched_files(
             range(200), lambda item: 1 if item % 2 else None, lambda item: b"%d" % item
         )
     ]
-    assert found == [(item, b"%d" % item if item % 2 else None) for item in range(200)]
+    assert result == [(item, b"%d" % item if item % 2 else None) for item in range(200)]
 
 
 def test_no_more_waits_than_may():

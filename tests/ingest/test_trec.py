@@ -18,10 +18,10 @@ def lines(content: bytes, separator=None):
 
 
 def test_a_line_of_names_is_passed_over_only_at_the_top():
-    found = list(tsv_qrels("f", lines(b"query-id\tcorpus-id\tscore\nq\td\t1\nquery-id\tcorpus-id\tscore\n", "\t"), ""))
-    assert found[0] == Qrel("q", "d", 1)
-    assert isinstance(found[1], SourceReject)
-    assert (found[1].line, len(found)) == (3, 2)
+    result = list(tsv_qrels("f", lines(b"query-id\tcorpus-id\tscore\nq\td\t1\nquery-id\tcorpus-id\tscore\n", "\t"), ""))
+    assert result[0] == Qrel("q", "d", 1)
+    assert isinstance(result[1], SourceReject)
+    assert (result[1].line, len(result)) == (3, 2)
 
 
 def test_a_file_without_names_loses_no_line():
@@ -50,6 +50,6 @@ def test_every_line_that_is_not_blank_gives_one_result(rows):
     content = b"\n".join(rows)
     expected = sum(1 for row in rows if row.strip())
     for read in (trec_qrels("f", lines(content), ""), run_lines("f", lines(content))):
-        found = list(read)
-        assert len(found) == expected
-        assert all(isinstance(one, Qrel | RunLine | SourceReject) for one in found)
+        result = list(read)
+        assert len(result) == expected
+        assert all(isinstance(one, Qrel | RunLine | SourceReject) for one in result)

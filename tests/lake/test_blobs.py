@@ -189,7 +189,7 @@ def test_a_file_replaced_since_it_was_planned_is_never_read(storage: Storage, fi
     versions = {info.uri: info.version for file in files for info in storage.list_parquet(file)}
     refs = [ref(files, 0, 1), ref(files, 1, 1)]
     cache = RowGroupCache(10**6)
-    assert [found.id for found in fetch(storage, refs, "doc_id", cache, versions)] == ["f0r1", "f1r1"]
+    assert [result.id for result in fetch(storage, refs, "doc_id", cache, versions)] == ["f0r1", "f1r1"]
     same_shape = pa.table({"doc_id": [f"x{row}" for row in range(ROWS)]})
     storage.replace(files[1], parquet_bytes(same_shape, GROUP))
     blobs = fetch(storage, refs, "doc_id", versions=versions)
@@ -200,7 +200,9 @@ def test_a_file_replaced_since_it_was_planned_is_never_read(storage: Storage, fi
     with pytest.raises(ChangedFile, match=r"1\.parquet: it has changed"):
         check_unchanged(storage, versions, files)
     later = {info.uri: info.version for file in files for info in storage.list_parquet(file)}
-    assert [found.id for found in fetch(storage, refs, "doc_id", cache, later)] == ["f0r1", "x1"], "not the cached row"
+    assert [result.id for result in fetch(storage, refs, "doc_id", cache, later)] == ["f0r1", "x1"], (
+        "not the cached row"
+    )
     storage.delete(files[0])
     with pytest.raises(ChangedFile, match=r"0\.parquet: it has changed"):
         check_unchanged(storage, later, files)
@@ -217,8 +219,8 @@ def test_small_row_groups_are_read_together_and_only_those_that_are_wanted(tmp_p
     table = pa.table({"doc_id": [f"d{n}" for n in range(count)], "image": [bytes([n]) * 100 for n in range(count)]})
     address = str(tmp_path / "small.parquet")
     pq.write_table(table, address, row_group_size=3, compression="none")
-    wanted = [0, 1, 2, 3, 7, 8, 20, 21, 50, 59, 59, 4, 30, 29, 0]
-    refs = [BlobRef(address, n // 3, n % 3) for n in wanted]
-    assert [blob.id for blob in fetch(Storage(), refs, "doc_id", window_bytes=window)] == [f"d{n}" for n in wanted]
+    expected = [0, 1, 2, 3, 7, 8, 20, 21, 50, 59, 59, 4, 30, 29, 0]
+    refs = [BlobRef(address, n // 3, n % 3) for n in expected]
+    assert [blob.id for blob in fetch(Storage(), refs, "doc_id", window_bytes=window)] == [f"d{n}" for n in expected]
     with pytest.raises(ChangedFile, match="no such row"):
         list(fetch(Storage(), [*refs[:4], BlobRef(address, 2, 3)], "doc_id", window_bytes=window))

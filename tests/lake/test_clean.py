@@ -339,15 +339,15 @@ def test_after_cleaning_kept_runs_are_whole_and_no_score_is_missed(
         names = [write_scores(storage, output, scorer, pairs) for scorer, pairs, _ in units]
         for (scorer, _, days), name in zip(units, names, strict=True):
             os.utime(unit_address(output, scorer, name), (NOW - days * DAY,) * 2)
-        for number, (published, days, scorer, wanted) in enumerate(runs):
-            own = sorted({names[i] for i in wanted if i < len(units) and units[i][0] == scorer})
+        for number, (published, days, scorer, expected) in enumerate(runs):
+            own = sorted({names[i] for i in expected if i < len(units) and units[i][0] == scorer})
             paths = write_run(
                 storage, output, f"r{number}", own[:1], own[1:], scorer, NOW - days * DAY if published else None
             )
             for place in (paths.folder, paths.ranked, paths.rejected):
                 age(Path(place), days * DAY)
         plan = look(storage, output, now=NOW, scorers=["f1"], keep_runs=keep)
-        held = {(scorer, pair) for (scorer, pairs, _) in units for pair in pairs}
+        buffered = {(scorer, pair) for (scorer, pairs, _) in units for pair in pairs}
         assert delete(storage, output, plan, lambda _: None)
 
         kept = set(plan.kept)
@@ -356,7 +356,7 @@ def test_after_cleaning_kept_runs_are_whole_and_no_score_is_missed(
         assert {run_id for run_id, manifest in manifests.items() if manifest} == kept & published_runs
         assert len(kept) >= min(keep, sum(published for published, *_ in runs))
         scorers = {"f1"}
-        for number, (published, days, scorer, wanted) in enumerate(runs):
+        for number, (published, days, scorer, expected) in enumerate(runs):
             paths = RunPaths(output, f"r{number}")
             if not published and days < 1.9:
                 assert paths.run_id in kept, "it may be running"
@@ -366,7 +366,7 @@ def test_after_cleaning_kept_runs_are_whole_and_no_score_is_missed(
             scorers.add(scorer)
             assert storage.exists(join(paths.ranked, "part-00000.parquet"))
             assert storage.exists(join(paths.plan, "aa00/units/u.parquet"))
-            for unit in {names[i] for i in wanted if i < len(units) and units[i][0] == scorer}:
+            for unit in {names[i] for i in expected if i < len(units) and units[i][0] == scorer}:
                 assert read_unit(storage, output, scorer, unit).num_rows
         current = current_run(storage, output)
         assert current is None or current["run_id"] in kept
@@ -376,7 +376,7 @@ def test_after_cleaning_kept_runs_are_whole_and_no_score_is_missed(
             for unit in finished_units(storage, output, scorer)
             for pair in read_unit(storage, output, scorer, unit)["query_id"].to_pylist()
         }
-        assert {pair for pair in held if pair[0] in scorers} <= left
+        assert {pair for pair in buffered if pair[0] in scorers} <= left
         assert look(storage, output, now=NOW, scorers=["f1"], keep_runs=keep).deletions == ()
 
 

@@ -115,7 +115,7 @@ def test_refused_keys_and_a_wrong_region_are_not_tried_again_and_say_so(error: E
 
 
 def test_tries_are_told_when_there_were_several() -> None:
-    for tries, told in ((1, "cannot be read (TimeoutError"), (5, "cannot be read in 5 tries (TimeoutError")):
+    for tries, output in ((1, "cannot be read (TimeoutError"), (5, "cannot be read in 5 tries (TimeoutError")):
         with pytest.raises(StorageError) as caught, storage_errors("s3://lake/a", "read", {"attempt_number": tries}):
             raise TimeoutError
-        assert told in str(caught.value)
+        assert output in str(caught.value)

@@ -38,9 +38,9 @@ def test_scores_are_read_back_sorted(storage: Storage, empty_folder: str) -> Non
     assert finished_units(storage, empty_folder, SCORER) == set()
     assert write_unit(storage, empty_folder, SCORER, UNIT, rows())
     assert finished_units(storage, empty_folder, SCORER) == {UNIT}
-    found = read_unit(storage, empty_folder, SCORER, UNIT)
-    assert found.schema == SCORES
-    assert found.equals(rows([PAIRS[2], PAIRS[0], PAIRS[1]]))
+    result = read_unit(storage, empty_folder, SCORER, UNIT)
+    assert result.schema == SCORES
+    assert result.equals(rows([PAIRS[2], PAIRS[0], PAIRS[1]]))
 
 
 def test_a_unit_is_written_once(storage: Storage, empty_folder: str) -> None:
@@ -118,10 +118,10 @@ def test_a_file_whose_pages_are_damaged_is_torn(tmp_path: object) -> None:
         damaged[position] ^= 0x01
         replaced(storage, output, bytes(damaged))
         try:
-            found = read_unit(storage, output, SCORER, UNIT)
+            result = read_unit(storage, output, SCORER, UNIT)
         except CorruptScoreFile:
             continue
-        assert found["logit"].to_pylist() == pytest.approx([0.1] * 3)  # a flipped bit that changes no value
+        assert result["logit"].to_pylist() == pytest.approx([0.1] * 3)  # a flipped bit that changes no value
 
 
 def test_a_file_of_something_else_is_torn(storage: Storage, empty_folder: str) -> None:

@@ -172,11 +172,11 @@ def test_of_sixteen_writers_that_saw_the_same_one_replaces(
 
 
 def test_everything_below_a_folder_is_walked(storage: Storage, tree: str) -> None:
-    found = {file.uri.removeprefix(tree + "/"): file for file in storage.walk(tree)}
-    assert {".hidden.parquet", "_temporary/0/e.parquet", "day=1/.part.tmp", "day=2/deep/d.parquet"} < set(found)
-    assert len(found) == 10
-    assert found["a.parquet"].size == len(PARQUET)
-    assert abs(found["a.parquet"].written - time.time()) < 60
+    result = {file.uri.removeprefix(tree + "/"): file for file in storage.walk(tree)}
+    assert {".hidden.parquet", "_temporary/0/e.parquet", "day=1/.part.tmp", "day=2/deep/d.parquet"} < set(result)
+    assert len(result) == 10
+    assert result["a.parquet"].size == len(PARQUET)
+    assert abs(result["a.parquet"].written - time.time()) < 60
     assert storage.walk(join(tree, "absent")) == []
 
 
@@ -274,8 +274,8 @@ def test_linked_folders_are_followed_and_circles_are_not(tmp_path: Path) -> None
     Storage().create(str(tmp_path / "elsewhere/a.parquet"), PARQUET)
     (tmp_path / "table/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/back").symlink_to(tmp_path / "table")
-    found = names(Storage(), str(tmp_path / "table"), str(tmp_path / "table"))
-    assert found == ["linked/a.parquet"]
+    result = names(Storage(), str(tmp_path / "table"), str(tmp_path / "table"))
+    assert result == ["linked/a.parquet"]
 
 
 def test_parquet_is_opened_by_range(storage: Storage, empty_folder: str) -> None:

@@ -46,11 +46,11 @@ def test_rows_come_with_their_place_in_file_order(storage: Storage, empty_folder
 def test_chosen_row_groups_are_read_alone(storage: Storage, empty_folder: str) -> None:
     table = pa.table({"doc_id": [f"d{n}" for n in range(10)]})
     uri = written(storage, join(empty_folder, "a.parquet"), table, row_group_rows=4)
-    found = [
+    result = [
         (group, first, batch["doc_id"].to_pylist())
         for group, first, batch in read_table_file(storage, uri, DOCUMENTS, row_groups=[2, 0])
     ]
-    assert found == [(2, 0, ["d8", "d9"]), (0, 0, ["d0", "d1", "d2", "d3"])]
+    assert result == [(2, 0, ["d8", "d9"]), (0, 0, ["d0", "d1", "d2", "d3"])]
 
 
 def test_batches_have_the_contract_s_types_and_text_as_bytes(storage: Storage, empty_folder: str) -> None:
@@ -127,15 +127,15 @@ def test_a_number_that_does_not_fit_is_named(storage: Storage, empty_folder: str
 
 
 def test_a_missing_column_is_named_with_what_was_found() -> None:
-    found = pa.schema([("id", pa.string()), ("text", pa.string())])
+    result = pa.schema([("id", pa.string()), ("text", pa.string())])
     with pytest.raises(SchemaError, match=r"lake/a\.parquet: no column 'doc_id' \(found: id, text\)"):
-        check_columns("lake/a.parquet", found, DOCUMENTS)
+        check_columns("lake/a.parquet", result, DOCUMENTS)
 
 
 def test_a_column_that_stands_twice_is_named() -> None:
-    found = pa.schema([("doc_id", pa.string()), ("doc_id", pa.string())])
+    result = pa.schema([("doc_id", pa.string()), ("doc_id", pa.string())])
     with pytest.raises(SchemaError, match="2 columns are called 'doc_id'"):
-        check_columns("a.parquet", found, DOCUMENTS)
+        check_columns("a.parquet", result, DOCUMENTS)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def test_a_column_that_stands_twice_is_named() -> None:
     ids=str,
 )
 def test_a_column_of_another_type_is_named(schema: pa.Schema, name: str, kind: pa.DataType) -> None:
-    found = pa.schema([field.with_type(kind) if field.name == name else field for field in schema])
+    result = pa.schema([field.with_type(kind) if field.name == name else field for field in schema])
     with pytest.raises(SchemaError, match=f"a.parquet: column '{name}' should be .*found: "):
-        check_columns("a.parquet", found, schema)
+        check_columns("a.parquet", result, schema)
 
 
 @pytest.mark.parametrize("schema", [DOCUMENTS, QUERIES, CANDIDATES, QRELS, RANKED])
@@ -166,12 +166,12 @@ def test_fragments_come_in_order_with_their_sizes(storage: Storage, empty_folder
     for name, rows in (("part=2/a", 5), ("part=1/b", 3), ("part=1/a", 0)):
         table = pa.table({"doc_id": pa.array([f"{name}-{row}" for row in range(rows)], pa.string())})
         written(storage, join(empty_folder, f"{name}.parquet"), table, row_group_rows=2)
-    found = fragments(storage, empty_folder, DOCUMENTS)
-    names = [fragment.file.uri.removeprefix(empty_folder + "/") for fragment in found]
+    result = fragments(storage, empty_folder, DOCUMENTS)
+    names = [fragment.file.uri.removeprefix(empty_folder + "/") for fragment in result]
     assert names == ["part=1/a.parquet", "part=1/b.parquet", "part=2/a.parquet"]
-    assert [fragment.rows for fragment in found] == [0, 3, 5]
-    assert [fragment.row_groups for fragment in found][1:] == [2, 3]
-    assert list(read_table_file(storage, found[0].file.uri, DOCUMENTS)) == []
+    assert [fragment.rows for fragment in result] == [0, 3, 5]
+    assert [fragment.row_groups for fragment in result][1:] == [2, 3]
+    assert list(read_table_file(storage, result[0].file.uri, DOCUMENTS)) == []
 
 
 def test_one_faulty_file_among_many_is_named(storage: Storage, empty_folder: str) -> None:

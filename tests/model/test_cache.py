@@ -12,36 +12,36 @@ from lakerank.model.preprocess.pipeline import BoundedCache
 
 def test_makes_once_and_forgets_the_least_used() -> None:
     cache: BoundedCache[bytes] = BoundedCache(max_bytes=10, size_of=len)
-    made: list[str] = []
+    created: list[str] = []
 
     def get(key: str) -> bytes:
         def make() -> bytes:
-            made.append(key)
+            created.append(key)
             return key.encode() * 4
 
         return cache.get(key, make)
 
     for key in "abaca":  # c pushes out b, which was used longer ago than a
         assert get(key) == key.encode() * 4
-    assert made == ["a", "b", "c"]
+    assert created == ["a", "b", "c"]
     get("b")
-    assert made == ["a", "b", "c", "b"]
+    assert created == ["a", "b", "c", "b"]
 
 
 def test_a_value_over_the_bound_is_not_kept() -> None:
     cache: BoundedCache[bytes] = BoundedCache(max_bytes=3, size_of=len)
-    made = iter((b"long", b"again"))
-    assert cache.get("a", lambda: next(made)) == b"long"
-    assert cache.get("a", lambda: next(made)) == b"again"
+    created = iter((b"long", b"again"))
+    assert cache.get("a", lambda: next(created)) == b"long"
+    assert cache.get("a", lambda: next(created)) == b"again"
 
 
 def test_threads_wait_for_one_making() -> None:
     cache: BoundedCache[int] = BoundedCache(max_bytes=100, size_of=lambda _: 1)
     started, finish = threading.Event(), threading.Event()
-    made: list[int] = []
+    created: list[int] = []
 
     def make() -> int:
-        made.append(1)
+        created.append(1)
         started.set()
         finish.wait(10)
         return 7
@@ -52,7 +52,7 @@ def test_threads_wait_for_one_making() -> None:
         others = [pool.submit(cache.get, "a", make) for _ in range(3)]
         finish.set()
         assert [future.result(10) for future in (first, *others)] == [7, 7, 7, 7]
-    assert made == [1]
+    assert created == [1]
 
 
 def test_a_failure_is_raised_and_not_kept() -> None:

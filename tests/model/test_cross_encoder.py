@@ -106,25 +106,25 @@ def by_flag_embedding(
     """The query cut, the document cut to what is left, `<s> q </s></s> d </s>`."""
     tokenizer = plain_tokenizer(folder)
     asked = tokenizer.encode(query, add_special_tokens=False).ids[:most_of_query]
-    told = tokenizer.encode(document, add_special_tokens=False).ids
-    told = told[: LIMITS.max_length - 4 - len(asked)]
-    return one_logit(network, [0, *asked, 2, 2, *told, 2])
+    output = tokenizer.encode(document, add_special_tokens=False).ids
+    output = output[: LIMITS.max_length - 4 - len(asked)]
+    return one_logit(network, [0, *asked, 2, 2, *output, 2])
 
 
 def by_jina(folder: Path, network: Any, query: str, document: str) -> float:
     """Windows of what is left beside the query, each overlapping the last by 80 tokens or a quarter; the largest."""
     tokenizer = plain_tokenizer(folder)
     head = [0, *tokenizer.encode(query, add_special_tokens=False).ids[: LIMITS.max_query_length - 2], 2]
-    told = tokenizer.encode(document, add_special_tokens=False).ids
+    output = tokenizer.encode(document, add_special_tokens=False).ids
     room = LIMITS.max_length - len(head) - 2
-    if len(told) <= room:
-        return one_logit(network, [*head, 2, *told, 2])
+    if len(output) <= room:
+        return one_logit(network, [*head, 2, *output, 2])
     logits, begin = [], 0
-    while begin < len(told):
+    while begin < len(output):
         end = begin + room
-        window = told[-room:] if end >= len(told) else told[begin:end]
+        window = output[-room:] if end >= len(output) else output[begin:end]
         logits.append(one_logit(network, [*head, 2, *window, 2]))
-        begin = end - min(80, room // 4) if end < len(told) else end
+        begin = end - min(80, room // 4) if end < len(output) else end
     assert len(logits) > 1
     return max(logits)
 
@@ -140,8 +140,8 @@ def test_a_long_query_has_the_share_that_flag_embedding_gives_it(made: dict[str,
     """`query_max_length`, unless it is set, is three quarters of the pair's."""
     query, document = Query("long", LONG * 4), DOCUMENTS[1]
     expected = by_flag_embedding(*made["bge"], query.text or "", document.text or "", 128 * 3 // 4)
-    found = load(made["bge"][0], limits=Limits(), max_length=128).score([(query, document)])
-    np.testing.assert_allclose(found, [expected], atol=1e-4, rtol=0)
+    result = load(made["bge"][0], limits=Limits(), max_length=128).score([(query, document)])
+    np.testing.assert_allclose(result, [expected], atol=1e-4, rtol=0)
 
 
 def test_a_pair_as_the_tokenizer_makes_it(family: str, reranker: BatchedReranker, made: dict[str, Any]) -> None:
@@ -155,8 +155,8 @@ def test_a_pair_as_the_tokenizer_makes_it(family: str, reranker: BatchedReranker
 
 def test_what_was_cut_is_said(family: str, reranker: BatchedReranker) -> None:
     groups = [DocumentGroup(document, QUERIES) for document in DOCUMENTS]
-    results = [one for one in reranker.score_groups(groups) if isinstance(one, ScoredPair)]
-    cut = {(one.query_id, one.doc_id) for one in results if one.document_truncated}
+    results = [score_group for score_group in reranker.score_groups(groups) if isinstance(score_group, ScoredPair)]
+    cut = {(result.query_id, result.doc_id) for result in results if result.document_truncated}
     assert {one.query_id for one in results if one.query_truncated} == {"q-long"}
     whole = {"d-cut", "d-longer"} if family == "bge" else set()
     assert cut == {(query.query_id, doc_id) for query in QUERIES for doc_id in whole}
@@ -184,8 +184,8 @@ def test_bits_do_not_depend_on_what_is_beside(reranker: BatchedReranker) -> None
         order = random.Random(seed).sample(range(len(pairs)), len(pairs))
         first = seed * 17 + 1
         for part in (order[:first], order[first : first + 1], order[first + 1 :]):
-            found = reranker.score([pairs[place] for place in part]).tolist()
-            assert found == [expected[place] for place in part]
+            result = reranker.score([pairs[place] for place in part]).tolist()
+            assert result == [expected[place] for place in part]
 
 
 def test_faults_are_rejects_and_harm_nobody(reranker: BatchedReranker, make_image: Callable[..., bytes]) -> None:
@@ -268,11 +268,11 @@ def test_groups_are_pulled_as_needed(reranker: BatchedReranker) -> None:
 
 def test_work_is_counted(made: dict[str, Any]) -> None:
     loaded = load(made["bge"][0])
-    found = list(loaded.score_groups([DocumentGroup(document, QUERIES) for document in DOCUMENTS]))
+    result = list(loaded.score_groups([DocumentGroup(document, QUERIES) for document in DOCUMENTS]))
     work = loaded.counters
     assert work.pairs == len(PAIRS)
     assert work.documents == len(DOCUMENTS)
-    assert work.pairwise == sum(r.query_tokens + r.document_tokens for r in found if isinstance(r, ScoredPair))
+    assert work.pairwise == sum(r.query_tokens + r.document_tokens for r in result if isinstance(r, ScoredPair))
     assert work.computed == work.pairwise + work.padding
     assert 0 <= work.padding < 32 * 2, "a micro-batch is padded to a multiple of 32 rows, and nothing else is"
     assert work.flops > 0

@@ -109,8 +109,8 @@ def test_logits_are_transformers_own(
     results = results_of(load(checkpoints[family]), pairs)
     readables = [pair for pair in pairs if readable(family, *pair)]
     expected = PublishedGenerativeLoop(checkpoints[family]).logits(readables)
-    found = [results[query.query_id, document.doc_id] for query, document in readables]
-    logits = np.array([one.logit for one in found if isinstance(one, ScoredPair)])
+    result = [results[query.query_id, document.doc_id] for query, document in readables]
+    logits = np.array([one.logit for one in result if isinstance(one, ScoredPair)])
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
     assert np.ptp(expected) > 0.1, "the inputs decide nothing"
     refused = {key: one.reason for key, one in results.items() if isinstance(one, Reject)}
@@ -136,7 +136,9 @@ def test_long_pairs_attend_block_by_block(checkpoints: dict[str, Path]) -> None:
     pairs = [(Query("q", text="red apple"), Document(f"d{size}", text="apple " * size)) for size in (5, 1300)]
     reranker, published = load(checkpoints[QWEN3]), PublishedGenerativeLoop(checkpoints[QWEN3]).logits(pairs)
     results = results_of(reranker, pairs)
-    tokens = [one.query_tokens + one.document_tokens for one in results.values() if isinstance(one, ScoredPair)]
+    tokens = [
+        result.query_tokens + result.document_tokens for result in results.values() if isinstance(result, ScoredPair)
+    ]
     assert max(tokens) > 2048
     assert scored_of(results_of(reranker, pairs[::-1])) == scored_of(results)
     np.testing.assert_allclose(reranker.score(pairs), published, atol=1e-4, rtol=0)
@@ -175,16 +177,16 @@ def test_an_adapter_is_merged(
         if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     tuned.save_pretrained(str(tmp_path))
-    wanted = [pair for pair in pairs if readable(MONO, *pair)]
-    expected = PublishedGenerativeLoop(checkpoints[MONO], adapter=str(tmp_path)).logits(wanted)
+    required = [pair for pair in pairs if readable(MONO, *pair)]
+    expected = PublishedGenerativeLoop(checkpoints[MONO], adapter=str(tmp_path)).logits(required)
     if names == "older":
         stored = load_file(tmp_path / "adapter_model.safetensors")
         renamed = {name.replace("model.model.language_model.", "model.model."): value for name, value in stored.items()}
         assert renamed.keys() != stored.keys()
         save_file(renamed, tmp_path / "adapter_model.safetensors")
     reranker = load(checkpoints[MONO], adapter=str(tmp_path))
-    np.testing.assert_allclose(reranker.score(wanted), expected, atol=1e-4, rtol=0)
-    assert np.abs(expected - load(checkpoints[MONO]).score(wanted)).max() > 0.01, "the adapter does nothing"
+    np.testing.assert_allclose(reranker.score(required), expected, atol=1e-4, rtol=0)
+    assert np.abs(expected - load(checkpoints[MONO]).score(required)).max() > 0.01, "the adapter does nothing"
 
 
 @pytest.fixture(scope="module")
@@ -246,9 +248,9 @@ def test_a_pair_is_never_too_long(checkpoints: dict[str, Path], family: str, que
 
 def test_what_does_not_fit_is_refused(checkpoints: dict[str, Path]) -> None:
     big = Patches(np.zeros((1600, 3, 14, 14), dtype=np.uint8), (40, 40))
-    with pytest.raises(RejectedInput, match="402 visual tokens") as found:
+    with pytest.raises(RejectedInput, match="402 visual tokens") as result:
         chat(checkpoints[MONO], MONO, max_length=400, max_query_length=64).document(None, big, "key")
-    assert found.value.reason is RejectReason.INPUT_TOO_LONG
+    assert result.value.reason is RejectReason.INPUT_TOO_LONG
     with pytest.raises(ConfigError, match="its prompt takes"):
         chat(checkpoints[QWEN3_VL], QWEN3_VL, max_length=96, max_query_length=48)
 
@@ -263,9 +265,9 @@ def test_what_does_not_fit_is_refused(checkpoints: dict[str, Path]) -> None:
 )
 def test_mono_reads_images_alone(checkpoints: dict[str, Path], text: str, image: bool, reason: RejectReason) -> None:
     page = Patches(np.zeros((4, 3, 14, 14), dtype=np.uint8), (2, 2)) if image else None
-    with pytest.raises(RejectedInput) as found:
+    with pytest.raises(RejectedInput) as result:
         chat(checkpoints[MONO], MONO).document(text, page, "key")
-    assert found.value.reason is reason
+    assert result.value.reason is reason
 
 
 def altered(checkpoint: Path, folder: Path, **settings: Any) -> Path:
@@ -290,9 +292,9 @@ def test_a_head_of_its_own(
         load(folder)
     tensors["lm_head.weight"] = embeddings.flip(0).contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    wanted = [pair for pair in pairs if readable(family, *pair)][:4]
-    expected = PublishedGenerativeLoop(folder).logits(wanted)
-    np.testing.assert_allclose(load(folder).score(wanted), expected, atol=1e-4, rtol=0)
+    required = [pair for pair in pairs if readable(family, *pair)][:4]
+    expected = PublishedGenerativeLoop(folder).logits(required)
+    np.testing.assert_allclose(load(folder).score(required), expected, atol=1e-4, rtol=0)
     tied = nested and {"text_config": text | {"tie_word_embeddings": True}}
     with pytest.raises(CheckpointError, match="differs from the embeddings"):
         load(altered(folder, tmp_path / "tied", tie_word_embeddings=True, **tied))
@@ -305,8 +307,8 @@ def test_newer_names_are_read_and_others_refused(
     tensors = {current_name(name): value for name, value in load_file(folder / "model.safetensors").items()}
     assert all(name.startswith(("model.visual.", "model.language_model.")) for name in tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    wanted = [pair for pair in pairs if readable(MONO, *pair)]
-    np.testing.assert_array_equal(load(folder).score(wanted), load(checkpoints[MONO]).score(wanted))
+    expected = [pair for pair in pairs if readable(MONO, *pair)]
+    np.testing.assert_array_equal(load(folder).score(expected), load(checkpoints[MONO]).score(expected))
     missing = sorted(tensors)[3]
     tensors["model.other.weight"] = tensors.pop(missing)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -363,8 +365,8 @@ def test_an_adapter_alone_is_told_from_a_checkpoint(tmp_path: Path) -> None:
 
 def test_bfloat16(checkpoints: dict[str, Path], pairs: list[tuple[Query, Document]]) -> None:
     for family in FAMILIES:
-        wanted = [pair for pair in pairs if readable(family, *pair)]
-        exact, half = (load(checkpoints[family], dtype=dtype).score(wanted) for dtype in ("float32", "bfloat16"))
+        expected = [pair for pair in pairs if readable(family, *pair)]
+        exact, half = (load(checkpoints[family], dtype=dtype).score(expected) for dtype in ("float32", "bfloat16"))
         np.testing.assert_allclose(half, exact, atol=0.25)
 
 
@@ -375,7 +377,7 @@ def test_interleaved_sections(side: int, other: int, rest: int) -> None:
     axes = np.zeros(size, dtype=int)
     for axis, section in ((1, side), (2, other)):
         axes[axis : 3 * section : 3] = axis
-    found: list[int] = []
+    result: list[int] = []
     for number, count in enumerate(rotary_sections("qwen3_vl_text", {"mrope_section": [rest, side, other]}, size)):
-        found += [number % 3] * count
-    assert found == axes.tolist()
+        result += [number % 3] * count
+    assert result == axes.tolist()

@@ -25,12 +25,12 @@ class Lengths:
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         for group in groups:
-            held = len(group.document.text or "") + len(group.document.image or b"")
+            buffered = len(group.document.text or "") + len(group.document.image or b"")
             for query in group.queries:
                 if group.document.text == "bad":
                     yield Reject(query.query_id, group.document.doc_id, RejectReason.EMPTY_DOCUMENT)
                 else:
-                    yield ScoredPair(query.query_id, group.document.doc_id, float(held), 3, 10, False, False)
+                    yield ScoredPair(query.query_id, group.document.doc_id, float(buffered), 3, 10, False, False)
 
 
 def test_results_are_sorted_and_counted() -> None:

@@ -92,9 +92,9 @@ def test_each_pair_is_its_own_models_calibrated_in_any_order_and_mixture(made, r
     groups = groups_of(made)
     random.shuffle(groups)
     results = [*composite(buffered_pairs=waiting).score_groups(iter(groups))]
-    wanted = {(q.query_id, g.document.doc_id): expected(q, g.document) for g in groups for q in g.queries}
-    assert len(results) == len(wanted)
-    assert {(one.query_id, one.doc_id): one for one in results} == wanted
+    required = {(q.query_id, g.document.doc_id): expected(q, g.document) for g in groups for q in g.queries}
+    assert len(results) == len(required)
+    assert {(result.query_id, result.doc_id): result for result in results} == required
 
 
 @given(documents)

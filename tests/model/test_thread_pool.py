@@ -54,16 +54,16 @@ def test_calls_run_at_the_same_time_on_one_thread_each_and_the_process_keeps_its
 
 
 def test_after_an_error_nothing_runs_or_begins_and_nothing_is_kept() -> None:
-    begun, ended, held = [], [], []
+    started, ended, buffered = [], [], []
 
     class Large:
         """What a micro-batch would hold."""
 
     def work(item: int) -> None:
-        begun.append(item)
+        started.append(item)
         if item == 0:
             large = Large()
-            held.append(weakref.ref(large))
+            buffered.append(weakref.ref(large))
             raise MemoryError("no more")
         time.sleep(0.2)
         ended.append(item)
@@ -71,9 +71,9 @@ def test_after_an_error_nothing_runs_or_begins_and_nothing_is_kept() -> None:
     with contextlib.suppress(MemoryError):  # pytest would keep the error
         ThreadPool(2).map(work, range(20))
         pytest.fail("no error")
-    assert sorted(begun)[1:] == sorted(ended), "what ran was waited for"
-    assert len(begun) < 20
-    assert held[0]() is None, "before any garbage is collected"
+    assert sorted(started)[1:] == sorted(ended), "what ran was waited for"
+    assert len(started) < 20
+    assert buffered[0]() is None, "before any garbage is collected"
 
 
 def test_threads_that_cannot_all_start_leave_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:

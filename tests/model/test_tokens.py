@@ -141,8 +141,8 @@ def test_positions_equal_transformers(tiny_checkpoint: Path, make_image: Callabl
     expected, _ = network.model.get_rope_index(
         token_ids, mm_token_type_ids=(token_ids == 3).int(), image_grid_thw=grids
     )
-    found = np.concatenate((document.positions, query.positions + document.end), axis=1)
-    np.testing.assert_array_equal(found, expected[:, 0])
+    result = np.concatenate((document.positions, query.positions + document.end), axis=1)
+    np.testing.assert_array_equal(result, expected[:, 0])
 
 
 def test_special_tokens_come_from_the_checkpoint(tiny_checkpoint: Path) -> None:

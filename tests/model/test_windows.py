@@ -10,14 +10,14 @@ from lakerank.model.cross_encoder.tokenize import windows
 
 def in_steps(tokens: int, room: int, overlap: int) -> list[tuple[int, int]]:
     """One window after the other, each `overlap` before the end of the last."""
-    found = []
+    result = []
     begin = 0
     while True:
         end = begin + room
         if end >= tokens:
-            found.append((max(0, tokens - room), tokens))
-            return found
-        found.append((begin, end))
+            result.append((max(0, tokens - room), tokens))
+            return result
+        result.append((begin, end))
         begin = end - min(overlap, room // 4)
 
 
@@ -28,7 +28,7 @@ def test_windows_are_the_published_ones(tokens: int, room: int, overlap: int) ->
 
 @given(st.integers(0, 700), st.integers(1, 120))
 def test_every_token_is_read_and_none_twice_without_need(tokens: int, room: int) -> None:
-    found = windows(tokens, room)
-    assert {place for start, stop in found for place in range(start, stop)} == set(range(tokens))
-    assert all(stop - start <= room for start, stop in found)
-    assert len(found) == 1 or tokens > room
+    result = windows(tokens, room)
+    assert {place for start, stop in result for place in range(start, stop)} == set(range(tokens))
+    assert all(stop - start <= room for start, stop in result)
+    assert len(result) == 1 or tokens > room

@@ -14,7 +14,7 @@ from lakerank.config import read_yaml
 from lakerank.errors import SchemaError
 from lakerank.lake.storage import Storage
 from lakerank.records import Reject, RejectReason, ScoredPair
-from lakerank_pictograms.evaluate_checkpoint import judge, main, markdown
+from lakerank_pictograms.evaluate_checkpoint import evaluate, main, markdown
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -61,7 +61,7 @@ def folder(make_lake, tmp_path):
 
 def test_figures_are_those_of_each_list(folder):
     reranker = ByLength()
-    figures = judge(reranker, Storage(), str(folder), queries_per_slice=4)
+    figures = evaluate(reranker, Storage(), str(folder), queries_per_slice=4)
     assert [document for document, _ in reranker.groups] == ["s", "m", "l", "xl", "broken"]
     (seen, unseen), (hard, _) = figures.values()
     assert (seen.dimension, seen.value, seen.queries, unseen.queries) == ("text→text", "seen", 4, 1)
@@ -75,14 +75,14 @@ def test_figures_are_those_of_each_list(folder):
 def test_the_same_seed_draws_the_same_queries(folder):
     first, second, other = ByLength(), ByLength(), ByLength()
     for reranker, seed in ((first, 1), (second, 1), (other, 2)):
-        judge(reranker, Storage(), str(folder), queries_per_slice=2, seed=seed)
+        evaluate(reranker, Storage(), str(folder), queries_per_slice=2, seed=seed)
     assert first.groups == second.groups
     assert first.groups != other.groups
 
 
 def test_a_lake_without_labels_is_refused(small_lake):
     with pytest.raises(SchemaError, match="no query has task, slice"):
-        judge(ByLength(), Storage(), str(Path(small_lake.tables.queries).parent))
+        evaluate(ByLength(), Storage(), str(Path(small_lake.tables.queries).parent))
 
 
 @pytest.mark.nightly
@@ -113,6 +113,6 @@ def test_the_command_takes_a_config_that_names_one(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.setattr(sys, "argv", ["judge", str(tmp_path / "config.yaml"), str(folder), "--queries", "1"])
     assert main() == status
-    said = capsys.readouterr()
-    assert ("| text→text | seen | 1 |" in said.out) == (status == 0)
-    assert ("one reranker is judged" in said.err) == (status == 2)
+    messages = capsys.readouterr()
+    assert ("| text→text | seen | 1 |" in messages.out) == (status == 0)
+    assert ("one reranker is evaluated" in messages.err) == (status == 2)

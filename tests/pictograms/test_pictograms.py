@@ -49,9 +49,9 @@ def queries() -> dict[str, dict[str, object]]:
 
 @pytest.mark.parametrize("table", ["documents", "queries", "candidates", "qrels"])
 def test_columns_are_those_of_the_contract(table: str) -> None:
-    found = pq.read_schema(LAKE / f"{table}.parquet")
+    result = pq.read_schema(LAKE / f"{table}.parquet")
     for field in getattr(schemas, table.upper()):
-        assert found.field(field.name).type == field.type
+        assert result.field(field.name).type == field.type
 
 
 def test_ids_are_unique_and_candidates_and_qrels_point_at_them(
@@ -86,12 +86,12 @@ def test_languages_and_scripts(queries: dict[str, dict[str, object]]) -> None:
 
 
 def test_every_direction_and_slice_is_there(queries: dict[str, dict[str, object]]) -> None:
-    found = {(row["task"], row["slice"]) for row in queries.values()}
+    result = {(row["task"], row["slice"]) for row in queries.values()}
     for task in ("text→image", "text→text", "image→text", "image→image"):
-        assert {(task, "seen"), (task, "unseen concept")} <= found
+        assert {(task, "seen"), (task, "unseen concept")} <= result
     for task in ("text→image", "image→text", "image→image"):
-        assert (task, "unseen style") in found
-    assert {("text→image", "unseen language"), ("text→mixed", "seen"), ("image→mixed", "seen")} <= found
+        assert (task, "unseen style") in result
+    assert {("text→image", "unseen language"), ("text→mixed", "seen"), ("image→mixed", "seen")} <= result
 
 
 def test_candidates_are_20_to_50_a_query_with_ranks_from_1_and_fillers_after_hits() -> None:
@@ -176,8 +176,8 @@ def test_english_names_are_found_by_the_first_stage(
     }
     english = [row for row in queries.values() if row["language"] == "en" and row["kind"] == "name"]
     assert len(english) >= 10
-    found = sum(first[row["query_id"]]["concept"] == row["concept"] for row in english)
-    assert found / len(english) >= 0.95
+    result = sum(first[row["query_id"]]["concept"] == row["concept"] for row in english)
+    assert result / len(english) >= 0.95
 
 
 def test_notices_name_every_source_of_the_lake(documents: dict[str, dict[str, object]]) -> None:

@@ -47,8 +47,8 @@ def test_keys_spread_evenly_over_parts():
 
 def index_rows(rows: list[dict[str, object]]) -> pa.Table:
     base = {"file": "f", "row_group": 0, "text_bytes": 1, "image_bytes": 0, "empty": False, "hash": "h"}
-    made = [base | {"row": place} | row for place, row in enumerate(rows)]
-    return pa.Table.from_pylist(made, schema=INDEX).append_column("cost", pa.array([5] * len(made), pa.int64()))
+    created = [base | {"row": place} | row for place, row in enumerate(rows)]
+    return pa.Table.from_pylist(created, schema=INDEX).append_column("cost", pa.array([5] * len(created), pa.int64()))
 
 
 CONTENTS = st.sampled_from(["h1", "h2"])
@@ -82,8 +82,8 @@ def in_memory(rows: pa.Table) -> QueryList:
 def test_a_query_is_found_by_its_id_wherever_it_stands(known, asked):
     by_bytes = sorted(known, key=str.encode)
     listed = in_memory(pa.table({"query_id": pa.array(by_bytes, pa.string())}))
-    found = listed.numbers(pa.array(asked, pa.string())).tolist()
-    assert found == [by_bytes.index(ident) if ident in known else -1 for ident in asked]
+    result = listed.numbers(pa.array(asked, pa.string())).tolist()
+    assert result == [by_bytes.index(ident) if ident in known else -1 for ident in asked]
 
 
 CANDIDATE = st.tuples(st.one_of(st.none(), IDS), st.one_of(st.none(), IDS), RANKS)
@@ -118,8 +118,8 @@ def test_every_candidate_is_validated_once_as_row_by_row(candidates, queries, do
     }
     rejects = {(row["query_id"], row["doc_id"]): row["reason"] for row in validated.rejects.to_pylist()}
     assert len(rejects) == validated.rejects.num_rows
-    assert pairs == {pair: found for pair, found in expected.items() if isinstance(found, tuple)}
-    assert rejects == {pair: found for pair, found in expected.items() if isinstance(found, str)}
+    assert pairs == {pair: result for pair, result in expected.items() if isinstance(result, tuple)}
+    assert rejects == {pair: result for pair, result in expected.items() if isinstance(result, str)}
     assert validated.duplicates == len(candidates) - len(expected)
     assert validated.documents == len({d for _, d, _ in candidates} - {None})
 
@@ -162,8 +162,8 @@ SCORES = st.lists(
 
 @given(SCORES)
 def test_of_several_stored_scores_a_logit_goes_first_and_what_may_pass_last(rows):
-    made = [{"document": d, "query": q, "logit": None if r else 1.0, "reason": r, "unit": u} for d, q, r, u in rows]
-    keys, best = best_scores(pa.Table.from_pylist(made, schema=DOCUMENT_SCORES), np.array([1, 3, 4]))
+    created = [{"document": d, "query": q, "logit": None if r else 1.0, "reason": r, "unit": u} for d, q, r, u in rows]
+    keys, best = best_scores(pa.Table.from_pylist(created, schema=DOCUMENT_SCORES), np.array([1, 3, 4]))
     order = {None: 0, "image_undecodable": 1, "out_of_memory": 2}
     expected = {}
     for d, q, r, u in rows:
@@ -192,6 +192,6 @@ def test_document_ranges_rise_with_documents(rows, wanted):
     ranges = document_ranges([Chunk("f", 0, 1, count, "i") for count in rows], wanted)
     # A chunk may hold more rows than it was taken for.
     numbers = np.concatenate([row_numbers(chunk, count + 3) for chunk, count in enumerate(rows)])
-    found = ranges.of(numbers)
-    assert (np.diff(found) >= 0).all()
-    assert found.max() <= wanted + len(rows)
+    result = ranges.of(numbers)
+    assert (np.diff(result) >= 0).all()
+    assert result.max() <= wanted + len(rows)

@@ -65,8 +65,8 @@ def test_a_group_costs_what_each_reranker_reads_of_it(made, readings):
         with_image,
         readings,
     )
-    for found, (document, has, queries) in zip(costs, made, strict=True):
-        expected, begun = 0, set()
+    for result, (document, has, queries) in zip(costs, made, strict=True):
+        expected, started = 0, set()
         for query, own in queries:
             number = int(len(readings) > 1 and (has or own))
             reading = readings[number]
@@ -74,12 +74,12 @@ def test_a_group_costs_what_each_reranker_reads_of_it(made, readings):
                 expected += 1
                 continue
             expected += query
-            if number not in begun:
+            if number not in started:
                 expected += document
             elif not reading.document_major:
                 expected += document - document // 3
-            begun.add(number)
-        assert found == expected
+            started.add(number)
+        assert result == expected
 
 
 def test_tokens_of_a_smaller_model_cost_less():

@@ -112,18 +112,18 @@ def one_way(way: str, folder: Path, count: int) -> dict[str, Any]:
     try:
         gather(spark, [0, 1], lambda _: iter(()), _DONE)  # workers started
         before, memory, started = plan_scale.tree_memory(), plan_scale.PeakMemory(), time.monotonic()
-        wanted = chosen(count, way.endswith("tenth"))
+        expected = chosen(count, way.endswith("tenth"))
         if way.startswith("reference"):
-            done = by_reference(spark, folder, wanted)
+            done = by_reference(spark, folder, expected)
         else:
-            done = by_spark(spark, folder, wanted, len(wanted) == count)
+            done = by_spark(spark, folder, expected, len(expected) == count)
         seconds, peak = time.monotonic() - started, memory.stop()
     finally:
         spark.stop()
     total, read = (sum(done[name].to_pylist()) for name in ("bytes", "read"))
     return {
         "way": way,
-        "documents": len(wanted),
+        "documents": len(expected),
         "seconds": round(seconds, 2),
         "MB_per_second": round(total / 1e6 / seconds),
         "peak_MB": round(peak / 1e6),

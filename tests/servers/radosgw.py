@@ -186,8 +186,8 @@ def _found(command: str) -> str | None:
 
 def _free_ports(count: int) -> list[int]:
     """Ports that nothing listens on; held together, so that they differ."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+    with contextlib.ExitStack() as buffered:
+        sockets = [buffered.enter_context(socket.socket()) for _ in range(count)]
         for free in sockets:
             free.bind(("127.0.0.1", 0))
         return [free.getsockname()[1] for free in sockets]

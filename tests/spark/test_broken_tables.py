@@ -46,11 +46,11 @@ def test_a_damaged_file_stops_the_job_and_is_named(
     harm(file)
     with pytest.raises(SystemExit, match="1"):
         run_job(lambda: run(spark, storage, lake.job("r")))
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["error"] == "StorageError"
-    assert told["message"].startswith((f"{file}: cannot be opened (", f"{file}: cannot be read ("))
-    assert told["message"].endswith("check that it is a whole Parquet file")
-    assert len(told["message"]) < 600, "a message, not a traceback"
+    output = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert output["error"] == "StorageError"
+    assert output["message"].startswith((f"{file}: cannot be opened (", f"{file}: cannot be read ("))
+    assert output["message"].endswith("check that it is a whole Parquet file")
+    assert len(output["message"]) < 600, "a message, not a traceback"
     assert not (lake.folder / "out" / "current.json").exists()
 
 

@@ -56,15 +56,15 @@ def combined(rule: FusionRule) -> tuple[dict[tuple[str, str], dict[str, object]]
 
 
 def test_a_cascades_rows_have_the_score_of_the_last_stage_that_has_one():
-    found, rows, rejects = combined(FusionRule((0.0, -1.0), None, (0.5,), None))
+    actual, rows, rejects = combined(FusionRule((0.0, -1.0), None, (0.5,), None))
     assert rows["doc_id"].to_pylist() == ["b", "c", "a", "a"]
     assert rows["rank"].to_pylist() == [1, 2, 3, 1]
-    assert found["q7", "b"] == {
+    assert actual["q7", "b"] == {
         "query_id": "q7", "doc_id": "b", "rank": 1, "logit": -1.0, "relevance": 0.5, "label": 1,
         "first_stage_rank": 3, "truncated": False, "scored_by": [1, 2], "reason": None,
     }  # fmt: skip
-    assert found["q7", "c"]["truncated"] is True
-    fallen = found["q7", "a"]
+    assert actual["q7", "c"]["truncated"] is True
+    fallen = actual["q7", "a"]
     assert (fallen["logit"], fallen["truncated"], fallen["scored_by"], fallen["reason"]) == (
         5,
         True,
@@ -78,13 +78,13 @@ def test_a_cascades_rows_have_the_score_of_the_last_stage_that_has_one():
 
 
 def test_an_ensembles_rows_have_the_fused_score_and_the_mean_relevance():
-    found, rows, rejects = combined(FusionRule((0.0, -1.0), FUSION, (0.5,), None))
+    actual, rows, rejects = combined(FusionRule((0.0, -1.0), FUSION, (0.5,), None))
     # The first ranks a, b, c; the second, which cannot read a, ranks b, c.
-    assert {pair: row["logit"] for pair, row in found.items()} == pytest.approx(
+    assert {pair: row["logit"] for pair, row in actual.items()} == pytest.approx(
         {("q7", "a"): 1 / 61, ("q7", "b"): 1 / 62 + 1 / 61, ("q7", "c"): 1 / 63 + 1 / 62, ("q8", "a"): 1 / 61}
     )
     assert rows["doc_id"].to_pylist() == ["b", "c", "a", "a"]
-    assert found["q7", "b"]["relevance"] == pytest.approx((0.9820138 + 0.5) / 2)
-    assert found["q7", "a"]["relevance"] == pytest.approx(0.9933072), "the mean of those who scored it"
-    assert found["q7", "c"]["truncated"] is True
+    assert actual["q7", "b"]["relevance"] == pytest.approx((0.9820138 + 0.5) / 2)
+    assert actual["q7", "a"]["relevance"] == pytest.approx(0.9933072), "the mean of those who scored it"
+    assert actual["q7", "c"]["truncated"] is True
     assert rejects["doc_id"].to_pylist() == ["d", "d"]

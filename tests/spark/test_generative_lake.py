@@ -34,10 +34,10 @@ def lists(tmp_path_factory) -> Path:
     """Candidates of a dozen queries: three that have candidates of each kind."""
     file = tmp_path_factory.mktemp("lists") / "candidates.parquet"
     queries, documents = kinds_of("queries"), kinds_of("documents")
-    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    result: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in pq.read_table(LAKE / "candidates.parquet").to_pylist():
-        found[queries[row["query_id"]], documents[row["doc_id"]]].add(row["query_id"])
-    chosen = {query for having in found.values() for query in sorted(having)[:3]}
+        result[queries[row["query_id"]], documents[row["doc_id"]]].add(row["query_id"])
+    chosen = {query for having in result.values() for query in sorted(having)[:3]}
     pq.write_table(pq.read_table(LAKE / "candidates.parquet", filters=[("query_id", "in", chosen)]), file)
     return file
 

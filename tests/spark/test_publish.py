@@ -24,11 +24,11 @@ def audit_of(lake, run_id: str) -> dict[str, dict[str, object]]:
 
 
 def tops(lake, run_id: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    result: dict[str, list[str]] = {}
     for row in lake.ranked(run_id):
         if row["rank"] <= 10:
-            found.setdefault(row["query_id"], []).append(row["doc_id"])
-    return found
+            result.setdefault(row["query_id"], []).append(row["doc_id"])
+    return result
 
 
 def change_documents(lake, changed: int) -> None:

@@ -22,8 +22,8 @@ IDS = st.text(st.sampled_from("ab\u00e9\U0001f34e"), max_size=3)
 def test_lists_are_by_query_then_logit_then_id(rows):
     query, logit, ids = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
     order = rank_order(np.array(query, np.int64), np.array(logit, np.float32), pa.array(ids, pa.string()))
-    found = [(query[at], -logit[at], ids[at].encode()) for at in order.tolist()]
-    assert found == sorted(found)
+    result = [(query[at], -logit[at], ids[at].encode()) for at in order.tolist()]
+    assert result == sorted(result)
 
 
 @pytest.mark.parametrize(("row_groups", "rows_a_group"), [(1, 1000), (40, 25), (3, 400)])

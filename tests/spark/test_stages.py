@@ -91,8 +91,10 @@ def test_a_cascade_is_the_strong_ones_order_of_the_top_then_the_cheap_ones(spark
         assert [row["doc_id"] for row in rows] == [row["doc_id"] for row in [*strong[query], *rest]]
         assert [row["rank"] for row in rows] == [*range(1, 21)]
         for row, own in zip(rows, [*strong[query], *rest], strict=True):
-            said = {name: row[name] for name in ("logit", "relevance", "label", "truncated")}
-            assert said == {name: own[name] for name in said}, "each row's score is the one that its scorer gave"
+            messages = {name: row[name] for name in ("logit", "relevance", "label", "truncated")}
+            assert messages == {name: own[name] for name in messages}, (
+                "each row's score is the one that its scorer gave"
+            )
         assert [row["scored_by"] for row in rows] == [[1, 2]] * 5 + [[1]] * 15
     assert (summary["candidates"], summary["scored"], summary["reused"]) == (240, 60, 180)
 
@@ -266,8 +268,10 @@ def test_an_ensemble_fuses_stored_scores_and_scores_nothing(spark, storage, publ
             assert [row["doc_id"] for row in rows] == sorted(scores, key=lambda doc, s=scores: (-s[doc], doc))
             for row in rows:
                 assert row["logit"] == pytest.approx(expected[query, row["doc_id"]], rel=1e-6, abs=1e-7)
-                said = [of[query, row["doc_id"]]["relevance"] for of in stored]
-                assert row["relevance"] == pytest.approx(sum(w * r for w, r in zip(fusion.weights, said, strict=True)))
+                messages = [of[query, row["doc_id"]]["relevance"] for of in stored]
+                assert row["relevance"] == pytest.approx(
+                    sum(w * r for w, r in zip(fusion.weights, messages, strict=True))
+                )
                 assert row["label"] == (row["relevance"] >= 0.5)
                 assert (row["scored_by"], row["reason"]) == ([1, 2], None)
 

@@ -9,12 +9,12 @@ import pytest
 
 from lakerank.lake.storage import Storage
 from lakerank.limits import Limits
-from lakerank.training.batches import Batch, Sampler, Stage
+from lakerank.training.batches import Batch, Sampler, TrainingStage
 from lakerank.training.dataset import Dataset, ExtraColumns, ImageStore, TablePaths, read_dataset
 from lakerank.training.step import Schedule
 from training_lakes import table_paths
 
-PAIRS = Stage("pairs", steps=1, groups=3, group_size=4)
+PAIRS = TrainingStage("pairs", steps=1, groups=3, group_size=4)
 
 
 def read(tables: dict[str, str], columns: ExtraColumns, side: int) -> Dataset:
@@ -75,7 +75,7 @@ def test_images_keep_their_aspect_under_the_limit(plain: Dataset) -> None:
 
 
 def test_without_topics_queries_are_drawn_with_what_is_relevant_to_them(plain: Dataset) -> None:
-    sampler = Sampler(plain, Stage("pairs", steps=1, groups=2, group_size=6), {})
+    sampler = Sampler(plain, TrainingStage("pairs", steps=1, groups=2, group_size=6), {})
     seen = set()
     for seed in range(30):
         batch = draw(sampler, seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lakerank.errors import ConfigError
-from lakerank.training.batches import Stage
+from lakerank.training.batches import TrainingStage
 from lakerank.training.config import CURRICULUM_SETTINGS, CURRICULUM_STAGE, TrainConfig, load_train_config, schema_of
 from lakerank_pictograms.curriculum.config import CurriculumConfig, CurriculumStage
 
@@ -79,7 +79,7 @@ def test_the_curriculum_s_settings_are_those_that_its_config_adds() -> None:
         assert plain is not None
         assert own is not None
         assert set(CURRICULUM_SETTINGS[section]) == set(own.model_fields) - set(plain.model_fields)
-    plain_names = {each.name for each in fields(Stage)}
+    plain_names = {each.name for each in fields(TrainingStage)}
     defaults = {each.name: each.default for each in fields(CurriculumStage) if each.name not in plain_names}
     assert {**defaults, "mined": [*CurriculumStage.mined]} == CURRICULUM_STAGE
     assert CURRICULUM_SETTINGS["tap"] == CurriculumConfig.model_fields["tap"].default

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lakerank.lake.storage import Storage
 from lakerank.limits import Limits
-from lakerank.training.batches import Sampler, Stage
+from lakerank.training.batches import Sampler, TrainingStage
 from lakerank.training.dataset import Dataset, ExtraColumns, ImageStore, TablePaths, read_dataset
 from training_lakes import table_paths
 
@@ -39,7 +39,7 @@ def with_more(tmp_path: Path) -> Callable[[str, Mapping[str, Any]], str]:
 
 
 def drawn(dataset: Dataset, hard_negatives: int = 0) -> list[list[str]]:
-    sampler = Sampler(dataset, Stage("pairs", 1, 2, 4, hard_negatives), {})
+    sampler = Sampler(dataset, TrainingStage("pairs", 1, 2, 4, hard_negatives), {})
     batches = []
     for seed in range(5):
         random = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ import torch
 from lakerank.errors import ConfigError, SchemaError
 from lakerank.lake.storage import Storage
 from lakerank.limits import Limits
-from lakerank.training.batches import NegativeRule, Sampler, Stage
+from lakerank.training.batches import NegativeRule, Sampler, TrainingStage
 from lakerank.training.config import load_train_config
 from lakerank.training.dataset import Dataset, ExtraColumns, ImageStore, TablePaths, read_dataset
 from lakerank.training.losses import margin_mse
@@ -70,7 +70,7 @@ def test_what_is_relevant_or_out_of_the_window_is_no_negative(dataset: Dataset) 
 
 
 def test_a_batch_holds_each_query_s_negatives_and_leaves_suspects_unused(dataset: Dataset) -> None:
-    stage = Stage("pairs", steps=1, groups=2, group_size=3, hard_negatives=2)
+    stage = TrainingStage("pairs", steps=1, groups=2, group_size=3, hard_negatives=2)
     sampler = Sampler(dataset, stage, {}, NegativeRule(below=0.95))
     red, suspect = dataset.queries.ids.index("red.en"), dataset.documents.ids.index("green.text")
     met = 0

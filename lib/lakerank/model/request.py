@@ -24,7 +24,7 @@ MAX_IMAGE_BYTES = 64 * 2**20
 TIMEOUT_S = 20.0
 
 
-class Item(BaseModel):
+class RequestItem(BaseModel):
     """A query or a document: text, an image (base64, a data: URI or a URL), or both."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,7 +38,7 @@ class Item(BaseModel):
         return {"text": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _holds_something(self) -> Item:
+    def _holds_something(self) -> RequestItem:
         if self.text is None and self.image is None:
             raise ValueError("neither text nor image")
         return self
@@ -57,8 +57,8 @@ class RerankRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = ""
-    query: Item
-    documents: list[Item] = Field(min_length=1)
+    query: RequestItem
+    documents: list[RequestItem] = Field(min_length=1)
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool = False
 
@@ -121,7 +121,7 @@ def _is_url(value: str) -> bool:
     return value[:8].lower().startswith(("http://", "https://"))
 
 
-def _image(item: Item, allowed_hosts: Collection[str]) -> bytes | None:
+def _image(item: RequestItem, allowed_hosts: Collection[str]) -> bytes | None:
     if item.image is None:
         return None
     return fetch(item.image, allowed_hosts) if _is_url(item.image) else _decode(item.image)

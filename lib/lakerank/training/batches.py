@@ -17,7 +17,7 @@ Weight = Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """Some steps of one kind: what they draw, and the weights of their losses.
 
     Each step draws `groups` groups of `group_size` topics, a document and a query each, and `hard_negatives` documents
@@ -123,7 +123,9 @@ class NegativeRule:
 class Sampler:
     """Draws batches of a stage. A batch depends on the random generator it is given and on nothing drawn before."""
 
-    def __init__(self, dataset: Dataset, stage: Stage, apart: RowFilter, rule: NegativeRule = NegativeRule()) -> None:
+    def __init__(
+        self, dataset: Dataset, stage: TrainingStage, apart: RowFilter, rule: NegativeRule = NegativeRule()
+    ) -> None:
         """`apart`: texts that no image is paired with. `rule`: of hard negatives."""
         self.stage, self._dataset, self._rule = stage, dataset, rule
         document_topics, query_topics = _topics_by_row(dataset)

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from lakerank.config import Section, StorageConfig, apply_override, read_yaml, validate
 from lakerank.errors import ConfigError
 from lakerank.lake import redacted, scheme
-from lakerank.training.batches import NegativeRule, Stage
+from lakerank.training.batches import NegativeRule, TrainingStage
 from lakerank.training.model import Lora
 
 #: The curriculum by which the bundled checkpoint learns from scratch; of the repository, not of the installed package.
@@ -152,7 +152,7 @@ class TrainConfig(Section):
     augment: bool = True
     max_document_tokens: int = Field(default=40, ge=1, le=8192)
     max_query_tokens: int = Field(default=24, ge=1, le=512)
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    stages: tuple[TrainingStage, ...] = Field(min_length=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = 0

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lakerank.training.batches import Batch, Sampler, Stage
+from lakerank.training.batches import Batch, Sampler, TrainingStage
 from lakerank.training.dataset import Rows
 from lakerank.training.inputs import EncodedDataset
 from lakerank.training.model import PairNetwork
@@ -108,11 +108,11 @@ class Objective(Protocol):
     @property
     def loss_names(self) -> tuple[str, ...]: ...
     def parameters(self) -> dict[str, nn.Parameter]: ...
-    def start_step(self, stage: Stage, first: bool) -> None: ...
+    def start_step(self, stage: TrainingStage, first: bool) -> None: ...
     def draw(self, sampler: Sampler, random: np.random.Generator, progress: float) -> Batch: ...
-    def pairs(self, stage: Stage, batch: Batch) -> tuple[Tensor, Tensor]: ...
-    def losses(self, stage: Stage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses: ...
-    def grid_scores(self, stage: Stage, data: EncodedDataset, documents: Rows, queries: Rows) -> np.ndarray: ...
+    def pairs(self, stage: TrainingStage, batch: Batch) -> tuple[Tensor, Tensor]: ...
+    def losses(self, stage: TrainingStage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses: ...
+    def grid_scores(self, stage: TrainingStage, data: EncodedDataset, documents: Rows, queries: Rows) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -133,25 +133,25 @@ class RankingObjective:
         named = self.network.network.named_parameters()
         return {f"network.{name}": value for name, value in named if value.requires_grad}
 
-    def start_step(self, stage: Stage, first: bool) -> None:
+    def start_step(self, stage: TrainingStage, first: bool) -> None:
         """Nothing to prepare: all parameters are trained in every stage."""
 
     def draw(self, sampler: Sampler, random: np.random.Generator, progress: float) -> Batch:
         """Of topics at random."""
         return sampler.draw(random, sampler.draw_topics(random))
 
-    def pairs(self, stage: Stage, batch: Batch) -> tuple[Tensor, Tensor]:
+    def pairs(self, stage: TrainingStage, batch: Batch) -> tuple[Tensor, Tensor]:
         """All pairs within each group, document by document."""
         height, width = batch.shape
         group, document, query = torch.cartesian_prod(*map(torch.arange, (batch.groups, height, width))).T
         return group * height + document, group * width + query
 
-    def losses(self, stage: Stage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses:
+    def losses(self, stage: TrainingStage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses:
         """Of the logits of every pair of a group."""
         rows = (batch.documents, batch.queries)
         return self.of_logits(stage, batch, self.network.logits(self.data, rows, self.pairs(stage, batch), generator))
 
-    def of_logits(self, stage: Stage, batch: Batch, logits: Tensor) -> WeightedLosses:
+    def of_logits(self, stage: TrainingStage, batch: Batch, logits: Tensor) -> WeightedLosses:
         """Losses of the logits (P,) of `pairs`, each the mean over groups."""
         ranking = RANKING_LOSSES[stage.ranking or "listnet"]
         by_name: dict[str, list[Tensor]] = {"ranking": [], "pointwise": [], "distillation": []}
@@ -166,7 +166,7 @@ class RankingObjective:
         return {name: (weight, torch.stack(losses).mean()) for weight, (name, losses) in named if losses}
 
     def grid_scores(
-        self, stage: Stage, data: EncodedDataset, documents: Rows, queries: Rows, queries_at_once: int = 20
+        self, stage: TrainingStage, data: EncodedDataset, documents: Rows, queries: Rows, queries_at_once: int = 20
     ) -> np.ndarray:
         """Logits (D, Q) of every pair."""
         columns = []

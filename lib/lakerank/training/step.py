@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lakerank.errors import TrainingError
-from lakerank.training.batches import Batch, Sampler, Stage
+from lakerank.training.batches import Batch, Sampler, TrainingStage
 from lakerank.training.inputs import EncodedDataset
 from lakerank.training.losses import Objective, total_loss
 
@@ -32,7 +32,7 @@ class Schedule:
     of the peak.
     """
 
-    stages: Sequence[Stage]
+    stages: Sequence[TrainingStage]
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     floor: float = 0.02
@@ -54,7 +54,7 @@ class Schedule:
         steps = self.stages[index].steps
         return index, (step - self.ends[index] + steps) / steps
 
-    def stage(self, step: int) -> Stage:
+    def stage(self, step: int) -> TrainingStage:
         """The stage of a step."""
         return self.stages[self.position(step)[0]]
 
@@ -228,7 +228,7 @@ class Step:
         self.optimizer.step(rate)
         return {"step": number + 1, "stage": sampler.stage.name, **losses, "norm": norm, "rate": rate}
 
-    def _shards(self, batch: Batch, stage: Stage) -> list[Batch]:
+    def _shards(self, batch: Batch, stage: TrainingStage) -> list[Batch]:
         """Parts of a batch within `step_tokens`, at least one a process."""
         limit = self.settings.step_tokens
         for count in range(min(self.processes.count, batch.groups), batch.groups):
@@ -237,13 +237,13 @@ class Step:
                 return shards
         return batch.shards(batch.groups)
 
-    def _tokens(self, batch: Batch, stage: Stage) -> int:
+    def _tokens(self, batch: Batch, stage: TrainingStage) -> int:
         """Tokens that the network computes for a batch, padding included."""
         prefix = max(len(self.data.documents[row].token_ids) for row in batch.documents)
         suffix = max(len(self.data.queries[row].token_ids) for row in batch.queries)
         return prefix * len(batch.documents) + suffix * len(self.objective.pairs(stage, batch)[0])
 
-    def _backward(self, shards: Sequence[Batch], stage: Stage, number: int) -> dict[str, float]:
+    def _backward(self, shards: Sequence[Batch], stage: TrainingStage, number: int) -> dict[str, float]:
         """Add up gradients of this process's shards; returns the losses of all."""
         names, groups = ("loss", *self.objective.loss_names), sum(shard.groups for shard in shards)
         totals, device = torch.zeros(len(names), dtype=torch.float64), self.objective.network.device

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, list_figures
-from lakerank.training.batches import Stage
+from lakerank.training.batches import TrainingStage
 from lakerank.training.dataset import Dataset, RowFilter, Rows, Table
 from lakerank.training.inputs import EncodedDataset
 from lakerank.training.losses import Objective
@@ -67,7 +67,7 @@ class Validation:
     seed: int = 0
     bf16: bool = False
 
-    def measure(self, objective: Objective, stage: Stage) -> dict[str, float]:
+    def measure(self, objective: Objective, stage: TrainingStage) -> dict[str, float]:
         """nDCG@10 by slice and direction, for the directions that a slice has, as the stage ranks."""
         measured = {}
         network = objective.network.network.eval()

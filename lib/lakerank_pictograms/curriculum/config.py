@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from lakerank.config import Section
-from lakerank.training.batches import Stage, Weight
+from lakerank.training.batches import TrainingStage, Weight
 from lakerank.training.config import OptimizerConfig, StartConfig, TrainConfig
 
 
@@ -61,7 +61,7 @@ class CurriculumStartConfig(StartConfig):
 
 
 @dataclass(frozen=True)
-class CurriculumStage(Stage):
+class CurriculumStage(TrainingStage):
     """A stage that trains a part of the network, or by other losses than those of ranking.
 
     With `ranking: null` it trains the layers below `tap` and where that one looks: query and document meet in the
@@ -85,7 +85,7 @@ class CurriculumStage(Stage):
     @property
     def loss_weights(self) -> list[float]:
         """With those of the contrastive and the proxy loss."""
-        return [*Stage.loss_weights.fget(self), self.contrastive_weight, self.proxy_weight]  # type: ignore[attr-defined]
+        return [*TrainingStage.loss_weights.fget(self), self.contrastive_weight, self.proxy_weight]  # type: ignore[attr-defined]
 
     def mined_share(self, progress: float) -> float:
         """Share of groups of easily confused topics, `progress` through the stage."""

@@ -368,10 +368,10 @@ class Lake:
 
     def candidates(self) -> dict[str, list[str]]:
         """Document ids of each query, in their order."""
-        found: dict[str, list[str]] = {}
+        result: dict[str, list[str]] = {}
         for row in self.table("candidates"):
-            found.setdefault(row["query_id"], []).append(row["doc_id"])
-        return found
+            result.setdefault(row["query_id"], []).append(row["doc_id"])
+        return result
 
     def qrels(self) -> dict[tuple[str, str], int]:
         """Relevance by query and document."""

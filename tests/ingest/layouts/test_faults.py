@@ -56,7 +56,7 @@ def test_a_bad_line_is_listed_and_the_rest_is_read(publish, ingested, layout, fi
     spoil(folder / file, 2, line)
     lake = ingested(folder)
     assert lake.table(table) == whole
-    assert [(one["path"], one["line"], one["fault"]) for one in lake.rejects(table)] == [(file, 2, fault)]
+    assert [(reject["path"], reject["line"], reject["fault"]) for reject in lake.rejects(table)] == [(file, 2, fault)]
     assert lake.done.rejected_by_fault[fault] >= 1
     assert lake.done.rejects[table].endswith(f"rejects/{table}.jsonl")
 

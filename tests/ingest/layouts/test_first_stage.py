@@ -12,8 +12,8 @@ RUN = "1 Q0 d2 1 9.5 bm25\n1 Q0 d3 2 11 bm25\n1 Q0 d1 3 2e-1 bm25\n2 Q0 d2 1 3 b
 
 
 def rows(lake, query):
-    found = [row for row in lake.table("candidates") if row["query_id"] == query]
-    return [(row["doc_id"], row["first_stage_score"], row["first_stage_rank"]) for row in found]
+    result = [row for row in lake.table("candidates") if row["query_id"] == query]
+    return [(row["doc_id"], row["first_stage_score"], row["first_stage_rank"]) for row in result]
 
 
 def test_a_run_is_ordered_by_score_and_cut(publish, ingested, tmp_path):
@@ -59,9 +59,9 @@ def test_mbeir_runs_have_a_task_number_and_one_file_serves_all_parts(publish, in
 
 def test_documents_can_be_those_that_are_candidates(publish, ingested):
     lake = ingested(publish("beir"), all_documents=False, depth=1)
-    wanted = {doc for docs in lake.candidates().values() for doc in docs}
-    assert set(lake.by_id("documents")) == wanted
-    assert len(wanted) == 4
+    expected = {doc for docs in lake.candidates().values() for doc in docs}
+    assert set(lake.by_id("documents")) == expected
+    assert len(expected) == 4
 
 
 def test_faulty_lines_of_a_run_are_rejects_and_other_queries_are_passed_over(publish, ingested, tmp_path):
@@ -69,8 +69,8 @@ def test_faulty_lines_of_a_run_are_rejects_and_other_queries_are_passed_over(pub
     (tmp_path / "run.txt").write_bytes(b"\n".join(lines))
     lake = ingested(publish("beir") / "scifact", runs=(str(tmp_path / "run.txt"),))
     assert lake.candidates() == {"scifact/1": ["scifact/d1"]}
-    found = [(reject["path"], reject["fault"], reject["line"]) for reject in lake.rejects("candidates")]
-    assert found == [
+    result = [(reject["path"], reject["fault"], reject["line"]) for reject in lake.rejects("candidates")]
+    assert result == [
         ("run.txt", "field_missing", 2),
         ("run.txt", "field_invalid", 3),
         ("run.txt", "text_undecodable", 5),

@@ -93,8 +93,8 @@ def test_beir_takes_qrels_from_the_repository_beside(publish, ingested):
 def test_coir_has_its_tasks_and_languages(publish, ingested):
     queries = ingested(publish("coir")).by_id("queries")
     assert queries["cosqa/q0"]["task"] == "text-to-code"
-    found = queries["codesearchnet-go/q0"]
-    assert (found["dataset"], found["subset"], found["task"]) == ("codesearchnet", "go", "code-to-text")
+    result = queries["codesearchnet-go/q0"]
+    assert (result["dataset"], result["subset"], result["task"]) == ("codesearchnet", "go", "code-to-text")
     assert len(queries) == 2, "queries of the train split are left out"
 
 

@@ -183,11 +183,11 @@ def test_the_headline_is_what_the_benchmark_itself_counts(run: Run, name: str):
         )
         for dataset, subsets in datasets.items()
     }
-    found = run.benchmark(name)
-    assert {one["name"]: one["reranked"] for one in found["datasets"]} == pytest.approx(expected, abs=1e-6)
-    assert found["reranked"] == pytest.approx(mean(expected.values()), abs=1e-6)
+    result = run.benchmark(name)
+    assert {one["name"]: one["reranked"] for one in result["datasets"]} == pytest.approx(expected, abs=1e-6)
+    assert result["reranked"] == pytest.approx(mean(expected.values()), abs=1e-6)
     queries = sum(len(queries) for subsets in datasets.values() for queries in subsets.values())
-    assert found["queries"] == queries, "queries that find nothing count"
+    assert result["queries"] == queries, "queries that find nothing count"
 
 
 def test_winoground_is_scored_as_its_authors_do(run: Run):
@@ -205,13 +205,13 @@ def test_winoground_is_scored_as_its_authors_do(run: Run):
             and score(f"{k}:c1", f"{k}:i1") > score(f"{k}:c1", f"{k}:i0")
         )
     group = [both == (True, True) for both in zip(text, image, strict=True)]
-    found = run.benchmark("winoground")
-    assert found["details"] == {"text": mean(text), "image": mean(image), "group": mean(group)}
-    assert found["reranked"] == pytest.approx(mean([mean(text), mean(image), mean(group)]))
+    result = run.benchmark("winoground")
+    assert result["details"] == {"text": mean(text), "image": mean(image), "group": mean(group)}
+    assert result["reranked"] == pytest.approx(mean([mean(text), mean(image), mean(group)]))
 
 
 def test_the_rankings_differ_enough_for_the_figures_to_tell_something(run: Run):
-    figures = {one["reranked"] for name in MEASURES for one in run.benchmark(name)["datasets"]}
+    figures = {dataset["reranked"] for name in MEASURES for dataset in run.benchmark(name)["datasets"]}
     assert len(figures) > 5
     assert not figures <= {0.0, 1.0}
 

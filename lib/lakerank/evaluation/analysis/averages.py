@@ -93,7 +93,7 @@ Logits = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Benchmark:
+class PublishedBenchmark:
     """A benchmark: the measure of its headline, its number of datasets (None: unknown), and m0's published figure, from
     its model card of April 2025 (None: not published).
     """
@@ -112,16 +112,16 @@ class Benchmark:
 
 #: Recall of MKQA and of M-BEIR is, in their authors' evaluation code, 1 for a query with any hit: trec_eval's success.
 BENCHMARKS = {
-    "vidore_v1": Benchmark("ViDoRe v1", "nDCG@5", 10, 0.9102),
-    "vidore_v2": Benchmark("ViDoRe v2", "nDCG@5", None, None),
-    "vidore_v3": Benchmark("ViDoRe v3", "nDCG@5", None, None),
-    "beir": Benchmark("BEIR", "nDCG@10", 18, 0.5895),
-    "miracl": Benchmark("MIRACL", "nDCG@10", 18, 0.6675),
-    "mkqa": Benchmark("MKQA", "Success@10", 26, 0.6819, "Recall@10"),
-    "mldr": Benchmark("MLDR", "nDCG@10", 13, 0.5983),
-    "coir": Benchmark("CoIR", "nDCG@10", 10, 0.6355),
-    "mbeir": Benchmark("M-BEIR", "Success@5", 16, None, "Recall@5"),
-    WINOGROUND: Benchmark("Winoground", "mean score", 1, 0.4392),
+    "vidore_v1": PublishedBenchmark("ViDoRe v1", "nDCG@5", 10, 0.9102),
+    "vidore_v2": PublishedBenchmark("ViDoRe v2", "nDCG@5", None, None),
+    "vidore_v3": PublishedBenchmark("ViDoRe v3", "nDCG@5", None, None),
+    "beir": PublishedBenchmark("BEIR", "nDCG@10", 18, 0.5895),
+    "miracl": PublishedBenchmark("MIRACL", "nDCG@10", 18, 0.6675),
+    "mkqa": PublishedBenchmark("MKQA", "Success@10", 26, 0.6819, "Recall@10"),
+    "mldr": PublishedBenchmark("MLDR", "nDCG@10", 13, 0.5983),
+    "coir": PublishedBenchmark("CoIR", "nDCG@10", 10, 0.6355),
+    "mbeir": PublishedBenchmark("M-BEIR", "Success@5", 16, None, "Recall@5"),
+    WINOGROUND: PublishedBenchmark("Winoground", "mean score", 1, 0.4392),
 }
 
 #: M-BEIR's datasets that its authors cut off at ten.
@@ -129,7 +129,7 @@ _CUT_OFF_AT_TEN = ("fashion200k", "fashioniq")
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
+class DatasetAverage:
     """A dataset's figures: one dot of the box plot."""
 
     name: str
@@ -144,14 +144,14 @@ class Headline:
     """A benchmark's figures over the datasets in the lake: means over queries, then subsets, then datasets."""
 
     name: str
-    benchmark: Benchmark
+    benchmark: PublishedBenchmark
     queries: int
     first_stage: float | None
     reranked: float
     low: float | None
     high: float | None
     baseline: float | None
-    datasets: tuple[Dataset, ...]
+    datasets: tuple[DatasetAverage, ...]
     details: Mapping[str, float]
 
     @property
@@ -183,7 +183,7 @@ def headlines(subsets: Summaries, logits: Logits) -> list[Headline]:
 
 
 def _headline(name: str, subsets_of: Mapping[str, Sequence[Summary]]) -> Headline:
-    benchmark = BENCHMARKS.get(name, Benchmark(name, "nDCG@10", None, None))
+    benchmark = BENCHMARKS.get(name, PublishedBenchmark(name, "nDCG@10", None, None))
     datasets, resamples = [], []
     for dataset, subsets in subsets_of.items():
         measure = benchmark.measure
@@ -194,7 +194,7 @@ def _headline(name: str, subsets_of: Mapping[str, Sequence[Summary]]) -> Headlin
             for which in ("first_stage", "reranked", "baseline")
         )
         queries = sum(subset.queries for subset in subsets)
-        datasets.append(Dataset(dataset, queries, first, reranked or 0.0, baseline))
+        datasets.append(DatasetAverage(dataset, queries, first, reranked or 0.0, baseline))
         column = NAMES.index(measure)
         resamples.append(np.mean([subset.resampled_means("reranked")[:, column] for subset in subsets], axis=0))
     fewest = min(subset.queries for subsets in subsets_of.values() for subset in subsets)
@@ -248,7 +248,7 @@ def winoground(logits: Logits) -> Headline | None:
     sums = resampled_sums(query_hashes(examples), table)
     with np.errstate(invalid="ignore"):
         bounds = interval(sums[:, :3].mean(axis=1) / sums[:, 3], len(examples))
-    datasets = (Dataset(WINOGROUND, len(examples), None, mean, None),)
+    datasets = (DatasetAverage(WINOGROUND, len(examples), None, mean, None),)
     return Headline(
         WINOGROUND, BENCHMARKS[WINOGROUND], len(examples), None, mean, *bounds, None, datasets, details
     )  # fmt: skip

@@ -44,7 +44,7 @@ _TASKS = {"c": "caption→image", "i": "image→caption"}
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class WinogroundExample:
     """Two captions and two images; an image is read when it is asked for and raises `LineFault` when it cannot be."""
 
     id: str
@@ -67,7 +67,7 @@ def _parts(folder: BenchmarkFolder, _split: str) -> list[Part]:
     queries = partial(_items, examples, lambda kind: columns._replace(task=_TASKS[kind]), every_id)
 
     def index() -> Iterator[tuple[str, str]]:
-        whole = (example for example in examples() if isinstance(example, Example))
+        whole = (example for example in examples() if isinstance(example, WinogroundExample))
         return ((f"{example.id}:{kind}{side}", "") for example in whole for kind in _TASKS for side in _SIDES)
 
     def judgements() -> Qrels:
@@ -80,7 +80,7 @@ def _parts(folder: BenchmarkFolder, _split: str) -> list[Part]:
     return [Part("winoground", pool, columns, queries, judgements, candidates, is_text=False)]
 
 
-Examples = Callable[[], Iterator[Example | SourceReject]]
+Examples = Callable[[], Iterator[WinogroundExample | SourceReject]]
 
 
 def _items(
@@ -107,7 +107,7 @@ def _items(
 def _pairs(examples: Examples) -> Iterator[tuple[str, str, int]]:
     """Query, document, and whether they belong together, of everything that is compared."""
     for example in examples():
-        if isinstance(example, Example):
+        if isinstance(example, WinogroundExample):
             for query, document in (("c", "i"), ("i", "c")):
                 for side, other in itertools.product(_SIDES, _SIDES):
                     yield f"{example.id}:{query}{side}", f"{example.id}:{document}{other}", int(side == other)
@@ -130,7 +130,7 @@ def _image_folder(folder: BenchmarkFolder) -> str | None:
     return next((f"{root}images/" for root in _ROOTS if "images" in folder.folders(root.rstrip("/"))), None)
 
 
-def _read(folder: BenchmarkFolder) -> Iterator[Example | SourceReject]:
+def _read(folder: BenchmarkFolder) -> Iterator[WinogroundExample | SourceReject]:
     path = _jsonl(folder)
     if path is None:
         for shard in _parquet(folder):
@@ -145,11 +145,13 @@ def _read(folder: BenchmarkFolder) -> Iterator[Example | SourceReject]:
 ReadImage = Callable[[Mapping[str, Any], str], bytes]
 
 
-def _example(path: str, image: ReadImage, line: int, fields: Mapping[str, Any]) -> Iterator[Example]:
+def _example(path: str, image: ReadImage, line: int, fields: Mapping[str, Any]) -> Iterator[WinogroundExample]:
     captions = tuple(text for name in _CAPTIONS if (text := record_text(fields, name)) is not None)
     if len(captions) < 2:
         raise LineFault(SourceFault.FIELD_MISSING, "no 'caption_0' and 'caption_1'")
-    yield Example(record_id(fields, ("id",)), captions, [partial(image, fields, name) for name in _IMAGES], path, line)
+    yield WinogroundExample(
+        record_id(fields, ("id",)), captions, [partial(image, fields, name) for name in _IMAGES], path, line
+    )
 
 
 @contextmanager
