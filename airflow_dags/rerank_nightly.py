@@ -54,7 +54,7 @@ PARAMS = {
         type="array",
         items={"type": "object"},
         title="Exports",
-        description="Options of jobs/export.py, an object each: format, to, and since, depth where wanted.",
+        description="Options of jobs/export.py, an object each: format, to, and optionally since and depth.",
     ),
 }
 

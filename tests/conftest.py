@@ -1,4 +1,4 @@
-"""What several rooms' tests share: small random checkpoints, made here, with a tokenizer trained on a few sentences."""
+"""Fixtures of several packages' tests: small random checkpoints with a tokenizer trained on a few sentences."""
 
 from __future__ import annotations
 

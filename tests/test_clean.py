@@ -1,4 +1,4 @@
-"""`jobs/clean.py` lists, deletes only when told to, and ends with one JSON object."""
+"""`jobs/clean.py` lists, deletes only with `--apply`, and ends with one JSON object."""
 
 from __future__ import annotations
 

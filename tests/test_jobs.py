@@ -252,7 +252,7 @@ def test_json_logs_say_run_stage_and_unit_on_the_driver_and_in_the_workers(dirty
     assert {line["run"] for line in lines} == {"r"}
     assert {"plan", "score", "audit"} <= {line.get("stage") for line in lines}
     units = {line["unit"] for line in lines if line["logger"] == "lakerank.spark.score" and "unit" in line}
-    assert len(units) == dirty.summary["units"], "each unit is told of by the worker that scored it"
+    assert len(units) == dirty.summary["units"], "the worker that scored a unit logs it"
 
 
 def test_the_manifest_and_the_last_line_say_what_the_run_took(clean):

@@ -46,7 +46,7 @@ class LakeJob(SparkSubmitOperator):
     """
 
     operator_extra_links = (ReportLink(),)
-    #: The command line is made when the task runs: so the rendered template shows it afterwards.
+    #: The command line is built when the task runs, so that the rendered template shows it afterwards.
     overwrite_rtif_after_execution = True
 
     def __init__(

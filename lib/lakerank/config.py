@@ -361,21 +361,21 @@ def validate(schema: type[Schema], values: Mapping[str, Any], faults: Sequence[s
     """A config of complete values.
 
     Raises:
-        ConfigError: the faults that are known already, those of the values, and contradictions, all at once.
+        ConfigError: the given faults, those of the values, and contradictions, all at once.
     """
     try:
         config = schema.model_validate(values)
-        found = config.contradictions()
+        contradictions = config.contradictions()
     except ValidationError as error:
-        found = [describe(fault) for fault in error.errors()]
-    if faults or found:
-        raise ConfigError([*faults, *(f"{source}: {fault}" for fault in found)])
+        contradictions = [describe(fault) for fault in error.errors()]
+    if faults or contradictions:
+        raise ConfigError([*faults, *(f"{source}: {fault}" for fault in contradictions)])
     return config
 
 
 def bundled_config(name: str) -> Path | None:
     """The file of a config that is installed with the package, by its name: `demo` for conf/demo.yaml."""
-    # In a wheel conf/ lies in the package, in a clone beside lib/.
+    # In a wheel conf/ is in the package, in a clone beside lib/.
     files = (folder / "conf" / f"{name}.yaml" for folder in (_PACKAGE, _PACKAGE.parents[1]))
     return next((file for file in files if Path(name).name == name and file.is_file()), None)
 

@@ -21,10 +21,10 @@ Int64 = npt.NDArray[np.int64]
 #: character takes 2–3 bytes: bytes are therefore a steadier yardstick than characters.
 BYTES_PER_TOKEN = 4.0
 
-#: Side in pixels of the square one visual token stands for: patch 14 × merge 2 (Qwen2-VL).
+#: Side in pixels of the square that a visual token covers: patch 14 × merge 2 (Qwen2-VL).
 VISUAL_TOKEN_SIDE = 28
 
-#: A visual token passes the vision encoder before the language model: 5,473 + 2,157 GFLOP for 776 tokens at 2B size.
+#: A visual token costs the vision encoder, then the language model: 5,473 + 2,157 GFLOP for 776 tokens at 2B size.
 VISUAL_TOKEN_COST = 3.5
 
 #: Tokens of the prompt around a document, or around a query with its score token.

@@ -19,7 +19,7 @@ _log = logging.getLogger("lakerank_pictograms")
 
 
 def main() -> int:
-    """Fetch the packages, write the lakes asked for, and print the SHA-256 of every file."""
+    """Fetch the packages, write the requested lakes, and print the SHA-256 of every file."""
     parser = argparse.ArgumentParser(prog="python -m lakerank_pictograms", description=__doc__)
     parser.add_argument("--demo", type=Path, metavar="DIR", help="write the bundled demo lake here")
     parser.add_argument("--train", type=Path, metavar="DIR", help="write the training lake here")

@@ -106,7 +106,7 @@ def pictures(packages: Packages, styles: Collection[str], concepts: Collection[s
 
 
 def distinct(drawn: Sequence[Picture]) -> list[Picture]:
-    """Each picture once: one that stands for several concepts (families in silhouette, shared flags) is the first's."""
+    """Each picture once: one of several concepts (families in silhouette, shared flags) is the first's."""
     owners: dict[bytes, Picture] = {}
     for picture in sorted(drawn, key=lambda picture: picture.concept not in SHARED_FLAGS):
         owners.setdefault(picture.png, picture)
@@ -116,7 +116,7 @@ def distinct(drawn: Sequence[Picture]) -> list[Picture]:
 def _names_by_code_point(packages: Packages) -> dict[str, str]:
     """Icon names of the sets that list their code points, for those that do not: the naming is shared.
 
-    A name that stands for two concepts ("cricket" is an insect and a game) is left out.
+    A name of two concepts ("cricket" is an insect and a game) is left out.
     """
     names: dict[str, str] = {}
     for style in ("noto", "twemoji"):

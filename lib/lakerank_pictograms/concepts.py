@@ -1,4 +1,4 @@
-"""What a pictogram stands for, what it is called in many languages, and which concepts training may see."""
+"""Concepts of pictograms, their names in many languages, and their split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MARKS = frozenset({"fe0f", "200d", "2640", "2642", "27a1"})  # presentation, jo
 _CLOCKS = range(0x1F550, 0x1F568)
 _HOLDING_HANDS = frozenset({"1f46b", "1f46c", "1f46d"})
 
-#: Countries whose flag some territory flies too: the same picture must not stand in two splits.
+#: Countries whose flag some territory flies too: the same picture must not be in two splits.
 SHARED_FLAGS = {
     "1f1e6-1f1fa": "1f1ed-1f1f2",  # Australia: Heard & McDonald Islands
     "1f1e7-1f1fb": "1f1f8-1f1ef",  # Bouvet Island: Svalbard & Jan Mayen

@@ -83,7 +83,7 @@ def _table_rows(storage: Storage, uri: str, expected: pa.Schema) -> Iterator[dic
 #: Extra columns of the queries table that name a row of the table.
 LABELS = ("task", "slice")
 
-#: Candidate lists of an evaluation lake, and what a table of each is headed by.
+#: Candidate lists of an evaluation lake, and the headings of their tables.
 CANDIDATE_LISTS = {"candidates": "Random candidates", "candidates_hard": "Candidates of the same group"}
 
 
@@ -92,7 +92,7 @@ def evaluate(
 ) -> dict[str, list[Slice]]:
     """Figures by candidate list, for every task and slice, over all candidates of a few of its queries.
 
-    `seed` draws the queries. Each document is scored once, whichever lists it stands in.
+    `seed` draws the queries. Each document is scored once, in however many lists it is.
 
     Raises:
         StorageError: a table is not there.
@@ -207,7 +207,7 @@ def _text(blob: Blob) -> str | None:
 
 
 def _reranked(results: Iterable[ScoredPair | Reject]) -> dict[str, tuple[str, ...]]:
-    """Documents of each query by falling logit, then id; what was rejected counts as not found."""
+    """Documents of each query by falling logit, then id; rejected documents count as not retrieved."""
     logits: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for result in results:
         if isinstance(result, ScoredPair):

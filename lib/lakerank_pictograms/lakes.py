@@ -150,12 +150,12 @@ _README = """\
 train/, validation/, test/: one lake each (documents, queries, qrels). Their concepts are disjoint.
 
 A concept is an emoji without skin tone. Gender variants, clock faces, families, couples and
-territories that fly a country's flag share a split. No picture stands twice.
+territories that fly a country's flag share a split. No picture is repeated.
 train       about 84 % of the concepts; no Fluent pictures; qrels never pair a text in hi, sv or uk with a picture.
 validation  about 4 %: for early stopping.
 test        about 12 %: not to be looked at while training. The bundled demo lake's "unseen concept" slice has these.
 
-judging     for the checkpoint's card, not for choosing anything while training: 200 queries in each of 14 slices
+judging     for the checkpoint's model card, not for choosing anything while training: 200 queries in each of 14 slices
             (columns task and slice in queries.parquet), one relevant document among 100 candidates.
             candidates.parquet: the other 99 at random; candidates_hard.parquet: of the same group.
             first_stage_score is BM25's over English names, first_stage_rank the place among the 100 by it.

@@ -1,4 +1,4 @@
-"""Which queries are asked of which documents, in which first-stage order, and how relevant they are.
+"""Which documents are candidates of which queries, in which first-stage order, and how relevant they are.
 
 The first stage is BM25 over one English name a document, as a catalogue of pictures would hold it. A query in another
 language matches little there and a picture nothing: what is missing in a list is filled with documents of the query's
@@ -136,8 +136,8 @@ def _language(query_slice: QuerySlice, concept: Concept, number: int) -> str:
 
 def _pick(texts: Sequence[Item], number: int) -> Item:
     """The name, and every fourth time the keywords."""
-    wanted = "keywords" if number % 4 == 3 else "name"
-    return next((item for item in texts if item.kind == wanted), texts[0])
+    kind = "keywords" if number % 4 == 3 else "name"
+    return next((item for item in texts if item.kind == kind), texts[0])
 
 
 def _alternating(concepts: Sequence[Concept], query_slice: QuerySlice) -> list[Concept]:
@@ -222,11 +222,11 @@ class Relevance:
             for label in english
         }
 
-    def between(self, wanted: Concept, found: Concept) -> int:
+    def between(self, query: Concept, document: Concept) -> int:
         """SAME, RELATED or UNRELATED; symmetric."""
-        if wanted.key == found.key:
+        if query.key == document.key:
             return SAME
-        if wanted.subgroup != found.subgroup:
+        if query.subgroup != document.subgroup:
             return UNRELATED
-        a, b = self._words[wanted.key], self._words[found.key]
+        a, b = self._words[query.key], self._words[document.key]
         return RELATED if len(a & b) >= _SHARED_WORDS * len(a | b) else UNRELATED

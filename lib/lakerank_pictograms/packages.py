@@ -45,9 +45,9 @@ class Packages:
             tarball = self._tarball(name)
             if not tarball.exists():
                 _npm_pack(f"{name}@{version}", self._folder)
-            found = hashlib.sha256(tarball.read_bytes()).hexdigest()
-            if found != expected:
-                raise StorageError(f"{tarball}: SHA-256 is {found}, expected {expected}; delete it and fetch it again")
+            actual = hashlib.sha256(tarball.read_bytes()).hexdigest()
+            if actual != expected:
+                raise StorageError(f"{tarball}: SHA-256 is {actual}, expected {expected}; delete it and fetch it again")
 
     def read_json(self, name: str, path: str) -> Any:
         """Parse one file of a package; `path` is relative to the package's root.

@@ -1,4 +1,4 @@
-"""Workers and executors that die, tasks and drivers that come twice, files that are torn: one run, the same bytes."""
+"""Workers and executors that die, duplicate tasks and drivers, corrupt files: one run, the same bytes."""
 
 from __future__ import annotations
 

@@ -159,14 +159,14 @@ def test_a_unit_goes_when_all_its_scores_stand_elsewhere(storage: Storage, outpu
     tried = write_scores(storage, output, "f1", [5], reason="out_of_memory")
     lasting = write_scores(storage, output, "f1", [6], reason="image_undecodable")
     same = [write_scores(storage, output, "f1", [11], reason=reason) for reason in (None, "input_too_long")]
-    torn = write_scores(storage, output, "f1", [10])
-    storage.replace(unit_address(output, "f1", torn), b"PAR1")
+    corrupt = write_scores(storage, output, "f1", [10])
+    storage.replace(unit_address(output, "f1", corrupt), b"PAR1")
     write_run(storage, output, "r1", [named])
     reasons = {
         uri.rpartition("/")[2].removesuffix(".parquet"): why for uri, why in whys(look(storage, output), output).items()
     }
     assert reasons[part] == reasons[tried] == "superseded scores"
-    assert reasons[torn] == "torn scores"
+    assert reasons[corrupt] == "corrupt scores"
     assert not reasons.keys() & {named, lasting, *twins}
     assert [unit in reasons for unit in sorted(same)] == [False, True], "of two that hold the same the first stays"
     kept = {named, lonely, gone, *twins} - reasons.keys()

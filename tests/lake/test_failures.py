@@ -1,4 +1,4 @@
-"""Failures are told apart, and put into words that hold no keys."""
+"""Failures are distinguished, and their messages contain no keys."""
 
 from __future__ import annotations
 

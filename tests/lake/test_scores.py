@@ -1,4 +1,4 @@
-"""A unit's file is written once, reads back as it was, and is never believed when it is torn."""
+"""A unit's file is written once, reads back unchanged, and is rejected if it is corrupt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names are joined, told apart and shown as they should be."""
+"""Names are joined, compared and redacted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and pairs for the model room's tests."""
+"""Images and pairs for tests of the model package."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def test_recall_needs_topics_that_were_learned_and_room_for_them(curriculum_conf
     path = curriculum_config(stages=[BAG, RECALL | {"recall": True}])
     with pytest.raises(ConfigError, match="would overwrite what a checkpoint knows"):
         load_train_config(path, ["start={path: embedded}"])
-    with pytest.raises(ConfigError, match="intermediate_size 16 has no room to recall the lake's 60 topics"):
+    with pytest.raises(ConfigError, match="intermediate_size 16 is below the 60 topics to recall"):
         run_training(load_train_config(path, ["start.shape.intermediate_size=16", "lake.topic=text"]))
 
 

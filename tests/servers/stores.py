@@ -117,7 +117,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Storage, str]
 
 @pytest.fixture
 def faulty_s3(s3_endpoint: str) -> Iterator[FaultyS3]:
-    """A relay before the server, well-behaved until told otherwise."""
+    """A relay before the server, without faults until one is set."""
     with running(FaultyS3(s3_endpoint)) as server:
         yield server
 

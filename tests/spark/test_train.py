@@ -14,5 +14,5 @@ from lakerank.spark.train import train_on
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the distributor leaves a pipe open
 def test_processes_of_one_machine_ask_spark_for_no_gpu(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """A local master has none to give, and would refuse; each process takes the one of its number."""
-    monkeypatch.setenv("PYTHONPATH", "")  # and puts back what the distributor's processes are told
+    monkeypatch.setenv("PYTHONPATH", "")  # and restores the environment of the distributor's processes
     assert train_on(spark, lambda config: config.device, SimpleNamespace(device="cuda"), 1) == "cuda"

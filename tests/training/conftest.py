@@ -33,7 +33,7 @@ def plain_lake(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def training_values(colour_lake: Path, tiny_checkpoint: Path) -> dict[str, Any]:
-    """Of a config; its output is still to be said."""
+    """Of a config without an output."""
     tables = table_paths(colour_lake)
     stage = {"steps": 3, "groups": 3, "group_size": 4}
     return {

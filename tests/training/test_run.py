@@ -1,4 +1,4 @@
-"""Whole runs: a killed one goes on as if nothing had happened, and what they leave loads."""
+"""Whole runs: a killed one resumes with the same result, and its output loads."""
 
 import json
 import os

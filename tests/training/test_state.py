@@ -1,4 +1,4 @@
-"""A saved state is put back as it was, and never into another run."""
+"""A saved state is restored exactly, and never into another run."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_an_earlier_version_s_state_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("torn", ["state.json", "state-6.safetensors"])
 def test_a_torn_state_says_what_to_do(folder: Path, torn: str) -> None:
     (folder / torn).write_bytes((folder / torn).read_bytes()[:-1])
-    with pytest.raises(StorageError, match=r"the saved state is torn .*; remove it to start anew"):
+    with pytest.raises(StorageError, match=r"the saved state is corrupt .*; remove it to start again"):
         load(folder)
 
 

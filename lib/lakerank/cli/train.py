@@ -27,7 +27,7 @@ def train(config_path: Path, overrides: Sequence[str], processes: int | None, ve
     """Train a reranker on lake tables: documents, queries and qrels.
 
     Leaves in the config's `output`: checkpoint/ (loadable by every job) or adapter/, state/ (from which the same
-    command goes on after a kill), metrics.jsonl, progress.png and config.yaml. The summary has steps, resumed_at,
+    command resumes after a kill), metrics.jsonl, progress.png and config.yaml. The summary has steps, resumed_at,
     seconds and the last held-out figures.
     """
 

@@ -54,7 +54,7 @@ class JudgedQueries:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything that the report and the tables are made from."""
+    """The contents of the report and the tables."""
 
     inputs: Inputs
     queries: JudgedQueries
@@ -222,7 +222,7 @@ class _Collector:
 
 
 def blocks_here(storage: Storage, inputs: Inputs) -> Iterator[Block]:
-    """Blocks read in this process: the rows of all tables are held at once."""
+    """Blocks read in this process: the rows of all tables are in memory at once."""
 
     def batches(table: InputTable, uri: str, row_group: int) -> Iterator[pa.RecordBatch]:
         if table == InputTable.QUERY:

@@ -1,4 +1,4 @@
-"""Whole queries with all their pairs as columns, made from the rows of every table."""
+"""Whole queries with all their pairs as columns, built from the rows of every table."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def changes(rows: Iterable[Row], form: Format, first_number: int = 1) -> Iterato
 
     Args:
         rows: RANKED and `is_old`, `query_text`, `first_stage_score`, the last three where they are needed; sorted by
-            the format's key, each run's rows of a key in the order they are to stand in.
+            the format's key, each run's rows of a key in their order in the export.
         first_number: number of the first query that the newer run has a list for.
     """
     values: Callable[[Row], Any] = itemgetter(*form.columns)

@@ -105,7 +105,7 @@ def finished(storage: Storage, export: Export) -> dict[str, Any] | None:
 
 
 def finish(storage: Storage, export: Export, made_from: str, reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Write the manifest of an export whose parts are written. Returns the manifest that stands.
+    """Write the manifest of an export whose parts are written. Returns the manifest in effect.
 
     It says nothing of when or where, so that the same command writes the same bytes.
 

@@ -27,7 +27,7 @@ ROW_GROUP_ROWS = 50_000
 def trec_run(target: Target) -> Format:
     """`query Q0 document rank score tag`. Ids are escaped; the score is the logit, lowered in ties.
 
-    Readers sort by score and break ties by id their own way, so a logit that would not fall is written as the next
+    Readers sort by score and break ties by id in different ways, so a logit that would not fall is written as the next
     smaller float32: the order is that of the ranks, whoever reads it.
     """
     tag = escaped(target.name or "lakerank")
@@ -111,7 +111,7 @@ def flat_csv(_target: Target) -> Format:
 
     def encode(ranked: ExportList) -> bytes:
         sink = pa.BufferOutputStream()
-        options = pyarrow.csv.WriteOptions(include_header=False)  # made here: it does not pickle
+        options = pyarrow.csv.WriteOptions(include_header=False)  # created here: it does not pickle
         pyarrow.csv.write_csv(_batch(ranked, RANKED), sink, options)
         return bytes(sink.getvalue())
 

@@ -79,10 +79,10 @@ def ingest_benchmark(
     """Write `OUTPUT/documents/`, `queries/`, `candidates/` and `qrels/` from a benchmark's own files, streaming.
 
     Lines and rows that cannot be read do not stop it: they are counted by fault and listed in
-    `OUTPUT/rejects/<table>.jsonl`. A BM25 index is held in memory, one pool at a time.
+    `OUTPUT/rejects/<table>.jsonl`. A BM25 index is in memory, one pool at a time.
 
     Raises:
-        ConfigError: the output lies inside the source, a run belongs to no part, or a part has no first stage.
+        ConfigError: the output is inside the source, a run belongs to no part, or a part has no first stage.
         StorageError: a file that the layout expects is not there, or the output cannot be written.
         SchemaError: a published table lacks a column.
     """
@@ -168,7 +168,9 @@ class _LakeWriter:
         self._progress = progress
         self._rows = 0
         self._candidates = CandidateQueries()
-        self._answers: list[tuple[str, list[str]]] = []  # id and answers of each query that is judged by them
+        self._answers: list[
+            tuple[str, list[str]]
+        ] = []  # id and answers of each query whose qrels are matches of answers
         self._with_candidates: set[str] = set()  # queries of the current part
         self._matcher = AnswerMatcher() if any(part.judged_by_answers for part in benchmark.parts) else None
 
@@ -199,12 +201,12 @@ class _LakeWriter:
                         self._add("qrels", judgement)
 
     def _write_part(self, part: Part, index: Bm25Index | None) -> None:
-        judged = {row.query_id for row in part.judgements() if isinstance(row, Qrel)} if part.judgements else None
+        judged_ids = {row.query_id for row in part.judgements() if isinstance(row, Qrel)} if part.judgements else None
         numbers: dict[str, int] = {}  # of the part's queries, by id
         for query in part.queries():
             if isinstance(query, SourceReject):
                 self._add("queries", query)
-            elif judged is None or query.id in judged:
+            elif judged_ids is None or query.id in judged_ids:
                 self._add("queries", query)
                 numbers[query.id] = self._number(part, query)
                 for candidate in self._stages.candidates(part, query, index, self._options.depth):
@@ -219,7 +221,7 @@ class _LakeWriter:
         self._judge_without_candidates(part, numbers)
 
     def _number(self, part: Part, query: ContentRow) -> int:
-        """A number for a query that is judged by answers, else -1."""
+        """A number for a query whose qrels are matches of answers, else -1."""
         if self._matcher is None or not part.judged_by_answers or not isinstance(query.extra, QueryColumns):
             return -1
         answers = json.loads(query.extra.answers or "[]")
@@ -240,7 +242,7 @@ class _LakeWriter:
             self._with_candidates.add(candidate.query_id)
 
     def _judge_without_candidates(self, part: Part, numbers: dict[str, int]) -> None:
-        """Judge a query without candidates on one document, so that it counts as a query without a hit."""
+        """Add a qrel of one document to a query without candidates, so that it counts as a query without a hit."""
         without = [number for query, number in numbers.items() if number >= 0 and query not in self._with_candidates]
         for doc_id, _ in itertools.islice(part.pool.index(), 1 if without else 0):
             for number in without:

@@ -34,7 +34,7 @@ class FirstStages:
     small_pools: Mapping[str, Sequence[str]]
 
     def candidates(self, part: Part, query: ContentRow, index: Bm25Index | None, depth: int) -> Iterator[Candidate]:
-        """A query's candidates: the `depth` best of the pool's index, or the whole pool, or none, found otherwise.
+        """A query's candidates: the `depth` best of the pool's index, or the whole pool, or none.
 
         An instruction in front of the query is not searched for: it is for the reranker, and matches everything.
         """

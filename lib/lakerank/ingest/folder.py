@@ -126,7 +126,7 @@ def read_folder(source: FileSource, options: ReadOptions) -> Iterator[Row | Sour
 
 
 def _is_whole(file: SourceFile, options: ReadOptions) -> bool:
-    """Whether a file is read at once: texts, images and PDFs, where the table may be made of them."""
+    """Whether a file is read at once: texts, images and PDFs, where the table may contain them."""
     only_jsonl = options.kind == "jsonl" or options.table in ("candidates", "qrels")
     return not only_jsonl and suffix(file.path) in TEXT_SUFFIXES | IMAGE_SUFFIXES | PDF_SUFFIXES
 
@@ -215,4 +215,4 @@ def output_faults(source_uri: str, output: str) -> list[str]:
         return []
     names = [str(local_path(uri).resolve()) if is_local(uri) else uri for uri in (source_uri, output)]
     inside = f"{names[1].rstrip('/')}/".startswith(f"{names[0].rstrip('/')}/")
-    return [f"--output {output} lies inside the source {source_uri}: choose a folder beside it"] if inside else []
+    return [f"--output {output} is inside the source {source_uri}: choose a folder outside it"] if inside else []

@@ -104,7 +104,7 @@ def json_records(
 
 
 def numbered_lines(stream: BufferedIOBase, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """Number, from 1, and content of each line; None for one over the limit, which is skipped without being held."""
+    """Number, from 1, and content of each line; None over the limit, skipped without being buffered."""
     number = 0
     while line := stream.readline(max_bytes + 1):
         number += 1

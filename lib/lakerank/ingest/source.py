@@ -48,7 +48,7 @@ class FileSource:
     def __init__(self, filesystem: AbstractFileSystem, location: str, follow_links: bool = False) -> None:
         """`location` is the path within `filesystem`, without a protocol.
 
-        Symbolic links are only followed when asked for: in a folder from a stranger they may lead anywhere.
+        Symbolic links are only followed on request: in an untrusted folder they may lead anywhere.
 
         Raises:
             StorageError: there is nothing at `location`.
@@ -138,7 +138,7 @@ class FileSource:
     @contextmanager
     def open(self, file: SourceFile, compressed: bool = False) -> Iterator[io.BufferedIOBase]:
         """Open a file for reading in one pass, gunzipped when `compressed`."""
-        # Without a buffer an object store is asked for a few bytes at a time, and a line's length cannot be limited.
+        # Without a buffer each request to an object store reads a few bytes, and a line's length cannot be limited.
         with io.BufferedReader(self._filesystem.open(file.location, "rb"), BUFFER_BYTES) as stream:
             if compressed:
                 with gzip.GzipFile(fileobj=stream) as plain:

@@ -39,7 +39,7 @@ def is_local(uri: str) -> bool:
 
 
 def local_path(uri: str) -> Path:
-    """The path that a local name stands for. Nothing is percent-decoded: fsspec does not either."""
+    """The path of a local name. Nothing is percent-decoded: fsspec does not either."""
     bare = _SCHEME.sub("", uri, count=1)
     return Path(bare.removeprefix("file:")).expanduser()
 

@@ -1,4 +1,4 @@
-"""Documents and queries by reference: a row's location in the lake is enough to fetch it, ahead of its use."""
+"""Documents and queries by reference: rows are prefetched by their location in the lake."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _no_row(file: str, group: int) -> ChangedFile:
 
 
 def _cached_rows(file: str, group: int, rows: Sequence[int], reader: _Reader, cache: RowGroupCache) -> Iterator[Blob]:
-    """Rows of one row group, in the order asked for."""
+    """Rows of one row group, in the requested order."""
     version = "" if reader.versions is None else f" {reader.versions.get(file)}"
     key = (f"{file}{version}", group, reader.schema.names[0])
     table = cache.get(key)
@@ -215,7 +215,7 @@ def _windows(refs: Sequence[BlobRef], reader: _Reader, max_bytes: int) -> Iterat
 
 
 def _window_rows(window: Sequence[BlobRef], reader: _Reader) -> Iterator[Blob]:
-    """The rows of a window, in the order asked for: its row groups are read as if they were one."""
+    """The rows of a window, in the requested order: its row groups are read as one."""
     file = window[0].file
     groups = list(dict.fromkeys(ref.row_group for ref in window))
     metadata = reader.open(file, groups[-1]).metadata
@@ -258,9 +258,9 @@ def _ascending_rows(rows: Sequence[int], batches: Iterator[pa.RecordBatch]) -> I
 
 
 def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
-    """Run an iterator in a thread, up to `depth` items ahead, so that fetching and scoring overlap.
+    """Run an iterator in a thread, prefetching up to `depth` items, so that fetching and scoring overlap.
 
-    What it raises is raised here, after the items before. The thread starts with the first item asked for, and ends
+    What it raises is raised here, after the items before. The thread starts with the first item requested, and ends
     when the consumer stops, early or not; a generator is closed in it.
     """
     if depth < 1:

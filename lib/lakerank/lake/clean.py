@@ -130,7 +130,7 @@ def delete(storage: Storage, output: str, plan: CleaningPlan, deleted: Callable[
     """Delete a plan's files, manifests first, so that none names what is gone; calls `deleted` for each.
 
     Returns:
-        False when a job has started since the plan was made: it may need what is left, so that is left alone.
+        False when a job has started since the plan: it may need what is left, so that is left alone.
     """
     manifests = {RunPaths(output, run_id).manifest for run_id in plan.runs}
     ordered = sorted(plan.deletions, key=lambda deletion: (deletion.file.uri not in manifests, deletion.file.uri))
@@ -276,7 +276,7 @@ def _redundant_units(lake: _Lake, scorer: str, units: Mapping[str, StoredFile]) 
         elsewhere.update(*pool.map(lambda unit: (pairs_of(unit) or set()) & candidates, others))
     for unit, hashes in pairs.items():
         if hashes is None:
-            yield Deletion(units[unit], "torn scores")
+            yield Deletion(units[unit], "corrupt scores")
         elif hashes <= elsewhere:
             yield Deletion(units[unit], "superseded scores")
         else:

@@ -38,7 +38,7 @@ _LONGEST_WAIT_S = 20.0
 class Storage:
     """Any URI that fsspec opens, and plain paths.
 
-    Holds only options, so it is small and can be pickled: filesystems are made in the process that needs them.
+    Holds only options, so it is small and can be pickled: filesystems are created in the process that needs them.
     Every method raises StorageError with the URI, the cause and what to check. Small-file operations are tried up to
     `max_attempts` times; reads of bulk columns are retried by pyarrow's own client.
     """
@@ -76,7 +76,7 @@ class Storage:
         return sorted(name for name in names if not name.startswith("."))
 
     def open_parquet(self, uri: str, streaming: bool = False) -> pq.ParquetFile:
-        """Open a Parquet file: its footer is read now, columns of row groups when asked for, by range.
+        """Open a Parquet file: its footer is read now, columns of row groups on demand, by range.
 
         A row group's columns are fetched together, which suits object stores; `streaming` fetches a few megabytes at
         a time instead, for row groups too large for memory. Close it with `close(force=True)`.

@@ -47,7 +47,7 @@ def check_columns(uri: str, actual: pa.Schema, expected: pa.Schema) -> None:
     """Check that a file has a table's columns, of types that can be cast to the table's; other columns are ignored.
 
     Raises:
-        SchemaError: names the file, the column and what was found.
+        SchemaError: names the file, the column and the actual columns.
     """
     for field in expected:
         positions = actual.get_all_field_indices(field.name)

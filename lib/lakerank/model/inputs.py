@@ -8,7 +8,7 @@ import numpy as np
 
 from lakerank.records import RejectReason
 
-#: Stands for the visual token of a network that reads no images.
+#: The visual token's id for a network that reads no images.
 NO_TOKEN = -1
 
 #: Rows of patches and columns of patches of an image, before the merger joins squares of them into visual tokens.

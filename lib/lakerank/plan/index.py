@@ -95,7 +95,7 @@ class TableIndex:
     sizing: Sizing
 
     def read(self, chunk: int, columns: Sequence[str] = INDEX.names) -> pa.Table:
-        """The rows of a chunk, in file order. Columns: those asked for, and `cost` in tokens."""
+        """The rows of a chunk, in file order. Columns: those requested, and `cost` in tokens."""
         names = list(dict.fromkeys([*columns, *_COST_COLUMNS]))
         address = join(self.folder, self.chunks[chunk].index_name)
         rows = read_part(self.storage, address, pa.schema([INDEX.field(name) for name in names]))
@@ -205,7 +205,7 @@ class QueryList:
     def numbers(self, ids: pa.Array) -> Int64:
         """The number of each id (N,) -> (N,), -1 where there is no such query.
 
-        Looks among the queries from the smallest to the largest id asked for: candidates mostly come query by query,
+        Looks among the queries from the smallest to the largest requested id: candidates mostly come query by query,
         and a hash table of all queries for every batch of them would cost more than the look-ups.
         """
         known = self.column("query_id")

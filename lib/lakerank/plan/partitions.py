@@ -167,7 +167,7 @@ class Splitter:
     def _totals(self, documents: pa.Table, rows: Int64, queries: Int64) -> dict[str, int]:
         """Totals of new pairs. `pairwise_cost`: were each document read again for each query."""
         new = documents.take(pa.array(np.unique(rows)))
-        patches = 4 * self._visual_tokens(new)  # a visual token stands for 2 × 2
+        patches = 4 * self._visual_tokens(new)  # a visual token covers 2 × 2
         pairwise = self._costs(documents, rows, queries, np.arange(len(rows)))
         return {
             "new": len(rows),

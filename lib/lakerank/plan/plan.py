@@ -184,7 +184,7 @@ def read_sources(storage: Storage, address: str) -> dict[str, str]:
 
 
 def planned_documents(storage: Storage, tables: Tables, paths: RunPaths, plan: Plan) -> list[Fragment]:
-    """The files of the documents table that a plan was made from, in its order; files added since are left out.
+    """The planned files of the documents table, in the plan's order; files added since are left out.
 
     Raises:
         ChangedFile: one of them has been replaced, or is gone.

@@ -1,1 +1,1 @@
-"""Where things run: the only room that imports pyspark."""
+"""Distribution on Spark: the only package that imports pyspark."""

@@ -77,7 +77,7 @@ class _Task:
 
 
 def export_run(spark: SparkSession, storage: Storage, export: Export) -> dict[str, object]:
-    """Write the parts, then the manifest that names them. Returns the manifest that stands.
+    """Write the parts, then the manifest that names them. Returns the manifest in effect.
 
     Raises:
         ExportError: a run is not published, or an id does not fit the format.

@@ -85,9 +85,9 @@ def rank_and_publish(
 
 
 def settle(storage: Storage, paths: RunPaths, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write the manifest unless the run has one, then move the pointer; returns the manifest that stands."""
+    """Write the manifest unless the run has one, then move the pointer; returns the manifest in effect."""
     if not write_manifest(storage, paths, manifest):
-        logger.warning("run %s was published by another driver meanwhile: its manifest stands", paths.run_id)
+        logger.warning("run %s was published by another driver meanwhile: its manifest is kept", paths.run_id)
         manifest = read_manifest(storage, paths.output, paths.run_id) or manifest
     publish(storage, paths, manifest["published_at"])
     return manifest
@@ -212,7 +212,7 @@ def _golden_quality(
 ) -> GoldenQuality:
     """Mean nDCG@10 over the judged queries, of the top documents now and of those of the last published run.
 
-    A judged query that has no list counts as 0, as trec_eval -c has it.
+    A judged query that has no list counts as 0, as with trec_eval -c.
 
     Raises:
         DependencyError: ir_measures is not installed here; the workers need it as well.

@@ -59,7 +59,7 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, steps: Collection[st
     """Run some or all steps, in order. Returns the summary that the job prints.
 
     Raises:
-        RunConflictError: the run exists and was made from something else, or has not been planned.
+        RunConflictError: the run exists with other inputs, or has not been planned.
         SchemaError, StorageError: a table cannot be read, or the output not written.
     """
     started = time.monotonic()

@@ -42,7 +42,7 @@ UNIT_REPORT = pa.schema([
 #: Bytes of the queries' row groups that a worker keeps between units.
 QUERY_CACHE_BYTES = 256 * 2**20
 
-#: Document groups fetched ahead of the device.
+#: Document groups prefetched for the device.
 GROUPS_AHEAD = 16
 
 #: Makes a reranker on a device, inside the worker: it crosses to the worker, the weights never do.

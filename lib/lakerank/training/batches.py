@@ -83,7 +83,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class NegativeRule:
-    """Which candidates of a query may stand as irrelevant: those that the first stage ranks `skip` to `depth`.
+    """Which candidates of a query count as irrelevant: those that the first stage ranks `skip` to `depth`.
 
     `below`: and whose first-stage score is under this share of the best relevant candidate's. Closer ones are likely
     to be relevant and unjudged (the positive-aware filter of NV-Retriever, Moreira et al. 2024). Scores must be
@@ -220,7 +220,7 @@ def _topics_by_row(dataset: Dataset) -> tuple[list[list[int]], list[list[int]]]:
         tables = (dataset.documents.topics.tolist(), dataset.queries.topics.tolist())
         documents, queries = ([[topic] if topic >= 0 else [] for topic in topics] for topics in tables)
         return documents, queries
-    documents = [[] for _ in dataset.documents.ids]  # each document is its own topic there: its row
+    documents = [[] for _ in dataset.documents.ids]  # there each document is a topic: its row
     for query, grades in enumerate(dataset.grades):
         for row in grades:
             documents[row].append(query)

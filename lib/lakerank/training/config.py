@@ -33,7 +33,7 @@ CURRICULUM_STAGE: dict[str, Any] = {
 
 _TABLES = {"documents", "queries", "qrels"}
 
-#: What may change while a run is on its way: where things lie, where and in how much memory a step is computed, when
+#: What may change between resumptions of a run: paths, where and in how much memory a step is computed, when
 #: the run is measured, saved and stopped. Of tables and checkpoint counts what they hold; stages have a rule of theirs.
 _MAY_CHANGE: dict[str, Any] = {
     "lake": _TABLES | {"candidates", "teacher", "storage"},
@@ -166,7 +166,7 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _tables_of_slices(cls, values: Any) -> Any:
-        """Give each slice the lake's tables where it names none of its own; what is malformed is reported elsewhere."""
+        """Default each slice's tables to the lake's; malformed values are reported elsewhere."""
         match values:
             case {"lake": {**lake}, "evaluation": {"slices": {**slices}, **others}}:
                 tables = {name: lake[name] for name in TablesConfig.model_fields if name in lake}
@@ -192,7 +192,7 @@ class TrainConfig(Section):
         """What cannot go together, although each value alone could be."""
         patience, slices, negatives = self.evaluation.patience, self.evaluation.slices, self.negatives
         faults = {
-            f"output: {redacted(self.output)} is a URI; give a path: a run writes to a folder and goes on from it":
+            f"output: {redacted(self.output)} is a URI; give a path: a run writes to a folder and resumes from it":
                 scheme(self.output),
             "lora.merge needs mode: lora": self.lora.merge and self.mode != "lora",
             "evaluation.patience needs evaluation.slices, to see whether anything gets better": patience and not slices,
@@ -209,7 +209,7 @@ class TrainConfig(Section):
                 f"{at} distillation_weight needs lake.teacher, whose logits to follow":
                     distils and self.lake.teacher is None,
                 f"{at} distillation_weight needs hard_negatives, 1 or more, from lake.candidates: the teacher has "
-                "scored hardly two of the documents that stand beside a query at random":
+                "scored hardly two of the documents drawn for a query at random":
                     distils and not stage.hard_negatives,
                 f"{at} no loss has a weight above 0": not any(stage.loss_weights),
             }  # fmt: skip

@@ -182,7 +182,7 @@ def read_dataset(
     topics = [max(graded, key=lambda topic: graded[topic]) if graded else -1 for graded in grades]
     if columns.topic:
         named_topics = zip(queries.columns[columns.topic], topics, strict=True)
-        topics = [numbers.get((True, name or ""), judged) for name, judged in named_topics]
+        topics = [numbers.get((True, name or ""), judged_topic) for name, judged_topic in named_topics]
     return Dataset(
         documents=documents,
         queries=replace(queries, topics=np.array(topics, dtype=np.int64)),
@@ -196,7 +196,7 @@ def read_dataset(
 
 
 def _named_documents(storage: Storage, paths: TablePaths, topic: str | None) -> SelectRows:
-    """Selects documents that a table names, and those of a topic that is named or asked for."""
+    """Selects documents that a table names, and those of a topic that is named or requested."""
     queries = dict(_id_and(storage, paths.queries, "query_id", topic))
     pairs = [uri for uri in (paths.qrels, paths.candidates, paths.teacher) if uri]
     named = (pair for uri in pairs for pair in _id_and(storage, uri, "doc_id", "query_id"))

@@ -1,4 +1,4 @@
-"""The dataset as scoring's own preprocessing encodes it, and batches of it as tensors."""
+"""The dataset encoded by scoring's preprocessing, and its batches as tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lakerank.training.dataset import Dataset, Table
 
 log = logging.getLogger(__name__)
 
-#: So wide that only training's own limits cut a text.
+#: So wide that only training's limits truncate a text.
 _LIMITS = Limits(max_query_length=1024)
 
 
@@ -45,7 +45,7 @@ class EncodedDataset:
 def encode_dataset(
     dataset: Dataset, tokenizer: Tokenizer, special: SpecialTokens, document_tokens: int, query_tokens: int
 ) -> EncodedDataset:
-    """Encode every row with scoring's prompt, its text cut after so many tokens, whatever image stands beside it.
+    """Encode every row with scoring's prompt, its text truncated to a number of tokens, whatever its image.
 
     A warning counts the texts that are cut.
     """
@@ -78,7 +78,7 @@ def encode_dataset(
 
 @dataclass(frozen=True)
 class PaddedInputs:
-    """Right-padded inputs: under a causal mask what stands after a sequence never reaches it."""
+    """Right-padded inputs: under a causal mask tokens after a sequence never reach it."""
 
     ids: Tensor  # (B, L) int64
     positions: Tensor  # (3, B, L) int64
@@ -104,7 +104,7 @@ def pad(inputs: Sequence[EncodedInput], padding: int) -> PaddedInputs:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Equally large images. `places`: where each stands among those asked for; `grid`: rows and columns of patches."""
+    """Equally large images. `places`: the position of each in the request; `grid`: rows and columns of patches."""
 
     places: list[int]
     values: Tensor  # (N, P, 3 · side²) float32, normalised

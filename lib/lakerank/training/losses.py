@@ -57,13 +57,13 @@ def binary_cross_entropy(scores: Tensor, grades: Tensor, known: Tensor) -> Tenso
 def margin_mse(scores: Tensor, teacher: Tensor, known: Tensor) -> Tensor:
     """Squared error of score differences between a query's documents, against a teacher's (Hofstätter et al. 2020).
 
-    `teacher` (D, Q) is NaN where the teacher was not asked; pairs of such documents do not count.
+    `teacher` (D, Q) is NaN where the teacher has no score; pairs of such documents do not count.
     """
-    asked = known & ~teacher.isnan()
-    wanted = teacher.nan_to_num()
-    difference = (scores.unsqueeze(1) - scores.unsqueeze(0)) - (wanted.unsqueeze(1) - wanted.unsqueeze(0))  # (D, D, Q)
+    scored = known & ~teacher.isnan()
+    target = teacher.nan_to_num()
+    difference = (scores.unsqueeze(1) - scores.unsqueeze(0)) - (target.unsqueeze(1) - target.unsqueeze(0))  # (D, D, Q)
     apart = ~torch.eye(len(scores), dtype=torch.bool, device=scores.device).unsqueeze(-1)
-    return _mean(difference.square(), asked.unsqueeze(1) & asked.unsqueeze(0) & apart)
+    return _mean(difference.square(), scored.unsqueeze(1) & scored.unsqueeze(0) & apart)
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:

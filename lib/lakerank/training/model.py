@@ -59,7 +59,7 @@ class TrainableModel:
     def save(self, output: Path) -> None:
         """Write `adapter`, as peft does, or `checkpoint`: the whole in the published layout, in bfloat16."""
         if self.adapter is not None:
-            # Told not to save embeddings, peft does not look for the base checkpoint's config on the network.
+            # Without saving embeddings, peft does not look for the base checkpoint's config on the network.
             self.adapter.save_pretrained(output / "adapter", save_embedding_layers=False)
         else:
             self.save_whole(output / "checkpoint", copy.deepcopy(self.network).to(torch.bfloat16))
@@ -89,7 +89,7 @@ def load_model(path: str, revision: str | None = None) -> TrainableModel:
     """Load a checkpoint in float32, everything in it to be trained.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded as it stands.
+        CheckpointError: the checkpoint cannot be loaded.
     """
     source = locate(path, revision)
     settings = read_settings(source, "float32")
@@ -113,7 +113,7 @@ class Lora:
 def adapt(network: JinaVLForRanking, lora: Lora, seed: int, path: str | None, revision: str | None = None) -> Any:
     """Put low-rank factors beside the language model's projections and freeze all else but the score head, in place.
 
-    `path` and `revision`: the checkpoint that the adapter is said to be made for.
+    `path` and `revision`: the base checkpoint that the adapter names.
     """
     torch.manual_seed(seed)
     network.name_or_path = path
@@ -277,7 +277,7 @@ class PairForward:
 
 
 class _PrefixCache:
-    """Stands where a key–value cache would: keeps a layer's keys and values of documents, then puts each pair's before
+    """Takes the place of a key–value cache: keeps a layer's keys and values of documents, then puts each pair's before
     its own. (Transformers' DynamicCache copies them first, which changes the last digits.)
     """
 

@@ -112,7 +112,7 @@ def _run(config: TrainConfig, processes: DistributedContext) -> TrainingResult:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run starts from: a model, the dataset as it reads it, and held-out slices."""
+    """The inputs of a run: a model, the encoded dataset, and held-out slices."""
 
     model: TrainableModel
     data: EncodedDataset
@@ -194,14 +194,14 @@ def _make_step(config: TrainConfig, recipe: Recipe | None, inputs: RunInputs, pr
 
 
 def _faults(config: TrainConfig, recipe: Recipe | None, step: Step, validation: Validation) -> list[str]:
-    """What would stop in the middle, or flatter itself."""
+    """Faults that would stop a run midway or inflate its figures."""
     dataset = step.data.dataset
     faults = recipe.faults(config, dataset, len(step.objective.network.text.layers)) if recipe else []
     for sampler in step.samplers:
-        stage, asked, given = sampler.stage, sampler.stage.groups * sampler.stage.group_size, len(sampler.topics)
-        if asked > given:
+        stage, needed, available = sampler.stage, sampler.stage.groups * sampler.stage.group_size, len(sampler.topics)
+        if needed > available:
             kind = "topics" if dataset.has_topics else "queries"
-            faults.append(f"stages: {stage.name}: a step wants {asked} different {kind}, the lake gives {given}")
+            faults.append(f"stages: {stage.name}: a step needs {needed} different {kind}, the lake has {available}")
     scores = (score for candidates in dataset.candidates for score in candidates.values())
     if config.negatives.below is not None and any(score <= 0 for score in scores):
         faults.append(
@@ -243,7 +243,7 @@ def model_card(name: str, config: TrainConfig, step: Step, result: TrainingResul
 ---
 # A reranker {name} trained by lakerank {lakerank.__version__}
 
-Started from {config.start.path or "fresh weights"}; {sum(value.numel() for value in step.parameters.values()):,} \
+Started from {config.start.path or "random weights"}; {sum(value.numel() for value in step.parameters.values()):,} \
 parameters trained in mode `{config.mode}`, {result.steps} steps{early}.
 Use it with `{use}`. Its licence is that of what it started from and of the data.
 

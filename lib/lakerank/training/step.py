@@ -59,7 +59,7 @@ class Schedule:
         return self.stages[self.position(step)[0]]
 
     def rate(self, step: int) -> float:
-        """The learning rate; a stage that has one of its own starts anew at that peak."""
+        """The learning rate; a stage with its own rate restarts the schedule at that peak."""
         first, last, peak = 0, self.ends[-1], self.learning_rate
         for start, stage in zip([0, *self.ends], self.stages, strict=False):
             if stage.learning_rate is not None:

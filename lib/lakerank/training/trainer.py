@@ -65,7 +65,7 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def dataset_identity(dataset: Dataset, columns: Sequence[str]) -> dict[str, object]:
-    """A fingerprint of each table's rows as they are learned from, wherever and in whatever files they lie."""
+    """A fingerprint of each table's rows as training reads them, whatever their paths and files."""
     scores = {"candidates": dataset.candidates, "teacher": dataset.teacher}
     return {
         "documents": digest(_rows(dataset.documents, columns, dataset.images)),
@@ -111,7 +111,7 @@ def digest(parts: Iterable[object]) -> str:
 
 @dataclass(frozen=True)
 class TrainState:
-    """How far a run is: steps done, the best held-out mean so far, and the evaluations since."""
+    """The progress of a run: steps done, the best held-out mean so far, and the evaluations since."""
 
     step: int = 0
     best: float | None = None
@@ -152,7 +152,7 @@ class StateFolder:
         """Put a saved state into parameters and optimizer; returns how far it is, 0 steps when nothing was saved.
 
         Raises:
-            StorageError: the state was saved by another run or by an earlier version, or is torn.
+            StorageError: the state was saved by another run or by an earlier version, or is corrupt.
         """
         if not (self.path / "state.json").is_file():
             return TrainState()
@@ -161,7 +161,9 @@ class StateFolder:
             state = TrainState(int(record["step"]), record["best"], int(record["stale"]))
             tensors = load_file(os.fspath(self.path / record["tensors"]))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise StorageError(f"{self.path}: the saved state is torn ({error}); remove it to start anew") from error
+            raise StorageError(
+                f"{self.path}: the saved state is corrupt ({error}); remove it to start again"
+            ) from error
         if record.get("run") is None:
             raise StorageError(f"{self.path}: an earlier version saved this state; choose another output or remove it")
         if unlike := differences(record["run"], self.identity.at(state.step)):
@@ -228,7 +230,7 @@ class Trainer:
         self._processes: DistributedContext = step.processes
         self._state: TrainState = state.load(step.parameters, step.optimizer)
         if not self._processes.same(self._state.step):
-            raise StorageError(f"{output}/state: processes found different steps; put output where all see it")
+            raise StorageError(f"{output}/state: processes found different steps; put output on a shared file system")
 
     def train(self) -> TrainingResult:
         """Every step that is left."""

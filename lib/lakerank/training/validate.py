@@ -1,4 +1,4 @@
-"""Held-out data: whether it may stand beside what is trained on, and how well a network ranks it (nDCG@10)."""
+"""Held-out data: checks for leaks from the training data, and how well a network ranks it (nDCG@10)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class ShapeConfig(Section):
     """A network from scratch. Heads are `hidden_size / heads` wide: 32 is the least that M-RoPE divides well.
 
     `initialization`: normal with a standard deviation of 0.02, as Qwen2-VL's; or lecun, where a matrix that reads n
-    values has 1/sqrt(n) (LeCun et al. 1998), without which a narrow network hardly passes on what it reads. local is
+    values has 1/sqrt(n) (LeCun et al. 1998), without which signals vanish in a narrow network. local is
     lecun, but layers below `tap` begin as sums of the tokens near each, and layer `tap` by looking for what is alike
     (in the manner of mimetic initialization, Trockman and Kolter 2023).
     """
@@ -124,7 +124,7 @@ class CurriculumConfig(TrainConfig):
         """With those of the curriculum's own settings."""
         faults = super().contradictions()
         if self.mode == "lora" and self.start.path is None:
-            faults.append("mode: lora needs start.path: an adapter is nothing without the checkpoint it was made for")
+            faults.append("mode: lora needs start.path: an adapter needs its base checkpoint")
         proxies = any(stage.proxy_weight for stage in self.stages)
         if proxies and self.lake.topic is None:
             faults.append("stages: proxy_weight needs lake.topic, the column that says what a row is about")

@@ -78,7 +78,7 @@ class CurriculumObjective:
         """Make the MLP before layer `tap` answer what resembles a proxy with that proxy's direction.
 
         A feed-forward layer is a memory of keys and values (Geva et al. 2021); the square that gate and product make
-        of likeness lets the topic that is meant stand out (dense associative memory, Krotov and Hopfield 2016).
+        of likeness selects the intended topic (dense associative memory, Krotov and Hopfield 2016).
         """
         topics = self._proxies.weight
         mlp = self.network.text.layers[self.tap - 1].mlp

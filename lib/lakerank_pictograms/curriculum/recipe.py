@@ -61,13 +61,13 @@ def muon(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> Optimiz
 
 
 def faults(config: CurriculumConfig, dataset: Dataset, layers: int) -> list[str]:
-    """Whether the network has the layer and the room that stages ask for."""
+    """Whether the network has the layers and the size that stages need."""
     missing = []
     if config.needs_tap and config.tap >= layers:
         missing.append(f"tap: {config.tap} is no layer of {layers}, counted from 0")
     shape, topics = config.start.shape, dataset.topics
     if shape is not None and any(stage.recall for stage in config.stages) and shape.intermediate_size < topics:
         missing.append(
-            f"start.shape: intermediate_size {shape.intermediate_size} has no room to recall the lake's {topics} topics"
+            f"start.shape: intermediate_size {shape.intermediate_size} is below the {topics} topics to recall"
         )
     return missing

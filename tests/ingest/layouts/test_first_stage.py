@@ -114,5 +114,5 @@ def test_a_large_pool_of_images_needs_a_run(publish, ingested, tmp_path):
 
 def test_the_output_must_not_lie_inside_the_source(publish, ingested, tmp_path):
     publish("beir")
-    with pytest.raises(ConfigError, match="lies inside the source"):
+    with pytest.raises(ConfigError, match="is inside the source"):
         ingested(tmp_path)

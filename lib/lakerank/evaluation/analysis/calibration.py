@@ -156,7 +156,7 @@ def fit(pairs: JudgedPairs) -> Fit:
 def fitted_thresholds(pairs: JudgedPairs, grades: int) -> tuple[float, ...]:
     """The rising thresholds, one less than `grades`, whose labels have the highest weighted kappa: the exact optimum.
 
-    Kappa is 1 − N/D, where both N, the observed disagreement, and D, the disagreement expected by chance, are sums over
+    Kappa is 1 − N/D, where both N, the observed disagreement, and D, the disagreement expected at random, are sums over
     pairs. So Dinkelbach's method (Management Science 13, 1967) finds the smallest ratio: the thresholds that minimise
     N − λD, by dynamic programming over the distinct relevances, then λ = N/D, until nothing changes.
 

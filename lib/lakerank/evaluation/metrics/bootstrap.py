@@ -23,7 +23,7 @@ LEVEL = 0.95
 #: No interval is given for fewer queries.
 FEWEST_QUERIES = 8
 
-#: Queries whose weights are held at once.
+#: Queries whose weights are in memory at once.
 _BATCH_QUERIES = 2000
 
 Hashes = npt.NDArray[np.uint64]

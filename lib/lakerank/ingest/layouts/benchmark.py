@@ -55,7 +55,7 @@ class Pool:
     """Documents that queries are ranked against.
 
     `index` yields (id, text to search in) without reading images; the text is "" where there is none. `is_searchable`
-    says whether a search in these texts makes a first stage. `prefix` stands before the publisher's document ids.
+    says whether a search in these texts makes a first stage. `prefix` precedes the publisher's document ids.
     """
 
     name: str
@@ -69,9 +69,9 @@ class Pool:
 class Part:
     """Queries of one dataset, subset and language, for one pool.
 
-    Without `judgements` it has every query, else only those that are judged, as benchmark code does. `candidates` is
+    Without `judgements` it has every query, else only the judged ones, as benchmark code does. `candidates` is
     given where the benchmark itself defines what is compared with what.
-    `prefix` stands before the publisher's query ids.
+    `prefix` precedes the publisher's query ids.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Layout:
     recognises: Callable[[BenchmarkFolder], bool] | None = None
 
     def is_layout_of(self, folder: BenchmarkFolder) -> bool:
-        """Whether a benchmark lies in the folder in this layout."""
+        """Whether the folder has a benchmark in this layout."""
         return self.recognises(folder) if self.recognises else bool(self.datasets(folder, self.split))
 
     def read(self, folder: BenchmarkFolder, split: str | None) -> Benchmark:
@@ -163,7 +163,7 @@ def passage_part(
     queries: Callable[[], ContentRows],
     judgements: Callable[[], Qrels],
 ) -> Part:
-    """A part with a pool of its own: the passages of some JSON Lines files, in the queries' language."""
+    """A part with its own pool: the passages of some JSON Lines files, in the queries' language."""
     document_columns = DocumentColumns(columns.dataset, columns.language)
     documents = partial(text_rows, folder, corpus, PASSAGE, f"{name}/", document_columns)
     return Part(name, text_pool(name, f"{name}/", documents), columns, queries, judgements, prefix=f"{name}/")

@@ -87,7 +87,7 @@ class BenchmarkFolder:
         return path
 
     def missing(self, *paths: str) -> StorageError:
-        """The error that says which files were looked for and not found."""
+        """The error that lists the missing files."""
         return StorageError(f"{redacted(self.uri)}: no {' or '.join(paths)}")
 
     def lines(self, path: str) -> Iterator[tuple[int, bytes | None]]:
@@ -199,7 +199,7 @@ def table_columns(folder: BenchmarkFolder, paths: Sequence[str], *required: tupl
     """The columns of a table, checked to have one of each tuple of names.
 
     Raises:
-        SchemaError: names the file, the column and what was found.
+        SchemaError: names the file, the column and the actual columns.
     """
     columns = folder.columns(paths[0])
     for names in required:

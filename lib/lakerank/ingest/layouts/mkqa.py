@@ -1,8 +1,9 @@
-"""MKQA: questions in 26 languages, asked of English Wikipedia passages and judged by answer strings.
+"""MKQA: questions in 26 languages over English Wikipedia passages, with qrels from answer strings.
 
 Source: `C_MTEB/MKQA/` in github.com/FlagOpen/FlagEmbedding and its data, `MKQA_test-data.zip` of the hub's
 `Shitao/bge-m3-data`: `LANG.jsonl` of `{"id", "question", "answers"}`, answers a list of strings, 6,619 questions a
-language; the passages are BEIR's `nq/corpus.jsonl`. Nothing is judged: a passage is right when it holds an answer, and
+language; the passages are BEIR's `nq/corpus.jsonl`. There are no judgements: a passage is relevant if
+it contains an answer, and
 the headline is the mean over languages (the authors leave English out). Also read: `mkqa.jsonl.gz` of
 github.com/apple/ml-mkqa, from which questions that are unanswerable, binary or want a long answer are left out as in
 that data, and whose English answers (texts and aliases) are looked for, since the passages are English.
@@ -126,7 +127,7 @@ def _object(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 class AnswerMatcher:
     """Finds answers in passages as token sequences: words of letters, digits and marks, and single other characters.
 
-    The string heuristics of open-domain question answering, by which MKQA is judged. Source:
+    The string heuristics of open-domain question answering, by which MKQA is evaluated. Source:
     `C_MTEB/MKQA/utils/evaluation.py` and `normalize_text.py` in github.com/FlagOpen/FlagEmbedding, which are
     Contriever's and DPR's.
     """
@@ -136,7 +137,7 @@ class AnswerMatcher:
         try:
             import regex
         except ImportError as error:
-            raise DependencyError("judging by answers needs regex: pip install 'lakerank[ingest]'") from error
+            raise DependencyError("matching answers needs regex: pip install 'lakerank[ingest]'") from error
         self._tokens = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 
     def passage(self, text: str) -> str:

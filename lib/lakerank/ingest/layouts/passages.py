@@ -4,7 +4,7 @@ BEIR: `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv` in a folder for each
 Source: `beir/datasets/data_loader.py` in github.com/beir-cellar/beir, and the archives and hub repositories that it
 loads. A corpus line is `{"_id", "title", "text"}`, a query line `{"_id", "text"}`; qrels have a line of names, then
 query-id, corpus-id, score apart by tabs. Only queries with judgements in the split count. CQADupStack is a folder of
-folders: twelve forums whose mean is one figure. On the hub qrels lie in a repository beside, `NAME-qrels`.
+folders: twelve forums whose mean is one figure. On the hub qrels are in a repository of their own, `NAME-qrels`.
 
 CoIR: code and text, in Parquet, `NAME-queries-corpus/` and `NAME-qrels/` for each dataset.
 Source: `coir/data_loader.py` and the README of github.com/CoIR-team/coir. The first repository has the splits `corpus`

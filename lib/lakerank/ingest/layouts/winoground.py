@@ -1,4 +1,4 @@
-"""Winoground: two captions of the same words and two images, to be told apart both ways.
+"""Winoground: two captions of the same words and two images, to be matched both ways.
 
 Source: the card and the files of the hub's `facebook/winoground`: `examples.jsonl` of `{"id", "caption_0", "caption_1",
 "image_0", "image_1"}` with images named without `.png`, in `images.zip` or an unpacked `images/`, in `data/` or not; in
@@ -45,7 +45,7 @@ _TASKS = {"c": "caption→image", "i": "image→caption"}
 
 @dataclass(frozen=True, slots=True)
 class WinogroundExample:
-    """Two captions and two images; an image is read when it is asked for and raises `LineFault` when it cannot be."""
+    """Two captions and two images; images are read on demand and raise `LineFault` if they cannot be read."""
 
     id: str
     captions: Sequence[str]

@@ -106,7 +106,7 @@ def _temporary_copy(target: Path, data: bytes) -> Iterator[Path]:
 
 
 def _new_file(path: Path) -> BinaryIO:
-    """A file opened for writing in its folder, which is made again if cleaning removed it, empty, in between."""
+    """A file opened for writing in its folder, which is created again if cleaning removed it, empty, in between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return path.open("xb")
@@ -161,7 +161,7 @@ def _walk(folder: Path) -> list[str]:
 
 
 def _matches(folder: Path, pattern: str) -> list[str]:
-    """Names of all files that a pattern matches, or that lie below a folder it matches, relative to `folder`."""
+    """Names of all files that a pattern matches, or below a folder it matches, relative to `folder`."""
     names: set[str] = set()
     for path in folder.glob(pattern):
         name = path.relative_to(folder).as_posix()

@@ -138,7 +138,7 @@ class ObjectStoreBackend:
         if scheme(uri) not in _CREATE_ONLY:
             raise StorageError(
                 f"{redacted(uri)}: {scheme(uri)}:// cannot write a file only where there is none, so what a job "
-                f"writes there could be torn; name a local folder or one of {', '.join(_CREATE_ONLY)} (lake.output; "
+                f"writes there are not atomic; name a local folder or one of {', '.join(_CREATE_ONLY)} (lake.output; "
                 "--to of an export)"
             )
         return self._locate(uri)
@@ -166,7 +166,7 @@ def filesystem_at(uri: str, options: s3.StorageOptions) -> tuple[Any, str]:
 
 
 def _matches(filesystem: Any, pattern: str) -> dict[str, Any]:
-    """All files that a pattern matches, or that lie below a folder it matches."""
+    """All files that a pattern matches, or below a folder it matches."""
     files: dict[str, Any] = {}
     for name, info in filesystem.glob(pattern, detail=True).items():
         files.update(filesystem.find(name, detail=True) if info["type"] == "directory" else {name: info})

@@ -99,7 +99,7 @@ def _arrow_filesystem(options: StorageOptions, account: _Account, _process: int)
 
 
 def _account(options: StorageOptions) -> _Account:
-    """Options first, then the environment, then the profile, so that both clients go to the same place."""
+    """Options first, then the environment, then the profile, so that both clients use the same service."""
     session = _session(options.profile, os.getpid()) if options.profile else None
     settings = session.get_scoped_config() if session else {}
     environment = os.environ.get
@@ -109,7 +109,7 @@ def _account(options: StorageOptions) -> _Account:
 
 
 def _keys(session: Any) -> tuple[str, str, str | None] | None:
-    """A profile's current keys: temporary ones change, and a new filesystem is then made."""
+    """A profile's current keys: temporary ones change, and then need a new filesystem."""
     credentials = session.get_credentials() if session else None
     if credentials is None:
         return None  # pyarrow then looks where AWS's own tools look: environment, default profile, instance role
@@ -126,7 +126,7 @@ def _session(profile: str, _process: int) -> Any:
 
 @lru_cache(maxsize=64)
 def _bucket_region(bucket: str) -> str | None:
-    """A bucket's region, asked for once: AWS answers a request in the wrong region with an error."""
+    """A bucket's region, cached: AWS answers a request in the wrong region with an error."""
     from pyarrow.fs import resolve_s3_region
 
     try:

@@ -67,7 +67,7 @@ def busy_budget(device: torch.device) -> Budget:
 
 
 def device_budget(device: torch.device, bytes_per_token: int, threads: int = 1) -> Budget:
-    """What keeps each of a device's threads busy, or what its free memory has room for, whichever is less."""
+    """What keeps each of a device's threads busy, or fits its free memory, whichever is less."""
     tokens = min(busy_budget(device).tokens, free_tokens(device, bytes_per_token) // threads)
     return budget_of(max(LEAST_TOKENS, tokens))
 
@@ -89,7 +89,7 @@ def layer_bytes(hidden: int, inner: int, dtype: torch.dtype) -> int:
 
 
 def free_tokens(device: torch.device, bytes_per_token: int) -> int:
-    """Tokens that the usable share of a device's free memory has room for."""
+    """Tokens that fit the usable share of a device's free memory."""
     return int(free_bytes(device) * (_SHARE_CPU if device.type == "cpu" else _SHARE_GPU)) // bytes_per_token
 
 

@@ -287,7 +287,7 @@ def _read_layer(layer: Any) -> DecoderLayer:
 
 
 def _join(linears: Sequence[nn.Linear]) -> LinearWeights:
-    """Concatenated weights; the modules' own become views of them, so that memory is not doubled."""
+    """Concatenated weights; the modules' weights become views of them, so that memory is not doubled."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
     joined = LinearWeights(weight, torch.cat(biases) if biases else None)

@@ -83,7 +83,7 @@ class EncoderEngine:
     """Scores pairs on one device; to be used by one thread. A pair's logit is the largest of its windows'.
 
     `reproducible`: a logit has the same bits whatever is scored beside it, by a linear function that `choose_linear`
-    finds. `varlen` and `free_tokens` (what memory has room for at once) are chosen for the device where None.
+    finds. `varlen` and `free_tokens` (what fits memory at once) are chosen for the device where None.
     """
 
     def __init__(

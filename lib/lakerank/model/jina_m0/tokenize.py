@@ -29,7 +29,7 @@ class SpecialTokens:
 
 
 def read_special_tokens(folder: Path, settings: Settings) -> SpecialTokens:
-    """The ids that config.json names, and the padding token's from wherever it stands.
+    """The ids that config.json names, and the padding token's from wherever it is.
 
     Raises CheckpointError: one is not named.
     """

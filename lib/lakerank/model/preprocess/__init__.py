@@ -1,1 +1,1 @@
-"""From stored bytes to model inputs: images, tokenizers and the pipeline that prepares ahead of the device."""
+"""From stored bytes to model inputs: images, tokenizers and the pipeline that prefetches for the device."""

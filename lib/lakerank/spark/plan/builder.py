@@ -47,7 +47,7 @@ _IDS = pa.schema([("query_id", pa.string())])
 def ensure_plan(
     spark: SparkSession, storage: Storage, paths: RunPaths, tables: Tables, scorer: str, limits: PlanLimits
 ) -> Plan:
-    """The run's plan, made now unless an earlier attempt at this run has made it.
+    """The run's plan: an earlier attempt's, else a new one.
 
     Raises:
         RunConflictError: the run was planned from other tables or for another scorer.
@@ -63,7 +63,7 @@ def ensure_plan(
 
 
 def find_plan(storage: Storage, paths: RunPaths, made_from: str, conflict: str) -> Plan | None:
-    """The plan of a run or of a later stage, if there is one; RunConflictError if it was made from something else."""
+    """The plan of a run or of a later stage, if there is one; RunConflictError if its inputs differ."""
     plan = load_plan(storage, paths)
     if plan is not None and plan.made_from != made_from:
         raise RunConflictError(f"{paths.plan}: {conflict}")
@@ -77,7 +77,7 @@ def stored_plan(
     stored one meanwhile."""
     plan = find_plan(storage, paths, made_from, conflict)
     if plan is not None:
-        logger.info("plan: made by an earlier attempt at run %s", paths.run_id)
+        logger.info("plan: reused from an earlier attempt at run %s", paths.run_id)
         return plan
     plan = make_plan()
     if storage.create(paths.plan_file, plan.to_json()):
@@ -194,7 +194,7 @@ class PlanBuilder:
 
 
 def _check_unchanged(storage: Storage, address: str, files: Sequence[Fragment]) -> None:
-    """One more listing: a plan made while a table was being written would mix its versions."""
+    """One more listing: a plan of a table that is being written would mix its versions."""
     versions = {file.uri: file.version for file in storage.list_parquet(address)}
     for planned in (fragment.file for fragment in files):
         if versions.get(planned.uri) != planned.version:

@@ -38,7 +38,7 @@ _QUERIES = pa.schema([("query", pa.int32())])
 def ensure_next_plan(
     spark: SparkSession, storage: Storage, tables: Tables, before: Sequence[PlannedStage], stage: Stage
 ) -> Plan:
-    """The plan of the stage after some others, made now unless an earlier attempt has made it.
+    """The plan of the stage after `before`: an earlier attempt's, else a new one.
 
     A stage over the top-k pairs of each query is planned from the scores of the stage before it, which must be there.
 
