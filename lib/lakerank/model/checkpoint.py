@@ -120,7 +120,7 @@ def resolve_dtype(folder: Path, dtype: str) -> str:
 def read_header(file: Path) -> dict[str, tuple[list[int], str]]:
     """Shape and stored type of every tensor in a safetensors file.
 
-    Raises CheckpointError: the file is not safetensors, or is torn.
+    Raises CheckpointError: the file is not safetensors, or is truncated.
     """
     try:
         size = file.stat().st_size

@@ -135,7 +135,7 @@ class ModelFamily:
             None: no bound.
         positions: the most tokens that a pair can have, by config.json; None: no such bound.
         max_query_fraction: of a pair's tokens, those that a query may have.
-        truncates_document_only: a document has all the room that its pair's query leaves, not what the longest would.
+        truncates_document_only: a document has all tokens that its pair's query leaves, not those that the longest query would.
         sliding_window: texts longer than a pair may be are read in windows, not cut: a plan counts all of their tokens.
     """
 
@@ -156,7 +156,7 @@ class ModelFamily:
     def read_info(self, folder: Path, dtype: str) -> CheckpointInfo:
         """What names the scorer, from JSON files and the weights' headers alone; `dtype` may be auto.
 
-        Raises CheckpointError: the checkpoint cannot be computed as it stands.
+        Raises CheckpointError: the checkpoint is not supported.
         """
         return cast(CheckpointInfo, import_module(f"{self.package}.config").read_info(folder, dtype, self.name))
 

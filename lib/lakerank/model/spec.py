@@ -87,7 +87,7 @@ class CheckpointSpec:
     ) -> LoadedReranker:
         """The reranker in memory; `scorer`: what `identify` said in another process, so that nothing is hashed again.
 
-        Raises CheckpointError: it cannot be loaded as it stands, or is not the scorer's.
+        Raises CheckpointError: it cannot be loaded, or is not the scorer's.
         """
         return self.load_identified(device, limits, options, None if scorer is None else scorer.identities[0])
 
@@ -138,7 +138,7 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
         **info.parts,
     }
     if adapter is not None:
-        read_header(adapter_files(adapter)[1])  # a torn one is refused before anything is planned
+        read_header(adapter_files(adapter)[1])  # a truncated file is refused before planning
     count = sum(math.prod(shape) for file in files for shape, _ in read_header(file).values())
     checksum = quick_checksum(_all_files(folder, adapter))
     return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, family.name, limits)
@@ -193,7 +193,7 @@ def load_reranker(
         max_length: tokens of a pair, the model's own instead of `limits.max_length`.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded as it stands.
+        CheckpointError: the checkpoint cannot be loaded.
     """
     spec = CheckpointSpec(path, revision, adapter, adapter_revision, family, max_length, dtype)
     options = RuntimeOptions(host_threads, device_threads, reproducible)

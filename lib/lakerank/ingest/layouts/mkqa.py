@@ -2,10 +2,9 @@
 
 Source: `C_MTEB/MKQA/` in github.com/FlagOpen/FlagEmbedding and its data, `MKQA_test-data.zip` of the hub's
 `Shitao/bge-m3-data`: `LANG.jsonl` of `{"id", "question", "answers"}`, answers a list of strings, 6,619 questions a
-language; the passages are BEIR's `nq/corpus.jsonl`. There are no judgements: a passage is relevant if
-it contains an answer, and
-the headline is the mean over languages (the authors leave English out). Also read: `mkqa.jsonl.gz` of
-github.com/apple/ml-mkqa, from which questions that are unanswerable, binary or want a long answer are left out as in
+language; the passages are BEIR's `nq/corpus.jsonl`. There are no judgements: a passage is relevant if it
+contains an answer. The headline is the mean over languages (the authors leave English out). Also read: `mkqa.jsonl.gz`
+of github.com/apple/ml-mkqa, from which questions that are unanswerable, binary or want a long answer are left out as in
 that data, and whose English answers (texts and aliases) are looked for, since the passages are English.
 """
 

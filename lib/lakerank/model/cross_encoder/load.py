@@ -34,7 +34,7 @@ _FAMILIES: Mapping[str, tuple[Naming, Callable[[int, int], PairLimits]]] = {
     "jina-reranker-v2": (JINA, jina_limits),
 }
 
-#: Tokens that a sequence has room for at least: half of them for the query, four special ones, and something to read.
+#: Least tokens of a sequence: half of them for the query, four special ones, and some of the document.
 LEAST_SEQUENCE = 16
 
 
@@ -64,7 +64,7 @@ def load(options: LoadOptions) -> BatchedReranker:
     limits = pair_limits(given.max_length, given.max_query_length)
     shape = read_shape(read_json(folder / "config.json"), str(folder))
     if limits.sequence < LEAST_SEQUENCE:
-        raise CheckpointError(f"{folder}: sequences of {limits.sequence} tokens leave no room for a document")
+        raise CheckpointError(f"{folder}: sequences of {limits.sequence} tokens leave none for a document")
     tokenizer = read_tokenizer(folder / "tokenizer.json", names_are_text=False)  # see `tokenize`
     tokens = read_pair_tokens(tokenizer, shape.vocabulary, shape.padding, str(folder))
     weights = load_weights(folder, shape, naming, getattr(torch, options.dtype), torch.device(options.device))

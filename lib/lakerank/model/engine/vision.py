@@ -120,7 +120,7 @@ class ImageByImage:
 
     def _one(self, pixels: Tensor, grid: Grid) -> Tensor:
         values = pixels.float().mul_(1 / 255).sub_(self._mean).div_(self._std)
-        frames = values.unsqueeze(2).expand(-1, -1, self._shape.frames, -1, -1)  # a still image stands in every frame
+        frames = values.unsqueeze(2).expand(-1, -1, self._shape.frames, -1, -1)  # a still image fills every frame
         grids = torch.tensor([[1, *grid]], device=pixels.device)
         seen = self._visual(frames.flatten(1).to(self._visual.dtype), grid_thw=grids)
         return torch.cat([seen.pooler_output, *seen.deepstack_features], dim=1)

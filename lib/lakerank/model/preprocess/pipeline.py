@@ -24,7 +24,7 @@ DOCUMENT_CACHE_BYTES = 32 * 2**20
 #: Queries of one group that are prepared at once; more are taken in turn.
 QUERIES_AHEAD = 1024
 
-#: How inputs are sized before they are read, to bound what threads prepare ahead: rough on purpose.
+#: How inputs are sized before they are read, to bound prefetching: rough on purpose.
 CHARACTERS_PER_TOKEN = 4
 BYTES_PER_VISUAL_TOKEN = 64
 MOST_VISUAL_TOKENS = 768
