@@ -135,7 +135,7 @@ class ModelFamily:
             None: no bound.
         positions: the most tokens that a pair can have, by config.json; None: no such bound.
         max_query_fraction: of a pair's tokens, those that a query may have.
-        truncates_document_only: a document has all tokens that its pair's query leaves, not those that the longest query would.
+        truncates_document_only: a document gets all tokens that its pair's query leaves, not those left by the longest.
         sliding_window: texts longer than a pair may be are read in windows, not cut: a plan counts all of their tokens.
     """
 
