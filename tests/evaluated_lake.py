@@ -75,7 +75,7 @@ def make_lake(tmp_path: Path) -> Callable[..., Lake]:
         rows = [dict(zip(("query_id", "doc_id", "relevance"), qrel, strict=True)) for qrel in qrels]
         write(tmp_path / "qrels.parquet", rows, schemas.QRELS)
         write(Path(paths.ranked) / "part-0.parquet", ranked_rows(ranked, logits or {}), schemas.RANKED)
-        rows = [dict(zip(("query_id", "doc_id", "reason"), one, strict=True)) for one in rejected]
+        rows = [dict(zip(("query_id", "doc_id", "reason"), reject, strict=True)) for reject in rejected]
         if rows:
             write(Path(paths.rejected) / "part-0.parquet", rows, schemas.REJECTED)
         Path(paths.manifest).parent.mkdir(parents=True, exist_ok=True)

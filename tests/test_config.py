@@ -188,7 +188,7 @@ def test_every_shape_reads_back_as_itself(model: Any) -> None:
 def test_one_model_of_several_can_be_set() -> None:
     assert _with_model(ROUTED, "model.image.path=new").rerankers[0].image.path == "new"
     assert [reranker.path for reranker in _with_model(CASCADE, "model.1.path=new").rerankers] == ["cheap", "new"]
-    assert [one.path for one in _with_model(ENSEMBLE, "model.ensemble.0.path=new").rerankers] == ["new", "b"]
+    assert [reranker.path for reranker in _with_model(ENSEMBLE, "model.ensemble.0.path=new").rerankers] == ["new", "b"]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_a_job_that_fails_says_so_in_json_too(tmp_path):
     ]
     done = subprocess.run([*command, "--log-format", "json"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    (messages,) = [json.loads(one) for one in done.stderr.splitlines()]
+    (messages,) = [json.loads(line) for line in done.stderr.splitlines()]
     assert (messages["level"], messages["logger"], messages["run"]) == ("ERROR", "lakerank.cli.job", "r1")
     assert messages["message"].startswith("ConfigError: ")
     assert json.loads(done.stdout)["error"] == "ConfigError"

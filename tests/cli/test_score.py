@@ -40,7 +40,7 @@ def test_a_request_of_texts_is_answered_by_the_reranker_of_texts(
     assert done.exit_code == 0, done.output
     raw = CheckpointSpec(f"{tmp_path}/bge").load("cpu", Limits(max_length=1024), RuntimeOptions())
     logits = 2 * raw.score([(Query(text="apples"), Document(str(at), text)) for at, text in enumerate(TEXTS)]) - 0.5
-    result = {one["index"]: one["relevance_score"] for one in json.loads(done.stdout.splitlines()[-1])["results"]}
+    result = {entry["index"]: entry["relevance_score"] for entry in json.loads(done.stdout.splitlines()[-1])["results"]}
     assert [result[0], result[1]] == pytest.approx((1 / (1 + 2.718281828459045**-logits)).tolist(), abs=1e-6)
 
 

@@ -99,12 +99,17 @@ def authors_scores(pairs):
 def test_winoground_by_its_authors_rule(make_lake):
     generator = random.Random(4)
     names = [f"{side}{number}" for side in "ci" for number in (0, 1)]
-    asked = [(one, other) for one in names for other in names if one[0] != other[0]]
+    asked = [(caption, other) for caption in names for other in names if caption[0] != other[0]]
     logits, examples = {}, []
     for example in range(40):
-        result = {f"{one}{other}": round(generator.random() + (one[1] == other[1]) * 0.3, 1) for one, other in asked}
+        result = {
+            f"{caption}{other}": round(generator.random() + (caption[1] == other[1]) * 0.3, 1)
+            for caption, other in asked
+        }
         examples.append(result)
-        logits |= {(f"{example}:{one}", f"{example}:{other}"): result[f"{one}{other}"] for one, other in asked}
+        logits |= {
+            (f"{example}:{caption}", f"{example}:{other}"): result[f"{caption}{other}"] for caption, other in asked
+        }
     ids = [f"{example}:{name}" for example in range(40) for name in names]
     ranked = {}
     for query, doc in logits:

@@ -37,7 +37,7 @@ def random_rows(seed):
 
     for number in range(QUERIES):
         query = f"q{number}"
-        docs = generator.sample([f"d{one}" for one in range(30)], DOCS)
+        docs = generator.sample([f"d{number}" for number in range(30)], DOCS)
         if number % 11:
             labels = {"task": f"t{number % 3}", "benchmark": "beir", "dataset": f"s{number % 2}", "name": query}
             add(query, InputTable.QUERY, modality=1 + number % 2, labels=json.dumps(labels))

@@ -29,7 +29,7 @@ def test_only_judged_queries_of_the_lake_count(small_lake):
 
 def test_slices_by_every_column_the_queries_have(small_lake):
     evaluation = small_lake.evaluated().evaluation
-    result = {(one.dimension, one.value): one.queries for one in evaluation.slices}
+    result = {(row.dimension, row.value): row.queries for row in evaluation.slices}
     assert result == {
         ("task", "text→text"): 2,
         ("task", "image→mixed"): 1,
@@ -42,7 +42,7 @@ def test_the_modality_is_derived_where_the_lake_has_no_tasks(small_lake):
     path = small_lake.tables.queries
     pq.write_table(pq.read_table(path).drop_columns(["task", "language"]), path)
     evaluation = small_lake.evaluated().evaluation
-    result = {(one.dimension, one.value): one.queries for one in evaluation.slices}
+    result = {(row.dimension, row.value): row.queries for row in evaluation.slices}
     assert result == {("modality", "text→text"): 2, ("modality", "image→mixed"): 1}
 
 

@@ -84,7 +84,10 @@ def test_what_cannot_be_fitted_is_said():
 
 def test_calibration_by_hand():
     bins, error = calibration(judged([0.05, 0.05, 0.95, 0.95], [0, 1, 2, 1]))
-    assert [(one.relevance, one.pairs, one.relevant) for one in bins] == [(0.05, 2, 0.5), (pytest.approx(0.95), 2, 1.0)]
+    assert [(point.relevance, point.pairs, point.relevant) for point in bins] == [
+        (0.05, 2, 0.5),
+        (pytest.approx(0.95), 2, 1.0),
+    ]
     assert error == pytest.approx((0.45 + 0.05) / 2)
 
 

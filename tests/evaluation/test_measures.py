@@ -51,13 +51,15 @@ def test_figures_are_those_of_ir_measures(lists):
         (length, {where: grade for where, grade in judgements.items() if not isinstance(where, int) or where < length})
         for length, judgements in lists
     ]
-    qrels = {str(number): {str(where): grade for where, grade in one.items()} for number, (_, one) in enumerate(lists)}
+    qrels = {
+        str(number): {str(where): grade for where, grade in grades.items()} for number, (_, grades) in enumerate(lists)
+    }
     run = {
         str(number): {str(place): float(-place) for place in range(length)} for number, (length, _) in enumerate(lists)
     }
     expected = np.zeros((len(lists), len(MEASURES)))
-    for one in ir_measures.iter_calc(list(MEASURES), qrels, run):
-        expected[int(one.query_id), MEASURES.index(one.measure)] = one.value
+    for metric in ir_measures.iter_calc(list(MEASURES), qrels, run):
+        expected[int(metric.query_id), MEASURES.index(metric.measure)] = metric.value
     np.testing.assert_array_equal(of(lists), expected)
 
 

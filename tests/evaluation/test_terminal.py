@@ -61,7 +61,7 @@ def test_relevant_documents_are_ticked(wide_lake):
 def test_examples_take_every_task_and_language_in_turn(small_lake):
     done = small_lake.evaluated()
     pool = done.evaluation.examples
-    assert {one.labels["task"] for one in choose(pool, 2)} == {"text→text", "image→mixed"}
+    assert {example.labels["task"] for example in choose(pool, 2)} == {"text→text", "image→mixed"}
     chosen = choose(pool, 10)
     assert len(chosen) == 3
     q1 = next(

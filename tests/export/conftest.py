@@ -66,7 +66,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     def written(form: str, lists: Sequence[ExportList], **target: str) -> Path:
         created = FORMATS[form](Target(**target))
         path = tmp_path / f"part-0{created.suffix}"
-        path.write_bytes(created.finish([created.encode(one) for one in lists]))
+        path.write_bytes(created.finish([created.encode(ranking) for ranking in lists]))
         return path
 
     return written

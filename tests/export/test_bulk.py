@@ -80,33 +80,35 @@ def send(index: Index, body: bytes) -> dict[str, object]:
 def test_lists_arrive_as_documents_of_their_queries(index, lists, write):
     path: Path = write("opensearch-lists", lists, name="ranking")
     assert send(index, path.read_bytes())["errors"] is False
-    assert index.documents.keys() == {one.key for one in lists}
-    for one in lists:
-        assert index.documents[one.key]["query_id"] == one.key
-        result = index.documents[one.key]["documents"]
-        assert [row["doc_id"] for row in result] == [row.doc_id for row in one.rows]
-        assert [row["rank"] for row in result] == [row.rank for row in one.rows]
-        assert [row["label"] for row in result] == [row.label for row in one.rows]
+    assert index.documents.keys() == {ranking.key for ranking in lists}
+    for ranking in lists:
+        assert index.documents[ranking.key]["query_id"] == ranking.key
+        result = index.documents[ranking.key]["documents"]
+        assert [row["doc_id"] for row in result] == [row.doc_id for row in ranking.rows]
+        assert [row["rank"] for row in result] == [row.rank for row in ranking.rows]
+        assert [row["label"] for row in result] == [row.label for row in ranking.rows]
         for name in ("logit", "relevance"):
-            assert [float(np.float32(row[name])) for row in result] == [getattr(row, name) for row in one.rows]
+            assert [float(np.float32(row[name])) for row in result] == [getattr(row, name) for row in ranking.rows]
 
 
 def test_a_removed_list_is_deleted(index, lists, write):
     send(index, write("opensearch-lists", lists, name="ranking").read_bytes())
     form = opensearch_lists(Target("ranking"))
-    assert send(index, b"".join(form.remove(one.key) for one in lists[1:]))["errors"] is False
+    assert send(index, b"".join(form.remove(ranking.key) for ranking in lists[1:]))["errors"] is False
     assert index.documents.keys() == {lists[0].key}
 
 
 def test_updates_leave_the_rest_of_a_document_alone(index, lists):
     form = opensearch_documents(Target("ranking", field="rankings"))
-    one = lists[3]
-    index.documents[one.key] = {"title": "kept"}
-    send(index, form.encode(one))
-    assert index.documents[one.key]["title"] == "kept"
-    assert [row["query_id"] for row in index.documents[one.key]["rankings"]] == [row.query_id for row in one.rows]
-    send(index, form.remove(one.key))
-    assert index.documents[one.key] == {"title": "kept", "rankings": []}
+    ranking = lists[3]
+    index.documents[ranking.key] = {"title": "kept"}
+    send(index, form.encode(ranking))
+    assert index.documents[ranking.key]["title"] == "kept"
+    assert [row["query_id"] for row in index.documents[ranking.key]["rankings"]] == [
+        row.query_id for row in ranking.rows
+    ]
+    send(index, form.remove(ranking.key))
+    assert index.documents[ranking.key] == {"title": "kept", "rankings": []}
 
 
 @pytest.mark.parametrize("key", ["", "é" * 257])

@@ -31,29 +31,33 @@ QUERIES = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 2))
 def test_every_list_has_changed_in_one_way(old, new):
     result = {change.key: change for change in changes(rows(old, new), FORMATS["parquet"](Target()))}
     assert result.keys() == old.keys() | new.keys()
-    for key, one in result.items():
+    for key, ranking in result.items():
         expected = (
             Change.REMOVED if key not in new
             else Change.ADDED if key not in old
             else Change.UNCHANGED if old[key] == new[key]
             else Change.CHANGED
         )  # fmt: skip
-        assert one.change is expected
-        assert (one.current is None) == (key not in new)
+        assert ranking.change is expected
+        assert (ranking.current is None) == (key not in new)
 
 
 def test_a_change_that_a_format_does_not_show_is_none():
-    one = [asdict(row) | {"is_old": False} for row in make_list("q", ["d1", "d2"], 0).rows]
-    before = [row | {"is_old": True, "logit": row["logit"] - 1e-3} for row in one]
-    (seen,) = changes([*one, *before], FORMATS["trec-run"](Target()))
-    (graded,) = changes([*one, *before], FORMATS["trec-qrels"](Target()))
+    ranking = [asdict(row) | {"is_old": False} for row in make_list("q", ["d1", "d2"], 0).rows]
+    before = [row | {"is_old": True, "logit": row["logit"] - 1e-3} for row in ranking]
+    (seen,) = changes([*ranking, *before], FORMATS["trec-run"](Target()))
+    (graded,) = changes([*ranking, *before], FORMATS["trec-qrels"](Target()))
     assert (seen.change, graded.change) == (Change.CHANGED, Change.UNCHANGED)
 
 
 def test_queries_are_numbered_as_in_the_whole_run():
     form = FORMATS["svmrank"](Target())
     result = [*changes(rows({"a": 0, "b": 0, "c": 0}, {"a": 0, "c": 1, "d": 0}), form, first_number=7)]
-    assert [(one.key, one.current.number) for one in result if one.current] == [("a", 7), ("c", 8), ("d", 9)]
+    assert [(ranking.key, ranking.current.number) for ranking in result if ranking.current] == [
+        ("a", 7),
+        ("c", 8),
+        ("d", 9),
+    ]
 
 
 @given(st.lists(st.tuples(st.binary(max_size=9), st.integers(0, 9))), st.integers(1, 20), st.integers(1, 20))

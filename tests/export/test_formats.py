@@ -25,7 +25,7 @@ def test_every_format_is_offered():
 def test_every_format_crosses_to_a_worker_and_writes_the_same_there(name, lists):
     here = FORMATS[name](Target("a:b"))
     there = cloudpickle.loads(cloudpickle.dumps(here))
-    written = [form.finish([form.encode(one) for one in lists]) for form in (here, there)]
+    written = [form.finish([form.encode(ranking) for ranking in lists]) for form in (here, there)]
     assert written[0] == written[1]
     if here.remove is not None:
         assert there.remove("q") == here.remove("q")

@@ -16,7 +16,7 @@ def test_quepid_gets_every_rating_under_the_querys_text(lists, write):
     path = write("quepid-csv", named)
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, strict=True))
-    expected = [(one.query_text or one.key, row.doc_id, row.label) for one in named for row in one.rows]
+    expected = [(ranking.query_text or ranking.key, row.doc_id, row.label) for ranking in named for row in ranking.rows]
     assert [(row["query"], row["docid"], int(row["rating"])) for row in rows] == expected
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     assert list(frame.columns) == ["query", "docid", "rating"]
@@ -24,10 +24,12 @@ def test_quepid_gets_every_rating_under_the_querys_text(lists, write):
 
 
 def test_scikit_learn_reads_labels_queries_and_features(lists, write):
-    scored = [replace(one, first_stage_scores=tuple(0.1 * row.rank for row in one.rows)) for one in lists]
+    scored = [replace(ranking, first_stage_scores=tuple(0.1 * row.rank for row in ranking.rows)) for ranking in lists]
     features, labels, queries = load_svmlight_file(str(write("svmrank", scored)), query_id=True)
     rows = [
-        (one.number, row, score) for one in scored for row, score in zip(one.rows, one.first_stage_scores, strict=True)
+        (ranking.number, row, score)
+        for ranking in scored
+        for row, score in zip(ranking.rows, ranking.first_stage_scores, strict=True)
     ]
     assert labels.tolist() == [row.label for _, row, _ in rows]
     assert queries.tolist() == [number for number, _, _ in rows]
@@ -38,17 +40,17 @@ def test_scikit_learn_reads_labels_queries_and_features(lists, write):
 def test_svmrank_says_which_pair_a_line_is(lists, write):
     lines = write("svmrank", lists).read_text().splitlines()
     pairs = [tuple(unquote(word) for word in line.partition(" # ")[2].split()) for line in lines]
-    assert pairs == [(row.query_id, row.doc_id) for one in lists for row in one.rows]
+    assert pairs == [(row.query_id, row.doc_id) for ranking in lists for row in ranking.rows]
 
 
 def test_a_judgement_list_reads_as_the_plugins_examples_do(lists, write):
     named = [replace(lists[0], query_text="the red\n apple"), *lists[1:]]
     path = write("ltr-judgements", named)
     _, labels, queries = load_svmlight_file(str(path), query_id=True)
-    assert labels.tolist() == [row.label for one in named for row in one.rows]
-    assert queries.tolist() == [one.number for one in named for _ in one.rows]
+    assert labels.tolist() == [row.label for ranking in named for row in ranking.rows]
+    assert queries.tolist() == [ranking.number for ranking in named for _ in ranking.rows]
     lines = path.read_text().splitlines()
     assert lines[0] == "# qid:1: the red apple"
     judged = [line.split("\t") for line in lines if not line.startswith("# qid:")]
     assert all(len(fields) == 3 and fields[1].endswith(" #") for fields in judged)
-    assert [unquote(fields[2]) for fields in judged] == [row.doc_id for one in named for row in one.rows]
+    assert [unquote(fields[2]) for fields in judged] == [row.doc_id for ranking in named for row in ranking.rows]

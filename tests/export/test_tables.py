@@ -48,7 +48,7 @@ def database() -> Iterator[psycopg.Connection[Any]]:
 
 
 def rows_of(lists) -> list[tuple[object, ...]]:
-    return [tuple(getattr(row, name) for name in RANKED.names) for one in lists for row in one.rows]
+    return [tuple(getattr(row, name) for name in RANKED.names) for ranking in lists for row in ranking.rows]
 
 
 def test_postgresql_loads_the_csv_and_looks_a_query_up(database, lists, write):
@@ -58,10 +58,10 @@ def test_postgresql_loads_the_csv_and_looks_a_query_up(database, lists, write):
     )
     with database.cursor() as cursor, cursor.copy("COPY ranked FROM STDIN WITH (FORMAT csv, HEADER true)") as copy:
         copy.write(write("csv", lists).read_bytes())
-    for one in lists:
-        result = database.execute("SELECT * FROM ranked WHERE query_id = %s ORDER BY rank", (one.key,)).fetchall()
-        assert [tuple(map(_as_float32, row)) for row in result] == rows_of([one])
-    assert database.execute("SELECT count(*) FROM ranked").fetchone() == (sum(len(one.rows) for one in lists),)
+    for ranking in lists:
+        result = database.execute("SELECT * FROM ranked WHERE query_id = %s ORDER BY rank", (ranking.key,)).fetchall()
+        assert [tuple(map(_as_float32, row)) for row in result] == rows_of([ranking])
+    assert database.execute("SELECT count(*) FROM ranked").fetchone() == (sum(len(ranking.rows) for ranking in lists),)
 
 
 def _as_float32(value: object) -> object:
@@ -86,4 +86,4 @@ def test_pandas_reads_the_csv(lists, write):
 def test_golden_pairs_are_what_an_audit_reads(lists, write):
     table = pq.read_table(write("golden-pairs", lists))
     assert table.schema.equals(GOLDEN)
-    assert table["logit"].to_pylist() == [row.logit for one in lists for row in one.rows]
+    assert table["logit"].to_pylist() == [row.logit for ranking in lists for row in ranking.rows]

@@ -21,19 +21,19 @@ def test_ir_measures_reads_the_run_in_the_order_of_the_ranks(lists, write):
     result: dict[str, list[tuple[float, str]]] = {}
     for scored in ir_measures.read_trec_run(str(path)):
         result.setdefault(unquote(scored.query_id), []).append((scored.score, unquote(scored.doc_id)))
-    assert result.keys() == {one.key for one in lists}
-    for one in lists:
-        scores = [score for score, _ in result[one.key]]
+    assert result.keys() == {ranking.key for ranking in lists}
+    for ranking in lists:
+        scores = [score for score, _ in result[ranking.key]]
         assert scores == sorted(set(scores), reverse=True), "no tie is left to be broken by id"
-        assert [doc for _, doc in sorted(result[one.key], reverse=True)] == [row.doc_id for row in one.rows]
-        np.testing.assert_allclose(scores, [row.logit for row in one.rows], rtol=1e-6)
+        assert [doc for _, doc in sorted(result[ranking.key], reverse=True)] == [row.doc_id for row in ranking.rows]
+        np.testing.assert_allclose(scores, [row.logit for row in ranking.rows], rtol=1e-6)
 
 
 def test_trec_evals_own_code_ranks_as_ranked_does(lists, write):
     path = write("trec-run", lists)
     with path.open() as file:
         run = pytrec_eval.parse_run(file)
-    second = {escaped(one.key): {escaped(one.rows[1].doc_id): 1} for one in lists}
+    second = {escaped(ranking.key): {escaped(ranking.rows[1].doc_id): 1} for ranking in lists}
     figures = pytrec_eval.RelevanceEvaluator(second, {"recip_rank"}).evaluate(run)
     assert {figure["recip_rank"] for figure in figures.values()} == {0.5}, "the second stands second, ties or not"
     assert len(figures) == len(lists)
@@ -42,7 +42,7 @@ def test_trec_evals_own_code_ranks_as_ranked_does(lists, write):
 def test_ir_measures_reads_the_labels_as_qrels(lists, write):
     qrels = list(ir_measures.read_trec_qrels(str(write("trec-qrels", lists))))
     result = {(unquote(qrel.query_id), unquote(qrel.doc_id)): qrel.relevance for qrel in qrels}
-    assert result == {(row.query_id, row.doc_id): row.label for one in lists for row in one.rows}
+    assert result == {(row.query_id, row.doc_id): row.label for ranking in lists for row in ranking.rows}
     run = list(ir_measures.read_trec_run(str(write("trec-run", lists))))
     assert ir_measures.calc_aggregate([nDCG @ 10], qrels, run)[nDCG @ 10] == pytest.approx(1), "labels fall with logits"
 

@@ -88,13 +88,13 @@ def test_lists_are_put_under_their_queries(vespa, lists, write):
         for method, kind, key, fields in vespa.operations
         if (method, kind) == ("POST", "v1/mine:ranking/docid")
     }
-    assert result.keys() == {one.key for one in lists}
-    for one in lists:
-        fields = result[one.key]
-        assert fields["query_id"] == one.key
-        assert fields["doc_ids"] == [row.doc_id for row in one.rows]
-        assert fields["labels"] == [row.label for row in one.rows]
-        assert [float(np.float32(value)) for value in fields["relevance"]] == [row.relevance for row in one.rows]
+    assert result.keys() == {ranking.key for ranking in lists}
+    for ranking in lists:
+        fields = result[ranking.key]
+        assert fields["query_id"] == ranking.key
+        assert fields["doc_ids"] == [row.doc_id for row in ranking.rows]
+        assert fields["labels"] == [row.label for row in ranking.rows]
+        assert [float(np.float32(value)) for value in fields["relevance"]] == [row.relevance for row in ranking.rows]
 
 
 def test_removed_lists_are_removed_and_documents_updated(vespa, lists, tmp_path):

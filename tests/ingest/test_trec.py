@@ -52,4 +52,4 @@ def test_every_line_that_is_not_blank_gives_one_result(rows):
     for read in (trec_qrels("f", lines(content), ""), run_lines("f", lines(content))):
         result = list(read)
         assert len(result) == expected
-        assert all(isinstance(one, Qrel | RunLine | SourceReject) for one in result)
+        assert all(isinstance(row, Qrel | RunLine | SourceReject) for row in result)

@@ -157,10 +157,10 @@ def test_what_was_cut_is_said(family: str, reranker: BatchedReranker) -> None:
     groups = [DocumentGroup(document, QUERIES) for document in DOCUMENTS]
     results = [score_group for score_group in reranker.score_groups(groups) if isinstance(score_group, ScoredPair)]
     cut = {(result.query_id, result.doc_id) for result in results if result.document_truncated}
-    assert {one.query_id for one in results if one.query_truncated} == {"q-long"}
+    assert {result.query_id for result in results if result.query_truncated} == {"q-long"}
     whole = {"d-cut", "d-longer"} if family == "bge" else set()
     assert cut == {(query.query_id, doc_id) for query in QUERIES for doc_id in whole}
-    longest = max(one.query_tokens + one.document_tokens for one in results)
+    longest = max(result.query_tokens + result.document_tokens for result in results)
     assert (longest == LIMITS.max_length) == (family == "bge"), "windows read all of a document"
 
 

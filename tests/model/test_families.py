@@ -55,7 +55,9 @@ def test_every_family_is_known_by_a_published_config() -> None:
     assert {family.name for family in FAMILIES} == PUBLISHED.keys()
 
 
-@pytest.mark.parametrize(("name", "config"), [(name, one) for name, configs in PUBLISHED.items() for one in configs])
+@pytest.mark.parametrize(
+    ("name", "config"), [(name, values) for name, configs in PUBLISHED.items() for values in configs]
+)
 def test_a_published_config_is_of_one_family(name: str, config: dict[str, Any]) -> None:
     assert [family.name for family in FAMILIES if family.recognises(config)] == [name]
     assert family_of(config, None, "here").name == name

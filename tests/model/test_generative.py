@@ -110,7 +110,7 @@ def test_logits_are_transformers_own(
     readables = [pair for pair in pairs if readable(family, *pair)]
     expected = PublishedGenerativeLoop(checkpoints[family]).logits(readables)
     result = [results[query.query_id, document.doc_id] for query, document in readables]
-    logits = np.array([one.logit for one in result if isinstance(one, ScoredPair)])
+    logits = np.array([score.logit for score in result if isinstance(score, ScoredPair)])
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
     assert np.ptp(expected) > 0.1, "the inputs decide nothing"
     refused = {key: one.reason for key, one in results.items() if isinstance(one, Reject)}

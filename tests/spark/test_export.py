@@ -41,7 +41,7 @@ def write_run(storage: Storage, output: str, run_id: str, lists: list[ExportList
     written = []
     Path(paths.ranked).mkdir(parents=True)
     for number in range(files + 1):
-        rows = [row for one in lists[number * size : (number + 1) * size] for row in one.rows]
+        rows = [row for ranking in lists[number * size : (number + 1) * size] for row in ranking.rows]
         columns = {name: [getattr(row, name) for row in rows] for name in RANKED.names}
         name = f"part-{number:05d}.parquet"
         pq.write_table(pa.table(columns, schema=RANKED), Path(paths.ranked) / name, row_group_size=7)
@@ -62,7 +62,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, query in enumerate(QUERY_IDS)
     ]
     pq.write_table(pa.Table.from_pylist(queries, schema=QUERIES), folder / "queries.parquet")
-    pairs = [(row.query_id, row.doc_id, row.rank) for one in NEW for row in one.rows if row.rank != 2]
+    pairs = [(row.query_id, row.doc_id, row.rank) for ranking in NEW for row in ranking.rows if row.rank != 2]
     rows = [{"query_id": query, "doc_id": doc, "first_stage_score": 1 / rank} for query, doc, rank in pairs]
     pq.write_table(pa.Table.from_pylist(rows, schema=CANDIDATES), folder / "candidates.parquet")
     return folder
@@ -96,7 +96,7 @@ def part_bytes(export: Export, manifest: dict[str, object]) -> list[bytes]:
 def encoded(name: str, lists: list[ExportList]) -> list[bytes]:
     """Each list alone as a file of the format."""
     form = FORMATS[name](Target())
-    return [form.finish([form.encode(one)]) for one in lists]
+    return [form.finish([form.encode(ranking)]) for ranking in lists]
 
 
 @pytest.mark.parametrize("name", ["trec-run", "trec-qrels", "opensearch-lists", "vespa-lists"])
@@ -104,7 +104,7 @@ def test_the_parts_are_the_runs_lists_in_order_and_none_is_split(spark, storage,
     export = replace(wanted, format=name)
     manifest = export_run(spark, storage, export)
     assert b"".join(part_bytes(export, manifest)) == b"".join(encoded(name, NEW))
-    assert manifest["rows"] == sum(len(one.rows) for one in NEW)
+    assert manifest["rows"] == sum(len(ranking.rows) for ranking in NEW)
     assert max(part["rows"] for part in manifest["parts"]) == 18, "two lists of nine rows, of at most twenty"
     assert manifest["lists"] == {"added": len(NEW), "changed": 0, "removed": 0, "unchanged": 0}
     for part, data in zip(manifest["parts"], part_bytes(export, manifest), strict=True):
@@ -112,15 +112,15 @@ def test_the_parts_are_the_runs_lists_in_order_and_none_is_split(spark, storage,
 
 
 def test_texts_numbers_and_first_stage_scores_come_with_the_lists(spark, storage, wanted):
-    numbered = [replace(one, number=number) for number, one in enumerate(NEW, start=1)]
-    texts = [one.key if one.key == "q-1" else f'text of\n"{QUERY_IDS.index(one.key)}"' for one in NEW]
-    with_text = [replace(one, query_text=text) for one, text in zip(numbered, texts, strict=True)]
+    numbered = [replace(ranking, number=number) for number, ranking in enumerate(NEW, start=1)]
+    texts = [ranking.key if ranking.key == "q-1" else f'text of\n"{QUERY_IDS.index(ranking.key)}"' for ranking in NEW]
+    with_text = [replace(ranking, query_text=text) for ranking, text in zip(numbered, texts, strict=True)]
     judged = replace(wanted, format="ltr-judgements")
     assert b"".join(part_bytes(judged, export_run(spark, storage, judged))) == b"".join(
         encoded("ltr-judgements", with_text)
     )
-    scores = [tuple(None if row.rank == 2 else 1 / row.rank for row in one.rows) for one in NEW]
-    scored = [replace(one, first_stage_scores=each) for one, each in zip(numbered, scores, strict=True)]
+    scores = [tuple(None if row.rank == 2 else 1 / row.rank for row in ranking.rows) for ranking in NEW]
+    scored = [replace(ranking, first_stage_scores=each) for ranking, each in zip(numbered, scores, strict=True)]
     ranked = replace(wanted, format="svmrank", to=wanted.to + "2")
     assert b"".join(part_bytes(ranked, export_run(spark, storage, ranked))) == b"".join(encoded("svmrank", scored))
 
@@ -131,7 +131,7 @@ def test_each_part_of_a_csv_has_the_header(spark, storage, wanted):
     header, *_ = encoded("csv", NEW)[0].splitlines(keepends=True)
     assert len(parts) > 1
     assert [part[: len(header)] for part in parts] == [header] * len(parts)
-    whole = b"".join(one.removeprefix(header) for one in encoded("csv", NEW))
+    whole = b"".join(part.removeprefix(header) for part in encoded("csv", NEW))
     assert b"".join(part.removeprefix(header) for part in parts) == whole
 
 
@@ -143,7 +143,7 @@ def test_depth_cuts_lists(spark, storage, wanted):
 
 
 def ranked_rows(lists: list[ExportList]) -> list[dict[str, object]]:
-    return [{name: getattr(row, name) for name in RANKED.names} for one in lists for row in one.rows]
+    return [{name: getattr(row, name) for name in RANKED.names} for ranking in lists for row in ranking.rows]
 
 
 def test_the_same_command_does_nothing_again_and_writes_the_same_bytes_elsewhere(spark, storage, wanted):
@@ -199,7 +199,7 @@ def delta(spark, storage, wanted: Export, name: str) -> tuple[Export, dict[str, 
 
 
 def removed_keys(export: Export, manifest: dict[str, object]) -> set[str]:
-    paths = [Path(export.to) / one["name"] for one in manifest["removed"]]
+    paths = [Path(export.to) / file["name"] for file in manifest["removed"]]
     return {json.loads(line)["query_id"] for path in paths for line in path.read_text().split("\n")[:-1]}
 
 
@@ -223,8 +223,8 @@ def test_the_old_trec_run_and_the_delta_make_the_new_one(spark, storage, wanted,
         return list(ir_measures.read_trec_run(str(path)))
 
     changed = run(b"".join(part_bytes(export, manifest)))
-    replaced = {unquote(one.query_id) for one in changed} | removed_keys(export, manifest)
-    kept = [one for one in run(b"".join(encoded("trec-run", OLD))) if unquote(one.query_id) not in replaced]
+    replaced = {unquote(line.query_id) for line in changed} | removed_keys(export, manifest)
+    kept = [line for line in run(b"".join(encoded("trec-run", OLD))) if unquote(line.query_id) not in replaced]
     assert sorted([*kept, *changed]) == sorted(run(b"".join(encoded("trec-run", NEW))))
 
 

@@ -86,7 +86,7 @@ def test_a_cascade_is_the_strong_ones_order_of_the_top_then_the_cheap_ones(spark
     strong = by_query(lake.ranked("strong"))
     assert pq.read_schema(next((lake.folder / "out/ranked/run_id=r").iterdir())) == COMBINED
     for query, rows in by_query(lake.ranked("r")).items():
-        rest = [row for row in cheap[query] if row["doc_id"] not in {one["doc_id"] for one in strong[query]}]
+        rest = [row for row in cheap[query] if row["doc_id"] not in {listed["doc_id"] for listed in strong[query]}]
         assert len(rows) == 20
         assert [row["doc_id"] for row in rows] == [row["doc_id"] for row in [*strong[query], *rest]]
         assert [row["rank"] for row in rows] == [*range(1, 21)]
@@ -114,13 +114,13 @@ def test_what_a_cascade_costs_is_what_was_forecast(spark, storage, lake):
     assert second["forecast_tokens"] <= bound["forecast_tokens"]
     assert second["forecast_documents"] <= bound["forecast_documents"]
     kept = manifest_of(lake, "r")["passes"]
-    assert [one["counts"]["scored"] for one in kept] == [240, 60]
-    assert [one["cost"] for one in kept] == [first["forecast_tokens"], second["forecast_tokens"]]
-    assert [one["model"] for one in kept] == [
+    assert [entry["counts"]["scored"] for entry in kept] == [240, 60]
+    assert [entry["cost"] for entry in kept] == [first["forecast_tokens"], second["forecast_tokens"]]
+    assert [entry["model"] for entry in kept] == [
         {"path": "cheap", "parameters": 1000, "device": "cpu"},
         {"path": f"model {STRONG}", "parameters": 3000, "device": "cpu"},
     ]
-    assert [one["scoring"]["pairs"] for one in kept] == [240, 60]
+    assert [entry["scoring"]["pairs"] for entry in kept] == [240, 60]
 
 
 def test_steps_one_by_one_and_several_files_give_the_same_cascade(spark, storage, cascaded):
@@ -191,7 +191,7 @@ def test_a_run_keeps_to_the_cascade_it_was_planned_as(spark, storage, cascaded):
     with pytest.raises(RunConflictError, match="was made by scorer"):
         already_published(storage, other)
     wider = run(spark, storage, cascade(cascaded, "wider", top=6))
-    assert [one["pairs"] for one in wider["passes"]] == [0, 12], "scores stored by either are used again"
+    assert [entry["pairs"] for entry in wider["passes"]] == [0, 12], "scores stored by either are used again"
 
 
 def best(docs: Iterable[str], query: str, logits: dict[tuple[str, str], float]) -> list[str]:
@@ -288,7 +288,7 @@ def test_an_ensemble_scores_what_is_not_stored_and_counts_who_could_not(spark, s
     documents[7]["text"] = "too much"
     lake.write("documents", documents)
     summary = run(spark, storage, ensemble(lake, "r"))
-    assert [one["pairs"] for one in summary["passes"]] == [240, 240]
+    assert [entry["pairs"] for entry in summary["passes"]] == [240, 240]
     wanting = {
         doc: sum(row["doc_id"] == doc for row in [*lake.ranked("r"), *lake.rejected("r")]) for doc in ("d04", "d07")
     }

@@ -333,7 +333,8 @@ def winoground(root: Path) -> None:
 
 
 BUILDERS = {
-    one.__name__: one for one in (beir, coir, miracl, mldr, mkqa, vidore_v1, vidore_v2, vidore_v3, mbeir, winoground)
+    layout.__name__: layout
+    for layout in (beir, coir, miracl, mldr, mkqa, vidore_v1, vidore_v2, vidore_v3, mbeir, winoground)
 }
 
 

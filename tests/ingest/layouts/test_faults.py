@@ -126,7 +126,7 @@ def test_a_text_of_parquet_that_is_not_utf8(publish, ingested):
     text = pa.Array.from_buffers(pa.string(), 2, raw.buffers())  # as writers do that check nothing
     pq.write_table(pa.table({"_id": ["d0", "d1"], "title": ["", ""], "text": text}), path)
     lake = ingested(folder)
-    assert [one for one in lake.by_id("documents") if one.startswith("cosqa/")] == ["cosqa/d0", "cosqa/d2"]
+    assert [doc_id for doc_id in lake.by_id("documents") if doc_id.startswith("cosqa/")] == ["cosqa/d0", "cosqa/d2"]
     [reject] = lake.rejects("documents")
     assert (reject["fault"], reject["line"]) == ("text_undecodable", 2)
 

@@ -177,7 +177,7 @@ def test_vidore_v1_pages_and_questions_that_stand_twice(publish, ingested):
     lake = ingested(publish("vidore_v1"))
     name = "docvqa_test_subsampled"
     pages = [f"{name}/images/{page}.jpg" for page in "abcd"]
-    assert [one for one in lake.by_id("documents") if one.startswith(name)] == pages
+    assert [doc_id for doc_id in lake.by_id("documents") if doc_id.startswith(name)] == pages
     assert {query: row["text"] for query, row in lake.by_id("queries").items() if query.startswith(name)} == {
         f"{name}/q0": "what is red",
         f"{name}/q1": "what is green",

@@ -129,7 +129,7 @@ class Run:
     report: str
 
     def benchmark(self, name: str) -> dict[str, Any]:
-        return next(one for one in self.evaluated["benchmarks"] if one["name"] == name)
+        return next(entry for entry in self.evaluated["benchmarks"] if entry["name"] == name)
 
 
 def invoke(command: Command, *arguments: str) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def run(
 
 
 def test_every_candidate_of_every_benchmark_is_ranked(run: Run):
-    candidates = sum(one["tables"]["candidates"]["rows"] for one in run.ingested.values())
+    candidates = sum(summary["tables"]["candidates"]["rows"] for summary in run.ingested.values())
     assert run.reranked["published"] is True
     assert (run.reranked["rejected"], run.reranked["scored"], run.reranked["candidates"]) == (0, candidates, candidates)
     assert {layout: one["layout"] for layout, one in run.ingested.items()} == {layout: layout for layout in LAYOUTS}
@@ -184,7 +184,7 @@ def test_the_headline_is_what_the_benchmark_itself_counts(run: Run, name: str):
         for dataset, subsets in datasets.items()
     }
     result = run.benchmark(name)
-    assert {one["name"]: one["reranked"] for one in result["datasets"]} == pytest.approx(expected, abs=1e-6)
+    assert {dataset["name"]: dataset["reranked"] for dataset in result["datasets"]} == pytest.approx(expected, abs=1e-6)
     assert result["reranked"] == pytest.approx(mean(expected.values()), abs=1e-6)
     queries = sum(len(queries) for subsets in datasets.values() for queries in subsets.values())
     assert result["queries"] == queries, "queries that find nothing count"
