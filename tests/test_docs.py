@@ -26,7 +26,7 @@ DEMO = ROOT / "conf" / "demo.yaml"
 
 
 def _blocks(text: str, language: str) -> list[str]:
-    """What stands in the fenced blocks of a language."""
+    """The contents of the fenced blocks of a language."""
     return re.findall(rf"^```{language}(?: [\w-]+)?\n((?s:.*?))^```$", text, re.MULTILINE)
 
 
@@ -42,7 +42,7 @@ def _rows(table_head: str) -> list[list[str]]:
 
 
 def _names(cell: str) -> list[str]:
-    """What stands in backquotes."""
+    """Names in backquotes."""
     return re.findall(r"`([^`]+)`", cell)
 
 

@@ -57,7 +57,7 @@ class Commands:
     folder: str
     checkpoint: Path
     scratch: Path
-    said: list[str]
+    outputs: list[str]
 
     def run(self, job: str, *arguments: str, keys: dict[str, str] | None = None) -> Done:
         settings = {f"lake.{name}": join(self.folder, name) for name in ("documents", "queries", "candidates", "qrels")}
@@ -70,7 +70,7 @@ class Commands:
             capture_output=True, text=True, check=False, timeout=400, cwd=self.scratch,
             env=os.environ | self.server.environment() | {"PYSPARK_PYTHON": sys.executable} | (keys or {}),
         )  # fmt: skip
-        self.said.append(done.stdout + done.stderr)
+        self.outputs.append(done.stdout + done.stderr)
         return Done(done.returncode, json.loads(done.stdout.strip().splitlines()[-1]), done.stdout + done.stderr)
 
     def ranked(self, run_id: str) -> pa.Table:
@@ -133,4 +133,4 @@ def check_no_keys(commands: Commands) -> None:
     assert len(stored) > 3
     for key in (commands.server.secret_key, commands.server.access_key):
         assert not [uri for uri, content in stored.items() if key.encode() in content]
-        assert not any(key in words for words in commands.said)
+        assert not any(key in words for words in commands.outputs)

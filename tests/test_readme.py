@@ -1,6 +1,6 @@
 """README's commands run.
 
-A fenced block runs as it stands, in order, in one copy of the repository, unless it is tagged `not-run` (it needs a
+A fenced block runs unchanged, in order, in one copy of the repository, unless it is tagged `not-run` (it needs a
 cluster, a hub or another hour). A later block may use what an earlier one left, and all share one `make demo`: so run
 `test_commands_run` as a whole.
 """
@@ -28,7 +28,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its tag and what stands in it."""
+    """A fenced block: its language, its tag and its contents."""
 
     language: str
     tag: str

@@ -130,11 +130,11 @@ def fault(given):
         return str(error)
 
 past = [{"format": "csv", "run_id": "r1"}, {"format": "trec-run", "run_id": "r2"}, {"format": "csv", "run_id": "r3"}]
-wanted = {"format": "csv", "to": "s3://feeds/{run_id}", "since": "last", "depth": None}
+requested = {"format": "csv", "to": "s3://feeds/{run_id}", "since": "last", "depth": None}
 
 result = {
     "keys": list(Settings.__dataclass_fields__),
-    "exports": [export_arguments(wanted, run, past) for run in ("r4", "r3", "r1")],
+    "exports": [export_arguments(requested, run, past) for run in ("r4", "r3", "r1")],
     "names": [name(dated), name(landed), name(dated, "2026-01-30"), name(dated, zone="Europe/Berlin"),
               name(dated, "2026-01-31T00:00:00+01:00", "Europe/Berlin")],
     "filled": filled("a={date} b={run_id} c={x: 1}", moment_of(dated, {}, "UTC")),

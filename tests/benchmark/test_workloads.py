@@ -1,4 +1,4 @@
-"""Inputs are what they are said to be, and no run finds another's in a cache."""
+"""Inputs have their documented sizes, and no run finds another's in a cache."""
 
 from __future__ import annotations
 

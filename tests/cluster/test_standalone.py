@@ -55,7 +55,7 @@ class Cluster:
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder)
 
-    def said(self, name: str, before: str) -> str:
+    def logged(self, name: str, before: str) -> str:
         """The word after `before` in a process's log."""
 
         def found() -> str | None:
@@ -71,7 +71,7 @@ class Cluster:
         gpus = f"-Dspark.worker.resource.gpu.amount=1 -Dspark.worker.resource.gpu.discoveryScript={script}"
         size = ("--cores", "1", "--memory", "600m", "--work-dir", str(self.folder / name))
         self.start(name, "worker.Worker", "--host", "127.0.0.1", "--webui-port", "0", *size, master, options=gpus)
-        self.said(name, "Successfully registered with master")
+        self.logged(name, "Successfully registered with master")
 
     def lose_worker(self, name: str) -> None:
         """SIGKILL a worker with its executor and all Python processes below it, together."""
@@ -106,7 +106,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
     running = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
         running.start("master", "master.Master", "--host", "127.0.0.1", "--port", "0", "--webui-port", "0")
-        master = running.said("master", "Starting Spark master at ")
+        master = running.logged("master", "Starting Spark master at ")
         for gpu, name in enumerate(("first", "second")):
             running.start_worker(name, master, gpu)
         yield running, master

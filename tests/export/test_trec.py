@@ -35,7 +35,7 @@ def test_trec_evals_own_code_ranks_as_ranked_does(lists, write):
         run = pytrec_eval.parse_run(file)
     second = {escaped(ranking.key): {escaped(ranking.rows[1].doc_id): 1} for ranking in lists}
     figures = pytrec_eval.RelevanceEvaluator(second, {"recip_rank"}).evaluate(run)
-    assert {figure["recip_rank"] for figure in figures.values()} == {0.5}, "the second stands second, ties or not"
+    assert {figure["recip_rank"] for figure in figures.values()} == {0.5}, "the second is second, ties or not"
     assert len(figures) == len(lists)
 
 

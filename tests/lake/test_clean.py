@@ -166,7 +166,7 @@ def test_a_unit_goes_when_all_its_scores_stand_elsewhere(storage: Storage, outpu
         uri.rpartition("/")[2].removesuffix(".parquet"): why for uri, why in whys(look(storage, output), output).items()
     }
     assert reasons[part] == reasons[tried] == "superseded scores"
-    assert reasons[corrupt] == "corrupt scores"
+    assert reasons[corrupt] == "torn scores"
     assert not reasons.keys() & {named, lasting, *twins}
     assert [unit in reasons for unit in sorted(same)] == [False, True], "of two that hold the same the first stays"
     kept = {named, lonely, gone, *twins} - reasons.keys()

@@ -280,11 +280,11 @@ def test_work_is_counted(made: dict[str, Any]) -> None:
 
 
 class Limited(PackedEncoder):
-    """An encoder on a device that holds `room` tokens at once; `batches` are the numbers of sequences it was given."""
+    """An encoder on a device that holds `capacity` tokens at once; `batches`: sequences of each call."""
 
-    def __init__(self, shape: Any, weights: Any, room: float = float("inf"), pause_s: float = 0.0) -> None:
+    def __init__(self, shape: Any, weights: Any, capacity: float = float("inf"), pause_s: float = 0.0) -> None:
         super().__init__(shape, weights)
-        self._room, self._pause_s = room, pause_s
+        self._capacity, self._pause_s = capacity, pause_s
         self._lock = threading.Lock()
         self.now = self.most = self.computed = 0
         self.batches: list[int] = []
@@ -294,7 +294,7 @@ class Limited(PackedEncoder):
             self.now += len(token_ids)
             self.most, self.computed = max(self.most, self.now), self.computed + len(token_ids)
             self.batches.append(len(lengths))
-            short = self.now > self._room
+            short = self.now > self._capacity
         try:
             time.sleep(self._pause_s)  # so that micro-batches meet
             if short:
@@ -328,7 +328,7 @@ def alike(query: np.ndarray, document: np.ndarray, length: int, count: int) -> t
 def test_out_of_memory_takes_less_and_rejects_what_never_fits(made: dict[str, Any]) -> None:
     folder = made["bge"][0]
     free = load(folder)
-    engine = engine_of(free, folder, functools.partial(Limited, room=96))
+    engine = engine_of(free, folder, functools.partial(Limited, capacity=96))
     groups = [DocumentGroup(document, QUERIES) for document in DOCUMENTS]
     results = list(replace(free, engine=engine).score_groups(groups))
     refused = {result.doc_id for result in results if isinstance(result, Reject)}
@@ -343,7 +343,7 @@ def test_out_of_memory_takes_less_and_rejects_what_never_fits(made: dict[str, An
 def test_out_of_memory_of_concurrent_micro_batches_makes_those_to_come_smaller(made: dict[str, Any]) -> None:
     """A device that holds one micro-batch and not two."""
     folder = made["bge"][0]
-    engine = engine_of(load(folder), folder, functools.partial(Limited, room=256, pause_s=0.01), threads=2)
+    engine = engine_of(load(folder), folder, functools.partial(Limited, capacity=256, pause_s=0.01), threads=2)
     engine.batcher.budget = budget_of(256)
     (logits,) = engine.score([DocumentWindows(alike(np.arange(5, 15), np.arange(5, 55), 64, 80))])
     assert len(logits) == 80
@@ -400,7 +400,7 @@ def copy(folder: Path, target: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda tensors: tensors.pop("classifier.dense.bias"), "1 missing: classifier.dense.bias"),
         (lambda tensors: tensors.update({"roberta.pooler.dense.weight": torch.zeros(2, 2)}), "1 unexpected"),
@@ -408,13 +408,13 @@ def copy(folder: Path, target: Path) -> Path:
     ],
 )
 def test_keys_that_do_not_fit_are_refused(
-    family: str, made: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], Any], said: str
+    family: str, made: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
     folder = copy(made[family][0], tmp_path)
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         load(folder)
 
 
@@ -426,7 +426,7 @@ def test_the_other_naming_is_refused_when_forced(made: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ({"hidden_act": "relu"}, "hidden_act"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
@@ -437,12 +437,12 @@ def test_the_other_naming_is_refused_when_forced(made: dict[str, Any]) -> None:
     ],
 )
 def test_configs_that_are_not_computed_are_refused(
-    made: dict[str, Any], tmp_path: Path, setting: dict[str, Any], said: str
+    made: dict[str, Any], tmp_path: Path, setting: dict[str, Any], message: str
 ) -> None:
     folder = copy(made["bge"][0], tmp_path)
     config = json.loads((folder / "config.json").read_text()) | setting
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         load(folder)
 
 

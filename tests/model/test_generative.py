@@ -317,7 +317,7 @@ def test_newer_names_are_read_and_others_refused(
 
 
 @pytest.mark.parametrize(
-    ("family", "file", "old", "new", "said"),
+    ("family", "file", "old", "new", "message"),
     [
         (MONO, "tokenizer.json", '"True"', '"true, not"', "no True"),
         (QWEN3, "tokenizer.json", '"<|im_end|>"', '"<|other|>"', r"no <\|im_end\|>"),
@@ -328,13 +328,13 @@ def test_newer_names_are_read_and_others_refused(
     ],
 )
 def test_checkpoints_that_cannot_be_scored_are_refused(
-    checkpoints: dict[str, Path], tmp_path: Path, family: str, file: str, old: str, new: str, said: str
+    checkpoints: dict[str, Path], tmp_path: Path, family: str, file: str, old: str, new: str, message: str
 ) -> None:
     shutil.copytree(checkpoints[family], tmp_path, dirs_exist_ok=True)
     content = (tmp_path / file).read_text(encoding="utf-8")
     assert old in content
     (tmp_path / file).write_text(content.replace(old, new), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         load(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Two rerankers in one: each pair's score is its own model's, calibrated, whatever stands beside it."""
+"""Two rerankers in one: each pair's score is its own model's, calibrated, in any batch."""
 
 from __future__ import annotations
 

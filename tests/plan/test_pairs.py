@@ -188,10 +188,10 @@ def test_partitions_are_even_but_for_what_cannot_be_cut(sizes, partitions):
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 40))
-def test_document_ranges_rise_with_documents(rows, wanted):
-    ranges = document_ranges([Chunk("f", 0, 1, count, "i") for count in rows], wanted)
+def test_document_ranges_rise_with_documents(rows, target):
+    ranges = document_ranges([Chunk("f", 0, 1, count, "i") for count in rows], target)
     # A chunk may hold more rows than it was taken for.
     numbers = np.concatenate([row_numbers(chunk, count + 3) for chunk, count in enumerate(rows)])
     result = ranges.of(numbers)
     assert (np.diff(result) >= 0).all()
-    assert result.max() <= wanted + len(rows)
+    assert result.max() <= target + len(rows)

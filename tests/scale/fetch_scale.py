@@ -66,9 +66,9 @@ def read_calls() -> int:
     return int(Path("/proc/self/io").read_text().splitlines()[0].split()[1])
 
 
-def by_reference(spark: SparkSession, folder: Path, wanted: list[int]) -> pa.Table:
+def by_reference(spark: SparkSession, folder: Path, requested: list[int]) -> pa.Table:
     """As scoring does it: a task a unit, fetched ahead of the one who looks at each byte."""
-    units = [wanted[first : first + UNIT_DOCUMENTS] for first in range(0, len(wanted), UNIT_DOCUMENTS)]
+    units = [requested[first : first + UNIT_DOCUMENTS] for first in range(0, len(requested), UNIT_DOCUMENTS)]
 
     def work(unit: list[int]) -> Iterator[pa.RecordBatch]:
         before, total = read_calls(), 0
@@ -83,11 +83,11 @@ def by_reference(spark: SparkSession, folder: Path, wanted: list[int]) -> pa.Tab
     return gather(spark, units, work, _DONE)
 
 
-def by_spark(spark: SparkSession, folder: Path, wanted: list[int], every: bool) -> pa.Table:
+def by_spark(spark: SparkSession, folder: Path, requested: list[int], every: bool) -> pa.Table:
     """Spark reads the table, the JVM hands the bytes to the UDF."""
     rows = spark.read.parquet(str(folder))
     if not every:
-        keys = spark.createDataFrame([(f"doc-{n:06d}",) for n in wanted], "doc_id string")
+        keys = spark.createDataFrame([(f"doc-{n:06d}",) for n in requested], "doc_id string")
         rows = rows.join(F.broadcast(keys), "doc_id", "left_semi")
 
     def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -22,7 +22,7 @@ from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import Rerank
 from lakerank.spark.stage import Stage
 
-#: Queries that the most wanted document is a candidate of, where there are as many.
+#: Queries that the most frequent document is a candidate of, where there are as many.
 HOT_QUERIES = 100_000
 
 _WORDS = ("relevance", "is", "judged", "once", "for", "every", "pair", "and", "kept", "until", "it", "changes")
@@ -66,7 +66,7 @@ class FreeFactory:
 def zipf_pairs(pairs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """About `pairs` distinct pairs of numbers (query, document): pairs / 10 of each, by query.
 
-    A query's documents are drawn with chance 1 / rank. Document 0 is wanted by HOT_QUERIES queries.
+    A query's documents are drawn with probability 1 / rank. Document 0 is a candidate of HOT_QUERIES queries.
     """
     rng = np.random.default_rng(seed)
     queries = documents = max(10, pairs // 10)

@@ -69,7 +69,7 @@ def _radosgw() -> Iterator[S3Server]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what talks to the S3 server, so that `make test-s3` finds it wherever it stands."""
+    """Mark what talks to the S3 server, so that `make test-s3` finds it wherever it is."""
     for item in items:
         names = getattr(item, "fixturenames", ())
         parameters = getattr(getattr(item, "callspec", None), "params", {})

@@ -31,7 +31,7 @@ def emptied(file: Path) -> None:
 
 
 def overwritten(file: Path) -> None:
-    """The footer stands; the rows before it are zeros."""
+    """The footer is intact; the rows before it are zeros."""
     data = bytearray(file.read_bytes())
     data[4:200] = bytes(196)
     file.write_bytes(data)

@@ -1,4 +1,4 @@
-"""conf/demo.yaml as it stands: the whole bundled lake through the bundled checkpoint, and what README says of it."""
+"""conf/demo.yaml unchanged: the whole bundled lake through the bundled checkpoint, and what README says of it."""
 
 from __future__ import annotations
 

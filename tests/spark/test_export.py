@@ -69,7 +69,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def wanted(lake: Path, tmp_path: Path) -> Export:
+def requested(lake: Path, tmp_path: Path) -> Export:
     return Export(
         output=str(lake / "out"),
         run_id="new",
@@ -100,8 +100,8 @@ def encoded(name: str, lists: list[ExportList]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", ["trec-run", "trec-qrels", "opensearch-lists", "vespa-lists"])
-def test_the_parts_are_the_runs_lists_in_order_and_none_is_split(spark, storage, wanted, name):
-    export = replace(wanted, format=name)
+def test_the_parts_are_the_runs_lists_in_order_and_none_is_split(spark, storage, requested, name):
+    export = replace(requested, format=name)
     manifest = export_run(spark, storage, export)
     assert b"".join(part_bytes(export, manifest)) == b"".join(encoded(name, NEW))
     assert manifest["rows"] == sum(len(ranking.rows) for ranking in NEW)
@@ -111,22 +111,22 @@ def test_the_parts_are_the_runs_lists_in_order_and_none_is_split(spark, storage,
         assert (part["bytes"], part["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
 
 
-def test_texts_numbers_and_first_stage_scores_come_with_the_lists(spark, storage, wanted):
+def test_texts_numbers_and_first_stage_scores_come_with_the_lists(spark, storage, requested):
     numbered = [replace(ranking, number=number) for number, ranking in enumerate(NEW, start=1)]
     texts = [ranking.key if ranking.key == "q-1" else f'text of\n"{QUERY_IDS.index(ranking.key)}"' for ranking in NEW]
     with_text = [replace(ranking, query_text=text) for ranking, text in zip(numbered, texts, strict=True)]
-    judged = replace(wanted, format="ltr-judgements")
+    judged = replace(requested, format="ltr-judgements")
     assert b"".join(part_bytes(judged, export_run(spark, storage, judged))) == b"".join(
         encoded("ltr-judgements", with_text)
     )
     scores = [tuple(None if row.rank == 2 else 1 / row.rank for row in ranking.rows) for ranking in NEW]
     scored = [replace(ranking, first_stage_scores=each) for ranking, each in zip(numbered, scores, strict=True)]
-    ranked = replace(wanted, format="svmrank", to=wanted.to + "2")
+    ranked = replace(requested, format="svmrank", to=requested.to + "2")
     assert b"".join(part_bytes(ranked, export_run(spark, storage, ranked))) == b"".join(encoded("svmrank", scored))
 
 
-def test_each_part_of_a_csv_has_the_header(spark, storage, wanted):
-    export = replace(wanted, format="csv")
+def test_each_part_of_a_csv_has_the_header(spark, storage, requested):
+    export = replace(requested, format="csv")
     parts = part_bytes(export, export_run(spark, storage, export))
     header, *_ = encoded("csv", NEW)[0].splitlines(keepends=True)
     assert len(parts) > 1
@@ -135,8 +135,8 @@ def test_each_part_of_a_csv_has_the_header(spark, storage, wanted):
     assert b"".join(part.removeprefix(header) for part in parts) == whole
 
 
-def test_depth_cuts_lists(spark, storage, wanted):
-    export = replace(wanted, depth=2)
+def test_depth_cuts_lists(spark, storage, requested):
+    export = replace(requested, depth=2)
     export_run(spark, storage, export)
     table = pq.read_table(export.to)
     assert table.to_pylist() == [row for row in ranked_rows(NEW) if row["rank"] <= 2]
@@ -146,55 +146,55 @@ def ranked_rows(lists: list[ExportList]) -> list[dict[str, object]]:
     return [{name: getattr(row, name) for name in RANKED.names} for ranking in lists for row in ranking.rows]
 
 
-def test_the_same_command_does_nothing_again_and_writes_the_same_bytes_elsewhere(spark, storage, wanted):
-    first = export_run(spark, storage, wanted)
-    before = contents(wanted.to)
-    assert finished(storage, wanted) == first == export_run(spark, storage, wanted)
-    elsewhere = replace(wanted, to=wanted.to + "2")
+def test_the_same_command_does_nothing_again_and_writes_the_same_bytes_elsewhere(spark, storage, requested):
+    first = export_run(spark, storage, requested)
+    before = contents(requested.to)
+    assert finished(storage, requested) == first == export_run(spark, storage, requested)
+    elsewhere = replace(requested, to=requested.to + "2")
     export_run(spark, storage, elsewhere)
-    assert contents(elsewhere.to) == before == contents(wanted.to)
-    by_document = replace(wanted, format="opensearch-documents", to=wanted.to + "3")
+    assert contents(elsewhere.to) == before == contents(requested.to)
+    by_document = replace(requested, format="opensearch-documents", to=requested.to + "3")
     export_run(spark, storage, by_document)
     spark.conf.set("spark.sql.shuffle.partitions", 7)
     try:
-        export_run(spark, storage, replace(by_document, to=wanted.to + "4"))
+        export_run(spark, storage, replace(by_document, to=requested.to + "4"))
     finally:
         spark.conf.set("spark.sql.shuffle.partitions", 2)
-    assert contents(wanted.to + "3") == contents(wanted.to + "4")
+    assert contents(requested.to + "3") == contents(requested.to + "4")
 
 
-def test_an_interrupted_export_goes_on_and_ends_like_any_other(spark, storage, wanted):
-    export_run(spark, storage, wanted)
-    before = contents(wanted.to)
-    (Path(wanted.to) / "_manifest.json").unlink()
-    torn = Path(wanted.to) / min(name for name in before if name.startswith("part-"))
-    torn.unlink()
-    export_run(spark, storage, wanted)
-    assert contents(wanted.to) == before
+def test_an_interrupted_export_resumes_with_the_same_result(spark, storage, requested):
+    export_run(spark, storage, requested)
+    before = contents(requested.to)
+    (Path(requested.to) / "_manifest.json").unlink()
+    corrupt = Path(requested.to) / min(name for name in before if name.startswith("part-"))
+    corrupt.unlink()
+    export_run(spark, storage, requested)
+    assert contents(requested.to) == before
 
 
-def test_a_folder_of_something_else_is_refused(spark, storage, wanted):
-    export_run(spark, storage, wanted)
-    before = contents(wanted.to)
-    for other in (replace(wanted, format="csv"), replace(wanted, depth=3), replace(wanted, run_id="old")):
+def test_a_folder_of_something_else_is_refused(spark, storage, requested):
+    export_run(spark, storage, requested)
+    before = contents(requested.to)
+    for other in (replace(requested, format="csv"), replace(requested, depth=3), replace(requested, run_id="old")):
         with pytest.raises(RunConflictError, match="another export"):
             export_run(spark, storage, other)
-    (Path(wanted.to) / "_manifest.json").unlink()
+    (Path(requested.to) / "_manifest.json").unlink()
     with pytest.raises(RunConflictError, match="no finished export"):
-        export_run(spark, storage, replace(wanted, depth=3))
-    assert contents(wanted.to).items() <= before.items()
+        export_run(spark, storage, replace(requested, depth=3))
+    assert contents(requested.to).items() <= before.items()
 
 
 @pytest.mark.parametrize("name", ["parquet", "svmrank", "opensearch-documents"])
-def test_the_delta_of_a_run_against_itself_is_empty(spark, storage, wanted, name):
-    manifest = export_run(spark, storage, replace(wanted, format=name, since="new"))
+def test_the_delta_of_a_run_against_itself_is_empty(spark, storage, requested, name):
+    manifest = export_run(spark, storage, replace(requested, format=name, since="new"))
     assert manifest["parts"] == manifest["removed"] == []
     assert manifest["lists"]["unchanged"] > 0
-    assert list(contents(wanted.to)) == ["_manifest.json"]
+    assert list(contents(requested.to)) == ["_manifest.json"]
 
 
-def delta(spark, storage, wanted: Export, name: str) -> tuple[Export, dict[str, object]]:
-    export = replace(wanted, format=name, since="old", target=Target("a:b" if name.startswith("vespa") else None))
+def delta(spark, storage, requested: Export, name: str) -> tuple[Export, dict[str, object]]:
+    export = replace(requested, format=name, since="old", target=Target("a:b" if name.startswith("vespa") else None))
     return export, export_run(spark, storage, export)
 
 
@@ -203,8 +203,8 @@ def removed_keys(export: Export, manifest: dict[str, object]) -> set[str]:
     return {json.loads(line)["query_id"] for path in paths for line in path.read_text().split("\n")[:-1]}
 
 
-def test_the_old_table_and_the_delta_make_the_new_one(spark, storage, wanted):
-    export, manifest = delta(spark, storage, wanted, "parquet")
+def test_the_old_table_and_the_delta_make_the_new_one(spark, storage, requested):
+    export, manifest = delta(spark, storage, requested, "parquet")
     changed = pq.read_table(export.to).to_pylist()
     replaced = {row["query_id"] for row in changed} | removed_keys(export, manifest)
     assert removed_keys(export, manifest) == {QUERY_IDS[4]}
@@ -214,8 +214,8 @@ def test_the_old_table_and_the_delta_make_the_new_one(spark, storage, wanted):
     assert sorted([*kept, *changed], key=lambda row: (row["query_id"], row["rank"])) == ranked_rows(NEW)
 
 
-def test_the_old_trec_run_and_the_delta_make_the_new_one(spark, storage, wanted, tmp_path):
-    export, manifest = delta(spark, storage, wanted, "trec-run")
+def test_the_old_trec_run_and_the_delta_make_the_new_one(spark, storage, requested, tmp_path):
+    export, manifest = delta(spark, storage, requested, "trec-run")
 
     def run(data: bytes) -> list[object]:
         path = tmp_path / "run.trec"
@@ -229,10 +229,10 @@ def test_the_old_trec_run_and_the_delta_make_the_new_one(spark, storage, wanted,
 
 
 @pytest.mark.parametrize("name", ["opensearch-lists", "opensearch-documents", "vespa-lists", "vespa-documents"])
-def test_an_index_of_the_old_run_fed_the_delta_is_that_of_the_new_one(spark, storage, wanted, name):
+def test_an_index_of_the_old_run_fed_the_delta_is_that_of_the_new_one(spark, storage, requested, name):
     fed = []
     for run_id, since in (("old", None), ("new", "old"), ("new", None)):
-        export = replace(wanted, format=name, run_id=run_id, since=since, to=f"{wanted.to}-{run_id}-{since}")
+        export = replace(requested, format=name, run_id=run_id, since=since, to=f"{requested.to}-{run_id}-{since}")
         fed.append(b"".join(part_bytes(export, export_run(spark, storage, export))))
     old, changed, new = fed
     assert len(changed) < len(new) or form_by_document(name), "every document's lists have changed"
@@ -263,30 +263,30 @@ def _operation(line: dict[str, object], lines: Iterator[dict[str, object]]) -> I
     yield where["_id"], body["doc"]["lakerank"] if kind == "update" else body
 
 
-def test_golden_pairs_are_a_sample_and_always_the_same(spark, storage, wanted):
-    export = replace(wanted, format="golden-pairs", pairs=25)
+def test_golden_pairs_are_a_sample_and_always_the_same(spark, storage, requested):
+    export = replace(requested, format="golden-pairs", pairs=25)
     export_run(spark, storage, export)
     pairs = pq.read_table(export.to).to_pylist()
     assert len(pairs) == 25
     assert len({row["query_id"] for row in pairs}) > 5, "spread over the run"
     logits = {(row["query_id"], row["doc_id"]): row["logit"] for row in ranked_rows(NEW)}
     assert all(logits[row["query_id"], row["doc_id"]] == row["logit"] for row in pairs)
-    again = replace(export, to=wanted.to + "2")
+    again = replace(export, to=requested.to + "2")
     export_run(spark, storage, again)
     assert contents(again.to) == contents(export.to)
 
 
-def test_current_is_the_published_run_and_no_other_run_can_be_exported(storage, wanted, tmp_path):
-    assert resolve(storage, replace(wanted, run_id="current")).run_id == "new"
+def test_current_is_the_published_run_and_no_other_run_can_be_exported(storage, requested, tmp_path):
+    assert resolve(storage, replace(requested, run_id="current")).run_id == "new"
     with pytest.raises(ExportError, match=r"manifest\.json: not there"):
-        finished(storage, replace(wanted, run_id="nobody"))
+        finished(storage, replace(requested, run_id="nobody"))
     with pytest.raises(ExportError, match="no run is published"):
-        resolve(storage, replace(wanted, run_id="current", output=str(tmp_path)))
+        resolve(storage, replace(requested, run_id="current", output=str(tmp_path)))
 
 
-def test_an_id_that_the_format_cannot_carry_stops_the_job_and_publishes_nothing(spark, storage, wanted, tmp_path):
+def test_an_id_that_the_format_cannot_carry_stops_the_job_and_publishes_nothing(spark, storage, requested, tmp_path):
     write_run(storage, str(tmp_path / "out"), "new", [make_list("é" * 300, ["d"], 0)], files=1)
-    export = replace(wanted, format="opensearch-lists", output=str(tmp_path / "out"))
+    export = replace(requested, format="opensearch-lists", output=str(tmp_path / "out"))
     with pytest.raises(Exception, match=r"lakerank\.errors\.ExportError: id .* has 600 bytes"):
         export_run(spark, storage, export)
     assert not (Path(export.to) / "_manifest.json").exists()

@@ -100,11 +100,11 @@ def test_a_torn_unit_is_scored_again_and_no_other(spark, storage, lake):
     run(spark, storage, lake.job("r1"), ["plan", "score"])
     before = lake.unit_files()
     assert len(before) > 3
-    torn = lake.folder / "out" / "scores" / "scorer=f00d" / min(before)
-    torn.write_bytes(torn.read_bytes()[:100])
+    corrupt = lake.folder / "out" / "scores" / "scorer=f00d" / min(before)
+    corrupt.write_bytes(corrupt.read_bytes()[:100])
     summary = run(spark, storage, lake.job("r1"))
     assert summary["found"] == len(before) - 1
-    assert summary["pairs"] == pq.read_metadata(torn).num_rows < summary["scored"] == 240
+    assert summary["pairs"] == pq.read_metadata(corrupt).num_rows < summary["scored"] == 240
     assert lake.unit_files() == before
     assert summary["published"] is True
 

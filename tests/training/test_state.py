@@ -88,9 +88,9 @@ def test_an_earlier_version_s_state_is_refused(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("torn", ["state.json", "state-6.safetensors"])
-def test_a_torn_state_says_what_to_do(folder: Path, torn: str) -> None:
-    (folder / torn).write_bytes((folder / torn).read_bytes()[:-1])
+@pytest.mark.parametrize("corrupt", ["state.json", "state-6.safetensors"])
+def test_a_corrupt_state_says_what_to_do(folder: Path, corrupt: str) -> None:
+    (folder / corrupt).write_bytes((folder / corrupt).read_bytes()[:-1])
     with pytest.raises(StorageError, match=r"the saved state is corrupt .*; remove it to start again"):
         load(folder)
 

@@ -98,7 +98,7 @@ class FileSource:
             return
         if entry.get("islink"):
             if not self._follow_links:
-                yield SourceReject(path, SourceFault.SYMBOLIC_LINK, "links are only followed when asked for")
+                yield SourceReject(path, SourceFault.SYMBOLIC_LINK, "links are only followed on request")
                 return
             if not self._filesystem.exists(location) or Path(location).resolve() in trail:
                 yield SourceReject(path, SourceFault.SYMBOLIC_LINK, "the link leads nowhere, or back to where it is")

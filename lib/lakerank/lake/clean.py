@@ -276,7 +276,7 @@ def _redundant_units(lake: _Lake, scorer: str, units: Mapping[str, StoredFile]) 
         elsewhere.update(*pool.map(lambda unit: (pairs_of(unit) or set()) & candidates, others))
     for unit, hashes in pairs.items():
         if hashes is None:
-            yield Deletion(units[unit], "corrupt scores")
+            yield Deletion(units[unit], "torn scores")
         elif hashes <= elsewhere:
             yield Deletion(units[unit], "superseded scores")
         else:

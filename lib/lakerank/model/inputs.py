@@ -52,7 +52,7 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class VisionTokens:
-    """Ids of the tokens around and in place of an image; one stands for `merge`² patches."""
+    """Ids of the tokens around and in place of an image; one covers `merge`² patches."""
 
     start: int
     end: int

@@ -85,7 +85,7 @@ class CheckpointSpec:
     def load(
         self, device: str, limits: Limits, options: RuntimeOptions, scorer: ScorerIdentity | None = None
     ) -> LoadedReranker:
-        """The reranker in memory; `scorer`: what `identify` said in another process, so that nothing is hashed again.
+        """The reranker in memory; `scorer`: from `identify` in another process, so that nothing is hashed again.
 
         Raises CheckpointError: it cannot be loaded, or is not the scorer's.
         """

@@ -181,7 +181,7 @@ def mkqa(root: Path) -> None:
 
 
 def vidore_v1(root: Path) -> None:
-    """Two datasets of pages: one page stands twice, one question too, and one page has no question."""
+    """Two datasets of pages: one page is duplicated, one question too, and one page has no question."""
     rows = [
         {"query": "what is red", "image": image(RED), "image_filename": "images/a.jpg", "answer": "x", "page": "1"},
         {

@@ -9,7 +9,7 @@ A pair is `<s> query </s></s> document </s>` in both families. Where they differ
   its length with two special tokens, the document is read in windows, and the largest logit counts.
 
 A text that names a special token, such as `</s>`, is read as the token, as the published loops do: XLM-RoBERTa's
-tokenizer.json has these names among its pieces, so that the two cannot be told apart.
+tokenizer.json has these names among its pieces, so that the two cannot be distinguished.
 """
 
 from __future__ import annotations
