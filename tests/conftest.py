@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,6 +61,7 @@ def spark() -> Iterator[SparkSession]:
         "spark.ui.showConsoleProgress": False,
         "spark.driver.memory": "1g",
         "spark.sql.shuffle.partitions": 2,
+        "spark.executorEnv.PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), session.package_path())),
     }
     started = session.start("lakerank-tests", conf)
     yield started

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
 import shutil
 import time
 import uuid
@@ -31,6 +33,7 @@ from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.run import Rerank, run
 from lakerank.spark.runtime.frames import parallelism
+from lakerank.spark.runtime.session import package_path
 from lakerank.spark.score import RerankerFactory
 from lakerank_benchmark.benchmark import job_inputs
 from lakerank_benchmark.request import Request
@@ -42,6 +45,9 @@ _UNITS = 20
 
 #: Cost of a page with 25 queries, in `lakerank.cost`'s tokens, by which units are cut.
 _PAGE_TOKENS = 3500
+
+#: Where workers find the published loop, which is no part of the package.
+_ORACLES = Path(inspect.getfile(PublishedLoop)).parents[1]
 
 #: Rows of a row group of documents, as a lake of page images should have.
 _DOCUMENT_ROWS = 8
@@ -111,6 +117,7 @@ def job_config(request: Request, lake: Mapping[str, str], output: Path, document
             "conf": {
                 "spark.master": f"local[{request.threads}]",
                 "spark.driver.memory": "2g",
+                "spark.executorEnv.PYTHONPATH": f"{_ORACLES}{os.pathsep}{package_path()}",
                 "spark.ui.enabled": False,
                 "spark.ui.showConsoleProgress": False,
             },
