@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class RejectReason(StrEnum):
-    """Why a candidate has no score. The list is closed: every code is documented in the README."""
+    """Why a candidate has no score. The list is closed: docs/rejects.md documents every code."""
 
     MISSING_QUERY = "missing_query"
     MISSING_DOCUMENT = "missing_document"

@@ -56,12 +56,12 @@ def check_columns(uri: str, actual: pa.Schema, expected: pa.Schema) -> None:
         if len(positions) != 1:
             problem = "no column" if not positions else f"{len(positions)} columns are called"
             raise SchemaError(
-                f"{redacted(uri)}: {problem} {field.name!r} (found: {', '.join(actual.names)}); see README, 'Inputs'"
+                f"{redacted(uri)}: {problem} {field.name!r} (found: {', '.join(actual.names)}); see README"
             )
         kind = actual.field(positions[0]).type
         if not _accepts(kind, field.type):
             raise SchemaError(
-                f"{redacted(uri)}: column {field.name!r} should be {field.type} (found: {kind}); see README, 'Inputs'"
+                f"{redacted(uri)}: column {field.name!r} should be {field.type} (found: {kind}); see README"
             )
 
 
