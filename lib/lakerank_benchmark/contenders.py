@@ -24,7 +24,7 @@ from lakerank.model.spec import load_reranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 from lakerank_benchmark.request import CROSS_ENCODER, ENCODERS, FAST, JINA, PUBLISHED, REPRODUCIBLE, Request
 from lakerank_benchmark.workloads import pairs_of
-from oracles import cross_encoders
+from oracles.cross_encoders import flag_embedding, for_transformers, jina_rerank, sentence_transformers
 from oracles.generative_reference import PublishedGenerativeLoop
 from oracles.reference import PublishedLoop
 
@@ -188,11 +188,11 @@ def whole_pair(flops: Flops, tokens: int) -> float:
 
 def _encoder(name: str, folder: Path, family: str, request: Request, max_length: int) -> PairLoop:
     """`CrossEncoder`, or else the published loop of a family of cross-encoders."""
-    load_loop = cross_encoders.jina_rerank if family == JINA else cross_encoders.flag_embedding
+    load_loop = jina_rerank if family == JINA else flag_embedding
     if name == CROSS_ENCODER:
-        load_loop = cross_encoders.sentence_transformers
+        load_loop = sentence_transformers
     with tempfile.TemporaryDirectory() as copy:
-        source = cross_encoders.for_transformers(folder, Path(copy))
+        source = for_transformers(folder, Path(copy))
         network, score = load_loop(str(source), request.dtype, request.device, max_length)
     shape = read_shape(read_json(folder / "config.json"), str(folder))
     modules = {"language": network.roberta}  # some loops call `forward` of the network itself, past its hooks
@@ -202,7 +202,7 @@ def _encoder(name: str, folder: Path, family: str, request: Request, max_length:
 def _cross_encoder(folder: Path, request: Request) -> PairLoop:
     """sentence-transformers' CrossEncoder on jina-reranker-m0's or a generative reranker's weights; uncounted."""
     try:
-        _, score = cross_encoders.sentence_transformers(str(folder), request.dtype, request.device)
+        _, score = sentence_transformers(str(folder), request.dtype, request.device)
     except ImportError:
         raise
     except Exception as error:  # a library's own errors, and those of everything it calls

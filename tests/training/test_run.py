@@ -232,7 +232,7 @@ def test_what_the_lake_cannot_give_is_refused_at_once(
     config = load_train_config(training_config(lake=plain_lake, stages=stages, evaluation=evaluation))
     with pytest.raises(ConfigError) as raised:
         run_training(config)
-    assert "16 different queries, the lake gives 12" in raised.value.faults[0]
+    assert "16 different queries, the lake has 12" in raised.value.faults[0]
     assert "12 of its queries are trained on ('black.en' first)" in raised.value.faults[1]
 
 
