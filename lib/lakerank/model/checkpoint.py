@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,11 @@ from typing import Any
 from lakerank.errors import CheckpointError
 
 EMBEDDED = Path(__file__).parent / "embedded"
+
+#: Checkpoints with a name of their own, which `lakerank fetch NAME` puts into the cache folder.
+MINILM_EN = "minilm-en"
+FETCHED = (MINILM_EN,)
+
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHTS_NAME = "model.safetensors"
 
@@ -35,17 +41,47 @@ def locate(path: str, revision: str | None = None) -> Path:
 
     Raises CheckpointError: nothing is there, a hub id comes without revision, or the download fails.
     """
-    folder = EMBEDDED if path == "embedded" else Path(path)
+    if path in FETCHED and not is_fetched(path):
+        raise CheckpointError(
+            f"{path}: not in {cached_folder(path)}; fetch it once on each machine: {fetch_command(path)}"
+        )
+    folder = EMBEDDED if path == "embedded" else cached_folder(path) if path in FETCHED else Path(path)
     if not folder.is_dir() and _HUB_ID.fullmatch(path):
         folder = _download(path, revision)
     if not folder.is_dir():
-        raise CheckpointError(f"{path}: neither a folder nor a hub id such as jinaai/jina-reranker-m0, nor `embedded`")
+        names = ", ".join(("embedded", *FETCHED))
+        raise CheckpointError(f"{path}: neither a folder nor a hub id such as jinaai/jina-reranker-m0, nor {names}")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: an adapter: name it under model.adapter, and its base under model.path")
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no {name}; a checkpoint is a folder with it, weights and a tokenizer")
     return folder.resolve()
+
+
+def cached_folder(name: str) -> Path:
+    """Where `lakerank fetch` puts a checkpoint of FETCHED: below LAKERANK_CACHE, else below ~/.cache/lakerank."""
+    cache = os.path.expanduser(os.environ.get("LAKERANK_CACHE") or "~/.cache/lakerank")  # noqa: PTH111 - never raises
+    return Path(cache) / name
+
+
+def is_fetched(name: str) -> bool:
+    """Whether a checkpoint of FETCHED is in the cache folder, which gets it whole or not at all."""
+    return name in FETCHED and (cached_folder(name) / WEIGHTS_NAME).is_file()
+
+
+def fetch_command(name: str) -> str:
+    """The command that fetches a checkpoint of FETCHED, for messages."""
+    return f"lakerank fetch {name}"
+
+
+def default_model(*, images: bool = False) -> str | None:
+    """The `model.path` for a reader's own lake where the config names none; None: nothing suitable is fetched.
+
+    `images`: documents or queries have images, which no fetched checkpoint reads. It is never `embedded`, which has
+    learnt the bundled pictograms and nothing else.
+    """
+    return MINILM_EN if is_fetched(MINILM_EN) and not images else None
 
 
 def locate_adapter(adapter: str | None, revision: str | None = None) -> str | None:
