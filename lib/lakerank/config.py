@@ -1,4 +1,4 @@
-"""The config file: its settings with their defaults, `--set` overrides, and every fault at once.
+"""The config file: its settings with their defaults.
 
 Config stops at the command line: `lakerank.cli` turns it into records, and nothing below takes a config object.
 conf/reference.yaml documents every setting.
@@ -6,30 +6,31 @@ conf/reference.yaml documents every setting.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from lakerank.errors import ConfigError
 from lakerank.limits import LogitScale
 from lakerank.records import RejectReason
+from lakerank.settings import Section, apply_override, read_yaml, validate
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_device(device: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise ValueError(f"expected auto, cpu, cuda, cuda:1 and so on, or mps (found {json.dumps(device)})")
+    return device
+
+
+Device = Annotated[str, AfterValidator(_check_device)]
 
 #: Names the bundled checkpoint, and each table of the bundled lake.
 EMBEDDED = "embedded"
@@ -42,19 +43,6 @@ DEFAULTS: Mapping[str, Any] = {
 
 _PACKAGE = Path(__file__).parent
 _DEMO_LAKE = _PACKAGE / "ingest" / "demo_lake"
-
-
-class Section(BaseModel):
-    """A section of a config: immutable, and a key that it does not have is a fault."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def contradictions(self) -> list[str]:
-        """What cannot go together, although each value alone could be."""
-        return []
-
-
-Schema = TypeVar("Schema", bound=Section)
 
 
 class StorageConfig(Section):
@@ -104,7 +92,7 @@ class ModelConfig(Section):
     family: str | None = None
     max_length: int | None = Field(default=None, ge=64)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +279,15 @@ class SparkConfig(Section):
     app_name: str = "lakerank"
     partitions: int | None = Field(default=None, ge=1)
     rows_per_file: int = Field(default=1_000_000, ge=1)
-    conf: dict[str, str | int | float | bool] = {}
+    conf: dict[str, str | int | float | bool] = Field(default={})
+
+    @field_validator("conf", mode="before")
+    @classmethod
+    def _dotted(cls, conf: Any) -> Any:
+        for name, value in conf.items() if isinstance(conf, dict) else ():
+            if isinstance(value, dict | list) or value is None:
+                raise ValueError(f"{name}: a property is one dotted name with a value, such as spark.master: local[2]")
+        return conf
 
 
 class Config(Section):
@@ -331,21 +327,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return resolve_config(read_yaml(path), overrides, source=str(path))
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping, refusing anything else."""
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            [f"{path}: cannot be read ({error.strerror}); conf/reference.yaml has every setting"]
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: not YAML: {error}"]) from error
-    if not isinstance(loaded, dict):
-        raise ConfigError([f"{path}: expected sections such as 'lake:' and 'model:', found {type(loaded).__name__}"])
-    return loaded
-
-
 def resolve_config(values: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "config") -> Config:
     """Fill in defaults, apply overrides to parsed YAML and validate the whole.
 
@@ -353,24 +334,8 @@ def resolve_config(values: Mapping[str, Any], overrides: Sequence[str] = (), sou
         ConfigError: all faults at once.
     """
     complete = deepcopy({**DEFAULTS, **values})
-    faults = [fault for override in overrides if (fault := apply_override(complete, override))]
-    return validate(Config, complete, faults, source)
-
-
-def validate(schema: type[Schema], values: Mapping[str, Any], faults: Sequence[str], source: str) -> Schema:
-    """A config of complete values.
-
-    Raises:
-        ConfigError: the given faults, those of the values, and contradictions, all at once.
-    """
-    try:
-        config = schema.model_validate(values)
-        contradictions = config.contradictions()
-    except ValidationError as error:
-        contradictions = [describe(fault) for fault in error.errors()]
-    if faults or contradictions:
-        raise ConfigError([*faults, *(f"{source}: {fault}" for fault in contradictions)])
-    return config
+    faults = [fault for override in overrides if (fault := apply_override(Config, complete, override))]
+    return validate(Config, complete, faults, source, overrides)
 
 
 def bundled_config(name: str) -> Path | None:
@@ -378,43 +343,3 @@ def bundled_config(name: str) -> Path | None:
     # In a wheel conf/ is in the package, in a clone beside lib/.
     files = (folder / "conf" / f"{name}.yaml" for folder in (_PACKAGE, _PACKAGE.parents[1]))
     return next((file for file in files if Path(name).name == name and file.is_file()), None)
-
-
-def describe(fault: Any) -> str:
-    """One of pydantic's errors in a line: the setting, the fault and the value."""
-    where = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("<"))
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where}: no such setting"
-    if fault["type"] == "missing":
-        return f"{where}: missing"
-    if fault["type"] == "value_error":
-        return f"{where}: {message}"
-    return f"{where}: {message} (found {fault['input']!r})"
-
-
-def apply_override(values: dict[str, Any], override: str) -> str | None:
-    """Set one `section.key=value` in place; returns the fault if it cannot be."""
-    name, equals, value = override.partition("=")
-    keys = name.strip().split(".")
-    if not equals or not all(keys):
-        return f"--set {override}: expected section.key=value"
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        return f"--set {override}: the value is not YAML: {error}"
-    node: Any = values
-    for depth, key in enumerate(keys[:-1], start=1):
-        try:
-            child = node[int(key)] if isinstance(node, list) else node.get(key)
-        except (ValueError, IndexError):
-            return f"--set {override}: {'.'.join(keys[: depth - 1])} is a list of {len(node)}, without {key!r}"
-        if child is None and isinstance(node, dict):
-            child = node[key] = {}
-        if not isinstance(child, dict | list):
-            return f"--set {override}: {'.'.join(keys[:depth])} is a value, not a section"
-        node = child
-    if isinstance(node, list):
-        return f"--set {override}: {'.'.join(keys[:-1])} is a list; name an element's setting, as in {keys[0]}.0.path"
-    node[keys[-1]] = parsed
-    return None

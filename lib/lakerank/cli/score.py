@@ -10,8 +10,9 @@ from typing import IO, Any
 import click
 
 from lakerank.cli.job import CONFIG_FILE, EPILOG, run_job, set_option, verbose_option
-from lakerank.config import Config, read_yaml, resolve_config
+from lakerank.config import Config, resolve_config
 from lakerank.errors import ConfigError
+from lakerank.settings import read_yaml
 
 
 @click.command(epilog=EPILOG)

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from lakerank.config import Section, StorageConfig, apply_override, read_yaml, validate
+from lakerank.config import Device, StorageConfig
 from lakerank.errors import ConfigError
 from lakerank.lake import redacted, scheme
+from lakerank.settings import Section, apply_override, read_yaml, validate
 from lakerank.training.batches import NegativeRule, TrainingStage
 from lakerank.training.model import Lora
 
@@ -156,7 +157,7 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = 0
-    device: str = "cpu"
+    device: Device = "cpu"
     bf16: bool = False
     gradient_checkpointing: bool = False
     threads: int | None = Field(default=None, ge=1)
@@ -223,8 +224,8 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
         ConfigError: the file cannot be read, is not YAML, or holds faults; all of them are listed.
     """
     values = read_yaml(path)
-    faults = [fault for override in overrides if (fault := apply_override(values, override))]
-    return validate(schema_of(values), values, faults, str(path))
+    faults = [fault for override in overrides if (fault := apply_override(TrainConfig, values, override))]
+    return validate(schema_of(values), values, faults, str(path), overrides)
 
 
 def schema_of(values: dict[str, Any], curriculum: str = CURRICULUM) -> type[TrainConfig]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from lakerank.config import Section
+from lakerank.settings import Section
 from lakerank.training.batches import TrainingStage, Weight
 from lakerank.training.config import OptimizerConfig, StartConfig, TrainConfig
 
