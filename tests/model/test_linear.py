@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lakerank.model.engine.findings import Findings
 from lakerank.model.engine.linear import (
     ROW_MULTIPLE,
     BatchInvariantLinear,
@@ -19,6 +23,13 @@ from lakerank.model.engine.linear import (
     choose_linear,
     elementwise,
 )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache without findings, so that everything is probed."""
+    monkeypatch.setenv("LAKERANK_CACHE", str(tmp_path))
+    return tmp_path / "findings"
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -94,3 +105,76 @@ def test_a_row_is_rounded_alike_everywhere(threads: int, rows: int, width: int) 
     both = random(rows, width * 2) * 3
     for values in (both[:, :width], both[:, :width].contiguous()):  # strided, as half of a joined product is
         assert torch.equal(elementwise(F.silu, values).flip(0), elementwise(F.silu, values.flip(0)))
+
+
+class Products:
+    """Products of torch's that are batch-invariant from some rows on, counted."""
+
+    def __init__(self, invariant_from: int = ROW_MULTIPLE) -> None:
+        self.count, self.invariant_from = 0, invariant_from
+
+    def __call__(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        self.count += 1
+        return rows @ weight.T + (0.0 if len(rows) >= self.invariant_from else 1e-6)
+
+
+def _probes(outputs: int = 96) -> list[LinearProbe]:
+    return [LinearProbe(LinearWeights(random(outputs, 64), None), 256)]
+
+
+def _probed(
+    findings: Findings, probes: list[LinearProbe], invariant_from: int = 256
+) -> tuple[BatchInvariantLinear, bool]:
+    """What is chosen, and whether products were tried for it."""
+    products = Products(invariant_from)
+    return choose_linear(probes, products, findings), products.count > 0
+
+
+def test_a_machine_is_probed_once_for_its_threads_and_shapes(own_cache: Path) -> None:
+    here = Findings.here()
+    first, tried = _probed(here, _probes())
+    assert (tried, first) == (True, BatchInvariantLinear(min_rows=256))
+    assert _probed(here, _probes()) == (first, False)
+    assert _probed(here, _probes(outputs=32))[1], "other shapes"
+    assert _probed(replace(here, machine="another"), _probes())[1], "another machine"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert Findings.here().machine != here.machine
+    finally:
+        torch.set_num_threads(threads)
+    assert not list(own_cache.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"key": "of another"}', "nothing a probe can give", "no list", "a folder in its place"]
+)
+def test_a_damaged_finding_is_found_out_again(own_cache: Path, damage: str) -> None:
+    here = Findings.here()
+    expected, _ = _probed(here, _probes())
+    (file,) = own_cache.iterdir()
+    kept = json.loads(file.read_text())
+    if damage == "a folder in its place":
+        file.unlink()
+        file.mkdir()
+    else:
+        values = {"nothing a probe can give": [None, 1], "no list": {"rows": 32}}
+        file.write_text(json.dumps(kept | {"value": values[damage]}) if damage in values else damage)
+    assert _probed(here, _probes()) == (expected, True)
+
+
+def test_without_a_folder_to_keep_findings_in_everything_is_probed(tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("")
+    for folder in (None, tmp_path / "a file" / "below", Path("/proc/lakerank")):
+        findings = Findings(folder, "here")
+        assert _probed(findings, _probes())[1]
+        assert _probed(findings, _probes())[1]
+
+
+def test_torchs_products_are_probed_once_a_machine(own_cache: Path) -> None:
+    first = choose_linear(_probes())
+    (file,) = own_cache.iterdir()
+    assert json.loads(file.read_text())["value"] == [first.block, first.min_rows]
+    assert choose_linear(_probes()) == first
+    choose_linear(_probes(), Products())
+    assert len(list(own_cache.iterdir())) == 1, "another function's results are not kept for torch's"

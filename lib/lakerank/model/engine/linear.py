@@ -1,20 +1,22 @@
 """Batch-invariant linear layers and element-wise functions: a row's bits depend neither on the batch nor on its place.
 
 Most BLAS libraries sum each element in one order, given by the inner dimension. Some split that dimension among threads
-when rows are few. This machine's is probed when weights are loaded: then batches are padded to a number of rows from
-which on products are batch-invariant, or, if there is none, every product has one constant number of rows.
+when rows are few. This machine's is probed when weights of new shapes are loaded: then batches are padded to a number
+of rows from which on products are batch-invariant, or, if there is none, every product has one constant number of rows.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lakerank.model.engine.findings import Findings
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,10 @@ _MIN_ROWS_CPU, _MIN_ROWS_GPU = (ROW_MULTIPLE, 256, 512), (ROW_MULTIPLE,)
 
 #: Rows of every product where the bits of a row depend on how many there are.
 _BLOCK_CPU, _BLOCK_GPU = 64, 1024
+
+#: Changes when a probe would give another result; what can be kept of one on a CPU: `block` and `min_rows`.
+_PROBE = 1
+_CPU_RESULTS = (*((None, rows) for rows in _MIN_ROWS_CPU), (_BLOCK_CPU, ROW_MULTIPLE))
 
 #: Numbers of rows that are compared with the most that a micro-batch has.
 _PROBED_ROWS = (32, 64, 96, 160, 224, 256, 288, 352, 416, 512, 544, 736, 1024, 1536)
@@ -100,22 +106,51 @@ class LinearProbe:
     weights: LinearWeights
     most_rows: int
 
+    def describe(self) -> list[Any]:
+        """What its kernel is chosen by, in JSON's types."""
+        weight, bias = self.weights
+        return [*weight.shape, str(weight.dtype), bias is not None, list(weight.stride()), self.most_rows]
 
-def choose_linear(probes: Iterable[LinearProbe], function: LinearFunction = F.linear) -> BatchInvariantLinear:
-    """A linear function that is batch-invariant here, probed on random rows with the present number of threads."""
+
+def choose_linear(
+    probes: Iterable[LinearProbe], function: LinearFunction = F.linear, findings: Findings | None = None
+) -> BatchInvariantLinear:
+    """A linear function that is batch-invariant here, probed on random rows with the present number of threads.
+
+    On a CPU, where a busy machine makes that take seconds, the result is taken from `findings` and kept there; their
+    default is those of this machine, and none for another function than torch's.
+    """
     ordered = sorted(probes, key=lambda probe: probe.most_rows)  # of those alike, the one with the most rows stays
     distinct = {(p.weights.weight.shape, p.weights.weight.dtype, p.weights.bias is None): p for p in ordered}.values()
     cpu = next(iter(distinct)).weights.weight.device.type == "cpu"
+    if findings is None and cpu and function is F.linear:
+        findings = Findings.here()
+    if findings is None:
+        return _probe(distinct, function, cpu)[0]
+    tried = {"linear": _PROBE, "shapes": sorted(map(LinearProbe.describe, distinct))}
+    kept = findings.read(tried)
+    for block, min_rows in _CPU_RESULTS:
+        if kept == [block, min_rows]:
+            return BatchInvariantLinear(block, min_rows, function)
+    linear, invariant = _probe(distinct, function, cpu)
+    if invariant:
+        findings.write(tried, [linear.block, linear.min_rows])
+    return linear
+
+
+def _probe(probes: Collection[LinearProbe], function: LinearFunction, cpu: bool) -> tuple[BatchInvariantLinear, bool]:
+    """The linear function for these weights, and whether it is batch-invariant."""
     for min_rows in _MIN_ROWS_CPU if cpu else _MIN_ROWS_GPU:
-        if all(_batch_invariant(probe, min_rows, function) for probe in distinct):
+        if all(_batch_invariant(probe, min_rows, function) for probe in probes):
             if min_rows > ROW_MULTIPLE:
                 logger.info("matrix products are batch-invariant from %d rows on: batches are padded to that", min_rows)
-            return BatchInvariantLinear(min_rows=min_rows, function=function)
+            return BatchInvariantLinear(min_rows=min_rows, function=function), True
     linear = BatchInvariantLinear(_BLOCK_CPU if cpu else _BLOCK_GPU, function=function)
     logger.info("matrix products depend on the number of rows: each is computed in blocks of %d", linear.block)
-    if not all(_place_invariant(linear, probe.weights) for probe in distinct):
+    invariant = all(_place_invariant(linear, probe.weights) for probe in probes)
+    if not invariant:
         logger.warning("matrix products depend on a row's place: scores may differ in their last bits")
-    return linear
+    return linear, invariant
 
 
 @torch.inference_mode()
