@@ -60,7 +60,7 @@ def locate(path: str, revision: str | None = None) -> Path:
 
 
 def cached_folder(name: str) -> Path:
-    """Where `lakerank fetch` puts a checkpoint of FETCHED: below LAKERANK_CACHE, else below ~/.cache/lakerank."""
+    """A folder of the cache: below LAKERANK_CACHE, else ~/.cache/lakerank. `lakerank fetch` puts FETCHED there."""
     cache = os.path.expanduser(os.environ.get("LAKERANK_CACHE") or "~/.cache/lakerank")  # noqa: PTH111 - never raises
     return Path(cache) / name
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from lakerank.fingerprint import fingerprint
+from lakerank.model.checkpoint import cached_folder
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,9 @@ class Findings:
 
     @classmethod
     def here(cls) -> Findings:
-        """Those of this machine as torch uses it now, in the cache folder: LAKERANK_CACHE, else ~/.cache/lakerank."""
-        cache = os.environ.get("LAKERANK_CACHE") or os.path.expanduser("~/.cache/lakerank")  # noqa: PTH111 - never raises
-        return cls(None if cache.startswith("~") else Path(cache, "findings"), _machine())
+        """Those of this machine as torch uses it now, in the cache folder; none where a user has no home."""
+        folder = cached_folder("findings")
+        return cls(None if folder.parts[0] == "~" else folder, _machine())
 
     def read(self, tried: Mapping[str, Any]) -> Any:
         """The value kept for it; None where there is none, or the file is damaged or another machine's."""
