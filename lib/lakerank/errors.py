@@ -12,6 +12,7 @@ LakerankError
 ├── TrainingError        training cannot start or has failed
 ├── EvaluationError      a run cannot be evaluated as requested
 ├── ExportError          a run cannot be exported in the requested format
+├── IngestError          nothing of a source could be read
 ├── DependencyError      an optional library is not installed
 └── PairRejected         the Python API was given a pair that cannot be scored
 """
@@ -65,6 +66,10 @@ class EvaluationError(LakerankError):
 
 class ExportError(LakerankError):
     """A run cannot be exported in the requested format."""
+
+
+class IngestError(LakerankError):
+    """Nothing of a source could be read: a table would be empty."""
 
 
 class DependencyError(LakerankError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
+import socket
 from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from lakerank import schemas
-from lakerank.errors import ConfigError, StorageError
+from lakerank.errors import ConfigError, IngestError, StorageError
 from lakerank.fingerprint import content_hash
 from lakerank.ingest.folder import ReadOptions, ingest, read_folder, suffix
 from lakerank.ingest.source import FileSource
@@ -134,10 +136,32 @@ def test_a_source_that_is_not_there_stops_the_job(tmp_path, run_ingest):
         run_ingest(tmp_path / "nowhere")
 
 
-def test_nothing_readable_gives_an_empty_table(write_files, run_ingest):
-    done, table = run_ingest(write_files({"a.xlsx": b""}))
-    assert table.num_rows == 0
-    assert done.written.files == 1
+@pytest.mark.parametrize("files", [{"a.bin": b"x"}, {".hidden": b""}])
+@pytest.mark.parametrize("table", ["documents", "queries", "candidates", "qrels"])
+def test_nothing_readable_stops_the_job_and_an_earlier_table_stays(write_files, tmp_path, files, table):
+    source = write_files(files)
+    part = tmp_path / "lake" / table / "part-000000.parquet"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"earlier")
+    reason = "a.bin: unsupported_format" if files == {"a.bin": b"x"} and table != "qrels" else ""
+    if table in ("candidates", "qrels"):
+        reason = "holds nothing to read"
+    with pytest.raises(IngestError, match=reason or "holds nothing to read"):
+        ingest(Storage(), str(source), str(tmp_path / "lake"), ReadOptions(table=table))
+    assert part.read_bytes() == b"earlier"
+
+
+def test_what_is_no_regular_file_is_passed_over_by_name(write_files, run_ingest):
+    source = write_files({"good.txt": "fine", "docs.jsonl": '{"id": "1", "image": "pipe.png"}\n'})
+    os.mkfifo(source / "pipe.txt")
+    os.mkfifo(source / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as door, contextlib.chdir(source):
+        door.bind("door.txt")
+    done, table = run_ingest(source)
+    assert table["doc_id"].to_pylist() == ["good.txt"]
+    assert done.rejected_by_fault == {"image_not_found": 1, "not_a_file": 3}
+    with pytest.raises(IngestError, match=r"pipe\.txt: not_a_file"):
+        run_ingest(source / "pipe.txt")
 
 
 def test_kept_fields_are_columns_of_every_row(write_files, run_ingest):

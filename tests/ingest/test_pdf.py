@@ -56,6 +56,28 @@ def test_a_page_gives_the_same_bytes_twice(make_pdf):
     assert list(read_pdf("a.pdf", content)) == list(read_pdf("a.pdf", content))
 
 
+def filled_form(page_entry: str = "/Subtype/Widget/FT/Tx/T(total)/V(TOTAL 1234)") -> bytes:
+    """A page whose only content is the value of a form field, without an appearance; the reader makes one."""
+    font = "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"
+    objects = [
+        "<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[5 0 R]/DR<</Font<</F1 4 0 R>>>>/DA(/F1 18 Tf 0 g)>>>>",
+        "<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        "<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 200]/Resources<</Font<</F1 4 0 R>>>>/Annots[5 0 R]>>",
+        font,
+        f"<</Type/Annot{page_entry}/DA(/F1 18 Tf 0 g)/F 4/Rect[50 80 250 110]/P 3 0 R>>",
+    ]
+    numbered = "".join(f"{number} 0 obj\n{entry}\nendobj\n" for number, entry in enumerate(objects, 1))
+    return f"%PDF-1.7\n{numbered}trailer\n<</Size 6/Root 1 0 R>>\n%%EOF\n".encode()
+
+
+def test_filled_values_of_forms_are_drawn_and_are_text():
+    [page] = read_pdf("a.pdf", filled_form(), content="both")
+    assert page.text == "TOTAL 1234"
+    assert min(Image.open(io.BytesIO(page.image)).convert("L").get_flattened_data()) < 64, "the value is drawn"
+    [hidden] = read_pdf("a.pdf", filled_form().replace(b"/F 4/", b"/F 2/"), content="text")
+    assert hidden.text == ""
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [

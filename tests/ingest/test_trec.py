@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.ingest.lines import RunLine, numbered_lines, run_lines, split_lines, trec_qrels, tsv_qrels
+from lakerank.ingest.judgements import qrels
+from lakerank.ingest.lines import RunLine, numbered_lines, run_lines, split_lines
 from lakerank.ingest.tables import SourceFault, SourceReject
 from lakerank.records import Qrel
 
@@ -18,27 +19,70 @@ def lines(content: bytes, separator=None):
 
 
 def test_a_line_of_names_is_passed_over_only_at_the_top():
-    result = list(tsv_qrels("f", lines(b"query-id\tcorpus-id\tscore\nq\td\t1\nquery-id\tcorpus-id\tscore\n", "\t"), ""))
+    result = list(qrels("f", lines(b"query-id\tcorpus-id\tscore\nq\td\t1\nquery-id\tcorpus-id\tscore\n", "\t"), ""))
     assert result[0] == Qrel("q", "d", 1)
     assert isinstance(result[1], SourceReject)
     assert (result[1].line, len(result)) == (3, 2)
 
 
 def test_a_file_without_names_loses_no_line():
-    assert list(tsv_qrels("f", lines(b"q\td\t1\n", "\t"), "x/")) == [Qrel("x/q", "x/d", 1)]
+    assert list(qrels("f", lines(b"q\td\t1\n", "\t"), "x/")) == [Qrel("x/q", "x/d", 1)]
 
 
 def test_ids_of_tsv_may_hold_spaces():
-    assert list(tsv_qrels("f", lines(b"a b\tc d\t2\n", "\t"), "")) == [Qrel("a b", "c d", 2)]
+    assert list(qrels("f", lines(b"a b\tc d\t2\n", "\t"), "")) == [Qrel("a b", "c d", 2)]
 
 
-def test_trec_qrels_have_an_iteration_and_may_have_more():
-    assert list(trec_qrels("f", lines(b"q 0 d -1 7\n"), "")) == [Qrel("q", "d", -1)]
+@pytest.mark.parametrize("content", [b"1185868\t0\t16\t1\n597651\t0\t49\t2\n", b"1185868 Q0 16 1\n597651 Q0 49 2\n"])
+@pytest.mark.parametrize("heading", [b"", b"query\titeration\tdocument\trelevance\n"])
+def test_four_columns_are_trecs(content, heading):
+    assert list(qrels("f", lines(heading + content))) == [Qrel("1185868", "16", 1), Qrel("597651", "49", 2)]
+
+
+@pytest.mark.parametrize("second", ["3\t1", "x\tnote", "d2\t0"])
+def test_four_columns_that_may_be_either_are_not_guessed_at(second):
+    content = f"q\td1\t1\t0\nq\t{second}\t1\n".encode()
+    assert {row.fault for row in qrels("f", lines(content, "\t"))} == {SourceFault.FIELD_INVALID}
+
+
+def test_a_line_of_another_number_of_fields_is_a_reject():
+    content = b"q\td1\t1\nq\t0\td2\t1\nq\td3\nq\td4\t2\n"
+    assert [getattr(row, "fault", row) for row in qrels("f", lines(content, "\t"))] == [
+        Qrel("q", "d1", 1),
+        SourceFault.FIELD_INVALID,
+        SourceFault.FIELD_MISSING,
+        Qrel("q", "d4", 2),
+    ]
+
+
+def test_a_first_line_that_cannot_be_read_is_no_heading():
+    [reject] = qrels("f", lines(b"q\td\t0.5\n", "\t"))
+    assert (reject.fault, reject.line) == (SourceFault.FIELD_INVALID, 1)
+
+
+def test_ids_with_spaces_stand_between_tabs_or_are_rejects():
+    assert list(qrels("f", lines(b"q 1\t0\tmy doc 2\t1\n"))) == [Qrel("q 1", "my doc 2", 1)]
+    assert [row.fault for row in qrels("f", lines(b"q 0 d1 1\nq 0 my 2 1\n")) if isinstance(row, SourceReject)] == [
+        SourceFault.FIELD_INVALID
+    ]
+    assert list(qrels("f", lines("q 0 a\u00a0b 1\n".encode()))) == [Qrel("q", "a\u00a0b", 1)]
+
+
+def test_runs_with_spaces_in_ids():
+    content = b"q2\tQ0\tmy doc 2\t1\t11.0\tbm25\nq2 Q0 my 3 2 9.0 bm25\nq2 Q0 d3 3 8 my run\n"
+    first, second, third = run_lines("f", lines(content))
+    assert first == RunLine("q2", "my doc 2", 11.0, 1)
+    assert (second.fault, second.line, third.line) == (SourceFault.FIELD_INVALID, 2, 3)
+
+
+def test_mbeirs_lines_have_a_task_number():
+    assert list(qrels("f", lines(b"q 0 d -1 7\n"), further_fields=1)) == [Qrel("q", "d", -1)]
+    assert list(run_lines("f", lines(b"q Q0 d 1 2.5 tag 7\n"), 1)) == [RunLine("q", "d", 2.5, 1)]
 
 
 @pytest.mark.parametrize("field", ["x", "1.5", "nan", "inf", "3000000000"])
 def test_relevance_is_a_32_bit_integer(field):
-    [reject] = trec_qrels("f", lines(f"q 0 d {field}\n".encode()), "")
+    [reject] = qrels("f", lines(f"q 0 d {field}\n".encode()), "")
     assert (reject.fault, reject.line) == (SourceFault.FIELD_INVALID, 1)
 
 
@@ -49,7 +93,7 @@ FIELDS = st.lists(st.sampled_from([b"q1", b"Q0", b"d 1", b"1", b"0.5", b"nan", b
 def test_every_line_that_is_not_blank_gives_one_result(rows):
     content = b"\n".join(rows)
     expected = sum(1 for row in rows if row.strip())
-    for read in (trec_qrels("f", lines(content), ""), run_lines("f", lines(content))):
+    for read in (qrels("f", lines(content), ""), run_lines("f", lines(content))):
         result = list(read)
         assert len(result) == expected
         assert all(isinstance(row, Qrel | RunLine | SourceReject) for row in result)

@@ -8,8 +8,8 @@ import logging
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,7 @@ def ingest_benchmark(
         ConfigError: the output is inside the source, a run belongs to no part, or a part has no first stage.
         StorageError: a file that the layout expects is not there, or the output cannot be written.
         SchemaError: a published table lacks a column.
+        IngestError: a table would be empty; earlier tables stay.
     """
     started = time.monotonic()
     if faults := output_faults(source_uri, output):
@@ -95,7 +96,11 @@ def ingest_benchmark(
     writer = _LakeWriter(storage, benchmark, stages, options, writers, progress)
     for pool in benchmark.pools:
         writer.write_pool(pool)
+    judged: tuple[TableName, ...] = ("qrels",) if any(part.judgements for part in benchmark.parts) else ()
+    for name in (*judged, "queries", "candidates"):
+        writers[name].require_rows(source_uri)
     writer.write_documents()
+    writers["documents"].require_rows(source_uri)
     finished = {name: table.finish() for name, table in writers.items()}
     rejected: Counter[str] = sum((table.faults for table in writers.values()), Counter())
     result = BenchmarkLake(
@@ -112,6 +117,18 @@ def ingest_benchmark(
     counts = ", ".join(f"{table.rows} {name}" for name, table in result.tables.items())
     _log.info("%s: %s, %d rejects in %.1f s", result.layout, counts, result.rejected, result.seconds)
     return result
+
+
+def without_itself(candidates: Iterable[Candidate | SourceReject], depth: int) -> Iterator[Candidate | SourceReject]:
+    """The `depth` best candidates of each query without the document of the query's own id; ranks have no gap."""
+    for query_id, group in itertools.groupby(candidates, lambda row: getattr(row, "query_id", None)):
+        rank = 0
+        for row in group:
+            if not isinstance(row, Candidate):
+                yield row
+            elif row.doc_id != query_id and rank < depth:
+                rank += 1
+                yield row if row.first_stage_rank is None else replace(row, first_stage_rank=rank)
 
 
 class CandidateQueries:
@@ -209,9 +226,9 @@ class _LakeWriter:
             elif judged_ids is None or query.id in judged_ids:
                 self._add("queries", query)
                 numbers[query.id] = self._number(part, query)
-                for candidate in self._stages.candidates(part, query, index, self._options.depth):
+                for candidate in self._others(part, self._stages.candidates(part, query, index, self._depth(part))):
                     self._add_candidate(candidate, numbers)
-        for row in self._listed_candidates(part, numbers):
+        for row in self._others(part, self._listed_candidates(part, numbers)):
             self._add_candidate(row, numbers)
         for judgement in part.judgements() if part.judgements else ():
             if isinstance(judgement, Qrel) and judgement.query_id not in numbers:
@@ -233,7 +250,14 @@ class _LakeWriter:
             yield from (candidate for candidate in part.candidates() if candidate.query_id in numbers)
         elif part.name in self._stages.runs:
             run = self._stages.runs[part.name]
-            yield from run_candidates(self._storage, run, part, numbers.keys(), self._options.depth)
+            yield from run_candidates(self._storage, run, part, numbers.keys(), self._depth(part))
+
+    def _depth(self, part: Part) -> int:
+        """Candidates to ask a first stage for: one more where the query itself may be among them."""
+        return self._options.depth + part.excludes_itself
+
+    def _others(self, part: Part, candidates: Iterable[Candidate | SourceReject]) -> Iterable[Candidate | SourceReject]:
+        return without_itself(candidates, self._options.depth) if part.excludes_itself else candidates
 
     def _add_candidate(self, candidate: Candidate | SourceReject, numbers: dict[str, int]) -> None:
         self._add("candidates", candidate)

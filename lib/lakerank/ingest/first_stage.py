@@ -127,7 +127,9 @@ def run_candidates(
         StorageError: there is no such file, a query's lines are apart, or no line is of a query of the part.
     """
     done: set[str] = set()
-    for query_id, group in itertools.groupby(_read_run(storage, uri), key=lambda line: _query_id(line, part)):
+    further_fields = 1 if part.columns.benchmark == "mbeir" else 0  # the number of the task
+    run = _read_run(storage, uri, further_fields)
+    for query_id, group in itertools.groupby(run, key=lambda line: _query_id(line, part)):
         if query_id is None:
             yield from (line for line in group if isinstance(line, SourceReject))
             continue
@@ -150,14 +152,17 @@ def run_candidates(
         )
 
 
-def _read_run(storage: Storage, uri: str) -> Iterator[RunLine | SourceReject]:
+def _read_run(storage: Storage, uri: str, further_fields: int) -> Iterator[RunLine | SourceReject]:
     source = open_source(uri, storage.options, follow_links=True)
     if source.is_folder:
         raise StorageError(f"{redacted(uri)} is a folder; a run is one file")
     for file in source.files():
         if isinstance(file, SourceFile):
             with source.open(file, compressed=file.path.endswith(".gz")) as stream:
-                yield from run_lines(file.path, split_lines(file.path, numbered_lines(stream, MAX_BYTES), None))
+                lines = split_lines(file.path, numbered_lines(stream, MAX_BYTES), None)
+                yield from run_lines(file.path, lines, further_fields)
+        else:
+            raise StorageError(f"{redacted(uri)}: {file.detail}")
 
 
 def _query_id(line: RunLine | SourceReject, part: Part) -> str | None:

@@ -86,6 +86,7 @@ def ingest(
     Raises:
         ConfigError: an extra field is a column of the table already, or the output is inside the source.
         StorageError: the source is not there, or the output cannot be written.
+        IngestError: there is nothing to read, or all of it was rejected; an earlier table stays.
     """
     started = time.monotonic()
     faults = [*_extra_field_faults(options), *output_faults(source_uri, output)]
@@ -99,6 +100,7 @@ def ingest(
         if not isinstance(row, SourceReject):
             rows += 1
             progress(rows)
+    writer.require_rows(source_uri)
     (written, uri), seconds = writer.finish(), time.monotonic() - started
     rejected, by_fault = writer.faults.total(), dict(sorted(writer.faults.items()))
     _log.info("%s: %d rows, %d rejects in %.1f s", options.table, written.rows, rejected, seconds)
@@ -119,7 +121,9 @@ def read_folder(source: FileSource, options: ReadOptions) -> Iterator[Row | Sour
 
     for file, content in prefetched_files(source.files(), size, read):
         if isinstance(file, SourceReject):
-            if file.fault is SourceFault.FILE_UNREADABLE or _is_selected(file.path, source, options):
+            if file.fault in (SourceFault.FILE_UNREADABLE, SourceFault.NOT_A_FILE) or _is_selected(
+                file.path, source, options
+            ):
                 yield file
         elif _is_selected(file.path, source, options):
             yield from _read_file(source, file, content, options)

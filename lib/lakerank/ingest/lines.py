@@ -1,4 +1,4 @@
-"""Line-based files: JSON Lines as table rows, TREC and BEIR qrels, TREC runs. Faults are reported by line number."""
+"""Line-based files: JSON Lines as table rows, TREC runs. Faults are reported by line number."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from lakerank.records import Candidate, Qrel
 #: Fields that may hold an id; the first that exists counts.
 QUERY_ID_FIELDS = ("query_id", "id", "_id")
 DOC_ID_FIELDS = ("doc_id", "id", "_id")
+
+#: Fields of a line of TREC judgements; a run has more.
+_TREC_FIELDS = 4
 
 _INT32 = range(-(2**31), 2**31)
 
@@ -222,54 +226,29 @@ class RunLine:
 
 
 def split_lines(path: str, lines: Iterable[tuple[int, bytes | None]], separator: str | None) -> Iterator[Line]:
-    """The fields of each line that is not blank, split at a separator (None: at any white space)."""
+    """The fields of each line that is not blank, split at a separator.
+
+    None: at tabs where that gives four fields, else at spaces and tabs. So ids may hold spaces where tabs separate, and
+    other white space everywhere.
+    """
 
     def fields(number: int, line: bytes | None) -> Iterator[tuple[int, list[str]]]:
         if line is None:
             raise LineFault(SourceFault.FILE_TOO_LARGE, "the line is too long")
         text = _decoded(line)
         if text.strip():
-            yield number, text.rstrip("\r\n").split(separator)
+            text = text.rstrip("\r\n")
+            yield number, text.split(separator) if separator else _trec_fields(text)
 
     return read_each(path, lines, fields)
 
 
-def tsv_qrels(path: str, lines: Iterable[Line], prefix: str) -> Iterator[Qrel | SourceReject]:
-    """BEIR qrels: query-id, corpus-id, score; a header line is skipped. `prefix` is put before ids.
-
-    Source: `GenericDataLoader._load_qrels` in github.com/beir-cellar/beir.
-    """
-
-    def judgement(number: int, fields: list[str]) -> Iterator[Qrel]:
-        try:
-            yield _qrel(fields, ("query-id", "corpus-id", "score"), 1, prefix)
-        except LineFault:
-            if number > 1:
-                raise
-
-    return read_each(path, lines, judgement)
+def _trec_fields(text: str) -> list[str]:
+    fields = [field.strip() for field in text.split("\t")]
+    return fields if len(fields) >= _TREC_FIELDS else re.split("[ \t]+", text.strip(" \t"))
 
 
-def trec_qrels(path: str, lines: Iterable[Line], prefix: str) -> Iterator[Qrel | SourceReject]:
-    """TREC qrels: query, iteration, document, relevance; further fields are skipped. `prefix` is put before ids."""
-
-    def judgement(_line: int, fields: list[str]) -> Iterator[Qrel]:
-        yield _qrel(fields, ("query", "0", "document", "relevance"), 2, prefix)
-
-    return read_each(path, lines, judgement)
-
-
-def _qrel(fields: list[str], names: tuple[str, ...], document: int, prefix: str) -> Qrel:
-    """A judgement from a line's fields: the query first, the relevance after the document."""
-    if len(fields) < len(names):
-        raise LineFault(SourceFault.FIELD_MISSING, f"{len(fields)} fields, not {', '.join(names)}")
-    relevance = _float(fields[document + 1])
-    if not relevance.is_integer() or abs(relevance) >= 2**31:
-        raise LineFault(SourceFault.FIELD_INVALID, "the relevance is not a 32-bit integer")
-    return Qrel(prefix + fields[0], prefix + fields[document], int(relevance))
-
-
-def _float(field: str) -> float:
+def number_of(field: str) -> float:
     """A field as a number, NaN where it is none."""
     try:
         return float(field)
@@ -277,15 +256,23 @@ def _float(field: str) -> float:
         return math.nan
 
 
-def run_lines(path: str, lines: Iterable[Line]) -> Iterator[RunLine | SourceReject]:
-    """A run: query, Q0, document, rank, score, tag. Further fields are passed over; the score orders, not the rank."""
+def run_lines(path: str, lines: Iterable[Line], further_fields: int = 0) -> Iterator[RunLine | SourceReject]:
+    """A run: query, Q0, document, rank, score, tag. The score orders, not the rank.
+
+    A line of more than so many `further_fields` is a reject, because the id of its document may hold spaces.
+    """
 
     def read(number: int, fields: list[str]) -> Iterator[RunLine]:
         if len(fields) < 6:
             raise LineFault(
                 SourceFault.FIELD_MISSING, f"{len(fields)} fields, not query, Q0, document, rank, score, tag"
             )
-        score = _float(fields[4])
+        if len(fields) > 6 + further_fields:
+            raise LineFault(
+                SourceFault.FIELD_INVALID,
+                f"{len(fields)} fields, not query, Q0, document, rank, score, tag; separate ids with spaces by tabs",
+            )
+        score = number_of(fields[4])
         if not math.isfinite(score):
             raise LineFault(SourceFault.FIELD_INVALID, "the score is not a finite number")
         yield RunLine(fields[0], fields[2], score, number)

@@ -56,19 +56,35 @@ def read_pdf(
         yield SourceReject(path, SourceFault.PDF_ENCRYPTED if locked else SourceFault.PDF_UNREADABLE, str(error))
         return
     with closing(document):
+        has_forms = document.init_forms()
         if len(document) == 0:
             yield SourceReject(path, SourceFault.PDF_UNREADABLE, "no pages")
         for number in range(1, len(document) + 1):
             try:
+                if has_forms:
+                    _flatten(document, number)
                 yield _page_row(document, path, number, content, page_pixels)
             except (pypdfium2.PdfiumError, ValueError, MemoryError) as error:
                 yield SourceReject(path, SourceFault.PDF_PAGE_UNREADABLE, str(error), page=number)
 
 
-def _page_row(document: PdfDocument, path: str, number: int, content: PdfContent, page_pixels: int) -> ContentRow:
+def _flatten(document: PdfDocument, number: int) -> None:
+    """Make filled values of forms, and notes typed on the page, a part of the page and so of its text layer."""
+    import pypdfium2
+
     with closing(document[number - 1]) as page:
-        image = None if content == "text" else _page_image(page, page_pixels)
-        text = None if content == "image" else _page_text(page)
+        pypdfium2.raw.FPDFPage_Flatten(page, pypdfium2.raw.FLAT_NORMALDISPLAY)
+
+
+def _page_row(document: PdfDocument, path: str, number: int, content: PdfContent, page_pixels: int) -> ContentRow:
+    image = text = None
+    if content != "text":
+        with closing(document[number - 1]) as page:
+            image = _page_image(page, page_pixels)
+    if content != "image":
+        _flatten(document, number)
+        with closing(document[number - 1]) as page:
+            text = _page_text(page)
     return ContentRow(f"{path}#page={number}", text, image)
 
 

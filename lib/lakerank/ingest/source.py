@@ -71,8 +71,8 @@ class FileSource:
         if self.is_folder:
             yield from self._walk(self._location)
         else:
-            size = self._filesystem.info(self._location)["size"]
-            yield SourceFile(posixpath.basename(self._location), self._location, size)
+            name = posixpath.basename(self._location)
+            yield _file(self._filesystem.info(self._location), name, self._location)
 
     def _walk(self, folder: str, trail: tuple[Path, ...] = ()) -> Iterator[SourceFile | SourceReject]:
         """Files below a folder; `trail` holds the real folders on the way down when links are followed."""
@@ -107,7 +107,7 @@ class FileSource:
         if entry["type"] == "directory":
             yield from self._walk(location, trail)
         else:
-            yield SourceFile(path, location, entry["size"])
+            yield _file(entry, path, location)
 
     def names(self, folder: str = "") -> tuple[list[str], list[str]]:
         """Names of the folders and of the files directly in a folder of the source, sorted, without hidden ones.
@@ -129,7 +129,8 @@ class FileSource:
                 if not self._follow_links or not self._filesystem.exists(entry["name"]):
                     continue
                 entry = self._filesystem.info(entry["name"])
-            (folders if entry["type"] == "directory" else files).append(name)
+            if entry["type"] != "other":
+                (folders if entry["type"] == "directory" else files).append(name)
         return sorted(folders), sorted(files)
 
     def _relative(self, location: str) -> str:
@@ -171,8 +172,8 @@ class FileSource:
         if is_bound and not Path(location).resolve().is_relative_to(Path(self._root).resolve()):
             return None  # a link leads out
         info = self._filesystem.info(location)
-        if info["type"] == "directory":
-            raise FileNotFoundError(f"{path} is a folder")
+        if info["type"] != "file":
+            raise FileNotFoundError(f"{path} is {'a folder' if info['type'] == 'directory' else 'no regular file'}")
         return SourceFile(path, location, info["size"])
 
 
@@ -215,6 +216,13 @@ def prefetched_files(
         yield from (pending.popleft()[:2] for _ in range(len(pending)))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _file(entry: dict[str, Any], path: str, location: str) -> SourceFile | SourceReject:
+    """A file, or a reject for what is listed as one and would be waited for without end."""
+    if entry["type"] == "other":
+        return SourceReject(path, SourceFault.NOT_A_FILE, "a FIFO, a socket or a device, not a regular file")
+    return SourceFile(path, location, entry["size"])
 
 
 def _path_order(entry: dict[str, Any]) -> str:

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lakerank import schemas
+from lakerank.errors import IngestError
 from lakerank.fingerprint import content_hash
+from lakerank.lake import redacted
 from lakerank.lake.storage import Storage, join
 from lakerank.records import Candidate, Qrel
 
@@ -44,6 +46,10 @@ _SCHEMAS: dict[TableName, pa.Schema] = {
 LISTED_REJECTS = 100_000
 
 
+#: Rejects that an error shows.
+_SHOWN_REJECTS = 5
+
+
 class SourceFault(StrEnum):
     """Why a file, a page or a line of the source is not in the table. The list is closed."""
 
@@ -51,6 +57,7 @@ class SourceFault(StrEnum):
     FILE_UNREADABLE = "file_unreadable"
     FILE_TOO_LARGE = "file_too_large"
     SYMBOLIC_LINK = "symbolic_link"
+    NOT_A_FILE = "not_a_file"
     NAME_UNDECODABLE = "name_undecodable"
     TEXT_UNDECODABLE = "text_undecodable"
     PDF_UNREADABLE = "pdf_unreadable"
@@ -73,6 +80,10 @@ class SourceReject:
     detail: str = ""
     line: int | None = None
     page: int | None = None
+
+    def __str__(self) -> str:
+        place = "".join(f", {name} {at}" for name, at in (("line", self.line), ("page", self.page)) if at is not None)
+        return f"{self.path}{place}: {self.fault.value}{f' ({self.detail})' if self.detail else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +154,26 @@ class TableWriter:
         ):
             self._end_row_group()
 
+    def require_rows(self, source_uri: str) -> None:
+        """Raise IngestError when no row was added: an earlier table stays, and the list of rejects is written.
+
+        The message has the first rejects.
+        """
+        if self._rows:
+            return
+        kept = f"{redacted(self._folder)} is as it was"
+        if not self._rejects:
+            raise IngestError(f"{self._table}: {redacted(source_uri)} holds nothing to read; {kept}")
+        self._write_rejects()
+        shown = "\n".join(f"  {reject}" for reject in self._rejects[:_SHOWN_REJECTS])
+        more = f"\n  all are listed in {redacted(self._rejects_uri)}" if self.faults.total() > _SHOWN_REJECTS else ""
+        raise IngestError(
+            f"{self._table}: nothing could be read from {redacted(source_uri)} ({self.faults.total()} rejects); "
+            f"{kept}\n{shown}{more}"
+        )
+
     def finish(self) -> tuple[WrittenTable, str | None]:
-        """Write the last rows (an empty table too) and the list of rejects; returns its URI, None without rejects.
+        """Write the last rows and the list of rejects; returns the list's URI, None without rejects.
 
         Part files and a list that an earlier ingestion left behind are deleted.
         """
@@ -154,14 +183,17 @@ class TableWriter:
         for name in self._storage.list_names(self._folder):
             if _PART.fullmatch(name) and name not in self._written:
                 self._storage.delete(join(self._folder, name))
-        lines = "".join(f"{json.dumps(asdict(reject), ensure_ascii=False)}\n" for reject in self._rejects)
-        if lines:
-            self._storage.replace(self._rejects_uri, lines.encode())
+        if self._rejects:
+            self._write_rejects()
         elif self._storage.exists(self._rejects_uri):
             self._storage.delete(self._rejects_uri)
         files = len(self._written)
         written = WrittenTable(self._folder, self._rows, self._texts, self._images, files, self._bytes)
-        return written, self._rejects_uri if lines else None
+        return written, self._rejects_uri if self._rejects else None
+
+    def _write_rejects(self) -> None:
+        lines = "".join(f"{json.dumps(asdict(reject), ensure_ascii=False)}\n" for reject in self._rejects)
+        self._storage.replace(self._rejects_uri, lines.encode())
 
     def _end_row_group(self) -> None:
         if not self._buffered:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lakerank.errors import StorageError
+from lakerank.errors import IngestError, StorageError
 
 
 def spoil(path, number, line):
@@ -147,3 +147,27 @@ def test_rejects_of_an_earlier_ingestion_go(publish, ingested):
     assert ingested(folder).rejects("documents")
     corpus.write_bytes(whole)
     assert ingested(folder).rejects("documents") == []
+
+
+def test_tables_that_would_be_empty_stop_the_job_and_earlier_ones_stay(publish, ingested):
+    folder = publish("beir") / "scifact"
+    earlier = ingested(folder)
+    tables = ("documents", "queries", "candidates", "qrels")
+    before = {name: earlier.table(name) for name in tables}
+    qrels = folder / "qrels" / "test.tsv"
+    qrels.write_text(qrels.read_text().replace("\t", " "))
+    with pytest.raises(IngestError, match=r"qrels: nothing could be read .*\n  qrels/test.tsv, line 1: field_missing"):
+        ingested(folder)
+    assert {name: earlier.table(name) for name in tables} == before
+
+
+def test_a_query_among_the_documents_is_no_candidate_of_itself(publish, ingested, tmp_path):
+    folder = publish("beir") / "scifact"
+    with (folder / "corpus.jsonl").open("a") as corpus:
+        corpus.write((folder / "queries.jsonl").read_text())
+    pairs = {(row["query_id"], row["doc_id"]) for row in ingested(folder).table("candidates")}
+    assert pairs
+    assert not any(query_id == doc_id for query_id, doc_id in pairs)
+    (tmp_path / "run").write_text("1 Q0 1 1 9 x\n1 Q0 d1 2 8 x\n1 Q0 d2 3 7 x\n1 Q0 d3 4 6 x\n")
+    rows = ingested(folder, runs=(str(tmp_path / "run"),), depth=2).table("candidates")
+    assert [(row["doc_id"], row["first_stage_rank"]) for row in rows] == [("scifact/d1", 1), ("scifact/d2", 2)]

@@ -71,7 +71,8 @@ class Part:
 
     Without `judgements` it has every query, else only the judged ones, as benchmark code does. `candidates` is
     given where the benchmark itself defines what is compared with what.
-    `prefix` precedes the publisher's query ids.
+    `prefix` precedes the publisher's query ids. Where `excludes_itself`, a document under a query's own id is the
+    query, and no candidate of it, as BEIR's evaluation has it.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Part:
     is_text: bool = True
     judged_by_answers: bool = False
     prefix: str = ""
+    excludes_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)

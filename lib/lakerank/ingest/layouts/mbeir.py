@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from lakerank.ingest.judgements import qrels as read_qrels
 from lakerank.ingest.layouts.benchmark import (
     ContentRows,
     DocumentColumns,
@@ -28,7 +29,7 @@ from lakerank.ingest.layouts.benchmark import (
     QueryColumns,
 )
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder, without_rejects
-from lakerank.ingest.lines import LineFault, Record, read_each, record_id, record_text, trec_qrels
+from lakerank.ingest.lines import LineFault, Record, read_each, record_id, record_text
 from lakerank.ingest.source import prefetched_files
 from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 
@@ -73,7 +74,7 @@ def _parts(folder: BenchmarkFolder, split: str, name: str, task: int, instructio
     queries = partial(_queries, folder, path, columns, candidate_modality, instructions)
 
     def judgements() -> Qrels:
-        return trec_qrels(qrels, folder.fields(qrels, None), "")
+        return read_qrels(qrels, folder.fields(qrels, None), further_fields=1)
 
     local = [f"cand_pool/local/mbeir_{dataset}_{part}cand_pool.jsonl" for part in ("", f"{split}_")]
     corpus = folder.require(*local, f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl")

@@ -29,9 +29,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from lakerank.ingest.judgements import qrels as read_qrels
 from lakerank.ingest.layouts.benchmark import (
     ContentRows,
     DocumentColumns,
@@ -45,7 +47,7 @@ from lakerank.ingest.layouts.benchmark import (
     text_rows,
 )
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder, table_columns, table_qrels, without_rejects
-from lakerank.ingest.lines import LineFault, read_each, record_id, record_text, trec_qrels, tsv_qrels
+from lakerank.ingest.lines import LineFault, read_each, record_id, record_text
 from lakerank.ingest.tables import ContentRow, SourceFault
 from lakerank.lake.storage import join
 from lakerank.records import Qrel
@@ -82,10 +84,11 @@ def _beir(folder: BenchmarkFolder, split: str, path: str, dataset: str, subset: 
     columns = QueryColumns("beir", dataset, subset)
 
     def judgements() -> Qrels:
-        return tsv_qrels(qrels, folder.fields(qrels), f"{name}/")
+        return read_qrels(qrels, folder.fields(qrels), f"{name}/")
 
     query_rows = partial(text_rows, folder, [queries], TextFields(("_id",), ("text",)), f"{name}/", columns)
-    return [passage_part(folder, columns, name, [corpus], query_rows, judgements)]
+    part = passage_part(folder, columns, name, [corpus], query_rows, judgements)
+    return [replace(part, excludes_itself=True)]
 
 
 BEIR = Layout(
@@ -132,7 +135,8 @@ def _coir(folder: BenchmarkFolder, split: str, path: str) -> list[Part]:
     columns = QueryColumns("coir", dataset, subset, task=_COIR_TASKS.get(dataset))
     pool = text_pool(name, prefix, partial(text_rows, folder, corpus, _COIR_FIELDS, prefix, DocumentColumns(dataset)))
     query_rows = partial(text_rows, folder, queries, _COIR_FIELDS, prefix, columns)
-    return [Part(name, pool, columns, query_rows, partial(table_qrels, folder, qrels, prefix), prefix=prefix)]
+    judgements = partial(table_qrels, folder, qrels, prefix)
+    return [Part(name, pool, columns, query_rows, judgements, prefix=prefix, excludes_itself=True)]
 
 
 COIR = Layout(
@@ -175,7 +179,7 @@ def _miracl(folder: BenchmarkFolder, split: str, path: str, language: str) -> li
         return read_each(topics, folder.fields(topics), query)
 
     def judgements() -> Qrels:
-        return trec_qrels(qrels, folder.fields(qrels, None), f"{name}/")
+        return read_qrels(qrels, folder.fields(qrels, None), f"{name}/")
 
     return [passage_part(folder, columns, name, corpus, queries, judgements)]
 
