@@ -251,7 +251,7 @@ def test_json_logs_say_run_stage_and_unit_on_the_driver_and_in_the_workers(dirty
     lines = [json.loads(line) for line in dirty.log.splitlines() if line.startswith("{")]
     assert {line["run"] for line in lines} == {"r"}
     assert {"plan", "score", "audit"} <= {line.get("stage") for line in lines}
-    units = {line["unit"] for line in lines if line["logger"] == "lakerank.spark.score" and "unit" in line}
+    units = {line["unit"] for line in lines if line["logger"] == "lakerank.rerank.score" and "unit" in line}
     assert len(units) == dirty.summary["units"], "the worker that scored a unit logs it"
 
 

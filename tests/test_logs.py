@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def line(message: str, **more: object) -> dict[str, object]:
-    record = logging.LogRecord("lakerank.spark.plan.builder", logging.INFO, __file__, 1, message, None, None)
+    record = logging.LogRecord("lakerank.rerank.plan.builder", logging.INFO, __file__, 1, message, None, None)
     record.__dict__.update(more)
     written = JsonLines().format(record)
     assert "\n" not in written
@@ -28,7 +28,7 @@ def test_a_line_says_when_who_and_what_it_is_about():
     with about(run="r1", stage="plan"), about(stage="score", unit="ab"):
         result = line("two\nlines")
     assert datetime.fromisoformat(str(result.pop("time"))).utcoffset() is not None
-    expected = {"level": "INFO", "logger": "lakerank.spark.plan.builder", "message": "two\nlines"}
+    expected = {"level": "INFO", "logger": "lakerank.rerank.plan.builder", "message": "two\nlines"}
     assert result == {**expected, "run": "r1", "stage": "score", "unit": "ab"}
 
 

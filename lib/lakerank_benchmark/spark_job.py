@@ -30,11 +30,11 @@ from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
 from lakerank.model.registry import LoadedReranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
+from lakerank.rerank.score import RerankerFactory
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.run import Rerank, run
 from lakerank.spark.runtime.frames import parallelism
 from lakerank.spark.runtime.session import package_path
-from lakerank.spark.score import RerankerFactory
 from lakerank_benchmark.benchmark import job_inputs
 from lakerank_benchmark.request import Request
 from lakerank_benchmark.workloads import Images, pairs_of

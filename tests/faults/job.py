@@ -27,11 +27,11 @@ from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions, join
 from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.records import DocumentGroup, Reject, ScoredPair
+from lakerank.rerank.rank.write import RankRule
+from lakerank.rerank.stage import Stage
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import Rerank, run
 from lakerank.spark.runtime import session
-from lakerank.spark.stage import Stage
 
 SCORER = "f00d"
 

@@ -34,8 +34,9 @@ from lakerank.lake.blobs import (  # noqa: E402
     prefetched,
 )
 from lakerank.lake.storage import Storage  # noqa: E402
+from lakerank.runner import gather  # noqa: E402
 from lakerank.spark.runtime import session  # noqa: E402
-from lakerank.spark.runtime.frames import gather  # noqa: E402
+from lakerank.spark.runtime.runner import SparkRunner  # noqa: E402
 
 #: Row groups of two documents: a reader of a random tenth then meets a useful document in every group that it reads.
 ROW_GROUP_ROWS = 2
@@ -80,7 +81,7 @@ def by_reference(spark: SparkSession, folder: Path, requested: list[int]) -> pa.
             total += look_at(blob.image or b"")
         yield pa.RecordBatch.from_pydict({"bytes": [total], "read": [read_calls() - before]}, schema=_DONE)
 
-    return gather(spark, units, work, _DONE)
+    return gather(SparkRunner(spark), units, work, _DONE)
 
 
 def by_spark(spark: SparkSession, folder: Path, requested: list[int], every: bool) -> pa.Table:
@@ -110,7 +111,7 @@ def one_way(way: str, folder: Path, count: int) -> dict[str, Any]:
     conf = plan_scale.CONF | {"spark.ui.enabled": False}
     spark = session.start("lakerank-fetch", conf)
     try:
-        gather(spark, [0, 1], lambda _: iter(()), _DONE)  # workers started
+        gather(SparkRunner(spark), [0, 1], lambda _: iter(()), _DONE)  # workers started
         before, memory, started = plan_scale.tree_memory(), plan_scale.PeakMemory(), time.monotonic()
         expected = chosen(count, way.endswith("tenth"))
         if way.startswith("reference"):

@@ -21,12 +21,12 @@ from lakerank.lake.storage import Storage
 from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.ranking import Fusion
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+from lakerank.rerank.rank.combine import FusionRule
+from lakerank.rerank.rank.write import RankRule
+from lakerank.rerank.stage import Stage
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank.combine import FusionRule
-from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import Rerank, run
-from lakerank.spark.stage import Stage
 
 
 @dataclass

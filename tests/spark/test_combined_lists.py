@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from lakerank.ranking import Fusion
+from lakerank.rerank.rank.combine import STAGE_RESULTS, FusionRule, combine
 from lakerank.schemas import COMBINED, REJECTED
-from lakerank.spark.rank.combine import STAGE_RESULTS, FusionRule, combine
 
 IDS = (7, pa.array(["q7", "q8"]))
 FUSION = Fusion("reciprocal_rank", (0.5, 0.5))

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lakerank.audit import Bounds
+from lakerank.rerank.rank.write import RankRule
 from lakerank.spark.publish import AuditRules, Override
-from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import run
 
 pytestmark = pytest.mark.spark

@@ -12,8 +12,8 @@ from lakerank.audit import Bounds
 from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError, SchemaError
 from lakerank.plan.plan import TaskSizes
+from lakerank.rerank.rank.write import RankRule
 from lakerank.spark.publish import AuditRules
-from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import already_published, existing_plans, plan_stages, run
 
 pytestmark = pytest.mark.spark

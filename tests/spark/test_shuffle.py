@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, parquet_bytes
+from lakerank.rerank.plan.pairs import read_rows, row_ranges
+from lakerank.rerank.rank.write import rank_order
+from lakerank.runner import BATCHES, pack, unpack
 from lakerank.schemas import CANDIDATES
-from lakerank.spark.plan.pairs import read_rows, row_ranges
-from lakerank.spark.rank.write import rank_order
-from lakerank.spark.runtime.shuffle import BATCHES, decompress, pack
 
 IDS = st.text(st.sampled_from("ab\u00e9\U0001f34e"), max_size=3)
 
@@ -45,6 +45,6 @@ def test_rows_are_packed_in_one_batch_a_part():
     assert batch.schema == BATCHES
     assert batch.column("part").to_pylist() == [0, 2, 5]
     assert batch.column("kind").to_pylist() == [3, 3, 3]
-    sent = [pa.ipc.read_record_batch(decompress(packed.as_buffer()), rows.schema) for packed in batch.column("batch")]
+    sent = [unpack([batch.slice(part, 1)], {3: rows.schema})[3] for part in range(3)]
     assert [part.column("x").to_pylist() for part in sent] == [[0, 1], [2, 3, 4], [5]]
     assert list(pack(3, np.zeros(0, np.int32), rows.slice(0, 0))) == []

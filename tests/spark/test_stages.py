@@ -17,11 +17,11 @@ from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.ranking import Fusion
+from lakerank.rerank.rank.write import RankRule
+from lakerank.rerank.stage import Stage
 from lakerank.schemas import COMBINED
 from lakerank.spark.publish import AuditRules, Override
-from lakerank.spark.rank.write import RankRule
 from lakerank.spark.run import already_published, existing_plans, run
-from lakerank.spark.stage import Stage
 
 from .conftest import Lake
 

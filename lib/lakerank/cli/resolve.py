@@ -27,10 +27,10 @@ from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.ranking import Fusion
 
 if TYPE_CHECKING:
-    from lakerank.spark.rank.combine import FusionRule
-    from lakerank.spark.rank.write import RankRule
+    from lakerank.rerank.rank.combine import FusionRule
+    from lakerank.rerank.rank.write import RankRule
+    from lakerank.rerank.stage import Stage
     from lakerank.spark.run import Rerank
-    from lakerank.spark.stage import Stage
 
 Record = TypeVar("Record")
 
@@ -87,8 +87,8 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
 
 def _stages(config: Config) -> tuple[Stage, ...]:
     """One for each reranker of the config, in its order."""
-    from lakerank.spark.score import SpecFactory
-    from lakerank.spark.stage import Stage
+    from lakerank.rerank.score import SpecFactory
+    from lakerank.rerank.stage import Stage
 
     stages: dict[str, Stage] = {}
     duplicates = []
@@ -123,8 +123,8 @@ def _stages(config: Config) -> tuple[Stage, ...]:
 
 def _rule(config: Config, stages: Sequence[Stage]) -> RankRule | FusionRule:
     """How logits become lists: those of one reranker, or those of a cascade or an ensemble combined."""
-    from lakerank.spark.rank.combine import FusionRule
-    from lakerank.spark.rank.write import RankRule
+    from lakerank.rerank.rank.combine import FusionRule
+    from lakerank.rerank.rank.write import RankRule
 
     biases, fusion = tuple(stage.logit_bias for stage in stages), None
     thresholds, depth = config.ranking.label_thresholds, config.ranking.depth

@@ -15,7 +15,9 @@ from lakerank.evaluation.inputs import Inputs, row_groups
 from lakerank.evaluation.pairs import ROWS, InputTable, judged_only, whole_queries
 from lakerank.evaluation.rows import MODALITIES, document_modalities, known_modality, query_rows, table_rows
 from lakerank.lake.storage import Storage
-from lakerank.spark.runtime.frames import describe_job, gather, one_row, parallelism, scatter
+from lakerank.runner import gather, one_row
+from lakerank.spark.runtime.frames import describe_job, parallelism, scatter
+from lakerank.spark.runtime.runner import SparkRunner
 
 #: Rows that a task sorts, and that the driver receives at once, about.
 _TASK_ROWS = 2_000_000
@@ -84,7 +86,7 @@ def _with_modalities(spark: SparkSession, storage: Storage, inputs: Inputs, cand
         yield one_row(_MODALITY, known_modality(storage, *group))
 
     describe_job(spark, "evaluate: modalities of the documents")
-    modalities = gather(spark, groups, read_footer, _MODALITY, tasks)["modality"]
+    modalities = gather(SparkRunner(spark), groups, read_footer, _MODALITY, tasks)["modality"]
     distinct = pc.unique(modalities).to_pylist()
     if len(distinct) == 1 and distinct[0] is not None:
         return candidates.withColumn("modality", F.lit(distinct[0]).cast("tinyint"))

@@ -17,11 +17,14 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from lakerank.export.format import Change, Format, PartLimits, Piece, Row, changes, parts
 from lakerank.export.job import Export, fingerprint_of, finish, finished, run_files
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import decode_text, fragments, read_table_file
+from lakerank.lake.tables import Fragment, decode_text, fragments, read_table_file
+from lakerank.rerank.plan.pairs import RowRange, read_rows, row_ranges
+from lakerank.rerank.rank.lists import ranked_batches
+from lakerank.runner import gather, one_row
 from lakerank.schemas import CANDIDATES, QUERIES, RANKED
-from lakerank.spark.plan.pairs import read_candidates
-from lakerank.spark.rank.lists import file_of, ranked_batches, read_ranked
-from lakerank.spark.runtime.frames import describe_job, gather, one_row, parallelism, scatter
+from lakerank.spark.publish import read_ranked
+from lakerank.spark.runtime.frames import describe_job, parallelism, scatter
+from lakerank.spark.runtime.runner import SparkRunner
 
 #: What a task reports: a file that it wrote (`part` or `removal`), or how many lists a change befell.
 _REPORT = pa.schema([
@@ -104,7 +107,7 @@ def _from_files(spark: SparkSession, files: Sequence[str], export: Export, task:
         batches = ranked_batches(task.storage, files[number], export.depth)
         yield from task.write(number, (row for batch in batches for row in batch.to_pylist()), first[number])
 
-    return gather(spark, range(len(files)), work, _REPORT)
+    return gather(SparkRunner(spark), range(len(files)), work, _REPORT)
 
 
 def _from_frame(spark: SparkSession, files: Sequence[str], export: Export, task: _Task) -> pa.Table:
@@ -119,7 +122,7 @@ def _from_frame(spark: SparkSession, files: Sequence[str], export: Export, task:
     else:
         # … or those of the newer run's files.
         queries, first = _first_queries(spark, task.storage, files)
-        part, count, order = file_of(queries[1:]), max(1, len(files)), ["query_id", "is_old", "rank"]
+        part, count, order = _file_of(queries[1:]), max(1, len(files)), ["query_id", "is_old", "rank"]
     frame = rows.withColumn("part", part).repartitionById(count, "part").sortWithinPartitions(*order)
 
     def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -144,7 +147,7 @@ def _rows(spark: SparkSession, storage: Storage, export: Export, files: Sequence
     if export.form.needs_query_text:
         rows = rows.join(_texts(spark, storage, export.queries), "query_id", "left")
     if export.form.needs_first_stage_score:
-        candidates = read_candidates(spark, storage, fragments(storage, export.candidates, CANDIDATES))
+        candidates = _read_candidates(spark, storage, fragments(storage, export.candidates, CANDIDATES))
         scores = candidates.groupBy("query_id", "doc_id").agg(F.max("first_stage_score").alias("first_stage_score"))
         rows = rows.join(scores, ["query_id", "doc_id"], "left")
     return rows
@@ -163,8 +166,26 @@ def _first_queries(spark: SparkSession, storage: Storage, files: Sequence[str]) 
                 first, last = ids[0] if first is None else first, ids[-1]
         yield one_row(_COUNTS, number, first, total)
 
-    rows = gather(spark, range(len(files)), count, _COUNTS).sort_by("file")
+    rows = gather(SparkRunner(spark), range(len(files)), count, _COUNTS).sort_by("file")
     return rows["first"].to_pylist(), [*accumulate(rows["queries"].to_pylist(), initial=1)]
+
+
+def _read_candidates(spark: SparkSession, storage: Storage, files: Sequence[Fragment]) -> DataFrame:
+    """Every listed pair. Columns: CANDIDATES."""
+
+    def read(rows: RowRange) -> Iterator[pa.RecordBatch]:
+        yield from read_rows(storage, rows, CANDIDATES.names)
+
+    schema = pa.schema([field.with_nullable(True) for field in CANDIDATES])
+    return scatter(spark, row_ranges(files, 2 * parallelism(spark)), read, schema)
+
+
+def _file_of(boundaries: Sequence[str]) -> Column:
+    """The number of the file that a query's rows go to, by its id: how many boundaries it has reached."""
+    if not boundaries:
+        return F.lit(0)
+    edges = F.array(*(F.lit(edge) for edge in boundaries))
+    return F.coalesce(F.size(F.filter(edges, lambda edge: edge <= F.col("query_id"))), F.lit(0))
 
 
 def _texts(spark: SparkSession, storage: Storage, address: str) -> DataFrame:

@@ -25,11 +25,12 @@ from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.logs import about
 from lakerank.plan.index import ranked_files
-from lakerank.schemas import GOLDEN, QRELS
-from lakerank.spark.rank.lists import read_ranked, write_lists
-from lakerank.spark.rank.write import ListFolders
+from lakerank.rerank.rank.lists import ranked_batches, write_lists
+from lakerank.rerank.rank.write import ListFolders
+from lakerank.rerank.stage import Ranked, ScoredRun, manifest_of
+from lakerank.schemas import GOLDEN, QRELS, RANKED
 from lakerank.spark.runtime.frames import describe_job, parallelism, scatter
-from lakerank.spark.stage import Ranked, ScoredRun, manifest_of
+from lakerank.spark.runtime.runner import SparkRunner
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def _rank(spark: SparkSession, storage: Storage, run: ScoredRun, golden: Mapping
     paths, plan, several = run.stages[0].paths, run.stages[0].plan, len(run.stages) > 1
     folders = ListFolders(storage, paths.ranked, paths.rejected, run.rule.depth, frozenset(golden))
     stages = [stage.results(storage) for stage in run.stages]
-    report = write_lists(spark, stages, ranked_files(storage, paths, plan), run.rule, folders)
+    report = write_lists(SparkRunner(spark), stages, ranked_files(storage, paths, plan), run.rule, folders)
     ranked, rejected = (report.filter(pc.equal(report["table"], table)) for table in ("ranked", "rejected"))
     rows, beyond, new, queries, listed, truncated = (
         pc.sum(ranked[name]).as_py()
@@ -166,6 +167,11 @@ def _audit(
     quality = _golden_quality(spark, storage, qrels, new, old) if qrels else None
     results = [(sum(counts.values()) - counts.get("", 0), sum(counts.values())) for counts in ranked.by_stage]
     return audit(ranked.counts, rules.bounds, ranked.reasons, last_run, errors, quality, results)
+
+
+def read_ranked(spark: SparkSession, storage: Storage, files: Sequence[str], depth: int | None = None) -> DataFrame:
+    """Rows of some files of ranked/, down to a rank. Columns: RANKED."""
+    return scatter(spark, files, lambda file: ranked_batches(storage, file, depth), RANKED, 4 * parallelism(spark))
 
 
 def _report(storage: Storage, paths: RunPaths, checks: Sequence[Check]) -> bool:

@@ -22,15 +22,15 @@ from lakerank.lake.storage import Storage, join
 from lakerank.logs import about
 from lakerank.plan.forecast import forecast, forecast_at_most, log_forecast, total_forecast
 from lakerank.plan.plan import Plan, Tables, load_plan, planned_units, sources_address, verify_plan_files
-from lakerank.spark.plan.builder import ensure_plan
-from lakerank.spark.plan.next_stage import cost_upper_bound, ensure_next_plan, find_next_plan
+from lakerank.rerank.plan.builder import ensure_plan
+from lakerank.rerank.plan.next_stage import cost_upper_bound, ensure_next_plan, find_next_plan
+from lakerank.rerank.rank.combine import FusionRule
+from lakerank.rerank.rank.write import RankRule
+from lakerank.rerank.score import ScoringJob, ScoringSummary, score_units
+from lakerank.rerank.stage import PLANNING, SCORING, PlannedStage, ScoredRun, Stage, run_scorer
 from lakerank.spark.publish import AuditRules, rank_and_publish
-from lakerank.spark.rank.combine import FusionRule
-from lakerank.spark.rank.write import RankRule
 from lakerank.spark.runtime.frames import group_jobs
-from lakerank.spark.runtime.session import unmanaged_gpus
-from lakerank.spark.score import ScoringJob, ScoringSummary, score_units
-from lakerank.spark.stage import PLANNING, SCORING, PlannedStage, ScoredRun, Stage, run_scorer
+from lakerank.spark.runtime.runner import SparkRunner
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def plan_stages(spark: SparkSession, storage: Storage, job: Rerank) -> list[Plan
     """
     logger.info("plan: reading the keys of %s", job.tables.candidates)
     first = job.stages[0]
-    make = partial(ensure_plan, spark, storage, job.paths, job.tables, first.scorer, first.limits)
+    make = partial(ensure_plan, SparkRunner(spark), storage, job.paths, job.tables, first.scorer, first.limits)
     planned = [PlannedStage(first, job.paths, _timed_plan(storage, job.paths, make))]
     for stage in job.stages[1:]:
         waits = stage.top is not None
@@ -182,7 +182,7 @@ def forecast_stages(
     for number, stage in enumerate(job.stages[len(planned) :], start=len(planned) + 1):
         if stage.top is None:
             raise _not_planned(job, planned)
-        bound = cost_upper_bound(spark, storage, job.tables, planned[0], number, stage)
+        bound = cost_upper_bound(SparkRunner(spark), storage, job.tables, planned[0], number, stage)
         forecasts.append(forecast_at_most(bound, stage.parameters, job.calibration))
     return forecasts
 
@@ -192,7 +192,7 @@ def _plan_next_stage(
 ) -> PlannedStage:
     """The stage after those planned, planned now unless it has been."""
     stage, paths = job.stages[len(planned)], job.paths.of_stage(len(planned) + 1)
-    make = partial(ensure_next_plan, spark, storage, job.tables, planned, stage)
+    make = partial(ensure_next_plan, SparkRunner(spark), storage, job.tables, planned, stage)
     return PlannedStage(stage, paths, _timed_plan(storage, paths, make))
 
 
@@ -217,8 +217,7 @@ def _score_stage(spark: SparkSession, storage: Storage, planned: PlannedStage, f
     sources = sources_address(first.paths, first.plan.attempt)
     units = join(planned.folder, "units")
     scoring = ScoringJob(paths.output, plan.scorer, units, sources, stage.device, stage.factory)
-    tasks = unmanaged_gpus(spark, stage.device) or None
-    summary = score_units(spark, storage, scoring, planned_units(storage, paths, plan), tasks)
+    summary = score_units(SparkRunner(spark), storage, scoring, planned_units(storage, paths, plan))
     if summary.existing < summary.units or not summary.units:
         storage.replace(join(paths.plan, SCORING), json.dumps(summary.as_dict()).encode())
     return summary

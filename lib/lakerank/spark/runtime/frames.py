@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -10,8 +10,9 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from lakerank.runner import Work
+
 T = TypeVar("T")
-Work = Callable[[T], Iterator[pa.RecordBatch]]
 
 
 def scatter(
@@ -46,18 +47,6 @@ def own_workers(spark: SparkSession, name: str) -> Iterator[None]:
         yield
     finally:
         del environment["LAKERANK_WORKERS"]
-
-
-def gather(
-    spark: SparkSession, items: Sequence[T], work: Work[T], schema: pa.Schema, tasks: int | None = None
-) -> pa.Table:
-    """Run `work` on every item in Spark and collect what it yields: for small results, one row or so an item."""
-    return scatter(spark, items, work, schema, tasks).toArrow() if items else schema.empty_table()
-
-
-def one_row(schema: pa.Schema, *values: object) -> pa.RecordBatch:
-    """A batch of one row, as tasks report what they did."""
-    return pa.RecordBatch.from_pydict({name: [v] for name, v in zip(schema.names, values, strict=True)}, schema)
 
 
 def parallelism(spark: SparkSession) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import SparkSession
 
 from lakerank.errors import RunConflictError
 from lakerank.fingerprint import fingerprint
@@ -24,10 +23,10 @@ from lakerank.plan.lookup import ScoreIndexer, previous_candidates
 from lakerank.plan.partitions import Partitions, Splitter, document_ranges, even_edges
 from lakerank.plan.plan import Plan, PlanLimits, Tables, load_plan, plan_folder, write_sources
 from lakerank.plan.units import GroupFiles
+from lakerank.rerank.plan.pairs import Join, number_queries, table_index
+from lakerank.rerank.plan.split import pair_records, score_lookup, score_records, split_pairs, write_units
+from lakerank.runner import Counts, Runner, gather, total_of
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
-from lakerank.spark.plan.pairs import Counts, Join, number_queries, table_index, total_of
-from lakerank.spark.plan.split import pair_records, score_lookup, score_records, split_pairs, write_units
-from lakerank.spark.runtime.frames import describe_job, gather, parallelism
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ _IDS = pa.schema([("query_id", pa.string())])
 
 
 def ensure_plan(
-    spark: SparkSession, storage: Storage, paths: RunPaths, tables: Tables, scorer: str, limits: PlanLimits
+    runner: Runner, storage: Storage, paths: RunPaths, tables: Tables, scorer: str, limits: PlanLimits
 ) -> Plan:
     """The run's plan: an earlier attempt's, else a new one.
 
@@ -58,7 +57,7 @@ def ensure_plan(
         f"run {paths.run_id!r} was planned from other tables, another model or other limits; use another --run-id, or "
         "the config in its folder"
     )
-    builder = PlanBuilder(spark, storage, paths, secrets.token_hex(4), limits)
+    builder = PlanBuilder(runner, storage, paths, secrets.token_hex(4), limits)
     return stored_plan(storage, paths, made_from, conflict, lambda: builder.plan(tables, scorer, made_from))
 
 
@@ -90,7 +89,7 @@ def stored_plan(
 class PlanBuilder:
     """One attempt at a plan: its steps hand each other files in the attempt's folder, and counts."""
 
-    spark: SparkSession
+    runner: Runner
     storage: Storage
     paths: RunPaths
     attempt: str
@@ -106,14 +105,14 @@ class PlanBuilder:
         inputs = {name: fragments(storage, address, _SCHEMAS[name]) for name, address in asdict(tables).items()}
         write_sources(storage, self.paths, self.attempt, [*inputs["documents"], *inputs["queries"]])
         documents = self.index("documents", inputs["documents"])
-        queries = number_queries(self.spark, self.index("queries", inputs["queries"]), join(self.folder, "queries"))
+        queries = number_queries(self.runner, self.index("queries", inputs["queries"]), join(self.folder, "queries"))
         candidates = sum(file.rows for file in inputs["candidates"])
         bits = int(np.ceil(np.log2(self._tasks(candidates))))
         bucket_rows = self._bucket_rows(candidates, queries)
         previous = previous_candidates(storage, self.paths)
         ranges = document_ranges(documents.chunks)
         step = Join(storage, self.folder, queries, ranges, bits, bucket_rows, previous)
-        joined = step.run(self.spark, inputs["candidates"], documents, self.limits.task_sizes.batch_rows)
+        joined = step.run(self.runner, inputs["candidates"], documents, self.limits.task_sizes.batch_rows)
         split = self.split(scorer, documents, queries, joined, bits)
         counts: Any = {name: total_of(joined, name) for name in _OF_CANDIDATES}
         first_queries = self._first_queries(joined, bucket_rows)
@@ -136,7 +135,7 @@ class PlanBuilder:
     def index(self, table: TableName, files: Sequence[Fragment]) -> TableIndex:
         """The index of `documents` or `queries`, with costs by this plan's limits."""
         sizing = self.limits.document if table == "documents" else self.limits.query
-        return table_index(self.spark, self.storage, self.paths.output, table, files, sizing)
+        return table_index(self.runner, self.storage, self.paths.output, table, files, sizing)
 
     def split(
         self, scorer: str, documents: TableIndex, queries: QueryList, pairs: Counts, bits: int, pairs_in: str = ""
@@ -151,23 +150,23 @@ class PlanBuilder:
         edges = even_edges(sizes, self._tasks(sum(sizes.values())))
         partitions = Partitions(document_ranges(documents.chunks), edges)
         splitter = Splitter(documents, queries, self.limits.max_queries_per_group, self.limits.readings)
-        scores = score_lookup(self.spark, ScoreIndexer(self.storage, self.paths.output, scorer))
-        records = [pair_records(self.spark, self.storage, pairs_in or self.folder, partitions)]
+        scores = score_lookup(self.runner, ScoreIndexer(self.storage, self.paths.output, scorer))
+        records = [pair_records(self.runner, self.storage, pairs_in or self.folder, partitions)]
         if scores.names:
-            records.append(score_records(self.spark, scores, splitter, partitions, bits))
-        describe_job(self.spark, f"plan: split new pairs from scored ones, {partitions.count} partitions")
-        split = split_pairs(self.storage, self.folder, records, partitions.count, splitter)
+            records.append(score_records(self.runner, scores, splitter, partitions, bits))
+        self.runner.describe(f"plan: split new pairs from scored ones, {partitions.count} partitions")
+        split = split_pairs(self.runner, splitter, self.folder, records, partitions.count)
         reused = sorted(name.removeprefix("unit ") for name in split if name.startswith("unit "))
         write_reused_units(self.storage, self.folder, reused)
         groups = GroupFiles(self.storage, self.folder, split.get("cost", {}))
-        unit_counts, largest = write_units(self.spark, groups, queries, self.limits.unit_tokens)
+        unit_counts, largest = write_units(self.runner, groups, queries, self.limits.unit_tokens)
         totals = {name: total_of(split, name) for name in _OF_NEW_PAIRS}
         return {**totals, "cost": sum(groups.costs.values()), "unit_counts": unit_counts, "largest_unit": largest}
 
     def _tasks(self, pairs: int) -> int:
         """How many tasks pairs are spread over."""
         most = self.limits.task_sizes.pairs
-        return max(1, pairs // most, min(2 * parallelism(self.spark), pairs // PAIRS_AT_LEAST))
+        return max(1, pairs // most, min(2 * self.runner.parallelism, pairs // PAIRS_AT_LEAST))
 
     def _bucket_rows(self, candidates: int, queries: QueryList) -> int:
         """Neighbouring queries that are counted together: few enough for even files, and not so few that the counts
@@ -190,7 +189,7 @@ class PlanBuilder:
             ids = queries.column("query_id").take(pa.array(numbers))
             yield pa.RecordBatch.from_arrays([ids], schema=_IDS)
 
-        return tuple(gather(self.spark, [0], look_up, _IDS)["query_id"].to_pylist())
+        return tuple(gather(self.runner, [0], look_up, _IDS)["query_id"].to_pylist())
 
 
 def _check_unchanged(storage: Storage, address: str, files: Sequence[Fragment]) -> None:

@@ -20,8 +20,8 @@ from lakerank.ranking import (
     ranks,
     relevance,
 )
+from lakerank.rerank.rank.write import SCORED, FileLists, first_stage_ranks
 from lakerank.schemas import COMBINED, REJECTED
-from lakerank.spark.rank.write import SCORED, FileLists, first_stage_ranks
 
 #: A stage's result for a pair: SCORED, or without `logit` why it could not be scored. Stages count from 1.
 STAGE_RESULTS = pa.schema([*SCORED, ("stage", pa.int8()), ("reason", pa.string()), ("detail", pa.string())])

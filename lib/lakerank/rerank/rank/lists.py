@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from lakerank.lake.scores import PlannedUnits, read_unit
 from lakerank.lake.storage import Storage, join
@@ -21,11 +19,10 @@ from lakerank.plan.pairs import REJECTS
 from lakerank.plan.partitions import REUSED
 from lakerank.plan.plan import BATCH_ROWS, part_name, read_part
 from lakerank.plan.units import UNIT_GROUPS
+from lakerank.rerank.rank.combine import STAGE_RESULTS, FusionRule, combine
+from lakerank.rerank.rank.write import FILE_REPORT, SCORED, ListFolders, RankRule, rank_pairs, write_file
+from lakerank.runner import BATCHES, Rows, Runner, Work, pack
 from lakerank.schemas import RANKED, REJECTED
-from lakerank.spark.rank.combine import STAGE_RESULTS, FusionRule, combine
-from lakerank.spark.rank.write import FILE_REPORT, SCORED, ListFolders, RankRule, rank_pairs, write_file
-from lakerank.spark.runtime.frames import Work, describe_job, parallelism, scatter
-from lakerank.spark.runtime.shuffle import BATCHES, exchange, pack
 
 SCORED_KIND, _REJECTED_KIND, _RESULT_KIND = 0, 1, 2
 _REJECTED = pa.schema([field.with_nullable(True) for field in REJECTED])
@@ -54,7 +51,7 @@ class Results:
 
 
 def write_lists(
-    spark: SparkSession,
+    runner: Runner,
     stages: Sequence[Results],
     lists: RankedFiles,
     rule: RankRule | FusionRule,
@@ -84,24 +81,19 @@ def write_lists(
         rows = stages[0].read("rejects", name, REJECTS)
         yield from _reject_batches(rows.append_column("detail", pa.nulls(rows.num_rows, pa.string())), lists)
 
-    frames = [scatter(spark, stages[0].names("rejects"), planned_rejects, BATCHES)]
+    frames = [runner.scatter(stages[0].names("rejects"), planned_rejects, BATCHES)]
     for stage, results in enumerate(stages, start=1):
         of_stage = partial(_stage_batches, stage=stage) if isinstance(rule, FusionRule) else scored_batches
-        frames += result_frames(spark, results, lists, partial(of_stage, lists=lists))
+        frames += result_batches(runner, results, lists, partial(of_stage, lists=lists))
     files = len(lists.firsts) + 1
-    describe_job(spark, f"rank: write {files} files of lists")
-    report = exchange(frames, files, kinds, work, FILE_REPORT).toArrow()
-    # Spark runs no task for a partition that it knows to be empty: those files are written here.
+    runner.describe(f"rank: write {files} files of lists")
+    report = runner.collect(runner.exchange(frames, files, kinds, work, FILE_REPORT), FILE_REPORT)
+    # There is no task for an empty partition: those files are written here.
     written = set(report["file"].to_pylist())
     empty = {kind: schema.empty_table() for kind, schema in kinds.items()}
     missing = [b for number in range(files) if part_name(number) not in written for b in work(number, empty)]
-    whole = pa.concat_tables([report.cast(FILE_REPORT), pa.Table.from_batches(missing, schema=FILE_REPORT)])
+    whole = pa.concat_tables([report, pa.Table.from_batches(missing, schema=FILE_REPORT)])
     return whole.sort_by([("table", "ascending"), ("file", "ascending")])
-
-
-def read_ranked(spark: SparkSession, storage: Storage, files: Sequence[str], depth: int | None = None) -> DataFrame:
-    """Rows of some files of ranked/, down to a rank. Columns: RANKED."""
-    return scatter(spark, files, lambda file: ranked_batches(storage, file, depth), RANKED, 4 * parallelism(spark))
 
 
 def ranked_batches(storage: Storage, file: str, depth: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -110,28 +102,18 @@ def ranked_batches(storage: Storage, file: str, depth: int | None = None) -> Ite
         yield batch if depth is None else batch.filter(pc.less_equal(batch["rank"], depth))
 
 
-def file_of(boundaries: Sequence[str]) -> Column:
-    """The number of the file that a query's rows go to, by its id: how many boundaries it has reached."""
-    if not boundaries:
-        return F.lit(0)
-    edges = F.array(*(F.lit(edge) for edge in boundaries))
-    return F.coalesce(F.size(F.filter(edges, lambda edge: edge <= F.col("query_id"))), F.lit(0))
-
-
-def result_frames(
-    spark: SparkSession, results: Results, lists: RankedFiles, to_batches: Work[pa.Table]
-) -> list[DataFrame]:
-    """A scorer's results, of this run and of earlier ones, as frames of the BATCHES that `to_batches` makes of them.
+def result_batches(runner: Runner, results: Results, lists: RankedFiles, to_batches: Work[pa.Table]) -> list[Rows]:
+    """A scorer's results, of this run and of earlier ones, as the BATCHES that `to_batches` makes of them.
 
     `to_batches` gets tables with the columns of SCORED, `reason`, `detail` and, where `logit` is null, `query_id`.
     """
     # Ranges of units of about BATCH_ROWS pairs each, so that batches are not too small; at least one a task slot.
     count = len(results.units)
-    ranges = min(count, max(2 * parallelism(spark), results.pairs // BATCH_ROWS))
+    ranges = min(count, max(2 * runner.parallelism, results.pairs // BATCH_ROWS))
     units = [(number * count // ranges, (number + 1) * count // ranges) for number in range(ranges)]
-    new = scatter(spark, units, lambda numbers: to_batches(_unit_rows(results, numbers)), BATCHES)
-    reused = scatter(
-        spark, results.names("reused"), lambda name: to_batches(_reused_rows(results, name, lists)), BATCHES
+    new = runner.scatter(units, lambda numbers: to_batches(_unit_rows(results, numbers)), BATCHES)
+    reused = runner.scatter(
+        results.names("reused"), lambda name: to_batches(_reused_rows(results, name, lists)), BATCHES
     )
     return [new, reused]
 

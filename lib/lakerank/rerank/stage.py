@@ -16,10 +16,10 @@ from lakerank.lake.scores import read_reused_units
 from lakerank.lake.storage import Storage, join
 from lakerank.plan.plan import Plan, PlanLimits, plan_folder, planned_units
 from lakerank.ranking import Fusion
-from lakerank.spark.rank.combine import FusionRule
-from lakerank.spark.rank.lists import Results
-from lakerank.spark.rank.write import RankRule
-from lakerank.spark.score import RerankerFactory
+from lakerank.rerank.rank.combine import FusionRule
+from lakerank.rerank.rank.lists import Results
+from lakerank.rerank.rank.write import RankRule
+from lakerank.rerank.score import RerankerFactory
 
 #: Files in a plan's folder in which steps, maybe other processes, leave their seconds and figures for the manifest.
 PLANNING, SCORING = "planning.json", "scoring.json"

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import SparkSession
 
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.runs import RunPaths, read_json
@@ -22,21 +21,19 @@ from lakerank.plan.pairs import PAIRS, chosen_pairs, flat, key_hash, part_of
 from lakerank.plan.partitions import DOCUMENT_PAIRS, PAIR, DocumentRanges, Partitions, document_ranges, even_edges
 from lakerank.plan.plan import Plan, Tables, part_name, planned_documents, read_part, write_part
 from lakerank.ranking import ranks
-from lakerank.spark.plan.builder import PlanBuilder, find_plan, stored_plan
-from lakerank.spark.plan.pairs import COUNTS, Counts, histogram, summed, total_of, totals
-from lakerank.spark.plan.split import pair_records, sort_and_pack
-from lakerank.spark.rank.lists import SCORED_KIND, Results, result_frames, scored_batches
-from lakerank.spark.rank.write import SCORED, rank_order
-from lakerank.spark.runtime.frames import describe_job, scatter
-from lakerank.spark.runtime.shuffle import BATCHES, exchange, pack
-from lakerank.spark.stage import PlannedStage, Stage
+from lakerank.rerank.plan.builder import PlanBuilder, find_plan, stored_plan
+from lakerank.rerank.plan.split import pair_records, sort_and_pack
+from lakerank.rerank.rank.lists import SCORED_KIND, Results, result_batches, scored_batches
+from lakerank.rerank.rank.write import SCORED, rank_order
+from lakerank.rerank.stage import PlannedStage, Stage
+from lakerank.runner import BATCHES, COUNTS, Counts, Runner, histogram, pack, total_of, totals
 
 _CHOSEN_PAIRS = pa.schema([("doc_id", pa.string()), ("query", pa.int32())])
 _QUERIES = pa.schema([("query", pa.int32())])
 
 
 def ensure_next_plan(
-    spark: SparkSession, storage: Storage, tables: Tables, before: Sequence[PlannedStage], stage: Stage
+    runner: Runner, storage: Storage, tables: Tables, before: Sequence[PlannedStage], stage: Stage
 ) -> Plan:
     """The plan of the stage after `before`: an earlier attempt's, else a new one.
 
@@ -47,7 +44,7 @@ def ensure_next_plan(
         ChangedFile: a file of the documents is not what it was when the first stage was planned.
     """
     paths = before[0].paths.of_stage(len(before) + 1)
-    builder = PlanBuilder(spark, storage, paths, secrets.token_hex(4), stage.limits)
+    builder = PlanBuilder(runner, storage, paths, secrets.token_hex(4), stage.limits)
     made_from = _made_from(before, stage)
     return stored_plan(storage, paths, made_from, _conflict(paths), lambda: _plan(builder, tables, before, stage))
 
@@ -77,15 +74,15 @@ def _made_from(before: Sequence[PlannedStage], stage: Stage) -> str:
 
 def _plan(builder: PlanBuilder, tables: Tables, before: Sequence[PlannedStage], stage: Stage) -> Plan:
     """Plan a stage from the first stage's plan: count or choose pairs, split, cut."""
-    spark, storage, first = builder.spark, builder.storage, before[0]
+    runner, storage, first = builder.runner, builder.storage, before[0]
     documents = builder.index("documents", planned_documents(storage, tables, first.paths, first.plan))
     ranges = document_ranges(documents.chunks)
     if stage.top is None:
         pairs_in = first.folder
-        pairs = count_pairs(spark, storage, pairs_in, ranges)
+        pairs = count_pairs(runner, storage, pairs_in, ranges)
     else:
         pairs_in = builder.folder
-        pairs = write_top_pairs(spark, first, before[-1].results(storage), stage.top, pairs_in, ranges)
+        pairs = write_top_pairs(runner, first, before[-1].results(storage), stage.top, pairs_in, ranges)
     queries = query_list(storage, first.paths, first.plan)
     return replace(
         first.plan,
@@ -101,18 +98,18 @@ def _plan(builder: PlanBuilder, tables: Tables, before: Sequence[PlannedStage], 
     )
 
 
-def count_pairs(spark: SparkSession, storage: Storage, folder: str, ranges: DocumentRanges) -> Counts:
+def count_pairs(runner: Runner, storage: Storage, folder: str, ranges: DocumentRanges) -> Counts:
     """Pairs of a plan's `pairs/`: totals of `candidates` and `documents`, and numbers of pairs by document `range`."""
 
     def count(name: str) -> Iterator[pa.RecordBatch]:
         yield from _counts(read_part(storage, join(folder, "pairs", name), PAIRS), ranges)
 
-    describe_job(spark, "plan: count pairs")
-    return summed(scatter(spark, storage.list_names(join(folder, "pairs")), count, COUNTS))
+    runner.describe("plan: count pairs")
+    return runner.summed(runner.scatter(storage.list_names(join(folder, "pairs")), count, COUNTS))
 
 
 def write_top_pairs(
-    spark: SparkSession, first: PlannedStage, results: Results, k: int, folder: str, ranges: DocumentRanges
+    runner: Runner, first: PlannedStage, results: Results, k: int, folder: str, ranges: DocumentRanges
 ) -> Counts:
     """Write the top `k` pairs of each query by a stage's results, and count them as `count_pairs` does.
 
@@ -140,10 +137,10 @@ def write_top_pairs(
             write_part(storage, join(folder, "pairs"), part, kept)
             yield from _counts(kept, ranges)
 
-    describe_job(spark, f"plan: top {k} pairs of each query")
-    scored = result_frames(spark, results, files, scored_pairs)
-    chosen = exchange(scored, len(files.firsts) + 1, {SCORED_KIND: SCORED}, choose, BATCHES)
-    return summed(exchange([chosen], 2**bits, {PAIR: _CHOSEN_PAIRS}, keep, COUNTS))
+    runner.describe(f"plan: top {k} pairs of each query")
+    scored = result_batches(runner, results, files, scored_pairs)
+    chosen = runner.exchange(scored, len(files.firsts) + 1, {SCORED_KIND: SCORED}, choose, BATCHES)
+    return runner.summed(runner.exchange([chosen], 2**bits, {PAIR: _CHOSEN_PAIRS}, keep, COUNTS))
 
 
 def _counts(pairs: pa.Table, ranges: DocumentRanges) -> Iterator[pa.RecordBatch]:
@@ -153,7 +150,7 @@ def _counts(pairs: pa.Table, ranges: DocumentRanges) -> Iterator[pa.RecordBatch]
 
 
 def cost_upper_bound(
-    spark: SparkSession, storage: Storage, tables: Tables, first: PlannedStage, number: int, stage: Stage
+    runner: Runner, storage: Storage, tables: Tables, first: PlannedStage, number: int, stage: Stage
 ) -> CostUpperBound:
     """The most that stage `number`, over the top-k pairs of each query, can cost; computed once a run."""
     address = join(first.paths.of_stage(number).plan, "at_most.json")
@@ -161,11 +158,11 @@ def cost_upper_bound(
     stored = read_json(storage, address)
     if stored is not None and stored.pop("of") == key:
         return CostUpperBound(**stored)
-    builder = PlanBuilder(spark, storage, first.paths, first.plan.attempt, stage.limits)
+    builder = PlanBuilder(runner, storage, first.paths, first.plan.attempt, stage.limits)
     documents = builder.index("documents", planned_documents(storage, tables, first.paths, first.plan))
-    describe_job(spark, "plan: cost upper bound of later stages")
-    by_query = _query_totals(spark, storage, first, stage.top or first.plan.candidates)
-    by_cost = _document_counts(spark, storage, first.folder, documents, stage.limits.max_queries_per_group)
+    runner.describe("plan: cost upper bound of later stages")
+    by_query = _query_totals(runner, storage, first, stage.top or first.plan.candidates)
+    by_cost = _document_counts(runner, storage, first.folder, documents, stage.limits.max_queries_per_group)
     pairs, tokens = total_of(by_query, "pairs"), total_of(by_query, "tokens")
     shared, pairwise = (tokens + costliest(by_cost.get(name, {}), pairs) for name in ("group", "pair"))
     read_once = all(reading.document_major for reading in stage.limits.readings)
@@ -175,7 +172,7 @@ def cost_upper_bound(
     return bound
 
 
-def _query_totals(spark: SparkSession, storage: Storage, first: PlannedStage, top: int) -> Counts:
+def _query_totals(runner: Runner, storage: Storage, first: PlannedStage, top: int) -> Counts:
     """How many `pairs` there can be with at most `top` a query, and the `tokens` of their queries."""
     folder, files = join(first.folder, "pairs"), ranked_files(storage, first.paths, first.plan)
 
@@ -191,13 +188,11 @@ def _query_totals(spark: SparkSession, storage: Storage, first: PlannedStage, to
         costs = files.queries.column("cost").to_numpy()[distinct]
         yield totals({"pairs": int(kept.sum()), "tokens": int((kept * costs).sum())})
 
-    queries = scatter(spark, storage.list_names(folder), read, BATCHES)
-    return summed(exchange([queries], len(files.firsts) + 1, {PAIR: _QUERIES}, count, COUNTS))
+    queries = runner.scatter(storage.list_names(folder), read, BATCHES)
+    return runner.summed(runner.exchange([queries], len(files.firsts) + 1, {PAIR: _QUERIES}, count, COUNTS))
 
 
-def _document_counts(
-    spark: SparkSession, storage: Storage, folder: str, documents: TableIndex, max_queries: int
-) -> Counts:
+def _document_counts(runner: Runner, storage: Storage, folder: str, documents: TableIndex, max_queries: int) -> Counts:
     """How many documents, groups of them, and pairs there are of each cost in tokens of the document: it is read once a
     group of its queries, or where it is not shared once a pair."""
     ranges = document_ranges(documents.chunks)
@@ -215,5 +210,5 @@ def _document_counts(
             yield histogram("group", np.repeat(costs, -(-listed[inside] // max_queries)))
             yield histogram("pair", np.repeat(costs, listed[inside]))
 
-    pairs = pair_records(spark, storage, folder, partitions)
-    return summed(exchange([pairs], partitions.count, {PAIR: DOCUMENT_PAIRS}, count, COUNTS))
+    pairs = pair_records(runner, storage, folder, partitions)
+    return runner.summed(runner.exchange([pairs], partitions.count, {PAIR: DOCUMENT_PAIRS}, count, COUNTS))

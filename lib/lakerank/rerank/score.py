@@ -10,8 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark import TaskContext
-from pyspark.sql import SparkSession
 
 from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, RowGroupCache, check_unchanged, fetch, prefetched
 from lakerank.lake.scores import CorruptScoreFile, PlannedUnits, finished_units, read_unit, unit_address, write_unit
@@ -25,10 +23,9 @@ from lakerank.model.spec import RuntimeOptions, ScorerIdentity
 from lakerank.plan.plan import read_sources
 from lakerank.plan.units import UNIT_GROUPS, PlannedGroup, planned_groups
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+from lakerank.rerank.progress import watch_units
+from lakerank.runner import Runner, one_row
 from lakerank.schemas import SCORES
-from lakerank.spark.runtime.frames import describe_job, gather, one_row, own_workers
-from lakerank.spark.runtime.progress import watch_units
-from lakerank.spark.runtime.session import device_for_task
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +56,8 @@ class SpecFactory:
     scorer: ScorerIdentity
 
     def __call__(self, device: str) -> LoadedReranker:
-        """Load onto a torch device. Where `device_threads` is not set, a task on a CPU uses its share of the cores."""
-        context = TaskContext.get()
-        threads = self.options.device_threads or (context.cpus() if context else None)
-        return self.spec.load(device, self.limits, replace(self.options, device_threads=threads), self.scorer)
+        """Load onto a torch device."""
+        return self.spec.load(device, self.limits, self.options, self.scorer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +114,8 @@ class _Worker:
 
     @classmethod
     def reranker(cls, job: ScoringJob) -> LoadedReranker:
-        """The process's reranker for this job, loaded by its first task."""
-        device = device_for_task(job.device)
+        """The process's reranker for this job on its device, loaded by its first task."""
+        device = job.device
         if (job.scorer, device) not in cls.rerankers:
             cls.rerankers.clear()  # another scorer's weights would hold the device's memory
             cls.rerankers[job.scorer, device] = job.factory(device)
@@ -134,26 +129,20 @@ class _Worker:
         return cls.sources[job.sources]
 
 
-def score_units(
-    spark: SparkSession, storage: Storage, job: ScoringJob, units: PlannedUnits, tasks: int | None = None
-) -> ScoringSummary:
-    """Score every unit whose file is not in the lake yet.
-
-    Args:
-        tasks: how many tasks share the units; None for one task a unit.
-    """
+def score_units(runner: Runner, storage: Storage, job: ScoringJob, units: PlannedUnits) -> ScoringSummary:
+    """Score every unit whose file is not in the lake yet."""
     started = time.monotonic()
     existing = len(finished_units(storage, job.output, job.scorer).intersection(units))
-    describe_job(spark, f"score: {len(units) - existing} of {len(units)} units")
+    runner.describe(f"score: {len(units) - existing} of {len(units)} units")
     context = log_context()
 
-    def work(unit: str) -> Iterator[pa.RecordBatch]:
+    def work(unit: str, device: str) -> Iterator[pa.RecordBatch]:
         exists = storage.exists(unit_address(job.output, job.scorer, unit))
         with in_worker(context, unit=unit):
-            yield score_unit(storage, job, unit, may_exist=exists)
+            yield score_unit(storage, replace(job, device=device), unit, may_exist=exists)
 
-    with watch_units(storage, job.output, job.scorer, units), own_workers(spark, "score"):
-        reports = gather(spark, units, work, UNIT_REPORT, tasks)
+    with watch_units(storage, job.output, job.scorer, units):
+        reports = runner.on_device(units, work, UNIT_REPORT, job.device)
     scored = reports.filter(pc.is_valid(reports["load_id"]))
     summary = ScoringSummary(
         units=len(units),

@@ -1,4 +1,4 @@
-"""Index, number and join: the keys of a run's tables, and its validated pairs by document; and what tasks count."""
+"""Index, number and join: the keys of a run's tables, and its validated pairs by document."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from lakerank.cost import Sizing
 from lakerank.lake.storage import Storage, join
@@ -30,49 +26,17 @@ from lakerank.plan.lookup import PreviousCandidates
 from lakerank.plan.pairs import JOIN_RECORDS, flat, hashed_candidates, hashed_documents, part_of, validate_pairs
 from lakerank.plan.partitions import DocumentRanges
 from lakerank.plan.plan import BATCH_ROWS, write_part
+from lakerank.runner import BATCHES, COUNTS, Counts, Runner, gather, histogram, pack, totals
 from lakerank.schemas import CANDIDATES
-from lakerank.spark.runtime.frames import describe_job, gather, parallelism, scatter
-from lakerank.spark.runtime.shuffle import BATCHES, exchange, pack
 
 logger = logging.getLogger(__name__)
-
-#: A count, by name and number (of a partition, range or cost; 0 for a total).
-COUNTS = pa.schema([("what", pa.string()), ("number", pa.int64()), ("value", pa.int64())])
-
-#: Counts that tasks yielded, added up by Spark: all that the driver sees of a step's results.
-Counts = Mapping[str, Mapping[int, int]]
 
 _ROWS = pa.schema([("rows", pa.int64())])
 _KEYS = ("query_id", "doc_id", "first_stage_rank")
 
 
-def totals(values: Mapping[str, int], number: int = 0) -> pa.RecordBatch:
-    """A value for each name, as rows of COUNTS."""
-    columns = {"what": [*values], "number": [number] * len(values), "value": [*values.values()]}
-    return pa.RecordBatch.from_pydict(columns, schema=COUNTS)
-
-
-def histogram(what: str, numbers: npt.NDArray[np.int64]) -> pa.RecordBatch:
-    """How often each number occurs among some (N,), as rows of COUNTS."""
-    distinct, amounts = np.unique(numbers, return_counts=True)
-    return pa.RecordBatch.from_pydict({"what": [what] * len(distinct), "number": distinct, "value": amounts}, COUNTS)
-
-
-def summed(counts: DataFrame) -> Counts:
-    """COUNTS added up: a few thousand numbers, whatever the size of the lake."""
-    sums: dict[str, dict[int, int]] = {}
-    for row in counts.groupBy("what", "number").agg(F.sum("value").alias("value")).toArrow().to_pylist():
-        sums.setdefault(row["what"], {})[row["number"]] = row["value"]
-    return sums
-
-
-def total_of(counts: Counts, what: str) -> int:
-    """The total counted under a name."""
-    return counts.get(what, {}).get(0, 0)
-
-
 def table_index(
-    spark: SparkSession, storage: Storage, output: str, table: TableName, files: Sequence[Fragment], sizing: Sizing
+    runner: Runner, storage: Storage, output: str, table: TableName, files: Sequence[Fragment], sizing: Sizing
 ) -> TableIndex:
     """The index of a table; missing index files are written first."""
     folder = join(output, "index", table)
@@ -86,19 +50,19 @@ def table_index(
         yield pa.RecordBatch.from_pydict({"rows": [rows]}, schema=_ROWS)
 
     if missing:
-        describe_job(spark, f"plan: index {table}, {len(missing)} of {len(chunks)} chunks")
-        gather(spark, missing, write, _ROWS, tasks=max(4 * parallelism(spark), len(missing) // 8))
+        runner.describe(f"plan: index {table}, {len(missing)} of {len(chunks)} chunks")
+        gather(runner, missing, write, _ROWS, tasks=max(4 * runner.parallelism, len(missing) // 8))
     return TableIndex(storage, folder, chunks, sizing)
 
 
-def number_queries(spark: SparkSession, index: TableIndex, folder: str) -> QueryList:
+def number_queries(runner: Runner, index: TableIndex, folder: str) -> QueryList:
     """Sort and number the queries of an index in one task: as many as its memory holds, some ten million."""
 
     def write(_: int) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_pydict({"rows": [write_query_list(index, folder)]}, schema=_ROWS)
 
-    describe_job(spark, "plan: sort and number the queries")
-    return QueryList(index.storage, folder, gather(spark, [0], write, _ROWS)["rows"][0].as_py())
+    runner.describe("plan: sort and number the queries")
+    return QueryList(index.storage, folder, gather(runner, [0], write, _ROWS)["rows"][0].as_py())
 
 
 class RowRange(NamedTuple):
@@ -127,9 +91,7 @@ class Join:
     bucket_rows: int
     previous: PreviousCandidates | None
 
-    def run(
-        self, spark: SparkSession, candidates: Sequence[Fragment], documents: TableIndex, batch_rows: int
-    ) -> Counts:
+    def run(self, runner: Runner, candidates: Sequence[Fragment], documents: TableIndex, batch_rows: int) -> Counts:
         """Validate all candidates; `batch_rows` of them are grouped by document at once.
 
         Returns:
@@ -145,13 +107,13 @@ class Join:
             record_type, hashes, records = hashed_documents(documents, chunk)
             yield from pack(record_type, part_of(hashes, self.bits), records)
 
-        describe_job(spark, f"plan: join {sum(file.rows for file in candidates)} candidates with documents and queries")
-        ranges = row_ranges(candidates, 2 * parallelism(spark), batch_rows)
+        runner.describe(f"plan: join {sum(file.rows for file in candidates)} candidates with documents and queries")
+        ranges = row_ranges(candidates, 2 * runner.parallelism, batch_rows)
         records = [
-            scatter(spark, ranges, read_batches, BATCHES),
-            scatter(spark, range(len(documents.chunks)), read_documents, BATCHES),
+            runner.scatter(ranges, read_batches, BATCHES),
+            runner.scatter(range(len(documents.chunks)), read_documents, BATCHES),
         ]
-        return summed(exchange(records, 2**self.bits, JOIN_RECORDS, self._validate, COUNTS))
+        return runner.summed(runner.exchange(records, 2**self.bits, JOIN_RECORDS, self._validate, COUNTS))
 
     def _validate(self, part: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         validated = validate_pairs(records, self.queries)
@@ -165,16 +127,6 @@ class Join:
         yield totals({"documents": documents, "retained": retained})
         yield histogram("range", self.ranges.of(validated.pairs["document"].to_numpy()[rows]))
         yield histogram("bucket", numbers // self.bucket_rows)
-
-
-def read_candidates(spark: SparkSession, storage: Storage, files: Sequence[Fragment]) -> DataFrame:
-    """Every listed pair. Columns: CANDIDATES."""
-
-    def read(rows: RowRange) -> Iterator[pa.RecordBatch]:
-        yield from read_rows(storage, rows, CANDIDATES.names)
-
-    schema = pa.schema([field.with_nullable(True) for field in CANDIDATES])
-    return scatter(spark, row_ranges(files, 2 * parallelism(spark)), read, schema)
 
 
 def row_ranges(files: Sequence[Fragment], least: int, batch_rows: int = BATCH_ROWS) -> list[RowRange]:

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame, SparkSession
 
 from lakerank.lake.scores import UNITS, write_unit_list
 from lakerank.lake.storage import Storage, join
@@ -27,9 +26,7 @@ from lakerank.plan.pairs import PAIRS, key_hash, part_of
 from lakerank.plan.partitions import DOCUMENT_PAIRS, PAIR, SCORE, SPLIT_RECORDS, Partitions, Splitter
 from lakerank.plan.plan import read_part, write_part
 from lakerank.plan.units import Cuts, GroupFiles, unit_name, unit_rows
-from lakerank.spark.plan.pairs import COUNTS, Counts, summed, totals
-from lakerank.spark.runtime.frames import describe_job, gather, parallelism, scatter
-from lakerank.spark.runtime.shuffle import BATCHES, exchange, pack
+from lakerank.runner import BATCHES, COUNTS, Counts, Rows, Runner, gather, pack, totals
 
 #: Record types of the lookup.
 _SCORE, _DOCUMENT = 0, 1
@@ -39,7 +36,7 @@ _FILE = pa.schema([("file", pa.string())])
 _REPORT = pa.schema([("task", pa.int64()), ("units", pa.int64()), ("largest", pa.int64())])
 
 
-def score_lookup(spark: SparkSession, indexer: ScoreIndexer) -> ScoreLookup:
+def score_lookup(runner: Runner, indexer: ScoreIndexer) -> ScoreLookup:
     """A scorer's stored scores; missing index files are written first. Corrupt unit files do not count."""
     lookup, missing = indexer.missing()
     if not missing:
@@ -48,14 +45,12 @@ def score_lookup(spark: SparkSession, indexer: ScoreIndexer) -> ScoreLookup:
     def write(units: Sequence[str]) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_pydict({"file": [indexer.write(units)]}, schema=_FILE)
 
-    describe_job(spark, f"plan: index the scores of {sum(map(len, missing))} units")
-    written = gather(spark, missing, write, _FILE)["file"].drop_null().to_pylist()
+    runner.describe(f"plan: index the scores of {sum(map(len, missing))} units")
+    written = gather(runner, missing, write, _FILE)["file"].drop_null().to_pylist()
     return replace(lookup, names=tuple(sorted({*lookup.names, *written})))
 
 
-def score_records(
-    spark: SparkSession, scores: ScoreLookup, splitter: Splitter, partitions: Partitions, bits: int
-) -> DataFrame:
+def score_records(runner: Runner, scores: ScoreLookup, splitter: Splitter, partitions: Partitions, bits: int) -> Rows:
     """Stored scores as SCORE records, packed for the partitions of the documents that have their content now.
 
     Scores and documents meet by content, in 2^bits parts.
@@ -78,10 +73,10 @@ def score_records(
         yield from sort_and_pack(SCORE, partitions.of(matches["document"].to_numpy()), matches)
 
     records = [
-        scatter(spark, scores.names, read_scores, BATCHES, tasks=8 * parallelism(spark)),
-        scatter(spark, range(len(documents.chunks)), read_documents, BATCHES),
+        runner.scatter(scores.names, read_scores, BATCHES, tasks=8 * runner.parallelism),
+        runner.scatter(range(len(documents.chunks)), read_documents, BATCHES),
     ]
-    return exchange(records, 2**bits, _LOOKUP_RECORDS, match, BATCHES)
+    return runner.exchange(records, 2**bits, _LOOKUP_RECORDS, match, BATCHES)
 
 
 def sort_and_pack(record_type: int, parts: npt.NDArray[np.integer], rows: pa.Table) -> Iterator[pa.RecordBatch]:
@@ -90,7 +85,7 @@ def sort_and_pack(record_type: int, parts: npt.NDArray[np.integer], rows: pa.Tab
     yield from pack(record_type, parts[order], rows.take(pa.array(order)))
 
 
-def pair_records(spark: SparkSession, storage: Storage, folder: str, partitions: Partitions) -> DataFrame:
+def pair_records(runner: Runner, storage: Storage, folder: str, partitions: Partitions) -> Rows:
     """The pairs of a plan folder's `pairs/` as PAIR records, packed for partitions."""
     pairs = join(folder, "pairs")
 
@@ -98,17 +93,17 @@ def pair_records(spark: SparkSession, storage: Storage, folder: str, partitions:
         rows = read_part(storage, join(pairs, name), PAIRS).drop_columns(["doc_id"])  # in the order of documents
         yield from pack(PAIR, partitions.of(rows["document"].to_numpy()), rows.cast(DOCUMENT_PAIRS))
 
-    return scatter(spark, storage.list_names(pairs), read, BATCHES)
+    return runner.scatter(storage.list_names(pairs), read, BATCHES)
 
 
-def split_pairs(
-    storage: Storage, folder: str, records: Sequence[DataFrame], partitions: int, splitter: Splitter
-) -> Counts:
-    """Split frames of PAIR and SCORE records: new pairs go to `groups/`, scored ones to `reused/`, a file a partition.
+def split_pairs(runner: Runner, splitter: Splitter, folder: str, records: Sequence[Rows], partitions: int) -> Counts:
+    """Split PAIR and SCORE records: new pairs go to `groups/`, scored ones to `reused/`, a file a partition.
 
     Returns:
         Totals, the `cost` of each partition's groups, and (under "unit …") the units whose scores are reused.
     """
+
+    storage = splitter.documents.storage
 
     def split(number: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         groups, reused, counts = splitter.split(tables[PAIR], tables[SCORE])
@@ -119,11 +114,11 @@ def split_pairs(
         yield totals({"cost": pc.sum(groups["cost"], min_count=0).as_py()}, number)
         yield totals({f"unit {unit}": 1 for unit in pc.unique(reused["unit"]).to_pylist()})
 
-    return summed(exchange(records, partitions, SPLIT_RECORDS, split, COUNTS))
+    return runner.summed(runner.exchange(records, partitions, SPLIT_RECORDS, split, COUNTS))
 
 
 def write_units(
-    spark: SparkSession, groups: GroupFiles, queries: QueryList, unit_tokens: int
+    runner: Runner, groups: GroupFiles, queries: QueryList, unit_tokens: int
 ) -> tuple[tuple[int, ...], int]:
     """Cut groups into units of about `unit_tokens`: a file each in `units/`, and lists of them in `unit_lists/`.
 
@@ -131,8 +126,8 @@ def write_units(
         How many units each list names, in file order, and the cost of the largest.
     """
     total = sum(groups.costs.values())
-    cuts = Cuts.near(total, max(1, min(unit_tokens, total // (2 * parallelism(spark)))))
-    tasks = min(cuts.units, max(4 * parallelism(spark), cuts.units // 64)) if total else 0
+    cuts = Cuts.near(total, max(1, min(unit_tokens, total // (2 * runner.parallelism))))
+    tasks = min(cuts.units, max(4 * runner.parallelism, cuts.units // 64)) if total else 0
     shares = [(task * cuts.units // tasks, (task + 1) * cuts.units // tasks) for task in range(tasks)]
     storage, folder = groups.storage, groups.folder
 
@@ -149,6 +144,6 @@ def write_units(
         largest = pc.max(table["cost"]).as_py() or 0
         yield pa.RecordBatch.from_pydict({"task": [task], "units": [len(units)], "largest": [largest]}, schema=_REPORT)
 
-    describe_job(spark, f"plan: cut {cuts.units} units")
-    report = gather(spark, range(tasks), cut, _REPORT).sort_by("task")
+    runner.describe(f"plan: cut {cuts.units} units")
+    report = gather(runner, range(tasks), cut, _REPORT).sort_by("task")
     return tuple(report["units"].to_pylist()), max(report["largest"].to_pylist(), default=0)

@@ -1,0 +1,203 @@
+"""Where the tasks of a job run: in Spark's workers, or for a small lake one after the other in this process.
+
+A job's logic is written once, as tasks over Arrow batches that a `Runner` distributes. Tasks hand rows to each other
+packed: compressed Arrow batches by partition, which a shuffle moves unopened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+T = TypeVar("T")
+
+#: A task: what it yields for an item.
+Work = Callable[[T], Iterator[pa.RecordBatch]]
+
+#: A task over a partition: gets its number and its rows of every kind, in no particular order.
+PartWork = Callable[[int, dict[int, pa.Table]], Iterator[pa.RecordBatch]]
+
+#: Rows that tasks will yield, as their runner has them: to be used once, and by that runner alone.
+Rows: TypeAlias = Any
+
+#: A packed Arrow batch: the partition it goes to, the kind of its rows, and the rows, compressed.
+BATCHES = pa.schema([("part", pa.int32()), ("kind", pa.int8()), ("batch", pa.binary())])
+
+#: A count, by name and number (of a partition, range or cost; 0 for a total).
+COUNTS = pa.schema([("what", pa.string()), ("number", pa.int64()), ("value", pa.int64())])
+
+#: Counts that tasks yielded, added up.
+Counts = Mapping[str, Mapping[int, int]]
+
+_SIZE_BYTES = 8  # a compressed batch begins with its uncompressed size
+
+
+class Runner(Protocol):
+    """Distributes tasks. Nothing runs before its rows are collected, summed or exchanged."""
+
+    @property
+    def parallelism(self) -> int:
+        """Tasks that can run at once."""
+        ...
+
+    def describe(self, step: str) -> None:
+        """Name what follows, for people who watch it."""
+        ...
+
+    def scatter(self, items: Sequence[T], work: Work[T], schema: pa.Schema, tasks: int | None = None) -> Rows:
+        """What `work` yields for each item; consecutive items share a task where there are fewer tasks.
+
+        `work` and `items` cross to workers as they are: a sequence of an address crosses smaller than its items.
+        """
+        ...
+
+    def exchange(
+        self, rows: Sequence[Rows], parts: int, kinds: Mapping[int, pa.Schema], work: PartWork, schema: pa.Schema
+    ) -> Rows:
+        """Bring BATCHES together by partition and run `work` on each: one task each, none for an empty partition.
+
+        Args:
+            rows: of BATCHES.
+            kinds: the schema of each kind of rows.
+            schema: what `work` yields.
+        """
+        ...
+
+    def collect(self, rows: Rows, schema: pa.Schema) -> pa.Table:
+        """All rows, here: for small results."""
+        ...
+
+    def summed(self, counts: Rows) -> Counts:
+        """COUNTS added up: a few thousand numbers, whatever the size of the lake."""
+        ...
+
+    def on_device(
+        self, items: Sequence[T], work: Callable[[T, str], Iterator[pa.RecordBatch]], schema: pa.Schema, device: str
+    ) -> pa.Table:
+        """Collect what `work` yields for each item and the torch device that its task has, in processes that keep what
+        they load from task to task, and no more of them than devices."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRunner:
+    """Runs tasks in this process. Exchanged rows are in memory, packed: a few bytes a pair."""
+
+    parallelism: int = field(default_factory=lambda: available_cores())
+
+    def describe(self, step: str) -> None:
+        """Nobody watches steps that take less than seconds."""
+
+    def scatter(
+        self, items: Sequence[T], work: Work[T], schema: pa.Schema, tasks: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """One item after the other, when the batches are asked for."""
+        return (batch for item in items for batch in work(item))
+
+    def exchange(
+        self, rows: Sequence[Rows], parts: int, kinds: Mapping[int, pa.Schema], work: PartWork, schema: pa.Schema
+    ) -> Iterator[pa.RecordBatch]:
+        """One partition after the other."""
+        received: dict[int, list[pa.RecordBatch]] = {}
+        for batch in chain.from_iterable(rows):
+            for row, part in enumerate(batch.column("part").to_pylist()):
+                received.setdefault(part, []).append(batch.slice(row, 1))
+        for part in sorted(received):
+            yield from work(part, unpack(received.pop(part), kinds))
+
+    def collect(self, rows: Rows, schema: pa.Schema) -> pa.Table:
+        """All of them."""
+        return pa.Table.from_batches(rows, schema=schema)
+
+    def summed(self, counts: Rows) -> Counts:
+        """All of them."""
+        rows = self.collect(counts, COUNTS).group_by(["what", "number"]).aggregate([("value", "sum")])
+        return counts_of(rows.rename_columns({"value_sum": "value"}))
+
+    def on_device(
+        self, items: Sequence[T], work: Callable[[T, str], Iterator[pa.RecordBatch]], schema: pa.Schema, device: str
+    ) -> pa.Table:
+        """On the configured device, all of whose threads one task has."""
+        return gather(self, items, lambda item: work(item, device), schema)
+
+
+def gather(runner: Runner, items: Sequence[T], work: Work[T], schema: pa.Schema, tasks: int | None = None) -> pa.Table:
+    """Run `work` on every item and collect what it yields: for small results, one row or so an item."""
+    return runner.collect(runner.scatter(items, work, schema, tasks), schema) if items else schema.empty_table()
+
+
+def pack(kind: int, parts: npt.NDArray[np.integer], rows: pa.Table) -> Iterator[pa.RecordBatch]:
+    """Rows (N,) sorted by partition number (N,) as BATCHES: one Arrow batch a partition."""
+    if not rows.num_rows:
+        return
+    whole = rows.combine_chunks().to_batches()[0]
+    edges = np.flatnonzero(np.diff(parts)) + 1
+    starts, ends = np.concatenate([[0], edges]), np.concatenate([edges, [len(parts)]])
+    batches = [
+        _compress(whole.slice(start, end - start).serialize())
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+    ]
+    numbers = np.asarray(parts)[starts].astype(np.int32)
+    kinds = np.full(len(batches), kind, np.int8)
+    arrays = [pa.array(numbers), pa.array(kinds), pa.array(batches, pa.binary())]
+    yield pa.RecordBatch.from_arrays(arrays, schema=BATCHES)
+
+
+def unpack(batches: Iterable[pa.RecordBatch], kinds: Mapping[int, pa.Schema]) -> dict[int, pa.Table]:
+    """The rows of a partition's BATCHES, by kind."""
+    received: dict[int, list[pa.RecordBatch]] = {kind: [] for kind in kinds}
+    for rows in batches:
+        for kind, batch in zip(rows.column("kind").to_pylist(), rows.column("batch"), strict=True):
+            received[kind].append(pa.ipc.read_record_batch(_decompress(batch.as_buffer()), kinds[kind]))
+    return {kind: pa.Table.from_batches(received.pop(kind), schema=kinds[kind]).combine_chunks() for kind in kinds}
+
+
+def one_row(schema: pa.Schema, *values: object) -> pa.RecordBatch:
+    """A batch of one row, as tasks report what they did."""
+    return pa.RecordBatch.from_pydict({name: [v] for name, v in zip(schema.names, values, strict=True)}, schema)
+
+
+def totals(values: Mapping[str, int], number: int = 0) -> pa.RecordBatch:
+    """A value for each name, as rows of COUNTS."""
+    columns = {"what": [*values], "number": [number] * len(values), "value": [*values.values()]}
+    return pa.RecordBatch.from_pydict(columns, schema=COUNTS)
+
+
+def histogram(what: str, numbers: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    """How often each number occurs among some (N,), as rows of COUNTS."""
+    distinct, amounts = np.unique(numbers, return_counts=True)
+    return pa.RecordBatch.from_pydict({"what": [what] * len(distinct), "number": distinct, "value": amounts}, COUNTS)
+
+
+def counts_of(rows: pa.Table) -> Counts:
+    """COUNTS, one row a name and number, by both."""
+    counts: dict[str, dict[int, int]] = {}
+    for row in rows.to_pylist():
+        counts.setdefault(row["what"], {})[row["number"]] = row["value"]
+    return counts
+
+
+def total_of(counts: Counts, what: str) -> int:
+    """The total counted under a name."""
+    return counts.get(what, {}).get(0, 0)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _decompress(batch: pa.Buffer) -> pa.Buffer:
+    size = int.from_bytes(batch.slice(0, _SIZE_BYTES).to_pybytes(), "little")
+    return pa.decompress(batch.slice(_SIZE_BYTES), size, "zstd")
+
+
+def _compress(message: pa.Buffer) -> bytes:
+    return int(message.size).to_bytes(_SIZE_BYTES, "little") + bytes(pa.compress(message, "zstd", asbytes=True))
