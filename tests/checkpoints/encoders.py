@@ -1,4 +1,4 @@
-"""Random XLM-RoBERTa cross-encoders as they are published, made with transformers and tokenizers alone."""
+"""Random cross-encoders as they are published, made with transformers and tokenizers alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
 
 WORDS = (  # noqa: SIM905 - two lines, not forty
     "the of and to in red apple apples table tables lies on a green bird sings water river train bridge school history "
@@ -46,7 +51,7 @@ def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> Tokenizer:
 
 
 def network(positions: int, vocabulary: int, seed: int = 0, **sizes: int) -> XLMRobertaForSequenceClassification:
-    """A network whose logits are spread, every tensor random: norms and biases too; `sizes` in transformers' words."""
+    """A network whose logits are spread; `sizes` in transformers' words."""
     defaults = {
         "vocab_size": vocabulary, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 160,
@@ -56,13 +61,18 @@ def network(positions: int, vocabulary: int, seed: int = 0, **sizes: int) -> XLM
         eos_token_id=2, layer_norm_eps=1e-5, **(defaults | sizes),
     )  # fmt: skip
     encoder = XLMRobertaForSequenceClassification(config).eval()
+    randomise(encoder, seed)
+    return encoder
+
+
+def randomise(encoder: torch.nn.Module, seed: int) -> None:
+    """Every tensor random, norms and biases too, so that logits are spread."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             around = 1.0 if "LayerNorm.weight" in name else 0.0
             scale = 0.2 if parameter.dim() == 1 else 1.5 / parameter.shape[-1] ** 0.5
             parameter.copy_(around + scale * torch.randn(parameter.shape, generator=generator))
-    return encoder
 
 
 def write_bge(
@@ -107,6 +117,55 @@ def write_jina(
     return encoder
 
 
+def write_wordpiece(folder: Path, words: Sequence[str] = WORDS) -> Tokenizer:
+    """BERT's kind: WordPiece of lower-case words, pieces and letters, special tokens first."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = list(dict.fromkeys(_LETTERS.lower()))
+    pieces = [
+        *special,
+        *letters,
+        *(f"##{letter}" for letter in letters),
+        *dict.fromkeys(word.lower() for word in words),
+    ]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_truncation(32)
+    tokenizer.enable_padding(length=32)  # as published files state
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"cls": "[CLS]", "sep": "[SEP]", "unk": "[UNK]", "pad": "[PAD]", "mask": "[MASK]"}
+    stated = {f"{name}_token": token for name, token in names.items()} | {"tokenizer_class": "BertTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated))
+    return tokenizer
+
+
+def write_bert(folder: Path, positions: int = 256, seed: int = 2, **sizes: int) -> BertForSequenceClassification:
+    """ms-marco-MiniLM's layout; returns the network whose weights it holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    defaults = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 160}
+    config = BertConfig(
+        vocab_size=write_wordpiece(folder).get_vocab_size(), max_position_embeddings=positions, num_labels=1,
+        **(defaults | sizes),
+    )  # fmt: skip
+    encoder = BertForSequenceClassification(config).eval()
+    randomise(encoder, seed)
+    tensors = {**encoder.state_dict(), "bert.embeddings.position_ids": torch.arange(positions)[None]}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    stated = _config(encoder) | {
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": "bert",
+        "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity",
+    }
+    (folder / "config.json").write_text(json.dumps(stated))
+    return encoder
+
+
 def jina_named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """transformers' tensors under jina's names, query, key and value in one."""
     named = {}
@@ -123,8 +182,8 @@ def jina_named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def _config(encoder: XLMRobertaForSequenceClassification) -> dict[str, Any]:
-    """What both published config.json files state."""
+def _config(encoder: XLMRobertaForSequenceClassification | BertForSequenceClassification) -> dict[str, Any]:
+    """What all published config.json files state."""
     stated = (  # noqa: SIM905 - two lines, not thirteen
         "hidden_act hidden_size intermediate_size layer_norm_eps max_position_embeddings num_attention_heads "
         "num_hidden_layers pad_token_id bos_token_id eos_token_id type_vocab_size vocab_size hidden_dropout_prob"

@@ -34,6 +34,13 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
     "qwen3-vl-reranker": [{"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]}],
     "qwen3-reranker": [{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}],
     "bge-reranker": [{"model_type": "xlm-roberta", "architectures": ["XLMRobertaForSequenceClassification"]}],
+    "bert-reranker": [
+        {
+            "model_type": "bert",
+            "architectures": ["BertForSequenceClassification"],
+            "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity",
+        }
+    ],
     "jina-reranker-v2": [
         {
             "architectures": ["XLMRobertaForSequenceClassification"],
@@ -76,11 +83,11 @@ def test_no_two_families_make_the_same_name_for_a_scorer() -> None:
 
 
 def test_an_unknown_architecture_is_told_what_there_is() -> None:
-    config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
-    with pytest.raises(CheckpointError, match=r"'bert'.*BertForSequenceClassification.*say which") as caught:
+    config = {"model_type": "deberta-v2", "architectures": ["DebertaV2ForSequenceClassification"]}
+    with pytest.raises(CheckpointError, match=r"'deberta-v2'.*DebertaV2ForSequenceClassification.*say which") as caught:
         family_of(config, None, "here")
-    with pytest.raises(CheckpointError, match=r"model\.family 'bert' is none of") as named:
-        family_of(config, "bert", "here")
+    with pytest.raises(CheckpointError, match=r"model\.family 'deberta' is none of") as named:
+        family_of(config, "deberta", "here")
     for family in FAMILIES:
         assert family.name in str(caught.value)
         assert family.name in str(named.value)

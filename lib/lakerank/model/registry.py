@@ -203,6 +203,11 @@ def _is_jina_flash(config: CheckpointConfig) -> bool:
     return "use_flash_attn" in config or "XLMRobertaFlashConfig" in str(config.get("auto_map"))
 
 
+def _bert_positions(config: CheckpointConfig) -> int | None:
+    positions = config.get("max_position_embeddings")
+    return positions if isinstance(positions, int) else None
+
+
 def _encoder_positions(config: CheckpointConfig) -> int | None:
     """Positions of XLM-RoBERTa count from the padding token's id + 1."""
     positions, padding = config.get("max_position_embeddings"), config.get("pad_token_id", 1)
@@ -270,6 +275,17 @@ FAMILIES: tuple[ModelFamily, ...] = (
         default_max_length=1024,
         positions=_encoder_positions,
         sliding_window=True,
+    ),
+    ModelFamily(
+        name="bert-reranker",
+        package="lakerank.model.cross_encoder",
+        models="minilm-en, ms-marco-MiniLM and others: BertForSequenceClassification with one label",
+        protocol="bert-reranker/1",
+        recognises=lambda config: "BertForSequenceClassification" in _architectures(config),
+        default_max_length=512,
+        positions=_bert_positions,
+        max_query_fraction=0.75,
+        truncates_document_only=True,
     ),
 )
 

@@ -1,7 +1,8 @@
-"""What config.json says of an XLM-RoBERTa cross-encoder; torch is not imported here, for a plan needs it too."""
+"""What the JSON files of a cross-encoder say of it; torch is not imported here, for a plan needs it too."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,48 @@ def check_config(config: Mapping[str, Any], source: str) -> None:
         faults.append(f"hidden_act is {config['hidden_act']!r}, not 'gelu'")
     if config.get("position_embedding_type", "absolute") != "absolute":
         faults.append(f"position_embedding_type is {config['position_embedding_type']!r}, not 'absolute'")
+    if config.get("is_decoder"):
+        faults.append("is_decoder is true: each token reads those before it alone")
     labels = config.get("num_labels", len(config.get("id2label") or {0: "", 1: ""}))
     if labels != 1:
         faults.append(f"{labels} labels, not the one of a relevance score")
     if not faults and config["hidden_size"] % config["num_attention_heads"]:
         faults.append(f"hidden_size {config['hidden_size']} does not divide by {config['num_attention_heads']} heads")
     if faults:
-        raise CheckpointError(f"{source}: config.json is no XLM-RoBERTa cross-encoder's: {'; '.join(faults)}")
+        raise CheckpointError(f"{source}: config.json is no cross-encoder's: {'; '.join(faults)}")
+
+
+def check_modules(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse what sentence-transformers would compute otherwise, by the files that it writes.
+
+    Raises CheckpointError: there are modules beside the network, a default prompt, or an activation whose values are
+    neither logits nor their sigmoid.
+    """
+    written = read_json(file) if (file := folder / "config_sentence_transformers.json").is_file() else {}
+    nested = config.get("sentence_transformers") or {}
+    activation = (
+        written.get("activation_fn")
+        or nested.get("activation_fn")
+        or config.get("sbert_ce_default_activation_function")
+    )
+    faults = []
+    if activation and str(activation).rpartition(".")[2] not in ("Identity", "Sigmoid"):
+        faults.append(f"activation {activation}, not Identity or Sigmoid")
+    if written.get("default_prompt_name"):
+        faults.append(f"a prompt by default, {written['default_prompt_name']!r}")
+    if (file := folder / "modules.json").is_file():
+        faults += [f"module {kind}" for kind in _module_types(file) if kind.rpartition(".")[2] != "Transformer"]
+    if faults:
+        raise CheckpointError(
+            f"{folder}: sentence-transformers' files say what is not computed here: {'; '.join(faults)}"
+        )
+
+
+def _module_types(file: Path) -> list[str]:
+    try:
+        return [str(module["type"]) for module in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{file}: not sentence-transformers' list of modules: {error!r}") from error
 
 
 def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
@@ -38,5 +74,7 @@ def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
 
     Raises CheckpointError: config.json describes what is not computed here.
     """
-    check_config(read_json(folder / "config.json"), str(folder))
+    config = read_json(folder / "config.json")
+    check_config(config, str(folder))
+    check_modules(folder, config)
     return CheckpointInfo(resolve_dtype(folder, dtype))

@@ -1,12 +1,15 @@
 """Texts to token ids, and a query and a document to the sequences that a cross-encoder reads: one, or its windows.
 
-A pair is `<s> query </s></s> document </s>` in both families. Where they differ, `PairLimits` has it:
+A pair is `<s> query </s></s> document </s>` for XLM-RoBERTa, `[CLS] query [SEP] document [SEP]` for BERT, whose tokens
+after the first `[SEP]` are of type 1. What of a pair is read, `PairLimits` has:
 
 - bge-reranker-v2-m3 as FlagEmbedding scores it (`inference/reranker/encoder_only/base.py`): the query is cut to its
   length, three quarters of the sequence's at most, without special tokens, the document to what the sequence then has
   room for (`only_second`).
 - jina-reranker-v2 as its `rerank` does (`modeling_xlm_roberta.py`, `reranker_tokenize_preproc`): the query is cut to
   its length with two special tokens, the document is read in windows, and the largest logit counts.
+- BERT classifiers as sentence-transformers' CrossEncoder scores them (`cross_encoder/model.py`): the longer of the two
+  is cut until the pair fits (`longest_first`), after the query was cut to its length, which CrossEncoder does not have.
 
 A text that names a special token, such as `</s>`, is read as the token, as the published loops do: XLM-RoBERTa's
 tokenizer.json has these names among its pieces, so that the two cannot be distinguished.
@@ -20,16 +23,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lakerank.errors import CheckpointError
+from lakerank.model.engine.encoder import EncoderShape
 from lakerank.model.engine.encoder_engine import PairTokens
 from lakerank.model.inputs import EncodedInput, Patches, RejectedInput
 from lakerank.model.preprocess.tokenizer import TextTokenizer
 from lakerank.records import RejectReason
-
-#: Special tokens of a sequence: `<s>` and `</s>` around the query, `</s>` twice around the document.
-SPECIAL = 4
-
-#: Names of the tokens that XLM-RoBERTa's tokenizer starts and separates with.
-START, SEPARATOR = "<s>", "</s>"
 
 #: Tokens that a window shares with the one before it.
 OVERLAP = 80
@@ -37,22 +35,63 @@ OVERLAP = 80
 #: Characters that normalising may make one of, at most, in the texts that are cut before they are tokenised.
 _NORMALISED_CHARACTERS = 4
 
+#: Tokens that cutting a text within a word may make of the word at most, where the whole word is one: WordPiece reads a
+#: word of more than 100 characters as one unknown token.
+_WORD_TOKENS = 100
+
 _NO_POSITIONS = np.empty((3, 0), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class PairTemplate:
+    """Special tokens of a pair by name: `start`, the query, `separator` (`between` times), the document, `separator`.
+
+    `typed`: tokens of the document and the last one are of another type, and positions count from 0.
+    """
+
+    start: str
+    separator: str
+    between: int
+    typed: bool
+
+    @property
+    def special(self) -> int:
+        """Special tokens of a pair, of which two are the query's."""
+        return self.between + 2
+
+
+XLM_ROBERTA = PairTemplate("<s>", "</s>", between=2, typed=False)
+BERT = PairTemplate("[CLS]", "[SEP]", between=1, typed=True)
 
 
 @dataclass(frozen=True, slots=True)
 class PairLimits:
     """Tokens of a sequence, special ones included, and of a query's text without any; `overlap`: of windows, where a
-    document that does not fit is read in windows. None: it is cut.
+    document that does not fit is read in windows. None: it is cut, and with `longest_first` a query that is longer is.
     """
 
     sequence: int
     query: int
     overlap: int | None
+    special: int = XLM_ROBERTA.special
+    longest_first: bool = False
 
     def room(self, query_tokens: int) -> int:
         """Tokens of a document beside a query of so many."""
-        return self.sequence - SPECIAL - query_tokens
+        return self.sequence - self.special - query_tokens
+
+    def query_tokens(self, query_tokens: int, document_tokens: int) -> int:
+        """Tokens of a query that are read beside a document of so many.
+
+        Source: tokenizers, `utils/truncation.rs`: the longer text is cut; both to half of the room where both are
+        longer than that, and the odd token is the longer one's, the document's where they are alike.
+        """
+        room = self.room(0)
+        if not self.longest_first or query_tokens + document_tokens <= room:
+            return query_tokens
+        if query_tokens <= document_tokens:
+            return min(query_tokens, room // 2)
+        return room - min(document_tokens, room // 2)
 
     def spans(self, query_tokens: int, document_tokens: int) -> list[tuple[int, int]]:
         """(start, stop) of what each sequence of a pair reads of the document."""
@@ -84,7 +123,12 @@ def bge_limits(max_length: int, max_query_length: int) -> PairLimits:
 
 def jina_limits(max_length: int, max_query_length: int) -> PairLimits:
     """Limits of a pair of jina-reranker-v2, whose `max_query_length` counts two special tokens."""
-    return PairLimits(max_length, max_query_length - SPECIAL // 2, OVERLAP)
+    return PairLimits(max_length, max_query_length - 2, OVERLAP)
+
+
+def bert_limits(max_length: int, max_query_length: int) -> PairLimits:
+    """Limits of a pair of a BERT classifier."""
+    return PairLimits(max_length, max_query_length, None, BERT.special, longest_first=True)
 
 
 class PairTokenizer:
@@ -115,21 +159,38 @@ class PairTokenizer:
         window = (most + 1) * self._text.longest * _NORMALISED_CHARACTERS
         while True:
             ids = self._text.encode(text[:window])
-            if len(ids) > most or window >= len(text):
+            if len(ids) > most + _WORD_TOKENS or window >= len(text):
                 return ids
             window *= 2  # of white space, for instance, there is hardly a token
 
 
-def read_pair_tokens(tokenizer: Tokenizer, vocabulary: int, padding: int, source: str) -> PairTokens:
-    """The special tokens of a tokenizer; `padding` is what config.json says.
+def read_pair_tokens(tokenizer: Tokenizer, template: PairTemplate, shape: EncoderShape, source: str) -> PairTokens:
+    """The special tokens of a tokenizer for a network of this shape.
 
-    Raises CheckpointError: it has none of these names, or ids that the network has no embeddings for.
+    Raises CheckpointError: it has none of these names, makes a pair otherwise, or has ids without embeddings.
     """
-    start, separator = (tokenizer.token_to_id(name) for name in (START, SEPARATOR))
-    faults = [f"no token {name}" for name, token in ((START, start), (SEPARATOR, separator)) if token is None]
+    start, separator = (tokenizer.token_to_id(name) for name in (template.start, template.separator))
+    missing = [name for name in (template.start, template.separator) if tokenizer.token_to_id(name) is None]
+    faults = [f"no token {name}" for name in missing]
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if largest >= vocabulary:
-        faults.append(f"token ids up to {largest}, but an embedding of {vocabulary}")
+    if largest >= shape.vocabulary:
+        faults.append(f"token ids up to {largest}, but an embedding of {shape.vocabulary}")
+    if template.typed and shape.types < 2:
+        faults.append(f"tokens of two types, but an embedding of {shape.types}")
+    document_row = shape.positions if template.typed else None
+    tokens = PairTokens(start or 0, separator or 0, shape.padding, template.between, document_row)
+    if not faults and tokenizer.post_processor is not None and not _makes_pairs(tokenizer, tokens):
+        faults.append(f"its pairs are not {template.start} query {template.separator} … document {template.separator}")
     if faults:
         raise CheckpointError(f"{source}: tokenizer.json is not this network's: {'; '.join(faults)}")
-    return PairTokens(start or 0, separator or 0, padding)  # neither is None any more
+    return tokens
+
+
+def _makes_pairs(tokenizer: Tokenizer, tokens: PairTokens) -> bool:
+    """Whether a tokenizer's own pair is the sequence made here, its types included where the network reads them."""
+    texts = ("a", "b")
+    query, document = (tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
+    pair, length = tokenizer.encode(*texts), 1 + len(query) + tokens.between
+    types = [0] * length + [1] * (len(document) + 1)
+    ids = tokens.sequence(np.array(query, dtype=np.int64), np.array(document, dtype=np.int64)).tolist()
+    return pair.ids == ids and (tokens.document_row is None or pair.type_ids == types)

@@ -1,7 +1,8 @@
-"""XLM-RoBERTa cross-encoders' tensors: read from safetensors in either naming, checked key by key.
+"""Cross-encoders' tensors: read from safetensors in any of three namings, checked key by key.
 
-Sources: for transformers' naming its `XLMRobertaForSequenceClassification`, as BAAI/bge-reranker-v2-m3 stores it; for
-jina's jinaai/jina-reranker-v2-base-multilingual, `modeling_xlm_roberta.py`, `mha.py` and `mlp.py`, which follow
+Sources: transformers' `XLMRobertaForSequenceClassification`, as BAAI/bge-reranker-v2-m3 is stored, and its
+`BertForSequenceClassification`, as cross-encoder/ms-marco-MiniLM-L-12-v2 is; for jina's naming
+jinaai/jina-reranker-v2-base-multilingual, `modeling_xlm_roberta.py`, `mha.py` and `mlp.py`, which follow
 flash-attention's BERT: query, key and value are one matrix, in that order.
 """
 
@@ -23,11 +24,15 @@ from lakerank.model.engine.encoder import EncoderLayer, EncoderShape, EncoderWei
 from lakerank.model.engine.linear import LinearWeights
 
 #: A buffer of counted numbers that older checkpoints of transformers store.
-_UNUSED = frozenset({"roberta.embeddings.position_ids"})
+_UNUSED = frozenset({"roberta.embeddings.position_ids", "bert.embeddings.position_ids"})
 
 #: Query, key and value as one matrix; transformers stores them apart.
 QKV = "attention.self.qkv"
 QKV_PARTS = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
+
+#: What transformers takes where a config.json of model_type bert, or of another, leaves a key out.
+_BERT_DEFAULTS = {"max_position_embeddings": 512, "type_vocab_size": 2, "pad_token_id": 0, "layer_norm_eps": 1e-12}
+_DEFAULTS = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1, "layer_norm_eps": 1e-5}
 
 _Module = TypeVar("_Module", LinearWeights, LayerNorm)
 
@@ -68,22 +73,35 @@ JINA = Naming(
 )
 
 
+#: As transformers stores `BertForSequenceClassification`, whose head's first layer is the encoder's "pooler".
+BERT_NAMES = Naming(
+    (
+        ("classifier.weight", "classifier.out_proj.weight"),
+        ("classifier.bias", "classifier.out_proj.bias"),
+        ("bert.pooler.dense", "classifier.dense"),
+        ("bert.", "roberta."),
+    ),
+    fused=False,
+)
+
+
 def read_shape(config: Mapping[str, Any], source: str) -> EncoderShape:
     """The network that a config.json describes.
 
     Raises CheckpointError: it lacks a size, or describes what is not computed here.
     """
     check_config(config, source)
+    config = {**(_BERT_DEFAULTS if config.get("model_type") == "bert" else _DEFAULTS), **config}
     return EncoderShape(
         vocabulary=config["vocab_size"],
         hidden=config["hidden_size"],
         layers=config["num_hidden_layers"],
         heads=config["num_attention_heads"],
         inner=config["intermediate_size"],
-        positions=int(config.get("max_position_embeddings", 514)),
-        types=int(config.get("type_vocab_size", 1)),
-        padding=int(config.get("pad_token_id", 1)),
-        epsilon=float(config.get("layer_norm_eps", 1e-5)),
+        positions=int(config["max_position_embeddings"]),
+        types=int(config["type_vocab_size"]),
+        padding=int(config["pad_token_id"]),
+        epsilon=float(config["layer_norm_eps"]),
     )
 
 

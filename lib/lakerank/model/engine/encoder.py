@@ -1,9 +1,10 @@
-"""XLM-RoBERTa with a score head over packed rows: sequences of pairs, unpadded, each attending to itself alone.
+"""XLM-RoBERTa and BERT with a score head over packed rows: sequences of pairs, unpadded, each attending to itself.
 
 Sources: transformers, `models/xlm_roberta/modeling_xlm_roberta.py` (`XLMRobertaForSequenceClassification`: post-norm
 layers, exact GELU, positions counted from `pad_token_id` + 1, a head of dense, tanh and projection on the first token),
 with which jina's own implementation of the same network agrees (jinaai/jina-reranker-v2-base-multilingual,
-`modeling_xlm_roberta.py`, `block.py`, `mha.py`).
+`modeling_xlm_roberta.py`, `block.py`, `mha.py`); and `models/bert/modeling_bert.py` (`BertForSequenceClassification`:
+the same layers and head, positions counted from 0, tokens of two types).
 
 Shapes: M packed rows, hidden size h, H heads, head dimension D; B sequences of L tokens each.
 """
@@ -30,7 +31,7 @@ _MLP_ROWS_CPU, _MLP_ROWS_GPU = 256, 16384
 
 @dataclass(frozen=True, slots=True)
 class EncoderShape:
-    """What config.json says of the network. `positions` counts the `padding` + 1 that no token has."""
+    """What config.json says of the network. XLM-RoBERTa's `positions` count the `padding` + 1 that no token has."""
 
     vocabulary: int
     hidden: int
@@ -106,7 +107,8 @@ class PackedEncoder:
         self.device, self.dtype = weights.words.device, weights.words.dtype
         self.bytes_per_token = layer_bytes(shape.hidden, shape.inner, self.dtype)  # of one layer: nothing is kept
         self._weights = weights
-        self._positions = (weights.positions.float() + weights.types[0].float()).to(weights.positions.dtype)
+        positions, types = weights.positions, weights.types.float()
+        self._positions = torch.cat([(positions.float() + row).to(positions.dtype) for row in types])
         self._dense, self._score = weights.dense.float(), weights.score.float()
         self._mlp_rows = _MLP_ROWS_CPU if self.device.type == "cpu" else _MLP_ROWS_GPU
 
@@ -122,7 +124,8 @@ class PackedEncoder:
         """Raw float32 logits (P,) of sequences of these lengths.
 
         `token_ids` (M,) int64, M padded as `linear` needs: rows after the sequences' are padding. `positions` (M,)
-        int64: rows of the positions' table. `varlen`: attention of all rows at once, where there is a kernel for it.
+        int64: rows of the positions' table, which has all positions for each type of token in turn. `varlen`: attention
+        of all rows at once, where there is a kernel for it.
         """
         weights, groups = self._weights, equal_lengths(lengths)
         starts = torch.tensor([0, *accumulate(lengths[:-1])])

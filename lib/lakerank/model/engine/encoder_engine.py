@@ -34,23 +34,34 @@ BATCHES_SORTED = 32
 
 @dataclass(frozen=True, slots=True)
 class PairTokens:
-    """Ids of the special tokens around a pair, and of the one that fills a batch."""
+    """Ids of the special tokens around a pair, and of the one that fills a batch.
+
+    `between`: separators between query and document. `document_row`: of a network whose tokens have types, the row of
+    the positions' table where those of a document's type begin; None: there is one type.
+    """
 
     start: int
     separator: int
     padding: int
+    between: int = 2
+    document_row: int | None = None
 
     def sequence(self, query: np.ndarray, document: np.ndarray) -> np.ndarray:
         """Token ids (L,) of a pair, or of a window of it."""
         ends = np.array([self.start, self.separator], dtype=np.int64)
-        return np.concatenate((ends[:1], query, ends[[1, 1]], document, ends[1:]))
+        return np.concatenate((ends[:1], query, ends[[1] * self.between], document, ends[1:]))
 
-    def positions(self, sequence: np.ndarray) -> np.ndarray:
-        """Positions (L,) of a sequence's tokens (L,), counted from the padding token's id + 1.
+    def positions(self, sequence: np.ndarray, query_tokens: int) -> np.ndarray:
+        """Rows of the positions' table (L,) for a sequence's tokens (L,), of which so many are a query's text.
 
-        That token has its own id for a position, and is not counted, wherever a text should name it. Source:
-        transformers, `XLMRobertaEmbeddings.create_position_ids_from_input_ids`.
+        Where there is one type of token, positions count from the padding token's id + 1; that token has its own id for
+        a position, and is not counted, wherever a text should name it. Sources: transformers,
+        `XLMRobertaEmbeddings.create_position_ids_from_input_ids`, `BertEmbeddings`.
         """
+        if self.document_row is not None:
+            positions = np.arange(len(sequence))
+            positions[1 + query_tokens + self.between :] += self.document_row
+            return positions
         real = sequence != self.padding
         return np.where(real, np.cumsum(real), 0) + self.padding
 
@@ -173,7 +184,8 @@ class EncoderEngine:
         padding = self._padding(lengths)
         sequences = [self.tokens.sequence(window.query, window.document) for window in windows]
         token_ids = np.pad(np.concatenate(sequences), (0, padding))
-        positions = np.pad(np.concatenate(list(map(self.tokens.positions, sequences))), (0, padding))
+        query_tokens = (len(window.query) for window in windows)
+        positions = np.pad(np.concatenate(list(map(self.tokens.positions, sequences, query_tokens))), (0, padding))
         with self.batcher.timer.stage("suffix_s"):
             varlen = self._varlen and self._varlen([*lengths, padding] if padding else lengths, self._device)
             ids, places = (to_device(values, self._device) for values in (token_ids, positions))
