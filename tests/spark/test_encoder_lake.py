@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from checkpoints.encoders import write_bge, write_jina
+from checkpoints.encoders import write_bert, write_bge, write_jina
 from lakerank import load_reranker
 from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
@@ -45,7 +45,14 @@ def lists(tmp_path_factory, texts) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("name", "write"), [("rerank-bge-v2-m3", write_bge), ("rerank-jina-v2", write_jina)])
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("rerank-bge-v2-m3", write_bge),
+        ("rerank-jina-v2", write_jina),
+        pytest.param("rerank-minilm-en", write_bert, marks=pytest.mark.nightly),
+    ],
+)
 def test_the_bundled_lake(spark, storage, tmp_path, texts, lists, name, write) -> None:
     file = ROOT / "conf" / f"{name}.yaml"
     demo = load_config(ROOT / "conf" / "demo.yaml")
