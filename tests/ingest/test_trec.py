@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.ingest.judgements import qrels
-from lakerank.ingest.lines import RunLine, numbered_lines, run_lines, split_lines
+from lakerank.ingest.lines import split_lines
 from lakerank.ingest.tables import SourceFault, SourceReject
+from lakerank.lake.lines import numbered_lines
 from lakerank.records import Qrel
 
 
@@ -68,16 +69,8 @@ def test_ids_with_spaces_stand_between_tabs_or_are_rejects():
     assert list(qrels("f", lines("q 0 a\u00a0b 1\n".encode()))) == [Qrel("q", "a\u00a0b", 1)]
 
 
-def test_runs_with_spaces_in_ids():
-    content = b"q2\tQ0\tmy doc 2\t1\t11.0\tbm25\nq2 Q0 my 3 2 9.0 bm25\nq2 Q0 d3 3 8 my run\n"
-    first, second, third = run_lines("f", lines(content))
-    assert first == RunLine("q2", "my doc 2", 11.0, 1)
-    assert (second.fault, second.line, third.line) == (SourceFault.FIELD_INVALID, 2, 3)
-
-
 def test_mbeirs_lines_have_a_task_number():
     assert list(qrels("f", lines(b"q 0 d -1 7\n"), further_fields=1)) == [Qrel("q", "d", -1)]
-    assert list(run_lines("f", lines(b"q Q0 d 1 2.5 tag 7\n"), 1)) == [RunLine("q", "d", 2.5, 1)]
 
 
 @pytest.mark.parametrize("field", ["x", "1.5", "nan", "inf", "3000000000"])
@@ -93,7 +86,6 @@ FIELDS = st.lists(st.sampled_from([b"q1", b"Q0", b"d 1", b"1", b"0.5", b"nan", b
 def test_every_line_that_is_not_blank_gives_one_result(rows):
     content = b"\n".join(rows)
     expected = sum(1 for row in rows if row.strip())
-    for read in (qrels("f", lines(content), ""), run_lines("f", lines(content))):
-        result = list(read)
-        assert len(result) == expected
-        assert all(isinstance(row, Qrel | RunLine | SourceReject) for row in result)
+    result = list(qrels("f", lines(content), ""))
+    assert len(result) == expected
+    assert all(isinstance(row, Qrel | SourceReject) for row in result)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from lakerank.candidates.bm25 import Bm25Index
 from lakerank.errors import ConfigError
-from lakerank.ingest.bm25 import Bm25Index
 from lakerank.ingest.first_stage import ALL_PAIRS, DEPTH, FirstStages, choose_first_stages, run_candidates
 from lakerank.ingest.folder import output_faults
 from lakerank.ingest.layouts import AUTO, read_benchmark

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
+import posixpath
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from lakerank.candidates.bm25 import Bm25Index
+from lakerank.candidates.run_files import RunFault, RunLine, best_items, no_known_query, read_run
 from lakerank.errors import ConfigError, StorageError
-from lakerank.ingest.bm25 import Bm25Index
 from lakerank.ingest.layouts.benchmark import Benchmark, Part, QueryColumns
-from lakerank.ingest.layouts.benchmark_folder import MAX_BYTES
-from lakerank.ingest.lines import RunLine, numbered_lines, run_lines, split_lines
-from lakerank.ingest.source import SourceFile, open_source
-from lakerank.ingest.tables import ContentRow, SourceReject
+from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 from lakerank.lake import redacted
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate
@@ -127,11 +125,10 @@ def run_candidates(
         StorageError: there is no such file, a query's lines are apart, or no line is of a query of the part.
     """
     done: set[str] = set()
-    further_fields = 1 if part.columns.benchmark == "mbeir" else 0  # the number of the task
-    run = _read_run(storage, uri, further_fields)
+    run = read_run(storage, uri, task_number=part.columns.benchmark == "mbeir")
     for query_id, group in itertools.groupby(run, key=lambda line: _query_id(line, part)):
         if query_id is None:
-            yield from (line for line in group if isinstance(line, SourceReject))
+            yield from (_reject(uri, line) for line in group if isinstance(line, RunFault))
             continue
         if query_id not in query_ids:
             continue
@@ -142,31 +139,18 @@ def run_candidates(
                 "by its first column"
             )
         done.add(query_id)
-        best = sorted(lines, key=lambda line: -line.score)[:depth]
-        for rank, line in enumerate(best, start=1):
+        for rank, line in enumerate(best_items(lines, depth), start=1):
             yield Candidate(query_id, _prefixed(part.pool.prefix, line.doc_id), line.score, rank)
     if query_ids and not done:
-        raise StorageError(
-            f"{redacted(uri)}: no line is of a query of {part.name}, whose ids are like "
-            f"{json.dumps(min(query_ids).removeprefix(part.prefix))}"
-        )
+        raise no_known_query(uri, part.name, min(query_ids).removeprefix(part.prefix))
 
 
-def _read_run(storage: Storage, uri: str, further_fields: int) -> Iterator[RunLine | SourceReject]:
-    source = open_source(uri, storage.options, follow_links=True)
-    if source.is_folder:
-        raise StorageError(f"{redacted(uri)} is a folder; a run is one file")
-    for file in source.files():
-        if isinstance(file, SourceFile):
-            with source.open(file, compressed=file.path.endswith(".gz")) as stream:
-                lines = split_lines(file.path, numbered_lines(stream, MAX_BYTES), None)
-                yield from run_lines(file.path, lines, further_fields)
-        else:
-            raise StorageError(f"{redacted(uri)}: {file.detail}")
+def _reject(uri: str, fault: RunFault) -> SourceReject:
+    return SourceReject(posixpath.basename(uri), SourceFault(fault.code), fault.detail, line=fault.line)
 
 
-def _query_id(line: RunLine | SourceReject, part: Part) -> str | None:
-    return None if isinstance(line, SourceReject) else _prefixed(part.prefix, line.query_id)
+def _query_id(line: RunLine | RunFault, part: Part) -> str | None:
+    return None if isinstance(line, RunFault) else _prefixed(part.prefix, line.query_id)
 
 
 def _prefixed(prefix: str, name: str) -> str:

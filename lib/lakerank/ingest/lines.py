@@ -1,4 +1,4 @@
-"""Line-based files: JSON Lines as table rows, TREC runs. Faults are reported by line number."""
+"""Line-based files: JSON Lines as table rows, fields of judgements. Faults are reported by line number."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from io import BufferedIOBase
 from typing import Any, TypeVar
 
 from lakerank.ingest.tables import ContentRow, Row, SourceFault, SourceReject, TableName
+from lakerank.lake.lines import numbered_lines
 from lakerank.records import Candidate, Qrel
 
 #: Fields that may hold an id; the first that exists counts.
@@ -105,19 +105,6 @@ def json_records(
             yield number, _parse_object(line)
 
     return read_each(path, lines, record)
-
-
-def numbered_lines(stream: BufferedIOBase, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """Number, from 1, and content of each line; None over the limit, skipped without being buffered."""
-    number = 0
-    while line := stream.readline(max_bytes + 1):
-        number += 1
-        if len(line) <= max_bytes or line.endswith(b"\n"):
-            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            continue
-        while (rest := stream.readline(max_bytes)) and not rest.endswith(b"\n"):
-            pass
-        yield number, None
 
 
 def _decoded(line: bytes) -> str:
@@ -215,16 +202,6 @@ def _image(record: Mapping[str, Any], read_image: ReadImage) -> bytes | None:
         raise LineFault(SourceFault.FIELD_INVALID, "'image' is neither base64 nor a path to a file") from error
 
 
-@dataclass(frozen=True, slots=True)
-class RunLine:
-    """A line of a TREC run; `line` counts from 1."""
-
-    query_id: str
-    doc_id: str
-    score: float
-    line: int
-
-
 def split_lines(path: str, lines: Iterable[tuple[int, bytes | None]], separator: str | None) -> Iterator[Line]:
     """The fields of each line that is not blank, split at a separator.
 
@@ -254,27 +231,3 @@ def number_of(field: str) -> float:
         return float(field)
     except ValueError:
         return math.nan
-
-
-def run_lines(path: str, lines: Iterable[Line], further_fields: int = 0) -> Iterator[RunLine | SourceReject]:
-    """A run: query, Q0, document, rank, score, tag. The score orders, not the rank.
-
-    A line of more than so many `further_fields` is a reject, because the id of its document may hold spaces.
-    """
-
-    def read(number: int, fields: list[str]) -> Iterator[RunLine]:
-        if len(fields) < 6:
-            raise LineFault(
-                SourceFault.FIELD_MISSING, f"{len(fields)} fields, not query, Q0, document, rank, score, tag"
-            )
-        if len(fields) > 6 + further_fields:
-            raise LineFault(
-                SourceFault.FIELD_INVALID,
-                f"{len(fields)} fields, not query, Q0, document, rank, score, tag; separate ids with spaces by tabs",
-            )
-        score = number_of(fields[4])
-        if not math.isfinite(score):
-            raise LineFault(SourceFault.FIELD_INVALID, "the score is not a finite number")
-        yield RunLine(fields[0], fields[2], score, number)
-
-    return read_each(path, lines, read)

@@ -69,6 +69,7 @@ class SourceFault(StrEnum):
     IMAGE_NOT_FOUND = "image_not_found"
     IMAGE_OUTSIDE_SOURCE = "image_outside_source"
     QUERY_NOT_FOUND = "query_not_found"
+    DOCUMENT_NOT_FOUND = "document_not_found"
 
 
 @dataclass(frozen=True, slots=True)

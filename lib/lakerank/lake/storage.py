@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from typing import TypeVar
 
 import pyarrow.parquet as pq
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from lakerank.errors import StorageError
-from lakerank.lake import is_local, join, redacted
+from lakerank.lake import is_local, join, local_path, redacted
 from lakerank.lake.backends import FileInfo, StoredFile, is_transient, storage_errors
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
@@ -86,6 +88,16 @@ class Storage:
             if streaming:
                 return pq.ParquetFile(source, pre_buffer=False, buffer_size=_STREAM_BUFFER_BYTES)
             return pq.ParquetFile(source, pre_buffer=True)
+
+    @contextmanager
+    def open_stream(self, uri: str) -> Iterator[BufferedReader]:
+        """A file of any length, to be read once from its beginning; StorageError also for a folder or a pipe."""
+        if is_local(uri) and local_path(uri).exists() and not local_path(uri).is_file():
+            raise StorageError(f"{redacted(uri)} is a folder, a pipe or a device, not a file")
+        with storage_errors(uri, "opened"):
+            source = self._backend(uri).open(uri)
+        with BufferedReader(source, _STREAM_BUFFER_BYTES) as stream:
+            yield stream
 
     def read_bytes(self, uri: str) -> bytes:
         """A whole, small file."""

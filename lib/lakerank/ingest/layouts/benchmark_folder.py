@@ -14,7 +14,6 @@ from lakerank.ingest.lines import (
     LineFault,
     Record,
     json_records,
-    numbered_lines,
     read_each,
     record_id,
     record_integer,
@@ -24,6 +23,7 @@ from lakerank.ingest.source import FileSource, SourceFile, open_source
 from lakerank.ingest.tables import SourceFault, SourceReject
 from lakerank.lake import redacted
 from lakerank.lake.backends import storage_errors
+from lakerank.lake.lines import numbered_lines
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened
 from lakerank.records import Qrel

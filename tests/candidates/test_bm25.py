@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.ingest.bm25 import K1, B, Bm25Index, Terms
+from lakerank.candidates.bm25 import K1, B, Bm25Index, Terms
 
 TERMS = Terms()
 
