@@ -10,8 +10,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lakerank.cli.job import run_job, spark_failure, verbose_option
-from lakerank.errors import LakerankError
+from lakerank.cli.job import NO_JAVA, Job, check_java, config_option, run_job, spark_failure, verbose_option
+from lakerank.errors import DependencyError, LakerankError
 
 
 def _run(work: Any, *arguments: str) -> Any:
@@ -49,6 +49,64 @@ def test_summary_that_cannot_be_written_changes_neither_status_nor_last_line(tmp
     assert done.exit_code == 0
     assert json.loads(done.stdout.splitlines()[-1]) == {"pairs": 3}
     assert "--summary" in done.stderr
+
+
+@click.command(cls=Job)
+@config_option
+@click.option("--run-id", required=True)
+@click.option("--depth", type=int)
+@verbose_option
+def command(config_path: Path, verbose: bool, **options: Any) -> None:
+    run_job(lambda: {"config": str(config_path)}, verbose)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Missing option '--run-id'"),
+        (["--run-id", "r", "--dept", "3"], "Did you mean one of: '--depth'"),
+        (["--run-id", "r", "--depth", "x"], "'x' is not a valid integer"),
+        (["--run-id", "r", "extra"], "unexpected extra argument"),
+    ],
+)
+def test_wrong_arguments_give_a_last_line_and_a_summary_file_too(
+    arguments: list[str], words: str, tmp_path: Path
+) -> None:
+    address = tmp_path / "summary.json"
+    given = ["--config", "demo", *arguments, f"--summary={address}"]
+    done = CliRunner().invoke(command, given)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Usage: command")
+    last = json.loads(address.read_text())
+    assert json.loads(done.stdout) == last
+    assert words in last["message"]
+
+
+def test_the_config_at_hand_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    without = CliRunner().invoke(command, ["--run-id", "r"])
+    assert without.exit_code == 2
+    assert f"no lakerank.yaml in {tmp_path}" in json.loads(without.stdout)["message"]
+    assert "lakerank init FOLDER --queries FILE" in without.stderr
+    Path("lakerank.yaml").touch()
+    Path("other.yaml").touch()
+    for given, expected in (([], "lakerank.yaml"), (["--config", "other.yaml"], "other.yaml")):
+        done = CliRunner().invoke(command, ["--run-id", "r", *given])
+        assert json.loads(done.stdout) == {"config": expected}
+
+
+def test_without_java_the_message_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(DependencyError, match=f"JAVA_HOME={tmp_path} has no bin/java"):
+        check_java()
+    monkeypatch.delenv("JAVA_HOME")
+    with pytest.raises(DependencyError, match="none was found"):
+        check_java()
+    (tmp_path / "java").touch(mode=0o755)
+    check_java()
+    advice = NO_JAVA.partition("Install one, ")[2]
+    assert advice in (Path(__file__).parents[2] / "bin" / "java-home").read_text()
 
 
 PAGES = """An error occurred while calling o437.collectToPython.

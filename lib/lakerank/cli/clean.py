@@ -11,14 +11,14 @@ from typing import Any
 
 import click
 
-from lakerank.cli.job import EPILOG, config_option, run_job, set_option, verbose_option
+from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, verbose_option
 from lakerank.config import Config, load_config
 from lakerank.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Job, epilog=EPILOG)
 @config_option
 @set_option
 @click.option(
@@ -89,3 +89,7 @@ def _scorers(config: Config) -> list[str] | None:
     except CheckpointError as error:
         logger.warning("scores of all models are kept, because this config's model cannot be identified: %s", error)
         return None
+
+
+if __name__ == "__main__":
+    clean()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lakerank.cli.job import EPILOG, config_option, run_job, set_option, spark_session, verbose_option
+from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, spark_session, verbose_option
 from lakerank.config import Config, RoutedConfig, load_config
 from lakerank.errors import ConfigError, DependencyError
 
@@ -33,7 +33,7 @@ class Options:
     examples: int
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Job, epilog=EPILOG)
 @config_option
 @set_option
 @click.option("--run-id", required=True, help="The published run to evaluate.")
@@ -154,3 +154,7 @@ def _write_fitted(storage: Storage, result: Evaluated, config: Config, fitted: d
     address = join(folder(result.evaluation.inputs.paths), "fitted.yaml")
     storage.replace(address, config.model_copy(update=fitted).to_yaml().encode())
     return address
+
+
+if __name__ == "__main__":
+    evaluate()

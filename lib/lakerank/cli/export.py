@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lakerank.cli.job import EPILOG, config_option, run_job, set_option, spark_session, verbose_option
+from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, spark_session, verbose_option
 from lakerank.config import Config, load_config
 from lakerank.errors import ConfigError
 
@@ -27,7 +27,7 @@ FORMATS = (
 GOLDEN_PAIRS = "golden-pairs"
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Job, epilog=EPILOG)
 @config_option
 @set_option
 @click.option("--run-id", required=True, help="The published run, or `current`.")
@@ -101,3 +101,7 @@ def _job(config: Config, name: str | None, field: str, part_rows: int, part_byte
     if faults:
         raise ConfigError(faults)
     return replace(job, pairs=job.pairs or 256) if job.format == GOLDEN_PAIRS else job
+
+
+if __name__ == "__main__":
+    export()

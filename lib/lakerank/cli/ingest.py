@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from lakerank.cli.job import CONFIG_FILE, EPILOG, run_job, set_option, verbose_option
+from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, verbose_option
 from lakerank.config import StorageConfig, load_config
 from lakerank.errors import ConfigError
 
@@ -24,7 +24,7 @@ _LAYOUT = ("layout", "split", "runs", "depth", "all_pairs")
 _TABLE = ("kind", "table", "keep", "pdf_content", "page_pixels", "max_file_bytes")
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Job, epilog=EPILOG)
 @click.argument("source")
 @click.option("--output", required=True, metavar="FOLDER", help="Folder for the tables: FOLDER/documents/ and so on.")
 @click.option(
@@ -75,10 +75,7 @@ _TABLE = ("kind", "table", "keep", "pdf_content", "page_pixels", "max_file_bytes
     help="With --layout: write all documents, or only those that are candidates.",
 )  # fmt: skip
 @click.option("--follow-links", is_flag=True, help="Follow symbolic links, also out of SOURCE.")
-@click.option(
-    "--config", "config_path", type=CONFIG_FILE, metavar="FILE",
-    help="Config file (YAML), of which only lake.storage is used.",
-)  # fmt: skip
+@config_option
 @set_option
 @verbose_option
 @click.pass_context
@@ -146,3 +143,7 @@ def _progress() -> Any:
 
     bar = tqdm(unit=" rows", disable=None, leave=False)
     return lambda rows: bar.update(rows - bar.n)
+
+
+if __name__ == "__main__":
+    ingest()

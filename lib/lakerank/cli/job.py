@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import shutil
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from signal import SIGINT
 from typing import Any, TypeVar
 
 import click
 
 from lakerank.config import SparkConfig, StorageConfig, bundled_config, load_config
-from lakerank.errors import ConfigError, LakerankError
+from lakerank.errors import ConfigError, DependencyError, LakerankError
 from lakerank.logs import about, log_context, start_logging
+from lakerank.signals import Interrupted, LastWords, interruptible, kill_children
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +32,40 @@ DONE, FAILED, WRONG_ARGUMENTS, NOT_PUBLISHED = 0, 1, 2, 3
 
 EPILOG = (
     "Exit status: 0 success, 1 failure, 2 invalid arguments or config, 3 success but not published because an audit "
-    "failed. Logs go to standard error; the last line of standard output is a JSON object."
+    "failed, 130 or 143 interrupted. Logs go to standard error; the last line of standard output is a JSON object, "
+    "whatever the exit status."
 )
+
+#: The config at hand, which every command takes where --config is absent.
+AT_HAND = "lakerank.yaml"
+
+#: As bin/java-home says it.
+NO_JAVA = """\
+Spark needs Java 17 or newer, and {none}. Install one, then run this again:
+    Debian, Ubuntu    sudo apt-get install openjdk-17-jre-headless
+    Fedora, RHEL      sudo dnf install java-17-openjdk-headless
+    macOS             brew install openjdk@17
+    anything else     any JDK 17, 21 or 25, with JAVA_HOME naming its folder"""
+
+
+class Job(click.Command):
+    """A command whose last line of standard output is JSON even where its arguments are wrong."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of a command line; a wrong one ends the process with the status of a usage error."""
+        words = list(args)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            if extra.get("resilient_parsing"):
+                raise
+            error.show()
+            line = json.dumps({"error": "UsageError", "message": error.format_message()}, ensure_ascii=False)
+            _write_summary(line, _option(words, "--summary"), _option(words, "--config"))
+            click.echo(line)
+            sys.exit(WRONG_ARGUMENTS)
 
 
 class ConfigFile(click.Path):
@@ -36,15 +73,33 @@ class ConfigFile(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path of the file."""
-        bundled = None if Path(value).is_file() else bundled_config(str(value))
-        return super().convert(bundled or value, param, ctx)
+        file = Path(value).expanduser()
+        bundled = None if file.is_file() else bundled_config(str(value))
+        return super().convert(bundled or file, param, ctx)
 
 
 CONFIG_FILE = ConfigFile(dir_okay=False, path_type=Path)
 
+
+def _at_hand(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """The config that --config names, or else the one at hand."""
+    if path is None and Path(AT_HAND).is_file():
+        return Path(AT_HAND)
+    if path is None and not context.resilient_parsing and context.command.name not in WITHOUT_CONFIG:
+        raise click.UsageError(
+            f"no --config, and no {AT_HAND} in {Path.cwd()}: name one (`--config demo` is bundled), or let "
+            "`lakerank init FOLDER --queries FILE` write it",
+            context,
+        )
+    return path
+
+
+#: Commands that need no config.
+WITHOUT_CONFIG = ("ingest", "score", "search")
+
 config_option = click.option(
-    "--config", "config_path", required=True, type=CONFIG_FILE, metavar="FILE",
-    help="Config file (YAML), or the name of a bundled one, such as demo.",
+    "--config", "config_path", type=CONFIG_FILE, metavar="FILE", callback=_at_hand,
+    help=f"Config file (YAML), or the name of a bundled one, such as demo.  [default: ./{AT_HAND}, if it is there]",
 )  # fmt: skip
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
@@ -71,31 +126,102 @@ def verbose_option(command: Command) -> Command:
     return verbose(log_format(summary(command)))
 
 
-def run_job(work: Callable[[], dict[str, Any]], verbose: bool = False) -> None:
-    """Run a job's work, print its summary as the last line of standard output, and exit with its status."""
-    context = click.get_current_context(silent=True)
+def run_job(
+    work: Callable[[], dict[str, Any]], verbose: bool = False, done: Callable[[], dict[str, Any]] = dict
+) -> None:
+    """Run a job's work, print its summary as the last line of standard output, and exit with its status.
+
+    Of a job that SIGINT or SIGTERM ends, the summary says what `done` returns.
+    """
+    context, started = click.get_current_context(silent=True), time.monotonic()
     start_logging(context.meta.get("lakerank.log_format", "text") if context else "text", verbose)
     run_id = context.params.get("run_id") if context else None
-    with about(**{"run": run_id} if run_id else {}):
-        summary, status = _outcome(work, verbose)
+
+    def print_last_line(summary: dict[str, Any]) -> None:
         line = json.dumps(summary, ensure_ascii=False, allow_nan=False)
-        _write_summary(line)
-    sys.stdout.flush()
-    click.echo(line)
+        parameters = context.params if context else {}
+        address = context.meta.get("lakerank.summary") if context else None
+        _write_summary(line, address, parameters.get("config_path"), parameters.get("overrides", ()))
+        sys.stdout.flush()
+        click.echo(line)
+
+    def say(interruption: Interrupted) -> None:
+        print_last_line(_interrupted(interruption, run_id, time.monotonic() - started, done))
+
+    last_words = LastWords(say)
+    with about(**{"run": run_id} if run_id else {}):
+        try:
+            with interruptible(last_words) as take_signals:
+                _signals.append(take_signals)
+                summary, status = _outcome(work, verbose)
+        except (Interrupted, KeyboardInterrupt) as signal:  # the latter is Spark's, while a session is starting
+            interruption = signal if isinstance(signal, Interrupted) else Interrupted(SIGINT, "")
+            kill_children()
+            last_words(interruption)
+            sys.exit(interruption.status)
+        finally:
+            _signals.clear()
+        print_last_line(summary)
     sys.exit(status)
+
+
+#: Takes the signals of the running job back from Spark, which sets a handler of its own.
+_signals: list[Callable[[], None]] = []
+
+
+def _interrupted(
+    interruption: Interrupted, run_id: str | None, seconds: float, done: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The summary of an interrupted job, after a line on standard error."""
+    stage = f" (stage {interruption.stage})" if interruption.stage else ""
+    message = f"by {interruption.name} after {seconds:.1f} s{stage}; the same command goes on from what is finished"
+    summary = _report("interrupted", message) | {"interrupted": True, "signal": interruption.name}
+    summary |= {"stage": interruption.stage or None, "seconds": round(seconds, 3)}
+    with suppress(Exception):  # the lake may be what the job was waiting for
+        summary |= done()
+    return summary | ({"run_id": run_id} if run_id else {})
 
 
 @contextmanager
 def spark_session(config: SparkConfig) -> Iterator[Any]:
-    """A Spark session, stopped at the end of the block."""
-    from lakerank.spark.runtime import session
+    """A Spark session, stopped at the end of the block.
+
+    Raises:
+        DependencyError: there is no Java, or no pyspark.
+    """
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:
+        check_java()
+    try:
+        from lakerank.spark.runtime import session
+    except ImportError as error:
+        raise DependencyError(f"{error}: pip install 'lakerank[spark]'") from error
 
     logger.info("starting Spark")
-    spark = session.start(config.app_name, config.conf, config.partitions)
+    try:
+        spark = session.start(config.app_name, config.conf, config.partitions)
+    except Exception as error:
+        if "JAVA_GATEWAY_EXITED" in str(error):
+            none = "the one found did not start (its own words are above)"
+            raise DependencyError(NO_JAVA.format(none=none)) from error
+        raise
+    for take_signals in _signals:
+        take_signals()
     try:
         yield spark
+    except Interrupted:
+        with suppress(Exception):  # what tasks say of being stopped is of no use to anyone
+            spark.sparkContext.setLogLevel("OFF")
+        raise
     finally:
         spark.stop()
+
+
+def check_java() -> None:
+    """Raise DependencyError, which says how to get one, if Spark would find no Java to start."""
+    home = os.environ.get("JAVA_HOME")
+    if not shutil.which("java", path=str(Path(home) / "bin") if home else None):
+        none = f"JAVA_HOME={home} has no bin/java" if home else "none was found"
+        raise DependencyError(NO_JAVA.format(none=none))
 
 
 def _outcome(work: Callable[[], dict[str, Any]], verbose: bool) -> tuple[dict[str, Any], int]:
@@ -106,8 +232,6 @@ def _outcome(work: Callable[[], dict[str, Any]], verbose: bool) -> tuple[dict[st
         return _report(type(error).__name__, str(error)), WRONG_ARGUMENTS
     except LakerankError as error:
         return _report(type(error).__name__, str(error)), FAILED
-    except KeyboardInterrupt:
-        return {"error": "interrupted", "message": "stopped from the keyboard"}, FAILED
     except Exception as error:
         cause = _worker_error(error) or spark_failure(error)
         if cause is None or verbose:
@@ -120,22 +244,32 @@ def _outcome(work: Callable[[], dict[str, Any]], verbose: bool) -> tuple[dict[st
     return summary, NOT_PUBLISHED if audit_failed else DONE
 
 
-def _write_summary(line: str) -> None:
+def _write_summary(
+    line: str, address: str | None, config_path: str | Path | None, overrides: Sequence[str] = ()
+) -> None:
     """Write the last line where --summary says. A failure to write it changes nothing about the job."""
-    context = click.get_current_context(silent=True)
-    address = context.meta.get("lakerank.summary") if context else None
-    if not context or not address:
+    if address is None:
         return
     from lakerank.cli import resolve
 
-    config_path, storage_config = context.params.get("config_path"), StorageConfig()
+    storage_config = StorageConfig()
     try:
         if config_path is not None:
             with suppress(ConfigError):  # a config that has faults: default storage
-                storage_config = load_config(config_path, context.params.get("overrides", ())).lake.storage
+                storage_config = load_config(config_path, overrides).lake.storage
         resolve.storage(storage_config).replace(address, line.encode() + b"\n")
     except Exception as error:
         click.echo(f"--summary {address}: not written: {error}", err=True)
+
+
+def _option(words: Sequence[str], name: str) -> str | None:
+    """The value of an option on a command line that cannot be parsed."""
+    for place, word in enumerate(words):
+        if word == name and place + 1 < len(words):
+            return words[place + 1]
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
 
 
 def _report(name: str, message: str) -> dict[str, Any]:

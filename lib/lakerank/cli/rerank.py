@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
-from lakerank.cli.job import EPILOG, config_option, run_job, set_option, spark_session, verbose_option
+from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, spark_session, verbose_option
 from lakerank.config import Config, load_config
 from lakerank.errors import ConfigError
 
 STEPS = ("plan", "score", "publish")
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Job, epilog=EPILOG)
 @config_option
 @set_option
 @click.option(
@@ -41,7 +41,26 @@ def rerank(config_path: Path, overrides: Sequence[str], verbose: bool, **options
     Reads documents, queries and candidates, scores every pair that has no score yet, and publishes ranked, labelled
     lists together with every pair that could not be scored and the reason.
     """
-    run_job(lambda: _rerank(load_config(config_path, overrides), **options), verbose)
+    run_job(
+        lambda: _rerank(load_config(config_path, overrides), **options),
+        verbose,
+        done=lambda: _finished(load_config(config_path, overrides), options["run_id"]),
+    )
+
+
+def _finished(config: Config, run_id: str) -> dict[str, Any]:
+    """What the first stage of a run that was interrupted has: its units, and how many of them have scores."""
+    from lakerank.cli import resolve
+    from lakerank.lake.runs import RunPaths
+    from lakerank.lake.scores import finished_units
+    from lakerank.plan.plan import load_plan, planned_units
+
+    storage, paths = resolve.storage(config.lake.storage), RunPaths(config.lake.output, run_id)
+    plan = load_plan(storage, paths)
+    if plan is None:
+        return {"units": None, "finished_units": 0}
+    finished = finished_units(storage, config.lake.output, plan.scorer)
+    return {"units": plan.units, "finished_units": len(finished.intersection(planned_units(storage, paths, plan)))}
 
 
 def _rerank(config: Config, run_id: str, steps: str, reason: str | None, by: str | None) -> dict[str, Any]:
@@ -83,3 +102,7 @@ def _parse_steps(steps: str) -> list[str]:
     if not names or not set(names) <= set(STEPS):
         raise ConfigError([f"--stage {steps}: expected any of {', '.join(STEPS)}, separated by commas"])
     return [step for step in STEPS if step in names]
+
+
+if __name__ == "__main__":
+    rerank()

@@ -9,18 +9,15 @@ from typing import IO, Any
 
 import click
 
-from lakerank.cli.job import CONFIG_FILE, EPILOG, run_job, set_option, verbose_option
+from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, verbose_option
 from lakerank.config import Config, resolve_config
 from lakerank.errors import ConfigError
 from lakerank.settings import read_yaml
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Job, epilog=EPILOG)
 @click.argument("request_file", metavar="REQUEST.json", type=click.File(encoding="utf-8"))
-@click.option(
-    "--config", "config_path", type=CONFIG_FILE, metavar="FILE",
-    help="Config file (YAML), of which the sections model and scoring are used.  [default: the bundled checkpoint]",
-)  # fmt: skip
+@config_option
 @set_option
 @click.option("--allow-host", multiple=True, metavar="HOST", help="Fetch images from this host; others are refused.")
 @verbose_option
@@ -62,3 +59,7 @@ def _answer(config: Config, request: dict[str, Any], allowed_hosts: Sequence[str
     spec = resolve.model_spec(config.rerankers[0])
     reranker = spec.load(config.device, resolve.limits(config.scoring), resolve.runtime_options(config.scoring))
     return answer(request, reranker, allowed_hosts=allowed_hosts)
+
+
+if __name__ == "__main__":
+    score()

@@ -9,13 +9,16 @@ from typing import Any
 
 import click
 
-from lakerank.cli.job import EPILOG, config_option, run_job, set_option, spark_session, verbose_option
+from lakerank.cli.job import CONFIG_FILE, EPILOG, Job, run_job, set_option, spark_session, verbose_option
 from lakerank.config import SparkConfig
 from lakerank.errors import DependencyError
 
 
-@click.command(epilog=EPILOG)
-@config_option
+@click.command(cls=Job, epilog=EPILOG)
+@click.option(
+    "--config", "config_path", required=True, type=CONFIG_FILE, metavar="FILE",
+    help="Config file (YAML) of a training, such as conf/train-clicks.yaml.",
+)  # fmt: skip
 @set_option
 @click.option(
     "--processes",
@@ -49,3 +52,7 @@ def train(config_path: Path, overrides: Sequence[str], processes: int | None, ve
         return {**asdict(result), "output": config.output}
 
     run_job(work, verbose)
+
+
+if __name__ == "__main__":
+    train()

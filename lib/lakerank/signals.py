@@ -1,0 +1,100 @@
+"""SIGINT and SIGTERM as an exception, so that a job says what was done, and ends within seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from lakerank.logs import log_context
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+#: Seconds that a job has to end by itself after a signal.
+GRACE_S = 6.0
+
+
+class Interrupted(BaseException):
+    """A signal came. Not an Exception: no handler of failures may take it for one.
+
+    `stage` is the stage that the job was in, "" for none.
+    """
+
+    def __init__(self, number: int, stage: str) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.name, self.status, self.stage = signal.Signals(number).name, 128 + number, stage
+
+
+class LastWords:
+    """What is to be said once, by whoever is first: the job that ends, or the watch over one that does not."""
+
+    def __init__(self, say: Callable[[Interrupted], None]) -> None:
+        self._say, self._lock, self.said = say, threading.Lock(), False
+
+    def __call__(self, interruption: Interrupted) -> None:
+        """Say them, unless they have been said."""
+        with self._lock:
+            if not self.said:
+                self.said = True
+                self._say(interruption)
+
+
+@contextmanager
+def interruptible(last_words: LastWords) -> Iterator[Callable[[], None]]:
+    """Raise Interrupted in the block when a signal comes. Yields a function that takes the signals back from a library.
+
+    A block that has not ended `GRACE_S` later, and a process that waits for its threads, are ended with the last words;
+    a second signal does so at once. In another thread than the main one signals are left as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    first: list[Interrupted] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if first:
+            _end(last_words, first[0])
+        first.append(Interrupted(number, log_context().about.get("stage", "")))
+        threading.Thread(target=_watch, args=(last_words, first[0]), daemon=True).start()
+        raise first[0]
+
+    def take() -> None:
+        for number in SIGNALS:
+            signal.signal(number, handle)
+
+    take()
+    try:
+        yield take
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(last_words: LastWords, interruption: Interrupted) -> None:
+    time.sleep(GRACE_S)
+    if not last_words.said or not threading.main_thread().is_alive():
+        _end(last_words, interruption)
+
+
+def kill_children() -> None:
+    """Kill the processes that this one started: Spark's JVM, whose workers end with it. Where there is no /proc, they
+    notice that their pipes are closed."""
+    for tasks in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            for child in tasks.read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+
+
+def _end(last_words: LastWords, interruption: Interrupted) -> None:
+    last_words(interruption)
+    kill_children()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(interruption.status)
