@@ -56,6 +56,7 @@ class StorageConfig(Section):
     connect_timeout_s: float = Field(default=10.0, gt=0)
     request_timeout_s: float = Field(default=60.0, gt=0)
     max_attempts: int = Field(default=5, ge=1)
+    verify_checksums: bool = True
 
 
 class LakeConfig(Section):

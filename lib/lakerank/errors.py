@@ -5,7 +5,8 @@ LakerankError
 ├── SchemaError          a table lacks a column or has one of the wrong type
 ├── StorageError         a file could not be listed, read or written
 │   ├── ChangedFile      a table's file has changed since the run was planned (lake/blobs.py)
-│   └── CorruptScoreFile a unit file is incomplete or does not match its name (lake/scores.py)
+│   └── CorruptFile      a file is not what was written (lake/checksums.py)
+│       └── CorruptScoreFile a unit file is incomplete or does not match its name (lake/scores.py)
 ├── CheckpointError      a model cannot be loaded from its files
 ├── SparkSettingError    Spark is configured so that the job would be wrong or wasteful
 ├── RunConflictError     a run with this id exists and has other inputs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +12,7 @@ from lakerank.errors import ExportError, RunConflictError
 from lakerank.export import pairs, search
 from lakerank.export.format import Change, Format, PartLimits, Target
 from lakerank.fingerprint import fingerprint
+from lakerank.lake.checksums import json_bytes
 from lakerank.lake.runs import RunPaths, current_run, read_json, read_manifest
 from lakerank.lake.storage import Storage, join
 
@@ -129,8 +129,7 @@ def finish(storage: Storage, export: Export, made_from: str, reports: Iterable[d
         "parts": by_kind["part"],
         "removed": by_kind["removal"],
     }
-    encoded = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    if not storage.create(join(export.to, MANIFEST), encoded):
+    if not storage.create(join(export.to, MANIFEST), json_bytes(manifest)):
         return finished(storage, export) or manifest  # the same command twice at once: the same parts
     return manifest
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from itertools import count
 from typing import Any
 
 from lakerank.errors import ConfigError, StorageError
+from lakerank.lake.checksums import json_bytes, parse_json
 from lakerank.lake.scores import PlannedUnits, read_reused_units, unit_address
 from lakerank.lake.storage import Storage, join
 
@@ -83,12 +83,12 @@ def announce(storage: Storage, paths: RunPaths, scorer: str, scorers: Sequence[s
     """
     moment = datetime.now(UTC).isoformat(timespec="microseconds")
     announcement = {"run_id": paths.run_id, "scorer": scorer, "started_at": moment}
-    storage.replace(paths.started, _json_bytes(announcement | ({"scorers": list(scorers)} if scorers else {})))
+    storage.replace(paths.started, json_bytes(announcement | ({"scorers": list(scorers)} if scorers else {})))
 
 
 def write_manifest(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any]) -> bool:
     """Write a run's manifest, once; False when it has one already."""
-    return storage.create(paths.manifest, _json_bytes(manifest))
+    return storage.create(paths.manifest, json_bytes(manifest))
 
 
 def read_manifest(storage: Storage, output: str, run_id: str) -> dict[str, Any] | None:
@@ -119,7 +119,7 @@ def publish(storage: Storage, paths: RunPaths, published_at: str) -> bool:
             return True
         if current is not None and _order(current) > _order(pointer):
             return False
-        if storage.replace_if(paths.current, _json_bytes(pointer), version):
+        if storage.replace_if(paths.current, json_bytes(pointer), version):
             return True
     raise StorageError(f"{paths.current}: changed {_POINTER_TRIES} times while run {paths.run_id} was to be published")
 
@@ -204,19 +204,7 @@ def _incomplete(uri: str, error: Exception) -> StorageError:
     )
 
 
-def _json_bytes(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
 def read_json(storage: Storage, uri: str) -> dict[str, Any] | None:
     """A JSON object in the lake; None when the file is not there."""
     data = storage.read_optional(uri)
-    if data is None:
-        return None
-    try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise StorageError(f"{uri}: not JSON ({error}); it was not written by lakerank") from error
-    if not isinstance(value, dict):
-        raise StorageError(f"{uri}: expected a JSON object; it was not written by lakerank")
-    return value
+    return None if data is None else parse_json(uri, data)

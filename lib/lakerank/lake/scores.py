@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import overload
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from lakerank.errors import SchemaError, StorageError
+from lakerank.errors import SchemaError
+from lakerank.lake.checksums import CorruptFile, open_parquet
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes, read_table_file
 from lakerank.schemas import SCORES
@@ -31,7 +31,7 @@ _LIST_ROW_GROUP = 100_000
 _names_cache: dict[tuple[str, int], list[str]] = {}
 
 
-class CorruptScoreFile(StorageError):
+class CorruptScoreFile(CorruptFile):
     """A unit file is incomplete, or its content does not match its name."""
 
 
@@ -73,16 +73,18 @@ def read_unit(storage: Storage, output: str, scorer: str, unit: str) -> pa.Table
     uri = unit_address(output, scorer, unit)
     data = storage.read_bytes(uri)
     try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+        with open_parquet(uri, pa.BufferReader(data)) as parquet:
             table = parquet.read()
-    except (pa.ArrowException, OSError) as error:
-        raise _corrupt(uri, f"not a whole Parquet file: {error}") from error
+    except CorruptFile as error:
+        raise CorruptScoreFile(uri, error.problem) from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise CorruptScoreFile(uri, f"not a whole Parquet file: {error}") from error
     metadata = {key.decode(): value.decode("utf-8", "replace") for key, value in (table.schema.metadata or {}).items()}
     for key, expected in ((_UNIT_KEY, unit), (_SCORER_KEY, scorer), (_ROWS_KEY, str(table.num_rows))):
         if metadata.get(key) != expected:
-            raise _corrupt(uri, f"{key} should be {expected} (found: {metadata.get(key)})")
+            raise CorruptScoreFile(uri, f"{key} should be {expected} (found: {metadata.get(key)})")
     if not table.schema.equals(SCORES, check_metadata=False):
-        raise _corrupt(uri, f"columns are not those of a score file (found: {', '.join(table.schema.names)})")
+        raise CorruptScoreFile(uri, f"columns are not those of a score file (found: {', '.join(table.schema.names)})")
     return table.replace_schema_metadata(None)
 
 
@@ -90,13 +92,6 @@ def finished_units(storage: Storage, output: str, scorer: str) -> set[str]:
     """Names of the units whose scores are in the lake."""
     names = storage.list_names(scores_folder(output, scorer))
     return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
-
-
-def _corrupt(uri: str, problem: str) -> CorruptScoreFile:
-    return CorruptScoreFile(
-        f"{uri}: {problem}; delete the file and run again (with another --run-id, if this run was to reuse it): its "
-        "pairs are then scored anew"
-    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from lakerank.errors import StorageError
-from lakerank.lake import is_local, join, local_path, redacted
+from lakerank.lake import checksums, is_local, join, local_path, redacted
 from lakerank.lake.backends import FileInfo, StoredFile, is_transient, storage_errors
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
@@ -78,16 +78,15 @@ class Storage:
         return sorted(name for name in names if not name.startswith("."))
 
     def open_parquet(self, uri: str, streaming: bool = False) -> pq.ParquetFile:
-        """Open a Parquet file: its footer is read now, columns of row groups on demand, by range.
+        """Open a Parquet file: its footer is read now, columns of row groups on demand, by range, checksums verified.
 
         A row group's columns are fetched together, which suits object stores; `streaming` fetches a few megabytes at
         a time instead, for row groups too large for memory. Close it with `close(force=True)`.
         """
         with storage_errors(uri, "opened"):
             source = self._backend(uri).open(uri)
-            if streaming:
-                return pq.ParquetFile(source, pre_buffer=False, buffer_size=_STREAM_BUFFER_BYTES)
-            return pq.ParquetFile(source, pre_buffer=True)
+            buffer_bytes = _STREAM_BUFFER_BYTES if streaming else None
+            return checksums.open_parquet(uri, source, self.options.verify_checksums, buffer_bytes)
 
     @contextmanager
     def open_stream(self, uri: str) -> Iterator[BufferedReader]:

@@ -14,6 +14,7 @@ from lakerank.errors import SchemaError
 from lakerank.fingerprint import fingerprint
 from lakerank.lake import redacted
 from lakerank.lake.backends import storage_errors
+from lakerank.lake.checksums import sealed
 from lakerank.lake.storage import FileInfo, Storage
 from lakerank.schemas import OPTIONAL
 
@@ -153,11 +154,11 @@ def decode_text(raw: bytes | None) -> str | None:
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int, metadata: Mapping[str, str] | None = None) -> bytes:
-    """A Parquet file: zstd, pages with checksums, `metadata` as its key-value metadata. Same rows, same bytes."""
+    """A sealed Parquet file: zstd, `metadata` as its key-value metadata. Same rows, same bytes."""
     plain = table.replace_schema_metadata(dict(sorted((metadata or {}).items()))).combine_chunks()
     sink = pa.BufferOutputStream()
     pq.write_table(plain, sink, row_group_size=row_group_rows, compression="zstd", write_page_checksum=True)
-    return bytes(sink.getvalue())
+    return sealed(sink.getvalue().to_pybytes())
 
 
 def _accepts(actual: pa.DataType, expected: pa.DataType) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow as pa
 from lakerank.cost import CostProfile, Sizing
 from lakerank.errors import StorageError
 from lakerank.lake.blobs import ChangedFile
+from lakerank.lake.checksums import json_bytes
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.scores import PlannedUnits
 from lakerank.lake.storage import Storage, join
@@ -103,7 +103,7 @@ class Plan:
 
     def to_json(self) -> bytes:
         """The plan file."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False).encode()
+        return json_bytes(asdict(self))
 
 
 def plan_folder(paths: RunPaths, attempt: str) -> str:

@@ -5,7 +5,6 @@ A run has one stage, or several: a cascade's stages each score the best of the s
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,6 +16,7 @@ from pyspark.sql import SparkSession
 
 from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError
+from lakerank.lake.checksums import json_bytes
 from lakerank.lake.runs import RunPaths, announce, publish, read_manifest
 from lakerank.lake.storage import Storage, join
 from lakerank.logs import about
@@ -207,7 +207,7 @@ def _timed_plan(storage: Storage, paths: RunPaths, make: Callable[[], Plan]) -> 
     started = time.monotonic()
     plan = make()
     # Only once: an attempt for which the plan exists would report that planning takes no time.
-    storage.create(join(paths.plan, PLANNING), json.dumps({"seconds": time.monotonic() - started}).encode())
+    storage.create(join(paths.plan, PLANNING), json_bytes({"seconds": time.monotonic() - started}))
     return plan
 
 
@@ -219,7 +219,7 @@ def _score_stage(spark: SparkSession, storage: Storage, planned: PlannedStage, f
     scoring = ScoringJob(paths.output, plan.scorer, units, sources, stage.device, stage.factory)
     summary = score_units(SparkRunner(spark), storage, scoring, planned_units(storage, paths, plan))
     if summary.existing < summary.units or not summary.units:
-        storage.replace(join(paths.plan, SCORING), json.dumps(summary.as_dict()).encode())
+        storage.replace(join(paths.plan, SCORING), json_bytes(summary.as_dict()))
     return summary
 
 

@@ -17,7 +17,7 @@ from lakerank.errors import DependencyError
 
 @dataclass(frozen=True, slots=True)
 class StorageOptions:
-    """Connection settings; the fields of the config's `lake.storage`. Never holds credentials."""
+    """Connection settings and `verify_checksums` (of pages of input files); the fields of the config's `lake.storage`. Never holds credentials."""
 
     endpoint_url: str | None = None
     region: str | None = None
@@ -27,6 +27,7 @@ class StorageOptions:
     connect_timeout_s: float = 10
     request_timeout_s: float = 60
     max_attempts: int = 5
+    verify_checksums: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@ the upper bound of its cost, before the stages before it have been scored."""
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.fingerprint import fingerprint
+from lakerank.lake.checksums import json_bytes
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.storage import Storage, join
 from lakerank.plan.forecast import CostUpperBound, costliest
@@ -168,7 +168,7 @@ def cost_upper_bound(
     read_once = all(reading.document_major for reading in stage.limits.readings)
     known = sum(by_cost.get("document", {}).values())
     bound = CostUpperBound(pairs, min(pairs, known), shared if read_once else pairwise, pairwise)
-    storage.replace(address, json.dumps({"of": key} | asdict(bound)).encode())
+    storage.replace(address, json_bytes({"of": key} | asdict(bound)))
     return bound
 
 
