@@ -33,8 +33,8 @@ _JSON_KEY = "checksum"
 #: What to do about a damaged file, by the folder that it is in.
 _ADVICE = {
     "/index/": "delete the file and run the same command again: it is written anew",
-    "/scores/": "delete the file and run again (with another --run-id, if this run was to reuse it): its pairs are then "
-    "scored anew",
+    "/scores/": "delete the file and run again (with another --run-id, if this run was to reuse it): its pairs are "
+    "then scored anew",
     "/ranked/": "restore the file from a copy, or publish another run: stored scores are reused",
     "/rejected/": "restore the file from a copy, or publish another run: stored scores are reused",
     "/runs/": "restore the file from a copy, or use another --run-id: stored scores are reused",
@@ -195,7 +195,7 @@ def parse_json(uri: str, data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise StorageError(f"{redacted(uri)}: expected a JSON object; it was not written by lakerank")
     others = {**value}
-    name, stated = others.popitem() if others else ("", None)
+    stated = others.popitem()[1] if others else None
     if stated == _json_checksum(others):  # whatever became of its name
         return others
     if _JSON_KEY in value:

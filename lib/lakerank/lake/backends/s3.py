@@ -17,7 +17,7 @@ from lakerank.errors import DependencyError
 
 @dataclass(frozen=True, slots=True)
 class StorageOptions:
-    """Connection settings and `verify_checksums` (of pages of input files); the fields of the config's `lake.storage`. Never holds credentials."""
+    """Connection settings, and whether to verify pages of input files; the config's `lake.storage`. No credentials."""
 
     endpoint_url: str | None = None
     region: str | None = None
