@@ -5,10 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lakerank.errors import LakerankError, PairRejected
-from lakerank.records import Candidate, Document, DocumentGroup, Qrel, Query, RankedDocument, Reject, RejectReason
+from lakerank.limits import Limits
+from lakerank.records import (
+    Candidate,
+    Document,
+    DocumentGroup,
+    Qrel,
+    Query,
+    RankedDocument,
+    RankResult,
+    Reject,
+    RejectReason,
+)
 
 if TYPE_CHECKING:
-    from lakerank.model.spec import load_reranker
+    from lakerank.model.api import RerankModel, load_reranker
 
 __version__ = "0.1.0"
 
@@ -17,20 +28,27 @@ __all__ = [
     "Document",
     "DocumentGroup",
     "LakerankError",
+    "Limits",
     "PairRejected",
     "Qrel",
     "Query",
+    "RankResult",
     "RankedDocument",
     "Reject",
     "RejectReason",
+    "RerankModel",
     "__version__",
     "load_reranker",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_reranker":
-        from lakerank.model.spec import load_reranker
+    if name in ("RerankModel", "load_reranker"):
+        from lakerank.model import api
 
-        return load_reranker
+        return getattr(api, name)
     raise AttributeError(f"module 'lakerank' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -78,11 +78,16 @@ class DependencyError(LakerankError):
 
 
 class PairRejected(LakerankError):
-    """The Python API was given a pair that cannot be scored: there is no score to return."""
+    """The Python API was given a pair that cannot be scored: there is no score to return.
 
-    def __init__(self, query_id: str, doc_id: str, reason: RejectReason, detail: str = "") -> None:
-        super().__init__(f"query {query_id!r}, document {doc_id!r}: {reason.value}{': ' + detail if detail else ''}")
+    `place`: where the pair is among those given, for a message about inputs without ids.
+    """
+
+    def __init__(self, query_id: str, doc_id: str, reason: RejectReason, detail: str = "", place: str = "") -> None:
+        pair = f"query {query_id!r}, document {doc_id!r}" if query_id or doc_id or not place else place
+        super().__init__(f"{pair}: {reason.value}{': ' + detail if detail else ''}")
         self.query_id = query_id
         self.doc_id = doc_id
         self.reason = reason
         self.detail = detail
+        self.place = place

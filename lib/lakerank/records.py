@@ -107,6 +107,22 @@ class RankedDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class RankResult:
+    """An item of `RerankModel.rank`: `index` is the document's place in the list given, counted from 0.
+
+    `relevance` and `logit` are None exactly where `reason`, a reject code, is not. `text`: the document's, if any.
+    """
+
+    index: int
+    relevance: float | None
+    logit: float | None
+    text: str | None = None
+    doc_id: str = ""
+    reason: RejectReason | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Qrel:
     """A relevance judgement of a document for a query (0 = not relevant)."""
 

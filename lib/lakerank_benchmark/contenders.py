@@ -15,12 +15,12 @@ from torch import Tensor
 
 from lakerank.errors import ConfigError
 from lakerank.limits import Limits
+from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import locate, read_json
 from lakerank.model.cross_encoder.weights import read_shape
 from lakerank.model.engine.counters import Counters, Flops, count_flops
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.registry import M0, family_of
-from lakerank.model.spec import load_reranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 from lakerank_benchmark.request import CROSS_ENCODER, ENCODERS, FAST, JINA, PUBLISHED, REPRODUCIBLE, Request
 from lakerank_benchmark.workloads import pairs_of
@@ -145,7 +145,7 @@ def load(name: str, request: Request) -> Contender:
         reranker = load_reranker(
             request.checkpoint, dtype=request.dtype, device=request.device, host_threads=2,
             reproducible=name == REPRODUCIBLE, max_length=request.max_length,
-        )  # fmt: skip
+        ).reranker  # fmt: skip
         if not isinstance(reranker, BatchedReranker):
             raise CannotRun(f"{request.checkpoint}: its work is not counted")
         return Lakerank(reranker)

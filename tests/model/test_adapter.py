@@ -14,9 +14,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lakerank.errors import CheckpointError
+from lakerank.model.api import load_reranker
 from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.weights import load_network
-from lakerank.model.spec import CheckpointSpec, identify, load_reranker
+from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import Document, Query
 
 #: peft asks transformers by an old name.

@@ -83,7 +83,7 @@ def threads_restored() -> Iterator[None]:
 
 
 def load(folder: Path, **options: Any) -> BatchedReranker:
-    loaded = load_reranker(str(folder), device="cpu", **{"limits": LIMITS, "dtype": "float32", **options})
+    loaded = load_reranker(str(folder), device="cpu", **{"limits": LIMITS, "dtype": "float32", **options}).reranker
     assert isinstance(loaded, BatchedReranker)
     return loaded
 

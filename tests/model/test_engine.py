@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lakerank.limits import Limits
+from lakerank.model.api import load_reranker
 from lakerank.model.engine.budget import LEAST_TOKENS, Budget, budget_of
 from lakerank.model.engine.decoder import PackedDecoder, Prefix, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
@@ -27,7 +28,6 @@ from lakerank.model.jina_m0.tokenize import PromptTokenizer, read_special_tokens
 from lakerank.model.jina_m0.weights import load_network
 from lakerank.model.preprocess.pipeline import Preprocessor
 from lakerank.model.preprocess.tokenizer import read_tokenizer
-from lakerank.model.spec import load_reranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 SHAPES = ["grouped", "one_kv_head", "ungrouped"]
@@ -75,7 +75,7 @@ def with_engine(
         decoder(network, head.of_mlp(network.score)), PackedVision(network, stored.patches), **options
     )
     engine.batcher.budget = budget or engine.batcher.budget
-    return replace(load_reranker(str(checkpoint), device="cpu", dtype=dtype), engine=engine)
+    return replace(load_reranker(str(checkpoint), device="cpu", dtype=dtype).reranker, engine=engine)
 
 
 @pytest.mark.parametrize("linear", [choose_linear, lambda _: BatchInvariantLinear(64)], ids=["probed", "blocks"])

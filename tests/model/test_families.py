@@ -16,10 +16,11 @@ from checkpoints.encoders import write_bge, write_jina
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits
+from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import file_hash
 from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.registry import FAMILIES, ModelFamily, family_of
-from lakerank.model.spec import CheckpointSpec, identify, load_reranker
+from lakerank.model.spec import CheckpointSpec, identify
 
 #: What tells published checkpoints apart: of each config.json, as it is on the hub, the keys that say what it is.
 PUBLISHED: dict[str, list[dict[str, Any]]] = {

@@ -76,7 +76,7 @@ def pairs(make_image: Callable[..., bytes]) -> list[tuple[Query, Document]]:
 
 
 def load(checkpoint: Path, **options: Any) -> BatchedReranker:
-    loaded = load_reranker(str(checkpoint), device="cpu", **{"dtype": "float32", **options})
+    loaded = load_reranker(str(checkpoint), device="cpu", **{"dtype": "float32", **options}).reranker
     assert isinstance(loaded, BatchedReranker)
     return loaded
 

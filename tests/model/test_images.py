@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFile, ImageFont
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from lakerank.limits import Limits
+from lakerank.model.api import load_reranker
 from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess.images import (
     CLIP_MEAN,
@@ -28,7 +29,6 @@ from lakerank.model.preprocess.images import (
     open_header,
     resized,
 )
-from lakerank.model.spec import load_reranker
 from lakerank.records import Document, Query, RejectReason
 from oracles.reference import normalised
 

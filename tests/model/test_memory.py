@@ -19,7 +19,7 @@ from lakerank.model.jina_m0.weights import parse_config
 SCRIPT = """
 import json, pathlib, resource, sys
 from lakerank.limits import Limits
-from lakerank.model.spec import load_reranker
+from lakerank.model.api import load_reranker
 from lakerank.records import Document, DocumentGroup, Query
 def peak():  # VmHWM starts anew with the program; ru_maxrss would start from the parent's
     status = pathlib.Path("/proc/self/status")

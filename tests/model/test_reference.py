@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lakerank.model.spec import load_reranker
+from lakerank.model.api import load_reranker
 from lakerank.records import Document, Query
 from oracles.reference import reference_logits
 

@@ -13,8 +13,8 @@ import pytest
 from running import running
 
 from lakerank.errors import ConfigError, PairRejected
+from lakerank.model.api import load_reranker
 from lakerank.model.request import answer, fetch
-from lakerank.model.spec import load_reranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 

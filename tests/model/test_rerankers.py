@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lakerank.errors import CheckpointError, PairRejected
+from lakerank.model.api import load_reranker
 from lakerank.model.engine.budget import BUSY_TOKENS_CPU, PREFIX_BATCHES
 from lakerank.model.engine.reranker import BatchedReranker
-from lakerank.model.spec import load_reranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 QUERIES = (Query("q1", text="red apple"), Query("q2", text="table"))

@@ -30,7 +30,7 @@ _PROVENANCE = frozenset({"_name_or_path", "architectures", "auto_map", "dtype", 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """What a reranker may take of the machine; see `load_reranker`."""
+    """What a reranker may take of the machine; see `lakerank.load_reranker`."""
 
     host_threads: int = 2
     device_threads: int | None = None
@@ -66,7 +66,7 @@ class ScorerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSpec:
-    """A checkpoint, its adapter and how they are read: the arguments of `load_reranker` that scores depend on."""
+    """A checkpoint, its adapter and how they are read: what scores depend on."""
 
     path: str
     revision: str | None = None
@@ -95,21 +95,31 @@ class CheckpointSpec:
         self, device: str, limits: Limits, options: RuntimeOptions, identity: CheckpointIdentity | None
     ) -> LoadedReranker:
         """`load`, by the checkpoint's identity."""
+        return load(self.load_options(device, limits, options, identity))
+
+    def load_options(
+        self, device: str, limits: Limits, options: RuntimeOptions, identity: CheckpointIdentity | None
+    ) -> LoadOptions:
+        """What is loaded: the checkpoint as identified, with a dtype and a device of this machine."""
         import torch
 
         from lakerank.model.engine.device import choose_device, supported_dtype
 
+        target = choose_device(device)
         identity = identify(self, limits) if identity is None else confirm(identity, self)
         if options.device_threads is not None:
             torch.set_num_threads(options.device_threads)
-        target = choose_device(device)
         dtype = resolve_dtype(Path(identity.folder), self.dtype)
         dtype = supported_dtype(dtype, target) if self.dtype == "auto" else dtype
         adapter = locate_adapter(self.adapter, self.adapter_revision)
-        load_options = LoadOptions(
+        return LoadOptions(
             identity, adapter, dtype, str(target), options.host_threads, reproducible=options.reproducible
         )
-        return family_named(identity.family).load(load_options)
+
+
+def load(options: LoadOptions) -> LoadedReranker:
+    """The reranker in memory. Raises CheckpointError: weights, adapter or tokenizer do not fit config.json."""
+    return family_named(options.identity.family).load(options)
 
 
 def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointIdentity:
@@ -160,41 +170,3 @@ def _all_files(folder: Path, adapter: str | None) -> Iterable[Path]:
     names = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
     small = [folder / name for name in names if (folder / name).is_file()]
     return [*small, *weight_files(folder), *(adapter_files(adapter) if adapter else ())]
-
-
-def load_reranker(
-    path: str,
-    *,
-    revision: str | None = None,
-    adapter: str | None = None,
-    adapter_revision: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    limits: Limits | None = None,
-    host_threads: int = 2,
-    device_threads: int | None = None,
-    reproducible: bool = True,
-    identity: CheckpointIdentity | None = None,
-    family: str | None = None,
-    max_length: int | None = None,
-) -> LoadedReranker:
-    """Load a checkpoint: a folder, a hub id with its revision, or `embedded`.
-
-    Args:
-        adapter: folder (or hub id with `adapter_revision`) of a LoRA adapter, merged on load.
-        dtype: auto (the checkpoint's, or float32 where the device has no units for that), float32, bfloat16 or float16.
-        device: auto (a GPU where there is one), cpu, cuda, cuda:1, …
-        host_threads: decode and tokenise ahead of the device.
-        device_threads: torch's threads on a CPU, for the whole process; None leaves them alone.
-        reproducible: a pair's score has the same bits whatever is scored beside it; False: it may not, and is faster.
-        identity: the result of `identify` for the same checkpoint, dtype and limits in another process, so that large
-            weights are not hashed again.
-        family: how it is computed, where its config.json is not to decide: a name in the registry.
-        max_length: tokens of a pair, the model's own instead of `limits.max_length`.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be loaded.
-    """
-    spec = CheckpointSpec(path, revision, adapter, adapter_revision, family, max_length, dtype)
-    options = RuntimeOptions(host_threads, device_threads, reproducible)
-    return spec.load_identified(device, limits or Limits(), options, identity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -24,12 +25,17 @@ _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 #: First compute capability of NVIDIA's with bfloat16 units.
 _BFLOAT16_CAPABILITY = (8, 0)
 
+#: Devices that a reranker may be put on.
+_DEVICES = re.compile(r"auto|cpu|(cuda|mps)(:\d+)?")
+
 #: Seconds that threads may take to start.
 _START_S = 60.0
 
 
 def choose_device(device: str) -> torch.device:
     """`auto` is the current GPU where there is one, else the CPU. Raises CheckpointError: there is no such device."""
+    if not _DEVICES.fullmatch(device):
+        raise CheckpointError(f"device {device!r}: expected auto, cpu, cuda, cuda:0 (a GPU's number) or mps")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -137,7 +137,7 @@ def open_header(data: bytes, limits: Limits) -> Image.Image:
         raise RejectedInput(RejectReason.IMAGE_TOO_LARGE, str(error)) from error
     except Exception as error:
         raise RejectedInput(_header_fault(reader, data), f"{type(error).__name__}: {error}"[:200]) from error
-    _check_size(*image.size, limits)
+    check_size(*image.size, limits)
     return image
 
 
@@ -152,7 +152,8 @@ def _header_fault(reader: type[ImageFile.ImageFile], data: bytes) -> RejectReaso
     return RejectReason.IMAGE_ZERO_SIZE if empty else RejectReason.IMAGE_UNDECODABLE
 
 
-def _check_size(width: int, height: int, limits: Limits) -> None:
+def check_size(width: int, height: int, limits: Limits) -> None:
+    """Raises RejectedInput: an image of this size is over a limit."""
     if width < 1 or height < 1:
         raise RejectedInput(RejectReason.IMAGE_ZERO_SIZE, f"{width} × {height}")
     if width * height > limits.max_source_pixels:
