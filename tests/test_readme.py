@@ -103,13 +103,12 @@ def test_own_lake_is_ranked_and_its_bad_candidate_rejected(output_of: Callable[[
     assert ranked["query_id"].to_pylist() == ["q1", "q1"]
 
 
-def test_python_example_prints_a_logit_a_pair(output_of: Callable[[Block], str]) -> None:
-    printed = output_of(_block("load_reranker(")).strip()
-    assert len(printed.strip("[]").split()) == 2
-
-
-def test_request_is_answered_in_json(output_of: Callable[[Block], str]) -> None:
+def test_examples_of_ranking_rank_rightly(output_of: Callable[[Block], str]) -> None:
+    best, second = (line.split() for line in output_of(_block("load_reranker(")).splitlines())
+    assert best[:2] == ["2", "bicycle"]
+    assert float(best[2]) > 0.9 > 0.1 > float(second[-1])
     answer = json.loads(output_of(_block("jobs/score.py")).splitlines()[-1])
     (result,) = answer["results"]
-    assert result["index"] in (0, 1)
-    assert 0 <= result["relevance_score"] <= 1
+    assert answer["model"] == "embedded"
+    assert result["index"] == 1
+    assert 0.9 < result["relevance_score"] <= 1
