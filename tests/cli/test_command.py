@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from lakerank import __version__
-from lakerank.cli import COMMANDS, main
+from lakerank.cli import COMMANDS, FOR_PEOPLE, JOBS, main
 from lakerank.cli.rerank import rerank
 
 ROOT = Path(__file__).parents[2]
@@ -20,10 +20,15 @@ HEAVY = ("torch", "transformers", "pyspark", "pandas", "pyarrow", "numpy", "pyda
 
 
 def test_every_job_is_a_subcommand_but_the_benchmark_which_is_not_installed() -> None:
-    assert sorted(COMMANDS) == sorted({path.stem for path in (ROOT / "jobs").glob("*.py")} - {"benchmark"})
+    assert sorted(JOBS) == sorted({path.stem for path in (ROOT / "jobs").glob("*.py")} - {"benchmark"})
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", FOR_PEOPLE)
+def test_what_is_for_people_is_a_subcommand_too(name: str) -> None:
+    assert CliRunner().invoke(main, [name, "--help"]).output.startswith(f"Usage: main {name} ")
+
+
+@pytest.mark.parametrize("name", JOBS)
 def test_a_subcommand_has_the_options_of_its_job(name: str) -> None:
     def help_of(*command: str) -> str:
         return subprocess.run([sys.executable, *command, "--help"], capture_output=True, text=True, check=True).stdout
@@ -33,7 +38,7 @@ def test_a_subcommand_has_the_options_of_its_job(name: str) -> None:
     assert ours.partition("\n")[2] == job.partition("\n")[2]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*JOBS, "show"])
 def test_a_module_runs_by_itself(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from lakerank.evaluation.examples import choose, fetch_examples
-from lakerank.evaluation.report.terminal import WIDTH, fit, one_line, terminal_table
+from lakerank.evaluation.report.cells import fit, one_line
+from lakerank.evaluation.report.terminal import WIDTH, terminal_table
 from lakerank.lake.storage import Storage
 
 

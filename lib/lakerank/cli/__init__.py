@@ -8,8 +8,8 @@ import click
 
 from lakerank import __version__
 
-#: Every subcommand and what it does. A module of this package has it under the same name, imported when it is run.
-COMMANDS = {
+#: Every job and what it does. A module of this package has it under the same name, imported when it is run.
+JOBS = {
     "ingest": "files, folders and published benchmarks into lake tables",
     "rerank": "plan, score, rank, audit and publish a run",
     "score": "answer one request of the hosted rerank API",
@@ -18,6 +18,16 @@ COMMANDS = {
     "train": "lake tables into a checkpoint or an adapter",
     "clean": "list or delete what no kept run needs",
 }
+
+#: The same for people at a terminal; these have no file in jobs/.
+FOR_PEOPLE = {
+    "show": "the lists of a run, before and after reranking",
+    "runs": "the runs of a lake",
+}
+COMMANDS = FOR_PEOPLE | JOBS
+
+#: Modules of the commands that share one.
+_MODULES = {"runs": "show"}
 
 
 class _Jobs(click.Group):
@@ -29,7 +39,9 @@ class _Jobs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"lakerank.cli.{cmd_name}"), cmd_name)
+        command: click.Command = getattr(
+            importlib.import_module(f"lakerank.cli.{_MODULES.get(cmd_name, cmd_name)}"), cmd_name
+        )
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

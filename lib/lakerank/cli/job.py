@@ -49,7 +49,10 @@ Spark needs Java 17 or newer, and {none}. Install one, then run this again:
 
 
 class Job(click.Command):
-    """A command whose last line of standard output is JSON even where its arguments are wrong."""
+    """A command whose last line of standard output is JSON even where its arguments are wrong.
+
+    Unless it has `json_option`, and that is not given: then it prints for people.
+    """
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -59,7 +62,8 @@ class Job(click.Command):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
-            if extra.get("resilient_parsing"):
+            for_people = any(option.name == "as_json" for option in self.params) and "--json" not in words
+            if for_people or extra.get("resilient_parsing"):
                 raise
             error.show()
             line = json.dumps({"error": "UsageError", "message": error.format_message()}, ensure_ascii=False)
@@ -107,6 +111,9 @@ set_option = click.option(
 )  # fmt: skip
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
+
+
 def verbose_option(command: Command) -> Command:
     """The options of every job: -v, --summary and --log-format."""
 
@@ -127,11 +134,15 @@ def verbose_option(command: Command) -> Command:
 
 
 def run_job(
-    work: Callable[[], dict[str, Any]], verbose: bool = False, done: Callable[[], dict[str, Any]] = dict
+    work: Callable[[], dict[str, Any]],
+    verbose: bool = False,
+    done: Callable[[], dict[str, Any]] = dict,
+    as_text: Callable[[dict[str, Any]], str] | None = None,
 ) -> None:
     """Run a job's work, print its summary as the last line of standard output, and exit with its status.
 
-    Of a job that SIGINT or SIGTERM ends, the summary says what `done` returns.
+    Of a job that SIGINT or SIGTERM ends, the summary says what `done` returns. With `as_text` a summary is printed as
+    that text, and failures only to standard error.
     """
     context, started = click.get_current_context(silent=True), time.monotonic()
     start_logging(context.meta.get("lakerank.log_format", "text") if context else "text", verbose)
@@ -143,7 +154,8 @@ def run_job(
         address = context.meta.get("lakerank.summary") if context else None
         _write_summary(line, address, parameters.get("config_path"), parameters.get("overrides", ()))
         sys.stdout.flush()
-        click.echo(line)
+        if as_text is None or "error" not in summary:
+            click.echo(line if as_text is None else as_text(summary))
 
     def say(interruption: Interrupted) -> None:
         print_last_line(_interrupted(interruption, run_id, time.monotonic() - started, done))

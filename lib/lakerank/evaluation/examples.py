@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from heapq import nsmallest
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
 
 from lakerank import schemas
 from lakerank.evaluation.inputs import NAME, LakeTables
@@ -20,8 +18,7 @@ from lakerank.evaluation.pairs import Ints, Pairs
 from lakerank.evaluation.rows import read_attributes
 from lakerank.lake.blobs import fetch
 from lakerank.lake.storage import Storage
-from lakerank.limits import Limits
-from lakerank.model.preprocess.images import open_header, to_rgb
+from lakerank.model.preprocess.images import small_jpeg
 
 #: Queries kept as the largest gains and as the largest losses; queries kept of each task to choose examples from.
 EXTREMES, PER_TASK = 6, 48
@@ -34,9 +31,6 @@ SNIPPET = 240
 
 #: The longer side of a thumbnail, in pixels.
 THUMBNAIL_SIDE = 96
-
-#: Larger images are named instead of shown.
-THUMBNAIL_LIMITS = Limits(max_source_pixels=40_000_000, max_source_bytes=64 * 2**20)
 
 GAINED, LOST, TASK = "gained", "lost", "task"
 
@@ -224,17 +218,9 @@ def _contents(storage: Storage, uri: str, schema: pa.Schema, ids: set[str]) -> d
 
 
 def thumbnail(image: bytes) -> str | None:
-    """A JPEG of at most THUMBNAIL_SIDE² pixels as a data URI; None when the image is bad or over THUMBNAIL_LIMITS.
+    """A JPEG of at most THUMBNAIL_SIDE² pixels as a data URI; None when the image is bad or too large.
 
     Every thumbnail is encoded anew: no byte of the stored image, nor anything hidden in it, reaches the page.
     """
-    buffer = io.BytesIO()
-    try:
-        picture = open_header(image, THUMBNAIL_LIMITS)
-        picture.draft("RGB", (2 * THUMBNAIL_SIDE, 2 * THUMBNAIL_SIDE))  # only JPEG can be decoded at a reduced size
-        small = to_rgb(ImageOps.exif_transpose(picture))
-        small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-        small.save(buffer, format="JPEG", quality=85)
-    except Exception:  # a damaged file makes decoders raise anything, and a page must not depend on it
-        return None
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    small = small_jpeg(image, THUMBNAIL_SIDE)
+    return None if small is None else f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"

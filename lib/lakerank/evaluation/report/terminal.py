@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,14 +16,12 @@ from lakerank.evaluation.analysis.calibration import PAIRS
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.examples import Content, Example, ListedDocument
 from lakerank.evaluation.metrics.measures import PRIMARY, SECONDARY
+from lakerank.evaluation.report.cells import fit, one_line
 
 WIDTH = 100
 
 #: Widest label of a document in a list, in terminal cells.
 _LABEL = 26
-
-#: Control and bidirectional characters, which a terminal would execute.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]+")
 
 
 def terminal_table(evaluation: Evaluation, examples: Sequence[Example]) -> str:
@@ -119,15 +116,3 @@ def scale_lines(fitted: Mapping[str, Any]) -> str:
         lines.append(f"Calibration of model.{name}: {scale} on this run's logits")
         lines.append(f"  {counts}; log loss: {losses}")
     return "\n".join([*lines, f"Config: {fitted['config']}"] if fitted["config"] else lines)
-
-
-def one_line(text: str) -> str:
-    """A text without line breaks and without characters that a terminal would execute."""
-    return " ".join(_CONTROL.sub(" ", text).split())
-
-
-def fit(text: str, cells: int, pad: bool = False) -> str:
-    """Cut a text to so many terminal cells, with an ellipsis; `pad` adds spaces up to them."""
-    if cell_len(text) > cells:
-        text = set_cell_size(text, cells - 1).rstrip() + "…"
-    return set_cell_size(text, cells) if pad else text

@@ -32,6 +32,9 @@ from lakerank.model.checkpoint import read_json
 from lakerank.model.inputs import Patches, RejectedInput
 from lakerank.records import RejectReason
 
+#: Larger images are named to people instead of shown.
+SHOWN_LIMITS = Limits(max_source_pixels=40_000_000, max_source_bytes=64 * 2**20)
+
 #: First bytes of a file, and the class of Pillow's that reads it.
 _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
@@ -198,3 +201,17 @@ def cut(pixels: np.ndarray, shape: PatchShape) -> Patches:
     squares = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
     patches = squares.transpose(0, 3, 1, 4, 6, 2, 5)
     return Patches(np.ascontiguousarray(patches).reshape(rows * columns, 3, shape.side, shape.side), (rows, columns))
+
+
+def small_jpeg(data: bytes, side: int) -> bytes | None:
+    """A JPEG of at most side² pixels, for people; None when the image is bad or over SHOWN_LIMITS."""
+    buffer = io.BytesIO()
+    try:
+        image = open_header(data, SHOWN_LIMITS)
+        image.draft("RGB", (2 * side, 2 * side))  # only JPEG can be decoded at a reduced size
+        small = to_rgb(ImageOps.exif_transpose(image))
+        small.thumbnail((side, side), Image.Resampling.LANCZOS)
+        small.save(buffer, format="JPEG", quality=85)
+    except Exception:  # a damaged file makes decoders raise anything, and what is shown must not depend on it
+        return None
+    return buffer.getvalue()

@@ -1,0 +1,157 @@
+"""Lists of a lake for people to look at: a few queries' ranked, rejected and first-stage documents, and their texts.
+
+Only row groups that may have a wanted row are read, and of documents only the columns that are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lakerank import schemas
+from lakerank.lake.runs import RunPaths
+from lakerank.lake.storage import Storage
+from lakerank.lake.tables import decode_text, fragments, opened, read_row_groups, read_table_file
+from lakerank.records import RankedDocument, Reject, RejectReason
+
+#: Characters of a text that are kept.
+SNIPPET = 400
+
+#: Columns of documents that ingestion writes about a file, where the table has them.
+_ABOUT = ("path", "page", "title", "search_text")
+
+
+@dataclass(frozen=True, slots=True)
+class ShownQuery:
+    """A query's id and the beginning of its text; "" for an image."""
+
+    query_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShownDocument:
+    """Where a document is from, and the beginning of its text; `image` only where it was asked for."""
+
+    doc_id: str
+    path: str | None = None
+    page: int | None = None
+    title: str | None = None
+    text: str = ""
+    image: bytes | None = None
+
+
+def find_queries(storage: Storage, uri: str, words: str | None, most: int) -> list[ShownQuery]:
+    """The first queries of a table that have an id or, in any order, all the words; without words the first of all."""
+    queries = _queries(storage, uri)
+    if words is None:
+        return list(islice(queries, most))
+    terms = words.casefold().split()
+    matches: list[ShownQuery] = []
+    for query in queries:
+        if query.query_id == words:
+            return [query]
+        if len(matches) < most and all(term in query.text.casefold() for term in terms):
+            matches.append(query)
+    return matches
+
+
+def _queries(storage: Storage, uri: str) -> Iterator[ShownQuery]:
+    for fragment in fragments(storage, uri, schemas.QUERIES):
+        for _, _, batch in read_table_file(storage, fragment.file.uri, schemas.QUERIES, ["query_id", "text"]):
+            for row in batch.to_pylist():
+                yield ShownQuery(row["query_id"], snippet(row["text"]))
+
+
+def ranked_lists(storage: Storage, paths: RunPaths, query_ids: Collection[str]) -> dict[str, list[RankedDocument]]:
+    """The lists of some queries, by rank; a query that has none is left out."""
+    lists: dict[str, list[RankedDocument]] = {}
+    for row in _rows(storage, paths.ranked, schemas.RANKED, query_ids):
+        lists.setdefault(row["query_id"], []).append(RankedDocument(**row))
+    return {query_id: sorted(documents, key=lambda document: document.rank) for query_id, documents in lists.items()}
+
+
+def rejected_lists(storage: Storage, paths: RunPaths, query_ids: Collection[str]) -> dict[str, list[Reject]]:
+    """The candidates of some queries without a score, and why."""
+    lists: dict[str, list[Reject]] = {}
+    if storage.list_names(paths.rejected):  # a run without rejects may have no such folder
+        for row in _rows(storage, paths.rejected, schemas.REJECTED, query_ids):
+            reject = Reject(row["query_id"], row["doc_id"], RejectReason(row["reason"]), row["detail"] or "")
+            lists.setdefault(row["query_id"], []).append(reject)
+    return lists
+
+
+def first_stage_lists(storage: Storage, uri: str, query_ids: Collection[str]) -> dict[str, list[str]]:
+    """Document ids of some queries' candidates, in the order of their ranks, or else of their scores."""
+    lists: dict[str, list[tuple[float, str]]] = {}
+    for row in _rows(storage, uri, schemas.CANDIDATES, query_ids):
+        rank, score = row["first_stage_rank"], row["first_stage_score"]
+        order = rank if rank is not None else -score if score is not None else float("inf")
+        lists.setdefault(row["query_id"], []).append((order, row["doc_id"]))
+    return {query_id: [doc_id for _, doc_id in sorted(documents)] for query_id, documents in lists.items()}
+
+
+def shown_documents(
+    storage: Storage, uri: str, doc_ids: Collection[str], images: bool = False
+) -> dict[str, ShownDocument]:
+    """Documents by id; of an id that the table lacks, the id alone."""
+    documents: dict[str, ShownDocument] = {}
+    for row in _rows(storage, uri, schemas.DOCUMENTS, doc_ids, ["text", *(["image"] if images else [])], _ABOUT):
+        page = int(row["page"]) if row.get("page") is not None else None
+        about = (row.get("path"), page, row.get("title"))
+        text = snippet(row["text"]) or snippet((row.get("search_text") or "").encode())
+        document = ShownDocument(row["doc_id"], *about, text, row.get("image"))
+        documents.setdefault(document.doc_id, document)
+    return {doc_id: documents.get(doc_id, ShownDocument(doc_id)) for doc_id in doc_ids}
+
+
+def snippet(raw: bytes | None) -> str:
+    """The beginning of a text, in one line."""
+    try:
+        text = decode_text(raw[: 8 * SNIPPET] if raw else raw)
+    except UnicodeDecodeError:
+        text = raw[: 8 * SNIPPET].decode(errors="replace") if raw else None
+    return " ".join((text or "").split())[:SNIPPET]
+
+
+def _rows(
+    storage: Storage,
+    uri: str,
+    schema: pa.Schema,
+    ids: Collection[str],
+    columns: Sequence[str] | None = None,
+    extras: Sequence[str] = (),
+) -> Iterator[dict[str, Any]]:
+    """Rows whose id, in the schema's first column, is one of some; with extra columns that a file has as they are."""
+    id_field, wanted = schema.field(0), pa.array(sorted(ids), pa.string())
+    names = schema.names[1:] if columns is None else columns
+    for fragment in fragments(storage, uri, schema):
+        with opened(storage, fragment.file.uri) as parquet:
+            present = [parquet.schema_arrow.field(name) for name in extras if name in parquet.schema_arrow.names]
+            kinds = pa.schema([id_field, *(schema.field(name) for name in names), *present])
+            groups = [group for group in range(fragment.row_groups) if _may_hold(parquet, group, id_field.name, ids)]
+            for group in groups:
+                keys = pa.schema([id_field])
+                hits = (
+                    pc.any(pc.is_in(batch[id_field.name], value_set=wanted)).as_py()
+                    for batch in read_row_groups(storage, fragment.file.uri, parquet, [group], keys, 8192)
+                )
+                if any(hits):
+                    for batch in read_row_groups(storage, fragment.file.uri, parquet, [group], kinds, 8192):
+                        yield from batch.filter(pc.is_in(batch[id_field.name], value_set=wanted)).to_pylist()
+
+
+def _may_hold(parquet: pq.ParquetFile, group: int, column: str, ids: Collection[str]) -> bool:
+    """Whether a row group's statistics leave open that it has one of some ids."""
+    metadata = parquet.metadata.row_group(group)
+    chunk = next(c for c in map(metadata.column, range(metadata.num_columns)) if c.path_in_schema == column)
+    statistics = chunk.statistics
+    if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, str):
+        return bool(ids)
+    return any(statistics.min <= row_id <= statistics.max for row_id in ids)

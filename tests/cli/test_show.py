@@ -1,0 +1,149 @@
+"""`lakerank show` and `lakerank runs`: lists with their files and texts, what was rejected, another run; all runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from evaluated_lake import Lake, encoded
+from lakerank.cli import main
+
+LONG = "word " * 400
+
+
+@pytest.fixture
+def lake(make_lake: Callable[..., Lake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    """Two queries over three documents of a folder; lakerank.yaml stands beside it, and names other tables."""
+    made = make_lake(
+        documents=[
+            {"doc_id": "m#7", "text": f"Hold the\x1b[31m button. {LONG}", "path": "manual.pdf", "page": "7"},
+            {"doc_id": "n", "text": "The lamp 灯が点滅する blinks.", "path": "notes.md"},
+            {"doc_id": "p", "image": encoded((800, 400))},
+            {"doc_id": "x", "text": "", "path": "empty.txt"},
+        ],
+        queries=[{"query_id": "q1", "text": "How to reset it"}, {"query_id": "q2", "text": "why does the lamp blink"}],
+        candidates=[("q1", "m#7", 2), ("q1", "n", 1), ("q1", "x", 3), ("q2", "n", 1), ("q2", "p", 2)],
+        qrels=[],
+        ranked={"q1": ["m#7", "n"], "q2": ["p", "n"]},
+        rejected=[("q1", "x", "empty_document")],
+        manifest={"published_at": "2026-01-05T10:11:12+00:00", "counts": {"candidates": 5, "scored": 4, "reused": 0}},
+    )
+    made.add_run("r0", {"q1": ["n", "x"]})
+    tables = {name: getattr(made.tables, name) for name in ("documents", "queries", "candidates")}
+    config = {"lake": {**tables, "output": made.paths.output}, "model": {"path": "/models/own"}}
+    Path(made.paths.config).write_text(json.dumps(config))
+    Path(made.paths.current).write_text(json.dumps({"run_id": "r1", "published_at": "2026-01-05T10:11:12+00:00"}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "90")
+    (tmp_path / "lakerank.yaml").write_text(json.dumps({"lake": {**config["lake"], "queries": "nowhere.parquet"}}))
+    return made
+
+
+def _call(*arguments: str) -> Result:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def test_a_list_shows_ranks_relevance_files_texts_and_rejects(lake: Lake) -> None:
+    printed = _call("show").stdout
+    assert printed.splitlines()[:7] == [
+        "Run r1: rank, relevance, label, rank in the first stage, file and text",
+        "",
+        "How to reset it  (q1)",
+        "   1  0.50  2        –  manual.pdf, page 7  Hold the [31m button. word word word word wor…",
+        "   2  0.33  1        –  notes.md  The lamp 灯が点滅する blinks.",
+        "      rejected: 1 empty_document",
+        "        empty_document: empty.txt",
+    ]
+    assert "why does the lamp blink  (q2)\n   1  0.50  2        –  p\n" in printed
+    assert "\x1b" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "queries"),
+    [
+        (["r1"], ["q1", "q2"]),
+        (["current"], ["q1", "q2"]),
+        (["LAMP why"], ["q2"]),
+        (["r1", "lamp", "why"], ["q2"]),
+        (["q1"], ["q1"]),
+        (["--queries", "1"], ["q1"]),
+    ],
+)
+def test_a_run_and_queries_are_named_by_id_or_words(arguments: list[str], queries: list[str], lake: Lake) -> None:
+    shown = json.loads(_call("show", *arguments, "--json").stdout)
+    assert [query["query_id"] for query in shown["queries"]] == queries
+    assert shown["run_id"] == "r1"
+
+
+def test_another_run_is_compared(lake: Lake) -> None:
+    lines = _call("show", "q1", "--against", "r0", "--top", "2").stdout.splitlines()
+    assert lines[0] == "Run r1: rank, relevance, label, rank in the first stage, rank in run r0, file and text"
+    assert [line.split()[4:6] for line in lines[3:5]] == [["new", "manual.pdf,"], ["was", "1"]]
+    assert lines[5].strip() == "gone from rank 2: empty.txt"
+    (query,) = json.loads(_call("show", "q1", "--against", "r0", "--json").stdout)["queries"]
+    assert [result["other_rank"] for result in query["results"]] == [None, 1]
+
+
+def test_json_holds_what_the_text_shows(lake: Lake, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    queries = json.loads(_call("show", "--thumbnails", str(folder), "--json").stdout)["queries"]
+    first = queries[0]["results"][0]
+    assert {key: first[key] for key in ("rank", "doc_id", "path", "page", "label", "thumbnail")} == {
+        "rank": 1, "doc_id": "m#7", "path": "manual.pdf", "page": 7, "label": 2, "thumbnail": None,
+    }  # fmt: skip
+    assert queries[0]["rejected"] == [{"doc_id": "x", "reason": "empty_document", "detail": ""}]
+    with Image.open(queries[1]["results"][0]["thumbnail"]) as image:
+        assert (image.format, image.size) == ("JPEG", (480, 240))
+    assert len(list(folder.iterdir())) == 1
+
+
+def _refused(*arguments: str) -> str:
+    done = CliRunner().invoke(main, arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    return done.stderr
+
+
+def test_what_is_not_there_is_named(lake: Lake) -> None:
+    assert f"no run 'r9' with lists in {lake.paths.output} (runs: r1)" in _refused("show", "r9", "lamp")
+    assert "has the id or all the words 'no such thing'" in _refused("show", "no such thing")
+
+
+def test_runs_are_listed_latest_first_with_what_became_of_them(lake: Lake) -> None:
+    runs = Path(lake.paths.output) / "runs"
+    for name, files in {
+        "failed": {"audit.json": {"passed": False}, "started.json": {"started_at": "2026-01-07T00:00:00+00:00"}},
+        "begun": {"started.json": {"started_at": "2026-01-06T00:00:00+00:00"}},
+    }.items():
+        (runs / name).mkdir()
+        for file, content in files.items():
+            (runs / name / file).write_text(json.dumps(content))
+    (runs / "r1" / "evaluation.json").write_text(json.dumps({"overall": {"reranked": {"nDCG@10": 0.65}}}))
+    lines = _call("runs").stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["failed", "begun", "*"]
+    assert lines[1].split()[3:5] == ["audit", "failed"]
+    row: dict[str, Any] = json.loads(_call("runs", "--json").stdout)["runs"][2]
+    assert row == {
+        "run_id": "r1", "when": "2026-01-05T10:11:12+00:00", "state": "published", "candidates": 5, "scored": 4,
+        "reused": 0, "rejected": None, "nDCG@10": 0.65, "model": "/models/own", "current": True,
+    }  # fmt: skip
+    assert lines[3].split() == [
+        "*",
+        "r1",
+        "2026-01-05",
+        "10:11",
+        "published",
+        "5",
+        "4",
+        "0",
+        "–",
+        "0.650",
+        "/models/own",
+    ]
