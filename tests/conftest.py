@@ -15,6 +15,8 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from lakerank.runner import LocalRunner
+
 # How long an example takes is the machine's affair: others may be at work on it.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
@@ -66,6 +68,14 @@ def spark() -> Iterator[SparkSession]:
     started = session.start("lakerank-tests", conf)
     yield started
     started.stop()
+
+
+@pytest.fixture(scope="session")
+def runner() -> LocalRunner:
+    """Runs tasks in this process, as many parts as on two cores."""
+    from lakerank.runner import LocalRunner
+
+    return LocalRunner(parallelism=2)
 
 
 @pytest.fixture(scope="session")

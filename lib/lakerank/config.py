@@ -275,11 +275,15 @@ class AuditConfig(Section):
 
 
 class SparkConfig(Section):
-    """`conf` holds Spark properties; those that spark-submit sets take precedence."""
+    """`conf` holds Spark properties; those that spark-submit sets take precedence.
+
+    `local_pairs`: up to so many rows of candidates and of documents a job runs in its own process; 0: always in Spark.
+    """
 
     app_name: str = "lakerank"
     partitions: int | None = Field(default=None, ge=1)
     rows_per_file: int = Field(default=1_000_000, ge=1)
+    local_pairs: int = Field(default=20_000, ge=0)
     conf: dict[str, str | int | float | bool] = Field(default={})
 
     @field_validator("conf", mode="before")

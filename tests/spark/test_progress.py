@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from lakerank.lake.scores import UNITS, PlannedUnits, unit_address, write_unit_list
 from lakerank.lake.storage import Storage
-from lakerank.rerank.progress import Progress, watch_units
+from lakerank.rerank.progress import Intervals, Progress, watch_units
 
 
 def planned(folder: str) -> PlannedUnits:
@@ -25,7 +25,7 @@ def test_a_line_says_units_pairs_pace_and_time_left(tmp_path, caplog):
     Storage().create(unit_address(output, "f1", "other"), b"of another plan")
     with (
         caplog.at_level(logging.INFO, logger="lakerank.rerank.progress"),
-        watch_units(Storage(), output, "f1", units, list_every_s=0.01, line_every_s=0),
+        watch_units(Storage(), output, "f1", units, Intervals(listing_s=0.01, line_s=0)),
     ):
         done.wait(0.3)
         Storage().create(unit_address(output, "f1", "u2"), b"new")

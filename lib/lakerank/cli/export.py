@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, spark_session, verbose_option
+from lakerank.cli.job import EPILOG, Job, config_option, job_runner, run_job, set_option, verbose_option
 from lakerank.config import Config, load_config
 from lakerank.errors import ConfigError
 
@@ -57,8 +57,8 @@ def export(config_path: Path, overrides: tuple[str, ...], verbose: bool, **optio
 
 def _export(config: Config, **options: Any) -> dict[str, Any]:
     from lakerank.cli.resolve import storage as storage_of
-    from lakerank.export.job import finished, resolve, summary
-    from lakerank.spark.export import export_run
+    from lakerank.export.job import finished, resolve, row_count, summary
+    from lakerank.export.write import export_run
 
     started = time.monotonic()
     storage = storage_of(config.lake.storage)
@@ -68,8 +68,8 @@ def _export(config: Config, **options: Any) -> dict[str, Any]:
         logger.info("export: %s holds this export already: nothing to do", job.to)
         return summary(job, manifest, started)
     storage.check_writable(job.to)
-    with spark_session(config.spark) as spark:
-        return summary(job, export_run(spark, storage, job), started)
+    with job_runner(config.spark, lambda: row_count(storage, job)) as runner:
+        return summary(job, export_run(runner, storage, job), started)
 
 
 def _job(config: Config, name: str | None, field: str, part_rows: int, part_bytes: int, **options: Any) -> Export:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGINT
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -22,6 +22,9 @@ from lakerank.config import SparkConfig, StorageConfig, bundled_config, load_con
 from lakerank.errors import ConfigError, DependencyError, LakerankError
 from lakerank.logs import about, log_context, start_logging
 from lakerank.signals import Interrupted, LastWords, interruptible, kill_children
+
+if TYPE_CHECKING:
+    from lakerank.runner import Runner
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +195,31 @@ def _interrupted(
     with suppress(Exception):  # the lake may be what the job was waiting for
         summary |= done()
     return summary | ({"run_id": run_id} if run_id else {})
+
+
+@contextmanager
+def job_runner(config: SparkConfig, rows: Callable[[], int]) -> Iterator[Runner]:
+    """Where a job's tasks run: in this process if its tables have at most `spark.local_pairs` rows each, else in Spark.
+
+    Under spark-submit, in an existing session and on a cluster it is always Spark.
+
+    Raises:
+        DependencyError: there is no Java, or no pyspark.
+    """
+    from lakerank.runner import LocalRunner, available_cores
+
+    master = re.fullmatch(r"local(?:\[(\d+|\*)(?:,.*)?\])?", str(config.conf.get("spark.master", "local[*]")))
+    pyspark = sys.modules.get("pyspark")
+    session = pyspark is not None and pyspark.SparkContext._active_spark_context is not None
+    submitted = any(name in os.environ for name in ("PYSPARK_GATEWAY_PORT", "SPARK_REMOTE"))
+    if master and not session and not submitted and config.local_pairs > 0 and rows() <= config.local_pairs:
+        logger.info("at most spark.local_pairs=%d rows a table: Spark is not started", config.local_pairs)
+        yield LocalRunner(available_cores() if master[1] == "*" else int(master[1] or 1))
+        return
+    with spark_session(config) as spark:
+        from lakerank.spark.runtime.runner import SparkRunner
+
+        yield SparkRunner(spark)
 
 
 @contextmanager

@@ -151,6 +151,17 @@ def run_files(storage: Storage, output: str, run_id: str) -> list[str]:
     return [join(folder, file["file"]) for file in files if file["rows"]]
 
 
+def row_count(storage: Storage, export: Export) -> int:
+    """Rows of the run's lists, and of the older run's.
+
+    Raises:
+        ExportError: a run is not published.
+    """
+    runs = [run_id for run_id in (export.run_id, export.since) if run_id is not None]
+    manifests = [_run_manifest(storage, export.output, run_id) for run_id in runs]
+    return sum(file["rows"] for manifest in manifests for file in manifest["ranked_files"])
+
+
 def fingerprint_of(storage: Storage, export: Export) -> str:
     """Fingerprint of everything that the bytes of an export depend on.
 

@@ -232,15 +232,20 @@ class RankedFiles(NamedTuple):
 
     def of_ids(self, ids: pa.Array) -> Int64:
         """The file of each query (N,) by its id, which need not be in the lake; null goes to the first."""
-        coded = ids.dictionary_encode()
-        edges = [edge.encode() for edge in self.first_ids]
-        files = [bisect_right(edges, ident.encode()) for ident in coded.dictionary.to_pylist()]
-        return np.asarray(np.asarray([*files, 0], dtype=np.int64)[coded.indices.fill_null(-1).to_numpy()])
+        return files_of(ids, self.first_ids)
 
     def ids(self, file: int) -> tuple[int, pa.Array]:
         """The number of a file's first query, and the ids of all its queries."""
         edges = (0, *self.firsts, self.queries.count)
         return edges[file], self.queries.ids(edges[file], edges[file + 1])
+
+
+def files_of(ids: pa.Array, first_ids: Sequence[str]) -> Int64:
+    """The file of each query id (N,) -> (N,), given the first id of each file but the first; null goes to the first."""
+    coded = ids.dictionary_encode()
+    edges = [edge.encode() for edge in first_ids]
+    files = [bisect_right(edges, ident.encode()) for ident in coded.dictionary.to_pylist()]
+    return np.asarray(np.asarray([*files, 0], dtype=np.int64)[coded.indices.fill_null(-1).to_numpy()])
 
 
 def query_list(storage: Storage, paths: RunPaths, plan: Plan) -> QueryList:

@@ -1,14 +1,20 @@
-"""Progress of scoring, read from the unit files in the lake: right after a retry, a restart or a second driver."""
+"""Progress of scoring, read from the unit files in the lake: right after a retry, a restart or a second driver.
+
+Pairs of units that this machine is scoring count too, so that a bar moves within a unit.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event, Thread
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -18,8 +24,44 @@ from lakerank.lake.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Listing may take a twentieth of the time: a listing of a million files is a thousand requests.
 _LISTING_SHARE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class UnitProgress:
+    """How many pairs of a unit have been scored, as the length of a file in a folder of this machine. Tasks of other
+    machines, which have no such folder, leave none."""
+
+    folder: str
+
+    def counted(self, unit: str, results: Iterable[T], every_s: float = 1) -> Iterator[T]:
+        """The results of a unit's pairs, as they come."""
+        file = Path(self.folder) / unit if Path(self.folder).is_dir() else None
+        last = time.monotonic()
+        for number, result in enumerate(results, start=1):
+            yield result
+            if file is not None and time.monotonic() - last >= every_s:
+                last = time.monotonic()
+                with suppress(OSError), file.open("ab") as counter:  # no job fails for a bar
+                    counter.truncate(number)
+
+    def pairs(self, planned: Mapping[str, int], finished: Set[str]) -> int:
+        """Pairs scored of units that are not finished."""
+        sizes = ((file.name, file.stat().st_size) for file in Path(self.folder).iterdir())
+        return sum(size for unit, size in sizes if unit in planned and unit not in finished)
+
+
+class Intervals(NamedTuple):
+    """Seconds between listings of the lake (less often where they take long), and between lines of the log."""
+
+    listing_s: float = 2
+    line_s: float = 10
+
+
+_INTERVALS = Intervals()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,50 +95,60 @@ class Progress:
 
 @contextmanager
 def watch_units(
-    storage: Storage, output: str, scorer: str, units: PlannedUnits, list_every_s: float = 2, line_every_s: float = 30
-) -> Iterator[None]:
-    """Show progress while the body runs: a bar on a terminal, a log line every `line_every_s` seconds elsewhere.
+    storage: Storage, output: str, scorer: str, units: PlannedUnits, every: Intervals = _INTERVALS
+) -> Iterator[UnitProgress]:
+    """Show progress while the body runs: a bar on a terminal, lines of the log elsewhere.
 
-    The lake is listed every `list_every_s` seconds, or less often where listings take long.
+    Tasks count their pairs by what this yields.
     """
     stop = Event()
+    folder = TemporaryDirectory(prefix="lakerank-progress-", ignore_cleanup_errors=True)
+    within = UnitProgress(folder.name)
 
     def watch() -> None:
         try:
             rows = units.table()
             pairs = dict(zip(rows["unit"].to_pylist(), rows["pairs"].to_pylist(), strict=True))
-            _show(lambda: finished_units(storage, output, scorer), pairs, stop, list_every_s, line_every_s)
-        except StorageError as error:  # the bar is not worth failing a job for: the tasks will report the fault
+            _show(lambda: finished_units(storage, output, scorer), within, pairs, stop, every)
+        except (
+            StorageError,
+            OSError,
+        ) as error:  # the bar is not worth failing a job for: the tasks will report the fault
             logger.debug("no progress is shown: %s", error)
 
     watcher = Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield
+        yield within
     finally:
         stop.set()
         watcher.join(timeout=10)
+        folder.cleanup()
 
 
 def _show(
-    finished: Callable[[], set[str]], pairs: Mapping[str, int], stop: Event, list_every_s: float, line_every_s: float
+    finished: Callable[[], set[str]], within: UnitProgress, pairs: Mapping[str, int], stop: Event, every: Intervals
 ) -> None:
     started = last_line = time.monotonic()
-    total, first, quiet = sum(pairs.values()), None, not sys.stderr.isatty()
+    total, first, quiet, count = sum(pairs.values()), None, not sys.stderr.isatty(), 0
+    units: set[str] = set()
+    listing_due = started
     with tqdm(total=total, desc="scoring", unit="pair", unit_scale=True, disable=quiet, leave=False) as bar:
         while True:
-            listing = time.monotonic()
-            units = finished() & pairs.keys()
-            count = sum(pairs[unit] for unit in units)
-            if first is None:
-                first = bar.initial = count  # the bar's pace leaves out what an earlier attempt scored
             now = time.monotonic()
+            if now >= listing_due:
+                units = finished() & pairs.keys()
+                listing_due = now + max(every.listing_s, _LISTING_SHARE * (time.monotonic() - now))
+            done = sum(pairs[unit] for unit in units)
+            if first is None:
+                first = count = bar.initial = done  # the bar's pace leaves out what an earlier attempt scored
+            count = max(count, done + within.pairs(pairs, units))
             bar.set_postfix_str(f"{len(units)} of {len(pairs)} units", refresh=False)
             bar.update(count - bar.n)
-            if bar.disable and now - last_line >= line_every_s:
+            if bar.disable and now - last_line >= every.line_s:
                 last_line = now
                 logger.info("%s", Progress(len(units), len(pairs), count, total, count - first, now - started))
-            if stop.wait(max(list_every_s, _LISTING_SHARE * (now - listing))):
+            if stop.wait(every.listing_s):
                 return
 
 

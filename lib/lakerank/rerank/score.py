@@ -23,7 +23,7 @@ from lakerank.model.spec import RuntimeOptions, ScorerIdentity
 from lakerank.plan.plan import read_sources
 from lakerank.plan.units import UNIT_GROUPS, PlannedGroup, planned_groups
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
-from lakerank.rerank.progress import watch_units
+from lakerank.rerank.progress import UnitProgress, watch_units
 from lakerank.runner import Runner, one_row
 from lakerank.schemas import SCORES
 
@@ -62,7 +62,7 @@ class SpecFactory:
 
 @dataclass(frozen=True, slots=True)
 class ScoringJob:
-    """Where units are read and scores written, and with which reranker."""
+    """Where units are read and scores written, and with which reranker; `progress` counts a unit's pairs."""
 
     output: str
     scorer: str
@@ -70,6 +70,7 @@ class ScoringJob:
     sources: str
     device: str
     factory: RerankerFactory
+    progress: UnitProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +137,14 @@ def score_units(runner: Runner, storage: Storage, job: ScoringJob, units: Planne
     runner.describe(f"score: {len(units) - existing} of {len(units)} units")
     context = log_context()
 
-    def work(unit: str, device: str) -> Iterator[pa.RecordBatch]:
-        exists = storage.exists(unit_address(job.output, job.scorer, unit))
-        with in_worker(context, unit=unit):
-            yield score_unit(storage, replace(job, device=device), unit, may_exist=exists)
+    with watch_units(storage, job.output, job.scorer, units) as progress:
 
-    with watch_units(storage, job.output, job.scorer, units):
+        def work(unit: str, device: str) -> Iterator[pa.RecordBatch]:
+            exists = storage.exists(unit_address(job.output, job.scorer, unit))
+            with in_worker(context, unit=unit):
+                of_task = replace(job, device=device, progress=progress)
+                yield score_unit(storage, of_task, unit, may_exist=exists)
+
         reports = runner.on_device(units, work, UNIT_REPORT, job.device)
     scored = reports.filter(pc.is_valid(reports["load_id"]))
     summary = ScoringSummary(
@@ -176,13 +179,15 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     versions = _Worker.versions(storage, job)
     rejects: list[Reject] = []
     groups = prefetched(_groups(storage, plan, versions, rejects), GROUPS_AHEAD)
-    results: list[ScoredPair | Reject] = [*reranker.score_groups(groups)]
+    scored = reranker.score_groups(groups)
+    results = [*(scored if job.progress is None else job.progress.counted(unit, scored))]
     _check_sources(storage, plan, versions)
     rows = score_rows([*results, *rejects], hashes)
     write_unit(storage, job.output, job.scorer, unit, rows)
     computed, pairwise = reranker.counters.computed - before[0], reranker.counters.pairwise - before[1]
     seconds = time.monotonic() - started
-    logger.info("scored %d pairs of %d documents in %.1f s", rows.num_rows, len(plan), seconds)
+    level = logging.INFO if log_context().form == "json" else logging.DEBUG  # for people there is the progress
+    logger.log(level, "scored %d pairs of %d documents in %.1f s", rows.num_rows, len(plan), seconds)
     return one_row(UNIT_REPORT, unit, rows.num_rows, reranker.load_id, seconds, computed, pairwise)
 
 

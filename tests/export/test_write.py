@@ -17,14 +17,13 @@ import pytest
 from lakerank.errors import ExportError, RunConflictError
 from lakerank.export.format import ExportList, PartLimits, Target
 from lakerank.export.job import FORMATS, Export, finished, resolve
+from lakerank.export.write import export_run
 from lakerank.lake.runs import RunPaths, publish, write_manifest
 from lakerank.lake.storage import Storage
 from lakerank.schemas import CANDIDATES, QUERIES, RANKED
-from lakerank.spark.export import export_run
+from lakerank.spark.runtime.runner import SparkRunner
 
-from ..export.conftest import IDS, make_list  # noqa: TID252 - the lists that the formats are tested with
-
-pytestmark = pytest.mark.spark
+from .conftest import IDS, make_list
 
 QUERY_IDS = sorted([*IDS, "q-1", "q-2"])
 OLD = [make_list(query, IDS[:9], seed) for seed, query in enumerate(QUERY_IDS[:-2])]
@@ -49,6 +48,11 @@ def write_run(storage: Storage, output: str, run_id: str, lists: list[ExportList
     moment = f"2026-01-0{1 if run_id == 'old' else 2}T00:00:00+00:00"
     write_manifest(storage, paths, {"published_at": moment, "scorer": "f00d", "ranked_files": written})
     publish(storage, paths, moment)
+
+
+@pytest.fixture
+def storage() -> Storage:
+    return Storage()
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +104,9 @@ def encoded(name: str, lists: list[ExportList]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", ["trec-run", "trec-qrels", "opensearch-lists", "vespa-lists"])
-def test_the_parts_are_the_runs_lists_in_order_and_none_is_split(spark, storage, requested, name):
+def test_the_parts_are_the_runs_lists_in_order_and_none_is_split(runner, storage, requested, name):
     export = replace(requested, format=name)
-    manifest = export_run(spark, storage, export)
+    manifest = export_run(runner, storage, export)
     assert b"".join(part_bytes(export, manifest)) == b"".join(encoded(name, NEW))
     assert manifest["rows"] == sum(len(ranking.rows) for ranking in NEW)
     assert max(part["rows"] for part in manifest["parts"]) == 18, "two lists of nine rows, of at most twenty"
@@ -111,23 +115,23 @@ def test_the_parts_are_the_runs_lists_in_order_and_none_is_split(spark, storage,
         assert (part["bytes"], part["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
 
 
-def test_texts_numbers_and_first_stage_scores_come_with_the_lists(spark, storage, requested):
+def test_texts_numbers_and_first_stage_scores_come_with_the_lists(runner, storage, requested):
     numbered = [replace(ranking, number=number) for number, ranking in enumerate(NEW, start=1)]
     texts = [ranking.key if ranking.key == "q-1" else f'text of\n"{QUERY_IDS.index(ranking.key)}"' for ranking in NEW]
     with_text = [replace(ranking, query_text=text) for ranking, text in zip(numbered, texts, strict=True)]
     judged = replace(requested, format="ltr-judgements")
-    assert b"".join(part_bytes(judged, export_run(spark, storage, judged))) == b"".join(
+    assert b"".join(part_bytes(judged, export_run(runner, storage, judged))) == b"".join(
         encoded("ltr-judgements", with_text)
     )
     scores = [tuple(None if row.rank == 2 else 1 / row.rank for row in ranking.rows) for ranking in NEW]
     scored = [replace(ranking, first_stage_scores=each) for ranking, each in zip(numbered, scores, strict=True)]
     ranked = replace(requested, format="svmrank", to=requested.to + "2")
-    assert b"".join(part_bytes(ranked, export_run(spark, storage, ranked))) == b"".join(encoded("svmrank", scored))
+    assert b"".join(part_bytes(ranked, export_run(runner, storage, ranked))) == b"".join(encoded("svmrank", scored))
 
 
-def test_each_part_of_a_csv_has_the_header(spark, storage, requested):
+def test_each_part_of_a_csv_has_the_header(runner, storage, requested):
     export = replace(requested, format="csv")
-    parts = part_bytes(export, export_run(spark, storage, export))
+    parts = part_bytes(export, export_run(runner, storage, export))
     header, *_ = encoded("csv", NEW)[0].splitlines(keepends=True)
     assert len(parts) > 1
     assert [part[: len(header)] for part in parts] == [header] * len(parts)
@@ -135,9 +139,9 @@ def test_each_part_of_a_csv_has_the_header(spark, storage, requested):
     assert b"".join(part.removeprefix(header) for part in parts) == whole
 
 
-def test_depth_cuts_lists(spark, storage, requested):
+def test_depth_cuts_lists(runner, storage, requested):
     export = replace(requested, depth=2)
-    export_run(spark, storage, export)
+    export_run(runner, storage, export)
     table = pq.read_table(export.to)
     assert table.to_pylist() == [row for row in ranked_rows(NEW) if row["rank"] <= 2]
 
@@ -146,56 +150,65 @@ def ranked_rows(lists: list[ExportList]) -> list[dict[str, object]]:
     return [{name: getattr(row, name) for name in RANKED.names} for ranking in lists for row in ranking.rows]
 
 
-def test_the_same_command_does_nothing_again_and_writes_the_same_bytes_elsewhere(spark, storage, requested):
-    first = export_run(spark, storage, requested)
+def test_the_same_command_does_nothing_again_and_writes_the_same_bytes_elsewhere(runner, storage, requested):
+    first = export_run(runner, storage, requested)
     before = contents(requested.to)
-    assert finished(storage, requested) == first == export_run(spark, storage, requested)
+    assert finished(storage, requested) == first == export_run(runner, storage, requested)
     elsewhere = replace(requested, to=requested.to + "2")
-    export_run(spark, storage, elsewhere)
+    export_run(runner, storage, elsewhere)
     assert contents(elsewhere.to) == before == contents(requested.to)
     by_document = replace(requested, format="opensearch-documents", to=requested.to + "3")
-    export_run(spark, storage, by_document)
-    spark.conf.set("spark.sql.shuffle.partitions", 7)
-    try:
-        export_run(spark, storage, replace(by_document, to=requested.to + "4"))
-    finally:
-        spark.conf.set("spark.sql.shuffle.partitions", 2)
+    export_run(runner, storage, by_document)
+    export_run(runner, storage, replace(by_document, to=requested.to + "4"))
     assert contents(requested.to + "3") == contents(requested.to + "4")
 
 
-def test_an_interrupted_export_resumes_with_the_same_result(spark, storage, requested):
-    export_run(spark, storage, requested)
+@pytest.mark.spark
+@pytest.mark.parametrize(
+    ("name", "since"),
+    [("opensearch-lists", "old"), ("opensearch-documents", "old"), ("quepid-csv", None), ("svmrank", None)],
+)
+def test_spark_writes_the_same_bytes(spark, runner, storage, requested, name, since):
+    here = replace(requested, format=name, since=since)
+    there = replace(here, to=requested.to + "2")
+    export_run(runner, storage, here)
+    export_run(SparkRunner(spark), storage, there)
+    assert contents(here.to) == contents(there.to)
+
+
+def test_an_interrupted_export_resumes_with_the_same_result(runner, storage, requested):
+    export_run(runner, storage, requested)
     before = contents(requested.to)
     (Path(requested.to) / "_manifest.json").unlink()
     corrupt = Path(requested.to) / min(name for name in before if name.startswith("part-"))
     corrupt.unlink()
-    export_run(spark, storage, requested)
+    export_run(runner, storage, requested)
     assert contents(requested.to) == before
 
 
-def test_a_folder_of_something_else_is_refused(spark, storage, requested):
-    export_run(spark, storage, requested)
+def test_a_folder_of_something_else_is_refused(runner, storage, requested):
+    export_run(runner, storage, requested)
     before = contents(requested.to)
     for other in (replace(requested, format="csv"), replace(requested, depth=3), replace(requested, run_id="old")):
         with pytest.raises(RunConflictError, match="another export"):
-            export_run(spark, storage, other)
+            export_run(runner, storage, other)
     (Path(requested.to) / "_manifest.json").unlink()
     with pytest.raises(RunConflictError, match="no finished export"):
-        export_run(spark, storage, replace(requested, depth=3))
+        export_run(runner, storage, replace(requested, depth=3))
     assert contents(requested.to).items() <= before.items()
 
 
 @pytest.mark.parametrize("name", ["parquet", "svmrank", "opensearch-documents"])
-def test_the_delta_of_a_run_against_itself_is_empty(spark, storage, requested, name):
-    manifest = export_run(spark, storage, replace(requested, format=name, since="new"))
+def test_the_delta_of_a_run_against_itself_is_empty(runner, storage, requested, name):
+    manifest = export_run(runner, storage, replace(requested, format=name, since="new"))
     assert manifest["parts"] == manifest["removed"] == []
     assert manifest["lists"]["unchanged"] > 0
     assert list(contents(requested.to)) == ["_manifest.json"]
 
 
-def delta(spark, storage, requested: Export, name: str) -> tuple[Export, dict[str, object]]:
+def delta(runner, storage, requested: Export, name: str) -> tuple[Export, dict[str, object]]:
     export = replace(requested, format=name, since="old", target=Target("a:b" if name.startswith("vespa") else None))
-    return export, export_run(spark, storage, export)
+    return export, export_run(runner, storage, export)
 
 
 def removed_keys(export: Export, manifest: dict[str, object]) -> set[str]:
@@ -203,8 +216,8 @@ def removed_keys(export: Export, manifest: dict[str, object]) -> set[str]:
     return {json.loads(line)["query_id"] for path in paths for line in path.read_text().split("\n")[:-1]}
 
 
-def test_the_old_table_and_the_delta_make_the_new_one(spark, storage, requested):
-    export, manifest = delta(spark, storage, requested, "parquet")
+def test_the_old_table_and_the_delta_make_the_new_one(runner, storage, requested):
+    export, manifest = delta(runner, storage, requested, "parquet")
     changed = pq.read_table(export.to).to_pylist()
     replaced = {row["query_id"] for row in changed} | removed_keys(export, manifest)
     assert removed_keys(export, manifest) == {QUERY_IDS[4]}
@@ -214,8 +227,8 @@ def test_the_old_table_and_the_delta_make_the_new_one(spark, storage, requested)
     assert sorted([*kept, *changed], key=lambda row: (row["query_id"], row["rank"])) == ranked_rows(NEW)
 
 
-def test_the_old_trec_run_and_the_delta_make_the_new_one(spark, storage, requested, tmp_path):
-    export, manifest = delta(spark, storage, requested, "trec-run")
+def test_the_old_trec_run_and_the_delta_make_the_new_one(runner, storage, requested, tmp_path):
+    export, manifest = delta(runner, storage, requested, "trec-run")
 
     def run(data: bytes) -> list[object]:
         path = tmp_path / "run.trec"
@@ -229,11 +242,11 @@ def test_the_old_trec_run_and_the_delta_make_the_new_one(spark, storage, request
 
 
 @pytest.mark.parametrize("name", ["opensearch-lists", "opensearch-documents", "vespa-lists", "vespa-documents"])
-def test_an_index_of_the_old_run_fed_the_delta_is_that_of_the_new_one(spark, storage, requested, name):
+def test_an_index_of_the_old_run_fed_the_delta_is_that_of_the_new_one(runner, storage, requested, name):
     fed = []
     for run_id, since in (("old", None), ("new", "old"), ("new", None)):
         export = replace(requested, format=name, run_id=run_id, since=since, to=f"{requested.to}-{run_id}-{since}")
-        fed.append(b"".join(part_bytes(export, export_run(spark, storage, export))))
+        fed.append(b"".join(part_bytes(export, export_run(runner, storage, export))))
     old, changed, new = fed
     assert len(changed) < len(new) or form_by_document(name), "every document's lists have changed"
     assert fed_index(old + changed) == fed_index(new)
@@ -263,16 +276,16 @@ def _operation(line: dict[str, object], lines: Iterator[dict[str, object]]) -> I
     yield where["_id"], body["doc"]["lakerank"] if kind == "update" else body
 
 
-def test_golden_pairs_are_a_sample_and_always_the_same(spark, storage, requested):
+def test_golden_pairs_are_a_sample_and_always_the_same(runner, storage, requested):
     export = replace(requested, format="golden-pairs", pairs=25)
-    export_run(spark, storage, export)
+    export_run(runner, storage, export)
     pairs = pq.read_table(export.to).to_pylist()
     assert len(pairs) == 25
     assert len({row["query_id"] for row in pairs}) > 5, "spread over the run"
     logits = {(row["query_id"], row["doc_id"]): row["logit"] for row in ranked_rows(NEW)}
     assert all(logits[row["query_id"], row["doc_id"]] == row["logit"] for row in pairs)
     again = replace(export, to=requested.to + "2")
-    export_run(spark, storage, again)
+    export_run(runner, storage, again)
     assert contents(again.to) == contents(export.to)
 
 
@@ -284,9 +297,9 @@ def test_current_is_the_published_run_and_no_other_run_can_be_exported(storage, 
         resolve(storage, replace(requested, run_id="current", output=str(tmp_path)))
 
 
-def test_an_id_that_the_format_cannot_carry_stops_the_job_and_publishes_nothing(spark, storage, requested, tmp_path):
+def test_an_id_that_the_format_cannot_carry_stops_the_job_and_publishes_nothing(runner, storage, requested, tmp_path):
     write_run(storage, str(tmp_path / "out"), "new", [make_list("é" * 300, ["d"], 0)], files=1)
     export = replace(requested, format="opensearch-lists", output=str(tmp_path / "out"))
-    with pytest.raises(Exception, match=r"lakerank\.errors\.ExportError: id .* has 600 bytes"):
-        export_run(spark, storage, export)
+    with pytest.raises(ExportError, match=r"id .* has 600 bytes"):
+        export_run(runner, storage, export)
     assert not (Path(export.to) / "_manifest.json").exists()

@@ -1,0 +1,146 @@
+"""Compares a run's lists with the last run's, and with the judgements of golden queries, by the tops of the lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lakerank.audit import TOP
+from lakerank.lake.storage import Storage
+from lakerank.lake.tables import fragments, read_table_file
+from lakerank.plan.pairs import key_hash, part_of
+from lakerank.rerank.rank.lists import ranked_batches
+from lakerank.runner import BATCHES, Rows, Runner, pack
+from lakerank.schemas import QRELS
+
+#: Record types: top documents of this run and of the last one, and judgements.
+NEW, OLD, QREL = 0, 1, 2
+
+_TOP_DOCUMENTS = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("rank", pa.int32())])
+_RECORDS = {NEW: _TOP_DOCUMENTS, OLD: _TOP_DOCUMENTS, QREL: QRELS}
+
+#: Figures of some queries, added up: `changed`, `now` and `drop` are sums over `shared` and over `judged` queries.
+_FIGURES = pa.schema([
+    ("queries", pa.int64()), ("shared", pa.int64()), ("changed", pa.float64()), ("judged", pa.int64()),
+    ("now", pa.float64()), ("drop", pa.float64()),
+])  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`queries` that the last run ranked, `shared` ones that this run ranks too, and the mean share of these queries'
+    top documents that are new; of the `judged` queries the mean nDCG@10 now, and its drop since the last run."""
+
+    queries: int
+    shared: int
+    churn: float
+    judged: int
+    now: float
+    drop: float
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedLists:
+    """What is compared: files of ranked/ of this run and of the last one (empty: none), and addresses of judgements.
+
+    Churn is of the first `depth` documents, nDCG of TOP.
+    """
+
+    new: Sequence[str]
+    old: Sequence[str]
+    depth: int = TOP
+    qrels: str | None = None
+
+    def compare(self, runner: Runner, storage: Storage) -> Comparison:
+        """Bring the tops of both runs' lists and the judgements together by query, and compare them."""
+        bits = int(np.ceil(np.log2(max(1, len(self.new), len(self.old)))))
+        rows = [
+            _top_documents(runner, storage, kind, files, bits) for kind, files in ((NEW, self.new), (OLD, self.old))
+        ]
+        if self.qrels is not None:
+            rows.append(_judgements(runner, storage, self.qrels, bits))
+        runner.describe("audit: compare the tops of the lists")
+        parts = runner.collect(runner.exchange(rows, 2**bits, _RECORDS, self._compare, _FIGURES), _FIGURES)
+        total = {name: fsum(parts[name].to_pylist()) for name in _FIGURES.names}
+        shared, judged = (max(1.0, total[name]) for name in ("shared", "judged"))
+        return Comparison(
+            queries=int(total["queries"]),
+            shared=int(total["shared"]),
+            churn=total["changed"] / shared,
+            judged=int(total["judged"]),
+            now=total["now"] / judged,
+            drop=total["drop"] / judged,
+        )
+
+    def _compare(self, _: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        queries, shared, changed = _churn(records[NEW], records[OLD], self.depth)
+        judged, now, drop = 0, [0.0], [0.0]
+        if records[QREL].num_rows:
+            ndcg, last = _ndcg(records[QREL], records[NEW], records[OLD] if self.old else records[NEW])
+            # The mean of the differences is exactly 0 where no list changed, whatever order they are summed in.
+            judged, now, drop = len(ndcg), ndcg, [before - after for before, after in zip(last, ndcg, strict=True)]
+        values = [queries, shared, changed, judged, fsum(now), fsum(drop)]
+        yield pa.RecordBatch.from_arrays([pa.array([value]) for value in values], schema=_FIGURES)
+
+
+def _top_documents(runner: Runner, storage: Storage, kind: int, files: Sequence[str], bits: int) -> Rows:
+    def read(file: str) -> Iterator[pa.RecordBatch]:
+        for batch in ranked_batches(storage, file, TOP):
+            yield from _by_query(kind, pa.Table.from_batches([batch]).select(_TOP_DOCUMENTS.names), bits)
+
+    return runner.scatter(files, read, BATCHES, 4 * runner.parallelism)
+
+
+def _judgements(runner: Runner, storage: Storage, address: str, bits: int) -> Rows:
+    def read(file: str) -> Iterator[pa.RecordBatch]:
+        for *_, batch in read_table_file(storage, file, QRELS):
+            yield from _by_query(QREL, pa.Table.from_batches([batch]), bits)
+
+    files = [fragment.file.uri for fragment in fragments(storage, address, QRELS)]
+    return runner.scatter(files, read, BATCHES, 4 * runner.parallelism)
+
+
+def _by_query(kind: int, rows: pa.Table, bits: int) -> Iterator[pa.RecordBatch]:
+    parts = part_of(key_hash(rows["query_id"].combine_chunks()), bits)
+    order = np.argsort(parts, kind="stable")
+    yield from pack(kind, parts[order], rows.take(pa.array(order)).cast(_RECORDS[kind]))
+
+
+def _churn(new: pa.Table, old: pa.Table, depth: int) -> tuple[int, int, float]:
+    """How many queries the old lists have, how many of these the new ones have too, and the sum of the shares of these
+    queries' documents that are in one list alone."""
+    sides = []
+    for rows, flags in ((old, (1, 0)), (new, (0, 1))):
+        rows = rows.filter(pc.less_equal(rows["rank"], depth)).select(["query_id", "doc_id"])
+        for name, flag in zip(("old", "new"), flags, strict=True):
+            rows = rows.append_column(name, pa.array(np.full(rows.num_rows, flag)))
+        sides.append(rows)
+    pairs = pa.concat_tables(sides).group_by(["query_id", "doc_id"]).aggregate([("old", "max"), ("new", "max")])
+    pairs = pairs.append_column("both", pc.multiply(pairs["old_max"], pairs["new_max"]))
+    names = ("old_max", "new_max", "both")
+    queries = pairs.group_by("query_id").aggregate([(name, "sum") for name in names])
+    before, after, both = (queries[f"{name}_sum"].to_numpy() for name in names)
+    shared = (before > 0) & (after > 0)
+    changed = 1 - both[shared] / np.maximum(before, after)[shared]
+    return int((before > 0).sum()), int(shared.sum()), fsum(changed.tolist())
+
+
+def _ndcg(qrels: pa.Table, *lists: pa.Table) -> Iterator[list[float]]:
+    """nDCG@10 of each judged query, for each run's top documents; a query without a list counts as 0 (trec_eval -c)."""
+    from lakerank.evaluation.metrics.measures import NAMES, list_figures  # needs ir_measures: not in a scoring image
+
+    judgements: dict[str, dict[str, int]] = {}
+    for row in qrels.to_pylist():
+        of_query = judgements.setdefault(row["query_id"], {})
+        of_query[row["doc_id"]] = max(row["relevance"], of_query.get(row["doc_id"], row["relevance"]))
+    for tops in lists:
+        ranked: dict[str, list[str]] = {query: [] for query in judgements}
+        rows = tops.filter(pc.is_in(tops["query_id"], pa.array([*judgements]))).sort_by("rank")
+        for query, document in zip(rows["query_id"].to_pylist(), rows["doc_id"].to_pylist(), strict=True):
+            ranked[query].append(document)
+        yield list_figures([*ranked.values()], [*judgements.values()])[:, NAMES.index("nDCG@10")].tolist()
