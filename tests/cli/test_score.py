@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from checkpoints.encoders import write_bge
 from lakerank.cli.score import score
@@ -44,8 +48,48 @@ def test_a_request_of_texts_is_answered_by_the_reranker_of_texts(
     assert [result[0], result[1]] == pytest.approx((1 / (1 + 2.718281828459045**-logits)).tolist(), abs=1e-6)
 
 
+@pytest.fixture
+def make_png() -> Callable[[], str]:
+    def make() -> str:
+        stream = io.BytesIO()
+        Image.new("RGB", (60, 60), "red").save(stream, "PNG")
+        return base64.b64encode(stream.getvalue()).decode()
+
+    return make
+
+
 @pytest.mark.parametrize("config", ["cascade.yaml", "ensemble.yaml"])
 def test_several_rerankers_answer_no_request(request_file: Path, config: str) -> None:
     done = answer(request_file, config)
     assert done.exit_code == 2
     assert "model: a request is answered by one reranker" in done.output
+
+
+def test_a_wrong_request_is_told_before_the_model_is_loaded(request_file: Path, tmp_path: Path) -> None:
+    """The checkpoint would fail to load: its fault would be told instead."""
+    (tmp_path / "no-model").mkdir()
+    for change, fault in {"top_k": 1, "model": "jina-reranker-m0", "documents": []}.items():
+        wrong = json.loads(request_file.read_text()) | {change: fault}
+        (tmp_path / "wrong.json").write_text(json.dumps(wrong))
+        done = answer(tmp_path / "wrong.json", "demo.yaml", f"model.path={tmp_path}/no-model")
+        assert (done.exit_code, json.loads(done.stdout.splitlines()[-1])["error"]) == (2, "ConfigError"), change
+        assert change in done.stderr
+
+
+def test_images_on_both_sides_are_scored_by_the_model_named(
+    tmp_path: Path, tiny_checkpoint: Path, make_png: Callable[[], str]
+) -> None:
+    image = make_png()
+    request = {"model": str(tiny_checkpoint), "query": {"image": image}, "documents": [{"image": image}, {"text": "a"}]}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    done = answer(tmp_path / "request.json", "demo.yaml", f"model.path={tiny_checkpoint}")
+    response = json.loads(done.stdout.splitlines()[-1])
+    assert (response["model"], len(response["results"])) == (str(tiny_checkpoint), 2)
+
+
+def test_a_document_that_cannot_be_scored_is_an_error_in_json(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    (tmp_path / "request.json").write_text(json.dumps({"query": "q", "documents": ["a", " "]}))
+    done = answer(tmp_path / "request.json", "demo.yaml", f"model.path={tiny_checkpoint}")
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (done.exit_code, last["error"]) == (1, "PairRejected")
+    assert "document '1': empty_document" in last["message"]

@@ -14,7 +14,8 @@ from running import running
 
 from lakerank.errors import ConfigError, PairRejected
 from lakerank.model.api import load_reranker
-from lakerank.model.request import answer, fetch
+from lakerank.model.request import answer as answer_parsed
+from lakerank.model.request import fetch, parse
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 
@@ -33,9 +34,49 @@ class Lengths:
                     yield ScoredPair(query.query_id, group.document.doc_id, float(buffered), 3, 10, False, False)
 
 
+def answer(request: dict[str, Any], reranker: Any, allowed_hosts: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The response of a model that is configured as `models/m`."""
+    parsed = parse(request, "models/m", allowed_hosts)
+    return answer_parsed(parsed, reranker, "models/m", reranker.logit_bias, allowed_hosts)
+
+
+@pytest.mark.parametrize("name", ["models/m", "m", None])
+def test_the_answer_names_the_model_that_scored(name: str | None) -> None:
+    assert answer({"model": name, "query": "q", "documents": ["a"]}, Lengths())["model"] == "models/m"
+    assert answer({"query": "q", "documents": ["a"]}, Lengths())["model"] == "models/m"
+
+
+@pytest.mark.parametrize("name", ["jina-reranker-m0", "", "models", "M"])
+def test_another_models_name_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"model: '{name}' is not the configured model, 'models/m'"):
+        parse({"model": name, "query": "q", "documents": ["a"]}, "models/m")
+
+
+def test_an_instruction_is_refused_and_null_is_none() -> None:
+    request = {"query": "q", "documents": ["a"], "top_n": None, "model": None}
+    assert parse({**request, "instruction": None}, "m").instruction is None
+    with pytest.raises(ConfigError, match=r"instruction: 'm' takes none"):
+        parse({**request, "instruction": "find code"}, "m")
+
+
+@pytest.mark.parametrize("top_n", [0, -1, "2", 1.5, True])
+def test_top_n_is_a_positive_number(top_n: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^top_n: "):
+        parse({"query": "q", "documents": ["a"], "top_n": top_n}, "m")
+    assert len(answer({"query": "q", "documents": ["a", "b"], "top_n": 9}, Lengths())["results"]) == 2
+
+
+def test_unknown_fields_are_told_with_those_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse({"query": {"text": "q", "url": "x"}, "documents": ["a"], "top_k": 3}, "m")
+    assert caught.value.faults == (
+        "query.url: no such field; there are text, image",
+        "top_k: no such field; there are model, query, documents, top_n, return_documents, instruction",
+    )
+
+
 def test_results_are_sorted_and_counted() -> None:
     response = answer({"model": "m", "query": "q", "documents": ["a", "aaa", {"text": "aa"}]}, Lengths())
-    assert response["model"] == "m"
     assert [result["index"] for result in response["results"]] == [1, 2, 0]
     scores = [result["relevance_score"] for result in response["results"]]
     assert scores == pytest.approx([1 / (1 + math.exp(-(length - 2))) for length in (3, 2, 1)])

@@ -58,6 +58,11 @@ def model_spec(model: ModelConfig | RoutedConfig) -> ModelSpec:
     return RoutedSpec(_record(CheckpointSpec, model.text), _record(CheckpointSpec, model.image), text, image)
 
 
+def model_name(model: ModelConfig | RoutedConfig) -> str:
+    """What messages and manifests call a reranker: its checkpoint's path, or both."""
+    return model.path if isinstance(model, ModelConfig) else f"{model.text.path} and {model.image.path}"
+
+
 def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
     """The rerank job that a config describes.
 
@@ -96,7 +101,7 @@ def _stages(config: Config) -> tuple[Stage, ...]:
     for model in config.rerankers:
         spec = model_spec(model)
         scorer = spec.identify(bounds)
-        name = model.path if isinstance(model, ModelConfig) else f"{model.text.path} and {model.image.path}"
+        name = model_name(model)
         if scorer.fingerprint in stages:
             duplicates.append(f"model: {name} is named twice, and would only give the same scores again")
         stages[scorer.fingerprint] = Stage(

@@ -26,10 +26,10 @@ def score(
 ) -> None:
     """Answer one rerank request in the hosted API's JSON, without Spark.
 
-    The request has model, query, documents (texts, or objects with text or image), top_n and return_documents. An
-    image is base64, a data URI, or a URL of an allowed host. The last line of standard output is the response:
-    results with index and relevance_score, best first, and usage.total_tokens. REQUEST.json may be - for standard
-    input.
+    The request has query and documents (texts, or objects with text or image), top_n, return_documents and model: the
+    configured one, or none. An image is base64, a data URI, or a URL of an allowed host. The last line of standard
+    output is the response: the model that scored, results with index and relevance_score, best first, and
+    usage.total_tokens; or an object with error and message. REQUEST.json may be - for standard input.
     """
 
     def work() -> dict[str, Any]:
@@ -52,13 +52,15 @@ def _parse_json(file: IO[str]) -> dict[str, Any]:
 
 def _answer(config: Config, request: dict[str, Any], allowed_hosts: Sequence[str]) -> dict[str, Any]:
     from lakerank.cli import resolve
-    from lakerank.model.request import answer
+    from lakerank.model.request import answer, parse
 
     if len(config.rerankers) > 1:
         raise ConfigError(["model: a request is answered by one reranker, or by one for texts and one for images"])
-    spec = resolve.model_spec(config.rerankers[0])
+    model = config.rerankers[0]
+    name, spec = resolve.model_name(model), resolve.model_spec(model)
+    parsed = parse(request, name, allowed_hosts)
     reranker = spec.load(config.device, resolve.limits(config.scoring), resolve.runtime_options(config.scoring))
-    return answer(request, reranker, allowed_hosts=allowed_hosts)
+    return answer(parsed, reranker, name, reranker.logit_bias, allowed_hosts)
 
 
 if __name__ == "__main__":

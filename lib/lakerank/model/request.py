@@ -8,6 +8,7 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Mapping
+from pathlib import PurePath
 from typing import IO, Any
 from urllib.parse import urlsplit
 from urllib.request import Request
@@ -16,9 +17,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lakerank.errors import ConfigError, PairRejected
-from lakerank.model.registry import LoadedReranker
 from lakerank.ranking import relevance
-from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
+from lakerank.records import Document, DocumentGroup, Query, Reject, Reranker, ScoredPair
 
 MAX_IMAGE_BYTES = 64 * 2**20
 TIMEOUT_S = 20.0
@@ -52,31 +52,53 @@ class RequestItem(BaseModel):
 
 
 class RerankRequest(BaseModel):
-    """The hosted API's request. `top_n`: results returned (null: all)."""
+    """The hosted API's request. `model`: null for whichever is configured. `top_n`: results returned (null: all)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = ""
+    model: str | None = None
     query: RequestItem
     documents: list[RequestItem] = Field(min_length=1)
-    top_n: int | None = Field(default=None, ge=1)
-    return_documents: bool = False
+    top_n: int | None = Field(default=None, ge=1, strict=True)
+    return_documents: bool = Field(default=False, strict=True)
+    instruction: str | None = None
+
+
+def parse(request: Mapping[str, Any], model: str, allowed_hosts: Collection[str] = ()) -> RerankRequest:
+    """Check a request, before any model is loaded, that `model` is to answer: its path, or the name of its folder.
+
+    Raises ConfigError: all faults are listed.
+    """
+    try:
+        parsed = RerankRequest.model_validate(request)
+    except ValidationError as error:
+        raise ConfigError([_described(fault) for fault in error.errors()]) from error
+    faults = []
+    if parsed.model is not None and parsed.model not in (model, PurePath(model).name):
+        faults.append(f"model: {parsed.model!r} is not the configured model, {model!r}; name that, or leave it out")
+    if parsed.instruction is not None:
+        faults.append(f"instruction: {model!r} takes none; leave it out")
+    items = [(("query",), parsed.query), *((("documents", index), item) for index, item in enumerate(parsed.documents))]
+    urls = [((*where, "image"), item.image) for where, item in items if item.image is not None and _is_url(item.image)]
+    faults += [_fault(where, fault) for where, url in urls if (fault := url_fault(url, allowed_hosts))]
+    if faults:
+        raise ConfigError(faults)
+    return parsed
 
 
 def answer(
-    request: Mapping[str, Any], reranker: LoadedReranker, *, allowed_hosts: Collection[str] = ()
+    request: RerankRequest, reranker: Reranker, model: str, logit_bias: float, allowed_hosts: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The response: results sorted by relevance, and tokens of whole pairs; images come from `allowed_hosts` alone.
+    """The response, under the name of the model that scores: results sorted by relevance, and tokens of whole pairs.
 
     Raises:
-        ConfigError: the request is wrong; all faults are listed.
+        ConfigError: an image cannot be fetched.
         PairRejected: a document cannot be scored; its id is its index.
     """
-    parsed = parse(request, allowed_hosts)
-    query = Query(query_id="query", text=parsed.query.text, image=_image(parsed.query, allowed_hosts))
+    query = Query(query_id="query", text=request.query.text, image=_image(request.query, allowed_hosts))
     groups = [
         DocumentGroup(Document(str(index), item.text, _image(item, allowed_hosts)), (query,))
-        for index, item in enumerate(parsed.documents)
+        for index, item in enumerate(request.documents)
     ]
     scored: list[ScoredPair] = []
     for result in reranker.score_groups(groups):
@@ -85,23 +107,18 @@ def answer(
         scored.append(result)
     scored.sort(key=lambda pair: (-pair.logit, int(pair.doc_id)))
     return {
-        "model": parsed.model,
-        "results": [_result(pair, parsed, reranker.logit_bias) for pair in scored[: parsed.top_n]],
+        "model": model,
+        "results": [_result(pair, request, logit_bias) for pair in scored[: request.top_n]],
         "usage": {"total_tokens": sum(pair.query_tokens + pair.document_tokens for pair in scored)},
     }
 
 
-def parse(request: Mapping[str, Any], allowed_hosts: Collection[str] = ()) -> RerankRequest:
-    """Check a request. Raises ConfigError: all faults are listed."""
-    try:
-        parsed = RerankRequest.model_validate(request)
-    except ValidationError as error:
-        raise ConfigError([_fault(fault["loc"], fault["msg"]) for fault in error.errors()]) from error
-    items = [(("query",), parsed.query), *((("documents", index), item) for index, item in enumerate(parsed.documents))]
-    urls = [((*where, "image"), item.image) for where, item in items if item.image is not None and _is_url(item.image)]
-    if faults := [_fault(where, fault) for where, url in urls if (fault := url_fault(url, allowed_hosts))]:
-        raise ConfigError(faults)
-    return parsed
+def _described(fault: Any) -> str:
+    """One of pydantic's faults."""
+    if fault["type"] != "extra_forbidden":
+        return _fault(fault["loc"], fault["msg"])
+    known = RerankRequest if len(fault["loc"]) == 1 else RequestItem
+    return _fault(fault["loc"], f"no such field; there are {', '.join(known.model_fields)}")
 
 
 def _fault(where: tuple[int | str, ...], message: str) -> str:
