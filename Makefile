@@ -61,5 +61,5 @@ format:  ## reformat files for `make check`
 clean:  ## remove output and caches
 	rm -rf out build dist spark-warehouse metastore_db derby.log .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-distclean: clean  ## remove .venv and .venv-airflow as well
-	rm -rf .venv .venv-airflow
+distclean: clean  ## remove .venv, .venv-airflow and fetched weights as well
+	rm -rf .venv .venv-airflow .cache

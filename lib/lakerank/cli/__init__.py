@@ -16,6 +16,7 @@ JOBS = {
     "evaluate": "a run and relevance judgements into metrics and a report",
     "export": "a published run in the format of an index or a tool",
     "train": "lake tables into a checkpoint or an adapter",
+    "fetch": "a reranker of English texts, to score with",
     "clean": "list or delete what no kept run needs",
 }
 

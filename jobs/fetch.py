@@ -1,0 +1,11 @@
+"""Fetch a reranker of English texts, to score with; see --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
+
+from lakerank.cli.fetch import fetch
+
+if __name__ == "__main__":
+    fetch()
