@@ -281,3 +281,12 @@ def load_reranker(
     options = spec.load_options(device, limits or Limits(), runtime, identity)
     found = options.identity
     return RerankModel(load(options), path, found.family, found.parameters, options.device, options.dtype, found.limits)
+
+
+def loaded(model: object) -> RerankModel:
+    """The model itself, or the one that `load_reranker` loads by its path or name. Raises TypeError: it is neither."""
+    if isinstance(model, RerankModel):
+        return model
+    if isinstance(model, str | os.PathLike):
+        return load_reranker(model)
+    raise TypeError(f"model is of type {type(model).__qualname__}; expected a RerankModel, or a path or name to load")

@@ -1,0 +1,1 @@
+"""Rerankers for pipelines of LangChain, LlamaIndex and Haystack: each module needs its library."""
