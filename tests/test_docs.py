@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from collections import defaultdict
@@ -21,6 +22,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 INDEX = ROOT / "docs" / "README.md"
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS)}
 README = PAGES[ROOT / "README.md"]
+POINTER = r"(README(?!\w)|docs/[\w-]+\.md)(?:#([\w-]+)|, '([^']+)')?"
 OVERRIDE = r"--set (\"[^\"]+\"|'[^']+'|[^\s\"]+)"
 DEMO = ROOT / "conf" / "demo.yaml"
 
@@ -83,6 +85,37 @@ def test_settings_that_the_text_names_exist() -> None:
         named += [(page.name, section, key) for section, key in result]
     assert len({page for page, *_ in named}) > 5
     assert [name for name in named if name[2] not in settings[name[1]]] == []
+
+
+def _texts() -> list[str]:
+    """Every text in the code that users may be shown, docstrings included, and the comments of configs."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "conf").glob("*.yaml")]
+    for path in [*(ROOT / "lib" / "lakerank").rglob("*.py"), *(ROOT / "airflow_dags").rglob("*.py")]:
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        # Parts of an f-string stand in a JoinedStr: together they are one text.
+        texts += [
+            "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+            if isinstance(node, ast.JoinedStr)
+            else node.value
+            for node in nodes
+            if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+        ]
+    return [" ".join(text.split()) for text in texts]
+
+
+def test_every_page_and_heading_that_the_code_points_to_is_there() -> None:
+    texts = _texts()
+    pointers = {pointer for text in texts for pointer in re.findall(POINTER, text)}
+    assert ("README", "", "Input and output") in pointers
+    assert len(pointers) > 5
+    for page, anchor, heading in pointers:
+        text = PAGES[ROOT / ("README.md" if page == "README" else page)]
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        assert not heading or heading in headings, f"{page} has no heading {heading!r}"
+        anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings]
+        assert not anchor or anchor in anchors, f"{page} has no #{anchor}"
+    for name in {name for text in texts for name in re.findall(r"\b(?:conf|jobs)/[\w-]+\.\w+", text)}:
+        assert (ROOT / name).exists(), name
 
 
 def test_every_reject_code_is_listed() -> None:

@@ -7,6 +7,7 @@ conf/reference.yaml documents every setting.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -31,6 +32,9 @@ def _check_device(device: str) -> str:
 
 
 Device = Annotated[str, AfterValidator(_check_device)]
+
+#: A folder, which may begin with `~`, or a name.
+Folder = Annotated[str, AfterValidator(lambda name: os.path.expanduser(name))]  # noqa: PTH111 - raises nothing
 
 #: Names the bundled checkpoint, and each table of the bundled lake.
 EMBEDDED = "embedded"
@@ -86,9 +90,9 @@ class ModelConfig(Section):
     `scoring.max_length`.
     """
 
-    path: str
+    path: Folder
     revision: str | None = None
-    adapter: str | None = None
+    adapter: Folder | None = None
     adapter_revision: str | None = None
     family: str | None = None
     max_length: int | None = Field(default=None, ge=64)

@@ -23,7 +23,11 @@ def test_a_failure_says_where_what_and_what_to_check() -> None:
         "s3://lake/a: cannot be read (PermissionError: Access Denied); check the credentials (environment or "
         "lake.storage.profile; lake.storage.anonymous for public data) and what they may do there"
     )
-    assert message("/lake/a", OSError(errno.ENOSPC, "No space left")).endswith("that its file system has hard links")
+    assert message("/lake/a", OSError(errno.ENOSPC, "No space left")).endswith(
+        "the disk is full: free space, then run the same command again"
+    )
+    assert message("/lake/a", OSError(errno.EIO, "I/O")).endswith("that its file system has hard links")
+    assert "move it away" in message("/lake/a", NotADirectoryError(errno.ENOTDIR, "Not a directory"))
     assert "check that it is a whole Parquet file" in message("/lake/a", pa.ArrowInvalid("bad magic"))
     assert "check the name of the bucket" in message("s3://lake/a", FileNotFoundError("a"))
     assert "no details" in message("s3://lake/a", TimeoutError())

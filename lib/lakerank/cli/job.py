@@ -256,6 +256,12 @@ def spark_session(config: SparkConfig) -> Iterator[Any]:
         spark.stop()
 
 
+def on_cluster(config: SparkConfig) -> bool:
+    """Whether Spark's tasks may run on other machines than this one."""
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ or "MASTER" in os.environ
+    return submitted or not str(config.conf.get("spark.master", "local")).startswith("local")
+
+
 def check_java() -> None:
     """Raise DependencyError, which says how to get one, if Spark would find no Java to start."""
     home = os.environ.get("JAVA_HOME")

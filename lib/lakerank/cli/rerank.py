@@ -6,15 +6,20 @@ import getpass
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, spark_session, verbose_option
+from lakerank.cli.job import EPILOG, Job, config_option, on_cluster, run_job, set_option, spark_session, verbose_option
 from lakerank.config import Config, load_config
-from lakerank.errors import ConfigError
+from lakerank.errors import ConfigError, RunConflictError
+
+if TYPE_CHECKING:
+    from lakerank.lake.storage import Storage
+    from lakerank.spark.run import Rerank
 
 STEPS = ("plan", "score", "publish")
+TABLES = ("documents", "queries", "candidates")
 
 
 @click.command(cls=Job, epilog=EPILOG)
@@ -65,22 +70,39 @@ def _finished(config: Config, run_id: str) -> dict[str, Any]:
 
 def _rerank(config: Config, run_id: str, steps: str, reason: str | None, by: str | None) -> dict[str, Any]:
     from lakerank.cli import resolve
-    from lakerank.cli.resolve import rerank_job
-    from lakerank.lake.runs import check_run_id
+    from lakerank.lake.runs import RunPaths, check_run_id
     from lakerank.spark.run import already_published, run
 
     check_run_id(run_id)
     chosen = _parse_steps(steps)
     override = _override(reason, by)
     storage = resolve.storage(config.lake.storage)
-    job = rerank_job(config, run_id, storage)
+    starts = "plan" in chosen and not storage.exists(RunPaths(config.lake.output, run_id).manifest)
+    faults = resolve.input_faults(config, storage, TABLES, on_cluster(config.spark)) if starts else []
+    job = resolve.without_faults(faults, lambda: resolve.rerank_job(config, run_id, storage))
     job = replace(job, audit=replace(job.audit, override=override))
     summary = already_published(storage, job)
     if summary is None:
+        _check_order(storage, job, chosen)
         with spark_session(config.spark) as spark:
             summary = run(spark, storage, job, chosen)
     # has_qrels tells a scheduler, which reads no config, whether the run can be evaluated.
     return summary | {"has_qrels": config.lake.qrels is not None}
+
+
+def _check_order(storage: Storage, job: Rerank, steps: Sequence[str]) -> None:
+    """Raise RunConflictError where the steps before those to run have not been done; of several stages the first's."""
+    from lakerank.lake.scores import finished_units
+    from lakerank.plan.plan import load_plan, planned_units
+
+    if "plan" in steps:
+        return
+    plan, run = load_plan(storage, job.paths), f"run {job.paths.run_id!r}"
+    if plan is None:
+        raise RunConflictError(f"{job.paths.plan}: {run} has no plan yet; run --stage plan first")
+    units = set(planned_units(storage, job.paths, plan)) if "score" not in steps else set()
+    if missing := len(units - finished_units(storage, job.paths.output, plan.scorer)) if units else 0:
+        raise RunConflictError(f"{run} has {missing} of {len(units)} units without scores; run --stage score first")
 
 
 def _override(reason: str | None, by: str | None) -> Any:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pyarrow as pa
+
+from lakerank import schemas
 from lakerank.audit import Bounds
 from lakerank.config import (
     CascadeStageConfig,
@@ -17,9 +21,10 @@ from lakerank.config import (
     StorageConfig,
 )
 from lakerank.cost import Calibration
-from lakerank.errors import ConfigError
+from lakerank.errors import CheckpointError, ConfigError, LakerankError, SchemaError, StorageError
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
+from lakerank.lake.tables import check_columns, opened
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.routed import ModelSpec, RoutedSpec
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
@@ -33,6 +38,12 @@ if TYPE_CHECKING:
     from lakerank.spark.run import Rerank
 
 Record = TypeVar("Record")
+
+#: Files of a table whose footers are read before a job starts; planning reads all.
+CHECKED_FILES = 16
+
+#: Devices by which the drivers of NVIDIA's and AMD's GPUs are reached, the second under Windows.
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-ctrl-gpu")
 
 
 def storage(config: StorageConfig) -> Storage:
@@ -61,6 +72,47 @@ def model_spec(model: ModelConfig | RoutedConfig) -> ModelSpec:
 def model_name(model: ModelConfig | RoutedConfig) -> str:
     """What messages and manifests call a reranker: its checkpoint's path, or both."""
     return model.path if isinstance(model, ModelConfig) else f"{model.text.path} and {model.image.path}"
+
+
+def input_faults(config: Config, storage: Storage, tables: Sequence[str], cluster: bool) -> list[LakerankError]:
+    """What is wrong with what a job reads, and where it computes, each with its setting, before it starts.
+
+    Args:
+        tables: names of settings of `lake`; of each table the first files are looked at.
+        cluster: the device is another machine's.
+    """
+    faults: list[LakerankError] = []
+    lake = config.lake.located()
+    for name in tables:
+        try:
+            _check_footers(storage, getattr(lake, name), getattr(schemas, name.upper()))
+        except (SchemaError, StorageError) as error:
+            faults.append(type(error)(f"lake.{name}: {error}"))
+    if not cluster and config.device.startswith("cuda") and not any(Path(driver).exists() for driver in GPU_DRIVERS):
+        faults.append(CheckpointError(f"model.device: {config.device}, but this machine has no GPU; say cpu or auto"))
+    return faults
+
+
+def without_faults(faults: Sequence[LakerankError], make: Callable[[], Record]) -> Record:
+    """What `make` returns, unless there are faults.
+
+    Raises:
+        LakerankError: all of them and `make`'s own, of the type of the first one.
+    """
+    try:
+        made = make()
+    except LakerankError as error:
+        faults = [*faults, error]
+    if faults:
+        messages = "\n".join(map(str, faults))
+        raise ConfigError([messages]) if isinstance(faults[0], ConfigError) else type(faults[0])(messages)
+    return made
+
+
+def _check_footers(storage: Storage, address: str, schema: pa.Schema) -> None:
+    for file in storage.list_parquet(address)[:CHECKED_FILES]:
+        with opened(storage, file.uri) as parquet:
+            check_columns(file.uri, parquet.schema_arrow, schema)
 
 
 def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:

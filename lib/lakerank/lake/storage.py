@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from lakerank.errors import StorageError
-from lakerank.lake import checksums, is_local, join, local_path, redacted
+from lakerank.lake import checksums, has_wildcard, is_local, join, local_path, redacted
 from lakerank.lake.backends import FileInfo, StoredFile, is_transient, storage_errors
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
@@ -59,8 +59,12 @@ class Storage:
         """
         files = self._retry(uri, "listed", lambda backend: backend.find(uri))
         if not files:
+            path = local_path(uri).absolute() if is_local(uri) and not has_wildcard(uri) else None
+            if path is not None and not path.exists():
+                raise StorageError(f"{redacted(uri)}: there is no such file or folder (looked for {path})")
             raise StorageError(
-                f"{redacted(uri)}: no Parquet file is there; check the name, and that files end in .parquet"
+                f"{redacted(uri)}: no Parquet file is there; check the name, and that files end in .parquet "
+                "(`lakerank ingest` makes tables of other files)"
             )
         return sorted(files, key=lambda file: file.uri)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -50,20 +51,26 @@ def check_columns(uri: str, actual: pa.Schema, expected: pa.Schema) -> None:
     Raises:
         SchemaError: names the file, the column and the actual columns.
     """
+    faults = []
     for field in expected:
         positions = actual.get_all_field_indices(field.name)
         if not positions and field.name in OPTIONAL:
             continue
         if len(positions) != 1:
             problem = "no column" if not positions else f"{len(positions)} columns are called"
-            raise SchemaError(
-                f"{redacted(uri)}: {problem} {field.name!r} (found: {', '.join(actual.names)}); see README"
-            )
-        kind = actual.field(positions[0]).type
-        if not _accepts(kind, field.type):
-            raise SchemaError(
-                f"{redacted(uri)}: column {field.name!r} should be {field.type} (found: {kind}); see README"
-            )
+            faults.append(f"{problem} {field.name!r}{'' if positions else _similar(field.name, actual.names)}")
+        elif not _accepts(kind := actual.field(positions[0]).type, field.type):
+            faults.append(f"column {field.name!r} should be {field.type} (found: {kind})")
+    if faults:
+        found = f"found: {', '.join(actual.names)}"
+        raise SchemaError(f"{redacted(uri)}: {'; '.join(faults)} ({found}); see README, 'Input and output'")
+
+
+def _similar(name: str, names: Sequence[str]) -> str:
+    """A column that is probably the one, as part of a message."""
+    lower = {other.casefold(): other for other in names}
+    close = difflib.get_close_matches(name, lower, 1, 0.5)
+    return f", did you mean {lower[close[0]]!r}?" if close else ""
 
 
 def fragments(storage: Storage, uri: str, expected: pa.Schema) -> list[Fragment]:

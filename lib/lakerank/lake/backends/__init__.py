@@ -62,6 +62,20 @@ _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_K
 _KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 _MESSAGE_LENGTH = 300
 
+#: What to do about a fault of a local file system.
+_LOCAL_ADVICE = {
+    errno.ENOTDIR: "a file is where a folder is needed: move it away, or name another folder",
+    errno.EISDIR: "a folder is where a file is needed: move it away, or name another file",
+    errno.EACCES: "check who may read and write it",
+    errno.EPERM: "check who may read and write it",
+    errno.EROFS: "the file system is read-only: name another folder",
+    errno.ENOSPC: "the disk is full: free space, then run the same command again",
+    errno.EDQUOT: "the quota is used up: free space, then run the same command again",
+    errno.ENAMETOOLONG: "use shorter names",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOTSUP: "the file system has no hard links: name a folder on another",
+}
+
 #: How Arrow's readers report a file that opens but whose pages do not match its footer.
 _DAMAGED = re.compile(r"thrift|end of (?:stream|file)|corrupt|decompress|checksum", re.IGNORECASE)
 
@@ -108,11 +122,12 @@ def _message(error: BaseException) -> str:
 
 def _advice(uri: str, error: BaseException) -> str:
     if isinstance(error, pa.ArrowInvalid) or (type(error) is OSError and _DAMAGED.search(str(error))):
-        return "check that it is a whole Parquet file"
+        return "check that it is a whole Parquet file (`lakerank ingest` makes tables of other files)"
     if isinstance(error, FileNotFoundError):
         return "check the name" if is_local(uri) else "check the name of the bucket and of the file"
     if is_local(uri):
-        return "check the folder's permissions, the free space, and that its file system has hard links"
+        number = error.errno if isinstance(error, OSError) else None
+        return _LOCAL_ADVICE.get(number or 0, "check the folder's permissions and that its file system has hard links")
     if _is_refusal(error):
         return (
             "check the credentials (environment or lake.storage.profile; lake.storage.anonymous for public data) "

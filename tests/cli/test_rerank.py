@@ -1,0 +1,73 @@
+"""`lakerank rerank` before Spark starts: every fault of tables, model and device at once, and the order of stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from lakerank.cli import resolve
+from lakerank.cli.rerank import rerank
+from lakerank.config import Config, bundled_config, load_config
+from lakerank.lake.storage import Storage
+from lakerank.rerank.plan.builder import ensure_plan
+from lakerank.runner import LocalRunner
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A lake of one pair, in this folder; what is under test must not get as far as Spark, which finds no Java."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    pq.write_table(pa.table({"doc_id": ["d"], "text": ["apple"]}), "documents.parquet")
+    pq.write_table(pa.table({"query_id": ["q"], "text": ["apple"]}), "queries.parquet")
+    pq.write_table(pa.table({"query_id": ["q"], "doc_id": ["d"]}), "candidates.parquet")
+    names = ("documents", "queries", "candidates")
+    settings = [*(f"lake.{name}={name}.parquet" for name in names), "lake.output=out", "lake.qrels=null"]
+    return ["--config", "demo", "--run-id", "r", *(word for setting in settings for word in ("--set", setting))]
+
+
+def _refused(*arguments: str) -> dict[str, Any]:
+    done = CliRunner().invoke(rerank, arguments)
+    assert done.exit_code == 1
+    last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return last
+
+
+def test_faults_of_tables_device_and_model_are_listed_at_once(arguments: list[str], tmp_path: Path) -> None:
+    pq.write_table(pa.table({"Doc_ID": ["d"], "text": [b""], "image": ["a path"]}), tmp_path / "documents.parquet")
+    (tmp_path / "queries.parquet").write_text('{"query_id": "q"}')
+    faulty = ["lake.candidates=~/no/such", "model.path=~/no/model", "model.device=cuda:1"]
+    last = _refused(*arguments, *(word for setting in faulty for word in ("--set", setting)))
+    assert last["error"] == "SchemaError"
+    documents, queries, candidates, *rest = last["message"].splitlines()
+    assert documents == (
+        "lake.documents: documents.parquet: no column 'doc_id', did you mean 'Doc_ID'?; column 'image' "
+        "should be binary (found: string) (found: Doc_ID, text, image); see README, 'Input and output'"
+    )
+    assert queries.startswith("lake.queries: ")
+    assert queries.endswith("whole Parquet file (`lakerank ingest` makes tables of other files)")
+    assert candidates == (
+        f"lake.candidates: ~/no/such: there is no such file or folder (looked for {Path.home() / 'no' / 'such'})"
+    )
+    if not any(Path(driver).exists() for driver in resolve.GPU_DRIVERS):
+        assert rest.pop(0) == "model.device: cuda:1, but this machine has no GPU; say cpu or auto"
+    (model,) = rest
+    assert model.startswith(str(Path.home() / "no" / "model"))
+
+
+def test_stages_are_run_in_order(arguments: list[str]) -> None:
+    for stage in ("score", "publish", "score,publish"):
+        last = _refused(*arguments, "--stage", stage)
+        assert last["error"] == "RunConflictError"
+        assert last["message"].endswith("run 'r' has no plan yet; run --stage plan first")
+    config: Config = load_config(bundled_config("demo") or "", arguments[5::2])
+    job = resolve.rerank_job(config, "r", Storage())
+    ensure_plan(LocalRunner(), Storage(), job.paths, job.tables, job.stages[0].scorer, job.stages[0].limits)
+    last = _refused(*arguments, "--stage", "publish")
+    assert last["message"] == "run 'r' has 1 of 1 units without scores; run --stage score first"
