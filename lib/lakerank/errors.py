@@ -13,7 +13,7 @@ LakerankError
 ├── TrainingError        training cannot start or has failed
 ├── EvaluationError      a run cannot be evaluated as requested
 ├── ExportError          a run cannot be exported in the requested format
-├── IngestError          nothing of a source could be read
+├── IngestError          a table would be empty: nothing could be read, or no query has a candidate
 ├── DependencyError      an optional library is not installed
 └── PairRejected         the Python API was given a pair that cannot be scored
 """
@@ -70,7 +70,7 @@ class ExportError(LakerankError):
 
 
 class IngestError(LakerankError):
-    """Nothing of a source could be read: a table would be empty."""
+    """A table would be empty: nothing of a source could be read, or no query has a candidate."""
 
 
 class DependencyError(LakerankError):

@@ -75,4 +75,6 @@ SCORES = pa.schema(
 GOLDEN = pa.schema([_QUERY_ID, _DOC_ID, _required("logit", pa.float32())])
 
 #: Columns that an input table may lack; every other column of its schema is required.
-OPTIONAL = frozenset({"text", "image", "content_hash", "first_stage_score", "first_stage_rank"})
+OPTIONAL = frozenset(
+    {"text", "image", "content_hash", "first_stage_score", "first_stage_rank", "search_text", "instruction"}
+)

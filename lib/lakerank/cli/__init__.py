@@ -11,6 +11,7 @@ from lakerank import __version__
 #: Every job and what it does. A module of this package has it under the same name, imported when it is run.
 JOBS = {
     "ingest": "files, folders and published benchmarks into lake tables",
+    "candidates": "documents and queries into first-stage candidates",
     "rerank": "plan, score, rank, audit and publish a run",
     "score": "answer one request of the hosted rerank API",
     "evaluate": "a run and relevance judgements into metrics and a report",

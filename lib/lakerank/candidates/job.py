@@ -1,0 +1,246 @@
+"""The first stage as a job: documents and queries in, a table of candidates out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lakerank.candidates.bm25 import statistics
+from lakerank.candidates.inputs import (
+    Faults,
+    RunList,
+    chunk_documents,
+    document_chunks,
+    read_lists,
+    read_queries,
+    table_files,
+)
+from lakerank.candidates.search import KINDS, NAMED_QUERIES, REPORT, ROW_GROUP_ROWS, Options, Search
+from lakerank.errors import ConfigError, IngestError, StorageError
+from lakerank.lake import has_wildcard, is_local, is_table_part, local_path, redacted
+from lakerank.lake.storage import Storage, join
+from lakerank.lake.tables import opened, parquet_bytes
+from lakerank.runner import BATCHES, COUNTS, LocalRunner, Runner, total_of
+from lakerank.schemas import CANDIDATES
+
+_PART = re.compile(r"part-\d{6}\.parquet")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """The tables to read, and the folder of the table to write."""
+
+    documents: str
+    queries: str
+    output: str
+
+
+#: Gives a runner for documents with so many bytes of text.
+ChooseRunner = Callable[[int], AbstractContextManager[Runner]]
+
+
+def in_process(_text_bytes: int) -> AbstractContextManager[Runner]:
+    """The runner of this process."""
+    return nullcontext(LocalRunner())
+
+
+def find_candidates(
+    storage: Storage, addresses: Addresses, options: Options, choose_runner: ChooseRunner = in_process
+) -> dict[str, Any]:
+    """Write the candidates of every query, sorted by query and rank; returns the job's summary.
+
+    The same input gives the same bytes on any runner. An earlier table in the folder is replaced once all files are
+    there, and stays when no query has a candidate.
+
+    Raises:
+        ConfigError: options contradict each other, or the output folder holds something else.
+        IngestError: no query has a candidate.
+        SchemaError, StorageError: a table or a run cannot be read.
+    """
+    started = time.monotonic()
+    if faults := [*options.faults(), *_output_faults(storage, addresses)]:
+        raise ConfigError(faults)
+    documents, queries = table_files(storage, addresses.documents, addresses.queries)
+    work = join(addresses.output, f"_work-{uuid.uuid4().hex[:8]}")
+    search = Search(storage, read_queries(storage, queries), document_chunks(storage, documents), options, work)
+    rejects = Faults()
+    lists = [read_lists(storage, uri, search.queries, search.depth, rejects) for uri in options.runs]
+    try:
+        if options.method == "all-pairs":
+            counts, reports = _all_pairs(search)
+        else:
+            with choose_runner(sum(chunk.bytes for chunk in search.chunks)) as runner:
+                counts, reports = _search(runner, search, lists, rejects)
+        summary = _summary(search, counts, reports)
+        rejected = _write_rejects(storage, addresses.output, rejects)
+        _warn(summary, options)
+        if not summary["candidates"]:
+            raise IngestError(_nothing_found(addresses.output))
+        _publish(search, addresses.output, [row["part"] for row in reports if row["rows"]])
+    finally:
+        for file in storage.walk(work):
+            storage.delete(file.uri)
+        storage.remove_empty_folders(addresses.output)
+    return {**summary, **rejected, "output": addresses.output, "seconds": round(time.monotonic() - started, 3)}
+
+
+def _search(
+    runner: Runner, search: Search, lists: Sequence[RunList], faults: Faults
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Index, search and merge; returns counts of documents, and the report of each file."""
+    doc_ids = sorted({doc_id for of_run in lists for doc_id in of_run.items["doc_id"].to_pylist()})
+    search = replace(search, listed=doc_ids, lists=len(lists))
+    chunks = range(len(search.chunks))
+    runner.describe(f"candidates: index {len(chunks)} chunks of documents")
+    counts = runner.summed(runner.scatter(chunks, search.index, COUNTS, _tasks(runner)))
+    unknown = {doc_ids[number] for number in set(range(len(doc_ids))) - set(counts.get("listed", {}))}
+    _store_lists(search, [of_run.without(unknown, faults) for of_run in lists])
+    documents = {name: total_of(counts, name) for name in ("documents", "searchable", "length")}
+    frequencies = np.zeros(len(search.queries.vocabulary), np.int64)
+    for number, value in counts.get("term", {}).items():
+        frequencies[number] = value
+    numbers = statistics(frequencies, documents["searchable"], documents["length"], search.options.k1, search.options.b)
+    search = replace(search, listed=(), statistics=numbers)
+    rows = [runner.scatter(search.parts, search.hand_over, BATCHES)] if lists and search.parts else []
+    if search.options.method == "bm25" and chunks:
+        rows.append(runner.scatter(chunks, search.search, BATCHES, _tasks(runner)))
+    runner.describe(f"candidates: search for {len(search.queries.ids)} queries")
+    merged = runner.exchange(rows, len(search.parts), KINDS, search.merge, REPORT) if rows and search.parts else None
+    reports = runner.collect(merged, REPORT).to_pylist() if merged is not None else []
+    return documents, sorted(reports, key=lambda report: int(report["part"]))
+
+
+def _tasks(runner: Runner) -> int:
+    return 4 * runner.parallelism
+
+
+def _store_lists(search: Search, lists: Sequence[RunList]) -> None:
+    """Write the lists of run files for the tasks, by file of queries."""
+    for number, of_run in enumerate(lists):
+        edges = np.searchsorted(
+            of_run.items["query"].to_numpy(), np.arange(len(search.parts) + 1) * search.queries_per_file
+        )
+        for part, (first, end) in enumerate(itertools.pairwise(edges)):
+            content = parquet_bytes(of_run.items.slice(first, end - first), ROW_GROUP_ROWS)
+            search.storage.replace(search.list_file(number, part), content)
+
+
+def _all_pairs(search: Search) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Every document as a candidate of every query, without scores or ranks."""
+    documents = (chunk_documents(search.storage, chunk, with_text=False) for chunk in search.chunks)
+    doc_ids = sorted({doc_id for of_chunk in documents for doc_id, _ in of_chunk})
+    count = len(doc_ids) * len(search.queries.ids)
+    if count > search.options.max_pairs:
+        raise ConfigError([
+            f"--method all-pairs: {len(search.queries.ids):,} queries × {len(doc_ids):,} documents are {count:,} "
+            f"pairs, more than --max-pairs {search.options.max_pairs:,}; raise it, or use --method bm25"
+        ])  # fmt: skip
+    search = replace(search, options=replace(search.options, depth=max(1, len(doc_ids))))
+    reports = []
+    for part in search.parts:
+        ids = [search.queries.ids[query] for query in search.queries_of(part)]
+        pairs = ((query_id, doc_id) for query_id in ids for doc_id in doc_ids)
+        kept = [pair for pair in pairs if not (search.options.skip_same_id and pair[0] == pair[1])]
+        columns = {"query_id": [pair[0] for pair in kept], "doc_id": [pair[1] for pair in kept]}
+        nulls = {name: pa.nulls(len(kept), CANDIDATES.field(name).type) for name in CANDIDATES.names[2:]}
+        reports += search.write(part, pa.Table.from_pydict({**columns, **nulls}, CANDIDATES)).to_pylist()
+    return {"documents": len(doc_ids)}, reports
+
+
+def _summary(search: Search, counts: dict[str, int], reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    options, absent = search.options, set(search.parts) - {report["part"] for report in reports}
+    nowhere = [search.queries.ids[query] for part in sorted(absent) for query in search.queries_of(part)]
+    named = [query_id for report in reports for query_id in json.loads(report["named"])]
+    is_searched = options.method == "bm25"
+    return {
+        "method": options.method,
+        "runs": len(options.runs),
+        "depth": None if options.method == "all-pairs" else options.depth,
+        "queries": len(search.queries.ids),
+        "candidates": sum(report["rows"] for report in reports),
+        "queries_without_candidates": sum(report["missing"] for report in reports) + len(nowhere),
+        "such_queries": sorted([*named, *nowhere])[:NAMED_QUERIES],
+        "queries_without_text": search.queries.without_terms,
+        "documents": counts["documents"],
+        "documents_without_text": counts["documents"] - counts["searchable"] if is_searched else None,
+    }
+
+
+def _warn(summary: dict[str, Any], options: Options) -> None:
+    """What a search by text could not do, in words."""
+    if textless := summary["documents_without_text"]:
+        logger.warning(
+            "%s of %s documents have no text: BM25 cannot find them; give runs of your own retrieval (--run), or "
+            "--method all-pairs for a small lake",
+            f"{textless:,}", f"{summary['documents']:,}",
+        )  # fmt: skip
+    if options.method == "bm25" and (imageless := summary["queries_without_text"]):
+        logger.warning("%s queries have no text to search for: BM25 finds nothing for them", f"{imageless:,}")
+    if missing := summary["queries_without_candidates"]:
+        ids = ", ".join(summary["such_queries"])
+        logger.warning("%s of %s queries have no candidate: %s, …", f"{missing:,}", f"{summary['queries']:,}", ids)
+
+
+def _nothing_found(output: str) -> str:
+    return (
+        f"candidates: no query has a candidate; {redacted(output)} is as it was. Documents without text need runs of "
+        "your own retrieval (--run), or --method all-pairs for a small lake"
+    )
+
+
+def _write_rejects(storage: Storage, output: str, faults: Faults) -> dict[str, Any]:
+    """List the lines of run files that gave no candidate, where ingestion lists its rejects."""
+    uri = join(output.rstrip("/").rpartition("/")[0] or ".", "rejects", "candidates.jsonl")
+    if faults.listed:
+        storage.replace(uri, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in faults.listed).encode())
+    elif storage.exists(uri):
+        storage.delete(uri)
+    counts = dict(sorted(faults.counts.items()))
+    return {"rejected": sum(counts.values()), "rejected_by_fault": counts, "rejects": uri if faults.listed else None}
+
+
+def _output_faults(storage: Storage, addresses: Addresses) -> list[str]:
+    """Why the table cannot be written there: it is no folder, or holds what this job did not write."""
+    output = addresses.output
+    if has_wildcard(output) or output.endswith(".parquet") or (is_local(output) and local_path(output).is_file()):
+        return [f"{redacted(output)}: candidates are written to a folder; name one with --output or lake.candidates"]
+    if not storage.exists(output):
+        return []
+    names = [file.uri.removeprefix(output).lstrip("/") for file in storage.walk(output)]
+    parts = [name for name in names if is_table_part(name)]
+    foreign = [name for name in parts if not _PART.fullmatch(name)]
+    if not foreign:
+        try:
+            foreign = [name for name in parts if not _is_ours(storage, join(output, name))]
+        except StorageError:  # a damaged file of an earlier table is replaced
+            return []
+    what = "files that would be read with the candidates, or are another table"
+    return [f"{redacted(output)} has {what} ({foreign[0]}): name an empty folder with --output"] if foreign else []
+
+
+def _is_ours(storage: Storage, uri: str) -> bool:
+    with opened(storage, uri) as parquet:
+        return bool(parquet.schema_arrow.names == CANDIDATES.names)
+
+
+def _publish(search: Search, output: str, parts: Sequence[int]) -> None:
+    """Replace the table. One file is replaced in one step; of several, a reader may see old and new meanwhile."""
+    storage, names = search.storage, [f"part-{number:06d}.parquet" for number in range(len(parts))]
+    for part, name in zip(parts, names, strict=True):
+        storage.replace(join(output, name), storage.read_bytes(search.part_file(part)))
+    for name in storage.list_names(output):
+        if _PART.fullmatch(name) and name not in names:
+            storage.delete(join(output, name))

@@ -1,0 +1,166 @@
+"""The tasks of a first stage, whoever runs them.
+
+*index* writes the postings of the queries' terms, a file a chunk of documents; *search* searches a chunk with
+statistics of all; *merge* fuses the best of all chunks with the lists of run files, a file a range of queries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lakerank.candidates.bm25 import K1, POSTINGS, B, PostingsBuilder, PostingsIndex, Statistics
+from lakerank.candidates.inputs import ITEMS, Chunk, Queries, chunk_documents
+from lakerank.candidates.lists import best_of, candidates, fuse
+from lakerank.lake.storage import Storage, join
+from lakerank.lake.tables import parquet_bytes, read_table_file
+from lakerank.ranking import Fusion
+from lakerank.runner import histogram, one_row, pack, totals
+
+#: Rows of a file of candidates, about: up to so many, a table is one file and replaced in one step.
+FILE_ROWS = 4_000_000
+ROW_GROUP_ROWS = 2**17
+
+#: Ids in the summary of queries without candidates.
+NAMED_QUERIES = 5
+
+HITS, LISTED = 0, 1
+KINDS = {HITS: ITEMS, LISTED: pa.schema([pa.field("list", pa.int8()), *ITEMS])}
+
+#: Of a written file; `missing` counts its queries without candidates, `named` are the first of them, as JSON.
+REPORT = pa.schema([
+    ("part", pa.int64()), ("rows", pa.int64()), ("missing", pa.int64()), ("named", pa.string()),
+])  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How candidates are found: by a method, in run files, or both. `k1` and `b` are BM25's."""
+
+    method: Literal["bm25", "all-pairs", "none"] = "bm25"
+    runs: tuple[str, ...] = ()
+    depth: int = 100
+    fusion: Literal["reciprocal_rank", "weighted"] = "reciprocal_rank"
+    rrf_k: float = 60.0
+    k1: float = K1
+    b: float = B
+    max_pairs: int = 1_000_000
+    skip_same_id: bool = False
+
+    def faults(self) -> list[str]:
+        """What cannot go together."""
+        if self.method == "none" and not self.runs:
+            return ["--method none: without a method, candidates come from run files: give --run FILE"]
+        if self.method == "all-pairs" and self.runs:
+            return ["--method all-pairs: all documents are candidates already; leave out --run"]
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What every task needs; `work` is a folder for what tasks hand each other."""
+
+    storage: Storage
+    queries: Queries
+    chunks: Sequence[Chunk]
+    options: Options
+    work: str
+    listed: Sequence[str] = ()  # documents of run files, sorted
+    statistics: Statistics | None = None
+    lists: int = 0  # run files
+
+    @property
+    def queries_per_file(self) -> int:
+        return max(1, FILE_ROWS // self.options.depth)
+
+    @property
+    def parts(self) -> range:
+        return range(-(-len(self.queries.ids) // self.queries_per_file))
+
+    @property
+    def depth(self) -> int:
+        return self.options.depth + self.options.skip_same_id
+
+    def postings_file(self, number: int) -> str:
+        return join(self.work, f"postings-{number:06d}.parquet")
+
+    def list_file(self, number: int, part: int) -> str:
+        return join(self.work, f"list-{number:03d}-{part:06d}.parquet")
+
+    def part_file(self, part: int) -> str:
+        return join(self.work, f"part-{part:06d}.parquet")
+
+    def index(self, number: int) -> Iterator[pa.RecordBatch]:
+        """Write the postings of a chunk; yields COUNTS."""
+        vocabulary = {term: at for at, term in enumerate(self.queries.vocabulary)}
+        builder, listed = PostingsBuilder(vocabulary), {doc_id: at for at, doc_id in enumerate(self.listed)}
+        is_searched, count, known = self.options.method == "bm25", 0, set[int]()
+        for doc_id, text in chunk_documents(self.storage, self.chunks[number], is_searched):
+            count += 1
+            builder.add(doc_id, text)
+            if doc_id in listed:
+                known.add(listed[doc_id])
+        yield totals({"documents": count, "searchable": builder.documents, "length": builder.length})
+        yield histogram("listed", np.array(sorted(known), np.int64))
+        if is_searched:
+            postings = builder.finish()
+            self.storage.replace(self.postings_file(number), parquet_bytes(postings, ROW_GROUP_ROWS))
+            yield histogram("term", postings["terms"].combine_chunks().flatten().to_numpy())
+
+    def search(self, number: int) -> Iterator[pa.RecordBatch]:
+        """The best of a chunk for each query, as BATCHES by file of queries."""
+        if self.statistics is None:
+            return
+        index = PostingsIndex(self._read(self.postings_file(number), POSTINGS), self.statistics)
+        doc_ids = pa.array(index.doc_ids, pa.string())
+        for part in self.parts:
+            hits = [(query, *index.search(self.queries.terms_of(query), self.depth)) for query in self.queries_of(part)]
+            queries = np.repeat(np.array([query for query, *_ in hits], np.int32), [len(at) for _, at, _ in hits])
+            at = np.concatenate([at for _, at, _ in hits])
+            scores = np.concatenate([scores for *_, scores in hits])
+            items = pa.Table.from_arrays(
+                [pa.array(queries), doc_ids.take(pa.array(at)), pa.array(scores)], schema=ITEMS
+            )
+            yield from pack(HITS, np.full(len(queries), part), items)
+
+    def hand_over(self, part: int) -> Iterator[pa.RecordBatch]:
+        """The lists of run files for a file of queries, as BATCHES."""
+        for number in range(self.lists):
+            items = self._read(self.list_file(number, part), ITEMS)
+            rows = items.add_column(0, "list", pa.array(np.full(len(items), number, np.int8)))
+            yield from pack(LISTED, np.full(len(items), part), rows.cast(KINDS[LISTED]))
+
+    def merge(self, part: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        """Fuse what is there for a file of queries and write it; yields its report."""
+        listed, lists = tables[LISTED], []
+        if self.options.method == "bm25":
+            lists.append(best_of(tables[HITS], self.depth))
+        for number in range(self.lists):
+            items = listed.filter(pc.equal(listed["list"], number)).select(ITEMS.names)
+            lists.append(items)
+        if len(lists) > 1:
+            weights = tuple(1 / len(lists) for _ in lists)
+            lists = [fuse(lists, Fusion(self.options.fusion, weights, self.options.rrf_k))]
+        yield self.write(part, candidates(lists[0], self.queries.ids, self.options.depth, self.options.skip_same_id))
+
+    def write(self, part: int, rows: pa.Table) -> pa.RecordBatch:
+        """Write the candidates of a file of queries; returns its report."""
+        if len(rows):
+            self.storage.replace(self.part_file(part), parquet_bytes(rows, ROW_GROUP_ROWS))
+        having = set(rows["query_id"].unique().to_pylist())
+        missing = [self.queries.ids[query] for query in self.queries_of(part) if self.queries.ids[query] not in having]
+        return one_row(REPORT, part, len(rows), len(missing), json.dumps(missing[:NAMED_QUERIES]))
+
+    def queries_of(self, part: int) -> range:
+        """The numbers of the queries of a file."""
+        first = part * self.queries_per_file
+        return range(first, min(first + self.queries_per_file, len(self.queries.ids)))
+
+    def _read(self, uri: str, schema: pa.Schema) -> pa.Table:
+        return pa.Table.from_batches((batch for *_, batch in read_table_file(self.storage, uri, schema)), schema)

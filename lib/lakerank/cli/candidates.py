@@ -1,0 +1,93 @@
+"""`lakerank candidates`: documents and queries into first-stage candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lakerank.cli.job import EPILOG, config_option, run_job, set_option, spark_session, verbose_option
+from lakerank.config import EMBEDDED, Config, load_config
+from lakerank.errors import ConfigError
+
+#: With more bytes of text, Spark searches; otherwise this process.
+IN_PROCESS_BYTES = 2**29
+
+
+@click.command(epilog=EPILOG)
+@config_option
+@set_option
+@click.option(
+    "--method", type=click.Choice(["bm25", "all-pairs", "none"]), default="bm25", show_default=True,
+    help="Search texts by BM25, take all documents of a small lake, or only read run files.",
+)  # fmt: skip
+@click.option(
+    "--run", "runs", multiple=True, metavar="FILE",
+    help="A run of another system in trec_eval's format (also .gz), fused with the other lists. May be repeated.",
+)  # fmt: skip
+@click.option("--depth", type=click.IntRange(min=1), default=100, show_default=True, help="Candidates of each query.")
+@click.option(
+    "--fuse", type=click.Choice(["rrf", "weighted"]), default="rrf", show_default=True,
+    help="How several lists become one: by reciprocal ranks, or by the mean of scores scaled to 0–1 in each list.",
+)  # fmt: skip
+@click.option("--rrf-k", type=click.FloatRange(min=0), default=60, show_default=True, help="The constant k of rrf.")
+@click.option("--k1", type=click.FloatRange(min=0), default=0.9, show_default=True, help="BM25's k1.")
+@click.option("--b", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="BM25's b.")
+@click.option(
+    "--max-pairs", type=click.IntRange(min=1), default=1_000_000, show_default=True,
+    help="The most pairs that all-pairs may write.",
+)  # fmt: skip
+@click.option(
+    "--skip-same-id", is_flag=True,
+    help="A document with the id of the query is no candidate of it: for queries that stand in their own corpus.",
+)  # fmt: skip
+@click.option("--output", metavar="FOLDER", help="Folder of the table.  [default: lake.candidates of the config]")
+@click.option(
+    "--engine", type=click.Choice(["auto", "local", "spark"]), default="auto", show_default=True,
+    help=f"Where to search. The table is the same. auto: in Spark above {IN_PROCESS_BYTES // 2**20} MiB of text.",
+)  # fmt: skip
+@verbose_option
+def candidates(config_path: Path, overrides: Sequence[str], verbose: bool, **options: Any) -> None:
+    """Find the candidates of every query: BM25 over the documents' texts, run files of other systems, or both, fused.
+
+    BM25 searches the column search_text of documents where it is not null, else text. Documents and queries without
+    text are counted; only runs or all-pairs give them candidates. Replaces the table in the folder that lake.candidates
+    names, unless no query has a candidate. Lines of run files that give none are listed in rejects/candidates.jsonl
+    beside the folder. docs/candidates.md has the details.
+
+    The summary has method, runs, depth, queries, candidates, queries_without_candidates, such_queries (the first ids),
+    queries_without_text, documents, documents_without_text, rejected, rejected_by_fault, rejects, output and seconds.
+    """
+    run_job(lambda: _candidates(load_config(config_path, overrides), **options), verbose)
+
+
+def _candidates(config: Config, output: str | None, engine: str, fuse: str, **options: Any) -> dict[str, Any]:
+    from lakerank.candidates.job import Addresses, find_candidates
+    from lakerank.candidates.search import Options
+    from lakerank.cli import resolve
+    from lakerank.runner import LocalRunner
+
+    if output is None and config.lake.candidates == EMBEDDED:
+        raise ConfigError(["lake.candidates: the bundled lake's table is not overwritten; name a folder with --output"])
+
+    @contextmanager
+    def runner(text_bytes: int) -> Iterator[Any]:
+        if engine == "spark" or (engine == "auto" and text_bytes > IN_PROCESS_BYTES):
+            from lakerank.spark.runtime.runner import SparkRunner
+
+            with spark_session(config.spark) as spark:
+                yield SparkRunner(spark)
+        else:
+            yield LocalRunner()
+
+    lake = config.lake.located()
+    addresses = Addresses(lake.documents, lake.queries, output or lake.candidates)
+    found_by = Options(fusion="reciprocal_rank" if fuse == "rrf" else "weighted", **options)
+    return find_candidates(resolve.storage(config.lake.storage), addresses, found_by, runner)
+
+
+if __name__ == "__main__":
+    candidates()
