@@ -218,7 +218,12 @@ class _LakeWriter:
                         self._add("qrels", judgement)
 
     def _write_part(self, part: Part, index: Bm25Index | None) -> None:
-        judged_ids = {row.query_id for row in part.judgements() if isinstance(row, Qrel)} if part.judgements else None
+        judged_ids = None
+        if part.judgements:
+            judged = [row for row in part.judgements() if isinstance(row, Qrel)]
+            judged_ids = {row.query_id for row in judged}
+            if any(row.query_id == row.doc_id and row.relevance > 0 for row in judged):  # other documents, by chance
+                part = replace(part, excludes_itself=False)
         numbers: dict[str, int] = {}  # of the part's queries, by id
         for query in part.queries():
             if isinstance(query, SourceReject):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import unicodedata
 
 import pytest
 
@@ -116,3 +118,14 @@ def test_the_output_must_not_lie_inside_the_source(publish, ingested, tmp_path):
     publish("beir")
     with pytest.raises(ConfigError, match="is inside the source"):
         ingested(tmp_path)
+
+
+def test_queries_in_decomposed_letters_find_documents_that_happen_to_have_their_ids(ingested, tmp_path):
+    folder = tmp_path / "published" / "toy"
+    (folder / "qrels").mkdir(parents=True)
+    texts = {"fr": ("le résumé du café", "résumé"), "vi": ("tiếng Việt", "Việt"), "x": ("other words", "other")}
+    for name, side in (("corpus", 0), ("queries", 1)):
+        lines = [{"_id": i, "text": unicodedata.normalize(("NFC", "NFD")[side], t[side])} for i, t in texts.items()]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nfr\tfr\t1\nvi\tvi\t1\n")
+    assert ingested(folder).candidates() == {f"toy/{name}": [f"toy/{name}"] for name in ("fr", "vi")}
