@@ -17,6 +17,7 @@ from lakerank.audit import (
     RunCounts,
     audit,
     kolmogorov_smirnov,
+    labels_alike,
     population_stability,
 )
 
@@ -122,3 +123,21 @@ def test_golden_pairs_must_be_there_and_within_the_tolerance():
     assert failed(bounds=bounds, golden_errors={("q", "d"): 0.01}) == []
     assert failed(bounds=bounds, golden_errors={("q", "d"): 0.0, ("q", "e"): 0.02}) == [name]
     assert failed(bounds=bounds, golden_errors={("q", "d"): 0.0, ("q", "e"): None}) == [name]
+
+
+@pytest.mark.parametrize(
+    ("labels", "share"),
+    [
+        ({"3": 5}, "5 of 5"),
+        ({"0": 1200}, "1,200 of 1,200"),
+        ({"3": 995, "2": 5}, "995 of 1,000"),
+        ({"3": 4}, None),
+        ({"3": 98, "2": 2}, None),
+        ({"0": 999, "1": 1}, None),
+        ({}, None),
+    ],
+)
+def test_labels_that_tell_nothing_apart_are_said(labels: dict[str, int], share: str | None) -> None:
+    """Few relevant pairs of many candidates are as it should be; few that are not are not."""
+    warning = labels_alike(labels)
+    assert warning is None if share is None else warning is not None and warning.startswith(f"{share} ranked pairs")

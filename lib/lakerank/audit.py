@@ -16,6 +16,10 @@ HISTOGRAM_EDGES = tuple(float(edge) for edge in np.arange(-20.0, 20.25, 0.25))
 TOP = 10
 
 
+#: Pairs from which on labels can be too much alike, and the share of one label that is.
+LEAST_LABELS, ALIKE = 5, 0.99
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One line of the audit. A check without a bound is reported and always passes."""
@@ -121,6 +125,21 @@ def audit(
     if golden_quality is not None:
         checks.append(_golden_quality(golden_quality, bounds.max_ndcg_drop))
     return checks
+
+
+def labels_alike(labels: Mapping[str, int]) -> str | None:
+    """What to say of ranked pairs whose labels, counted here, tell nothing apart; None: they do.
+
+    Nearly all alike counts too, except for the lowest label: of many candidates, few need be relevant.
+    """
+    total = sum(labels.values())
+    label, most = max(labels.items(), key=lambda item: item[1], default=("", 0))
+    if total < LEAST_LABELS or most < total * (1.0 if label == "0" else ALIKE):
+        return None
+    return (
+        f"{most:,} of {total:,} ranked pairs have label {label}: either the model does not know such texts, or "
+        "ranking.label_thresholds do not fit it (jobs/evaluate.py --fit-labels fits them to judgements)"
+    )
 
 
 def population_stability(expected: Sequence[int], actual: Sequence[int], groups: int = 10) -> float:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lakerank.cli import resolve
-from lakerank.config import resolve_config
-from lakerank.lake.storage import StorageOptions
+from lakerank.config import LakeConfig, resolve_config
+from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.routed import RoutedSpec
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
@@ -68,3 +73,49 @@ def test_defaults_of_the_config_are_those_of_the_records() -> None:
     assert resolve.limits(config.scoring) == Limits()
     assert resolve.runtime_options(config.scoring) == RuntimeOptions()
     assert resolve.storage(config.lake.storage).options == StorageOptions()
+
+
+def test_the_bundled_lake_is_known_by_its_files(tmp_path: Path) -> None:
+    """Under its name, by its path, and as a copy; with one table of another it is another lake."""
+    bundled = LakeConfig(documents="embedded", queries="embedded", candidates="c", output="o")
+    (tmp_path / "documents").mkdir()
+    copied = shutil.copy(bundled.located().documents, tmp_path / "documents" / "part-0.parquet")
+    rows = pa.table({"query_id": ["q"], "text": ["how do I resume a job"]})
+    pq.write_table(rows, tmp_path / "queries.parquet")
+    changed = bytearray(Path(copied).read_bytes())
+    changed[1000] ^= 1
+    (tmp_path / "changed.parquet").write_bytes(changed)
+    lakes = {
+        True: [bundled, bundled.located(), bundled.model_copy(update={"documents": str(tmp_path / "documents")})],
+        False: [
+            bundled.model_copy(update={"queries": str(tmp_path / "queries.parquet")}),
+            bundled.model_copy(update={"documents": str(tmp_path / "changed.parquet")}),
+        ],
+    }
+    for expected, configs in lakes.items():
+        assert [resolve.is_bundled(lake, Storage()) for lake in configs] == [expected] * len(configs)
+
+
+@pytest.mark.parametrize(
+    ("model", "own", "warned"),
+    [
+        ({"path": "embedded"}, True, True),
+        ({"path": "embedded"}, False, False),
+        ({"path": "embedded", "adapter": "mine"}, True, False),
+        ({"path": "other"}, True, False),
+        ([{"path": "other"}, {"path": "embedded", "top": 5}], True, True),
+        ({kind: {"path": path, "calibration": {"scale": 1, "bias": 0}} for kind, path in
+          (("text", "embedded"), ("image", "other"))}, True, True),
+    ],
+)  # fmt: skip
+def test_the_bundled_checkpoint_on_another_lake_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, model: Any, own: bool, warned: bool
+) -> None:
+    pq.write_table(pa.table({"doc_id": ["d"], "text": ["a page"]}), tmp_path / "documents.parquet")
+    lake = {"documents": str(tmp_path / "documents.parquet"), "queries": "embedded", "candidates": "c", "output": "o"}
+    config = resolve_config({"model": model, **({"lake": lake} if own else {})})
+    with caplog.at_level(logging.WARNING):
+        warnings = resolve.warnings_of(config, Storage())
+    assert [*warnings] == [record.getMessage() for record in caplog.records]
+    assert bool(warnings) == warned
+    assert all("lakerank fetch minilm-en" in warning for warning in warnings)

@@ -24,7 +24,7 @@ def test_the_demo_has_the_figures_of_readme(spark: SparkSession, storage: Storag
     config = load_config(ROOT / "conf" / "demo.yaml", [f"lake.output={tmp_path}"])
     job = rerank_job(config, "demo", storage)
     summary = run(spark, storage, job)
-    assert (summary["published"], summary["rejected"]) == (True, 0)
+    assert (summary["published"], summary["rejected"], summary["warnings"]) == (True, 0, [])
     ranked = pq.read_table(tmp_path / "ranked" / "run_id=demo", partitioning=None)
     assert ranked.num_rows == summary["scored"] == summary["candidates"] > 10_000
 

@@ -108,3 +108,14 @@ def test_an_override_without_need_is_not_mentioned(spark, storage, published):
     run(spark, storage, published.job("r2", audit=audit))
     manifest = json.loads((published.folder / "out" / "runs" / "r2" / "manifest.json").read_text())
     assert "published_anyway" not in manifest
+
+
+def test_the_manifest_and_the_last_line_have_the_warnings(spark, storage, published):
+    """Those that the job came with, and that all labels are alike."""
+    alike = published.job("r2", rule=RankRule(0.0, (), depth=None), warnings=("another lake",))
+    summary = run(spark, storage, alike)
+    manifest = json.loads((published.folder / "out" / "runs" / "r2" / "manifest.json").read_text())
+    assert manifest["warnings"] == summary["warnings"]
+    (given, of_labels) = manifest["warnings"]
+    assert given == "another lake"
+    assert "ranked pairs have label 0" in of_labels

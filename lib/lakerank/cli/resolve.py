@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
@@ -12,9 +13,11 @@ import pyarrow as pa
 from lakerank import schemas
 from lakerank.audit import Bounds
 from lakerank.config import (
+    EMBEDDED,
     CascadeStageConfig,
     Config,
     EnsembleConfig,
+    LakeConfig,
     ModelConfig,
     RoutedConfig,
     ScoringConfig,
@@ -26,6 +29,7 @@ from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.lake.tables import check_columns, opened
 from lakerank.limits import Limits, LogitScale
+from lakerank.model.checkpoint import MINILM_EN, fetch_command
 from lakerank.model.routed import ModelSpec, RoutedSpec
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.plan.plan import PlanLimits, Tables
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
     from lakerank.rerank.rank.write import RankRule
     from lakerank.rerank.stage import Stage
     from lakerank.spark.run import Rerank
+
+logger = logging.getLogger(__name__)
 
 Record = TypeVar("Record")
 
@@ -139,7 +145,42 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
         audit=AuditRules(bounds, audit.golden_pairs, audit.golden_qrels),
         config_yaml=config.to_yaml(),
         calibration=calibration,
+        warnings=warnings_of(config, storage),
     )
+
+
+def is_bundled(lake: LakeConfig, storage: Storage) -> bool:
+    """Whether a lake's documents and queries are the bundled lake's, or copies of its files.
+
+    Raises StorageError: a table is not there.
+    """
+    located, bundled = lake.located(), lake.model_copy(update={"documents": EMBEDDED, "queries": EMBEDDED}).located()
+    pairs = ((located.documents, bundled.documents), (located.queries, bundled.queries))
+    return all(address == path or _is_copy(address, Path(path), storage) for address, path in pairs)
+
+
+def _is_copy(address: str, file: Path, storage: Storage) -> bool:
+    files = storage.list_parquet(address)
+    alike = len(files) == 1 and files[0].size == file.stat().st_size
+    return alike and storage.read_bytes(files[0].uri) == file.read_bytes()
+
+
+def warnings_of(config: Config, storage: Storage) -> tuple[str, ...]:
+    """What the manifest says of a config whose lists are likely to be worth nothing; the log says it here."""
+    models: list[ModelConfig] = []
+    for model in config.rerankers:
+        models += [model] if isinstance(model, ModelConfig) else [model.text, model.image]
+    if not any(model.path == EMBEDDED and model.adapter is None for model in models):
+        return ()
+    try:
+        if is_bundled(config.lake, storage):
+            return ()
+    except StorageError:  # planning, which needs the table, says so
+        return ()
+    advice = f"for English texts: {fetch_command(MINILM_EN)}, then model.path={MINILM_EN}; docs/models.md has others"
+    warning = f"model embedded knows the bundled lake's pictograms alone, and this is another lake; {advice}"
+    logger.warning("%s", warning)
+    return (warning,)
 
 
 def _stages(config: Config) -> tuple[Stage, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import lakerank
-from lakerank.audit import Check, RunCounts
+from lakerank.audit import Check, RunCounts, labels_alike
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.scores import read_reused_units
@@ -20,6 +21,8 @@ from lakerank.rerank.rank.combine import FusionRule
 from lakerank.rerank.rank.lists import Results
 from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.score import RerankerFactory
+
+logger = logging.getLogger(__name__)
 
 #: Files in a plan's folder in which steps, maybe other processes, leave their seconds and figures for the manifest.
 PLANNING, SCORING = "planning.json", "scoring.json"
@@ -69,11 +72,12 @@ class PlannedStage:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRun:
-    """A run whose stages have been scored."""
+    """A run whose stages have been scored; `warnings` are for its manifest."""
 
     scorer: str
     stages: Sequence[PlannedStage]
     rule: RankRule | FusionRule
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,10 @@ def manifest_of(
     """
     stages, plan, several = run.stages, run.stages[0].plan, len(run.stages) > 1
     reports = [_report(storage, planned, several) for planned in stages]
+    warnings = list(run.warnings)
+    if (alike := labels_alike(ranked.labels)) is not None:
+        logger.warning("%s", alike)
+        warnings.append(alike)
     counts = asdict(ranked.counts)
     histogram = counts.pop("histogram")
     manifest = {
@@ -111,6 +119,7 @@ def manifest_of(
         "ranking": asdict(run.rule),
         "counts": {**counts, "scored": ranked.scored, "reused": ranked.reused, "duplicates": plan.duplicates},
         "labels": ranked.labels,
+        "warnings": warnings,
         "rejected": ranked.reasons,
         "audit": [check.as_dict() for check in checks],
         "inputs": plan.inputs,

@@ -39,7 +39,10 @@ STEPS = ("plan", "score", "publish")
 
 @dataclass(frozen=True, slots=True)
 class Rerank:
-    """A whole rerank job, in plain values. With several stages the rule is a FusionRule."""
+    """A whole rerank job, in plain values. With several stages the rule is a FusionRule.
+
+    `warnings`: what its manifest is to say of it.
+    """
 
     paths: RunPaths
     tables: Tables
@@ -48,6 +51,7 @@ class Rerank:
     audit: AuditRules
     config_yaml: str
     calibration: Calibration | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def scorer(self) -> str:
@@ -90,7 +94,7 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, steps: Collection[st
         with about(stage="publish"):
             if len(planned) < len(job.stages):
                 raise _not_planned(job, planned)
-            scored = ScoredRun(job.scorer, planned, job.rule)
+            scored = ScoredRun(job.scorer, planned, job.rule, job.warnings)
             manifest, is_published = rank_and_publish(spark, storage, scored, job.audit)
         summary |= _outcome(manifest, is_published)
     return _timed(summary, started)
@@ -254,7 +258,7 @@ def _outcome(manifest: Mapping[str, Any], published: bool) -> dict[str, Any]:
     failed = [check["name"] for check in manifest["audit"] if not check["passed"]]
     return {name: counts[name] for name in names} | {
         "published": published, "failed_audits": failed, "rejected_by_reason": manifest["rejected"],
-        "audit": manifest["audit"], "metrics": manifest.get("metrics"),
+        "audit": manifest["audit"], "metrics": manifest.get("metrics"), "warnings": manifest.get("warnings", []),
     }  # fmt: skip
 
 
