@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lakerank.logs import JsonLines, LogContext, about, in_worker, log_context
+from lakerank.logs import JsonLines, LogContext, about, duration, in_worker, log_context, rate, scaled
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,3 +69,15 @@ def test_a_job_that_fails_says_so_in_json_too(tmp_path):
     assert (messages["level"], messages["logger"], messages["run"]) == ("ERROR", "lakerank.cli.job", "r1")
     assert messages["message"].startswith("ConfigError: ")
     assert json.loads(done.stdout)["error"] == "ConfigError"
+
+
+def test_figures_are_in_units_that_fit() -> None:
+    assert [scaled(value, "B") for value in (0, 999, 1000, 999_600, 3.14e9)] == [
+        "0 B", "999 B", "1 kB", "1 MB", "3.14 GB",
+    ]  # fmt: skip
+    assert [duration(seconds) for seconds in (0.031, 4.2, 40, 119, 121, 7200, 12345)] == [
+        "0.031 s", "4.2 s", "40 s", "119 s", "2 min", "2.0 h", "3.4 h",
+    ]  # fmt: skip
+    assert [rate(pairs, 10, "pairs") for pairs in (0, 1, 12, 1234)] == [
+        "0 pairs/min", "6 pairs/min", "1.2 pairs/s", "123 pairs/s",
+    ]  # fmt: skip

@@ -77,3 +77,28 @@ def in_worker(context: LogContext, **names: str) -> Iterator[None]:
         start_logging(context.form)
     with about(**context.about, **names):
         yield
+
+
+def scaled(value: float, unit: str) -> str:
+    """A number in the unit that fits: 0.0031 TFLOP is "3.1 GFLOP" of 3.1e9 FLOP, 180 B stay "180 B"."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if abs(value) < 999.5 or prefix == "P":
+            break
+        value /= 1000
+    return f"{value:.3g} {prefix}{unit}" if prefix else f"{value:.0f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that fits: "40 s", "12 min", "3.4 h"."""
+    minutes = round(seconds / 60)
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def rate(count: float, seconds: float, unit: str) -> str:
+    """How many a second; a minute, where that is less than one."""
+    pace = count / seconds if seconds > 0 else 0.0
+    if pace < 1:
+        return f"{pace * 60:.2g} {unit}/min"
+    return f"{pace:,.0f} {unit}/s" if pace >= 10 else f"{pace:.1f} {unit}/s"

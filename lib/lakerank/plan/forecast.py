@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lakerank.cost import Calibration, device_seconds, tflop
+from lakerank.logs import duration, scaled
 from lakerank.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -19,20 +20,18 @@ _LARGEST = ("largest_unit_over_mean", "forecast_read_amplification")
 
 _AT_MOST_LINES = (
     "plan: at most %(new)d pairs, %(forecast_documents)d documents, %(forecast_tokens)d tokens "
-    "(%(forecast_tokens_pairwise)d pair by pair), %(forecast_tflop).3f TFLOP; exact once the stage before has been "
-    "scored",
+    "(%(forecast_tokens_pairwise)d pair by pair), %(work)s; exact once the stage before has been scored",
 )
 _PLAN_LINES = (
     "plan: %(candidates)d candidates: %(new)d new, %(reused)d reused, %(rejected)d rejected, "
     "%(duplicates)d duplicates; %(dropped)d dropped since the last published run",
     "plan: %(forecast_documents)d documents, %(forecast_tokens)d tokens (%(forecast_tokens_pairwise)d pair by pair), "
-    "%(forecast_patches)d patches, %(forecast_tflop).3f TFLOP; "
+    "%(forecast_patches)d patches, %(work)s; "
     "%(units)d units, largest %(largest_unit_over_mean).2f of the mean",
-    "plan: %(fetch_gigabytes).3f GB to fetch, in row groups of %(read_amplification).2f times as much",
+    "plan: %(fetch)s to fetch, in row groups of %(read_amplification).2f times as much",
 )
 _HOURS_LINE = (
-    "plan: about %(forecast_device_hours).3g hours of one %(forecast_device)s, and %(fetch_hours).3g of one task's "
-    "fetching beside it"
+    "plan: about %(device_time)s of one %(forecast_device)s, and %(fetch_time)s of one task's fetching beside it"
 )
 
 
@@ -117,9 +116,11 @@ def log_forecast(stage: Mapping[str, Any]) -> None:
     """Log a stage's forecast."""
     figures = {
         **stage,
-        "fetch_gigabytes": stage.get("forecast_fetch_bytes", 0) / 1e9,
+        "fetch": scaled(stage.get("forecast_fetch_bytes", 0), "B"),
+        "work": scaled(stage["forecast_tflop"] * 1e12, "FLOP") if stage["forecast_tflop"] else "under 1 GFLOP",
         "read_amplification": stage.get("forecast_read_amplification") or 1,
-        "fetch_hours": stage.get("forecast_fetch_hours") or 0.0,
+        "device_time": duration((stage["forecast_device_hours"] or 0.0) * 3600),
+        "fetch_time": duration((stage.get("forecast_fetch_hours") or 0.0) * 3600),
     }
     for line in _AT_MOST_LINES if stage.get("at_most") else _PLAN_LINES:
         logger.info(line, figures)

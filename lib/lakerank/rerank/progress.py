@@ -21,6 +21,7 @@ from tqdm import tqdm
 from lakerank.errors import StorageError
 from lakerank.lake.scores import PlannedUnits, finished_units
 from lakerank.lake.storage import Storage
+from lakerank.logs import duration, rate
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +87,10 @@ class Progress:
         return (self.all_pairs - self.pairs) / self.pairs_per_second if self.new_pairs else None
 
     def __str__(self) -> str:
-        left = "" if self.seconds_left is None else f", about {_duration(self.seconds_left)} left"
-        return (
-            f"scoring: {self.units} of {self.all_units} units, {self.pairs} of {self.all_pairs} pairs, "
-            f"{self.pairs_per_second:.1f} pairs/s{left}"
-        )
+        left = "" if self.seconds_left is None else f", about {duration(self.seconds_left)} left"
+        pace = f", {rate(self.new_pairs, self.seconds, 'pairs')}" if self.new_pairs else ""
+        done = f"{self.units} of {self.all_units} units, {self.pairs} of {self.all_pairs} pairs"
+        return f"scoring: {done}{pace}{left}"
 
 
 @contextmanager
@@ -150,8 +150,3 @@ def _show(
                 logger.info("%s", Progress(len(units), len(pairs), count, total, count - first, now - started))
             if stop.wait(every.listing_s):
                 return
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{round(seconds)} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -16,7 +16,7 @@ from lakerank.lake.scores import CorruptScoreFile, PlannedUnits, finished_units,
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import decode_text, read_table_file
 from lakerank.limits import Limits
-from lakerank.logs import in_worker, log_context
+from lakerank.logs import duration, in_worker, log_context, rate
 from lakerank.model.registry import LoadedReranker
 from lakerank.model.routed import ModelSpec
 from lakerank.model.spec import RuntimeOptions, ScorerIdentity
@@ -96,8 +96,9 @@ class ScoringSummary:
     def log(self) -> None:
         """A line or two for the log."""
         logger.info(
-            "score: %d pairs in %d units (%d scored before) in %.1f s, %.0f pairs/s, %d model loads",
-            *(self.pairs, self.units, self.existing, self.seconds, self.pairs / self.seconds, self.model_loads),
+            "score: %d pairs in %d units (%d scored before) in %s, %s, %d model loads",
+            *(self.pairs, self.units, self.existing, duration(self.seconds), rate(self.pairs, self.seconds, "pairs")),
+            self.model_loads,
         )
         if self.tokens_computed:
             logger.info(
