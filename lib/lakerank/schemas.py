@@ -74,6 +74,15 @@ SCORES = pa.schema(
 #: Golden pairs: pairs of the lake whose logits must not change.
 GOLDEN = pa.schema([_QUERY_ID, _DOC_ID, _required("logit", pa.float32())])
 
+#: The columns that hold what is ranked: documents and queries have at least one of them.
+CONTENT = ("text", "image")
+
+#: The first-stage rank of candidates that have none, after every real one.
+NO_RANK = 2**31 - 1
+
+#: The largest values of columns that cannot hold all of their type.
+LARGEST = {"first_stage_rank": NO_RANK - 1}
+
 #: Columns that an input table may lack; every other column of its schema is required.
 OPTIONAL = frozenset(
     {"text", "image", "content_hash", "first_stage_score", "first_stage_rank", "search_text", "instruction"}

@@ -29,8 +29,9 @@ from lakerank.evaluation.metrics.bootstrap import Summary, query_hashes
 from lakerank.evaluation.metrics.measures import PRIMARY, QueryFigures, list_figures, list_random_baseline
 from lakerank.evaluation.rows import Attributes, read_attributes
 from lakerank.lake.blobs import Blob, fetch
+from lakerank.lake.columns import decode_text
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import decode_text, fragments, read_table_file
+from lakerank.lake.tables import fragments, read_table_file
 from lakerank.records import Candidate, Document, DocumentGroup, Query, Reject, Reranker, ScoredPair
 
 

@@ -17,6 +17,7 @@ import pytest
 from stores import SERVER
 
 from lakerank.errors import StorageError
+from lakerank.lake.backends.s3 import s3fs_filesystem
 from lakerank.lake.storage import Storage, StorageOptions, join
 from lakerank.lake.tables import parquet_bytes
 
@@ -472,3 +473,46 @@ def test_a_password_in_a_uri_is_not_shown() -> None:
 def test_an_unknown_scheme_is_a_storage_error() -> None:
     with pytest.raises(StorageError, match="nosuch://x: cannot be listed"):
         Storage().list_parquet("nosuch://x")
+
+
+@pytest.mark.parametrize(
+    ("name", "table_format"),
+    [("_delta_log/0.json", "Delta"), ("metadata/v1.metadata.json", "Iceberg"), (".hoodie/hoodie.properties", "Hudi")],
+)
+def test_a_folder_of_a_table_format_is_refused(
+    storage: Storage, empty_folder: str, name: str, table_format: str
+) -> None:
+    storage.create(join(empty_folder, "a.parquet"), b"x")
+    storage.create(join(empty_folder, name), b"{}")
+    with pytest.raises(StorageError, match=f"a {table_format} table, .*write its current rows as plain Parquet"):
+        storage.list_parquet(empty_folder)
+
+
+def test_what_is_passed_over_is_named_once(
+    storage: Storage, empty_folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.parquet", "_SUCCESS", "b.csv", "_old/c.parquet", "sub/_x.parquet"):
+        storage.create(join(empty_folder, name), b"x")
+    for _ in range(2):
+        assert [file.uri for file in storage.list_parquet(empty_folder)] == [join(empty_folder, "a.parquet")]
+    messages = [record.getMessage() for record in caplog.records if record.name == "lakerank.lake.storage"]
+    assert messages == [f"{empty_folder}: not read: _old/, b.csv, sub/_x.parquet (hidden, or not .parquet)"]
+
+
+def test_an_object_that_stands_for_a_folder_is_no_file(s3_storage: Storage) -> None:
+    folder = f"s3://lake/{uuid.uuid4().hex}"
+    filesystem, key = s3fs_filesystem(s3_storage.options), folder.removeprefix("s3://lake/")
+    for name in ("", "x.parquet/", "y.parquet/"):  # as a console writes them; s3fs itself would drop the slash
+        filesystem.call_s3("put_object", Bucket="lake", Key=f"{key}/{name}", Body=b"")
+    s3_storage.replace(f"{folder}/x.parquet/part.parquet", b"PAR1")
+    assert [file.uri for file in s3_storage.list_parquet(folder)] == [f"{folder}/x.parquet/part.parquet"]
+    assert [file.uri for file in s3_storage.walk(folder)] == [f"{folder}/x.parquet/part.parquet"]
+
+
+@pytest.mark.parametrize("name", ["naïve é 日本.parquet", "50%25 %.parquet", "a#b.parquet", "a?b+c&d.parquet"])
+def test_names_are_taken_as_they_are(storage: Storage, empty_folder: str, name: str) -> None:
+    table = pa.table({"doc_id": ["d"]})
+    assert storage.create(uri := join(empty_folder, name), parquet_bytes(table, 1))
+    assert [file.uri for file in storage.list_parquet(empty_folder)] == [uri]
+    assert storage.version(uri) is not None
+    assert storage.open_parquet(uri).read().to_pydict() == {"doc_id": ["d"]}

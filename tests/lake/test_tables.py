@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.errors import SchemaError, StorageError
+from lakerank.lake.blobs import BlobRef, RowGroupCache, fetch
+from lakerank.lake.columns import check_columns, decode_text
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import (
+    BATCH_BYTES,
     STREAM_BYTES,
-    check_columns,
-    decode_text,
     fragments,
     opened,
     parquet_bytes,
@@ -116,14 +118,25 @@ def test_every_width_of_number_is_read(storage: Storage, empty_folder: str, kind
     assert rows["first_stage_score"].to_pylist() == [0.5, None]
 
 
-@pytest.mark.parametrize(
-    "values", [pa.array([2**40]), pa.array([0.5]), pa.array([float("nan")])], ids=["large", "half", "nan"]
-)
-def test_a_number_that_does_not_fit_is_named(storage: Storage, empty_folder: str, values: pa.Array) -> None:
-    table = pa.table({"query_id": ["q"], "doc_id": ["d"], "relevance": values})
+@pytest.mark.parametrize("value", [2**40, 0.5, float("nan"), float("inf")])
+def test_a_number_that_does_not_fit_is_named_with_its_row(storage: Storage, empty_folder: str, value: float) -> None:
+    values = pa.array([1, None, 2, value, 3], pa.int64() if isinstance(value, int) else pa.float64())
+    table = pa.table({"query_id": ["q"] * 5, "doc_id": list("abcde"), "relevance": values})
     uri = written(storage, join(empty_folder, "judged.parquet"), table)
-    with pytest.raises(SchemaError, match=r"judged\.parquet: column 'relevance' has a value that does not fit int32"):
+    fault = f"column 'relevance' holds {value}, which does not fit int32 (row 3 of row group 0, counted from row 0)"
+    with pytest.raises(SchemaError, match=rf"judged\.parquet: {re.escape(fault)}"):
         read(storage, uri, QRELS)
+
+
+def test_the_rank_that_means_none_is_no_rank(storage: Storage, empty_folder: str) -> None:
+    for rank, fits in ((2**31 - 2, True), (2**31 - 1, False)):
+        table = pa.table({"query_id": ["q"], "doc_id": ["d"], "first_stage_rank": pa.array([rank], pa.int64())})
+        uri = written(storage, join(empty_folder, f"{fits}.parquet"), table)
+        if fits:
+            assert read(storage, uri, CANDIDATES)["first_stage_rank"].to_pylist() == [rank]
+        else:
+            with pytest.raises(SchemaError, match=r"'first_stage_rank' holds 2147483647, .* the largest is 2147483646"):
+                read(storage, uri, CANDIDATES)
 
 
 def test_a_missing_column_is_named_with_what_was_found() -> None:
@@ -164,7 +177,8 @@ def test_a_table_exactly_as_the_contract_has_it_passes(schema: pa.Schema) -> Non
 
 def test_fragments_come_in_order_with_their_sizes(storage: Storage, empty_folder: str) -> None:
     for name, rows in (("part=2/a", 5), ("part=1/b", 3), ("part=1/a", 0)):
-        table = pa.table({"doc_id": pa.array([f"{name}-{row}" for row in range(rows)], pa.string())})
+        ids = pa.array([f"{name}-{row}" for row in range(rows)], pa.string())
+        table = pa.table({"doc_id": ids, "text": ids})
         written(storage, join(empty_folder, f"{name}.parquet"), table, row_group_rows=2)
     result = fragments(storage, empty_folder, DOCUMENTS)
     names = [fragment.file.uri.removeprefix(empty_folder + "/") for fragment in result]
@@ -176,19 +190,99 @@ def test_fragments_come_in_order_with_their_sizes(storage: Storage, empty_folder
 
 def test_one_faulty_file_among_many_is_named(storage: Storage, empty_folder: str) -> None:
     for number in range(4):
-        written(storage, join(empty_folder, f"{number}.parquet"), pa.table({"doc_id" if number != 2 else "id": ["a"]}))
+        written(
+            storage,
+            join(empty_folder, f"{number}.parquet"),
+            pa.table({"doc_id" if number != 2 else "id": ["a"], "text": ["a"]}),
+        )
     with pytest.raises(SchemaError, match=r"2\.parquet: no column 'doc_id'"):
         fragments(storage, empty_folder, DOCUMENTS)
 
 
-def test_an_id_that_is_not_utf8_is_read_and_matches_nothing(storage: Storage, empty_folder: str) -> None:
-    raw = pa.array([b"a\xff", b"ok", None], pa.binary())
-    unchecked = pa.Array.from_buffers(pa.string(), 3, raw.buffers())  # how a careless writer stores it
-    for name, column in (("binary", raw), ("string", unchecked)):
-        uri = written(storage, join(empty_folder, f"{name}.parquet"), pa.table({"doc_id": column, "text": column}))
-        table = read(storage, uri, DOCUMENTS)
-        assert table["doc_id"].to_pylist() == ["a�", "ok", None]
-        assert table["text"].to_pylist() == [b"a\xff", b"ok", None]
+UUIDS = [bytes(range(200, 216)), bytes(range(100, 116))]
+
+
+def stored_as(kind: str, values: list[bytes | None]) -> pa.Array:
+    """Values as a column of a type; those of strings are not checked, as a careless writer stores them."""
+    raw = pa.array(values, pa.binary())
+    if kind == "fixed":
+        return pa.array(values, pa.binary(16))
+    if kind == "string":
+        return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    if kind == "large":
+        large = raw.cast(pa.large_binary())
+        return pa.Array.from_buffers(pa.large_string(), len(large), large.buffers())
+    return raw.dictionary_encode() if kind == "dictionary" else raw
+
+
+@pytest.mark.parametrize("kind", ["binary", "string", "large", "dictionary", "fixed"])
+@pytest.mark.parametrize("expected", [DOCUMENTS, QUERIES, CANDIDATES, QRELS], ids=lambda schema: schema.names[-1])
+def test_an_id_that_is_not_utf8_is_refused_with_its_row(tmp_path: Path, expected: pa.Schema, kind: str) -> None:
+    for bad in (UUIDS[0], b"caf\xe9".ljust(16), b"\xed\xa0\x80".ljust(16)):  # the last: a surrogate
+        ids = stored_as(kind, [UUIDS[1], None, UUIDS[1], bad, bad])
+        columns: dict[str, object] = {name: ids if name.endswith("_id") else [1] * 5 for name in expected.names}
+        columns |= {name: ["x"] * 5 for name in ("text", "content_hash") if name in columns}
+        columns |= {"image": [b"x"] * 5} if "image" in columns else {}
+        file = tmp_path / "a.parquet"
+        pq.write_table(pa.table(columns), file, row_group_size=10)
+        with pytest.raises(SchemaError, match=r"a\.parquet: column '\w+_id' holds b.*, which is not UTF-8; .*row 3 of"):
+            read(Storage(), str(file), expected)
+
+
+def test_text_that_is_not_utf8_is_read_as_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"doc_id": ["a", "é\0 b"], "text": stored_as("string", [b"a\xff", None])}), file)
+    table = read(Storage(), str(file), DOCUMENTS)
+    assert table["text"].to_pylist() == [b"a\xff", None]
+    assert table["doc_id"].to_pylist() == ["a", "é\0 b"]
+
+
+@pytest.mark.parametrize("expected", [DOCUMENTS, QUERIES], ids=["documents", "queries"])
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        (["Text", "Image"], "no column 'text', did you mean 'Text'? and no column 'image', did you mean 'Image'?"),
+        (["body"], "no column 'text' and no column 'image' (found: "),
+    ],
+)
+def test_a_table_without_content_is_refused(tmp_path: Path, expected: pa.Schema, columns: list[str], hint: str) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({expected.names[0]: ["a"], **{name: ["x"] for name in columns}}), file)
+    with pytest.raises(SchemaError, match=rf"a\.parquet: {re.escape(hint)}"):
+        fragments(Storage(), str(tmp_path), expected)
+
+
+def test_columns_come_from_the_path_and_partitions_may_begin_with_an_underscore(
+    storage: Storage, empty_folder: str
+) -> None:
+    for folder in ("query_id=q0", "query_id=a%3D2%20%C3%A9", "query_id=__HIVE_DEFAULT_PARTITION__", "_lang=de"):
+        rows = {"doc_id": ["d"]} | ({"query_id": ["own"]} if folder == "_lang=de" else {})
+        written(storage, join(empty_folder, folder, "first_stage_rank=7", "a.parquet"), pa.table(rows))
+    files = [fragment.file.uri for fragment in fragments(storage, empty_folder, CANDIDATES)]
+    tables = [read(storage, file, CANDIDATES) for file in files]
+    assert {table["query_id"][0].as_py() for table in tables} == {"q0", "a=2 é", None, "own"}
+    assert [table["first_stage_rank"].to_pylist() for table in tables] == [[7]] * 4
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_value_that_stands_in_many_rows_is_read_in_small_batches(tmp_path: Path, cached: bool) -> None:
+    """In the file it is there once, so that its size says nothing about the rows'."""
+    image, rows = os.urandom(2**20), 160
+    indices = pa.array([0] * rows, pa.int32())
+    column = pa.DictionaryArray.from_arrays(indices, pa.array([image], pa.binary()))
+    table = pa.table({"doc_id": [str(n) for n in range(rows)], "image": column})
+    for is_known in (True, False):  # whether Arrow's own schema in the file says so
+        file = tmp_path / "a.parquet"
+        pq.write_table(table, file, store_schema=is_known)
+        assert file.stat().st_size < 2 * len(image)
+        if cached:
+            refs, cache = [BlobRef(str(file), 0, row) for row in (0, 159)], RowGroupCache(16 * 2**20)
+            assert [blob.image for blob in fetch(Storage(), refs, "doc_id", cache)] == [image] * 2
+            assert cache.bytes == 0
+        else:
+            batches = [batch for *_, batch in read_table_file(Storage(), str(file), DOCUMENTS)]
+            assert sum(batch.num_rows for batch in batches) == rows
+            assert max(batch.nbytes for batch in batches) <= 1.1 * BATCH_BYTES
 
 
 def test_batches_stay_small_where_rows_are_large(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_pattern_is_split_before_its_first_wildcard(uri: str, expected: tuple[
     assert split_wildcard(uri) == expected
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "day=1/a.snappy.parquet", "x/y/z.pq"])
+@pytest.mark.parametrize("name", ["a.parquet", "day=1/a.snappy.parquet", "x/y/z.pq", "_lang=de/a.parquet"])
 def test_parts_of_a_table(name: str) -> None:
     assert is_table_part(name)
 

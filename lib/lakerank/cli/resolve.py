@@ -25,9 +25,10 @@ from lakerank.config import (
 )
 from lakerank.cost import Calibration
 from lakerank.errors import CheckpointError, ConfigError, LakerankError, SchemaError, StorageError
+from lakerank.lake.columns import check_columns
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
-from lakerank.lake.tables import check_columns, opened
+from lakerank.lake.tables import opened
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.checkpoint import MINILM_EN, fetch_command
 from lakerank.model.routed import ModelSpec, RoutedSpec
@@ -118,7 +119,7 @@ def without_faults(faults: Sequence[LakerankError], make: Callable[[], Record]) 
 def _check_footers(storage: Storage, address: str, schema: pa.Schema) -> None:
     for file in storage.list_parquet(address)[:CHECKED_FILES]:
         with opened(storage, file.uri) as parquet:
-            check_columns(file.uri, parquet.schema_arrow, schema)
+            check_columns(file.uri, parquet.schema_arrow, schema, needs_content=True)
 
 
 def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:

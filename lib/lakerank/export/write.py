@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from lakerank.export.format import Change, Format, PartLimits, Piece, Row, changes, parts
 from lakerank.export.job import Export, fingerprint_of, finish, finished, run_files
 from lakerank.fingerprint import splitmix64
+from lakerank.lake.columns import decode_text
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import decode_text, fragments, read_table_file
+from lakerank.lake.tables import fragments, read_table_file
 from lakerank.plan.index import files_of
 from lakerank.plan.pairs import key_hash
 from lakerank.rerank.plan.pairs import RowRange, read_rows, row_ranges

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _USER_INFO = re.compile(r"(://)[^/@]+@(?=[^/])")
 _LOCAL_SCHEMES = ("", "file", "local")
 _WILDCARD = re.compile(r"[*?\[]")
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 
 
@@ -60,11 +62,19 @@ def split_wildcard(uri: str) -> tuple[str, str]:
 
 
 def is_table_part(relative: str) -> bool:
-    """Whether a file below a table's folder is part of the table: Parquet, not hidden, not in a hidden folder.
+    """Whether a file below a table's folder is part of the table: Parquet, not hidden, not in a hidden folder."""
+    return relative.endswith(_PARQUET_SUFFIXES) and not any(is_hidden(name) for name in relative.split("/"))
 
-    Names that begin with `_` count as hidden, as they do to Spark and Hive.
-    """
-    return relative.endswith(_PARQUET_SUFFIXES) and not any(name.startswith((".", "_")) for name in relative.split("/"))
+
+def is_hidden(name: str) -> bool:
+    """Whether a file's or folder's name is hidden, as it is to Spark: `.x` and `_x`, but not the partition `_x=1`."""
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
+
+
+def path_values(uri: str) -> dict[str, str | None]:
+    """The columns that folders named `column=value` give to the rows of a file, as Hive and Spark write them."""
+    pairs = (folder.split("=", 1) for folder in uri.split("/")[:-1] if "=" in folder)
+    return {unquote(name): None if value == _HIVE_NULL else unquote(value) for name, value in pairs}
 
 
 def redacted(uri: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from lakerank.errors import StorageError
 from lakerank.lake import redacted
+from lakerank.lake.columns import check_columns
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import check_columns, read_row_groups, row_group_bytes
+from lakerank.lake.tables import read_row_groups, row_group_bytes
 
 T = TypeVar("T")
 
@@ -193,7 +194,14 @@ def _cached_rows(file: str, group: int, rows: Sequence[int], reader: _Reader, ca
         if reader.size(file, group) > cache.max_bytes:
             yield from _rows(file, group, rows, reader.batches(file, [group]))
             return
-        table = pa.Table.from_batches(reader.batches(file, [group]))
+        batches, kept, size = reader.batches(file, [group]), [], 0
+        for batch in batches:
+            kept.append(batch)
+            size += batch.nbytes
+            if size > cache.max_bytes:  # more than the footer said: a value of a dictionary stands in many rows
+                yield from _rows(file, group, rows, chain(kept, batches))
+                return
+        table = pa.Table.from_batches(kept)
         cache.put(key, table)
     yield from _rows(file, group, rows, iter(table.to_batches()))
 

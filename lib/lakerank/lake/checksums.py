@@ -44,13 +44,11 @@ _ADVICE = {
 class CorruptFile(StorageError):
     """A file is not what was written."""
 
-    def __init__(self, uri: str, problem: str) -> None:
-        advice = next((advice for folder, advice in _ADVICE.items() if folder in uri), "restore the file from a copy")
-        super().__init__(f"{redacted(uri)}: damaged, {problem}; {advice}")
-        self.uri, self.problem = uri, problem
 
-    def __reduce__(self) -> tuple[type[CorruptFile], tuple[str, str]]:
-        return type(self), (self.uri, self.problem)
+def damage(uri: str, problem: str) -> str:
+    """What to say of a file that is not what was written."""
+    advice = next((advice for folder, advice in _ADVICE.items() if folder in uri), "restore the file from a copy")
+    return f"{redacted(uri)}: damaged, {problem}; {advice}"
 
 
 class _Chunks(NamedTuple):
@@ -73,7 +71,11 @@ def sealed(content: bytes) -> bytes:
 
 
 def open_parquet(
-    uri: str, source: pa.NativeFile, verify: bool = True, streaming_buffer: int | None = None
+    uri: str,
+    source: pa.NativeFile,
+    verify: bool = True,
+    streaming_buffer: int | None = None,
+    dictionaries: Sequence[str] = (),
 ) -> pq.ParquetFile:
     """A Parquet file whose bytes are checked when they are read: all of a sealed file, the pages of any other.
 
@@ -81,6 +83,7 @@ def open_parquet(
         verify: whether to check pages that have checksums.
         streaming_buffer: reads so many bytes at a time, instead of a row group's columns together. Of a sealed file
             pages are checked then.
+        dictionaries: columns to read dictionary-encoded.
 
     Raises:
         CorruptFile: a sealed file is damaged. While rows are read it is raised too.
@@ -94,8 +97,8 @@ def open_parquet(
     metadata = pq.read_metadata(pa.BufferReader(tail)) if end <= len(tail) else None
     if streaming_buffer is not None:
         verify |= checksums is not None
-        options: dict[str, Any] = {"pre_buffer": False, "buffer_size": streaming_buffer}
-        return pq.ParquetFile(source, metadata=metadata, page_checksum_verification=verify, **options)
+        options = {"read_dictionary": dictionaries, "page_checksum_verification": verify}
+        return pq.ParquetFile(source, metadata=metadata, pre_buffer=False, buffer_size=streaming_buffer, **options)
     if checksums is not None:
         chunks = _Chunks(*_chunk_edges(metadata), checksums)
         source = pa.PythonFile(_VerifiedFile(uri, source, chunks), mode="r")
@@ -109,15 +112,15 @@ def _read_seal(uri: str, tail: bytes) -> Sequence[int] | None:
     magic = end - len(_MAGIC)
     if magic < _WORDS or tail[magic:end] != _MAGIC:
         if _MAGIC in tail:
-            raise CorruptFile(uri, "the length of its footer is wrong")
+            raise CorruptFile(damage(uri, "the length of its footer is wrong"))
         return None
     count = int.from_bytes(tail[magic - 4 : magic], "little")
     words = magic - _WORDS - 4 * count
     if words < 0 or tail[-4:] != _END:
-        raise CorruptFile(uri, "its end is not what was written")
+        raise CorruptFile(damage(uri, "its end is not what was written"))
     expected = int.from_bytes(tail[magic - _WORDS : magic - 4], "little")
     if crc32(tail[words : magic - _WORDS] + tail[magic - 4 :]) != expected:
-        raise CorruptFile(uri, "its footer is not what was written")
+        raise CorruptFile(damage(uri, "its footer is not what was written"))
     return [int(word) for word in np.frombuffer(tail[words : magic - _WORDS], "<u4")]
 
 
@@ -169,7 +172,7 @@ class _VerifiedFile(io.RawIOBase):
         data = memoryview(self._source.read_at(high - low, low))
         for number in touched:
             if crc32(data[first[number] - low : end[number] - low]) != checksums[number]:
-                raise CorruptFile(self._uri, f"bytes {first[number]} to {end[number]} are not what was written")
+                raise CorruptFile(damage(self._uri, f"bytes {first[number]} to {end[number]} are not what was written"))
             self._verified[number] = True
         return bytes(data[start - low : stop - low])
 
@@ -199,7 +202,7 @@ def parse_json(uri: str, data: bytes) -> dict[str, Any]:
     if stated == _json_checksum(others):  # whatever became of its name
         return others
     if _JSON_KEY in value:
-        raise CorruptFile(uri, "its values are not those that were written")
+        raise CorruptFile(damage(uri, "its values are not those that were written"))
     return value
 
 

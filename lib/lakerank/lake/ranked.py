@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lakerank import schemas
+from lakerank.lake.columns import decode_text
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import decode_text, fragments, opened, read_row_groups, read_table_file
+from lakerank.lake.tables import fragments, opened, read_row_groups, read_table_file
 from lakerank.records import RankedDocument, Reject, RejectReason
 
 #: Characters of a text that are kept.

@@ -9,7 +9,7 @@ from typing import overload
 import pyarrow as pa
 
 from lakerank.errors import SchemaError
-from lakerank.lake.checksums import CorruptFile, open_parquet
+from lakerank.lake.checksums import CorruptFile, damage, open_parquet
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes, read_table_file
 from lakerank.schemas import SCORES
@@ -76,15 +76,17 @@ def read_unit(storage: Storage, output: str, scorer: str, unit: str) -> pa.Table
         with open_parquet(uri, pa.BufferReader(data)) as parquet:
             table = parquet.read()
     except CorruptFile as error:
-        raise CorruptScoreFile(uri, error.problem) from error
+        raise CorruptScoreFile(str(error)) from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise CorruptScoreFile(uri, f"not a whole Parquet file: {error}") from error
+        raise CorruptScoreFile(damage(uri, f"not a whole Parquet file: {error}")) from error
     metadata = {key.decode(): value.decode("utf-8", "replace") for key, value in (table.schema.metadata or {}).items()}
     for key, expected in ((_UNIT_KEY, unit), (_SCORER_KEY, scorer), (_ROWS_KEY, str(table.num_rows))):
         if metadata.get(key) != expected:
-            raise CorruptScoreFile(uri, f"{key} should be {expected} (found: {metadata.get(key)})")
+            raise CorruptScoreFile(damage(uri, f"{key} should be {expected} (found: {metadata.get(key)})"))
     if not table.schema.equals(SCORES, check_metadata=False):
-        raise CorruptScoreFile(uri, f"columns are not those of a score file (found: {', '.join(table.schema.names)})")
+        raise CorruptScoreFile(
+            damage(uri, f"columns are not those of a score file (found: {', '.join(table.schema.names)})")
+        )
     return table.replace_schema_metadata(None)
 
 

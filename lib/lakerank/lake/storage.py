@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from typing import TypeVar
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from lakerank.errors import StorageError
-from lakerank.lake import checksums, has_wildcard, is_local, join, local_path, redacted
+from lakerank.lake import checksums, has_wildcard, is_hidden, is_local, join, local_path, redacted
 from lakerank.lake.backends import FileInfo, StoredFile, is_transient, storage_errors
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
@@ -31,6 +32,16 @@ logger = logging.getLogger(__name__)
 
 #: Prefix of the hidden file that `check_writable` writes and deletes.
 PROBE_PREFIX = ".lakerank-probe-"
+
+#: How a folder shows that its Parquet files are those of another table format.
+_FORMATS = {
+    "Delta": re.compile(r"/_delta_log(/|$)"),
+    "Iceberg": re.compile(r"/metadata/[^/]+\.metadata\.json$"),
+    "Hudi": re.compile(r"/\.hoodie(/|$)"),
+}
+#: Files that writers leave in a table's folder; nobody misses them.
+_MARKS = re.compile(r"_SUCCESS|_committed_.*|_started_.*|_(common_)?metadata|\..*")
+_told: set[str] = set()
 
 _STREAM_BUFFER_BYTES = 8 * 2**20
 _FIRST_WAIT_S = 0.2
@@ -51,13 +62,16 @@ class Storage:
     def list_parquet(self, uri: str) -> list[FileInfo]:
         """The Parquet files of a file, a folder (at any depth) or a glob, sorted by URI.
 
-        Names that begin with `.` or `_` below the folder are skipped, and so is what does not end in `.parquet`;
-        a single file may have any name.
+        Names that begin with `.` or `_` below the folder are skipped (partitions `_column=value` are not), and so is
+        what does not end in `.parquet`: the log names them, once. A single file may have any name.
 
         Raises:
-            StorageError: there is no such file, or it cannot be listed.
+            StorageError: there is no such file, or it cannot be listed, or the folder is of another table format.
         """
-        files = self._retry(uri, "listed", lambda backend: backend.find(uri))
+        found = self._retry(uri, "listed", lambda backend: backend.find(uri))
+        _check_format(uri, [*found.passed_over, *(file.uri.removeprefix(uri) for file in found.parts)])
+        _name_passed_over(uri, found.passed_over)
+        files = found.parts
         if not files:
             path = local_path(uri).absolute() if is_local(uri) and not has_wildcard(uri) else None
             if path is not None and not path.exists():
@@ -81,7 +95,7 @@ class Storage:
         names = self._retry(folder, "listed", lambda backend: backend.names(folder), [])
         return sorted(name for name in names if not name.startswith("."))
 
-    def open_parquet(self, uri: str, streaming: bool = False) -> pq.ParquetFile:
+    def open_parquet(self, uri: str, streaming: bool = False, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
         """Open a Parquet file: its footer is read now, columns of row groups on demand, by range, checksums verified.
 
         A row group's columns are fetched together, which suits object stores; `streaming` fetches a few megabytes at
@@ -90,7 +104,7 @@ class Storage:
         with storage_errors(uri, "opened"):
             source = self._backend(uri).open(uri)
             buffer_bytes = _STREAM_BUFFER_BYTES if streaming else None
-            return checksums.open_parquet(uri, source, self.options.verify_checksums, buffer_bytes)
+            return checksums.open_parquet(uri, source, self.options.verify_checksums, buffer_bytes, dictionaries)
 
     @contextmanager
     def open_stream(self, uri: str) -> Iterator[BufferedReader]:
@@ -199,3 +213,24 @@ class Storage:
                 if not missing:
                     raise
                 return missing[0]
+
+
+def _check_format(uri: str, names: Sequence[str]) -> None:
+    """Refuse a folder whose files belong to a table format: some of them are old versions of rows, or deleted."""
+    for name in names:
+        for table_format, sign in _FORMATS.items():
+            if sign.search(f"/{name}"):
+                raise StorageError(
+                    f"{redacted(uri)}: a {table_format} table, whose Parquet files hold deleted and replaced rows too; "
+                    "write its current rows as plain Parquet (spark.table(…).write.parquet(…)) and name that folder"
+                )
+
+
+def _name_passed_over(uri: str, names: Sequence[str]) -> None:
+    """Log what is in a table's folder and not read, once a process."""
+    shown = {f"{name.split('/')[0]}/" if "/" in name and is_hidden(name) else name for name in names}
+    tops = sorted(name for name in shown if not _MARKS.fullmatch(name.rstrip("/").rpartition("/")[2]))
+    if tops and uri not in _told:
+        _told.add(uri)
+        more = f" and {len(tops) - 5} more" if len(tops) > 5 else ""
+        logger.warning("%s: not read: %s%s (hidden, or not .parquet)", redacted(uri), ", ".join(tops[:5]), more)

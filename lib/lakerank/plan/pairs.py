@@ -16,9 +16,7 @@ import pyarrow.compute as pc
 from lakerank.fingerprint import splitmix64
 from lakerank.plan.index import QueryList, TableIndex, row_numbers
 from lakerank.records import RejectReason
-
-#: The first-stage rank of candidates that have none, after every real one.
-NO_RANK = 2**31 - 1
+from lakerank.schemas import NO_RANK
 
 LISTS = [("queries", pa.list_(pa.int32())), ("ranks", pa.list_(pa.int32()))]
 

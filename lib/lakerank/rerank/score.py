@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, RowGroupCache, check_unchanged, fetch, prefetched
+from lakerank.lake.columns import decode_text
 from lakerank.lake.scores import CorruptScoreFile, PlannedUnits, finished_units, read_unit, unit_address, write_unit
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import decode_text, read_table_file
+from lakerank.lake.tables import read_table_file
 from lakerank.limits import Limits
 from lakerank.logs import duration, in_worker, log_context, rate
 from lakerank.model.registry import LoadedReranker

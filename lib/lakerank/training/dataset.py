@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.errors import SchemaError
+from lakerank.lake.columns import decode_text
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import decode_text, fragments, read_table_file
+from lakerank.lake.tables import fragments, read_table_file
 from lakerank.limits import Limits
 from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess.images import PatchShape, load_pixels

@@ -12,17 +12,17 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from lakerank.lake import has_wildcard, is_table_part, join, local_path, split_wildcard
-from lakerank.lake.backends import FileInfo, StoredFile
+from lakerank.lake import has_wildcard, is_hidden, is_table_part, join, local_path, split_wildcard
+from lakerank.lake.backends import FileInfo, StoredFile, TableFiles
 
 
 class LocalBackend:
     """The backend of plain paths and `file://` URIs."""
 
-    def find(self, uri: str) -> list[FileInfo]:
+    def find(self, uri: str) -> TableFiles:
         path = local_path(uri)
         if path.is_file():
-            return [_info(uri, path)]
+            return TableFiles([_info(uri, path)], [])
         if path.is_dir():
             names = _walk(path)
         elif has_wildcard(uri):
@@ -31,7 +31,8 @@ class LocalBackend:
             names = _matches(path, pattern)
         else:
             names = []
-        return [_info(join(uri, name), path / name) for name in names if is_table_part(name)]
+        parts = [_info(join(uri, name), path / name) for name in names if is_table_part(name)]
+        return TableFiles(parts, [name for name in names if not is_table_part(name)])
 
     def walk(self, folder: str) -> list[StoredFile]:
         root, listing = local_path(folder), []
@@ -147,7 +148,10 @@ def _info(uri: str, path: Path) -> FileInfo:
 
 
 def _walk(folder: Path) -> list[str]:
-    """Names of all files below a folder, relative to it; linked folders are followed, hidden ones are not entered."""
+    """Names of all files below a folder, relative to it; linked folders are followed.
+
+    Hidden folders are not entered: they are named, with a slash at the end.
+    """
     names: list[str] = []
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -155,8 +159,10 @@ def _walk(folder: Path) -> list[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
-        names += [(Path(parent) / name).relative_to(folder).as_posix() for name in files]
+        hidden = [f"{name}/" for name in folders if is_hidden(name)]
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        below = Path(parent).relative_to(folder).as_posix()
+        names += [name if below == "." else f"{below}/{name}" for name in [*files, *hidden]]
     return names
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from lakerank.errors import DependencyError, StorageError
 from lakerank.lake import has_wildcard, is_table_part, join, redacted, scheme, split_wildcard
-from lakerank.lake.backends import FileInfo, StoredFile, s3
+from lakerank.lake.backends import FileInfo, StoredFile, TableFiles, s3
 
 _S3 = ("s3", "s3a")
 _ONE_PUT = 2**33  # a chunk this large means one PUT: a multipart write is not one step
@@ -41,13 +41,13 @@ class ObjectStoreBackend:
     def __init__(self, options: s3.StorageOptions) -> None:
         self._options = options
 
-    def find(self, uri: str) -> list[FileInfo]:
+    def find(self, uri: str) -> TableFiles:
         filesystem, path = self._locate(uri)
         info = None
         with suppress(FileNotFoundError):
             info = filesystem.info(path)
         if info and info["type"] == "file" and not uri.endswith("/"):
-            return [_info(uri, info)]
+            return TableFiles([_info(uri, info)], [])
         if info:
             files = filesystem.find(path, detail=True)
         elif has_wildcard(uri):
@@ -55,14 +55,15 @@ class ObjectStoreBackend:
             uri = split_wildcard(uri)[0]
             path = filesystem._strip_protocol(uri)
         else:
-            return []
-        relative = {name[len(path) :].strip("/"): info for name, info in files.items()}
-        return [_info(join(uri, name), info) for name, info in relative.items() if is_table_part(name)]
+            return TableFiles([], [])
+        relative = {name[len(path) :].lstrip("/"): info for name, info in files.items() if not _is_marker(name, info)}
+        parts = [_info(join(uri, name), info) for name, info in relative.items() if is_table_part(name)]
+        return TableFiles(parts, [name for name in relative if name and not is_table_part(name)])
 
     def walk(self, folder: str) -> list[StoredFile]:
         filesystem, path = self._locate(folder)
-        files = {name[len(path) :].strip("/"): info for name, info in filesystem.find(path, detail=True).items()}
-        files.pop("", None)  # the marker of the folder itself
+        listed = filesystem.find(path, detail=True)
+        files = {name[len(path) :].strip("/"): info for name, info in listed.items() if not _is_marker(name, info)}
         return [StoredFile(join(folder, name), int(info["size"]), _written(info)) for name, info in files.items()]
 
     def info(self, uri: str) -> FileInfo:
@@ -171,6 +172,11 @@ def _matches(filesystem: Any, pattern: str) -> dict[str, Any]:
     for name, info in filesystem.glob(pattern, detail=True).items():
         files.update(filesystem.find(name, detail=True) if info["type"] == "directory" else {name: info})
     return files
+
+
+def _is_marker(name: str, info: Mapping[str, Any]) -> bool:
+    """Whether a name is an empty object that stands for a folder, as consoles and Hadoop create them."""
+    return info["type"] != "file" or (name.endswith("/") and not info["size"])
 
 
 def _info(uri: str, info: Mapping[str, Any]) -> FileInfo:

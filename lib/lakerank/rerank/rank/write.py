@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 from lakerank.audit import HISTOGRAM_EDGES
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
-from lakerank.plan.pairs import NO_RANK
 from lakerank.plan.plan import part_name
 from lakerank.ranking import labels, log_odds, ranks, relevance
-from lakerank.schemas import RANKED, REJECTED
+from lakerank.schemas import NO_RANK, RANKED, REJECTED
 
 #: A scored pair: the query by number, the first-stage rank, and whether this run scored it.
 SCORED = pa.schema([
