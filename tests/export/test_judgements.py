@@ -37,6 +37,14 @@ def test_scikit_learn_reads_labels_queries_and_features(lists, write):
     np.testing.assert_array_equal(features.toarray().astype(np.float32), np.asarray(expected, np.float32))
 
 
+def test_svmrank_leaves_out_what_is_no_finite_number(lists, write):
+    numbers = (float("nan"), float("inf"), float("-inf"), 0.5)
+    scored = replace(lists[0], rows=lists[0].rows[:4], first_stage_scores=numbers)
+    lines = write("svmrank", [scored]).read_text().splitlines()
+    assert [" 2:" in line for line in lines] == [False, False, False, True]
+    assert all(" 4:" in line for line in lines)
+
+
 def test_svmrank_says_which_pair_a_line_is(lists, write):
     lines = write("svmrank", lists).read_text().splitlines()
     pairs = [tuple(unquote(word) for word in line.partition(" # ")[2].split()) for line in lines]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from urllib.parse import quote
 
@@ -17,7 +18,8 @@ from lakerank.lake.tables import parquet_bytes
 from lakerank.records import RankedDocument
 from lakerank.schemas import GOLDEN, RANKED
 
-#: What features 1, 2, … of an SVMrank file are. One that a row lacks is left out, which readers take as 0.
+#: What features 1, 2, … of an SVMrank file are. One that a row lacks,
+#: NaN and infinity are left out, which readers take as 0.
 FEATURES = ("logit", "first_stage_score", "first_stage_rank", "truncated")
 
 #: Rows of a row group: a reader looking up one query reads little.
@@ -136,7 +138,8 @@ def escaped(text: str) -> str:
 
 def _features(row: RankedDocument, first_stage_score: float | None) -> str:
     values = (shortest(row.logit), first_stage_score, row.first_stage_rank, int(row.truncated))
-    return " ".join(f"{number}:{value!r}" for number, value in enumerate(values, start=1) if value is not None)
+    known = ((number, value) for number, value in enumerate(values, start=1) if value is not None)
+    return " ".join(f"{number}:{value!r}" for number, value in known if math.isfinite(value))
 
 
 def _batch(ranked: ExportList, schema: pa.Schema) -> pa.RecordBatch:

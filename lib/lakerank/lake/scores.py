@@ -84,9 +84,8 @@ def read_unit(storage: Storage, output: str, scorer: str, unit: str) -> pa.Table
         if metadata.get(key) != expected:
             raise CorruptScoreFile(damage(uri, f"{key} should be {expected} (found: {metadata.get(key)})"))
     if not table.schema.equals(SCORES, check_metadata=False):
-        raise CorruptScoreFile(
-            damage(uri, f"columns are not those of a score file (found: {', '.join(table.schema.names)})")
-        )
+        names = ", ".join(table.schema.names)
+        raise CorruptScoreFile(damage(uri, f"columns are not those of a score file (found: {names})"))
     return table.replace_schema_metadata(None)
 
 
