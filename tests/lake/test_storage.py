@@ -77,7 +77,7 @@ def test_a_name_with_wildcard_characters_is_taken_literally_when_it_exists(stora
 @pytest.mark.parametrize("name", ["absent", "absent.parquet", "absent/*.parquet", "empty"])
 def test_a_table_without_files_is_an_error_that_names_it(storage: Storage, empty_folder: str, name: str) -> None:
     storage.create(join(empty_folder, "empty/notes.txt"), b"")
-    with pytest.raises(StorageError, match="no Parquet file|no such file or folder") as caught:
+    with pytest.raises(StorageError, match=r"no Parquet file|no such file or folder") as caught:
         storage.list_parquet(join(empty_folder, name))
     assert join(empty_folder, name) in str(caught.value)
 
