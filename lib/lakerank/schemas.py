@@ -14,6 +14,23 @@ _CONTENT = [pa.field("text", pa.string()), pa.field("image", pa.binary())]
 
 DOCUMENTS = pa.schema([_DOC_ID, *_CONTENT, pa.field("content_hash", pa.string())])
 
+#: Where an ingested document comes from. `group_id` is the id of the whole that a page or chunk is of, `place` is where
+#: in it (`page=7`, `chars=8000-12000`), `search_text` is the text of a page image, for search only: no model reads it.
+DOCUMENT_METADATA = [
+    pa.field("path", pa.string()),
+    pa.field("page", pa.int32()),
+    pa.field("title", pa.string()),
+    pa.field("language", pa.string()),
+    pa.field("size", pa.int64()),
+    pa.field("modified", pa.timestamp("us", "UTC")),
+    pa.field("group_id", pa.string()),
+    pa.field("place", pa.string()),
+    pa.field("search_text", pa.string()),
+]
+
+#: What ingestion keeps of a query beside its content.
+QUERY_METADATA = [pa.field("language", pa.string())]
+
 QUERIES = pa.schema([_QUERY_ID, *_CONTENT])
 
 CANDIDATES = pa.schema(

@@ -12,7 +12,8 @@ import pypdfium2
 import pytest
 from PIL import Image
 
-from lakerank.ingest.folder import Ingestion, ReadOptions, ingest
+from lakerank.ingest.folder import Ingestion, ingest
+from lakerank.ingest.readers.reader import ReadOptions
 from lakerank.lake.storage import Storage
 
 

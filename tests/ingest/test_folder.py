@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -19,7 +20,8 @@ from fsspec.spec import AbstractBufferedFile
 from lakerank import schemas
 from lakerank.errors import ConfigError, IngestError, StorageError
 from lakerank.fingerprint import content_hash
-from lakerank.ingest.folder import ReadOptions, ingest, read_folder, suffix
+from lakerank.ingest.folder import ingest, read_folder, suffix
+from lakerank.ingest.readers.reader import ReadOptions
 from lakerank.ingest.source import FileSource
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments
@@ -53,7 +55,12 @@ def test_every_kind_of_file_becomes_rows_in_path_order(write_files, run_ingest, 
     assert rows[3]["image"] == png
     assert rows[3]["text"] is None
     assert all(row["content_hash"] == content_hash(row["text"], row["image"]) for row in rows)
-    assert table.schema.equals(schemas.DOCUMENTS)
+    assert table.schema.equals(pa.schema([*schemas.DOCUMENTS, *schemas.DOCUMENT_METADATA]))
+    assert [row["path"] for row in rows] == ["a.txt", "b-c.txt", "b/two.MD", "c.png", "d.pdf", "d.pdf", "e.jsonl"]
+    assert [row["title"] for row in rows][2] == "zwei"
+    assert (rows[5]["page"], rows[5]["group_id"], rows[5]["place"]) == (2, "d.pdf", "page=2")
+    assert rows[0]["size"] == 7
+    assert rows[0]["modified"].timestamp() == pytest.approx((source / "a.txt").stat().st_mtime, abs=1e-5)
     assert done.rejected == 0
     assert done.rejects_uri is None
 
@@ -62,9 +69,10 @@ def test_bad_files_are_listed_and_the_rest_is_ingested(write_files, run_ingest, 
     source = write_files(
         {
             "good.txt": "fine",
-            "latin1.txt": "Stra\xdfe".encode("latin-1"),
+            "noise.txt": b"\x00\x81\xfe\x00\x9d" * 20,
             "broken.pdf": b"%PDF-1.7 nonsense",
             "table.xlsx": b"PK",
+            "old.doc": b"\xd0\xcf",
             "cut.jsonl.gz": b"\x1f\x8b\x08\x00",
         }
     )
@@ -73,14 +81,16 @@ def test_bad_files_are_listed_and_the_rest_is_ingested(write_files, run_ingest, 
     assert table["doc_id"].to_pylist() == ["good.txt"]
     listed = {reject["path"]: reject for reject in map(json.loads, Path(done.rejects_uri).read_text().splitlines())}
     assert {path: reject["fault"] for path, reject in listed.items()} == {
-        "latin1.txt": "text_undecodable",
+        "noise.txt": "text_undecodable",
         "broken.pdf": "pdf_unreadable",
-        "table.xlsx": "unsupported_format",
+        "table.xlsx": "file_unreadable",
+        "old.doc": "unsupported_format",
         "cut.jsonl.gz": "file_unreadable",
         "link.txt": "symbolic_link",
     }
-    assert "byte 4" in listed["latin1.txt"]["detail"]
-    assert done.summary()["rejected"] == 5
+    assert "byte 1" in listed["noise.txt"]["detail"]
+    assert "--office-pages" in listed["old.doc"]["detail"]
+    assert done.summary()["rejected"] == 6
     assert done.summary()["rejected_by_fault"]["pdf_unreadable"] == 1
 
 
@@ -113,9 +123,9 @@ def test_a_file_over_the_limit_is_not_read(write_files, run_ingest):
 
 
 def test_queries_have_query_ids_and_no_hash(write_files, run_ingest, png):
-    _, table = run_ingest(write_files({"q1.txt": "wo", "q2.png": png}), table="queries")
-    assert table.schema.equals(schemas.QUERIES)
-    assert table["query_id"].to_pylist() == ["q1.txt", "q2.png"]
+    _, table = run_ingest(write_files({"q1.txt": "wo\n\nwas", "q2.png": png}), table="queries")
+    assert table.schema.equals(pa.schema([*schemas.QUERIES, *schemas.QUERY_METADATA]))
+    assert table["query_id"].to_pylist() == ["q1.txt#q1", "q1.txt#q3", "q2.png"]
 
 
 def test_kind_passes_over_other_files(write_files, run_ingest, make_pdf):
@@ -208,7 +218,7 @@ def test_images_make_small_row_groups_and_the_lake_accepts_the_table(write_files
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [("a/b.TXT", ".txt"), ("x.jsonl.gz", ".jsonl.gz"), ("x.gz", ".gz"), ("README", ""), ("v1.2/README", "")],
+    [("a/b.TXT", ".txt"), ("x.jsonl.gz", ".jsonl"), ("x.gz", ".gz"), ("README", ""), ("v1.2/README", "")],
 )
 def test_suffix(path, expected):
     assert suffix(path) == expected

@@ -10,14 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.ingest.lines import read_jsonl
-from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
+from lakerank.ingest.readers.reader import ReadOptions
+from lakerank.ingest.records import RecordReader, read_jsonl
+from lakerank.ingest.tables import SourceFault, SourceReject
 from lakerank.records import Candidate, Qrel
 
 
 def rows(content: bytes | str, table="documents", keep=(), max_line_bytes=2**20):
     stream = io.BytesIO(content.encode() if isinstance(content, str) else content)
-    return list(read_jsonl("f.jsonl", stream, table, _no_files, keep, max_line_bytes))
+    reader = RecordReader(ReadOptions(table=table, keep=keep), _no_files)
+    return list(read_jsonl("f.jsonl", stream, reader, max_line_bytes))
 
 
 def _no_files(name):
@@ -28,11 +30,13 @@ def _no_files(name):
     ("field", "table"), [("doc_id", "documents"), ("query_id", "queries"), ("id", "documents"), ("_id", "queries")]
 )
 def test_ids_stand_under_several_names(field, table):
-    assert rows(json.dumps({field: "x", "text": "t"}), table) == [ContentRow("x", "t")]
+    [row] = rows(json.dumps({field: "x", "text": "t"}), table)
+    assert (row.id, row.text, row.image) == ("x", "t", None)
 
 
 def test_the_tables_own_id_comes_first_and_numbers_are_ids():
-    assert rows('{"id": "other", "doc_id": 12, "text": ""}') == [ContentRow("12", "")]
+    [row] = rows('{"id": "other", "doc_id": 12, "text": ""}')
+    assert (row.id, row.text) == ("12", "")
 
 
 def test_images_are_base64_or_data_uris(png):
@@ -102,6 +106,24 @@ def test_candidates_and_qrels():
     assert rows(line, "candidates") == [Candidate("q", "d", 1.0, 3)]
     assert rows(line, "qrels") == [Qrel("q", "d", 2)]
     assert rows('{"query_id": "q", "doc_id": "d"}', "candidates") == [Candidate("q", "d")]
+    assert rows('{"query_id": "q", "doc_id": "d", "score": 3.5, "rank": 1}', "candidates") == [
+        Candidate("q", "d", 3.5, 1)
+    ]
+    assert rows('{"query-id": "q", "corpus-id": "d", "score": 1}', "qrels") == [Qrel("q", "d", 1)]
+
+
+@pytest.mark.parametrize(
+    ("record", "table", "hint"),
+    [
+        ({"query_id": "q", "text": "t"}, "documents", "--as queries"),
+        ({"doc_id": "d", "text": "t"}, "queries", "--as documents"),
+        ({"query_id": "q", "doc_id": "d", "relevance": 1}, "documents", "--as candidates or --as qrels"),
+        ({"query_id": "q", "doc_id": "d", "score": 1}, "queries", "--as candidates or --as qrels"),
+    ],
+)
+def test_a_record_of_another_table_is_a_reject_that_names_it(record, table, hint):
+    [reject] = rows(json.dumps(record), table)
+    assert hint in reject.detail
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,11 @@ LAYOUT_NAMES = [
 ]
 
 #: Parameters of a published benchmark, and those of a single table.
-_LAYOUT = ("layout", "split", "runs", "depth", "all_pairs")
-_TABLE = ("kind", "table", "keep", "pdf_content", "page_pixels", "max_file_bytes")
+_LAYOUT = ("layout", "split", "runs", "depth", "all_pairs", "plain_ids")
+_TABLE = (
+    *("kind", "table", "keep", "pdf_content", "page_pixels", "max_file_bytes"),
+    *("encoding", "chunk", "chunk_overlap", "office_pages"),
+)
 
 
 @click.command(cls=Job, epilog=EPILOG)
@@ -29,7 +32,8 @@ _TABLE = ("kind", "table", "keep", "pdf_content", "page_pixels", "max_file_bytes
 @click.option("--output", required=True, metavar="FOLDER", help="Folder for the tables: FOLDER/documents/ and so on.")
 @click.option(
     "--as", "table", type=click.Choice(["documents", "queries", "candidates", "qrels"]), default="documents",
-    show_default=True, help="The table to write. candidates and qrels are read from JSON Lines only.",
+    show_default=True,
+    help="The table to write. candidates and qrels are read from JSON and CSV, qrels also from TREC's files.",
 )  # fmt: skip
 @click.option(
     "--kind", type=click.Choice(["auto", "folder", "jsonl", "pdf"]), default="auto", show_default=True,
@@ -45,12 +49,28 @@ _TABLE = ("kind", "table", "keep", "pdf_content", "page_pixels", "max_file_bytes
 )  # fmt: skip
 @click.option(
     "--keep", multiple=True, metavar="FIELD",
-    help="Copy this JSON field to a text column; may be repeated. Of queries, language, task and slice become slices "
-    "of the report; a document's name is shown in it.",
+    help="Copy this field of JSON or CSV to a text column; may be repeated. Of queries, language (kept anyway), task "
+    "and slice become slices of the report; a document's name is shown in it.",
 )  # fmt: skip
 @click.option(
     "--max-file-bytes", type=click.IntRange(min=1), default=2**28, show_default=True,
-    help="Reject larger files, and longer lines of JSON, without reading them.",
+    help="Reject larger files, and longer lines of JSON, without reading them. An archive may unpack to 16 times that.",
+)  # fmt: skip
+@click.option(
+    "--encoding", metavar="NAME",
+    help="Encoding of texts that are not UTF-8 and have no byte order mark, such as cp1252.  [default: guessed]",
+)  # fmt: skip
+@click.option(
+    "--chunk", type=click.IntRange(min=100), metavar="N",
+    help="Cut texts of more than N characters into chunks, where paragraphs, sentences or words end.",
+)  # fmt: skip
+@click.option(
+    "--chunk-overlap", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+    help="With --chunk: characters that a chunk repeats of the one before; at most half a chunk.",
+)  # fmt: skip
+@click.option(
+    "--office-pages", is_flag=True,
+    help="Print Office files as pages with LibreOffice, where it is installed, and read these as PDF.",
 )  # fmt: skip
 @click.option(
     "--layout", type=click.Choice(LAYOUT_NAMES),
@@ -74,6 +94,11 @@ _TABLE = ("kind", "table", "keep", "pdf_content", "page_pixels", "max_file_bytes
     "--documents", "which_documents", type=click.Choice(["all", "candidates"]), default="all", show_default=True,
     help="With --layout: write all documents, or only those that are candidates.",
 )  # fmt: skip
+@click.option(
+    "--plain-ids",
+    is_flag=True,
+    help="With --layout: keep the publisher's ids, without DATASET/ in front; for a single dataset.",
+)
 @click.option("--follow-links", is_flag=True, help="Follow symbolic links, also out of SOURCE.")
 @config_option
 @set_option
@@ -83,20 +108,28 @@ def ingest(
     context: click.Context, /, source: str, output: str, config_path: Path | None, overrides: Sequence[str],
     verbose: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Write lake tables from SOURCE, at any URI: a table of texts, images, PDFs and JSON Lines, or a whole benchmark.
+    """Write lake tables from SOURCE, at any URI: a table of files of many kinds, or a whole benchmark.
 
     \b
-    .txt .md                       a text in UTF-8
+    .txt .log .md .rst .org        a text
+    .html .htm .xhtml              a page's main part, its title in front
     .png .jpg .webp .tif .gif .bmp an image, its bytes unchanged
-    .pdf                           a row a page: name.pdf#page=1 and so on
-    .jsonl .ndjson (also .gz)      a row a line: doc_id (or id, _id), text, and image:
-                                   base64, or a path relative to the JSON file
+    .pdf .pptx .odp                a row a page or slide: name.pdf#page=1 and so on
+    .docx .odt                     a text
+    .xlsx .ods .epub               a row a sheet or chapter: name.xlsx#sheet=NAME
+    .jsonl .ndjson .json .csv .tsv a row a record: doc_id (or id, _id), title, text, and image:
+                                   base64, or a path relative to the file
+    .zip, and .gz of any of these  what is in them
+
+    With --as queries, a .txt has a query a line: q1, q2 and so on, by the number of the line.
 
     Ids are paths relative to SOURCE and rows are sorted by path: the same source gives the same bytes. An earlier
-    table in FOLDER is replaced. Files, pages and lines that cannot be read do not stop the job: they are counted in
-    the summary and listed with the reason in FOLDER/rejects/TABLE.jsonl.
+    table in FOLDER is replaced, but never by an empty one. docs/ingest.md has all kinds, columns and limits.
+    Files, pages and lines that cannot be read do not stop the job: they are counted in the summary and listed with the
+    reason in FOLDER/rejects/TABLE.jsonl.
 
-    The summary has table, output, rows, texts, images, files, bytes, rejected, rejected_by_fault, rejects and seconds.
+    The summary has table, output, rows, texts, images, files, bytes, duplicates, rejected, rejected_by_fault, rejects,
+    fields_not_kept, encodings_guessed and seconds.
 
     With --layout, SOURCE is a benchmark in its publisher's files, and FOLDER gets documents, queries, candidates and
     qrels. docs/benchmarks.md lists the files to download. The summary has layout, output, parts, first_stage, tables
@@ -106,8 +139,8 @@ def ingest(
     def work() -> dict[str, Any]:
         from lakerank.cli import resolve
         from lakerank.ingest.benchmark_lake import LayoutOptions, ingest_benchmark
-        from lakerank.ingest.folder import ReadOptions
         from lakerank.ingest.folder import ingest as ingest_source
+        from lakerank.ingest.readers.reader import ReadOptions
 
         faults = _misplaced(context, options["layout"])
         if overrides and config_path is None:

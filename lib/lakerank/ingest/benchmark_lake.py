@@ -39,7 +39,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LayoutOptions:
-    """How a benchmark is ingested. Without `all_documents`, only documents that are candidates are written."""
+    """How a benchmark is ingested. Without `all_documents`, only documents that are candidates are written.
+
+    With `plain_ids`, ids are the publisher's, without the dataset's name in front.
+    """
 
     layout: str = AUTO
     split: str | None = None
@@ -47,6 +50,7 @@ class LayoutOptions:
     depth: int = DEPTH
     all_pairs: int = ALL_PAIRS
     all_documents: bool = True
+    plain_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,9 @@ def ingest_benchmark(
         raise ConfigError(faults)
     benchmark = read_benchmark(BenchmarkFolder(storage, source_uri, follow_links), options.layout, options.split)
     stages = choose_first_stages(benchmark, options.runs, options.all_pairs)
+    if options.plain_ids and len({part.prefix for part in benchmark.parts}) > 1:
+        names = ", ".join(sorted(part.name for part in benchmark.parts))
+        raise ConfigError([f"--plain-ids: ids repeat between datasets; name the folder of one of {names}"])
     writers = {name: TableWriter(storage, output, name, columns) for name, columns in TABLES.items()}
     writer = _LakeWriter(storage, benchmark, stages, options, writers, progress)
     for pool in benchmark.pools:
@@ -117,6 +124,13 @@ def ingest_benchmark(
     counts = ", ".join(f"{table.rows} {name}" for name, table in result.tables.items())
     _log.info("%s: %s, %d rejects in %.1f s", result.layout, counts, result.rejected, result.seconds)
     return result
+
+
+def without_prefix(row: Row, prefix: str) -> Row:
+    """A row with the publisher's own ids."""
+    if isinstance(row, ContentRow):
+        return replace(row, id=row.id.removeprefix(prefix))
+    return replace(row, query_id=row.query_id.removeprefix(prefix), doc_id=row.doc_id.removeprefix(prefix))
 
 
 def without_itself(candidates: Iterable[Candidate | SourceReject], depth: int) -> Iterator[Candidate | SourceReject]:
@@ -192,6 +206,8 @@ class _LakeWriter:
         self._matcher = AnswerMatcher() if any(part.judged_by_answers for part in benchmark.parts) else None
 
     def _add(self, table: TableName, row: Row | SourceReject) -> None:
+        if self._options.plain_ids and not isinstance(row, SourceReject):
+            row = without_prefix(row, self._benchmark.parts[0].prefix)
         self._writers[table].add(row)
         if not isinstance(row, SourceReject):
             self._rows += 1

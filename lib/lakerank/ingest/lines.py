@@ -1,32 +1,20 @@
-"""Line-based files: JSON Lines as table rows, fields of judgements. Faults are reported by line number."""
+"""Lines of files: JSON objects and their fields, fields of judgements. Faults are reported by line number."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from io import BufferedIOBase
 from typing import Any, TypeVar
 
-from lakerank.ingest.tables import ContentRow, Row, SourceFault, SourceReject, TableName
-from lakerank.lake.lines import numbered_lines
-from lakerank.records import Candidate, Qrel
-
-#: Fields that may hold an id; the first that exists counts.
-QUERY_ID_FIELDS = ("query_id", "id", "_id")
-DOC_ID_FIELDS = ("doc_id", "id", "_id")
+from lakerank.ingest.tables import SourceFault, SourceReject
 
 #: Fields of a line of TREC judgements; a run has more.
 _TREC_FIELDS = 4
 
 _INT32 = range(-(2**31), 2**31)
-
-#: Reads an image file that a record names by a path relative to the JSONL file's folder. Raises `LineFault`.
-ReadImage = Callable[[str], bytes]
 
 Fields = TypeVar("Fields")
 Read = TypeVar("Read")
@@ -61,36 +49,6 @@ def read_each(
             yield from read(line, fields)
         except LineFault as fault:
             yield SourceReject(path, fault.fault, str(fault), line=line)
-
-
-def read_jsonl(
-    path: str,
-    stream: BufferedIOBase,
-    table: TableName,
-    read_image: ReadImage,
-    extra_columns: tuple[str, ...] = (),
-    max_line_bytes: int = 2**28,
-) -> Iterator[Row | SourceReject]:
-    """Yield a row or a reject for every line that is not blank, holding one line in memory at a time."""
-
-    def row(_line: int, record: Mapping[str, Any]) -> Iterator[Row]:
-        if table in ("documents", "queries"):
-            text, image = record_text(record, "text"), _image(record, read_image)
-            if text is None and image is None:
-                raise LineFault(SourceFault.FIELD_MISSING, "neither 'text' nor 'image'")
-            row_id = record_id(record, DOC_ID_FIELDS if table == "documents" else QUERY_ID_FIELDS)
-            yield ContentRow(row_id, text, image, tuple(_extra(record, name) for name in extra_columns))
-        elif table == "candidates":
-            query_id, doc_id = record_id(record, ("query_id",)), record_id(record, ("doc_id",))
-            score, rank = _number(record, "first_stage_score"), record_integer(record, "first_stage_rank")
-            yield Candidate(query_id, doc_id, score, rank)
-        else:
-            relevance = record_integer(record, "relevance")
-            if relevance is None:
-                raise LineFault(SourceFault.FIELD_MISSING, "no 'relevance'")
-            yield Qrel(record_id(record, ("query_id",)), record_id(record, ("doc_id",)), relevance)
-
-    return read_each(path, json_records(path, numbered_lines(stream, max_line_bytes), max_line_bytes), row)
 
 
 def json_records(
@@ -154,15 +112,8 @@ def record_text(record: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
-def _extra(record: Mapping[str, Any], name: str) -> str | None:
-    """An extra field as text: numbers and truth values as JSON writes them, null where it is missing."""
-    value = record.get(name)
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    return record_text(record, name)
-
-
-def _number(record: Mapping[str, Any], name: str) -> float | None:
+def record_number(record: Mapping[str, Any], name: str) -> float | None:
+    """A field that holds a finite number, None where there is none; raises `LineFault`."""
     value = record.get(name)
     if value is None:
         return None
@@ -177,29 +128,12 @@ def _number(record: Mapping[str, Any], name: str) -> float | None:
 
 def record_integer(record: Mapping[str, Any], name: str) -> int | None:
     """A field that holds a 32-bit integer, None where there is none; raises `LineFault`."""
-    number = _number(record, name)
+    number = record_number(record, name)
     if number is None:
         return None
     if not number.is_integer() or int(number) not in _INT32:
         raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not a 32-bit integer")
     return int(number)
-
-
-def _image(record: Mapping[str, Any], read_image: ReadImage) -> bytes | None:
-    """`image` is a path when it has a dot in it (base64 has none), else base64, with or without a `data:` prefix."""
-    value = record_text(record, "image")
-    if value is None:
-        return None
-    if value.startswith("data:"):
-        head, _, value = value.partition(",")
-        if not head.endswith(";base64"):
-            raise LineFault(SourceFault.FIELD_INVALID, "'image' is a data URI that is not base64")
-    elif "." in value:
-        return read_image(value)
-    try:
-        return base64.b64decode(value, validate=True)
-    except binascii.Error as error:
-        raise LineFault(SourceFault.FIELD_INVALID, "'image' is neither base64 nor a path to a file") from error
 
 
 def split_lines(path: str, lines: Iterable[tuple[int, bytes | None]], separator: str | None) -> Iterator[Line]:

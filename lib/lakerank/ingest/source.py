@@ -8,8 +8,9 @@ import posixpath
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -35,11 +36,15 @@ PENDING_BYTES = 2**26
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of the source: `path` is relative to the source and is what ids are made of; `size` in bytes."""
+    """A file of the source: `path` is relative to the source and is what ids are made of; `size` in bytes.
+
+    `modified` is None where the store does not say.
+    """
 
     path: str
     location: str
     size: int
+    modified: datetime | None = None
 
 
 class FileSource:
@@ -174,7 +179,7 @@ class FileSource:
         info = self._filesystem.info(location)
         if info["type"] != "file":
             raise FileNotFoundError(f"{path} is {'a folder' if info['type'] == 'directory' else 'no regular file'}")
-        return SourceFile(path, location, info["size"])
+        return SourceFile(path, location, info["size"], _modified(info))
 
 
 def open_source(
@@ -222,7 +227,22 @@ def _file(entry: dict[str, Any], path: str, location: str) -> SourceFile | Sourc
     """A file, or a reject for what is listed as one and would be waited for without end."""
     if entry["type"] == "other":
         return SourceReject(path, SourceFault.NOT_A_FILE, "a FIFO, a socket or a device, not a regular file")
-    return SourceFile(path, location, entry["size"])
+    return SourceFile(path, location, entry["size"], _modified(entry))
+
+
+def _modified(entry: dict[str, Any]) -> datetime | None:
+    """When a file was last written, under the name that its kind of store has for it."""
+    value = next(
+        (entry[name] for name in ("mtime", "LastModified", "last_modified", "updated") if entry.get(name)), None
+    )
+    if isinstance(value, int | float):
+        return datetime.fromtimestamp(value, UTC)
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = datetime.fromisoformat(value)
+    if not isinstance(value, datetime):
+        return None
+    return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def _path_order(entry: dict[str, Any]) -> str:

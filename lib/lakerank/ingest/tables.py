@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -54,10 +56,13 @@ class SourceFault(StrEnum):
     """Why a file, a page or a line of the source is not in the table. The list is closed."""
 
     UNSUPPORTED_FORMAT = "unsupported_format"
+    FILE_ENCRYPTED = "file_encrypted"
     FILE_UNREADABLE = "file_unreadable"
     FILE_TOO_LARGE = "file_too_large"
     SYMBOLIC_LINK = "symbolic_link"
     NOT_A_FILE = "not_a_file"
+    NAME_OUTSIDE = "name_outside"
+    WRONG_TABLE = "wrong_table"
     NAME_UNDECODABLE = "name_undecodable"
     TEXT_UNDECODABLE = "text_undecodable"
     PDF_UNREADABLE = "pdf_unreadable"
@@ -94,7 +99,7 @@ class ContentRow:
     id: str
     text: str | None = None
     image: bytes | None = None
-    extra: tuple[str | None, ...] = ()
+    extra: tuple[object, ...] = ()
 
 
 #: A row of any table that can be ingested.
@@ -103,7 +108,7 @@ Row = ContentRow | Candidate | Qrel
 
 @dataclass(frozen=True, slots=True)
 class WrittenTable:
-    """A finished table; `bytes` is the size of its files."""
+    """A finished table; `bytes` is the size of its files, `duplicates` counts rows whose id another row has."""
 
     uri: str
     rows: int
@@ -111,6 +116,7 @@ class WrittenTable:
     images: int
     files: int
     bytes: int
+    duplicates: int
 
 
 class TableWriter:
@@ -120,18 +126,21 @@ class TableWriter:
     The same rows give the same files, so writing again after a crash completes the table.
     """
 
-    def __init__(self, storage: Storage, output: str, table: TableName, extra_columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self, storage: Storage, output: str, table: TableName, extra_columns: Sequence[str | pa.Field] = ()
+    ) -> None:
         self.faults: Counter[str] = Counter()
         self._storage = storage
         self._folder = join(output, table)
         self._rejects_uri = join(output, "rejects", f"{table}.jsonl")
         self._table = table
-        self._schema = pa.schema([*_SCHEMAS[table], *(pa.field(name, pa.string()) for name in extra_columns)])
+        self._schema = pa.schema([*_SCHEMAS[table], *(_column(column) for column in extra_columns)])
         self._rejects: list[SourceReject] = []
         self._buffered: list[Row] = []
         self._buffered_bytes = self._buffered_images = 0
         self._file: _PartFile | None = None
         self._written: list[str] = []
+        self._ids = array("q")  # hashes: eight bytes a row
         self._rows = self._texts = self._images = self._bytes = 0
 
     def add(self, row: Row | SourceReject) -> None:
@@ -142,6 +151,7 @@ class TableWriter:
                 self._rejects.append(row)
             return
         self._buffered.append(row)
+        self._ids.append(hash(row.id if isinstance(row, ContentRow) else (row.query_id, row.doc_id)))
         self._rows += 1
         if isinstance(row, ContentRow):
             self._texts += row.text is not None
@@ -189,8 +199,13 @@ class TableWriter:
         elif self._storage.exists(self._rejects_uri):
             self._storage.delete(self._rejects_uri)
         files = len(self._written)
-        written = WrittenTable(self._folder, self._rows, self._texts, self._images, files, self._bytes)
+        written = WrittenTable(
+            self._folder, self._rows, self._texts, self._images, files, self._bytes, self._duplicates()
+        )
         return written, self._rejects_uri if self._rejects else None
+
+    def _duplicates(self) -> int:
+        return len(self._ids) - len(np.unique(np.frombuffer(self._ids, np.int64)))
 
     def _write_rejects(self) -> None:
         lines = "".join(f"{json.dumps(asdict(reject), ensure_ascii=False)}\n" for reject in self._rejects)
@@ -237,6 +252,10 @@ class _PartFile:
         self._writer.close()
         content: bytes = self._sink.getvalue().to_pybytes()
         return content
+
+
+def _column(column: str | pa.Field) -> pa.Field:
+    return pa.field(column, pa.string()) if isinstance(column, str) else column
 
 
 def _columns(table: TableName, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lakerank.errors import IngestError, StorageError
+from lakerank.errors import ConfigError, IngestError, StorageError
 
 
 def spoil(path, number, line):
@@ -171,3 +171,14 @@ def test_a_query_among_the_documents_is_no_candidate_of_itself(publish, ingested
     (tmp_path / "run").write_text("1 Q0 1 1 9 x\n1 Q0 d1 2 8 x\n1 Q0 d2 3 7 x\n1 Q0 d3 4 6 x\n")
     rows = ingested(folder, runs=(str(tmp_path / "run"),), depth=2).table("candidates")
     assert [(row["doc_id"], row["first_stage_rank"]) for row in rows] == [("scifact/d1", 1), ("scifact/d2", 2)]
+
+
+def test_a_single_dataset_may_keep_its_own_ids(publish, ingested):
+    folder = publish("beir")
+    lake = ingested(folder / "scifact", plain_ids=True)
+    tables = ("documents", "queries", "candidates", "qrels")
+    ids = {row[name] for table in tables for row in lake.table(table) for name in ("query_id", "doc_id") if name in row}
+    assert {"1", "d1"} <= ids
+    assert not any("/" in row_id for row_id in ids)
+    with pytest.raises(ConfigError, match="--plain-ids"):
+        ingested(folder, plain_ids=True)

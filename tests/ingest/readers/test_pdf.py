@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lakerank.ingest.pdf import MAX_SIDE, PAGE_PIXELS, page_scale, read_pdf
+from lakerank.ingest.readers.pdf import MAX_SIDE, page_scale, read_pdf
+from lakerank.ingest.readers.reader import PAGE_PIXELS, ReadOptions
 from lakerank.ingest.tables import SourceFault
 
 #: A page behind a password: the trailer's encryption dictionary is all that PDFium needs to ask for it.
@@ -22,9 +23,13 @@ ENCRYPTED = (
 )
 
 
+def pages_of(path, content_bytes, content="image"):
+    return read_pdf(path, content_bytes, ReadOptions(pdf_content=content))
+
+
 def test_pages_are_images_just_under_the_limit(make_pdf):
-    pages = list(read_pdf("a.pdf", make_pdf((595, 842), (842, 595))))
-    assert [page.id for page in pages] == ["a.pdf#page=1", "a.pdf#page=2"]
+    pages = list(pages_of("a.pdf", make_pdf((595, 842), (842, 595))))
+    assert [page.place for page in pages] == ["page=1", "page=2"]
     sizes = [Image.open(io.BytesIO(page.image)).size for page in pages]
     assert sizes[0] == sizes[1][::-1]
     assert 0.98 * PAGE_PIXELS < sizes[0][0] * sizes[0][1] <= PAGE_PIXELS
@@ -33,27 +38,30 @@ def test_pages_are_images_just_under_the_limit(make_pdf):
 
 def test_the_text_layer_is_an_option(make_pdf):
     content = make_pdf((300, 200), text="Hello page")
-    [text] = read_pdf("a.pdf", content, content="text")
-    [both] = read_pdf("a.pdf", content, content="both")
+    [text] = pages_of("a.pdf", content, content="text")
+    [both] = pages_of("a.pdf", content, content="both")
     assert (text.text, text.image) == ("Hello page", None)
     assert both.text == "Hello page"
+    assert (both.search_text, text.search_text) == (None, None), "what the model reads is searched as well"
+    [image] = pages_of("a.pdf", content, content="image")
+    assert (image.text, image.search_text) == (None, "Hello page")
     assert min(Image.open(io.BytesIO(both.image)).convert("L").get_flattened_data()) < 64, "the text is drawn"
 
 
 def test_print_is_lossless_and_scans_are_jpeg(make_pdf):
-    [text] = read_pdf("a.pdf", make_pdf((300, 200), text="Hello page"))
+    [text] = pages_of("a.pdf", make_pdf((300, 200), text="Hello page"))
     assert Image.open(io.BytesIO(text.image)).format == "PNG"
     assert Image.open(io.BytesIO(text.image)).mode == "L"
     noise = Image.frombytes("RGB", (600, 800), random.Random(1).randbytes(600 * 800 * 3))
     buffer = io.BytesIO()
     noise.save(buffer, format="PDF", resolution=72)
-    [scan] = read_pdf("b.pdf", buffer.getvalue())
+    [scan] = pages_of("b.pdf", buffer.getvalue())
     assert Image.open(io.BytesIO(scan.image)).format == "JPEG"
 
 
 def test_a_page_gives_the_same_bytes_twice(make_pdf):
     content = make_pdf((300, 200), text="Hello page")
-    assert list(read_pdf("a.pdf", content)) == list(read_pdf("a.pdf", content))
+    assert list(pages_of("a.pdf", content)) == list(pages_of("a.pdf", content))
 
 
 def filled_form(page_entry: str = "/Subtype/Widget/FT/Tx/T(total)/V(TOTAL 1234)") -> bytes:
@@ -71,10 +79,10 @@ def filled_form(page_entry: str = "/Subtype/Widget/FT/Tx/T(total)/V(TOTAL 1234)"
 
 
 def test_filled_values_of_forms_are_drawn_and_are_text():
-    [page] = read_pdf("a.pdf", filled_form(), content="both")
+    [page] = pages_of("a.pdf", filled_form(), content="both")
     assert page.text == "TOTAL 1234"
     assert min(Image.open(io.BytesIO(page.image)).convert("L").get_flattened_data()) < 64, "the value is drawn"
-    [hidden] = read_pdf("a.pdf", filled_form().replace(b"/F 4/", b"/F 2/"), content="text")
+    [hidden] = pages_of("a.pdf", filled_form().replace(b"/F 4/", b"/F 2/"), content="text")
     assert hidden.text == ""
 
 
@@ -87,12 +95,12 @@ def test_filled_values_of_forms_are_drawn_and_are_text():
     ],
 )
 def test_a_file_that_cannot_be_opened_is_one_reject(content, fault):
-    [reject] = read_pdf("a.pdf", content)
+    [reject] = pages_of("a.pdf", content)
     assert (reject.path, reject.fault) == ("a.pdf", fault)
 
 
 def test_a_document_without_pages_is_a_reject(make_pdf):
-    [reject] = read_pdf("a.pdf", make_pdf())
+    [reject] = pages_of("a.pdf", make_pdf())
     assert reject.fault is SourceFault.PDF_UNREADABLE
 
 

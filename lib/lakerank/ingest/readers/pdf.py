@@ -7,20 +7,17 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from lakerank.errors import DependencyError
-from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
+from lakerank.ingest.readers.reader import PdfContent, ReadOptions, Section, title_of
+from lakerank.ingest.tables import SourceFault, SourceReject
 
 if TYPE_CHECKING:
     from pypdfium2 import PdfDocument, PdfPage
-
-PdfContent = Literal["image", "text", "both"]
-
-#: The model's own limit of an image (768 visual tokens): a page rendered at this size is not resampled again.
-PAGE_PIXELS = 602_112
 
 #: A side longer than this is scaled down whatever the page's shape, so that no strip of paper exhausts the memory.
 MAX_SIDE = 16_384
@@ -32,14 +29,12 @@ PNG_BYTES_PER_PIXEL = 0.7
 _LINE_END_HYPHEN = re.compile("[\x02\ufffe](?:\r?\n)?")
 
 
-def read_pdf(
-    path: str, data: bytes, content: PdfContent = "image", page_pixels: int = PAGE_PIXELS
-) -> Iterator[ContentRow | SourceReject]:
-    """Yield one row a page, `name.pdf#page=1` on, or a reject for a page or file that cannot be read.
+def read_pdf(path: str, content: bytes, options: ReadOptions) -> Iterator[Section | SourceReject]:
+    """Yield a section a page (`page=1` on), or a reject for a page or file that cannot be read.
 
     Print and drawings become PNG, lossless, so that small glyphs keep their edges, and grey where the page is grey. A
     page whose PNG is large, a scan or photographs, becomes JPEG at quality 90: a PNG of it has up to eight times the
-    size without visible gain.
+    size without visible gain. The text layer of a page that is only an image to the model is its `search_text`.
 
     Raises:
         DependencyError: pypdfium2 is not installed.
@@ -49,21 +44,22 @@ def read_pdf(
     except ImportError as error:
         raise DependencyError("PDF files need pypdfium2: pip install 'lakerank[ingest]'") from error
     try:
-        document = pypdfium2.PdfDocument(data)
+        document = pypdfium2.PdfDocument(content)
     except pypdfium2.PdfiumError as error:
         # PDFium also says "password" of some damaged files; what is encrypted always says so in its trailer.
-        locked = error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD and b"/Encrypt" in data
+        locked = error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD and b"/Encrypt" in content
         yield SourceReject(path, SourceFault.PDF_ENCRYPTED if locked else SourceFault.PDF_UNREADABLE, str(error))
         return
     with closing(document):
         has_forms = document.init_forms()
+        title = title_of(document.get_metadata_value("Title"))
         if len(document) == 0:
             yield SourceReject(path, SourceFault.PDF_UNREADABLE, "no pages")
         for number in range(1, len(document) + 1):
             try:
                 if has_forms:
                     _flatten(document, number)
-                yield _page_row(document, path, number, content, page_pixels)
+                yield replace(_page(document, number, options.pdf_content, options.page_pixels), title=title)
             except (pypdfium2.PdfiumError, ValueError, MemoryError) as error:
                 yield SourceReject(path, SourceFault.PDF_PAGE_UNREADABLE, str(error), page=number)
 
@@ -76,16 +72,18 @@ def _flatten(document: PdfDocument, number: int) -> None:
         pypdfium2.raw.FPDFPage_Flatten(page, pypdfium2.raw.FLAT_NORMALDISPLAY)
 
 
-def _page_row(document: PdfDocument, path: str, number: int, content: PdfContent, page_pixels: int) -> ContentRow:
-    image = text = None
+def _page(document: PdfDocument, number: int, content: PdfContent, page_pixels: int) -> Section:
+    image = None
     if content != "text":
         with closing(document[number - 1]) as page:
             image = _page_image(page, page_pixels)
-    if content != "image":
-        _flatten(document, number)
-        with closing(document[number - 1]) as page:
-            text = _page_text(page)
-    return ContentRow(f"{path}#page={number}", text, image)
+    _flatten(document, number)
+    with closing(document[number - 1]) as page:
+        text = _page_text(page)
+    is_read = content != "image"
+    return Section(
+        text if is_read else None, image, f"page={number}", number, search_text=None if is_read else text or None
+    )
 
 
 def _page_image(page: PdfPage, page_pixels: int) -> bytes:
