@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from lakerank.candidates.bm25 import Int32, Int64, Terms
 from lakerank.candidates.run_files import RunFault, RunLine, best_items, no_known_query, read_run
+from lakerank.lake.columns import decode_text
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import Fragment, decode_text, fragments, opened, read_table_file, row_group_bytes
+from lakerank.lake.tables import Fragment, fragments, opened, read_table_file, row_group_bytes
 
 #: `search_text` is what a document is found by and the model does not read; where it is null, `text` is.
 SEARCHED = pa.schema(
