@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,13 @@ class Lake:
     tables: LakeTables
     paths: RunPaths
 
-    def add_run(self, run_id: str, ranked: Mapping[str, list[str]]) -> None:
-        """Write another run's lists."""
+    def add_run(self, run_id: str, ranked: Mapping[str, list[str]], complete: bool = False) -> None:
+        """Write another run's lists; of a complete run its manifest and its config too."""
         other = RunPaths(self.paths.output, run_id)
         write(Path(other.ranked) / "part-0.parquet", ranked_rows(ranked, {}), schemas.RANKED)
+        if complete:
+            write_config(other, self.tables)
+            Path(other.manifest).write_text("{}")
 
     def evaluated(self, baseline: str | None = None) -> Evaluated:
         """Evaluate the run as the job does, in this process."""
@@ -78,13 +81,19 @@ def make_lake(tmp_path: Path) -> Callable[..., Lake]:
         rows = [dict(zip(("query_id", "doc_id", "reason"), reject, strict=True)) for reject in rejected]
         if rows:
             write(Path(paths.rejected) / "part-0.parquet", rows, schemas.REJECTED)
-        Path(paths.manifest).parent.mkdir(parents=True, exist_ok=True)
-        if manifest is not None:
-            Path(paths.manifest).write_text(json.dumps(manifest))
         names = ("documents", "queries", "candidates", "qrels")
-        return Lake(LakeTables(*(str(tmp_path / f"{name}.parquet") for name in names)), paths)
+        tables = LakeTables(*(str(tmp_path / f"{name}.parquet") for name in names))
+        write_config(paths, tables)
+        Path(paths.manifest).write_text(json.dumps(manifest or {}))
+        return Lake(tables, paths)
 
     return make
+
+
+def write_config(paths: RunPaths, tables: LakeTables) -> None:
+    """The config that a run was made with."""
+    Path(paths.config).parent.mkdir(parents=True, exist_ok=True)
+    Path(paths.config).write_text(json.dumps({"lake": {**asdict(tables), "output": paths.output}}))
 
 
 def ranked_rows(ranked: Mapping[str, list[str]], logits: Mapping[tuple[str, str], float]) -> list[dict[str, Any]]:

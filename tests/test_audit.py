@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from lakerank.audit import (
     HISTOGRAM_EDGES,
     Bounds,
+    Check,
+    Findings,
     GoldenQuality,
     LastRun,
+    LostPairs,
     RunCounts,
     audit,
     kolmogorov_smirnov,
@@ -35,8 +38,87 @@ GOOD = RunCounts(
 )  # fmt: skip
 
 
-def failed(counts: RunCounts = GOOD, bounds: Bounds | None = None, **more: object) -> list[str]:
-    return [check.name for check in audit(counts, bounds or Bounds(), **more) if not check.passed]
+def failed(counts: RunCounts = GOOD, bounds: Bounds | None = None, **findings: object) -> list[str]:
+    return [check.name for check in audit(counts, bounds or Bounds(), Findings(**findings)) if check.passed is False]
+
+
+def check_of(name: str, counts: RunCounts = GOOD, bounds: Bounds | None = None, **findings: object) -> Check:
+    (found,) = [check for check in audit(counts, bounds or Bounds(), Findings(**findings)) if check.name == name]
+    return found
+
+
+EVERYTHING = {
+    "rejects": {"empty_query": 3},
+    "golden_errors": {("q", "d"): 0.0},
+    "golden_quality": GoldenQuality(9, 0.5, 0.0),
+    "stages": [(1, 10)],
+    "lost_pairs": LostPairs("before", 1, 10),
+}
+
+
+def test_what_has_no_bound_is_not_checked_and_never_said_to_have_passed():
+    checks = audit(GOOD, Bounds(allow_empty=True), Findings(**EVERYTHING, last=last()))
+    unbounded = {check.name: check for check in checks if check.bound is None}
+    assert len(unbounded) == 12
+    for check in unbounded.values():
+        assert (check.passed, check.verdict) == (None, "not checked")
+        assert check.as_dict()["verdict"] == "not checked"
+        assert check.value is not None, "its value is told all the same"
+    assert {check.verdict for check in checks if check.bound is not None} == {"passed"}
+
+
+def test_the_first_run_has_nothing_to_be_compared_with():
+    bounds = Bounds(
+        max_lost_queries=0.0, max_lost_pairs=0.0, max_score_drift=0.0, max_score_ks=0.0, max_churn=0.0,
+        max_ndcg_drop=0.0,
+    )  # fmt: skip
+    checks = audit(GOOD, bounds, Findings(golden_quality=GoldenQuality(9, 0.5, None)))
+    unknown = [check for check in checks if check.value is None]
+    assert len(unknown) == 6
+    for check in unknown:
+        assert check.verdict == "not checked"
+        assert check.bound == 0.0
+        assert "no published run to compare with" in check.detail
+
+
+def test_a_run_that_ranks_nothing_fails_unless_the_config_says_otherwise():
+    nothing = replace(GOOD, ranked=0, beyond_depth=0, rejected=100, histogram=(0,) * BINS)
+    no_candidates = replace(nothing, candidates=0, rejected=0, queries=0, unranked_queries=0)
+    for counts, detail in ((nothing, "0 of 100 candidates are ranked"), (no_candidates, "no candidates")):
+        assert failed(counts) == ["nothing ranked"]
+        assert check_of("nothing ranked", counts).detail == detail
+        assert failed(counts, Bounds(allow_empty=True)) == []
+    assert failed(replace(nothing, ranked=1, rejected=99)) == []
+
+
+@pytest.mark.parametrize(("ranked_too", "fails"), [(10, False), (8, False), (7, True), (0, True)])
+def test_queries_of_the_last_run_may_not_be_lost_beyond_the_bound(ranked_too, fails):
+    before = LastRun("before", histogram(0), 10, ranked_too, 0.0)
+    assert failed(bounds=Bounds(max_lost_queries=0.2), last=before) == ["queries lost"] * fails
+    detail = check_of("queries lost", bounds=Bounds(max_lost_queries=0.2), last=before).detail
+    assert detail == f"{10 - ranked_too} of 10 that run before ranked have nothing ranked here"
+
+
+@pytest.mark.parametrize(("lost", "fails"), [(0, False), (20, False), (21, True), (100, True)])
+def test_pairs_of_the_last_run_may_not_be_lost_beyond_the_bound(lost, fails):
+    found = {"last": last(), "lost_pairs": LostPairs("before", lost, 100)}
+    assert failed(bounds=Bounds(max_lost_pairs=0.2), **found) == ["pairs lost"] * fails
+
+
+def test_pairs_that_are_not_known_are_not_checked():
+    assert check_of("pairs lost", bounds=Bounds(max_lost_pairs=0.2), last=last()).verdict == "not checked"
+
+
+def test_a_last_run_without_all_of_its_logits_is_not_compared():
+    cut = replace(last(9.0), histogram=None)
+    for name in ("score drift (PSI)", "score drift (KS)"):
+        check = check_of(name, bounds=Bounds(max_score_drift=0.0, max_score_ks=0.0), last=cut)
+        assert check.verdict == "not checked"
+        assert "beyond" in check.detail
+
+
+def test_churn_names_the_depth_that_it_compares():
+    assert check_of("top-5 churn", bounds=Bounds(max_churn=0.5), last=replace(last(), top=5)).verdict == "passed"
 
 
 def test_without_bounds_only_lost_candidates_stop_a_run():
@@ -60,14 +142,14 @@ def test_a_share_may_reach_its_bound_but_not_pass_it(bound, at, below, name):
 
 
 def last(mean: float = 0.0, churn: float = 0.0, queries: int = 5) -> LastRun:
-    return LastRun("before", histogram(mean), queries, churn)
+    return LastRun("before", histogram(mean), 5, queries, churn)
 
 
 def test_rejects_are_bounded_by_their_reason_too():
     bounds = Bounds(max_reject_rates={"missing_document": 0.01, "image_undecodable": 0.0})
     assert failed(bounds=bounds, rejects={"missing_document": 1, "empty_query": 2}) == []
     assert failed(bounds=bounds, rejects={"missing_document": 2}) == ["reject rate, missing_document"]
-    names = [check.name for check in audit(GOOD, bounds, {"empty_query": 3})]
+    names = [check.name for check in audit(GOOD, bounds, Findings({"empty_query": 3}))]
     assert {"reject rate, empty_query", "reject rate, missing_document", "reject rate, image_undecodable"} <= set(names)
 
 
@@ -80,8 +162,8 @@ def test_drift_is_seen_and_bounded():
 
 
 def test_drift_is_told_with_its_numbers():
-    (line,) = [check for check in audit(GOOD, Bounds(), last=last(2.0)) if check.name == "score drift (PSI)"]
-    assert "run before; quartiles 1.5/2/2.75 → -0.5/0/0.75" in line.detail
+    detail = check_of("score drift (PSI)", last=last(2.0)).detail
+    assert "run before; quartiles 1.5/2/2.75 → -0.5/0/0.75" in detail
 
 
 def test_churn_may_reach_its_bound_but_not_pass_it():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,25 +19,35 @@ TOP = 10
 #: Pairs from which on labels can be too much alike, and the share of one label that is.
 LEAST_LABELS, ALIKE = 5, 0.99
 
+#: Why a check that needs an earlier run is not done.
+_NO_LAST_RUN = "no published run to compare with"
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the audit. A check without a bound is reported and always passes."""
+    """One line of the audit. `passed` is None for what is not checked: no bound is set, or there is no value."""
 
     name: str
     value: float | None
     bound: float | None
-    passed: bool
+    passed: bool | None
     detail: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """The result in words, for people and for JSON."""
+        return "not checked" if self.passed is None else "passed" if self.passed else "failed"
 
     def as_dict(self) -> dict[str, Any]:
         """The check as it is stored in the manifest."""
-        return asdict(self)
+        return {**asdict(self), "verdict": self.verdict}
 
 
 @dataclass(frozen=True, slots=True)
 class RunCounts:
-    """Counts of a run. `histogram` counts logits between HISTOGRAM_EDGES, with both ends open."""
+    """Counts of a run. `histogram` counts logits between HISTOGRAM_EDGES, with both ends open, of all scored pairs,
+    those beyond the depth too.
+    """
 
     candidates: int
     ranked: int
@@ -52,15 +62,19 @@ class RunCounts:
 
 @dataclass(frozen=True, slots=True)
 class LastRun:
-    """The published run, and the change of the top documents of the queries in both runs.
+    """The published run, and how far this one is from it.
 
-    `churn` is the mean over `shared_queries` of the share of the TOP documents that are not in the other run's.
+    `churn` is the mean over the `shared_queries` that both rank of the share of the `top` documents that are not in the
+    other run's. `queries` are all that the last run ranked. `histogram` is None where the run's manifest has not all of
+    its logits.
     """
 
     run_id: str
-    histogram: tuple[int, ...]
+    histogram: tuple[int, ...] | None
+    queries: int
     shared_queries: int
     churn: float
+    top: int = TOP
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +90,39 @@ class GoldenQuality:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """Largest values that pass; None is not checked."""
+class LostPairs:
+    """Candidates of an earlier run that are no longer candidates: so many of all that it had."""
 
+    run_id: str
+    lost: int
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the audit knows of a run beside its counts.
+
+    `rejects` counts rejected pairs by reason. `last` is the last published run, and `lost_pairs` its candidates that
+    are gone; None where there is none. `golden_errors` has |logit − expected| of every golden pair, None where the run
+    has no logit for it. `stages` has, for each stage of a run of several scorers, the pairs that it could not score,
+    and all its pairs.
+    """
+
+    rejects: Mapping[str, int] = field(default_factory=dict)
+    last: LastRun | None = None
+    lost_pairs: LostPairs | None = None
+    golden_errors: Mapping[tuple[str, str], float | None] | None = None
+    golden_quality: GoldenQuality | None = None
+    stages: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Largest values that pass; None is not checked. `allow_empty`: a run that ranks nothing passes."""
+
+    allow_empty: bool = False
+    max_lost_queries: float | None = None
+    max_lost_pairs: float | None = None
     max_reject_rate: float | None = None
     max_reject_rates: Mapping[str, float] = field(default_factory=dict)
     max_unranked_queries: float | None = None
@@ -90,40 +134,26 @@ class Bounds:
     golden_tolerance: float = 1e-3
 
 
-def audit(
-    counts: RunCounts,
-    bounds: Bounds,
-    rejects: Mapping[str, int] | None = None,
-    last: LastRun | None = None,
-    golden_errors: Mapping[tuple[str, str], float | None] | None = None,
-    golden_quality: GoldenQuality | None = None,
-    stages: Sequence[tuple[int, int]] = (),
-) -> list[Check]:
-    """All checks of a run, in the order of the report.
-
-    Args:
-        rejects: rejected pairs by reason.
-        last: the last published run; None where there is none.
-        golden_errors: |logit − expected| of every golden pair, None where the run has no logit for it.
-        golden_quality: nDCG@10 of the golden queries.
-        stages: of each stage of a run of several scorers, the pairs that it could not score, and all its pairs.
-    """
-    checks = [_coverage(counts), _share("reject rate", counts.rejected, counts.candidates, bounds.max_reject_rate)]
-    for reason in sorted({*(rejects or {}), *bounds.max_reject_rates}):
-        number, bound = (rejects or {}).get(reason, 0), bounds.max_reject_rates.get(reason)
+def audit(counts: RunCounts, bounds: Bounds, findings: Findings = Findings()) -> list[Check]:
+    """All checks of a run, in the order of the report."""
+    rejects, last = findings.rejects, findings.last
+    checks = [_coverage(counts), _something_ranked(counts, bounds), *_lost(bounds, findings)]
+    checks.append(_share("reject rate", counts.rejected, counts.candidates, bounds.max_reject_rate))
+    for reason in sorted({*rejects, *bounds.max_reject_rates}):
+        number, bound = rejects.get(reason, 0), bounds.max_reject_rates.get(reason)
         checks.append(_share(f"reject rate, {reason}", number, counts.candidates, bound))
-    for number, (rejected, pairs) in enumerate(stages, start=1):
+    for number, (rejected, pairs) in enumerate(findings.stages, start=1):
         checks.append(_share(f"reject rate of pass {number}", rejected, pairs, bounds.max_reject_rate))
     checks += [
         _share("queries with nothing ranked", counts.unranked_queries, counts.queries, bounds.max_unranked_queries),
         _share("truncated pairs", counts.truncated, counts.ranked, bounds.max_truncated),
+        *_drift(counts, bounds, last),
+        _churn(bounds, last),
     ]
-    if last is not None:
-        checks += _drift(counts, bounds, last)
-    if golden_errors is not None:
-        checks.append(_golden_pairs(golden_errors, bounds.golden_tolerance))
-    if golden_quality is not None:
-        checks.append(_golden_quality(golden_quality, bounds.max_ndcg_drop))
+    if findings.golden_errors is not None:
+        checks.append(_golden_pairs(findings.golden_errors, bounds.golden_tolerance))
+    if findings.golden_quality is not None:
+        checks.append(_golden_quality(findings.golden_quality, bounds.max_ndcg_drop))
     return checks
 
 
@@ -168,19 +198,49 @@ def kolmogorov_smirnov(expected: Sequence[int], actual: Sequence[int]) -> float:
     return float(np.abs(_cumulative(expected) - _cumulative(actual)).max())
 
 
-def _drift(counts: RunCounts, bounds: Bounds, last: LastRun) -> list[Check]:
-    checks = []
-    if any(last.histogram) and any(counts.histogram):
-        moved = f"against run {last.run_id}; quartiles {_quartiles(last.histogram)} → {_quartiles(counts.histogram)}"
-        drift = population_stability(last.histogram, counts.histogram)
-        distance = kolmogorov_smirnov(last.histogram, counts.histogram)
-        sizes = f"of {sum(last.histogram):,} logits in run {last.run_id} and {sum(counts.histogram):,} here"
-        checks.append(_at_most("score drift (PSI)", drift, bounds.max_score_drift, moved))
-        checks.append(_at_most("score drift (KS)", distance, bounds.max_score_ks, sizes))
-    if last.shared_queries:
-        detail = f"mean over {last.shared_queries:,} queries that run {last.run_id} ranked too"
-        checks.append(_at_most(f"top-{TOP} churn", last.churn, bounds.max_churn, detail))
-    return checks
+def _drift(counts: RunCounts, bounds: Bounds, last: LastRun | None) -> list[Check]:
+    """How far the logits have moved. They are those before the cut: another depth is no drift."""
+    names, limits = ("score drift (PSI)", "score drift (KS)"), (bounds.max_score_drift, bounds.max_score_ks)
+    before = last.histogram if last else None
+    if last is None or before is None or not any(before) or not any(counts.histogram):
+        if last is None:
+            why = _NO_LAST_RUN
+        elif before is None:
+            why = f"run {last.run_id} was cut at a depth, and its manifest has no logits of what is beyond it"
+        else:
+            why = f"run {last.run_id} ranked nothing" if not any(before) else "nothing is ranked"
+        return [Check(name, None, bound, None, why) for name, bound in zip(names, limits, strict=True)]
+    details = (
+        f"against run {last.run_id}; quartiles {_quartiles(before)} → {_quartiles(counts.histogram)}",
+        f"of {sum(before):,} logits in run {last.run_id} and {sum(counts.histogram):,} here",
+    )
+    values = (population_stability(before, counts.histogram), kolmogorov_smirnov(before, counts.histogram))
+    return [_at_most(*check) for check in zip(names, values, limits, details, strict=True)]
+
+
+def _churn(bounds: Bounds, last: LastRun | None) -> Check:
+    name = f"top-{last.top if last else TOP} churn"
+    if last is None or not last.shared_queries:
+        why = f"no query that run {last.run_id} ranked is ranked here" if last else _NO_LAST_RUN
+        return Check(name, None, bounds.max_churn, None, why)
+    detail = f"mean over {last.shared_queries:,} queries that run {last.run_id} ranked too"
+    return _at_most(name, last.churn, bounds.max_churn, detail)
+
+
+def _lost(bounds: Bounds, findings: Findings) -> list[Check]:
+    """What the last published run had and this one has not: an upstream table that came half empty."""
+    last, pairs = findings.last, findings.lost_pairs
+    names = ("queries lost", "pairs lost")
+    if last is None:
+        queries = Check(names[0], None, bounds.max_lost_queries, None, _NO_LAST_RUN)
+    else:
+        queries = _share(names[0], last.queries - last.shared_queries, last.queries, bounds.max_lost_queries)
+        queries = replace(queries, detail=f"{queries.detail} that run {last.run_id} ranked have nothing ranked here")
+    if pairs is None:
+        why = f"the candidates of run {last.run_id} are not known" if last else _NO_LAST_RUN
+        return [queries, Check(names[1], None, bounds.max_lost_pairs, None, why)]
+    lost = _share(names[1], pairs.lost, pairs.candidates, bounds.max_lost_pairs)
+    return [queries, replace(lost, detail=f"{lost.detail} candidates of run {pairs.run_id} are candidates no more")]
 
 
 def _cumulative(histogram: Sequence[int]) -> NDArray[np.float64]:
@@ -200,12 +260,20 @@ def _coverage(counts: RunCounts) -> Check:
     return Check("lost candidates", lost, 0, lost == 0 and counts.unscored == 0, detail)
 
 
+def _something_ranked(counts: RunCounts, bounds: Bounds) -> Check:
+    """An empty table, or a model whose scores are all rejected, is an accident unless the config says otherwise."""
+    detail = (
+        f"{counts.ranked:,} of {counts.candidates:,} candidates are ranked" if counts.candidates else "no candidates"
+    )
+    return _at_most("nothing ranked", float(not counts.ranked), None if bounds.allow_empty else 0.0, detail)
+
+
 def _share(name: str, part: int, whole: int, bound: float | None) -> Check:
     return _at_most(name, part / whole if whole else 0.0, bound, f"{part:,} of {whole:,}")
 
 
 def _at_most(name: str, value: float, bound: float | None, detail: str) -> Check:
-    return Check(name, value, bound, bound is None or value <= bound, detail)
+    return Check(name, value, bound, None if bound is None else value <= bound, detail)
 
 
 def _golden_pairs(errors: Mapping[tuple[str, str], float | None], tolerance: float) -> Check:
@@ -220,5 +288,5 @@ def _golden_pairs(errors: Mapping[tuple[str, str], float | None], tolerance: flo
 def _golden_quality(quality: GoldenQuality, bound: float | None) -> Check:
     name, over = "golden queries, drop of nDCG@10", f"over {quality.queries:,} judged queries"
     if quality.drop is None:
-        return Check(name, None, bound, True, f"{quality.now:.4f} {over}; no published run to compare with")
+        return Check(name, None, bound, None, f"{quality.now:.4f} {over}; {_NO_LAST_RUN}")
     return _at_most(name, quality.drop, bound, f"{quality.now + quality.drop:.4f} → {quality.now:.4f} {over}")

@@ -265,6 +265,9 @@ class RankingConfig(Section):
 class AuditConfig(Section):
     """Bounds that a run must keep to be published. null: not checked."""
 
+    allow_empty: bool = False
+    max_lost_queries: Share | None = 0.2
+    max_lost_pairs: Share | None = 0.2
     max_reject_rate: Share | None = 0.01
     max_reject_rates: dict[RejectReason, Share] | None = None
     max_unranked_queries: Share | None = 0.01

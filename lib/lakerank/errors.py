@@ -10,6 +10,7 @@ LakerankError
 ├── CheckpointError      a model cannot be loaded from its files
 ├── SparkSettingError    Spark is configured so that the job would be wrong or wasteful
 ├── RunConflictError     a run with this id exists and has other inputs
+├── RunNotFoundError     no run with this id has ranked lists
 ├── TrainingError        training cannot start or has failed
 ├── EvaluationError      a run cannot be evaluated as requested
 ├── ExportError          a run cannot be exported in the requested format
@@ -55,6 +56,10 @@ class SparkSettingError(LakerankError):
 
 class RunConflictError(LakerankError):
     """A run with this id exists and has other inputs."""
+
+
+class RunNotFoundError(LakerankError):
+    """No run with this id has ranked lists."""
 
 
 class TrainingError(LakerankError):

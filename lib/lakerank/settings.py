@@ -76,15 +76,26 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        loaded = load_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = Path(path).expanduser().read_bytes()
     except OSError as error:
         raise ConfigError(
             [f"{path}: cannot be read ({error.strerror}); conf/reference.yaml has every setting"]
         ) from error
+    return parse_settings(content, str(path))
+
+
+def parse_settings(content: bytes, source: str) -> dict[str, Any]:
+    """The YAML mapping that a config file holds, refusing anything else.
+
+    Raises:
+        ConfigError: it is not YAML, or not a mapping.
+    """
+    try:
+        loaded = load_yaml(content.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: not YAML: {error}"]) from error
+        raise ConfigError([f"{source}: not YAML: {error}"]) from error
     if not isinstance(loaded, dict):
-        raise ConfigError([f"{path}: expected sections such as 'lake:' and 'model:', found {type(loaded).__name__}"])
+        raise ConfigError([f"{source}: expected sections such as 'lake:' and 'model:', found {type(loaded).__name__}"])
     return loaded
 
 

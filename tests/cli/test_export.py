@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from lakerank.cli.export import export
-from lakerank.lake.runs import RunPaths, publish, write_manifest
-from lakerank.lake.storage import Storage
+from lakerank.lake.publication import publish
+from lakerank.lake.runs import RunPaths, write_manifest
+from lakerank.lake.storage import Storage, join
 
 CONFIG = Path(__file__).parents[2] / "conf" / "demo.yaml"
 
@@ -21,7 +22,8 @@ def output(tmp_path: Path) -> Path:
     """An output folder with a published run of no lists."""
     paths, moment = RunPaths(str(tmp_path / "out"), "r"), "2026-01-01T00:00:00+00:00"
     write_manifest(Storage(), paths, {"published_at": moment, "scorer": "f00d", "ranked_files": []})
-    publish(Storage(), paths, moment)
+    publish(Storage(), paths)
+    Storage().replace(paths.config, b"lake: {documents: d, queries: q, candidates: c, output: o}")
     return tmp_path / "out"
 
 
@@ -39,7 +41,16 @@ def test_a_place_that_cannot_be_written_is_named_before_spark_starts(output: Pat
     assert "starting Spark" not in done.stderr
 
 
-def test_a_run_that_is_not_published_is_named(tmp_path: Path) -> None:
+def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = run(tmp_path, str(tmp_path / "export"))
     assert done.exit_code == 1
-    assert "'r' is not published" in json.loads(done.stdout.splitlines()[-1])["message"]
+    message = json.loads(done.stdout.splitlines()[-1])["message"]
+    assert message == f"no run 'r' in {tmp_path}; published: none"
+
+
+def test_a_run_whose_audit_failed_is_not_exported(output: Path, tmp_path: Path) -> None:
+    Path(RunPaths(str(output), "r").manifest).unlink()
+    Storage().replace(join(RunPaths(str(output), "r").unpublished, "part-00000.parquet"), b"x")
+    done = run(output, str(tmp_path / "export"))
+    assert done.exit_code == 1
+    assert "run 'r' is not published; if its audit failed" in json.loads(done.stdout.splitlines()[-1])["message"]

@@ -143,7 +143,7 @@ def lake(make_lake, encode):
         ranked={query: generator.sample(result, 9) for query, result in lists.items()},
         rejected=[(queries[0], "gone", "missing_document")],
     )
-    lake.add_run("r0", {query: result[::-1] for query, result in lists.items()})
+    lake.add_run("r0", {query: result[::-1] for query, result in lists.items()}, complete=True)
     return lake
 
 

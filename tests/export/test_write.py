@@ -16,9 +16,10 @@ import pytest
 
 from lakerank.errors import ExportError, RunConflictError
 from lakerank.export.format import ExportList, PartLimits, Target
-from lakerank.export.job import FORMATS, Export, finished, resolve
+from lakerank.export.job import FORMATS, Export, finished
 from lakerank.export.write import export_run
-from lakerank.lake.runs import RunPaths, publish, write_manifest
+from lakerank.lake.publication import publish
+from lakerank.lake.runs import RunPaths, write_manifest
 from lakerank.lake.storage import Storage
 from lakerank.schemas import CANDIDATES, QUERIES, RANKED
 from lakerank.spark.runtime.runner import SparkRunner
@@ -47,7 +48,7 @@ def write_run(storage: Storage, output: str, run_id: str, lists: list[ExportList
         written.append({"file": name, "rows": len(rows)})
     moment = f"2026-01-0{1 if run_id == 'old' else 2}T00:00:00+00:00"
     write_manifest(storage, paths, {"published_at": moment, "scorer": "f00d", "ranked_files": written})
-    publish(storage, paths, moment)
+    publish(storage, paths)
 
 
 @pytest.fixture
@@ -289,12 +290,9 @@ def test_golden_pairs_are_a_sample_and_always_the_same(runner, storage, requeste
     assert contents(again.to) == contents(export.to)
 
 
-def test_current_is_the_published_run_and_no_other_run_can_be_exported(storage, requested, tmp_path):
-    assert resolve(storage, replace(requested, run_id="current")).run_id == "new"
+def test_a_run_that_is_not_published_cannot_be_exported(storage, requested):
     with pytest.raises(ExportError, match=r"manifest\.json: not there"):
         finished(storage, replace(requested, run_id="nobody"))
-    with pytest.raises(ExportError, match="no run is published"):
-        resolve(storage, replace(requested, run_id="current", output=str(tmp_path)))
 
 
 def test_an_id_that_the_format_cannot_carry_stops_the_job_and_publishes_nothing(runner, storage, requested, tmp_path):

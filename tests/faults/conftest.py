@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lakerank.lake.runs import RunPaths, current_run, read_manifest
+from lakerank.lake.publication import current_run
+from lakerank.lake.runs import RunPaths, read_manifest
 from lakerank.lake.scores import CorruptScoreFile, finished_units, read_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from lakerank.errors import StorageError
 from lakerank.fingerprint import sequence_hash
 from lakerank.lake.clean import CleaningPlan, Retention, delete, describe, plan_cleaning
-from lakerank.lake.runs import RunPaths, announce, current_run, planned_contents, publish, read_manifest, write_manifest
+from lakerank.lake.publication import current_run, publish
+from lakerank.lake.runs import RunPaths, announce, planned_contents, read_manifest, write_manifest
 from lakerank.lake.scores import UNITS as UNIT_LIST
 from lakerank.lake.scores import (
     finished_units,
@@ -71,7 +72,7 @@ def write_run(
         manifest = {"run_id": run_id, "published_at": moment, "scorer": scorer, "plan": {"attempt": "aa00"}}
         manifest |= {"units": units, "reused_units": reused, "ranked_files": files, "rejected_files": files}
         write_manifest(storage, paths, manifest)
-        publish(storage, paths, moment)
+        publish(storage, paths)
     return paths
 
 
@@ -402,7 +403,7 @@ def add_stage(
     ]
     manifest = {"run_id": run_id, "published_at": moment, "scorer": "both", "plan": {"attempt": "aa00"}}
     write_manifest(storage, first, manifest | {"passes": passes, "ranked_files": files, "rejected_files": files})
-    publish(storage, first, moment)
+    publish(storage, first)
 
 
 def test_what_any_stage_of_a_kept_run_needs_stays(storage: Storage, output: str) -> None:

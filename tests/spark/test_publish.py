@@ -12,8 +12,9 @@ import pytest
 
 from lakerank.audit import Bounds
 from lakerank.rerank.rank.write import RankRule
-from lakerank.spark.publish import AuditRules, Override
-from lakerank.spark.run import run
+from lakerank.rerank.stage import ScoredRun
+from lakerank.spark.publish import AuditRules, Override, rank_and_publish
+from lakerank.spark.run import existing_plans, run
 
 pytestmark = pytest.mark.spark
 
@@ -85,7 +86,8 @@ def test_a_failed_audit_is_kept_where_it_can_be_read(spark, storage, published):
     assert not (published.folder / "out" / "runs" / "r2" / "manifest.json").exists()
     check = audit_of(published, "r2")["reject rate, missing_document"]
     assert check == {
-        "name": "reject rate, missing_document", "value": 0.5, "bound": 0.1, "passed": False, "detail": "1 of 2",
+        "name": "reject rate, missing_document", "value": 0.5, "bound": 0.1, "passed": False, "verdict": "failed",
+        "detail": "1 of 2",
     }  # fmt: skip
     assert check in summary["audit"]
 
@@ -119,3 +121,56 @@ def test_the_manifest_and_the_last_line_have_the_warnings(spark, storage, publis
     (given, of_labels) = manifest["warnings"]
     assert given == "another lake"
     assert "ranked pairs have label 0" in of_labels
+
+
+def test_lists_whose_audit_failed_stand_outside_ranked_until_they_are_published_anyway(spark, storage, published):
+    published.write("candidates", [{"query_id": "q00", "doc_id": "d00"}, {"query_id": "q00", "doc_id": "nowhere"}])
+    strict = AuditRules(Bounds(max_reject_rate=0.1))
+    out = published.folder / "out"
+    summary = run(spark, storage, published.job("r2", audit=strict))
+    assert (summary["published"], summary["current"], summary["superseded_by"]) == (False, "r1", None)
+    assert [path.name for path in (out / "ranked").iterdir()] == ["run_id=r1"]
+    aside = pq.read_table(out / "unpublished" / "run_id=r2", partitioning=None).to_pylist()
+    assert [row["doc_id"] for row in aside] == ["d00"]
+    assert len(published.rejected("r2")) == 1, "why it failed stays where it is looked for"
+    run(spark, storage, published.job("r2", audit=replace(strict, override=Override("known", "ada"))))
+    assert published.ranked("r2") == aside
+    assert not list((out / "unpublished").rglob("*.parquet"))
+
+
+def test_half_an_upstream_table_is_not_published_over_a_whole_one(spark, storage, published):
+    rows = pq.read_table(published.folder / "candidates.parquet").to_pylist()
+    bounds = AuditRules(Bounds(max_lost_queries=0.2, max_lost_pairs=0.2))
+    published.write("candidates", [row for row in rows if row["query_id"] < "q09"])
+    half = run(spark, storage, published.job("half", audit=bounds))
+    assert half["failed_audits"] == ["queries lost", "pairs lost"]
+    found = audit_of(published, "half")
+    assert (found["queries lost"]["value"], found["pairs lost"]["value"]) == (0.25, 0.25)
+    published.write("candidates", [row for row in rows if row["query_id"] < "q10"])
+    assert run(spark, storage, published.job("most", audit=bounds))["published"] is True
+
+
+def test_another_depth_is_no_drift(spark, storage, published):
+    still = AuditRules(Bounds(max_score_drift=0.0, max_score_ks=0.0, max_churn=0.0))
+    for run_id, depth, top in (("cut", 5, 5), ("whole", None, 5), ("deep", 15, 10)):
+        summary = run(spark, storage, published.job(run_id, audit=still, rule=RankRule(0.0, (0.5,), depth)))
+        assert summary["failed_audits"] == []
+        found = audit_of(published, run_id)
+        assert all(found[name]["verdict"] == "passed" for name in ("score drift (PSI)", f"top-{top} churn"))
+
+
+def test_a_second_driver_audits_against_the_run_before(spark, storage, published):
+    """As a driver that was slower: the run is current when it comes to its audit."""
+    job = published.job("r2")
+    run(spark, storage, job, ["plan", "score"])
+    scored = ScoredRun(job.scorer, existing_plans(storage, job), job.rule)
+    rank_and_publish(spark, storage, scored, job.audit)
+    _, publication = rank_and_publish(spark, storage, scored, job.audit)
+    assert publication.published
+    assert "run r1 ranked too" in audit_of(published, "r2")["top-10 churn"]["detail"]
+
+
+def test_an_earlier_run_again_says_that_a_later_one_is_current(spark, storage, published):
+    assert run(spark, storage, published.job("r2"))["published"] is True
+    again = run(spark, storage, published.job("r1"))
+    assert (again["published"], again["current"], again["superseded_by"]) == (False, "r2", "r2")

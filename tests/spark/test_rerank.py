@@ -189,11 +189,35 @@ def test_a_missing_column_stops_the_job(spark, storage, lake):
         run(spark, storage, lake.job("r1"))
 
 
-def test_nothing_to_rank_is_a_run_too(spark, storage, lake):
+def test_nothing_to_rank_is_published_only_where_the_config_says_so(spark, storage, lake):
     lake.write("candidates", [])
     summary = run(spark, storage, lake.job("r1"))
+    assert (summary["published"], summary["failed_audits"]) == (False, ["nothing ranked"])
+    assert not (lake.folder / "out" / "current.json").exists()
+    summary = run(spark, storage, lake.job("r1", audit=AuditRules(Bounds(allow_empty=True))))
     assert summary["published"] is True
     assert lake.ranked("r1") == lake.rejected("r1") == []
+
+
+def test_a_run_that_cannot_start_leaves_nothing(spark, storage, lake):
+    table = pq.read_table(lake.folder / "queries.parquet").rename_columns(["id", "text", "image"])
+    pq.write_table(table, lake.folder / "queries.parquet")
+    for steps, error in ((["plan"], SchemaError), (["score"], RunConflictError), (["publish"], RunConflictError)):
+        with pytest.raises(error):
+            run(spark, storage, lake.job("typo"), steps)
+    assert not (lake.folder / "out").exists()
+
+
+def test_publishing_before_scoring_says_how_much_is_missing(spark, storage, lake):
+    job = lake.job("p1")
+    planned = run(spark, storage, job, ["plan"])
+    number = planned["units"]
+    with pytest.raises(RunConflictError, match=rf"run p1 has {number} of {number} units without scores: run --stage"):
+        run(spark, storage, job, ["publish"])
+    run(spark, storage, job, ["score"])
+    min((lake.folder / "out" / "scores" / "scorer=f00d").iterdir()).unlink()
+    with pytest.raises(RunConflictError, match=rf"run p1 has 1 of {number} units without scores"):
+        run(spark, storage, job, ["publish"])
 
 
 def test_golden_pairs_hold_the_scores_in_place(spark, storage, published):

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, spark_session, verbose_option
+from lakerank.cli.job import (
+    EPILOG,
+    Job,
+    config_option,
+    other_tables_option,
+    run_job,
+    set_option,
+    spark_session,
+    verbose_option,
+)
 from lakerank.config import Config, RoutedConfig, load_config
 from lakerank.errors import ConfigError, DependencyError
 
 if TYPE_CHECKING:
+    from lakerank.cli.resolve import CommandLine
     from lakerank.evaluation.inputs import Inputs
     from lakerank.evaluation.job import Evaluated
     from lakerank.lake.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 #: With more rows of queries, qrels, candidates and ranked lists together, Spark reads them; otherwise this process.
 IN_PROCESS_ROWS = 2_000_000
@@ -36,8 +49,9 @@ class Options:
 @click.command(cls=Job, epilog=EPILOG)
 @config_option
 @set_option
-@click.option("--run-id", required=True, help="The published run to evaluate.")
+@click.option("--run-id", required=True, help="The run to evaluate, or `current`, the published one.")
 @click.option("--against", metavar="RUN", help="A baseline run of the same output folder to compare with.")
+@other_tables_option
 @click.option(
     "--fit-labels", is_flag=True,
     help="Fit ranking.label_thresholds to the judgements, print the agreement of the labels with them, and write a "
@@ -57,8 +71,11 @@ class Options:
     help="Queries printed with the tops of their lists before and after reranking.",
 )  # fmt: skip
 @verbose_option
-def evaluate(config_path: Path, overrides: tuple[str, ...], verbose: bool, **options: Any) -> None:
+def evaluate(config_path: Path, overrides: tuple[str, ...], verbose: bool, other_tables: bool, **options: Any) -> None:
     """Evaluate a run against the lake's qrels: metrics and a report.
+
+    The tables are those that the run was made from, as its folder says: --config says where the output is. Other
+    judgements are named with --set lake.qrels=….
 
     Compares the reranked lists with the first-stage lists and with a random baseline, over all queries, by the columns
     `dataset`, `task`, `slice` and `language` of the queries table where it has them, and by the modality of queries and
@@ -74,10 +91,17 @@ def evaluate(config_path: Path, overrides: tuple[str, ...], verbose: bool, **opt
     a JSON object: run_id, queries, chance, first_stage (null when the candidates have no order), reranked, gain,
     against, benchmarks, modality_gap, labels, calibration, report, evaluation, seconds.
     """
-    run_job(lambda: _evaluate(load_config(config_path, overrides), Options(**options)), verbose)
+
+    def work() -> dict[str, Any]:
+        from lakerank.cli.resolve import CommandLine
+
+        config = load_config(config_path, overrides)
+        return _evaluate(CommandLine(config, str(config_path), overrides, other_tables), Options(**options))
+
+    run_job(work, verbose)
 
 
-def _evaluate(config: Config, options: Options) -> dict[str, Any]:
+def _evaluate(given: CommandLine, options: Options) -> dict[str, Any]:
     if options.fit_labels and options.fit_calibration:
         raise ConfigError(["--fit-labels: labels are fitted to calibrated relevance; fit them after the calibration"])
     try:
@@ -87,7 +111,11 @@ def _evaluate(config: Config, options: Options) -> dict[str, Any]:
         raise DependencyError(f"{error}: pip install 'lakerank[report]'") from error
     from lakerank.cli import resolve
 
-    storage = resolve.storage(config.lake.storage)
+    storage = resolve.storage(given.config.lake.storage)
+    options = _existing(storage, given.config.lake.output, options)
+    config = resolve.run_config(storage, given, options.run_id)
+    if options.against and (names := resolve.other_tables(storage, config, options.against)):
+        logger.warning("run %s was made from other tables than run %s: %s", options.against, options.run_id, names)
     inputs = _inputs(storage, config, options)
     in_spark = inputs.rows > IN_PROCESS_ROWS if options.in_spark is None else options.in_spark
     if in_spark:
@@ -111,17 +139,27 @@ def _evaluate(config: Config, options: Options) -> dict[str, Any]:
 
 def _inputs(storage: Storage, config: Config, options: Options) -> Inputs:
     from lakerank.evaluation.inputs import LakeTables, find_inputs
-    from lakerank.lake.runs import RunPaths, check_run_id
+    from lakerank.lake.runs import RunPaths
 
     lake = config.lake.located()
     if lake.qrels is None:
-        raise ConfigError(["lake.qrels is not set: an evaluation needs relevance judgements"])
-    for run_id in (options.run_id, options.against):
-        if run_id is not None:
-            check_run_id(run_id)
+        raise ConfigError(
+            [f"run {options.run_id!r} was made without judgements, which an evaluation needs: --set lake.qrels=…"]
+        )
     tables = LakeTables(lake.documents, lake.queries, lake.candidates, lake.qrels)
     baseline = RunPaths(lake.output, options.against) if options.against else None
     return find_inputs(storage, tables, RunPaths(lake.output, options.run_id), baseline)
+
+
+def _existing(storage: Storage, output: str, options: Options) -> Options:
+    """The options with the ids of runs that exist, `current` resolved."""
+    from lakerank.lake.publication import find_run
+    from lakerank.lake.runs import check_run_id
+
+    for run_id in filter(None, (options.run_id, options.against)):
+        check_run_id(run_id)
+    against = options.against and find_run(storage, output, options.against)
+    return replace(options, run_id=find_run(storage, output, options.run_id), against=against)
 
 
 def _fit_labels(storage: Storage, result: Evaluated, config: Config) -> dict[str, Any]:

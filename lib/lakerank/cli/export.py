@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lakerank.cli.job import EPILOG, Job, config_option, job_runner, run_job, set_option, verbose_option
+from lakerank.cli.job import (
+    EPILOG,
+    Job,
+    config_option,
+    job_runner,
+    other_tables_option,
+    run_job,
+    set_option,
+    verbose_option,
+)
 from lakerank.config import Config, load_config
 from lakerank.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lakerank.cli.resolve import CommandLine
     from lakerank.export.job import Export
 
 logger = logging.getLogger(__name__)
@@ -45,24 +55,39 @@ GOLDEN_PAIRS = "golden-pairs"
     "--part-bytes", type=click.IntRange(min=1), default=64 * 2**20, show_default=True,
     help="Most bytes of a file, before compression. A list is never split.",
 )  # fmt: skip
+@other_tables_option
 @verbose_option
-def export(config_path: Path, overrides: tuple[str, ...], verbose: bool, **options: Any) -> None:
+def export(config_path: Path, overrides: tuple[str, ...], verbose: bool, other_tables: bool, **options: Any) -> None:
     """Write a published run in the format of an index or a tool.
+
+    Texts of queries and scores of the first stage are from the tables that the run was made from, as its folder says:
+    --config says where the output is.
 
     Writes files named part-… and finally _manifest.json, which lists them: a file that it does not list is not part of
     the export. Repeating the command does nothing; into another folder it writes the same bytes.
     """
-    run_job(lambda: _export(load_config(config_path, overrides), **options), verbose)
+
+    def work() -> dict[str, Any]:
+        from lakerank.cli.resolve import CommandLine
+
+        config = load_config(config_path, overrides)
+        return _export(CommandLine(config, str(config_path), overrides, other_tables), **options)
+
+    run_job(work, verbose)
 
 
-def _export(config: Config, **options: Any) -> dict[str, Any]:
-    from lakerank.cli.resolve import storage as storage_of
-    from lakerank.export.job import finished, resolve, row_count, summary
+def _export(given: CommandLine, run_id: str, since: str | None, **options: Any) -> dict[str, Any]:
+    from lakerank.cli import resolve
+    from lakerank.export.job import finished, row_count, summary
     from lakerank.export.write import export_run
+    from lakerank.lake.publication import find_run
 
-    started = time.monotonic()
-    storage = storage_of(config.lake.storage)
-    job = resolve(storage, _job(config, **options))
+    started, output = time.monotonic(), given.config.lake.output
+    _check(run_id, since, **options)
+    storage = resolve.storage(given.config.lake.storage)
+    run_id, since = find_run(storage, output, run_id), since and find_run(storage, output, since)
+    config = resolve.run_config(storage, given, run_id)
+    job = _job(config, run_id=run_id, since=since, **options)
     manifest = finished(storage, job)
     if manifest is not None:
         logger.info("export: %s holds this export already: nothing to do", job.to)
@@ -73,34 +98,40 @@ def _export(config: Config, **options: Any) -> dict[str, Any]:
 
 
 def _job(config: Config, name: str | None, field: str, part_rows: int, part_bytes: int, **options: Any) -> Export:
-    """The export that the options describe.
-
-    Raises:
-        ConfigError: everything wrong that click cannot see.
-    """
+    """The export that the options describe."""
     from lakerank.export.format import PartLimits, Target
     from lakerank.export.job import Export
-    from lakerank.lake.runs import check_run_id
 
     lake, target, limits = config.lake.located(), Target(name, field), PartLimits(part_rows, part_bytes)
     job = Export(
         output=lake.output, queries=lake.queries, candidates=lake.candidates, target=target, limits=limits, **options
     )
+    return replace(job, pairs=job.pairs or 256) if job.format == GOLDEN_PAIRS else job
+
+
+def _check(run_id: str, since: str | None, **options: Any) -> None:
+    """Check what click cannot see.
+
+    Raises:
+        ConfigError: everything wrong.
+    """
+    from lakerank.lake.runs import check_run_id
+
     faults: list[str] = []
-    for run_id in (job.run_id, job.since):
+    for given in (run_id, since):
         try:
-            check_run_id(run_id or "none")
+            check_run_id(given or "none")
         except ConfigError as error:
             faults += error.faults
-    if job.format == GOLDEN_PAIRS and job.since:
+    form, name = options["format"], options["name"]
+    if form == GOLDEN_PAIRS and since:
         faults.append("--since: golden pairs are a sample of one run")
-    if job.format != GOLDEN_PAIRS and job.pairs:
-        faults.append(f"--pairs: only golden-pairs is a sample, {job.format} is the whole run")
-    if job.format.startswith("vespa") and name and not all(name.partition(":")):
+    if form != GOLDEN_PAIRS and options["pairs"]:
+        faults.append(f"--pairs: only golden-pairs is a sample, {form} is the whole run")
+    if form.startswith("vespa") and name and not all(name.partition(":")):
         faults.append(f"--name {name}: expected namespace:document type, as in mine:product")
     if faults:
         raise ConfigError(faults)
-    return replace(job, pairs=job.pairs or 256) if job.format == GOLDEN_PAIRS else job
 
 
 if __name__ == "__main__":

@@ -115,6 +115,10 @@ set_option = click.option(
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
+other_tables_option = click.option(
+    "--other-tables", is_flag=True,
+    help="Let --set name other tables than those that the run was made from. Judgements (lake.qrels) need no leave.",
+)  # fmt: skip
 
 
 def verbose_option(command: Command) -> Command:
@@ -286,7 +290,10 @@ def _outcome(work: Callable[[], dict[str, Any]], verbose: bool) -> tuple[dict[st
             else:
                 traceback.print_exc(file=sys.stderr)
         return _report(*(cause or (type(error).__name__, str(error)))), FAILED
-    audit_failed = summary.get("published") is False and "failed_audits" in summary
+    # A run that passed, or was published anyway, and is not current because a later one is, is done.
+    audit_failed = (
+        summary.get("published") is False and bool(summary.get("failed_audits")) and not summary.get("superseded_by")
+    )
     return summary, NOT_PUBLISHED if audit_failed else DONE
 
 

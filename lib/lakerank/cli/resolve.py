@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,9 +23,10 @@ from lakerank.config import (
     RoutedConfig,
     ScoringConfig,
     StorageConfig,
+    resolve_config,
 )
 from lakerank.cost import Calibration
-from lakerank.errors import CheckpointError, ConfigError, LakerankError, SchemaError, StorageError
+from lakerank.errors import CheckpointError, ConfigError, LakerankError, RunNotFoundError, SchemaError, StorageError
 from lakerank.lake.columns import check_columns
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
@@ -33,8 +35,10 @@ from lakerank.limits import Limits, LogitScale
 from lakerank.model.checkpoint import MINILM_EN, fetch_command
 from lakerank.model.routed import ModelSpec, RoutedSpec
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
+from lakerank.plan.conflicts import absolute, changed_settings
 from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.ranking import Fusion
+from lakerank.settings import parse_settings
 
 if TYPE_CHECKING:
     from lakerank.rerank.rank.combine import FusionRule
@@ -51,6 +55,10 @@ CHECKED_FILES = 16
 
 #: Devices by which the drivers of NVIDIA's and AMD's GPUs are reached, the second under Windows.
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-ctrl-gpu")
+
+#: The settings of `lake:` that are tables.
+TABLES = ("documents", "queries", "candidates", "qrels")
+_TABLE_SETTINGS = tuple(f"lake.{name}" for name in TABLES)
 
 
 def storage(config: StorageConfig) -> Storage:
@@ -144,7 +152,7 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
         stages=stages,
         rule=_rule(config, stages),
         audit=AuditRules(bounds, audit.golden_pairs, audit.golden_qrels),
-        config_yaml=config.to_yaml(),
+        config_yaml=recorded(config),
         calibration=calibration,
         warnings=warnings_of(config, storage),
     )
@@ -182,6 +190,80 @@ def warnings_of(config: Config, storage: Storage) -> tuple[str, ...]:
     warning = f"model embedded knows the bundled lake's pictograms alone, and this is another lake; {advice}"
     logger.warning("%s", warning)
     return (warning,)
+
+
+def recorded(config: Config) -> str:
+    """The config as a run keeps it: its tables are found from any folder."""
+    lake = config.lake
+    tables = {name: absolute(getattr(lake, name)) for name in TABLES if getattr(lake, name) is not None}
+    return config.model_copy(update={"lake": lake.model_copy(update=tables)}).to_yaml()
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """A command about a run: its config as resolved, the file, the `--set`, and whether it may name other tables."""
+
+    config: Config
+    source: str
+    overrides: Sequence[str]
+    other_tables: bool = False
+
+
+def run_config(storage: Storage, given: CommandLine, run_id: str) -> Config:
+    """The config that a run was made with. Output, storage and Spark's settings are the command line's.
+
+    `--set lake.qrels` replaces the run's judgements. Any other setting of the command line must be the run's own, or a
+    table where `other_tables` is given.
+
+    Raises:
+        ConfigError: one is not; names it, with both values.
+        RunNotFoundError: the run has left no config.
+    """
+    paths = RunPaths(given.config.lake.output, run_id)
+    stored = storage.read_optional(paths.config)
+    if stored is None:
+        if given.other_tables:
+            return given.config
+        raise RunNotFoundError(
+            f"{paths.config}: not there, so what run {run_id!r} was made from is not known; name its tables with --set "
+            "and --other-tables"
+        )
+    values = parse_settings(stored, paths.config)
+    own, wanted = (resolve_config(values, sets, paths.config) for sets in ((), given.overrides))
+    _check_own(given, own, wanted, run_id)
+    lake = wanted.lake.model_copy(update={"output": given.config.lake.output, "storage": given.config.lake.storage})
+    passed_over = [name for name in _changed(wanted, given.config) if name in _TABLE_SETTINGS]
+    if passed_over:
+        logger.info(
+            "run %s is read with the tables that it was made from; %s of %s %s passed over",
+            run_id, ", ".join(passed_over), given.source, "is" if len(passed_over) == 1 else "are",
+        )  # fmt: skip
+    return wanted.model_copy(update={"lake": lake, "spark": given.config.spark})
+
+
+def other_tables(storage: Storage, config: Config, run_id: str) -> str:
+    """Names of the tables of a config that another run of its output was not made from; "" for none."""
+    address = RunPaths(config.lake.output, run_id).config
+    stored = storage.read_optional(address)
+    own = config if stored is None else resolve_config(parse_settings(stored, address), (), address)
+    return ", ".join(name for name in _changed(own, config) if name in _TABLE_SETTINGS and name != "lake.qrels")
+
+
+def _check_own(given: CommandLine, own: Config, wanted: Config, run_id: str) -> None:
+    faults = []
+    for name, (before, now) in _changed(own, wanted).items():
+        what = f"--set {name}={now}: run {run_id!r} was made with {before}"
+        if name in _TABLE_SETTINGS:
+            if name != "lake.qrels" and not given.other_tables:
+                faults.append(f"{what}; leave it out, or say --other-tables")
+        elif not name.startswith(("lake.", "spark.", "audit.")) and not name.endswith(".device"):
+            faults.append(f"{what}; leave it out, or make another run")
+    if faults:
+        raise ConfigError(faults)
+
+
+def _changed(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+    return changed_settings(before.model_dump(mode="json"), now.model_dump(mode="json"), complete=True)
 
 
 def _stages(config: Config) -> tuple[Stage, ...]:

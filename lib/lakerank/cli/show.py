@@ -129,7 +129,8 @@ def find_run(storage: Storage, output: str, run_id: str) -> RunPaths:
     Raises:
         ConfigError: there is none, or it has no lists yet.
     """
-    from lakerank.lake.runs import RunPaths, check_run_id, current_run
+    from lakerank.lake.publication import current_run, lists_folder
+    from lakerank.lake.runs import RunPaths, check_run_id
     from lakerank.lake.storage import join
 
     check_run_id(run_id)
@@ -137,7 +138,7 @@ def find_run(storage: Storage, output: str, run_id: str) -> RunPaths:
     if run_id == CURRENT and current is not None:
         run_id = str(current["run_id"])
     paths = RunPaths(output, run_id)
-    if not storage.list_names(paths.ranked):
+    if not storage.list_names(lists_folder(storage, paths)):
         known = ", ".join(storage.list_names(join(output, "runs"))) or "none"
         raise ConfigError([f"no run {run_id!r} with lists in {output} (runs: {known}); `lakerank rerank` makes one"])
     return paths
@@ -240,7 +241,8 @@ def write_thumbnails(folder: Path, documents: Mapping[str, ShownDocument]) -> di
 
 def _runs(config: Config) -> dict[str, Any]:
     from lakerank.cli import resolve
-    from lakerank.lake.runs import RunPaths, current_run
+    from lakerank.lake.publication import current_run
+    from lakerank.lake.runs import RunPaths
     from lakerank.lake.storage import join
 
     storage, output = resolve.storage(config.lake.storage), config.lake.output

@@ -14,6 +14,7 @@ from lakerank import schemas
 from lakerank.evaluation.analysis.averages import DIMENSIONS, MOST_VALUES
 from lakerank.evaluation.pairs import InputTable
 from lakerank.evaluation.rows import SCHEMAS, attribute_batches
+from lakerank.lake.publication import lists_folder
 from lakerank.lake.runs import RunPaths, read_manifest
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import Fragment, fragments, read_table_file
@@ -90,8 +91,8 @@ def find_inputs(storage: Storage, tables: LakeTables, paths: RunPaths, baseline:
         InputTable.QUERY: tables.queries,
         InputTable.QREL: tables.qrels,
         InputTable.CANDIDATE: tables.candidates,
-        InputTable.RANKED: paths.ranked,
-        **({} if baseline is None else {InputTable.BASELINE: baseline.ranked}),
+        InputTable.RANKED: lists_folder(storage, paths),
+        **({} if baseline is None else {InputTable.BASELINE: lists_folder(storage, baseline)}),
     }
     files = {table: tuple(fragments(storage, uri, SCHEMAS[table])) for table, uri in uris.items()}
     dimensions = _dimensions(storage, files[InputTable.QUERY])

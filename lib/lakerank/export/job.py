@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -13,7 +13,7 @@ from lakerank.export import pairs, search
 from lakerank.export.format import Change, Format, PartLimits, Target
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.checksums import json_bytes
-from lakerank.lake.runs import RunPaths, current_run, read_json, read_manifest
+from lakerank.lake.runs import RunPaths, read_json, read_manifest
 from lakerank.lake.storage import Storage, join
 
 FORMATS: dict[str, Callable[[Target], Format]] = {
@@ -35,7 +35,6 @@ FORMATS: dict[str, Callable[[Target], Format]] = {
 LAYOUT = 1
 
 MANIFEST = "_manifest.json"
-CURRENT = "current"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +57,6 @@ class Export:
     def form(self) -> Format:
         """The format, for the export's target."""
         return FORMATS[self.format](self.target)
-
-
-def resolve(storage: Storage, export: Export) -> Export:
-    """The export with `current` replaced by the run that is published now.
-
-    Raises:
-        ExportError: nothing is published.
-    """
-    if CURRENT not in (export.run_id, export.since):
-        return export
-    pointer = current_run(storage, export.output)
-    if pointer is None:
-        raise ExportError(f"{RunPaths(export.output, '').current}: no run is published yet; run jobs/rerank.py first")
-    current = str(pointer["run_id"])
-    return replace(
-        export,
-        run_id=current if export.run_id == CURRENT else export.run_id,
-        since=current if export.since == CURRENT else export.since,
-    )
 
 
 def finished(storage: Storage, export: Export) -> dict[str, Any] | None:
@@ -181,5 +161,8 @@ def fingerprint_of(storage: Storage, export: Export) -> str:
 def _run_manifest(storage: Storage, output: str, run_id: str) -> dict[str, Any]:
     manifest = read_manifest(storage, output, run_id)
     if manifest is None:
-        raise ExportError(f"{RunPaths(output, run_id).manifest}: not there, so run {run_id!r} is not published")
+        raise ExportError(
+            f"{RunPaths(output, run_id).manifest}: not there, so run {run_id!r} is not published; if its audit failed "
+            "(audit.json beside it), jobs/rerank.py --publish-anyway publishes it"
+        )
     return manifest

@@ -177,11 +177,11 @@ class _VerifiedFile(io.RawIOBase):
         return bytes(data[start - low : stop - low])
 
 
-def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """A JSON object with a checksum of its values as the last key."""
+def json_bytes(value: Mapping[str, Any], indent: int | None = 2) -> bytes:
+    """A JSON object with a checksum of its values as the last key. Without an indent it is one line."""
     stated = json.loads(_canonical({key: item for key, item in value.items() if key != _JSON_KEY}))
     stated[_JSON_KEY] = _json_checksum(stated)
-    return json.dumps(stated, indent=2, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(stated, indent=indent, ensure_ascii=False).encode() + b"\n"
 
 
 def parse_json(uri: str, data: bytes) -> dict[str, Any]:

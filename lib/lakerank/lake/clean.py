@@ -13,25 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.lake import redacted
-from lakerank.lake.runs import (
-    RunContents,
-    RunPaths,
-    current_run,
-    planned_contents,
-    publication_time,
-    published_contents,
-    read_manifest,
-)
+from lakerank.lake.publication import PUBLICATIONS, current_run, publication_file, publication_order, publication_time
+from lakerank.lake.runs import RunContents, RunPaths, planned_contents, published_contents, read_manifest
 from lakerank.lake.scores import CorruptScoreFile, read_unit
 from lakerank.lake.storage import PROBE_PREFIX, Storage, StoredFile, join
 from lakerank.lake.tables import index_key
 from lakerank.records import TRANSIENT_REASONS
 
 #: The folders of an output folder that lakerank writes. Nothing else is ever looked at.
-FOLDERS = ("runs", "ranked", "rejected", "scores", "index")
+FOLDERS = ("runs", "ranked", "unpublished", "rejected", "scores", "index", PUBLICATIONS)
 
 #: Folders that have one folder a run, and the prefix of its name.
-_RUN_FOLDERS = (("runs", ""), ("ranked", "run_id="), ("rejected", "run_id="))
+_RUN_FOLDERS = (("runs", ""), ("ranked", "run_id="), ("unpublished", "run_id="), ("rejected", "run_id="))
 
 #: Files deleted between two checks for jobs that have started.
 BATCH = 500
@@ -118,7 +111,7 @@ def plan_cleaning(
     files = {folder: storage.walk(join(output, folder)) for folder in FOLDERS}
     kept, expired = _runs(storage, output, files, retention, now)
     lake = _Lake(storage, output, files, now - retention.grace_s, kept, expired)
-    deletions = [*_temporary_files(lake), *_files_of_runs(lake), *_files_of_scorers(lake, scorers)]
+    deletions = [*_temporary_files(lake), *_files_of_runs(lake), *_old_numbers(lake), *_files_of_scorers(lake, scorers)]
     if all(run.published for run in kept.values()):  # a run under way may read the index of a file just replaced
         deletions += _stale_index(lake, tables)
     first_reasons = {deletion.file.uri: deletion for deletion in reversed(deletions)}
@@ -181,7 +174,12 @@ def _runs(
         latest[run_id] = max(latest.get(run_id, 0.0), file.written)
     manifests = {run_id: read_manifest(storage, output, run_id) for run_id in sorted(latest)}
     published = {run_id: manifest for run_id, manifest in manifests.items() if manifest is not None}
-    retained = _retained(storage, output, published, retention, now)
+    written = {file.uri: file.written for file in files["runs"]}
+    ages = {
+        run_id: now - _moment(run, written.get(RunPaths(output, run_id).manifest, now))
+        for run_id, run in published.items()
+    }
+    retained = _retained(storage, output, published, ages, retention)
     kept: dict[str, RunContents] = {}
     expired: dict[str, RunContents] = {}
     for run_id in manifests:
@@ -196,15 +194,31 @@ def _runs(
     return kept, expired
 
 
+def _moment(manifest: Mapping[str, Any], written: float) -> float:
+    """When a run was published: not after it was written, however far ahead a driver's clock was."""
+    return min(publication_time(manifest["published_at"]).timestamp(), written)
+
+
 def _retained(
-    storage: Storage, output: str, manifests: Mapping[str, Mapping[str, Any]], retention: Retention, now: float
+    storage: Storage,
+    output: str,
+    manifests: Mapping[str, Mapping[str, Any]],
+    ages: Mapping[str, float],
+    retention: Retention,
 ) -> set[str]:
-    """Ids of the published runs to keep."""
-    times = {run_id: publication_time(run["published_at"]).timestamp() for run_id, run in manifests.items()}
-    by_age = sorted(times, key=lambda run_id: (times[run_id], run_id), reverse=True)
-    retained = set(by_age[: retention.keep_runs]) | {run for run in by_age if times[run] > now - retention.keep_s}
+    """Ids of the published runs to keep. Which are the latest, their order of publication says, not a clock."""
+    latest = sorted(manifests, key=lambda run_id: (publication_order(manifests[run_id]), run_id), reverse=True)
+    retained = {*latest[: retention.keep_runs]} | {run_id for run_id, age in ages.items() if age < retention.keep_s}
     current = current_run(storage, output)
     return retained | ({current["run_id"]} if current else set())
+
+
+def _old_numbers(lake: _Lake) -> Iterator[Deletion]:
+    """Publication numbers below the current one: a later number says that they are taken."""
+    current = publication_order(current_run(lake.storage, lake.output) or {})[0]
+    for file in lake.files[PUBLICATIONS]:
+        if file.written < lake.oldest and file.uri < publication_file(lake.output, current):
+            yield Deletion(file, "old number")
 
 
 def _temporary_files(lake: _Lake) -> Iterator[Deletion]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from lakerank import schemas
 from lakerank.lake.columns import decode_text
+from lakerank.lake.publication import lists_folder
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, opened, read_row_groups, read_table_file
@@ -73,7 +74,7 @@ def _queries(storage: Storage, uri: str) -> Iterator[ShownQuery]:
 def ranked_lists(storage: Storage, paths: RunPaths, query_ids: Collection[str]) -> dict[str, list[RankedDocument]]:
     """The lists of some queries, by rank; a query that has none is left out."""
     lists: dict[str, list[RankedDocument]] = {}
-    for row in _rows(storage, paths.ranked, schemas.RANKED, query_ids):
+    for row in _rows(storage, lists_folder(storage, paths), schemas.RANKED, query_ids):
         lists.setdefault(row["query_id"], []).append(RankedDocument(**row))
     return {query_id: sorted(documents, key=lambda document: document.rank) for query_id, documents in lists.items()}
 

@@ -1,4 +1,4 @@
-"""Runs in the lake: their folders, manifests, what each of them needs, and the pointer to the published run."""
+"""Runs in the lake: their folders, manifests, and what each of them needs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from lakerank.lake.checksums import json_bytes, parse_json
 from lakerank.lake.scores import PlannedUnits, read_reused_units, unit_address
 from lakerank.lake.storage import Storage, join
 
-#: Each failed try means that another run was published in between.
-_POINTER_TRIES = 50
 _RUN_ID = re.compile(r"[A-Za-z0-9_:+-][A-Za-z0-9._:+-]{0,127}")
 
 
@@ -33,6 +31,8 @@ class RunPaths:
         self.plan_file = join(self.plan, "plan.json")
         self.ranked = join(output, "ranked", f"run_id={run_id}")
         self.rejected = join(output, "rejected", f"run_id={run_id}")
+        #: Ranked lists of a run that is not published because its audit failed.
+        self.unpublished = join(output, "unpublished", f"run_id={run_id}")
         self.current = join(output, "current.json")
 
     def of_stage(self, number: int) -> RunPaths:
@@ -94,50 +94,6 @@ def write_manifest(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any
 def read_manifest(storage: Storage, output: str, run_id: str) -> dict[str, Any] | None:
     """A run's manifest; None when it has none yet."""
     return read_json(storage, RunPaths(output, run_id).manifest)
-
-
-def publish(storage: Storage, paths: RunPaths, published_at: str) -> bool:
-    """Move the pointer to a run whose manifest is written; False, unchanged, when a later run is published.
-
-    `published_at` is ISO 8601 (UTC when it names no zone). Publishing the same run again changes nothing. Of runs
-    published at once the latest stays: the pointer is replaced only if it has not changed since it was compared.
-
-    Raises:
-        StorageError: the run has no manifest: the pointer moves last.
-    """
-    if not storage.exists(paths.manifest):
-        raise StorageError(
-            f"{paths.manifest}: not there, so run {paths.run_id} is not complete; write the manifest first"
-        )
-    # Relative to the pointer's own folder, so that a lake may be copied elsewhere.
-    pointer = {"run_id": paths.run_id, "manifest": join("runs", paths.run_id, "manifest.json")}
-    pointer["published_at"] = published_at
-    for _ in range(_POINTER_TRIES):
-        version = storage.version(paths.current)
-        current = current_run(storage, paths.output)
-        if current == pointer:
-            return True
-        if current is not None and _order(current) > _order(pointer):
-            return False
-        if storage.replace_if(paths.current, json_bytes(pointer), version):
-            return True
-    raise StorageError(f"{paths.current}: changed {_POINTER_TRIES} times while run {paths.run_id} was to be published")
-
-
-def current_run(storage: Storage, output: str) -> dict[str, Any] | None:
-    """The pointer to the published run: run_id, manifest (relative to the output), published_at; None before any."""
-    return read_json(storage, RunPaths(output, "").current)
-
-
-def _order(pointer: Mapping[str, Any]) -> tuple[datetime, str]:
-    """Sorts pointers by age; the run id decides between two of the same microsecond."""
-    return publication_time(pointer["published_at"]), pointer["run_id"]
-
-
-def publication_time(published_at: str) -> datetime:
-    """An ISO 8601 time; UTC when it names no zone."""
-    moment = datetime.fromisoformat(published_at)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def published_contents(output: str, run_id: str, manifest: Mapping[str, Any]) -> RunContents:

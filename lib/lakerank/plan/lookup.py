@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 
 from lakerank.errors import StorageError
 from lakerank.fingerprint import sequence_hash
-from lakerank.lake.runs import RunPaths, current_run
+from lakerank.lake.publication import run_before
+from lakerank.lake.runs import RunPaths
 from lakerank.lake.scores import CorruptScoreFile, finished_units, read_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened, parquet_bytes
@@ -169,6 +170,7 @@ class PreviousCandidates:
     """The candidates of the last published run. Its plan has them in files by document id, like this run's, so none
     need move."""
 
+    run_id: str
     storage: Storage
     folder: str
     bits: int
@@ -222,10 +224,10 @@ class PreviousCandidates:
 
 def previous_candidates(storage: Storage, paths: RunPaths) -> PreviousCandidates | None:
     """The candidates of the last published run, if its plan's files still exist."""
-    current = current_run(storage, paths.output)
-    if current is None:
+    run_id = run_before(storage, paths)
+    if run_id is None:
         return None
-    previous = RunPaths(paths.output, current["run_id"])
+    previous = RunPaths(paths.output, run_id)
     try:
         plan = load_plan(storage, previous)
     except StorageError as error:
@@ -234,7 +236,7 @@ def previous_candidates(storage: Storage, paths: RunPaths) -> PreviousCandidates
     folder = plan_folder(previous, plan.attempt) if plan else ""
     if plan is None or not storage.exists(join(folder, "queries")):
         return None
-    return PreviousCandidates(storage, folder, plan.bits, plan.candidates, query_list(storage, previous, plan))
+    return PreviousCandidates(run_id, storage, folder, plan.bits, plan.candidates, query_list(storage, previous, plan))
 
 
 def _codes(*columns: pa.Array | pa.ChunkedArray) -> Int64:

@@ -9,20 +9,23 @@ from typing import Any
 import pyarrow as pa
 
 from lakerank.cost import CostProfile, Sizing
-from lakerank.errors import StorageError
+from lakerank.errors import RunConflictError, StorageError
 from lakerank.lake.blobs import ChangedFile
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.runs import RunPaths, read_json
-from lakerank.lake.scores import PlannedUnits
+from lakerank.lake.scores import PlannedUnits, finished_units
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments, parquet_bytes, read_table_file
-from lakerank.schemas import DOCUMENTS
+from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 
 #: Candidates that a task groups by document in one Arrow batch.
 BATCH_ROWS = 2**20
 
 #: Rows of a row group in the files of a plan.
 ROW_GROUP_ROWS = 100_000
+
+#: The tables that a run reads, by the names of the fields of `Tables`.
+TABLE_SCHEMAS = {"documents": DOCUMENTS, "queries": QUERIES, "candidates": CANDIDATES}
 
 _SOURCES = pa.schema([("file", pa.string()), ("version", pa.string())])
 
@@ -66,9 +69,10 @@ class PlanLimits:
 class Plan:
     """The content of plan.json. Counts are of distinct pairs, costs in tokens.
 
-    `dropped`: candidates of the last published run that are no longer listed. `cost`, `patches`, `fetch_bytes` (text
-    and images of the documents, as they are stored) and `read_bytes` (of the row groups they are in) are of the new
-    pairs. `bits`: pairs are in 2^bits parts by document id. `unit_counts`: how many units each list of units names.
+    `dropped`: candidates of the last published run that are no longer listed; `dropped_from`: its `run_id` and number
+    of `candidates`, None where they are not known. `cost`, `patches`, `fetch_bytes` (text and images of the documents,
+    as they are stored) and `read_bytes` (of the row groups they are in) are of the new pairs. `bits`: pairs are in
+    2^bits parts by document id. `unit_counts`: how many units each list of units names.
     `first_queries` and `boundaries`: first query of each ranked file but the first, by number and by id.
     """
 
@@ -95,6 +99,7 @@ class Plan:
     first_queries: tuple[int, ...]
     boundaries: tuple[str, ...]
     inputs: Mapping[str, Any]
+    dropped_from: Mapping[str, Any] | None = None
 
     @property
     def units(self) -> int:
@@ -137,6 +142,30 @@ def load_plan(storage: Storage, paths: RunPaths) -> Plan | None:
         raise StorageError(
             f"{paths.plan_file}: written by another version of lakerank; use another --run-id"
         ) from error
+
+
+def check_tables(storage: Storage, tables: Tables) -> None:
+    """Check that each table is there with its columns. Reads only footers.
+
+    Raises:
+        SchemaError, StorageError: it is not, or a file cannot be read.
+    """
+    for name, address in asdict(tables).items():
+        fragments(storage, address, TABLE_SCHEMAS[name])
+
+
+def check_scored(storage: Storage, paths: RunPaths, plan: Plan) -> None:
+    """Check that every unit of a plan has its scores.
+
+    Raises:
+        RunConflictError: some have none.
+    """
+    finished = finished_units(storage, paths.output, plan.scorer)
+    missing = sum(unit not in finished for unit in planned_units(storage, paths, plan))
+    if missing:
+        raise RunConflictError(
+            f"run {paths.run_id} has {missing:,} of {plan.units:,} units without scores: run --stage score first"
+        )
 
 
 def verify_plan_files(storage: Storage, paths: RunPaths, plan: Plan) -> None:

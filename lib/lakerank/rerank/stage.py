@@ -95,14 +95,17 @@ class Ranked:
     by_stage: tuple[Mapping[str, int], ...] = ()
 
 
-def manifest_of(
-    storage: Storage, run: ScoredRun, ranked: Ranked, checks: Sequence[Check], seconds: Mapping[str, float]
-) -> dict[str, Any]:
-    """The manifest of a run that has been ranked and audited. With several stages `passes` has the figures of each.
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """The audit of a run: its checks, the run it was compared with, and the seconds of the steps of this process."""
 
-    Args:
-        seconds: of the steps of this process.
-    """
+    checks: Sequence[Check]
+    last_run: str | None
+    seconds: Mapping[str, float]
+
+
+def manifest_of(storage: Storage, run: ScoredRun, ranked: Ranked, audited: Audited) -> dict[str, Any]:
+    """The manifest of a run that has been ranked and audited. With several stages `passes` has the figures of each."""
     stages, plan, several = run.stages, run.stages[0].plan, len(run.stages) > 1
     reports = [_report(storage, planned, several) for planned in stages]
     warnings = list(run.warnings)
@@ -121,7 +124,8 @@ def manifest_of(
         "labels": ranked.labels,
         "warnings": warnings,
         "rejected": ranked.reasons,
-        "audit": [check.as_dict() for check in checks],
+        "audit": [check.as_dict() for check in audited.checks],
+        "last_run": audited.last_run,
         "inputs": plan.inputs,
         "plan": {
             "attempt": plan.attempt,
@@ -133,7 +137,7 @@ def manifest_of(
         "ranked_files": list(ranked.ranked_files),
         "rejected_files": list(ranked.rejected_files),
         "histogram": histogram,
-        "metrics": _metrics(stages, reports, ranked, seconds),
+        "metrics": _metrics(stages, reports, ranked, audited.seconds),
         **({"passes": _stages(storage, stages, reports, ranked)} if several else reports[0]),
     }
     json.dumps(manifest, allow_nan=False)  # a manifest that cannot be written must fail before anything is published

@@ -18,16 +18,17 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from lakerank.audit import TOP, Bounds, Check, GoldenQuality, LastRun, RunCounts, audit
+from lakerank.audit import TOP, Bounds, Check, Findings, GoldenQuality, LastRun, LostPairs, RunCounts, audit
 from lakerank.errors import DependencyError
-from lakerank.lake.runs import RunPaths, current_run, publish, read_manifest, write_manifest
+from lakerank.lake.publication import Publication, discard_unpublished, run_before, set_aside, settle
+from lakerank.lake.runs import RunPaths, read_manifest
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.logs import about
 from lakerank.plan.index import ranked_files
 from lakerank.rerank.rank.lists import ranked_batches, write_lists
 from lakerank.rerank.rank.write import ListFolders
-from lakerank.rerank.stage import Ranked, ScoredRun, manifest_of
+from lakerank.rerank.stage import Audited, Ranked, ScoredRun, manifest_of
 from lakerank.schemas import GOLDEN, QRELS, RANKED
 from lakerank.spark.runtime.frames import describe_job, parallelism, scatter
 from lakerank.spark.runtime.runner import SparkRunner
@@ -57,14 +58,15 @@ class AuditRules:
 
 def rank_and_publish(
     spark: SparkSession, storage: Storage, run: ScoredRun, rules: AuditRules
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[dict[str, Any], Publication | None]:
     """Rank the run's scores, audit the lists and publish them if they pass or there is an override.
 
-    The audit is written to `audit.json` in the run's folder whether it passes or not.
+    The audit is written to `audit.json` in the run's folder whether it passes or not. Where it fails, the lists are set
+    aside, out of `ranked/`.
 
     Returns:
-        The manifest, and whether the run is published. Of two drivers at one run, one writes the manifest and the
-        other returns that one's.
+        The manifest, and what the pointer says of the run; None where the audit failed. Of two drivers at one run, one
+        writes the manifest and the other returns that one's.
     """
     started, paths = time.monotonic(), run.stages[0].paths
     golden = _read_golden_pairs(storage, rules.golden_pairs) if rules.golden_pairs else None
@@ -72,26 +74,19 @@ def rank_and_publish(
         ranked = _rank(spark, storage, run, golden or {})
     ranked_at = time.monotonic()
     with about(stage="audit"):
-        checks = _audit(spark, storage, paths, ranked, rules, golden)
-        passed = _report(storage, paths, checks)
+        last, findings = _findings(spark, storage, run, ranked, rules, golden)
+        checks = audit(ranked.counts, rules.bounds, findings)
+        failed = _report(storage, paths, checks)
     seconds = {"rank": ranked_at - started, "audit": time.monotonic() - ranked_at}
-    manifest = manifest_of(storage, run, ranked, checks, seconds)
-    if not passed:
-        if rules.override is None:
-            return manifest, False
+    manifest = manifest_of(storage, run, ranked, Audited(checks, last, seconds))
+    if failed and rules.override is not None:
         logger.warning("published despite the failed audit by %s: %s", rules.override.by, rules.override.reason)
-        failed = [check.name for check in checks if not check.passed]
         manifest["published_anyway"] = {**asdict(rules.override), "failed_audits": failed}
-    return settle(storage, paths, manifest), True
-
-
-def settle(storage: Storage, paths: RunPaths, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write the manifest unless the run has one, then move the pointer; returns the manifest in effect."""
-    if not write_manifest(storage, paths, manifest):
-        logger.warning("run %s was published by another driver meanwhile: its manifest is kept", paths.run_id)
-        manifest = read_manifest(storage, paths.output, paths.run_id) or manifest
-    publish(storage, paths, manifest["published_at"])
-    return manifest
+    elif failed and set_aside(storage, paths):
+        return manifest, None
+    settled = settle(storage, paths, manifest)
+    discard_unpublished(storage, paths)
+    return settled
 
 
 def _rank(spark: SparkSession, storage: Storage, run: ScoredRun, golden: Mapping[tuple[str, str], float]) -> Ranked:
@@ -145,28 +140,36 @@ def _count_values(report: pa.Table) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _audit(
+def _findings(
     spark: SparkSession,
     storage: Storage,
-    paths: RunPaths,
+    run: ScoredRun,
     ranked: Ranked,
     rules: AuditRules,
     golden: Mapping[tuple[str, str], float] | None,
-) -> list[Check]:
+) -> tuple[str | None, Findings]:
+    """The published run that the audit compares with, and all that it looks at beside the counts."""
+
     def top_documents(paths: RunPaths, files: Iterable[Mapping[str, Any]]) -> DataFrame:
         return read_ranked(spark, storage, [join(paths.ranked, file["file"]) for file in files], TOP)
 
-    current, old, last_run = current_run(storage, paths.output), None, None
+    paths, plan, qrels = run.stages[0].paths, run.stages[0].plan, rules.golden_qrels
+    last, old, last_run = run_before(storage, paths), None, None
     new = top_documents(paths, ranked.ranked_files)
-    if current and (last := read_manifest(storage, paths.output, current["run_id"])) is not None:
-        old = top_documents(RunPaths(paths.output, last["run_id"]), last["ranked_files"])
-        last_run = _last_run(spark, last, old, new)
-    qrels, logits, errors = rules.golden_qrels, ranked.golden, None
+    if last is not None and (manifest := read_manifest(storage, paths.output, last)) is not None:
+        old = top_documents(RunPaths(paths.output, last), manifest["ranked_files"])
+        last_run = _last_run(spark, manifest, old, new, run.rule.depth)
+    lost, logits, errors = plan.dropped_from, ranked.golden, None
     if golden is not None:
         errors = {pair: abs(logits[pair] - logit) if pair in logits else None for pair, logit in golden.items()}
-    quality = _golden_quality(spark, storage, qrels, new, old) if qrels else None
-    results = [(sum(counts.values()) - counts.get("", 0), sum(counts.values())) for counts in ranked.by_stage]
-    return audit(ranked.counts, rules.bounds, ranked.reasons, last_run, errors, quality, results)
+    return last, Findings(
+        rejects=ranked.reasons,
+        last=last_run,
+        lost_pairs=None if lost is None else LostPairs(lost["run_id"], plan.dropped, lost["candidates"]),
+        golden_errors=errors,
+        golden_quality=_golden_quality(spark, storage, qrels, new, old) if qrels else None,
+        stages=[(sum(counts.values()) - counts.get("", 0), sum(counts.values())) for counts in ranked.by_stage],
+    )
 
 
 def read_ranked(spark: SparkSession, storage: Storage, files: Sequence[str], depth: int | None = None) -> DataFrame:
@@ -174,18 +177,19 @@ def read_ranked(spark: SparkSession, storage: Storage, files: Sequence[str], dep
     return scatter(spark, files, lambda file: ranked_batches(storage, file, depth), RANKED, 4 * parallelism(spark))
 
 
-def _report(storage: Storage, paths: RunPaths, checks: Sequence[Check]) -> bool:
-    """Write the audit to the run's folder and to the log; whether all of it passed."""
-    passed = all(check.passed for check in checks)
-    report = {"run_id": paths.run_id, "passed": passed, "checks": [check.as_dict() for check in checks]}
+def _report(storage: Storage, paths: RunPaths, checks: Sequence[Check]) -> list[str]:
+    """Write the audit to the run's folder and to the log; the names of what failed."""
+    failed = [check.name for check in checks if check.passed is False]
+    report = {"run_id": paths.run_id, "passed": not failed, "checks": [check.as_dict() for check in checks]}
     encoded = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode()
     storage.replace(join(paths.folder, "audit.json"), encoded)
     for check in checks:
         value = "unknown" if check.value is None else f"{check.value:.4g}"
-        bound = "not bounded" if check.bound is None else f"at most {check.bound:g}"
-        level, verdict = (logging.INFO, "passed") if check.passed else (logging.ERROR, "FAILED")
+        bound = "no bound" if check.bound is None else f"at most {check.bound:g}"
+        level = logging.ERROR if check.passed is False else logging.INFO
+        verdict = "FAILED" if check.passed is False else check.verdict
         logger.log(level, "audit: %s  %s = %s (%s); %s", verdict, check.name, value, bound, check.detail)
-    return passed
+    return failed
 
 
 def _read_golden_pairs(storage: Storage, address: str) -> dict[tuple[str, str], float]:
@@ -197,9 +201,17 @@ def _read_golden_pairs(storage: Storage, address: str) -> dict[tuple[str, str], 
     return golden
 
 
-def _last_run(spark: SparkSession, manifest: dict[str, Any], old: DataFrame, new: DataFrame) -> LastRun:
-    """How far the tops of the lists have moved since the run of a manifest. `old` and `new` are top documents."""
+def _last_run(
+    spark: SparkSession, manifest: Mapping[str, Any], old: DataFrame, new: DataFrame, depth: int | None
+) -> LastRun:
+    """How far the tops of the lists have moved since the run of a manifest. `old` and `new` are top documents.
+
+    Lists are compared down to the lesser of the two depths: what the other run was cut at is no change.
+    """
     describe_job(spark, f"audit: churn since run {manifest['run_id']}")
+    counts, histogram = manifest["counts"], tuple(manifest["histogram"])
+    top = min(TOP, depth or TOP, manifest["ranking"]["depth"] or TOP)
+    old, new = (tops.filter(F.col("rank") <= top) for tops in (old, new))
     seen = old.select("query_id", "doc_id", F.lit(1).alias("old"), F.lit(0).alias("new")).unionAll(
         new.select("query_id", "doc_id", F.lit(0).alias("old"), F.lit(1).alias("new"))
     )
@@ -207,10 +219,16 @@ def _last_run(spark: SparkSession, manifest: dict[str, Any], old: DataFrame, new
     queries = pairs.groupBy("query_id").agg(
         F.sum("old").alias("old"), F.sum("new").alias("new"), F.sum(F.col("old") * F.col("new")).alias("both")
     )
-    changed = 1 - F.col("both") / F.greatest("old", "new")
-    shared = queries.filter((F.col("old") > 0) & (F.col("new") > 0))
-    row = shared.agg(F.count(F.lit(1)).alias("queries"), F.avg(changed).alias("churn")).collect()[0]
-    return LastRun(manifest["run_id"], tuple(manifest["histogram"]), int(row["queries"]), float(row["churn"] or 0.0))
+    changed = F.when(F.col("new") > 0, 1 - F.col("both") / F.greatest("old", "new"))
+    row = (
+        queries.filter(F.col("old") > 0)
+        .agg(F.count(F.lit(1)).alias("queries"), F.count(changed).alias("shared"), F.avg(changed).alias("churn"))
+        .collect()[0]
+    )
+    # Manifests of earlier versions count only logits within the depth.
+    whole = sum(histogram) == counts["ranked"] + counts["beyond_depth"]
+    shared, churn = int(row["shared"]), float(row["churn"] or 0.0)
+    return LastRun(manifest["run_id"], histogram if whole else None, int(row["queries"]), shared, churn, top)
 
 
 def _golden_quality(

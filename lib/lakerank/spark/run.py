@@ -17,11 +17,22 @@ from pyspark.sql import SparkSession
 from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError
 from lakerank.lake.checksums import json_bytes
-from lakerank.lake.runs import RunPaths, announce, publish, read_manifest
+from lakerank.lake.publication import Publication, current_run, publish
+from lakerank.lake.runs import RunPaths, announce, read_manifest
 from lakerank.lake.storage import Storage, join
 from lakerank.logs import about
+from lakerank.plan.conflicts import check_settings, naming_differences
 from lakerank.plan.forecast import forecast, forecast_at_most, log_forecast, total_forecast
-from lakerank.plan.plan import Plan, Tables, load_plan, planned_units, sources_address, verify_plan_files
+from lakerank.plan.plan import (
+    Plan,
+    Tables,
+    check_scored,
+    check_tables,
+    load_plan,
+    planned_units,
+    sources_address,
+    verify_plan_files,
+)
 from lakerank.rerank.plan.builder import ensure_plan
 from lakerank.rerank.plan.next_stage import cost_upper_bound, ensure_next_plan, find_next_plan
 from lakerank.rerank.rank.combine import FusionRule
@@ -70,10 +81,11 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, steps: Collection[st
     published = already_published(storage, job)
     if published is not None:
         return published
+    _check_start(storage, job, steps)
     storage.check_writable(job.paths.output)
     announce(storage, job.paths, job.scorer, [stage.scorer for stage in job.stages] if len(job.stages) > 1 else ())
     group_jobs(spark, job.paths.run_id)
-    with about(stage="plan"):
+    with about(stage="plan"), naming_differences(storage, job.paths, job.config_yaml):
         planned = plan_stages(spark, storage, job) if "plan" in steps else existing_plans(storage, job)
     # Bounds and thresholds may differ from an earlier attempt's: the file has those of the last one.
     storage.replace(job.paths.config, job.config_yaml.encode())
@@ -94,9 +106,11 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, steps: Collection[st
         with about(stage="publish"):
             if len(planned) < len(job.stages):
                 raise _not_planned(job, planned)
+            for stage in planned:
+                check_scored(storage, stage.paths, stage.plan)
             scored = ScoredRun(job.scorer, planned, job.rule, job.warnings)
-            manifest, is_published = rank_and_publish(spark, storage, scored, job.audit)
-        summary |= _outcome(manifest, is_published)
+            manifest, publication = rank_and_publish(spark, storage, scored, job.audit)
+        summary |= _outcome(storage, job, manifest, publication)
     return _timed(summary, started)
 
 
@@ -104,20 +118,39 @@ def already_published(storage: Storage, job: Rerank) -> dict[str, Any] | None:
     """The summary of a run that is published already, for which no Spark need start; None when it is not.
 
     Raises:
-        RunConflictError: it has another scorer.
+        RunConflictError: it has another scorer, other tables or another ranking.
     """
     started = time.monotonic()
     manifest = read_manifest(storage, job.paths.output, job.paths.run_id)
     if manifest is None:
         return None
-    if manifest["scorer"] != job.scorer:
-        raise RunConflictError(
-            f"{job.paths.manifest}: run {job.paths.run_id!r} is published and was made by scorer {manifest['scorer']}, "
-            f"not {job.scorer}; use another --run-id"
-        )
-    logger.info("run %s is published already: nothing to do", job.paths.run_id)
-    publish(storage, job.paths, manifest["published_at"])  # an earlier attempt may have died before the pointer moved
-    return _timed({"run_id": job.paths.run_id, **_outcome(manifest, True), "model_loads": 0}, started)
+    with naming_differences(storage, job.paths, job.config_yaml):
+        if manifest["scorer"] != job.scorer:
+            raise RunConflictError(
+                f"{job.paths.manifest}: run {job.paths.run_id!r} is published and was made by scorer "
+                f"{manifest['scorer']}, not {job.scorer}; use another --run-id"
+            )
+    check_settings(storage, job.paths, job.config_yaml, published=True)
+    publication = publish(storage, job.paths)  # an earlier attempt may have died before the pointer moved
+    if publication.published:
+        logger.info("run %s is published already: nothing to do", job.paths.run_id)
+    outcome = _outcome(storage, job, manifest, publication)
+    return _timed({"run_id": job.paths.run_id, **outcome, "model_loads": 0}, started)
+
+
+def _check_start(storage: Storage, job: Rerank, steps: Collection[str]) -> None:
+    """Check what can be checked before the run announces itself, so that a run that cannot start leaves nothing.
+
+    Raises:
+        RunConflictError: the run was planned from something else, or has not been planned.
+        SchemaError, StorageError: a table cannot be read as the contract says.
+    """
+    check_settings(storage, job.paths, job.config_yaml)
+    if "plan" not in steps:
+        with naming_differences(storage, job.paths, job.config_yaml):
+            existing_plans(storage, job)
+    elif load_plan(storage, job.paths) is None:
+        check_tables(storage, job.tables)
 
 
 def plan_stages(spark: SparkSession, storage: Storage, job: Rerank) -> list[PlannedStage]:
@@ -252,12 +285,22 @@ def _forecast_summary(job: Rerank, forecasts: Sequence[Mapping[str, Any]]) -> di
     return {**total_forecast(forecasts), "passes": [{"pass": n, **stage} for n, stage in enumerate(stages, start=1)]}
 
 
-def _outcome(manifest: Mapping[str, Any], published: bool) -> dict[str, Any]:
+def _outcome(
+    storage: Storage, job: Rerank, manifest: Mapping[str, Any], publication: Publication | None
+) -> dict[str, Any]:
+    """What the run has become. `published`: the pointer names it. `superseded_by`: the run that it names instead, where
+    this one is complete and that one was published after it. `current`: the run that readers see."""
     counts = manifest["counts"]
     names = ("candidates", "scored", "reused", "rejected", "ranked", "beyond_depth", "truncated", "duplicates")
-    failed = [check["name"] for check in manifest["audit"] if not check["passed"]]
+    failed = [check["name"] for check in manifest["audit"] if check["passed"] is False]
+    published = publication is not None and publication.published
+    current = (
+        (current_run(storage, job.paths.output) or {}).get("run_id") if publication is None else publication.current
+    )
     return {name: counts[name] for name in names} | {
-        "published": published, "failed_audits": failed, "rejected_by_reason": manifest["rejected"],
+        "published": published, "current": current,
+        "superseded_by": None if publication is None or published else publication.current,
+        "failed_audits": failed, "rejected_by_reason": manifest["rejected"],
         "audit": manifest["audit"], "metrics": manifest.get("metrics"), "warnings": manifest.get("warnings", []),
     }  # fmt: skip
 

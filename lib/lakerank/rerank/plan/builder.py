@@ -21,12 +21,11 @@ from lakerank.lake.tables import Fragment, fragments
 from lakerank.plan.index import QueryList, TableIndex, TableName
 from lakerank.plan.lookup import ScoreIndexer, previous_candidates
 from lakerank.plan.partitions import Partitions, Splitter, document_ranges, even_edges
-from lakerank.plan.plan import Plan, PlanLimits, Tables, load_plan, plan_folder, write_sources
+from lakerank.plan.plan import TABLE_SCHEMAS, Plan, PlanLimits, Tables, load_plan, plan_folder, write_sources
 from lakerank.plan.units import GroupFiles
 from lakerank.rerank.plan.pairs import Join, number_queries, table_index
 from lakerank.rerank.plan.split import pair_records, score_lookup, score_records, split_pairs, write_units
 from lakerank.runner import Counts, Runner, gather, total_of
-from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,6 @@ PAIRS_AT_LEAST = 4096
 BUCKETS_A_FILE = 32
 MIN_BUCKETS, MAX_BUCKETS = 1024, 65_536
 
-_SCHEMAS = {"documents": DOCUMENTS, "queries": QUERIES, "candidates": CANDIDATES}
 _OF_CANDIDATES = ("candidates", "duplicates", "rejected", "documents")
 _OF_NEW_PAIRS = ("new", "reused", "new_documents", "pairwise_cost", "patches", "fetch_bytes", "read_bytes")
 _IDS = pa.schema([("query_id", pa.string())])
@@ -102,7 +100,7 @@ class PlanBuilder:
     def plan(self, tables: Tables, scorer: str, made_from: str) -> Plan:
         """Plan a run from its tables: index, number, join, split, cut."""
         storage = self.storage
-        inputs = {name: fragments(storage, address, _SCHEMAS[name]) for name, address in asdict(tables).items()}
+        inputs = {name: fragments(storage, address, TABLE_SCHEMAS[name]) for name, address in asdict(tables).items()}
         write_sources(storage, self.paths, self.attempt, [*inputs["documents"], *inputs["queries"]])
         documents = self.index("documents", inputs["documents"])
         queries = number_queries(self.runner, self.index("queries", inputs["queries"]), join(self.folder, "queries"))
@@ -125,6 +123,7 @@ class PlanBuilder:
             **counts,
             **split,
             dropped=previous.count - total_of(joined, "retained") if previous else 0,
+            dropped_from={"run_id": previous.run_id, "candidates": previous.count} if previous else None,
             queries_listed=queries.count,
             bits=bits,
             first_queries=first_queries,

@@ -129,7 +129,7 @@ def write_file(folders: ListFolders, number: int, lists: FileLists, rejects: pa.
         data = parquet_bytes(rows, ROW_GROUP_ROWS)
         folders.storage.replace(join(folder, part_name(number)), data)
         sizes.append(len(data))
-    logits = log_odds(within["relevance"].to_numpy()) if lists.fused else within["logit"].to_numpy()
+    logits = log_odds(table["relevance"].to_numpy()) if lists.fused else table["logit"].to_numpy()
     ids = pa.chunked_array([*table["query_id"].chunks, *rejects["query_id"].chunks], pa.string())
     figures = {
         "queries_listed": len(pc.unique(ids).drop_null()),
@@ -155,7 +155,8 @@ def _logits_of(table: pa.Table, pairs: frozenset[tuple[str, str]]) -> list[dict[
 
 
 def _histogram(logits: npt.NDArray[np.float32]) -> list[int]:
-    """What the next run's score drift is measured by: counts of logits, or of the log odds of fused relevances."""
+    """What the next run's score drift is measured by: counts of the logits, or of the log odds of fused relevances, of
+    pairs within the depth and beyond it."""
     bins = np.searchsorted(np.asarray(HISTOGRAM_EDGES[1:-1]), logits, side="right")
     return [int(count) for count in np.bincount(bins, minlength=len(HISTOGRAM_EDGES) - 1)]
 
