@@ -190,8 +190,8 @@ def _warn(summary: dict[str, Any], options: Options) -> None:
     if options.method == "bm25" and (imageless := summary["queries_without_text"]):
         logger.warning("%s queries have no text to search for: BM25 finds nothing for them", f"{imageless:,}")
     if missing := summary["queries_without_candidates"]:
-        ids = ", ".join(summary["such_queries"])
-        logger.warning("%s of %s queries have no candidate: %s, …", f"{missing:,}", f"{summary['queries']:,}", ids)
+        ids = ", ".join(summary["such_queries"]) + (", …" if missing > NAMED_QUERIES else "")
+        logger.warning("%s of %s queries have no candidate: %s", f"{missing:,}", f"{summary['queries']:,}", ids)
 
 
 def _nothing_found(output: str) -> str:
