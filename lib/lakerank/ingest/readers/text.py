@@ -78,7 +78,11 @@ def _guessed(content: bytes, position: int) -> tuple[str, str]:
         raise DependencyError(
             "texts that are not UTF-8 need charset-normalizer: pip install 'lakerank[text]'; or name --encoding"
         ) from error
-    best = from_bytes(content).best()
+    guesses = list(from_bytes(content))
+    best = guesses[0] if guesses else None
+    # Among equals it names the first of the alphabet, cp1250; more texts are in Western Europe's.
+    equals = (guess for guess in guesses if best and (guess.chaos, guess.coherence) == (best.chaos, best.coherence))
+    best = next((guess for guess in equals if guess.encoding == "cp1252"), best)
     if best is None or b"\0" in content:
         detail = f"not UTF-8 at byte {position}, nor in an encoding that can be told; name it with --encoding"
         raise ReaderFault(SourceFault.TEXT_UNDECODABLE, detail)
