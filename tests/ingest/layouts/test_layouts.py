@@ -350,3 +350,17 @@ def test_small_row_groups_of_images(publish, ingested):
     metadata = pq.read_metadata(part)
     rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     assert len(rows) > 1, "a reader that wants one image does not read them all"
+
+
+def test_beir_rows_keep_a_language_of_their_own(publish, ingested):
+    folder = publish("beir") / "scifact"
+    queries = [json.loads(line) | {"language": "de"} for line in (folder / "queries.jsonl").read_text().splitlines()]
+    (folder / "queries.jsonl").write_text("".join(f"{json.dumps(query)}\n" for query in queries))
+    lake = ingested(folder)
+    assert {row["language"] for row in lake.table("queries")} == {"de"}
+    assert not any(row.get("language") for row in lake.table("documents"))
+
+
+def test_vidore_v3_pages_keep_their_text_for_search(publish, ingested):
+    documents = ingested(publish("vidore_v3")).table("documents")
+    assert all(row["search_text"] and row.get("text") is None for row in documents)

@@ -33,21 +33,26 @@ class QueryColumns(NamedTuple):
 
 
 class DocumentColumns(NamedTuple):
-    """The extra columns of `documents`, in their order."""
+    """The extra columns of `documents`, in their order; `search_text` is a page image's text, for search only."""
 
     dataset: str
     language: str | None = None
+    search_text: str | None = None
 
 
 class TextFields(NamedTuple):
-    """Names of fields: the first of `ids` that is there is the id, `texts` are joined by a space."""
+    """Names of fields: the first of `ids` that is there is the id, `texts` are joined by a space.
+
+    `language` is that of a row, where the dataset has not one for all.
+    """
 
     ids: tuple[str, ...]
     texts: tuple[str, ...]
+    language: str = ""
 
 
 #: A passage with its title in front, as BEIR joins them.
-PASSAGE = TextFields(("_id", "docid", "id"), ("title", "text"))
+PASSAGE = TextFields(("_id", "docid", "id"), ("title", "text"), "language")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +195,8 @@ def text_rows(
         row_id = prefix + record_id(record, fields.ids)
         if is_included(row_id):
             texts = [record_text(record, name) or "" for name in fields.texts]
-            yield ContentRow(row_id, " ".join(texts).strip() if len(texts) > 1 else texts[0], extra=columns)
+            language = columns.language or (record_text(record, fields.language) or None if fields.language else None)
+            text = " ".join(texts).strip() if len(texts) > 1 else texts[0]
+            yield ContentRow(row_id, text, extra=columns._replace(language=language))
 
-    return folder.read(paths, text_row, (*fields.ids, *fields.texts))
+    return folder.read(paths, text_row, (*fields.ids, *fields.texts, fields.language))

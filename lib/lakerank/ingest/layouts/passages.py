@@ -86,7 +86,7 @@ def _beir(folder: BenchmarkFolder, split: str, path: str, dataset: str, subset: 
     def judgements() -> Qrels:
         return read_qrels(qrels, folder.fields(qrels), f"{name}/")
 
-    query_rows = partial(text_rows, folder, [queries], TextFields(("_id",), ("text",)), f"{name}/", columns)
+    query_rows = partial(text_rows, folder, [queries], TextFields(("_id",), ("text",), "language"), f"{name}/", columns)
     part = passage_part(folder, columns, name, [corpus], query_rows, judgements)
     return [replace(part, excludes_itself=True)]
 

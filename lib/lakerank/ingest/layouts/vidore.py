@@ -154,9 +154,10 @@ class _Tables:
         def page(_line: int, row: Mapping[str, Any]) -> Iterator[ContentRow]:
             doc_id = f"{self.name}/{record_id(row, CORPUS_ID)}"
             if is_included(doc_id):
-                yield ContentRow(doc_id, image=image_bytes(row, "image"), extra=DocumentColumns(self.name))
+                columns = DocumentColumns(self.name, search_text=record_text(row, "markdown"))
+                yield ContentRow(doc_id, image=image_bytes(row, "image"), extra=columns)
 
-        return self.folder.read(self.corpus, page, (*CORPUS_ID, "image"), IMAGE_ROWS)
+        return self.folder.read(self.corpus, page, (*CORPUS_ID, "image", "markdown"), IMAGE_ROWS)
 
     def index(self) -> Iterator[tuple[str, str]]:
         def text(_line: int, row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
