@@ -228,7 +228,7 @@ def job_runner(config: SparkConfig, rows: Callable[[], int]) -> Iterator[Runner]
 
 @contextmanager
 def spark_session(config: SparkConfig) -> Iterator[Any]:
-    """A Spark session, stopped at the end of the block.
+    """A Spark session, stopped at the end of the block unless it was there before.
 
     Raises:
         DependencyError: there is no Java, or no pyspark.
@@ -240,7 +240,8 @@ def spark_session(config: SparkConfig) -> Iterator[Any]:
     except ImportError as error:
         raise DependencyError(f"{error}: pip install 'lakerank[spark]'") from error
 
-    logger.info("starting Spark")
+    shared = session.is_shared()
+    logger.info("joining a Spark session" if shared else "starting Spark")
     try:
         spark = session.start(config.app_name, config.conf, config.partitions)
     except Exception as error:
@@ -257,7 +258,7 @@ def spark_session(config: SparkConfig) -> Iterator[Any]:
             spark.sparkContext.setLogLevel("OFF")
         raise
     finally:
-        spark.stop()
+        session.leave(spark, shared)
 
 
 def on_cluster(config: SparkConfig) -> bool:

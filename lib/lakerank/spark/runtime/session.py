@@ -24,15 +24,21 @@ DEFAULTS = {
 }
 
 
+def is_shared() -> bool:
+    """Whether the session is somebody else's, never to be stopped: a notebook's, or that of Databricks."""
+    return SparkContext._active_spark_context is not None or "DATABRICKS_RUNTIME_VERSION" in os.environ
+
+
 def start(app_name: str, conf: Mapping[str, str | int | float | bool], partitions: int | None = None) -> SparkSession:
-    """Start (or join) a session.
+    """Start a session, or join the one that is there, with settings of SQL that stay our own.
 
     Raises:
         SparkSettingError: a setting would put two models on one GPU or load a model for every task.
     """
+    existing = SparkContext._active_spark_context
     if "PYSPARK_GATEWAY_PORT" in os.environ:  # under spark-submit, whose properties the JVM holds
         SparkContext._ensure_initialized()
-    spark_conf = SparkConf()
+    spark_conf = SparkConf() if existing is None else existing.getConf()
     settings = {"spark.app.name": app_name, **DEFAULTS}
     settings |= {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in conf.items()}
     if partitions:
@@ -40,10 +46,25 @@ def start(app_name: str, conf: Mapping[str, str | int | float | bool], partition
     for key, value in settings.items():
         if not spark_conf.contains(key):
             spark_conf.set(key, value)
-    if (spark_conf.get("spark.master") or "").startswith("local"):
+    if existing is None and (spark_conf.get("spark.master") or "").startswith("local"):
         _local_workers(spark_conf)
     check(dict(spark_conf.getAll()))
-    return SparkSession.builder.config(conf=spark_conf).getOrCreate()
+    if existing is None:
+        return SparkSession.builder.config(conf=spark_conf).getOrCreate()
+    session = SparkSession.builder.getOrCreate().newSession()
+    for key in settings:
+        if key.startswith("spark.sql.") and session.conf.isModifiable(key):
+            session.conf.set(key, spark_conf.get(key) or "")
+    return session
+
+
+def leave(spark: SparkSession, shared: bool) -> None:
+    """Stop the session, or leave one that is shared as it was found."""
+    if not shared:
+        spark.stop()
+        return
+    for name in ("spark.jobGroup.id", "spark.job.description", "callSite.short"):
+        spark.sparkContext.setLocalProperty(name, None)  # type: ignore[arg-type]
 
 
 def check(conf: Mapping[str, str]) -> None:
