@@ -146,7 +146,7 @@ def docs_pairs(count: int) -> list[tuple[str, str]]:
     return [*pairs, *cut, answered, ("what is [SEP]", "[MASK] word [SEP] Überflüssig 林檎")]
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(150, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("count", [4, pytest.param(60, marks=pytest.mark.nightly)])
 def test_real_weights_give_the_logits_of_onnxruntime(
     minilm_wheel: Path, minilm_cache: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
