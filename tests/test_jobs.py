@@ -20,17 +20,16 @@ import pyspark
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from pyspark.sql import SparkSession
 
 from lakerank.cli.rerank import rerank
 from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
 from lakerank.lake.storage import Storage
 from lakerank.records import Document, Query
-from lakerank.spark.run import run
+from lakerank.rerank.run import run
+from lakerank.runner import Runner
 from oracles.reference import reference_logits
 
-pytestmark = pytest.mark.spark
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "conf" / "demo.yaml"
 
@@ -136,9 +135,9 @@ def arguments(given: list[str], *options: str) -> list[str]:
     return ["--config", str(DEMO), "--run-id", "r", *words, *options]
 
 
-def run_here(spark: SparkSession, output: Path, given: list[str]) -> Run:
+def run_here(runner: Runner, output: Path, given: list[str]) -> Run:
     """Run what the job runs, in this process."""
-    return Run(run(spark, Storage(), rerank_job(load_config(DEMO, given), "r", Storage())), output)
+    return Run(run(runner, Storage(), rerank_job(load_config(DEMO, given), "r", Storage())), output)
 
 
 def run_job(command: str, output: Path, given: list[str], *options: str) -> Run:
@@ -173,9 +172,9 @@ def lakes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def clean(spark, lakes, checkpoint) -> Run:
+def clean(runner, lakes, checkpoint) -> Run:
     output = lakes["clean"] / "out"
-    return run_here(spark, output, settings(lakes["clean"], output, checkpoint))
+    return run_here(runner, output, settings(lakes["clean"], output, checkpoint))
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +188,7 @@ def submitted(lakes, checkpoint) -> Run:
 @pytest.fixture(scope="module")
 def dirty(lakes, checkpoint) -> Run:
     output = lakes["dirty"] / "out"
-    given = settings(lakes["dirty"], output, checkpoint, "spark.partitions=2")
+    given = settings(lakes["dirty"], output, checkpoint, "spark.partitions=2", "spark.local_pairs=0")
     return run_job(sys.executable, output, given, "--log-format", "json")
 
 
@@ -203,6 +202,7 @@ def test_every_candidate_is_published(clean):
 @pytest.mark.nightly
 def test_spark_submit_writes_the_same_bytes_with_other_partitions_groups_and_units(clean, submitted):
     assert submitted.status == 0, submitted.log
+    assert "starting Spark" in submitted.log, "whatever spark.local_pairs is"
     assert submitted.summary["units"] > clean.summary["units"]
     assert submitted.ranked_bytes() == clean.ranked_bytes()
 
@@ -280,10 +280,10 @@ def test_wrong_config_is_refused_with_every_fault_and_status_2(lakes, checkpoint
     assert "scoring.nonsense: no such setting" in last["message"]
 
 
-def test_a_failed_audit_publishes_nothing(spark, lakes, checkpoint):
+def test_a_failed_audit_publishes_nothing(runner, lakes, checkpoint):
     """That its exit status is 3 is tested in tests/cli/test_job.py."""
     output = lakes["dirty"] / "audited"
-    failed = run_here(spark, output, settings(lakes["dirty"], output, checkpoint, "audit.max_reject_rate=0.01"))
+    failed = run_here(runner, output, settings(lakes["dirty"], output, checkpoint, "audit.max_reject_rate=0.01"))
     assert failed.summary["published"] is False
     assert failed.summary["failed_audits"] == ["reject rate"]
     assert not (output / "current.json").exists()
@@ -294,7 +294,7 @@ def test_spark_settings_that_waste_models_are_refused(lakes, checkpoint):
     wasteful = "spark.python.worker.reuse: false, spark.executor.resource.gpu.amount: 1, spark.task.resource.gpu.amount"
     conf = f"spark.conf={{spark.master: 'local[2]', {wasteful}: 0.5}}"
     output = lakes["clean"] / "no"
-    refusal = run_job(sys.executable, output, settings(lakes["clean"], output, checkpoint, conf))
+    refusal = run_job(sys.executable, output, settings(lakes["clean"], output, checkpoint, conf, "spark.local_pairs=0"))
     assert refusal.status == 1
     assert refusal.summary["error"] == "SparkSettingError"
     for words in (

@@ -63,6 +63,7 @@ class Commands:
         settings = {f"lake.{name}": join(self.folder, name) for name in ("documents", "queries", "candidates", "qrels")}
         settings |= {"lake.output": join(self.folder, "out"), "lake.storage.endpoint_url": self.server.endpoint}
         settings |= {"model.path": str(self.checkpoint), "spark.partitions": "2", "lake.storage.max_attempts": "2"}
+        settings["spark.local_pairs"] = "0"
         settings["spark.conf"] = "{spark.master: 'local[2]', spark.ui.enabled: false, spark.driver.memory: 1g}"
         given = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
         done = subprocess.run(

@@ -47,8 +47,12 @@ class Runner(Protocol):
         """Tasks that can run at once."""
         ...
 
+    def begin(self, job: str) -> None:
+        """Put what follows under one heading, for people who watch it."""
+        ...
+
     def describe(self, step: str) -> None:
-        """Name what follows, for people who watch it."""
+        """Name what follows."""
         ...
 
     def scatter(self, items: Sequence[T], work: Work[T], schema: pa.Schema, tasks: int | None = None) -> Rows:
@@ -92,8 +96,11 @@ class LocalRunner:
 
     parallelism: int = field(default_factory=lambda: available_cores())
 
+    def begin(self, job: str) -> None:
+        """Nobody watches: steps take seconds at most."""
+
     def describe(self, step: str) -> None:
-        """Nobody watches steps that take less than seconds."""
+        """As `begin`."""
 
     def scatter(
         self, items: Sequence[T], work: Work[T], schema: pa.Schema, tasks: int | None = None

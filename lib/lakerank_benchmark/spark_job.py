@@ -30,10 +30,11 @@ from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
 from lakerank.model.registry import LoadedReranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
+from lakerank.rerank.run import Rerank, run
 from lakerank.rerank.score import RerankerFactory
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
-from lakerank.spark.run import Rerank, run
 from lakerank.spark.runtime.frames import parallelism
+from lakerank.spark.runtime.runner import SparkRunner
 from lakerank.spark.runtime.session import package_path
 from lakerank_benchmark.benchmark import job_inputs
 from lakerank_benchmark.request import Request
@@ -149,7 +150,7 @@ def time_job(spark: SparkSession, storage: Storage, job: Rerank, profile: Path) 
     profile.mkdir(parents=True, exist_ok=True)
     stages = tuple(replace(stage, factory=ProfiledFactory(stage.factory, str(profile))) for stage in job.stages)
     started = time.monotonic()
-    summary = run(spark, storage, replace(job, stages=stages))
+    summary = run(SparkRunner(spark), storage, replace(job, stages=stages))
     seconds = time.monotonic() - started
     if not summary["published"]:
         raise RuntimeError(f"the benchmark's run was not published: {summary['failed_audits']}")

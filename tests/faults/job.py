@@ -27,11 +27,12 @@ from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions, join
 from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.records import DocumentGroup, Reject, ScoredPair
+from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.write import RankRule
+from lakerank.rerank.run import Rerank, run
 from lakerank.rerank.stage import Stage
-from lakerank.spark.publish import AuditRules
-from lakerank.spark.run import Rerank, run
 from lakerank.spark.runtime import session
+from lakerank.spark.runtime.runner import SparkRunner
 
 SCORER = "f00d"
 
@@ -151,7 +152,7 @@ def rerank(settings: dict[str, Any]) -> dict[str, Any]:
     )
     spark = session.start("faults", settings["spark"])
     try:
-        return run(spark, storage, job, settings.get("stages", ["plan", "score", "publish"]))
+        return run(SparkRunner(spark), storage, job, settings.get("stages", ["plan", "score", "publish"]))
     finally:
         spark.stop()
 

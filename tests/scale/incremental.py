@@ -35,8 +35,9 @@ import zipf_lake  # noqa: E402
 from lakerank.cost import Sizing, input_cost, tflop  # noqa: E402
 from lakerank.lake.storage import Storage  # noqa: E402
 from lakerank.records import DocumentGroup, Reject, ScoredPair  # noqa: E402
-from lakerank.spark.run import run  # noqa: E402
+from lakerank.rerank.run import run  # noqa: E402
 from lakerank.spark.runtime import session  # noqa: E402
+from lakerank.spark.runtime.runner import SparkRunner  # noqa: E402
 
 PARAMETERS = 2_200_000_000
 DEVICE_TFLOPS = 400
@@ -119,7 +120,7 @@ def two_nights(folder: Path, count: int, scattered: bool) -> dict[str, Any]:
     job = replace(job, stages=(costly,))
     spark = session.start("lakerank-incremental", plan_scale.CONF)
     try:
-        first = run(spark, Storage(), job)
+        first = run(SparkRunner(spark), Storage(), job)
         changed = {int(d) for d in rng.choice(documents, 10, replace=False)}
         gone = {int(q) for q in rng.choice(queries, 5, replace=False)}
         kept = {(q, d) for q, d in pairs if q not in gone}
@@ -130,7 +131,7 @@ def two_nights(folder: Path, count: int, scattered: bool) -> dict[str, Any]:
             new |= {(int(rng.choice(sorted(set(range(queries)) - gone))), int(rng.integers(low, high)))} - kept
         versions = {n: int(n in changed) for n in range(documents + fresh)}
         write(folder, versions, sorted(set(range(queries)) - gone), sorted(kept | new))
-        second = run(spark, Storage(), replace(job, paths=replace(job.paths, run_id="second")))
+        second = run(SparkRunner(spark), Storage(), replace(job, paths=replace(job.paths, run_id="second")))
     finally:
         spark.stop()
     needed = len(new) + sum(d in changed for _, d in kept - new)

@@ -26,8 +26,9 @@ from pyspark.sql import SparkSession  # noqa: E402
 
 from lakerank.lake.storage import Storage  # noqa: E402
 from lakerank.plan.plan import load_plan, planned_units  # noqa: E402
-from lakerank.spark.run import run  # noqa: E402
+from lakerank.rerank.run import run  # noqa: E402
 from lakerank.spark.runtime import session  # noqa: E402
+from lakerank.spark.runtime.runner import SparkRunner  # noqa: E402
 
 CONF: dict[str, str | int | float | bool] = {
     "spark.master": "local[2]",
@@ -116,7 +117,7 @@ def measure(spark: SparkSession, pairs: int) -> dict[str, Any]:
         moved = 0
         for stage in ("plan", "score", "publish"):
             before, started, worked = shuffled(spark), time.monotonic(), tree_seconds()
-            summary = run(spark, storage, job, [stage])
+            summary = run(SparkRunner(spark), storage, job, [stage])
             figures[stage] = round(time.monotonic() - started, 1)
             figures[f"{stage}_processor"] = round(tree_seconds() - worked, 1)
             written = shuffled(spark) - before

@@ -17,10 +17,10 @@ from lakerank.cost import Sizing
 from lakerank.lake.runs import RunPaths
 from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.records import DocumentGroup, Reject, ScoredPair
+from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.write import RankRule
+from lakerank.rerank.run import Rerank
 from lakerank.rerank.stage import Stage
-from lakerank.spark.publish import AuditRules
-from lakerank.spark.run import Rerank
 
 #: Queries that the most frequent document is a candidate of, where there are as many.
 HOT_QUERIES = 100_000

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lakerank.cli.job import EPILOG, Job, config_option, on_cluster, run_job, set_option, spark_session, verbose_option
+from lakerank.cli.job import EPILOG, Job, config_option, job_runner, on_cluster, run_job, set_option, verbose_option
 from lakerank.config import Config, load_config
 from lakerank.errors import ConfigError, RunConflictError
 
 if TYPE_CHECKING:
     from lakerank.lake.storage import Storage
-    from lakerank.spark.run import Rerank
+    from lakerank.rerank.run import Rerank
 
 STEPS = ("plan", "score", "publish")
 TABLES = ("documents", "queries", "candidates")
@@ -71,7 +71,7 @@ def _finished(config: Config, run_id: str) -> dict[str, Any]:
 def _rerank(config: Config, run_id: str, steps: str, reason: str | None, by: str | None) -> dict[str, Any]:
     from lakerank.cli import resolve
     from lakerank.lake.runs import RunPaths, check_run_id
-    from lakerank.spark.run import already_published, run
+    from lakerank.rerank.run import already_published, run, table_rows
 
     check_run_id(run_id)
     chosen = _parse_steps(steps)
@@ -84,8 +84,8 @@ def _rerank(config: Config, run_id: str, steps: str, reason: str | None, by: str
     summary = already_published(storage, job)
     if summary is None:
         _check_order(storage, job, chosen)
-        with spark_session(config.spark) as spark:
-            summary = run(spark, storage, job, chosen)
+        with job_runner(config.spark, lambda: table_rows(storage, job)) as runner:
+            summary = run(runner, storage, job, chosen)
     # has_qrels tells a scheduler, which reads no config, whether the run can be evaluated.
     return summary | {"has_qrels": config.lake.qrels is not None}
 
@@ -107,7 +107,7 @@ def _check_order(storage: Storage, job: Rerank, steps: Sequence[str]) -> None:
 
 def _override(reason: str | None, by: str | None) -> Any:
     """The decision to publish despite failed audits; None without one."""
-    from lakerank.spark.publish import Override
+    from lakerank.rerank.publish import Override
 
     if reason is None:
         return None

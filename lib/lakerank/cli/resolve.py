@@ -43,8 +43,8 @@ from lakerank.settings import parse_settings
 if TYPE_CHECKING:
     from lakerank.rerank.rank.combine import FusionRule
     from lakerank.rerank.rank.write import RankRule
+    from lakerank.rerank.run import Rerank
     from lakerank.rerank.stage import Stage
-    from lakerank.spark.run import Rerank
 
 logger = logging.getLogger(__name__)
 
@@ -137,8 +137,8 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
         CheckpointError: the model's folder is not a checkpoint that can be loaded.
         ConfigError: `scoring.calibration` is not a calibration file, or `model:` names a reranker twice.
     """
-    from lakerank.spark.publish import AuditRules
-    from lakerank.spark.run import Rerank
+    from lakerank.rerank.publish import AuditRules
+    from lakerank.rerank.run import Rerank
 
     stages = _stages(config)
     lake, audit, calibration = config.lake.located(), config.audit, None

@@ -46,21 +46,22 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class ComparedLists:
-    """What is compared: files of ranked/ of this run and of the last one (empty: none), and addresses of judgements.
+    """What is compared: files of ranked/ of this run and of the last one (None: there is none), and judgements.
 
     Churn is of the first `depth` documents, nDCG of TOP.
     """
 
     new: Sequence[str]
-    old: Sequence[str]
+    old: Sequence[str] | None = None
     depth: int = TOP
     qrels: str | None = None
 
     def compare(self, runner: Runner, storage: Storage) -> Comparison:
         """Bring the tops of both runs' lists and the judgements together by query, and compare them."""
-        bits = int(np.ceil(np.log2(max(1, len(self.new), len(self.old)))))
+        bits = int(np.ceil(np.log2(max(1, len(self.new), len(self.old or ())))))
         rows = [
-            _top_documents(runner, storage, kind, files, bits) for kind, files in ((NEW, self.new), (OLD, self.old))
+            _top_documents(runner, storage, kind, files, bits)
+            for kind, files in ((NEW, self.new), (OLD, self.old or ()))
         ]
         if self.qrels is not None:
             rows.append(_judgements(runner, storage, self.qrels, bits))
@@ -81,7 +82,7 @@ class ComparedLists:
         queries, shared, changed = _churn(records[NEW], records[OLD], self.depth)
         judged, now, drop = 0, [0.0], [0.0]
         if records[QREL].num_rows:
-            ndcg, last = _ndcg(records[QREL], records[NEW], records[OLD] if self.old else records[NEW])
+            ndcg, last = _ndcg(records[QREL], records[NEW], records[NEW] if self.old is None else records[OLD])
             # The mean of the differences is exactly 0 where no list changed, whatever order they are summed in.
             judged, now, drop = len(ndcg), ndcg, [before - after for before, after in zip(last, ndcg, strict=True)]
         values = [queries, shared, changed, judged, fsum(now), fsum(drop)]

@@ -18,16 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 from click import Command
 from click.testing import CliRunner
-from pyspark.sql import SparkSession
 
 from lakerank.cli.evaluate import evaluate
 from lakerank.cli.ingest import ingest
 from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
 from lakerank.lake.storage import Storage
-from lakerank.spark.run import run as rerank
-
-pytestmark = pytest.mark.spark
+from lakerank.rerank.run import run as rerank
+from lakerank.runner import Runner
 
 ROOT = Path(__file__).parents[3]
 LAYOUTS = ["beir", "coir", "miracl", "mldr", "mkqa", "vidore_v1", "vidore_v2", "vidore_v3", "mbeir", "winoground"]
@@ -142,7 +140,7 @@ def invoke(command: Command, *arguments: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def run(
-    tmp_path_factory: pytest.TempPathFactory, builders: Mapping[str, Any], tiny_checkpoint: Path, spark: SparkSession
+    tmp_path_factory: pytest.TempPathFactory, builders: Mapping[str, Any], tiny_checkpoint: Path, runner: Runner
 ) -> Run:
     """Each benchmark ingested by one command; then all lakes reranked and evaluated together."""
     folder = tmp_path_factory.mktemp("benchmarks")
@@ -155,7 +153,7 @@ def run(
     settings = [f"lake.{name}={address}" for name, address in tables.items()]
     settings += [f"lake.output={folder / 'out'}", f"model.path={tiny_checkpoint}"]
     config = ROOT / "conf" / "demo.yaml"
-    reranked = rerank(spark, Storage(), rerank_job(load_config(config, settings), "r", Storage()))
+    reranked = rerank(runner, Storage(), rerank_job(load_config(config, settings), "r", Storage()))
     words = [word for setting in settings for word in ("--set", setting)]
     invoke(evaluate, "--config", str(config), "--run-id", "r", "--no-spark", *words)
     left = folder / "out" / "runs" / "r"

@@ -54,11 +54,6 @@ def parallelism(spark: SparkSession) -> int:
     return spark.sparkContext.defaultParallelism
 
 
-def group_jobs(spark: SparkSession, run_id: str) -> None:
-    """Put what follows under one heading in the Spark UI."""
-    spark.sparkContext.setLocalProperty("spark.jobGroup.id", f"lakerank run {run_id}")
-
-
 def describe_job(spark: SparkSession, what: str) -> None:
     """Name what follows in the Spark UI: its jobs, and their stages, which would be called after a line of code."""
     spark.sparkContext.setJobDescription(what)

@@ -29,6 +29,10 @@ class SparkRunner:
         """Tasks that can run at once."""
         return parallelism(self.spark)
 
+    def begin(self, job: str) -> None:
+        """Put what follows under one heading in the Spark UI."""
+        self.spark.sparkContext.setLocalProperty("spark.jobGroup.id", f"lakerank {job}")
+
     def describe(self, step: str) -> None:
         """Name what follows in the Spark UI."""
         describe_job(self.spark, step)

@@ -6,13 +6,12 @@ A run has one stage, or several: a cascade's stages each score the best of the s
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-from pyspark.sql import SparkSession
 
 from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError
@@ -20,6 +19,7 @@ from lakerank.lake.checksums import json_bytes
 from lakerank.lake.publication import Publication, current_run, publish
 from lakerank.lake.runs import RunPaths, announce, read_manifest
 from lakerank.lake.storage import Storage, join
+from lakerank.lake.tables import fragments
 from lakerank.logs import about
 from lakerank.plan.conflicts import check_settings, naming_differences
 from lakerank.plan.forecast import forecast, forecast_at_most, log_forecast, total_forecast
@@ -35,17 +35,20 @@ from lakerank.plan.plan import (
 )
 from lakerank.rerank.plan.builder import ensure_plan
 from lakerank.rerank.plan.next_stage import cost_upper_bound, ensure_next_plan, find_next_plan
+from lakerank.rerank.publish import AuditRules, rank_and_publish
 from lakerank.rerank.rank.combine import FusionRule
 from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.score import ScoringJob, ScoringSummary, score_units
 from lakerank.rerank.stage import PLANNING, SCORING, PlannedStage, ScoredRun, Stage, run_scorer
-from lakerank.spark.publish import AuditRules, rank_and_publish
-from lakerank.spark.runtime.frames import group_jobs
-from lakerank.spark.runtime.runner import SparkRunner
+from lakerank.runner import Runner
+from lakerank.schemas import CANDIDATES, DOCUMENTS
 
 logger = logging.getLogger(__name__)
 
 STEPS = ("plan", "score", "publish")
+
+#: A table of more files is large, without a look at all their footers.
+_SMALL_TABLE_FILES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class Rerank:
         return run_scorer(self.stages, self.rule.fusion if isinstance(self.rule, FusionRule) else None)
 
 
-def run(spark: SparkSession, storage: Storage, job: Rerank, steps: Collection[str] = STEPS) -> dict[str, Any]:
+def run(runner: Runner, storage: Storage, job: Rerank, steps: Collection[str] = STEPS) -> dict[str, Any]:
     """Run some or all steps, in order. Returns the summary that the job prints.
 
     Raises:
@@ -84,21 +87,21 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, steps: Collection[st
     _check_start(storage, job, steps)
     storage.check_writable(job.paths.output)
     announce(storage, job.paths, job.scorer, [stage.scorer for stage in job.stages] if len(job.stages) > 1 else ())
-    group_jobs(spark, job.paths.run_id)
+    runner.begin(f"run {job.paths.run_id}")
     with about(stage="plan"), naming_differences(storage, job.paths, job.config_yaml):
-        planned = plan_stages(spark, storage, job) if "plan" in steps else existing_plans(storage, job)
+        planned = plan_stages(runner, storage, job) if "plan" in steps else existing_plans(storage, job)
     # Bounds and thresholds may differ from an earlier attempt's: the file has those of the last one.
     storage.replace(job.paths.config, job.config_yaml.encode())
-    forecasts = forecast_stages(spark, storage, job, planned)
+    forecasts = forecast_stages(runner, storage, job, planned)
     for number, of_stage in enumerate(forecasts if "plan" in steps else (), start=1):
         _log_stage(job, number)
         log_forecast(of_stage)
     summary = {"run_id": job.paths.run_id, "stages": list(steps)} | _forecast_summary(job, forecasts)
     if "score" in steps:
         with about(stage="score"):
-            planned, scoring = score_stages(spark, storage, job, planned)
+            planned, scoring = score_stages(runner, storage, job, planned)
         figures = [of_stage.as_dict() for of_stage in scoring]
-        summary |= _forecast_summary(job, forecast_stages(spark, storage, job, planned))
+        summary |= _forecast_summary(job, forecast_stages(runner, storage, job, planned))
         summary |= {name: sum(of_stage[name] for of_stage in figures) for name in figures[0]}
         for of_stage, its_figures in zip(summary.get("passes", ()), figures, strict=False):
             of_stage |= its_figures
@@ -109,7 +112,7 @@ def run(spark: SparkSession, storage: Storage, job: Rerank, steps: Collection[st
             for stage in planned:
                 check_scored(storage, stage.paths, stage.plan)
             scored = ScoredRun(job.scorer, planned, job.rule, job.warnings)
-            manifest, publication = rank_and_publish(spark, storage, scored, job.audit)
+            manifest, publication = rank_and_publish(runner, storage, scored, job.audit)
         summary |= _outcome(storage, job, manifest, publication)
     return _timed(summary, started)
 
@@ -153,7 +156,21 @@ def _check_start(storage: Storage, job: Rerank, steps: Collection[str]) -> None:
         check_tables(storage, job.tables)
 
 
-def plan_stages(spark: SparkSession, storage: Storage, job: Rerank) -> list[PlannedStage]:
+def table_rows(storage: Storage, job: Rerank) -> int:
+    """Rows of the larger of candidates and documents, by the run's plan or by the tables' footers.
+
+    Raises:
+        SchemaError, StorageError: a table cannot be read.
+    """
+    tables = {job.tables.candidates: CANDIDATES, job.tables.documents: DOCUMENTS}
+    if (plan := load_plan(storage, job.paths)) is not None:
+        return max(int(plan.inputs[name]["rows"]) for name in ("candidates", "documents"))
+    if any(len(storage.list_parquet(address)) > _SMALL_TABLE_FILES for address in tables):
+        return sys.maxsize
+    return max(sum(file.rows for file in fragments(storage, *table)) for table in tables.items())
+
+
+def plan_stages(runner: Runner, storage: Storage, job: Rerank) -> list[PlannedStage]:
     """Plan the stages that have no plan yet, up to the first that waits for the scores of the stage before it.
 
     Raises:
@@ -162,11 +179,13 @@ def plan_stages(spark: SparkSession, storage: Storage, job: Rerank) -> list[Plan
     """
     logger.info("plan: reading the keys of %s", job.tables.candidates)
     first = job.stages[0]
-    make = partial(ensure_plan, SparkRunner(spark), storage, job.paths, job.tables, first.scorer, first.limits)
+    make = partial(ensure_plan, runner, storage, job.paths, job.tables, first.scorer, first.limits)
     planned = [PlannedStage(first, job.paths, _timed_plan(storage, job.paths, make))]
     for stage in job.stages[1:]:
-        waits = stage.top is not None
-        following = _find_next_stage(storage, job, planned) if waits else _plan_next_stage(spark, storage, job, planned)
+        if stage.top is not None:
+            following = _find_next_stage(storage, job, planned)
+        else:
+            following = _plan_next_stage(runner, storage, job, planned)
         if following is None:
             break
         planned.append(following)
@@ -194,21 +213,21 @@ def existing_plans(storage: Storage, job: Rerank) -> list[PlannedStage]:
 
 
 def score_stages(
-    spark: SparkSession, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]
+    runner: Runner, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]
 ) -> tuple[list[PlannedStage], list[ScoringSummary]]:
     """Score every stage, in order; a stage that waits for the one before it is planned when its turn comes."""
     planned, summaries = list(planned), []
     for number in range(1, len(job.stages) + 1):
         if number > len(planned):
             with about(stage="plan"):
-                planned.append(_plan_next_stage(spark, storage, job, planned))
+                planned.append(_plan_next_stage(runner, storage, job, planned))
         _log_stage(job, number)
-        summaries.append(_score_stage(spark, storage, planned[number - 1], planned[0]))
+        summaries.append(_score_stage(runner, storage, planned[number - 1], planned[0]))
     return planned, summaries
 
 
 def forecast_stages(
-    spark: SparkSession, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]
+    runner: Runner, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]
 ) -> list[dict[str, Any]]:
     """The cost of each stage by its plan; an upper bound where the plan waits for another stage's scores.
 
@@ -219,17 +238,15 @@ def forecast_stages(
     for number, stage in enumerate(job.stages[len(planned) :], start=len(planned) + 1):
         if stage.top is None:
             raise _not_planned(job, planned)
-        bound = cost_upper_bound(SparkRunner(spark), storage, job.tables, planned[0], number, stage)
+        bound = cost_upper_bound(runner, storage, job.tables, planned[0], number, stage)
         forecasts.append(forecast_at_most(bound, stage.parameters, job.calibration))
     return forecasts
 
 
-def _plan_next_stage(
-    spark: SparkSession, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]
-) -> PlannedStage:
+def _plan_next_stage(runner: Runner, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]) -> PlannedStage:
     """The stage after those planned, planned now unless it has been."""
     stage, paths = job.stages[len(planned)], job.paths.of_stage(len(planned) + 1)
-    make = partial(ensure_next_plan, SparkRunner(spark), storage, job.tables, planned, stage)
+    make = partial(ensure_next_plan, runner, storage, job.tables, planned, stage)
     return PlannedStage(stage, paths, _timed_plan(storage, paths, make))
 
 
@@ -248,13 +265,13 @@ def _timed_plan(storage: Storage, paths: RunPaths, make: Callable[[], Plan]) -> 
     return plan
 
 
-def _score_stage(spark: SparkSession, storage: Storage, planned: PlannedStage, first: PlannedStage) -> ScoringSummary:
+def _score_stage(runner: Runner, storage: Storage, planned: PlannedStage, first: PlannedStage) -> ScoringSummary:
     paths, plan, stage = planned.paths, planned.plan, planned.stage
     verify_plan_files(storage, paths, plan)
     sources = sources_address(first.paths, first.plan.attempt)
     units = join(planned.folder, "units")
     scoring = ScoringJob(paths.output, plan.scorer, units, sources, stage.device, stage.factory)
-    summary = score_units(SparkRunner(spark), storage, scoring, planned_units(storage, paths, plan))
+    summary = score_units(runner, storage, scoring, planned_units(storage, paths, plan))
     if summary.existing < summary.units or not summary.units:
         storage.replace(join(paths.plan, SCORING), json_bytes(summary.as_dict()))
     return summary

@@ -14,9 +14,7 @@ from lakerank import load_reranker
 from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
 from lakerank.records import Document, Query
-from lakerank.spark.run import run
-
-pytestmark = pytest.mark.spark
+from lakerank.rerank.run import run
 
 ROOT = Path(__file__).parents[2]
 LAKE = ROOT / "lib" / "lakerank" / "ingest" / "demo_lake"
@@ -53,7 +51,7 @@ def lists(tmp_path_factory, texts) -> Path:
         pytest.param("rerank-minilm-en", write_bert, marks=pytest.mark.nightly),
     ],
 )
-def test_the_bundled_lake(spark, storage, tmp_path, texts, lists, name, write) -> None:
+def test_the_bundled_lake(runner, storage, tmp_path, texts, lists, name, write) -> None:
     file = ROOT / "conf" / f"{name}.yaml"
     demo = load_config(ROOT / "conf" / "demo.yaml")
     assert load_config(file).model_copy(update={"model": demo.model}) == demo, "differs in more than its model"
@@ -61,7 +59,7 @@ def test_the_bundled_lake(spark, storage, tmp_path, texts, lists, name, write) -
     tables = [f"lake.{table}={LAKE / f'{table}.parquet'}" for table in ("documents", "queries", "qrels")]
     model = [f"model.path={tmp_path / 'model'}", "model.revision=null", "model.device=cpu", "model.dtype=float32"]
     paths = [f"lake.candidates={lists}", f"lake.output={tmp_path / 'out'}"]
-    summary = run(spark, storage, rerank_job(load_config(file, [*tables, *model, *paths]), "r", storage))
+    summary = run(runner, storage, rerank_job(load_config(file, [*tables, *model, *paths]), "r", storage))
     assert summary["published"] is True
 
     pairs = {tuple(row.values()) for row in pq.read_table(lists, columns=["query_id", "doc_id"]).to_pylist()}

@@ -20,9 +20,7 @@ from lakerank.limits import Limits
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.ranking import relevance
 from lakerank.records import Document, Query
-from lakerank.spark.run import run
-
-pytestmark = pytest.mark.spark
+from lakerank.rerank.run import run
 
 ROUTED = Path(__file__).parents[2] / "conf" / "routed.yaml"
 WORDS = ("the red apple", "a green bird", "water and the river", "train to the bridge", "school history")
@@ -65,7 +63,7 @@ def written(lake) -> list[str]:
     return [*settings, "lake.qrels=null", f"lake.output={lake.folder}/out"]
 
 
-def test_each_pair_is_ranked_by_its_own_rerankers_calibrated_score(spark, storage, lake, encoder, tiny_checkpoint):
+def test_each_pair_is_ranked_by_its_own_rerankers_calibrated_score(runner, storage, lake, encoder, tiny_checkpoint):
     models = {
         "model.text.path": encoder,
         "model.text.max_length": 128,
@@ -78,7 +76,7 @@ def test_each_pair_is_ranked_by_its_own_rerankers_calibrated_score(spark, storag
     text, image = job.stages[0].limits.readings
     assert (text.document_major, text.accepts_images) == (False, False)
     assert image == CostProfile()
-    summary = run(spark, storage, job)
+    summary = run(runner, storage, job)
     ranked = lake.ranked("r1")
     assert summary["published"] is True
     assert summary["scored"] == len(ranked) == len(QUERIES) * len(DOCUMENTS)
@@ -94,15 +92,15 @@ def test_each_pair_is_ranked_by_its_own_rerankers_calibrated_score(spark, storag
     keys = [(row["query_id"], -row["logit"], row["doc_id"]) for row in ranked]
     assert keys == sorted(keys)
 
-    again = run(spark, storage, rerank_job(config, "r2", storage))
+    again = run(runner, storage, rerank_job(config, "r2", storage))
     assert (again["reused"], again["scored"]) == (len(pairs), 0)
     (scores,) = (lake.folder / "out" / "scores").iterdir()
     assert scores.name == f"scorer={both.fingerprint}"
 
 
-def test_a_reranker_of_texts_alone_rejects_the_other_pairs(spark, storage, lake, encoder):
+def test_a_reranker_of_texts_alone_rejects_the_other_pairs(runner, storage, lake, encoder):
     demo = load_config(ROUTED.with_name("demo.yaml"), [*written(lake), f"model.path={encoder}"])
-    summary = run(spark, storage, rerank_job(demo, "r1", storage))
+    summary = run(runner, storage, rerank_job(demo, "r1", storage))
     texts = [(q, d) for q in QUERIES for d in DOCUMENTS if q.image is None and d.image is None]
     assert summary["rejected_by_reason"] == {"modality_unsupported": len(QUERIES) * len(DOCUMENTS) - len(texts)}
     assert {(row["query_id"], row["doc_id"]) for row in lake.ranked("r1")} == {

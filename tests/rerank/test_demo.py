@@ -7,23 +7,22 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from pyspark.sql import SparkSession
 
 from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
 from lakerank.evaluation.inputs import LakeTables, find_inputs
 from lakerank.evaluation.job import evaluate_run
 from lakerank.lake.storage import Storage
-from lakerank.spark.run import run
+from lakerank.rerank.run import run
+from lakerank.runner import Runner
 
-pytestmark = pytest.mark.spark
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_demo_has_the_figures_of_readme(spark: SparkSession, storage: Storage, tmp_path: Path) -> None:
+def test_the_demo_has_the_figures_of_readme(runner: Runner, storage: Storage, tmp_path: Path) -> None:
     config = load_config(ROOT / "conf" / "demo.yaml", [f"lake.output={tmp_path}"])
     job = rerank_job(config, "demo", storage)
-    summary = run(spark, storage, job)
+    summary = run(runner, storage, job)
     assert (summary["published"], summary["rejected"], summary["warnings"]) == (True, 0, [])
     ranked = pq.read_table(tmp_path / "ranked" / "run_id=demo", partitioning=None)
     assert ranked.num_rows == summary["scored"] == summary["candidates"] > 10_000

@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyspark.sql import SparkSession
 
 from lakerank.audit import Bounds
 from lakerank.cost import Sizing
@@ -21,12 +20,13 @@ from lakerank.lake.storage import Storage
 from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.ranking import Fusion
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.combine import FusionRule
 from lakerank.rerank.rank.write import RankRule
+from lakerank.rerank.run import Rerank, run
 from lakerank.rerank.stage import Stage
+from lakerank.runner import Runner
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
-from lakerank.spark.publish import AuditRules
-from lakerank.spark.run import Rerank, run
 
 
 @dataclass
@@ -141,10 +141,10 @@ def published(tmp_path: Path, published_once: Path) -> Lake:
 
 
 @pytest.fixture(scope="session")
-def published_once(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published_once(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of that lake, made once a process; not to be written to."""
     lake = small_lake(tmp_path_factory.mktemp("published"))
-    assert run(spark, Storage(), lake.job("r1"))["published"]
+    assert run(runner, Storage(), lake.job("r1"))["published"]
     return lake.folder
 
 

@@ -17,15 +17,13 @@ from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.ranking import Fusion
+from lakerank.rerank.publish import AuditRules, Override
 from lakerank.rerank.rank.write import RankRule
+from lakerank.rerank.run import already_published, existing_plans, run
 from lakerank.rerank.stage import Stage
 from lakerank.schemas import COMBINED
-from lakerank.spark.publish import AuditRules, Override
-from lakerank.spark.run import already_published, existing_plans, run
 
 from .conftest import Lake
-
-pytestmark = pytest.mark.spark
 
 STRONG, THIRD = "5a17", "7a17"
 RRF = Fusion("reciprocal_rank", (0.5, 0.5))
@@ -49,11 +47,11 @@ def alone(lake, run_id: str, salt: str = STRONG):
 
 
 @pytest.fixture(scope="session")
-def cascaded_once(spark, published_once, tmp_path_factory) -> Path:
+def cascaded_once(runner, published_once, tmp_path_factory) -> Path:
     """The folder of the published lake with a cascade published as run r; not to be written to."""
     folder = tmp_path_factory.mktemp("cascaded")
     shutil.copytree(published_once, folder, dirs_exist_ok=True)
-    assert run(spark, Storage(), cascade(Lake(folder), "r"))["published"]
+    assert run(runner, Storage(), cascade(Lake(folder), "r"))["published"]
     return folder
 
 
@@ -75,14 +73,14 @@ def manifest_of(lake, run_id: str) -> dict:
     return json.loads((lake.folder / "out" / "runs" / run_id / "manifest.json").read_text())
 
 
-def test_a_cascade_is_the_strong_ones_order_of_the_top_then_the_cheap_ones(spark, storage, cascaded):
+def test_a_cascade_is_the_strong_ones_order_of_the_top_then_the_cheap_ones(runner, storage, cascaded):
     lake, cheap = cascaded, by_query(cascaded.ranked("r1"))
     summary = already_published(storage, cascade(lake, "r"))
     lake.write(
         "candidates",
         [{"query_id": row["query_id"], "doc_id": row["doc_id"]} for rows in cheap.values() for row in rows[:5]],
     )
-    run(spark, storage, alone(lake, "strong"))
+    run(runner, storage, alone(lake, "strong"))
     strong = by_query(lake.ranked("strong"))
     assert pq.read_schema(next((lake.folder / "out/ranked/run_id=r").iterdir())) == COMBINED
     for query, rows in by_query(lake.ranked("r")).items():
@@ -99,16 +97,16 @@ def test_a_cascade_is_the_strong_ones_order_of_the_top_then_the_cheap_ones(spark
     assert (summary["candidates"], summary["scored"], summary["reused"]) == (240, 60, 180)
 
 
-def test_what_a_cascade_costs_is_what_was_forecast(spark, storage, lake):
+def test_what_a_cascade_costs_is_what_was_forecast(runner, storage, lake):
     calibration = Calibration("cpu", "float32", 1000, 50.0, 1000.0)
-    planned = run(spark, storage, cascade(lake, "r", calibration=calibration), ["plan"])
+    planned = run(runner, storage, cascade(lake, "r", calibration=calibration), ["plan"])
     first, bound = planned["passes"]
     assert (first["new"], bound["new"], bound["at_most"]) == (240, 60, True)
     assert planned["new"] == 300
     assert planned["forecast_tokens"] == first["forecast_tokens"] + bound["forecast_tokens"]
     assert bound["forecast_tflop"] == round(2 * 3000 * bound["forecast_tokens"] / 1e12, 3)
     assert bound["forecast_device_hours"] == pytest.approx(bound["forecast_tokens"] / 50 * 3 / 3600, abs=1e-4)
-    done = run(spark, storage, cascade(lake, "r", calibration=calibration))
+    done = run(runner, storage, cascade(lake, "r", calibration=calibration))
     second = done["passes"][1]
     assert (second["candidates"], second["new"], second["pairs"]) == (60, 60, 60)
     assert second["forecast_tokens"] <= bound["forecast_tokens"]
@@ -123,18 +121,18 @@ def test_what_a_cascade_costs_is_what_was_forecast(spark, storage, lake):
     assert [entry["scoring"]["pairs"] for entry in kept] == [240, 60]
 
 
-def test_steps_one_by_one_and_several_files_give_the_same_cascade(spark, storage, cascaded):
+def test_steps_one_by_one_and_several_files_give_the_same_cascade(runner, storage, cascaded):
     lake, rows = cascaded, cascaded.ranked("r")
     limits = lake.limits(rows_per_file=60, unit_tokens=37)
     second = replace(later(lake, top=5), scorer="5a18", limits=limits)
     job = lake.job("again", (second,), model="cheap", scorer="f00e", limits=limits)
     with pytest.raises(RunConflictError, match="--stage plan first"):
-        run(spark, storage, job, ["score"])
-    run(spark, storage, job, ["plan"])
+        run(runner, storage, job, ["score"])
+    run(runner, storage, job, ["plan"])
     with pytest.raises(RunConflictError, match="--stage score first"):
-        run(spark, storage, job, ["publish"])
-    run(spark, storage, job, ["score"])
-    assert run(spark, storage, job, ["publish"])["published"] is True
+        run(runner, storage, job, ["publish"])
+    run(runner, storage, job, ["score"])
+    assert run(runner, storage, job, ["publish"])["published"] is True
     assert len(lake.ranked_bytes("again")) == 4
     assert lake.ranked("again") == rows
 
@@ -161,19 +159,19 @@ class DyingStorage(Storage):
         super().replace(uri, data)
 
 
-def test_killed_between_stages_the_rerun_has_the_same_bytes_and_scores_nothing_twice(spark, storage, cascaded):
+def test_killed_between_stages_the_rerun_has_the_same_bytes_and_scores_nothing_twice(runner, storage, cascaded):
     lake = cascaded
     second = replace(later(lake, top=5), scorer="5a18")
     job = lake.job("killed", (second,), model="cheap", scorer="f00e")
     before = {}
     for dies_at, scored in (("pass-2/plan.json", 240), ("pass-2/scoring.json", 300)):
         with pytest.raises(Died):
-            run(spark, DyingStorage(dies_at), job)
+            run(runner, DyingStorage(dies_at), job)
         after = _unit_files(lake, "f00e", "5a18")
         assert before.items() <= after.items()
         assert sum(pq.read_metadata(path).num_rows for path in after) == scored, "no pair is in two files"
         before = after
-    assert run(spark, storage, job)["pairs"] == 0
+    assert run(runner, storage, job)["pairs"] == 0
     assert lake.ranked_bytes("killed") == lake.ranked_bytes("r")
     assert _unit_files(lake, "f00e", "5a18") == before
 
@@ -183,14 +181,14 @@ def _unit_files(lake, *scorers: str) -> dict:
     return {path: path.read_bytes() for folder in folders if folder.exists() for path in sorted(folder.iterdir())}
 
 
-def test_a_run_keeps_to_the_cascade_it_was_planned_as(spark, storage, cascaded):
+def test_a_run_keeps_to_the_cascade_it_was_planned_as(runner, storage, cascaded):
     other = cascade(cascaded, "r", top=6)
     assert len(existing_plans(storage, cascade(cascaded, "r", top=5))) == 2
     with pytest.raises(RunConflictError, match="another `top`"):
         existing_plans(storage, other)
     with pytest.raises(RunConflictError, match="was made by scorer"):
         already_published(storage, other)
-    wider = run(spark, storage, cascade(cascaded, "wider", top=6))
+    wider = run(runner, storage, cascade(cascaded, "wider", top=6))
     assert [entry["pairs"] for entry in wider["passes"]] == [0, 12], "scores stored by either are used again"
 
 
@@ -199,10 +197,10 @@ def best(docs: Iterable[str], query: str, logits: dict[tuple[str, str], float]) 
     return sorted(docs, key=lambda doc: (-logits[query, doc], doc))
 
 
-def test_a_third_stage_takes_the_best_of_the_second(spark, storage, published):
+def test_a_third_stage_takes_the_best_of_the_second(runner, storage, published):
     cheap, strong, third = published.ranked("r1"), published.logits(STRONG), published.logits(THIRD)
     job = published.job("r", later=(later(published, STRONG, 6), later(published, THIRD, 2)))
-    summary = run(spark, storage, job)
+    summary = run(runner, storage, job)
     assert [stage["candidates"] for stage in summary["passes"]] == [240, 72, 24]
     first = {query: [row["doc_id"] for row in rows] for query, rows in by_query(cheap).items()}
     for query, rows in by_query(published.ranked("r")).items():
@@ -211,13 +209,13 @@ def test_a_third_stage_takes_the_best_of_the_second(spark, storage, published):
         assert [len(row["scored_by"]) for row in rows] == [3] * 2 + [2] * 4 + [1] * 14
 
 
-def test_what_the_strong_one_cannot_score_keeps_the_cheap_ones_score_and_is_told(spark, storage, lake):
+def test_what_the_strong_one_cannot_score_keeps_the_cheap_ones_score_and_is_told(runner, storage, lake):
     unreadable = {f"d{i:02}" for i in range(0, 30, 3)}
     documents = [f"d{i:02}" for i in range(30)]
     lake.write("documents", [{"doc_id": d, "text": d + (STRONG if d in unreadable else "")} for d in documents])
     cheap = lake.logits()
     rules = AuditRules(Bounds(max_reject_rate=0.01), override=Override("known", "ada"))
-    summary = run(spark, storage, cascade(lake, "r", audit=rules))
+    summary = run(runner, storage, cascade(lake, "r", audit=rules))
     assert (summary["rejected"], summary["ranked"]) == (0, 240)
     count = 0
     for query, rows in by_query(lake.ranked("r")).items():
@@ -250,16 +248,16 @@ def fuse(lists: list[dict[tuple[str, str], float]], fusion: Fusion) -> dict[tupl
     return total
 
 
-def test_an_ensemble_fuses_stored_scores_and_scores_nothing(spark, storage, published):
+def test_an_ensemble_fuses_stored_scores_and_scores_nothing(runner, storage, published):
     lake = published
-    run(spark, storage, alone(lake, "two"))
+    run(runner, storage, alone(lake, "two"))
     before = _unit_files(lake, "f00d", STRONG)
     stored = [{(row["query_id"], row["doc_id"]): row for row in lake.ranked(name)} for name in ("r1", "two")]
     for name, fusion in {
         "rrf": Fusion("reciprocal_rank", (0.5, 0.5), 5.0),
         "sum": Fusion("weighted", (0.3, 0.7)),
     }.items():
-        summary = run(spark, storage, ensemble(lake, name, fusion))
+        summary = run(runner, storage, ensemble(lake, name, fusion))
         assert (summary["pairs"], summary["scored"], summary["reused"], summary["model_loads"]) == (0, 0, 240, 0)
         assert _unit_files(lake, "f00d", STRONG) == before
         expected = fuse([{pair: row["logit"] for pair, row in rows.items()} for rows in stored], fusion)
@@ -276,18 +274,18 @@ def test_an_ensemble_fuses_stored_scores_and_scores_nothing(spark, storage, publ
                 assert (row["scored_by"], row["reason"]) == ([1, 2], None)
 
 
-def test_an_ensemble_is_planned_whole_before_it_is_scored(spark, storage, lake):
-    run(spark, storage, ensemble(lake, "r"), ["plan"])
+def test_an_ensemble_is_planned_whole_before_it_is_scored(runner, storage, lake):
+    run(runner, storage, ensemble(lake, "r"), ["plan"])
     (lake.folder / "out" / "runs" / "r" / "plan" / "pass-2" / "plan.json").unlink()
     with pytest.raises(RunConflictError, match="stage 2 of run 'r' has no plan yet; run --stage plan first"):
-        run(spark, storage, ensemble(lake, "r"), ["score"])
+        run(runner, storage, ensemble(lake, "r"), ["score"])
 
 
-def test_an_ensemble_scores_what_is_not_stored_and_counts_who_could_not(spark, storage, lake):
+def test_an_ensemble_scores_what_is_not_stored_and_counts_who_could_not(runner, storage, lake):
     documents = [{"doc_id": f"d{i:02}", "text": f"document {i}{STRONG if i == 4 else ''}"} for i in range(30)]
     documents[7]["text"] = "too much"
     lake.write("documents", documents)
-    summary = run(spark, storage, ensemble(lake, "r"))
+    summary = run(runner, storage, ensemble(lake, "r"))
     assert [entry["pairs"] for entry in summary["passes"]] == [240, 240]
     wanting = {
         doc: sum(row["doc_id"] == doc for row in [*lake.ranked("r"), *lake.rejected("r")]) for doc in ("d04", "d07")
@@ -309,10 +307,10 @@ def test_an_ensemble_scores_what_is_not_stored_and_counts_who_could_not(spark, s
     assert sum(count > 0 for count in histogram) > 3, "relevances on the scale of logits, so that drift shows"
 
 
-def test_nothing_to_rank_is_a_cascade_and_an_ensemble_too(spark, storage, lake):
+def test_nothing_to_rank_is_a_cascade_and_an_ensemble_too(runner, storage, lake):
     lake.write("candidates", [])
     empty = AuditRules(Bounds(allow_empty=True))
-    assert run(spark, storage, cascade(lake, "c", audit=empty))["published"] is True
-    assert run(spark, storage, ensemble(lake, "e", audit=empty))["published"] is True
+    assert run(runner, storage, cascade(lake, "c", audit=empty))["published"] is True
+    assert run(runner, storage, ensemble(lake, "e", audit=empty))["published"] is True
     assert lake.ranked("c") == lake.ranked("e") == []
     assert manifest_of(lake, "e")["counts"]["candidates"] == 0

@@ -7,16 +7,13 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import from_arrow_schema
 
 from lakerank.audit import TOP, Bounds, Check, Findings, GoldenQuality, LastRun, LostPairs, RunCounts, audit
 from lakerank.errors import DependencyError
@@ -26,16 +23,14 @@ from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.logs import about
 from lakerank.plan.index import ranked_files
-from lakerank.rerank.rank.lists import ranked_batches, write_lists
+from lakerank.rerank.compare import ComparedLists, Comparison
+from lakerank.rerank.rank.lists import write_lists
 from lakerank.rerank.rank.write import ListFolders
 from lakerank.rerank.stage import Audited, Ranked, ScoredRun, manifest_of
-from lakerank.schemas import GOLDEN, QRELS, RANKED
-from lakerank.spark.runtime.frames import describe_job, parallelism, scatter
-from lakerank.spark.runtime.runner import SparkRunner
+from lakerank.runner import Runner
+from lakerank.schemas import GOLDEN
 
 logger = logging.getLogger(__name__)
-
-_NDCG = pa.schema([("now", pa.float64()), ("last", pa.float64())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +52,7 @@ class AuditRules:
 
 
 def rank_and_publish(
-    spark: SparkSession, storage: Storage, run: ScoredRun, rules: AuditRules
+    runner: Runner, storage: Storage, run: ScoredRun, rules: AuditRules
 ) -> tuple[dict[str, Any], Publication | None]:
     """Rank the run's scores, audit the lists and publish them if they pass or there is an override.
 
@@ -71,10 +66,10 @@ def rank_and_publish(
     started, paths = time.monotonic(), run.stages[0].paths
     golden = _read_golden_pairs(storage, rules.golden_pairs) if rules.golden_pairs else None
     with about(stage="rank"):
-        ranked = _rank(spark, storage, run, golden or {})
+        ranked = _rank(runner, storage, run, golden or {})
     ranked_at = time.monotonic()
     with about(stage="audit"):
-        last, findings = _findings(spark, storage, run, ranked, rules, golden)
+        last, findings = _findings(runner, storage, run, ranked, rules, golden)
         checks = audit(ranked.counts, rules.bounds, findings)
         failed = _report(storage, paths, checks)
     seconds = {"rank": ranked_at - started, "audit": time.monotonic() - ranked_at}
@@ -89,11 +84,11 @@ def rank_and_publish(
     return settled
 
 
-def _rank(spark: SparkSession, storage: Storage, run: ScoredRun, golden: Mapping[tuple[str, str], float]) -> Ranked:
+def _rank(runner: Runner, storage: Storage, run: ScoredRun, golden: Mapping[tuple[str, str], float]) -> Ranked:
     paths, plan, several = run.stages[0].paths, run.stages[0].plan, len(run.stages) > 1
     folders = ListFolders(storage, paths.ranked, paths.rejected, run.rule.depth, frozenset(golden))
     stages = [stage.results(storage) for stage in run.stages]
-    report = write_lists(SparkRunner(spark), stages, ranked_files(storage, paths, plan), run.rule, folders)
+    report = write_lists(runner, stages, ranked_files(storage, paths, plan), run.rule, folders)
     ranked, rejected = (report.filter(pc.equal(report["table"], table)) for table in ("ranked", "rejected"))
     rows, beyond, new, queries, listed, truncated = (
         pc.sum(ranked[name]).as_py()
@@ -141,7 +136,7 @@ def _count_values(report: pa.Table) -> dict[str, int]:
 
 
 def _findings(
-    spark: SparkSession,
+    runner: Runner,
     storage: Storage,
     run: ScoredRun,
     ranked: Ranked,
@@ -149,16 +144,17 @@ def _findings(
     golden: Mapping[tuple[str, str], float] | None,
 ) -> tuple[str | None, Findings]:
     """The published run that the audit compares with, and all that it looks at beside the counts."""
-
-    def top_documents(paths: RunPaths, files: Iterable[Mapping[str, Any]]) -> DataFrame:
-        return read_ranked(spark, storage, [join(paths.ranked, file["file"]) for file in files], TOP)
-
     paths, plan, qrels = run.stages[0].paths, run.stages[0].plan, rules.golden_qrels
-    last, old, last_run = run_before(storage, paths), None, None
-    new = top_documents(paths, ranked.ranked_files)
-    if last is not None and (manifest := read_manifest(storage, paths.output, last)) is not None:
-        old = top_documents(RunPaths(paths.output, last), manifest["ranked_files"])
-        last_run = _last_run(spark, manifest, old, new, run.rule.depth)
+    last, last_run, quality = run_before(storage, paths), None, None
+    manifest = None if last is None else read_manifest(storage, paths.output, last)
+    if manifest is not None or qrels:
+        compared = _compared_lists(run, ranked, manifest, qrels)
+        comparison = compared.compare(runner, storage)
+        if manifest is not None:
+            last_run = _last_run(manifest, comparison, compared.depth)
+        if qrels:
+            drop = None if manifest is None else comparison.drop
+            quality = GoldenQuality(comparison.judged, comparison.now, drop)
     lost, logits, errors = plan.dropped_from, ranked.golden, None
     if golden is not None:
         errors = {pair: abs(logits[pair] - logit) if pair in logits else None for pair, logit in golden.items()}
@@ -167,14 +163,37 @@ def _findings(
         last=last_run,
         lost_pairs=None if lost is None else LostPairs(lost["run_id"], plan.dropped, lost["candidates"]),
         golden_errors=errors,
-        golden_quality=_golden_quality(spark, storage, qrels, new, old) if qrels else None,
+        golden_quality=quality,
         stages=[(sum(counts.values()) - counts.get("", 0), sum(counts.values())) for counts in ranked.by_stage],
     )
 
 
-def read_ranked(spark: SparkSession, storage: Storage, files: Sequence[str], depth: int | None = None) -> DataFrame:
-    """Rows of some files of ranked/, down to a rank. Columns: RANKED."""
-    return scatter(spark, files, lambda file: ranked_batches(storage, file, depth), RANKED, 4 * parallelism(spark))
+def _compared_lists(run: ScoredRun, ranked: Ranked, last: Mapping[str, Any] | None, qrels: str | None) -> ComparedLists:
+    """This run's lists, those of the run of a manifest, and judgements.
+
+    Lists are compared down to the lesser of the two depths: what the other run was cut at is no change.
+
+    Raises:
+        DependencyError: ir_measures is not installed here; the workers need it as well.
+    """
+    if qrels and importlib.util.find_spec("ir_measures") is None:
+        raise DependencyError("audit.golden_qrels needs ir_measures: pip install 'lakerank[report]', workers included")
+    paths, depths = run.stages[0].paths, [TOP, run.rule.depth or TOP]
+    new, old = [join(paths.ranked, file["file"]) for file in ranked.ranked_files], None
+    if last is not None:
+        folder = RunPaths(paths.output, last["run_id"]).ranked
+        old = [join(folder, file["file"]) for file in last["ranked_files"]]
+        depths.append(last["ranking"]["depth"] or TOP)
+    return ComparedLists(new, old, min(depths), qrels)
+
+
+def _last_run(manifest: Mapping[str, Any], comparison: Comparison, depth: int) -> LastRun:
+    """How far the tops of the lists have moved since the run of a manifest."""
+    counts, histogram = manifest["counts"], tuple(manifest["histogram"])
+    # Manifests of earlier versions count only logits within the depth.
+    whole = sum(histogram) == counts["ranked"] + counts["beyond_depth"]
+    logits = histogram if whole else None
+    return LastRun(manifest["run_id"], logits, comparison.queries, comparison.shared, comparison.churn, depth)
 
 
 def _report(storage: Storage, paths: RunPaths, checks: Sequence[Check]) -> list[str]:
@@ -199,90 +218,3 @@ def _read_golden_pairs(storage: Storage, address: str) -> dict[tuple[str, str], 
         for _, _, batch in read_table_file(storage, fragment.file.uri, GOLDEN):
             golden |= {(row["query_id"], row["doc_id"]): row["logit"] for row in batch.to_pylist()}
     return golden
-
-
-def _last_run(
-    spark: SparkSession, manifest: Mapping[str, Any], old: DataFrame, new: DataFrame, depth: int | None
-) -> LastRun:
-    """How far the tops of the lists have moved since the run of a manifest. `old` and `new` are top documents.
-
-    Lists are compared down to the lesser of the two depths: what the other run was cut at is no change.
-    """
-    describe_job(spark, f"audit: churn since run {manifest['run_id']}")
-    counts, histogram = manifest["counts"], tuple(manifest["histogram"])
-    top = min(TOP, depth or TOP, manifest["ranking"]["depth"] or TOP)
-    old, new = (tops.filter(F.col("rank") <= top) for tops in (old, new))
-    seen = old.select("query_id", "doc_id", F.lit(1).alias("old"), F.lit(0).alias("new")).unionAll(
-        new.select("query_id", "doc_id", F.lit(0).alias("old"), F.lit(1).alias("new"))
-    )
-    pairs = seen.groupBy("query_id", "doc_id").agg(F.max("old").alias("old"), F.max("new").alias("new"))
-    queries = pairs.groupBy("query_id").agg(
-        F.sum("old").alias("old"), F.sum("new").alias("new"), F.sum(F.col("old") * F.col("new")).alias("both")
-    )
-    changed = F.when(F.col("new") > 0, 1 - F.col("both") / F.greatest("old", "new"))
-    row = (
-        queries.filter(F.col("old") > 0)
-        .agg(F.count(F.lit(1)).alias("queries"), F.count(changed).alias("shared"), F.avg(changed).alias("churn"))
-        .collect()[0]
-    )
-    # Manifests of earlier versions count only logits within the depth.
-    whole = sum(histogram) == counts["ranked"] + counts["beyond_depth"]
-    shared, churn = int(row["shared"]), float(row["churn"] or 0.0)
-    return LastRun(manifest["run_id"], histogram if whole else None, int(row["queries"]), shared, churn, top)
-
-
-def _golden_quality(
-    spark: SparkSession, storage: Storage, address: str, new: DataFrame, old: DataFrame | None
-) -> GoldenQuality:
-    """Mean nDCG@10 over the judged queries, of the top documents now and of those of the last published run.
-
-    A judged query that has no list counts as 0, as with trec_eval -c.
-
-    Raises:
-        DependencyError: ir_measures is not installed here; the workers need it as well.
-    """
-    if importlib.util.find_spec("ir_measures") is None:
-        raise DependencyError("audit.golden_qrels needs ir_measures: pip install 'lakerank[report]', workers included")
-    describe_job(spark, "audit: nDCG@10 of the golden queries")
-    judged = _qrels(spark, storage, address).persist()
-    try:
-        rows = judged.join(_lists(judged, new, "now"), "query_id", "left")
-        rows = rows.join(_lists(judged, new if old is None else old, "last"), "query_id", "left")
-        figures = rows.mapInArrow(_ndcg_batches, from_arrow_schema(_NDCG))
-        # The mean of the differences is exactly 0 where no list changed, whatever order they are summed in.
-        drop = F.avg(F.col("last") - F.col("now")).alias("drop")
-        row = figures.agg(F.count(F.lit(1)).alias("queries"), F.avg("now").alias("now"), drop).collect()[0]
-    finally:
-        judged.unpersist()
-    return GoldenQuality(
-        int(row["queries"]), float(row["now"] or 0.0), None if old is None else float(row["drop"] or 0.0)
-    )
-
-
-def _qrels(spark: SparkSession, storage: Storage, address: str) -> DataFrame:
-    """Judgements by query. Columns: query_id, judged (a list of doc_id and relevance)."""
-    files = [fragment.file.uri for fragment in fragments(storage, address, QRELS)]
-    rows = scatter(
-        spark, files, lambda file: (b for *_, b in read_table_file(storage, file, QRELS)), QRELS, 4 * parallelism(spark)
-    )
-    distinct = rows.groupBy("query_id", "doc_id").agg(F.max("relevance").alias("relevance"))
-    return distinct.groupBy("query_id").agg(F.collect_list(F.struct("doc_id", "relevance")).alias("judged"))
-
-
-def _lists(judged: DataFrame, tops: DataFrame, name: str) -> DataFrame:
-    """The lists of the judged queries. Columns: query_id, and under the given name a list of rank and doc_id."""
-    lists = tops.join(judged.select("query_id"), "query_id", "left_semi").groupBy("query_id")
-    return lists.agg(F.sort_array(F.collect_list(F.struct("rank", "doc_id"))).alias(name))
-
-
-def _ndcg_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    from lakerank.evaluation.metrics.measures import NAMES, list_figures  # needs ir_measures: not in a scoring image
-
-    for batch in batches:
-        rows = batch.to_pylist()
-        judgements = [{qrel["doc_id"]: qrel["relevance"] for qrel in row["judged"]} for row in rows]
-        columns = {}
-        for name in _NDCG.names:
-            lists = [[document["doc_id"] for document in row[name] or ()] for row in rows]
-            columns[name] = list_figures(lists, judgements)[:, NAMES.index("nDCG@10")]
-        yield pa.RecordBatch.from_pydict(columns, schema=_NDCG)

@@ -13,10 +13,8 @@ import pytest
 from lakerank.cli.job import run_job
 from lakerank.errors import SchemaError, StorageError
 from lakerank.lake.tables import fragments
+from lakerank.rerank.run import run
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
-from lakerank.spark.run import run
-
-pytestmark = pytest.mark.spark
 
 SCHEMAS = {"documents": DOCUMENTS, "queries": QUERIES, "candidates": CANDIDATES}
 TABLES = tuple(SCHEMAS)
@@ -40,12 +38,12 @@ def overwritten(file: Path) -> None:
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("harm", [cut_short, emptied, overwritten])
 def test_a_damaged_file_stops_the_job_and_is_named(
-    spark: Any, storage: Any, lake: Any, table: str, harm: Any, capsys: pytest.CaptureFixture[str]
+    runner: Any, storage: Any, lake: Any, table: str, harm: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = lake.folder / f"{table}.parquet"
     harm(file)
     with pytest.raises(SystemExit, match="1"):
-        run_job(lambda: run(spark, storage, lake.job("r")))
+        run_job(lambda: run(runner, storage, lake.job("r")))
     output = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert output["error"] == "StorageError"
     assert output["message"].startswith((f"{file}: cannot be opened (", f"{file}: cannot be read ("))
@@ -75,7 +73,7 @@ def test_a_folder_without_tables_is_named(storage: Any, lake: Any, table: str) -
         fragments(storage, str(file), SCHEMAS[table])
 
 
-def test_rows_without_an_id_match_nothing_and_harm_nothing(spark: Any, storage: Any, published: Any) -> None:
+def test_rows_without_an_id_match_nothing_and_harm_nothing(runner: Any, storage: Any, published: Any) -> None:
     lake = published
     nothing = {"query_id": None, "doc_id": None, "text": "of nobody"}
     for table, column in (("documents", "doc_id"), ("queries", "query_id")):
@@ -84,7 +82,7 @@ def test_rows_without_an_id_match_nothing_and_harm_nothing(spark: Any, storage: 
     pairs = [("q00", None), (None, "d00"), (None, None), (None, None), ("", "d00"), ("q00", "")]
     rows = pq.read_table(lake.folder / "candidates.parquet").to_pylist()
     lake.write("candidates", [*rows, *({"query_id": query, "doc_id": doc} for query, doc in pairs)])
-    summary = run(spark, storage, lake.job("dirty"))
+    summary = run(runner, storage, lake.job("dirty"))
     assert lake.ranked("dirty") == lake.ranked("r1")
     assert {(row["query_id"], row["doc_id"]): row["reason"] for row in lake.rejected("dirty")} == {
         ("q00", None): "missing_document",
@@ -99,9 +97,9 @@ def test_rows_without_an_id_match_nothing_and_harm_nothing(spark: Any, storage: 
 
 
 @pytest.mark.parametrize("table", ["documents", "queries"])
-def test_an_empty_table_rejects_every_candidate(spark: Any, storage: Any, lake: Any, table: str) -> None:
+def test_an_empty_table_rejects_every_candidate(runner: Any, storage: Any, lake: Any, table: str) -> None:
     lake.write(table, [])
-    summary = run(spark, storage, lake.job("r"))
+    summary = run(runner, storage, lake.job("r"))
     reason = {"documents": "missing_document", "queries": "missing_query"}[table]
     assert summary["rejected_by_reason"] == {reason: 240}
     assert summary["scored"] == 0

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from lakerank.lake.clean import Retention, delete, plan_cleaning
-from lakerank.spark.run import run
-
-pytestmark = pytest.mark.spark
+from lakerank.rerank.run import run
 
 
-def test_the_next_run_of_a_cleaned_lake_scores_nothing_again(spark, storage, published):
+def test_the_next_run_of_a_cleaned_lake_scores_nothing_again(runner, storage, published):
     lake = published
-    run(spark, storage, lake.job("old", scorer="f00c"))
+    run(runner, storage, lake.job("old", scorer="f00c"))
     lake.write(
         "documents", [{"doc_id": f"d{i:02}", "text": f"changed {i}" if i < 3 else f"document {i}"} for i in range(30)]
     )
-    run(spark, storage, lake.job("r2"))
+    run(runner, storage, lake.job("r2"))
     kept = lake.ranked_bytes("r2")
     output = str(lake.folder / "out")
     tables = {name: str(lake.folder / f"{name}.parquet") for name in ("documents", "queries")}
@@ -28,9 +24,9 @@ def test_the_next_run_of_a_cleaned_lake_scores_nothing_again(spark, storage, pub
     assert reasons == {"old run", "old scorer", "stale index"}, "and the index of the tables as they are stays"
     assert delete(storage, output, plan, lambda _: None)
     assert lake.ranked_bytes("r2") == kept
-    assert run(spark, storage, lake.job("r2"))["published"] is True
-    again = run(spark, storage, lake.job("r3"))
+    assert run(runner, storage, lake.job("r2"))["published"] is True
+    again = run(runner, storage, lake.job("r3"))
     assert (again["reused"], again["new"], again["published"]) == (240, 0, True)
     assert lake.ranked_bytes("r3") == kept
     lake.write("documents", [{"doc_id": f"d{i:02}", "text": f"document {i}"} for i in range(30)])
-    assert run(spark, storage, lake.job("r4"))["reused"] == 240, "scores of contents that come back are there too"
+    assert run(runner, storage, lake.job("r4"))["reused"] == 240, "scores of contents that come back are there too"

@@ -11,11 +11,9 @@ import pytest
 
 from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
-from lakerank.spark.run import run
+from lakerank.rerank.run import run
 from lakerank_benchmark.checkpoints import random_checkpoint
 from lakerank_pictograms.network import Shape
-
-pytestmark = pytest.mark.spark
 
 ROOT = Path(__file__).parents[2]
 LAKE = ROOT / "lib" / "lakerank" / "ingest" / "demo_lake"
@@ -48,7 +46,7 @@ def kinds_of(table: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("name", "family", "reads"), CASES, ids=[case[0] for case in CASES])
-def test_the_bundled_lake(spark, storage, tmp_path, lists, name, family, reads) -> None:
+def test_the_bundled_lake(runner, storage, tmp_path, lists, name, family, reads) -> None:
     file = ROOT / "conf" / f"{name}.yaml"
     demo = load_config(ROOT / "conf" / "demo.yaml")
     assert load_config(file).model_copy(update={"model": demo.model}) == demo, "differs in more than its model"
@@ -56,7 +54,7 @@ def test_the_bundled_lake(spark, storage, tmp_path, lists, name, family, reads) 
     tables = [f"lake.{table}={LAKE / f'{table}.parquet'}" for table in ("documents", "queries", "qrels")]
     paths = [f"model.path={checkpoint}", "model.adapter=null", "model.revision=null", "model.device=cpu"]
     paths += [f"lake.candidates={lists}", f"lake.output={tmp_path / 'out'}"]
-    summary = run(spark, storage, rerank_job(load_config(file, [*tables, *paths]), "r", storage))
+    summary = run(runner, storage, rerank_job(load_config(file, [*tables, *paths]), "r", storage))
     assert summary["published"] is True
 
     queries, documents = kinds_of("queries"), kinds_of("documents")

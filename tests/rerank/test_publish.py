@@ -11,12 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lakerank.audit import Bounds
+from lakerank.rerank.publish import AuditRules, Override, rank_and_publish
 from lakerank.rerank.rank.write import RankRule
+from lakerank.rerank.run import existing_plans, run
 from lakerank.rerank.stage import ScoredRun
-from lakerank.spark.publish import AuditRules, Override, rank_and_publish
-from lakerank.spark.run import existing_plans, run
-
-pytestmark = pytest.mark.spark
 
 
 def audit_of(lake, run_id: str) -> dict[str, dict[str, object]]:
@@ -38,9 +36,9 @@ def change_documents(lake, changed: int) -> None:
     lake.write("documents", documents)
 
 
-def test_churn_is_the_share_of_the_top_ten_that_changed(spark, storage, published):
+def test_churn_is_the_share_of_the_top_ten_that_changed(runner, storage, published):
     change_documents(published, 9)
-    run(spark, storage, published.job("new", audit=AuditRules(Bounds(max_churn=1.0))))
+    run(runner, storage, published.job("new", audit=AuditRules(Bounds(max_churn=1.0))))
     old, new = tops(published, "r1"), tops(published, "new")
     expected = np.mean([len(set(new[query]) - set(old[query])) / 10 for query in new])
     assert 0 < expected < 1
@@ -49,11 +47,11 @@ def test_churn_is_the_share_of_the_top_ten_that_changed(spark, storage, publishe
     assert "12 queries" in check["detail"]
 
 
-def test_a_run_like_the_last_one_has_not_moved_at_all(spark, storage, published):
+def test_a_run_like_the_last_one_has_not_moved_at_all(runner, storage, published):
     judge_second_documents(published, "r1")
     still = Bounds(max_score_drift=0.0, max_score_ks=0.0, max_churn=0.0, max_ndcg_drop=0.0)
     rules = AuditRules(still, golden_qrels=str(published.folder / "gold.parquet"))
-    summary = run(spark, storage, published.job("new", audit=rules))
+    summary = run(runner, storage, published.job("new", audit=rules))
     assert summary["failed_audits"] == []
 
 
@@ -66,11 +64,11 @@ def judge_second_documents(lake, run_id: str) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), lake.folder / "gold.parquet")
 
 
-def test_a_run_that_finds_less_of_what_was_judged_relevant_is_held_back(spark, storage, published):
+def test_a_run_that_finds_less_of_what_was_judged_relevant_is_held_back(runner, storage, published):
     judge_second_documents(published, "r1")
     audit = AuditRules(Bounds(max_ndcg_drop=0.1), golden_qrels=str(published.folder / "gold.parquet"))
     shallow = published.job("new", audit=audit, rule=RankRule(0.0, (0.5,), depth=1))
-    summary = run(spark, storage, shallow)
+    summary = run(runner, storage, shallow)
     assert summary["failed_audits"] == ["golden queries, drop of nDCG@10"]
     check = audit_of(published, "new")["golden queries, drop of nDCG@10"]
     at_second = 5 / 6 / np.log2(3)
@@ -78,10 +76,10 @@ def test_a_run_that_finds_less_of_what_was_judged_relevant_is_held_back(spark, s
     assert check["detail"] == f"{at_second:.4f} → 0.0000 over 6 judged queries"
 
 
-def test_a_failed_audit_is_kept_where_it_can_be_read(spark, storage, published):
+def test_a_failed_audit_is_kept_where_it_can_be_read(runner, storage, published):
     published.write("candidates", [{"query_id": "q00", "doc_id": "d00"}, {"query_id": "q00", "doc_id": "nowhere"}])
     strict = AuditRules(Bounds(max_reject_rates={"missing_document": 0.1}))
-    summary = run(spark, storage, published.job("r2", audit=strict))
+    summary = run(runner, storage, published.job("r2", audit=strict))
     assert summary["published"] is False
     assert not (published.folder / "out" / "runs" / "r2" / "manifest.json").exists()
     check = audit_of(published, "r2")["reject rate, missing_document"]
@@ -92,10 +90,10 @@ def test_a_failed_audit_is_kept_where_it_can_be_read(spark, storage, published):
     assert check in summary["audit"]
 
 
-def test_an_override_publishes_despite_a_failed_audit_and_is_named(spark, storage, published):
+def test_an_override_publishes_despite_a_failed_audit_and_is_named(runner, storage, published):
     published.write("candidates", [{"query_id": "q00", "doc_id": "d00"}, {"query_id": "q00", "doc_id": "nowhere"}])
     strict = AuditRules(Bounds(max_reject_rate=0.1), override=Override("the feed was late", "ada"))
-    summary = run(spark, storage, published.job("r2", audit=strict))
+    summary = run(runner, storage, published.job("r2", audit=strict))
     assert summary["published"] is True
     assert summary["failed_audits"] == ["reject rate"]
     manifest = json.loads((published.folder / "out" / "runs" / "r2" / "manifest.json").read_text())
@@ -105,17 +103,17 @@ def test_an_override_publishes_despite_a_failed_audit_and_is_named(spark, storag
     assert json.loads((published.folder / "out" / "current.json").read_text())["run_id"] == "r2"
 
 
-def test_an_override_without_need_is_not_mentioned(spark, storage, published):
+def test_an_override_without_need_is_not_mentioned(runner, storage, published):
     audit = replace(published.job("r2").audit, override=Override("for safety", "ada"))
-    run(spark, storage, published.job("r2", audit=audit))
+    run(runner, storage, published.job("r2", audit=audit))
     manifest = json.loads((published.folder / "out" / "runs" / "r2" / "manifest.json").read_text())
     assert "published_anyway" not in manifest
 
 
-def test_the_manifest_and_the_last_line_have_the_warnings(spark, storage, published):
+def test_the_manifest_and_the_last_line_have_the_warnings(runner, storage, published):
     """Those that the job came with, and that all labels are alike."""
     alike = published.job("r2", rule=RankRule(0.0, (), depth=None), warnings=("another lake",))
-    summary = run(spark, storage, alike)
+    summary = run(runner, storage, alike)
     manifest = json.loads((published.folder / "out" / "runs" / "r2" / "manifest.json").read_text())
     assert manifest["warnings"] == summary["warnings"]
     (given, of_labels) = manifest["warnings"]
@@ -123,54 +121,54 @@ def test_the_manifest_and_the_last_line_have_the_warnings(spark, storage, publis
     assert "ranked pairs have label 0" in of_labels
 
 
-def test_lists_whose_audit_failed_stand_outside_ranked_until_they_are_published_anyway(spark, storage, published):
+def test_lists_whose_audit_failed_stand_outside_ranked_until_they_are_published_anyway(runner, storage, published):
     published.write("candidates", [{"query_id": "q00", "doc_id": "d00"}, {"query_id": "q00", "doc_id": "nowhere"}])
     strict = AuditRules(Bounds(max_reject_rate=0.1))
     out = published.folder / "out"
-    summary = run(spark, storage, published.job("r2", audit=strict))
+    summary = run(runner, storage, published.job("r2", audit=strict))
     assert (summary["published"], summary["current"], summary["superseded_by"]) == (False, "r1", None)
     assert [path.name for path in (out / "ranked").iterdir()] == ["run_id=r1"]
     aside = pq.read_table(out / "unpublished" / "run_id=r2", partitioning=None).to_pylist()
     assert [row["doc_id"] for row in aside] == ["d00"]
     assert len(published.rejected("r2")) == 1, "why it failed stays where it is looked for"
-    run(spark, storage, published.job("r2", audit=replace(strict, override=Override("known", "ada"))))
+    run(runner, storage, published.job("r2", audit=replace(strict, override=Override("known", "ada"))))
     assert published.ranked("r2") == aside
     assert not list((out / "unpublished").rglob("*.parquet"))
 
 
-def test_half_an_upstream_table_is_not_published_over_a_whole_one(spark, storage, published):
+def test_half_an_upstream_table_is_not_published_over_a_whole_one(runner, storage, published):
     rows = pq.read_table(published.folder / "candidates.parquet").to_pylist()
     bounds = AuditRules(Bounds(max_lost_queries=0.2, max_lost_pairs=0.2))
     published.write("candidates", [row for row in rows if row["query_id"] < "q09"])
-    half = run(spark, storage, published.job("half", audit=bounds))
+    half = run(runner, storage, published.job("half", audit=bounds))
     assert half["failed_audits"] == ["queries lost", "pairs lost"]
     found = audit_of(published, "half")
     assert (found["queries lost"]["value"], found["pairs lost"]["value"]) == (0.25, 0.25)
     published.write("candidates", [row for row in rows if row["query_id"] < "q10"])
-    assert run(spark, storage, published.job("most", audit=bounds))["published"] is True
+    assert run(runner, storage, published.job("most", audit=bounds))["published"] is True
 
 
-def test_another_depth_is_no_drift(spark, storage, published):
+def test_another_depth_is_no_drift(runner, storage, published):
     still = AuditRules(Bounds(max_score_drift=0.0, max_score_ks=0.0, max_churn=0.0))
     for run_id, depth, top in (("cut", 5, 5), ("whole", None, 5), ("deep", 15, 10)):
-        summary = run(spark, storage, published.job(run_id, audit=still, rule=RankRule(0.0, (0.5,), depth)))
+        summary = run(runner, storage, published.job(run_id, audit=still, rule=RankRule(0.0, (0.5,), depth)))
         assert summary["failed_audits"] == []
         found = audit_of(published, run_id)
         assert all(found[name]["verdict"] == "passed" for name in ("score drift (PSI)", f"top-{top} churn"))
 
 
-def test_a_second_driver_audits_against_the_run_before(spark, storage, published):
+def test_a_second_driver_audits_against_the_run_before(runner, storage, published):
     """As a driver that was slower: the run is current when it comes to its audit."""
     job = published.job("r2")
-    run(spark, storage, job, ["plan", "score"])
+    run(runner, storage, job, ["plan", "score"])
     scored = ScoredRun(job.scorer, existing_plans(storage, job), job.rule)
-    rank_and_publish(spark, storage, scored, job.audit)
-    _, publication = rank_and_publish(spark, storage, scored, job.audit)
+    rank_and_publish(runner, storage, scored, job.audit)
+    _, publication = rank_and_publish(runner, storage, scored, job.audit)
     assert publication.published
     assert "run r1 ranked too" in audit_of(published, "r2")["top-10 churn"]["detail"]
 
 
-def test_an_earlier_run_again_says_that_a_later_one_is_current(spark, storage, published):
-    assert run(spark, storage, published.job("r2"))["published"] is True
-    again = run(spark, storage, published.job("r1"))
+def test_an_earlier_run_again_says_that_a_later_one_is_current(runner, storage, published):
+    assert run(runner, storage, published.job("r2"))["published"] is True
+    again = run(runner, storage, published.job("r1"))
     assert (again["published"], again["current"], again["superseded_by"]) == (False, "r2", "r2")

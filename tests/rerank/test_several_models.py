@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from click import Command
 from click.testing import CliRunner
-from pyspark.sql import SparkSession
 
 from lakerank import Document, Query, load_reranker
 from lakerank.cli.clean import clean
@@ -22,9 +21,9 @@ from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
 from lakerank.errors import ConfigError
 from lakerank.lake.storage import Storage
-from lakerank.spark.run import run
+from lakerank.rerank.run import run
+from lakerank.runner import Runner
 
-pytestmark = pytest.mark.spark
 ROOT = Path(__file__).parents[2]
 LAKE = ROOT / "lib" / "lakerank" / "ingest" / "demo_lake"
 QUERIES, TOP = 5, 10
@@ -37,10 +36,10 @@ def settings(folder: Path) -> list[str]:
     return [f"lake.{name}={address}" for name, address in tables.items()]
 
 
-def rerank(spark: SparkSession, name: str, folder: Path) -> dict[str, Any]:
+def rerank(runner: Runner, name: str, folder: Path) -> dict[str, Any]:
     """Summary of a run named after its config."""
     config = load_config(ROOT / "conf" / f"{name}.yaml", settings(folder))
-    return run(spark, Storage(), rerank_job(config, name, Storage()))
+    return run(runner, Storage(), rerank_job(config, name, Storage()))
 
 
 def invoke(command: Command, config: str, folder: Path, *arguments: str) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cascade(spark: SparkSession, folder: Path) -> dict[str, Any]:
+def cascade(runner: Runner, folder: Path) -> dict[str, Any]:
     """Summary of the cascade's run, and what it logged."""
     log = io.StringIO()
     handler = logging.StreamHandler(log)
@@ -70,7 +69,7 @@ def cascade(spark: SparkSession, folder: Path) -> dict[str, Any]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        summary = rerank(spark, "cascade", folder)
+        summary = rerank(runner, "cascade", folder)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
@@ -111,8 +110,8 @@ def test_the_top_of_a_cascade_is_as_the_strong_one_alone_would_have_it(folder, c
     assert own == sorted(own)
 
 
-def test_an_ensemble_of_stored_scores_scores_what_is_missing_alone(spark, folder, cascade):
-    summary = rerank(spark, "ensemble", folder)
+def test_an_ensemble_of_stored_scores_scores_what_is_missing_alone(runner, folder, cascade):
+    summary = rerank(runner, "ensemble", folder)
     exact, short = summary["passes"]
     assert (short["pairs"], short["reused"]) == (0, cascade["candidates"]), "the cascade's first pass scored them all"
     assert (exact["pairs"], exact["reused"]) == (cascade["candidates"] - QUERIES * TOP, QUERIES * TOP)
