@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import sys
+import zipfile
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lakerank.errors import DependencyError
 from lakerank.ingest.readers import READERS
 from lakerank.ingest.readers.markup import html_section
 from lakerank.ingest.readers.reader import ReaderFault, ReadOptions
@@ -161,11 +166,28 @@ def test_a_books_chapters_in_the_order_of_its_spine(office):
     assert two.text == "Zwei\nText Zwei"
 
 
+@pytest.mark.parametrize(
+    ("suffix", "module", "extra"),
+    [
+        (".html", "lxml", "text"),
+        (".epub", "lxml", "text"),
+        (".odt", "lxml", "text"),
+        (".docx", "docx", "ingest"),
+        (".pptx", "pptx", "ingest"),
+        (".xlsx", "openpyxl", "ingest"),
+        (".pdf", "pypdfium2", "ingest"),
+        (".txt", "charset_normalizer", "text"),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(monkeypatch, office, suffix, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    content = office.get(suffix, b"<p>\xe4" if suffix == ".html" else b"caf\xe9")
+    with pytest.raises(DependencyError, match=rf"^[^\n]+pip install 'lakerank\[{extra}\]'[^\n]*$"):
+        read(suffix, content, encoding="cp1252" if suffix == ".html" else None)
+
+
 def test_text_boxes_and_hidden_content_of_word(office, zipped):
     """Text in content controls and boxes is there once; what was deleted is not."""
-    import io
-    import zipfile
-
     with zipfile.ZipFile(io.BytesIO(office[".docx"])) as package:
         members = {name: package.read(name) for name in package.namelist()}
     extra = b"<w:sdt><w:sdtContent><w:p><w:r><w:t>control</w:t></w:r></w:p></w:sdtContent></w:sdt>"

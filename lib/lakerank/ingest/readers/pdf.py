@@ -6,7 +6,7 @@ import io
 import math
 import re
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,9 @@ MAX_SIDE = 16_384
 
 #: A page that takes more as PNG is no print: a dense page of text takes 0.3 (grey) to 0.5 (colour), a scan 1 to 2.
 PNG_BYTES_PER_PIXEL = 0.7
+
+#: What PDFium's binding raises for a page that it cannot read; `PdfiumError` is a RuntimeError.
+_PAGE_ERRORS = (RuntimeError, ValueError, MemoryError)
 
 #: PDFium marks a hyphen that only breaks a word at a line's end with one of these.
 _LINE_END_HYPHEN = re.compile("[\x02\ufffe](?:\r?\n)?")
@@ -60,7 +63,7 @@ def read_pdf(path: str, content: bytes, options: ReadOptions) -> Iterator[Sectio
                 if has_forms:
                     _flatten(document, number)
                 yield replace(_page(document, number, options.pdf_content, options.page_pixels), title=title)
-            except (pypdfium2.PdfiumError, ValueError, MemoryError) as error:
+            except _PAGE_ERRORS as error:
                 yield SourceReject(path, SourceFault.PDF_PAGE_UNREADABLE, str(error), page=number)
 
 
@@ -77,10 +80,12 @@ def _page(document: PdfDocument, number: int, content: PdfContent, page_pixels: 
     if content != "text":
         with closing(document[number - 1]) as page:
             image = _page_image(page, page_pixels)
-    _flatten(document, number)
-    with closing(document[number - 1]) as page:
-        text = _page_text(page)
     is_read = content != "image"
+    text = ""
+    with suppress(*(() if is_read else _PAGE_ERRORS)):  # a page image without text for search is still a page
+        _flatten(document, number)
+        with closing(document[number - 1]) as page:
+            text = _page_text(page)
     return Section(
         text if is_read else None, image, f"page={number}", number, search_text=None if is_read else text or None
     )
