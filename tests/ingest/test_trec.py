@@ -40,7 +40,7 @@ def test_four_columns_are_trecs(content, heading):
     assert list(qrels("f", lines(heading + content))) == [Qrel("1185868", "16", 1), Qrel("597651", "49", 2)]
 
 
-@pytest.mark.parametrize("second", ["3\t1", "x\tnote", "d2\t0"])
+@pytest.mark.parametrize("second", ["3\t1", "x\tnote", "d2\t0", "d1\t1"])
 def test_four_columns_that_may_be_either_are_not_guessed_at(second):
     content = f"q\td1\t1\t0\nq\t{second}\t1\n".encode()
     assert {row.fault for row in qrels("f", lines(content, "\t"))} == {SourceFault.FIELD_INVALID}
