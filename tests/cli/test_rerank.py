@@ -70,4 +70,4 @@ def test_stages_are_run_in_order(arguments: list[str]) -> None:
     job = resolve.rerank_job(config, "r", Storage())
     ensure_plan(LocalRunner(), Storage(), job.paths, job.tables, job.stages[0].scorer, job.stages[0].limits)
     last = _refused(*arguments, "--stage", "publish")
-    assert last["message"] == "run 'r' has 1 of 1 units without scores; run --stage score first"
+    assert last["message"] == "run r has 1 of 1 units without scores: run --stage score first"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lakerank.errors import StorageError
 from lakerank.fingerprint import sequence_hash
 from lakerank.lake.clean import CleaningPlan, Retention, delete, describe, plan_cleaning
-from lakerank.lake.publication import current_run, publish
+from lakerank.lake.publication import current_run, publish, settle
 from lakerank.lake.runs import RunPaths, announce, planned_contents, read_manifest, write_manifest
 from lakerank.lake.scores import UNITS as UNIT_LIST
 from lakerank.lake.scores import (
@@ -37,6 +37,10 @@ DAY = 86400.0
 NOW = time.time()
 LATER = NOW + 30 * DAY  # for stores whose files cannot be made to look old
 NO_TABLES: dict[str, str] = {}
+
+
+#: What a manifest must have for cleaning.
+NAMES_NOTHING = {"scorer": "f1", "plan": {"attempt": "aa00"}, "units": [], "reused_units": [], "rejected_files": []}
 
 
 def write_scores(storage: Storage, output: str, scorer: str, pairs: Iterable[int], reason: str | None = None) -> str:
@@ -121,6 +125,41 @@ def test_days_keep_more_runs_than_numbers(storage: Storage, output: str) -> None
         write_run(storage, output, f"r{number}", [], published=NOW - (9 - number) * DAY)
     kept = set(look(storage, output, now=NOW, keep_runs=1, keep_s=7.5 * DAY).kept)
     assert kept == {"r2", "r3"}
+
+
+def test_which_runs_are_the_latest_no_clock_decides(storage: Storage, output: str) -> None:
+    for name, moment in (("first", "2099-01-01"), ("second", "1999-01-01"), ("third", "1970-01-01")):
+        settle(storage, RunPaths(output, name), {"published_at": moment, "ranked_files": [], **NAMES_NOTHING})
+    assert set(look(storage, output, keep_runs=2).kept) == {"second", "third"}
+
+
+def test_a_clock_that_was_ahead_does_not_keep_a_run_for_years(tmp_path: Path) -> None:
+    storage, output = Storage(), str(tmp_path)
+    for name in ("ahead", "later"):
+        write_run(storage, output, name, [], published=NOW + 4000 * DAY)
+    assert set(look(storage, output, keep_runs=1, keep_s=40 * DAY).kept) == {"ahead", "later"}, "30 days old"
+    assert set(look(storage, output, keep_runs=1, keep_s=20 * DAY).kept) == {"later"}
+
+
+def test_lists_that_were_set_aside_go_with_their_run(storage: Storage, output: str) -> None:
+    """Those of a run that is published since are nobody's."""
+    write_run(storage, output, "r1", [])
+    for name in ("failed", "r1"):
+        storage.replace(join(RunPaths(output, name).unpublished, "part-00000.parquet"), b"x")
+    write_run(storage, output, "failed", [], published=None)
+    young = whys(look(storage, output, now=NOW), output)
+    assert young == {}
+    old = whys(look(storage, output), output)
+    assert old["unpublished/run_id=failed/part-00000.parquet"] == "unfinished run"
+    assert old["unpublished/run_id=r1/part-00000.parquet"] == "orphan"
+
+
+def test_publication_numbers_below_the_current_one_go(storage: Storage, output: str) -> None:
+    for name in ("r1", "r2", "r3"):
+        settle(storage, RunPaths(output, name), {"published_at": "2026-01-01", "ranked_files": [], **NAMES_NOTHING})
+    deleted = {uri for uri, why in whys(look(storage, output), output).items() if why == "old number"}
+    assert deleted == {"publications/00000001.json", "publications/00000002.json"}
+    assert "old number" not in whys(look(storage, output, now=NOW), output).values()
 
 
 def test_the_current_run_stays_however_old(storage: Storage, output: str) -> None:

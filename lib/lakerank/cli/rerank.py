@@ -92,17 +92,16 @@ def _rerank(config: Config, run_id: str, steps: str, reason: str | None, by: str
 
 def _check_order(storage: Storage, job: Rerank, steps: Sequence[str]) -> None:
     """Raise RunConflictError where the steps before those to run have not been done; of several stages the first's."""
-    from lakerank.lake.scores import finished_units
-    from lakerank.plan.plan import load_plan, planned_units
+    from lakerank.plan.plan import check_scored, load_plan
 
     if "plan" in steps:
         return
-    plan, run = load_plan(storage, job.paths), f"run {job.paths.run_id!r}"
+    plan = load_plan(storage, job.paths)
     if plan is None:
+        run = f"run {job.paths.run_id!r}"
         raise RunConflictError(f"{job.paths.plan}: {run} has no plan yet; run --stage plan first")
-    units = set(planned_units(storage, job.paths, plan)) if "score" not in steps else set()
-    if missing := len(units - finished_units(storage, job.paths.output, plan.scorer)) if units else 0:
-        raise RunConflictError(f"{run} has {missing} of {len(units)} units without scores; run --stage score first")
+    if "score" not in steps:
+        check_scored(storage, job.paths, plan)
 
 
 def _override(reason: str | None, by: str | None) -> Any:
