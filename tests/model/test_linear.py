@@ -147,7 +147,17 @@ def test_a_machine_is_probed_once_for_its_threads_and_shapes(own_cache: Path) ->
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[]", '{"key": "of another"}', "nothing a probe can give", "no list", "a folder in its place"]
+    "damage",
+    [
+        "",
+        "{",
+        "[]",
+        '{"key": "of another"}',
+        "nothing a probe can give",
+        "no list",
+        "another's",
+        "a folder in its place",
+    ],
 )
 def test_a_damaged_finding_is_found_out_again(own_cache: Path, damage: str) -> None:
     here = Findings.here()
@@ -158,8 +168,9 @@ def test_a_damaged_finding_is_found_out_again(own_cache: Path, damage: str) -> N
         file.unlink()
         file.mkdir()
     else:
-        values = {"nothing a probe can give": [None, 1], "no list": {"rows": 32}}
-        file.write_text(json.dumps(kept | {"value": values[damage]}) if damage in values else damage)
+        values = {"nothing a probe can give": [None, 1], "no list": {"rows": 32}, "another's": [None, 32]}
+        other = {"key": "another"} if damage == "another's" else {}
+        file.write_text(json.dumps(kept | other | {"value": values[damage]}) if damage in values else damage)
     assert _probed(here, _probes()) == (expected, True)
 
 
