@@ -83,6 +83,16 @@ class LakeConfig(Section):
         return self.model_copy(update=paths)
 
 
+class SourceConfig(Section):
+    """What `lakerank ingest` reads where no SOURCE is named: a folder of documents, a file of queries, and how."""
+
+    folder: Folder | None = None
+    queries: Folder | None = None
+    pdf_content: Literal["image", "text", "both"] = "image"
+    chunk: int | None = Field(default=None, ge=100)
+    chunk_overlap: int = Field(default=0, ge=0)
+
+
 class ModelConfig(Section):
     """A checkpoint: a folder, a hub id with its revision, or `embedded`.
 
@@ -305,6 +315,7 @@ class SparkConfig(Section):
 class Config(Section):
     """A whole config file."""
 
+    source: SourceConfig = SourceConfig()
     lake: LakeConfig
     model: AnyModel
     scoring: ScoringConfig = ScoringConfig()

@@ -23,13 +23,15 @@ JOBS = {
 
 #: The same for people at a terminal; these have no file in jobs/.
 FOR_PEOPLE = {
+    "search": "from a folder and questions to ranked lists, in one",
+    "init": "write lakerank.yaml for a folder and questions",
     "show": "the lists of a run, before and after reranking",
     "runs": "the runs of a lake",
 }
 COMMANDS = FOR_PEOPLE | JOBS
 
 #: Modules of the commands that share one.
-_MODULES = {"runs": "show"}
+_MODULES = {"init": "search", "runs": "show"}
 
 
 class _Jobs(click.Group):

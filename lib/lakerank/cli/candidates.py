@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from lakerank.cli.job import EPILOG, config_option, run_job, set_option, spark_session, verbose_option
+from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, spark_session, verbose_option
 from lakerank.config import EMBEDDED, Config, load_config
 from lakerank.errors import ConfigError
 
@@ -17,7 +17,7 @@ from lakerank.errors import ConfigError
 IN_PROCESS_BYTES = 2**29
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Job, epilog=EPILOG)
 @config_option
 @set_option
 @click.option(
@@ -61,10 +61,13 @@ def candidates(config_path: Path, overrides: Sequence[str], verbose: bool, **opt
     The summary has method, runs, depth, queries, candidates, queries_without_candidates, such_queries (the first ids),
     queries_without_text, documents, documents_without_text, rejected, rejected_by_fault, rejects, output and seconds.
     """
-    run_job(lambda: _candidates(load_config(config_path, overrides), **options), verbose)
+    run_job(lambda: find_candidates_of(load_config(config_path, overrides), **options), verbose)
 
 
-def _candidates(config: Config, output: str | None, engine: str, fuse: str, **options: Any) -> dict[str, Any]:
+def find_candidates_of(
+    config: Config, output: str | None = None, engine: str = "auto", fuse: str = "rrf", **options: Any
+) -> dict[str, Any]:
+    """Write the candidates of a lake; returns the job's summary."""
     from lakerank.candidates.job import Addresses, find_candidates
     from lakerank.candidates.search import Options
     from lakerank.cli import resolve

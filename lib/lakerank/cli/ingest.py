@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, verbose_option
-from lakerank.config import StorageConfig, load_config
+from lakerank.config import Config, StorageConfig, load_config
 from lakerank.errors import ConfigError
+from lakerank.lake import is_local, local_path
+
+if TYPE_CHECKING:
+    from lakerank.lake.storage import Storage
 
 #: The names of lakerank.ingest.layouts, without an import of pyarrow for --help.
 LAYOUT_NAMES = [
@@ -28,8 +33,8 @@ _TABLE = (
 
 
 @click.command(cls=Job, epilog=EPILOG)
-@click.argument("source")
-@click.option("--output", required=True, metavar="FOLDER", help="Folder for the tables: FOLDER/documents/ and so on.")
+@click.argument("source", required=False)
+@click.option("--output", metavar="FOLDER", help="Folder for the tables: FOLDER/documents/ and so on.")
 @click.option(
     "--as", "table", type=click.Choice(["documents", "queries", "candidates", "qrels"]), default="documents",
     show_default=True,
@@ -105,8 +110,8 @@ _TABLE = (
 @verbose_option
 @click.pass_context
 def ingest(
-    context: click.Context, /, source: str, output: str, config_path: Path | None, overrides: Sequence[str],
-    verbose: bool, **options: Any,
+    context: click.Context, /, source: str | None, output: str | None, config_path: Path | None,
+    overrides: Sequence[str], verbose: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Write lake tables from SOURCE, at any URI: a table of files of many kinds, or a whole benchmark.
 
@@ -131,6 +136,9 @@ def ingest(
     The summary has table, output, rows, texts, images, files, bytes, duplicates, rejected, rejected_by_fault, rejects,
     fields_not_kept, encodings_guessed and seconds.
 
+    Without SOURCE, the config's `source` is read, both tables, into the folders lake.documents and lake.queries; the
+    summary has tables (each as above), rejected and seconds.
+
     With --layout, SOURCE is a benchmark in its publisher's files, and FOLDER gets documents, queries, candidates and
     qrels. docs/benchmarks.md lists the files to download. The summary has layout, output, parts, first_stage, tables
     (each as above), rejected, rejected_by_fault, rejects and seconds.
@@ -145,9 +153,14 @@ def ingest(
         faults = _misplaced(context, options["layout"])
         if overrides and config_path is None:
             faults.append("--set changes a config: give one with --config")
+        if source is not None and output is None:
+            faults.append("--output: name the folder for the tables")
         if faults:
             raise ConfigError(faults)
-        storage = resolve.storage(load_config(config_path, overrides).lake.storage if config_path else StorageConfig())
+        config = load_config(config_path, overrides) if config_path else None
+        storage = resolve.storage(config.lake.storage if config else StorageConfig())
+        if source is None or output is None:
+            return _both_tables(storage, config, context)
         follow, progress = options["follow_links"], _progress()
         if options["layout"] is None:
             table = ReadOptions(**{name: options[name] for name in _TABLE})
@@ -157,6 +170,60 @@ def ingest(
         return ingest_benchmark(storage, source, output, layout, follow, progress).summary()
 
     run_job(work, verbose)
+
+
+def _both_tables(storage: Storage, config: Config | None, context: click.Context) -> dict[str, Any]:
+    given = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in ("config_path", "overrides", "verbose", "log_format", "summary")
+        and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+    ]
+    if config is None or given:
+        reason = f"{', '.join(given)}: options of a SOURCE" if given else "no config names a source"
+        raise ConfigError([f"{reason}; name SOURCE, or call this where lakerank.yaml is (`lakerank init` writes it)"])
+    started = time.monotonic()
+    tables = ingest_both(storage, config)
+    rejected = sum(table["rejected"] for table in tables.values())
+    return {"tables": tables, "rejected": rejected, "seconds": round(time.monotonic() - started, 3)}
+
+
+def ingest_both(storage: Storage, config: Config) -> dict[str, dict[str, Any]]:
+    """Write the tables of documents and of queries that the config's `source` names; returns their summaries.
+
+    Raises:
+        ConfigError: `source` names nothing, or the tables are not in folders of their names.
+    """
+    from lakerank.ingest.folder import ingest as ingest_source
+    from lakerank.ingest.readers.reader import ReadOptions
+
+    source, lake = config.source, config.lake
+    faults = [f"source.{name}: not set; `lakerank init FOLDER --queries FILE` writes a config that sets it"
+              for name in ("folder", "queries") if getattr(source, name) is None]  # fmt: skip
+    faults += [f"lake.{name}: {address} should be a folder named {name}, to be written"
+               for name in ("documents", "queries")
+               if (address := getattr(lake, name)).rstrip("/").rpartition("/")[2] != name]  # fmt: skip
+    if faults or source.folder is None or source.queries is None:
+        raise ConfigError(faults)
+    skip: tuple[str, ...] = ()
+    if is_local(source.folder) and is_local(source.queries):
+        folder, queries = local_path(source.folder).resolve(), local_path(source.queries).resolve()
+        skip = (queries.relative_to(folder).as_posix(),) if queries.is_relative_to(folder) else ()
+    documents = ReadOptions(
+        pdf_content=source.pdf_content, chunk=source.chunk, chunk_overlap=source.chunk_overlap, skip=skip
+    )
+    options = {
+        "documents": (source.folder, documents),
+        "queries": (source.queries, ReadOptions(table="queries")),
+    }
+    return {
+        name: ingest_source(storage, address, _parent(getattr(lake, name)), how, progress=_progress()).summary()
+        for name, (address, how) in options.items()
+    }
+
+
+def _parent(address: str) -> str:
+    return address.rstrip("/").rpartition("/")[0] or "."
 
 
 def _misplaced(context: click.Context, layout: str | None) -> list[str]:

@@ -42,6 +42,9 @@ EPILOG = (
 #: The config at hand, which every command takes where --config is absent.
 AT_HAND = "lakerank.yaml"
 
+#: The config of the last `lakerank search` here, taken where that is absent too.
+LAKE_AT_HAND = "lakerank-out/lakerank.yaml"
+
 #: As bin/java-home says it.
 NO_JAVA = """\
 Spark needs Java 17 or newer, and {none}. Install one, then run this again:
@@ -90,8 +93,9 @@ CONFIG_FILE = ConfigFile(dir_okay=False, path_type=Path)
 
 def _at_hand(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
     """The config that --config names, or else the one at hand."""
-    if path is None and Path(AT_HAND).is_file():
-        return Path(AT_HAND)
+    files = [Path(file) for file in (AT_HAND, LAKE_AT_HAND) if path is None and Path(file).is_file()]
+    if files:
+        return files[0]
     if path is None and not context.resilient_parsing and context.command.name not in WITHOUT_CONFIG:
         raise click.UsageError(
             f"no --config, and no {AT_HAND} in {Path.cwd()}: name one (`--config demo` is bundled), or let "
@@ -102,7 +106,7 @@ def _at_hand(context: click.Context, option: click.Parameter, path: Path | None)
 
 
 #: Commands that need no config.
-WITHOUT_CONFIG = ("ingest", "score", "search")
+WITHOUT_CONFIG = ("ingest", "score")
 
 config_option = click.option(
     "--config", "config_path", type=CONFIG_FILE, metavar="FILE", callback=_at_hand,
@@ -145,14 +149,17 @@ def run_job(
     verbose: bool = False,
     done: Callable[[], dict[str, Any]] = dict,
     as_text: Callable[[dict[str, Any]], str] | None = None,
+    quiet: bool = False,
 ) -> None:
     """Run a job's work, print its summary as the last line of standard output, and exit with its status.
 
     Of a job that SIGINT or SIGTERM ends, the summary says what `done` returns. With `as_text` a summary is printed as
-    that text, and failures only to standard error.
+    that text, and failures only to standard error. A `quiet` one logs only warnings.
     """
     context, started = click.get_current_context(silent=True), time.monotonic()
     start_logging(context.meta.get("lakerank.log_format", "text") if context else "text", verbose)
+    if quiet:
+        logging.getLogger("lakerank").setLevel(logging.WARNING)
     run_id = context.params.get("run_id") if context else None
 
     def print_last_line(summary: dict[str, Any]) -> None:

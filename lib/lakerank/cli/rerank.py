@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +27,9 @@ TABLES = ("documents", "queries", "candidates")
 @config_option
 @set_option
 @click.option(
-    "--run-id", required=True,
-    help="Name of the run. The same name resumes an earlier attempt; a published run is not changed.",
+    "--run-id",
+    help="Name of the run. The same name resumes an earlier attempt; a published run is not changed.  [default: the "
+    "next of run-1, run-2, …]",
 )  # fmt: skip
 @click.option(
     "--stage", "steps", default=",".join(STEPS), show_default=True, metavar="STAGES",
@@ -46,11 +48,22 @@ def rerank(config_path: Path, overrides: Sequence[str], verbose: bool, **options
     Reads documents, queries and candidates, scores every pair that has no score yet, and publishes ranked, labelled
     lists together with every pair that could not be scored and the reason.
     """
-    run_job(
-        lambda: _rerank(load_config(config_path, overrides), **options),
-        verbose,
-        done=lambda: _finished(load_config(config_path, overrides), options["run_id"]),
-    )
+
+    def work() -> dict[str, Any]:
+        config = load_config(config_path, overrides)
+        options["run_id"] = options["run_id"] or _next_run_id(config)
+        return rerank_lake(config, **options)
+
+    run_job(work, verbose, done=lambda: _finished(load_config(config_path, overrides), options["run_id"]))
+
+
+def _next_run_id(config: Config) -> str:
+    from lakerank.cli import resolve
+    from lakerank.lake.storage import join
+
+    names = resolve.storage(config.lake.storage).list_names(join(config.lake.output, "runs"))
+    numbers = [int(match[1]) for name in names if (match := re.fullmatch(r"run-(\d{1,9})", name))]
+    return f"run-{max(numbers, default=0) + 1}"
 
 
 def _finished(config: Config, run_id: str) -> dict[str, Any]:
@@ -63,12 +76,16 @@ def _finished(config: Config, run_id: str) -> dict[str, Any]:
     storage, paths = resolve.storage(config.lake.storage), RunPaths(config.lake.output, run_id)
     plan = load_plan(storage, paths)
     if plan is None:
-        return {"units": None, "finished_units": 0}
+        return {"run_id": run_id, "units": None, "finished_units": 0}
     finished = finished_units(storage, config.lake.output, plan.scorer)
-    return {"units": plan.units, "finished_units": len(finished.intersection(planned_units(storage, paths, plan)))}
+    count = len(finished.intersection(planned_units(storage, paths, plan)))
+    return {"run_id": run_id, "units": plan.units, "finished_units": count}
 
 
-def _rerank(config: Config, run_id: str, steps: str, reason: str | None, by: str | None) -> dict[str, Any]:
+def rerank_lake(
+    config: Config, run_id: str, steps: str = ",".join(STEPS), reason: str | None = None, by: str | None = None
+) -> dict[str, Any]:
+    """Run the steps of a run; returns the job's summary."""
     from lakerank.cli import resolve
     from lakerank.lake.runs import RunPaths, check_run_id
     from lakerank.rerank.run import already_published, run, table_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -167,7 +168,8 @@ def as_lines(
         before = f"  {_moved(document.first_stage_rank, '–'):>7}" if full else ""
         beside = "" if item.other is None else f"  {_moved(other.get(document.doc_id), 'new'):>7}"
         label = f"  {document.label}" if full else ""
-        line = f"{document.rank:>4}  {document.relevance:.2f}{label}{before}{beside}  {_place(about)}"
+        relevance = "   –" if math.isnan(document.relevance) else f"{document.relevance:.2f}"
+        line = f"{document.rank:>4}  {relevance}{label}{before}{beside}  {_place(about)}"
         lines.append(fit(f"{line}  {one_line(about.text)}", width))
         if about.doc_id in files:
             lines.append(f"{'':>12}{files[about.doc_id]}")

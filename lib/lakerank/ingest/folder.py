@@ -152,6 +152,11 @@ def suffix(path: str) -> str:
     return f"{dot}{last}" if stem else ""
 
 
+def is_readable(path: str) -> bool:
+    """Whether a file of this name becomes documents."""
+    return suffix(path) in READERS.keys() | RECORD_SUFFIXES | JSONL_SUFFIXES | {".zip"}
+
+
 class _FolderReader:
     """Reads files by their suffix, and archives as folders."""
 
@@ -182,6 +187,8 @@ class _FolderReader:
     def _form(self, file: SourceFile | SourceReject, source: Source) -> str:
         """How a file is read: `jsonl`, `records`, `queries`, `qrels`, `zip`, `reader`; `unknown`; "" if passed over."""
         options, kind = self._options, suffix(file.path)
+        if file.path in options.skip:
+            return ""
         if kind == ".zip" and options.kind in ("auto", "folder"):
             return "zip"
         if options.kind in _SUFFIXES and source.is_folder and kind not in _SUFFIXES[options.kind]:

@@ -5,6 +5,7 @@ Only row groups that may have a wanted row are read, and of documents only the c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -89,14 +90,20 @@ def rejected_lists(storage: Storage, paths: RunPaths, query_ids: Collection[str]
     return lists
 
 
-def first_stage_lists(storage: Storage, uri: str, query_ids: Collection[str]) -> dict[str, list[str]]:
-    """Document ids of some queries' candidates, in the order of their ranks, or else of their scores."""
+def first_stage_lists(storage: Storage, uri: str, query_ids: Collection[str]) -> dict[str, list[RankedDocument]]:
+    """Some queries' candidates in the order of their ranks, or else of their scores; logit and relevance are NaN."""
     lists: dict[str, list[tuple[float, str]]] = {}
     for row in _rows(storage, uri, schemas.CANDIDATES, query_ids):
         rank, score = row["first_stage_rank"], row["first_stage_score"]
-        order = rank if rank is not None else -score if score is not None else float("inf")
+        order = rank if rank is not None else -score if score is not None else math.inf
         lists.setdefault(row["query_id"], []).append((order, row["doc_id"]))
-    return {query_id: [doc_id for _, doc_id in sorted(documents)] for query_id, documents in lists.items()}
+    return {
+        query_id: [
+            RankedDocument(query_id, doc_id, rank, math.nan, math.nan, 0, rank, False)
+            for rank, (_, doc_id) in enumerate(sorted(documents), start=1)
+        ]
+        for query_id, documents in lists.items()
+    }
 
 
 def shown_documents(

@@ -20,7 +20,7 @@ class ReadOptions:
     """How files become rows; sizes in bytes, pixels and characters (`chunk`, None: whole texts).
 
     `keep` names further fields of records that become text columns. `encoding` is that of texts which are not UTF-8
-    (None: guessed).
+    (None: guessed). `skip` has paths in the source that are passed over.
     """
 
     kind: Kind = "auto"
@@ -33,6 +33,7 @@ class ReadOptions:
     chunk: int | None = None
     chunk_overlap: int = 0
     office_pages: bool = False
+    skip: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,351 @@
+"""`lakerank init` and `lakerank search`: from a folder and some questions to a config, and to ranked lists."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import yaml
+
+from lakerank.cli.job import AT_HAND, LAKE_AT_HAND, Job, json_option, run_job, set_option, verbose_option
+from lakerank.config import AuditConfig, Config, resolve_config
+from lakerank.errors import ConfigError
+from lakerank.settings import read_yaml
+
+if TYPE_CHECKING:
+    from lakerank.lake.storage import Storage
+    from lakerank.records import RankedDocument
+
+EPILOG = "Exit status: 0 success, 1 failure, 2 invalid arguments or config, 130 or 143 interrupted."
+
+#: Files in the folder that init describes, at most.
+LISTED_FILES = 100_000
+
+#: Characters of a piece of text, and of its overlap with the one before: a piece fits the 512 tokens of minilm-en.
+CHUNK, CHUNK_OVERLAP = 1600, 200
+
+_CONFIG = """\
+# {about}
+# Next: lakerank ingest, lakerank candidates, lakerank rerank, lakerank show; or all in one: lakerank search.
+# conf/reference.yaml documents every setting.
+source:
+  folder: {folder}
+  queries: {queries}    # one a line; or CSV, or JSON Lines
+  pdf_content: {pdf_content}    # text: what {model} reads; image: pages as images, for a model that sees them
+  chunk: {chunk}    # long texts in pieces of so many characters, each a document
+  chunk_overlap: {overlap}
+lake:
+  documents: {tables}/documents
+  queries: {tables}/queries
+  candidates: {tables}/candidates
+  output: {output}    # scores, runs and lists
+model:
+  path: {model}    # {advice}
+audit: {audit}    # a first list is published whatever it lacks; remove this line for a lake that others read
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A folder of documents, a file of queries, and the folder for the lake made of them."""
+
+    folder: Path
+    queries: Path
+    output: Path
+
+    def values(self, model: str) -> dict[str, Any]:
+        """The values of a config."""
+        tables = self.output / "tables"
+        is_text = model == MINILM_EN
+        cut = {"pdf_content": "text", "chunk": CHUNK, "chunk_overlap": CHUNK_OVERLAP} if is_text else {}
+        names = ("documents", "queries", "candidates")
+        return {
+            "source": {"folder": str(self.folder), "queries": str(self.queries), **cut},
+            "lake": {**{name: str(tables / name) for name in names}, "output": str(self.output)},
+            "model": {"path": model},
+            "audit": UNBOUNDED,
+        }
+
+
+MINILM_EN = "minilm-en"
+
+#: The end of a piece's id.
+_PIECE = re.compile(r"[#&]chars=\d+-\d+$")
+
+#: A person who looks at a list judges it: no bound of the audit hides it.
+UNBOUNDED = {
+    name: None for name, field in AuditConfig.model_fields.items() if name.startswith("max_") and field.default
+}
+
+folder_argument = click.argument("folder", type=click.Path(path_type=Path), required=False)
+
+
+def queries_option(command: Any) -> Any:
+    """The options of both commands."""
+    queries = click.option(
+        "--queries",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Queries: a text with one a line, CSV or JSONL.",
+    )
+    output = click.option(
+        "--output",
+        type=click.Path(path_type=Path),
+        metavar="FOLDER",
+        help="Folder for the lake.  [default: lakerank-out]",
+    )
+    return queries(output(command))
+
+
+@click.command(cls=Job, epilog=EPILOG)
+@folder_argument
+@queries_option
+@click.option("--model", default=MINILM_EN, show_default=True, help="A reranker: a folder, a hub id, or a name.")
+@json_option
+@verbose_option
+def init(
+    folder: Path | None, queries: Path | None, output: Path | None, model: str, as_json: bool, verbose: bool
+) -> None:
+    """Look at FOLDER and write ./lakerank.yaml, the config that every command takes where --config is absent.
+
+    An earlier ./lakerank.yaml is not overwritten.
+    """
+    run_job(lambda: _init(source_of(folder, queries, output), model), verbose, as_text=None if as_json else _init_text)
+
+
+@click.command(cls=Job, epilog=EPILOG)
+@folder_argument
+@queries_option
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Results of each query.")
+@click.option("--depth", type=click.IntRange(min=1), default=30, show_default=True, help="Candidates of each query.")
+@click.option("--model", help="A reranker: a folder, a hub id, or a name.  [default: minilm-en, if it is fetched]")
+@set_option
+@json_option
+@verbose_option
+def search(
+    folder: Path | None, queries: Path | None, output: Path | None, overrides: Sequence[str], verbose: bool,
+    as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Rank the documents of FOLDER for each query: ingest, first stage, rerank and show, in one.
+
+    The lake is in ./lakerank-out, never inside FOLDER. Called again, it scores only what has no score yet: new and
+    changed files and queries. Without FOLDER it searches that of ./lakerank.yaml, or the one searched before.
+    """
+
+    def work() -> dict[str, Any]:
+        config = _config(folder, queries, output, options.pop("model"), overrides)
+        return _search(config, as_json=as_json, **options)
+
+    run_job(work, verbose, as_text=None if as_json else lambda summary: str(summary["text"]), quiet=not verbose)
+
+
+def source_of(folder: Path | None, queries: Path | None, output: Path | None) -> Source:
+    """The source that arguments name, checked.
+
+    Raises:
+        ConfigError: a name is missing or not there, or the output is inside the folder; all faults at once.
+    """
+    faults = []
+    if folder is None:
+        faults.append("FOLDER: name the folder of your documents")
+    elif not (folder := folder.expanduser()).is_dir():
+        faults.append(f"{folder}: there is no such folder (looked for {folder.absolute()})")
+    if queries is None:
+        faults.append("--queries: name a file of queries, one a line")
+    elif not (queries := queries.expanduser()).is_file():
+        faults.append(f"--queries {queries}: there is no such file (looked for {queries.absolute()})")
+    if faults or folder is None or queries is None:
+        raise ConfigError(faults)
+    inside = output is None and Path.cwd().is_relative_to(folder.resolve())
+    output = output.expanduser() if output else folder.resolve().parent / LAKE if inside else Path(LAKE)
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            [f"--output {output} is inside {folder}, and would be read as part of it: choose another folder"]
+        )
+    return Source(folder, queries, output)
+
+
+LAKE = "lakerank-out"
+
+
+def _config(
+    folder: Path | None, queries: Path | None, output: Path | None, model: str | None, overrides: Sequence[str]
+) -> Config:
+    """The config of a search: the one at hand, or a new one."""
+    if folder is not None:
+        values = source_of(folder, queries, output).values(model or MINILM_EN)
+        return resolve_config(values, overrides, source="search")
+    path = next((path for path in (AT_HAND, LAKE_AT_HAND) if Path(path).is_file()), None)
+    if path is None:
+        raise ConfigError([f"FOLDER: name the folder of your documents, or call this where {AT_HAND} is"])
+    values = read_yaml(path)
+    values["source"] = {**values.get("source", {}), **({"queries": str(queries)} if queries else {})}
+    values |= {"model": {"path": model}} if model else {}
+    return resolve_config(values, overrides, source=path)
+
+
+def _init(source: Source, model: str) -> dict[str, Any]:
+    if Path(AT_HAND).exists():
+        raise ConfigError([f"{AT_HAND} is here already: remove it, or call this in another folder"])
+    kinds, values = _kinds(source.folder), source.values(model)
+    from lakerank.model.checkpoint import fetch_command, is_fetched
+
+    fetched = (
+        f"`{fetch_command(model)}` gets it once" if model == MINILM_EN and not is_fetched(model) else "it is there"
+    )
+    advice = f"English texts; {fetched}. docs/models.md has others" if model == MINILM_EN else "docs/models.md"
+    inline = {name: yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+              for name, value in (*values["source"].items(), ("model", model), ("audit", values["audit"]))}  # fmt: skip
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    command = shlex.join(["lakerank", "init", str(source.folder), "--queries", str(source.queries)])
+    source_values = resolve_config(values).source
+    text = _CONFIG.format(
+        about=f"Written by `{command}`: {counts}.",
+        advice=advice,
+        tables=source.output / "tables",
+        output=source.output,
+        overlap=source_values.chunk_overlap,
+        **{"pdf_content": source_values.pdf_content, "chunk": "null", **inline},
+    )
+    resolve_config(yaml.safe_load(text), source=AT_HAND)  # what is written can be read
+    with Path(AT_HAND).open("x", encoding="utf-8") as file:
+        file.write(text)
+    return {"config": AT_HAND, "files": dict(kinds), "notes": _notes(source, kinds, model)}
+
+
+def _init_text(summary: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{count} {kind}" for kind, count in summary["files"].items())
+    notes = "".join(f"{note}\n" for note in summary["notes"])
+    return f"{counts}\n{notes}Wrote {summary['config']}. Next: lakerank search"
+
+
+def _kinds(folder: Path) -> Counter[str]:
+    """How many files there are by suffix; hidden ones are not read."""
+    from lakerank.ingest.folder import is_readable
+
+    kinds: Counter[str] = Counter()
+    for number, path in enumerate(folder.rglob("*")):
+        if number >= LISTED_FILES:
+            break
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            kinds[path.suffix.lower() if is_readable(path.name) else "not readable"] += 1
+    return kinds
+
+
+def _notes(source: Source, kinds: Mapping[str, int], model: str) -> list[str]:
+    """What a person should know before the first list."""
+    notes = []
+    images = sum(kinds.get(suffix, 0) for suffix in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"))
+    if model == MINILM_EN and images:
+        notes.append(f"{images} images: {model} reads texts alone; docs/models.md names models that see images")
+    if model == MINILM_EN and _is_foreign(source.queries):
+        notes.append(f"the queries are not in Latin letters: {model} reads English; docs/models.md has other languages")
+    return notes
+
+
+def _is_foreign(file: Path) -> bool:
+    with file.open("rb") as stream:
+        letters = [letter for letter in stream.read(2**16).decode(errors="ignore") if letter.isalpha()]
+    return sum("LATIN" not in unicodedata.name(letter, "") for letter in letters) > len(letters) / 4
+
+
+def _search(config: Config, top: int, depth: int, as_json: bool) -> dict[str, Any]:
+    from lakerank.cli import resolve
+    from lakerank.cli.candidates import find_candidates_of
+    from lakerank.cli.ingest import ingest_both
+    from lakerank.cli.rerank import rerank_lake
+    from lakerank.lake.runs import read_manifest
+    from lakerank.model.checkpoint import fetch_command, is_fetched
+
+    storage, lake = resolve.storage(config.lake.storage), config.lake
+    _say(f"reading {config.source.folder}")
+    tables = ingest_both(storage, config)
+    _say(f"searching {tables['documents']['rows']:,} documents for {tables['queries']['rows']:,} queries")
+    found = find_candidates_of(config, depth=depth)
+    storage.replace(f"{lake.output}/{AT_HAND}", config.to_yaml().encode())
+    model = resolve.model_name(config.rerankers[0])
+    run: dict[str, Any] | None = None
+    if model == MINILM_EN and not is_fetched(model):
+        _say(f"no reranker of texts is here: `{fetch_command(model)}` gets one; this is the first stage's order (BM25)")
+    else:
+        _say(f"scoring up to {found['candidates']:,} pairs with {model}")
+        run_id = _run_id(storage, config)
+        unchanged = read_manifest(storage, lake.output, run_id) is not None
+        run = rerank_lake(config, run_id)
+        if unchanged:  # the summary has the figures of the first time
+            run |= {"scored": 0, "reused": run["scored"] + run["reused"]}
+    return _result(storage, config, run, tables, top, as_json)
+
+
+def _say(line: str) -> None:
+    click.echo(f"lakerank: {line}", err=True)
+
+
+def _run_id(storage: Storage, config: Config) -> str:
+    """Named by what is ranked and how, so that the same search is the same run."""
+    digest = hashlib.sha256(config.to_yaml().encode())
+    for table in (config.lake.documents, config.lake.queries, config.lake.candidates):
+        for file in storage.list_parquet(table):
+            digest.update(hashlib.sha256(storage.read_bytes(file.uri)).digest())
+    return f"search-{digest.hexdigest()[:10]}"
+
+
+def _result(
+    storage: Storage, config: Config, run: Mapping[str, Any] | None, tables: Mapping[str, Any], top: int, as_json: bool
+) -> dict[str, Any]:
+    """The lists of all queries, as text or for JSON."""
+    from lakerank.cli.show import Shown, as_dict, as_lines
+    from lakerank.lake.ranked import find_queries, first_stage_lists, ranked_lists, shown_documents
+    from lakerank.lake.runs import RunPaths
+
+    lake = config.lake
+    queries = find_queries(storage, lake.queries, None, tables["queries"]["rows"])
+    ids = [query.query_id for query in queries]
+    if run is not None:
+        lists = ranked_lists(storage, RunPaths(lake.output, run["run_id"]), ids)
+    else:
+        lists = first_stage_lists(storage, lake.candidates, ids)
+    doc_ids = {document.doc_id for ranked in lists.values() for document in ranked[: 5 * top]}
+    documents = shown_documents(storage, lake.documents, doc_ids)
+    shown = [Shown(query, _of_texts(lists.get(query.query_id, []), top)) for query in queries]
+    summary = {
+        "run_id": run and run["run_id"], "output": lake.output, "scored": run and run.get("scored"),
+        "reused": run and run.get("reused"), "not_read": tables["documents"]["rejected"],
+    }  # fmt: skip
+    if as_json:
+        return {**summary, "queries": [as_dict(item, documents, {}, top) for item in shown]}
+    text = "\n\n".join(as_lines(item, documents, {}, top, full=False) for item in shown)
+    return {**summary, "text": f"{text}\n\n{_closing(summary, tables)}"}
+
+
+def _of_texts(ranked: Sequence[RankedDocument], top: int) -> list[RankedDocument]:
+    """The first results, one of each text that is in pieces: the best piece."""
+    best: dict[str, RankedDocument] = {}
+    for document in ranked[: 5 * top]:
+        best.setdefault(_PIECE.sub("", document.doc_id), document)
+    return list(best.values())[:top]
+
+
+def _closing(summary: Mapping[str, Any], tables: Mapping[str, Any]) -> str:
+    """What was done, in a line or two."""
+    lines = []
+    if summary["run_id"]:
+        done = f"{summary['scored'] or 0:,} pairs scored, {summary['reused'] or 0:,} reused"
+        lines.append(f"{done}; `lakerank show` has more of each list (run {summary['run_id']} in {summary['output']})")
+    if summary["not_read"]:
+        faults = ", ".join(f"{count} {fault}" for fault, count in tables["documents"]["rejected_by_fault"].items())
+        lines.append(f"not read: {faults}; {tables['documents']['rejects']} says which")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    search()

@@ -1,0 +1,138 @@
+"""`lakerank init` and `lakerank search`: from a folder and questions to a config, and to lists; again, what is new."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lakerank.cli import main
+from lakerank.config import load_config
+
+QUESTIONS = "how to reset the router\nwhy does the lamp blink\n\nwhere is the printer\n"
+FILES = {
+    "manuals/router.md": "# Router\n\nHold the button for five seconds to reset the router.",
+    "manuals/lamp.html": "<html><body><p>The lamp does blink while the battery is charging.</p></body></html>",
+    "notes.txt": "The router is in the cellar, the printer on the first floor.",
+    "prices.csv": "id,text\np1,A lamp is 12 euros.\np2,A router is 40 euros.\n",
+    "broken.bin": "\x00\x01",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Some files; commands are called beside their folder, where nothing has been fetched."""
+    folder = tmp_path / "my files"
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (tmp_path / "questions.txt").write_text(QUESTIONS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAKERANK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))  # no small lake needs it
+    return folder
+
+
+def _call(*arguments: str, status: int = 0) -> Result:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == status, (done.output, done.exception)
+    return done
+
+
+def _search(checkpoint: Path, *arguments: str) -> dict[str, Any]:
+    done = _call("search", "my files", "--queries", "questions.txt", "--model", str(checkpoint), "--json", *arguments)
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
+
+
+def test_without_a_reranker_it_says_so_and_shows_the_first_stages_order(folder: Path) -> None:
+    done = _call("search", "my files", "--queries", "questions.txt", "--top", "2")
+    assert done.stdout.splitlines()[:3] == [
+        "how to reset the router",
+        "   1     –  manuals/router.md  # Router Hold the button for five seconds to reset the router.",
+        done.stdout.splitlines()[2],
+    ]
+    (line,) = [line for line in done.stderr.splitlines() if "fetch" in line]
+    assert "`lakerank fetch minilm-en`" in line
+    assert "not read: 1 unsupported_format" in done.stdout
+    assert not (folder / "lakerank-out").exists()
+
+
+def test_lists_are_printed_for_people_and_show_has_more_of_them(folder: Path, tiny_checkpoint: Path) -> None:
+    done = _call("search", "my files", "--queries", "questions.txt", "--model", str(tiny_checkpoint))
+    blocks = done.stdout.split("\n\n")
+    assert [block.splitlines()[0] for block in blocks[:3]] == [line for line in QUESTIONS.splitlines() if line]
+    ranks = [[line.split()[0] for line in block.splitlines()[1:]] for block in blocks[:3]]
+    assert all(numbers == [str(rank) for rank in range(1, len(numbers) + 1)] for numbers in ranks)
+    assert "pairs scored, 0 reused; `lakerank show` has more" in blocks[3]
+    shown = _call("show", "lamp blink").stdout
+    assert "why does the lamp blink  (q2)" in shown
+    assert "was 1" in shown
+
+
+def test_a_search_again_scores_only_what_is_new(folder: Path, tiny_checkpoint: Path) -> None:
+    first = _search(tiny_checkpoint)
+    assert (first["scored"] > 0, first["reused"]) == (True, 0)
+    again = _search(tiny_checkpoint)
+    assert (again["run_id"], again["scored"], again["reused"]) == (first["run_id"], 0, first["scored"])
+    assert again["queries"] == first["queries"]
+    (folder / "new.txt").write_text("How the router is reset: see the manual.")
+    (folder / "manuals" / "router.md").write_text("The router has no button.")
+    (folder / "notes.txt").unlink()
+    changed = _search(tiny_checkpoint)
+    assert changed["run_id"] != first["run_id"]
+    paths = {result["path"] for query in changed["queries"] for result in query["results"]}
+    assert "new.txt" in paths
+    assert "notes.txt" not in paths
+    before = {(query["query_id"], result["doc_id"]) for query in first["queries"] for result in query["results"]}
+    after = {(query["query_id"], result["doc_id"]) for query in changed["queries"] for result in query["results"]}
+    same = {pair for pair in before & after if pair[1] != "manuals/router.md"}
+    assert changed["reused"] == len(same) > 0
+    assert changed["scored"] == len(after) - len(same)
+
+
+def test_queries_in_the_folder_are_no_documents(folder: Path, tiny_checkpoint: Path) -> None:
+    shutil.move("questions.txt", folder / "questions.txt")
+    done = _call("search", "my files", "--queries", "my files/questions.txt", "--model", str(tiny_checkpoint), "--json")
+    paths = {result["path"] for query in json.loads(done.stdout)["queries"] for result in query["results"]}
+    assert paths
+    assert "questions.txt" not in paths
+
+
+def test_init_writes_a_config_that_every_command_takes(folder: Path, tiny_checkpoint: Path) -> None:
+    done = _call("init", "my files", "--queries", "questions.txt")
+    assert "1 .csv" in done.stdout
+    assert "1 not readable" in done.stdout
+    config = load_config("lakerank.yaml")
+    assert (config.source.folder, config.source.pdf_content, config.model.path) == ("my files", "text", "minilm-en")  # type: ignore[union-attr]
+    assert (config.audit.max_reject_rate, config.lake.output) == (None, "lakerank-out")
+    again = _call("init", "my files", "--queries", "questions.txt", status=2)
+    assert "lakerank.yaml is here already" in again.stderr
+    text = Path("lakerank.yaml").read_text().replace("minilm-en    #", f"{tiny_checkpoint}    #")
+    Path("lakerank.yaml").write_text(text)
+    tables = json.loads(_call("ingest").stdout)["tables"]
+    assert [tables[name]["rows"] for name in ("documents", "queries")] == [5, 3]
+    _call("candidates")
+    assert json.loads(_call("rerank").stdout)["published"]
+    assert "how to reset the router  (q1)" in _call("show").stdout
+    assert json.loads(_call("search", "--json").stdout)["reused"] > 0
+
+
+@pytest.mark.parametrize("command", ["init", "search"])
+def test_what_is_missing_is_listed_at_once_and_the_lake_is_never_in_the_folder(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = _call(command, "no", "--queries", "~/none.txt", status=2)
+    assert f"no: there is no such folder (looked for {Path.cwd() / 'no'})" in wrong.stderr
+    assert f"there is no such file (looked for {Path.home() / 'none.txt'})" in wrong.stderr
+    inside = _call(command, "my files", "--queries", "questions.txt", "--output", "my files/lake", status=2)
+    assert "is inside my files" in inside.stderr
+    monkeypatch.chdir(folder)
+    _call(command, ".", "--queries", "../questions.txt")
+    assert (folder.parent / "lakerank-out").exists() or "lakerank-out" in (folder / "lakerank.yaml").read_text()
+    assert not (folder / "lakerank-out").exists()
