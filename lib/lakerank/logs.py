@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -46,6 +47,9 @@ class JsonLines(logging.Formatter):
 
 def start_logging(form: LogFormat, verbose: bool = False) -> None:
     """Log to standard error: lakerank from INFO, libraries from WARNING; one level lower with `verbose`."""
+    with suppress(ValueError, OSError):  # standard error is no file where a test or a notebook replaced it
+        if not faulthandler.is_enabled():
+            faulthandler.enable()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else logging.Formatter(TEXT, "%H:%M:%S"))
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING)

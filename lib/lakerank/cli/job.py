@@ -355,9 +355,6 @@ _STAGE = re.compile(r"Job aborted due to stage failure: (.+)")
 _ADVICE = {
     "No space left on device": "the disk under Spark's local folders is full (spark.local.dir or SPARK_LOCAL_DIRS): "
     "free space there or name other folders",
-    "Python worker exited unexpectedly": "a Python worker was killed, most often for lack of memory: give executors "
-    "more (spark.executor.memoryOverhead), or lower scoring.max_length; on a cluster spark.task.maxFailures lets Spark "
-    "try again",
     "OutOfMemoryError": "Java ran out of memory: raise spark.driver.memory or spark.executor.memory",
     "ExecutorLostFailure": "executors were lost: the cluster manager's log has the reason, most often memory "
     "(spark.executor.memoryOverhead)",
@@ -371,6 +368,10 @@ def spark_failure(error: Exception) -> tuple[str, str] | None:
     causes = _CAUSE.findall(text)
     if stage is None and not causes:
         return None
+    from lakerank.spark.runtime.crash import DEATH, worker_death
+
+    if DEATH in text:
+        return "SparkFailure", f"{worker_death(text)}; then run the same command again, finished units are kept"
     for sign, advice in _ADVICE.items():
         if sign in text:
             return "SparkFailure", f"{sign}: {advice}; then run the same command again, finished units are kept"

@@ -89,6 +89,7 @@ def rerank_lake(
     from lakerank.cli import resolve
     from lakerank.lake.runs import RunPaths, check_run_id
     from lakerank.rerank.run import already_published, run, table_rows
+    from lakerank.spark.runtime.crash import check_tables_are_read
 
     check_run_id(run_id)
     chosen = _parse_steps(steps)
@@ -102,7 +103,11 @@ def rerank_lake(
     if summary is None:
         _check_order(storage, job, chosen)
         with job_runner(config.spark, lambda: table_rows(storage, job)) as runner:
-            summary = run(runner, storage, job, chosen)
+            try:
+                summary = run(runner, storage, job, chosen)
+            except Exception as error:
+                check_tables_are_read(error, storage, resolve.input_tables(config, TABLES))
+                raise
     # has_qrels tells a scheduler, which reads no config, whether the run can be evaluated.
     return summary | {"has_qrels": config.lake.qrels is not None}
 

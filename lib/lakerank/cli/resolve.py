@@ -31,6 +31,7 @@ from lakerank.lake.columns import check_columns
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.lake.tables import opened
+from lakerank.lake.trial import deadly_file, deadly_message
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.checkpoint import MINILM_EN, fetch_command
 from lakerank.model.routed import ModelSpec, RoutedSpec
@@ -97,15 +98,23 @@ def input_faults(config: Config, storage: Storage, tables: Sequence[str], cluste
         cluster: the device is another machine's.
     """
     faults: list[LakerankError] = []
-    lake = config.lake.located()
-    for name in tables:
+    files: list[str] = []
+    for name, (address, schema) in input_tables(config, tables).items():
         try:
-            _check_footers(storage, getattr(lake, name), getattr(schemas, name.upper()))
+            files += _check_footers(storage, address, schema)
         except (SchemaError, StorageError) as error:
             faults.append(type(error)(f"lake.{name}: {error}"))
+    if deadly := deadly_file(storage, files, ()):
+        faults.append(StorageError(deadly_message(*deadly)))
     if not cluster and config.device.startswith("cuda") and not any(Path(driver).exists() for driver in GPU_DRIVERS):
         faults.append(CheckpointError(f"model.device: {config.device}, but this machine has no GPU; say cpu or auto"))
     return faults
+
+
+def input_tables(config: Config, tables: Sequence[str]) -> dict[str, tuple[str, pa.Schema]]:
+    """Address and schema of some tables of `lake`, by the setting's name."""
+    lake = config.lake.located()
+    return {name: (getattr(lake, name), getattr(schemas, name.upper())) for name in tables}
 
 
 def without_faults(faults: Sequence[LakerankError], make: Callable[[], Record]) -> Record:
@@ -124,10 +133,13 @@ def without_faults(faults: Sequence[LakerankError], make: Callable[[], Record]) 
     return made
 
 
-def _check_footers(storage: Storage, address: str, schema: pa.Schema) -> None:
-    for file in storage.list_parquet(address)[:CHECKED_FILES]:
-        with opened(storage, file.uri) as parquet:
-            check_columns(file.uri, parquet.schema_arrow, schema, needs_content=True)
+def _check_footers(storage: Storage, address: str, schema: pa.Schema) -> list[str]:
+    """Check the columns of a table's first files, and return those files."""
+    files = [file.uri for file in storage.list_parquet(address)[:CHECKED_FILES]]
+    for file in files:
+        with opened(storage, file) as parquet:
+            check_columns(file, parquet.schema_arrow, schema, needs_content=True)
+    return files
 
 
 def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:

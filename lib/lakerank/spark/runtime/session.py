@@ -17,6 +17,8 @@ from lakerank.errors import SparkSettingError
 DEFAULTS = {
     "spark.master": "local[*]",
     "spark.python.worker.reuse": "true",
+    "spark.python.worker.faulthandler.enabled": "true",
+    "spark.sql.execution.pyspark.udf.faulthandler.enabled": "true",
     "spark.speculation": "false",
     "spark.sql.execution.arrow.maxBytesPerBatch": str(64 * 2**20),
     "spark.sql.session.timeZone": "UTC",

@@ -1,0 +1,89 @@
+"""Files read in a process of their own: one that kills its reader is named, and kills nothing else.
+
+`python -m lakerank.lake.trial` is that process: it reads a JSON object, and writes each file's name before it reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from lakerank.lake import redacted
+from lakerank.lake.storage import Storage, StorageOptions
+from lakerank.lake.tables import opened
+
+#: Seconds after which the rest of the files is given up.
+TRIAL_S = 120
+
+_BATCH_ROWS = 256
+
+
+def deadly_file(storage: Storage, files: Sequence[str], columns: Sequence[str]) -> tuple[str, str] | None:
+    """The first of some Parquet files whose reading kills a process, and by which signal; None when none does.
+
+    Their footers are read, and the rows of `columns` where there are any. Arrow ends the process, instead of raising,
+    where a footer contradicts itself. Gives up after TRIAL_S: then it is not known either.
+    """
+    order = {"options": asdict(storage.options), "files": list(files), "columns": list(columns)}
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    command = [sys.executable, "-m", "lakerank.lake.trial"]
+    try:
+        trial = subprocess.run(  # noqa: S603 - this package, by this interpreter
+            command,
+            input=json.dumps(order).encode(),
+            capture_output=True,
+            timeout=TRIAL_S,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    except OSError:  # no process may be started here
+        return None
+    names = trial.stdout.decode(errors="replace").splitlines()
+    # SIGKILL is what the system sends to who takes too much memory: not the file's doing.
+    if trial.returncode >= 0 or trial.returncode == -signal.SIGKILL or not names:
+        return None
+    return names[-1], signal.Signals(-trial.returncode).name
+
+
+def deadly_message(file: str, signal_name: str) -> str:
+    """What to say of a file that kills its reader."""
+    return (
+        f"{redacted(file)}: damaged: its footer or pages kill the reader ({signal_name} inside the Parquet library); "
+        "restore the file from a copy, or write it again"
+    )
+
+
+def _read(storage: Storage, file: str, columns: Sequence[str]) -> None:
+    with opened(storage, file) as parquet:
+        metadata = parquet.metadata
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for column in range(group.num_columns):
+                group.column(column)
+        present = [name for name in columns if name in parquet.schema_arrow.names]
+        for _ in parquet.iter_batches(_BATCH_ROWS, columns=present) if present else ():
+            pass
+
+
+def main() -> None:
+    """Read the files of standard input's order."""
+    order = json.load(sys.stdin)
+    storage = Storage(StorageOptions(**order["options"]))
+    for file in order["files"]:
+        sys.stdout.write(f"{file}\n")
+        sys.stdout.flush()
+        with suppress(Exception):  # what raises kills nobody
+            _read(storage, file, order["columns"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Why a Python worker died, and which file of a table killed it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from lakerank.errors import StorageError
+from lakerank.lake.storage import Storage
+from lakerank.lake.trial import deadly_file, deadly_message
+
+#: How Spark begins to tell of a dead worker; what faulthandler wrote follows.
+DEATH = "Python worker exited unexpectedly"
+
+_FATAL = re.compile(r"Fatal Python error: (.+)")
+_FRAME = re.compile(r'File "(.+)", line (\d+) in (\w+)')
+
+
+def worker_death(text: str) -> str:
+    """What killed a worker, by the text of Spark's error, and what to do about it.
+
+    A signal of its own code leaves a stack. One that leaves none was killed from outside: most often for memory.
+    """
+    fatal = _FATAL.search(text)
+    if fatal is None:
+        return (
+            f"{DEATH}: it was killed from outside, most often for lack of memory: give executors more "
+            "(spark.executor.memoryOverhead), or lower scoring.max_length; on a cluster spark.task.maxFailures lets "
+            "Spark try again"
+        )
+    frame = _FRAME.search(text, fatal.end())
+    where = f" in {frame[1]}:{frame[2]} ({frame[3]})" if frame else ""
+    return (
+        f"{DEATH}: native code crashed ({fatal[1].strip()}){where}, which more memory does not mend: most often a "
+        "damaged file, or a library that does not fit this machine; -v shows the whole stack"
+    )
+
+
+def check_tables_are_read(error: Exception, storage: Storage, tables: Mapping[str, tuple[str, pa.Schema]]) -> None:
+    """After a job failed because native code of a worker crashed: read the job's tables in a process of its own.
+
+    Raises:
+        StorageError: a file kills its reader; it is named.
+    """
+    if DEATH not in str(error) or _FATAL.search(str(error)) is None:
+        return
+    for setting, (address, schema) in tables.items():
+        files = [file.uri for file in storage.list_parquet(address)]
+        if found := deadly_file(storage, files, schema.names):
+            raise StorageError(f"lake.{setting}: {deadly_message(*found)}") from error
