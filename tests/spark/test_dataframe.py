@@ -104,7 +104,7 @@ def test_faults_are_told_before_anything_runs(spark: SparkSession, documents: Da
     candidates = spark.createDataFrame([("q", "d")], "query_id string, document string")
     wrong = documents.withColumnRenamed("text", "body").withColumn("image", F.lit("a.png"))
     with pytest.raises(SchemaError) as caught:
-        rerank(spark, candidates, wrong)
+        rerank(spark, candidates, wrong, model="embedded")
     assert str(caught.value).splitlines() == [
         "candidates: no column 'doc_id' (found: query_id, document)",
         "candidates: no column 'query' (found: query_id, document); or give queries",

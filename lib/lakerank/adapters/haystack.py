@@ -23,7 +23,7 @@ class LakerankRanker:
 
     def __init__(
         self,
-        model: str = "embedded",
+        model: str,
         *,
         top_k: int = 10,
         score_threshold: float | None = None,

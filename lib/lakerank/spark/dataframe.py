@@ -63,7 +63,7 @@ def rerank(
     documents: DataFrame,
     queries: DataFrame | None = None,
     *,
-    model: str | Scoring = "embedded",
+    model: str | Scoring,
 ) -> DataFrame:
     """The candidates, scored and ranked within their query; computed when the result is used.
 

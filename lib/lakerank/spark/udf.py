@@ -12,7 +12,7 @@ from lakerank.model.spec import CheckpointSpec
 from lakerank.spark.dataframe import Scoring, worker_model
 
 
-def score_udf(model: str | Scoring = "embedded") -> Callable[..., object]:
+def score_udf(model: str | Scoring) -> Callable[..., object]:
     """A function of columns (query, text) to a column of logits, null where a pair cannot be scored.
 
     Pairs are scored batch by batch: a document's work is shared only by queries in the same Arrow batch. `rerank`
