@@ -117,6 +117,7 @@ def _fault(column: pa.Array, name: str, kind: pa.DataType) -> str:
     value = value.dictionary_decode() if pa.types.is_dictionary(value.type) else value
     if pa.types.is_string(kind):
         shown = value.cast(pa.binary())[0].as_py()[:_SHOWN_BYTES]
-        return f"column {name!r} holds {shown!r}, which is not UTF-8; write it as strings (row {low} of"
+        advice = "write ids as strings, UUIDs as their canonical text"
+        return f"column {name!r} holds {shown!r}, which is not UTF-8; {advice} (row {low} of"
     bound = f"; the largest is {LARGEST[name]}" if name in LARGEST else ""
     return f"column {name!r} holds {value[0].as_py()!r}, which does not fit {kind}{bound} (row {low} of"
