@@ -6,6 +6,7 @@ import faulthandler
 import json
 import logging
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,10 +27,19 @@ class LogContext:
 
 
 class _Process:
-    """A process runs one job, and a worker one task at a time: their threads share a context."""
+    """A process runs one job, and a worker process one task at a time: their threads share a context."""
 
     context = LogContext()
     started = False
+
+
+class _Thread(threading.local):
+    """A thread that scores beside others has a context of its own."""
+
+    context: LogContext | None = None
+
+
+_thread = _Thread()
 
 
 class JsonLines(logging.Formatter):
@@ -39,7 +49,7 @@ class JsonLines(logging.Formatter):
         """The line, without a newline; newlines within a message are escaped."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
-        line |= _Process.context.about
+        line |= log_context().about
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
@@ -61,17 +71,28 @@ def start_logging(form: LogFormat, verbose: bool = False) -> None:
 @contextmanager
 def about(**names: str) -> Iterator[None]:
     """Add to the context of lines logged within the block: `about(run="r1", stage="plan")`."""
-    outer = _Process.context
-    _Process.context = LogContext(outer.form, {**outer.about, **names})
+    holder = _Process if _thread.context is None else _thread
+    outer = log_context()
+    holder.context = LogContext(outer.form, {**outer.about, **names})
     try:
         yield
     finally:
-        _Process.context = outer
+        holder.context = outer
+
+
+@contextmanager
+def own_context() -> Iterator[None]:
+    """This thread's context is its own within the block: it begins with the process's."""
+    _thread.context = _Process.context
+    try:
+        yield
+    finally:
+        _thread.context = None
 
 
 def log_context() -> LogContext:
     """The present context, to be sent to workers."""
-    return _Process.context
+    return _thread.context or _Process.context
 
 
 @contextmanager

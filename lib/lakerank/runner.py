@@ -7,14 +7,20 @@ packed: compressed Arrow batches by partition, which a shuffle moves unopened.
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from lakerank.logs import own_context
 
 T = TypeVar("T")
 
@@ -131,8 +137,26 @@ class LocalRunner:
     def on_device(
         self, items: Sequence[T], work: Callable[[T, str], Iterator[pa.RecordBatch]], schema: pa.Schema, device: str
     ) -> pa.Table:
-        """On the configured device, all of whose threads one task has."""
-        return gather(self, items, lambda item: work(item, device), schema)
+        """In threads of this process, each with what it loads: one a GPU, or one a core where there is none."""
+        devices = local_devices(device, self.parallelism)
+        waiting, lock = iter(items), threading.Lock()
+
+        def take() -> T | None:
+            with lock:
+                return next(waiting, None)
+
+        def run(name: str) -> list[pa.RecordBatch]:
+            with own_context():
+                return [batch for item in iter(take, None) for batch in work(item, name)]
+
+        with ThreadPoolExecutor(len(devices), "scoring") as pool:
+            tasks = [pool.submit(run, name) for name in devices[: len(items)]]
+            try:
+                batches = [batch for task in as_completed(tasks) for batch in task.result()]
+            except BaseException:
+                waiting = iter(())  # the other threads end with the item that they are at
+                raise
+        return pa.Table.from_batches(batches, schema=schema)
 
 
 def gather(runner: Runner, items: Sequence[T], work: Work[T], schema: pa.Schema, tasks: int | None = None) -> pa.Table:
@@ -194,6 +218,23 @@ def counts_of(rows: pa.Table) -> Counts:
 def total_of(counts: Counts, what: str) -> int:
     """The total counted under a name."""
     return counts.get(what, {}).get(0, 0)
+
+
+def local_devices(device: str, cores: int) -> list[str]:
+    """Devices of this machine that tasks can have at once: its GPUs, or the CPU once a core."""
+    gpus = visible_gpus() if device in ("auto", "cuda") else 0
+    if gpus:
+        return [device] if gpus == 1 else [f"cuda:{number}" for number in range(gpus)]
+    on_cpu = device == "cpu" or (device == "auto" and sys.platform != "darwin")  # where `auto` may be Metal
+    return [device] * (cores if on_cpu else 1)
+
+
+def visible_gpus() -> int:
+    """NVIDIA GPUs that this process may use, without loading torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([name for name in chosen.split(",") if name.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def available_cores() -> int:

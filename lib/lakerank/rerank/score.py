@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
@@ -57,8 +59,13 @@ class SpecFactory:
     scorer: ScorerIdentity
 
     def __call__(self, device: str) -> LoadedReranker:
-        """Load onto a torch device."""
-        return self.spec.load(device, self.limits, self.options, self.scorer)
+        """Load onto a torch device.
+
+        Without `device_threads` a task on a CPU has the threads that Spark gives it in the environment, or one:
+        the bits of a score depend on their number.
+        """
+        threads = self.options.device_threads or int(os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0] or 1)
+        return self.spec.load(device, self.limits, replace(self.options, device_threads=threads), self.scorer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,28 +115,37 @@ class ScoringSummary:
             )
 
 
-class _Worker:
-    """What a worker process caches between tasks: its model, by scorer and device, and the queries' row groups."""
+#: One thread loads at a time: libraries that read checkpoints change settings of the process meanwhile.
+_loading = threading.Lock()
 
-    rerankers: dict[tuple[str, str], LoadedReranker] = {}  # noqa: RUF012 - one process, one cache
+
+class _Worker(threading.local):
+    """What a thread that scores caches between tasks: its model, by scorer and device. The queries' row groups are the
+    process's."""
+
     queries = RowGroupCache(QUERY_CACHE_BYTES)
-    sources: dict[str, dict[str, str]] = {}  # noqa: RUF012
 
-    @classmethod
-    def reranker(cls, job: ScoringJob) -> LoadedReranker:
-        """The process's reranker for this job on its device, loaded by its first task."""
-        device = job.device
-        if (job.scorer, device) not in cls.rerankers:
-            cls.rerankers.clear()  # another scorer's weights would hold the device's memory
-            cls.rerankers[job.scorer, device] = job.factory(device)
-        return cls.rerankers[job.scorer, device]
+    def __init__(self) -> None:
+        self.rerankers: dict[tuple[str, str], LoadedReranker] = {}
+        self.sources: dict[str, dict[str, str]] = {}
 
-    @classmethod
-    def versions(cls, storage: Storage, job: ScoringJob) -> Mapping[str, str]:
-        """Versions of the tables' files that the plan was made from, read by the process's first task."""
-        if job.sources not in cls.sources:
-            cls.sources = {job.sources: read_sources(storage, job.sources)}
-        return cls.sources[job.sources]
+    def reranker(self, job: ScoringJob) -> LoadedReranker:
+        """The reranker for this job on its device, loaded by the first task."""
+        key = (job.scorer, job.device)
+        if key not in self.rerankers:
+            self.rerankers.clear()  # another scorer's weights would hold the device's memory
+            with _loading:
+                self.rerankers[key] = job.factory(job.device)
+        return self.rerankers[key]
+
+    def versions(self, storage: Storage, job: ScoringJob) -> Mapping[str, str]:
+        """Versions of the tables' files that the plan was made from, read by the first task."""
+        if job.sources not in self.sources:
+            self.sources = {job.sources: read_sources(storage, job.sources)}
+        return self.sources[job.sources]
+
+
+_worker = _Worker()
 
 
 def score_units(runner: Runner, storage: Storage, job: ScoringJob, units: PlannedUnits) -> ScoringSummary:
@@ -172,13 +188,13 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
         except CorruptScoreFile as error:
             logger.warning("%s: deleted, to be scored again", error)
             storage.delete(unit_address(job.output, job.scorer, unit))
-    reranker = _Worker.reranker(job)
+    reranker = _worker.reranker(job)
     started = time.monotonic()
     before = (reranker.counters.computed, reranker.counters.pairwise)
     address = join(job.units_folder, f"{unit}.parquet")
     plan = planned_groups(pa.Table.from_batches(b for *_, b in read_table_file(storage, address, UNIT_GROUPS)))
     hashes = {(query.query_id, g.doc_id): (query.query_hash, g.doc_hash) for g in plan for query in g.queries}
-    versions = _Worker.versions(storage, job)
+    versions = _worker.versions(storage, job)
     rejects: list[Reject] = []
     groups = prefetched(_groups(storage, plan, versions, rejects), GROUPS_AHEAD)
     scored = reranker.score_groups(groups)
@@ -214,7 +230,7 @@ def _check_sources(storage: Storage, plan: Sequence[PlannedGroup], versions: Map
     try:
         check_unchanged(storage, versions, {ref.file for ref in refs})
     except ChangedFile:
-        _Worker.queries.clear()  # a retry of the task must not find another version's rows
+        _worker.queries.clear()  # a retry of the task must not find another version's rows
         raise
 
 
@@ -227,7 +243,7 @@ def _groups(
     for group, blob in zip(plan, documents, strict=True):
         _check_id(group.location, group.doc_id, blob)
         uncached = [query.location for query in group.queries if query.location not in cached]
-        fetched = fetch(storage, uncached, "query_id", _Worker.queries, versions)
+        fetched = fetch(storage, uncached, "query_id", _worker.queries, versions)
         queries = []
         for planned in group.queries:
             query_blob = cached[planned.location] if planned.location in cached else next(fetched)
@@ -251,7 +267,7 @@ def _cached_queries(storage: Storage, plan: Sequence[PlannedGroup], versions: Ma
     refs = sorted({query.location for group in plan for query in group.queries}, key=astuple)
     cached: dict[BlobRef, Blob] = {}
     free = QUERY_CACHE_BYTES
-    for ref, blob in zip(refs, fetch(storage, refs, "query_id", _Worker.queries, versions), strict=True):
+    for ref, blob in zip(refs, fetch(storage, refs, "query_id", _worker.queries, versions), strict=True):
         free -= len(blob.text or b"") + len(blob.image or b"")
         if free < 0:
             break

@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 
 import lakerank
 from lakerank.errors import SparkSettingError
+from lakerank.runner import visible_gpus
 
 #: What the jobs need; a config's `spark.conf` goes before these, and spark-submit's own properties before both.
 DEFAULTS = {
@@ -126,14 +127,6 @@ def package_path() -> str:
     """A PYTHONPATH by which other processes find this package where this one did."""
     paths = [str(Path(lakerank.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return os.pathsep.join(path for path in paths if path)
-
-
-def visible_gpus() -> int:
-    """NVIDIA GPUs that this process may use, without loading torch."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return len([name for name in chosen.split(",") if name.strip() not in ("", "-1")])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _local_workers(conf: SparkConf) -> None:
