@@ -207,6 +207,34 @@ def test_spark_submit_writes_the_same_bytes_with_other_partitions_groups_and_uni
     assert submitted.ranked_bytes() == clean.ranked_bytes()
 
 
+#: Reranks and exports where there is no pyspark.
+WITHOUT_SPARK = """
+import sys
+from click.testing import CliRunner
+from lakerank.cli.export import export
+from lakerank.cli.rerank import rerank
+sys.modules["pyspark"] = None
+both, mark = sys.argv[1:], sys.argv.index("--then") - 1
+for command, words in ((rerank, both[:mark]), (export, both[mark + 1:])):
+    result = CliRunner().invoke(command, words)
+    print(result.stdout.splitlines()[-1])
+    assert result.exit_code == 0, result.output
+"""
+
+
+def test_a_small_lake_needs_neither_spark_nor_java(clean, lakes, checkpoint, tmp_path):
+    given = settings(lakes["clean"], tmp_path / "out", checkpoint)
+    exported = [*arguments(given), "--format", "opensearch-documents", "--to", str(tmp_path / "export")]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SPARK, *arguments(given), "--then", *exported],
+        capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path,
+        env=os.environ | {"JAVA_HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "lib")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert Run({}, tmp_path / "out").ranked_bytes() == clean.ranked_bytes()
+    assert json.loads(done.stdout.splitlines()[-1])["files"] > 0
+
+
 def test_the_job_equals_the_published_loop(clean, checkpoint):
     rows = clean.table("ranked")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,17 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lakerank.cli.job import NO_JAVA, Job, check_java, config_option, run_job, spark_failure, verbose_option
+from lakerank.cli.job import (
+    NO_JAVA,
+    Job,
+    check_java,
+    config_option,
+    needs_no_spark,
+    run_job,
+    spark_failure,
+    verbose_option,
+)
+from lakerank.config import SparkConfig
 from lakerank.errors import DependencyError, LakerankError
 
 
@@ -146,3 +157,23 @@ TRACEBACK = "org.apache.spark.api.python.PythonException: Traceback (most recent
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("3 results"), Exception(PAGES.format(cause=TRACEBACK))])
 def test_what_is_not_sparks_is_left_alone(error: Exception) -> None:
     assert spark_failure(error) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "expected"),
+    [
+        ({}, {}, True),
+        ({"local_pairs": 9}, {}, False),
+        ({"local_pairs": 0}, {}, False),
+        ({"conf": {"spark.master": "local[3]"}}, {}, True),
+        ({"conf": {"spark.master": "yarn"}}, {}, False),
+        ({"conf": {"spark.master": "local-cluster[2,1,1024]"}}, {}, False),
+        ({}, {"PYSPARK_GATEWAY_PORT": "4711"}, False),
+        ({}, {"SPARK_REMOTE": "sc://host"}, False),
+    ],
+)
+def test_spark_is_not_started_for_ten_pairs_unless_somebody_chose_it(monkeypatch, settings, environment, expected):
+    monkeypatch.delitem(sys.modules, "pyspark", raising=False)  # another test's session
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert needs_no_spark(SparkConfig(**settings), lambda: 10) is expected

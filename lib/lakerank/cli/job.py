@@ -210,27 +210,36 @@ def _interrupted(
 
 @contextmanager
 def job_runner(config: SparkConfig, rows: Callable[[], int]) -> Iterator[Runner]:
-    """Where a job's tasks run: in this process if its tables have at most `spark.local_pairs` rows each, else in Spark.
-
-    Under spark-submit, in an existing session and on a cluster it is always Spark.
+    """Where a job's tasks run: in this process (see `needs_no_spark`), else in Spark.
 
     Raises:
         DependencyError: there is no Java, or no pyspark.
     """
     from lakerank.runner import LocalRunner, available_cores
 
-    master = re.fullmatch(r"local(?:\[(\d+|\*)(?:,.*)?\])?", str(config.conf.get("spark.master", "local[*]")))
-    pyspark = sys.modules.get("pyspark")
-    session = pyspark is not None and pyspark.SparkContext._active_spark_context is not None
-    submitted = any(name in os.environ for name in ("PYSPARK_GATEWAY_PORT", "SPARK_REMOTE"))
-    if master and not session and not submitted and config.local_pairs > 0 and rows() <= config.local_pairs:
-        logger.info("at most spark.local_pairs=%d rows a table: Spark is not started", config.local_pairs)
-        yield LocalRunner(available_cores() if master[1] == "*" else int(master[1] or 1))
+    if needs_no_spark(config, rows):
+        logger.info(
+            "up to spark.local_pairs (%d) rows a table: running in this process, without Spark", config.local_pairs
+        )
+        cores = re.search(r"\d+", str(config.conf.get("spark.master", "")))
+        yield LocalRunner(int(cores[0]) if cores else available_cores())
         return
     with spark_session(config) as spark:
         from lakerank.spark.runtime.runner import SparkRunner
 
         yield SparkRunner(spark)
+
+
+def needs_no_spark(config: SparkConfig, rows: Callable[[], int]) -> bool:
+    """Whether the larger of a job's tables has at most `spark.local_pairs` rows, and nobody has chosen a Spark.
+
+    Under spark-submit, in a session that is there and where the config names a cluster it is Spark, whatever the size.
+    """
+    master = str(config.conf.get("spark.master", "local"))
+    pyspark = sys.modules.get("pyspark")
+    session = pyspark is not None and pyspark.SparkContext._active_spark_context is not None
+    chosen = session or on_cluster(config) or "SPARK_REMOTE" in os.environ or master.startswith("local-cluster")
+    return not chosen and config.local_pairs > 0 and rows() <= config.local_pairs
 
 
 @contextmanager
