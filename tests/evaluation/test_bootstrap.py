@@ -78,6 +78,7 @@ def test_weights_are_poisson_and_the_same_wherever_a_query_is():
 def test_few_queries_give_no_interval():
     few, enough = (summary([0.0] * count, [1.0] * count) for count in (FEWEST_QUERIES - 1, FEWEST_QUERIES))
     assert (few.differences("first_stage")["AP"].low, few.differences("first_stage")["AP"].p) == (None, None)
-    assert few.intervals()["AP"] == (None, None)
+    assert few.intervals("reranked")["AP"] == (None, None)
+    assert [enough.intervals(name)["AP"] for name in ("first_stage", "reranked")] == [(0.0, 0.0), (1.0, 1.0)]
     difference = enough.differences("first_stage")["AP"]
     assert (difference.low, difference.high) == (1.0, 1.0)

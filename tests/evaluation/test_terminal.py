@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from lakerank.evaluation.examples import choose, fetch_examples
+from lakerank.evaluation.job import folder
 from lakerank.evaluation.report.cells import fit, one_line
 from lakerank.evaluation.report.terminal import WIDTH, terminal_table
 from lakerank.lake.storage import Storage
@@ -57,6 +62,26 @@ def test_relevant_documents_are_ticked(wide_lake):
     done = wide_lake.evaluated()
     text = terminal_table(done.evaluation, done.examples)
     assert text.count("after  1. ✓") == 5
+
+
+def test_the_intervals_are_said_for_both_lists_and_their_difference(make_lake):
+    names = [f"q{number}" for number in range(8)]
+    lake = make_lake(
+        documents=[{"doc_id": "a", "text": "x"}, {"doc_id": "b", "text": "y"}],
+        queries=[{"query_id": name, "text": "x"} for name in names],
+        candidates=[(name, doc, rank) for name in names for rank, doc in enumerate("ba", 1)],
+        qrels=[(name, "a", 1) for name in names],
+        ranked={name: ["a", "b"] for name in names},
+    )
+    done = lake.evaluated()
+    assert terminal_table(done.evaluation, done.examples).splitlines()[-1] == (
+        "nDCG@10, 95 % intervals: first 0.631–0.631, reranked 1.000–1.000, change +0.369 (+0.369 to +0.369)"
+    )
+    rows = csv.DictReader(io.StringIO((Path(folder(lake.paths)) / "slices.csv").read_text()))
+    row = next(row for row in rows if row["measure"] == "RR@10")
+    assert [row[f"{name}_{end}"] for name in ("first_stage", "reranked") for end in ("low", "high")] == (
+        ["0.5", "0.5", "1.0", "1.0"]
+    )
 
 
 def test_examples_take_every_task_and_language_in_turn(small_lake):

@@ -165,8 +165,8 @@ def _csv_files(evaluation: Evaluation) -> Iterator[tuple[str, bytes]]:
 
 
 _SLICE_COLUMNS = (
-    "dimension value queries measure chance first_stage reranked reranked_low reranked_high gain gain_low gain_high "
-    "gain_p against against_gain against_low against_high against_p"
+    "dimension value queries measure chance first_stage first_stage_low first_stage_high reranked reranked_low "
+    "reranked_high gain gain_low gain_high gain_p against against_gain against_low against_high against_p"
 )
 _BENCHMARK_COLUMNS = "benchmark dataset measure queries first_stage reranked low high against published"
 _GAP_COLUMNS = "stage query documents texts images overlap difference auc auc_low auc_high trust"
@@ -180,8 +180,9 @@ def _slice_rows(evaluation: Evaluation) -> Iterator[Sequence[Any]]:
                 astuple(gains[name]) if gains else (None,) * 4 for gains in (part.gain, part.baseline_gain)
             )
             yield (
-                part.dimension, part.value, part.queries, name, part.random.get(name), first, part.reranked[name],
-                *part.intervals[name], *gain, baseline, *baseline_gain,
+                part.dimension, part.value, part.queries, name, part.random.get(name), first,
+                *part.first_intervals.get(name, (None, None)), part.reranked[name], *part.intervals[name], *gain,
+                baseline, *baseline_gain,
             )  # fmt: skip
 
 

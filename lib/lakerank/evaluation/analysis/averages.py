@@ -34,7 +34,8 @@ Summaries = Iterable[tuple[tuple[str, ...], Summary]]
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Mean figures over some queries. `gain` is the difference of each measure to the first stage, `baseline_gain` that
-    to the baseline run, `random` the random baseline; `intervals` are those of `reranked`.
+    to the baseline run, `random` the random baseline; `intervals` are those of `reranked`, `first_intervals` those of
+    `first_stage`.
     """
 
     dimension: str
@@ -47,6 +48,7 @@ class Slice:
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     baseline: Mapping[str, float] | None = None
     baseline_gain: Mapping[str, Difference] = field(default_factory=dict)
+    first_intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     @classmethod
     def of(cls, summary: Summary, dimension: str = ALL, value: str = ALL) -> Slice:
@@ -54,9 +56,10 @@ class Slice:
             (summary.means(name), summary.differences(name)) if name in summary else (None, {})
             for name in ("first_stage", "baseline")
         )
-        means, random, intervals = summary.means("reranked"), summary.random_means(), summary.intervals()
+        means, random, intervals = summary.means("reranked"), summary.random_means(), summary.intervals("reranked")
         return cls(
-            dimension, value, summary.queries, first, means, random, gain, intervals, baseline, baseline_gain
+            dimension, value, summary.queries, first, means, random, gain, intervals, baseline, baseline_gain,
+            summary.intervals("first_stage") if first else {},
         )  # fmt: skip
 
 

@@ -115,9 +115,9 @@ class Summary:
         """(RESAMPLES, M) mean figures of a list in every resample."""
         return self._resamples[name]
 
-    def intervals(self) -> dict[str, Interval]:
-        """Of the mean figures of the reranked lists."""
-        columns = self._resamples["reranked"].T
+    def intervals(self, name: str) -> dict[str, Interval]:
+        """Of the mean figures of a list."""
+        columns = self._resamples[name].T
         return {measure: interval(column, self.queries) for measure, column in zip(NAMES, columns, strict=True)}
 
     def differences(self, to: str) -> dict[str, Difference]:

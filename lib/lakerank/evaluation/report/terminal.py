@@ -15,6 +15,7 @@ from lakerank.evaluation.analysis.averages import MODALITY, Slice, by_size
 from lakerank.evaluation.analysis.calibration import PAIRS
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.examples import Content, Example, ListedDocument
+from lakerank.evaluation.metrics.bootstrap import LEVEL
 from lakerank.evaluation.metrics.measures import PRIMARY, SECONDARY
 from lakerank.evaluation.report.cells import fit, one_line
 
@@ -26,7 +27,8 @@ _LABEL = 26
 
 def terminal_table(evaluation: Evaluation, examples: Sequence[Example]) -> str:
     """Plain text, no line wider than `WIDTH` cells (a wide character counts as two), ends with a newline."""
-    blocks = [*(_example(example) for example in examples), _figures(evaluation)]
+    figures = "\n".join([_figures(evaluation), *_intervals(evaluation.overall)])
+    blocks = [*(_example(example) for example in examples), figures]
     return "\n".join(line.rstrip() for line in "\n\n".join(blocks).splitlines()) + "\n"
 
 
@@ -84,6 +86,17 @@ def _cells(part: Slice) -> list[str]:
         first = f"{part.first_stage[measure]:.3f}" if part.first_stage else "–"
         cells += ["", f"{part.random[measure]:.3f}", first, f"{part.reranked[measure]:.3f}"]
     return cells
+
+
+def _intervals(overall: Slice) -> list[str]:
+    """Bounds of the primary measure over all queries, on a line; none for few queries, or without a first stage."""
+    if PRIMARY not in overall.gain or (gain := overall.gain[PRIMARY]).low is None or gain.high is None:
+        return []
+    (a, b), (c, d) = (bounds[PRIMARY] for bounds in (overall.first_intervals, overall.intervals))
+    change = f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
+    return [
+        f"{PRIMARY}, {100 * LEVEL:.0f} % intervals: first {a:.3f}–{b:.3f}, reranked {c:.3f}–{d:.3f}, change {change}"
+    ]
 
 
 def fit_lines(fitted: Mapping[str, Any]) -> str:
