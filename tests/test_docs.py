@@ -15,6 +15,7 @@ import yaml
 from lakerank import RejectReason, schemas
 from lakerank.cli import job as cli
 from lakerank.config import AuditConfig, load_config, resolve_config
+from lakerank.signals import SIGNALS
 from lakerank.training.config import TrainingLakeConfig, load_train_config
 
 ROOT = Path(__file__).parents[1]
@@ -129,8 +130,9 @@ def test_every_bound_of_the_audit_is_listed() -> None:
 
 
 def test_every_exit_status_is_listed() -> None:
-    listed = [int(row[0]) for row in _rows("| exit status |")]
-    assert listed == [cli.DONE, cli.FAILED, cli.WRONG_ARGUMENTS, cli.NOT_PUBLISHED]
+    listed = [int(status) for row in _rows("| exit status |") for status in row[0].split(", ")]
+    interrupted = [128 + number for number in SIGNALS]
+    assert listed == [cli.DONE, cli.FAILED, cli.WRONG_ARGUMENTS, cli.NOT_PUBLISHED, *interrupted]
 
 
 @pytest.mark.parametrize(

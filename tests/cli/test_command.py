@@ -64,6 +64,7 @@ def test_version_and_unknown_subcommands() -> None:
     unknown = CliRunner().invoke(main, ["benchmark"])
     assert unknown.exit_code == 2
     assert "No such command 'benchmark'" in unknown.output
+    assert "Did you mean 'search'?" in CliRunner().invoke(main, ["serch"]).output
 
 
 def _message(*config: str) -> str:

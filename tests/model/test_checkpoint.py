@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -152,6 +153,20 @@ def test_torn_weights_are_refused_where_a_job_is_planned(checkpoint: Path) -> No
     file.write_bytes(file.read_bytes()[:-1])  # the header is whole
     with pytest.raises(CheckpointError, match=r"model\.safetensors: not a whole safetensors file \(\d+ bytes where"):
         identify(CheckpointSpec(str(checkpoint)))
+
+
+def test_what_the_hubs_client_logs_is_logged_once() -> None:
+    """It has a handler of its own beside the root's. In a process of its own, which asks no hub."""
+    code = (
+        "import logging\nfrom lakerank.errors import CheckpointError\nfrom lakerank.model.checkpoint import locate\n"
+        "logging.basicConfig()\ntry:\n    locate('some/model', 'a1')\n"
+        "except CheckpointError as error:\n    print(error)\n"
+        "logging.getLogger('huggingface_hub.file_download').warning('Retrying')"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith("some/model at a1: ")
+    assert done.stderr.count("Retrying") == 1
 
 
 def test_a_hub_id_needs_a_revision() -> None:

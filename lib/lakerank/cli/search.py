@@ -8,7 +8,7 @@ import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,8 @@ lake:
   output: {output}    # scores, runs and lists
 model:
   path: {model}    # {advice}
-audit: {audit}    # a first list is published whatever it lacks; remove this line for a lake that others read
+# A first list is published whatever it lacks. Remove this line for a lake that others read.
+audit: {audit}
 """
 
 
@@ -78,7 +79,7 @@ class Source:
 MINILM_EN = "minilm-en"
 
 #: The end of a piece's id.
-_PIECE = re.compile(r"[#&]chars=\d+-\d+$")
+_PIECE = re.compile(r"[#&]chunk=\d+$")
 
 #: A person who looks at a list judges it: no bound of the audit hides it.
 UNBOUNDED = {
@@ -328,11 +329,11 @@ def _result(
 
 
 def _of_texts(ranked: Sequence[RankedDocument], top: int) -> list[RankedDocument]:
-    """The first results, one of each text that is in pieces: the best piece."""
+    """The first results, ranked anew with one of each text that is in pieces: the best piece."""
     best: dict[str, RankedDocument] = {}
     for document in ranked[: 5 * top]:
         best.setdefault(_PIECE.sub("", document.doc_id), document)
-    return list(best.values())[:top]
+    return [replace(document, rank=rank) for rank, document in enumerate(list(best.values())[:top], start=1)]
 
 
 def _closing(summary: Mapping[str, Any], tables: Mapping[str, Any]) -> str:

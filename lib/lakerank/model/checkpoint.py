@@ -98,7 +98,9 @@ def _download(hub_id: str, revision: str | None, setting: str = "revision") -> P
     if revision is None:
         raise CheckpointError(f"{hub_id}: set model.{setting}, so that the weights cannot change between two runs")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.logging import get_logger
 
+    get_logger().handlers.clear()  # what it logs goes to the root's as well: each retry was a line twice
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub's client raises its own errors, the network's and the disk's
