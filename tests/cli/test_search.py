@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from lakerank.cli import main
 from lakerank.config import load_config
@@ -123,6 +124,18 @@ def test_init_writes_a_config_that_every_command_takes(folder: Path, tiny_checkp
     assert json.loads(_call("rerank").stdout)["published"]
     assert "how to reset the router  (q1)" in _call("show").stdout
     assert json.loads(_call("search", "--json").stdout)["reused"] > 0
+
+
+def test_init_says_what_the_model_cannot_read(folder: Path) -> None:
+    Image.new("RGB", (200, 100), "white").save(folder / "scan.pdf")
+    Image.new("RGB", (200, 100), "white").save(folder / "photo.jpg")
+    Path("questions.txt").write_text("где принтер\nкак сбросить маршрутизатор\n")
+    notes = json.loads(_call("init", "my files", "--queries", "questions.txt", "--json").stdout)["notes"]
+    assert [note.partition(":")[0] for note in notes] == [
+        "image files",
+        "1 of the first 10 PDF files have no text",
+        "the queries are not in Latin letters",
+    ]
 
 
 @pytest.mark.parametrize("command", ["init", "search"])

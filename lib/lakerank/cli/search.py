@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ EPILOG = "Exit status: 0 success, 1 failure, 2 invalid arguments or config, 130 
 
 #: Files in the folder that init describes, at most.
 LISTED_FILES = 100_000
+
+#: PDF files in which init looks for text.
+SAMPLED_PDFS = 10
 
 #: Characters of a piece of text, and of its overlap with the one before: a piece fits the 512 tokens of minilm-en.
 CHUNK, CHUNK_OVERLAP = 1600, 200
@@ -247,10 +251,30 @@ def _notes(source: Source, kinds: Mapping[str, int], model: str) -> list[str]:
     notes = []
     images = sum(kinds.get(suffix, 0) for suffix in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"))
     if model == MINILM_EN and images:
-        notes.append(f"{images} images: {model} reads texts alone; docs/models.md names models that see images")
+        notes.append(f"image files: {images}; {model} reads texts alone, docs/models.md names models that see images")
+    scans = _scans(source.folder) if model == MINILM_EN and kinds.get(".pdf") else 0
+    if scans:
+        notes.append(f"{scans} of the first {SAMPLED_PDFS} PDF files have no text: {model} cannot read scans")
     if model == MINILM_EN and _is_foreign(source.queries):
         notes.append(f"the queries are not in Latin letters: {model} reads English; docs/models.md has other languages")
     return notes
+
+
+def _scans(folder: Path) -> int:
+    """How many of the first PDF files have no text on their first pages; 0 where no reader of PDF is installed."""
+    from lakerank.errors import DependencyError
+    from lakerank.ingest.readers import READERS
+    from lakerank.ingest.readers.reader import ReadOptions, Section
+
+    scans = 0
+    for path in islice(sorted(folder.rglob("*.pdf")), SAMPLED_PDFS):
+        try:
+            pages = islice(READERS[".pdf"](path.name, path.read_bytes(), ReadOptions(pdf_content="text")), 3)
+            texts = [page.text or "" for page in pages if isinstance(page, Section)]
+        except (DependencyError, OSError):
+            return 0
+        scans += bool(texts) and not any(text.strip() for text in texts)
+    return scans
 
 
 def _is_foreign(file: Path) -> bool:
