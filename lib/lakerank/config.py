@@ -300,7 +300,7 @@ class SparkConfig(Section):
     app_name: str = "lakerank"
     partitions: int | None = Field(default=None, ge=1)
     rows_per_file: int = Field(default=1_000_000, ge=1)
-    local_pairs: int = Field(default=20_000, ge=0)
+    local_pairs: int = Field(default=30_000, ge=0)
     conf: dict[str, str | int | float | bool] = Field(default={})
 
     @field_validator("conf", mode="before")

@@ -27,6 +27,9 @@ T = TypeVar("T")
 #: A task: what it yields for an item.
 Work = Callable[[T], Iterator[pa.RecordBatch]]
 
+#: A task that has a torch device: what it yields for an item and the device.
+DeviceWork = Callable[[T, str], Iterator[pa.RecordBatch]]
+
 #: A task over a partition: gets its number and its rows of every kind, in no particular order.
 PartWork = Callable[[int, dict[int, pa.Table]], Iterator[pa.RecordBatch]]
 
@@ -88,11 +91,12 @@ class Runner(Protocol):
         """COUNTS added up: a few thousand numbers, whatever the size of the lake."""
         ...
 
-    def on_device(
-        self, items: Sequence[T], work: Callable[[T, str], Iterator[pa.RecordBatch]], schema: pa.Schema, device: str
-    ) -> pa.Table:
-        """Collect what `work` yields for each item and the torch device that its task has, in processes that keep what
-        they load from task to task, and no more of them than devices."""
+    def on_device(self, items: Sequence[T], work: DeviceWork[T], schema: pa.Schema, device: str, most: int) -> pa.Table:
+        """Collect what `work` yields for each item and the torch device that its task has.
+
+        Tasks run where what they load is kept from task to task, at no more places than there are devices. Where this
+        process decides how many there are, it takes `most` at most.
+        """
         ...
 
 
@@ -134,11 +138,9 @@ class LocalRunner:
         rows = self.collect(counts, COUNTS).group_by(["what", "number"]).aggregate([("value", "sum")])
         return counts_of(rows.rename_columns({"value_sum": "value"}))
 
-    def on_device(
-        self, items: Sequence[T], work: Callable[[T, str], Iterator[pa.RecordBatch]], schema: pa.Schema, device: str
-    ) -> pa.Table:
+    def on_device(self, items: Sequence[T], work: DeviceWork[T], schema: pa.Schema, device: str, most: int) -> pa.Table:
         """In threads of this process, each with what it loads: one a GPU, or one a core where there is none."""
-        devices = local_devices(device, self.parallelism)
+        devices = local_devices(device, self.parallelism)[: max(1, most)]
         waiting, lock = iter(items), threading.Lock()
 
         def take() -> T | None:

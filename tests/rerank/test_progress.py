@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -34,6 +35,24 @@ def test_a_line_says_units_pairs_pace_and_time_left(tmp_path, caplog):
     assert first == "scoring: 1 of 3 units, 10 of 60 pairs", "what was found done is no pace"
     assert last.startswith("scoring: 2 of 3 units, 30 of 60 pairs, ")
     assert "left" in last
+
+
+def test_pairs_within_a_unit_count_before_its_file_is_there(tmp_path, caplog):
+    units, output, done = planned(str(tmp_path / "plan")), str(tmp_path / "out"), threading.Event()
+    with (
+        caplog.at_level(logging.INFO, logger="lakerank.rerank.progress"),
+        watch_units(Storage(), output, "f1", units, Intervals(listing_s=0.01, line_s=0)) as progress,
+    ):
+        assert list(progress.counted("u2", range(13), every_s=0)) == [*range(13)]
+        assert list(progress.counted("other", range(5), every_s=0)) == [*range(5)]
+        done.wait(0.5)
+        within = caplog.messages[-1]
+        Storage().create(unit_address(output, "f1", "u2"), b"all of it")
+        done.wait(0.5)
+    assert within.startswith("scoring: 0 of 3 units, 13 of 60 pairs, ")
+    assert caplog.messages[-1].startswith("scoring: 1 of 3 units, 20 of 60 pairs, ")
+    assert not Path(progress.folder).exists()
+    assert list(progress.counted("u3", range(2), every_s=0)) == [0, 1], "a task of another machine has no such folder"
 
 
 def test_time_left_goes_by_pairs_at_this_attempts_pace():

@@ -42,6 +42,9 @@ UNIT_REPORT = pa.schema([
 #: Bytes of the queries' row groups that a worker keeps between units.
 QUERY_CACHE_BYTES = 256 * 2**20
 
+#: Fewer pairs are not worth the time to load another model.
+PAIRS_A_MODEL = 32
+
 #: Document groups prefetched for the device.
 GROUPS_AHEAD = 16
 
@@ -163,7 +166,8 @@ def score_units(runner: Runner, storage: Storage, job: ScoringJob, units: Planne
                 of_task = replace(job, device=device, progress=progress)
                 yield score_unit(storage, of_task, unit, may_exist=exists)
 
-        reports = runner.on_device(units, work, UNIT_REPORT, job.device)
+        pairs = pc.sum(units.table()["pairs"]).as_py() or 0
+        reports = runner.on_device(units, work, UNIT_REPORT, job.device, pairs // PAIRS_A_MODEL)
     scored = reports.filter(pc.is_valid(reports["load_id"]))
     summary = ScoringSummary(
         units=len(units),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from lakerank.runner import COUNTS, Counts, PartWork, Work, counts_of, gather
+from lakerank.runner import COUNTS, Counts, DeviceWork, PartWork, Work, counts_of, gather
 from lakerank.spark.runtime.frames import describe_job, own_workers, parallelism, scatter
 from lakerank.spark.runtime.session import device_for_task, unmanaged_gpus
 from lakerank.spark.runtime.shuffle import exchange
@@ -55,9 +55,7 @@ class SparkRunner:
         """COUNTS added up by Spark: all that the driver sees of a step's results."""
         return counts_of(counts.groupBy("what", "number").agg(F.sum("value").alias("value")).toArrow().cast(COUNTS))
 
-    def on_device(
-        self, items: Sequence[T], work: Callable[[T, str], Iterator[pa.RecordBatch]], schema: pa.Schema, device: str
-    ) -> pa.Table:
+    def on_device(self, items: Sequence[T], work: DeviceWork[T], schema: pa.Schema, device: str, most: int) -> pa.Table:
         """In workers of their own, on the GPUs that Spark gives them, or that a local master's tasks share out."""
         with own_workers(self.spark, "score"):
             tasks = unmanaged_gpus(self.spark, device) or None
