@@ -1,0 +1,78 @@
+"""The runner of this process: rows reach their partition, tasks their device, and a failure the caller."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lakerank.logs import about, in_worker, log_context
+from lakerank.runner import BATCHES, LocalRunner, local_devices, one_row, pack
+
+ROWS = pa.schema([("row", pa.int64())])
+DONE = pa.schema([("item", pa.int64()), ("thread", pa.string())])
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=20), max_size=4))
+def test_every_row_reaches_its_partition_and_an_empty_one_has_no_task(items):
+    runner = LocalRunner(parallelism=2)
+
+    def read(rows: list[int]) -> Iterator[pa.RecordBatch]:
+        ordered = np.sort(np.array(rows, np.int64))
+        yield from pack(5, ordered % 10, pa.table({"row": ordered}))
+
+    def write(part: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        assert set(tables[5]["row"].to_pylist()) == {part}
+        yield from tables[5].to_batches()
+
+    exchanged = runner.exchange([runner.scatter(items, read, BATCHES)], 10, {5: ROWS}, write, ROWS)
+    received = runner.collect(exchanged, ROWS)["row"].to_pylist()
+    assert sorted(received) == sorted(row for item in items for row in item)
+
+
+@pytest.mark.parametrize(("most", "expected"), [(0, 1), (2, 2), (9, 3)])
+def test_a_device_task_has_a_thread_a_core_but_no_more_than_are_worth_it(most, expected):
+    together = threading.Barrier(expected)  # passed by so many threads at once, or not at all
+
+    def work(item: int, device: str) -> Iterator[pa.RecordBatch]:
+        together.wait(timeout=60)
+        with about(stage="score"), in_worker(log_context(), unit=str(item)):
+            assert log_context().about["unit"] == str(item), "not that of another thread"
+            yield one_row(DONE, item, f"{device} {threading.current_thread().name}")
+
+    done = LocalRunner(parallelism=3).on_device(range(6), work, DONE, "cpu", most)
+    assert sorted(done["item"].to_pylist()) == [*range(6)]
+    assert len(set(done["thread"].to_pylist())) == expected
+    assert "unit" not in log_context().about
+
+
+def test_a_task_that_fails_ends_the_others_with_the_item_that_they_are_at(caplog):
+    started: list[int] = []
+
+    def work(item: int, device: str) -> Iterator[pa.RecordBatch]:
+        started.append(item)
+        if item == 0:
+            raise ValueError("the first fails")
+        threading.Event().wait(0.05)
+        yield one_row(DONE, item, device)
+
+    with caplog.at_level(logging.DEBUG), pytest.raises(ValueError, match="the first fails"):
+        LocalRunner(parallelism=2).on_device(range(100), work, DONE, "cpu", 9)
+    assert len(started) < 20
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "expected"),
+    [("cpu", "0,1", ["cpu"] * 3), ("auto", "", ["auto"] * 3), ("auto", "0", ["auto"]), ("cuda:1", "0,1", ["cuda:1"]),
+     ("cuda", "0,1", ["cuda:0", "cuda:1"])],
+)  # fmt: skip
+def test_devices_are_the_gpus_or_the_cores(monkeypatch, device, visible, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert local_devices(device, 3) == expected
