@@ -18,6 +18,7 @@ from lakerank.config import load_config
 from lakerank.errors import EvaluationError
 from lakerank.evaluation.analysis.calibration import agreement, calibration, fit, fitted_thresholds
 from lakerank.evaluation.analysis.scores import JudgedPairs
+from lakerank.evaluation.report.terminal import fit_lines
 from lakerank.ranking import labels
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +74,18 @@ def test_thresholds_of_separable_grades_are_found():
     assert result.agreement.kappa == result.held_out.kappa == 1.0
     np.testing.assert_allclose(result.thresholds, [0.225, 0.475, 0.725], atol=0.03)
     assert result.current.kappa == 0.0
+
+
+@pytest.mark.parametrize(("relevant", "noise", "worthless"), [(4, 0.02, False), (400, 0.2, False), (4, 1.0, True)])
+def test_thresholds_that_are_worth_little_say_so(relevant, noise, worthless):
+    generator = np.random.default_rng(0)
+    grade = (np.arange(1000) < relevant).astype(int)
+    fitted = fit(judged(grade * (1 - noise) + generator.random(1000) * noise, grade))
+    assert bool(fitted.warning) == worthless
+    assert (fitted.as_dict()["warning"] is not None) == worthless
+    if worthless:
+        assert "do not use the labels" in fitted.warning
+        assert "WARNING: these thresholds" in fit_lines({**fitted.as_dict(), "config": "fitted.yaml"})
 
 
 def test_what_cannot_be_fitted_is_said():

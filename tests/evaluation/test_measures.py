@@ -20,6 +20,7 @@ from lakerank.evaluation.metrics.measures import (
     figures,
     list_figures,
     list_random_baseline,
+    perfect_ranks,
 )
 
 DOCS = [f"d{number:02}" for number in range(30)]
@@ -163,6 +164,21 @@ def test_equal_to_trec_eval(ranked, judgements):
         "AP": "map",
     }.items():
         assert result[ours] == expected[theirs], ours
+
+
+@given(
+    st.lists(st.sampled_from(DOCS), unique=True),
+    st.dictionaries(st.sampled_from(DOCS), st.integers(-1, 3), min_size=1),
+    st.data(),
+)
+def test_no_order_of_the_candidates_is_better_than_the_perfect_one(candidates, judgements, data):
+    query, grade = np.zeros(len(judgements), np.int64), np.array([*judgements.values()])
+    ranks = perfect_ranks(query, grade, np.array([doc in candidates for doc in judgements]))
+    ceiling = figures([len(candidates)], query, ranks, grade)[0]
+    best = sorted(candidates, key=lambda doc: -judgements.get(doc, -9))
+    np.testing.assert_array_equal(ceiling[:-1], list_figures([best], [judgements])[0, :-1])
+    other = list_figures([data.draw(st.permutations(candidates))], [judgements])[0]
+    assert (other <= ceiling + 1e-12).all()
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,12 @@ import pytest
 from PIL import Image
 
 from lakerank.errors import StorageError
-from lakerank.evaluation.examples import THUMBNAIL_SIDE, thumbnail
-from lakerank.evaluation.job import folder
+from lakerank.evaluation.examples import PER_REASON, THUMBNAIL_SIDE, thumbnail
+from lakerank.evaluation.inputs import find_inputs
+from lakerank.evaluation.job import evaluate_run, folder
 from lakerank.evaluation.report import html as report
+from lakerank.evaluation.report import queries as query_table
+from lakerank.lake.storage import Storage
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "<script>document.title = 'owned'</script>"
@@ -90,7 +93,7 @@ def hostile_lake(make_lake, encode):
 
 def test_what_is_stored_is_escaped(hostile_lake):
     html, page = parsed(hostile_lake)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1, "the page's own"
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert html.count("&lt;script&gt;document.title = &#39;owned&#39;&lt;/script&gt;") >= 8
     assert "x" * 200 in html
@@ -108,8 +111,9 @@ def test_nothing_is_fetched(small_lake):
     html, page = parsed(small_lake)
     references = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "action", "data")]
     assert references
-    assert all(value.startswith(("data:", "#")) for value in references)
-    assert not {"link", "script", "iframe", "object", "form"} & set(page.tags)
+    assert {value for value in references if not value.startswith(("data:", "#"))} == {"evaluation/queries.csv"}
+    assert not {"link", "iframe", "object", "form"} & set(page.tags)
+    assert not [value for name, value in page.attributes if name == "src" and not value.startswith("data:")]
     assert not re.search(r"@import|url\((?!#)", html)
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids)), "ids are unique over all plots"
@@ -131,7 +135,7 @@ def test_what_is_drawn_is_said_too(small_lake):
     _, page = parsed(small_lake)
     drawn = page.tags.count("svg")
     messages = [value for name, value in page.attributes if name == "aria-label"]
-    assert page.attributes.count(("role", "img")) == 4, "relevance, logits, gains, calibration"
+    assert page.attributes.count(("role", "img")) == 5, "ceiling, relevance, logits, gains, calibration"
     assert [value for name, value in page.attributes if name == "aria-hidden"].count("true") == drawn
     assert all(messages)
     assert all(value for name, value in page.attributes if name == "alt")
@@ -211,8 +215,83 @@ def test_another_run_stands_beside_this_one(small_lake):
     assert done.summary()["against"]["run_id"] == "r0"
     html = Path(done.report).read_text()
     assert "Run r0 has" in html
+    assert 'href="evaluation-against-r0/queries.csv"' in html
     with pytest.raises(StorageError):
         small_lake.evaluated(baseline="never")
+
+
+def test_a_comparison_leaves_the_report_of_the_run_alone(small_lake):
+    small_lake.add_run("r0", {"q1": ["b", "a", "d"]})
+    plain = small_lake.evaluated()
+    home = Path(small_lake.paths.folder)
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    compared = small_lake.evaluated("r0")
+    assert {path: path.read_bytes() for path in before} == before
+    assert Path(compared.report).name == "report-against-r0.html"
+    assert Path(compared.figures).name == "evaluation-against-r0.json"
+    assert plain.report != compared.report
+
+
+def test_the_page_says_what_was_evaluated(small_lake):
+    done = evaluate_run(Storage(), find_inputs(Storage(), small_lake.tables, small_lake.paths, None, [EVIL]))
+    html = Path(done.report).read_text()
+    assert EVIL not in html
+    assert '<td colspan="2">&lt;script&gt;document.title' in html, "the model"
+    for table, rows in (("documents", 4), ("queries", 4), ("candidates", 7), ("qrels", 5)):
+        address = getattr(small_lake.tables, table)
+        assert f'<th scope="row">{table}</th><td class="n">{rows}</td><td>{address}</td>' in html
+    assert "2 candidates a query (median; 1 to 3)" in html
+
+
+def test_the_query_table_and_its_file_have_ranks_and_texts(small_lake):
+    small_lake.evaluated()
+    rows = list(csv.DictReader(io.StringIO((Path(folder(small_lake.paths)) / "queries.csv").read_text())))
+    names = ("query_id", "text", "labels", "relevant", "relevant_candidates", "first_relevant_before", "first_relevant")
+    assert [[row[name] for name in names] for row in rows] == [
+        ["q2", "qui", "text→text · fr", "1", "1", "1", ""],
+        ["q3", "", "image→mixed", "1", "1", "2", "2"],
+        ["q1", "wer", "text→text · de", "2", "2", "2", "1"],
+    ]
+
+
+def test_of_many_queries_the_largest_changes_are_in_the_table(small_lake, monkeypatch):
+    monkeypatch.setattr(query_table, "MOST", 2)
+    html, _ = parsed(small_lake)
+    assert "The 2 of 3 queries that reranking changes most" in html
+    assert "wer" in html
+    assert '<span class="id">q3</span>' not in html
+
+
+def test_small_slices_are_folded(make_lake):
+    queries = [{"query_id": f"q{n}", "text": "x", "language": "de" if n < 10 else f"l{n}"} for n in range(12)]
+    lake = make_lake(
+        documents=[{"doc_id": "a", "text": "x"}],
+        queries=queries,
+        candidates=[(query["query_id"], "a", 1) for query in queries],
+        qrels=[(query["query_id"], "a", 1) for query in queries],
+        ranked={query["query_id"]: ["a"] for query in queries},
+    )
+    html, page = parsed(lake)
+    assert page.open == []
+    plain, _, folded = html.partition("2 with fewer than 10 queries")
+    assert '<th scope="row">de</th>' in plain
+    assert '<th scope="row">l10</th>' not in plain
+    assert '<th scope="row">l10</th>' in folded
+
+
+def test_rejects_have_a_few_examples_of_each_reason(make_lake):
+    lake = make_lake(
+        documents=[{"doc_id": "a", "text": "x"}],
+        queries=[{"query_id": "q", "text": "why me"}],
+        candidates=[("q", "a", 1)],
+        qrels=[("q", "a", 1)],
+        ranked={"q": ["a"]},
+        rejected=[("q", f"gone-{n}", "missing_document") for n in range(9)] + [("q", "big", "image_too_large")],
+    )
+    html, _ = parsed(lake)
+    assert html.count('<td class="id">gone-') == PER_REASON
+    assert html.count('<td class="id">big') == 1
+    assert html.count("why me") >= PER_REASON + 1
 
 
 def test_the_audit_is_on_the_page(hostile_lake):
@@ -225,7 +304,7 @@ def test_figures_and_work_are_on_the_page(small_lake):
     html, _ = parsed(small_lake)
     assert "Reranking raises nDCG@10" in html or "Reranking lowers nDCG@10" in html
     assert "75.0% (4.0× fewer)" in html
-    assert "2.0 s, 2.0 pairs a second" in html, "pairs of the attempt that was timed, not of the run"
+    assert "2.0 seconds, 2.0 pairs a second" in html, "pairs of the attempt that was timed, not of the run"
     assert "out of memory" in html
     assert "✓ relevant" in html
     assert "Published 2026-01-05 10:11 UTC" in html
@@ -271,7 +350,7 @@ def test_an_image_over_the_limit_is_not_decoded(encode):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_it_in_silence(hostile_lake, tmp_path, width):
-    """No script runs, nothing is complained of, no request leaves the page."""
+    """No stored script runs, nothing is complained of, no request leaves the page."""
     done = hostile_lake.evaluated()
     net_log, home = tmp_path / "net.json", tmp_path / "browser"
     shown = subprocess.run(
@@ -283,6 +362,7 @@ def test_a_browser_shows_it_in_silence(hostile_lake, tmp_path, width):
     assert shown.returncode == 0, shown.stderr
     assert "<title>r1 · lakerank</title>" in shown.stdout, "a stored script would have set the title"
     assert "x" * 200 in shown.stdout
+    assert ">1 of 1</output>" in shown.stdout, "the page's own script has run"
     assert "CONSOLE" not in shown.stderr
     events = json.loads(net_log.read_text())["events"]
     requests = [event["params"] for event in events if {"url", "initiator"} <= event.get("params", {}).keys()]

@@ -87,9 +87,11 @@ def evaluate(config_path: Path, overrides: tuple[str, ...], verbose: bool, other
     evaluation/       the figures as CSV, query by query as Parquet; the plots as PNG
     evaluation/fitted.yaml   with --fit-labels or --fit-calibration: the config with the fitted values
 
-    and prints a few queries before and after, with nDCG@10 and Recall@10 by task. The last line of standard output is
-    a JSON object: run_id, queries, chance, first_stage (null when the candidates have no order), reranked, gain,
-    against, benchmarks, modality_gap, labels, calibration, report, evaluation, seconds.
+    With --against RUN their names end in -against-RUN, and an evaluation without it stays. Prints a few queries before
+    and after, nDCG@10 and Recall@10 by task, and whether reranking helps. The last line of standard output is a JSON
+    object: run_id, models, verdict (better, no difference shown, worse, no better than random), queries, chance,
+    ceiling, first_stage (null when the candidates have no order), reranked, gain, against, benchmarks, modality_gap,
+    labels, calibration, report, evaluation, seconds.
     """
 
     def work() -> dict[str, Any]:
@@ -138,6 +140,7 @@ def _evaluate(given: CommandLine, options: Options) -> dict[str, Any]:
 
 
 def _inputs(storage: Storage, config: Config, options: Options) -> Inputs:
+    from lakerank.cli import resolve
     from lakerank.evaluation.inputs import LakeTables, find_inputs
     from lakerank.lake.runs import RunPaths
 
@@ -148,7 +151,8 @@ def _inputs(storage: Storage, config: Config, options: Options) -> Inputs:
         )
     tables = LakeTables(lake.documents, lake.queries, lake.candidates, lake.qrels)
     baseline = RunPaths(lake.output, options.against) if options.against else None
-    return find_inputs(storage, tables, RunPaths(lake.output, options.run_id), baseline)
+    models = [resolve.model_details(model) for model in config.rerankers]
+    return find_inputs(storage, tables, RunPaths(lake.output, options.run_id), baseline, models)
 
 
 def _existing(storage: Storage, output: str, options: Options) -> Options:

@@ -27,6 +27,7 @@ from lakerank.config import (
 )
 from lakerank.cost import Calibration
 from lakerank.errors import CheckpointError, ConfigError, LakerankError, RunNotFoundError, SchemaError, StorageError
+from lakerank.lake import redacted
 from lakerank.lake.columns import check_columns
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
@@ -88,6 +89,15 @@ def model_spec(model: ModelConfig | RoutedConfig) -> ModelSpec:
 def model_name(model: ModelConfig | RoutedConfig) -> str:
     """What messages and manifests call a reranker: its checkpoint's path, or both."""
     return model.path if isinstance(model, ModelConfig) else f"{model.text.path} and {model.image.path}"
+
+
+def model_details(model: ModelConfig | RoutedConfig) -> str:
+    """The reranker as reports name it: checkpoint, revision, adapter, dtype; of two, which scores which pairs."""
+    if isinstance(model, RoutedConfig):
+        return f"texts: {model_details(model.text)}; images: {model_details(model.image)}"
+    adapter = f"adapter {redacted(model.adapter)}" if model.adapter else None
+    revision, of_adapter = (f"revision {name}" if name else None for name in (model.revision, model.adapter_revision))
+    return ", ".join(filter(None, (redacted(model.path), revision, adapter, of_adapter, model.dtype)))
 
 
 def input_faults(config: Config, storage: Storage, tables: Sequence[str], cluster: bool) -> list[LakerankError]:

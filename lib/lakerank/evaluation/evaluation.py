@@ -17,9 +17,11 @@ from lakerank.evaluation.analysis.scores import Gap, JudgedPairs, Sample, Sample
 from lakerank.evaluation.examples import ExamplePool, merge_pools, pool_of
 from lakerank.evaluation.inputs import BENCHMARK_LABELS, Inputs, row_groups
 from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED, Hashes, Summary, query_hashes
-from lakerank.evaluation.metrics.measures import NAMES, QueryFigures, figures, random_baseline
-from lakerank.evaluation.pairs import ROWS, Floats, InputTable, Ints, Pairs, judged_only, pair_up, whole_queries
+from lakerank.evaluation.metrics.measures import NAMES, QueryFigures, figures, perfect_ranks, random_baseline
+from lakerank.evaluation.pairs import COUNTS, ROWS, Floats, InputTable, Ints, Pairs, judged_only, pair_up, whole_queries
 from lakerank.evaluation.rows import document_modalities, query_rows, table_rows, with_modalities
+from lakerank.fingerprint import splitmix64
+from lakerank.lake import redacted
 from lakerank.lake.storage import Storage
 
 #: Rows of a block, about: memory beyond the figures does not grow with the number of queries.
@@ -36,13 +38,19 @@ _STORED_NAMES = {"random": "chance", "baseline": "against", "baseline_gain": "ag
 @dataclass(frozen=True, slots=True)
 class JudgedQueries:
     """The Q judged queries in the order of their ids. `labels` has columns of strings: the modality, the dimensions
-    that make slices, and BENCHMARK_LABELS.
+    that make slices, and BENCHMARK_LABELS; `counts` has COUNTS. `judgements` is a fingerprint of who is judged how.
     """
 
     query_ids: pa.ChunkedArray
     labels: pa.Table
+    counts: pa.Table
+    judgements: str
     figures: QueryFigures
     hashes: Hashes
+
+    def total(self, name: str) -> int:
+        """The sum of one of COUNTS over all queries."""
+        return int(pc.sum(self.counts[name]).as_py() or 0)
 
     def summaries(self, names: Sequence[str]) -> Iterator[tuple[tuple[str, ...], Summary]]:
         """By each combination of some labels' values; queries that lack one of them are in none."""
@@ -59,7 +67,6 @@ class Evaluation:
     inputs: Inputs
     queries: JudgedQueries
     unjudged: int
-    without_candidates: int
     overall: Slice
     slices: tuple[Slice, ...]
     benchmarks: tuple[Headline, ...]
@@ -81,6 +88,11 @@ class Evaluation:
         return self.inputs.baseline.run_id if self.inputs.baseline else None
 
     @property
+    def without_candidates(self) -> int:
+        """Judged queries that have no candidate."""
+        return int(pc.sum(pc.equal(self.queries.counts["candidates"], 0)).as_py() or 0)
+
+    @property
     def gained(self) -> int:
         """Queries whose primary measure rose."""
         return int((self.queries.figures.gain > 0).sum())
@@ -95,6 +107,8 @@ class Evaluation:
         return {
             "run_id": self.run_id,
             "against": self.baseline,
+            "models": list(self.inputs.models),
+            "published_at": self.inputs.manifest.get("published_at"),
             "measures": list(NAMES),
             "interval": {
                 "method": "paired percentile Poisson bootstrap over queries",
@@ -110,6 +124,12 @@ class Evaluation:
                 "judged_without_candidates": self.without_candidates,
                 "gained": self.gained,
                 "lost": self.lost,
+            },
+            "judgements": {
+                "table": redacted(self.inputs.tables.qrels),
+                "fingerprint": self.queries.judgements,
+                "relevant": self.queries.total("relevant"),
+                "relevant_candidates": self.queries.total("relevant_candidates"),
             },
             **asdict(self.inputs.totals),
             "overall": _stored(self.overall),
@@ -144,7 +164,6 @@ def evaluate(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | None = 
         inputs=inputs,
         queries=queries,
         unjudged=collector.unjudged,
-        without_candidates=collector.without_candidates,
         overall=Slice.of(Summary(queries.figures, queries.hashes)),
         slices=tuple(slices(queries.summaries, inputs.dimensions)),
         benchmarks=tuple(headlines(queries.summaries(BENCHMARK_LABELS), collector.winoground_logits)),
@@ -164,11 +183,12 @@ class _Collector:
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
         self._labels = tuple(dict.fromkeys((*inputs.dimensions, *BENCHMARK_LABELS)))
-        self._schema = pa.schema([(name, pa.string()) for name in ("query_id", MODALITY, *self._labels)])
+        columns = [(name, pa.string()) for name in ("query_id", MODALITY, *self._labels)]
+        self._schema = pa.schema([*columns, *((name, pa.int64()) for name in COUNTS)])
         self._tables: list[pa.Table] = [self._schema.empty_table()]
         self._figures: list[QueryFigures] = []
         self.unjudged = 0
-        self.without_candidates = 0
+        self._judgements = np.zeros(1, np.uint64)
         self.samples: dict[Stratum, Sample] = {}
         self.examples: ExamplePool = {}
         self.winoground_logits: dict[str, Mapping[str, float]] = {}
@@ -182,9 +202,10 @@ class _Collector:
         queries = np.flatnonzero(pairs.is_known)
         hashes = query_hashes(pairs.query_ids)
         block = self._figures_of(pairs).take(queries)
-        self.without_candidates += int((pairs.lengths(pairs.first_stage)[queries] == 0).sum())
+        self._judgements += _fingerprint(pairs, hashes)
         labels = {name: [values.get(name) for values in pairs.labels] for name in self._labels}
-        table = pa.table({"query_id": pairs.query_ids, MODALITY: pairs.modalities(), **labels}, self._schema)
+        columns = {"query_id": pairs.query_ids, MODALITY: pairs.modalities(), **labels, **pairs.counts()}
+        table = pa.table(columns, self._schema)
         self._tables.append(table.filter(pa.array(pairs.is_known)))
         self._figures.append(block)
         for stratum, sample in sample_pairs(pairs, pairs.is_known, hashes).items():
@@ -204,7 +225,8 @@ class _Collector:
         figures = QueryFigures.concatenate(self._figures).take(order.to_numpy())
         labels = table.set_column(table.schema.get_field_index("subset"), "subset", table["subset"].fill_null(""))
         hashes = query_hashes(table["query_id"].to_pylist())
-        return JudgedQueries(table["query_id"], labels, figures, hashes)
+        judgements = f"{int(self._judgements[0]):016x}"
+        return JudgedQueries(table["query_id"], labels, table.select(COUNTS), judgements, figures, hashes)
 
     def _figures_of(self, pairs: Pairs) -> QueryFigures:
         query, grade = pairs.query[pairs.judged], pairs.judgement[pairs.judged]
@@ -218,7 +240,16 @@ class _Collector:
             of(pairs.first_stage) if self._inputs.ordered else None,
             random_baseline(candidates, query, grade, is_candidate),
             of(pairs.baseline) if self._inputs.baseline else None,
+            figures(candidates, query, perfect_ranks(query, grade, is_candidate), grade),
         )
+
+
+def _fingerprint(pairs: Pairs, hashes: Hashes) -> Hashes:
+    """(1,) a hash of the judgements of the known queries: equal for equal ones in any order, added up over blocks."""
+    rows = np.flatnonzero(pairs.judged & pairs.is_known[pairs.query])
+    documents = query_hashes(pairs.doc_ids.take(pa.array(rows)).to_pylist())
+    keys = splitmix64(hashes[pairs.query[rows]] ^ splitmix64(documents))
+    return np.asarray(splitmix64(keys + pairs.judgement[rows].astype(np.uint64)).sum(keepdims=True))
 
 
 def blocks_here(storage: Storage, inputs: Inputs) -> Iterator[Block]:

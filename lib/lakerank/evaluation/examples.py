@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from heapq import nsmallest
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lakerank import schemas
-from lakerank.evaluation.inputs import NAME, LakeTables
+from lakerank.evaluation.inputs import NAME, Inputs, LakeTables
 from lakerank.evaluation.metrics.bootstrap import Hashes
 from lakerank.evaluation.metrics.measures import NAMES, QueryFigures
 from lakerank.evaluation.pairs import Ints, Pairs
 from lakerank.evaluation.rows import read_attributes
 from lakerank.lake.blobs import fetch
+from lakerank.lake.ranked import query_texts
 from lakerank.lake.storage import Storage
+from lakerank.lake.tables import fragments, read_table_file
 from lakerank.model.preprocess.images import small_jpeg
 
 #: Queries kept as the largest gains and as the largest losses; queries kept of each task to choose examples from.
@@ -31,6 +36,9 @@ SNIPPET = 240
 
 #: The longer side of a thumbnail, in pixels.
 THUMBNAIL_SIDE = 96
+
+#: Rejects shown of each reason, and batches of the table in which they are looked for.
+PER_REASON, _REJECT_BATCHES = 4, 500
 
 GAINED, LOST, TASK = "gained", "lost", "task"
 
@@ -185,6 +193,17 @@ class Example:
         return {name: value for name, value in self.entry.labels.items() if name != NAME}
 
 
+@dataclass(frozen=True, slots=True)
+class RejectedPair:
+    """A pair without a score, why, and the beginning of the query's text."""
+
+    query_id: str
+    doc_id: str
+    reason: str
+    detail: str | None
+    query: str
+
+
 def fetch_examples(storage: Storage, tables: LakeTables, chosen: Sequence[ExampleQuery]) -> list[Example]:
     """Fetch the content of example queries and of the documents at the top of their lists.
 
@@ -215,6 +234,24 @@ def _contents(storage: Storage, uri: str, schema: pa.Schema, ids: set[str]) -> d
             text = f"{text[:SNIPPET].rstrip()}…"
         contents[row_id] = Content(row_id, row.extra.get(NAME), text, blob.image)
     return contents
+
+
+def fetch_rejects(storage: Storage, inputs: Inputs) -> list[RejectedPair]:
+    """Up to PER_REASON rejects of each reason, of those near the beginning of the table."""
+    missing = dict.fromkeys(inputs.totals.rejected, PER_REASON)
+    rows: list[dict[str, str]] = []
+    files = fragments(storage, inputs.paths.rejected, schemas.REJECTED) if missing else []
+    batches = (batch for part in files for _, _, batch in read_table_file(storage, part.file.uri, schemas.REJECTED))
+    for batch in islice(batches, _REJECT_BATCHES):
+        for reason in missing:
+            rows += batch.filter(pc.equal(batch["reason"], reason)).slice(0, missing[reason]).to_pylist()
+        counts = Counter(row["reason"] for row in rows)
+        missing = {reason: PER_REASON - counts[reason] for reason in missing if counts[reason] < PER_REASON}
+        if not missing:
+            break
+    texts = query_texts(storage, inputs.tables.queries, {row["query_id"] for row in rows})
+    rejects = [RejectedPair(**row, query=texts.get(row["query_id"], "")) for row in rows]
+    return sorted(rejects, key=lambda reject: (reject.reason, reject.query_id, reject.doc_id))
 
 
 def thumbnail(image: bytes) -> str | None:

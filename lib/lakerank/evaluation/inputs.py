@@ -51,7 +51,7 @@ class Totals:
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """The files to read. `ordered`: the candidates have a first-stage order; `dimensions`: the queries' columns that
-    make slices; `labels`: all their extra columns to read.
+    make slices; `labels`: all their extra columns to read; `models`: what the run's rerankers are called.
     """
 
     tables: LakeTables
@@ -64,6 +64,7 @@ class Inputs:
     labels: tuple[str, ...]
     totals: Totals
     manifest: Mapping[str, Any]
+    models: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -80,7 +81,13 @@ def row_groups(files: Sequence[Fragment]) -> list[tuple[str, int]]:
     return [(fragment.file.uri, group) for fragment in files for group in range(fragment.row_groups)]
 
 
-def find_inputs(storage: Storage, tables: LakeTables, paths: RunPaths, baseline: RunPaths | None = None) -> Inputs:
+def find_inputs(
+    storage: Storage,
+    tables: LakeTables,
+    paths: RunPaths,
+    baseline: RunPaths | None = None,
+    models: Sequence[str] = (),
+) -> Inputs:
     """Find every file and check its schema.
 
     Raises:
@@ -108,6 +115,7 @@ def find_inputs(storage: Storage, tables: LakeTables, paths: RunPaths, baseline:
         tuple(dict.fromkeys((*dimensions, *BENCHMARK_LABELS, NAME))),
         _totals(storage, paths, files, manifest),
         manifest,
+        tuple(models),
     )
 
 

@@ -20,6 +20,10 @@ Floats = npt.NDArray[np.float64]
 #: Names of the modalities by their codes: 1 for a text plus 2 for an image.
 MODALITY_NAMES = ("nothing", "text", "image", "text+image")
 
+#: Integers of a query: its candidates, the documents judged relevant, those of them that are candidates, and the rank
+#: from 1 of the first relevant one in the first stage's list and in the run's.
+COUNTS = ("candidates", "relevant", "relevant_candidates", "first_relevant_before", "first_relevant")
+
 
 class InputTable(IntEnum):
     """The table that a row comes from; RANKED is the run's, BASELINE that of the baseline run."""
@@ -74,6 +78,23 @@ class Pairs:
     def lengths(self, ranks: Ints) -> Ints:
         """(Q,) documents in each query's list."""
         return np.bincount(self.query[ranks >= 0], minlength=len(self.query_ids)).astype(np.int64)
+
+    def counts(self) -> dict[str, pa.Array]:
+        """Columns COUNTS of the queries, (Q,) each; null where no relevant document is in a list."""
+        relevant = self.judged & (self.judgement > 0)
+        listed = relevant & (self.first_stage >= 0)
+
+        def count(rows: Bools) -> pa.Array:
+            return pa.array(np.bincount(self.query[rows], minlength=len(self.query_ids)))
+
+        def first_relevant(ranks: Ints) -> pa.Array:
+            rows, missing = relevant & (ranks >= 0), np.iinfo(np.int64).max
+            first = np.full(len(self.query_ids), missing)
+            np.minimum.at(first, self.query[rows], ranks[rows] + 1)
+            return pa.array(first, mask=first == missing)
+
+        values = count(self.first_stage >= 0), count(relevant), count(listed)
+        return dict(zip(COUNTS, (*values, *map(first_relevant, (self.first_stage, self.ranked))), strict=True))
 
     def modalities(self) -> list[str]:
         """Modality of each query → modality of its candidates."""

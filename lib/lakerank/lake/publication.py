@@ -161,6 +161,13 @@ def find_run(storage: Storage, output: str, run_id: str) -> str:
     raise RunNotFoundError(f"{missing}; published: {shown or 'none'}")
 
 
+def last_published(storage: Storage, output: str, most: int) -> list[str]:
+    """The runs of the last publications, newest first; those of earlier versions, without a number, are left out."""
+    folder = join(output, PUBLICATIONS)
+    names = sorted(filter(_NUMBER.fullmatch, storage.list_names(folder)), key=lambda name: -int(name[:-5]))
+    return [str((read_json(storage, join(folder, name)) or {}).get("run_id")) for name in names[:most]]
+
+
 def run_before(storage: Storage, paths: RunPaths) -> str | None:
     """The published run that a run is compared with: the current one, or the one before it if that is the run itself,
     because another driver has published it."""

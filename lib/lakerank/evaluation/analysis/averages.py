@@ -34,8 +34,8 @@ Summaries = Iterable[tuple[tuple[str, ...], Summary]]
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Mean figures over some queries. `gain` is the difference of each measure to the first stage, `baseline_gain` that
-    to the baseline run, `random` the random baseline; `intervals` are those of `reranked`, `first_intervals` those of
-    `first_stage`.
+    to the baseline run, `random` the random baseline, `ceiling` the best order of the candidates; `intervals` are those
+    of `reranked`, `first_intervals` those of `first_stage`.
     """
 
     dimension: str
@@ -49,6 +49,7 @@ class Slice:
     baseline: Mapping[str, float] | None = None
     baseline_gain: Mapping[str, Difference] = field(default_factory=dict)
     first_intervals: Mapping[str, Interval] = field(default_factory=dict)
+    ceiling: Mapping[str, float] | None = None
 
     @classmethod
     def of(cls, summary: Summary, dimension: str = ALL, value: str = ALL) -> Slice:
@@ -60,6 +61,7 @@ class Slice:
         return cls(
             dimension, value, summary.queries, first, means, random, gain, intervals, baseline, baseline_gain,
             summary.intervals("first_stage") if first else {},
+            summary.means("ceiling") if "ceiling" in summary else None,
         )  # fmt: skip
 
 

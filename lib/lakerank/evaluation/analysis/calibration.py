@@ -20,6 +20,9 @@ PAIRS = {"text": "pairs of texts", "image": "pairs with an image"}
 
 _BINS = 10
 
+#: A kappa below is no agreement to speak of, and so is a label that is wrong nine times of ten.
+_SLIGHT, _IMPRECISE = 0.2, 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
@@ -59,6 +62,11 @@ class Agreement:
     kappa: float
     table: tuple[tuple[int, ...], ...]
     reached: tuple[tuple[float, float], ...]
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether labels tell hardly more than chance: "slight" agreement (J. Landis, G. Koch, Biometrics 33, 1977)."""
+        return self.kappa < _SLIGHT
 
     def as_dict(self) -> dict[str, Any]:
         """For a job's summary."""
@@ -105,6 +113,20 @@ class Fit:
     current: Agreement
     unjudged_are_0: bool
 
+    @property
+    def warning(self) -> str | None:
+        """Why the thresholds are worth little; None: they are not."""
+        measured = self.held_out or self.agreement
+        precision = min((precision for precision, _ in measured.reached), default=1.0)
+        if not measured.is_weak and precision >= _IMPRECISE:
+            return None
+        unjudged = "; most ranked documents have no judgement and count as 0" if self.unjudged_are_0 else ""
+        return (
+            f"these thresholds are worth little: kappa {measured.kappa:.3f}, and of the pairs with one of the labels "
+            f"only {precision:.1%} are judged so well{unjudged}. Judge a sample of ranked documents, the bad ones too, "
+            "or take another model; until then do not use the labels"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """For a job's summary. Precision and recall are those of each label above 0 and the labels above it."""
         return {
@@ -113,6 +135,7 @@ class Fit:
             "method": "largest quadratically weighted kappa",
             "pairs": self.agreement.pairs,
             "unjudged_are_0": self.unjudged_are_0,
+            "warning": self.warning,
             "fitted": self.agreement.as_dict(),
             "held_out": self.held_out and self.held_out.as_dict(),
             "current": self.current.as_dict(),

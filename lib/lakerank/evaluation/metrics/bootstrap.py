@@ -104,7 +104,7 @@ class Summary:
         return name in self._sums
 
     def means(self, name: str) -> dict[str, float]:
-        """Mean figures of a list: reranked, first_stage or baseline."""
+        """Mean figures of a list: reranked, first_stage, baseline or ceiling."""
         return dict(zip(NAMES, (self._sums[name] / self.queries).tolist(), strict=True))
 
     def random_means(self) -> dict[str, float]:

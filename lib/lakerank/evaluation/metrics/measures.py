@@ -34,31 +34,39 @@ _BATCH_QUERIES = 20_000
 class QueryFigures:
     """Figures of Q queries: (Q, M) of each list, (Q, len(RANDOM_BASELINE)) of a random order of the candidates.
 
-    `first_stage` is None where candidates have no order, `baseline` where there is no baseline run.
+    `first_stage` is None where candidates have no order, `baseline` where there is no baseline run. `ceiling` (Q, M) is
+    that of a perfect order of the candidates; None where nobody asks.
     """
 
     reranked: Floats
     first_stage: Floats | None
     random: Floats
     baseline: Floats | None = None
+    ceiling: Floats | None = None
 
     @property
     def lists(self) -> dict[str, Floats]:
         """The figures of each list by its name."""
-        lists = {"reranked": self.reranked, "first_stage": self.first_stage, "baseline": self.baseline}
+        lists = {"reranked": self.reranked, "first_stage": self.first_stage}
+        lists |= {"baseline": self.baseline, "ceiling": self.ceiling}
         return {name: table for name, table in lists.items() if table is not None}
 
     def take(self, queries: Ints) -> QueryFigures:
         """Those of some of the queries."""
-        first, baseline = (None if table is None else table[queries] for table in (self.first_stage, self.baseline))
-        return QueryFigures(self.reranked[queries], first, self.random[queries], baseline)
+        lists = {name: table[queries] for name, table in self.lists.items()}
+        return self._of(lists, self.random[queries])
 
     @classmethod
     def concatenate(cls, parts: Sequence[QueryFigures]) -> QueryFigures:
         """The figures of all parts' queries in order. The parts have the same lists, and there is one at least."""
         lists = {name: np.concatenate([part.lists[name] for part in parts]) for name in parts[0].lists}
         random = np.concatenate([part.random for part in parts])
-        return cls(lists["reranked"], lists.get("first_stage"), random, lists.get("baseline"))
+        return cls._of(lists, random)
+
+    @classmethod
+    def _of(cls, lists: Mapping[str, Floats], random: Floats) -> QueryFigures:
+        others = (lists.get(name) for name in ("baseline", "ceiling"))
+        return cls(lists["reranked"], lists.get("first_stage"), random, *others)
 
     @property
     def gain(self) -> Floats:
@@ -160,6 +168,17 @@ def random_baseline(candidates: Ints, query: Ints, relevance: Ints, is_candidate
         share_listed = _ratio(np.minimum(candidates, depth), candidates)
         columns.append(_ratio(share_listed * relevant_candidates, relevant))
     return np.stack(columns, axis=1)
+
+
+def perfect_ranks(query: Ints, relevance: Ints, is_candidate: Bools) -> Ints:
+    """(J,) the rank of each judged document in the best order of the candidates, from 0; -1 for other documents.
+
+    `query`, `relevance` and `is_candidate` are (J,) as in `random_baseline`.
+    """
+    order = np.lexsort((-relevance, ~is_candidate, query))
+    ranks = np.empty(len(query), np.int64)
+    ranks[order] = np.arange(len(query)) - np.searchsorted(query, query[order])
+    return np.where(is_candidate, ranks, -1)
 
 
 def _ratio(part: Floats | Ints, whole: Floats | Ints) -> Floats:

@@ -1,22 +1,32 @@
-"""The report: one self-contained page without scripts, with every stored text escaped."""
+"""The report: one self-contained page, every stored text escaped. Its one script filters and sorts a table."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from importlib.resources import files
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from lakerank.evaluation.analysis.averages import MODALITY, TASK_AND_SLICE, Slice, by_size
 from lakerank.evaluation.evaluation import Evaluation
-from lakerank.evaluation.examples import Example, thumbnail
+from lakerank.evaluation.examples import Example, RejectedPair, thumbnail
 from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, SECONDARY
+from lakerank.evaluation.pairs import InputTable
 from lakerank.evaluation.report.plots import Plots
+from lakerank.evaluation.report.queries import RANK_GROUPS, QueryRow, rank_shifts
+from lakerank.evaluation.report.verdict import verdict
+from lakerank.evaluation.trend import TrendPoint
+from lakerank.lake import redacted
 
 _HEADINGS = {
     "dataset": "By dataset",
@@ -29,18 +39,48 @@ _HEADINGS = {
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
-def render(evaluation: Evaluation, shown: Mapping[str, Sequence[Example]], plots: Plots) -> str:
-    """The page as HTML; the same evaluation gives the same bytes. `shown` has `examples`, `gained` and `lost`."""
+#: A run's steps in their order.
+_STEPS = ("plan", "score", "rank", "audit")
+
+#: Slices of fewer queries are folded.
+_FEW_QUERIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the page shows beside the figures."""
+
+    examples: Sequence[Example]
+    gained: Sequence[Example]
+    lost: Sequence[Example]
+    queries: Sequence[QueryRow]
+    rejected: Sequence[RejectedPair]
+    trend: Sequence[TrendPoint]
+
+
+def render(evaluation: Evaluation, shown: Shown, plots: Plots) -> str:
+    """The page as HTML; the same evaluation gives the same bytes."""
+    script = files("lakerank.evaluation.report").joinpath("templates/report.js").read_text("utf-8")
     dimensions = {part.dimension for part in evaluation.slices}
     manifest = evaluation.inputs.manifest
-    return _environment().get_template("report.html.jinja").render(
+    page = _environment().get_template("report.html.jinja").render(
         evaluation=evaluation,
         measures=NAMES,
         primary=PRIMARY,
         secondary=SECONDARY,
-        slices=[(_HEADINGS[name], by_size(evaluation.slices, name)) for name in _HEADINGS if name in dimensions],
+        slices=[
+            (_HEADINGS[name], *_by_number(by_size(evaluation.slices, name)))
+            for name in _HEADINGS if name in dimensions
+        ],
         manifest=defaultdict(lambda: None, manifest),
-        headline=_headline(evaluation.overall),
+        verdict=verdict(evaluation),
+        tables=_table_rows(evaluation),
+        first_stage=_first_stage(evaluation),
+        rank_groups=RANK_GROUPS,
+        shifts=rank_shifts(evaluation),
+        few_queries=_FEW_QUERIES,
+        script=Markup(script),  # noqa: S704 - a file of the package
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         plots=plots,
         rejects=sorted(evaluation.inputs.totals.rejected.items(), key=lambda item: (-item[1], item[0])),
         work=_work_rows(manifest),
@@ -48,7 +88,11 @@ def render(evaluation: Evaluation, shown: Mapping[str, Sequence[Example]], plots
         level=LEVEL,
         resamples=RESAMPLES,
         fewest=FEWEST_QUERIES,
+        home=f"evaluation-against-{evaluation.baseline}" if evaluation.baseline else "evaluation",
     )  # fmt: skip
+    contents = re.findall(r'<h2 id="([a-z0-9-]+)">([^<]+)</h2>', page)  # no stored text has a tag
+    links = " ".join(f'<a href="#{name}">{title}</a>' for name, title in contents)
+    return page.replace("</nav>", f"{links}</nav>", 1)
 
 
 def _environment() -> jinja2.Environment:
@@ -81,20 +125,28 @@ def _signed(value: float | None) -> str:
     return "0.000" if text in ("+0.000", "-0.000") else text.replace("-", "\N{MINUS SIGN}")
 
 
-def _headline(overall: Slice) -> str:
-    """The main result in a sentence."""
-    after, random = overall.reranked[PRIMARY], overall.random[PRIMARY]
-    queries = f"{overall.queries:,} judged {'query' if overall.queries == 1 else 'queries'}"
-    if overall.first_stage is None:
-        return f"{PRIMARY} is {after:.3f} over {queries}; a random order of the same candidates gives {random:.3f}."
-    gain, before = overall.gain[PRIMARY], overall.first_stage[PRIMARY]
-    if f"{before:.3f}" == f"{after:.3f}":
-        change = f"leaves {PRIMARY} at {after:.3f}"
-    else:
-        change = f"{'raises' if gain.mean > 0 else 'lowers'} {PRIMARY} from {before:.3f} to {after:.3f}"
-    doubtful = gain.low is not None and gain.high is not None and gain.low <= 0 <= gain.high
-    doubt = ", a difference that is not significant with so many queries" if doubtful else ""
-    return f"Reranking {change} over {queries}{doubt}; a random order of the same candidates gives {random:.3f}."
+def _by_number(slices: Sequence[Slice]) -> tuple[list[Slice], list[Slice]]:
+    """Those with enough queries to be read, and the others."""
+    few = [part for part in slices if part.queries < _FEW_QUERIES]
+    return [part for part in slices if part.queries >= _FEW_QUERIES], few
+
+
+def _table_rows(evaluation: Evaluation) -> list[tuple[str, str, int]]:
+    """Each table that the run was made from and is judged by: its name, its address, its rows."""
+    inputs = evaluation.inputs
+    names = {"queries": InputTable.QUERY, "candidates": InputTable.CANDIDATE, "qrels": InputTable.QREL}
+    rows = {name: sum(part.rows for part in inputs.files.get(table, ())) for name, table in names.items()}
+    rows = {"documents": sum(part.rows for part in inputs.documents), **rows}
+    return [(name, redacted(getattr(inputs.tables, name)), count) for name, count in rows.items()]
+
+
+def _first_stage(evaluation: Evaluation) -> str:
+    """What the reranked lists are compared with."""
+    least, median, most = np.quantile(evaluation.queries.counts["candidates"], (0, 0.5, 1), method="nearest")
+    size = f"{median:,} candidates a query (median; {least:,} to {most:,})"
+    if evaluation.inputs.ordered:
+        return f"the order of the candidates table, {size}"
+    return f"{size} without ranks or scores: there is no order to compare with"
 
 
 def _work_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -107,24 +159,21 @@ def _work_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Pairs scored", f"{counts['scored']:,}"))
     if counts.get("reused"):
         rows.append(("Scores reused from the lake", f"{counts['reused']:,}"))
+    seconds_of = {"score": seconds, **((manifest.get("metrics") or {}).get("seconds") or {})}
+    for step in _STEPS:
+        if seconds_of.get(step) is not None:
+            rate = f", {scored / seconds:,.1f} pairs a second" if step == "score" and seconds and scored else ""
+            rows.append((f"{step.capitalize()} stage", f"{_duration(seconds_of[step])}{rate}"))
     if seconds and scored:
-        rows.append(("Scoring", f"{seconds:,.1f} s, {scored / seconds:,.1f} pairs a second"))
         rows.append(("A million pairs would take", _duration(seconds / scored * 1e6)))
     if computed and pairwise:
         rows.append(("Tokens computed", f"{computed:,}"))
         rows.append(("Tokens, pair by pair", f"{pairwise:,}"))
         rows.append(("Saved by sharing documents", f"{1 - computed / pairwise:.1%} ({pairwise / computed:.1f}× fewer)"))
-    if (parameters := model.get("parameters")) and computed and seconds:
-        # Two operations a parameter and token (J. Kaplan et al., Scaling Laws for Neural Language Models, 2020).
-        operations = 2 * parameters * computed
-        rows.append(("Arithmetic", f"{operations / 1e12:,.1f} TFLOP, {operations / seconds / 1e9:,.1f} GFLOP/s"))
-    for stage, duration in ((manifest.get("metrics") or {}).get("seconds") or {}).items():
-        if duration is not None and stage != "score":
-            rows.append((f"{str(stage).capitalize()} stage", _duration(duration)))
     if scoring.get("model_loads"):
         rows.append(("Model loads", f"{scoring['model_loads']:,}"))
-    if parameters:
-        rows.append(("Model", f"{parameters / 1e6:,.1f} M parameters on {model.get('device', '?')}"))
+    if parameters := model.get("parameters"):
+        rows.append(("Size of the model", f"{parameters / 1e6:,.1f} M parameters on {model.get('device', '?')}"))
     return rows + [(f"Stage {stage.get('pass')}", _stage(stage)) for stage in manifest.get("passes") or []]
 
 

@@ -21,13 +21,14 @@ from lakerank.evaluation.analysis.scores import IMAGE, STAGES, TEXT, Gap, Weight
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.metrics.measures import PRIMARY
 from lakerank.evaluation.pairs import MODALITY_NAMES, Floats
+from lakerank.evaluation.report.cells import fit
 
 #: Dimensions drawn as boxes in a lake that is no benchmark: the first with enough slices.
 _BOXED = ("dataset", "language", "task", "slice")
 _FEWEST_DOTS = 3
 
 _RERANKED = "Reranked"
-_BOXES = ("Random order", "First stage", _RERANKED, "Other run")
+_BOXES = ("Random order", "First stage", _RERANKED)
 
 #: Bins of the gains' histogram, from -1 to 1.
 _GAIN_BINS = 2001
@@ -146,19 +147,26 @@ def _box_plots(evaluation: Evaluation) -> list[Plot]:
         dots = [(None, dataset.first_stage, dataset.reranked, dataset.baseline) for dataset in headline.datasets]
         about = headline.benchmark
         if len(dots) >= _FEWEST_DOTS:
-            plots.append(_box_plot(f"boxes-{headline.name}", about.title, about.measure_name, "dataset", dots))
+            texts = about.title, about.measure_name, "dataset"
+            plots.append(_box_plot(f"boxes-{headline.name}", texts, dots, evaluation.baseline))
     for dimension in () if evaluation.benchmarks else _BOXED:
         slices = by_size(evaluation.slices, dimension)
         if len(slices) >= _FEWEST_DOTS:
             lists = [(part.random, part.first_stage, part.reranked, part.baseline) for part in slices]
             dots = [tuple(None if figures is None else figures[PRIMARY] for figures in row) for row in lists]
-            return [_box_plot("boxes", f"By {dimension}", PRIMARY, dimension, dots)]
+            return [_box_plot("boxes", (f"By {dimension}", PRIMARY, dimension), dots, evaluation.baseline)]
     return plots
 
 
-def _box_plot(name: str, title: str, measure: str, dot: str, dots: Sequence[Sequence[float | None]]) -> Plot:
-    """A box for the values of each list, and a dot for each value; reranked lists are drawn in the strong colour."""
-    columns = zip(_BOXES, zip(*dots, strict=True), strict=True)
+def _box_plot(
+    name: str, about: tuple[str, str, str], dots: Sequence[Sequence[float | None]], baseline: str | None
+) -> Plot:
+    """A box for the values of each list, and a dot for each value; reranked lists are drawn in the strong colour.
+
+    `about`: title, measure, and what a dot is.
+    """
+    title, measure, dot = about
+    columns = zip((*_BOXES, f"Run {fit(baseline or '', 20)}"), zip(*dots, strict=True), strict=True)
     every = {label: [value for value in values if value is not None] for label, values in columns}
     groups = {label: values for label, values in every.items() if values}
     positions = list(range(len(groups), 0, -1))
@@ -190,7 +198,7 @@ def _box_plot(name: str, title: str, measure: str, dot: str, dots: Sequence[Sequ
         for label, values in groups.items()
     )
     caption = f"{title}: {measure}, a dot for each of {len(groups[_RERANKED])} {dot}s; a box holds the middle half"
-    axes, size = {"xlim": (-0.02, 1.02), "xlabel": measure}, (7, 0.7 + 0.45 * len(groups))
+    axes, size = {"xlim": (-0.02, 1.02), "xlabel": measure}, (5.2, 0.7 + 0.4 * len(groups))
     return Plot(name, caption, f"{caption}. {medians}.", draw, axes, size=size)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from rich.cells import cell_len
@@ -18,6 +19,7 @@ from lakerank.evaluation.examples import Content, Example, ListedDocument
 from lakerank.evaluation.metrics.bootstrap import LEVEL
 from lakerank.evaluation.metrics.measures import PRIMARY, SECONDARY
 from lakerank.evaluation.report.cells import fit, one_line
+from lakerank.evaluation.report.verdict import verdict
 
 WIDTH = 100
 
@@ -28,7 +30,7 @@ _LABEL = 26
 def terminal_table(evaluation: Evaluation, examples: Sequence[Example]) -> str:
     """Plain text, no line wider than `WIDTH` cells (a wide character counts as two), ends with a newline."""
     figures = "\n".join([_figures(evaluation), *_intervals(evaluation.overall)])
-    blocks = [*(_example(example) for example in examples), figures]
+    blocks = [*(_example(example) for example in examples), figures, *_verdict(evaluation)]
     return "\n".join(line.rstrip() for line in "\n\n".join(blocks).splitlines()) + "\n"
 
 
@@ -64,12 +66,26 @@ def _list(name: str, documents: Sequence[tuple[ListedDocument, Content]]) -> str
     return line if documents else f"{line}(nothing was ranked)"
 
 
+def _verdict(evaluation: Evaluation) -> list[str]:
+    """Whether reranking helps, and what is to be looked at, a block each."""
+    result = verdict(evaluation)
+    texts = [f"{result.title} {result.headline}", result.ceiling, *(f"- {text}" for text in result.advice)]
+    if evaluation.overall.baseline is not None:
+        gain = evaluation.overall.baseline_gain[PRIMARY]
+        bounds = "" if gain.low is None else f" ({LEVEL:.0%} interval {gain.low:+.3f} to {gain.high:+.3f})"
+        second = f"{SECONDARY} {evaluation.overall.baseline_gain[SECONDARY].mean:+.3f}"
+        texts.insert(1, f"Against run {evaluation.baseline}: {PRIMARY} {gain.mean:+.3f}{bounds}, {second}.")
+    return ["\n".join(line for text in texts for line in wrap(one_line(text), WIDTH))]
+
+
 def _figures(evaluation: Evaluation) -> str:
     dimension = "task" if any(part.dimension == "task" for part in evaluation.slices) else MODALITY
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
     table.add_column("", no_wrap=True)
     columns = ("random", "first", "reranked")
-    for header in ("queries", f"{PRIMARY}:", *columns, f"{SECONDARY}:", *columns):
+    # A baseline run takes the place of the second measure, for which there is no room.
+    beside = (f"{SECONDARY}:", *columns) if evaluation.baseline is None else (fit(evaluation.baseline, 20), "change")
+    for header in ("queries", f"{PRIMARY}:", *columns, *beside):
         table.add_column(header, justify="right", no_wrap=True)
     for part in by_size(evaluation.slices, dimension):
         table.add_row(escape(fit(one_line(part.value), _LABEL - 8)), *_cells(part))
@@ -82,9 +98,11 @@ def _figures(evaluation: Evaluation) -> str:
 
 def _cells(part: Slice) -> list[str]:
     cells = [f"{part.queries:,}"]
-    for measure in (PRIMARY, SECONDARY):
+    for measure in (PRIMARY, SECONDARY) if part.baseline is None else (PRIMARY,):
         first = f"{part.first_stage[measure]:.3f}" if part.first_stage else "–"
         cells += ["", f"{part.random[measure]:.3f}", first, f"{part.reranked[measure]:.3f}"]
+    if part.baseline is not None:
+        cells += [f"{part.baseline[PRIMARY]:.3f}", f"{part.baseline_gain[PRIMARY].mean:+.3f}"]
     return cells
 
 
@@ -113,6 +131,8 @@ def fit_lines(fitted: Mapping[str, Any]) -> str:
         lines.append(f"  relevance from {threshold:<10g} judged {grade} or above: {figures}")
     if fitted["unjudged_are_0"]:
         lines.append("  (the judgements name relevant documents alone: all others count as 0)")
+    if fitted["warning"]:
+        lines += wrap(f"WARNING: {fitted['warning']}.", WIDTH)
     return "\n".join([*lines, f"Config: {fitted['config']}"])
 
 

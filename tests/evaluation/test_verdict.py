@@ -1,0 +1,165 @@
+"""What an evaluation comes to: better, worse, no better than random; what the candidates allow; the runs before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from lakerank.evaluation.evaluation import evaluate
+from lakerank.evaluation.inputs import find_inputs
+from lakerank.evaluation.report.terminal import WIDTH, terminal_table
+from lakerank.evaluation.report.verdict import Outcome, verdict
+from lakerank.evaluation.trend import trend
+from lakerank.lake.runs import RunPaths
+from lakerank.lake.storage import Storage
+
+DOCS = [f"d{number:02}" for number in range(20)]
+QUERIES = 12
+
+
+def at(rank):
+    """A list with d00, which alone is relevant, at a rank from 0."""
+    return DOCS[1 : rank + 1] + DOCS[:1] + DOCS[rank + 1 :]
+
+
+@pytest.fixture
+def ranks(make_lake):
+    def make(before, after, queries=QUERIES, **options):
+        names = [f"q{number}" for number in range(queries)]
+        lists = dict.fromkeys(names, at(after))
+        return make_lake(
+            documents=[{"doc_id": doc, "text": doc} for doc in DOCS],
+            queries=[{"query_id": name, "text": name} for name in names],
+            candidates=[
+                (name, doc, None if before is None else rank)
+                for name in names
+                for rank, doc in enumerate(at(before or 0), start=1)
+            ],
+            qrels=[(name, DOCS[0], 1) for name in names],
+            ranked=lists,
+            **options,
+        )
+
+    return make
+
+
+def evaluated(lake):
+    return evaluate(Storage(), find_inputs(Storage(), lake.tables, lake.paths))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "queries", "outcome"),
+    [
+        (5, 0, QUERIES, Outcome.BETTER),
+        (0, 5, QUERIES, Outcome.WORSE),
+        (5, 5, QUERIES, Outcome.UNCLEAR),
+        (5, 0, 3, Outcome.UNCLEAR),  # too few for an interval
+        (0, 15, QUERIES, Outcome.RANDOM),
+        (15, 15, QUERIES, Outcome.RANDOM),
+        (None, 0, QUERIES, Outcome.BETTER),
+        (None, 15, QUERIES, Outcome.RANDOM),
+    ],
+)
+def test_the_outcome(ranks, before, after, queries, outcome):
+    assert verdict(evaluated(ranks(before, after, queries))).outcome == outcome
+
+
+def test_where_every_order_is_as_good_nothing_is_blamed(make_lake):
+    lake = make_lake(
+        documents=[{"doc_id": "a", "text": "x"}],
+        queries=[{"query_id": "q", "text": "x"}],
+        candidates=[("q", "a", 1)],
+        qrels=[("q", "a", 1)],
+        ranked={"q": ["a"]},
+    )
+    result = verdict(evaluated(lake))
+    assert result.outcome == Outcome.UNCLEAR
+    assert "Nothing is missing" in result.ceiling
+
+
+def test_whose_fault_it_is(make_lake):
+    """Of two relevant documents one is a candidate, and the reranker puts it first."""
+    lake = make_lake(
+        documents=[{"doc_id": doc, "text": doc} for doc in "abc"],
+        queries=[{"query_id": "q", "text": "x"}],
+        candidates=[("q", "a", 2), ("q", "b", 1)],
+        qrels=[("q", "a", 1), ("q", "c", 1)],
+        ranked={"q": ["a", "b"]},
+    )
+    evaluation = evaluated(lake)
+    assert evaluation.overall.ceiling["Recall@10"] == 0.5
+    assert evaluation.overall.ceiling["nDCG@10"] == evaluation.overall.reranked["nDCG@10"] < 1
+    assert "1 of 2 documents judged relevant (50%)" in verdict(evaluation).ceiling
+    assert "from the candidates" in verdict(evaluation).ceiling
+
+
+def test_advice_names_what_is_suspicious(ranks):
+    logits = {(f"q{query}", doc): 9.0 for query in range(QUERIES) for doc in DOCS}
+    lake = ranks(5, 0, logits=logits, rejected=[("q0", f"gone-{n}", "missing_document") for n in range(100)])
+    path = Path(lake.paths.ranked, "part-0.parquet")
+    table = pq.read_table(path)
+    alike = table.set_column(table.schema.get_field_index("label"), "label", [[3] * len(table)]).cast(table.schema)
+    pq.write_table(alike, path)
+    advice = " ".join(verdict(evaluated(lake)).advice)
+    assert "240 of 240 ranked pairs have label 3" in advice
+    assert "42% of the candidates were rejected" in advice
+    Path(lake.paths.manifest).write_text(json.dumps({"warnings": ["the model is a toy"]}))
+    advice = " ".join(verdict(evaluated(lake)).advice)
+    assert "The model is a toy." in advice
+    assert "label 3" not in advice, "the manifest has said so, or had no reason to"
+
+
+def test_a_worse_run_is_said_aloud(ranks, caplog):
+    lake = ranks(0, 15)
+    done = lake.evaluated()
+    assert "Do not publish" in caplog.text
+    assert done.summary()["verdict"] == "no better than random"
+    assert json.loads(Path(done.figures).read_text())["verdict"] == "no better than random"
+    assert 'class="verdict bad-tone"' in Path(done.report).read_text()
+
+
+def test_the_terminal_names_the_baseline_run(ranks):
+    lake = ranks(5, 0)
+    name = "a-run-with-a-name-that-is-far-too-long-for-a-column-of-the-table"
+    lake.add_run(name, {f"q{number}": at(2) for number in range(QUERIES)})
+    done = lake.evaluated(name)
+    text = terminal_table(done.evaluation, done.examples)
+    header = next(line for line in text.splitlines() if "random" in line)
+    assert "a-run-with-a-name-t… " in header
+    assert f"Against run {name}: nDCG@10 +0.500" in text.replace("\n", " ")
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_runs_before_it_that_were_judged_alike_are_its_trend(ranks):
+    lake = ranks(5, 0)
+    for number, rank in enumerate((9, 3, 6), start=1):
+        run_id, published_at = f"night-{number}", f"2026-01-0{number}T00:00:00+00:00"
+        lake.add_run(run_id, {f"q{query}": at(rank) for query in range(QUERIES)}, complete=True)
+        paths = RunPaths(lake.paths.output, run_id)
+        Path(paths.manifest).write_text(json.dumps({"published_at": published_at}))
+        pointer = Path(lake.paths.output, "publications", f"0000000{number}.json")
+        pointer.parent.mkdir(exist_ok=True)
+        pointer.write_text(json.dumps({"run_id": run_id}))
+        result = evaluate(Storage(), find_inputs(Storage(), lake.tables, paths)).as_dict()
+        if number == 2:
+            result["judgements"]["fingerprint"] = "of other judgements"
+        Path(paths.folder, "evaluation.json").write_text(json.dumps(result))
+    points = trend(Storage(), evaluated(lake))
+    assert [point.run_id for point in points] == ["r1", "night-3", "night-1"]
+    assert points[2].reranked["Recall@10"] == 1.0
+    assert "night-3" in Path(lake.evaluated().report).read_text()
+
+
+def test_one_changed_judgement_is_another_fingerprint(ranks):
+    lake = ranks(5, 0)
+    before = evaluated(lake).queries.judgements
+    table = pq.read_table(lake.tables.qrels)
+    rows = table.to_pylist()
+    pq.write_table(table.take(list(range(len(table)))[::-1]), lake.tables.qrels)
+    assert evaluated(lake).queries.judgements == before, "in another order"
+    rows[3]["relevance"] = 2
+    pq.write_table(table.from_pylist(rows, table.schema), lake.tables.qrels)
+    assert evaluated(lake).queries.judgements != before
