@@ -14,7 +14,8 @@ import pytest
 
 from lakerank.errors import StorageError
 from lakerank.lake.checksums import CorruptFile, json_bytes, parse_json
-from lakerank.lake.runs import RunPaths, current_run, publish, read_manifest, write_manifest
+from lakerank.lake.publication import current_run, publish
+from lakerank.lake.runs import RunPaths, read_manifest, write_manifest
 from lakerank.lake.scores import read_unit, unit_address, write_unit
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.lake.tables import fragments, parquet_bytes, read_table_file
@@ -77,7 +78,7 @@ def json_file(folder: Path) -> Written:
     """The pointer; plans, manifests and announcements are written and read by the same two functions."""
     storage, paths = Storage(), RunPaths(str(folder), "r1")
     write_manifest(storage, paths, {"counts": {"candidates": 1234}, "histogram": [1, 2], "seconds": 0.1})
-    publish(storage, paths, "2026-01-31T10:00:00+00:00")
+    publish(storage, paths)
     return Written(
         Path(paths.manifest), lambda: (read_manifest(storage, str(folder), "r1"), current_run(storage, str(folder)))
     )
