@@ -111,7 +111,8 @@ def _write_generative(target: Path, family: str, shape: Shape, dtype: str, gener
     tensors = {published(key): value for key, value in _random_tensors(state, dtype, generator).items()}
     save_file(tensors, target / WEIGHTS_NAME, metadata={"format": "pt"})
     mean = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if family == "qwen3-vl-reranker" else {}
-    processor = read_json(EMBEDDED / "preprocessor_config.json") | mean
+    side = config.get("vision_config", {}).get("patch_size", 14)
+    processor = read_json(EMBEDDED / "preprocessor_config.json") | mean | {"patch_size": side}
     (target / "preprocessor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
     (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

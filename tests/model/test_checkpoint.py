@@ -139,7 +139,7 @@ def small_vocabulary(checkpoint: Path) -> None:
         (lambda folder: change_json(folder / "config.json", lambda v: v.update(model_type="bert")), "'bert'"),
         (lambda folder: change_json(folder / "config.json", lambda v: v.pop("image_token_id")), "names no image_token"),
         (lambda folder: change_json(folder / "config.json", lambda v: v.update(use_sliding_window=True)), "sliding"),
-        (lambda folder: change_json(folder / "config.json", lambda v: v.update(hidden_size="x")), "does not describe"),
+        (lambda folder: change_json(folder / "config.json", lambda v: v.update(hidden_act="x")), "does not describe"),
     ],
 )
 def test_what_is_doubtful_is_refused(checkpoint: Path, change: Callable[[Path], Any], message: str) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from transformers import Qwen2VLConfig
 
 from lakerank.model.engine.budget import BUSY_TOKENS_CPU, decoder_bytes, device_budget, free_bytes
 from lakerank.model.jina_m0.config import read_settings
-from lakerank.model.jina_m0.weights import parse_config
 
 #: Scores a file in a process of its own; prints what its peak memory grew by, and the document's tokens.
 SCRIPT = """
@@ -53,7 +53,7 @@ def test_a_text_of_32_thousand_tokens(tiny_checkpoint: Path, tmp_path: Path) -> 
     file.write_text(" ".join(str(number) for number in range(9000)))
     tokens, mebibytes = grown(tiny_checkpoint, file)
     assert tokens > 32_000
-    config = parse_config(read_settings(tiny_checkpoint).config, "tiny")
+    config = Qwen2VLConfig.from_dict(dict(read_settings(tiny_checkpoint).config))
     expected = tokens * decoder_bytes(config, torch.float32) / 2**20
     assert mebibytes < 2 * expected + 50, "attention over so long a text must not be held as a matrix, which is 4 GiB"
 
@@ -72,7 +72,7 @@ def test_an_image_of_4096_squared(tiny_checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_the_budget_follows_the_memory(tiny_checkpoint: Path) -> None:
-    config = parse_config(read_settings(tiny_checkpoint).config, "tiny")
+    config = Qwen2VLConfig.from_dict(dict(read_settings(tiny_checkpoint).config))
     device = torch.device("cpu")
     assert free_bytes(device) > 0
     assert device_budget(device, decoder_bytes(config, torch.float32)).tokens == BUSY_TOKENS_CPU

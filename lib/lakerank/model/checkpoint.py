@@ -12,11 +12,12 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lakerank.errors import CheckpointError
+from lakerank.errors import CheckpointError, LakerankError
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -30,6 +31,7 @@ WEIGHTS_NAME = "model.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_BITS = {"F64": 64, "I64": 64, "F32": 32, "BF16": 16, "F16": 16}
 
 #: Files up to this size are read whole; of larger ones, evenly spaced pieces, the first and the last bytes among them.
 WHOLE_BYTES = 4 * 2**20
@@ -118,8 +120,10 @@ def weight_files(folder: Path) -> list[Path]:
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         present = f"only {few(pickles)}, which could run code when read" if pickles else "no weights"
         raise CheckpointError(f"{folder}: {present}; {WEIGHTS_NAME} or {INDEX_NAME} is needed")
-    index = read_json(folder / INDEX_NAME)
-    names = sorted(set(index.get("weight_map", {}).values()))
+    places = read_json(folder / INDEX_NAME).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) and "\0" not in name for name in places.values()):
+        raise CheckpointError(f"{folder / INDEX_NAME}: weight_map does not name a file for each tensor")
+    names = sorted(set(places.values()))
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing or not names:
         raise CheckpointError(f"{folder}: shards are missing: {few(missing)}; copy the checkpoint again")
@@ -142,17 +146,28 @@ def resolve_dtype(folder: Path, dtype: str) -> str:
     """
     if dtype not in ("auto", *_DTYPES.values()):
         raise CheckpointError(f"dtype {dtype!r}: choose auto, {', '.join(_DTYPES.values())}")
-    if dtype != "auto":
-        return dtype
     counts = dict.fromkeys(_DTYPES, 0)
+    for name, (shape, stored) in stored_tensors(folder).items():
+        if stored == "I64":  # a buffer of positions, never a weight
+            continue
+        if stored not in counts:
+            raise CheckpointError(f"{folder}: {name} is of type {stored}; only {', '.join(_DTYPES)} are supported")
+        counts[stored] += math.prod(shape)
+    return _DTYPES[max(counts, key=counts.__getitem__)] if dtype == "auto" else dtype
+
+
+def stored_tensors(folder: Path) -> dict[str, tuple[list[int], str]]:
+    """Shape and stored type of every tensor of a checkpoint.
+
+    Raises CheckpointError: as `weight_files` and `read_header`, or a tensor is in two files.
+    """
+    tensors: dict[str, tuple[list[int], str]] = {}
     for file in weight_files(folder):
-        for shape, stored in read_header(file).values():
-            if stored == "I64":  # a buffer of positions, never a weight
-                continue
-            if stored not in counts:
-                raise CheckpointError(f"{file}: tensors of type {stored}; only {', '.join(_DTYPES)} are supported")
-            counts[stored] += math.prod(shape)
-    return _DTYPES[max(counts, key=counts.__getitem__)]
+        header = read_header(file)
+        if twice := sorted(tensors.keys() & header.keys()):
+            raise CheckpointError(f"{file}: {few(twice)} is in another file, too; copy the checkpoint again")
+        tensors |= header
+    return tensors
 
 
 def read_header(file: Path) -> dict[str, tuple[list[int], str]]:
@@ -168,23 +183,60 @@ def read_header(file: Path) -> dict[str, tuple[list[int], str]]:
                 raise ValueError("the header is longer than the file")
             header = json.loads(stream.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        whole = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        if size != whole:
-            raise ValueError(f"{size} bytes where its header says {whole}")
+        end = 0
+        for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+            start, stop = entry["data_offsets"]
+            bits = math.prod(entry["shape"]) * _BITS.get(entry["dtype"], 0)
+            if start != end or min(entry["shape"], default=0) < 0 or (bits and bits != 8 * (stop - start)):
+                raise ValueError(f"{name} of shape {entry['shape']!r:.80} is at bytes {start} to {stop}, after {end}")
+            end = stop
+        if size != 8 + length + end:
+            raise ValueError(f"{size} bytes where its header says {8 + length + end}")
         return {name: (entry["shape"], entry["dtype"]) for name, entry in tensors.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise CheckpointError(f"{file}: not a whole safetensors file ({error}); copy it again") from error
+
+
+@contextmanager
+def reading(source: str) -> Iterator[None]:
+    """Whatever a library raises on a checkpoint's files as a CheckpointError of `source`, Rust's panics as well."""
+    try:
+        yield
+    except LakerankError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise CheckpointError(f"{source}: cannot be loaded ({type(error).__name__}: {error})") from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust code panicked: pyo3's class for that cannot be imported, and is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object. Raises CheckpointError: it is missing or not one."""
     try:
         loaded = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read as JSON: {error}") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{file}: expected an object, found {type(loaded).__name__}")
     return loaded
+
+
+def read_modules(folder: Path) -> list[tuple[str, Path]]:
+    """Kinds and folders of the modules that sentence-transformers' modules.json lists; none without the file.
+
+    Raises CheckpointError: it is not such a list.
+    """
+    file = folder / "modules.json"
+    try:
+        modules = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        return [(str(module["type"]), folder / str(module.get("path", ""))) for module in modules]
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not sentence-transformers' list of modules: {error!r}") from error
 
 
 def file_hash(file: Path) -> str:

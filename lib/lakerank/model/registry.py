@@ -153,12 +153,16 @@ class ModelFamily:
     truncates_document_only: bool = False
     sliding_window: bool = False
 
-    def read_info(self, folder: Path, dtype: str) -> CheckpointInfo:
+    def read_info(self, folder: Path, dtype: str, *, named: bool = True) -> CheckpointInfo:
         """What names the scorer, from JSON files and the weights' headers alone; `dtype` may be auto.
 
-        Raises CheckpointError: the checkpoint is not supported.
+        `named`: by `model.family`; if not, files that say that the score is another's are heeded, where the family has
+        a `config.check_detected`. Raises CheckpointError: the checkpoint is not supported.
         """
-        return cast(CheckpointInfo, import_module(f"{self.package}.config").read_info(folder, dtype, self.name))
+        package = import_module(f"{self.package}.config")
+        if not named and hasattr(package, "check_detected"):
+            package.check_detected(folder, self.name)
+        return cast(CheckpointInfo, package.read_info(folder, dtype, self.name))
 
     def load(self, options: LoadOptions) -> LoadedReranker:
         """The reranker in memory. Raises CheckpointError: weights, adapter or tokenizer do not fit config.json."""

@@ -18,10 +18,13 @@ from lakerank.model.checkpoint import (
     locate_adapter,
     quick_checksum,
     read_header,
-    read_json,
+    reading,
     resolve_dtype,
+    stored_tensors,
     weight_files,
 )
+from lakerank.model.config import read_config
+from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.model.registry import CheckpointIdentity, LoadedReranker, LoadOptions, family_named, family_of
 
 #: Keys of config.json that say where a checkpoint comes from, not what it computes.
@@ -119,7 +122,8 @@ class CheckpointSpec:
 
 def load(options: LoadOptions) -> LoadedReranker:
     """The reranker in memory. Raises CheckpointError: weights, adapter or tokenizer do not fit config.json."""
-    return family_named(options.identity.family).load(options)
+    with reading(options.identity.folder):
+        return family_named(options.identity.family).load(options)
 
 
 def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointIdentity:
@@ -127,15 +131,21 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
 
     Raises CheckpointError: it cannot be found or is not one.
     """
+    with reading(spec.path):
+        return _identify(spec, limits or Limits())
+
+
+def _identify(spec: CheckpointSpec, limits: Limits) -> CheckpointIdentity:
     folder = locate(spec.path, spec.revision)
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     family = family_of(config, spec.family, str(folder))
     if spec.adapter is not None and not family.accepts_adapter:
         raise CheckpointError(f"{folder}: {family.name} takes no adapter; leave model.adapter out")
     adapter = locate_adapter(spec.adapter, spec.adapter_revision)
     files = weight_files(folder)
-    info = family.read_info(folder, spec.dtype)
-    limits = family.limits(config, limits or Limits(), spec.max_length, str(folder))
+    info = family.read_info(folder, spec.dtype, named=spec.family is not None)
+    read_tokenizer(folder / "tokenizer.json")  # a broken one is refused before planning
+    limits = family.limits(config, limits, spec.max_length, str(folder))
     parts = {
         "protocol": family.protocol,
         "weights": [file_hash(file) for file in files],
@@ -149,7 +159,7 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
     }
     if adapter is not None:
         read_header(adapter_files(adapter)[1])  # a truncated file is refused before planning
-    count = sum(math.prod(shape) for file in files for shape, _ in read_header(file).values())
+    count = sum(math.prod(shape) for shape, _ in stored_tensors(folder).values())
     checksum = quick_checksum(_all_files(folder, adapter))
     return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, family.name, limits)
 

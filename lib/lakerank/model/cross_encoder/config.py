@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import read_json, resolve_dtype
+from lakerank.model.checkpoint import read_json, read_modules, resolve_dtype
+from lakerank.model.config import read_config
 from lakerank.model.registry import CheckpointInfo
 
 _POSITIVE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -54,19 +54,11 @@ def check_modules(folder: Path, config: Mapping[str, Any]) -> None:
         faults.append(f"activation {activation}, not Identity or Sigmoid")
     if written.get("default_prompt_name"):
         faults.append(f"a prompt by default, {written['default_prompt_name']!r}")
-    if (file := folder / "modules.json").is_file():
-        faults += [f"module {kind}" for kind in _module_types(file) if kind.rpartition(".")[2] != "Transformer"]
+    faults += [f"module {kind}" for kind, _ in read_modules(folder) if kind.rpartition(".")[2] != "Transformer"]
     if faults:
         raise CheckpointError(
             f"{folder}: sentence-transformers' files say what is not computed here: {'; '.join(faults)}"
         )
-
-
-def _module_types(file: Path) -> list[str]:
-    try:
-        return [str(module["type"]) for module in json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{file}: not sentence-transformers' list of modules: {error!r}") from error
 
 
 def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
@@ -74,7 +66,7 @@ def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
 
     Raises CheckpointError: config.json describes what is not computed here.
     """
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     check_config(config, str(folder))
     check_modules(folder, config)
     return CheckpointInfo(resolve_dtype(folder, dtype))

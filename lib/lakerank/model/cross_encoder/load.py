@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import read_json
+from lakerank.model.config import read_config
 from lakerank.model.cross_encoder.tokenize import (
     BERT,
     XLM_ROBERTA,
@@ -79,7 +79,7 @@ def load(options: LoadOptions) -> BatchedReranker:
     identity, given = options.identity, options.identity.limits
     family = _FAMILIES[identity.family]
     limits = family.limits(given.max_length, given.max_query_length)
-    shape = read_shape(read_json(folder / "config.json"), str(folder))
+    shape = read_shape(read_config(folder), str(folder))
     if limits.sequence < LEAST_SEQUENCE:
         raise CheckpointError(f"{folder}: sequences of {limits.sequence} tokens leave none for a document")
     tokenizer = read_tokenizer(folder / "tokenizer.json", names_are_text=False)  # see `tokenize`

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lakerank.model.checkpoint import check_weights, read_header, weight_files
+from lakerank.model.checkpoint import check_weights, stored_tensors, weight_files
 from lakerank.model.cross_encoder.config import check_config
 from lakerank.model.engine.encoder import EncoderLayer, EncoderShape, EncoderWeights, LayerNorm
 from lakerank.model.engine.linear import LinearWeights
@@ -140,7 +140,7 @@ def load_weights(
     Raises CheckpointError: a tensor is missing, unexpected or of another shape.
     """
     files = weight_files(folder)
-    stored_shapes = {name: size for file in files for name, (size, _) in read_header(file).items()}
+    stored_shapes = {name: size for name, (size, _) in stored_tensors(folder).items()}
     expected = tensor_shapes(shape, naming)
     check_weights(expected, {name: stored_shapes[name] for name in stored_shapes.keys() - _UNUSED}, str(folder))
     tensors = {}

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import read_json, resolve_dtype
+from lakerank.model.checkpoint import read_json, read_modules, resolve_dtype
+from lakerank.model.config import read_config
 from lakerank.model.inputs import Template
 from lakerank.model.preprocess.images import PatchShape, patch_shape
 from lakerank.model.registry import CheckpointInfo
@@ -115,13 +116,40 @@ PROMPTS: Mapping[str, ChatPrompt] = {
 }
 
 
+def check_detected(folder: Path, family: str) -> None:
+    """Refuse a language model whose files say that its score is not this family's: config.json alone cannot tell.
+
+    Raises CheckpointError: says what was found. Sources: sentence-transformers' modules.json and its LogitScore, whose
+    score is the logit of one token, or less that of another; vLLM's `classifier_from_token`.
+    """
+    prompt, config = PROMPTS[family], read_config(folder)
+    faults = ["config.json: auto_map, code of its own, which is never run"] if config.get("auto_map") else []
+    words = config.get("classifier_from_token")
+    if words is not None and words != [prompt.no, prompt.yes]:
+        faults.append(f"config.json: classifier_from_token {words!r:.80}")
+    for kind, path in read_modules(folder):
+        if kind.endswith(".LogitScore"):
+            stated = read_json(path / "config.json")
+            tokens = [stated.get(f"{side}_token_id") for side in ("true", "false")]
+            vocabulary = read_json(folder / "tokenizer.json").get("model", {}).get("vocab", {})
+            if tokens != [vocabulary.get(word) for word in (prompt.yes, prompt.no)]:
+                faults.append(f"{path.name}/config.json: the score is that of tokens {tokens[0]!r} and {tokens[1]!r}")
+        elif not kind.endswith(".Transformer"):
+            faults.append(f"modules.json: {kind}")
+    if faults:
+        raise CheckpointError(
+            f"{folder}: not {family}, whose score is the logit of {prompt.yes!r} less that of {prompt.no!r} in its own "
+            f"prompt ({'; '.join(faults)}). model.family={family} scores it so nevertheless"
+        )
+
+
 def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
     """What names the scorer beyond what every fingerprint has: the prompt, and how images are cut.
 
     Raises CheckpointError: a file is not JSON, it is another language model, or it needs what is not supported.
     """
     prompt = PROMPTS[family]
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     if config.get("model_type") != prompt.model_type:
         stated = f"model_type {config.get('model_type')!r} in config.json"
         raise CheckpointError(
@@ -141,7 +169,7 @@ def read_patch_shape(folder: Path, prompt: ChatPrompt) -> PatchShape:
     """
     if not prompt.document.image:
         return PatchShape()
-    vision = read_json(folder / "config.json").get("vision_config")
+    vision = read_config(folder).get("vision_config")
     if not isinstance(vision, dict):
         raise CheckpointError(f"{folder}: config.json has no vision_config, but this family's documents are images")
     file = folder / "preprocessor_config.json"

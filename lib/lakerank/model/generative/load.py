@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import read_json
+from lakerank.model.config import read_config
 from lakerank.model.engine.decoder import PackedDecoder, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.reranker import BatchedReranker
@@ -26,7 +26,7 @@ from lakerank.model.generative.tokenize import ChatTokenizer
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.model.preprocess.pipeline import Preprocessor
 from lakerank.model.registry import LoadOptions
-from lakerank.model.weights import current_name, fill_network, merge_adapter, read_tensors
+from lakerank.model.weights import build_network, check_stored, current_name, fill_network, merge_adapter, read_tensors
 
 _HEAD = "lm_head.weight"
 
@@ -49,7 +49,7 @@ def load(options: LoadOptions) -> BatchedReranker:
     folder, identity = options.folder, options.identity
     prompt = PROMPTS[identity.family]
     shape = read_patch_shape(folder, prompt)
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     tokenizer = ChatTokenizer(folder / "tokenizer.json", config, prompt, identity.limits, shape.merge)
     network, head = load_language_model(options, config)
     tokenizer.check_vocabulary(len(head), str(folder))
@@ -75,14 +75,11 @@ def load_language_model(options: LoadOptions, values: Mapping[str, Any]) -> tupl
     """
     folder = options.folder
     config, network_class, current = _ARCHITECTURES[values["model_type"]]
+    network = build_network(config, network_class, values, str(folder))
+    network.lm_head = nn.Identity()
+    check_stored(network, folder, current, frozenset({_HEAD}))
     tensors = read_tensors(folder, getattr(torch, options.dtype), current)
     head = tensors.pop(_HEAD, None)
-    try:
-        with torch.device("meta"):
-            network = network_class(config.from_dict(values))
-    except Exception as error:  # transformers and its validators raise many kinds
-        raise CheckpointError(f"{folder}: config.json does not describe its network: {error}") from error
-    network.lm_head = nn.Identity()
     fill_network(network, tensors, str(folder))
     _check_head(head, network.get_input_embeddings().weight, values, str(folder))
     if options.adapter is not None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import read_json, resolve_dtype
+from lakerank.model.checkpoint import resolve_dtype
+from lakerank.model.config import read_config
 from lakerank.model.inputs import Template
 from lakerank.model.preprocess.images import PatchShape, patch_shape
 from lakerank.model.registry import CheckpointInfo
@@ -40,7 +41,7 @@ def read_settings(folder: Path, dtype: str = "auto") -> Settings:
 
     Raises CheckpointError: a file is not JSON, the model is another, or it needs what is not supported.
     """
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     if config.get("model_type") != "qwen2_vl" or not isinstance(config.get("vision_config"), dict):
         raise CheckpointError(f"{folder}: model_type {config.get('model_type')!r} in config.json, not 'qwen2_vl'")
     text = config.get("text_config") or config

@@ -12,7 +12,7 @@ from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_json
 from lakerank.model.inputs import EncodedInput, Patches, VisionTokens
 from lakerank.model.jina_m0.config import DOCUMENT, QUERY, Settings
-from lakerank.model.preprocess.tokenizer import TemplateTokenizer, TextTokenizer
+from lakerank.model.preprocess.tokenizer import TemplateTokenizer, TextTokenizer, read_tokenizer
 
 _NAMED_IDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id")
 
@@ -49,7 +49,7 @@ def _padding_token(folder: Path) -> int:
     file = folder / "tokenizer_config.json"
     token = read_json(file).get("pad_token") if file.is_file() else None
     content = token.get("content") if isinstance(token, dict) else token
-    token_id = None if content is None else Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(content)
+    token_id = None if content is None else read_tokenizer(folder / "tokenizer.json").token_to_id(str(content))
     return 0 if token_id is None else int(token_id)
 
 

@@ -14,10 +14,9 @@ from torch import nn
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel, Qwen2VLPreTrainedModel
 
-from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import WEIGHTS_NAME
 from lakerank.model.jina_m0.config import Settings
-from lakerank.model.weights import current_name, fill_network, merge_adapter, read_tensors
+from lakerank.model.weights import build_network, check_stored, current_name, fill_network, merge_adapter, read_tensors
 
 #: Frequencies that follow time, height and width, where a config.json does not say; Qwen2-VL's own.
 MROPE_SECTION = [16, 24, 24]
@@ -59,26 +58,13 @@ def load_network(
 
     Raises CheckpointError: the weights or the adapter do not fit config.json.
     """
-    tensors = read_tensors(folder, getattr(torch, settings.dtype), current_name, _UNUSED)
-    config = parse_config(settings.config, str(folder))
-    with torch.device("meta"):
-        network = JinaVLForRanking(config)
-    fill_network(network, tensors, str(folder))
+    network: JinaVLForRanking = build_network(Qwen2VLConfig, JinaVLForRanking, settings.config, str(folder))
+    check_stored(network, folder, current_name, _UNUSED)
+    fill_network(network, read_tensors(folder, getattr(torch, settings.dtype), current_name, _UNUSED), str(folder))
     if adapter is not None:
         merge_adapter(network, adapter, current_name)
     network.to(device)
     return network
-
-
-def parse_config(values: Mapping[str, Any], source: str) -> Qwen2VLConfig:
-    """The network's configuration, from config.json in the flat or the nested layout.
-
-    Raises CheckpointError: a value is missing or impossible.
-    """
-    try:
-        return Qwen2VLConfig.from_dict(dict(values))
-    except Exception as error:  # transformers and its validators raise many kinds
-        raise CheckpointError(f"{source}: config.json does not describe a Qwen2-VL network: {error}") from error
 
 
 def published_name(name: str) -> str:

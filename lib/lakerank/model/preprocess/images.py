@@ -27,6 +27,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_json
 from lakerank.model.inputs import Patches, RejectedInput
@@ -74,13 +75,32 @@ class PatchShape:
 
 def patch_shape(folder: Path, vision: Mapping[str, Any]) -> PatchShape:
     """How images are cut, by config.json's `vision_config` and preprocessor_config.json; Qwen2-VL's own where neither
-    says. Raises CheckpointError: preprocessor_config.json is there but not JSON.
+    says. Raises CheckpointError: preprocessor_config.json is there but not JSON, or asks for other images.
     """
     file = folder / "preprocessor_config.json"
     stated = read_json(file) if file.is_file() else {}
-    mean, std = stated.get("image_mean", CLIP_MEAN), stated.get("image_std", CLIP_STD)
     names = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
-    side, merge, frames = (int(vision.get(name, default)) for name, default in names.items())
+    side, merge, frames = (vision.get(name, default) for name, default in names.items())
+    computed = {"patch_size": side, "merge_size": merge, "temporal_patch_size": frames, "resample": 3}
+    computed |= {"do_resize": True, "do_rescale": True, "do_normalize": True}
+    faults = [
+        f"{name} is {stated[name]!r}, not {value}"
+        for name, value in computed.items()
+        if stated.get(name) not in (None, value)
+    ]
+    factor = stated.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+        faults.append(f"rescale_factor is {factor!r:.40}, not 1/255")
+    statistics = {
+        name: stated.get(name, default) for name, default in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD))
+    }
+    for name, values in statistics.items():
+        numbers = isinstance(values, list | tuple) and [value for value in values if type(value) in (int, float)]
+        if not numbers or len(numbers) != 3 or not all(0 <= value < 256 for value in numbers):
+            faults.append(f"{name} is {values!r:.80}, not three numbers")
+    if faults:
+        raise CheckpointError(f"{file}: {'; '.join(faults)}")
+    mean, std = statistics.values()
     return PatchShape(side, merge, frames, tuple(map(float, mean)), tuple(map(float, std)))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from lakerank.model.checkpoint import is_panic, reading
 from lakerank.model.inputs import EncodedInput, Grid, Patches, RejectedInput, Template, VisionTokens
 from lakerank.records import RejectReason
 
@@ -18,8 +19,12 @@ _NORMALISED_CHARACTERS = 4
 
 
 def read_tokenizer(path: Path, *, names_are_text: bool = True) -> Tokenizer:
-    """Load tokenizer.json so that it neither pads nor cuts; a special token's name is text, or the token."""
-    return plain_tokenizer(Tokenizer.from_file(str(path)), names_are_text)
+    """Load tokenizer.json so that it neither pads nor cuts; a special token's name is text, or the token.
+
+    Raises CheckpointError: it is no tokenizer.
+    """
+    with reading(str(path)):
+        return plain_tokenizer(Tokenizer.from_file(str(path)), names_are_text)
 
 
 def plain_tokenizer(tokenizer: Tokenizer, names_are_text: bool) -> Tokenizer:
@@ -38,11 +43,16 @@ class TextTokenizer:
         self.longest = max(len(token) for token in tokenizer.get_vocab())
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text. Raises RejectedInput: the text is not Unicode."""
+        """Token ids of a text. Raises RejectedInput: the text is not Unicode, or too much for the tokenizer."""
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError) as error:  # lone surrogates: a str, but not Unicode text
             raise RejectedInput(RejectReason.TEXT_UNDECODABLE, "the text holds lone surrogates") from error
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            detail = "the tokenizer fails on it: a pattern of tokenizer.json needs too long"
+            raise RejectedInput(RejectReason.TEXT_UNDECODABLE, detail) from error
         return ids
 
     def decode(self, token_ids: list[int]) -> str:
