@@ -281,7 +281,8 @@ def test_text_in_quotes_is_taken_as_it_stands(path: str) -> None:
 @given(st.sets(st.text("abcdefghij_", min_size=1).map(lambda name: f"x{name}"), min_size=1))
 def test_every_unknown_setting_is_named(names: set[str]) -> None:
     faults = _faults([f"scoring.{name}=1" for name in names])
-    assert sorted(faults) == sorted(f"--set scoring.{name}: no such setting; {EVERYWHERE}" for name in names)
+    said = sorted(fault.partition(";")[0] for fault in faults)
+    assert said == sorted(f"--set scoring.{name}: no such setting" for name in names)
 
 
 def test_all_faults_are_listed_at_once() -> None:

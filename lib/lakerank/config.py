@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from lakerank.credentials import is_secret, redacted
 from lakerank.limits import LogitScale
 from lakerank.records import RejectReason
 from lakerank.settings import Section, apply_override, read_yaml, validate
@@ -337,8 +338,12 @@ class Config(Section):
         return first.text.device if isinstance(first, RoutedConfig) else first.device
 
     def to_yaml(self) -> str:
-        """The config as resolved, every value spelled out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """The config as resolved, every value spelled out, but for Spark's properties that hold a secret."""
+        settings = self.model_dump(mode="json")
+        conf = settings["spark"]["conf"].items()
+        shown = {name: value for name, value in conf if not is_secret(name) and redacted(str(value)) == str(value)}
+        settings["spark"]["conf"] = shown
+        return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
+from lakerank.credentials import redacted
+
 LogFormat = Literal["text", "json"]
 
 TEXT = "%(asctime)s %(levelname)-7s %(message)s"
@@ -42,8 +44,16 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
+class TextLines(logging.Formatter):
+    """Plain lines, without credentials."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and an error's traceback below it."""
+        return redacted(super().format(record))
+
+
 class JsonLines(logging.Formatter):
-    """A JSON object a line: time in UTC, level, logger, message, context, and an error's traceback."""
+    """A JSON object a line: time in UTC, level, logger, message, context, and an error's traceback; no credentials."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without a newline; newlines within a message are escaped."""
@@ -52,7 +62,7 @@ class JsonLines(logging.Formatter):
         line |= log_context().about
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps({key: redacted(value) for key, value in line.items()}, ensure_ascii=False)
 
 
 def start_logging(form: LogFormat, verbose: bool = False) -> None:
@@ -61,7 +71,7 @@ def start_logging(form: LogFormat, verbose: bool = False) -> None:
         if not faulthandler.is_enabled():
             faulthandler.enable()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if form == "json" else logging.Formatter(TEXT, "%H:%M:%S"))
+    handler.setFormatter(JsonLines() if form == "json" else TextLines(TEXT, "%H:%M:%S"))
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING)
     logging.getLogger("lakerank").setLevel(logging.DEBUG if verbose else logging.INFO)
     _Process.context = LogContext(form, _Process.context.about)
@@ -100,6 +110,8 @@ def in_worker(context: LogContext, **names: str) -> Iterator[None]:
     """Log in the driver's format, with its context and `names`. In the text format workers log only warnings."""
     if context.form == "json" and not _Process.started:
         start_logging(context.form)
+    elif logging.lastResort is not None:
+        logging.lastResort.setFormatter(TextLines())
     with about(**context.about, **names):
         yield
 

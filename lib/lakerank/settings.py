@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+from lakerank.credentials import redacted, settings_without
 from lakerank.errors import ConfigError
 
 #: Characters of a wrong value that a message shows.
@@ -93,7 +94,7 @@ def parse_settings(content: bytes, source: str) -> dict[str, Any]:
     try:
         loaded = load_yaml(content.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{source}: not YAML: {error}"]) from error
+        raise ConfigError([f"{source}: not YAML: {_where(error)}"]) from None  # YAML's own words quote the line
     if not isinstance(loaded, dict):
         raise ConfigError([f"{source}: expected sections such as 'lake:' and 'model:', found {type(loaded).__name__}"])
     return loaded
@@ -135,11 +136,13 @@ def validate(
 ) -> Schema:
     """A config of complete values. A fault of a value that `--set` gave is said of `--set`, others of the source.
 
+    Addresses are without their credentials, which this process remembers.
+
     Raises:
         ConfigError: the given faults, those of the values, and contradictions, all at once.
     """
     try:
-        config = schema.model_validate(values)
+        config = schema.model_validate(settings_without(values))
         contradictions = [f"{source}: {fault}" for fault in config.contradictions()]
     except ValidationError as error:
         given = [override.partition("=")[0].strip() for override in overrides]
@@ -162,13 +165,21 @@ def _parse(options: Sequence[Any], text: str) -> Any:
         value = load_yaml(text)
         tokens = list(yaml.scan(text))
     except yaml.YAMLError as error:
-        raise ValueError(f"the value is not YAML: {error}") from error
+        raise ValueError(f"the value is not YAML: {_where(error)}") from None
     ends = [(before.end_mark.index, after.start_mark.index) for before, after in pairwise(tokens)]
     if any("#" in text[start:end] for start, end in ends):
         raise ValueError("YAML drops what follows '#' as a comment; put the text in quotes")
     if plain and not isinstance(value, str):
         raise ValueError("something follows the quoted text")
     return value
+
+
+def _where(error: Exception) -> str:
+    """What is wrong with YAML, and where; not the text itself, which may hold a password."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return redacted(str(error))
+    mark = error.problem_mark
+    return f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _is_plain(option: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import traceback
 
 import pyarrow as pa
 import pytest
@@ -14,14 +15,14 @@ from lakerank.lake.backends import is_transient, storage_errors
 def message(uri: str, error: Exception) -> str:
     with pytest.raises(StorageError) as caught, storage_errors(uri, "read"):
         raise error
-    assert caught.value.__cause__ is error
     return str(caught.value)
 
 
 def test_a_failure_says_where_what_and_what_to_check() -> None:
     assert message("s3://lake/a", PermissionError("Access Denied\n<xml>")) == (
         "s3://lake/a: cannot be read (PermissionError: Access Denied); check the credentials (environment or "
-        "lake.storage.profile; lake.storage.anonymous for public data) and what they may do there"
+        "lake.storage.profile; lake.storage.anonymous for public data; in an address of http, which a run does not "
+        "keep: --config or --set) and what they may do there"
     )
     assert message("/lake/a", OSError(errno.ENOSPC, "No space left")).endswith(
         "the disk is full: free space, then run the same command again"
@@ -35,11 +36,22 @@ def test_a_failure_says_where_what_and_what_to_check() -> None:
 
 def test_keys_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t/value")
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "t0ken")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "session-t0ken")
     text = message(
-        "s3://lake/a", OSError("key AKIAABCDEFGHIJKLMNOP with s3cr3t/value and t0ken at http://me:pass@host/")
+        "s3://lake/a", OSError("key AKIAABCDEFGHIJKLMNOP with s3cr3t/value and session-t0ken at http://me:pass@host/")
     )
     assert text.startswith("s3://lake/a: cannot be read (OSError: key … with … and … at http://…@host/)")
+
+
+def test_what_led_to_a_failure_is_kept_unless_it_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t/value")
+    for words, is_kept in (("signed with s3cr3t/value", False), ("reset", True)):
+        error = OSError("no answer")
+        error.__cause__ = TimeoutError(words)
+        with pytest.raises(StorageError) as caught, storage_errors("s3://lake/a", "read"):
+            raise error
+        shown = "".join(traceback.format_exception(caught.value))
+        assert ("no answer\n" in shown, words in shown) == (is_kept, is_kept)
 
 
 def test_our_own_errors_pass_unchanged() -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.lake import is_local, is_table_part, join, local_path, redacted, scheme, split_wildcard
+from lakerank.credentials import redacted
+from lakerank.lake import is_local, is_table_part, join, local_path, scheme, split_wildcard
 
 ROOTS = st.sampled_from(["out", "/data/lake", "s3://bucket", "s3://bucket/a b", "file:///tmp/x", "memory://", ".", "/"])
 PART = st.text(st.characters(exclude_characters="/", exclude_categories=("Cs",)), min_size=1, max_size=8)

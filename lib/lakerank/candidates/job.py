@@ -27,8 +27,9 @@ from lakerank.candidates.inputs import (
     table_files,
 )
 from lakerank.candidates.search import KINDS, NAMED_QUERIES, REPORT, ROW_GROUP_ROWS, Options, Search
+from lakerank.credentials import redacted
 from lakerank.errors import ConfigError, IngestError, StorageError
-from lakerank.lake import has_wildcard, is_local, is_table_part, local_path, redacted
+from lakerank.lake import has_wildcard, is_local, is_table_part, local_path
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened, parquet_bytes
 from lakerank.runner import BATCHES, COUNTS, LocalRunner, Runner, total_of

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from io import BufferedIOBase
 from typing import Literal
 
+from lakerank.credentials import redacted
 from lakerank.errors import StorageError
-from lakerank.lake import redacted
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.lines import numbered_lines
 from lakerank.lake.storage import Storage

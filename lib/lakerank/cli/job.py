@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import StringIO
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lakerank.config import SparkConfig, StorageConfig, bundled_config, load_config
+from lakerank.credentials import hide, is_secret, redacted, withheld
 from lakerank.errors import ConfigError, DependencyError, LakerankError
 from lakerank.logs import about, log_context, start_logging
 from lakerank.signals import Interrupted, LastWords, interruptible, kill_children
@@ -64,18 +66,32 @@ class Job(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """The context of a command line; a wrong one ends the process with the status of a usage error."""
-        words = list(args)
+        words = [_without_credentials(word) for word in args]
         try:
-            return super().make_context(info_name, args, parent, **extra)
+            return super().make_context(info_name, list(words), parent, **extra)
         except click.UsageError as error:
             for_people = any(option.name == "as_json" for option in self.params) and "--json" not in words
             if for_people or extra.get("resilient_parsing"):
                 raise
-            error.show()
-            line = json.dumps({"error": "UsageError", "message": error.format_message()}, ensure_ascii=False)
+            shown = StringIO()
+            error.show(shown)
+            click.echo(redacted(shown.getvalue()), nl=False, err=True)
+            line = json.dumps({"error": "UsageError", "message": redacted(error.format_message())}, ensure_ascii=False)
             _write_summary(line, _option(words, "--summary"), _option(words, "--config"))
             click.echo(line)
             sys.exit(WRONG_ARGUMENTS)
+
+
+def _without_credentials(word: str) -> str:
+    """A word of a command line, an address without its credentials. Those of settings go where the config's do."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    setting, _, secret = value.partition("=") if option in ("", "--set") else ("", "", "")
+    if is_secret(setting):
+        hide(secret)
+    return f"{option}{equals}{withheld(value)}" if _ADDRESS.match(value) else word
+
+
+_ADDRESS = re.compile(r"[\w+.:-]+://")
 
 
 class ConfigFile(click.Path):
@@ -305,7 +321,7 @@ def _outcome(work: Callable[[], dict[str, Any]], verbose: bool) -> tuple[dict[st
             if log_context().form == "json":
                 logger.error("%s", type(error).__name__, exc_info=error)
             else:
-                traceback.print_exc(file=sys.stderr)
+                click.echo(redacted(traceback.format_exc()), nl=False, err=True)
         return _report(*(cause or (type(error).__name__, str(error)))), FAILED
     # A run that passed, or was published anyway, and is not current because a later one is, is done.
     audit_failed = (
@@ -329,7 +345,7 @@ def _write_summary(
                 storage_config = load_config(config_path, overrides).lake.storage
         resolve.storage(storage_config).replace(address, line.encode() + b"\n")
     except Exception as error:
-        click.echo(f"--summary {address}: not written: {error}", err=True)
+        click.echo(redacted(f"--summary {address}: not written: {error}"), err=True)
 
 
 def _option(words: Sequence[str], name: str) -> str | None:
@@ -344,6 +360,7 @@ def _option(words: Sequence[str], name: str) -> str | None:
 
 def _report(name: str, message: str) -> dict[str, Any]:
     """Log an error; returns the summary of the failed job."""
+    message = redacted(message)
     if log_context().form == "json":
         logger.error("%s: %s", name, message)
     else:

@@ -26,6 +26,7 @@ from lakerank.config import (
     resolve_config,
 )
 from lakerank.cost import Calibration
+from lakerank.credentials import settings_without
 from lakerank.errors import CheckpointError, ConfigError, LakerankError, RunNotFoundError, SchemaError, StorageError
 from lakerank.lake import redacted
 from lakerank.lake.columns import check_columns
@@ -250,7 +251,7 @@ def run_config(storage: Storage, given: CommandLine, run_id: str) -> Config:
             f"{paths.config}: not there, so what run {run_id!r} was made from is not known; name its tables with --set "
             "and --other-tables"
         )
-    values = parse_settings(stored, paths.config)
+    values = settings_without(parse_settings(stored, paths.config), remember=False)
     own, wanted = (resolve_config(values, sets, paths.config) for sets in ((), given.overrides))
     _check_own(given, own, wanted, run_id)
     lake = wanted.lake.model_copy(update={"output": given.config.lake.output, "storage": given.config.lake.storage})
@@ -267,7 +268,11 @@ def other_tables(storage: Storage, config: Config, run_id: str) -> str:
     """Names of the tables of a config that another run of its output was not made from; "" for none."""
     address = RunPaths(config.lake.output, run_id).config
     stored = storage.read_optional(address)
-    own = config if stored is None else resolve_config(parse_settings(stored, address), (), address)
+    own = (
+        config
+        if stored is None
+        else resolve_config(settings_without(parse_settings(stored, address), remember=False), (), address)
+    )
     return ", ".join(name for name in _changed(own, config) if name in _TABLE_SETTINGS and name != "lake.qrels")
 
 

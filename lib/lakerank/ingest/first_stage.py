@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from lakerank.candidates.bm25 import Bm25Index
 from lakerank.candidates.run_files import RunFault, RunLine, best_items, no_known_query, read_run
+from lakerank.credentials import redacted
 from lakerank.errors import ConfigError, StorageError
 from lakerank.ingest.layouts.benchmark import Benchmark, Part, QueryColumns
 from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
-from lakerank.lake import redacted
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate
 

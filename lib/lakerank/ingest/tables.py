@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lakerank import schemas
+from lakerank.credentials import redacted
 from lakerank.errors import IngestError
 from lakerank.fingerprint import content_hash
-from lakerank.lake import redacted
 from lakerank.lake.storage import Storage, join
 from lakerank.records import Candidate, Qrel
 

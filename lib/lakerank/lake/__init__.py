@@ -1,6 +1,6 @@
 """The lake: its files and tables, and the protocol of the output folder. The only package with object-store I/O.
 
-Here are file names, as plain paths and URIs: joined, split at wildcards, and redacted for messages.
+Here are file names, as plain paths and URIs: joined, and split at wildcards.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.parse import unquote
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_USER_INFO = re.compile(r"(://)[^/@]+@(?=[^/])")
 _LOCAL_SCHEMES = ("", "file", "local")
 _WILDCARD = re.compile(r"[*?\[]")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -75,8 +74,3 @@ def path_values(uri: str) -> dict[str, str | None]:
     """The columns that folders named `column=value` give to the rows of a file, as Hive and Spark write them."""
     pairs = (folder.split("=", 1) for folder in uri.split("/")[:-1] if "=" in folder)
     return {unquote(name): None if value == _HIVE_NULL else unquote(value) for name, value in pairs}
-
-
-def redacted(uri: str) -> str:
-    """The name without the user and password that a URI can hold before an `@` (Azure's container stays)."""
-    return _USER_INFO.sub(lambda match: f"{match[1]}…@" if ":" in match[0][3:] else match[0], uri)

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lakerank.credentials import redacted
 from lakerank.errors import StorageError
-from lakerank.lake import redacted
 from lakerank.lake.columns import check_columns
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import read_row_groups, row_group_bytes

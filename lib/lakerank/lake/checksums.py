@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lakerank.credentials import redacted
 from lakerank.errors import StorageError
-from lakerank.lake import redacted
 
 #: Read at once from a file's end: footer and seal of most files.
 TAIL_BYTES = 2**16

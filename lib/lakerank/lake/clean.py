@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakerank.lake import redacted
+from lakerank.credentials import redacted
 from lakerank.lake.publication import PUBLICATIONS, current_run, publication_file, publication_order, publication_time
 from lakerank.lake.runs import RunContents, RunPaths, planned_contents, published_contents, read_manifest
 from lakerank.lake.scores import CorruptScoreFile, read_unit

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lakerank.credentials import redacted
 from lakerank.errors import SchemaError
-from lakerank.lake import path_values, redacted
+from lakerank.lake import path_values
 from lakerank.schemas import CONTENT, LARGEST, OPTIONAL
 
 _TEXT = "text"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from lakerank.credentials import redacted
 from lakerank.errors import RunNotFoundError, StorageError
-from lakerank.lake import redacted
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.runs import RunPaths, read_json, read_manifest, write_manifest
 from lakerank.lake.storage import Storage, join

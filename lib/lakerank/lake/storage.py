@@ -8,13 +8,14 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from lakerank.credentials import Known, known, learn, redacted
 from lakerank.errors import StorageError
-from lakerank.lake import checksums, has_wildcard, is_hidden, is_local, join, local_path, redacted
+from lakerank.lake import checksums, has_wildcard, is_hidden, is_local, join, local_path
 from lakerank.lake.backends import FileInfo, StoredFile, is_transient, storage_errors
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
@@ -58,6 +59,14 @@ class Storage:
 
     def __init__(self, options: StorageOptions = StorageOptions()) -> None:  # noqa: B008 - frozen
         self.options = options
+
+    def __getstate__(self) -> tuple[dict[str, Any], Known]:
+        """A worker reaches what its driver can: credentials that are in no address cross with the storage."""
+        return self.__dict__, known()
+
+    def __setstate__(self, state: tuple[dict[str, Any], Known]) -> None:
+        self.__dict__, of_driver = state
+        learn(of_driver)
 
     def list_parquet(self, uri: str) -> list[FileInfo]:
         """The Parquet files of a file, a folder (at any depth) or a glob, sorted by URI.

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from lakerank.lake import redacted
+from lakerank.credentials import redacted
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.lake.tables import opened
 

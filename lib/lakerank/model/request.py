@@ -16,6 +16,7 @@ from urllib.request import Request
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from lakerank.credentials import redacted
 from lakerank.errors import ConfigError, PairRejected
 from lakerank.ranking import relevance
 from lakerank.records import Document, DocumentGroup, Query, Reject, Reranker, ScoredPair
@@ -195,13 +196,13 @@ def fetch(
     Raises ConfigError: the host is not allowed, does not answer well, or sends more than `max_bytes`.
     """
     if fault := url_fault(url, allowed_hosts):
-        raise ConfigError([f"{url}: {fault}"])
+        raise ConfigError([f"{redacted(url)}: {fault}"])
     opener = urllib.request.build_opener(_SameRules(allowed_hosts))
     try:
         with opener.open(url, timeout=timeout_s) as response:
             data: bytes = response.read(max_bytes + 1)
     except (OSError, http.client.HTTPException) as error:
-        raise ConfigError([f"{url}: cannot be fetched: {error}"]) from error
+        raise ConfigError([f"{redacted(url)}: cannot be fetched: {redacted(str(error))}"]) from None
     if len(data) > max_bytes:
-        raise ConfigError([f"{url}: more than {max_bytes} bytes"])
+        raise ConfigError([f"{redacted(url)}: more than {max_bytes} bytes"])
     return data

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from lakerank.credentials import redacted, without_credentials
 from lakerank.errors import ConfigError, RunConflictError
-from lakerank.lake import is_local, local_path, redacted
+from lakerank.lake import is_local, local_path
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.settings import parse_settings
@@ -90,6 +91,8 @@ def absolute(address: str) -> str:
 
 
 def _comparable(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        value = without_credentials(value)  # runs of earlier versions have kept them
     if name in _PLACES and isinstance(value, str):
         return os.path.normpath(absolute(value)) if is_local(value) else value
     return list(value) if isinstance(value, tuple) else value

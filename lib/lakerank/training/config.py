@@ -15,8 +15,9 @@ import yaml
 from pydantic import Field, model_validator
 
 from lakerank.config import Device, StorageConfig
+from lakerank.credentials import redacted
 from lakerank.errors import ConfigError
-from lakerank.lake import redacted, scheme
+from lakerank.lake import scheme
 from lakerank.settings import Section, apply_override, read_yaml, validate
 from lakerank.training.batches import NegativeRule, TrainingStage
 from lakerank.training.model import Lora

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lakerank.credentials import redacted
 from lakerank.errors import StorageError
 from lakerank.ingest.layouts import mbeir, mkqa, passages, vidore, winoground
 from lakerank.ingest.layouts.benchmark import Benchmark, Layout
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
-from lakerank.lake import redacted
 
 #: In the order of detection: the more specific before BEIR, whose files others use too.
 LAYOUTS: Mapping[str, Layout] = {

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 
+from lakerank.credentials import redacted
 from lakerank.errors import SchemaError, StorageError
 from lakerank.ingest.lines import (
     Line,
@@ -21,7 +22,6 @@ from lakerank.ingest.lines import (
 )
 from lakerank.ingest.source import FileSource, SourceFile, open_source
 from lakerank.ingest.tables import SourceFault, SourceReject
-from lakerank.lake import redacted
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.lines import numbered_lines
 from lakerank.lake.storage import Storage, join

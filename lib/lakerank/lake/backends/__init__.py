@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from lakerank.credentials import redacted
 from lakerank.errors import LakerankError, StorageError
-from lakerank.lake import is_local, redacted
+from lakerank.lake import is_local
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,6 @@ _REFUSED = re.compile(
 _WRONG_REGION = re.compile(
     r"PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|status(?: code)?:? 301"
 )
-_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
-_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 _MESSAGE_LENGTH = 300
 
 #: What to do about a fault of a local file system.
@@ -92,7 +90,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed a moment later."""
     if _code(error) in _TRANSIENT_CODES:
         return True
-    if isinstance(error, _PERMANENT) or _is_refusal(error) or _WRONG_REGION.search(f"{_code(error)} {error}"):
+    if isinstance(error, _PERMANENT) or is_refusal(error) or _WRONG_REGION.search(f"{_code(error)} {error}"):
         return False
     return isinstance(error, Exception) and getattr(error, "errno", None) not in _PERMANENT_ERRNO
 
@@ -105,7 +103,8 @@ def storage_errors(uri: str, action: str, statistics: Mapping[str, Any] | None =
         statistics: tenacity's, when the action was retried.
 
     Raises:
-        StorageError: names the URI, the action, the cause and what to check; holds no credentials.
+        StorageError: names the URI, the action, the cause and what to check; holds no credentials, and comes without
+            the library's own error where that would show some.
     """
     try:
         yield
@@ -116,30 +115,36 @@ def storage_errors(uri: str, action: str, statistics: Mapping[str, Any] | None =
         what = f"cannot be {action}" + (f" in {tries} tries" if tries > 1 else "")
         raise StorageError(
             f"{redacted(uri)}: {what} ({type(error).__name__}: {_message(error)}); {_advice(uri, error)}"
-        ) from error
+        ) from (None if _shows_secrets(error) else error)
+
+
+def _shows_secrets(error: BaseException) -> bool:
+    """Whether the message of an error, or of what led to it, has credentials: Python and Spark print them all."""
+    chain: list[str] = []
+    following: BaseException | None = error
+    while following is not None:
+        chain.append(str(following))
+        following = following.__cause__ or following.__context__
+    return any(redacted(message) != message for message in chain)
 
 
 def _message(error: BaseException) -> str:
     """The first line of an error's message, without keys."""
-    text = next(iter(str(error).splitlines()), "").strip() or "no details"
-    for variable in _SECRET_VARIABLES:
-        if secret := os.environ.get(variable):
-            text = text.replace(secret, "…")
-    return _KEY_ID.sub("…", redacted(text))[:_MESSAGE_LENGTH]
+    return redacted(next(iter(str(error).splitlines()), "").strip() or "no details")[:_MESSAGE_LENGTH]
 
 
 def _advice(uri: str, error: BaseException) -> str:
     if isinstance(error, pa.ArrowInvalid) or (type(error) is OSError and _DAMAGED.search(str(error))):
         return "check that it is a whole Parquet file (`lakerank ingest` makes tables of other files)"
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and not is_refusal(error):
         return "check the name" if is_local(uri) else "check the name of the bucket and of the file"
     if is_local(uri):
         number = error.errno if isinstance(error, OSError) else None
         return _LOCAL_ADVICE.get(number or 0, "check the folder's permissions and that its file system has hard links")
-    if _is_refusal(error):
+    if is_refusal(error):
         return (
-            "check the credentials (environment or lake.storage.profile; lake.storage.anonymous for public data) "
-            "and what they may do there"
+            "check the credentials (environment or lake.storage.profile; lake.storage.anonymous for public data; in an "
+            "address of http, which a run does not keep: --config or --set) and what they may do there"
         )
     if _WRONG_REGION.search(f"{_code(error)} {error}"):
         return "check lake.storage.region and lake.storage.endpoint_url: the bucket is in another region"
@@ -155,7 +160,9 @@ def _code(error: BaseException) -> str:
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
-def _is_refusal(error: BaseException) -> bool:
+def is_refusal(error: BaseException) -> bool:
     """Whether keys are missing, wrong or not enough."""
+    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)  # aiohttp's, fsspec's of http
     refused = isinstance(error, PermissionError) or bool(_CREDENTIAL_FAULTS.fullmatch(type(error).__name__))
+    refused = refused or status in (401, 403)
     return refused or (isinstance(error, OSError) and _REFUSED.search(str(error)) is not None)

@@ -12,9 +12,10 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
+from lakerank.credentials import complete, redacted
 from lakerank.errors import DependencyError, StorageError
-from lakerank.lake import has_wildcard, is_table_part, join, redacted, scheme, split_wildcard
-from lakerank.lake.backends import FileInfo, StoredFile, TableFiles, s3
+from lakerank.lake import has_wildcard, is_table_part, join, scheme, split_wildcard
+from lakerank.lake.backends import FileInfo, StoredFile, TableFiles, is_refusal, s3
 
 _S3 = ("s3", "s3a")
 _ONE_PUT = 2**33  # a chunk this large means one PUT: a multipart write is not one step
@@ -44,8 +45,11 @@ class ObjectStoreBackend:
     def find(self, uri: str) -> TableFiles:
         filesystem, path = self._locate(uri)
         info = None
-        with suppress(FileNotFoundError):
+        try:
             info = filesystem.info(path)
+        except FileNotFoundError as error:
+            if is_refusal(error):
+                raise
         if info and info["type"] == "file" and not uri.endswith("/"):
             return TableFiles([_info(uri, info)], [])
         if info:
@@ -80,7 +84,7 @@ class ObjectStoreBackend:
 
     def open(self, uri: str) -> pa.NativeFile:
         if scheme(uri) in _S3:
-            path = uri.partition("://")[2]
+            path = complete(uri).partition("://")[2]
             return s3.arrow_filesystem(self._options, path.partition("/")[0]).open_input_file(path)
         filesystem, path = self._locate(uri)
         if scheme(uri) == "memory":  # its open files share one position
@@ -151,11 +155,12 @@ class ObjectStoreBackend:
 
 
 def filesystem_at(uri: str, options: s3.StorageOptions) -> tuple[Any, str]:
-    """The fsspec filesystem of a URI, and the path in it.
+    """The fsspec filesystem of a URI, and the path in it, with the credentials that were withheld from it.
 
     Raises:
         DependencyError: the library for this kind of storage is not installed.
     """
+    uri = complete(uri)
     if scheme(uri) in _S3:
         filesystem = s3.s3fs_filesystem(options)
         return filesystem, filesystem._strip_protocol(uri)

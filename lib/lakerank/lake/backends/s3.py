@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
+from lakerank.credentials import complete
 from lakerank.errors import DependencyError
 
 
@@ -32,9 +33,9 @@ class StorageOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Account:
-    """Resolved endpoint, region and keys; its repr leaves the keys out."""
+    """Resolved endpoint, region and keys; its repr leaves out what may be secret."""
 
-    endpoint_url: str | None
+    endpoint_url: str | None = field(repr=False)
     region: str | None
     keys: tuple[str, str, str | None] | None = field(repr=False)
 
@@ -106,7 +107,8 @@ def _account(options: StorageOptions) -> _Account:
     environment = os.environ.get
     endpoint = environment("AWS_ENDPOINT_URL_S3") or environment("AWS_ENDPOINT_URL") or settings.get("endpoint_url")
     region = environment("AWS_REGION") or environment("AWS_DEFAULT_REGION") or settings.get("region")
-    return _Account(options.endpoint_url or endpoint, options.region or region, _keys(session))
+    given = complete(options.endpoint_url) if options.endpoint_url else None
+    return _Account(given or endpoint, options.region or region, _keys(session))
 
 
 def _keys(session: Any) -> tuple[str, str, str | None] | None:
