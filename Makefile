@@ -7,7 +7,7 @@ workers := 2
 pytest = $(python) -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-s3 test-faults test-airflow scale check format clean distclean
+.PHONY: help demo demo-text test test-slow test-s3 test-faults test-airflow scale check format clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -17,6 +17,14 @@ demo:  ## rerank the bundled lake and show the lists before and after
 	@rm -rf out/demo
 	@$(java) $(python) jobs/rerank.py --config conf/demo.yaml --run-id demo
 	@$(java) $(python) jobs/evaluate.py --config conf/demo.yaml --run-id demo
+
+demo-text:  ## find sections of Python's manual for questions of its FAQ: BM25, then minilm-en (73 MB, fetched once)
+	@$(setup) demo
+	@rm -rf out/demo-text
+	@$(python) jobs/fetch.py minilm-en
+	@$(java) $(python) jobs/candidates.py --config conf/demo-text.yaml --depth 20
+	@$(java) $(python) jobs/rerank.py --config conf/demo-text.yaml --run-id demo-text
+	@$(java) $(python) jobs/evaluate.py --config conf/demo-text.yaml --run-id demo-text
 
 test:  ## run all tests but the slow ones; ARGS="tests/model -k images" for some of them, workers=0 for one process
 	@$(setup) dev
