@@ -26,9 +26,8 @@ from lakerank.config import (
     resolve_config,
 )
 from lakerank.cost import Calibration
-from lakerank.credentials import settings_without
+from lakerank.credentials import redacted, settings_without
 from lakerank.errors import CheckpointError, ConfigError, LakerankError, RunNotFoundError, SchemaError, StorageError
-from lakerank.lake import redacted
 from lakerank.lake.columns import check_columns
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions

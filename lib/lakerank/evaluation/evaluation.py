@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lakerank.credentials import redacted
 from lakerank.errors import SchemaError
 from lakerank.evaluation.analysis.averages import MODALITY, Headline, Slice, headlines, slices, winoground_logits
 from lakerank.evaluation.analysis.calibration import Agreement, CalibrationBin, agreement, calibration
@@ -21,7 +22,6 @@ from lakerank.evaluation.metrics.measures import NAMES, QueryFigures, figures, p
 from lakerank.evaluation.pairs import COUNTS, ROWS, Floats, InputTable, Ints, Pairs, judged_only, pair_up, whole_queries
 from lakerank.evaluation.rows import document_modalities, query_rows, table_rows, with_modalities
 from lakerank.fingerprint import splitmix64
-from lakerank.lake import redacted
 from lakerank.lake.storage import Storage
 
 #: Rows of a block, about: memory beyond the figures does not grow with the number of queries.

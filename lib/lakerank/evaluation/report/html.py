@@ -16,6 +16,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from lakerank.credentials import redacted
 from lakerank.evaluation.analysis.averages import MODALITY, TASK_AND_SLICE, Slice, by_size
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.examples import Example, RejectedPair, thumbnail
@@ -26,7 +27,6 @@ from lakerank.evaluation.report.plots import Plots
 from lakerank.evaluation.report.queries import RANK_GROUPS, QueryRow, rank_shifts
 from lakerank.evaluation.report.verdict import verdict
 from lakerank.evaluation.trend import TrendPoint
-from lakerank.lake import redacted
 
 _HEADINGS = {
     "dataset": "By dataset",
