@@ -10,36 +10,38 @@ from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG, Param
 
-from lake_tasks.alerts import alert
 from lake_tasks.lake_job import LakeJob
+from lake_tasks.lakes import read_lakes
 from lake_tasks.settings import Settings
 
-settings = Settings.read()
 
-PARAMS = {
-    "config": Param(settings.config, type="string", title="Config", description="Config file, below home or absolute."),
-    "set": Param(settings.set, type="array", title="Settings", description="section.key=value, one a line."),
-    "keep_runs": Param(settings.keep_runs, type=["null", "integer"], minimum=1, title="Runs to keep"),
-    "keep_days": Param(None, type=["null", "number"], minimum=0, title="Days to keep"),
-    "apply": Param(True, type="boolean", title="Delete", description="Off: only list what would be deleted."),
-}
+def rerank_clean(lake: Settings) -> DAG:
+    """The DAG of a lake."""
+    params = {
+        "config": Param(lake.config, type="string", title="Config", description="Config file, below home or absolute."),
+        "set": Param(lake.set, type="array", title="Settings", description="section.key=value, one a line."),
+        "keep_runs": Param(lake.keep_runs, type=["null", "integer"], minimum=1, title="Runs to keep"),
+        "keep_days": Param(None, type=["null", "number"], minimum=0, title="Days to keep"),
+        "apply": Param(True, type="boolean", title="Delete", description="Off: only list what would be deleted."),
+    }
+    with DAG(
+        dag_id=lake.name("rerank_clean"),
+        schedule=lake.cron(lake.clean_schedule),
+        start_date=datetime(2020, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        dagrun_timeout=timedelta(hours=lake.run_timeout_hours),
+        default_args=lake.task_defaults(),
+        params=params,
+        doc_md=__doc__,
+        tags=lake.tags,
+    ) as dag:
+        LakeJob(
+            names_run=False,
+            options={"keep_runs": "--keep-runs", "keep_days": "--keep-days", "apply": "--apply"},
+            **lake.job("clean"),
+        )
+    return dag
 
-with DAG(
-    dag_id="rerank_clean",
-    schedule=settings.cron(settings.clean_schedule),
-    start_date=datetime(2020, 1, 1, tzinfo=UTC),
-    catchup=False,
-    max_active_runs=1,
-    dagrun_timeout=timedelta(hours=settings.run_timeout_hours),
-    default_args=settings.task_defaults() | {"on_failure_callback": alert},
-    params=PARAMS,
-    doc_md=__doc__,
-    tags=["lakerank"],
-) as dag:
-    LakeJob(
-        task_id="clean",
-        names_run=False,
-        options={"keep_runs": "--keep-runs", "keep_days": "--keep-days", "apply": "--apply"},
-        execution_timeout=settings.timeout("clean"),
-        **settings.job("clean"),
-    )
+
+dags = [rerank_clean(lake) for lake in read_lakes()]

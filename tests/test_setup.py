@@ -72,7 +72,8 @@ def test_everything_for_development_is_enough_for_the_demo_but_not_the_other_way
 
 def test_airflow_has_an_environment_and_pins_of_its_own(clone: Clone) -> None:
     assert clone.setup("airflow").returncode == 0
-    assert clone.calls() == ["venv-airflow", "apache-airflow apache-airflow-providers-apache-spark"]
+    providers = "apache-airflow-providers-apache-spark apache-airflow-providers-http apache-airflow-providers-postgres"
+    assert clone.calls() == ["venv-airflow", f"apache-airflow {providers}"]
     for name in ("pyproject.toml", "constraints.txt"):
         with (clone.folder / name).open("a") as file:
             file.write("# changed\n")
@@ -80,7 +81,7 @@ def test_airflow_has_an_environment_and_pins_of_its_own(clone: Clone) -> None:
     with (clone.folder / "constraints-airflow.txt").open("a") as file:
         file.write("# changed\n")
     clone.setup("airflow")
-    assert clone.calls() == ["apache-airflow apache-airflow-providers-apache-spark"]
+    assert clone.calls() == [f"apache-airflow {providers}"]
     assert not (clone.folder / ".venv").exists()
 
 

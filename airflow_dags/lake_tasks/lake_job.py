@@ -12,7 +12,7 @@ from airflow.sdk.execution_time.xcom import XCom
 from airflow.sdk.observability import stats
 
 from lake_tasks.places import below
-from lake_tasks.run_names import filled, moment_of, run_name
+from lake_tasks.run_names import LakeRun, moment_of
 from lake_tasks.summaries import final_fault, last_json_line, read_summary, summary_address
 
 
@@ -36,9 +36,10 @@ class LakeJob(SparkSubmitOperator):
         job: name of the file in jobs/, without .py.
         home: folder of jobs/ and conf/ as spark-submit sees it.
         summaries: folder or URI for last lines, which Airflow's workers and the Spark drivers both reach.
-        timezone: the time zone that runs are named in.
+        timezone: the time zone of dates.
+        lake: the lake's name, which its run ids begin with; None where there is but one.
         report_url: where a browser finds the report; {run_id} is filled in. None: the address in the lake.
-        arguments: arguments of this job alone; {run_id} and {date} are filled in.
+        arguments: arguments of this job alone; {run_id}, {date} and {lake} are filled in.
         options: option of the job by name of the Param that it takes its value from; true gives the bare option, and
             null or false nothing.
         names_run: whether the job takes --run-id.
@@ -56,6 +57,7 @@ class LakeJob(SparkSubmitOperator):
         home: str,
         summaries: str,
         timezone: str = "UTC",
+        lake: str | None = None,
         report_url: str | None = None,
         arguments: Sequence[str] = (),
         options: Mapping[str, str] | None = None,
@@ -68,6 +70,7 @@ class LakeJob(SparkSubmitOperator):
         self.home = home
         self.summaries = summaries
         self.timezone = timezone
+        self.lake = lake
         self.report_url = report_url
         self.arguments = arguments
         self.options = options or {}
@@ -93,10 +96,10 @@ class LakeJob(SparkSubmitOperator):
 
     def summary_address(self, context: Any) -> str:
         """Where this try of the task has the job leave its summary."""
-        return summary_address(self.summaries, run_name(self._moment(context)), context["ti"])
+        return summary_address(self.summaries, self._run(context).run_id, context["ti"])
 
-    def _moment(self, context: Any) -> Any:
-        return moment_of(context["dag_run"], context["params"], self.timezone)
+    def _run(self, context: Any) -> LakeRun:
+        return LakeRun(moment_of(context["dag_run"], context["params"], self.timezone), self.lake)
 
     def _skip_if_not_needed(self, context: Any) -> None:
         if self.unless_false is None:
@@ -107,11 +110,11 @@ class LakeJob(SparkSubmitOperator):
             raise AirflowSkipException(f"in the summary of {task}, {key} is {summary[key]}")
 
     def _command_line(self, context: Any) -> list[str]:
-        params, moment = context["params"], self._moment(context)
+        params, run = context["params"], self._run(context)
         line = ["--config", below(self.home, params["config"])]
         if self.names_run:
-            line += ["--run-id", run_name(moment)]
-        line += [filled(str(argument), moment) for argument in self.arguments]
+            line += ["--run-id", run.run_id]
+        line += [run.fill(str(argument)) for argument in self.arguments]
         for param, option in self.options.items():
             value = params.get(param)
             if value is True:
@@ -121,7 +124,7 @@ class LakeJob(SparkSubmitOperator):
         if "--publish-anyway" in line:  # for the manifest: the driver's user is not who decided
             line += ["--by", context["dag_run"].triggering_user_name or "airflow"]
         for setting in params.get("set") or []:
-            line += ["--set", filled(setting, moment)]
+            line += ["--set", run.fill(setting)]
         return line
 
     def _succeeded(self, context: Any, summary: dict[str, Any]) -> dict[str, Any]:
@@ -139,5 +142,5 @@ class LakeJob(SparkSubmitOperator):
     def _report(self, context: Any, summary: Mapping[str, Any]) -> str | None:
         """The report's address: as a browser reaches it, where the deployment has a report_url."""
         if "report" in summary and self.report_url:
-            return filled(self.report_url, self._moment(context))
+            return self._run(context).fill(self.report_url)
         return summary.get("report")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -22,14 +23,33 @@ def moment_of(dag_run: Any, params: Mapping[str, Any], timezone: str) -> datetim
     return (dag_run.logical_date or dag_run.run_after).astimezone(zone)
 
 
-def run_name(moment: datetime) -> str:
-    """The run's id: 2026-01-31 for midnight, 2026-01-31T020000 for any other time."""
-    return moment.strftime("%Y-%m-%dT%H%M%S").removesuffix("T000000")
+def run_name(moment: datetime, lake: str | None = None) -> str:
+    """The run's id: run-2026-01-31T020000Z, or products-2026-01-31T020000Z for the lake of that name.
+
+    In UTC, to the microsecond where there is one: two moments never have one name, not in the hour that comes twice
+    when clocks go back either. Letters in front: no reader of `run_id=…` takes it for a date.
+    """
+    utc = moment.astimezone(UTC)
+    fraction = f".{utc:%f}" if utc.microsecond else ""
+    return f"{lake or 'run'}-{utc:%Y-%m-%dT%H%M%S}{fraction}Z"
 
 
-def filled(text: str, moment: datetime) -> str:
-    """`text` with {run_id} and {date} replaced. Other braces, which YAML uses, are left alone."""
-    return text.replace("{run_id}", run_name(moment)).replace("{date}", moment.strftime("%Y-%m-%d"))
+@dataclass(frozen=True, slots=True)
+class LakeRun:
+    """A run of a lake. `moment` is in the deployment's time zone; `lake` is None where there is but one."""
+
+    moment: datetime
+    lake: str | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The run's id in the lake."""
+        return run_name(self.moment, self.lake)
+
+    def fill(self, text: str) -> str:
+        """`text` with {run_id}, {date} and {lake} replaced. Other braces, which YAML uses, are left alone."""
+        date = self.moment.strftime("%Y-%m-%d")
+        return text.replace("{run_id}", self.run_id).replace("{date}", date).replace("{lake}", self.lake or "run")
 
 
 def moments(cron: str | None, timezone: str, first: str, last: str) -> list[str]:
@@ -40,6 +60,7 @@ def moments(cron: str | None, timezone: str, first: str, last: str) -> list[str]
     Raises:
         ValueError: the first date is after the last.
     """
+    from airflow.sdk.timezone import coerce_datetime
     from airflow.timetables.base import TimeRestriction
     from airflow.timetables.trigger import CronTriggerTimetable
 
@@ -48,7 +69,8 @@ def moments(cron: str | None, timezone: str, first: str, last: str) -> list[str]
     if end < begin:
         raise ValueError(f"the first date, {first}, is after the last, {last}")
     timetable = CronTriggerTimetable(cron or "0 0 * * *", timezone=timezone)
-    inside = TimeRestriction(begin, end + timedelta(days=1, microseconds=-1), catchup=True)
+    last_moment = end + timedelta(days=1, microseconds=-1)
+    inside = TimeRestriction(coerce_datetime(begin), coerce_datetime(last_moment), catchup=True)
     result: list[str] = []
     info = timetable.next_dagrun_info(last_automated_data_interval=None, restriction=inside)
     while info is not None:

@@ -15,6 +15,7 @@ LakerankError
 ├── EvaluationError      a run cannot be evaluated as requested
 ├── ExportError          a run cannot be exported in the requested format
 ├── IngestError          a table would be empty: nothing could be read, or no query has a candidate
+├── InputError           a table has fewer rows than a run is to have
 ├── DependencyError      an optional library is not installed
 └── PairRejected         the Python API was given a pair that cannot be scored
 """
@@ -76,6 +77,10 @@ class ExportError(LakerankError):
 
 class IngestError(LakerankError):
     """A table would be empty: nothing of a source could be read, or no query has a candidate."""
+
+
+class InputError(LakerankError):
+    """A table has fewer rows than a run is to have."""
 
 
 class DependencyError(LakerankError):

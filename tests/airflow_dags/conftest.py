@@ -68,20 +68,22 @@ def make_lake(folder: Path, queries: int) -> Lake:
 
 
 class Airflow:
-    """An AIRFLOW_HOME of its own. Connections and the Variable are in the environment, where Airflow looks first."""
+    """An AIRFLOW_HOME of its own. Connections are in the environment, and the Variable, if it is given one."""
 
-    def __init__(self, home: Path, variable: Mapping[str, Any], **environment: str) -> None:
+    def __init__(self, home: Path, variable: Mapping[str, Any] | None = None, **environment: str) -> None:
         self.home = home
         master = {"conn_type": "spark", "host": "local[1]"}
         path = [str(Path(sys.executable).parent), str(AIRFLOW), os.environ["PATH"]]  # spark-submit is pyspark's own
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "PYSPARK", "SPARK", "PYTEST"))}
+        own = ("AIRFLOW", "LAKERANK", "PYSPARK", "SPARK", "PYTEST")
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(own)}
+        if variable is not None:
+            environment["AIRFLOW_VAR_LAKERANK"] = json.dumps(variable)
         self.environment = inherited | {
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW_CONN_LAKERANK_CPU": json.dumps(master),
             "AIRFLOW_CONN_LAKERANK_GPU": json.dumps(master),
-            "AIRFLOW_VAR_LAKERANK": json.dumps(variable),
             "JAVA_HOME": os.environ.get("JAVA_HOME") or str(ROOT / ".venv" / "java"),
             "PATH": os.pathsep.join(path),
             "PYSPARK_PYTHON": sys.executable,
@@ -113,8 +115,14 @@ class Airflow:
 def variable_for(lake: Lake, **more: Any) -> dict[str, Any]:
     """The Variable `lakerank` for a small lake on this machine."""
     spark = {"conf": {"spark.driver.memory": "1g", "spark.ui.enabled": "false"}}
-    given = {"set": lake.settings, "summaries": str(lake.folder / "summaries"), "cpu": spark, "gpu": spark}
-    return given | {"retry_minutes": 0.05, "poll_seconds": 2} | more
+    given = {
+        "config": "conf/demo.yaml",
+        "set": lake.settings,
+        "summaries": str(lake.folder / "summaries"),
+        "cpu": spark,
+        "gpu": spark,
+    }
+    return given | {"cpu": spark, "gpu": spark, "retry_minutes": 0.05, "poll_seconds": 2} | more
 
 
 @pytest.fixture(scope="session")
@@ -125,6 +133,20 @@ def airflow_environment() -> None:
 
 @pytest.fixture(scope="session")
 def small_airflow(airflow_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Airflow:
-    """Airflow without a database, for what needs none."""
+    """Airflow without a database, for what needs none: with a file of two lakes."""
     home = tmp_path_factory.mktemp("airflow")
-    return Airflow(home, {})
+    (home / "lakes.yaml").write_text(LAKES)
+    return Airflow(home, LAKERANK_LAKES=str(home / "lakes.yaml"))
+
+
+LAKES = """
+defaults: {home: /opt/lakerank, min_rows: {candidates: 1000}}
+lakes:
+  manuals: {config: conf/manuals.yaml}
+  products:                     # fills its tables itself
+    config: conf/products.yaml
+    ingest: [{source: "s3://landed/{date}", output: s3://lake/products, keep: [name, brand]}]
+    candidates: {depth: 50, skip-same-id: true}
+    exports: [{format: csv, to: "s3://feeds/{run_id}", load: {into: postgres, conn_id: shop, table: search.ranked}}]
+    min_rows: {documents: 5}
+"""

@@ -1,8 +1,8 @@
 """The DAGs under a real scheduler, with what goes wrong at night: `make test-airflow`.
 
 One `airflow standalone` (scheduler, DAG processor, triggerer, API server; LocalExecutor on SQLite) serves every
-scenario, in the order in which they stand here: a night in which scoring is killed, one whose audit fails, two dates
-later on.
+scenario, in the order in which they stand here: a night in which scoring is killed, one whose audit fails, one whose
+evaluation fails, two dates later on.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ def scheduler(
             schedule=None,
             clean_schedule=None,
             exports=[{"format": "trec-run", "to": str(lake.folder / "export-{run_id}")}],
+            retries=1,
         ),
         AIRFLOW__API__HOST="127.0.0.1",
         AIRFLOW__API__PORT=str(port),
@@ -198,7 +199,9 @@ def test_candidates_that_land_start_a_run_and_a_killed_score_task_goes_on(schedu
     assert scheduler.finished("rerank_nightly", run["dag_run_id"]) == "success"
 
     tasks = scheduler.tasks("rerank_nightly", run["dag_run_id"])
-    assert {name: task["state"] for name, task in tasks.items()} == dict.fromkeys(tasks, "success")
+    assert {name: task["state"] for name, task in tasks.items()} == dict.fromkeys(tasks, "success") | {
+        "load": "skipped"
+    }
     assert tasks["score"]["try_number"] == 2
     assert tasks["score"]["pool"] == "lakerank_gpu"
     summary = scheduler.summary("rerank_nightly", run["dag_run_id"], "score")
@@ -225,20 +228,34 @@ def test_failed_audit_is_red_at_the_audit_and_the_old_run_stays_current(schedule
     assert scheduler.finished("rerank_nightly", run) == "failed"
     tasks = scheduler.tasks("rerank_nightly", run)
     assert {name: task["state"] for name, task in tasks.items()} == {
+        "check": "success",
         "plan": "success",
         "score": "success",
         "audit_and_publish": "failed",
         "evaluate": "upstream_failed",
         "choose_exports": "upstream_failed",
         "export": "upstream_failed",
+        "load": "upstream_failed",
     }
     assert tasks["audit_and_publish"]["try_number"] == 1, "what fails again is not tried again"
     assert scheduler.lake.current() == before
     (alert,) = scheduler.webhook.alerts
     assert alert["task_id"] == "audit_and_publish"
     assert alert["failed_audits"] == ["reject rate"]
-    assert alert["summary"]["run_id"] == "2026-02-01"
+    assert alert["summary"]["run_id"] == "run-2026-02-01T000000Z"
     assert "reject rate" in alert["text"]
+
+
+def test_failed_evaluation_stops_no_export_of_the_published_run(scheduler: Scheduler) -> None:
+    settings = [*scheduler.lake.settings, "lake.qrels=/no/such/judgements.parquet"]
+    run = scheduler.trigger("rerank_nightly", date="2026-02-02", set=settings)
+    assert scheduler.finished("rerank_nightly", run) == "failed"
+    states = {name: task["state"] for name, task in scheduler.tasks("rerank_nightly", run).items()}
+    assert states["evaluate"] == "failed"
+    assert [states[name] for name in ("audit_and_publish", "choose_exports", "export")] == ["success"] * 3
+    current = scheduler.lake.current()["run_id"]
+    assert current == "run-2026-02-02T000000Z"
+    assert (scheduler.lake.folder / f"export-{current}" / "_manifest.json").exists()
 
 
 def test_dates_are_backfilled_in_their_order(scheduler: Scheduler) -> None:
@@ -250,7 +267,8 @@ def test_dates_are_backfilled_in_their_order(scheduler: Scheduler) -> None:
     assert [first["state"], second["state"]] == ["success", "success"]
     assert [first["conf"]["date"], second["conf"]["date"]] == ["2026-01-30T00:00:00+00:00", "2026-01-31T00:00:00+00:00"]
     assert first["end_date"] <= second["start_date"], "one at a time"
-    published = [scheduler.lake.manifest(date)["published_at"] for date in ("2026-01-30", "2026-01-31")]
+    names = [f"run-{date}T000000Z" for date in ("2026-01-30", "2026-01-31")]
+    published = [scheduler.lake.manifest(name)["published_at"] for name in names]
     assert published == sorted(published)
-    assert scheduler.lake.current()["run_id"] == "2026-01-31"
+    assert scheduler.lake.current()["run_id"] == names[-1]
     assert scheduler.lake.units() == scored, "what the lake had scored was scored again"

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from lakerank.lake.runs import check_run_id
+
 DAGS = Path(__file__).parents[2] / "airflow_dags"
 FILES = sorted(DAGS.rglob("*.py"))
 
@@ -17,7 +19,6 @@ DESCRIBE = """
 import time
 import airflow.sdk
 from airflow.providers.apache.spark.operators import spark_submit   # the parser imports both once for all files
-from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 import importlib
 result = {"seconds": {}}
@@ -25,21 +26,26 @@ for name in ("rerank_nightly", "rerank_backfill", "rerank_clean"):
     started = time.perf_counter()
     module = importlib.import_module(name)
     result["seconds"][name] = time.perf_counter() - started
-    (dag,) = [value for value in vars(module).values() if isinstance(value, DAG)]
-    DagSerialization.to_dict(dag)
-    result[name] = {
-        "doc": dag.doc_md, "active": dag.max_active_runs, "schedule": type(dag.timetable).__name__,
-        "params": sorted(dag.params),
-        "tasks": {
-            task.task_id: {
-                "downstream": sorted(task.downstream_task_ids), "pool": task.pool, "retries": task.retries,
-                "backoff": bool(task.retry_exponential_backoff), "timeout": bool(task.execution_timeout),
-                "alerts": bool(task.on_failure_callback), "outlets": [asset.name for asset in task.outlets or []],
-                "connection": getattr(task, "_conn_id", None) or getattr(task, "partial_kwargs", {}).get("conn_id"),
-                "links": [link.name for link in task.operator_extra_links],
-            } for task in dag.tasks
-        },
-    }
+    for dag in module.dags:
+        DagSerialization.to_dict(dag)
+        result[dag.dag_id] = {
+            "doc": dag.doc_md, "active": dag.max_active_runs, "schedule": type(dag.timetable).__name__,
+            "tags": sorted(dag.tags), "file": name,
+            "tasks": {
+                task.task_id: {
+                    "downstream": sorted(task.downstream_task_ids), "pool": task.pool, "retries": task.retries,
+                    "backoff": bool(task.retry_exponential_backoff), "timeout": bool(task.execution_timeout),
+                    "alerts": bool(task.on_failure_callback), "outlets": [asset.name for asset in task.outlets or []],
+                    "connection": getattr(task, "_conn_id", None) or getattr(task, "partial_kwargs", {}).get("conn_id"),
+                    "links": [link.name for link in task.operator_extra_links],
+                    "arguments": getattr(task, "arguments", None),
+                } for task in dag.tasks
+            },
+        }
+        if name == "rerank_nightly":
+            result[dag.dag_id]["assets"] = [asset.name for asset in dag.timetable.asset_condition.objects]
+        if name == "rerank_backfill":
+            result[dag.dag_id]["triggers"] = dag.get_task("rerank").partial_kwargs["trigger_dag_id"]
 """
 
 
@@ -64,37 +70,67 @@ def test_each_file_parses_in_under_a_second(dags: dict[str, Any]) -> None:
     assert max(dags["seconds"].values()) < 1, dags["seconds"]
 
 
-@pytest.mark.parametrize("name", ["rerank_nightly", "rerank_backfill", "rerank_clean"])
-def test_each_dag_explains_itself_and_runs_once_at_a_time(dags: dict[str, Any], name: str) -> None:
-    assert dags[name]["doc"].startswith("### ")
-    assert dags[name]["active"] == 1
+def test_each_lake_has_the_three_dags(dags: dict[str, Any]) -> None:
+    lakes = {name: dag for name, dag in dags.items() if name != "seconds"}
+    files = ("rerank_backfill", "rerank_clean", "rerank_nightly")
+    assert sorted(lakes) == sorted(f"{file}_{lake}" for file in files for lake in ("manuals", "products"))
+    for name, dag in lakes.items():
+        assert dag["doc"].startswith("### ")
+        assert dag["active"] == 1
+        assert dag["tags"] == sorted(["lakerank", name.removeprefix(f"{dag['file']}_")])
 
 
-def test_nightly_is_one_chain_of_jobs(dags: dict[str, Any]) -> None:
-    downstream = {name: task["downstream"] for name, task in dags["rerank_nightly"]["tasks"].items()}
-    assert downstream == {
+def test_nothing_of_a_lake_starts_another(dags: dict[str, Any]) -> None:
+    for lake in ("manuals", "products"):
+        nightly = dags[f"rerank_nightly_{lake}"]
+        assert nightly["schedule"] == "AssetOrTimeSchedule"
+        assert nightly["assets"] == [f"lakerank_candidates_{lake}"]
+        outlets = {name: task["outlets"] for name, task in nightly["tasks"].items() if task["outlets"]}
+        published, exported = f"lakerank_published_{lake}", f"lakerank_exported_{lake}"
+        assert outlets == {"audit_and_publish": [published], "export": [exported]}
+        assert dags[f"rerank_backfill_{lake}"]["triggers"] == f"rerank_nightly_{lake}"
+
+
+def test_a_published_run_is_evaluated_and_exported_side_by_side(dags: dict[str, Any]) -> None:
+    tasks = dags["rerank_nightly_manuals"]["tasks"]
+    assert {name: task["downstream"] for name, task in tasks.items()} == {
+        "check": ["plan"],
         "plan": ["score"],
         "score": ["audit_and_publish"],
-        "audit_and_publish": ["evaluate"],
-        "evaluate": ["choose_exports"],
+        "audit_and_publish": ["choose_exports", "evaluate"],
+        "evaluate": [],
         "choose_exports": ["export"],
-        "export": [],
+        "export": ["load"],
+        "load": [],
     }
 
 
+def test_a_lake_can_fill_its_tables_first(dags: dict[str, Any]) -> None:
+    tasks = dags["rerank_nightly_products"]["tasks"]
+    assert tasks["ingest"]["downstream"] == ["candidates"]
+    assert tasks["candidates"]["downstream"] == ["check"]
+    assert tasks["candidates"]["arguments"] == ["--depth", "50", "--skip-same-id"]
+    assert tasks["check"]["arguments"] == ["--stage", "check", "--min-rows", "documents=5"]
+    check = dags["rerank_nightly_manuals"]["tasks"]["check"]
+    assert check["arguments"] == ["--stage", "check", "--min-rows", "candidates=1000"]
+
+
 def test_only_scoring_holds_gpus(dags: dict[str, Any]) -> None:
-    jobs = {name: task for name, task in dags["rerank_nightly"]["tasks"].items() if task["connection"]}
+    jobs = {name: task for name, task in dags["rerank_nightly_products"]["tasks"].items() if task["connection"]}
     buffered = {name: (task["connection"], task["pool"]) for name, task in jobs.items()}
     assert buffered.pop("score") == ("lakerank_gpu", "lakerank_gpu")
-    assert set(buffered) == {"plan", "audit_and_publish", "evaluate", "export"}
+    assert set(buffered) == {"ingest", "candidates", "check", "plan", "audit_and_publish", "evaluate", "export"}
     assert set(buffered.values()) == {("lakerank_cpu", "default_pool")}
 
 
 def test_every_job_is_tried_again_bounded_in_time_and_reported(dags: dict[str, Any]) -> None:
     jobs = [
-        task for dag in ("rerank_nightly", "rerank_clean") for task in dags[dag]["tasks"].values() if task["connection"]
+        task
+        for dag in ("rerank_nightly_products", "rerank_clean_products")
+        for task in dags[dag]["tasks"].values()
+        if task["connection"]
     ]
-    assert len(jobs) == 6
+    assert len(jobs) == 9
     for task in jobs:
         assert task["retries"] == 3
         assert task["backoff"]
@@ -103,17 +139,13 @@ def test_every_job_is_tried_again_bounded_in_time_and_reported(dags: dict[str, A
         assert "report.html" in task["links"]
 
 
-def test_assets_come_in_and_go_out(dags: dict[str, Any]) -> None:
-    assert dags["rerank_nightly"]["schedule"] == "AssetOrTimeSchedule"
-    outlets = {name: task["outlets"] for name, task in dags["rerank_nightly"]["tasks"].items() if task["outlets"]}
-    assert outlets == {"audit_and_publish": ["lakerank_published"], "export": ["lakerank_exported"]}
-
-
 LOGIC = """
 from datetime import datetime, UTC
 from types import SimpleNamespace as Record
+from zoneinfo import ZoneInfo
 from lake_tasks.exports import export_arguments
-from lake_tasks.run_names import filled, moment_of, moments, run_name
+from lake_tasks.lakes import lakes_of
+from lake_tasks.run_names import LakeRun, moment_of, moments, run_name
 from lake_tasks.settings import Settings
 from lake_tasks.summaries import final_fault, last_json_line, read_summary
 
@@ -125,7 +157,7 @@ def name(run, date=None, zone="UTC"):
 
 def fault(given):
     try:
-        return str(Settings.of(given))
+        return str(lakes_of(given, "Variable 'lakerank'"))
     except ValueError as error:
         return str(error)
 
@@ -133,15 +165,24 @@ past = [{"format": "csv", "run_id": "r1"}, {"format": "trec-run", "run_id": "r2"
 requested = {"format": "csv", "to": "s3://feeds/{run_id}", "since": "last", "depth": None}
 
 result = {
-    "keys": list(Settings.__dataclass_fields__),
+    "keys": [key for key in Settings.__dataclass_fields__ if key != "lake"],
     "exports": [export_arguments(requested, run, past) for run in ("r4", "r3", "r1")],
     "names": [name(dated), name(landed), name(dated, "2026-01-30"), name(dated, zone="Europe/Berlin"),
               name(dated, "2026-01-31T00:00:00+01:00", "Europe/Berlin")],
-    "filled": filled("a={date} b={run_id} c={x: 1}", moment_of(dated, {}, "UTC")),
+    "twice": [run_name(datetime(2026, 10, 25, hour, 30, tzinfo=UTC).astimezone(ZoneInfo("Europe/Berlin")))
+              for hour in (0, 1)],
+    "filled": LakeRun(moment_of(dated, {}, "Europe/Berlin"), "manuals").fill("a={date} b={run_id} {lake} c={x: 1}"),
+    "autumn": [name(dated, moment, "Europe/Berlin")
+               for moment in moments("30 * * * *", "Europe/Berlin", "2026-10-25", "2026-10-25")],
     "moments": moments("0 2 * * *", "Europe/Berlin", "2026-03-28", "2026-03-30"),
     "midnights": moments(None, "UTC", "2026-03-28", "2026-03-29"),
-    "faults": fault({"nonsense": 1, "exports": {}, "keep_runs": 3}),
-    "not an object": fault([1]),
+    "faults": fault({"nonsense": 1, "exports": {}, "keep_runs": True, "timeout_minutes": {"scores": 1}}),
+    "lakes": fault({"defaults": {"config": "a.yaml"}, "lakes": {"a": {"keep_runs": "9"}, "2026": {}, "b": [1]}}),
+    "loads": fault({"config": "a", "exports": [
+        {"format": "parquet", "to": "x", "load": {"into": "postgres", "conn_id": "c", "tabel": "t"}},
+        {"format": "csv", "to": "x", "load": {"into": "mysql"}}, {"format": "csv"},
+    ]}),
+    "not an object": fault([1]), "no lake": fault({"lakes": {}}),
     "line": last_json_line('noise\\n{"a": 1}\\n{"b": 2}\\nnot {json}\\n{broken\\n'),
     "no line": last_json_line("Killed"),
     "unread": read_summary("/nowhere/at/all.json"),
@@ -162,13 +203,20 @@ def logic(small_airflow: Any) -> dict[str, Any]:
 
 def test_run_is_named_after_its_moment(logic: dict[str, Any]) -> None:
     assert logic["names"] == [
-        "2026-01-31T020000",
-        "2026-02-03T040506",
-        "2026-01-30",
-        "2026-01-31T030000",
-        "2026-01-31",
+        "run-2026-01-31T020000Z",
+        "run-2026-02-03T040506.000789Z",
+        "run-2026-01-30T000000Z",
+        "run-2026-01-31T020000Z",
+        "run-2026-01-30T230000Z",
     ]
-    assert logic["filled"] == "a=2026-01-31 b=2026-01-31T020000 c={x: 1}"
+    assert logic["filled"] == "a=2026-01-31 b=manuals-2026-01-31T020000Z manuals c={x: 1}"
+    for name in logic["names"]:
+        check_run_id(name)
+
+
+def test_the_hour_that_comes_twice_has_two_runs(logic: dict[str, Any]) -> None:
+    assert logic["twice"] == ["run-2026-10-25T003000Z", "run-2026-10-25T013000Z"]
+    assert len(set(logic["autumn"])) == len(logic["autumn"]) == 25
 
 
 def test_changes_are_exported_since_the_formats_own_last_export(logic: dict[str, Any]) -> None:
@@ -192,9 +240,21 @@ def test_every_setting_is_documented(logic: dict[str, Any]) -> None:
     assert sorted(documented) == sorted(logic["keys"])
 
 
-def test_faults_of_the_variable_are_listed_together(logic: dict[str, Any]) -> None:
-    assert "exports: expected a JSON array; nonsense: no such setting; see docs/airflow.md" in logic["faults"]
-    assert "expected a JSON object" in logic["not an object"]
+def test_faults_of_settings_are_listed_together(logic: dict[str, Any]) -> None:
+    assert logic["faults"] == (
+        "Variable 'lakerank': config: missing: the config of the lake, a path; exports: expected an array; keep_runs: "
+        "expected a whole number; nonsense: no such setting; timeout_minutes: scores: no such task; see docs/airflow.md"
+    )
+    assert "lakes.2026: a name has 1 to 64 of" in logic["lakes"]
+    assert "lakes.a.keep_runs: expected a whole number; lakes.b: expected an object; see" in logic["lakes"]
+    assert "config" not in logic["lakes"]
+    assert logic["loads"].count("exports: ") == 4
+    assert (
+        "into postgres goes csv, not parquet; exports: load: into postgres takes strings for conn_id, table"
+        in (logic["loads"])
+    )
+    assert "expected an object of settings" in logic["not an object"]
+    assert "lakes: expected names" in logic["no lake"]
 
 
 def test_last_line_is_found_or_missing(logic: dict[str, Any]) -> None:

@@ -71,3 +71,29 @@ def test_stages_are_run_in_order(arguments: list[str]) -> None:
     ensure_plan(LocalRunner(), Storage(), job.paths, job.tables, job.stages[0].scorer, job.stages[0].limits)
     last = _refused(*arguments, "--stage", "publish")
     assert last["message"] == "run r has 1 of 1 units without scores: run --stage score first"
+
+
+def test_check_counts_the_rows_of_tables(arguments: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(rerank, [*arguments, "--stage", "check", "--min-rows", "queries=0"])
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "rows": {"documents": 1, "queries": 1, "candidates": 1},
+        "min_rows": {"documents": 1, "queries": 0, "candidates": 1},
+    }
+    assert not (tmp_path / "out").exists()
+    empty = pq.read_table(tmp_path / "candidates.parquet").slice(1)
+    (tmp_path / "candidates.parquet").unlink()
+    (tmp_path / "candidates.parquet").mkdir()
+    pq.write_table(empty, tmp_path / "candidates.parquet" / "part-1.parquet")
+    last = _refused(*arguments, "--stage", "check", "--min-rows", "documents=2")
+    assert last == {
+        "error": "InputError",
+        "message": "lake.documents: documents.parquet has 1 rows, expected at least 2\n"
+        "lake.candidates: candidates.parquet has 0 rows, expected at least 1",
+    }
+
+
+@pytest.mark.parametrize("options", [["--min-rows", "queries=1"], ["--stage", "check", "--min-rows", "qrels=x"]])
+def test_bounds_of_rows_are_checked(arguments: list[str], options: list[str]) -> None:
+    done = CliRunner().invoke(rerank, [*arguments, *options])
+    assert done.exit_code == 2
+    assert "--min-rows" in json.loads(done.stdout.splitlines()[-1])["message"]

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,35 +10,21 @@ import pandas as pd
 import psycopg
 import pyarrow.parquet as pq
 import pytest
+from postgresql import postgresql, why_no_server
 
 from lakerank.schemas import GOLDEN, RANKED
-
-SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")) + [Path(p) for p in [shutil.which("pg_ctl")] if p]
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[psycopg.Connection[Any]]:
     """A PostgreSQL server of its own, reached through a socket in its folder."""
-    if not SERVERS:
-        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
-    if os.getuid() == 0 and "postgres" not in {user.pw_name for user in pwd.getpwall()}:
-        pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-    folder = Path(tempfile.mkdtemp(prefix="lakerank-pg-", dir="/tmp"))
-    as_user: list[str] = []
-    if os.getuid() == 0:
-        as_user = ["runuser", "-u", "postgres", "--"]
-        shutil.chown(folder, "postgres")
-    control = [*as_user, str(SERVERS[-1]), "-D", str(folder / "data"), "-s", "-w"]
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-    try:
-        initialise = ["-o", "-U lakerank -A trust -E UTF8 --locale=C.UTF-8 -N", "initdb"]
-        subprocess.run([*control, *initialise], check=True, cwd="/", capture_output=True)
-        subprocess.run([*control, "-o", options, "-l", str(folder / "log"), "start"], check=True, cwd="/")
-        with psycopg.connect(host=str(folder), user="lakerank", dbname="postgres", autocommit=True) as connection:
-            yield connection
-        subprocess.run([*control, "-m", "immediate", "stop"], check=True, cwd="/")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    if why := why_no_server():
+        pytest.skip(why)
+    with (
+        postgresql() as folder,
+        psycopg.connect(host=str(folder), user="lakerank", dbname="postgres", autocommit=True) as connection,
+    ):
+        yield connection
 
 
 def rows_of(lists) -> list[tuple[object, ...]]:

@@ -13,13 +13,15 @@ import click
 
 from lakerank.cli.job import EPILOG, Job, config_option, job_runner, on_cluster, run_job, set_option, verbose_option
 from lakerank.config import Config, load_config
-from lakerank.errors import ConfigError, RunConflictError
+from lakerank.errors import ConfigError, InputError, RunConflictError
 
 if TYPE_CHECKING:
     from lakerank.lake.storage import Storage
     from lakerank.rerank.run import Rerank
 
 STEPS = ("plan", "score", "publish")
+#: Stands alone: it counts rows, and neither needs a run nor makes one.
+CHECK = "check"
 TABLES = ("documents", "queries", "candidates")
 
 
@@ -33,7 +35,13 @@ TABLES = ("documents", "queries", "candidates")
 )  # fmt: skip
 @click.option(
     "--stage", "steps", default=",".join(STEPS), show_default=True, metavar="STAGES",
-    help="Which of plan, score and publish to run. plan prints a cost estimate; only score needs a GPU.",
+    help="Which of plan, score and publish to run. plan prints a cost estimate; only score needs a GPU. Or check, alone: "
+    "counts rows.",
+)  # fmt: skip
+@click.option(
+    "--min-rows", multiple=True, metavar="TABLE=ROWS",
+    help="With --stage check: the fewest rows that documents, queries or candidates may have. May be repeated.  "
+    "[default: 1 each]",
 )  # fmt: skip
 @click.option(
     "--publish-anyway", "reason", metavar="REASON",
@@ -50,11 +58,60 @@ def rerank(config_path: Path, overrides: Sequence[str], verbose: bool, **options
     """
 
     def work() -> dict[str, Any]:
-        config = load_config(config_path, overrides)
+        config, min_rows = load_config(config_path, overrides), options.pop("min_rows")
+        if options["steps"].strip() == CHECK:
+            return _check_rows(config, _row_bounds(min_rows))
+        if min_rows:
+            raise ConfigError([f"--min-rows needs --stage {CHECK}"])
         options["run_id"] = options["run_id"] or _next_run_id(config)
         return rerank_lake(config, **options)
 
     run_job(work, verbose, done=lambda: _finished(load_config(config_path, overrides), options["run_id"]))
+
+
+def _row_bounds(given: Sequence[str]) -> dict[str, int]:
+    """The fewest rows of each table.
+
+    Raises:
+        ConfigError: everything that is no TABLE=ROWS.
+    """
+    pairs = {text: text.partition("=")[::2] for text in given}
+    faults = [
+        f"--min-rows {text}: expected TABLE=ROWS, as in candidates=1000; tables are {', '.join(TABLES)}"
+        for text, (table, rows) in pairs.items()
+        if table not in TABLES or not re.fullmatch(r"[0-9]{1,18}", rows)
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return dict.fromkeys(TABLES, 1) | {table: int(rows) for table, rows in pairs.values()}
+
+
+def _check_rows(config: Config, bounds: dict[str, int]) -> dict[str, Any]:
+    """Rows of each table, by the footers of its files.
+
+    Raises:
+        InputError: every table that has too few.
+        StorageError, SchemaError: a table cannot be read.
+    """
+    from lakerank import schemas
+    from lakerank.cli import resolve
+    from lakerank.lake import redacted
+    from lakerank.lake.tables import fragments
+
+    storage, lake = resolve.storage(config.lake.storage), config.lake.located()
+    addresses = {name: getattr(lake, name) for name in TABLES}
+    rows = {
+        name: sum(file.rows for file in fragments(storage, address, getattr(schemas, name.upper())))
+        for name, address in addresses.items()
+    }
+    few = [
+        f"lake.{name}: {redacted(addresses[name])} has {rows[name]} rows, expected at least {bounds[name]}"
+        for name in TABLES
+        if rows[name] < bounds[name]
+    ]
+    if few:
+        raise InputError("\n".join(few))
+    return {"rows": rows, "min_rows": bounds}
 
 
 def _next_run_id(config: Config) -> str:
@@ -143,7 +200,8 @@ def _override(reason: str | None, by: str | None) -> Any:
 def _parse_steps(steps: str) -> list[str]:
     names = [step.strip() for step in steps.split(",") if step.strip()]
     if not names or not set(names) <= set(STEPS):
-        raise ConfigError([f"--stage {steps}: expected any of {', '.join(STEPS)}, separated by commas"])
+        expected = f"any of {', '.join(STEPS)}, separated by commas, or {CHECK} alone"
+        raise ConfigError([f"--stage {steps}: expected {expected}"])
     return [step for step in STEPS if step in names]
 
 
