@@ -133,20 +133,8 @@ def airflow_environment() -> None:
 
 @pytest.fixture(scope="session")
 def small_airflow(airflow_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Airflow:
-    """Airflow without a database, for what needs none: with a file of two lakes."""
+    """Airflow without a database, for what needs none: with the file of two lakes in docs/airflow.md."""
     home = tmp_path_factory.mktemp("airflow")
-    (home / "lakes.yaml").write_text(LAKES)
+    page = (ROOT / "docs" / "airflow.md").read_text(encoding="utf-8")
+    (home / "lakes.yaml").write_text(page.partition("```yml\n")[2].partition("```")[0])
     return Airflow(home, LAKERANK_LAKES=str(home / "lakes.yaml"))
-
-
-LAKES = """
-defaults: {home: /opt/lakerank, min_rows: {candidates: 1000}}
-lakes:
-  manuals: {config: conf/manuals.yaml}
-  products:                     # fills its tables itself
-    config: conf/products.yaml
-    ingest: [{source: "s3://landed/{date}", output: s3://lake/products, keep: [name, brand]}]
-    candidates: {depth: 50, skip-same-id: true}
-    exports: [{format: csv, to: "s3://feeds/{run_id}", load: {into: postgres, conn_id: shop, table: search.ranked}}]
-    min_rows: {documents: 5}
-"""

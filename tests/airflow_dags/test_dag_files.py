@@ -118,7 +118,8 @@ def test_a_lake_can_fill_its_tables_first(dags: dict[str, Any]) -> None:
 def test_only_scoring_holds_gpus(dags: dict[str, Any]) -> None:
     jobs = {name: task for name, task in dags["rerank_nightly_products"]["tasks"].items() if task["connection"]}
     buffered = {name: (task["connection"], task["pool"]) for name, task in jobs.items()}
-    assert buffered.pop("score") == ("lakerank_gpu", "lakerank_gpu")
+    assert buffered.pop("score") == ("lakerank_gpu", "small_gpu")
+    assert dags["rerank_nightly_manuals"]["tasks"]["score"]["pool"] == "lakerank_gpu"
     assert set(buffered) == {"ingest", "candidates", "check", "plan", "audit_and_publish", "evaluate", "export"}
     assert set(buffered.values()) == {("lakerank_cpu", "default_pool")}
 

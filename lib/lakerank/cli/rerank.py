@@ -35,7 +35,7 @@ TABLES = ("documents", "queries", "candidates")
 )  # fmt: skip
 @click.option(
     "--stage", "steps", default=",".join(STEPS), show_default=True, metavar="STAGES",
-    help="Which of plan, score and publish to run. plan prints a cost estimate; only score needs a GPU. Or check, alone: "
+    help="Which of plan, score and publish to run. plan prints a cost estimate; only score needs a GPU. check, alone, "
     "counts rows.",
 )  # fmt: skip
 @click.option(
