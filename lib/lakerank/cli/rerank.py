@@ -95,7 +95,7 @@ def _check_rows(config: Config, bounds: dict[str, int]) -> dict[str, Any]:
     """
     from lakerank import schemas
     from lakerank.cli import resolve
-    from lakerank.lake import redacted
+    from lakerank.credentials import redacted
     from lakerank.lake.tables import fragments
 
     storage, lake = resolve.storage(config.lake.storage), config.lake.located()
