@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from lakerank.errors import ConfigError
 
+#: Formats of images that are read, by Pillow's names; no others are ever opened.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

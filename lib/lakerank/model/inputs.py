@@ -26,10 +26,14 @@ class RejectedInput(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """An image as uint8 patches (P, 3, side, side), merge² of one visual token together; its grid (rows, columns)."""
+    """An image as uint8 patches (P, 3, side, side), merge² of one visual token together; its grid (rows, columns).
+
+    `partial`: its file has pages or frames besides the one that was read.
+    """
 
     pixels: np.ndarray
     grid: Grid
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from lakerank.lake.blobs import check_unchanged
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, index_key, parquet_bytes, read_table_file
+from lakerank.limits import IMAGE_FORMATS
 from lakerank.plan.plan import ROW_GROUP_ROWS, Plan, part_name, plan_folder, read_part, with_columns
 from lakerank.records import RejectReason
 from lakerank.schemas import DOCUMENTS, QUERIES
@@ -161,9 +162,9 @@ def _image_size(image: bytes | None) -> tuple[int, int] | tuple[None, None]:
     if not image:
         return None, None
     try:
-        with Image.open(io.BytesIO(image)) as header:
+        with Image.open(io.BytesIO(image), formats=IMAGE_FORMATS) as header:
             return header.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Exception:  # a damaged header makes decoders raise anything, and the cost is only an estimate
         return None, None
 
 

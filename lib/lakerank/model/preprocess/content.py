@@ -13,15 +13,16 @@ from PIL import Image, ImageOps
 
 from lakerank.limits import Limits
 from lakerank.model.inputs import RejectedInput
-from lakerank.model.preprocess.images import check_size, to_rgb
+from lakerank.model.preprocess.images import check_size
+from lakerank.model.preprocess.pixels import to_rgb
 from lakerank.records import Document, Query, RejectReason
 
 Record = TypeVar("Record", Query, Document)
 
 _IMAGE = "bytes of an encoded file, a pathlib.Path, a PIL image, or a uint8 array (H, W) or (H, W, 1, 3 or 4)"
 
-#: Modes of PIL that a PNG file has.
-_PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
+#: Modes of PIL that a PNG file has, with 8 bits.
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 
 
 def is_missing(value: object) -> bool:
@@ -114,9 +115,11 @@ def _png(image: Image.Image, limits: Limits) -> bytes:
     check_size(*image.size, limits)
     stream = io.BytesIO()
     try:
-        upright = ImageOps.exif_transpose(image)  # PNG files are saved without EXIF
-        flat = upright if upright.mode in _PNG_MODES else to_rgb(upright)
+        # PNG files are saved without EXIF
+        flat = ImageOps.exif_transpose(image) if image.mode in _PNG_MODES else to_rgb(image)
         flat.save(stream, "PNG", compress_level=1)
+    except RejectedInput:
+        raise
     except Exception as error:  # of a file that PIL opened and reads only now, or an image that was closed
         raise RejectedInput(RejectReason.IMAGE_UNDECODABLE, f"{type(error).__name__}: {error}"[:200]) from error
     return stream.getvalue()

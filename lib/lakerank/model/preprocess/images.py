@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from PIL import (
     GifImagePlugin,
     Image,
     ImageFile,
-    ImageOps,
+    ImagePalette,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -31,6 +33,16 @@ from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_json
 from lakerank.model.inputs import Patches, RejectedInput
+from lakerank.model.preprocess.pixels import (
+    BITS_PER_SAMPLE,
+    DECODING,
+    SAMPLE_FORMAT,
+    WHOLE_PIXELS,
+    Upright,
+    tag,
+    to_rgb,
+    widened,
+)
 from lakerank.records import RejectReason
 
 #: Larger images are named to people instead of shown.
@@ -60,6 +72,23 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 REDUCED_OVER_PATCHES = 2
 
 _EXIF_ORIENTATION = 0x0112
+
+#: Tags of TIFF files; bits of a page's kind that say that it is a smaller copy, or a mask; how many such are looked at.
+_NEW_SUBFILE_TYPE, _COMPRESSION, _PLANES, _COLOUR_MAP = 254, 259, 284, 320
+_COPY_OR_MASK = 1 | 4
+_MOST_COPIES = 64
+
+#: Where JPEG files list further images, and how the kinds begin that are pictures of their own.
+_MP_ENTRIES, _MP_FRAME = 0xB002, "Multi-Frame"
+
+#: Raw modes of Pillow that take a sample's other byte: what it says on 16-bit colours is the upper one.
+_OTHER_BYTES = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
+
+#: Upper bytes of 16-bit colours that use 14 bits or fewer are all below.
+_UPPER_OF_14_BITS = 64
+
+#: What Pillow says of pixels that it does not read, in files that are not damaged.
+_UNSUPPORTED_PIXELS = re.compile(r"unknown pixel mode|cannot handle \d|[Uu]nsupported|not yet supported")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,27 +135,42 @@ def patch_shape(folder: Path, vision: Mapping[str, Any]) -> PatchShape:
 
 def load_patches(data: bytes, limits: Limits, shape: PatchShape) -> Patches:
     """Decode, turn upright, put on white, resize and cut an encoded image. Raises RejectedInput: as `load_pixels`."""
-    return cut(load_pixels(data, limits, shape), shape)
+    pixels = load_pixels(data, limits, shape)
+    return replace(cut(pixels, shape), partial=has_more_frames(data))
 
 
 def load_pixels(data: bytes, limits: Limits, shape: PatchShape) -> np.ndarray:
     """What `load_patches` cuts: (height, width, 3) uint8, both sides multiples of a visual token's.
 
-    Raises RejectedInput: the image is over a limit, of an unsupported format, or damaged.
+    Raises RejectedInput: the image is over a limit, of an unsupported format, damaged, or has values of which nobody
+    can say how bright they are.
     """
     image = open_header(data, limits)
     try:
         factor, source = shape.side * shape.merge, image.size
         scale = _decode_reduced(image, factor, limits)
-        flat = to_rgb(ImageOps.exif_transpose(image))
-        width, height = flat.size if scale is None else source
-        rows, columns = resized(height, width, factor, limits.min_pixels, limits.max_pixels)
-        box = None if scale is None else (0.0, 0.0, width / scale, height / scale)
-        return np.asarray(flat.resize((columns, rows), Image.Resampling.BICUBIC, box=box))
+        with DECODING.hold(_decoding_bytes(image, source)):
+            upright = Upright.of(_decoded(image, data))
+            width, height = upright.size if scale is None else source
+            rows, columns = resized(height, width, factor, limits.min_pixels, limits.max_pixels)
+            return upright.resized(columns, rows, (width / (scale or 1), height / (scale or 1)))
     except MemoryError as error:
         raise RejectedInput(RejectReason.OUT_OF_MEMORY, "while the image was decoded") from error
+    except RejectedInput:
+        raise
     except Exception as error:  # a damaged file makes decoders raise anything
         raise RejectedInput(RejectReason.IMAGE_UNDECODABLE, f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _decoding_bytes(image: Image.Image, source: tuple[int, int]) -> int:
+    """Memory that an opened image takes while it is decoded: as Pillow keeps it, and what its decoder keeps besides."""
+    pixel = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;") else 4)
+    pixel *= {"WEBP": 4, "TIFF": 2}.get(image.format or "", 1)  # canvases and a frame's bytes; a strip, or turned
+    pixel += 4 if image.mode != "RGB" and image.size[0] * image.size[1] <= WHOLE_PIXELS else 0
+    held = image.size[0] * image.size[1] * pixel
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and "progressive" in image.info:
+        held += source[0] * source[1] * 2 * image.layers  # coefficients of all scans
+    return held
 
 
 def _decode_reduced(image: Image.Image, factor: int, limits: Limits) -> int | None:
@@ -144,7 +188,35 @@ def _decode_reduced(image: Image.Image, factor: int, limits: Limits) -> int | No
     return round(width / image.size[0])
 
 
-def open_header(data: bytes, limits: Limits) -> Image.Image:
+def _decoded(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """An opened image with its pixels. Pillow reads the upper bytes of 16-bit colours: where they say little, the
+    lower ones too."""
+    raw_mode = _raw_mode(image)
+    image.load()
+    swapped = _OTHER_BYTES.get(raw_mode[-4:])
+    if swapped is None or image.mode not in ("RGB", "RGBA") or raw_mode.startswith("RGBa"):
+        return image
+    if np.max([image.getchannel(colour).getextrema() for colour in "RGB"]) >= _UPPER_OF_14_BITS:
+        return image
+    lower = type(image)(io.BytesIO(data))
+    other = "RGBA" if raw_mode.startswith("LA") else raw_mode[:-4] + swapped
+    args = lower.tile[0].args
+    changed = (other, *args[1:]) if isinstance(args, tuple) else other
+    lower.tile = [tile._replace(args=changed) for tile in lower.tile]
+    lower.load()
+    if not raw_mode.startswith("LA"):
+        return widened(image, lower)
+    _, grey, _, alpha = lower.split()  # four bytes: both of grey, both of alpha
+    return widened(image, Image.merge("RGBA", (grey, grey, grey, alpha)))
+
+
+def _raw_mode(image: ImageFile.ImageFile) -> str:
+    """How a file's pixels are laid out, as Pillow calls it; "" where its decoder alone knows."""
+    args = image.tile[0].args if image.tile else None
+    return str(args[0] if isinstance(args, tuple) and args else args or "")
+
+
+def open_header(data: bytes, limits: Limits) -> ImageFile.ImageFile:
     """Open an encoded image and check every limit; no pixel has been decoded when this returns.
 
     Raises RejectedInput: too many bytes or pixels, no pixels, too long and narrow, unsupported, or no readable header.
@@ -156,23 +228,65 @@ def open_header(data: bytes, limits: Limits) -> Image.Image:
         raise RejectedInput(RejectReason.IMAGE_UNSUPPORTED_FORMAT, f"not {_SUPPORTED}")
     try:
         image = reader(io.BytesIO(data))
+        _correct_header(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RejectedInput(RejectReason.IMAGE_TOO_LARGE, str(error)) from error
     except Exception as error:
-        raise RejectedInput(_header_fault(reader, data), f"{type(error).__name__}: {error}"[:200]) from error
+        raise RejectedInput(_header_fault(reader, data, error), f"{type(error).__name__}: {error}"[:200]) from error
     check_size(*image.size, limits)
     return image
 
 
-def _header_fault(reader: type[ImageFile.ImageFile], data: bytes) -> RejectReason:
+def _correct_header(image: ImageFile.ImageFile) -> None:
+    """Mend what Pillow takes a header to mean, or raise that it is unsupported."""
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode == "CMYK" and "adobe" not in image.info:
+        image.tile = [tile._replace(args=("CMYK", "")) for tile in image.tile]  # inverted by Adobe's convention alone
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    bits = tag(image, BITS_PER_SAMPLE, 1)
+    if bits == 8 and tag(image, SAMPLE_FORMAT, 1) == 2:
+        raise ValueError("unsupported signed samples")
+    if bits > 8 and tag(image, _PLANES, 1) == 2 and tag(image, _COMPRESSION, 1) == 1 and len(image.getbands()) > 1:
+        raise ValueError("unsupported planes of 16 bits")
+    if image.palette is not None and (colours := image.tag_v2[_COLOUR_MAP]) and max(colours) < 256:
+        image.palette = ImagePalette.raw("RGB;L", bytes(colours))  # of 8 bits, which were meant to have 16
+
+
+def has_more_frames(data: bytes) -> bool:
+    """Whether the file of an image that was read has pages or frames besides the first; thumbnails and smaller copies
+    are none. One that cannot be read is one."""
+    reader = next(reader for magic, reader in _FORMATS if data.startswith(magic))
+    if reader is WebPImagePlugin.WebPImageFile:
+        return data.count(b"ANMF") > 1  # Pillow would take memory for two canvases
+    try:
+        image = reader(io.BytesIO(data))
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            others = (image._getmp() or {}).get(_MP_ENTRIES, ())[1:]
+            return any(entry["Attribute"]["MPType"].startswith(_MP_FRAME) for entry in others)
+        if not isinstance(image, TiffImagePlugin.TiffImageFile):
+            return bool(getattr(image, "is_animated", False))
+        for page in range(1, _MOST_COPIES):
+            image.seek(page)
+            if not tag(image, _NEW_SUBFILE_TYPE, 0) & _COPY_OR_MASK:
+                return True
+        return True
+    except EOFError:
+        return False
+    except Exception:
+        return True
+
+
+def _header_fault(reader: type[ImageFile.ImageFile], data: bytes, error: Exception) -> RejectReason:
     """Pillow calls a header without pixels not its own; tell that from damage for the formats where it is at hand."""
     sides = {
         PngImagePlugin.PngImageFile: (data[16:20], data[20:24]),
         GifImagePlugin.GifImageFile: (data[6:8], data[8:10]),
         BmpImagePlugin.BmpImageFile: (data[18:22], data[22:26]),
     }.get(reader, ())
-    empty = any(len(side) > 0 and not any(side) for side in sides)
-    return RejectReason.IMAGE_ZERO_SIZE if empty else RejectReason.IMAGE_UNDECODABLE
+    if any(len(side) > 0 and not any(side) for side in sides):
+        return RejectReason.IMAGE_ZERO_SIZE
+    unsupported = _UNSUPPORTED_PIXELS.search(str(error))
+    return RejectReason.IMAGE_UNSUPPORTED_FORMAT if unsupported else RejectReason.IMAGE_UNDECODABLE
 
 
 def check_size(width: int, height: int, limits: Limits) -> None:
@@ -183,18 +297,6 @@ def check_size(width: int, height: int, limits: Limits) -> None:
         raise RejectedInput(RejectReason.IMAGE_TOO_LARGE, f"{width} × {height}, over {limits.max_source_pixels} pixels")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise RejectedInput(RejectReason.IMAGE_ASPECT_RATIO, f"{width} × {height}, over {MAX_ASPECT_RATIO} to 1")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: transparency on white, 16-bit grey to 8."""
-    if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
 
 
 def resized(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -229,7 +331,7 @@ def small_jpeg(data: bytes, side: int) -> bytes | None:
     try:
         image = open_header(data, SHOWN_LIMITS)
         image.draft("RGB", (2 * side, 2 * side))  # only JPEG can be decoded at a reduced size
-        small = to_rgb(ImageOps.exif_transpose(image))
+        small = to_rgb(_decoded(image, data))
         small.thumbnail((side, side), Image.Resampling.LANCZOS)
         small.save(buffer, format="JPEG", quality=85)
     except Exception:  # a damaged file makes decoders raise anything, and what is shown must not depend on it

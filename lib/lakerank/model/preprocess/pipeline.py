@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from lakerank.limits import Limits
@@ -219,7 +219,7 @@ class Preprocessor:
         tokenize = self._tokenizer.document if isinstance(item, Document) else self._tokenizer.query
         encoded = tokenize(item.text, image, image_key)
         spent.tokenise += time.thread_time() - decoded
-        return encoded
+        return replace(encoded, truncated=True) if image is not None and image.partial else encoded
 
 
 def _finished(future: Future[Prepared]) -> Prepared:
