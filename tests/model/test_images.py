@@ -29,7 +29,7 @@ from lakerank.model.preprocess.images import (
     open_header,
     resized,
 )
-from lakerank.records import Document, Query, RejectReason
+from lakerank.records import Document, DocumentGroup, Query, RejectReason
 from oracles.reference import normalised
 
 MakeImage = Callable[..., bytes]
@@ -231,3 +231,13 @@ def test_reduced_decoding_hardly_moves_a_score() -> None:
         for image in (data, stream.getvalue())
     )
     np.testing.assert_allclose(reduced, full, atol=0.05)
+
+
+def test_a_page_that_is_left_out_marks_the_pair_as_truncated() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (56, 56)).save(stream, "TIFF", save_all=True, append_images=[Image.new("RGB", (56, 56), "red")])
+    two, one = stream.getvalue(), flat(0)
+    groups = [DocumentGroup(Document("d", image=document), (Query("q", image=two),)) for document in (one, two)]
+    reranker = load_reranker("embedded", device="cpu", dtype="float32")
+    marks = [(pair.query_truncated, pair.document_truncated) for pair in reranker.score_groups(groups)]
+    assert marks == [(True, False), (True, True)]

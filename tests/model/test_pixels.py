@@ -242,7 +242,11 @@ def test_strips_change_no_bit(width: int, height: int, turn: int, mode: str, str
     if upright.has_transparency_data:
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
     rgb = upright.convert("RGB")
-    halfway = rgb if whole or image.mode == "RGB" else rgb.resize((28, rgb.height), Image.Resampling.BICUBIC)
+    halfway = (
+        rgb
+        if whole or (image.mode == "RGB" and turn in (0, 1, 9))
+        else rgb.resize((28, rgb.height), Image.Resampling.BICUBIC)
+    )
     expected = np.asarray(halfway.resize((28, 56), Image.Resampling.BICUBIC))
     before = pixels.STRIP_PIXELS, pixels.WHOLE_PIXELS
     pixels.STRIP_PIXELS, pixels.WHOLE_PIXELS = strip, before[1] if whole else 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from lakerank.cli.job import run_job
 from lakerank.errors import SchemaError, StorageError
@@ -103,3 +106,26 @@ def test_an_empty_table_rejects_every_candidate(runner: Any, storage: Any, lake:
     reason = {"documents": "missing_document", "queries": "missing_query"}[table]
     assert summary["rejected_by_reason"] == {reason: 240}
     assert summary["scored"] == 0
+
+
+#: A DDS file's header with a kind of pixels that Pillow's reader of DDS fails on.
+DDS = b"DDS " + struct.pack("<7I", 124, 0x1007, 8, 8, 0, 0, 0) + bytes(44) + struct.pack("<II4s", 32, 4, b"DX10")
+DDS += bytes(20) + struct.pack("<10I", 0x1000, 0, 0, 0, 0, 200, 3, 0, 1, 0) + bytes(64)
+
+
+def test_image_headers_that_break_a_reader_cost_their_rows_alone(runner: Any, storage: Any, lake: Any) -> None:
+    with pytest.raises(NotImplementedError):
+        Image.open(io.BytesIO(DDS))
+    torn = [
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff\xe0\0",
+        b"RIFF\0\0\0\0WEBPVP8L",
+        b"II*\0\xff\xff\xff\x7f",
+        b"GIF89a",
+        b"BM\0",
+    ]
+    images = [DDS, *torn, b"II+\0\x08\0\0\0" + b"\xff" * 40]
+    lake.write("documents", [{"doc_id": f"d{n:02}", "text": None, "image": image} for n, image in enumerate(images)])
+    lake.write("queries", [{"query_id": "q", "text": None, "image": DDS}])
+    lake.write("candidates", [{"query_id": "q", "doc_id": f"d{n:02}"} for n in range(len(images))])
+    assert run(runner, storage, lake.job("r"))["scored"] == len(images), "by a reranker that reads no image"

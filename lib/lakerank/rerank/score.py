@@ -26,6 +26,7 @@ from lakerank.model.spec import RuntimeOptions, ScorerIdentity
 from lakerank.plan.plan import read_sources
 from lakerank.plan.units import UNIT_GROUPS, PlannedGroup, planned_groups
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+from lakerank.rerank.attempts import attempt
 from lakerank.rerank.progress import UnitProgress, watch_units
 from lakerank.runner import Runner, one_row
 from lakerank.schemas import SCORES
@@ -200,12 +201,13 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     hashes = {(query.query_id, g.doc_id): (query.query_hash, g.doc_hash) for g in plan for query in g.queries}
     versions = _worker.versions(storage, job)
     rejects: list[Reject] = []
-    groups = prefetched(_groups(storage, plan, versions, rejects), GROUPS_AHEAD)
-    scored = reranker.score_groups(groups)
-    results = [*(scored if job.progress is None else job.progress.counted(unit, scored))]
-    _check_sources(storage, plan, versions)
-    rows = score_rows([*results, *rejects], hashes)
-    write_unit(storage, job.output, job.scorer, unit, rows)
+    with attempt(storage, job.units_folder, unit):
+        groups = prefetched(_groups(storage, plan, versions, rejects), GROUPS_AHEAD)
+        scored = reranker.score_groups(groups)
+        results = [*(scored if job.progress is None else job.progress.counted(unit, scored))]
+        _check_sources(storage, plan, versions)
+        rows = score_rows([*results, *rejects], hashes)
+        write_unit(storage, job.output, job.scorer, unit, rows)
     computed, pairwise = reranker.counters.computed - before[0], reranker.counters.pairwise - before[1]
     seconds = time.monotonic() - started
     level = logging.INFO if log_context().form == "json" else logging.DEBUG  # for people there is the progress

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
@@ -33,6 +34,22 @@ MOST_VISUAL_TOKENS = 768
 _ENTRY_BYTES = 256
 
 T = TypeVar("T")
+
+#: Entered with an encoded image while this process decodes it. Raises RejectedInput: it is not to be decoded.
+Watch = Callable[[bytes], AbstractContextManager[object]]
+
+_watch: Watch = nullcontext
+
+
+@contextmanager
+def watched_by(watch: Watch) -> Iterator[None]:
+    """Have all images that this process decodes watched."""
+    global _watch
+    _watch = watch
+    try:
+        yield
+    finally:
+        _watch = nullcontext
 
 
 class BoundedCache(Generic[T]):
@@ -187,8 +204,8 @@ class Preprocessor:
 
     def _encode(self, item: Query | Document, spent: Seconds) -> EncodedInput | RejectedInput:
         """Token ids and patches of an input, or why there are none; from the cache where its content is in it."""
-        image_key = "" if item.image is None else _digest(item.image)
-        text_key = None if item.text is None else _digest(item.text.encode("utf-8", "surrogatepass"))
+        image_key = "" if item.image is None else digest(item.image)
+        text_key = None if item.text is None else digest(item.text.encode("utf-8", "surrogatepass"))
         cache = self._documents if isinstance(item, Document) else self._queries
 
         def encode() -> EncodedInput | RejectedInput:
@@ -212,7 +229,8 @@ class Preprocessor:
                 if self._shape is None:
                     detail = "an image, and this reranker reads texts alone"
                     raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, detail)
-                image = load_patches(item.image, self._limits, self._shape)
+                with _watch(item.image):
+                    image = load_patches(item.image, self._limits, self._shape)
         finally:
             decoded = time.thread_time()
             spent.decode += decoded - started
@@ -242,7 +260,8 @@ def _expected_tokens(item: Query | Document) -> int:
     return 8 + text + min(image, MOST_VISUAL_TOKENS)
 
 
-def _digest(content: bytes) -> str:
+def digest(content: bytes) -> str:
+    """Names an input's content."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 

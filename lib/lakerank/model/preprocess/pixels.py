@@ -151,6 +151,10 @@ class Upright:
         width, height = self.image.size
         return (height, width) if self.orientation >= 5 else (width, height)
 
+    @property
+    def _is_rgb(self) -> bool:
+        return self.orientation == 1 and self.image.mode == "RGB" and not self.image.has_transparency_data
+
     def rows(self, first: int, end: int) -> Image.Image:
         """Rows of it, RGB."""
         width, height = self.image.size
@@ -164,7 +168,7 @@ class Upright:
 
     def to_rgb(self) -> Image.Image:
         """All of it, RGB."""
-        if self.orientation == 1 and self.image.mode == "RGB" and not self.image.has_transparency_data:
+        if self._is_rgb:
             return self.image
         flat = Image.new("RGB", self.size)
         for first, end in _strips(*self.size):
@@ -174,7 +178,7 @@ class Upright:
     def resized(self, columns: int, rows: int, source: tuple[float, float]) -> np.ndarray:
         """Its upper left `source` (width, height) as (rows, columns, 3) uint8, bicubic."""
         width, height = self.size
-        if width * height <= WHOLE_PIXELS or self.image.mode == "RGB":
+        if width * height <= WHOLE_PIXELS or self._is_rgb:
             whole = self.to_rgb()
             return np.asarray(whole.resize((columns, rows), Image.Resampling.BICUBIC, box=(0.0, 0.0, *source)))
         narrow = Image.new("RGB", (columns, height))

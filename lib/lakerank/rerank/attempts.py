@@ -1,0 +1,64 @@
+"""Attempts at a unit, told by files beside the plan's units: which image an attempt that was killed was decoding.
+
+A process killed for memory, or by a crash in native code, says nothing, and its retry would end the same way. So an
+attempt has a file while it lasts. The next one finds it, decodes images one at a time, and has a file for each
+meanwhile. An image whose file is found later has ended two processes, and is a reject.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+from lakerank.lake.storage import Storage, join
+from lakerank.model.inputs import RejectedInput
+from lakerank.model.preprocess.pipeline import digest, watched_by
+from lakerank.records import RejectReason
+
+
+@contextmanager
+def attempt(storage: Storage, units_folder: str, unit: str) -> Iterator[None]:
+    """Score a unit within; images are watched if an earlier attempt was killed."""
+    folder = join(units_folder, "attempts")
+    names = {name for name in storage.list_names(folder) if name.startswith(f"{unit}.")}
+    started = f"{unit}.started"
+    watch = _Watch(storage, join(folder, unit), names) if started in names else None
+    storage.replace(join(folder, started), b"{}")
+    try:
+        with nullcontext() if watch is None else watched_by(watch.decoding):
+            yield
+    except BaseException:
+        if watch is None:  # else the next attempt needs to know of the one that was killed
+            storage.delete(join(folder, started))
+        raise
+    for name in {started, *names}:
+        storage.delete(join(folder, name))
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """Names each image while it is decoded, one at a time."""
+
+    storage: Storage
+    prefix: str
+    names: set[str]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def decoding(self, data: bytes) -> Iterator[None]:
+        """Raises RejectedInput: an attempt was killed while it decoded this image."""
+        address = f"{self.prefix}.{digest(data)}"
+        with self.lock:
+            # Of another driver at work on the same unit, the file would be gone by now.
+            if address.rpartition("/")[2] in self.names and self.storage.exists(address):
+                detail = (
+                    "while the image was decoded: two processes were killed; more memory, or a smaller image, helps"
+                )
+                raise RejectedInput(RejectReason.OUT_OF_MEMORY, detail)
+            self.storage.replace(address, b"{}")
+            try:
+                yield
+            finally:
+                self.storage.delete(address)
