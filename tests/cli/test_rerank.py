@@ -61,7 +61,16 @@ def test_faults_of_tables_device_and_model_are_listed_at_once(arguments: list[st
     assert model.startswith(str(Path.home() / "no" / "model"))
 
 
+def test_without_java_a_job_that_needs_spark_says_how_to_get_one(arguments: list[str], tmp_path: Path) -> None:
+    last = _refused(*arguments, "--set", "spark.local_pairs=0")
+    assert last["error"] == "DependencyError"
+    assert last["message"].startswith(
+        f"Spark needs Java 17 or newer, and JAVA_HOME={tmp_path} has no bin/java. Install one"
+    )
+
+
 def test_stages_are_run_in_order(arguments: list[str]) -> None:
+    arguments += ["--set", "spark.local_pairs=0"]  # what is not refused before Spark starts ends for lack of Java
     for stage in ("score", "publish", "score,publish"):
         last = _refused(*arguments, "--stage", stage)
         assert last["error"] == "RunConflictError"

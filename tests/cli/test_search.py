@@ -66,7 +66,8 @@ def test_without_a_reranker_it_says_so_and_shows_the_first_stages_order(folder: 
 
 def test_lists_are_printed_for_people_and_show_has_more_of_them(folder: Path, tiny_checkpoint: Path) -> None:
     (folder / "long.txt").write_text("The printer prints. " * 300)
-    done = _call("search", "my files", "--queries", "questions.txt", "--model", str(tiny_checkpoint))
+    options = ("--model", str(tiny_checkpoint), "--set", "source.chunk=1600")
+    done = _call("search", "my files", "--queries", "questions.txt", *options)
     blocks = done.stdout.split("\n\n")
     assert [block.count("long.txt") for block in blocks[:3]] == [1, 1, 1], "a text in pieces is one result"
     assert [block.splitlines()[0] for block in blocks[:3]] == [line for line in QUESTIONS.splitlines() if line]
