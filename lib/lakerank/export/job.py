@@ -32,7 +32,7 @@ FORMATS: dict[str, Callable[[Target], Format]] = {
 }
 
 #: The layout of exports: a format whose bytes change raises it, so that an old export is not taken for the same.
-LAYOUT = 1
+LAYOUT = 2
 
 MANIFEST = "_manifest.json"
 
