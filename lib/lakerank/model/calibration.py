@@ -16,7 +16,7 @@ from PIL import Image
 from lakerank.cost import Sizing, input_cost
 from lakerank.lake.blobs import BlobRef, fetch
 from lakerank.lake.storage import Storage
-from lakerank.limits import Limits
+from lakerank.limits import IMAGE_FORMATS, Limits
 from lakerank.records import Document, DocumentGroup, Query
 
 #: Rows of a row group: what a lake of page images should have.
@@ -35,7 +35,10 @@ def cost_tokens(groups: Sequence[DocumentGroup], limits: Limits) -> int:
 
 
 def _cost(items: Sequence[Query | Document], sizing: Sizing) -> int:
-    sizes = [(0, 0) if item.image is None else Image.open(io.BytesIO(item.image)).size for item in items]
+    sizes = [
+        (0, 0) if item.image is None else Image.open(io.BytesIO(item.image), formats=IMAGE_FORMATS).size
+        for item in items
+    ]
     text = np.array([len((item.text or "").encode()) for item in items], np.int64)
     width, height = (np.array([size[axis] for size in sizes], np.int64) for axis in (0, 1))
     return int(input_cost(text, width, height, sizing).sum())
