@@ -115,6 +115,10 @@ def test_init_writes_a_config_that_every_command_takes(folder: Path, tiny_checkp
     config = load_config("lakerank.yaml")
     assert (config.source.folder, config.source.pdf_content, config.model.path) == ("my files", "text", "minilm-en")  # type: ignore[union-attr]
     assert (config.audit.max_reject_rate, config.lake.output) == (None, "lakerank-out")
+    Path("lakerank.yaml").rename("first.yaml")
+    _call("init", "my files", "--queries", "questions.txt", "--output", "a: #b")
+    assert load_config("lakerank.yaml").lake.documents == "a: #b/tables/documents"
+    Path("first.yaml").rename("lakerank.yaml")
     again = _call("init", "my files", "--queries", "questions.txt", status=2)
     assert "lakerank.yaml is here already" in again.stderr
     text = Path("lakerank.yaml").read_text().replace("minilm-en    #", f"{tiny_checkpoint}    #")

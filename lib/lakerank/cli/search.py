@@ -7,7 +7,7 @@ import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -36,26 +36,14 @@ SAMPLED_PDFS = 10
 #: Characters of a piece of text, and of its overlap with the one before: a piece fits the 512 tokens of minilm-en.
 CHUNK, CHUNK_OVERLAP = 1600, 200
 
-_CONFIG = """\
-# {about}
-# Next: lakerank ingest, lakerank candidates, lakerank rerank, lakerank show; or all in one: lakerank search.
-# conf/reference.yaml documents every setting.
-source:
-  folder: {folder}
-  queries: {queries}    # one a line; or CSV, or JSON Lines
-  pdf_content: {pdf_content}    # text: what {model} reads; image: pages as images, for a model that sees them
-  chunk: {chunk}    # long texts in pieces of so many characters, each a document
-  chunk_overlap: {overlap}
-lake:
-  documents: {tables}/documents
-  queries: {tables}/queries
-  candidates: {tables}/candidates
-  output: {output}    # scores, runs and lists
-model:
-  path: {model}    # {advice}
-# A first list is published whatever it lacks. Remove this line for a lake that others read.
-audit: {audit}
-"""
+#: What lakerank.yaml says of a section or a setting.
+_COMMENTS = {
+    "source.queries": "one a line; or CSV, or JSON Lines",
+    "source.pdf_content": "text, or image: pages as images, for a model that sees them",
+    "source.chunk": "long texts in pieces of so many characters, each a document",
+    "lake.output": "scores, runs and lists",
+    "audit": "a first list is published whatever it lacks; remove this section for a lake that others read",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +56,9 @@ class Source:
 
     def values(self, model: str) -> dict[str, Any]:
         """The values of a config."""
-        tables = self.output / "tables"
-        is_text = model == MINILM_EN
-        cut = {"pdf_content": "text", "chunk": CHUNK, "chunk_overlap": CHUNK_OVERLAP} if is_text else {}
-        names = ("documents", "queries", "candidates")
+        tables, names = self.output / "tables", ("documents", "queries", "candidates")
+        texts = {"pdf_content": "text", "chunk": CHUNK, "chunk_overlap": CHUNK_OVERLAP}
+        cut = texts if model == MINILM_EN else {}
         return {
             "source": {"folder": str(self.folder), "queries": str(self.queries), **cut},
             "lake": {**{name: str(tables / name) for name in names}, "output": str(self.output)},
@@ -95,19 +82,11 @@ folder_argument = click.argument("folder", type=click.Path(path_type=Path), requ
 
 def queries_option(command: Any) -> Any:
     """The options of both commands."""
-    queries = click.option(
-        "--queries",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Queries: a text with one a line, CSV or JSONL.",
+    path, lake = click.Path(path_type=Path), "Folder for the lake.  [default: lakerank-out]"
+    output = click.option("--output", type=path, metavar="FOLDER", help=lake)
+    return click.option("--queries", type=path, metavar="FILE", help="Queries: one a line, or CSV, JSONL.")(
+        output(command)
     )
-    output = click.option(
-        "--output",
-        type=click.Path(path_type=Path),
-        metavar="FOLDER",
-        help="Folder for the lake.  [default: lakerank-out]",
-    )
-    return queries(output(command))
 
 
 @click.command(cls=Job, epilog=EPILOG)
@@ -203,27 +182,30 @@ def _init(source: Source, model: str) -> dict[str, Any]:
     kinds, values = _kinds(source.folder), source.values(model)
     from lakerank.model.checkpoint import fetch_command, is_fetched
 
-    fetched = (
-        f"`{fetch_command(model)}` gets it once" if model == MINILM_EN and not is_fetched(model) else "it is there"
-    )
-    advice = f"English texts; {fetched}. docs/models.md has others" if model == MINILM_EN else "docs/models.md"
-    inline = {name: yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
-              for name, value in (*values["source"].items(), ("model", model), ("audit", values["audit"]))}  # fmt: skip
+    fetched = "" if is_fetched(model) else f"; `{fetch_command(model)}` gets it once"
+    advice = f"English texts{fetched}; docs/models.md has others" if model == MINILM_EN else "see docs/models.md"
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     command = shlex.join(["lakerank", "init", str(source.folder), "--queries", str(source.queries)])
-    source_values = resolve_config(values).source
-    text = _CONFIG.format(
-        about=f"Written by `{command}`: {counts}.",
-        advice=advice,
-        tables=source.output / "tables",
-        output=source.output,
-        overlap=source_values.chunk_overlap,
-        **{"pdf_content": source_values.pdf_content, "chunk": "null", **inline},
-    )
+    text = "\n".join([
+        f"# Written by `{' '.join(command.split())}`: {' '.join(counts.split())}.",
+        "# Next: lakerank ingest, lakerank candidates, lakerank rerank, lakerank show; or all in one: lakerank search.",
+        "# conf/reference.yaml documents every setting.",
+        *_config_lines(values, {**_COMMENTS, "model.path": advice}),
+    ])  # fmt: skip
     resolve_config(yaml.safe_load(text), source=AT_HAND)  # what is written can be read
     with Path(AT_HAND).open("x", encoding="utf-8") as file:
-        file.write(text)
+        file.write(f"{text}\n")
     return {"config": AT_HAND, "files": dict(kinds), "notes": _notes(source, kinds, model)}
+
+
+def _config_lines(values: Mapping[str, Mapping[str, Any]], comments: Mapping[str, str]) -> Iterator[str]:
+    """Sections and their settings as YAML, with comments."""
+    for section, settings in values.items():
+        yield f"{section}:{f'    # {comments[section]}' if section in comments else ''}"
+        for name, value in settings.items():
+            dumped = yaml.safe_dump(value, width=1e9, allow_unicode=True).removesuffix("...\n").strip()
+            comment = comments.get(f"{section}.{name}")
+            yield f"  {name}: {dumped}{f'    # {comment}' if comment else ''}"
 
 
 def _init_text(summary: Mapping[str, Any]) -> str:
