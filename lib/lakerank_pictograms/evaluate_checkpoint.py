@@ -13,12 +13,13 @@ import json
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lakerank import schemas
 from lakerank.config import load_config
@@ -27,12 +28,45 @@ from lakerank.evaluation.analysis.averages import Slice
 from lakerank.evaluation.inputs import LakeTables
 from lakerank.evaluation.metrics.bootstrap import Summary, query_hashes
 from lakerank.evaluation.metrics.measures import PRIMARY, QueryFigures, list_figures, list_random_baseline
-from lakerank.evaluation.rows import Attributes, read_attributes
-from lakerank.lake.blobs import Blob, fetch
+from lakerank.evaluation.pairs import MODALITY_NAMES
+from lakerank.evaluation.rows import attribute_batches
+from lakerank.lake.blobs import Blob, BlobRef, fetch
 from lakerank.lake.columns import decode_text
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.records import Candidate, Document, DocumentGroup, Query, Reject, Reranker, ScoredPair
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """A row's location, its modality (of MODALITY_NAMES), and the values of its extra columns that are not null."""
+
+    ref: BlobRef
+    modality: str
+    extra: Mapping[str, str]
+
+
+def read_attributes(
+    storage: Storage, uri: str, expected: pa.Schema, extras: Sequence[str], ids: Collection[str] | None = None
+) -> dict[str, Attributes]:
+    """Attributes by id of the rows with the given ids (all by default). Of rows that share an id the first counts.
+
+    Texts and images are only read where a row group's statistics leave open which rows have them.
+    """
+    id_column = expected.names[0]
+    value_set = None if ids is None else pa.array(list(ids), pa.string())
+    attributes: dict[str, Attributes] = {}
+    for fragment in fragments(storage, uri, expected):
+        for group in range(fragment.row_groups):
+            for first, batch in attribute_batches(storage, fragment.file.uri, group, expected, extras):
+                rows = batch.append_column("row", pa.array(range(first, first + batch.num_rows)))
+                if value_set is not None:
+                    rows = rows.filter(pc.is_in(rows[id_column], value_set=value_set))
+                for row in rows.to_pylist():
+                    extra = {name: row[name] for name in extras if row[name] is not None}
+                    ref = BlobRef(fragment.file.uri, group, row["row"])
+                    attributes.setdefault(row[id_column], Attributes(ref, MODALITY_NAMES[row["modality"]], extra))
+    return attributes
 
 
 @dataclass(slots=True)

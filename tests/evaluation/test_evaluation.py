@@ -11,11 +11,10 @@ import pytest
 from lakerank import schemas
 from lakerank.errors import SchemaError, StorageError
 from lakerank.evaluation.inputs import find_inputs
-from lakerank.evaluation.rows import read_attributes
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate
-from lakerank_pictograms.evaluate_checkpoint import first_stage_order
+from lakerank_pictograms.evaluate_checkpoint import first_stage_order, read_attributes
 
 
 def test_only_judged_queries_of_the_lake_count(small_lake):

@@ -115,7 +115,7 @@ def test_the_job_writes_a_config_with_the_calibration(make_lake, tmp_path):
     queries = [f"q{number}" for number in range(20)]
     pairs = [(queries[number % 20], f"d{number}") for number in range(400)]
     ranked = {query: [doc for name, doc in pairs if name == query] for query in queries}
-    make_lake(
+    lake = make_lake(
         documents=[{"doc_id": doc, "text": doc} for _, doc in pairs],
         queries=[{"query_id": query, "text": query} for query in queries],
         candidates=[(query, doc, 1) for query, doc in pairs],
@@ -126,6 +126,7 @@ def test_the_job_writes_a_config_with_the_calibration(make_lake, tmp_path):
     )
     settings = [f"lake.{name}={tmp_path}/{name}.parquet" for name in ("documents", "queries", "candidates", "qrels")]
     settings += [f"lake.output={tmp_path}/out", "model.text.calibration={scale: 2.0, bias: 0.5}"]
+    Path(lake.paths.config).write_text(load_config(ROOT / "conf" / "routed.yaml", settings).to_yaml())
     command = [sys.executable, ROOT / "jobs" / "evaluate.py", "--config", ROOT / "conf" / "routed.yaml"]
     command += [word for setting in settings for word in ("--set", setting)]
     done = subprocess.run(

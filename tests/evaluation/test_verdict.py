@@ -57,10 +57,10 @@ def evaluated(lake):
         (0, 5, QUERIES, Outcome.WORSE),
         (5, 5, QUERIES, Outcome.UNCLEAR),
         (5, 0, 3, Outcome.UNCLEAR),  # too few for an interval
-        (0, 15, QUERIES, Outcome.RANDOM),
-        (15, 15, QUERIES, Outcome.RANDOM),
+        (0, 15, QUERIES, Outcome.BELOW_RANDOM),
+        (15, 15, QUERIES, Outcome.BELOW_RANDOM),
         (None, 0, QUERIES, Outcome.BETTER),
-        (None, 15, QUERIES, Outcome.RANDOM),
+        (None, 15, QUERIES, Outcome.BELOW_RANDOM),
     ],
 )
 def test_the_outcome(ranks, before, after, queries, outcome):
@@ -116,8 +116,8 @@ def test_a_worse_run_is_said_aloud(ranks, caplog):
     lake = ranks(0, 15)
     done = lake.evaluated()
     assert "Do not publish" in caplog.text
-    assert done.summary()["verdict"] == "no better than random"
-    assert json.loads(Path(done.figures).read_text())["verdict"] == "no better than random"
+    assert done.summary()["verdict"] == "worse than random"
+    assert json.loads(Path(done.figures).read_text())["verdict"] == "worse than random"
     assert 'class="verdict bad-tone"' in Path(done.report).read_text()
 
 
@@ -148,8 +148,8 @@ def test_runs_before_it_that_were_judged_alike_are_its_trend(ranks):
             result["judgements"]["fingerprint"] = "of other judgements"
         Path(paths.folder, "evaluation.json").write_text(json.dumps(result))
     points = trend(Storage(), evaluated(lake))
-    assert [point.run_id for point in points] == ["r1", "night-3", "night-1"]
-    assert points[2].reranked["Recall@10"] == 1.0
+    assert [point["run_id"] for point in points] == ["r1", "night-3", "night-1"]
+    assert points[2]["overall"]["reranked"]["Recall@10"] == 1.0
     assert "night-3" in Path(lake.evaluated().report).read_text()
 
 

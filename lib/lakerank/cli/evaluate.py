@@ -89,7 +89,7 @@ def evaluate(config_path: Path, overrides: tuple[str, ...], verbose: bool, other
 
     With --against RUN their names end in -against-RUN, and an evaluation without it stays. Prints a few queries before
     and after, nDCG@10 and Recall@10 by task, and whether reranking helps. The last line of standard output is a JSON
-    object: run_id, models, verdict (better, no difference shown, worse, no better than random), queries, chance,
+    object: run_id, models, verdict (better, no difference shown, worse, …), queries, chance,
     ceiling, first_stage (null when the candidates have no order), reranked, gain, against, benchmarks, modality_gap,
     labels, calibration, report, evaluation, seconds.
     """

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import islice
 
@@ -18,9 +17,7 @@ from lakerank.evaluation.inputs import NAME, Inputs, LakeTables
 from lakerank.evaluation.metrics.bootstrap import Hashes
 from lakerank.evaluation.metrics.measures import NAMES, QueryFigures
 from lakerank.evaluation.pairs import Ints, Pairs
-from lakerank.evaluation.rows import read_attributes
-from lakerank.lake.blobs import fetch
-from lakerank.lake.ranked import query_texts
+from lakerank.lake.ranked import query_texts, rows_by_id, snippet
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.model.preprocess.images import small_jpeg
@@ -30,9 +27,6 @@ EXTREMES, PER_TASK = 6, 48
 
 #: Documents kept of each list.
 DEPTH = 5
-
-#: Characters of a text that are shown.
-SNIPPET = 240
 
 #: The longer side of a thumbnail, in pixels.
 THUMBNAIL_SIDE = 96
@@ -165,7 +159,7 @@ def choose(pool: ExamplePool, count: int) -> list[ExampleQuery]:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A query's or document's content as shown: the stored image, and the text cut to SNIPPET characters."""
+    """A query's or document's content as shown: the stored image, and the beginning of the text."""
 
     id: str
     name: str | None
@@ -193,22 +187,11 @@ class Example:
         return {name: value for name, value in self.entry.labels.items() if name != NAME}
 
 
-@dataclass(frozen=True, slots=True)
-class RejectedPair:
-    """A pair without a score, why, and the beginning of the query's text."""
-
-    query_id: str
-    doc_id: str
-    reason: str
-    detail: str | None
-    query: str
-
-
 def fetch_examples(storage: Storage, tables: LakeTables, chosen: Sequence[ExampleQuery]) -> list[Example]:
     """Fetch the content of example queries and of the documents at the top of their lists.
 
     Raises:
-        StorageError: a table has changed since it was read.
+        StorageError: a table cannot be read.
     """
     doc_ids = {listed.doc_id for query in chosen for listed in (*query.before, *query.after)}
     queries = _contents(storage, tables.queries, schemas.QUERIES, {query.query_id for query in chosen})
@@ -224,34 +207,28 @@ def fetch_examples(storage: Storage, tables: LakeTables, chosen: Sequence[Exampl
 
 
 def _contents(storage: Storage, uri: str, schema: pa.Schema, ids: set[str]) -> dict[str, Content]:
-    """The content of rows, each row group read once; of an id that no table has, the id alone."""
-    rows = sorted(read_attributes(storage, uri, schema, (NAME,), ids).items(), key=lambda item: astuple(item[1].ref))
-    blobs = fetch(storage, [row.ref for _, row in rows], schema.names[0])
-    contents = {row_id: Content(row_id, None, None, None) for row_id in ids}
-    for (row_id, row), blob in zip(rows, blobs, strict=True):
-        text = None if blob.text is None else " ".join(blob.text.decode(errors="replace").split())
-        if text and len(text) > SNIPPET:
-            text = f"{text[:SNIPPET].rstrip()}…"
-        contents[row_id] = Content(row_id, row.extra.get(NAME), text, blob.image)
-    return contents
+    """The content of rows; of an id that no table has, the id alone, and of rows that share one the first."""
+    contents: dict[str, Content] = {}
+    for row in rows_by_id(storage, uri, schema, ids, ["text", "image"], (NAME,)):
+        row_id, name = row[schema.names[0]], str(row.get(NAME) or "") or None
+        contents.setdefault(row_id, Content(row_id, name, snippet(row["text"]) or None, row["image"]))
+    return {row_id: contents.get(row_id, Content(row_id, None, None, None)) for row_id in ids}
 
 
-def fetch_rejects(storage: Storage, inputs: Inputs) -> list[RejectedPair]:
-    """Up to PER_REASON rejects of each reason, of those near the beginning of the table."""
+def fetch_rejects(storage: Storage, inputs: Inputs) -> list[dict[str, str]]:
+    """Rows of up to PER_REASON rejects of each reason near the beginning of the table, with the `query`'s text."""
     missing = dict.fromkeys(inputs.totals.rejected, PER_REASON)
     rows: list[dict[str, str]] = []
     files = fragments(storage, inputs.paths.rejected, schemas.REJECTED) if missing else []
     batches = (batch for part in files for _, _, batch in read_table_file(storage, part.file.uri, schemas.REJECTED))
     for batch in islice(batches, _REJECT_BATCHES):
-        for reason in missing:
-            rows += batch.filter(pc.equal(batch["reason"], reason)).slice(0, missing[reason]).to_pylist()
-        counts = Counter(row["reason"] for row in rows)
-        missing = {reason: PER_REASON - counts[reason] for reason in missing if counts[reason] < PER_REASON}
-        if not missing:
-            break
+        for reason in filter(missing.get, missing):
+            rejects = batch.filter(pc.equal(batch["reason"], reason)).slice(0, missing[reason]).to_pylist()
+            missing[reason] -= len(rejects)
+            rows += rejects
     texts = query_texts(storage, inputs.tables.queries, {row["query_id"] for row in rows})
-    rejects = [RejectedPair(**row, query=texts.get(row["query_id"], "")) for row in rows]
-    return sorted(rejects, key=lambda reject: (reject.reason, reject.query_id, reject.doc_id))
+    rows.sort(key=lambda row: (row["reason"], row["query_id"], row["doc_id"]))
+    return [row | {"query": texts.get(row["query_id"], "")} for row in rows]
 
 
 def thumbnail(image: bytes) -> str | None:

@@ -20,10 +20,10 @@ from lakerank.evaluation.examples import GAINED, LOST, Example, choose, fetch_ex
 from lakerank.evaluation.inputs import Inputs
 from lakerank.evaluation.metrics.bootstrap import Difference
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, SECONDARY
-from lakerank.evaluation.report.html import Shown, render
+from lakerank.evaluation.report.html import render
 from lakerank.evaluation.report.plots import plots_of
-from lakerank.evaluation.report.queries import QueryRow, query_rows
-from lakerank.evaluation.report.verdict import Outcome, verdict
+from lakerank.evaluation.report.queries import query_table
+from lakerank.evaluation.report.verdict import verdict
 from lakerank.evaluation.trend import trend
 from lakerank.lake.ranked import query_texts
 from lakerank.lake.runs import RunPaths
@@ -85,13 +85,9 @@ def _rounded_gain(gain: Difference) -> dict[str, float | None]:
     return {"mean": round(gain.mean, 4), "low": low, "high": high, "p": p}
 
 
-def folder(paths: RunPaths, baseline: RunPaths | None = None) -> str:
+def folder(paths: RunPaths, baseline: RunPaths | None = None, name: str = "evaluation") -> str:
     """The folder of an evaluation's tables and plots; a comparison with a baseline run has one of its own."""
-    return join(paths.folder, f"evaluation{_suffix(baseline)}")
-
-
-def _suffix(baseline: RunPaths | None) -> str:
-    return f"-against-{baseline.run_id}" if baseline else ""
+    return join(paths.folder, f"{name}-against-{baseline.run_id}" if baseline else name)
 
 
 def evaluate_run(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | None = None) -> Evaluated:
@@ -107,35 +103,34 @@ def evaluate_run(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | Non
     evaluation = evaluate(storage, inputs, read_blocks)
     shown = _shown(storage, evaluation)
     plots = plots_of(evaluation)
-    home, suffix = folder(inputs.paths, inputs.baseline), _suffix(inputs.baseline)
+    home, result = folder(inputs.paths, inputs.baseline), verdict(evaluation)
     _replace_all(storage, join(home, "queries"), _query_files(evaluation.queries))
     images = ((f"{plot.name}.png", plot.png()) for plot in chain.from_iterable(plots.values()))
-    _replace_all(storage, home, chain(_csv_files(evaluation, shown.queries), images))
-    report, figures = (join(inputs.paths.folder, f"{name}{suffix}") for name in ("report", "evaluation"))
-    report, figures = f"{report}.html", f"{figures}.json"
-    outcome = verdict(evaluation)
-    encoded = json.dumps(
-        {**evaluation.as_dict(), "verdict": outcome.outcome.value}, ensure_ascii=False, allow_nan=False, indent=1
-    )
+    _replace_all(storage, home, chain(_csv_files(evaluation, shown["queries"]), images))
+    report, figures = f"{folder(inputs.paths, inputs.baseline, 'report')}.html", f"{home}.json"
+    contents = {**evaluation.as_dict(), "verdict": result.outcome.value}
+    encoded = json.dumps(contents, ensure_ascii=False, allow_nan=False, indent=1)
     storage.replace(figures, encoded.encode("utf-8", "backslashreplace"))
     # The report comes last: where it exists, so does the rest.
     storage.replace(report, render(evaluation, shown, plots).encode("utf-8", "replace"))
     seconds = time.monotonic() - started
-    if outcome.outcome in (Outcome.WORSE, Outcome.RANDOM):
-        _log.warning("run %s: %s", evaluation.run_id, outcome.title)
+    if result.is_bad:
+        _log.warning("run %s: %s", evaluation.run_id, result.outcome.sentence)
     _log.info("evaluated %d queries in %.1f s", evaluation.overall.queries, seconds)
-    return Evaluated(evaluation, tuple(shown.examples), report, figures, seconds)
+    return Evaluated(evaluation, tuple(shown["examples"]), report, figures, seconds)
 
 
-def _shown(storage: Storage, evaluation: Evaluation) -> Shown:
-    """What the page shows of the lake, read by reference."""
+def _shown(storage: Storage, evaluation: Evaluation) -> dict[str, Any]:
+    """What the page shows beside the figures, contents of the lake read by reference."""
     pool, tables = evaluation.examples, evaluation.inputs.tables
-    parts = [choose(pool, EXAMPLES), *(pool.get((kind, ""), []) for kind in (GAINED, LOST))]
-    every = iter(fetch_examples(storage, tables, list(chain.from_iterable(parts))))
-    examples, gained, lost = (list(islice(every, len(part))) for part in parts)
-    rows = query_rows(evaluation, lambda ids: query_texts(storage, tables.queries, ids))
-    rejected = fetch_rejects(storage, evaluation.inputs)
-    return Shown(examples, gained, lost, rows, rejected, trend(storage, evaluation))
+    parts = {"examples": choose(pool, EXAMPLES)} | {kind: pool.get((kind, ""), []) for kind in (GAINED, LOST)}
+    every = iter(fetch_examples(storage, tables, list(chain.from_iterable(parts.values()))))
+    return {
+        **{name: list(islice(every, len(part))) for name, part in parts.items()},
+        "queries": query_table(evaluation, lambda ids: query_texts(storage, tables.queries, ids)),
+        "rejected": fetch_rejects(storage, evaluation.inputs),
+        "trend": trend(storage, evaluation),
+    }
 
 
 def _replace_all(storage: Storage, home: str, files: Iterable[tuple[str, bytes]]) -> None:
@@ -169,11 +164,10 @@ def _query_files(queries: JudgedQueries) -> Iterator[tuple[str, bytes]]:
         yield f"part-{number:05d}.parquet", parquet_bytes(table, table.num_rows)
 
 
-def _csv_files(evaluation: Evaluation, queries: Sequence[QueryRow]) -> Iterator[tuple[str, bytes]]:
+def _csv_files(evaluation: Evaluation, queries: pa.Table) -> Iterator[tuple[str, bytes]]:
     bins, agreed = evaluation.calibration, evaluation.agreement.table
-    rows_of_queries = ((*row[:2], " · ".join(row[2]), *row[3:]) for row in map(astuple, queries))
     tables = {
-        "queries": (_QUERY_COLUMNS, rows_of_queries),
+        "queries": (" ".join(queries.column_names), (row.values() for row in queries.to_pylist())),
         "slices": (_SLICE_COLUMNS, _slice_rows(evaluation)),
         "benchmarks": (_BENCHMARK_COLUMNS, _benchmark_rows(evaluation)),
         "modality_gap": (_GAP_COLUMNS, _gap_rows(evaluation)),
@@ -188,10 +182,6 @@ def _csv_files(evaluation: Evaluation, queries: Sequence[QueryRow]) -> Iterator[
         yield f"{name}.csv", buffer.getvalue().encode("utf-8", "replace")
 
 
-_QUERY_COLUMNS = (
-    "query_id text labels candidates relevant relevant_candidates first_relevant_before first_relevant first_stage "
-    "reranked change against ceiling"
-)
 _SLICE_COLUMNS = (
     "dimension value queries measure chance first_stage first_stage_low first_stage_high reranked reranked_low "
     "reranked_high gain gain_low gain_high gain_p against against_gain against_low against_high against_p ceiling"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import pyarrow as pa
@@ -12,10 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lakerank import schemas
-from lakerank.evaluation.pairs import MODALITY_NAMES, ROWS, InputTable
-from lakerank.lake.blobs import BlobRef
+from lakerank.evaluation.pairs import ROWS, InputTable
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import fragments, opened, read_table_file
+from lakerank.lake.tables import opened, read_table_file
 
 #: Documents and their modality codes.
 MODALITIES = pa.schema([pa.field("doc_id", pa.string()), pa.field("modality", pa.int8())])
@@ -87,38 +85,6 @@ def _as_rows(count: int, table: InputTable, columns: Mapping[str, pa.Array]) -> 
         [pc.cast(arrays[field.name], field.type) if field.name in arrays else pa.nulls(count, field.type)
          for field in ROWS], schema=ROWS,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Attributes:
-    """A row's location, its modality (of MODALITY_NAMES), and the values of its extra columns that are not null."""
-
-    ref: BlobRef
-    modality: str
-    extra: Mapping[str, str]
-
-
-def read_attributes(
-    storage: Storage, uri: str, expected: pa.Schema, extras: Sequence[str], ids: Collection[str] | None = None
-) -> dict[str, Attributes]:
-    """Attributes by id of the rows with the given ids (all by default). Of rows that share an id the first counts.
-
-    Texts and images are only read where a row group's statistics leave open which rows have them.
-    """
-    id_column = expected.names[0]
-    value_set = None if ids is None else pa.array(list(ids), pa.string())
-    attributes: dict[str, Attributes] = {}
-    for fragment in fragments(storage, uri, expected):
-        for group in range(fragment.row_groups):
-            for first, batch in attribute_batches(storage, fragment.file.uri, group, expected, extras):
-                rows = batch.append_column("row", pa.array(range(first, first + batch.num_rows)))
-                if value_set is not None:
-                    rows = rows.filter(pc.is_in(rows[id_column], value_set=value_set))
-                for row in rows.to_pylist():
-                    extra = {name: row[name] for name in extras if row[name] is not None}
-                    ref = BlobRef(fragment.file.uri, group, row["row"])
-                    attributes.setdefault(row[id_column], Attributes(ref, MODALITY_NAMES[row["modality"]], extra))
-    return attributes
 
 
 def attribute_batches(

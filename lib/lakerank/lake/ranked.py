@@ -74,13 +74,15 @@ def _queries(storage: Storage, uri: str) -> Iterator[ShownQuery]:
 
 def query_texts(storage: Storage, uri: str, query_ids: Collection[str]) -> dict[str, str]:
     """The beginning of the texts of some queries by id; "" for an image."""
-    return {row["query_id"]: snippet(row["text"]) for row in _rows(storage, uri, schemas.QUERIES, query_ids, ["text"])}
+    return {
+        row["query_id"]: snippet(row["text"]) for row in rows_by_id(storage, uri, schemas.QUERIES, query_ids, ["text"])
+    }
 
 
 def ranked_lists(storage: Storage, paths: RunPaths, query_ids: Collection[str]) -> dict[str, list[RankedDocument]]:
     """The lists of some queries, by rank; a query that has none is left out."""
     lists: dict[str, list[RankedDocument]] = {}
-    for row in _rows(storage, lists_folder(storage, paths), schemas.RANKED, query_ids):
+    for row in rows_by_id(storage, lists_folder(storage, paths), schemas.RANKED, query_ids):
         lists.setdefault(row["query_id"], []).append(RankedDocument(**row))
     return {query_id: sorted(documents, key=lambda document: document.rank) for query_id, documents in lists.items()}
 
@@ -89,7 +91,7 @@ def rejected_lists(storage: Storage, paths: RunPaths, query_ids: Collection[str]
     """The candidates of some queries without a score, and why."""
     lists: dict[str, list[Reject]] = {}
     if storage.list_names(paths.rejected):  # a run without rejects may have no such folder
-        for row in _rows(storage, paths.rejected, schemas.REJECTED, query_ids):
+        for row in rows_by_id(storage, paths.rejected, schemas.REJECTED, query_ids):
             reject = Reject(row["query_id"], row["doc_id"], RejectReason(row["reason"]), row["detail"] or "")
             lists.setdefault(row["query_id"], []).append(reject)
     return lists
@@ -98,7 +100,7 @@ def rejected_lists(storage: Storage, paths: RunPaths, query_ids: Collection[str]
 def first_stage_lists(storage: Storage, uri: str, query_ids: Collection[str]) -> dict[str, list[RankedDocument]]:
     """Some queries' candidates in the order of their ranks, or else of their scores; logit and relevance are NaN."""
     lists: dict[str, list[tuple[float, str]]] = {}
-    for row in _rows(storage, uri, schemas.CANDIDATES, query_ids):
+    for row in rows_by_id(storage, uri, schemas.CANDIDATES, query_ids):
         rank, score = row["first_stage_rank"], row["first_stage_score"]
         order = rank if rank is not None else -score if score is not None else math.inf
         lists.setdefault(row["query_id"], []).append((order, row["doc_id"]))
@@ -116,7 +118,7 @@ def shown_documents(
 ) -> dict[str, ShownDocument]:
     """Documents by id; of an id that the table lacks, the id alone."""
     documents: dict[str, ShownDocument] = {}
-    for row in _rows(storage, uri, schemas.DOCUMENTS, doc_ids, ["text", *(["image"] if images else [])], _ABOUT):
+    for row in rows_by_id(storage, uri, schemas.DOCUMENTS, doc_ids, ["text", *(["image"] if images else [])], _ABOUT):
         page = int(row["page"]) if row.get("page") is not None else None
         about = (row.get("path"), page, row.get("title"))
         text = snippet(row["text"]) or snippet((row.get("search_text") or "").encode())
@@ -134,7 +136,7 @@ def snippet(raw: bytes | None) -> str:
     return " ".join((text or "").split())[:SNIPPET]
 
 
-def _rows(
+def rows_by_id(
     storage: Storage,
     uri: str,
     schema: pa.Schema,
@@ -145,6 +147,7 @@ def _rows(
     """Rows whose id, in the schema's first column, is one of some; with extra columns that a file has as they are."""
     id_field, wanted = schema.field(0), pa.array(sorted(ids), pa.string())
     names = schema.names[1:] if columns is None else columns
+    batch_rows = 64 if "image" in names else 8192  # images may have megabytes each
     for fragment in fragments(storage, uri, schema):
         with opened(storage, fragment.file.uri) as parquet:
             present = [parquet.schema_arrow.field(name) for name in extras if name in parquet.schema_arrow.names]
@@ -157,7 +160,7 @@ def _rows(
                     for batch in read_row_groups(storage, fragment.file.uri, parquet, [group], keys, 8192)
                 )
                 if any(hits):
-                    for batch in read_row_groups(storage, fragment.file.uri, parquet, [group], kinds, 8192):
+                    for batch in read_row_groups(storage, fragment.file.uri, parquet, [group], kinds, batch_rows):
                         yield from batch.filter(pc.is_in(batch[id_field.name], value_set=wanted)).to_pylist()
 
 

@@ -6,8 +6,7 @@ import base64
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -17,16 +16,15 @@ import numpy as np
 from markupsafe import Markup
 
 from lakerank.credentials import redacted
-from lakerank.evaluation.analysis.averages import MODALITY, TASK_AND_SLICE, Slice, by_size
+from lakerank.evaluation.analysis.averages import MODALITY, TASK_AND_SLICE, by_size
 from lakerank.evaluation.evaluation import Evaluation
-from lakerank.evaluation.examples import Example, RejectedPair, thumbnail
+from lakerank.evaluation.examples import thumbnail
 from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, SECONDARY
 from lakerank.evaluation.pairs import InputTable
 from lakerank.evaluation.report.plots import Plots
-from lakerank.evaluation.report.queries import RANK_GROUPS, QueryRow, rank_shifts
+from lakerank.evaluation.report.queries import RANK_GROUPS, rank_shifts
 from lakerank.evaluation.report.verdict import verdict
-from lakerank.evaluation.trend import TrendPoint
 
 _HEADINGS = {
     "dataset": "By dataset",
@@ -39,27 +37,15 @@ _HEADINGS = {
 _LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
-#: A run's steps in their order.
-_STEPS = ("plan", "score", "rank", "audit")
-
 #: Slices of fewer queries are folded.
 _FEW_QUERIES = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What the page shows beside the figures."""
+def render(evaluation: Evaluation, shown: Mapping[str, Any], plots: Plots) -> str:
+    """The page as HTML; the same evaluation gives the same bytes.
 
-    examples: Sequence[Example]
-    gained: Sequence[Example]
-    lost: Sequence[Example]
-    queries: Sequence[QueryRow]
-    rejected: Sequence[RejectedPair]
-    trend: Sequence[TrendPoint]
-
-
-def render(evaluation: Evaluation, shown: Shown, plots: Plots) -> str:
-    """The page as HTML; the same evaluation gives the same bytes."""
+    `shown`: lists of examples (`examples`, `gained`, `lost`), the table of `queries`, rows `rejected`, the `trend`.
+    """
     script = files("lakerank.evaluation.report").joinpath("templates/report.js").read_text("utf-8")
     dimensions = {part.dimension for part in evaluation.slices}
     manifest = evaluation.inputs.manifest
@@ -68,10 +54,7 @@ def render(evaluation: Evaluation, shown: Shown, plots: Plots) -> str:
         measures=NAMES,
         primary=PRIMARY,
         secondary=SECONDARY,
-        slices=[
-            (_HEADINGS[name], *_by_number(by_size(evaluation.slices, name)))
-            for name in _HEADINGS if name in dimensions
-        ],
+        slices=[(_HEADINGS[name], by_size(evaluation.slices, name)) for name in _HEADINGS if name in dimensions],
         manifest=defaultdict(lambda: None, manifest),
         verdict=verdict(evaluation),
         tables=_table_rows(evaluation),
@@ -125,19 +108,14 @@ def _signed(value: float | None) -> str:
     return "0.000" if text in ("+0.000", "-0.000") else text.replace("-", "\N{MINUS SIGN}")
 
 
-def _by_number(slices: Sequence[Slice]) -> tuple[list[Slice], list[Slice]]:
-    """Those with enough queries to be read, and the others."""
-    few = [part for part in slices if part.queries < _FEW_QUERIES]
-    return [part for part in slices if part.queries >= _FEW_QUERIES], few
-
-
 def _table_rows(evaluation: Evaluation) -> list[tuple[str, str, int]]:
     """Each table that the run was made from and is judged by: its name, its address, its rows."""
-    inputs = evaluation.inputs
-    names = {"queries": InputTable.QUERY, "candidates": InputTable.CANDIDATE, "qrels": InputTable.QREL}
-    rows = {name: sum(part.rows for part in inputs.files.get(table, ())) for name, table in names.items()}
-    rows = {"documents": sum(part.rows for part in inputs.documents), **rows}
-    return [(name, redacted(getattr(inputs.tables, name)), count) for name, count in rows.items()]
+    inputs, names = evaluation.inputs, ("queries", "qrels", "candidates")  # in the order of InputTable
+    files = {"documents": inputs.documents, **dict(zip(names, map(inputs.files.get, InputTable), strict=False))}
+    return [
+        (name, redacted(getattr(inputs.tables, name)), sum(part.rows for part in parts or ()))
+        for name, parts in files.items()
+    ]
 
 
 def _first_stage(evaluation: Evaluation) -> str:
@@ -160,7 +138,7 @@ def _work_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     if counts.get("reused"):
         rows.append(("Scores reused from the lake", f"{counts['reused']:,}"))
     seconds_of = {"score": seconds, **((manifest.get("metrics") or {}).get("seconds") or {})}
-    for step in _STEPS:
+    for step in ("plan", "score", "rank", "audit"):
         if seconds_of.get(step) is not None:
             rate = f", {scored / seconds:,.1f} pairs a second" if step == "score" and seconds and scored else ""
             rows.append((f"{step.capitalize()} stage", f"{_duration(seconds_of[step])}{rate}"))

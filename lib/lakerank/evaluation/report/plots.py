@@ -147,25 +147,21 @@ def _box_plots(evaluation: Evaluation) -> list[Plot]:
         dots = [(None, dataset.first_stage, dataset.reranked, dataset.baseline) for dataset in headline.datasets]
         about = headline.benchmark
         if len(dots) >= _FEWEST_DOTS:
-            texts = about.title, about.measure_name, "dataset"
-            plots.append(_box_plot(f"boxes-{headline.name}", texts, dots, evaluation.baseline))
+            name = f"boxes-{headline.name}"
+            plots.append(_box_plot(name, about.title, about.measure_name, "dataset", dots, evaluation.baseline))
     for dimension in () if evaluation.benchmarks else _BOXED:
         slices = by_size(evaluation.slices, dimension)
         if len(slices) >= _FEWEST_DOTS:
             lists = [(part.random, part.first_stage, part.reranked, part.baseline) for part in slices]
             dots = [tuple(None if figures is None else figures[PRIMARY] for figures in row) for row in lists]
-            return [_box_plot("boxes", (f"By {dimension}", PRIMARY, dimension), dots, evaluation.baseline)]
+            return [_box_plot("boxes", f"By {dimension}", PRIMARY, dimension, dots, evaluation.baseline)]
     return plots
 
 
 def _box_plot(
-    name: str, about: tuple[str, str, str], dots: Sequence[Sequence[float | None]], baseline: str | None
+    name: str, title: str, measure: str, dot: str, dots: Sequence[Sequence[float | None]], baseline: str | None
 ) -> Plot:
-    """A box for the values of each list, and a dot for each value; reranked lists are drawn in the strong colour.
-
-    `about`: title, measure, and what a dot is.
-    """
-    title, measure, dot = about
+    """A box for the values of each list, and a dot for each value; reranked lists are drawn in the strong colour."""
     columns = zip((*_BOXES, f"Run {fit(baseline or '', 20)}"), zip(*dots, strict=True), strict=True)
     every = {label: [value for value in values if value is not None] for label, values in columns}
     groups = {label: values for label, values in every.items() if values}

@@ -69,7 +69,7 @@ def _list(name: str, documents: Sequence[tuple[ListedDocument, Content]]) -> str
 def _verdict(evaluation: Evaluation) -> list[str]:
     """Whether reranking helps, and what is to be looked at, a block each."""
     result = verdict(evaluation)
-    texts = [f"{result.title} {result.headline}", result.ceiling, *(f"- {text}" for text in result.advice)]
+    texts = [f"{result.outcome.sentence} {result.headline}", result.ceiling, *(f"- {text}" for text in result.advice)]
     if evaluation.overall.baseline is not None:
         gain = evaluation.overall.baseline_gain[PRIMARY]
         bounds = "" if gain.low is None else f" ({LEVEL:.0%} interval {gain.low:+.3f} to {gain.high:+.3f})"

@@ -1,7 +1,8 @@
-"""What an evaluation comes to: whether reranking helps, whose fault it is where it does not, and what to do."""
+"""What an evaluation comes to: whether reranking helps, whose fault it is where it does not, and what to look at."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,27 +19,25 @@ _REJECTED, _TRUNCATED, _UNJUDGED = 0.05, 0.2, 0.1
 
 
 class Outcome(StrEnum):
-    """What the figures show. Between a gain and a loss the interval decides."""
+    """What the figures show, and the sentence that says so."""
 
-    BETTER = "better"
-    UNCLEAR = "no difference shown"
-    WORSE = "worse"
-    RANDOM = "no better than random"
+    sentence: str
 
+    def __new__(cls, value: str, sentence: str) -> Outcome:
+        outcome = str.__new__(cls, value)
+        outcome._value_, outcome.sentence = value, sentence
+        return outcome
 
-_TITLES = {
-    Outcome.BETTER: "Reranking makes these lists better.",
-    Outcome.UNCLEAR: "These judgements do not show whether reranking makes the lists better.",
-    Outcome.WORSE: "Reranking makes these lists worse. Do not publish them.",
-    Outcome.RANDOM: "These lists are no better than a random order of their documents. Do not publish them.",
-}
+    BETTER = "better", "Reranking makes these lists better."
+    UNCLEAR = "no difference shown", "These judgements do not show whether reranking makes the lists better."
+    WORSE = "worse", "Reranking makes these lists worse. Do not publish them."
+    RANDOM = "no better than random", "Reranking orders these lists no better than chance. Do not publish them."
+    BELOW_RANDOM = "worse than random", "Reranking orders these lists worse than chance. Do not publish them."
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`title` is the outcome as a sentence, `headline` has the figures, `ceiling` says what the candidates allow,
-    `advice` what to look at.
-    """
+    """`headline` has the figures, `ceiling` what the candidates allow, `advice` what is suspicious."""
 
     outcome: Outcome
     headline: str
@@ -46,29 +45,29 @@ class Verdict:
     advice: tuple[str, ...]
 
     @property
-    def title(self) -> str:
-        return _TITLES[self.outcome]
+    def is_bad(self) -> bool:
+        """Whether the lists are not to be published."""
+        return self.outcome not in (Outcome.BETTER, Outcome.UNCLEAR)
 
 
 def verdict(evaluation: Evaluation) -> Verdict:
     """The verdict on the run, by the primary measure."""
-    overall = evaluation.overall
-    return Verdict(_outcome(overall), _headline(overall), _ceiling(evaluation), tuple(_advice(evaluation)))
+    overall, advice = evaluation.overall, _advice(evaluation)
+    sentences = tuple(f"{text[0].upper()}{text[1:].rstrip('.')}." for text in advice)
+    return Verdict(_outcome(overall), _headline(overall), _ceiling(evaluation), sentences)
 
 
 def _outcome(overall: Slice) -> Outcome:
-    random, ceiling = overall.random[PRIMARY], (overall.ceiling or {}).get(PRIMARY, 1.0)
-    after, (low, _) = overall.reranked[PRIMARY], overall.intervals[PRIMARY]
-    if ceiling - random < 1e-9:  # any order of the candidates is as good as any other
+    random, after, (low, high) = overall.random[PRIMARY], overall.reranked[PRIMARY], overall.intervals[PRIMARY]
+    # Where a perfect order is no better than a random one, every order is as good as any other.
+    if low is None or high is None or (overall.ceiling or {}).get(PRIMARY, 1.0) - random < 1e-9:
         return Outcome.UNCLEAR
-    if after < random or (low is not None and low <= random and not overall.gain):
-        return Outcome.RANDOM
-    if not overall.gain:
-        return Outcome.UNCLEAR if low is None else Outcome.BETTER
-    gain = overall.gain[PRIMARY]
-    if gain.low is None or gain.high is None or gain.low <= 0 <= gain.high:
+    if after < random or (low <= random and not overall.gain):
+        return Outcome.BELOW_RANDOM if high < random else Outcome.RANDOM
+    gain = overall.gain.get(PRIMARY)
+    if gain is not None and (gain.low or 0.0) <= 0 <= (gain.high or 0.0):
         return Outcome.UNCLEAR
-    return Outcome.BETTER if gain.mean > 0 else Outcome.WORSE
+    return Outcome.WORSE if gain is not None and gain.mean < 0 else Outcome.BETTER
 
 
 def _headline(overall: Slice) -> str:
@@ -94,43 +93,37 @@ def _ceiling(evaluation: Evaluation) -> str:
     if overall.ceiling is None or not relevant:
         return "No document is judged relevant."
     ceiling, after = overall.ceiling[PRIMARY], overall.reranked[PRIMARY]
-    by_candidates, by_order = 1 - ceiling, ceiling - after
-    if by_candidates + by_order < 0.005:
-        rest = "Nothing is missing to 1."
-    else:
-        where = "the candidates: look for better ones first" if by_candidates > by_order else "the reranker"
-        rest = (
-            f"Of the {1 - after:.3f} missing to 1, {by_candidates:.3f} is lost before reranking and {by_order:.3f} by "
-            f"it. There is more to gain from {where}."
-        )
+    where = "the candidates: look for better ones first" if 1 - ceiling > ceiling - after else "the reranker"
+    missing = (
+        f"Of the {1 - after:.3f} missing to 1, {1 - ceiling:.3f} is lost before reranking and {ceiling - after:.3f} by "
+        f"it. There is more to gain from {where}."
+    )
     return (
         f"{listed:,} of {relevant:,} documents judged relevant ({listed / relevant:.0%}) are among the candidates, so "
-        f"a perfect reranker would reach {PRIMARY} {ceiling:.3f}. {rest}"
+        f"a perfect reranker would reach {PRIMARY} {ceiling:.3f}. {missing if after < 0.995 else 'Nothing is missing.'}"
     )
 
 
-def _advice(evaluation: Evaluation) -> list[str]:
-    overall, inputs = evaluation.overall, evaluation.inputs
-    totals, advice = inputs.totals, list(inputs.manifest.get("warnings") or ())
-    if "warnings" not in inputs.manifest:  # of an earlier version, or not published
+def _advice(evaluation: Evaluation) -> Iterator[str]:
+    overall, manifest, totals = evaluation.overall, evaluation.inputs.manifest, evaluation.inputs.totals
+    yield from manifest.get("warnings") or ()
+    if "warnings" not in manifest:  # of an earlier version, or not published
         values, weights = pooled(evaluation.samples, "label")
         counts = {str(label): round(weights[values == label].sum()) for label in np.unique(values).astype(int)}
-        advice += filter(None, [labels_alike(counts)])
+        yield from filter(None, [labels_alike(counts)])
     rejected = sum(totals.rejected.values())
     if totals.candidates and rejected > totals.candidates * _REJECTED:
-        share = f"{rejected / totals.candidates:.0%} of the candidates"
-        advice.append(f"{share} were rejected and count as not found: see what was not ranked, and why")
+        yield f"{rejected / totals.candidates:.0%} of the candidates were rejected and count as not found"
     if totals.truncated > totals.ranked * _TRUNCATED:
         share = f"{totals.truncated / totals.ranked:.0%} of the ranked pairs"
-        advice.append(f"{share} were cut to the model's length: cut texts into chunks, or raise scoring.max_length")
+        yield f"{share} were cut to the model's length: cut texts into chunks, or raise scoring.max_length"
     if evaluation.without_candidates:
-        advice.append(f"{evaluation.without_candidates:,} judged queries have no candidates and count as 0")
-    judged = overall.reranked["Judged@10"]
-    if overall.first_stage and judged < overall.first_stage["Judged@10"] - _UNJUDGED:
-        advice.append(
-            f"of the first ten documents {judged:.0%} are judged ({overall.first_stage['Judged@10']:.0%} before "
-            "reranking), and the others count as not relevant: judge them before you trust a loss"
+        yield f"{evaluation.without_candidates:,} judged queries have no candidates and count as 0"
+    judged, before = (figures["Judged@10"] for figures in (overall.reranked, overall.first_stage or overall.reranked))
+    if judged < before - _UNJUDGED:
+        yield (
+            f"of the first ten documents {judged:.0%} are judged ({before:.0%} before reranking), and the others count "
+            "as not relevant: judge them before you trust a loss"
         )
     if overall.intervals[PRIMARY][0] is None:
-        advice.append("so few judged queries show no difference: judge some fifty")
-    return [f"{text[0].upper()}{text[1:].rstrip('.')}." for text in advice]
+        yield "so few judged queries show no difference: judge some fifty"
