@@ -141,11 +141,12 @@ def test_every_job_is_tried_again_bounded_in_time_and_reported(dags: dict[str, A
 
 
 LOGIC = """
+import os
 from datetime import datetime, UTC
 from types import SimpleNamespace as Record
 from zoneinfo import ZoneInfo
 from lake_tasks.exports import export_arguments
-from lake_tasks.lakes import lakes_of
+from lake_tasks.lakes import lakes_of, read_lakes
 from lake_tasks.run_names import LakeRun, moment_of, moments, run_name
 from lake_tasks.settings import Settings
 from lake_tasks.summaries import final_fault, last_json_line, read_summary
@@ -159,6 +160,16 @@ def name(run, date=None, zone="UTC"):
 def fault(given):
     try:
         return str(lakes_of(given, "Variable 'lakerank'"))
+    except ValueError as error:
+        return str(error)
+
+def unreadable(text):
+    path = os.environ["LAKERANK_LAKES"] = os.path.join(os.environ["AIRFLOW_HOME"], "other.yaml")
+    if text is not None:
+        with open(path, "w") as file:
+            file.write(text)
+    try:
+        return read_lakes()
     except ValueError as error:
         return str(error)
 
@@ -183,6 +194,7 @@ result = {
         {"format": "parquet", "to": "x", "load": {"into": "postgres", "conn_id": "c", "tabel": "t"}},
         {"format": "csv", "to": "x", "load": {"into": "mysql"}}, {"format": "csv"},
     ]}),
+    "unreadable": [unreadable(text) for text in (None, "{a: [", "")],
     "not an object": fault([1]), "no lake": fault({"lakes": {}}),
     "line": last_json_line('noise\\n{"a": 1}\\n{"b": 2}\\nnot {json}\\n{broken\\n'),
     "no line": last_json_line("Killed"),
@@ -256,6 +268,13 @@ def test_faults_of_settings_are_listed_together(logic: dict[str, Any]) -> None:
     )
     assert "expected an object of settings" in logic["not an object"]
     assert "lakes: expected names" in logic["no lake"]
+
+
+def test_a_file_that_cannot_be_read_is_no_file_of_defaults(logic: dict[str, Any]) -> None:
+    missing, broken, empty = logic["unreadable"]
+    assert "other.yaml: cannot be read: [Errno 2]" in missing
+    assert "other.yaml: cannot be read: while parsing" in broken
+    assert "other.yaml: expected an object of settings" in empty
 
 
 def test_last_line_is_found_or_missing(logic: dict[str, Any]) -> None:
