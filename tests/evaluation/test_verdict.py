@@ -10,9 +10,9 @@ import pytest
 
 from lakerank.evaluation.evaluation import evaluate
 from lakerank.evaluation.inputs import find_inputs
+from lakerank.evaluation.job import trend
 from lakerank.evaluation.report.terminal import WIDTH, terminal_table
 from lakerank.evaluation.report.verdict import Outcome, verdict
-from lakerank.evaluation.trend import trend
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 

@@ -24,14 +24,17 @@ from lakerank.evaluation.report.html import render
 from lakerank.evaluation.report.plots import plots_of
 from lakerank.evaluation.report.queries import query_table
 from lakerank.evaluation.report.verdict import verdict
-from lakerank.evaluation.trend import trend
+from lakerank.lake.publication import last_published
 from lakerank.lake.ranked import query_texts
-from lakerank.lake.runs import RunPaths
+from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
 
 #: Queries shown in the report as examples.
 EXAMPLES = 12
+
+#: Publications looked at for evaluations by the same judgements.
+_TREND = 20
 
 #: Queries of one Parquet file.
 _FILE_QUERIES = 100_000
@@ -131,6 +134,17 @@ def _shown(storage: Storage, evaluation: Evaluation) -> dict[str, Any]:
         "rejected": fetch_rejects(storage, evaluation.inputs),
         "trend": trend(storage, evaluation),
     }
+
+
+def trend(storage: Storage, evaluation: Evaluation) -> list[Mapping[str, Any]]:
+    """This evaluation and those of the last publications by the same judgements, as JSON has them, newest first."""
+    output, evaluations = evaluation.inputs.paths.output, [evaluation.as_dict()]
+    for run_id in last_published(storage, output, _TREND):
+        other = read_json(storage, f"{folder(RunPaths(output, run_id))}.json") or {}
+        judgements = other.get("judgements", {}).get("fingerprint")  # an earlier version wrote none
+        if run_id != evaluation.run_id and judgements == evaluation.queries.judgements:
+            evaluations.append(other)
+    return sorted(evaluations, key=lambda other: other["published_at"] or "~", reverse=True)
 
 
 def _replace_all(storage: Storage, home: str, files: Iterable[tuple[str, bytes]]) -> None:

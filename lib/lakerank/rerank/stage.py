@@ -107,7 +107,7 @@ class Audited:
 def manifest_of(storage: Storage, run: ScoredRun, ranked: Ranked, audited: Audited) -> dict[str, Any]:
     """The manifest of a run that has been ranked and audited. With several stages `passes` has the figures of each."""
     stages, plan, several = run.stages, run.stages[0].plan, len(run.stages) > 1
-    reports = [_report(storage, planned, several) for planned in stages]
+    reports = [_report(storage, planned) for planned in stages]
     warnings = list(run.warnings)
     if (alike := labels_alike(ranked.labels)) is not None:
         logger.warning("%s", alike)
@@ -144,12 +144,11 @@ def manifest_of(storage: Storage, run: ScoredRun, ranked: Ranked, audited: Audit
     return manifest
 
 
-def _report(storage: Storage, planned: PlannedStage, several: bool) -> dict[str, Any]:
+def _report(storage: Storage, planned: PlannedStage) -> dict[str, Any]:
     """A stage's model, and the figures of its planning and scoring, by the attempts that did the work."""
     stage, folder = planned.stage, planned.paths.plan
-    model = {"parameters": stage.parameters, "device": stage.device}
     return {
-        "model": {"path": stage.model, **model} if several else model,
+        "model": {"path": stage.model, "parameters": stage.parameters, "device": stage.device},
         "planning": read_json(storage, join(folder, PLANNING)),
         "scoring": read_json(storage, join(folder, SCORING)),
     }

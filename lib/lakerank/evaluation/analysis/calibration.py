@@ -20,8 +20,8 @@ PAIRS = {"text": "pairs of texts", "image": "pairs with an image"}
 
 _BINS = 10
 
-#: A kappa below is no agreement to speak of, and so is a label that is wrong nine times of ten.
-_SLIGHT, _IMPRECISE = 0.2, 0.1
+#: Labels below either are worth little: of a kappa that J. Landis, G. Koch (Biometrics 33, 1977) call slight.
+LEAST_KAPPA, _LEAST_PRECISION = 0.2, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,6 @@ class Agreement:
     kappa: float
     table: tuple[tuple[int, ...], ...]
     reached: tuple[tuple[float, float], ...]
-
-    @property
-    def is_weak(self) -> bool:
-        """Whether labels tell hardly more than chance: "slight" agreement (J. Landis, G. Koch, Biometrics 33, 1977)."""
-        return self.kappa < _SLIGHT
 
     def as_dict(self) -> dict[str, Any]:
         """For a job's summary."""
@@ -118,13 +113,12 @@ class Fit:
         """Why the thresholds are worth little; None: they are not."""
         measured = self.held_out or self.agreement
         precision = min((precision for precision, _ in measured.reached), default=1.0)
-        if not measured.is_weak and precision >= _IMPRECISE:
+        if measured.kappa >= LEAST_KAPPA and precision >= _LEAST_PRECISION:
             return None
-        unjudged = "; most ranked documents have no judgement and count as 0" if self.unjudged_are_0 else ""
         return (
             f"these thresholds are worth little: kappa {measured.kappa:.3f}, and of the pairs with one of the labels "
-            f"only {precision:.1%} are judged so well{unjudged}. Judge a sample of ranked documents, the bad ones too, "
-            "or take another model; until then do not use the labels"
+            f"only {precision:.1%} are judged so well. Judge a sample of ranked documents, the bad ones too, or take "
+            "another model; until then do not use the labels"
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from lakerank.credentials import redacted
 from lakerank.evaluation.analysis.averages import MODALITY, TASK_AND_SLICE, by_size
+from lakerank.evaluation.analysis.calibration import LEAST_KAPPA
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.examples import thumbnail
 from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES
@@ -62,6 +63,7 @@ def render(evaluation: Evaluation, shown: Mapping[str, Any], plots: Plots) -> st
         rank_groups=RANK_GROUPS,
         shifts=rank_shifts(evaluation),
         few_queries=_FEW_QUERIES,
+        least_kappa=LEAST_KAPPA,
         script=Markup(script),  # noqa: S704 - a file of the package
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         plots=plots,
@@ -121,10 +123,8 @@ def _table_rows(evaluation: Evaluation) -> list[tuple[str, str, int]]:
 def _first_stage(evaluation: Evaluation) -> str:
     """What the reranked lists are compared with."""
     least, median, most = np.quantile(evaluation.queries.counts["candidates"], (0, 0.5, 1), method="nearest")
-    size = f"{median:,} candidates a query (median; {least:,} to {most:,})"
-    if evaluation.inputs.ordered:
-        return f"the order of the candidates table, {size}"
-    return f"{size} without ranks or scores: there is no order to compare with"
+    order = "in the order of their table" if evaluation.inputs.ordered else "without ranks or scores to compare with"
+    return f"{median:,} candidates a query (median; {least:,} to {most:,}) {order}"
 
 
 def _work_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -19,13 +19,15 @@ MOST = 2000
 RANK_GROUPS = ("1", "2–3", "4–10", "11 or below", "not in the list")
 
 
-def query_table(evaluation: Evaluation, texts: Callable[[Collection[str]], Mapping[str, str]]) -> pa.Table:
+def query_table(
+    evaluation: Evaluation, texts: Callable[[Collection[str]], Mapping[str, str]], most: int = MOST
+) -> pa.Table:
     """The queries with the largest losses and gains, worst first: `query_id`, `text`, `labels`, COUNTS, `change`, and
     the primary measure of each list there is. `texts` gives those of queries by id.
     """
     queries, gain = evaluation.queries, evaluation.queries.figures.gain
     order = np.argsort(gain, kind="stable")
-    chosen = order if len(order) <= MOST else np.concatenate([order[: MOST // 2], order[-MOST // 2 :]])
+    chosen = order if len(order) <= most else np.concatenate([order[: most // 2], order[-most // 2 :]])
     query_ids = queries.query_ids.take(chosen).to_pylist()
     text_of = texts(set(query_ids))
     labels = queries.labels.select([name for name in DIMENSIONS if name in queries.labels.column_names])
