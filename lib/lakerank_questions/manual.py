@@ -84,10 +84,8 @@ def _text(element: html.HtmlElement) -> str:
     """The text of an element on one line; of an example of code, as it stands."""
     if element.tag is html.etree.Comment:
         return ""
-    text = element.text_content()
-    return (
-        text.strip("\n") if "highlight" in "".join(element.xpath("./@class | ./div/@class")) else " ".join(text.split())
-    )
+    text, classes = element.text_content(), element.xpath("./@class | ./div/@class")
+    return text.strip("\n") if "highlight" in classes else " ".join(text.split())
 
 
 def _beginning(blocks: list[str]) -> str:

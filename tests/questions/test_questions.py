@@ -22,8 +22,9 @@ from lakerank_questions.manual import Section, read_sections
 ROOT = Path(__file__).parents[2]
 LAKE = ROOT / "lib" / "lakerank_questions" / "lake"
 
-PAGE = b"""<html><body><nav class="contents"><p>What is a page? How long is it?</p></nav>
+PAGE = b"""<html><body>
 <section id="first"><h2>What is a page?<a class="headerlink" href="#first">\xc2\xb6</a></h2>
+<nav class="contents"><p>What is a page? How long is it?</p></nav>
 <!-- nobody reads this -->
 <p>A page   is a
 sheet of paper, of two sides.</p>
@@ -86,6 +87,8 @@ def test_the_lake_is_whole_and_no_answer_holds_its_question() -> None:
     assert (len(documents), len(queries), len(qrels)) == (999, 167, 168)
     assert {row["query_id"] for row in qrels} == queries.keys()
     assert not [row for row in qrels if queries[row["query_id"]].lower() in documents[row["doc_id"]].lower()]
+    texts = [text.lower() for text in documents.values()]
+    assert max(sum(query.lower() in text for query in queries.values()) for text in texts) == 1  # no table of contents
     assert sum(file.stat().st_size for file in LAKE.iterdir()) < 200_000
 
 
