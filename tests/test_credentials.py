@@ -86,7 +86,7 @@ def test_no_secret_is_left_in_an_address_or_shown(secret: str, form: str) -> Non
 def test_secret_names_and_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("spark.hadoop.fs.s3a.secret.key", "fs.azure.account.key.x", "AWS_SESSION_TOKEN", "oauthToken", "sig"):
         assert is_secret(name)
-    for name in ("scoring.unit_tokens", "tokenizer", "design", "path", "model.path", "spark.sql.keyring"):
+    for name in ("scoring.unit_tokens", "tokenizer", "design", "path", "model.path", "spark.sql.keyring", "PWD"):
         assert not is_secret(name)
     monkeypatch.setenv("SOME_PASSWORD", "hunter2hunter2")
     assert redacted("hunter2hunter2 --set spark.x.secret.key=abc 'token': 'abcd' k=v") == (

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lakerank.errors import OverdueError
 from lakerank.logs import about, in_worker, log_context
-from lakerank.runner import BATCHES, LocalRunner, local_devices, one_row, pack
+from lakerank.runner import BATCHES, Deadline, LocalRunner, Places, RunningItems, local_devices, one_row, pack
 
 ROWS = pa.schema([("row", pa.int64())])
 DONE = pa.schema([("item", pa.int64()), ("thread", pa.string())])
@@ -46,7 +47,7 @@ def test_a_device_task_has_a_thread_a_core_but_no_more_than_are_worth_it(most, e
             assert log_context().about["unit"] == str(item), "not that of another thread"
             yield one_row(DONE, item, f"{device} {threading.current_thread().name}")
 
-    done = LocalRunner(parallelism=3).on_device(range(6), work, DONE, "cpu", most)
+    done = LocalRunner(parallelism=3).on_device(range(6), work, DONE, Places("cpu", most))
     assert sorted(done["item"].to_pylist()) == [*range(6)]
     assert len(set(done["thread"].to_pylist())) == expected
     assert "unit" not in log_context().about
@@ -63,7 +64,7 @@ def test_a_task_that_fails_ends_the_others_with_the_item_that_they_are_at(caplog
         yield one_row(DONE, item, device)
 
     with caplog.at_level(logging.DEBUG), pytest.raises(ValueError, match="the first fails"):
-        LocalRunner(parallelism=2).on_device(range(100), work, DONE, "cpu", 9)
+        LocalRunner(parallelism=2).on_device(range(100), work, DONE, Places("cpu", 9))
     assert len(started) < 20
 
 
@@ -76,3 +77,41 @@ def test_devices_are_the_gpus_or_the_cores(monkeypatch, device, visible, expecte
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr("sys.platform", "linux")
     assert local_devices(device, 3) == expected
+
+
+def test_an_item_may_take_ten_times_the_slowest_before_it_and_as_long_as_is_forecast_before_any():
+    now = [0.0]
+    running = RunningItems(Deadline(least_s=5, first_s=100), clock=lambda: now[0])
+
+    def overdue(at: float, *items: str) -> list[str]:
+        now[0] = at
+        return running.overdue(items)
+
+    assert overdue(0, "a", "b") == overdue(100, "a", "b") == []
+    assert overdue(101, "a", "b") == ["a", "b"], "the forecast"
+    assert overdue(102, "b", "c") == [], "a ended after it had begun anew"
+    assert running.slowest_s == 1
+    assert running.limit_s == 10
+    assert overdue(112, "b", "c") == ["b"]
+    assert overdue(113, "c") == ["c"]
+    assert overdue(113.1, "d") == []
+    assert running.limit_s == pytest.approx(10)
+    quick = RunningItems(Deadline(least_s=5), clock=lambda: now[0])
+    quick.overdue(["e"])
+    now[0] += 0.1
+    quick.overdue([])
+    assert quick.limit_s == 5, "and at least so long"
+
+
+def test_an_item_that_never_ends_is_named():
+    released = threading.Event()
+
+    def work(item: int, device: str) -> Iterator[pa.RecordBatch]:
+        if item == 3:
+            released.wait()
+        yield one_row(DONE, item, device)
+
+    places = Places("cpu", 2, Deadline(least_s=0.2, every_s=0.05))
+    with pytest.raises(OverdueError, match=r"unit 3: not done after 0\.2 s: ended"):
+        LocalRunner(parallelism=2).on_device(range(6), work, DONE, places)
+    released.set()

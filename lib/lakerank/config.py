@@ -61,6 +61,7 @@ class StorageConfig(Section):
     connect_timeout_s: float = Field(default=10.0, gt=0)
     request_timeout_s: float = Field(default=60.0, gt=0)
     max_attempts: int = Field(default=5, ge=1)
+    min_transfer_rate: float = Field(default=16384.0, gt=0)
     verify_checksums: bool = True
 
 
@@ -244,6 +245,7 @@ class ScoringConfig(Section):
     device_threads: int | None = Field(default=None, ge=1)
     max_queries_per_group: int = Field(default=512, ge=1)
     unit_tokens: int = Field(default=2_000_000, ge=1)
+    unit_deadline_s: float = Field(default=600.0, gt=0)
     calibration: str | None = None
 
     @model_validator(mode="after")

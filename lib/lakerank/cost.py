@@ -31,6 +31,10 @@ VISUAL_TOKEN_COST = 3.5
 TEMPLATE_TOKENS = 8
 
 
+#: Operations a second that any device does.
+SLOWEST_FLOPS = 1e10
+
+
 @dataclass(frozen=True, slots=True)
 class Sizing:
     """The limits that bound an input's cost: pixels after resizing, and tokens of text.
@@ -105,6 +109,13 @@ def tflop(parameters: int, tokens: int) -> float:
 def device_seconds(calibration: Calibration, parameters: int, tokens: int) -> float:
     """Time on a device of the calibration's kind; another model's tokens cost by its number of weights."""
     return tokens / calibration.tokens_per_second * parameters / calibration.parameters
+
+
+def longest_seconds(calibration: Calibration | None, parameters: int, tokens: int) -> float:
+    """The same; without a calibration, on a device slower than any that people score on."""
+    if calibration is not None:
+        return device_seconds(calibration, parameters, tokens)
+    return 1e12 * tflop(parameters, tokens) / SLOWEST_FLOPS
 
 
 def _fault(values: dict[str, Any], name: str) -> str | None:

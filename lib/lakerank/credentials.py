@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 _SECRET_NAME = re.compile(
     r"secret|passw|passphrase|credential|authorization|connection.?string|"
     r"(?:access|account|api|private|shared|storage|encryption|subscription).?key|token(?![a-z])|"
-    r"(?:^|[._-])(?:sas|sig|signature|pwd)(?:$|[._-])",
+    r"(?:^|[._-])(?:sas|sig|signature)(?:$|[._-])|[._-]pwd$",
     re.IGNORECASE,
 )
 #: What is signed along with a secret parameter, and changes with it; the second, beside Azure's `sig`.

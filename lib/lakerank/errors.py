@@ -17,6 +17,7 @@ LakerankError
 ├── IngestError          a table would be empty: nothing could be read, or no query has a candidate
 ├── InputError           a table has fewer rows than a run is to have
 ├── DependencyError      an optional library is not installed
+├── OverdueError         a work unit took far longer than any other, and was ended
 └── PairRejected         the Python API was given a pair that cannot be scored
 """
 
@@ -85,6 +86,17 @@ class InputError(LakerankError):
 
 class DependencyError(LakerankError):
     """An optional library is not installed."""
+
+
+class OverdueError(LakerankError):
+    """A work unit took far longer than any other, or than was to be expected, and was ended."""
+
+    def __init__(self, what: str, tries: int = 1) -> None:
+        super().__init__(
+            f"{what}{' for the second time' if tries > 1 else ''}: ended; a worker stands still, a store does not "
+            "answer, or scoring.unit_deadline_s is too little for this machine; run the same command again, finished "
+            "units are kept"
+        )
 
 
 class PairRejected(LakerankError):

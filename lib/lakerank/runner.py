@@ -6,11 +6,13 @@ packed: compressed Arrow batches by partition, which a shuffle moves unopened.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -20,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lakerank.logs import own_context
+from lakerank.errors import OverdueError
+from lakerank.logs import duration, own_context
 
 T = TypeVar("T")
 
@@ -29,6 +32,9 @@ Work = Callable[[T], Iterator[pa.RecordBatch]]
 
 #: A task that has a torch device: what it yields for an item and the device.
 DeviceWork = Callable[[T, str], Iterator[pa.RecordBatch]]
+
+#: An item may take so many times as long as the slowest before it.
+DEADLINE_FACTOR = 10
 
 #: A task over a partition: gets its number and its rows of every kind, in no particular order.
 PartWork = Callable[[int, dict[int, pa.Table]], Iterator[pa.RecordBatch]]
@@ -46,6 +52,54 @@ COUNTS = pa.schema([("what", pa.string()), ("number", pa.int64()), ("value", pa.
 Counts = Mapping[str, Mapping[int, int]]
 
 _SIZE_BYTES = 8  # a compressed batch begins with its uncompressed size
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """Seconds an item may take: ten times the slowest that has ended, `first_s` before any has, at least `least_s`.
+
+    Items are looked at every `every_s` seconds.
+    """
+
+    least_s: float = math.inf
+    first_s: float = 0.0
+    every_s: float = 2.0
+
+
+NO_DEADLINE = Deadline()
+
+
+@dataclass
+class RunningItems:
+    """Items that run, since when, and the seconds of the slowest that has ended."""
+
+    deadline: Deadline
+    clock: Callable[[], float] = time.monotonic
+    slowest_s: float = 0.0
+    _since: dict[Any, float] = field(default_factory=dict)
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds that an item may take now."""
+        return max(self.deadline.least_s, DEADLINE_FACTOR * self.slowest_s if self.slowest_s else self.deadline.first_s)
+
+    def overdue(self, running: Collection[T]) -> list[T]:
+        """Of the items that run now those that take too long. Others that ran have ended; these count as begun anew."""
+        now = self.clock()
+        for item in self._since.keys() - set(running):
+            self.slowest_s = max(self.slowest_s, now - self._since.pop(item))
+        late = [item for item in running if now - self._since.setdefault(item, now) > self.limit_s]
+        self._since |= dict.fromkeys(late, now)
+        return late
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The torch device that tasks run on, how many they may be where this process decides, and an item's deadline."""
+
+    device: str
+    most: int
+    deadline: Deadline = NO_DEADLINE
 
 
 class Runner(Protocol):
@@ -91,11 +145,13 @@ class Runner(Protocol):
         """COUNTS added up: a few thousand numbers, whatever the size of the lake."""
         ...
 
-    def on_device(self, items: Sequence[T], work: DeviceWork[T], schema: pa.Schema, device: str, most: int) -> pa.Table:
+    def on_device(self, items: Sequence[T], work: DeviceWork[T], schema: pa.Schema, places: Places) -> pa.Table:
         """Collect what `work` yields for each item and the torch device that its task has.
 
-        Tasks run where what they load is kept from task to task, at no more places than there are devices. Where this
-        process decides how many there are, it takes `most` at most.
+        Tasks run where what they load is kept from task to task, at no more places than there are devices.
+
+        Raises:
+            OverdueError: an item was not done by its deadline; twice, where another process can be killed.
         """
         ...
 
@@ -138,26 +194,42 @@ class LocalRunner:
         rows = self.collect(counts, COUNTS).group_by(["what", "number"]).aggregate([("value", "sum")])
         return counts_of(rows.rename_columns({"value_sum": "value"}))
 
-    def on_device(self, items: Sequence[T], work: DeviceWork[T], schema: pa.Schema, device: str, most: int) -> pa.Table:
+    def on_device(self, items: Sequence[T], work: DeviceWork[T], schema: pa.Schema, places: Places) -> pa.Table:
         """In threads of this process, each with what it loads: one a GPU, or one a core where there is none."""
-        devices = local_devices(device, self.parallelism)[: max(1, most)]
+        devices = local_devices(places.device, self.parallelism)[: max(1, places.most)]
         waiting, lock = iter(items), threading.Lock()
+        current: dict[int, T] = {}
 
         def take() -> T | None:
             with lock:
                 return next(waiting, None)
 
         def run(name: str) -> list[pa.RecordBatch]:
+            batches: list[pa.RecordBatch] = []
             with own_context():
-                return [batch for item in iter(take, None) for batch in work(item, name)]
+                for item in iter(take, None):
+                    current[threading.get_ident()] = item
+                    batches += work(item, name)
+            current.pop(threading.get_ident(), None)
+            return batches
 
-        with ThreadPoolExecutor(len(devices), "scoring") as pool:
-            tasks = [pool.submit(run, name) for name in devices[: len(items)]]
-            try:
-                batches = [batch for task in as_completed(tasks) for batch in task.result()]
-            except BaseException:
-                waiting = iter(())  # the other threads end with the item that they are at
-                raise
+        pool, running = ThreadPoolExecutor(len(devices), "scoring"), RunningItems(places.deadline)
+        tasks = [pool.submit(run, name) for name in devices[: len(items)]]
+        try:
+            while (state := wait(tasks, places.deadline.every_s, FIRST_EXCEPTION)).not_done:
+                if any(task.exception() for task in state.done):
+                    break
+                for item in running.overdue([*current.values()]):
+                    pool.shutdown(wait=False)  # its thread cannot be ended, but with the process
+                    raise OverdueError(f"unit {item}: not done after {duration(running.limit_s)}")
+            batches = [batch for task in as_completed(tasks) for batch in task.result()]
+        except OverdueError:
+            raise
+        except BaseException:
+            waiting = iter(())  # the other threads end with the item that they are at
+            pool.shutdown()
+            raise
+        pool.shutdown()
         return pa.Table.from_batches(batches, schema=schema)
 
 

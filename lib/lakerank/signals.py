@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from lakerank.logs import log_context
 
@@ -94,7 +95,12 @@ def kill_children() -> None:
 
 def _end(last_words: LastWords, interruption: Interrupted) -> None:
     last_words(interruption)
+    end(interruption.status)
+
+
+def end(status: int) -> NoReturn:
+    """End the process now, whatever its threads wait for, and the processes that it started."""
     kill_children()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(interruption.status)
+    os._exit(status)

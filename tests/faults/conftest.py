@@ -219,3 +219,28 @@ def eventually() -> Callable[[Callable[[], Any], Driver], None]:
             time.sleep(0.002)
 
     return wait
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    yield from _mounted(tmp_path / "small", "64k")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    yield from _mounted(tmp_path / "disk", "4m")
+
+
+def _mounted(folder: Path, size: str) -> Iterator[Path]:
+    if os.geteuid():
+        pytest.skip("only root can mount a small file system")
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

@@ -2,7 +2,8 @@
 
 The lake is real, Spark is real, the storage is real; only the reranker costs nothing. `kill` in the settings names a
 write: just before or after it, whichever process does it sends SIGKILL to the driver's whole process group and to
-itself. `kill_worker` names a document: a Python worker that is to score it kills itself, once.
+itself. `kill_worker` names a document: a Python worker that is to score it kills itself, once; `stop_worker` so often
+as it says: the worker stops itself (SIGSTOP). `local`: without Spark.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.run import Rerank, run
 from lakerank.rerank.stage import Stage
+from lakerank.runner import LocalRunner
 from lakerank.spark.runtime import session
 from lakerank.spark.runtime.runner import SparkRunner
 
@@ -97,6 +99,7 @@ class HashReranker:
 
     pause_s: float
     kill_worker: tuple[str, str] | None
+    stop_worker: tuple[str, list[str]] | None
     load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     counters: Work = field(default_factory=lambda: Work())
 
@@ -105,6 +108,9 @@ class HashReranker:
             time.sleep(self.pause_s)
             if self.kill_worker and group.document.doc_id == self.kill_worker[0] and _first(self.kill_worker[1]):
                 os.kill(os.getpid(), signal.SIGKILL)
+            document, markers = self.stop_worker or ("", [])
+            if group.document.doc_id == document and any(_first(marker) for marker in markers):
+                os.kill(os.getpid(), signal.SIGSTOP)
             for query in group.queries:
                 content = repr((query.text, group.document.text)).encode()
                 logit = int.from_bytes(hashlib.blake2b(content, digest_size=2).digest()) / 8192 - 4
@@ -115,9 +121,10 @@ class HashReranker:
 class HashFactory:
     pause_s: float
     kill_worker: tuple[str, str] | None
+    stop_worker: tuple[str, list[str]] | None
 
     def __call__(self, device: str) -> HashReranker:
-        return HashReranker(self.pause_s, self.kill_worker)
+        return HashReranker(self.pause_s, self.kill_worker, self.stop_worker)
 
 
 def _first(marker: str) -> bool:
@@ -140,19 +147,22 @@ def rerank(settings: dict[str, Any]) -> dict[str, Any]:
     worker = settings.get("kill_worker")
     sizing = Sizing(3136, 602112, 10000)
     tables = (join(settings["tables"], f"{name}.parquet") for name in ("documents", "queries", "candidates"))
-    factory = HashFactory(settings.get("pause_s", 0.0), tuple(worker) if worker else None)
+    factory = HashFactory(settings.get("pause_s", 0.0), tuple(worker) if worker else None, settings.get("stop_worker"))
     limits = PlanLimits(sizing, sizing, max_queries_per_group=8, unit_tokens=300, rows_per_file=1_000_000)
     job = Rerank(
         paths=RunPaths(settings["output"], settings.get("run_id", "r")),
         tables=Tables(*tables),
-        stages=(Stage(SCORER, "", 1000, 0.0, factory, "cpu", limits),),
+        stages=(Stage(SCORER, "", 1000, 0.0, factory, "cpu", limits, unit_deadline_s=settings.get("deadline_s", 600)),),
         rule=RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None),
         audit=AuditRules(Bounds()),
         config_yaml="lake: {}\n",
     )
+    stages = settings.get("stages", ["plan", "score", "publish"])
+    if settings.get("local"):
+        return run(LocalRunner(2), storage, job, stages)
     spark = session.start("faults", settings["spark"])
     try:
-        return run(SparkRunner(spark), storage, job, settings.get("stages", ["plan", "score", "publish"]))
+        return run(SparkRunner(spark), storage, job, stages)
     finally:
         spark.stop()
 

@@ -35,6 +35,29 @@ def test_a_killed_python_worker_without_retries_stops_the_job_with_a_message(dep
     deployment.recover(undisturbed)
 
 
+def test_a_stopped_python_worker_is_killed_and_its_unit_scored_again(deployment, undisturbed):
+    marker = str(deployment.scratch / "stopped")
+    driver = deployment.start(stop_worker=("d11", [marker]), deadline_s=8)
+    assert driver.wait() == 0, driver.words
+    assert Path(marker).exists()
+    assert "its worker is killed, and it is tried once more" in driver.words
+    assert deployment.scored()[0] == driver.summary["pairs"] == 240
+    deployment.check_published(undisturbed)
+
+
+@pytest.mark.full
+def test_a_unit_whose_worker_stops_twice_is_named_and_the_job_ends(deployment, undisturbed):
+    markers = [str(deployment.scratch / f"stopped-{number}") for number in range(3)]
+    driver = deployment.start(stop_worker=("d11", markers), deadline_s=8)
+    assert driver.wait() == 1
+    assert not Path(markers[2]).exists()
+    assert driver.summary["error"] == "OverdueError", driver.summary
+    unit = driver.summary["message"].split(":")[0].removeprefix("unit ")
+    assert unit not in finished_units(deployment.storage, deployment.output, SCORER)
+    deployment.recover(undisturbed)
+    assert unit in finished_units(deployment.storage, deployment.output, SCORER)
+
+
 @pytest.mark.full
 def test_a_lost_executor_is_replaced(deployment, undisturbed, eventually):
     cluster = {"spark.master": "local-cluster[2,1,1024]", "spark.executor.memory": "700m"}
@@ -118,21 +141,3 @@ def test_a_full_disk_under_the_output_is_named(deployment, undisturbed, small_di
     assert str(small_disk) in driver.summary["message"]
     assert not (small_disk / "out" / "current.json").exists()
     deployment.recover(undisturbed)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 64 KiB."""
-    if os.geteuid():
-        pytest.skip("only root can mount a small file system")
-    import subprocess
-
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)

@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pytest
 from stores import SERVER
 
 from lakerank.errors import StorageError
+from lakerank.lake.backends import transfers_left
 from lakerank.lake.backends.s3 import s3fs_filesystem
 from lakerank.lake.storage import Storage, StorageOptions, join
-from lakerank.lake.tables import parquet_bytes
+from lakerank.lake.tables import parquet_bytes, read_row_groups
 
 Together = Callable[[Callable[[int], object], int], list[Any]]
 
@@ -409,6 +411,28 @@ def test_what_a_network_does_to_a_request_is_got_over(s3_folder: str, faulty_s3:
     faulty_s3.faults.extend([fault])
     assert parquet.read().num_rows == 3
     assert not faulty_s3.faults
+
+
+def test_a_store_that_drips_is_given_up(s3_storage: Storage, s3_folder: str, faulty_s3: Any) -> None:
+    options = StorageOptions(endpoint_url=faulty_s3.endpoint, region="us-east-1", request_timeout_s=0.5)
+    storage = Storage(replace(options, min_transfer_rate=8 * 2**20))
+    uri = join(s3_folder, "a.parquet")
+    s3_storage.create(uri, PARQUET)
+    faulty_s3.methods = frozenset({"GET"})
+    faulty_s3.faults.extend(["drip"])
+    assert storage.read_bytes(uri) == PARQUET, "the second time"
+    faulty_s3.faults.extend(["drip"])
+    with pytest.raises(StorageError, match=r"cannot be opened .TimeoutError: slower than lake\.storage\.min_tr"):
+        storage.open_parquet(uri)
+    faulty_s3.faults.clear()
+    parquet = storage.open_parquet(uri)  # its footer comes at once, its rows do not
+    faulty_s3.faults.extend(["drip"])
+    with pytest.raises(StorageError, match=r"cannot be read .*slower than"):
+        list(read_row_groups(storage, uri, parquet, [0], parquet.schema_arrow, 10))
+    assert transfers_left()
+    faulty_s3.enough.set()
+    while transfers_left():
+        time.sleep(0.01)
 
 
 def test_a_busy_server_is_asked_again(faulty_s3: Any) -> None:

@@ -25,6 +25,7 @@ class FaultyS3(ThreadingHTTPServer):
     - a number: that HTTP status, and the server is not asked;
     - "reset": the connection is reset, and the server is not asked;
     - "stall": the server is asked, and nothing more is heard for `stall_s`;
+    - "drip": a byte of the answer's body every tenth of a second, until `enough`;
     - "truncate": half of the answer's body, then the end of the connection;
     - "lose the answer": the server has done as asked, and the connection ends;
     - "ignore conditions": the server is asked without If-Match and If-None-Match, as look-alikes behave.
@@ -41,6 +42,7 @@ class FaultyS3(ThreadingHTTPServer):
         self.every = every
         self.stall_s = 20.0
         self.conditions = True
+        self.enough = threading.Event()
         self.seen: Counter[int | str] = Counter()
         self._numbers = itertools.count(1)
         self._kinds = itertools.cycle(kinds)
@@ -87,7 +89,7 @@ class _Relay(BaseHTTPRequestHandler):
             if fault in ("stall", "lose the answer"):
                 self._hang_up()
             else:
-                self._answer(status, headers, content, cut=fault == "truncate")
+                self._answer(status, headers, content, str(fault))
 
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _relay  # noqa: N815 - the server's own names
 
@@ -105,7 +107,7 @@ class _Relay(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _answer(self, status: int, headers: dict[str, str], content: bytes, cut: bool = False) -> None:
+    def _answer(self, status: int, headers: dict[str, str], content: bytes, fault: str = "") -> None:
         self.send_response_only(status)
         hop = {"connection", "transfer-encoding", "content-length"}
         for name, value in headers.items():
@@ -114,9 +116,14 @@ class _Relay(BaseHTTPRequestHandler):
         length = headers.get("Content-Length", headers.get("content-length")) if self.command == "HEAD" else None
         self.send_header("Content-Length", length or str(len(content)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content[: len(content) // 2] if cut else content)
-        if cut:
+        for byte in content if fault == "drip" else b"":
+            self.wfile.write(bytes([byte]))
+            if self.server.enough.wait(0.1):
+                self._hang_up()
+                return
+        if self.command != "HEAD" and fault != "drip":
+            self.wfile.write(content[: len(content) // 2] if fault == "truncate" else content)
+        if fault == "truncate":
             self._hang_up()
 
     def _hang_up(self) -> None:

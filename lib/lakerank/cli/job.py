@@ -21,9 +21,9 @@ import click
 
 from lakerank.config import SparkConfig, StorageConfig, bundled_config, load_config
 from lakerank.credentials import hide, is_secret, redacted, withheld
-from lakerank.errors import ConfigError, DependencyError, LakerankError
+from lakerank.errors import ConfigError, DependencyError, LakerankError, OverdueError
 from lakerank.logs import about, log_context, start_logging
-from lakerank.signals import Interrupted, LastWords, interruptible, kill_children
+from lakerank.signals import Interrupted, LastWords, end, interruptible, kill_children
 
 if TYPE_CHECKING:
     from lakerank.runner import Runner
@@ -204,6 +204,9 @@ def run_job(
         finally:
             _signals.clear()
         print_last_line(summary)
+    backends = sys.modules.get("lakerank.lake.backends")
+    if summary.get("error") == OverdueError.__name__ or (backends is not None and backends.transfers_left()):
+        end(status)  # threads that wait for ever would be waited for, or crash the interpreter that ends
     sys.exit(status)
 
 

@@ -322,6 +322,7 @@ def _stages(config: Config) -> tuple[Stage, ...]:
                 readings=scorer.readings,
             ),
             top=model.top if isinstance(model, CascadeStageConfig) else None,
+            unit_deadline_s=scoring.unit_deadline_s,
         )
     if duplicates:
         raise ConfigError(duplicates)

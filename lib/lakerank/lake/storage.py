@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from lakerank.credentials import Known, known, learn, redacted
 from lakerank.errors import StorageError
 from lakerank.lake import checksums, has_wildcard, is_hidden, is_local, join, local_path
-from lakerank.lake.backends import FileInfo, StoredFile, is_transient, storage_errors
+from lakerank.lake.backends import FileInfo, StoredFile, is_transient, storage_errors, within
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
 from lakerank.lake.backends.s3 import StorageOptions
@@ -110,10 +110,18 @@ class Storage:
         A row group's columns are fetched together, which suits object stores; `streaming` fetches a few megabytes at
         a time instead, for row groups too large for memory. Close it with `close(force=True)`.
         """
-        with storage_errors(uri, "opened"):
+        buffer_bytes = _STREAM_BUFFER_BYTES if streaming else None
+
+        def opened() -> pq.ParquetFile:
             source = self._backend(uri).open(uri)
-            buffer_bytes = _STREAM_BUFFER_BYTES if streaming else None
             return checksums.open_parquet(uri, source, self.options.verify_checksums, buffer_bytes, dictionaries)
+
+        with storage_errors(uri, "opened"):
+            return self.transfer(uri, checksums.TAIL_BYTES, opened)
+
+    def transfer(self, uri: str, size: int, read: Callable[[], T]) -> T:
+        """What `read` returns, which takes about `size` bytes of a file. TimeoutError: the store is too slow."""
+        return read() if is_local(uri) else within(self.options.transfer_s(size), read)
 
     @contextmanager
     def open_stream(self, uri: str) -> Iterator[BufferedReader]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -104,7 +106,7 @@ def read_row_groups(
     largest = max(_largest_repeated(storage, uri, parquet, group, (present, size)) for group in groups)
     size = max(1, min(size, BATCH_BYTES // max(1, largest)))
     with opened(storage, uri, streaming=True) if stored > STREAM_BYTES else nullcontext(parquet) as source:
-        yield from _batches(uri, source, groups, schema, size)
+        yield from _batches(uri, source, (groups, schema, size), partial(storage.transfer, uri, stored))
 
 
 def _largest_repeated(
@@ -162,15 +164,20 @@ def parquet_bytes(table: pa.Table, row_group_rows: int, metadata: Mapping[str, s
 
 
 def _batches(
-    uri: str, parquet: pq.ParquetFile, groups: Sequence[int], schema: pa.Schema, batch_rows: int
+    uri: str,
+    parquet: pq.ParquetFile,
+    wanted: tuple[Sequence[int], pa.Schema, int],
+    transfer: Callable[[Callable[[], Any]], Any],
 ) -> Iterator[pa.RecordBatch]:
+    """Batches of row groups, a schema and a size; what reads from the store goes through `transfer`."""
+    groups, schema, batch_rows = wanted
     present = [name for name in schema.names if name in parquet.schema_arrow.names]
     place, first = f"row group {', '.join(map(str, groups))}", 0
     with storage_errors(uri, "read"):
         batches = parquet.iter_batches(batch_size=batch_rows, row_groups=list(groups), columns=present)
     while True:
         with storage_errors(uri, "read"):
-            batch = next(batches, None)
+            batch = transfer(partial(next, batches, None))
         if batch is None:
             return
         yield conform(f"{place}, counted from row {first}", uri, batch, batch.num_rows, schema)

@@ -27,7 +27,7 @@ _OF_PLAN = (*TABLES, "model", "scoring", "spark.rows_per_file")
 _OF_LISTS = (*TABLES, "ranking", "audit.golden_pairs", "audit.golden_qrels")
 
 #: Settings of those sections that change no result.
-_HOW = ("device", "host_threads", "device_threads", "calibration")
+_HOW = ("device", "host_threads", "device_threads", "calibration", "unit_deadline_s")
 
 
 def check_settings(storage: Storage, paths: RunPaths, config_yaml: str, published: bool = False) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lakerank.cost import Calibration
+from lakerank.cost import Calibration, longest_seconds
 from lakerank.errors import RunConflictError
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.publication import Publication, current_run, publish
@@ -40,7 +40,7 @@ from lakerank.rerank.rank.combine import FusionRule
 from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.score import ScoringJob, ScoringSummary, score_units
 from lakerank.rerank.stage import PLANNING, SCORING, PlannedStage, ScoredRun, Stage, run_scorer
-from lakerank.runner import Runner
+from lakerank.runner import DEADLINE_FACTOR, Deadline, Runner
 from lakerank.schemas import CANDIDATES, DOCUMENTS
 
 logger = logging.getLogger(__name__)
@@ -222,7 +222,7 @@ def score_stages(
             with about(stage="plan"):
                 planned.append(_plan_next_stage(runner, storage, job, planned))
         _log_stage(job, number)
-        summaries.append(_score_stage(runner, storage, planned[number - 1], planned[0]))
+        summaries.append(_score_stage(runner, storage, job, (planned[number - 1], planned[0])))
     return planned, summaries
 
 
@@ -265,12 +265,18 @@ def _timed_plan(storage: Storage, paths: RunPaths, make: Callable[[], Plan]) -> 
     return plan
 
 
-def _score_stage(runner: Runner, storage: Storage, planned: PlannedStage, first: PlannedStage) -> ScoringSummary:
+def _score_stage(
+    runner: Runner, storage: Storage, job: Rerank, stages: tuple[PlannedStage, PlannedStage]
+) -> ScoringSummary:
+    """Score a stage of a run, given with the run's first."""
+    planned, first = stages
     paths, plan, stage = planned.paths, planned.plan, planned.stage
     verify_plan_files(storage, paths, plan)
     sources = sources_address(first.paths, first.plan.attempt)
     units = join(planned.folder, "units")
-    scoring = ScoringJob(paths.output, plan.scorer, units, sources, stage.device, stage.factory)
+    slowest_s = longest_seconds(job.calibration, stage.parameters, plan.largest_unit)
+    deadline = Deadline(stage.unit_deadline_s, DEADLINE_FACTOR * slowest_s, min(2.0, stage.unit_deadline_s / 4))
+    scoring = ScoringJob(paths.output, plan.scorer, units, sources, stage.device, stage.factory, deadline)
     summary = score_units(runner, storage, scoring, planned_units(storage, paths, plan))
     if summary.existing < summary.units or not summary.units:
         storage.replace(join(paths.plan, SCORING), json_bytes(summary.as_dict()))

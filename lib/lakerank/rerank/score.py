@@ -28,7 +28,7 @@ from lakerank.plan.units import UNIT_GROUPS, PlannedGroup, planned_groups
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from lakerank.rerank.attempts import attempt
 from lakerank.rerank.progress import UnitProgress, watch_units
-from lakerank.runner import Runner, one_row
+from lakerank.runner import NO_DEADLINE, Deadline, Places, Runner, one_row
 from lakerank.schemas import SCORES
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class SpecFactory:
 
 @dataclass(frozen=True, slots=True)
 class ScoringJob:
-    """Where units are read and scores written, and with which reranker; `progress` counts a unit's pairs."""
+    """Where units are read and scores written, with which reranker, and by when; `progress` counts a unit's pairs."""
 
     output: str
     scorer: str
@@ -82,6 +82,7 @@ class ScoringJob:
     sources: str
     device: str
     factory: RerankerFactory
+    deadline: Deadline = NO_DEADLINE
     progress: UnitProgress | None = None
 
 
@@ -168,7 +169,8 @@ def score_units(runner: Runner, storage: Storage, job: ScoringJob, units: Planne
                 yield score_unit(storage, of_task, unit, may_exist=exists)
 
         pairs = pc.sum(units.table()["pairs"]).as_py() or 0
-        reports = runner.on_device(units, work, UNIT_REPORT, job.device, pairs // PAIRS_A_MODEL)
+        places = Places(job.device, pairs // PAIRS_A_MODEL, job.deadline)
+        reports = runner.on_device(units, work, UNIT_REPORT, places)
     scored = reports.filter(pc.is_valid(reports["load_id"]))
     summary = ScoringSummary(
         units=len(units),

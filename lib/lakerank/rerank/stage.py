@@ -33,7 +33,7 @@ class Stage:
     """One reranker of a run.
 
     `model` is the checkpoint's path, for people. `top`: it scores only so many of each query's best in the stage
-    before; None: every pair of the run.
+    before; None: every pair of the run. `unit_deadline_s`: seconds that a unit may take at least.
     """
 
     scorer: str
@@ -44,6 +44,7 @@ class Stage:
     device: str
     limits: PlanLimits
     top: int | None = None
+    unit_deadline_s: float = 600
 
 
 @dataclass(frozen=True, slots=True)

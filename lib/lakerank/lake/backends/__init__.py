@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from threading import Thread
+from threading import enumerate as enumerate_threads
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from lakerank.credentials import redacted
 from lakerank.errors import LakerankError, StorageError
 from lakerank.lake import is_local
+
+T = TypeVar("T")
+
+#: Name of the threads of transfers.
+_TRANSFER = "transfer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +101,32 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, _PERMANENT) or is_refusal(error) or _WRONG_REGION.search(f"{_code(error)} {error}"):
         return False
     return isinstance(error, Exception) and getattr(error, "errno", None) not in _PERMANENT_ERRNO
+
+
+def within(seconds: float, transfer: Callable[[], T]) -> T:
+    """What a transfer returns. Clients only notice that nothing comes, not that it comes a byte a second.
+
+    Raises:
+        TimeoutError: it takes longer. Its thread is left behind.
+    """
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(transfer())
+        except BaseException as error:
+            result.set_exception(error)
+
+    Thread(target=run, name=_TRANSFER, daemon=True).start()
+    wait([result], seconds)
+    if not result.done():
+        raise TimeoutError(f"slower than lake.storage.min_transfer_rate, after {seconds:.0f} s")
+    return result.result()
+
+
+def transfers_left() -> bool:
+    """Whether a transfer that was too slow goes on."""
+    return any(thread.name == _TRANSFER for thread in enumerate_threads())
 
 
 @contextmanager

@@ -18,7 +18,10 @@ from lakerank.errors import DependencyError
 
 @dataclass(frozen=True, slots=True)
 class StorageOptions:
-    """Connection settings, and whether to verify pages of input files; the config's `lake.storage`. No credentials."""
+    """Connection settings, and whether to verify pages of input files; the config's `lake.storage`. No credentials.
+
+    `min_transfer_rate`: bytes a second.
+    """
 
     endpoint_url: str | None = None
     region: str | None = None
@@ -28,7 +31,12 @@ class StorageOptions:
     connect_timeout_s: float = 10
     request_timeout_s: float = 60
     max_attempts: int = 5
+    min_transfer_rate: float = 16384
     verify_checksums: bool = True
+
+    def transfer_s(self, size: int) -> float:
+        """Seconds that a transfer of so many bytes may take."""
+        return self.request_timeout_s + size / self.min_transfer_rate
 
 
 @dataclass(frozen=True, slots=True)

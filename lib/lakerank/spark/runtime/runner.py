@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from lakerank.runner import COUNTS, Counts, DeviceWork, PartWork, Work, counts_of, gather
+from lakerank.runner import COUNTS, Counts, DeviceWork, PartWork, Places, Work, counts_of, gather
 from lakerank.spark.runtime.frames import describe_job, own_workers, parallelism, scatter
+from lakerank.spark.runtime.overdue import ended_when_overdue
 from lakerank.spark.runtime.session import device_for_task, unmanaged_gpus
 from lakerank.spark.runtime.shuffle import exchange
 
@@ -55,8 +56,11 @@ class SparkRunner:
         """COUNTS added up by Spark: all that the driver sees of a step's results."""
         return counts_of(counts.groupBy("what", "number").agg(F.sum("value").alias("value")).toArrow().cast(COUNTS))
 
-    def on_device(self, items: Sequence[T], work: DeviceWork[T], schema: pa.Schema, device: str, most: int) -> pa.Table:
+    def on_device(self, items: Sequence[T], work: DeviceWork[T], schema: pa.Schema, places: Places) -> pa.Table:
         """In workers of their own, on the GPUs that Spark gives them, or that a local master's tasks share out."""
-        with own_workers(self.spark, "score"):
-            tasks = unmanaged_gpus(self.spark, device) or None
-            return gather(self, items, lambda item: work(item, device_for_task(device)), schema, tasks)
+        tasks, deadline = unmanaged_gpus(self.spark, places.device) or None, places.deadline
+        of_task = -(-len(items) // tasks) if tasks else 1
+        deadline = replace(deadline, least_s=of_task * deadline.least_s, first_s=of_task * deadline.first_s)
+        watched = ended_when_overdue(self.spark.sparkContext, deadline, lambda index: f"unit {items[index * of_task]}")
+        with own_workers(self.spark, "score"), watched:
+            return gather(self, items, lambda item: work(item, device_for_task(places.device)), schema, tasks)
