@@ -191,6 +191,7 @@ def test_dark_pictures_of_16_bits_stay_dark() -> None:
         tiff((RAMP / 255).astype("<f8"), sample_format=3),
         tiff(wide(16, COLOURS).astype("<u2"), planes=2),
         tiff(RAMP, photometric=32844),
+        tiff(np.concatenate([wide(12, COLOURS), ALPHA[..., None]], axis=2).astype("<u2"), t338=[1]),
         saved(Image.fromarray(RAMP), "JPEG").replace(b"\x00\x0b\x08", b"\x00\x0b\x0c", 1),
     ],
 )

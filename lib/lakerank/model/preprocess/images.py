@@ -194,10 +194,13 @@ def _decoded(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     raw_mode = _raw_mode(image)
     image.load()
     swapped = _OTHER_BYTES.get(raw_mode[-4:])
-    if swapped is None or image.mode not in ("RGB", "RGBA") or raw_mode.startswith("RGBa"):
+    if swapped is None or image.mode not in ("RGB", "RGBA"):
         return image
     if np.max([image.getchannel(colour).getextrema() for colour in "RGB"]) >= _UPPER_OF_14_BITS:
         return image
+    if raw_mode.startswith("RGBa") or tag(image, _PLANES, 1) == 2:
+        detail = "16-bit colours that use fewer bits, in planes or premultiplied; convert it to 8 bits"
+        raise RejectedInput(RejectReason.IMAGE_UNSUPPORTED_FORMAT, detail)
     lower = type(image)(io.BytesIO(data))
     other = "RGBA" if raw_mode.startswith("LA") else raw_mode[:-4] + swapped
     args = lower.tile[0].args
