@@ -68,12 +68,13 @@ def test_the_outcome(ranks, before, after, queries, outcome):
 
 
 def test_where_every_order_is_as_good_nothing_is_blamed(make_lake):
+    names = [f"q{number}" for number in range(QUERIES)]
     lake = make_lake(
         documents=[{"doc_id": "a", "text": "x"}],
-        queries=[{"query_id": "q", "text": "x"}],
-        candidates=[("q", "a", 1)],
-        qrels=[("q", "a", 1)],
-        ranked={"q": ["a"]},
+        queries=[{"query_id": name, "text": "x"} for name in names],
+        candidates=[(name, "a", None) for name in names],
+        qrels=[(name, "a", 1) for name in names],
+        ranked=dict.fromkeys(names, ["a"]),
     )
     result = verdict(evaluated(lake))
     assert result.outcome == Outcome.UNCLEAR
