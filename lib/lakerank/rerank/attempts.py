@@ -10,12 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lakerank.lake.storage import Storage, join
 from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess.pipeline import digest, watched_by
 from lakerank.records import RejectReason
+
+_one_at_a_time = threading.Lock()
 
 
 @contextmanager
@@ -39,18 +41,17 @@ def attempt(storage: Storage, units_folder: str, unit: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Watch:
-    """Names each image while it is decoded, one at a time."""
+    """Names each image while it is decoded, one at a time in this process."""
 
     storage: Storage
     prefix: str
     names: set[str]
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def decoding(self, data: bytes) -> Iterator[None]:
         """Raises RejectedInput: an attempt was killed while it decoded this image."""
         address = f"{self.prefix}.{digest(data)}"
-        with self.lock:
+        with _one_at_a_time:
             # Of another driver at work on the same unit, the file would be gone by now.
             if address.rpartition("/")[2] in self.names and self.storage.exists(address):
                 detail = (

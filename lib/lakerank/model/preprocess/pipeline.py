@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
@@ -35,21 +36,20 @@ _ENTRY_BYTES = 256
 
 T = TypeVar("T")
 
-#: Entered with an encoded image while this process decodes it. Raises RejectedInput: it is not to be decoded.
+#: Entered with an encoded image while it is decoded. Raises RejectedInput: it is not to be decoded.
 Watch = Callable[[bytes], AbstractContextManager[object]]
 
-_watch: Watch = nullcontext
+_watch: ContextVar[Watch] = ContextVar("watch", default=nullcontext)
 
 
 @contextmanager
 def watched_by(watch: Watch) -> Iterator[None]:
-    """Have all images that this process decodes watched."""
-    global _watch
-    _watch = watch
+    """Have the images watched that are decoded for this thread."""
+    token = _watch.set(watch)
     try:
         yield
     finally:
-        _watch = nullcontext
+        _watch.reset(token)
 
 
 class BoundedCache(Generic[T]):
@@ -180,7 +180,7 @@ class Preprocessor:
             try:
                 for group in _split(groups):
                     size = _expected_tokens(group.document) + sum(map(_expected_tokens, group.queries))
-                    pending.append((size, pool.submit(self._prepare, group)))
+                    pending.append((size, pool.submit(copy_context().run, self._prepare, group)))
                     expected += size
                     while len(pending) > self._threads and expected > tokens:
                         size, future = pending.popleft()
@@ -229,7 +229,7 @@ class Preprocessor:
                 if self._shape is None:
                     detail = "an image, and this reranker reads texts alone"
                     raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, detail)
-                with _watch(item.image):
+                with _watch.get()(item.image):
                     image = load_patches(item.image, self._limits, self._shape)
         finally:
             decoded = time.thread_time()
