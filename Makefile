@@ -7,7 +7,7 @@ workers := 2
 pytest = $(python) -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test test-slow test-s3 test-faults test-airflow scale check format clean distclean
+.PHONY: help demo demo-text test test-slow test-s3 test-faults test-airflow fuzz cases scale check format clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,14 @@ test-s3:  ## run the storage tests against a real S3 server: Ceph's gateway, ins
 test-faults:  ## every fault test: killed drivers, workers and executors, full disks, a bad network; an hour or less
 	@$(setup) dev
 	LAKERANK_TEST_FAULTS=1 $(java) $(python) -m pytest tests/faults $(ARGS)
+
+fuzz:  ## damage images, checkpoints, requests, ids and Parquet files for a minute each; ARGS="--seconds 600"
+	@$(setup) dev
+	@$(python) tests/fuzz $(ARGS)
+
+cases:  ## inputs of public bug reports, a line for each: what came of it
+	@$(setup) dev
+	@$(python) tests/cases $(ARGS)
 
 test-airflow:  ## test the DAGs under a real scheduler, with killed tasks, a failed audit and a backfill
 	@$(setup) dev

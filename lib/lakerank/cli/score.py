@@ -35,18 +35,19 @@ def score(
     def work() -> dict[str, Any]:
         values = read_yaml(config_path) if config_path else {}
         config = resolve_config(values, overrides, source=str(config_path or "defaults"))
-        return _answer(config, _parse_json(request_file), allow_host)
+        return _answer(config, parse_request(request_file, request_file.name), allow_host)
 
     run_job(work, verbose)
 
 
-def _parse_json(file: IO[str]) -> dict[str, Any]:
+def parse_request(file: IO[str], name: str) -> dict[str, Any]:
+    """The JSON object in a file, which messages call `name`. Raises ConfigError: it is none."""
     try:
         request = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{file.name}: not JSON: {error}"]) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError([f"{name}: not JSON: {error}"]) from error
     if not isinstance(request, dict):
-        raise ConfigError([f"{file.name}: expected a JSON object with query and documents"])
+        raise ConfigError([f"{name}: expected a JSON object with query and documents"])
     return request
 
 
