@@ -182,5 +182,5 @@ def test_the_command_starts_a_spark_of_its_own(lake, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "starting Spark" in done.stderr
     there = figures(lake)
-    assert there.pop("models") == ["embedded, float32"]
+    assert there.pop("models") == ["embedded, dtype auto"]
     assert there == {name: value for name, value in here.items() if name != "models"}

@@ -74,7 +74,7 @@ def test_where_every_order_is_as_good_nothing_is_blamed(make_lake):
         queries=[{"query_id": name, "text": "x"} for name in names],
         candidates=[(name, "a", None) for name in names],
         qrels=[(name, "a", 1) for name in names],
-        ranked=dict.fromkeys(names, ["a"]),
+        ranked={name: ["a"] for name in names},
     )
     result = verdict(evaluated(lake))
     assert result.outcome == Outcome.UNCLEAR

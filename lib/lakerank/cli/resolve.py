@@ -97,7 +97,7 @@ def model_details(model: ModelConfig | RoutedConfig) -> str:
         return f"texts: {model_details(model.text)}; images: {model_details(model.image)}"
     adapter = f"adapter {redacted(model.adapter)}" if model.adapter else None
     revision, of_adapter = (f"revision {name}" if name else None for name in (model.revision, model.adapter_revision))
-    return ", ".join(filter(None, (redacted(model.path), revision, adapter, of_adapter, model.dtype)))
+    return ", ".join(filter(None, (redacted(model.path), revision, adapter, of_adapter, f"dtype {model.dtype}")))
 
 
 def input_faults(config: Config, storage: Storage, tables: Sequence[str], cluster: bool) -> list[LakerankError]:
