@@ -20,6 +20,7 @@ from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess import pixels
 from lakerank.model.preprocess.images import _FORMATS, PatchShape, has_more_frames, load_patches, load_pixels
 from lakerank.model.preprocess.pixels import Memory, Upright
+from lakerank.plan.index import _image_size
 from lakerank.records import RejectReason
 
 SHAPE = PatchShape()
@@ -305,6 +306,9 @@ def test_thumbnails_are_no_pages() -> None:
 
 def test_planning_opens_the_formats_that_are_read() -> None:
     assert {reader.format for _, reader in _FORMATS} == set(IMAGE_FORMATS)
+    image = Image.new("RGB", (9, 7))
+    assert {_image_size(saved(image, kind)) for kind in IMAGE_FORMATS} == {(9, 7)}
+    assert {_image_size(saved(image, kind)) for kind in ("PPM", "TGA", "ICO", "DDS")} == {(None, None)}
 
 
 @pytest.mark.parametrize("size", [4, 100])
