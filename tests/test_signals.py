@@ -24,7 +24,9 @@ from lakerank.logs import about
 signals.GRACE_S = {grace}
 
 def work():
-    child = subprocess.Popen(["sleep", "1000"])
+    child = subprocess.Popen(["sh", "-c", "sleep 1000 & echo $! > new; mv new grandchild; wait"])
+    while not pathlib.Path("grandchild").exists():
+        time.sleep(0.01)
     with about(stage="score"):
         pathlib.Path("child").write_text(str(child.pid))
         pathlib.Path("ready").touch()
@@ -92,6 +94,6 @@ def test_an_interrupted_job_says_what_was_done(
         "error": "interrupted", "interrupted": True, "signal": name, "stage": "score", "run_id": "r",
         "finished_units": 3,
     }  # fmt: skip
-    child = int((tmp_path / "child").read_text())
-    with suppress(psutil.NoSuchProcess):
-        assert psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    for process in ("child", "grandchild"):
+        with suppress(psutil.NoSuchProcess):
+            assert psutil.Process(int((tmp_path / process).read_text())).status() == psutil.STATUS_ZOMBIE

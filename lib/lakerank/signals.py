@@ -85,12 +85,22 @@ def _watch(last_words: LastWords, interruption: Interrupted) -> None:
 
 
 def kill_children() -> None:
-    """Kill the processes that this one started: Spark's JVM, whose workers end with it. Where there is no /proc, they
-    notice that their pipes are closed."""
-    for tasks in Path("/proc/self/task").glob("*/children"):
+    """Kill the processes that this one started, and those that they started: Spark's JVM and its workers. Where there
+    is no /proc, workers notice that their pipes are closed."""
+    families = [_children("self")]
+    while families[-1]:
+        families.append([process for parent in families[-1] for process in _children(parent)])
+    for process in (process for family in families for process in family):
         with suppress(OSError):
-            for child in tasks.read_text().split():
-                os.kill(int(child), signal.SIGKILL)
+            os.kill(int(process), signal.SIGKILL)
+
+
+def _children(process: str) -> list[str]:
+    children: list[str] = []
+    for tasks in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):
+            children += tasks.read_text().split()
+    return children
 
 
 def _end(last_words: LastWords, interruption: Interrupted) -> None:

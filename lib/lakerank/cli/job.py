@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from io import StringIO
 from pathlib import Path
 from signal import SIGINT
@@ -286,14 +286,17 @@ def spark_session(config: SparkConfig) -> Iterator[Any]:
         raise
     for take_signals in _signals:
         take_signals()
+    stopping: AbstractContextManager[None] = nullcontext()
     try:
         yield spark
     except Interrupted:
+        stopping = suppress(Exception)  # a call that was cut short leaves the JVM's answers out of step with the calls
         with suppress(Exception):  # what tasks say of being stopped is of no use to anyone
             spark.sparkContext.setLogLevel("OFF")
         raise
     finally:
-        session.leave(spark, shared)
+        with stopping:
+            session.leave(spark, shared)
 
 
 def on_cluster(config: SparkConfig) -> bool:
