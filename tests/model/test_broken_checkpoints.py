@@ -89,6 +89,7 @@ def refused(folder: Path, message: str, **options: Any) -> None:
         (QWEN3_VL, {"rms_norm_eps": 0.5}, r"rms_norm_eps is 0\.5, but the network is built with"),
         (QWEN3_VL, {"hidden_act": "relu"}, "hidden_act is 'relu', but the network is built with 'silu'"),
         (QWEN3_VL, {"use_sliding_window": True}, "use_sliding_window"),
+        (QWEN3_VL, {"vision_end_token_id": 10**6}, "token ids up to 1000000, but an embedding of"),
     ],
 )
 def test_config_json_is_what_the_network_is_built_with(
@@ -144,6 +145,7 @@ ENTRY = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
         ("model.safetensors.index.json", b'{"weight_map": {"a": "/etc/hostname"}}', "shards are missing: /etc"),
         ("config.json", b"[" * 10**6, "cannot be read as JSON"),
         ("config.json", b"\xff\xfe", "cannot be read as JSON"),
+        ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}', "makes no token of a text"),
         ("tokenizer.json", b"{}", r"tokenizer\.json: cannot be loaded"),
         ("tokenizer.json", b'{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}', "tokenizer.json"),
     ],

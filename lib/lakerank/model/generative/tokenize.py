@@ -92,7 +92,7 @@ class ChatTokenizer:
     def check_vocabulary(self, size: int, source: str) -> None:
         """Refuse a tokenizer whose ids have no embedding among `size`. Raises CheckpointError: says which."""
         vocabulary = self._template.get_vocab(with_added_tokens=True)
-        largest = max(*vocabulary.values(), self.vision.image)
+        largest = max(*vocabulary.values(), self.vision.start, self.vision.end, self.vision.image)
         if largest >= size:
             raise CheckpointError(f"{source}: token ids up to {largest}, but an embedding of {size}")
 

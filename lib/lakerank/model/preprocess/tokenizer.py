@@ -24,7 +24,10 @@ def read_tokenizer(path: Path, *, names_are_text: bool = True) -> Tokenizer:
     Raises CheckpointError: it is no tokenizer.
     """
     with reading(str(path)):
-        return plain_tokenizer(Tokenizer.from_file(str(path)), names_are_text)
+        tokenizer = plain_tokenizer(Tokenizer.from_file(str(path)), names_are_text)
+        if not tokenizer.encode("a", add_special_tokens=False).ids:
+            raise ValueError("it makes no token of a text; see its model and post_processor")
+        return tokenizer
 
 
 def plain_tokenizer(tokenizer: Tokenizer, names_are_text: bool) -> Tokenizer:
