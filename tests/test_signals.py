@@ -29,7 +29,6 @@ def work():
         time.sleep(0.01)
     with about(stage="score"):
         pathlib.Path("child").write_text(str(child.pid))
-        pathlib.Path("ready").touch()
         {body}
     return {{"done": True}}
 
@@ -41,9 +40,14 @@ def job(run_id, verbose):
 
 job()
 """
+WAITING = """
+        pathlib.Path("ready").touch()
+        time.sleep(1000)
+"""
 STUBBORN = """
         while True:
             try:
+                pathlib.Path("ready").touch()
                 time.sleep(1000)
             except BaseException:
                 pathlib.Path("ready").rename("stubborn")
@@ -70,8 +74,8 @@ def _ended(
 @pytest.mark.parametrize(
     ("body", "numbers", "grace"),
     [
-        ("time.sleep(1000)", [("ready", signal.SIGTERM)], 60),
-        ("time.sleep(1000)", [("ready", signal.SIGINT)], 60),
+        (WAITING, [("ready", signal.SIGTERM)], 60),
+        (WAITING, [("ready", signal.SIGINT)], 60),
         (STUBBORN, [("ready", signal.SIGTERM)], 0.2),
         (STUBBORN, [("ready", signal.SIGTERM), ("stubborn", signal.SIGTERM)], 60),
     ],

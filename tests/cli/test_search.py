@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LAKERANK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))  # no small lake needs it
+    if pyspark := sys.modules.get("pyspark"):  # a session that another test has started would be joined
+        monkeypatch.setattr(pyspark.SparkContext, "_active_spark_context", None)
     return folder
 
 

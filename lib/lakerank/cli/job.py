@@ -255,9 +255,7 @@ def needs_no_spark(config: SparkConfig, rows: Callable[[], int]) -> bool:
     Under spark-submit, in a session that is there and where the config names a cluster it is Spark, whatever the size.
     """
     master = str(config.conf.get("spark.master", "local"))
-    pyspark = sys.modules.get("pyspark")
-    session = pyspark is not None and pyspark.SparkContext._active_spark_context is not None
-    chosen = session or on_cluster(config) or "SPARK_REMOTE" in os.environ or master.startswith("local-cluster")
+    chosen = _has_session() or on_cluster(config) or "SPARK_REMOTE" in os.environ or master.startswith("local-cluster")
     return not chosen and config.local_pairs > 0 and rows() <= config.local_pairs
 
 
@@ -268,7 +266,7 @@ def spark_session(config: SparkConfig) -> Iterator[Any]:
     Raises:
         DependencyError: there is no Java, or no pyspark.
     """
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:
+    if "PYSPARK_GATEWAY_PORT" not in os.environ and not _has_session():
         check_java()
     try:
         from lakerank.spark.runtime import session
@@ -297,6 +295,12 @@ def spark_session(config: SparkConfig) -> Iterator[Any]:
     finally:
         with stopping:
             session.leave(spark, shared)
+
+
+def _has_session() -> bool:
+    """Whether this process has a Spark session, found without an import of pyspark."""
+    pyspark = sys.modules.get("pyspark")
+    return pyspark is not None and pyspark.SparkContext._active_spark_context is not None
 
 
 def on_cluster(config: SparkConfig) -> bool:
