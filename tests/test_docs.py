@@ -14,8 +14,8 @@ import yaml
 
 from lakerank import RejectReason, schemas
 from lakerank.cli import job as cli
+from lakerank.cli.signals import SIGNALS
 from lakerank.config import AuditConfig, load_config, resolve_config
-from lakerank.signals import SIGNALS
 from lakerank.training.config import TrainingLakeConfig, load_train_config
 
 ROOT = Path(__file__).parents[1]

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lakerank.cli.signals import Interrupted, LastWords, end, interruptible, kill_children
 from lakerank.config import SparkConfig, StorageConfig, bundled_config, load_config
 from lakerank.credentials import hide, is_secret, redacted, withheld
 from lakerank.errors import ConfigError, DependencyError, LakerankError, OverdueError
 from lakerank.logs import about, log_context, start_logging
-from lakerank.signals import Interrupted, LastWords, end, interruptible, kill_children
 
 if TYPE_CHECKING:
     from lakerank.runner import Runner

@@ -17,7 +17,7 @@ import pytest
 JOB = """\
 import pathlib, subprocess, sys, time
 import click
-from lakerank import signals
+from lakerank.cli import signals
 from lakerank.cli.job import Job, run_job, verbose_option
 from lakerank.logs import about
 
