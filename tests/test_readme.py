@@ -65,6 +65,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("conf", "jobs", "lib"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Makefile", folder)
+    (folder / "mine").mkdir()  # where the examples keep their files, whichever of them runs first
     (folder / ".venv").symlink_to(sys.prefix)
     command = folder / "commands" / "lakerank"  # the clone's own, whatever is installed
     command.parent.mkdir()
