@@ -202,7 +202,7 @@ def test_every_candidate_is_published(clean):
 @pytest.mark.nightly
 def test_spark_submit_writes_the_same_bytes_with_other_partitions_groups_and_units(clean, submitted):
     assert submitted.status == 0, submitted.log
-    assert "starting Spark" in submitted.log, "whatever spark.local_pairs is"
+    assert "SparkContext: Running Spark" in submitted.log, "whatever spark.local_pairs is"
     assert submitted.summary["units"] > clean.summary["units"]
     assert submitted.ranked_bytes() == clean.ranked_bytes()
 

@@ -97,15 +97,23 @@ def _load_run(cluster: Cluster, files: ExportFiles, alias: str) -> None:
         index += "-again"
     cluster.call("DELETE", index, missing={})  # of a try that was cut short
     cluster.call("PUT", index, {"mappings": {"_meta": {META: files.run_id}}})
+    try:
+        _fill(cluster, files, index)
+    except Exception:
+        cluster.call("DELETE", index, missing={})  # nobody would: the next run has an index of its own
+        raise
+    moves = [{"remove": {"index": old, "alias": alias}} for old in current]
+    cluster.call("POST", "_aliases", {"actions": [*moves, {"add": {"index": index, "alias": alias}}]})
+    for old in current:
+        cluster.call("DELETE", old, missing={})
+
+
+def _fill(cluster: Cluster, files: ExportFiles, index: str) -> None:
     cluster.bulk(index, files.parts())
     cluster.call("POST", f"{index}/_refresh")
     count = cluster.call("GET", f"{index}/_count")["count"]
     if count != files.total("lists"):
         raise AirflowException(f"index {index}: {count} lists of {files.total('lists')} arrived")
-    moves = [{"remove": {"index": old, "alias": alias}} for old in current]
-    cluster.call("POST", "_aliases", {"actions": [*moves, {"add": {"index": index, "alias": alias}}]})
-    for old in current:
-        cluster.call("DELETE", old, missing={})
 
 
 def _load_changes(cluster: Cluster, files: ExportFiles, alias: str) -> None:

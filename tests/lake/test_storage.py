@@ -415,7 +415,7 @@ def test_what_a_network_does_to_a_request_is_got_over(s3_folder: str, faulty_s3:
 
 def test_a_store_that_drips_is_given_up(s3_storage: Storage, s3_folder: str, faulty_s3: Any) -> None:
     options = StorageOptions(endpoint_url=faulty_s3.endpoint, region="us-east-1", request_timeout_s=0.5)
-    storage = Storage(replace(options, min_transfer_rate=8 * 2**20))
+    storage = Storage(replace(options, min_transfer_rate=8 * 2**20, max_attempts=2))
     uri = join(s3_folder, "a.parquet")
     s3_storage.create(uri, PARQUET)
     faulty_s3.methods = frozenset({"GET"})

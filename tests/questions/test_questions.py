@@ -102,7 +102,7 @@ def test_make_demo_text_ranks_answers_higher_than_bm25(tmp_path: Path, minilm_ca
     shutil.copytree(LAKE, lake)
     questions = pq.read_table(LAKE / "queries.parquet")
     pq.write_table(questions.take(list(range(15, len(questions), 20))), lake / "queries.parquet")
-    command = ["make", "demo-text", "setup=:", f"python={sys.executable}"]
+    command = ["make", "--no-print-directory", "demo-text", "setup=:", f"python={sys.executable}"]
     environment = os.environ | {"LAKERANK_CACHE": str(minilm_cache)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

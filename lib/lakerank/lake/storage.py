@@ -121,7 +121,8 @@ class Storage:
 
     def transfer(self, uri: str, size: int, read: Callable[[], T]) -> T:
         """What `read` returns, which takes about `size` bytes of a file. TimeoutError: the store is too slow."""
-        return read() if is_local(uri) else within(self.options.transfer_s(size), read)
+        attempts = self.options.max_attempts  # pyarrow's own
+        return read() if is_local(uri) else within(self.options.transfer_s(size, attempts), read)
 
     @contextmanager
     def open_stream(self, uri: str) -> Iterator[BufferedReader]:

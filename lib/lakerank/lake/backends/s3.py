@@ -34,9 +34,9 @@ class StorageOptions:
     min_transfer_rate: float = 16384
     verify_checksums: bool = True
 
-    def transfer_s(self, size: int) -> float:
-        """Seconds that a transfer of so many bytes may take."""
-        return self.request_timeout_s + size / self.min_transfer_rate
+    def transfer_s(self, size: int, attempts: int = 1) -> float:
+        """Seconds that a transfer of so many bytes may take, with the attempts that its client makes itself."""
+        return attempts * self.request_timeout_s + size / self.min_transfer_rate
 
 
 @dataclass(frozen=True, slots=True)
