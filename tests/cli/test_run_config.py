@@ -68,6 +68,23 @@ def test_output_and_storage_are_the_commands(tmp_path: Path) -> None:
     assert (found.lake.output, found.lake.storage.region) == (str(tmp_path), "south")
 
 
+@pytest.mark.parametrize("own", [None, "/lake/old"])
+def test_judgements_that_the_config_of_the_same_lake_names_later_are_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, own: str | None
+) -> None:
+    record(tmp_path, lake_config(tmp_path, qrels=own))
+    caplog.set_level("INFO")
+    lake = {name: f"/lake/{name}" for name in ("documents", "queries", "candidates", "qrels")}
+    assert read(tmp_path, lake={**lake, "output": "o"}).lake.qrels == "/lake/qrels"
+    assert caplog.messages == ["run r is judged by lake.qrels of conf/demo.yaml: its other tables are the run's"]
+    assert read(tmp_path, "lake.qrels=/mine", lake={**lake, "output": "o"}).lake.qrels == "/mine"
+    for name in ("documents", "queries", "candidates"):
+        assert read(tmp_path, lake={**lake, name: "/other", "output": "o"}).lake.qrels == own, "another lake's"
+    assert read(tmp_path).lake.qrels == own, "the bundled lake's judge nothing here"
+    del lake["qrels"]
+    assert read(tmp_path, lake={**lake, "output": "o"}).lake.qrels == own
+
+
 def test_judgements_may_be_others(tmp_path: Path) -> None:
     record(tmp_path, lake_config(tmp_path))
     found = read(tmp_path, "lake.qrels=/other/qrels")
@@ -136,6 +153,14 @@ def test_evaluate_takes_current_for_either_run(small_lake: Any) -> None:
         arguments = command_line(small_lake, "--no-spark", "--run-id", runs[0], "--against", runs[1])
         found = last_line(CliRunner().invoke(evaluate, arguments))
         assert {found["run_id"], found["against"]["run_id"]} == {"r0", "r1"}
+
+
+def test_the_current_run_is_the_default(small_lake: Any, tmp_path: Path) -> None:
+    publish(Storage(), small_lake.paths)
+    found = last_line(CliRunner().invoke(evaluate, command_line(small_lake, "--no-spark")))
+    assert (found["run_id"], found["queries"]) == ("r1", 3)
+    to = ("--format", "svmrank", "--name", "x", "--to", str(tmp_path))  # not empty: refused only once the run is found
+    assert "not empty" in last_line(CliRunner().invoke(export, command_line(small_lake, *to)))["message"]
 
 
 def test_evaluate_says_that_the_other_run_has_other_tables(small_lake: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,10 +9,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from evaluated_lake import Lake, encoded
+from evaluated_lake import Lake, encoded, write
+from lakerank import schemas
 from lakerank.cli import main
+from lakerank.lake.ranked import SNIPPET, passage
+from lakerank.lake.runs import RunPaths
 
 LONG = "word " * 400
 
@@ -34,7 +39,8 @@ def lake(make_lake: Callable[..., Lake], tmp_path: Path, monkeypatch: pytest.Mon
         rejected=[("q1", "x", "empty_document")],
         manifest={"published_at": "2026-01-05T10:11:12+00:00", "counts": {"candidates": 5, "scored": 4, "reused": 0}},
     )
-    made.add_run("r0", {"q1": ["n", "x"]})
+    made.add_run("r0", {"q1": ["n", "x"]}, complete=True)
+    Path(RunPaths(made.paths.output, "r0").manifest).write_text('{"published_at": "2026-01-04T00:00:00+00:00"}')
     tables = {name: getattr(made.tables, name) for name in ("documents", "queries", "candidates")}
     config = {"lake": {**tables, "output": made.paths.output}, "model": {"path": "/models/own"}}
     Path(made.paths.config).write_text(json.dumps(config))
@@ -112,7 +118,9 @@ def _refused(*arguments: str) -> str:
 
 
 def test_what_is_not_there_is_named(lake: Lake) -> None:
-    assert f"no run 'r9' with lists in {lake.paths.output} (runs: r1)" in _refused("show", "r9", "lamp")
+    done = CliRunner().invoke(main, ["show", "r9", "lamp"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"no run 'r9' in {lake.paths.output}; published: r0, r1" in done.stderr
     assert "has the id or all the words 'no such thing'" in _refused("show", "no such thing")
 
 
@@ -127,7 +135,7 @@ def test_runs_are_listed_latest_first_with_what_became_of_them(lake: Lake) -> No
             (runs / name / file).write_text(json.dumps(content))
     (runs / "r1" / "evaluation.json").write_text(json.dumps({"overall": {"reranked": {"nDCG@10": 0.65}}}))
     lines = _call("runs").stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["failed", "begun", "*"]
+    assert [line.split()[0] for line in lines[1:]] == ["failed", "begun", "*", "r0"]
     assert lines[1].split()[3:5] == ["audit", "failed"]
     row: dict[str, Any] = json.loads(_call("runs", "--json").stdout)["runs"][2]
     assert row == {
@@ -147,3 +155,53 @@ def test_runs_are_listed_latest_first_with_what_became_of_them(lake: Lake) -> No
         "0.650",
         "/models/own",
     ]
+
+
+def test_runs_are_in_the_order_of_their_publication_whatever_the_clock_said(lake: Lake) -> None:
+    for run_id, number, day in (("r0", 3, 1), ("r1", 2, 5)):
+        manifest = {"publication": number, "published_at": f"2026-01-0{day}T00:00:00+00:00"}
+        Path(RunPaths(lake.paths.output, run_id).manifest).write_text(json.dumps(manifest))
+    assert [run["run_id"] for run in json.loads(_call("runs", "--json").stdout)["runs"]] == ["r0", "r1"]
+
+
+def test_the_output_of_a_search_is_enough(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its config names the folder as the search did, from another one; one at hand is of another lake."""
+    output = Path(lake.paths.output)
+    tables = {name: getattr(lake.tables, name) for name in ("documents", "queries", "candidates")}
+    (output / "lakerank.yaml").write_text(json.dumps({"lake": {**tables, "output": "relative"}}))
+    for at_hand in (json.dumps({"lake": {**tables, "output": "elsewhere"}}), None):
+        Path("lakerank.yaml").write_text(at_hand) if at_hand else Path("lakerank.yaml").unlink()
+        assert "why does the lamp blink  (q2)" in _call("show", "--output", str(output)).stdout
+        listed = json.loads(_call("runs", "--output", "out", "--json").stdout)
+        assert [run["run_id"] for run in listed["runs"]] == ["r1", "r0"]
+
+
+def test_the_passage_with_the_words_of_the_query_is_shown(lake: Lake) -> None:
+    text = f"Hold. {LONG}. Then reset the router by the red button. {LONG}"
+    rows = [{"doc_id": "m#7", "text": text}, {"doc_id": "n", "text": "The lamp blinks."}]
+    write(Path(lake.tables.documents), rows, schemas.DOCUMENTS)
+    write(Path(lake.tables.queries), [{"query_id": "q1", "text": "How to RESET the router"}], schemas.QUERIES)
+    assert "m#7  … Then reset the router by" in _call("show", "q1").stdout
+    first = json.loads(_call("show", "q1", "--json").stdout)["queries"][0]["results"][0]
+    assert first["text"].startswith("… Then reset the router by the red button. word")
+
+
+@pytest.mark.parametrize(
+    ("text", "query", "begins"),
+    [
+        (f"Reset it. {LONG}", "reset", "Reset it."),
+        (LONG, "lamp", "word word"),
+        (f"{LONG}the {LONG}. A lamp, the last. {LONG}the lamp", "the LAMP", "… A lamp, the last."),
+        ("あ" * 300 + "。赤いランプが点滅する。" + "い" * 300, "ランプの点滅", "… 赤いランプが点滅する。"),
+        ("крот " * 90 + "Лампа мигает", "лампа мигает", "… Лампа мигает"),
+    ],
+)
+def test_a_passage_is_where_most_words_are(text: str, query: str, begins: str) -> None:
+    assert passage(text, query).startswith(begins)
+
+
+@given(st.text(), st.text())
+def test_a_passage_is_a_piece_of_the_text(text: str, query: str) -> None:
+    shown = passage(text, query)
+    assert len(shown) <= SNIPPET
+    assert shown in text or shown.removeprefix("… ") in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from lakerank.evaluation.inputs import find_inputs
 from lakerank.evaluation.job import trend
 from lakerank.evaluation.report.terminal import WIDTH, terminal_table
 from lakerank.evaluation.report.verdict import Outcome, verdict
+from lakerank.evaluation.unmatched import Unmatched
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 
@@ -95,6 +97,32 @@ def test_whose_fault_it_is(make_lake):
     assert evaluation.overall.ceiling["nDCG@10"] == evaluation.overall.reranked["nDCG@10"] < 1
     assert "1 of 2 documents judged relevant (50%)" in verdict(evaluation).ceiling
     assert "from the candidates" in verdict(evaluation).ceiling
+    assert evaluation.unmatched == Unmatched(), "c is not listed, but there"
+
+
+def test_judgements_that_match_nothing_are_said_aloud(make_lake, caplog):
+    """Of a text in pieces, of documents and queries that are not there; every document is a candidate."""
+    pieces = [f"long.txt#chunk={number}" for number in range(3)]
+    lake = make_lake(
+        documents=[{"doc_id": doc, "text": doc} for doc in ("a", *pieces)],
+        queries=[{"query_id": "q", "text": "x"}],
+        candidates=[("q", doc, rank) for rank, doc in enumerate(("a", *pieces), 1)],
+        qrels=[("q", "a", 1), ("q", "long.txt", 1), *(("q", f"no{n}", 0) for n in range(4)), ("p", "a", 1)],
+        ranked={"q": ["a", *pieces]},
+    )
+    done = lake.evaluated()
+    queries = "1 judged queries are not in the queries table (p)"
+    documents = (
+        "5 judged documents are not in the documents table (long.txt, no0, no1, …); its ids are such as "
+        "long.txt#chunk=0"
+    )
+    assert [message for message in caplog.messages if "judged" in message][:2] == (
+        [f"run r1: {queries}", f"run r1: {documents}"]
+    )
+    result = verdict(done.evaluation)
+    assert result.advice[:2] == (f"{queries}.", f"{documents[0].upper()}{documents[1:]}.")
+    assert "more to gain from the judgements" in result.ceiling
+    assert "better ones" not in result.ceiling
 
 
 def test_advice_names_what_is_suspicious(ranks):
@@ -132,6 +160,16 @@ def test_the_terminal_names_the_baseline_run(ranks):
     assert "a-run-with-a-name-t… " in header
     assert f"Against run {name}: nDCG@10 +0.500" in text.replace("\n", " ")
     assert max(map(len, text.splitlines())) <= WIDTH
+
+
+@pytest.mark.parametrize("name", ["first", "change"])
+def test_a_run_named_as_a_column_is_told_from_it(ranks, name):
+    lake = ranks(5, 0)
+    lake.add_run(name, {f"q{number}": at(2) for number in range(QUERIES)})
+    done = lake.evaluated(name)
+    header = next(line for line in terminal_table(done.evaluation, done.examples).splitlines() if "random" in line)
+    columns = re.split(r"  +", header.strip())
+    assert columns == ["queries", "nDCG@10:", "random", "first", "reranked", f"run {name}", "change"]
 
 
 def test_runs_before_it_that_were_judged_alike_are_its_trend(ranks):

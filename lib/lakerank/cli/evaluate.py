@@ -49,7 +49,7 @@ class Options:
 @click.command(cls=Job, epilog=EPILOG)
 @config_option
 @set_option
-@click.option("--run-id", required=True, help="The run to evaluate, or `current`, the published one.")
+@click.option("--run-id", default="current", show_default=True, help="The run to evaluate; `current` is published.")
 @click.option("--against", metavar="RUN", help="A baseline run of the same output folder to compare with.")
 @other_tables_option
 @click.option(

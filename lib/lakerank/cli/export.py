@@ -40,7 +40,7 @@ GOLDEN_PAIRS = "golden-pairs"
 @click.command(cls=Job, epilog=EPILOG)
 @config_option
 @set_option
-@click.option("--run-id", required=True, help="The published run, or `current`.")
+@click.option("--run-id", default="current", show_default=True, help="The published run.")
 @click.option("--format", required=True, type=click.Choice(FORMATS), help="See docs/export.md.")
 @click.option("--to", required=True, metavar="URI", help="An empty folder, local or in an object store.")
 @click.option("--since", metavar="RUN", help="Export only lists that changed since this run; delete removed ones.")

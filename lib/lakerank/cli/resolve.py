@@ -234,8 +234,8 @@ class CommandLine:
 def run_config(storage: Storage, given: CommandLine, run_id: str) -> Config:
     """The config that a run was made with. Output, storage and Spark's settings are the command line's.
 
-    `--set lake.qrels` replaces the run's judgements. Any other setting of the command line must be the run's own, or a
-    table where `other_tables` is given.
+    `--set lake.qrels` replaces the run's judgements, and so do those of a config whose other tables are the run's. Any
+    other setting of the command line must be the run's own, or a table where `other_tables` is given.
 
     Raises:
         ConfigError: one is not; names it, with both values.
@@ -255,7 +255,10 @@ def run_config(storage: Storage, given: CommandLine, run_id: str) -> Config:
     _check_own(given, own, wanted, run_id)
     lake = wanted.lake.model_copy(update={"output": given.config.lake.output, "storage": given.config.lake.storage})
     passed_over = [name for name in _changed(wanted, given.config) if name in _TABLE_SETTINGS]
-    if passed_over:
+    if passed_over == ["lake.qrels"] and given.config.lake.qrels and "lake.qrels" not in _changed(own, wanted):
+        logger.info("run %s is judged by lake.qrels of %s: its other tables are the run's", run_id, given.source)
+        lake = lake.model_copy(update={"qrels": given.config.lake.qrels})
+    elif passed_over:
         logger.info(
             "run %s is read with the tables that it was made from; %s of %s %s passed over",
             run_id, ", ".join(passed_over), given.source, "is" if len(passed_over) == 1 else "are",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import shutil
 from collections import Counter
@@ -13,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lakerank.cli.job import Job, config_option, json_option, run_job, set_option, verbose_option
-from lakerank.config import Config, load_config, resolve_config
+from lakerank.cli.job import AT_HAND, Job, config_option, json_option, run_job, set_option, verbose_option
+from lakerank.config import Config, load_config
 from lakerank.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lakerank.cli.resolve import CommandLine
     from lakerank.lake.ranked import ShownDocument, ShownQuery
     from lakerank.lake.runs import RunPaths
     from lakerank.lake.storage import Storage
     from lakerank.records import RankedDocument, Reject
 
 EPILOG = "Prints texts of the lake. Exit status: 0 success, 1 failure, 2 invalid arguments or config."
-CURRENT = "current"
 
 #: The longer side of a thumbnail, in pixels.
 THUMBNAIL_SIDE = 480
@@ -40,9 +41,22 @@ class Shown:
     other: list[RankedDocument] | None = None
 
 
+def _its_config(context: click.Context, option: click.Parameter, output: str | None) -> str | None:
+    """Let the config that a search left in an output folder be the one at hand."""
+    if output and (file := Path(output).expanduser() / AT_HAND).is_file():
+        context.default_map = {"config_path": str(file)}
+    return output
+
+
+output_option = click.option(
+    "--output", metavar="FOLDER", is_eager=True, callback=_its_config, help="The lake's folder, and the config there."
+)
+
+
 @click.command(cls=Job, epilog=EPILOG)
 @click.argument("run_and_query", nargs=-1, metavar="[RUN] [QUERY]")
 @config_option
+@output_option
 @set_option
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Documents of each query.")
 @click.option("--queries", "most", type=click.IntRange(min=1), default=10, show_default=True, help="Queries to show.")
@@ -52,22 +66,41 @@ class Shown:
 )
 @json_option
 @verbose_option
-def show(config_path: Path, overrides: Sequence[str], verbose: bool, as_json: bool, **options: Any) -> None:
+def show(
+    config_path: Path, output: str | None, overrides: Sequence[str], verbose: bool, as_json: bool, **options: Any
+) -> None:
     """Show the lists of a run: rank before and after, relevance, label, file, page and text, and what was rejected.
 
     RUN is a run of the lake, by default the current one. QUERY is the id of a query, or words of its text.
     """
-    run_job(lambda: _show(load_config(config_path, overrides), as_json, **options), verbose, as_text=_text(as_json))
+
+    def work() -> dict[str, Any]:
+        from lakerank.cli.resolve import CommandLine
+
+        sets = (*overrides, *_output(output))
+        given = CommandLine(load_config(config_path, sets), str(config_path), sets, other_tables=True)
+        return _show(given, as_json, **options)
+
+    run_job(work, verbose, as_text=_text(as_json), quiet=not verbose)
 
 
 @click.command(cls=Job, epilog=EPILOG)
 @config_option
+@output_option
 @set_option
 @json_option
 @verbose_option
-def runs(config_path: Path, overrides: Sequence[str], verbose: bool, as_json: bool) -> None:
+def runs(config_path: Path, output: str | None, overrides: Sequence[str], verbose: bool, as_json: bool) -> None:
     """List the runs of the lake: when, whether published or current, counts, nDCG@10 where evaluated, and the model."""
-    run_job(lambda: _runs(load_config(config_path, overrides)), verbose, as_text=None if as_json else _runs_table)
+
+    def work() -> dict[str, Any]:
+        return _runs(load_config(config_path, (*overrides, *_output(output))))
+
+    run_job(work, verbose, as_text=None if as_json else _runs_table)
+
+
+def _output(folder: str | None) -> list[str]:
+    return [f"lake.output={json.dumps(str(Path(folder).expanduser()))}"] if folder else []
 
 
 def _text(as_json: bool) -> Callable[[Mapping[str, Any]], str] | None:
@@ -75,7 +108,7 @@ def _text(as_json: bool) -> Callable[[Mapping[str, Any]], str] | None:
 
 
 def _show(
-    config: Config,
+    given: CommandLine,
     as_json: bool,
     run_and_query: Sequence[str],
     top: int,
@@ -84,18 +117,25 @@ def _show(
     thumbnails: Path | None,
 ) -> dict[str, Any]:
     from lakerank.cli import resolve
+    from lakerank.lake.publication import find_run
     from lakerank.lake.ranked import find_queries, ranked_lists, rejected_lists, shown_documents
+    from lakerank.lake.runs import RunPaths, check_run_id
 
-    storage, output = resolve.storage(config.lake.storage), config.lake.output
+    storage, output = resolve.storage(given.config.lake.storage), given.config.lake.output
     run_id, words = _run_and_query(storage, output, run_and_query)
-    paths = find_run(storage, output, run_id)
-    lake = tables_of(storage, paths, config).lake.located()
+
+    def paths_of(run_id: str) -> RunPaths:
+        check_run_id(run_id)
+        return RunPaths(output, find_run(storage, output, run_id))
+
+    paths = paths_of(run_id)
+    lake = resolve.run_config(storage, given, paths.run_id).lake.located()
     queries = find_queries(storage, lake.queries, words, most)
     if not queries:
         raise ConfigError([f"no query of {lake.queries} has the id or all the words {words!r}"])
     ids = [query.query_id for query in queries]
     ranked, rejected = ranked_lists(storage, paths, ids), rejected_lists(storage, paths, ids)
-    others = ranked_lists(storage, find_run(storage, output, against), ids) if against else None
+    others = ranked_lists(storage, paths_of(against), ids) if against else None
     shown = [
         Shown(query, ranked.get(query.query_id, []), rejected.get(query.query_id, []),
               None if others is None else others.get(query.query_id, []))
@@ -114,6 +154,7 @@ def _show(
 
 def _run_and_query(storage: Storage, output: str, arguments: Sequence[str]) -> tuple[str, str | None]:
     """The run and the query that one or two arguments name: one alone is a run if there is such a run."""
+    from lakerank.lake.publication import CURRENT
     from lakerank.lake.storage import join
 
     if len(arguments) > 1:
@@ -124,40 +165,12 @@ def _run_and_query(storage: Storage, output: str, arguments: Sequence[str]) -> t
     return (arguments[0], None) if arguments[0] in names else (CURRENT, arguments[0])
 
 
-def find_run(storage: Storage, output: str, run_id: str) -> RunPaths:
-    """A run that has lists; `current` is the published one.
-
-    Raises:
-        ConfigError: there is none, or it has no lists yet.
-    """
-    from lakerank.lake.publication import current_run, lists_folder
-    from lakerank.lake.runs import RunPaths, check_run_id
-    from lakerank.lake.storage import join
-
-    check_run_id(run_id)
-    current = current_run(storage, output)
-    if run_id == CURRENT and current is not None:
-        run_id = str(current["run_id"])
-    paths = RunPaths(output, run_id)
-    if not storage.list_names(lists_folder(storage, paths)):
-        known = ", ".join(storage.list_names(join(output, "runs"))) or "none"
-        raise ConfigError([f"no run {run_id!r} with lists in {output} (runs: {known}); `lakerank rerank` makes one"])
-    return paths
-
-
-def tables_of(storage: Storage, paths: RunPaths, config: Config) -> Config:
-    """The config that a run was made with; the given one for a run that has none."""
-    from lakerank.settings import load_yaml
-
-    stored = storage.read_optional(paths.config)
-    return config if stored is None else resolve_config(load_yaml(stored.decode()), source=paths.config)
-
-
 def as_lines(
     item: Shown, documents: Mapping[str, ShownDocument], files: Mapping[str, str], top: int, full: bool = True
 ) -> str:
     """A query and its list as lines, none wider than the terminal; `full`: with label, rank before, and rejects."""
     from lakerank.evaluation.report.cells import fit, one_line
+    from lakerank.lake.ranked import passage
 
     width = min(shutil.get_terminal_size((110, 24)).columns, 160)
     query = one_line(item.query.text) or "[image]"
@@ -170,7 +183,7 @@ def as_lines(
         label = f"  {document.label}" if full else ""
         relevance = "   –" if math.isnan(document.relevance) else f"{document.relevance:.2f}"
         line = f"{document.rank:>4}  {relevance}{label}{before}{beside}  {_place(about)}"
-        lines.append(fit(f"{line}  {one_line(about.text)}", width))
+        lines.append(fit(f"{line}  {one_line(passage(about.text, item.query.text))}", width))
         if about.doc_id in files:
             lines.append(f"{'':>12}{files[about.doc_id]}")
     if not item.ranked:
@@ -205,12 +218,14 @@ def _place(about: ShownDocument) -> str:
 
 def as_dict(item: Shown, documents: Mapping[str, ShownDocument], files: Mapping[str, str], top: int) -> dict[str, Any]:
     """A query and its list, for JSON."""
+    from lakerank.lake.ranked import passage
+
     other = {document.doc_id: document.rank for document in item.other or ()}
 
     def described(doc_id: str) -> dict[str, Any]:
         about = documents[doc_id]
         place = {"doc_id": doc_id, "path": about.path, "page": about.page, "title": about.title}
-        return place | {"text": about.text, "thumbnail": files.get(doc_id)}
+        return place | {"text": passage(about.text, item.query.text), "thumbnail": files.get(doc_id)}
 
     results = [
         {"rank": document.rank, "relevance": round(document.relevance, 6), "label": document.label,
@@ -243,26 +258,28 @@ def write_thumbnails(folder: Path, documents: Mapping[str, ShownDocument]) -> di
 
 def _runs(config: Config) -> dict[str, Any]:
     from lakerank.cli import resolve
-    from lakerank.lake.publication import current_run
-    from lakerank.lake.runs import RunPaths
+    from lakerank.lake.publication import current_run, publication_order
+    from lakerank.lake.runs import RunPaths, read_json
     from lakerank.lake.storage import join
 
     storage, output = resolve.storage(config.lake.storage), config.lake.output
     pointer = current_run(storage, output) or {}
-    rows = [_run(storage, RunPaths(output, name)) for name in storage.list_names(join(output, "runs"))]
-    for row in rows:
-        row["current"] = row["run_id"] == pointer.get("run_id")
-    rows.sort(key=lambda row: str(row["when"] or ""), reverse=True)
-    return {"output": output, "current": pointer.get("run_id"), "runs": rows}
+    runs = []
+    for name in storage.list_names(join(output, "runs")):
+        paths = RunPaths(output, name)
+        manifest = read_json(storage, paths.manifest) or {}
+        row = _run(storage, paths, manifest) | {"current": name == pointer.get("run_id")}
+        runs.append((not manifest, publication_order(manifest), str(row["when"] or ""), row))
+    runs.sort(key=lambda run: run[:3], reverse=True)  # what is not published has no number: it comes first
+    return {"output": output, "current": pointer.get("run_id"), "runs": [row for *_, row in runs]}
 
 
-def _run(storage: Storage, paths: RunPaths) -> dict[str, Any]:
+def _run(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's files say of it."""
     from lakerank.lake.runs import read_json
     from lakerank.lake.storage import join
     from lakerank.settings import load_yaml
 
-    manifest = read_json(storage, paths.manifest) or {}
     audit = read_json(storage, join(paths.folder, "audit.json"))
     evaluation = read_json(storage, join(paths.folder, "evaluation.json")) or {}
     config = load_yaml((storage.read_optional(paths.config) or b"{}").decode())

@@ -21,6 +21,7 @@ from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPL
 from lakerank.evaluation.metrics.measures import NAMES, QueryFigures, figures, perfect_ranks, random_baseline
 from lakerank.evaluation.pairs import COUNTS, ROWS, Floats, InputTable, Ints, Pairs, judged_only, pair_up, whole_queries
 from lakerank.evaluation.rows import document_modalities, query_rows, table_rows, with_modalities
+from lakerank.evaluation.unmatched import Unlisted, Unmatched
 from lakerank.fingerprint import splitmix64
 from lakerank.lake.storage import Storage
 
@@ -67,6 +68,7 @@ class Evaluation:
     inputs: Inputs
     queries: JudgedQueries
     unjudged: int
+    unmatched: Unmatched
     overall: Slice
     slices: tuple[Slice, ...]
     benchmarks: tuple[Headline, ...]
@@ -164,6 +166,7 @@ def evaluate(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | None = 
         inputs=inputs,
         queries=queries,
         unjudged=collector.unjudged,
+        unmatched=collector.unlisted.unmatched(storage, inputs.documents),
         overall=Slice.of(Summary(queries.figures, queries.hashes)),
         slices=tuple(slices(queries.summaries, inputs.dimensions)),
         benchmarks=tuple(headlines(queries.summaries(BENCHMARK_LABELS), collector.winoground_logits)),
@@ -188,6 +191,7 @@ class _Collector:
         self._tables: list[pa.Table] = [self._schema.empty_table()]
         self._figures: list[QueryFigures] = []
         self.unjudged = 0
+        self.unlisted = Unlisted()
         self._judgements = np.zeros(1, np.uint64)
         self.samples: dict[Stratum, Sample] = {}
         self.examples: ExamplePool = {}
@@ -199,6 +203,7 @@ class _Collector:
         if not rows.num_rows:
             return
         pairs = pair_up(rows)
+        self.unlisted.add(pairs)
         queries = np.flatnonzero(pairs.is_known)
         hashes = query_hashes(pairs.query_ids)
         block = self._figures_of(pairs).take(queries)

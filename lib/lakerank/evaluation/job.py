@@ -117,6 +117,8 @@ def evaluate_run(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | Non
     # The report comes last: where it exists, so does the rest.
     storage.replace(report, render(evaluation, shown, plots).encode("utf-8", "replace"))
     seconds = time.monotonic() - started
+    for sentence in evaluation.unmatched.sentences():
+        _log.warning("run %s: %s", evaluation.run_id, sentence)
     if result.is_bad:
         _log.warning("run %s: %s", evaluation.run_id, result.outcome.sentence)
     _log.info("evaluated %d queries in %.1f s", evaluation.overall.queries, seconds)

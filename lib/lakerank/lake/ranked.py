@@ -6,6 +6,9 @@ Only row groups that may have a wanted row are read, and of documents only the c
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,8 +26,16 @@ from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, opened, read_row_groups, read_table_file
 from lakerank.records import RankedDocument, Reject, RejectReason
 
-#: Characters of a text that are kept.
-SNIPPET = 400
+#: Characters of a text that are shown, and of a document those that are looked through for them.
+SNIPPET, LOOKED_THROUGH = 400, 32_768
+
+#: Characters within which a query's words are near each other, and by which a sentence may begin before them.
+_NEAR, _BEFORE = 80, 20
+
+#: A word, or a character of a script that is written without spaces, or, as Hangul, with particles.
+_UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+_SINGLE = re.compile(_UNSPACED)
+_WORD = re.compile(rf"{_UNSPACED}|(?:(?!{_UNSPACED})[^\W_])+")
 
 #: Columns of documents that ingestion writes about a file, where the table has them.
 _ABOUT = ("path", "page", "title", "search_text")
@@ -40,7 +51,7 @@ class ShownQuery:
 
 @dataclass(frozen=True, slots=True)
 class ShownDocument:
-    """Where a document is from, and the beginning of its text; `image` only where it was asked for."""
+    """Where a document is from, and what is looked through of its text; `image` only where it was asked for."""
 
     doc_id: str
     path: str | None = None
@@ -121,19 +132,48 @@ def shown_documents(
     for row in rows_by_id(storage, uri, schemas.DOCUMENTS, doc_ids, ["text", *(["image"] if images else [])], _ABOUT):
         page = int(row["page"]) if row.get("page") is not None else None
         about = (row.get("path"), page, row.get("title"))
-        text = snippet(row["text"]) or snippet((row.get("search_text") or "").encode())
+        raws = row["text"], (row.get("search_text") or "").encode()
+        text = next(filter(None, (snippet(raw, LOOKED_THROUGH) for raw in raws)), "")
         document = ShownDocument(row["doc_id"], *about, text, row.get("image"))
         documents.setdefault(document.doc_id, document)
     return {doc_id: documents.get(doc_id, ShownDocument(doc_id)) for doc_id in doc_ids}
 
 
-def snippet(raw: bytes | None) -> str:
+def snippet(raw: bytes | None, most: int = SNIPPET) -> str:
     """The beginning of a text, in one line."""
     try:
-        text = decode_text(raw[: 8 * SNIPPET] if raw else raw)
+        text = decode_text(raw[: 8 * most] if raw else raw)
     except UnicodeDecodeError:
-        text = raw[: 8 * SNIPPET].decode(errors="replace") if raw else None
-    return " ".join((text or "").split())[:SNIPPET]
+        text = raw[: 8 * most].decode(errors="replace") if raw else None
+    return " ".join((text or "").split())[:most]
+
+
+def passage(text: str, query: str) -> str:
+    """Of a text in one line the part where most different words of a query are near each other, the earliest of
+    several; the beginning where none is, or where it has as many."""
+    wanted = {word for _, word in _words(query)}
+    hits = [(place, word) for place, word in _words(text) if word in wanted]
+    places = [place for place, _ in hits]
+
+    def worth(start: int) -> tuple[int, int]:
+        near = {word for _, word in hits[bisect_left(places, start) : bisect_right(places, start + _NEAR)]}
+        return len(near), sum(map(len, near))
+
+    start = max([0, *places], key=worth)
+    before = max(0, start - _BEFORE)
+    sentences = [mark.end() for mark in re.finditer(r"[.!?] |[。！？]", text[before:start])]
+    start = before + sentences[-1] if sentences else start if before else 0
+    return f"{'… ' if start else ''}{text[start:]}"[:SNIPPET]
+
+
+def _words(text: str) -> Iterator[tuple[int, str]]:
+    """The words of a text and where they are: (place, word); in a script without spaces, pairs of characters."""
+    matches = list(_WORD.finditer(text))
+    for number, match in enumerate(matches, start=1):
+        word, after = match[0], matches[number] if number < len(matches) else None
+        if after and _SINGLE.fullmatch(word) and _SINGLE.fullmatch(after[0]) and after.start() == match.end():
+            word += after[0]
+        yield match.start(), unicodedata.normalize("NFKC", word).casefold()
 
 
 def rows_by_id(

@@ -82,9 +82,10 @@ def _figures(evaluation: Evaluation) -> str:
     dimension = "task" if any(part.dimension == "task" for part in evaluation.slices) else MODALITY
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
     table.add_column("", no_wrap=True)
-    columns = ("random", "first", "reranked")
+    columns, baseline = ("random", "first", "reranked"), evaluation.baseline
+    name = f"run {baseline}" if baseline in ("queries", *columns, "change") else fit(baseline or "", 20)
     # A baseline run takes the place of the second measure, for which there is no room.
-    beside = (f"{SECONDARY}:", *columns) if evaluation.baseline is None else (fit(evaluation.baseline, 20), "change")
+    beside = (f"{SECONDARY}:", *columns) if baseline is None else (name, "change")
     for header in ("queries", f"{PRIMARY}:", *columns, *beside):
         table.add_column(header, justify="right", no_wrap=True)
     for part in by_size(evaluation.slices, dimension):

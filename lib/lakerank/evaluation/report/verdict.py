@@ -94,6 +94,8 @@ def _ceiling(evaluation: Evaluation) -> str:
         return "No document is judged relevant."
     ceiling, after = overall.ceiling[PRIMARY], overall.reranked[PRIMARY]
     where = "the candidates: look for better ones first" if 1 - ceiling > ceiling - after else "the reranker"
+    if 1 - ceiling > ceiling - after and 2 * evaluation.unmatched.pairs >= relevant - listed:
+        where = "the judgements: most of what is lost are documents that the lake has not"
     missing = (
         f"Of the {1 - after:.3f} missing to 1, {1 - ceiling:.3f} is lost before reranking and {ceiling - after:.3f} by "
         f"it. There is more to gain from {where}."
@@ -106,6 +108,7 @@ def _ceiling(evaluation: Evaluation) -> str:
 
 def _advice(evaluation: Evaluation) -> Iterator[str]:
     overall, manifest, totals = evaluation.overall, evaluation.inputs.manifest, evaluation.inputs.totals
+    yield from evaluation.unmatched.sentences()
     yield from manifest.get("warnings") or ()
     if "warnings" not in manifest:  # of an earlier version, or not published
         values, weights = pooled(evaluation.samples, "label")
