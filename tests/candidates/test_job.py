@@ -74,6 +74,20 @@ def test_documents_are_found_and_what_cannot_be_is_counted(lake, caplog):
     assert not any(text in caplog.text for text in ("moon", "apple"))
 
 
+def test_in_a_small_lake_all_other_documents_follow_each_list(lake):
+    whole = 4 * len(TEXTS)
+    summary = lake.find(depth=2, fill_pairs=whole)
+    rest = {"q1": ["d0", "d4"], "q2": ["d2", "d3"], "q3": [], "q4": []}
+    every = [f"d{n}" for n in range(len(TEXTS))]
+    assert lake.lists() == {name: [*own, *(d for d in every if d not in own)] for name, own in rest.items()}
+    assert (summary["candidates"], summary["queries_without_candidates"]) == (whole, 0)
+    rows = pq.read_table(lake.folder / "candidates").to_pylist()
+    assert [row["first_stage_score"] is None for row in rows[:3]] == [False, False, True]
+    assert lake.find(depth=2, fill_pairs=whole - 1)["candidates"] == 4
+    lake.write("queries", [{"query_id": "d5", "text": "nowhere"}])
+    assert lake.find(fill_pairs=whole, skip_same_id=True)["candidates"] == len(TEXTS) - 1
+
+
 def test_a_page_is_found_by_its_text_for_search(lake):
     texts = [("a", None, "red moon"), ("b", "moon", "nothing"), ("c", "moon", None), ("d", b"\xff moon", None)]
     lake.write("documents", [{"doc_id": i, "text": t, "search_text": s} for i, t, s in texts[:3]])

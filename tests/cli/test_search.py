@@ -159,3 +159,80 @@ def test_what_is_missing_is_listed_at_once_and_the_lake_is_never_in_the_folder(
     _call(command, ".", "--queries", "../questions.txt")
     assert (folder.parent / "lakerank-out").exists() or "lakerank-out" in (folder / "lakerank.yaml").read_text()
     assert not (folder / "lakerank-out").exists()
+
+
+def test_rows_of_two_tables_with_the_same_ids_are_all_found(folder: Path, tiny_checkpoint: Path) -> None:
+    (folder / "lamps.csv").write_text("id,text\np1,A green lamp.\np2,A blue lamp.\n")
+    summary = _search(tiny_checkpoint)
+    found = {result["doc_id"] for query in summary["queries"] for result in query["results"]}
+    assert {f"{file}.csv#{name}" for file in ("lamps", "prices") for name in ("p1", "p2")} <= found
+    assert not summary["rejected_by_reason"]
+
+
+def test_a_model_that_is_not_there_leaves_nothing(folder: Path, tiny_checkpoint: Path) -> None:
+    wrong = _call("search", "my files", "--queries", "questions.txt", "--model", "nosuch", status=1)
+    assert "nosuch: neither a folder" in wrong.stderr
+    assert not Path("lakerank-out").exists()
+    first = _search(tiny_checkpoint)
+    _call("search", "--model", "nosuch", status=1)
+    assert json.loads(_call("search", "--json").stdout)["run_id"] == first["run_id"]
+
+
+def test_files_without_text_are_named_in_words_of_search(folder: Path) -> None:
+    for number in range(7):
+        Image.new("RGB", (20, 10), "white").save(folder / f"photo{number}.png")
+    done = _call("search", "my files", "--queries", "questions.txt")
+    (line,) = [line for line in done.stderr.splitlines() if "no text" in line]
+    assert line.endswith(
+        "7 documents have no text (photo0.png, photo1.png, photo2.png, photo3.png, photo4.png, …): "
+        "minilm-en reads texts alone"
+    )
+    assert "all-pairs" not in done.stderr
+    for name in ("manuals", "notes.txt", "prices.csv"):
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    nothing = _call("search", "my files", "--queries", "questions.txt", status=1)
+    assert "no document has a word of a query; without text, and so not searched: photo0.png" in nothing.stderr
+
+
+def test_of_a_small_folder_everything_is_read_unless_a_depth_is_named(folder: Path, tiny_checkpoint: Path) -> None:
+    Path("questions.txt").write_text("Refunds?\nresetting\n")
+    assert _search(tiny_checkpoint)["ranked"] == 2 * 5
+    assert "no document has a word" in _call("search", "--depth", "3", status=1).stderr
+    for number in range(500):
+        (folder / f"{number}.txt").write_text("Nothing about it.")
+    _call("search", "--json", status=1)
+
+
+def test_what_is_rejected_is_counted_and_a_failed_audit_is_the_exit_status(folder: Path, tiny_checkpoint: Path) -> None:
+    (folder / "torn.png").write_bytes(Image.new("RGB", (20, 10)).tobytes())
+    arguments = ("search", "my files", "--queries", "questions.txt", "--model", str(tiny_checkpoint))
+    assert "not scored: 3 pairs image_unsupported_format" in _call(*arguments).stdout
+    failed = _call(*arguments, "--set", "audit.max_reject_rate=0.01", status=3)
+    assert "nothing is shown: an audit failed (reject rate, 3 of 18" in failed.stdout
+    assert "lakerank show" not in failed.stdout
+
+
+def test_a_file_is_no_folder_and_a_question_no_file(folder: Path) -> None:
+    wrong = _call("search", "my files/notes.txt", "--queries", "where is the printer?" * 20, status=2)
+    assert "my files/notes.txt: it is a file: name the folder that it is in" in wrong.stderr
+    assert "write questions in a file, one a line" in wrong.stderr
+
+
+def test_judgements_go_beside_the_tables_of_the_config_at_hand(folder: Path) -> None:
+    _call("init", "my files", "--queries", "questions.txt")
+    Path("judgements.qrels").write_text("q1 0 notes.txt 1\n")
+    output = json.loads(_call("ingest", "judgements.qrels", "--as", "qrels").stdout)["output"]
+    assert output == "lakerank-out/tables/qrels"
+    assert "--output: name the folder" in _call("ingest", "my files/prices.csv", status=2).stderr
+
+
+def test_a_sentence_in_a_long_text_is_found(folder: Path, minilm_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAKERANK_CACHE", str(minilm_cache))
+    about = "The meeting of the garden club spoke about roses, hedges and the colour of the new fence at length. "
+    answer = "Refunds are paid within fourteen days of a return. "
+    (folder / "minutes.txt").write_text(about * 7 + answer + about * 7)
+    Path("questions.txt").write_text("how long does a refund take\n")
+    done = json.loads(_call("search", "my files", "--queries", "questions.txt", "--json").stdout)
+    best = done["queries"][0]["results"][0]
+    assert best["path"] == "minutes.txt"
+    assert best["relevance"] > 0.5

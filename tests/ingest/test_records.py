@@ -71,9 +71,32 @@ def test_kept_fields_are_not_reported(write_files, run_ingest):
     assert done.not_kept == {"url": 1}
 
 
-def test_duplicate_ids_are_counted(write_files, run_ingest):
-    done, _ = run_ingest(write_files({"a.jsonl": '{"id": "1", "text": "t"}\n' * 3 + '{"id": "2", "text": "t"}\n'}))
-    assert done.summary()["duplicates"] == 2
+def test_duplicate_ids_are_counted_and_the_first_named_with_their_files(write_files, run_ingest, caplog):
+    lines = "".join(f'{{"id": "{n}", "text": "t"}}\n' for n in range(1, 6))
+    source = write_files(
+        {"a.jsonl": lines + '{"id": "9", "text": "t"}\n', "b.csv": "id,text\n1,t\n1,t\n2,t\n3,t\n4,t\n"}
+    )
+    done, _ = run_ingest(source)
+    assert done.summary()["duplicates"] == 5
+    (message,) = [record.message for record in caplog.records if "another row" in record.message]
+    assert message.endswith(": 1 in a.jsonl, b.csv; 2 in a.jsonl, b.csv; 3 in a.jsonl, b.csv")
+
+
+def test_pairs_given_twice_are_named(write_files, run_ingest, caplog):
+    run_ingest(write_files({"c.csv": "query_id,doc_id,score\nq,d,2\nq,e,1\nq,d,1\n"}), table="candidates")
+    assert caplog.records[-1].message.endswith(": q d")
+
+
+def test_records_of_two_files_have_their_file_in_front_where_it_is_asked_for(write_files, run_ingest):
+    files = {
+        "a.csv": "id,text\n1,t\n,u\n",
+        "b.json": '[{"id": 1, "text": "t"}]',
+        "c/d.jsonl": '{"id": "1", "text": "t"}',
+    }
+    _, table = run_ingest(write_files(files), file_in_ids=True)
+    assert content(table, "doc_id") == [("a.csv#1",), ("a.csv#row=3",), ("b.json#1",), ("c/d.jsonl#1",)]
+    _, table = run_ingest(write_files(files) / "a.csv", file_in_ids=True)
+    assert content(table, "doc_id") == [("1",), ("a.csv#row=3",)]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,9 @@ from lakerank.schemas import CANDIDATES
 
 _PART = re.compile(r"part-\d{6}\.parquet")
 
+#: What documents without text need.
+ADVICE = "runs of your own retrieval (--run), or --method all-pairs for a small lake"
+
 logger = logging.getLogger(__name__)
 
 
@@ -59,9 +62,15 @@ def in_process(_text_bytes: int) -> AbstractContextManager[Runner]:
 
 
 def find_candidates(
-    storage: Storage, addresses: Addresses, options: Options, choose_runner: ChooseRunner = in_process
+    storage: Storage,
+    addresses: Addresses,
+    options: Options,
+    choose_runner: ChooseRunner = in_process,
+    advice: str = ADVICE,
 ) -> dict[str, Any]:
     """Write the candidates of every query, sorted by query and rank; returns the job's summary.
+
+    `advice` is what messages say to do about documents without text; without one only the summary tells of them.
 
     The same input gives the same bytes on any runner. An earlier table in the folder is replaced once all files are
     there, and stays when no query has a candidate.
@@ -85,11 +94,14 @@ def find_candidates(
         else:
             with choose_runner(sum(chunk.bytes for chunk in search.chunks)) as runner:
                 counts, reports = _search(runner, search, lists, rejects)
+            if options.method == "bm25" and counts["documents"] * len(search.queries.ids) <= options.fill_pairs:
+                reports = _fill(search, reports)
         summary = _summary(search, counts, reports)
         rejected = _write_rejects(storage, addresses.output, rejects)
-        _warn(summary, options)
+        if advice:
+            _warn(summary, options, advice)
         if not summary["candidates"]:
-            raise IngestError(_nothing_found(addresses.output))
+            raise IngestError(_nothing_found(addresses.output, advice))
         _publish(search, addresses.output, [row["part"] for row in reports if row["rows"]])
     finally:
         for file in storage.walk(work):
@@ -161,6 +173,14 @@ def _all_pairs(search: Search) -> tuple[dict[str, int], list[dict[str, Any]]]:
     return {"documents": len(doc_ids)}, reports
 
 
+def _fill(search: Search, reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every other document after each list."""
+    documents = (chunk_documents(search.storage, chunk, with_text=False) for chunk in search.chunks)
+    doc_ids = sorted({doc_id for of_chunk in documents for doc_id, _ in of_chunk})
+    written = {report["part"] for report in reports if report["rows"]}
+    return [row for part in search.parts for row in search.fill(part, doc_ids, part in written).to_pylist()]
+
+
 def _summary(search: Search, counts: dict[str, int], reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     options, absent = search.options, set(search.parts) - {report["part"] for report in reports}
     nowhere = [search.queries.ids[query] for part in sorted(absent) for query in search.queries_of(part)]
@@ -180,13 +200,12 @@ def _summary(search: Search, counts: dict[str, int], reports: Sequence[dict[str,
     }
 
 
-def _warn(summary: dict[str, Any], options: Options) -> None:
+def _warn(summary: dict[str, Any], options: Options, advice: str) -> None:
     """What a search by text could not do, in words."""
     if textless := summary["documents_without_text"]:
         logger.warning(
-            "%s of %s documents have no text: BM25 cannot find them; give runs of your own retrieval (--run), or "
-            "--method all-pairs for a small lake",
-            f"{textless:,}", f"{summary['documents']:,}",
+            "%s of %s documents have no text: BM25 cannot find them; give %s",
+            f"{textless:,}", f"{summary['documents']:,}", advice,
         )  # fmt: skip
     if options.method == "bm25" and (imageless := summary["queries_without_text"]):
         logger.warning("%s queries have no text to search for: BM25 finds nothing for them", f"{imageless:,}")
@@ -195,11 +214,9 @@ def _warn(summary: dict[str, Any], options: Options) -> None:
         logger.warning("%s of %s queries have no candidate: %s", f"{missing:,}", f"{summary['queries']:,}", ids)
 
 
-def _nothing_found(output: str) -> str:
-    return (
-        f"candidates: no query has a candidate; {redacted(output)} is as it was. Documents without text need runs of "
-        "your own retrieval (--run), or --method all-pairs for a small lake"
-    )
+def _nothing_found(output: str, advice: str) -> str:
+    needed = f". Documents without text need {advice}" if advice else ""
+    return f"candidates: no query has a candidate; {redacted(output)} is as it was{needed}"
 
 
 def _write_rejects(storage: Storage, output: str, faults: Faults) -> dict[str, Any]:

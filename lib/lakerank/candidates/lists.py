@@ -55,6 +55,19 @@ def candidates(items: pa.Table, ids: Sequence[str], depth: int, skip_same_id: bo
     return rows.filter(pc.less_equal(rows["first_stage_rank"], depth))
 
 
+def filled(rows: pa.Table, query_ids: Sequence[str], doc_ids: Sequence[str], skip_same_id: bool) -> pa.Table:
+    """CANDIDATES with the other documents, in their order, after each query's own; scores are null, ranks go on."""
+    lists: dict[str, list[tuple[str, float | None]]] = {query_id: [] for query_id in query_ids}
+    for query_id, doc_id, score in zip(*(rows[name].to_pylist() for name in CANDIDATES.names[:3]), strict=True):
+        lists[query_id].append((doc_id, score))
+    columns: list[tuple[str, str, float | None, int]] = []
+    for query_id, listed in lists.items():
+        known = {doc_id for doc_id, _ in listed} | ({query_id} if skip_same_id else set())
+        whole = [*listed, *((doc_id, None) for doc_id in doc_ids if doc_id not in known)]
+        columns += [(query_id, doc_id, score, rank) for rank, (doc_id, score) in enumerate(whole, start=1)]
+    return pa.Table.from_pylist([dict(zip(CANDIDATES.names, row, strict=True)) for row in columns], CANDIDATES)
+
+
 def _pairs(items: pa.Table) -> Int64:
     """A number for each item's pair (P,): the query's in the upper half, the document's in the order of ids below."""
     queries: Int64 = items["query"].to_numpy().astype(np.int64)

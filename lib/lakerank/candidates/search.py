@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 
 from lakerank.candidates.bm25 import K1, POSTINGS, B, PostingsBuilder, PostingsIndex, Statistics
 from lakerank.candidates.inputs import ITEMS, Chunk, Queries, chunk_documents
-from lakerank.candidates.lists import best_of, candidates, fuse
+from lakerank.candidates.lists import best_of, candidates, filled, fuse
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import parquet_bytes, read_table_file
+from lakerank.lake.tables import opened, parquet_bytes, read_table_file
 from lakerank.ranking import Fusion
 from lakerank.runner import histogram, one_row, pack, totals
+from lakerank.schemas import CANDIDATES
 
 #: Rows of a file of candidates, about: up to so many, a table is one file and replaced in one step.
 FILE_ROWS = 4_000_000
@@ -41,7 +42,10 @@ REPORT = pa.schema([
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How candidates are found: by a method, in run files, or both. `k1` and `b` are BM25's."""
+    """How candidates are found: by a method, in run files, or both. `k1` and `b` are BM25's.
+
+    In a lake of up to `fill_pairs` pairs all other documents follow each list of BM25, without a score.
+    """
 
     method: Literal["bm25", "all-pairs", "none"] = "bm25"
     runs: tuple[str, ...] = ()
@@ -52,6 +56,7 @@ class Options:
     b: float = B
     max_pairs: int = 1_000_000
     skip_same_id: bool = False
+    fill_pairs: int = 0
 
     def faults(self) -> list[str]:
         """What cannot go together."""
@@ -161,6 +166,15 @@ class Search:
         """The numbers of the queries of a file."""
         first = part * self.queries_per_file
         return range(first, min(first + self.queries_per_file, len(self.queries.ids)))
+
+    def fill(self, part: int, doc_ids: Sequence[str], is_written: bool) -> pa.RecordBatch:
+        """Write a file of queries anew, with the other documents after each list; returns its report."""
+        rows = CANDIDATES.empty_table()
+        if is_written:
+            with opened(self.storage, self.part_file(part)) as parquet:
+                rows = parquet.read()
+        ids = [self.queries.ids[query] for query in self.queries_of(part)]
+        return self.write(part, filled(rows, ids, doc_ids, self.options.skip_same_id))
 
     def _read(self, uri: str, schema: pa.Schema) -> pa.Table:
         return pa.Table.from_batches((batch for *_, batch in read_table_file(self.storage, uri, schema)), schema)

@@ -65,10 +65,11 @@ def candidates(config_path: Path, overrides: Sequence[str], verbose: bool, **opt
 
 
 def find_candidates_of(
-    config: Config, output: str | None = None, engine: str = "auto", fuse: str = "rrf", **options: Any
-) -> dict[str, Any]:
-    """Write the candidates of a lake; returns the job's summary."""
-    from lakerank.candidates.job import Addresses, find_candidates
+    config: Config, output: str | None = None, engine: str = "auto", fuse: str = "rrf", advice: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the candidates of a lake; returns the job's summary. `advice`: see `find_candidates`."""
+    from lakerank.candidates.job import ADVICE, Addresses, find_candidates
     from lakerank.candidates.search import Options
     from lakerank.cli import resolve
     from lakerank.runner import LocalRunner
@@ -89,7 +90,8 @@ def find_candidates_of(
     lake = config.lake.located()
     addresses = Addresses(lake.documents, lake.queries, output or lake.candidates)
     found_by = Options(fusion="reciprocal_rank" if fuse == "rrf" else "weighted", **options)
-    return find_candidates(resolve.storage(config.lake.storage), addresses, found_by, runner)
+    words = ADVICE if advice is None else advice
+    return find_candidates(resolve.storage(config.lake.storage), addresses, found_by, runner, words)
 
 
 if __name__ == "__main__":

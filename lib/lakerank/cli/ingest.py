@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,10 @@ _TABLE = (
 
 @click.command(cls=Job, epilog=EPILOG)
 @click.argument("source", required=False)
-@click.option("--output", metavar="FOLDER", help="Folder for the tables: FOLDER/documents/ and so on.")
+@click.option(
+    "--output", metavar="FOLDER",
+    help="Folder for the tables: FOLDER/documents/ and so on.  [default for queries and qrels: where the config's are]",
+)  # fmt: skip
 @click.option(
     "--as", "table", type=click.Choice(["documents", "queries", "candidates", "qrels"]), default="documents",
     show_default=True,
@@ -153,23 +156,33 @@ def ingest(
         faults = _misplaced(context, options["layout"])
         if overrides and config_path is None:
             faults.append("--set changes a config: give one with --config")
-        if source is not None and output is None:
+        config = load_config(config_path, overrides) if config_path else None
+        target = output or _beside(config, options)
+        if source is not None and target is None:
             faults.append("--output: name the folder for the tables")
         if faults:
             raise ConfigError(faults)
-        config = load_config(config_path, overrides) if config_path else None
         storage = resolve.storage(config.lake.storage if config else StorageConfig())
-        if source is None or output is None:
+        if source is None or target is None:
             return _both_tables(storage, config, context)
         follow, progress = options["follow_links"], _progress()
         if options["layout"] is None:
             table = ReadOptions(**{name: options[name] for name in _TABLE})
-            return ingest_source(storage, source, output, table, follow, progress).summary()
+            return ingest_source(storage, source, target, table, follow, progress).summary()
         all_documents = options["which_documents"] == "all"
         layout = LayoutOptions(**{name: options[name] for name in _LAYOUT}, all_documents=all_documents)
-        return ingest_benchmark(storage, source, output, layout, follow, progress).summary()
+        return ingest_benchmark(storage, source, target, layout, follow, progress).summary()
 
     run_job(work, verbose)
+
+
+def _beside(config: Config | None, options: Mapping[str, Any]) -> str | None:
+    """The folder of the config's tables, for a table of queries or judgements that is named without --output."""
+    if config is None or options["layout"] is not None or options["table"] not in ("queries", "qrels"):
+        return None
+    address = config.lake.qrels if options["table"] == "qrels" else config.lake.queries
+    address = address or f"{_parent(config.lake.queries)}/{options['table']}"
+    return _parent(address) if address.rstrip("/").endswith(f"/{options['table']}") else None
 
 
 def _both_tables(storage: Storage, config: Config | None, context: click.Context) -> dict[str, Any]:
@@ -210,11 +223,12 @@ def ingest_both(storage: Storage, config: Config) -> dict[str, dict[str, Any]]:
         folder, queries = local_path(source.folder).resolve(), local_path(source.queries).resolve()
         skip = (queries.relative_to(folder).as_posix(),) if queries.is_relative_to(folder) else ()
     documents = ReadOptions(
-        pdf_content=source.pdf_content, chunk=source.chunk, chunk_overlap=source.chunk_overlap, skip=skip
-    )
+        pdf_content=source.pdf_content, chunk=source.chunk, chunk_overlap=source.chunk_overlap, skip=skip,
+        file_in_ids=True,
+    )  # fmt: skip
     options = {
         "documents": (source.folder, documents),
-        "queries": (source.queries, ReadOptions(table="queries")),
+        "queries": (source.queries, ReadOptions(table="queries", file_in_ids=True)),
     }
     return {
         name: ingest_source(storage, address, _parent(getattr(lake, name)), how, progress=_progress()).summary()

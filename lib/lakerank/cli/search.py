@@ -18,14 +18,14 @@ import yaml
 
 from lakerank.cli.job import AT_HAND, LAKE_AT_HAND, Job, json_option, run_job, set_option, verbose_option
 from lakerank.config import AuditConfig, Config, resolve_config
-from lakerank.errors import ConfigError
+from lakerank.errors import ConfigError, IngestError
 from lakerank.settings import read_yaml
 
 if TYPE_CHECKING:
     from lakerank.lake.storage import Storage
     from lakerank.records import RankedDocument
 
-EPILOG = "Exit status: 0 success, 1 failure, 2 invalid arguments or config, 130 or 143 interrupted."
+EPILOG = "Exit status: 0 success, 1 failure, 2 invalid arguments or config, 3 an audit failed, 130 or 143 interrupted."
 
 #: Files in the folder that init describes, at most.
 LISTED_FILES = 100_000
@@ -33,8 +33,15 @@ LISTED_FILES = 100_000
 #: PDF files in which init looks for text.
 SAMPLED_PDFS = 10
 
-#: Characters of a piece of text, and of its overlap with the one before: a piece fits the 512 tokens of minilm-en.
-CHUNK, CHUNK_OVERLAP = 1600, 200
+#: Characters of a piece of text, and of its overlap with the one before. In a longer piece minilm-en, which has learnt
+#: from passages, overlooks the sentence that answers.
+CHUNK, CHUNK_OVERLAP = 600, 100
+
+#: Candidates of each query. Of up to so many pairs, documents × queries, the reranker reads all: BM25 does not stem.
+DEPTH, WHOLE_PAIRS = 30, 1000
+
+#: Names in a message.
+NAMED = 5
 
 #: What lakerank.yaml says of a section or a setting.
 _COMMENTS = {
@@ -109,7 +116,10 @@ def init(
 @folder_argument
 @queries_option
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Results of each query.")
-@click.option("--depth", type=click.IntRange(min=1), default=30, show_default=True, help="Candidates of each query.")
+@click.option(
+    "--depth", type=click.IntRange(min=1),
+    help=f"Candidates of each query.  [default: {DEPTH}, or all documents of a folder of up to {WHOLE_PAIRS:,} pairs]",
+)  # fmt: skip
 @click.option("--model", help="A reranker: a folder, a hub id, or a name.  [default: minilm-en, if it is fetched]")
 @set_option
 @json_option
@@ -141,11 +151,14 @@ def source_of(folder: Path | None, queries: Path | None, output: Path | None) ->
     if folder is None:
         faults.append("FOLDER: name the folder of your documents")
     elif not (folder := folder.expanduser()).is_dir():
-        faults.append(f"{folder}: there is no such folder (looked for {folder.absolute()})")
+        is_file = folder.is_file()
+        advice = "it is a file: name the folder that it is in" if is_file else "there is no such folder"
+        faults.append(f"{folder}: {advice}{'' if is_file else f' (looked for {folder.absolute()})'}")
     if queries is None:
         faults.append("--queries: name a file of queries, one a line")
-    elif not (queries := queries.expanduser()).is_file():
-        faults.append(f"--queries {queries}: there is no such file (looked for {queries.absolute()})")
+    elif not _is_file(queries := queries.expanduser()):
+        asked = "; write questions in a file, one a line" if set(str(queries)) & set(" ?") else ""
+        faults.append(f"--queries {queries}: there is no such file (looked for {queries.absolute()}){asked}")
     if faults or folder is None or queries is None:
         raise ConfigError(faults)
     inside = output is None and Path.cwd().is_relative_to(folder.resolve())
@@ -155,6 +168,13 @@ def source_of(folder: Path | None, queries: Path | None, output: Path | None) ->
             [f"--output {output} is inside {folder}, and would be read as part of it: choose another folder"]
         )
     return Source(folder, queries, output)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a question is too long for a name
+        return False
 
 
 LAKE = "lakerank-out"
@@ -265,7 +285,7 @@ def _is_foreign(file: Path) -> bool:
     return sum("LATIN" not in unicodedata.name(letter, "") for letter in letters) > len(letters) / 4
 
 
-def _search(config: Config, top: int, depth: int, as_json: bool) -> dict[str, Any]:
+def _search(config: Config, top: int, depth: int | None, as_json: bool) -> dict[str, Any]:
     from lakerank.cli import resolve
     from lakerank.cli.candidates import find_candidates_of
     from lakerank.cli.ingest import ingest_both
@@ -273,15 +293,25 @@ def _search(config: Config, top: int, depth: int, as_json: bool) -> dict[str, An
     from lakerank.lake.runs import read_manifest
     from lakerank.model.checkpoint import fetch_command, is_fetched
 
-    storage, lake = resolve.storage(config.lake.storage), config.lake
+    storage, lake, model = resolve.storage(config.lake.storage), config.lake, resolve.model_name(config.rerankers[0])
+    is_there = model != MINILM_EN or is_fetched(model)
+    if is_there:  # a model that cannot be used is not kept in the config
+        for reranker in config.rerankers:
+            resolve.model_spec(reranker).identify(resolve.limits(config.scoring))
     _say(f"reading {config.source.folder}")
     tables = ingest_both(storage, config)
     _say(f"searching {tables['documents']['rows']:,} documents for {tables['queries']['rows']:,} queries")
-    found = find_candidates_of(config, depth=depth)
+    fill_pairs = WHOLE_PAIRS if is_there and depth is None else 0
+    try:
+        found = find_candidates_of(config, depth=depth or DEPTH, fill_pairs=fill_pairs, advice="")
+    except IngestError as error:
+        names = ", ".join(_textless(storage, lake.documents))
+        without = f"; without text, and so not searched: {names}" if names else ""
+        raise IngestError(f"no document has a word of a query{without}") from error
+    _say_textless(storage, config, found)
     storage.replace(f"{lake.output}/{AT_HAND}", config.to_yaml().encode())
-    model = resolve.model_name(config.rerankers[0])
     run: dict[str, Any] | None = None
-    if model == MINILM_EN and not is_fetched(model):
+    if not is_there:
         _say(f"no reranker of texts is here: `{fetch_command(model)}` gets one; this is the first stage's order (BM25)")
     else:
         _say(f"scoring up to {found['candidates']:,} pairs with {model}")
@@ -295,6 +325,34 @@ def _search(config: Config, top: int, depth: int, as_json: bool) -> dict[str, An
 
 def _say(line: str) -> None:
     click.echo(f"lakerank: {line}", err=True)
+
+
+def _say_textless(storage: Storage, config: Config, found: Mapping[str, Any]) -> None:
+    """What the search by words cannot find, or finds nothing for."""
+    if count := found["documents_without_text"]:
+        from lakerank.cli.resolve import model_name
+
+        model = model_name(config.rerankers[0])
+        sees = f"{model} reads texts alone" if model == MINILM_EN else "a search by words cannot find them"
+        _say(f"{count:,} documents have no text ({', '.join(_textless(storage, config.lake.documents))}): {sees}")
+    if count := found["queries_without_candidates"]:
+        _say(f"nothing in the folder has a word of {count:,} queries: {', '.join(found['such_queries'])}")
+
+
+def _textless(storage: Storage, documents: str) -> list[str]:
+    """The first files without text, images and scans, and then `…` where there are more."""
+    from lakerank.lake.tables import opened
+
+    names: dict[str, None] = {}
+    for file in storage.list_parquet(documents):
+        with opened(storage, file.uri) as parquet:
+            for batch in parquet.iter_batches(columns=["path", "text", "search_text"]):
+                for path, *texts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    if not any(text and text.strip() for text in texts):
+                        names[path] = None
+                    if len(names) > NAMED:
+                        return [*list(names)[:NAMED], "…"]
+    return list(names)
 
 
 def _run_id(storage: Storage, config: Config) -> str:
@@ -324,10 +382,15 @@ def _result(
     doc_ids = {document.doc_id for ranked in lists.values() for document in ranked[: 5 * top]}
     documents = shown_documents(storage, lake.documents, doc_ids)
     shown = [Shown(query, _of_texts(lists.get(query.query_id, []), top)) for query in queries]
-    summary = {
-        "run_id": run and run["run_id"], "output": lake.output, "scored": run and run.get("scored"),
-        "reused": run and run.get("reused"), "not_read": tables["documents"]["rejected"],
+    names = (
+        "run_id", "scored", "reused", "ranked", "rejected_by_reason", "published", "failed_audits", "superseded_by",
+    )  # fmt: skip
+    summary = {name: run and run.get(name) for name in names} | {
+        "output": lake.output, "not_read": tables["documents"]["rejected"],
     }  # fmt: skip
+    if run and not run["published"] and run["failed_audits"]:
+        failed = [check for check in run["audit"] if check["passed"] is False]
+        return {**summary, "queries": [], "text": _closing({**summary, "audit": failed}, tables)}
     if as_json:
         return {**summary, "queries": [as_dict(item, documents, {}, top) for item in shown]}
     text = "\n\n".join(as_lines(item, documents, {}, top, full=False) for item in shown)
@@ -347,7 +410,13 @@ def _closing(summary: Mapping[str, Any], tables: Mapping[str, Any]) -> str:
     lines = []
     if summary["run_id"]:
         done = f"{summary['scored'] or 0:,} pairs scored, {summary['reused'] or 0:,} reused"
-        lines.append(f"{done}; `lakerank show` has more of each list (run {summary['run_id']} in {summary['output']})")
+        more = f"; `lakerank show` has more of each list (run {summary['run_id']} in {summary['output']})"
+        lines.append(f"{done}{'' if 'audit' in summary else more}")
+    if rejected := summary["rejected_by_reason"]:
+        lines.append(f"not scored: {', '.join(f'{count:,} pairs {reason}' for reason, count in rejected.items())}")
+    if "audit" in summary:
+        checks = "; ".join(f"{check['name']}, {check['detail']}" for check in summary["audit"])
+        lines.append(f"nothing is shown: an audit failed ({checks})")
     if summary["not_read"]:
         faults = ", ".join(f"{count} {fault}" for fault, count in tables["documents"]["rejected_by_fault"].items())
         lines.append(f"not read: {faults}; {tables['documents']['rejects']} says which")

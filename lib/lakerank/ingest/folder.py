@@ -7,7 +7,7 @@ import logging
 import posixpath
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -84,8 +84,8 @@ class Remarks:
     not_kept: Counter[str] = field(default_factory=Counter)
     encodings: Counter[str] = field(default_factory=Counter)
 
-    def log(self, written: WrittenTable) -> None:
-        """One line for everything that a user may not expect."""
+    def log(self, written: WrittenTable, repeated: Sequence[str]) -> None:
+        """One line for everything that a user may not expect; `repeated` has the first ids of several rows."""
         if self.not_kept:
             names = ", ".join(name for name, _ in self.not_kept.most_common(20))
             _log.warning("fields not kept: %s; --keep FIELD keeps one as a column", names)
@@ -93,7 +93,10 @@ class Remarks:
             names = ", ".join(f"{name} ({count})" for name, count in self.encodings.most_common())
             _log.warning("encodings guessed: %s; --encoding names the one of all texts that are not UTF-8", names)
         if written.duplicates:
-            _log.warning("%d rows have an id that another row has: a run rejects all of one id", written.duplicates)
+            _log.warning(
+                "%d rows have an id that another row has (a run rejects all of one id): %s",
+                written.duplicates, "; ".join(repeated),
+            )  # fmt: skip
 
 
 def ingest(
@@ -134,7 +137,7 @@ def ingest(
     (written, uri), seconds = writer.finish(), time.monotonic() - started
     rejected, by_fault = writer.faults.total(), dict(sorted(writer.faults.items()))
     _log.info("%s: %d rows, %d rejects in %.1f s", options.table, written.rows, rejected, seconds)
-    remarks.log(written)
+    remarks.log(written, writer.repeated() if written.duplicates else ())
     not_kept, encodings = dict(sorted(remarks.not_kept.items())), dict(sorted(remarks.encodings.items()))
     return Ingestion(options.table, written, rejected, by_fault, uri, not_kept, encodings, seconds)
 
@@ -288,7 +291,8 @@ class _FolderReader:
             return _image_beside(source, file, name, self._options.max_file_bytes)
 
         metadata = Metadata(path=file.path, size=file.size, modified=file.modified)
-        return RecordReader(self._options, read_image, metadata, default_id, self._remarks.not_kept)
+        prefix = f"{file.path}#" if self._options.file_in_ids and source.is_folder else ""
+        return RecordReader(self._options, read_image, metadata, default_id, self._remarks.not_kept, prefix)
 
     def _archive_rows(self, source: Source, file: SourceFile, depth: int) -> Rows:
         if depth == 0:

@@ -52,7 +52,8 @@ ReadImage = Callable[[str], bytes]
 class RecordReader:
     """Makes rows of the records of one file; `not_kept` counts the fields that no column has.
 
-    `metadata` is that of the file. A record without an id gets `default_id` and its number, where that is given.
+    `metadata` is that of the file. A record without an id gets `default_id` and its number, where that is given; one
+    with an id gets `prefix` in front of it.
     """
 
     options: ReadOptions
@@ -60,6 +61,7 @@ class RecordReader:
     metadata: Metadata = field(default_factory=Metadata)
     default_id: str | None = None
     not_kept: Counter[str] = field(default_factory=Counter)
+    prefix: str = ""
 
     def __call__(self, number: int, record: Mapping[str, Any]) -> Iterator[Row]:
         """The rows of a record; raises `LineFault`."""
@@ -94,7 +96,7 @@ class RecordReader:
             row_id = f"{self.default_id}{number}"
         else:
             try:
-                row_id = record_id(record, names)
+                row_id = f"{self.prefix}{record_id(record, names)}"
             except LineFault as fault:
                 raise LineFault(fault.fault, f"{fault}{_hint(record, table)}") from fault
         kept = tuple(_extra(record, name) for name in kept_fields(self.options))

@@ -6,7 +6,7 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Literal
@@ -20,6 +20,7 @@ from lakerank.credentials import redacted
 from lakerank.errors import IngestError
 from lakerank.fingerprint import content_hash
 from lakerank.lake.storage import Storage, join
+from lakerank.lake.tables import opened
 from lakerank.records import Candidate, Qrel
 
 TableName = Literal["documents", "queries", "candidates", "qrels"]
@@ -50,6 +51,9 @@ LISTED_REJECTS = 100_000
 
 #: Rejects that an error shows.
 _SHOWN_REJECTS = 5
+
+#: Ids that a warning of repeated ones shows, and files of each.
+_SHOWN_IDS = 3
 
 
 class SourceFault(StrEnum):
@@ -207,6 +211,26 @@ class TableWriter:
     def _duplicates(self) -> int:
         return len(self._ids) - len(np.unique(np.frombuffer(self._ids, np.int64)))
 
+    def repeated(self) -> list[str]:
+        """The first ids that several rows of the finished table have, each with the files of its rows where known."""
+        hashes, counts = np.unique(np.frombuffer(self._ids, np.int64), return_counts=True)
+        several = set(hashes[counts > 1].tolist())
+        key = 2 if self._table in ("candidates", "qrels") else 1
+        columns = [*self._schema.names[:key], *(["path"] if self._table == "documents" else [])]
+        found: dict[str, set[str]] = {}
+        for row in self._read(columns):
+            if hash(row[:key] if key > 1 else row[0]) in several:
+                name = " ".join(map(str, row[:key]))
+                if name in found or len(found) < _SHOWN_IDS:
+                    found.setdefault(name, set()).update(filter(None, row[key:]))
+        return [f"{name}{f' in {_few(sorted(files))}' if files else ''}" for name, files in found.items()]
+
+    def _read(self, columns: list[str]) -> Iterator[tuple[str, ...]]:
+        for part in self._written:
+            with opened(self._storage, join(self._folder, part)) as parquet:
+                for batch in parquet.iter_batches(columns=columns):
+                    yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
     def _write_rejects(self) -> None:
         lines = "".join(f"{json.dumps(asdict(reject), ensure_ascii=False)}\n" for reject in self._rejects)
         self._storage.replace(self._rejects_uri, lines.encode())
@@ -252,6 +276,10 @@ class _PartFile:
         self._writer.close()
         content: bytes = self._sink.getvalue().to_pybytes()
         return content
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:_SHOWN_IDS])}{', …' if len(names) > _SHOWN_IDS else ''}"
 
 
 def _column(column: str | pa.Field) -> pa.Field:

@@ -20,7 +20,8 @@ class ReadOptions:
     """How files become rows; sizes in bytes, pixels and characters (`chunk`, None: whole texts).
 
     `keep` names further fields of records that become text columns. `encoding` is that of texts which are not UTF-8
-    (None: guessed). `skip` has paths in the source that are passed over.
+    (None: guessed). `skip` has paths in the source that are passed over. `file_in_ids`: ids of a folder's records have
+    their file in front (`prices.csv#7`), so that those of two files differ.
     """
 
     kind: Kind = "auto"
@@ -34,6 +35,7 @@ class ReadOptions:
     chunk_overlap: int = 0
     office_pages: bool = False
     skip: tuple[str, ...] = ()
+    file_in_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
