@@ -178,11 +178,11 @@ def ingest(
 
 def _beside(config: Config | None, options: Mapping[str, Any]) -> str | None:
     """The folder of the config's tables, for a table of queries or judgements that is named without --output."""
-    if config is None or options["layout"] is not None or options["table"] not in ("queries", "qrels"):
+    if config is None or options["layout"] is not None:
         return None
-    address = config.lake.qrels if options["table"] == "qrels" else config.lake.queries
-    address = address or f"{_parent(config.lake.queries)}/{options['table']}"
-    return _parent(address) if address.rstrip("/").endswith(f"/{options['table']}") else None
+    lake, table = config.lake, options["table"]
+    tables = {"queries": lake.queries, "qrels": lake.qrels or f"{_parent(lake.queries)}/qrels"}
+    return _parent(tables[table]) if tables.get(table, "").rstrip("/").endswith(f"/{table}") else None
 
 
 def _both_tables(storage: Storage, config: Config | None, context: click.Context) -> dict[str, Any]:
