@@ -193,6 +193,7 @@ def test_the_passage_with_the_words_of_the_query_is_shown(lake: Lake) -> None:
         (LONG, "lamp", "word word"),
         (f"{LONG}the {LONG}. A lamp, the last. {LONG}the lamp", "the LAMP", "… A lamp, the last."),
         ("あ" * 300 + "。赤いランプが点滅する。" + "い" * 300, "ランプの点滅", "… 赤いランプが点滅する。"),
+        ("東の京の都の" + "い" * 300 + "。東京都に雪。", "東京都", "… 東京都に雪。"),
         ("крот " * 90 + "Лампа мигает", "лампа мигает", "… Лампа мигает"),
     ],
 )

@@ -111,16 +111,16 @@ def test_judgements_that_match_nothing_are_said_aloud(make_lake, caplog):
         ranked={"q": ["a", *pieces]},
     )
     done = lake.evaluated()
-    queries = "1 judged queries are not in the queries table (p)"
+    queries = "judged queries that are not in the queries table: 1 (p)"
     documents = (
-        "5 judged documents are not in the documents table (long.txt, no0, no1, …); its ids are such as "
+        "judged documents that are not in the documents table: 5 (long.txt, no0, no1, …); its ids are such as "
         "long.txt#chunk=0"
     )
     assert [message for message in caplog.messages if "judged" in message][:2] == (
         [f"run r1: {queries}", f"run r1: {documents}"]
     )
     result = verdict(done.evaluation)
-    assert result.advice[:2] == (f"{queries}.", f"{documents[0].upper()}{documents[1:]}.")
+    assert result.advice[:2] == (f"J{queries[1:]}.", f"J{documents[1:]}.")
     assert "more to gain from the judgements" in result.ceiling
     assert "better ones" not in result.ceiling
 

@@ -36,10 +36,10 @@ class Unmatched:
         """What is to be said of them."""
         if self.queries:
             names = _names(self.query_ids, self.queries)
-            yield f"{self.queries:,} judged queries are not in the queries table ({names})"
+            yield f"judged queries that are not in the queries table: {self.queries:,} ({names})"
         if self.documents:
             yield (
-                f"{self.documents:,} judged documents are not in the documents table "
+                f"judged documents that are not in the documents table: {self.documents:,} "
                 f"({_names(self.doc_ids, self.documents)}); its ids are such as {self.example}"
             )
 
