@@ -20,7 +20,7 @@ from lakerank.runner import LocalRunner
 
 
 @pytest.fixture
-def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def arguments(tmp_path: Path, no_session: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A lake of one pair, in this folder; what is under test must not get as far as Spark, which finds no Java."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ FILES = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, no_session: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Some files; commands are called beside their folder, where nothing has been fetched."""
     folder = tmp_path / "my files"
     for name, text in FILES.items():
@@ -37,8 +36,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LAKERANK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))  # no small lake needs it
-    if pyspark := sys.modules.get("pyspark"):  # a session that another test has started would be joined
-        monkeypatch.setattr(pyspark.SparkContext, "_active_spark_context", None)
     return folder
 
 
