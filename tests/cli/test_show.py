@@ -164,6 +164,15 @@ def test_runs_are_in_the_order_of_their_publication_whatever_the_clock_said(lake
     assert [run["run_id"] for run in json.loads(_call("runs", "--json").stdout)["runs"]] == ["r0", "r1"]
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe: [", b"- a list\n", b"a: [\n"], ids=["bytes", "a list", "half"])
+def test_a_damaged_config_of_a_run_is_named(lake: Lake, content: bytes) -> None:
+    config = RunPaths(lake.paths.output, "r0").config
+    Path(config).write_bytes(content)
+    done = CliRunner().invoke(main, ["runs"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"{config}: " in done.stderr
+
+
 def test_the_output_of_a_search_is_enough(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its config names the folder as the search did, from another one; one at hand is of another lake."""
     output = Path(lake.paths.output)

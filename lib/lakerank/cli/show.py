@@ -278,11 +278,11 @@ def _run(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any]) -> dict
     """What a run's files say of it."""
     from lakerank.lake.runs import read_json
     from lakerank.lake.storage import join
-    from lakerank.settings import load_yaml
+    from lakerank.settings import parse_settings
 
     audit = read_json(storage, join(paths.folder, "audit.json"))
     evaluation = read_json(storage, join(paths.folder, "evaluation.json")) or {}
-    config = load_yaml((storage.read_optional(paths.config) or b"{}").decode())
+    config = parse_settings(storage.read_optional(paths.config) or b"{}", paths.config)
     model, counts = config.get("model"), manifest.get("counts", {})
     failed = audit is not None and not audit["passed"]
     state = "published" if manifest else "audit failed" if failed else "unfinished"
