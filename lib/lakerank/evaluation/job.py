@@ -108,7 +108,7 @@ def evaluate_run(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | Non
     plots = plots_of(evaluation)
     home, result = folder(inputs.paths, inputs.baseline), verdict(evaluation)
     _replace_all(storage, join(home, "queries"), _query_files(evaluation.queries))
-    images = ((f"{plot.name}.png", plot.png()) for plot in chain.from_iterable(plots.values()))
+    images = ((f"{plot.words.name}.png", plot.png) for plot in chain.from_iterable(plots.values()))
     _replace_all(storage, home, chain(_csv_files(evaluation, shown["queries"]), images))
     report, figures = f"{folder(inputs.paths, inputs.baseline, 'report')}.html", f"{home}.json"
     contents = {**evaluation.as_dict(), "verdict": result.outcome.value}

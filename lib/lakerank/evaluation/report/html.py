@@ -24,7 +24,6 @@ from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPL
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, SECONDARY
 from lakerank.evaluation.pairs import InputTable
 from lakerank.evaluation.report.plots import Plots
-from lakerank.evaluation.report.queries import RANK_GROUPS, rank_shifts
 from lakerank.evaluation.report.verdict import verdict
 
 _HEADINGS = {
@@ -60,8 +59,6 @@ def render(evaluation: Evaluation, shown: Mapping[str, Any], plots: Plots) -> st
         verdict=verdict(evaluation),
         tables=_table_rows(evaluation),
         first_stage=_first_stage(evaluation),
-        rank_groups=RANK_GROUPS,
-        shifts=rank_shifts(evaluation),
         few_queries=_FEW_QUERIES,
         least_kappa=LEAST_KAPPA,
         script=Markup(script),  # noqa: S704 - a file of the package
@@ -97,7 +94,6 @@ def _environment() -> jinja2.Environment:
         "share": lambda value: f"{value:.2%}",
         "language_tag": lambda value: value if value and _LANGUAGE_TAG.fullmatch(value) else None,
         "thumbnail": lru_cache(maxsize=None)(thumbnail),
-        "drawn": lambda plot: Markup(plot.svg()),  # noqa: S704 - matplotlib escapes its texts
     }
     return environment
 

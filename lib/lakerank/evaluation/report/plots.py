@@ -11,109 +11,79 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from lakerank.evaluation.analysis.averages import by_size
+from lakerank.evaluation.analysis.averages import Headline
 from lakerank.evaluation.analysis.scores import IMAGE, STAGES, TEXT, Gap, Weighted, bins, pooled
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.metrics.measures import PRIMARY
 from lakerank.evaluation.pairs import MODALITY_NAMES, Floats
 from lakerank.evaluation.report.cells import fit
 
-#: Dimensions drawn as boxes in a lake that is no benchmark: the first with enough slices.
-_BOXED = ("dataset", "language", "task", "slice")
 _FEWEST_DOTS = 3
-
 _RERANKED = "Reranked"
-_BOXES = ("Random order", "First stage", _RERANKED)
 
-#: Bins of the gains' histogram, from -1 to 1.
-_GAIN_BINS = 2001
-
-
-@dataclass(frozen=True, slots=True)
-class Palette:
-    """The colours of a drawing."""
-
-    ink: str
-    muted: str
-    rule: str
-    strong: str
-    soft: str
-    loss: str
-
-
-#: Placeholders of the page's colours, which no plot uses otherwise; and the colours of its light theme.
-_PAGE = Palette("#010101", "#020202", "#030303", "#040404", "#050505", "#060606")
-_LIGHT = Palette("#1b1f24", "#5c6570", "#dfe3e8", "#0b6e8f", "#c6ced6", "#b4531a")
 _PNG_DPI = 160
 
-Draw = Callable[[Axes, Palette], object]
+#: The colours of the page's light theme by their names in its style sheet: on the page the theme's take their places.
+_INK, _MUTED, _RULE = "#1b1f24", "#5c6570", "#dfe3e8"
+_STRONG, _SOFT, _LOSS = "#0b6e8f", "#c6ced6", "#b4531a"
+_NAMES = {_INK: "ink", _MUTED: "muted", _RULE: "rule", _STRONG: "strong", _SOFT: "soft", _LOSS: "loss"}
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.color": _INK,
+    "text.parse_math": False,  # a dataset's name may have dollars in it
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _RULE),
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), _MUTED),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
+    "ytick.major.size": 0,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.6,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Plot:
-    """A drawing with its file name, its caption, its text for screen readers, and its size in inches.
-
-    `axes` are the limits and labels, `percent` the axis ("x" or "y") whose values are shares.
-    """
+class Words:
+    """What is said of a plot: its file name without suffix, its caption, and its text for screen readers."""
 
     name: str
     caption: str
     alt: str
-    draw: Draw
-    axes: Mapping[str, Any]
-    percent: str = ""
-    size: tuple[float, float] = (3.4, 2.4)
 
-    def svg(self) -> str:
-        """The drawing alone, to be embedded in the page."""
-        buffer = io.StringIO()
-        with mpl.rc_context():
-            figure = self._figure(_PAGE)
-            figure.patch.set_alpha(0)
-            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-        return _themed(buffer.getvalue())
 
-    def png(self) -> bytes:
-        """A file, on white."""
-        buffer = io.BytesIO()
-        with mpl.rc_context():
-            metadata = {"Software": None, "Description": self.alt}
-            FigureCanvasAgg(self._figure(_LIGHT)).print_png(buffer, metadata=metadata)
-        return buffer.getvalue()
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A drawing: `svg` to be embedded in the page, `png` a file on white."""
 
-    def _figure(self, palette: Palette) -> Figure:
+    words: Words
+    svg: str
+    png: bytes
+
+
+def _plot(
+    words: Words, draw: Callable[[Axes], object], percent: str = "", size: tuple[float, float] = (3.4, 2.4), **axes: Any
+) -> Plot:
+    """A drawing of some inches. `percent` is the axis ("x" or "y") whose values are shares; `axes`: limits, labels."""
+    svg, png = io.StringIO(), io.BytesIO()
+    with mpl.rc_context():
         mpl.rcdefaults()  # a local matplotlibrc must not change the page
-        mpl.rcParams.update({**_style(palette), "svg.hashsalt": self.name})
-        figure = Figure(figsize=self.size, dpi=_PNG_DPI, layout="constrained")
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
-        self.draw(axes, palette)
-        axes.set(**self.axes)
-        if self.percent:
-            getattr(axes, f"{self.percent}axis").set_major_formatter(PercentFormatter(1, decimals=0))
-        return figure
-
-
-def _style(palette: Palette) -> dict[str, object]:
-    return {
-        "svg.fonttype": "none",
-        "font.size": 9,
-        "text.color": palette.ink,
-        "text.parse_math": False,  # a dataset's name may have dollars in it
-        **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), palette.rule),
-        **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), palette.muted),
-        **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
-        "ytick.major.size": 0,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.axisbelow": True,
-        "grid.linewidth": 0.6,
-    }
+        mpl.rcParams.update({**_STYLE, "svg.hashsalt": words.name})
+        figure = Figure(figsize=size, layout="constrained")
+        area = figure.add_subplot()
+        area.patch.set_alpha(0)
+        draw(area)
+        area.set(**axes)
+        if percent:
+            getattr(area, f"{percent}axis").set_major_formatter(PercentFormatter(1, decimals=0))
+        figure.savefig(png, dpi=_PNG_DPI, metadata={"Software": None, "Description": words.alt})
+        figure.patch.set_alpha(0)
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    return Plot(words, _themed(svg.getvalue()), png.getvalue())
 
 
 def _themed(svg: str) -> str:
@@ -125,8 +95,8 @@ def _themed(svg: str) -> str:
         svg = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     svg = re.sub(r"font: (\d+)px [^;\"]*", r"font-size: \1px; font-family: inherit", svg)
-    for name in Palette.__slots__:
-        svg = svg.replace(getattr(_PAGE, name), f"var(--{name})")
+    for colour, name in _NAMES.items():
+        svg = svg.replace(colour, f"var(--{name})")
     return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
 
 
@@ -136,55 +106,43 @@ Plots = Mapping[str | Gap, Sequence[Plot]]
 
 def plots_of(evaluation: Evaluation) -> Plots:
     """The plots of an evaluation."""
-    plots: dict[str | Gap, list[Plot]] = {"boxes": _box_plots(evaluation), "scores": _score_plots(evaluation)}
+    boxes = [
+        _box_plot(headline, evaluation.baseline)
+        for headline in evaluation.benchmarks
+        if len(headline.datasets) >= _FEWEST_DOTS
+    ]
+    plots: dict[str | Gap, list[Plot]] = {"boxes": boxes, "scores": _score_plots(evaluation)}
     return plots | {gap: _gap_plots(evaluation, gap) for gap in evaluation.gaps}
 
 
-def _box_plots(evaluation: Evaluation) -> list[Plot]:
-    """A box plot of each benchmark, every dataset a dot; of another lake, one of its datasets, languages or tasks."""
-    plots, dots = [], list[tuple[float | None, ...]]()
-    for headline in evaluation.benchmarks:
-        dots = [(None, dataset.first_stage, dataset.reranked, dataset.baseline) for dataset in headline.datasets]
-        about = headline.benchmark
-        if len(dots) >= _FEWEST_DOTS:
-            name = f"boxes-{headline.name}"
-            plots.append(_box_plot(name, about.title, about.measure_name, "dataset", dots, evaluation.baseline))
-    for dimension in () if evaluation.benchmarks else _BOXED:
-        slices = by_size(evaluation.slices, dimension)
-        if len(slices) >= _FEWEST_DOTS:
-            lists = [(part.random, part.first_stage, part.reranked, part.baseline) for part in slices]
-            dots = [tuple(None if figures is None else figures[PRIMARY] for figures in row) for row in lists]
-            return [_box_plot("boxes", f"By {dimension}", PRIMARY, dimension, dots, evaluation.baseline)]
-    return plots
-
-
-def _box_plot(
-    name: str, title: str, measure: str, dot: str, dots: Sequence[Sequence[float | None]], baseline: str | None
-) -> Plot:
-    """A box for the values of each list, and a dot for each value; reranked lists are drawn in the strong colour."""
-    columns = zip((*_BOXES, f"Run {fit(baseline or '', 20)}"), zip(*dots, strict=True), strict=True)
-    every = {label: [value for value in values if value is not None] for label, values in columns}
-    groups = {label: values for label, values in every.items() if values}
+def _box_plot(headline: Headline, baseline: str | None) -> Plot:
+    """A box for each list's figures of a benchmark, every dataset a dot; those of the reranked lists are in colour."""
+    figures = ((dataset.first_stage, dataset.reranked, dataset.baseline) for dataset in headline.datasets)
+    labels = ("First stage", _RERANKED, f"Run {fit(baseline or '', 20)}")
+    columns = dict(zip(labels, zip(*figures, strict=True), strict=True))
+    groups = {label: [value for value in column if value is not None] for label, column in columns.items()}
+    groups = {label: values for label, values in groups.items() if values}
     positions = list(range(len(groups), 0, -1))
 
-    def draw(axes: Axes, palette: Palette) -> None:
-        line = {"color": palette.muted, "linewidth": 1}
+    def draw(axes: Axes) -> None:
+        line = {"color": _MUTED, "linewidth": 1}
         axes.boxplot(
             list(groups.values()),
             positions=positions,
             orientation="horizontal",
             widths=0.55,
             showfliers=False,
-            medianprops={"color": palette.ink, "linewidth": 1.4},
+            medianprops={"color": _INK, "linewidth": 1.4},
             boxprops=line,
             whiskerprops=line,
             capprops=line,
         )
         for position, (label, values) in zip(positions, groups.items(), strict=True):
             spread = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.34  # so that dots do not hide each other
-            face, edge = (palette.strong,) * 2 if label == _RERANKED else (palette.soft, palette.muted)
-            marker: dict[str, Any] = {"color": face, "markersize": 3.4, "markeredgecolor": edge, "markeredgewidth": 0.5}
-            axes.plot(values, position + spread, "o", **marker)
+            face, edge = (_STRONG, _STRONG) if label == _RERANKED else (_SOFT, _MUTED)
+            axes.plot(
+                values, position + spread, "o", color=face, markersize=3.4, markeredgecolor=edge, markeredgewidth=0.5
+            )
         axes.set_yticks(positions, list(groups))
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
@@ -193,9 +151,11 @@ def _box_plot(
         f"{label}: median {np.median(values):.3f}, {min(values):.3f} to {max(values):.3f}"
         for label, values in groups.items()
     )
-    caption = f"{title}: {measure}, a dot for each of {len(groups[_RERANKED])} {dot}s; a box holds the middle half"
-    axes, size = {"xlim": (-0.02, 1.02), "xlabel": measure}, (5.2, 0.7 + 0.4 * len(groups))
-    return Plot(name, caption, f"{caption}. {medians}.", draw, axes, size=size)
+    measure = headline.benchmark.measure_name
+    dots = f"a dot for each of {len(headline.datasets)} datasets; a box holds the middle half"
+    caption = f"{headline.benchmark.title}: {measure}, {dots}"
+    words = Words(f"boxes-{headline.name}", caption, f"{caption}. {medians}.")
+    return _plot(words, draw, size=(5.2, 0.7 + 0.4 * len(groups)), xlim=(-0.02, 1.02), xlabel=measure)
 
 
 def _score_plots(evaluation: Evaluation) -> list[Plot]:
@@ -210,7 +170,7 @@ def _score_plots(evaluation: Evaluation) -> list[Plot]:
         )
         means = [np.average(values, weights=weights) if len(values) else 0.0 for values, weights in (relevant, others)]
         alt = f"{caption}. Means: {means[0]:.3f} and {means[1]:.3f}."
-        plots.append(_overlaid(f"histogram-{name}", (caption, alt), (others, relevant), edges, name))
+        plots.append(_overlaid(Words(f"histogram-{name}", caption, alt), (others, relevant), edges, name))
     return [*plots, _gain_plot(evaluation), *([_calibration_plot(evaluation)] if evaluation.calibration else [])]
 
 
@@ -231,52 +191,42 @@ def _gap_plots(evaluation: Evaluation, gap: Gap) -> list[Plot]:
         )
         figures = f" They share {comparison.overlap:.0%} of their area; AUC {comparison.auc:.2f}." if comparison else ""
         label = "first-stage score" if gap.stage == "first stage" else "logit"
-        plot_name = f"gap-{gap.stage.replace(' ', '-')}-{gap.query}-{name}"
-        plots.append(_overlaid(plot_name, (caption, f"{caption}.{figures}"), (texts, images), edges, label, "loss"))
+        words = Words(f"gap-{gap.stage.replace(' ', '-')}-{gap.query}-{name}", caption, f"{caption}.{figures}")
+        plots.append(_overlaid(words, (texts, images), edges, label, _LOSS))
     return plots
 
 
-def _overlaid(
-    name: str,
-    texts: tuple[str, str],
-    scores: tuple[Weighted, Weighted],
-    edges: Floats,
-    label: str,
-    line: str = "strong",
-) -> Plot:
-    """Two histograms in shares of their own pairs, one filled and one a line over it. `texts`: caption and alt."""
+def _overlaid(words: Words, scores: tuple[Weighted, Weighted], edges: Floats, label: str, line: str = _STRONG) -> Plot:
+    """Two histograms in shares of their own pairs, one filled and one a line over it."""
     filled, lined = (
         np.histogram(values, edges, weights=weights / max(weights.sum(), 1e-300))[0] for values, weights in scores
     )
 
-    def draw(axes: Axes, palette: Palette) -> None:
-        axes.stairs(filled, edges, fill=True, color=palette.soft)
-        axes.stairs(lined, edges, color=getattr(palette, line), linewidth=1.8)
+    def draw(axes: Axes) -> None:
+        axes.stairs(filled, edges, fill=True, color=_SOFT)
+        axes.stairs(lined, edges, color=line, linewidth=1.8)
 
-    axes = {"xlim": (edges[0], edges[-1]), "ylim": (0, None), "xlabel": label, "ylabel": "share of pairs"}
-    return Plot(name, *texts, draw, axes, percent="y")
+    limits = {"xlim": (edges[0], edges[-1]), "ylim": (0, None)}
+    return _plot(words, draw, percent="y", xlabel=label, ylabel="share of pairs", **limits)
 
 
 def _gain_plot(evaluation: Evaluation) -> Plot:
     """The change of every query, from the largest gain to the largest loss."""
-    gains = evaluation.queries.figures.gain  # (Q,) in [-1, 1]
-    numbers = np.clip(((gains + 1) / 2 * _GAIN_BINS).astype(int), 0, _GAIN_BINS - 1)
-    counts = np.bincount(numbers, minlength=_GAIN_BINS)
-    filled = np.flatnonzero(counts)[::-1]
-    changes = np.linspace(-1, 1, _GAIN_BINS * 2 + 1)[1::2][filled]
-    edges = np.concatenate([[0.0], np.cumsum(counts[filled]) / max(counts.sum(), 1)])
+    losses, counts = np.unique(-evaluation.queries.figures.gain.round(3), return_counts=True)
+    edges = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
 
-    def draw(axes: Axes, palette: Palette) -> None:
-        axes.stairs(np.maximum(changes, 0), edges, fill=True, color=palette.strong)
-        axes.stairs(np.minimum(changes, 0), edges, fill=True, color=palette.loss)
-        axes.axhline(0, color=palette.muted, linewidth=0.8)
+    def draw(axes: Axes) -> None:
+        axes.stairs(np.maximum(-losses, 0), edges, fill=True, color=_STRONG)
+        axes.stairs(np.minimum(-losses, 0), edges, fill=True, color=_LOSS)
+        axes.axhline(0, color=_MUTED, linewidth=0.8)
 
     before = "the first stage" if evaluation.overall.first_stage is not None else "the random baseline"
     same = evaluation.overall.queries - evaluation.gained - evaluation.lost
     caption = f"{evaluation.gained:,} queries gain over {before}, {evaluation.lost:,} lose, {same:,} stay"
-    labels = {"xlabel": "queries, from the largest gain to the largest loss", "ylabel": f"change of {PRIMARY}"}
-    axes = {"xlim": (0, 1), "ylim": (-1.05, 1.05), **labels}
-    return Plot("gains", caption, f"{PRIMARY} by query: {caption}.", draw, axes, percent="x")
+    words = Words("gains", caption, f"{PRIMARY} by query: {caption}.")
+    order = "queries, from the largest gain to the largest loss"
+    limits = {"xlim": (0, 1), "ylim": (-1.05, 1.05)}
+    return _plot(words, draw, percent="x", xlabel=order, ylabel=f"change of {PRIMARY}", **limits)
 
 
 def _calibration_plot(evaluation: Evaluation) -> Plot:
@@ -284,10 +234,10 @@ def _calibration_plot(evaluation: Evaluation) -> Plot:
     bins = evaluation.calibration
     relevance, relevant, pairs = zip(*((part.relevance, part.relevant, part.pairs) for part in bins), strict=True)
 
-    def draw(axes: Axes, palette: Palette) -> None:
-        axes.plot([0, 1], [0, 1], color=palette.muted, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.plot(relevance, relevant, color=palette.strong, linewidth=1.4)
-        axes.scatter(relevance, relevant, [8 + 52 * count / max(pairs) for count in pairs], color=palette.strong)
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.plot(relevance, relevant, color=_STRONG, linewidth=1.4)
+        axes.scatter(relevance, relevant, [8 + 52 * count / max(pairs) for count in pairs], color=_STRONG)
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
     caption = (
@@ -295,5 +245,5 @@ def _calibration_plot(evaluation: Evaluation) -> Plot:
         f"Expected calibration error {evaluation.calibration_error:.3f}"
     )
     steps = "; ".join(f"{part.relevance:.2f}: {part.relevant:.0%} of {part.pairs:,}" for part in bins)
-    axes = {"xlim": (-0.02, 1.02), "ylim": (-0.02, 1.02), "xlabel": "relevance", "ylabel": "judged relevant"}
-    return Plot("calibration", caption, f"{caption}. {steps}.", draw, axes, percent="y")
+    words, limits = Words("calibration", caption, f"{caption}. {steps}."), (-0.02, 1.02)
+    return _plot(words, draw, percent="y", xlim=limits, ylim=limits, xlabel="relevance", ylabel="judged relevant")

@@ -1,4 +1,4 @@
-"""The page's table of queries, and how far reranking moved their first relevant documents."""
+"""The page's table of queries."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from lakerank.evaluation.pairs import COUNTS
 
 #: Queries of the table, at most.
 MOST = 2000
-
-#: Ranks of the first relevant document, from 1, by their groups.
-RANK_GROUPS = ("1", "2–3", "4–10", "11 or below", "not in the list")
 
 
 def query_table(
@@ -41,12 +38,3 @@ def query_table(
         "change": gain[chosen],
         **lists,
     })  # fmt: skip
-
-
-def rank_shifts(evaluation: Evaluation) -> list[list[int]]:
-    """Queries by the group of their first relevant document's rank before (rows) and after (columns): RANK_GROUPS²."""
-    counts, size, never = evaluation.queries.counts, len(RANK_GROUPS), 1 << 40
-    groups = [np.digitize(counts[name].fill_null(never), [2, 4, 11, never]) for name in COUNTS[-2:]]
-    cells = (groups[0] * size + groups[1])[counts["relevant"].to_numpy() > 0]
-    table: list[list[int]] = np.bincount(cells, minlength=size**2).reshape(size, size).tolist()
-    return table
