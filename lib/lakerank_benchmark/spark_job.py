@@ -33,7 +33,6 @@ from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 from lakerank.rerank.run import Rerank, run
 from lakerank.rerank.score import RerankerFactory
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
-from lakerank.spark.runtime.frames import parallelism
 from lakerank.spark.runtime.runner import SparkRunner
 from lakerank.spark.runtime.session import package_path
 from lakerank_benchmark.benchmark import job_inputs
@@ -155,7 +154,9 @@ def time_job(spark: SparkSession, storage: Storage, job: Rerank, profile: Path) 
     if not summary["published"]:
         raise RuntimeError(f"the benchmark's run was not published: {summary['failed_audits']}")
     pairs = int(summary["scored"])
-    return EndToEnd("lakerank job", pairs, seconds, pairs / seconds, _shares(profile, seconds * parallelism(spark)))
+    return EndToEnd(
+        "lakerank job", pairs, seconds, pairs / seconds, _shares(profile, seconds * SparkRunner(spark).parallelism)
+    )
 
 
 def time_published(
@@ -173,7 +174,9 @@ def time_published(
         )
         for table, key, side in (("documents", "doc_id", "document"), ("queries", "query_id", "query"))
     )
-    pairs = spark.read.parquet(lake["candidates"]).select("query_id", "doc_id").repartition(parallelism(spark))
+    pairs = (
+        spark.read.parquet(lake["candidates"]).select("query_id", "doc_id").repartition(SparkRunner(spark).parallelism)
+    )
     joined = pairs.join(F.broadcast(documents), "doc_id").join(F.broadcast(queries), "query_id")
     factory: Any = make_predict  # PySpark's stub knows functions of one column alone
     logit = predict_batch_udf(factory, return_type=FloatType(), batch_size=_BATCH)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lakerank.spark.dataframe import Scoring, rerank
-    from lakerank.spark.udf import score_udf
+    from lakerank.spark.dataframe import Scoring, rerank, score_udf
 
 __all__ = ["Scoring", "rerank", "score_udf"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Scoring", "rerank"):
-        from lakerank.spark import dataframe
-
-        return getattr(dataframe, name)
-    if name == "score_udf":
-        from lakerank.spark.udf import score_udf
-
-        return score_udf
+    if name in __all__:
+        return getattr(import_module("lakerank.spark.dataframe"), name)
     raise AttributeError(f"module 'lakerank.spark' has no attribute {name!r}")
 
 

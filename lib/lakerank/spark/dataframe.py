@@ -6,20 +6,24 @@ the DataFrame API is used, no SparkContext.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import pandas_udf
+from pyspark.sql.pandas.types import from_arrow_schema
 
 from lakerank.errors import SchemaError
 from lakerank.limits import Limits
+from lakerank.model.api import RerankModel
 from lakerank.model.registry import LoadedReranker
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions, ScorerIdentity
 from lakerank.ranking import labels, relevance
@@ -31,10 +35,6 @@ _RESULTS = pa.schema([
     ("query_id", pa.string()), ("doc_id", pa.string()), ("logit", pa.float32()), ("relevance", pa.float32()),
     ("label", pa.int8()), ("truncated", pa.bool_()), ("reason", pa.string()), ("detail", pa.string()),
 ])  # fmt: skip
-_RESULTS_DDL = (
-    "query_id string, doc_id string, logit float, relevance float, label tinyint, truncated boolean, "
-    "reason string, detail string"
-)
 
 #: Results in an Arrow batch.
 _BATCH_ROWS = 4096
@@ -82,14 +82,13 @@ def rerank(
         SchemaError: a DataFrame lacks a column, or one is of another type; all faults are listed.
         CheckpointError: the checkpoint cannot be found here.
     """
-    scoring = model if isinstance(model, Scoring) else Scoring(CheckpointSpec(str(model)))
     _check(candidates, documents, queries)
-    worker = ScoreGroups(scoring, scoring.checkpoint.identify(scoring.limits))
+    scoring, scorer = _identified(model)
     partitions = scoring.partitions or int(spark.conf.get("spark.sql.shuffle.partitions") or 200)
     pairs = candidates.select(F.col("query_id").cast("string"), F.col("doc_id").cast("string")).distinct()
     rows = _pairs(pairs, candidates, queries).unionByName(_documents(documents, pairs))
     grouped = rows.repartition(partitions, "doc_id").sortWithinPartitions("doc_id", "part", "query_id")
-    results = grouped.mapInArrow(worker, _RESULTS_DDL)
+    results = grouped.mapInArrow(ScoreGroups(scoring, scorer), from_arrow_schema(_RESULTS))
     best_first = Window.partitionBy("query_id", F.col("reason").isNull()).orderBy(F.desc("logit"), "doc_id")
     ranked = results.withColumn("rank", F.when(F.col("reason").isNull(), F.row_number().over(best_first)))
     if scoring.depth is not None:
@@ -97,6 +96,27 @@ def rerank(
     types = dict(candidates.dtypes)
     ids = [F.col(name).cast(types[name]).alias(name) for name in ("query_id", "doc_id")]
     return ranked.select(*ids, "rank", "logit", "relevance", "label", "truncated", "reason", "detail")
+
+
+def score_udf(model: str | Scoring) -> Callable[..., object]:
+    """A function of columns (query, text) to a column of logits, null where a pair cannot be scored.
+
+    Pairs are scored batch by batch: a document's work is shared only by queries in the same Arrow batch. `rerank`
+    brings them together. Raises CheckpointError: the checkpoint cannot be found here.
+    """
+    scoring, scorer = _identified(model)
+
+    def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]:
+        reranker = RerankModel(_worker_model(scoring, scorer), "", "", 0, scoring.device, "", scoring.limits)
+        for queries, texts in batches:
+            yield pd.Series(reranker.score(zip(queries, texts, strict=True), errors="null"))
+
+    return pandas_udf(score, "float")  # type: ignore[call-overload,no-any-return]
+
+
+def _identified(model: str | Scoring) -> tuple[Scoring, ScorerIdentity]:
+    scoring = model if isinstance(model, Scoring) else Scoring(CheckpointSpec(str(model)))
+    return scoring, scoring.checkpoint.identify(scoring.limits)
 
 
 def _check(candidates: DataFrame, documents: DataFrame, queries: DataFrame | None) -> None:
@@ -178,8 +198,8 @@ class ScoreGroups:
         """Results of groups; where there are none, no model is loaded."""
         first = next(groups, None)
         if first is not None:
-            reranker = worker_model(self.scoring, self.scorer)
-            yield from reranker.score_groups(_chain(first, groups))
+            reranker = _worker_model(self.scoring, self.scorer)
+            yield from reranker.score_groups(chain([first], groups))
 
     def _results(self, results: Sequence[ScoredPair | Reject]) -> pa.RecordBatch:
         scored = [isinstance(result, ScoredPair) for result in results]
@@ -199,11 +219,6 @@ class ScoreGroups:
             "detail": [r.detail if isinstance(r, Reject) else None for r in results],
         }
         return pa.RecordBatch.from_pydict(columns, schema=_RESULTS)
-
-
-def _chain(first: DocumentGroup, others: Iterator[DocumentGroup]) -> Iterator[DocumentGroup]:
-    yield first
-    yield from others
 
 
 def _groups(rows: Iterator[dict[str, Any]], rejects: list[Reject]) -> Iterator[DocumentGroup]:
@@ -238,7 +253,7 @@ def _key_fault(contents: Sequence[dict[str, Any]], documents: int) -> RejectReas
 _MODELS: dict[tuple[str, str], LoadedReranker] = {}
 
 
-def worker_model(scoring: Scoring, scorer: ScorerIdentity) -> LoadedReranker:
+def _worker_model(scoring: Scoring, scorer: ScorerIdentity) -> LoadedReranker:
     """The process's model for a task, loaded by its first; without `device_threads`, on the task's share of cores."""
     device = device_for_task(scoring.device)
     key = scorer.fingerprint, device

@@ -16,7 +16,6 @@ from lakerank.evaluation.pairs import ROWS, InputTable, judged_only, whole_queri
 from lakerank.evaluation.rows import MODALITIES, document_modalities, known_modality, query_rows, table_rows
 from lakerank.lake.storage import Storage
 from lakerank.runner import gather, one_row
-from lakerank.spark.runtime.frames import describe_job, parallelism, scatter
 from lakerank.spark.runtime.runner import SparkRunner
 
 #: Rows that a task sorts, and that the driver receives at once, about.
@@ -31,14 +30,14 @@ _BLOCKS = pa.schema([pa.field("rows", pa.binary()), pa.field("unjudged", pa.int6
 
 def blocks_in_spark(spark: SparkSession) -> ReadBlocks:
     """For `lakerank.evaluation.evaluation.evaluate`: reads and sorts the tables in Spark."""
-    return lambda storage, inputs: _blocks(spark, storage, inputs)
+    return lambda storage, inputs: _blocks(SparkRunner(spark), storage, inputs)
 
 
-def _blocks(spark: SparkSession, storage: Storage, inputs: Inputs) -> Iterator[Block]:
+def _blocks(runner: SparkRunner, storage: Storage, inputs: Inputs) -> Iterator[Block]:
     """Blocks of BLOCK_ROWS rows; the driver holds those of two tasks at a time."""
-    tasks = max(parallelism(spark), -(-inputs.rows // _TASK_ROWS))
-    rows = _rows(spark, storage, inputs).repartition(tasks, "query_id").sortWithinPartitions("query_id", "doc_id")
-    describe_job(spark, "evaluate: the judged queries")
+    tasks = max(runner.parallelism, -(-inputs.rows // _TASK_ROWS))
+    rows = _rows(runner, storage, inputs).repartition(tasks, "query_id").sortWithinPartitions("query_id", "doc_id")
+    runner.describe("evaluate: the judged queries")
     for block in rows.mapInArrow(_packed, from_arrow_schema(_BLOCKS)).toLocalIterator(prefetchPartitions=True):
         with pa.ipc.open_stream(block["rows"]) as reader:
             yield reader.read_all(), block["unjudged"]
@@ -55,20 +54,19 @@ def _packed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield one_row(_BLOCKS, sink.getvalue().to_pybytes(), unjudged)
 
 
-def _rows(spark: SparkSession, storage: Storage, inputs: Inputs) -> DataFrame:
+def _rows(runner: SparkRunner, storage: Storage, inputs: Inputs) -> DataFrame:
     """The rows of all tables (ROWS); lists of unjudged queries are left out here where the judgements are few."""
-
-    tasks, labels = 4 * parallelism(spark), inputs.labels
+    tasks, labels = 4 * runner.parallelism, inputs.labels
 
     def read_table(table: InputTable) -> DataFrame:
         groups = inputs.row_groups(table)
-        return scatter(spark, groups, lambda group: table_rows(storage, table, *group), ROWS, tasks)
+        return runner.scatter(groups, lambda group: table_rows(storage, table, *group), ROWS, tasks)
 
     queries = inputs.row_groups(InputTable.QUERY)
-    rows = scatter(spark, queries, lambda group: query_rows(storage, *group, labels), ROWS, tasks)
+    rows = runner.scatter(queries, lambda group: query_rows(storage, *group, labels), ROWS, tasks)
     qrels = read_table(InputTable.QREL)
     rows = rows.unionByName(qrels)
-    lists = [_with_modalities(spark, storage, inputs, read_table(InputTable.CANDIDATE)), read_table(InputTable.RANKED)]
+    lists = [_with_modalities(runner, storage, inputs, read_table(InputTable.CANDIDATE)), read_table(InputTable.RANKED)]
     if inputs.baseline is not None:
         lists.append(read_table(InputTable.BASELINE))
     judged = F.broadcast(qrels.select("query_id").distinct())
@@ -78,19 +76,19 @@ def _rows(spark: SparkSession, storage: Storage, inputs: Inputs) -> DataFrame:
     return rows
 
 
-def _with_modalities(spark: SparkSession, storage: Storage, inputs: Inputs, candidates: DataFrame) -> DataFrame:
+def _with_modalities(runner: SparkRunner, storage: Storage, inputs: Inputs, candidates: DataFrame) -> DataFrame:
     """Candidates with the modality of their documents; most lakes have one modality, which the footers tell."""
-    groups, tasks = row_groups(inputs.documents), 4 * parallelism(spark)
+    groups, tasks = row_groups(inputs.documents), 4 * runner.parallelism
 
     def read_footer(group: tuple[str, int]) -> Iterator[pa.RecordBatch]:
         yield one_row(_MODALITY, known_modality(storage, *group))
 
-    describe_job(spark, "evaluate: modalities of the documents")
-    modalities = gather(SparkRunner(spark), groups, read_footer, _MODALITY, tasks)["modality"]
+    runner.describe("evaluate: modalities of the documents")
+    modalities = gather(runner, groups, read_footer, _MODALITY, tasks)["modality"]
     distinct = pc.unique(modalities).to_pylist()
     if len(distinct) == 1 and distinct[0] is not None:
         return candidates.withColumn("modality", F.lit(distinct[0]).cast("tinyint"))
-    documents = scatter(spark, groups, lambda group: document_modalities(storage, *group), MODALITIES, tasks)
+    documents = runner.scatter(groups, lambda group: document_modalities(storage, *group), MODALITIES, tasks)
     documents = documents.groupBy("doc_id").agg(F.max("modality").alias("modality"))
     if sum(fragment.rows for fragment in inputs.documents) <= _BROADCAST_ROWS:
         documents = F.broadcast(documents)

@@ -1,20 +1,22 @@
-"""A `Runner` whose tasks are Spark's: rows are frames, and the JVM sees counts and packed batches."""
+"""A `Runner` whose tasks are Spark's: the JVM sees ids, counts and packed batches; tasks read the lake with pyarrow."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TypeVar
 
 import pyarrow as pa
+from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema
 
-from lakerank.runner import COUNTS, Counts, DeviceWork, PartWork, Places, Work, counts_of, gather
-from lakerank.spark.runtime.frames import describe_job, own_workers, parallelism, scatter
+from lakerank.runner import COUNTS, Counts, DeviceWork, PartWork, Places, Work, counts_of, gather, unpack
 from lakerank.spark.runtime.overdue import ended_when_overdue
 from lakerank.spark.runtime.session import device_for_task, unmanaged_gpus
-from lakerank.spark.runtime.shuffle import exchange
 
 T = TypeVar("T")
 
@@ -28,25 +30,40 @@ class SparkRunner:
     @property
     def parallelism(self) -> int:
         """Tasks that can run at once."""
-        return parallelism(self.spark)
+        return self.spark.sparkContext.defaultParallelism
 
     def begin(self, job: str) -> None:
         """Put what follows under one heading in the Spark UI."""
         self.spark.sparkContext.setLocalProperty("spark.jobGroup.id", f"lakerank {job}")
 
     def describe(self, step: str) -> None:
-        """Name what follows in the Spark UI."""
-        describe_job(self.spark, step)
+        """Name what follows in the Spark UI: its jobs, and their stages, which would be called after a line of code."""
+        self.spark.sparkContext.setJobDescription(step)
+        self.spark.sparkContext.setLocalProperty("callSite.short", step)
 
     def scatter(self, items: Sequence[T], work: Work[T], schema: pa.Schema, tasks: int | None = None) -> DataFrame:
         """A frame of what `work` yields for each item."""
-        return scatter(self.spark, items, work, schema, tasks)
+        count = len(items)
+
+        def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                for index in batch.column(0).to_pylist():
+                    yield from work(items[index])
+
+        ids = self.spark.range(0, count, 1, numPartitions=max(1, min(count, tasks or count)))
+        return ids.mapInArrow(run, from_arrow_schema(schema))
 
     def exchange(
         self, rows: Sequence[DataFrame], parts: int, kinds: Mapping[int, pa.Schema], work: PartWork, schema: pa.Schema
     ) -> DataFrame:
-        """Shuffle frames of BATCHES."""
-        return exchange(rows, parts, kinds, work, schema)
+        """Shuffle frames of BATCHES: the JVM moves packed batches unopened, thousands of rows in one."""
+
+        def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            context = TaskContext.get()
+            yield from work(context.partitionId() if context else 0, unpack(batches, kinds))
+
+        union = reduce(DataFrame.unionAll, rows)
+        return union.repartitionById(parts, "part").mapInArrow(run, from_arrow_schema(schema))
 
     def collect(self, rows: DataFrame, schema: pa.Schema) -> pa.Table:
         """The frame's rows."""
@@ -62,5 +79,21 @@ class SparkRunner:
         of_task = -(-len(items) // tasks) if tasks else 1
         deadline = replace(deadline, least_s=of_task * deadline.least_s, first_s=of_task * deadline.first_s)
         watched = ended_when_overdue(self.spark.sparkContext, deadline, lambda index: f"unit {items[index * of_task]}")
-        with own_workers(self.spark, "score"), watched:
+        with _own_workers(self.spark, "score"), watched:
             return gather(self, items, lambda item: work(item, device_for_task(places.device)), schema, tasks)
+
+
+@contextmanager
+def _own_workers(spark: SparkSession, name: str) -> Iterator[None]:
+    """Frames made within run in Python workers of their own, never in idle ones that served other stages.
+
+    Spark hands a task any idle worker with the same environment, and stages with several Python steps leave more idle
+    workers than cores. Were scoring tasks to meet those, each would load a model; in an environment of their own there
+    are as many workers as tasks at once.
+    """
+    environment = spark.sparkContext.environment
+    environment["LAKERANK_WORKERS"] = name
+    try:
+        yield
+    finally:
+        del environment["LAKERANK_WORKERS"]
