@@ -109,7 +109,7 @@ def test_a_lake_can_fill_its_tables_first(dags: dict[str, Any]) -> None:
     tasks = dags["rerank_nightly_products"]["tasks"]
     assert tasks["ingest"]["downstream"] == ["candidates"]
     assert tasks["candidates"]["downstream"] == ["check"]
-    assert tasks["candidates"]["arguments"] == ["--depth", "50", "--skip-same-id"]
+    assert tasks["candidates"]["arguments"] == ["--depth", "50", "--verbose"]
     assert tasks["check"]["arguments"] == ["--stage", "check", "--min-rows", "documents=5"]
     check = dags["rerank_nightly_manuals"]["tasks"]["check"]
     assert check["arguments"] == ["--stage", "check", "--min-rows", "candidates=1000"]

@@ -84,8 +84,6 @@ def test_in_a_small_lake_all_other_documents_follow_each_list(lake):
     rows = pq.read_table(lake.folder / "candidates").to_pylist()
     assert [row["first_stage_score"] is None for row in rows[:3]] == [False, False, True]
     assert lake.find(depth=2, fill_pairs=whole - 1)["candidates"] == 4
-    lake.write("queries", [{"query_id": "d5", "text": "nowhere"}])
-    assert lake.find(fill_pairs=whole, skip_same_id=True)["candidates"] == len(TEXTS) - 1
 
 
 def test_a_page_is_found_by_its_text_for_search(lake):
@@ -143,8 +141,6 @@ def test_lists_are_fused_by_reciprocal_ranks(lake):
     assert lake.lists()["q3"] == ["d5", "d1"], "the order of a list counts, ties included"
     score = pq.read_table(lake.folder / "candidates")["first_stage_score"][0].as_py()
     assert score == pytest.approx(2 / 61, rel=1e-6)
-    lake.find("weighted", runs=["a.trec", "b.trec"], method="none", fusion="weighted")
-    assert lake.lists("weighted") == {"q1": ["d5", "d0"], "q3": ["d1", "d5"]}
 
 
 def test_a_run_alone_keeps_its_scores_and_order(lake):
@@ -179,14 +175,6 @@ def test_a_small_lake_is_taken_whole_within_a_bound(lake):
     assert lake.lists() == {query: [f"d{n}" for n in range(6)] for query in QUERIES}
     with pytest.raises(ConfigError, match="4 queries × 6 documents are 24 pairs, more than --max-pairs 23"):
         lake.find(method="all-pairs", max_pairs=23)
-
-
-def test_a_query_in_its_own_corpus_can_be_left_out(lake):
-    lake.write("queries", [{"query_id": "d0", "text": "red apple"}])
-    lake.find("with", depth=2)
-    lake.find("without", depth=2, skip_same_id=True)
-    assert lake.lists("with") == {"d0": ["d0", "d4"]}
-    assert lake.lists("without") == {"d0": ["d4", "d3"]}
 
 
 @pytest.mark.parametrize("columns", [["doc_id", "text"], ["query_id", "doc_id", "relevance"]])

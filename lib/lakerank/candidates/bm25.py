@@ -18,10 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lakerank.errors import DependencyError
+from lakerank.ranking import Float64, Int64
 
 Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
 
 #: Anserini's parameters, as in BEIR's and MIRACL's own BM25 figures (which also stem English).
 K1, B = 0.9, 0.4
@@ -69,16 +68,10 @@ class Terms:
         self._optional = regex.compile(_OPTIONAL)
         self._digits = regex.compile(r"(?V1)[\p{Nd}--[0-9]]")
 
-    def __call__(self, text: str) -> list[str]:
-        """The terms of a query, in order, each as often as it occurs."""
-        return self._split(text, is_document=False)
-
-    def of_document(self, text: str) -> list[str]:
-        """The terms of a document: those of a query, and single characters of scripts without spaces for queries of
-        one character."""
-        return self._split(text, is_document=True)
-
-    def _split(self, text: str, is_document: bool) -> list[str]:
+    def __call__(self, text: str, is_document: bool = False) -> list[str]:
+        """The terms of a query, in order, each as often as it occurs. A document has those of a query, and single
+        characters of scripts without spaces for queries of one character.
+        """
         if text.isascii():
             return _ASCII_WORDS.findall(text.lower())
         terms: list[str] = []
@@ -112,7 +105,7 @@ class PostingsBuilder:
 
     def add(self, doc_id: str, text: str) -> bool:
         """Add a document; False if it has no term at all."""
-        terms = self._terms.of_document(text)
+        terms = self._terms(text, is_document=True)
         if not terms:
             return False
         self.documents += 1

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lakerank.candidates.bm25 import Int32, Int64, Terms
+from lakerank.candidates.bm25 import Int32, Terms
 from lakerank.candidates.run_files import RunFault, RunLine, best_items, no_known_query, read_run
 from lakerank.lake.columns import decode_text
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import Fragment, fragments, opened, read_table_file, row_group_bytes
+from lakerank.lake.tables import Fragment, opened, read_table_file, row_group_bytes
+from lakerank.ranking import Int64
 
 #: `search_text` is what a document is found by and the model does not read; where it is null, `text` is.
 SEARCHED = pa.schema(
@@ -179,8 +180,3 @@ def read_lists(storage: Storage, uri: str, queries: Queries, depth: int, faults:
     columns = ([number for number, _ in rows], [line.doc_id for _, line in rows], [line.score for _, line in rows])
     arrays = [pa.array(column, kind) for column, kind in zip(columns, ITEMS.types, strict=True)]
     return RunList(uri, pa.Table.from_arrays(arrays, schema=ITEMS), np.array([line.line for _, line in rows], np.int64))
-
-
-def table_files(storage: Storage, documents: str, queries: str) -> tuple[list[Fragment], list[Fragment]]:
-    """The files of both tables, their columns checked. Raises SchemaError, StorageError."""
-    return fragments(storage, documents, SEARCHED), fragments(storage, queries, ASKED)

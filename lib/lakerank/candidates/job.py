@@ -14,24 +14,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from lakerank.candidates.bm25 import statistics
 from lakerank.candidates.inputs import (
+    ASKED,
+    SEARCHED,
     Faults,
     RunList,
     chunk_documents,
     document_chunks,
     read_lists,
     read_queries,
-    table_files,
 )
 from lakerank.candidates.search import KINDS, NAMED_QUERIES, REPORT, ROW_GROUP_ROWS, Options, Search
 from lakerank.credentials import redacted
 from lakerank.errors import ConfigError, IngestError, StorageError
 from lakerank.lake import has_wildcard, is_local, is_table_part, local_path
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import opened, parquet_bytes
+from lakerank.lake.tables import fragments, opened, parquet_bytes
 from lakerank.runner import BATCHES, COUNTS, LocalRunner, Runner, total_of
 from lakerank.schemas import CANDIDATES
 
@@ -83,11 +83,11 @@ def find_candidates(
     started = time.monotonic()
     if faults := [*options.faults(), *_output_faults(storage, addresses)]:
         raise ConfigError(faults)
-    documents, queries = table_files(storage, addresses.documents, addresses.queries)
+    documents, queries = fragments(storage, addresses.documents, SEARCHED), fragments(storage, addresses.queries, ASKED)
     work = join(addresses.output, f"_work-{uuid.uuid4().hex[:8]}")
     search = Search(storage, read_queries(storage, queries), document_chunks(storage, documents), options, work)
     rejects = Faults()
-    lists = [read_lists(storage, uri, search.queries, search.depth, rejects) for uri in options.runs]
+    lists = [read_lists(storage, uri, search.queries, options.depth, rejects) for uri in options.runs]
     try:
         if options.method == "all-pairs":
             counts, reports = _all_pairs(search)
@@ -95,7 +95,7 @@ def find_candidates(
             with choose_runner(sum(chunk.bytes for chunk in search.chunks)) as runner:
                 counts, reports = _search(runner, search, lists, rejects)
             if options.method == "bm25" and counts["documents"] * len(search.queries.ids) <= options.fill_pairs:
-                reports = _fill(search, reports)
+                reports = _fill(search, _document_ids(search), reports)
         summary = _summary(search, counts, reports)
         rejected = _write_rejects(storage, addresses.output, rejects)
         if advice:
@@ -153,8 +153,7 @@ def _store_lists(search: Search, lists: Sequence[RunList]) -> None:
 
 def _all_pairs(search: Search) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Every document as a candidate of every query, without scores or ranks."""
-    documents = (chunk_documents(search.storage, chunk, with_text=False) for chunk in search.chunks)
-    doc_ids = sorted({doc_id for of_chunk in documents for doc_id, _ in of_chunk})
+    doc_ids = _document_ids(search)
     count = len(doc_ids) * len(search.queries.ids)
     if count > search.options.max_pairs:
         raise ConfigError([
@@ -162,23 +161,18 @@ def _all_pairs(search: Search) -> tuple[dict[str, int], list[dict[str, Any]]]:
             f"pairs, more than --max-pairs {search.options.max_pairs:,}; raise it, or use --method bm25"
         ])  # fmt: skip
     search = replace(search, options=replace(search.options, depth=max(1, len(doc_ids))))
-    reports = []
-    for part in search.parts:
-        ids = [search.queries.ids[query] for query in search.queries_of(part)]
-        pairs = ((query_id, doc_id) for query_id in ids for doc_id in doc_ids)
-        kept = [pair for pair in pairs if not (search.options.skip_same_id and pair[0] == pair[1])]
-        columns = {"query_id": [pair[0] for pair in kept], "doc_id": [pair[1] for pair in kept]}
-        nulls = {name: pa.nulls(len(kept), CANDIDATES.field(name).type) for name in CANDIDATES.names[2:]}
-        reports += search.write(part, pa.Table.from_pydict({**columns, **nulls}, CANDIDATES)).to_pylist()
-    return {"documents": len(doc_ids)}, reports
+    return {"documents": len(doc_ids)}, _fill(search, doc_ids, [])
 
 
-def _fill(search: Search, reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every other document after each list."""
-    documents = (chunk_documents(search.storage, chunk, with_text=False) for chunk in search.chunks)
-    doc_ids = sorted({doc_id for of_chunk in documents for doc_id, _ in of_chunk})
+def _fill(search: Search, doc_ids: Sequence[str], reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add every other document to each list; returns the report of each file."""
     written = {report["part"] for report in reports if report["rows"]}
     return [row for part in search.parts for row in search.fill(part, doc_ids, part in written).to_pylist()]
+
+
+def _document_ids(search: Search) -> list[str]:
+    documents = (chunk_documents(search.storage, chunk, with_text=False) for chunk in search.chunks)
+    return sorted({doc_id for of_chunk in documents for doc_id, _ in of_chunk})
 
 
 def _summary(search: Search, counts: dict[str, int], reports: Sequence[dict[str, Any]]) -> dict[str, Any]:

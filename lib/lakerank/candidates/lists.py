@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakerank.candidates.bm25 import Int64
 from lakerank.candidates.inputs import ITEMS
-from lakerank.ranking import Float64, Fusion, fused
+from lakerank.ranking import Int64, ranks
 from lakerank.schemas import CANDIDATES
 
 
@@ -20,52 +19,46 @@ def best_of(items: pa.Table, depth: int) -> pa.Table:
     items = items.sort_by(order).combine_chunks()
     _, first = np.unique(_pairs(items), return_index=True)
     items = items.take(pa.array(np.sort(first)))
-    return items.filter(pa.array(_ranks(items["query"].to_numpy()) <= depth))
+    return items.filter(pa.array(_ranks(items) <= depth))
 
 
-def fuse(lists: Sequence[pa.Table], fusion: Fusion) -> pa.Table:
-    """Several tables of ITEMS, each sorted by query and best first, as one, sorted likewise; scores are the fused."""
+def fuse(lists: Sequence[pa.Table], k: float) -> pa.Table:
+    """Several tables of ITEMS, each sorted by query and best first, as one, sorted likewise.
+
+    Scores are sums of 1 / (k + rank): the order of a list counts, ties included (reciprocal rank fusion; Cormack,
+    Clarke and Büttcher, SIGIR 2009).
+    """
     items = pa.concat_tables(lists)
-    source = np.repeat(np.arange(len(lists)), [len(table) for table in lists])
     pairs, first, pair = np.unique(_pairs(items), return_index=True, return_inverse=True)
+    shares = 1.0 / (k + np.concatenate([_ranks(table) for table in lists]))
+    scores = np.bincount(pair, shares, len(pairs)).astype(np.float32).astype(np.float64)
     query, document = pairs >> 32, pairs & 0xFFFFFFFF
-    if fusion.method == "reciprocal_rank":  # the order of a list counts, ties included
-        scores: Float64 = -np.concatenate([_ranks(table["query"].to_numpy()) for table in lists]).astype(np.float64)
-    else:
-        scores = items["score"].to_numpy()
-    by_list = np.full((len(lists), len(query)), np.nan, np.float32)
-    by_list[source, pair] = scores
-    score = fused(query, by_list, document, fusion).astype(np.float64)
-    order = np.lexsort((document, -score, query))
+    order = np.lexsort((document, -scores, query))
     doc_ids = items["doc_id"].take(pa.array(first[order]))
-    return pa.Table.from_arrays(
-        [pa.array(query[order].astype(np.int32)), doc_ids, pa.array(score[order])], schema=ITEMS
-    )
+    arrays = [pa.array(query[order].astype(np.int32)), doc_ids, pa.array(scores[order])]
+    return pa.Table.from_arrays(arrays, schema=ITEMS)
 
 
-def candidates(items: pa.Table, ids: Sequence[str], depth: int, skip_same_id: bool) -> pa.Table:
+def candidates(items: pa.Table, ids: Sequence[str], depth: int) -> pa.Table:
     """ITEMS, sorted by query and best first, as CANDIDATES: ranks from 1, up to `depth`."""
-    query_ids = pa.array(ids, pa.string()).take(items["query"])
-    if skip_same_id:
-        differs = pc.not_equal(query_ids, items["doc_id"])
-        items, query_ids = items.filter(differs), query_ids.filter(differs)
-    ranks = pa.array(_ranks(items["query"].to_numpy()).astype(np.int32))
-    arrays = [query_ids, items["doc_id"], items["score"], ranks]
-    rows = pa.Table.from_arrays(arrays, schema=CANDIDATES)
+    query_ids, numbers = pa.array(ids, pa.string()).take(items["query"]), pa.array(_ranks(items))
+    rows = pa.Table.from_arrays([query_ids, items["doc_id"], items["score"], numbers], schema=CANDIDATES)
     return rows.filter(pc.less_equal(rows["first_stage_rank"], depth))
 
 
-def filled(rows: pa.Table, query_ids: Sequence[str], doc_ids: Sequence[str], skip_same_id: bool) -> pa.Table:
-    """CANDIDATES with the other documents, in their order, after each query's own; scores are null, ranks go on."""
-    lists: dict[str, list[tuple[str, float | None]]] = {query_id: [] for query_id in query_ids}
+def filled(rows: pa.Table, query_ids: Sequence[str], doc_ids: Sequence[str], ranked: bool) -> pa.Table:
+    """CANDIDATES with the other documents, in their order, after each query's own: no scores; ranks go on, or none."""
+    lists: dict[str, dict[str, float | None]] = {query_id: {} for query_id in query_ids}
     for query_id, doc_id, score in zip(*(rows[name].to_pylist() for name in CANDIDATES.names[:3]), strict=True):
-        lists[query_id].append((doc_id, score))
-    columns: list[tuple[str, str, float | None, int]] = []
-    for query_id, listed in lists.items():
-        known = {doc_id for doc_id, _ in listed} | ({query_id} if skip_same_id else set())
-        whole = [*listed, *((doc_id, None) for doc_id in doc_ids if doc_id not in known)]
-        columns += [(query_id, doc_id, score, rank) for rank, (doc_id, score) in enumerate(whole, start=1)]
-    return pa.Table.from_pylist([dict(zip(CANDIDATES.names, row, strict=True)) for row in columns], CANDIDATES)
+        lists[query_id][doc_id] = score
+    whole = [(query_id, own | dict.fromkeys([d for d in doc_ids if d not in own])) for query_id, own in lists.items()]
+    columns = (
+        [query_id for query_id, scores in whole for _ in scores],
+        [doc_id for _, scores in whole for doc_id in scores],
+        [score for _, scores in whole for score in scores.values()],
+        [rank if ranked else None for _, scores in whole for rank in range(1, len(scores) + 1)],
+    )
+    return pa.Table.from_pydict(dict(zip(CANDIDATES.names, columns, strict=True)), CANDIDATES)
 
 
 def _pairs(items: pa.Table) -> Int64:
@@ -85,8 +78,6 @@ def _codes(doc_ids: pa.ChunkedArray) -> Int64:
     return np.asarray(place[coded.indices.to_numpy()])
 
 
-def _ranks(queries: Int64) -> Int64:
-    """Ranks from 1 within each query of queries (P,) that come sorted."""
-    starts = np.flatnonzero(np.diff(queries, prepend=-1))
-    lengths = np.diff(np.append(starts, len(queries)))
-    return np.arange(len(queries)) - np.repeat(starts, lengths) + 1
+def _ranks(items: pa.Table) -> np.ndarray:
+    """Ranks (P,) int32 from 1 within each query of ITEMS that come sorted by query."""
+    return ranks(np.diff(items["query"].to_numpy(), prepend=-1) != 0)

@@ -20,7 +20,6 @@ from lakerank.candidates.inputs import ITEMS, Chunk, Queries, chunk_documents
 from lakerank.candidates.lists import best_of, candidates, filled, fuse
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened, parquet_bytes, read_table_file
-from lakerank.ranking import Fusion
 from lakerank.runner import histogram, one_row, pack, totals
 from lakerank.schemas import CANDIDATES
 
@@ -42,7 +41,7 @@ REPORT = pa.schema([
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How candidates are found: by a method, in run files, or both. `k1` and `b` are BM25's.
+    """How candidates are found: by a method, in run files, or both. `rrf_k` is fusion's k; `k1` and `b` are BM25's.
 
     In a lake of up to `fill_pairs` pairs all other documents follow each list of BM25, without a score.
     """
@@ -50,12 +49,10 @@ class Options:
     method: Literal["bm25", "all-pairs", "none"] = "bm25"
     runs: tuple[str, ...] = ()
     depth: int = 100
-    fusion: Literal["reciprocal_rank", "weighted"] = "reciprocal_rank"
     rrf_k: float = 60.0
     k1: float = K1
     b: float = B
     max_pairs: int = 1_000_000
-    skip_same_id: bool = False
     fill_pairs: int = 0
 
     def faults(self) -> list[str]:
@@ -87,10 +84,6 @@ class Search:
     @property
     def parts(self) -> range:
         return range(-(-len(self.queries.ids) // self.queries_per_file))
-
-    @property
-    def depth(self) -> int:
-        return self.options.depth + self.options.skip_same_id
 
     def postings_file(self, number: int) -> str:
         return join(self.work, f"postings-{number:06d}.parquet")
@@ -125,7 +118,7 @@ class Search:
         index = PostingsIndex(self._read(self.postings_file(number), POSTINGS), self.statistics)
         doc_ids = pa.array(index.doc_ids, pa.string())
         for part in self.parts:
-            hits = [(query, *index.search(self.queries.terms_of(query), self.depth)) for query in self.queries_of(part)]
+            hits = [(q, *index.search(self.queries.terms_of(q), self.options.depth)) for q in self.queries_of(part)]
             queries = np.repeat(np.array([query for query, *_ in hits], np.int32), [len(at) for _, at, _ in hits])
             at = np.concatenate([at for _, at, _ in hits])
             scores = np.concatenate([scores for *_, scores in hits])
@@ -143,16 +136,11 @@ class Search:
 
     def merge(self, part: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         """Fuse what is there for a file of queries and write it; yields its report."""
-        listed, lists = tables[LISTED], []
-        if self.options.method == "bm25":
-            lists.append(best_of(tables[HITS], self.depth))
-        for number in range(self.lists):
-            items = listed.filter(pc.equal(listed["list"], number)).select(ITEMS.names)
-            lists.append(items)
-        if len(lists) > 1:
-            weights = tuple(1 / len(lists) for _ in lists)
-            lists = [fuse(lists, Fusion(self.options.fusion, weights, self.options.rrf_k))]
-        yield self.write(part, candidates(lists[0], self.queries.ids, self.options.depth, self.options.skip_same_id))
+        listed, depth = tables[LISTED], self.options.depth
+        lists = [best_of(tables[HITS], depth)] if self.options.method == "bm25" else []
+        lists += [listed.filter(pc.equal(listed["list"], at)).select(ITEMS.names) for at in range(self.lists)]
+        items = lists[0] if len(lists) == 1 else fuse(lists, self.options.rrf_k)
+        yield self.write(part, candidates(items, self.queries.ids, depth))
 
     def write(self, part: int, rows: pa.Table) -> pa.RecordBatch:
         """Write the candidates of a file of queries; returns its report."""
@@ -168,13 +156,13 @@ class Search:
         return range(first, min(first + self.queries_per_file, len(self.queries.ids)))
 
     def fill(self, part: int, doc_ids: Sequence[str], is_written: bool) -> pa.RecordBatch:
-        """Write a file of queries anew, with the other documents after each list; returns its report."""
+        """Write a file of queries anew, the other documents after each list of BM25; returns its report."""
         rows = CANDIDATES.empty_table()
         if is_written:
             with opened(self.storage, self.part_file(part)) as parquet:
                 rows = parquet.read()
         ids = [self.queries.ids[query] for query in self.queries_of(part)]
-        return self.write(part, filled(rows, ids, doc_ids, self.options.skip_same_id))
+        return self.write(part, filled(rows, ids, doc_ids, ranked=self.options.method == "bm25"))
 
     def _read(self, uri: str, schema: pa.Schema) -> pa.Table:
         return pa.Table.from_batches((batch for *_, batch in read_table_file(self.storage, uri, schema)), schema)

@@ -30,19 +30,14 @@ IN_PROCESS_BYTES = 2**29
 )  # fmt: skip
 @click.option("--depth", type=click.IntRange(min=1), default=100, show_default=True, help="Candidates of each query.")
 @click.option(
-    "--fuse", type=click.Choice(["rrf", "weighted"]), default="rrf", show_default=True,
-    help="How several lists become one: by reciprocal ranks, or by the mean of scores scaled to 0–1 in each list.",
+    "--rrf-k", type=click.FloatRange(min=0), default=60, show_default=True,
+    help="The constant k of reciprocal rank fusion, by which several lists become one.",
 )  # fmt: skip
-@click.option("--rrf-k", type=click.FloatRange(min=0), default=60, show_default=True, help="The constant k of rrf.")
 @click.option("--k1", type=click.FloatRange(min=0), default=0.9, show_default=True, help="BM25's k1.")
 @click.option("--b", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="BM25's b.")
 @click.option(
     "--max-pairs", type=click.IntRange(min=1), default=1_000_000, show_default=True,
     help="The most pairs that all-pairs may write.",
-)  # fmt: skip
-@click.option(
-    "--skip-same-id", is_flag=True,
-    help="A document with the id of the query is no candidate of it: for queries that stand in their own corpus.",
 )  # fmt: skip
 @click.option("--output", metavar="FOLDER", help="Folder of the table.  [default: lake.candidates of the config]")
 @click.option(
@@ -65,9 +60,8 @@ def candidates(config_path: Path, overrides: Sequence[str], verbose: bool, **opt
 
 
 def find_candidates_of(
-    config: Config, output: str | None = None, engine: str = "auto", fuse: str = "rrf", advice: str | None = None,
-    **options: Any,
-) -> dict[str, Any]:  # fmt: skip
+    config: Config, output: str | None = None, engine: str = "auto", advice: str | None = None, **options: Any
+) -> dict[str, Any]:
     """Write the candidates of a lake; returns the job's summary. `advice`: see `find_candidates`."""
     from lakerank.candidates.job import ADVICE, Addresses, find_candidates
     from lakerank.candidates.search import Options
@@ -89,9 +83,8 @@ def find_candidates_of(
 
     lake = config.lake.located()
     addresses = Addresses(lake.documents, lake.queries, output or lake.candidates)
-    found_by = Options(fusion="reciprocal_rank" if fuse == "rrf" else "weighted", **options)
     words = ADVICE if advice is None else advice
-    return find_candidates(resolve.storage(config.lake.storage), addresses, found_by, runner, words)
+    return find_candidates(resolve.storage(config.lake.storage), addresses, Options(**options), runner, words)
 
 
 if __name__ == "__main__":
