@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.evaluation.analysis.scores import Sample
+from lakerank.evaluation.analysis.scores import SCORED_PAIR, sampled
 from lakerank.evaluation.evaluation import evaluate
 from lakerank.evaluation.inputs import Inputs, LakeTables, Totals, find_inputs
 from lakerank.evaluation.job import evaluate_run
@@ -78,10 +78,7 @@ def test_blocks_in_any_order_have_the_figures_of_all_together(seed, reverse):
     parts = evaluated(blocks[::-1] if reverse else blocks)
     assert parts.as_dict() == whole.as_dict()
     assert parts.examples == whole.examples
-    assert parts.samples.keys() == whole.samples.keys()
-    for stratum, sample in parts.samples.items():
-        assert sample.count == whole.samples[stratum].count
-        np.testing.assert_array_equal(sample.kept, whole.samples[stratum].kept)
+    assert parts.pairs.tobytes() == whole.pairs.tobytes()
     assert whole.overall.queries == sum(1 for n in range(QUERIES) if n % 11 and n % 5)
     assert whole.unjudged == sum(1 for n in range(QUERIES) if n % 11 and not n % 5)
     assert whole.without_candidates == 0
@@ -93,26 +90,28 @@ def test_only_judged_queries_are_kept():
     assert unjudged == sum(1 for n in range(QUERIES) if n % 11 and not n % 5)
 
 
-def test_a_merged_sample_is_a_reservoir_sample_of_all():
+def test_a_sample_in_parts_is_a_reservoir_sample_of_all():
     generator = np.random.default_rng(0)
     parts = []
     for number in range(30):
-        rows = np.zeros((1000, 6))
-        rows[:, 0], rows[:, 1] = generator.random(1000), number
-        parts.append(Sample(1000, rows))
+        pairs = np.ones(1200, SCORED_PAIR)
+        pairs["draw"], pairs["logit"] = generator.integers(0, 1 << 62, 1200), number
+        pairs["judgement"][1000:] = 0  # another stratum, of fewer pairs
+        parts.append(pairs)
 
-    def merged(samples):
-        first, *others = samples
-        for other in others:
-            first = first.merge(other)
-        return first
+    def in_turn(parts):
+        result = np.zeros(0, SCORED_PAIR)
+        for part in parts:
+            result = sampled(np.concatenate([result, part]))
+        return result
 
-    result = merged([merged(parts[:10]), merged(parts[10:])])
-    assert (result.count, len(result.kept), result.weight) == (30_000, 10_000, 3.0)
-    assert result.column("draw").max() == pytest.approx(1 / 3, abs=0.01)
-    shares = np.bincount(result.column("logit").astype(int))
-    assert shares.min() > 270
-    np.testing.assert_array_equal(merged(parts[::-1]).kept, result.kept)
+    whole = in_turn(parts)
+    few, many = (whole[whole["judgement"] == grade] for grade in (0, 1))
+    assert (len(few), set(few["weight"])) == (6000, {1.0})
+    assert (len(many), set(many["weight"])) == (10_000, {3.0})
+    assert many["draw"].max() / (1 << 62) == pytest.approx(1 / 3, abs=0.01)
+    assert np.bincount(many["logit"].astype(int)).min() > 270
+    np.testing.assert_array_equal(in_turn(parts[::-1]), whole)
 
 
 @given(st.lists(st.integers(1, 9), max_size=12), st.integers(1, 12), st.integers(1, 6))

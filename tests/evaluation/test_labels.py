@@ -17,21 +17,18 @@ from hypothesis import strategies as st
 from lakerank.config import load_config
 from lakerank.errors import EvaluationError
 from lakerank.evaluation.analysis.calibration import agreement, calibration, fit, fitted_thresholds
-from lakerank.evaluation.analysis.scores import JudgedPairs
+from lakerank.evaluation.analysis.scores import SCORED_PAIR
 from lakerank.evaluation.report.terminal import fit_lines
 from lakerank.ranking import labels
 
 ROOT = Path(__file__).parents[2]
 
 
-def judged(relevance, grade, weight=None):
-    grade = np.asarray(grade, np.int64)
-    zeros, half = np.zeros_like(grade), np.arange(len(grade)) % 2
-    weight = np.ones(len(grade)) if weight is None else weight.astype(np.float64)
-    return JudgedPairs(
-        logit=zeros, relevance=np.asarray(relevance, np.float64), grade=grade, label=zeros, weight=weight, half=half,
-        has_image=zeros > 0, unjudged_are_0=False,
-    )  # fmt: skip
+def judged(relevance, grade, weight=1):
+    pairs = np.zeros(len(grade), SCORED_PAIR)
+    pairs["relevance"], pairs["judgement"], pairs["weight"] = relevance, grade, weight
+    pairs["half"] = np.arange(len(grade)) % 2
+    return pairs
 
 
 def test_agreement_by_hand():

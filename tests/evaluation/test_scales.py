@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from lakerank.config import load_config
 from lakerank.errors import EvaluationError
 from lakerank.evaluation.analysis.calibration import fit_scales, log_loss, platt
-from lakerank.evaluation.analysis.scores import Sample, Stratum
+from lakerank.evaluation.analysis.scores import SCORED_PAIR, ScoredPairs
 from lakerank.evaluation.pairs import MODALITY_NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -31,15 +31,12 @@ def drawn(scale: float, bias: float, pairs: int, seed: int = 0) -> tuple[np.ndar
     return logit, (random.random(pairs) < 1 / (1 + np.exp(-scale * logit - bias))).astype(np.float64)
 
 
-def sample(logit: np.ndarray, seen: int | None = None) -> Sample:
-    zeros = np.zeros(len(logit))
-    half = np.arange(len(logit)) % 2
-    relevance = 1 / (1 + np.exp(-logit))
-    return Sample(seen or len(logit), np.stack([zeros, logit, relevance, zeros, zeros, half], axis=1))
-
-
-def samples(logit: np.ndarray, relevant: np.ndarray, query: int, document: int) -> dict[Stratum, Sample]:
-    return {Stratum(query, document, grade): sample(logit[relevant == grade]) for grade in (0, 1)}
+def pairs(logit: np.ndarray, judgement: np.ndarray | int, query: int, document: int, weight: float = 1) -> ScoredPairs:
+    result = np.zeros(len(logit), SCORED_PAIR)
+    result["logit"], result["relevance"] = logit, 1 / (1 + np.exp(-logit))
+    result["judgement"], result["weight"], result["half"] = judgement, weight, np.arange(len(logit)) % 2
+    result["query_modality"], result["modality"] = query, document
+    return result
 
 
 @settings(max_examples=20, deadline=None)
@@ -48,65 +45,61 @@ def test_the_fit_is_that_of_another_library(scale, bias, seed):
     logit, relevant = drawn(scale, bias, 3000, seed)
     weight = np.where(np.arange(3000) % 3, 1.0, 2.5)
     other = LogisticRegression(C=np.inf, tol=1e-8).fit(logit[:, None], relevant, sample_weight=weight)
-    result = platt(logit, relevant, weight)
+    result = platt(logit, relevant > 0, weight)
     assert result == pytest.approx((other.coef_[0, 0], other.intercept_[0]), rel=0.05, abs=0.05)
 
 
 def test_pairs_that_a_threshold_parts_have_a_finite_fit():
     logit = np.array([-2.0, -1.0, 1.0, 2.0])
-    scale, bias = platt(logit, (logit > 0).astype(float), np.ones(4))
+    scale, bias = platt(logit, logit > 0, np.ones(4))
     assert 0 < scale < 10
     assert bias == pytest.approx(0, abs=1e-3)
 
 
 def test_each_reranker_is_fitted_to_its_own_pairs():
     text, image = drawn(0.5, -1, 8000, 1), drawn(2, 0.5, 8000, 2)
-    parts = samples(*text, TEXT, TEXT) | samples(*image, TEXT, IMAGE)
-    fits = fit_scales(parts)
+    fits = fit_scales(np.concatenate([pairs(*text, TEXT, TEXT), pairs(*image, TEXT, IMAGE)]))
     assert (fits["text"].scale, fits["text"].bias) == pytest.approx((0.5, -1), abs=0.1)
     assert (fits["image"].scale, fits["image"].bias) == pytest.approx((2, 0.5), abs=0.1)
-    assert fits["image"].log_loss < fits["image"].current
-    assert fits["image"].held_out == pytest.approx(fits["image"].log_loss, abs=0.01)
+    losses = fits["image"].log_loss
+    assert losses["fitted"] < losses["current"]
+    assert losses["held_out"] == pytest.approx(losses["fitted"], abs=0.01)
     for query, document in ((IMAGE, TEXT), (TEXT, BOTH), (IMAGE, IMAGE)):
-        moved = samples(*text, TEXT, TEXT) | samples(*image, query, document)
+        moved = np.concatenate([pairs(*text, TEXT, TEXT), pairs(*image, query, document)])
         assert fit_scales(moved)["image"] == fits["image"]
 
 
 def test_a_kept_pair_counts_for_all_that_it_stands_for():
     logit, relevant = drawn(1, 0, 4000)
-    parts = samples(logit, relevant, TEXT, TEXT)
-    parts[Stratum(TEXT, TEXT, 0)] = sample(logit[relevant == 0], seen=10 * int((relevant == 0).sum()))
-    fit = fit_scales(parts)["text"]
+    fit = fit_scales(pairs(logit, relevant, TEXT, TEXT, np.where(relevant == 1, 1, 10)))["text"]
     assert fit.bias == pytest.approx(-np.log(10), abs=0.2)
     assert fit.pairs == int(relevant.sum()) + 10 * int((relevant == 0).sum())
 
 
 def test_unjudged_pairs_count_as_not_relevant_where_only_relevant_ones_are_named():
     logit, relevant = drawn(1, 0, 4000)
-    named = {
-        Stratum(TEXT, TEXT, 1): sample(logit[relevant == 1]),
-        Stratum(TEXT, TEXT, None): sample(logit[relevant == 0]),
-    }
-    assert fit_scales(named)["text"] == fit_scales(samples(logit, relevant, TEXT, TEXT))["text"]
-    both = samples(logit, relevant, TEXT, TEXT) | {Stratum(TEXT, TEXT, None): sample(logit)}
-    assert fit_scales(both)["text"] == fit_scales(samples(logit, relevant, TEXT, TEXT))["text"]
+    judged = pairs(logit, relevant, TEXT, TEXT)
+    named = pairs(logit, np.where(relevant == 1, 1, -1), TEXT, TEXT)
+    assert fit_scales(named)["text"] == fit_scales(judged)["text"]
+    both = np.concatenate([judged, pairs(logit, -1, TEXT, TEXT)])
+    assert fit_scales(both)["text"] == fit_scales(judged)["text"]
 
 
 def test_without_judgements_of_both_kinds_there_is_no_fit():
     logit, relevant = drawn(1, 0, 200)
-    assert fit_scales(samples(logit, relevant, TEXT, TEXT))["image"] is None
+    assert fit_scales(pairs(logit, relevant, TEXT, TEXT))["image"] is None
     with pytest.raises(EvaluationError, match="judge more documents"):
-        fit_scales({Stratum(TEXT, TEXT, 1): sample(logit)})
+        fit_scales(pairs(logit, 1, TEXT, TEXT))
 
 
 def test_logits_that_fall_as_relevance_rises_are_no_mans_scale():
     logit, relevant = drawn(1, 0, 500)
     with pytest.raises(EvaluationError, match="pairs with an image: logits fall as relevance rises"):
-        fit_scales(samples(-logit, relevant, IMAGE, TEXT))
+        fit_scales(pairs(-logit, relevant, IMAGE, TEXT))
 
 
 def test_log_loss_by_hand():
-    result = log_loss(np.array([0.5, 0.9]), np.array([1.0, 0.0]), np.array([1.0, 3.0]))
+    result = log_loss(np.array([0.5, 0.9]), np.array([True, False]), np.array([1.0, 3.0]))
     assert result == pytest.approx((np.log(2) + 3 * np.log(10)) / 4)
 
 

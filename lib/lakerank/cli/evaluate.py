@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,9 +169,8 @@ def _existing(storage: Storage, output: str, options: Options) -> Options:
 def _fit_labels(storage: Storage, result: Evaluated, config: Config) -> dict[str, Any]:
     """Fit label thresholds and write the config with them."""
     from lakerank.evaluation.analysis.calibration import fit
-    from lakerank.evaluation.analysis.scores import JudgedPairs
 
-    thresholds = fit(JudgedPairs.of(result.evaluation.samples))
+    thresholds = fit(result.evaluation.pairs)
     ranking = config.ranking.model_copy(update={"label_thresholds": thresholds.thresholds})
     return {**thresholds.as_dict(), "config": _write_fitted(storage, result, config, {"ranking": ranking})}
 
@@ -180,12 +179,12 @@ def _fit_calibration(storage: Storage, result: Evaluated, config: Config) -> dic
     """Fit logit scales and, if the config names two rerankers, write it with them."""
     from lakerank.evaluation.analysis.calibration import fit_scales
 
-    fits = fit_scales(result.evaluation.samples)
+    fits = fit_scales(result.evaluation.pairs)
     address = None
     if isinstance(config.model, RoutedConfig):
         model = config.model.rescaled({name: (fit.scale, fit.bias) for name, fit in fits.items() if fit})
         address = _write_fitted(storage, result, config, {"model": model})
-    return {**{name: fit and fit.as_dict() for name, fit in fits.items()}, "config": address}
+    return {**{name: fit and asdict(fit) for name, fit in fits.items()}, "config": address}
 
 
 def _write_fitted(storage: Storage, result: Evaluated, config: Config, fitted: dict[str, Any]) -> str:

@@ -14,7 +14,16 @@ from lakerank.credentials import redacted
 from lakerank.errors import SchemaError
 from lakerank.evaluation.analysis.averages import MODALITY, Headline, Slice, headlines, slices, winoground_logits
 from lakerank.evaluation.analysis.calibration import Agreement, CalibrationBin, agreement, calibration
-from lakerank.evaluation.analysis.scores import Gap, JudgedPairs, Sample, Samples, Stratum, gaps, sample_pairs
+from lakerank.evaluation.analysis.scores import (
+    SCORED_PAIR,
+    Gap,
+    ScoredPairs,
+    gaps,
+    graded,
+    sampled,
+    scored_pairs,
+    unjudged_are_0,
+)
 from lakerank.evaluation.examples import ExamplePool, merge_pools, pool_of
 from lakerank.evaluation.inputs import BENCHMARK_LABELS, Inputs, row_groups
 from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED, Hashes, Summary, query_hashes
@@ -76,8 +85,7 @@ class Evaluation:
     calibration: tuple[CalibrationBin, ...]
     calibration_error: float
     agreement: Agreement
-    unjudged_are_0: bool
-    samples: Samples
+    pairs: ScoredPairs
     examples: ExamplePool
 
     @property
@@ -93,6 +101,11 @@ class Evaluation:
     def without_candidates(self) -> int:
         """Judged queries that have no candidate."""
         return int(pc.sum(pc.equal(self.queries.counts["candidates"], 0)).as_py() or 0)
+
+    @property
+    def unjudged_are_0(self) -> bool:
+        """Whether documents without a judgement count as 0 for calibration and labels, too."""
+        return unjudged_are_0(self.pairs)
 
     @property
     def gained(self) -> int:
@@ -160,7 +173,7 @@ def evaluate(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | None = 
     for rows, unjudged in (read_blocks or blocks_here)(storage, inputs):
         collector.add(rows, unjudged)
     queries = collector.queries()
-    pairs = JudgedPairs.of(collector.samples)
+    pairs = graded(collector.pairs)
     bins, error = calibration(pairs)
     return Evaluation(
         inputs=inputs,
@@ -170,12 +183,11 @@ def evaluate(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | None = 
         overall=Slice.of(Summary(queries.figures, queries.hashes)),
         slices=tuple(slices(queries.summaries, inputs.dimensions)),
         benchmarks=tuple(headlines(queries.summaries(BENCHMARK_LABELS), collector.winoground_logits)),
-        gaps=tuple(gaps(collector.samples)),
+        gaps=tuple(gaps(collector.pairs)),
         calibration=tuple(bins),
         calibration_error=error,
-        agreement=agreement(pairs.label, pairs.grade, pairs.weight),
-        unjudged_are_0=pairs.unjudged_are_0,
-        samples=collector.samples,
+        agreement=agreement(pairs["label"], pairs["judgement"], pairs["weight"]),
+        pairs=collector.pairs,
         examples=collector.examples,
     )
 
@@ -193,7 +205,7 @@ class _Collector:
         self.unjudged = 0
         self.unlisted = Unlisted()
         self._judgements = np.zeros(1, np.uint64)
-        self.samples: dict[Stratum, Sample] = {}
+        self.pairs: ScoredPairs = np.zeros(0, SCORED_PAIR)
         self.examples: ExamplePool = {}
         self.winoground_logits: dict[str, Mapping[str, float]] = {}
 
@@ -213,8 +225,7 @@ class _Collector:
         table = pa.table(columns, self._schema)
         self._tables.append(table.filter(pa.array(pairs.is_known)))
         self._figures.append(block)
-        for stratum, sample in sample_pairs(pairs, pairs.is_known, hashes).items():
-            self.samples[stratum] = self.samples[stratum].merge(sample) if stratum in self.samples else sample
+        self.pairs = sampled(np.concatenate([self.pairs, scored_pairs(pairs, pairs.is_known, hashes)]))
         by_task = "task" in self._inputs.dimensions
         self.examples = merge_pools(self.examples, pool_of(pairs, queries, block, hashes[queries], by_task))
         self.winoground_logits |= winoground_logits(pairs)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import expit
 
 from lakerank.errors import EvaluationError
-from lakerank.evaluation.analysis.scores import JudgedPairs, Samples
-from lakerank.evaluation.pairs import Floats, Ints
+from lakerank.evaluation.analysis.scores import IMAGE, ScoredPairs, graded, unjudged_are_0
+from lakerank.evaluation.pairs import Bools, Floats, Ints
 from lakerank.ranking import labels
 
 #: The pairs of each of two rerankers, by its name in `model:`.
@@ -33,17 +33,17 @@ class CalibrationBin:
     relevant: float
 
 
-def calibration(pairs: JudgedPairs) -> tuple[list[CalibrationBin], float]:
-    """Ten equal bins of relevance, and the expected calibration error.
+def calibration(pairs: ScoredPairs) -> tuple[list[CalibrationBin], float]:
+    """Ten equal bins of relevance of graded pairs, and the expected calibration error.
 
     The error is the mean distance between relevance and the share judged relevant, over pairs (M. Pakdaman Naeini et
     al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015).
     """
-    number = np.minimum((pairs.relevance * _BINS).astype(int), _BINS - 1)
-    weight = np.bincount(number, pairs.weight, _BINS)
+    number = np.minimum((pairs["relevance"] * _BINS).astype(int), _BINS - 1)
+    weight = np.bincount(number, pairs["weight"], _BINS)
     with np.errstate(invalid="ignore"):
-        mean = np.bincount(number, pairs.weight * pairs.relevance, _BINS) / weight
-        share = np.bincount(number, pairs.weight * (pairs.grade > 0), _BINS) / weight
+        mean = np.bincount(number, pairs["weight"] * pairs["relevance"], _BINS) / weight
+        share = np.bincount(number, pairs["weight"] * (pairs["judgement"] > 0), _BINS) / weight
     filled = np.flatnonzero(weight)
     bins = [CalibrationBin(float(mean[row]), round(weight[row]), float(share[row])) for row in filled]
     error = float((np.abs(mean - share) * weight)[filled].sum() / weight.sum()) if len(filled) else 0.0
@@ -136,42 +136,61 @@ class Fit:
         }
 
 
-def fit(pairs: JudgedPairs) -> Fit:
+def fit(pairs: ScoredPairs) -> Fit:
     """Fit a threshold for every grade above the lowest.
 
     Raises:
         EvaluationError: the judgements have fewer than two grades, or relevance has fewer values than grades.
     """
-    grades = tuple(int(grade) for grade in np.unique(pairs.grade))
+    implied, pairs = unjudged_are_0(pairs), graded(pairs)
+    grades, grade = np.unique(pairs["judgement"], return_inverse=True)
     if len(grades) < 2:
         raise EvaluationError(
-            f"ranked pairs have {len(grades)} grade(s) {list(grades)}: labels are fitted to two or more; "
+            f"ranked pairs have {len(grades)} grade(s) {grades.tolist()}: labels are fitted to two or more; "
             "judge more documents, or rank deeper"
         )
-    pairs = replace(pairs, grade=np.searchsorted(grades, pairs.grade))
-    thresholds = fitted_thresholds(pairs, len(grades))
+    pairs["judgement"] = grade
 
-    def predict(fitted: JudgedPairs, measured: JudgedPairs) -> Floats | None:
-        if min(len(np.unique(fitted.grade)), len(np.unique(fitted.relevance))) < len(grades):
+    def predict(fitted: ScoredPairs, measured: ScoredPairs) -> Ints | None:
+        if min(len(np.unique(fitted["judgement"])), len(np.unique(fitted["relevance"]))) < len(grades):
             return None
-        return labels(measured.relevance.astype(np.float32), fitted_thresholds(fitted, len(grades))).astype(np.float64)
+        return _labels(measured, fitted_thresholds(fitted, len(grades)))
 
-    def agrees(label: npt.NDArray[Any]) -> Agreement:
-        return agreement(label.astype(np.int64), pairs.grade, pairs.weight)
+    def agrees(label: Ints) -> Agreement:
+        return agreement(label, grade, pairs["weight"])
 
-    held_out = pairs.held_out(predict)
+    thresholds = fitted_thresholds(pairs, len(grades))
+    held_out = _held_out(pairs, predict)
     return Fit(
         thresholds,
-        grades,
-        agrees(labels(pairs.relevance.astype(np.float32), thresholds)),
-        None if held_out is None else agrees(held_out),
-        agrees(pairs.label),
-        pairs.unjudged_are_0,
+        tuple(grades.tolist()),
+        agrees(_labels(pairs, thresholds)),
+        None if held_out is None else agrees(held_out.astype(np.int64)),
+        agrees(pairs["label"]),
+        implied,
     )
 
 
-def fitted_thresholds(pairs: JudgedPairs, grades: int) -> tuple[float, ...]:
+def _labels(pairs: ScoredPairs, thresholds: tuple[float, ...]) -> Ints:
+    return labels(pairs["relevance"].astype(np.float32), thresholds).astype(np.int64)
+
+
+def _held_out(pairs: ScoredPairs, predict: Callable[[ScoredPairs, ScoredPairs], Floats | Ints | None]) -> Floats | None:
+    """What `predict(fitted, measured)` says of each half of the queries, fitted to the other: (N,), or None."""
+    result = np.zeros(len(pairs))
+    for half in (0, 1):
+        measured = pairs["half"] != half
+        predicted = predict(pairs[~measured], pairs[measured])
+        if predicted is None:
+            return None
+        result[measured] = predicted
+    return result
+
+
+def fitted_thresholds(pairs: ScoredPairs, grades: int) -> tuple[float, ...]:
     """The rising thresholds, one less than `grades`, whose labels have the highest weighted kappa: the exact optimum.
+
+    Judgements are numbers of grades, from 0.
 
     Kappa is 1 − N/D, where both N, the observed disagreement, and D, the disagreement expected at random, are sums over
     pairs. So Dinkelbach's method (Management Science 13, 1967) finds the smallest ratio: the thresholds that minimise
@@ -180,11 +199,11 @@ def fitted_thresholds(pairs: JudgedPairs, grades: int) -> tuple[float, ...]:
     Raises:
         EvaluationError: relevance has fewer values than there are grades.
     """
-    values, of_pair = np.unique(pairs.relevance, return_inverse=True)
+    values, of_pair = np.unique(pairs["relevance"], return_inverse=True)
     if len(values) < grades:
         raise EvaluationError(f"relevance takes {len(values)} value(s) only: too few to tell {grades} grades apart")
     mass = np.zeros((grades, len(values)))
-    np.add.at(mass, (pairs.grade, of_pair), pairs.weight)
+    np.add.at(mass, (pairs["judgement"], of_pair), pairs["weight"])
     steps = (np.arange(grades)[:, None] - np.arange(grades)[None, :]) ** 2  # (label, grade)
     observed = steps @ mass  # (label, value): disagreement if all pairs of a value get a label
     expected = (steps @ (mass.sum(axis=1) / mass.sum()))[:, None] * mass.sum(axis=0)[None, :]
@@ -227,26 +246,18 @@ def _between(low: float, high: float) -> float:
 class ScaleFit:
     """relevance = sigmoid(scale × logit + bias), fitted to the judgements.
 
-    `log_loss` is over the pairs of the fit, `held_out` that of fits to half the queries on the other half (None where a
-    half has no relevant pairs, or no others), `current` that of the run's own relevance. In nats a pair.
+    `log_loss`, in nats a pair: `current` of the run's own relevance, `fitted` over the pairs of the fit, `held_out` of
+    fits to half the queries on the other half (None where a half has no relevant pairs, or no others).
     """
 
     scale: float
     bias: float
     pairs: int
     relevant: int
-    log_loss: float
-    held_out: float | None
-    current: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a job's summary."""
-        losses = {"current": self.current, "fitted": self.log_loss, "held_out": self.held_out}
-        counts = {name: getattr(self, name) for name in ("scale", "bias", "pairs", "relevant")}
-        return counts | {"log_loss": {name: None if loss is None else round(loss, 4) for name, loss in losses.items()}}
+    log_loss: Mapping[str, float | None]
 
 
-def fit_scales(samples: Samples) -> dict[str, ScaleFit | None]:
+def fit_scales(pairs: ScoredPairs) -> dict[str, ScaleFit | None]:
     """Fits for the pairs of PAIRS; None where none is judged relevant, or every one.
 
     Pairs without a judgement count as not relevant where the judgements name relevant documents alone.
@@ -254,50 +265,52 @@ def fit_scales(samples: Samples) -> dict[str, ScaleFit | None]:
     Raises:
         EvaluationError: there is nothing to fit to, or logits fall as relevance rises.
     """
-    pairs = JudgedPairs.of(samples)
-    fits = {name: _fit_scale(name, pairs.where(pairs.has_image == (name == "image"))) for name in PAIRS}
+    pairs = graded(pairs)
+    has_image = (pairs["query_modality"] | pairs["modality"]) & IMAGE > 0
+    fits = {name: _fit_scale(name, pairs[has_image == (name == "image")]) for name in PAIRS}
     if not any(fits.values()):
         raise EvaluationError("ranked pairs are judged neither relevant and not; judge more documents, or rank deeper")
     return fits
 
 
-def _fit_scale(name: str, pairs: JudgedPairs) -> ScaleFit | None:
-    relevant = (pairs.grade > 0).astype(np.float64)
+def _fit_scale(name: str, pairs: ScoredPairs) -> ScaleFit | None:
+    relevant, weight = pairs["judgement"] > 0, pairs["weight"]
     if len(np.unique(relevant)) < 2:
         return None
-    scale, bias = (float(f"{value:.6g}") for value in platt(pairs.logit, relevant, pairs.weight))
+    scale, bias = (float(f"{value:.6g}") for value in platt(pairs["logit"], relevant, weight))
     if scale <= 0:
         raise EvaluationError(
             f"{PAIRS[name]}: logits fall as relevance rises (scale {scale:g}): no calibration makes such a list right; "
             "look at the run's figures, and at the judgements"
         )
 
-    def predict(fitted: JudgedPairs, measured: JudgedPairs) -> Floats | None:
-        if len(np.unique(fitted.grade > 0)) < 2:
+    def predict(fitted: ScoredPairs, measured: ScoredPairs) -> Floats | None:
+        is_relevant = fitted["judgement"] > 0
+        if len(np.unique(is_relevant)) < 2:
             return None
-        scale, bias = platt(fitted.logit, (fitted.grade > 0).astype(np.float64), fitted.weight)
-        return np.asarray(expit(scale * measured.logit + bias))
+        scale, bias = platt(fitted["logit"], is_relevant, fitted["weight"])
+        return np.asarray(expit(scale * measured["logit"] + bias))
 
-    held_out = pairs.held_out(predict)
-    return ScaleFit(
-        scale,
-        bias,
-        round(pairs.weight.sum()),
-        round((pairs.weight * relevant).sum()),
-        log_loss(expit(scale * pairs.logit + bias), relevant, pairs.weight),
-        None if held_out is None else log_loss(held_out, relevant, pairs.weight),
-        log_loss(pairs.relevance, relevant, pairs.weight),
-    )
+    probabilities = {
+        "current": pairs["relevance"],
+        "fitted": expit(scale * pairs["logit"] + bias),
+        "held_out": _held_out(pairs, predict),
+    }
+    losses = {
+        key: None if probability is None else round(log_loss(probability, relevant, weight), 4)
+        for key, probability in probabilities.items()
+    }
+    return ScaleFit(scale, bias, round(weight.sum()), round(weight[relevant].sum()), losses)
 
 
-def platt(logit: Floats, relevant: Floats, weight: Floats) -> tuple[float, float]:
-    """Scale and bias of the logistic regression of `relevant` (0 or 1) on the logit, all (N,).
+def platt(logit: Floats, relevant: Bools, weight: Floats) -> tuple[float, float]:
+    """Scale and bias of the logistic regression of `relevant` on the logit, all (N,).
 
     Targets are moved from 0 and 1 by the number of pairs, so that separable pairs have a finite fit (J. Platt,
     Probabilistic Outputs for Support Vector Machines, 1999).
     """
-    positive, negative = (weight * relevant).sum(), (weight * (1 - relevant)).sum()
-    target = np.where(relevant > 0, (positive + 1) / (positive + 2), 1 / (negative + 2))
+    positive, negative = weight[relevant].sum(), weight[~relevant].sum()
+    target = np.where(relevant, (positive + 1) / (positive + 2), 1 / (negative + 2))
     share = weight / weight.sum()
     mean = (share * logit).sum()
     spread = float(np.sqrt((share * (logit - mean) ** 2).sum())) or 1.0
@@ -313,7 +326,7 @@ def platt(logit: Floats, relevant: Floats, weight: Floats) -> tuple[float, float
     return slope / spread, offset - slope * mean / spread
 
 
-def log_loss(probability: Floats, relevant: Floats, weight: Floats) -> float:
+def log_loss(probability: Floats, relevant: Bools, weight: Floats) -> float:
     """Mean of −log of the probability of the judgement, in nats: (N,) each."""
-    likelihood = np.clip(np.where(relevant > 0, probability, 1 - probability), 1e-12, 1)
+    likelihood = np.clip(np.where(relevant, probability, 1 - probability), 1e-12, 1)
     return float(-(weight * np.log(likelihood)).sum() / weight.sum())

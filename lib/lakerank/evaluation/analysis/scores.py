@@ -1,23 +1,31 @@
-"""Score distributions: a reservoir sample of ranked pairs by stratum, and the modality gap between strata."""
+"""Score distributions: a reservoir sample of ranked pairs, and the modality gap between their scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+import numpy.typing as npt
 
 from lakerank.evaluation.metrics.bootstrap import Hashes
-from lakerank.evaluation.pairs import MODALITY_NAMES, Bools, Floats, Ints, Pairs
+from lakerank.evaluation.pairs import MODALITY_NAMES, Bools, Floats, Pairs
 from lakerank.fingerprint import splitmix64
 
-#: Pairs kept of each stratum: all where there are no more.
+#: Pairs kept of each stratum, which are alike in STRATUM: all where there are no more.
 RESERVOIR_PAIRS = 10_000
+STRATUM = ["query_modality", "modality", "judgement"]
 
-#: Columns of a kept pair; `half` is 0 or 1 by query, for fits that are measured on queries they were not fitted to.
-_COLUMNS = ("draw", "logit", "relevance", "first_stage_score", "label", "half")
+#: A ranked pair of a judged query. Modalities are codes of MODALITY_NAMES; `judgement` is -1 where there is none;
+#: `draw` is random; `half` is 0 or 1 by query, for fits that are measured on queries they were not fitted to; `weight`
+#: is the number of pairs that a sampled one represents.
+SCORED_PAIR = np.dtype([
+    ("query_modality", np.int8), ("modality", np.int8), ("judgement", np.int64), ("draw", np.uint64),
+    ("logit", np.float64), ("relevance", np.float64), ("first_stage_score", np.float64), ("label", np.int64),
+    ("half", np.int8), ("weight", np.float64),
+])  # fmt: skip
+ScoredPairs = npt.NDArray[np.void]
 
 TEXT, IMAGE = MODALITY_NAMES.index("text"), MODALITY_NAMES.index("image")
 
@@ -34,139 +42,63 @@ SMALL, LARGE = 0.1, 0.2
 Weighted = tuple[Floats, Floats]
 
 
-@dataclass(frozen=True, slots=True)
-class Stratum:
-    """Pairs alike in the modalities of query and document (codes of MODALITY_NAMES) and in their judgement, if any."""
-
-    query_modality: int
-    modality: int
-    judgement: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A stratum's number of pairs, and those kept, which have the smallest draws: (K, len(_COLUMNS))."""
-
-    count: int
-    kept: Floats
-
-    @property
-    def weight(self) -> float:
-        """Pairs that each kept one represents."""
-        return self.count / len(self.kept) if len(self.kept) else 0.0
-
-    def column(self, name: str) -> Floats:
-        """(K,) values."""
-        return self.kept[:, _COLUMNS.index(name)]
-
-    def merge(self, other: Sample) -> Sample:
-        """The sample of both samples' pairs."""
-        return Sample(self.count + other.count, _smallest(np.concatenate([self.kept, other.kept])))
-
-
-Samples = Mapping[Stratum, Sample]
-
-
-def sample_pairs(pairs: Pairs, chosen: Bools, hashes: Hashes) -> dict[Stratum, Sample]:
-    """Samples of the ranked pairs of the `chosen` queries (Q,), whose `hashes` (Q,) make the draws."""
+def scored_pairs(pairs: Pairs, chosen: Bools, hashes: Hashes) -> ScoredPairs:
+    """The ranked pairs of the `chosen` queries (Q,), whose `hashes` (Q,) make the draws: (N,) of SCORED_PAIR."""
     rows = np.flatnonzero((pairs.ranked >= 0) & chosen[pairs.query])
     query = pairs.query[rows]
+    result = np.ones(len(rows), SCORED_PAIR)
     with np.errstate(over="ignore"):
         steps = (pairs.ranked[rows].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        draws = splitmix64(hashes[query] + steps) >> np.uint64(11)  # 53 bits: a float64's precision
-    columns = (pairs.logit, pairs.relevance, pairs.first_stage_score, pairs.label)
-    halves = hashes[query] >> np.uint64(63)
-    table = np.stack([draws, *(column[rows] for column in columns), halves], axis=1, dtype=np.float64)
-    judgement = np.where(pairs.judged[rows], np.maximum(pairs.judgement[rows], 0), -1)
-    codes = ((judgement + 1) * 4 + pairs.query_modality[query]) * 4 + pairs.modality[rows]
-    samples = {}
-    for code in np.unique(codes).tolist():
-        of_stratum = table[codes == code]
-        stratum = Stratum(code // 4 % 4, code % 4, None if code < 16 else code // 16 - 1)
-        samples[stratum] = Sample(len(of_stratum), _smallest(of_stratum))
-    return samples
+        result["draw"] = splitmix64(hashes[query] + steps)
+    result["query_modality"], result["modality"] = pairs.query_modality[query], pairs.modality[rows]
+    result["judgement"] = np.where(pairs.judged[rows], np.maximum(pairs.judgement[rows], 0), -1)
+    result["half"] = hashes[query] >> np.uint64(63)
+    for name in ("logit", "relevance", "first_stage_score", "label"):
+        result[name] = getattr(pairs, name)[rows]
+    return result
 
 
-def _smallest(rows: Floats) -> Floats:
-    if len(rows) > RESERVOIR_PAIRS:
-        rows = rows[np.argpartition(rows[:, 0], RESERVOIR_PAIRS - 1)[:RESERVOIR_PAIRS]]
-    return rows[np.lexsort(rows.T[::-1])]
+def sampled(pairs: ScoredPairs) -> ScoredPairs:
+    """Of each stratum RESERVOIR_PAIRS at most, those with the smallest draws, which represent all of it."""
+    pairs = pairs[np.lexsort([pairs[name] for name in ("draw", *reversed(STRATUM))])]
+    strata = pairs[STRATUM]
+    stratum = np.cumsum(np.append(False, strata[1:] != strata[:-1]))[: len(pairs)]
+    counts = np.bincount(stratum, pairs["weight"]).round()
+    kept = np.arange(len(pairs)) - np.searchsorted(stratum, stratum) < RESERVOIR_PAIRS
+    pairs, stratum = pairs[kept], stratum[kept]
+    pairs["weight"] = (counts / np.bincount(stratum))[stratum]
+    return pairs
 
 
-def pooled(
-    samples: Samples, column: str, relevant: bool | None = None, modalities: tuple[int, int] | None = None
+def scores_of(
+    pairs: ScoredPairs, column: str, relevant: bool | None = None, modalities: tuple[int, int] | None = None
 ) -> Weighted:
-    """Finite values of a column and the pairs that each represents, of several strata.
+    """Finite values of a column and the pairs that each represents.
 
     Args:
         relevant: only pairs judged above 0, or only the others, with or without a judgement.
         modalities: only pairs of these modalities of query and document.
     """
-    strata = {
-        stratum: sample
-        for stratum, sample in samples.items()
-        if relevant in (None, bool(stratum.judgement))
-        and modalities in (None, (stratum.query_modality, stratum.modality))
-    }
-    values = _joined(strata, lambda _, sample: sample.column(column))
-    finite = np.isfinite(values)
-    return values[finite], _joined(strata, lambda _, sample: sample.weight)[finite]
+    chosen = np.isfinite(pairs[column])
+    if relevant is not None:
+        chosen &= (pairs["judgement"] > 0) == relevant
+    if modalities is not None:
+        chosen &= (pairs["query_modality"] == modalities[0]) & (pairs["modality"] == modalities[1])
+    return pairs[column][chosen], pairs["weight"][chosen]
 
 
-def _joined(samples: Samples, value: Callable[[Stratum, Sample], Floats | float]) -> Floats:
-    """A value of each kept pair of all strata, those without a judgement first: (N,)."""
-    order = sorted(samples, key=lambda stratum: (
-        stratum.query_modality, stratum.modality, -1 if stratum.judgement is None else stratum.judgement
-    ))  # fmt: skip
-    parts = (np.broadcast_to(value(stratum, samples[stratum]), len(samples[stratum].kept)) for stratum in order)
-    return np.concatenate([np.zeros(0), *parts])
+def unjudged_are_0(pairs: ScoredPairs) -> bool:
+    """Whether the judgements name relevant documents alone, so that the others count as 0, as in every measure."""
+    return not (pairs["judgement"] == 0).any()
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedPairs:
-    """Ranked pairs with a grade, as columns (N,). `weight` is the number of pairs that a sampled one represents.
-
-    `unjudged_are_0`: the judgements name relevant documents alone, so the others count as 0, as in every measure.
-    """
-
-    logit: Floats
-    relevance: Floats
-    grade: Ints
-    label: Ints
-    weight: Floats
-    half: Ints
-    has_image: Bools
-    unjudged_are_0: bool
-
-    @classmethod
-    def of(cls, samples: Samples) -> JudgedPairs:
-        """The pairs that have a grade."""
-        implied = not any(stratum.judgement == 0 for stratum in samples)
-        strata = {key: sample for key, sample in samples.items() if implied or key.judgement is not None}
-
-        def column(name: str) -> Floats:
-            return _joined(strata, lambda _, sample: sample.column(name))
-
-        logit, relevance, label, half = map(column, ("logit", "relevance", "label", "half"))
-        grade = _joined(strata, lambda stratum, _: stratum.judgement or 0).astype(np.int64)
-        weight = _joined(strata, lambda _, sample: sample.weight)
-        has_image = _joined(strata, lambda stratum, _: (stratum.query_modality | stratum.modality) & IMAGE) > 0
-        return cls(logit, relevance, grade, label.astype(np.int64), weight, half.astype(np.int64), has_image, implied)
-
-    def where(self, rows: Bools) -> JudgedPairs:
-        """Some of the pairs: (N,)."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "unjudged_are_0"}
-        return replace(self, **{name: column[rows] for name, column in columns.items()})
-
-    def held_out(self, predict: Callable[[JudgedPairs, JudgedPairs], Floats | None]) -> Floats | None:
-        """What `predict(fitted, measured)` says of each half of the queries, fitted to the other: (N,), or None."""
-        result = np.zeros(len(self.grade))
-        for half in (0, 1):
-            predicted = predict(self.where(self.half == half), self.where(self.half != half))
-            if predicted is None:
-                return None
-            result[self.half != half] = predicted
-        return result
+def graded(pairs: ScoredPairs) -> ScoredPairs:
+    """The pairs that have a judgement; all of them where those without count as 0."""
+    if not unjudged_are_0(pairs):
+        return pairs[pairs["judgement"] >= 0]
+    pairs = pairs.copy()
+    pairs["judgement"] = np.maximum(pairs["judgement"], 0)
+    return pairs
 
 
 class Trust(StrEnum):
@@ -247,13 +179,13 @@ class Gap:
         return f"{verdict} {why}"
 
 
-def gaps(samples: Samples) -> list[Gap]:
+def gaps(pairs: ScoredPairs) -> list[Gap]:
     """Every stage and every modality of queries for which both texts and images have scores."""
     result = []
     for stage, column in STAGES.items():
         for query in (TEXT, IMAGE):
             relevant, others = (
-                compare(*(pooled(samples, column, is_relevant, (query, modality)) for modality in (TEXT, IMAGE)))
+                compare(*(scores_of(pairs, column, is_relevant, (query, modality)) for modality in (TEXT, IMAGE)))
                 for is_relevant in (True, False)
             )
             if relevant is not None or others is not None:

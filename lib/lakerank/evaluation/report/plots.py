@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lakerank.evaluation.analysis.averages import Headline
-from lakerank.evaluation.analysis.scores import IMAGE, STAGES, TEXT, Gap, Weighted, bins, pooled
+from lakerank.evaluation.analysis.scores import IMAGE, STAGES, TEXT, Gap, Weighted, bins, scores_of
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.metrics.measures import PRIMARY
 from lakerank.evaluation.pairs import MODALITY_NAMES, Floats
@@ -162,7 +162,7 @@ def _score_plots(evaluation: Evaluation) -> list[Plot]:
     """Distributions of the scores, the change of every query, and the calibration of relevance."""
     plots = []
     for name in ("relevance", "logit"):
-        others, relevant = (pooled(evaluation.samples, name, flag) for flag in (False, True))
+        others, relevant = (scores_of(evaluation.pairs, name, flag) for flag in (False, True))
         edges = np.linspace(0, 1, 26) if name == "relevance" else bins(np.concatenate([others[0], relevant[0]]), 900)
         caption = (
             f"{name.capitalize()} of {relevant[1].sum():,.0f} pairs judged relevant (line) and of "
@@ -180,7 +180,7 @@ def _gap_plots(evaluation: Evaluation, gap: Gap) -> list[Plot]:
     plots = []
     for relevant, name, comparison in ((True, "relevant", gap.relevant), (False, "other", gap.others)):
         texts, images = (
-            pooled(evaluation.samples, STAGES[gap.stage], relevant, (query, modality)) for modality in (TEXT, IMAGE)
+            scores_of(evaluation.pairs, STAGES[gap.stage], relevant, (query, modality)) for modality in (TEXT, IMAGE)
         )
         if not len(texts[0]) or not len(images[0]):
             continue

@@ -10,7 +10,7 @@ import numpy as np
 
 from lakerank.audit import labels_alike
 from lakerank.evaluation.analysis.averages import Slice
-from lakerank.evaluation.analysis.scores import pooled
+from lakerank.evaluation.analysis.scores import scores_of
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.metrics.measures import PRIMARY
 
@@ -111,8 +111,8 @@ def _advice(evaluation: Evaluation) -> Iterator[str]:
     yield from evaluation.unmatched.sentences()
     yield from manifest.get("warnings") or ()
     if "warnings" not in manifest:  # of an earlier version, or not published
-        values, weights = pooled(evaluation.samples, "label")
-        counts = {str(label): round(weights[values == label].sum()) for label in np.unique(values).astype(int)}
+        values, weights = scores_of(evaluation.pairs, "label")
+        counts = {str(label): round(weights[values == label].sum()) for label in np.unique(values)}
         yield from filter(None, [labels_alike(counts)])
     rejected = sum(totals.rejected.values())
     if totals.candidates and rejected > totals.candidates * _REJECTED:
