@@ -23,11 +23,11 @@ import transformers
 
 from lakerank.cost import Calibration
 from lakerank.limits import Limits
-from lakerank.model.calibration import cost_tokens, fetch_rate
 from lakerank.model.checkpoint import locate
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import DocumentGroup
+from lakerank_benchmark.calibration import cost_tokens, fetch_rate
 from lakerank_benchmark.contenders import CannotRun, Contender, load
 from lakerank_benchmark.figures import Absent, Drift, Figure, Prediction, drift, figures, predictions
 from lakerank_benchmark.request import FAST, PUBLISHED, REPRODUCIBLE, Request

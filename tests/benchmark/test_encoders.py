@@ -32,7 +32,7 @@ def test_a_published_loop_says_the_same(tmp_path: Path, name: str, library: str,
     (write_jina if family == JINA else write_bge)(tmp_path, 262, words=WORDS)
     workload = build("skewed", read_tokenizer(tmp_path / "tokenizer.json"), lambda n: [], lambda n: [])
     groups = workload.groups(6, 2, salt=1)
-    ours = load_reranker(str(tmp_path), device="cpu", max_length=MOST)
+    ours = load_reranker(str(tmp_path), device="cpu", max_length=MOST).reranker
     scored = [pair for pair in ours.score_groups(groups) if isinstance(pair, ScoredPair)]
     logits = {(pair.query_id, pair.doc_id): pair.logit for pair in scored}
     run = load(name, Request(str(tmp_path), max_length=MOST)).run(groups)

@@ -17,6 +17,7 @@ from lakerank.cli.score import score
 from lakerank.limits import Limits
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.records import Document, Query
+from oracles.pairs import pair_logits
 
 CONF = Path(__file__).parents[2] / "conf"
 TEXTS = ["the red apple lies on a table", "water and the river"]
@@ -43,7 +44,9 @@ def test_a_request_of_texts_is_answered_by_the_reranker_of_texts(
     done = answer(request_file, "routed.yaml", *models)
     assert done.exit_code == 0, done.output
     raw = CheckpointSpec(f"{tmp_path}/bge").load("cpu", Limits(max_length=1024), RuntimeOptions())
-    logits = 2 * raw.score([(Query(text="apples"), Document(str(at), text)) for at, text in enumerate(TEXTS)]) - 0.5
+    logits = (
+        2 * pair_logits(raw, [(Query(text="apples"), Document(str(at), text)) for at, text in enumerate(TEXTS)]) - 0.5
+    )
     result = {entry["index"]: entry["relevance_score"] for entry in json.loads(done.stdout.splitlines()[-1])["results"]}
     assert [result[0], result[1]] == pytest.approx((1 / (1 + 2.718281828459045**-logits)).tolist(), abs=1e-6)
 

@@ -24,6 +24,7 @@ from lakerank.limits import Limits
 from lakerank.model.cross_encoder.tokenize import PairTokenizer, bert_limits
 from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+from oracles.pairs import pair_logits
 
 LENGTH = 128
 LONG = " ".join(encoders.WORDS)
@@ -75,7 +76,7 @@ def by_cross_encoder(folder: Path, network: Any, query: str, document: str, leng
 
 def test_logits_are_those_of_transformers(bert: tuple[Path, Any], reranker: Any) -> None:
     expected = [by_cross_encoder(*bert, query.text or "", document.text or "") for query, document in PAIRS]
-    np.testing.assert_allclose(reranker.score(PAIRS), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(pair_logits(reranker, PAIRS), expected, atol=1e-4, rtol=0)
     assert np.std(expected) > 0.05, "logits that differ by more than rounding"
 
 
@@ -94,10 +95,10 @@ def test_bits_do_not_depend_on_what_is_beside(reranker: Any) -> None:
          Document(f"d{n}", " ".join(words.choices(encoders.WORDS, k=words.choice([1, 3, 20, 21, 60, 150])))))
         for n in range(60)
     ]  # fmt: skip
-    expected = reranker.score(pairs).tolist()
+    expected = pair_logits(reranker, pairs).tolist()
     order = words.sample(range(len(pairs)), len(pairs))
     for part in (order[:17], order[17:18], order[18:]):
-        assert reranker.score([pairs[place] for place in part]).tolist() == [expected[place] for place in part]
+        assert pair_logits(reranker, [pairs[place] for place in part]).tolist() == [expected[place] for place in part]
 
 
 def test_images_and_empty_texts_are_rejects(reranker: Any, make_image: Callable[..., bytes]) -> None:
@@ -146,7 +147,7 @@ def test_the_last_position_is_used(bert: tuple[Path, Any]) -> None:
     document = Document("d", "water river " * 300)
     expected = by_cross_encoder(*bert, QUERIES[0].text or "", document.text or "", length=256)
     loaded = load_reranker(str(bert[0]), device="cpu", dtype="float32")
-    assert loaded.score([(QUERIES[0], document)]) == pytest.approx(expected, abs=1e-5)
+    assert pair_logits(loaded, [(QUERIES[0], document)]) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from checkpoints import encoders
 from lakerank import load_reranker
-from lakerank.errors import CheckpointError, PairRejected
+from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_json
 from lakerank.model.cross_encoder.load import document_windows
@@ -35,6 +35,7 @@ from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.preprocess.pipeline import Preprocessor
 from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+from oracles.pairs import pair_logits
 
 FAMILIES = ("bge", "jina")
 LIMITS = Limits(max_length=128, max_query_length=32)
@@ -132,7 +133,7 @@ def by_jina(folder: Path, network: Any, query: str, document: str) -> float:
 def test_logits_are_those_of_transformers(family: str, reranker: BatchedReranker, made: dict[str, Any]) -> None:
     by = {"bge": by_flag_embedding, "jina": by_jina}[family]
     expected = [by(*made[family], query.text, document.text) for query, document in PAIRS]
-    np.testing.assert_allclose(reranker.score(PAIRS), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(pair_logits(reranker, PAIRS), expected, atol=1e-4, rtol=0)
     assert np.std(expected) > 0.05, "logits that differ by more than rounding"
 
 
@@ -140,7 +141,7 @@ def test_a_long_query_has_the_share_that_flag_embedding_gives_it(made: dict[str,
     """`query_max_length`, unless it is set, is three quarters of the pair's."""
     query, document = Query("long", LONG * 4), DOCUMENTS[1]
     expected = by_flag_embedding(*made["bge"], query.text or "", document.text or "", 128 * 3 // 4)
-    result = load(made["bge"][0], limits=Limits(), max_length=128).score([(query, document)])
+    result = pair_logits(load(made["bge"][0], limits=Limits(), max_length=128), [(query, document)])
     np.testing.assert_allclose(result, [expected], atol=1e-4, rtol=0)
 
 
@@ -150,7 +151,7 @@ def test_a_pair_as_the_tokenizer_makes_it(family: str, reranker: BatchedReranker
     query, document = "how much does it cost", "the price of a train <pad> is on the table"
     sequence = tokenizer.encode(query, document).ids  # by its own template
     expected = one_logit(network, sequence)
-    assert reranker.score([(Query("q", query), Document("d", document))]) == pytest.approx(expected, abs=1e-5)
+    assert pair_logits(reranker, [(Query("q", query), Document("d", document))]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_was_cut_is_said(family: str, reranker: BatchedReranker) -> None:
@@ -179,12 +180,12 @@ def test_bits_do_not_depend_on_what_is_beside(reranker: BatchedReranker) -> None
          Document(f"d{n}", " ".join(words.choices(encoders.WORDS, k=words.choice([1, 3, 20, 21, 60, 150])))))
         for n in range(60)
     ]  # fmt: skip
-    expected = reranker.score(pairs).tolist()
+    expected = pair_logits(reranker, pairs).tolist()
     for seed in range(3):
         order = random.Random(seed).sample(range(len(pairs)), len(pairs))
         first = seed * 17 + 1
         for part in (order[:first], order[first : first + 1], order[first + 1 :]):
-            result = reranker.score([pairs[place] for place in part]).tolist()
+            result = pair_logits(reranker, [pairs[place] for place in part]).tolist()
             assert result == [expected[place] for place in part]
 
 
@@ -214,8 +215,6 @@ def test_faults_are_rejects_and_harm_nobody(reranker: BatchedReranker, make_imag
         **{(doc, query.query_id): reason for doc, reason in of_documents.items() for query in queries},
     }
     assert not any("secret" in result.detail for result in results if isinstance(result, Reject))
-    with pytest.raises(PairRejected, match="modality_unsupported"):
-        reranker.score([(QUERIES[0], documents[2])])
 
 
 class Counting:
@@ -245,7 +244,7 @@ def test_a_document_is_tokenised_once_and_so_is_a_query(made: dict[str, Any]) ->
     tokenizer, limits = Counting(made["jina"][0]), jina_limits(LIMITS.max_length, LIMITS.max_query_length)
     arrange = functools.partial(document_windows, limits)
     preprocessor = Preprocessor(PairTokenizer(tokenizer, limits), LIMITS, None, arrange=arrange)
-    replace(load(made["jina"][0]), preprocessor=preprocessor).score(PAIRS)
+    pair_logits(replace(load(made["jina"][0]), preprocessor=preprocessor), PAIRS)
     texts = [*(query.text for query in QUERIES), *(document.text for document in DOCUMENTS)]
     assert sorted(tokenizer.texts) == sorted(texts)
 
@@ -462,13 +461,13 @@ def test_the_last_position_is_used(made: dict[str, Any]) -> None:
     tokenizer = plain_tokenizer(folder)
     document = "water river " * 300
     sequence = [*tokenizer.encode("red", document).ids[:255], 2]
-    assert loaded.score([(Query("q", "red"), Document("d", document))]) == pytest.approx(
+    assert pair_logits(loaded, [(Query("q", "red"), Document("d", document))]) == pytest.approx(
         one_logit(network, sequence), abs=1e-5
     )
 
 
 def test_half_precision_is_near(family: str, made: dict[str, Any]) -> None:
-    exact, rough = (load(made[family][0], dtype=dtype).score(PAIRS) for dtype in ("float32", "bfloat16"))
+    exact, rough = (pair_logits(load(made[family][0], dtype=dtype), PAIRS) for dtype in ("float32", "bfloat16"))
     assert np.abs(exact - rough).max() < 0.15
     assert (exact != rough).any()
 
@@ -476,17 +475,17 @@ def test_half_precision_is_near(family: str, made: dict[str, Any]) -> None:
 def test_micro_batches_of_any_size_give_the_same_bits(made: dict[str, Any]) -> None:
     wide, narrow = load(made["jina"][0]), load(made["jina"][0])
     narrow.engine.batcher.budget = budget_of(64)
-    assert narrow.score(PAIRS).tolist() == wide.score(PAIRS).tolist()
+    assert pair_logits(narrow, PAIRS).tolist() == pair_logits(wide, PAIRS).tolist()
 
 
 @pytest.mark.usefixtures("threads_restored")
 def test_threads_run_micro_batches_of_their_own_and_change_no_bit(made: dict[str, Any]) -> None:
-    alone = load(made["bge"][0]).score(PAIRS).tolist()
+    alone = pair_logits(load(made["bge"][0]), PAIRS).tolist()
     for threads in (2, 3):
         loaded = load(made["bge"][0], device_threads=threads)
         assert torch.get_num_threads() == threads, "the process's threads are what they were set to"
         loaded.engine.batcher.budget = budget_of(128)
-        assert loaded.score(PAIRS).tolist() == alone
+        assert pair_logits(loaded, PAIRS).tolist() == alone
         assert loaded.engine.group_tokens == BATCHES_SORTED * 128 * threads
 
 
@@ -495,4 +494,4 @@ def test_a_kernel_for_any_lengths_gives_the_same(made: dict[str, Any]) -> None:
     """What a GPU's kernels are given: all rows at once, padding as a sequence of its own."""
     plain, varlen = load(made["bge"][0]), functools.partial(flex_varlen, causal=False)
     packed = replace(plain, engine=EncoderEngine(plain.engine.encoder, plain.engine.tokens, varlen=varlen))
-    np.testing.assert_allclose(packed.score(PAIRS), plain.score(PAIRS), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(pair_logits(packed, PAIRS), pair_logits(plain, PAIRS), atol=1e-5, rtol=0)

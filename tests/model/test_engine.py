@@ -126,8 +126,11 @@ def test_bits_are_the_pairs_own(
     reranker.engine.batcher.budget = budget_of(budget)
     if data.draw(st.booleans()):
         reranker.engine.release()
-    logits = reranker.score(chosen)
-    assert [logit.tobytes() for logit in logits] == [expected[query.query_id, doc.doc_id] for query, doc in chosen]
+    groups: dict[Document, list[Query]] = {}
+    for query, document in chosen:
+        groups.setdefault(document, []).append(query)
+    logits = logits_of(reranker.score_groups(DocumentGroup(doc, (*members,)) for doc, members in groups.items()))
+    assert logits == {(query.query_id, doc.doc_id): expected[query.query_id, doc.doc_id] for query, doc in chosen}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -138,7 +141,7 @@ def test_bits_do_not_depend_on_caches_or_loading(
     group = DocumentGroup(document, tuple(queries))
     before = torch.get_num_threads()
     try:
-        first = load_reranker(str(tiny_checkpoint), device="cpu", device_threads=threads)
+        first = load_reranker(str(tiny_checkpoint), device="cpu", device_threads=threads).reranker
         cold = logits_of(first.score_groups([group]))
         warm = logits_of(first.score_groups([group]))
         fresh = logits_of(load_reranker(str(tiny_checkpoint), device="cpu").score_groups([group]))
@@ -192,7 +195,7 @@ def test_fast_mode_differs_by_rounding_only(tiny_checkpoint: Path, queries: list
 
 
 def test_work_is_counted(tiny_checkpoint: Path) -> None:
-    reranker = load_reranker(str(tiny_checkpoint), device="cpu")
+    reranker = load_reranker(str(tiny_checkpoint), device="cpu").reranker
     queries = tuple(Query(str(number), text="red apple") for number in range(10))
     results = list(reranker.score_groups([DocumentGroup(Document("d", text="A red apple " * 30), queries)]))
     tokens = [(result.document_tokens, result.query_tokens) for result in results if isinstance(result, ScoredPair)]
@@ -208,7 +211,7 @@ def test_work_is_counted(tiny_checkpoint: Path) -> None:
 
 
 def test_a_hot_document_keeps_one_prefix(tiny_checkpoint: Path) -> None:
-    reranker = load_reranker(str(tiny_checkpoint), device="cpu")
+    reranker = load_reranker(str(tiny_checkpoint), device="cpu").reranker
     hot = Document("hot", text="A red apple lies on the table. " * 9)
     groups = [
         DocumentGroup(hot, tuple(Query(f"{part} {number}", text=f"apple {part} {number}") for number in range(90)))
@@ -217,7 +220,7 @@ def test_a_hot_document_keeps_one_prefix(tiny_checkpoint: Path) -> None:
     split = logits_of(reranker.score_groups(groups))
     assert reranker.counters.prefixes_reused == 3
     queries = tuple(query for group in groups for query in group.queries)
-    fresh = load_reranker(str(tiny_checkpoint), device="cpu")
+    fresh = load_reranker(str(tiny_checkpoint), device="cpu").reranker
     assert logits_of(fresh.score_groups([DocumentGroup(hot, queries)])) == split
     assert fresh.counters.prefixes_reused == 0
 
@@ -225,7 +228,7 @@ def test_a_hot_document_keeps_one_prefix(tiny_checkpoint: Path) -> None:
 def test_queries_that_are_images_are_encoded_once(
     tiny_checkpoint: Path, make_image: Callable[..., bytes], documents: list[Document]
 ) -> None:
-    reranker = load_reranker(str(tiny_checkpoint), device="cpu")
+    reranker = load_reranker(str(tiny_checkpoint), device="cpu").reranker
     texts = [document for document in documents if document.image is None]
     queries = tuple(Query(str(seed), image=make_image(70, 50, seed=seed % 5)) for seed in range(20))
     list(reranker.score_groups(DocumentGroup(document, queries) for document in texts))

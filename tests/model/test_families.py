@@ -16,11 +16,10 @@ from checkpoints.encoders import write_bge, write_jina
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits
-from lakerank.model.api import load_reranker
 from lakerank.model.checkpoint import file_hash
 from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.registry import FAMILIES, ModelFamily, family_of
-from lakerank.model.spec import CheckpointSpec, identify
+from lakerank.model.spec import CheckpointSpec, RuntimeOptions, identify
 
 #: What tells published checkpoints apart: of each config.json, as it is on the hub, the keys that say what it is.
 PUBLISHED: dict[str, list[dict[str, Any]]] = {
@@ -160,9 +159,9 @@ def test_an_adapter_from_a_hub_needs_its_revision(tiny_checkpoint: Path) -> None
 
 
 def test_a_worker_loads_by_the_drivers_identity(bge: Path) -> None:
-    identity = identify(CheckpointSpec(str(bge), max_length=80))
-    loaded = load_reranker(str(bge), device="cpu", identity=identity)
-    assert loaded.fingerprint == identity.fingerprint
+    spec = CheckpointSpec(str(bge), max_length=80)
+    scorer = spec.identify(Limits())
+    assert spec.load("cpu", Limits(), RuntimeOptions(), scorer).fingerprint == scorer.fingerprint
 
 
 def test_planning_with_any_family_needs_no_torch(bge: Path) -> None:

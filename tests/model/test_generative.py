@@ -34,6 +34,7 @@ from lakerank_benchmark.checkpoints import random_checkpoint
 from lakerank_benchmark.request import GENERATIVE as FAMILIES
 from lakerank_pictograms.network import Shape
 from oracles.generative_reference import PublishedGenerativeLoop
+from oracles.pairs import pair_logits
 
 MONO, QWEN3_VL, QWEN3 = FAMILIES
 PROMPTS: dict[str, ChatPrompt] = {MONO: MONO_QWEN2_VL, QWEN3_VL: QWEN3_VL_RERANKER, QWEN3: QWEN3_RERANKER}
@@ -141,7 +142,7 @@ def test_long_pairs_attend_block_by_block(checkpoints: dict[str, Path]) -> None:
     ]
     assert max(tokens) > 2048
     assert scored_of(results_of(reranker, pairs[::-1])) == scored_of(results)
-    np.testing.assert_allclose(reranker.score(pairs), published, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(pair_logits(reranker, pairs), published, atol=1e-4, rtol=0)
 
 
 def test_work_on_a_document_is_shared_where_it_comes_first(
@@ -185,8 +186,8 @@ def test_an_adapter_is_merged(
         assert renamed.keys() != stored.keys()
         save_file(renamed, tmp_path / "adapter_model.safetensors")
     reranker = load(checkpoints[MONO], adapter=str(tmp_path))
-    np.testing.assert_allclose(reranker.score(required), expected, atol=1e-4, rtol=0)
-    assert np.abs(expected - load(checkpoints[MONO]).score(required)).max() > 0.01, "the adapter does nothing"
+    np.testing.assert_allclose(pair_logits(reranker, required), expected, atol=1e-4, rtol=0)
+    assert np.abs(expected - pair_logits(load(checkpoints[MONO]), required)).max() > 0.01, "the adapter does nothing"
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +295,7 @@ def test_a_head_of_its_own(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     required = [pair for pair in pairs if readable(family, *pair)][:4]
     expected = PublishedGenerativeLoop(folder).logits(required)
-    np.testing.assert_allclose(load(folder).score(required), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(pair_logits(load(folder), required), expected, atol=1e-4, rtol=0)
     tied = nested and {"text_config": text | {"tie_word_embeddings": True}}
     with pytest.raises(CheckpointError, match="differs from the embeddings"):
         load(altered(folder, tmp_path / "tied", tie_word_embeddings=True, **tied))
@@ -308,7 +309,7 @@ def test_newer_names_are_read_and_others_refused(
     assert all(name.startswith(("model.visual.", "model.language_model.")) for name in tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     expected = [pair for pair in pairs if readable(MONO, *pair)]
-    np.testing.assert_array_equal(load(folder).score(expected), load(checkpoints[MONO]).score(expected))
+    np.testing.assert_array_equal(pair_logits(load(folder), expected), pair_logits(load(checkpoints[MONO]), expected))
     missing = sorted(tensors)[3]
     tensors["model.other.weight"] = tensors.pop(missing)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -366,7 +367,9 @@ def test_an_adapter_alone_is_told_from_a_checkpoint(tmp_path: Path) -> None:
 def test_bfloat16(checkpoints: dict[str, Path], pairs: list[tuple[Query, Document]]) -> None:
     for family in FAMILIES:
         expected = [pair for pair in pairs if readable(family, *pair)]
-        exact, half = (load(checkpoints[family], dtype=dtype).score(expected) for dtype in ("float32", "bfloat16"))
+        exact, half = (
+            pair_logits(load(checkpoints[family], dtype=dtype), expected) for dtype in ("float32", "bfloat16")
+        )
         np.testing.assert_allclose(half, exact, atol=0.25)
 
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from lakerank.errors import CheckpointError, PairRejected
+from lakerank.errors import CheckpointError
 from lakerank.model.api import load_reranker
 from lakerank.model.engine.budget import BUSY_TOKENS_CPU, PREFIX_BATCHES
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+from oracles.pairs import pair_logits
 
 QUERIES = (Query("q1", text="red apple"), Query("q2", text="table"))
 
 
 @pytest.fixture(scope="module")
 def reranker(tiny_checkpoint: Path) -> BatchedReranker:
-    return load_reranker(str(tiny_checkpoint), device="cpu")
+    loaded = load_reranker(str(tiny_checkpoint), device="cpu").reranker
+    assert isinstance(loaded, BatchedReranker)
+    return loaded
 
 
 def test_one_result_a_pair_in_order(reranker: BatchedReranker) -> None:
@@ -67,7 +69,7 @@ def test_every_fault_is_a_reject_and_harms_nobody(reranker: BatchedReranker, mak
     expected = {(d, q): reason for q, reason in per_query.items() for d in ("good", "after")}
     expected |= {(d, q.query_id): reason for d, reason in per_document.items() for q in queries}
     assert reasons == expected
-    alone = reranker.score([(query, documents["good"]) for query in QUERIES])
+    alone = pair_logits(reranker, [(query, documents["good"]) for query in QUERIES])
     beside = [r.logit for r in results if isinstance(r, ScoredPair) and r.doc_id == "good"]
     assert beside == alone.tolist()
 
@@ -78,23 +80,6 @@ def test_details_hold_no_text(reranker: BatchedReranker) -> None:
     assert isinstance(result, Reject)
     assert result.reason == RejectReason.TEXT_UNDECODABLE
     assert "secret" not in result.detail
-
-
-def test_score_keeps_the_order_of_pairs(reranker: BatchedReranker) -> None:
-    one, two = Document("d1", text="apple"), Document("d2", text="table")
-    pairs = [(QUERIES[0], one), (QUERIES[0], two), (QUERIES[1], one), (QUERIES[1], two), (QUERIES[0], one)]
-    logits = reranker.score(pairs)
-    assert logits.dtype == np.float32
-    assert logits[0] == logits[4]
-    assert len(set(logits[:4].tolist())) == 4
-    assert logits.tolist() == [reranker.score([pair])[0] for pair in pairs]
-    assert reranker.score([]).shape == (0,)
-
-
-def test_score_raises_on_what_cannot_be_scored(reranker: BatchedReranker) -> None:
-    with pytest.raises(PairRejected, match="query 'q1', document 'd2': empty_document") as caught:
-        reranker.score([(QUERIES[0], Document("d1", text="apple")), (QUERIES[0], Document("d2"))])
-    assert caught.value.reason == RejectReason.EMPTY_DOCUMENT
 
 
 def test_truncation_is_flagged(tiny_checkpoint: Path, reranker: BatchedReranker) -> None:

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints.encoders import write_bge
-from lakerank.errors import CheckpointError, PairRejected
+from lakerank.errors import CheckpointError
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.routed import CalibratedReranker, RoutedReranker, RoutedSpec
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+from oracles.pairs import pair_logits
 
 TEXT, IMAGE = LogitScale(0.37, -1.2), LogitScale(2.5, 0.3)
 
@@ -42,9 +43,6 @@ class Hashing:
     def logit(self, query: Query, document: Document) -> float:
         content = repr((self.name, query.text, query.image, document.text, document.image)).encode()
         return float(np.float32(int.from_bytes(hashlib.blake2b(content, digest_size=3).digest()) / 2**20 - 8))
-
-    def score(self, pairs: Any) -> np.ndarray:
-        return np.array([self.logit(query, document) for query, document in pairs], dtype=np.float32)
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         for group in groups:
@@ -97,15 +95,6 @@ def test_each_pair_is_its_own_models_calibrated_in_any_order_and_mixture(made, r
     assert {(result.query_id, result.doc_id): result for result in results} == required
 
 
-@given(documents)
-def test_pairs_and_groups_score_the_same(made):
-    pairs = [(query, group.document) for group in groups_of(made) for query in group.queries]
-    good = [(query, document) for query, document in pairs if document.text != "bad"]
-    logits = composite().score(good)
-    assert logits.dtype == np.float32
-    assert logits.tolist() == [expected(query, document).logit for query, document in good]
-
-
 def test_images_go_through_without_waiting_for_texts():
     """What is pulled from the lake ahead of a result stays as little as the image reranker itself asks for."""
     pulled = []
@@ -138,11 +127,11 @@ def test_real_models_give_each_its_own_pairs(source: RoutedSpec, mixed_pairs: li
     limits, hosting = Limits(), RuntimeOptions()
     both = source.load("cpu", limits, hosting)
     pairs = mixed_pairs[::3]
-    logits = both.score(pairs)
+    logits = pair_logits(both, pairs)
     for (query, document), logit in zip(pairs, logits.tolist(), strict=True):
         with_image = query.image is not None or document.image is not None
         one, scale = (source.image, IMAGE) if with_image else (source.text, TEXT)
-        alone = one.load("cpu", limits, hosting).score([(query, document)])
+        alone = pair_logits(one.load("cpu", limits, hosting), [(query, document)])
         assert logit == float(np.float32(alone.astype(np.float64)[0] * scale.scale + scale.bias))
     assert both.logit_bias == 0.0
 
@@ -150,9 +139,9 @@ def test_real_models_give_each_its_own_pairs(source: RoutedSpec, mixed_pairs: li
 def test_a_text_only_reranker_rejects_a_pair_with_an_image(source: RoutedSpec, make_image: Any) -> None:
     alone = source.text.load("cpu", Limits(), RuntimeOptions())
     pair = (Query("q", text="red apple"), Document("d", image=make_image(30, 30)))
-    with pytest.raises(PairRejected) as caught:
-        alone.score([pair])
-    assert caught.value.reason == RejectReason.MODALITY_UNSUPPORTED
+    (result,) = alone.score_groups([DocumentGroup(pair[1], pair[:1])])
+    assert isinstance(result, Reject)
+    assert result.reason == RejectReason.MODALITY_UNSUPPORTED
 
 
 def test_the_name_of_both_is_made_of_each_and_of_their_scales(source: RoutedSpec) -> None:

@@ -21,6 +21,7 @@ from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.ranking import relevance
 from lakerank.records import Document, Query
 from lakerank.rerank.run import run
+from oracles.pairs import pair_logits
 
 ROUTED = Path(__file__).parents[2] / "conf" / "routed.yaml"
 WORDS = ("the red apple", "a green bird", "water and the river", "train to the bridge", "school history")
@@ -85,7 +86,7 @@ def test_each_pair_is_ranked_by_its_own_rerankers_calibrated_score(runner, stora
     both = model_spec(config.rerankers[0]).load("cpu", limits(config.scoring), RuntimeOptions())
     pairs = [(query, document) for query in QUERIES for document in DOCUMENTS]
     names = [(query.query_id, document.doc_id) for query, document in pairs]
-    expected = dict(zip(names, both.score(pairs).tolist(), strict=True))
+    expected = dict(zip(names, pair_logits(both, pairs).tolist(), strict=True))
     assert {(row["query_id"], row["doc_id"]): row["logit"] for row in ranked} == expected
     logits = np.array([row["logit"] for row in ranked], dtype=np.float32)
     assert [row["relevance"] for row in ranked] == relevance(logits, 0.0).tolist()
@@ -109,7 +110,7 @@ def test_a_reranker_of_texts_alone_rejects_the_other_pairs(runner, storage, lake
     alone = CheckpointSpec(str(encoder), dtype="float32").load("cpu", Limits(), RuntimeOptions())
     first = lake.ranked("r1")[0]
     pair = next(pair for pair in texts if (pair[0].query_id, pair[1].doc_id) == (first["query_id"], first["doc_id"]))
-    assert alone.score([pair]).tolist() == [first["logit"]]
+    assert pair_logits(alone, [pair]).tolist() == [first["logit"]]
     computed, planned = summary["tokens_computed"], summary["forecast_tokens"]
     assert summary["forecast_tokens"] == summary["forecast_tokens_pairwise"]
     assert 0.3 < computed / planned < 3

@@ -16,7 +16,7 @@ from lakerank.limits import Limits
 from lakerank.model import frames
 from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess.content import is_missing, list_of, to_record
-from lakerank.model.registry import CheckpointIdentity, LoadedReranker, TokenCounters
+from lakerank.model.registry import LoadedReranker
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions, load
 from lakerank.ranking import relevance
 from lakerank.records import Document, DocumentGroup, Query, RankResult, Reject, RejectReason, ScoredPair
@@ -123,16 +123,6 @@ class RerankModel:
     def logit_bias(self) -> float:
         """Relevance = sigmoid(logit - logit_bias)."""
         return self.reranker.logit_bias
-
-    @property
-    def load_id(self) -> str:
-        """Names this loading of the scorer."""
-        return self.reranker.load_id
-
-    @property
-    def counters(self) -> TokenCounters:
-        """Work done since loading."""
-        return self.reranker.counters
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """One result for each pair, as any Reranker."""
@@ -251,7 +241,6 @@ def load_reranker(
     host_threads: int = 2,
     device_threads: int | None = None,
     reproducible: bool = True,
-    identity: CheckpointIdentity | None = None,
     family: str | None = None,
     max_length: int | None = None,
 ) -> RerankModel:
@@ -265,8 +254,6 @@ def load_reranker(
         host_threads: decode and tokenise ahead of the device.
         device_threads: torch's threads on a CPU, for the whole process; None leaves them alone.
         reproducible: a pair's score has the same bits whatever is scored beside it; False: it may not, and is faster.
-        identity: the result of `identify` for the same checkpoint, dtype and limits in another process, so that large
-            weights are not hashed again.
         family: how it is computed, where its config.json is not to decide: a name in the registry.
         max_length: tokens of a pair, the model's own instead of `limits.max_length`.
 
@@ -278,9 +265,9 @@ def load_reranker(
     adapter = None if adapter is None else os.path.expanduser(os.fspath(adapter))  # noqa: PTH111
     spec = CheckpointSpec(path, revision, adapter, adapter_revision, family, max_length, dtype)
     runtime = RuntimeOptions(host_threads, device_threads, reproducible)
-    options = spec.load_options(device, limits or Limits(), runtime, identity)
-    found = options.identity
-    return RerankModel(load(options), path, found.family, found.parameters, options.device, options.dtype, found.limits)
+    options = spec.load_options(device, limits or Limits(), runtime)
+    named = options.identity
+    return RerankModel(load(options), path, named.family, named.parameters, options.device, options.dtype, named.limits)
 
 
 def loaded(model: object) -> RerankModel:

@@ -7,18 +7,16 @@ limits of models alone, imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import numpy as np
-
 from lakerank.cost import CostProfile
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
-from lakerank.records import Document, Query, Reranker
+from lakerank.records import Reranker
 
 #: A checkpoint's config.json.
 CheckpointConfig = Mapping[str, Any]
@@ -52,10 +50,6 @@ class LoadedReranker(Reranker, Protocol):
 
     @property
     def counters(self) -> TokenCounters: ...
-
-    def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
-        """Raw float32 logits (P,) of pairs, in order; raises PairRejected where a pair cannot be scored."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.registry import LoadedReranker, TokenCounters, family_named
-from lakerank.model.spec import CheckpointSpec, RuntimeOptions, ScorerIdentity, identify
+from lakerank.model.spec import CheckpointSpec, RuntimeOptions, ScorerIdentity, identify, load
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 
 #: Changes when two rerankers with the same names and scales would score other pairs, or otherwise.
@@ -46,9 +46,7 @@ class RoutedSpec:
             "text": [text.fingerprint, asdict(self.text_scale)],
             "image": [image.fingerprint, asdict(self.image_scale)],
         }
-        largest = max(text.parameters, image.parameters)
-        readings = (text.cost_profile(largest), image.cost_profile(largest))
-        return ScorerIdentity(fingerprint(parts), 0.0, largest, (text, image), readings)
+        return ScorerIdentity(fingerprint(parts), 0.0, (text, image))
 
     def load(
         self, device: str, limits: Limits, options: RuntimeOptions, scorer: ScorerIdentity | None = None
@@ -56,7 +54,7 @@ class RoutedSpec:
         """Both rerankers in memory, as one; see `CheckpointSpec.load`."""
         scorer = scorer or self.identify(limits)
         text, image = (
-            CalibratedReranker(checkpoint.load_identified(device, limits, options, identity), scale)
+            CalibratedReranker(load(checkpoint.load_options(device, limits, options, identity)), scale)
             for checkpoint, scale, identity in zip(
                 (self.text, self.image), (self.text_scale, self.image_scale), scorer.identities, strict=True
             )
@@ -80,11 +78,6 @@ class CalibratedReranker:
 
     reranker: LoadedReranker
     scale: LogitScale
-
-    def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
-        """Calibrated logits (P,) of pairs, in order."""
-        logits = self.reranker.score(pairs).astype(np.float64)
-        return np.asarray(logits * self.scale.scale + self.scale.bias, dtype=np.float32)
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """One result for each pair of each group."""
@@ -122,16 +115,6 @@ class RoutedReranker:
         """Work of both models since loading."""
         text, image = self._text.reranker.counters, self._image.reranker.counters
         return TokenSums(text.computed + image.computed, text.pairwise + image.pairwise)
-
-    def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
-        """Calibrated float32 logits (P,) of pairs, in order. Raises PairRejected: a pair cannot be scored."""
-        with_image = np.array([_has_image(query, document) for query, document in pairs], dtype=bool)
-        logits = np.empty(len(pairs), dtype=np.float32)
-        for mask, reranker in ((with_image, self._image), (~with_image, self._text)):
-            numbers = np.flatnonzero(mask)
-            if len(numbers):
-                logits[numbers] = reranker.score([pairs[number] for number in numbers.tolist()])
-        return logits
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """One result for each pair, in any order: groups with images as they come, texts once the buffer is full."""

@@ -44,15 +44,22 @@ class RuntimeOptions:
 class ScorerIdentity:
     """An identified reranker: what a plan needs to know of it, and how a worker recognises it.
 
-    `parameters`: of its largest checkpoint, whose tokens costs are counted in. `readings`: how pairs are read, all of
-    them, or those of texts and those with an image.
+    `identities`: of its checkpoint, or of the one for texts and the one for images.
     """
 
     fingerprint: str
     logit_bias: float
-    parameters: int
     identities: tuple[CheckpointIdentity, ...]
-    readings: tuple[CostProfile, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Those of its largest checkpoint, whose tokens costs are counted in."""
+        return max(identity.parameters for identity in self.identities)
+
+    @property
+    def readings(self) -> tuple[CostProfile, ...]:
+        """How pairs are read, all of them, or those of texts and those with an image."""
+        return tuple(identity.cost_profile(self.parameters) for identity in self.identities)
 
     def document_sizing(self) -> Sizing:
         """What bounds the cost of a document."""
@@ -82,8 +89,7 @@ class CheckpointSpec:
     def identify(self, limits: Limits) -> ScorerIdentity:
         """Find the checkpoint. Raises CheckpointError: it cannot be found or is not one."""
         identity = identify(self, limits)
-        reading = identity.cost_profile(identity.parameters)
-        return ScorerIdentity(identity.fingerprint, identity.logit_bias, identity.parameters, (identity,), (reading,))
+        return ScorerIdentity(identity.fingerprint, identity.logit_bias, (identity,))
 
     def load(
         self, device: str, limits: Limits, options: RuntimeOptions, scorer: ScorerIdentity | None = None
@@ -92,16 +98,10 @@ class CheckpointSpec:
 
         Raises CheckpointError: it cannot be loaded, or is not the scorer's.
         """
-        return self.load_identified(device, limits, options, None if scorer is None else scorer.identities[0])
-
-    def load_identified(
-        self, device: str, limits: Limits, options: RuntimeOptions, identity: CheckpointIdentity | None
-    ) -> LoadedReranker:
-        """`load`, by the checkpoint's identity."""
-        return load(self.load_options(device, limits, options, identity))
+        return load(self.load_options(device, limits, options, None if scorer is None else scorer.identities[0]))
 
     def load_options(
-        self, device: str, limits: Limits, options: RuntimeOptions, identity: CheckpointIdentity | None
+        self, device: str, limits: Limits, options: RuntimeOptions, identity: CheckpointIdentity | None = None
     ) -> LoadOptions:
         """What is loaded: the checkpoint as identified, with a dtype and a device of this machine."""
         import torch
@@ -132,35 +132,30 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
     Raises CheckpointError: it cannot be found or is not one.
     """
     with reading(spec.path):
-        return _identify(spec, limits or Limits())
-
-
-def _identify(spec: CheckpointSpec, limits: Limits) -> CheckpointIdentity:
-    folder = locate(spec.path, spec.revision)
-    config = read_config(folder)
-    family = family_of(config, spec.family, str(folder))
-    if spec.adapter is not None and not family.accepts_adapter:
-        raise CheckpointError(f"{folder}: {family.name} takes no adapter; leave model.adapter out")
-    adapter = locate_adapter(spec.adapter, spec.adapter_revision)
-    files = weight_files(folder)
-    info = family.read_info(folder, spec.dtype, named=spec.family is not None)
-    read_tokenizer(folder / "tokenizer.json")  # a broken one is refused before planning
-    limits = family.limits(config, limits, spec.max_length, str(folder))
-    parts = {
-        "protocol": family.protocol,
-        "weights": [file_hash(file) for file in files],
-        "config": {key: value for key, value in config.items() if key not in _PROVENANCE},
-        "tokenizer": file_hash(folder / "tokenizer.json"),
-        "adapter": None if adapter is None else [file_hash(file) for file in adapter_files(adapter)],
-        "dtype": info.dtype,
-        "logit_bias": info.logit_bias,
-        "limits": asdict(limits),
-        **info.parts,
-    }
-    if adapter is not None:
-        read_header(adapter_files(adapter)[1])  # a truncated file is refused before planning
-    count = sum(math.prod(shape) for shape, _ in stored_tensors(folder).values())
-    checksum = quick_checksum(_all_files(folder, adapter))
+        folder = locate(spec.path, spec.revision)
+        config = read_config(folder)
+        family = family_of(config, spec.family, str(folder))
+        if spec.adapter is not None and not family.accepts_adapter:
+            raise CheckpointError(f"{folder}: {family.name} takes no adapter; leave model.adapter out")
+        adapter = locate_adapter(spec.adapter, spec.adapter_revision)
+        info = family.read_info(folder, spec.dtype, named=spec.family is not None)
+        read_tokenizer(folder / "tokenizer.json")  # a broken one is refused before planning
+        limits = family.limits(config, limits or Limits(), spec.max_length, str(folder))
+        parts = {
+            "protocol": family.protocol,
+            "weights": [file_hash(file) for file in weight_files(folder)],
+            "config": {key: value for key, value in config.items() if key not in _PROVENANCE},
+            "tokenizer": file_hash(folder / "tokenizer.json"),
+            "adapter": None if adapter is None else [file_hash(file) for file in adapter_files(adapter)],
+            "dtype": info.dtype,
+            "logit_bias": info.logit_bias,
+            "limits": asdict(limits),
+            **info.parts,
+        }
+        if adapter is not None:
+            read_header(adapter_files(adapter)[1])  # a truncated file is refused before planning
+        count = sum(math.prod(shape) for shape, _ in stored_tensors(folder).values())
+        checksum = quick_checksum(_all_files(folder, adapter))
     return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, family.name, limits)
 
 

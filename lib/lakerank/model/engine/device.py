@@ -7,7 +7,6 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lakerank.errors import CheckpointError
+from lakerank.model.engine.findings import cpu_lines
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -59,11 +59,7 @@ def supported_dtype(stored: str, device: torch.device) -> str:
 
 @functools.cache
 def _processor_flags() -> frozenset[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    flags = next((line for line in cpu_lines() if line.lower().startswith(("flags", "features"))), "")
     return frozenset(flags.partition(":")[2].split())
 
 

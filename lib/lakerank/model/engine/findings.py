@@ -59,14 +59,10 @@ class Findings:
         key = self._key(tried)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-            try:
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    json.dump({"key": key, "value": value}, file)
-                Path(name).replace(self.folder / f"{key}.json")
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+                file = Path(scratch) / f"{key}.json"
+                file.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
+                file.replace(self.folder / file.name)
         except OSError as error:
             logger.debug("%s: not written: %s", self.folder, error)
 
@@ -76,16 +72,20 @@ class Findings:
 
 def _machine() -> str:
     """Everything that kernels are chosen by: host, processor, torch's build and threads, libraries' variables."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
     affinity = getattr(os, "sched_getaffinity", None)
     parts = [
         *(platform.node(), platform.platform(), platform.processor(), os.cpu_count(), affinity and len(affinity(0))),
-        *sorted({line for line in lines if line.partition(":")[0].strip() in _PROCESSOR}),
+        *sorted({line for line in cpu_lines() if line.partition(":")[0].strip() in _PROCESSOR}),
         *(torch.__version__, torch.__config__.show(), torch.backends.cpu.get_cpu_capability()),
         *(torch.get_num_threads(), torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision()),
         *sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(_VARIABLES)),
     ]
     return "\n".join(map(str, parts))
+
+
+def cpu_lines() -> list[str]:
+    """What Linux says of each processor; nothing elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

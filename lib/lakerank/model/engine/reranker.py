@@ -10,13 +10,8 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from operator import itemgetter
 from typing import Any, Protocol
 
-import numpy as np
-
-from lakerank.errors import PairRejected
 from lakerank.model.engine.budget import MicroBatcher, batched
 from lakerank.model.engine.counters import Counters
 from lakerank.model.inputs import EncodedInput, RejectedInput
@@ -73,23 +68,6 @@ class BatchedReranker:
     def counters(self) -> Counters:
         """Work done since loading."""
         return self.engine.batcher.counters
-
-    def score(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
-        """Raw float32 logits (P,) of pairs, in order; pairs that share a document share the work on it.
-
-        Raises PairRejected: a pair cannot be scored; the first such pair is named.
-        """
-        numbers: dict[Document, list[int]] = {}
-        for number, (_, document) in enumerate(pairs):
-            numbers.setdefault(document, []).append(number)
-        groups = [DocumentGroup(doc, tuple(pairs[number][0] for number in members)) for doc, members in numbers.items()]
-        results = zip(chain.from_iterable(numbers.values()), self.score_groups(groups), strict=True)
-        logits = np.empty(len(pairs), dtype=np.float32)
-        for number, result in sorted(results, key=itemgetter(0)):
-            if isinstance(result, Reject):
-                raise PairRejected(result.query_id, result.doc_id, result.reason, result.detail)
-            logits[number] = result.logit
-        return logits
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """One result for each pair, group after group, queries in their order.
