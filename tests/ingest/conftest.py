@@ -75,7 +75,7 @@ def run_ingest(tmp_path: Path) -> Callable[..., tuple[Ingestion, pa.Table]]:
     def run(source: Path, follow_links: bool = False, **options: object) -> tuple[Ingestion, pa.Table]:
         read = ReadOptions(**options)  # type: ignore[arg-type]
         done = ingest(Storage(), str(source), str(tmp_path / "lake"), read, follow_links)
-        parts = sorted(Path(done.written.uri).glob("*.parquet"))
+        parts = sorted(Path(done.written.output).glob("*.parquet"))
         return done, pa.concat_tables([pq.read_table(part) for part in parts])
 
     return run

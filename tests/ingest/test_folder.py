@@ -61,8 +61,8 @@ def test_every_kind_of_file_becomes_rows_in_path_order(write_files, run_ingest, 
     assert (rows[5]["page"], rows[5]["group_id"], rows[5]["place"]) == (2, "d.pdf", "page=2")
     assert rows[0]["size"] == 7
     assert rows[0]["modified"].timestamp() == pytest.approx((source / "a.txt").stat().st_mtime, abs=1e-5)
-    assert done.rejected == 0
-    assert done.rejects_uri is None
+    assert done.written.rejected == 0
+    assert done.written.rejects is None
 
 
 def test_bad_files_are_listed_and_the_rest_is_ingested(write_files, run_ingest, png):
@@ -79,7 +79,7 @@ def test_bad_files_are_listed_and_the_rest_is_ingested(write_files, run_ingest, 
     (source / "link.txt").symlink_to(source / "good.txt")
     done, table = run_ingest(source)
     assert table["doc_id"].to_pylist() == ["good.txt"]
-    listed = {reject["path"]: reject for reject in map(json.loads, Path(done.rejects_uri).read_text().splitlines())}
+    listed = {reject["path"]: reject for reject in map(json.loads, Path(done.written.rejects).read_text().splitlines())}
     assert {path: reject["fault"] for path, reject in listed.items()} == {
         "noise.txt": "text_undecodable",
         "broken.pdf": "pdf_unreadable",
@@ -99,7 +99,7 @@ def test_a_name_that_is_not_utf8_is_a_reject(write_files, run_ingest):
     (source / os.fsdecode(b"bad\xff.txt")).write_text("x")
     done, table = run_ingest(source)
     assert table.num_rows == 1
-    assert done.rejected_by_fault == {"name_undecodable": 1}
+    assert done.written.rejected_by_fault == {"name_undecodable": 1}
 
 
 def test_links_are_followed_when_asked_for_but_never_in_circles(write_files, run_ingest, tmp_path):
@@ -112,14 +112,14 @@ def test_links_are_followed_when_asked_for_but_never_in_circles(write_files, run
     done, table = run_ingest(source, follow_links=True)
     result = table["doc_id"].to_pylist()
     assert result == ["a/far.txt", "a/one.txt", "a/to-b/two.txt", "b/to-a/far.txt", "b/to-a/one.txt", "b/two.txt"]
-    assert done.rejected_by_fault == {"symbolic_link": 3}
+    assert done.written.rejected_by_fault == {"symbolic_link": 3}
 
 
 def test_a_file_over_the_limit_is_not_read(write_files, run_ingest):
     source = write_files({"big.txt": "x" * 101, "small.txt": "x" * 100})
     done, table = run_ingest(source, max_file_bytes=100)
     assert table["doc_id"].to_pylist() == ["small.txt"]
-    assert done.rejected_by_fault == {"file_too_large": 1}
+    assert done.written.rejected_by_fault == {"file_too_large": 1}
 
 
 def test_queries_have_query_ids_and_no_hash(write_files, run_ingest, png):
@@ -132,7 +132,7 @@ def test_kind_passes_over_other_files(write_files, run_ingest, make_pdf):
     source = write_files({"a.txt": "no", "b.pdf": make_pdf((100, 100)), "c.xlsx": b""})
     done, table = run_ingest(source, kind="pdf")
     assert table["doc_id"].to_pylist() == ["b.pdf#page=1"]
-    assert done.rejected == 0
+    assert done.written.rejected == 0
 
 
 def test_a_single_file_is_a_source(write_files, run_ingest):
@@ -169,7 +169,7 @@ def test_what_is_no_regular_file_is_passed_over_by_name(write_files, run_ingest)
         door.bind("door.txt")
     done, table = run_ingest(source)
     assert table["doc_id"].to_pylist() == ["good.txt"]
-    assert done.rejected_by_fault == {"image_not_found": 1, "not_a_file": 3}
+    assert done.written.rejected_by_fault == {"image_not_found": 1, "not_a_file": 3}
     with pytest.raises(IngestError, match=r"pipe\.txt: not_a_file"):
         run_ingest(source / "pipe.txt")
 
@@ -198,7 +198,7 @@ def test_the_output_cannot_lie_in_the_source(write_files, tmp_path, output, fits
 def test_ingesting_again_gives_the_same_bytes_and_drops_stale_parts(write_files, run_ingest, tmp_path):
     source = write_files({"a.txt": "x", "b.txt": "y"})
     done, _ = run_ingest(source)
-    folder = Path(done.written.uri)
+    folder = Path(done.written.output)
     before = (folder / "part-000000.parquet").read_bytes()
     (folder / "part-000007.parquet").write_bytes(before)
     (folder / "notes.txt").write_text("mine")
@@ -210,9 +210,9 @@ def test_ingesting_again_gives_the_same_bytes_and_drops_stale_parts(write_files,
 def test_images_make_small_row_groups_and_the_lake_accepts_the_table(write_files, run_ingest, png):
     source = write_files({f"{number:03}.png": png for number in range(20)})
     done, _ = run_ingest(source)
-    file = pq.ParquetFile(f"{done.written.uri}/part-000000.parquet")
+    file = pq.ParquetFile(f"{done.written.output}/part-000000.parquet")
     assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [8, 8, 4]
-    result = fragments(Storage(), done.written.uri, schemas.DOCUMENTS)
+    result = fragments(Storage(), done.written.output, schemas.DOCUMENTS)
     assert [fragment.rows for fragment in result] == [20]
 
 

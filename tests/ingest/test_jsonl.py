@@ -7,23 +7,23 @@ import io
 import json
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lakerank.ingest.lines import json_records, read_each
 from lakerank.ingest.readers.reader import ReadOptions
-from lakerank.ingest.records import RecordReader, read_jsonl
+from lakerank.ingest.records import RecordReader
+from lakerank.ingest.source import FileSource, SourceFile
 from lakerank.ingest.tables import SourceFault, SourceReject
 from lakerank.records import Candidate, Qrel
 
 
 def rows(content: bytes | str, table="documents", keep=(), max_line_bytes=2**20):
     stream = io.BytesIO(content.encode() if isinstance(content, str) else content)
-    reader = RecordReader(ReadOptions(table=table, keep=keep), _no_files)
-    return list(read_jsonl("f.jsonl", stream, reader, max_line_bytes))
-
-
-def _no_files(name):
-    raise AssertionError(f"{name} was opened")
+    no_files = FileSource(MemoryFileSystem(), "/")
+    reader = RecordReader(ReadOptions(table=table, keep=keep), no_files, SourceFile("f.jsonl", "/f.jsonl", 0))
+    return list(read_each("f.jsonl", json_records("f.jsonl", stream, max_line_bytes), reader))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_image_paths_stay_inside_the_source(write_files, run_ingest, png, tmp_pa
     done, table = run_ingest(source, kind="jsonl")
     assert table["doc_id"].to_pylist() == ["sub/in.png"]
     assert table["image"].to_pylist() == [png]
-    assert done.rejected_by_fault == {"image_not_found": 1, "image_outside_source": 5}
+    assert done.written.rejected_by_fault == {"image_not_found": 1, "image_outside_source": 5}
 
 
 def test_paths_are_relative_to_the_jsonl_file(write_files, run_ingest, png):

@@ -37,7 +37,7 @@ def test_a_question_a_line(write_files, run_ingest):
 def test_queries_of_tables(write_files, run_ingest, name, text, rows):
     done, table = run_ingest(write_files({name: text}) / name, table="queries")
     assert content(table, "query_id", "text", "language") == rows
-    assert (done.rejected, done.not_kept) == (0, {})
+    assert (done.written.rejected, done.remarks.fields_not_kept) == (0, {})
 
 
 def test_documents_of_a_table_have_its_columns(write_files, run_ingest, caplog):
@@ -68,7 +68,7 @@ def test_kept_fields_are_not_reported(write_files, run_ingest):
     line = json.dumps({"id": "1", "text": "t", "url": "u", "tags": ["a"], "empty": None})
     done, table = run_ingest(write_files({"a.jsonl": line}), keep=("tags", "title"))
     assert content(table, "tags", "title") == [('["a"]', None)]
-    assert done.not_kept == {"url": 1}
+    assert done.remarks.fields_not_kept == {"url": 1}
 
 
 def test_duplicate_ids_are_counted_and_the_first_named_with_their_files(write_files, run_ingest, caplog):
@@ -149,7 +149,7 @@ def test_a_file_of_another_table_stops_the_job_and_says_what_to_use(write_files,
     ("text", "line"), [("a,b\n1,2\n1,2,3\n", 3), ("a,a\n1,2\n", 1)], ids=["too many fields", "a column twice"]
 )
 def test_rows_that_do_not_fit_their_names_are_rejects(text, line):
-    *_, reject = csv_records("f.csv", text, None)
+    *_, reject = csv_records("f.csv", text, None, "documents")
     assert reject.line == line
 
 
@@ -159,10 +159,10 @@ def test_encodings_that_were_guessed_are_said(write_files, run_ingest, caplog):
     with caplog.at_level(logging.WARNING):
         done, table = run_ingest(source)
     assert table["text"].to_pylist() == [text, text]
-    assert sum(done.encodings.values()) == 1
+    assert sum(done.remarks.encodings_guessed.values()) == 1
     assert "encodings guessed" in caplog.text
     done, table = run_ingest(source, encoding="cp1251")
-    assert (table["text"].to_pylist(), done.encodings) == ([text, text], {})
+    assert (table["text"].to_pylist(), done.remarks.encodings_guessed) == ([text, text], {})
 
 
 def test_a_field_longer_than_a_page_is_read(write_files, run_ingest):

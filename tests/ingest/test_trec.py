@@ -11,27 +11,26 @@ from hypothesis import strategies as st
 from lakerank.ingest.judgements import qrels
 from lakerank.ingest.lines import split_lines
 from lakerank.ingest.tables import SourceFault, SourceReject
-from lakerank.lake.lines import numbered_lines
 from lakerank.records import Qrel
 
 
 def lines(content: bytes, separator=None):
-    return split_lines("f", numbered_lines(io.BytesIO(content), 2**16), separator)
+    return split_lines("f", io.BytesIO(content), 2**16, separator)
 
 
 def test_a_line_of_names_is_passed_over_only_at_the_top():
-    result = list(qrels("f", lines(b"query-id\tcorpus-id\tscore\nq\td\t1\nquery-id\tcorpus-id\tscore\n", "\t"), ""))
+    result = list(qrels("f", lines(b"query-id\tcorpus-id\tscore\nq\td\t1\nquery-id\tcorpus-id\tscore\n", "\t")))
     assert result[0] == Qrel("q", "d", 1)
     assert isinstance(result[1], SourceReject)
     assert (result[1].line, len(result)) == (3, 2)
 
 
 def test_a_file_without_names_loses_no_line():
-    assert list(qrels("f", lines(b"q\td\t1\n", "\t"), "x/")) == [Qrel("x/q", "x/d", 1)]
+    assert list(qrels("f", lines(b"q\td\t1\n", "\t"))) == [Qrel("q", "d", 1)]
 
 
 def test_ids_of_tsv_may_hold_spaces():
-    assert list(qrels("f", lines(b"a b\tc d\t2\n", "\t"), "")) == [Qrel("a b", "c d", 2)]
+    assert list(qrels("f", lines(b"a b\tc d\t2\n", "\t"))) == [Qrel("a b", "c d", 2)]
 
 
 @pytest.mark.parametrize("content", [b"1185868\t0\t16\t1\n597651\t0\t49\t2\n", b"1185868 Q0 16 1\n597651 Q0 49 2\n"])
@@ -75,7 +74,7 @@ def test_mbeirs_lines_have_a_task_number():
 
 @pytest.mark.parametrize("field", ["x", "1.5", "nan", "inf", "3000000000"])
 def test_relevance_is_a_32_bit_integer(field):
-    [reject] = qrels("f", lines(f"q 0 d {field}\n".encode()), "")
+    [reject] = qrels("f", lines(f"q 0 d {field}\n".encode()))
     assert (reject.fault, reject.line) == (SourceFault.FIELD_INVALID, 1)
 
 
@@ -86,6 +85,6 @@ FIELDS = st.lists(st.sampled_from([b"q1", b"Q0", b"d 1", b"1", b"0.5", b"nan", b
 def test_every_line_that_is_not_blank_gives_one_result(rows):
     content = b"\n".join(rows)
     expected = sum(1 for row in rows if row.strip())
-    result = list(qrels("f", lines(content), ""))
+    result = list(qrels("f", lines(content)))
     assert len(result) == expected
     assert all(isinstance(row, Qrel | SourceReject) for row in result)

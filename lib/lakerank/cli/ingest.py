@@ -255,8 +255,7 @@ def _progress() -> Any:
     """A row counter on standard error, when that is a terminal."""
     from tqdm import tqdm
 
-    bar = tqdm(unit=" rows", disable=None, leave=False)
-    return lambda rows: bar.update(rows - bar.n)
+    return tqdm(unit=" rows", disable=None, leave=False).update
 
 
 if __name__ == "__main__":

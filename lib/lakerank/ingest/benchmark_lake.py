@@ -9,7 +9,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from lakerank.ingest.layouts import AUTO, read_benchmark
 from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, every_id
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
 from lakerank.ingest.layouts.mkqa import AnswerMatcher
-from lakerank.ingest.tables import ContentRow, Row, SourceFault, SourceReject, TableName, TableWriter, WrittenTable
+from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject, TableName, TableWriter, WrittenTable
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate, Qrel
 
@@ -61,7 +61,7 @@ class BenchmarkLake:
     output: str
     parts: list[str]
     first_stage: dict[str, int]
-    tables: dict[str, WrittenTable]
+    tables: dict[TableName, WrittenTable]
     rejected: int
     rejected_by_fault: dict[str, int]
     rejects: dict[str, str]
@@ -78,7 +78,7 @@ def ingest_benchmark(
     output: str,
     options: LayoutOptions,
     follow_links: bool = False,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: Callable[[int], object] = lambda rows: None,
 ) -> BenchmarkLake:
     """Write `OUTPUT/documents/`, `queries/`, `candidates/` and `qrels/` from a benchmark's own files, streaming.
 
@@ -99,8 +99,8 @@ def ingest_benchmark(
     if options.plain_ids and len({part.prefix for part in benchmark.parts}) > 1:
         names = ", ".join(sorted(part.name for part in benchmark.parts))
         raise ConfigError([f"--plain-ids: ids repeat between datasets; name the folder of one of {names}"])
-    writers = {name: TableWriter(storage, output, name, columns) for name, columns in TABLES.items()}
-    writer = _LakeWriter(storage, benchmark, stages, options, writers, progress)
+    writers = {name: TableWriter(storage, output, name, columns, progress) for name, columns in TABLES.items()}
+    writer = _LakeWriter(storage, benchmark, stages, options, writers)
     for pool in benchmark.pools:
         writer.write_pool(pool)
     judged: tuple[TableName, ...] = ("qrels",) if any(part.judgements for part in benchmark.parts) else ()
@@ -108,29 +108,22 @@ def ingest_benchmark(
         writers[name].require_rows(source_uri)
     writer.write_documents()
     writers["documents"].require_rows(source_uri)
-    finished = {name: table.finish() for name, table in writers.items()}
-    rejected: Counter[str] = sum((table.faults for table in writers.values()), Counter())
+    tables = {name: table.finish() for name, table in writers.items()}
+    rejected: Counter[str] = sum((Counter(table.rejected_by_fault) for table in tables.values()), Counter())
     result = BenchmarkLake(
         benchmark.name,
         output,
         [part.name for part in benchmark.parts],
         dict(sorted(Counter(stages.methods.values()).items())),
-        {name: written for name, (written, _) in finished.items()},
+        tables,
         rejected.total(),
         dict(sorted(rejected.items())),
-        {name: uri for name, (_, uri) in finished.items() if uri is not None},
+        {name: table.rejects for name, table in tables.items() if table.rejects is not None},
         time.monotonic() - started,
     )
     counts = ", ".join(f"{table.rows} {name}" for name, table in result.tables.items())
     _log.info("%s: %s, %d rejects in %.1f s", result.layout, counts, result.rejected, result.seconds)
     return result
-
-
-def without_prefix(row: Row, prefix: str) -> Row:
-    """A row with the publisher's own ids."""
-    if isinstance(row, ContentRow):
-        return replace(row, id=row.id.removeprefix(prefix))
-    return replace(row, query_id=row.query_id.removeprefix(prefix), doc_id=row.doc_id.removeprefix(prefix))
 
 
 def without_itself(candidates: Iterable[Candidate | SourceReject], depth: int) -> Iterator[Candidate | SourceReject]:
@@ -152,86 +145,82 @@ class CandidateQueries:
     """
 
     def __init__(self) -> None:
-        self._added: tuple[array[int], array[int]] = (array("q"), array("i"))
-        self._documents: np.ndarray[Any, Any] = np.empty(0, np.int64)
-        self._queries: np.ndarray[Any, Any] = np.empty(0, np.int32)
+        self._documents, self._queries = array("q"), array("i")
 
     def add(self, doc_id: str, query: int) -> None:
-        """Add a document and a query's number; it can be looked up after `sort`."""
-        self._added[0].append(hash(doc_id))
-        self._added[1].append(query)
+        """Add a document and a query's number."""
+        self._documents.append(hash(doc_id))
+        self._queries.append(query)
 
-    def sort(self) -> None:
-        """Sort the pairs for lookup."""
-        documents, queries = (np.frombuffer(column, dtype=column.typecode) for column in self._added)
+    def lookup(self) -> Callable[[str], Sequence[int]]:
+        """Gives the numbers of a document's queries, in the order they were added."""
+        documents, queries = np.frombuffer(self._documents, np.int64), np.frombuffer(self._queries, np.int32)
         order = np.argsort(documents, kind="stable")
-        self._documents, self._queries = documents[order], queries[order]
-        self._added = (array("q"), array("i"))
+        documents, queries = documents[order], queries[order]
 
-    def __contains__(self, doc_id: str) -> bool:
-        return len(self.of(doc_id)) > 0
+        def numbers(doc_id: str) -> Sequence[int]:
+            key = np.int64(hash(doc_id))
+            first, last = (np.searchsorted(documents, key, side) for side in ("left", "right"))
+            return [int(query) for query in queries[first:last]]
 
-    def of(self, doc_id: str) -> Sequence[int]:
-        """Numbers of a document's queries, in the order they were added."""
-        key = np.int64(hash(doc_id))
-        first, last = (np.searchsorted(self._documents, key, side) for side in ("left", "right"))
-        numbers: list[int] = self._queries[first:last].tolist()
         return numbers
 
 
+@dataclass
 class _LakeWriter:
-    """Writes queries, judgements and candidates part by part, then the documents, which may depend on candidates."""
+    """Writes queries, judgements and candidates part by part, then the documents, which may depend on candidates.
 
-    def __init__(
-        self,
-        storage: Storage,
-        benchmark: Benchmark,
-        stages: FirstStages,
-        options: LayoutOptions,
-        writers: Mapping[TableName, TableWriter],
-        progress: Callable[[int], None],
-    ) -> None:
-        self._storage = storage
-        self._benchmark = benchmark
-        self._stages = stages
-        self._options = options
-        self._writers = writers
-        self._progress = progress
-        self._rows = 0
-        self._candidates = CandidateQueries()
-        self._answers: list[
-            tuple[str, list[str]]
-        ] = []  # id and answers of each query whose qrels are matches of answers
-        self._with_candidates: set[str] = set()  # queries of the current part
-        self._matcher = AnswerMatcher() if any(part.judged_by_answers for part in benchmark.parts) else None
+    Layouts have the publisher's ids; a part's and a pool's prefix are put before them here.
+    """
 
-    def _add(self, table: TableName, row: Row | SourceReject) -> None:
-        if self._options.plain_ids and not isinstance(row, SourceReject):
-            row = without_prefix(row, self._benchmark.parts[0].prefix)
-        self._writers[table].add(row)
-        if not isinstance(row, SourceReject):
-            self._rows += 1
-            self._progress(self._rows)
+    storage: Storage
+    benchmark: Benchmark
+    stages: FirstStages
+    options: LayoutOptions
+    tables: Mapping[TableName, TableWriter]
+    candidates: CandidateQueries = field(default_factory=CandidateQueries)
+    answers: list[tuple[str, list[str]]] = field(default_factory=list)  # of each query that is judged by answers
+    matcher: AnswerMatcher | None = None
+
+    def __post_init__(self) -> None:
+        if any(part.judged_by_answers for part in self.benchmark.parts):
+            self.matcher = AnswerMatcher()
 
     def write_pool(self, pool: Pool) -> None:
         """Write a pool's parts without its documents; they share one index."""
-        parts = [part for part in self._benchmark.parts if part.pool.name == pool.name]
-        is_searched = any(self._stages.methods[part.name] == "bm25" for part in parts)
+        parts = [part for part in self.benchmark.parts if part.pool.name == pool.name]
+        is_searched = any(self.stages.methods[part.name] == "bm25" for part in parts)
         index = Bm25Index(pool.index()) if is_searched else None
         for part in parts:
             self._write_part(part, index)
-            _log.info("%s: candidates from %s", part.name, self._stages.methods[part.name])
+            _log.info("%s: candidates from %s", part.name, self.stages.methods[part.name])
 
     def write_documents(self) -> None:
         """Write the documents of every pool, and the judgements that depend on their texts."""
-        self._candidates.sort()
-        for pool in self._benchmark.pools:
-            is_included = every_id if self._options.all_documents else self._candidates.__contains__
-            for document in pool.documents(is_included):
-                self._add("documents", document)
-                if self._matcher and isinstance(document, ContentRow):
-                    for judgement in self._judgements_of(document, self._matcher):
-                        self._add("qrels", judgement)
+        queries_of = self.candidates.lookup()
+        for pool in self.benchmark.pools:
+            self._write_documents(pool, queries_of)
+
+    def _write_documents(self, pool: Pool, queries_of: Callable[[str], Sequence[int]]) -> None:
+        prefix = self._prefix(pool)
+        is_included = every_id if self.options.all_documents else lambda name: bool(queries_of(prefix + name))
+        for document in pool.documents(is_included, True):
+            if isinstance(document, SourceReject):
+                self.tables["documents"].add(document)
+                continue
+            document = replace(document, id=prefix + document.id)
+            self.tables["documents"].add(document)
+            for judgement in self._judgements_of(document, queries_of(document.id)):
+                self.tables["qrels"].add(judgement)
+
+    def _prefix(self, of: Part | Pool) -> str:
+        return "" if self.options.plain_ids else of.prefix
+
+    def _add_pair(self, table: TableName, part: Part, pair: Candidate | Qrel | SourceReject) -> None:
+        if not isinstance(pair, SourceReject):
+            query_id, doc_id = self._prefix(part) + pair.query_id, self._prefix(part.pool) + pair.doc_id
+            pair = replace(pair, query_id=query_id, doc_id=doc_id)
+        self.tables[table].add(pair)
 
     def _write_part(self, part: Part, index: Bm25Index | None) -> None:
         judged_ids = None
@@ -241,62 +230,61 @@ class _LakeWriter:
             if any(row.query_id == row.doc_id and row.relevance > 0 for row in judged):  # other documents, by chance
                 part = replace(part, excludes_itself=False)
         numbers: dict[str, int] = {}  # of the part's queries, by id
+        with_candidates: set[str] = set()
         for query in part.queries():
             if isinstance(query, SourceReject):
-                self._add("queries", query)
+                self.tables["queries"].add(query)
             elif judged_ids is None or query.id in judged_ids:
-                self._add("queries", query)
+                self.tables["queries"].add(replace(query, id=self._prefix(part) + query.id))
                 numbers[query.id] = self._number(part, query)
-                for candidate in self._others(part, self._stages.candidates(part, query, index, self._depth(part))):
-                    self._add_candidate(candidate, numbers)
-        for row in self._others(part, self._listed_candidates(part, numbers)):
-            self._add_candidate(row, numbers)
+                found = self.stages.candidates(part, query, index, self._depth(part))
+                self._add_candidates(part, found, numbers, with_candidates)
+        self._add_candidates(part, self._listed_candidates(part, numbers), numbers, with_candidates)
         for judgement in part.judgements() if part.judgements else ():
             if isinstance(judgement, Qrel) and judgement.query_id not in numbers:
                 detail = f"{judgement.query_id} is judged, but is not among the queries"
                 judgement = SourceReject(part.name, SourceFault.QUERY_NOT_FOUND, detail)
-            self._add("qrels", judgement)
-        self._judge_without_candidates(part, numbers)
+            self._add_pair("qrels", part, judgement)
+        self._judge_without_candidates(part, [n for query, n in numbers.items() if query not in with_candidates])
 
     def _number(self, part: Part, query: ContentRow) -> int:
         """A number for a query whose qrels are matches of answers, else -1."""
-        if self._matcher is None or not part.judged_by_answers or not isinstance(query.extra, QueryColumns):
+        if self.matcher is None or not part.judged_by_answers or not isinstance(query.extra, QueryColumns):
             return -1
         answers = json.loads(query.extra.answers or "[]")
-        self._answers.append((query.id, [self._matcher.answer(answer) for answer in answers]))
-        return len(self._answers) - 1
+        self.answers.append((self._prefix(part) + query.id, [self.matcher.answer(answer) for answer in answers]))
+        return len(self.answers) - 1
 
     def _listed_candidates(self, part: Part, numbers: dict[str, int]) -> Iterator[Candidate | SourceReject]:
         if part.candidates is not None:
             yield from (candidate for candidate in part.candidates() if candidate.query_id in numbers)
-        elif part.name in self._stages.runs:
-            run = self._stages.runs[part.name]
-            yield from run_candidates(self._storage, run, part, numbers.keys(), self._depth(part))
+        elif part.name in self.stages.runs:
+            run = self.stages.runs[part.name]
+            yield from run_candidates(self.storage, run, part, numbers.keys(), self._depth(part))
 
     def _depth(self, part: Part) -> int:
         """Candidates to ask a first stage for: one more where the query itself may be among them."""
-        return self._options.depth + part.excludes_itself
+        return self.options.depth + part.excludes_itself
 
-    def _others(self, part: Part, candidates: Iterable[Candidate | SourceReject]) -> Iterable[Candidate | SourceReject]:
-        return without_itself(candidates, self._options.depth) if part.excludes_itself else candidates
+    def _add_candidates(
+        self, part: Part, rows: Iterable[Candidate | SourceReject], numbers: dict[str, int], with_candidates: set[str]
+    ) -> None:
+        is_looked_up = self.matcher is not None or not self.options.all_documents
+        for row in without_itself(rows, self.options.depth) if part.excludes_itself else rows:
+            self._add_pair("candidates", part, row)
+            if isinstance(row, Candidate) and is_looked_up:
+                self.candidates.add(self._prefix(part.pool) + row.doc_id, numbers[row.query_id])
+                with_candidates.add(row.query_id)
 
-    def _add_candidate(self, candidate: Candidate | SourceReject, numbers: dict[str, int]) -> None:
-        self._add("candidates", candidate)
-        if isinstance(candidate, Candidate) and (self._matcher is not None or not self._options.all_documents):
-            self._candidates.add(candidate.doc_id, numbers[candidate.query_id])
-            self._with_candidates.add(candidate.query_id)
+    def _judge_without_candidates(self, part: Part, numbers: Sequence[int]) -> None:
+        """Add a qrel of one document to queries without candidates, so that they count as queries without a hit."""
+        if part.judged_by_answers and numbers:
+            for doc_id, _ in itertools.islice(part.pool.index(), 1):
+                for number in numbers:
+                    self.candidates.add(self._prefix(part.pool) + doc_id, number)
 
-    def _judge_without_candidates(self, part: Part, numbers: dict[str, int]) -> None:
-        """Add a qrel of one document to a query without candidates, so that it counts as a query without a hit."""
-        without = [number for query, number in numbers.items() if number >= 0 and query not in self._with_candidates]
-        for doc_id, _ in itertools.islice(part.pool.index(), 1 if without else 0):
-            for number in without:
-                self._candidates.add(doc_id, number)
-        self._with_candidates.clear()
-
-    def _judgements_of(self, document: ContentRow, matcher: AnswerMatcher) -> Iterator[Qrel]:
-        queries = self._candidates.of(document.id)
-        passage = matcher.passage(document.text or "") if queries else ""
-        for number in queries:
-            query_id, answers = self._answers[number]
-            yield Qrel(query_id, document.id, int(matcher.is_answered(passage, answers)))
+    def _judgements_of(self, document: ContentRow, queries: Sequence[int]) -> Iterator[Qrel]:
+        if self.matcher and queries:
+            passage = self.matcher.passage(document.text or "")
+            for query_id, answers in (self.answers[number] for number in queries):
+                yield Qrel(query_id, document.id, int(self.matcher.is_answered(passage, answers)))

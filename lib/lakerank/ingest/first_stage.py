@@ -125,14 +125,25 @@ def run_candidates(
         StorageError: there is no such file, a query's lines are apart, or no line is of a query of the part.
     """
     done: set[str] = set()
+    current = ""
+
+    def query_of(line: RunLine | RunFault) -> str:
+        """The query of a line; of one that cannot be read, the query of the line before."""
+        nonlocal current
+        current = current if isinstance(line, RunFault) else line.query_id.removeprefix(part.prefix)
+        return current
+
     run = read_run(storage, uri, task_number=part.columns.benchmark == "mbeir")
-    for query_id, group in itertools.groupby(run, key=lambda line: _query_id(line, part)):
-        if query_id is None:
-            yield from (_reject(uri, line) for line in group if isinstance(line, RunFault))
+    for query_id, group in itertools.groupby(run, query_of):
+        lines: list[RunLine] = []
+        for line in group:
+            if isinstance(line, RunFault):
+                name, fault = posixpath.basename(uri), SourceFault(line.code)
+                yield SourceReject(name, fault, line.detail, line=line.line)
+            else:
+                lines.append(line)
+        if not lines or query_id not in query_ids:
             continue
-        if query_id not in query_ids:
-            continue
-        lines = [line for line in group if isinstance(line, RunLine)]
         if query_id in done:
             raise StorageError(
                 f"{redacted(uri)}, line {lines[0].line}: query {lines[0].query_id} again, after others; sort the run "
@@ -140,18 +151,6 @@ def run_candidates(
             )
         done.add(query_id)
         for rank, line in enumerate(best_items(lines, depth), start=1):
-            yield Candidate(query_id, _prefixed(part.pool.prefix, line.doc_id), line.score, rank)
+            yield Candidate(query_id, line.doc_id.removeprefix(part.pool.prefix), line.score, rank)
     if query_ids and not done:
-        raise no_known_query(uri, part.name, min(query_ids).removeprefix(part.prefix))
-
-
-def _reject(uri: str, fault: RunFault) -> SourceReject:
-    return SourceReject(posixpath.basename(uri), SourceFault(fault.code), fault.detail, line=fault.line)
-
-
-def _query_id(line: RunLine | RunFault, part: Part) -> str | None:
-    return None if isinstance(line, RunFault) else _prefixed(part.prefix, line.query_id)
-
-
-def _prefixed(prefix: str, name: str) -> str:
-    return name if name.startswith(prefix) else prefix + name
+        raise no_known_query(uri, part.name, min(query_ids))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from lakerank.ingest.lines import Line, LineFault, number_of, read_each
-from lakerank.ingest.tables import SourceFault, SourceReject
+from lakerank.ingest.lines import Line, as_number, present, read_each, record_id, record_integer
+from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
 from lakerank.records import Qrel
+
+#: Fields of a record that may hold a value; the first that is there counts.
+QUERY_ID = ("query_id", "query-id", "qid")
+DOC_ID = ("doc_id", "corpus_id", "corpus-id", "docid")
+RELEVANCE = ("relevance", "score", "label", "rel")
 
 #: Names of columns in a heading, lower-case, with underscores.
 _QUERY = frozenset({"query_id", "query", "qid", "topic"})
@@ -35,29 +41,29 @@ class QrelColumns:
 BEIR = QrelColumns(1, 2, 3)
 TREC = QrelColumns(2, 3, 4)
 
+_BEIR_NAMES, _TREC_NAMES = "query, document, relevance", "query, 0, document, relevance"
 
-def qrels(path: str, lines: Iterable[Line], prefix: str = "", further_fields: int = 0) -> Iterator[Qrel | SourceReject]:
+
+def qrels(path: str, lines: Iterable[Line], further_fields: int = 0) -> Iterator[Qrel | SourceReject]:
     """Judgements of three columns (query, document, relevance) or TREC's four (an iteration after the query).
 
     A first line of names is passed over, and says which column is which. Every other line is a judgement or a reject:
     also one whose number of fields (`further_fields` of TREC's apart) is not that of the first lines. Four columns
-    whose second is no iteration are not guessed at: each line is a reject. `prefix` is put before ids.
+    whose second is no iteration are not guessed at: each line is a reject.
 
     Source: `GenericDataLoader._load_qrels` in github.com/beir-cellar/beir; trec_eval's `get_qrels.c`.
     """
     stream = iter(lines)
     first = list(itertools.islice(stream, _PEEKED))
-    rows = [line[1] for line in first if isinstance(line, tuple)]
-    heading = _heading(rows[0]) if rows else None
-    columns = heading or _columns(rows, further_fields)
-    is_heading = heading is not None
+    numbered = [line for line in first if isinstance(line, tuple)]
+    columns = _heading(numbered[0][1]) if numbered else None
+    if columns is not None:
+        first.remove(numbered[0])
+    else:
+        columns = _columns([fields for _, fields in numbered], further_fields)
 
     def judgement(_line: int, fields: list[str]) -> Iterator[Qrel]:
-        nonlocal is_heading
-        if is_heading:
-            is_heading = False
-        else:
-            yield _qrel(fields, columns, further_fields, prefix)
+        yield _qrel(fields, columns, further_fields)
 
     return read_each(path, itertools.chain(first, stream), judgement)
 
@@ -79,23 +85,23 @@ def _columns(rows: Sequence[Sequence[str]], further_fields: int) -> QrelColumns 
     return TREC if len(second) == 1 and _ITERATION.fullmatch(next(iter(second))) else None
 
 
-def _qrel(fields: list[str], columns: QrelColumns | None, further_fields: int, prefix: str) -> Qrel:
+def _qrel(fields: list[str], columns: QrelColumns | None, further_fields: int) -> Qrel:
+    if len(fields) < (columns or BEIR).count:
+        names = _TREC_NAMES if columns == TREC else _BEIR_NAMES
+        raise SourceError(SourceFault.FIELD_MISSING, f"{len(fields)} fields, not {names}")
     if columns is None:
-        if len(fields) < BEIR.count:
-            raise LineFault(SourceFault.FIELD_MISSING, f"{len(fields)} fields, not query, document, relevance")
-        detail = f"{len(fields)} fields: neither query, document, relevance nor TREC's, whose second is 0 in every line"
-        raise LineFault(SourceFault.FIELD_INVALID, detail)
-    names = "query, document, relevance" if columns == BEIR else "query, 0, document, relevance"
-    if len(fields) < columns.count:
-        raise LineFault(SourceFault.FIELD_MISSING, f"{len(fields)} fields, not {names}")
+        detail = f"{len(fields)} fields: neither {_BEIR_NAMES} nor TREC's, whose second is 0 in every line"
+        raise SourceError(SourceFault.FIELD_INVALID, detail)
     if len(fields) > columns.count + (further_fields if columns == TREC else 0):
-        raise LineFault(
-            SourceFault.FIELD_INVALID, f"{len(fields)} fields, not {names}; separate ids with spaces by tabs"
-        )
-    relevance = number_of(fields[columns.relevance])
-    if not relevance.is_integer() or abs(relevance) >= 2**31:
-        raise LineFault(SourceFault.FIELD_INVALID, "the relevance is not a 32-bit integer")
-    query, document = fields[0].strip(), fields[columns.document].strip()
-    if not query or not document:
-        raise LineFault(SourceFault.FIELD_INVALID, "an id is empty")
-    return Qrel(prefix + query, prefix + document, int(relevance))
+        detail = f"{len(fields)} fields, the first lines have {columns.count}; separate ids with spaces by tabs"
+        raise SourceError(SourceFault.FIELD_INVALID, detail)
+    ids = {"query_id": fields[0].strip(), "doc_id": fields[columns.document].strip()}
+    return qrel(ids | {"relevance": as_number(fields[columns.relevance])})
+
+
+def qrel(record: Mapping[str, Any]) -> Qrel:
+    """A judgement from a record; raises `SourceError`."""
+    relevance = record_integer(record, present(record, RELEVANCE))
+    if relevance is None:
+        raise SourceError(SourceFault.FIELD_MISSING, "no 'relevance'")
+    return Qrel(record_id(record, QUERY_ID), record_id(record, DOC_ID), relevance)

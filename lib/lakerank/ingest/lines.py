@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from io import BufferedIOBase
 from typing import Any, TypeVar
 
-from lakerank.ingest.tables import SourceFault, SourceReject
+from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
+from lakerank.lake.lines import numbered_lines
 
 #: Fields of a line of TREC judgements; a run has more.
 _TREC_FIELDS = 4
@@ -26,20 +28,12 @@ Line = tuple[int, list[str]] | SourceReject
 Record = tuple[int, Mapping[str, Any]]
 
 
-class LineFault(Exception):
-    """A line that cannot become a row."""
-
-    def __init__(self, fault: SourceFault, detail: str) -> None:
-        super().__init__(detail)
-        self.fault = fault
-
-
 def read_each(
     path: str,
     records: Iterable[tuple[int, Fields] | SourceReject],
     read: Callable[[int, Fields], Iterable[Read]],
 ) -> Iterator[Read | SourceReject]:
-    """The results of reading each numbered record of a file. One whose reading raises `LineFault` becomes a reject."""
+    """The results of reading each numbered record of a file, or a reject where reading it raises `SourceError`."""
     for record in records:
         if isinstance(record, SourceReject):
             yield record
@@ -47,45 +41,64 @@ def read_each(
         line, fields = record
         try:
             yield from read(line, fields)
-        except LineFault as fault:
+        except SourceError as fault:
             yield SourceReject(path, fault.fault, str(fault), line=line)
 
 
-def json_records(
-    path: str, lines: Iterable[tuple[int, bytes | None]], max_line_bytes: int
-) -> Iterator[Record | SourceReject]:
-    """The JSON object of each line that is not blank, or a reject for the line."""
+def json_records(path: str, stream: BufferedIOBase, max_line_bytes: int) -> Iterator[Record | SourceReject]:
+    """The JSON object of each line that is not blank, or a reject for the line; one line is in memory at a time."""
 
-    def record(number: int, line: bytes | None) -> Iterator[Record]:
+    def record(number: int, text: str) -> Iterator[Record]:
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise SourceError(SourceFault.JSON_INVALID, f"not JSON{where}") from error
+        if not isinstance(fields, dict):
+            raise SourceError(SourceFault.JSON_INVALID, "not a JSON object")
+        yield number, fields
+
+    return read_each(path, _text_lines(path, stream, max_line_bytes), record)
+
+
+def split_lines(path: str, stream: BufferedIOBase, max_line_bytes: int, separator: str | None) -> Iterator[Line]:
+    """The fields of each line that is not blank, split at a separator.
+
+    None: at tabs where that gives four fields, else at spaces and tabs. So ids may hold spaces where tabs separate, and
+    other white space everywhere.
+    """
+
+    def fields(number: int, text: str) -> Iterator[tuple[int, list[str]]]:
+        yield number, text.split(separator) if separator else _trec_fields(text)
+
+    return read_each(path, _text_lines(path, stream, max_line_bytes), fields)
+
+
+def _text_lines(path: str, stream: BufferedIOBase, max_line_bytes: int) -> Iterator[tuple[int, str] | SourceReject]:
+    def text(number: int, line: bytes | None) -> Iterator[tuple[int, str]]:
         if line is None:
-            raise LineFault(SourceFault.FILE_TOO_LARGE, f"the line has more than {max_line_bytes} bytes")
-        if line.strip():
-            yield number, _parse_object(line)
+            raise SourceError(SourceFault.FILE_TOO_LARGE, f"the line has more than {max_line_bytes} bytes")
+        try:
+            if line.strip():
+                yield number, line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise SourceError(SourceFault.TEXT_UNDECODABLE, f"not UTF-8 at byte {error.start}") from error
 
-    return read_each(path, lines, record)
-
-
-def _decoded(line: bytes) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LineFault(SourceFault.TEXT_UNDECODABLE, f"not UTF-8 at byte {error.start}") from error
+    return read_each(path, numbered_lines(stream, max_line_bytes), text)
 
 
-def _parse_object(line: bytes) -> Mapping[str, Any]:
-    text = _decoded(line)
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise LineFault(SourceFault.JSON_INVALID, f"not JSON{where}") from error
-    if not isinstance(record, dict):
-        raise LineFault(SourceFault.JSON_INVALID, "not a JSON object")
-    return record
+def _trec_fields(text: str) -> list[str]:
+    fields = [field.strip() for field in text.split("\t")]
+    return fields if len(fields) >= _TREC_FIELDS else re.split("[ \t]+", text.strip(" \t"))
+
+
+def present(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The first of some names that the record has a value for, else the first of them."""
+    return next((name for name in names if record.get(name) is not None), names[0])
 
 
 def record_id(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """The first of the named fields that is there, as an id; raises `LineFault`."""
+    """The first of the named fields that is there, as an id; raises `SourceError`."""
     for name in names:
         value = record.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -93,27 +106,27 @@ def record_id(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
         if value is not None:
             text = record_text(record, name)
             if not text:
-                raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is empty")
+                raise SourceError(SourceFault.FIELD_INVALID, f"'{name}' is empty")
             return text
-    raise LineFault(SourceFault.FIELD_MISSING, f"no {' or '.join(repr(name) for name in names)}")
+    raise SourceError(SourceFault.FIELD_MISSING, f"no {' or '.join(repr(name) for name in names)}")
 
 
 def record_text(record: Mapping[str, Any], name: str) -> str | None:
-    """A field that holds text, None where there is none; raises `LineFault`."""
+    """A field that holds text, None where there is none; raises `SourceError`."""
     value = record.get(name)
     if value is None:
         return None
     if not isinstance(value, str):
-        raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is {type(value).__name__}, not a string")
+        raise SourceError(SourceFault.FIELD_INVALID, f"'{name}' is {type(value).__name__}, not a string")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON can express a lone surrogate, UTF-8 cannot
-        raise LineFault(SourceFault.TEXT_UNDECODABLE, f"'{name}' holds a lone surrogate") from error
+        raise SourceError(SourceFault.TEXT_UNDECODABLE, f"'{name}' holds a lone surrogate") from error
     return value
 
 
 def record_number(record: Mapping[str, Any], name: str) -> float | None:
-    """A field that holds a finite number, None where there is none; raises `LineFault`."""
+    """A field that holds a finite number, None where there is none; raises `SourceError`."""
     value = record.get(name)
     if value is None:
         return None
@@ -122,46 +135,23 @@ def record_number(record: Mapping[str, Any], name: str) -> float | None:
         with suppress(OverflowError):
             number = float(value)
     if not math.isfinite(number):
-        raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not a finite number")
+        raise SourceError(SourceFault.FIELD_INVALID, f"'{name}' is not a finite number")
     return number
 
 
 def record_integer(record: Mapping[str, Any], name: str) -> int | None:
-    """A field that holds a 32-bit integer, None where there is none; raises `LineFault`."""
+    """A field that holds a 32-bit integer, None where there is none; raises `SourceError`."""
     number = record_number(record, name)
     if number is None:
         return None
     if not number.is_integer() or int(number) not in _INT32:
-        raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not a 32-bit integer")
+        raise SourceError(SourceFault.FIELD_INVALID, f"'{name}' is not a 32-bit integer")
     return int(number)
 
 
-def split_lines(path: str, lines: Iterable[tuple[int, bytes | None]], separator: str | None) -> Iterator[Line]:
-    """The fields of each line that is not blank, split at a separator.
-
-    None: at tabs where that gives four fields, else at spaces and tabs. So ids may hold spaces where tabs separate, and
-    other white space everywhere.
-    """
-
-    def fields(number: int, line: bytes | None) -> Iterator[tuple[int, list[str]]]:
-        if line is None:
-            raise LineFault(SourceFault.FILE_TOO_LARGE, "the line is too long")
-        text = _decoded(line)
-        if text.strip():
-            text = text.rstrip("\r\n")
-            yield number, text.split(separator) if separator else _trec_fields(text)
-
-    return read_each(path, lines, fields)
-
-
-def _trec_fields(text: str) -> list[str]:
-    fields = [field.strip() for field in text.split("\t")]
-    return fields if len(fields) >= _TREC_FIELDS else re.split("[ \t]+", text.strip(" \t"))
-
-
-def number_of(field: str) -> float:
-    """A field as a number, NaN where it is none."""
-    try:
-        return float(field)
-    except ValueError:
-        return math.nan
+def as_number(field: str | None) -> float | int | str | None:
+    """A text that is a number as one; any other as it is."""
+    for kind in (int, float):
+        with suppress(ValueError, TypeError):
+            return kind(field)  # type: ignore[arg-type]
+    return field

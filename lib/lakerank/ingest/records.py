@@ -7,30 +7,27 @@ import binascii
 import csv
 import io
 import json
+import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from io import BufferedIOBase
 from typing import Any
 
-from lakerank.ingest.lines import LineFault, Record, json_records, read_each, record_id, record_integer, record_number
+from lakerank.ingest.judgements import DOC_ID, QUERY_ID, RELEVANCE, qrel
+from lakerank.ingest.lines import Record, as_number, present, record_id, record_integer, record_number
 from lakerank.ingest.lines import record_text as text_of
 from lakerank.ingest.readers.reader import ReadOptions
 from lakerank.ingest.rows import Metadata, content_rows, kept_fields
-from lakerank.ingest.tables import ContentRow, Row, SourceFault, SourceReject, TableName
-from lakerank.lake.lines import numbered_lines
-from lakerank.records import Candidate, Qrel
+from lakerank.ingest.source import Source, SourceFile, image_at
+from lakerank.ingest.tables import ContentRow, Row, SourceError, SourceFault, SourceReject, TableName
+from lakerank.records import Candidate
 
 #: Fields that may hold a value, by column; the first that exists counts.
-QUERY_ID = ("query_id", "query-id", "qid")
-DOC_ID = ("doc_id", "corpus_id", "corpus-id", "docid")
 _OWN_ID = ("id", "_id")
 _TEXT: Mapping[TableName, tuple[str, ...]] = {"documents": ("text",), "queries": ("text", "query", "question")}
 _LANGUAGE = ("language", "lang")
 _SCORE = ("first_stage_score", "score")
 _RANK = ("first_stage_rank", "rank")
-_RELEVANCE = ("relevance", "score", "label", "rel")
 
 _PAIR = {*QUERY_ID, *DOC_ID}
 _KNOWN: Mapping[TableName, frozenset[str]] = {
@@ -38,84 +35,71 @@ _KNOWN: Mapping[TableName, frozenset[str]] = {
     | {"path", "page", "group_id", "place", "search_text"},
     "queries": frozenset({*QUERY_ID, *_OWN_ID, *_TEXT["queries"], "image", *_LANGUAGE}),
     "candidates": frozenset({*_PAIR, *_SCORE, *_RANK}),
-    "qrels": frozenset({*_PAIR, *_RELEVANCE, "iteration"}),
+    "qrels": frozenset({*_PAIR, *RELEVANCE, "iteration"}),
 }
 
 #: Different fields that are counted, so that keys which are data do not fill the memory.
 _COUNTED_FIELDS = 1000
-
-#: Reads an image file that a record names by a path relative to its own file's folder. Raises `LineFault`.
-ReadImage = Callable[[str], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class RecordReader:
     """Makes rows of the records of one file; `not_kept` counts the fields that no column has.
 
-    `metadata` is that of the file. A record without an id gets `default_id` and its number, where that is given; one
-    with an id gets `prefix` in front of it.
+    A record without an id gets `default_id` and its number, where that is given.
     """
 
     options: ReadOptions
-    read_image: ReadImage
-    metadata: Metadata = field(default_factory=Metadata)
+    source: Source
+    file: SourceFile
     default_id: str | None = None
     not_kept: Counter[str] = field(default_factory=Counter)
-    prefix: str = ""
 
     def __call__(self, number: int, record: Mapping[str, Any]) -> Iterator[Row]:
-        """The rows of a record; raises `LineFault`."""
+        """The rows of a record; raises `SourceError`."""
         table = self.options.table
         for name in record.keys() - _KNOWN[table] - {*self.options.keep}:
             if record[name] not in (None, "", {}, []) and len(self.not_kept) < _COUNTED_FIELDS:
                 self.not_kept[str(name)] += 1
         if table in ("documents", "queries"):
             yield from self._content(number, record)
-            return
-        query_id, doc_id = record_id(record, QUERY_ID), record_id(record, DOC_ID)
-        if table == "candidates":
-            score, rank = (
-                record_number(record, _present(record, _SCORE)),
-                record_integer(record, _present(record, _RANK)),
-            )
-            yield Candidate(query_id, doc_id, score, rank)
+        elif table == "qrels":
+            yield qrel(record)
         else:
-            relevance = record_integer(record, _present(record, _RELEVANCE))
-            if relevance is None:
-                raise LineFault(SourceFault.FIELD_MISSING, "no 'relevance'")
-            yield Qrel(query_id, doc_id, relevance)
+            score = record_number(record, present(record, _SCORE))
+            rank = record_integer(record, present(record, _RANK))
+            yield Candidate(record_id(record, QUERY_ID), record_id(record, DOC_ID), score, rank)
 
     def _content(self, number: int, record: Mapping[str, Any]) -> Iterator[Row]:
         """A document's title stands in front of its text, as in BEIR."""
         table = self.options.table
-        text, image = text_of(record, _present(record, _TEXT[table])), self._image(record)
+        text, image = text_of(record, present(record, _TEXT[table])), self._image(record)
         if text is None and image is None:
-            raise LineFault(SourceFault.FIELD_MISSING, f"neither 'text' nor 'image'{_hint(record, table)}")
-        names = (*(DOC_ID if table == "documents" else QUERY_ID), *_OWN_ID)
-        if self.default_id is not None and not _hint(record, table) and all(record.get(name) is None for name in names):
-            row_id = f"{self.default_id}{number}"
-        else:
-            try:
-                row_id = f"{self.prefix}{record_id(record, names)}"
-            except LineFault as fault:
-                raise LineFault(fault.fault, f"{fault}{_hint(record, table)}") from fault
-        kept = tuple(_extra(record, name) for name in kept_fields(self.options))
+            raise SourceError(SourceFault.FIELD_MISSING, f"neither 'text' nor 'image'{_hint(record, table)}")
+        row_id = self._id(number, record)
         metadata = self._metadata(record) if table == "documents" else Metadata(language=_language(record))
-        if table == "documents" and metadata.title and text is not None and record.get("title") is not None:
+        if metadata.title and text is not None:
             text = f"{metadata.title} {text}".strip()
+        kept = tuple(_extra(record, name) for name in kept_fields(self.options))
         yield from content_rows(ContentRow(row_id, text, image), metadata, kept, self.options)
+
+    def _id(self, number: int, record: Mapping[str, Any]) -> str:
+        table, in_file = self.options.table, self.options.file_in_ids and self.source.is_folder
+        try:
+            own = record_id(record, (*(DOC_ID if table == "documents" else QUERY_ID), *_OWN_ID))
+        except SourceError as error:
+            hint = _hint(record, table)
+            if self.default_id is None or hint or error.fault is not SourceFault.FIELD_MISSING:
+                raise SourceError(error.fault, f"{error}{hint}") from error
+            return f"{self.default_id}{number}"
+        return f"{self.file.path}#{own}" if in_file else own
 
     def _metadata(self, record: Mapping[str, Any]) -> Metadata:
         """The file's metadata under the record's own."""
-        return self.metadata._replace(
-            path=text_of(record, "path") or self.metadata.path,
-            page=record_integer(record, "page"),
-            title=text_of(record, "title") or None,
-            language=_language(record),
-            group_id=text_of(record, "group_id"),
-            place=text_of(record, "place"),
-            search_text=text_of(record, "search_text"),
-        )
+        texts = {name: text_of(record, name) or None for name in ("title", "group_id", "place", "search_text")}
+        path, page = text_of(record, "path") or self.file.path, record_integer(record, "page")
+        of_file = {"size": self.file.size, "modified": self.file.modified}
+        return Metadata(path, page, language=_language(record), **of_file, **texts)  # type: ignore[arg-type]
 
     def _image(self, record: Mapping[str, Any]) -> bytes | None:
         """`image` is a path when it has a dot in it (base64 has none), else base64, maybe behind `data:`."""
@@ -125,33 +109,27 @@ class RecordReader:
         if value.startswith("data:"):
             head, _, value = value.partition(",")
             if not head.endswith(";base64"):
-                raise LineFault(SourceFault.FIELD_INVALID, "'image' is a data URI that is not base64")
+                raise SourceError(SourceFault.FIELD_INVALID, "'image' is a data URI that is not base64")
         elif "." in value:
-            return self.read_image(value)
+            folder = posixpath.dirname(self.file.path)
+            return image_at(self.source, posixpath.join(folder, value), self.options.max_file_bytes)
         try:
             return base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise LineFault(SourceFault.FIELD_INVALID, "'image' is neither base64 nor a path to a file") from error
-
-
-def read_jsonl(
-    path: str, stream: BufferedIOBase, reader: RecordReader, max_line_bytes: int = 2**28
-) -> Iterator[Row | SourceReject]:
-    """Yield the rows or a reject for every line that is not blank, holding one line in memory at a time."""
-    return read_each(path, json_records(path, numbered_lines(stream, max_line_bytes), max_line_bytes), reader)
+            raise SourceError(SourceFault.FIELD_INVALID, "'image' is neither base64 nor a path to a file") from error
 
 
 def json_objects(text: str, table: TableName) -> list[Record] | None:
     """The records of a JSON file, an object or an array of objects; None where it holds none of the table.
 
     Raises:
-        LineFault: it is not JSON.
+        SourceError: it is not JSON.
     """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise LineFault(SourceFault.JSON_INVALID, f"not JSON{where}") from error
+        raise SourceError(SourceFault.JSON_INVALID, f"not JSON{where}") from error
     records = content if isinstance(content, list) else [content]
     needed = {*_TEXT[table], "image"} if table in _TEXT else _PAIR
     if not records or not all(isinstance(record, dict) for record in records):
@@ -159,11 +137,12 @@ def json_objects(text: str, table: TableName) -> list[Record] | None:
     return list(enumerate(records, start=1)) if any(needed & record.keys() for record in records) else None
 
 
-def csv_records(path: str, text: str, separator: str | None) -> Iterator[Record | SourceReject]:
-    """The rows of a CSV file by the names of its first row, numbered by line; an empty field counts as missing.
+def csv_records(path: str, text: str, separator: str | None, table: TableName) -> Iterator[Record | SourceReject]:
+    """The rows of a CSV file by the names of its first row, numbered by line, as their table needs them.
 
-    `separator` None: the comma, semicolon, tab or bar that the first line has most of. Quotes in a file of tabs count
-    only where every line has an even number of them.
+    An empty field counts as missing, a number is one where the table has numbers, and a document of neither `text` nor
+    `image` gets a text of all its fields. `separator` None: the comma, semicolon, tab or bar that the first line has
+    most of. Quotes in a file of tabs count only where every line has an even number of them.
     """
     first_line = text.lstrip("\r\n").partition("\n")[0]
     separator = separator or max(",;\t|", key=first_line.count)
@@ -181,37 +160,20 @@ def csv_records(path: str, text: str, separator: str | None) -> Iterator[Record 
             detail = f"{len(values)} fields, the first line names {len(names)}"
             yield SourceReject(path, SourceFault.FIELD_INVALID, detail, line=rows.line_num)
         elif any(values):
-            yield rows.line_num, dict(zip(names, (value or None for value in values), strict=False))
+            yield rows.line_num, _typed(dict(zip(names, (value or None for value in values), strict=False)), table)
 
 
-def table_of_texts(records: Iterable[Record | SourceReject], table: TableName) -> Iterator[Record | SourceReject]:
-    """Records of strings as their table needs them: numbers as numbers, and a text of all fields where none is one."""
-    numbers = {"documents": ("page",), "candidates": (*_SCORE, *_RANK), "qrels": _RELEVANCE}.get(table, ())
-    for record in records:
-        if not isinstance(record, SourceReject):
-            number, fields = record
-            typed = {name: _as_number(value) if name in numbers else value for name, value in fields.items()}
-            if table == "documents" and not {"text", "image"} & fields.keys():
-                typed = {name: typed.get(name) for name in (*DOC_ID, *_OWN_ID, *_LANGUAGE) if name in typed}
-                typed["text"] = "\n".join(f"{name}: {value}" for name, value in fields.items() if value)
-            record = number, typed
-        yield record
-
-
-def _as_number(value: str | None) -> float | int | str | None:
-    for kind in (int, float):
-        with suppress(ValueError, TypeError):
-            return kind(value)  # type: ignore[arg-type]
-    return value
-
-
-def _present(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """The first of some names that the record has a value for, else the first of them."""
-    return next((name for name in names if record.get(name) is not None), names[0])
+def _typed(fields: Mapping[str, str | None], table: TableName) -> Mapping[str, Any]:
+    numbers = {"documents": ("page",), "candidates": (*_SCORE, *_RANK), "qrels": RELEVANCE}.get(table, ())
+    typed = {name: as_number(value) if name in numbers else value for name, value in fields.items()}
+    if table == "documents" and not {"text", "image"} & fields.keys():
+        typed = {name: typed[name] for name in (*DOC_ID, *_OWN_ID, *_LANGUAGE) if name in typed}
+        typed["text"] = "\n".join(f"{name}: {value}" for name, value in fields.items() if value)
+    return typed
 
 
 def _language(record: Mapping[str, Any]) -> str | None:
-    return text_of(record, _present(record, _LANGUAGE))
+    return text_of(record, present(record, _LANGUAGE))
 
 
 def _hint(record: Mapping[str, Any], table: TableName) -> str:

@@ -11,14 +11,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from lakerank.errors import StorageError
-from lakerank.ingest.tables import SourceFault, SourceReject
+from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
 from lakerank.lake import is_local, local_path
 from lakerank.lake.backends.object_store import filesystem_at
 from lakerank.lake.backends.s3 import StorageOptions
@@ -84,18 +85,15 @@ class FileSource:
         if self._follow_links:
             trail = (*trail, Path(folder).resolve())
         try:
-            entries = self._filesystem.ls(folder, detail=True)
+            entries = sorted(self._entries(folder), key=_path_order)
         except OSError as error:
             yield SourceReject(self._relative(folder), SourceFault.FILE_UNREADABLE, str(error))
             return
-        for entry in sorted(entries, key=_path_order):
-            location = entry["name"].rstrip("/")
-            if location != folder and not posixpath.basename(location).startswith("."):
-                yield from self._visit(entry, location, trail)
+        for entry in entries:
+            yield from self._visit(entry, trail)
 
-    def _visit(
-        self, entry: dict[str, Any], location: str, trail: tuple[Path, ...]
-    ) -> Iterator[SourceFile | SourceReject]:
+    def _visit(self, entry: dict[str, Any], trail: tuple[Path, ...]) -> Iterator[SourceFile | SourceReject]:
+        location = entry["name"]
         path = self._relative(location)
         if not _is_unicode(path):
             shown = path.encode(errors="backslashreplace").decode()
@@ -114,46 +112,35 @@ class FileSource:
         else:
             yield _file(entry, path, location)
 
+    def _entries(self, folder: str) -> Iterator[dict[str, Any]]:
+        """What is directly in a folder, with the location as its name, hidden things left out; raises OSError."""
+        for entry in self._filesystem.ls(folder, detail=True):
+            location = entry["name"].rstrip("/")
+            if location != folder and not posixpath.basename(location).startswith("."):
+                yield {**entry, "name": location}
+
     def names(self, folder: str = "") -> tuple[list[str], list[str]]:
         """Names of the folders and of the files directly in a folder of the source, sorted, without hidden ones.
 
         A link counts as what it leads to, or as nothing when links are not followed. A missing folder is empty.
         """
-        location = posixpath.join(self._root, folder).rstrip("/")
-        try:
-            entries = self._filesystem.ls(location, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return [], []
-        folders: list[str] = []
-        files: list[str] = []
-        for entry in entries:
-            name = posixpath.basename(entry["name"].rstrip("/"))
-            if name.startswith(".") or entry["name"].rstrip("/") == location or not _is_unicode(name):
-                continue
-            if entry.get("islink"):
-                if not self._follow_links or not self._filesystem.exists(entry["name"]):
+        names: dict[str, list[str]] = {"directory": [], "file": [], "other": []}
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for entry in self._entries(posixpath.join(self._root, folder).rstrip("/")):
+                location = entry["name"]
+                if entry.get("islink") and not (self._follow_links and self._filesystem.exists(location)):
                     continue
-                entry = self._filesystem.info(entry["name"])
-            if entry["type"] != "other":
-                (folders if entry["type"] == "directory" else files).append(name)
-        return sorted(folders), sorted(files)
+                if _is_unicode(location):
+                    kind = self._filesystem.info(location)["type"] if entry.get("islink") else entry["type"]
+                    names[kind].append(posixpath.basename(location))
+        return sorted(names["directory"]), sorted(names["file"])
 
     def _relative(self, location: str) -> str:
         return location[len(self._root) :].lstrip("/")
 
-    @contextmanager
-    def open(self, file: SourceFile, compressed: bool = False) -> Iterator[io.BufferedIOBase]:
-        """Open a file for reading in one pass, gunzipped when `compressed`."""
+    def open(self, file: SourceFile) -> BinaryIO:
+        """Open a file for reading, in one pass or at random; close it."""
         # Without a buffer each request to an object store reads a few bytes, and a line's length cannot be limited.
-        with io.BufferedReader(self._filesystem.open(file.location, "rb"), BUFFER_BYTES) as stream:
-            if compressed:
-                with gzip.GzipFile(fileobj=stream) as plain:
-                    yield plain
-            else:
-                yield stream
-
-    def open_seekable(self, file: SourceFile) -> BinaryIO:
-        """Open a file for random access; close it."""
         return cast("BinaryIO", io.BufferedReader(self._filesystem.open(file.location, "rb"), BUFFER_BYTES))
 
     def read(self, file: SourceFile) -> bytes:
@@ -197,6 +184,39 @@ def open_source(
         return FileSource(LocalFileSystem(), str(local_path(uri).absolute()), follow_links)
     filesystem, location = filesystem_at(uri, options)
     return FileSource(filesystem, location)
+
+
+class Source(Protocol):
+    """A folder, an archive or a file. `within` is the file at a path, None where that leads out of the source."""
+
+    is_folder: bool
+
+    def files(self) -> Iterator[SourceFile | SourceReject]: ...
+    def open(self, file: SourceFile) -> BinaryIO: ...
+    def read(self, file: SourceFile) -> bytes: ...
+    def within(self, path: str) -> SourceFile | None: ...
+
+
+@contextmanager
+def opened_plain(source: Source, file: SourceFile) -> Iterator[BufferedIOBase]:
+    """A file open for reading in one pass, gunzipped if its name says so."""
+    with source.open(file) as stream:
+        plain = gzip.GzipFile(fileobj=stream) if file.path.lower().endswith(".gz") else stream
+        yield cast("BufferedIOBase", plain)
+
+
+def image_at(source: Source, path: str, max_bytes: int) -> bytes:
+    """The image file that a record names; raises `SourceError`."""
+    try:
+        image = source.within(path)
+        if image is None:
+            detail = f"an image must be a path inside the source, or base64, not {path}"
+            raise SourceError(SourceFault.IMAGE_OUTSIDE_SOURCE, detail)
+        if image.size > max_bytes:
+            raise SourceError(SourceFault.FILE_TOO_LARGE, f"the image has {image.size} bytes, the limit is {max_bytes}")
+        return source.read(image)
+    except OSError as error:
+        raise SourceError(SourceFault.IMAGE_NOT_FOUND, f"the image cannot be read ({path})") from error
 
 
 def prefetched_files(

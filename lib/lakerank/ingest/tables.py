@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Literal
@@ -35,6 +36,8 @@ BYTES_PER_ROW_GROUP = 2**24
 #: A file ends at about so many bytes of content; it is in memory until then.
 BYTES_PER_FILE = 2**26
 
+_log = logging.getLogger(__name__)
+
 _PART = re.compile(r"part-\d{6}\.parquet")
 
 _SCHEMAS: dict[TableName, pa.Schema] = {
@@ -44,10 +47,8 @@ _SCHEMAS: dict[TableName, pa.Schema] = {
     "qrels": schemas.QRELS,
 }
 
-
 #: Rejects listed one by one; all of them are counted.
 LISTED_REJECTS = 100_000
-
 
 #: Rejects that an error shows.
 _SHOWN_REJECTS = 5
@@ -81,6 +82,14 @@ class SourceFault(StrEnum):
     DOCUMENT_NOT_FOUND = "document_not_found"
 
 
+class SourceError(Exception):
+    """A file, a page or a line that cannot be read, and why: it becomes a `SourceReject`."""
+
+    def __init__(self, fault: SourceFault, detail: str) -> None:
+        super().__init__(detail)
+        self.fault = fault
+
+
 @dataclass(frozen=True, slots=True)
 class SourceReject:
     """A part of the source that cannot be read: `line` of a JSONL file and `page` of a PDF count from 1."""
@@ -112,54 +121,66 @@ Row = ContentRow | Candidate | Qrel
 
 @dataclass(frozen=True, slots=True)
 class WrittenTable:
-    """A finished table; `bytes` is the size of its files, `duplicates` counts rows whose id another row has."""
+    """A finished table in the folder `output`, as the job's last line has it.
 
-    uri: str
+    `bytes` is the size of its files, `duplicates` counts rows whose id another row has. `rejects` is the address of the
+    list of rejects: path, line, page, fault and detail (None: there are none).
+    """
+
+    table: TableName
+    output: str
     rows: int
     texts: int
     images: int
     files: int
     bytes: int
     duplicates: int
+    rejected: int
+    rejected_by_fault: dict[str, int]
+    rejects: str | None
 
 
 class TableWriter:
     """Collects rows of one table and writes `part-000000.parquet`, … into its folder.
 
-    Rejects are counted by fault in `faults`; the first LISTED_REJECTS of them are listed in `rejects/<table>.jsonl`.
-    The same rows give the same files, so writing again after a crash completes the table.
+    Rejects are counted; the first LISTED_REJECTS of them are listed in `rejects/<table>.jsonl`. The same rows give the
+    same files, so writing again after a crash completes the table. `progress` is called with a number of further rows.
     """
 
     def __init__(
-        self, storage: Storage, output: str, table: TableName, extra_columns: Sequence[str | pa.Field] = ()
+        self,
+        storage: Storage,
+        output: str,
+        table: TableName,
+        extra_columns: Sequence[str | pa.Field] = (),
+        progress: Callable[[int], object] = lambda rows: None,
     ) -> None:
-        self.faults: Counter[str] = Counter()
         self._storage = storage
         self._folder = join(output, table)
         self._rejects_uri = join(output, "rejects", f"{table}.jsonl")
         self._table = table
         self._schema = pa.schema([*_SCHEMAS[table], *(_column(column) for column in extra_columns)])
+        self._progress = progress
+        self._faults: Counter[str] = Counter()
         self._rejects: list[SourceReject] = []
-        self._buffered: list[Row] = []
+        self._buffered: list[Row] = []  # the rows of a row group
         self._buffered_bytes = self._buffered_images = 0
-        self._file: _PartFile | None = None
+        self._row_groups: list[pa.Table] = []  # of a file
+        self._file_bytes = self._bytes = 0
         self._written: list[str] = []
         self._ids = array("q")  # hashes: eight bytes a row
-        self._rows = self._texts = self._images = self._bytes = 0
+        self._filled: Counter[str] = Counter()  # values that are not null, by column
 
     def add(self, row: Row | SourceReject) -> None:
         """Add a row, or count a reject; a full row group or file is written on the way."""
         if isinstance(row, SourceReject):
-            self.faults[row.fault.value] += 1
+            self._faults[row.fault.value] += 1
             if len(self._rejects) < LISTED_REJECTS:
                 self._rejects.append(row)
             return
         self._buffered.append(row)
         self._ids.append(hash(row.id if isinstance(row, ContentRow) else (row.query_id, row.doc_id)))
-        self._rows += 1
         if isinstance(row, ContentRow):
-            self._texts += row.text is not None
-            self._images += row.image is not None
             self._buffered_images += row.image is not None
             self._buffered_bytes += len(row.text or "") + len(row.image or b"")
         if (
@@ -174,26 +195,26 @@ class TableWriter:
 
         The message has the first rejects.
         """
-        if self._rows:
+        if self._ids:
             return
         kept = f"{redacted(self._folder)} is as it was"
         if not self._rejects:
             raise IngestError(f"{self._table}: {redacted(source_uri)} holds nothing to read; {kept}")
         self._write_rejects()
         shown = "\n".join(f"  {reject}" for reject in self._rejects[:_SHOWN_REJECTS])
-        more = f"\n  all are listed in {redacted(self._rejects_uri)}" if self.faults.total() > _SHOWN_REJECTS else ""
+        more = f"\n  all are listed in {redacted(self._rejects_uri)}" if self._faults.total() > _SHOWN_REJECTS else ""
         raise IngestError(
-            f"{self._table}: nothing could be read from {redacted(source_uri)} ({self.faults.total()} rejects); "
+            f"{self._table}: nothing could be read from {redacted(source_uri)} ({self._faults.total()} rejects); "
             f"{kept}\n{shown}{more}"
         )
 
-    def finish(self) -> tuple[WrittenTable, str | None]:
-        """Write the last rows and the list of rejects; returns the list's URI, None without rejects.
+    def finish(self) -> WrittenTable:
+        """Write the last rows and the list of rejects; ids of several rows are named in the log.
 
         Part files and a list that an earlier ingestion left behind are deleted.
         """
         self._end_row_group()
-        if self._file is not None or not self._written:
+        if self._row_groups or not self._written:
             self._end_file()
         for name in self._storage.list_names(self._folder):
             if _PART.fullmatch(name) and name not in self._written:
@@ -202,28 +223,30 @@ class TableWriter:
             self._write_rejects()
         elif self._storage.exists(self._rejects_uri):
             self._storage.delete(self._rejects_uri)
-        files = len(self._written)
-        written = WrittenTable(
-            self._folder, self._rows, self._texts, self._images, files, self._bytes, self._duplicates()
-        )
-        return written, self._rejects_uri if self._rejects else None
-
-    def _duplicates(self) -> int:
-        return len(self._ids) - len(np.unique(np.frombuffer(self._ids, np.int64)))
-
-    def repeated(self) -> list[str]:
-        """The first ids that several rows of the finished table have, each with the files of its rows where known."""
         hashes, counts = np.unique(np.frombuffer(self._ids, np.int64), return_counts=True)
-        several = set(hashes[counts > 1].tolist())
+        duplicates = len(self._ids) - len(hashes)
+        if duplicates:
+            _log.warning(
+                "%d rows have an id that another row has (a run rejects all of one id): %s",
+                duplicates, "; ".join(self._repeated(set(hashes[counts > 1].tolist()))),
+            )  # fmt: skip
+        return WrittenTable(
+            self._table, self._folder, len(self._ids), self._filled["text"], self._filled["image"],
+            len(self._written), self._bytes, duplicates, self._faults.total(), dict(sorted(self._faults.items())),
+            self._rejects_uri if self._rejects else None,
+        )  # fmt: skip
+
+    def _repeated(self, hashes: set[int]) -> list[str]:
+        """The first ids in the finished table that have these hashes, each with the files of its rows where known."""
         key = 2 if self._table in ("candidates", "qrels") else 1
-        columns = [*self._schema.names[:key], *(["path"] if self._table == "documents" else [])]
-        found: dict[str, set[str]] = {}
+        columns = [*self._schema.names[:key], *(["path"] if "path" in self._schema.names else [])]
+        files: dict[str, set[str]] = {}
         for row in self._read(columns):
-            if hash(row[:key] if key > 1 else row[0]) in several:
+            if hash(row[:key] if key > 1 else row[0]) in hashes:
                 name = " ".join(map(str, row[:key]))
-                if name in found or len(found) < _SHOWN_IDS:
-                    found.setdefault(name, set()).update(filter(None, row[key:]))
-        return [f"{name}{f' in {_few(sorted(files))}' if files else ''}" for name, files in found.items()]
+                if name in files or len(files) < _SHOWN_IDS:
+                    files.setdefault(name, set()).update(filter(None, row[key:]))
+        return [f"{name}{f' in {_few(sorted(paths))}' if paths else ''}" for name, paths in files.items()]
 
     def _read(self, columns: list[str]) -> Iterator[tuple[str, ...]]:
         for part in self._written:
@@ -238,44 +261,30 @@ class TableWriter:
     def _end_row_group(self) -> None:
         if not self._buffered:
             return
-        self._file = self._file or _PartFile(self._schema)
-        self._file.add(_columns(self._table, self._buffered, self._schema), self._buffered_bytes)
+        columns = zip(*(_values(self._table, row) for row in self._buffered), strict=True)
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, self._schema.types, strict=True)]
+        self._row_groups.append(pa.table(arrays, schema=self._schema))
+        for name, column in zip(self._schema.names, arrays, strict=True):
+            self._filled[name] += len(column) - column.null_count
+        self._file_bytes += self._buffered_bytes + 64 * len(self._buffered)  # ids and numbers count too
+        self._progress(len(self._buffered))
         self._buffered = []
         self._buffered_bytes = self._buffered_images = 0
-        if self._file.content_bytes >= BYTES_PER_FILE:
+        if self._file_bytes >= BYTES_PER_FILE:
             self._end_file()
 
     def _end_file(self) -> None:
-        content = (self._file or _PartFile(self._schema)).close()
-        name = f"part-{len(self._written):06d}.parquet"
+        sink, name = pa.BufferOutputStream(), f"part-{len(self._written):06d}.parquet"
+        # Encoded images do not get smaller, and ids and texts are better compressed than put in a dictionary.
+        compression = {name: "none" if name == "image" else "zstd" for name in self._schema.names}
+        with pq.ParquetWriter(sink, self._schema, compression=compression, use_dictionary=False) as writer:
+            for rows in self._row_groups:
+                writer.write_table(rows, row_group_size=rows.num_rows)
+        content = sink.getvalue().to_pybytes()
         self._storage.replace(join(self._folder, name), content)
         self._written.append(name)
         self._bytes += len(content)
-        self._file = None
-
-
-class _PartFile:
-    """A Parquet file in memory, a row group at a time."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self.content_bytes = 0
-        self._sink = pa.BufferOutputStream()
-        self._writer = pq.ParquetWriter(
-            self._sink,
-            schema,
-            # Encoded images do not get smaller, and ids and texts are better compressed than put in a dictionary.
-            compression={name: "none" if name == "image" else "zstd" for name in schema.names},
-            use_dictionary=False,
-        )
-
-    def add(self, rows: pa.Table, content_bytes: int) -> None:
-        self._writer.write_table(rows, row_group_size=rows.num_rows)
-        self.content_bytes += content_bytes + 64 * rows.num_rows  # ids and numbers count too
-
-    def close(self) -> bytes:
-        self._writer.close()
-        content: bytes = self._sink.getvalue().to_pybytes()
-        return content
+        self._row_groups, self._file_bytes = [], 0
 
 
 def _few(names: Sequence[str]) -> str:
@@ -284,12 +293,6 @@ def _few(names: Sequence[str]) -> str:
 
 def _column(column: str | pa.Field) -> pa.Field:
     return pa.field(column, pa.string()) if isinstance(column, str) else column
-
-
-def _columns(table: TableName, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
-    columns = zip(*(_values(table, row) for row in rows), strict=True)
-    arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
-    return pa.table(arrays, schema=schema)
 
 
 def _values(table: TableName, row: Row) -> tuple[object, ...]:

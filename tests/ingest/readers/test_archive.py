@@ -11,7 +11,7 @@ import pytest
 
 from lakerank.errors import IngestError
 from lakerank.ingest.readers.archive import check_package
-from lakerank.ingest.readers.reader import ReaderFault
+from lakerank.ingest.tables import SourceError
 
 
 def test_members_are_files_of_a_folder(write_files, run_ingest, zipped, png, office):
@@ -35,7 +35,7 @@ def test_members_are_files_of_a_folder(write_files, run_ingest, zipped, png, off
     ]
     assert rows["j"]["image"] == png
     assert (rows["j"]["path"], rows["notes.txt.gz"]["text"]) == ("z.zip/a/docs.jsonl", "packed")
-    assert done.rejected_by_fault == {"image_outside_source": 1}
+    assert done.written.rejected_by_fault == {"image_outside_source": 1}
 
 
 def test_names_lead_nowhere_and_links_are_not_followed(write_files, run_ingest, zipped):
@@ -44,7 +44,7 @@ def test_names_lead_nowhere_and_links_are_not_followed(write_files, run_ingest, 
     members = {"../up.txt": "x", "/etc/passwd": "x", "a\\b.txt": "x", "good.txt": "fine", link: "/etc/passwd"}
     done, table = run_ingest(write_files({"z.zip": zipped(members)}))
     assert table["doc_id"].to_pylist() == ["z.zip/good.txt"]
-    assert done.rejected_by_fault == {"name_outside": 3, "symbolic_link": 1}
+    assert done.written.rejected_by_fault == {"name_outside": 3, "symbolic_link": 1}
 
 
 def test_bombs_are_refused_before_they_are_unpacked(write_files, run_ingest, zipped):
@@ -63,11 +63,11 @@ def test_bombs_are_refused_before_they_are_unpacked(write_files, run_ingest, zip
     )
     done, table = run_ingest(source, max_file_bytes=limit)
     assert table["doc_id"].to_pylist() == ["large.zip/good.txt"]
-    assert done.rejected_by_fault == {"file_too_large": 6}
+    assert done.written.rejected_by_fault == {"file_too_large": 6}
 
 
 def test_what_is_packed_two_hundredfold_is_refused(zipped):
-    with pytest.raises(ReaderFault, match="unpack to 16777217"):
+    with pytest.raises(SourceError, match="unpack to 16777217"):
         check_package(zipped({"x": bytes(2**24 + 1)}), 2**28)
     check_package(zipped({"x": bytes(2**24)}), 2**28)
 
@@ -99,5 +99,5 @@ def test_an_archive_that_is_cut_short_is_one_reject(write_files, run_ingest, zip
     content = zipped({"a.txt": "x" * 1000})
     source = write_files({"z.zip": content[: len(content) // 2], "good.txt": "fine"})
     done, _ = run_ingest(source)
-    assert done.rejected_by_fault == {"file_unreadable": 1}
+    assert done.written.rejected_by_fault == {"file_unreadable": 1}
     assert io.BytesIO(content).read(2) == b"PK"

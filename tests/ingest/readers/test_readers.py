@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from lakerank.errors import DependencyError
 from lakerank.ingest.readers import READERS
 from lakerank.ingest.readers.markup import html_section
-from lakerank.ingest.readers.reader import ReaderFault, ReadOptions
+from lakerank.ingest.readers.reader import ReadOptions
 from lakerank.ingest.readers.text import decode
+from lakerank.ingest.tables import SourceError
 
 PAGE = """<!doctype html><html lang=de><head><title>Der
  Titel</title><style>p {}</style></head><body><nav>Menü</nav><header>Kopf</header><main><h1>Über</h1>
@@ -55,7 +56,7 @@ def test_text_that_is_nested_deep_is_kept_or_a_fault():
     for depth in (300, 3000, 100_000):
         try:
             assert html_section("<div>" * depth + "deep" + "</div>" * depth).text == "deep"
-        except ReaderFault as fault:
+        except SourceError as fault:
             assert "deep" in str(fault)  # noqa: PT017 - either outcome is right
 
 
@@ -99,7 +100,7 @@ def test_a_page_declares_its_encoding():
 
 
 def test_another_encoding_than_the_named_one_is_a_fault():
-    with pytest.raises(ReaderFault, match="not cp932"):
+    with pytest.raises(SourceError, match="not cp932"):
         decode(b"a\x81", "cp932")
 
 
@@ -109,7 +110,7 @@ def test_another_encoding_than_the_named_one_is_a_fault():
 def test_any_bytes_are_a_text_or_a_fault(content, declared):
     try:
         text, _ = decode(content, None, declared)
-    except ReaderFault:
+    except SourceError:
         return
     assert isinstance(text, str)
 
@@ -136,7 +137,7 @@ def test_markup_keeps_its_text_and_names_its_title(suffix, text, title, language
     ("text", "command"), [("q1 Q0 d1 1 9.5 tag\nq1 Q0 d2 2 8 tag\n", "candidates --run"), ("q1 0 d1 1\n", "--as qrels")]
 )
 def test_trecs_files_are_no_texts(text, command):
-    with pytest.raises(ReaderFault, match=command):
+    with pytest.raises(SourceError, match=command):
         read(".txt", text.encode())
     [section] = read(".txt", f"{text}and a sentence".encode())
     assert section.text.endswith("sentence")

@@ -8,8 +8,8 @@ import logging
 import pytest
 from PIL import Image
 
-from lakerank.ingest.readers.reader import ReaderFault
 from lakerank.ingest.readers.soffice import find_soffice, office_pdf
+from lakerank.ingest.tables import SourceError
 
 needs_soffice = pytest.mark.skipif(find_soffice() is None, reason="LibreOffice (soffice) is not installed")
 
@@ -28,7 +28,7 @@ def test_office_files_are_printed_as_pages(write_files, run_ingest, office):
 @pytest.mark.nightly
 @needs_soffice
 def test_a_file_that_takes_too_long_is_ended(office):
-    with pytest.raises(ReaderFault, match=r"took over 0 s"):
+    with pytest.raises(SourceError, match=r"took over 0 s"):
         office_pdf(find_soffice(), office[".docx"], ".docx", timeout_s=0.01)
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from lakerank.errors import SchemaError, StorageError
-from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
+from lakerank.ingest.layouts.benchmark_folder import IMAGE_ROWS, BenchmarkFolder, image_bytes
 from lakerank.ingest.lines import record_id, record_text
 from lakerank.ingest.tables import ContentRow, SourceReject
 from lakerank.records import Candidate, Qrel
 
+ContentRows = Iterator[ContentRow | SourceReject]
+Qrels = Iterator[Qrel | SourceReject]
+
 #: Whether to read the document of an id; images of others are not read.
 DocumentFilter = Callable[[str], bool]
 
-ContentRows = Iterator[ContentRow | SourceReject]
-Qrels = Iterator[Qrel | SourceReject]
+#: Reads the documents that a filter includes, with their images or without.
+ReadDocuments = Callable[[DocumentFilter, bool], ContentRows]
 
 
 class QueryColumns(NamedTuple):
@@ -40,44 +43,47 @@ class DocumentColumns(NamedTuple):
     search_text: str | None = None
 
 
-class TextFields(NamedTuple):
-    """Names of fields: the first of `ids` that is there is the id, `texts` are joined by a space.
+class Table(NamedTuple):
+    """A published table: its files, and the names of its fields.
 
+    The first of `ids` that is there is the id, `texts` are joined by a space. `image` is one as `datasets` stores it.
     `language` is that of a row, where the dataset has not one for all.
     """
 
+    paths: Sequence[str]
     ids: tuple[str, ...]
-    texts: tuple[str, ...]
+    texts: tuple[str, ...] = ()
     language: str = ""
-
-
-#: A passage with its title in front, as BEIR joins them.
-PASSAGE = TextFields(("_id", "docid", "id"), ("title", "text"), "language")
+    image: str = ""
+    search_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Documents that queries are ranked against.
+    """Documents that queries are ranked against, under the publisher's ids; `prefix` precedes them in the lake.
 
-    `index` yields (id, text to search in) without reading images; the text is "" where there is none. `is_searchable`
-    says whether a search in these texts makes a first stage. `prefix` precedes the publisher's document ids.
+    `is_searchable` says whether a search in their texts makes a first stage.
     """
 
     name: str
-    documents: Callable[[DocumentFilter], ContentRows]
-    index: Callable[[], Iterator[tuple[str, str]]]
-    is_searchable: bool
+    documents: ReadDocuments
     prefix: str = ""
+    is_searchable: bool = True
+
+    def index(self) -> Iterator[tuple[str, str]]:
+        """Id and text to search in of each document, "" where there is none; images are not read."""
+        for document in self.documents(every_id, False):
+            if isinstance(document, ContentRow):
+                yield document.id, document.text or cast("DocumentColumns", document.extra).search_text or ""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Queries of one dataset, subset and language, for one pool.
+    """Queries of one dataset, subset and language, for one pool; `prefix` precedes their ids in the lake.
 
     Without `judgements` it has every query, else only the judged ones, as benchmark code does. `candidates` is
-    given where the benchmark itself defines what is compared with what.
-    `prefix` precedes the publisher's query ids. Where `excludes_itself`, a document under a query's own id is the
-    query, and no candidate of it, as BEIR's evaluation has it.
+    given where the benchmark itself defines what is compared with what. Where `excludes_itself`, a document under a
+    query's own id is the query, and no candidate of it, as BEIR's evaluation has it.
     """
 
     name: str
@@ -85,10 +91,10 @@ class Part:
     columns: QueryColumns
     queries: Callable[[], ContentRows]
     judgements: Callable[[], Qrels] | None
+    prefix: str = ""
     candidates: Callable[[], Iterator[Candidate]] | None = None
     is_text: bool = True
     judged_by_answers: bool = False
-    prefix: str = ""
     excludes_itself: bool = False
 
 
@@ -151,29 +157,23 @@ class Layout:
         return Benchmark(tuple(parts))
 
 
-def text_pool(name: str, prefix: str, documents: Callable[[DocumentFilter], ContentRows]) -> Pool:
-    """A searchable pool of texts, indexed by its documents' texts."""
-
-    def index() -> Iterator[tuple[str, str]]:
-        for document in documents(every_id):
-            if isinstance(document, ContentRow):
-                yield document.id, document.text or ""
-
-    return Pool(name, documents, index, is_searchable=True, prefix=prefix)
-
-
 def passage_part(
     folder: BenchmarkFolder,
-    columns: QueryColumns,
     name: str,
-    corpus: Sequence[str],
-    queries: Callable[[], ContentRows],
+    columns: QueryColumns,
+    corpus: Table,
+    queries: Table,
     judgements: Callable[[], Qrels],
 ) -> Part:
-    """A part with its own pool: the passages of some JSON Lines files, in the queries' language."""
-    document_columns = DocumentColumns(columns.dataset, columns.language)
-    documents = partial(text_rows, folder, corpus, PASSAGE, f"{name}/", document_columns)
-    return Part(name, text_pool(name, f"{name}/", documents), columns, queries, judgements, prefix=f"{name}/")
+    """A part with a pool of its own: passages in the queries' language."""
+    documents = partial(content_rows, folder, corpus, DocumentColumns(columns.dataset, columns.language))
+    pool, query_rows = Pool(name, documents, f"{name}/"), partial(content_rows, folder, queries, columns)
+    return Part(name, pool, columns, query_rows, judgements, f"{name}/")
+
+
+def passages(*paths: str) -> Table:
+    """A corpus of passages with their titles in front, as BEIR joins them."""
+    return Table(paths, ("_id", "docid", "id"), ("title", "text"), "language")
 
 
 def every_id(_id: str) -> bool:
@@ -181,22 +181,26 @@ def every_id(_id: str) -> bool:
     return True
 
 
-def text_rows(
+def content_rows(
     folder: BenchmarkFolder,
-    paths: Sequence[str],
-    fields: TextFields,
-    prefix: str,
+    table: Table,
     columns: QueryColumns | DocumentColumns,
     is_included: DocumentFilter = every_id,
+    images: bool = True,
 ) -> ContentRows:
-    """Rows of text from JSON Lines or Parquet files, with one value for each extra column."""
+    """The documents or queries of a table, with one value for each extra column."""
+    image = table.image if images else ""
 
-    def text_row(_line: int, record: Mapping[str, Any]) -> Iterator[ContentRow]:
-        row_id = prefix + record_id(record, fields.ids)
+    def row(_line: int, record: Mapping[str, Any]) -> Iterator[ContentRow]:
+        row_id = record_id(record, table.ids)
         if is_included(row_id):
-            texts = [record_text(record, name) or "" for name in fields.texts]
-            language = columns.language or (record_text(record, fields.language) or None if fields.language else None)
-            text = " ".join(texts).strip() if len(texts) > 1 else texts[0]
-            yield ContentRow(row_id, text, extra=columns._replace(language=language))
+            texts = [record_text(record, name) or "" for name in table.texts]
+            text = " ".join(texts).strip() if len(texts) > 1 else "".join(texts)
+            content = image_bytes(record, image) if image else None
+            own: dict[str, Any] = {"language": columns.language or record_text(record, table.language) or None}
+            if table.search_text:
+                own["search_text"] = record_text(record, table.search_text)
+            yield ContentRow(row_id, text if texts else None, content, columns._replace(**own))
 
-    return folder.read(paths, text_row, (*fields.ids, *fields.texts, fields.language))
+    names = [*table.ids, *table.texts, *filter(None, (table.language, image, table.search_text))]
+    return folder.read(table.paths, row, names, IMAGE_ROWS if image else 4096)

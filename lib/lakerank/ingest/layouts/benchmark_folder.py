@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from io import BufferedIOBase
 from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 
 from lakerank.credentials import redacted
 from lakerank.errors import SchemaError, StorageError
-from lakerank.ingest.lines import (
-    Line,
-    LineFault,
-    Record,
-    json_records,
-    read_each,
-    record_id,
-    record_integer,
-    split_lines,
-)
-from lakerank.ingest.source import FileSource, SourceFile, open_source
-from lakerank.ingest.tables import SourceFault, SourceReject
+from lakerank.ingest.judgements import qrel, qrels
+from lakerank.ingest.lines import Line, Record, json_records, read_each, split_lines
+from lakerank.ingest.source import FileSource, SourceFile, image_at, open_source, opened_plain
+from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
 from lakerank.lake.backends import storage_errors
-from lakerank.lake.lines import numbered_lines
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened
 from lakerank.records import Qrel
@@ -59,13 +53,15 @@ class BenchmarkFolder:
 
     def folders(self, path: str = "") -> list[str]:
         """Names of the folders directly in a folder, sorted; none where there is no such folder."""
-        with storage_errors(join(self.uri, path), "listed"):
-            return self._source.names(path)[0]
+        return self._names(path)[0]
 
     def files(self, path: str = "") -> list[str]:
         """Names of the files directly in a folder, sorted; none where there is no such folder."""
+        return self._names(path)[1]
+
+    def _names(self, path: str) -> tuple[list[str], list[str]]:
         with storage_errors(join(self.uri, path), "listed"):
-            return self._source.names(path)[1]
+            return self._source.names(path)
 
     def find(self, *paths: str) -> str | None:
         """The first of some paths that is a file, plain or gzipped."""
@@ -90,23 +86,30 @@ class BenchmarkFolder:
         """The error that lists the missing files."""
         return StorageError(f"{redacted(self.uri)}: no {' or '.join(paths)}")
 
-    def lines(self, path: str) -> Iterator[tuple[int, bytes | None]]:
-        """Number and content of each line; None for one that is too long.
-
-        Raises:
-            StorageError: the file cannot be read, or ends in the middle of what is gzipped.
-        """
-        file, compressed = self._required(path), path.lower().endswith(".gz")
-        with storage_errors(join(self.uri, path), "read"), self._source.open(file, compressed) as stream:
-            yield from numbered_lines(stream, MAX_BYTES)
+    @contextmanager
+    def _stream(self, path: str) -> Iterator[BufferedIOBase]:
+        """Raises StorageError when the file cannot be read, or ends in the middle of what is gzipped."""
+        file = self._required(path)
+        with storage_errors(join(self.uri, path), "read"), opened_plain(self._source, file) as stream:
+            yield stream
 
     def records(self, path: str) -> Iterator[Record | SourceReject]:
         """The JSON object of each line that is not blank, or a reject for the line."""
-        return json_records(path, self.lines(path), MAX_BYTES)
+        with self._stream(path) as stream:
+            yield from json_records(path, stream, MAX_BYTES)
 
     def fields(self, path: str, separator: str | None = "\t") -> Iterator[Line]:
         """The fields of each line that is not blank, split at tabs (None: at any white space), or a reject for it."""
-        return split_lines(path, self.lines(path), separator)
+        with self._stream(path) as stream:
+            yield from split_lines(path, stream, MAX_BYTES, separator)
+
+    def qrels(self, path: str, separator: str | None = "\t", further_fields: int = 0) -> Iterator[Qrel | SourceReject]:
+        """The judgements of a text file; `judgements.qrels` says what it may look like."""
+        return qrels(path, self.fields(path, separator), further_fields)
+
+    def table_qrels(self, paths: Sequence[str]) -> Iterator[Qrel | SourceReject]:
+        """The judgements of a table of query id, corpus id and score."""
+        return self.read(paths, lambda _line, row: [qrel(row)], (*QUERY_ID, *CORPUS_ID, "score"))
 
     def parquet(self, folder: str, stem: str) -> list[str]:
         """The Parquet files of a split, sorted: `STEM-00000-of-00002.parquet`, `STEM.parquet`, or any in a `STEM/`.
@@ -119,6 +122,21 @@ class BenchmarkFolder:
         """The columns of a Parquet file."""
         with opened(self._storage, join(self.uri, path)) as parquet:
             return list(parquet.schema_arrow.names)
+
+    def require_columns(self, paths: Sequence[str], *required: tuple[str, ...]) -> list[str]:
+        """The columns of a table, checked to have one of each tuple of names.
+
+        Raises:
+            SchemaError: names the file, the column and the actual columns.
+        """
+        columns = self.columns(paths[0])
+        for names in required:
+            if not set(names) & set(columns):
+                raise SchemaError(
+                    f"{redacted(join(self.uri, paths[0]))}: no column {' or '.join(map(repr, names))} "
+                    f"(found: {', '.join(columns)}); see docs/benchmarks.md"
+                )
+        return columns
 
     def rows(self, path: str, names: Sequence[str], batch_rows: int = 4096) -> Iterator[Record | SourceReject]:
         """The named columns of each row of a Parquet file, those that it has; ask for few rows at once with images."""
@@ -140,9 +158,17 @@ class BenchmarkFolder:
         names: Sequence[str] = (),
         batch_rows: int = 4096,
     ) -> Iterator[Read | SourceReject]:
-        """The results of reading each line of JSON Lines files, or the named columns of each row of Parquet files."""
+        """The results of reading each line of JSON Lines files, or the named columns of each row of Parquet files.
+
+        The fields of a `.tsv` have these names in their order.
+        """
         for path in paths:
-            records = self.rows(path, names, batch_rows) if path.endswith(".parquet") else self.records(path)
+            if path.endswith(".parquet"):
+                records = self.rows(path, names, batch_rows)
+            elif path.endswith(".tsv"):
+                records = read_each(path, self.fields(path), partial(_named, names))
+            else:
+                records = self.records(path)
             yield from read_each(path, records, read)
 
     def require_parquet(self, folder: str, stem: str, usual: str = "") -> list[str]:
@@ -157,20 +183,12 @@ class BenchmarkFolder:
         return shards
 
     def image(self, path: str) -> bytes:
-        """An image file that a record names; raises `LineFault`."""
-        try:
-            file = self._source.within(path)
-            if file is None:
-                raise LineFault(SourceFault.IMAGE_OUTSIDE_SOURCE, "the image's path leads out of the source")
-            if file.size > MAX_BYTES:
-                raise LineFault(SourceFault.FILE_TOO_LARGE, f"the image has {file.size} bytes")
-            return self._source.read(file)
-        except OSError as error:
-            raise LineFault(SourceFault.IMAGE_NOT_FOUND, f"the image cannot be read ({path})") from error
+        """An image file that a record names; raises `SourceError`."""
+        return image_at(self._source, path, MAX_BYTES)
 
-    def seekable(self, path: str) -> BinaryIO:
+    def open(self, path: str) -> BinaryIO:
         """A file open for reading at random; close it."""
-        return self._source.open_seekable(self._required(path))
+        return self._source.open(self._required(path))
 
     def _file(self, path: str) -> SourceFile | None:
         try:
@@ -195,46 +213,19 @@ class BenchmarkFolder:
                 yield from self._shards(join(folder, name), pattern, stem, depth - 1)
 
 
-def table_columns(folder: BenchmarkFolder, paths: Sequence[str], *required: tuple[str, ...]) -> list[str]:
-    """The columns of a table, checked to have one of each tuple of names.
-
-    Raises:
-        SchemaError: names the file, the column and the actual columns.
-    """
-    columns = folder.columns(paths[0])
-    for names in required:
-        if not set(names) & set(columns):
-            raise SchemaError(
-                f"{redacted(join(folder.uri, paths[0]))}: no column {' or '.join(map(repr, names))} "
-                f"(found: {', '.join(columns)}); see docs/benchmarks.md"
-            )
-    return columns
+def _named(names: Sequence[str], number: int, fields: list[str]) -> Iterator[Record]:
+    if len(fields) < len(names):
+        raise SourceError(SourceFault.FIELD_MISSING, f"{len(fields)} fields, not {', '.join(names)} apart by tabs")
+    yield number, dict(zip(names, (field.strip() for field in fields), strict=False))
 
 
 def image_bytes(row: Mapping[str, Any], name: str) -> bytes:
-    """An image as `datasets` stores it: `{"bytes", "path"}`, or only bytes; raises `LineFault`."""
+    """An image as `datasets` stores it: `{"bytes", "path"}`, or only bytes; raises `SourceError`."""
     value = row.get(name)
     content = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(content, bytes) or not content:
-        raise LineFault(SourceFault.FIELD_MISSING, f"'{name}' holds no image bytes")
+        raise SourceError(SourceFault.FIELD_MISSING, f"'{name}' holds no image bytes")
     return content
-
-
-def table_qrels(folder: BenchmarkFolder, paths: Sequence[str], prefix: str) -> Iterator[Qrel | SourceReject]:
-    """Qrels from a table of query id, corpus id and score; `prefix` is put before ids."""
-
-    def judgement(_line: int, row: Mapping[str, Any]) -> Iterator[Qrel]:
-        relevance = record_integer(row, "score")
-        if relevance is None:
-            raise LineFault(SourceFault.FIELD_MISSING, "no 'score'")
-        yield Qrel(prefix + record_id(row, QUERY_ID), prefix + record_id(row, CORPUS_ID), relevance)
-
-    return folder.read(paths, judgement, (*QUERY_ID, *CORPUS_ID, "score"))
-
-
-def without_rejects(rows: Iterable[Read | SourceReject]) -> Iterator[Read]:
-    """Only what could be read: the rejects are another table's."""
-    return (row for row in rows if not isinstance(row, SourceReject))
 
 
 def _decoded(batch: pa.RecordBatch) -> Iterator[Mapping[str, Any] | None]:

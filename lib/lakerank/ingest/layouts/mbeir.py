@@ -14,10 +14,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lakerank.ingest.judgements import qrels as read_qrels
 from lakerank.ingest.layouts.benchmark import (
     ContentRows,
     DocumentColumns,
@@ -25,13 +25,12 @@ from lakerank.ingest.layouts.benchmark import (
     Layout,
     Part,
     Pool,
-    Qrels,
     QueryColumns,
 )
-from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder, without_rejects
-from lakerank.ingest.lines import LineFault, Record, read_each, record_id, record_text
+from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
+from lakerank.ingest.lines import Record, read_each, record_id, record_text
 from lakerank.ingest.source import prefetched_files
-from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
+from lakerank.ingest.tables import ContentRow, SourceError, SourceFault, SourceReject
 
 #: The eight tasks by their numbers (5 is not used): what the query holds → what the answer holds.
 TASKS = {
@@ -72,45 +71,41 @@ def _parts(folder: BenchmarkFolder, split: str, name: str, task: int, instructio
     columns = QueryColumns("mbeir", dataset, task=f"{query_modality}→{candidate_modality}")
     path = f"query/{split}/mbeir_{dataset}_{split}.jsonl"
     queries = partial(_queries, folder, path, columns, candidate_modality, instructions)
-
-    def judgements() -> Qrels:
-        return read_qrels(qrels, folder.fields(qrels, None), further_fields=1)
-
+    judgements = partial(folder.qrels, qrels, None, further_fields=1)
     local = [f"cand_pool/local/mbeir_{dataset}_{part}cand_pool.jsonl" for part in ("", f"{split}_")]
     corpus = folder.require(*local, f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl")
     is_union = corpus.startswith("cand_pool/global/")
     pool_name = "union" if is_union else dataset
     documents = partial(_documents, folder, corpus, DocumentColumns(pool_name))
-    is_searchable = not is_union and "text" in candidate_modality
-    pool = Pool(pool_name, documents, partial(_index, folder, corpus), is_searchable)
+    pool = Pool(pool_name, documents, is_searchable=not is_union and "text" in candidate_modality)
     return [Part(dataset, pool, columns, queries, judgements, is_text=query_modality != "image")]
 
 
 def _documents(
-    folder: BenchmarkFolder, path: str, columns: DocumentColumns, is_included: DocumentFilter
+    folder: BenchmarkFolder, path: str, columns: DocumentColumns, is_included: DocumentFilter, images: bool
 ) -> ContentRows:
-    """Candidates with their images, which are prefetched."""
+    """Candidates, their images prefetched."""
 
     def records() -> Iterator[Record | SourceReject]:
         for record in folder.records(path):
             if isinstance(record, SourceReject) or "did" not in record[1] or is_included(str(record[1]["did"])):
                 yield record
 
-    def document(fields: Mapping[str, Any], image: bytes | None) -> ContentRow:
+    def document(fields: Mapping[str, Any]) -> ContentRow:
         text = format_text(record_text(fields, "txt"))
-        return ContentRow(record_id(fields, ("did",)), text or None, image, columns)
+        return ContentRow(record_id(fields, ("did",)), text or None, extra=columns)
 
-    yield from _rows(folder, path, records(), "img_path", document)
+    return _with_images(folder, path, records(), document, "img_path" if images else "")
 
 
-def _rows(
+def _with_images(
     folder: BenchmarkFolder,
     path: str,
     records: Iterable[Record | SourceReject],
+    make_row: Callable[[Mapping[str, Any]], ContentRow],
     image_field: str,
-    make_row: Callable[[Mapping[str, Any], bytes | None], ContentRow],
 ) -> ContentRows:
-    """A row of each record and its image."""
+    """A row of each record and its image, where it has one; "" as the field: images are not read."""
 
     def size(record: Record | SourceReject) -> int | None:
         return _IMAGE_BYTES if isinstance(record, tuple) and record[1].get(image_field) else None
@@ -120,10 +115,10 @@ def _rows(
 
     def rows(_line: int, fetched: tuple[Mapping[str, Any], Any]) -> Iterator[ContentRow]:
         fields, image = fetched
-        row = make_row(fields, None if image is None else image.result())
-        if row.text is None and row.image is None:
-            raise LineFault(SourceFault.FIELD_MISSING, f"neither text nor '{image_field}'")
-        yield row
+        row = make_row(fields)
+        if row.text is None and image is None and image_field:
+            raise SourceError(SourceFault.FIELD_MISSING, f"neither text nor '{image_field}'")
+        yield row if image is None else replace(row, image=image.result())
 
     fetched = (
         record if isinstance(record, SourceReject) else (record[0], (record[1], image))
@@ -132,26 +127,19 @@ def _rows(
     return read_each(path, fetched, rows)
 
 
-def _index(folder: BenchmarkFolder, path: str) -> Iterator[tuple[str, str]]:
-    def text(_line: int, fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        yield record_id(fields, ("did",)), format_text(record_text(fields, "txt"))
-
-    return without_rejects(folder.read([path], text))
-
-
 def _queries(
     folder: BenchmarkFolder, path: str, columns: QueryColumns, candidate_modality: str, instructions: Instructions
 ) -> ContentRows:
     """Queries with an instruction in front: `{instruction} {text}`, as the authors concatenate them."""
 
-    def query(fields: Mapping[str, Any], image: bytes | None) -> ContentRow:
+    def query(fields: Mapping[str, Any]) -> ContentRow:
         query_id = record_id(fields, ("qid",))
         query_modality = modality(record_text(fields, "query_modality") or "")
         instruction = _instruction(query_id, query_modality, candidate_modality, instructions)
         text = format_text(f"{instruction} {record_text(fields, 'query_txt') or ''}")
-        return ContentRow(query_id, text or None, image, columns._replace(instruction=instruction))
+        return ContentRow(query_id, text or None, extra=columns._replace(instruction=instruction))
 
-    yield from _rows(folder, path, folder.records(path), "query_img_path", query)
+    return _with_images(folder, path, folder.records(path), query, "query_img_path")
 
 
 def modality(name: str) -> str:
@@ -163,7 +151,7 @@ def _instruction(query_id: str, asks: str, wants: str, instructions: Instruction
     """One of the dataset's instructions. The authors draw one at random; here the query's id draws, always the same."""
     choices = instructions.get((query_id.partition(":")[0], asks, wants))
     if not choices:
-        raise LineFault(SourceFault.FIELD_INVALID, f"no instruction for {asks or 'no modality'} → {wants}")
+        raise SourceError(SourceFault.FIELD_INVALID, f"no instruction for {asks or 'no modality'} → {wants}")
     drawn = int.from_bytes(hashlib.blake2b(query_id.encode(), digest_size=8).digest()) % len(choices)
     return format_text(choices[drawn])
 

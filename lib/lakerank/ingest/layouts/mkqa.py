@@ -16,20 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lakerank.errors import DependencyError
-from lakerank.ingest.layouts.benchmark import (
-    PASSAGE,
-    DocumentColumns,
-    Layout,
-    Part,
-    Pool,
-    QueryColumns,
-    text_pool,
-    text_rows,
-)
+from lakerank.ingest.layouts.benchmark import DocumentColumns, Layout, Part, Pool, QueryColumns, content_rows, passages
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
-from lakerank.ingest.lines import LineFault, record_id, record_text
-from lakerank.ingest.tables import ContentRow, SourceFault
+from lakerank.ingest.lines import record_id, record_text
+from lakerank.ingest.readers.reader import library
+from lakerank.ingest.tables import ContentRow, SourceError, SourceFault
 from lakerank.lake.storage import join
 
 #: The languages of the benchmark.
@@ -70,9 +61,8 @@ def _is_mkqa(folder: BenchmarkFolder) -> bool:
 
 def _datasets(folder: BenchmarkFolder, _split: str) -> list[tuple[Pool, str, str]]:
     """The pool, language and file of each language whose questions are there. There is only one split."""
-    corpus = folder.require(*_CORPORA)
-    documents = partial(text_rows, folder, [corpus], PASSAGE, "mkqa/", DocumentColumns("mkqa", "en"))
-    pool = text_pool("mkqa", "mkqa/", documents)
+    corpus = passages(folder.require(*_CORPORA))
+    pool = Pool("mkqa", partial(content_rows, folder, corpus, DocumentColumns("mkqa", "en")), "mkqa/")
     files = _by_language(folder) or dict.fromkeys(LANGUAGES, folder.require(*_ORIGINALS))
     return [(pool, language, path) for language, path in files.items()]
 
@@ -91,17 +81,17 @@ def _parts(folder: BenchmarkFolder, _split: str, pool: Pool, language: str, path
     def query(_line: int, fields: Mapping[str, Any]) -> Iterator[ContentRow]:
         for query_id, text, answers in questions(fields):
             encoded = json.dumps(answers, ensure_ascii=False)
-            yield ContentRow(f"{name}/{query_id}", text, extra=columns._replace(answers=encoded))
+            yield ContentRow(query_id, text, extra=columns._replace(answers=encoded))
 
     queries = partial(folder.read, [path], query)
-    return [Part(name, pool, columns, queries, None, judged_by_answers=True, prefix=f"{name}/")]
+    return [Part(name, pool, columns, queries, None, f"{name}/", judged_by_answers=True)]
 
 
 def _question(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
     """Id, question and answers of a line of a language's file."""
     answers = fields.get("answers")
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise LineFault(SourceFault.FIELD_INVALID, "'answers' is not a list of strings")
+        raise SourceError(SourceFault.FIELD_INVALID, "'answers' is not a list of strings")
     yield record_id(fields, ("id",)), record_text(fields, "question") or "", answers
 
 
@@ -109,7 +99,7 @@ def _original_question(language: str, fields: Mapping[str, Any]) -> Iterator[tup
     """Id, question in one language and English answers of a line of the original file, if it is searchable."""
     answers = _object(fields, "answers").get("en")
     if not isinstance(answers, list) or not all(isinstance(answer, Mapping) for answer in answers):
-        raise LineFault(SourceFault.FIELD_INVALID, "'answers' has no list of English answers")
+        raise SourceError(SourceFault.FIELD_INVALID, "'answers' has no list of English answers")
     if not any(answer.get("type") in _UNSEARCHABLE for answer in answers):
         text = record_text(_object(fields, "queries"), language)
         names = [name for answer in answers for name in (answer.get("text"), *(answer.get("aliases") or ()))]
@@ -119,7 +109,7 @@ def _original_question(language: str, fields: Mapping[str, Any]) -> Iterator[tup
 def _object(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = fields.get(name)
     if not isinstance(value, Mapping):
-        raise LineFault(SourceFault.FIELD_INVALID, f"'{name}' is not an object")
+        raise SourceError(SourceFault.FIELD_INVALID, f"'{name}' is not an object")
     return value
 
 
@@ -133,10 +123,7 @@ class AnswerMatcher:
 
     def __init__(self) -> None:
         """Raises DependencyError when `regex` is not installed."""
-        try:
-            import regex
-        except ImportError as error:
-            raise DependencyError("matching answers needs regex: pip install 'lakerank[ingest]'") from error
+        regex = library("regex", "answers in passages", "ingest")
         self._tokens = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 
     def passage(self, text: str) -> str:

@@ -33,22 +33,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lakerank.ingest.judgements import qrels as read_qrels
-from lakerank.ingest.layouts.benchmark import (
-    ContentRows,
-    DocumentColumns,
-    Layout,
-    Part,
-    Qrels,
-    QueryColumns,
-    TextFields,
-    passage_part,
-    text_pool,
-    text_rows,
-)
-from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder, table_columns, table_qrels, without_rejects
-from lakerank.ingest.lines import LineFault, read_each, record_id, record_text
-from lakerank.ingest.tables import ContentRow, SourceFault
+from lakerank.ingest.layouts.benchmark import Layout, Part, QueryColumns, Table, passage_part, passages
+from lakerank.ingest.layouts.benchmark_folder import CORPUS_ID, QUERY_ID, BenchmarkFolder
+from lakerank.ingest.lines import record_id
+from lakerank.ingest.tables import SourceError, SourceFault
 from lakerank.lake.storage import join
 from lakerank.records import Qrel
 
@@ -75,20 +63,14 @@ def _beir_datasets(folder: BenchmarkFolder, _split: str) -> list[tuple[str, str,
 
 
 def _beir(folder: BenchmarkFolder, split: str, path: str, dataset: str, subset: str | None) -> list[Part]:
-    name = join(dataset, subset or "")
     split = split or _SPLITS.get(dataset, "test")
     corpus = folder.require(join(path, "corpus.jsonl"))
     queries = folder.require(join(path, "queries.jsonl"))
     tables = (join(path, "qrels", f"{split}.tsv"), join(f"{path}-qrels", f"{split}.tsv"))
     qrels = folder.require(*(tables if path else tables[:1]))
-    columns = QueryColumns("beir", dataset, subset)
-
-    def judgements() -> Qrels:
-        return read_qrels(qrels, folder.fields(qrels), f"{name}/")
-
-    query_rows = partial(text_rows, folder, [queries], TextFields(("_id",), ("text",), "language"), f"{name}/", columns)
-    part = passage_part(folder, columns, name, [corpus], query_rows, judgements)
-    return [replace(part, excludes_itself=True)]
+    columns, questions = QueryColumns("beir", dataset, subset), Table([queries], ("_id",), ("text",), "language")
+    name, judgements = join(dataset, subset or ""), partial(folder.qrels, qrels)
+    return [replace(passage_part(folder, name, columns, passages(corpus), questions, judgements), excludes_itself=True)]
 
 
 BEIR = Layout(
@@ -116,7 +98,6 @@ _COIR_TASKS = {
 
 _COIR_SUFFIX = "-queries-corpus"
 _CODE_SEARCH = re.compile(r"(codesearchnet(?:-ccr)?)-(\w+)", re.IGNORECASE)
-_COIR_FIELDS = TextFields(("_id",), ("title", "text"))
 
 
 def _coir_datasets(folder: BenchmarkFolder, _split: str) -> list[tuple[str]]:
@@ -127,16 +108,15 @@ def _coir(folder: BenchmarkFolder, split: str, path: str) -> list[Part]:
     corpus = folder.require_parquet(f"{path}{_COIR_SUFFIX}", "corpus", "data")
     queries = folder.require_parquet(f"{path}{_COIR_SUFFIX}", "queries", "data")
     qrels = folder.require_parquet(f"{path}-qrels", split, "data")
-    table_columns(folder, corpus, ("_id",), ("text",))
-    table_columns(folder, queries, ("_id",), ("text",))
-    table_columns(folder, qrels, ("query_id", "query-id"), ("corpus_id", "corpus-id"), ("score",))
-    name, prefix, match = path.lower(), f"{path.lower()}/", _CODE_SEARCH.fullmatch(path)
+    folder.require_columns(corpus, ("_id",), ("text",))
+    folder.require_columns(queries, ("_id",), ("text",))
+    folder.require_columns(qrels, QUERY_ID, CORPUS_ID, ("score",))
+    name, match = path.lower(), _CODE_SEARCH.fullmatch(path)
     dataset, subset = (match[1].lower(), match[2].lower()) if match else (name, None)
     columns = QueryColumns("coir", dataset, subset, task=_COIR_TASKS.get(dataset))
-    pool = text_pool(name, prefix, partial(text_rows, folder, corpus, _COIR_FIELDS, prefix, DocumentColumns(dataset)))
-    query_rows = partial(text_rows, folder, queries, _COIR_FIELDS, prefix, columns)
-    judgements = partial(table_qrels, folder, qrels, prefix)
-    return [Part(name, pool, columns, query_rows, judgements, prefix=prefix, excludes_itself=True)]
+    documents, questions = (Table(paths, ("_id",), ("title", "text")) for paths in (corpus, queries))
+    part = passage_part(folder, name, columns, documents, questions, partial(folder.table_qrels, qrels))
+    return [replace(part, excludes_itself=True)]
 
 
 COIR = Layout(
@@ -168,20 +148,8 @@ def _miracl(folder: BenchmarkFolder, split: str, path: str, language: str) -> li
     topics = folder.require(join(path, "topics", f"topics.{release}-{split}.tsv"))
     qrels = folder.require(join(path, "qrels", f"qrels.{release}-{split}.tsv"))
     corpus = _miracl_corpus(folder, release.replace("miracl-", "miracl-corpus-", 1))
-    columns = QueryColumns("miracl", name, language=language)
-
-    def query(_line: int, fields: list[str]) -> Iterator[ContentRow]:
-        if len(fields) < 2 or not fields[0]:
-            raise LineFault(SourceFault.FIELD_MISSING, "not a query id and a query apart by a tab")
-        yield ContentRow(f"{name}/{fields[0]}", fields[1].strip(), extra=columns)
-
-    def queries() -> ContentRows:
-        return read_each(topics, folder.fields(topics), query)
-
-    def judgements() -> Qrels:
-        return read_qrels(qrels, folder.fields(qrels, None), f"{name}/")
-
-    return [passage_part(folder, columns, name, corpus, queries, judgements)]
+    columns, queries = QueryColumns("miracl", name, language=language), Table([topics], ("query_id",), ("query",))
+    return [passage_part(folder, name, columns, passages(*corpus), queries, partial(folder.qrels, qrels, None))]
 
 
 def _miracl_corpus(folder: BenchmarkFolder, release: str) -> list[str]:
@@ -197,26 +165,18 @@ def _mldr(folder: BenchmarkFolder, split: str, path: str, language: str) -> list
     name = f"mldr-{language}"
     corpus = folder.require(join(path, "corpus.jsonl"))
     questions = folder.require(join(path, f"{split}.jsonl"))
-    columns = QueryColumns("mldr", name, language=language)
+    columns, queries = QueryColumns("mldr", name, language=language), Table([questions], ("query_id",), ("query",))
+    judgements = partial(folder.read, [questions], _mldr_qrels)
+    return [passage_part(folder, name, columns, passages(corpus), queries, judgements)]
 
-    def query(_line: int, fields: Mapping[str, Any]) -> Iterator[ContentRow]:
-        query_id = f"{name}/{record_id(fields, ('query_id',))}"
-        yield ContentRow(query_id, record_text(fields, "query") or "", extra=columns)
 
-    def queries() -> ContentRows:
-        return read_each(questions, without_rejects(folder.records(questions)), query)
-
-    def qrels(_line: int, fields: Mapping[str, Any]) -> Iterator[Qrel]:
-        query_id = f"{name}/{record_id(fields, ('query_id',))}"
-        for key, relevance in (("positive_passages", 1), ("negative_passages", 0)):
-            passages = fields.get(key) or []
-            if not isinstance(passages, list) or not all(isinstance(passage, Mapping) for passage in passages):
-                raise LineFault(SourceFault.FIELD_INVALID, f"'{key}' is not a list of passages")
-            for passage in passages:
-                yield Qrel(query_id, f"{name}/{record_id(passage, ('docid',))}", relevance)
-
-    judgements = partial(folder.read, [questions], qrels)
-    return [passage_part(folder, columns, name, [corpus], queries, judgements)]
+def _mldr_qrels(_line: int, fields: Mapping[str, Any]) -> Iterator[Qrel]:
+    for key, relevance in (("positive_passages", 1), ("negative_passages", 0)):
+        documents = fields.get(key) or []
+        if not isinstance(documents, list) or not all(isinstance(document, Mapping) for document in documents):
+            raise SourceError(SourceFault.FIELD_INVALID, f"'{key}' is not a list of passages")
+        for document in documents:
+            yield Qrel(record_id(fields, ("query_id",)), record_id(document, ("docid",)), relevance)
 
 
 MIRACL = Layout(

@@ -13,11 +13,10 @@ from __future__ import annotations
 import itertools
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any
 
 from lakerank.errors import StorageError
 from lakerank.ingest.layouts.benchmark import (
@@ -32,8 +31,8 @@ from lakerank.ingest.layouts.benchmark import (
     every_id,
 )
 from lakerank.ingest.layouts.benchmark_folder import IMAGE_ROWS, MAX_BYTES, BenchmarkFolder, image_bytes
-from lakerank.ingest.lines import LineFault, read_each, record_id, record_text
-from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
+from lakerank.ingest.lines import read_each, record_id, record_text
+from lakerank.ingest.tables import ContentRow, SourceError, SourceFault, SourceReject
 from lakerank.records import Candidate, Qrel
 
 _SIDES = (0, 1)
@@ -42,82 +41,82 @@ _IMAGES = ("image_0", "image_1")
 _ROOTS = ("data/", "")
 _TASKS = {"c": "caption→image", "i": "image→caption"}
 
+#: A caption (`c`) or an image (`i`), its side, and the example that it is of.
+Item = tuple[str, int, Mapping[str, Any]]
 
-@dataclass(frozen=True, slots=True)
-class WinogroundExample:
-    """Two captions and two images; images are read on demand and raise `LineFault` if they cannot be read."""
-
-    id: str
-    captions: Sequence[str]
-    images: Sequence[Callable[[], bytes]]
-    path: str
-    line: int
+#: Reads an example's image by the name of its field.
+ReadImage = Callable[[Mapping[str, Any], str], bytes]
 
 
 def _datasets(folder: BenchmarkFolder, _split: str) -> list[tuple[()]]:
     """The whole of it, once: there is only one split, `test`."""
-    return [()] if _jsonl(folder) is not None or _parquet(folder) else []
+    return [()] if _files(folder) else []
 
 
 def _parts(folder: BenchmarkFolder, _split: str) -> list[Part]:
-    if _jsonl(folder) is not None and _archive(folder) is None and not _image_folder(folder):
+    if not _files(folder)[0].endswith(".parquet") and _archive(folder) is None and not _image_folder(folder):
         raise folder.missing("data/images.zip", "data/images/")
-    columns, examples = QueryColumns("winoground", "winoground"), partial(_read, folder)
-    documents = partial(_items, examples, lambda kind: DocumentColumns("winoground"))
-    queries = partial(_items, examples, lambda kind: columns._replace(task=_TASKS[kind]), every_id)
-
-    def index() -> Iterator[tuple[str, str]]:
-        whole = (example for example in examples() if isinstance(example, WinogroundExample))
-        return ((f"{example.id}:{kind}{side}", "") for example in whole for kind in _TASKS for side in _SIDES)
+    columns = QueryColumns("winoground", "winoground")
+    documents = partial(_rows, folder, lambda kind: DocumentColumns("winoground"))
+    queries = partial(_rows, folder, lambda kind: columns._replace(task=_TASKS[kind]), every_id, True)
 
     def judgements() -> Qrels:
-        return (Qrel(query_id, doc_id, match) for query_id, doc_id, match in _pairs(examples))
+        return (Qrel(query_id, doc_id, match) for query_id, doc_id, match in _pairs(folder))
 
     def candidates() -> Iterator[Candidate]:
-        return (Candidate(query_id, doc_id) for query_id, doc_id, _ in _pairs(examples))
+        return (Candidate(query_id, doc_id) for query_id, doc_id, _ in _pairs(folder))
 
-    pool = Pool("winoground", documents, index, is_searchable=False)
-    return [Part("winoground", pool, columns, queries, judgements, candidates, is_text=False)]
-
-
-Examples = Callable[[], Iterator[WinogroundExample | SourceReject]]
+    pool = Pool("winoground", documents, is_searchable=False)
+    return [Part("winoground", pool, columns, queries, judgements, candidates=candidates)]
 
 
-def _items(
-    examples: Examples, columns: Callable[[str], QueryColumns | DocumentColumns], is_included: DocumentFilter
+def _rows(
+    folder: BenchmarkFolder,
+    columns: Callable[[str], QueryColumns | DocumentColumns],
+    is_included: DocumentFilter,
+    images: bool,
 ) -> ContentRows:
     """Captions and images of each example, as documents or as queries."""
-    for example in examples():
-        if isinstance(example, SourceReject):
-            yield example
-            continue
-        for side, caption in enumerate(example.captions):
-            item_id = f"{example.id}:c{side}"
+    with _images(folder) as read_image:
+
+        def row(_line: int, item: Item) -> Iterator[ContentRow]:
+            kind, side, example = item
+            item_id = f"{record_id(example, ('id',))}:{kind}{side}"
             if is_included(item_id):
-                yield ContentRow(item_id, caption, extra=columns("c"))
-        for side, image in enumerate(example.images):
-            item_id = f"{example.id}:i{side}"
-            try:
-                if is_included(item_id):
-                    yield ContentRow(item_id, image=image(), extra=columns("i"))
-            except LineFault as fault:
-                yield SourceReject(example.path, fault.fault, str(fault), line=example.line)
+                caption = record_text(example, f"caption_{side}") if kind == "c" else None
+                image = read_image(example, f"image_{side}") if kind == "i" and images else None
+                yield ContentRow(item_id, caption, image, columns(kind))
+
+        for path in _files(folder):
+            yield from read_each(path, _items(folder, path, images), row)
 
 
-def _pairs(examples: Examples) -> Iterator[tuple[str, str, int]]:
+def _pairs(folder: BenchmarkFolder) -> Iterator[tuple[str, str, int]]:
     """Query, document, and whether they belong together, of everything that is compared."""
-    for example in examples():
-        if isinstance(example, WinogroundExample):
-            for query, document in (("c", "i"), ("i", "c")):
-                for side, other in itertools.product(_SIDES, _SIDES):
-                    yield f"{example.id}:{query}{side}", f"{example.id}:{document}{other}", int(side == other)
+    for path in _files(folder):
+        for item in _items(folder, path, images=False):
+            if not isinstance(item, SourceReject):
+                kind, side, example = item[1]
+                name, answers = record_id(example, ("id",)), "i" if kind == "c" else "c"
+                yield from ((f"{name}:{kind}{side}", f"{name}:{answers}{at}", int(at == side)) for at in _SIDES)
 
 
-def _jsonl(folder: BenchmarkFolder) -> str | None:
-    return folder.find(*(f"{root}examples.jsonl" for root in _ROOTS))
+def _items(folder: BenchmarkFolder, path: str, images: bool) -> Iterator[tuple[int, Item] | SourceReject]:
+    """Line and item of both captions and both images of each example that has an id and captions, or a reject."""
+
+    def items(line: int, example: Mapping[str, Any]) -> Iterator[tuple[int, Item]]:
+        if any(record_text(example, name) is None for name in _CAPTIONS):
+            raise SourceError(SourceFault.FIELD_MISSING, "no 'caption_0' and 'caption_1'")
+        record_id(example, ("id",))
+        yield from ((line, (kind, side, example)) for kind, side in itertools.product(_TASKS, _SIDES))
+
+    return folder.read([path], items, ("id", *_CAPTIONS, *(_IMAGES if images else ())), IMAGE_ROWS)
 
 
-def _parquet(folder: BenchmarkFolder) -> list[str]:
+def _files(folder: BenchmarkFolder) -> list[str]:
+    """The file of examples, or the Parquet files of later revisions."""
+    if (path := folder.find(*(f"{root}examples.jsonl" for root in _ROOTS))) is not None:
+        return [path]
     shards = folder.parquet("data", "test")
     return shards if shards and {"caption_0", "image_0"} <= set(folder.columns(shards[0])) else []
 
@@ -130,60 +129,36 @@ def _image_folder(folder: BenchmarkFolder) -> str | None:
     return next((f"{root}images/" for root in _ROOTS if "images" in folder.folders(root.rstrip("/"))), None)
 
 
-def _read(folder: BenchmarkFolder) -> Iterator[WinogroundExample | SourceReject]:
-    path = _jsonl(folder)
-    if path is None:
-        for shard in _parquet(folder):
-            rows = folder.rows(shard, ("id", *_CAPTIONS, *_IMAGES), IMAGE_ROWS)
-            yield from read_each(shard, rows, partial(_example, shard, image_bytes))
-        return
-    with _images(folder) as image:
-        yield from read_each(path, folder.records(path), partial(_example, path, image))
-
-
-#: Reads an example's image by the name of its field.
-ReadImage = Callable[[Mapping[str, Any], str], bytes]
-
-
-def _example(path: str, image: ReadImage, line: int, fields: Mapping[str, Any]) -> Iterator[WinogroundExample]:
-    captions = tuple(text for name in _CAPTIONS if (text := record_text(fields, name)) is not None)
-    if len(captions) < 2:
-        raise LineFault(SourceFault.FIELD_MISSING, "no 'caption_0' and 'caption_1'")
-    yield WinogroundExample(
-        record_id(fields, ("id",)), captions, [partial(image, fields, name) for name in _IMAGES], path, line
-    )
-
-
 @contextmanager
 def _images(folder: BenchmarkFolder) -> Iterator[ReadImage]:
-    """Reads images by name from the unpacked folder, or from the archive where there is none."""
+    """Reads images out of the examples' rows, or by name from the unpacked folder, or from the archive."""
     unpacked, archive = _image_folder(folder), _archive(folder)
+    if _files(folder)[0].endswith(".parquet"):
+        yield image_bytes
+        return
     if unpacked is not None or archive is None:
         yield lambda fields, name: folder.image(f"{unpacked}{_file_name(fields, name)}")
         return
-    with folder.seekable(archive) as stream, _zip_file(stream, archive) as packed:
+    with folder.open(archive) as stream:
+        try:
+            packed = zipfile.ZipFile(stream)
+        except zipfile.BadZipFile as error:
+            raise StorageError(f"{archive}: not a whole zip archive; fetch it again") from error
         members = {member.filename.rpartition("/")[2]: member for member in packed.infolist()}
 
         def read(fields: Mapping[str, Any], name: str) -> bytes:
             file = _file_name(fields, name)
             member = members.get(file)
             if member is None:
-                raise LineFault(SourceFault.IMAGE_NOT_FOUND, f"no {file} in {archive}")
+                raise SourceError(SourceFault.IMAGE_NOT_FOUND, f"no {file} in {archive}")
             if member.file_size > MAX_BYTES:
-                raise LineFault(SourceFault.FILE_TOO_LARGE, f"the image has {member.file_size} bytes")
+                raise SourceError(SourceFault.FILE_TOO_LARGE, f"the image has {member.file_size} bytes")
             try:
                 return packed.read(member)
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise LineFault(SourceFault.IMAGE_NOT_FOUND, f"{file} is damaged in {archive}") from error
+                raise SourceError(SourceFault.IMAGE_NOT_FOUND, f"{file} is damaged in {archive}") from error
 
         yield read
-
-
-def _zip_file(stream: BinaryIO, archive: str) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(stream)
-    except zipfile.BadZipFile as error:
-        raise StorageError(f"{archive}: not a whole zip archive; fetch it again") from error
 
 
 def _file_name(fields: Mapping[str, Any], name: str) -> str:

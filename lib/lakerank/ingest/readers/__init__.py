@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from lakerank.ingest.readers.markup import read_html
-from lakerank.ingest.readers.office import read_docx, read_pptx, read_xlsx
-from lakerank.ingest.readers.packages import read_epub, read_open_document
+from lakerank.ingest.readers.office import read_docx, read_epub, read_open_document, read_pptx, read_xlsx
 from lakerank.ingest.readers.pdf import read_pdf
 from lakerank.ingest.readers.reader import Reader, ReadOptions, Section
 from lakerank.ingest.readers.text import read_markup, read_text

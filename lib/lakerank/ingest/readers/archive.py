@@ -8,15 +8,13 @@ import posixpath
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import BinaryIO, cast
+from typing import BinaryIO
 from zipfile import ZipFile, ZipInfo
 
-from lakerank.ingest.readers.reader import ReaderFault
-from lakerank.ingest.source import BUFFER_BYTES, SourceFile
-from lakerank.ingest.tables import SourceFault, SourceReject
+from lakerank.ingest.source import SourceFile
+from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
 
 #: Archives in archives are read to this depth.
 MAX_DEPTH = 3
@@ -44,32 +42,32 @@ def check_package(content: bytes, max_bytes: int) -> None:
     """Check a ZIP package that a library unpacks whole, as Office files are, before it does.
 
     Raises:
-        ReaderFault: it is none, is encrypted, or would unpack to more than `max_bytes`.
+        SourceError: it is none, is encrypted, or would unpack to more than `max_bytes`.
     """
     if content.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
         detail = "a file with a password, or of Office 97 to 2003: save it without one, in the newer format"
-        raise ReaderFault(SourceFault.FILE_ENCRYPTED, detail)
+        raise SourceError(SourceFault.FILE_ENCRYPTED, detail)
     with ZipFile(io.BytesIO(content)) as package:
         for member in _checked(package, Budget(max_bytes)):
             if fault := _fault(member, max_bytes):
-                raise ReaderFault(*fault)
+                raise SourceError(*fault)
 
 
 def gunzipped(content: bytes, max_bytes: int) -> bytes:
-    """A gzipped file's content; raises ReaderFault where it has more than `max_bytes`."""
+    """A gzipped file's content; raises SourceError where it has more than `max_bytes`."""
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
         plain = stream.read(max_bytes + 1)
     if len(plain) > max_bytes:
-        raise ReaderFault(SourceFault.FILE_TOO_LARGE, f"more than {max_bytes} bytes when unpacked")
+        raise SourceError(SourceFault.FILE_TOO_LARGE, f"more than {max_bytes} bytes when unpacked")
     return plain
 
 
 def _checked(archive: ZipFile, budget: Budget) -> list[ZipInfo]:
-    """The members that are files; raises ReaderFault when there are too many, or too many bytes in them."""
+    """The members that are files; raises SourceError when there are too many, or too many bytes in them."""
     members = [member for member in archive.infolist() if not member.is_dir()]
     budget.remaining -= sum(member.file_size for member in members)
     if len(members) > MAX_MEMBERS or budget.remaining < 0:
-        raise ReaderFault(SourceFault.FILE_TOO_LARGE, f"{len(members)} members, or more bytes than are unpacked")
+        raise SourceError(SourceFault.FILE_TOO_LARGE, f"{len(members)} members, or more bytes than are unpacked")
     return members
 
 
@@ -92,7 +90,7 @@ class ArchiveSource:
     is_folder = True
 
     def __init__(self, path: str, archive: ZipFile, modified: datetime | None, max_bytes: int, budget: Budget) -> None:
-        """Raises ReaderFault when the archive has too many members, or too many bytes in them."""
+        """Raises SourceError when the archive has too many members, or too many bytes in them."""
         self._path = path
         self._archive = archive
         self._modified = modified
@@ -117,14 +115,7 @@ class ArchiveSource:
             return SourceFault.NAME_UNDECODABLE, "the name is not UTF-8"
         return None
 
-    @contextmanager
-    def open(self, file: SourceFile, compressed: bool = False) -> Iterator[io.BufferedIOBase]:
-        """Open a member for reading in one pass, gunzipped when `compressed`."""
-        with self._archive.open(file.location) as member:
-            stream = io.BufferedReader(cast("io.RawIOBase", member), BUFFER_BYTES)
-            yield gzip.GzipFile(fileobj=stream) if compressed else stream
-
-    def open_seekable(self, file: SourceFile) -> BinaryIO:
+    def open(self, file: SourceFile) -> BinaryIO:
         """A member in memory."""
         return io.BytesIO(self.read(file))
 

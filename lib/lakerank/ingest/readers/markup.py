@@ -7,10 +7,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lakerank.errors import DependencyError
-from lakerank.ingest.readers.reader import ReaderFault, ReadOptions, Section, title_of
+from lakerank.ingest.readers.reader import ReadOptions, Section, library, title_of
 from lakerank.ingest.readers.text import decode
-from lakerank.ingest.tables import SourceFault
+from lakerank.ingest.tables import SourceError, SourceFault
 
 if TYPE_CHECKING:
     from lxml.etree import _Element
@@ -110,9 +109,9 @@ def html_section(text: str) -> Section:
 
     Raises:
         DependencyError: lxml is not installed.
-        ReaderFault: elements are nested so deep that text would be lost.
+        SourceError: elements are nested so deep that text would be lost.
     """
-    etree, html = lxml_modules()
+    etree, html = _lxml()
     parser = html.HTMLParser(encoding="utf-8", huge_tree=True, no_network=True)
     content = text.encode("utf-8", "surrogatepass")
     try:
@@ -120,7 +119,7 @@ def html_section(text: str) -> Section:
     except etree.ParserError:  # nothing in it
         return Section("")
     if any("depth" in entry.message.lower() for entry in parser.error_log):
-        raise ReaderFault(SourceFault.FILE_UNREADABLE, "its elements are nested too deep")
+        raise SourceError(SourceFault.FILE_UNREADABLE, "its elements are nested too deep")
     title = title_of(root.findtext(".//title"), *root.xpath("//meta[@property='og:title']/@content"))
     heading = next((markup_text(element, _WHOLE_PAGE) for element in root.iter("h1")), None)
     language = title_of(root.get("lang"), root.get("{http://www.w3.org/XML/1998/namespace}lang"))
@@ -141,21 +140,19 @@ def parse_xml(content: bytes) -> _Element:
 
     Raises:
         DependencyError: lxml is not installed.
-        ReaderFault: it is no XML.
+        SourceError: it is no XML.
     """
-    etree, _ = lxml_modules()
+    etree, _ = _lxml()
     parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=True, load_dtd=False)
     try:
         root: _Element = etree.fromstring(content, parser)
     except etree.XMLSyntaxError as error:
-        raise ReaderFault(SourceFault.FILE_UNREADABLE, f"not XML ({error})") from error
+        raise SourceError(SourceFault.FILE_UNREADABLE, f"not XML ({error})") from error
     return root
 
 
-def lxml_modules() -> tuple[Any, Any]:
-    """lxml's `etree` and `html`; raises DependencyError."""
-    try:
-        from lxml import etree, html
-    except ImportError as error:
-        raise DependencyError("HTML, OpenDocument and EPUB files need lxml: pip install 'lakerank[text]'") from error
+def _lxml() -> tuple[Any, Any]:
+    library("lxml", "HTML, OpenDocument and EPUB files", "text")
+    from lxml import etree, html
+
     return etree, html

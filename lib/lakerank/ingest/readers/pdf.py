@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from lakerank.errors import DependencyError
-from lakerank.ingest.readers.reader import PdfContent, ReadOptions, Section, title_of
+from lakerank.ingest.readers.reader import PdfContent, ReadOptions, Section, library, title_of
 from lakerank.ingest.tables import SourceFault, SourceReject
 
 if TYPE_CHECKING:
@@ -42,10 +41,7 @@ def read_pdf(path: str, content: bytes, options: ReadOptions) -> Iterator[Sectio
     Raises:
         DependencyError: pypdfium2 is not installed.
     """
-    try:
-        import pypdfium2
-    except ImportError as error:
-        raise DependencyError("PDF files need pypdfium2: pip install 'lakerank[ingest]'") from error
+    pypdfium2 = library("pypdfium2", "PDF files", "ingest")
     try:
         document = pypdfium2.PdfDocument(content)
     except pypdfium2.PdfiumError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 
-from lakerank.ingest.tables import SourceFault, SourceReject, TableName
+from lakerank.errors import DependencyError
+from lakerank.ingest.tables import SourceReject, TableName
 
 Kind = Literal["auto", "folder", "jsonl", "pdf"]
 PdfContent = Literal["image", "text", "both"]
@@ -59,12 +61,12 @@ class Section:
 Reader = Callable[[str, bytes, ReadOptions], Iterator[Section | SourceReject]]
 
 
-class ReaderFault(Exception):
-    """A file that cannot be read, and why."""
-
-    def __init__(self, fault: SourceFault, detail: str) -> None:
-        super().__init__(detail)
-        self.fault = fault
+def library(name: str, files: str, extra: str) -> Any:
+    """An optional library, by its name; raises DependencyError, which says what files need it and how to get it."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise DependencyError(f"{files} need {name}: pip install 'lakerank[{extra}]'") from error
 
 
 def title_of(*candidates: object) -> str | None:

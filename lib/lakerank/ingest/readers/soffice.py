@@ -8,8 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from lakerank.ingest.readers.reader import ReaderFault
-from lakerank.ingest.tables import SourceFault
+from lakerank.ingest.tables import SourceError, SourceFault
 
 #: A file that takes longer is a reject.
 TIMEOUT_S = 180
@@ -45,7 +44,7 @@ def office_pdf(soffice: str, content: bytes, suffix: str, timeout_s: float = TIM
     """An Office file printed as PDF, by a LibreOffice process of its own.
 
     Raises:
-        ReaderFault: LibreOffice cannot read it, or takes longer than `timeout_s` seconds.
+        SourceError: LibreOffice cannot read it, or takes longer than `timeout_s` seconds.
     """
     with tempfile.TemporaryDirectory(prefix="lakerank-office-") as folder:
         source, profile = Path(folder, f"file{suffix}"), Path(folder, "profile", "user")
@@ -63,12 +62,12 @@ def office_pdf(soffice: str, content: bytes, suffix: str, timeout_s: float = TIM
         try:
             process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
-            raise ReaderFault(SourceFault.FILE_UNREADABLE, f"LibreOffice took over {timeout_s:.0f} s") from error
+            raise SourceError(SourceFault.FILE_UNREADABLE, f"LibreOffice took over {timeout_s:.0f} s") from error
         finally:
             _end(process)
         result = source.with_suffix(".pdf")
         if not result.is_file():
-            raise ReaderFault(SourceFault.FILE_UNREADABLE, f"LibreOffice makes no pages of it ({process.returncode})")
+            raise SourceError(SourceFault.FILE_UNREADABLE, f"LibreOffice makes no pages of it ({process.returncode})")
         return result.read_bytes()
 
 

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import yaml
 
-from lakerank.errors import DependencyError
-from lakerank.ingest.readers.reader import ReaderFault, ReadOptions, Section, title_of
-from lakerank.ingest.tables import SourceFault
+from lakerank.ingest.readers.reader import ReadOptions, Section, library, title_of
+from lakerank.ingest.tables import SourceError, SourceFault
 
 #: Longer marks first: UTF-32's begins with UTF-16's.
 _MARKS = (
@@ -45,7 +44,7 @@ def decode(content: bytes, encoding: str | None = None, declared: str | None = N
     What counts, in this order: a byte order mark, UTF-8, `encoding`, the `declared` encoding, a guess.
 
     Raises:
-        ReaderFault: the text is in no encoding that can be told, or not in `encoding`.
+        SourceError: the text is in no encoding that can be told, or not in `encoding`.
     """
     for mark, name in _MARKS:
         if content.startswith(mark):
@@ -68,24 +67,19 @@ def _decoded(content: bytes, encoding: str) -> str:
     try:
         return content.decode(encoding)
     except (UnicodeError, LookupError) as error:
-        raise ReaderFault(SourceFault.TEXT_UNDECODABLE, f"not {encoding} ({error})") from error
+        raise SourceError(SourceFault.TEXT_UNDECODABLE, f"not {encoding} ({error})") from error
 
 
 def _guessed(content: bytes, position: int) -> tuple[str, str]:
-    try:
-        from charset_normalizer import from_bytes
-    except ImportError as error:
-        raise DependencyError(
-            "texts that are not UTF-8 need charset-normalizer: pip install 'lakerank[text]'; or name --encoding"
-        ) from error
-    guesses = list(from_bytes(content))
+    files = "texts that are not UTF-8 and for which no --encoding is named"
+    guesses = list(library("charset_normalizer", files, "text").from_bytes(content))
     best = guesses[0] if guesses else None
     # Among equals it names the first of the alphabet, cp1250; more texts are in Western Europe's.
     equals = (guess for guess in guesses if best and (guess.chaos, guess.coherence) == (best.chaos, best.coherence))
     best = next((guess for guess in equals if guess.encoding == "cp1252"), best)
     if best is None or b"\0" in content:
         detail = f"not UTF-8 at byte {position}, nor in an encoding that can be told; name it with --encoding"
-        raise ReaderFault(SourceFault.TEXT_UNDECODABLE, detail)
+        raise SourceError(SourceFault.TEXT_UNDECODABLE, detail)
     return str(best), best.encoding
 
 
@@ -93,7 +87,7 @@ def read_text(_path: str, content: bytes, options: ReadOptions) -> Iterator[Sect
     """A text as it is. TREC's files of judgements and runs are no texts: they are rejects that name the command."""
     text, encoding = decode(content, options.encoding)
     if command := trec_command(text):
-        raise ReaderFault(SourceFault.WRONG_TABLE, command)
+        raise SourceError(SourceFault.WRONG_TABLE, command)
     yield Section(text, encoding=encoding)
 
 
