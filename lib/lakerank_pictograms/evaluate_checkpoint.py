@@ -198,9 +198,10 @@ def _slice(label: tuple[str, str], names: Sequence[str], lists: LakeLists, order
         [doc_id for doc_id in order.get(name, ()) if doc_id in set(doc_ids)]
         for name, doc_ids in zip(names, candidates, strict=True)
     ]
-    first_stage = list_figures(candidates, judgements) if lists.ordered else None
-    random_baseline = list_random_baseline(candidates, judgements)
-    figures = QueryFigures(list_figures(reranked, judgements), first_stage, random_baseline)
+    tables = {"reranked": list_figures(reranked, judgements)}
+    if lists.ordered:
+        tables["first_stage"] = list_figures(candidates, judgements)
+    figures = QueryFigures(tables, list_random_baseline(candidates, judgements))
     return Slice.of(Summary(figures, query_hashes(names)), *label)
 
 

@@ -22,9 +22,9 @@ def summary(before, after, baseline=None):
     def table(values, names):
         return np.tile(np.asarray(values, np.float64)[:, None], (1, len(names)))
 
-    other = None if baseline is None else table(baseline, NAMES)
-    figures = QueryFigures(table(after, NAMES), table(before, NAMES), table(before, RANDOM_BASELINE), other)
-    return Summary(figures, hashes(len(before)))
+    values = {"reranked": after, "first_stage": before} | ({} if baseline is None else {"baseline": baseline})
+    lists = {name: table(of_list, NAMES) for name, of_list in values.items()}
+    return Summary(QueryFigures(lists, table(before, RANDOM_BASELINE)), hashes(len(before)))
 
 
 def test_means_are_those_of_each_list():

@@ -142,9 +142,11 @@ def test_the_gain_is_over_the_first_stage_or_else_over_the_random_baseline():
     after, before = list_figures(["ab", "ba"], [{"a": 1}] * 2), list_figures(["ba", "ba"], [{"a": 1}] * 2)
     baseline = list_random_baseline(["ab", "ab"], [{"a": 1}] * 2)
     column, loss = NAMES.index("nDCG@10"), 1 / math.log2(3)
-    assert QueryFigures(after, before, baseline).gain.tolist() == pytest.approx([1 - loss, 0])
+    assert QueryFigures({"reranked": after, "first_stage": before}, baseline).gain.tolist() == pytest.approx(
+        [1 - loss, 0]
+    )
     expected = [1 - baseline[0, 1], loss - baseline[1, 1]]
-    assert QueryFigures(after, None, baseline).gain.tolist() == pytest.approx(expected)
+    assert QueryFigures({"reranked": after}, baseline).gain.tolist() == pytest.approx(expected)
     assert after[1, column] == pytest.approx(loss)
 
 

@@ -23,7 +23,7 @@ from lakerank.evaluation.examples import PER_REASON, THUMBNAIL_SIDE, fetch_rejec
 from lakerank.evaluation.inputs import find_inputs
 from lakerank.evaluation.job import evaluate_run, folder
 from lakerank.evaluation.report import html as report
-from lakerank.evaluation.report.queries import query_table
+from lakerank.evaluation.report.tables import query_table
 from lakerank.lake.storage import Storage
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -86,21 +86,16 @@ def test_the_intervals_are_said_for_both_lists_and_their_difference(make_lake):
 
 def test_examples_take_every_task_and_language_in_turn(small_lake):
     done = small_lake.evaluated()
-    pool = done.evaluation.examples
-    assert {example.labels["task"] for example in choose(pool, 2)} == {"text→text", "image→mixed"}
-    chosen = choose(pool, 10)
-    assert len(chosen) == 3
-    q1 = next(
-        fetch_example
-        for fetch_example in fetch_examples(Storage(), small_lake.tables, chosen)
-        if fetch_example.query.id == "q1"
-    )
-    assert [(content.label, listed.rank, listed.other_rank, listed.is_relevant) for listed, content in q1.before] == [
+    queries = done.evaluation.queries
+    assert set(queries.labels["task"].take(choose(queries, 2)).to_pylist()) == {"text→text", "image→mixed"}
+    assert sorted(choose(queries, 10)) == [0, 1, 2]
+    [q1] = fetch_examples(Storage(), done.evaluation, [queries.query_ids.to_pylist().index("q1")])
+    assert [(listed.content.label, listed.rank, listed.other_rank, listed.is_relevant) for listed in q1.before] == [
         ("beta", 1, 3, False),
         ("alpha", 2, 1, True),
         ("delta", 3, 2, True),
     ]
-    assert [(content.id, listed.other_rank) for listed, content in q1.after] == [("a", 2), ("d", 3), ("b", 1)]
+    assert [(listed.content.id, listed.other_rank) for listed in q1.after] == [("a", 2), ("d", 3), ("b", 1)]
 
 
 @given(st.text(), st.integers(1, 40))

@@ -24,7 +24,6 @@ from lakerank.evaluation.analysis.scores import (
     scored_pairs,
     unjudged_are_0,
 )
-from lakerank.evaluation.examples import ExamplePool, merge_pools, pool_of
 from lakerank.evaluation.inputs import BENCHMARK_LABELS, Inputs, row_groups
 from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED, Hashes, Summary, query_hashes
 from lakerank.evaluation.metrics.measures import NAMES, QueryFigures, figures, perfect_ranks, random_baseline
@@ -42,13 +41,13 @@ Block = tuple[pa.Table, int]
 ReadBlocks = Callable[[Storage, Inputs], Iterable[Block]]
 
 #: Names in files of fields that are called otherwise here.
-_STORED_NAMES = {"random": "chance", "baseline": "against", "baseline_gain": "against_gain"}
+STORED_NAMES = {"random": "chance", "baseline": "against", "baseline_gain": "against_gain"}
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedQueries:
-    """The Q judged queries in the order of their ids. `labels` has columns of strings: the modality, the dimensions
-    that make slices, and BENCHMARK_LABELS; `counts` has COUNTS. `judgements` is a fingerprint of who is judged how.
+    """The Q judged queries in the order of their ids. `labels` has columns of strings: the modality, and the labels of
+    the inputs; `counts` has COUNTS. `judgements` is a fingerprint of who is judged how.
     """
 
     query_ids: pa.ChunkedArray
@@ -86,7 +85,6 @@ class Evaluation:
     calibration_error: float
     agreement: Agreement
     pairs: ScoredPairs
-    examples: ExamplePool
 
     @property
     def run_id(self) -> str:
@@ -157,7 +155,7 @@ class Evaluation:
 
 
 def _stored(record: Slice | Headline) -> dict[str, Any]:
-    return asdict(record, dict_factory=lambda items: {_STORED_NAMES.get(name, name): value for name, value in items})
+    return asdict(record, dict_factory=lambda items: {STORED_NAMES.get(name, name): value for name, value in items})
 
 
 def evaluate(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | None = None) -> Evaluation:
@@ -188,17 +186,15 @@ def evaluate(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | None = 
         calibration_error=error,
         agreement=agreement(pairs["label"], pairs["judgement"], pairs["weight"]),
         pairs=collector.pairs,
-        examples=collector.examples,
     )
 
 
 class _Collector:
-    """The judged queries of all blocks as columns, with samples of their pairs and queries to choose examples from."""
+    """The judged queries of all blocks as columns, and a sample of their pairs."""
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
-        self._labels = tuple(dict.fromkeys((*inputs.dimensions, *BENCHMARK_LABELS)))
-        columns = [(name, pa.string()) for name in ("query_id", MODALITY, *self._labels)]
+        columns = [(name, pa.string()) for name in ("query_id", MODALITY, *inputs.labels)]
         self._schema = pa.schema([*columns, *((name, pa.int64()) for name in COUNTS)])
         self._tables: list[pa.Table] = [self._schema.empty_table()]
         self._figures: list[QueryFigures] = []
@@ -206,7 +202,6 @@ class _Collector:
         self.unlisted = Unlisted()
         self._judgements = np.zeros(1, np.uint64)
         self.pairs: ScoredPairs = np.zeros(0, SCORED_PAIR)
-        self.examples: ExamplePool = {}
         self.winoground_logits: dict[str, Mapping[str, float]] = {}
 
     def add(self, rows: pa.Table, unjudged: int) -> None:
@@ -216,18 +211,14 @@ class _Collector:
             return
         pairs = pair_up(rows)
         self.unlisted.add(pairs)
-        queries = np.flatnonzero(pairs.is_known)
         hashes = query_hashes(pairs.query_ids)
-        block = self._figures_of(pairs).take(queries)
         self._judgements += _fingerprint(pairs, hashes)
-        labels = {name: [values.get(name) for values in pairs.labels] for name in self._labels}
+        labels = {name: [values.get(name) for values in pairs.labels] for name in self._inputs.labels}
         columns = {"query_id": pairs.query_ids, MODALITY: pairs.modalities(), **labels, **pairs.counts()}
         table = pa.table(columns, self._schema)
         self._tables.append(table.filter(pa.array(pairs.is_known)))
-        self._figures.append(block)
+        self._figures.append(self._figures_of(pairs).take(np.flatnonzero(pairs.is_known)))
         self.pairs = sampled(np.concatenate([self.pairs, scored_pairs(pairs, pairs.is_known, hashes)]))
-        by_task = "task" in self._inputs.dimensions
-        self.examples = merge_pools(self.examples, pool_of(pairs, queries, block, hashes[queries], by_task))
         self.winoground_logits |= winoground_logits(pairs)
 
     def queries(self) -> JudgedQueries:
@@ -251,13 +242,13 @@ class _Collector:
             return figures(pairs.lengths(ranks), query, ranks[pairs.judged], grade)
 
         candidates, is_candidate = pairs.lengths(pairs.first_stage), pairs.first_stage[pairs.judged] >= 0
-        return QueryFigures(
-            of(pairs.ranked),
-            of(pairs.first_stage) if self._inputs.ordered else None,
-            random_baseline(candidates, query, grade, is_candidate),
-            of(pairs.baseline) if self._inputs.baseline else None,
-            figures(candidates, query, perfect_ranks(query, grade, is_candidate), grade),
-        )
+        lists = {"reranked": of(pairs.ranked)}
+        if self._inputs.ordered:
+            lists["first_stage"] = of(pairs.first_stage)
+        if self._inputs.baseline:
+            lists["baseline"] = of(pairs.baseline)
+        lists["ceiling"] = figures(candidates, query, perfect_ranks(query, grade, is_candidate), grade)
+        return QueryFigures(lists, random_baseline(candidates, query, grade, is_candidate))
 
 
 def _fingerprint(pairs: Pairs, hashes: Hashes) -> Hashes:

@@ -109,16 +109,18 @@ def rejected_lists(storage: Storage, paths: RunPaths, query_ids: Collection[str]
 
 
 def first_stage_lists(storage: Storage, uri: str, query_ids: Collection[str]) -> dict[str, list[RankedDocument]]:
-    """Some queries' candidates in the order of their ranks, or else of their scores; logit and relevance are NaN."""
-    lists: dict[str, list[tuple[float, str]]] = {}
+    """Some queries' candidates in the order of ranks, then of scores, each once; logit and relevance are NaN."""
+    lists: dict[str, dict[str, tuple[float, float]]] = {}
     for row in rows_by_id(storage, uri, schemas.CANDIDATES, query_ids):
         rank, score = row["first_stage_rank"], row["first_stage_score"]
-        order = rank if rank is not None else -score if score is not None else math.inf
-        lists.setdefault(row["query_id"], []).append((order, row["doc_id"]))
+        unscored = score is None or math.isnan(score)
+        place = math.inf if rank is None else rank, math.inf if unscored else -score
+        documents = lists.setdefault(row["query_id"], {})
+        documents[row["doc_id"]] = min(place, documents.get(row["doc_id"], place))
     return {
         query_id: [
             RankedDocument(query_id, doc_id, rank, math.nan, math.nan, 0, rank, False)
-            for rank, (_, doc_id) in enumerate(sorted(documents), start=1)
+            for rank, doc_id in enumerate(sorted(documents, key=lambda doc_id: (documents[doc_id], doc_id)), start=1)
         ]
         for query_id, documents in lists.items()
     }

@@ -94,7 +94,7 @@ class Summary:
         lists = figures.lists
         self.queries = len(hashes)
         self._sums = {name: table.sum(axis=0) for name, table in lists.items()}
-        self._squares = {name: ((figures.reranked - table) ** 2).sum(axis=0) for name, table in lists.items()}
+        self._squares = {name: ((lists["reranked"] - table) ** 2).sum(axis=0) for name, table in lists.items()}
         self._random = figures.random.sum(axis=0)
         sums = resampled_sums(hashes, np.concatenate(list(lists.values()), axis=1))
         means = np.divide(sums, sums[:, -1:], out=np.full_like(sums, np.nan), where=sums[:, -1:] > 0)

@@ -23,6 +23,9 @@ _TREC_EVAL = ("ndcg_cut_5", "ndcg_cut_10", "recall_10", "recall_100", "recip_ran
 PRIMARY = "nDCG@10"
 SECONDARY = "Recall@10"
 
+#: The column of the primary measure; the random baseline's first columns are those of the measures.
+_PRIMARY_COLUMN = NAMES.index(PRIMARY)
+
 #: Measures of the random baseline, in the order of its columns.
 RANDOM_BASELINE = NAMES[:4]
 
@@ -34,46 +37,28 @@ _BATCH_QUERIES = 20_000
 class QueryFigures:
     """Figures of Q queries: (Q, M) of each list, (Q, len(RANDOM_BASELINE)) of a random order of the candidates.
 
-    `first_stage` is None where candidates have no order, `baseline` where there is no baseline run. `ceiling` (Q, M) is
-    that of a perfect order of the candidates; None where nobody asks.
+    Lists: `reranked`, `first_stage` where the candidates have an order, `baseline` where there is a baseline run, and
+    `ceiling`, a perfect order of the candidates, where somebody asks.
     """
 
-    reranked: Floats
-    first_stage: Floats | None
+    lists: Mapping[str, Floats]
     random: Floats
-    baseline: Floats | None = None
-    ceiling: Floats | None = None
-
-    @property
-    def lists(self) -> dict[str, Floats]:
-        """The figures of each list by its name."""
-        lists = {"reranked": self.reranked, "first_stage": self.first_stage}
-        lists |= {"baseline": self.baseline, "ceiling": self.ceiling}
-        return {name: table for name, table in lists.items() if table is not None}
 
     def take(self, queries: Ints) -> QueryFigures:
         """Those of some of the queries."""
-        lists = {name: table[queries] for name, table in self.lists.items()}
-        return self._of(lists, self.random[queries])
+        return QueryFigures({name: table[queries] for name, table in self.lists.items()}, self.random[queries])
 
     @classmethod
     def concatenate(cls, parts: Sequence[QueryFigures]) -> QueryFigures:
         """The figures of all parts' queries in order. The parts have the same lists, and there is one at least."""
         lists = {name: np.concatenate([part.lists[name] for part in parts]) for name in parts[0].lists}
-        random = np.concatenate([part.random for part in parts])
-        return cls._of(lists, random)
-
-    @classmethod
-    def _of(cls, lists: Mapping[str, Floats], random: Floats) -> QueryFigures:
-        others = (lists.get(name) for name in ("baseline", "ceiling"))
-        return cls(lists["reranked"], lists.get("first_stage"), random, *others)
+        return cls(lists, np.concatenate([part.random for part in parts]))
 
     @property
     def gain(self) -> Floats:
         """(Q,) change of the primary measure over the first stage, or over the random baseline where there is none."""
-        column = NAMES.index(PRIMARY)
-        before = self.random[:, 1] if self.first_stage is None else self.first_stage[:, column]
-        return self.reranked[:, column] - before
+        before = self.lists.get("first_stage", self.random)
+        return self.lists["reranked"][:, _PRIMARY_COLUMN] - before[:, _PRIMARY_COLUMN]
 
 
 def list_figures(lists: Sequence[Sequence[str]], judgements: Sequence[Mapping[str, int]]) -> Floats:

@@ -15,7 +15,7 @@ from rich.table import Table
 from lakerank.evaluation.analysis.averages import MODALITY, Slice, by_size
 from lakerank.evaluation.analysis.calibration import PAIRS
 from lakerank.evaluation.evaluation import Evaluation
-from lakerank.evaluation.examples import Content, Example, ListedDocument
+from lakerank.evaluation.examples import Example, ListedDocument
 from lakerank.evaluation.metrics.bootstrap import LEVEL
 from lakerank.evaluation.metrics.measures import PRIMARY, SECONDARY
 from lakerank.evaluation.report.cells import fit, one_line
@@ -35,13 +35,11 @@ def terminal_table(evaluation: Evaluation, examples: Sequence[Example]) -> str:
 
 
 def _example(example: Example) -> str:
-    labels = [example.labels[name] for name in ("language", "task", "slice") if name in example.labels]
-    after = example.entry.reranked[PRIMARY]
-    before = example.entry.first_stage[PRIMARY] if example.entry.first_stage else None
+    before, after = example.first_stage, example.reranked
     figures = f"{PRIMARY} {after:.2f}" if before is None else f"{PRIMARY} {before:.2f} → {after:.2f}"
     title = fit(_query(example), 48)
     lists = [_list("before", example.before)] if example.before else []
-    heading = fit(f"{title}  {one_line(', '.join(labels))}", WIDTH - len(figures) - 2, pad=True)
+    heading = fit(f"{title}  {one_line(', '.join(example.labels.values()))}", WIDTH - len(figures) - 2, pad=True)
     return "\n".join([f"{heading}  {figures}", *lists, _list("after", example.after)])
 
 
@@ -54,12 +52,12 @@ def _query(example: Example) -> str:
     return f"{fit(label, 32)} ({one_line(query.name)})" if query.name and query.name != query.text else label
 
 
-def _list(name: str, documents: Sequence[tuple[ListedDocument, Content]]) -> str:
+def _list(name: str, documents: Sequence[ListedDocument]) -> str:
     """The documents of a list on one line, relevant ones ticked, as many as fit."""
     line = f"  {name:<6} "
-    for listed, content in documents:
+    for listed in documents:
         tick = "✓ " if listed.is_relevant else ""
-        part = f"{listed.rank}. {tick}{fit(one_line(content.name or content.label), _LABEL)}"
+        part = f"{listed.rank}. {tick}{fit(one_line(listed.content.name or listed.content.label), _LABEL)}"
         if cell_len(line) + cell_len(part) > WIDTH:
             break
         line += f"{part}   "
