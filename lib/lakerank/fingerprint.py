@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 
-def content_hash(text: str | bytes | None, image: bytes | None) -> str:
+def content_hash(text: str | bytes | None, *images: bytes | None) -> str:
     """Hash of a query's or document's content, 32 hex digits. None and "" differ; text and image cannot be confused.
 
-    Text may be given as stored bytes, which need not be UTF-8.
+    Text may be given as stored bytes, which need not be UTF-8. No image and None are the same.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for part in (text.encode() if isinstance(text, str) else text, image):
+    for part in (text.encode() if isinstance(text, str) else text, *(images or (None,))):
         digest.update(b"-" if part is None else b"%d:" % len(part))
         digest.update(part or b"")
     return digest.hexdigest()

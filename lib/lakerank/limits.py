@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from lakerank.errors import ConfigError
 
@@ -10,9 +11,16 @@ from lakerank.errors import ConfigError
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
 
 
+#: What is read of an image file of several pages or frames.
+Frames = Literal["first", "all"]
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one pair may cost: lengths in tokens, sizes in pixels and bytes. Defaults are jina-reranker-m0's."""
+    """What one pair may cost: lengths in tokens, sizes in pixels and bytes. Defaults are jina-reranker-m0's.
+
+    `frames`: what is read of an image file of several pages or frames.
+    """
 
     max_length: int = 10240
     max_query_length: int = 512
@@ -20,16 +28,23 @@ class Limits:
     max_pixels: int = 602_112
     max_source_pixels: int = 178_956_970
     max_source_bytes: int = 256 * 2**20
+    frames: Frames = "first"
 
     def __post_init__(self) -> None:
-        faults = [f"{name} must be positive" for name in self.__slots__ if getattr(self, name) < 1]
+        faults = [f"{name} must be positive" for name, value in asdict(self).items() if name != "frames" and value < 1]
         if self.max_query_length * 4 > self.max_length * 3:  # a family may allow it less: half, most of them
             share = f"max_query_length {self.max_query_length} is over three quarters of max_length {self.max_length}"
             faults.append(share)
         if self.min_pixels > self.max_pixels:
             faults.append(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        if self.frames not in ("first", "all"):
+            faults.append(f"frames is {self.frames!r}, neither 'first' nor 'all'")
         if faults:
             raise ConfigError(faults)
+
+    def identity(self) -> dict[str, Any]:
+        """The limits that scores depend on, for fingerprints of scorers: those before `frames` had none."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("frames", "first")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,14 +23,17 @@ class RejectReason(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_ZERO_SIZE = "image_zero_size"
     IMAGE_ASPECT_RATIO = "image_aspect_ratio"
+    IMAGE_UNREACHABLE = "image_unreachable"
     MODALITY_UNSUPPORTED = "modality_unsupported"
     INPUT_TOO_LONG = "input_too_long"
     OUT_OF_MEMORY = "out_of_memory"
     NON_FINITE_LOGIT = "non_finite_logit"
 
 
-#: Reasons that depend on the machine, not on the content: the next run scores such a pair again.
-TRANSIENT_REASONS = frozenset({RejectReason.OUT_OF_MEMORY, RejectReason.NON_FINITE_LOGIT})
+#: Reasons that depend on machine or network, not on the content: the next run scores such a pair again.
+TRANSIENT_REASONS = frozenset(
+    {RejectReason.OUT_OF_MEMORY, RejectReason.NON_FINITE_LOGIT, RejectReason.IMAGE_UNREACHABLE}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +44,30 @@ class Query:
     text: str | None = None
     image: bytes | None = None
 
+    @property
+    def images(self) -> tuple[bytes, ...]:
+        """Its image, as documents have theirs."""
+        return () if self.image is None else (self.image,)
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document: a text, an encoded image (PNG, JPEG, …), or both (image first, then text)."""
+    """A document: a text, encoded images (PNG, JPEG, …), or both (images first, then text).
+
+    `images` are its pages, frames or figures in order, `image` is the first of them: one of the two is given.
+    """
 
     doc_id: str = ""
     text: str | None = None
     image: bytes | None = None
+    images: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        images = tuple(self.images) or (() if self.image is None else (self.image,))
+        if self.image is not None and self.image is not images[0] and self.image != images[0]:
+            raise ValueError("image is not the first of images; give one of the two")
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "image", images[0] if images else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +90,11 @@ class DocumentGroup:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPair:
-    """A raw float32 logit, before bias and sigmoid. Token counts are positions in the model's sequence."""
+    """A raw float32 logit, before bias and sigmoid. Token counts are positions in the model's sequence.
+
+    `document_images`: how many of the document's images were read, the first ones; None where it has none. Pages or
+    frames of the files that were read are `…_frames_left_out` where the model saw only the first, or did not see all.
+    """
 
     query_id: str
     doc_id: str
@@ -80,6 +103,9 @@ class ScoredPair:
     document_tokens: int
     query_truncated: bool
     document_truncated: bool
+    document_images: int | None = None
+    document_frames_left_out: int | None = None
+    query_frames_left_out: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,8 @@ REJECTED = pa.schema(
     ]
 )
 
-#: One row a pair; `logit` is null exactly when `reason` is not.
+#: One row a pair; `logit` is null exactly when `reason` is not. The last three say what was read of images: see
+#: `records.ScoredPair`.
 SCORES = pa.schema(
     [
         _QUERY_ID,
@@ -85,6 +86,9 @@ SCORES = pa.schema(
         pa.field("document_truncated", pa.bool_()),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
+        pa.field("document_images", pa.int32()),
+        pa.field("document_frames_left_out", pa.int32()),
+        pa.field("query_frames_left_out", pa.int32()),
     ]
 )
 

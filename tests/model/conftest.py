@@ -52,5 +52,6 @@ def mixed_pairs(make_image: Callable[..., bytes]) -> list[tuple[Query, Document]
         Document("d-arabic", text="تفاحة حمراء على الطاولة. " * 20),
         Document("d-image", image=make_image(200, 120, seed=3)),
         Document("d-both", text="Der rote Apfel", image=make_image(64, 64, seed=4, mode="L")),
+        Document("d-pages", text="Äpfel", images=(make_image(64, 90, seed=5), make_image(120, 60, seed=6))),
     ]
     return [(query, document) for query in queries for document in documents]

@@ -72,6 +72,8 @@ def pairs(make_image: Callable[..., bytes]) -> list[tuple[Query, Document]]:
         Document("d-image", image=make_image(330, 200, seed=3)),
         Document("d-icon", image=make_image(60, 60, seed=5)),
         Document("d-both", text="Der rote Apfel", image=make_image(64, 96, seed=4)),
+        Document("d-pages", images=(make_image(90, 60, seed=6), make_image(64, 120, seed=7))),
+        Document("d-figures", text="table", images=tuple(make_image(60, 60, seed=seed) for seed in (8, 9, 8))),
     ]
     return [(query, document) for document in documents for query in queries]
 
@@ -214,7 +216,7 @@ def test_tokens_are_those_of_the_whole_prompt(
     images = {MONO: (None, Patches(pixels, (2, 2))), QWEN3_VL: (text, Patches(pixels, (2, 2))), QWEN3: (text, None)}
     body, image = images[family]
     sides = chat(checkpoints[family], family)
-    work = sides.arrange(sides.document(body, image, "key"), (sides.query(query),))
+    work = sides.arrange(sides.document(body, [("key", image)] if image else []), (sides.query(query),))
     prompt = loops[family].prompt(Query("", text=query), Document("", text=body, image=b"" if image else None))
     whole = loops[family]._tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert [*work.document.token_ids, *work.queries[0].token_ids] == whole
@@ -250,7 +252,7 @@ def test_a_pair_is_never_too_long(checkpoints: dict[str, Path], family: str, que
 def test_what_does_not_fit_is_refused(checkpoints: dict[str, Path]) -> None:
     big = Patches(np.zeros((1600, 3, 14, 14), dtype=np.uint8), (40, 40))
     with pytest.raises(RejectedInput, match="402 visual tokens") as result:
-        chat(checkpoints[MONO], MONO, max_length=400, max_query_length=64).document(None, big, "key")
+        chat(checkpoints[MONO], MONO, max_length=400, max_query_length=64).document(None, [("key", big)])
     assert result.value.reason is RejectReason.INPUT_TOO_LONG
     with pytest.raises(ConfigError, match="its prompt takes"):
         chat(checkpoints[QWEN3_VL], QWEN3_VL, max_length=96, max_query_length=48)
@@ -267,7 +269,7 @@ def test_what_does_not_fit_is_refused(checkpoints: dict[str, Path]) -> None:
 def test_mono_reads_images_alone(checkpoints: dict[str, Path], text: str, image: bool, reason: RejectReason) -> None:
     page = Patches(np.zeros((4, 3, 14, 14), dtype=np.uint8), (2, 2)) if image else None
     with pytest.raises(RejectedInput) as result:
-        chat(checkpoints[MONO], MONO).document(text, page, "key")
+        chat(checkpoints[MONO], MONO).document(text, [("key", page)] if page else [])
     assert result.value.reason is reason
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, TiffImagePlugin
 from lakerank.limits import IMAGE_FORMATS, Limits
 from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess import pixels
-from lakerank.model.preprocess.images import _FORMATS, PatchShape, has_more_frames, load_patches, load_pixels
+from lakerank.model.preprocess.images import _FORMATS, PatchShape, count_frames, load_frames, load_pixels
 from lakerank.model.preprocess.pixels import Memory, Upright
 from lakerank.plan.index import _image_size
 from lakerank.records import RejectReason
@@ -265,7 +265,8 @@ def pages(kind: str, *, second: dict[int, int] | None = None, count: int = 2) ->
     images = [Image.new("RGB", (56, 56), colour) for colour in ("red", "blue", "lime")[:count]]
     if kind == "TIFF" and second is not None:
         images[1].encoderinfo = {"tiffinfo": second}
-    return saved(images[0], kind, save_all=True, append_images=images[1:])
+    options = {"lossless": True} if kind == "WEBP" else {}
+    return saved(images[0], kind, save_all=True, append_images=images[1:], **options)
 
 
 def other_eye(data: bytes) -> bytes:
@@ -289,19 +290,23 @@ def smaller_copy() -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG", "MPO"])
-def test_pages_and_frames_that_are_left_out_are_told(kind: str) -> None:
+def test_pages_and_frames_are_counted_and_read_in_order(kind: str) -> None:
     several, single = pages(kind), pages(kind, count=1)
     if kind == "MPO":
-        assert not has_more_frames(several), "a preview or a gain map, as telephones add"
+        assert count_frames(several) == 1, "a preview or a gain map, as telephones add"
         several = other_eye(several)
-    assert load_patches(several, Limits(), SHAPE).partial
-    assert not load_patches(single, Limits(), SHAPE).partial
+    assert (count_frames(several), count_frames(single)) == (2, 1)
+    red, blue = load_frames(several, Limits(frames="all"), SHAPE)
+    assert np.abs(red[28, 28].astype(int) - (255, 0, 0)).max() <= 3
+    assert np.abs(blue[28, 28].astype(int) - (0, 0, 255)).max() <= 3
+    (first,) = load_frames(several, Limits(), SHAPE)
+    assert np.array_equal(first, red)
 
 
 def test_thumbnails_are_no_pages() -> None:
-    assert not has_more_frames(smaller_copy())
+    assert count_frames(smaller_copy()) == 1
     torn = pages("TIFF")[: len(pages("TIFF")) * 3 // 4]
-    assert has_more_frames(torn), "a page that is not whole is a page"
+    assert count_frames(torn) == 2, "a page that is not whole is a page"
 
 
 def test_planning_opens_the_formats_that_are_read() -> None:

@@ -100,11 +100,11 @@ def test_a_huge_text_is_not_read_whole(tokenizer: Tokenizer) -> None:
 def test_visual_tokens_are_never_cut(tokenizer: Tokenizer, make_image: Callable[..., bytes]) -> None:
     image = load_patches(make_image(280, 280), Limits(), PatchShape())
     sides = prompt(tokenizer, max_length=200, max_query_length=50)
-    document = sides.document("apple " * 200, image)
+    document = sides.document("apple " * 200, [("a", image)])
     assert (document.token_ids == 3).sum() == 100
     assert document.truncated
     assert len(document.token_ids) <= sides.limits.document
-    query = sides.query("apple " * 200, image)
+    query = sides.query("apple " * 200, [("a", image)])
     assert (query.token_ids == 3).sum() == 100
     assert query.truncated
     narrow = prompt(tokenizer, max_length=100, max_query_length=30)
@@ -135,7 +135,7 @@ def test_positions_equal_transformers(tiny_checkpoint: Path, make_image: Callabl
     sides = prompt(read_tokenizer(tiny_checkpoint / "tokenizer.json"))
     tall = load_patches(make_image(60, 300), Limits(), PatchShape())
     wide = load_patches(make_image(300, 90), Limits(), PatchShape())
-    document, query = sides.document("apple", tall), sides.query("table", wide)
+    document, query = sides.document("apple", [("a", tall)]), sides.query("table", [("b", wide)])
     token_ids = torch.from_numpy(np.concatenate((document.token_ids, query.token_ids)))[None]
     grids = torch.tensor([[1, *tall.grid], [1, *wide.grid]])
     expected, _ = network.model.get_rope_index(

@@ -96,13 +96,13 @@ class PublishedGenerativeLoop:
         if self.kind == "qwen2_vl":
             question = "Assert the relevance of the previous image document to the following query, "
             question += f"answer True or False. The query is: {query.text}"
-            return self._render(_conversation([{"type": "image"}, _text(question)], None))
+            return self._render(_conversation([*({"type": "image"} for _ in document.images), _text(question)], None))
         instruct = "Given a search query, retrieve relevant candidates that answer the query."
         parts = [_text(f"<Instruct>: {instruct}"), *_mixed("<Query>:", query), *_mixed("\n<Document>:", document)]
         return self._render(_conversation(parts, _SYSTEM))
 
     def _logit(self, query: Query, document: Document) -> float:
-        images = [item.image for item in (query, document) if item.image is not None]
+        images = [image for item in (query, document) for image in item.images]
         text, inputs = self.prompt(query, document), {}
         if images:
             seen = self._images([open_upright(image) for image in images], return_tensors="pt")
@@ -154,8 +154,8 @@ def _conversation(parts: list[Message], system: str | None) -> list[Message]:
 
 
 def _mixed(prefix: str, item: Query | Document) -> list[Message]:
-    image = [] if item.image is None else [{"type": "image"}]
-    return [_text(prefix), *image, *([] if item.text is None else [_text(item.text)])]
+    images = [{"type": "image"} for _ in item.images]
+    return [_text(prefix), *images, *([] if item.text is None else [_text(item.text)])]
 
 
 def _text(text: str) -> Message:

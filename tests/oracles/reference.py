@@ -85,14 +85,14 @@ class PublishedLoop:
 
     def _row(self, query: Query, document: Document) -> tuple[list[int], list[tuple[Tensor, Tensor]]]:
         """A pair's token ids and its images, document first."""
-        images = [self._image(item.image) for item in (document, query) if item.image is not None]
+        images = [self._image(image) for item in (document, query) for image in item.images]
         grids = iter(images)
         special = self._special
         longest_text = max(self._limits.max_length - self._limits.max_query_length, self._limits.max_query_length)
         body = self._shortened(document.text or "", longest_text)
         pieces: list[str | int] = [DOCUMENT.prefix]
         for item, text in ((document, body + DOCUMENT.suffix + QUERY.prefix), (query, query.text or "")):
-            if item.image is not None:
+            for _ in item.images:
                 count = int(next(grids)[1].prod()) // self._merge**2
                 pieces += [special.vision_start, *[special.image] * count, special.vision_end]
             pieces.append(text)

@@ -49,7 +49,7 @@ class Deadly(bytes):
 
 
 class FewTokens:
-    def document(self, text: str | None, image: Any = None, image_key: str = "") -> EncodedInput:
+    def document(self, text: str | None, images: Any = ()) -> EncodedInput:
         return EncodedInput(np.zeros(3, np.int64), np.zeros((3, 3), np.int64), 3)
 
     query = document

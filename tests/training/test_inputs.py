@@ -48,7 +48,7 @@ def test_token_ids_positions_and_patches_are_those_of_scoring(
     sizes = set()
     for row, doc_id in enumerate(documents.ids):
         patches = None if documents.images[row] < 0 else load_patches(encoded[doc_id], limits, shape)
-        assert_equal(data.documents[row], prompt.document(documents.texts[row], patches))
+        assert_equal(data.documents[row], prompt.document(documents.texts[row], [("", patches)] if patches else []))
         if patches is not None:
             sizes.add(patches.grid)
             (batch,) = image_batches(data, [int(documents.images[row])], None)
@@ -89,8 +89,8 @@ def test_rows_of_a_topic_lake_are_those_of_scoring(
     for row in (0, 1, 2, 3, 4, 27):
         text = data.dataset.documents.texts[row]
         patches = load_patches(encoded[row], limits, data.patches) if encoded[row] else None
-        assert_equal(data.documents[row], prompt.document(text, patches))
-        assert_equal(data.queries[row], prompt.query(text, patches))
+        assert_equal(data.documents[row], prompt.document(text, [("", patches)] if patches else []))
+        assert_equal(data.queries[row], prompt.query(text, [("", patches)] if patches else []))
 
 
 def test_a_long_text_is_cut_and_keeps_its_end(training_config: Callable[..., Path]) -> None:

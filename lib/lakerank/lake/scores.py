@@ -19,6 +19,8 @@ _UNIT_KEY = "lakerank.unit"
 _SCORER_KEY = "lakerank.scorer"
 _ROWS_KEY = "lakerank.rows"
 _SCORES_ROW_GROUP = 65_536
+#: Columns of files that were written before documents had several images.
+_FIRST_SCORES = pa.schema(list(SCORES)[:-3])
 _ORDER = ("doc_id", "query_id", "doc_hash", "query_hash")
 
 #: A unit of a plan: its groups, pairs, and cost in tokens.
@@ -83,10 +85,13 @@ def read_unit(storage: Storage, output: str, scorer: str, unit: str) -> pa.Table
     for key, expected in ((_UNIT_KEY, unit), (_SCORER_KEY, scorer), (_ROWS_KEY, str(table.num_rows))):
         if metadata.get(key) != expected:
             raise CorruptScoreFile(damage(uri, f"{key} should be {expected} (found: {metadata.get(key)})"))
-    if not table.schema.equals(SCORES, check_metadata=False):
+    table = table.replace_schema_metadata(None)
+    if table.schema.equals(_FIRST_SCORES):
+        return pa.concat_tables([table, SCORES.empty_table()], promote_options="default").select(SCORES.names)
+    if not table.schema.equals(SCORES):
         names = ", ".join(table.schema.names)
         raise CorruptScoreFile(damage(uri, f"columns are not those of a score file (found: {names})"))
-    return table.replace_schema_metadata(None)
+    return table
 
 
 def finished_units(storage: Storage, output: str, scorer: str) -> set[str]:

@@ -29,7 +29,7 @@ Errors = Literal["raise", "null"]
 Pair = tuple[Query, Document]
 
 _QUERY_COLUMNS = {"query_id": "query_id", "query": "text", "query_image": "image"}
-_DOCUMENT_COLUMNS = {"doc_id": "doc_id", "text": "text", "image": "image"}
+_DOCUMENT_COLUMNS = {"doc_id": "doc_id", "text": "text", "image": "image", "images": "images"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class RerankModel:
     """A reranker in memory, and what it is; made by `load_reranker`.
 
     A query or a document is a string (its text: never a path or a URL, nothing is fetched), an image (bytes of an
-    encoded file, a `pathlib.Path`, a PIL image, a uint8 array), a mapping with `text` or `image`, or a record.
+    encoded file, a `pathlib.Path`, a PIL image, a uint8 array), a mapping with `text` or `image`, or a record. A document
+    may have several `images` instead: pages, frames or figures in order, and a text after them.
     `reranker` is the engine, which takes document groups.
     """
 
@@ -180,14 +181,14 @@ class RerankModel:
 
     def _results(self, given: Sequence[Pair | RejectedInput], show_progress: bool) -> list[ScoredPair | RejectedInput]:
         """One for each pair, in order: ids are numbers meanwhile, and pairs are grouped by the document's content."""
-        numbers: dict[tuple[str | None, bytes | None], list[int]] = {}
+        numbers: dict[Document, list[int]] = {}
         results: list[Any] = [*given]
         for number, pair in enumerate(given):
             if not isinstance(pair, RejectedInput):
-                numbers.setdefault((pair[1].text, pair[1].image), []).append(number)
+                numbers.setdefault(replace(pair[1], doc_id=""), []).append(number)
         groups = (
-            DocumentGroup(Document("", *content), tuple(replace(results[at][0], query_id=str(at)) for at in members))
-            for content, members in numbers.items()
+            DocumentGroup(document, tuple(replace(results[at][0], query_id=str(at)) for at in members))
+            for document, members in numbers.items()
         )
         for result in _progress(self.score_groups(groups), sum(map(len, numbers.values())), show_progress):
             number = int(result.query_id)

@@ -29,7 +29,7 @@ def records(frame: Any, columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """
     names = frame.column_names if _library(frame) == "pyarrow" else [*frame.columns]
     present = {column: name for column, name in columns.items() if column in names}
-    if not {"text", "image"}.intersection(present.values()):
+    if not {"text", "image", "images"}.intersection(present.values()):
         needed = " nor ".join(column for column, name in columns.items() if name in ("text", "image"))
         raise TypeError(f"the table has neither a column {needed} (found: {', '.join(map(str, names))})")
     convert = {"pandas": "tolist", "polars": "to_list", "pyarrow": "to_pylist"}[_library(frame)]

@@ -26,21 +26,21 @@ class RejectedInput(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """An image as uint8 patches (P, 3, side, side), merge² of one visual token together; its grid (rows, columns).
-
-    `partial`: its file has pages or frames besides the one that was read.
-    """
+    """An image as uint8 patches (P, 3, side, side), merge² of one visual token together; its grid (rows, columns)."""
 
     pixels: np.ndarray
     grid: Grid
-    partial: bool = False
+
+
+#: An image and the name of its content.
+NamedImage = tuple[str, Patches]
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
     """What is around a document or query: `before` and `after` by themselves, `prefix` and `suffix` joined to its text.
 
-    An image comes between `prefix` and the text. `text`, `image`: what the document or query may hold.
+    Images come between `prefix` and the text. `text`, `image`: what the document or query may hold.
     `cuts_text_alone`: a long text is cut before it is joined. `names_limit`: so does the reject of an image too large.
     """
 
@@ -69,14 +69,17 @@ class EncodedInput:
     """A document's or query's part of the sequence, or several that follow one another.
 
     `token_ids` (L,) int64; `positions` (3, L) int64, counted from 0; `end`: position of whatever follows; `images`:
-    its images by key, in the order of their visual tokens.
+    its images by key, in the order of their visual tokens. `files_read`: how many image files these are of, from the
+    first on; `frames_left_out`: pages or frames of those that are not among them.
     """
 
     token_ids: np.ndarray
     positions: np.ndarray
     end: int
-    images: tuple[tuple[str, Patches], ...] = ()
+    images: tuple[NamedImage, ...] = ()
     truncated: bool = False
+    files_read: int = 0
+    frames_left_out: int = 0
 
     @property
     def nbytes(self) -> int:

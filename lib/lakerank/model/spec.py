@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lakerank.cost import CostProfile, Sizing
@@ -149,7 +149,7 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
             "adapter": None if adapter is None else [file_hash(file) for file in adapter_files(adapter)],
             "dtype": info.dtype,
             "logit_bias": info.logit_bias,
-            "limits": asdict(limits),
+            "limits": limits.identity(),
             **info.parts,
         }
         if adapter is not None:

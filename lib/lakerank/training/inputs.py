@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lakerank.limits import Limits
-from lakerank.model.inputs import EncodedInput, Patches
+from lakerank.model.inputs import EncodedInput, NamedImage, Patches
 from lakerank.model.jina_m0.tokenize import PromptTokenizer, SpecialTokens
 from lakerank.model.preprocess.images import PatchShape, cut
 from lakerank.model.preprocess.tokenizer import TextTokenizer
@@ -60,12 +60,12 @@ def encode_dataset(
         return (kept, is_cut) if kept.strip() or not whole.strip() else text.cut(whole.strip(), limit)
 
     def encoded(
-        table: Table, build: Callable[[str | None, Patches | None], EncodedInput], limit: int
+        table: Table, build: Callable[[str | None, Iterable[NamedImage]], EncodedInput], limit: int
     ) -> list[EncodedInput]:
         texts = [shorten(whole or "", limit) for whole in table.texts]
         if count := sum(is_cut for _, is_cut in texts):
             log.warning("%d of %d texts are cut after %d tokens", count, len(texts), limit)
-        shown = [images[index] if index >= 0 else None for index in table.images]
+        shown = [[("", images[index])] if index >= 0 else [] for index in table.images]
         return [build(kept, image) for (kept, _), image in zip(texts, shown, strict=True)]
 
     return EncodedDataset(

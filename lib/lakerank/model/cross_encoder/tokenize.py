@@ -17,6 +17,7 @@ tokenizer.json has these names among its pieces, so that the two cannot be disti
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ from tokenizers import Tokenizer
 from lakerank.errors import CheckpointError
 from lakerank.model.engine.encoder import EncoderShape
 from lakerank.model.engine.encoder_engine import PairTokens
-from lakerank.model.inputs import EncodedInput, Patches, RejectedInput
+from lakerank.model.inputs import EncodedInput, NamedImage, RejectedInput
 from lakerank.model.preprocess.tokenizer import TextTokenizer
 from lakerank.records import RejectReason
 
@@ -138,12 +139,12 @@ class PairTokenizer:
         self._text = TextTokenizer(tokenizer)
         self._limits = limits
 
-    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
+    def document(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput:
         """A document's tokens, all that any query leaves room for. Raises RejectedInput: empty, or not Unicode."""
         most = None if self._limits.overlap is not None else self._limits.room(0)
         return self._encoded(text, most, RejectReason.EMPTY_DOCUMENT)
 
-    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
+    def query(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput:
         """A query's tokens. Raises RejectedInput: empty, or not Unicode."""
         return self._encoded(text, self._limits.query, RejectReason.EMPTY_QUERY)
 

@@ -107,7 +107,12 @@ class BatchedReranker:
             elif not math.isfinite(outcome):
                 yield Reject(query.query_id, document.doc_id, RejectReason.NON_FINITE_LOGIT, str(outcome))
             else:
-                yield ScoredPair(query.query_id, document.doc_id, outcome, *self.lengths(query_side, side))
+                images = (side.files_read or None, *(_left_out(each) for each in (side, query_side)))
+                yield ScoredPair(query.query_id, document.doc_id, outcome, *self.lengths(query_side, side), *images)
+
+
+def _left_out(side: EncodedInput) -> int | None:
+    return side.frames_left_out if side.files_read else None
 
 
 def _reject(query: Query, document: Document, rejected: RejectedInput) -> Reject:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from lakerank.errors import CheckpointError, ConfigError
 from lakerank.limits import Limits
 from lakerank.model.generative.config import ChatPrompt
-from lakerank.model.inputs import NO_TOKEN, DocumentQueries, EncodedInput, Patches, Template, VisionTokens
+from lakerank.model.inputs import NO_TOKEN, DocumentQueries, EncodedInput, NamedImage, Template, VisionTokens
 from lakerank.model.preprocess.tokenizer import (
     TemplateTokenizer,
     TextTokenizer,
@@ -71,13 +71,13 @@ class ChatTokenizer:
                 needed = side.template_tokens + 1
                 raise ConfigError([f"{name}: {room} tokens for one side, but its prompt takes {needed}"])
 
-    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
+    def document(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput:
         """A document's tokens. Raises RejectedInput: as `TemplateTokenizer.encode`."""
-        return self._document.encode(text, image, image_key, self._document_limit, self._document_limit)
+        return self._document.encode(text, images, self._document_limit, self._document_limit)
 
-    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput:
+    def query(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput:
         """A query's tokens. Raises RejectedInput: as `TemplateTokenizer.encode`."""
-        return self._query.encode(text, image, image_key, self._query_limit, self._document_limit)
+        return self._query.encode(text, images, self._query_limit, self._document_limit)
 
     def arrange(self, document: EncodedInput, queries: tuple[EncodedInput, ...]) -> DocumentQueries:
         """What pairs share exactly, and how each continues.

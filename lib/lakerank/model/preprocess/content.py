@@ -42,26 +42,37 @@ def to_record(record: type[Record], value: object, where: str, limits: Limits) -
         RejectedInput: an image's file cannot be read, or an image cannot be encoded.
     """
     text: object
-    image: object
+    images: list[object]
     if isinstance(value, record):
-        identifier = value.query_id if isinstance(value, Query) else value.doc_id
-        text, image = value.text, value.image
+        item: Any = value
+        identifier, text, images = getattr(item, "query_id" if record is Query else "doc_id"), item.text, [*item.images]
     elif isinstance(value, Mapping):
-        key = "query_id" if record is Query else "doc_id"
-        if unknown := sorted(map(str, value.keys() - {key, "text", "image"})):
-            raise TypeError(f"{where}: unknown key {unknown[0]!r}; expected text, image and {key}")
-        identifier, text, image = value.get(key, ""), value.get("text"), value.get("image")
+        identifier, text, images = _of_mapping(record, value, where)
     elif isinstance(value, str):
-        identifier, text, image = "", value, None
+        identifier, text, images = "", value, []
     else:
         accepted = f"a string (its text), an image ({_IMAGE}), a mapping with text or image, or a {record.__name__}"
-        identifier, text, image = "", None, value
+        identifier, text, images = "", None, [value]
         if is_missing(value) or not isinstance(value, _IMAGE_TYPES):
             raise TypeError(f"{where} is {_kind(value)}; expected {accepted}")
     if not isinstance(text, str) and text is not None:
         advice = "an empty one is None" if is_missing(text) else "images go under image"
         raise TypeError(f"{where}: text is {_kind(text)}; expected a string ({advice})")
-    return record(identifier, text, None if image is None else encoded_image(image, where, limits))
+    encoded = tuple(encoded_image(image, where, limits) for image in images)
+    content: dict[str, Any] = {"images": encoded} if record is Document else {"image": next(iter(encoded), None)}
+    return record(identifier, text, **content)
+
+
+def _of_mapping(record: type[Record], value: Mapping[str, Any], where: str) -> tuple[str, object, list[object]]:
+    """Id, text and images of a mapping. Raises TypeError: it has other keys, or image and images."""
+    names: list[str] = ["text", "image", "query_id"] if record is Query else ["text", "image", "images", "doc_id"]
+    if unknown := sorted(map(str, value.keys() - {*names})):
+        raise TypeError(f"{where}: unknown key {unknown[0]!r}; expected {', '.join(names[:-1])} and {names[-1]}")
+    image, images = value.get("image"), value.get("images")
+    if image is not None and images is not None:
+        raise TypeError(f"{where}: image and images; give one of the two")
+    several = [] if images is None else list_of(images, f"{where}: images")
+    return value.get(names[-1], ""), value.get("text"), several if image is None else [image]
 
 
 def encoded_image(value: object, where: str, limits: Limits) -> bytes:

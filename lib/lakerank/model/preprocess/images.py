@@ -11,8 +11,8 @@ import io
 import math
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,12 @@ REDUCED_OVER_PATCHES = 2
 
 _EXIF_ORIENTATION = 0x0112
 
-#: Tags of TIFF files; bits of a page's kind that say that it is a smaller copy, or a mask; how many such are looked at.
+#: Tags of TIFF files; bits of a page's kind that say that it is a smaller copy, or a mask.
 _NEW_SUBFILE_TYPE, _COMPRESSION, _PLANES, _COLOUR_MAP = 254, 259, 284, 320
 _COPY_OR_MASK = 1 | 4
-_MOST_COPIES = 64
+
+#: Pages or frames of a file that are counted, or read, at most.
+MOST_FRAMES = 4096
 
 #: Where JPEG files list further images, and how the kinds begin that are pictures of their own.
 _MP_ENTRIES, _MP_FRAME = 0xB002, "Multi-Frame"
@@ -135,8 +137,7 @@ def patch_shape(folder: Path, vision: Mapping[str, Any]) -> PatchShape:
 
 def load_patches(data: bytes, limits: Limits, shape: PatchShape) -> Patches:
     """Decode, turn upright, put on white, resize and cut an encoded image. Raises RejectedInput: as `load_pixels`."""
-    pixels = load_pixels(data, limits, shape)
-    return replace(cut(pixels, shape), partial=has_more_frames(data))
+    return cut(load_pixels(data, limits, shape), shape)
 
 
 def load_pixels(data: bytes, limits: Limits, shape: PatchShape) -> np.ndarray:
@@ -145,7 +146,46 @@ def load_pixels(data: bytes, limits: Limits, shape: PatchShape) -> np.ndarray:
     Raises RejectedInput: the image is over a limit, of an unsupported format, damaged, or has values of which nobody
     can say how bright they are.
     """
-    image = open_header(data, limits)
+    return next(load_frames(data, limits, shape))
+
+
+def load_frames(data: bytes, limits: Limits, shape: PatchShape) -> Iterator[np.ndarray]:
+    """A file's first image, or with `limits.frames` all its pages or frames in turn, each as of `load_pixels`.
+
+    Raises RejectedInput: as `load_pixels`, also for the pixels of all that are read together.
+    """
+    image, total = open_header(data, limits), 0
+    for page, part in _pages(image, data):
+        total += page.size[0] * page.size[1]
+        if total > limits.max_source_pixels:
+            detail = f"{total} pixels with the frames before it, over {limits.max_source_pixels}"
+            raise RejectedInput(RejectReason.IMAGE_TOO_LARGE, detail)
+        check_size(*page.size, limits)
+        yield _pixels(page, part, limits, shape)
+        if limits.frames == "first":
+            return
+
+
+def _pages(image: ImageFile.ImageFile, data: bytes) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
+    """An opened image at each of its pages or frames in turn, with the bytes that it is in."""
+    yield image, data
+    try:
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            for part in (data[start:] for start in _other_views(image)):
+                yield JpegImagePlugin.JpegImageFile(io.BytesIO(part)), part
+            return
+        for number in range(1, MOST_FRAMES):
+            image.seek(number)
+            if not _is_copy(image):
+                _correct_header(image)
+                yield image, data
+    except EOFError:
+        return
+    except Exception as error:
+        raise RejectedInput(RejectReason.IMAGE_UNDECODABLE, f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _pixels(image: ImageFile.ImageFile, data: bytes, limits: Limits, shape: PatchShape) -> np.ndarray:
     try:
         factor, source = shape.side * shape.merge, image.size
         scale = _decode_reduced(image, factor, limits)
@@ -202,6 +242,7 @@ def _decoded(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
         detail = "16-bit colours that use fewer bits, in planes or premultiplied; convert it to 8 bits"
         raise RejectedInput(RejectReason.IMAGE_UNSUPPORTED_FORMAT, detail)
     lower = type(image)(io.BytesIO(data))
+    lower.seek(image.tell())
     other = "RGBA" if raw_mode.startswith("LA") else raw_mode[:-4] + swapped
     args = lower.tile[0].args
     changed = (other, *args[1:]) if isinstance(args, tuple) else other
@@ -255,28 +296,38 @@ def _correct_header(image: ImageFile.ImageFile) -> None:
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))  # of 8 bits, which were meant to have 16
 
 
-def has_more_frames(data: bytes) -> bool:
-    """Whether the file of an image that was read has pages or frames besides the first; thumbnails and smaller copies
-    are none. One that cannot be read is one."""
+def count_frames(data: bytes) -> int:
+    """Pages or frames of the file of an image that was read, up to MOST_FRAMES; thumbnails and smaller copies are none,
+    and all that cannot be read is one."""
     reader = next(reader for magic, reader in _FORMATS if data.startswith(magic))
     if reader is WebPImagePlugin.WebPImageFile:
-        return data.count(b"ANMF") > 1  # Pillow would take memory for two canvases
+        return max(1, min(data.count(b"ANMF"), MOST_FRAMES))  # Pillow would take memory for two canvases
+    frames = 1
     try:
         image = reader(io.BytesIO(data))
         if isinstance(image, JpegImagePlugin.JpegImageFile):
-            others = (image._getmp() or {}).get(_MP_ENTRIES, ())[1:]
-            return any(entry["Attribute"]["MPType"].startswith(_MP_FRAME) for entry in others)
+            return 1 + len(_other_views(image))
         if not isinstance(image, TiffImagePlugin.TiffImageFile):
-            return bool(getattr(image, "is_animated", False))
-        for page in range(1, _MOST_COPIES):
+            return min(getattr(image, "n_frames", 1), MOST_FRAMES)
+        for page in range(1, MOST_FRAMES):
             image.seek(page)
-            if not tag(image, _NEW_SUBFILE_TYPE, 0) & _COPY_OR_MASK:
-                return True
-        return True
+            frames += not _is_copy(image)
     except EOFError:
-        return False
+        pass
     except Exception:
-        return True
+        return frames + 1
+    return frames
+
+
+def _is_copy(image: ImageFile.ImageFile) -> bool:
+    return bool(tag(image, _NEW_SUBFILE_TYPE, 0) & _COPY_OR_MASK)
+
+
+def _other_views(image: JpegImagePlugin.JpegImageFile) -> list[int]:
+    """Where a JPEG file's further pictures begin; previews are none."""
+    entries = ((image._getmp() or {}).get(_MP_ENTRIES) or ())[1:]
+    views = [entry for entry in entries if entry["Attribute"]["MPType"].startswith(_MP_FRAME)]
+    return [entry["DataOffset"] + image.info["mpoffset"] for entry in views]
 
 
 def _header_fault(reader: type[ImageFile.ImageFile], data: bytes, error: Exception) -> RejectReason:

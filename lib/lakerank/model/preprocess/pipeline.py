@@ -6,16 +6,17 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Generic, Protocol, TypeVar
 
 from lakerank.limits import Limits
-from lakerank.model.inputs import DocumentQueries, EncodedInput, Patches, RejectedInput
-from lakerank.model.preprocess.images import PatchShape, load_patches
+from lakerank.model.inputs import DocumentQueries, EncodedInput, NamedImage, RejectedInput
+from lakerank.model.preprocess.images import PatchShape, count_frames, cut, load_frames
 from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query, RejectReason
 
 #: Encoded inputs (token ids and 8-bit patches) kept for reuse: a query comes back for every document it is paired with,
@@ -141,9 +142,9 @@ class Prepared:
 class InputTokenizer(Protocol):
     """Encodes a family's documents and queries. Both raise RejectedInput."""
 
-    def document(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput: ...
+    def document(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput: ...
 
-    def query(self, text: str | None, image: Patches | None = None, image_key: str = "") -> EncodedInput: ...
+    def query(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput: ...
 
 
 #: What the device is given for a document and queries on it.
@@ -204,40 +205,61 @@ class Preprocessor:
 
     def _encode(self, item: Query | Document, spent: Seconds) -> EncodedInput | RejectedInput:
         """Token ids and patches of an input, or why there are none; from the cache where its content is in it."""
-        image_key = "" if item.image is None else digest(item.image)
+        image_keys = tuple(map(digest, item.images))
         text_key = None if item.text is None else digest(item.text.encode("utf-8", "surrogatepass"))
         cache = self._documents if isinstance(item, Document) else self._queries
 
         def encode() -> EncodedInput | RejectedInput:
             try:
-                return self._encode_uncached(item, image_key, spent)
+                return self._encode_uncached(item, image_keys, spent)
             except RejectedInput as rejected:
                 if rejected.reason in TRANSIENT_REASONS:
                     raise  # not cached
                 return rejected
 
         try:
-            return cache.get((text_key, image_key), encode)
+            return cache.get((text_key, image_keys), encode)
         except RejectedInput as rejected:
             return rejected
 
-    def _encode_uncached(self, item: Query | Document, image_key: str, spent: Seconds) -> EncodedInput:
-        image: Patches | None = None
-        started = time.thread_time()
-        try:
-            if item.image is not None:
-                if self._shape is None:
-                    detail = "an image, and this reranker reads texts alone"
-                    raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, detail)
-                with _watch.get()(item.image):
-                    image = load_patches(item.image, self._limits, self._shape)
-        finally:
-            decoded = time.thread_time()
-            spent.decode += decoded - started
+    def _encode_uncached(self, item: Query | Document, image_keys: Sequence[str], spent: Seconds) -> EncodedInput:
+        if item.images and self._shape is None:
+            raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, "an image, and this reranker reads texts alone")
+        started, decoding = time.thread_time(), spent.decode
+        files: list[int] = []  # of each image that is pulled
         tokenize = self._tokenizer.document if isinstance(item, Document) else self._tokenizer.query
-        encoded = tokenize(item.text, image, image_key)
-        spent.tokenise += time.thread_time() - decoded
-        return replace(encoded, truncated=True) if image is not None and image.partial else encoded
+        try:
+            encoded = tokenize(item.text, self._images(item.images, image_keys, files, spent))
+        finally:
+            spent.tokenise += time.thread_time() - started - (spent.decode - decoding)
+        if not encoded.images:
+            return encoded
+        read = files[: len(encoded.images)]
+        left_out = sum(map(count_frames, item.images[: read[-1] + 1])) - len(read)
+        truncated = encoded.truncated or left_out > 0 or read[-1] + 1 < len(item.images)
+        return replace(encoded, truncated=truncated, files_read=read[-1] + 1, frames_left_out=max(0, left_out))
+
+    def _images(
+        self, images: Sequence[bytes], keys: Sequence[str], files: list[int], spent: Seconds
+    ) -> Iterator[NamedImage]:
+        """The images of files, decoded as they are pulled; `files` gets the number of each one's."""
+        shape = self._shape or PatchShape()
+        for number, (data, key) in enumerate(zip(images, keys, strict=True)):
+            frames = load_frames(data, self._limits, shape)
+            for frame in count():
+                started = time.thread_time()
+                try:
+                    with _watch.get()(data):
+                        pixels = next(frames, None)
+                except RejectedInput as rejected:
+                    names = [f"image {number + 1}"] * (len(images) > 1) + [f"frame {frame + 1}"] * (frame > 0)
+                    raise RejectedInput(rejected.reason, ": ".join([*names, rejected.detail])) from rejected
+                finally:
+                    spent.decode += time.thread_time() - started
+                if pixels is None:
+                    break
+                files.append(number)
+                yield f"{key}#{frame}" if frame else key, cut(pixels, shape)
 
 
 def _finished(future: Future[Prepared]) -> Prepared:
@@ -256,8 +278,8 @@ def _split(groups: Iterable[DocumentGroup]) -> Iterator[DocumentGroup]:
 
 def _expected_tokens(item: Query | Document) -> int:
     """Tokens that an input will take, roughly, before anything is read."""
-    text, image = len(item.text or "") // CHARACTERS_PER_TOKEN, len(item.image or b"") // BYTES_PER_VISUAL_TOKEN
-    return 8 + text + min(image, MOST_VISUAL_TOKENS)
+    visual = sum(min(len(image) // BYTES_PER_VISUAL_TOKEN, MOST_VISUAL_TOKENS) for image in item.images)
+    return 8 + len(item.text or "") // CHARACTERS_PER_TOKEN + visual
 
 
 def digest(content: bytes) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from lakerank.model.checkpoint import is_panic, reading
-from lakerank.model.inputs import EncodedInput, Grid, Patches, RejectedInput, Template, VisionTokens
+from lakerank.model.inputs import EncodedInput, Grid, NamedImage, Patches, RejectedInput, Template, VisionTokens
 from lakerank.records import RejectReason
 
 #: What NFC may do to the bytes of a text at most: three times as many (Unicode's FAQ on normalisation), and as few as
@@ -107,17 +108,19 @@ class TemplateTokenizer:
         self._prefix = text.encode(template.prefix)
         self.template_tokens = sum(map(len, (*around, self._prefix, text.encode(template.suffix))))
 
-    def encode(
-        self, text: str | None, image: Patches | None, image_key: str, limit: int, visual_limit: int
-    ) -> EncodedInput:
+    def encode(self, text: str | None, images: Iterable[NamedImage], limit: int, visual_limit: int) -> EncodedInput:
         """Tokens of an input, at most `limit`, to which a query's visual tokens are not counted.
 
+        Of `images` as many are pulled as fit with the template into `visual_limit`, and one more: the rest is left out.
+
         Raises:
-            RejectedInput: it is empty, holds what the template has no place for, is not Unicode, or its image does not
-                fit with the template into `visual_limit`.
+            RejectedInput: it is empty, holds what the template has no place for, is not Unicode, or its first image
+                does not fit.
         """
-        plain = self._plain_text(text, image)
-        visual = self._visual_tokens(image, visual_limit)
+        remaining = iter(images)
+        first = next(remaining, None)
+        plain = self._plain_text(text, has_image=first is not None)
+        kept_images, visual = self._fitting(() if first is None else chain((first,), remaining), visual_limit)
         if not self._document:
             limit += len(visual)
         kept, cut = plain, False
@@ -125,37 +128,51 @@ class TemplateTokenizer:
             kept, cut = self._text.cut(plain, limit - self.template_tokens - len(visual))
         token_ids, cut_joined = self._text.fit(kept, limit, lambda body: self._assemble(visual, body))
         ids = np.array(token_ids, dtype=np.int64)
-        if image is None:
-            return EncodedInput(ids, text_positions(0, len(ids)), len(ids), (), cut or cut_joined)
-        merge, start = self._vision.merge, int(np.argmax(ids == self._vision.image))
-        after, rest = start + max(image.grid) // merge, len(ids) - start - (len(visual) - 2)
-        parts = (text_positions(0, start), image_positions(start, image.grid, merge), text_positions(after, rest))
-        images = ((image_key, image),)
-        return EncodedInput(ids, np.concatenate(parts, axis=1), after + rest, images, cut or cut_joined)
+        positions, end = self._positions(len(ids), [image for _, image in kept_images])
+        return EncodedInput(ids, positions, end, tuple(kept_images), cut or cut_joined)
 
-    def _plain_text(self, text: str | None, image: Patches | None) -> str:
+    def _positions(self, tokens: int, images: Sequence[Patches]) -> tuple[np.ndarray, int]:
+        """M-RoPE positions (3, tokens), and that of what follows."""
+        merge, parts, row, end = self._vision.merge, [], 0, 0
+        start = len(self._before) + len(self._prefix)
+        for image in images:
+            start += 1  # the marker before it
+            parts += [text_positions(end, start - row), image_positions(end + start - row, image.grid, merge)]
+            row, end = start + self._count(image), end + start - row + max(image.grid) // merge
+            start = row + 1
+        return np.concatenate((*parts, text_positions(end, tokens - row)), axis=1), end + tokens - row
+
+    def _plain_text(self, text: str | None, has_image: bool) -> str:
         """The text to tokenise, "" where there is none beside an image."""
         plain = text if text is not None and text.strip() else ""
-        if not plain and image is None:
+        if not plain and not has_image:
             empty = RejectReason.EMPTY_DOCUMENT if self._document else RejectReason.EMPTY_QUERY
             raise RejectedInput(empty, "neither text nor image")
-        contents = (("text", bool(plain), self._template.text), ("an image", image is not None, self._template.image))
+        contents = (("text", bool(plain), self._template.text), ("an image", has_image, self._template.image))
         for name, present, allowed in contents:
             if present and not allowed:
                 item = "document" if self._document else "query"
                 raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, f"{name} in the {item}")
         return plain
 
-    def _visual_tokens(self, image: Patches | None, limit: int) -> list[int]:
-        """An image's tokens, its two markers included: added by id, so that text never merges with them."""
-        if image is None:
-            return []
-        count = image.grid[0] * image.grid[1] // self._vision.merge**2
-        if count + 2 + self.template_tokens > limit:
-            room = f" in {limit}" if self._template.names_limit else ""
-            detail = f"{count + 2} visual tokens do not fit{room}: lower max_pixels or raise max_length"
-            raise RejectedInput(RejectReason.INPUT_TOO_LONG, detail)
-        return [self._vision.start, *[self._vision.image] * count, self._vision.end]
+    def _fitting(self, images: Iterable[NamedImage], limit: int) -> tuple[list[NamedImage], list[int]]:
+        """The first images that fit, and their tokens, two markers each included: by id, so that no text merges."""
+        kept: list[NamedImage] = []
+        visual: list[int] = []
+        for name, image in images:
+            count = self._count(image)
+            if len(visual) + count + 2 + self.template_tokens > limit:
+                if kept:
+                    break
+                room = f" in {limit}" if self._template.names_limit else ""
+                detail = f"{count + 2} visual tokens do not fit{room}: lower max_pixels or raise max_length"
+                raise RejectedInput(RejectReason.INPUT_TOO_LONG, detail)
+            kept.append((name, image))
+            visual += [self._vision.start, *[self._vision.image] * count, self._vision.end]
+        return kept, visual
+
+    def _count(self, image: Patches) -> int:
+        return image.grid[0] * image.grid[1] // self._vision.merge**2
 
     def _assemble(self, visual: list[int], body: str) -> list[int]:
         if not visual:
