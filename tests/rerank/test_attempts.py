@@ -50,7 +50,7 @@ class Deadly(bytes):
 
 class FewTokens:
     def document(self, text: str | None, images: Any = ()) -> EncodedInput:
-        return EncodedInput(np.zeros(3, np.int64), np.zeros((3, 3), np.int64), 3)
+        return EncodedInput(np.zeros(3, np.int64), np.zeros((3, 3), np.int64), 3, tuple(images))
 
     query = document
 

@@ -37,8 +37,8 @@ class RerankModel:
     """A reranker in memory, and what it is; made by `load_reranker`.
 
     A query or a document is a string (its text: never a path or a URL, nothing is fetched), an image (bytes of an
-    encoded file, a `pathlib.Path`, a PIL image, a uint8 array), a mapping with `text` or `image`, or a record. A document
-    may have several `images` instead: pages, frames or figures in order, and a text after them.
+    encoded file, a `pathlib.Path`, a PIL image, a uint8 array), a mapping with `text` or `image`, or a record. A
+    document may have several `images` instead: pages, frames or figures in order, and a text after them.
     `reranker` is the engine, which takes document groups.
     """
 
