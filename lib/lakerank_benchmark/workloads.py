@@ -101,7 +101,7 @@ class Workload:
 def _salted(document: Document, salt: int) -> Document:
     """The same document to every reader, for decoders stop at a file's end, and another by its content's hash."""
     if document.image is not None:
-        return replace(document, image=document.image + f"stamp {salt}".encode())
+        return replace(document, image=None, images=(document.image + f"stamp {salt}".encode(),))
     return replace(document, text=f"{salt:04d} {document.text}")
 
 
