@@ -58,8 +58,8 @@ def read_attributes(
     attributes: dict[str, Attributes] = {}
     for fragment in fragments(storage, uri, expected):
         for group in range(fragment.row_groups):
-            for first, batch in attribute_batches(storage, fragment.file.uri, group, expected, extras):
-                rows = batch.append_column("row", pa.array(range(first, first + batch.num_rows)))
+            for numbers, batch in attribute_batches(storage, fragment.file, group, expected, extras):
+                rows = batch.append_column("row", pa.array(numbers))
                 if value_set is not None:
                     rows = rows.filter(pc.is_in(rows[id_column], value_set=value_set))
                 for row in rows.to_pylist():
@@ -111,7 +111,7 @@ def _has_order(candidate: Candidate) -> bool:
 
 def _table_rows(storage: Storage, uri: str, expected: pa.Schema) -> Iterator[dict[str, Any]]:
     for fragment in fragments(storage, uri, expected):
-        for _, _, batch in read_table_file(storage, fragment.file.uri, expected):
+        for _, _, batch in read_table_file(storage, fragment.file, expected):
             yield from batch.to_pylist()
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lakerank.errors import SchemaError, StorageError
 from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, RowGroupCache, check_unchanged, fetch
+from lakerank.lake.formats import resolve
 from lakerank.lake.storage import Storage, StorageOptions, join
 from lakerank.lake.tables import parquet_bytes
 
@@ -186,20 +187,20 @@ def test_a_cached_row_group_is_not_read_again(tmp_path: Path) -> None:
 
 
 def test_a_file_replaced_since_it_was_planned_is_never_read(storage: Storage, files: list[str]) -> None:
-    versions = {info.uri: info.version for file in files for info in storage.list_parquet(file)}
+    planned = {info.uri: info for file in files for info in resolve(storage, file).files}
     refs = [ref(files, 0, 1), ref(files, 1, 1)]
     cache = RowGroupCache(10**6)
-    assert [result.id for result in fetch(storage, refs, "doc_id", cache, versions)] == ["f0r1", "f1r1"]
+    assert [result.id for result in fetch(storage, refs, "doc_id", cache, planned)] == ["f0r1", "f1r1"]
     same_shape = pa.table({"doc_id": [f"x{row}" for row in range(ROWS)]})
     storage.replace(files[1], parquet_bytes(same_shape, GROUP))
-    blobs = fetch(storage, refs, "doc_id", versions=versions)
+    blobs = fetch(storage, refs, "doc_id", files=planned)
     assert next(blobs).id == "f0r1"
     with pytest.raises(ChangedFile, match=r"1\.parquet: it has changed .*another --run-id"):
         next(blobs)
-    check_unchanged(storage, versions, files[:1])
+    check_unchanged(storage, planned, files[:1])
     with pytest.raises(ChangedFile, match=r"1\.parquet: it has changed"):
-        check_unchanged(storage, versions, files)
-    later = {info.uri: info.version for file in files for info in storage.list_parquet(file)}
+        check_unchanged(storage, planned, files)
+    later = {info.uri: info for file in files for info in resolve(storage, file).files}
     assert [result.id for result in fetch(storage, refs, "doc_id", cache, later)] == ["f0r1", "x1"], (
         "not the cached row"
     )

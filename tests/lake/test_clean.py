@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lakerank.errors import StorageError
 from lakerank.fingerprint import sequence_hash
 from lakerank.lake.clean import CleaningPlan, Retention, delete, describe, plan_cleaning
+from lakerank.lake.formats import resolve
 from lakerank.lake.publication import current_run, publish, settle
 from lakerank.lake.runs import RunPaths, announce, planned_contents, read_manifest, write_manifest
 from lakerank.lake.scores import UNITS as UNIT_LIST
@@ -273,9 +274,9 @@ def test_orphans_and_temporary_files_go_when_they_are_old(storage: Storage, outp
 def test_the_index_of_files_that_are_gone_goes(storage: Storage, output: str, empty_folder: str) -> None:
     table = join(empty_folder, "documents/a.parquet")
     storage.replace(table, parquet_bytes(pa.table({"x": [1]}), 1))
-    stale = index_key(storage.list_parquet(table)[0])
+    stale = index_key(resolve(storage, table).files[0])
     storage.replace(table, parquet_bytes(pa.table({"x": [1, 2]}), 1))
-    current = index_key(storage.list_parquet(table)[0])
+    current = index_key(resolve(storage, table).files[0])
     for key in (stale, current):
         storage.create(join(output, "index/documents", f"{key}-00000.parquet"), b"x")
     tables = {"documents": join(empty_folder, "documents")}

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,22 @@ from stores import SERVER
 from lakerank.errors import StorageError
 from lakerank.lake.backends import transfers_left
 from lakerank.lake.backends.s3 import s3fs_filesystem
+from lakerank.lake.formats import resolve
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage, StorageOptions, join
-from lakerank.lake.tables import parquet_bytes, read_row_groups
+from lakerank.lake.tables import parquet_bytes, table_reader
 
 Together = Callable[[Callable[[int], object], int], list[Any]]
 
 PARQUET = parquet_bytes(pa.table({"x": [1, 2, 3]}), 2)
 
 
+def listed(storage: Storage, uri: str) -> Sequence[TableFile]:
+    return resolve(storage, uri).files
+
+
 def names(storage: Storage, uri: str, below: str) -> list[str]:
-    return [info.uri.removeprefix(below).lstrip("/") for info in storage.list_parquet(uri)]
+    return [info.uri.removeprefix(below).lstrip("/") for info in listed(storage, uri)]
 
 
 @pytest.fixture
@@ -66,31 +73,31 @@ def test_a_glob_is_listed(storage: Storage, tree: str, pattern: str, expected: l
 
 
 def test_a_single_file_may_have_any_name(storage: Storage, tree: str) -> None:
-    (info,) = storage.list_parquet(join(tree, "README.md"))
+    (info,) = listed(storage, join(tree, "README.md"))
     assert (info.uri, info.size) == (join(tree, "README.md"), len(PARQUET))
 
 
 def test_a_name_with_wildcard_characters_is_taken_literally_when_it_exists(storage: Storage, empty_folder: str) -> None:
     odd = join(empty_folder, "part [1].parquet")
     storage.create(odd, PARQUET)
-    assert [info.uri for info in storage.list_parquet(odd)] == [odd]
+    assert [info.uri for info in listed(storage, odd)] == [odd]
 
 
 @pytest.mark.parametrize("name", ["absent", "absent.parquet", "absent/*.parquet", "empty"])
 def test_a_table_without_files_is_an_error_that_names_it(storage: Storage, empty_folder: str, name: str) -> None:
     storage.create(join(empty_folder, "empty/notes.txt"), b"")
     with pytest.raises(StorageError, match=r"no Parquet file|no such file or folder") as caught:
-        storage.list_parquet(join(empty_folder, name))
+        listed(storage, join(empty_folder, name))
     assert join(empty_folder, name) in str(caught.value)
 
 
 def test_a_version_changes_with_the_content(storage: Storage, empty_folder: str) -> None:
     uri = join(empty_folder, "a.parquet")
     storage.create(uri, b"one")
-    before = storage.list_parquet(uri)[0].version
-    assert storage.list_parquet(empty_folder)[0].version == before
+    before = listed(storage, uri)[0].version
+    assert listed(storage, empty_folder)[0].version == before
     storage.replace(uri, b"two")
-    assert storage.list_parquet(uri)[0].version != before
+    assert listed(storage, uri)[0].version != before
 
 
 def test_names_in_a_folder(storage: Storage, tree: str) -> None:
@@ -111,7 +118,7 @@ def test_a_listing_sees_what_was_written_since_the_last_one(storage: Storage, em
     assert storage.list_names(empty_folder) == ["a.parquet"]
     Storage(storage.options).create(join(empty_folder, "b.parquet"), b"")
     assert storage.list_names(empty_folder) == ["a.parquet", "b.parquet"]
-    assert len(storage.list_parquet(empty_folder)) == 2
+    assert len(listed(storage, empty_folder)) == 2
 
 
 def test_bytes_are_read_back_and_a_missing_file_is_named(storage: Storage, empty_folder: str) -> None:
@@ -262,10 +269,10 @@ def test_local_names_may_be_relative_or_uris(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     storage = Storage()
     storage.create("out/a.parquet", PARQUET)
-    assert [info.uri for info in storage.list_parquet("out")] == ["out/a.parquet"]
-    assert [info.uri for info in storage.list_parquet("*/*.parquet")] == ["out/a.parquet"]
+    assert [info.uri for info in listed(storage, "out")] == ["out/a.parquet"]
+    assert [info.uri for info in listed(storage, "*/*.parquet")] == ["out/a.parquet"]
     for uri in (tmp_path.as_uri() + "/out", f"file:{tmp_path}/out"):
-        (info,) = storage.list_parquet(uri)
+        (info,) = listed(storage, uri)
         assert info.uri == uri + "/a.parquet"
         with storage.open_parquet(info.uri) as parquet:
             assert parquet.read().num_rows == 3
@@ -320,7 +327,7 @@ def test_a_storage_is_small_and_crosses_to_other_processes(storage: Storage, emp
 def test_s3a_is_s3(s3_storage: Storage) -> None:
     folder = f"s3a://lake/{uuid.uuid4().hex}"
     assert s3_storage.create(join(folder, "a.parquet"), PARQUET)
-    (info,) = s3_storage.list_parquet(folder)
+    (info,) = listed(s3_storage, folder)
     assert info.uri == join(folder, "a.parquet")
     assert s3_storage.open_parquet(info.uri).metadata.num_rows == 3
 
@@ -361,7 +368,7 @@ def test_a_missing_bucket_is_named_with_what_to_check(s3_storage: Storage) -> No
 
 def test_an_endpoint_that_does_not_answer_is_named_and_no_key_is_shown(s3_server: Any) -> None:
     storage = Storage(StorageOptions(endpoint_url="http://127.0.0.1:9", max_attempts=2))
-    for action in (storage.read_bytes, storage.list_parquet, storage.open_parquet):
+    for action in (storage.read_bytes, partial(listed, storage), storage.open_parquet):
         with pytest.raises(
             StorageError, match=r"s3://lake/a\.parquet: cannot be .*lake\.storage\.endpoint_url"
         ) as caught:
@@ -375,7 +382,7 @@ def test_wrong_keys_are_told_from_a_wrong_address(s3_server: Any, monkeypatch: p
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-right-one")
     # fsspec would give another test's connection, with the right keys, for the same options
     storage = Storage(StorageOptions(endpoint_url=s3_server.endpoint, max_attempts=2, connect_timeout_s=17))
-    for action in (storage.read_bytes, storage.list_parquet, storage.open_parquet):
+    for action in (storage.read_bytes, partial(listed, storage), storage.open_parquet):
         with pytest.raises(StorageError, match=r"s3://lake/a\.parquet: cannot be .*check the credentials") as caught:
             action("s3://lake/a.parquet")
         assert s3_server.access_key not in str(caught.value)
@@ -391,7 +398,7 @@ def test_a_public_bucket_is_read_without_keys(s3_server: Any, monkeypatch: pytes
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     storage = Storage(StorageOptions(endpoint_url=s3_server.endpoint, anonymous=True, addressing_style="path"))
-    (info,) = storage.list_parquet(f"s3://{bucket}/t")
+    (info,) = listed(storage, f"s3://{bucket}/t")
     assert storage.open_parquet(info.uri).metadata.num_rows == 3
     assert storage.version(info.uri) == info.version
 
@@ -403,7 +410,7 @@ def test_what_a_network_does_to_a_request_is_got_over(s3_folder: str, faulty_s3:
     faulty_s3.stall_s, faulty_s3.methods = 3, frozenset({"PUT", "GET", "HEAD"})
     faulty_s3.faults.extend([fault])
     assert storage.create(uri, PARQUET)
-    for read in (storage.read_bytes, storage.list_parquet, storage.version):
+    for read in (storage.read_bytes, partial(listed, storage), storage.version):
         faulty_s3.faults.extend([fault])
         assert read(uri)
     faulty_s3.faults.extend([fault])
@@ -428,7 +435,7 @@ def test_a_store_that_drips_is_given_up(s3_storage: Storage, s3_folder: str, fau
     parquet = storage.open_parquet(uri)  # its footer comes at once, its rows do not
     faulty_s3.faults.extend(["drip"])
     with pytest.raises(StorageError, match=r"cannot be read .*slower than"):
-        list(read_row_groups(storage, uri, parquet, [0], parquet.schema_arrow, 10))
+        list(table_reader(storage, TableFile(uri), parquet, parquet.schema_arrow).batches([0], 10))
     assert transfers_left()
     faulty_s3.enough.set()
     while transfers_left():
@@ -473,7 +480,7 @@ def test_memory_works_like_the_rest() -> None:
     assert storage.list_names(folder) == []
     assert storage.create(join(folder, "t/a.parquet"), PARQUET)
     assert not storage.create(join(folder, "t/a.parquet"), b"")
-    (info,) = storage.list_parquet(folder)
+    (info,) = listed(storage, folder)
     assert info.uri == join(folder, "t/a.parquet")
     assert storage.open_parquet(info.uri).read().num_rows == 3
     storage.replace(info.uri, b"new")
@@ -496,7 +503,7 @@ def test_a_password_in_a_uri_is_not_shown() -> None:
 
 def test_an_unknown_scheme_is_a_storage_error() -> None:
     with pytest.raises(StorageError, match="nosuch://x: cannot be listed"):
-        Storage().list_parquet("nosuch://x")
+        listed(Storage(), "nosuch://x")
 
 
 @pytest.mark.parametrize(
@@ -509,7 +516,7 @@ def test_a_folder_of_a_table_format_is_refused(
     storage.create(join(empty_folder, "a.parquet"), b"x")
     storage.create(join(empty_folder, name), b"{}")
     with pytest.raises(StorageError, match=f"a {table_format} table, .*write its current rows as plain Parquet"):
-        storage.list_parquet(empty_folder)
+        listed(storage, empty_folder)
 
 
 def test_what_is_passed_over_is_named_once(
@@ -518,8 +525,8 @@ def test_what_is_passed_over_is_named_once(
     for name in ("a.parquet", "_SUCCESS", "b.csv", "_old/c.parquet", "sub/_x.parquet"):
         storage.create(join(empty_folder, name), b"x")
     for _ in range(2):
-        assert [file.uri for file in storage.list_parquet(empty_folder)] == [join(empty_folder, "a.parquet")]
-    messages = [record.getMessage() for record in caplog.records if record.name == "lakerank.lake.storage"]
+        assert [file.uri for file in listed(storage, empty_folder)] == [join(empty_folder, "a.parquet")]
+    messages = [record.getMessage() for record in caplog.records if record.name == "lakerank.lake.formats.plain"]
     assert messages == [f"{empty_folder}: not read: _old/, b.csv, sub/_x.parquet (hidden, or not .parquet)"]
 
 
@@ -529,7 +536,7 @@ def test_an_object_that_stands_for_a_folder_is_no_file(s3_storage: Storage) -> N
     for name in ("", "x.parquet/", "y.parquet/"):  # as a console writes them; s3fs itself would drop the slash
         filesystem.call_s3("put_object", Bucket="lake", Key=f"{key}/{name}", Body=b"")
     s3_storage.replace(f"{folder}/x.parquet/part.parquet", b"PAR1")
-    assert [file.uri for file in s3_storage.list_parquet(folder)] == [f"{folder}/x.parquet/part.parquet"]
+    assert [file.uri for file in listed(s3_storage, folder)] == [f"{folder}/x.parquet/part.parquet"]
     assert [file.uri for file in s3_storage.walk(folder)] == [f"{folder}/x.parquet/part.parquet"]
 
 
@@ -537,6 +544,6 @@ def test_an_object_that_stands_for_a_folder_is_no_file(s3_storage: Storage) -> N
 def test_names_are_taken_as_they_are(storage: Storage, empty_folder: str, name: str) -> None:
     table = pa.table({"doc_id": ["d"]})
     assert storage.create(uri := join(empty_folder, name), parquet_bytes(table, 1))
-    assert [file.uri for file in storage.list_parquet(empty_folder)] == [uri]
+    assert [file.uri for file in listed(storage, empty_folder)] == [uri]
     assert storage.version(uri) is not None
     assert storage.open_parquet(uri).read().to_pydict() == {"doc_id": ["d"]}

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from lakerank.errors import SchemaError, StorageError
 from lakerank.lake.blobs import BlobRef, RowGroupCache, fetch
-from lakerank.lake.columns import check_columns, decode_text
+from lakerank.lake.columns import decode_text, locate
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import (
     BATCH_BYTES,
@@ -40,8 +41,8 @@ def test_rows_come_with_their_place_in_file_order(storage: Storage, empty_folder
     table = pa.table({"doc_id": [f"d{n}" for n in range(10)], "text": ["x"] * 10})
     uri = written(storage, join(empty_folder, "a.parquet"), table, row_group_rows=4)
     places = []
-    for group, first, batch in read_table_file(storage, uri, DOCUMENTS, batch_rows=3):
-        places += [(group, first + row, ident) for row, ident in enumerate(batch["doc_id"].to_pylist())]
+    for group, rows, batch in read_table_file(storage, uri, DOCUMENTS, batch_rows=3):
+        places += [(group, row, ident) for row, ident in zip(rows, batch["doc_id"].to_pylist(), strict=True)]
     assert places == [(n // 4, n % 4, f"d{n}") for n in range(10)]
 
 
@@ -49,8 +50,8 @@ def test_chosen_row_groups_are_read_alone(storage: Storage, empty_folder: str) -
     table = pa.table({"doc_id": [f"d{n}" for n in range(10)]})
     uri = written(storage, join(empty_folder, "a.parquet"), table, row_group_rows=4)
     result = [
-        (group, first, batch["doc_id"].to_pylist())
-        for group, first, batch in read_table_file(storage, uri, DOCUMENTS, row_groups=[2, 0])
+        (group, rows[0], batch["doc_id"].to_pylist())
+        for group, rows, batch in read_table_file(storage, uri, DOCUMENTS, row_groups=[2, 0])
     ]
     assert result == [(2, 0, ["d8", "d9"]), (0, 0, ["d0", "d1", "d2", "d3"])]
 
@@ -142,13 +143,13 @@ def test_the_rank_that_means_none_is_no_rank(storage: Storage, empty_folder: str
 def test_a_missing_column_is_named_with_what_was_found() -> None:
     result = pa.schema([("id", pa.string()), ("text", pa.string())])
     with pytest.raises(SchemaError, match=r"lake/a\.parquet: no column 'doc_id', did you mean 'id'\? \(found: id, t"):
-        check_columns("lake/a.parquet", result, DOCUMENTS)
+        locate(TableFile("lake/a.parquet"), result, DOCUMENTS)
 
 
 def test_a_column_that_stands_twice_is_named() -> None:
     result = pa.schema([("doc_id", pa.string()), ("doc_id", pa.string())])
     with pytest.raises(SchemaError, match="2 columns are called 'doc_id'"):
-        check_columns("a.parquet", result, DOCUMENTS)
+        locate(TableFile("a.parquet"), result, DOCUMENTS)
 
 
 @pytest.mark.parametrize(
@@ -167,12 +168,12 @@ def test_a_column_that_stands_twice_is_named() -> None:
 def test_a_column_of_another_type_is_named(schema: pa.Schema, name: str, kind: pa.DataType) -> None:
     result = pa.schema([field.with_type(kind) if field.name == name else field for field in schema])
     with pytest.raises(SchemaError, match=f"a.parquet: column '{name}' should be .*found: "):
-        check_columns("a.parquet", result, schema)
+        locate(TableFile("a.parquet"), result, schema)
 
 
 @pytest.mark.parametrize("schema", [DOCUMENTS, QUERIES, CANDIDATES, QRELS, RANKED])
 def test_a_table_exactly_as_the_contract_has_it_passes(schema: pa.Schema) -> None:
-    check_columns("a.parquet", schema, schema)
+    locate(TableFile("a.parquet"), schema, schema)
 
 
 def test_fragments_come_in_order_with_their_sizes(storage: Storage, empty_folder: str) -> None:
@@ -258,7 +259,7 @@ def test_columns_come_from_the_path_and_partitions_may_begin_with_an_underscore(
     for folder in ("query_id=q0", "query_id=a%3D2%20%C3%A9", "query_id=__HIVE_DEFAULT_PARTITION__", "_lang=de"):
         rows = {"doc_id": ["d"]} | ({"query_id": ["own"]} if folder == "_lang=de" else {})
         written(storage, join(empty_folder, folder, "first_stage_rank=7", "a.parquet"), pa.table(rows))
-    files = [fragment.file.uri for fragment in fragments(storage, empty_folder, CANDIDATES)]
+    files = [fragment.file for fragment in fragments(storage, empty_folder, CANDIDATES)]
     tables = [read(storage, file, CANDIDATES) for file in files]
     assert {table["query_id"][0].as_py() for table in tables} == {"q0", "a=2 é", None, "own"}
     assert [table["first_stage_rank"].to_pylist() for table in tables] == [[7]] * 4
@@ -302,7 +303,7 @@ def test_batches_stay_small_where_rows_are_large(tmp_path: Path) -> None:
     storage.create(uri, bytes(sink.getvalue()))
     del table, sink
     before, rows, peak = pa.total_allocated_bytes(), 0, 0
-    for _, first, batch in read_table_file(storage, uri, DOCUMENTS):
+    for _, (first, *_), batch in read_table_file(storage, uri, DOCUMENTS):
         assert first == rows
         assert batch.nbytes < 80 * 2**20
         assert batch["image"][0].as_py()[:16] == (page + page)[first : first + 16]

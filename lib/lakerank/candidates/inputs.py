@@ -16,14 +16,17 @@ import pyarrow as pa
 from lakerank.candidates.bm25 import Int32, Terms
 from lakerank.candidates.run_files import RunFault, RunLine, best_items, no_known_query, read_run
 from lakerank.lake.columns import decode_text
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import Fragment, opened, read_table_file, row_group_bytes
+from lakerank.lake.tables import Fragment, opened, read_table_file, table_reader
 from lakerank.ranking import Int64
 
 #: `search_text` is what a document is found by and the model does not read; where it is null, `text` is.
 SEARCHED = pa.schema(
     [pa.field("doc_id", pa.string()), pa.field("text", pa.string()), pa.field("search_text", pa.string())]
 )
+
+_TEXTS = SEARCHED.remove(0)
 
 #: An `instruction` at the beginning of a query's text is for the model: it is not searched for.
 ASKED = pa.schema(
@@ -65,7 +68,7 @@ def read_queries(storage: Storage, files: Sequence[Fragment]) -> Queries:
     """The queries of a table; of rows that share an id the first counts. Raises SchemaError, StorageError."""
     texts: dict[str, str] = {}
     for fragment in files:
-        for _, _, batch in read_table_file(storage, fragment.file.uri, ASKED):
+        for _, _, batch in read_table_file(storage, fragment.file, ASKED):
             rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
             for query_id, raw, instruction in rows:
                 if query_id is not None:
@@ -92,7 +95,7 @@ def searched_text(text: bytes | None, search_text: str | None = None) -> str:
 class Chunk(NamedTuple):
     """Consecutive row groups of a file of documents, and the bytes of their texts, decompressed."""
 
-    file: str
+    file: TableFile
     groups: range
     bytes: int
 
@@ -103,11 +106,12 @@ def document_chunks(storage: Storage, files: Sequence[Fragment]) -> list[Chunk]:
     def chunks(fragment: Fragment) -> list[Chunk]:
         result, first, size, rows = [], 0, 0, 0
         with opened(storage, fragment.file.uri) as parquet:
+            reader = table_reader(storage, fragment.file, parquet, _TEXTS)
             for group in range(fragment.row_groups):
-                size += row_group_bytes(parquet, group, ("text", "search_text"))[1]
+                size += reader.bytes(group)[1]
                 rows += parquet.metadata.row_group(group).num_rows
                 if size >= CHUNK_BYTES or rows >= CHUNK_ROWS or group == fragment.row_groups - 1:
-                    result.append(Chunk(fragment.file.uri, range(first, group + 1), size))
+                    result.append(Chunk(fragment.file, range(first, group + 1), size))
                     first, size, rows = group + 1, 0, 0
         return result
 

@@ -28,7 +28,8 @@ from lakerank.config import (
 from lakerank.cost import Calibration
 from lakerank.credentials import redacted, settings_without
 from lakerank.errors import CheckpointError, ConfigError, LakerankError, RunNotFoundError, SchemaError, StorageError
-from lakerank.lake.columns import check_columns
+from lakerank.lake.columns import locate
+from lakerank.lake.formats import resolve
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.lake.tables import opened
@@ -145,11 +146,11 @@ def without_faults(faults: Sequence[LakerankError], make: Callable[[], Record]) 
 
 def _check_footers(storage: Storage, address: str, schema: pa.Schema) -> list[str]:
     """Check the columns of a table's first files, and return those files."""
-    files = [file.uri for file in storage.list_parquet(address)[:CHECKED_FILES]]
+    files = resolve(storage, address).files[:CHECKED_FILES]
     for file in files:
-        with opened(storage, file) as parquet:
-            check_columns(file, parquet.schema_arrow, schema, needs_content=True)
-    return files
+        with opened(storage, file.uri) as parquet:
+            locate(file, parquet.schema_arrow, schema, needs_content=True)
+    return [file.uri for file in files]
 
 
 def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
@@ -191,7 +192,7 @@ def is_bundled(lake: LakeConfig, storage: Storage) -> bool:
 
 
 def _is_copy(address: str, file: Path, storage: Storage) -> bool:
-    files = storage.list_parquet(address)
+    files = resolve(storage, address).files
     alike = len(files) == 1 and files[0].size == file.stat().st_size
     return alike and storage.read_bytes(files[0].uri) == file.read_bytes()
 

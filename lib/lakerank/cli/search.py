@@ -341,10 +341,11 @@ def _say_textless(storage: Storage, config: Config, found: Mapping[str, Any]) ->
 
 def _textless(storage: Storage, documents: str) -> list[str]:
     """The first files without text, images and scans, and then `…` where there are more."""
+    from lakerank.lake.formats import resolve
     from lakerank.lake.tables import opened
 
     names: dict[str, None] = {}
-    for file in storage.list_parquet(documents):
+    for file in resolve(storage, documents).files:
         with opened(storage, file.uri) as parquet:
             for batch in parquet.iter_batches(columns=["path", "text", "search_text"]):
                 for path, *texts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -357,9 +358,11 @@ def _textless(storage: Storage, documents: str) -> list[str]:
 
 def _run_id(storage: Storage, config: Config) -> str:
     """Named by what is ranked and how, so that the same search is the same run."""
+    from lakerank.lake.formats import resolve
+
     digest = hashlib.sha256(config.to_yaml().encode())
     for table in (config.lake.documents, config.lake.queries, config.lake.candidates):
-        for file in storage.list_parquet(table):
+        for file in resolve(storage, table).files:
             digest.update(hashlib.sha256(storage.read_bytes(file.uri)).digest())
     return f"search-{digest.hexdigest()[:10]}"
 

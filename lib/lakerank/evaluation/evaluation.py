@@ -31,6 +31,7 @@ from lakerank.evaluation.pairs import COUNTS, ROWS, Floats, InputTable, Ints, Pa
 from lakerank.evaluation.rows import document_modalities, query_rows, table_rows, with_modalities
 from lakerank.evaluation.unmatched import Unlisted, Unmatched
 from lakerank.fingerprint import splitmix64
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
 
 #: Rows of a block, about: memory beyond the figures does not grow with the number of queries.
@@ -262,10 +263,10 @@ def _fingerprint(pairs: Pairs, hashes: Hashes) -> Hashes:
 def blocks_here(storage: Storage, inputs: Inputs) -> Iterator[Block]:
     """Blocks read in this process: the rows of all tables are in memory at once."""
 
-    def batches(table: InputTable, uri: str, row_group: int) -> Iterator[pa.RecordBatch]:
+    def batches(table: InputTable, file: TableFile, row_group: int) -> Iterator[pa.RecordBatch]:
         if table == InputTable.QUERY:
-            return query_rows(storage, uri, row_group, inputs.labels)
-        return table_rows(storage, table, uri, row_group)
+            return query_rows(storage, file, row_group, inputs.labels)
+        return table_rows(storage, table, file, row_group)
 
     tables = {
         table: pa.Table.from_batches(

@@ -179,7 +179,7 @@ def fetch_rejects(storage: Storage, inputs: Inputs) -> list[dict[str, str]]:
     missing = dict.fromkeys(inputs.totals.rejected, PER_REASON)
     rows: list[dict[str, str]] = []
     files = fragments(storage, inputs.paths.rejected, schemas.REJECTED) if missing else []
-    batches = (batch for part in files for _, _, batch in read_table_file(storage, part.file.uri, schemas.REJECTED))
+    batches = (batch for part in files for _, _, batch in read_table_file(storage, part.file, schemas.REJECTED))
     for batch in islice(batches, _REJECT_BATCHES):
         for reason in filter(missing.get, missing):
             rejects = batch.filter(pc.equal(batch["reason"], reason)).slice(0, missing[reason]).to_pylist()

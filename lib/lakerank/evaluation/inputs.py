@@ -14,6 +14,7 @@ from lakerank import schemas
 from lakerank.evaluation.analysis.averages import DIMENSIONS, MOST_VALUES
 from lakerank.evaluation.pairs import InputTable
 from lakerank.evaluation.rows import SCHEMAS, attribute_batches
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.publication import lists_folder
 from lakerank.lake.runs import RunPaths, read_manifest
 from lakerank.lake.storage import Storage
@@ -71,14 +72,14 @@ class Inputs:
         """Rows of all tables but the documents."""
         return sum(fragment.rows for files in self.files.values() for fragment in files)
 
-    def row_groups(self, table: InputTable) -> list[tuple[str, int]]:
+    def row_groups(self, table: InputTable) -> list[tuple[TableFile, int]]:
         """(file, row group) of a table."""
         return row_groups(self.files[table])
 
 
-def row_groups(files: Sequence[Fragment]) -> list[tuple[str, int]]:
+def row_groups(files: Sequence[Fragment]) -> list[tuple[TableFile, int]]:
     """(file, row group) of every row group."""
-    return [(fragment.file.uri, group) for fragment in files for group in range(fragment.row_groups)]
+    return [(fragment.file, group) for fragment in files for group in range(fragment.row_groups)]
 
 
 def find_inputs(
@@ -122,8 +123,8 @@ def find_inputs(
 def _dimensions(storage: Storage, queries: Sequence[Fragment]) -> tuple[str, ...]:
     """The columns with few enough values to group queries."""
     values: dict[str, set[str]] = {name: set() for name in DIMENSIONS}
-    for uri, group in row_groups(queries):
-        for _, batch in attribute_batches(storage, uri, group, schemas.QUERIES, DIMENSIONS):
+    for file, group in row_groups(queries):
+        for _, batch in attribute_batches(storage, file, group, schemas.QUERIES, DIMENSIONS):
             for name, distinct in values.items():
                 if len(distinct) <= MOST_VALUES:
                     distinct.update(value for value in pc.unique(batch[name]).to_pylist() if value is not None)
@@ -161,5 +162,5 @@ def _totals(storage: Storage, paths: RunPaths, files: Files, manifest: Mapping[s
 
 def _column(storage: Storage, files: Sequence[Fragment], schema: pa.Schema, name: str) -> Iterator[pa.RecordBatch]:
     for fragment in files:
-        for _, _, batch in read_table_file(storage, fragment.file.uri, schema, [name]):
+        for _, _, batch in read_table_file(storage, fragment.file, schema, [name]):
             yield batch

@@ -8,12 +8,14 @@ from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lakerank import schemas
 from lakerank.evaluation.pairs import ROWS, InputTable
+from lakerank.lake.columns import extra_fields
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import opened, read_table_file
+from lakerank.lake.tables import Int64, TableReader, opened, read_table_file, table_reader
+from lakerank.schemas import CONTENT
 
 #: Documents and their modality codes.
 MODALITIES = pa.schema([pa.field("doc_id", pa.string()), pa.field("modality", pa.int8())])
@@ -36,7 +38,7 @@ _COLUMNS = {
 }
 
 
-def table_rows(storage: Storage, table: InputTable, uri: str, row_group: int) -> Iterator[pa.RecordBatch]:
+def table_rows(storage: Storage, table: InputTable, file: TableFile, row_group: int) -> Iterator[pa.RecordBatch]:
     """A row group of qrels, candidates or ranked lists as ROWS, without rows that lack an id.
 
     Raises:
@@ -44,15 +46,15 @@ def table_rows(storage: Storage, table: InputTable, uri: str, row_group: int) ->
         StorageError: the file cannot be read.
     """
     names = {"query_id": "query_id", "doc_id": "doc_id", **_COLUMNS[table]}
-    for _, _, batch in read_table_file(storage, uri, SCHEMAS[table], list(names.values()), row_groups=[row_group]):
+    for _, _, batch in read_table_file(storage, file, SCHEMAS[table], list(names.values()), row_groups=[row_group]):
         arrays = {name: batch[column] for name, column in names.items()}
         has_ids = pc.and_(arrays["query_id"].is_valid(), arrays["doc_id"].is_valid())
         yield _as_rows(batch.num_rows, table, arrays).filter(has_ids)
 
 
-def query_rows(storage: Storage, uri: str, row_group: int, extras: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def query_rows(storage: Storage, file: TableFile, row_group: int, extras: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """A row group of queries as ROWS, with some extra columns as labels."""
-    for _, batch in attribute_batches(storage, uri, row_group, schemas.QUERIES, extras):
+    for _, batch in attribute_batches(storage, file, row_group, schemas.QUERIES, extras):
         labels = [
             json.dumps({name: value for name, value in row.items() if value is not None}, ensure_ascii=False)
             for row in batch.select(extras).to_pylist()
@@ -61,9 +63,9 @@ def query_rows(storage: Storage, uri: str, row_group: int, extras: Sequence[str]
         yield _as_rows(batch.num_rows, InputTable.QUERY, arrays)
 
 
-def document_modalities(storage: Storage, uri: str, row_group: int) -> Iterator[pa.RecordBatch]:
+def document_modalities(storage: Storage, file: TableFile, row_group: int) -> Iterator[pa.RecordBatch]:
     """The modality of each document of a row group. Columns: MODALITIES."""
-    for _, batch in attribute_batches(storage, uri, row_group, schemas.DOCUMENTS, ()):
+    for _, batch in attribute_batches(storage, file, row_group, schemas.DOCUMENTS, ()):
         yield batch.select(MODALITIES.names)
 
 
@@ -88,66 +90,54 @@ def _as_rows(count: int, table: InputTable, columns: Mapping[str, pa.Array]) -> 
 
 
 def attribute_batches(
-    storage: Storage, uri: str, row_group: int, expected: pa.Schema, extras: Sequence[str]
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(number of the batch's first row, batch) of a row group: the id, `modality`, and the extra columns as strings.
+    storage: Storage, file: TableFile, row_group: int, expected: pa.Schema, extras: Sequence[str]
+) -> Iterator[tuple[Int64, pa.RecordBatch]]:
+    """(numbers of the batch's rows (N,), batch) of a row group: the id, `modality`, and extra columns as strings.
 
     `modality` is a code of MODALITY_NAMES. An extra column that the file lacks or that is not text is null, and so are
     empty values. A null id is empty.
     """
-    id_column = expected.names[0]
-    with opened(storage, uri) as parquet:
-        schema = parquet.schema_arrow
-        texts = [name for name in extras if name in schema.names and _is_text(schema.field(name).type)]
-        presences = {name: _presence(parquet, row_group, name) for name in ("text", "image")}
-        columns = [id_column, *texts, *(name for name, presence in presences.items() if presence is None)]
-        first = 0
-        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[row_group], columns=columns):
+    id_field = expected.field(0)
+    with opened(storage, file.uri) as parquet:
+        more = [field for field in extra_fields(file, parquet.schema_arrow, extras) if _is_text(field.type)]
+        contents = table_reader(storage, file, parquet, pa.schema([expected.field(name) for name in CONTENT]))
+        presences = {name: _presence(contents, row_group, name) for name in CONTENT}
+        unknown = [expected.field(name) for name, presence in presences.items() if presence is None]
+        reader = table_reader(storage, file, parquet, pa.schema([id_field, *unknown, *more]))
+        for numbers, batch in reader.rows(row_group, _BATCH_ROWS):
             rows = batch.num_rows
             has_text, has_image = (
                 batch[name].is_valid() if presence is None else pa.repeat(presence, rows)
                 for name, presence in presences.items()
             )
             image_code = pc.multiply(has_image.cast(pa.int8()), pa.scalar(2, pa.int8()))
-            arrays = {id_column: pc.fill_null(_strings(batch[id_column]), "")}
+            arrays = {id_field.name: pc.fill_null(batch[0], "")}
             arrays["modality"] = pc.add(has_text.cast(pa.int8()), image_code)
+            present = {field.name for field in more}
             for name in extras:
-                strings = _strings(batch[name]) if name in texts else pa.nulls(rows, pa.string())
+                strings = batch[name].cast(pa.string()) if name in present else pa.nulls(rows, pa.string())
                 arrays[name] = pc.if_else(pc.equal(strings, ""), pa.scalar(None, pa.string()), strings)
-            yield first, pa.RecordBatch.from_pydict(arrays)
-            first += rows
+            yield numbers, pa.RecordBatch.from_pydict(arrays)
 
 
-def known_modality(storage: Storage, uri: str, row_group: int) -> int | None:
+def known_modality(storage: Storage, file: TableFile, row_group: int) -> int | None:
     """The `modality` that all rows of a row group share by its statistics; None where they differ or must be read."""
-    with opened(storage, uri) as parquet:
-        text, image = (_presence(parquet, row_group, name) for name in ("text", "image"))
+    with opened(storage, file.uri) as parquet:
+        reader = table_reader(storage, file, parquet, pa.schema([schemas.DOCUMENTS.field(name) for name in CONTENT]))
+        text, image = (_presence(reader, row_group, name) for name in CONTENT)
     return None if text is None or image is None else int(text) + 2 * int(image)
 
 
-def _presence(parquet: pq.ParquetFile, group: int, name: str) -> bool | None:
+def _presence(reader: TableReader, group: int, name: str) -> bool | None:
     """Whether all rows of a row group have a value (True), none has (False), or the column must be read (None)."""
-    metadata = parquet.metadata.row_group(group)
-    columns = {column.path_in_schema: column for column in map(metadata.column, range(metadata.num_columns))}
-    if name not in columns:
+    metadata, path = reader.parquet.metadata.row_group(group), reader.located.paths.get(name)
+    if path is None and reader.located.file.constants.get(name) is None:
         return False
-    statistics = columns[name].statistics
+    columns = {column.path_in_schema: column for column in map(metadata.column, range(metadata.num_columns))}
+    statistics = columns[path].statistics if path in columns else None
     nulls = statistics.null_count if statistics is not None and statistics.has_null_count else None
     return True if nulls == 0 else False if nulls == metadata.num_rows else None
 
 
-def _is_text(data_type: pa.DataType) -> bool:
-    value_type = data_type.value_type if pa.types.is_dictionary(data_type) else data_type
-    return value_type in (pa.string(), pa.large_string(), pa.string_view())
-
-
-def _strings(column: pa.Array) -> pa.Array:
-    """Values as strings; bytes that are not UTF-8 are replaced."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    raw = pc.cast(column, pa.binary())
-    try:
-        return pc.cast(raw, pa.string())
-    except pa.ArrowInvalid:
-        values = raw.to_pylist()
-        return pa.array([None if value is None else value.decode(errors="replace") for value in values], pa.string())
+def _is_text(kind: pa.DataType) -> bool:
+    return kind in (pa.string(), pa.large_string(), pa.string_view())

@@ -72,7 +72,7 @@ class Unlisted:
         missing, example, piece = set(self._documents), "", ""
         wanted = pa.array(sorted(missing), pa.string())
         for fragment in documents if missing else ():
-            for _, _, batch in read_table_file(storage, fragment.file.uri, schemas.DOCUMENTS, ["doc_id"]):
+            for _, _, batch in read_table_file(storage, fragment.file, schemas.DOCUMENTS, ["doc_id"]):
                 ids = batch["doc_id"]
                 missing -= set(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
                 example = example or next(filter(None, ids.to_pylist()), "")

@@ -18,6 +18,7 @@ from lakerank.export.format import Change, Format, PartLimits, Piece, Row, chang
 from lakerank.export.job import Export, fingerprint_of, finish, finished, run_files
 from lakerank.fingerprint import splitmix64
 from lakerank.lake.columns import decode_text
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.plan.index import files_of
@@ -172,7 +173,7 @@ def _sources(runner: Runner, storage: Storage, export: Export, files: Sequence[s
 
         return read
 
-    def texts(file: str) -> Iterator[pa.RecordBatch]:
+    def texts(file: TableFile) -> Iterator[pa.RecordBatch]:
         for *_, batch in read_table_file(storage, file, QUERIES, ["query_id", "text"]):
             decoded = [_text(raw) for raw in batch["text"].to_pylist()]
             arrays = [batch["query_id"], pa.array(decoded, pa.string())]
@@ -191,8 +192,8 @@ def _sources(runner: Runner, storage: Storage, export: Export, files: Sequence[s
     if export.since is not None:
         rows.append(runner.scatter(run_files(storage, export.output, export.since), ranked(OLD), BATCHES, tasks))
     if export.form.needs_query_text:
-        addresses = [fragment.file.uri for fragment in fragments(storage, export.queries, QUERIES)]
-        rows.append(runner.scatter(addresses, texts, BATCHES, tasks))
+        tables = [fragment.file for fragment in fragments(storage, export.queries, QUERIES)]
+        rows.append(runner.scatter(tables, texts, BATCHES, tasks))
     if export.form.needs_first_stage_score:
         ranges = row_ranges(fragments(storage, export.candidates, CANDIDATES), 2 * runner.parallelism)
         rows.append(runner.scatter(ranges, scores, BATCHES))

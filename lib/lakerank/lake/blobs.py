@@ -12,13 +12,12 @@ from itertools import accumulate, chain, groupby
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lakerank.credentials import redacted
 from lakerank.errors import StorageError
-from lakerank.lake.columns import check_columns
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import read_row_groups, row_group_bytes
+from lakerank.lake.tables import TableReader, table_reader
 
 T = TypeVar("T")
 
@@ -100,7 +99,7 @@ def fetch(
     refs: Sequence[BlobRef],
     id_column: str,
     cache: RowGroupCache | None = None,
-    versions: Mapping[str, str] | None = None,
+    files: Mapping[str, TableFile] | None = None,
     window_bytes: int = WINDOW_BYTES,
 ) -> Iterator[Blob]:
     """Yield the row of each reference, in their order, reading only ids, texts and images.
@@ -110,15 +109,15 @@ def fetch(
     a large row group is never whole in memory unless a cache holds it.
 
     Args:
-        versions: of each file, as it was planned; a file is looked up before it is read. Whoever keeps results of the
-            rows calls `check_unchanged` first, since a file may be replaced while it is read.
+        files: by URI, as planned: how each is read, and its version, which is looked up before it is read. Whoever
+            keeps results of the rows calls `check_unchanged` first, since a file may be replaced while it is read.
 
     Raises:
         ChangedFile: a file has another version, or has no such row.
         StorageError: a file cannot be read.
     """
     schema = pa.schema([(id_column, pa.string()), ("text", pa.string()), ("image", pa.binary())])
-    reader = _Reader(storage, schema, versions)
+    reader = _Reader(storage, schema, files)
     try:
         if cache is not None:
             for (file, group), refs_of_group in groupby(refs, key=lambda ref: (ref.file, ref.row_group)):
@@ -131,54 +130,55 @@ def fetch(
         reader.close()
 
 
-def check_unchanged(storage: Storage, versions: Mapping[str, str], files: Iterable[str]) -> None:
+def check_unchanged(storage: Storage, planned: Mapping[str, TableFile], uris: Iterable[str]) -> None:
     """Check that files still have the versions that were planned.
 
     Raises:
         ChangedFile: one has not, or is gone.
     """
-    ordered = sorted(set(files))
+
+    def check(uri: str) -> None:
+        file = planned.get(uri)
+        if file is None or (file.version and storage.version(uri) != file.version):
+            raise ChangedFile(uri, _CHANGED)
+
     with ThreadPoolExecutor(_VERSION_THREADS, "versions") as pool:
-        for file, version in zip(ordered, pool.map(storage.version, ordered), strict=True):
-            if version != versions.get(file):
-                raise ChangedFile(file, _CHANGED)
+        list(pool.map(check, sorted(set(uris))))
 
 
 class _Reader:
     """Reads row groups; keeps the last Parquet file open, since references mostly come file by file."""
 
-    def __init__(self, storage: Storage, schema: pa.Schema, versions: Mapping[str, str] | None) -> None:
+    def __init__(self, storage: Storage, schema: pa.Schema, files: Mapping[str, TableFile] | None) -> None:
         self.schema = schema
-        self.versions = versions
+        self.files = files
         self._storage = storage
-        self._file: str | None = None
-        self._parquet: pq.ParquetFile | None = None
+        self._reader: TableReader | None = None
 
-    def open(self, file: str, group: int) -> pq.ParquetFile:
+    def open(self, uri: str, group: int) -> TableReader:
         """The file that has a row group; checks its version and columns when it is opened."""
-        if self._parquet is None or self._file != file:
+        if self._reader is None or self._reader.located.file.uri != uri:
             self.close()
-            if self.versions is not None and self._storage.version(file) != self.versions.get(file):
-                raise ChangedFile(file, _CHANGED)
-            self._parquet = self._storage.open_parquet(file)
-            self._file = file
-            check_columns(file, self._parquet.schema_arrow, self.schema)
-        if not 0 <= group < self._parquet.metadata.num_row_groups:
-            raise _no_row(file, group)
-        return self._parquet
-
-    def size(self, file: str, group: int) -> int:
-        """Decompressed bytes of a row group's columns."""
-        return row_group_bytes(self.open(file, group), group, self.schema.names)[1]
+            if self.files is not None:
+                check_unchanged(self._storage, self.files, [uri])
+            file = TableFile(uri) if self.files is None else self.files[uri]
+            self._reader = table_reader(self._storage, file, self._storage.open_parquet(uri), self.schema)
+        if not 0 <= group < self._reader.parquet.metadata.num_row_groups:
+            raise _no_row(uri, group)
+        return self._reader
 
     def batches(self, file: str, groups: Sequence[int]) -> Iterator[pa.RecordBatch]:
         """The rows of some row groups, in batches."""
-        return read_row_groups(self._storage, file, self.open(file, groups[-1]), groups, self.schema, _BATCH_ROWS)
+        return self.open(file, groups[-1]).batches(groups, _BATCH_ROWS)
+
+    def version(self, uri: str) -> str:
+        """What a file's rows are cached by, beside its URI."""
+        return f" {self.files[uri].version}" if self.files and uri in self.files else ""
 
     def close(self) -> None:
-        if self._parquet is not None:
-            self._parquet.close(force=True)
-            self._parquet = None
+        if self._reader is not None:
+            self._reader.parquet.close(force=True)
+            self._reader = None
 
 
 def _no_row(file: str, group: int) -> ChangedFile:
@@ -187,11 +187,10 @@ def _no_row(file: str, group: int) -> ChangedFile:
 
 def _cached_rows(file: str, group: int, rows: Sequence[int], reader: _Reader, cache: RowGroupCache) -> Iterator[Blob]:
     """Rows of one row group, in the requested order."""
-    version = "" if reader.versions is None else f" {reader.versions.get(file)}"
-    key = (f"{file}{version}", group, reader.schema.names[0])
+    key = (f"{file}{reader.version(file)}", group, reader.schema.names[0])
     table = cache.get(key)
     if table is None:
-        if reader.size(file, group) > cache.max_bytes:
+        if reader.open(file, group).bytes(group)[1] > cache.max_bytes:
             yield from _rows(file, group, rows, reader.batches(file, [group]))
             return
         batches, kept, size = reader.batches(file, [group]), [], 0
@@ -211,7 +210,7 @@ def _windows(refs: Sequence[BlobRef], reader: _Reader, max_bytes: int) -> Iterat
     window: list[BlobRef] = []
     left = 0
     for group, refs_of_group in groupby(refs, key=lambda ref: ref.row_group):
-        size = reader.size(refs[0].file, group)
+        size = reader.open(refs[0].file, group).bytes(group)[1]
         if window and (group <= window[-1].row_group or size > left):
             yield window
             window = []
@@ -226,7 +225,7 @@ def _window_rows(window: Sequence[BlobRef], reader: _Reader) -> Iterator[Blob]:
     """The rows of a window, in the requested order: its row groups are read as one."""
     file = window[0].file
     groups = list(dict.fromkeys(ref.row_group for ref in window))
-    metadata = reader.open(file, groups[-1]).metadata
+    metadata = reader.open(file, groups[-1]).parquet.metadata
     counts = {group: metadata.row_group(group).num_rows for group in groups}
     starts = dict(zip(groups, accumulate(counts.values(), initial=0), strict=False))
     for ref in window:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.credentials import redacted
+from lakerank.lake.formats import resolve
 from lakerank.lake.publication import PUBLICATIONS, current_run, publication_file, publication_order, publication_time
 from lakerank.lake.runs import RunContents, RunPaths, planned_contents, published_contents, read_manifest
 from lakerank.lake.scores import CorruptScoreFile, read_unit
@@ -310,7 +311,7 @@ def _lasting_pairs(lake: _Lake, scorer: str, unit: str) -> set[PairHashes] | Non
 
 def _stale_index(lake: _Lake, tables: Mapping[str, str]) -> Iterator[Deletion]:
     """The index of table files that are gone, or have another version."""
-    present = {index_key(info) for address in tables.values() for info in lake.storage.list_parquet(address)}
+    present = {index_key(file) for address in tables.values() for file in resolve(lake.storage, address).files}
     for file in lake.files["index"]:
         index = _INDEX.fullmatch(lake.relative("index", file))
         if index and index[1] not in present and file.written < lake.oldest:

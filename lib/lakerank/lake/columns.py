@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.credentials import redacted
 from lakerank.errors import SchemaError
-from lakerank.lake import path_values
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.schemas import CONTENT, LARGEST, OPTIONAL
 
 _TEXT = "text"
@@ -19,30 +20,68 @@ _BYTES_KINDS = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary
 _SHOWN_BYTES = 40
 
 
-def check_columns(uri: str, actual: pa.Schema, expected: pa.Schema, needs_content: bool = False) -> None:
-    """Check that a file has a table's columns, of types that can be cast to the table's; other columns are ignored.
+def locate(file: TableFile, actual: pa.Schema, expected: pa.Schema, needs_content: bool = False) -> dict[str, str]:
+    """Where a file has a table's columns: the dotted path in the file, by name. Other columns are ignored.
 
-    A column may also be in the file's path, as Hive and Spark write partitions (`column=value/`). Of documents and
-    queries `needs_content` asks for one of the columns of content: without any, all rows would be empty.
+    A column that is left out is in the file's path, as Hive and Spark write partitions (`column=value/`), in metadata,
+    or is optional and null. Of documents and queries `needs_content` asks for one of the columns of content: without
+    any, all rows would be empty.
 
     Raises:
-        SchemaError: names the file, the columns and the actual columns.
+        SchemaError: names the file, the columns that are missing or of a type that cannot be cast, and the actual ones.
     """
-    in_path, faults = path_values(uri), []
+    constants, paths, faults = file.constants, {}, []
     for field in expected:
-        positions = actual.get_all_field_indices(field.name)
-        if not positions and (field.name in OPTIONAL or field.name in in_path):
+        path = file.columns.get(field.name, field.name)
+        try:
+            column = _column(actual, path) if path else None
+        except ValueError as error:
+            faults.append(str(error))
             continue
-        if len(positions) != 1:
-            problem = "no column" if not positions else f"{len(positions)} columns are called"
-            faults.append(f"{problem} {field.name!r}{'' if positions else _similar(field.name, actual.names)}")
-        elif not _accepts(kind := actual.field(positions[0]).type, field.type):
-            faults.append(f"column {field.name!r} should be {field.type} (found: {kind})")
-    if needs_content and {*CONTENT} <= {*expected.names} and not {*CONTENT} & {*actual.names, *in_path}:
+        if column is not None:
+            paths[field.name] = column.name
+            if not _accepts(column.type, field.type):
+                faults.append(f"column {field.name!r} should be {field.type} (found: {column.type})")
+        elif path not in ("", field.name):
+            faults.append(f"no column {path!r} for {field.name!r}{_similar(path, actual.names)}")
+        elif field.name not in OPTIONAL and field.name not in constants:
+            faults.append(f"no column {field.name!r}{_similar(field.name, actual.names)}")
+    if needs_content and {*CONTENT} <= {*expected.names} and not {*CONTENT} & {*paths, *constants}:
         faults.append(" and ".join(f"no column {name!r}{_similar(name, actual.names)}" for name in CONTENT))
     if faults:
         found = f"found: {', '.join(actual.names)}"
-        raise SchemaError(f"{redacted(uri)}: {'; '.join(faults)} ({found}); see README, 'Input and output'")
+        raise SchemaError(f"{redacted(file.uri)}: {'; '.join(faults)} ({found}); see README, 'Input and output'")
+    return paths
+
+
+def extra_fields(file: TableFile, actual: pa.Schema, names: Iterable[str]) -> list[pa.Field]:
+    """Those of some columns that a table has beside its schema, of the types that they have in a file."""
+    columns = {name: _column(actual, file.columns.get(name, name)) for name in names}
+    kinds = {name: pa.string() for name in file.constants}
+    kinds |= {name: _plain(column.type) for name, column in columns.items() if column is not None}
+    return [pa.field(name, kinds[name]) for name in columns if name in kinds]
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, which may be dictionary-encoded."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _column(fields: Iterable[pa.Field], path: str) -> pa.Field | None:
+    """The field at a dotted path, called by its path in the file; None where there is none."""
+    fields = list(fields)
+    for name in (path, path.partition(".")[0]):
+        named = [field for field in fields if field.name == name]
+        if len(named) > 1:
+            raise ValueError(f"{len(named)} columns are called {name!r}")
+        if not named:
+            continue
+        if name == path:
+            return named[0]
+        if pa.types.is_struct(named[0].type):
+            inner = _column(named[0].type, path[len(name) + 1 :])
+            return inner and inner.with_name(f"{named[0].name}.{inner.name}")
+    return None
 
 
 def _similar(name: str, names: Sequence[str]) -> str:
@@ -59,8 +98,7 @@ def decode_text(raw: bytes | None) -> str | None:
 
 def _accepts(actual: pa.DataType, expected: pa.DataType) -> bool:
     """Whether a column of one type can be read as another. A column of only nulls has the null type."""
-    if pa.types.is_dictionary(actual):
-        actual = actual.value_type
+    actual = _plain(actual)
     if actual == expected or pa.types.is_null(actual):
         return True
     if pa.types.is_string(expected) and any(is_kind(actual) for is_kind in _TEXT_KINDS):
@@ -71,25 +109,46 @@ def _accepts(actual: pa.DataType, expected: pa.DataType) -> bool:
     return bool(numeric and (pa.types.is_integer(actual) or pa.types.is_floating(actual)))
 
 
-def conform(place: str, uri: str, batch: pa.RecordBatch | None, rows: int, schema: pa.Schema) -> pa.RecordBatch:
-    """A batch with exactly the schema's columns; what the file lacks is taken from its path, or null.
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A file's columns of a schema: where each is in the file, as of `locate`."""
 
-    `place` says which rows these are, for messages.
-    """
-    columns = dict(zip(batch.schema.names, batch.columns, strict=True)) if batch is not None else {}
-    in_path = path_values(uri)
-    fields, arrays = [], []
-    for field in schema:
-        kind = pa.binary() if field.name == _TEXT and pa.types.is_string(field.type) else field.type
-        column = columns.get(field.name)
-        if column is None:
-            column = pa.repeat(pa.scalar(in_path.get(field.name), pa.string()), rows)
-        fields.append(pa.field(field.name, kind))
-        try:
-            arrays.append(_cast(column, field.name, kind))
-        except pa.ArrowInvalid as error:
-            raise SchemaError(f"{redacted(uri)}: {_fault(column, field.name, kind)} {place})") from error
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+    file: TableFile
+    schema: pa.Schema
+    paths: Mapping[str, str]
+
+    @property
+    def columns(self) -> list[str]:
+        """The paths to read, in the schema's order."""
+        return [self.paths[name] for name in self.schema.names if name in self.paths]
+
+    def conform(self, batch: pa.RecordBatch | None, rows: int, place: str) -> pa.RecordBatch:
+        """A batch with exactly the schema's columns; what the file lacks is its constant, or null.
+
+        `place` says which rows these are, for messages.
+        """
+        constants, fields, arrays = self.file.constants, [], []
+        for field in self.schema:
+            kind = pa.binary() if field.name == _TEXT and pa.types.is_string(field.type) else field.type
+            if field.name in self.paths and batch is not None:
+                column = values_at(batch, self.paths[field.name])
+            else:
+                column = pa.repeat(pa.scalar(constants.get(field.name), pa.string()), rows)
+            fields.append(pa.field(field.name, kind))
+            try:
+                arrays.append(_cast(column, field.name, kind))
+            except pa.ArrowInvalid as error:
+                fault = _fault(column, field.name, kind)
+                raise SchemaError(f"{redacted(self.file.uri)}: {fault} {place})") from error
+        return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def values_at(batch: pa.RecordBatch, path: str) -> pa.Array:
+    """The values at a dotted path of a batch."""
+    if path in batch.schema.names:
+        return batch[path]
+    parent, _, names = path.partition(".")
+    return pc.struct_field(batch[parent], names.split("."))
 
 
 def _cast(column: pa.Array, name: str, kind: pa.DataType) -> pa.Array:

@@ -16,14 +16,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lakerank import schemas
-from lakerank.lake.columns import decode_text
+from lakerank.lake.columns import decode_text, extra_fields
 from lakerank.lake.publication import lists_folder
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import fragments, opened, read_row_groups, read_table_file
+from lakerank.lake.tables import TableReader, fragments, opened, read_table_file, table_reader
 from lakerank.records import RankedDocument, Reject, RejectReason
 
 #: Characters of a text that are shown, and of a document those that are looked through for them.
@@ -78,7 +77,7 @@ def find_queries(storage: Storage, uri: str, words: str | None, most: int) -> li
 
 def _queries(storage: Storage, uri: str) -> Iterator[ShownQuery]:
     for fragment in fragments(storage, uri, schemas.QUERIES):
-        for _, _, batch in read_table_file(storage, fragment.file.uri, schemas.QUERIES, ["query_id", "text"]):
+        for _, _, batch in read_table_file(storage, fragment.file, schemas.QUERIES, ["query_id", "text"]):
             for row in batch.to_pylist():
                 yield ShownQuery(row["query_id"], snippet(row["text"]))
 
@@ -192,25 +191,23 @@ def rows_by_id(
     batch_rows = 64 if "image" in names else 8192  # images may have megabytes each
     for fragment in fragments(storage, uri, schema):
         with opened(storage, fragment.file.uri) as parquet:
-            present = [parquet.schema_arrow.field(name) for name in extras if name in parquet.schema_arrow.names]
-            kinds = pa.schema([id_field, *(schema.field(name) for name in names), *present])
-            groups = [group for group in range(fragment.row_groups) if _may_hold(parquet, group, id_field.name, ids)]
-            for group in groups:
-                keys = pa.schema([id_field])
-                hits = (
-                    pc.any(pc.is_in(batch[id_field.name], value_set=wanted)).as_py()
-                    for batch in read_row_groups(storage, fragment.file.uri, parquet, [group], keys, 8192)
-                )
-                if any(hits):
-                    for batch in read_row_groups(storage, fragment.file.uri, parquet, [group], kinds, batch_rows):
-                        yield from batch.filter(pc.is_in(batch[id_field.name], value_set=wanted)).to_pylist()
+            more = extra_fields(fragment.file, parquet.schema_arrow, extras)
+            keys = table_reader(storage, fragment.file, parquet, pa.schema([id_field]))
+            kinds = pa.schema([id_field, *(schema.field(name) for name in names), *more])
+            rows = table_reader(storage, fragment.file, parquet, kinds)
+            for group in range(fragment.row_groups):
+                if _may_hold(keys, group, ids) and any(
+                    pc.any(pc.is_in(batch[0], value_set=wanted)).as_py() for _, batch in keys.rows(group, 8192)
+                ):
+                    for _, batch in rows.rows(group, batch_rows):
+                        yield from batch.filter(pc.is_in(batch[0], value_set=wanted)).to_pylist()
 
 
-def _may_hold(parquet: pq.ParquetFile, group: int, column: str, ids: Collection[str]) -> bool:
-    """Whether a row group's statistics leave open that it has one of some ids."""
-    metadata = parquet.metadata.row_group(group)
-    chunk = next(c for c in map(metadata.column, range(metadata.num_columns)) if c.path_in_schema == column)
-    statistics = chunk.statistics
+def _may_hold(reader: TableReader, group: int, ids: Collection[str]) -> bool:
+    """Whether a row group's statistics leave open that it has one of some ids, the reader's only column."""
+    metadata = reader.parquet.metadata.row_group(group)
+    chunks = (chunk for chunk in map(metadata.column, range(metadata.num_columns)))
+    statistics = next((c.statistics for c in chunks if [c.path_in_schema] == reader.located.columns), None)
     if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, str):
         return bool(ids)
     return any(statistics.min <= row_id <= statistics.max for row_id in ids)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from typing import Any, TypeVar
@@ -15,8 +14,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 
 from lakerank.credentials import Known, known, learn, redacted
 from lakerank.errors import StorageError
-from lakerank.lake import checksums, has_wildcard, is_hidden, is_local, join, local_path
-from lakerank.lake.backends import FileInfo, StoredFile, is_transient, storage_errors, within
+from lakerank.lake import checksums, is_local, join, local_path
+from lakerank.lake.backends import FileInfo, StoredFile, TableFiles, is_transient, storage_errors, within
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
 from lakerank.lake.backends.s3 import StorageOptions
@@ -34,16 +33,6 @@ logger = logging.getLogger(__name__)
 #: Prefix of the hidden file that `check_writable` writes and deletes.
 PROBE_PREFIX = ".lakerank-probe-"
 
-#: How a folder shows that its Parquet files are those of another table format.
-_FORMATS = {
-    "Delta": re.compile(r"/_delta_log(/|$)"),
-    "Iceberg": re.compile(r"/metadata/[^/]+\.metadata\.json$"),
-    "Hudi": re.compile(r"/\.hoodie(/|$)"),
-}
-#: Files that writers leave in a table's folder; nobody misses them.
-_MARKS = re.compile(r"_SUCCESS|_committed_.*|_started_.*|_(common_)?metadata|\..*")
-_told: set[str] = set()
-
 _STREAM_BUFFER_BYTES = 8 * 2**20
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 20.0
@@ -52,13 +41,20 @@ _LONGEST_WAIT_S = 20.0
 class Storage:
     """Any URI that fsspec opens, and plain paths.
 
-    Holds only options, so it is small and can be pickled: filesystems are created in the process that needs them.
+    Holds only options and names of columns, so it is small and can be pickled: filesystems are created in the process
+    that needs them.
     Every method raises StorageError with the URI, the cause and what to check. Small-file operations are tried up to
     `max_attempts` times; reads of bulk columns are retried by pyarrow's own client.
     """
 
-    def __init__(self, options: StorageOptions = StorageOptions()) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        options: StorageOptions = StorageOptions(),  # noqa: B008 - frozen
+        columns: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.options = options
+        #: By a table's address: dotted paths in its files by the contract's names of columns.
+        self.columns = columns or {}
 
     def __getstate__(self) -> tuple[dict[str, Any], Known]:
         """A worker reaches what its driver can: credentials that are in no address cross with the storage."""
@@ -68,35 +64,16 @@ class Storage:
         self.__dict__, of_driver = state
         learn(of_driver)
 
-    def list_parquet(self, uri: str) -> list[FileInfo]:
-        """The Parquet files of a file, a folder (at any depth) or a glob, sorted by URI.
-
-        Names that begin with `.` or `_` below the folder are skipped (partitions `_column=value` are not), and so is
-        what does not end in `.parquet`: the log names them, once. A single file may have any name.
-
-        Raises:
-            StorageError: there is no such file, or it cannot be listed, or the folder is of another table format.
-        """
-        found = self._retry(uri, "listed", lambda backend: backend.find(uri))
-        _check_format(uri, [*found.passed_over, *(file.uri.removeprefix(uri) for file in found.parts)])
-        _name_passed_over(uri, found.passed_over)
-        files = found.parts
-        if not files:
-            path = local_path(uri).absolute() if is_local(uri) and not has_wildcard(uri) else None
-            if path is not None and not path.exists():
-                raise StorageError(f"{redacted(uri)}: there is no such file or folder (looked for {path})")
-            raise StorageError(
-                f"{redacted(uri)}: no Parquet file is there; check the name, and that files end in .parquet "
-                "(`lakerank ingest` makes tables of other files)"
-            )
-        return sorted(files, key=lambda file: file.uri)
+    def list_table(self, uri: str) -> TableFiles:
+        """The Parquet files of a file, a folder (at any depth) or a glob, and what else is there; none is no error."""
+        return self._retry(uri, "listed", lambda backend: backend.find(uri))
 
     def walk(self, folder: str) -> list[StoredFile]:
         """Every file below a folder, hidden ones too, sorted by URI; links are not followed."""
         return sorted(self._retry(folder, "listed", lambda backend: backend.walk(folder)), key=lambda file: file.uri)
 
     def version(self, uri: str) -> str | None:
-        """A file's version, as in `list_parquet`; None when it is not there."""
+        """A file's version, as in `list_table`; None when it is not there."""
         return self._retry(uri, "looked up", lambda backend: backend.info(uri).version, None)
 
     def list_names(self, folder: str) -> list[str]:
@@ -231,24 +208,3 @@ class Storage:
                 if not missing:
                     raise
                 return missing[0]
-
-
-def _check_format(uri: str, names: Sequence[str]) -> None:
-    """Refuse a folder whose files belong to a table format: some of them are old versions of rows, or deleted."""
-    for name in names:
-        for table_format, sign in _FORMATS.items():
-            if sign.search(f"/{name}"):
-                raise StorageError(
-                    f"{redacted(uri)}: a {table_format} table, whose Parquet files hold deleted and replaced rows too; "
-                    "write its current rows as plain Parquet (spark.table(…).write.parquet(…)) and name that folder"
-                )
-
-
-def _name_passed_over(uri: str, names: Sequence[str]) -> None:
-    """Log what is in a table's folder and not read, once a process."""
-    shown = {f"{name.split('/')[0]}/" if "/" in name and is_hidden(name) else name for name in names}
-    tops = sorted(name for name in shown if not _MARKS.fullmatch(name.rstrip("/").rpartition("/")[2]))
-    if tops and uri not in _told:
-        _told.add(uri)
-        more = f" and {len(tops) - 5} more" if len(tops) > 5 else ""
-        logger.warning("%s: not read: %s%s (hidden, or not .parquet)", redacted(uri), ", ".join(tops[:5]), more)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,8 +17,12 @@ import pyarrow.parquet as pq
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.checksums import sealed
-from lakerank.lake.columns import check_columns, conform
-from lakerank.lake.storage import FileInfo, Storage
+from lakerank.lake.columns import Located, locate, values_at
+from lakerank.lake.formats import resolve
+from lakerank.lake.formats.snapshot import TableFile, TableSnapshot
+from lakerank.lake.storage import Storage
+from lakerank.ranking import Int64
+from lakerank.schemas import DOCUMENTS, QUERIES
 
 #: A batch has at most about this many bytes of decoded columns, whatever `batch_rows` is: pages can be megabytes.
 BATCH_BYTES = 64 * 2**20
@@ -27,86 +32,149 @@ STREAM_BYTES = 128 * 2**20
 
 _FOOTER_THREADS = 16
 
+#: Columns that an index is made of.
+_INDEXED = frozenset({*DOCUMENTS.names, *QUERIES.names})
+
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """One Parquet file of a table, with its numbers of row groups and rows."""
+    """One Parquet file of a table, with its numbers of row groups and rows, deleted ones included."""
 
-    file: FileInfo
+    file: TableFile
     row_groups: int
     rows: int
 
 
-def index_key(file: FileInfo) -> str:
+def index_key(file: TableFile) -> str:
     """Name of the index of a file's content: a file that changes gets another, an unchanged one keeps it."""
-    return fingerprint({"uri": file.uri, "size": file.size, "version": file.version}, length=32)
+    columns = {name: path for name, path in file.columns.items() if name in _INDEXED}
+    reading = {"columns": columns, "values": dict(file.values), "deleted": file.deleted and file.deleted.hex()}
+    identity = {"uri": file.uri, "size": file.size, "version": file.version}
+    return fingerprint(identity | {name: value for name, value in reading.items() if value}, length=32)
 
 
-def fragments(storage: Storage, uri: str, expected: pa.Schema) -> list[Fragment]:
-    """Resolve a table to its files, in the order of their URIs, and check each one's schema. Reads only footers.
+def fragments(storage: Storage, table: TableSnapshot | str, expected: pa.Schema) -> list[Fragment]:
+    """A table's files, in the order of their URIs, each one's schema checked; only footers are read.
+
+    A table is given by its address, or resolved.
 
     Raises:
         StorageError: nothing is there, or a file cannot be read.
         SchemaError: a file lacks a column or has one of the wrong type.
     """
 
-    def inspect(file: FileInfo) -> Fragment:
+    def inspect(file: TableFile) -> Fragment:
         with opened(storage, file.uri) as parquet:
             with storage_errors(file.uri, "read"):  # a damaged footer has names that are not UTF-8
-                check_columns(file.uri, parquet.schema_arrow, expected, needs_content=True)
+                locate(file, parquet.schema_arrow, expected, needs_content=True)
             return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows)
 
-    files = storage.list_parquet(uri)
-    with ThreadPoolExecutor(min(_FOOTER_THREADS, len(files)), "footers") as pool:
+    files = (resolve(storage, table) if isinstance(table, str) else table).files
+    with ThreadPoolExecutor(max(1, min(_FOOTER_THREADS, len(files))), "footers") as pool:
         return list(pool.map(inspect, files))
+
+
+@dataclass(frozen=True, slots=True)
+class TableReader:
+    """An open file of a table, read by row groups as batches of a schema's columns."""
+
+    storage: Storage
+    parquet: pq.ParquetFile
+    located: Located
+
+    def bytes(self, group: int) -> tuple[int, int]:
+        """Bytes of the columns of a row group, by the footer: compressed and decompressed."""
+        metadata, columns = self.parquet.metadata.row_group(group), self.located.columns
+        chunks = [metadata.column(index) for index in range(metadata.num_columns)]
+        sizes = [
+            (chunk.total_compressed_size, chunk.total_uncompressed_size)
+            for chunk in chunks
+            if is_in(chunk.path_in_schema, columns)
+        ]
+        return sum(stored for stored, _ in sizes), sum(decoded for _, decoded in sizes)
+
+    def batches(self, groups: Sequence[int], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """The rows of some row groups, deleted ones too, read together, in batches as of `read_table_file`."""
+        uri, columns = self.located.file.uri, self.located.columns
+        rows = sum(self.parquet.metadata.row_group(group).num_rows for group in groups)
+        sizes = [self.bytes(group) for group in groups]
+        stored, decoded = (sum(size[kind] for size in sizes) for kind in (0, 1))
+        size = max(1, min(batch_rows, BATCH_BYTES * rows // max(1, decoded)))
+        if not columns:
+            for first in range(0, rows, size):
+                yield self.located.conform(None, min(size, rows - first), f"row group {groups[0]}")
+            return
+        largest = max(_largest_repeated(self.storage, uri, self.parquet, group, (columns, size)) for group in groups)
+        size = max(1, min(size, BATCH_BYTES // max(1, largest)))
+        streamed = stored > STREAM_BYTES
+        with opened(self.storage, uri, streaming=True) if streamed else nullcontext(self.parquet) as source:
+            yield from self._batches(source, groups, size, partial(self.storage.transfer, uri, stored))
+
+    def rows(self, group: int, batch_rows: int) -> Iterator[tuple[Int64, pa.RecordBatch]]:
+        """The rows of a row group that are not deleted: their numbers (N,) in it, and the batch."""
+        deleted, metadata = self.located.file.deleted_rows(), self.parquet.metadata
+        start = sum(metadata.row_group(before).num_rows for before in range(group)) if len(deleted) else 0
+        first = 0
+        for batch in self.batches([group], batch_rows):
+            numbers = np.arange(first, first + batch.num_rows)
+            first += batch.num_rows
+            if len(deleted) and (gone := np.isin(numbers + start, deleted)).any():
+                batch, numbers = batch.filter(pa.array(~gone)), numbers[~gone]
+            yield numbers, batch
+
+    def _batches(
+        self, parquet: pq.ParquetFile, groups: Sequence[int], size: int, transfer: Callable[[Callable[[], Any]], Any]
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of `size` rows; what reads from the store goes through `transfer`."""
+        uri, columns = self.located.file.uri, self.located.columns
+        place, first = f"row group {', '.join(map(str, groups))}", 0
+        with storage_errors(uri, "read"):
+            batches = parquet.iter_batches(batch_size=size, row_groups=list(groups), columns=columns)
+        while True:
+            with storage_errors(uri, "read"):
+                batch = transfer(partial(next, batches, None))
+            if batch is None:
+                return
+            yield self.located.conform(batch, batch.num_rows, f"{place}, counted from row {first}")
+            first += batch.num_rows
+
+
+def table_reader(storage: Storage, file: TableFile, parquet: pq.ParquetFile, schema: pa.Schema) -> TableReader:
+    """The reader of an open file. Raises SchemaError: it lacks a column, or has one of the wrong type."""
+    return TableReader(storage, parquet, Located(file, schema, locate(file, parquet.schema_arrow, schema)))
 
 
 def read_table_file(
     storage: Storage,
-    uri: str,
+    file: TableFile | str,
     expected: pa.Schema,
     columns: Sequence[str] | None = None,
     batch_rows: int = 8192,
     row_groups: Sequence[int] | None = None,
-) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-    """Read one file of a table: (row group, the batch's first row in it, batch), in file order.
+) -> Iterator[tuple[int, Int64, pa.RecordBatch]]:
+    """Read one file of a table, or one of ours by its URI: (row group, its rows (N,) in that, batch), in file order.
 
     `row_groups` are those to read (all by default). Batches have `columns` (all of `expected` by default), in that
     order, with the types of `expected`, except that `text` is binary, for `decode_text`. A missing optional column is
-    null. A batch is smaller where rows are large: about BATCH_BYTES whatever the
+    null. Deleted rows are left out. A batch is smaller where rows are large: about BATCH_BYTES whatever the
     encoding, and a few times that in memory while it is decoded.
 
     Raises:
         SchemaError: a column is missing, of the wrong type, or has a value that its type cannot hold.
         StorageError: the file cannot be read.
     """
+    file = TableFile(file) if isinstance(file, str) else file
     schema = expected if columns is None else pa.schema([expected.field(name) for name in columns])
-    with opened(storage, uri) as parquet:
-        check_columns(uri, parquet.schema_arrow, schema)
+    with opened(storage, file.uri) as parquet:
+        reader = table_reader(storage, file, parquet, schema)
         for group in range(parquet.metadata.num_row_groups) if row_groups is None else row_groups:
-            first = 0
-            for batch in read_row_groups(storage, uri, parquet, [group], schema, batch_rows):
-                yield group, first, batch
-                first += batch.num_rows
+            for rows, batch in reader.rows(group, batch_rows):
+                yield group, rows, batch
 
 
-def read_row_groups(
-    storage: Storage, uri: str, parquet: pq.ParquetFile, groups: Sequence[int], schema: pa.Schema, batch_rows: int
-) -> Iterator[pa.RecordBatch]:
-    """The rows of some row groups of an open file, read together, in batches as of `read_table_file`."""
-    rows = sum(parquet.metadata.row_group(group).num_rows for group in groups)
-    sizes = [row_group_bytes(parquet, group, schema.names) for group in groups]
-    stored, decoded = (sum(size[kind] for size in sizes) for kind in (0, 1))
-    size = max(1, min(batch_rows, BATCH_BYTES * rows // max(1, decoded)))
-    present = [name for name in schema.names if name in parquet.schema_arrow.names]
-    if not present:
-        for first in range(0, rows, size):
-            yield conform(f"row group {groups[0]}", uri, None, min(size, rows - first), schema)
-        return
-    largest = max(_largest_repeated(storage, uri, parquet, group, (present, size)) for group in groups)
-    size = max(1, min(size, BATCH_BYTES // max(1, largest)))
-    with opened(storage, uri, streaming=True) if stored > STREAM_BYTES else nullcontext(parquet) as source:
-        yield from _batches(uri, source, (groups, schema, size), partial(storage.transfer, uri, stored))
+def is_in(leaf: str, columns: Collection[str]) -> bool:
+    """Whether a leaf column of a file, by its dotted path, is one of some columns or in one."""
+    return leaf in columns or any(leaf.startswith(f"{column}.") for column in columns)
 
 
 def _largest_repeated(
@@ -121,23 +189,16 @@ def _largest_repeated(
     metadata, suspects = parquet.metadata.row_group(group), []
     for chunk in map(metadata.column, range(metadata.num_columns)):
         worst = chunk.total_uncompressed_size * min(rows, metadata.num_rows)
-        is_bytes = chunk.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY") and chunk.path_in_schema in columns
-        if is_bytes and chunk.has_dictionary_page and worst > 2 * BATCH_BYTES:
+        is_bytes = chunk.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY") and chunk.has_dictionary_page
+        if is_bytes and worst > 2 * BATCH_BYTES and is_in(chunk.path_in_schema, columns):
             suspects.append(chunk.path_in_schema)
     if not suspects:
         return 0
     with opened(storage, uri, True, suspects) as dictionaries, storage_errors(uri, "read"):
         first = next(dictionaries.iter_batches(1, [group], suspects), None)
-    values = [c.dictionary for c in first.columns if pa.types.is_dictionary(c.type)] if first is not None else []
-    return sum(pc.max(pc.binary_length(value)).as_py() or 0 for value in values)
-
-
-def row_group_bytes(parquet: pq.ParquetFile, group: int, columns: Sequence[str]) -> tuple[int, int]:
-    """Bytes of some columns of a row group, by the footer: compressed and decompressed."""
-    metadata = parquet.metadata.row_group(group)
-    chunks = [metadata.column(index) for index in range(metadata.num_columns)]
-    sizes = [(c.total_compressed_size, c.total_uncompressed_size) for c in chunks if c.path_in_schema in columns]
-    return sum(stored for stored, _ in sizes), sum(decoded for _, decoded in sizes)
+    values = [values_at(first, path) for path in suspects] if first is not None else []
+    dictionaries_read = [column.dictionary for column in values if pa.types.is_dictionary(column.type)]
+    return sum(pc.max(pc.binary_length(value)).as_py() or 0 for value in dictionaries_read)
 
 
 @contextmanager
@@ -161,24 +222,3 @@ def parquet_bytes(table: pa.Table, row_group_rows: int, metadata: Mapping[str, s
     sink = pa.BufferOutputStream()
     pq.write_table(plain, sink, row_group_size=row_group_rows, compression="zstd", write_page_checksum=True)
     return sealed(sink.getvalue().to_pybytes())
-
-
-def _batches(
-    uri: str,
-    parquet: pq.ParquetFile,
-    wanted: tuple[Sequence[int], pa.Schema, int],
-    transfer: Callable[[Callable[[], Any]], Any],
-) -> Iterator[pa.RecordBatch]:
-    """Batches of row groups, a schema and a size; what reads from the store goes through `transfer`."""
-    groups, schema, batch_rows = wanted
-    present = [name for name in schema.names if name in parquet.schema_arrow.names]
-    place, first = f"row group {', '.join(map(str, groups))}", 0
-    with storage_errors(uri, "read"):
-        batches = parquet.iter_batches(batch_size=batch_rows, row_groups=list(groups), columns=present)
-    while True:
-        with storage_errors(uri, "read"):
-            batch = transfer(partial(next, batches, None))
-        if batch is None:
-            return
-        yield conform(f"{place}, counted from row {first}", uri, batch, batch.num_rows, schema)
-        first += batch.num_rows

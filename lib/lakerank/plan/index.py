@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
@@ -23,6 +23,7 @@ from PIL import Image
 from lakerank.cost import Sizing, input_cost
 from lakerank.fingerprint import content_hash
 from lakerank.lake.blobs import check_unchanged
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, index_key, parquet_bytes, read_table_file
@@ -78,7 +79,7 @@ def chunks_and_rows(numbers: Int64) -> tuple[Int64, Int64]:
 class Chunk(NamedTuple):
     """Some neighbouring row groups of a table file, about how many rows they have, and the name of their index."""
 
-    file: str
+    file: TableFile
     first_group: int
     end_group: int
     rows: int
@@ -114,20 +115,18 @@ def table_chunks(files: Sequence[Fragment]) -> tuple[Chunk, ...]:
         key = index_key(fragment.file)
         for first, end in pairwise(part * fragment.row_groups // parts for part in range(parts + 1)):
             name = f"{key}-{first:05d}.parquet"
-            chunks.append(Chunk(fragment.file.uri, first, end, fragment.rows // parts + 1, name))
+            chunks.append(Chunk(fragment.file, first, end, fragment.rows // parts + 1, name))
     return tuple(chunks)
 
 
-def write_chunk_index(
-    storage: Storage, folder: str, table: TableName, chunk: Chunk, versions: Mapping[str, str]
-) -> int:
+def write_chunk_index(storage: Storage, folder: str, table: TableName, chunk: Chunk) -> int:
     """Index a chunk and return its number of rows.
 
     Raises:
         ChangedFile: the table file no longer has the version listed: its index would have rows of another version.
     """
     rows = pa.Table.from_batches(_index_rows(storage, table, chunk), schema=INDEX)
-    check_unchanged(storage, versions, [chunk.file])
+    check_unchanged(storage, {chunk.file.uri: chunk.file}, [chunk.file.uri])
     storage.create(join(folder, chunk.index_name), parquet_bytes(rows, ROW_GROUP_ROWS))
     return int(rows.num_rows)
 
@@ -136,7 +135,7 @@ def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa
     schema, id_column = (DOCUMENTS, "doc_id") if table == "documents" else (QUERIES, "query_id")
     row_groups = range(chunk.first_group, chunk.end_group)
     batches = read_table_file(storage, chunk.file, schema, batch_rows=_ROWS_AT_ONCE, row_groups=row_groups)
-    for row_group, first_row, batch in batches:
+    for row_group, rows, batch in batches:
         ids, texts, images = (batch.column(name).to_pylist() for name in (id_column, "text", "image"))
         known = batch.column("content_hash").to_pylist() if "content_hash" in schema.names else [None] * len(ids)
         sizes = [_image_size(image) for image in images]
@@ -144,9 +143,9 @@ def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa
             {
                 "id": ids,
                 "hash": [given or content_hash(t, i) for given, t, i in zip(known, texts, images, strict=True)],
-                "file": [chunk.file] * len(ids),
+                "file": [chunk.file.uri] * len(ids),
                 "row_group": [row_group] * len(ids),
-                "row": range(first_row, first_row + len(ids)),
+                "row": rows,
                 "text_bytes": [len(text or b"") for text in texts],
                 "image_bytes": [len(image or b"") for image in images],
                 "width": [size[0] for size in sizes],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from lakerank.cost import CostProfile, Sizing
 from lakerank.errors import RunConflictError, StorageError
 from lakerank.lake.blobs import ChangedFile
 from lakerank.lake.checksums import json_bytes
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.scores import PlannedUnits, finished_units
 from lakerank.lake.storage import Storage, join
@@ -27,7 +29,14 @@ ROW_GROUP_ROWS = 100_000
 #: The tables that a run reads, by the names of the fields of `Tables`.
 TABLE_SCHEMAS = {"documents": DOCUMENTS, "queries": QUERIES, "candidates": CANDIDATES}
 
-_SOURCES = pa.schema([("file", pa.string()), ("version", pa.string())])
+#: Those whose rows workers read by their locations.
+_READ_BY_WORKERS = ("documents", "queries")
+
+#: A file of documents or queries, and how it is read: names of columns and values as JSON.
+_SOURCES = pa.schema([
+    ("table", pa.string()), ("file", pa.string()), ("size", pa.int64()), ("version", pa.string()),
+    ("columns", pa.string()), ("values", pa.string()),
+])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,10 @@ class Plan:
         """How many work units there are."""
         return sum(self.unit_counts)
 
+    def address(self, table: str, address: str) -> str:
+        """The address of an input table at the snapshot that was planned; the given one where it has none."""
+        return str(self.inputs[table].get("address", address))
+
     def to_json(self) -> bytes:
         """The plan file."""
         return json_bytes(asdict(self))
@@ -117,7 +130,7 @@ def plan_folder(paths: RunPaths, attempt: str) -> str:
 
 
 def sources_address(paths: RunPaths, attempt: str) -> str:
-    """The file with the versions of the tables' files that the plan was made from."""
+    """The file that says how the files of the plan's tables are read."""
     return join(plan_folder(paths, attempt), "sources.parquet")
 
 
@@ -199,17 +212,25 @@ def with_columns(rows: pa.Table, schema: pa.Schema, **columns: pa.Array | pa.Chu
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def write_sources(storage: Storage, paths: RunPaths, attempt: str, files: Sequence[Fragment]) -> None:
-    """Store the version of each file of the tables that the plan is made from."""
-    rows = [{"file": fragment.file.uri, "version": fragment.file.version} for fragment in files]
+def write_sources(storage: Storage, paths: RunPaths, attempt: str, inputs: Mapping[str, Sequence[Fragment]]) -> None:
+    """Store how the files of documents and queries are read, and their versions: workers read rows by them."""
+    files = [(table, fragment.file) for table in _READ_BY_WORKERS for fragment in inputs[table]]
+    rows = [
+        {"table": table, "file": file.uri, "size": file.size, "version": file.version}
+        | {"columns": json.dumps(dict(file.columns)), "values": json.dumps(dict(file.values))}
+        for table, file in files
+    ]
     content = parquet_bytes(pa.Table.from_pylist(rows, schema=_SOURCES), ROW_GROUP_ROWS)
     storage.replace(sources_address(paths, attempt), content)
 
 
-def read_sources(storage: Storage, address: str) -> dict[str, str]:
-    """The version of each file of the tables, as planned."""
-    rows = read_part(storage, address, _SOURCES)
-    return dict(zip(rows["file"].to_pylist(), rows["version"].to_pylist(), strict=True))
+def read_sources(storage: Storage, address: str) -> dict[str, dict[str, TableFile]]:
+    """The planned files of `documents` and `queries` by URI, without the deleted rows, which nothing refers to."""
+    files: dict[str, dict[str, TableFile]] = {table: {} for table in _READ_BY_WORKERS}
+    for row in read_part(storage, address, _SOURCES).to_pylist():
+        reading = json.loads(row["columns"]), json.loads(row["values"])
+        files[row["table"]][row["file"]] = TableFile(row["file"], row["size"], row["version"], *reading)
+    return files
 
 
 def planned_documents(storage: Storage, tables: Tables, paths: RunPaths, plan: Plan) -> list[Fragment]:
@@ -218,11 +239,11 @@ def planned_documents(storage: Storage, tables: Tables, paths: RunPaths, plan: P
     Raises:
         ChangedFile: one of them has been replaced, or is gone.
     """
-    versions = read_sources(storage, sources_address(paths, plan.attempt))
-    listed = fragments(storage, tables.documents, DOCUMENTS)
-    files = [fragment for fragment in listed if fragment.file.uri in versions]
+    planned = read_sources(storage, sources_address(paths, plan.attempt))["documents"]
+    listed = fragments(storage, plan.address("documents", tables.documents), DOCUMENTS)
+    files = [fragment for fragment in listed if fragment.file.uri in planned]
     for fragment in files:
-        if versions[fragment.file.uri] != fragment.file.version:
+        if planned[fragment.file.uri].version != fragment.file.version:
             raise ChangedFile(fragment.file.uri, "replaced since the run was planned")
     if len(files) != plan.inputs["documents"]["files"]:
         raise ChangedFile(tables.documents, "files are gone since the run was planned")

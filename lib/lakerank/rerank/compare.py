@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.audit import TOP
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.plan.pairs import key_hash, part_of
@@ -98,11 +99,11 @@ def _top_documents(runner: Runner, storage: Storage, kind: int, files: Sequence[
 
 
 def _judgements(runner: Runner, storage: Storage, address: str, bits: int) -> Rows:
-    def read(file: str) -> Iterator[pa.RecordBatch]:
+    def read(file: TableFile) -> Iterator[pa.RecordBatch]:
         for *_, batch in read_table_file(storage, file, QRELS):
             yield from _by_query(QREL, pa.Table.from_batches([batch]), bits)
 
-    files = [fragment.file.uri for fragment in fragments(storage, address, QRELS)]
+    files = [fragment.file for fragment in fragments(storage, address, QRELS)]
     return runner.scatter(files, read, BATCHES, 4 * runner.parallelism)
 
 

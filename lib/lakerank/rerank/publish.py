@@ -215,6 +215,6 @@ def _read_golden_pairs(storage: Storage, address: str) -> dict[tuple[str, str], 
     """The golden pairs and their logits. They are few."""
     golden: dict[tuple[str, str], float] = {}
     for fragment in fragments(storage, address, GOLDEN):
-        for _, _, batch in read_table_file(storage, fragment.file.uri, GOLDEN):
+        for _, _, batch in read_table_file(storage, fragment.file, GOLDEN):
             golden |= {(row["query_id"], row["doc_id"]): row["logit"] for row in batch.to_pylist()}
     return golden

@@ -16,6 +16,7 @@ from typing import Any
 from lakerank.cost import Calibration, longest_seconds
 from lakerank.errors import RunConflictError
 from lakerank.lake.checksums import json_bytes
+from lakerank.lake.formats import resolve
 from lakerank.lake.publication import Publication, current_run, publish
 from lakerank.lake.runs import RunPaths, announce, read_manifest
 from lakerank.lake.storage import Storage, join
@@ -165,9 +166,10 @@ def table_rows(storage: Storage, job: Rerank) -> int:
     tables = {job.tables.candidates: CANDIDATES, job.tables.documents: DOCUMENTS}
     if (plan := load_plan(storage, job.paths)) is not None:
         return max(int(plan.inputs[name]["rows"]) for name in ("candidates", "documents"))
-    if any(len(storage.list_parquet(address)) > _SMALL_TABLE_FILES for address in tables):
+    snapshots = [(resolve(storage, address), schema) for address, schema in tables.items()]
+    if any(len(snapshot.files) > _SMALL_TABLE_FILES for snapshot, _ in snapshots):
         return sys.maxsize
-    return max(sum(file.rows for file in fragments(storage, *table)) for table in tables.items())
+    return max(sum(file.rows for file in fragments(storage, *table)) for table in snapshots)
 
 
 def plan_stages(runner: Runner, storage: Storage, job: Rerank) -> list[PlannedStage]:

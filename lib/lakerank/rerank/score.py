@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, RowGroupCache, check_unchanged, fetch, prefetched
 from lakerank.lake.columns import decode_text
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.scores import CorruptScoreFile, PlannedUnits, finished_units, read_unit, unit_address, write_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import read_table_file
@@ -48,6 +49,9 @@ PAIRS_A_MODEL = 32
 
 #: Document groups prefetched for the device.
 GROUPS_AHEAD = 16
+
+#: Files of `documents` and `queries` by URI.
+Sources = Mapping[str, Mapping[str, TableFile]]
 
 #: Makes a reranker on a device, inside the worker: it crosses to the worker, the weights never do.
 RerankerFactory = Callable[[str], LoadedReranker]
@@ -132,7 +136,7 @@ class _Worker(threading.local):
 
     def __init__(self) -> None:
         self.rerankers: dict[tuple[str, str], LoadedReranker] = {}
-        self.sources: dict[str, dict[str, str]] = {}
+        self.sources: dict[str, dict[str, dict[str, TableFile]]] = {}
 
     def reranker(self, job: ScoringJob) -> LoadedReranker:
         """The reranker for this job on its device, loaded by the first task."""
@@ -143,8 +147,8 @@ class _Worker(threading.local):
                 self.rerankers[key] = job.factory(job.device)
         return self.rerankers[key]
 
-    def versions(self, storage: Storage, job: ScoringJob) -> Mapping[str, str]:
-        """Versions of the tables' files that the plan was made from, read by the first task."""
+    def files(self, storage: Storage, job: ScoringJob) -> Sources:
+        """The files of documents and queries that the plan was made from, read by the first task."""
         if job.sources not in self.sources:
             self.sources = {job.sources: read_sources(storage, job.sources)}
         return self.sources[job.sources]
@@ -201,13 +205,13 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     address = join(job.units_folder, f"{unit}.parquet")
     plan = planned_groups(pa.Table.from_batches(b for *_, b in read_table_file(storage, address, UNIT_GROUPS)))
     hashes = {(query.query_id, g.doc_id): (query.query_hash, g.doc_hash) for g in plan for query in g.queries}
-    versions = _worker.versions(storage, job)
+    files = _worker.files(storage, job)
     rejects: list[Reject] = []
     with attempt(storage, job.units_folder, unit):
-        groups = prefetched(_groups(storage, plan, versions, rejects), GROUPS_AHEAD)
+        groups = prefetched(_groups(storage, plan, files, rejects), GROUPS_AHEAD)
         scored = reranker.score_groups(groups)
         results = [*(scored if job.progress is None else job.progress.counted(unit, scored))]
-        _check_sources(storage, plan, versions)
+        _check_sources(storage, plan, files)
         rows = score_rows([*results, *rejects], hashes)
         write_unit(storage, job.output, job.scorer, unit, rows)
     computed, pairwise = reranker.counters.computed - before[0], reranker.counters.pairwise - before[1]
@@ -232,26 +236,26 @@ def score_rows(results: Sequence[ScoredPair | Reject], hashes: dict[tuple[str, s
     return pa.Table.from_pydict(columns, schema=SCORES)
 
 
-def _check_sources(storage: Storage, plan: Sequence[PlannedGroup], versions: Mapping[str, str]) -> None:
+def _check_sources(storage: Storage, plan: Sequence[PlannedGroup], files: Sources) -> None:
     """Before scores are written: the rows fetched for them must be of the versions that were planned."""
     refs = [group.location for group in plan] + [query.location for group in plan for query in group.queries]
     try:
-        check_unchanged(storage, versions, {ref.file for ref in refs})
+        check_unchanged(storage, {**files["documents"], **files["queries"]}, {ref.file for ref in refs})
     except ChangedFile:
         _worker.queries.clear()  # a retry of the task must not find another version's rows
         raise
 
 
 def _groups(
-    storage: Storage, plan: Sequence[PlannedGroup], versions: Mapping[str, str], rejects: list[Reject]
+    storage: Storage, plan: Sequence[PlannedGroup], files: Sources, rejects: list[Reject]
 ) -> Iterator[DocumentGroup]:
     """Fetch each group's document and queries by reference. Text that is not UTF-8 becomes rejects, not a group."""
-    documents = fetch(storage, [group.location for group in plan], "doc_id", versions=versions)
-    cached = _cached_queries(storage, plan, versions)
+    documents = fetch(storage, [group.location for group in plan], "doc_id", files=files["documents"])
+    cached = _cached_queries(storage, plan, files["queries"])
     for group, blob in zip(plan, documents, strict=True):
         _check_id(group.location, group.doc_id, blob)
         uncached = [query.location for query in group.queries if query.location not in cached]
-        fetched = fetch(storage, uncached, "query_id", _worker.queries, versions)
+        fetched = fetch(storage, uncached, "query_id", _worker.queries, files["queries"])
         queries = []
         for planned in group.queries:
             query_blob = cached[planned.location] if planned.location in cached else next(fetched)
@@ -270,12 +274,14 @@ def _check_id(ref: BlobRef, expected: str, blob: Blob) -> None:
         raise ChangedFile(ref.file, "another row is where the run was planned to find one")
 
 
-def _cached_queries(storage: Storage, plan: Sequence[PlannedGroup], versions: Mapping[str, str]) -> dict[BlobRef, Blob]:
+def _cached_queries(
+    storage: Storage, plan: Sequence[PlannedGroup], files: Mapping[str, TableFile]
+) -> dict[BlobRef, Blob]:
     """The unit's queries, read once in file order, up to QUERY_CACHE_BYTES: most are of many documents' groups."""
     refs = sorted({query.location for group in plan for query in group.queries}, key=astuple)
     cached: dict[BlobRef, Blob] = {}
     free = QUERY_CACHE_BYTES
-    for ref, blob in zip(refs, fetch(storage, refs, "query_id", _worker.queries, versions), strict=True):
+    for ref, blob in zip(refs, fetch(storage, refs, "query_id", _worker.queries, files), strict=True):
         free -= len(blob.text or b"") + len(blob.image or b"")
         if free < 0:
             break

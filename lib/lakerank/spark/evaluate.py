@@ -14,6 +14,7 @@ from lakerank.evaluation.evaluation import BLOCK_ROWS, Block, ReadBlocks
 from lakerank.evaluation.inputs import Inputs, row_groups
 from lakerank.evaluation.pairs import ROWS, InputTable, judged_only, whole_queries
 from lakerank.evaluation.rows import MODALITIES, document_modalities, known_modality, query_rows, table_rows
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
 from lakerank.runner import gather, one_row
 from lakerank.spark.runtime.runner import SparkRunner
@@ -80,7 +81,7 @@ def _with_modalities(runner: SparkRunner, storage: Storage, inputs: Inputs, cand
     """Candidates with the modality of their documents; most lakes have one modality, which the footers tell."""
     groups, tasks = row_groups(inputs.documents), 4 * runner.parallelism
 
-    def read_footer(group: tuple[str, int]) -> Iterator[pa.RecordBatch]:
+    def read_footer(group: tuple[TableFile, int]) -> Iterator[pa.RecordBatch]:
         yield one_row(_MODALITY, known_modality(storage, *group))
 
     runner.describe("evaluate: modalities of the documents")

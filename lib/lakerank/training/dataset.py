@@ -307,5 +307,5 @@ def _some(by_query: Sequence[Any], uri: str) -> Sequence[Any]:
 
 def _rows(storage: Storage, uri: str, schema: pa.Schema, select: SelectRows = all_rows) -> Iterator[Any]:
     for fragment in fragments(storage, uri, schema):
-        for _, _, batch in read_table_file(storage, fragment.file.uri, schema):
+        for _, _, batch in read_table_file(storage, fragment.file, schema):
             yield from zip(*(column.to_pylist() for column in select(batch).columns), strict=True)

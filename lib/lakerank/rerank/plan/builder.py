@@ -14,6 +14,8 @@ import pyarrow as pa
 from lakerank.errors import RunConflictError
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.blobs import ChangedFile
+from lakerank.lake.formats import pinned, resolve
+from lakerank.lake.formats.snapshot import TableSnapshot
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.scores import write_reused_units
 from lakerank.lake.storage import Storage, join
@@ -50,7 +52,9 @@ def ensure_plan(
         RunConflictError: the run was planned from other tables or for another scorer.
         SchemaError, StorageError: a table cannot be read as the contract says.
     """
-    made_from = fingerprint({"tables": asdict(tables), "scorer": scorer, "limits": limits.identity()})
+    identity = {"tables": asdict(tables), "scorer": scorer, "limits": limits.identity()}
+    columns = {name: storage.columns[uri] for name, uri in asdict(tables).items() if storage.columns.get(uri)}
+    made_from = fingerprint(identity | ({"columns": columns} if columns else {}))
     conflict = (
         f"run {paths.run_id!r} was planned from other tables, another model or other limits; use another --run-id, or "
         "the config in its folder"
@@ -100,8 +104,10 @@ class PlanBuilder:
     def plan(self, tables: Tables, scorer: str, made_from: str) -> Plan:
         """Plan a run from its tables: index, number, join, split, cut."""
         storage = self.storage
-        inputs = {name: fragments(storage, address, TABLE_SCHEMAS[name]) for name, address in asdict(tables).items()}
-        write_sources(storage, self.paths, self.attempt, [*inputs["documents"], *inputs["queries"]])
+        addresses = {name: pinned(storage, address) for name, address in asdict(tables).items()}
+        snapshots = {name: resolve(storage, address) for name, address in addresses.items()}
+        inputs = {name: fragments(storage, snapshots[name], TABLE_SCHEMAS[name]) for name in snapshots}
+        write_sources(storage, self.paths, self.attempt, inputs)
         documents = self.index("documents", inputs["documents"])
         queries = number_queries(self.runner, self.index("queries", inputs["queries"]), join(self.folder, "queries"))
         candidates = sum(file.rows for file in inputs["candidates"])
@@ -114,8 +120,8 @@ class PlanBuilder:
         split = self.split(scorer, documents, queries, joined, bits)
         counts: Any = {name: total_of(joined, name) for name in _OF_CANDIDATES}
         first_queries = self._first_queries(joined, bucket_rows)
-        for name, address in asdict(tables).items():
-            _check_unchanged(storage, address, inputs[name])
+        for snapshot in snapshots.values():
+            _check_unchanged(storage, snapshot)
         return Plan(
             attempt=self.attempt,
             scorer=scorer,
@@ -128,7 +134,7 @@ class PlanBuilder:
             bits=bits,
             first_queries=first_queries,
             boundaries=self._query_ids(queries, first_queries),
-            inputs={name: _describe(files) for name, files in inputs.items()},
+            inputs={name: _describe(snapshots[name], files) for name, files in inputs.items()},
         )
 
     def index(self, table: TableName, files: Sequence[Fragment]) -> TableIndex:
@@ -191,13 +197,15 @@ class PlanBuilder:
         return tuple(gather(self.runner, [0], look_up, _IDS)["query_id"].to_pylist())
 
 
-def _check_unchanged(storage: Storage, address: str, files: Sequence[Fragment]) -> None:
+def _check_unchanged(storage: Storage, snapshot: TableSnapshot) -> None:
     """One more listing: a plan of a table that is being written would mix its versions."""
-    versions = {file.uri: file.version for file in storage.list_parquet(address)}
-    for planned in (fragment.file for fragment in files):
+    versions = {file.uri: file.version for file in resolve(storage, snapshot.address).files}
+    for planned in snapshot.files:
         if versions.get(planned.uri) != planned.version:
             raise ChangedFile(planned.uri, "replaced while the run was being planned")
 
 
-def _describe(files: Sequence[Fragment]) -> dict[str, int]:
-    return {"files": len(files), "rows": sum(f.rows for f in files), "bytes": sum(f.file.size for f in files)}
+def _describe(snapshot: TableSnapshot, files: Sequence[Fragment]) -> dict[str, Any]:
+    figures = {"files": len(files), "rows": sum(f.rows for f in files), "bytes": sum(f.file.size for f in files)}
+    identity = {"address": snapshot.address, **snapshot.identity} if snapshot.identity else {}
+    return figures | identity | ({"passed_over": snapshot.passed_over} if snapshot.passed_over else {})

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from lakerank.cost import Sizing
+from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, read_table_file
 from lakerank.plan.index import (
@@ -43,10 +45,9 @@ def table_index(
     chunks = table_chunks(files)
     existing = set(storage.list_names(folder))
     missing = [chunk for chunk in chunks if chunk.index_name not in existing]
-    versions = {fragment.file.uri: fragment.file.version for fragment in files}
 
     def write(chunk: Chunk) -> Iterator[pa.RecordBatch]:
-        rows = write_chunk_index(storage, folder, table, chunk, versions)
+        rows = write_chunk_index(storage, folder, table, chunk)
         yield pa.RecordBatch.from_pydict({"rows": [rows]}, schema=_ROWS)
 
     if missing:
@@ -68,7 +69,7 @@ def number_queries(runner: Runner, index: TableIndex, folder: str) -> QueryList:
 class RowRange(NamedTuple):
     """Rows of a table file: some whole row groups, or part of one that is too large for one task."""
 
-    file: str
+    file: TableFile
     first_group: int
     end_group: int
     first_row: int
@@ -141,7 +142,7 @@ def row_ranges(files: Sequence[Fragment], least: int, batch_rows: int = BATCH_RO
         if rows_of_group <= target * 2:
             parts = min(file.row_groups, max(1, round(file.rows / target)))
             edges = [file.row_groups * part // parts for part in range(parts + 1)]
-            ranges += (RowRange(file.file.uri, a, b, 0, None) for a, b in pairwise(edges))
+            ranges += (RowRange(file.file, a, b, 0, None) for a, b in pairwise(edges))
             continue
         size = max(target, -(-rows_of_group // least))
         if rows_of_group > batch_rows * least:
@@ -150,18 +151,18 @@ def row_ranges(files: Sequence[Fragment], least: int, batch_rows: int = BATCH_RO
             # The last range has no end: a group may be larger than the file's mean.
             starts = range(0, rows_of_group, size)
             ends = [*starts[1:], None]
-            ranges += (RowRange(file.file.uri, group, group + 1, a, b) for a, b in zip(starts, ends, strict=True))
+            ranges += (RowRange(file.file, group, group + 1, a, b) for a, b in zip(starts, ends, strict=True))
     return ranges
 
 
 def read_rows(storage: Storage, rows: RowRange, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """The candidates in a row range, batch by batch."""
     groups = range(rows.first_group, rows.end_group)
-    for _, first, batch in read_table_file(storage, rows.file, CANDIDATES, columns, 65_536, groups):
-        skip = max(0, rows.first_row - first)
-        stop = batch.num_rows if rows.end_row is None else min(batch.num_rows, rows.end_row - first)
-        if stop <= 0:
+    for _, numbers, batch in read_table_file(storage, rows.file, CANDIDATES, columns, 65_536, groups):
+        if rows.end_row is not None and len(numbers) and numbers[0] >= rows.end_row:
             return
+        skip = int(np.searchsorted(numbers, rows.first_row))
+        stop = len(numbers) if rows.end_row is None else int(np.searchsorted(numbers, rows.end_row))
         if skip < stop:
             yield batch.slice(skip, stop - skip)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from lakerank.errors import StorageError
+from lakerank.lake.formats import resolve
 from lakerank.lake.storage import Storage
 from lakerank.lake.trial import deadly_file, deadly_message
 
@@ -47,6 +48,6 @@ def check_tables_are_read(error: Exception, storage: Storage, tables: Mapping[st
     if DEATH not in str(error) or _FATAL.search(str(error)) is None:
         return
     for setting, (address, schema) in tables.items():
-        files = [file.uri for file in storage.list_parquet(address)]
+        files = [file.uri for file in resolve(storage, address).files]
         if found := deadly_file(storage, files, schema.names):
             raise StorageError(f"lake.{setting}: {deadly_message(*found)}") from error
