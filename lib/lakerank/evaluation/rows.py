@@ -14,7 +14,8 @@ from lakerank.evaluation.pairs import ROWS, InputTable
 from lakerank.lake.columns import extra_fields
 from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import Int64, TableReader, opened, read_table_file, table_reader
+from lakerank.lake.tables import TableReader, opened, read_table_file, table_reader
+from lakerank.ranking import Int64
 from lakerank.schemas import CONTENT
 
 #: Documents and their modality codes.
