@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lakerank.cli.job import EPILOG, run_job, verbose_option
+from lakerank.cli.job import Job
 from lakerank.errors import ConfigError, DependencyError
 from lakerank_benchmark.request import CONTENDERS, ENCODERS, FAMILIES, WORKLOADS, Request
 
@@ -34,7 +34,7 @@ _option = functools.partial(click.option, show_default=True)
 _several = functools.partial(_option, multiple=True)
 
 
-@click.command(epilog=EPILOG)
+@click.command(cls=Job, config=None)
 @_option(
     "--shape", type=click.Choice(["bundled", "random-80m", "2b", "tiny", "small", "published"]), default="bundled",
     help="The bundled checkpoint, or random weights: 80 M parameters, the published 2B, or next to none; of a "
@@ -76,15 +76,14 @@ _several = functools.partial(_option, multiple=True)
     "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("out/benchmark"),
     help="Folder for benchmark.json, benchmark.png and random weights.",
 )  # fmt: skip
-@verbose_option
-def benchmark(verbose: bool, **options: Any) -> None:
+def benchmark(**options: Any) -> dict[str, Any]:
     """Time scoring on this machine: same weights, same inputs, one process, interleaved runs, medians.
 
     Prints tables (pairs a second, ratio to the published loop, tokens, padding, operations a second beside those of
     matrix products, shares of wall time, predicted beside measured), and writes benchmark.json and benchmark.png. The
     last line of standard output is a JSON object: what ran, by workload, k and contender, and where the files are.
     """
-    run_job(lambda: _run(options), verbose)
+    return _run(options)
 
 
 def _run(options: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -36,16 +35,6 @@ def test_a_subcommand_has_the_options_of_its_job(name: str) -> None:
     ours, job = help_of("-m", "lakerank", name), help_of(str(ROOT / "jobs" / f"{name}.py"))
     assert ours.startswith(f"Usage: lakerank {name} ")
     assert ours.partition("\n")[2] == job.partition("\n")[2]
-
-
-@pytest.mark.parametrize("name", [*JOBS, "show"])
-def test_a_module_runs_by_itself(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", [name, "--help"])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / "lib" / "lakerank" / "cli" / f"{name}.py"), run_name="__main__")
-    assert capsys.readouterr().out.startswith("Usage: ")
 
 
 def test_help_lists_the_subcommands_and_imports_none() -> None:

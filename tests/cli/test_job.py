@@ -11,25 +11,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lakerank.cli.job import (
-    NO_JAVA,
-    Job,
-    check_java,
-    config_option,
-    needs_no_spark,
-    run_job,
-    spark_failure,
-    verbose_option,
-)
+from lakerank.cli.job import NO_JAVA, Job, check_java, needs_no_spark, spark_failure
 from lakerank.config import SparkConfig
 from lakerank.errors import DependencyError, LakerankError
 
 
 def _run(work: Any, *arguments: str) -> Any:
-    @click.command()
-    @verbose_option
-    def command(verbose: bool) -> None:
-        run_job(work, verbose)
+    @click.command(cls=Job, config=None)
+    def command() -> Any:
+        return work()
 
     return CliRunner().invoke(command, arguments)
 
@@ -63,12 +53,10 @@ def test_summary_that_cannot_be_written_changes_neither_status_nor_last_line(tmp
 
 
 @click.command(cls=Job)
-@config_option
 @click.option("--run-id", required=True)
 @click.option("--depth", type=int)
-@verbose_option
-def command(config_path: Path, verbose: bool, **options: Any) -> None:
-    run_job(lambda: {"config": str(config_path)}, verbose)
+def command(given: Any, **options: Any) -> dict[str, Any]:
+    return {"config": given.source}
 
 
 @pytest.mark.parametrize(
@@ -99,8 +87,8 @@ def test_the_config_at_hand_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert without.exit_code == 2
     assert f"no lakerank.yaml in {tmp_path}" in json.loads(without.stdout)["message"]
     assert "lakerank init FOLDER --queries FILE" in without.stderr
-    Path("lakerank.yaml").touch()
-    Path("other.yaml").touch()
+    Path("lakerank.yaml").write_text("{}")
+    Path("other.yaml").write_text("{}")
     for given, expected in (([], "lakerank.yaml"), (["--config", "other.yaml"], "other.yaml")):
         done = CliRunner().invoke(command, ["--run-id", "r", *given])
         assert json.loads(done.stdout) == {"config": expected}
@@ -163,7 +151,6 @@ def test_what_is_not_sparks_is_left_alone(error: Exception) -> None:
     ("settings", "environment", "expected"),
     [
         ({}, {}, True),
-        ({"local_pairs": 9}, {}, False),
         ({"local_pairs": 0}, {}, False),
         ({"conf": {"spark.master": "local[3]"}}, {}, True),
         ({"conf": {"spark.master": "yarn"}}, {}, False),
@@ -176,4 +163,5 @@ def test_spark_is_not_started_for_ten_pairs_unless_somebody_chose_it(monkeypatch
     monkeypatch.delitem(sys.modules, "pyspark", raising=False)  # another test's session
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert needs_no_spark(SparkConfig(**settings), lambda: 10) is expected
+    assert needs_no_spark(SparkConfig(**settings), lambda: True) is expected
+    assert not needs_no_spark(SparkConfig(**settings), lambda: False)

@@ -19,6 +19,8 @@ from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.settings import parse_settings
 
+pytestmark = pytest.mark.usefixtures("no_session")
+
 CONFIG = Path(__file__).parents[2] / "conf" / "demo.yaml"
 
 
@@ -35,7 +37,7 @@ def record(output: Path, config: Config, run_id: str = "r") -> None:
 def read(output: Path, *overrides: str, other_tables: bool = False, **values: Any) -> Config:
     """What a command with the bundled config and these `--set` reads of run r."""
     given = resolve_config(values, [f"lake.output={output}", *overrides])
-    return run_config(Storage(), CommandLine(given, "conf/demo.yaml", overrides, other_tables), "r")
+    return run_config(Storage(), CommandLine(given, "conf/demo.yaml", overrides), "r", other_tables)
 
 
 def test_a_run_is_read_with_its_own_tables_model_and_limits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -138,7 +140,7 @@ def last_line(done: Any) -> dict[str, Any]:
 
 def test_evaluate_judges_a_run_by_its_own_tables(small_lake: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    done = CliRunner().invoke(evaluate, command_line(small_lake, "--run-id", "r1", "--no-spark"))
+    done = CliRunner().invoke(evaluate, command_line(small_lake, "--run-id", "r1"))
     assert done.exit_code == 0, done.output
     assert last_line(done)["queries"] == 3, "the bundled lake has 395"
     expected = small_lake.evaluated().summary()
@@ -150,14 +152,14 @@ def test_evaluate_takes_current_for_either_run(small_lake: Any) -> None:
     small_lake.add_run("r0", {"q1": ["b", "a", "d"]}, complete=True)
     publish(Storage(), RunPaths(small_lake.paths.output, "r0"))
     for runs in (("r1", "current"), ("current", "r1")):
-        arguments = command_line(small_lake, "--no-spark", "--run-id", runs[0], "--against", runs[1])
+        arguments = command_line(small_lake, "--run-id", runs[0], "--against", runs[1])
         found = last_line(CliRunner().invoke(evaluate, arguments))
         assert {found["run_id"], found["against"]["run_id"]} == {"r0", "r1"}
 
 
 def test_the_current_run_is_the_default(small_lake: Any, tmp_path: Path) -> None:
     publish(Storage(), small_lake.paths)
-    found = last_line(CliRunner().invoke(evaluate, command_line(small_lake, "--no-spark")))
+    found = last_line(CliRunner().invoke(evaluate, command_line(small_lake)))
     assert (found["run_id"], found["queries"]) == ("r1", 3)
     to = ("--format", "svmrank", "--name", "x", "--to", str(tmp_path))  # not empty: refused only once the run is found
     assert "not empty" in last_line(CliRunner().invoke(export, command_line(small_lake, *to)))["message"]
@@ -166,7 +168,7 @@ def test_the_current_run_is_the_default(small_lake: Any, tmp_path: Path) -> None
 def test_evaluate_says_that_the_other_run_has_other_tables(small_lake: Any, caplog: pytest.LogCaptureFixture) -> None:
     small_lake.add_run("r0", {"q1": ["b", "a", "d"]}, complete=True)
     record(Path(small_lake.paths.output), lake_config(Path(small_lake.paths.output)), "r0")
-    done = CliRunner().invoke(evaluate, command_line(small_lake, "--no-spark", "--run-id", "r1", "--against", "r0"))
+    done = CliRunner().invoke(evaluate, command_line(small_lake, "--run-id", "r1", "--against", "r0"))
     assert done.exit_code == 0, done.output
     assert "run r0 was made from other tables than run r1: lake.documents, lake.queries, lake.candidates" in caplog.text
 
@@ -182,7 +184,7 @@ def test_evaluate_reads_a_run_whose_audit_failed_where_it_is_set_aside(small_lak
     expected = small_lake.evaluated().summary()["reranked"]
     Path(small_lake.paths.manifest).unlink()
     assert set_aside(Storage(), small_lake.paths)
-    done = CliRunner().invoke(evaluate, command_line(small_lake, "--run-id", "r1", "--no-spark"))
+    done = CliRunner().invoke(evaluate, command_line(small_lake, "--run-id", "r1"))
     assert last_line(done)["reranked"] == expected
 
 

@@ -61,6 +61,8 @@ def test_without_a_reranker_it_says_so_and_shows_the_first_stages_order(folder: 
     (line,) = [line for line in done.stderr.splitlines() if "fetch" in line]
     assert "`lakerank fetch minilm-en`" in line
     assert "not read: 1 unsupported_format" in done.stdout
+    listed = json.loads(_call("search", "--json").stdout)
+    assert listed["queries"][0]["results"][0]["relevance"] is None
     assert not (folder / "lakerank-out").exists()
 
 
@@ -132,13 +134,11 @@ def test_init_writes_a_config_that_every_command_takes(folder: Path, tiny_checkp
 
 
 def test_init_says_what_the_model_cannot_read(folder: Path) -> None:
-    Image.new("RGB", (200, 100), "white").save(folder / "scan.pdf")
     Image.new("RGB", (200, 100), "white").save(folder / "photo.jpg")
     Path("questions.txt").write_text("где принтер\nкак сбросить маршрутизатор\n")
     notes = json.loads(_call("init", "my files", "--queries", "questions.txt", "--json").stdout)["notes"]
     assert [note.partition(":")[0] for note in notes] == [
         "image files",
-        "1 of the first 10 PDF files have no text",
         "the queries are not in Latin letters",
     ]
 
@@ -207,6 +207,7 @@ def test_what_is_rejected_is_counted_and_a_failed_audit_is_the_exit_status(folde
     failed = _call(*arguments, "--set", "audit.max_reject_rate=0.01", status=3)
     assert "nothing is shown: an audit failed (reject rate, 3 of 18" in failed.stdout
     assert "lakerank show" not in failed.stdout
+    assert "nothing is shown" not in _call("search").stdout, "the bound was for that search alone"
 
 
 def test_a_file_is_no_folder_and_a_question_no_file(folder: Path) -> None:

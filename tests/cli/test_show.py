@@ -96,6 +96,7 @@ def test_another_run_is_compared(lake: Lake) -> None:
     assert lines[5].strip() == "gone from rank 2: empty.txt"
     (query,) = json.loads(_call("show", "q1", "--against", "r0", "--json").stdout)["queries"]
     assert [result["other_rank"] for result in query["results"]] == [None, 1]
+    assert query["gone"] == [{"rank": 2, "doc_id": "x", "path": "empty.txt", "page": None}]
 
 
 def test_json_holds_what_the_text_shows(lake: Lake, tmp_path: Path) -> None:
@@ -105,7 +106,9 @@ def test_json_holds_what_the_text_shows(lake: Lake, tmp_path: Path) -> None:
     assert {key: first[key] for key in ("rank", "doc_id", "path", "page", "label", "thumbnail")} == {
         "rank": 1, "doc_id": "m#7", "path": "manual.pdf", "page": 7, "label": 2, "thumbnail": None,
     }  # fmt: skip
-    assert queries[0]["rejected"] == [{"doc_id": "x", "reason": "empty_document", "detail": ""}]
+    assert queries[0]["rejected"] == [
+        {"doc_id": "x", "reason": "empty_document", "detail": "", "path": "empty.txt", "page": None}
+    ]
     with Image.open(queries[1]["results"][0]["thumbnail"]) as image:
         assert (image.format, image.size) == ("JPEG", (480, 240))
     assert len(list(folder.iterdir())) == 1

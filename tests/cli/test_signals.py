@@ -18,7 +18,7 @@ JOB = """\
 import pathlib, subprocess, sys, time
 import click
 from lakerank.cli import signals
-from lakerank.cli.job import Job, run_job, verbose_option
+from lakerank.cli.job import Job, when_interrupted
 from lakerank.logs import about
 
 signals.GRACE_S = {grace}
@@ -32,11 +32,11 @@ def work():
         {body}
     return {{"done": True}}
 
-@click.command(cls=Job)
+@click.command(cls=Job, config=None)
 @click.option("--run-id")
-@verbose_option
-def job(run_id, verbose):
-    run_job(work, verbose, done=lambda: {{"finished_units": 3}})
+def job(run_id):
+    when_interrupted(lambda: {{"finished_units": 3}})
+    return work()
 
 job()
 """

@@ -177,7 +177,7 @@ def test_the_command_starts_a_spark_of_its_own(lake, tmp_path):
     command = [sys.executable, str(ROOT / "jobs/evaluate.py"), "--config", str(ROOT / "conf/demo.yaml")]
     command += [word for setting in settings for word in ("--set", setting)]
     done = subprocess.run(
-        [*command, "--run-id", "r1", "--against", "r0", "--spark"],
+        [*command, "--run-id", "r1", "--against", "r0", "--set", "spark.local_pairs=0"],
         capture_output=True, text=True, cwd=tmp_path, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -10,15 +10,10 @@ from pathlib import Path
 import pytest
 from pyspark import cloudpickle
 
-from lakerank.cli.export import FORMATS as OFFERED
 from lakerank.export.format import Target
 from lakerank.export.job import FORMATS
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_every_format_is_offered():
-    assert list(OFFERED) == list(FORMATS)
 
 
 @pytest.mark.parametrize("name", FORMATS)

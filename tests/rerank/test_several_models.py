@@ -124,7 +124,7 @@ def test_an_ensemble_of_stored_scores_scores_what_is_missing_alone(runner, folde
 
 
 def test_a_cascade_is_judged_and_kept_like_any_run(folder, cascade):
-    assert invoke(evaluate, "cascade.yaml", folder, "--run-id", "cascade", "--no-spark")["reranked"]
+    assert invoke(evaluate, "cascade.yaml", folder, "--run-id", "cascade")["reranked"]
     report = (folder / "out" / "runs" / "cascade" / "report.html").read_text()
     assert "embedded; 50 pairs, the best 10 a query; 50 scored in this run" in report
     cleaned = invoke(clean, "cascade.yaml", folder)

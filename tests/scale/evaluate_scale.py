@@ -117,7 +117,7 @@ def evaluate(folder: Path, cores: int, driver_memory: str) -> dict[str, object]:
         }),
     }  # fmt: skip
     command = [sys.executable, str(ROOT / "jobs/evaluate.py"), "--config", str(ROOT / "conf/demo.yaml")]
-    command += ["--run-id", "scale", "--spark", "--examples", "0"]
+    command += ["--run-id", "scale", "--set", "spark.local_pairs=0", "--examples", "0"]
     for name, value in settings.items():
         command += ["--set", f"{name}={value}"]
     started = time.monotonic()

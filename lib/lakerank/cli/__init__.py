@@ -1,4 +1,4 @@
-"""The console command `lakerank` and its subcommands, one module a job; `job` holds what they share."""
+"""The console command `lakerank` and its subcommands; `job` holds what they share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from lakerank import __version__
 
-#: Every job and what it does. A module of this package has it under the same name, imported when it is run.
+#: Every job and what it does. The module of its name has it, or that of _MODULES, imported when it is run.
 JOBS = {
     "ingest": "files, folders and published benchmarks into lake tables",
     "candidates": "documents and queries into first-stage candidates",
@@ -31,8 +31,8 @@ FOR_PEOPLE = {
 }
 COMMANDS = FOR_PEOPLE | JOBS
 
-#: Modules of the commands that share one.
-_MODULES = {"init": "search", "runs": "show"}
+#: Modules of other names.
+_MODULES = {"init": "search", "runs": "show", "fetch": "checkpoints", "train": "checkpoints"}
 
 
 class _Jobs(click.Group):

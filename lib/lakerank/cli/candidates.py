@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 
-from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, spark_session, verbose_option
-from lakerank.config import EMBEDDED, Config, load_config
+from lakerank.candidates.job import ADVICE, Addresses, find_candidates
+from lakerank.candidates.search import Options
+from lakerank.cli import resolve
+from lakerank.cli.job import Job, job_runner
+from lakerank.config import EMBEDDED, Config
 from lakerank.errors import ConfigError
 
 #: With more bytes of text, Spark searches; otherwise this process.
 IN_PROCESS_BYTES = 2**29
 
 
-@click.command(cls=Job, epilog=EPILOG)
-@config_option
-@set_option
+@click.command(cls=Job)
 @click.option(
     "--method", type=click.Choice(["bm25", "all-pairs", "none"]), default="bm25", show_default=True,
     help="Search texts by BM25, take all documents of a small lake, or only read run files.",
@@ -40,12 +38,7 @@ IN_PROCESS_BYTES = 2**29
     help="The most pairs that all-pairs may write.",
 )  # fmt: skip
 @click.option("--output", metavar="FOLDER", help="Folder of the table.  [default: lake.candidates of the config]")
-@click.option(
-    "--engine", type=click.Choice(["auto", "local", "spark"]), default="auto", show_default=True,
-    help=f"Where to search. The table is the same. auto: in Spark above {IN_PROCESS_BYTES // 2**20} MiB of text.",
-)  # fmt: skip
-@verbose_option
-def candidates(config_path: Path, overrides: Sequence[str], verbose: bool, **options: Any) -> None:
+def candidates(given: resolve.CommandLine, **options: Any) -> dict[str, Any]:
     """Find the candidates of every query: BM25 over the documents' texts, run files of other systems, or both, fused.
 
     BM25 searches the column search_text of documents where it is not null, else text. Documents and queries without
@@ -56,36 +49,18 @@ def candidates(config_path: Path, overrides: Sequence[str], verbose: bool, **opt
     The summary has method, runs, depth, queries, candidates, queries_without_candidates, such_queries (the first ids),
     queries_without_text, documents, documents_without_text, rejected, rejected_by_fault, rejects, output and seconds.
     """
-    run_job(lambda: find_candidates_of(load_config(config_path, overrides), **options), verbose)
+    return find_candidates_of(given.config, **options)
 
 
 def find_candidates_of(
-    config: Config, output: str | None = None, engine: str = "auto", advice: str | None = None, **options: Any
+    config: Config, output: str | None = None, advice: str = ADVICE, **options: Any
 ) -> dict[str, Any]:
     """Write the candidates of a lake; returns the job's summary. `advice`: see `find_candidates`."""
-    from lakerank.candidates.job import ADVICE, Addresses, find_candidates
-    from lakerank.candidates.search import Options
-    from lakerank.cli import resolve
-    from lakerank.runner import LocalRunner
-
     if output is None and config.lake.candidates == EMBEDDED:
         raise ConfigError(["lake.candidates: the bundled lake's table is not overwritten; name a folder with --output"])
-
-    @contextmanager
-    def runner(text_bytes: int) -> Iterator[Any]:
-        if engine == "spark" or (engine == "auto" and text_bytes > IN_PROCESS_BYTES):
-            from lakerank.spark.runtime.runner import SparkRunner
-
-            with spark_session(config.spark) as spark:
-                yield SparkRunner(spark)
-        else:
-            yield LocalRunner()
-
     lake = config.lake.located()
     addresses = Addresses(lake.documents, lake.queries, output or lake.candidates)
-    words = ADVICE if advice is None else advice
-    return find_candidates(resolve.storage(config.lake.storage), addresses, Options(**options), runner, words)
-
-
-if __name__ == "__main__":
-    candidates()
+    return find_candidates(
+        resolve.storage(config.lake.storage), addresses, Options(**options),
+        lambda text_bytes: job_runner(config.spark, lambda: text_bytes <= IN_PROCESS_BYTES), advice,
+    )  # fmt: skip

@@ -6,21 +6,20 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import click
 
-from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, verbose_option
-from lakerank.config import Config, load_config
+from lakerank.cli import resolve
+from lakerank.cli.job import Job
+from lakerank.config import Config
 from lakerank.errors import CheckpointError
+from lakerank.lake.clean import Retention, delete, describe, plan_cleaning
 
 logger = logging.getLogger(__name__)
 
 
-@click.command(cls=Job, epilog=EPILOG)
-@config_option
-@set_option
+@click.command(cls=Job)
 @click.option(
     "--keep-runs", type=click.IntRange(min=1), default=3, show_default=True,
     help="Published runs to keep: the current one and the latest.",
@@ -34,8 +33,9 @@ logger = logging.getLogger(__name__)
     "time in which a job writes nothing.",
 )  # fmt: skip
 @click.option("--apply", is_flag=True, help="Delete the files. Without it they are only listed.")
-@verbose_option
-def clean(config_path: Path, overrides: tuple[str, ...], verbose: bool, **options: Any) -> None:
+def clean(
+    given: resolve.CommandLine, keep_runs: int, keep_days: float, grace_hours: float, apply: bool
+) -> dict[str, Any]:
     """List, and with --apply delete, files of the output folder that no kept run needs.
 
     These are: published runs beyond the retention; abandoned runs; plans and ranked files that no manifest names;
@@ -46,14 +46,8 @@ def clean(config_path: Path, overrides: tuple[str, ...], verbose: bool, **option
     Safe to run next to a job: it stops when one starts. The last line of standard output is a JSON object: applied,
     listed and deleted (files and bytes), by_reason, kept_runs, complete, seconds.
     """
-    run_job(lambda: _clean(load_config(config_path, overrides), **options), verbose)
-
-
-def _clean(config: Config, keep_runs: int, keep_days: float, grace_hours: float, apply: bool) -> dict[str, Any]:
-    from lakerank.cli import resolve
-    from lakerank.lake.clean import Retention, delete, describe, plan_cleaning
-
-    started, storage, lake = time.monotonic(), resolve.storage(config.lake.storage), config.lake.located()
+    started, config, lake = time.monotonic(), given.config, given.config.lake.located()
+    storage = resolve.storage(lake.storage)
     retention = Retention(keep_runs, keep_days * 86400, grace_hours * 3600)
     tables = {"documents": lake.documents, "queries": lake.queries}
     plan = plan_cleaning(storage, lake.output, retention, _scorers(config), tables, time.time())
@@ -81,15 +75,9 @@ def _size(deletions: Iterable[Any]) -> dict[str, int]:
 
 def _scorers(config: Config) -> list[str] | None:
     """Fingerprints of the config's scorers; None, which keeps all scores, if a model's checkpoint is not there."""
-    from lakerank.cli import resolve
-
     limits = resolve.limits(config.scoring)
     try:
         return [resolve.model_spec(model).identify(limits).fingerprint for model in config.rerankers]
     except CheckpointError as error:
         logger.warning("scores of all models are kept, because this config's model cannot be identified: %s", error)
         return None
-
-
-if __name__ == "__main__":
-    clean()

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lakerank.cli.job import (
-    EPILOG,
-    Job,
-    config_option,
-    other_tables_option,
-    run_job,
-    set_option,
-    spark_session,
-    verbose_option,
-)
-from lakerank.config import Config, RoutedConfig, load_config
+from lakerank.cli import resolve
+from lakerank.cli.job import Job, job_runner, other_tables_option
+from lakerank.config import Config, RoutedConfig
 from lakerank.errors import ConfigError, DependencyError
+from lakerank.lake.publication import find_run
+from lakerank.lake.runs import RunPaths, check_run_id
+from lakerank.lake.storage import Storage, join
 
 if TYPE_CHECKING:
-    from lakerank.cli.resolve import CommandLine
     from lakerank.evaluation.inputs import Inputs
     from lakerank.evaluation.job import Evaluated
-    from lakerank.lake.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +34,11 @@ class Options:
     against: str | None
     fit_labels: bool
     fit_calibration: bool
-    in_spark: bool | None
+    other_tables: bool
     examples: int
 
 
-@click.command(cls=Job, epilog=EPILOG)
-@config_option
-@set_option
+@click.command(cls=Job)
 @click.option("--run-id", default="current", show_default=True, help="The run to evaluate; `current` is published.")
 @click.option("--against", metavar="RUN", help="A baseline run of the same output folder to compare with.")
 @other_tables_option
@@ -63,15 +53,10 @@ class Options:
     "it: for pairs of texts and for pairs with an image, the scale and bias that make relevance a probability.",
 )  # fmt: skip
 @click.option(
-    "--spark/--no-spark", "in_spark", default=None,
-    help=f"Read the tables in Spark. The figures are the same.  [default: above {IN_PROCESS_ROWS:,} rows]",
-)  # fmt: skip
-@click.option(
     "--examples", type=click.IntRange(min=0, max=12), default=8, show_default=True,
     help="Queries printed with the tops of their lists before and after reranking.",
 )  # fmt: skip
-@verbose_option
-def evaluate(config_path: Path, overrides: tuple[str, ...], verbose: bool, other_tables: bool, **options: Any) -> None:
+def evaluate(given: resolve.CommandLine, **options: Any) -> dict[str, Any]:
     """Evaluate a run against the lake's qrels: metrics and a report.
 
     The tables are those that the run was made from, as its folder says: --config says where the output is. Other
@@ -93,17 +78,10 @@ def evaluate(config_path: Path, overrides: tuple[str, ...], verbose: bool, other
     ceiling, first_stage (null when the candidates have no order), reranked, gain, against, benchmarks, modality_gap,
     labels, calibration, report, evaluation, seconds.
     """
-
-    def work() -> dict[str, Any]:
-        from lakerank.cli.resolve import CommandLine
-
-        config = load_config(config_path, overrides)
-        return _evaluate(CommandLine(config, str(config_path), overrides, other_tables), Options(**options))
-
-    run_job(work, verbose)
+    return _evaluate(given, Options(**options))
 
 
-def _evaluate(given: CommandLine, options: Options) -> dict[str, Any]:
+def _evaluate(given: resolve.CommandLine, options: Options) -> dict[str, Any]:
     if options.fit_labels and options.fit_calibration:
         raise ConfigError(["--fit-labels: labels are fitted to calibrated relevance; fit them after the calibration"])
     try:
@@ -111,22 +89,19 @@ def _evaluate(given: CommandLine, options: Options) -> dict[str, Any]:
         from lakerank.evaluation.report.terminal import fit_lines, scale_lines, terminal_table
     except ImportError as error:
         raise DependencyError(f"{error}: pip install 'lakerank[report]'") from error
-    from lakerank.cli import resolve
-
     storage = resolve.storage(given.config.lake.storage)
     options = _existing(storage, given.config.lake.output, options)
-    config = resolve.run_config(storage, given, options.run_id)
+    config = resolve.run_config(storage, given, options.run_id, options.other_tables)
     if options.against and (names := resolve.other_tables(storage, config, options.against)):
         logger.warning("run %s was made from other tables than run %s: %s", options.against, options.run_id, names)
     inputs = _inputs(storage, config, options)
-    in_spark = inputs.rows > IN_PROCESS_ROWS if options.in_spark is None else options.in_spark
-    if in_spark:
-        from lakerank.spark.evaluate import blocks_in_spark
+    with job_runner(config.spark, lambda: inputs.rows <= IN_PROCESS_ROWS) as runner:
+        spark, read_blocks = getattr(runner, "spark", None), None
+        if spark is not None:
+            from lakerank.spark.evaluate import blocks_in_spark
 
-        with spark_session(config.spark) as spark:
-            result = evaluate_run(storage, inputs, blocks_in_spark(spark))
-    else:
-        result = evaluate_run(storage, inputs)
+            read_blocks = blocks_in_spark(spark)
+        result = evaluate_run(storage, inputs, read_blocks)
     click.echo(terminal_table(result.evaluation, result.examples[: options.examples]))
     labels = calibration = None
     if options.fit_labels:
@@ -140,9 +115,7 @@ def _evaluate(given: CommandLine, options: Options) -> dict[str, Any]:
 
 
 def _inputs(storage: Storage, config: Config, options: Options) -> Inputs:
-    from lakerank.cli import resolve
     from lakerank.evaluation.inputs import LakeTables, find_inputs
-    from lakerank.lake.runs import RunPaths
 
     lake = config.lake.located()
     if lake.qrels is None:
@@ -157,9 +130,6 @@ def _inputs(storage: Storage, config: Config, options: Options) -> Inputs:
 
 def _existing(storage: Storage, output: str, options: Options) -> Options:
     """The options with the ids of runs that exist, `current` resolved."""
-    from lakerank.lake.publication import find_run
-    from lakerank.lake.runs import check_run_id
-
     for run_id in filter(None, (options.run_id, options.against)):
         check_run_id(run_id)
     against = options.against and find_run(storage, output, options.against)
@@ -190,12 +160,7 @@ def _fit_calibration(storage: Storage, result: Evaluated, config: Config) -> dic
 def _write_fitted(storage: Storage, result: Evaluated, config: Config, fitted: dict[str, Any]) -> str:
     """Write fitted.yaml, the config with fitted sections; returns its address."""
     from lakerank.evaluation.job import folder
-    from lakerank.lake.storage import join
 
     address = join(folder(result.evaluation.inputs.paths), "fitted.yaml")
     storage.replace(address, config.model_copy(update=fitted).to_yaml().encode())
     return address
-
-
-if __name__ == "__main__":
-    evaluate()

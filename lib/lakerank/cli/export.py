@@ -5,41 +5,26 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from lakerank.cli.job import (
-    EPILOG,
-    Job,
-    config_option,
-    job_runner,
-    other_tables_option,
-    run_job,
-    set_option,
-    verbose_option,
-)
-from lakerank.config import Config, load_config
+from lakerank.cli import resolve
+from lakerank.cli.job import Job, job_runner, other_tables_option
+from lakerank.config import Config
 from lakerank.errors import ConfigError
-
-if TYPE_CHECKING:
-    from lakerank.cli.resolve import CommandLine
-    from lakerank.export.job import Export
+from lakerank.export.format import PartLimits, Target
+from lakerank.export.job import FORMATS, Export, finished, row_count, summary
+from lakerank.export.write import export_run
+from lakerank.lake.publication import find_run
+from lakerank.lake.runs import check_run_id
 
 logger = logging.getLogger(__name__)
 
-#: The names of lakerank.export.job, without an import of pyarrow for --help.
-FORMATS = (
-    "trec-run", "trec-qrels", "quepid-csv", "ltr-judgements", "svmrank", "opensearch-lists", "opensearch-documents",
-    "vespa-lists", "vespa-documents", "parquet", "csv", "golden-pairs",
-)  # fmt: skip
 GOLDEN_PAIRS = "golden-pairs"
 
 
-@click.command(cls=Job, epilog=EPILOG)
-@config_option
-@set_option
+@click.command(cls=Job)
 @click.option("--run-id", default="current", show_default=True, help="The published run.")
 @click.option("--format", required=True, type=click.Choice(FORMATS), help="See docs/export.md.")
 @click.option("--to", required=True, metavar="URI", help="An empty folder, local or in an object store.")
@@ -56,8 +41,9 @@ GOLDEN_PAIRS = "golden-pairs"
     help="Most bytes of a file, before compression. A list is never split.",
 )  # fmt: skip
 @other_tables_option
-@verbose_option
-def export(config_path: Path, overrides: tuple[str, ...], verbose: bool, other_tables: bool, **options: Any) -> None:
+def export(
+    given: resolve.CommandLine, run_id: str, since: str | None, other_tables: bool, **options: Any
+) -> dict[str, Any]:
     """Write a published run in the format of an index or a tool.
 
     Texts of queries and scores of the first stage are from the tables that the run was made from, as its folder says:
@@ -67,41 +53,23 @@ def export(config_path: Path, overrides: tuple[str, ...], verbose: bool, other_t
     the export. Repeating the command does nothing; into another folder it writes the same bytes.
     """
 
-    def work() -> dict[str, Any]:
-        from lakerank.cli.resolve import CommandLine
-
-        config = load_config(config_path, overrides)
-        return _export(CommandLine(config, str(config_path), overrides, other_tables), **options)
-
-    run_job(work, verbose)
-
-
-def _export(given: CommandLine, run_id: str, since: str | None, **options: Any) -> dict[str, Any]:
-    from lakerank.cli import resolve
-    from lakerank.export.job import finished, row_count, summary
-    from lakerank.export.write import export_run
-    from lakerank.lake.publication import find_run
-
     started, output = time.monotonic(), given.config.lake.output
     _check(run_id, since, **options)
     storage = resolve.storage(given.config.lake.storage)
     run_id, since = find_run(storage, output, run_id), since and find_run(storage, output, since)
-    config = resolve.run_config(storage, given, run_id)
+    config = resolve.run_config(storage, given, run_id, other_tables)
     job = _job(config, run_id=run_id, since=since, **options)
     manifest = finished(storage, job)
     if manifest is not None:
         logger.info("export: %s holds this export already: nothing to do", job.to)
         return summary(job, manifest, started)
     storage.check_writable(job.to)
-    with job_runner(config.spark, lambda: row_count(storage, job)) as runner:
+    with job_runner(config.spark, lambda: row_count(storage, job) <= config.spark.local_pairs) as runner:
         return summary(job, export_run(runner, storage, job), started)
 
 
 def _job(config: Config, name: str | None, field: str, part_rows: int, part_bytes: int, **options: Any) -> Export:
     """The export that the options describe."""
-    from lakerank.export.format import PartLimits, Target
-    from lakerank.export.job import Export
-
     lake, target, limits = config.lake.located(), Target(name, field), PartLimits(part_rows, part_bytes)
     job = Export(
         output=lake.output, queries=lake.queries, candidates=lake.candidates, target=target, limits=limits, **options
@@ -115,8 +83,6 @@ def _check(run_id: str, since: str | None, **options: Any) -> None:
     Raises:
         ConfigError: everything wrong.
     """
-    from lakerank.lake.runs import check_run_id
-
     faults: list[str] = []
     for given in (run_id, since):
         try:
@@ -132,7 +98,3 @@ def _check(run_id: str, since: str | None, **options: Any) -> None:
         faults.append(f"--name {name}: expected namespace:document type, as in mine:product")
     if faults:
         raise ConfigError(faults)
-
-
-if __name__ == "__main__":
-    export()

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, verbose_option
-from lakerank.config import Config, StorageConfig, load_config
+from lakerank.cli import resolve
+from lakerank.cli.job import SHARED, Job
+from lakerank.config import Config
 from lakerank.errors import ConfigError
+from lakerank.ingest.benchmark_lake import LayoutOptions, ingest_benchmark
+from lakerank.ingest.folder import ingest as ingest_source
+from lakerank.ingest.layouts import LAYOUTS
+from lakerank.ingest.readers.reader import ReadOptions
 from lakerank.lake import is_local, local_path
-
-if TYPE_CHECKING:
-    from lakerank.lake.storage import Storage
-
-#: The names of lakerank.ingest.layouts, without an import of pyarrow for --help.
-LAYOUT_NAMES = [
-    *("auto", "beir", "coir", "miracl", "mldr", "mkqa"),
-    *("vidore_v1", "vidore_v2", "vidore_v3", "mbeir", "winoground"),
-]
+from lakerank.lake.storage import Storage
 
 #: Parameters of a published benchmark, and those of a single table.
 _LAYOUT = ("layout", "split", "runs", "depth", "all_pairs", "plain_ids")
@@ -32,7 +28,7 @@ _TABLE = (
 )
 
 
-@click.command(cls=Job, epilog=EPILOG)
+@click.command(cls=Job, config="optional")
 @click.argument("source", required=False)
 @click.option(
     "--output", metavar="FOLDER",
@@ -81,7 +77,7 @@ _TABLE = (
     help="Print Office files as pages with LibreOffice, where it is installed, and read these as PDF.",
 )  # fmt: skip
 @click.option(
-    "--layout", type=click.Choice(LAYOUT_NAMES),
+    "--layout", type=click.Choice(["auto", *LAYOUTS]),
     help="Read SOURCE as a published benchmark and write all its tables; auto detects the layout.",
 )  # fmt: skip
 @click.option("--split", help="With --layout: the benchmark's split.  [default: the one with published figures]")
@@ -108,14 +104,10 @@ _TABLE = (
     help="With --layout: keep the publisher's ids, without DATASET/ in front; for a single dataset.",
 )
 @click.option("--follow-links", is_flag=True, help="Follow symbolic links, also out of SOURCE.")
-@config_option
-@set_option
-@verbose_option
 @click.pass_context
 def ingest(
-    context: click.Context, /, source: str | None, output: str | None, config_path: Path | None,
-    overrides: Sequence[str], verbose: bool, **options: Any,
-) -> None:  # fmt: skip
+    context: click.Context, given: resolve.CommandLine, /, source: str | None, output: str | None, **options: Any
+) -> dict[str, Any]:
     """Write lake tables from SOURCE, at any URI: a table of files of many kinds, or a whole benchmark.
 
     \b
@@ -147,54 +139,37 @@ def ingest(
     (each as above), rejected, rejected_by_fault, rejects and seconds.
     """
 
-    def work() -> dict[str, Any]:
-        from lakerank.cli import resolve
-        from lakerank.ingest.benchmark_lake import LayoutOptions, ingest_benchmark
-        from lakerank.ingest.folder import ingest as ingest_source
-        from lakerank.ingest.readers.reader import ReadOptions
-
-        faults = _misplaced(context, options["layout"])
-        if overrides and config_path is None:
-            faults.append("--set changes a config: give one with --config")
-        config = load_config(config_path, overrides) if config_path else None
-        target = output or _beside(config, options)
-        if source is not None and target is None:
-            faults.append("--output: name the folder for the tables")
-        if faults:
-            raise ConfigError(faults)
-        storage = resolve.storage(config.lake.storage if config else StorageConfig())
-        if source is None or target is None:
-            return _both_tables(storage, config, context)
-        follow, progress = options["follow_links"], _progress()
-        if options["layout"] is None:
-            table = ReadOptions(**{name: options[name] for name in _TABLE})
-            return ingest_source(storage, source, target, table, follow, progress).summary()
-        all_documents = options["which_documents"] == "all"
-        layout = LayoutOptions(**{name: options[name] for name in _LAYOUT}, all_documents=all_documents)
-        return ingest_benchmark(storage, source, target, layout, follow, progress).summary()
-
-    run_job(work, verbose)
+    config, faults = given.config, _misplaced(context, options["layout"])
+    target = output or _beside(config, options)
+    if source is not None and target is None:
+        faults.append("--output: name the folder for the tables")
+    if faults:
+        raise ConfigError(faults)
+    storage = resolve.storage(config.lake.storage)
+    if source is None or target is None:
+        return _both_tables(storage, config, context)
+    follow, progress = options["follow_links"], _progress()
+    if options["layout"] is None:
+        table = ReadOptions(**{name: options[name] for name in _TABLE})
+        return ingest_source(storage, source, target, table, follow, progress).summary()
+    all_documents = options["which_documents"] == "all"
+    layout = LayoutOptions(**{name: options[name] for name in _LAYOUT}, all_documents=all_documents)
+    return ingest_benchmark(storage, source, target, layout, follow, progress).summary()
 
 
-def _beside(config: Config | None, options: Mapping[str, Any]) -> str | None:
+def _beside(config: Config, options: Mapping[str, Any]) -> str | None:
     """The folder of the config's tables, for a table of queries or judgements that is named without --output."""
-    if config is None or options["layout"] is not None:
+    if options["layout"] is not None:
         return None
     lake, table = config.lake, options["table"]
     tables = {"queries": lake.queries, "qrels": lake.qrels or f"{_parent(lake.queries)}/qrels"}
     return _parent(tables[table]) if tables.get(table, "").rstrip("/").endswith(f"/{table}") else None
 
 
-def _both_tables(storage: Storage, config: Config | None, context: click.Context) -> dict[str, Any]:
-    given = [
-        option.opts[0]
-        for option in context.command.params
-        if option.name not in ("config_path", "overrides", "verbose", "log_format", "summary")
-        and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-    ]
-    if config is None or given:
-        reason = f"{', '.join(given)}: options of a SOURCE" if given else "no config names a source"
-        raise ConfigError([f"{reason}; name SOURCE, or call this where lakerank.yaml is (`lakerank init` writes it)"])
+def _both_tables(storage: Storage, config: Config, context: click.Context) -> dict[str, Any]:
+    shared = {"config", "overrides", *SHARED}
+    if names := [option.opts[0] for option in _named(context) if option.name not in shared]:
+        raise ConfigError([f"{', '.join(names)}: options of a SOURCE; name it"])
     started = time.monotonic()
     tables = ingest_both(storage, config)
     rejected = sum(table["rejected"] for table in tables.values())
@@ -207,9 +182,6 @@ def ingest_both(storage: Storage, config: Config) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: `source` names nothing, or the tables are not in folders of their names.
     """
-    from lakerank.ingest.folder import ingest as ingest_source
-    from lakerank.ingest.readers.reader import ReadOptions
-
     source, lake = config.source, config.lake
     faults = [f"source.{name}: not set; `lakerank init FOLDER --queries FILE` writes a config that sets it"
               for name in ("folder", "queries") if getattr(source, name) is None]  # fmt: skip
@@ -247,8 +219,13 @@ def _misplaced(context: click.Context, layout: str | None) -> list[str]:
         if layout is None
         else (_TABLE, "has no meaning with --layout")
     )
-    given = {name for name in wrong if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    return [f"{option.opts[0]} {reason}" for option in context.command.params if option.name in given]
+    return [f"{option.opts[0]} {reason}" for option in _named(context) if option.name in wrong]
+
+
+def _named(context: click.Context) -> list[click.Parameter]:
+    """The options that are on the command line."""
+    source = context.get_parameter_source
+    return [option for option in context.command.params if source(str(option.name)) is ParameterSource.COMMANDLINE]
 
 
 def _progress() -> Any:
@@ -256,7 +233,3 @@ def _progress() -> Any:
     from tqdm import tqdm
 
     return tqdm(unit=" rows", disable=None, leave=False).update
-
-
-if __name__ == "__main__":
-    ingest()

@@ -10,12 +10,12 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from io import StringIO
 from pathlib import Path
 from signal import SIGINT
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from lakerank.runner import Runner
 
 logger = logging.getLogger(__name__)
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 #: Exit statuses, as a scheduler reads them.
 DONE, FAILED, WRONG_ARGUMENTS, NOT_PUBLISHED = 0, 1, 2, 3
@@ -57,10 +55,20 @@ Spark needs Java 17 or newer, and {none}. Install one, then run this again:
 
 
 class Job(click.Command):
-    """A command whose last line of standard output is JSON even where its arguments are wrong.
+    """A command whose function returns a summary: the last line of standard output is that as JSON, whatever happens.
 
-    Unless it has `json_option`, and that is not given: then it prints for people.
+    To the function's own options it adds those that all jobs share. The function gets a `CommandLine` first, unless its
+    command has no `config`. `as_text` makes of a summary what is printed for people, where --json is not given; such a
+    job, where it is `quiet`, logs only warnings.
     """
+
+    def __init__(
+        self, *, params: Sequence[click.Parameter], config: Literal["required", "optional"] | None = "required",
+        as_text: Callable[[dict[str, Any]], str] | None = None, quiet: bool = False, **attributes: Any,
+    ) -> None:  # fmt: skip
+        params = [*([_CONFIG, SET] if config else []), *params, *([_JSON] if as_text else []), *_LOGGING]
+        super().__init__(**{"epilog": EPILOG, **attributes, "params": params})
+        self.config, self.as_text, self.quiet = config, as_text, quiet
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -70,16 +78,30 @@ class Job(click.Command):
         try:
             return super().make_context(info_name, list(words), parent, **extra)
         except click.UsageError as error:
-            for_people = any(option.name == "as_json" for option in self.params) and "--json" not in words
-            if for_people or extra.get("resilient_parsing"):
+            if (self.as_text and "--json" not in words) or extra.get("resilient_parsing"):
                 raise
             shown = StringIO()
             error.show(shown)
             click.echo(redacted(shown.getvalue()), nl=False, err=True)
             line = json.dumps({"error": "UsageError", "message": redacted(error.format_message())}, ensure_ascii=False)
-            _write_summary(line, _option(words, "--summary"), _option(words, "--config"))
+            _write_summary(line, {name: _option(words, f"--{name}") for name in ("summary", "config")})
             click.echo(line)
             sys.exit(WRONG_ARGUMENTS)
+
+    def invoke(self, context: click.Context) -> None:
+        """Run the job, and exit with its status."""
+        function = cast(Callable[..., dict[str, Any]], self.callback)
+        options = {name: value for name, value in context.params.items() if name not in SHARED}
+
+        def work() -> dict[str, Any]:
+            if self.config is None:
+                return function(**options)
+            from lakerank.cli.resolve import CommandLine
+
+            return function(CommandLine.read(options.pop("config"), options.pop("overrides")), **options)
+
+        as_text = None if context.params.get("as_json") else self.as_text
+        run_job(work, as_text, quiet=self.quiet and not context.params["verbose"])
 
 
 def _without_credentials(word: str) -> str:
@@ -94,25 +116,18 @@ def _without_credentials(word: str) -> str:
 _ADDRESS = re.compile(r"[\w+.:-]+://")
 
 
-class ConfigFile(click.Path):
-    """A config file, or the name of a bundled config where there is no such file."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path of the file."""
-        file = Path(value).expanduser()
-        bundled = None if file.is_file() else bundled_config(str(value))
-        return super().convert(bundled or file, param, ctx)
-
-
-CONFIG_FILE = ConfigFile(dir_okay=False, path_type=Path)
+def config_file(name: str) -> Path:
+    """A config file, or where there is no such file the bundled config of that name."""
+    file = Path(name).expanduser()
+    return file if file.is_file() else bundled_config(name) or file
 
 
 def _at_hand(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
     """The config that --config names, or else the one at hand."""
-    files = [Path(file) for file in (AT_HAND, LAKE_AT_HAND) if path is None and Path(file).is_file()]
-    if files:
-        return files[0]
-    if path is None and not context.resilient_parsing and context.command.name not in WITHOUT_CONFIG:
+    if path is not None or context.resilient_parsing:
+        return path
+    path = config_at_hand()
+    if path is None and getattr(context.command, "config", None) == "required":
         raise click.UsageError(
             f"no --config, and no {AT_HAND} in {Path.cwd()}: name one (`--config demo` is bundled), or let "
             "`lakerank init FOLDER --queries FILE` write it",
@@ -121,73 +136,63 @@ def _at_hand(context: click.Context, option: click.Parameter, path: Path | None)
     return path
 
 
-#: Commands that need no config.
-WITHOUT_CONFIG = ("ingest", "score")
+def config_at_hand() -> Path | None:
+    """The config that every command here takes where none is named, if there is one."""
+    return next((Path(file) for file in (AT_HAND, LAKE_AT_HAND) if Path(file).is_file()), None)
 
-config_option = click.option(
-    "--config", "config_path", type=CONFIG_FILE, metavar="FILE", callback=_at_hand,
+
+_CONFIG = click.Option(
+    ["--config"], type=config_file, metavar="FILE", callback=_at_hand,
     help=f"Config file (YAML), or the name of a bundled one, such as demo.  [default: ./{AT_HAND}, if it is there]",
 )  # fmt: skip
-set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+SET = click.Option(
+    ["--set", "overrides"], multiple=True, metavar="SECTION.KEY=VALUE",
     help="Override a setting of the config; the value is YAML. May be repeated.",
 )  # fmt: skip
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON instead of text.")
+_JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print one line of JSON instead of text.")
 other_tables_option = click.option(
     "--other-tables", is_flag=True,
     help="Let --set name other tables than those that the run was made from. Judgements (lake.qrels) need no leave.",
 )  # fmt: skip
-
-
-def verbose_option(command: Command) -> Command:
-    """The options of every job: -v, --summary and --log-format."""
-
-    def keep(context: click.Context, option: click.Parameter, value: str | None) -> None:
-        context.meta[f"lakerank.{option.name}"] = value
-
-    log_format = click.option(
-        "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, expose_value=False,
-        callback=keep,
+#: Options of every job that concern its output alone, and are not given to its function.
+SHARED = ("summary", "log_format", "verbose", "as_json")
+_LOGGING = [
+    click.Option(
+        ["--log-format"], type=click.Choice(["text", "json"]), default="text", show_default=True,
         help="Format of the log on standard error: plain lines, or JSON objects with run, stage and unit.",
-    )  # fmt: skip
-    summary = click.option(
-        "--summary", metavar="FILE", expose_value=False, callback=keep,
+    ),
+    click.Option(
+        ["--summary"], metavar="FILE",
         help="Also write the last line to this path or URI of the lake's storage, whatever the exit status.",
-    )  # fmt: skip
-    verbose = click.option("-v", "--verbose", is_flag=True, help="Log more, libraries included.")
-    return verbose(log_format(summary(command)))
+    ),
+    click.Option(["-v", "--verbose"], is_flag=True, help="Log more, libraries included."),
+]  # fmt: skip
 
 
 def run_job(
-    work: Callable[[], dict[str, Any]],
-    verbose: bool = False,
-    done: Callable[[], dict[str, Any]] = dict,
-    as_text: Callable[[dict[str, Any]], str] | None = None,
-    quiet: bool = False,
+    work: Callable[[], dict[str, Any]], as_text: Callable[[dict[str, Any]], str] | None = None, quiet: bool = False
 ) -> None:
     """Run a job's work, print its summary as the last line of standard output, and exit with its status.
 
-    Of a job that SIGINT or SIGTERM ends, the summary says what `done` returns. With `as_text` a summary is printed as
-    that text, and failures only to standard error. A `quiet` one logs only warnings.
+    With `as_text` a summary is printed as that text, and failures only to standard error. A `quiet` job logs only
+    warnings.
     """
     context, started = click.get_current_context(silent=True), time.monotonic()
-    start_logging(context.meta.get("lakerank.log_format", "text") if context else "text", verbose)
+    parameters: Mapping[str, Any] = context.params if context else {}
+    verbose, run_id = parameters.get("verbose", False), parameters.get("run_id")
+    start_logging(parameters.get("log_format", "text"), verbose)
     if quiet:
         logging.getLogger("lakerank").setLevel(logging.WARNING)
-    run_id = context.params.get("run_id") if context else None
 
     def print_last_line(summary: dict[str, Any]) -> None:
         line = json.dumps(summary, ensure_ascii=False, allow_nan=False)
-        parameters = context.params if context else {}
-        address = context.meta.get("lakerank.summary") if context else None
-        _write_summary(line, address, parameters.get("config_path"), parameters.get("overrides", ()))
+        _write_summary(line, parameters)
         sys.stdout.flush()
         if as_text is None or "error" not in summary:
             click.echo(line if as_text is None else as_text(summary))
 
     def say(interruption: Interrupted) -> None:
+        done = context.meta.get(_DONE, dict) if context else dict
         print_last_line(_interrupted(interruption, run_id, time.monotonic() - started, done))
 
     last_words = LastWords(say)
@@ -210,6 +215,14 @@ def run_job(
     sys.exit(status)
 
 
+_DONE = "lakerank.done"
+
+
+def when_interrupted(done: Callable[[], dict[str, Any]]) -> None:
+    """Let the summary of the running job, if SIGINT or SIGTERM ends it, say what `done` returns."""
+    click.get_current_context().meta[_DONE] = done
+
+
 #: Takes the signals of the running job back from Spark, which sets a handler of its own.
 _signals: list[Callable[[], None]] = []
 
@@ -228,7 +241,7 @@ def _interrupted(
 
 
 @contextmanager
-def job_runner(config: SparkConfig, rows: Callable[[], int]) -> Iterator[Runner]:
+def job_runner(config: SparkConfig, is_small: Callable[[], bool]) -> Iterator[Runner]:
     """Where a job's tasks run: in this process (see `needs_no_spark`), else in Spark.
 
     Raises:
@@ -236,10 +249,8 @@ def job_runner(config: SparkConfig, rows: Callable[[], int]) -> Iterator[Runner]
     """
     from lakerank.runner import LocalRunner, available_cores
 
-    if needs_no_spark(config, rows):
-        logger.info(
-            "up to spark.local_pairs (%d) rows a table: running in this process, without Spark", config.local_pairs
-        )
+    if needs_no_spark(config, is_small):
+        logger.info("small tables: running in this process, without Spark")
         cores = re.search(r"\d+", str(config.conf.get("spark.master", "")))
         yield LocalRunner(int(cores[0]) if cores else available_cores())
         return
@@ -249,14 +260,15 @@ def job_runner(config: SparkConfig, rows: Callable[[], int]) -> Iterator[Runner]
         yield SparkRunner(spark)
 
 
-def needs_no_spark(config: SparkConfig, rows: Callable[[], int]) -> bool:
-    """Whether the larger of a job's tables has at most `spark.local_pairs` rows, and nobody has chosen a Spark.
+def needs_no_spark(config: SparkConfig, is_small: Callable[[], bool]) -> bool:
+    """Whether a job's tables are small, and nobody has chosen a Spark.
 
-    Under spark-submit, in a session that is there and where the config names a cluster it is Spark, whatever the size.
+    Under spark-submit, in a session that is there, where the config names a cluster and where `spark.local_pairs` is 0
+    it is Spark, whatever the size.
     """
     master = str(config.conf.get("spark.master", "local"))
     chosen = _has_session() or on_cluster(config) or "SPARK_REMOTE" in os.environ or master.startswith("local-cluster")
-    return not chosen and config.local_pairs > 0 and rows() <= config.local_pairs
+    return not chosen and config.local_pairs > 0 and is_small()
 
 
 @contextmanager
@@ -340,20 +352,18 @@ def _outcome(work: Callable[[], dict[str, Any]], verbose: bool) -> tuple[dict[st
     return summary, NOT_PUBLISHED if audit_failed else DONE
 
 
-def _write_summary(
-    line: str, address: str | None, config_path: str | Path | None, overrides: Sequence[str] = ()
-) -> None:
+def _write_summary(line: str, parameters: Mapping[str, Any]) -> None:
     """Write the last line where --summary says. A failure to write it changes nothing about the job."""
+    address, path = parameters.get("summary"), parameters.get("config")
     if address is None:
         return
     from lakerank.cli import resolve
 
-    storage_config = StorageConfig()
+    config = StorageConfig()
     try:
-        if config_path is not None:
-            with suppress(ConfigError):  # a config that has faults: default storage
-                storage_config = load_config(config_path, overrides).lake.storage
-        resolve.storage(storage_config).replace(address, line.encode() + b"\n")
+        with suppress(ConfigError):  # a config that has faults: default storage
+            config = load_config(path, parameters.get("overrides", ())).lake.storage if path else config
+        resolve.storage(config).replace(address, line.encode() + b"\n")
     except Exception as error:
         click.echo(redacted(f"--summary {address}: not written: {error}"), err=True)
 

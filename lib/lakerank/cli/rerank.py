@@ -6,17 +6,23 @@ import getpass
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lakerank.cli.job import EPILOG, Job, config_option, job_runner, on_cluster, run_job, set_option, verbose_option
-from lakerank.config import Config, load_config
+from lakerank import schemas
+from lakerank.cli import resolve
+from lakerank.cli.job import Job, job_runner, on_cluster, when_interrupted
+from lakerank.config import Config
+from lakerank.credentials import redacted
 from lakerank.errors import ConfigError, InputError, RunConflictError
+from lakerank.lake.runs import RunPaths, check_run_id
+from lakerank.lake.scores import finished_units
+from lakerank.lake.storage import Storage, join
+from lakerank.lake.tables import fragments
+from lakerank.plan.plan import check_scored, load_plan, planned_units
 
 if TYPE_CHECKING:
-    from lakerank.lake.storage import Storage
     from lakerank.rerank.run import Rerank
 
 STEPS = ("plan", "score", "publish")
@@ -25,9 +31,7 @@ CHECK = "check"
 TABLES = ("documents", "queries", "candidates")
 
 
-@click.command(cls=Job, epilog=EPILOG)
-@config_option
-@set_option
+@click.command(cls=Job)
 @click.option(
     "--run-id",
     help="Name of the run. The same name resumes an earlier attempt; a published run is not changed.  [default: the "
@@ -49,24 +53,23 @@ TABLES = ("documents", "queries", "candidates")
     "failure it records nothing.",
 )  # fmt: skip
 @click.option("--by", help="Who decided to publish anyway.  [default: the user who runs the job]")
-@verbose_option
-def rerank(config_path: Path, overrides: Sequence[str], verbose: bool, **options: Any) -> None:
+def rerank(
+    given: resolve.CommandLine, run_id: str | None, steps: str, min_rows: Sequence[str], **override: str | None
+) -> dict[str, Any]:
     """Rerank the candidates of a lake: plan, score, rank, audit, publish.
 
     Reads documents, queries and candidates, scores every pair that has no score yet, and publishes ranked, labelled
     lists together with every pair that could not be scored and the reason.
     """
 
-    def work() -> dict[str, Any]:
-        config, min_rows = load_config(config_path, overrides), options.pop("min_rows")
-        if options["steps"].strip() == CHECK:
-            return _check_rows(config, _row_bounds(min_rows))
-        if min_rows:
-            raise ConfigError([f"--min-rows needs --stage {CHECK}"])
-        options["run_id"] = options["run_id"] or _next_run_id(config)
-        return rerank_lake(config, **options)
-
-    run_job(work, verbose, done=lambda: _finished(load_config(config_path, overrides), options["run_id"]))
+    config = given.config
+    if steps.strip() == CHECK:
+        return _check_rows(config, _row_bounds(min_rows))
+    if min_rows:
+        raise ConfigError([f"--min-rows needs --stage {CHECK}"])
+    name = run_id or _next_run_id(config)
+    when_interrupted(lambda: _finished(config, name))
+    return rerank_lake(config, name, steps, **override)
 
 
 def _row_bounds(given: Sequence[str]) -> dict[str, int]:
@@ -93,11 +96,6 @@ def _check_rows(config: Config, bounds: dict[str, int]) -> dict[str, Any]:
         InputError: every table that has too few.
         StorageError, SchemaError: a table cannot be read.
     """
-    from lakerank import schemas
-    from lakerank.cli import resolve
-    from lakerank.credentials import redacted
-    from lakerank.lake.tables import fragments
-
     storage, lake = resolve.storage(config.lake.storage), config.lake.located()
     addresses = {name: getattr(lake, name) for name in TABLES}
     rows = {
@@ -115,9 +113,6 @@ def _check_rows(config: Config, bounds: dict[str, int]) -> dict[str, Any]:
 
 
 def _next_run_id(config: Config) -> str:
-    from lakerank.cli import resolve
-    from lakerank.lake.storage import join
-
     names = resolve.storage(config.lake.storage).list_names(join(config.lake.output, "runs"))
     numbers = [int(match[1]) for name in names if (match := re.fullmatch(r"run-(\d{1,9})", name))]
     return f"run-{max(numbers, default=0) + 1}"
@@ -125,11 +120,6 @@ def _next_run_id(config: Config) -> str:
 
 def _finished(config: Config, run_id: str) -> dict[str, Any]:
     """What the first stage of a run that was interrupted has: its units, and how many of them have scores."""
-    from lakerank.cli import resolve
-    from lakerank.lake.runs import RunPaths
-    from lakerank.lake.scores import finished_units
-    from lakerank.plan.plan import load_plan, planned_units
-
     storage, paths = resolve.storage(config.lake.storage), RunPaths(config.lake.output, run_id)
     plan = load_plan(storage, paths)
     if plan is None:
@@ -143,8 +133,6 @@ def rerank_lake(
     config: Config, run_id: str, steps: str = ",".join(STEPS), reason: str | None = None, by: str | None = None
 ) -> dict[str, Any]:
     """Run the steps of a run; returns the job's summary."""
-    from lakerank.cli import resolve
-    from lakerank.lake.runs import RunPaths, check_run_id
     from lakerank.rerank.run import already_published, run, table_rows
     from lakerank.spark.runtime.crash import check_tables_are_read
 
@@ -159,7 +147,7 @@ def rerank_lake(
     summary = already_published(storage, job)
     if summary is None:
         _check_order(storage, job, chosen)
-        with job_runner(config.spark, lambda: table_rows(storage, job)) as runner:
+        with job_runner(config.spark, lambda: table_rows(storage, job) <= config.spark.local_pairs) as runner:
             try:
                 summary = run(runner, storage, job, chosen)
             except Exception as error:
@@ -171,8 +159,6 @@ def rerank_lake(
 
 def _check_order(storage: Storage, job: Rerank, steps: Sequence[str]) -> None:
     """Raise RunConflictError where the steps before those to run have not been done; of several stages the first's."""
-    from lakerank.plan.plan import check_scored, load_plan
-
     if "plan" in steps:
         return
     plan = load_plan(storage, job.paths)
@@ -203,7 +189,3 @@ def _parse_steps(steps: str) -> list[str]:
         expected = f"any of {', '.join(STEPS)}, separated by commas, or {CHECK} alone"
         raise ConfigError([f"--stage {steps}: expected {expected}"])
     return [step for step in STEPS if step in names]
-
-
-if __name__ == "__main__":
-    rerank()

@@ -41,7 +41,7 @@ from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.plan.conflicts import absolute, changed_settings
 from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.ranking import Fusion
-from lakerank.settings import parse_settings
+from lakerank.settings import parse_settings, read_yaml
 
 if TYPE_CHECKING:
     from lakerank.rerank.rank.combine import FusionRule
@@ -224,15 +224,20 @@ def recorded(config: Config) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """A command about a run: its config as resolved, the file, the `--set`, and whether it may name other tables."""
+    """The config of a command as resolved, the file that it is from, and the `--set`."""
 
     config: Config
     source: str
     overrides: Sequence[str]
-    other_tables: bool = False
+
+    @classmethod
+    def read(cls, path: Path | None, overrides: Sequence[str]) -> CommandLine:
+        """The config of a file, or the defaults, with overrides. Raises ConfigError."""
+        source = str(path or "defaults")
+        return cls(resolve_config(read_yaml(path) if path else {}, overrides, source), source, overrides)
 
 
-def run_config(storage: Storage, given: CommandLine, run_id: str) -> Config:
+def run_config(storage: Storage, given: CommandLine, run_id: str, other_tables: bool = False) -> Config:
     """The config that a run was made with. Output, storage and Spark's settings are the command line's.
 
     `--set lake.qrels` replaces the run's judgements, and so do those of a config whose other tables are the run's. Any
@@ -245,15 +250,14 @@ def run_config(storage: Storage, given: CommandLine, run_id: str) -> Config:
     paths = RunPaths(given.config.lake.output, run_id)
     stored = storage.read_optional(paths.config)
     if stored is None:
-        if given.other_tables:
+        if other_tables:
             return given.config
         raise RunNotFoundError(
             f"{paths.config}: not there, so what run {run_id!r} was made from is not known; name its tables with --set "
             "and --other-tables"
         )
-    values = settings_without(parse_settings(stored, paths.config), remember=False)
-    own, wanted = (resolve_config(values, sets, paths.config) for sets in ((), given.overrides))
-    _check_own(given, own, wanted, run_id)
+    own, wanted = (_stored(stored, paths.config, overrides) for overrides in ((), given.overrides))
+    _check_own(own, wanted, run_id, other_tables)
     lake = wanted.lake.model_copy(update={"output": given.config.lake.output, "storage": given.config.lake.storage})
     passed_over = [name for name in _changed(wanted, given.config) if name in _TABLE_SETTINGS]
     if passed_over == ["lake.qrels"] and given.config.lake.qrels and "lake.qrels" not in _changed(own, wanted):
@@ -271,20 +275,21 @@ def other_tables(storage: Storage, config: Config, run_id: str) -> str:
     """Names of the tables of a config that another run of its output was not made from; "" for none."""
     address = RunPaths(config.lake.output, run_id).config
     stored = storage.read_optional(address)
-    own = (
-        config
-        if stored is None
-        else resolve_config(settings_without(parse_settings(stored, address), remember=False), (), address)
-    )
+    own = config if stored is None else _stored(stored, address)
     return ", ".join(name for name in _changed(own, config) if name in _TABLE_SETTINGS and name != "lake.qrels")
 
 
-def _check_own(given: CommandLine, own: Config, wanted: Config, run_id: str) -> None:
+def _stored(content: bytes, address: str, overrides: Sequence[str] = ()) -> Config:
+    """The config that a run keeps. Its addresses are as they are there: this process knows their credentials."""
+    return resolve_config(settings_without(parse_settings(content, address), remember=False), overrides, address)
+
+
+def _check_own(own: Config, wanted: Config, run_id: str, other_tables: bool) -> None:
     faults = []
     for name, (before, now) in _changed(own, wanted).items():
         what = f"--set {name}={now}: run {run_id!r} was made with {before}"
         if name in _TABLE_SETTINGS:
-            if name != "lake.qrels" and not given.other_tables:
+            if name != "lake.qrels" and not other_tables:
                 faults.append(f"{what}; leave it out, or say --other-tables")
         elif not name.startswith(("lake.", "spark.", "audit.")) and not name.endswith(".device"):
             faults.append(f"{what}; leave it out, or make another run")

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO, Any
 
 import click
 
-from lakerank.cli.job import EPILOG, Job, config_option, run_job, set_option, verbose_option
-from lakerank.config import Config, resolve_config
+from lakerank.cli import resolve
+from lakerank.cli.job import Job
+from lakerank.config import Config
 from lakerank.errors import ConfigError
-from lakerank.settings import read_yaml
 
 
-@click.command(cls=Job, epilog=EPILOG)
+@click.command(cls=Job, config="optional")
 @click.argument("request_file", metavar="REQUEST.json", type=click.File(encoding="utf-8"))
-@config_option
-@set_option
 @click.option("--allow-host", multiple=True, metavar="HOST", help="Fetch images from this host; others are refused.")
-@verbose_option
-def score(
-    request_file: IO[str], config_path: Path | None, overrides: Sequence[str], allow_host: Sequence[str], verbose: bool
-) -> None:
+def score(given: resolve.CommandLine, request_file: IO[str], allow_host: Sequence[str]) -> dict[str, Any]:
     """Answer one rerank request in the hosted API's JSON, without Spark.
 
     The request has query and documents (texts, or objects with text or image), top_n, return_documents and model: the
@@ -32,12 +26,7 @@ def score(
     usage.total_tokens; or an object with error and message. REQUEST.json may be - for standard input.
     """
 
-    def work() -> dict[str, Any]:
-        values = read_yaml(config_path) if config_path else {}
-        config = resolve_config(values, overrides, source=str(config_path or "defaults"))
-        return _answer(config, parse_request(request_file, request_file.name), allow_host)
-
-    run_job(work, verbose)
+    return _answer(given.config, parse_request(request_file, request_file.name), allow_host)
 
 
 def parse_request(file: IO[str], name: str) -> dict[str, Any]:
@@ -52,7 +41,6 @@ def parse_request(file: IO[str], name: str) -> dict[str, Any]:
 
 
 def _answer(config: Config, request: dict[str, Any], allowed_hosts: Sequence[str]) -> dict[str, Any]:
-    from lakerank.cli import resolve
     from lakerank.model.request import answer, parse
 
     if len(config.rerankers) > 1:
@@ -62,7 +50,3 @@ def _answer(config: Config, request: dict[str, Any], allowed_hosts: Sequence[str
     parsed = parse(request, name, allowed_hosts)
     reranker = spec.load(config.device, resolve.limits(config.scoring), resolve.runtime_options(config.scoring))
     return answer(parsed, reranker, name, reranker.logit_bias, allowed_hosts)
-
-
-if __name__ == "__main__":
-    score()

@@ -11,27 +11,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import yaml
 
-from lakerank.cli.job import AT_HAND, LAKE_AT_HAND, Job, json_option, run_job, set_option, verbose_option
+from lakerank.cli import resolve
+from lakerank.cli.candidates import find_candidates_of
+from lakerank.cli.ingest import ingest_both
+from lakerank.cli.job import AT_HAND, SET, Job, config_at_hand
+from lakerank.cli.rerank import rerank_lake
+from lakerank.cli.show import Shown, as_lines
 from lakerank.config import AuditConfig, Config, resolve_config
 from lakerank.errors import ConfigError, IngestError
+from lakerank.ingest.folder import is_readable
+from lakerank.lake import formats
+from lakerank.lake.ranked import find_queries, first_stage_lists, ranked_lists, shown_documents
+from lakerank.lake.runs import RunPaths, read_manifest
+from lakerank.lake.storage import Storage
+from lakerank.lake.tables import opened
+from lakerank.model.checkpoint import MINILM_EN, fetch_command, is_fetched
+from lakerank.records import RankedDocument
 from lakerank.settings import read_yaml
-
-if TYPE_CHECKING:
-    from lakerank.lake.storage import Storage
-    from lakerank.records import RankedDocument
 
 EPILOG = "Exit status: 0 success, 1 failure, 2 invalid arguments or config, 3 an audit failed, 130 or 143 interrupted."
 
 #: Files in the folder that init describes, at most.
 LISTED_FILES = 100_000
-
-#: PDF files in which init looks for text.
-SAMPLED_PDFS = 10
 
 #: Characters of a piece of text, and of its overlap with the one before. In a longer piece minilm-en, which has learnt
 #: from passages, overlooks the sentence that answers.
@@ -74,8 +80,6 @@ class Source:
         }
 
 
-MINILM_EN = "minilm-en"
-
 #: The end of a piece's id.
 _PIECE = re.compile(r"[#&]chunk=\d+$")
 
@@ -84,61 +88,65 @@ UNBOUNDED = {
     name: None for name, field in AuditConfig.model_fields.items() if name.startswith("max_") and field.default
 }
 
-folder_argument = click.argument("folder", type=click.Path(path_type=Path), required=False)
+#: The options of both commands.
+_SOURCE = (
+    click.Argument(["folder"], type=click.Path(path_type=Path), required=False),
+    click.Option(
+        ["--queries"], type=click.Path(path_type=Path), metavar="FILE", help="Queries: one a line, or CSV, JSONL."
+    ),
+    click.Option(
+        ["--output"], type=click.Path(path_type=Path), metavar="FOLDER",
+        help="Folder for the lake.  [default: lakerank-out]",
+    ),
+)  # fmt: skip
 
 
-def queries_option(command: Any) -> Any:
-    """The options of both commands."""
-    path, lake = click.Path(path_type=Path), "Folder for the lake.  [default: lakerank-out]"
-    output = click.option("--output", type=path, metavar="FOLDER", help=lake)
-    return click.option("--queries", type=path, metavar="FILE", help="Queries: one a line, or CSV, JSONL.")(
-        output(command)
-    )
+def _init_text(summary: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{count} {kind}" for kind, count in summary["files"].items())
+    notes = "".join(f"{note}\n" for note in summary["notes"])
+    return f"{counts}\n{notes}Wrote {summary['config']}. Next: lakerank search"
 
 
-@click.command(cls=Job, epilog=EPILOG)
-@folder_argument
-@queries_option
+@click.command(cls=Job, epilog=EPILOG, config=None, as_text=_init_text, params=[*_SOURCE])
 @click.option("--model", default=MINILM_EN, show_default=True, help="A reranker: a folder, a hub id, or a name.")
-@json_option
-@verbose_option
-def init(
-    folder: Path | None, queries: Path | None, output: Path | None, model: str, as_json: bool, verbose: bool
-) -> None:
+def init(folder: Path | None, queries: Path | None, output: Path | None, model: str) -> dict[str, Any]:
     """Look at FOLDER and write ./lakerank.yaml, the config that every command takes where --config is absent.
 
     An earlier ./lakerank.yaml is not overwritten.
     """
-    run_job(lambda: _init(source_of(folder, queries, output), model), verbose, as_text=None if as_json else _init_text)
+    source = source_of(folder, queries, output)
+    if Path(AT_HAND).exists():
+        raise ConfigError([f"{AT_HAND} is here already: remove it, or call this in another folder"])
+    kinds = _kinds(source.folder)
+    text = _config_text(source, kinds, model)
+    resolve_config(yaml.safe_load(text), source=AT_HAND)  # what is written can be read
+    with Path(AT_HAND).open("x", encoding="utf-8") as file:
+        file.write(f"{text}\n")
+    return {"config": AT_HAND, "files": kinds, "notes": _notes(source, kinds, model)}
 
 
-@click.command(cls=Job, epilog=EPILOG)
-@folder_argument
-@queries_option
+def _search_text(summary: Mapping[str, Any]) -> str:
+    """The lists, and what was done in a line or two."""
+    lists = [as_lines(shown, full=False) for shown in summary["queries"]]
+    return "\n\n".join([*lists, _closing(summary)])
+
+
+@click.command(cls=Job, epilog=EPILOG, config=None, as_text=_search_text, quiet=True, params=[*_SOURCE, SET])
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Results of each query.")
 @click.option(
     "--depth", type=click.IntRange(min=1),
     help=f"Candidates of each query.  [default: {DEPTH}, or all documents of a folder of up to {WHOLE_PAIRS:,} pairs]",
 )  # fmt: skip
 @click.option("--model", help="A reranker: a folder, a hub id, or a name.  [default: minilm-en, if it is fetched]")
-@set_option
-@json_option
-@verbose_option
-def search(
-    folder: Path | None, queries: Path | None, output: Path | None, overrides: Sequence[str], verbose: bool,
-    as_json: bool, **options: Any,
-) -> None:  # fmt: skip
+def search(top: int, depth: int | None, overrides: Sequence[str], **options: Any) -> dict[str, Any]:
     """Rank the documents of FOLDER for each query: ingest, first stage, rerank and show, in one.
 
     The lake is in ./lakerank-out, never inside FOLDER. Called again, it scores only what has no score yet: new and
     changed files and queries. Without FOLDER it searches that of ./lakerank.yaml, or the one searched before.
     """
-
-    def work() -> dict[str, Any]:
-        config = _config(folder, queries, output, options.pop("model"), overrides)
-        return _search(config, as_json=as_json, **options)
-
-    run_job(work, verbose, as_text=None if as_json else lambda summary: str(summary["text"]), quiet=not verbose)
+    config = _config(overrides=overrides, **options)
+    lasting = [override for override in overrides if not override.lstrip().startswith("audit.")]
+    return _search(config, _config(overrides=lasting, **options), top, depth)
 
 
 def source_of(folder: Path | None, queries: Path | None, output: Path | None) -> Source:
@@ -187,35 +195,27 @@ def _config(
     if folder is not None:
         values = source_of(folder, queries, output).values(model or MINILM_EN)
         return resolve_config(values, overrides, source="search")
-    path = next((path for path in (AT_HAND, LAKE_AT_HAND) if Path(path).is_file()), None)
+    path = config_at_hand()
     if path is None:
         raise ConfigError([f"FOLDER: name the folder of your documents, or call this where {AT_HAND} is"])
     values = read_yaml(path)
     values["source"] = {**values.get("source", {}), **({"queries": str(queries)} if queries else {})}
     values |= {"model": {"path": model}} if model else {}
-    return resolve_config(values, overrides, source=path)
+    return resolve_config(values, overrides, source=str(path))
 
 
-def _init(source: Source, model: str) -> dict[str, Any]:
-    if Path(AT_HAND).exists():
-        raise ConfigError([f"{AT_HAND} is here already: remove it, or call this in another folder"])
-    kinds, values = _kinds(source.folder), source.values(model)
-    from lakerank.model.checkpoint import fetch_command, is_fetched
-
+def _config_text(source: Source, kinds: Mapping[str, int], model: str) -> str:
+    """The content of lakerank.yaml."""
     fetched = "" if is_fetched(model) else f"; `{fetch_command(model)}` gets it once"
     advice = f"English texts{fetched}; docs/models.md has others" if model == MINILM_EN else "see docs/models.md"
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     command = shlex.join(["lakerank", "init", str(source.folder), "--queries", str(source.queries)])
-    text = "\n".join([
+    return "\n".join([
         f"# Written by `{' '.join(command.split())}`: {' '.join(counts.split())}.",
         "# Next: lakerank ingest, lakerank candidates, lakerank rerank, lakerank show; or all in one: lakerank search.",
         "# conf/reference.yaml documents every setting.",
-        *_config_lines(values, {**_COMMENTS, "model.path": advice}),
+        *_config_lines(source.values(model), {**_COMMENTS, "model.path": advice}),
     ])  # fmt: skip
-    resolve_config(yaml.safe_load(text), source=AT_HAND)  # what is written can be read
-    with Path(AT_HAND).open("x", encoding="utf-8") as file:
-        file.write(f"{text}\n")
-    return {"config": AT_HAND, "files": dict(kinds), "notes": _notes(source, kinds, model)}
 
 
 def _config_lines(values: Mapping[str, Mapping[str, Any]], comments: Mapping[str, str]) -> Iterator[str]:
@@ -228,24 +228,13 @@ def _config_lines(values: Mapping[str, Mapping[str, Any]], comments: Mapping[str
             yield f"  {name}: {dumped}{f'    # {comment}' if comment else ''}"
 
 
-def _init_text(summary: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{count} {kind}" for kind, count in summary["files"].items())
-    notes = "".join(f"{note}\n" for note in summary["notes"])
-    return f"{counts}\n{notes}Wrote {summary['config']}. Next: lakerank search"
-
-
-def _kinds(folder: Path) -> Counter[str]:
-    """How many files there are by suffix; hidden ones are not read."""
-    from lakerank.ingest.folder import is_readable
-
+def _kinds(folder: Path) -> dict[str, int]:
+    """How many files there are by suffix, most first; hidden ones are not read."""
     kinds: Counter[str] = Counter()
-    for number, path in enumerate(folder.rglob("*")):
-        if number >= LISTED_FILES:
-            break
-        relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+    for path in islice(folder.rglob("*"), LISTED_FILES):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             kinds[path.suffix.lower() if is_readable(path.name) else "not readable"] += 1
-    return kinds
+    return dict(kinds.most_common())
 
 
 def _notes(source: Source, kinds: Mapping[str, int], model: str) -> list[str]:
@@ -254,29 +243,9 @@ def _notes(source: Source, kinds: Mapping[str, int], model: str) -> list[str]:
     images = sum(kinds.get(suffix, 0) for suffix in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"))
     if model == MINILM_EN and images:
         notes.append(f"image files: {images}; {model} reads texts alone, docs/models.md names models that see images")
-    scans = _scans(source.folder) if model == MINILM_EN and kinds.get(".pdf") else 0
-    if scans:
-        notes.append(f"{scans} of the first {SAMPLED_PDFS} PDF files have no text: {model} cannot read scans")
     if model == MINILM_EN and _is_foreign(source.queries):
         notes.append(f"the queries are not in Latin letters: {model} reads English; docs/models.md has other languages")
     return notes
-
-
-def _scans(folder: Path) -> int:
-    """How many of the first PDF files have no text on their first pages; 0 where no reader of PDF is installed."""
-    from lakerank.errors import DependencyError
-    from lakerank.ingest.readers import READERS
-    from lakerank.ingest.readers.reader import ReadOptions, Section
-
-    scans = 0
-    for path in islice(sorted(folder.rglob("*.pdf")), SAMPLED_PDFS):
-        try:
-            pages = islice(READERS[".pdf"](path.name, path.read_bytes(), ReadOptions(pdf_content="text")), 3)
-            texts = [page.text or "" for page in pages if isinstance(page, Section)]
-        except (DependencyError, OSError):
-            return 0
-        scans += bool(texts) and not any(text.strip() for text in texts)
-    return scans
 
 
 def _is_foreign(file: Path) -> bool:
@@ -285,15 +254,9 @@ def _is_foreign(file: Path) -> bool:
     return sum("LATIN" not in unicodedata.name(letter, "") for letter in letters) > len(letters) / 4
 
 
-def _search(config: Config, top: int, depth: int | None, as_json: bool) -> dict[str, Any]:
-    from lakerank.cli import resolve
-    from lakerank.cli.candidates import find_candidates_of
-    from lakerank.cli.ingest import ingest_both
-    from lakerank.cli.rerank import rerank_lake
-    from lakerank.lake.runs import read_manifest
-    from lakerank.model.checkpoint import fetch_command, is_fetched
-
-    storage, lake, model = resolve.storage(config.lake.storage), config.lake, resolve.model_name(config.rerankers[0])
+def _search(config: Config, kept: Config, top: int, depth: int | None) -> dict[str, Any]:
+    """Search, and leave a config for the next one: a bound of the audit on the command line is for this one alone."""
+    storage, model = resolve.storage(config.lake.storage), resolve.model_name(config.rerankers[0])
     is_there = model != MINILM_EN or is_fetched(model)
     if is_there:  # a model that cannot be used is not kept in the config
         for reranker in config.rerankers:
@@ -301,51 +264,46 @@ def _search(config: Config, top: int, depth: int | None, as_json: bool) -> dict[
     _say(f"reading {config.source.folder}")
     tables = ingest_both(storage, config)
     _say(f"searching {tables['documents']['rows']:,} documents for {tables['queries']['rows']:,} queries")
-    fill_pairs = WHOLE_PAIRS if is_there and depth is None else 0
-    try:
-        found = find_candidates_of(config, depth=depth or DEPTH, fill_pairs=fill_pairs, advice="")
-    except IngestError as error:
-        names = ", ".join(_textless(storage, lake.documents))
-        without = f"; without text, and so not searched: {names}" if names else ""
-        raise IngestError(f"no document has a word of a query{without}") from error
-    _say_textless(storage, config, found)
-    storage.replace(f"{lake.output}/{AT_HAND}", config.to_yaml().encode())
-    run: dict[str, Any] | None = None
-    if not is_there:
-        _say(f"no reranker of texts is here: `{fetch_command(model)}` gets one; this is the first stage's order (BM25)")
-    else:
-        _say(f"scoring up to {found['candidates']:,} pairs with {model}")
+    candidates = _first_stage(storage, config, depth, WHOLE_PAIRS if is_there and depth is None else 0)
+    storage.replace(f"{config.lake.output}/{AT_HAND}", kept.to_yaml().encode())
+    run: dict[str, Any] = {}
+    if is_there:
+        _say(f"scoring up to {candidates:,} pairs with {model}")
         run_id = _run_id(storage, config)
-        unchanged = read_manifest(storage, lake.output, run_id) is not None
+        unchanged = read_manifest(storage, config.lake.output, run_id) is not None
         run = rerank_lake(config, run_id)
         if unchanged:  # the summary has the figures of the first time
             run |= {"scored": 0, "reused": run["scored"] + run["reused"]}
-    return _result(storage, config, run, tables, top, as_json)
+    else:
+        _say(f"no reranker of texts is here: `{fetch_command(model)}` gets one; this is the first stage's order (BM25)")
+    return _result(storage, config, run, tables, top)
+
+
+def _first_stage(storage: Storage, config: Config, depth: int | None, fill_pairs: int) -> int:
+    """Find candidates, and say for what there are none; returns how many there are."""
+    try:
+        found = find_candidates_of(config, depth=depth or DEPTH, fill_pairs=fill_pairs, advice="")
+    except IngestError as error:
+        names = ", ".join(_textless(storage, config.lake.documents))
+        without = f"; without text, and so not searched: {names}" if names else ""
+        raise IngestError(f"no document has a word of a query{without}") from error
+    if count := found["documents_without_text"]:
+        model = resolve.model_name(config.rerankers[0])
+        sees = f"{model} reads texts alone" if model == MINILM_EN else "a search by words cannot find them"
+        _say(f"{count:,} documents have no text ({', '.join(_textless(storage, config.lake.documents))}): {sees}")
+    if count := found["queries_without_candidates"]:
+        _say(f"nothing in the folder has a word of {count:,} queries: {', '.join(found['such_queries'])}")
+    return int(found["candidates"])
 
 
 def _say(line: str) -> None:
     click.echo(f"lakerank: {line}", err=True)
 
 
-def _say_textless(storage: Storage, config: Config, found: Mapping[str, Any]) -> None:
-    """What the search by words cannot find, or finds nothing for."""
-    if count := found["documents_without_text"]:
-        from lakerank.cli.resolve import model_name
-
-        model = model_name(config.rerankers[0])
-        sees = f"{model} reads texts alone" if model == MINILM_EN else "a search by words cannot find them"
-        _say(f"{count:,} documents have no text ({', '.join(_textless(storage, config.lake.documents))}): {sees}")
-    if count := found["queries_without_candidates"]:
-        _say(f"nothing in the folder has a word of {count:,} queries: {', '.join(found['such_queries'])}")
-
-
 def _textless(storage: Storage, documents: str) -> list[str]:
     """The first files without text, images and scans, and then `…` where there are more."""
-    from lakerank.lake.formats import resolve
-    from lakerank.lake.tables import opened
-
     names: dict[str, None] = {}
-    for file in resolve(storage, documents).files:
+    for file in formats.resolve(storage, documents).files:
         with opened(storage, file.uri) as parquet:
             for batch in parquet.iter_batches(columns=["path", "text", "search_text"]):
                 for path, *texts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -368,36 +326,29 @@ def _run_id(storage: Storage, config: Config) -> str:
 
 
 def _result(
-    storage: Storage, config: Config, run: Mapping[str, Any] | None, tables: Mapping[str, Any], top: int, as_json: bool
+    storage: Storage, config: Config, run: Mapping[str, Any], tables: Mapping[str, Any], top: int
 ) -> dict[str, Any]:
-    """The lists of all queries, as text or for JSON."""
-    from lakerank.cli.show import Shown, as_dict, as_lines
-    from lakerank.lake.ranked import find_queries, first_stage_lists, ranked_lists, shown_documents
-    from lakerank.lake.runs import RunPaths
-
-    lake = config.lake
-    queries = find_queries(storage, lake.queries, None, tables["queries"]["rows"])
-    ids = [query.query_id for query in queries]
-    if run is not None:
-        lists = ranked_lists(storage, RunPaths(lake.output, run["run_id"]), ids)
-    else:
-        lists = first_stage_lists(storage, lake.candidates, ids)
-    doc_ids = {document.doc_id for ranked in lists.values() for document in ranked[: 5 * top]}
-    documents = shown_documents(storage, lake.documents, doc_ids)
-    shown = [Shown(query, _of_texts(lists.get(query.query_id, []), top)) for query in queries]
+    """The summary, with the lists of all queries unless an audit failed."""
+    lake, ingested = config.lake, tables["documents"]
     names = (
         "run_id", "scored", "reused", "ranked", "rejected_by_reason", "published", "failed_audits", "superseded_by",
     )  # fmt: skip
-    summary = {name: run and run.get(name) for name in names} | {
-        "output": lake.output, "not_read": tables["documents"]["rejected"],
+    summary = {name: run.get(name) for name in names} | {
+        "output": lake.output, "not_read": ingested["rejected"], "not_read_by_fault": ingested["rejected_by_fault"],
+        "rejects": ingested["rejects"], "queries": [],
     }  # fmt: skip
     if run and not run["published"] and run["failed_audits"]:
-        failed = [check for check in run["audit"] if check["passed"] is False]
-        return {**summary, "queries": [], "text": _closing({**summary, "audit": failed}, tables)}
-    if as_json:
-        return {**summary, "queries": [as_dict(item, documents, {}, top) for item in shown]}
-    text = "\n\n".join(as_lines(item, documents, {}, top, full=False) for item in shown)
-    return {**summary, "text": f"{text}\n\n{_closing(summary, tables)}"}
+        return {**summary, "audit": [check for check in run["audit"] if check["passed"] is False]}
+    queries = find_queries(storage, lake.queries, None, tables["queries"]["rows"])
+    ids = [query.query_id for query in queries]
+    if run:
+        lists = ranked_lists(storage, RunPaths(lake.output, run["run_id"]), ids)
+    else:
+        lists = first_stage_lists(storage, lake.candidates, ids)
+    best = {query_id: _of_texts(ranked, top) for query_id, ranked in lists.items()}
+    doc_ids = {document.doc_id for ranked in best.values() for document in ranked}
+    shown = Shown(shown_documents(storage, lake.documents, doc_ids), top, {})
+    return {**summary, "queries": [shown.list_of(query, best.get(query.query_id, [])) for query in queries]}
 
 
 def _of_texts(ranked: Sequence[RankedDocument], top: int) -> list[RankedDocument]:
@@ -408,7 +359,7 @@ def _of_texts(ranked: Sequence[RankedDocument], top: int) -> list[RankedDocument
     return [replace(document, rank=rank) for rank, document in enumerate(list(best.values())[:top], start=1)]
 
 
-def _closing(summary: Mapping[str, Any], tables: Mapping[str, Any]) -> str:
+def _closing(summary: Mapping[str, Any]) -> str:
     """What was done, in a line or two."""
     lines = []
     if summary["run_id"]:
@@ -421,10 +372,6 @@ def _closing(summary: Mapping[str, Any], tables: Mapping[str, Any]) -> str:
         checks = "; ".join(f"{check['name']}, {check['detail']}" for check in summary["audit"])
         lines.append(f"nothing is shown: an audit failed ({checks})")
     if summary["not_read"]:
-        faults = ", ".join(f"{count} {fault}" for fault, count in tables["documents"]["rejected_by_fault"].items())
-        lines.append(f"not read: {faults}; {tables['documents']['rejects']} says which")
+        faults = ", ".join(f"{count} {fault}" for fault, count in summary["not_read_by_fault"].items())
+        lines.append(f"not read: {faults}; {summary['rejects']} says which")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    search()

@@ -155,7 +155,7 @@ def run(
     config = ROOT / "conf" / "demo.yaml"
     reranked = rerank(runner, Storage(), rerank_job(load_config(config, settings), "r", Storage()))
     words = [word for setting in settings for word in ("--set", setting)]
-    invoke(evaluate, "--config", str(config), "--run-id", "r", "--no-spark", *words)
+    invoke(evaluate, "--config", str(config), "--run-id", "r", *words)
     left = folder / "out" / "runs" / "r"
     rankings: dict[str, list[tuple[str, float]]] = {}
     for row in pq.read_table(folder / "out" / "ranked" / "run_id=r", partitioning=None).to_pylist():
