@@ -9,16 +9,15 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.ingest.layouts.mkqa import AnswerMatcher
+from lakerank.ingest.layouts.mkqa import is_answered, searchable_answer, searchable_passage
 
-MATCHER = AnswerMatcher()
 TOKENS = regex.compile(
     r"([\p{L}\p{N}\p{M}]+)|([^\p{Z}\p{C}])", flags=regex.IGNORECASE | regex.UNICODE | regex.MULTILINE
 )
 
 
 def holds(passage, *answers):
-    return MATCHER.is_answered(MATCHER.passage(passage), [MATCHER.answer(answer) for answer in answers])
+    return is_answered(searchable_passage(passage), [searchable_answer(answer) for answer in answers])
 
 
 def published(passage: str, answers: list[str]) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import posixpath
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby, islice
+from typing import NamedTuple, cast
 
 from lakerank.candidates.bm25 import Bm25Index
 from lakerank.candidates.run_files import RunFault, RunLine, best_items, no_known_query, read_run
@@ -23,54 +24,83 @@ DEPTH = 100
 ALL_PAIRS = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class FirstStages:
-    """Each part's source of candidates: `given` by the benchmark, a `run` file, `bm25`, or `all` documents."""
+class FirstStage(NamedTuple):
+    """A part's source of candidates: `given` by the benchmark, a `run` file, `bm25`, or `all` documents of its pool."""
 
-    methods: Mapping[str, str]
-    runs: Mapping[str, str]
-    small_pools: Mapping[str, Sequence[str]]
-
-    def candidates(self, part: Part, query: ContentRow, index: Bm25Index | None, depth: int) -> Iterator[Candidate]:
-        """A query's candidates: the `depth` best of the pool's index, or the whole pool, or none.
-
-        An instruction in front of the query is not searched for: it is for the reranker, and matches everything.
-        """
-        if index is not None and self.methods[part.name] == "bm25":
-            instruction = query.extra.instruction if isinstance(query.extra, QueryColumns) else None
-            hits = index.search((query.text or "").removeprefix(instruction or "").strip(), depth)
-            for rank, (doc_id, score) in enumerate(hits, start=1):
-                yield Candidate(query.id, doc_id, score, rank)
-        elif self.methods[part.name] == "all":
-            yield from (Candidate(query.id, doc_id) for doc_id in self.small_pools[part.pool.name])
+    method: str
+    run: str = ""
+    doc_ids: Sequence[str] = ()
 
 
-def choose_first_stages(benchmark: Benchmark, runs: Sequence[str], all_pairs: int = ALL_PAIRS) -> FirstStages:
-    """Choose each part's source of candidates. `runs` have the command line's form: `[PART=]FILE`.
+def choose_first_stages(benchmark: Benchmark, runs: Sequence[str], all_pairs: int = ALL_PAIRS) -> dict[str, FirstStage]:
+    """Choose each part's source of candidates, by name. `runs` have the command line's form: `[PART=]FILE`.
 
     Raises:
         ConfigError: a run belongs to no part, or a part has no first stage; all faults at once.
     """
     assigned = _assigned(benchmark, runs)
-    methods: dict[str, str] = {}
-    small: dict[str, Sequence[str]] = {}
+    stages: dict[str, FirstStage] = {}
+    pools: dict[str, FirstStage] = {}
     faults = []
     for part in benchmark.parts:
+        pool = part.pool
         if part.candidates is not None:
-            methods[part.name] = "given"
+            stages[part.name] = FirstStage("given")
         elif part.name in assigned:
-            methods[part.name] = "run"
-        elif part.pool.is_searchable and part.is_text:
-            methods[part.name] = "bm25"
+            stages[part.name] = FirstStage("run", assigned[part.name])
+        elif part.is_searchable:
+            stages[part.name] = FirstStage("bm25")
         else:
-            if part.pool.name not in small:
-                small[part.pool.name] = [doc_id for doc_id, _ in itertools.islice(part.pool.index(), all_pairs + 1)]
-            methods[part.name] = "all"
-            if len(small[part.pool.name]) > all_pairs:
+            if pool.name not in pools:
+                pools[pool.name] = FirstStage("all", "", [name for name, _ in islice(pool.index(), all_pairs + 1)])
+            stages[part.name] = pools[pool.name]
+            if len(stages[part.name].doc_ids) > all_pairs:
                 faults.append(_needs_run(part, all_pairs))
     if faults:
         raise ConfigError(faults)
-    return FirstStages(methods, assigned, small)
+    return stages
+
+
+def part_candidates(
+    storage: Storage,
+    stage: FirstStage,
+    part: Part,
+    queries: Mapping[str, ContentRow],
+    index: Bm25Index | None,
+    depth: int,
+) -> Iterable[Candidate | SourceReject]:
+    """The candidates of a part's queries, up to `depth` from a run or the pool's index; raises as `run_candidates`."""
+    depth += part.excludes_itself  # the query itself may be among them
+    rows: Iterable[Candidate | SourceReject]
+    if stage.method == "given" and part.candidates:
+        rows = (candidate for candidate in part.candidates() if candidate.query_id in queries)
+    elif stage.method == "run":
+        rows = run_candidates(storage, stage.run, part, queries.keys(), depth)
+    elif index is not None:
+        rows = (candidate for query in queries.values() for candidate in _searched(query, index, depth))
+    else:
+        rows = (Candidate(query_id, doc_id) for query_id in queries for doc_id in stage.doc_ids)
+    return without_itself(rows, depth - 1) if part.excludes_itself else rows
+
+
+def _searched(query: ContentRow, index: Bm25Index, depth: int) -> Iterator[Candidate]:
+    """An instruction in front of the query is not searched for: it is for the reranker, and matches everything."""
+    instruction = cast("QueryColumns", query.extra).instruction or ""
+    hits = index.search((query.text or "").removeprefix(instruction).strip(), depth)
+    for rank, (doc_id, score) in enumerate(hits, start=1):
+        yield Candidate(query.id, doc_id, score, rank)
+
+
+def without_itself(candidates: Iterable[Candidate | SourceReject], depth: int) -> Iterator[Candidate | SourceReject]:
+    """The `depth` best candidates of each query without the document of the query's own id; ranks have no gap."""
+    for query_id, group in groupby(candidates, lambda row: getattr(row, "query_id", None)):
+        rank = 0
+        for row in group:
+            if not isinstance(row, Candidate):
+                yield row
+            elif row.doc_id != query_id and rank < depth:
+                rank += 1
+                yield row if row.first_stage_rank is None else replace(row, first_stage_rank=rank)
 
 
 def _needs_run(part: Part, all_pairs: int) -> str:
@@ -134,7 +164,7 @@ def run_candidates(
         return current
 
     run = read_run(storage, uri, task_number=part.columns.benchmark == "mbeir")
-    for query_id, group in itertools.groupby(run, query_of):
+    for query_id, group in groupby(run, query_of):
         lines: list[RunLine] = []
         for line in group:
             if isinstance(line, RunFault):

@@ -60,15 +60,11 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Documents that queries are ranked against, under the publisher's ids; `prefix` precedes them in the lake.
-
-    `is_searchable` says whether a search in their texts makes a first stage.
-    """
+    """Documents that queries are ranked against, under the publisher's ids; `prefix` precedes them in the lake."""
 
     name: str
     documents: ReadDocuments
     prefix: str = ""
-    is_searchable: bool = True
 
     def index(self) -> Iterator[tuple[str, str]]:
         """Id and text to search in of each document, "" where there is none; images are not read."""
@@ -82,8 +78,9 @@ class Part:
     """Queries of one dataset, subset and language, for one pool; `prefix` precedes their ids in the lake.
 
     Without `judgements` it has every query, else only the judged ones, as benchmark code does. `candidates` is
-    given where the benchmark itself defines what is compared with what. Where `excludes_itself`, a document under a
-    query's own id is the query, and no candidate of it, as BEIR's evaluation has it.
+    given where the benchmark itself defines what is compared with what; `is_searchable` says whether a search in the
+    pool's texts makes a first stage. Where `excludes_itself`, a document under a query's own id is the query, and no
+    candidate of it, as BEIR's evaluation has it.
     """
 
     name: str
@@ -93,7 +90,7 @@ class Part:
     judgements: Callable[[], Qrels] | None
     prefix: str = ""
     candidates: Callable[[], Iterator[Candidate]] | None = None
-    is_text: bool = True
+    is_searchable: bool = True
     judged_by_answers: bool = False
     excludes_itself: bool = False
 

@@ -165,7 +165,7 @@ class BenchmarkFolder:
         for path in paths:
             if path.endswith(".parquet"):
                 records = self.rows(path, names, batch_rows)
-            elif path.endswith(".tsv"):
+            elif path.removesuffix(".gz").endswith(".tsv"):
                 records = read_each(path, self.fields(path), partial(_named, names))
             else:
                 records = self.records(path)

@@ -77,8 +77,8 @@ def _parts(folder: BenchmarkFolder, split: str, name: str, task: int, instructio
     is_union = corpus.startswith("cand_pool/global/")
     pool_name = "union" if is_union else dataset
     documents = partial(_documents, folder, corpus, DocumentColumns(pool_name))
-    pool = Pool(pool_name, documents, is_searchable=not is_union and "text" in candidate_modality)
-    return [Part(dataset, pool, columns, queries, judgements, is_text=query_modality != "image")]
+    is_searchable = not is_union and query_modality != "image" and "text" in candidate_modality
+    return [Part(dataset, Pool(pool_name, documents), columns, queries, judgements, is_searchable=is_searchable)]
 
 
 def _documents(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from lakerank.ingest.layouts.benchmark import DocumentColumns, Layout, Part, Pool, QueryColumns, content_rows, passages
@@ -113,34 +113,30 @@ def _object(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value
 
 
-class AnswerMatcher:
-    """Finds answers in passages as token sequences: words of letters, digits and marks, and single other characters.
+def searchable_passage(text: str) -> str:
+    """A passage, normalised so that answers are found in it as sequences of tokens.
 
     The string heuristics of open-domain question answering, by which MKQA is evaluated. Source:
     `C_MTEB/MKQA/utils/evaluation.py` and `normalize_text.py` in github.com/FlagOpen/FlagEmbedding, which are
     Contriever's and DPR's.
     """
+    return searchable_answer(text.lower().translate(_TABLE).replace(" . . . ", " ... "))
 
-    def __init__(self) -> None:
-        """Raises DependencyError when `regex` is not installed."""
-        regex = library("regex", "answers in passages", "ingest")
-        self._tokens = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 
-    def passage(self, text: str) -> str:
-        """A passage, normalised for searching."""
-        return self._joined(text.lower().translate(_TABLE).replace(" . . . ", " ... "))
+def searchable_answer(text: str) -> str:
+    """An answer as it is looked for: its words of letters, digits and marks, and its single other characters."""
+    tokens = _token().findall(unicodedata.normalize("NFD", text))
+    return _SEPARATOR.join(["", *(token.lower() for token in tokens), ""]) if tokens else _SEPARATOR
 
-    def answer(self, text: str) -> str:
-        """An answer, normalised for searching."""
-        return self._joined(text)
 
-    def is_answered(self, passage: str, answers: Sequence[str]) -> bool:
-        """Whether a passage contains one of the answers, both normalised. One without tokens is in every passage."""
-        return any(answer == _SEPARATOR or answer in passage for answer in answers)
+def is_answered(passage: str, answers: Sequence[str]) -> bool:
+    """Whether a passage contains one of the answers, both searchable. One without tokens is in every passage."""
+    return any(answer == _SEPARATOR or answer in passage for answer in answers)
 
-    def _joined(self, text: str) -> str:
-        tokens = self._tokens.findall(unicodedata.normalize("NFD", text))
-        return _SEPARATOR.join(["", *(token.lower() for token in tokens), ""]) if tokens else _SEPARATOR
+
+@cache
+def _token() -> Any:
+    return library("regex", "answers in passages", "ingest").compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 
 
 LAYOUT = Layout(

@@ -69,8 +69,8 @@ def _page_parts(folder: BenchmarkFolder, split: str, path: str, name: str) -> li
     def judgements() -> Qrels:
         return (Qrel(query_id, page, 1) for query_id, page in _questions(folder, shards).values() if page)
 
-    pool = Pool(name, documents, f"{name}/", is_searchable=False)
-    return [Part(name, pool, columns, queries, judgements, f"{name}/")]
+    pool = Pool(name, documents, f"{name}/")
+    return [Part(name, pool, columns, queries, judgements, pool.prefix, is_searchable=False)]
 
 
 def _questions(folder: BenchmarkFolder, shards: Sequence[str]) -> dict[str, tuple[str, str | None]]:
@@ -100,7 +100,8 @@ def _table_parts(folder: BenchmarkFolder, split: str, path: str, name: str) -> l
     query_columns = folder.require_columns(queries, QUERY_ID, ("query",))
     pages = Table(corpus, CORPUS_ID, image="image", search_text="markdown")
     documents = partial(content_rows, folder, pages, DocumentColumns(name))
-    pool = Pool(name, documents, f"{name}/", is_searchable="markdown" in folder.columns(corpus[0]))
+    pool = Pool(name, documents, f"{name}/")
+    is_searchable = "markdown" in folder.columns(corpus[0])
     version = "vidore_v3" if "query_id" in query_columns else "vidore_v2"
     questions = Table(queries, QUERY_ID, ("query",), "language")
     rows = partial(content_rows, folder, questions, QueryColumns(version, name))
@@ -113,7 +114,10 @@ def _table_parts(folder: BenchmarkFolder, split: str, path: str, name: str) -> l
         of_language = partial(_of_language, language_of, language, languages[0])
         query_rows = partial(of_language, partial(content_rows, folder, questions, columns))
         judgements = partial(of_language, partial(folder.table_qrels, qrels))
-        parts.append(Part(join(name, subset or ""), pool, columns, query_rows, judgements, f"{name}/"))
+        name_of_part = join(name, subset or "")
+        parts.append(
+            Part(name_of_part, pool, columns, query_rows, judgements, pool.prefix, is_searchable=is_searchable)
+        )
     return parts
 
 

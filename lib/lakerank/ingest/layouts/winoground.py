@@ -66,7 +66,7 @@ def _parts(folder: BenchmarkFolder, _split: str) -> list[Part]:
     def candidates() -> Iterator[Candidate]:
         return (Candidate(query_id, doc_id) for query_id, doc_id, _ in _pairs(folder))
 
-    pool = Pool("winoground", documents, is_searchable=False)
+    pool = Pool("winoground", documents)
     return [Part("winoground", pool, columns, queries, judgements, candidates=candidates)]
 
 
