@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar, cast
 
@@ -16,7 +16,7 @@ from lakerank.errors import ConfigError
 from lakerank.ingest.first_stage import ALL_PAIRS, DEPTH, FirstStage, choose_first_stages, part_candidates
 from lakerank.ingest.folder import output_faults
 from lakerank.ingest.layouts import AUTO, read_benchmark
-from lakerank.ingest.layouts.benchmark import Benchmark, DocumentColumns, Part, Pool, QueryColumns, every_id
+from lakerank.ingest.layouts.benchmark import DocumentColumns, Part, Pool, QueryColumns, every_id
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
 from lakerank.ingest.layouts.mkqa import is_answered, searchable_answer, searchable_passage
 from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject, TableName, TableWriter, WrittenTable
@@ -93,27 +93,28 @@ def ingest_benchmark(
     started = time.monotonic()
     if faults := output_faults(source_uri, output):
         raise ConfigError(faults)
-    benchmark = read_benchmark(BenchmarkFolder(storage, source_uri, follow_links), options.layout, options.split)
-    stages = choose_first_stages(benchmark, options.runs, options.all_pairs)
-    if options.plain_ids and len({part.prefix for part in benchmark.parts}) > 1:
-        names = ", ".join(sorted(part.name for part in benchmark.parts))
+    parts = read_benchmark(BenchmarkFolder(storage, source_uri, follow_links), options.layout, options.split)
+    stages = choose_first_stages(parts, options.runs, options.all_pairs)
+    if options.plain_ids and len({part.prefix for part in parts}) > 1:
+        names = ", ".join(sorted(part.name for part in parts))
         raise ConfigError([f"--plain-ids: ids repeat between datasets; name the folder of one of {names}"])
     writers = {name: TableWriter(storage, output, name, columns, progress) for name, columns in TABLES.items()}
-    writer = _LakeWriter(storage, benchmark, stages, options, writers)
-    for pool in benchmark.pools:
-        writer.write_pool(pool)
-    judged: tuple[TableName, ...] = ("qrels",) if any(part.judgements for part in benchmark.parts) else ()
+    writer = _LakeWriter(storage, stages, options, writers)
+    pools = {part.pool.name: part.pool for part in parts}
+    for pool in pools.values():
+        writer.write_pool(pool, [part for part in parts if part.pool.name == pool.name])
+    judged: tuple[TableName, ...] = ("qrels",) if any(part.judgements for part in parts) else ()
     for name in (*judged, "queries", "candidates"):
         writers[name].require_rows(source_uri)
-    for pool in benchmark.pools:
+    for pool in pools.values():
         writer.write_documents(pool)
     writers["documents"].require_rows(source_uri)
     tables = {name: table.finish() for name, table in writers.items()}
     rejected: Counter[str] = sum((Counter(table.rejected_by_fault) for table in tables.values()), Counter())
     result = BenchmarkLake(
-        benchmark.name,
+        parts[0].columns.benchmark,
         output,
-        [part.name for part in benchmark.parts],
+        [part.name for part in parts],
         dict(sorted(Counter(stage.method for stage in stages.values()).items())),
         tables,
         rejected.total(),
@@ -134,7 +135,6 @@ class _LakeWriter:
     """
 
     storage: Storage
-    benchmark: Benchmark
     stages: Mapping[str, FirstStage]
     options: LayoutOptions
     tables: Mapping[TableName, TableWriter]
@@ -142,9 +142,8 @@ class _LakeWriter:
     #: Id and answers of each query that is judged by them, by the document that they are to be looked for in.
     answers: dict[str, list[tuple[str, list[str]]]] = field(default_factory=lambda: defaultdict(list))
 
-    def write_pool(self, pool: Pool) -> None:
+    def write_pool(self, pool: Pool, parts: Sequence[Part]) -> None:
         """Write a pool's parts without its documents; they share one index."""
-        parts = [part for part in self.benchmark.parts if part.pool.name == pool.name]
         is_searched = any(self.stages[part.name].method == "bm25" for part in parts)
         index = Bm25Index(pool.index()) if is_searched else None
         for part in parts:

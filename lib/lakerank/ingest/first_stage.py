@@ -12,7 +12,7 @@ from lakerank.candidates.bm25 import Bm25Index
 from lakerank.candidates.run_files import RunFault, RunLine, best_items, no_known_query, read_run
 from lakerank.credentials import redacted
 from lakerank.errors import ConfigError, StorageError
-from lakerank.ingest.layouts.benchmark import Benchmark, Part, QueryColumns
+from lakerank.ingest.layouts.benchmark import Part, QueryColumns
 from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate
@@ -32,18 +32,18 @@ class FirstStage(NamedTuple):
     doc_ids: Sequence[str] = ()
 
 
-def choose_first_stages(benchmark: Benchmark, runs: Sequence[str], all_pairs: int = ALL_PAIRS) -> dict[str, FirstStage]:
+def choose_first_stages(
+    parts: Sequence[Part], runs: Sequence[str], all_pairs: int = ALL_PAIRS
+) -> dict[str, FirstStage]:
     """Choose each part's source of candidates, by name. `runs` have the command line's form: `[PART=]FILE`.
 
     Raises:
         ConfigError: a run belongs to no part, or a part has no first stage; all faults at once.
     """
-    assigned = _assigned(benchmark, runs)
+    assigned = _assigned(parts, runs)
     stages: dict[str, FirstStage] = {}
-    pools: dict[str, FirstStage] = {}
     faults = []
-    for part in benchmark.parts:
-        pool = part.pool
+    for part in parts:
         if part.candidates is not None:
             stages[part.name] = FirstStage("given")
         elif part.name in assigned:
@@ -51,10 +51,9 @@ def choose_first_stages(benchmark: Benchmark, runs: Sequence[str], all_pairs: in
         elif part.is_searchable:
             stages[part.name] = FirstStage("bm25")
         else:
-            if pool.name not in pools:
-                pools[pool.name] = FirstStage("all", "", [name for name, _ in islice(pool.index(), all_pairs + 1)])
-            stages[part.name] = pools[pool.name]
-            if len(stages[part.name].doc_ids) > all_pairs:
+            doc_ids = [doc_id for doc_id, _ in islice(part.pool.index(), all_pairs + 1)]
+            stages[part.name] = FirstStage("all", doc_ids=doc_ids)
+            if len(doc_ids) > all_pairs:
                 faults.append(_needs_run(part, all_pairs))
     if faults:
         raise ConfigError(faults)
@@ -111,31 +110,28 @@ def _needs_run(part: Part, all_pairs: int) -> str:
     )
 
 
-def _assigned(benchmark: Benchmark, runs: Sequence[str]) -> dict[str, str]:
+def _assigned(parts: Sequence[Part], runs: Sequence[str]) -> dict[str, str]:
     """The run file of each part that has one."""
-    names = {part.name for part in benchmark.parts}
+    names = {part.name for part in parts}
     files: dict[str, str] = {}
     for run in runs:
         head, _, tail = run.partition("=")
         if head in names:
             targets = {head: tail}
         elif "{part}" in run or "{language}" in run:
-            targets = {part.name: _file_of(run, part) for part in benchmark.parts}
-        elif len(names) == 1 or not any(part.prefix for part in benchmark.parts):
+            targets = {part.name: _file_of(run, part) for part in parts}
+        elif len(names) == 1 or not any(part.prefix for part in parts):
             targets = dict.fromkeys(names, run)
         else:
-            raise ConfigError([_ambiguous_run(run, names)])
+            fault = (
+                f"--run {run}: which part does it belong to? Give PART=FILE, or a FILE with {{part}} or {{language}} "
+                f"in its name; the parts are {', '.join(sorted(names))}"
+            )
+            raise ConfigError([fault])
         if duplicates := sorted(set(targets) & set(files)):
             raise ConfigError([f"--run: {name} has two run files" for name in duplicates])
         files |= targets
     return files
-
-
-def _ambiguous_run(run: str, names: set[str]) -> str:
-    return (
-        f"--run {run}: which part does it belong to? Give PART=FILE, or a FILE with {{part}} or {{language}} in its "
-        f"name; the parts are {', '.join(sorted(names))}"
-    )
 
 
 def _file_of(template: str, part: Part) -> str:

@@ -26,7 +26,16 @@ from lakerank.ingest.readers.text import decode, trec_command
 from lakerank.ingest.records import RecordReader, csv_records, json_objects
 from lakerank.ingest.rows import extra_columns, kept_fields, section_rows
 from lakerank.ingest.source import Source, SourceFile, open_source, opened_plain, prefetched_files
-from lakerank.ingest.tables import ContentRow, Row, SourceError, SourceFault, SourceReject, TableWriter, WrittenTable
+from lakerank.ingest.tables import (
+    ContentRow,
+    Row,
+    SourceError,
+    SourceFault,
+    SourceReject,
+    TableName,
+    TableWriter,
+    WrittenTable,
+)
 from lakerank.lake import is_local, local_path
 from lakerank.lake.storage import Storage
 
@@ -37,15 +46,19 @@ Rows = Iterator[Row | SourceReject]
 #: A file's content, once it was fetched.
 Content = Callable[[], bytes]
 
-JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
-RECORD_SUFFIXES = frozenset({".json", ".csv", ".tsv"})
+#: How files of records are read: a line, or a whole file at a time.
+_RECORDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "records", ".csv": "records", ".tsv": "records"}
 
-#: Texts with a query a line, and TREC's judgements.
-_QUERY_SUFFIXES = frozenset({".txt", ".text"})
-_QREL_SUFFIXES = frozenset({".txt", ".tsv", ".qrels", ".qrel", ".trec"})
+#: How the files of a table are read, by suffix; those that readers read are documents or queries too.
+_FORMS: dict[TableName, dict[str, str]] = {
+    "documents": _RECORDS,
+    "queries": _RECORDS | dict.fromkeys([".txt", ".text"], "queries"),
+    "candidates": _RECORDS,
+    "qrels": _RECORDS | dict.fromkeys([".txt", ".tsv", ".qrels", ".qrel", ".trec"], "qrels"),
+}
 
 #: The files of a kind; others are skipped. `auto` and `folder` read every file.
-_SUFFIXES: dict[str, frozenset[str]] = {"jsonl": JSONL_SUFFIXES, "pdf": frozenset({".pdf"})}
+_SUFFIXES = {"jsonl": {".jsonl", ".ndjson"}, "pdf": {".pdf"}}
 
 
 @dataclass(slots=True)
@@ -136,7 +149,7 @@ def suffix(path: str) -> str:
 
 def is_readable(path: str) -> bool:
     """Whether a file of this name becomes documents."""
-    return suffix(path) in READERS.keys() | RECORD_SUFFIXES | JSONL_SUFFIXES | {".zip"}
+    return suffix(path) in READERS.keys() | _RECORDS.keys() | {".zip"}
 
 
 class _FolderReader:
@@ -171,22 +184,14 @@ class _FolderReader:
     def _form(self, path: str, in_folder: bool) -> str:
         """How a file is read: `jsonl`, `records`, `queries`, `qrels`, `zip`, `reader`; `unknown`; "" if passed over."""
         options, kind = self._options, suffix(path)
-        if path in options.skip:
+        if path in options.skip or (in_folder and kind not in _SUFFIXES.get(options.kind, {kind})):
             return ""
-        if kind == ".zip" and options.kind in ("auto", "folder"):
+        if kind == ".zip":
             return "zip"
-        if options.kind in _SUFFIXES and in_folder and kind not in _SUFFIXES[options.kind]:
-            return ""
-        if kind in JSONL_SUFFIXES:
-            return "jsonl"
-        if options.table == "qrels" and (kind in _QREL_SUFFIXES or not (in_folder or kind in RECORD_SUFFIXES)):
-            return "qrels"
-        if kind in RECORD_SUFFIXES:
-            return "records"
+        if form := _FORMS[options.table].get(kind):
+            return form
         if options.table in ("candidates", "qrels"):
-            return "" if in_folder else "unknown"
-        if options.table == "queries" and kind in _QUERY_SUFFIXES:
-            return "queries"
+            return "" if in_folder else "qrels" if options.table == "qrels" else "unknown"
         return "reader" if kind in READERS or (kind in OFFICE and options.office_pages) else "unknown"
 
     def _file_rows(self, source: Source, file: SourceFile, form: str, content: Content, depth: int) -> Rows:

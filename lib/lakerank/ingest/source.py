@@ -77,8 +77,8 @@ class FileSource:
         if self.is_folder:
             yield from self._walk(self._location)
         else:
-            name = posixpath.basename(self._location)
-            yield _file(self._filesystem.info(self._location), name, self._location)
+            item = self._item(self._filesystem.info(self._location) | {"name": self._location, "islink": False})
+            yield from () if isinstance(item, str) else (item,)
 
     def _walk(self, folder: str, trail: tuple[Path, ...] = ()) -> Iterator[SourceFile | SourceReject]:
         """Files below a folder; `trail` holds the real folders on the way down when links are followed."""
@@ -90,27 +90,8 @@ class FileSource:
             yield SourceReject(self._relative(folder), SourceFault.FILE_UNREADABLE, str(error))
             return
         for entry in entries:
-            yield from self._visit(entry, trail)
-
-    def _visit(self, entry: dict[str, Any], trail: tuple[Path, ...]) -> Iterator[SourceFile | SourceReject]:
-        location = entry["name"]
-        path = self._relative(location)
-        if not _is_unicode(path):
-            shown = path.encode(errors="backslashreplace").decode()
-            yield SourceReject(shown, SourceFault.NAME_UNDECODABLE, "the name is not UTF-8")
-            return
-        if entry.get("islink"):
-            if not self._follow_links:
-                yield SourceReject(path, SourceFault.SYMBOLIC_LINK, "links are only followed on request")
-                return
-            if not self._filesystem.exists(location) or Path(location).resolve() in trail:
-                yield SourceReject(path, SourceFault.SYMBOLIC_LINK, "the link leads nowhere, or back to where it is")
-                return
-            entry = self._filesystem.info(location)
-        if entry["type"] == "directory":
-            yield from self._walk(location, trail)
-        else:
-            yield _file(entry, path, location)
+            item = self._item(entry, trail)
+            yield from self._walk(item, trail) if isinstance(item, str) else (item,)
 
     def _entries(self, folder: str) -> Iterator[dict[str, Any]]:
         """What is directly in a folder, with the location as its name, hidden things left out; raises OSError."""
@@ -119,21 +100,40 @@ class FileSource:
             if location != folder and not posixpath.basename(location).startswith("."):
                 yield {**entry, "name": location}
 
-    def names(self, folder: str = "") -> tuple[list[str], list[str]]:
-        """Names of the folders and of the files directly in a folder of the source, sorted, without hidden ones.
+    def _item(self, entry: dict[str, Any], trail: tuple[Path, ...] = ()) -> SourceFile | SourceReject | str:
+        """A file, the location of a folder, or a reject."""
+        location = entry["name"]
+        path = self._relative(location)
+        if path != path.encode(errors="replace").decode():
+            shown = path.encode(errors="backslashreplace").decode()
+            return SourceReject(shown, SourceFault.NAME_UNDECODABLE, "the name is not UTF-8")
+        if entry.get("islink"):
+            if not self._follow_links:
+                return SourceReject(path, SourceFault.SYMBOLIC_LINK, "links are only followed on request")
+            if not self._filesystem.exists(location) or Path(location).resolve() in trail:
+                detail = "the link leads nowhere, or back to where it is"
+                return SourceReject(path, SourceFault.SYMBOLIC_LINK, detail)
+            entry = self._filesystem.info(location)
+        if entry["type"] == "directory":
+            return str(location)
+        if entry["type"] == "other":  # it would be waited for without end
+            return SourceReject(path, SourceFault.NOT_A_FILE, "a FIFO, a socket or a device, not a regular file")
+        return SourceFile(path, location, entry["size"], _modified(entry))
 
-        A link counts as what it leads to, or as nothing when links are not followed. A missing folder is empty.
+    def names(self, folder: str = "") -> tuple[list[str], list[str]]:
+        """Names of the folders and of the files directly in a folder of the source, sorted; none where it is missing.
+
+        A link counts as what it leads to, or as nothing when links are not followed.
         """
-        names: dict[str, list[str]] = {"directory": [], "file": [], "other": []}
+        folders, files = [], []
         with suppress(FileNotFoundError, NotADirectoryError):
             for entry in self._entries(posixpath.join(self._root, folder).rstrip("/")):
-                location = entry["name"]
-                if entry.get("islink") and not (self._follow_links and self._filesystem.exists(location)):
-                    continue
-                if _is_unicode(location):
-                    kind = self._filesystem.info(location)["type"] if entry.get("islink") else entry["type"]
-                    names[kind].append(posixpath.basename(location))
-        return sorted(names["directory"]), sorted(names["file"])
+                item = self._item(entry)
+                if isinstance(item, str):
+                    folders.append(posixpath.basename(item))
+                elif isinstance(item, SourceFile):
+                    files.append(posixpath.basename(item.path))
+        return sorted(folders), sorted(files)
 
     def _relative(self, location: str) -> str:
         return location[len(self._root) :].lstrip("/")
@@ -210,8 +210,7 @@ def image_at(source: Source, path: str, max_bytes: int) -> bytes:
     try:
         image = source.within(path)
         if image is None:
-            detail = f"an image must be a path inside the source, or base64, not {path}"
-            raise SourceError(SourceFault.IMAGE_OUTSIDE_SOURCE, detail)
+            raise SourceError(SourceFault.IMAGE_OUTSIDE_SOURCE, "an image must be a path inside the source, or base64")
         if image.size > max_bytes:
             raise SourceError(SourceFault.FILE_TOO_LARGE, f"the image has {image.size} bytes, the limit is {max_bytes}")
         return source.read(image)
@@ -243,18 +242,10 @@ def prefetched_files(
         pool.shutdown(cancel_futures=True)
 
 
-def _file(entry: dict[str, Any], path: str, location: str) -> SourceFile | SourceReject:
-    """A file, or a reject for what is listed as one and would be waited for without end."""
-    if entry["type"] == "other":
-        return SourceReject(path, SourceFault.NOT_A_FILE, "a FIFO, a socket or a device, not a regular file")
-    return SourceFile(path, location, entry["size"], _modified(entry))
-
-
 def _modified(entry: dict[str, Any]) -> datetime | None:
     """When a file was last written, under the name that its kind of store has for it."""
-    value = next(
-        (entry[name] for name in ("mtime", "LastModified", "last_modified", "updated") if entry.get(name)), None
-    )
+    names = ("mtime", "LastModified", "last_modified", "updated")
+    value = next((entry[name] for name in names if entry.get(name)), None)
     if isinstance(value, int | float):
         return datetime.fromtimestamp(value, UTC)
     if isinstance(value, str):
@@ -267,9 +258,4 @@ def _modified(entry: dict[str, Any]) -> datetime | None:
 
 def _path_order(entry: dict[str, Any]) -> str:
     """Sorts a folder as the paths of the files in it: `a-b` before `a/b`, as in the order of whole paths."""
-    name: str = entry["name"].rstrip("/")
-    return f"{name}/" if entry["type"] == "directory" else name
-
-
-def _is_unicode(path: str) -> bool:
-    return path == path.encode(errors="replace").decode()
+    return f"{entry['name']}/" if entry["type"] == "directory" else str(entry["name"])

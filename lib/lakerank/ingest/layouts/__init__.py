@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from lakerank.credentials import redacted
 from lakerank.errors import StorageError
 from lakerank.ingest.layouts import mbeir, mkqa, passages, vidore, winoground
-from lakerank.ingest.layouts.benchmark import Benchmark, Layout
+from lakerank.ingest.layouts.benchmark import Layout, Part
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
 
 #: In the order of detection: the more specific before BEIR, whose files others use too.
@@ -27,8 +27,8 @@ LAYOUTS: Mapping[str, Layout] = {
 AUTO = "auto"
 
 
-def read_benchmark(folder: BenchmarkFolder, layout: str, split: str | None) -> Benchmark:
-    """The benchmark in a folder, its layout by name or `auto`. Reads listings and headers, not the data.
+def read_benchmark(folder: BenchmarkFolder, layout: str, split: str | None) -> list[Part]:
+    """The parts of the benchmark in a folder, its layout by name or `auto`. Reads listings and headers, not the data.
 
     Raises:
         StorageError: a file is not there, or the folder is not recognised.

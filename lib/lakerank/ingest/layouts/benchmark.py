@@ -96,23 +96,6 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Benchmark:
-    """A published benchmark, or as much of it as the source holds."""
-
-    parts: tuple[Part, ...]
-
-    @property
-    def name(self) -> str:
-        """The layout's name; ViDoRe's with the version."""
-        return self.parts[0].columns.benchmark
-
-    @property
-    def pools(self) -> tuple[Pool, ...]:
-        """Each pool once, in the order of the parts."""
-        return tuple({part.pool.name: part.pool for part in self.parts}.values())
-
-
-@dataclass(frozen=True, slots=True)
 class Layout:
     """How a benchmark is published: what the folder has to hold, in words, and one name that says what is missing.
 
@@ -132,8 +115,8 @@ class Layout:
         """Whether the folder has a benchmark in this layout."""
         return self.recognises(folder) if self.recognises else bool(self.datasets(folder, self.split))
 
-    def read(self, folder: BenchmarkFolder, split: str | None) -> Benchmark:
-        """Every dataset of the folder.
+    def read(self, folder: BenchmarkFolder, split: str | None) -> list[Part]:
+        """The parts of every dataset in the folder.
 
         Raises:
             StorageError: no dataset is there, or some lack a file or a column; all faults at once.
@@ -151,7 +134,7 @@ class Layout:
                 faults.append(str(error))
         if faults:
             raise StorageError("\n".join(faults))
-        return Benchmark(tuple(parts))
+        return parts
 
 
 def passage_part(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import BufferedIOBase
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -15,7 +15,7 @@ from lakerank.credentials import redacted
 from lakerank.errors import SchemaError, StorageError
 from lakerank.ingest.judgements import qrel, qrels
 from lakerank.ingest.lines import Line, Record, json_records, read_each, split_lines
-from lakerank.ingest.source import FileSource, SourceFile, image_at, open_source, opened_plain
+from lakerank.ingest.source import FileSource, image_at, open_source, opened_plain
 from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.storage import Storage, join
@@ -65,9 +65,9 @@ class BenchmarkFolder:
 
     def find(self, *paths: str) -> str | None:
         """The first of some paths that is a file, plain or gzipped."""
-        for path in paths:
-            for name in (path, f"{path}.gz"):
-                if self._file(name) is not None:
+        for name in (name for path in paths for name in (path, f"{path}.gz")):
+            with suppress(OSError):
+                if self._source.within(name) is not None:
                     return name
         return None
 
@@ -87,20 +87,27 @@ class BenchmarkFolder:
         return StorageError(f"{redacted(self.uri)}: no {' or '.join(paths)}")
 
     @contextmanager
-    def _stream(self, path: str) -> Iterator[BufferedIOBase]:
-        """Raises StorageError when the file cannot be read, or ends in the middle of what is gzipped."""
-        file = self._required(path)
-        with storage_errors(join(self.uri, path), "read"), opened_plain(self._source, file) as stream:
-            yield stream
+    def open(self, path: str) -> Iterator[BufferedIOBase]:
+        """A file open for reading, gunzipped if its name says so.
+
+        Raises:
+            StorageError: the file cannot be read, or ends in the middle of what is gzipped.
+        """
+        with storage_errors(join(self.uri, path), "read"):
+            file = self._source.within(path)
+            if file is None:
+                raise FileNotFoundError("it is outside of the folder")
+            with opened_plain(self._source, file) as stream:
+                yield stream
 
     def records(self, path: str) -> Iterator[Record | SourceReject]:
         """The JSON object of each line that is not blank, or a reject for the line."""
-        with self._stream(path) as stream:
+        with self.open(path) as stream:
             yield from json_records(path, stream, MAX_BYTES)
 
     def fields(self, path: str, separator: str | None = "\t") -> Iterator[Line]:
         """The fields of each line that is not blank, split at tabs (None: at any white space), or a reject for it."""
-        with self._stream(path) as stream:
+        with self.open(path) as stream:
             yield from split_lines(path, stream, MAX_BYTES, separator)
 
     def qrels(self, path: str, separator: str | None = "\t", further_fields: int = 0) -> Iterator[Qrel | SourceReject]:
@@ -185,22 +192,6 @@ class BenchmarkFolder:
     def image(self, path: str) -> bytes:
         """An image file that a record names; raises `SourceError`."""
         return image_at(self._source, path, MAX_BYTES)
-
-    def open(self, path: str) -> BinaryIO:
-        """A file open for reading at random; close it."""
-        return self._source.open(self._required(path))
-
-    def _file(self, path: str) -> SourceFile | None:
-        try:
-            return self._source.within(path)
-        except OSError:
-            return None
-
-    def _required(self, path: str) -> SourceFile:
-        file = self._file(path)
-        if file is None:
-            raise StorageError(f"{redacted(join(self.uri, path))}: no such file")
-        return file
 
     def _shards(self, folder: str, pattern: re.Pattern[str], stem: str, depth: int) -> Iterator[str]:
         folders, files = self._source.names(folder)

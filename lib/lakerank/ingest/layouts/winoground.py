@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from lakerank.errors import StorageError
 from lakerank.ingest.layouts.benchmark import (
@@ -141,7 +141,7 @@ def _images(folder: BenchmarkFolder) -> Iterator[ReadImage]:
         return
     with folder.open(archive) as stream:
         try:
-            packed = zipfile.ZipFile(stream)
+            packed = zipfile.ZipFile(cast("BinaryIO", stream))
         except zipfile.BadZipFile as error:
             raise StorageError(f"{archive}: not a whole zip archive; fetch it again") from error
         members = {member.filename.rpartition("/")[2]: member for member in packed.infolist()}
