@@ -101,7 +101,8 @@ def _qrel(fields: list[str], columns: QrelColumns | None, further_fields: int) -
 
 def qrel(record: Mapping[str, Any]) -> Qrel:
     """A judgement from a record; raises `SourceError`."""
+    query_id, doc_id = record_id(record, QUERY_ID), record_id(record, DOC_ID)
     relevance = record_integer(record, present(record, RELEVANCE))
     if relevance is None:
         raise SourceError(SourceFault.FIELD_MISSING, "no 'relevance'")
-    return Qrel(record_id(record, QUERY_ID), record_id(record, DOC_ID), relevance)
+    return Qrel(query_id, doc_id, relevance)
