@@ -16,10 +16,13 @@ import pytest
 from PIL import Image
 
 from lakerank import schemas
-from lakerank.evaluation.inputs import LakeTables, find_inputs
+from lakerank.evaluation.blocks import read_blocks
+from lakerank.evaluation.evaluation import Evaluation, evaluate
+from lakerank.evaluation.inputs import Inputs, LakeTables, find_inputs
 from lakerank.evaluation.job import Evaluated, evaluate_run
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
+from lakerank.runner import LocalRunner
 
 
 def encoded(size: tuple[int, int] = (40, 20), kind: str = "PNG", mode: str = "RGB") -> bytes:
@@ -48,8 +51,15 @@ class Lake:
 
     def evaluated(self, baseline: str | None = None) -> Evaluated:
         """Evaluate the run as the job does, in this process."""
+        return evaluate_run(LocalRunner(), Storage(), self.inputs(baseline))
+
+    def inputs(self, baseline: str | None = None) -> Inputs:
         other = RunPaths(self.paths.output, baseline) if baseline else None
-        return evaluate_run(Storage(), find_inputs(Storage(), self.tables, self.paths, other))
+        return find_inputs(Storage(), self.tables, self.paths, other)
+
+    def evaluation(self) -> Evaluation:
+        """The evaluation of the run alone, without its files."""
+        return evaluate(Storage(), self.inputs(), read_blocks(LocalRunner(), Storage(), self.inputs()))
 
 
 @pytest.fixture

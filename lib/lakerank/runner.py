@@ -141,6 +141,10 @@ class Runner(Protocol):
         """All rows, here: for small results."""
         ...
 
+    def stream(self, rows: Rows) -> Iterator[Any]:
+        """The rows, here, by the names of their columns: one after the other, those of a few tasks at a time."""
+        ...
+
     def summed(self, counts: Rows) -> Counts:
         """COUNTS added up: a few thousand numbers, whatever the size of the lake."""
         ...
@@ -188,6 +192,10 @@ class LocalRunner:
     def collect(self, rows: Rows, schema: pa.Schema) -> pa.Table:
         """All of them."""
         return pa.Table.from_batches(rows, schema=schema)
+
+    def stream(self, rows: Rows) -> Iterator[Any]:
+        """One task's after the other's."""
+        return (row for batch in rows for row in batch.to_pylist())
 
     def summed(self, counts: Rows) -> Counts:
         """All of them."""

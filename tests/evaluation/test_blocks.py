@@ -10,19 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lakerank.evaluation.analysis.scores import SCORED_PAIR, sampled
+from lakerank.evaluation.blocks import judged_only, read_blocks
 from lakerank.evaluation.evaluation import evaluate
 from lakerank.evaluation.examples import choose, extremes
-from lakerank.evaluation.inputs import Inputs, LakeTables, Totals, find_inputs
+from lakerank.evaluation.inputs import Inputs, LakeTables, Totals
 from lakerank.evaluation.job import evaluate_run
-from lakerank.evaluation.pairs import ROWS, InputTable, judged_only, whole_queries
+from lakerank.evaluation.pairs import ROWS, InputTable
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
+from lakerank.spark.runtime.runner import SparkRunner
 
 ROOT = Path(__file__).parents[2]
 QUERIES, DOCS = 40, 12
@@ -66,7 +67,7 @@ def evaluated(blocks):
         tables, paths, RunPaths("out", "r0"), {}, (), ordered=True, dimensions=dimensions,
         labels=(*dimensions, "benchmark", "subset", "name"), totals=totals, manifest={},
     )  # fmt: skip
-    return evaluate(Storage(), inputs, lambda storage, inputs: map(judged_only, blocks))
+    return evaluate(Storage(), inputs, map(judged_only, blocks))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -74,8 +75,8 @@ def evaluated(blocks):
 def test_blocks_in_any_order_have_the_figures_of_all_together(seed, reverse):
     rows = random_rows(seed)
     whole = evaluated([rows])
-    blocks = list(whole_queries(rows.to_batches(max_chunksize=50), 100))
-    assert len(blocks) > 5
+    last = pc.utf8_slice_codeunits(rows["query_id"], -1)
+    blocks = [rows.filter(pc.equal(last, digit)) for digit in "0123456789"]
     parts = evaluated(blocks[::-1] if reverse else blocks)
     assert parts.as_dict() == whole.as_dict()
     assert choose(parts.queries, 20) == choose(whole.queries, 20)
@@ -116,17 +117,6 @@ def test_a_sample_in_parts_is_a_reservoir_sample_of_all():
     np.testing.assert_array_equal(in_turn(parts[::-1]), whole)
 
 
-@given(st.lists(st.integers(1, 9), max_size=12), st.integers(1, 12), st.integers(1, 6))
-def test_whole_queries(sizes, block_rows, batch_rows):
-    ids = [f"q{number:02}" for number, size in enumerate(sizes) for _ in range(size)]
-    batches = pa.table({"query_id": pa.array(ids, pa.string())}).to_batches(max_chunksize=batch_rows)
-    blocks = [table["query_id"].to_pylist() for table in whole_queries(batches, block_rows)]
-    assert [name for block in blocks for name in block] == ids
-    seen = [name for block in blocks for name in set(block)]
-    assert len(seen) == len(set(seen)), "no query is in two blocks"
-    assert all(len(block) < block_rows + batch_rows + 9 for block in blocks)
-
-
 @pytest.fixture
 def lake(make_lake, encode):
     """Sixty queries over texts and images, the first five unjudged; and a run to compare with."""
@@ -152,13 +142,22 @@ def figures(lake):
     return json.loads(Path(lake.paths.folder, "evaluation-against-r0.json").read_text())
 
 
+def test_blocks_have_whole_queries_with_all_their_rows(lake, runner):
+    [(whole, unjudged)] = read_blocks(runner, Storage(), lake.inputs("r0"))
+    blocks = list(read_blocks(runner, Storage(), lake.inputs("r0"), block_rows=300))
+    ids = [set(rows["query_id"].to_pylist()) for rows, _ in blocks]
+    assert len(ids) > 3
+    assert sum(map(len, ids)) == len(set.union(*ids)) == 55, "no query is in two blocks"
+    assert sum(unjudged for _, unjudged in blocks) == unjudged == 5
+    order = [(name, "ascending") for name in ("query_id", "doc_id", "table")]
+    assert pa.concat_tables(rows for rows, _ in blocks).sort_by(order).equals(whole.sort_by(order))
+    assert set(whole["modality"].to_pylist()) == {None, 1, 2}
+
+
 @pytest.mark.spark
 def test_spark_reads_what_this_process_does(lake, spark):
-    from lakerank.spark.evaluate import blocks_in_spark
-
     here = lake.evaluated("r0").summary(), figures(lake)
-    inputs = find_inputs(Storage(), lake.tables, lake.paths, RunPaths(lake.paths.output, "r0"))
-    there = evaluate_run(Storage(), inputs, blocks_in_spark(spark)).summary(), figures(lake)
+    there = evaluate_run(SparkRunner(spark), Storage(), lake.inputs("r0")).summary(), figures(lake)
     assert here[1] == there[1]
     keys = ("reranked", "against", "queries", "modality_gap")
     assert [here[0][key] for key in keys] == [there[0][key] for key in keys]

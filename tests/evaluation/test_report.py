@@ -18,7 +18,6 @@ import pytest
 from PIL import Image
 
 from lakerank.errors import StorageError
-from lakerank.evaluation.evaluation import evaluate
 from lakerank.evaluation.examples import PER_REASON, THUMBNAIL_SIDE, fetch_rejects, thumbnail
 from lakerank.evaluation.inputs import find_inputs
 from lakerank.evaluation.job import evaluate_run, folder
@@ -243,8 +242,8 @@ def test_a_comparison_leaves_the_report_of_the_run_alone(small_lake):
     assert plain.report != compared.report
 
 
-def test_the_page_says_what_was_evaluated(small_lake):
-    done = evaluate_run(Storage(), find_inputs(Storage(), small_lake.tables, small_lake.paths, None, [EVIL]))
+def test_the_page_says_what_was_evaluated(small_lake, runner):
+    done = evaluate_run(runner, Storage(), find_inputs(Storage(), small_lake.tables, small_lake.paths, None, [EVIL]))
     html = Path(done.report).read_text()
     assert EVIL not in html
     assert '<td colspan="2">&lt;script&gt;document.title' in html, "the model"
@@ -255,7 +254,7 @@ def test_the_page_says_what_was_evaluated(small_lake):
 
 
 def test_of_many_queries_the_largest_changes_are_in_the_table(small_lake):
-    evaluation = evaluate(Storage(), find_inputs(Storage(), small_lake.tables, small_lake.paths))
+    evaluation = small_lake.evaluation()
     table = query_table(evaluation, lambda query_ids: {"q1": "wer"}, most=2)
     assert table["query_id"].to_pylist() == ["q2", "q1"]
     assert table["text"].to_pylist() == ["", "wer"]

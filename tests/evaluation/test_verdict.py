@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from lakerank.evaluation.evaluation import evaluate
-from lakerank.evaluation.inputs import find_inputs
 from lakerank.evaluation.job import trend
 from lakerank.evaluation.report.terminal import WIDTH, terminal_table
 from lakerank.evaluation.report.verdict import Outcome, verdict
@@ -48,10 +47,6 @@ def ranks(make_lake):
     return make
 
 
-def evaluated(lake):
-    return evaluate(Storage(), find_inputs(Storage(), lake.tables, lake.paths))
-
-
 @pytest.mark.parametrize(
     ("before", "after", "queries", "outcome"),
     [
@@ -66,7 +61,7 @@ def evaluated(lake):
     ],
 )
 def test_the_outcome(ranks, before, after, queries, outcome):
-    assert verdict(evaluated(ranks(before, after, queries))).outcome == outcome
+    assert verdict(ranks(before, after, queries).evaluation()).outcome == outcome
 
 
 def test_where_every_order_is_as_good_nothing_is_blamed(make_lake):
@@ -78,7 +73,7 @@ def test_where_every_order_is_as_good_nothing_is_blamed(make_lake):
         qrels=[(name, "a", 1) for name in names],
         ranked={name: ["a"] for name in names},
     )
-    result = verdict(evaluated(lake))
+    result = verdict(lake.evaluation())
     assert result.outcome == Outcome.UNCLEAR
     assert "Nothing is missing" in result.ceiling
 
@@ -92,7 +87,7 @@ def test_whose_fault_it_is(make_lake):
         qrels=[("q", "a", 1), ("q", "c", 1)],
         ranked={"q": ["a", "b"]},
     )
-    evaluation = evaluated(lake)
+    evaluation = lake.evaluation()
     assert evaluation.overall.ceiling["Recall@10"] == 0.5
     assert evaluation.overall.ceiling["nDCG@10"] == evaluation.overall.reranked["nDCG@10"] < 1
     assert "1 of 2 documents judged relevant (50%)" in verdict(evaluation).ceiling
@@ -132,11 +127,11 @@ def test_advice_names_what_is_suspicious(ranks):
     table = pq.read_table(path)
     alike = table.set_column(table.schema.get_field_index("label"), "label", [[3] * len(table)]).cast(table.schema)
     pq.write_table(alike, path)
-    advice = " ".join(verdict(evaluated(lake)).advice)
+    advice = " ".join(verdict(lake.evaluation()).advice)
     assert "240 of 240 ranked pairs have label 3" in advice
     assert "42% of the candidates were rejected" in advice
     Path(lake.paths.manifest).write_text(json.dumps({"warnings": ["the model is a toy"]}))
-    advice = " ".join(verdict(evaluated(lake)).advice)
+    advice = " ".join(verdict(lake.evaluation()).advice)
     assert "The model is a toy." in advice
     assert "label 3" not in advice, "the manifest has said so, or had no reason to"
 
@@ -182,11 +177,11 @@ def test_runs_before_it_that_were_judged_alike_are_its_trend(ranks):
         pointer = Path(lake.paths.output, "publications", f"0000000{number}.json")
         pointer.parent.mkdir(exist_ok=True)
         pointer.write_text(json.dumps({"run_id": run_id}))
-        result = evaluate(Storage(), find_inputs(Storage(), lake.tables, paths)).as_dict()
+        result = replace(lake, paths=paths).evaluation().as_dict()
         if number == 2:
             result["judgements"]["fingerprint"] = "of other judgements"
         Path(paths.folder, "evaluation.json").write_text(json.dumps(result))
-    points = trend(Storage(), evaluated(lake))
+    points = trend(Storage(), lake.evaluation())
     assert [point["run_id"] for point in points] == ["r1", "night-3", "night-1"]
     assert points[2]["overall"]["reranked"]["Recall@10"] == 1.0
     assert "night-3" in Path(lake.evaluated().report).read_text()
@@ -194,11 +189,11 @@ def test_runs_before_it_that_were_judged_alike_are_its_trend(ranks):
 
 def test_one_changed_judgement_is_another_fingerprint(ranks):
     lake = ranks(5, 0)
-    before = evaluated(lake).queries.judgements
+    before = lake.evaluation().queries.judgements
     table = pq.read_table(lake.tables.qrels)
     rows = table.to_pylist()
     pq.write_table(table.take(list(range(len(table)))[::-1]), lake.tables.qrels)
-    assert evaluated(lake).queries.judgements == before, "in another order"
+    assert lake.evaluation().queries.judgements == before, "in another order"
     rows[3]["relevance"] = 2
     pq.write_table(table.from_pylist(rows, table.schema), lake.tables.qrels)
-    assert evaluated(lake).queries.judgements != before
+    assert lake.evaluation().queries.judgements != before

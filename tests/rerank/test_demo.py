@@ -14,7 +14,7 @@ from lakerank.evaluation.inputs import LakeTables, find_inputs
 from lakerank.evaluation.job import evaluate_run
 from lakerank.lake.storage import Storage
 from lakerank.rerank.run import run
-from lakerank.runner import Runner
+from lakerank.runner import LocalRunner, Runner
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +29,7 @@ def test_the_demo_has_the_figures_of_readme(runner: Runner, storage: Storage, tm
 
     lake = config.lake.located()
     tables = LakeTables(lake.documents, lake.queries, lake.candidates, str(lake.qrels))
-    overall = evaluate_run(storage, find_inputs(storage, tables, job.paths)).evaluation.overall
+    overall = evaluate_run(LocalRunner(), storage, find_inputs(storage, tables, job.paths)).evaluation.overall
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^all +(\d+) +(.*)$", readme, re.MULTILINE)
     assert overall.queries == int(line[0])

@@ -96,12 +96,7 @@ def _evaluate(given: resolve.CommandLine, options: Options) -> dict[str, Any]:
         logger.warning("run %s was made from other tables than run %s: %s", options.against, options.run_id, names)
     inputs = _inputs(storage, config, options)
     with job_runner(config.spark, lambda: inputs.rows <= IN_PROCESS_ROWS) as runner:
-        spark, read_blocks = getattr(runner, "spark", None), None
-        if spark is not None:
-            from lakerank.spark.evaluate import blocks_in_spark
-
-            read_blocks = blocks_in_spark(spark)
-        result = evaluate_run(storage, inputs, read_blocks)
+        result = evaluate_run(runner, storage, inputs)
     click.echo(terminal_table(result.evaluation, result.examples[: options.examples]))
     labels = calibration = None
     if options.fit_labels:

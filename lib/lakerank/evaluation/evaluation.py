@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,22 +24,14 @@ from lakerank.evaluation.analysis.scores import (
     scored_pairs,
     unjudged_are_0,
 )
-from lakerank.evaluation.inputs import BENCHMARK_LABELS, Inputs, row_groups
+from lakerank.evaluation.blocks import Block
+from lakerank.evaluation.inputs import BENCHMARK_LABELS, Inputs
 from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED, Hashes, Summary, query_hashes
 from lakerank.evaluation.metrics.measures import NAMES, QueryFigures, figures, perfect_ranks, random_baseline
-from lakerank.evaluation.pairs import COUNTS, ROWS, Floats, InputTable, Ints, Pairs, judged_only, pair_up, whole_queries
-from lakerank.evaluation.rows import document_modalities, query_rows, table_rows, with_modalities
+from lakerank.evaluation.pairs import COUNTS, Floats, Ints, Pairs, pair_up
 from lakerank.evaluation.unmatched import Unlisted, Unmatched
 from lakerank.fingerprint import splitmix64
-from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
-
-#: Rows of a block, about: memory beyond the figures does not grow with the number of queries.
-BLOCK_ROWS = 250_000
-
-#: (rows of whole judged queries, sorted by query and document; unjudged queries left out of it).
-Block = tuple[pa.Table, int]
-ReadBlocks = Callable[[Storage, Inputs], Iterable[Block]]
 
 #: Names in files of fields that are called otherwise here.
 STORED_NAMES = {"random": "chance", "baseline": "against", "baseline_gain": "against_gain"}
@@ -159,8 +151,8 @@ def _stored(record: Slice | Headline) -> dict[str, Any]:
     return asdict(record, dict_factory=lambda items: {STORED_NAMES.get(name, name): value for name, value in items})
 
 
-def evaluate(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | None = None) -> Evaluation:
-    """Evaluate a run by the lake's qrels, in this process; `read_blocks` may read the tables elsewhere.
+def evaluate(storage: Storage, inputs: Inputs, blocks: Iterable[Block]) -> Evaluation:
+    """Evaluate a run by the lake's qrels, whose queries `blocks` have.
 
     Only queries of the queries table that have a judgement count; one without candidates or results counts as 0.
 
@@ -169,7 +161,7 @@ def evaluate(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | None = 
         SchemaError: no query of the lake has a judgement.
     """
     collector = _Collector(inputs)
-    for rows, unjudged in (read_blocks or blocks_here)(storage, inputs):
+    for rows, unjudged in blocks:
         collector.add(rows, unjudged)
     queries = collector.queries()
     pairs = graded(collector.pairs)
@@ -258,24 +250,3 @@ def _fingerprint(pairs: Pairs, hashes: Hashes) -> Hashes:
     documents = query_hashes(pairs.doc_ids.take(pa.array(rows)).to_pylist())
     keys = splitmix64(hashes[pairs.query[rows]] ^ splitmix64(documents))
     return np.asarray(splitmix64(keys + pairs.judgement[rows].astype(np.uint64)).sum(keepdims=True))
-
-
-def blocks_here(storage: Storage, inputs: Inputs) -> Iterator[Block]:
-    """Blocks read in this process: the rows of all tables are in memory at once."""
-
-    def batches(table: InputTable, file: TableFile, row_group: int) -> Iterator[pa.RecordBatch]:
-        if table == InputTable.QUERY:
-            return query_rows(storage, file, row_group, inputs.labels)
-        return table_rows(storage, table, file, row_group)
-
-    tables = {
-        table: pa.Table.from_batches(
-            [part for group in inputs.row_groups(table) for part in batches(table, *group)], ROWS
-        )
-        for table in inputs.files
-    }
-    documents = (batch for group in row_groups(inputs.documents) for batch in document_modalities(storage, *group))
-    tables[InputTable.CANDIDATE] = with_modalities(tables[InputTable.CANDIDATE], documents)
-    rows = pa.concat_tables(tables.values())
-    rows = rows.sort_by([("query_id", "ascending"), ("doc_id", "ascending")])
-    return (judged_only(block) for block in whole_queries(rows.to_batches(), BLOCK_ROWS))

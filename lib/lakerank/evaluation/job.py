@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from lakerank.evaluation.evaluation import Evaluation, ReadBlocks, evaluate
+from lakerank.evaluation.blocks import read_blocks
+from lakerank.evaluation.evaluation import Evaluation, evaluate
 from lakerank.evaluation.examples import Example, choose, extremes, fetch_examples, fetch_rejects
 from lakerank.evaluation.inputs import Inputs
 from lakerank.evaluation.metrics.bootstrap import Difference
@@ -23,6 +24,7 @@ from lakerank.lake.publication import last_published
 from lakerank.lake.ranked import query_texts
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.storage import Storage, join
+from lakerank.runner import Runner
 
 #: Queries shown in the report as examples.
 EXAMPLES = 12
@@ -84,7 +86,7 @@ def folder(paths: RunPaths, baseline: RunPaths | None = None, name: str = "evalu
     return join(paths.folder, f"{name}-against-{baseline.run_id}" if baseline else name)
 
 
-def evaluate_run(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | None = None) -> Evaluated:
+def evaluate_run(runner: Runner, storage: Storage, inputs: Inputs) -> Evaluated:
     """Evaluate a run and write `report.html`, `evaluation.json` and `evaluation/` into its folder, over earlier ones.
 
     A comparison with a baseline run B has names of its own: `report-against-B.html`, …
@@ -94,7 +96,7 @@ def evaluate_run(storage: Storage, inputs: Inputs, read_blocks: ReadBlocks | Non
         SchemaError: no query of the lake has a judgement.
     """
     started = time.monotonic()
-    evaluation = evaluate(storage, inputs, read_blocks)
+    evaluation = evaluate(storage, inputs, read_blocks(runner, storage, inputs))
     shown = _shown(storage, evaluation)
     plots = plots_of(evaluation)
     home, result = folder(inputs.paths, inputs.baseline), verdict(evaluation)

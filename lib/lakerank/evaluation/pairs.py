@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -194,30 +194,3 @@ def _changes(column: pa.ChunkedArray) -> Bools:
     if not len(column):
         return np.zeros(0, bool)
     return np.append(True, pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy())
-
-
-def whole_queries(batches: Iterable[pa.RecordBatch], block_rows: int) -> Iterator[pa.Table]:
-    """Batches sorted by query as tables of about so many rows, none of which ends within a query."""
-    buffered: list[pa.Table] = []
-    rows = 0
-    for batch in batches:
-        buffered.append(pa.Table.from_batches([batch]))
-        rows += batch.num_rows
-        if rows < block_rows:
-            continue
-        table = pa.concat_tables(buffered)
-        last = pc.index(table["query_id"], table["query_id"][-1]).as_py()
-        if last:
-            yield table.slice(0, last)
-        buffered, rows = [table.slice(last)], table.num_rows - last
-    if rows:
-        yield pa.concat_tables(buffered)
-
-
-def judged_only(rows: pa.Table) -> tuple[pa.Table, int]:
-    """The rows (ROWS) of the queries that have a judgement, and the number of queries that have none."""
-    table = rows["table"]
-    judged_ids = pc.unique(rows["query_id"].filter(pc.equal(table, InputTable.QREL)))
-    is_judged = pc.is_in(rows["query_id"], value_set=judged_ids)
-    is_unjudged_query = pc.and_(pc.equal(table, InputTable.QUERY), pc.invert(is_judged))
-    return rows.filter(is_judged), pc.count_distinct(rows["query_id"].filter(is_unjudged_query)).as_py()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,9 +21,6 @@ from lakerank.schemas import CONTENT
 MODALITIES = pa.schema([pa.field("doc_id", pa.string()), pa.field("modality", pa.int8())])
 
 _BATCH_ROWS = 1024
-
-#: Batches of documents looked up at once: each lookup hashes the candidates' ids anew.
-_LOOKUP_BATCHES = 1000
 
 SCHEMAS = dict(zip(
     InputTable, (schemas.QUERIES, schemas.QRELS, schemas.CANDIDATES, schemas.RANKED, schemas.RANKED), strict=True
@@ -68,18 +64,6 @@ def document_modalities(storage: Storage, file: TableFile, row_group: int) -> It
     """The modality of each document of a row group. Columns: MODALITIES."""
     for _, batch in attribute_batches(storage, file, row_group, schemas.DOCUMENTS, ()):
         yield batch.select(MODALITIES.names)
-
-
-def with_modalities(candidates: pa.Table, documents: Iterable[pa.RecordBatch]) -> pa.Table:
-    """Candidates (ROWS) with the modality of their documents; of documents that share an id the first counts."""
-    candidate_ids = pc.unique(candidates["doc_id"])
-    tables, documents = [MODALITIES.empty_table()], iter(documents)
-    while batches := list(islice(documents, _LOOKUP_BATCHES)):
-        table = pa.Table.from_batches(batches, MODALITIES)
-        tables.append(table.filter(pc.is_in(table["doc_id"], value_set=candidate_ids)))
-    known = pa.concat_tables(tables).combine_chunks()
-    column = known["modality"].take(pc.index_in(candidates["doc_id"], value_set=known["doc_id"]))
-    return candidates.set_column(candidates.schema.get_field_index("modality"), ROWS.field("modality"), column)
 
 
 def _as_rows(count: int, table: InputTable, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyspark import TaskContext
@@ -68,6 +68,10 @@ class SparkRunner:
     def collect(self, rows: DataFrame, schema: pa.Schema) -> pa.Table:
         """The frame's rows."""
         return rows.toArrow().cast(schema)
+
+    def stream(self, rows: DataFrame) -> Iterator[Any]:
+        """The rows of two tasks at a time."""
+        return rows.toLocalIterator(prefetchPartitions=True)
 
     def summed(self, counts: DataFrame) -> Counts:
         """COUNTS added up by Spark: all that the driver sees of a step's results."""
