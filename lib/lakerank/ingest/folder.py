@@ -32,7 +32,6 @@ from lakerank.ingest.tables import (
     SourceError,
     SourceFault,
     SourceReject,
-    TableName,
     TableWriter,
     WrittenTable,
 )
@@ -50,7 +49,7 @@ Content = Callable[[], bytes]
 _RECORDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "records", ".csv": "records", ".tsv": "records"}
 
 #: How the files of a table are read, by suffix; those that readers read are documents or queries too.
-_FORMS: dict[TableName, dict[str, str]] = {
+_FORMS = {
     "documents": _RECORDS,
     "queries": _RECORDS | dict.fromkeys([".txt", ".text"], "queries"),
     "candidates": _RECORDS,

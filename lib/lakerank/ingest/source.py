@@ -169,11 +169,7 @@ class FileSource:
         return SourceFile(path, location, info["size"], _modified(info))
 
 
-def open_source(
-    uri: str,
-    options: StorageOptions = StorageOptions(),  # noqa: B008 - frozen
-    follow_links: bool = False,
-) -> FileSource:
+def open_source(uri: str, options: StorageOptions, follow_links: bool = False) -> FileSource:
     """The source at any URI that fsspec opens, or a plain path. Only local files have links to follow.
 
     Raises:

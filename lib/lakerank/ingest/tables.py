@@ -300,6 +300,4 @@ def _values(table: TableName, row: Row) -> tuple[object, ...]:
     if isinstance(row, ContentRow):
         hashed = (content_hash(row.text, row.image),) if table == "documents" else ()
         return (row.id, row.text, row.image, *hashed, *row.extra)
-    if isinstance(row, Candidate):
-        return (row.query_id, row.doc_id, row.first_stage_score, row.first_stage_rank)
-    return (row.query_id, row.doc_id, row.relevance)
+    return tuple(getattr(row, name) for name in _SCHEMAS[table].names)

@@ -97,7 +97,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a benchmark is published: what the folder has to hold, in words, and one name that says what is missing.
+    """How a benchmark is published, and in words what the folder has to hold.
 
     `datasets` lists what the folder holds of a split, from listings and headers alone; `parts` reads one of these. The
     default `split` is the one that figures are given for. A folder with a dataset is recognised as of this layout,
@@ -105,7 +105,6 @@ class Layout:
     """
 
     expects: str
-    example: str
     split: str
     datasets: Callable[[BenchmarkFolder, str], Sequence[tuple[Any, ...]]]
     parts: Callable[..., Sequence[Part]]
@@ -124,7 +123,7 @@ class Layout:
         split = split or self.split
         datasets = self.datasets(folder, split)
         if not datasets:
-            raise folder.missing(self.example.format(split=split))
+            raise folder.missing(f"dataset with the split {split}" if split else "dataset")
         parts: list[Part] = []
         faults = []
         for dataset in datasets:

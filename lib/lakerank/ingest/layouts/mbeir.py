@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from lakerank.ingest.layouts.benchmark import (
     Part,
     Pool,
     QueryColumns,
+    every_id,
 )
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
 from lakerank.ingest.lines import Record, read_each, record_id, record_text
@@ -84,37 +85,36 @@ def _parts(folder: BenchmarkFolder, split: str, name: str, task: int, instructio
 def _documents(
     folder: BenchmarkFolder, path: str, columns: DocumentColumns, is_included: DocumentFilter, images: bool
 ) -> ContentRows:
-    """Candidates, their images prefetched."""
-
-    def records() -> Iterator[Record | SourceReject]:
-        for record in folder.records(path):
-            if isinstance(record, SourceReject) or "did" not in record[1] or is_included(str(record[1]["did"])):
-                yield record
-
     def document(fields: Mapping[str, Any]) -> ContentRow:
         text = format_text(record_text(fields, "txt"))
         return ContentRow(record_id(fields, ("did",)), text or None, extra=columns)
 
-    return _with_images(folder, path, records(), document, "img_path" if images else "")
+    return _rows(folder, path, document, "img_path" if images else "", is_included)
 
 
-def _with_images(
+def _rows(
     folder: BenchmarkFolder,
     path: str,
-    records: Iterable[Record | SourceReject],
     make_row: Callable[[Mapping[str, Any]], ContentRow],
     image_field: str,
+    is_included: DocumentFilter = every_id,
 ) -> ContentRows:
-    """A row of each record and its image, where it has one; "" as the field: images are not read."""
+    """A row of each record, with its prefetched image where it has one; "" as the field: images are not read."""
+
+    def is_read(fields: Mapping[str, Any]) -> bool:
+        return "did" not in fields or is_included(str(fields["did"]))
 
     def size(record: Record | SourceReject) -> int | None:
-        return _IMAGE_BYTES if isinstance(record, tuple) and record[1].get(image_field) else None
+        has_image = isinstance(record, tuple) and record[1].get(image_field) and is_read(record[1])
+        return _IMAGE_BYTES if has_image else None
 
     def read(record: Any) -> bytes:
         return folder.image(str(record[1][image_field]))
 
     def rows(_line: int, fetched: tuple[Mapping[str, Any], Any]) -> Iterator[ContentRow]:
         fields, image = fetched
+        if not is_read(fields):
+            return
         row = make_row(fields)
         if row.text is None and image is None and image_field:
             raise SourceError(SourceFault.FIELD_MISSING, f"neither text nor '{image_field}'")
@@ -122,7 +122,7 @@ def _with_images(
 
     fetched = (
         record if isinstance(record, SourceReject) else (record[0], (record[1], image))
-        for record, image in prefetched_files(records, size, read)
+        for record, image in prefetched_files(folder.records(path), size, read)
     )
     return read_each(path, fetched, rows)
 
@@ -139,7 +139,7 @@ def _queries(
         text = format_text(f"{instruction} {record_text(fields, 'query_txt') or ''}")
         return ContentRow(query_id, text or None, extra=columns._replace(instruction=instruction))
 
-    return _with_images(folder, path, folder.records(path), query, "query_img_path")
+    return _rows(folder, path, query, "query_img_path")
 
 
 def modality(name: str) -> str:
@@ -181,7 +181,6 @@ LAYOUT = Layout(
         "cand_pool/local/mbeir_NAME_taskN_cand_pool.jsonl (or cand_pool/global/mbeir_union_SPLIT_cand_pool.jsonl), "
         "instructions/query_instructions.tsv and the unpacked mbeir_images/"
     ),
-    example="query/{split}/mbeir_NAME_taskN_{split}.jsonl",
     split="test",
     datasets=_datasets,
     parts=_parts,

@@ -144,7 +144,6 @@ LAYOUT = Layout(
         "LANG.jsonl of id, question, answers (in the folder or in qa_data/) or mkqa.jsonl.gz, "
         "and BEIR's NQ passages as nq/corpus.jsonl"
     ),
-    example=_ORIGINALS[0],
     split="test",
     datasets=_datasets,
     parts=_parts,

@@ -75,7 +75,6 @@ def _beir(folder: BenchmarkFolder, split: str, path: str, dataset: str, subset: 
 
 BEIR = Layout(
     expects="a dataset's corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, or a folder of such datasets",
-    example="corpus.jsonl",
     split="",  # each dataset's own
     datasets=_beir_datasets,
     parts=_beir,
@@ -123,7 +122,6 @@ COIR = Layout(
     expects=(
         "NAME-queries-corpus/ with Parquet files corpus-* and queries-*, and NAME-qrels/ with SPLIT-*, of each dataset"
     ),
-    example=f"NAME{_COIR_SUFFIX}",
     split="test",
     datasets=_coir_datasets,
     parts=_coir,
@@ -185,7 +183,6 @@ MIRACL = Layout(
         "miracl-v1.0-LANG/qrels/qrels.miracl-v1.0-LANG-SPLIT.tsv and miracl-corpus-v1.0-LANG/docs-*.jsonl.gz, "
         "together or in miracl/ and miracl-corpus/"
     ),
-    example="miracl-v1.0-LANG",
     split="dev",
     datasets=partial(_languages, _MIRACL, _MIRACL_ROOTS),
     parts=_miracl,
@@ -193,7 +190,6 @@ MIRACL = Layout(
 
 MLDR = Layout(
     expects="mldr-v1.0-LANG/corpus.jsonl.gz and mldr-v1.0-LANG/SPLIT.jsonl.gz",
-    example="mldr-v1.0-LANG",
     split="test",
     datasets=partial(_languages, _MLDR, ("",)),
     parts=_mldr,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar, cast
 
@@ -101,7 +102,6 @@ def _table_parts(folder: BenchmarkFolder, split: str, path: str, name: str) -> l
     pages = Table(corpus, CORPUS_ID, image="image", search_text="markdown")
     documents = partial(content_rows, folder, pages, DocumentColumns(name))
     pool = Pool(name, documents, f"{name}/")
-    is_searchable = "markdown" in folder.columns(corpus[0])
     version = "vidore_v3" if "query_id" in query_columns else "vidore_v2"
     questions = Table(queries, QUERY_ID, ("query",), "language")
     rows = partial(content_rows, folder, questions, QueryColumns(version, name))
@@ -114,10 +114,8 @@ def _table_parts(folder: BenchmarkFolder, split: str, path: str, name: str) -> l
         of_language = partial(_of_language, language_of, language, languages[0])
         query_rows = partial(of_language, partial(content_rows, folder, questions, columns))
         judgements = partial(of_language, partial(folder.table_qrels, qrels))
-        name_of_part = join(name, subset or "")
-        parts.append(
-            Part(name_of_part, pool, columns, query_rows, judgements, pool.prefix, is_searchable=is_searchable)
-        )
+        part = Part(join(name, subset or ""), pool, columns, query_rows, judgements, pool.prefix)
+        parts.append(replace(part, is_searchable="markdown" in folder.columns(corpus[0])))
     return parts
 
 
@@ -133,7 +131,6 @@ def _of_language(
 
 PAGES = Layout(
     expects="DATASET/data/SPLIT-*.parquet with query, image and image_filename",
-    example="DATASET/data/{split}-*.parquet",
     split="test",
     datasets=_page_datasets,
     parts=_page_parts,
@@ -141,7 +138,6 @@ PAGES = Layout(
 
 TABLES = Layout(
     expects="corpus/, queries/ and qrels/ with SPLIT-*.parquet in a folder for each dataset",
-    example="DATASET/corpus",
     split="test",
     datasets=_table_datasets,
     parts=_table_parts,

@@ -167,7 +167,6 @@ def _file_name(fields: Mapping[str, Any], name: str) -> str:
 
 LAYOUT = Layout(
     expects="data/examples.jsonl and data/images.zip (or images/), or data/test-*.parquet",
-    example="data/examples.jsonl",
     split="test",
     datasets=_datasets,
     parts=_parts,
