@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.errors import ConfigError
-from lakerank.ingest.chunks import chunk_spans
+from lakerank.ingest.rows import chunk_spans
 
 TEXTS = st.text(st.sampled_from("ab c.\n。 東ก\u0301é!"), max_size=400)
 

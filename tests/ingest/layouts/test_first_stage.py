@@ -79,6 +79,13 @@ def test_faulty_lines_of_a_run_are_rejects_and_other_queries_are_passed_over(pub
     ]
 
 
+def test_a_faulty_line_between_two_lines_of_a_query_does_not_part_them(publish, ingested, tmp_path):
+    (tmp_path / "run.txt").write_text("1 Q0 d1 1 5 x\n1 Q0 d2\n1 Q0 d3 3 4 x\n")
+    lake = ingested(publish("beir") / "scifact", runs=(str(tmp_path / "run.txt"),))
+    assert lake.candidates() == {"scifact/1": ["scifact/d1", "scifact/d3"]}
+    assert [reject["line"] for reject in lake.rejects("candidates")] == [2]
+
+
 def test_a_run_whose_queries_are_scattered_is_refused(publish, ingested, tmp_path):
     (tmp_path / "run.txt").write_text("1 Q0 d1 1 5 x\n2 Q0 d1 1 5 x\n1 Q0 d2 2 4 x\n")
     with pytest.raises(StorageError, match=r"line 3: query 1 again.*sort the run"):

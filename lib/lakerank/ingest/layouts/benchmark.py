@@ -145,8 +145,8 @@ def passage_part(
     judgements: Callable[[], Qrels],
 ) -> Part:
     """A part with a pool of its own: passages in the queries' language."""
-    documents = partial(content_rows, folder, corpus, DocumentColumns(columns.dataset, columns.language))
-    pool, query_rows = Pool(name, documents, f"{name}/"), partial(content_rows, folder, queries, columns)
+    documents = partial(table_rows, folder, corpus, DocumentColumns(columns.dataset, columns.language))
+    pool, query_rows = Pool(name, documents, f"{name}/"), partial(table_rows, folder, queries, columns)
     return Part(name, pool, columns, query_rows, judgements, f"{name}/")
 
 
@@ -160,7 +160,7 @@ def every_id(_id: str) -> bool:
     return True
 
 
-def content_rows(
+def table_rows(
     folder: BenchmarkFolder,
     table: Table,
     columns: QueryColumns | DocumentColumns,

@@ -1,12 +1,9 @@
 """M-BEIR: texts, images and both on either side, with an instruction in front of each query.
 
 Source: the card of the hub's `TIGER-Lab/M-BEIR`, and `src/data/mbeir_dataset.py`, `src/data/preprocessing/utils.py` and
-`src/common/mbeir_retriever.py` in github.com/TIGER-AI-Lab/UniIR. A dataset and a task's number name the files:
-`query/SPLIT/mbeir_NAME_taskN_SPLIT.jsonl` of `{"qid", "query_txt", "query_img_path", "query_modality"}`,
-`qrels/SPLIT/mbeir_NAME_taskN_SPLIT_qrels.txt` as trec_eval reads them with the task's number behind,
-`cand_pool/local/mbeir_NAME_taskN[_SPLIT]_cand_pool.jsonl` and `cand_pool/global/mbeir_union_SPLIT_cand_pool.jsonl` of
-`{"did", "txt", "img_path", "modality"}`, and `instructions/query_instructions.tsv`. Image paths are relative to the
-folder. Ids are unique over all datasets.
+`src/common/mbeir_retriever.py` in github.com/TIGER-AI-Lab/UniIR. A query is `{"qid", "query_txt", "query_img_path",
+"query_modality"}`, a candidate `{"did", "txt", "img_path", "modality"}`, image paths relative to the folder, ids unique
+over all datasets. Qrels are as trec_eval reads them, with the task's number behind.
 """
 
 from __future__ import annotations

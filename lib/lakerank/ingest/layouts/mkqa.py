@@ -1,11 +1,9 @@
 """MKQA: questions in 26 languages over English Wikipedia passages, with qrels from answer strings.
 
-Source: `C_MTEB/MKQA/` in github.com/FlagOpen/FlagEmbedding and its data, `MKQA_test-data.zip` of the hub's
-`Shitao/bge-m3-data`: `LANG.jsonl` of `{"id", "question", "answers"}`, answers a list of strings, 6,619 questions a
-language; the passages are BEIR's `nq/corpus.jsonl`. There are no judgements: a passage is relevant if it
-contains an answer. The headline is the mean over languages (the authors leave English out). Also read: `mkqa.jsonl.gz`
-of github.com/apple/ml-mkqa, from which questions that are unanswerable, binary or want a long answer are left out as in
-that data, and whose English answers (texts and aliases) are looked for, since the passages are English.
+Source: `C_MTEB/MKQA/` in github.com/FlagOpen/FlagEmbedding and its data, the hub's `Shitao/bge-m3-data`: lines of
+`{"id", "question", "answers"}`, answers a list of strings. A passage is relevant if it contains an answer. Also read:
+`mkqa.jsonl.gz` of github.com/apple/ml-mkqa, without the questions that are unanswerable, binary or want a long answer,
+as in that data; its English answers (texts and aliases) are looked for, since the passages are English.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
-from lakerank.ingest.layouts.benchmark import DocumentColumns, Layout, Part, Pool, QueryColumns, content_rows, passages
+from lakerank.ingest.layouts.benchmark import DocumentColumns, Layout, Part, Pool, QueryColumns, passages, table_rows
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
 from lakerank.ingest.lines import record_id, record_text
 from lakerank.ingest.readers.reader import library
@@ -62,7 +60,7 @@ def _is_mkqa(folder: BenchmarkFolder) -> bool:
 def _datasets(folder: BenchmarkFolder, _split: str) -> list[tuple[Pool, str, str]]:
     """The pool, language and file of each language whose questions are there. There is only one split."""
     corpus = passages(folder.require(*_CORPORA))
-    pool = Pool("mkqa", partial(content_rows, folder, corpus, DocumentColumns("mkqa", "en")), "mkqa/")
+    pool = Pool("mkqa", partial(table_rows, folder, corpus, DocumentColumns("mkqa", "en")), "mkqa/")
     files = _by_language(folder) or dict.fromkeys(LANGUAGES, folder.require(*_ORIGINALS))
     return [(pool, language, path) for language, path in files.items()]
 

@@ -1,28 +1,19 @@
 """Benchmarks whose documents are passages of text, a corpus for each dataset: BEIR, CoIR, MIRACL and MLDR.
 
-BEIR: `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv` in a folder for each dataset.
-Source: `beir/datasets/data_loader.py` in github.com/beir-cellar/beir, and the archives and hub repositories that it
-loads. A corpus line is `{"_id", "title", "text"}`, a query line `{"_id", "text"}`; qrels have a line of names, then
-query-id, corpus-id, score apart by tabs. Only queries with judgements in the split count. CQADupStack is a folder of
-folders: twelve forums whose mean is one figure. On the hub qrels are in a repository of their own, `NAME-qrels`.
+Files are named by each layout's `expects` below; docs/benchmarks.md says how figures are counted.
 
-CoIR: code and text, in Parquet, `NAME-queries-corpus/` and `NAME-qrels/` for each dataset.
-Source: `coir/data_loader.py` and the README of github.com/CoIR-team/coir. The first repository has the splits `corpus`
-and `queries` with `_id`, `title` and `text`, the second `query_id`, `corpus_id` and `score` in the split `test`. Only
-queries with judgements in the split count; all of the corpus does. CodeSearchNet and CodeSearchNet-CCR are one figure
-each, the mean over six programming languages.
+BEIR: `beir/datasets/data_loader.py` in github.com/beir-cellar/beir. A corpus line is `{"_id", "title", "text"}`, a
+query line `{"_id", "text"}`. CQADupStack is a folder of folders: twelve forums whose mean is one figure. On the hub
+qrels are in a repository of their own, `NAME-qrels`.
 
-MIRACL: a corpus, topics and qrels for each language; the headline is the mean over languages.
-Source: the cards of the hub's `miracl/miracl` and `miracl/miracl-corpus`, and `FlagEmbedding/evaluation/miracl/`
-in github.com/FlagOpen/FlagEmbedding. Topics are `miracl-v1.0-LANG/topics/topics.miracl-v1.0-LANG-SPLIT.tsv`, query id
-and query apart by a tab; qrels are `miracl-v1.0-LANG/qrels/qrels.miracl-v1.0-LANG-SPLIT.tsv` as trec_eval reads them;
-the corpus is `miracl-corpus-v1.0-LANG/docs-*.jsonl.gz` of `{"docid", "title", "text"}`, where the docid is unique
-within its language. Figures are given for the split `dev`.
+CoIR: `coir/data_loader.py` in github.com/CoIR-team/coir. The splits `corpus` and `queries` have `_id`, `title` and
+`text`. CodeSearchNet and CodeSearchNet-CCR are one figure each, the mean over six programming languages.
 
-MLDR: long documents in thirteen languages, with the judgements inside the queries. Source: the card of the hub's
-`Shitao/MLDR`, and `FlagEmbedding/evaluation/mldr/` there. Each language has `mldr-v1.0-LANG/corpus.jsonl.gz` of
-`{"docid", "text"}` and `mldr-v1.0-LANG/SPLIT.jsonl.gz` of `{"query_id", "query", "positive_passages",
-"negative_passages"}`, lists of `{"docid", "text"}`: relevance 1 and 0. Figures are given for the split `test`.
+MIRACL: the cards of the hub's `miracl/miracl` and `miracl/miracl-corpus`, `FlagEmbedding/evaluation/miracl/` in
+github.com/FlagOpen/FlagEmbedding. Corpus lines are `{"docid", "title", "text"}`; a docid is unique in its language.
+
+MLDR: the card of the hub's `Shitao/MLDR`, `FlagEmbedding/evaluation/mldr/` there. Corpus lines are `{"docid", "text"}`;
+queries hold their judgements, `{"query_id", "query", "positive_passages", "negative_passages"}`, lists of `{"docid"}`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """ViDoRe: pages as images. Version 1 has a row a page with its question, versions 2 and 3 three tables as in BEIR.
 
 Source: `src/vidore_benchmark/evaluation/vidore_evaluators/` and `pipeline_evaluation/dataset_loader.py` in
-github.com/illuin-tech/vidore-benchmark, and the cards of the hub's `vidore/…` repositories, each in a folder of its own
-name. Version 1: `data/SPLIT-*.parquet` with `query`, `image`, `image_filename`. As in the publisher's evaluator, pages
-of one file name are one document, questions of one text are one query, and the last row of a question says which page
-is right. Versions 2 and 3: `corpus/`, `queries/` and `qrels/` with `SPLIT-*.parquet`, where version 2 writes
-`corpus-id`, `query-id` and version 3 `corpus_id`, `query_id`, and gives each page's text as `markdown`.
+github.com/illuin-tech/vidore-benchmark, and the cards of the hub's `vidore/…`. As in the publisher's evaluator of
+version 1, pages of one file name are one document, questions of one text are one query, and the last row of a question
+says which page is right. Version 2 writes `corpus-id`, version 3 `corpus_id`, and gives each page's text as `markdown`.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from lakerank.ingest.layouts.benchmark import (
     Qrels,
     QueryColumns,
     Table,
-    content_rows,
+    table_rows,
 )
 from lakerank.ingest.layouts.benchmark_folder import CORPUS_ID, QUERY_ID, BenchmarkFolder
 from lakerank.ingest.tables import ContentRow, SourceReject
@@ -58,7 +56,7 @@ def _page_parts(folder: BenchmarkFolder, split: str, path: str, name: str) -> li
     def documents(is_included: DocumentFilter, images: bool) -> ContentRows:
         seen: set[str] = set()
         columns = DocumentColumns(name)
-        for page in content_rows(folder, pages, columns, lambda page: page not in seen and is_included(page), images):
+        for page in table_rows(folder, pages, columns, lambda page: page not in seen and is_included(page), images):
             if isinstance(page, ContentRow):
                 seen.add(page.id)
             yield page
@@ -100,11 +98,11 @@ def _table_parts(folder: BenchmarkFolder, split: str, path: str, name: str) -> l
     folder.require_columns(qrels, QUERY_ID, CORPUS_ID, ("score",))
     query_columns = folder.require_columns(queries, QUERY_ID, ("query",))
     pages = Table(corpus, CORPUS_ID, image="image", search_text="markdown")
-    documents = partial(content_rows, folder, pages, DocumentColumns(name))
+    documents = partial(table_rows, folder, pages, DocumentColumns(name))
     pool = Pool(name, documents, f"{name}/")
     version = "vidore_v3" if "query_id" in query_columns else "vidore_v2"
     questions = Table(queries, QUERY_ID, ("query",), "language")
-    rows = partial(content_rows, folder, questions, QueryColumns(version, name))
+    rows = partial(table_rows, folder, questions, QueryColumns(version, name))
     language_of = {row.id: cast("QueryColumns", row.extra).language for row in rows() if isinstance(row, ContentRow)}
     languages = sorted(set(language_of.values()), key=lambda language: language or "") or [None]
     parts = []
@@ -112,7 +110,7 @@ def _table_parts(folder: BenchmarkFolder, split: str, path: str, name: str) -> l
         subset = language if len(languages) > 1 else None
         columns = QueryColumns(version, name, subset, language)
         of_language = partial(_of_language, language_of, language, languages[0])
-        query_rows = partial(of_language, partial(content_rows, folder, questions, columns))
+        query_rows = partial(of_language, partial(table_rows, folder, questions, columns))
         judgements = partial(of_language, partial(folder.table_qrels, qrels))
         part = Part(join(name, subset or ""), pool, columns, query_rows, judgements, pool.prefix)
         parts.append(replace(part, is_searchable="markdown" in folder.columns(corpus[0])))

@@ -1,11 +1,9 @@
 """Winoground: two captions of the same words and two images, to be matched both ways.
 
-Source: the card and the files of the hub's `facebook/winoground`: `examples.jsonl` of `{"id", "caption_0", "caption_1",
-"image_0", "image_1"}` with images named without `.png`, in `images.zip` or an unpacked `images/`, in `data/` or not; in
-later revisions Parquet, `data/test-*.parquet`, with the images inside. arXiv:2204.03162 defines the three scores: with
-s(caption, image), *text* asks s(c0,i0) > s(c1,i0) and s(c1,i1) > s(c0,i1), *image* s(c0,i0) > s(c0,i1) and
-s(c1,i1) > s(c1,i0), *group* both. A reranker reads one side as the query, so each pair is scored both ways: captions
-are ranked for an image (text score) and images for a caption (image score).
+Source: the card and the files of the hub's `facebook/winoground`: examples of `{"id", "caption_0", "caption_1",
+"image_0", "image_1"}`, images named without `.png`, or inside the rows where the file is Parquet. A reranker reads one
+side as the query, so each pair is scored both ways: captions are ranked for an image, which gives the text score of
+arXiv:2204.03162, and images for a caption, which gives the image score.
 """
 
 from __future__ import annotations
