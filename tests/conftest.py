@@ -148,6 +148,7 @@ def save_random_network(folder: Path, shape: dict[str, Any], vocabulary: int, se
     from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 
     from lakerank.model.jina_m0.weights import JinaVLForRanking, save_checkpoint
+    from lakerank_pictograms.network import published_config
 
     depth, embed_dim, vision_heads = shape["vision"]
     half = shape["hidden"] // shape["heads"] // 2
@@ -181,4 +182,4 @@ def save_random_network(folder: Path, shape: dict[str, Any], vocabulary: int, se
             scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1
             offset = 1.0 if parameter.dim() == 1 and bool((parameter == 1).all()) else 0.0
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + offset)
-    save_checkpoint(folder, network, {})
+    save_checkpoint(folder, network, published_config(network.config))

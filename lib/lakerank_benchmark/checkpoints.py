@@ -18,16 +18,11 @@ from transformers import Qwen3VLForConditionalGeneration as Qwen3VL
 from checkpoints.encoders import write_bge, write_jina
 from lakerank.fingerprint import fingerprint
 from lakerank.model.checkpoint import EMBEDDED, WEIGHTS_NAME, read_json
-from lakerank.model.jina_m0.weights import (
-    JinaVLForRanking,
-    published_config,
-    published_name,
-    save_checkpoint,
-)
+from lakerank.model.jina_m0.weights import JinaVLForRanking, published_name, save_checkpoint
 from lakerank.model.registry import M0
 from lakerank_benchmark.request import BGE, JINA
 from lakerank_benchmark.workloads import WORDS
-from lakerank_pictograms.network import Shape, network_config
+from lakerank_pictograms.network import Shape, network_config, published_config
 
 #: Of decoders. `random-80m` spends 2.5 times as much on an image as on its tokens afterwards, as the 2B model does;
 #: `2b` is jina-reranker-m0's own shape (its config.json), with the bundled tokenizer; `tiny` is for tests.
@@ -99,7 +94,8 @@ def _write_m0(target: Path, shape: Shape, dtype: str, generator: torch.Generator
     network.load_state_dict(_random_tensors(network.state_dict(), dtype, generator), assign=True)
     for file in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
         shutil.copyfile(EMBEDDED / file, target / file)
-    save_checkpoint(target, network, {"score_token_id": bundled.get("score_token_id", 100)})
+    score = {"score_token_id": bundled.get("score_token_id", 100)}
+    save_checkpoint(target, network, published_config(network.config) | score)
 
 
 def _write_generative(target: Path, family: str, shape: Shape, dtype: str, generator: torch.Generator) -> None:

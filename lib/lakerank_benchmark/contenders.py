@@ -194,7 +194,7 @@ def _encoder(name: str, folder: Path, family: str, request: Request, max_length:
     with tempfile.TemporaryDirectory() as copy:
         source = for_transformers(folder, Path(copy))
         network, score = load_loop(str(source), request.dtype, request.device, max_length)
-    shape = read_shape(read_json(folder / "config.json"), str(folder))
+    shape = read_shape(read_json(folder / "config.json"))
     modules = {"language": network.roberta}  # some loops call `forward` of the network itself, past its hooks
     return PairLoop(lambda pairs: score([(q, d) for q, d in _texts(pairs)]), modules, shape.flops)
 

@@ -21,7 +21,7 @@ from checkpoints import encoders
 from lakerank import load_reranker
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
-from lakerank.model.cross_encoder.tokenize import PairTokenizer, bert_limits
+from lakerank.model.cross_encoder.tokenize import BERT_PAIR, PairLimits, PairTokenizer
 from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from oracles.pairs import pair_logits
@@ -113,7 +113,7 @@ _LETTER = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(3, 60))
 def test_the_longer_text_is_cut_as_tokenizers_cuts_it(query: int, document: int, length: int) -> None:
-    limits = bert_limits(length, length)
+    limits = PairLimits(BERT_PAIR, length, length)
     first, second = (_LETTER.encode(["a"] * count, is_pretokenized=True) for count in (query, document))
     truncating = Tokenizer.from_str(_LETTER.to_str())
     truncating.enable_truncation(length - 3, strategy="longest_first")
@@ -133,7 +133,7 @@ def test_a_text_is_cut_to_the_first_tokens_of_the_whole(bert: tuple[Path, Any], 
     text, most = "red " * 10 + " " * spaces + "a" * 101 + " water" * 9, 16 - 3
     whole = tokenizer.encode(text, add_special_tokens=False).ids
     assert whole[10] == tokenizer.token_to_id("[UNK]")
-    assert PairTokenizer(tokenizer, bert_limits(16, 8)).document(text).token_ids.tolist() == whole[:most]
+    assert PairTokenizer(tokenizer, PairLimits(BERT_PAIR, 16, 8)).document(text).token_ids.tolist() == whole[:most]
 
 
 def test_a_family_by_its_config(bert: tuple[Path, Any]) -> None:

@@ -25,10 +25,10 @@ from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_json
 from lakerank.model.cross_encoder.load import document_windows
-from lakerank.model.cross_encoder.tokenize import PairTokenizer, jina_limits
+from lakerank.model.cross_encoder.tokenize import JINA_PAIR, PairLimits, PairTokenizer
 from lakerank.model.cross_encoder.weights import BGE, JINA, load_weights, read_shape, tensor_shapes
 from lakerank.model.engine.attention import flex_varlen
-from lakerank.model.engine.budget import BUSY_TOKENS_CPU, budget_of
+from lakerank.model.engine.budget import BUSY_TOKENS_CPU, Budget
 from lakerank.model.engine.encoder import PackedEncoder
 from lakerank.model.engine.encoder_engine import BATCHES_SORTED, DocumentWindows, EncoderEngine, Window
 from lakerank.model.engine.reranker import BatchedReranker
@@ -237,11 +237,11 @@ def test_names_of_tensors_are_renamed_one_to_one(family: str, made: dict[str, An
     folder, naming = made[family][0], {"bge": BGE, "jina": JINA}[family]
     stored = load_file(folder / "model.safetensors").keys()
     assert {naming.stored_name(naming.transformers_name(name)) for name in stored} == stored
-    assert tensor_shapes(read_shape(read_json(folder / "config.json"), "here"), naming).keys() <= stored
+    assert tensor_shapes(read_shape(read_json(folder / "config.json")), naming).keys() <= stored
 
 
 def test_a_document_is_tokenised_once_and_so_is_a_query(made: dict[str, Any]) -> None:
-    tokenizer, limits = Counting(made["jina"][0]), jina_limits(LIMITS.max_length, LIMITS.max_query_length)
+    tokenizer, limits = Counting(made["jina"][0]), PairLimits(JINA_PAIR, LIMITS.max_length, LIMITS.max_query_length)
     arrange = functools.partial(document_windows, limits)
     preprocessor = Preprocessor(PairTokenizer(tokenizer, limits), LIMITS, None, arrange=arrange)
     pair_logits(replace(load(made["jina"][0]), preprocessor=preprocessor), PAIRS)
@@ -343,7 +343,7 @@ def test_out_of_memory_of_concurrent_micro_batches_makes_those_to_come_smaller(m
     """A device that holds one micro-batch and not two."""
     folder = made["bge"][0]
     engine = engine_of(load(folder), folder, functools.partial(Limited, capacity=256, pause_s=0.01), threads=2)
-    engine.batcher.budget = budget_of(256)
+    engine.batcher.budget = Budget(256)
     (logits,) = engine.score([DocumentWindows(alike(np.arange(5, 15), np.arange(5, 55), 64, 80))])
     assert len(logits) == 80
     assert len(set(logits)) == 1
@@ -355,7 +355,7 @@ def test_out_of_memory_of_concurrent_micro_batches_makes_those_to_come_smaller(m
 def test_long_sequences_are_no_more_at_once_than_memory_has_room_for(made: dict[str, Any]) -> None:
     folder = made["bge"][0]
     engine = engine_of(load(folder), folder, functools.partial(Limited, pause_s=0.02), threads=2, free_tokens=128)
-    engine.batcher.budget = budget_of(64)
+    engine.batcher.budget = Budget(64)
     long = alike(np.arange(5, 15), np.arange(5, 87), 96, 4)
     engine.score([DocumentWindows((*long, *alike(np.arange(5), np.arange(23), 32, 8)))])
     assert engine.encoder.most == 128, "two micro-batches of the budget, but one of the long ones"
@@ -474,7 +474,7 @@ def test_half_precision_is_near(family: str, made: dict[str, Any]) -> None:
 
 def test_micro_batches_of_any_size_give_the_same_bits(made: dict[str, Any]) -> None:
     wide, narrow = load(made["jina"][0]), load(made["jina"][0])
-    narrow.engine.batcher.budget = budget_of(64)
+    narrow.engine.batcher.budget = Budget(64)
     assert pair_logits(narrow, PAIRS).tolist() == pair_logits(wide, PAIRS).tolist()
 
 
@@ -484,7 +484,7 @@ def test_threads_run_micro_batches_of_their_own_and_change_no_bit(made: dict[str
     for threads in (2, 3):
         loaded = load(made["bge"][0], device_threads=threads)
         assert torch.get_num_threads() == threads, "the process's threads are what they were set to"
-        loaded.engine.batcher.budget = budget_of(128)
+        loaded.engine.batcher.budget = Budget(128)
         assert pair_logits(loaded, PAIRS).tolist() == alone
         assert loaded.engine.group_tokens == BATCHES_SORTED * 128 * threads
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lakerank.limits import Limits
 from lakerank.model.api import load_reranker
-from lakerank.model.engine.budget import LEAST_TOKENS, Budget, budget_of
+from lakerank.model.engine.budget import LEAST_TOKENS, Budget
 from lakerank.model.engine.decoder import PackedDecoder, Prefix, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.linear import ROW_MULTIPLE, BatchInvariantLinear, choose_linear
@@ -123,7 +123,7 @@ def test_bits_are_the_pairs_own(
     drawn = data.draw(st.lists(st.sampled_from(range(len(pairs))), min_size=1, max_size=30, unique=True))
     chosen = [pairs[number] for number in drawn]
     budget = data.draw(st.sampled_from([64, 200, 1024, 4096]))
-    reranker.engine.batcher.budget = budget_of(budget)
+    reranker.engine.batcher.budget = Budget(budget)
     if data.draw(st.booleans()):
         reranker.engine.release()
     groups: dict[Document, list[Query]] = {}
@@ -180,7 +180,7 @@ def test_bits_do_not_depend_on_the_memory_that_is_free(
     documents = [*documents, Document("t700", text="apple " * 700)]
     groups = [DocumentGroup(document, tuple(queries)) for document in documents]
     roomy, narrow = (
-        logits_of(with_engine(tiny_checkpoint, budget=budget_of(tokens), choose_linear=choose).score_groups(groups))
+        logits_of(with_engine(tiny_checkpoint, budget=Budget(tokens), choose_linear=choose).score_groups(groups))
         for tokens in (2048, 64)
     )
     assert len(roomy) == len(queries) * len(documents)
@@ -286,9 +286,9 @@ def test_out_of_memory_halves_and_tries_again(tiny_checkpoint: Path) -> None:
 
 
 def test_budget_is_halved_to_a_least() -> None:
-    assert budget_of(300).halved().halved().halved() == budget_of(LEAST_TOKENS)
+    assert Budget(300).halved().halved().halved() == Budget(LEAST_TOKENS)
     with pytest.raises(ValueError, match="not halved"):
-        budget_of(LEAST_TOKENS).halved()
+        Budget(LEAST_TOKENS).halved()
 
 
 def test_other_failures_stop_the_job(tiny_checkpoint: Path) -> None:

@@ -21,7 +21,7 @@ from lakerank import load_reranker
 from lakerank.errors import CheckpointError, ConfigError
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_json
-from lakerank.model.engine.budget import budget_of
+from lakerank.model.engine.budget import Budget
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.engine.rotary import rotary_sections
 from lakerank.model.generative.config import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
@@ -130,7 +130,7 @@ def test_bits_do_not_depend_on_company(
     shuffled = random.Random(1).sample(pairs, len(pairs))
     alone = {key: logit for pair in shuffled for key, logit in scored_of(results_of(reranker, [pair])).items()}
     assert alone == together
-    reranker.engine.batcher.budget = budget_of(512)
+    reranker.engine.batcher.budget = Budget(512)
     assert scored_of(results_of(reranker, shuffled)) == together
 
 

@@ -22,7 +22,7 @@ from lakerank.model.preprocess.images import PatchShape, load_patches
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.records import RejectReason
 
-SPECIAL = SpecialTokens(vision_start=1, vision_end=2, image=3, score=100, pad=0)
+SPECIAL = SpecialTokens(vision_start=1, vision_end=2, image=3, score=100)
 
 #: What a text may be made of to trouble a split: newlines, odd blanks, combining marks, special tokens' names, scripts.
 PIECES = [
@@ -154,14 +154,14 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(CheckpointError, match="token ids up to 399 but an embedding of 300"):
         check_tokenizer(tokenizer, SPECIAL, 300, "x")
     with pytest.raises(CheckpointError, match="score token id 400 is outside the vocabulary of 400"):
-        check_tokenizer(tokenizer, SpecialTokens(1, 2, 3, 400, 0), 400, "x")
+        check_tokenizer(tokenizer, SpecialTokens(1, 2, 3, 400), 400, "x")
     with pytest.raises(CheckpointError, match=r"image token id 450 is not in tokenizer\.json"):
-        check_tokenizer(tokenizer, SpecialTokens(1, 2, 450, 100, 0), 500, "x")
+        check_tokenizer(tokenizer, SpecialTokens(1, 2, 450, 100), 500, "x")
     plain = Tokenizer.from_str(tokenizer.to_str())
     plain.encode_special_tokens = True
     plain.add_tokens(["<|picture|>"])
     with pytest.raises(CheckpointError, match=r"image token <\|picture\|> is not marked special"):
-        check_tokenizer(plain, SpecialTokens(1, 2, 400, 100, 0), 401, "x")
+        check_tokenizer(plain, SpecialTokens(1, 2, 400, 100), 401, "x")
 
 
 def test_no_room_for_a_query_is_an_error(tokenizer: Tokenizer) -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lakerank.model.checkpoint import WEIGHTS_NAME, read_json, weight_files
-from lakerank.model.cross_encoder.tokenize import jina_limits
+from lakerank.model.cross_encoder.tokenize import JINA_PAIR, PairLimits
 from lakerank.model.cross_encoder.weights import JINA, QKV, QKV_PARTS
 
 #: Pairs of a query's text and a document's to logits, or to anything that rises with them.
@@ -71,7 +71,7 @@ def jina_rerank(folder: str, dtype: str, device: str, max_length: int) -> tuple[
 
     network = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    limits = jina_limits(max_length, min(512, max_length // 2))
+    limits = PairLimits(JINA_PAIR, max_length, min(512, max_length // 2))
 
     @torch.inference_mode()
     def logits(sequences: list[list[int]]) -> list[float]:

@@ -64,7 +64,7 @@ class PublishedLoop:
     def _batch(self, pairs: Sequence[tuple[Query, Document]]) -> np.ndarray:
         rows = [self._row(query, document) for query, document in pairs]
         longest = max(len(ids) for ids, _ in rows)
-        ids = torch.tensor([[self._special.pad] * (longest - len(row)) + row for row, _ in rows], device=self._device)
+        ids = torch.tensor([[0] * (longest - len(row)) + row for row, _ in rows], device=self._device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row, _ in rows], device=self._device)
         images = [image for _, row_images in rows for image in row_images]
         model = self._network.model

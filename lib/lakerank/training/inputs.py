@@ -34,7 +34,6 @@ class EncodedDataset:
     dataset: Dataset
     documents: Sequence[EncodedInput]
     queries: Sequence[EncodedInput]
-    padding: int
 
     @property
     def patches(self) -> PatchShape:
@@ -72,7 +71,6 @@ def encode_dataset(
         dataset,
         documents=encoded(dataset.documents, prompt.document, document_tokens),
         queries=encoded(dataset.queries, prompt.query, query_tokens),
-        padding=special.pad,
     )
 
 
@@ -90,12 +88,12 @@ class PaddedInputs:
         return PaddedInputs(*(value.to(device) for value in (self.ids, self.positions, self.lengths, self.ends)))
 
 
-def pad(inputs: Sequence[EncodedInput], padding: int) -> PaddedInputs:
-    """Join encoded inputs, shorter ones filled up with the id `padding`."""
+def pad(inputs: Sequence[EncodedInput]) -> PaddedInputs:
+    """Join encoded inputs, shorter ones filled up with token 0."""
     ids = [torch.from_numpy(np.asarray(each.token_ids, dtype=np.int64)) for each in inputs]
     positions = [torch.from_numpy(np.asarray(each.positions, dtype=np.int64).T) for each in inputs]  # (L, 3)
     return PaddedInputs(
-        ids=pad_sequence(ids, batch_first=True, padding_value=padding),
+        ids=pad_sequence(ids, batch_first=True),
         positions=pad_sequence(positions, batch_first=True).permute(2, 0, 1),
         lengths=torch.tensor([len(each) for each in ids]),
         ends=torch.tensor([each.end for each in inputs]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lakerank.model.checkpoint import INDEX_NAME, locate, read_json
+from lakerank.model.checkpoint import INDEX_NAME, locate
 from lakerank.model.engine.rotary import RotaryTable, rotate
 from lakerank.model.engine.vision import patch_positions, patch_rotation
 from lakerank.model.jina_m0.config import read_settings
@@ -35,14 +35,12 @@ LORA_TARGETS = r"(?:.*\.)?language_model\.layers\.\d+\.(?:self_attn\.(?:q|k|v|o)
 _OF_WEIGHTS = frozenset({"config.json", INDEX_NAME})
 _KEPT = ("*.json", "*.txt", "*.py")
 
-#: Keys of config.json by which other programs choose the class that reads a checkpoint.
-_CLASSES = ("architectures", "auto_map")
-
 
 @dataclass(frozen=True)
 class TrainableModel:
     """A network that takes gradients and what encodes its inputs; `adapter`: what is trained around it, if not all is.
 
+    `config`: what its config.json says, but for the type of the weights and what is trained.
     `source`: the folder of the checkpoint it was loaded from. One initialised from scratch has none, and `save_beside`
     writes what belongs beside its weights into a folder.
     """
@@ -52,6 +50,7 @@ class TrainableModel:
     special: SpecialTokens
     patches: PatchShape
     logit_bias: float
+    config: Mapping[str, Any]
     source: Path | None = None
     adapter: Any = None
     save_beside: Callable[[Path], None] | None = None
@@ -75,9 +74,8 @@ class TrainableModel:
 
     def save_whole(self, folder: Path, network: JinaVLForRanking) -> None:
         """Write a network in the published layout, with its source's tokenizer and code where it has a source."""
-        base = read_json(self.source / "config.json") if self.source else {}
-        config = {"logit_bias": self.logit_bias, "score_token_id": self.special.score}
-        save_checkpoint(folder, network, config | {key: base[key] for key in _CLASSES if key in base})
+        scores = {"logit_bias": self.logit_bias, "score_token_id": self.special.score}
+        save_checkpoint(folder, network, {**self.config, **scores})
         if self.save_beside is not None:
             self.save_beside(folder)
         for file in sorted(file for kind in _KEPT for file in self.source.glob(kind)) if self.source else ():
@@ -96,7 +94,8 @@ def load_model(path: str, revision: str | None = None) -> TrainableModel:
     network = load_network(source, settings, torch.device("cpu"), None).requires_grad_(True)
     network.set_attn_implementation("eager")  # the masks of `PairForward` are additive floats
     tokenizer, special = read_tokenizer(source / "tokenizer.json"), read_special_tokens(source, settings)
-    return TrainableModel(network, tokenizer, special, settings.patches, settings.logit_bias, source)
+    config = {key: value for key, value in settings.config.items() if key != "dtype"}  # newer for torch_dtype
+    return TrainableModel(network, tokenizer, special, settings.patches, settings.logit_bias, config, source)
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,8 @@ class PairNetwork:
         self, data: EncodedDataset, documents: Rows, queries: Rows, generator: torch.Generator | None = None
     ) -> PairInputs:
         """Rows of the dataset as tensors. Images are augmented where there is a generator."""
-        prefixes = pad([data.documents[row] for row in documents], data.padding).to(self.device)
-        suffixes = pad([data.queries[row] for row in queries], data.padding).to(self.device)
+        prefixes = pad([data.documents[row] for row in documents]).to(self.device)
+        suffixes = pad([data.queries[row] for row in queries]).to(self.device)
         images = [*data.dataset.documents.images[documents].tolist(), *data.dataset.queries.images[queries].tolist()]
         images = [image for image in images if image >= 0]
         visual = self.visual_tokens(image_batches(data, images, generator)) if images else None

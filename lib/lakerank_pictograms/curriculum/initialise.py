@@ -19,7 +19,7 @@ from lakerank.model.jina_m0.weights import JinaVLForRanking
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.training.model import TrainableModel
 from lakerank_pictograms.curriculum.config import ShapeConfig
-from lakerank_pictograms.network import Shape, network_config
+from lakerank_pictograms.network import Shape, network_config, published_config
 
 #: Qwen2's way of cutting text before BPE (its published tokenizer.json).
 SPLIT = (
@@ -72,7 +72,6 @@ def initialise_model(shape: ShapeConfig, texts: Iterable[str], seed: int, tap: i
         vision_end=config.vision_end_token_id,
         image=config.image_token_id,
         score=SCORE_TOKEN_ID,
-        pad=config.text_config.pad_token_id,
     )
     patches = PatchShape()
 
@@ -90,7 +89,9 @@ def initialise_model(shape: ShapeConfig, texts: Iterable[str], seed: int, tap: i
         }
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
 
-    return TrainableModel(network, tokenizer, special, patches, LOGIT_BIAS, save_beside=save_beside)
+    return TrainableModel(
+        network, tokenizer, special, patches, LOGIT_BIAS, published_config(config), save_beside=save_beside
+    )
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:

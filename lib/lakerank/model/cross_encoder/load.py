@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -12,14 +11,12 @@ import torch
 from lakerank.errors import CheckpointError
 from lakerank.model.config import read_config
 from lakerank.model.cross_encoder.tokenize import (
-    BERT,
-    XLM_ROBERTA,
+    BERT_PAIR,
+    BGE_PAIR,
+    JINA_PAIR,
     PairLimits,
     PairTemplate,
     PairTokenizer,
-    bert_limits,
-    bge_limits,
-    jina_limits,
     read_pair_tokens,
 )
 from lakerank.model.cross_encoder.weights import BERT_NAMES, BGE, JINA, Naming, load_weights, read_shape
@@ -31,21 +28,11 @@ from lakerank.model.preprocess.pipeline import Preprocessor
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.model.registry import LoadOptions
 
-
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """The naming of tensors, the limits of a pair by `max_length` and `max_query_length`, its special tokens."""
-
-    naming: Naming
-    limits: Callable[[int, int], PairLimits]
-    template: PairTemplate = XLM_ROBERTA
-
-
-#: By the family's name in the registry.
-_FAMILIES: Mapping[str, _Family] = {
-    "bge-reranker": _Family(BGE, bge_limits),
-    "jina-reranker-v2": _Family(JINA, jina_limits),
-    "bert-reranker": _Family(BERT_NAMES, bert_limits, BERT),
+#: How tensors are named, and what a pair is, by the family's name in the registry.
+_FAMILIES: Mapping[str, tuple[Naming, PairTemplate]] = {
+    "bge-reranker": (BGE, BGE_PAIR),
+    "jina-reranker-v2": (JINA, JINA_PAIR),
+    "bert-reranker": (BERT_NAMES, BERT_PAIR),
 }
 
 #: Least tokens of a sequence: half of them for the query, four special ones, and some of the document.
@@ -59,7 +46,7 @@ def document_windows(limits: PairLimits, document: EncodedInput, queries: tuple[
 
 def _windows(limits: PairLimits, query: np.ndarray, document: np.ndarray) -> tuple[Window, ...]:
     query = query[: limits.query_tokens(len(query), len(document))]
-    spans, around = limits.spans(len(query), len(document)), len(query) + limits.special
+    spans, around = limits.spans(len(query), len(document)), len(query) + limits.template.special
     return tuple(Window(query, document[start:stop], stop - start + around) for start, stop in spans)
 
 
@@ -70,21 +57,21 @@ def pair_lengths(limits: PairLimits, query: EncodedInput, document: EncodedInput
     end = limits.spans(query_tokens, document_tokens)[-1][1]
     query_truncated = query.truncated or query_tokens < len(query.token_ids)
     document_truncated = document.truncated or end < document_tokens
-    return query_tokens + 2, end + limits.special - 2, query_truncated, document_truncated
+    return query_tokens + 2, end + limits.template.special - 2, query_truncated, document_truncated
 
 
 def load(options: LoadOptions) -> BatchedReranker:
     """The checkpoint of a family on its device. Raises CheckpointError: weights or tokenizer do not fit config.json."""
     folder = options.folder
     identity, given = options.identity, options.identity.limits
-    family = _FAMILIES[identity.family]
-    limits = family.limits(given.max_length, given.max_query_length)
-    shape = read_shape(read_config(folder), str(folder))
+    naming, template = _FAMILIES[identity.family]
+    limits = PairLimits(template, given.max_length, given.max_query_length)
+    shape = read_shape(read_config(folder))
     if limits.sequence < LEAST_SEQUENCE:
         raise CheckpointError(f"{folder}: sequences of {limits.sequence} tokens leave none for a document")
     tokenizer = read_tokenizer(folder / "tokenizer.json", names_are_text=False)  # see `tokenize`
-    tokens = read_pair_tokens(tokenizer, family.template, shape, str(folder))
-    weights = load_weights(folder, shape, family.naming, getattr(torch, options.dtype), torch.device(options.device))
+    tokens = read_pair_tokens(tokenizer, template, shape, str(folder))
+    weights = load_weights(folder, shape, naming, getattr(torch, options.dtype), torch.device(options.device))
     engine = EncoderEngine(PackedEncoder(shape, weights), tokens, reproducible=options.reproducible)
     pairs, arrange = PairTokenizer(tokenizer, limits), partial(document_windows, limits)
     preprocessor = Preprocessor(pairs, given, None, arrange=arrange, threads=options.host_threads)

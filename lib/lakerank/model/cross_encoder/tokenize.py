@@ -18,7 +18,7 @@ tokenizer.json has these names among its pieces, so that the two cannot be disti
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -45,15 +45,21 @@ _NO_POSITIONS = np.empty((3, 0), dtype=np.int64)
 
 @dataclass(frozen=True, slots=True)
 class PairTemplate:
-    """Special tokens of a pair by name: `start`, the query, `separator` (`between` times), the document, `separator`.
+    """A family's pair by names of special tokens, and what of it is read.
 
-    `typed`: tokens of the document and the last one are of another type, and positions count from 0.
+    `start`, the query, `separator` (`between` times), the document, `separator`. `typed`: tokens of the document and
+    the last one are of another type, and positions count from 0. `query_special`: special tokens that a query's limit
+    counts. `overlap`: tokens shared by windows, in which a document that does not fit is read. None: it is cut, and
+    with `longest_first` a query that is longer is.
     """
 
     start: str
     separator: str
     between: int
-    typed: bool
+    typed: bool = False
+    query_special: int = 0
+    overlap: int | None = None
+    longest_first: bool = False
 
     @property
     def special(self) -> int:
@@ -61,25 +67,27 @@ class PairTemplate:
         return self.between + 2
 
 
-XLM_ROBERTA = PairTemplate("<s>", "</s>", between=2, typed=False)
-BERT = PairTemplate("[CLS]", "[SEP]", between=1, typed=True)
+BGE_PAIR = PairTemplate("<s>", "</s>", between=2)
+JINA_PAIR = replace(BGE_PAIR, query_special=2, overlap=OVERLAP)
+BERT_PAIR = PairTemplate("[CLS]", "[SEP]", between=1, typed=True, longest_first=True)
 
 
 @dataclass(frozen=True, slots=True)
 class PairLimits:
-    """Tokens of a sequence, special ones included, and of a query's text without any; `overlap`: of windows, where a
-    document that does not fit is read in windows. None: it is cut, and with `longest_first` a query that is longer is.
-    """
+    """Tokens of a family's pair, special ones included, and of a query, as `query_special` says."""
 
+    template: PairTemplate
     sequence: int
-    query: int
-    overlap: int | None
-    special: int = XLM_ROBERTA.special
-    longest_first: bool = False
+    max_query: int
+
+    @property
+    def query(self) -> int:
+        """Tokens of a query's text."""
+        return self.max_query - self.template.query_special
 
     def room(self, query_tokens: int) -> int:
         """Tokens of a document beside a query of so many."""
-        return self.sequence - self.special - query_tokens
+        return self.sequence - self.template.special - query_tokens
 
     def query_tokens(self, query_tokens: int, document_tokens: int) -> int:
         """Tokens of a query that are read beside a document of so many.
@@ -88,7 +96,7 @@ class PairLimits:
         longer than that, and the odd token is the longer one's, the document's where they are alike.
         """
         room = self.room(0)
-        if not self.longest_first or query_tokens + document_tokens <= room:
+        if not self.template.longest_first or query_tokens + document_tokens <= room:
             return query_tokens
         if query_tokens <= document_tokens:
             return min(query_tokens, room // 2)
@@ -97,9 +105,9 @@ class PairLimits:
     def spans(self, query_tokens: int, document_tokens: int) -> list[tuple[int, int]]:
         """(start, stop) of what each sequence of a pair reads of the document."""
         room = self.room(query_tokens)
-        if self.overlap is None:
+        if self.template.overlap is None:
             return [(0, min(room, document_tokens))]
-        return windows(document_tokens, room, self.overlap)
+        return windows(document_tokens, room, self.template.overlap)
 
 
 def windows(tokens: int, room: int, overlap: int = OVERLAP) -> list[tuple[int, int]]:
@@ -117,21 +125,6 @@ def windows(tokens: int, room: int, overlap: int = OVERLAP) -> list[tuple[int, i
     return [*((start, start + room) for start in starts), (tokens - room, tokens)]
 
 
-def bge_limits(max_length: int, max_query_length: int) -> PairLimits:
-    """Limits of a pair of bge-reranker-v2-m3."""
-    return PairLimits(max_length, max_query_length, None)
-
-
-def jina_limits(max_length: int, max_query_length: int) -> PairLimits:
-    """Limits of a pair of jina-reranker-v2, whose `max_query_length` counts two special tokens."""
-    return PairLimits(max_length, max_query_length - 2, OVERLAP)
-
-
-def bert_limits(max_length: int, max_query_length: int) -> PairLimits:
-    """Limits of a pair of a BERT classifier."""
-    return PairLimits(max_length, max_query_length, None, BERT.special, longest_first=True)
-
-
 class PairTokenizer:
     """Encodes documents and queries without special tokens. Safe to call from several threads."""
 
@@ -141,7 +134,7 @@ class PairTokenizer:
 
     def document(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput:
         """A document's tokens, all that any query leaves room for. Raises RejectedInput: empty, or not Unicode."""
-        most = None if self._limits.overlap is not None else self._limits.room(0)
+        most = None if self._limits.template.overlap is not None else self._limits.room(0)
         return self._encoded(text, most, RejectReason.EMPTY_DOCUMENT)
 
     def query(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput:

@@ -8,20 +8,19 @@ flash-attention's BERT: query, key and value are one matrix, in that order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from lakerank.model.checkpoint import check_weights, stored_tensors, weight_files
-from lakerank.model.cross_encoder.config import check_config
+from lakerank.model.checkpoint import check_weights, stored_tensors
 from lakerank.model.engine.encoder import EncoderLayer, EncoderShape, EncoderWeights, LayerNorm
 from lakerank.model.engine.linear import LinearWeights
+from lakerank.model.weights import read_tensors
 
 #: A buffer of counted numbers that older checkpoints of transformers store.
 _UNUSED = frozenset({"roberta.embeddings.position_ids", "bert.embeddings.position_ids"})
@@ -33,8 +32,6 @@ QKV_PARTS = tuple(f"attention.self.{part}" for part in ("query", "key", "value")
 #: What transformers takes where a config.json of model_type bert, or of another, leaves a key out.
 _BERT_DEFAULTS = {"max_position_embeddings": 512, "type_vocab_size": 2, "pad_token_id": 0, "layer_norm_eps": 1e-12}
 _DEFAULTS = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1, "layer_norm_eps": 1e-5}
-
-_Module = TypeVar("_Module", LinearWeights, LayerNorm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +82,8 @@ BERT_NAMES = Naming(
 )
 
 
-def read_shape(config: Mapping[str, Any], source: str) -> EncoderShape:
-    """The network that a config.json describes.
-
-    Raises CheckpointError: it lacks a size, or describes what is not computed here.
-    """
-    check_config(config, source)
+def read_shape(config: Mapping[str, Any]) -> EncoderShape:
+    """The network that a checked config.json describes."""
     config = {**(_BERT_DEFAULTS if config.get("model_type") == "bert" else _DEFAULTS), **config}
     return EncoderShape(
         vocabulary=config["vocab_size"],
@@ -107,29 +100,14 @@ def read_shape(config: Mapping[str, Any], source: str) -> EncoderShape:
 
 def tensor_shapes(shape: EncoderShape, naming: Naming) -> Mapping[str, tuple[int, ...]]:
     """Shapes of a checkpoint's tensors, by its names."""
-    h, inner = shape.hidden, shape.inner
-    layer = {
-        **({QKV: (3 * h, h)} if naming.fused else dict.fromkeys(QKV_PARTS, (h, h))),
-        "attention.output.dense": (h, h),
-        "attention.output.LayerNorm": (h,),
-        "intermediate.dense": (inner, h),
-        "output.dense": (h, inner),
-        "output.LayerNorm": (h,),
-    }
-    modules: dict[str, tuple[int, ...]] = {
-        "roberta.embeddings.LayerNorm": (h,),
-        **{_layer(number, name): size for number in range(shape.layers) for name, size in layer.items()},
-        "classifier.dense": (h, h),
-        "classifier.out_proj": (1, h),
-    }
-    tensors = {
-        "roberta.embeddings.word_embeddings.weight": (shape.vocabulary, h),
-        "roberta.embeddings.position_embeddings.weight": (shape.positions, h),
-        "roberta.embeddings.token_type_embeddings.weight": (shape.types, h),
-        **{f"{name}.weight": size for name, size in modules.items()},
-        **{f"{name}.bias": size[:1] for name, size in modules.items()},
-    }
-    return {naming.stored_name(name): size for name, size in tensors.items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, size: tuple[int, ...]) -> Tensor:
+        shapes[naming.stored_name(name)] = size
+        return torch.empty(size, device="meta")
+
+    _assembled(shape, naming.fused, note)
+    return shapes
 
 
 def load_weights(
@@ -139,51 +117,44 @@ def load_weights(
 
     Raises CheckpointError: a tensor is missing, unexpected or of another shape.
     """
-    files = weight_files(folder)
-    stored_shapes = {name: size for name, (size, _) in stored_tensors(folder).items()}
-    expected = tensor_shapes(shape, naming)
-    check_weights(expected, {name: stored_shapes[name] for name in stored_shapes.keys() - _UNUSED}, str(folder))
-    tensors = {}
-    for file in files:
-        with safe_open(file, framework="pt") as stored:
-            for name in expected.keys() & set(stored.keys()):
-                tensors[naming.transformers_name(name)] = stored.get_tensor(name).to(device, dtype)
-    return _assembled(shape, tensors)
+    stored = {name: size for name, (size, _) in stored_tensors(folder).items() if name not in _UNUSED}
+    check_weights(tensor_shapes(shape, naming), stored, str(folder))
+    tensors = read_tensors(folder, dtype, naming.transformers_name, _UNUSED)
+    return _assembled(shape, naming.fused, lambda name, _: tensors.pop(name).to(device))  # none is in memory twice
 
 
-def _assembled(shape: EncoderShape, tensors: dict[str, Tensor]) -> EncoderWeights:
-    """The network's weights; tensors are taken out, so that none is in memory twice."""
+def _assembled(shape: EncoderShape, fused: bool, take: Callable[[str, tuple[int, ...]], Tensor]) -> EncoderWeights:
+    """The network's weights; `take` gives a tensor by its name in transformers and its shape."""
+    h, inner = shape.hidden, shape.inner
 
-    def module(name: str, kind: type[_Module]) -> _Module:
-        return kind(tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias"))
+    def linear(name: str, outputs: int, inputs: int) -> LinearWeights:
+        return LinearWeights(take(f"{name}.weight", (outputs, inputs)), take(f"{name}.bias", (outputs,)))
 
-    def qkv(number: int) -> LinearWeights:
-        if f"{_layer(number, QKV)}.weight" in tensors:
-            return module(_layer(number, QKV), LinearWeights)
-        parts = [module(_layer(number, part), LinearWeights) for part in QKV_PARTS]
-        biases = [part.bias for part in parts if part.bias is not None]
-        return LinearWeights(torch.cat([part.weight for part in parts]), torch.cat(biases))
+    def norm(name: str) -> LayerNorm:
+        return LayerNorm(take(f"{name}.weight", (h,)), take(f"{name}.bias", (h,)))
 
-    def layer(number: int) -> EncoderLayer:
+    def query_key_value(layer: str) -> LinearWeights:
+        if fused:
+            return linear(f"{layer}.{QKV}", 3 * h, h)
+        weights = [take(f"{layer}.{part}.weight", (h, h)) for part in QKV_PARTS]
+        return LinearWeights(torch.cat(weights), torch.cat([take(f"{layer}.{part}.bias", (h,)) for part in QKV_PARTS]))
+
+    def layer(name: str) -> EncoderLayer:
         return EncoderLayer(
-            qkv(number),
-            module(_layer(number, "attention.output.dense"), LinearWeights),
-            module(_layer(number, "attention.output.LayerNorm"), LayerNorm),
-            module(_layer(number, "intermediate.dense"), LinearWeights),
-            module(_layer(number, "output.dense"), LinearWeights),
-            module(_layer(number, "output.LayerNorm"), LayerNorm),
+            query_key_value(name),
+            linear(f"{name}.attention.output.dense", h, h),
+            norm(f"{name}.attention.output.LayerNorm"),
+            linear(f"{name}.intermediate.dense", inner, h),
+            linear(f"{name}.output.dense", h, inner),
+            norm(f"{name}.output.LayerNorm"),
         )
 
     return EncoderWeights(
-        words=tensors.pop("roberta.embeddings.word_embeddings.weight"),
-        positions=tensors.pop("roberta.embeddings.position_embeddings.weight"),
-        types=tensors.pop("roberta.embeddings.token_type_embeddings.weight"),
-        norm=module("roberta.embeddings.LayerNorm", LayerNorm),
-        layers=tuple(map(layer, range(shape.layers))),
-        dense=module("classifier.dense", LinearWeights),
-        score=module("classifier.out_proj", LinearWeights),
+        words=take("roberta.embeddings.word_embeddings.weight", (shape.vocabulary, h)),
+        positions=take("roberta.embeddings.position_embeddings.weight", (shape.positions, h)),
+        types=take("roberta.embeddings.token_type_embeddings.weight", (shape.types, h)),
+        norm=norm("roberta.embeddings.LayerNorm"),
+        layers=tuple(layer(f"roberta.encoder.layer.{number}") for number in range(shape.layers)),
+        dense=linear("classifier.dense", h, h),
+        score=linear("classifier.out_proj", 1, h),
     )
-
-
-def _layer(number: int, name: str) -> str:
-    return f"roberta.encoder.layer.{number}.{name}"

@@ -39,37 +39,39 @@ LEAST_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What is in memory at once. A single document may exceed it, alone.
+    """What is in memory at once: `tokens` of documents or queries make a micro-batch.
 
-    `tokens` of documents or queries, or `patches` of images, make a micro-batch. `group_tokens`: of the document groups
-    scored together, whose prefixes are kept until all of their queries are scored.
+    A single document may exceed it, alone.
     """
 
     tokens: int
-    patches: int
-    group_tokens: int
+
+    @property
+    def patches(self) -> int:
+        """Those of images that make a micro-batch."""
+        return self.tokens * _PATCHES_PER_TOKEN
+
+    @property
+    def group_tokens(self) -> int:
+        """Tokens of the document groups scored together, whose prefixes are kept until all queries are scored."""
+        return self.tokens * PREFIX_BATCHES
 
     def halved(self) -> Budget:
         """Half of it. Raises ValueError: it is the least already."""
         if self.tokens <= LEAST_TOKENS:
             raise ValueError(f"a budget of {self.tokens} tokens is not halved")
-        return budget_of(max(LEAST_TOKENS, self.tokens // 2))
-
-
-def budget_of(tokens: int) -> Budget:
-    """The budget with micro-batches of so many tokens."""
-    return Budget(tokens, tokens * _PATCHES_PER_TOKEN, tokens * PREFIX_BATCHES)
+        return Budget(max(LEAST_TOKENS, self.tokens // 2))
 
 
 def busy_budget(device: torch.device) -> Budget:
     """What keeps a device of this type busy, whatever memory is free: for choices that must not depend on that."""
-    return budget_of(BUSY_TOKENS_CPU if device.type == "cpu" else BUSY_TOKENS_GPU)
+    return Budget(BUSY_TOKENS_CPU if device.type == "cpu" else BUSY_TOKENS_GPU)
 
 
 def device_budget(device: torch.device, bytes_per_token: int, threads: int = 1) -> Budget:
     """What keeps each of a device's threads busy, or fits its free memory, whichever is less."""
     tokens = min(busy_budget(device).tokens, free_tokens(device, bytes_per_token) // threads)
-    return budget_of(max(LEAST_TOKENS, tokens))
+    return Budget(max(LEAST_TOKENS, tokens))
 
 
 def decoder_bytes(config: Any, dtype: torch.dtype) -> int:

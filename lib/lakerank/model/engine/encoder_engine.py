@@ -130,11 +130,6 @@ class EncoderEngine:
         """Tokens of the document groups to score together, whose windows are sorted by length."""
         return BATCHES_SORTED * self.batcher.budget.tokens * self._threads.count
 
-    @property
-    def prefetch_tokens(self) -> int:
-        """Tokens of the document groups to preprocess ahead."""
-        return self.group_tokens
-
     def score(self, documents: Sequence[DocumentWindows]) -> list[list[float | RejectedInput]]:
         """The raw logit of each document's pairs; a reject for a pair with a window that does not fit into memory."""
         windows = [window for document in documents for pair in document.pairs for window in pair]

@@ -93,11 +93,6 @@ class DocumentMajorEngine:
         """Tokens of the document groups to score together."""
         return self.batcher.budget.group_tokens
 
-    @property
-    def prefetch_tokens(self) -> int:
-        """Tokens of the document groups to preprocess ahead."""
-        return 2 * self.group_tokens
-
     @torch.inference_mode()
     def score(self, groups: Sequence[DocumentQueries]) -> list[list[float | RejectedInput]]:
         """The raw logit of each group's queries; a reject for each where a document does not fit into memory alone."""

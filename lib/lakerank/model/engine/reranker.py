@@ -28,17 +28,13 @@ PairLengths = tuple[int, int, bool, bool]
 class Engine(Protocol):
     """Scores preprocessed groups on one device: a raw logit, or why there is none, for each pair of each input.
 
-    `group_tokens`, `prefetch_tokens`: of the document groups to score together, and to preprocess ahead. To be used by
-    one thread.
+    `group_tokens`: of the document groups to score together. To be used by one thread.
     """
 
     batcher: MicroBatcher
 
     @property
     def group_tokens(self) -> int: ...
-
-    @property
-    def prefetch_tokens(self) -> int: ...
 
     def score(self, inputs: Sequence[Any]) -> Sequence[Sequence[float | RejectedInput]]: ...
 
@@ -83,8 +79,8 @@ class BatchedReranker:
                 yield from self._results(group, () if group.engine_input is None else next(outcomes))
 
     def _sized(self, groups: Iterable[DocumentGroup]) -> Iterator[tuple[Prepared, int]]:
-        """Preprocessed groups and their tokens."""
-        for prepared in self.preprocessor.prefetch(groups, self.engine.prefetch_tokens):
+        """Preprocessed groups and their tokens; twice as many as are scored together are prepared ahead."""
+        for prepared in self.preprocessor.prefetch(groups, 2 * self.engine.group_tokens):
             self.counters.decode_s += prepared.seconds.decode
             self.counters.tokenise_s += prepared.seconds.tokenise
             self.counters.wait_s += prepared.seconds.wait

@@ -10,10 +10,9 @@ from tokenizers import Tokenizer
 
 from lakerank.errors import CheckpointError, ConfigError
 from lakerank.limits import Limits
-from lakerank.model.checkpoint import read_json
 from lakerank.model.inputs import EncodedInput, NamedImage, VisionTokens
 from lakerank.model.jina_m0.config import DOCUMENT, QUERY, Settings
-from lakerank.model.preprocess.tokenizer import TemplateTokenizer, TextTokenizer, read_tokenizer
+from lakerank.model.preprocess.tokenizer import TemplateTokenizer, TextTokenizer
 
 _NAMED_IDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id")
 
@@ -26,32 +25,16 @@ class SpecialTokens:
     vision_end: int
     image: int
     score: int
-    pad: int
 
 
 def read_special_tokens(folder: Path, settings: Settings) -> SpecialTokens:
-    """The ids that config.json names, and the padding token's from wherever it is.
-
-    Raises CheckpointError: one is not named.
-    """
+    """The ids that config.json names. Raises CheckpointError: one is not named."""
     config = settings.config
     missing = [name for name in _NAMED_IDS if not isinstance(config.get(name), int)]
     if missing:
         raise CheckpointError(f"{folder}: config.json names no {', '.join(missing)}")
     start, end, image = (int(config[name]) for name in _NAMED_IDS)
-    pad = config.get("pad_token_id", (config.get("text_config") or {}).get("pad_token_id"))
-    if pad is None:
-        pad = _padding_token(folder)
-    return SpecialTokens(start, end, image, score=settings.score_token_id, pad=int(pad))
-
-
-def _padding_token(folder: Path) -> int:
-    """The id of the padding token that tokenizer_config.json names; 0 without one, for padding is never attended to."""
-    file = folder / "tokenizer_config.json"
-    token = read_json(file).get("pad_token") if file.is_file() else None
-    content = token.get("content") if isinstance(token, dict) else token
-    token_id = None if content is None else read_tokenizer(folder / "tokenizer.json").token_to_id(str(content))
-    return 0 if token_id is None else int(token_id)
+    return SpecialTokens(start, end, image, score=settings.score_token_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +93,14 @@ def check_tokenizer(tokenizer: Tokenizer, special: SpecialTokens, vocabulary: in
     Raises CheckpointError: a special token is missing, or in a text its name is the token; an id has no embedding.
     """
     faults = []
-    for name in ("vision_start", "vision_end", "image", "score", "pad"):
+    for name in ("vision_start", "vision_end", "image", "score"):
         token_id = getattr(special, name)
         token = tokenizer.id_to_token(token_id)
         if not 0 <= token_id < vocabulary:
             faults.append(f"{name} token id {token_id} is outside the vocabulary of {vocabulary}")
         elif token is None:
             faults.append(f"{name} token id {token_id} is not in tokenizer.json")
-        elif name not in ("score", "pad") and token_id in tokenizer.encode(f"a {token} b").ids:
+        elif name != "score" and token_id in tokenizer.encode(f"a {token} b").ids:
             faults.append(f"{name} token {token} is not marked special in tokenizer.json")
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= vocabulary:

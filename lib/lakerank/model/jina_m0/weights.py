@@ -18,23 +18,8 @@ from lakerank.model.checkpoint import WEIGHTS_NAME
 from lakerank.model.jina_m0.config import Settings
 from lakerank.model.weights import build_network, check_stored, current_name, fill_network, merge_adapter, read_tensors
 
-#: Frequencies that follow time, height and width, where a config.json does not say; Qwen2-VL's own.
-MROPE_SECTION = [16, 24, 24]
-
 #: A language head that ranking does not use; published checkpoints may still have it.
 _UNUSED = frozenset({"lm_head.weight"})
-
-#: Keys of a published config.json, which are attributes of transformers' configurations.
-_TEXT_SETTINGS = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps"),
-    "attention_dropout",
-)
-_VISION_SETTINGS = (
-    *("depth", "embed_dim", "hidden_size", "hidden_act", "mlp_ratio", "num_heads", "in_channels", "patch_size"),
-    *("spatial_merge_size", "temporal_patch_size"),
-)
-_TOKEN_SETTINGS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 class JinaVLForRanking(Qwen2VLPreTrainedModel):  # type: ignore[misc]
@@ -72,34 +57,14 @@ def published_name(name: str) -> str:
     return re.sub(r"^model\.language_model\.", "model.", re.sub(r"^model\.visual\.", "visual.", name))
 
 
-def save_checkpoint(folder: Path, network: JinaVLForRanking, extra: Mapping[str, Any]) -> None:
+def save_checkpoint(folder: Path, network: JinaVLForRanking, config: Mapping[str, Any]) -> None:
     """Write `model.safetensors` and `config.json` in the published layout; the tokenizer's files are the caller's.
 
-    `extra` goes into config.json as it is (for instance `score_token_id` and `pad_token_id`).
+    `config` is config.json without the type of the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = network.state_dict()
     tensors = {published_name(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    config = published_config(network.config)
-    config |= {"torch_dtype": str(network.dtype).removeprefix("torch."), **extra}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def published_config(config: Qwen2VLConfig) -> dict[str, Any]:
-    """config.json in the published, flat layout: the text model's settings are at the top."""
-    text, vision = config.text_config, config.vision_config
-    rope = text.rope_parameters
-    return {
-        "architectures": ["JinaVLForRanking"],
-        "model_type": "qwen2_vl",
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": {"type": "mrope", "mrope_section": list(rope.get("mrope_section", MROPE_SECTION))},
-        "tie_word_embeddings": True,
-        "use_sliding_window": False,
-        "vision_config": {"model_type": "qwen2_vl", **{name: getattr(vision, name) for name in _VISION_SETTINGS}},
-        **{name: getattr(text, name) for name in _TEXT_SETTINGS},
-        **{name: getattr(config, name) for name in _TOKEN_SETTINGS},
-    }
+    typed = {**config, "torch_dtype": str(network.dtype).removeprefix("torch.")}
+    (folder / "config.json").write_text(json.dumps(typed, indent=2, sort_keys=True) + "\n", encoding="utf-8")
