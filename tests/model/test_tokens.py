@@ -110,7 +110,7 @@ def test_visual_tokens_are_never_cut(tokenizer: Tokenizer, make_image: Callable[
     narrow = prompt(tokenizer, max_length=100, max_query_length=30)
     for build in (narrow.document, narrow.query):
         with pytest.raises(RejectedInput) as caught:
-            build(None, image)
+            build(None, [("a", image)])
         assert caught.value.reason == RejectReason.INPUT_TOO_LONG
 
 
