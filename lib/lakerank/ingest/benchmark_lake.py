@@ -13,9 +13,9 @@ from typing import Any, TypeVar, cast
 
 from lakerank.candidates.bm25 import Bm25Index
 from lakerank.errors import ConfigError
-from lakerank.ingest.first_stage import ALL_PAIRS, DEPTH, FirstStage, choose_first_stages, part_candidates
+from lakerank.ingest.first_stage import FirstStage, choose_first_stages, part_candidates
 from lakerank.ingest.folder import output_faults
-from lakerank.ingest.layouts import AUTO, read_benchmark
+from lakerank.ingest.layouts import read_benchmark
 from lakerank.ingest.layouts.benchmark import DocumentColumns, Part, Pool, QueryColumns, every_id
 from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
 from lakerank.ingest.layouts.mkqa import is_answered, searchable_answer, searchable_passage
@@ -38,16 +38,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LayoutOptions:
-    """How a benchmark is ingested. Without `all_documents`, only documents that are candidates are written.
+    """How a benchmark is ingested, with `depth` candidates of a query.
 
-    With `plain_ids`, ids are the publisher's, without the dataset's name in front.
+    A pool of at most `all_pairs` documents may be ranked whole where nothing else gives a first stage. Without
+    `all_documents`, only documents that are candidates are written. With `plain_ids`, ids are the publisher's, without
+    the dataset's name in front.
     """
 
-    layout: str = AUTO
+    layout: str = "auto"
     split: str | None = None
     runs: tuple[str, ...] = ()
-    depth: int = DEPTH
-    all_pairs: int = ALL_PAIRS
+    depth: int = 100
+    all_pairs: int = 1000
     all_documents: bool = True
     plain_ids: bool = False
 

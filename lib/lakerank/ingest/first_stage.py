@@ -17,12 +17,6 @@ from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate
 
-#: Candidates of a query that are kept, by default.
-DEPTH = 100
-
-#: A pool of at most so many documents may be ranked whole where nothing else gives a first stage.
-ALL_PAIRS = 1000
-
 
 class FirstStage(NamedTuple):
     """A part's source of candidates: `given` by the benchmark, a `run` file, `bm25`, or `all` documents of its pool."""
@@ -32,9 +26,7 @@ class FirstStage(NamedTuple):
     doc_ids: Sequence[str] = ()
 
 
-def choose_first_stages(
-    parts: Sequence[Part], runs: Sequence[str], all_pairs: int = ALL_PAIRS
-) -> dict[str, FirstStage]:
+def choose_first_stages(parts: Sequence[Part], runs: Sequence[str], all_pairs: int) -> dict[str, FirstStage]:
     """Choose each part's source of candidates, by name. `runs` have the command line's form: `[PART=]FILE`.
 
     Raises:
@@ -75,7 +67,7 @@ def part_candidates(
         rows = (candidate for candidate in part.candidates() if candidate.query_id in queries)
     elif stage.method == "run":
         rows = run_candidates(storage, stage.run, part, queries.keys(), depth)
-    elif index is not None:
+    elif stage.method == "bm25" and index is not None:
         rows = (candidate for query in queries.values() for candidate in _searched(query, index, depth))
     else:
         rows = (Candidate(query_id, doc_id) for query_id in queries for doc_id in stage.doc_ids)

@@ -26,15 +26,7 @@ from lakerank.ingest.readers.text import decode, trec_command
 from lakerank.ingest.records import RecordReader, csv_records, json_objects
 from lakerank.ingest.rows import extra_columns, kept_fields, section_rows
 from lakerank.ingest.source import Source, SourceFile, open_source, opened_plain, prefetched_files
-from lakerank.ingest.tables import (
-    ContentRow,
-    Row,
-    SourceError,
-    SourceFault,
-    SourceReject,
-    TableWriter,
-    WrittenTable,
-)
+from lakerank.ingest.tables import ContentRow, Row, SourceError, SourceFault, SourceReject, TableWriter, WrittenTable
 from lakerank.lake import is_local, local_path
 from lakerank.lake.storage import Storage
 

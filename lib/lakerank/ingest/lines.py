@@ -29,9 +29,7 @@ Record = tuple[int, Mapping[str, Any]]
 
 
 def read_each(
-    path: str,
-    records: Iterable[tuple[int, Fields] | SourceReject],
-    read: Callable[[int, Fields], Iterable[Read]],
+    path: str, records: Iterable[tuple[int, Fields] | SourceReject], read: Callable[[int, Fields], Iterable[Read]]
 ) -> Iterator[Read | SourceReject]:
     """The results of reading each numbered record of a file, or a reject where reading it raises `SourceError`."""
     for record in records:

@@ -24,8 +24,6 @@ LAYOUTS: Mapping[str, Layout] = {
     "beir": passages.BEIR,
 }
 
-AUTO = "auto"
-
 
 def read_benchmark(folder: BenchmarkFolder, layout: str, split: str | None) -> list[Part]:
     """The parts of the benchmark in a folder, its layout by name or `auto`. Reads listings and headers, not the data.
@@ -35,7 +33,7 @@ def read_benchmark(folder: BenchmarkFolder, layout: str, split: str | None) -> l
         SchemaError: a table lacks a column.
     """
     names = (name for name in LAYOUTS if LAYOUTS[name].is_layout_of(folder))
-    name = next(names, None) if layout == AUTO else layout
+    name = next(names, None) if layout == "auto" else layout
     if name is None:
         known = "\n".join(f"  {name}: {expected.expects}" for name, expected in LAYOUTS.items())
         raise StorageError(f"{redacted(folder.uri)}: not recognised as a benchmark. What each layout expects:\n{known}")
