@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
-from lakerank.cli.clean import clean
+from lakerank.cli.runs import clean
 
 if __name__ == "__main__":
     clean()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from lakerank.cli.clean import clean
+from lakerank.cli.runs import clean
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, join
 

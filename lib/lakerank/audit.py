@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ HISTOGRAM_EDGES = tuple(float(edge) for edge in np.arange(-20.0, 20.25, 0.25))
 
 #: Documents at the top of a list that churn and golden judgements use.
 TOP = 10
-
 
 #: Pairs from which on labels can be too much alike, and the share of one label that is.
 LEAST_LABELS, ALIKE = 5, 0.99
@@ -200,47 +199,47 @@ def kolmogorov_smirnov(expected: Sequence[int], actual: Sequence[int]) -> float:
 
 def _drift(counts: RunCounts, bounds: Bounds, last: LastRun | None) -> list[Check]:
     """How far the logits have moved. They are those before the cut: another depth is no drift."""
-    names, limits = ("score drift (PSI)", "score drift (KS)"), (bounds.max_score_drift, bounds.max_score_ks)
-    before = last.histogram if last else None
-    if last is None or before is None or not any(before) or not any(counts.histogram):
-        if last is None:
-            why = _NO_LAST_RUN
-        elif before is None:
-            why = f"run {last.run_id} was cut at a depth, and its manifest has no logits of what is beyond it"
-        else:
-            why = f"run {last.run_id} ranked nothing" if not any(before) else "nothing is ranked"
-        return [Check(name, None, bound, None, why) for name, bound in zip(names, limits, strict=True)]
-    details = (
-        f"against run {last.run_id}; quartiles {_quartiles(before)} → {_quartiles(counts.histogram)}",
-        f"of {sum(before):,} logits in run {last.run_id} and {sum(counts.histogram):,} here",
-    )
-    values = (population_stability(before, counts.histogram), kolmogorov_smirnov(before, counts.histogram))
-    return [_at_most(*check) for check in zip(names, values, limits, details, strict=True)]
+    now, before = counts.histogram, last.histogram if last else None
+    values: tuple[float | None, float | None] = (None, None)
+    if last is None:
+        details = [_NO_LAST_RUN] * 2
+    elif before is None:
+        details = [f"run {last.run_id} was cut at a depth, and its manifest has no logits of what is beyond it"] * 2
+    elif not any(before) or not any(now):
+        details = ["nothing is ranked" if any(before) else f"run {last.run_id} ranked nothing"] * 2
+    else:
+        values = (population_stability(before, now), kolmogorov_smirnov(before, now))
+        details = [
+            f"against run {last.run_id}; quartiles {_quartiles(before)} → {_quartiles(now)}",
+            f"of {sum(before):,} logits in run {last.run_id} and {sum(now):,} here",
+        ]
+    return [
+        _at_most("score drift (PSI)", values[0], bounds.max_score_drift, details[0]),
+        _at_most("score drift (KS)", values[1], bounds.max_score_ks, details[1]),
+    ]
 
 
 def _churn(bounds: Bounds, last: LastRun | None) -> Check:
-    name = f"top-{last.top if last else TOP} churn"
     if last is None or not last.shared_queries:
         why = f"no query that run {last.run_id} ranked is ranked here" if last else _NO_LAST_RUN
-        return Check(name, None, bounds.max_churn, None, why)
+        return _at_most(f"top-{last.top if last else TOP} churn", None, bounds.max_churn, why)
     detail = f"mean over {last.shared_queries:,} queries that run {last.run_id} ranked too"
-    return _at_most(name, last.churn, bounds.max_churn, detail)
+    return _at_most(f"top-{last.top} churn", last.churn, bounds.max_churn, detail)
 
 
 def _lost(bounds: Bounds, findings: Findings) -> list[Check]:
     """What the last published run had and this one has not: an upstream table that came half empty."""
     last, pairs = findings.last, findings.lost_pairs
-    names = ("queries lost", "pairs lost")
     if last is None:
-        queries = Check(names[0], None, bounds.max_lost_queries, None, _NO_LAST_RUN)
+        queries = _at_most("queries lost", None, bounds.max_lost_queries, _NO_LAST_RUN)
     else:
-        queries = _share(names[0], last.queries - last.shared_queries, last.queries, bounds.max_lost_queries)
-        queries = replace(queries, detail=f"{queries.detail} that run {last.run_id} ranked have nothing ranked here")
+        lost, of = last.queries - last.shared_queries, f" that run {last.run_id} ranked have nothing ranked here"
+        queries = _share("queries lost", lost, last.queries, bounds.max_lost_queries, of)
     if pairs is None:
         why = f"the candidates of run {last.run_id} are not known" if last else _NO_LAST_RUN
-        return [queries, Check(names[1], None, bounds.max_lost_pairs, None, why)]
-    lost = _share(names[1], pairs.lost, pairs.candidates, bounds.max_lost_pairs)
-    return [queries, replace(lost, detail=f"{lost.detail} candidates of run {pairs.run_id} are candidates no more")]
+        return [queries, _at_most("pairs lost", None, bounds.max_lost_pairs, why)]
+    of = f" candidates of run {pairs.run_id} are candidates no more"
+    return [queries, _share("pairs lost", pairs.lost, pairs.candidates, bounds.max_lost_pairs, of)]
 
 
 def _cumulative(histogram: Sequence[int]) -> NDArray[np.float64]:
@@ -268,12 +267,13 @@ def _something_ranked(counts: RunCounts, bounds: Bounds) -> Check:
     return _at_most("nothing ranked", float(not counts.ranked), None if bounds.allow_empty else 0.0, detail)
 
 
-def _share(name: str, part: int, whole: int, bound: float | None) -> Check:
-    return _at_most(name, part / whole if whole else 0.0, bound, f"{part:,} of {whole:,}")
+def _share(name: str, part: int, whole: int, bound: float | None, of: str = "") -> Check:
+    return _at_most(name, part / whole if whole else 0.0, bound, f"{part:,} of {whole:,}{of}")
 
 
-def _at_most(name: str, value: float, bound: float | None, detail: str) -> Check:
-    return Check(name, value, bound, None if bound is None else value <= bound, detail)
+def _at_most(name: str, value: float | None, bound: float | None, detail: str) -> Check:
+    """A check against a bound; without a value the detail says why there is none."""
+    return Check(name, value, bound, None if bound is None or value is None else value <= bound, detail)
 
 
 def _golden_pairs(errors: Mapping[tuple[str, str], float | None], tolerance: float) -> Check:
@@ -288,5 +288,5 @@ def _golden_pairs(errors: Mapping[tuple[str, str], float | None], tolerance: flo
 def _golden_quality(quality: GoldenQuality, bound: float | None) -> Check:
     name, over = "golden queries, drop of nDCG@10", f"over {quality.queries:,} judged queries"
     if quality.drop is None:
-        return Check(name, None, bound, None, f"{quality.now:.4f} {over}; {_NO_LAST_RUN}")
+        return _at_most(name, None, bound, f"{quality.now:.4f} {over}; {_NO_LAST_RUN}")
     return _at_most(name, quality.drop, bound, f"{quality.now + quality.drop:.4f} → {quality.now:.4f} {over}")

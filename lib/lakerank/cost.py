@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,6 @@ VISUAL_TOKEN_COST = 3.5
 
 #: Tokens of the prompt around a document, or around a query with its score token.
 TEMPLATE_TOKENS = 8
-
 
 #: Operations a second that any device does.
 SLOWEST_FLOPS = 1e10
@@ -94,11 +93,17 @@ class Calibration:
             raise ConfigError([f"{source}: not JSON ({error}); {advice}"]) from error
         if not isinstance(values, dict):
             raise ConfigError([f"{source}: expected a JSON object, found {type(values).__name__}; {advice}"])
-        faults = [fault for field in fields(Calibration) if (fault := _fault(values, field.name))]
+        faults = []
+        for name, kind in get_type_hints(Calibration).items():
+            value = values.get(name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+            if not (is_number if kind in (int, float) else isinstance(value, str) and value):
+                expected = "a number above 0" if kind in (int, float) else "a name"
+                found = f"expected {expected} (found {value!r})" if name in values else "missing"
+                faults.append(f"{source}: {name}: {found}; {advice}")
         if faults:
-            raise ConfigError([f"{source}: {fault}; {advice}" for fault in faults])
-        tokens, fetched = float(values["tokens_per_second"]), float(values["fetch_bytes_per_second"])
-        return Calibration(values["device"], values["dtype"], int(values["parameters"]), tokens, fetched)
+            raise ConfigError(faults)
+        return Calibration(**{name: kind(values[name]) for name, kind in get_type_hints(Calibration).items()})
 
 
 def tflop(parameters: int, tokens: int) -> float:
@@ -116,19 +121,6 @@ def longest_seconds(calibration: Calibration | None, parameters: int, tokens: in
     if calibration is not None:
         return device_seconds(calibration, parameters, tokens)
     return 1e12 * tflop(parameters, tokens) / SLOWEST_FLOPS
-
-
-def _fault(values: dict[str, Any], name: str) -> str | None:
-    """The fault of one value of a calibration, if it has one."""
-    if name not in values:
-        return f"{name}: missing"
-    value = values[name]
-    if name in ("device", "dtype"):
-        return None if isinstance(value, str) and value else f"{name}: expected a name (found {value!r})"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and value > 0:
-        return None
-    return f"{name}: expected a number above 0 (found {value!r})"
 
 
 def input_cost(text_bytes: Int64, width: Int64, height: Int64, sizing: Sizing) -> Int64:

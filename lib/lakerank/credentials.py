@@ -98,19 +98,17 @@ def complete(address: str) -> str:
     return address
 
 
-def settings_without(settings: Any, remember: bool = True, name: str = "") -> Any:
+def settings_without(settings: Any, name: str = "") -> Any:
     """Nested settings without the credentials in their addresses. Spark's properties stay as they are."""
     if isinstance(settings, Mapping):
-        return {key: settings_without(value, remember, str(key)) for key, value in settings.items()}
+        return {key: settings_without(value, str(key)) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
-        return [settings_without(value, remember, name) for value in settings]
+        return [settings_without(value, name) for value in settings]
     if not isinstance(settings, str):
         return settings
     if is_secret(name):
         hide(settings)
-    if name.startswith("spark."):
-        return settings
-    return withheld(settings) if remember else without_credentials(settings)
+    return settings if name.startswith("spark.") else withheld(settings)
 
 
 def redacted(text: str) -> str:

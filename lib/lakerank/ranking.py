@@ -78,9 +78,7 @@ def scorer_ranks(query: Numbers, logits: Float32, document: Numbers) -> Int64:
     for scorer, scores in enumerate(logits):
         has = np.flatnonzero(~np.isnan(scores))
         order = has[list_order(query[has], scores[has], document[has])]
-        starts = np.flatnonzero(np.diff(query[order], prepend=-1))
-        lengths = np.diff(np.append(starts, len(order)))
-        result[scorer, order] = np.arange(len(order)) - np.repeat(starts, lengths) + 1
+        result[scorer, order] = ranks(np.diff(query[order], prepend=-1) != 0)
     return result
 
 

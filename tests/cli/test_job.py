@@ -11,9 +11,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lakerank.cli.job import NO_JAVA, Job, check_java, needs_no_spark, spark_failure
+from lakerank.cli.job import NO_JAVA, Job, check_java, needs_no_spark
 from lakerank.config import SparkConfig
 from lakerank.errors import DependencyError, LakerankError
+from lakerank.spark.runtime.crash import spark_failure
 
 
 def _run(work: Any, *arguments: str) -> Any:

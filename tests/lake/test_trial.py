@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lakerank.cli.job import spark_failure
 from lakerank.lake.storage import Storage
 from lakerank.lake.trial import deadly_file, deadly_message
+from lakerank.spark.runtime.crash import spark_failure
 
 
 def deadly(file: Path) -> str:

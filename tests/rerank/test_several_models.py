@@ -15,9 +15,9 @@ from click import Command
 from click.testing import CliRunner
 
 from lakerank import Document, Query, load_reranker
-from lakerank.cli.clean import clean
 from lakerank.cli.evaluate import evaluate
 from lakerank.cli.resolve import rerank_job
+from lakerank.cli.runs import clean
 from lakerank.config import load_config
 from lakerank.errors import ConfigError
 from lakerank.lake.storage import Storage

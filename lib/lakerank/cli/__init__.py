@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 
 import click
@@ -32,7 +31,7 @@ FOR_PEOPLE = {
 COMMANDS = FOR_PEOPLE | JOBS
 
 #: Modules of other names.
-_MODULES = {"init": "search", "runs": "show", "fetch": "checkpoints", "train": "checkpoints"}
+_MODULES = {"init": "search", "clean": "runs", "fetch": "checkpoints", "train": "checkpoints"}
 
 
 class _Jobs(click.Group):
@@ -49,24 +48,16 @@ class _Jobs(click.Group):
         )
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The subcommand; a name that is none comes with the one that was probably meant."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            close = difflib.get_close_matches(args[0], COMMANDS, 1)
-            raise click.UsageError(
-                f"{error.message} Did you mean {close[0]!r}?" if close else error.message, ctx
-            ) from error
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=_Jobs, epilog="`lakerank COMMAND --help` has the options of a command.")
+#: For click's "Did you mean", which looks at names.
+_NAMES = {name: click.Command(name) for name in COMMANDS}
+
+
+@click.group(cls=_Jobs, commands=_NAMES, epilog="`lakerank COMMAND --help` has the options of a command.")
 @click.version_option(__version__)
 def main() -> None:
     """Precompute relevance over a document lake."""

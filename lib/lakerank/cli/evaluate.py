@@ -13,7 +13,7 @@ from lakerank.cli.job import Job, job_runner, other_tables_option
 from lakerank.config import Config, RoutedConfig
 from lakerank.errors import ConfigError, DependencyError
 from lakerank.lake.publication import find_run
-from lakerank.lake.runs import RunPaths, check_run_id
+from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, join
 
 if TYPE_CHECKING:
@@ -125,8 +125,6 @@ def _inputs(storage: Storage, config: Config, options: Options) -> Inputs:
 
 def _existing(storage: Storage, output: str, options: Options) -> Options:
     """The options with the ids of runs that exist, `current` resolved."""
-    for run_id in filter(None, (options.run_id, options.against)):
-        check_run_id(run_id)
     against = options.against and find_run(storage, output, options.against)
     return replace(options, run_id=find_run(storage, output, options.run_id), against=against)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -21,11 +22,8 @@ from lakerank.lake import is_local, local_path
 from lakerank.lake.storage import Storage
 
 #: Parameters of a published benchmark, and those of a single table.
-_LAYOUT = ("layout", "split", "runs", "depth", "all_pairs", "plain_ids")
-_TABLE = (
-    *("kind", "table", "keep", "pdf_content", "page_pixels", "max_file_bytes"),
-    *("encoding", "chunk", "chunk_overlap", "office_pages"),
-)
+_LAYOUT = frozenset(field.name for field in fields(LayoutOptions))
+_TABLE = frozenset(field.name for field in fields(ReadOptions))
 
 
 @click.command(cls=Job, config="optional")
@@ -95,7 +93,8 @@ _TABLE = (
     help="With --layout: the largest pool of images that is ranked whole when there is no run.",
 )  # fmt: skip
 @click.option(
-    "--documents", "which_documents", type=click.Choice(["all", "candidates"]), default="all", show_default=True,
+    "--documents", "all_documents", type=click.Choice(["all", "candidates"]), default="all", show_default=True,
+    callback=lambda _context, _option, which: which == "all",
     help="With --layout: write all documents, or only those that are candidates.",
 )  # fmt: skip
 @click.option(
@@ -148,13 +147,12 @@ def ingest(
     storage = resolve.storage(config.lake.storage)
     if source is None or target is None:
         return _both_tables(storage, config, context)
-    follow, progress = options["follow_links"], _progress()
+    follow = options["follow_links"]
     if options["layout"] is None:
-        table = ReadOptions(**{name: options[name] for name in _TABLE})
-        return ingest_source(storage, source, target, table, follow, progress).summary()
-    all_documents = options["which_documents"] == "all"
-    layout = LayoutOptions(**{name: options[name] for name in _LAYOUT}, all_documents=all_documents)
-    return ingest_benchmark(storage, source, target, layout, follow, progress).summary()
+        table = ReadOptions(**{name: options[name] for name in _TABLE & options.keys()})
+        return ingest_source(storage, source, target, table, follow, _progress()).summary()
+    layout = LayoutOptions(**{name: options[name] for name in _LAYOUT})
+    return ingest_benchmark(storage, source, target, layout, follow, _progress()).summary()
 
 
 def _beside(config: Config, options: Mapping[str, Any]) -> str | None:
@@ -169,7 +167,7 @@ def _beside(config: Config, options: Mapping[str, Any]) -> str | None:
 def _both_tables(storage: Storage, config: Config, context: click.Context) -> dict[str, Any]:
     shared = {"config", "overrides", *SHARED}
     if names := [option.opts[0] for option in _named(context) if option.name not in shared]:
-        raise ConfigError([f"{', '.join(names)}: options of a SOURCE; name it"])
+        raise ConfigError([f"{', '.join(names)}: of a SOURCE, and none is named"])
     started = time.monotonic()
     tables = ingest_both(storage, config)
     rejected = sum(table["rejected"] for table in tables.values())
@@ -185,9 +183,9 @@ def ingest_both(storage: Storage, config: Config) -> dict[str, dict[str, Any]]:
     source, lake = config.source, config.lake
     faults = [f"source.{name}: not set; `lakerank init FOLDER --queries FILE` writes a config that sets it"
               for name in ("folder", "queries") if getattr(source, name) is None]  # fmt: skip
-    faults += [f"lake.{name}: {address} should be a folder named {name}, to be written"
-               for name in ("documents", "queries")
-               if (address := getattr(lake, name)).rstrip("/").rpartition("/")[2] != name]  # fmt: skip
+    faults = faults or [f"lake.{name}: {address} should be a folder named {name}, to be written"
+                        for name in ("documents", "queries")
+                        if (address := getattr(lake, name)).rstrip("/").rpartition("/")[2] != name]  # fmt: skip
     if faults or source.folder is None or source.queries is None:
         raise ConfigError(faults)
     skip: tuple[str, ...] = ()
@@ -214,11 +212,7 @@ def _parent(address: str) -> str:
 
 def _misplaced(context: click.Context, layout: str | None) -> list[str]:
     """Options of a benchmark without --layout, and options of a single table with it."""
-    wrong, reason = (
-        ((*_LAYOUT, "which_documents"), "needs --layout")
-        if layout is None
-        else (_TABLE, "has no meaning with --layout")
-    )
+    wrong, reason = (_LAYOUT, "needs --layout") if layout is None else (_TABLE, "has no meaning with --layout")
     return [f"{option.opts[0]} {reason}" for option in _named(context) if option.name in wrong]
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
-from lakerank.cli.signals import Interrupted, LastWords, end, interruptible, kill_children
+from lakerank.cli.signals import Interrupted, LastWords, end, interruptible, kill_children, take_signals
 from lakerank.config import SparkConfig, StorageConfig, bundled_config, load_config
 from lakerank.credentials import hide, is_secret, redacted, withheld
 from lakerank.errors import ConfigError, DependencyError, LakerankError, OverdueError
@@ -84,7 +84,8 @@ class Job(click.Command):
             error.show(shown)
             click.echo(redacted(shown.getvalue()), nl=False, err=True)
             line = json.dumps({"error": "UsageError", "message": redacted(error.format_message())}, ensure_ascii=False)
-            _write_summary(line, {name: _option(words, f"--{name}") for name in ("summary", "config")})
+            lenient = {"resilient_parsing": True, "ignore_unknown_options": True, "allow_extra_args": True}
+            _write_summary(line, super().make_context(info_name, list(words), parent, **lenient).params)
             click.echo(line)
             sys.exit(WRONG_ARGUMENTS)
 
@@ -198,16 +199,13 @@ def run_job(
     last_words = LastWords(say)
     with about(**{"run": run_id} if run_id else {}):
         try:
-            with interruptible(last_words) as take_signals:
-                _signals.append(take_signals)
+            with interruptible(last_words):
                 summary, status = _outcome(work, verbose)
         except (Interrupted, KeyboardInterrupt) as signal:  # the latter is Spark's, while a session is starting
             interruption = signal if isinstance(signal, Interrupted) else Interrupted(SIGINT, "")
             kill_children()
             last_words(interruption)
             sys.exit(interruption.status)
-        finally:
-            _signals.clear()
         print_last_line(summary)
     backends = sys.modules.get("lakerank.lake.backends")
     if summary.get("error") == OverdueError.__name__ or (backends is not None and backends.transfers_left()):
@@ -221,10 +219,6 @@ _DONE = "lakerank.done"
 def when_interrupted(done: Callable[[], dict[str, Any]]) -> None:
     """Let the summary of the running job, if SIGINT or SIGTERM ends it, say what `done` returns."""
     click.get_current_context().meta[_DONE] = done
-
-
-#: Takes the signals of the running job back from Spark, which sets a handler of its own.
-_signals: list[Callable[[], None]] = []
 
 
 def _interrupted(
@@ -294,8 +288,7 @@ def spark_session(config: SparkConfig) -> Iterator[Any]:
             none = "the one found did not start (its own words are above)"
             raise DependencyError(NO_JAVA.format(none=none)) from error
         raise
-    for take_signals in _signals:
-        take_signals()
+    take_signals()  # Spark has set a handler of its own
     stopping: AbstractContextManager[None] = nullcontext()
     try:
         yield spark
@@ -338,7 +331,9 @@ def _outcome(work: Callable[[], dict[str, Any]], verbose: bool) -> tuple[dict[st
     except LakerankError as error:
         return _report(type(error).__name__, str(error)), FAILED
     except Exception as error:
-        cause = _worker_error(error) or spark_failure(error)
+        from lakerank.spark.runtime.crash import spark_failure
+
+        cause = spark_failure(error)
         if cause is None or verbose:
             if log_context().form == "json":
                 logger.error("%s", type(error).__name__, exc_info=error)
@@ -368,16 +363,6 @@ def _write_summary(line: str, parameters: Mapping[str, Any]) -> None:
         click.echo(redacted(f"--summary {address}: not written: {error}"), err=True)
 
 
-def _option(words: Sequence[str], name: str) -> str | None:
-    """The value of an option on a command line that cannot be parsed."""
-    for place, word in enumerate(words):
-        if word == name and place + 1 < len(words):
-            return words[place + 1]
-        if word.startswith(f"{name}="):
-            return word.partition("=")[2]
-    return None
-
-
 def _report(name: str, message: str) -> dict[str, Any]:
     """Log an error; returns the summary of the failed job."""
     message = redacted(message)
@@ -386,42 +371,3 @@ def _report(name: str, message: str) -> dict[str, Any]:
     else:
         click.echo(f"{name}: {message}", err=True)
     return {"error": name, "message": message}
-
-
-def _worker_error(error: Exception) -> tuple[str, str] | None:
-    """Name and message of a worker's LakerankError, which Spark wraps in tracebacks of its own."""
-    errors = re.findall(r"^lakerank\.(?:[a-z_]+\.)+([A-Z]\w*): (.*)$", str(error), flags=re.MULTILINE)
-    return errors[-1] if errors else None
-
-
-_CAUSE = re.compile(r"^(?:Caused by: |: )?(?:[\w$]+\.)+([A-Z]\w*(?:Exception|Error)): (.+)$", re.MULTILINE)
-_STAGE = re.compile(r"Job aborted due to stage failure: (.+)")
-
-#: What to do about a cause that a Spark error message contains.
-_ADVICE = {
-    "No space left on device": "the disk under Spark's local folders is full (spark.local.dir or SPARK_LOCAL_DIRS): "
-    "free space there or name other folders",
-    "OutOfMemoryError": "Java ran out of memory: raise spark.driver.memory or spark.executor.memory",
-    "ExecutorLostFailure": "executors were lost: the cluster manager's log has the reason, most often memory "
-    "(spark.executor.memoryOverhead)",
-}
-
-
-def spark_failure(error: Exception) -> tuple[str, str] | None:
-    """Name and a short message of a Spark failure, whose own text fills pages; None for any other error."""
-    text = str(error)
-    stage = _STAGE.search(text)
-    causes = _CAUSE.findall(text)
-    if stage is None and not causes:
-        return None
-    from lakerank.spark.runtime.crash import DEATH, worker_death
-
-    if DEATH in text:
-        return "SparkFailure", f"{worker_death(text)}; then run the same command again, finished units are kept"
-    for sign, advice in _ADVICE.items():
-        if sign in text:
-            return "SparkFailure", f"{sign}: {advice}; then run the same command again, finished units are kept"
-    if "Traceback (most recent call last)" in text:  # a fault of Python code, which needs all of it
-        return None
-    name, message = causes[-1] if causes else ("SparkFailure", stage[1] if stage else "")
-    return name, f"{message.strip()[:300]} (Spark's whole message: run again with -v)"

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lakerank import schemas
 from lakerank.cli import resolve
 from lakerank.cli.job import Job, job_runner, on_cluster, when_interrupted
 from lakerank.config import Config
-from lakerank.credentials import redacted
 from lakerank.errors import ConfigError, InputError, RunConflictError
 from lakerank.lake.runs import RunPaths, check_run_id
 from lakerank.lake.scores import finished_units
@@ -96,16 +94,16 @@ def _check_rows(config: Config, bounds: dict[str, int]) -> dict[str, Any]:
         InputError: every table that has too few.
         StorageError, SchemaError: a table cannot be read.
     """
-    storage, lake = resolve.storage(config.lake.storage), config.lake.located()
-    addresses = {name: getattr(lake, name) for name in TABLES}
+    storage = resolve.storage(config.lake.storage)
+    tables = resolve.input_tables(config, TABLES)
     rows = {
-        name: sum(file.rows for file in fragments(storage, address, getattr(schemas, name.upper())))
-        for name, address in addresses.items()
+        name: sum(file.rows for file in fragments(storage, address, schema))
+        for name, (address, schema) in tables.items()
     }
     few = [
-        f"lake.{name}: {redacted(addresses[name])} has {rows[name]} rows, expected at least {bounds[name]}"
-        for name in TABLES
-        if rows[name] < bounds[name]
+        f"lake.{name}: {tables[name][0]} has {rows[name]} rows, expected at least {least}"
+        for name, least in bounds.items()
+        if rows[name] < least
     ]
     if few:
         raise InputError("\n".join(few))

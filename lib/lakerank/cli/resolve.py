@@ -26,7 +26,7 @@ from lakerank.config import (
     resolve_config,
 )
 from lakerank.cost import Calibration
-from lakerank.credentials import redacted, settings_without
+from lakerank.credentials import without_credentials
 from lakerank.errors import CheckpointError, ConfigError, LakerankError, RunNotFoundError, SchemaError, StorageError
 from lakerank.lake.columns import locate
 from lakerank.lake.formats import resolve
@@ -96,9 +96,9 @@ def model_details(model: ModelConfig | RoutedConfig) -> str:
     """The reranker as reports name it: checkpoint, revision, adapter, dtype; of two, which scores which pairs."""
     if isinstance(model, RoutedConfig):
         return f"texts: {model_details(model.text)}; images: {model_details(model.image)}"
-    adapter = f"adapter {redacted(model.adapter)}" if model.adapter else None
+    adapter = f"adapter {model.adapter}" if model.adapter else None
     revision, of_adapter = (f"revision {name}" if name else None for name in (model.revision, model.adapter_revision))
-    return ", ".join(filter(None, (redacted(model.path), revision, adapter, of_adapter, f"dtype {model.dtype}")))
+    return ", ".join(filter(None, (model.path, revision, adapter, of_adapter, f"dtype {model.dtype}")))
 
 
 def input_faults(config: Config, storage: Storage, tables: Sequence[str], cluster: bool) -> list[LakerankError]:
@@ -280,8 +280,9 @@ def other_tables(storage: Storage, config: Config, run_id: str) -> str:
 
 
 def _stored(content: bytes, address: str, overrides: Sequence[str] = ()) -> Config:
-    """The config that a run keeps. Its addresses are as they are there: this process knows their credentials."""
-    return resolve_config(settings_without(parse_settings(content, address), remember=False), overrides, address)
+    """The config that a run keeps. Those of earlier versions have credentials, which are not used: they are old."""
+    clean = without_credentials(content.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+    return resolve_config(parse_settings(clean, address), overrides, address)
 
 
 def _check_own(own: Config, wanted: Config, run_id: str, other_tables: bool) -> None:

@@ -316,11 +316,9 @@ def _textless(storage: Storage, documents: str) -> list[str]:
 
 def _run_id(storage: Storage, config: Config) -> str:
     """Named by what is ranked and how, so that the same search is the same run."""
-    from lakerank.lake.formats import resolve
-
     digest = hashlib.sha256(config.to_yaml().encode())
     for table in (config.lake.documents, config.lake.queries, config.lake.candidates):
-        for file in resolve(storage, table).files:
+        for file in formats.resolve(storage, table).files:
             digest.update(hashlib.sha256(storage.read_bytes(file.uri)).digest())
     return f"search-{digest.hexdigest()[:10]}"
 

@@ -1,4 +1,4 @@
-"""`lakerank show` and `lakerank runs`: a run's lists, and a lake's runs, for people to look at."""
+"""`lakerank show`: a run's lists, for people to look at."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lakerank.cli import resolve
 from lakerank.cli.job import AT_HAND, Job
 from lakerank.errors import ConfigError
 from lakerank.evaluation.report.cells import fit, one_line
-from lakerank.lake.publication import CURRENT, current_run, find_run, publication_order
+from lakerank.lake.publication import CURRENT, find_run
 from lakerank.lake.ranked import (
     ShownDocument,
     ShownQuery,
@@ -27,10 +27,9 @@ from lakerank.lake.ranked import (
     rejected_lists,
     shown_documents,
 )
-from lakerank.lake.runs import RunPaths, check_run_id, read_json
+from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, join
 from lakerank.records import RankedDocument, Reject
-from lakerank.settings import parse_settings
 
 EPILOG = "Prints texts of the lake. Exit status: 0 success, 1 failure, 2 invalid arguments or config."
 
@@ -137,12 +136,14 @@ def _its_config(context: click.Context, option: click.Parameter, output: str | N
     return output
 
 
+#: Of the commands for people that look at a lake.
 output_option = click.option(
     "--output", metavar="FOLDER", is_eager=True, callback=_its_config, help="The lake's folder, and the config there."
 )
 
 
-def _with_output(given: resolve.CommandLine, folder: str | None) -> resolve.CommandLine:
+def with_output(given: resolve.CommandLine, folder: str | None) -> resolve.CommandLine:
+    """The command line with the folder that --output names."""
     lake = given.config.lake.model_copy(update={"output": folder} if folder else {})
     return replace(given, config=given.config.model_copy(update={"lake": lake}))
 
@@ -161,7 +162,7 @@ def show(given: resolve.CommandLine, output: str | None, **options: Any) -> dict
 
     RUN is a run of the lake, by default the current one. QUERY is the id of a query, or words of its text.
     """
-    return _show(_with_output(given, output), **options)
+    return _show(with_output(given, output), **options)
 
 
 def _show(
@@ -172,7 +173,6 @@ def _show(
     run_id, words = _run_and_query(storage, output, run_and_query)
 
     def paths_of(run_id: str) -> RunPaths:
-        check_run_id(run_id)
         return RunPaths(output, find_run(storage, output, run_id))
 
     paths = paths_of(run_id)
@@ -221,65 +221,3 @@ def write_thumbnails(folder: Path, documents: Mapping[str, ShownDocument]) -> di
             file.write_bytes(small)
             files[doc_id] = str(file)
     return files
-
-
-def _runs_table(summary: Mapping[str, Any]) -> str:
-    """A run a line; * marks the current one."""
-    columns = ("run_id", "when", "state", "candidates", "scored", "reused", "rejected", "nDCG@10", "model")
-    rows = [["", *columns]]
-    for run in summary["runs"]:
-        when = str(run["when"] or "–")[:16].replace("T", " ")
-        cells = [when if name == "when" else _cell(run[name]) for name in columns]
-        rows.append(["*" if run["current"] else "", *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    numbers = range(4, 9)
-    lines = [
-        "  ".join(
-            cell.rjust(width) if place in numbers else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines) if summary["runs"] else f"no runs in {summary['output']}"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-@click.command(cls=Job, epilog=EPILOG, as_text=_runs_table)
-@output_option
-def runs(given: resolve.CommandLine, output: str | None) -> dict[str, Any]:
-    """List the runs of the lake: when, whether published or current, counts, nDCG@10 where evaluated, and the model."""
-    lake = _with_output(given, output).config.lake
-    storage = resolve.storage(lake.storage)
-    current = (current_run(storage, lake.output) or {}).get("run_id")
-    rows = []
-    for name in storage.list_names(join(lake.output, "runs")):
-        paths = RunPaths(lake.output, name)
-        manifest = read_json(storage, paths.manifest) or {}
-        row = _run(storage, paths, manifest) | {"current": name == current}
-        rows.append((not manifest, publication_order(manifest), str(row["when"] or ""), row))
-    rows.sort(key=lambda run: run[:3], reverse=True)  # what is not published has no number: it comes first
-    return {"output": lake.output, "current": current, "runs": [row for *_, row in rows]}
-
-
-def _run(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's files say of it."""
-    audit = read_json(storage, join(paths.folder, "audit.json"))
-    evaluation = read_json(storage, join(paths.folder, "evaluation.json")) or {}
-    config = parse_settings(storage.read_optional(paths.config) or b"{}", paths.config)
-    model, counts = config.get("model"), manifest.get("counts", {})
-    failed = audit is not None and not audit["passed"]
-    state = "published" if manifest else "audit failed" if failed else "unfinished"
-    started = (read_json(storage, paths.started) or {}).get("started_at")
-    return {
-        "run_id": paths.run_id,
-        "when": manifest.get("published_at") or started,
-        "state": f"{state} anyway" if "published_anyway" in manifest else state,
-        **{name: counts.get(name) for name in ("candidates", "scored", "reused", "rejected")},
-        "nDCG@10": evaluation.get("overall", {}).get("reranked", {}).get("nDCG@10"),
-        "model": model.get("path") if isinstance(model, dict) and "path" in model else "several" if model else None,
-    }

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -47,14 +48,14 @@ class LastWords:
 
 
 @contextmanager
-def interruptible(last_words: LastWords) -> Iterator[Callable[[], None]]:
-    """Raise Interrupted in the block when a signal comes. Yields a function that takes the signals back from a library.
+def interruptible(last_words: LastWords) -> Iterator[None]:
+    """Raise Interrupted in the block when a signal comes.
 
     A block that has not ended `GRACE_S` later, and a process that waits for its threads, are ended with the last words;
     a second signal does so at once. In another thread than the main one signals are left as they are.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     first: list[Interrupted] = []
@@ -66,16 +67,24 @@ def interruptible(last_words: LastWords) -> Iterator[Callable[[], None]]:
         threading.Thread(target=_watch, args=(last_words, first[0]), daemon=True).start()
         raise first[0]
 
-    def take() -> None:
-        for number in SIGNALS:
-            signal.signal(number, handle)
-
-    take()
+    _handlers.append(handle)
+    take_signals()
     try:
-        yield take
+        yield
     finally:
+        _handlers.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+#: The handler of the running job.
+_handlers: list[Callable[[int, FrameType | None], None]] = []
+
+
+def take_signals() -> None:
+    """Take the running job's signals, again where a library has set a handler of its own."""
+    for number, handler in product(SIGNALS, _handlers):
+        signal.signal(number, handler)
 
 
 def _watch(last_words: LastWords, interruption: Interrupted) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from lakerank.credentials import redacted
 from lakerank.errors import RunNotFoundError, StorageError
 from lakerank.lake.checksums import json_bytes
-from lakerank.lake.runs import RunPaths, read_json, read_manifest, write_manifest
+from lakerank.lake.runs import RunPaths, check_run_id, read_json, read_manifest, write_manifest
 from lakerank.lake.storage import Storage, join
 
 logger = logging.getLogger(__name__)
@@ -140,8 +140,10 @@ def find_run(storage: Storage, output: str, run_id: str) -> str:
     """The id of a run that has ranked lists; `current` is the published one's.
 
     Raises:
+        ConfigError: no run can have this id.
         RunNotFoundError: there is none; says which runs are published.
     """
+    check_run_id(run_id)
     pointer = current_run(storage, output) if run_id == CURRENT else None
     if pointer is not None:
         return str(pointer["run_id"])

@@ -1,20 +1,25 @@
-"""`lakerank clean`: list, and with --apply delete, what no kept run of a lake needs."""
+"""`lakerank runs` and `lakerank clean`: the runs of a lake, and what none that is kept needs."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
 
 from lakerank.cli import resolve
 from lakerank.cli.job import Job
+from lakerank.cli.show import EPILOG, output_option, with_output
 from lakerank.config import Config
 from lakerank.errors import CheckpointError
 from lakerank.lake.clean import Retention, delete, describe, plan_cleaning
+from lakerank.lake.publication import current_run, publication_order
+from lakerank.lake.runs import RunPaths, read_json
+from lakerank.lake.storage import Storage, join
+from lakerank.settings import parse_settings
 
 logger = logging.getLogger(__name__)
 
@@ -81,3 +86,65 @@ def _scorers(config: Config) -> list[str] | None:
     except CheckpointError as error:
         logger.warning("scores of all models are kept, because this config's model cannot be identified: %s", error)
         return None
+
+
+def _runs_table(summary: Mapping[str, Any]) -> str:
+    """A run a line; * marks the current one."""
+    columns = ("run_id", "when", "state", "candidates", "scored", "reused", "rejected", "nDCG@10", "model")
+    rows = [["", *columns]]
+    for run in summary["runs"]:
+        when = str(run["when"] or "–")[:16].replace("T", " ")
+        cells = [when if name == "when" else _cell(run[name]) for name in columns]
+        rows.append(["*" if run["current"] else "", *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numbers = range(4, 9)
+    lines = [
+        "  ".join(
+            cell.rjust(width) if place in numbers else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines) if summary["runs"] else f"no runs in {summary['output']}"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@click.command(cls=Job, epilog=EPILOG, as_text=_runs_table)
+@output_option
+def runs(given: resolve.CommandLine, output: str | None) -> dict[str, Any]:
+    """List the runs of the lake: when, whether published or current, counts, nDCG@10 where evaluated, and the model."""
+    lake = with_output(given, output).config.lake
+    storage = resolve.storage(lake.storage)
+    current = (current_run(storage, lake.output) or {}).get("run_id")
+    rows = []
+    for name in storage.list_names(join(lake.output, "runs")):
+        paths = RunPaths(lake.output, name)
+        manifest = read_json(storage, paths.manifest) or {}
+        row = _run(storage, paths, manifest) | {"current": name == current}
+        rows.append((not manifest, publication_order(manifest), str(row["when"] or ""), row))
+    rows.sort(key=lambda run: run[:3], reverse=True)  # what is not published has no number: it comes first
+    return {"output": lake.output, "current": current, "runs": [row for *_, row in rows]}
+
+
+def _run(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's files say of it."""
+    audit = read_json(storage, join(paths.folder, "audit.json"))
+    evaluation = read_json(storage, join(paths.folder, "evaluation.json")) or {}
+    config = parse_settings(storage.read_optional(paths.config) or b"{}", paths.config)
+    model, counts = config.get("model"), manifest.get("counts", {})
+    failed = audit is not None and not audit["passed"]
+    state = "published" if manifest else "audit failed" if failed else "unfinished"
+    started = (read_json(storage, paths.started) or {}).get("started_at")
+    return {
+        "run_id": paths.run_id,
+        "when": manifest.get("published_at") or started,
+        "state": f"{state} anyway" if "published_anyway" in manifest else state,
+        **{name: counts.get(name) for name in ("candidates", "scored", "reused", "rejected")},
+        "nDCG@10": evaluation.get("overall", {}).get("reranked", {}).get("nDCG@10"),
+        "model": model.get("path") if isinstance(model, dict) and "path" in model else "several" if model else None,
+    }
