@@ -58,17 +58,17 @@ class Job(click.Command):
     """A command whose function returns a summary: the last line of standard output is that as JSON, whatever happens.
 
     To the function's own options it adds those that all jobs share. The function gets a `CommandLine` first, unless its
-    command has no `config`. `as_text` makes of a summary what is printed for people, where --json is not given; such a
-    job, where it is `quiet`, logs only warnings.
+    command has no `config`. `as_text` is of commands for people: it makes of a summary what is printed where --json is
+    not given; they log only warnings.
     """
 
     def __init__(
         self, *, params: Sequence[click.Parameter], config: Literal["required", "optional"] | None = "required",
-        as_text: Callable[[dict[str, Any]], str] | None = None, quiet: bool = False, **attributes: Any,
+        as_text: Callable[[dict[str, Any]], str] | None = None, **attributes: Any,
     ) -> None:  # fmt: skip
         params = [*([_CONFIG, SET] if config else []), *params, *([_JSON] if as_text else []), *_LOGGING]
         super().__init__(**{"epilog": EPILOG, **attributes, "params": params})
-        self.config, self.as_text, self.quiet = config, as_text, quiet
+        self.config, self.as_text = config, as_text
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -102,7 +102,7 @@ class Job(click.Command):
             return function(CommandLine.read(options.pop("config"), options.pop("overrides")), **options)
 
         as_text = None if context.params.get("as_json") else self.as_text
-        run_job(work, as_text, quiet=self.quiet and not context.params["verbose"])
+        run_job(work, as_text, quiet=self.as_text is not None and not context.params["verbose"])
 
 
 def _without_credentials(word: str) -> str:
@@ -260,9 +260,7 @@ def needs_no_spark(config: SparkConfig, is_small: Callable[[], bool]) -> bool:
     Under spark-submit, in a session that is there, where the config names a cluster and where `spark.local_pairs` is 0
     it is Spark, whatever the size.
     """
-    master = str(config.conf.get("spark.master", "local"))
-    chosen = _has_session() or on_cluster(config) or "SPARK_REMOTE" in os.environ or master.startswith("local-cluster")
-    return not chosen and config.local_pairs > 0 and is_small()
+    return not (_has_session() or on_cluster(config)) and config.local_pairs > 0 and is_small()
 
 
 @contextmanager
@@ -309,9 +307,9 @@ def _has_session() -> bool:
 
 
 def on_cluster(config: SparkConfig) -> bool:
-    """Whether Spark's tasks may run on other machines than this one."""
-    submitted = "PYSPARK_GATEWAY_PORT" in os.environ or "MASTER" in os.environ
-    return submitted or not str(config.conf.get("spark.master", "local")).startswith("local")
+    """Whether Spark is somewhere else, where its tasks may run on other machines than this one."""
+    elsewhere = {"PYSPARK_GATEWAY_PORT", "MASTER", "SPARK_REMOTE"} & os.environ.keys()
+    return bool(elsewhere) or not re.fullmatch(r"local(\[.*\])?", str(config.conf.get("spark.master", "local")))
 
 
 def check_java() -> None:

@@ -182,19 +182,16 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
 
 
 def is_bundled(lake: LakeConfig, storage: Storage) -> bool:
-    """Whether a lake's documents and queries are the bundled lake's, or copies of its files.
+    """Whether a lake's documents and queries are the bundled lake's, or copies of its files, by their sizes.
 
     Raises StorageError: a table is not there.
     """
     located, bundled = lake.located(), lake.model_copy(update={"documents": EMBEDDED, "queries": EMBEDDED}).located()
     pairs = ((located.documents, bundled.documents), (located.queries, bundled.queries))
-    return all(address == path or _is_copy(address, Path(path), storage) for address, path in pairs)
-
-
-def _is_copy(address: str, file: Path, storage: Storage) -> bool:
-    files = resolve(storage, address).files
-    alike = len(files) == 1 and files[0].size == file.stat().st_size
-    return alike and storage.read_bytes(files[0].uri) == file.read_bytes()
+    return all(
+        address == path or [file.size for file in resolve(storage, address).files] == [Path(path).stat().st_size]
+        for address, path in pairs
+    )
 
 
 def warnings_of(config: Config, storage: Storage) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,27 +59,6 @@ _COMMENTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A folder of documents, a file of queries, and the folder for the lake made of them."""
-
-    folder: Path
-    queries: Path
-    output: Path
-
-    def values(self, model: str) -> dict[str, Any]:
-        """The values of a config."""
-        tables, names = self.output / "tables", ("documents", "queries", "candidates")
-        texts = {"pdf_content": "text", "chunk": CHUNK, "chunk_overlap": CHUNK_OVERLAP}
-        cut = texts if model == MINILM_EN else {}
-        return {
-            "source": {"folder": str(self.folder), "queries": str(self.queries), **cut},
-            "lake": {**{name: str(tables / name) for name in names}, "output": str(self.output)},
-            "model": {"path": model},
-            "audit": UNBOUNDED,
-        }
-
-
 #: The end of a piece's id.
 _PIECE = re.compile(r"[#&]chunk=\d+$")
 
@@ -114,15 +93,15 @@ def init(folder: Path | None, queries: Path | None, output: Path | None, model: 
 
     An earlier ./lakerank.yaml is not overwritten.
     """
-    source = source_of(folder, queries, output)
+    values = _new_values(folder, queries, output, model)
     if Path(AT_HAND).exists():
         raise ConfigError([f"{AT_HAND} is here already: remove it, or call this in another folder"])
-    kinds = _kinds(source.folder)
-    text = _config_text(source, kinds, model)
+    kinds = _kinds(Path(values["source"]["folder"]))
+    text = _config_text(values, kinds)
     resolve_config(yaml.safe_load(text), source=AT_HAND)  # what is written can be read
     with Path(AT_HAND).open("x", encoding="utf-8") as file:
         file.write(f"{text}\n")
-    return {"config": AT_HAND, "files": kinds, "notes": _notes(source, kinds, model)}
+    return {"config": AT_HAND, "files": kinds, "notes": _notes(values, kinds)}
 
 
 def _search_text(summary: Mapping[str, Any]) -> str:
@@ -131,7 +110,7 @@ def _search_text(summary: Mapping[str, Any]) -> str:
     return "\n\n".join([*lists, _closing(summary)])
 
 
-@click.command(cls=Job, epilog=EPILOG, config=None, as_text=_search_text, quiet=True, params=[*_SOURCE, SET])
+@click.command(cls=Job, epilog=EPILOG, config=None, as_text=_search_text, params=[*_SOURCE, SET])
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Results of each query.")
 @click.option(
     "--depth", type=click.IntRange(min=1),
@@ -149,8 +128,8 @@ def search(top: int, depth: int | None, overrides: Sequence[str], **options: Any
     return _search(config, _config(overrides=lasting, **options), top, depth)
 
 
-def source_of(folder: Path | None, queries: Path | None, output: Path | None) -> Source:
-    """The source that arguments name, checked.
+def _new_values(folder: Path | None, queries: Path | None, output: Path | None, model: str) -> dict[str, Any]:
+    """The values of a config for the source that arguments name, checked.
 
     Raises:
         ConfigError: a name is missing or not there, or the output is inside the folder; all faults at once.
@@ -175,7 +154,14 @@ def source_of(folder: Path | None, queries: Path | None, output: Path | None) ->
         raise ConfigError(
             [f"--output {output} is inside {folder}, and would be read as part of it: choose another folder"]
         )
-    return Source(folder, queries, output)
+    names, texts = ("documents", "queries", "candidates"), model == MINILM_EN
+    cut = {"pdf_content": "text", "chunk": CHUNK, "chunk_overlap": CHUNK_OVERLAP} if texts else {}
+    return {
+        "source": {"folder": str(folder), "queries": str(queries), **cut},
+        "lake": {**{name: str(output / "tables" / name) for name in names}, "output": str(output)},
+        "model": {"path": model},
+        "audit": UNBOUNDED,
+    }
 
 
 def _is_file(path: Path) -> bool:
@@ -193,8 +179,7 @@ def _config(
 ) -> Config:
     """The config of a search: the one at hand, or a new one."""
     if folder is not None:
-        values = source_of(folder, queries, output).values(model or MINILM_EN)
-        return resolve_config(values, overrides, source="search")
+        return resolve_config(_new_values(folder, queries, output, model or MINILM_EN), overrides, source="search")
     path = config_at_hand()
     if path is None:
         raise ConfigError([f"FOLDER: name the folder of your documents, or call this where {AT_HAND} is"])
@@ -204,17 +189,18 @@ def _config(
     return resolve_config(values, overrides, source=str(path))
 
 
-def _config_text(source: Source, kinds: Mapping[str, int], model: str) -> str:
+def _config_text(values: Mapping[str, Any], kinds: Mapping[str, int]) -> str:
     """The content of lakerank.yaml."""
+    model, source = values["model"]["path"], values["source"]
     fetched = "" if is_fetched(model) else f"; `{fetch_command(model)}` gets it once"
     advice = f"English texts{fetched}; docs/models.md has others" if model == MINILM_EN else "see docs/models.md"
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    command = shlex.join(["lakerank", "init", str(source.folder), "--queries", str(source.queries)])
+    command = shlex.join(["lakerank", "init", source["folder"], "--queries", source["queries"]])
     return "\n".join([
         f"# Written by `{' '.join(command.split())}`: {' '.join(counts.split())}.",
         "# Next: lakerank ingest, lakerank candidates, lakerank rerank, lakerank show; or all in one: lakerank search.",
         "# conf/reference.yaml documents every setting.",
-        *_config_lines(source.values(model), {**_COMMENTS, "model.path": advice}),
+        *_config_lines(values, {**_COMMENTS, "model.path": advice}),
     ])  # fmt: skip
 
 
@@ -237,13 +223,13 @@ def _kinds(folder: Path) -> dict[str, int]:
     return dict(kinds.most_common())
 
 
-def _notes(source: Source, kinds: Mapping[str, int], model: str) -> list[str]:
+def _notes(values: Mapping[str, Any], kinds: Mapping[str, int]) -> list[str]:
     """What a person should know before the first list."""
-    notes = []
+    notes, model = [], values["model"]["path"]
     images = sum(kinds.get(suffix, 0) for suffix in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"))
     if model == MINILM_EN and images:
         notes.append(f"image files: {images}; {model} reads texts alone, docs/models.md names models that see images")
-    if model == MINILM_EN and _is_foreign(source.queries):
+    if model == MINILM_EN and _is_foreign(Path(values["source"]["queries"])):
         notes.append(f"the queries are not in Latin letters: {model} reads English; docs/models.md has other languages")
     return notes
 

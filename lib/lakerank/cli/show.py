@@ -148,7 +148,7 @@ def with_output(given: resolve.CommandLine, folder: str | None) -> resolve.Comma
     return replace(given, config=given.config.model_copy(update={"lake": lake}))
 
 
-@click.command(cls=Job, epilog=EPILOG, as_text=_show_text, quiet=True)
+@click.command(cls=Job, epilog=EPILOG, as_text=_show_text)
 @click.argument("run_and_query", nargs=-1, metavar="[RUN] [QUERY]")
 @output_option
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Documents of each query.")
