@@ -65,6 +65,45 @@ class StorageConfig(Section):
     verify_checksums: bool = True
 
 
+class ColumnsConfig(Section):
+    """Columns of tables that have other names: dotted paths in the files by the contract's names."""
+
+    documents: dict[str, str] = Field(default={})
+    queries: dict[str, str] = Field(default={})
+    candidates: dict[str, str] = Field(default={})
+    qrels: dict[str, str] = Field(default={})
+
+    @model_validator(mode="after")
+    def _known(self) -> ColumnsConfig:
+        from lakerank import schemas
+
+        faults = []
+        for table, columns in self:
+            names = getattr(schemas, table.upper()).names + [field.name for field in schemas.MORE_COLUMNS[table]]
+            unknown = [name for name in columns if name not in names]
+            faults += [f"{table}.{name}: no such column; there are {', '.join(names)}" for name in unknown]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def by_address(self, tables: Section) -> dict[str, dict[str, str]]:
+        """The columns of each table that has some of other names, by the address that `tables` has.
+
+        Raises:
+            ValueError: a table that stands for two has two names for one column.
+        """
+        located: dict[str, dict[str, str]] = {}
+        for table, columns in self:
+            known = located.setdefault(getattr(tables, table) or "", {}) if columns else {}
+            for name, path in columns.items():
+                if known.setdefault(name, path) != path:
+                    raise ValueError(
+                        f"columns.{table}.{name}: another table of the same address has {known[name]!r} for it; name "
+                        "one of them by another address, as folder/*.parquet for folder"
+                    )
+        return located
+
+
 class LakeConfig(Section):
     """The tables and the folder for the output.
 
@@ -76,7 +115,13 @@ class LakeConfig(Section):
     candidates: str
     qrels: str | None = None
     output: str
+    columns: ColumnsConfig = ColumnsConfig()
     storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> LakeConfig:
+        self.columns.by_address(self.located())
+        return self
 
     def located(self) -> LakeConfig:
         """The same with the paths of the bundled lake's tables."""

@@ -31,6 +31,14 @@ DOCUMENT_METADATA = [
 #: What ingestion keeps of a query beside its content.
 QUERY_METADATA = [pa.field("language", pa.string())]
 
+#: Further columns that the config may map, where a table has them.
+MORE_COLUMNS = {
+    "documents": DOCUMENT_METADATA,
+    "queries": [*QUERY_METADATA, pa.field("instruction", pa.string())],
+    "candidates": [],
+    "qrels": [],
+}
+
 QUERIES = pa.schema([_QUERY_ID, *_CONTENT])
 
 CANDIDATES = pa.schema(
@@ -94,6 +102,9 @@ SCORES = pa.schema(
 
 #: Golden pairs: pairs of the lake whose logits must not change.
 GOLDEN = pa.schema([_QUERY_ID, _DOC_ID, _required("logit", pa.float32())])
+
+#: Columns by which tables are joined: text inside, whatever type a table has them in.
+IDS = ("query_id", "doc_id")
 
 #: The columns that hold what is ranked: documents and queries have at least one of them.
 CONTENT = ("text", "image")

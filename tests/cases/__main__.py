@@ -11,7 +11,7 @@ sys.path[0:1] = [str(ROOT / "lib"), str(ROOT / "tests")]  # in place of this fol
 
 
 def main() -> int:
-    from cases.cases import CHECKS, LATER, result
+    from cases.cases import CHECKS, result
 
     failures = 0
     for name in sys.argv[1:] or CHECKS:
@@ -22,8 +22,6 @@ def main() -> int:
                 failures += 1
                 line = f"WRONG  {name}: {type(error).__name__}: {error!s:.300}"
         print(line.replace("\n", " "), flush=True)
-    for name, why in LATER.items():
-        print(f"later  {name}: {why}")
     return 1 if failures else 0
 
 

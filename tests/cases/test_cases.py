@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cases.cases import CHECKS, LATER, result
+from cases.cases import CHECKS, result
 
 
 @pytest.mark.nightly
@@ -17,4 +17,4 @@ def test_what_is_right_comes_of_each_case(name: str, tmp_path: Path) -> None:
 
 def test_every_folder_is_a_case() -> None:
     folders = {path.name for path in Path(__file__).parent.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders <= CHECKS.keys() | LATER.keys()
+    assert folders <= CHECKS.keys()

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,15 +16,17 @@ from hypothesis import strategies as st
 from lakerank.errors import SchemaError, StorageError
 from lakerank.lake.blobs import BlobRef, RowGroupCache, fetch
 from lakerank.lake.columns import decode_text, locate
-from lakerank.lake.formats.snapshot import TableFile
+from lakerank.lake.formats.snapshot import TableFile, packed
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import (
     BATCH_BYTES,
     STREAM_BYTES,
     fragments,
+    index_key,
     opened,
     parquet_bytes,
     read_table_file,
+    table_reader,
 )
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QRELS, QUERIES, RANKED
 
@@ -92,9 +95,9 @@ def test_columns_may_be_chosen_and_all_of_them_missing(storage: Storage, empty_f
 def test_every_kind_of_string_is_read(storage: Storage, empty_folder: str, kind: pa.DataType) -> None:
     values = pa.array(["añ", None, "añ"])
     column = values.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else values.cast(kind)
-    uri = written(
-        storage, join(empty_folder, "a.parquet"), pa.table({"doc_id": column, "text": column, "content_hash": column})
-    )
+    ids = values if column.type in (pa.binary(), pa.large_binary(), pa.binary_view()) else column
+    table = pa.table({"doc_id": ids, "text": column, "content_hash": column})
+    uri = written(storage, join(empty_folder, "a.parquet"), table)
     table = read(storage, uri, DOCUMENTS)
     assert table["doc_id"].to_pylist() == ["añ", None, "añ"]
     assert table["content_hash"].to_pylist() == ["añ", None, "añ"]
@@ -155,10 +158,10 @@ def test_a_column_that_stands_twice_is_named() -> None:
 @pytest.mark.parametrize(
     ("schema", "name", "kind"),
     [
-        (DOCUMENTS, "doc_id", pa.int64()),
+        (DOCUMENTS, "doc_id", pa.float64()),
         (DOCUMENTS, "text", pa.list_(pa.string())),
         (DOCUMENTS, "image", pa.string()),
-        (DOCUMENTS, "image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        (DOCUMENTS, "image", pa.struct([("bytes", pa.string()), ("path", pa.string())])),
         (CANDIDATES, "first_stage_rank", pa.string()),
         (CANDIDATES, "first_stage_score", pa.bool_()),
         (RANKED, "truncated", pa.int8()),
@@ -169,6 +172,76 @@ def test_a_column_of_another_type_is_named(schema: pa.Schema, name: str, kind: p
     result = pa.schema([field.with_type(kind) if field.name == name else field for field in schema])
     with pytest.raises(SchemaError, match=f"a.parquet: column '{name}' should be .*found: "):
         locate(TableFile("a.parquet"), result, schema)
+
+
+def test_columns_of_other_names_are_found_and_only_their_leaves_are_read(tmp_path: Path) -> None:
+    page = pa.array([{"Bytes": b"one", "path": "a.png"}, None, {"Bytes": None, "path": "b.png"}])
+    table = pa.table(
+        {"SKU": [1, 2, 3], "TEXT": ["x", None, "z"], "page": page, "Image": page, "content.hash": ["h"] * 3}
+    )
+    pq.write_table(table, file := tmp_path / "a.parquet")
+    mapped = {"doc_id": "sku", "content_hash": "content.hash"}
+    images = [b"one", None, None]  # a row whose bytes are elsewhere has no image
+    for columns in (mapped, mapped | {"image": "page.bytes"}, mapped | {"image": "PAGE"}):
+        with opened(Storage(), str(file)) as parquet:
+            reader = table_reader(Storage(), TableFile(str(file), columns=columns), parquet, DOCUMENTS)
+            assert reader.located.columns[2] in ("Image.Bytes", "page.Bytes")
+            (batch,) = reader.batches([0], 10)
+        assert batch["image"].to_pylist() == images
+        assert batch["doc_id"].to_pylist() == ["1", "2", "3"]
+        assert batch["text"].to_pylist() == [b"x", None, b"z"]
+        assert batch["content_hash"].to_pylist() == ["h"] * 3
+    hidden = TableFile(str(file), columns=mapped | {"image": "", "TEXT": ""})
+    (batch,) = (batch for *_, batch in read_table_file(Storage(), hidden, DOCUMENTS))
+    assert batch["image"].null_count == batch["text"].null_count == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "mapped", "fault"),
+    [
+        (
+            {"DOC_ID": ["a"], "Doc_id": ["b"]},
+            {},
+            "columns 'DOC_ID' and 'Doc_id' differ only by case: say which is 'doc_id'",
+        ),
+        ({"DOC_ID": ["a"], "doc_id": ["b"]}, {}, None),
+        ({"doc_id": ["a"]}, {"doc_id": "sku"}, "no column 'sku', which is to be 'doc_id'"),
+        ({"doc_id": ["a"], "page": [{"b": 1}]}, {"text": "page.a"}, "no column 'page.a', which is to be 'text'"),
+        ({"doc_id": ["a"]}, {"text": "doc_id.x"}, "no column 'doc_id.x', which is to be 'text'"),
+    ],
+)
+def test_a_name_that_is_unclear_or_not_there_is_an_error(
+    tmp_path: Path, columns: dict[str, object], mapped: dict[str, str], fault: str | None
+) -> None:
+    pq.write_table(pa.table({"text": ["x"], **columns}), file := tmp_path / "a.parquet")
+    storage = Storage(columns={str(file): mapped})
+    if fault is None:
+        assert read(storage, str(file), DOCUMENTS)["doc_id"].to_pylist() == ["b"]
+    else:
+        with pytest.raises(SchemaError, match=rf"a\.parquet: {re.escape(fault)}.*lake\.columns"):
+            fragments(storage, str(file), DOCUMENTS)
+
+
+def test_deleted_rows_are_left_out_and_the_others_keep_their_places(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"doc_id": list("abcdefgh"), "text": ["x"] * 8}), file := tmp_path / "a.parquet", row_group_size=3
+    )
+    table = TableFile(str(file), deleted=packed(np.array([0, 4, 5, 7])))
+    rows = [
+        (group, int(row), doc_id)
+        for group, numbers, batch in read_table_file(Storage(), table, DOCUMENTS, batch_rows=2)
+        for row, doc_id in zip(numbers, batch["doc_id"].to_pylist(), strict=True)
+    ]
+    assert rows == [(0, 1, "b"), (0, 2, "c"), (1, 0, "d"), (2, 0, "g")]
+    assert index_key(table) != index_key(TableFile(str(file)))
+
+
+def test_values_of_metadata_go_before_those_of_the_path(tmp_path: Path) -> None:
+    (tmp_path / "text=path").mkdir()
+    pq.write_table(pa.table({"doc_id": ["a"]}), file := tmp_path / "text=path/a.parquet")
+    for values, text in (({}, b"path"), ({"text": "metadata"}, b"metadata"), ({"text": None}, None)):
+        (batch,) = (batch for *_, batch in read_table_file(Storage(), TableFile(str(file), values=values), DOCUMENTS))
+        assert batch["text"].to_pylist() == [text]
 
 
 @pytest.mark.parametrize("schema", [DOCUMENTS, QUERIES, CANDIDATES, QRELS, RANKED])
@@ -200,27 +273,26 @@ def test_one_faulty_file_among_many_is_named(storage: Storage, empty_folder: str
         fragments(storage, empty_folder, DOCUMENTS)
 
 
-UUIDS = [bytes(range(200, 216)), bytes(range(100, 116))]
+NO_TEXT = [bytes(range(200, 216)), bytes(range(100, 116))]
 
 
 def stored_as(kind: str, values: list[bytes | None]) -> pa.Array:
     """Values as a column of a type; those of strings are not checked, as a careless writer stores them."""
     raw = pa.array(values, pa.binary())
-    if kind == "fixed":
-        return pa.array(values, pa.binary(16))
     if kind == "string":
         return pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
     if kind == "large":
         large = raw.cast(pa.large_binary())
         return pa.Array.from_buffers(pa.large_string(), len(large), large.buffers())
-    return raw.dictionary_encode() if kind == "dictionary" else raw
+    coded = raw.dictionary_encode()
+    return pa.DictionaryArray.from_arrays(coded.indices, stored_as("string", coded.dictionary.to_pylist()))
 
 
-@pytest.mark.parametrize("kind", ["binary", "string", "large", "dictionary", "fixed"])
+@pytest.mark.parametrize("kind", ["string", "large", "dictionary"])
 @pytest.mark.parametrize("expected", [DOCUMENTS, QUERIES, CANDIDATES, QRELS], ids=lambda schema: schema.names[-1])
 def test_an_id_that_is_not_utf8_is_refused_with_its_row(tmp_path: Path, expected: pa.Schema, kind: str) -> None:
-    for bad in (UUIDS[0], b"caf\xe9".ljust(16), b"\xed\xa0\x80".ljust(16)):  # the last: a surrogate
-        ids = stored_as(kind, [UUIDS[1], None, UUIDS[1], bad, bad])
+    for bad in (NO_TEXT[0], b"caf\xe9".ljust(16), b"\xed\xa0\x80".ljust(16)):  # the last: a surrogate
+        ids = stored_as(kind, [NO_TEXT[1], None, NO_TEXT[1], bad, bad])
         columns: dict[str, object] = {name: ids if name.endswith("_id") else [1] * 5 for name in expected.names}
         columns |= {name: ["x"] * 5 for name in ("text", "content_hash") if name in columns}
         columns |= {"image": [b"x"] * 5} if "image" in columns else {}
@@ -242,7 +314,7 @@ def test_text_that_is_not_utf8_is_read_as_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "hint"),
     [
-        (["Text", "Image"], "no column 'text', did you mean 'Text'? and no column 'image', did you mean 'Image'?"),
+        (["Txt", "img"], "no column 'text', did you mean 'Txt'? and no column 'image', did you mean 'img'?"),
         (["body"], "no column 'text' and no column 'image' (found: "),
     ],
 )

@@ -61,6 +61,6 @@ def find_candidates_of(
     lake = config.lake.located()
     addresses = Addresses(lake.documents, lake.queries, output or lake.candidates)
     return find_candidates(
-        resolve.storage(config.lake.storage), addresses, Options(**options),
+        resolve.storage(config.lake), addresses, Options(**options),
         lambda text_bytes: job_runner(config.spark, lambda: text_bytes <= IN_PROCESS_BYTES), advice,
     )  # fmt: skip

@@ -92,6 +92,7 @@ def _evaluate(given: resolve.CommandLine, options: Options) -> dict[str, Any]:
     storage = resolve.storage(given.config.lake.storage)
     options = _existing(storage, given.config.lake.output, options)
     config = resolve.run_config(storage, given, options.run_id, options.other_tables)
+    storage = resolve.storage(config.lake)
     if options.against and (names := resolve.other_tables(storage, config, options.against)):
         logger.warning("run %s was made from other tables than run %s: %s", options.against, options.run_id, names)
     inputs = _inputs(storage, config, options)

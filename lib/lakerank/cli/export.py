@@ -58,6 +58,7 @@ def export(
     storage = resolve.storage(given.config.lake.storage)
     run_id, since = find_run(storage, output, run_id), since and find_run(storage, output, since)
     config = resolve.run_config(storage, given, run_id, other_tables)
+    storage = resolve.storage(config.lake)
     job = _job(config, run_id=run_id, since=since, **options)
     manifest = finished(storage, job)
     if manifest is not None:

@@ -94,7 +94,7 @@ def _check_rows(config: Config, bounds: dict[str, int]) -> dict[str, Any]:
         InputError: every table that has too few.
         StorageError, SchemaError: a table cannot be read.
     """
-    storage = resolve.storage(config.lake.storage)
+    storage = resolve.storage(config.lake)
     tables = resolve.input_tables(config, TABLES)
     rows = {
         name: sum(file.rows for file in fragments(storage, address, schema))
@@ -111,14 +111,14 @@ def _check_rows(config: Config, bounds: dict[str, int]) -> dict[str, Any]:
 
 
 def _next_run_id(config: Config) -> str:
-    names = resolve.storage(config.lake.storage).list_names(join(config.lake.output, "runs"))
+    names = resolve.storage(config.lake).list_names(join(config.lake.output, "runs"))
     numbers = [int(match[1]) for name in names if (match := re.fullmatch(r"run-(\d{1,9})", name))]
     return f"run-{max(numbers, default=0) + 1}"
 
 
 def _finished(config: Config, run_id: str) -> dict[str, Any]:
     """What the first stage of a run that was interrupted has: its units, and how many of them have scores."""
-    storage, paths = resolve.storage(config.lake.storage), RunPaths(config.lake.output, run_id)
+    storage, paths = resolve.storage(config.lake), RunPaths(config.lake.output, run_id)
     plan = load_plan(storage, paths)
     if plan is None:
         return {"run_id": run_id, "units": None, "finished_units": 0}
@@ -137,7 +137,7 @@ def rerank_lake(
     check_run_id(run_id)
     chosen = _parse_steps(steps)
     override = _override(reason, by)
-    storage = resolve.storage(config.lake.storage)
+    storage = resolve.storage(config.lake)
     starts = "plan" in chosen and not storage.exists(RunPaths(config.lake.output, run_id).manifest)
     faults = resolve.input_faults(config, storage, TABLES, on_cluster(config.spark)) if starts else []
     job = resolve.without_faults(faults, lambda: resolve.rerank_job(config, run_id, storage))

@@ -64,8 +64,10 @@ TABLES = ("documents", "queries", "candidates", "qrels")
 _TABLE_SETTINGS = tuple(f"lake.{name}" for name in TABLES)
 
 
-def storage(config: StorageConfig) -> Storage:
-    """The storage of a job. Built once, where the job starts."""
+def storage(config: StorageConfig | LakeConfig) -> Storage:
+    """The storage of a job; of a lake's whole section it knows the columns that have other names."""
+    if isinstance(config, LakeConfig):
+        return Storage(_record(StorageOptions, config.storage), config.columns.by_address(config.located()))
     return Storage(_record(StorageOptions, config))
 
 

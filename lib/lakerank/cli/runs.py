@@ -52,7 +52,7 @@ def clean(
     listed and deleted (files and bytes), by_reason, kept_runs, complete, seconds.
     """
     started, config, lake = time.monotonic(), given.config, given.config.lake.located()
-    storage = resolve.storage(lake.storage)
+    storage = resolve.storage(lake)
     retention = Retention(keep_runs, keep_days * 86400, grace_hours * 3600)
     tables = {"documents": lake.documents, "queries": lake.queries}
     plan = plan_cleaning(storage, lake.output, retention, _scorers(config), tables, time.time())

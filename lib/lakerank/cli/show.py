@@ -177,6 +177,7 @@ def _show(
 
     paths = paths_of(run_id)
     lake = resolve.run_config(storage, given, paths.run_id, other_tables=True).lake.located()
+    storage = resolve.storage(lake)
     queries = find_queries(storage, lake.queries, words, most)
     if not queries:
         raise ConfigError([f"no query of {lake.queries} has the id or all the words {words!r}"])

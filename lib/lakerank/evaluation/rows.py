@@ -115,11 +115,11 @@ def known_modality(storage: Storage, file: TableFile, row_group: int) -> int | N
 
 def _presence(reader: TableReader, group: int, name: str) -> bool | None:
     """Whether all rows of a row group have a value (True), none has (False), or the column must be read (None)."""
-    metadata, path = reader.parquet.metadata.row_group(group), reader.located.paths.get(name)
-    if path is None and reader.located.file.constants.get(name) is None:
-        return False
+    metadata, field = reader.parquet.metadata.row_group(group), reader.located.fields.get(name)
+    if field is None:
+        return reader.located.file.constants.get(name) is not None
     columns = {column.path_in_schema: column for column in map(metadata.column, range(metadata.num_columns))}
-    statistics = columns[path].statistics if path in columns else None
+    statistics = columns[field.name].statistics if field.name in columns else None
     nulls = statistics.null_count if statistics is not None and statistics.has_null_count else None
     return True if nulls == 0 else False if nulls == metadata.num_rows else None
 

@@ -8,80 +8,107 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import types
 
 from lakerank.credentials import redacted
 from lakerank.errors import SchemaError
 from lakerank.lake.formats.snapshot import TableFile
-from lakerank.schemas import CONTENT, LARGEST, OPTIONAL
+from lakerank.lake.ids import advice, as_text, is_text, plain
+from lakerank.schemas import CONTENT, IDS, LARGEST, OPTIONAL
 
 _TEXT = "text"
-_TEXT_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-_BYTES_KINDS = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+_BYTES_KINDS = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
 _SHOWN_BYTES = 40
 
 
-def locate(file: TableFile, actual: pa.Schema, expected: pa.Schema, needs_content: bool = False) -> dict[str, str]:
-    """Where a file has a table's columns: the dotted path in the file, by name. Other columns are ignored.
+def locate(file: TableFile, actual: pa.Schema, expected: pa.Schema, needs_content: bool = False) -> dict[str, pa.Field]:
+    """The columns of a table that a file has, by name: each called by its dotted path. Others are ignored.
 
-    A column that is left out is in the file's path, as Hive and Spark write partitions (`column=value/`), in metadata,
-    or is optional and null. Of documents and queries `needs_content` asks for one of the columns of content: without
-    any, all rows would be empty.
+    Names match in any case where that is unambiguous. A column that is left out is in the file's path, as Hive and
+    Spark write partitions (`column=value/`), in metadata, or is optional and null. Of documents and queries
+    `needs_content` asks for one of the columns of content: without any, all rows would be empty.
 
     Raises:
         SchemaError: names the file, the columns that are missing or of a type that cannot be cast, and the actual ones.
     """
-    constants, paths, faults = file.constants, {}, []
+    columns, faults = {}, []
     for field in expected:
-        path = file.columns.get(field.name, field.name)
         try:
-            column = _column(actual, path) if path else None
+            column = _stored(file, actual, field.name)
         except ValueError as error:
             faults.append(str(error))
             continue
+        if column is not None and types.is_binary(field.type) and types.is_struct(plain(column.type)):
+            column = _nested(column, "bytes") or column  # as the datasets library writes images, beside a `path`
         if column is not None:
-            paths[field.name] = column.name
-            if not _accepts(column.type, field.type):
-                faults.append(f"column {field.name!r} should be {field.type} (found: {column.type})")
-        elif path not in ("", field.name):
-            faults.append(f"no column {path!r} for {field.name!r}{_similar(path, actual.names)}")
-        elif field.name not in OPTIONAL and field.name not in constants:
+            columns[field.name] = column
+            faults += [] if (fault := _type_fault(field, column.type)) is None else [fault]
+        elif field.name not in OPTIONAL and named(file.constants, field.name) is None:
             faults.append(f"no column {field.name!r}{_similar(field.name, actual.names)}")
-    if needs_content and {*CONTENT} <= {*expected.names} and not {*CONTENT} & {*paths, *constants}:
+    if needs_content and {*CONTENT} <= {*expected.names} and not {*CONTENT} & {*columns, *file.constants}:
         faults.append(" and ".join(f"no column {name!r}{_similar(name, actual.names)}" for name in CONTENT))
     if faults:
         found = f"found: {', '.join(actual.names)}"
-        raise SchemaError(f"{redacted(file.uri)}: {'; '.join(faults)} ({found}); see README, 'Input and output'")
-    return paths
+        raise SchemaError(
+            f"{redacted(file.uri)}: {'; '.join(faults)} ({found}); name other columns in lake.columns, see "
+            "docs/tables.md, 'Columns'"
+        )
+    return columns
 
 
 def extra_fields(file: TableFile, actual: pa.Schema, names: Iterable[str]) -> list[pa.Field]:
     """Those of some columns that a table has beside its schema, of the types that they have in a file."""
-    columns = {name: _column(actual, file.columns.get(name, name)) for name in names}
-    kinds = {name: pa.string() for name in file.constants}
-    kinds |= {name: _plain(column.type) for name, column in columns.items() if column is not None}
-    return [pa.field(name, kinds[name]) for name in columns if name in kinds]
+    columns = {name: _stored(file, actual, name) for name in names}
+    kinds = {name: pa.string() for name in names if named(file.constants, name) is not None}
+    kinds |= {name: plain(column.type) for name, column in columns.items() if column is not None}
+    return [pa.field(name, kind) for name, kind in kinds.items()]
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of the values, which may be dictionary-encoded."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+def named(names: Iterable[str], name: str) -> str | None:
+    """The one of some names that is a name, or else is in another case; None where none is.
+
+    Raises:
+        ValueError: there are several.
+    """
+    exact = [other for other in names if other == name]
+    found = exact or [other for other in names if other.casefold() == name.casefold()]
+    if len(exact) > 1:
+        raise ValueError(f"{len(exact)} columns are called {name!r}")
+    if len(found) > 1:
+        raise ValueError(f"columns {' and '.join(map(repr, found))} differ only by case: say which is {name!r}")
+    return found[0] if found else None
 
 
-def _column(fields: Iterable[pa.Field], path: str) -> pa.Field | None:
-    """The field at a dotted path, called by its path in the file; None where there is none."""
-    fields = list(fields)
-    for name in (path, path.partition(".")[0]):
-        named = [field for field in fields if field.name == name]
-        if len(named) > 1:
-            raise ValueError(f"{len(named)} columns are called {name!r}")
-        if not named:
-            continue
-        if name == path:
-            return named[0]
-        if pa.types.is_struct(named[0].type):
-            inner = _column(named[0].type, path[len(name) + 1 :])
-            return inner and inner.with_name(f"{named[0].name}.{inner.name}")
-    return None
+def _stored(file: TableFile, actual: pa.Schema, name: str) -> pa.Field | None:
+    """A table's column in a file, called by its dotted path; None where the file has none.
+
+    Raises:
+        ValueError: several have the name, or the one that it is mapped to is not there.
+    """
+    mapped = named(file.columns, name)
+    path = name if mapped is None else file.columns[mapped]
+    shown = [field for field in actual if file.columns.get(field.name) != ""]
+    column = _at(shown, path) if path else None
+    if column is None and mapped is not None and path:
+        raise ValueError(f"no column {path!r}, which is to be {name!r}{_similar(path, actual.names)}")
+    return column
+
+
+def _at(fields: Sequence[pa.Field], path: str) -> pa.Field | None:
+    """The field at a dotted path, called by its path as the file writes it; None where there is none."""
+    names = [field.name for field in fields]
+    if (name := named(names, path)) is not None:
+        return fields[names.index(name)]
+    parent, _, rest = path.partition(".")
+    if not rest or (name := named(names, parent)) is None:
+        return None
+    return _nested(fields[names.index(name)], rest)
+
+
+def _nested(parent: pa.Field, path: str) -> pa.Field | None:
+    """The field at a dotted path in a struct."""
+    inner = _at([*parent.type], path) if types.is_struct(parent.type) else None
+    return None if inner is None else inner.with_name(f"{parent.name}.{inner.name}")
 
 
 def _similar(name: str, names: Sequence[str]) -> str:
@@ -96,17 +123,27 @@ def decode_text(raw: bytes | None) -> str | None:
     return None if raw is None else raw.decode("utf-8")
 
 
+def _type_fault(field: pa.Field, actual: pa.DataType) -> str | None:
+    """What is wrong with the type of a column, and what to do."""
+    if field.name in IDS:
+        cast = advice(field.name, actual)
+        kinds = "text, a whole number or a UUID"
+        return None if cast is None else f"column {field.name!r} should be {kinds} (found: {actual}): write {cast}"
+    return (
+        None
+        if _accepts(plain(actual), field.type)
+        else (f"column {field.name!r} should be {field.type} (found: {actual})")
+    )
+
+
 def _accepts(actual: pa.DataType, expected: pa.DataType) -> bool:
     """Whether a column of one type can be read as another. A column of only nulls has the null type."""
-    actual = _plain(actual)
-    if actual == expected or pa.types.is_null(actual):
+    if actual == expected or types.is_null(actual):
         return True
-    if pa.types.is_string(expected) and any(is_kind(actual) for is_kind in _TEXT_KINDS):
-        return True
-    if pa.types.is_string(expected) or pa.types.is_binary(expected):
-        return any(is_kind(actual) for is_kind in _BYTES_KINDS)
-    numeric = pa.types.is_integer(expected) or pa.types.is_floating(expected)
-    return bool(numeric and (pa.types.is_integer(actual) or pa.types.is_floating(actual)))
+    if types.is_string(expected) or types.is_binary(expected):
+        return any(is_kind(actual) for is_kind in _BYTES_KINDS) or (types.is_string(expected) and is_text(actual))
+    numeric = types.is_integer(expected) or types.is_floating(expected)
+    return bool(numeric and (types.is_integer(actual) or types.is_floating(actual) or types.is_decimal(actual)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +152,12 @@ class Located:
 
     file: TableFile
     schema: pa.Schema
-    paths: Mapping[str, str]
+    fields: Mapping[str, pa.Field]
 
     @property
     def columns(self) -> list[str]:
         """The paths to read, in the schema's order."""
-        return [self.paths[name] for name in self.schema.names if name in self.paths]
+        return [self.fields[name].name for name in self.schema.names if name in self.fields]
 
     def conform(self, batch: pa.RecordBatch | None, rows: int, place: str) -> pa.RecordBatch:
         """A batch with exactly the schema's columns; what the file lacks is its constant, or null.
@@ -129,11 +166,12 @@ class Located:
         """
         constants, fields, arrays = self.file.constants, [], []
         for field in self.schema:
-            kind = pa.binary() if field.name == _TEXT and pa.types.is_string(field.type) else field.type
-            if field.name in self.paths and batch is not None:
-                column = values_at(batch, self.paths[field.name])
+            kind = pa.binary() if field.name == _TEXT and types.is_string(field.type) else field.type
+            if field.name in self.fields and batch is not None:
+                column = values_at(batch, self.fields[field.name].name)
             else:
-                column = pa.repeat(pa.scalar(constants.get(field.name), pa.string()), rows)
+                constant = named(constants, field.name)
+                column = pa.repeat(pa.scalar(constants.get(constant or ""), pa.string()), rows)
             fields.append(pa.field(field.name, kind))
             try:
                 arrays.append(_cast(column, field.name, kind))
@@ -153,9 +191,11 @@ def values_at(batch: pa.RecordBatch, path: str) -> pa.Array:
 
 def _cast(column: pa.Array, name: str, kind: pa.DataType) -> pa.Array:
     """A column of a type; raises pa.ArrowInvalid when it has a value that the type or the column cannot hold."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string(kind):
+    if name in IDS:
+        return as_text(column)
+    column = column.storage if isinstance(column, pa.ExtensionArray) else column
+    column = column.dictionary_decode() if types.is_dictionary(column.type) else column
+    if types.is_string(kind):
         return column.cast(pa.binary()).cast(kind)  # Parquet readers do not check that a string is UTF-8
     values = column.cast(kind)
     if name in LARGEST and pc.any(pc.greater(values, LARGEST[name])).as_py():
@@ -165,6 +205,7 @@ def _cast(column: pa.Array, name: str, kind: pa.DataType) -> pa.Array:
 
 def _fault(column: pa.Array, name: str, kind: pa.DataType) -> str:
     """Which value cannot be cast, and what to do. The row is found by bisection."""
+    column = column.dictionary_decode() if types.is_dictionary(column.type) else column
     low, high = 0, len(column)
     while high - low > 1:
         middle = (low + high) // 2
@@ -174,10 +215,10 @@ def _fault(column: pa.Array, name: str, kind: pa.DataType) -> str:
         except pa.ArrowInvalid:
             high = middle
     value = column[low : low + 1]
-    value = value.dictionary_decode() if pa.types.is_dictionary(value.type) else value
-    if pa.types.is_string(kind):
+    if types.is_string(kind) and not types.is_decimal(value.type):
         shown = value.cast(pa.binary())[0].as_py()[:_SHOWN_BYTES]
-        advice = "write ids as strings, UUIDs as their canonical text"
-        return f"column {name!r} holds {shown!r}, which is not UTF-8; {advice} (row {low} of"
+        how = "write ids as strings, UUIDs as their canonical text"
+        return f"column {name!r} holds {shown!r}, which is not UTF-8; {how} (row {low} of"
     bound = f"; the largest is {LARGEST[name]}" if name in LARGEST else ""
-    return f"column {name!r} holds {value[0].as_py()!r}, which does not fit {kind}{bound} (row {low} of"
+    kinds = "no whole number; an id has no fraction" if name in IDS else f"which does not fit {kind}{bound}"
+    return f"column {name!r} holds {value[0].as_py()}, {kinds} (row {low} of"

@@ -208,6 +208,10 @@ def _may_hold(reader: TableReader, group: int, ids: Collection[str]) -> bool:
     metadata = reader.parquet.metadata.row_group(group)
     chunks = (chunk for chunk in map(metadata.column, range(metadata.num_columns)))
     statistics = next((c.statistics for c in chunks if [c.path_in_schema] == reader.located.columns), None)
-    if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, str):
+    if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, str | int):
         return bool(ids)
-    return any(statistics.min <= row_id <= statistics.max for row_id in ids)
+    low, high = statistics.min, statistics.max
+    wanted: list[Any] = list(ids)
+    if isinstance(low, int):
+        wanted = [int(row_id) for row_id in ids if row_id.removeprefix("-").isdecimal()]
+    return any(low <= row_id <= high for row_id in wanted)

@@ -38,11 +38,13 @@ _INDEXED = frozenset({*DOCUMENTS.names, *QUERIES.names})
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """One Parquet file of a table, with its numbers of row groups and rows, deleted ones included."""
+    """One Parquet file of a table, with its numbers of row groups and rows, deleted ones included, and the type of the
+    ids in its first column."""
 
     file: TableFile
     row_groups: int
     rows: int
+    id_type: pa.DataType
 
 
 def index_key(file: TableFile) -> str:
@@ -66,8 +68,10 @@ def fragments(storage: Storage, table: TableSnapshot | str, expected: pa.Schema)
     def inspect(file: TableFile) -> Fragment:
         with opened(storage, file.uri) as parquet:
             with storage_errors(file.uri, "read"):  # a damaged footer has names that are not UTF-8
-                locate(file, parquet.schema_arrow, expected, needs_content=True)
-            return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows)
+                columns = locate(file, parquet.schema_arrow, expected, needs_content=True)
+            id_column = columns.get(expected.names[0])
+            id_type = pa.string() if id_column is None else id_column.type
+            return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows, id_type)
 
     files = (resolve(storage, table) if isinstance(table, str) else table).files
     with ThreadPoolExecutor(max(1, min(_FOOTER_THREADS, len(files))), "footers") as pool:

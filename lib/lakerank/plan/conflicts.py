@@ -23,8 +23,8 @@ TABLES = ("lake.documents", "lake.queries", "lake.candidates")
 _PLACES = (*TABLES, "lake.qrels", "audit.golden_pairs", "audit.golden_qrels")
 
 #: What a plan and its scores come from, and what a published run's lists do beside those.
-_OF_PLAN = (*TABLES, "model", "scoring", "spark.rows_per_file")
-_OF_LISTS = (*TABLES, "ranking", "audit.golden_pairs", "audit.golden_qrels")
+_OF_PLAN = (*TABLES, "lake.columns", "model", "scoring", "spark.rows_per_file")
+_OF_LISTS = (*TABLES, "lake.columns", "ranking", "audit.golden_pairs", "audit.golden_qrels")
 
 #: Settings of those sections that change no result.
 _HOW = ("device", "host_threads", "device_threads", "calibration", "unit_deadline_s")
@@ -79,7 +79,7 @@ def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names. Of a list of sections, a cascade's, each section has a number."""
     if isinstance(settings, list) and any(isinstance(entry, dict) for entry in settings):
         settings = dict(enumerate(settings))
-    if not isinstance(settings, Mapping):
+    if not isinstance(settings, Mapping) or prefix.startswith("lake.columns."):  # an empty one is a value too
         return {prefix: settings}
     pairs = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in settings.items()]
     return {name: value for pair in pairs for name, value in pair.items()}

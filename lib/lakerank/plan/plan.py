@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -82,6 +82,7 @@ class Plan:
     of `candidates`, None where they are not known. `cost`, `patches`, `fetch_bytes` (text and images of the documents,
     as they are stored) and `read_bytes` (of the row groups they are in) are of the new pairs. `bits`: pairs are in
     2^bits parts by document id. `unit_counts`: how many units each list of units names.
+    `id_types`: of `query_id` and `doc_id` in the lists, as the tables have them.
     `first_queries` and `boundaries`: first query of each ranked file but the first, by number and by id.
     """
 
@@ -109,6 +110,7 @@ class Plan:
     boundaries: tuple[str, ...]
     inputs: Mapping[str, Any]
     dropped_from: Mapping[str, Any] | None = None
+    id_types: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def units(self) -> int:

@@ -86,7 +86,7 @@ def rank_and_publish(
 
 def _rank(runner: Runner, storage: Storage, run: ScoredRun, golden: Mapping[tuple[str, str], float]) -> Ranked:
     paths, plan, several = run.stages[0].paths, run.stages[0].plan, len(run.stages) > 1
-    folders = ListFolders(storage, paths.ranked, paths.rejected, run.rule.depth, frozenset(golden))
+    folders = ListFolders(storage, paths.ranked, paths.rejected, run.rule.depth, plan.id_types, frozenset(golden))
     stages = [stage.results(storage) for stage in run.stages]
     report = write_lists(runner, stages, ranked_files(storage, paths, plan), run.rule, folders)
     ranked, rejected = (report.filter(pc.equal(report["table"], table)) for table in ("ranked", "rejected"))

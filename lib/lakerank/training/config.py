@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from lakerank.config import Device, StorageConfig
+from lakerank.config import ColumnsConfig, Device, StorageConfig
 from lakerank.credentials import redacted
 from lakerank.errors import ConfigError
 from lakerank.lake import scheme
@@ -69,6 +69,7 @@ class TrainingLakeConfig(TablesConfig):
 
     candidates: str | None = None
     teacher: str | None = None
+    columns: ColumnsConfig = ColumnsConfig()
     storage: StorageConfig = StorageConfig()
     topic: str | None = None
     kind: str | None = None

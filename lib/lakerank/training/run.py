@@ -121,7 +121,7 @@ class RunInputs:
 
 def read_inputs(config: TrainConfig, recipe: Recipe | None = None) -> RunInputs:
     """Load the model and read the tables; `recipe`: of a config that starts from scratch."""
-    storage = Storage(StorageOptions(**config.lake.storage.model_dump()))
+    storage = Storage(StorageOptions(**config.lake.storage.model_dump()), config.lake.columns.by_address(config.lake))
     model = load_model(config.start.path, config.start.revision) if config.start.path else None
     images = ImageStore(Limits(max_pixels=config.picture_side**2), model.patches if model else PatchShape())
 

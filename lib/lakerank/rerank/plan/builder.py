@@ -16,6 +16,7 @@ from lakerank.fingerprint import fingerprint
 from lakerank.lake.blobs import ChangedFile
 from lakerank.lake.formats import pinned, resolve
 from lakerank.lake.formats.snapshot import TableSnapshot
+from lakerank.lake.ids import written_as
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.scores import write_reused_units
 from lakerank.lake.storage import Storage, join
@@ -134,6 +135,10 @@ class PlanBuilder:
             bits=bits,
             first_queries=first_queries,
             boundaries=self._query_ids(queries, first_queries),
+            id_types={
+                name: written_as(fragment.id_type for fragment in inputs[table])
+                for name, table in (("query_id", "queries"), ("doc_id", "documents"))
+            },
             inputs={name: _describe(snapshots[name], files) for name, files in inputs.items()},
         )
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.audit import HISTOGRAM_EDGES
+from lakerank.lake.ids import with_types
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
 from lakerank.plan.plan import part_name
@@ -82,12 +83,14 @@ class FileLists:
 
 @dataclass(frozen=True, slots=True)
 class ListFolders:
-    """Where lists are written, down to which rank, and the pairs whose logits the report gives."""
+    """Where lists are written, down to which rank, with ids of which types, and the pairs whose logits the report
+    gives."""
 
     storage: Storage
     ranked: str
     rejected: str
     depth: int | None
+    id_types: Mapping[str, str]
     golden: frozenset[tuple[str, str]] = frozenset()
 
 
@@ -125,7 +128,7 @@ def write_file(folders: ListFolders, number: int, lists: FileLists, rejects: pa.
     within = table if depth is None else table.filter(pc.less_equal(table["rank"], depth))
     rejects = rejects.sort_by([("query_id", "ascending"), ("doc_id", "ascending")]).cast(REJECTED)
     sizes = []
-    for folder, rows in ((folders.ranked, within), (folders.rejected, rejects)):
+    for folder, rows in ((folders.ranked, with_types(within, folders.id_types)), (folders.rejected, rejects)):
         data = parquet_bytes(rows, ROW_GROUP_ROWS)
         folders.storage.replace(join(folder, part_name(number)), data)
         sizes.append(len(data))
