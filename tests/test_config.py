@@ -54,7 +54,7 @@ SETTINGS = [name for name, section in _fields(Config) if section is None]
 
 def _names(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
-        if isinstance(value, dict) and prefix + key != "spark.conf":
+        if isinstance(value, dict) and value and prefix + key != "spark.conf":
             yield from _names(value, f"{prefix}{key}.")
         else:
             yield prefix + key
