@@ -62,6 +62,11 @@ def make_lake(folder: Path, queries: int, candidates: int) -> None:
         if not (ranked / path).exists():
             count = min(QUERIES_PER_FILE, queries - first)
             _write_part(folder, ranked, path, names, first, count, candidates)
+    tables = {name: str(folder / name) for name in ("documents", "queries", "candidates", "qrels")}
+    paths = RunPaths(str(folder / "out"), "scale")
+    Path(paths.folder).mkdir(parents=True, exist_ok=True)
+    Path(paths.config).write_text(json.dumps({"lake": {**tables, "output": paths.output}}))
+    Path(paths.manifest).write_text("{}")
 
 
 def _write_part(
