@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lakerank.evaluation.analysis.scores import SCORED_PAIR, sampled
-from lakerank.evaluation.blocks import judged_only, read_blocks
+from lakerank.evaluation.blocks import block_of, read_blocks
 from lakerank.evaluation.evaluation import evaluate
 from lakerank.evaluation.examples import choose, extremes
 from lakerank.evaluation.inputs import Inputs, LakeTables, Totals
 from lakerank.evaluation.job import evaluate_run
-from lakerank.evaluation.pairs import ROWS, InputTable
+from lakerank.evaluation.pairs import PAIR_COLUMNS, InputTable
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.spark.runtime.runner import SparkRunner
@@ -29,45 +29,62 @@ ROOT = Path(__file__).parents[2]
 QUERIES, DOCS = 40, 12
 
 
+DIMENSIONS = ("task", "dataset")
+LABELS = (*DIMENSIONS, "benchmark", "subset", "name")
+
+
 def random_rows(seed):
     """A lake with everything in it: unjudged and unknown queries, rejected candidates, duplicates, lists of nothing."""
     generator = random.Random(seed)
-    rows = []
+    rows = {table: [] for table in InputTable}
 
-    def add(query, table, doc="", **columns):
-        rows.append({"query_id": query, "doc_id": doc, "table": table, **columns})
+    def add(query, table, doc, **columns):
+        rows[table].append({"query_id": query, "doc_id": doc, **columns})
 
     for number in range(QUERIES):
         query = f"q{number}"
         docs = generator.sample([f"d{number}" for number in range(30)], DOCS)
         if number % 11:
             labels = {"task": f"t{number % 3}", "benchmark": "beir", "dataset": f"s{number % 2}", "name": query}
-            add(query, InputTable.QUERY, modality=1 + number % 2, labels=json.dumps(labels))
+            rows[InputTable.QUERY].append({"query_id": query, "modality": 1 + number % 2, **labels})
         for doc in docs if number % 13 else []:
-            add(query, InputTable.CANDIDATE, doc, score=generator.random(), modality=1 + int(doc[1:]) % 2)
-        add(query, InputTable.CANDIDATE, docs[0], score=-1.0, modality=1 + int(docs[0][1:]) % 2)
+            add(query, InputTable.CANDIDATE, doc, first_stage_score=generator.random(), modality=1 + int(doc[1:]) % 2)
+        add(query, InputTable.CANDIDATE, docs[0], first_stage_score=-1.0, modality=1 + int(docs[0][1:]) % 2)
         for table in (InputTable.RANKED, InputTable.BASELINE):
             listed = generator.sample(docs, DOCS - 2) if number % 7 else []
             for rank, doc in enumerate(listed, start=1):
                 logit = generator.gauss(0, 2)
-                add(query, table, doc, rank=rank, score=logit, relevance=1 / (1 + 2.7**-logit), grade=rank % 3)
+                add(query, table, doc, rank=rank, logit=logit, relevance=1 / (1 + 2.7**-logit), label=rank % 3)
         for doc in generator.sample(docs, 3) if number % 5 else []:
-            add(query, InputTable.QREL, doc, grade=generator.randint(0, 2))
-    generator.shuffle(rows)
-    table = pa.Table.from_pylist(rows, schema=ROWS)
-    return table.sort_by([("query_id", "ascending"), ("doc_id", "ascending")])
+            add(query, InputTable.QREL, doc, relevance=generator.randint(0, 2))
+    kinds = PAIR_COLUMNS | {
+        InputTable.QUERY: pa.schema(
+            [("query_id", "string"), ("modality", "int8"), *((name, "string") for name in LABELS)]
+        ),
+        InputTable.CANDIDATE: PAIR_COLUMNS[InputTable.CANDIDATE].append(pa.field("modality", "int8")),
+    }
+    for of_table in rows.values():
+        generator.shuffle(of_table)
+    return {table: pa.Table.from_pylist(of_table, schema=kinds[table]) for table, of_table in rows.items()}
 
 
 def evaluated(blocks):
     """An evaluation of blocks of rows, whatever the tables."""
     paths = RunPaths("out", "r1")
     tables, totals = LakeTables("documents", "queries", "candidates", "qrels"), Totals(0, 0, 0, {})
-    dimensions = ("task", "dataset")
     inputs = Inputs(
-        tables, paths, RunPaths("out", "r0"), {}, (), ordered=True, dimensions=dimensions,
-        labels=(*dimensions, "benchmark", "subset", "name"), totals=totals, manifest={},
+        tables, paths, RunPaths("out", "r0"), {}, (), ordered=True, dimensions=DIMENSIONS, labels=LABELS, totals=totals,
+        manifest={},
     )  # fmt: skip
-    return evaluate(Storage(), inputs, map(judged_only, blocks))
+    return evaluate(Storage(), inputs, map(block_of, blocks))
+
+
+def ending_in(digit, rows):
+    """The rows of the queries whose id ends in a digit."""
+    return {
+        table: part.filter(pc.equal(pc.utf8_slice_codeunits(part["query_id"], -1), digit))
+        for table, part in rows.items()
+    }
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -75,8 +92,7 @@ def evaluated(blocks):
 def test_blocks_in_any_order_have_the_figures_of_all_together(seed, reverse):
     rows = random_rows(seed)
     whole = evaluated([rows])
-    last = pc.utf8_slice_codeunits(rows["query_id"], -1)
-    blocks = [rows.filter(pc.equal(last, digit)) for digit in "0123456789"]
+    blocks = [ending_in(digit, rows) for digit in "0123456789"]
     parts = evaluated(blocks[::-1] if reverse else blocks)
     assert parts.as_dict() == whole.as_dict()
     assert choose(parts.queries, 20) == choose(whole.queries, 20)
@@ -88,8 +104,10 @@ def test_blocks_in_any_order_have_the_figures_of_all_together(seed, reverse):
 
 
 def test_only_judged_queries_are_kept():
-    rows, unjudged = judged_only(random_rows(0))
-    assert set(rows["query_id"].to_pylist()) == {f"q{n}" for n in range(QUERIES) if n % 5}
+    queries, pairs, unjudged = block_of(random_rows(0))
+    judged = {f"q{n}" for n in range(QUERIES) if n % 5}
+    assert set(pairs["query_id"].to_pylist()) == judged
+    assert set(queries["query_id"].to_pylist()) == {name for name in judged if int(name[1:]) % 11}
     assert unjudged == sum(1 for n in range(QUERIES) if n % 11 and not n % 5)
 
 
@@ -143,15 +161,16 @@ def figures(lake):
 
 
 def test_blocks_have_whole_queries_with_all_their_rows(lake, runner):
-    [(whole, unjudged)] = read_blocks(runner, Storage(), lake.inputs("r0"))
+    [whole] = read_blocks(runner, Storage(), lake.inputs("r0"))
     blocks = list(read_blocks(runner, Storage(), lake.inputs("r0"), block_rows=300))
-    ids = [set(rows["query_id"].to_pylist()) for rows, _ in blocks]
-    assert len(ids) > 3
-    assert sum(map(len, ids)) == len(set.union(*ids)) == 55, "no query is in two blocks"
-    assert sum(unjudged for _, unjudged in blocks) == unjudged == 5
-    order = [(name, "ascending") for name in ("query_id", "doc_id", "table")]
-    assert pa.concat_tables(rows for rows, _ in blocks).sort_by(order).equals(whole.sort_by(order))
-    assert set(whole["modality"].to_pylist()) == {None, 1, 2}
+    assert len(blocks) > 3
+    assert sum(block.unjudged for block in blocks) == whole.unjudged == 5
+    for name, rows in (("queries", 55), ("pairs", 550)):
+        parts = [getattr(block, name) for block in blocks]
+        order = [(column, "ascending") for column in ("query_id", "doc_id") if column in parts[0].column_names]
+        assert sum(part.num_rows for part in parts) == rows
+        assert pa.concat_tables(parts).sort_by(order).equals(getattr(whole, name).sort_by(order))
+    assert set(whole.pairs["modality"].to_pylist()) == {1, 2}
 
 
 @pytest.mark.spark

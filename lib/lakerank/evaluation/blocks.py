@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.evaluation.inputs import Inputs, row_groups
-from lakerank.evaluation.pairs import ROWS, InputTable
+from lakerank.evaluation.pairs import PAIR_COLUMNS, InputTable, joined
 from lakerank.evaluation.rows import MODALITIES, document_modalities, known_modality, query_rows, table_rows
 from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
@@ -23,16 +24,20 @@ BLOCK_ROWS = 250_000
 #: Where there are no more judgements, lists of unjudged queries are not brought together with the others.
 _FEW_JUDGEMENTS = 500_000
 
-#: (rows of whole judged queries, sorted by query and document; unjudged queries left out of it).
-Block = tuple[pa.Table, int]
+#: The kind of the documents' rows, beside those of the input tables.
+_DOCUMENTS = len(InputTable)
 
-_BLOCKS = pa.schema([("rows", pa.binary()), ("unjudged", pa.int64())])
+_BLOCKS = pa.schema([("queries", pa.binary()), ("pairs", pa.binary()), ("unjudged", pa.int64())])
 _QUERY_IDS = pa.schema([("query_id", pa.string())])
 _MODALITY = pa.schema([("modality", pa.int8())])
 
-#: Kinds of rows that tasks hand to each other.
-_ROWS, _DOCUMENTS = 0, 1
-_KINDS = {_ROWS: ROWS, _DOCUMENTS: MODALITIES}
+
+class Block(NamedTuple):
+    """The judged queries among some whole ones, their pairs (see `joined`), and the number of unjudged queries."""
+
+    queries: pa.Table
+    pairs: pa.Table
+    unjudged: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +49,19 @@ class _Task:
     judged: pa.Array | None
     parts: int
 
+    @property
+    def kinds(self) -> dict[int, pa.Schema]:
+        """Schemas of the rows that tasks hand to each other."""
+        columns = [("query_id", pa.string()), ("modality", pa.int8()), *((name, pa.string()) for name in self.labels)]
+        candidates = PAIR_COLUMNS[InputTable.CANDIDATE].append(MODALITIES.field("modality"))
+        kinds = {InputTable.QUERY: pa.schema(columns), InputTable.CANDIDATE: candidates, _DOCUMENTS: MODALITIES}
+        return {**PAIR_COLUMNS, **kinds}
+
     def read(self, table: InputTable, group: tuple[TableFile, int]) -> pa.Table:
-        """A row group as ROWS; of lists those of judged queries, if they are few."""
+        """A row group; of lists the rows of judged queries, if they are few."""
         if table == InputTable.QUERY:
-            return pa.Table.from_batches(query_rows(self.storage, *group, self.labels), ROWS)
-        rows = pa.Table.from_batches(table_rows(self.storage, table, *group), ROWS)
+            return pa.Table.from_batches(query_rows(self.storage, *group, self.labels), self.kinds[table])
+        rows = pa.Table.from_batches(table_rows(self.storage, table, *group), PAIR_COLUMNS[table])
         if table == InputTable.QREL or self.judged is None:
             return rows
         return rows.filter(pc.is_in(rows["query_id"], value_set=self.judged))
@@ -68,24 +81,41 @@ def read_blocks(runner: Runner, storage: Storage, inputs: Inputs, block_rows: in
     def scatter(table: InputTable) -> Rows:
         return runner.scatter(
             inputs.row_groups(table),
-            lambda group: task.packed(_ROWS, "query_id", task.read(table, group)),
+            lambda group: task.packed(table, "query_id", task.read(table, group)),
             BATCHES,
             4 * runner.parallelism,
         )
 
     def block(part: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        rows, unjudged = judged_only(tables[_ROWS])
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, ROWS, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-            writer.write_table(rows)
-        yield one_row(_BLOCKS, sink.getvalue().to_pybytes(), unjudged)
+        queries, pairs, unjudged = block_of(tables)
+        yield one_row(_BLOCKS, _stream(queries), _stream(pairs), unjudged)
 
     rows = [scatter(table) for table in inputs.files if table != InputTable.CANDIDATE]
     rows.append(_candidates(runner, inputs, task))
     runner.describe("evaluate: the judged queries")
-    for packed in runner.stream(runner.exchange(rows, task.parts, _KINDS, block, _BLOCKS)):
-        with pa.ipc.open_stream(packed["rows"]) as reader:
-            yield reader.read_all(), packed["unjudged"]
+    for packed in runner.stream(runner.exchange(rows, task.parts, task.kinds, block, _BLOCKS)):
+        queries, pairs = (pa.ipc.open_stream(packed[name]).read_all() for name in ("queries", "pairs"))
+        yield Block(queries, pairs, packed["unjudged"])
+
+
+def block_of(tables: Mapping[int, pa.Table]) -> Block:
+    """The block of all rows of some queries."""
+    judged = pc.unique(tables[InputTable.QREL]["query_id"])
+
+    def of_judged(rows: pa.Table) -> pa.Table:
+        return rows.filter(pc.is_in(rows["query_id"], value_set=judged))
+
+    queries = tables[InputTable.QUERY]
+    known = of_judged(queries)
+    unjudged = pc.count_distinct(queries["query_id"]).as_py() - pc.count_distinct(known["query_id"]).as_py()
+    return Block(known, joined({table: of_judged(tables[table]) for table in PAIR_COLUMNS}), unjudged)
+
+
+def _stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
 
 
 def _judged_ids(runner: Runner, storage: Storage, inputs: Inputs) -> pa.Array | None:
@@ -110,10 +140,11 @@ def _candidates(runner: Runner, inputs: Inputs, task: _Task) -> Rows:
 
     def of_one_modality(group: tuple[TableFile, int]) -> Iterator[pa.RecordBatch]:
         rows = task.read(InputTable.CANDIDATE, group)
-        yield from task.packed(_ROWS, "query_id", _with_modality(rows, pa.array([modality] * len(rows), pa.int8())))
+        yield from task.packed(InputTable.CANDIDATE, "query_id", _with_modality(rows, [modality] * len(rows)))
 
     def by_document(group: tuple[TableFile, int]) -> Iterator[pa.RecordBatch]:
-        yield from task.packed(_ROWS, "doc_id", task.read(InputTable.CANDIDATE, group))
+        rows = task.read(InputTable.CANDIDATE, group)
+        yield from task.packed(InputTable.CANDIDATE, "doc_id", _with_modality(rows, [None] * len(rows)))
 
     def read_documents(group: tuple[TableFile, int]) -> Iterator[pa.RecordBatch]:
         rows = pa.Table.from_batches(document_modalities(task.storage, *group), MODALITIES)
@@ -121,8 +152,10 @@ def _candidates(runner: Runner, inputs: Inputs, task: _Task) -> Rows:
 
     def join(part: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         known = tables[_DOCUMENTS].group_by("doc_id").aggregate([("modality", "max")]).combine_chunks()
-        at = pc.index_in(tables[_ROWS]["doc_id"], value_set=known["doc_id"].combine_chunks())
-        yield from task.packed(_ROWS, "query_id", _with_modality(tables[_ROWS], known["modality_max"].take(at)))
+        rows = tables[InputTable.CANDIDATE].drop_columns("modality")
+        at = pc.index_in(rows["doc_id"], value_set=known["doc_id"].combine_chunks())
+        rows = _with_modality(rows, known["modality_max"].take(at))
+        yield from task.packed(InputTable.CANDIDATE, "query_id", rows)
 
     runner.describe("evaluate: modalities of the documents")
     modality, *others = pc.unique(gather(runner, documents, footer, _MODALITY, tasks)["modality"]).to_pylist() or [None]
@@ -130,18 +163,9 @@ def _candidates(runner: Runner, inputs: Inputs, task: _Task) -> Rows:
         return runner.scatter(groups, of_one_modality, BATCHES, tasks)
     rows = [runner.scatter(groups, by_document, BATCHES, tasks)]
     rows.append(runner.scatter(documents, read_documents, BATCHES, tasks))
-    return runner.exchange(rows, task.parts, _KINDS, join, BATCHES)
+    return runner.exchange(rows, task.parts, task.kinds, join, BATCHES)
 
 
-def _with_modality(rows: pa.Table, modality: pa.Array | pa.ChunkedArray) -> pa.Table:
-    return rows.set_column(ROWS.get_field_index("modality"), ROWS.field("modality"), modality)
-
-
-def judged_only(rows: pa.Table) -> Block:
-    """The rows (ROWS) of the queries that have a judgement, sorted, and the number of queries that have none."""
-    table = rows["table"]
-    judged_ids = pc.unique(rows["query_id"].filter(pc.equal(table, InputTable.QREL)))
-    is_judged = pc.is_in(rows["query_id"], value_set=judged_ids)
-    is_unjudged_query = pc.and_(pc.equal(table, InputTable.QUERY), pc.invert(is_judged))
-    unjudged = pc.count_distinct(rows["query_id"].filter(is_unjudged_query)).as_py()
-    return rows.filter(is_judged).sort_by([("query_id", "ascending"), ("doc_id", "ascending")]), unjudged
+def _with_modality(rows: pa.Table, modality: Sequence[int | None] | pa.ChunkedArray) -> pa.Table:
+    column = modality if isinstance(modality, pa.ChunkedArray) else pa.array(modality, pa.int8())
+    return rows.append_column(MODALITIES.field("modality"), column)

@@ -161,8 +161,8 @@ def evaluate(storage: Storage, inputs: Inputs, blocks: Iterable[Block]) -> Evalu
         SchemaError: no query of the lake has a judgement.
     """
     collector = _Collector(inputs)
-    for rows, unjudged in blocks:
-        collector.add(rows, unjudged)
+    for block in blocks:
+        collector.add(block)
     queries = collector.queries()
     pairs = graded(collector.pairs)
     bins, error = calibration(pairs)
@@ -197,16 +197,16 @@ class _Collector:
         self.pairs: ScoredPairs = np.zeros(0, SCORED_PAIR)
         self.winoground_logits: dict[str, Mapping[str, float]] = {}
 
-    def add(self, rows: pa.Table, unjudged: int) -> None:
+    def add(self, block: Block) -> None:
         """Add a block."""
-        self.unjudged += unjudged
-        if not rows.num_rows:
+        self.unjudged += block.unjudged
+        if not block.pairs.num_rows:
             return
-        pairs = pair_up(rows)
+        pairs = pair_up(block.queries, block.pairs)
         self.unlisted.add(pairs)
         hashes = query_hashes(pairs.query_ids)
         self._judgements += _fingerprint(pairs, hashes)
-        labels = {name: [values.get(name) for values in pairs.labels] for name in self._inputs.labels}
+        labels = dict(zip(pairs.labels.column_names, pairs.labels.columns, strict=True))
         columns = {"query_id": pairs.query_ids, MODALITY: pairs.modalities(), **labels, **pairs.counts()}
         table = pa.table(columns, self._schema)
         self._tables.append(table.filter(pa.array(pairs.is_known)))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from lakerank import schemas
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -35,31 +36,44 @@ class InputTable(IntEnum):
     BASELINE = 4
 
 
-#: `score` is the first stage's or the logit, `grade` the judgement or the label; `modality` is the query's or the
-#: document's code (see MODALITY_NAMES). `labels` holds a query's extra columns as JSON.
-ROWS = pa.schema({
-    "query_id": pa.string(),
-    "doc_id": pa.string(),
-    "table": pa.int8(),
-    "rank": pa.int32(),
-    "score": pa.float64(),
-    "relevance": pa.float32(),
-    "grade": pa.int32(),
-    "modality": pa.int8(),
-    "labels": pa.string(),
-})  # fmt: skip
+_KEYS = ["query_id", "doc_id"]
+
+#: The columns that are read of the tables of pairs.
+PAIR_COLUMNS: dict[int, pa.Schema] = {
+    table: pa.schema([(name, schema.field(name).type) for name in (*_KEYS, *names)])
+    for table, schema, names in (
+        (InputTable.QREL, schemas.QRELS, ("relevance",)),
+        (InputTable.CANDIDATE, schemas.CANDIDATES, ("first_stage_rank", "first_stage_score")),
+        (InputTable.RANKED, schemas.RANKED, ("rank", "logit", "relevance", "label")),
+        (InputTable.BASELINE, schemas.RANKED, ("rank",)),
+    )
+}
+
+#: The columns of joined tables by where they are from: a pair with several rows of a table counts once, at its better
+#: rank or score, and with its higher judgement.
+_JOINED: dict[InputTable, dict[str, tuple[str | list[str], str]]] = {
+    InputTable.QREL: {"judged": ([], "count_all"), "judgement": ("relevance", "max")},
+    InputTable.CANDIDATE: {
+        "listed": ([], "count_all"), "first_stage_rank": ("first_stage_rank", "min"),
+        "first_stage_score": ("first_stage_score", "max"), "modality": ("modality", "max"),
+    },
+    InputTable.RANKED: {
+        "rank": ("rank", "min"), "logit": ("logit", "max"), "relevance": ("relevance", "max"), "label": ("label", "max")
+    },
+    InputTable.BASELINE: {"baseline": ("rank", "min")},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Q queries and their P pairs. Every array from `query` on is (P,), in the order of query and document id.
+    """Q queries, with columns of labels, and their P pairs. Every array from `query` on is (P,), in the order of ids.
 
     `first_stage`, `ranked` and `baseline` are ranks from 0 in the first stage's list, the run's, and the baseline
     run's; -1 where the document is not listed. `judgement` is 0 where `judged` is false. Unknown values are NaN.
     """
 
     query_ids: list[str]
-    labels: list[Mapping[str, str]]
+    labels: pa.Table
     is_known: Bools
     query_modality: Ints
     query: Ints
@@ -108,59 +122,55 @@ class Pairs:
         return [f"{query}→{docs}" for query, docs in zip(of_query.tolist(), of_candidates.tolist(), strict=True)]
 
 
-def pair_up(rows: pa.Table) -> Pairs:
-    """Pairs of the rows (ROWS, sorted by query and document) of whole queries.
+def joined(tables: Mapping[int, pa.Table]) -> pa.Table:
+    """The rows of qrels, candidates (with a column `modality`) and lists as one row a pair, sorted by its ids."""
+    grouped = [
+        tables[table].group_by(_KEYS).aggregate(list(columns.values())).rename_columns([*_KEYS, *columns])
+        for table, columns in _JOINED.items()
+    ]
+    pairs = reduce(lambda one, other: one.join(other, _KEYS, join_type="full outer"), grouped)
+    return pairs.sort_by([(key, "ascending") for key in _KEYS])
 
-    A pair with several rows of a table counts once: at its better rank or score, and with its higher judgement.
+
+def pair_up(queries: pa.Table, rows: pa.Table) -> Pairs:
+    """Pairs of whole queries: of `rows` as of `joined`; `queries` has their ids, modalities and labels.
+
+    Of rows that share a query's id the smallest values count.
     """
-    rows = rows.combine_chunks()
-    starts = _changes(rows["query_id"])
-    query_of_row = np.cumsum(starts) - 1
-    is_query = rows["table"].to_numpy() == InputTable.QUERY
-    query_ids = rows["query_id"].filter(pa.array(starts)).to_pylist()
-    query_columns = _of_queries(rows.filter(pa.array(is_query)), query_of_row[is_query], len(query_ids))
-    pairs, query = rows.filter(pa.array(~is_query)), query_of_row[~is_query]
-    first_rows = _changes(pairs["doc_id"])
-    first_rows[1:] |= query[1:] != query[:-1]
-    query, pair, tables = query[first_rows], np.cumsum(first_rows) - 1, pairs["table"].to_numpy()
-    values = {
-        name: pc.fill_null(pc.cast(pairs[name], pa.float64()), float("nan")).to_numpy()
-        for name in ("rank", "score", "relevance", "grade", "modality")
-    }
+    names = queries.column_names[1:]
+    known = queries.group_by("query_id").aggregate([(name, "min") for name in names])
+    known = known.rename_columns(["query_id", *names]).combine_chunks()
+    ids = pc.unique(pa.chunked_array([*known["query_id"].chunks, *rows["query_id"].chunks], pa.string())).sort()
+    labels = known.take(pc.index_in(ids, value_set=known["query_id"].combine_chunks()))
+    query = pc.index_in(rows["query_id"], value_set=ids).to_numpy().astype(np.int64)
 
-    def listed(table: InputTable) -> Bools:
-        """(P,) whether a pair has a row of a table."""
-        return np.bincount(pair[tables == table], minlength=len(query)) > 0
+    def floats(name: str) -> Floats:
+        return np.asarray(pc.fill_null(pc.cast(rows[name], pa.float64()), float("nan")), np.float64)
 
-    def largest(name: str, table: InputTable, sign: int = 1) -> Floats:
-        """(P,) the largest value of each pair's rows of a table, or of the negative values; NaN where there is none."""
-        chosen = (tables == table) & ~np.isnan(values[name])
-        result = np.full(len(query), -np.inf)
-        np.maximum.at(result, pair[chosen], sign * values[name][chosen])
-        return np.where(np.isneginf(result), np.nan, result)
+    def whole(name: str, table: pa.Table = rows) -> Ints:
+        return np.asarray(pc.fill_null(table[name], 0), np.int64)
 
-    def whole(name: str, table: InputTable) -> Ints:
-        return np.nan_to_num(largest(name, table)).astype(np.int64)
+    def ranks(listed: str, rank: str, *scores: Floats) -> Ints:
+        return _ranks(query, rows[listed].is_valid().to_numpy(), -floats(rank), *scores)
 
-    def ranks(table: InputTable, *scores: Floats) -> Ints:
-        return _ranks(query, listed(table), largest("rank", table, -1), *scores)
-
-    first_stage_score = largest("score", InputTable.CANDIDATE)
+    first_stage_score = floats("first_stage_score")
     return Pairs(
-        query_ids,
-        *query_columns,
+        ids.to_pylist(),
+        labels.drop_columns(["query_id", "modality"]),
+        is_known=labels["query_id"].is_valid().to_numpy(),
+        query_modality=whole("modality", labels),
         query=query,
-        doc_ids=pairs["doc_id"].filter(pa.array(first_rows)).combine_chunks(),
-        judged=listed(InputTable.QREL),
-        judgement=whole("grade", InputTable.QREL),
-        modality=whole("modality", InputTable.CANDIDATE),
+        doc_ids=rows["doc_id"].combine_chunks(),
+        judged=rows["judged"].is_valid().to_numpy(),
+        judgement=whole("judgement"),
+        modality=whole("modality"),
         first_stage_score=first_stage_score,
-        first_stage=ranks(InputTable.CANDIDATE, first_stage_score),
-        ranked=ranks(InputTable.RANKED),
-        baseline=ranks(InputTable.BASELINE),
-        logit=largest("score", InputTable.RANKED),
-        relevance=largest("relevance", InputTable.RANKED),
-        label=whole("grade", InputTable.RANKED),
+        first_stage=ranks("listed", "first_stage_rank", first_stage_score),
+        ranked=ranks("rank", "rank"),
+        baseline=ranks("baseline", "baseline"),
+        logit=floats("logit"),
+        relevance=floats("relevance"),
+        label=whole("label"),
     )
 
 
@@ -172,25 +182,3 @@ def _ranks(query: Ints, listed: Bools, *keys: Floats) -> Ints:
     ranks = np.full(len(query), -1, np.int64)
     ranks[ordered] = np.arange(len(ordered)) - np.searchsorted(query[ordered], query[ordered])
     return ranks
-
-
-def _of_queries(rows: pa.Table, query: Ints, queries: int) -> tuple[list[Mapping[str, str]], Bools, Ints]:
-    """Labels, presence in the queries table, and modality of each query; of rows that share an id one counts."""
-    labels: list[Mapping[str, str]] = [{}] * queries
-    known, modality = np.zeros(queries, bool), np.zeros(queries, np.int64)
-    values = zip(rows["labels"].to_pylist(), rows["modality"].to_pylist(), strict=True)
-    for number, (text, code) in sorted(zip(query.tolist(), values, strict=True), reverse=True):
-        labels[number], known[number], modality[number] = _parsed(text or "{}"), True, code or 0
-    return labels, known, modality
-
-
-@lru_cache(maxsize=10_000)
-def _parsed(labels: str) -> Mapping[str, str]:
-    return dict(json.loads(labels))
-
-
-def _changes(column: pa.ChunkedArray) -> Bools:
-    """Where a value differs from the one before it; the first does."""
-    if not len(column):
-        return np.zeros(0, bool)
-    return np.append(True, pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy())

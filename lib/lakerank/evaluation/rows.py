@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
-from lakerank.evaluation.pairs import ROWS, InputTable
+from lakerank.evaluation.pairs import PAIR_COLUMNS, InputTable
 from lakerank.lake.columns import extra_fields
 from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
@@ -26,52 +25,28 @@ SCHEMAS = dict(zip(
     InputTable, (schemas.QUERIES, schemas.QRELS, schemas.CANDIDATES, schemas.RANKED, schemas.RANKED), strict=True
 ))  # fmt: skip
 
-#: Columns of a table by their names in ROWS.
-_COLUMNS = {
-    InputTable.QREL: {"grade": "relevance"},
-    InputTable.CANDIDATE: {"rank": "first_stage_rank", "score": "first_stage_score"},
-    InputTable.RANKED: {"rank": "rank", "score": "logit", "relevance": "relevance", "grade": "label"},
-    InputTable.BASELINE: {"rank": "rank"},
-}
-
 
 def table_rows(storage: Storage, table: InputTable, file: TableFile, row_group: int) -> Iterator[pa.RecordBatch]:
-    """A row group of qrels, candidates or ranked lists as ROWS, without rows that lack an id.
+    """A row group of qrels, candidates or ranked lists with the columns of PAIR_COLUMNS, without rows that lack an id.
 
     Raises:
         SchemaError: a column is missing or of the wrong type.
         StorageError: the file cannot be read.
     """
-    names = {"query_id": "query_id", "doc_id": "doc_id", **_COLUMNS[table]}
-    for _, _, batch in read_table_file(storage, file, SCHEMAS[table], list(names.values()), row_groups=[row_group]):
-        arrays = {name: batch[column] for name, column in names.items()}
-        has_ids = pc.and_(arrays["query_id"].is_valid(), arrays["doc_id"].is_valid())
-        yield _as_rows(batch.num_rows, table, arrays).filter(has_ids)
+    names = PAIR_COLUMNS[table].names
+    for _, _, batch in read_table_file(storage, file, SCHEMAS[table], names, row_groups=[row_group]):
+        yield batch.filter(pc.and_(batch["query_id"].is_valid(), batch["doc_id"].is_valid()))
 
 
-def query_rows(storage: Storage, file: TableFile, row_group: int, extras: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """A row group of queries as ROWS, with some extra columns as labels."""
-    for _, batch in attribute_batches(storage, file, row_group, schemas.QUERIES, extras):
-        labels = [
-            json.dumps({name: value for name, value in row.items() if value is not None}, ensure_ascii=False)
-            for row in batch.select(extras).to_pylist()
-        ]
-        arrays = {"query_id": batch["query_id"], "modality": batch["modality"], "labels": pa.array(labels, pa.string())}
-        yield _as_rows(batch.num_rows, InputTable.QUERY, arrays)
+def query_rows(storage: Storage, file: TableFile, row_group: int, labels: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The queries of a row group: their id, modality, and some extra columns as labels."""
+    return (batch for _, batch in attribute_batches(storage, file, row_group, schemas.QUERIES, labels))
 
 
 def document_modalities(storage: Storage, file: TableFile, row_group: int) -> Iterator[pa.RecordBatch]:
     """The modality of each document of a row group. Columns: MODALITIES."""
     for _, batch in attribute_batches(storage, file, row_group, schemas.DOCUMENTS, ()):
         yield batch.select(MODALITIES.names)
-
-
-def _as_rows(count: int, table: InputTable, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
-    arrays = {"table": pa.array([table] * count, pa.int8()), **columns}
-    return pa.RecordBatch.from_arrays(
-        [pc.cast(arrays[field.name], field.type) if field.name in arrays else pa.nulls(count, field.type)
-         for field in ROWS], schema=ROWS,
-    )  # fmt: skip
 
 
 def attribute_batches(

@@ -225,8 +225,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def winoground_logits(pairs: Pairs) -> dict[str, dict[str, float]]:
     """The logits of Winoground's queries."""
     logits_of = {}
-    for number, labels in enumerate(pairs.labels):
-        if WINOGROUND in (labels.get("benchmark"), labels.get("dataset")):
+    labels = (pairs.labels[name].to_pylist() for name in ("benchmark", "dataset"))
+    for number, names in enumerate(zip(*labels, strict=True)):
+        if WINOGROUND in names:
             rows = slice(*np.searchsorted(pairs.query, [number, number + 1]))
             logits = zip(pairs.doc_ids[rows].to_pylist(), pairs.logit[rows].tolist(), strict=True)
             logits_of[pairs.query_ids[number]] = {doc: logit for doc, logit in logits if logit == logit}
