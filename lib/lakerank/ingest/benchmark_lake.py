@@ -88,8 +88,7 @@ def ingest_benchmark(
 
     Raises:
         ConfigError: the output is inside the source, a run belongs to no part, or a part has no first stage.
-        StorageError: a file that the layout expects is not there, or the output cannot be written.
-        SchemaError: a published table lacks a column.
+        StorageError: a file or a column that the layout expects is not there, or the output cannot be written.
         IngestError: a table would be empty; earlier tables stay.
     """
     started = time.monotonic()
@@ -192,7 +191,7 @@ class _LakeWriter:
             self._add_pair("qrels", part, judgement)
 
     def _write_candidates(self, part: Part, queries: Mapping[str, ContentRow], index: Bm25Index | None) -> None:
-        answers = self._answers(part, queries) if part.judged_by_answers else {}
+        answers = self._answers(part, queries) if part.judgements is None else {}
         without = dict(answers)
         stage, depth = self.stages[part.name], self.options.depth
         for row in part_candidates(self.storage, stage, part, queries, index, depth):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-from lakerank.errors import SchemaError, StorageError
 from lakerank.ingest.layouts.benchmark_folder import IMAGE_ROWS, BenchmarkFolder, image_bytes
 from lakerank.ingest.lines import record_id, record_text
 from lakerank.ingest.tables import ContentRow, SourceReject
@@ -77,10 +76,10 @@ class Pool:
 class Part:
     """Queries of one dataset, subset and language, for one pool; `prefix` precedes their ids in the lake.
 
-    Without `judgements` it has every query, else only the judged ones, as benchmark code does. `candidates` is
-    given where the benchmark itself defines what is compared with what; `is_searchable` says whether a search in the
-    pool's texts makes a first stage. Where `excludes_itself`, a document under a query's own id is the query, and no
-    candidate of it, as BEIR's evaluation has it.
+    Only judged queries count, as in benchmark code; without `judgements` all do, and a document is relevant where it
+    contains one of the query's answers. `candidates` is given where the benchmark itself defines what is compared with
+    what; `is_searchable` says whether a search in the pool's texts makes a first stage. Where `excludes_itself`, a
+    document under a query's own id is the query, and no candidate of it, as BEIR's evaluation has it.
     """
 
     name: str
@@ -91,7 +90,6 @@ class Part:
     prefix: str = ""
     candidates: Callable[[], Iterator[Candidate]] | None = None
     is_searchable: bool = True
-    judged_by_answers: bool = False
     excludes_itself: bool = False
 
 
@@ -109,31 +107,6 @@ class Layout:
     datasets: Callable[[BenchmarkFolder, str], Sequence[tuple[Any, ...]]]
     parts: Callable[..., Sequence[Part]]
     recognises: Callable[[BenchmarkFolder], bool] | None = None
-
-    def is_layout_of(self, folder: BenchmarkFolder) -> bool:
-        """Whether the folder has a benchmark in this layout."""
-        return self.recognises(folder) if self.recognises else bool(self.datasets(folder, self.split))
-
-    def read(self, folder: BenchmarkFolder, split: str | None) -> list[Part]:
-        """The parts of every dataset in the folder.
-
-        Raises:
-            StorageError: no dataset is there, or some lack a file or a column; all faults at once.
-        """
-        split = split or self.split
-        datasets = self.datasets(folder, split)
-        if not datasets:
-            raise folder.missing(f"dataset with the split {split}" if split else "dataset")
-        parts: list[Part] = []
-        faults = []
-        for dataset in datasets:
-            try:
-                parts += self.parts(folder, split, *dataset)
-            except (StorageError, SchemaError) as error:
-                faults.append(str(error))
-        if faults:
-            raise StorageError("\n".join(faults))
-        return parts
 
 
 def passage_part(

@@ -82,7 +82,7 @@ def _parts(folder: BenchmarkFolder, _split: str, pool: Pool, language: str, path
             yield ContentRow(query_id, text, extra=columns._replace(answers=encoded))
 
     queries = partial(folder.read, [path], query)
-    return [Part(name, pool, columns, queries, None, f"{name}/", judged_by_answers=True)]
+    return [Part(name, pool, columns, queries, None, f"{name}/")]
 
 
 def _question(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
