@@ -223,11 +223,9 @@ def _rank_result(
 
 
 def _progress(results: Iterator[Any], total: int, show: bool) -> Iterator[Any]:
-    if not show:
-        return results
     from tqdm import tqdm
 
-    return iter(tqdm(results, total=total, unit=" pairs"))
+    return iter(tqdm(results, total=total, unit=" pairs", disable=not show))
 
 
 def load_reranker(

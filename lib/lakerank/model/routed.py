@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -130,23 +130,19 @@ class RoutedReranker:
                 if group is None:
                     exhausted = True
                     return
-                texts = _part(group, lambda query, document: not _has_image(query, document))
-                if texts.queries:
-                    buffer.append(texts)
-                    pairs += len(texts.queries)
-                    size += 4 * len(texts.document.text or "")
-                images = _part(group, _has_image)
-                if images.queries or not group.queries:
-                    yield images
+                images = tuple(query for query in group.queries if _has_image(query, group.document))
+                texts = tuple(query for query in group.queries if not _has_image(query, group.document))
+                if texts:
+                    buffer.append(replace(group, queries=texts))
+                    pairs += len(texts)
+                    size += 4 * len(group.document.text or "")
+                if images or not group.queries:
+                    yield replace(group, queries=images)
 
         while not exhausted:
             yield from self._image.score_groups(with_image())
             texts, buffer = buffer, []
             yield from self._text.score_groups(texts)
-
-
-def _part(group: DocumentGroup, belongs: Callable[[Query, Document], bool]) -> DocumentGroup:
-    return DocumentGroup(group.document, tuple(query for query in group.queries if belongs(query, group.document)))
 
 
 def _has_image(query: Query, document: Document) -> bool:

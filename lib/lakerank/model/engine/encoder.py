@@ -83,16 +83,8 @@ class EncoderWeights:
     score: LinearWeights
 
 
-class EqualLengths(NamedTuple):
-    """`sequences` adjacent ones of `length` tokens each, which share a call of attention."""
-
-    sequences: int
-    length: int
-
-
-def equal_lengths(lengths: Sequence[int]) -> list[EqualLengths]:
-    """Adjacent sequences grouped by length."""
-    return [EqualLengths(len(list(adjacent)), length) for length, adjacent in groupby(lengths)]
+#: Numbers of adjacent sequences that share a call of attention, and their length.
+EqualLengths = Sequence[tuple[int, int]]
 
 
 class PackedEncoder:
@@ -127,7 +119,8 @@ class PackedEncoder:
         int64: rows of the positions' table, which has all positions for each type of token in turn. `varlen`: attention
         of all rows at once, where there is a kernel for it.
         """
-        weights, groups = self._weights, equal_lengths(lengths)
+        weights = self._weights
+        groups = [(len(list(adjacent)), length) for length, adjacent in groupby(lengths)]
         starts = torch.tensor([0, *accumulate(lengths[:-1])])
         padding = self.linear.padded(len(starts)) - len(starts)
         first = torch.cat([starts, starts[:1].expand(padding)]).to(self.device)  # (P',)
@@ -140,7 +133,7 @@ class PackedEncoder:
         return self._head(hidden)[: len(lengths)]
 
     def _last_layer(
-        self, layer: EncoderLayer, hidden: Tensor, first: Tensor, groups: Sequence[EqualLengths], varlen: Varlen | None
+        self, layer: EncoderLayer, hidden: Tensor, first: Tensor, groups: EqualLengths, varlen: Varlen | None
     ) -> Tensor:
         """The last layer for each sequence's first token alone, rows `first` (P',): (M, h) -> (P', h)."""
         if varlen:
@@ -175,9 +168,7 @@ class PackedEncoder:
         return project(torch.tanh(self.linear(hidden.float(), *self._dense)), self._score)
 
 
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, groups: Sequence[EqualLengths], first_only: bool = False
-) -> Tensor:
+def _attention(query: Tensor, key: Tensor, value: Tensor, groups: EqualLengths, first_only: bool = False) -> Tensor:
     """Attention within each sequence: three of (M, H, D) -> (M, H, D), zero in padding.
 
     `first_only`: of each sequence's first token, whose queries are (P', H, D) -> (P', H, D).
