@@ -158,18 +158,18 @@ def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
     text = config.get("text_config") or config
     if text.get("use_sliding_window"):
         raise CheckpointError(f"{folder}: use_sliding_window is not supported: the last token must see the whole pair")
-    parts = {"prompt": prompt.fingerprint_parts(), "patches": asdict(read_patch_shape(folder, prompt))}
+    parts = {"prompt": prompt.fingerprint_parts(), "patches": asdict(read_patch_shape(folder, config, prompt))}
     return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts)
 
 
-def read_patch_shape(folder: Path, prompt: ChatPrompt) -> PatchShape:
+def read_patch_shape(folder: Path, config: Mapping[str, Any], prompt: ChatPrompt) -> PatchShape:
     """How images are cut, where there are any.
 
     Raises CheckpointError: config.json or preprocessor_config.json does not say.
     """
     if not prompt.document.image:
         return PatchShape()
-    vision = read_config(folder).get("vision_config")
+    vision = config.get("vision_config")
     if not isinstance(vision, dict):
         raise CheckpointError(f"{folder}: config.json has no vision_config, but this family's documents are images")
     file = folder / "preprocessor_config.json"

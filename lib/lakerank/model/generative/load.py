@@ -48,8 +48,8 @@ def load(options: LoadOptions) -> BatchedReranker:
     """
     folder, identity = options.folder, options.identity
     prompt = PROMPTS[identity.family]
-    shape = read_patch_shape(folder, prompt)
     config = read_config(folder)
+    shape = read_patch_shape(folder, config, prompt)
     tokenizer = ChatTokenizer(folder / "tokenizer.json", config, prompt, identity.limits, shape.merge)
     network, head = load_language_model(options, config)
     tokenizer.check_vocabulary(len(head), str(folder))
