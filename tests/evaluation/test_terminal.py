@@ -98,6 +98,32 @@ def test_examples_take_every_task_and_language_in_turn(small_lake):
     assert [(listed.content.id, listed.other_rank) for listed in q1.after] == [("a", 2), ("d", 3), ("b", 1)]
 
 
+def test_an_example_has_the_first_stage_in_the_order_of_the_figures(make_lake):
+    """By rank, then by score, then by id; a pair with two rows once, at its better rank; other judgements are lower."""
+    lists = [
+        ("c", 3, None),
+        ("c", 1, None),
+        ("b", 2, 0.1),
+        ("n", None, float("nan")),
+        ("s", None, 0.9),
+        ("t", None, 2.0),
+    ]
+    names = ("doc_id", "first_stage_rank", "first_stage_score")
+    lake = make_lake(
+        documents=[{"doc_id": doc, "text": doc} for doc in "bcnst"],
+        queries=[{"query_id": "q", "text": "x"}],
+        candidates=[{"query_id": "q", **dict(zip(names, row, strict=True))} for row in lists],
+        qrels=[("q", "s", 2), ("q", "s", 0)],
+        ranked={"q": ["s", "t", "b"]},
+    )
+    evaluation = lake.evaluation()
+    [example] = fetch_examples(Storage(), evaluation, [0])
+    assert [listed.content.id for listed in example.before] == ["c", "b", "t", "s", "n"]
+    [s] = [listed for listed in example.before if listed.judgement is not None]
+    assert (s.rank, s.other_rank, s.judgement) == (4, 1, 2)
+    assert evaluation.queries.counts["first_relevant_before"].to_pylist() == [s.rank]
+
+
 @given(st.text(), st.integers(1, 40))
 def test_fit_never_exceeds_its_cells(text, cells):
     line = one_line(text)

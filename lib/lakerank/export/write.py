@@ -116,11 +116,10 @@ def export_run(runner: Runner, storage: Storage, export: Export) -> dict[str, ob
 
 def _from_files(runner: Runner, files: Sequence[str], export: Export, task: _Task) -> pa.Table:
     """Each file of ranked/ by a task of its own, as it is stored: nothing is exchanged."""
-    first = _first_queries(runner, task.storage, files)[1] if task.form.numbered else [1] * len(files)
 
     def work(number: int) -> Iterator[pa.RecordBatch]:
         batches = ranked_batches(task.storage, files[number], export.depth)
-        yield from task.write(number, (row for batch in batches for row in batch.to_pylist()), first[number])
+        yield from task.write(number, (row for batch in batches for row in batch.to_pylist()))
 
     return gather(runner, range(len(files)), work, _REPORT)
 

@@ -25,6 +25,7 @@ from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, SECONDARY
 from lakerank.evaluation.pairs import InputTable
 from lakerank.evaluation.report.plots import Plots
 from lakerank.evaluation.report.verdict import verdict
+from lakerank.logs import duration
 
 _HEADINGS = {
     "dataset": "By dataset",
@@ -125,30 +126,25 @@ def _first_stage(evaluation: Evaluation) -> str:
 
 def _work_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The run's counts, times and model, as far as its manifest has them."""
-    counts, scoring, model = (manifest.get(name) or {} for name in ("counts", "scoring", "model"))
+    counts, scoring, model, metrics = (manifest.get(name) or {} for name in ("counts", "scoring", "model", "metrics"))
     seconds, scored = scoring.get("seconds"), scoring.get("pairs")
     computed, pairwise = scoring.get("tokens_computed"), scoring.get("tokens_pairwise")
-    rows = []
-    if "scored" in counts:
-        rows.append(("Pairs scored", f"{counts['scored']:,}"))
-    if counts.get("reused"):
-        rows.append(("Scores reused from the lake", f"{counts['reused']:,}"))
-    seconds_of = {"score": seconds, **((manifest.get("metrics") or {}).get("seconds") or {})}
-    for step in ("plan", "score", "rank", "audit"):
-        if seconds_of.get(step) is not None:
-            rate = f", {scored / seconds:,.1f} pairs a second" if step == "score" and seconds and scored else ""
-            rows.append((f"{step.capitalize()} stage", f"{_duration(seconds_of[step])}{rate}"))
+    times = {"score": seconds, **(metrics.get("seconds") or {})}
+    rows = {"Pairs scored": counts.get("scored"), "Scores reused from the lake": counts.get("reused") or None}
+    rows |= {f"{step.capitalize()} stage": _duration(times.get(step)) for step in ("plan", "score", "rank", "audit")}
     if seconds and scored:
-        rows.append(("A million pairs would take", _duration(seconds / scored * 1e6)))
+        rows |= {"Pairs a second": scored / seconds, "A million pairs would take": _duration(seconds / scored * 1e6)}
     if computed and pairwise:
-        rows.append(("Tokens computed", f"{computed:,}"))
-        rows.append(("Tokens, pair by pair", f"{pairwise:,}"))
-        rows.append(("Saved by sharing documents", f"{1 - computed / pairwise:.1%} ({pairwise / computed:.1f}× fewer)"))
-    if scoring.get("model_loads"):
-        rows.append(("Model loads", f"{scoring['model_loads']:,}"))
+        saved = f"{1 - computed / pairwise:.1%} ({pairwise / computed:.1f}× fewer)"
+        rows |= {"Tokens computed": computed, "Tokens, pair by pair": pairwise, "Saved by sharing documents": saved}
     if parameters := model.get("parameters"):
-        rows.append(("Size of the model", f"{parameters / 1e6:,.1f} M parameters on {model.get('device', '?')}"))
-    return rows + [(f"Stage {stage.get('pass')}", _stage(stage)) for stage in manifest.get("passes") or []]
+        rows["Size of the model"] = f"{parameters / 1e6:,.1f} M parameters on {model.get('device', '?')}"
+    rows |= {f"Stage {stage.get('pass')}": _stage(stage) for stage in manifest.get("passes") or []}
+    return [(name, _number(value)) for name, value in rows.items() if value is not None]
+
+
+def _duration(seconds: float | None) -> str | None:
+    return None if seconds is None else duration(seconds)
 
 
 def _stage(stage: Mapping[str, Any]) -> str:
@@ -160,18 +156,11 @@ def _stage(stage: Mapping[str, Any]) -> str:
         str(model.get("path") or "?"),
         f"{counts.get('candidates', 0):,} pairs" + (f", the best {top} a query" if top else ""),
         f"{counts.get('new', 0):,} scored in this run",
-        f"{seconds:,.1f} s" if seconds else "",
+        duration(seconds) if seconds else "",
         f"{tokens:,} tokens" if tokens else "",
         f"{rejected:,} it could not score" if rejected else "",
     ]
     return "; ".join(filter(None, parts))
-
-
-def _duration(seconds: float) -> str:
-    for size, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= size:
-            return f"{seconds / size:,.1f} {name}"
-    return f"{seconds:,.1f} seconds"
 
 
 def _number(value: Any) -> str:
