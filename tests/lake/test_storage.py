@@ -506,30 +506,6 @@ def test_an_unknown_scheme_is_a_storage_error() -> None:
         listed(Storage(), "nosuch://x")
 
 
-@pytest.mark.parametrize(
-    ("name", "table_format"),
-    [("_delta_log/0.json", "Delta"), ("metadata/v1.metadata.json", "Iceberg"), (".hoodie/hoodie.properties", "Hudi")],
-)
-def test_a_folder_of_a_table_format_is_refused(
-    storage: Storage, empty_folder: str, name: str, table_format: str
-) -> None:
-    storage.create(join(empty_folder, "a.parquet"), b"x")
-    storage.create(join(empty_folder, name), b"{}")
-    with pytest.raises(StorageError, match=f"a {table_format} table, .*write its current rows as plain Parquet"):
-        listed(storage, empty_folder)
-
-
-def test_what_is_passed_over_is_named_once(
-    storage: Storage, empty_folder: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in ("a.parquet", "_SUCCESS", "b.csv", "_old/c.parquet", "sub/_x.parquet"):
-        storage.create(join(empty_folder, name), b"x")
-    for _ in range(2):
-        assert [file.uri for file in listed(storage, empty_folder)] == [join(empty_folder, "a.parquet")]
-    messages = [record.getMessage() for record in caplog.records if record.name == "lakerank.lake.formats.plain"]
-    assert messages == [f"{empty_folder}: not read: _old/, b.csv, sub/_x.parquet (hidden, or not .parquet)"]
-
-
 def test_an_object_that_stands_for_a_folder_is_no_file(s3_storage: Storage) -> None:
     folder = f"s3://lake/{uuid.uuid4().hex}"
     filesystem, key = s3fs_filesystem(s3_storage.options), folder.removeprefix("s3://lake/")

@@ -15,7 +15,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from lakerank.credentials import Known, known, learn, redacted
 from lakerank.errors import StorageError
 from lakerank.lake import checksums, is_local, join, local_path
-from lakerank.lake.backends import FileInfo, StoredFile, TableFiles, is_transient, storage_errors, within
+from lakerank.lake.backends import FileInfo, StoredFile, is_transient, storage_errors, within
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
 from lakerank.lake.backends.s3 import StorageOptions
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 #: Prefix of the hidden file that `check_writable` writes and deletes.
 PROBE_PREFIX = ".lakerank-probe-"
 
+_PARQUET_MARK = b"PAR1"
 _STREAM_BUFFER_BYTES = 8 * 2**20
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 20.0
@@ -64,8 +65,11 @@ class Storage:
         self.__dict__, of_driver = state
         learn(of_driver)
 
-    def list_table(self, uri: str) -> TableFiles:
-        """The Parquet files of a file, a folder (at any depth) or a glob, and what else is there; none is no error."""
+    def list_table(self, uri: str) -> dict[str, FileInfo]:
+        """What a folder (at any depth) or a glob has, by name below its folder; a file is named "". None is no error.
+
+        Hidden folders may be named themselves, with a slash at the end, in place of what is in them.
+        """
         return self._retry(uri, "listed", lambda backend: backend.find(uri))
 
     def walk(self, folder: str) -> list[StoredFile]:
@@ -95,6 +99,17 @@ class Storage:
 
         with storage_errors(uri, "opened"):
             return self.transfer(uri, checksums.TAIL_BYTES, opened)
+
+    def is_parquet(self, file: FileInfo) -> bool:
+        """Whether a file begins and ends as Parquet does."""
+        mark = len(_PARQUET_MARK)
+
+        def ends() -> set[bytes]:
+            with self._backend(file.uri).open(file.uri) as source:
+                return {source.read_at(mark, 0), source.read_at(mark, file.size - mark)}
+
+        with storage_errors(file.uri, "read"):
+            return file.size > 2 * mark and self.transfer(file.uri, 2 * mark, ends) == {_PARQUET_MARK}
 
     def transfer(self, uri: str, size: int, read: Callable[[], T]) -> T:
         """What `read` returns, which takes about `size` bytes of a file. TimeoutError: the store is too slow."""

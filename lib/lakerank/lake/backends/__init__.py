@@ -34,14 +34,6 @@ class FileInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class TableFiles:
-    """The Parquet files of a table, and names below its folder that are not part of it: hidden ones and other files."""
-
-    parts: list[FileInfo]
-    passed_over: list[str]
-
-
-@dataclass(frozen=True, slots=True)
 class StoredFile:
     """A file in a full listing: URI, size in bytes, and modification time (Unix time)."""
 

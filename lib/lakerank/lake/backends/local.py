@@ -13,16 +13,16 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from lakerank.lake import has_wildcard, is_hidden, is_table_part, join, local_path, split_wildcard
-from lakerank.lake.backends import FileInfo, StoredFile, TableFiles
+from lakerank.lake.backends import FileInfo, StoredFile
 
 
 class LocalBackend:
     """The backend of plain paths and `file://` URIs."""
 
-    def find(self, uri: str) -> TableFiles:
+    def find(self, uri: str) -> dict[str, FileInfo]:
         path = local_path(uri)
         if path.is_file():
-            return TableFiles([_info(uri, path)], [])
+            return {"": _info(uri, path)}
         if path.is_dir():
             names = _walk(path)
         elif has_wildcard(uri):
@@ -31,8 +31,14 @@ class LocalBackend:
             names = _matches(path, pattern)
         else:
             names = []
-        parts = [_info(join(uri, name), path / name) for name in names if is_table_part(name)]
-        return TableFiles(parts, [name for name in names if not is_table_part(name)])
+        listing = {}
+        for name in names:
+            try:
+                listing[name] = _info(join(uri, name), path / name)
+            except FileNotFoundError:  # a link to nothing, or a file of a job that is running
+                if is_table_part(name):
+                    raise
+        return listing
 
     def walk(self, folder: str) -> list[StoredFile]:
         root, listing = local_path(folder), []

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from lakerank.credentials import complete, redacted
 from lakerank.errors import DependencyError, StorageError
-from lakerank.lake import has_wildcard, is_table_part, join, scheme, split_wildcard
-from lakerank.lake.backends import FileInfo, StoredFile, TableFiles, is_refusal, s3
+from lakerank.lake import has_wildcard, join, scheme, split_wildcard
+from lakerank.lake.backends import FileInfo, StoredFile, is_refusal, s3
 
 _S3 = ("s3", "s3a")
 _ONE_PUT = 2**33  # a chunk this large means one PUT: a multipart write is not one step
@@ -44,7 +44,7 @@ class ObjectStoreBackend:
     def __init__(self, options: s3.StorageOptions) -> None:
         self._options = options
 
-    def find(self, uri: str) -> TableFiles:
+    def find(self, uri: str) -> dict[str, FileInfo]:
         filesystem, path = self._locate(uri)
         info = None
         try:
@@ -53,7 +53,7 @@ class ObjectStoreBackend:
             if is_refusal(error):
                 raise
         if info and info["type"] == "file" and not uri.endswith("/"):
-            return TableFiles([_info(uri, info)], [])
+            return {"": _info(uri, info)}
         if info:
             files = filesystem.find(path, detail=True)
         elif has_wildcard(uri):
@@ -61,10 +61,9 @@ class ObjectStoreBackend:
             uri = split_wildcard(uri)[0]
             path = filesystem._strip_protocol(uri)
         else:
-            return TableFiles([], [])
+            return {}
         relative = {name[len(path) :].lstrip("/"): info for name, info in files.items() if not _is_marker(name, info)}
-        parts = [_info(join(uri, name), info) for name, info in relative.items() if is_table_part(name)]
-        return TableFiles(parts, [name for name in relative if name and not is_table_part(name)])
+        return {name: _info(join(uri, name), info) for name, info in relative.items() if name}
 
     def walk(self, folder: str) -> list[StoredFile]:
         filesystem, path = self._locate(folder)
