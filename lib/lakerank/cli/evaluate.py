@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,18 +26,6 @@ logger = logging.getLogger(__name__)
 IN_PROCESS_ROWS = 2_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to evaluate and what to fit."""
-
-    run_id: str
-    against: str | None
-    fit_labels: bool
-    fit_calibration: bool
-    other_tables: bool
-    examples: int
-
-
 @click.command(cls=Job)
 @click.option("--run-id", default="current", show_default=True, help="The run to evaluate; `current` is published.")
 @click.option("--against", metavar="RUN", help="A baseline run of the same output folder to compare with.")
@@ -56,7 +44,9 @@ class Options:
     "--examples", type=click.IntRange(min=0, max=12), default=8, show_default=True,
     help="Queries printed with the tops of their lists before and after reranking.",
 )  # fmt: skip
-def evaluate(given: resolve.CommandLine, **options: Any) -> dict[str, Any]:
+def evaluate(
+    given: resolve.CommandLine, run_id: str, against: str | None, other_tables: bool, examples: int, **fits: bool
+) -> dict[str, Any]:
     """Evaluate a run against the lake's qrels: metrics and a report.
 
     The tables are those that the run was made from, as its folder says: --config says where the output is. Other
@@ -78,77 +68,67 @@ def evaluate(given: resolve.CommandLine, **options: Any) -> dict[str, Any]:
     ceiling, first_stage (null when the candidates have no order), reranked, gain, against, benchmarks, modality_gap,
     labels, calibration, report, evaluation, seconds.
     """
-    return _evaluate(given, Options(**options))
-
-
-def _evaluate(given: resolve.CommandLine, options: Options) -> dict[str, Any]:
-    if options.fit_labels and options.fit_calibration:
+    if all(fits.values()):
         raise ConfigError(["--fit-labels: labels are fitted to calibrated relevance; fit them after the calibration"])
     try:
         from lakerank.evaluation.job import evaluate_run
-        from lakerank.evaluation.report.terminal import fit_lines, scale_lines, terminal_table
+        from lakerank.evaluation.report.terminal import terminal_table
     except ImportError as error:
         raise DependencyError(f"{error}: pip install 'lakerank[report]'") from error
-    storage = resolve.storage(given.config.lake.storage)
-    options = _existing(storage, given.config.lake.output, options)
-    config = resolve.run_config(storage, given, options.run_id, options.other_tables)
+    storage, output = resolve.storage(given.config.lake.storage), given.config.lake.output
+    baseline = RunPaths(output, find_run(storage, output, against)) if against else None
+    paths = RunPaths(output, find_run(storage, output, run_id))
+    config = resolve.run_config(storage, given, paths.run_id, other_tables)
     storage = resolve.storage(config.lake)
-    if options.against and (names := resolve.other_tables(storage, config, options.against)):
-        logger.warning("run %s was made from other tables than run %s: %s", options.against, options.run_id, names)
-    inputs = _inputs(storage, config, options)
+    if baseline and (names := resolve.other_tables(storage, config, baseline.run_id)):
+        logger.warning("run %s was made from other tables than run %s: %s", baseline.run_id, paths.run_id, names)
+    inputs = _inputs(storage, config, paths, baseline)
     with job_runner(config.spark, lambda: inputs.rows <= IN_PROCESS_ROWS) as runner:
         result = evaluate_run(runner, storage, inputs)
-    click.echo(terminal_table(result.evaluation, result.examples[: options.examples]))
-    labels = calibration = None
-    if options.fit_labels:
-        labels = _fit_labels(storage, result, config)
-        click.echo(fit_lines(labels))
-    if options.fit_calibration:
-        calibration = _fit_calibration(storage, result, config)
-        click.echo(scale_lines(calibration))
+    click.echo(terminal_table(result.evaluation, result.examples[:examples]))
+    labels = _fit_labels(storage, result, config) if fits["fit_labels"] else None
+    calibration = _fit_calibration(storage, result, config) if fits["fit_calibration"] else None
     click.echo(f"Report: {result.report}\n")
     return result.summary() | {"labels": labels, "calibration": calibration}
 
 
-def _inputs(storage: Storage, config: Config, options: Options) -> Inputs:
+def _inputs(storage: Storage, config: Config, paths: RunPaths, baseline: RunPaths | None) -> Inputs:
     from lakerank.evaluation.inputs import LakeTables, find_inputs
 
     lake = config.lake.located()
     if lake.qrels is None:
         raise ConfigError(
-            [f"run {options.run_id!r} was made without judgements, which an evaluation needs: --set lake.qrels=…"]
+            [f"run {paths.run_id!r} was made without judgements, which an evaluation needs: --set lake.qrels=…"]
         )
     tables = LakeTables(lake.documents, lake.queries, lake.candidates, lake.qrels)
-    baseline = RunPaths(lake.output, options.against) if options.against else None
-    models = [resolve.model_details(model) for model in config.rerankers]
-    return find_inputs(storage, tables, RunPaths(lake.output, options.run_id), baseline, models)
-
-
-def _existing(storage: Storage, output: str, options: Options) -> Options:
-    """The options with the ids of runs that exist, `current` resolved."""
-    against = options.against and find_run(storage, output, options.against)
-    return replace(options, run_id=find_run(storage, output, options.run_id), against=against)
+    return find_inputs(storage, tables, paths, baseline, [resolve.model_details(model) for model in config.rerankers])
 
 
 def _fit_labels(storage: Storage, result: Evaluated, config: Config) -> dict[str, Any]:
-    """Fit label thresholds and write the config with them."""
+    """Fit label thresholds, write the config with them, and print how well they agree with the judgements."""
     from lakerank.evaluation.analysis.calibration import fit
+    from lakerank.evaluation.report.terminal import fit_lines
 
     thresholds = fit(result.evaluation.pairs)
     ranking = config.ranking.model_copy(update={"label_thresholds": thresholds.thresholds})
-    return {**thresholds.as_dict(), "config": _write_fitted(storage, result, config, {"ranking": ranking})}
+    fitted = {**thresholds.as_dict(), "config": _write_fitted(storage, result, config, {"ranking": ranking})}
+    click.echo(fit_lines(fitted))
+    return fitted
 
 
 def _fit_calibration(storage: Storage, result: Evaluated, config: Config) -> dict[str, Any]:
-    """Fit logit scales and, if the config names two rerankers, write it with them."""
+    """Fit logit scales, write the config with them if it names two rerankers, and print them."""
     from lakerank.evaluation.analysis.calibration import fit_scales
+    from lakerank.evaluation.report.terminal import scale_lines
 
     fits = fit_scales(result.evaluation.pairs)
     address = None
     if isinstance(config.model, RoutedConfig):
         model = config.model.rescaled({name: (fit.scale, fit.bias) for name, fit in fits.items() if fit})
         address = _write_fitted(storage, result, config, {"model": model})
-    return {**{name: fit and asdict(fit) for name, fit in fits.items()}, "config": address}
+    fitted = {**{name: fit and asdict(fit) for name, fit in fits.items()}, "config": address}
+    click.echo(scale_lines(fitted))
+    return fitted
 
 
 def _write_fitted(storage: Storage, result: Evaluated, config: Config, fitted: dict[str, Any]) -> str:

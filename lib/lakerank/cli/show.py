@@ -171,11 +171,7 @@ def _show(
 ) -> dict[str, Any]:  # fmt: skip
     storage, output = resolve.storage(given.config.lake.storage), given.config.lake.output
     run_id, words = _run_and_query(storage, output, run_and_query)
-
-    def paths_of(run_id: str) -> RunPaths:
-        return RunPaths(output, find_run(storage, output, run_id))
-
-    paths = paths_of(run_id)
+    paths = RunPaths(output, find_run(storage, output, run_id))
     lake = resolve.run_config(storage, given, paths.run_id, other_tables=True).lake.located()
     storage = resolve.storage(lake)
     queries = find_queries(storage, lake.queries, words, most)
@@ -183,7 +179,8 @@ def _show(
         raise ConfigError([f"no query of {lake.queries} has the id or all the words {words!r}"])
     ids = [query.query_id for query in queries]
     ranked, rejected = ranked_lists(storage, paths, ids), rejected_lists(storage, paths, ids)
-    others = ranked_lists(storage, paths_of(against), ids) if against else {}
+    baseline = RunPaths(output, find_run(storage, output, against)) if against else None
+    others = ranked_lists(storage, baseline, ids) if baseline else {}
     lists: list[list[Any]] = [*ranked.values(), *rejected.values(), *others.values()]
     doc_ids = {document.doc_id for documents in lists for document in documents[:top]}
     documents = shown_documents(storage, lake.documents, doc_ids, images=thumbnails is not None)
