@@ -17,6 +17,7 @@ from lakerank.export.format import PartLimits, Target
 from lakerank.export.job import FORMATS, Export, finished, row_count, summary
 from lakerank.export.write import export_run
 from lakerank.lake.publication import find_run
+from lakerank.lake.runs import check_run_id
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def export(
     """
 
     started, output = time.monotonic(), given.config.lake.output
-    _check(since, **options)
+    _check(run_id, since, **options)
     storage = resolve.storage(given.config.lake.storage)
     run_id, since = find_run(storage, output, run_id), since and find_run(storage, output, since)
     config = resolve.run_config(storage, given, run_id, other_tables)
@@ -77,13 +78,18 @@ def _job(config: Config, name: str | None, field: str, part_rows: int, part_byte
     return replace(job, pairs=job.pairs or 256) if job.format == GOLDEN_PAIRS else job
 
 
-def _check(since: str | None, **options: Any) -> None:
+def _check(run_id: str, since: str | None, **options: Any) -> None:
     """Check what click cannot see.
 
     Raises:
         ConfigError: everything wrong.
     """
     faults: list[str] = []
+    for given in (run_id, since):
+        try:
+            check_run_id(given or "none")
+        except ConfigError as error:
+            faults += error.faults
     form, name = options["format"], options["name"]
     if form == GOLDEN_PAIRS and since:
         faults.append("--since: golden pairs are a sample of one run")

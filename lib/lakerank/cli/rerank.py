@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 STEPS = ("plan", "score", "publish")
 #: Stands alone: it counts rows, and neither needs a run nor makes one.
 CHECK = "check"
-TABLES = ("documents", "queries", "candidates")
 
 
 @click.command(cls=Job)
@@ -78,13 +77,13 @@ def _row_bounds(given: Sequence[str]) -> dict[str, int]:
     """
     pairs = {text: text.partition("=")[::2] for text in given}
     faults = [
-        f"--min-rows {text}: expected TABLE=ROWS, as in candidates=1000; tables are {', '.join(TABLES)}"
+        f"--min-rows {text}: expected TABLE=ROWS, as in candidates=1000; tables are {', '.join(resolve.INPUTS)}"
         for text, (table, rows) in pairs.items()
-        if table not in TABLES or not re.fullmatch(r"[0-9]{1,18}", rows)
+        if table not in resolve.INPUTS or not re.fullmatch(r"[0-9]{1,18}", rows)
     ]
     if faults:
         raise ConfigError(faults)
-    return dict.fromkeys(TABLES, 1) | {table: int(rows) for table, rows in pairs.values()}
+    return dict.fromkeys(resolve.INPUTS, 1) | {table: int(rows) for table, rows in pairs.values()}
 
 
 def _check_rows(config: Config, bounds: dict[str, int]) -> dict[str, Any]:
@@ -94,8 +93,7 @@ def _check_rows(config: Config, bounds: dict[str, int]) -> dict[str, Any]:
         InputError: every table that has too few.
         StorageError, SchemaError: a table cannot be read.
     """
-    storage = resolve.storage(config.lake)
-    tables = resolve.input_tables(config, TABLES)
+    storage, tables = resolve.storage(config.lake), resolve.input_tables(config)
     rows = {
         name: sum(file.rows for file in fragments(storage, address, schema))
         for name, (address, schema) in tables.items()
@@ -139,7 +137,7 @@ def rerank_lake(
     override = _override(reason, by)
     storage = resolve.storage(config.lake)
     starts = "plan" in chosen and not storage.exists(RunPaths(config.lake.output, run_id).manifest)
-    faults = resolve.input_faults(config, storage, TABLES, on_cluster(config.spark)) if starts else []
+    faults = resolve.input_faults(config, storage, on_cluster(config.spark)) if starts else []
     job = resolve.without_faults(faults, lambda: resolve.rerank_job(config, run_id, storage))
     job = replace(job, audit=replace(job.audit, override=override))
     summary = already_published(storage, job)
@@ -149,7 +147,7 @@ def rerank_lake(
             try:
                 summary = run(runner, storage, job, chosen)
             except Exception as error:
-                check_tables_are_read(error, storage, resolve.input_tables(config, TABLES))
+                check_tables_are_read(error, storage, resolve.input_tables(config))
                 raise
     # has_qrels tells a scheduler, which reads no config, whether the run can be evaluated.
     return summary | {"has_qrels": config.lake.qrels is not None}

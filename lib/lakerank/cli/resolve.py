@@ -59,8 +59,9 @@ CHECKED_FILES = 16
 #: Devices by which the drivers of NVIDIA's and AMD's GPUs are reached, the second under Windows.
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-ctrl-gpu")
 
-#: The settings of `lake:` that are tables.
+#: The settings of `lake:` that are tables; what a run reads of them.
 TABLES = ("documents", "queries", "candidates", "qrels")
+INPUTS = TABLES[:3]
 _TABLE_SETTINGS = tuple(f"lake.{name}" for name in TABLES)
 
 
@@ -103,16 +104,14 @@ def model_details(model: ModelConfig | RoutedConfig) -> str:
     return ", ".join(filter(None, (model.path, revision, adapter, of_adapter, f"dtype {model.dtype}")))
 
 
-def input_faults(config: Config, storage: Storage, tables: Sequence[str], cluster: bool) -> list[LakerankError]:
-    """What is wrong with what a job reads, and where it computes, each with its setting, before it starts.
+def input_faults(config: Config, storage: Storage, cluster: bool) -> list[LakerankError]:
+    """What is wrong with the first files of what a run reads, and with where it computes, each with its setting.
 
-    Args:
-        tables: names of settings of `lake`; of each table the first files are looked at.
-        cluster: the device is another machine's.
+    `cluster`: the device is another machine's.
     """
     faults: list[LakerankError] = []
     files: list[str] = []
-    for name, (address, schema) in input_tables(config, tables).items():
+    for name, (address, schema) in input_tables(config).items():
         try:
             files += _check_footers(storage, address, schema)
         except (SchemaError, StorageError) as error:
@@ -124,10 +123,10 @@ def input_faults(config: Config, storage: Storage, tables: Sequence[str], cluste
     return faults
 
 
-def input_tables(config: Config, tables: Sequence[str]) -> dict[str, tuple[str, pa.Schema]]:
-    """Address and schema of some tables of `lake`, by the setting's name."""
+def input_tables(config: Config) -> dict[str, tuple[str, pa.Schema]]:
+    """Address and schema of the tables that a run reads, by the setting's name."""
     lake = config.lake.located()
-    return {name: (getattr(lake, name), getattr(schemas, name.upper())) for name in tables}
+    return {name: (getattr(lake, name), getattr(schemas, name.upper())) for name in INPUTS}
 
 
 def without_faults(faults: Sequence[LakerankError], make: Callable[[], Record]) -> Record:
