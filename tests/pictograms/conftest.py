@@ -35,6 +35,7 @@ def curriculum_config(colour_lake: Path, tmp_path: Path, one_training_thread: No
         shape = {"vocabulary": 512, "hidden_size": 64, "intermediate_size": 64, "layers": 3, "heads": 2}
         shape |= {"key_value_heads": 1, "vision_depth": 1, "vision_width": 32, "vision_heads": 2}
         values: dict[str, Any] = {
+            "recipe": "curriculum",
             "lake": {**tables, "topic": "topic", "kind": "kind", "apart": {"language": ["hi"]}},
             "start": {"shape": shape},
             "tap": 2,

@@ -23,7 +23,6 @@ from lakerank.model.preprocess.tokenizer import TextTokenizer
 from lakerank.training.batches import Sampler
 from lakerank.training.config import load_train_config
 from lakerank.training.dataset import Dataset
-from lakerank.training.inputs import image_batches
 from lakerank.training.losses import RankingObjective
 from lakerank.training.model import PairForward, PairNetwork
 from lakerank.training.run import Recipe, RunInputs, read_inputs, run_training
@@ -42,8 +41,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def inputs(curriculum_config: Callable[..., Path], tiny_checkpoint: Path) -> RunInputs:
-    return read_inputs(load_train_config(curriculum_config(start={"path": str(tiny_checkpoint)})))
+def config(curriculum_config: Callable[..., Path], tiny_checkpoint: Path) -> CurriculumConfig:
+    return cast(CurriculumConfig, load_train_config(curriculum_config(start={"path": str(tiny_checkpoint)}, tap=1)))
+
+
+@pytest.fixture
+def inputs(config: CurriculumConfig) -> RunInputs:
+    return read_inputs(config)
 
 
 @pytest.fixture
@@ -51,10 +55,9 @@ def dataset(inputs: RunInputs) -> Dataset:
     return inputs.data.dataset
 
 
-def objective_of(inputs: RunInputs, tap: int) -> CurriculumObjective:
+def objective_of(inputs: RunInputs, tap: int, config: CurriculumConfig) -> CurriculumObjective:
     ranking = RankingObjective(PairNetwork(inputs.model.network), inputs.data, inputs.model.logit_bias)
-    config = CurriculumConfig.model_construct(stages=(), tap=tap)
-    return recipe.objective(config, ranking, inputs.model)
+    return recipe.objective(config.model_copy(update={"stages": (), "tap": tap}), ranking, inputs.model)
 
 
 def losses(output: Path, name: str = "loss") -> dict[int, float]:
@@ -84,9 +87,8 @@ def test_a_run_from_scratch_resumes_exactly(curriculum_config: Callable[..., Pat
 def test_the_bundled_checkpoint_s_config_trains(colour_lake: Path, tmp_path: Path) -> None:
     """By the job, on another lake: one step of each of its stages, in groups that a small lake has."""
     values = yaml.safe_load((ROOT / "conf" / "train-embedded.yaml").read_text())
-    only = {"document_only": {}, "query_only": {}}
     values["lake"] |= {**table_paths(colour_lake), "topic": "topic"}
-    values["evaluation"]["slices"] = {"seen": table_paths(colour_lake) | only}
+    values["evaluation"]["slices"] = {"seen": table_paths(colour_lake)}
     values["start"]["shape"] |= {"vocabulary": 512}
     for stage in values["stages"]:
         kept = {"document_weights": {}, "query_weights": {}}
@@ -99,14 +101,25 @@ def test_the_bundled_checkpoint_s_config_trains(colour_lake: Path, tmp_path: Pat
     assert load_reranker(str(tmp_path / "out" / "checkpoint"), device="cpu").fingerprint
 
 
-def test_a_bag_s_rows_are_relevant_by_topic_and_kept_apart_as_any(inputs: RunInputs, dataset: Dataset) -> None:
-    stage = CurriculumStage("words", 1, 3, 4, ranking=None, bag=True, proxy_weight=1.0)
-    sampler = Sampler(dataset, stage, {"language": ("hi",)})
-    batch = objective_of(inputs, tap=1).draw(sampler, np.random.default_rng(0), 0.0)
+@pytest.mark.parametrize("bag", [True, False])
+def test_texts_kept_apart_meet_no_image(
+    inputs: RunInputs, dataset: Dataset, config: CurriculumConfig, bag: bool
+) -> None:
+    """In a bag, whose rows are relevant by topic, as in any stage; nor does an image meet itself."""
+    stage = CurriculumStage("words", 1, 3, 4, ranking=None, bag=bag, proxy_weight=1.0)
+    batch = objective_of(inputs, 1, config).draw(Sampler(dataset, stage), np.random.default_rng(0), 0.0)
     topics = dataset.documents.topics[batch.documents][:, None] == dataset.queries.topics[batch.queries]
-    assert np.array_equal(batch.grades, topics)
-    assert np.array_equal(batch.known, sampler.relations(batch.documents, batch.queries)[1])
-    assert not batch.known.all()
+    assert np.array_equal(batch.grades > 0, topics)
+    tables, met = (dataset.documents, dataset.queries), 0
+    for row, document in enumerate(batch.documents):
+        for column, query in enumerate(batch.queries):
+            rows = list(zip(tables, (document, query), strict=True))
+            hindi = [table.ids[at].endswith(".hi") for table, at in rows]
+            shown = [table.images[at] for table, at in rows]
+            apart = (hindi[0] and shown[1] >= 0) or (hindi[1] and shown[0] >= 0)
+            assert batch.known[row, column] == (not apart and not (shown[0] >= 0 and shown[0] == shown[1]))
+            met += apart
+    assert met
 
 
 def test_mined_groups_are_neighbours() -> None:
@@ -119,8 +132,8 @@ def test_mined_groups_are_neighbours() -> None:
     assert len(set(groups.tolist())) == 12
 
 
-def test_a_bag_is_the_mean_of_a_row_s_own_tokens(inputs: RunInputs) -> None:
-    objective = objective_of(inputs, tap=1)
+def test_a_bag_is_the_mean_of_a_row_s_own_tokens(inputs: RunInputs, config: CurriculumConfig) -> None:
+    objective = objective_of(inputs, 1, config)
     data, text = inputs.data, objective.network.text
     row, image = 2, 0
     with torch.no_grad():
@@ -132,7 +145,7 @@ def test_a_bag_is_the_mean_of_a_row_s_own_tokens(inputs: RunInputs) -> None:
         torch.testing.assert_close(queries[0], documents[0])  # whatever it is padded beside
         drawn, _ = objective.bags(data, np.array([image]), np.array([row]))
         pixels = int(data.dataset.documents.images[image])
-        visual = objective.network.visual_tokens(image_batches(data, [pixels], None))
+        visual = objective.network.visual_tokens(data, [pixels])
         special = inputs.model.special
         around = text.embed_tokens(torch.tensor([special.vision_start, special.vision_end]))
         whole = text.layers[0].input_layernorm(torch.cat([visual, around]))
@@ -140,9 +153,11 @@ def test_a_bag_is_the_mean_of_a_row_s_own_tokens(inputs: RunInputs) -> None:
 
 
 @pytest.mark.parametrize("tap", [0, 1])
-def test_similarities_are_log_odds_of_the_tap_s_own_attention(inputs: RunInputs, tap: int) -> None:
+def test_similarities_are_log_odds_of_the_tap_s_own_attention(
+    inputs: RunInputs, config: CurriculumConfig, tap: int
+) -> None:
     """Of the weights that the layer itself gives: a document's end, against all of the query's own tokens."""
-    model, data = objective_of(inputs, tap).network, inputs.data
+    model, data = objective_of(inputs, tap, config).network, inputs.data
     documents, queries = np.array([0, 2, 6, 13]), np.array([1, 3, 5, 14])
     pairs = (torch.arange(4).repeat_interleave(4), torch.arange(4).repeat(4))
     attention = model.text.layers[tap].self_attn

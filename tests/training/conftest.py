@@ -37,7 +37,7 @@ def training_values(colour_lake: Path, tiny_checkpoint: Path) -> dict[str, Any]:
     tables = table_paths(colour_lake)
     stage = {"steps": 3, "groups": 3, "group_size": 4}
     return {
-        "lake": {**tables, "topic": "topic", "kind": "kind", "apart": {"language": ["hi"]}},
+        "lake": {**tables, "topic": "topic", "kind": "kind"},
         "start": {"path": str(tiny_checkpoint)},
         "picture_side": 56,
         "seed": 3,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from lakerank.errors import ConfigError
-from lakerank.training.batches import TrainingStage
-from lakerank.training.config import CURRICULUM_SETTINGS, CURRICULUM_STAGE, TrainConfig, load_train_config, schema_of
-from lakerank_pictograms.curriculum.config import CurriculumConfig, CurriculumStage
+from lakerank.training.config import TrainConfig, load_train_config, schema_of
+from lakerank_pictograms.curriculum.config import CurriculumConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 STAGE = {"name": "pairs", "steps": 1, "groups": 2, "group_size": 3}
@@ -71,29 +69,14 @@ def test_a_table_that_a_slice_does_not_name_is_the_lake_s(training_config: Calla
     assert held_out.addresses == (config.lake.documents, "other", "clicks")
 
 
-def test_the_curriculum_s_settings_are_those_that_its_config_adds() -> None:
-    added = set(CurriculumConfig.model_fields) - set(TrainConfig.model_fields) | {"start", "optimizer"}
-    assert set(CURRICULUM_SETTINGS) == added
-    for section in ("start", "optimizer"):
-        plain, own = (model.model_fields[section].annotation for model in (TrainConfig, CurriculumConfig))
-        assert plain is not None
-        assert own is not None
-        assert set(CURRICULUM_SETTINGS[section]) == set(own.model_fields) - set(plain.model_fields)
-    plain_names = {each.name for each in fields(TrainingStage)}
-    defaults = {each.name: each.default for each in fields(CurriculumStage) if each.name not in plain_names}
-    assert {**defaults, "mined": [*CurriculumStage.mined]} == CURRICULUM_STAGE
-    assert CURRICULUM_SETTINGS["tap"] == CurriculumConfig.model_fields["tap"].default
-
-
-def test_settings_of_the_curriculum_that_change_nothing_are_dropped(training_config: Callable[..., Path]) -> None:
-    unchanged = ["tap=4", "optimizer.name=adamw", "stages.0.bag=false", "stages.1.mined=[0, 0]"]
-    config = load_train_config(training_config(), unchanged)
-    assert type(config) is TrainConfig
-    assert config == load_train_config(training_config())
-    assert type(load_train_config(training_config(), ["stages.0.layers_only=true"])) is CurriculumConfig
+def test_settings_of_the_curriculum_need_its_recipe(training_config: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_train_config(training_config(), ["tap=2", "stages.0.bag=true", "start.shape.layers=3", "augment=true"])
+    faults = "\n".join(raised.value.faults)
+    assert all(name in faults for name in ("tap", "stages.0.bag", "start.shape", "augment"))
+    assert type(load_train_config(training_config(), ["recipe=curriculum", "tap=1"])) is CurriculumConfig
 
 
 def test_without_the_repository_the_curriculum_is_named_as_missing() -> None:
-    values = {"tap": 2, "optimizer": {"name": "muon"}}
-    with pytest.raises(ConfigError, match=r"optimizer\.name, tap: .* run from the repository"):
-        schema_of(values, "lakerank_pictograms_that_is_not_there")
+    with pytest.raises(ConfigError, match=r"recipe: lakerank_pictograms_that_is_not_there .* run from the repository"):
+        schema_of({"recipe": "curriculum"}, "lakerank_pictograms_that_is_not_there")

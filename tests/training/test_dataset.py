@@ -14,7 +14,7 @@ from PIL import Image
 from lakerank.lake.storage import Storage
 from lakerank.limits import Limits
 from lakerank.training.batches import Sampler, TrainingStage
-from lakerank.training.dataset import Dataset, ExtraColumns, ImageStore, TablePaths, read_dataset
+from lakerank.training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
 from training_lakes import table_paths
 
 
@@ -39,7 +39,7 @@ def with_more(tmp_path: Path) -> Callable[[str, Mapping[str, Any]], str]:
 
 
 def drawn(dataset: Dataset, hard_negatives: int = 0) -> list[list[str]]:
-    sampler = Sampler(dataset, TrainingStage("pairs", 1, 2, 4, hard_negatives), {})
+    sampler = Sampler(dataset, TrainingStage("pairs", 1, 2, 4, hard_negatives))
     batches = []
     for seed in range(5):
         random = np.random.default_rng(seed)
@@ -57,14 +57,14 @@ def test_documents_that_nothing_names_are_not_decoded(
     names = {"query_id": ["red.en", "elsewhere"], "doc_id": ["more 20", "more 30"]}
     ranks = pa.array([1, 1], pa.int32())
     pq.write_table(pa.table(names | {"first_stage_rank": ranks}), tmp_path / "candidates.parquet")
-    paths = TablePaths(
+    paths = DatasetTables(
         documents=with_more(plain_lake["documents"], {}),
         queries=plain_lake["queries"],
         qrels=plain_lake["qrels"],
         candidates=str(tmp_path / "candidates.parquet"),
     )
-    whole = read_dataset(Storage(), paths, ExtraColumns(), images(84), whole=True)
-    dataset = read_dataset(Storage(), paths, ExtraColumns(), images(84))
+    whole = read_dataset(Storage(), paths, images(84), whole=True)
+    dataset = read_dataset(Storage(), paths, images(84))
     assert dataset.documents.ids == tuple(name for name in whole.documents.ids if name not in ("more 10", "more 30"))
     assert len(dataset.images.pixels) == len(whole.images.pixels) - 2
     assert drawn(dataset, 1) == drawn(whole, 1)
@@ -74,18 +74,17 @@ def test_documents_of_a_topic_that_is_asked_for_are_kept(
     colour_lake: Path, with_more: Callable[[str, Mapping[str, Any]], str]
 ) -> None:
     tables = table_paths(colour_lake)
-    columns = ExtraColumns("topic", "kind")
     for topic, kept in (("gold", 0), ("red", 3), (None, 0)):
         more = with_more(tables["documents"], {"topic": topic, "kind": "picture"})
-        paths = TablePaths(**tables | {"documents": more})
-        dataset, whole = (read_dataset(Storage(), paths, columns, images(56), whole=keep) for keep in (False, True))
+        paths = DatasetTables(**tables | {"documents": more}, topic="topic", kind="kind")
+        dataset, whole = (read_dataset(Storage(), paths, images(56), whole=keep) for keep in (False, True))
         assert len(dataset.documents.ids) == len(whole.documents.ids) - 3 + kept
         assert drawn(dataset) == drawn(whole)
 
 
 def test_datasets_share_images(plain_lake: dict[str, str]) -> None:
-    dataset = read_dataset(Storage(), TablePaths(**plain_lake), ExtraColumns(), images(84))
+    dataset = read_dataset(Storage(), DatasetTables(**plain_lake), images(84))
     known = list(dataset.images.pixels)
-    again = read_dataset(Storage(), TablePaths(**plain_lake), ExtraColumns(), dataset.images)
+    again = read_dataset(Storage(), DatasetTables(**plain_lake), dataset.images)
     assert all(pixels is other for pixels, other in zip(again.images.pixels, known, strict=True))
     assert again.documents.images.tolist() == dataset.documents.images.tolist()

@@ -16,7 +16,7 @@ from lakerank.lake.storage import Storage
 from lakerank.limits import Limits
 from lakerank.training.batches import NegativeRule, Sampler, TrainingStage
 from lakerank.training.config import load_train_config
-from lakerank.training.dataset import Dataset, ExtraColumns, ImageStore, TablePaths, read_dataset
+from lakerank.training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
 from lakerank.training.losses import margin_mse
 from lakerank.training.run import run_training
 
@@ -45,11 +45,11 @@ def candidates(plain_lake: dict[str, str], tmp_path: Path) -> str:
 
 @pytest.fixture
 def dataset(plain_lake: dict[str, str], candidates: str) -> Dataset:
-    return read(TablePaths(**plain_lake, candidates=candidates))
+    return read(DatasetTables(**plain_lake, candidates=candidates))
 
 
-def read(paths: TablePaths) -> Dataset:
-    return read_dataset(Storage(), paths, ExtraColumns(), ImageStore(Limits(max_pixels=84**2)))
+def read(paths: DatasetTables) -> Dataset:
+    return read_dataset(Storage(), paths, ImageStore(Limits(max_pixels=84**2)))
 
 
 def names(dataset: Dataset, rows: list[int]) -> list[str]:
@@ -71,7 +71,7 @@ def test_what_is_relevant_or_out_of_the_window_is_no_negative(dataset: Dataset) 
 
 def test_a_batch_holds_each_query_s_negatives_and_leaves_suspects_unused(dataset: Dataset) -> None:
     stage = TrainingStage("pairs", steps=1, groups=2, group_size=3, hard_negatives=2)
-    sampler = Sampler(dataset, stage, {}, NegativeRule(below=0.95))
+    sampler = Sampler(dataset, stage, NegativeRule(below=0.95))
     red, suspect = dataset.queries.ids.index("red.en"), dataset.documents.ids.index("green.text")
     met = 0
     for seed in range(20):
@@ -95,7 +95,7 @@ def test_candidates_of_another_lake_are_refused(plain_lake: dict[str, str], tmp_
     strange = {"query_id": ["q"], "doc_id": ["d"], "first_stage_rank": pa.array([1], pa.int32())}
     pq.write_table(pa.table(strange), tmp_path / "strange.parquet")
     with pytest.raises(SchemaError, match="is it of another lake"):
-        read(TablePaths(**plain_lake, candidates=str(tmp_path / "strange.parquet")))
+        read(DatasetTables(**plain_lake, candidates=str(tmp_path / "strange.parquet")))
 
 
 def test_a_teacher_s_differences_are_followed_where_it_was_asked() -> None:

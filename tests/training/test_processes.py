@@ -24,7 +24,7 @@ PAIRS = [{"name": "pairs", "steps": 3, "groups": 4, "group_size": 3}]
 SHAPE = {"vocabulary": 512, "hidden_size": 64, "intermediate_size": 64, "layers": 3, "heads": 2, "key_value_heads": 1}
 SHAPE |= {"vision_depth": 1, "vision_width": 32, "vision_heads": 2}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-STEADY = ["optimizer.warmup_steps=0", "augment=false", "evaluation.every=9", "checkpoint_every=9"]
+STEADY = ["optimizer.warmup_steps=0", "evaluation.every=9", "checkpoint_every=9"]
 
 
 def metrics(output: Path) -> list[float]:
@@ -39,7 +39,8 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def config(training_config: Callable[..., Path]) -> Path:
-    return training_config(start={"shape": SHAPE}, stages=PAIRS, evaluation={"every": 9})
+    scratch = {"recipe": "curriculum", "start": {"shape": SHAPE}, "augment": False}
+    return training_config(**scratch, stages=PAIRS, evaluation={"every": 9})
 
 
 def run(path: Path, output: Path, *overrides: str) -> Path:

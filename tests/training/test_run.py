@@ -100,7 +100,6 @@ def test_a_run_goes_on_where_another_is_refused(
 LORA: dict[str, Any] = {
     "mode": "lora",
     "lora": {"rank": 4, "alpha": 8, "dropout": 0.5, "merge": True},
-    "augment": False,
     "stages": [{"name": "adapt", "steps": 3, "groups": 2, "group_size": 3}],
     "optimizer": {"learning_rate": 0.01, "warmup_steps": 0, "floor": 1.0},  # constant: however many steps there are
 }

@@ -94,7 +94,7 @@ def test_held_out_figures_are_those_of_the_saved_checkpoint(
     training_config: Callable[..., Path], colour_lake: Path, tmp_path: Path
 ) -> None:
     """Of the lists that scoring's engine makes of the same documents and queries."""
-    config = load_train_config(training_config(mode="lora", augment=False))
+    config = load_train_config(training_config(mode="lora"))
     figures = run_training(config).figures
     adapter, base = str(tmp_path / "out" / "adapter"), str(config.start.path)
     reranker = load_reranker(base, adapter=adapter, device="cpu", dtype="float32", limits=Limits(max_pixels=56**2))

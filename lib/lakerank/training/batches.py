@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Gt, Le
 
-from lakerank.training.dataset import Dataset, RowFilter, Rows, Table
+from lakerank.training.dataset import Dataset, Rows, Table
 
 Weight = Annotated[float, Ge(0)]
 
@@ -21,9 +21,9 @@ class TrainingStage:
     """Some steps of one kind: what they draw, and the weights of their losses.
 
     Each step draws `groups` groups of `group_size` topics, a document and a query each, and `hard_negatives` documents
-    more for every query. `only` keeps rows whose column holds one of the values, or nothing; a kind of row is drawn as
-    often as its weight says. A stage with a `learning_rate` starts the schedule anew at that peak (a warm restart,
-    Loshchilov and Hutter 2017). `ranking`: the loss of a query's logits; None where queries are not scored.
+    more for every query. A kind of row is drawn as often as its weight says. A stage with a `learning_rate` starts the
+    schedule anew at that peak (a warm restart, Loshchilov and Hutter 2017). `ranking`: the loss of a query's logits;
+    None where queries are not scored.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, where a config holds stages
@@ -38,7 +38,6 @@ class TrainingStage:
     ranking_weight: Weight = 1.0
     pointwise_weight: Weight = 0.5
     distillation_weight: Weight = 0.0
-    only: RowFilter = field(default_factory=dict)
     document_weights: Mapping[str, Weight] = field(default_factory=dict)
     query_weights: Mapping[str, Weight] = field(default_factory=dict)
 
@@ -98,10 +97,8 @@ class NegativeRule:
 
     def negatives(self, dataset: Dataset, query: int) -> list[int]:
         """Document rows that may be taken for irrelevant to a query, best first."""
-        ranked, ceiling = (
-            islice(dataset.candidates[query].items(), self.skip, self.depth),
-            self._ceiling(dataset, query),
-        )
+        ranked = islice(dataset.candidates[query].items(), self.skip, self.depth)
+        ceiling = self._ceiling(dataset, query)
         return [row for row, score in ranked if score < ceiling and not dataset.is_relevant(row, query)]
 
     def suspects(self, dataset: Dataset, documents: Rows, queries: Rows) -> npt.NDArray[np.bool_]:
@@ -123,18 +120,13 @@ class NegativeRule:
 class Sampler:
     """Draws batches of a stage. A batch depends on the random generator it is given and on nothing drawn before."""
 
-    def __init__(
-        self, dataset: Dataset, stage: TrainingStage, apart: RowFilter, rule: NegativeRule = NegativeRule()
-    ) -> None:
-        """`apart`: texts that no image is paired with. `rule`: of hard negatives."""
+    def __init__(self, dataset: Dataset, stage: TrainingStage, rule: NegativeRule = NegativeRule()) -> None:
+        """`rule`: of hard negatives."""
         self.stage, self._dataset, self._rule = stage, dataset, rule
         document_topics, query_topics = _topics_by_row(dataset)
-        self._documents = _Pool(dataset.documents, document_topics, stage.only, stage.document_weights)
-        self._queries = _Pool(dataset.queries, query_topics, stage.only, stage.query_weights)
+        self._documents = _Pool(dataset.documents, document_topics, stage.document_weights)
+        self._queries = _Pool(dataset.queries, query_topics, stage.query_weights)
         self.topics = np.array(sorted(self._documents.topics & self._queries.topics), dtype=np.int64)
-        self._document_apart, self._query_apart = (
-            _marked(each, apart) for each in (dataset.documents, dataset.queries)
-        )
 
     def draw_topics(self, random: np.random.Generator) -> Rows:
         """The topics of a batch, all different."""
@@ -179,28 +171,16 @@ class Sampler:
         """Grades and what is known of them, both (D, Q)."""
         grades = self._dataset.relevance(documents, queries)
         suspects = self._rule.suspects(self._dataset, documents, queries) & (grades == 0)
-        return grades, self.allowed(documents, queries) & ~suspects
-
-    def allowed(self, documents: Rows, queries: Rows) -> npt.NDArray[np.bool_]:
-        """Pairs (D, Q) to learn from: not an image with itself, nor a text with an image it is kept apart from."""
-        document_images, query_images = self._dataset.documents.images[documents], self._dataset.queries.images[queries]
-        itself = (document_images[:, None] == query_images[None]) & (query_images[None] >= 0)
-        apart = (document_images[:, None] >= 0) & self._query_apart[queries][None]
-        apart |= (query_images[None] >= 0) & self._document_apart[documents][:, None]
-        allowed: npt.NDArray[np.bool_] = ~(itself | apart)
-        return allowed
+        return grades, ~(self._dataset.same_image(documents, queries) | suspects)
 
 
 class _Pool:
     """The rows of each topic, by kind. `topics` are those of each row."""
 
-    def __init__(
-        self, table: Table, topics: Sequence[Sequence[int]], only: RowFilter, weights: Mapping[str, float]
-    ) -> None:
+    def __init__(self, table: Table, topics: Sequence[Sequence[int]], weights: Mapping[str, float]) -> None:
         self._rows: dict[int, dict[str, list[int]]] = {}
         self._weights = weights
-        for row in np.flatnonzero(table.rows_where(only)).tolist():
-            kind = table.kinds[row]
+        for row, kind in enumerate(table.kinds):
             if weights.get(kind, 0 if weights else 1) > 0:
                 for topic in topics[row]:
                     self._rows.setdefault(topic, {}).setdefault(kind, []).append(row)
@@ -225,10 +205,3 @@ def _topics_by_row(dataset: Dataset) -> tuple[list[list[int]], list[list[int]]]:
         for row in grades:
             documents[row].append(query)
     return documents, [[query] if grades else [] for query, grades in enumerate(dataset.grades)]
-
-
-def _marked(table: Table, values: RowFilter) -> npt.NDArray[np.bool_]:
-    marks = np.zeros(len(table.ids), dtype=bool)
-    for name, marked in values.items():
-        marks |= np.array([value in marked for value in table.columns[name]], dtype=bool)
-    return marks

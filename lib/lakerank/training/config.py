@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -22,16 +22,8 @@ from lakerank.settings import Section, apply_override, read_yaml, validate
 from lakerank.training.batches import NegativeRule, TrainingStage
 from lakerank.training.model import Lora
 
-#: The curriculum by which the bundled checkpoint learns from scratch; of the repository, not of the installed package.
-CURRICULUM = "lakerank_pictograms.curriculum.config"
-
-#: The settings that only the curriculum has, and what each is without it.
-CURRICULUM_SETTINGS: dict[str, Any] = {"tap": 4, "start": {"shape": None}, "optimizer": {"name": "adamw"}}
-CURRICULUM_STAGE: dict[str, Any] = {
-    **dict.fromkeys(("upper_only", "layers_only", "bag", "recall"), False),
-    **dict.fromkeys(("contrastive_weight", "proxy_weight"), 0.0),
-    "mined": [0.0, 0.0],
-}
+#: The package of `recipe: curriculum`, by which the bundled checkpoint learns from scratch: of the repository alone.
+CURRICULUM = "lakerank_pictograms.curriculum"
 
 _TABLES = {"documents", "queries", "qrels"}
 
@@ -64,7 +56,7 @@ class TrainingLakeConfig(TablesConfig):
     """What is trained on. `topic` and `kind` name extra columns: what a row is about, and what sort of row it is.
 
     `candidates`: a first stage's, to take hard negatives from. `teacher`: logits to distil (query_id, doc_id, logit;
-    for instance another run's `ranked/`). `apart` maps a column to values of texts never paired with an image.
+    for instance another run's `ranked/`).
     """
 
     candidates: str | None = None
@@ -73,20 +65,13 @@ class TrainingLakeConfig(TablesConfig):
     storage: StorageConfig = StorageConfig()
     topic: str | None = None
     kind: str | None = None
-    apart: dict[str, tuple[str, ...]] = Field(default={})
 
 
 class StartConfig(Section):
     """The checkpoint that training starts from."""
 
-    path: str | None = None
+    path: str
     revision: str | None = None
-
-    @model_validator(mode="after")
-    def _complete(self) -> StartConfig:
-        if self.path is None:
-            raise ValueError("give either a path or a shape")
-        return self
 
 
 @dataclass(frozen=True)
@@ -114,15 +99,15 @@ class OptimizerConfig(Section):
 
 
 class SliceConfig(TablesConfig):
-    """Held-out tables, or a part of them: the rows whose columns hold these values (on either side), or nothing.
+    """Held-out tables, or a part of them: the rows of these kinds, on either side.
 
     A table that it does not name is the training lake's. A slice of the very tables that are trained on says what was
     learned. Any other may not hold a query of theirs, nor, unless it has `same_topics`, one about the same topic.
     """
 
     same_topics: bool = False
-    document_only: dict[str, tuple[str, ...]] = Field(default={})
-    query_only: dict[str, tuple[str, ...]] = Field(default={})
+    document_kinds: tuple[str, ...] = ()
+    query_kinds: tuple[str, ...] = ()
 
 
 class EvaluationConfig(Section):
@@ -143,16 +128,14 @@ class TrainConfig(Section):
     Images keep their aspect and are brought under `picture_side`² pixels; texts are cut after so many tokens.
     """
 
-    #: The module that initialises, trains and checks what this config describes; None: fine-tuning.
-    recipe: ClassVar[str | None] = None
-
+    #: Fine-tuning, unless it names another.
+    recipe: Literal["curriculum"] | None = None
     lake: TrainingLakeConfig
     start: StartConfig
     mode: Literal["full", "lora"] = "full"
     lora: LoraConfig = LoraConfig()
     negatives: NegativeRule = NegativeRule()
     picture_side: int = Field(default=84, ge=56, multiple_of=28)
-    augment: bool = True
     max_document_tokens: int = Field(default=40, ge=1, le=8192)
     max_query_tokens: int = Field(default=24, ge=1, le=512)
     stages: tuple[TrainingStage, ...] = Field(min_length=1)
@@ -182,14 +165,8 @@ class TrainConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def lasting(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """What must not change while a run is on its way, and its stages; the curriculum's settings are always in."""
-        settings = self.model_dump(mode="json", exclude=_MAY_CHANGE)
-        stages = self.model_dump(mode="json", include={"stages"})["stages"]
-        sections = {
-            name: default | settings.get(name, {}) if isinstance(default, dict) else settings.get(name, default)
-            for name, default in CURRICULUM_SETTINGS.items()
-        }
-        return CURRICULUM_SETTINGS | settings | sections, [CURRICULUM_STAGE | stage for stage in stages]
+        """What must not change while a run is on its way, and its stages."""
+        return self.model_dump(mode="json", exclude=_MAY_CHANGE), self.model_dump(mode="json")["stages"]
 
     def contradictions(self) -> list[str]:
         """What cannot go together, although each value alone could be."""
@@ -230,31 +207,12 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
     return validate(schema_of(values), values, faults, str(path), overrides)
 
 
-def schema_of(values: dict[str, Any], curriculum: str = CURRICULUM) -> type[TrainConfig]:
-    """Plain fine-tuning's, or the curriculum's where one of its settings is changed; unchanged ones are dropped."""
-    changed = _take_unchanged(values, CURRICULUM_SETTINGS)
-    stages = values.get("stages")
-    for stage in stages if isinstance(stages, list) else []:
-        changed += _take_unchanged(stage, CURRICULUM_STAGE)
-    if not changed:
+def schema_of(values: Mapping[str, Any], curriculum: str = CURRICULUM) -> type[TrainConfig]:
+    """Of the recipe that a config names."""
+    if values.get("recipe") != "curriculum":
         return TrainConfig
     try:
-        schema: type[TrainConfig] = import_module(curriculum).CurriculumConfig
+        schema: type[TrainConfig] = import_module(f"{curriculum}.config").CurriculumConfig
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            [f"{', '.join(dict.fromkeys(changed))}: of {curriculum}, which is not installed; run from the repository"]
-        ) from error
+        raise ConfigError([f"recipe: {curriculum} is not installed; run from the repository"]) from error
     return schema
-
-
-def _take_unchanged(section: Any, settings: Mapping[str, Any]) -> list[str]:
-    """Drop those settings from a section that have their default; returns the names of the others."""
-    changed: list[str] = []
-    for name in settings.keys() & section.keys() if isinstance(section, dict) else ():
-        if isinstance(settings[name], dict):
-            changed += [f"{name}.{part}" for part in _take_unchanged(section[name], settings[name])]
-        elif section[name] == settings[name]:
-            del section[name]
-        else:
-            changed.append(name)
-    return sorted(changed)

@@ -31,9 +31,6 @@ Rows = npt.NDArray[np.int64]
 #: For each query row, a number for some document rows.
 ScoresByQuery = tuple[Mapping[int, float], ...]
 
-#: Values of columns by which rows are selected.
-RowFilter = Mapping[str, tuple[str, ...]]
-
 #: The rows of a batch that are kept.
 SelectRows = Callable[[pa.RecordBatch], pa.RecordBatch]
 
@@ -48,46 +45,30 @@ TEACHER = pa.schema([*(QRELS.field(name) for name in ("query_id", "doc_id")), pa
 
 
 @dataclass(frozen=True)
-class TablePaths:
-    """Where the tables of a dataset are; `candidates` and `teacher` are optional."""
+class DatasetTables:
+    """Where the tables of a dataset are, and the columns of documents and queries with a row's topic and its kind."""
 
     documents: str
     queries: str
     qrels: str
     candidates: str | None = None
     teacher: str | None = None
-
-
-@dataclass(frozen=True)
-class ExtraColumns:
-    """Columns beyond the contract's: the topic of a row, its kind, and those that select rows."""
-
     topic: str | None = None
     kind: str | None = None
-    selecting: tuple[str, ...] = ()
-
-    def names(self) -> tuple[str, ...]:
-        """All of them, each once."""
-        return tuple(dict.fromkeys(name for name in (self.topic, self.kind, *self.selecting) if name))
 
 
 @dataclass(frozen=True)
 class Table:
-    """The documents or the queries, in file order. `images` index the dataset's images, -1 for none."""
+    """The documents or the queries, in file order. `images` index the dataset's images, -1 for none.
+
+    Without a column of kinds a row's is `picture` or `text`.
+    """
 
     ids: tuple[str, ...]
     texts: tuple[str | None, ...]
     images: Rows
-    topics: Rows  # of documents; -1 for a query whose topic is not known
+    topics: Rows  # -1 for a query whose topic is not known
     kinds: tuple[str, ...]
-    columns: Mapping[str, tuple[str | None, ...]]
-
-    def rows_where(self, only: RowFilter) -> npt.NDArray[np.bool_]:
-        """Rows whose columns hold one of the values, or nothing: (N,)."""
-        selected = np.ones(len(self.ids), dtype=bool)
-        for name, values in only.items():
-            selected &= np.array([value is None or value in values for value in self.columns[name]], dtype=bool)
-        return selected
 
 
 @dataclass
@@ -118,14 +99,15 @@ class ImageStore:
 class Dataset:
     """Documents, queries and judgements. A topic is what documents are about; without a topic, each is its own.
 
-    `grades[q]` maps the topics that are relevant to query q to their grade; `has_topics`: some rows share theirs.
+    `topics` are their names, None for a document by itself; `has_topics`: rows may share theirs. `grades[q]` maps the
+    topics that are relevant to query q to their grade.
     `candidates[q]` and `teacher[q]` map document rows to first-stage scores, best first, and to a teacher's logits;
     both are empty where there is no such table.
     """
 
     documents: Table
     queries: Table
-    topics: int
+    topics: tuple[str | None, ...]
     has_topics: bool
     grades: tuple[Mapping[int, int], ...]
     images: ImageStore  # datasets may share one
@@ -144,15 +126,19 @@ class Dataset:
         same: npt.NDArray[np.bool_] = self.documents.topics[documents][:, None] == self.queries.topics[queries][None]
         return same
 
+    def same_image(self, documents: Rows, queries: Rows) -> npt.NDArray[np.bool_]:
+        """Which documents show the image that queries show: (D,), (Q,) -> (D, Q)."""
+        shown = self.queries.images[queries]
+        same: npt.NDArray[np.bool_] = (self.documents.images[documents][:, None] == shown[None]) & (shown >= 0)[None]
+        return same
+
     def is_relevant(self, document: int, query: int) -> bool:
         """Whether a judgement or an equal topic makes a document row relevant to a query row."""
         topic = int(self.documents.topics[document])
         return topic in self.grades[query] or topic == self.queries.topics[query]
 
 
-def read_dataset(
-    storage: Storage, paths: TablePaths, columns: ExtraColumns, images: ImageStore, *, whole: bool = False
-) -> Dataset:
+def read_dataset(storage: Storage, tables: DatasetTables, images: ImageStore, *, whole: bool = False) -> Dataset:
     """Read the tables and join them. Rows that scoring would reject are left out, with a warning.
 
     Documents that no table names for a query of the dataset are not kept or decoded, unless they share a topic with a
@@ -162,49 +148,47 @@ def read_dataset(
         SchemaError: a column is missing, or no judgement names a query and a document that are there.
         StorageError: a table cannot be read.
     """
-    named = all_rows if whole else _named_documents(storage, paths, columns.topic)
-    documents = _read_table(storage, paths.documents, DOCUMENTS, columns, images, named)
-    queries = _read_table(storage, paths.queries, QUERIES, columns, images, all_rows)
-    names = documents.columns[columns.topic] if columns.topic else (None,) * len(documents.ids)
-    keys = [(True, name) if name else (False, doc_id) for name, doc_id in zip(names, documents.ids, strict=True)]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    named = all_rows if whole else _named_documents(storage, tables)
+    documents, document_topics = _read_table(storage, tables, DOCUMENTS, images, named)
+    queries, query_topics = _read_table(storage, tables, QUERIES, images, all_rows)
+    named_documents = zip(document_topics, documents.ids, strict=True)
+    keys = [(name, None) if name else (None, doc_id) for name, doc_id in named_documents]
+    numbers: dict[tuple[str | None, str | None], int] = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     documents = replace(documents, topics=np.array([numbers[key] for key in keys], dtype=np.int64))
     pairs = PairReader(storage, documents.ids, queries.ids)
     grades: list[dict[int, int]] = [{} for _ in queries.ids]
-    for query, document, (relevance,) in pairs.read(paths.qrels, QRELS):
+    for query, document, (relevance,) in pairs.read(tables.qrels, QRELS):
         topic = int(documents.topics[document])
         if relevance > 0:
             grades[query][topic] = max(relevance, grades[query].get(topic, 0))
     if not any(grades):
-        raise SchemaError(
-            f"{paths.qrels}: no judgement above 0 names a query of {paths.queries} and a document of {paths.documents}"
-        )
+        names = f"a query of {tables.queries} and a document of {tables.documents}"
+        raise SchemaError(f"{tables.qrels}: no judgement above 0 names {names}")
     # What a query is itself about comes first; a judgement may name other topics too.
-    topics = [max(graded, key=lambda topic: graded[topic]) if graded else -1 for graded in grades]
-    if columns.topic:
-        named_topics = zip(queries.columns[columns.topic], topics, strict=True)
-        topics = [numbers.get((True, name or ""), judged_topic) for name, judged_topic in named_topics]
+    judged = [max(graded, key=lambda topic: graded[topic]) if graded else -1 for graded in grades]
+    topics = [numbers.get((name, None), topic) for name, topic in zip(query_topics, judged, strict=True)]
     return Dataset(
         documents=documents,
         queries=replace(queries, topics=np.array(topics, dtype=np.int64)),
-        topics=len(numbers),
-        has_topics=columns.topic is not None,
+        topics=tuple(name for name, _ in numbers),
+        has_topics=tables.topic is not None,
         grades=tuple(grades),
         images=images,
-        candidates=pairs.candidates(paths.candidates) if paths.candidates else (),
-        teacher=pairs.teacher(paths.teacher) if paths.teacher else (),
+        candidates=pairs.candidates(tables.candidates) if tables.candidates else (),
+        teacher=pairs.teacher(tables.teacher) if tables.teacher else (),
     )
 
 
-def _named_documents(storage: Storage, paths: TablePaths, topic: str | None) -> SelectRows:
+def _named_documents(storage: Storage, tables: DatasetTables) -> SelectRows:
     """Selects documents that a table names, and those of a topic that is named or requested."""
-    queries = dict(_id_and(storage, paths.queries, "query_id", topic))
-    pairs = [uri for uri in (paths.qrels, paths.candidates, paths.teacher) if uri]
+    topic = tables.topic
+    queries = dict(_id_and(storage, tables.queries, "query_id", topic))
+    pairs = [uri for uri in (tables.qrels, tables.candidates, tables.teacher) if uri]
     named = (pair for uri in pairs for pair in _id_and(storage, uri, "doc_id", "query_id"))
     ids = {doc_id for doc_id, query_id in named if query_id in queries}
     topics = set(queries.values())
     if topic:
-        topics |= {about for doc_id, about in _id_and(storage, paths.documents, "doc_id", topic) if doc_id in ids}
+        topics |= {about for doc_id, about in _id_and(storage, tables.documents, "doc_id", topic) if doc_id in ids}
 
     def select(batch: pa.RecordBatch) -> pa.RecordBatch:
         kept = pc.is_in(batch.column("doc_id"), pa.array(sorted(ids), pa.string()))
@@ -223,25 +207,30 @@ def _id_and(storage: Storage, uri: str, id_name: str, other: str | None) -> Iter
 
 
 def _read_table(
-    storage: Storage, uri: str, schema: pa.Schema, columns: ExtraColumns, images: ImageStore, select: SelectRows
-) -> Table:
-    id_name, names = schema.names[0], columns.names()
-    fields = [schema.field(name) for name in (id_name, "text", "image")]
-    wide = pa.schema(fields + [pa.field(name, pa.string()) for name in names])
+    storage: Storage, tables: DatasetTables, schema: pa.Schema, images: ImageStore, select: SelectRows
+) -> tuple[Table, Sequence[str | None]]:
+    """The documents or the queries, by their schema, and the topic that each row names."""
+    uri = tables.documents if schema is DOCUMENTS else tables.queries
+    names = list(dict.fromkeys(name for name in (tables.topic, tables.kind) if name))
+    fields = [schema.field(name) for name in (schema.names[0], "text", "image")]
     rows: list[tuple[Any, ...]] = []
     rejected: list[str] = []
-    for item_id, raw, encoded, *others in _rows(storage, uri, wide, select):
+    for item_id, raw, encoded, *others in _rows(
+        storage, uri, pa.schema(fields + [pa.field(name, pa.string()) for name in names]), select
+    ):
+        extra = dict(zip(names, others, strict=True))
         try:
-            rows.append((item_id, *_content(raw, encoded, images), *others))
+            text, image = _content(raw, encoded, images)
         except RejectedInput as error:
             rejected.append(f"{item_id}: {error}")
+            continue
+        kind = extra[tables.kind] if tables.kind else "text" if image < 0 else "picture"
+        rows.append((item_id, text, image, kind or "", extra.get(tables.topic or "")))
     if rejected:
         log.warning("%s: %d rows left out, the first of them %s", uri, len(rejected), rejected[0])
-    ids, texts, shown, *values = zip(*rows, strict=True) if rows else ((),) * len(wide)
-    extra = dict(zip(names, values, strict=True))
-    kinds = extra[columns.kind] if columns.kind else ["text" if image < 0 else "picture" for image in shown]
+    ids, texts, shown, kinds, topics = zip(*rows, strict=True) if rows else ((),) * 5
     none = np.zeros(0, dtype=np.int64)
-    return Table(ids, texts, np.array(shown, dtype=np.int64), none, tuple(kind or "" for kind in kinds), extra)
+    return Table(ids, texts, np.array(shown, dtype=np.int64), none, kinds), topics
 
 
 def _content(raw: bytes | None, encoded: bytes | None, images: ImageStore) -> tuple[str | None, int]:

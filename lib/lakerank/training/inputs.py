@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lakerank.limits import Limits
-from lakerank.model.inputs import EncodedInput, NamedImage, Patches
+from lakerank.model.inputs import EncodedInput, Grid, NamedImage, Patches
 from lakerank.model.jina_m0.tokenize import PromptTokenizer, SpecialTokens
 from lakerank.model.preprocess.images import PatchShape, cut
 from lakerank.model.preprocess.tokenizer import TextTokenizer
@@ -106,82 +106,20 @@ class ImageBatch:
 
     places: list[int]
     values: Tensor  # (N, P, 3 · side²) float32, normalised
-    grid: tuple[int, int]
+    grid: Grid
 
 
-def image_batches(data: EncodedDataset, images: Sequence[int], generator: torch.Generator | None) -> list[ImageBatch]:
-    """Images as normalised patches, those of one size together; augmented where there is a generator."""
-    by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    pixels = [data.dataset.images.pixels[image] for image in images]
-    for place, each in enumerate(pixels):
-        by_size[each.shape].append(place)
+#: Random changes of images of any sizes, (height, width, 3) in [0, 1].
+Augment = Callable[[Sequence[npt.NDArray[np.float32]]], Sequence[npt.NDArray[np.float32]]]
+
+
+def image_batches(data: EncodedDataset, images: Sequence[int], augment: Augment | None = None) -> list[ImageBatch]:
+    """Images as normalised patches, those of one size together; changed first where there is a function for it."""
+    pixels = [data.dataset.images.pixels[image] * np.float32(1 / 255) for image in images]
+    patches = [cut(each, data.patches) for each in (augment(pixels) if augment else pixels)]
     mean, std = (torch.tensor(channel).view(3, 1, 1) for channel in (data.patches.mean, data.patches.std))
-    batches = []
-    for places in by_size.values():
-        values = torch.from_numpy(np.stack([pixels[place] for place in places])).float() * (1 / 255)
-        if generator is not None:
-            values = augment(values.permute(0, 3, 1, 2), generator).permute(0, 2, 3, 1)
-        patches = [cut(each, data.patches) for each in values.numpy()]
-        stacked = torch.from_numpy(np.stack([each.pixels for each in patches]))  # (N, P, 3, side, side)
-        batches.append(ImageBatch(places, ((stacked - mean) / std).flatten(2), patches[0].grid))
-    return batches
-
-
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Light, random changes, so that a network learns what is drawn rather than who drew it: (N, 3, H, W) in [0, 1].
-
-    Move, scale, tilt, cut, tint, shade and blur images on white. Nothing is mirrored: an arrow or a letter would come
-    to mean something else.
-    """
-    count = len(images)
-    ink = F.grid_sample(1 - images, _grid(images, generator), padding_mode="zeros", align_corners=False)
-    ink = torch.where(_likely(count, 0.15, generator), F.avg_pool2d(ink, 3, 1, 1), ink)
-    ink = ink * _kept(count, ink.shape[2:], generator)
-    changed = _tint(1 - ink, generator)
-    shade = _uniform((count, 1, 3, 3), 0.75, 1.2, generator)
-    shade = F.interpolate(shade, size=images.shape[2:], mode="bilinear", align_corners=True)
-    covered = (ink.amax(1, keepdim=True) > 0.02).float()
-    shaded = changed * (1 + (shade - 1) * covered)
-    return torch.where(_likely(count, 0.5, generator), shaded, changed).clamp(0, 1)
-
-
-def _grid(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Sampling grid of a small random rotation, scale, stretch and shift."""
-    count = len(images)
-    angle = _uniform((count,), -0.3, 0.3, generator)
-    scale = _uniform((count,), 0.85, 1.35, generator)
-    stretch = _uniform((count,), 0.85, 1.18, generator)
-    shift = _uniform((count, 2), -0.1, 0.1, generator)
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    rows = torch.stack([cos * stretch, -sin, shift[:, 0], sin * stretch, cos, shift[:, 1]], dim=1)
-    return F.affine_grid(rows.view(count, 2, 3), list(images.shape), align_corners=False)
-
-
-def _kept(count: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """(N, 1, H, W): 0 in a square that a quarter of the images lose (DeVries and Taylor 2017), 1 elsewhere."""
-    side = 0.3
-    top, left = (_uniform((count, 1, 1, 1), 0.0, 1.0 - side, generator) for _ in range(2))
-    rows, columns = (torch.linspace(0, 1, length) for length in shape)
-    down, across = rows.view(1, 1, -1, 1) - top, columns.view(1, 1, 1, -1) - left
-    inside = (down >= 0) & (down < side) & (across >= 0) & (across < side)
-    return (~(inside & _likely(count, 0.25, generator))).float()
-
-
-def _tint(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mix the colour channels a little (a fifth of the images: to grey), change the contrast, keep white."""
-    count = len(images)
-    mixing = torch.eye(3) + torch.randn(count, 3, 3, generator=generator) * 0.18
-    mixing = torch.where(_likely(count, 0.2, generator).view(-1, 1, 1), torch.full((3, 3), 1 / 3), mixing)
-    mixing = mixing / mixing.sum(2, keepdim=True)  # rows add up to 1: white stays white
-    mixed = torch.einsum("nij,njhw->nihw", mixing, images)
-    contrast = _uniform((count, 1, 1, 1), 0.7, 1.3, generator)
-    return (1 - (1 - mixed) * contrast).clamp(0, 1)
-
-
-def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=generator) * (high - low) + low
-
-
-def _likely(count: int, probability: float, generator: torch.Generator) -> Tensor:
-    """(N, 1, 1, 1), true with a probability."""
-    return torch.rand((count, 1, 1, 1), generator=generator) < probability
+    places: dict[Grid, list[int]] = defaultdict(list)
+    for place, each in enumerate(patches):
+        places[each.grid].append(place)
+    stacked = {grid: torch.from_numpy(np.stack([patches[at].pixels for at in those])) for grid, those in places.items()}
+    return [ImageBatch(places[grid], ((values - mean) / std).flatten(2), grid) for grid, values in stacked.items()]

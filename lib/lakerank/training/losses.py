@@ -74,19 +74,9 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
 RANKING_LOSSES: dict[str, Loss] = {"listnet": symmetric_listnet, "ranknet": ranknet}
 
 
-@dataclass(frozen=True)
-class LabelGrid:
-    """What is known of documents × queries (D, Q): grades, which to use, a teacher's logits (or NaN)."""
-
-    grades: Tensor
-    known: Tensor
-    teacher: Tensor | None
-
-    @classmethod
-    def of(cls, batch: Batch, device: torch.device) -> LabelGrid:
-        """A batch's whole grid, on a device."""
-        teacher = None if batch.teacher is None else torch.from_numpy(batch.teacher).to(device)
-        return cls(torch.from_numpy(batch.grades).to(device), torch.from_numpy(batch.known).to(device), teacher)
+def labels(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Grades and which of them are known, (D, Q) each, on a device."""
+    return torch.from_numpy(batch.grades).to(device), torch.from_numpy(batch.known).to(device)
 
 
 #: A loss's weight and value, by its name.
@@ -99,8 +89,8 @@ class Objective(Protocol):
     `loss_names`: of all losses, in the order in which processes add them up. `parameters`: everything that some stage
     trains, by name. `start_step` prepares for a step, the `first` of its stage or not. `draw`: a step's batch, when the
     stage is so far, in [0, 1). `pairs`: places (P,) of documents and (P,) of queries in the batch that are scored
-    together. `losses`: of a batch; images are augmented where there is a generator. `grid_scores`: scores (D, Q) of
-    held-out rows, as the stage ranks; the network is in evaluation mode, without gradients.
+    together. `losses`: of a batch. `grid_scores`: scores (D, Q) of held-out rows, as the stage ranks; the network is in
+    evaluation mode, without gradients.
     """
 
     @property
@@ -111,7 +101,7 @@ class Objective(Protocol):
     def start_step(self, stage: TrainingStage, first: bool) -> None: ...
     def draw(self, sampler: Sampler, random: np.random.Generator, progress: float) -> Batch: ...
     def pairs(self, stage: TrainingStage, batch: Batch) -> tuple[Tensor, Tensor]: ...
-    def losses(self, stage: TrainingStage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses: ...
+    def losses(self, stage: TrainingStage, batch: Batch) -> WeightedLosses: ...
     def grid_scores(self, stage: TrainingStage, data: EncodedDataset, documents: Rows, queries: Rows) -> np.ndarray: ...
 
 
@@ -146,21 +136,22 @@ class RankingObjective:
         group, document, query = torch.cartesian_prod(*map(torch.arange, (batch.groups, height, width))).T
         return group * height + document, group * width + query
 
-    def losses(self, stage: TrainingStage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses:
+    def losses(self, stage: TrainingStage, batch: Batch) -> WeightedLosses:
         """Of the logits of every pair of a group."""
         rows = (batch.documents, batch.queries)
-        return self.of_logits(stage, batch, self.network.logits(self.data, rows, self.pairs(stage, batch), generator))
+        return self.of_logits(stage, batch, self.network.logits(self.data, rows, self.pairs(stage, batch)))
 
     def of_logits(self, stage: TrainingStage, batch: Batch, logits: Tensor) -> WeightedLosses:
         """Losses of the logits (P,) of `pairs`, each the mean over groups."""
         ranking = RANKING_LOSSES[stage.ranking or "listnet"]
         by_name: dict[str, list[Tensor]] = {"ranking": [], "pointwise": [], "distillation": []}
         for scores, group in zip(logits.view(batch.groups, *batch.shape), batch.shards(batch.groups), strict=True):
-            grid = LabelGrid.of(group, self.network.device)
-            by_name["ranking"].append(ranking(scores, grid.grades, grid.known))
-            by_name["pointwise"].append(binary_cross_entropy(scores - self.logit_bias, grid.grades, grid.known))
-            if stage.distillation_weight and grid.teacher is not None:
-                by_name["distillation"].append(margin_mse(scores, grid.teacher, grid.known))
+            grades, known = labels(group, scores.device)
+            by_name["ranking"].append(ranking(scores, grades, known))
+            by_name["pointwise"].append(binary_cross_entropy(scores - self.logit_bias, grades, known))
+            if stage.distillation_weight and group.teacher is not None:
+                teacher = torch.from_numpy(group.teacher).to(scores.device)
+                by_name["distillation"].append(margin_mse(scores, teacher, known))
         weights = (stage.ranking_weight, stage.pointwise_weight, stage.distillation_weight)
         named = zip(weights, by_name.items(), strict=True)
         return {name: (weight, torch.stack(losses).mean()) for weight, (name, losses) in named if losses}

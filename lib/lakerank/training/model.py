@@ -26,7 +26,7 @@ from lakerank.model.jina_m0.weights import JinaVLForRanking, load_network, save_
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.training.dataset import Rows
-from lakerank.training.inputs import EncodedDataset, ImageBatch, PaddedInputs, image_batches, pad
+from lakerank.training.inputs import Augment, EncodedDataset, ImageBatch, PaddedInputs, image_batches, pad
 
 #: Every projection of the language model's layers; nothing of the vision encoder matches (jina-reranker-m0's recipe).
 LORA_TARGETS = r"(?:.*\.)?language_model\.layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
@@ -137,11 +137,12 @@ class PairInputs:
 @dataclass(frozen=True)
 class PairNetwork:
     """A network as it is run over pairs. `checkpointing` keeps the states between layers alone and computes what is
-    inside them again for the gradients (Chen et al. 2016).
+    inside them again for the gradients (Chen et al. 2016). `augment` changes the images that it is trained on.
     """
 
     network: Any
     checkpointing: bool = False
+    augment: Augment | None = None
 
     @property
     def device(self) -> torch.device:
@@ -153,23 +154,20 @@ class PairNetwork:
         """The language model."""
         return self.network.model.language_model
 
-    def inputs(
-        self, data: EncodedDataset, documents: Rows, queries: Rows, generator: torch.Generator | None = None
-    ) -> PairInputs:
-        """Rows of the dataset as tensors. Images are augmented where there is a generator."""
+    def inputs(self, data: EncodedDataset, documents: Rows, queries: Rows) -> PairInputs:
+        """Rows of the dataset as tensors."""
         prefixes = pad([data.documents[row] for row in documents]).to(self.device)
         suffixes = pad([data.queries[row] for row in queries]).to(self.device)
         images = [*data.dataset.documents.images[documents].tolist(), *data.dataset.queries.images[queries].tolist()]
         images = [image for image in images if image >= 0]
-        visual = self.visual_tokens(image_batches(data, images, generator)) if images else None
-        return PairInputs(prefixes, suffixes, visual)
+        return PairInputs(prefixes, suffixes, self.visual_tokens(data, images) if images else None)
 
-    def visual_tokens(self, batches: Sequence[ImageBatch]) -> Tensor:
-        """Merged visual tokens (T, H) of images, in the order of their places."""
+    def visual_tokens(self, data: EncodedDataset, images: Sequence[int]) -> Tensor:
+        """Merged visual tokens (T, H) of images, in their order."""
         tokens: dict[int, Tensor] = {}
-        for batch in batches:
+        for batch in image_batches(data, images, self.augment if self.network.training else None):
             tokens |= zip(batch.places, self._encode_images(batch).chunk(len(batch.places)), strict=True)
-        return torch.cat([tokens[place] for place in range(len(tokens))])
+        return torch.cat([tokens[place] for place in range(len(images))])
 
     def _encode_images(self, batch: ImageBatch) -> Tensor:
         """Merged visual tokens (N·T, H). Transformers' encoder attends image by image on a CPU; here in one batch."""
@@ -201,22 +199,14 @@ class PairNetwork:
         prefixes, suffixes = (self.text.embed_tokens(part.ids) for part in (inputs.documents, inputs.queries))
         if inputs.visual is None:
             return prefixes, suffixes
-        masks = [
-            part.ids == self.network.config.image_token_id for part in (inputs.documents, inputs.queries)
-        ]  # (B, L)
+        image = self.network.config.image_token_id
+        masks = [(part.ids == image).unsqueeze(-1) for part in (inputs.documents, inputs.queries)]  # (B, L, 1)
         visual = torch.split(inputs.visual.to(prefixes.dtype), [int(mask.sum()) for mask in masks])
-        masks = [mask.unsqueeze(-1) for mask in masks]
         return prefixes.masked_scatter(masks[0], visual[0]), suffixes.masked_scatter(masks[1], visual[1])
 
-    def logits(
-        self,
-        data: EncodedDataset,
-        rows: tuple[Rows, Rows],
-        pairs: tuple[Tensor, Tensor],
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def logits(self, data: EncodedDataset, rows: tuple[Rows, Rows], pairs: tuple[Tensor, Tensor]) -> Tensor:
         """Logits (P,) of pairs of documents and queries: (D,) and (Q,) rows of the dataset, and (P,) places in them."""
-        forward = PairForward(self, self.inputs(data, *rows, generator), *pairs)
+        forward = PairForward(self, self.inputs(data, *rows), *pairs)
         forward.through(self.text.layers)
         return forward.logits()
 
@@ -300,11 +290,9 @@ def _causal(length: int, like: Tensor) -> Tensor:
 
 def _image_attention(attention: Any, hidden: Tensor, rotation: Tensor) -> Tensor:
     """Full attention within each image: (N, P, E) -> (N, P, E)."""
-    count, length, width = hidden.shape
-    states = attention.qkv(hidden).view(count, length, 3 * attention.num_heads, -1)
-    query_key = rotate(states[:, :, : 2 * attention.num_heads].float(), rotation).to(hidden.dtype)
-    query, key, value = torch.cat((query_key, states[:, :, 2 * attention.num_heads :]), 2).transpose(1, 2).chunk(3, 1)
+    states = attention.qkv(hidden).unflatten(-1, (3, attention.num_heads, -1))  # (N, P, 3, heads, d)
+    query, key = (rotate(states[:, :, part].float(), rotation).to(hidden.dtype).transpose(1, 2) for part in (0, 1))
     weights = (query @ key.transpose(2, 3) * attention.scaling).softmax(-1)
-    mixed = (weights.to(value.dtype) @ value).transpose(1, 2).reshape(count, length, width)
-    output: Tensor = attention.proj(mixed)
+    value = states[:, :, 2].transpose(1, 2)
+    output: Tensor = attention.proj((weights.to(value.dtype) @ value).transpose(1, 2).flatten(2))
     return output

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -20,9 +19,9 @@ from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.limits import Limits
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.training.batches import Sampler
-from lakerank.training.config import SliceConfig, TablesConfig, TrainConfig
-from lakerank.training.dataset import Dataset, ExtraColumns, ImageStore, TablePaths, read_dataset
-from lakerank.training.inputs import EncodedDataset, encode_dataset
+from lakerank.training.config import CURRICULUM, TablesConfig, TrainConfig
+from lakerank.training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
+from lakerank.training.inputs import Augment, EncodedDataset, encode_dataset
 from lakerank.training.losses import Objective, RankingObjective
 from lakerank.training.model import PairNetwork, TrainableModel, adapt, load_model
 from lakerank.training.step import (
@@ -43,21 +42,24 @@ from lakerank.training.trainer import (
     checkpoint_identity,
     dataset_identity,
     flat,
-    selection_identity,
 )  # fmt: skip
 from lakerank.training.validate import HeldOutSlice, Validation, duplicate_queries
 
 log = logging.getLogger(__name__)
 
+#: Of a line of metrics.jsonl: what is no loss.
+_NOT_PLOTTED = {"step", "stage", "norm", "rate", "seconds", "loss"}
+
 
 class Recipe(Protocol):
     """The module of a config's `recipe`: how it differs from fine-tuning.
 
-    `initialise`: a model from scratch, its tokenizer trained on the dataset. `objective`: what stages minimise, around
-    the objective of fine-tuning. `optimizer`: what changes the weights. `faults`: what the config asks for and the
-    dataset or the network, of so many layers, does not have.
+    `augment`: how the images of a step are changed. `initialise`: a model from scratch, its tokenizer trained on the
+    dataset. `objective`: what stages minimise, around the objective of fine-tuning. `optimizer`: what changes the
+    weights. `faults`: what the config asks for and the dataset or the network, of so many layers, does not have.
     """
 
+    def augment(self, config: TrainConfig) -> Augment | None: ...
     def initialise(self, config: TrainConfig, dataset: Dataset) -> TrainableModel: ...
     def objective(self, config: TrainConfig, ranking: RankingObjective, model: TrainableModel) -> Objective: ...
     def optimizer(self, config: TrainConfig) -> MakeOptimizer: ...
@@ -79,7 +81,7 @@ def run_training(config: TrainConfig) -> TrainingResult:
 
 
 def _run(config: TrainConfig, processes: DistributedContext) -> TrainingResult:
-    recipe = cast(Recipe, import_module(config.recipe)) if config.recipe else None
+    recipe = cast(Recipe, import_module(f"{CURRICULUM}.recipe")) if config.recipe else None
     output = Path(config.output)
     inputs = read_inputs(config, recipe)
     step = _make_step(config, recipe, inputs, processes)
@@ -126,9 +128,10 @@ def read_inputs(config: TrainConfig, recipe: Recipe | None = None) -> RunInputs:
     images = ImageStore(Limits(max_pixels=config.picture_side**2), model.patches if model else PatchShape())
 
     def read(tables: TablesConfig) -> Dataset:
-        paths = TablePaths(**tables.model_dump(include={each.name for each in fields(TablePaths)}))
+        columns = {"topic": config.lake.topic, "kind": config.lake.kind}
+        paths = columns | tables.model_dump(include={each.name for each in fields(DatasetTables)})
         # A network from scratch learns its words from all texts.
-        return read_dataset(storage, paths, _columns(config, tables), images, whole=config.start.path is None)
+        return read_dataset(storage, DatasetTables(**paths), images, whole=config.start.path is None)
 
     dataset = read(config.lake)
     if model is None:
@@ -160,33 +163,28 @@ def _slices(
             log.warning(
                 "slice %s: %d queries repeat the content of a query that is trained on: left out", name, len(duplicates)
             )
-        slices[name] = HeldOutSlice(data, part.document_only, part.query_only, trained_on, part.same_topics, duplicates)
+        kinds = (part.document_kinds, part.query_kinds)
+        slices[name] = HeldOutSlice(data, *kinds, trained_on, part.same_topics, duplicates)
     return slices
-
-
-def _columns(config: TrainConfig, tables: TablesConfig) -> ExtraColumns:
-    selecting = {*config.lake.apart, *(name for stage in config.stages for name in stage.only)}
-    if isinstance(tables, SliceConfig):
-        selecting |= {*tables.document_only, *tables.query_only}
-    return ExtraColumns(config.lake.topic, config.lake.kind, tuple(sorted(selecting)))
 
 
 def _make_step(config: TrainConfig, recipe: Recipe | None, inputs: RunInputs, processes: DistributedContext) -> Step:
     model, dataset, rates = inputs.model, inputs.data.dataset, config.optimizer
     log.info(
-        "%d documents, %d queries, %d topics", len(dataset.documents.ids), len(dataset.queries.ids), dataset.topics
+        "%d documents, %d queries, %d topics", len(dataset.documents.ids), len(dataset.queries.ids), len(dataset.topics)
     )
-    network = PairNetwork(model.network.to(processes.device(config.device)), config.gradient_checkpointing)
+    augment = None if recipe is None else recipe.augment(config)
+    network = PairNetwork(model.network.to(processes.device(config.device)), config.gradient_checkpointing, augment)
     ranking = RankingObjective(network, inputs.data, model.logit_bias)
     objective = ranking if recipe is None else recipe.objective(config, ranking, model)
     parameters = objective.parameters()
     make_optimizer = adamw if recipe is None else recipe.optimizer(config)
     return Step(
-        settings=StepSettings(config.seed, rates.clip, rates.step_tokens, config.augment, config.bf16),
+        settings=StepSettings(config.seed, rates.clip, rates.step_tokens, config.bf16),
         schedule=Schedule(config.stages, rates.learning_rate, rates.warmup_steps, rates.floor),
         objective=objective,
         data=inputs.data,
-        samplers=[Sampler(dataset, stage, config.lake.apart, config.negatives) for stage in config.stages],
+        samplers=[Sampler(dataset, stage, config.negatives) for stage in config.stages],
         parameters=parameters,
         optimizer=make_optimizer(parameters, rates.weight_decay),
         processes=processes,
@@ -208,23 +206,18 @@ def _faults(config: TrainConfig, recipe: Recipe | None, step: Step, validation: 
             f"negatives.below: in {config.lake.candidates} some candidate has no first_stage_score above 0, of which a "
             "share could be taken; give every candidate one, or set negatives.below=null and use negatives.skip"
         )
-    return faults + validation.faults(dataset, config.lake.topic)
+    return faults + validation.faults(dataset)
 
 
 def identify_run(config: TrainConfig, inputs: RunInputs) -> RunIdentity:
     """Name a run by its config and by what it reads."""
-    dataset, (settings, stages) = inputs.data.dataset, config.lasting()
-    topic = [config.lake.topic] if config.lake.topic else []
-    named = flat(settings) | flat(dataset_identity(dataset, [*topic, *config.lake.apart]), "lake.")
+    settings, stages = config.lasting()
+    named = flat(settings) | flat(dataset_identity(inputs.data.dataset), "lake.")
     for name, part in inputs.slices.items():
-        columns = [*topic, *part.document_only, *part.query_only]
-        named |= flat(dataset_identity(part.data.dataset, columns), f"evaluation.slices.{name}.")
+        named |= flat(dataset_identity(part.data.dataset), f"evaluation.slices.{name}.")
     if inputs.model.source is not None:
         named["start.path"] = checkpoint_identity(inputs.model.source)
-    chosen_by = [selection_identity(dataset, stage["only"]) for stage in stages]
-    steps = [stage["steps"] for stage in stages]
-    named_stages = [stage | {"chosen_by": chosen} for stage, chosen in zip(stages, chosen_by, strict=True)]
-    return RunIdentity(named, list(zip(steps, named_stages, strict=True)))
+    return RunIdentity(named, [(stage["steps"], stage) for stage in stages])
 
 
 def model_card(name: str, config: TrainConfig, step: Step, result: TrainingResult) -> str:
@@ -273,31 +266,25 @@ def draw_progress(metrics: Path, image: Path) -> None:
         log.info("no %s: it takes matplotlib (pip install 'lakerank[report]')", image.name)
         return
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    of_steps = [record for record in records if "loss" in record]
-    losses, window = _series(of_steps), max(1, len(of_steps) // 100)
-    figures = _series({"step": record["step"], **record["ndcg@10"]} for record in records if record.get("ndcg@10"))
-    figure = Figure(figsize=(8, 6 if figures else 3.5), layout="constrained")
-    axes = figure.subplots(2 if figures else 1, 1, squeeze=False, sharex=True)[:, 0]
-    for name, points in losses.items():
-        steps, values = np.array(points).T
-        means = [values[max(0, end - window) : end].mean() for end in range(1, len(values) + 1)]
-        axes[0].plot(steps, means, label=name, linewidth=1)
+    steps = [record for record in records if "loss" in record]
+    evaluations = [{"step": record["step"], **record["ndcg@10"]} for record in records if record.get("ndcg@10")]
+    figure = Figure(figsize=(8, 6 if evaluations else 3.5), layout="constrained")
+    axes = figure.subplots(2 if evaluations else 1, 1, squeeze=False, sharex=True)[:, 0]
+    window = max(1, len(steps) // 100)
+    _plot(axes[0], steps, window)
     axes[0].set_ylabel(f"loss (mean of {window} steps)" if window > 1 else "loss")
-    for name, points in figures.items():
-        axes[-1].plot(*np.array(points).T, marker="o", markersize=3, linewidth=1, label=name)
-    if figures:
-        axes[-1].set_ylabel("nDCG@10")
-        axes[-1].set_ylim(0, 1)
-    for each in axes:
-        each.legend(fontsize="small")
+    if evaluations:
+        _plot(axes[1], evaluations)
+        axes[1].set(ylabel="nDCG@10", ylim=(0, 1))
     axes[-1].set_xlabel("step")
     figure.savefig(image, dpi=120)
 
 
-def _series(records: Iterable[Mapping[str, Any]]) -> Mapping[str, list[tuple[int, float]]]:
-    """(step, value) of each quantity, by its name."""
-    series: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for record in records:
-        for name in record.keys() - {"step", "stage", "norm", "rate", "seconds", "loss"}:
-            series[name].append((record["step"], record[name]))
-    return dict(sorted(series.items()))
+def _plot(axes: Any, records: Sequence[Mapping[str, Any]], window: int = 1) -> None:
+    """A line for each quantity, the mean over a window of steps."""
+    for name in sorted({name for record in records for name in record} - _NOT_PLOTTED):
+        steps, values = np.array([(record["step"], record[name]) for record in records if name in record]).T
+        width = min(window, len(values))
+        means = np.convolve(values, np.full(width, 1 / width), "valid")
+        axes.plot(steps[width - 1 :], means, marker="" if window > 1 else ".", linewidth=1, label=name)
+    axes.legend(fontsize="small")

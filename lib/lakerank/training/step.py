@@ -191,7 +191,6 @@ class StepSettings:
     seed: int = 0
     clip: float = 1.0
     step_tokens: int | None = None
-    augment: bool = True
     bf16: bool = False
 
 
@@ -248,11 +247,9 @@ class Step:
         names, groups = ("loss", *self.objective.loss_names), sum(shard.groups for shard in shards)
         totals, device = torch.zeros(len(names), dtype=torch.float64), self.objective.network.device
         for index in range(self.processes.rank, len(shards), self.processes.count):
-            seed = int(np.random.default_rng((self.settings.seed, number, index)).integers(2**62))
-            torch.manual_seed(seed)  # dropout
-            generator = torch.Generator().manual_seed(seed) if self.settings.augment else None
+            torch.manual_seed(int(np.random.default_rng((self.settings.seed, number, index)).integers(2**62)))
             with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16):
-                loss, parts = total_loss(self.objective.losses(stage, shards[index], generator))
+                loss, parts = total_loss(self.objective.losses(stage, shards[index]))
             share = shards[index].groups / groups
             (loss * share).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": loss.detach(), **parts}.items():

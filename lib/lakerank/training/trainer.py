@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import IO
@@ -64,41 +64,30 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return settings
 
 
-def dataset_identity(dataset: Dataset, columns: Sequence[str]) -> dict[str, object]:
+def dataset_identity(dataset: Dataset) -> dict[str, object]:
     """A fingerprint of each table's rows as training reads them, whatever their paths and files."""
     scores = {"candidates": dataset.candidates, "teacher": dataset.teacher}
     return {
-        "documents": digest(_rows(dataset.documents, columns, dataset.images)),
-        "queries": digest(_rows(dataset.queries, columns, dataset.images)),
+        "documents": digest(_rows(dataset.documents, dataset.images)),
+        "queries": digest(_rows(dataset.queries, dataset.images)),
         "qrels": digest(sorted(grades.items()) for grades in dataset.grades),
-        **{
-            name: digest(list(each.items()) for each in by_query) if by_query else None
-            for name, by_query in scores.items()
-        },
+        **{name: digest(list(each.items()) for each in rows) if rows else None for name, rows in scores.items()},
     }
 
 
-def _rows(table: Table, columns: Sequence[str], images: ImageStore) -> Iterable[object]:
+def _rows(table: Table, images: ImageStore) -> Iterable[object]:
     @functools.cache
-    def image_digest(index: int) -> bytes | None:
-        if index < 0:
-            return None
-        pixels = images.pixels[index].transpose(2, 0, 1)  # as stored states have it: (3, height, width)
+    def image_digest(index: int) -> bytes:
+        pixels = images.pixels[index]
         return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes()).digest()
 
-    digests = map(image_digest, table.images.tolist())
-    return zip(table.ids, table.texts, digests, table.kinds, *(table.columns[name] for name in columns), strict=True)
+    shown = (image_digest(index) if index >= 0 else None for index in table.images.tolist())
+    return zip(table.ids, table.texts, shown, table.kinds, table.topics.tolist(), strict=True)
 
 
 def checkpoint_identity(folder: Path) -> str:
     """A fingerprint of a checkpoint's weights, configuration and tokenizer."""
     return digest(map(file_hash, [*weight_files(folder), folder / "config.json", folder / "tokenizer.json"]))
-
-
-def selection_identity(dataset: Dataset, only: Iterable[str]) -> str | None:
-    """A fingerprint of the columns by which a stage chooses rows; None where it takes all."""
-    columns = [table.columns[name] for table in (dataset.documents, dataset.queries) for name in only]
-    return digest(columns) if columns else None
 
 
 def digest(parts: Iterable[object]) -> str:
@@ -111,16 +100,20 @@ def digest(parts: Iterable[object]) -> str:
 
 @dataclass(frozen=True)
 class TrainState:
-    """The progress of a run: steps done, the best held-out mean so far, and the evaluations since."""
+    """The progress of a run: steps done, the best held-out mean so far, and the evaluations since.
+
+    `figures`: those of the weights that the run would leave.
+    """
 
     step: int = 0
     best: float | None = None
     stale: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
 
-    def evaluated(self, figure: float) -> TrainState:
-        """After an evaluation."""
-        if self.best is None or figure > self.best:
-            return replace(self, best=figure, stale=0)
+    def evaluated(self, mean: float, figures: Mapping[str, float]) -> TrainState:
+        """After an evaluation of a run that keeps its best weights; of equals the first."""
+        if self.best is None or mean > self.best:
+            return replace(self, best=mean, stale=0, figures=figures)
         return replace(self, stale=self.stale + 1)
 
 
@@ -158,14 +151,15 @@ class StateFolder:
             return TrainState()
         try:
             record = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
-            state = TrainState(int(record["step"]), record["best"], int(record["stale"]))
             tensors = load_file(os.fspath(self.path / record["tensors"]))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise StorageError(
                 f"{self.path}: the saved state is corrupt ({error}); remove it to start again"
             ) from error
-        if record.get("run") is None:
+        names = {each.name for each in fields(TrainState)}
+        if not record.keys() >= {*names, "run"}:
             raise StorageError(f"{self.path}: an earlier version saved this state; choose another output or remove it")
+        state = TrainState(**{name: record[name] for name in names})
         if unlike := differences(record["run"], self.identity.at(state.step)):
             raise StorageError(
                 f"{self.path}: holds the state of another run: {'; '.join(unlike)}; "
@@ -245,20 +239,8 @@ class Trainer:
                 if self._processes.first:
                     _write(metrics, {**record, "seconds": time.monotonic() - started})
                 self._after(number, metrics)
-        figures = self._figures() if self._processes.first else {}
         done = self._state.step
-        return TrainingResult(done, first, time.monotonic() - started, figures, stopped_early=done < steps)
-
-    def _figures(self) -> dict[str, float]:
-        """Held-out figures of the weights that are kept: the last evaluation's, or the best one's."""
-        lines = (self._output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        evaluations = [record for line in lines if (record := json.loads(line)).get("ndcg@10")]
-        if self._cadence.patience is not None:
-            ranking = {stage.name for stage in self._step.schedule.stages if stage.ranking is not None}
-            evaluations = [record for record in evaluations if record["stage"] in ranking]
-            # the first of equals, as `TrainState.evaluated` has it
-            evaluations = evaluations and [max(evaluations, key=lambda record: fmean(record["ndcg@10"].values()))]
-        return dict(evaluations[-1]["ndcg@10"]) if evaluations else {}
+        return TrainingResult(done, first, time.monotonic() - started, self._state.figures, stopped_early=done < steps)
 
     def _after(self, number: int, metrics: IO[str]) -> None:
         """Evaluate, publish and save where it is time to, the state last: a run killed before that does it all again.
@@ -271,10 +253,12 @@ class Trainer:
         save = last or done % self._cadence.save_every == 0
         publish = save and not keep_best
         if last or done % self._cadence.evaluate_every == 0:
-            figure = self._evaluate(number, metrics)
-            if keep_best and figure is not None:
-                self._state = self._state.evaluated(figure)
+            mean, figures = self._evaluate(number, metrics)
+            if keep_best and mean is not None:
+                self._state = self._state.evaluated(mean, figures)
                 save, publish = True, self._state.stale == 0
+            elif not keep_best and figures:
+                self._state = replace(self._state, figures=figures)
         if save:
             if self._processes.first:
                 if publish:
@@ -282,16 +266,19 @@ class Trainer:
                 self._folder.save(self._state, self._step.parameters, self._step.optimizer)
             self._processes.wait()
 
-    def _evaluate(self, number: int, metrics: IO[str]) -> float | None:
-        """The mean by which weights are the best, the first process's for all, so that they stop together; None where
-        there is none. Each process measures, but two machines may differ in the last digit.
+    def _evaluate(self, number: int, metrics: IO[str]) -> tuple[float | None, dict[str, float]]:
+        """The mean by which weights are the best, None where there is none, and the figures.
+
+        The mean is the first process's for all, so that they stop together: each measures, but two machines may differ
+        in the last digit.
         """
         stage = self._step.schedule.stage(number)
         figures = self._validation.measure(self._step.objective, stage)
         if self._processes.first:
             _write(metrics, {"step": number + 1, "stage": stage.name, "ndcg@10": figures})
             log.info("step %d of %d: %s", number + 1, self._step.schedule.ends[-1], figures)
-        return self._processes.of_first(fmean(figures.values())) if stage.ranking and figures else None
+        mean = self._processes.of_first(fmean(figures.values())) if stage.ranking and figures else None
+        return mean, figures
 
 
 def _open_metrics(path: Path, first: int, processes: DistributedContext) -> IO[str]:

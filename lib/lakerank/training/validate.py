@@ -14,7 +14,7 @@ import torch
 
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, list_figures
 from lakerank.training.batches import TrainingStage
-from lakerank.training.dataset import Dataset, RowFilter, Rows, Table
+from lakerank.training.dataset import Dataset, Rows, Table
 from lakerank.training.inputs import EncodedDataset
 from lakerank.training.losses import Objective
 
@@ -34,15 +34,15 @@ FEWEST_TOPICS = 10
 
 @dataclass(frozen=True)
 class HeldOutSlice:
-    """A part of a dataset: rows whose columns hold one of the values, or nothing.
+    """A part of a dataset: rows of some kinds; of any, where none is named.
 
     `trained_on`: it is the tables that are trained on; its figures say what was learned. `same_topics`: its queries may
     be about topics that are trained on. `duplicates`: rows of queries whose content is that of a query trained on.
     """
 
     data: EncodedDataset
-    document_only: RowFilter
-    query_only: RowFilter
+    document_kinds: tuple[str, ...] = ()
+    query_kinds: tuple[str, ...] = ()
     trained_on: bool = False
     same_topics: bool = False
     duplicates: frozenset[int] = frozenset()
@@ -84,7 +84,7 @@ class Validation:
         grids = {direction: draw_grid(part, direction, self.candidates, self.seed) for direction in DIRECTIONS}
         return {direction: grid for direction, grid in grids.items() if grid is not None}
 
-    def faults(self, trained: Dataset, topic_column: str | None) -> list[str]:
+    def faults(self, trained: Dataset) -> list[str]:
         """Slices that cannot be measured, or that share queries or topics with what is trained on."""
         faults = []
         for name, part in self.slices.items():
@@ -98,9 +98,7 @@ class Validation:
                     f"{at} {len(shared)} of its queries are trained on ({min(shared)!r} first); "
                     "split the lake by what rows are about"
                 )
-            elif not part.same_topics and (
-                topics := _query_topics(held_out, topic_column) & _query_topics(trained, topic_column)
-            ):
+            elif not part.same_topics and (topics := _query_topics(held_out) & _query_topics(trained)):
                 faults.append(
                     f"{at} {len(topics)} of the topics that its queries are about are trained on "
                     f"({min(topics)!r} first); split queries by topic, or set same_topics: true to measure that"
@@ -113,19 +111,19 @@ def draw_grid(part: HeldOutSlice, direction: str, candidates: int, seed: int) ->
     query_images, document_images = DIRECTIONS[direction]
     random = np.random.default_rng(seed)
     dataset = part.data.dataset
-    documents = _rows_by_topic(dataset.documents, part.document_only, document_images)
-    queries = _rows_by_topic(dataset.queries, part.query_only, query_images, part.duplicates)
+    documents = _rows_by_topic(dataset.documents, part.document_kinds, document_images)
+    queries = _rows_by_topic(dataset.queries, part.query_kinds, query_images, part.duplicates)
     pairs: list[tuple[int, int]] = []
     for topic in random.permutation(sorted(documents.keys() & queries.keys())).tolist():
         query = int(random.choice(queries[topic]))
-        others = [row for row in documents[topic] if not _same_image(dataset, row, query)]
+        itself = dataset.same_image(np.array(documents[topic]), np.array([query]))[:, 0]
+        others = [row for row, is_itself in zip(documents[topic], itself, strict=True) if not is_itself]
         if others and len(pairs) < candidates:
             pairs.append((int(random.choice(others)), query))
     if len(pairs) < FEWEST_TOPICS:
         return None
-    rows = np.array(pairs)
-    known = np.array([[not _same_image(dataset, d, q) for q in rows[:, 1]] for d in rows[:, 0]])
-    return RankingGrid(rows[:, 0], rows[:, 1], dataset.relevance(rows[:, 0], rows[:, 1]) > 0, known)
+    rows, asked = np.array(pairs).T
+    return RankingGrid(rows, asked, dataset.relevance(rows, asked) > 0, ~dataset.same_image(rows, asked))
 
 
 def mean_ndcg(scores: np.ndarray, grid: RankingGrid) -> float:
@@ -152,25 +150,17 @@ def _query_contents(dataset: Dataset) -> Iterator[tuple[str | None, bytes]]:
         yield text, digests.get(int(image), b"")
 
 
-def _query_topics(dataset: Dataset, column: str | None) -> set[str]:
+def _query_topics(dataset: Dataset) -> set[str]:
     """Names of the topics that queries are about. Documents about others may be the same: only queries are learned."""
-    if column is None:
-        return set()
-    topics = set(dataset.queries.topics.tolist())
-    names = zip(dataset.documents.columns[column], dataset.documents.topics.tolist(), strict=True)
-    return {name for name, topic in names if name and topic in topics}
+    names = {dataset.topics[topic] for topic in dataset.queries.topics.tolist() if topic >= 0}
+    return {name for name in names if name is not None}
 
 
 def _rows_by_topic(
-    table: Table, only: RowFilter, images: bool, left_out: frozenset[int] = frozenset()
+    table: Table, kinds: tuple[str, ...], images: bool, left_out: frozenset[int] = frozenset()
 ) -> dict[int, list[int]]:
     rows: dict[int, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(((table.images >= 0) == images) & (table.topics >= 0) & table.rows_where(only)).tolist():
-        if row not in left_out:
+    for row in np.flatnonzero(((table.images >= 0) == images) & (table.topics >= 0)).tolist():
+        if row not in left_out and (not kinds or table.kinds[row] in kinds):
             rows[int(table.topics[row])].append(row)
     return rows
-
-
-def _same_image(dataset: Dataset, document: int, query: int) -> bool:
-    image = int(dataset.queries.images[query])
-    return image >= 0 and image == int(dataset.documents.images[document])

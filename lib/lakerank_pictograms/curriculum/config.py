@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from lakerank.settings import Section
 from lakerank.training.batches import TrainingStage, Weight
-from lakerank.training.config import OptimizerConfig, StartConfig, TrainConfig
+from lakerank.training.config import OptimizerConfig, StartConfig, TrainConfig, TrainingLakeConfig
 
 
 class ShapeConfig(Section):
@@ -48,9 +48,16 @@ class ShapeConfig(Section):
         return self
 
 
+class CurriculumLakeConfig(TrainingLakeConfig):
+    """`apart` maps a column to values of texts that are never paired with an image."""
+
+    apart: dict[str, tuple[str, ...]] = Field(default={})
+
+
 class CurriculumStartConfig(StartConfig):
     """A checkpoint (`path`), or a `shape`: a network initialised from scratch, with a tokenizer of its own."""
 
+    path: str | None = None  # type: ignore[assignment]
     shape: ShapeConfig | None = None
 
     @model_validator(mode="after")
@@ -102,11 +109,14 @@ class CurriculumOptimizerConfig(OptimizerConfig):
 
 
 class CurriculumConfig(TrainConfig):
-    """A whole config. `tap`: the layer whose attention says where a query finds a document."""
+    """A whole config. `tap`: the layer whose attention says where a query finds a document.
 
-    recipe: ClassVar[str | None] = "lakerank_pictograms.curriculum.recipe"
+    `augment`: change the images of a step at random.
+    """
 
+    lake: CurriculumLakeConfig
     start: CurriculumStartConfig
+    augment: bool = True
     tap: int = Field(default=4, ge=1)
     stages: tuple[CurriculumStage, ...] = Field(min_length=1)
     optimizer: CurriculumOptimizerConfig = CurriculumOptimizerConfig()

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lakerank.training.batches import Batch, Sampler
-from lakerank.training.dataset import Rows
+from lakerank.training.dataset import Dataset, Rows
 from lakerank.training.inputs import EncodedDataset, PaddedInputs
-from lakerank.training.losses import LabelGrid, RankingObjective, WeightedLosses, symmetric_listnet
+from lakerank.training.losses import RankingObjective, WeightedLosses, labels, symmetric_listnet
 from lakerank.training.model import PairForward, PairNetwork
 from lakerank_pictograms.curriculum.config import CurriculumStage
 from lakerank_pictograms.curriculum.similarity import TapStates, contrastive_softmax, similarities
@@ -40,6 +41,21 @@ class TemplateTokens:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """Documents (D,) and queries (Q,) of a dataset that are never paired with an image."""
+
+    documents: npt.NDArray[np.bool_]
+    queries: npt.NDArray[np.bool_]
+
+    def meet_images(self, dataset: Dataset, documents: Rows, queries: Rows) -> npt.NDArray[np.bool_]:
+        """Pairs (D, Q) of rows of which one is kept apart and the other is an image."""
+        by_document = self.documents[documents][:, None] & (dataset.queries.images[queries] >= 0)[None]
+        by_query = self.queries[queries][None] & (dataset.documents.images[documents] >= 0)[:, None]
+        meet: npt.NDArray[np.bool_] = by_document | by_query
+        return meet
+
+
+@dataclass(frozen=True)
 class CurriculumObjective:
     """The objective of each stage. `proxies`: one vector a topic, which no checkpoint keeps; None without topics."""
 
@@ -48,6 +64,7 @@ class CurriculumObjective:
     tap: int
     template: TemplateTokens
     trainable: Mapping[str, nn.Parameter]
+    apart: Apart
 
     @property
     def network(self) -> PairNetwork:
@@ -96,11 +113,14 @@ class CurriculumObjective:
         """In a bag, rows of one topic are relevant to each other, whatever else judgements name."""
         stage = cast(CurriculumStage, sampler.stage)
         topics = self._draw_topics(sampler, random, stage.mined_share(progress))
-        if not stage.bag:
-            return sampler.draw(random, topics)
-        documents, queries = sampler.draw_rows(random, topics)
-        same = self.ranking.data.dataset.same_topic(documents, queries).astype(np.int64)
-        return Batch(documents, queries, stage.groups, same, sampler.allowed(documents, queries))
+        dataset = self.ranking.data.dataset
+        if stage.bag:
+            rows = sampler.draw_rows(random, topics)
+            same = dataset.same_topic(*rows).astype(np.int64)
+            batch = Batch(*rows, stage.groups, same, ~dataset.same_image(*rows))
+        else:
+            batch = sampler.draw(random, topics)
+        return replace(batch, known=batch.known & ~self.apart.meet_images(dataset, batch.documents, batch.queries))
 
     def _draw_topics(self, sampler: Sampler, random: np.random.Generator, share: float) -> Rows:
         """Topics at random; a share of the groups is made of a topic and others whose proxies are near its own."""
@@ -118,24 +138,22 @@ class CurriculumObjective:
         positives = (torch.arange(batch.groups)[:, None] * height + torch.arange(width)).flatten()
         return positives.roll(len(positives) // 2 + 1), torch.arange(len(positives))
 
-    def losses(self, stage: CurriculumStage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses:
+    def losses(self, stage: CurriculumStage, batch: Batch) -> WeightedLosses:
         """The stage's losses. The contrastive one is over all that is computed together."""
         if stage.bag:
-            return self._bag_losses(stage, batch, generator)
+            return self._bag_losses(stage, batch)
         pair_documents, pair_queries = self.pairs(stage, batch)
-        forward = self._forward(
-            self.ranking.data, (batch.documents, batch.queries), (pair_documents, pair_queries), generator
-        )
+        forward = self._forward(self.ranking.data, (batch.documents, batch.queries), (pair_documents, pair_queries))
         states = TapStates.of(forward)
         losses: WeightedLosses = {}
         if stage.ranking is not None:
             forward.through(self.network.text.layers[self.tap :])
             losses |= self.ranking.of_logits(stage, batch, forward.logits())
         if stage.contrastive_weight:
-            grid = LabelGrid.of(batch, self.network.device)
-            one = _one_pair_a_query(pair_queries, len(batch.queries), generator).to(self.network.device)
+            one = _one_pair_a_query(pair_queries, len(batch.queries)).to(self.network.device)
             similarity = similarities(self.network.text, self.tap, states, one)
-            losses["contrastive"] = (stage.contrastive_weight, contrastive_softmax(similarity, grid.grades, grid.known))
+            contrastive = contrastive_softmax(similarity, *labels(batch, self.network.device))
+            losses["contrastive"] = (stage.contrastive_weight, contrastive)
         if stage.proxy_weight and self.proxies is not None:
             norm = self.network.text.layers[self.tap].input_layernorm
             normed = (norm(states.documents), norm(states.scores))
@@ -148,40 +166,32 @@ class CurriculumObjective:
         if stage.ranking is not None:
             return self.ranking.grid_scores(stage, data, documents, queries)
         count = torch.arange(len(queries))
-        states = TapStates.of(self._forward(data, (documents, queries), (count.roll(1), count), None))
+        states = TapStates.of(self._forward(data, (documents, queries), (count.roll(1), count)))
         similarity = similarities(self.network.text, self.tap, states, count.to(self.network.device))
         scores: np.ndarray = similarity.float().cpu().numpy()
         return scores
 
-    def _forward(
-        self,
-        data: EncodedDataset,
-        rows: tuple[Rows, Rows],
-        pairs: tuple[Tensor, Tensor],
-        generator: torch.Generator | None,
-    ) -> PairForward:
+    def _forward(self, data: EncodedDataset, rows: tuple[Rows, Rows], pairs: tuple[Tensor, Tensor]) -> PairForward:
         """Up to layer `tap`."""
-        forward = PairForward(self.network, self.network.inputs(data, *rows, generator), *pairs)
+        forward = PairForward(self.network, self.network.inputs(data, *rows), *pairs)
         forward.through(self.network.text.layers[: self.tap])
         return forward
 
-    def _bag_losses(self, stage: CurriculumStage, batch: Batch, generator: torch.Generator | None) -> WeightedLosses:
+    def _bag_losses(self, stage: CurriculumStage, batch: Batch) -> WeightedLosses:
         """Of rows' mean tokens: documents and queries name their topic, and find each other."""
-        means = self.bags(self.ranking.data, batch.documents, batch.queries, generator)
+        means = self.bags(self.ranking.data, batch.documents, batch.queries)
         documents, queries = (F.rms_norm(mean.float(), mean.shape[1:]) for mean in means)
         topics = self._topic_loss((documents, queries), (batch.documents, batch.queries))
         losses = {"proxies": (stage.proxy_weight, topics)}
         if stage.contrastive_weight:
-            grid = LabelGrid.of(batch, self.network.device)
             similarity = documents @ queries.T / documents.shape[1] ** 0.5
-            losses["contrastive"] = (stage.contrastive_weight, symmetric_listnet(similarity, grid.grades, grid.known))
+            contrastive = symmetric_listnet(similarity, *labels(batch, self.network.device))
+            losses["contrastive"] = (stage.contrastive_weight, contrastive)
         return losses
 
-    def bags(
-        self, data: EncodedDataset, documents: Rows, queries: Rows, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def bags(self, data: EncodedDataset, documents: Rows, queries: Rows) -> tuple[Tensor, Tensor]:
         """Means (D, H) and (Q, H) of what the first layer would read of each row's own tokens; no layer is computed."""
-        inputs = self.network.inputs(data, documents, queries, generator)
+        inputs = self.network.inputs(data, documents, queries)
         embedded, norm = self.network.embed(inputs), self.network.text.layers[0].input_layernorm
         template = self.template
         return (
@@ -249,9 +259,9 @@ def is_upper(name: str, tap: int) -> bool:
     return "network.score." in name or "language_model.norm." in name
 
 
-def _one_pair_a_query(pair_queries: Tensor, queries: int, generator: torch.Generator | None) -> Tensor:
+def _one_pair_a_query(pair_queries: Tensor, queries: int) -> Tensor:
     """For each query, one of its pairs at random (Q,)."""
-    order = torch.randperm(len(pair_queries), generator=generator)
+    order = torch.randperm(len(pair_queries))
     chosen = torch.zeros(queries, dtype=torch.long)
     chosen[pair_queries[order]] = order
     return chosen

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import nn
 
+from lakerank.lake.storage import Storage, StorageOptions
+from lakerank.lake.tables import fragments, read_table_file
 from lakerank.model.jina_m0.config import DOCUMENT, QUERY
 from lakerank.model.preprocess.tokenizer import TextTokenizer
 from lakerank.training.dataset import Dataset
+from lakerank.training.inputs import Augment
 from lakerank.training.losses import RankingObjective
 from lakerank.training.model import TrainableModel
 from lakerank.training.step import MakeOptimizer, Optimizer, adamw
+from lakerank_pictograms.curriculum.augment import augment_all
 from lakerank_pictograms.curriculum.config import CurriculumConfig
 from lakerank_pictograms.curriculum.initialise import initialise_model, is_hidden_matrix
-from lakerank_pictograms.curriculum.objective import CurriculumObjective, TemplateTokens
+from lakerank_pictograms.curriculum.objective import Apart, CurriculumObjective, TemplateTokens
+
+
+def augment(config: CurriculumConfig) -> Augment | None:
+    """Random changes, where the config asks for them."""
+    return augment_all if config.augment else None
 
 
 def initialise(config: CurriculumConfig, dataset: Dataset) -> TrainableModel:
@@ -32,7 +44,7 @@ def objective(config: CurriculumConfig, ranking: RankingObjective, model: Traina
     if any(stage.proxy_weight for stage in config.stages):
         torch.manual_seed(config.seed)
         width = model.network.config.text_config.hidden_size
-        proxies = nn.Linear(width, ranking.data.dataset.topics, bias=False)
+        proxies = nn.Linear(width, len(ranking.data.dataset.topics), bias=False)
         nn.init.normal_(proxies.weight, std=0.02)
         proxies.to(ranking.network.device)
     trainable = ranking.parameters()
@@ -40,7 +52,28 @@ def objective(config: CurriculumConfig, ranking: RankingObjective, model: Traina
         trainable |= {f"proxies.{name}": value for name, value in proxies.named_parameters()}
     text = TextTokenizer(model.tokenizer)
     template = TemplateTokens(*(len(text.encode(part)) for part in (DOCUMENT.prefix, DOCUMENT.suffix, QUERY.prefix)))
-    return CurriculumObjective(ranking, proxies, config.tap, template, trainable)
+    return CurriculumObjective(
+        ranking, proxies, config.tap, template, trainable, read_apart(config, ranking.data.dataset)
+    )
+
+
+def read_apart(config: CurriculumConfig, dataset: Dataset) -> Apart:
+    """Rows of a dataset that are kept apart from images."""
+    columns, storage = config.lake.apart, Storage(StorageOptions(**config.lake.storage.model_dump()))
+
+    def marks(uri: str, id_name: str, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        schema = pa.schema([pa.field(id_name, pa.string(), False), *(pa.field(name, pa.string()) for name in columns)])
+        marked: set[str] = set()
+        for fragment in fragments(storage, uri, schema):
+            for *_, batch in read_table_file(storage, fragment.file.uri, schema):
+                rows = batch.to_pylist()
+                marked |= {row[id_name] for row in rows if any(row[name] in columns[name] for name in columns)}
+        return np.array([item_id in marked for item_id in ids], dtype=bool)
+
+    return Apart(
+        documents=marks(config.lake.documents, "doc_id", dataset.documents.ids),
+        queries=marks(config.lake.queries, "query_id", dataset.queries.ids),
+    )
 
 
 def optimizer(config: CurriculumConfig) -> MakeOptimizer:
@@ -65,7 +98,7 @@ def faults(config: CurriculumConfig, dataset: Dataset, layers: int) -> list[str]
     missing = []
     if config.needs_tap and config.tap >= layers:
         missing.append(f"tap: {config.tap} is no layer of {layers}, counted from 0")
-    shape, topics = config.start.shape, dataset.topics
+    shape, topics = config.start.shape, len(dataset.topics)
     if shape is not None and any(stage.recall for stage in config.stages) and shape.intermediate_size < topics:
         missing.append(
             f"start.shape: intermediate_size {shape.intermediate_size} is below the {topics} topics to recall"
