@@ -174,8 +174,8 @@ def read_dataset(storage: Storage, tables: DatasetTables, images: ImageStore, *,
         has_topics=tables.topic is not None,
         grades=tuple(grades),
         images=images,
-        candidates=pairs.candidates(tables.candidates) if tables.candidates else (),
-        teacher=pairs.teacher(tables.teacher) if tables.teacher else (),
+        candidates=pairs.scores(tables.candidates, CANDIDATES, _first_stage) if tables.candidates else (),
+        teacher=pairs.scores(tables.teacher, TEACHER, lambda logit: (0.0, logit)) if tables.teacher else (),
     )
 
 
@@ -255,29 +255,21 @@ class PairReader:
     documents: Sequence[str]
     queries: Sequence[str]
 
-    def candidates(self, uri: str) -> ScoresByQuery:
-        """Each query's candidates, best first, with their first-stage scores; minus the rank where there is no score.
-
-        Raises:
-            SchemaError: a column is missing, or no candidate is a document of the dataset's for a query of it.
-        """
-        candidates: list[list[tuple[float, int, float]]] = [[] for _ in self.queries]
-        for query, document, (score, rank) in self.read(uri, CANDIDATES):
-            value = score if score is not None else -float(rank) if rank is not None else 0.0
-            candidates[query].append((float(rank) if rank is not None else -value, document, value))
-        return tuple({document: value for _, document, value in sorted(by_rank)} for by_rank in _some(candidates, uri))
-
-    def teacher(self, uri: str) -> ScoresByQuery:
-        """Each query's documents with the teacher's logits.
+    def scores(self, uri: str, schema: pa.Schema, place: Callable[..., tuple[float, float | None]]) -> ScoresByQuery:
+        """Each query's documents with a number, by what `place` makes of the other columns: the order, and the number.
 
         Raises:
             SchemaError: a column is missing, or no pair is of the dataset's.
         """
-        logits: list[dict[int, float]] = [{} for _ in self.queries]
-        for query, document, (logit,) in self.read(uri, TEACHER):
-            if logit is not None:
-                logits[query][document] = float(logit)
-        return tuple(_some(logits, uri))
+        placed: list[list[tuple[float, int, float]]] = [[] for _ in self.queries]
+        for query, document, values in self.read(uri, schema):
+            order, number = place(*values)
+            if number is not None:
+                placed[query].append((order, document, number))
+        if not any(placed):
+            lake = "no row names a query and a document of the training lake"
+            raise SchemaError(f"{uri}: {lake}; is it of another lake?")
+        return tuple({document: number for _, document, number in sorted(pairs)} for pairs in placed)
 
     def read(self, uri: str, schema: pa.Schema) -> Iterator[tuple[int, int, list[Any]]]:
         """(query row, document row, other columns) of the pairs that are the dataset's."""
@@ -288,10 +280,10 @@ class PairReader:
                 yield query, document, others
 
 
-def _some(by_query: Sequence[Any], uri: str) -> Sequence[Any]:
-    if not any(by_query):
-        raise SchemaError(f"{uri}: no row names a query and a document of the training lake; is it of another lake?")
-    return by_query
+def _first_stage(score: float | None, rank: int | None) -> tuple[float, float]:
+    """In the order of ranks, else of scores; minus the rank where there is no score."""
+    number = score if score is not None else -float(rank or 0)
+    return -number if rank is None else float(rank), number
 
 
 def _rows(storage: Storage, uri: str, schema: pa.Schema, select: SelectRows = all_rows) -> Iterator[Any]:

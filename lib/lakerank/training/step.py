@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import os
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -74,29 +76,14 @@ class Schedule:
         return peak * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-@dataclass(frozen=True)
-class Optimizer:
-    """Torch's optimizers, each with parameters of its own, as one."""
+class Optimizer(Protocol):
+    """What training uses of torch's optimizers. `state`: the moments of each parameter, after its first step."""
 
-    parts: tuple[torch.optim.Optimizer, ...]
+    param_groups: list[dict[str, Any]]
+    state: defaultdict[Tensor, Any]
 
-    def step(self, rate: float) -> None:
-        """Change every parameter that has a gradient, at this learning rate, and drop the gradients."""
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = rate
-            part.step()
-            part.zero_grad(set_to_none=True)
-
-    def moments(self, parameter: nn.Parameter) -> Mapping[str, Tensor]:
-        """The state of a parameter, by name; nothing before its first step."""
-        return next((part.state[parameter] for part in self.parts if parameter in part.state), {})
-
-    def restore(self, parameter: nn.Parameter, moments: Mapping[str, Tensor]) -> None:
-        """Put back what `moments` gave."""
-        for part in self.parts:
-            if any(parameter is each for group in part.param_groups for each in group["params"]):
-                part.state[parameter] = dict(moments)
+    def step(self) -> object: ...
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
 
 
 #: Makes an optimizer of parameters by name, with this weight decay.
@@ -110,7 +97,7 @@ def adamw(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> Optimi
     others = [value for name, value in parameters.items() if name in plain]
     decays = ((decayed, weight_decay), (others, 0.0))
     groups = [{"params": values, "weight_decay": decay} for values, decay in decays if values]
-    return Optimizer((torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True),))
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
 
 
 @dataclass(frozen=True)
@@ -149,25 +136,19 @@ class DistributedContext:
         for parameter, gradient in zip(moved, parts, strict=True):
             parameter.grad = gradient.view_as(parameter).clone()
 
-    def same(self, value: int) -> bool:
-        """Whether all processes have the same number."""
-        return not self.add(self._exchangeable(abs(value - self.of_first(value))))
-
     def of_first(self, value: float) -> float:
         """The first process's number, for all."""
-        exchanged = self._exchangeable(value)
-        if self.count > 1:
-            dist.broadcast(exchanged, src=0)
+        if self.count == 1:
+            return value
+        device = f"cuda:{self.local_rank}" if dist.get_backend() == "nccl" else "cpu"
+        exchanged = torch.tensor(value, dtype=torch.float64, device=device)
+        dist.broadcast(exchanged, src=0)
         return float(exchanged)
 
     def wait(self) -> None:
         """Until every process is here."""
         if self.count > 1:
             dist.barrier()
-
-    def _exchangeable(self, value: float) -> Tensor:
-        on_gpu = self.count > 1 and dist.get_backend() == "nccl"
-        return torch.tensor(value, dtype=torch.float64, device=f"cuda:{self.local_rank}" if on_gpu else "cpu")
 
 
 @contextmanager
@@ -224,7 +205,10 @@ class Step:
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip))
         _check_finite(number, "gradient's norm", norm)
         rate = self.schedule.rate(number)
-        self.optimizer.step(rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return {"step": number + 1, "stage": sampler.stage.name, **losses, "norm": norm, "rate": rate}
 
     def _shards(self, batch: Batch, stage: TrainingStage) -> list[Batch]:

@@ -129,7 +129,7 @@ class StateFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
         for name, parameter in parameters.items():
-            for kind, value in {"parameter": parameter, **optimizer.moments(parameter)}.items():
+            for kind, value in {"parameter": parameter, **optimizer.state.get(parameter, {})}.items():
                 tensors[f"{kind}/{name}"] = value.detach().contiguous()
         weights = f"state-{state.step}.safetensors"
         save_file(tensors, self.path / weights)
@@ -176,9 +176,7 @@ class StateFolder:
             for name, parameter in parameters.items():
                 parameter.copy_(saved[name].pop("parameter"))
                 if saved[name]:
-                    optimizer.restore(
-                        parameter, {kind: each.to(parameter.device) for kind, each in saved[name].items()}
-                    )
+                    optimizer.state[parameter] = {kind: each.to(parameter.device) for kind, each in saved[name].items()}
         return state
 
 
@@ -223,7 +221,7 @@ class Trainer:
         self._cadence, self._validation, self._publish = cadence, validation, publish
         self._processes: DistributedContext = step.processes
         self._state: TrainState = state.load(step.parameters, step.optimizer)
-        if not self._processes.same(self._state.step):
+        if self._state.step != self._processes.of_first(self._state.step):
             raise StorageError(f"{output}/state: processes found different steps; put output on a shared file system")
 
     def train(self) -> TrainingResult:

@@ -81,6 +81,25 @@ def optimizer(config: CurriculumConfig) -> MakeOptimizer:
     return muon if config.optimizer.name == "muon" else adamw
 
 
+class Together:
+    """Two optimizers, each with parameters of its own, as one."""
+
+    def __init__(self, one: Optimizer, other: Optimizer) -> None:
+        self._parts = (one, other)
+        self.param_groups = [*one.param_groups, *other.param_groups]
+        self.state = other.state = one.state  # keyed by parameter
+
+    def step(self) -> None:
+        """Change the parameters of both."""
+        for part in self._parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of both."""
+        for part in self._parts:
+            part.zero_grad(set_to_none)
+
+
 def muon(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> Optimizer:
     """Muon changes all directions of a matrix alike (Jordan et al. 2024)."""
     hidden = {name: value for name, value in parameters.items() if is_hidden_matrix(name, value)}
@@ -90,7 +109,7 @@ def muon(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> Optimiz
     matrices = torch.optim.Muon(
         list(hidden.values()), lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
     )
-    return Optimizer((*others.parts, matrices))
+    return Together(others, matrices)
 
 
 def faults(config: CurriculumConfig, dataset: Dataset, layers: int) -> list[str]:
