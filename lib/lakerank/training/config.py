@@ -6,7 +6,6 @@ A config ends in `run`: what is below takes records and plain values.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -74,16 +73,6 @@ class StartConfig(Section):
     revision: str | None = None
 
 
-@dataclass(frozen=True)
-class LoraConfig(Lora):
-    """LoRA of the language model; the score head is trained whole, vision not.
-
-    `merge`: also leave a whole checkpoint with the adapter merged into it, in float32.
-    """
-
-    merge: bool = False
-
-
 class OptimizerConfig(Section):
     """AdamW: linear warm-up, then a cosine down to `floor` of the rate.
 
@@ -133,7 +122,7 @@ class TrainConfig(Section):
     lake: TrainingLakeConfig
     start: StartConfig
     mode: Literal["full", "lora"] = "full"
-    lora: LoraConfig = LoraConfig()
+    lora: Lora = Lora()
     negatives: NegativeRule = NegativeRule()
     picture_side: int = Field(default=84, ge=56, multiple_of=28)
     max_document_tokens: int = Field(default=40, ge=1, le=8192)

@@ -34,12 +34,6 @@ ScoresByQuery = tuple[Mapping[int, float], ...]
 #: The rows of a batch that are kept.
 SelectRows = Callable[[pa.RecordBatch], pa.RecordBatch]
 
-
-def all_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Selects every row."""
-    return batch
-
-
 #: A teacher's scores, for instance `ranked/run_id=R` of a run with a larger model.
 TEACHER = pa.schema([*(QRELS.field(name) for name in ("query_id", "doc_id")), pa.field("logit", pa.float32(), False)])
 
@@ -148,9 +142,9 @@ def read_dataset(storage: Storage, tables: DatasetTables, images: ImageStore, *,
         SchemaError: a column is missing, or no judgement names a query and a document that are there.
         StorageError: a table cannot be read.
     """
-    named = all_rows if whole else _named_documents(storage, tables)
+    named = None if whole else _named_documents(storage, tables)
     documents, document_topics = _read_table(storage, tables, DOCUMENTS, images, named)
-    queries, query_topics = _read_table(storage, tables, QUERIES, images, all_rows)
+    queries, query_topics = _read_table(storage, tables, QUERIES, images)
     named_documents = zip(document_topics, documents.ids, strict=True)
     keys = [(name, None) if name else (None, doc_id) for name, doc_id in named_documents]
     numbers: dict[tuple[str | None, str | None], int] = {key: number for number, key in enumerate(dict.fromkeys(keys))}
@@ -207,7 +201,7 @@ def _id_and(storage: Storage, uri: str, id_name: str, other: str | None) -> Iter
 
 
 def _read_table(
-    storage: Storage, tables: DatasetTables, schema: pa.Schema, images: ImageStore, select: SelectRows
+    storage: Storage, tables: DatasetTables, schema: pa.Schema, images: ImageStore, select: SelectRows | None = None
 ) -> tuple[Table, Sequence[str | None]]:
     """The documents or the queries, by their schema, and the topic that each row names."""
     uri = tables.documents if schema is DOCUMENTS else tables.queries
@@ -286,7 +280,9 @@ def _first_stage(score: float | None, rank: int | None) -> tuple[float, float]:
     return -number if rank is None else float(rank), number
 
 
-def _rows(storage: Storage, uri: str, schema: pa.Schema, select: SelectRows = all_rows) -> Iterator[Any]:
+def _rows(storage: Storage, uri: str, schema: pa.Schema, select: SelectRows | None = None) -> Iterator[Any]:
     for fragment in fragments(storage, uri, schema):
         for _, _, batch in read_table_file(storage, fragment.file, schema):
-            yield from zip(*(column.to_pylist() for column in select(batch).columns), strict=True)
+            yield from zip(
+                *(column.to_pylist() for column in (select(batch) if select else batch).columns), strict=True
+            )

@@ -100,13 +100,17 @@ def load_model(path: str, revision: str | None = None) -> TrainableModel:
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adaptation (Hu et al. 2021): factors of `rank`, whose product counts `alpha` / `rank` times."""
+    """Low-rank adaptation (Hu et al. 2021): factors of `rank`, whose product counts `alpha` / `rank` times.
+
+    `merge`: also leave a whole checkpoint with the adapter merged into it, in float32.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     rank: Annotated[int, Ge(1)] = 16
     alpha: Annotated[float, Gt(0)] = 32
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    merge: bool = False
 
 
 def adapt(network: JinaVLForRanking, lora: Lora, seed: int, path: str | None, revision: str | None = None) -> Any:

@@ -65,7 +65,7 @@ def read_apart(config: CurriculumConfig, dataset: Dataset) -> Apart:
         schema = pa.schema([pa.field(id_name, pa.string(), False), *(pa.field(name, pa.string()) for name in columns)])
         marked: set[str] = set()
         for fragment in fragments(storage, uri, schema):
-            for *_, batch in read_table_file(storage, fragment.file.uri, schema):
+            for *_, batch in read_table_file(storage, fragment.file, schema):
                 rows = batch.to_pylist()
                 marked |= {row[id_name] for row in rows if any(row[name] in columns[name] for name in columns)}
         return np.array([item_id in marked for item_id in ids], dtype=bool)
