@@ -43,7 +43,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 
 #: What is not on a machine that scores alone: the model layer imports none of it.
-ABSENT = ("pyspark", "pandas", "pyarrow", "s3fs", "jinja2", "ir_measures", "pydantic", "tenacity")
+ABSENT = ("pyspark", "pandas", "pyarrow", "s3fs", "jinja2", "pytrec_eval", "pydantic", "tenacity")
 
 
 def test_scoring_needs_torch_and_transformers_alone() -> None:

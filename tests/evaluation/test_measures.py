@@ -11,9 +11,9 @@ import pytest
 import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
+from ir_measures import AP, RR, Judged, R, Success, nDCG
 
 from lakerank.evaluation.metrics.measures import (
-    MEASURES,
     NAMES,
     RANDOM_BASELINE,
     QueryFigures,
@@ -22,6 +22,9 @@ from lakerank.evaluation.metrics.measures import (
     list_random_baseline,
     perfect_ranks,
 )
+
+#: The measures as ir_measures has them, in the order of NAMES.
+MEASURES = (nDCG @ 5, nDCG @ 10, R @ 10, R @ 100, RR @ 10, AP, Success @ 5, Success @ 10, Judged @ 10)
 
 DOCS = [f"d{number:02}" for number in range(30)]
 

@@ -72,12 +72,13 @@ class _Task:
         def pieces() -> Iterator[Piece]:
             for changed in changes(rows, self.form, first_number):
                 counts[changed.change] += 1
-                if changed.current is None and self.form.remove is None:
-                    removed.append(changed.key)
-                elif changed.current is None and self.form.remove is not None:
+                if changed.current is not None:
+                    if changed.change is not Change.UNCHANGED:
+                        yield Piece(self.form.encode(changed.current), len(changed.current.rows))
+                elif self.form.remove is not None:
                     yield Piece(self.form.remove(changed.key), 0)
-                elif changed.current is not None and changed.change is not Change.UNCHANGED:
-                    yield Piece(self.form.encode(changed.current), len(changed.current.rows))
+                else:
+                    removed.append(changed.key)
 
         for sequence, part in enumerate(parts(pieces(), self.limits)):
             data = self.form.finish([piece.data for piece in part])

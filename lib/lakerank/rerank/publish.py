@@ -174,10 +174,10 @@ def _compared_lists(run: ScoredRun, ranked: Ranked, last: Mapping[str, Any] | No
     Lists are compared down to the lesser of the two depths: what the other run was cut at is no change.
 
     Raises:
-        DependencyError: ir_measures is not installed here; the workers need it as well.
+        DependencyError: pytrec_eval is not installed here; the workers need it as well.
     """
-    if qrels and importlib.util.find_spec("ir_measures") is None:
-        raise DependencyError("audit.golden_qrels needs ir_measures: pip install 'lakerank[report]', workers included")
+    if qrels and importlib.util.find_spec("pytrec_eval") is None:
+        raise DependencyError("audit.golden_qrels needs pytrec_eval: pip install 'lakerank[report]', workers included")
     paths, depths = run.stages[0].paths, [TOP, run.rule.depth or TOP]
     new, old = [join(paths.ranked, file["file"]) for file in ranked.ranked_files], None
     if last is not None:
