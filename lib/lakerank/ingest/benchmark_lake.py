@@ -218,6 +218,9 @@ class _LakeWriter:
         """Add a pair with the lake's ids, or a reject."""
         if not isinstance(pair, SourceReject):
             query_id, doc_id = self._prefix(part) + pair.query_id, self._prefix(part.pool) + pair.doc_id
-            pair = replace(pair, query_id=query_id, doc_id=doc_id)
+            if isinstance(pair, Qrel):
+                pair = Qrel(query_id, doc_id, pair.relevance)
+            else:
+                pair = Candidate(query_id, doc_id, pair.first_stage_score, pair.first_stage_rank)
         self.tables[table].add(pair)
         return pair

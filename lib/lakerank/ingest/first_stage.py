@@ -91,7 +91,7 @@ def without_itself(candidates: Iterable[Candidate | SourceReject], depth: int) -
                 yield row
             elif row.doc_id != query_id and rank < depth:
                 rank += 1
-                yield row if row.first_stage_rank is None else replace(row, first_stage_rank=rank)
+                yield row if row.first_stage_rank in (None, rank) else replace(row, first_stage_rank=rank)
 
 
 def _needs_run(part: Part, all_pairs: int) -> str:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -46,6 +47,9 @@ _SCHEMAS: dict[TableName, pa.Schema] = {
     "candidates": schemas.CANDIDATES,
     "qrels": schemas.QRELS,
 }
+
+#: The values of a candidate or a qrel, whose fields have the columns' names.
+_PAIR_VALUES = {table: attrgetter(*_SCHEMAS[table].names) for table in ("candidates", "qrels")}
 
 #: Rejects listed one by one; all of them are counted.
 LISTED_REJECTS = 100_000
@@ -300,4 +304,5 @@ def _values(table: TableName, row: Row) -> tuple[object, ...]:
     if isinstance(row, ContentRow):
         hashed = (content_hash(row.text, row.image),) if table == "documents" else ()
         return (row.id, row.text, row.image, *hashed, *row.extra)
-    return tuple(getattr(row, name) for name in _SCHEMAS[table].names)
+    values: tuple[object, ...] = _PAIR_VALUES[table](row)
+    return values
