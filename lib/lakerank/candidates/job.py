@@ -32,7 +32,7 @@ from lakerank.errors import ConfigError, IngestError, StorageError
 from lakerank.lake import has_wildcard, is_local, is_table_part, local_path
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, opened, parquet_bytes
-from lakerank.runner import BATCHES, COUNTS, LocalRunner, Runner, total_of
+from lakerank.runner import BATCHES, COUNTS, LocalRunner, Runner, gather, total_of
 from lakerank.schemas import CANDIDATES
 
 _PART = re.compile(r"part-\d{6}\.parquet")
@@ -127,12 +127,14 @@ def _search(
         frequencies[number] = value
     numbers = statistics(frequencies, documents["searchable"], documents["length"], search.options.k1, search.options.b)
     search = replace(search, listed=(), statistics=numbers)
-    rows = [runner.scatter(search.parts, search.hand_over, BATCHES)] if lists and search.parts else []
-    if search.options.method == "bm25" and chunks:
-        rows.append(runner.scatter(chunks, search.search, BATCHES, _tasks(runner)))
     runner.describe(f"candidates: search for {len(search.queries.ids)} queries")
-    merged = runner.exchange(rows, len(search.parts), KINDS, search.merge, REPORT) if rows and search.parts else None
-    reports = runner.collect(merged, REPORT).to_pylist() if merged is not None else []
+    reports = []
+    if search.options.method == "bm25" and chunks and search.parts:
+        hits = runner.scatter(chunks, search.search, BATCHES, _tasks(runner))
+        merged = runner.exchange([hits], len(search.parts), KINDS, search.merge, REPORT)
+        reports = runner.collect(merged, REPORT).to_pylist()
+    without_hits = sorted(set(search.parts) - {report["part"] for report in reports})
+    reports += gather(runner, without_hits, search.merge_lists, REPORT).to_pylist()
     return documents, sorted(reports, key=lambda report: int(report["part"]))
 
 
@@ -176,18 +178,15 @@ def _document_ids(search: Search) -> list[str]:
 
 
 def _summary(search: Search, counts: dict[str, int], reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    options, absent = search.options, set(search.parts) - {report["part"] for report in reports}
-    nowhere = [search.queries.ids[query] for part in sorted(absent) for query in search.queries_of(part)]
-    named = [query_id for report in reports for query_id in json.loads(report["named"])]
-    is_searched = options.method == "bm25"
+    options, is_searched = search.options, search.options.method == "bm25"
     return {
         "method": options.method,
         "runs": len(options.runs),
         "depth": None if options.method == "all-pairs" else options.depth,
         "queries": len(search.queries.ids),
         "candidates": sum(report["rows"] for report in reports),
-        "queries_without_candidates": sum(report["missing"] for report in reports) + len(nowhere),
-        "such_queries": sorted([*named, *nowhere])[:NAMED_QUERIES],
+        "queries_without_candidates": sum(report["missing"] for report in reports),
+        "such_queries": [name for report in reports for name in json.loads(report["named"])][:NAMED_QUERIES],
         "queries_without_text": search.queries.without_terms,
         "documents": counts["documents"],
         "documents_without_text": counts["documents"] - counts["searchable"] if is_searched else None,

@@ -7,13 +7,12 @@ statistics of all; *merge* fuses the best of all chunks with the lists of run fi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lakerank.candidates.bm25 import K1, POSTINGS, B, PostingsBuilder, PostingsIndex, Statistics
 from lakerank.candidates.inputs import ITEMS, Chunk, Queries, chunk_documents
@@ -30,8 +29,9 @@ ROW_GROUP_ROWS = 2**17
 #: Ids in the summary of queries without candidates.
 NAMED_QUERIES = 5
 
-HITS, LISTED = 0, 1
-KINDS = {HITS: ITEMS, LISTED: pa.schema([pa.field("list", pa.int8()), *ITEMS])}
+#: What searching hands to merging.
+HITS = 0
+KINDS = {HITS: ITEMS}
 
 #: Of a written file; `missing` counts its queries without candidates, `named` are the first of them, as JSON.
 REPORT = pa.schema([
@@ -127,20 +127,17 @@ class Search:
             )
             yield from pack(HITS, np.full(len(queries), part), items)
 
-    def hand_over(self, part: int) -> Iterator[pa.RecordBatch]:
-        """The lists of run files for a file of queries, as BATCHES."""
-        for number in range(self.lists):
-            items = self._read(self.list_file(number, part), ITEMS)
-            rows = items.add_column(0, "list", pa.array(np.full(len(items), number, np.int8)))
-            yield from pack(LISTED, np.full(len(items), part), rows.cast(KINDS[LISTED]))
-
-    def merge(self, part: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        """Fuse what is there for a file of queries and write it; yields its report."""
-        listed, depth = tables[LISTED], self.options.depth
+    def merge(self, part: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        """Fuse the hits of a file of queries with the lists of run files and write it; yields its report."""
+        depth = self.options.depth
         lists = [best_of(tables[HITS], depth)] if self.options.method == "bm25" else []
-        lists += [listed.filter(pc.equal(listed["list"], at)).select(ITEMS.names) for at in range(self.lists)]
+        lists += [self._read(self.list_file(number, part), ITEMS) for number in range(self.lists)]
         items = lists[0] if len(lists) == 1 else fuse(lists, self.options.rrf_k)
         yield self.write(part, candidates(items, self.queries.ids, depth))
+
+    def merge_lists(self, part: int) -> Iterator[pa.RecordBatch]:
+        """The same for a file of queries that have no hit."""
+        return self.merge(part, {HITS: ITEMS.empty_table()})
 
     def write(self, part: int, rows: pa.Table) -> pa.RecordBatch:
         """Write the candidates of a file of queries; returns its report."""
