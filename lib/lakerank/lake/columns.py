@@ -42,7 +42,7 @@ def locate(file: TableFile, actual: pa.Schema, expected: pa.Schema, needs_conten
             column = _nested(column, "bytes") or column  # as the datasets library writes images, beside a `path`
         if column is not None:
             columns[field.name] = column
-            faults += [] if (fault := _type_fault(field, column.type)) is None else [fault]
+            faults += [] if (fault := _type_fault(field, column)) is None else [fault]
         elif field.name not in OPTIONAL and named(file.constants, field.name) is None:
             faults.append(f"no column {field.name!r}{_similar(field.name, actual.names)}")
     if needs_content and {*CONTENT} <= {*expected.names} and not {*CONTENT} & {*columns, *file.constants}:
@@ -123,10 +123,11 @@ def decode_text(raw: bytes | None) -> str | None:
     return None if raw is None else raw.decode("utf-8")
 
 
-def _type_fault(field: pa.Field, actual: pa.DataType) -> str | None:
+def _type_fault(field: pa.Field, column: pa.Field) -> str | None:
     """What is wrong with the type of a column, and what to do."""
+    actual = column.type
     if field.name in IDS:
-        cast = advice(field.name, actual)
+        cast = advice(column.name, actual)
         kinds = "text, a whole number or a UUID"
         return None if cast is None else f"column {field.name!r} should be {kinds} (found: {actual}): write {cast}"
     return (

@@ -71,7 +71,8 @@ def _uuids(column: pa.FixedSizeBinaryArray) -> pa.Array:
 
 def written_as(kinds: Iterable[pa.DataType]) -> str:
     """The type of ids in ranked/ where those of a table's files have some types: a whole number's, or string."""
-    names = {str(plain(kind)) if types.is_integer(plain(kind)) else "string" for kind in kinds}
+    plain_kinds = [plain(kind) for kind in kinds if not types.is_null(plain(kind))]
+    names = {str(kind) if types.is_integer(kind) else "string" for kind in plain_kinds}
     if len(names) > 1 and not names & {"string", "uint64"}:
         return "int64"
     return names.pop() if len(names) == 1 else "string"

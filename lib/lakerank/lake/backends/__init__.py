@@ -162,6 +162,8 @@ def _message(error: BaseException) -> str:
 def _advice(uri: str, error: BaseException) -> str:
     if isinstance(error, pa.ArrowInvalid) or (type(error) is OSError and _DAMAGED.search(str(error))):
         return "check that it is a whole Parquet file (`lakerank ingest` makes tables of other files)"
+    if isinstance(error, pa.ArrowNotImplementedError):
+        return "write the column with a type that all readers of Parquet know, such as BIGINT or STRING"
     if isinstance(error, FileNotFoundError) and not is_refusal(error):
         return "check the name" if is_local(uri) else "check the name of the bucket and of the file"
     if is_local(uri):
