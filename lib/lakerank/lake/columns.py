@@ -21,8 +21,8 @@ _BYTES_KINDS = (types.is_binary, types.is_large_binary, types.is_binary_view, ty
 _SHOWN_BYTES = 40
 
 
-def locate(file: TableFile, actual: pa.Schema, expected: pa.Schema, needs_content: bool = False) -> dict[str, pa.Field]:
-    """The columns of a table that a file has, by name: each called by its dotted path. Others are ignored.
+def locate(file: TableFile, actual: pa.Schema, expected: pa.Schema, needs_content: bool = False) -> Located:
+    """The columns of a table that a file has; others are ignored.
 
     Names match in any case where that is unambiguous. A column that is left out is in the file's path, as Hive and
     Spark write partitions (`column=value/`), in metadata, or is optional and null. Of documents and queries
@@ -53,7 +53,7 @@ def locate(file: TableFile, actual: pa.Schema, expected: pa.Schema, needs_conten
             f"{redacted(file.uri)}: {'; '.join(faults)} ({found}); name other columns in lake.columns, see "
             "docs/tables.md, 'Columns'"
         )
-    return columns
+    return Located(file, expected, columns)
 
 
 def extra_fields(file: TableFile, actual: pa.Schema, names: Iterable[str]) -> list[pa.Field]:
@@ -149,7 +149,7 @@ def _accepts(actual: pa.DataType, expected: pa.DataType) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A file's columns of a schema: where each is in the file, as of `locate`."""
+    """A file's columns of a schema; `fields` are those that it has, by name, each called by its dotted path."""
 
     file: TableFile
     schema: pa.Schema

@@ -62,7 +62,12 @@ class ShownDocument:
 
 def find_queries(storage: Storage, uri: str, words: str | None, most: int) -> list[ShownQuery]:
     """The first queries of a table that have an id or, in any order, all the words; without words the first of all."""
-    queries = _queries(storage, uri)
+    queries = (
+        ShownQuery(row["query_id"], snippet(row["text"]))
+        for fragment in fragments(storage, uri, schemas.QUERIES)
+        for *_, batch in read_table_file(storage, fragment.file, schemas.QUERIES, ["query_id", "text"])
+        for row in batch.to_pylist()
+    )
     if words is None:
         return list(islice(queries, most))
     terms = words.casefold().split()
@@ -73,13 +78,6 @@ def find_queries(storage: Storage, uri: str, words: str | None, most: int) -> li
         if len(matches) < most and all(term in query.text.casefold() for term in terms):
             matches.append(query)
     return matches
-
-
-def _queries(storage: Storage, uri: str) -> Iterator[ShownQuery]:
-    for fragment in fragments(storage, uri, schemas.QUERIES):
-        for _, _, batch in read_table_file(storage, fragment.file, schemas.QUERIES, ["query_id", "text"]):
-            for row in batch.to_pylist():
-                yield ShownQuery(row["query_id"], snippet(row["text"]))
 
 
 def query_texts(storage: Storage, uri: str, query_ids: Collection[str]) -> dict[str, str]:
@@ -206,7 +204,7 @@ def rows_by_id(
 def _may_hold(reader: TableReader, group: int, ids: Collection[str]) -> bool:
     """Whether a row group's statistics leave open that it has one of some ids, the reader's only column."""
     metadata = reader.parquet.metadata.row_group(group)
-    chunks = (chunk for chunk in map(metadata.column, range(metadata.num_columns)))
+    chunks = map(metadata.column, range(metadata.num_columns))
     statistics = next((c.statistics for c in chunks if [c.path_in_schema] == reader.located.columns), None)
     if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, str | int):
         return bool(ids)

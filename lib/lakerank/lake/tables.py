@@ -68,8 +68,8 @@ def fragments(storage: Storage, table: TableSnapshot | str, expected: pa.Schema)
     def inspect(file: TableFile) -> Fragment:
         with opened(storage, file.uri) as parquet:
             with storage_errors(file.uri, "read"):  # a damaged footer has names that are not UTF-8
-                columns = locate(file, parquet.schema_arrow, expected, needs_content=True)
-            id_column = columns.get(expected.names[0])
+                located = locate(file, parquet.schema_arrow, expected, needs_content=True)
+            id_column = located.fields.get(expected.names[0])
             id_type = pa.string() if id_column is None else id_column.type
             return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows, id_type)
 
@@ -145,7 +145,7 @@ class TableReader:
 
 def table_reader(storage: Storage, file: TableFile, parquet: pq.ParquetFile, schema: pa.Schema) -> TableReader:
     """The reader of an open file. Raises SchemaError: it lacks a column, or has one of the wrong type."""
-    return TableReader(storage, parquet, Located(file, schema, locate(file, parquet.schema_arrow, schema)))
+    return TableReader(storage, parquet, locate(file, parquet.schema_arrow, schema))
 
 
 def read_table_file(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
@@ -59,10 +59,15 @@ def snapshot(storage: Storage, address: str) -> TableSnapshot:
     listing = storage.list_table(address)
     _check_format(storage, address, listing)
     doubtful = [info for name, info in listing.items() if name and _is_doubtful(name)]
+
+    def is_part(file: FileInfo) -> bool:
+        key = (file.uri, file.version)
+        if key not in _probed:
+            _probed[key] = storage.is_parquet(file)
+        return _probed[key]
+
     with ThreadPoolExecutor(_PROBE_THREADS, "probes") as pool:
-        parts = {
-            info.uri for info, is_part in zip(doubtful, pool.map(_prober(storage), doubtful), strict=True) if is_part
-        }
+        parts = {info.uri for info, part in zip(doubtful, pool.map(is_part, doubtful), strict=True) if part}
     parts |= {info.uri for name, info in listing.items() if not name or is_table_part(name)}
     passed_over = _name_passed_over(address, [name for name, info in listing.items() if info.uri not in parts])
     if not parts:
@@ -81,16 +86,6 @@ def _is_doubtful(name: str) -> bool:
     """Whether only a file's content tells if it is data."""
     hidden = name.endswith("/") or any(map(is_hidden, name.split("/")))
     return not (hidden or is_table_part(name) or _OTHER_SUFFIXES.fullmatch(name))
-
-
-def _prober(storage: Storage) -> Callable[[FileInfo], bool]:
-    def is_part(file: FileInfo) -> bool:
-        key = (file.uri, file.version)
-        if key not in _probed:
-            _probed[key] = storage.is_parquet(file)
-        return _probed[key]
-
-    return is_part
 
 
 def _check_format(storage: Storage, address: str, listing: Iterable[str]) -> None:

@@ -49,7 +49,7 @@ def check_tables_are_read(error: Exception, storage: Storage, tables: Mapping[st
         return
     for setting, (address, schema) in tables.items():
         files = [file.uri for file in resolve(storage, address).files]
-        if found := deadly_file(storage, files, schema.names):
+        if found := deadly_file(storage, files, [*schema.names, *storage.columns.get(address, {}).values()]):
             raise StorageError(f"lake.{setting}: {deadly_message(*found)}") from error
 
 
