@@ -47,8 +47,8 @@ def test_faults_of_tables_device_and_model_are_listed_at_once(arguments: list[st
     assert last["error"] == "SchemaError"
     documents, queries, candidates, *rest = last["message"].splitlines()
     assert documents == (
-        "lake.documents: documents.parquet: no column 'doc_id', did you mean 'Doc_ID'?; column 'image' "
-        "should be binary (found: string) (found: Doc_ID, text, image); see README, 'Input and output'"
+        "lake.documents: documents.parquet: column 'image' should be binary (found: string) "
+        "(found: Doc_ID, text, image); name other columns in lake.columns, see docs/tables.md, 'Columns'"
     )
     assert queries.startswith("lake.queries: ")
     assert queries.endswith("whole Parquet file (`lakerank ingest` makes tables of other files)")
