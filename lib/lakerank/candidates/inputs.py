@@ -105,7 +105,7 @@ def document_chunks(storage: Storage, files: Sequence[Fragment]) -> list[Chunk]:
 
     def chunks(fragment: Fragment) -> list[Chunk]:
         result, first, size, rows = [], 0, 0, 0
-        with opened(storage, fragment.file.uri) as parquet:
+        with opened(storage, fragment.file) as parquet:
             reader = table_reader(storage, fragment.file, parquet, _TEXTS)
             for group in range(fragment.row_groups):
                 size += reader.bytes(group)[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,11 +28,10 @@ from lakerank.config import (
 from lakerank.cost import Calibration
 from lakerank.credentials import without_credentials
 from lakerank.errors import CheckpointError, ConfigError, LakerankError, RunNotFoundError, SchemaError, StorageError
-from lakerank.lake.columns import locate
 from lakerank.lake.formats import resolve
-from lakerank.lake.runs import RunPaths
+from lakerank.lake.runs import RunPaths, read_json, read_manifest
 from lakerank.lake.storage import Storage, StorageOptions
-from lakerank.lake.tables import opened
+from lakerank.lake.tables import fragments
 from lakerank.lake.trial import deadly_file, deadly_message
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.checkpoint import MINILM_EN, fetch_command
@@ -147,11 +146,9 @@ def without_faults(faults: Sequence[LakerankError], make: Callable[[], Record]) 
 
 def _check_footers(storage: Storage, address: str, schema: pa.Schema) -> list[str]:
     """Check the columns of a table's first files, and return those files."""
-    files = resolve(storage, address).files[:CHECKED_FILES]
-    for file in files:
-        with opened(storage, file.uri) as parquet:
-            locate(file, parquet.schema_arrow, schema, needs_content=True)
-    return [file.uri for file in files]
+    snapshot = resolve(storage, address)
+    first = replace(snapshot, files=snapshot.files[:CHECKED_FILES])
+    return [fragment.file.uri for fragment in fragments(storage, first, schema, whole=lambda file: True)]
 
 
 def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
@@ -236,7 +233,9 @@ class CommandLine:
 
 
 def run_config(storage: Storage, given: CommandLine, run_id: str, other_tables: bool = False) -> Config:
-    """The config that a run was made with. Output, storage and Spark's settings are the command line's.
+    """The config that a run was made with, whose tables are read at the snapshots that it was made from.
+
+    Output, storage and Spark's settings are the command line's.
 
     `--set lake.qrels` replaces the run's judgements, and so do those of a config whose other tables are the run's. Any
     other setting of the command line must be the run's own, or a table where `other_tables` is given.
@@ -266,6 +265,8 @@ def run_config(storage: Storage, given: CommandLine, run_id: str, other_tables: 
             "run %s is read with the tables that it was made from; %s of %s %s passed over",
             run_id, ", ".join(passed_over), given.source, "is" if len(passed_over) == 1 else "are",
         )  # fmt: skip
+    record = read_manifest(storage, paths.output, run_id) or read_json(storage, paths.plan_file) or {}
+    storage.pin(record.get("inputs", {}), own.lake.located().model_dump())
     return wanted.model_copy(update={"lake": lake, "spark": given.config.spark})
 
 

@@ -290,7 +290,7 @@ def _textless(storage: Storage, documents: str) -> list[str]:
     """The first files without text, images and scans, and then `…` where there are more."""
     names: dict[str, None] = {}
     for file in formats.resolve(storage, documents).files:
-        with opened(storage, file.uri) as parquet:
+        with opened(storage, file) as parquet:
             for batch in parquet.iter_batches(columns=["path", "text", "search_text"]):
                 for path, *texts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     if not any(text and text.strip() for text in texts):

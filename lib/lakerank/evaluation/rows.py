@@ -58,7 +58,7 @@ def attribute_batches(
     empty values. A null id is empty.
     """
     id_field = expected.field(0)
-    with opened(storage, file.uri) as parquet:
+    with opened(storage, file) as parquet:
         more = [field for field in extra_fields(file, parquet.schema_arrow, extras) if _is_text(field.type)]
         contents = table_reader(storage, file, parquet, pa.schema([expected.field(name) for name in CONTENT]))
         presences = {name: _presence(contents, row_group, name) for name in CONTENT}
@@ -82,7 +82,7 @@ def attribute_batches(
 
 def known_modality(storage: Storage, file: TableFile, row_group: int) -> int | None:
     """The `modality` that all rows of a row group share by its statistics; None where they differ or must be read."""
-    with opened(storage, file.uri) as parquet:
+    with opened(storage, file) as parquet:
         reader = table_reader(storage, file, parquet, pa.schema([schemas.DOCUMENTS.field(name) for name in CONTENT]))
         text, image = (_presence(reader, row_group, name) for name in CONTENT)
     return None if text is None or image is None else int(text) + 2 * int(image)

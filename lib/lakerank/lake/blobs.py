@@ -17,7 +17,7 @@ from lakerank.credentials import redacted
 from lakerank.errors import StorageError
 from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import TableReader, table_reader
+from lakerank.lake.tables import TableReader, open_file, table_reader
 
 T = TypeVar("T")
 
@@ -162,7 +162,7 @@ class _Reader:
             if self.files is not None:
                 check_unchanged(self._storage, self.files, [uri])
             file = TableFile(uri) if self.files is None else self.files[uri]
-            self._reader = table_reader(self._storage, file, self._storage.open_parquet(uri), self.schema)
+            self._reader = table_reader(self._storage, file, open_file(self._storage, file), self.schema)
         if not 0 <= group < self._reader.parquet.metadata.num_row_groups:
             raise _no_row(uri, group)
         return self._reader

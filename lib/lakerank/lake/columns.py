@@ -12,40 +12,42 @@ from pyarrow import types
 
 from lakerank.credentials import redacted
 from lakerank.errors import SchemaError
-from lakerank.lake.formats.snapshot import TableFile
+from lakerank.lake.formats.snapshot import TableFile, nested_fields
 from lakerank.lake.ids import advice, as_text, is_text, plain
 from lakerank.schemas import CONTENT, IDS, LARGEST, OPTIONAL
 
 _TEXT = "text"
 _BYTES_KINDS = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
 _SHOWN_BYTES = 40
+_FIELD_ID = b"PARQUET:field_id"
 
 
 def locate(file: TableFile, actual: pa.Schema, expected: pa.Schema, needs_content: bool = False) -> Located:
     """The columns of a table that a file has; others are ignored.
 
     Names match in any case where that is unambiguous. A column that is left out is in the file's path, as Hive and
-    Spark write partitions (`column=value/`), in metadata, or is optional and null. Of documents and queries
-    `needs_content` asks for one of the columns of content: without any, all rows would be empty.
+    Spark write partitions (`column=value/`), in metadata, or null: it is optional, or the table got it later. Of
+    documents and queries `needs_content` asks for one of the columns of content: without any, all rows would be empty.
 
     Raises:
         SchemaError: names the file, the columns that are missing or of a type that cannot be cast, and the actual ones.
     """
-    columns, faults = {}, []
+    columns, elsewhere, faults = {}, set(), []
     for field in expected:
         try:
             column = _stored(file, actual, field.name)
+            if column is not None and types.is_binary(field.type) and types.is_struct(plain(column.type)):
+                column = _stored(file, actual, field.name, ".bytes") or column  # as the datasets library has images
+            elsewhere |= {field.name} if column is None and _is_elsewhere(file, field.name) else set()
         except ValueError as error:
             faults.append(str(error))
             continue
-        if column is not None and types.is_binary(field.type) and types.is_struct(plain(column.type)):
-            column = _nested(column, "bytes") or column  # as the datasets library writes images, beside a `path`
         if column is not None:
             columns[field.name] = column
             faults += [] if (fault := _type_fault(field, column)) is None else [fault]
-        elif field.name not in OPTIONAL and named(file.constants, field.name) is None:
+        elif field.name not in OPTIONAL and field.name not in elsewhere:
             faults.append(f"no column {field.name!r}{_similar(field.name, actual.names)}")
-    if needs_content and {*CONTENT} <= {*expected.names} and not {*CONTENT} & {*columns, *file.constants}:
+    if needs_content and {*CONTENT} <= {*expected.names} and not {*CONTENT} & {*columns, *elsewhere}:
         faults.append(" and ".join(f"no column {name!r}{_similar(name, actual.names)}" for name in CONTENT))
     if faults:
         found = f"found: {', '.join(actual.names)}"
@@ -59,7 +61,7 @@ def locate(file: TableFile, actual: pa.Schema, expected: pa.Schema, needs_conten
 def extra_fields(file: TableFile, actual: pa.Schema, names: Iterable[str]) -> list[pa.Field]:
     """Those of some columns that a table has beside its schema, of the types that they have in a file."""
     columns = {name: _stored(file, actual, name) for name in names}
-    kinds = {name: pa.string() for name in names if named(file.constants, name) is not None}
+    kinds = {name: pa.string() for name in names if constant_of(file, name) is not None}
     kinds |= {name: plain(column.type) for name, column in columns.items() if column is not None}
     return [pa.field(name, kind) for name, kind in kinds.items()]
 
@@ -79,19 +81,52 @@ def named(names: Iterable[str], name: str) -> str | None:
     return found[0] if found else None
 
 
-def _stored(file: TableFile, actual: pa.Schema, name: str) -> pa.Field | None:
-    """A table's column in a file, called by its dotted path; None where the file has none.
+def constant_of(file: TableFile, name: str) -> str | None:
+    """What a table's column is called among the values that all rows of a file share; None where it is not there."""
+    return named(file.constants, _path(file, name))
+
+
+def _is_elsewhere(file: TableFile, name: str) -> bool:
+    """Whether a table has a column that a file lacks: one of the path or of metadata, or one that it got later."""
+    return constant_of(file, name) is not None or named(file.fields or (), _path(file, name)) is not None
+
+
+def _path(file: TableFile, name: str) -> str:
+    """The dotted path in a table of one of its columns."""
+    mapped = named(file.columns, name)
+    return name if mapped is None else file.columns[mapped]
+
+
+def _stored(file: TableFile, actual: pa.Schema, name: str, inner: str = "") -> pa.Field | None:
+    """A table's column in a file, or what is at `inner` in it, called by its dotted path; None where the file has none.
 
     Raises:
         ValueError: several have the name, or the one that it is mapped to is not there.
     """
-    mapped = named(file.columns, name)
-    path = name if mapped is None else file.columns[mapped]
-    shown = [field for field in actual if file.columns.get(field.name) != ""]
-    column = _at(shown, path) if path else None
-    if column is None and mapped is not None and path:
+    path = f"{_path(file, name)}{inner}"
+    column = _at([*actual], path) if file.fields is None else _of_format(file, actual, path)
+    if column is None and path not in ("", name) and not inner and not _is_elsewhere(file, name):
         raise ValueError(f"no column {path!r}, which is to be {name!r}{_similar(path, actual.names)}")
     return column
+
+
+def _of_format(file: TableFile, actual: pa.Schema, path: str) -> pa.Field | None:
+    """What a file has of a column of a table format, by field id, or in a file without ids by name.
+
+    Raises:
+        ValueError: several have the name, or the file does not say which columns it has.
+    """
+    fields, nested = file.fields or {}, nested_fields(actual)
+    if (name := named(fields, path)) is None:
+        return None
+    ids = {int(field.metadata[_FIELD_ID]): at for at, field in nested.items() if _FIELD_ID in (field.metadata or ())}
+    if (number := fields[name].id) is not None and ids:
+        place = ids.get(number)
+    elif not fields[name].paths:
+        raise ValueError("no field ids, and the table has no schema.name-mapping.default: set that property")
+    else:
+        place = next((at for at in fields[name].paths if at in nested), None)
+    return None if place is None else nested[place].with_name(place)
 
 
 def _at(fields: Sequence[pa.Field], path: str) -> pa.Field | None:
@@ -171,8 +206,8 @@ class Located:
             if field.name in self.fields and batch is not None:
                 column = values_at(batch, self.fields[field.name].name)
             else:
-                constant = named(constants, field.name)
-                column = pa.repeat(pa.scalar(constants.get(constant or ""), pa.string()), rows)
+                constant = constants.get(constant_of(self.file, field.name) or "")
+                column = pa.repeat(pa.scalar(constant, pa.string()), rows)
             fields.append(pa.field(field.name, kind))
             try:
                 arrays.append(_cast(column, field.name, kind))

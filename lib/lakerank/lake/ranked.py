@@ -188,7 +188,7 @@ def rows_by_id(
     names = schema.names[1:] if columns is None else columns
     batch_rows = 64 if "image" in names else 8192  # images may have megabytes each
     for fragment in fragments(storage, uri, schema):
-        with opened(storage, fragment.file.uri) as parquet:
+        with opened(storage, fragment.file) as parquet:
             more = extra_fields(fragment.file, parquet.schema_arrow, extras)
             keys = table_reader(storage, fragment.file, parquet, pa.schema([id_field]))
             kinds = pa.schema([id_field, *(schema.field(name) for name in names), *more])

@@ -42,8 +42,8 @@ _LONGEST_WAIT_S = 20.0
 class Storage:
     """Any URI that fsspec opens, and plain paths.
 
-    Holds only options and names of columns, so it is small and can be pickled: filesystems are created in the process
-    that needs them.
+    Holds only options, names of columns and pinned addresses, so it is small and can be pickled: filesystems are
+    created in the process that needs them.
     Every method raises StorageError with the URI, the cause and what to check. Small-file operations are tried up to
     `max_attempts` times; reads of bulk columns are retried by pyarrow's own client.
     """
@@ -56,10 +56,20 @@ class Storage:
         self.options = options
         #: By a table's address: dotted paths in its files by the contract's names of columns.
         self.columns = columns or {}
+        #: Addresses at the snapshots that a job reads, by the address as given, and those snapshots.
+        self.pins: dict[str, str] = {}
+        self.snapshots: dict[str, Any] = {}
+
+    def pin(self, inputs: Mapping[str, Any], addresses: Mapping[str, Any]) -> None:
+        """Read tables at the snapshots that a plan's `inputs` name; both are by the tables' names."""
+        for table in inputs.keys() & addresses.keys():
+            if (pinned := inputs[table].get("address")) and self.pins.get(addresses[table]) != pinned:
+                self.pins[addresses[table]] = pinned
+                self.snapshots.pop(addresses[table], None)
 
     def __getstate__(self) -> tuple[dict[str, Any], Known]:
         """A worker reaches what its driver can: credentials that are in no address cross with the storage."""
-        return self.__dict__, known()
+        return {**self.__dict__, "snapshots": {}}, known()
 
     def __setstate__(self, state: tuple[dict[str, Any], Known]) -> None:
         self.__dict__, of_driver = state

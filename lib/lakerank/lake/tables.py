@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lakerank.credentials import redacted
+from lakerank.errors import StorageError
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.checksums import sealed
@@ -38,8 +40,8 @@ _INDEXED = frozenset({*DOCUMENTS.names, *QUERIES.names})
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """One Parquet file of a table, with its numbers of row groups and rows, deleted ones included, and the type of the
-    ids in its first column."""
+    """One Parquet file of a table, with its numbers of row groups (0: read whole) and rows, deleted ones included,
+    and the type of the ids in its first column."""
 
     file: TableFile
     row_groups: int
@@ -50,15 +52,28 @@ class Fragment:
 def index_key(file: TableFile) -> str:
     """Name of the index of a file's content: a file that changes gets another, an unchanged one keeps it."""
     columns = {name: path for name, path in file.columns.items() if name in _INDEXED}
-    reading = {"columns": columns, "values": dict(file.values), "deleted": file.deleted and file.deleted.hex()}
+    paths = {columns.get(name, name).casefold() for name in _INDEXED}
+    paths |= {f"{path}.bytes" for path in paths}
+    reading = {
+        "columns": columns,
+        "values": {path: value for path, value in file.values.items() if path.casefold() in paths},
+        "deleted": file.deleted and file.deleted.hex(),
+        "fields": {path: [*field] for path, field in (file.fields or {}).items() if path.casefold() in paths},
+    }
     identity = {"uri": file.uri, "size": file.size, "version": file.version}
     return fingerprint(identity | {name: value for name, value in reading.items() if value}, length=32)
 
 
-def fragments(storage: Storage, table: TableSnapshot | str, expected: pa.Schema) -> list[Fragment]:
+def fragments(
+    storage: Storage,
+    table: TableSnapshot | str,
+    expected: pa.Schema,
+    whole: Callable[[TableFile], bool] = lambda file: False,
+) -> list[Fragment]:
     """A table's files, in the order of their URIs, each one's schema checked; only footers are read.
 
-    A table is given by its address, or resolved.
+    A table is given by its address, or resolved. Footers are passed over of files that are read `whole`, where metadata
+    has the table's schema and the file's number of rows.
 
     Raises:
         StorageError: nothing is there, or a file cannot be read.
@@ -66,16 +81,28 @@ def fragments(storage: Storage, table: TableSnapshot | str, expected: pa.Schema)
     """
 
     def inspect(file: TableFile) -> Fragment:
-        with opened(storage, file.uri) as parquet:
+        if snapshot.schema is not None and file.rows is not None and whole(file):
+            return Fragment(file, 0, file.rows, id_type)
+        with opened(storage, file) as parquet:
             with storage_errors(file.uri, "read"):  # a damaged footer has names that are not UTF-8
-                located = locate(file, parquet.schema_arrow, expected, needs_content=True)
-            id_column = located.fields.get(expected.names[0])
-            id_type = pa.string() if id_column is None else id_column.type
-            return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows, id_type)
+                located = locate(file, parquet.schema_arrow, expected, needs_content=snapshot.schema is None)
+            own_type = id_type or _id_type(located)
+            return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows, own_type)
 
-    files = (resolve(storage, table) if isinstance(table, str) else table).files
+    snapshot = resolve(storage, table) if isinstance(table, str) else table
+    files = snapshot.files
+    id_type = None
+    if snapshot.schema is not None and files:
+        of_table = TableFile(snapshot.address, columns=files[0].columns)
+        id_type = _id_type(locate(of_table, snapshot.schema, expected, needs_content=True))
     with ThreadPoolExecutor(max(1, min(_FOOTER_THREADS, len(files))), "footers") as pool:
         return list(pool.map(inspect, files))
+
+
+def _id_type(located: Located) -> pa.DataType:
+    """The type of the ids in a table's first column."""
+    id_column = located.fields.get(located.schema.names[0])
+    return pa.string() if id_column is None else id_column.type
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +138,9 @@ class TableReader:
         largest = max(_largest_repeated(self.storage, uri, self.parquet, group, (columns, size)) for group in groups)
         size = max(1, min(size, BATCH_BYTES // max(1, largest)))
         streamed = stored > STREAM_BYTES
-        with opened(self.storage, uri, streaming=True) if streamed else nullcontext(self.parquet) as source:
+        with (
+            opened(self.storage, self.located.file, streaming=True) if streamed else nullcontext(self.parquet) as source
+        ):
             yield from self._batches(source, groups, size, partial(self.storage.transfer, uri, stored))
 
     def rows(self, group: int, batch_rows: int) -> Iterator[tuple[Int64, pa.RecordBatch]]:
@@ -169,7 +198,7 @@ def read_table_file(
     """
     file = TableFile(file) if isinstance(file, str) else file
     schema = expected if columns is None else pa.schema([expected.field(name) for name in columns])
-    with opened(storage, file.uri) as parquet:
+    with opened(storage, file) as parquet:
         reader = table_reader(storage, file, parquet, schema)
         for group in range(parquet.metadata.num_row_groups) if row_groups is None else row_groups:
             for rows, batch in reader.rows(group, batch_rows):
@@ -207,17 +236,39 @@ def _largest_repeated(
 
 @contextmanager
 def opened(
-    storage: Storage, uri: str, streaming: bool = False, dictionaries: Sequence[str] = ()
+    storage: Storage, file: TableFile | str, streaming: bool = False, dictionaries: Sequence[str] = ()
 ) -> Iterator[pq.ParquetFile]:
     """A Parquet file, open during a `with`: pyarrow's own `with` does not close a file object that it was given.
 
     Columns of `dictionaries` come dictionary-encoded, as they are in the file.
     """
-    parquet = storage.open_parquet(uri, streaming, dictionaries)
+    parquet = open_file(storage, file, streaming, dictionaries)
     try:
         yield parquet
     finally:
         parquet.close(force=True)
+
+
+def open_file(
+    storage: Storage, file: TableFile | str, streaming: bool = False, dictionaries: Sequence[str] = ()
+) -> pq.ParquetFile:
+    """A Parquet file that the caller closes.
+
+    Raises:
+        StorageError: it cannot be opened; of a snapshot's file that is gone, says which setting keeps those.
+    """
+    uri = file if isinstance(file, str) else file.uri
+    try:
+        return storage.open_parquet(uri, streaming, dictionaries)
+    except StorageError as error:
+        is_gone = isinstance(error.__cause__, FileNotFoundError)
+        if isinstance(file, str) or file.fields is None or not is_gone:
+            raise
+        raise StorageError(
+            f"{redacted(uri)}: gone: the snapshot that is read has been expired, or its files vacuumed. Keep files for "
+            "longer than a run takes (Iceberg: history.expire.max-snapshot-age-ms and …min-snapshots-to-keep; Delta: "
+            "delta.deletedFileRetentionDuration), and plan again with another --run-id"
+        ) from error
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int, metadata: Mapping[str, str] | None = None) -> bytes:

@@ -28,7 +28,16 @@ from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, index_key, parquet_bytes, read_table_file
 from lakerank.limits import IMAGE_FORMATS
-from lakerank.plan.plan import ROW_GROUP_ROWS, Plan, part_name, plan_folder, read_part, with_columns
+from lakerank.plan.plan import (
+    CHUNK_BYTES,
+    CHUNK_ROWS,
+    ROW_GROUP_ROWS,
+    Plan,
+    part_name,
+    plan_folder,
+    read_part,
+    with_columns,
+)
 from lakerank.records import RejectReason
 from lakerank.schemas import DOCUMENTS, QUERIES
 
@@ -48,10 +57,6 @@ _CHECKED = [("reason", pa.string()), ("same_as", pa.int32())]
 
 #: A query by its number, which is its row. `same_as` is the first query with the same content. `reason` is a code.
 QUERY_LIST = pa.schema([("query_id", pa.string()), ("hash", pa.string()), *LOCATION, *_COST, *_CHECKED])
-
-#: Bytes and rows of a table file that one task indexes, about.
-CHUNK_BYTES = 128 * 2**20
-CHUNK_ROWS = 2**18
 
 #: Rows in memory at once while a table is indexed: documents may be megabytes each.
 _ROWS_AT_ONCE = 1024
@@ -77,7 +82,8 @@ def chunks_and_rows(numbers: Int64) -> tuple[Int64, Int64]:
 
 
 class Chunk(NamedTuple):
-    """Some neighbouring row groups of a table file, about how many rows they have, and the name of their index."""
+    """Some neighbouring row groups of a table file (to the last one where `end_group` is 0), about how many rows they
+    have, and the name of their index."""
 
     file: TableFile
     first_group: int
@@ -95,6 +101,10 @@ class TableIndex:
     folder: str
     chunks: tuple[Chunk, ...]
     sizing: Sizing
+
+    def tasks(self, parallelism: int) -> int:
+        """How many tasks read all chunks: the small ones of a table of many small files share one."""
+        return max(4 * parallelism, sum(chunk.rows for chunk in self.chunks) // CHUNK_ROWS)
 
     def read(self, chunk: int, columns: Sequence[str] = INDEX.names) -> pa.Table:
         """The rows of a chunk, in file order. Columns: those requested, and `cost` in tokens."""
@@ -133,7 +143,7 @@ def write_chunk_index(storage: Storage, folder: str, table: TableName, chunk: Ch
 
 def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa.RecordBatch]:
     schema, id_column = (DOCUMENTS, "doc_id") if table == "documents" else (QUERIES, "query_id")
-    row_groups = range(chunk.first_group, chunk.end_group)
+    row_groups = range(chunk.first_group, chunk.end_group) if chunk.end_group else None
     batches = read_table_file(storage, chunk.file, schema, batch_rows=_ROWS_AT_ONCE, row_groups=row_groups)
     for row_group, rows, batch in batches:
         ids, texts, images = (batch.column(name).to_pylist() for name in (id_column, "text", "image"))

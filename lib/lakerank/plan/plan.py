@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from lakerank.cost import CostProfile, Sizing
 from lakerank.errors import RunConflictError, StorageError
 from lakerank.lake.blobs import ChangedFile
 from lakerank.lake.checksums import json_bytes
-from lakerank.lake.formats.snapshot import TableFile
+from lakerank.lake.formats.snapshot import Field, TableFile
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.scores import PlannedUnits, finished_units
 from lakerank.lake.storage import Storage, join
@@ -22,6 +23,10 @@ from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
 
 #: Candidates that a task groups by document in one Arrow batch.
 BATCH_ROWS = 2**20
+
+#: Bytes and rows of a table file that one task indexes, about.
+CHUNK_BYTES = 128 * 2**20
+CHUNK_ROWS = 2**18
 
 #: Rows of a row group in the files of a plan.
 ROW_GROUP_ROWS = 100_000
@@ -32,10 +37,11 @@ TABLE_SCHEMAS = {"documents": DOCUMENTS, "queries": QUERIES, "candidates": CANDI
 #: Those whose rows workers read by their locations.
 _READ_BY_WORKERS = ("documents", "queries")
 
-#: A file of documents or queries, and how it is read: names of columns and values as JSON.
+#: A file of documents or queries, and how it is read, as JSON.
+_READING = ("columns", "values", "fields")
 _SOURCES = pa.schema([
     ("table", pa.string()), ("file", pa.string()), ("size", pa.int64()), ("version", pa.string()),
-    ("columns", pa.string()), ("values", pa.string()),
+    *((name, pa.string()) for name in _READING),
 ])  # fmt: skip
 
 
@@ -117,10 +123,6 @@ class Plan:
         """How many work units there are."""
         return sum(self.unit_counts)
 
-    def address(self, table: str, address: str) -> str:
-        """The address of an input table at the snapshot that was planned; the given one where it has none."""
-        return str(self.inputs[table].get("address", address))
-
     def to_json(self) -> bytes:
         """The plan file."""
         return json_bytes(asdict(self))
@@ -160,13 +162,13 @@ def load_plan(storage: Storage, paths: RunPaths) -> Plan | None:
 
 
 def check_tables(storage: Storage, tables: Tables) -> None:
-    """Check that each table is there with its columns. Reads only footers.
+    """Check that each table is there with its columns. Reads only footers, and of table formats only metadata.
 
     Raises:
         SchemaError, StorageError: it is not, or a file cannot be read.
     """
     for name, address in asdict(tables).items():
-        fragments(storage, address, TABLE_SCHEMAS[name])
+        fragments(storage, address, TABLE_SCHEMAS[name], whole=lambda file: True)
 
 
 def check_scored(storage: Storage, paths: RunPaths, plan: Plan) -> None:
@@ -219,7 +221,7 @@ def write_sources(storage: Storage, paths: RunPaths, attempt: str, inputs: Mappi
     files = [(table, fragment.file) for table in _READ_BY_WORKERS for fragment in inputs[table]]
     rows = [
         {"table": table, "file": file.uri, "size": file.size, "version": file.version}
-        | {"columns": json.dumps(dict(file.columns)), "values": json.dumps(dict(file.values))}
+        | {name: json.dumps(getattr(file, name)) for name in _READING}
         for table, file in files
     ]
     content = parquet_bytes(pa.Table.from_pylist(rows, schema=_SOURCES), ROW_GROUP_ROWS)
@@ -230,9 +232,22 @@ def read_sources(storage: Storage, address: str) -> dict[str, dict[str, TableFil
     """The planned files of `documents` and `queries` by URI, without the deleted rows, which nothing refers to."""
     files: dict[str, dict[str, TableFile]] = {table: {} for table in _READ_BY_WORKERS}
     for row in read_part(storage, address, _SOURCES).to_pylist():
-        reading = json.loads(row["columns"]), json.loads(row["values"])
-        files[row["table"]][row["file"]] = TableFile(row["file"], row["size"], row["version"], *reading)
+        reading = {name: _parsed(row[name]) for name in _READING}
+        files[row["table"]][row["file"]] = TableFile(row["file"], row["size"], row["version"], **reading)
     return files
+
+
+@lru_cache(maxsize=64)
+def _parsed(reading: str) -> Any:
+    """How a file is read, or an aspect of it. Of most tables all files are read alike."""
+    return json.loads(
+        reading, object_hook=lambda record: {n: Field(*v) if isinstance(v, list) else v for n, v in record.items()}
+    )
+
+
+def is_one_chunk(file: TableFile) -> bool:
+    """Whether a file of a table format is indexed whole, so that its row groups need not be known."""
+    return file.size <= CHUNK_BYTES and (file.rows or 0) <= CHUNK_ROWS
 
 
 def planned_documents(storage: Storage, tables: Tables, paths: RunPaths, plan: Plan) -> list[Fragment]:
@@ -242,7 +257,7 @@ def planned_documents(storage: Storage, tables: Tables, paths: RunPaths, plan: P
         ChangedFile: one of them has been replaced, or is gone.
     """
     planned = read_sources(storage, sources_address(paths, plan.attempt))["documents"]
-    listed = fragments(storage, plan.address("documents", tables.documents), DOCUMENTS)
+    listed = fragments(storage, tables.documents, DOCUMENTS, is_one_chunk)
     files = [fragment for fragment in listed if fragment.file.uri in planned]
     for fragment in files:
         if planned[fragment.file.uri].version != fragment.file.version:

@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -167,9 +167,10 @@ def table_rows(storage: Storage, job: Rerank) -> int:
     if (plan := load_plan(storage, job.paths)) is not None:
         return max(int(plan.inputs[name]["rows"]) for name in ("candidates", "documents"))
     snapshots = [(resolve(storage, address), schema) for address, schema in tables.items()]
-    if any(len(snapshot.files) > _SMALL_TABLE_FILES for snapshot, _ in snapshots):
+    if any(table.schema is None and len(table.files) > _SMALL_TABLE_FILES for table, _ in snapshots):
         return sys.maxsize
-    return max(sum(file.rows for file in fragments(storage, *table)) for table in snapshots)
+    files = (fragments(storage, *table, whole=lambda file: True) for table in snapshots)
+    return max(sum(fragment.rows for fragment in of_table) for of_table in files)
 
 
 def plan_stages(runner: Runner, storage: Storage, job: Rerank) -> list[PlannedStage]:
@@ -183,6 +184,7 @@ def plan_stages(runner: Runner, storage: Storage, job: Rerank) -> list[PlannedSt
     first = job.stages[0]
     make = partial(ensure_plan, runner, storage, job.paths, job.tables, first.scorer, first.limits)
     planned = [PlannedStage(first, job.paths, _timed_plan(storage, job.paths, make))]
+    storage.pin(planned[0].plan.inputs, asdict(job.tables))
     for stage in job.stages[1:]:
         if stage.top is not None:
             following = _find_next_stage(storage, job, planned)
@@ -209,6 +211,7 @@ def existing_plans(storage: Storage, job: Rerank) -> list[PlannedStage]:
             "use the same model section in every step"
         )
     planned = [PlannedStage(first, job.paths, plan)]
+    storage.pin(plan.inputs, asdict(job.tables))
     while len(planned) < len(job.stages) and (following := _find_next_stage(storage, job, planned)) is not None:
         planned.append(following)
     return planned

@@ -160,6 +160,8 @@ def _message(error: BaseException) -> str:
 
 
 def _advice(uri: str, error: BaseException) -> str:
+    if uri.startswith("iceberg://"):
+        return "check the catalog's settings (.pyiceberg.yaml, PYICEBERG_CATALOG__NAME__…) and what they may read"
     if isinstance(error, pa.ArrowInvalid) or (type(error) is OSError and _DAMAGED.search(str(error))):
         return "check that it is a whole Parquet file (`lakerank ingest` makes tables of other files)"
     if isinstance(error, pa.ArrowNotImplementedError):

@@ -86,6 +86,21 @@ def arrow_filesystem(options: StorageOptions, bucket: str) -> Any:
     return _arrow_filesystem(options, account, os.getpid())
 
 
+def delta_options(options: StorageOptions) -> dict[str, str]:
+    """The same service for deltalake, whose client reads the rest from the environment."""
+    account = _account(options)
+    given = {
+        "AWS_ENDPOINT_URL": account.endpoint_url,
+        "AWS_REGION": account.region,
+        "AWS_SKIP_SIGNATURE": "true" if options.anonymous else None,
+        "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "true" if options.addressing_style == "virtual" else None,
+        "AWS_ALLOW_HTTP": "true" if (account.endpoint_url or "").startswith("http://") else None,
+    }
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    given |= dict(zip(names, account.keys or (), strict=False))
+    return {name: value for name, value in given.items() if value is not None}
+
+
 @lru_cache(maxsize=16)
 def _arrow_filesystem(options: StorageOptions, account: _Account, _process: int) -> Any:
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from lakerank.lake import path_values
 from lakerank.ranking import Int64
@@ -15,13 +16,22 @@ from lakerank.ranking import Int64
 _NOTHING: Mapping[str, Any] = {}
 
 
+class Field(NamedTuple):
+    """A column of a table format in its files: by field id, or in files that have none by one of some dotted paths."""
+
+    id: int | None
+    paths: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class TableFile:
     """One Parquet file of a table, and how its rows are read.
 
     `version` changes with the file's content; "" for a file that is never written again, as those of table formats.
-    `columns` are dotted paths in the file by the table's names, where these differ; "": the table has no such column,
-    whatever the file has. `values` are of columns that only metadata has, as text. `deleted`: packed row positions.
+    `columns` are dotted paths in the table by the contract's names, where these differ. `fields`: all columns of a
+    table format, by dotted path; the file may have others, and not all; None where columns are called as in the file.
+    `values` are of columns that only metadata has, as text. `deleted`: packed row positions. `rows`: how many, deleted
+    ones included, where metadata says so.
     """
 
     uri: str
@@ -30,11 +40,13 @@ class TableFile:
     columns: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     values: Mapping[str, str | None] = field(default_factory=lambda: _NOTHING)
     deleted: bytes | None = None
+    fields: Mapping[str, Field] | None = None
+    rows: int | None = None
 
     @property
     def constants(self) -> dict[str, str | None]:
         """Values, as text, of columns that all rows share: the path's, and those of metadata."""
-        return {**path_values(self.uri), **self.values}
+        return {**path_values(self.uri), **self.values} if self.fields is None else dict(self.values)
 
     def deleted_rows(self) -> Int64:
         """Positions of deleted rows in the file, from 0, rising: (D,)."""
@@ -45,17 +57,27 @@ class TableFile:
 class TableSnapshot:
     """A table at one moment.
 
-    `rows`: how many, where metadata says so. `identity`: what the manifest says of it. `passed_over`: how many files
-    are below its folder that are no part of it.
+    `identity`: what the manifest says of it. `passed_over`: how many files are below its folder that are no part of it.
+    `schema`: a table format's.
     """
 
     address: str
     files: Sequence[TableFile]
-    rows: int | None = None
     identity: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     passed_over: int = 0
+    schema: pa.Schema | None = None
 
 
 def packed(positions: Int64) -> bytes:
     """Rising row positions (D,), from 0, as `TableFile.deleted`."""
     return zlib.compress(np.diff(positions, prepend=0).astype("<i8").tobytes())
+
+
+def nested_fields(fields: Iterable[pa.Field], parent: str = "") -> dict[str, pa.Field]:
+    """Columns, and the fields inside of structs, by dotted path."""
+    nested: dict[str, pa.Field] = {}
+    for column in fields:
+        nested[f"{parent}{column.name}"] = column
+        if pa.types.is_struct(column.type):
+            nested |= nested_fields(column.type, f"{parent}{column.name}.")
+    return nested

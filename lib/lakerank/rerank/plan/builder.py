@@ -14,7 +14,7 @@ import pyarrow as pa
 from lakerank.errors import RunConflictError
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.blobs import ChangedFile
-from lakerank.lake.formats import pinned, resolve
+from lakerank.lake.formats import resolve
 from lakerank.lake.formats.snapshot import TableSnapshot
 from lakerank.lake.ids import written_as
 from lakerank.lake.runs import RunPaths
@@ -24,7 +24,16 @@ from lakerank.lake.tables import Fragment, fragments
 from lakerank.plan.index import QueryList, TableIndex, TableName
 from lakerank.plan.lookup import ScoreIndexer, previous_candidates
 from lakerank.plan.partitions import Partitions, Splitter, document_ranges, even_edges
-from lakerank.plan.plan import TABLE_SCHEMAS, Plan, PlanLimits, Tables, load_plan, plan_folder, write_sources
+from lakerank.plan.plan import (
+    TABLE_SCHEMAS,
+    Plan,
+    PlanLimits,
+    Tables,
+    is_one_chunk,
+    load_plan,
+    plan_folder,
+    write_sources,
+)
 from lakerank.plan.units import GroupFiles
 from lakerank.rerank.plan.pairs import Join, number_queries, table_index
 from lakerank.rerank.plan.split import pair_records, score_lookup, score_records, split_pairs, write_units
@@ -105,9 +114,8 @@ class PlanBuilder:
     def plan(self, tables: Tables, scorer: str, made_from: str) -> Plan:
         """Plan a run from its tables: index, number, join, split, cut."""
         storage = self.storage
-        addresses = {name: pinned(storage, address) for name, address in asdict(tables).items()}
-        snapshots = {name: resolve(storage, address) for name, address in addresses.items()}
-        inputs = {name: fragments(storage, snapshots[name], TABLE_SCHEMAS[name]) for name in snapshots}
+        snapshots = {name: resolve(storage, address) for name, address in asdict(tables).items()}
+        inputs = {name: fragments(storage, snapshots[name], TABLE_SCHEMAS[name], is_one_chunk) for name in snapshots}
         write_sources(storage, self.paths, self.attempt, inputs)
         documents = self.index("documents", inputs["documents"])
         queries = number_queries(self.runner, self.index("queries", inputs["queries"]), join(self.folder, "queries"))
@@ -122,7 +130,8 @@ class PlanBuilder:
         counts: Any = {name: total_of(joined, name) for name in _OF_CANDIDATES}
         first_queries = self._first_queries(joined, bucket_rows)
         for snapshot in snapshots.values():
-            _check_unchanged(storage, snapshot)
+            if snapshot.schema is None:
+                _check_unchanged(storage, snapshot)
         return Plan(
             attempt=self.attempt,
             scorer=scorer,
@@ -211,6 +220,7 @@ def _check_unchanged(storage: Storage, snapshot: TableSnapshot) -> None:
 
 
 def _describe(snapshot: TableSnapshot, files: Sequence[Fragment]) -> dict[str, Any]:
-    figures = {"files": len(files), "rows": sum(f.rows for f in files), "bytes": sum(f.file.size for f in files)}
+    rows = sum(fragment.rows - len(fragment.file.deleted_rows()) for fragment in files)
+    figures = {"files": len(files), "rows": rows, "bytes": sum(fragment.file.size for fragment in files)}
     identity = {"address": snapshot.address, **snapshot.identity} if snapshot.identity else {}
     return figures | identity | ({"passed_over": snapshot.passed_over} if snapshot.passed_over else {})

@@ -67,7 +67,7 @@ def number_queries(runner: Runner, index: TableIndex, folder: str) -> QueryList:
 
 
 class RowRange(NamedTuple):
-    """Rows of a table file: some whole row groups, or part of one that is too large for one task."""
+    """Rows of a table file: some whole row groups (all, where `end_group` is 0), or part of one that is too large."""
 
     file: TableFile
     first_group: int
@@ -108,11 +108,12 @@ class Join:
             record_type, hashes, records = hashed_documents(documents, chunk)
             yield from pack(record_type, part_of(hashes, self.bits), records)
 
-        runner.describe(f"plan: join {sum(file.rows for file in candidates)} candidates with documents and queries")
+        rows = sum(file.rows for file in candidates)
+        runner.describe(f"plan: join {rows} candidates with documents and queries")
         ranges = row_ranges(candidates, 2 * runner.parallelism, batch_rows)
         records = [
-            runner.scatter(ranges, read_batches, BATCHES),
-            runner.scatter(range(len(documents.chunks)), read_documents, BATCHES),
+            runner.scatter(ranges, read_batches, BATCHES, max(4 * runner.parallelism, rows // batch_rows)),
+            runner.scatter(range(len(documents.chunks)), read_documents, BATCHES, documents.tasks(runner.parallelism)),
         ]
         return runner.summed(runner.exchange(records, 2**self.bits, JOIN_RECORDS, self._validate, COUNTS))
 
@@ -138,6 +139,9 @@ def row_ranges(files: Sequence[Fragment], least: int, batch_rows: int = BATCH_RO
     target = max(1, min(batch_rows, -(-sum(file.rows for file in files) // least)))
     ranges: list[RowRange] = []
     for file in (file for file in files if file.rows):
+        if not file.row_groups:
+            ranges.append(RowRange(file.file, 0, 0, 0, None))
+            continue
         rows_of_group = -(-file.rows // file.row_groups)
         if rows_of_group <= target * 2:
             parts = min(file.row_groups, max(1, round(file.rows / target)))
@@ -157,7 +161,7 @@ def row_ranges(files: Sequence[Fragment], least: int, batch_rows: int = BATCH_RO
 
 def read_rows(storage: Storage, rows: RowRange, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """The candidates in a row range, batch by batch."""
-    groups = range(rows.first_group, rows.end_group)
+    groups = range(rows.first_group, rows.end_group) if rows.end_group else None
     for _, numbers, batch in read_table_file(storage, rows.file, CANDIDATES, columns, 65_536, groups):
         if rows.end_row is not None and len(numbers) and numbers[0] >= rows.end_row:
             return

@@ -74,7 +74,7 @@ def score_records(runner: Runner, scores: ScoreLookup, splitter: Splitter, parti
 
     records = [
         runner.scatter(scores.names, read_scores, BATCHES, tasks=8 * runner.parallelism),
-        runner.scatter(range(len(documents.chunks)), read_documents, BATCHES),
+        runner.scatter(range(len(documents.chunks)), read_documents, BATCHES, documents.tasks(runner.parallelism)),
     ]
     return runner.exchange(records, 2**bits, _LOOKUP_RECORDS, match, BATCHES)
 
