@@ -242,6 +242,11 @@ def test_values_of_metadata_go_before_those_of_the_path(tmp_path: Path) -> None:
     for values, text in (({}, b"path"), ({"text": "metadata"}, b"metadata"), ({"text": None}, None)):
         (batch,) = (batch for *_, batch in read_table_file(Storage(), TableFile(str(file), values=values), DOCUMENTS))
         assert batch["text"].to_pylist() == [text]
+    (tmp_path / "Sku=7").mkdir()
+    pq.write_table(pa.table({"text": ["x"]}), file := tmp_path / "Sku=7/a.parquet")
+    storage = Storage(columns={str(file): {"doc_id": "sku"}})
+    (fragment,) = fragments(storage, str(file), DOCUMENTS)
+    assert [batch["doc_id"].to_pylist() for *_, batch in read_table_file(storage, fragment.file, DOCUMENTS)] == [["7"]]
 
 
 @pytest.mark.parametrize("schema", [DOCUMENTS, QUERIES, CANDIDATES, QRELS, RANKED])

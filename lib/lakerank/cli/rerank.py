@@ -95,7 +95,7 @@ def _check_rows(config: Config, bounds: dict[str, int]) -> dict[str, Any]:
     """
     storage, tables = resolve.storage(config.lake), resolve.input_tables(config)
     rows = {
-        name: sum(file.rows for file in fragments(storage, address, schema))
+        name: sum(file.live_rows for file in fragments(storage, address, schema))
         for name, (address, schema) in tables.items()
     }
     few = [

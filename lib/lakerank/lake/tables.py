@@ -48,6 +48,11 @@ class Fragment:
     rows: int
     id_type: pa.DataType
 
+    @property
+    def live_rows(self) -> int:
+        """Rows that are not deleted."""
+        return self.rows - len(self.file.deleted_rows())
+
 
 def index_key(file: TableFile) -> str:
     """Name of the index of a file's content: a file that changes gets another, an unchanged one keeps it."""

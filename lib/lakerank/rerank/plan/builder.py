@@ -220,7 +220,6 @@ def _check_unchanged(storage: Storage, snapshot: TableSnapshot) -> None:
 
 
 def _describe(snapshot: TableSnapshot, files: Sequence[Fragment]) -> dict[str, Any]:
-    rows = sum(fragment.rows - len(fragment.file.deleted_rows()) for fragment in files)
-    figures = {"files": len(files), "rows": rows, "bytes": sum(fragment.file.size for fragment in files)}
+    figures = {"files": len(files), "rows": sum(f.live_rows for f in files), "bytes": sum(f.file.size for f in files)}
     identity = {"address": snapshot.address, **snapshot.identity} if snapshot.identity else {}
     return figures | identity | ({"passed_over": snapshot.passed_over} if snapshot.passed_over else {})
