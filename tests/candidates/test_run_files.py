@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.candidates.run_files import RunFault, RunLine, best_items, parse_run
-from lakerank.lake.lines import numbered_lines
+from lakerank.lake.storage import numbered_lines
 
 
 def parse(content: bytes, task_number: bool = False) -> list[RunLine | RunFault]:

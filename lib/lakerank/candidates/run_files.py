@@ -13,8 +13,7 @@ from typing import Literal
 from lakerank.credentials import redacted
 from lakerank.errors import StorageError
 from lakerank.lake.backends import storage_errors
-from lakerank.lake.lines import numbered_lines
-from lakerank.lake.storage import Storage
+from lakerank.lake.storage import Storage, numbered_lines
 
 #: Longer lines are faults.
 MAX_LINE_BYTES = 2**20

@@ -11,7 +11,7 @@ from io import BufferedIOBase
 from typing import Any, TypeVar
 
 from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
-from lakerank.lake.lines import numbered_lines
+from lakerank.lake.storage import numbered_lines
 
 #: Fields of a line of TREC judgements; a run has more.
 _TREC_FIELDS = 4

@@ -1,22 +1,22 @@
 """Files read in a process of their own: one that kills its reader is named, and kills nothing else.
 
-`python -m lakerank.lake.trial` is that process: it reads a JSON object, and writes each file's name before it reads it.
+`python -m lakerank.lake.trial` is that process: its input says what to read, and it writes each file's name before it
+reads it.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from lakerank.credentials import redacted
-from lakerank.lake.storage import Storage, StorageOptions
+from lakerank.lake.storage import Storage
 from lakerank.lake.tables import opened
 
 #: Seconds after which the rest of the files is given up.
@@ -31,14 +31,13 @@ def deadly_file(storage: Storage, files: Sequence[str], columns: Sequence[str]) 
     Their footers are read, and the rows of `columns` where there are any. Arrow ends the process, instead of raising,
     where a footer contradicts itself. Gives up after TRIAL_S: then it is not known either.
     """
-    order = {"options": asdict(storage.options), "files": list(files), "columns": list(columns)}
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     command = [sys.executable, "-m", "lakerank.lake.trial"]
     try:
         trial = subprocess.run(  # noqa: S603 - this package, by this interpreter
             command,
-            input=json.dumps(order).encode(),
+            input=pickle.dumps((storage, list(files), list(columns))),
             capture_output=True,
             timeout=TRIAL_S,
             env=environment,
@@ -75,13 +74,12 @@ def _read(storage: Storage, file: str, columns: Sequence[str]) -> None:
 
 def main() -> None:
     """Read the files of standard input's order."""
-    order = json.load(sys.stdin)
-    storage = Storage(StorageOptions(**order["options"]))
-    for file in order["files"]:
+    storage, files, columns = pickle.load(sys.stdin.buffer)  # noqa: S301 - of the process that started this one
+    for file in files:
         sys.stdout.write(f"{file}\n")
         sys.stdout.flush()
         with suppress(Exception):  # what raises kills nobody
-            _read(storage, file, order["columns"])
+            _read(storage, file, columns)
 
 
 if __name__ == "__main__":
