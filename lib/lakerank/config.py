@@ -108,6 +108,7 @@ class LakeConfig(Section):
     """The tables and the folder for the output.
 
     A table is a file, a folder or a glob of Parquet at any URI that fsspec opens, or `embedded`: the bundled lake's.
+    Images by address are read below `image_roots`, in object stores, and from `image_hosts`.
     """
 
     documents: str
@@ -116,6 +117,8 @@ class LakeConfig(Section):
     qrels: str | None = None
     output: str
     columns: ColumnsConfig = ColumnsConfig()
+    image_roots: tuple[Folder, ...] = ()
+    image_hosts: tuple[str, ...] = ()
     storage: StorageConfig = StorageConfig()
 
     @model_validator(mode="after")

@@ -39,12 +39,14 @@ class Sizing:
     """The limits that bound an input's cost: pixels after resizing, and tokens of text.
 
     `max_plain_text_tokens`: of a text without an image, where another model scores it; None for the same limit.
+    `all_frames`: whether all frames of an image file are read. An input's images have as many tokens as a text may.
     """
 
     min_pixels: int
     max_pixels: int
     max_text_tokens: int
     max_plain_text_tokens: int | None = None
+    all_frames: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,18 +125,23 @@ def longest_seconds(calibration: Calibration | None, parameters: int, tokens: in
     return 1e12 * tflop(parameters, tokens) / SLOWEST_FLOPS
 
 
-def input_cost(text_bytes: Int64, width: Int64, height: Int64, sizing: Sizing) -> Int64:
-    """Cost of each input in tokens: (N,) each -> (N,). A width of 0 means that there is no image."""
+def input_cost(text_bytes: Int64, width: Int64, height: Int64, sizing: Sizing, images: Int64 | None = None) -> Int64:
+    """Cost of each input in tokens: (N,) each -> (N,). A width of 0 means that there is no image.
+
+    `images`: how many of that size there are; None for one each.
+    """
     plain = sizing.max_text_tokens if sizing.max_plain_text_tokens is None else sizing.max_plain_text_tokens
     text = np.minimum(np.ceil(text_bytes / BYTES_PER_TOKEN), np.where(width > 0, sizing.max_text_tokens, plain))
-    visual = visual_tokens(width, height, sizing)
+    visual = visual_tokens(width, height, sizing, images)
     return np.asarray(TEMPLATE_TOKENS + text + np.ceil(visual * VISUAL_TOKEN_COST), dtype=np.int64)
 
 
-def visual_tokens(width: Int64, height: Int64, sizing: Sizing) -> Int64:
-    """Visual tokens of each image after resizing: (N,) each -> (N,), 0 without an image."""
+def visual_tokens(width: Int64, height: Int64, sizing: Sizing, images: Int64 | None = None) -> Int64:
+    """Visual tokens of each input's images after resizing: (N,) each -> (N,), 0 without an image."""
     pixels = np.clip(width * height, sizing.min_pixels, sizing.max_pixels)
     tokens = np.where(width > 0, np.maximum(1, np.round(pixels / VISUAL_TOKEN_SIDE**2)), 0)
+    if images is not None:
+        tokens = np.minimum(tokens * np.maximum(1, images), np.maximum(tokens, sizing.max_text_tokens))
     return np.asarray(tokens, dtype=np.int64)
 
 

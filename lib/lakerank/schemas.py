@@ -12,7 +12,13 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 _QUERY_ID, _DOC_ID = _required("query_id", pa.string()), _required("doc_id", pa.string())
 _CONTENT = [pa.field("text", pa.string()), pa.field("image", pa.binary())]
 
-DOCUMENTS = pa.schema([_DOC_ID, *_CONTENT, pa.field("content_hash", pa.string())])
+#: Documents as they are ingested.
+INGESTED_DOCUMENTS = pa.schema([_DOC_ID, *_CONTENT, pa.field("content_hash", pa.string())])
+
+#: `images` are encoded files, or addresses as strings, or structs of `bytes` and `path`; `image_uri` is an address.
+DOCUMENTS = pa.schema(
+    [*INGESTED_DOCUMENTS, pa.field("images", pa.list_(pa.binary())), pa.field("image_uri", pa.string())]
+)
 
 #: Where an ingested document comes from. `group_id` is the id of the whole that a page or chunk is of, `place` is where
 #: in it (`page=7`, `chars=8000-12000`), `search_text` is the text of a page image, for search only: no model reads it.
@@ -106,8 +112,8 @@ GOLDEN = pa.schema([_QUERY_ID, _DOC_ID, _required("logit", pa.float32())])
 #: Columns by which tables are joined: text inside, whatever type a table has them in.
 IDS = ("query_id", "doc_id")
 
-#: The columns that hold what is ranked: documents and queries have at least one of them.
-CONTENT = ("text", "image")
+#: The columns that may hold what is ranked; documents and queries have at least one of theirs.
+CONTENT = ("text", "image", "images", "image_uri")
 
 #: The first-stage rank of candidates that have none, after every real one.
 NO_RANK = 2**31 - 1
@@ -117,5 +123,5 @@ LARGEST = {"first_stage_rank": NO_RANK - 1}
 
 #: Columns that an input table may lack; every other column of its schema is required.
 OPTIONAL = frozenset(
-    {"text", "image", "content_hash", "first_stage_score", "first_stage_rank", "search_text", "instruction"}
+    {*CONTENT, "content_hash", "first_stage_score", "first_stage_rank", "search_text", "instruction", "frames"}
 )

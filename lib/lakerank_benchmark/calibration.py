@@ -59,5 +59,5 @@ def fetch_rate(documents: Sequence[Document]) -> float:
         pq.write_table(pa.table(columns), file, row_group_size=_ROWS, compression="zstd")
         places = [BlobRef(str(file), place // _ROWS, place % _ROWS) for place in range(len(documents))]
         started = time.perf_counter()
-        size = sum(len(blob.text or b"") + len(blob.image or b"") for blob in fetch(Storage(), places, "doc_id"))
+        size = sum(blob.nbytes for blob in fetch(Storage(), places, "doc_id"))
         return size / (time.perf_counter() - started)

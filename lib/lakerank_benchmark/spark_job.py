@@ -32,7 +32,7 @@ from lakerank.model.registry import LoadedReranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 from lakerank.rerank.run import Rerank, run
 from lakerank.rerank.score import RerankerFactory
-from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
+from lakerank.schemas import CANDIDATES, INGESTED_DOCUMENTS, QUERIES
 from lakerank.spark.runtime.runner import SparkRunner
 from lakerank.spark.runtime.session import package_path
 from lakerank_benchmark.benchmark import job_inputs
@@ -130,7 +130,7 @@ def write_lake(storage: Storage, folder: str, groups: Sequence[DocumentGroup]) -
     """Tables of the lake contract that hold these groups, one file each; their addresses by name."""
     pairs = pairs_of(groups)
     tables = {
-        "documents": (DOCUMENTS, [asdict(group.document) for group in groups], _DOCUMENT_ROWS),
+        "documents": (INGESTED_DOCUMENTS, [asdict(group.document) for group in groups], _DOCUMENT_ROWS),
         "queries": (QUERIES, [asdict(query) for query in {query.query_id: query for query, _ in pairs}.values()], 1024),
         "candidates": (CANDIDATES, [{"query_id": q.query_id, "doc_id": d.doc_id} for q, d in pairs], 1_000_000),
     }

@@ -109,7 +109,7 @@ _ABOUT = [
     pa.field("style", pa.string()),
     pa.field("keywords", pa.list_(pa.string())),
 ]
-DOCUMENTS = pa.schema([*schemas.DOCUMENTS, *_ABOUT])
+DOCUMENTS = pa.schema([*schemas.INGESTED_DOCUMENTS, *_ABOUT])
 QUERIES = pa.schema([*schemas.QUERIES, *_ABOUT])
 
 _BULK = ("image", "keywords")

@@ -64,15 +64,19 @@ def test_limits_and_runtime_options() -> None:
 
 
 def test_storage() -> None:
-    lake = resolve_config({"lake": {**LAKE, "storage": STORAGE}}).lake
-    assert resolve.storage(lake.storage).options == StorageOptions(**STORAGE)
+    lake = resolve_config(
+        {"lake": {**LAKE, "storage": STORAGE, "image_roots": ["/pages"], "image_hosts": ["img.example"]}}
+    ).lake
+    assert resolve.storage(lake).options == StorageOptions(
+        **STORAGE, image_roots=("/pages",), image_hosts=("img.example",)
+    )
 
 
 def test_defaults_of_the_config_are_those_of_the_records() -> None:
     config = resolve_config({})
     assert resolve.limits(config.scoring) == Limits()
     assert resolve.runtime_options(config.scoring) == RuntimeOptions()
-    assert resolve.storage(config.lake.storage).options == StorageOptions()
+    assert resolve.storage(config.lake).options == StorageOptions()
 
 
 def test_the_bundled_lake_is_known_by_its_files(tmp_path: Path) -> None:

@@ -23,9 +23,8 @@ ROWS, GROUP = 10, 4
 
 
 def blob(file: int, row: int) -> Blob:
-    return Blob(
-        f"f{file}r{row}", None if row % 3 == 0 else f"text {row}".encode(), None if row % 2 else bytes([file, row])
-    )
+    images = () if row % 2 else (bytes([file, row]),)
+    return Blob(f"f{file}r{row}", None if row % 3 == 0 else f"text {row}".encode(), images)
 
 
 @pytest.fixture

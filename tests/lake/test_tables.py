@@ -63,8 +63,8 @@ def test_batches_have_the_contract_s_types_and_text_as_bytes(storage: Storage, e
     uri = written(storage, join(empty_folder, "a.parquet"), pa.table({"extra": [1], "text": ["é"], "doc_id": ["d"]}))
     table = read(storage, uri, DOCUMENTS)
     assert table.schema.names == DOCUMENTS.names
-    assert table.schema.types == [pa.string(), pa.binary(), pa.binary(), pa.string()]
-    assert table.to_pylist() == [{"doc_id": "d", "text": "é".encode(), "image": None, "content_hash": None}]
+    assert table.schema.types == [*DOCUMENTS.types[:1], pa.binary(), *DOCUMENTS.types[2:]]
+    assert table.to_pylist() == [dict.fromkeys(DOCUMENTS.names) | {"doc_id": "d", "text": "é".encode()}]
 
 
 def test_columns_may_be_chosen_and_all_of_them_missing(storage: Storage, empty_folder: str) -> None:
@@ -301,6 +301,7 @@ def test_an_id_that_is_not_utf8_is_refused_with_its_row(tmp_path: Path, expected
         columns: dict[str, object] = {name: ids if name.endswith("_id") else [1] * 5 for name in expected.names}
         columns |= {name: ["x"] * 5 for name in ("text", "content_hash") if name in columns}
         columns |= {"image": [b"x"] * 5} if "image" in columns else {}
+        columns |= {"images": [[b"x"]] * 5, "image_uri": ["x"] * 5} if "images" in columns else {}
         file = tmp_path / "a.parquet"
         pq.write_table(pa.table(columns), file, row_group_size=10)
         with pytest.raises(SchemaError, match=r"a\.parquet: column '\w+_id' holds b.*, which is not UTF-8; .*row 3 of"):
@@ -361,6 +362,21 @@ def test_a_value_that_stands_in_many_rows_is_read_in_small_batches(tmp_path: Pat
             batches = [batch for *_, batch in read_table_file(Storage(), str(file), DOCUMENTS)]
             assert sum(batch.num_rows for batch in batches) == rows
             assert max(batch.nbytes for batch in batches) <= 1.1 * BATCH_BYTES
+
+
+@pytest.mark.parametrize("compliant", [True, False])
+@pytest.mark.parametrize("structs", [False, True])
+def test_a_value_in_many_lists_is_read_in_small_batches(tmp_path: Path, structs: bool, compliant: bool) -> None:
+    image, rows = os.urandom(2**20), 160
+    values: list[object] = [{"bytes": image, "path": "p"} if structs else image] * rows
+    images = pa.ListArray.from_arrays(pa.array(range(rows + 1), pa.int32()), pa.array(values))
+    file = tmp_path / "a.parquet"
+    table = pa.table({"doc_id": [str(n) for n in range(rows)], "images": images})
+    pq.write_table(table, file, use_compliant_nested_type=compliant)
+    assert file.stat().st_size < 3 * len(image)
+    batches = [batch for *_, batch in read_table_file(Storage(), str(file), DOCUMENTS)]
+    assert sum(batch.num_rows for batch in batches) == rows
+    assert max(batch.nbytes for batch in batches) <= 1.1 * BATCH_BYTES
 
 
 def test_batches_stay_small_where_rows_are_large(tmp_path: Path) -> None:

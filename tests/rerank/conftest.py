@@ -56,7 +56,7 @@ class HashReranker:
                 if self.salt and (document.text or "").endswith(self.salt):
                     yield Reject(query.query_id, document.doc_id, RejectReason.INPUT_TOO_LONG, "unreadable")
                     continue
-                content = self.salt.encode() + repr((query.text, query.image, document.text, document.image)).encode()
+                content = self.salt.encode() + repr((query.text, query.image, document.text, *document.images)).encode()
                 logit = int.from_bytes(hashlib.blake2b(content, digest_size=2).digest()) / 8192 - 4
                 yield ScoredPair(query.query_id, document.doc_id, logit, 5, 7, False, document.text == "long")
 

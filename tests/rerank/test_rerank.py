@@ -178,7 +178,7 @@ def test_a_failed_audit_leaves_the_last_run_published(runner, storage, published
 
 
 def test_a_missing_column_stops_the_job(runner, storage, lake):
-    table = pq.read_table(lake.folder / "documents.parquet").rename_columns(["id", "text", "image", "content_hash"])
+    table = pq.read_table(lake.folder / "documents.parquet").rename_columns({"doc_id": "id"})
     pq.write_table(table, lake.folder / "documents.parquet")
     with pytest.raises(SchemaError, match=r"documents\.parquet.*doc_id"):
         run(runner, storage, lake.job("r1"))

@@ -55,7 +55,7 @@ def export(
 
     started, output = time.monotonic(), given.config.lake.output
     _check(run_id, since, **options)
-    storage = resolve.storage(given.config.lake.storage)
+    storage = resolve.storage(given.config.lake)
     run_id, since = find_run(storage, output, run_id), since and find_run(storage, output, since)
     config = resolve.run_config(storage, given, run_id, other_tables)
     storage = resolve.storage(config.lake)

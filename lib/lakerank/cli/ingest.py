@@ -144,7 +144,7 @@ def ingest(
         faults.append("--output: name the folder for the tables")
     if faults:
         raise ConfigError(faults)
-    storage = resolve.storage(config.lake.storage)
+    storage = resolve.storage(config.lake)
     if source is None or target is None:
         return _both_tables(storage, config, context)
     follow = options["follow_links"]

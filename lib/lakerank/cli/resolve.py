@@ -65,10 +65,11 @@ _TABLE_SETTINGS = tuple(f"lake.{name}" for name in TABLES)
 
 
 def storage(config: StorageConfig | LakeConfig) -> Storage:
-    """The storage of a job; of a lake's whole section it knows the columns that have other names."""
-    if isinstance(config, LakeConfig):
-        return Storage(_record(StorageOptions, config.storage), config.columns.by_address(config.located()))
-    return Storage(_record(StorageOptions, config))
+    """The storage of a job; of a lake's whole section it knows columns of other names and where images may be."""
+    if not isinstance(config, LakeConfig):
+        return Storage(_record(StorageOptions, config, image_roots=(), image_hosts=()))
+    images = {"image_roots": tuple(map(absolute, config.image_roots)), "image_hosts": config.image_hosts}
+    return Storage(_record(StorageOptions, config.storage, **images), config.columns.by_address(config.located()))
 
 
 def limits(scoring: ScoringConfig) -> Limits:
@@ -213,8 +214,9 @@ def warnings_of(config: Config, storage: Storage) -> tuple[str, ...]:
 def recorded(config: Config) -> str:
     """The config as a run keeps it: its tables are found from any folder."""
     lake = config.lake
-    tables = {name: absolute(getattr(lake, name)) for name in TABLES if getattr(lake, name) is not None}
-    return config.model_copy(update={"lake": lake.model_copy(update=tables)}).to_yaml()
+    places: dict[str, Any] = {"image_roots": tuple(map(absolute, lake.image_roots))}
+    places |= {name: absolute(getattr(lake, name)) for name in TABLES if getattr(lake, name) is not None}
+    return config.model_copy(update={"lake": lake.model_copy(update=places)}).to_yaml()
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +334,7 @@ def _stages(config: Config) -> tuple[Stage, ...]:
             ),
             top=model.top if isinstance(model, CascadeStageConfig) else None,
             unit_deadline_s=scoring.unit_deadline_s,
+            max_image_bytes=scoring.max_source_bytes,
         )
     if duplicates:
         raise ConfigError(duplicates)

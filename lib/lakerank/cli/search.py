@@ -242,7 +242,7 @@ def _is_foreign(file: Path) -> bool:
 
 def _search(config: Config, kept: Config, top: int, depth: int | None) -> dict[str, Any]:
     """Search, and leave a config for the next one: a bound of the audit on the command line is for this one alone."""
-    storage, model = resolve.storage(config.lake.storage), resolve.model_name(config.rerankers[0])
+    storage, model = resolve.storage(config.lake), resolve.model_name(config.rerankers[0])
     is_there = model != MINILM_EN or is_fetched(model)
     if is_there:  # a model that cannot be used is not kept in the config
         for reranker in config.rerankers:

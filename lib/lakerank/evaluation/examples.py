@@ -16,6 +16,7 @@ from lakerank import schemas
 from lakerank.evaluation.evaluation import Evaluation, JudgedQueries
 from lakerank.evaluation.inputs import NAME, Inputs
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY
+from lakerank.lake.images.files import first_image
 from lakerank.lake.ranked import first_stage_lists, query_texts, ranked_lists, rows_by_id, snippet
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
@@ -168,9 +169,11 @@ def _tops(storage: Storage, inputs: Inputs, query_ids: Sequence[str]) -> dict[st
 def _contents(storage: Storage, uri: str, schema: pa.Schema, ids: set[str]) -> dict[str, Content]:
     """The content of rows; of an id that no table has, the id alone, and of rows that share one the first."""
     contents: dict[str, Content] = {}
-    for row in rows_by_id(storage, uri, schema, ids, ["text", "image"], (NAME,)):
+    columns = [name for name in schema.names if name in schemas.CONTENT]
+    for row in rows_by_id(storage, uri, schema, ids, columns, (NAME,)):
         row_id, name = row[schema.names[0]], str(row.get(NAME) or "") or None
-        contents.setdefault(row_id, Content(row_id, name, snippet(row["text"]) or None, row["image"]))
+        if row_id not in contents:
+            contents[row_id] = Content(row_id, name, snippet(row["text"]) or None, first_image(storage, row))
     return {row_id: contents.get(row_id, Content(row_id)) for row_id in ids}
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
 from lakerank.evaluation.pairs import PAIR_COLUMNS, InputTable
-from lakerank.lake.columns import extra_fields
+from lakerank.lake.columns import extra_fields, is_list
 from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import TableReader, opened, read_table_file, table_reader
+from lakerank.lake.tables import TableReader, is_in, opened, read_table_file, table_reader
 from lakerank.ranking import Int64
 from lakerank.schemas import CONTENT
 
@@ -60,17 +61,16 @@ def attribute_batches(
     id_field = expected.field(0)
     with opened(storage, file) as parquet:
         more = [field for field in extra_fields(file, parquet.schema_arrow, extras) if _is_text(field.type)]
-        contents = table_reader(storage, file, parquet, pa.schema([expected.field(name) for name in CONTENT]))
-        presences = {name: _presence(contents, row_group, name) for name in CONTENT}
+        presences = _presences(table_reader(storage, file, parquet, _contents(expected)), row_group)
         unknown = [expected.field(name) for name, presence in presences.items() if presence is None]
         reader = table_reader(storage, file, parquet, pa.schema([id_field, *unknown, *more]))
         for numbers, batch in reader.rows(row_group, _BATCH_ROWS):
             rows = batch.num_rows
-            has_text, has_image = (
-                batch[name].is_valid() if presence is None else pa.repeat(presence, rows)
+            has_text, *has_images = (
+                _has_value(batch[name]) if presence is None else pa.repeat(presence, rows)
                 for name, presence in presences.items()
             )
-            image_code = pc.multiply(has_image.cast(pa.int8()), pa.scalar(2, pa.int8()))
+            image_code = pc.multiply(reduce(pc.or_, has_images).cast(pa.int8()), pa.scalar(2, pa.int8()))
             arrays = {id_field.name: pc.fill_null(batch[0], "")}
             arrays["modality"] = pc.add(has_text.cast(pa.int8()), image_code)
             present = {field.name for field in more}
@@ -83,9 +83,26 @@ def attribute_batches(
 def known_modality(storage: Storage, file: TableFile, row_group: int) -> int | None:
     """The `modality` that all rows of a row group share by its statistics; None where they differ or must be read."""
     with opened(storage, file) as parquet:
-        reader = table_reader(storage, file, parquet, pa.schema([schemas.DOCUMENTS.field(name) for name in CONTENT]))
-        text, image = (_presence(reader, row_group, name) for name in CONTENT)
+        reader = table_reader(storage, file, parquet, _contents(schemas.DOCUMENTS))
+        text, *images = _presences(reader, row_group).values()
+    image = True if any(images) else None if None in images else False
     return None if text is None or image is None else int(text) + 2 * int(image)
+
+
+def _contents(expected: pa.Schema) -> pa.Schema:
+    """The columns of content of documents or queries, the text first."""
+    return pa.schema([expected.field(name) for name in CONTENT if name in expected.names])
+
+
+def _has_value(column: pa.Array) -> pa.Array:
+    """Whether rows have a value (N,); an empty list is none."""
+    if not is_list(column.type):
+        return column.is_valid()
+    return pc.fill_null(pc.greater(pc.list_value_length(column), 0), False)
+
+
+def _presences(reader: TableReader, group: int) -> dict[str, bool | None]:
+    return {name: _presence(reader, group, name) for name in reader.located.schema.names}
 
 
 def _presence(reader: TableReader, group: int, name: str) -> bool | None:
@@ -93,10 +110,12 @@ def _presence(reader: TableReader, group: int, name: str) -> bool | None:
     metadata, field = reader.parquet.metadata.row_group(group), reader.located.fields.get(name)
     if field is None:
         return reader.located.file.constants.get(name) is not None
-    columns = {column.path_in_schema: column for column in map(metadata.column, range(metadata.num_columns))}
-    statistics = columns[field.name].statistics if field.name in columns else None
+    parts = [
+        leaf for leaf in map(metadata.column, range(metadata.num_columns)) if is_in(leaf.path_in_schema, [field.name])
+    ]
+    statistics = parts[0].statistics if len(parts) == 1 else None
     nulls = statistics.null_count if statistics is not None and statistics.has_null_count else None
-    return True if nulls == 0 else False if nulls == metadata.num_rows else None
+    return True if nulls == 0 else False if nulls is not None and nulls == parts[0].num_values else None
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 _PART = re.compile(r"part-\d{6}\.parquet")
 
 _SCHEMAS: dict[TableName, pa.Schema] = {
-    "documents": schemas.DOCUMENTS,
+    "documents": schemas.INGESTED_DOCUMENTS,
     "queries": schemas.QUERIES,
     "candidates": schemas.CANDIDATES,
     "qrels": schemas.QRELS,

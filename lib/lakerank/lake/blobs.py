@@ -16,8 +16,10 @@ import pyarrow as pa
 from lakerank.credentials import redacted
 from lakerank.errors import StorageError
 from lakerank.lake.formats.snapshot import TableFile
+from lakerank.lake.images.files import row_images
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import TableReader, open_file, table_reader
+from lakerank.schemas import DOCUMENTS, QUERIES
 
 T = TypeVar("T")
 
@@ -41,11 +43,31 @@ class BlobRef:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A row as stored. The text is not decoded, so that invalid UTF-8 can be rejected instead of raising here."""
+    """A row as stored: images are encoded, or addresses; `content_hash` is the one given, if any.
+
+    The text is not decoded, so that invalid UTF-8 can be rejected instead of raising here.
+    """
 
     id: str
     text: bytes | None
-    image: bytes | None
+    images: tuple[bytes | str, ...] = ()
+    content_hash: str | None = None
+
+    @property
+    def image(self) -> bytes | None:
+        """The first image, where the row has it."""
+        first = next(iter(self.images), None)
+        return first if isinstance(first, bytes) else None
+
+    @property
+    def has_address(self) -> bool:
+        """Whether an image is to be read elsewhere."""
+        return any(isinstance(image, str) for image in self.images)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of text and images."""
+        return len(self.text or b"") + sum(map(len, self.images))
 
 
 class ChangedFile(StorageError):
@@ -102,7 +124,7 @@ def fetch(
     files: Mapping[str, TableFile] | None = None,
     window_bytes: int = WINDOW_BYTES,
 ) -> Iterator[Blob]:
-    """Yield the row of each reference, in their order, reading only ids, texts and images.
+    """Yield the row of each reference, in their order, reading only what documents or queries have of columns.
 
     Neighbouring references to one row group share one reading of it: references in file order read each row group
     once, and several small ones together. Row groups without references are not read. Rows are taken in batches, so
@@ -116,7 +138,7 @@ def fetch(
         ChangedFile: a file has another version, or has no such row.
         StorageError: a file cannot be read.
     """
-    schema = pa.schema([(id_column, pa.string()), ("text", pa.string()), ("image", pa.binary())])
+    schema = DOCUMENTS if id_column == DOCUMENTS.names[0] else QUERIES
     reader = _Reader(storage, schema, files)
     try:
         if cache is not None:
@@ -256,8 +278,9 @@ def _ascending_rows(rows: Sequence[int], batches: Iterator[pa.RecordBatch]) -> I
     first = 0
     for batch in batches:
         while row is not None and first <= row < first + batch.num_rows:
-            blob_id, text, image = (column[row - first].as_py() for column in batch.columns)
-            yield row, Blob(blob_id or "", text, image)
+            (values,) = batch.slice(row - first, 1).to_pylist()
+            blob_id = values[batch.schema.names[0]] or ""
+            yield row, Blob(blob_id, values["text"], row_images(values), values.get("content_hash"))
             row = next(remaining, None)
         if row is None:
             return

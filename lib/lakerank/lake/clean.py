@@ -34,7 +34,7 @@ _THREADS = 16
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _ATTEMPT = re.compile(r"([^/]+)/plan/((?:pass-[0-9]+/)?)([0-9a-f]+)/.")
 _OF_SCORER = re.compile(r"(?:index/)?scores/scorer=([^/]+)/[^./][^/]*\.parquet")
-_INDEX = re.compile(r"[a-z]+/([0-9a-f]+)-\d+\.parquet")
+_INDEX = re.compile(r"[a-z]+/([0-9a-f]+)-\d+(?:-images)?\.parquet")
 
 #: (query_hash, doc_hash) of a scored pair.
 PairHashes = tuple[str, str]

@@ -18,6 +18,7 @@ from lakerank.schemas import CONTENT, IDS, LARGEST, OPTIONAL
 
 _TEXT = "text"
 _BYTES_KINDS = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+_LIST_KINDS = (types.is_list, types.is_large_list, types.is_fixed_size_list)
 _SHOWN_BYTES = 40
 _FIELD_ID = b"PARQUET:field_id"
 
@@ -32,12 +33,16 @@ def locate(file: TableFile, actual: pa.Schema, expected: pa.Schema, needs_conten
     Raises:
         SchemaError: names the file, the columns that are missing or of a type that cannot be cast, and the actual ones.
     """
-    columns, elsewhere, faults = {}, set(), []
+    columns: dict[str, pa.Field] = {}
+    elsewhere, faults = set(), []
     for field in expected:
         try:
             column = _stored(file, actual, field.name)
             if column is not None and types.is_binary(field.type) and types.is_struct(plain(column.type)):
-                column = _stored(file, actual, field.name, ".bytes") or column  # as the datasets library has images
+                # As the datasets library has images: bytes, or the path of a file.
+                address = _stored(file, actual, field.name, ".path")
+                columns |= {"image_uri": address} if address is not None and "image_uri" in expected.names else {}
+                column = _stored(file, actual, field.name, ".bytes") or column
             elsewhere |= {field.name} if column is None and _is_elsewhere(file, field.name) else set()
         except ValueError as error:
             faults.append(str(error))
@@ -47,8 +52,8 @@ def locate(file: TableFile, actual: pa.Schema, expected: pa.Schema, needs_conten
             faults += [] if (fault := _type_fault(field, column)) is None else [fault]
         elif field.name not in OPTIONAL and field.name not in elsewhere:
             faults.append(f"no column {field.name!r}{_similar(field.name, actual.names)}")
-    if needs_content and {*CONTENT} <= {*expected.names} and not {*CONTENT} & {*columns, *elsewhere}:
-        faults.append(" and ".join(f"no column {name!r}{_similar(name, actual.names)}" for name in CONTENT))
+    if needs_content and {*CONTENT[:2]} <= {*expected.names} and not {*CONTENT} & {*columns, *elsewhere}:
+        faults.append(" and ".join(f"no column {name!r}{_similar(name, actual.names)}" for name in CONTENT[:2]))
     if faults:
         found = f"found: {', '.join(actual.names)}"
         raise SchemaError(
@@ -176,10 +181,22 @@ def _accepts(actual: pa.DataType, expected: pa.DataType) -> bool:
     """Whether a column of one type can be read as another. A column of only nulls has the null type."""
     if actual == expected or types.is_null(actual):
         return True
+    if types.is_list(expected):
+        return is_list(actual) and (_is_file(actual.value_type) or _accepts(actual.value_type, pa.string()))
     if types.is_string(expected) or types.is_binary(expected):
         return any(is_kind(actual) for is_kind in _BYTES_KINDS) or (types.is_string(expected) and is_text(actual))
     numeric = types.is_integer(expected) or types.is_floating(expected)
     return bool(numeric and (types.is_integer(actual) or types.is_floating(actual) or types.is_decimal(actual)))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values are lists, of whatever kind."""
+    return any(is_kind(kind) for is_kind in _LIST_KINDS)
+
+
+def _is_file(kind: pa.DataType) -> bool:
+    """Whether values are files as Hugging Face's datasets keep them."""
+    return types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +220,15 @@ class Located:
         constants, fields, arrays = self.file.constants, [], []
         for field in self.schema:
             kind = pa.binary() if field.name == _TEXT and types.is_string(field.type) else field.type
+            constant = constant_of(self.file, field.name)
             if field.name in self.fields and batch is not None:
                 column = values_at(batch, self.fields[field.name].name)
+            elif constant is not None:
+                column = pa.repeat(pa.scalar(constants[constant], pa.string()), rows)
             else:
-                constant = constants.get(constant_of(self.file, field.name) or "")
-                column = pa.repeat(pa.scalar(constant, pa.string()), rows)
+                column = pa.nulls(rows, kind)
+            if is_list(column.type) and not types.is_binary(column.type.value_type):
+                kind = column.type  # of addresses, or structs with one
             fields.append(pa.field(field.name, kind))
             try:
                 arrays.append(_cast(column, field.name, kind))

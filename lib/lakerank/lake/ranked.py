@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from lakerank import schemas
 from lakerank.lake.columns import decode_text, extra_fields
+from lakerank.lake.images.files import first_image
 from lakerank.lake.publication import lists_folder
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
@@ -128,13 +129,15 @@ def shown_documents(
 ) -> dict[str, ShownDocument]:
     """Documents by id; of an id that the table lacks, the id alone."""
     documents: dict[str, ShownDocument] = {}
-    for row in rows_by_id(storage, uri, schemas.DOCUMENTS, doc_ids, ["text", *(["image"] if images else [])], _ABOUT):
+    columns = schemas.CONTENT if images else ["text"]
+    for row in rows_by_id(storage, uri, schemas.DOCUMENTS, doc_ids, columns, _ABOUT):
+        if row["doc_id"] in documents:
+            continue
         page = int(row["page"]) if row.get("page") is not None else None
         about = (row.get("path"), page, row.get("title"))
         raws = row["text"], (row.get("search_text") or "").encode()
         text = next(filter(None, (snippet(raw, LOOKED_THROUGH) for raw in raws)), "")
-        document = ShownDocument(row["doc_id"], *about, text, row.get("image"))
-        documents.setdefault(document.doc_id, document)
+        documents[row["doc_id"]] = ShownDocument(row["doc_id"], *about, text, first_image(storage, row))
     return {doc_id: documents.get(doc_id, ShownDocument(doc_id)) for doc_id in doc_ids}
 
 
@@ -186,7 +189,7 @@ def rows_by_id(
     """Rows whose id, in the schema's first column, is one of some; with extra columns that a file has as they are."""
     id_field, wanted = schema.field(0), pa.array(sorted(ids), pa.string())
     names = schema.names[1:] if columns is None else columns
-    batch_rows = 64 if "image" in names else 8192  # images may have megabytes each
+    batch_rows = 64 if {"image", "images"} & {*names} else 8192  # images may have megabytes each
     for fragment in fragments(storage, uri, schema):
         with opened(storage, fragment.file) as parquet:
             more = extra_fields(fragment.file, parquet.schema_arrow, extras)

@@ -136,9 +136,9 @@ class Storage:
         with BufferedReader(source, _STREAM_BUFFER_BYTES) as stream:
             yield stream
 
-    def read_bytes(self, uri: str) -> bytes:
-        """A whole, small file."""
-        return self._retry(uri, "read", lambda backend: backend.read(uri))
+    def read_bytes(self, uri: str, most: int | None = None) -> bytes:
+        """A whole, small file, or its first bytes up to `most`."""
+        return self._retry(uri, "read", lambda backend: backend.read(uri, most))
 
     def read_optional(self, uri: str) -> bytes | None:
         """A whole, small file; None when it is not there."""

@@ -19,7 +19,7 @@ from lakerank.errors import StorageError
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.checksums import sealed
-from lakerank.lake.columns import Located, locate, values_at
+from lakerank.lake.columns import Located, is_list, locate
 from lakerank.lake.formats import resolve
 from lakerank.lake.formats.snapshot import TableFile, TableSnapshot
 from lakerank.lake.storage import Storage
@@ -41,12 +41,14 @@ _INDEXED = frozenset({*DOCUMENTS.names, *QUERIES.names})
 @dataclass(frozen=True, slots=True)
 class Fragment:
     """One Parquet file of a table, with its numbers of row groups (0: read whole) and rows, deleted ones included,
-    and the type of the ids in its first column."""
+    and the type of the ids in its first column. `lists_images`: a plain table's has several images a document, or
+    their addresses."""
 
     file: TableFile
     row_groups: int
     rows: int
     id_type: pa.DataType
+    lists_images: bool = False
 
     @property
     def live_rows(self) -> int:
@@ -92,7 +94,8 @@ def fragments(
             with storage_errors(file.uri, "read"):  # a damaged footer has names that are not UTF-8
                 located = locate(file, parquet.schema_arrow, expected, needs_content=snapshot.schema is None)
             own_type = id_type or _id_type(located)
-            return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows, own_type)
+            several = snapshot.schema is None and not located.fields.keys().isdisjoint(("images", "image_uri"))
+            return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows, own_type, several)
 
     snapshot = resolve(storage, table) if isinstance(table, str) else table
     files = snapshot.files
@@ -234,9 +237,19 @@ def _largest_repeated(
         return 0
     with opened(storage, uri, True, suspects) as dictionaries, storage_errors(uri, "read"):
         first = next(dictionaries.iter_batches(1, [group], suspects), None)
-    values = [values_at(first, path) for path in suspects] if first is not None else []
+    values = [_leaf_values(first, path) for path in suspects] if first is not None else []
     dictionaries_read = [column.dictionary for column in values if pa.types.is_dictionary(column.type)]
     return sum(pc.max(pc.binary_length(value)).as_py() or 0 for value in dictionaries_read)
+
+
+def _leaf_values(batch: pa.RecordBatch, path: str) -> pa.Array:
+    """The values of a leaf column, by its dotted path in the file: those of lists, of all lists."""
+    outer = next(name for name in batch.schema.names if is_in(path, [name]))
+    column, names = batch[outer], path[len(outer) + 1 :].split(".")
+    while names and names[0]:
+        listed = is_list(column.type)  # its values are two levels down: list.element, bag.array_element
+        column, names = (column.values, names[2:]) if listed else (pc.struct_field(column, names[:1]), names[1:])
+    return column
 
 
 @contextmanager

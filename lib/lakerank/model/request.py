@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import http.client
-import urllib.error
-import urllib.request
 from collections.abc import Collection, Mapping
 from pathlib import PurePath
-from typing import IO, Any
-from urllib.parse import urlsplit
-from urllib.request import Request
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from lakerank.credentials import redacted
 from lakerank.errors import ConfigError, PairRejected
+from lakerank.lake.images.web import MAX_IMAGE_BYTES, fetch, url_fault
 from lakerank.ranking import relevance
 from lakerank.records import Document, DocumentGroup, Query, Reject, Reranker, ScoredPair
-
-MAX_IMAGE_BYTES = 64 * 2**20
-TIMEOUT_S = 20.0
 
 
 class RequestItem(BaseModel):
@@ -158,51 +150,3 @@ def _decode(value: str) -> bytes:
         return base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"neither base64, a data: URI nor a URL ({error})") from error
-
-
-def url_fault(url: str, allowed_hosts: Collection[str]) -> str | None:
-    """Why a URL may not be fetched, or None where it may."""
-    try:
-        parts = urlsplit(url)
-        host = (parts.hostname or "").lower()
-    except ValueError as error:
-        return f"not a URL: {error}"
-    if parts.scheme.lower() not in ("http", "https"):
-        return f"scheme {parts.scheme!r}: only http and https are fetched"
-    if host not in {allowed.lower() for allowed in allowed_hosts}:
-        return f"host {host!r} is not allowed; allow it by name, or send the image as base64"
-    return None
-
-
-class _SameRules(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to where a request might have gone in the first place."""
-
-    def __init__(self, allowed_hosts: Collection[str]) -> None:
-        self._allowed_hosts = allowed_hosts
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
-    ) -> Request | None:
-        if fault := url_fault(newurl, self._allowed_hosts):
-            raise urllib.error.HTTPError(req.full_url, code, f"redirected: {fault}", headers, fp)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def fetch(
-    url: str, allowed_hosts: Collection[str], max_bytes: int = MAX_IMAGE_BYTES, timeout_s: float = TIMEOUT_S
-) -> bytes:
-    """The bytes behind a URL. `timeout_s` bounds each wait for the server, not the whole.
-
-    Raises ConfigError: the host is not allowed, does not answer well, or sends more than `max_bytes`.
-    """
-    if fault := url_fault(url, allowed_hosts):
-        raise ConfigError([f"{redacted(url)}: {fault}"])
-    opener = urllib.request.build_opener(_SameRules(allowed_hosts))
-    try:
-        with opener.open(url, timeout=timeout_s) as response:
-            data: bytes = response.read(max_bytes + 1)
-    except (OSError, http.client.HTTPException) as error:
-        raise ConfigError([f"{redacted(url)}: cannot be fetched: {redacted(str(error))}"]) from None
-    if len(data) > max_bytes:
-        raise ConfigError([f"{redacted(url)}: more than {max_bytes} bytes"])
-    return data

@@ -71,7 +71,8 @@ class ScorerIdentity:
 
     def _sizing(self, lengths: list[int]) -> Sizing:
         limits = self.identities[-1].limits
-        return Sizing(limits.min_pixels, limits.max_pixels, lengths[-1], lengths[0] if len(lengths) > 1 else None)
+        plain = lengths[0] if len(lengths) > 1 else None
+        return Sizing(limits.min_pixels, limits.max_pixels, lengths[-1], plain, limits.frames == "all")
 
 
 @dataclass(frozen=True, slots=True)

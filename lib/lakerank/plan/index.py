@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +25,12 @@ from lakerank.cost import Sizing, input_cost
 from lakerank.fingerprint import content_hash
 from lakerank.lake.blobs import check_unchanged
 from lakerank.lake.formats.snapshot import TableFile
+from lakerank.lake.images.files import ImageFiles, UnreadableImage, address_hash, read_ahead, row_images
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, index_key, parquet_bytes, read_table_file
-from lakerank.limits import IMAGE_FORMATS
+from lakerank.limits import IMAGE_FORMATS, Limits
+from lakerank.model.preprocess.images import MOST_FRAMES, count_frames
 from lakerank.plan.plan import (
     CHUNK_BYTES,
     CHUNK_ROWS,
@@ -46,8 +49,10 @@ TableName = Literal["documents", "queries"]
 #: Where a row's content is.
 LOCATION = [("file", pa.string()), ("row_group", pa.int32()), ("row", pa.int32())]
 
-#: What the forecast needs of a row's content. Width and height are null without a readable image header.
+#: What the forecast needs of a row's content. Width and height are of one image, the mean of several; null without a
+#: readable image header. `images` are as many as there are, `frames` those of all their files; null in older indexes.
 SIZES = [("text_bytes", pa.int64()), ("image_bytes", pa.int64()), ("width", pa.int32()), ("height", pa.int32())]
+SIZES += [("images", pa.int32()), ("frames", pa.int32())]
 
 #: A row of a table without its content.
 INDEX = pa.schema([("id", pa.string()), ("hash", pa.string()), *LOCATION, *SIZES, ("empty", pa.bool_())])
@@ -65,7 +70,10 @@ _ROWS_AT_ONCE = 1024
 _LIST_FILE_ROWS = 2**20
 _LIST_ROW_GROUP_ROWS = 65_536
 
-_COST_COLUMNS = ("text_bytes", "width", "height")
+_COST_COLUMNS = ("text_bytes", "width", "height", "images", "frames")
+
+#: Bytes and pixels a side of an image that is not read while its document is indexed.
+_UNREAD_BYTES, _UNREAD_SIDE = 200_000, 1024
 _ROW_BITS = 32
 
 Int64 = npt.NDArray[np.int64]
@@ -111,9 +119,15 @@ class TableIndex:
         names = list(dict.fromkeys([*columns, *_COST_COLUMNS]))
         address = join(self.folder, self.chunks[chunk].index_name)
         rows = read_part(self.storage, address, pa.schema([INDEX.field(name) for name in names]))
-        text, width, height = (rows[name].fill_null(0).to_numpy().astype(np.int64) for name in _COST_COLUMNS)
-        cost = pa.array(input_cost(text, width, height, self.sizing))
+        text, width, height = (rows[name].fill_null(0).to_numpy().astype(np.int64) for name in _COST_COLUMNS[:3])
+        cost = pa.array(input_cost(text, width, height, self.sizing, image_counts(rows, self.sizing)))
         return rows.select(list(columns)).append_column("cost", cost)
+
+
+def image_counts(rows: pa.Table, sizing: Sizing) -> Int64:
+    """How many images of each row (N,) of an index are read: its images, or all their frames."""
+    counts = rows["frames" if sizing.all_frames else "images"]
+    return np.asarray(counts.fill_null(1).to_numpy(), dtype=np.int64)
 
 
 def table_chunks(files: Sequence[Fragment]) -> tuple[Chunk, ...]:
@@ -124,7 +138,7 @@ def table_chunks(files: Sequence[Fragment]) -> tuple[Chunk, ...]:
         parts = max(1, min(fragment.row_groups, count))
         key = index_key(fragment.file)
         for first, end in pairwise(part * fragment.row_groups // parts for part in range(parts + 1)):
-            name = f"{key}-{first:05d}.parquet"
+            name = f"{key}-{first:05d}{'-images' if fragment.lists_images else ''}.parquet"
             chunks.append(Chunk(fragment.file, first, end, fragment.rows // parts + 1, name))
     return tuple(chunks)
 
@@ -142,39 +156,55 @@ def write_chunk_index(storage: Storage, folder: str, table: TableName, chunk: Ch
 
 
 def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa.RecordBatch]:
-    schema, id_column = (DOCUMENTS, "doc_id") if table == "documents" else (QUERIES, "query_id")
+    schema = DOCUMENTS if table == "documents" else QUERIES
     row_groups = range(chunk.first_group, chunk.end_group) if chunk.end_group else None
     batches = read_table_file(storage, chunk.file, schema, batch_rows=_ROWS_AT_ONCE, row_groups=row_groups)
+    files = ImageFiles(storage, Limits().max_source_bytes)
     for row_group, rows, batch in batches:
-        ids, texts, images = (batch.column(name).to_pylist() for name in (id_column, "text", "image"))
-        known = batch.column("content_hash").to_pylist() if "content_hash" in schema.names else [None] * len(ids)
-        sizes = [_image_size(image) for image in images]
-        yield pa.RecordBatch.from_pydict(
-            {
-                "id": ids,
-                "hash": [given or content_hash(t, i) for given, t, i in zip(known, texts, images, strict=True)],
-                "file": [chunk.file.uri] * len(ids),
-                "row_group": [row_group] * len(ids),
-                "row": rows,
-                "text_bytes": [len(text or b"") for text in texts],
-                "image_bytes": [len(image or b"") for image in images],
-                "width": [size[0] for size in sizes],
-                "height": [size[1] for size in sizes],
-                "empty": [i is None and not (t or b"").strip() for t, i in zip(texts, images, strict=True)],
-            },
-            schema=INDEX,
+        names, columns = batch.schema.names, [column.to_pylist() for column in batch.columns]
+        values = (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+        contents = ((row, row_images(row)) for row in values)
+        described = read_ahead(
+            contents, lambda content: _is_fetched(*content), lambda content: _describe(*content, files)
         )
+        columns = [*zip(*(description for _, description in described), strict=True)]
+        place = (columns[0], columns[1], [chunk.file.uri] * len(rows), [row_group] * len(rows), rows)
+        yield pa.RecordBatch.from_pydict(dict(zip(INDEX.names, (*place, *columns[2:]), strict=True)), schema=INDEX)
 
 
-def _image_size(image: bytes | None) -> tuple[int, int] | tuple[None, None]:
-    """Size from the header alone, for the cost estimate; the limits are checked where images are decoded."""
+def _is_fetched(row: Mapping[str, Any], images: Sequence[bytes | str]) -> bool:
+    return not row.get("content_hash") and any(isinstance(image, str) for image in images)
+
+
+def _describe(row: Mapping[str, Any], images: Sequence[bytes | str], files: ImageFiles) -> tuple[Any, ...]:
+    """The columns of INDEX of a row, but for its place. Images at addresses are read where they make the hash."""
+    identifier, text, given = next(iter(row.values())), row["text"], row.get("content_hash")
+    stored: Sequence[bytes] = [image for image in images if isinstance(image, bytes)]
+    name = given or address_hash(text, images)
+    if _is_fetched(row, images):
+        with suppress(UnreadableImage):  # read again when it is scored, and rejected then
+            stored = files.images(images)
+            name = content_hash(text, *stored)
+    unread = len(images) - len(stored)
+    sizes = [size for size in map(_image_size, stored) if size] + [(_UNREAD_SIDE, _UNREAD_SIDE, 1)] * unread
+    width, height = (round(sum(size[axis] for size in sizes) / len(sizes)) if sizes else None for axis in (0, 1))
+    frames = sum(size[2] for size in sizes) + len(images) - len(sizes)
+    image_bytes = sum(map(len, stored)) + _UNREAD_BYTES * unread
+    empty = not images and not (text or b"").strip()
+    return identifier, name, len(text or b""), image_bytes, width, height, len(images), frames, empty
+
+
+def _image_size(image: bytes) -> tuple[int, int, int] | None:
+    """Width and height from the header alone, and frames, for the cost estimate; the limits are checked where images
+    are decoded."""
     if not image:
-        return None, None
+        return None
     try:
         with Image.open(io.BytesIO(image), formats=IMAGE_FORMATS) as header:
-            return header.size
+            frames = count_frames(image) if header.format in ("TIFF", "GIF") else getattr(header, "n_frames", 1)
+            return *header.size, min(frames, MOST_FRAMES)
     except Exception:  # a damaged header makes decoders raise anything, and the cost is only an estimate
-        return None, None
+        return None
 
 
 @dataclass(frozen=True, slots=True)

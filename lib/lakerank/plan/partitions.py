@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lakerank.cost import CostProfile, vision_cost, visual_tokens
-from lakerank.plan.index import INDEX, Chunk, QueryList, TableIndex, chunks_and_rows
+from lakerank.plan.index import INDEX, Chunk, QueryList, TableIndex, chunks_and_rows, image_counts
 from lakerank.plan.lookup import DOCUMENT_SCORES, RESULT, best_scores
 from lakerank.plan.pairs import PAIRS, flat
 from lakerank.plan.plan import with_columns
@@ -188,7 +188,8 @@ class Splitter:
 
     def _visual_tokens(self, documents: pa.Table) -> Int64:
         width, height = (documents[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height"))
-        return visual_tokens(width, height, self.documents.sizing)
+        sizing = self.documents.sizing
+        return visual_tokens(width, height, sizing, image_counts(documents, sizing))
 
 
 def _bytes(rows: pa.Table) -> Int64:

@@ -77,7 +77,11 @@ class PlanLimits:
 
     def identity(self) -> dict[str, Any]:
         """The limits that a plan's results depend on: their names and values are part of stored fingerprints."""
-        return {name: value for name, value in asdict(self).items() if name != "task_sizes"}
+        values = {name: value for name, value in asdict(self).items() if name != "task_sizes"}
+        for sizing in (values["document"], values["query"]):
+            if not sizing["all_frames"]:
+                del sizing["all_frames"]  # limits of earlier plans had none
+        return values
 
 
 @dataclass(frozen=True, slots=True)

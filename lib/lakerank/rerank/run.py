@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -282,6 +282,7 @@ def _score_stage(
     slowest_s = longest_seconds(job.calibration, stage.parameters, plan.largest_unit)
     deadline = Deadline(stage.unit_deadline_s, DEADLINE_FACTOR * slowest_s, min(2.0, stage.unit_deadline_s / 4))
     scoring = ScoringJob(paths.output, plan.scorer, units, sources, stage.device, stage.factory, deadline)
+    scoring = replace(scoring, max_image_bytes=stage.max_image_bytes)
     summary = score_units(runner, storage, scoring, planned_units(storage, paths, plan))
     if summary.existing < summary.units or not summary.units:
         storage.replace(join(paths.plan, SCORING), json_bytes(summary.as_dict()))

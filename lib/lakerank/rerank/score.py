@@ -8,14 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lakerank.fingerprint import content_hash
 from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, RowGroupCache, check_unchanged, fetch, prefetched
 from lakerank.lake.columns import decode_text
 from lakerank.lake.formats.snapshot import TableFile
+from lakerank.lake.images.files import ImageFiles, UnreadableImage, address_hash, read_ahead
 from lakerank.lake.scores import CorruptScoreFile, PlannedUnits, finished_units, read_unit, unit_address, write_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import read_table_file
@@ -88,6 +91,7 @@ class ScoringJob:
     factory: RerankerFactory
     deadline: Deadline = NO_DEADLINE
     progress: UnitProgress | None = None
+    max_image_bytes: int = Limits().max_source_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +212,8 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     files = _worker.files(storage, job)
     rejects: list[Reject] = []
     with attempt(storage, job.units_folder, unit):
-        groups = prefetched(_groups(storage, plan, files, rejects), GROUPS_AHEAD)
+        images = ImageFiles(storage, job.max_image_bytes)
+        groups = prefetched(_groups(storage, plan, files, images, rejects), GROUPS_AHEAD)
         scored = reranker.score_groups(groups)
         results = [*(scored if job.progress is None else job.progress.counted(unit, scored))]
         _check_sources(storage, plan, files)
@@ -247,26 +252,45 @@ def _check_sources(storage: Storage, plan: Sequence[PlannedGroup], files: Source
 
 
 def _groups(
-    storage: Storage, plan: Sequence[PlannedGroup], files: Sources, rejects: list[Reject]
+    storage: Storage, plan: Sequence[PlannedGroup], files: Sources, images: ImageFiles, rejects: list[Reject]
 ) -> Iterator[DocumentGroup]:
-    """Fetch each group's document and queries by reference. Text that is not UTF-8 becomes rejects, not a group."""
-    documents = fetch(storage, [group.location for group in plan], "doc_id", files=files["documents"])
+    """Fetch each group's document and queries by reference. Text that is not UTF-8 becomes rejects, not a group, and so
+    does an image whose address gives none."""
+    blobs = fetch(storage, [group.location for group in plan], "doc_id", files=files["documents"])
+    documents = zip(plan, blobs, strict=True)
     cached = _cached_queries(storage, plan, files["queries"])
-    for group, blob in zip(plan, documents, strict=True):
+    for (group, blob), content in read_ahead(documents, lambda pair: pair[1].has_address, partial(_images, images)):
         _check_id(group.location, group.doc_id, blob)
+        if isinstance(content, UnreadableImage):
+            fault = (content.reason, content.detail)
+            rejects += [Reject(query.query_id, group.doc_id, *fault) for query in group.queries]
+            continue
         uncached = [query.location for query in group.queries if query.location not in cached]
         fetched = fetch(storage, uncached, "query_id", _worker.queries, files["queries"])
         queries = []
         for planned in group.queries:
             query_blob = cached[planned.location] if planned.location in cached else next(fetched)
             _check_id(planned.location, planned.query_id, query_blob)
-            fault = _text_fault(blob, "document") or _text_fault(query_blob, "query")
-            if fault:
-                rejects.append(Reject(planned.query_id, group.doc_id, RejectReason.TEXT_UNDECODABLE, fault))
+            text_fault = _text_fault(blob, "document") or _text_fault(query_blob, "query")
+            if text_fault:
+                rejects.append(Reject(planned.query_id, group.doc_id, RejectReason.TEXT_UNDECODABLE, text_fault))
             else:
                 queries.append(Query(planned.query_id, decode_text(query_blob.text), query_blob.image))
         if queries:
-            yield DocumentGroup(Document(group.doc_id, decode_text(blob.text), blob.image), tuple(queries))
+            yield DocumentGroup(Document(group.doc_id, decode_text(blob.text), images=content), tuple(queries))
+
+
+def _images(files: ImageFiles, planned: tuple[PlannedGroup, Blob]) -> tuple[bytes, ...] | UnreadableImage:
+    """A document's images, those at addresses read; or why one cannot be, or is not what the run was planned with."""
+    group, blob = planned
+    try:
+        images = files.images(blob.images)
+    except UnreadableImage as fault:
+        return fault
+    names = (blob.content_hash or content_hash(blob.text, *images), address_hash(blob.text, blob.images))
+    if blob.has_address and group.doc_hash not in names:
+        return UnreadableImage(RejectReason.IMAGE_UNREACHABLE, "the image has changed since its document was indexed")
+    return images
 
 
 def _check_id(ref: BlobRef, expected: str, blob: Blob) -> None:
@@ -282,7 +306,7 @@ def _cached_queries(
     cached: dict[BlobRef, Blob] = {}
     free = QUERY_CACHE_BYTES
     for ref, blob in zip(refs, fetch(storage, refs, "query_id", _worker.queries, files), strict=True):
-        free -= len(blob.text or b"") + len(blob.image or b"")
+        free -= blob.nbytes
         if free < 0:
             break
         cached[ref] = blob

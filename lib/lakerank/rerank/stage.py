@@ -15,6 +15,7 @@ from lakerank.fingerprint import fingerprint
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.scores import read_reused_units
 from lakerank.lake.storage import Storage, join
+from lakerank.limits import Limits
 from lakerank.plan.plan import Plan, PlanLimits, plan_folder, planned_units
 from lakerank.ranking import Fusion
 from lakerank.rerank.rank.combine import FusionRule
@@ -33,7 +34,8 @@ class Stage:
     """One reranker of a run.
 
     `model` is the checkpoint's path, for people. `top`: it scores only so many of each query's best in the stage
-    before; None: every pair of the run. `unit_deadline_s`: seconds that a unit may take at least.
+    before; None: every pair of the run. `unit_deadline_s`: seconds that a unit may take at least. `max_image_bytes`: of
+    an image that is read at its address.
     """
 
     scorer: str
@@ -45,6 +47,7 @@ class Stage:
     limits: PlanLimits
     top: int | None = None
     unit_deadline_s: float = 600
+    max_image_bytes: int = Limits().max_source_bytes
 
 
 @dataclass(frozen=True, slots=True)

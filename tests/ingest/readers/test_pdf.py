@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lakerank.ingest.readers.pdf import MAX_SIDE, page_scale, read_pdf
-from lakerank.ingest.readers.reader import PAGE_PIXELS, ReadOptions
+from lakerank.ingest.readers.pdf import read_pdf
+from lakerank.ingest.readers.reader import ReadOptions
 from lakerank.ingest.tables import SourceFault
+from lakerank.lake.images.pdf import MAX_SIDE, PAGE_PIXELS, page_scale
 
 #: A page behind a password: the trailer's encryption dictionary is all that PDFium needs to ask for it.
 ENCRYPTED = (

@@ -9,12 +9,10 @@ from typing import Any, Literal
 
 from lakerank.errors import DependencyError
 from lakerank.ingest.tables import SourceReject, TableName
+from lakerank.lake.images.pdf import PAGE_PIXELS
 
 Kind = Literal["auto", "folder", "jsonl", "pdf"]
 PdfContent = Literal["image", "text", "both"]
-
-#: The model's own limit of an image (768 visual tokens): a page rendered at this size is not resampled again.
-PAGE_PIXELS = 602_112
 
 
 @dataclass(frozen=True, slots=True)

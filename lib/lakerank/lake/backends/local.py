@@ -62,8 +62,9 @@ class LocalBackend:
     def open(self, uri: str) -> pa.NativeFile:
         return pa.OSFile(str(local_path(uri)), "rb")
 
-    def read(self, uri: str) -> bytes:
-        return local_path(uri).read_bytes()
+    def read(self, uri: str, most: int | None = None) -> bytes:
+        with local_path(uri).open("rb") as stream:
+            return stream.read(-1 if most is None else most)
 
     def exists(self, uri: str) -> bool:
         return local_path(uri).exists()

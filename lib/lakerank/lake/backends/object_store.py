@@ -93,9 +93,10 @@ class ObjectStoreBackend:
         uncached = {"cache_type": "none"} if scheme(uri) in _CREATE_ONLY else {}
         return pa.PythonFile(filesystem.open(path, "rb", **uncached), mode="r")
 
-    def read(self, uri: str) -> bytes:
+    def read(self, uri: str, most: int | None = None) -> bytes:
         filesystem, path = self._locate(uri)
-        return bytes(self._transfer(filesystem, "cat_file", path, size=_SMALL_FILE_BYTES))
+        part = {} if most is None else {"start": 0, "end": most}
+        return bytes(self._transfer(filesystem, "cat_file", path, size=_SMALL_FILE_BYTES, **part))
 
     def exists(self, uri: str) -> bool:
         filesystem, path = self._locate(uri)

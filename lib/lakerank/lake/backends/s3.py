@@ -20,7 +20,7 @@ from lakerank.errors import DependencyError
 class StorageOptions:
     """Connection settings, and whether to verify pages of input files; the config's `lake.storage`. No credentials.
 
-    `min_transfer_rate`: bytes a second.
+    `min_transfer_rate`: bytes a second. `image_roots`, `image_hosts`: where images by address may be, in `lake`.
     """
 
     endpoint_url: str | None = None
@@ -33,6 +33,8 @@ class StorageOptions:
     max_attempts: int = 5
     min_transfer_rate: float = 16384
     verify_checksums: bool = True
+    image_roots: tuple[str, ...] = ()
+    image_hosts: tuple[str, ...] = ()
 
     def transfer_s(self, size: int, attempts: int = 1) -> float:
         """Seconds that a transfer of so many bytes may take, with the attempts that its client makes itself."""
