@@ -97,8 +97,3 @@ def test_nothing_runs_before_the_first_item_is_asked_for() -> None:
     prefetched(counted.numbers(enough=1), 2)
     assert counted.pulled == 0
     assert not prefetching()
-
-
-def test_a_depth_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="depth 0"):
-        prefetched(iter([1]), 0)

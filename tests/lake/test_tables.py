@@ -344,11 +344,13 @@ def test_columns_come_from_the_path_and_partitions_may_begin_with_an_underscore(
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_value_that_stands_in_many_rows_is_read_in_small_batches(tmp_path: Path, cached: bool) -> None:
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_value_that_stands_in_many_rows_is_read_in_small_batches(tmp_path: Path, cached: bool, nested: bool) -> None:
     """In the file it is there once, so that its size says nothing about the rows'."""
     image, rows = os.urandom(2**20), 160
     indices = pa.array([0] * rows, pa.int32())
     column = pa.DictionaryArray.from_arrays(indices, pa.array([image], pa.binary()))
+    column = pa.StructArray.from_arrays([column], ["bytes"]) if nested else column
     table = pa.table({"doc_id": [str(n) for n in range(rows)], "image": column})
     for is_known in (True, False):  # whether Arrow's own schema in the file says so
         file = tmp_path / "a.parquet"

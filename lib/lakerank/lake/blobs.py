@@ -293,12 +293,6 @@ def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
     What it raises is raised here, after the items before. The thread starts with the first item requested, and ends
     when the consumer stops, early or not; a generator is closed in it.
     """
-    if depth < 1:
-        raise ValueError(f"depth {depth}: at least one item must be fetched ahead")
-    return _prefetched(items, depth)
-
-
-def _prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
     end: Any = object()
     with ThreadPoolExecutor(1, "prefetch") as thread:
         pending = deque(thread.submit(next, items, end) for _ in range(depth + 1))

@@ -12,7 +12,7 @@ import io
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -51,12 +51,8 @@ def damage(uri: str, problem: str) -> str:
     return f"{redacted(uri)}: damaged, {problem}; {advice}"
 
 
-class _Chunks(NamedTuple):
-    """Column chunks in file order: first and end byte, and checksum of each."""
-
-    first: Sequence[int]
-    end: Sequence[int]
-    checksums: Sequence[int]
+#: Column chunks in file order: first byte of each, end, and checksum.
+_Chunks = tuple[Sequence[int], Sequence[int], Sequence[int]]
 
 
 def sealed(content: bytes) -> bytes:
@@ -100,7 +96,7 @@ def open_parquet(
         options = {"read_dictionary": dictionaries, "page_checksum_verification": verify}
         return pq.ParquetFile(source, metadata=metadata, pre_buffer=False, buffer_size=streaming_buffer, **options)
     if checksums is not None:
-        chunks = _Chunks(*_chunk_edges(metadata), checksums)
+        chunks = (*_chunk_edges(metadata), checksums)
         source = pa.PythonFile(_VerifiedFile(uri, source, chunks), mode="r")
         verify = False
     return pq.ParquetFile(source, metadata=metadata, page_checksum_verification=verify, pre_buffer=True)
@@ -137,7 +133,7 @@ class _VerifiedFile(io.RawIOBase):
 
     def __init__(self, uri: str, source: pa.NativeFile, chunks: _Chunks) -> None:
         self._uri, self._source, self._chunks = uri, source, chunks
-        self._verified = [False] * len(chunks.first)
+        self._verified = [False] * len(chunks[0])
         self._size, self._position = source.size(), 0
         self._lock = threading.Lock()
 

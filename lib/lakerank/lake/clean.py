@@ -82,12 +82,20 @@ class _Lake:
     output: str
     files: Mapping[str, Sequence[StoredFile]]
     oldest: float
-    kept: Mapping[str, RunContents]
-    expired: Mapping[str, RunContents]
+    kept: dict[str, RunContents]
+    expired: dict[str, RunContents]
 
     def relative(self, folder: str, file: StoredFile) -> str:
         """A file's path below one of the output's folders."""
         return file.uri.removeprefix(join(self.output, folder)).lstrip("/")
+
+    def run_files(self) -> Iterator[tuple[str, StoredFile, str]]:
+        """Top-level folder, file and run of every file in a run's folder."""
+        for folder, prefix in _RUN_FOLDERS:
+            for file in self.files[folder]:
+                name, slash, _ = self.relative(folder, file).partition("/")
+                if slash and name.startswith(prefix):
+                    yield folder, file, name.removeprefix(prefix)
 
 
 def plan_cleaning(
@@ -110,8 +118,9 @@ def plan_cleaning(
     """
     jobs = started_jobs(storage, output)
     files = {folder: storage.walk(join(output, folder)) for folder in FOLDERS}
-    kept, expired = _runs(storage, output, files, retention, now)
-    lake = _Lake(storage, output, files, now - retention.grace_s, kept, expired)
+    lake = _Lake(storage, output, files, now - retention.grace_s, {}, {})
+    _read_runs(lake, retention, now)
+    kept, expired = lake.kept, lake.expired
     deletions = [*_temporary_files(lake), *_files_of_runs(lake), *_old_numbers(lake), *_files_of_scorers(lake, scorers)]
     if all(run.published for run in kept.values()):  # a run under way may read the index of a file just replaced
         deletions += _stale_index(lake, tables)
@@ -157,60 +166,37 @@ def describe(output: str, deletions: Iterable[Deletion]) -> Iterator[str]:
         yield f"{why:<17} {redacted(where)}: {len(files)} file{'s' if len(files) > 1 else ''}, {sum(files):,} bytes"
 
 
-def _run_files(output: str, files: Mapping[str, Sequence[StoredFile]]) -> Iterator[tuple[str, StoredFile, str]]:
-    """Top-level folder, file and run of every file in a run's folder."""
-    for folder, prefix in _RUN_FOLDERS:
-        for file in files[folder]:
-            name, slash, _ = file.uri.removeprefix(join(output, folder)).lstrip("/").partition("/")
-            if slash and name.startswith(prefix):
-                yield folder, file, name.removeprefix(prefix)
-
-
-def _runs(
-    storage: Storage, output: str, files: Mapping[str, Sequence[StoredFile]], retention: Retention, now: float
-) -> tuple[dict[str, RunContents], dict[str, RunContents]]:
+def _read_runs(lake: _Lake, retention: Retention, now: float) -> None:
     """Every run that has left a file: those to keep, and the others."""
+    storage, output = lake.storage, lake.output
     latest: dict[str, float] = {}  # when each run last wrote a file of its own
-    for _, file, run_id in _run_files(output, files):
+    for _, file, run_id in lake.run_files():
         latest[run_id] = max(latest.get(run_id, 0.0), file.written)
     manifests = {run_id: read_manifest(storage, output, run_id) for run_id in sorted(latest)}
     published = {run_id: manifest for run_id, manifest in manifests.items() if manifest is not None}
-    written = {file.uri: file.written for file in files["runs"]}
-    ages = {
-        run_id: now - _moment(run, written.get(RunPaths(output, run_id).manifest, now))
-        for run_id, run in published.items()
-    }
-    retained = _retained(storage, output, published, ages, retention)
-    kept: dict[str, RunContents] = {}
-    expired: dict[str, RunContents] = {}
+    retained = _retained(lake, published, retention, now)
     for run_id in manifests:
         if run_id in published:
             contents = published_contents(output, run_id, published[run_id])
             is_kept = run_id in retained
         else:
             contents = planned_contents(storage, output, run_id)
-            units = (file.written for file in files["scores"] if file.uri in contents.planned)
-            is_kept = max([latest[run_id], *units]) > now - retention.grace_s
-        (kept if is_kept else expired)[run_id] = contents
-    return kept, expired
+            units = (file.written for file in lake.files["scores"] if file.uri in contents.planned)
+            is_kept = max([latest[run_id], *units]) > lake.oldest
+        (lake.kept if is_kept else lake.expired)[run_id] = contents
 
 
-def _moment(manifest: Mapping[str, Any], written: float) -> float:
-    """When a run was published: not after it was written, however far ahead a driver's clock was."""
-    return min(publication_time(manifest["published_at"]).timestamp(), written)
-
-
-def _retained(
-    storage: Storage,
-    output: str,
-    manifests: Mapping[str, Mapping[str, Any]],
-    ages: Mapping[str, float],
-    retention: Retention,
-) -> set[str]:
+def _retained(lake: _Lake, manifests: Mapping[str, Mapping[str, Any]], retention: Retention, now: float) -> set[str]:
     """Ids of the published runs to keep. Which are the latest, their order of publication says, not a clock."""
     latest = sorted(manifests, key=lambda run_id: (publication_order(manifests[run_id]), run_id), reverse=True)
-    retained = {*latest[: retention.keep_runs]} | {run_id for run_id, age in ages.items() if age < retention.keep_s}
-    current = current_run(storage, output)
+    retained = set(latest[: retention.keep_runs])
+    written = {file.uri: file.written for file in lake.files["runs"]}
+    for run_id, manifest in manifests.items():
+        # Not published after its manifest was written, however far ahead a driver's clock was.
+        moment = publication_time(manifest["published_at"]).timestamp()
+        if now - min(moment, written.get(RunPaths(lake.output, run_id).manifest, now)) < retention.keep_s:
+            retained.add(run_id)
+    current = current_run(lake.storage, lake.output)
     return retained | ({current["run_id"]} if current else set())
 
 
@@ -231,7 +217,7 @@ def _temporary_files(lake: _Lake) -> Iterator[Deletion]:
 
 def _files_of_runs(lake: _Lake) -> Iterator[Deletion]:
     """All files of expired runs; of kept ones those that their manifest or plan does not name."""
-    for folder, file, run_id in _run_files(lake.output, lake.files):
+    for folder, file, run_id in lake.run_files():
         if file.uri.rpartition("/")[2].startswith("."):
             continue
         if run_id in lake.expired:

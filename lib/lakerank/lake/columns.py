@@ -222,7 +222,7 @@ class Located:
             kind = pa.binary() if field.name == _TEXT and types.is_string(field.type) else field.type
             constant = constant_of(self.file, field.name)
             if field.name in self.fields and batch is not None:
-                column = values_at(batch, self.fields[field.name].name)
+                column = _values(batch, self.fields[field.name].name)
             elif constant is not None:
                 column = pa.repeat(pa.scalar(constants[constant], pa.string()), rows)
             else:
@@ -238,7 +238,7 @@ class Located:
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
 
-def values_at(batch: pa.RecordBatch, path: str) -> pa.Array:
+def _values(batch: pa.RecordBatch, path: str) -> pa.Array:
     """The values at a dotted path of a batch."""
     if path in batch.schema.names:
         return batch[path]

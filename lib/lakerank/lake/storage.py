@@ -153,7 +153,7 @@ class Storage:
 
         Of any number of writers at once exactly one gets True.
         """
-        return self._replace_if(uri, data, None, "created")
+        return self.replace_if(uri, data, None)
 
     def replace(self, uri: str, data: bytes) -> None:
         """Write a file in one step, over an old one if there is one: a reader sees the old or the new."""
@@ -165,7 +165,16 @@ class Storage:
         On local files and S3 one of any number of writers that saw the same version gets True. Other stores look,
         then write.
         """
-        return self._replace_if(uri, data, version, "written")
+        writer = uuid.uuid4().hex
+
+        def attempt(backend: Backend) -> bool:
+            try:
+                backend.replace_if(uri, data, version, writer)
+            except FileExistsError:
+                return False
+            return True
+
+        return self._retry(uri, "created" if version is None else "written", attempt)
 
     def delete(self, uri: str) -> None:
         """Remove a file; it is no error when it is not there."""
@@ -199,18 +208,6 @@ class Storage:
                 )
         finally:
             self.delete(probe)
-
-    def _replace_if(self, uri: str, data: bytes, version: str | None, action: str) -> bool:
-        writer = uuid.uuid4().hex
-
-        def attempt(backend: Backend) -> bool:
-            try:
-                backend.replace_if(uri, data, version, writer)
-            except FileExistsError:
-                return False
-            return True
-
-        return self._retry(uri, action, attempt)
 
     def _backend(self, uri: str) -> Backend:
         return LocalBackend() if is_local(uri) else ObjectStoreBackend(self.options)

@@ -143,12 +143,10 @@ class TableReader:
             for first in range(0, rows, size):
                 yield self.located.conform(None, min(size, rows - first), f"row group {groups[0]}")
             return
-        largest = max(_largest_repeated(self.storage, uri, self.parquet, group, (columns, size)) for group in groups)
+        largest = max(self._largest_repeated(group, size) for group in groups)
         size = max(1, min(size, BATCH_BYTES // max(1, largest)))
-        streamed = stored > STREAM_BYTES
-        with (
-            opened(self.storage, self.located.file, streaming=True) if streamed else nullcontext(self.parquet) as source
-        ):
+        stream = opened(self.storage, self.located.file, streaming=True)
+        with stream if stored > STREAM_BYTES else nullcontext(self.parquet) as source:
             yield from self._batches(source, groups, size, partial(self.storage.transfer, uri, stored))
 
     def rows(self, group: int, batch_rows: int) -> Iterator[tuple[Int64, pa.RecordBatch]]:
@@ -162,6 +160,26 @@ class TableReader:
             if len(deleted) and (gone := np.isin(numbers + start, deleted)).any():
                 batch, numbers = batch.filter(pa.array(~gone)), numbers[~gone]
             yield numbers, batch
+
+    def _largest_repeated(self, group: int, rows: int) -> int:
+        """Bytes of the largest value that a dictionary of a row group may repeat in each of a batch's rows.
+
+        The footer counts such a value once, so a batch could be thousands of times what it says. 0 where that is too
+        little to matter: dictionaries are only read where it is not.
+        """
+        metadata, suspects = self.parquet.metadata.row_group(group), []
+        for chunk in map(metadata.column, range(metadata.num_columns)):
+            worst = chunk.total_uncompressed_size * min(rows, metadata.num_rows)
+            is_bytes = chunk.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY") and chunk.has_dictionary_page
+            if is_bytes and worst > 2 * BATCH_BYTES and is_in(chunk.path_in_schema, self.located.columns):
+                suspects.append(chunk.path_in_schema)
+        if not suspects:
+            return 0
+        file = self.located.file
+        with opened(self.storage, file, True, suspects) as parquet, storage_errors(file.uri, "read"):
+            first = next(parquet.iter_batches(1, [group], suspects), None)
+        values = [value for column in (first.columns if first else ()) for value in _dictionaries(column)]
+        return sum(pc.max(pc.binary_length(value)).as_py() or 0 for value in values)
 
     def _batches(
         self, parquet: pq.ParquetFile, groups: Sequence[int], size: int, transfer: Callable[[Callable[[], Any]], Any]
@@ -218,38 +236,15 @@ def is_in(leaf: str, columns: Collection[str]) -> bool:
     return leaf in columns or any(leaf.startswith(f"{column}.") for column in columns)
 
 
-def _largest_repeated(
-    storage: Storage, uri: str, parquet: pq.ParquetFile, group: int, batch: tuple[Sequence[str], int]
-) -> int:
-    """Bytes of the largest value that a dictionary of a row group may repeat in every row of a `batch` (columns, rows).
-
-    The footer counts such a value once, so a batch could be thousands of times what it says. 0 where that is too little
-    to matter: dictionaries are only read where it is not.
-    """
-    columns, rows = batch
-    metadata, suspects = parquet.metadata.row_group(group), []
-    for chunk in map(metadata.column, range(metadata.num_columns)):
-        worst = chunk.total_uncompressed_size * min(rows, metadata.num_rows)
-        is_bytes = chunk.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY") and chunk.has_dictionary_page
-        if is_bytes and worst > 2 * BATCH_BYTES and is_in(chunk.path_in_schema, columns):
-            suspects.append(chunk.path_in_schema)
-    if not suspects:
-        return 0
-    with opened(storage, uri, True, suspects) as dictionaries, storage_errors(uri, "read"):
-        first = next(dictionaries.iter_batches(1, [group], suspects), None)
-    values = [_leaf_values(first, path) for path in suspects] if first is not None else []
-    dictionaries_read = [column.dictionary for column in values if pa.types.is_dictionary(column.type)]
-    return sum(pc.max(pc.binary_length(value)).as_py() or 0 for value in dictionaries_read)
-
-
-def _leaf_values(batch: pa.RecordBatch, path: str) -> pa.Array:
-    """The values of a leaf column, by its dotted path in the file: those of lists, of all lists."""
-    outer = next(name for name in batch.schema.names if is_in(path, [name]))
-    column, names = batch[outer], path[len(outer) + 1 :].split(".")
-    while names and names[0]:
-        listed = is_list(column.type)  # its values are two levels down: list.element, bag.array_element
-        column, names = (column.values, names[2:]) if listed else (pc.struct_field(column, names[:1]), names[1:])
-    return column
+def _dictionaries(column: pa.Array) -> Iterator[pa.Array]:
+    """The dictionaries of a column, and of those inside of it."""
+    if pa.types.is_dictionary(column.type):
+        yield column.dictionary
+    elif is_list(column.type):
+        yield from _dictionaries(column.values)
+    elif pa.types.is_struct(column.type):
+        for inner in column.flatten():
+            yield from _dictionaries(inner)
 
 
 @contextmanager
