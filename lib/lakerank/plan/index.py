@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -42,7 +43,7 @@ from lakerank.plan.plan import (
     with_columns,
 )
 from lakerank.records import RejectReason
-from lakerank.schemas import DOCUMENTS, QUERIES
+from lakerank.schemas import CONTENT, DOCUMENTS, QUERIES
 
 TableName = Literal["documents", "queries"]
 
@@ -75,6 +76,12 @@ _COST_COLUMNS = ("text_bytes", "width", "height", "images", "frames")
 #: Bytes and pixels a side of an image that is not read while its document is indexed.
 _UNREAD_BYTES, _UNREAD_SIDE = 200_000, 1024
 _ROW_BITS = 32
+
+#: Sizes of a row without an image.
+_NO_IMAGE = (0, None, None, 0, 0)
+
+#: A given hash, a text, and images or their addresses.
+_Content = tuple[str | None, bytes | None, Sequence[bytes | str]]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -159,29 +166,34 @@ def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa
     schema = DOCUMENTS if table == "documents" else QUERIES
     row_groups = range(chunk.first_group, chunk.end_group) if chunk.end_group else None
     batches = read_table_file(storage, chunk.file, schema, batch_rows=_ROWS_AT_ONCE, row_groups=row_groups)
-    files = ImageFiles(storage, Limits().max_source_bytes)
+    describe = partial(_describe, ImageFiles(storage, Limits().max_source_bytes))
     for row_group, rows, batch in batches:
-        names, columns = batch.schema.names, [column.to_pylist() for column in batch.columns]
-        values = (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
-        contents = ((row, row_images(row)) for row in values)
-        described = read_ahead(
-            contents, lambda content: _is_fetched(*content), lambda content: _describe(*content, files)
-        )
-        columns = [*zip(*(description for _, description in described), strict=True)]
-        place = (columns[0], columns[1], [chunk.file.uri] * len(rows), [row_group] * len(rows), rows)
-        yield pa.RecordBatch.from_pydict(dict(zip(INDEX.names, (*place, *columns[2:]), strict=True)), schema=INDEX)
+        ids, texts = batch.column(0).to_pylist(), batch.column("text").to_pylist()
+        given = batch.column("content_hash").to_pylist() if "content_hash" in schema.names else [None] * len(ids)
+        shown = [name for name in CONTENT[1:] if name in schema.names and batch.column(name).null_count < len(ids)]
+        if shown:
+            images = map(row_images, batch.select([schema.names[0], *shown]).to_pylist())
+            described = [row for _, row in read_ahead(zip(given, texts, images, strict=True), _is_fetched, describe)]
+        else:
+            described = [(name or content_hash(text), *_NO_IMAGE) for name, text in zip(given, texts, strict=True)]
+        hashes, *sizes, counts, frames = zip(*described, strict=True) if described else [()] * 6
+        empty = [not count and not (text or b"").strip() for count, text in zip(counts, texts, strict=True)]
+        sizes = [[len(text or b"") for text in texts], *sizes, counts, frames]
+        place = [[chunk.file.uri] * len(ids), [row_group] * len(ids), rows]
+        columns = dict(zip(INDEX.names, [ids, hashes, *place, *sizes, empty], strict=True))
+        yield pa.RecordBatch.from_pydict(columns, schema=INDEX)
 
 
-def _is_fetched(row: Mapping[str, Any], images: Sequence[bytes | str]) -> bool:
-    return not row.get("content_hash") and any(isinstance(image, str) for image in images)
+def _is_fetched(content: _Content) -> bool:
+    return not content[0] and any(isinstance(image, str) for image in content[2])
 
 
-def _describe(row: Mapping[str, Any], images: Sequence[bytes | str], files: ImageFiles) -> tuple[Any, ...]:
-    """The columns of INDEX of a row, but for its place. Images at addresses are read where they make the hash."""
-    identifier, text, given = next(iter(row.values())), row["text"], row.get("content_hash")
+def _describe(files: ImageFiles, content: _Content) -> tuple[Any, ...]:
+    """Hash and sizes of a row that has images; those at addresses are read where they make the hash."""
+    given, text, images = content
     stored: Sequence[bytes] = [image for image in images if isinstance(image, bytes)]
     name = given or address_hash(text, images)
-    if _is_fetched(row, images):
+    if _is_fetched(content):
         with suppress(UnreadableImage):  # read again when it is scored, and rejected then
             stored = files.images(images)
             name = content_hash(text, *stored)
@@ -189,9 +201,7 @@ def _describe(row: Mapping[str, Any], images: Sequence[bytes | str], files: Imag
     sizes = [size for size in map(_image_size, stored) if size] + [(_UNREAD_SIDE, _UNREAD_SIDE, 1)] * unread
     width, height = (round(sum(size[axis] for size in sizes) / len(sizes)) if sizes else None for axis in (0, 1))
     frames = sum(size[2] for size in sizes) + len(images) - len(sizes)
-    image_bytes = sum(map(len, stored)) + _UNREAD_BYTES * unread
-    empty = not images and not (text or b"").strip()
-    return identifier, name, len(text or b""), image_bytes, width, height, len(images), frames, empty
+    return name, sum(map(len, stored)) + _UNREAD_BYTES * unread, width, height, len(images), frames
 
 
 def _image_size(image: bytes) -> tuple[int, int, int] | None:
