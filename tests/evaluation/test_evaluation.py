@@ -78,16 +78,24 @@ def test_attributes_are_right_with_and_without_statistics(tmp_path, statistics):
         {"doc_id": "b", "text": "x", "image": b"x"},
         {"doc_id": "n"},
         {"doc_id": "t", "text": "again", "name": "No"},
+        {"doc_id": "e", "images": []},
+        {"doc_id": "l", "images": [b"x", b"y"]},
+        {"doc_id": "a", "image_uri": "x.png"},
+        {"doc_id": "m", "text": "x", "images": [b"x"], "image_uri": "x.png"},
     ]
     schema = pa.schema([*schemas.DOCUMENTS, pa.field("name", pa.dictionary(pa.int32(), pa.string()))])
     path = tmp_path / "documents.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=2, write_statistics=statistics)
-    result = read_attributes(Storage(), str(path), schemas.DOCUMENTS, ("name", "missing"), {"t", "i", "b", "n"})
+    result = read_attributes(Storage(), str(path), schemas.DOCUMENTS, ("name", "missing"), {*"tibnelam"})
     assert {ident: one.modality for ident, one in result.items()} == {
         "t": "text",
         "i": "image",
         "b": "text+image",
         "n": "nothing",
+        "e": "nothing",
+        "l": "image",
+        "a": "image",
+        "m": "text+image",
     }
     assert result["t"].extra == {"name": "Tea"}
     assert (result["b"].ref.row_group, result["b"].ref.row) == (1, 0)

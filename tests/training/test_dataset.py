@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,21 @@ def test_datasets_share_images(plain_lake: dict[str, str]) -> None:
     again = read_dataset(Storage(), DatasetTables(**plain_lake), dataset.images)
     assert all(pixels is other for pixels, other in zip(again.images.pixels, known, strict=True))
     assert again.documents.images.tolist() == dataset.documents.images.tolist()
+
+
+def test_an_image_at_an_address_is_read_and_several_are_no_training_row(
+    plain_lake: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "red.png").write_bytes(png(60))
+    columns = {
+        "doc_id": ["address", "stored", "one", "two", "gone"],
+        "image_uri": ["red.png", None, None, None, "no.png"],
+    }
+    columns |= {"image": [None, png(60), *[None] * 3], "images": [None, None, [png(60)], [png(60), png(50)], None]}
+    pq.write_table(pa.table(columns), tmp_path / "documents.parquet")
+    storage = Storage(replace(Storage().options, image_roots=(str(tmp_path),)))
+    tables = DatasetTables(**plain_lake | {"documents": str(tmp_path / "documents.parquet")})
+    documents = read_dataset(storage, tables, images(56), whole=True).documents
+    assert documents.ids == ("address", "stored", "one")
+    assert len(set(documents.images.tolist())) == 1, "the same image, whatever it is kept in"
+    assert "2 rows left out, the first of them two: modality_unsupported: 2 images" in caplog.text

@@ -15,13 +15,14 @@ import pyarrow.compute as pc
 
 from lakerank.errors import SchemaError
 from lakerank.lake.columns import decode_text
+from lakerank.lake.images.files import ImageFiles, UnreadableImage, row_images
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.limits import Limits
 from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess.images import PatchShape, load_pixels
 from lakerank.records import RejectReason
-from lakerank.schemas import CANDIDATES, DOCUMENTS, QRELS, QUERIES
+from lakerank.schemas import CANDIDATES, CONTENT, DOCUMENTS, QRELS, QUERIES
 
 log = logging.getLogger(__name__)
 
@@ -206,20 +207,20 @@ def _read_table(
     """The documents or the queries, by their schema, and the topic that each row names."""
     uri = tables.documents if schema is DOCUMENTS else tables.queries
     names = list(dict.fromkeys(name for name in (tables.topic, tables.kind) if name))
-    fields = [schema.field(name) for name in (schema.names[0], "text", "image")]
+    read = [schema.field(name) for name in schema.names if name in (schema.names[0], *CONTENT)]
+    read += [pa.field(name, pa.string()) for name in names]
+    files = ImageFiles(storage, images.limits.max_source_bytes)
     rows: list[tuple[Any, ...]] = []
     rejected: list[str] = []
-    for item_id, raw, encoded, *others in _rows(
-        storage, uri, pa.schema(fields + [pa.field(name, pa.string()) for name in names]), select
-    ):
-        extra = dict(zip(names, others, strict=True))
+    for values in _rows(storage, uri, pa.schema(read), select):
+        row = dict(zip((field.name for field in read), values, strict=True))
         try:
-            text, image = _content(raw, encoded, images)
-        except RejectedInput as error:
-            rejected.append(f"{item_id}: {error}")
+            text, image = _content(row, files, images)
+        except (RejectedInput, UnreadableImage) as error:
+            rejected.append(f"{values[0]}: {error}")
             continue
-        kind = extra[tables.kind] if tables.kind else "text" if image < 0 else "picture"
-        rows.append((item_id, text, image, kind or "", extra.get(tables.topic or "")))
+        kind = row[tables.kind] if tables.kind else "text" if image < 0 else "picture"
+        rows.append((values[0], text, image, kind or "", row.get(tables.topic or "")))
     if rejected:
         log.warning("%s: %d rows left out, the first of them %s", uri, len(rejected), rejected[0])
     ids, texts, shown, kinds, topics = zip(*rows, strict=True) if rows else ((),) * 5
@@ -227,15 +228,18 @@ def _read_table(
     return Table(ids, texts, np.array(shown, dtype=np.int64), none, kinds), topics
 
 
-def _content(raw: bytes | None, encoded: bytes | None, images: ImageStore) -> tuple[str | None, int]:
+def _content(row: Mapping[str, Any], files: ImageFiles, images: ImageStore) -> tuple[str | None, int]:
     """A row's text, None where it is blank, and the index of its image."""
     try:
-        text = decode_text(raw)
+        text = decode_text(row["text"])
     except UnicodeDecodeError as error:
         raise RejectedInput(RejectReason.TEXT_UNDECODABLE, str(error.reason)) from error
     if text is not None and not text.strip():
         text = None
-    image = images.add(encoded)
+    encoded = files.images(row_images(row))
+    if len(encoded) > 1:
+        raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, f"{len(encoded)} images, and training reads one")
+    image = images.add(next(iter(encoded), None))
     if text is None and image < 0:
         raise RejectedInput(RejectReason.EMPTY_DOCUMENT, "neither text nor image")
     return text, image
