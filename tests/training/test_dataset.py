@@ -96,7 +96,7 @@ def test_an_image_at_an_address_is_read_and_several_are_no_training_row(
 ) -> None:
     (tmp_path / "red.png").write_bytes(png(60))
     columns = {
-        "doc_id": ["address", "stored", "one", "two", "gone"],
+        "doc_id": ["address", "red.en", "one", "two", "gone"],
         "image_uri": ["red.png", None, None, None, "no.png"],
     }
     columns |= {"image": [None, png(60), *[None] * 3], "images": [None, None, [png(60)], [png(60), png(50)], None]}
@@ -104,6 +104,6 @@ def test_an_image_at_an_address_is_read_and_several_are_no_training_row(
     storage = Storage(replace(Storage().options, image_roots=(str(tmp_path),)))
     tables = DatasetTables(**plain_lake | {"documents": str(tmp_path / "documents.parquet")})
     documents = read_dataset(storage, tables, images(56), whole=True).documents
-    assert documents.ids == ("address", "stored", "one")
+    assert documents.ids == ("address", "red.en", "one")
     assert len(set(documents.images.tolist())) == 1, "the same image, whatever it is kept in"
     assert "2 rows left out, the first of them two: modality_unsupported: 2 images" in caplog.text
