@@ -95,8 +95,9 @@ def test_an_image_at_an_address_is_read_and_several_are_no_training_row(
     plain_lake: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "red.png").write_bytes(png(60))
+    judged = pq.read_table(plain_lake["qrels"])["doc_id"][0].as_py()
     columns = {
-        "doc_id": ["address", "red.en", "one", "two", "gone"],
+        "doc_id": ["address", judged, "one", "two", "gone"],
         "image_uri": ["red.png", None, None, None, "no.png"],
     }
     columns |= {"image": [None, png(60), *[None] * 3], "images": [None, None, [png(60)], [png(60), png(50)], None]}
@@ -104,6 +105,6 @@ def test_an_image_at_an_address_is_read_and_several_are_no_training_row(
     storage = Storage(replace(Storage().options, image_roots=(str(tmp_path),)))
     tables = DatasetTables(**plain_lake | {"documents": str(tmp_path / "documents.parquet")})
     documents = read_dataset(storage, tables, images(56), whole=True).documents
-    assert documents.ids == ("address", "red.en", "one")
+    assert documents.ids == ("address", judged, "one")
     assert len(set(documents.images.tolist())) == 1, "the same image, whatever it is kept in"
     assert "2 rows left out, the first of them two: modality_unsupported: 2 images" in caplog.text
