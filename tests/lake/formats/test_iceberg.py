@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -163,3 +165,59 @@ def test_no_secret_of_the_catalog_is_shown(monkeypatch: pytest.MonkeyPatch) -> N
     chain = repr(refused.value) + repr(refused.value.__cause__)
     assert "pa55word-of-uri" not in chain
     assert "s3cret-of-client" not in chain
+
+
+class _RestCatalog(BaseHTTPRequestHandler):
+    """What the Iceberg REST protocol answers to readers, over another catalog; needs the bearer token of `server`."""
+
+    server: _RestServer
+
+    def do_GET(self) -> None:
+        if self.headers["Authorization"] != f"Bearer {self.server.token}":
+            self._answer(401, {"error": {"message": "no such token", "type": "NotAuthorizedException", "code": 401}})
+        elif self.path.startswith("/v1/config"):
+            self._answer(200, {"defaults": {}, "overrides": {}})
+        elif self.path.endswith("/namespaces/db/tables/docs"):
+            table = self.server.lake.table("docs")
+            of_table = {"metadata-location": table.metadata_location, "config": {}}
+            self._answer(200, {**of_table, "metadata": json.loads(table.metadata.model_dump_json())})
+        elif self.path.endswith("/namespaces/db/tables"):
+            self._answer(200, {"identifiers": [{"namespace": ["db"], "name": "docs"}]})
+        else:
+            self._answer(404, {"error": {"message": "no such table", "type": "NoSuchTableException", "code": 404}})
+
+    def _answer(self, status: int, content: dict[str, object]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on standard error."""
+
+
+class _RestServer(ThreadingHTTPServer):
+    def __init__(self, lake: IcebergLake, token: str) -> None:
+        super().__init__(("127.0.0.1", 0), _RestCatalog)
+        self.lake, self.token = lake, token
+
+
+def test_a_catalog_behind_rest_is_read_and_its_token_is_shown_nowhere(
+    iceberg: IcebergLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iceberg.create("docs", documents("a", "b"))
+    iceberg.delete_rows("docs", ["b"])
+    with _RestServer(iceberg, "t0ken-of-catalog") as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PYICEBERG_CATALOG__REMOTE__URI", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("PYICEBERG_CATALOG__REMOTE__TOKEN", "t0ken-of-catalog")
+        assert by_id(rows_read("iceberg://remote/db.docs")) == {"a": "text of a"}
+        with pytest.raises(StorageError, match=r"no such table \(tables: db\.docs\)"):
+            resolve(Storage(), "iceberg://remote/db.dogs")
+        monkeypatch.setenv("PYICEBERG_CATALOG__REMOTE__TOKEN", "0ther-token-of-catalog")
+        with pytest.raises(StorageError, match=r"cannot be read \(UnauthorizedError.*PYICEBERG_CATALOG") as refused:
+            resolve(Storage(), "iceberg://remote/db.docs")
+        server.shutdown()
+    assert "token-of-catalog" not in repr(refused.value) + repr(refused.value.__cause__)

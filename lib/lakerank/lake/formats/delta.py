@@ -28,7 +28,7 @@ _FEATURES = {
     "vacuumProtocolCheck", "variantType", "variantType-preview", "variantShredding-preview",
 }  # fmt: skip
 #: What deltalake says of a table that it cannot read.
-_UNSUPPORTED = re.compile("[Uu]nsupported|catalog-managed|Max catalog version")
+_UNSUPPORTED = re.compile("Unsupported table features|Unsupported: Feature|Max catalog version")
 _PARTITION = "partition."
 _PHYSICAL_NAME, _ID = (f"delta.columnMapping.{name}".encode() for name in ("physicalName", "id"))
 
