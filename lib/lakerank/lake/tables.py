@@ -60,7 +60,7 @@ def index_key(file: TableFile) -> str:
     """Name of the index of a file's content: a file that changes gets another, an unchanged one keeps it."""
     columns = {name: path for name, path in file.columns.items() if name in _INDEXED}
     paths = {columns.get(name, name).casefold() for name in _INDEXED}
-    paths |= {f"{path}.bytes" for path in paths}
+    paths |= {f"{path}.{inner}" for path in paths for inner in ("bytes", "path")}
     reading = {
         "columns": columns,
         "values": {path: value for path, value in file.values.items() if path.casefold() in paths},
