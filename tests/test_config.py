@@ -26,6 +26,7 @@ from lakerank.config import (
     resolve_config,
 )
 from lakerank.errors import ConfigError
+from lakerank.plan.conflicts import changed_settings
 from lakerank.settings import read_yaml
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -419,3 +420,27 @@ def test_file_that_is_not_a_mapping_is_a_fault(tmp_path: Path, content: bytes, m
 def test_missing_file_is_a_fault(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "none.yaml")
+
+
+COLUMNS = "lake.columns."
+
+
+def test_columns_are_those_of_the_contract_and_of_one_meaning_a_table() -> None:
+    config = load_config(DEMO, [f"{COLUMNS}documents.text=page.body", f"{COLUMNS}queries.text=TEXT"])
+    assert config.lake.columns.documents == {"text": "page.body"}
+    located = config.lake.located()
+    assert config.lake.columns.by_address(located) == {
+        located.documents: {"text": "page.body"},
+        located.queries: {"text": "TEXT"},
+    }
+    (fault,) = _faults([f"{COLUMNS}documents.tekst=body"])
+    assert "documents.tekst: no such column; there are doc_id, text" in fault
+    one_table = [f"lake.{name}=mine.parquet" for name in ("documents", "queries")]
+    load_config(DEMO, [*one_table, f"{COLUMNS}documents.text=body", f"{COLUMNS}queries.query_id=id"])
+    (fault,) = _faults([*one_table, f"{COLUMNS}documents.text=body", f"{COLUMNS}queries.text=question"])
+    assert "columns.queries.text: another table of the same address has 'body' for it" in fault
+    before, after = (config.model_dump(mode="json") for config in (load_config(DEMO), config))
+    assert changed_settings(before, after) == {
+        f"{COLUMNS}documents": ({}, {"text": "page.body"}),
+        f"{COLUMNS}queries": ({}, {"text": "TEXT"}),
+    }

@@ -89,3 +89,11 @@ def test_a_decimal_with_a_fraction_is_named_with_its_row(tmp_path: Path) -> None
     pq.write_table(pa.table({"query_id": ids, "doc_id": ["d"] * 3, "relevance": [1] * 3}), tmp_path / "a.parquet")
     with pytest.raises(SchemaError, match=r"'query_id' holds 2\.50, no whole number; an id has no fraction \(row 2 of"):
         list(read_table_file(Storage(), str(tmp_path / "a.parquet"), QRELS))
+
+
+def test_a_bad_value_of_a_dictionary_that_no_row_has_is_no_fault() -> None:
+    values = pa.array([Decimal("1.00"), Decimal("2.50")], pa.decimal128(9, 2))
+    column = pa.DictionaryArray.from_arrays(pa.array([0, None, 0], pa.int8()), values)
+    assert as_text(column).to_pylist() == ["1", None, "1"]
+    with pytest.raises(pa.ArrowInvalid):
+        as_text(pa.DictionaryArray.from_arrays(pa.array([1], pa.int8()), values))
