@@ -222,6 +222,21 @@ def test_a_name_that_is_unclear_or_not_there_is_an_error(
             fragments(storage, str(file), DOCUMENTS)
 
 
+def test_a_column_that_means_something_else_is_left_out_by_an_empty_name(tmp_path: Path) -> None:
+    table = pa.table({"doc_id": ["a"], "text": ["x"], "content_hash": [17], "image": [[1.5]]})
+    pq.write_table(table, file := tmp_path / "a.parquet")
+    with pytest.raises(
+        SchemaError, match=r"column 'image' should be binary .*; column 'content_hash' should be string"
+    ):
+        fragments(Storage(), str(file), DOCUMENTS)
+    storage = Storage(columns={str(file): {"content_hash": "", "image": ""}})
+    (fragment,) = fragments(storage, str(file), DOCUMENTS)
+    (batch,) = (batch for *_, batch in read_table_file(storage, fragment.file, DOCUMENTS))
+    assert batch.to_pydict() | {"images": None, "image_uri": None} == {
+        "doc_id": ["a"], "text": [b"x"], "image": [None], "content_hash": [None], "images": None, "image_uri": None,
+    }  # fmt: skip
+
+
 def test_deleted_rows_are_left_out_and_the_others_keep_their_places(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"doc_id": list("abcdefgh"), "text": ["x"] * 8}), file := tmp_path / "a.parquet", row_group_size=3

@@ -106,6 +106,8 @@ def test_columns_of_other_names_are_mapped_and_belong_to_the_plan(runner, publis
     pq.write_table(queries.rename_columns(["QUERY_ID", "Text", "Image"]), published.folder / "queries.parquet")
     mapped = {"doc_id": "sku", "text": "page.body"}
     storage = Storage(columns={str(published.folder / "documents.parquet"): mapped})
+    shown = shown_documents(storage, str(published.folder / "documents.parquet"), ["d03"])
+    assert (shown["d03"].text, shown["d03"].page) == ("document 3", None)  # a column `page` that is no page's number
     assert run(runner, storage, published.job("r2"))["reused"] == 240
     assert published.ranked("r2") == published.ranked("r1")
     other = replace(published.job("r3"), stages=(replace(published.job("r3").stages[0], scorer="beef"),))

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from lakerank import schemas
 from lakerank.lake.columns import decode_text, extra_fields
+from lakerank.lake.ids import is_text
 from lakerank.lake.images.files import first_image
 from lakerank.lake.publication import lists_folder
 from lakerank.lake.runs import RunPaths
@@ -133,9 +134,9 @@ def shown_documents(
     for row in rows_by_id(storage, uri, schemas.DOCUMENTS, doc_ids, columns, _ABOUT):
         if row["doc_id"] in documents:
             continue
-        page = int(row["page"]) if row.get("page") is not None else None
-        about = (row.get("path"), page, row.get("title"))
-        raws = row["text"], (row.get("search_text") or "").encode()
+        path, page, title, search_text = (None if row.get(name) is None else str(row[name]) for name in _ABOUT)
+        about = (path, int(page) if page and page.isdecimal() else None, title)
+        raws = row["text"], (search_text or "").encode()
         text = next(filter(None, (snippet(raw, LOOKED_THROUGH) for raw in raws)), "")
         documents[row["doc_id"]] = ShownDocument(row["doc_id"], *about, text, first_image(storage, row))
     return {doc_id: documents.get(doc_id, ShownDocument(doc_id)) for doc_id in doc_ids}
@@ -186,13 +187,15 @@ def rows_by_id(
     columns: Sequence[str] | None = None,
     extras: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Rows whose id, in the schema's first column, is one of some; with extra columns that a file has as they are."""
+    """Rows whose id, in the schema's first column, is one of some; with extra columns that a file has, texts and whole
+    numbers as they are: other people's of those names may be anything."""
     id_field, wanted = schema.field(0), pa.array(sorted(ids), pa.string())
     names = schema.names[1:] if columns is None else columns
     batch_rows = 64 if {"image", "images"} & {*names} else 8192  # images may have megabytes each
     for fragment in fragments(storage, uri, schema):
         with opened(storage, fragment.file) as parquet:
             more = extra_fields(fragment.file, parquet.schema_arrow, extras)
+            more = [field for field in more if is_text(field.type) or pa.types.is_integer(field.type)]
             keys = table_reader(storage, fragment.file, parquet, pa.schema([id_field]))
             kinds = pa.schema([id_field, *(schema.field(name) for name in names), *more])
             rows = table_reader(storage, fragment.file, parquet, kinds)
