@@ -13,7 +13,7 @@ from lakerank.credentials import redacted
 from lakerank.errors import StorageError
 from lakerank.lake import has_wildcard, is_hidden, is_local, is_table_part, local_path, split_wildcard
 from lakerank.lake.formats.snapshot import TableFile, TableSnapshot
-from lakerank.lake.storage import FileInfo, Storage, join
+from lakerank.lake.storage import Storage, join
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +59,11 @@ def snapshot(storage: Storage, address: str) -> TableSnapshot:
     listing = storage.list_table(address)
     _check_format(storage, address, listing)
     doubtful = [info for name, info in listing.items() if name and _is_doubtful(name)]
-
-    def is_part(file: FileInfo) -> bool:
-        key = (file.uri, file.version)
-        if key not in _probed:
-            _probed[key] = storage.is_parquet(file)
-        return _probed[key]
-
+    unknown = [info for info in doubtful if (info.uri, info.version) not in _probed]
     with ThreadPoolExecutor(_PROBE_THREADS, "probes") as pool:
-        parts = {info.uri for info, part in zip(doubtful, pool.map(is_part, doubtful), strict=True) if part}
+        for info, is_parquet in zip(unknown, pool.map(storage.is_parquet, unknown), strict=True):
+            _probed[info.uri, info.version] = is_parquet
+    parts = {info.uri for info in doubtful if _probed[info.uri, info.version]}
     parts |= {info.uri for name, info in listing.items() if not name or is_table_part(name)}
     passed_over = _name_passed_over(address, [name for name, info in listing.items() if info.uri not in parts])
     if not parts:
