@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.ranking import labels, ranks, relevance
+from lakerank.ranking import best_of_groups, labels, ranks, relevance
 
 logits = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=50)
 
@@ -43,3 +43,11 @@ def test_ranks_count_from_one_within_each_query_whatever_the_batches(sizes, data
     first = ranks(starts[:cut])
     rest = ranks(starts[cut:], carried=int(first[-1]) if cut else 0)
     assert [*first, *rest] == expected
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 3)), max_size=40), st.integers(1, 5))
+def test_the_first_documents_of_each_group_in_each_list_are_kept(pairs, most):
+    pairs = sorted(pairs, key=lambda pair: pair[0])
+    expected = [group < 0 or pairs[:at].count((query, group)) < most for at, (query, group) in enumerate(pairs)]
+    queries, groups = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
+    assert best_of_groups(queries, groups, most).tolist() == expected

@@ -45,7 +45,7 @@ class Check:
 @dataclass(frozen=True, slots=True)
 class RunCounts:
     """Counts of a run. `histogram` counts logits between HISTOGRAM_EDGES, with both ends open, of all scored pairs,
-    those beyond the depth too.
+    those beyond the depth and those that `per_group` leaves out (`beyond_group`) too.
     """
 
     candidates: int
@@ -57,6 +57,7 @@ class RunCounts:
     unranked_queries: int
     truncated: int
     histogram: tuple[int, ...]
+    beyond_group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,7 @@ def _quartiles(histogram: Sequence[int]) -> str:
 
 
 def _coverage(counts: RunCounts) -> Check:
-    lost = counts.candidates - counts.ranked - counts.beyond_depth - counts.rejected
+    lost = counts.candidates - counts.ranked - counts.beyond_depth - counts.beyond_group - counts.rejected
     detail = f"{counts.unscored} without a score" if counts.unscored else "candidates neither ranked nor rejected"
     return Check("lost candidates", lost, 0, lost == 0 and counts.unscored == 0, detail)
 

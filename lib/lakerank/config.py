@@ -310,8 +310,11 @@ class ScoringConfig(Section):
 
 
 class RankingConfig(Section):
-    """`depth`: documents kept a query (null: all). A document's label counts the thresholds its relevance reaches."""
+    """Documents kept a query: so many of a group, then the first `depth` (null: all). A document's label counts the
+    thresholds its relevance reaches.
+    """
 
+    per_group: int | None = Field(default=None, ge=1)
     depth: int | None = Field(default=None, ge=1)
     label_thresholds: tuple[Share, ...] = (0.25, 0.5, 0.75)
 

@@ -50,6 +50,18 @@ def ranks(query_starts: npt.NDArray[np.bool_], carried: int = 0) -> npt.NDArray[
     return (since_start + 1).astype(np.int32)
 
 
+def best_of_groups(query: Numbers, group: Numbers, most: int) -> npt.NDArray[np.bool_]:
+    """Which pairs of lists in order are among the first `most` of their group in their list: (P,) each -> (P,).
+
+    `group` numbers the documents' groups; -1 is no group.
+    """
+    order = np.lexsort((group, query))  # stable: pairs of a group stay in the order of the list
+    starts = (np.diff(query[order], prepend=-1) != 0) | (np.diff(group[order], prepend=-2) != 0)
+    kept = np.empty(len(order), bool)
+    kept[order] = ranks(starts) <= most
+    return np.asarray(kept | (group < 0))
+
+
 @dataclass(frozen=True, slots=True)
 class Fusion:
     """How an ensemble's lists are fused: the method, a weight for each scorer (they sum to 1), and the constant k.

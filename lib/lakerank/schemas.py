@@ -76,6 +76,9 @@ COMBINED = pa.schema(
     ]
 )
 
+#: The id of what a document is a part or a variant of, such as the manual that a page is of; null or "" for none.
+GROUP_IDS = pa.schema([pa.field("group_id", pa.string())])
+
 REJECTED = pa.schema(
     [
         pa.field("query_id", pa.string()),
@@ -110,7 +113,7 @@ SCORES = pa.schema(
 GOLDEN = pa.schema([_QUERY_ID, _DOC_ID, _required("logit", pa.float32())])
 
 #: Columns by which tables are joined: text inside, whatever type a table has them in.
-IDS = ("query_id", "doc_id")
+IDS = ("query_id", "doc_id", "group_id")
 
 #: The columns that may hold what is ranked; documents and queries have at least one of theirs.
 CONTENT = ("text", "image", "images", "image_uri")
@@ -123,5 +126,14 @@ LARGEST = {"first_stage_rank": NO_RANK - 1}
 
 #: Columns that an input table may lack; every other column of its schema is required.
 OPTIONAL = frozenset(
-    {*CONTENT, "content_hash", "first_stage_score", "first_stage_rank", "search_text", "instruction", "frames"}
+    {
+        *CONTENT,
+        "content_hash",
+        "first_stage_score",
+        "first_stage_rank",
+        "search_text",
+        "instruction",
+        "frames",
+        "group_id",
+    }
 )

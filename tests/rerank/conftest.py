@@ -89,14 +89,18 @@ class Lake:
     ) -> Rerank:
         """A job of one stage, or with `later` of several; `changes` are of the first stage, or of the job."""
         sizing = Sizing(3136, 602112, 10000)
-        limits = PlanLimits(sizing, sizing, max_queries_per_group=3, unit_tokens=100, rows_per_file=1_000_000)
         tables = Tables(*(str(self.folder / f"{name}.parquet") for name in ("documents", "queries", "candidates")))
         rule = changes.pop("rule", RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None))
+        limits = PlanLimits(
+            sizing, sizing, max_queries_per_group=3, unit_tokens=100, rows_per_file=1_000_000,
+            with_group_ids=rule.per_group is not None,
+        )  # fmt: skip
         first = Stage("f00d", "", 1000, rule.logit_bias, HashFactory(), "cpu", limits)
         own = {field.name for field in fields(Stage)} & changes.keys()
         stages = (replace(first, **{name: changes.pop(name) for name in own}), *later)
         if later:
-            rule = FusionRule(tuple(stage.logit_bias for stage in stages), fusion, rule.thresholds, rule.depth)
+            biases = tuple(stage.logit_bias for stage in stages)
+            rule = FusionRule(biases, fusion, rule.thresholds, rule.depth, rule.per_group)
         paths = RunPaths(str(self.folder / "out"), run_id)
         return replace(Rerank(paths, tables, stages, rule, AuditRules(Bounds()), "lake: {}\n"), **changes)
 

@@ -18,6 +18,7 @@ from lakerank.audit import Bounds
 from lakerank.lake.storage import Storage
 from lakerank.ranking import Fusion
 from lakerank.rerank.publish import AuditRules
+from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.run import run
 from lakerank.schemas import QRELS
 from lakerank.spark.runtime.runner import SparkRunner
@@ -37,6 +38,9 @@ def fill(lake: Any, seed: int) -> None:
         numbers = [*range(count), *rng.sample(range(count), 4)]
         ids = [f"{name[0]}{number:02}" for number in numbers]
         lake.write(table, [{name: row, "text": rng.choice(TEXTS), "image": rng.choice(images)} for row in ids])
+    documents = pq.read_table(lake.folder / "documents.parquet")
+    groups = pa.array([rng.choice([None, 1, 2, 3]) for _ in range(len(documents))])
+    pq.write_table(documents.append_column("group_id", groups), lake.folder / "documents.parquet", row_group_size=4)
     pairs = [(rng.randrange(17), rng.randrange(43), rng.choice([None, rng.randrange(50)])) for _ in range(500)]
     rows = [{"query_id": f"q{q:02}", "doc_id": f"d{d:02}", "first_stage_rank": rank} for q, d, rank in pairs]
     lake.write("candidates", rows, row_group_rows=60)
@@ -64,11 +68,13 @@ def test_spark_and_this_process_write_the_same_files(spark, runner, storage, lak
     shutil.copytree(lake.folder, there.folder, dirs_exist_ok=True)
     for each, tasks in ((lake, runner), (there, SparkRunner(spark))):
         each.write("candidates", pq.read_table(each.folder / "candidates.parquet").to_pylist()[:-80], row_group_rows=60)
-        later = replace(each.job("any").stages[0], scorer="beef", factory=each.factory("B"), top=None if fusion else 4)
+        rule = RankRule(0.0, (0.5,), None, per_group=2)
+        first = each.job("any", rule=rule).stages[0]
+        later = replace(first, scorer="beef", factory=each.factory("B"), top=None if fusion else 4)
         rules = AuditRules(Bounds(), golden_qrels=str(each.folder / "qrels.parquet"))
-        summary = run(tasks, storage, each.job("r2", (later,), fusion, audit=rules))
+        summary = run(tasks, storage, each.job("r2", (later,), fusion, audit=rules, rule=rule))
         assert summary["published"]
-        assert min(summary[name] for name in ("scored", "rejected", "dropped")) > 0
+        assert min(summary[name] for name in ("scored", "rejected", "dropped", "beyond_group")) > 0
     files, figures = results(lake, "r2")
     files_there, figures_there = results(there, "r2")
     assert files.keys() == files_there.keys()

@@ -331,6 +331,7 @@ def _stages(config: Config) -> tuple[Stage, ...]:
                 unit_tokens=scoring.unit_tokens,
                 rows_per_file=config.spark.rows_per_file,
                 readings=scorer.readings,
+                with_group_ids=config.ranking.per_group is not None,
             ),
             top=model.top if isinstance(model, CascadeStageConfig) else None,
             unit_deadline_s=scoring.unit_deadline_s,
@@ -347,13 +348,13 @@ def _rule(config: Config, stages: Sequence[Stage]) -> RankRule | FusionRule:
     from lakerank.rerank.rank.write import RankRule
 
     biases, fusion = tuple(stage.logit_bias for stage in stages), None
-    thresholds, depth = config.ranking.label_thresholds, config.ranking.depth
+    thresholds, kept = config.ranking.label_thresholds, (config.ranking.depth, config.ranking.per_group)
     if len(stages) == 1:
-        return RankRule(biases[0], thresholds, depth)
+        return RankRule(biases[0], thresholds, *kept)
     if isinstance(model := config.model, EnsembleConfig):
         weights = model.weights or (1.0,) * len(model.ensemble)
         fusion = Fusion(model.fusion, tuple(weight / sum(weights) for weight in weights), model.k)
-    return FusionRule(biases, fusion, thresholds, depth)
+    return FusionRule(biases, fusion, thresholds, *kept)
 
 
 def _record(kind: Callable[..., Record], section: Any, **values: Any) -> Record:

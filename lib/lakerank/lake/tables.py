@@ -19,12 +19,12 @@ from lakerank.errors import StorageError
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.checksums import sealed
-from lakerank.lake.columns import Located, is_list, locate
+from lakerank.lake.columns import Located, is_list, locate, named
 from lakerank.lake.formats import resolve
 from lakerank.lake.formats.snapshot import TableFile, TableSnapshot
 from lakerank.lake.storage import Storage
 from lakerank.ranking import Int64
-from lakerank.schemas import DOCUMENTS, QUERIES
+from lakerank.schemas import DOCUMENTS, GROUP_IDS, QUERIES
 
 #: A batch has at most about this many bytes of decoded columns, whatever `batch_rows` is: pages can be megabytes.
 BATCH_BYTES = 64 * 2**20
@@ -35,7 +35,7 @@ STREAM_BYTES = 128 * 2**20
 _FOOTER_THREADS = 16
 
 #: Columns that an index is made of.
-_INDEXED = frozenset({*DOCUMENTS.names, *QUERIES.names})
+_INDEXED = frozenset({*DOCUMENTS.names, *QUERIES.names, *GROUP_IDS.names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,10 @@ def fragments(
 
 
 def _id_type(located: Located) -> pa.DataType:
-    """The type of the ids in a table's first column."""
-    id_column = located.fields.get(located.schema.names[0])
-    return pa.string() if id_column is None else id_column.type
+    """The type of the ids in a table's first column; null where it has none."""
+    name = located.schema.names[0]
+    constant = pa.null() if named(located.file.constants, name) is None else pa.string()
+    return located.fields[name].type if name in located.fields else constant
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,9 +43,9 @@ from lakerank.plan.plan import (
     with_columns,
 )
 from lakerank.records import RejectReason
-from lakerank.schemas import CONTENT, DOCUMENTS, QUERIES
+from lakerank.schemas import CONTENT, DOCUMENTS, GROUP_IDS, QUERIES
 
-TableName = Literal["documents", "queries"]
+TableName = Literal["documents", "queries", "groups"]
 
 #: Where a row's content is.
 LOCATION = [("file", pa.string()), ("row_group", pa.int32()), ("row", pa.int32())]
@@ -110,12 +110,13 @@ class Chunk(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class TableIndex:
     """A table's index, complete. A row's number is its chunk's, then its row in the chunk: numbers rise in the order
-    of the table's files."""
+    of the table's files. `group_ids` is the folder with the group ids of the same rows; None where a run needs none."""
 
     storage: Storage
     folder: str
     chunks: tuple[Chunk, ...]
     sizing: Sizing
+    group_ids: str | None = None
 
     def tasks(self, parallelism: int) -> int:
         """How many tasks read all chunks: the small ones of a table of many small files share one."""
@@ -129,6 +130,13 @@ class TableIndex:
         text, width, height = (rows[name].fill_null(0).to_numpy().astype(np.int64) for name in _COST_COLUMNS[:3])
         cost = pa.array(input_cost(text, width, height, self.sizing, image_counts(rows, self.sizing)))
         return rows.select(list(columns)).append_column("cost", cost)
+
+    def with_group_ids(self, chunk: int, rows: pa.Table) -> pa.Table:
+        """All rows of a chunk with their `group_id`."""
+        if self.group_ids is None:
+            return rows.append_column("group_id", pa.nulls(rows.num_rows, pa.string()))
+        address = join(self.group_ids, self.chunks[chunk].index_name)
+        return rows.append_column("group_id", read_part(self.storage, address, GROUP_IDS)["group_id"])
 
 
 def image_counts(rows: pa.Table, sizing: Sizing) -> Int64:
@@ -151,12 +159,16 @@ def table_chunks(files: Sequence[Fragment]) -> tuple[Chunk, ...]:
 
 
 def write_chunk_index(storage: Storage, folder: str, table: TableName, chunk: Chunk) -> int:
-    """Index a chunk and return its number of rows.
+    """Index a chunk of documents or queries, or the group ids of one of documents, and return its number of rows.
 
     Raises:
         ChangedFile: the table file no longer has the version listed: its index would have rows of another version.
     """
-    rows = pa.Table.from_batches(_index_rows(storage, table, chunk), schema=INDEX)
+    if table == "groups":
+        batches = read_table_file(storage, chunk.file, GROUP_IDS, row_groups=_row_groups(chunk))
+        rows = pa.Table.from_batches((batch for *_, batch in batches), schema=GROUP_IDS)
+    else:
+        rows = pa.Table.from_batches(_index_rows(storage, table, chunk), schema=INDEX)
     check_unchanged(storage, {chunk.file.uri: chunk.file}, [chunk.file.uri])
     storage.create(join(folder, chunk.index_name), parquet_bytes(rows, ROW_GROUP_ROWS))
     return int(rows.num_rows)
@@ -164,8 +176,7 @@ def write_chunk_index(storage: Storage, folder: str, table: TableName, chunk: Ch
 
 def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa.RecordBatch]:
     schema = DOCUMENTS if table == "documents" else QUERIES
-    row_groups = range(chunk.first_group, chunk.end_group) if chunk.end_group else None
-    batches = read_table_file(storage, chunk.file, schema, batch_rows=_ROWS_AT_ONCE, row_groups=row_groups)
+    batches = read_table_file(storage, chunk.file, schema, batch_rows=_ROWS_AT_ONCE, row_groups=_row_groups(chunk))
     describe = partial(_describe, ImageFiles(storage, Limits().max_source_bytes))
     for row_group, rows, batch in batches:
         ids, texts = batch.column(0).to_pylist(), batch.column("text").to_pylist()
@@ -182,6 +193,10 @@ def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa
         place = [[chunk.file.uri] * len(ids), [row_group] * len(ids), rows]
         columns = dict(zip(INDEX.names, [ids, hashes, *place, *sizes, empty], strict=True))
         yield pa.RecordBatch.from_pydict(columns, schema=INDEX)
+
+
+def _row_groups(chunk: Chunk) -> range | None:
+    return range(chunk.first_group, chunk.end_group) if chunk.end_group else None
 
 
 def _is_fetched(content: _Content) -> bool:

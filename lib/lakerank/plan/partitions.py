@@ -15,6 +15,7 @@ from lakerank.plan.lookup import DOCUMENT_SCORES, RESULT, best_scores
 from lakerank.plan.pairs import PAIRS, flat
 from lakerank.plan.plan import with_columns
 from lakerank.plan.units import GROUPS, group_costs, group_starts
+from lakerank.schemas import GROUP_IDS
 
 #: Ranges that a table is cut into, about: the driver holds a count for each, whatever the table's size.
 DOCUMENT_RANGES = 16_384
@@ -27,10 +28,11 @@ PAIR, SCORE = 0, 1
 SPLIT_RECORDS = {PAIR: DOCUMENT_PAIRS, SCORE: DOCUMENT_SCORES}
 
 #: A pair that has a score: the query by number, its first-stage rank, and the score as it is in the lake.
-REUSED = pa.schema([("doc_id", pa.string()), ("query", pa.int32()), ("rank", pa.int32()), *RESULT])
+REUSED = pa.schema([("doc_id", pa.string()), *GROUP_IDS, ("query", pa.int32()), ("rank", pa.int32()), *RESULT])
 
 #: What the split reads of documents.
-_DOCUMENTS = INDEX.remove(INDEX.get_field_index("empty")).append(pa.field("cost", pa.int64()))
+_INDEXED = [name for name in INDEX.names if name != "empty"]
+_DOCUMENTS = pa.schema([*map(INDEX.field, _INDEXED), ("cost", pa.int64()), *GROUP_IDS])
 
 Int64 = npt.NDArray[np.int64]
 
@@ -127,6 +129,7 @@ class Splitter:
             stored.take(pa.array(at[lasting])),
             REUSED,
             doc_id=documents["id"].take(pa.array(rows[lasting])),
+            group_id=documents["group_id"].take(pa.array(rows[lasting])),
             query=pa.array(queries[lasting].astype(np.int32)),
             rank=pa.array(ranks[lasting].astype(np.int32)),
         )
@@ -140,7 +143,7 @@ class Splitter:
         chunks, chunk_rows = chunks_and_rows(numbers)
         tables, read_bytes = [_DOCUMENTS.empty_table()], 0
         for chunk in np.unique(chunks).tolist():
-            rows = self.documents.read(chunk, _DOCUMENTS.names[:-1])
+            rows = self.documents.with_group_ids(chunk, self.documents.read(chunk, _INDEXED))
             inside = np.flatnonzero(chunks == chunk)
             tables.append(rows.take(pa.array(chunk_rows[inside])))
             groups = rows["row_group"].to_numpy()

@@ -11,15 +11,18 @@ from typing import Any
 import pyarrow as pa
 
 from lakerank.cost import CostProfile, Sizing
-from lakerank.errors import RunConflictError, StorageError
+from lakerank.credentials import redacted
+from lakerank.errors import RunConflictError, SchemaError, StorageError
 from lakerank.lake.blobs import ChangedFile
 from lakerank.lake.checksums import json_bytes
-from lakerank.lake.formats.snapshot import Field, TableFile
+from lakerank.lake.formats import resolve
+from lakerank.lake.formats.snapshot import Field, TableFile, TableSnapshot
+from lakerank.lake.ids import written_as
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.scores import PlannedUnits, finished_units
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments, parquet_bytes, read_table_file
-from lakerank.schemas import CANDIDATES, DOCUMENTS, QUERIES
+from lakerank.schemas import CANDIDATES, DOCUMENTS, GROUP_IDS, QUERIES
 
 #: Candidates that a task groups by document in one Arrow batch.
 BATCH_ROWS = 2**20
@@ -65,7 +68,10 @@ class TaskSizes:
 
 @dataclass(frozen=True, slots=True)
 class PlanLimits:
-    """How costs are estimated and units cut. `readings`: of all pairs, or of those of texts and those with an image."""
+    """How costs are estimated and units cut. `readings`: of all pairs, or of those of texts and those with an image.
+
+    `with_group_ids`: whether the plan has the documents' group ids.
+    """
 
     document: Sizing
     query: Sizing
@@ -74,10 +80,11 @@ class PlanLimits:
     rows_per_file: int
     readings: tuple[CostProfile, ...] = (CostProfile(),)
     task_sizes: TaskSizes = TaskSizes()
+    with_group_ids: bool = False
 
     def identity(self) -> dict[str, Any]:
         """The limits that a plan's results depend on: their names and values are part of stored fingerprints."""
-        values = {name: value for name, value in asdict(self).items() if name != "task_sizes"}
+        values = {name: value for name, value in asdict(self).items() if name not in ("task_sizes", "with_group_ids")}
         for sizing in (values["document"], values["query"]):
             if not sizing["all_frames"]:
                 del sizing["all_frames"]  # limits of earlier plans had none
@@ -92,7 +99,7 @@ class Plan:
     of `candidates`, None where they are not known. `cost`, `patches`, `fetch_bytes` (text and images of the documents,
     as they are stored) and `read_bytes` (of the row groups they are in) are of the new pairs. `bits`: pairs are in
     2^bits parts by document id. `unit_counts`: how many units each list of units names.
-    `id_types`: of `query_id` and `doc_id` in the lists, as the tables have them.
+    `id_types`: of `query_id`, `doc_id` and, in a plan with group ids, `group_id`, as the tables have them.
     `first_queries` and `boundaries`: first query of each ranked file but the first, by number and by id.
     """
 
@@ -165,7 +172,7 @@ def load_plan(storage: Storage, paths: RunPaths) -> Plan | None:
         ) from error
 
 
-def check_tables(storage: Storage, tables: Tables) -> None:
+def check_tables(storage: Storage, tables: Tables, with_group_ids: bool = False) -> None:
     """Check that each table is there with its columns. Reads only footers, and of table formats only metadata.
 
     Raises:
@@ -173,6 +180,19 @@ def check_tables(storage: Storage, tables: Tables) -> None:
     """
     for name, address in asdict(tables).items():
         fragments(storage, address, TABLE_SCHEMAS[name], whole=lambda file: True)
+    if with_group_ids:
+        group_id_type(storage, resolve(storage, tables.documents))
+
+
+def group_id_type(storage: Storage, documents: TableSnapshot) -> str:
+    """The type of group ids in the lists. Raises SchemaError: no file of the documents has them."""
+    files = fragments(storage, documents, GROUP_IDS, whole=lambda file: True)
+    if files and all(pa.types.is_null(fragment.id_type) for fragment in files):
+        raise SchemaError(
+            f"{redacted(documents.address)}: no column 'group_id', which ranking.per_group needs; name the column in "
+            "lake.columns.documents, or leave per_group out"
+        )
+    return written_as(fragment.id_type for fragment in files)
 
 
 def check_scored(storage: Storage, paths: RunPaths, plan: Plan) -> None:

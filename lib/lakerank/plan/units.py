@@ -19,8 +19,9 @@ from lakerank.lake.storage import Storage, join
 from lakerank.plan.index import LOCATION, QueryList
 from lakerank.plan.pairs import LISTS
 from lakerank.plan.plan import part_name, read_part, with_columns
+from lakerank.schemas import GROUP_IDS
 
-_DOCUMENT = [("doc_id", pa.string()), ("doc_hash", pa.string()), *LOCATION]
+_DOCUMENT = [("doc_id", pa.string()), ("doc_hash", pa.string()), *GROUP_IDS, *LOCATION]
 
 #: A document and at most so many of its queries, by number: what units are cut from. `tried` names the unit that a
 #: query was last scored in, in vain.

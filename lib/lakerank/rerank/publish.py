@@ -86,26 +86,29 @@ def rank_and_publish(
 
 def _rank(runner: Runner, storage: Storage, run: ScoredRun, golden: Mapping[tuple[str, str], float]) -> Ranked:
     paths, plan, several = run.stages[0].paths, run.stages[0].plan, len(run.stages) > 1
-    folders = ListFolders(storage, paths.ranked, paths.rejected, run.rule.depth, plan.id_types, frozenset(golden))
+    kept = run.rule.depth, run.rule.per_group
+    folders = ListFolders(storage, paths.ranked, paths.rejected, *kept, plan.id_types, frozenset(golden))
     stages = [stage.results(storage) for stage in run.stages]
     report = write_lists(runner, stages, ranked_files(storage, paths, plan), run.rule, folders)
     ranked, rejected = (report.filter(pc.equal(report["table"], table)) for table in ("ranked", "rejected"))
-    rows, beyond, new, queries, listed, truncated = (
+    rows, beyond_depth, beyond_group, new, queries, listed, truncated = (
         pc.sum(ranked[name]).as_py()
-        for name in ("rows", "beyond_depth", "new", "queries", "queries_listed", "truncated")
+        for name in ("rows", "beyond_depth", "beyond_group", "new", "queries", "queries_listed", "truncated")
     )
+    scored = rows + beyond_depth + beyond_group
     rejects = pc.sum(rejected["rows"]).as_py()
     by_stage: list[Counter[str]] = [Counter() for _ in run.stages] if several else []
     for row in chain.from_iterable(ranked["stages"].to_pylist()):
         by_stage[row["stage"] - 1][row["reason"] or ""] += row["count"]
-    unscored = plan.candidates - rows - beyond - rejects
+    unscored = plan.candidates - scored - rejects
     if several:
         unscored = sum(stage.plan.new + stage.plan.reused for stage in run.stages)
         unscored -= sum(results.total() for results in by_stage)
     counts = RunCounts(
         candidates=plan.candidates,
         ranked=rows,
-        beyond_depth=beyond,
+        beyond_depth=beyond_depth,
+        beyond_group=beyond_group,
         rejected=rejects,
         unscored=unscored,
         queries=listed,
@@ -117,7 +120,7 @@ def _rank(runner: Runner, storage: Storage, run: ScoredRun, golden: Mapping[tupl
     return Ranked(
         counts=counts,
         scored=new,
-        reused=rows + beyond - new,
+        reused=scored - new,
         labels=_count_values(ranked),
         reasons=_count_values(rejected),
         ranked_files=tuple(ranked.select(["file", "rows", "bytes"]).to_pylist()),
@@ -191,7 +194,7 @@ def _last_run(manifest: Mapping[str, Any], comparison: Comparison, depth: int) -
     """How far the tops of the lists have moved since the run of a manifest."""
     counts, histogram = manifest["counts"], tuple(manifest["histogram"])
     # Manifests of earlier versions count only logits within the depth.
-    whole = sum(histogram) == counts["ranked"] + counts["beyond_depth"]
+    whole = sum(histogram) == counts["ranked"] + counts["beyond_depth"] + counts.get("beyond_group", 0)
     logits = histogram if whole else None
     return LastRun(manifest["run_id"], logits, comparison.queries, comparison.shared, comparison.churn, depth)
 

@@ -91,6 +91,11 @@ def run(runner: Runner, storage: Storage, job: Rerank, steps: Collection[str] = 
     runner.begin(f"run {job.paths.run_id}")
     with about(stage="plan"), naming_differences(storage, job.paths, job.config_yaml):
         planned = plan_stages(runner, storage, job) if "plan" in steps else existing_plans(storage, job)
+    if job.rule.per_group is not None and "group_id" not in planned[0].plan.id_types:
+        raise RunConflictError(
+            f"{job.paths.plan}: run {job.paths.run_id!r} was planned without ranking.per_group, so the groups of its "
+            "documents are not known; use another --run-id: stored scores are reused"
+        )
     # Bounds and thresholds may differ from an earlier attempt's: the file has those of the last one.
     storage.replace(job.paths.config, job.config_yaml.encode())
     forecasts = forecast_stages(runner, storage, job, planned)
@@ -154,7 +159,7 @@ def _check_start(storage: Storage, job: Rerank, steps: Collection[str]) -> None:
         with naming_differences(storage, job.paths, job.config_yaml):
             existing_plans(storage, job)
     elif load_plan(storage, job.paths) is None:
-        check_tables(storage, job.tables)
+        check_tables(storage, job.tables, with_group_ids=job.rule.per_group is not None)
 
 
 def table_rows(storage: Storage, job: Rerank) -> int:
@@ -320,13 +325,13 @@ def _outcome(
     """What the run has become. `published`: the pointer names it. `superseded_by`: the run that it names instead, where
     this one is complete and that one was published after it. `current`: the run that readers see."""
     counts = manifest["counts"]
-    names = ("candidates", "scored", "reused", "rejected", "ranked", "beyond_depth", "truncated", "duplicates")
+    names = ("candidates", "scored", "reused", "rejected", "ranked", "beyond_depth", "beyond_group", "truncated")
     failed = [check["name"] for check in manifest["audit"] if check["passed"] is False]
     published = publication is not None and publication.published
     current = (
         (current_run(storage, job.paths.output) or {}).get("run_id") if publication is None else publication.current
     )
-    return {name: counts[name] for name in names} | {
+    return {name: counts.get(name, 0) for name in (*names, "duplicates")} | {
         "published": published, "current": current,
         "superseded_by": None if publication is None or published else publication.current,
         "failed_audits": failed, "rejected_by_reason": manifest["rejected"],

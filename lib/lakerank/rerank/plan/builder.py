@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from lakerank.plan.plan import (
     Plan,
     PlanLimits,
     Tables,
+    group_id_type,
     is_one_chunk,
     load_plan,
     plan_folder,
@@ -116,6 +117,12 @@ class PlanBuilder:
         storage = self.storage
         snapshots = {name: resolve(storage, address) for name, address in asdict(tables).items()}
         inputs = {name: fragments(storage, snapshots[name], TABLE_SCHEMAS[name], is_one_chunk) for name in snapshots}
+        id_types = {
+            name: written_as(fragment.id_type for fragment in inputs[table])
+            for name, table in (("query_id", "queries"), ("doc_id", "documents"))
+        }
+        if self.limits.with_group_ids:
+            id_types["group_id"] = group_id_type(storage, snapshots["documents"])
         write_sources(storage, self.paths, self.attempt, inputs)
         documents = self.index("documents", inputs["documents"])
         queries = number_queries(self.runner, self.index("queries", inputs["queries"]), join(self.folder, "queries"))
@@ -144,17 +151,18 @@ class PlanBuilder:
             bits=bits,
             first_queries=first_queries,
             boundaries=self._query_ids(queries, first_queries),
-            id_types={
-                name: written_as(fragment.id_type for fragment in inputs[table])
-                for name, table in (("query_id", "queries"), ("doc_id", "documents"))
-            },
+            id_types=id_types,
             inputs={name: _describe(snapshots[name], files) for name, files in inputs.items()},
         )
 
     def index(self, table: TableName, files: Sequence[Fragment]) -> TableIndex:
-        """The index of `documents` or `queries`, with costs by this plan's limits."""
+        """The index of `documents` or `queries`, with costs and group ids by this plan's limits."""
         sizing = self.limits.document if table == "documents" else self.limits.query
-        return table_index(self.runner, self.storage, self.paths.output, table, files, sizing)
+        index = table_index(self.runner, self.storage, self.paths.output, table, files, sizing)
+        if table == "queries" or not self.limits.with_group_ids:
+            return index
+        groups = table_index(self.runner, self.storage, self.paths.output, "groups", files, sizing)
+        return replace(index, group_ids=groups.folder)
 
     def split(
         self, scorer: str, documents: TableIndex, queries: QueryList, pairs: Counts, bits: int, pairs_in: str = ""

@@ -21,7 +21,7 @@ from lakerank.ranking import (
     relevance,
 )
 from lakerank.rerank.rank.write import SCORED, FileLists, first_stage_ranks
-from lakerank.schemas import COMBINED, REJECTED
+from lakerank.schemas import COMBINED, GROUP_IDS, REJECTED
 
 #: A stage's result for a pair: SCORED, or without `logit` why it could not be scored. Stages count from 1.
 STAGE_RESULTS = pa.schema([*SCORED, ("stage", pa.int8()), ("reason", pa.string()), ("detail", pa.string())])
@@ -39,6 +39,7 @@ class FusionRule:
     fusion: Fusion | None
     thresholds: tuple[float, ...]
     depth: int | None
+    per_group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def _pairs(results: pa.Table, stages: int) -> _Pairs:
 
 
 def _ranked(results: pa.Table, pairs: _Pairs, ids: tuple[int, pa.Array], rule: FusionRule) -> pa.Table:
-    """Pairs that some stage scored, as COMBINED, in order."""
+    """Pairs that some stage scored, as COMBINED and GROUP_IDS, in order."""
     first, names = ids
     scorers = zip(pairs.logits, rule.logit_biases, strict=True)
     relevances = np.stack([relevance(logits, bias) for logits, bias in scorers])
@@ -130,8 +131,10 @@ def _ranked(results: pa.Table, pairs: _Pairs, ids: tuple[int, pa.Array], rule: F
         "truncated": pa.array(truncated[order]),
         "scored_by": _scored_by(pairs.logits),
         "reason": results["reason"].combine_chunks().take(pa.array(pairs.refused, mask=pairs.refused < 0)),
+        "group_id": rows["group_id"],
     }
-    return pa.Table.from_arrays([columns[name] for name in COMBINED.names], schema=COMBINED)
+    schema = pa.schema([*COMBINED, *GROUP_IDS])
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
 def _flags(column: pa.ChunkedArray, row: Int64) -> Bools:

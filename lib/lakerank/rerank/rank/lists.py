@@ -146,7 +146,8 @@ def align(unit: pa.Table, scores: pa.Table) -> pa.Table:
     truncated = pc.or_kleene(scores["query_truncated"], scores["document_truncated"])
     arrays = [queries.field("number").take(pair), scores["doc_id"], queries.field("rank").take(pair), scores["logit"]]
     new = pa.array(np.ones(scores.num_rows, bool))
-    table = pa.Table.from_arrays([*arrays, truncated.fill_null(False), new], schema=SCORED)
+    group_ids = unit["group_id"].combine_chunks().take(pa.array(rows)).take(pair)
+    table = pa.Table.from_arrays([*arrays, truncated.fill_null(False), new, group_ids], schema=SCORED)
     for name in ("reason", "detail", "query_id"):
         table = table.append_column(name, scores[name])
     return table

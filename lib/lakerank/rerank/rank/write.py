@@ -16,13 +16,13 @@ from lakerank.lake.ids import with_types
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
 from lakerank.plan.plan import part_name
-from lakerank.ranking import labels, log_odds, ranks, relevance
-from lakerank.schemas import NO_RANK, RANKED, REJECTED
+from lakerank.ranking import best_of_groups, labels, log_odds, ranks, relevance
+from lakerank.schemas import GROUP_IDS, NO_RANK, RANKED, REJECTED
 
-#: A scored pair: the query by number, the first-stage rank, and whether this run scored it.
+#: A scored pair: the query by number, the first-stage rank, whether this run scored it, and the document's group id.
 SCORED = pa.schema([
     ("query", pa.int32()), ("doc_id", pa.string()), ("rank", pa.int32()), ("logit", pa.float32()),
-    ("truncated", pa.bool_()), ("new", pa.bool_()),
+    ("truncated", pa.bool_()), ("new", pa.bool_()), *GROUP_IDS,
 ])  # fmt: skip
 
 #: One row a written file. `queries_listed` counts the queries that have candidates in it, ranked or not; `new` the
@@ -31,7 +31,7 @@ SCORED = pa.schema([
 FILE_REPORT = pa.schema([
     ("table", pa.string()), ("file", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()),
     ("queries", pa.int64()), ("queries_listed", pa.int64()), ("new", pa.int64()), ("beyond_depth", pa.int64()),
-    ("truncated", pa.int64()), ("histogram", pa.list_(pa.int64())),
+    ("beyond_group", pa.int64()), ("truncated", pa.int64()), ("histogram", pa.list_(pa.int64())),
     ("values", pa.list_(pa.struct([("value", pa.string()), ("count", pa.int64())]))),
     ("stages", pa.list_(pa.struct([("stage", pa.int8()), ("reason", pa.string()), ("count", pa.int64())]))),
     ("golden", pa.list_(pa.struct([("query_id", pa.string()), ("doc_id", pa.string()), ("logit", pa.float32())]))),
@@ -50,6 +50,7 @@ class RankRule:
     logit_bias: float
     thresholds: tuple[float, ...]
     depth: int | None
+    per_group: int | None = None
 
 
 def rank_order(query: Int64, logit: npt.NDArray[np.float32], doc_id: pa.Array) -> Int64:
@@ -69,7 +70,7 @@ def rank_order(query: Int64, logit: npt.NDArray[np.float32], doc_id: pa.Array) -
 
 @dataclass(frozen=True, slots=True)
 class FileLists:
-    """All of a file's scored pairs in order, as RANKED or COMBINED; `new` of them were scored by this run.
+    """All of a file's scored pairs in order, as RANKED or COMBINED, and GROUP_IDS; `new` were scored by this run.
 
     `fused`: their `logit` is a fused score, which no histogram of logits is made of. `stages` counts the results of
     each stage of a cascade or an ensemble, as FILE_REPORT has them.
@@ -83,13 +84,14 @@ class FileLists:
 
 @dataclass(frozen=True, slots=True)
 class ListFolders:
-    """Where lists are written, down to which rank, with ids of which types, and the pairs whose logits the report
-    gives."""
+    """Where lists are written, down to which rank, with how many documents of a group, with ids of which types, and
+    the pairs whose logits the report gives."""
 
     storage: Storage
     ranked: str
     rejected: str
     depth: int | None
+    per_group: int | None
     id_types: Mapping[str, str]
     golden: frozenset[tuple[str, str]] = frozenset()
 
@@ -113,8 +115,9 @@ def rank_pairs(scored: pa.Table, ids: tuple[int, pa.Array], rule: RankRule) -> F
         "label": pa.array(labels(relevances, rule.thresholds)),
         "first_stage_rank": first_stage_ranks(rows["rank"]),
     }
-    arrays = [columns[name] if name in columns else rows[name] for name in RANKED.names]
-    return FileLists(pa.Table.from_arrays(arrays, schema=RANKED), pc.sum(scored["new"]).as_py() or 0)
+    schema = pa.schema([*RANKED, *GROUP_IDS])
+    arrays = [columns[name] if name in columns else rows[name] for name in schema.names]
+    return FileLists(pa.Table.from_arrays(arrays, schema=schema), pc.sum(scored["new"]).as_py() or 0)
 
 
 def first_stage_ranks(ranks_there: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -125,7 +128,8 @@ def first_stage_ranks(ranks_there: pa.ChunkedArray) -> pa.ChunkedArray:
 def write_file(folders: ListFolders, number: int, lists: FileLists, rejects: pa.Table) -> Iterator[pa.RecordBatch]:
     """One file in each folder; yields one row of FILE_REPORT each."""
     table, depth = lists.rows, folders.depth
-    within = table if depth is None else table.filter(pc.less_equal(table["rank"], depth))
+    kept = _best_of_groups(table, folders.per_group)
+    within = kept if depth is None else kept.filter(pc.less_equal(kept["rank"], depth))
     rejects = rejects.sort_by([("query_id", "ascending"), ("doc_id", "ascending")]).cast(REJECTED)
     sizes = []
     for folder, rows in ((folders.ranked, with_types(within, folders.id_types)), (folders.rejected, rejects)):
@@ -137,7 +141,8 @@ def write_file(folders: ListFolders, number: int, lists: FileLists, rejects: pa.
     figures = {
         "queries_listed": len(pc.unique(ids).drop_null()),
         "new": lists.new,
-        "beyond_depth": table.num_rows - within.num_rows,
+        "beyond_depth": kept.num_rows - within.num_rows,
+        "beyond_group": table.num_rows - kept.num_rows,
         "truncated": pc.sum(within["truncated"]).as_py() or 0,
         "histogram": _histogram(logits),
         "golden": _logits_of(table, folders.golden),
@@ -145,6 +150,19 @@ def write_file(folders: ListFolders, number: int, lists: FileLists, rejects: pa.
     }
     yield _report("ranked", number, within, "label", figures | {"bytes": sizes[0]})
     yield _report("rejected", number, rejects, "reason", {"bytes": sizes[1]})
+
+
+def _best_of_groups(table: pa.Table, most: int | None) -> pa.Table:
+    """The first `most` pairs of each group in each list, ranked anew; without group ids where nothing is left out."""
+    if most is None:
+        return table.drop_columns(GROUP_IDS.names)
+    group_ids = table["group_id"].combine_chunks()
+    named = pc.if_else(pc.equal(group_ids, ""), pa.scalar(None, pa.string()), group_ids)
+    columns = (table["query_id"].combine_chunks(), named)
+    queries, groups = (column.dictionary_encode().indices.fill_null(-1).to_numpy() for column in columns)
+    kept = best_of_groups(queries, groups, most)
+    rank = pa.array(ranks(np.diff(queries[kept], prepend=-1) != 0))
+    return table.filter(pa.array(kept)).set_column(table.column_names.index("rank"), table.schema.field("rank"), rank)
 
 
 def _logits_of(table: pa.Table, pairs: frozenset[tuple[str, str]]) -> list[dict[str, object]]:
