@@ -52,7 +52,8 @@ def combined(rule: FusionRule) -> tuple[dict[tuple[str, str], dict[str, object]]
     }
     assert lists.rows.schema == pa.schema([*COMBINED, *GROUP_IDS])
     assert rejects.schema == REJECTED
-    return {(row["query_id"], row["doc_id"]): row for row in lists.rows.to_pylist()}, lists.rows, rejects
+    rows = lists.rows.select(COMBINED.names)
+    return {(row["query_id"], row["doc_id"]): row for row in rows.to_pylist()}, rows, rejects
 
 
 def test_a_cascades_rows_have_the_score_of_the_last_stage_that_has_one():
