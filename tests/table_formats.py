@@ -218,9 +218,10 @@ class DeltaLog:
         return {"storageType": "u", "pathOrInlineDv": _z85(name.bytes), "offset": 1, **about}
 
 
-def rows_read(address: str, columns: Mapping[str, str] | None = None, schema: pa.Schema = DOCUMENTS) -> pa.Table:
-    """A table's rows as every command reads them."""
-    storage = Storage(columns={address: columns} if columns else None)
+def rows_read(address: str, columns: Mapping[str, str] | None = None, storage: Storage | None = None) -> pa.Table:
+    """A table's documents as every command reads them."""
+    schema = DOCUMENTS
+    storage = storage or Storage(columns={address: columns} if columns else None)
     batches = [
         batch
         for fragment in fragments(storage, address, schema)

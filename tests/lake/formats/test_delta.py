@@ -11,8 +11,10 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from lakerank.errors import ConfigError, SchemaError, StorageError
+from lakerank.lake import is_local
+from lakerank.lake.backends.s3 import delta_options
 from lakerank.lake.formats import resolve
-from lakerank.lake.storage import Storage
+from lakerank.lake.storage import Storage, join
 from table_formats import DeltaLog, by_id, field, rows_read
 
 
@@ -143,3 +145,13 @@ def test_a_pinned_table_is_read_at_its_snapshot_under_its_own_address(log: Delta
     for reader in (storage, pickle.loads(pickle.dumps(storage))):  # noqa: S301 - as workers get it
         (file,) = resolve(reader, address).files
         assert (file.uri, file.columns) == (str(log.folder / "x.parquet"), {"text": "body"})
+
+
+def test_a_table_in_an_object_store_is_reached_as_its_files_are(storage: Storage, empty_folder: str) -> None:
+    options = None if is_local(empty_folder) else delta_options(storage.options)
+    write_deltalake(join(empty_folder, "docs"), documents("a"), storage_options=options)
+    write_deltalake(join(empty_folder, "docs"), documents("b"), mode="append", storage_options=options)
+    address = f"delta+{join(empty_folder, 'docs')}"
+    assert [*by_id(rows_read(address, storage=storage))] == ["a", "b"]
+    with pytest.raises(StorageError, match="no Delta table is there"):
+        resolve(storage, f"{address}-2")
