@@ -17,7 +17,7 @@ from lakerank.errors import ConfigError
 from lakerank.fingerprint import content_hash
 from lakerank.limits import Limits
 from lakerank.model.api import RerankModel, load_reranker
-from lakerank.model.preprocess.images import PatchShape, load_frames, load_patches
+from lakerank.model.preprocess.images import MOST_FRAMES, PatchShape, count_frames, load_frames, load_patches
 from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from oracles.reference import reference_logits
@@ -164,6 +164,14 @@ def test_many_frames_are_bounded() -> None:
     too_much = score(load_reranker("embedded", device="cpu", limits=small), Document("d", images=(stream.getvalue(),)))
     assert isinstance(too_much, Reject)
     assert (too_much.reason, too_much.detail[:9]) == (RejectReason.IMAGE_TOO_LARGE, "frame 3: ")
+
+
+def test_frames_are_counted_up_to_a_number() -> None:
+    two, three = saved([RED, BLUE], "GIF"), saved([RED, BLUE, RED], "GIF")
+    more = three[:-1] + three[len(two) - 1 : -1] * 100
+    assert count_frames(more + b";") == 103
+    assert count_frames(three[:-1] + three[len(two) - 1 : -1] * 10_000 + b";") == MOST_FRAMES
+    assert count_frames(more[:-20]) == 103, "a torn frame is one"
 
 
 def test_copies_of_a_page_are_not_read() -> None:

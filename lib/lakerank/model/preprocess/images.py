@@ -307,10 +307,13 @@ def count_frames(data: bytes) -> int:
         image = reader(io.BytesIO(data))
         if isinstance(image, JpegImagePlugin.JpegImageFile):
             return 1 + len(_other_views(image))
-        if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        if not isinstance(image, TiffImagePlugin.TiffImageFile | GifImagePlugin.GifImageFile):
             return min(getattr(image, "n_frames", 1), MOST_FRAMES)
         for page in range(1, MOST_FRAMES):
-            image.seek(page)
+            if isinstance(image, GifImagePlugin.GifImageFile):
+                image._seek(page, False)  # without decoding
+            else:
+                image.seek(page)
             frames += not _is_copy(image)
     except EOFError:
         pass
