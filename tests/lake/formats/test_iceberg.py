@@ -221,3 +221,22 @@ def test_a_catalog_behind_rest_is_read_and_its_token_is_shown_nowhere(
             resolve(Storage(), "iceberg://remote/db.docs")
         server.shutdown()
     assert "token-of-catalog" not in repr(refused.value) + repr(refused.value.__cause__)
+
+
+def test_deletes_of_a_file_do_not_hold_when_it_is_added_again(iceberg: IcebergLake, tmp_path: Path) -> None:
+    pq.write_table(documents("a", "b"), tmp_path / "x.parquet")
+    table = iceberg.catalog.create_table("db.docs", documents("a").schema)
+    table.add_files([str(tmp_path / "x.parquet")])
+    path = next(iter(table.scan().plan_files())).file.file_path
+    deletes = f"{table.location()}/data/deletes.parquet"
+    table.append(documents("c"))
+    pq.write_table(pa.table({"file_path": [path], "pos": [0]}), deletes.removeprefix("file://"))
+    bounds = {2147483546: path.encode()}
+    kind = {"content": DataFileContent.POSITION_DELETES, "file_path": deletes, "lower_bounds": bounds}
+    iceberg.commit_file("docs", **kind, upper_bounds=bounds)
+    assert [*by_id(rows_read("iceberg://lake/db.docs"))] == ["b", "c"]
+    table = iceberg.table("docs")
+    with table.transaction() as change, change.update_snapshot().overwrite() as update:
+        update.delete_data_file(next(task.file for task in table.scan().plan_files() if task.file.file_path == path))
+    iceberg.table("docs").add_files([str(tmp_path / "x.parquet")])
+    assert [*by_id(rows_read("iceberg://lake/db.docs"))] == ["a", "b", "c"]
