@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from lakerank.limits import IMAGE_FORMATS, Limits
 from lakerank.model.inputs import RejectedInput
-from lakerank.model.preprocess.images import PatchShape, load_patches, small_jpeg
+from lakerank.model.preprocess.images import PatchShape, count_frames, load_frames, load_patches, small_jpeg
 from lakerank.plan.index import _image_size
 
 #: Small enough that a header may promise it and the decoder fill it, in milliseconds.
@@ -84,11 +85,13 @@ def outcomes(seed: int) -> Iterator[str]:
     dice = random.Random(seed)
     while True:
         data = mutated(dice.choice(seeds()), dice)
-        width, height = _image_size(data)
-        pa.array([width, height], pa.int32())  # as the index keeps them
+        pa.array(_image_size(data) or (), pa.int32())  # as the index keeps them
         small_jpeg(data, 64)
         try:
             patches = load_patches(data, LIMITS, PatchShape())
+            assert count_frames(data) >= 1
+            for _ in load_frames(data, replace(LIMITS, frames="all"), PatchShape()):
+                pass
         except RejectedInput as rejected:
             if len(rejected.detail) > 300:
                 raise AssertionError(f"a detail of {len(rejected.detail)} characters") from rejected
