@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lakerank.errors import LakerankError, PairRejected
@@ -20,6 +21,7 @@ from lakerank.records import (
 
 if TYPE_CHECKING:
     from lakerank.model.api import RerankModel, load_reranker
+    from lakerank.spark.ranked import read_ranked
 
 __version__ = "0.1.0"
 
@@ -39,14 +41,15 @@ __all__ = [
     "RerankModel",
     "__version__",
     "load_reranker",
+    "read_ranked",
 ]
+
+_LAZY = {"RerankModel": "model.api", "load_reranker": "model.api", "read_ranked": "spark.ranked"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("RerankModel", "load_reranker"):
-        from lakerank.model import api
-
-        return getattr(api, name)
+    if name in _LAZY:
+        return getattr(import_module(f"lakerank.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'lakerank' has no attribute {name!r}")
 
 

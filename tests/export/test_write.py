@@ -27,6 +27,10 @@ from lakerank.spark.runtime.runner import SparkRunner
 from .conftest import IDS, make_list
 
 QUERY_IDS = sorted([*IDS, "q-1", "q-2"])
+#: What the lists of an export are by.
+KEYS = ("lists", "documents", "groups")
+#: Some documents are of a group, others of none.
+GROUPS = {document: number % 3 for number, document in enumerate(IDS) if number % 5}
 OLD = [make_list(query, IDS[:9], seed) for seed, query in enumerate(QUERY_IDS[:-2])]
 #: One list less, two more, every third one changed.
 NEW = [
@@ -44,10 +48,13 @@ def write_run(storage: Storage, output: str, run_id: str, lists: list[ExportList
         rows = [row for ranking in lists[number * size : (number + 1) * size] for row in ranking.rows]
         columns = {name: [getattr(row, name) for row in rows] for name in RANKED.names}
         name = f"part-{number:05d}.parquet"
-        pq.write_table(pa.table(columns, schema=RANKED), Path(paths.ranked) / name, row_group_size=7)
+        groups = pa.array([GROUPS.get(row.doc_id) for row in rows], pa.int64())
+        table = pa.table(columns, schema=RANKED).append_column("group_id", groups)
+        pq.write_table(table, Path(paths.ranked) / name, row_group_size=7)
         written.append({"file": name, "rows": len(rows)})
     moment = f"2026-01-0{1 if run_id == 'old' else 2}T00:00:00+00:00"
-    write_manifest(storage, paths, {"published_at": moment, "scorer": "f00d", "ranked_files": written})
+    manifest = {"published_at": moment, "scorer": "f00d", "ranked_files": written, "ranking": {"per_group": 9}}
+    write_manifest(storage, paths, manifest)
     publish(storage, paths)
 
 
@@ -242,19 +249,49 @@ def test_the_old_trec_run_and_the_delta_make_the_new_one(runner, storage, reques
     assert sorted([*kept, *changed]) == sorted(run(b"".join(encoded("trec-run", NEW))))
 
 
-@pytest.mark.parametrize("name", ["opensearch-lists", "opensearch-documents", "vespa-lists", "vespa-documents"])
+@pytest.mark.parametrize("name", [f"{index}-{by}" for index in ("opensearch", "vespa") for by in KEYS])
 def test_an_index_of_the_old_run_fed_the_delta_is_that_of_the_new_one(runner, storage, requested, name):
     fed = []
     for run_id, since in (("old", None), ("new", "old"), ("new", None)):
         export = replace(requested, format=name, run_id=run_id, since=since, to=f"{requested.to}-{run_id}-{since}")
         fed.append(b"".join(part_bytes(export, export_run(runner, storage, export))))
     old, changed, new = fed
-    assert len(changed) < len(new) or form_by_document(name), "every document's lists have changed"
+    assert len(changed) < len(new) or not name.endswith("lists"), "every document's lists have changed"
     assert fed_index(old + changed) == fed_index(new)
 
 
-def form_by_document(name: str) -> bool:
-    return FORMATS[name](Target()).by == "doc_id"
+def test_a_group_gets_the_lists_of_its_best_document(runner, storage, requested):
+    best: dict[str, dict[str, dict[str, object]]] = {}
+    for row in ranked_rows(NEW):
+        best.setdefault(str(GROUPS.get(row["doc_id"], row["doc_id"])), {}).setdefault(row["query_id"], row)
+    assert {"0", "1", "2"} < best.keys()
+    fed = []
+    for name in ("opensearch-groups", "vespa-groups"):
+        export = replace(requested, format=name, to=f"{requested.to}-{name}")
+        fed.append([json.loads(line) for part in part_bytes(export, export_run(runner, storage, export)) for line in
+                    part.split(b"\n")[:-1]])  # fmt: skip
+    actions, cells = fed
+    updates = {
+        action["update"]["_id"]: body["doc"]["lakerank"] for action, body in zip(*[iter(actions)] * 2, strict=True)
+    }
+    assert updates.keys() == best.keys()
+    for group, queries in updates.items():
+        expected = [(query, row["doc_id"], row["rank"]) for query, row in sorted(best[group].items())]
+        assert [(row["query_id"], row["doc_id"], row["rank"]) for row in queries] == expected
+    fields = {line["update"].removeprefix("id:lakerank:ranking::"): line["fields"] for line in cells}
+    assert fields.keys() == best.keys()
+    for group, values in fields.items():
+        assert values["lakerank_best"]["assign"] == {query: row["doc_id"] for query, row in best[group].items()}
+        relevance = {query: pytest.approx(row["relevance"]) for query, row in best[group].items()}
+        assert values["lakerank"]["assign"]["cells"] == relevance
+
+
+def test_a_run_without_groups_has_none_to_export(storage, requested, tmp_path):
+    output = str(tmp_path / "out")
+    manifest = {"published_at": "2026-01-01", "scorer": "f00d", "ranked_files": [], "ranking": {"depth": None}}
+    write_manifest(storage, RunPaths(output, "new"), manifest)
+    with pytest.raises(ExportError, match=r"'new' was ranked without ranking\.per_group"):
+        finished(storage, replace(requested, output=output, format="vespa-groups"))
 
 
 def fed_index(feed: bytes) -> dict[str, object]:

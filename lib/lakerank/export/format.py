@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ExportList:
-    """The rows of one key: a query's documents by rank, or a document's queries by id.
+    """The rows of one key: a query's documents by rank, or the queries of a document or of a group's best by id.
 
     `number` is that of the query among all of the run, from 1, in the order of ids; 0 where a format does not need it.
     `query_text` and `first_stage_scores` (one a row) are there where a format needs them and the lake has them.
@@ -53,7 +53,7 @@ class Format:
     suffix: str
     columns: tuple[str, ...]
     encode: Callable[[ExportList], bytes]
-    by: Literal["query_id", "doc_id"] = "query_id"
+    by: Literal["query_id", "doc_id", "group_id"] = "query_id"
     remove: Callable[[str], bytes] | None = None
     finish: Callable[[Sequence[bytes]], bytes] = b"".join
     numbered: bool = False

@@ -24,8 +24,10 @@ FORMATS: dict[str, Callable[[Target], Format]] = {
     "svmrank": pairs.svmrank,
     "opensearch-lists": search.opensearch_lists,
     "opensearch-documents": search.opensearch_documents,
+    "opensearch-groups": search.opensearch_groups,
     "vespa-lists": search.vespa_lists,
     "vespa-documents": search.vespa_documents,
+    "vespa-groups": search.vespa_groups,
     "parquet": pairs.parquet,
     "csv": pairs.flat_csv,
     "golden-pairs": pairs.golden_pairs,
@@ -152,6 +154,11 @@ def fingerprint_of(storage: Storage, export: Export) -> str:
     for name in ("run_id", "since"):
         if values[name] is not None:
             manifest = _run_manifest(storage, export.output, values[name])
+            if export.form.by == "group_id" and manifest["ranking"].get("per_group") is None:
+                raise ExportError(
+                    f"run {values[name]!r} was ranked without ranking.per_group, so its lists have no groups; "
+                    "publish a run with it: stored scores are reused"
+                )
             values[name] = [values[name], manifest["scorer"], manifest["published_at"]]
     values["queries"] = export.queries if export.form.needs_query_text else None
     values["candidates"] = export.candidates if export.form.needs_first_stage_score else None

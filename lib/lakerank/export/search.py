@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +47,17 @@ def opensearch_documents(target: Target) -> Format:
     return Format(".ndjson", ("query_id", *_GRADES), encode, by="doc_id", remove=lambda key: update(key, []))
 
 
+def opensearch_groups(target: Target) -> Format:
+    """An update a group of documents, under its id: the queries its best document is ranked for, and which that is."""
+    form = opensearch_documents(target)
+
+    def encode(ranked: ExportList) -> bytes:
+        queries = [{"query_id": row.query_id, "doc_id": row.doc_id, **_grades(row)} for row in ranked.rows]
+        return _action("update", target, ranked.key) + _json_line({"doc": {target.field: queries}})
+
+    return replace(form, columns=("doc_id", *form.columns), encode=encode, by="group_id")
+
+
 def vespa_lists(target: Target) -> Format:
     """A document a query: `query_id`, and the arrays `doc_ids`, `relevance` and `labels` in the order of the ranks."""
 
@@ -72,6 +84,24 @@ def vespa_documents(target: Target) -> Format:
         return update(ranked.key, {"cells": {row.query_id: shortest(row.relevance) for row in ranked.rows}})
 
     return Format(".jsonl", ("query_id", "relevance"), encode, by="doc_id", remove=lambda key: update(key, None))
+
+
+def vespa_groups(target: Target) -> Format:
+    """An update a group of documents: its best document's relevance by query, as of `vespa_documents`, and in another
+    field, a map<string,string>, that document's id by query."""
+    best = f"{target.field}_best"
+
+    def update(key: str, relevance: object, documents: Mapping[str, str]) -> bytes:
+        fields = {target.field: {"assign": relevance}, best: {"assign": documents}}
+        return _json_line({"update": _vespa_document(target, key), "fields": fields})
+
+    def encode(ranked: ExportList) -> bytes:
+        cells = {row.query_id: shortest(row.relevance) for row in ranked.rows}
+        return update(ranked.key, {"cells": cells}, {row.query_id: row.doc_id for row in ranked.rows})
+
+    form = vespa_documents(target)
+    remove = partial(update, relevance=None, documents={})
+    return replace(form, columns=("doc_id", *form.columns), encode=encode, by="group_id", remove=remove)
 
 
 def _vespa_document(target: Target, key: str) -> str:

@@ -26,7 +26,7 @@ from lakerank.plan.pairs import key_hash
 from lakerank.rerank.plan.pairs import RowRange, read_rows, row_ranges
 from lakerank.rerank.rank.lists import ranked_batches
 from lakerank.runner import BATCHES, Rows, Runner, Work, gather, one_row, pack
-from lakerank.schemas import CANDIDATES, QUERIES, RANKED
+from lakerank.schemas import CANDIDATES, GROUP_IDS, QUERIES, RANKED
 
 #: What a task reports: a file that it wrote (`part` or `removal`), or how many lists a change befell.
 _REPORT = pa.schema([
@@ -44,6 +44,10 @@ _RECORDS = {
     TEXT: pa.schema([("query_id", pa.string()), ("query_text", pa.string())]),
     SCORE: pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("first_stage_score", pa.float64())]),
 }
+
+#: Those of an export by group: a document without a group is its own.
+_GROUPED = pa.schema([*RANKED, *GROUP_IDS])
+_GROUP_RECORDS = _RECORDS | {NEW: _GROUPED, OLD: _GROUPED}
 
 #: Rows that are Python objects at once.
 _BATCH_ROWS = 8192
@@ -133,34 +137,38 @@ class _Parts:
     count: int
     first_ids: tuple[str, ...] = ()
 
+    @property
+    def records(self) -> Mapping[int, pa.Schema]:
+        return _GROUP_RECORDS if self.by == "group_id" else _RECORDS
+
     def pack(self, kind: int, rows: pa.Table) -> Iterator[pa.RecordBatch]:
         """Rows of a record type as BATCHES."""
         ids = rows[self.by].combine_chunks()
         parts = files_of(ids, self.first_ids) if self.by == "query_id" else key_hash(ids) % np.uint64(self.count)
         order = np.argsort(parts, kind="stable")
-        yield from pack(kind, parts[order], rows.take(pa.array(order)).cast(_RECORDS[kind]))
+        yield from pack(kind, parts[order], rows.take(pa.array(order)).cast(self.records[kind]))
 
 
 def _from_exchange(runner: Runner, files: Sequence[str], export: Export, task: _Task) -> pa.Table:
     """Lists of two runs, by document, or with columns of other tables, put together: keys and texts of queries move."""
     storage, form = task.storage, export.form
-    if form.by == "doc_id":
+    if form.by != "query_id":
         # Parts depend on the run alone: so many rows each, cut by a hash.
         row_count = sum(fragment.rows for file in files for fragment in fragments(storage, file, RANKED))
-        cut, first = _Parts("doc_id", max(1, -(-row_count // export.limits.rows))), None
+        cut, first = _Parts(form.by, max(1, -(-row_count // export.limits.rows))), None
     else:
         # … or those of the newer run's files.
         queries, first = _first_queries(runner, storage, files)
         cut = _Parts("query_id", max(1, len(files)), tuple(queries[1:]))
-    order = ("doc_id", "is_old", "query_id") if form.by == "doc_id" else ("query_id", "is_old", "rank")
+    order = ("query_id", "is_old", "rank") if form.by == "query_id" else (form.by, "is_old", "query_id", "rank")
 
     def work(number: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         rows = _joined(tables, form).sort_by([(name, "ascending") for name in order])
-        batches = rows.to_batches(_BATCH_ROWS)
+        batches = (_best(rows) if form.by == "group_id" else rows).to_batches(_BATCH_ROWS)
         yield from task.write(number, (row for b in batches for row in b.to_pylist()), first[number] if first else 1)
 
     rows = _sources(runner, storage, export, files, cut)
-    return runner.collect(runner.exchange(rows, cut.count, _RECORDS, work, _REPORT), _REPORT)
+    return runner.collect(runner.exchange(rows, cut.count, cut.records, work, _REPORT), _REPORT)
 
 
 def _sources(runner: Runner, storage: Storage, export: Export, files: Sequence[str], cut: _Parts) -> list[Rows]:
@@ -168,8 +176,13 @@ def _sources(runner: Runner, storage: Storage, export: Export, files: Sequence[s
 
     def ranked(kind: int) -> Work[str]:
         def read(file: str) -> Iterator[pa.RecordBatch]:
-            for batch in ranked_batches(storage, file, export.depth):
-                yield from cut.pack(kind, pa.Table.from_batches([batch]))
+            for batch in ranked_batches(storage, file, export.depth, cut.records[kind]):
+                rows = pa.Table.from_batches([batch])
+                if cut.by == "group_id":
+                    grouped = pc.greater(pc.binary_length(batch["group_id"]), 0).fill_null(False)
+                    keys = pc.if_else(grouped, batch["group_id"], batch["doc_id"])
+                    rows = rows.set_column(len(RANKED), "group_id", keys)
+                yield from cut.pack(kind, rows)
 
         return read
 
@@ -216,6 +229,14 @@ def _joined(tables: Mapping[int, pa.Table], form: Format) -> pa.Table:
         scores = scores.rename_columns({"first_stage_score_max": "first_stage_score"})
         rows = rows.join(scores, ["query_id", "doc_id"], join_type="left outer")
     return rows
+
+
+def _best(rows: pa.Table) -> pa.Table:
+    """Of rows sorted by group, run, query and rank the first of each query, in each run."""
+    first = np.zeros(rows.num_rows, bool)
+    for name in ("group_id", "is_old", "query_id"):
+        first |= np.diff(rows[name].combine_chunks().dictionary_encode().indices.to_numpy(), prepend=-1) != 0
+    return rows.filter(pa.array(first))
 
 
 def _sample(runner: Runner, storage: Storage, export: Export, files: Sequence[str], pairs: int) -> pa.Table:

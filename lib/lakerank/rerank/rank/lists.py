@@ -96,9 +96,11 @@ def write_lists(
     return whole.sort_by([("table", "ascending"), ("file", "ascending")])
 
 
-def ranked_batches(storage: Storage, file: str, depth: int | None = None) -> Iterator[pa.RecordBatch]:
+def ranked_batches(
+    storage: Storage, file: str, depth: int | None = None, schema: pa.Schema = RANKED
+) -> Iterator[pa.RecordBatch]:
     """One file of ranked/ in its order, down to a rank."""
-    for _, _, batch in read_table_file(storage, file, RANKED):
+    for _, _, batch in read_table_file(storage, file, schema):
         yield batch if depth is None else batch.filter(pc.less_equal(batch["rank"], depth))
 
 

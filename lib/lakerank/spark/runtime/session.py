@@ -10,7 +10,6 @@ from pathlib import Path
 from pyspark import SparkConf, SparkContext, TaskContext
 from pyspark.sql import SparkSession
 
-import lakerank
 from lakerank.errors import SparkSettingError
 from lakerank.runner import visible_gpus
 
@@ -125,7 +124,7 @@ def unmanaged_gpus(spark: SparkSession, device: str) -> int:
 
 def package_path() -> str:
     """A PYTHONPATH by which other processes find this package where this one did."""
-    paths = [str(Path(lakerank.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
     return os.pathsep.join(path for path in paths if path)
 
 
