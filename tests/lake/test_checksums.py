@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lakerank.errors import StorageError
+from lakerank.cli.resolve import CommandLine, run_config
+from lakerank.config import resolve_config
+from lakerank.errors import ConfigError, StorageError
 from lakerank.lake.checksums import CorruptFile, json_bytes, parse_json
 from lakerank.lake.publication import current_run, publish
-from lakerank.lake.runs import RunPaths, read_manifest, write_manifest
+from lakerank.lake.runs import RunPaths, read_manifest, write_config, write_manifest
 from lakerank.lake.scores import read_unit, unit_address, write_unit
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.lake.tables import fragments, parquet_bytes, read_table_file
@@ -84,7 +86,18 @@ def json_file(folder: Path) -> Written:
     )
 
 
-KINDS = pytest.mark.parametrize("kind", [table_file, unit_file, json_file])
+def config_file(folder: Path) -> Written:
+    """What a run was made with, as every command that comes after it reads it."""
+    storage, paths = Storage(), RunPaths(str(folder), "r1")
+    config = resolve_config(
+        {"lake": dict.fromkeys(("documents", "queries", "candidates"), "s3://b/t") | {"output": str(folder)}}
+    )
+    write_config(storage, paths, config.to_yaml())
+    given = CommandLine(config, "conf", [])
+    return Written(Path(paths.config), lambda: run_config(storage, given, "r1"))
+
+
+KINDS = pytest.mark.parametrize("kind", [table_file, unit_file, json_file, config_file])
 
 
 def check_flips(written: Written, flips: Iterator[tuple[int, int]]) -> None:
@@ -97,7 +110,7 @@ def check_flips(written: Written, flips: Iterator[tuple[int, int]]) -> None:
         written.file.write_bytes(damaged)
         try:
             assert written.read() == expected, (position, change)
-        except StorageError as error:
+        except (StorageError, ConfigError) as error:
             messages.append(str(error))
     assert messages
     assert all(str(written.file) in message for message in messages)

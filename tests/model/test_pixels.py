@@ -4,9 +4,14 @@ out are told; strips change no bit."""
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
+import tempfile
 import threading
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -330,3 +335,26 @@ def test_memory_is_waited_for(size: int) -> None:
         assert not got.wait(0.1)
     assert got.wait(10), "what needs more than there is gets all"
     thread.join(10)
+
+
+def test_what_needs_more_than_a_process_has_is_decoded_alone_on_its_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import pathlib, sys; from lakerank.model.preprocess.pixels import Memory\n"
+        "with Memory(10).hold(int(sys.argv[1])): pathlib.Path(sys.argv[2]).touch()"
+    )
+
+    def other(size: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", code, str(size), str(tmp_path / str(size))]
+        return subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path)})
+
+    with Memory(10).hold(11):
+        assert other(10).wait(60) == 0, "what a process has is its own"
+        waiting = other(12)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(2)
+        assert not (tmp_path / "12").exists()
+    assert waiting.wait(60) == 0
+    assert (tmp_path / "12").exists()

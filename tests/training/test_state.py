@@ -79,21 +79,25 @@ def test_a_state_of_other_parameters_is_refused(folder: Path) -> None:
     tensors = load_file(folder / "state-6.safetensors")
     tensors["parameter/matrix"] = tensors["parameter/matrix"][1:].clone()
     save_file(tensors, folder / "state-6.safetensors")
+    record = json.loads((folder / "state.json").read_text())
+    del record["hash"], record["checksum"]
+    (folder / "state.json").write_text(json.dumps(record))
     with pytest.raises(StorageError, match="other parameters were trained; choose another output"):
         load(folder)
 
 
 def test_an_earlier_version_s_state_is_refused(folder: Path) -> None:
     record = json.loads((folder / "state.json").read_text())
-    del record["figures"]
+    del record["figures"], record["checksum"]
     (folder / "state.json").write_text(json.dumps(record))
     with pytest.raises(StorageError, match="an earlier version saved this state"):
         load(folder)
 
 
 @pytest.mark.parametrize("corrupt", ["state.json", "state-6.safetensors"])
-def test_a_corrupt_state_says_what_to_do(folder: Path, corrupt: str) -> None:
-    (folder / corrupt).write_bytes((folder / corrupt).read_bytes()[:-1])
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]])
+def test_a_corrupt_state_says_what_to_do(folder: Path, corrupt: str, damage: Callable[[bytes], bytes]) -> None:
+    (folder / corrupt).write_bytes(damage((folder / corrupt).read_bytes()))
     with pytest.raises(StorageError, match=r"the saved state is corrupt .*; remove it to start again"):
         load(folder)
 

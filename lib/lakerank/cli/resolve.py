@@ -29,7 +29,7 @@ from lakerank.cost import Calibration
 from lakerank.credentials import without_credentials
 from lakerank.errors import CheckpointError, ConfigError, LakerankError, RunNotFoundError, SchemaError, StorageError
 from lakerank.lake.formats import resolve
-from lakerank.lake.runs import RunPaths, read_json, read_manifest
+from lakerank.lake.runs import RunPaths, read_config, read_json, read_manifest
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.lake.tables import fragments
 from lakerank.lake.trial import deadly_file, deadly_message
@@ -247,7 +247,7 @@ def run_config(storage: Storage, given: CommandLine, run_id: str, other_tables: 
         RunNotFoundError: the run has left no config.
     """
     paths = RunPaths(given.config.lake.output, run_id)
-    stored = storage.read_optional(paths.config)
+    stored = read_config(storage, paths)
     if stored is None:
         if other_tables:
             return given.config
@@ -274,9 +274,9 @@ def run_config(storage: Storage, given: CommandLine, run_id: str, other_tables: 
 
 def other_tables(storage: Storage, config: Config, run_id: str) -> str:
     """Names of the tables of a config that another run of its output was not made from; "" for none."""
-    address = RunPaths(config.lake.output, run_id).config
-    stored = storage.read_optional(address)
-    own = config if stored is None else _stored(stored, address)
+    paths = RunPaths(config.lake.output, run_id)
+    stored = read_config(storage, paths)
+    own = config if stored is None else _stored(stored, paths.config)
     return ", ".join(name for name in _changed(own, config) if name in _TABLE_SETTINGS and name != "lake.qrels")
 
 

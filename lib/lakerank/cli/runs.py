@@ -17,7 +17,7 @@ from lakerank.config import Config
 from lakerank.errors import CheckpointError
 from lakerank.lake.clean import Retention, delete, describe, plan_cleaning
 from lakerank.lake.publication import current_run, publication_order
-from lakerank.lake.runs import RunPaths, read_json
+from lakerank.lake.runs import RunPaths, read_config, read_json
 from lakerank.lake.storage import Storage, join
 from lakerank.settings import parse_settings
 
@@ -135,7 +135,7 @@ def _run(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any]) -> dict
     """What a run's files say of it."""
     audit = read_json(storage, join(paths.folder, "audit.json"))
     evaluation = read_json(storage, join(paths.folder, "evaluation.json")) or {}
-    config = parse_settings(storage.read_optional(paths.config) or b"{}", paths.config)
+    config = parse_settings(read_config(storage, paths) or b"{}", paths.config)
     model, counts = config.get("model"), manifest.get("counts", {})
     failed = audit is not None and not audit["passed"]
     state = "published" if manifest else "audit failed" if failed else "unfinished"

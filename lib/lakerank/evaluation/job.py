@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from lakerank.evaluation.report.html import render
 from lakerank.evaluation.report.plots import plots_of
 from lakerank.evaluation.report.tables import csv_files, query_files, query_table
 from lakerank.evaluation.report.verdict import verdict
+from lakerank.lake.checksums import json_bytes
 from lakerank.lake.publication import last_published
 from lakerank.lake.ranked import query_texts
 from lakerank.lake.runs import RunPaths, read_json
@@ -104,9 +104,7 @@ def evaluate_run(runner: Runner, storage: Storage, inputs: Inputs) -> Evaluated:
     images = ((f"{plot.words.name}.png", plot.png) for plot in chain.from_iterable(plots.values()))
     _replace_all(storage, home, chain(csv_files(evaluation, shown["queries"]), images))
     report, figures = f"{folder(inputs.paths, inputs.baseline, 'report')}.html", f"{home}.json"
-    contents = {**evaluation.as_dict(), "verdict": result.outcome.value}
-    encoded = json.dumps(contents, ensure_ascii=False, allow_nan=False, indent=1)
-    storage.replace(figures, encoded.encode("utf-8", "backslashreplace"))
+    storage.replace(figures, json_bytes({**evaluation.as_dict(), "verdict": result.outcome.value}))
     # The report comes last: where it exists, so does the rest.
     storage.replace(report, render(evaluation, shown, plots).encode("utf-8", "replace"))
     seconds = time.monotonic() - started

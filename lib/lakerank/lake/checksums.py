@@ -1,4 +1,4 @@
-"""Checksums of what we write: every byte of a Parquet file, and the values of a JSON object; checked by whoever reads.
+"""Checksums of what we write: every byte of a Parquet or YAML file, the values of a JSON object; checked by readers.
 
 Parquet's own checksums cover pages, neither their headers nor the footer. A file of ours has a *seal* besides, between
 the last row group and the footer, where readers of Parquet do not look: the CRC-32 of each column chunk in file order;
@@ -29,6 +29,7 @@ _MAGIC = b"\x93LKSEAL\x01"
 _END = b"PAR1"
 _WORDS = 8  # checksum and number of chunks, 4 bytes each
 _JSON_KEY = "checksum"
+_YAML_MARK = b"# checksum: "
 
 #: What to do about a damaged file, by the folder that it is in.
 _ADVICE = {
@@ -177,7 +178,7 @@ def json_bytes(value: Mapping[str, Any], indent: int | None = 2) -> bytes:
     """A JSON object with a checksum of its values as the last key. Without an indent it is one line."""
     stated = json.loads(_canonical({key: item for key, item in value.items() if key != _JSON_KEY}))
     stated[_JSON_KEY] = _json_checksum(stated)
-    return json.dumps(stated, indent=indent, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(stated, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def parse_json(uri: str, data: bytes) -> dict[str, Any]:
@@ -200,6 +201,20 @@ def parse_json(uri: str, data: bytes) -> dict[str, Any]:
     if _JSON_KEY in value:
         raise CorruptFile(damage(uri, "its values are not those that were written"))
     return value
+
+
+def yaml_bytes(text: str) -> bytes:
+    """A YAML file with a checksum of its bytes in a comment at its end."""
+    content = text.encode()
+    return content + _YAML_MARK + b"%08x\n" % crc32(content)
+
+
+def check_yaml(uri: str, data: bytes) -> bytes:
+    """A YAML file as it was written; one of an earlier version has no checksum. Raises CorruptFile: it is another."""
+    content, mark, stated = data.rpartition(_YAML_MARK)
+    if mark and stated != b"%08x\n" % crc32(content):
+        raise CorruptFile(damage(uri, "its settings are not those that were written"))
+    return data
 
 
 def _canonical(value: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 from lakerank.errors import ConfigError, StorageError
-from lakerank.lake.checksums import json_bytes, parse_json
+from lakerank.lake.checksums import check_yaml, json_bytes, parse_json, yaml_bytes
 from lakerank.lake.scores import PlannedUnits, read_reused_units, unit_address
 from lakerank.lake.storage import Storage, join
 
@@ -84,6 +84,17 @@ def announce(storage: Storage, paths: RunPaths, scorer: str, scorers: Sequence[s
     moment = datetime.now(UTC).isoformat(timespec="microseconds")
     announcement = {"run_id": paths.run_id, "scorer": scorer, "started_at": moment}
     storage.replace(paths.started, json_bytes(announcement | ({"scorers": list(scorers)} if scorers else {})))
+
+
+def write_config(storage: Storage, paths: RunPaths, config_yaml: str) -> None:
+    """Keep a run's config, as resolved."""
+    storage.replace(paths.config, yaml_bytes(config_yaml))
+
+
+def read_config(storage: Storage, paths: RunPaths) -> bytes | None:
+    """A run's config; None when it has none yet. Raises CorruptFile: it is not what was written."""
+    data = storage.read_optional(paths.config)
+    return None if data is None else check_yaml(paths.config, data)
 
 
 def write_manifest(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from lakerank.credentials import redacted, without_credentials
 from lakerank.errors import ConfigError, RunConflictError
 from lakerank.lake import is_local, local_path
-from lakerank.lake.runs import RunPaths
+from lakerank.lake.runs import RunPaths, read_config
 from lakerank.lake.storage import Storage
 from lakerank.settings import parse_settings
 
@@ -100,7 +100,7 @@ def _comparable(name: str, value: Any) -> Any:
 
 def _differences(storage: Storage, paths: RunPaths, config_yaml: str) -> dict[str, tuple[Any, Any]]:
     """The settings that differ from those in the run's folder; none where it has no config."""
-    stored = storage.read_optional(paths.config)
+    stored = read_config(storage, paths)
     if stored is None:
         return {}
     try:

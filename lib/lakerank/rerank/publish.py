@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 
 from lakerank.audit import TOP, Bounds, Check, Findings, GoldenQuality, LastRun, LostPairs, RunCounts, audit
 from lakerank.errors import DependencyError
+from lakerank.lake.checksums import json_bytes
 from lakerank.lake.publication import Publication, discard_unpublished, run_before, set_aside, settle
 from lakerank.lake.runs import RunPaths, read_manifest
 from lakerank.lake.storage import Storage, join
@@ -203,8 +203,7 @@ def _report(storage: Storage, paths: RunPaths, checks: Sequence[Check]) -> list[
     """Write the audit to the run's folder and to the log; the names of what failed."""
     failed = [check.name for check in checks if check.passed is False]
     report = {"run_id": paths.run_id, "passed": not failed, "checks": [check.as_dict() for check in checks]}
-    encoded = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode()
-    storage.replace(join(paths.folder, "audit.json"), encoded)
+    storage.replace(join(paths.folder, "audit.json"), json_bytes(report))
     for check in checks:
         value = "unknown" if check.value is None else f"{check.value:.4g}"
         bound = "no bound" if check.bound is None else f"at most {check.bound:g}"

@@ -18,7 +18,7 @@ from lakerank.errors import RunConflictError
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.formats import resolve
 from lakerank.lake.publication import Publication, current_run, publish
-from lakerank.lake.runs import RunPaths, announce, read_manifest
+from lakerank.lake.runs import RunPaths, announce, read_manifest, write_config
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments
 from lakerank.logs import about
@@ -97,7 +97,7 @@ def run(runner: Runner, storage: Storage, job: Rerank, steps: Collection[str] = 
             "documents are not known; use another --run-id: stored scores are reused"
         )
     # Bounds and thresholds may differ from an earlier attempt's: the file has those of the last one.
-    storage.replace(job.paths.config, job.config_yaml.encode())
+    write_config(storage, job.paths, job.config_yaml)
     forecasts = forecast_stages(runner, storage, job, planned)
     for number, of_stage in enumerate(forecasts if "plan" in steps else (), start=1):
         _log_stage(job, number)

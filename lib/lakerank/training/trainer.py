@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lakerank.errors import StorageError
+from lakerank.lake.checksums import json_bytes, parse_json
 from lakerank.model.checkpoint import file_hash, weight_files
 from lakerank.training.dataset import Dataset, ImageStore, Table
 from lakerank.training.step import DistributedContext, Optimizer, Step
@@ -134,8 +135,8 @@ class StateFolder:
         weights = f"state-{state.step}.safetensors"
         save_file(tensors, self.path / weights)
         temporary = self.path / "state.json.tmp"
-        record = {**asdict(state), "tensors": weights, "run": self.identity.at(state.step)}
-        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        record = {**asdict(state), "tensors": weights, "hash": file_hash(self.path / weights)}
+        temporary.write_bytes(json_bytes({**record, "run": self.identity.at(state.step)}))
         temporary.replace(self.path / "state.json")
         for old in self.path.glob("state-*.safetensors"):
             if old.name != weights:
@@ -150,9 +151,12 @@ class StateFolder:
         if not (self.path / "state.json").is_file():
             return TrainState()
         try:
-            record = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
-            tensors = load_file(os.fspath(self.path / record["tensors"]))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            record = parse_json("state.json", (self.path / "state.json").read_bytes())
+            weights = self.path / record["tensors"]
+            if record.get("hash") not in (None, file_hash(weights)):
+                raise ValueError(f"{weights.name} is not what was written")
+            tensors = load_file(os.fspath(weights))
+        except (StorageError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise StorageError(
                 f"{self.path}: the saved state is corrupt ({error}); remove it to start again"
             ) from error

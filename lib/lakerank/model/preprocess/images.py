@@ -205,7 +205,8 @@ def _pixels(image: ImageFile.ImageFile, data: bytes, limits: Limits, shape: Patc
 def _decoding_bytes(image: Image.Image, source: tuple[int, int]) -> int:
     """Memory that an opened image takes while it is decoded: as Pillow keeps it, and what its decoder keeps besides."""
     pixel = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;") else 4)
-    pixel *= {"WEBP": 4, "TIFF": 2}.get(image.format or "", 1)  # canvases and a frame's bytes; a strip, or turned
+    # Canvases and a frame's bytes, and of an animation the frame; a strip, or turned.
+    pixel *= {"WEBP": 3 + getattr(image, "is_animated", False), "TIFF": 2}.get(image.format or "", 1)
     pixel += 4 if image.mode != "RGB" and image.size[0] * image.size[1] <= WHOLE_PIXELS else 0
     held = image.size[0] * image.size[1] * pixel
     if isinstance(image, JpegImagePlugin.JpegImageFile) and "progressive" in image.info:
@@ -231,6 +232,8 @@ def _decode_reduced(image: Image.Image, factor: int, limits: Limits) -> int | No
 def _decoded(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     """An opened image with its pixels. Pillow reads the upper bytes of 16-bit colours: where they say little, the
     lower ones too."""
+    if isinstance(image, WebPImagePlugin.WebPImageFile) and not image.is_animated:
+        return _still(image)
     raw_mode = _raw_mode(image)
     image.load()
     swapped = _OTHER_BYTES.get(raw_mode[-4:])
@@ -252,6 +255,16 @@ def _decoded(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
         return widened(image, lower)
     _, grey, _, alpha = lower.split()  # four bytes: both of grey, both of alpha
     return widened(image, Image.merge("RGBA", (grey, grey, grey, alpha)))
+
+
+def _still(image: WebPImagePlugin.WebPImageFile) -> Image.Image:
+    """A WebP of one frame: its decoder's two canvases are freed before the pixels are copied."""
+    frame, image._decoder = image._decoder.get_next(), None
+    if frame is None:
+        raise ValueError("the frame cannot be decoded")
+    still = Image.frombytes(image.mode, image.size, frame[0], "raw", image.rawmode)
+    still.info = image.info
+    return still
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:

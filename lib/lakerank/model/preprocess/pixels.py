@@ -6,11 +6,15 @@ WHOLE_PIXELS. A larger one is resized strip by strip too, which moves a pixel by
 
 from __future__ import annotations
 
+import fcntl
+import os
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -22,7 +26,7 @@ from lakerank.records import RejectReason
 STRIP_PIXELS = 2**21
 WHOLE_PIXELS = 2**26
 
-#: Bytes of images that a process decodes at once, in all its threads; one that takes more is decoded alone.
+#: Bytes of images that a process decodes at once, in all its threads; one that takes more is decoded alone on its host.
 DECODE_BYTES = 2**30
 
 #: Tags of TIFF files.
@@ -61,17 +65,35 @@ class Memory:
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Have `size` bytes, once they are free."""
+        """Have `size` bytes, once they are free; more than all while no other process of the host has more than all."""
+        alone = _alone_on_host() if size > self._total else nullcontext()
         size = min(size, self._total)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= size)
             self._free -= size
         try:
-            yield
+            with alone:
+                yield
         finally:
             with self._changed:
                 self._free += size
                 self._changed.notify_all()
+
+
+@contextmanager
+def _alone_on_host() -> Iterator[None]:
+    """Within is one process of a user on this host, of as many as it has cores; the system frees a dead one's lock."""
+    try:
+        path = Path(tempfile.gettempdir(), f"lakerank-decoding-{os.getuid()}.lock")
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:  # no folder to write in: each process by itself
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 #: What this process decodes images in.
