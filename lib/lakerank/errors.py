@@ -89,13 +89,13 @@ class DependencyError(LakerankError):
 
 
 class OverdueError(LakerankError):
-    """A work unit took far longer than any other, or than was to be expected, and was ended."""
+    """A work unit or a task took far longer than any other, or than was to be expected, and was ended."""
 
     def __init__(self, what: str, tries: int = 1) -> None:
         super().__init__(
             f"{what}{' for the second time' if tries > 1 else ''}: ended; a worker stands still, a store does not "
-            "answer, or scoring.unit_deadline_s is too little for this machine; run the same command again, finished "
-            "units are kept"
+            "answer, or, of a unit, scoring.unit_deadline_s is too little for this machine; run the same command "
+            "again, finished units are kept"
         )
 
 

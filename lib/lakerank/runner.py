@@ -36,6 +36,9 @@ DeviceWork = Callable[[T, str], Iterator[pa.RecordBatch]]
 #: An item may take so many times as long as the slowest before it.
 DEADLINE_FACTOR = 10
 
+#: The first may take a day at most: without a calibration a large model's forecast is of weeks.
+MOST_FIRST_S = 86_400.0
+
 #: A task over a partition: gets its number and its rows of every kind, in no particular order.
 PartWork = Callable[[int, dict[int, pa.Table]], Iterator[pa.RecordBatch]]
 

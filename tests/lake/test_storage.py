@@ -19,6 +19,7 @@ import pytest
 from stores import SERVER
 
 from lakerank.errors import StorageError
+from lakerank.ingest.source import open_source
 from lakerank.lake.backends import transfers_left
 from lakerank.lake.backends.s3 import s3fs_filesystem
 from lakerank.lake.formats import resolve
@@ -422,7 +423,7 @@ def test_what_a_network_does_to_a_request_is_got_over(s3_folder: str, faulty_s3:
 
 def test_a_store_that_drips_is_given_up(s3_storage: Storage, s3_folder: str, faulty_s3: Any) -> None:
     options = StorageOptions(endpoint_url=faulty_s3.endpoint, region="us-east-1", request_timeout_s=0.5)
-    storage = Storage(replace(options, min_transfer_rate=8 * 2**20, max_attempts=2))
+    storage = Storage(replace(options, min_transfer_rate=64 * 2**20, max_attempts=2))
     uri = join(s3_folder, "a.parquet")
     s3_storage.create(uri, PARQUET)
     faulty_s3.methods = frozenset({"GET"})
@@ -437,6 +438,20 @@ def test_a_store_that_drips_is_given_up(s3_storage: Storage, s3_folder: str, fau
     with pytest.raises(StorageError, match=r"cannot be read .*slower than"):
         list(table_reader(storage, TableFile(uri), parquet, parquet.schema_arrow).batches([0], 10))
     assert transfers_left()
+    faulty_s3.faults.extend(["drip"])
+    with storage.open_stream(uri) as stream, pytest.raises(TimeoutError, match="slower than"):
+        stream.read()
+    for listing in (storage.list_table, storage.list_names):
+        faulty_s3.faults.extend(["drip", "drip"])
+        with pytest.raises(StorageError, match=r"cannot be listed in 2 tries .TimeoutError: slower than"):
+            listing(s3_folder)
+    source = open_source(uri, storage.options)
+    faulty_s3.faults.extend(["drip"])
+    with pytest.raises(TimeoutError, match="slower than"):
+        source.read(next(source.files()))
+    faulty_s3.faults.extend(["drip"])
+    with pytest.raises(TimeoutError, match="slower than"), source.open(next(source.files())) as file:
+        file.read()
     faulty_s3.enough.set()
     while transfers_left():
         time.sleep(0.01)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import shutil
+import signal
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +22,7 @@ from lakerank.ranking import Fusion
 from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.run import run
+from lakerank.runner import Deadline, one_row
 from lakerank.schemas import QRELS
 from lakerank.spark.runtime.runner import SparkRunner
 
@@ -112,3 +115,21 @@ def test_each_goes_on_where_the_other_was_killed(spark, runner, storage, publish
     assert (summary["found"], len(published.unit_files("f00e"))) == (3, summary["units"])
     assert run(runner, storage, job, ["publish"])["published"]
     assert published.ranked_bytes("r2") == first
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("how", ["collect", "stream"])
+def test_a_worker_that_stands_still_in_any_step_is_killed_and_its_task_done_again(spark, tmp_path, how):
+    stopped, schema = tmp_path / "stopped", pa.schema([("number", pa.int64())])
+
+    def work(number: int) -> Any:
+        if number == 1 and not stopped.exists():
+            stopped.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        yield one_row(schema, number)
+
+    tasks = SparkRunner(spark, Deadline(20, 20, 0.5))
+    rows = tasks.scatter([0, 1], work, schema)
+    numbers = [*tasks.stream(rows)] if how == "stream" else tasks.collect(rows, schema).to_pylist()
+    assert stopped.exists()
+    assert [row["number"] for row in numbers] == [0, 1]

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
@@ -21,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from lakerank.errors import StorageError
 from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
 from lakerank.lake import is_local, local_path
+from lakerank.lake.backends import LISTING_BYTES, TimedFile, within
 from lakerank.lake.backends.object_store import filesystem_at
 from lakerank.lake.backends.s3 import StorageOptions
 
@@ -51,8 +53,11 @@ class SourceFile:
 class FileSource:
     """A file, or a folder with everything in it except hidden names."""
 
-    def __init__(self, filesystem: AbstractFileSystem, location: str, follow_links: bool = False) -> None:
-        """`location` is the path within `filesystem`, without a protocol.
+    def __init__(
+        self, filesystem: AbstractFileSystem, location: str, follow_links: bool = False,
+        options: StorageOptions | None = None,
+    ) -> None:  # fmt: skip
+        """`location` is the path within `filesystem`, without a protocol; `options` are a store's, for its least rate.
 
         Symbolic links are only followed on request: in an untrusted folder they may lead anywhere.
 
@@ -61,11 +66,12 @@ class FileSource:
         """
         self._filesystem = filesystem
         self._follow_links = follow_links
+        self._options = options
         self._location = location.rstrip("/")
         try:
-            self.is_folder = bool(filesystem.isdir(self._location))
+            self.is_folder = bool(self._call(filesystem.isdir, self._location))
             if not self.is_folder:
-                filesystem.info(self._location)
+                self._call(filesystem.info, self._location)
         except FileNotFoundError as error:
             raise StorageError(f"{location}: no such file or folder") from error
         except OSError as error:
@@ -77,7 +83,8 @@ class FileSource:
         if self.is_folder:
             yield from self._walk(self._location)
         else:
-            item = self._item(self._filesystem.info(self._location) | {"name": self._location, "islink": False})
+            info = self._call(self._filesystem.info, self._location)
+            item = self._item(info | {"name": self._location, "islink": False})
             yield from () if isinstance(item, str) else (item,)
 
     def _walk(self, folder: str, trail: tuple[Path, ...] = ()) -> Iterator[SourceFile | SourceReject]:
@@ -95,7 +102,7 @@ class FileSource:
 
     def _entries(self, folder: str) -> Iterator[dict[str, Any]]:
         """What is directly in a folder, with the location as its name, hidden things left out; raises OSError."""
-        for entry in self._filesystem.ls(folder, detail=True):
+        for entry in self._call(self._filesystem.ls, folder, True):
             location = entry["name"].rstrip("/")
             if location != folder and not posixpath.basename(location).startswith("."):
                 yield {**entry, "name": location}
@@ -113,7 +120,7 @@ class FileSource:
             if not self._filesystem.exists(location) or Path(location).resolve() in trail:
                 detail = "the link leads nowhere, or back to where it is"
                 return SourceReject(path, SourceFault.SYMBOLIC_LINK, detail)
-            entry = self._filesystem.info(location)
+            entry = self._call(self._filesystem.info, location)
         if entry["type"] == "directory":
             return str(location)
         if entry["type"] == "other":  # it would be waited for without end
@@ -141,12 +148,20 @@ class FileSource:
     def open(self, file: SourceFile) -> BinaryIO:
         """Open a file for reading, in one pass or at random; close it."""
         # Without a buffer each request to an object store reads a few bytes, and a line's length cannot be limited.
-        return cast("BinaryIO", io.BufferedReader(self._filesystem.open(file.location, "rb"), BUFFER_BYTES))
+        opened = self._call(self._filesystem.open, file.location, "rb")
+        return cast("BinaryIO", io.BufferedReader(TimedFile(opened, self._transfer), BUFFER_BYTES))
 
     def read(self, file: SourceFile) -> bytes:
         """The whole content of a file."""
-        content: bytes = self._filesystem.cat_file(file.location)
+        content: bytes = self._transfer(file.size, partial(self._filesystem.cat_file, file.location))
         return content
+
+    def _call(self, function: Callable[..., Any], *values: Any) -> Any:
+        return self._transfer(LISTING_BYTES, partial(function, *values))
+
+    def _transfer(self, size: int, read: Callable[[], T]) -> T:
+        """What `read` returns, which takes about `size` bytes. TimeoutError: the store is too slow."""
+        return read() if self._options is None else within(self._options.transfer_s(size), read)
 
     def within(self, path: str) -> SourceFile | None:
         """The file at a path relative to the source: None when it leads out of the source.
@@ -163,7 +178,7 @@ class FileSource:
         is_bound = isinstance(self._filesystem, LocalFileSystem) and not self._follow_links
         if is_bound and not Path(location).resolve().is_relative_to(Path(self._root).resolve()):
             return None  # a link leads out
-        info = self._filesystem.info(location)
+        info = self._call(self._filesystem.info, location)
         if info["type"] != "file":
             raise FileNotFoundError(f"{path} is {'a folder' if info['type'] == 'directory' else 'no regular file'}")
         return SourceFile(path, location, info["size"], _modified(info))
@@ -179,7 +194,7 @@ def open_source(uri: str, options: StorageOptions, follow_links: bool = False) -
     if is_local(uri):
         return FileSource(LocalFileSystem(), str(local_path(uri).absolute()), follow_links)
     filesystem, location = filesystem_at(uri, options)
-    return FileSource(filesystem, location)
+    return FileSource(filesystem, location, options=options)
 
 
 class Source(Protocol):

@@ -22,7 +22,7 @@ from lakerank.credentials import redacted
 from lakerank.errors import IngestError
 from lakerank.fingerprint import content_hash
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import opened
+from lakerank.lake.tables import opened, timed_batches
 from lakerank.records import Candidate, Qrel
 
 TableName = Literal["documents", "queries", "candidates", "qrels"]
@@ -254,8 +254,9 @@ class TableWriter:
 
     def _read(self, columns: list[str]) -> Iterator[tuple[str, ...]]:
         for part in self._written:
-            with opened(self._storage, join(self._folder, part)) as parquet:
-                for batch in parquet.iter_batches(columns=columns):
+            uri = join(self._folder, part)
+            with opened(self._storage, uri) as parquet:
+                for batch in timed_batches(self._storage, uri, parquet, columns=columns):
                     yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
     def _write_rejects(self) -> None:

@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BufferedIOBase, BufferedReader
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from lakerank.credentials import Known, known, learn, redacted
 from lakerank.errors import StorageError
 from lakerank.lake import checksums, is_local, join, local_path
-from lakerank.lake.backends import FileInfo, StoredFile, is_transient, storage_errors, within
+from lakerank.lake.backends import LISTING_BYTES, FileInfo, StoredFile, TimedFile, is_transient, storage_errors, within
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
 from lakerank.lake.backends.s3 import StorageOptions
@@ -35,6 +36,7 @@ PROBE_PREFIX = ".lakerank-probe-"
 
 _PARQUET_MARK = b"PAR1"
 _STREAM_BUFFER_BYTES = 8 * 2**20
+_SMALL_FILE_BYTES = 4 * 2**20
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 20.0
 
@@ -80,11 +82,12 @@ class Storage:
 
         Hidden folders may be named themselves, with a slash at the end, in place of what is in them.
         """
-        return self._retry(uri, "listed", lambda backend: backend.find(uri))
+        return self._retry(uri, "listed", lambda backend: backend.find(uri), size=LISTING_BYTES)
 
     def walk(self, folder: str) -> list[StoredFile]:
         """Every file below a folder, hidden ones too, sorted by URI; links are not followed."""
-        return sorted(self._retry(folder, "listed", lambda backend: backend.walk(folder)), key=lambda file: file.uri)
+        files = self._retry(folder, "listed", lambda backend: backend.walk(folder), size=LISTING_BYTES)
+        return sorted(files, key=lambda file: file.uri)
 
     def version(self, uri: str) -> str | None:
         """A file's version, as in `list_table`; None when it is not there."""
@@ -92,7 +95,7 @@ class Storage:
 
     def list_names(self, folder: str) -> list[str]:
         """Base names directly in a folder, sorted, without hidden ones; [] when the folder does not exist."""
-        names = self._retry(folder, "listed", lambda backend: backend.names(folder), [])
+        names = self._retry(folder, "listed", lambda backend: backend.names(folder), [], size=LISTING_BYTES)
         return sorted(name for name in names if not name.startswith("."))
 
     def open_parquet(self, uri: str, streaming: bool = False, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
@@ -132,8 +135,9 @@ class Storage:
         if is_local(uri) and local_path(uri).exists() and not local_path(uri).is_file():
             raise StorageError(f"{redacted(uri)} is a folder, a pipe or a device, not a file")
         with storage_errors(uri, "opened"):
-            source = self._backend(uri).open(uri)
-        with BufferedReader(source, _STREAM_BUFFER_BYTES) as stream:
+            source = self.transfer(uri, 0, lambda: self._backend(uri).open(uri))
+        timed = source if is_local(uri) else TimedFile(source, partial(self.transfer, uri))
+        with BufferedReader(timed, _STREAM_BUFFER_BYTES) as stream:
             yield stream
 
     def read_bytes(self, uri: str, most: int | None = None) -> bytes:
@@ -157,7 +161,7 @@ class Storage:
 
     def replace(self, uri: str, data: bytes) -> None:
         """Write a file in one step, over an old one if there is one: a reader sees the old or the new."""
-        self._retry(uri, "written", lambda backend: backend.replace(uri, data))
+        self._retry(uri, "written", lambda backend: backend.replace(uri, data), size=len(data))
 
     def replace_if(self, uri: str, data: bytes, version: str | None) -> bool:
         """Write a file in one step if it still has a `version` (None: if it does not exist); else False, unchanged.
@@ -174,7 +178,7 @@ class Storage:
                 return False
             return True
 
-        return self._retry(uri, "created" if version is None else "written", attempt)
+        return self._retry(uri, "created" if version is None else "written", attempt, size=len(data))
 
     def delete(self, uri: str) -> None:
         """Remove a file; it is no error when it is not there."""
@@ -212,11 +216,16 @@ class Storage:
     def _backend(self, uri: str) -> Backend:
         return LocalBackend() if is_local(uri) else ObjectStoreBackend(self.options)
 
-    def _retry(self, uri: str, action: str, operation: Callable[[Backend], T], *missing: D) -> T | D:
+    def _retry(self, uri: str, action: str, operation: Callable[[Backend], T], *missing: D, size: int = 0) -> T | D:
         """Run one small operation, again after a growing, random pause while the failure is transient.
 
-        `missing`, when given, is the result where the file does not exist.
+        `missing`, when given, is the result where the file does not exist. `size`: of what it transfers, about.
         """
+        backend, seconds = self._backend(uri), self.options.transfer_s(max(size, _SMALL_FILE_BYTES))
+
+        def attempt() -> T:
+            return operation(backend) if is_local(uri) else within(seconds, partial(operation, backend))
+
         attempts = Retrying(
             stop=stop_after_attempt(self.options.max_attempts),
             wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
@@ -225,7 +234,7 @@ class Storage:
         )
         with storage_errors(uri, action, attempts.statistics):
             try:
-                return attempts(operation, self._backend(uri))
+                return attempts(attempt)
             except FileNotFoundError:
                 if not missing:
                     raise

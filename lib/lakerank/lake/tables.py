@@ -135,7 +135,7 @@ class TableReader:
 
     def batches(self, groups: Sequence[int], batch_rows: int) -> Iterator[pa.RecordBatch]:
         """The rows of some row groups, deleted ones too, read together, in batches as of `read_table_file`."""
-        uri, columns = self.located.file.uri, self.located.columns
+        columns = self.located.columns
         rows = sum(self.parquet.metadata.row_group(group).num_rows for group in groups)
         sizes = [self.bytes(group) for group in groups]
         stored, decoded = (sum(size[kind] for size in sizes) for kind in (0, 1))
@@ -148,7 +148,7 @@ class TableReader:
         size = max(1, min(size, BATCH_BYTES // max(1, largest)))
         stream = opened(self.storage, self.located.file, streaming=True)
         with stream if stored > STREAM_BYTES else nullcontext(self.parquet) as source:
-            yield from self._batches(source, groups, size, partial(self.storage.transfer, uri, stored))
+            yield from self._batches(source, groups, size, stored)
 
     def rows(self, group: int, batch_rows: int) -> Iterator[tuple[Int64, pa.RecordBatch]]:
         """The rows of a row group that are not deleted: their numbers (N,) in it, and the batch."""
@@ -177,24 +177,19 @@ class TableReader:
         if not suspects:
             return 0
         file = self.located.file
-        with opened(self.storage, file, True, suspects) as parquet, storage_errors(file.uri, "read"):
-            first = next(parquet.iter_batches(1, [group], suspects), None)
+        how: dict[str, Any] = {"batch_size": 1, "row_groups": [group], "columns": suspects}
+        with opened(self.storage, file, True, suspects) as parquet:
+            first = next(timed_batches(self.storage, file.uri, parquet, **how), None)
         values = [value for column in (first.columns if first else ()) for value in _dictionaries(column)]
         return sum(pc.max(pc.binary_length(value)).as_py() or 0 for value in values)
 
     def _batches(
-        self, parquet: pq.ParquetFile, groups: Sequence[int], size: int, transfer: Callable[[Callable[[], Any]], Any]
+        self, parquet: pq.ParquetFile, groups: Sequence[int], size: int, stored: int
     ) -> Iterator[pa.RecordBatch]:
-        """Batches of `size` rows; what reads from the store goes through `transfer`."""
-        uri, columns = self.located.file.uri, self.located.columns
+        """Batches of `size` rows of row groups whose columns take `stored` bytes in the file."""
+        how: dict[str, Any] = {"batch_size": size, "row_groups": list(groups), "columns": self.located.columns}
         place, first = f"row group {', '.join(map(str, groups))}", 0
-        with storage_errors(uri, "read"):
-            batches = parquet.iter_batches(batch_size=size, row_groups=list(groups), columns=columns)
-        while True:
-            with storage_errors(uri, "read"):
-                batch = transfer(partial(next, batches, None))
-            if batch is None:
-                return
+        for batch in timed_batches(self.storage, self.located.file.uri, parquet, stored, **how):
             yield self.located.conform(batch, batch.num_rows, f"{place}, counted from row {first}")
             first += batch.num_rows
 
@@ -283,6 +278,26 @@ def open_file(
             "longer than a run takes (Iceberg: history.expire.max-snapshot-age-ms and …min-snapshots-to-keep; Delta: "
             "delta.deletedFileRetentionDuration), and plan again with another --run-id"
         ) from error
+
+
+def timed_batches(
+    storage: Storage, uri: str, parquet: pq.ParquetFile, size: int | None = None, **how: Any
+) -> Iterator[pa.RecordBatch]:
+    """What an open file's `iter_batches` yields, each batch within the time that `size` bytes may take, or a row group.
+
+    Raises:
+        StorageError: it cannot be read, or the store is slower.
+    """
+    with storage_errors(uri, "read"):
+        groups = map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups))
+        size = max((group.total_byte_size for group in groups), default=0) if size is None else size
+        batches = parquet.iter_batches(**how)
+    while True:
+        with storage_errors(uri, "read"):
+            batch = storage.transfer(uri, size, partial(next, batches, None))
+        if batch is None:
+            return
+        yield batch
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int, metadata: Mapping[str, str] | None = None) -> bytes:

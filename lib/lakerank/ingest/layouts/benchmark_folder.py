@@ -19,7 +19,7 @@ from lakerank.ingest.source import FileSource, image_at, open_source, opened_pla
 from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import opened
+from lakerank.lake.tables import opened, timed_batches
 from lakerank.records import Qrel
 
 Read = TypeVar("Read")
@@ -150,7 +150,7 @@ class BenchmarkFolder:
         uri, number = join(self.uri, path), 0
         with opened(self._storage, uri, streaming=True) as parquet, storage_errors(uri, "read"):
             present = [name for name in names if name in parquet.schema_arrow.names]
-            for batch in parquet.iter_batches(batch_rows, columns=present):
+            for batch in timed_batches(self._storage, uri, parquet, batch_size=batch_rows, columns=present):
                 for row in _decoded(batch):
                     number += 1
                     if row is None:

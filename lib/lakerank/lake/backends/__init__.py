@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import Thread
 from threading import enumerate as enumerate_threads
 from typing import Any, TypeVar
@@ -19,6 +21,9 @@ from lakerank.errors import LakerankError, StorageError
 from lakerank.lake import is_local
 
 T = TypeVar("T")
+
+#: What a listing takes at most, for its time: some 50,000 names at the least rate, ten millions at a usual one.
+LISTING_BYTES = 16 * 2**20
 
 #: Name of the threads of transfers.
 _TRANSFER = "transfer"
@@ -114,6 +119,34 @@ def within(seconds: float, transfer: Callable[[], T]) -> T:
     if not result.done():
         raise TimeoutError(f"slower than lake.storage.min_transfer_rate, after {seconds:.0f} s")
     return result.result()
+
+
+class TimedFile(io.RawIOBase):
+    """A file in a store of which each read is a transfer of so many bytes: TimeoutError where it is too slow."""
+
+    def __init__(self, source: Any, transfer: Callable[[int, Callable[[], bytes]], bytes]) -> None:
+        self._source, self._transfer = source, transfer
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._source.seekable())
+
+    def tell(self) -> int:
+        return int(self._source.tell())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._source.seek(offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._transfer(len(buffer), partial(self._source.read, len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
 
 
 def transfers_left() -> bool:

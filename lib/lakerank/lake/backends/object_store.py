@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import fsspec
-import fsspec.asyn
 import pyarrow as pa
 
 from lakerank.credentials import complete, redacted
@@ -34,7 +33,6 @@ _CREATE_ONLY: Mapping[str, Mapping[str, Any]] = {
 _VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
 _TIME_KEYS = ("LastModified", "last_modified", "updated", "mtime", "created")
 _WRITER_KEY = "lakerank-writer"
-_SMALL_FILE_BYTES = 4 * 2**20
 _memory_lock = threading.Lock()  # the memory filesystem looks, then writes
 
 
@@ -96,7 +94,7 @@ class ObjectStoreBackend:
     def read(self, uri: str, most: int | None = None) -> bytes:
         filesystem, path = self._locate(uri)
         part = {} if most is None else {"start": 0, "end": most}
-        return bytes(self._transfer(filesystem, "cat_file", path, size=_SMALL_FILE_BYTES, **part))
+        return bytes(filesystem.cat_file(path, **part))
 
     def exists(self, uri: str) -> bool:
         filesystem, path = self._locate(uri)
@@ -106,7 +104,7 @@ class ObjectStoreBackend:
 
     def replace(self, uri: str, data: bytes) -> None:
         filesystem, path = self._writable(uri)
-        self._transfer(filesystem, "pipe_file", path, data, size=len(data))
+        filesystem.pipe_file(path, data)
 
     def replace_if(self, uri: str, data: bytes, version: str | None, writer: str) -> None:
         """Write a file in one step if it still has a version (None: if it does not exist), else FileExistsError.
@@ -126,7 +124,7 @@ class ObjectStoreBackend:
             elif self.info(uri).version != version:
                 raise FileExistsError(uri)
             try:
-                self._transfer(filesystem, "pipe_file", path, data, size=len(data), **settings)
+                filesystem.pipe_file(path, data, **settings)
             except OSError as error:
                 is_gone = is_s3 and version is not None and isinstance(error, FileNotFoundError)
                 if not is_gone and not _is_conflict(error):
@@ -140,13 +138,6 @@ class ObjectStoreBackend:
 
     def remove_empty_folders(self, folder: str) -> None:
         """An object store has no folders, only names."""
-
-    def _transfer(self, filesystem: Any, name: str, *values: Any, size: int, **settings: Any) -> Any:
-        """Call a filesystem's function that transfers up to `size` bytes. TimeoutError: it is too slow."""
-        if not filesystem.async_impl:
-            return getattr(filesystem, name)(*values, **settings)
-        function, seconds = getattr(filesystem, f"_{name}"), self._options.transfer_s(size)
-        return fsspec.asyn.sync(filesystem.loop, function, *values, timeout=seconds, **settings)
 
     def _writable(self, uri: str) -> tuple[Any, str]:
         if scheme(uri) not in _CREATE_ONLY:

@@ -33,16 +33,16 @@ def ended_when_overdue(context: SparkContext, deadline: Deadline, name: Callable
     Raises:
         OverdueError: a task was overdue twice; it is named.
     """
-    running, ended = RunningItems(deadline), Counter[int]()
-    group, faults, stop = context.getLocalProperty("spark.jobGroup.id") or "", list[str](), Event()
+    running, ended = RunningItems(deadline), Counter[tuple[int, int]]()
+    group, faults, stop = context.getLocalProperty("spark.jobGroup.id"), list[str](), Event()
 
     def look() -> None:
         tasks = _running_tasks(context, group)
         for task in running.overdue(tasks):
             stage, index = tasks[task]
-            ended[index] += 1
+            ended[stage, index] += 1
             words = f"{name(index)}: not done after {duration(running.limit_s)}"
-            if ended[index] > 1:
+            if ended[stage, index] > 1:
                 faults.append(words)
                 context._jsc.sc().cancelStage(stage)
             else:
@@ -69,8 +69,8 @@ def ended_when_overdue(context: SparkContext, deadline: Deadline, name: Callable
         watcher.join(timeout=10)
 
 
-def _running_tasks(context: SparkContext, group: str) -> dict[int, tuple[int, int]]:
-    """Stage and index of each task that runs for a job group, by its id."""
+def _running_tasks(context: SparkContext, group: str | None) -> dict[int, tuple[int, int]]:
+    """Stage and index of each task that runs for a job group, or for none, by its id."""
     tracker, spark = context.statusTracker(), context._jsc.sc()
     jvm: Any = context._jvm
     api = jvm.org.apache.spark.status.api.v1

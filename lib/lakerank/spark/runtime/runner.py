@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, TypeVar
@@ -14,11 +14,26 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from lakerank.runner import COUNTS, Counts, DeviceWork, PartWork, Places, Work, counts_of, gather, unpack
+from lakerank.runner import (
+    COUNTS,
+    MOST_FIRST_S,
+    Counts,
+    Deadline,
+    DeviceWork,
+    PartWork,
+    Places,
+    Work,
+    counts_of,
+    unpack,
+)
 from lakerank.spark.runtime.overdue import ended_when_overdue
 from lakerank.spark.runtime.session import device_for_task, unmanaged_gpus
 
 T = TypeVar("T")
+
+
+#: For a task that is no unit: a step's first may take a day, and the others ten times the slowest, or four hours.
+TASK_DEADLINE = Deadline(least_s=4 * 3600.0, first_s=MOST_FIRST_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +41,7 @@ class SparkRunner:
     """Runs tasks in the workers of a session."""
 
     spark: SparkSession
+    deadline: Deadline = TASK_DEADLINE
 
     @property
     def parallelism(self) -> int:
@@ -67,15 +83,17 @@ class SparkRunner:
 
     def collect(self, rows: DataFrame, schema: pa.Schema) -> pa.Table:
         """The frame's rows."""
-        return rows.toArrow().cast(schema)
+        with self._watched():
+            return rows.toArrow().cast(schema)
 
     def stream(self, rows: DataFrame) -> Iterator[Any]:
         """The rows of two tasks at a time."""
-        return rows.toLocalIterator(prefetchPartitions=True)
+        with self._watched():
+            yield from rows.toLocalIterator(prefetchPartitions=True)
 
     def summed(self, counts: DataFrame) -> Counts:
         """COUNTS added up by Spark: all that the driver sees of a step's results."""
-        return counts_of(counts.groupBy("what", "number").agg(F.sum("value").alias("value")).toArrow().cast(COUNTS))
+        return counts_of(self.collect(counts.groupBy("what", "number").agg(F.sum("value").alias("value")), COUNTS))
 
     def on_device(self, items: Sequence[T], work: DeviceWork[T], schema: pa.Schema, places: Places) -> pa.Table:
         """In workers of their own, on the GPUs that Spark gives them, or that a local master's tasks share out."""
@@ -84,7 +102,11 @@ class SparkRunner:
         deadline = replace(deadline, least_s=of_task * deadline.least_s, first_s=of_task * deadline.first_s)
         watched = ended_when_overdue(self.spark.sparkContext, deadline, lambda index: f"unit {items[index * of_task]}")
         with _own_workers(self.spark, "score"), watched:
-            return gather(self, items, lambda item: work(item, device_for_task(places.device)), schema, tasks)
+            rows = self.scatter(items, lambda item: work(item, device_for_task(places.device)), schema, tasks)
+            return rows.toArrow().cast(schema) if items else schema.empty_table()
+
+    def _watched(self) -> AbstractContextManager[None]:
+        return ended_when_overdue(self.spark.sparkContext, self.deadline, lambda index: f"task {index}")
 
 
 @contextmanager
