@@ -13,6 +13,7 @@ from lakerank.records import RankedDocument
 from lakerank.schemas import RANKED
 
 Row = Mapping[str, Any]
+Key = Literal["query_id", "doc_id", "group_id"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Format:
     suffix: str
     columns: tuple[str, ...]
     encode: Callable[[ExportList], bytes]
-    by: Literal["query_id", "doc_id", "group_id"] = "query_id"
+    by: Key = "query_id"
     remove: Callable[[str], bytes] | None = None
     finish: Callable[[Sequence[bytes]], bytes] = b"".join
     numbered: bool = False

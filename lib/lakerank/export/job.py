@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -24,10 +25,10 @@ FORMATS: dict[str, Callable[[Target], Format]] = {
     "svmrank": pairs.svmrank,
     "opensearch-lists": search.opensearch_lists,
     "opensearch-documents": search.opensearch_documents,
-    "opensearch-groups": search.opensearch_groups,
+    "opensearch-groups": partial(search.opensearch_documents, by="group_id"),
     "vespa-lists": search.vespa_lists,
     "vespa-documents": search.vespa_documents,
-    "vespa-groups": search.vespa_groups,
+    "vespa-groups": partial(search.vespa_documents, by="group_id"),
     "parquet": pairs.parquet,
     "csv": pairs.flat_csv,
     "golden-pairs": pairs.golden_pairs,
@@ -124,13 +125,13 @@ def summary(export: Export, manifest: Mapping[str, Any], started: float) -> dict
 
 
 def run_files(storage: Storage, output: str, run_id: str) -> list[str]:
-    """The files of a published run's ranked/, in the order of the queries.
+    """The files of a published run's ranked/ that have rows (the first, if none has), in the order of the queries.
 
     Raises:
         ExportError: the run is not published.
     """
     folder, files = RunPaths(output, run_id).ranked, _run_manifest(storage, output, run_id)["ranked_files"]
-    return [join(folder, file["file"]) for file in files if file["rows"]]
+    return [join(folder, file["file"]) for file in [file for file in files if file["rows"]] or files[:1]]
 
 
 def row_count(storage: Storage, export: Export) -> int:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from lakerank.errors import ExportError
-from lakerank.export.format import ExportList, Format, Target, shortest
+from lakerank.export.format import ExportList, Format, Key, Target, shortest
 from lakerank.records import RankedDocument
 
 #: Vespa's namespace and document type where none are given.
@@ -32,30 +31,21 @@ def opensearch_lists(target: Target) -> Format:
     return Format(".ndjson", ("doc_id", *_GRADES), encode, remove=partial(_action, "delete", target))
 
 
-def opensearch_documents(target: Target) -> Format:
-    """An update a document, which sets one field of it to the queries it is ranked for.
+def opensearch_documents(target: Target, by: Key = "doc_id") -> Format:
+    """An update a document, which sets one field of it to the queries it is ranked for; or a group of documents, to the
+    queries its best is ranked for, and which that is.
 
-    The document is the index's own: a document that no query ranks any more keeps everything but that field's values.
+    The document is the index's own: one that no query ranks any more keeps everything but that field's values.
     """
+    ids = ("query_id",) if by == "doc_id" else ("query_id", "doc_id")
 
     def update(key: str, queries: list[dict[str, Any]]) -> bytes:
         return _action("update", target, key) + _json_line({"doc": {target.field: queries}})
 
     def encode(ranked: ExportList) -> bytes:
-        return update(ranked.key, [{"query_id": row.query_id, **_grades(row)} for row in ranked.rows])
+        return update(ranked.key, [{name: getattr(row, name) for name in ids} | _grades(row) for row in ranked.rows])
 
-    return Format(".ndjson", ("query_id", *_GRADES), encode, by="doc_id", remove=lambda key: update(key, []))
-
-
-def opensearch_groups(target: Target) -> Format:
-    """An update a group of documents, under its id: the queries its best document is ranked for, and which that is."""
-    form = opensearch_documents(target)
-
-    def encode(ranked: ExportList) -> bytes:
-        queries = [{"query_id": row.query_id, "doc_id": row.doc_id, **_grades(row)} for row in ranked.rows]
-        return _action("update", target, ranked.key) + _json_line({"doc": {target.field: queries}})
-
-    return replace(form, columns=("doc_id", *form.columns), encode=encode, by="group_id")
+    return Format(".ndjson", (*ids, *_GRADES), encode, by=by, remove=lambda key: update(key, []))
 
 
 def vespa_lists(target: Target) -> Format:
@@ -74,34 +64,21 @@ def vespa_lists(target: Target) -> Format:
     return Format(".jsonl", columns, encode, remove=lambda key: _json_line({"remove": _vespa_document(target, key)}))
 
 
-def vespa_documents(target: Target) -> Format:
-    """An update a document, which sets one field of it, a tensor<float>(query{}), to its relevance by query."""
+def vespa_documents(target: Target, by: Key = "doc_id") -> Format:
+    """An update a document, which sets one field of it, a tensor<float>(query{}), to its relevance by query; or a group
+    of documents, to its best's, and another field, a map<string,string>, to the best's id by query."""
 
-    def update(key: str, value: object) -> bytes:
-        return _json_line({"update": _vespa_document(target, key), "fields": {target.field: {"assign": value}}})
-
-    def encode(ranked: ExportList) -> bytes:
-        return update(ranked.key, {"cells": {row.query_id: shortest(row.relevance) for row in ranked.rows}})
-
-    return Format(".jsonl", ("query_id", "relevance"), encode, by="doc_id", remove=lambda key: update(key, None))
-
-
-def vespa_groups(target: Target) -> Format:
-    """An update a group of documents: its best document's relevance by query, as of `vespa_documents`, and in another
-    field, a map<string,string>, that document's id by query."""
-    best = f"{target.field}_best"
-
-    def update(key: str, relevance: object, documents: Mapping[str, str]) -> bytes:
-        fields = {target.field: {"assign": relevance}, best: {"assign": documents}}
+    def update(key: str, cells: object, best: Mapping[str, str]) -> bytes:
+        fields = {target.field: {"assign": cells}}
+        fields |= {f"{target.field}_best": {"assign": best}} if by == "group_id" else {}
         return _json_line({"update": _vespa_document(target, key), "fields": fields})
 
     def encode(ranked: ExportList) -> bytes:
         cells = {row.query_id: shortest(row.relevance) for row in ranked.rows}
         return update(ranked.key, {"cells": cells}, {row.query_id: row.doc_id for row in ranked.rows})
 
-    form = vespa_documents(target)
-    remove = partial(update, relevance=None, documents={})
-    return replace(form, columns=("doc_id", *form.columns), encode=encode, by="group_id", remove=remove)
+    columns = ("query_id", "relevance") if by == "doc_id" else ("query_id", "doc_id", "relevance")
+    return Format(".jsonl", columns, encode, by=by, remove=lambda key: update(key, None, {}))
 
 
 def _vespa_document(target: Target, key: str) -> str:

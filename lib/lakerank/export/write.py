@@ -135,11 +135,8 @@ class _Parts:
 
     by: str
     count: int
+    records: Mapping[int, pa.Schema]
     first_ids: tuple[str, ...] = ()
-
-    @property
-    def records(self) -> Mapping[int, pa.Schema]:
-        return _GROUP_RECORDS if self.by == "group_id" else _RECORDS
 
     def pack(self, kind: int, rows: pa.Table) -> Iterator[pa.RecordBatch]:
         """Rows of a record type as BATCHES."""
@@ -152,14 +149,15 @@ class _Parts:
 def _from_exchange(runner: Runner, files: Sequence[str], export: Export, task: _Task) -> pa.Table:
     """Lists of two runs, by document, or with columns of other tables, put together: keys and texts of queries move."""
     storage, form = task.storage, export.form
+    records = _GROUP_RECORDS if form.by == "group_id" else _RECORDS
     if form.by != "query_id":
         # Parts depend on the run alone: so many rows each, cut by a hash.
         row_count = sum(fragment.rows for file in files for fragment in fragments(storage, file, RANKED))
-        cut, first = _Parts(form.by, max(1, -(-row_count // export.limits.rows))), None
+        cut, first = _Parts(form.by, max(1, -(-row_count // export.limits.rows)), records), None
     else:
         # … or those of the newer run's files.
         queries, first = _first_queries(runner, storage, files)
-        cut = _Parts("query_id", max(1, len(files)), tuple(queries[1:]))
+        cut = _Parts("query_id", max(1, len(files)), records, tuple(queries[1:]))
     order = ("query_id", "is_old", "rank") if form.by == "query_id" else (form.by, "is_old", "query_id", "rank")
 
     def work(number: int, tables: dict[int, pa.Table]) -> Iterator[pa.RecordBatch]:
@@ -179,9 +177,7 @@ def _sources(runner: Runner, storage: Storage, export: Export, files: Sequence[s
             for batch in ranked_batches(storage, file, export.depth, cut.records[kind]):
                 rows = pa.Table.from_batches([batch])
                 if cut.by == "group_id":
-                    grouped = pc.greater(pc.binary_length(batch["group_id"]), 0).fill_null(False)
-                    keys = pc.if_else(grouped, batch["group_id"], batch["doc_id"])
-                    rows = rows.set_column(len(RANKED), "group_id", keys)
+                    rows = rows.set_column(len(RANKED), "group_id", pc.coalesce(batch["group_id"], batch["doc_id"]))
                 yield from cut.pack(kind, rows)
 
         return read

@@ -164,19 +164,23 @@ def write_chunk_index(storage: Storage, folder: str, table: TableName, chunk: Ch
     Raises:
         ChangedFile: the table file no longer has the version listed: its index would have rows of another version.
     """
+    row_groups = range(chunk.first_group, chunk.end_group) if chunk.end_group else None
     if table == "groups":
-        batches = read_table_file(storage, chunk.file, GROUP_IDS, row_groups=_row_groups(chunk))
-        rows = pa.Table.from_batches((batch for *_, batch in batches), schema=GROUP_IDS)
+        batches = read_table_file(storage, chunk.file, GROUP_IDS, row_groups=row_groups)
+        ids = pa.Table.from_batches((batch for *_, batch in batches), schema=GROUP_IDS)["group_id"]
+        rows = pa.table({"group_id": pc.if_else(pc.equal(ids, ""), pa.scalar(None, pa.string()), ids)})
     else:
-        rows = pa.Table.from_batches(_index_rows(storage, table, chunk), schema=INDEX)
+        rows = pa.Table.from_batches(_index_rows(storage, table, chunk.file, row_groups), schema=INDEX)
     check_unchanged(storage, {chunk.file.uri: chunk.file}, [chunk.file.uri])
     storage.create(join(folder, chunk.index_name), parquet_bytes(rows, ROW_GROUP_ROWS))
     return int(rows.num_rows)
 
 
-def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa.RecordBatch]:
+def _index_rows(
+    storage: Storage, table: TableName, file: TableFile, row_groups: range | None
+) -> Iterator[pa.RecordBatch]:
     schema = DOCUMENTS if table == "documents" else QUERIES
-    batches = read_table_file(storage, chunk.file, schema, batch_rows=_ROWS_AT_ONCE, row_groups=_row_groups(chunk))
+    batches = read_table_file(storage, file, schema, batch_rows=_ROWS_AT_ONCE, row_groups=row_groups)
     describe = partial(_describe, ImageFiles(storage, Limits().max_source_bytes))
     for row_group, rows, batch in batches:
         ids, texts = batch.column(0).to_pylist(), batch.column("text").to_pylist()
@@ -190,13 +194,9 @@ def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa
         hashes, *sizes, counts, frames = zip(*described, strict=True) if described else [()] * 6
         empty = [not count and not (text or b"").strip() for count, text in zip(counts, texts, strict=True)]
         sizes = [[len(text or b"") for text in texts], *sizes, counts, frames]
-        place = [[chunk.file.uri] * len(ids), [row_group] * len(ids), rows]
+        place = [[file.uri] * len(ids), [row_group] * len(ids), rows]
         columns = dict(zip(INDEX.names, [ids, hashes, *place, *sizes, empty], strict=True))
         yield pa.RecordBatch.from_pydict(columns, schema=INDEX)
-
-
-def _row_groups(chunk: Chunk) -> range | None:
-    return range(chunk.first_group, chunk.end_group) if chunk.end_group else None
 
 
 def _is_fetched(content: _Content) -> bool:

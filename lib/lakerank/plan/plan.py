@@ -68,10 +68,7 @@ class TaskSizes:
 
 @dataclass(frozen=True, slots=True)
 class PlanLimits:
-    """How costs are estimated and units cut. `readings`: of all pairs, or of those of texts and those with an image.
-
-    `with_group_ids`: whether the plan has the documents' group ids.
-    """
+    """How costs are estimated and units cut. `readings`: of all pairs, or of those of texts and those with an image."""
 
     document: Sizing
     query: Sizing
@@ -80,7 +77,7 @@ class PlanLimits:
     rows_per_file: int
     readings: tuple[CostProfile, ...] = (CostProfile(),)
     task_sizes: TaskSizes = TaskSizes()
-    with_group_ids: bool = False
+    with_group_ids: bool = False  # whether the plan has the documents' group ids
 
     def identity(self) -> dict[str, Any]:
         """The limits that a plan's results depend on: their names and values are part of stored fingerprints."""

@@ -117,12 +117,7 @@ class PlanBuilder:
         storage = self.storage
         snapshots = {name: resolve(storage, address) for name, address in asdict(tables).items()}
         inputs = {name: fragments(storage, snapshots[name], TABLE_SCHEMAS[name], is_one_chunk) for name in snapshots}
-        id_types = {
-            name: written_as(fragment.id_type for fragment in inputs[table])
-            for name, table in (("query_id", "queries"), ("doc_id", "documents"))
-        }
-        if self.limits.with_group_ids:
-            id_types["group_id"] = group_id_type(storage, snapshots["documents"])
+        id_types = {"group_id": group_id_type(storage, snapshots["documents"])} if self.limits.with_group_ids else {}
         write_sources(storage, self.paths, self.attempt, inputs)
         documents = self.index("documents", inputs["documents"])
         queries = number_queries(self.runner, self.index("queries", inputs["queries"]), join(self.folder, "queries"))
@@ -151,7 +146,11 @@ class PlanBuilder:
             bits=bits,
             first_queries=first_queries,
             boundaries=self._query_ids(queries, first_queries),
-            id_types=id_types,
+            id_types=id_types
+            | {
+                name: written_as(fragment.id_type for fragment in inputs[table])
+                for name, table in (("query_id", "queries"), ("doc_id", "documents"))
+            },
             inputs={name: _describe(snapshots[name], files) for name, files in inputs.items()},
         )
 

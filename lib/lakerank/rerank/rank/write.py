@@ -156,9 +156,7 @@ def _best_of_groups(table: pa.Table, most: int | None) -> pa.Table:
     """The first `most` pairs of each group in each list, ranked anew; without group ids where nothing is left out."""
     if most is None:
         return table.drop_columns(GROUP_IDS.names)
-    group_ids = table["group_id"].combine_chunks()
-    named = pc.if_else(pc.equal(group_ids, ""), pa.scalar(None, pa.string()), group_ids)
-    columns = (table["query_id"].combine_chunks(), named)
+    columns = (table[name].combine_chunks() for name in ("query_id", "group_id"))
     queries, groups = (column.dictionary_encode().indices.fill_null(-1).to_numpy() for column in columns)
     kept = best_of_groups(queries, groups, most)
     rank = pa.array(ranks(np.diff(queries[kept], prepend=-1) != 0))
