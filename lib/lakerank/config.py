@@ -116,6 +116,8 @@ class LakeConfig(Section):
     candidates: str
     qrels: str | None = None
     output: str
+    ranked_table: str | None = None
+    ranked_table_mode: Literal["overwrite", "append"] = "overwrite"
     columns: ColumnsConfig = ColumnsConfig()
     image_roots: tuple[Folder, ...] = ()
     image_hosts: tuple[str, ...] = ()
@@ -124,6 +126,9 @@ class LakeConfig(Section):
     @model_validator(mode="after")
     def _one_meaning(self) -> LakeConfig:
         self.columns.by_address(self.located())
+        tables = (self.documents, self.queries, self.candidates, self.qrels or "")
+        if self.ranked_table in [address.partition("@")[0] for address in tables]:
+            raise ValueError(f"ranked_table: {self.ranked_table} is a table that is read: name another")
         return self
 
     def located(self) -> LakeConfig:

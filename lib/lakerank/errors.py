@@ -4,6 +4,7 @@ LakerankError
 ├── ConfigError          the config or the command line is wrong; all faults are listed at once (exit status 2)
 ├── SchemaError          a table lacks a column or has one of the wrong type
 ├── StorageError         a file could not be listed, read or written
+│   ├── CommitConflict      others write to a table at the same time, again and again (lake/formats/output.py)
 │   ├── ChangedFile      a table's file has changed since the run was planned (lake/blobs.py)
 │   └── CorruptFile      a file is not what was written (lake/checksums.py)
 │       └── CorruptScoreFile a unit file is incomplete or does not match its name (lake/scores.py)

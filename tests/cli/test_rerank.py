@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from deltalake import write_deltalake
 
 from lakerank.cli import resolve
 from lakerank.cli.rerank import rerank
@@ -106,3 +107,19 @@ def test_bounds_of_rows_are_checked(arguments: list[str], options: list[str]) ->
     done = CliRunner().invoke(rerank, [*arguments, *options])
     assert done.exit_code == 2
     assert "--min-rows" in json.loads(done.stdout.splitlines()[-1])["message"]
+
+
+def test_a_table_that_cannot_take_the_rows_is_found_before_the_job_starts(arguments: list[str], tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "table", pa.table({"query_id": ["q"]}))
+    last = _refused(*arguments, "--set", "lake.ranked_table=delta+table", "--set", "lake.queries=no")
+    queries, table = last["message"].splitlines()
+    assert queries.startswith("lake.queries: no: ")
+    assert table.startswith("lake.ranked_table: delta+table: the table has no column doc_id (string), rank (int32)")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_that_is_read_is_not_overwritten(arguments: list[str]) -> None:
+    tables = ("lake.documents=delta+a@3", "lake.ranked_table=delta+a")
+    done = CliRunner().invoke(rerank, [*arguments, *(word for setting in tables for word in ("--set", setting))])
+    assert done.exit_code == 2
+    assert "delta+a is a table that is read: name another" in done.stdout

@@ -24,6 +24,7 @@ from typing import Any
 from lakerank.audit import Bounds
 from lakerank.cli.job import run_job
 from lakerank.cost import Sizing
+from lakerank.lake.formats.output import OutputTable
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, StorageOptions, join
 from lakerank.plan.plan import PlanLimits, Tables
@@ -41,7 +42,8 @@ SCORER = "f00d"
 
 @dataclass
 class Kill:
-    """Which write is the last: the `nth` whose URI matches `pattern`; `when` is before or after it.
+    """Which write is the last: the `nth` whose URI matches `pattern`; `when` is before or after it. With `when`
+    "reading" it is a Parquet file that is opened.
 
     `count` is a file that all processes count in, by its length.
     """
@@ -79,6 +81,10 @@ class DoomedStorage(Storage):
         self.kill.at("before", uri)
         super().replace(uri, data)
         self.kill.at("after", uri)
+
+    def open_parquet(self, uri: str, *options: Any, **more: Any) -> Any:
+        self.kill.at("reading", uri)
+        return super().open_parquet(uri, *options, **more)
 
     def replace_if(self, uri: str, data: bytes, version: str | None) -> bool:
         self.kill.at("before", uri)
@@ -148,7 +154,9 @@ def rerank(settings: dict[str, Any]) -> dict[str, Any]:
     sizing = Sizing(3136, 602112, 10000)
     tables = (join(settings["tables"], f"{name}.parquet") for name in ("documents", "queries", "candidates"))
     factory = HashFactory(settings.get("pause_s", 0.0), tuple(worker) if worker else None, settings.get("stop_worker"))
-    limits = PlanLimits(sizing, sizing, max_queries_per_group=8, unit_tokens=300, rows_per_file=1_000_000)
+    limits = PlanLimits(
+        sizing, sizing, max_queries_per_group=8, unit_tokens=300, rows_per_file=settings.get("rows_per_file", 1_000_000)
+    )
     job = Rerank(
         paths=RunPaths(settings["output"], settings.get("run_id", "r")),
         tables=Tables(*tables),
@@ -156,6 +164,7 @@ def rerank(settings: dict[str, Any]) -> dict[str, Any]:
         rule=RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None),
         audit=AuditRules(Bounds()),
         config_yaml="lake: {}\n",
+        ranked_table=OutputTable(**settings["ranked_table"]) if "ranked_table" in settings else None,
     )
     stages = settings.get("stages", ["plan", "score", "publish"])
     if settings.get("local"):

@@ -12,9 +12,10 @@ import click
 from lakerank.cli import resolve
 from lakerank.cli.job import Job, job_runner, other_tables_option
 from lakerank.config import Config
+from lakerank.credentials import redacted
 from lakerank.errors import ConfigError
 from lakerank.export.format import PartLimits, Target
-from lakerank.export.job import FORMATS, Export, finished, row_count, summary
+from lakerank.export.job import FORMATS, TABLES, Export, export_table, finished, row_count, summary
 from lakerank.export.write import export_run
 from lakerank.lake.publication import find_run
 from lakerank.lake.runs import check_run_id
@@ -26,8 +27,10 @@ GOLDEN_PAIRS = "golden-pairs"
 
 @click.command(cls=Job)
 @click.option("--run-id", default="current", show_default=True, help="The published run.")
-@click.option("--format", required=True, type=click.Choice(FORMATS), help="See docs/export.md.")
-@click.option("--to", required=True, metavar="URI", help="An empty folder, local or in an object store.")
+@click.option("--format", required=True, type=click.Choice([*FORMATS, *TABLES]), help="See docs/export.md.")
+@click.option(
+    "--to", required=True, metavar="URI", help="An empty folder, local or in an object store; a table's address."
+)
 @click.option("--since", metavar="RUN", help="Export only lists that changed since this run; delete removed ones.")
 @click.option("--depth", type=click.IntRange(min=1), help="Documents of each query.  [default: all ranked ones]")
 @click.option("--name", help="Index of a bulk request, tag of a TREC run, or Vespa's namespace:document type.")
@@ -60,6 +63,8 @@ def export(
     config = resolve.run_config(storage, given, run_id, other_tables)
     storage = resolve.storage(config.lake)
     job = _job(config, run_id=run_id, since=since, **options)
+    if job.format in TABLES:
+        return export_table(storage, job, started)
     manifest = finished(storage, job)
     if manifest is not None:
         logger.info("export: %s holds this export already: nothing to do", job.to)
@@ -91,6 +96,10 @@ def _check(run_id: str, since: str | None, **options: Any) -> None:
         except ConfigError as error:
             faults += error.faults
     form, name = options["format"], options["name"]
+    if form in TABLES and since:
+        faults.append(f"--since: {form} replaces a whole table in one commit; leave it out")
+    if form in TABLES and not options["to"].startswith(TABLES[form]):
+        faults.append(f"--to {redacted(options['to'])}: expected a table's address, {TABLES[form]}…")
     if form == GOLDEN_PAIRS and since:
         faults.append("--since: golden pairs are a sample of one run")
     if form != GOLDEN_PAIRS and options["pairs"]:

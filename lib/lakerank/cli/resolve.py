@@ -29,6 +29,7 @@ from lakerank.cost import Calibration
 from lakerank.credentials import without_credentials
 from lakerank.errors import CheckpointError, ConfigError, LakerankError, RunNotFoundError, SchemaError, StorageError
 from lakerank.lake.formats import resolve
+from lakerank.lake.formats.output import OutputTable, check_output
 from lakerank.lake.runs import RunPaths, read_config, read_json, read_manifest
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.lake.tables import fragments
@@ -116,6 +117,12 @@ def input_faults(config: Config, storage: Storage, cluster: bool) -> list[Lakera
             files += _check_footers(storage, address, schema)
         except (SchemaError, StorageError) as error:
             faults.append(type(error)(f"lake.{name}: {error}"))
+    try:
+        if table := _ranked_table(config.lake):
+            check_output(storage, table)
+    except LakerankError as error:
+        message = f"lake.ranked_table: {error}"
+        faults.append(ConfigError([message]) if isinstance(error, ConfigError) else type(error)(message))
     if deadly := deadly_file(storage, files, ()):
         faults.append(StorageError(deadly_message(*deadly)))
     if not cluster and config.device.startswith("cuda") and not any(Path(driver).exists() for driver in GPU_DRIVERS):
@@ -177,7 +184,12 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
         config_yaml=recorded(config),
         calibration=calibration,
         warnings=warnings_of(config, storage),
+        ranked_table=_ranked_table(config.lake),
     )
+
+
+def _ranked_table(lake: LakeConfig) -> OutputTable | None:
+    return OutputTable(lake.ranked_table, lake.ranked_table_mode == "append") if lake.ranked_table else None
 
 
 def is_bundled(lake: LakeConfig, storage: Storage) -> bool:

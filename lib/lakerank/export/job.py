@@ -14,6 +14,7 @@ from lakerank.export import pairs, search
 from lakerank.export.format import Change, Format, PartLimits, Target
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.checksums import json_bytes
+from lakerank.lake.formats.output import OutputTable, RunRows, write_rows
 from lakerank.lake.runs import RunPaths, read_json, read_manifest
 from lakerank.lake.storage import Storage, join
 
@@ -33,6 +34,9 @@ FORMATS: dict[str, Callable[[Target], Format]] = {
     "csv": pairs.flat_csv,
     "golden-pairs": pairs.golden_pairs,
 }
+
+#: Formats whose exports are a commit to a table, and how the table's address begins.
+TABLES = {"iceberg": "iceberg://", "delta": "delta+"}
 
 #: The layout of exports: a format whose bytes change raises it, so that an old export is not taken for the same.
 LAYOUT = 2
@@ -60,6 +64,21 @@ class Export:
     def form(self) -> Format:
         """The format, for the export's target."""
         return FORMATS[self.format](self.target)
+
+
+def export_table(storage: Storage, export: Export, started: float) -> dict[str, Any]:
+    """Replace the rows of a table by a run's, in one commit, unless they are there. Returns the job's last line.
+
+    Raises:
+        ExportError: the run is not published.
+        SchemaError, StorageError: the table cannot hold the rows, or cannot be written.
+    """
+    manifest = _run_manifest(storage, export.output, export.run_id)
+    folder = RunPaths(export.output, export.run_id).ranked
+    rows = RunRows.of(export.output, folder, {**manifest, "publication": None}, export.depth)
+    written = write_rows(storage, OutputTable(export.to), rows)
+    shown = {"format": export.format, "run_id": export.run_id, "depth": export.depth, "made_from": rows.made_from}
+    return {**shown, "to": export.to, **written, "seconds": round(time.monotonic() - started, 3)}
 
 
 def finished(storage: Storage, export: Export) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from typing import Any
 from lakerank.credentials import redacted
 from lakerank.errors import RunNotFoundError, StorageError
 from lakerank.lake.checksums import json_bytes
+from lakerank.lake.formats.output import OutputTable, RunRows, write_rows
 from lakerank.lake.runs import RunPaths, check_run_id, read_json, read_manifest, write_manifest
 from lakerank.lake.storage import Storage, join
 
@@ -99,6 +100,19 @@ def publish(storage: Storage, paths: RunPaths) -> Publication:
         if current == pointer or storage.replace_if(paths.current, json_bytes(pointer, indent=None), version):
             return Publication(paths.run_id, paths.run_id)
     raise StorageError(f"{paths.current}: changed {_POINTER_TRIES} times while run {paths.run_id} was to be published")
+
+
+def write_table(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any], table: OutputTable) -> dict[str, Any]:
+    """Commit the rows of a published run to a table, once: see `write_rows`.
+
+    What is returned is kept in the run's folder: a table's history is not kept for ever.
+    """
+    address = join(paths.folder, "ranked_table.json")
+    written = read_json(storage, address)
+    if written is None or written["table"] != table.address:
+        written = write_rows(storage, table, RunRows.of(paths.output, paths.ranked, manifest))
+        storage.replace(address, json_bytes(written))
+    return written
 
 
 def set_aside(storage: Storage, paths: RunPaths) -> bool:

@@ -17,7 +17,8 @@ from lakerank.cost import Calibration, longest_seconds
 from lakerank.errors import RunConflictError
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.formats import resolve
-from lakerank.lake.publication import Publication, current_run, publish
+from lakerank.lake.formats.output import OutputTable
+from lakerank.lake.publication import Publication, current_run, publish, write_table
 from lakerank.lake.runs import RunPaths, announce, read_manifest, write_config
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments
@@ -56,7 +57,7 @@ _SMALL_TABLE_FILES = 256
 class Rerank:
     """A whole rerank job, in plain values. With several stages the rule is a FusionRule.
 
-    `warnings`: what its manifest is to say of it.
+    `warnings`: what its manifest is to say of it. `ranked_table`: the table that its ranked rows are written to.
     """
 
     paths: RunPaths
@@ -67,6 +68,7 @@ class Rerank:
     config_yaml: str
     calibration: Calibration | None = None
     warnings: tuple[str, ...] = ()
+    ranked_table: OutputTable | None = None
 
     @property
     def scorer(self) -> str:
@@ -117,9 +119,10 @@ def run(runner: Runner, storage: Storage, job: Rerank, steps: Collection[str] = 
                 raise _not_planned(job, planned)
             for stage in planned:
                 check_scored(storage, stage.paths, stage.plan)
-            scored = ScoredRun(job.scorer, planned, job.rule, job.warnings)
+            scored = ScoredRun(job.scorer, planned, job.rule, job.warnings, job.ranked_table)
             manifest, publication = rank_and_publish(runner, storage, scored, job.audit)
-        summary |= _outcome(storage, job, manifest, publication)
+            table = _write_table(storage, job, manifest, publication)
+        summary |= {**_outcome(storage, job, manifest, publication), **table}
     return _timed(summary, started)
 
 
@@ -143,7 +146,7 @@ def already_published(storage: Storage, job: Rerank) -> dict[str, Any] | None:
     publication = publish(storage, job.paths)  # an earlier attempt may have died before the pointer moved
     if publication.published:
         logger.info("run %s is published already: nothing to do", job.paths.run_id)
-    outcome = _outcome(storage, job, manifest, publication)
+    outcome = {**_outcome(storage, job, manifest, publication), **_write_table(storage, job, manifest, publication)}
     return _timed({"run_id": job.paths.run_id, **outcome, "model_loads": 0}, started)
 
 
@@ -338,6 +341,21 @@ def _outcome(
         "failed_audits": failed, "rejected_by_reason": manifest["rejected"],
         "audit": manifest["audit"], "metrics": manifest.get("metrics"), "warnings": manifest.get("warnings", []),
     }  # fmt: skip
+
+
+def _write_table(
+    storage: Storage, job: Rerank, manifest: Mapping[str, Any], publication: Publication | None
+) -> dict[str, Any]:
+    """Write a published run's rows to the job's table. After the pointer has moved: a run that dies between the two is
+    published, and the same command writes the rows."""
+    table = job.ranked_table
+    if table is None or publication is None:
+        return {}
+    if not publication.published and not table.append:
+        return {
+            "ranked_table": {"table": table.address, "snapshot": None}
+        }  # the later run's rows are there, or to come
+    return {"ranked_table": write_table(storage, job.paths, manifest, table)}
 
 
 def _timed(summary: dict[str, Any], started: float) -> dict[str, Any]:

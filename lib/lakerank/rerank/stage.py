@@ -12,6 +12,7 @@ from typing import Any
 import lakerank
 from lakerank.audit import Check, RunCounts, labels_alike
 from lakerank.fingerprint import fingerprint
+from lakerank.lake.formats.output import OutputTable
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.scores import read_reused_units
 from lakerank.lake.storage import Storage, join
@@ -76,12 +77,13 @@ class PlannedStage:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRun:
-    """A run whose stages have been scored; `warnings` are for its manifest."""
+    """A run whose stages have been scored; `warnings` are for its manifest, `ranked_table` is where its rows go too."""
 
     scorer: str
     stages: Sequence[PlannedStage]
     rule: RankRule | FusionRule
     warnings: tuple[str, ...] = ()
+    ranked_table: OutputTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ def manifest_of(storage: Storage, run: ScoredRun, ranked: Ranked, audited: Audit
         **({} if several else stages[0].named_units(storage)),
         "ranked_files": list(ranked.ranked_files),
         "rejected_files": list(ranked.rejected_files),
+        **({"ranked_table": asdict(run.ranked_table)} if run.ranked_table else {}),
         "histogram": histogram,
         "metrics": _metrics(stages, reports, ranked, audited.seconds),
         **({"passes": _stages(storage, stages, reports, ranked)} if several else reports[0]),

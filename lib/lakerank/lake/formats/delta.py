@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,10 +42,7 @@ def snapshot(storage: Storage, address: str) -> TableSnapshot:
         DependencyError: deltalake is not installed.
         StorageError: there is no such table or version, or it cannot be read.
     """
-    match = _ADDRESS.fullmatch(address)
-    if match is None:
-        raise ConfigError([f"{redacted(address)}: expected delta+ADDRESS, with @VERSION for another than the latest"])
-    root, version = match["table"], match["version"]
+    root, version = parse(address)
     with storage_errors(address, "read"), _unsupported(address):
         table = _load(storage, address, root, version)
         if unknown := sorted(set(table.protocol().reader_features or ()) - _FEATURES):
@@ -60,13 +58,26 @@ def snapshot(storage: Storage, address: str) -> TableSnapshot:
     )
 
 
+def parse(address: str) -> tuple[str, str | None]:
+    """The table's folder, and the version where one is named. Raises ConfigError: the address cannot be one."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise ConfigError([f"{redacted(address)}: expected delta+ADDRESS, with @VERSION for another than the latest"])
+    return match["table"], match["version"]
+
+
+def location(storage: Storage, address: str, root: str) -> tuple[str, dict[str, str]]:
+    """Where deltalake finds a folder, and its options. Raises DependencyError: it is not installed."""
+    if importlib.util.find_spec("deltalake") is None:
+        raise DependencyError(f"{redacted(address)}: needs deltalake: pip install 'lakerank[delta]'")
+    return (str(local_path(root).absolute()), {}) if is_local(root) else (root, delta_options(storage.options))
+
+
 def _load(storage: Storage, address: str, root: str, version: str | None) -> Any:
-    try:
-        from deltalake import DeltaTable
-        from deltalake.exceptions import DeltaError, TableNotFoundError
-    except ImportError as error:
-        raise DependencyError(f"{redacted(address)}: needs deltalake: pip install 'lakerank[delta]'") from error
-    uri, options = (str(local_path(root).absolute()), {}) if is_local(root) else (root, delta_options(storage.options))
+    uri, options = location(storage, address, root)
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError, TableNotFoundError
+
     try:
         return DeltaTable(uri, None if version is None else int(version), options)
     except TableNotFoundError as error:

@@ -48,13 +48,7 @@ def snapshot(storage: Storage, address: str) -> TableSnapshot:
         DependencyError: pyiceberg is not installed.
         StorageError: there is no such catalog, table or snapshot, or it cannot be read.
     """
-    match = _ADDRESS.fullmatch(address)
-    if match is None:
-        form = (
-            "iceberg://CATALOG/NAMESPACE.TABLE, with @SNAPSHOT, @BRANCH or @TAG for another than the current snapshot"
-        )
-        raise ConfigError([f"{redacted(address)}: expected {form}"])
-    place = _Address(**match.groupdict())
+    place = parse(address)
     with storage_errors(address, "read"):
         table = _load(address, place)
         pinned, schema = _snapshot_and_schema(address, place, table)
@@ -70,25 +64,46 @@ def snapshot(storage: Storage, address: str) -> TableSnapshot:
     )
 
 
-def _load(address: str, place: _Address) -> Any:
-    """The table, by a catalog of pyiceberg's own configuration. Secrets in that are shown nowhere from now on."""
+def parse(address: str) -> _Address:
+    """The parts of an address. Raises ConfigError: it cannot be one."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        form = (
+            "iceberg://CATALOG/NAMESPACE.TABLE, with @SNAPSHOT, @BRANCH or @TAG for another than the current snapshot"
+        )
+        raise ConfigError([f"{redacted(address)}: expected {form}"])
+    return _Address(**match.groupdict())
+
+
+def open_catalog(address: str, name: str) -> Any:
+    """A catalog of pyiceberg's own configuration. Secrets in that are shown nowhere from now on.
+
+    Raises:
+        DependencyError: pyiceberg is not installed.
+        StorageError: it knows no such catalog.
+    """
     try:
         from pyiceberg.catalog import load_catalog
-        from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
         from pyiceberg.utils.config import Config
     except ImportError as error:
         raise DependencyError(f"{address}: needs pyiceberg: pip install 'lakerank[iceberg]'") from error
     config = Config()
-    properties: Any = config.get_catalog_config(place.catalog)
+    properties: Any = config.get_catalog_config(name)
     if properties is None:
         known = _listed(config.get_known_catalogs())
-        variable = f"PYICEBERG_CATALOG__{place.catalog.upper()}__URI"
+        variable = f"PYICEBERG_CATALOG__{name.upper()}__URI"
         raise StorageError(
-            f"{address}: pyiceberg knows no catalog {place.catalog!r} (it knows {known}); name it in ~/.pyiceberg.yaml "
+            f"{address}: pyiceberg knows no catalog {name!r} (it knows {known}); name it in ~/.pyiceberg.yaml "
             f"or by {variable}"
         )
     settings_without(properties)
-    catalog = load_catalog(place.catalog, **properties)
+    return load_catalog(name, **properties)
+
+
+def _load(address: str, place: _Address) -> Any:
+    catalog = open_catalog(address, place.catalog)
+    from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
+
     try:
         table = catalog.load_table(place.table)
     except NoSuchTableError as error:
