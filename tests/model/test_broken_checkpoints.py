@@ -72,6 +72,8 @@ def refused(folder: Path, message: str, **options: Any) -> None:
         (M0, {"vocab_size": 10**12}, "vocab_size is 1000000000000"),
         (M0, {"hidden_size": 2**30}, "do not fit config.json"),
         (M0, {"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        (M0, {"initializer_range": float("inf")}, "initializer_range is inf"),
+        (M0, {"vision_config.unread": [1.0, float("nan")]}, r"unread is \[1\.0, nan\]"),
         (M0, {"score_token_id": -1}, "score_token_id is -1"),
         (M0, {"logit_bias": "much"}, "logit_bias is 'much'"),
         (M0, {"vision_config": 3}, "vision_config is no object"),

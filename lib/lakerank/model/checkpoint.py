@@ -202,14 +202,23 @@ def is_panic(error: BaseException) -> bool:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises CheckpointError: it is missing or not one."""
+    """Read a JSON object. Raises CheckpointError: it is missing or not one, or has a number that is none."""
     try:
-        loaded = json.loads(file.read_text(encoding="utf-8"))
+        loaded = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_finite)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read as JSON: {error}") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{file}: expected an object, found {type(loaded).__name__}")
     return loaded
+
+
+def _finite(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError: a value is NaN or infinite, in Python's JSON alone (or 1e999)."""
+    for name, value in pairs:
+        numbers = value if isinstance(value, list) else [value]
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise ValueError(f"{name} is {value}")
+    return dict(pairs)
 
 
 def read_modules(folder: Path) -> list[tuple[str, Path]]:
