@@ -250,9 +250,12 @@ def gather(runner: Runner, items: Sequence[T], work: Work[T], schema: pa.Schema,
 
 
 def pack(kind: int, parts: npt.NDArray[np.integer], rows: pa.Table) -> Iterator[pa.RecordBatch]:
-    """Rows (N,) sorted by partition number (N,) as BATCHES: one Arrow batch a partition."""
+    """Rows (N,) and the number of each one's partition (N,) as BATCHES: one Arrow batch a partition, in their order."""
     if not rows.num_rows:
         return
+    if (parts[1:] < parts[:-1]).any():
+        order = np.argsort(parts, kind="stable")
+        parts, rows = parts[order], rows.take(pa.array(order))
     whole = rows.combine_chunks().to_batches()[0]
     edges = np.flatnonzero(np.diff(parts)) + 1
     starts, ends = np.concatenate([[0], edges]), np.concatenate([edges, [len(parts)]])

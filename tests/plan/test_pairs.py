@@ -13,13 +13,15 @@ from lakerank.lake.storage import Storage
 from lakerank.plan.index import INDEX, Chunk, QueryList, number_queries, row_numbers
 from lakerank.plan.lookup import DOCUMENT_SCORES, best_scores
 from lakerank.plan.pairs import (
+    CANDIDATE,
     DOCUMENT,
     JOIN_RECORDS,
     NO_RANK,
+    UNMATCHED_CANDIDATE,
     flat,
-    hashed_candidates,
+    grouped_candidates,
+    hash_parts,
     key_hash,
-    part_of,
     validate_pairs,
 )
 from lakerank.plan.partitions import document_ranges, even_edges
@@ -33,15 +35,18 @@ def test_a_key_hashes_alike_wherever_it_stands(keys, bits, skip):
     whole = key_hash(pa.array(keys, pa.string()))
     assert key_hash(pa.array(["ab", *keys], pa.string())[1:]).tolist() == whole.tolist()
     assert key_hash(pa.array(keys, pa.string())[skip:]).tolist() == whole[skip:].tolist()
-    parts, finer = part_of(whole, bits), part_of(whole, bits + 1)
+    repeated = pa.chunked_array([["", *keys], [None, *keys]], pa.string())
+    parts, finer = hash_parts(repeated, bits), hash_parts(repeated, bits + 1)
     assert (finer >> 1).tolist() == parts.tolist()
+    assert parts[: len(keys) + 1].tolist() == parts[len(keys) + 1 :].tolist()
+    assert parts[1 : len(keys) + 1].tolist() == [(int(number) << bits) >> 64 for number in whole]
 
 
 def test_keys_spread_evenly_over_parts():
     for keys in ([f"doc-{n:09d}" for n in range(20_000)], [str(n) for n in range(20_000)]):
         hashes = key_hash(pa.array(keys))
         assert len(set(hashes.tolist())) == len(keys)
-        sizes = np.bincount(part_of(hashes, 6), minlength=64)
+        sizes = np.bincount(hash_parts(pa.array(keys), 6), minlength=64)
         assert sizes.max() < 1.3 * sizes.mean()
 
 
@@ -86,24 +91,21 @@ def test_a_query_is_found_by_its_id_wherever_it_stands(known, asked):
     assert result == [by_bytes.index(ident) if ident in known else -1 for ident in asked]
 
 
-CANDIDATE = st.tuples(st.one_of(st.none(), IDS), st.one_of(st.none(), IDS), RANKS)
+LISTED = st.tuples(st.one_of(st.none(), IDS), st.one_of(st.none(), IDS), RANKS)
 
 
 @given(
-    st.lists(CANDIDATE, max_size=25),
+    st.lists(LISTED, max_size=25),
     st.lists(st.tuples(IDS, CONTENTS, st.booleans()), min_size=1, max_size=5),
     st.lists(st.tuples(IDS, CONTENTS, st.booleans()), min_size=1, max_size=6),
-    st.integers(0, 3),
 )
-def test_every_candidate_is_validated_once_as_row_by_row(candidates, queries, documents, bits):
+def test_every_candidate_is_validated_once_as_row_by_row(candidates, queries, documents):
     listed = in_memory(number_queries(index_rows([{"id": i, "hash": h, "empty": e} for i, h, e in queries])))
     schema = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("first_stage_rank", pa.int32())])
     rows = pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in candidates], schema=schema)
     records = {record_type: record_schema.empty_table() for record_type, record_schema in JOIN_RECORDS.items()}
-    for hashed in hashed_candidates(rows.combine_chunks(), listed) if candidates else ():
-        assert hashed.hashes.tolist() == key_hash(hashed.rows["doc_id"].combine_chunks()).tolist()
-        assert (np.diff(part_of(hashed.hashes, bits)) >= 0).all()
-        records[hashed.record_type] = hashed.rows
+    if candidates:
+        records[CANDIDATE], records[UNMATCHED_CANDIDATE] = grouped_candidates(rows.combine_chunks(), listed)
     located = [(i, number, int(h[1]), e) for number, (i, h, e) in enumerate(documents)]
     columns = [pa.array(values) for values in zip(*located, strict=True)]
     columns[2] = columns[2].cast(pa.uint64())

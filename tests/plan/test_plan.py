@@ -9,7 +9,7 @@ import pyarrow as pa
 from lakerank.cost import Sizing
 from lakerank.plan.forecast import costliest
 from lakerank.plan.pairs import PAIRS, chosen_pairs
-from lakerank.plan.plan import PlanLimits, TaskSizes
+from lakerank.plan.plan import PlanLimits
 
 
 def test_a_plans_identity_has_the_stored_names_and_not_the_sizes_of_tasks():
@@ -17,7 +17,7 @@ def test_a_plans_identity_has_the_stored_names_and_not_the_sizes_of_tasks():
     limits = PlanLimits(sizing, sizing, max_queries_per_group=3, unit_tokens=100, rows_per_file=1000)
     names = {"document", "query", "max_queries_per_group", "unit_tokens", "rows_per_file", "readings"}
     assert limits.identity().keys() == names
-    assert replace(limits, task_sizes=TaskSizes(pairs=1, batch_rows=1)).identity() == limits.identity()
+    assert replace(limits, task_pairs=1).identity() == limits.identity()
 
 
 def test_of_pairs_only_the_chosen_are_kept_with_their_first_stage_ranks():

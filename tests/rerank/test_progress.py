@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from lakerank.lake.scores import UNITS, PlannedUnits, unit_address, write_unit_list
 from lakerank.lake.storage import Storage
-from lakerank.rerank.progress import Intervals, Progress, watch_units
+from lakerank.rerank.progress import progress_line, watch_units
 
 
 def planned(folder: str) -> PlannedUnits:
@@ -26,7 +26,7 @@ def test_a_line_says_units_pairs_pace_and_time_left(tmp_path, caplog):
     Storage().create(unit_address(output, "f1", "other"), b"of another plan")
     with (
         caplog.at_level(logging.INFO, logger="lakerank.rerank.progress"),
-        watch_units(Storage(), output, "f1", units, Intervals(listing_s=0.01, line_s=0)),
+        watch_units(Storage(), output, "f1", units, listing_s=0.01, line_s=0),
     ):
         done.wait(0.3)
         Storage().create(unit_address(output, "f1", "u2"), b"new")
@@ -41,7 +41,7 @@ def test_pairs_within_a_unit_count_before_its_file_is_there(tmp_path, caplog):
     units, output, done = planned(str(tmp_path / "plan")), str(tmp_path / "out"), threading.Event()
     with (
         caplog.at_level(logging.INFO, logger="lakerank.rerank.progress"),
-        watch_units(Storage(), output, "f1", units, Intervals(listing_s=0.01, line_s=0)) as progress,
+        watch_units(Storage(), output, "f1", units, listing_s=0.01, line_s=0) as progress,
     ):
         assert list(progress.counted("u2", range(13), every_s=0)) == [*range(13)]
         assert list(progress.counted("other", range(5), every_s=0)) == [*range(5)]
@@ -56,8 +56,9 @@ def test_pairs_within_a_unit_count_before_its_file_is_there(tmp_path, caplog):
 
 
 def test_time_left_goes_by_pairs_at_this_attempts_pace():
-    assert Progress(5, 10, 600, 1000, 100, 50.0).seconds_left == 200.0
-    assert Progress(5, 10, 600, 1000, 0, 50.0).seconds_left is None
+    line = "scoring: 5 of 10 units, 600 of 1000 pairs"
+    assert progress_line((5, 10), (600, 1000), 100, 50.0) == f"{line}, 2.0 pairs/s, about 3 min left"
+    assert progress_line((5, 10), (600, 1000), 0, 50.0) == line
 
 
 def test_planned_units_are_a_sequence_that_reads_lists_as_they_are_asked_for(tmp_path):

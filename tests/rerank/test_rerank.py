@@ -11,7 +11,6 @@ import pytest
 from lakerank.audit import Bounds
 from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError, SchemaError
-from lakerank.plan.plan import TaskSizes
 from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.run import already_published, existing_plans, plan_stages, run
@@ -32,8 +31,7 @@ def test_every_candidate_is_ranked_and_sorted(storage, published):
 
 def test_the_same_bytes_whatever_the_partitioning(storage, published):
     first = published.ranked_bytes("r1")
-    sizes = TaskSizes(pairs=16, batch_rows=25)
-    limits = published.limits(unit_tokens=37, max_queries_per_group=1, task_sizes=sizes)
+    limits = published.limits(unit_tokens=37, max_queries_per_group=1, task_pairs=16)
     run(LocalRunner(parallelism=8), storage, published.job("r2", scorer="f00e", limits=limits))
     assert published.ranked_bytes("r2") == first
 
@@ -230,9 +228,9 @@ def test_golden_pairs_hold_the_scores_in_place(runner, storage, published):
 @pytest.mark.parametrize("pairs_a_task", [(None, 16), (16, 50)])
 def test_the_next_night_scores_exactly_what_changed_and_says_what_was_dropped(runner, storage, published, pairs_a_task):
     if pairs_a_task[0]:
-        limits = published.limits(task_sizes=TaskSizes(pairs=pairs_a_task[0]))
+        limits = published.limits(task_pairs=pairs_a_task[0])
         run(runner, storage, published.job("parts", limits=limits))
-    limits = published.limits(task_sizes=TaskSizes(pairs=pairs_a_task[1]))
+    limits = published.limits(task_pairs=pairs_a_task[1])
     before = {(row["query_id"], row["doc_id"]) for row in published.ranked("r1")}
     # A changed document, a renamed one (its content is known), a removed query, new pairs, one of them listed twice.
     published.write(

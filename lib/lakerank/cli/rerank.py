@@ -6,22 +6,19 @@ import getpass
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from lakerank.cli import resolve
 from lakerank.cli.job import Job, job_runner, on_cluster, when_interrupted
 from lakerank.config import Config
-from lakerank.errors import ConfigError, InputError, RunConflictError
+from lakerank.errors import ConfigError, InputError
 from lakerank.lake.runs import RunPaths, check_run_id
 from lakerank.lake.scores import finished_units
-from lakerank.lake.storage import Storage, join
+from lakerank.lake.storage import join
 from lakerank.lake.tables import fragments
-from lakerank.plan.plan import check_scored, load_plan, planned_units
-
-if TYPE_CHECKING:
-    from lakerank.rerank.run import Rerank
+from lakerank.plan.plan import load_plan, planned_units
 
 STEPS = ("plan", "score", "publish")
 #: Stands alone: it counts rows, and neither needs a run nor makes one.
@@ -129,7 +126,7 @@ def rerank_lake(
     config: Config, run_id: str, steps: str = ",".join(STEPS), reason: str | None = None, by: str | None = None
 ) -> dict[str, Any]:
     """Run the steps of a run; returns the job's summary."""
-    from lakerank.rerank.run import already_published, run, table_rows
+    from lakerank.rerank.run import already_published, check_start, run, table_rows
     from lakerank.spark.runtime.crash import check_tables_are_read
 
     check_run_id(run_id)
@@ -142,7 +139,8 @@ def rerank_lake(
     job = replace(job, audit=replace(job.audit, override=override))
     summary = already_published(storage, job)
     if summary is None:
-        _check_order(storage, job, chosen)
+        if "plan" not in chosen:
+            check_start(storage, job, chosen)  # before Spark starts
         with job_runner(config.spark, lambda: table_rows(storage, job) <= config.spark.local_pairs) as runner:
             try:
                 summary = run(runner, storage, job, chosen)
@@ -151,18 +149,6 @@ def rerank_lake(
                 raise
     # has_qrels tells a scheduler, which reads no config, whether the run can be evaluated.
     return summary | {"has_qrels": config.lake.qrels is not None}
-
-
-def _check_order(storage: Storage, job: Rerank, steps: Sequence[str]) -> None:
-    """Raise RunConflictError where the steps before those to run have not been done; of several stages the first's."""
-    if "plan" in steps:
-        return
-    plan = load_plan(storage, job.paths)
-    if plan is None:
-        run = f"run {job.paths.run_id!r}"
-        raise RunConflictError(f"{job.paths.plan}: {run} has no plan yet; run --stage plan first")
-    if "score" not in steps:
-        check_scored(storage, job.paths, plan)
 
 
 def _override(reason: str | None, by: str | None) -> Any:

@@ -68,9 +68,7 @@ class _Task:
 
     def packed(self, kind: int, key: str, rows: pa.Table) -> Iterator[pa.RecordBatch]:
         """Rows by a hash of their key, so that equal keys meet."""
-        parts = key_hash(rows[key].combine_chunks()) % np.uint64(self.parts)
-        order = np.argsort(parts, kind="stable")
-        yield from pack(kind, parts[order], rows.take(pa.array(order)))
+        yield from pack(kind, key_hash(rows[key].combine_chunks()) % np.uint64(self.parts), rows)
 
 
 def read_blocks(runner: Runner, storage: Storage, inputs: Inputs, block_rows: int = BLOCK_ROWS) -> Iterator[Block]:

@@ -21,9 +21,8 @@ from lakerank.lake.columns import decode_text
 from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, read_table_file
-from lakerank.plan.index import files_of
+from lakerank.plan.index import Chunk, files_of, table_chunks
 from lakerank.plan.pairs import key_hash
-from lakerank.rerank.plan.pairs import RowRange, read_rows, row_ranges
 from lakerank.rerank.rank.lists import ranked_batches
 from lakerank.runner import BATCHES, Rows, Runner, Work, gather, one_row, pack
 from lakerank.schemas import CANDIDATES, GROUP_IDS, QUERIES, RANKED
@@ -142,8 +141,7 @@ class _Parts:
         """Rows of a record type as BATCHES."""
         ids = rows[self.by].combine_chunks()
         parts = files_of(ids, self.first_ids) if self.by == "query_id" else key_hash(ids) % np.uint64(self.count)
-        order = np.argsort(parts, kind="stable")
-        yield from pack(kind, parts[order], rows.take(pa.array(order)).cast(self.records[kind]))
+        yield from pack(kind, parts, rows.cast(self.records[kind]))
 
 
 def _from_exchange(runner: Runner, files: Sequence[str], export: Export, task: _Task) -> pa.Table:
@@ -188,8 +186,8 @@ def _sources(runner: Runner, storage: Storage, export: Export, files: Sequence[s
             arrays = [batch["query_id"], pa.array(decoded, pa.string())]
             yield from cut.pack(TEXT, pa.Table.from_arrays(arrays, schema=_RECORDS[TEXT]))
 
-    def scores(rows: RowRange) -> Iterator[pa.RecordBatch]:
-        for batch in read_rows(storage, rows, _RECORDS[SCORE].names):
+    def scores(chunk: Chunk) -> Iterator[pa.RecordBatch]:
+        for *_, batch in chunk.read(storage, CANDIDATES, _RECORDS[SCORE].names):
             yield from cut.pack(SCORE, pa.Table.from_batches([batch]))
 
     tasks = 4 * runner.parallelism
@@ -204,8 +202,8 @@ def _sources(runner: Runner, storage: Storage, export: Export, files: Sequence[s
         tables = [fragment.file for fragment in fragments(storage, export.queries, QUERIES)]
         rows.append(runner.scatter(tables, texts, BATCHES, tasks))
     if export.form.needs_first_stage_score:
-        ranges = row_ranges(fragments(storage, export.candidates, CANDIDATES), 2 * runner.parallelism)
-        rows.append(runner.scatter(ranges, scores, BATCHES))
+        chunks = table_chunks(fragments(storage, export.candidates, CANDIDATES))
+        rows.append(runner.scatter(chunks, scores, BATCHES, tasks))
     return rows
 
 

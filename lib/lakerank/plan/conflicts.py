@@ -110,11 +110,8 @@ def _differences(storage: Storage, paths: RunPaths, config_yaml: str) -> dict[st
 
 
 def _within(differences: Mapping[str, tuple[Any, Any]], sections: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
-    return {
-        name: values
-        for name, values in differences.items()
-        if any(name == section or name.startswith(f"{section}.") for section in sections)
-    }
+    prefixes = tuple(f"{section}." for section in sections)
+    return {name: values for name, values in differences.items() if f"{name}.".startswith(prefixes)}
 
 
 def _words(differences: Mapping[str, tuple[Any, Any]]) -> str:

@@ -101,14 +101,12 @@ def _work(tokens: int, parameters: int, calibration: Calibration | None) -> dict
 def total_forecast(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The forecast of a run from those of its stages: counts of the candidates as they are, work added up."""
     total = dict(stages[0])
-    for name, value in stages[0].items():
+    for name in stages[0]:
         known = [stage[name] for stage in stages if stage.get(name) is not None]
         if name in _LARGEST:
             total[name] = max(known, default=None)
         elif name not in _OF_THE_FIRST:
-            total[name] = sum(known) if known else None
-        if isinstance(value, float) and name not in _LARGEST:
-            total[name] = round(total[name], 4)
+            total[name] = round(sum(known), 4) if known else None
     return total
 
 

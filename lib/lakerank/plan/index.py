@@ -106,6 +106,13 @@ class Chunk(NamedTuple):
     rows: int
     index_name: str
 
+    def read(
+        self, storage: Storage, schema: pa.Schema, columns: Sequence[str] | None = None, batch_rows: int = 65_536
+    ) -> Iterator[tuple[int, Int64, pa.RecordBatch]]:
+        """The chunk's rows, as of `read_table_file`."""
+        row_groups = range(self.first_group, self.end_group) if self.end_group else None
+        return read_table_file(storage, self.file, schema, columns, batch_rows, row_groups)
+
 
 @dataclass(frozen=True, slots=True)
 class TableIndex:
@@ -145,11 +152,11 @@ def image_counts(rows: pa.Table, sizing: Sizing) -> Int64:
     return np.asarray(counts.fill_null(1).to_numpy(), dtype=np.int64)
 
 
-def table_chunks(files: Sequence[Fragment]) -> tuple[Chunk, ...]:
-    """A table's files in chunks of about CHUNK_BYTES or CHUNK_ROWS, whichever is less."""
+def table_chunks(files: Sequence[Fragment], rows: int = CHUNK_ROWS) -> tuple[Chunk, ...]:
+    """A table's files in chunks of about CHUNK_BYTES or so many rows, whichever is less."""
     chunks = []
     for fragment in files:
-        count = max(-(-fragment.file.size // CHUNK_BYTES), -(-fragment.rows // CHUNK_ROWS))
+        count = max(-(-fragment.file.size // CHUNK_BYTES), -(-fragment.rows // rows))
         parts = max(1, min(fragment.row_groups, count))
         key = index_key(fragment.file)
         for first, end in pairwise(part * fragment.row_groups // parts for part in range(parts + 1)):
@@ -164,25 +171,21 @@ def write_chunk_index(storage: Storage, folder: str, table: TableName, chunk: Ch
     Raises:
         ChangedFile: the table file no longer has the version listed: its index would have rows of another version.
     """
-    row_groups = range(chunk.first_group, chunk.end_group) if chunk.end_group else None
     if table == "groups":
-        batches = read_table_file(storage, chunk.file, GROUP_IDS, row_groups=row_groups)
+        batches = chunk.read(storage, GROUP_IDS)
         ids = pa.Table.from_batches((batch for *_, batch in batches), schema=GROUP_IDS)["group_id"]
         rows = pa.table({"group_id": pc.if_else(pc.equal(ids, ""), pa.scalar(None, pa.string()), ids)})
     else:
-        rows = pa.Table.from_batches(_index_rows(storage, table, chunk.file, row_groups), schema=INDEX)
+        rows = pa.Table.from_batches(_index_rows(storage, table, chunk), schema=INDEX)
     check_unchanged(storage, {chunk.file.uri: chunk.file}, [chunk.file.uri])
     storage.create(join(folder, chunk.index_name), parquet_bytes(rows, ROW_GROUP_ROWS))
     return int(rows.num_rows)
 
 
-def _index_rows(
-    storage: Storage, table: TableName, file: TableFile, row_groups: range | None
-) -> Iterator[pa.RecordBatch]:
+def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa.RecordBatch]:
     schema = DOCUMENTS if table == "documents" else QUERIES
-    batches = read_table_file(storage, file, schema, batch_rows=_ROWS_AT_ONCE, row_groups=row_groups)
     describe = partial(_describe, ImageFiles(storage, Limits().max_source_bytes))
-    for row_group, rows, batch in batches:
+    for row_group, rows, batch in chunk.read(storage, schema, batch_rows=_ROWS_AT_ONCE):
         ids, texts = batch.column(0).to_pylist(), batch.column("text").to_pylist()
         given = batch.column("content_hash").to_pylist() if "content_hash" in schema.names else [None] * len(ids)
         shown = [name for name in CONTENT[1:] if name in schema.names and batch.column(name).null_count < len(ids)]
@@ -194,7 +197,7 @@ def _index_rows(
         hashes, *sizes, counts, frames = zip(*described, strict=True) if described else [()] * 6
         empty = [not count and not (text or b"").strip() for count, text in zip(counts, texts, strict=True)]
         sizes = [[len(text or b"") for text in texts], *sizes, counts, frames]
-        place = [[file.uri] * len(ids), [row_group] * len(ids), rows]
+        place = [[chunk.file.uri] * len(ids), [row_group] * len(ids), rows]
         columns = dict(zip(INDEX.names, [ids, hashes, *place, *sizes, empty], strict=True))
         yield pa.RecordBatch.from_pydict(columns, schema=INDEX)
 
@@ -240,15 +243,15 @@ class QueryList:
     folder: str
     count: int
 
-    #: Columns that this process has read, of one list at a time.
+    #: Columns that this process has read: of this run's list, and of the last published run's.
     _columns: ClassVar[dict[tuple[str, str], pa.Array]] = {}
 
     def column(self, name: str) -> pa.Array:
         """One column of all queries (count,), read once a process."""
         key = (self.folder, name)
         if key not in self._columns:
-            for other in [cached for cached in self._columns if cached[0] != self.folder]:
-                del self._columns[other]
+            if len({folder for folder, _ in self._columns} | {self.folder}) > 2:
+                self._columns.clear()
             schema = pa.schema([QUERY_LIST.field(name)])
             files = [part_name(file) for file in range(-(-self.count // _LIST_FILE_ROWS))]
             parts = [read_part(self.storage, join(self.folder, file), schema) for file in files]

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ from lakerank.lake.scores import CorruptScoreFile, finished_units, read_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened, parquet_bytes
 from lakerank.plan.index import QueryList, TableIndex, query_list, row_numbers
-from lakerank.plan.pairs import PAIRS, REJECTS, ValidatedPairs, flat, key_hash, part_of
+from lakerank.plan.pairs import PAIRS, REJECTS, ValidatedPairs, flat, hash_parts
 from lakerank.plan.plan import ROW_GROUP_ROWS, load_plan, part_name, plan_folder, read_part, with_columns
 from lakerank.records import TRANSIENT_REASONS
 
@@ -51,18 +50,37 @@ DOCUMENT_SCORES = pa.schema([("document", pa.int64()), ("query", pa.int32()), *R
 UNITS_A_FILE = 256
 
 _UNITS_KEY = b"lakerank.units"
+_CANDIDATE = ["query_id", "doc_id"]
 
 Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreLookup:
+class ScoreIndex:
     """The score index files of one scorer, and units that they cover but that are no longer in the lake."""
 
     storage: Storage
-    folder: str
-    names: tuple[str, ...]
-    gone: frozenset[str]
+    output: str
+    scorer: str
+    names: tuple[str, ...] = ()
+    gone: frozenset[str] = frozenset()
+
+    @property
+    def folder(self) -> str:
+        """Where the index files are."""
+        return join(self.output, "index", "scores", f"scorer={self.scorer}")
+
+    def listed(self) -> tuple[ScoreIndex, list[list[str]]]:
+        """The index with the files there are, and units that they do not cover, UNITS_A_FILE together."""
+        units, names = finished_units(self.storage, self.output, self.scorer), self.storage.list_names(self.folder)
+        covered: set[str] = set()
+        for name in names:
+            with opened(self.storage, join(self.folder, name)) as parquet:
+                listed = (parquet.schema_arrow.metadata or {}).get(_UNITS_KEY, b"")
+            covered |= {*listed.decode().split(",")} - {""}
+        missing = sorted(units - covered)
+        index = replace(self, names=tuple(sorted(names)), gone=frozenset(covered - units))
+        return index, [missing[first : first + UNITS_A_FILE] for first in range(0, len(missing), UNITS_A_FILE)]
 
     def read(self, name: str, queries: QueryList) -> pa.Table:
         """The scores of an index file for contents that some query has, as CONTENT_SCORES."""
@@ -74,28 +92,6 @@ class ScoreLookup:
         numbers = known[coded.indices.to_numpy()]
         scores = with_columns(rows, CONTENT_SCORES, query=pa.array(numbers.astype(np.int32)))
         return scores.filter(pa.array(numbers >= 0))
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreIndexer:
-    """Writes what is missing of a scorer's score index."""
-
-    storage: Storage
-    output: str
-    scorer: str
-
-    @property
-    def folder(self) -> str:
-        return join(self.output, "index", "scores", f"scorer={self.scorer}")
-
-    def missing(self) -> tuple[ScoreLookup, list[list[str]]]:
-        """The lookup by the index files there are, and units that they do not cover, UNITS_A_FILE together."""
-        units = finished_units(self.storage, self.output, self.scorer)
-        names = self.storage.list_names(self.folder)
-        covered = {unit for name in names for unit in self._covered(name)}
-        missing = sorted(units - covered)
-        lookup = ScoreLookup(self.storage, self.folder, tuple(sorted(names)), frozenset(covered - units))
-        return lookup, [missing[first : first + UNITS_A_FILE] for first in range(0, len(missing), UNITS_A_FILE)]
 
     def write(self, units: Sequence[str]) -> str | None:
         """Index the scores of some units; returns the index file's name, or None when all unit files are corrupt."""
@@ -118,11 +114,6 @@ class ScoreIndexer:
         self.storage.create(join(self.folder, file), parquet_bytes(rows, ROW_GROUP_ROWS, metadata))
         return file
 
-    def _covered(self, name: str) -> list[str]:
-        with opened(self.storage, join(self.folder, name)) as parquet:
-            units = (parquet.schema_arrow.metadata or {}).get(_UNITS_KEY, b"")
-        return [unit for unit in units.decode().split(",") if unit]
-
 
 def document_contents(index: TableIndex, chunk: int) -> pa.Table:
     """A chunk's documents as DOCUMENT_CONTENTS."""
@@ -132,16 +123,7 @@ def document_contents(index: TableIndex, chunk: int) -> pa.Table:
 
 def match_contents(scores: pa.Table, documents: pa.Table) -> pa.Table:
     """Every one of CONTENT_SCORES with every one of DOCUMENT_CONTENTS of its content, as DOCUMENT_SCORES."""
-    contents = documents["doc_hash"].combine_chunks().dictionary_encode()
-    codes = contents.indices.to_numpy().astype(np.int64)
-    by_content = documents["document"].to_numpy()[np.argsort(codes, kind="stable")]
-    counts = np.append(np.bincount(codes, minlength=len(contents.dictionary)), 0)  # the last: of no document's content
-    matches = pc.index_in(scores["doc_hash"].combine_chunks(), value_set=contents.dictionary).fill_null(-1).to_numpy()
-    repeats = counts[matches]
-    rows = np.repeat(np.arange(len(repeats)), repeats)
-    first = (np.cumsum(counts) - counts)[matches] - (np.cumsum(repeats) - repeats)
-    numbers = by_content[np.repeat(first, repeats) + np.arange(len(rows))]
-    return with_columns(scores.take(pa.array(rows)), DOCUMENT_SCORES, document=pa.array(numbers))
+    return scores.join(documents, "doc_hash", join_type="inner").select(DOCUMENT_SCORES.names).cast(DOCUMENT_SCORES)
 
 
 def best_scores(scores: pa.Table, documents: Int64) -> tuple[Int64, pa.Table]:
@@ -177,49 +159,28 @@ class PreviousCandidates:
     count: int
     queries: QueryList
 
-    #: Numbers in this run of the earlier run's queries, one plan at a time.
-    _numbers: ClassVar[dict[str, Int64]] = {}
-
     def retained(self, part: int, bits: int, validated: ValidatedPairs, queries: QueryList) -> int:
         """How many of the previous candidates are candidates of this part of 2^bits."""
-        pairs, rejects = self._part("pairs", PAIRS, part, bits), self._part("rejects", REJECTS, part, bits)
-        rows, numbers, _ = flat(pairs)
-        new_rows, new_numbers, _ = flat(validated.pairs)
-        rejected, new_rejected = (table["query_id"].combine_chunks() for table in (rejects, validated.rejects))
-        documents = _codes(
-            pairs["doc_id"].take(pa.array(rows)),
-            rejects["doc_id"],
-            validated.pairs["doc_id"].take(pa.array(new_rows)),
-            validated.rejects["doc_id"],
-        )
-        old_names = self.queries.column("query_id").take(pa.array(numbers))
-        names = _codes(old_names, rejected, pa.nulls(len(new_rows), pa.string()), new_rejected)
-        old_numbers = [self._renumbered(queries)[numbers], queries.numbers(rejected)]
-        query = np.concatenate([*old_numbers, new_numbers, queries.numbers(new_rejected)])
-        # A query that is not in the lake has no number: its id tells it from others, as negative numbers.
-        keys = (documents << 33) + np.where(query >= 0, query, -2 - names)
-        old = len(rows) + rejects.num_rows
-        return len(np.intersect1d(keys[:old], keys[old:]))
-
-    def _renumbered(self, queries: QueryList) -> Int64:
-        key = f"{self.folder} {queries.folder}"
-        if key not in self._numbers:
-            self._numbers.clear()
-            self._numbers[key] = queries.numbers(self.queries.column("query_id"))
-        return self._numbers[key]
+        earlier = self._part("pairs", PAIRS, part, bits), self._part("rejects", REJECTS, part, bits)
+        keys = [
+            _candidate_ids(earlier[0], self.queries),
+            earlier[1].select(_CANDIDATE),
+            _candidate_ids(validated.pairs, queries),
+            validated.rejects.select(_CANDIDATE),
+        ]
+        # Candidates of a plan are distinct: what is there twice is in both.
+        counts = pa.concat_tables(keys).group_by(_CANDIDATE).aggregate([([], "count_all")])["count_all"]
+        return pc.sum(pc.equal(counts, 2)).as_py() or 0
 
     def _part(self, name: str, schema: pa.Schema, part: int, bits: int) -> pa.Table:
         """Rows of the earlier run's files that fall in this part: it may have had more parts, or fewer."""
-        finer = max(0, self.bits - bits)
-        numbers = range(part << finer, (part + 1) << finer) if finer else [part >> (bits - self.bits)]
         folder = join(self.folder, name)
         existing = {*self.storage.list_names(folder)}
-        files = [part_name(number) for number in numbers if part_name(number) in existing]
+        first, last = (part << self.bits) >> bits, (((part + 1) << self.bits) - 1) >> bits
+        files = [part_name(number) for number in range(first, last + 1) if part_name(number) in existing]
         tables = [read_part(self.storage, join(folder, file), schema) for file in files]
-        rows = pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
-        if bits <= self.bits or not rows.num_rows:
-            return rows
-        return rows.filter(pa.array(part_of(key_hash(rows["doc_id"].combine_chunks()), bits) == part))
+        rows = pa.concat_tables([schema.empty_table(), *tables])
+        return rows.filter(pa.array(hash_parts(rows["doc_id"], bits) == part)).combine_chunks()
 
 
 def previous_candidates(storage: Storage, paths: RunPaths) -> PreviousCandidates | None:
@@ -239,7 +200,8 @@ def previous_candidates(storage: Storage, paths: RunPaths) -> PreviousCandidates
     return PreviousCandidates(run_id, storage, folder, plan.bits, plan.candidates, query_list(storage, previous, plan))
 
 
-def _codes(*columns: pa.Array | pa.ChunkedArray) -> Int64:
-    """A number for each distinct string of some columns, one after the other; null is -1."""
-    strings = pa.concat_tables([pa.table({"string": column}) for column in columns])["string"].combine_chunks()
-    return np.asarray(strings.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.int64))
+def _candidate_ids(pairs: pa.Table, queries: QueryList) -> pa.Table:
+    """The ids of PAIRS, pair by pair."""
+    rows, numbers, _ = flat(pairs)
+    ids = [queries.column("query_id").take(pa.array(numbers)), pairs["doc_id"].take(pa.array(rows))]
+    return pa.Table.from_arrays(ids, names=_CANDIDATE)

@@ -5,7 +5,7 @@ Rows meet in parts by a hash of their document id. Reject reasons that need no c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -79,56 +79,40 @@ def key_hash(keys: pa.Array) -> UInt64:
     return splitmix64(sums[offsets[1:]] - sums[offsets[:-1]] + lengths.astype(np.uint64))
 
 
-def part_of(hashes: UInt64, bits: int) -> npt.NDArray[np.int32]:
-    """The partition of 2^bits that each hash goes to. Twice as many partitions split each in two."""
-    return (hashes >> np.uint64(64 - bits)).astype(np.int32) if bits else np.zeros(len(hashes), np.int32)
+def hash_parts(keys: pa.Array | pa.ChunkedArray, bits: int) -> npt.NDArray[np.int32]:
+    """The partition of 2^bits that each key goes to: (N,) -> (N,). Twice as many partitions split each in two."""
+    if not bits:
+        return np.zeros(len(keys), np.int32)
+    whole = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
+    coded = whole.fill_null("").dictionary_encode()  # a repeated key is hashed once
+    hashes = key_hash(coded.dictionary)[coded.indices.to_numpy()]
+    return np.asarray((hashes >> np.uint64(64 - bits)).astype(np.int32))
 
 
-class HashedRows(NamedTuple):
-    """Rows (N,) of a record type, sorted by the hash (N,) of their document id."""
-
-    record_type: int
-    hashes: UInt64
-    rows: pa.Table
-
-
-def hashed_documents(index: TableIndex, chunk: int) -> HashedRows:
-    """A chunk's documents as DOCUMENT rows."""
+def located_documents(index: TableIndex, chunk: int) -> pa.Table:
+    """A chunk's documents as LOCATED_DOCUMENTS."""
     rows = index.read(chunk, ["id", "hash", "empty"])
     contents = pa.array(key_hash(rows["hash"].combine_chunks()))
     numbers = pa.array(row_numbers(chunk, rows.num_rows))
-    located = pa.Table.from_arrays([rows["id"], numbers, contents, rows["empty"]], schema=LOCATED_DOCUMENTS)
-    return _hashed(DOCUMENT, located)
+    return pa.Table.from_arrays([rows["id"], numbers, contents, rows["empty"]], schema=LOCATED_DOCUMENTS)
 
 
-def hashed_candidates(rows: pa.Table, queries: QueryList) -> Iterator[HashedRows]:
-    """Candidates grouped by document, so that each document id is stored once, and those without a match."""
+def grouped_candidates(rows: pa.Table, queries: QueryList) -> tuple[pa.Table, pa.Table]:
+    """Candidates as CANDIDATE_LISTS, so that each document id is stored once, and those without a match (UNMATCHED)."""
     query_ids = rows["query_id"].combine_chunks().dictionary_encode()
     numbers = np.append(queries.numbers(query_ids.dictionary), -1)[query_ids.indices.fill_null(-1).to_numpy()]
     doc_ids = rows["doc_id"].combine_chunks().dictionary_encode()
     codes = doc_ids.indices.fill_null(-1).to_numpy().astype(np.int64)
     unmatched = (numbers < 0) | (codes < 0)
-    if unmatched.any():
-        pairs = rows.select(["query_id", "doc_id"]).append_column("number", pa.array(numbers.astype(np.int32)))
-        yield _hashed(UNMATCHED_CANDIDATE, pairs.filter(pa.array(unmatched)))
-    hashes = key_hash(doc_ids.dictionary)
-    by_hash = np.argsort(hashes)
-    position = np.empty(len(by_hash), np.int64)
-    position[by_hash] = np.arange(len(by_hash))
-    keys = (position[codes[~unmatched]] << 32) | numbers[~unmatched]
+    pairs = rows.select(["query_id", "doc_id"]).append_column("number", pa.array(numbers.astype(np.int32)))
+    keys = (codes[~unmatched] << 32) | numbers[~unmatched]
     order = np.argsort(keys)
     keys = keys[order]
     ranks = rows["first_stage_rank"].fill_null(NO_RANK).to_numpy()[~unmatched][order]
     starts, *lists = _grouped(keys >> 32, keys & 0xFFFFFFFF, ranks)
-    documents = by_hash[keys[starts] >> 32]
-    arrays = [doc_ids.dictionary.take(pa.array(documents)), *lists]
-    yield HashedRows(CANDIDATE, hashes[documents], pa.Table.from_arrays(arrays, schema=CANDIDATE_LISTS))
-
-
-def _hashed(record_type: int, rows: pa.Table) -> HashedRows:
-    hashes = key_hash(rows["doc_id"].combine_chunks())
-    order = np.argsort(hashes, kind="stable")
-    return HashedRows(record_type, hashes[order], rows.take(pa.array(order)).cast(JOIN_RECORDS[record_type]))
+    arrays = [doc_ids.dictionary.take(pa.array(keys[starts] >> 32)), *lists]
+    grouped = pa.Table.from_arrays(arrays, schema=CANDIDATE_LISTS)
+    return grouped, pairs.filter(pa.array(unmatched)).cast(UNMATCHED)
 
 
 class ValidatedPairs(NamedTuple):

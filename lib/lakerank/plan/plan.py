@@ -14,7 +14,6 @@ from lakerank.cost import CostProfile, Sizing
 from lakerank.credentials import redacted
 from lakerank.errors import RunConflictError, SchemaError, StorageError
 from lakerank.lake.blobs import ChangedFile
-from lakerank.lake.checksums import json_bytes
 from lakerank.lake.formats import resolve
 from lakerank.lake.formats.snapshot import Field, TableFile, TableSnapshot
 from lakerank.lake.ids import written_as
@@ -58,17 +57,11 @@ class Tables:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskSizes:
-    """About how much a planning task has in memory: pairs of one part or partition, and candidates that are grouped by
-    document at once. The plan's results do not depend on it."""
-
-    pairs: int = 2**19
-    batch_rows: int = BATCH_ROWS
-
-
-@dataclass(frozen=True, slots=True)
 class PlanLimits:
-    """How costs are estimated and units cut. `readings`: of all pairs, or of those of texts and those with an image."""
+    """How costs are estimated and units cut. `readings`: of all pairs, or of those of texts and those with an image.
+
+    `task_pairs`: pairs of one part or partition, which a task has in memory, about; no result depends on it.
+    """
 
     document: Sizing
     query: Sizing
@@ -76,12 +69,12 @@ class PlanLimits:
     unit_tokens: int
     rows_per_file: int
     readings: tuple[CostProfile, ...] = (CostProfile(),)
-    task_sizes: TaskSizes = TaskSizes()
+    task_pairs: int = 2**19
     with_group_ids: bool = False  # whether the plan has the documents' group ids
 
     def identity(self) -> dict[str, Any]:
         """The limits that a plan's results depend on: their names and values are part of stored fingerprints."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("task_sizes", "with_group_ids")}
+        values = {name: value for name, value in asdict(self).items() if name not in ("task_pairs", "with_group_ids")}
         for sizing in (values["document"], values["query"]):
             if not sizing["all_frames"]:
                 del sizing["all_frames"]  # limits of earlier plans had none
@@ -130,10 +123,6 @@ class Plan:
     def units(self) -> int:
         """How many work units there are."""
         return sum(self.unit_counts)
-
-    def to_json(self) -> bytes:
-        """The plan file."""
-        return json_bytes(asdict(self))
 
 
 def plan_folder(paths: RunPaths, attempt: str) -> str:

@@ -110,7 +110,7 @@ class GroupFiles:
     def units(self, cuts: Cuts, first_unit: int, end_unit: int) -> Iterator[pa.Table]:
         """The groups of each unit of a range, in order; only partitions that have some of them are read."""
         first, end = cuts.share(first_unit)[0], cuts.share(end_unit - 1)[1]
-        rest, rest_units = GROUPS.empty_table(), np.zeros(0, np.int64)
+        tables, numbers = [GROUPS.empty_table()], [np.zeros(0, np.int64)]
         begin = 0
         for partition in sorted(self.costs):
             begin, before = begin + self.costs[partition], begin
@@ -120,15 +120,12 @@ class GroupFiles:
             cost = rows["cost"].to_numpy()
             units = cuts.unit_of(before + np.cumsum(cost) - cost)
             inside = (units >= first_unit) & (units < end_unit)
-            rest = pa.concat_tables([rest, rows.filter(pa.array(inside))]).combine_chunks()
-            rest_units = np.concatenate([rest_units, units[inside]])
-            edges = np.flatnonzero(np.diff(rest_units)) + 1
-            for first_group, end_group in pairwise([0, *edges.tolist()]):
-                yield rest.slice(first_group, end_group - first_group).combine_chunks()
-            last = int(edges[-1]) if len(edges) else 0
-            rest, rest_units = rest.slice(last), rest_units[last:]
-        if rest.num_rows:
-            yield rest.combine_chunks()
+            tables.append(rows.filter(pa.array(inside)))
+            numbers.append(units[inside])
+        groups = pa.concat_tables(tables).combine_chunks()
+        edges = np.flatnonzero(np.diff(np.concatenate(numbers), prepend=-1, append=-1))
+        for first_group, end_group in pairwise(edges.tolist()):
+            yield groups.slice(first_group, end_group - first_group)
 
 
 def unit_rows(groups: pa.Table, queries: QueryList) -> pa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import fsum
 
 import numpy as np
@@ -14,9 +15,9 @@ from lakerank.audit import TOP
 from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
-from lakerank.plan.pairs import key_hash, part_of
+from lakerank.plan.pairs import hash_parts
 from lakerank.rerank.rank.lists import ranked_batches
-from lakerank.runner import BATCHES, Rows, Runner, pack
+from lakerank.runner import BATCHES, Runner, pack
 from lakerank.schemas import QRELS
 
 #: Record types: top documents of this run and of the last one, and judgements.
@@ -60,12 +61,12 @@ class ComparedLists:
     def compare(self, runner: Runner, storage: Storage) -> Comparison:
         """Bring the tops of both runs' lists and the judgements together by query, and compare them."""
         bits = int(np.ceil(np.log2(max(1, len(self.new), len(self.old or ())))))
-        rows = [
-            _top_documents(runner, storage, kind, files, bits)
-            for kind, files in ((NEW, self.new), (OLD, self.old or ()))
-        ]
+        tasks, rows = 4 * runner.parallelism, []
+        for kind, files in ((NEW, self.new), (OLD, self.old or ())):
+            rows.append(runner.scatter(files, partial(_top_documents, storage, kind, bits), BATCHES, tasks))
         if self.qrels is not None:
-            rows.append(_judgements(runner, storage, self.qrels, bits))
+            qrels = [fragment.file for fragment in fragments(storage, self.qrels, QRELS)]
+            rows.append(runner.scatter(qrels, partial(_judgements, storage, bits), BATCHES, tasks))
         runner.describe("audit: compare the tops of the lists")
         parts = runner.collect(runner.exchange(rows, 2**bits, _RECORDS, self._compare, _FIGURES), _FIGURES)
         total = {name: fsum(parts[name].to_pylist()) for name in _FIGURES.names}
@@ -90,27 +91,15 @@ class ComparedLists:
         yield pa.RecordBatch.from_arrays([pa.array([value]) for value in values], schema=_FIGURES)
 
 
-def _top_documents(runner: Runner, storage: Storage, kind: int, files: Sequence[str], bits: int) -> Rows:
-    def read(file: str) -> Iterator[pa.RecordBatch]:
-        for batch in ranked_batches(storage, file, TOP):
-            yield from _by_query(kind, pa.Table.from_batches([batch]).select(_TOP_DOCUMENTS.names), bits)
-
-    return runner.scatter(files, read, BATCHES, 4 * runner.parallelism)
+def _top_documents(storage: Storage, kind: int, bits: int, file: str) -> Iterator[pa.RecordBatch]:
+    for batch in ranked_batches(storage, file, TOP):
+        rows = pa.Table.from_batches([batch]).select(_TOP_DOCUMENTS.names).cast(_TOP_DOCUMENTS)
+        yield from pack(kind, hash_parts(rows["query_id"], bits), rows)
 
 
-def _judgements(runner: Runner, storage: Storage, address: str, bits: int) -> Rows:
-    def read(file: TableFile) -> Iterator[pa.RecordBatch]:
-        for *_, batch in read_table_file(storage, file, QRELS):
-            yield from _by_query(QREL, pa.Table.from_batches([batch]), bits)
-
-    files = [fragment.file for fragment in fragments(storage, address, QRELS)]
-    return runner.scatter(files, read, BATCHES, 4 * runner.parallelism)
-
-
-def _by_query(kind: int, rows: pa.Table, bits: int) -> Iterator[pa.RecordBatch]:
-    parts = part_of(key_hash(rows["query_id"].combine_chunks()), bits)
-    order = np.argsort(parts, kind="stable")
-    yield from pack(kind, parts[order], rows.take(pa.array(order)).cast(_RECORDS[kind]))
+def _judgements(storage: Storage, bits: int, file: TableFile) -> Iterator[pa.RecordBatch]:
+    for *_, batch in read_table_file(storage, file, QRELS):
+        yield from pack(QREL, hash_parts(batch["query_id"], bits), pa.Table.from_batches([batch]).cast(QRELS))
 
 
 def _churn(new: pa.Table, old: pa.Table, depth: int) -> tuple[int, int, float]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -55,51 +55,23 @@ class UnitProgress:
         return sum(size for unit, size in sizes if unit in planned and unit not in finished)
 
 
-class Intervals(NamedTuple):
-    """Seconds between listings of the lake (less often where they take long), and between lines of the log."""
-
-    listing_s: float = 2
-    line_s: float = 10
-
-
-_INTERVALS = Intervals()
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Units and pairs that have scores, of how many; the pairs scored since the watch began, and its seconds."""
-
-    units: int
-    all_units: int
-    pairs: int
-    all_pairs: int
-    new_pairs: int
-    seconds: float
-
-    @property
-    def pairs_per_second(self) -> float:
-        """Pace since the watch began."""
-        return self.new_pairs / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """At this pace; None while there is none."""
-        return (self.all_pairs - self.pairs) / self.pairs_per_second if self.new_pairs else None
-
-    def __str__(self) -> str:
-        left = "" if self.seconds_left is None else f", about {duration(self.seconds_left)} left"
-        pace = f", {rate(self.new_pairs, self.seconds, 'pairs')}" if self.new_pairs else ""
-        done = f"{self.units} of {self.all_units} units, {self.pairs} of {self.all_pairs} pairs"
-        return f"scoring: {done}{pace}{left}"
+def progress_line(units: tuple[int, int], pairs: tuple[int, int], new_pairs: int, seconds: float) -> str:
+    """Units and pairs that have scores, of how many; the pace of so many new pairs in so many seconds, and the seconds
+    that the others take at it."""
+    line = f"scoring: {units[0]} of {units[1]} units, {pairs[0]} of {pairs[1]} pairs"
+    if not new_pairs:
+        return line
+    left = duration((pairs[1] - pairs[0]) * seconds / new_pairs)
+    return f"{line}, {rate(new_pairs, seconds, 'pairs')}, about {left} left"
 
 
 @contextmanager
 def watch_units(
-    storage: Storage, output: str, scorer: str, units: PlannedUnits, every: Intervals = _INTERVALS
+    storage: Storage, output: str, scorer: str, units: PlannedUnits, listing_s: float = 2, line_s: float = 10
 ) -> Iterator[UnitProgress]:
-    """Show progress while the body runs: a bar on a terminal, lines of the log elsewhere.
+    """Show progress while the body runs: a bar on a terminal, lines of the log every `line_s` elsewhere.
 
-    Tasks count their pairs by what this yields.
+    The lake is listed every `listing_s`, less often where that takes long. Tasks count their pairs by what this yields.
     """
     stop = Event()
     folder = TemporaryDirectory(prefix="lakerank-progress-", ignore_cleanup_errors=True)
@@ -109,11 +81,8 @@ def watch_units(
         try:
             rows = units.table()
             pairs = dict(zip(rows["unit"].to_pylist(), rows["pairs"].to_pylist(), strict=True))
-            _show(lambda: finished_units(storage, output, scorer), within, pairs, stop, every)
-        except (
-            StorageError,
-            OSError,
-        ) as error:  # the bar is not worth failing a job for: the tasks will report the fault
+            _show(lambda: finished_units(storage, output, scorer), within, pairs, stop, (listing_s, line_s))
+        except (StorageError, OSError) as error:  # no job fails for a bar: the tasks will report the fault
             logger.debug("no progress is shown: %s", error)
 
     watcher = Thread(target=watch, daemon=True)
@@ -127,8 +96,13 @@ def watch_units(
 
 
 def _show(
-    finished: Callable[[], set[str]], within: UnitProgress, pairs: Mapping[str, int], stop: Event, every: Intervals
+    finished: Callable[[], set[str]],
+    within: UnitProgress,
+    pairs: Mapping[str, int],
+    stop: Event,
+    every_s: tuple[float, float],
 ) -> None:
+    """Show progress until `stop`: `every_s` of two, the lake is listed and a line of the log written."""
     started = last_line = time.monotonic()
     total, first, quiet, count = sum(pairs.values()), None, not sys.stderr.isatty(), 0
     units: set[str] = set()
@@ -138,15 +112,16 @@ def _show(
             now = time.monotonic()
             if now >= listing_due:
                 units = finished() & pairs.keys()
-                listing_due = now + max(every.listing_s, _LISTING_SHARE * (time.monotonic() - now))
+                listing_due = now + max(every_s[0], _LISTING_SHARE * (time.monotonic() - now))
             done = sum(pairs[unit] for unit in units)
             if first is None:
                 first = count = bar.initial = done  # the bar's pace leaves out what an earlier attempt scored
             count = max(count, done + within.pairs(pairs, units))
             bar.set_postfix_str(f"{len(units)} of {len(pairs)} units", refresh=False)
             bar.update(count - bar.n)
-            if bar.disable and now - last_line >= every.line_s:
+            if bar.disable and now - last_line >= every_s[1]:
                 last_line = now
-                logger.info("%s", Progress(len(units), len(pairs), count, total, count - first, now - started))
-            if stop.wait(every.listing_s):
+                line = progress_line((len(units), len(pairs)), (count, total), count - first, now - started)
+                logger.info("%s", line)
+            if stop.wait(every_s[0]):
                 return

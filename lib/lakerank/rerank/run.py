@@ -8,9 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 from lakerank.cost import Calibration, longest_seconds
@@ -26,7 +25,6 @@ from lakerank.logs import about
 from lakerank.plan.conflicts import check_settings, naming_differences
 from lakerank.plan.forecast import forecast, forecast_at_most, log_forecast, total_forecast
 from lakerank.plan.plan import (
-    Plan,
     Tables,
     check_scored,
     check_tables,
@@ -36,12 +34,12 @@ from lakerank.plan.plan import (
     verify_plan_files,
 )
 from lakerank.rerank.plan.builder import ensure_plan
-from lakerank.rerank.plan.next_stage import cost_upper_bound, ensure_next_plan, find_next_plan
+from lakerank.rerank.plan.next_stage import cost_upper_bound, ensure_next_stage, find_next_stage
 from lakerank.rerank.publish import AuditRules, rank_and_publish
 from lakerank.rerank.rank.combine import FusionRule
 from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.score import ScoringJob, ScoringSummary, score_units
-from lakerank.rerank.stage import PLANNING, SCORING, PlannedStage, ScoredRun, Stage, run_scorer
+from lakerank.rerank.stage import SCORING, PlannedStage, ScoredRun, Stage, run_scorer
 from lakerank.runner import DEADLINE_FACTOR, MOST_FIRST_S, Deadline, Runner
 from lakerank.schemas import CANDIDATES, DOCUMENTS
 
@@ -87,7 +85,7 @@ def run(runner: Runner, storage: Storage, job: Rerank, steps: Collection[str] = 
     published = already_published(storage, job)
     if published is not None:
         return published
-    _check_start(storage, job, steps)
+    check_start(storage, job, steps)
     storage.check_writable(job.paths.output)
     announce(storage, job.paths, job.scorer, [stage.scorer for stage in job.stages] if len(job.stages) > 1 else ())
     runner.begin(f"run {job.paths.run_id}")
@@ -150,19 +148,23 @@ def already_published(storage: Storage, job: Rerank) -> dict[str, Any] | None:
     return _timed({"run_id": job.paths.run_id, **outcome, "model_loads": 0}, started)
 
 
-def _check_start(storage: Storage, job: Rerank, steps: Collection[str]) -> None:
+def check_start(storage: Storage, job: Rerank, steps: Collection[str]) -> None:
     """Check what can be checked before the run announces itself, so that a run that cannot start leaves nothing.
 
     Raises:
-        RunConflictError: the run was planned from something else, or has not been planned.
+        RunConflictError: the run was planned from something else, has not been planned, or lacks scores.
         SchemaError, StorageError: a table cannot be read as the contract says.
     """
     check_settings(storage, job.paths, job.config_yaml)
-    if "plan" not in steps:
-        with naming_differences(storage, job.paths, job.config_yaml):
-            existing_plans(storage, job)
-    elif load_plan(storage, job.paths) is None:
-        check_tables(storage, job.tables, with_group_ids=job.rule.per_group is not None)
+    if "plan" in steps:
+        if load_plan(storage, job.paths) is None:
+            check_tables(storage, job.tables, with_group_ids=job.rule.per_group is not None)
+        return
+    with naming_differences(storage, job.paths, job.config_yaml):
+        planned = existing_plans(storage, job)
+    if "score" not in steps:
+        for stage in planned:
+            check_scored(storage, stage.paths, stage.plan)
 
 
 def table_rows(storage: Storage, job: Rerank) -> int:
@@ -190,17 +192,16 @@ def plan_stages(runner: Runner, storage: Storage, job: Rerank) -> list[PlannedSt
     """
     logger.info("plan: reading the keys of %s", job.tables.candidates)
     first = job.stages[0]
-    make = partial(ensure_plan, runner, storage, job.paths, job.tables, first.scorer, first.limits)
-    planned = [PlannedStage(first, job.paths, _timed_plan(storage, job.paths, make))]
-    storage.pin(planned[0].plan.inputs, asdict(job.tables))
+    plan = ensure_plan(runner, storage, job.paths, job.tables, first.scorer, first.limits)
+    storage.pin(plan.inputs, asdict(job.tables))
+    planned = [PlannedStage(first, job.paths, plan)]
     for stage in job.stages[1:]:
-        if stage.top is not None:
-            following = _find_next_stage(storage, job, planned)
+        if stage.top is None:
+            planned.append(ensure_next_stage(runner, storage, job.tables, planned, stage))
+        elif (following := find_next_stage(storage, planned, stage)) is not None:
+            planned.append(following)
         else:
-            following = _plan_next_stage(runner, storage, job, planned)
-        if following is None:
             break
-        planned.append(following)
     return planned
 
 
@@ -218,9 +219,11 @@ def existing_plans(storage: Storage, job: Rerank) -> list[PlannedStage]:
             f"{job.paths.plan}: planned for scorer {plan.scorer}, but this config's model is {first.scorer}; "
             "use the same model section in every step"
         )
-    planned = [PlannedStage(first, job.paths, plan)]
     storage.pin(plan.inputs, asdict(job.tables))
-    while len(planned) < len(job.stages) and (following := _find_next_stage(storage, job, planned)) is not None:
+    planned = [PlannedStage(first, job.paths, plan)]
+    for stage in job.stages[1:]:
+        if (following := find_next_stage(storage, planned, stage)) is None:
+            break
         planned.append(following)
     return planned
 
@@ -233,7 +236,7 @@ def score_stages(
     for number in range(1, len(job.stages) + 1):
         if number > len(planned):
             with about(stage="plan"):
-                planned.append(_plan_next_stage(runner, storage, job, planned))
+                planned.append(ensure_next_stage(runner, storage, job.tables, planned, job.stages[number - 1]))
         _log_stage(job, number)
         summaries.append(_score_stage(runner, storage, job, (planned[number - 1], planned[0])))
     return planned, summaries
@@ -254,28 +257,6 @@ def forecast_stages(
         bound = cost_upper_bound(runner, storage, job.tables, planned[0], number, stage)
         forecasts.append(forecast_at_most(bound, stage.parameters, job.calibration))
     return forecasts
-
-
-def _plan_next_stage(runner: Runner, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]) -> PlannedStage:
-    """The stage after those planned, planned now unless it has been."""
-    stage, paths = job.stages[len(planned)], job.paths.of_stage(len(planned) + 1)
-    make = partial(ensure_next_plan, runner, storage, job.tables, planned, stage)
-    return PlannedStage(stage, paths, _timed_plan(storage, paths, make))
-
-
-def _find_next_stage(storage: Storage, job: Rerank, planned: Sequence[PlannedStage]) -> PlannedStage | None:
-    """The stage after those planned, if it has been planned."""
-    stage, paths = job.stages[len(planned)], job.paths.of_stage(len(planned) + 1)
-    plan = find_next_plan(storage, planned, stage)
-    return None if plan is None else PlannedStage(stage, paths, plan)
-
-
-def _timed_plan(storage: Storage, paths: RunPaths, make: Callable[[], Plan]) -> Plan:
-    started = time.monotonic()
-    plan = make()
-    # Only once: an attempt for which the plan exists would report that planning takes no time.
-    storage.create(join(paths.plan, PLANNING), json_bytes({"seconds": time.monotonic() - started}))
-    return plan
 
 
 def _score_stage(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow as pa
 from lakerank.errors import RunConflictError
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.blobs import ChangedFile
+from lakerank.lake.checksums import json_bytes
 from lakerank.lake.formats import resolve
 from lakerank.lake.formats.snapshot import TableSnapshot
 from lakerank.lake.ids import written_as
@@ -22,7 +24,7 @@ from lakerank.lake.scores import write_reused_units
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments
 from lakerank.plan.index import QueryList, TableIndex, TableName
-from lakerank.plan.lookup import ScoreIndexer, previous_candidates
+from lakerank.plan.lookup import ScoreIndex, previous_candidates
 from lakerank.plan.partitions import Partitions, Splitter, document_ranges, even_edges
 from lakerank.plan.plan import (
     TABLE_SCHEMAS,
@@ -36,8 +38,17 @@ from lakerank.plan.plan import (
     write_sources,
 )
 from lakerank.plan.units import GroupFiles
-from lakerank.rerank.plan.pairs import Join, number_queries, table_index
-from lakerank.rerank.plan.split import pair_records, score_lookup, score_records, split_pairs, write_units
+from lakerank.rerank.plan.steps import (
+    Join,
+    number_queries,
+    pair_records,
+    score_index,
+    score_records,
+    split_pairs,
+    table_index,
+    write_units,
+)
+from lakerank.rerank.stage import PLANNING
 from lakerank.runner import Counts, Runner, gather, total_of
 
 logger = logging.getLogger(__name__)
@@ -71,31 +82,37 @@ def ensure_plan(
         "the config in its folder"
     )
     builder = PlanBuilder(runner, storage, paths, secrets.token_hex(4), limits)
-    return stored_plan(storage, paths, made_from, conflict, lambda: builder.plan(tables, scorer, made_from))
+    return PlanOrigin(paths, made_from, conflict).ensure(storage, lambda: builder.plan(tables, scorer, made_from))
 
 
-def find_plan(storage: Storage, paths: RunPaths, made_from: str, conflict: str) -> Plan | None:
-    """The plan of a run or of a later stage, if there is one; RunConflictError if its inputs differ."""
-    plan = load_plan(storage, paths)
-    if plan is not None and plan.made_from != made_from:
-        raise RunConflictError(f"{paths.plan}: {conflict}")
-    return plan
+class PlanOrigin(NamedTuple):
+    """What the plan of a run or of a later stage is made from, and what a plan made from something else conflicts
+    with."""
 
+    paths: RunPaths
+    made_from: str
+    conflict: str
 
-def stored_plan(
-    storage: Storage, paths: RunPaths, made_from: str, conflict: str, make_plan: Callable[[], Plan]
-) -> Plan:
-    """The plan of a run or of a later stage, as of `find_plan`; else one is made, and stored unless another driver has
-    stored one meanwhile."""
-    plan = find_plan(storage, paths, made_from, conflict)
-    if plan is not None:
-        logger.info("plan: reused from an earlier attempt at run %s", paths.run_id)
+    def find(self, storage: Storage) -> Plan | None:
+        """The plan, if there is one. Raises RunConflictError: it was made from something else."""
+        plan = load_plan(storage, self.paths)
+        if plan is not None and plan.made_from != self.made_from:
+            raise RunConflictError(f"{self.paths.plan}: {self.conflict}")
         return plan
-    plan = make_plan()
-    if storage.create(paths.plan_file, plan.to_json()):
-        return plan
-    logger.warning("%s was written by another driver meanwhile: resuming with its plan", paths.plan_file)
-    return find_plan(storage, paths, made_from, conflict) or plan
+
+    def ensure(self, storage: Storage, make_plan: Callable[[], Plan]) -> Plan:
+        """The plan, as of `find`; else one is made, and stored unless another driver has stored one meanwhile."""
+        plan = self.find(storage)
+        if plan is not None:
+            logger.info("plan: reused from an earlier attempt at run %s", self.paths.run_id)
+            return plan
+        started = time.monotonic()
+        plan = make_plan()
+        if storage.create(self.paths.plan_file, json_bytes(asdict(plan))):
+            storage.replace(join(self.paths.plan, PLANNING), json_bytes({"seconds": time.monotonic() - started}))
+            return plan
+        logger.warning("%s was written by another driver meanwhile: resuming with its plan", self.paths.plan_file)
+        return self.find(storage) or plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +144,7 @@ class PlanBuilder:
         previous = previous_candidates(storage, self.paths)
         ranges = document_ranges(documents.chunks)
         step = Join(storage, self.folder, queries, ranges, bits, bucket_rows, previous)
-        joined = step.run(self.runner, inputs["candidates"], documents, self.limits.task_sizes.batch_rows)
+        joined = step.run(self.runner, inputs["candidates"], documents)
         split = self.split(scorer, documents, queries, joined, bits)
         counts: Any = {name: total_of(joined, name) for name in _OF_CANDIDATES}
         first_queries = self._first_queries(joined, bucket_rows)
@@ -176,7 +193,7 @@ class PlanBuilder:
         edges = even_edges(sizes, self._tasks(sum(sizes.values())))
         partitions = Partitions(document_ranges(documents.chunks), edges)
         splitter = Splitter(documents, queries, self.limits.max_queries_per_group, self.limits.readings)
-        scores = score_lookup(self.runner, ScoreIndexer(self.storage, self.paths.output, scorer))
+        scores = score_index(self.runner, ScoreIndex(self.storage, self.paths.output, scorer))
         records = [pair_records(self.runner, self.storage, pairs_in or self.folder, partitions)]
         if scores.names:
             records.append(score_records(self.runner, scores, splitter, partitions, bits))
@@ -191,8 +208,7 @@ class PlanBuilder:
 
     def _tasks(self, pairs: int) -> int:
         """How many tasks pairs are spread over."""
-        most = self.limits.task_sizes.pairs
-        return max(1, pairs // most, min(2 * self.runner.parallelism, pairs // PAIRS_AT_LEAST))
+        return max(1, pairs // self.limits.task_pairs, min(2 * self.runner.parallelism, pairs // PAIRS_AT_LEAST))
 
     def _bucket_rows(self, candidates: int, queries: QueryList) -> int:
         """Neighbouring queries that are counted together: few enough for even files, and not so few that the counts

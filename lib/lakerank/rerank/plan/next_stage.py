@@ -13,16 +13,16 @@ import pyarrow.compute as pc
 
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.checksums import json_bytes
-from lakerank.lake.runs import RunPaths, read_json
+from lakerank.lake.runs import read_json
 from lakerank.lake.storage import Storage, join
 from lakerank.plan.forecast import CostUpperBound, costliest
 from lakerank.plan.index import TableIndex, chunks_and_rows, query_list, ranked_files
-from lakerank.plan.pairs import PAIRS, chosen_pairs, flat, key_hash, part_of
+from lakerank.plan.pairs import PAIRS, chosen_pairs, flat, hash_parts
 from lakerank.plan.partitions import DOCUMENT_PAIRS, PAIR, DocumentRanges, Partitions, document_ranges, even_edges
 from lakerank.plan.plan import Plan, Tables, part_name, planned_documents, read_part, write_part
 from lakerank.ranking import ranks
-from lakerank.rerank.plan.builder import PlanBuilder, find_plan, stored_plan
-from lakerank.rerank.plan.split import pair_records, sort_and_pack
+from lakerank.rerank.plan.builder import PlanBuilder, PlanOrigin
+from lakerank.rerank.plan.steps import pair_records
 from lakerank.rerank.rank.lists import SCORED_KIND, Results, result_batches, scored_batches
 from lakerank.rerank.rank.write import SCORED, rank_order
 from lakerank.rerank.stage import PlannedStage, Stage
@@ -32,10 +32,10 @@ _CHOSEN_PAIRS = pa.schema([("doc_id", pa.string()), ("query", pa.int32())])
 _QUERIES = pa.schema([("query", pa.int32())])
 
 
-def ensure_next_plan(
+def ensure_next_stage(
     runner: Runner, storage: Storage, tables: Tables, before: Sequence[PlannedStage], stage: Stage
-) -> Plan:
-    """The plan of the stage after `before`: an earlier attempt's, else a new one.
+) -> PlannedStage:
+    """The stage after `before` with its plan: an earlier attempt's, else a new one.
 
     A stage over the top-k pairs of each query is planned from the scores of the stage before it, which must be there.
 
@@ -43,33 +43,29 @@ def ensure_next_plan(
         RunConflictError: it was planned for another scorer, or for another number of pairs a query.
         ChangedFile: a file of the documents is not what it was when the first stage was planned.
     """
+    origin = _origin(before, stage)
+    builder = PlanBuilder(runner, storage, origin.paths, secrets.token_hex(4), stage.limits)
+    plan = origin.ensure(storage, lambda: _plan(builder, tables, before, stage))
+    return PlannedStage(stage, origin.paths, plan)
+
+
+def find_next_stage(storage: Storage, before: Sequence[PlannedStage], stage: Stage) -> PlannedStage | None:
+    """The stage after some others, as of `ensure_next_stage`; None if it has not been planned."""
+    origin = _origin(before, stage)
+    plan = origin.find(storage)
+    return None if plan is None else PlannedStage(stage, origin.paths, plan)
+
+
+def _origin(before: Sequence[PlannedStage], stage: Stage) -> PlanOrigin:
     paths = before[0].paths.of_stage(len(before) + 1)
-    builder = PlanBuilder(runner, storage, paths, secrets.token_hex(4), stage.limits)
-    made_from = _made_from(before, stage)
-    return stored_plan(storage, paths, made_from, _conflict(paths), lambda: _plan(builder, tables, before, stage))
-
-
-def find_next_plan(storage: Storage, before: Sequence[PlannedStage], stage: Stage) -> Plan | None:
-    """The plan of the stage after some others; None if it has not been planned.
-
-    Raises:
-        RunConflictError: it was planned for another scorer, or for another number of pairs a query.
-    """
-    paths = before[0].paths.of_stage(len(before) + 1)
-    return find_plan(storage, paths, _made_from(before, stage), _conflict(paths))
-
-
-def _conflict(paths: RunPaths) -> str:
-    return (
+    attempts = [planned.plan.attempt for planned in (before[:1] if stage.top is None else before)]
+    limits = stage.limits.identity()
+    made_from = fingerprint({"passes": attempts, "scorer": stage.scorer, "top": stage.top, "limits": limits})
+    conflict = (
         f"stage {paths.stage} of run {paths.run_id!r} was planned for another model, other limits or another `top`; "
         "use another --run-id, or the config in the run's folder"
     )
-
-
-def _made_from(before: Sequence[PlannedStage], stage: Stage) -> str:
-    attempts = [planned.plan.attempt for planned in (before[:1] if stage.top is None else before)]
-    limits = stage.limits.identity()
-    return fingerprint({"passes": attempts, "scorer": stage.scorer, "top": stage.top, "limits": limits})
+    return PlanOrigin(paths, made_from, conflict)
 
 
 def _plan(builder: PlanBuilder, tables: Tables, before: Sequence[PlannedStage], stage: Stage) -> Plan:
@@ -88,7 +84,7 @@ def _plan(builder: PlanBuilder, tables: Tables, before: Sequence[PlannedStage], 
         first.plan,
         attempt=builder.attempt,
         scorer=stage.scorer,
-        made_from=_made_from(before, stage),
+        made_from=_origin(before, stage).made_from,
         candidates=total_of(pairs, "candidates"),
         documents=total_of(pairs, "documents"),
         duplicates=0,
@@ -128,7 +124,7 @@ def write_top_pairs(
         order = rank_order(query, scored["logit"].to_numpy(), scored["doc_id"].combine_chunks())
         rank = ranks(np.diff(query[order], prepend=-1) != 0)
         top = scored.select(_CHOSEN_PAIRS.names).take(pa.array(order[rank <= k])).combine_chunks()
-        yield from sort_and_pack(PAIR, part_of(key_hash(top["doc_id"].combine_chunks()), bits), top)
+        yield from pack(PAIR, hash_parts(top["doc_id"], bits), top)
 
     def keep(part: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         if records[PAIR].num_rows:
@@ -178,9 +174,8 @@ def _query_totals(runner: Runner, storage: Storage, first: PlannedStage, top: in
 
     def read(name: str) -> Iterator[pa.RecordBatch]:
         _, queries, _ = flat(read_part(storage, join(folder, name), PAIRS))
-        ordered = np.sort(queries)
-        rows = pa.Table.from_arrays([pa.array(ordered.astype(np.int32))], schema=_QUERIES)
-        yield from pack(PAIR, files.of_numbers(ordered), rows)
+        rows = pa.Table.from_arrays([pa.array(queries.astype(np.int32))], schema=_QUERIES)
+        yield from pack(PAIR, files.of_numbers(queries), rows)
 
     def count(_: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         distinct, listed = np.unique(records[PAIR]["query"].to_numpy(), return_counts=True)

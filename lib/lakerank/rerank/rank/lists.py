@@ -193,6 +193,4 @@ def _reject_batches(rows: pa.Table, lists: RankedFiles) -> Iterator[pa.RecordBat
     if not rows.num_rows:
         return
     files = lists.of_ids(rows["query_id"].combine_chunks())
-    order = np.argsort(files, kind="stable")
-    rows = rows.take(pa.array(order)).select(_REJECTED.names).cast(_REJECTED)
-    yield from pack(_REJECTED_KIND, files[order], rows)
+    yield from pack(_REJECTED_KIND, files, rows.select(_REJECTED.names).cast(_REJECTED))

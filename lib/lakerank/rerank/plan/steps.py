@@ -1,0 +1,266 @@
+"""The steps of a plan, distributed: index, number, join; lookup, split and cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lakerank.cost import Sizing
+from lakerank.lake.scores import UNITS, write_unit_list
+from lakerank.lake.storage import Storage, join
+from lakerank.lake.tables import Fragment, parquet_bytes
+from lakerank.plan.index import (
+    Chunk,
+    QueryList,
+    TableIndex,
+    TableName,
+    table_chunks,
+    write_chunk_index,
+    write_query_list,
+)
+from lakerank.plan.lookup import (
+    CONTENT_SCORES,
+    DOCUMENT_CONTENTS,
+    PreviousCandidates,
+    ScoreIndex,
+    document_contents,
+    match_contents,
+)
+from lakerank.plan.pairs import (
+    CANDIDATE,
+    DOCUMENT,
+    JOIN_RECORDS,
+    PAIRS,
+    UNMATCHED_CANDIDATE,
+    flat,
+    grouped_candidates,
+    hash_parts,
+    located_documents,
+    validate_pairs,
+)
+from lakerank.plan.partitions import (
+    DOCUMENT_PAIRS,
+    PAIR,
+    SCORE,
+    SPLIT_RECORDS,
+    DocumentRanges,
+    Partitions,
+    Splitter,
+)
+from lakerank.plan.plan import BATCH_ROWS, read_part, write_part
+from lakerank.plan.units import Cuts, GroupFiles, unit_name, unit_rows
+from lakerank.runner import BATCHES, COUNTS, Counts, Rows, Runner, gather, histogram, one_row, pack, totals
+from lakerank.schemas import CANDIDATES
+
+_ROWS = pa.schema([("rows", pa.int64())])
+_KEYS = ("query_id", "doc_id", "first_stage_rank")
+#: Record types of the lookup.
+_CONTENT_SCORE, _CONTENT = 0, 1
+_LOOKUP_RECORDS = {_CONTENT_SCORE: CONTENT_SCORES, _CONTENT: DOCUMENT_CONTENTS}
+
+_FILE = pa.schema([("file", pa.string())])
+_REPORT = pa.schema([("task", pa.int64()), ("units", pa.int64()), ("largest", pa.int64())])
+
+
+def table_index(
+    runner: Runner, storage: Storage, output: str, table: TableName, files: Sequence[Fragment], sizing: Sizing
+) -> TableIndex:
+    """The index of a table; missing index files are written first."""
+    folder = join(output, "index", table)
+    chunks = table_chunks(files)
+    existing = set(storage.list_names(folder))
+    missing = [chunk for chunk in chunks if chunk.index_name not in existing]
+
+    def write(chunk: Chunk) -> Iterator[pa.RecordBatch]:
+        yield one_row(_ROWS, write_chunk_index(storage, folder, table, chunk))
+
+    if missing:
+        runner.describe(f"plan: index {table}, {len(missing)} of {len(chunks)} chunks")
+        gather(runner, missing, write, _ROWS, tasks=max(4 * runner.parallelism, len(missing) // 8))
+    return TableIndex(storage, folder, chunks, sizing)
+
+
+def number_queries(runner: Runner, index: TableIndex, folder: str) -> QueryList:
+    """Sort and number the queries of an index in one task: as many as its memory holds, some ten million."""
+
+    def write(_: int) -> Iterator[pa.RecordBatch]:
+        yield one_row(_ROWS, write_query_list(index, folder))
+
+    runner.describe("plan: sort and number the queries")
+    return QueryList(index.storage, folder, gather(runner, [0], write, _ROWS)["rows"][0].as_py())
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Validates candidates by document id in 2^bits parts: pairs to score go to `pairs/`, the others to `rejects/`.
+
+    Pairs are counted by document range and by buckets of `bucket_rows` neighbouring queries. Of the last published
+    run's candidates (`previous`), those that are still listed are counted.
+    """
+
+    storage: Storage
+    folder: str
+    queries: QueryList
+    ranges: DocumentRanges
+    bits: int
+    bucket_rows: int
+    previous: PreviousCandidates | None
+
+    def run(self, runner: Runner, candidates: Sequence[Fragment], documents: TableIndex) -> Counts:
+        """Validate all candidates.
+
+        Returns:
+            Totals, and numbers of pairs by document `range` and by `bucket` of queries.
+        """
+
+        def read_candidates(chunk: Chunk) -> Iterator[pa.RecordBatch]:
+            batches = (batch for *_, batch in chunk.read(self.storage, CANDIDATES, _KEYS))
+            for rows in concatenated(batches, BATCH_ROWS):
+                listed, unmatched = grouped_candidates(rows, self.queries)
+                yield from pack(CANDIDATE, hash_parts(listed["doc_id"], self.bits), listed)
+                yield from pack(UNMATCHED_CANDIDATE, hash_parts(unmatched["doc_id"], self.bits), unmatched)
+
+        def read_documents(chunk: int) -> Iterator[pa.RecordBatch]:
+            located = located_documents(documents, chunk)
+            yield from pack(DOCUMENT, hash_parts(located["doc_id"], self.bits), located)
+
+        rows = sum(file.rows for file in candidates)
+        runner.describe(f"plan: join {rows} candidates with documents and queries")
+        chunks = table_chunks(candidates, max(1, min(BATCH_ROWS, -(-rows // (2 * runner.parallelism)))))
+        records = [
+            runner.scatter(chunks, read_candidates, BATCHES, max(4 * runner.parallelism, rows // BATCH_ROWS)),
+            runner.scatter(range(len(documents.chunks)), read_documents, BATCHES, documents.tasks(runner.parallelism)),
+        ]
+        return runner.summed(runner.exchange(records, 2**self.bits, JOIN_RECORDS, self._validate, COUNTS))
+
+    def _validate(self, part: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        validated = validate_pairs(records, self.queries)
+        rows, numbers, _ = flat(validated.pairs)
+        for name, table in (("pairs", validated.pairs), ("rejects", validated.rejects)):
+            if table.num_rows:
+                write_part(self.storage, join(self.folder, name), part, table)
+        retained = self.previous.retained(part, self.bits, validated, self.queries) if self.previous else 0
+        rejected, duplicates, documents = validated.rejects.num_rows, validated.duplicates, validated.documents
+        yield totals({"candidates": len(rows) + rejected, "rejected": rejected, "duplicates": duplicates})
+        yield totals({"documents": documents, "retained": retained})
+        yield histogram("range", self.ranges.of(validated.pairs["document"].to_numpy()[rows]))
+        yield histogram("bucket", numbers // self.bucket_rows)
+
+
+def concatenated(batches: Iterator[pa.RecordBatch], batch_rows: int) -> Iterator[pa.Table]:
+    """Batches put together to `batch_rows` rows or a little more."""
+    buffered: list[pa.RecordBatch] = []
+    for batch in batches:
+        buffered.append(batch)
+        if sum(rows.num_rows for rows in buffered) >= batch_rows:
+            yield pa.Table.from_batches(buffered).combine_chunks()
+            buffered = []
+    if buffered:
+        yield pa.Table.from_batches(buffered).combine_chunks()
+
+
+def score_index(runner: Runner, index: ScoreIndex) -> ScoreIndex:
+    """A scorer's stored scores; missing index files are written first. Corrupt unit files do not count."""
+    index, missing = index.listed()
+    if not missing:
+        return index
+
+    def write(units: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        yield one_row(_FILE, index.write(units))
+
+    runner.describe(f"plan: index the scores of {sum(map(len, missing))} units")
+    written = gather(runner, missing, write, _FILE)["file"].drop_null().to_pylist()
+    return replace(index, names=tuple(sorted({*index.names, *written})))
+
+
+def score_records(runner: Runner, scores: ScoreIndex, splitter: Splitter, partitions: Partitions, bits: int) -> Rows:
+    """Stored scores as SCORE records, packed for the partitions of the documents that have their content now.
+
+    Scores and documents meet by content, in 2^bits parts.
+    """
+    documents, queries = splitter.documents, splitter.queries
+
+    def read_scores(name: str) -> Iterator[pa.RecordBatch]:
+        rows = scores.read(name, queries)
+        yield from pack(_CONTENT_SCORE, hash_parts(rows["doc_hash"], bits), rows)
+
+    def read_documents(chunk: int) -> Iterator[pa.RecordBatch]:
+        rows = document_contents(documents, chunk)
+        yield from pack(_CONTENT, hash_parts(rows["doc_hash"], bits), rows)
+
+    def match(_: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        matches = match_contents(tables[_CONTENT_SCORE], tables[_CONTENT])
+        yield from pack(SCORE, partitions.of(matches["document"].to_numpy()), matches)
+
+    records = [
+        runner.scatter(scores.names, read_scores, BATCHES, tasks=8 * runner.parallelism),
+        runner.scatter(range(len(documents.chunks)), read_documents, BATCHES, documents.tasks(runner.parallelism)),
+    ]
+    return runner.exchange(records, 2**bits, _LOOKUP_RECORDS, match, BATCHES)
+
+
+def pair_records(runner: Runner, storage: Storage, folder: str, partitions: Partitions) -> Rows:
+    """The pairs of a plan folder's `pairs/` as PAIR records, packed for partitions."""
+    pairs = join(folder, "pairs")
+
+    def read(name: str) -> Iterator[pa.RecordBatch]:
+        rows = read_part(storage, join(pairs, name), PAIRS).drop_columns(["doc_id"])  # in the order of documents
+        yield from pack(PAIR, partitions.of(rows["document"].to_numpy()), rows.cast(DOCUMENT_PAIRS))
+
+    return runner.scatter(storage.list_names(pairs), read, BATCHES)
+
+
+def split_pairs(runner: Runner, splitter: Splitter, folder: str, records: Sequence[Rows], partitions: int) -> Counts:
+    """Split PAIR and SCORE records: new pairs go to `groups/`, scored ones to `reused/`, a file a partition.
+
+    Returns:
+        Totals, the `cost` of each partition's groups, and (under "unit …") the units whose scores are reused.
+    """
+
+    storage = splitter.documents.storage
+
+    def split(number: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        groups, reused, counts = splitter.split(tables[PAIR], tables[SCORE])
+        for name, table in (("groups", groups), ("reused", reused)):
+            if table.num_rows:
+                write_part(storage, join(folder, name), number, table)
+        yield totals(counts)
+        yield totals({"cost": pc.sum(groups["cost"], min_count=0).as_py()}, number)
+        yield totals({f"unit {unit}": 1 for unit in pc.unique(reused["unit"]).to_pylist()})
+
+    return runner.summed(runner.exchange(records, partitions, SPLIT_RECORDS, split, COUNTS))
+
+
+def write_units(
+    runner: Runner, groups: GroupFiles, queries: QueryList, unit_tokens: int
+) -> tuple[tuple[int, ...], int]:
+    """Cut groups into units of about `unit_tokens`: a file each in `units/`, and lists of them in `unit_lists/`.
+
+    Returns:
+        How many units each list names, in file order, and the cost of the largest.
+    """
+    total = sum(groups.costs.values())
+    cuts = Cuts.near(total, max(1, min(unit_tokens, total // (2 * runner.parallelism))))
+    tasks = min(cuts.units, max(4 * runner.parallelism, cuts.units // 64)) if total else 0
+    shares = [(task * cuts.units // tasks, (task + 1) * cuts.units // tasks) for task in range(tasks)]
+    storage, folder = groups.storage, groups.folder
+
+    def cut(task: int) -> Iterator[pa.RecordBatch]:
+        units = []
+        for unit in groups.units(cuts, *shares[task]):
+            rows = unit_rows(unit, queries)
+            name = unit_name(rows)
+            storage.replace(join(folder, "units", f"{name}.parquet"), parquet_bytes(rows, max(1, rows.num_rows)))
+            pairs = pc.sum(pc.list_value_length(rows["queries"])).as_py()
+            units.append({"unit": name, "groups": rows.num_rows, "pairs": pairs, "cost": pc.sum(unit["cost"]).as_py()})
+        table = pa.Table.from_pylist(units, schema=UNITS)
+        write_unit_list(storage, folder, task, table)
+        largest = pc.max(table["cost"]).as_py() or 0
+        yield one_row(_REPORT, task, len(units), largest)
+
+    runner.describe(f"plan: cut {cuts.units} units")
+    report = gather(runner, range(tasks), cut, _REPORT).sort_by("task")
+    return tuple(report["units"].to_pylist()), max(report["largest"].to_pylist(), default=0)
