@@ -7,6 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lakerank.cli.resolve import CHECKED_FILES, input_faults
+from lakerank.config import resolve_config
 from lakerank.lake.storage import Storage
 from lakerank.lake.trial import deadly_file, deadly_message
 from lakerank.spark.runtime.crash import spark_failure
@@ -32,6 +34,19 @@ def test_the_file_that_kills_its_reader_is_named(tmp_path: Path) -> None:
     assert deadly_file(Storage(), [str(whole), str(empty), bad, str(whole)], ()) == (bad, "SIGABRT")
     assert "c.parquet: damaged" in deadly_message(bad, "SIGABRT")
     assert deadly_file(Storage(), [str(whole), str(empty)], ["doc_id"]) is None
+
+
+def test_any_file_that_would_kill_a_job_alone_is_named_before_it(tmp_path: Path) -> None:
+    rows = {"doc_id": ["d"], "query_id": ["q"], "text": ["x"]}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    (tmp_path / "documents").mkdir()
+    for number in range(CHECKED_FILES + 1):
+        pq.write_table(pa.table(rows), tmp_path / "documents" / f"{number:02}.parquet")
+    bad = deadly(tmp_path / "documents" / "99.parquet")
+    tables = dict.fromkeys(("queries", "candidates"), str(tmp_path / "rows.parquet"))
+    config = resolve_config({"lake": {**tables, "documents": str(tmp_path / "documents"), "output": str(tmp_path)}})
+    (fault,) = input_faults(config, Storage(), cluster=False)
+    assert str(fault) == deadly_message(bad, "SIGABRT")
 
 
 def test_deaths_of_workers_are_told_apart() -> None:

@@ -33,7 +33,7 @@ from lakerank.lake.formats.output import OutputTable, check_output
 from lakerank.lake.runs import RunPaths, read_config, read_json, read_manifest
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.lake.tables import fragments
-from lakerank.lake.trial import deadly_file, deadly_message
+from lakerank.lake.trial import START_TRIAL_S, deadly_file, deadly_message
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.checkpoint import MINILM_EN, fetch_command
 from lakerank.model.routed import ModelSpec, RoutedSpec
@@ -114,7 +114,8 @@ def input_faults(config: Config, storage: Storage, cluster: bool) -> list[Lakera
     files: list[str] = []
     for name, (address, schema) in input_tables(config).items():
         try:
-            files += _check_footers(storage, address, schema)
+            of_table = _check_footers(storage, address, schema)
+            files += of_table[:CHECKED_FILES] if cluster else of_table  # Spark's workers die for the job
         except (SchemaError, StorageError) as error:
             faults.append(type(error)(f"lake.{name}: {error}"))
     try:
@@ -123,7 +124,7 @@ def input_faults(config: Config, storage: Storage, cluster: bool) -> list[Lakera
     except LakerankError as error:
         message = f"lake.ranked_table: {error}"
         faults.append(ConfigError([message]) if isinstance(error, ConfigError) else type(error)(message))
-    if deadly := deadly_file(storage, files, ()):
+    if deadly := deadly_file(storage, files, (), START_TRIAL_S):
         faults.append(StorageError(deadly_message(*deadly)))
     if not cluster and config.device.startswith("cuda") and not any(Path(driver).exists() for driver in GPU_DRIVERS):
         faults.append(CheckpointError(f"model.device: {config.device}, but this machine has no GPU; say cpu or auto"))
@@ -153,10 +154,10 @@ def without_faults(faults: Sequence[LakerankError], make: Callable[[], Record]) 
 
 
 def _check_footers(storage: Storage, address: str, schema: pa.Schema) -> list[str]:
-    """Check the columns of a table's first files, and return those files."""
+    """Check the columns of a table's first files, and return all."""
     snapshot = resolve(storage, address)
-    first = replace(snapshot, files=snapshot.files[:CHECKED_FILES])
-    return [fragment.file.uri for fragment in fragments(storage, first, schema, whole=lambda file: True)]
+    fragments(storage, replace(snapshot, files=snapshot.files[:CHECKED_FILES]), schema, whole=lambda file: True)
+    return [file.uri for file in snapshot.files]
 
 
 def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:

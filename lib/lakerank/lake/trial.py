@@ -19,17 +19,19 @@ from lakerank.credentials import redacted
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import opened
 
-#: Seconds after which the rest of the files is given up.
-TRIAL_S = 120
+#: Seconds after which the rest of the files is given up: after a worker has died, and before a job that may run alone.
+TRIAL_S, START_TRIAL_S = 120, 15
 
 _BATCH_ROWS = 256
 
 
-def deadly_file(storage: Storage, files: Sequence[str], columns: Sequence[str]) -> tuple[str, str] | None:
+def deadly_file(
+    storage: Storage, files: Sequence[str], columns: Sequence[str], seconds: float = TRIAL_S
+) -> tuple[str, str] | None:
     """The first of some Parquet files whose reading kills a process, and by which signal; None when none does.
 
     Their footers are read, and the rows of `columns` where there are any. Arrow ends the process, instead of raising,
-    where a footer contradicts itself. Gives up after TRIAL_S: then it is not known either.
+    where a footer contradicts itself. Gives up after some seconds: then it is not known either.
     """
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
@@ -39,7 +41,7 @@ def deadly_file(storage: Storage, files: Sequence[str], columns: Sequence[str]) 
             command,
             input=pickle.dumps((storage, list(files), list(columns))),
             capture_output=True,
-            timeout=TRIAL_S,
+            timeout=seconds,
             env=environment,
             check=False,
         )
