@@ -56,11 +56,12 @@ def test_a_config_of_the_same_tables_is_passed_over_in_silence(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tables = {name: f"mine/{name}" for name in ("documents", "queries", "candidates")}
+    tables = {"documents": "mine/documents", "queries": "mine/queries", "candidates": "delta+mine/candidates"}
     record(tmp_path, lake_config(tmp_path, **tables, qrels=None))
     caplog.set_level("INFO")
     found = read(tmp_path, "lake.queries=./mine/../mine/queries", lake={**tables, "output": "o"})
     assert found.lake.documents == str(tmp_path / "mine/documents")
+    assert found.lake.candidates == f"delta+{tmp_path}/mine/candidates"
     assert caplog.messages == []
 
 

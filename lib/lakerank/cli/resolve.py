@@ -28,6 +28,7 @@ from lakerank.config import (
 from lakerank.cost import Calibration
 from lakerank.credentials import without_credentials
 from lakerank.errors import CheckpointError, ConfigError, LakerankError, RunNotFoundError, SchemaError, StorageError
+from lakerank.lake import absolute
 from lakerank.lake.formats import resolve
 from lakerank.lake.formats.output import OutputTable, check_output
 from lakerank.lake.runs import RunPaths, read_config, read_json, read_manifest
@@ -38,7 +39,7 @@ from lakerank.limits import Limits, LogitScale
 from lakerank.model.checkpoint import MINILM_EN, fetch_command
 from lakerank.model.routed import ModelSpec, RoutedSpec
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
-from lakerank.plan.conflicts import absolute, changed_settings
+from lakerank.plan.conflicts import changed_settings
 from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.ranking import Fusion
 from lakerank.settings import parse_settings, read_yaml

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOCAL_SCHEMES = ("", "file", "local")
+DELTA, ICEBERG = "delta+", "iceberg://"
 _WILDCARD = re.compile(r"[*?\[]")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
@@ -43,6 +44,13 @@ def local_path(uri: str) -> Path:
     """The path of a local name. Nothing is percent-decoded: fsspec does not either."""
     bare = _SCHEME.sub("", uri, count=1)
     return Path(bare.removeprefix("file:")).expanduser()
+
+
+def absolute(address: str) -> str:
+    """The address of a table from any folder: a local path begins at the root. `embedded` stays as it is."""
+    prefix = DELTA if address.startswith(DELTA) else ""
+    path = address.removeprefix(prefix)
+    return f"{prefix}{local_path(path).absolute()}" if is_local(path) and path != "embedded" else address
 
 
 def has_wildcard(uri: str) -> bool:

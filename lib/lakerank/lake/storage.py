@@ -15,7 +15,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 
 from lakerank.credentials import Known, known, learn, redacted
 from lakerank.errors import StorageError
-from lakerank.lake import checksums, is_local, join, local_path
+from lakerank.lake import DELTA, ICEBERG, checksums, is_local, join, local_path
 from lakerank.lake.backends import LISTING_BYTES, FileInfo, StoredFile, TimedFile, is_transient, storage_errors, within
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
@@ -214,6 +214,8 @@ class Storage:
             self.delete(probe)
 
     def _backend(self, uri: str) -> Backend:
+        if uri.startswith((DELTA, ICEBERG)):
+            raise StorageError(f"{redacted(uri)}: this is in a table's address, and no place for files: name a folder")
         return LocalBackend() if is_local(uri) else ObjectStoreBackend(self.options)
 
     def _retry(self, uri: str, action: str, operation: Callable[[Backend], T], *missing: D, size: int = 0) -> T | D:

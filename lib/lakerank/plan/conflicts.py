@@ -10,7 +10,7 @@ from typing import Any
 
 from lakerank.credentials import redacted, without_credentials
 from lakerank.errors import ConfigError, RunConflictError
-from lakerank.lake import is_local, local_path
+from lakerank.lake import absolute, is_local
 from lakerank.lake.runs import RunPaths, read_config
 from lakerank.lake.storage import Storage
 from lakerank.settings import parse_settings
@@ -83,11 +83,6 @@ def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: settings}
     pairs = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in settings.items()]
     return {name: value for pair in pairs for name, value in pair.items()}
-
-
-def absolute(address: str) -> str:
-    """The address of a table from any folder: a local path begins at the root. `embedded` stays as it is."""
-    return str(local_path(address).absolute()) if is_local(address) and address != "embedded" else address
 
 
 def _comparable(name: str, value: Any) -> Any:

@@ -43,6 +43,19 @@ def test_rows_of_a_version_are_those_that_deltalake_reads(tmp_path: Path) -> Non
     assert by_id(rows_read(f"delta+file://{folder}")) == now
 
 
+def test_a_snapshot_of_a_folder_is_found_from_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_deltalake(tmp_path / "docs", documents("a"))
+    monkeypatch.chdir(tmp_path)
+    assert resolve(Storage(), "delta+docs").address == f"delta+{tmp_path}/docs@0"
+
+
+@pytest.mark.parametrize("address", ["delta+{}", "iceberg://lake/db.docs"])
+def test_nothing_is_written_below_a_tables_address(tmp_path: Path, address: str) -> None:
+    with pytest.raises(StorageError, match="name a folder"):
+        Storage().check_writable(address.format(tmp_path / "docs"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_value_that_is_only_in_the_log_fills_a_column(tmp_path: Path) -> None:
     folder = tmp_path / "docs"
     texts = ["a b/c%", None, "é=ü"]

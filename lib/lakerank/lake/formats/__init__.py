@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lakerank.lake import DELTA, ICEBERG
 from lakerank.lake.formats import delta, iceberg, plain
 from lakerank.lake.formats.snapshot import TableSnapshot
 from lakerank.lake.storage import Storage
 
-_FORMATS = {"iceberg://": iceberg.snapshot, "delta+": delta.snapshot}
+_FORMATS = {ICEBERG: iceberg.snapshot, DELTA: delta.snapshot}
 
 
 def resolve(storage: Storage, address: str) -> TableSnapshot:

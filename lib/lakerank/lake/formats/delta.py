@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from lakerank.credentials import redacted
 from lakerank.errors import ConfigError, DependencyError, LakerankError, StorageError
-from lakerank.lake import is_local, join, local_path, scheme
+from lakerank.lake import absolute, is_local, join, local_path, scheme
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.backends.s3 import delta_options
 from lakerank.lake.formats.snapshot import Field, TableFile, TableSnapshot, nested_fields, packed
@@ -63,14 +63,14 @@ def parse(address: str) -> tuple[str, str | None]:
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise ConfigError([f"{redacted(address)}: expected delta+ADDRESS, with @VERSION for another than the latest"])
-    return match["table"], match["version"]
+    return absolute(match["table"]), match["version"]
 
 
 def location(storage: Storage, address: str, root: str) -> tuple[str, dict[str, str]]:
     """Where deltalake finds a folder, and its options. Raises DependencyError: it is not installed."""
     if importlib.util.find_spec("deltalake") is None:
         raise DependencyError(f"{redacted(address)}: needs deltalake: pip install 'lakerank[delta]'")
-    return (str(local_path(root).absolute()), {}) if is_local(root) else (root, delta_options(storage.options))
+    return (str(local_path(root)), {}) if is_local(root) else (root, delta_options(storage.options))
 
 
 def _load(storage: Storage, address: str, root: str, version: str | None) -> Any:
