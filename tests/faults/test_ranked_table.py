@@ -44,7 +44,7 @@ def rows(kind: str, lake: IcebergLake, folder: Path) -> pa.Table:
     return table.sort_by([("query_id", "ascending"), ("rank", "ascending")])
 
 
-@pytest.mark.parametrize("append", [False, True], ids=["overwrite", "append"])
+@pytest.mark.parametrize("append", [pytest.param(False, marks=pytest.mark.full), True], ids=["overwrite", "append"])
 @pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
 def test_a_driver_killed_around_its_commit_leaves_it_to_the_next(
     deployment: Any, iceberg: IcebergLake, kind: str, point: tuple[str, str, int], append: bool, tmp_path: Path

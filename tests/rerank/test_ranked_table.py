@@ -15,7 +15,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from lakerank.audit import Bounds
 from lakerank.errors import ConfigError, SchemaError, StorageError
-from lakerank.lake.formats.output import OutputTable, RunRows, check_output, write_rows
+from lakerank.lake.formats.output import CommitConflict, OutputTable, RunRows, _Delta, check_output, write_rows
 from lakerank.lake.storage import Storage
 from lakerank.rerank.publish import AuditRules, Override
 from lakerank.rerank.run import run
@@ -177,6 +177,16 @@ def test_two_drivers_of_a_run_commit_it_once(ranked, out, append, there) -> None
     assert first == second
     assert [commit["lakerank.run_id"] for commit in out.commits()] == ["r0", "r1"][not there :]
     assert out.rows().num_rows == (12 if append and there else 6)
+
+
+def test_a_table_that_another_driver_makes_meanwhile_is_looked_at_again(ranked, tmp_path) -> None:
+    out, rows = DeltaOut(tmp_path / "t"), ranked.rows("r1")
+    late = _Delta(Storage(), out.address)
+    assert late.load() is None
+    write_rows(Storage(), OutputTable(out.address), rows)
+    with pytest.raises(CommitConflict, match="run the same command again"):
+        late.write(rows, rows.schema(Storage()), append=True)
+    assert out.rows().num_rows == 6
 
 
 @pytest.mark.nightly

@@ -299,7 +299,7 @@ class _Delta:
 
     def write(self, rows: RunRows, schema: pa.Schema, append: bool) -> int:
         from deltalake import CommitProperties, write_deltalake
-        from deltalake.exceptions import CommitFailedError
+        from deltalake.exceptions import CommitFailedError, DeltaError
 
         batches = (batch for file in rows.files for batch in rows.batches(self._storage, file, schema))
         # Spark's DESCRIBE HISTORY shows of these only userMetadata. No retries: see _Iceberg.write.
@@ -313,8 +313,10 @@ class _Delta:
                 storage_options=self._options,
                 commit_properties=CommitProperties(said, max_commit_retries=0),
             )
-        except CommitFailedError as error:
-            raise _conflict(self._address, rows, error) from error
+        except DeltaError as error:
+            if isinstance(error, CommitFailedError) or (new and "already exists" in str(error)):
+                raise _conflict(self._address, rows, error) from error
+            raise
         return 0 if new else int(self._table.version())
 
 
