@@ -117,3 +117,12 @@ def test_the_bundled_checkpoint_on_another_lake_is_warned_of(
     assert [*warnings] == [record.getMessage() for record in caplog.records]
     assert bool(warnings) == warned
     assert all("lakerank fetch minilm-en" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("model", ["{path: embedded}", "[{path: embedded}, {path: embedded, max_length: 128, top: 4}]"])
+def test_the_plan_of_every_stage_has_the_groups_that_the_ranking_asks_for(model: str) -> None:
+    for per_group in (None, 3):
+        overrides = [f"model={model}", f"ranking.per_group={'null' if per_group is None else per_group}"]
+        job = resolve.rerank_job(resolve_config({}, overrides), "r", Storage())
+        assert job.rule.per_group == per_group
+        assert {stage.limits.with_group_ids for stage in job.stages} == {per_group is not None}
