@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 #: A job in a process of its own, with a child; it gets a signal once `ready` is there. {body} is what it does then.
 JOB = """\
@@ -101,3 +105,50 @@ def test_an_interrupted_job_says_what_was_done(
     for process in ("child", "grandchild"):
         with suppress(psutil.NoSuchProcess):
             assert psutil.Process(int((tmp_path / process).read_text())).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "--config", "demo", "--run-id", "r", "--set", "lake.output=http://127.0.0.1:{port}/out"],
+        [
+            "export",
+            "--config",
+            "demo",
+            "--format",
+            "trec-run",
+            "--run-id",
+            "r",
+            "--to",
+            "exported",
+            "--set",
+            "lake.output=http://127.0.0.1:{port}/out",
+        ],
+        ["ingest", "--config", "demo"],
+        ["candidates", "--config", "demo", "--output", "pairs"],
+        ["rerank", "--config", "demo", "--run-id", "r"],
+        ["train", "--config", str(ROOT / "conf" / "train-clicks.yaml")],
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_job_has_last_words(command: list[str], number: signal.Signals, tmp_path: Path) -> None:
+    silent = socket.create_server(("127.0.0.1", 0))  # a store that takes requests and never answers
+    port = silent.getsockname()[1]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "lakerank", *(word.format(port=port) for word in command)],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    caught = 1 << (signal.SIGTERM - 1)  # once the job's own handler is there, its work has begun
+    while not int(Path(f"/proc/{job.pid}/status").read_text().split("SigCgt:")[1].split()[0], 16) & caught:
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.001)
+    job.send_signal(number)
+    out, error = job.communicate(timeout=60)
+    assert job.returncode == 128 + number, (out, error)
+    assert json.loads(out.splitlines()[-1])["signal"] == number.name
+    assert f"interrupted: by {number.name} after " in error.splitlines()[-1]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(job.pid, 0)
+    silent.close()
