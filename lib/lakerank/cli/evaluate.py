@@ -79,7 +79,7 @@ def evaluate(
     baseline = RunPaths(output, find_run(storage, output, against)) if against else None
     paths = RunPaths(output, find_run(storage, output, run_id))
     config = resolve.run_config(storage, given, paths.run_id, other_tables)
-    storage = resolve.storage(config.lake)
+    storage = resolve.storage(config.lake, storage.pins)
     if baseline and (names := resolve.other_tables(storage, config, baseline.run_id)):
         logger.warning("run %s was made from other tables than run %s: %s", baseline.run_id, paths.run_id, names)
     inputs = _inputs(storage, config, paths, baseline)

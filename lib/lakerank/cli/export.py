@@ -61,7 +61,7 @@ def export(
     storage = resolve.storage(given.config.lake)
     run_id, since = find_run(storage, output, run_id), since and find_run(storage, output, since)
     config = resolve.run_config(storage, given, run_id, other_tables)
-    storage = resolve.storage(config.lake)
+    storage = resolve.storage(config.lake, storage.pins)
     job = _job(config, run_id=run_id, since=since, **options)
     if job.format in TABLES:
         return export_table(storage, job, started)

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from signal import SIGINT
@@ -26,6 +27,8 @@ from lakerank.errors import ConfigError, DependencyError, LakerankError, Overdue
 from lakerank.logs import about, log_context, start_logging
 
 if TYPE_CHECKING:
+    from lakerank.lake.formats.snapshot import TableSnapshot
+    from lakerank.lake.storage import Storage
     from lakerank.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -98,8 +101,11 @@ class Job(click.Command):
             if self.config is None:
                 return function(**options)
             from lakerank.cli.resolve import CommandLine
+            from lakerank.lake.formats import READERS, SPARK_TABLE
 
-            return function(CommandLine.read(options.pop("config"), options.pop("overrides")), **options)
+            given = CommandLine.read(options.pop("config"), options.pop("overrides"))
+            READERS[SPARK_TABLE] = partial(_spark_table, context, given.config.spark)
+            return function(given, **options)
 
         as_text = None if context.params.get("as_json") else self.as_text
         run_job(work, as_text, quiet=self.as_text is not None and not context.params["verbose"])
@@ -298,6 +304,19 @@ def spark_session(config: SparkConfig) -> Iterator[Any]:
     finally:
         with stopping:
             session.leave(spark, shared)
+
+
+def _spark_table(context: click.Context, config: SparkConfig, storage: Storage, address: str) -> TableSnapshot:
+    """A table of Spark's catalogs, in a session that lasts until the job ends.
+
+    Raises:
+        DependencyError: there is no Java, or no pyspark.
+        StorageError: Spark cannot read the table.
+    """
+    spark = context.with_resource(spark_session(config))
+    from lakerank.spark.tables import snapshot
+
+    return snapshot(spark, storage, address)
 
 
 def _has_session() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -66,12 +66,17 @@ INPUTS = TABLES[:3]
 _TABLE_SETTINGS = tuple(f"lake.{name}" for name in TABLES)
 
 
-def storage(config: StorageConfig | LakeConfig) -> Storage:
-    """The storage of a job; of a lake's whole section it knows columns of other names and where images may be."""
+def storage(config: StorageConfig | LakeConfig, pins: Mapping[str, str] | None = None) -> Storage:
+    """The storage of a job; of a lake's whole section it knows columns of other names and where images may be.
+
+    `pins`: addresses of tables at snapshots, as another storage has them.
+    """
     if not isinstance(config, LakeConfig):
         return Storage(_record(StorageOptions, config, image_roots=(), image_hosts=()))
     images = {"image_roots": tuple(map(absolute, config.image_roots)), "image_hosts": config.image_hosts}
-    return Storage(_record(StorageOptions, config.storage, **images), config.columns.by_address(config.located()))
+    made = Storage(_record(StorageOptions, config.storage, **images), config.columns.by_address(config.located()))
+    made.pins.update(pins or {})
+    return made
 
 
 def limits(scoring: ScoringConfig) -> Limits:

@@ -173,7 +173,7 @@ def _show(
     run_id, words = _run_and_query(storage, output, run_and_query)
     paths = RunPaths(output, find_run(storage, output, run_id))
     lake = resolve.run_config(storage, given, paths.run_id, other_tables=True).lake.located()
-    storage = resolve.storage(lake)
+    storage = resolve.storage(lake, storage.pins)
     queries = find_queries(storage, lake.queries, words, most)
     if not queries:
         raise ConfigError([f"no query of {lake.queries} has the id or all the words {words!r}"])

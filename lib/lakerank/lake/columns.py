@@ -130,7 +130,7 @@ def _of_format(file: TableFile, actual: pa.Schema, path: str) -> pa.Field | None
     elif not fields[name].paths:
         raise ValueError("no field ids, and the table has no schema.name-mapping.default: set that property")
     else:
-        place = next((at for at in fields[name].paths if at in nested), None)
+        place = next((at for at in (named(nested, path) for path in fields[name].paths) if at is not None), None)
     return None if place is None else nested[place].with_name(place)
 
 

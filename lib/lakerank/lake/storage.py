@@ -93,6 +93,10 @@ class Storage:
         """A file's version, as in `list_table`; None when it is not there."""
         return self._retry(uri, "looked up", lambda backend: backend.info(uri).version, None)
 
+    def info(self, uri: str) -> FileInfo:
+        """A file's size and version."""
+        return self._retry(uri, "looked up", lambda backend: backend.info(uri))
+
     def list_names(self, folder: str) -> list[str]:
         """Base names directly in a folder, sorted, without hidden ones; [] when the folder does not exist."""
         names = self._retry(folder, "listed", lambda backend: backend.names(folder), [], size=LISTING_BYTES)

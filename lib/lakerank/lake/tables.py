@@ -271,7 +271,7 @@ def open_file(
         return storage.open_parquet(uri, streaming, dictionaries)
     except StorageError as error:
         is_gone = isinstance(error.__cause__, FileNotFoundError)
-        if isinstance(file, str) or file.fields is None or not is_gone:
+        if isinstance(file, str) or file.fields is None or file.version or not is_gone:
             raise
         raise StorageError(
             f"{redacted(uri)}: gone: the snapshot that is read has been expired, or its files vacuumed. Keep files for "

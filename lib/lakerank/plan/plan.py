@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +13,8 @@ from lakerank.credentials import redacted
 from lakerank.errors import RunConflictError, SchemaError, StorageError
 from lakerank.lake.blobs import ChangedFile
 from lakerank.lake.formats import resolve
-from lakerank.lake.formats.snapshot import Field, TableFile, TableSnapshot
+from lakerank.lake.formats.planned import SOURCES, source_rows, table_files
+from lakerank.lake.formats.snapshot import TableFile, TableSnapshot
 from lakerank.lake.ids import written_as
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.scores import PlannedUnits, finished_units
@@ -35,16 +34,6 @@ ROW_GROUP_ROWS = 100_000
 
 #: The tables that a run reads, by the names of the fields of `Tables`.
 TABLE_SCHEMAS = {"documents": DOCUMENTS, "queries": QUERIES, "candidates": CANDIDATES}
-
-#: Those whose rows workers read by their locations.
-_READ_BY_WORKERS = ("documents", "queries")
-
-#: A file of documents or queries, and how it is read, as JSON.
-_READING = ("columns", "values", "fields")
-_SOURCES = pa.schema([
-    ("table", pa.string()), ("file", pa.string()), ("size", pa.int64()), ("version", pa.string()),
-    *((name, pa.string()) for name in _READING),
-])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,32 +216,19 @@ def with_columns(rows: pa.Table, schema: pa.Schema, **columns: pa.Array | pa.Chu
 
 
 def write_sources(storage: Storage, paths: RunPaths, attempt: str, inputs: Mapping[str, Sequence[Fragment]]) -> None:
-    """Store how the files of documents and queries are read, and their versions: workers read rows by them."""
-    files = [(table, fragment.file) for table in _READ_BY_WORKERS for fragment in inputs[table]]
-    rows = [
-        {"table": table, "file": file.uri, "size": file.size, "version": file.version}
-        | {name: json.dumps(getattr(file, name)) for name in _READING}
-        for table, file in files
-    ]
-    content = parquet_bytes(pa.Table.from_pylist(rows, schema=_SOURCES), ROW_GROUP_ROWS)
+    """Store how the tables' files are read, and their versions: workers read rows by them."""
+    rows = [row for table, files in inputs.items() for row in source_rows(table, [fragment.file for fragment in files])]
+    content = parquet_bytes(pa.Table.from_pylist(rows, schema=SOURCES), ROW_GROUP_ROWS)
     storage.replace(sources_address(paths, attempt), content)
 
 
 def read_sources(storage: Storage, address: str) -> dict[str, dict[str, TableFile]]:
-    """The planned files of `documents` and `queries` by URI, without the deleted rows, which nothing refers to."""
-    files: dict[str, dict[str, TableFile]] = {table: {} for table in _READ_BY_WORKERS}
-    for row in read_part(storage, address, _SOURCES).to_pylist():
-        reading = {name: _parsed(row[name]) for name in _READING}
-        files[row["table"]][row["file"]] = TableFile(row["file"], row["size"], row["version"], **reading)
+    """The planned files of each table by URI, without the deleted rows, which nothing refers to."""
+    files: dict[str, dict[str, TableFile]] = {table: {} for table in TABLE_SCHEMAS}
+    rows = read_part(storage, address, pa.schema([column for column in SOURCES if column.name != "deleted"]))
+    for table, file in table_files(rows):
+        files[table][file.uri] = file
     return files
-
-
-@lru_cache(maxsize=64)
-def _parsed(reading: str) -> Any:
-    """How a file is read, or an aspect of it. Of most tables all files are read alike."""
-    return json.loads(
-        reading, object_hook=lambda record: {n: Field(*v) if isinstance(v, list) else v for n, v in record.items()}
-    )
 
 
 def is_one_chunk(file: TableFile) -> bool:

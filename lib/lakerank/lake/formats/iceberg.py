@@ -10,6 +10,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from io import BytesIO
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -51,17 +53,34 @@ def snapshot(storage: Storage, address: str) -> TableSnapshot:
     place = parse(address)
     with storage_errors(address, "read"):
         table = _load(address, place)
-        pinned, schema = _snapshot_and_schema(address, place, table)
+        pinned, described, rule = _described(address, place, table)
         data, deletes = _entries(address, table.io, pinned)
         deleted = _deleted_rows(table.io, deletes)
-        rule = _ReadingRule(schema, table.specs(), table.properties.get("schema.name-mapping.default", "[]"))
         files = [rule.table_file(entry.data_file, _rows_deleted(entry, deleted)) for entry in data]
-    return TableSnapshot(
-        f"iceberg://{place.catalog}/{place.table}@{pinned.snapshot_id}:{schema.schema_id}",
-        sorted(files, key=lambda file: file.uri),
-        identity={"uuid": str(table.metadata.table_uuid), "snapshot": pinned.snapshot_id, "schema": schema.schema_id},
-        schema=schema.as_arrow(),
-    )
+    return replace(described, files=sorted(files, key=lambda file: file.uri))
+
+
+def described(address: str, ref: str | None, content: bytes, location: str) -> tuple[TableSnapshot, ReadingRule]:
+    """A table by one of its metadata files, at a snapshot, a branch or a tag: without files, and how those are read."""
+    try:
+        from pyiceberg.catalog.noop import NoopCatalog
+        from pyiceberg.io.pyarrow import PyArrowFileIO
+        from pyiceberg.serializers import Compressor, FromByteStream
+        from pyiceberg.table import StaticTable
+    except ImportError as error:
+        raise DependencyError(f"{address}: needs pyiceberg: pip install 'lakerank[iceberg]'") from error
+    metadata = FromByteStream.table_metadata(BytesIO(content), compression=Compressor.get_compressor(location))
+    table = StaticTable(("table",), metadata, location, PyArrowFileIO(), NoopCatalog("spark"))
+    return _described(address, _Address("", "", ref, None), table)[1:]
+
+
+def _described(address: str, place: _Address, table: Any) -> tuple[Any, TableSnapshot, ReadingRule]:
+    """A table's snapshot as pyiceberg has it and as we do, without files, and how those are read."""
+    pinned, schema = _snapshot_and_schema(address, place, table)
+    rule = ReadingRule(schema, table.specs(), table.properties.get("schema.name-mapping.default", "[]"))
+    identity = {"uuid": str(table.metadata.table_uuid), "snapshot": pinned.snapshot_id, "schema": schema.schema_id}
+    name = f"iceberg://{place.catalog}/{place.table}@{pinned.snapshot_id}:{schema.schema_id}"
+    return pinned, TableSnapshot(name, (), identity=identity, schema=schema.as_arrow()), rule
 
 
 def parse(address: str) -> _Address:
@@ -216,29 +235,29 @@ def _positions(io: Any, file: Any) -> dict[str, Int64]:
     return {paths.dictionary[int(code)].as_py(): of_file for code, of_file in of_files}
 
 
-class _ReadingRule:
+class ReadingRule:
     """How data files are read by a schema: columns by field id, and values that files lack."""
 
     def __init__(self, schema: Any, specs: Mapping[int, Any], name_mapping: str) -> None:
         names = dict(_mapped_names(json.loads(name_mapping)))
         nested = nested_fields(schema.as_arrow())
         ids = {path: int(field.metadata[_FIELD_ID]) for path, field in nested.items()}
-        self._fields = {path: Field(number, names.get(number, ())) for path, number in ids.items()}
-        self._defaults = {
+        self.fields = {path: Field(number, names.get(number, ())) for path, number in ids.items()}
+        self.defaults = {
             field.name: str(field.initial_default) for field in schema.fields if field.initial_default is not None
         }
-        self._partitions = {number: [*_identities(spec, schema)] for number, spec in specs.items()}
+        self.partitions = {number: [*_identities(spec, schema)] for number, spec in specs.items()}
 
     def table_file(self, file: Any, deleted: Int64) -> TableFile:
         """A data file with its deleted rows."""
-        values: dict[str, str | None] = dict(self._defaults)
-        for position, name, field_type, transform in self._partitions[file.spec_id]:
+        values: dict[str, str | None] = dict(self.defaults)
+        for position, name, field_type, transform in self.partitions[file.spec_id]:
             value = file.partition[position]
             values[name] = None if value is None else transform.to_human_string(field_type, value)
         return TableFile(
             file.file_path,
             file.file_size_in_bytes,
-            fields=self._fields,
+            fields=self.fields,
             values=values,
             deleted=packed(deleted) if len(deleted) else None,
             rows=file.record_count,

@@ -14,9 +14,11 @@ import pyarrow as pa
 
 from lakerank.errors import RunConflictError
 from lakerank.fingerprint import fingerprint
-from lakerank.lake.blobs import ChangedFile
+from lakerank.lake import absolute
+from lakerank.lake.blobs import ChangedFile, check_unchanged
 from lakerank.lake.checksums import json_bytes
-from lakerank.lake.formats import resolve
+from lakerank.lake.formats import SPARK_TABLE, resolve
+from lakerank.lake.formats.planned import planned_address
 from lakerank.lake.formats.snapshot import TableSnapshot
 from lakerank.lake.ids import written_as
 from lakerank.lake.runs import RunPaths
@@ -35,6 +37,7 @@ from lakerank.plan.plan import (
     is_one_chunk,
     load_plan,
     plan_folder,
+    sources_address,
     write_sources,
 )
 from lakerank.plan.units import GroupFiles
@@ -151,6 +154,9 @@ class PlanBuilder:
         for snapshot in snapshots.values():
             if snapshot.schema is None:
                 _check_unchanged(storage, snapshot)
+            else:
+                planned_files = {file.uri: file for file in snapshot.files if file.version}
+                check_unchanged(storage, planned_files, planned_files)
         return Plan(
             attempt=self.attempt,
             scorer=scorer,
@@ -168,8 +174,14 @@ class PlanBuilder:
                 name: written_as(fragment.id_type for fragment in inputs[table])
                 for name, table in (("query_id", "queries"), ("doc_id", "documents"))
             },
-            inputs={name: _describe(snapshots[name], files) for name, files in inputs.items()},
+            inputs={name: _describe(self._pinned(name, snapshots[name]), files) for name, files in inputs.items()},
         )
+
+    def _pinned(self, name: str, snapshot: TableSnapshot) -> TableSnapshot:
+        """A snapshot by the address that later stages and commands read it by: without Spark, by the plan's files."""
+        if not snapshot.address.startswith(SPARK_TABLE):
+            return snapshot
+        return replace(snapshot, address=planned_address(absolute(sources_address(self.paths, self.attempt)), name))
 
     def index(self, table: TableName, files: Sequence[Fragment]) -> TableIndex:
         """The index of `documents` or `queries`, with costs and group ids by this plan's limits."""
