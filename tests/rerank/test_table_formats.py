@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from deltalake import DeltaTable, write_deltalake
 
+from lakerank.cli import main
+from lakerank.cli.resolve import recorded
+from lakerank.config import resolve_config
 from lakerank.errors import StorageError
 from lakerank.lake.storage import Storage
 from lakerank.plan.plan import Tables
-from lakerank.rerank.run import run
+from lakerank.rerank.run import Rerank, run
 from table_formats import IcebergLake, iceberg
 
 __all__ = ["iceberg"]  # a fixture
@@ -121,6 +125,54 @@ def test_lists_are_those_of_plain_parquet_and_a_run_keeps_to_its_snapshot(runner
     assert later["candidates"] == 220
     assert later["scored"] == 0
     assert later["rejected_by_reason"].keys() == {"missing_document", "missing_query"}
+
+
+def test_what_comes_after_a_run_reads_what_it_was_made_from(runner, lake, copy) -> None:
+    tables, qrels = copy.write(), str(lake.folder / "qrels.parquet")
+    pq.write_table(pa.table({"query_id": ["q01", "q02"], "doc_id": ["d08", "d15"], "relevance": [1, 1]}), qrels)
+    config = resolve_config({"lake": {**asdict(tables), "qrels": qrels, "output": str(lake.folder / "out")}}, ())
+    run(runner, Storage(), lake.job("r1", tables=tables, config_yaml=recorded(config)))
+
+    def results(to: str) -> list[Any]:
+        """What show, evaluate and export make of the run."""
+        shown, judged, _ = (
+            _last_line(*command, "--config", "demo", "--set", f"lake.output={lake.folder / 'out'}")
+            for command in (
+                ("show", "r1", "--json"),
+                ("evaluate", "--run-id", "r1"),
+                ("export", "--run-id", "r1", "--format", "quepid-csv", "--to", str(lake.folder / to)),
+            )
+        )
+        figures = [judged[name] for name in ("queries", "chance", "first_stage", "reranked")]
+        return [shown, figures, *(path.read_bytes() for path in sorted((lake.folder / to).glob("part-*")))]
+
+    before = results("before")
+    copy.change()
+    assert results("after") == before
+
+
+def _last_line(*arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_a_later_stage_of_a_cascade_reads_the_snapshot_of_the_first(runner, lake, copy) -> None:
+    def cascade(run_id: str, tables: Tables) -> Rerank:
+        first = lake.job("any").stages[0]
+        second = replace(first, scorer="beef", factory=lake.factory("b"), top=5)
+        return lake.job(run_id, (second,), tables=tables)
+
+    plain = lake.job("any").tables
+    run(runner, Storage(), cascade("plain", plain))
+    expected = lake.ranked("plain")
+    shutil.rmtree(lake.folder / "out")
+    tables = copy.write()
+    run(runner, Storage(), cascade("r1", tables), ["plan"])
+    copy.change()
+    summary = run(runner, Storage(), cascade("r1", tables))
+    assert [stage["pairs"] for stage in summary["passes"]] == [240, 60]
+    assert lake.ranked("r1") == expected
 
 
 def vars_of(tables: Tables) -> Sequence[str]:
