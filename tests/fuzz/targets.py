@@ -247,8 +247,10 @@ def ids(random: Random, folder: Path) -> str:
     summary = _rerank(folder, lake)
     expected = {tuple(row.values()) for row in tables["candidates"].select(["query_id", "doc_id"]).to_pylist()}
     parts = [pq.read_table(lake / "out" / part / "run_id=r", partitioning=None) for part in ("ranked", "rejected")]
-    rows = [
-        (row["query_id"], row["doc_id"]) for part in parts for row in part.select(["query_id", "doc_id"]).to_pylist()
+    rows = [  # of the tables' type in ranked/
+        (_text(row["query_id"]), _text(row["doc_id"]))
+        for part in parts
+        for row in part.select(["query_id", "doc_id"]).to_pylist()
     ]
     assert Counter(rows) == Counter({tuple(map(_text, pair)) for pair in expected}), (sorted(map(str, rows)), expected)
     return RESULT if summary["scored"] else REJECT
