@@ -22,6 +22,7 @@ from lakerank.errors import StorageError
 from lakerank.lake.storage import Storage
 from lakerank.plan.plan import Tables
 from lakerank.rerank.run import Rerank, run
+from lakerank.spark.runtime.runner import SparkRunner
 from table_formats import IcebergLake, iceberg
 
 __all__ = ["iceberg"]  # a fixture
@@ -155,6 +156,23 @@ def _last_line(*arguments: str) -> dict[str, Any]:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+@pytest.mark.spark
+@pytest.mark.nightly
+def test_spark_reads_the_snapshot_that_was_planned_without_it(spark, runner, lake, copy) -> None:
+    run(runner, Storage(), lake.job("plain"))
+    expected = lake.ranked("plain")
+    shutil.rmtree(lake.folder / "out")
+    tables = copy.write()
+    run(runner, Storage(), lake.job("local", tables=tables), ["plan"])
+    run(SparkRunner(spark), Storage(), lake.job("spark", tables=tables), ["plan"])
+    copy.change()
+    run(SparkRunner(spark), Storage(), lake.job("local", tables=tables))
+    assert lake.ranked("local") == expected
+    shutil.rmtree(lake.folder / "out" / "scores")
+    run(SparkRunner(spark), Storage(), lake.job("spark", tables=tables))
+    assert lake.ranked("spark") == expected
 
 
 def test_a_later_stage_of_a_cascade_reads_the_snapshot_of_the_first(runner, lake, copy) -> None:
