@@ -55,7 +55,7 @@ def test_every_kind_of_file_becomes_rows_in_path_order(write_files, run_ingest, 
     assert rows[3]["image"] == png
     assert rows[3]["text"] is None
     assert all(row["content_hash"] == content_hash(row["text"], row["image"]) for row in rows)
-    assert table.schema.equals(pa.schema([*schemas.DOCUMENTS, *schemas.DOCUMENT_METADATA]))
+    assert table.schema.equals(pa.schema([*schemas.INGESTED_DOCUMENTS, *schemas.DOCUMENT_METADATA]))
     assert [row["path"] for row in rows] == ["a.txt", "b-c.txt", "b/two.MD", "c.png", "d.pdf", "d.pdf", "e.jsonl"]
     assert [row["title"] for row in rows][2] == "zwei"
     assert (rows[5]["page"], rows[5]["group_id"], rows[5]["place"]) == (2, "d.pdf", "page=2")

@@ -19,7 +19,10 @@ def test_muon_changes_hidden_matrices_alike_in_every_direction() -> None:
     steep = torch.linspace(1, 1e3, 16)
     for value in parameters.values():
         value.grad = torch.randn(value.shape) * steep
-    optimizer.step(0.01)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    optimizer.step()
+    optimizer.zero_grad()
     spread = torch.linalg.svdvals(parameters["network.layers.0.weight"].detach())
     assert (spread > spread.max() / 2).sum() >= 14  # of 16; of the gradient, half
     embedded = parameters["network.embed_tokens.weight"].detach()

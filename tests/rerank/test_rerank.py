@@ -172,7 +172,7 @@ def test_a_failed_audit_leaves_the_last_run_published(runner, storage, published
     assert json.loads((published.folder / "out" / "current.json").read_text())["run_id"] == "r1"
     looser = published.job("r2", config_yaml="audit: {}\n")
     assert run(runner, storage, looser)["published"] is True, "looser bounds, same run"
-    assert (published.folder / "out" / "runs" / "r2" / "config.yaml").read_text() == "audit: {}\n"
+    assert (published.folder / "out" / "runs" / "r2" / "config.yaml").read_text().startswith("audit: {}\n")
 
 
 def test_a_missing_column_stops_the_job(runner, storage, lake):
