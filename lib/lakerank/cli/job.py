@@ -104,6 +104,7 @@ class Job(click.Command):
             from lakerank.lake.formats import READERS, SPARK_TABLE
 
             given = CommandLine.read(options.pop("config"), options.pop("overrides"))
+            context.call_on_close(partial(READERS.update, {SPARK_TABLE: READERS[SPARK_TABLE]}))
             READERS[SPARK_TABLE] = partial(_spark_table, context, given.config.spark)
             return function(given, **options)
 

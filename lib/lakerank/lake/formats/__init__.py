@@ -18,7 +18,7 @@ def _without_spark(storage: Storage, address: str) -> TableSnapshot:
     raise DependencyError(f"{address}: only Spark can read this table, and this is no job that starts it")
 
 
-#: By the beginning of an address. Tables of Spark's catalogs are read by what a job puts here.
+#: By the beginning of an address. Tables of Spark's catalogs are read by what a job puts here until it ends.
 READERS: dict[str, Callable[[Storage, str], TableSnapshot]] = {
     ICEBERG: iceberg.snapshot,
     DELTA: delta.snapshot,
