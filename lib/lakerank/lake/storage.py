@@ -16,7 +16,16 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from lakerank.credentials import Known, known, learn, redacted
 from lakerank.errors import StorageError
 from lakerank.lake import DELTA, ICEBERG, checksums, is_local, join, local_path
-from lakerank.lake.backends import LISTING_BYTES, FileInfo, StoredFile, TimedFile, is_transient, storage_errors, within
+from lakerank.lake.backends import (
+    LISTING_BYTES,
+    FileInfo,
+    StoredFile,
+    TimedFile,
+    is_broken_off,
+    is_transient,
+    storage_errors,
+    within,
+)
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
 from lakerank.lake.backends.s3 import StorageOptions
@@ -129,9 +138,15 @@ class Storage:
             return file.size > 2 * mark and self.transfer(file.uri, 2 * mark, ends) == {_PARQUET_MARK}
 
     def transfer(self, uri: str, size: int, read: Callable[[], T]) -> T:
-        """What `read` returns, which takes about `size` bytes of a file. TimeoutError: the store is too slow."""
-        attempts = self.options.max_attempts  # pyarrow's own
-        return read() if is_local(uri) else within(self.options.transfer_s(size, attempts), read)
+        """What `read` returns, which takes about `size` bytes of a file; read again where an answer broke off.
+
+        TimeoutError: the store is too slow.
+        """
+        if is_local(uri):
+            return read()
+        seconds = self.options.transfer_s(size, self.options.max_attempts)  # pyarrow's own attempts
+        result: T = self._attempts(is_broken_off)(within, seconds, read)
+        return result
 
     @contextmanager
     def open_stream(self, uri: str) -> Iterator[BufferedReader]:
@@ -222,6 +237,14 @@ class Storage:
             raise StorageError(f"{redacted(uri)}: this is in a table's address, and no place for files: name a folder")
         return LocalBackend() if is_local(uri) else ObjectStoreBackend(self.options)
 
+    def _attempts(self, is_worth_another: Callable[[BaseException], bool]) -> Retrying:
+        return Retrying(
+            stop=stop_after_attempt(self.options.max_attempts),
+            wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
+            retry=retry_if_exception(is_worth_another),
+            reraise=True,
+        )
+
     def _retry(self, uri: str, action: str, operation: Callable[[Backend], T], *missing: D, size: int = 0) -> T | D:
         """Run one small operation, again after a growing, random pause while the failure is transient.
 
@@ -232,12 +255,7 @@ class Storage:
         def attempt() -> T:
             return operation(backend) if is_local(uri) else within(seconds, partial(operation, backend))
 
-        attempts = Retrying(
-            stop=stop_after_attempt(self.options.max_attempts),
-            wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
-            retry=retry_if_exception(is_transient),
-            reraise=True,
-        )
+        attempts = self._attempts(is_transient)
         with storage_errors(uri, action, attempts.statistics):
             try:
                 return attempts(attempt)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -179,7 +179,7 @@ class TableReader:
         file = self.located.file
         how: dict[str, Any] = {"batch_size": 1, "row_groups": [group], "columns": suspects}
         with opened(self.storage, file, True, suspects) as parquet:
-            first = next(timed_batches(self.storage, file.uri, parquet, **how), None)
+            first = next(timed_batches(self.storage, file.uri, parquet, None, suspects, **how), None)
         values = [value for column in (first.columns if first else ()) for value in _dictionaries(column)]
         return sum(pc.max(pc.binary_length(value)).as_py() or 0 for value in values)
 
@@ -281,9 +281,16 @@ def open_file(
 
 
 def timed_batches(
-    storage: Storage, uri: str, parquet: pq.ParquetFile, size: int | None = None, **how: Any
+    storage: Storage,
+    uri: str,
+    parquet: pq.ParquetFile,
+    size: int | None = None,
+    dictionaries: Sequence[str] = (),
+    **how: Any,
 ) -> Iterator[pa.RecordBatch]:
     """What an open file's `iter_batches` yields, each batch within the time that `size` bytes may take, or a row group.
+
+    Where an answer of the store breaks off, the file is opened again, with its columns of `dictionaries`.
 
     Raises:
         StorageError: it cannot be read, or the store is slower.
@@ -291,13 +298,27 @@ def timed_batches(
     with storage_errors(uri, "read"):
         groups = map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups))
         size = max((group.total_byte_size for group in groups), default=0) if size is None else size
-        batches = parquet.iter_batches(**how)
-    while True:
-        with storage_errors(uri, "read"):
-            batch = storage.transfer(uri, size, partial(next, batches, None))
-        if batch is None:
-            return
-        yield batch
+        batches: Iterator[pa.RecordBatch] | None = parquet.iter_batches(**how)
+    number = 0
+
+    def following() -> pa.RecordBatch | None:
+        nonlocal batches
+        if batches is None:
+            again = files.enter_context(opened(storage, uri, True, dictionaries))
+            batches = islice(again.iter_batches(**how), number, None)
+        reading, batches = batches, None  # one that failed would say that it has come to its end
+        batch = next(reading, None)
+        batches = reading
+        return batch
+
+    with ExitStack() as files:
+        while True:
+            with storage_errors(uri, "read"):
+                batch = storage.transfer(uri, size, following)
+            if batch is None:
+                return
+            yield batch
+            number += 1
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int, metadata: Mapping[str, str] | None = None) -> bytes:

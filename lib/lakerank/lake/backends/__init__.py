@@ -100,6 +100,11 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, Exception) and getattr(error, "errno", None) not in _PERMANENT_ERRNO
 
 
+def is_broken_off(error: BaseException) -> bool:
+    """Whether the bulk client got half of an answer: all other transient failures it tries again itself."""
+    return "AWS Error INTERNAL_FAILURE" in str(error)
+
+
 def within(seconds: float, transfer: Callable[[], T]) -> T:
     """What a transfer returns. Clients only notice that nothing comes, not that it comes a byte a second.
 
