@@ -202,4 +202,5 @@ def test_the_command_starts_a_spark_of_its_own(lake, tmp_path):
     assert "starting Spark" in done.stderr
     there = figures(lake)
     assert there.pop("models") == ["embedded, dtype auto"]
+    assert there.pop("checksum") != here.pop("checksum"), "of all of a file"
     assert there == {name: value for name, value in here.items() if name != "models"}
