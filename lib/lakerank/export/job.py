@@ -13,6 +13,7 @@ from lakerank.errors import ExportError, RunConflictError
 from lakerank.export import pairs, search
 from lakerank.export.format import Change, Format, PartLimits, Target
 from lakerank.fingerprint import fingerprint
+from lakerank.lake import DELTA, ICEBERG
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.formats.output import OutputTable, RunRows, write_rows
 from lakerank.lake.runs import RunPaths, read_json, read_manifest
@@ -36,7 +37,7 @@ FORMATS: dict[str, Callable[[Target], Format]] = {
 }
 
 #: Formats whose exports are a commit to a table, and how the table's address begins.
-TABLES = {"iceberg": "iceberg://", "delta": "delta+"}
+TABLES = {"iceberg": ICEBERG, "delta": DELTA}
 
 #: The layout of exports: a format whose bytes change raises it, so that an old export is not taken for the same.
 LAYOUT = 2

@@ -11,7 +11,10 @@ from urllib.parse import unquote
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOCAL_SCHEMES = ("", "file", "local")
+
+#: How addresses of tables of these formats begin.
 DELTA, ICEBERG = "delta+", "iceberg://"
+
 _WILDCARD = re.compile(r"[*?\[]")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")

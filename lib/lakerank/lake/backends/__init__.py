@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from lakerank.credentials import redacted
 from lakerank.errors import LakerankError, StorageError
-from lakerank.lake import is_local
+from lakerank.lake import ICEBERG, is_local
 
 T = TypeVar("T")
 
@@ -198,7 +198,7 @@ def _message(error: BaseException) -> str:
 
 
 def _advice(uri: str, error: BaseException) -> str:
-    if uri.startswith("iceberg://"):
+    if uri.startswith(ICEBERG):
         return "check the catalog's settings (.pyiceberg.yaml, PYICEBERG_CATALOG__NAME__…) and what they may read"
     if isinstance(error, pa.ArrowInvalid) or (type(error) is OSError and _DAMAGED.search(str(error))):
         return "check that it is a whole Parquet file (`lakerank ingest` makes tables of other files)"

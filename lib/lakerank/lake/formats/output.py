@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from lakerank.credentials import redacted, settings_without
 from lakerank.errors import ConfigError, SchemaError, StorageError
 from lakerank.fingerprint import fingerprint
-from lakerank.lake import is_local, join, local_path
+from lakerank.lake import DELTA, ICEBERG, is_local, join, local_path
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.formats import delta, iceberg
 from lakerank.lake.storage import Storage
@@ -321,9 +321,9 @@ class _Delta:
 
 
 def _open(storage: Storage, address: str) -> _Iceberg | _Delta:
-    if address.startswith("iceberg://"):
+    if address.startswith(ICEBERG):
         return _Iceberg(storage, address)
-    if address.startswith("delta+"):
+    if address.startswith(DELTA):
         return _Delta(storage, address)
     expected = "iceberg://CATALOG/NAMESPACE.TABLE or delta+ADDRESS"
     raise ConfigError([f"{redacted(address)}: no table that ranked rows can be written to: expected {expected}"])
