@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import is_panic, reading
 from lakerank.model.inputs import EncodedInput, Grid, NamedImage, Patches, RejectedInput, Template, VisionTokens
 from lakerank.records import RejectReason
@@ -18,6 +22,8 @@ from lakerank.records import RejectReason
 _NORMALISED_BYTES = 3
 _NORMALISED_CHARACTERS = 4
 
+_TRIAL = "import sys, tokenizers; tokenizers.Tokenizer.from_file(sys.argv[1])"
+
 
 def read_tokenizer(path: Path, *, names_are_text: bool = True) -> Tokenizer:
     """Load tokenizer.json so that it neither pads nor cuts; a special token's name is text, or the token.
@@ -25,10 +31,22 @@ def read_tokenizer(path: Path, *, names_are_text: bool = True) -> Tokenizer:
     Raises CheckpointError: it is no tokenizer.
     """
     with reading(str(path)):
+        _try_alone(path)
         tokenizer = plain_tokenizer(Tokenizer.from_file(str(path)), names_are_text)
         if not tokenizer.encode("a", add_special_tokens=False).ids:
             raise ValueError("it makes no token of a text; see its model and post_processor")
         return tokenizer
+
+
+def _try_alone(path: Path) -> None:
+    """Load tokenizer.json in a process of its own: some damaged ones abort the library, where it should raise.
+
+    Raises CheckpointError: that process was ended by a signal, memory apart.
+    """
+    trial = subprocess.run([sys.executable, "-c", _TRIAL, str(path)], capture_output=True, check=False)  # noqa: S603
+    if trial.returncode < 0 and trial.returncode != -signal.SIGKILL:
+        ended = signal.Signals(-trial.returncode).name
+        raise CheckpointError(f"{path}: damaged: it ends its reader ({ended} in the tokenizers library); copy it again")
 
 
 def plain_tokenizer(tokenizer: Tokenizer, names_are_text: bool) -> Tokenizer:
