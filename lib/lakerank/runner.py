@@ -61,7 +61,7 @@ _SIZE_BYTES = 8  # a compressed batch begins with its uncompressed size
 class Deadline:
     """Seconds an item may take: ten times the slowest that has ended, `first_s` before any has, at least `least_s`.
 
-    Items are looked at every `every_s` seconds.
+    `first_s` counts up to a day. Items are looked at every `every_s` seconds.
     """
 
     least_s: float = math.inf
@@ -84,7 +84,8 @@ class RunningItems:
     @property
     def limit_s(self) -> float:
         """Seconds that an item may take now."""
-        return max(self.deadline.least_s, DEADLINE_FACTOR * self.slowest_s if self.slowest_s else self.deadline.first_s)
+        learned_s = DEADLINE_FACTOR * self.slowest_s
+        return max(self.deadline.least_s, learned_s or min(self.deadline.first_s, MOST_FIRST_S))
 
     def overdue(self, running: Collection[T]) -> list[T]:
         """Of the items that run now those that take too long. Others that ran have ended; these count as begun anew."""

@@ -40,7 +40,7 @@ from lakerank.rerank.rank.combine import FusionRule
 from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.score import ScoringJob, ScoringSummary, score_units
 from lakerank.rerank.stage import SCORING, PlannedStage, ScoredRun, Stage, run_scorer
-from lakerank.runner import DEADLINE_FACTOR, MOST_FIRST_S, Deadline, Runner
+from lakerank.runner import DEADLINE_FACTOR, Deadline, Runner
 from lakerank.schemas import CANDIDATES, DOCUMENTS
 
 logger = logging.getLogger(__name__)
@@ -269,8 +269,7 @@ def _score_stage(
     sources = sources_address(first.paths, first.plan.attempt)
     units = join(planned.folder, "units")
     slowest_s = longest_seconds(job.calibration, stage.parameters, plan.largest_unit)
-    first_s = min(MOST_FIRST_S, DEADLINE_FACTOR * slowest_s)
-    deadline = Deadline(stage.unit_deadline_s, first_s, min(2.0, stage.unit_deadline_s / 4))
+    deadline = Deadline(stage.unit_deadline_s, DEADLINE_FACTOR * slowest_s, min(2.0, stage.unit_deadline_s / 4))
     scoring = ScoringJob(paths.output, plan.scorer, units, sources, stage.device, stage.factory, deadline)
     scoring = replace(scoring, max_image_bytes=stage.max_image_bytes)
     summary = score_units(runner, storage, scoring, planned_units(storage, paths, plan))
