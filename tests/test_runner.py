@@ -101,7 +101,7 @@ def test_an_item_may_take_ten_times_the_slowest_before_it_and_as_long_as_is_fore
     now[0] += 0.1
     quick.overdue([])
     assert quick.limit_s == 5, "and at least so long"
-    assert RunningItems(Deadline(first_s=1e9)).limit_s == 24 * 3600, "a forecast of weeks is a day"
+    assert RunningItems(Deadline(least_s=5, first_s=1e9)).limit_s == 24 * 3600, "a forecast of weeks is a day"
 
 
 def test_an_item_that_never_ends_is_named():
