@@ -14,6 +14,8 @@ from lakerank.lake.scores import finished_units, read_unit, scores_folder, write
 pytestmark = [pytest.mark.spark, pytest.mark.nightly]
 SCORER = "f00d"
 
+CLUSTER = {"spark.master": "local-cluster[2,1,1024]", "spark.executor.memory": "700m"}
+
 
 @pytest.mark.full
 def test_a_killed_python_worker_costs_its_unit_alone(deployment, undisturbed):
@@ -35,9 +37,10 @@ def test_a_killed_python_worker_without_retries_stops_the_job_with_a_message(dep
     deployment.recover(undisturbed)
 
 
-def test_a_stopped_python_worker_is_killed_and_its_unit_scored_again(deployment, undisturbed):
+@pytest.mark.parametrize("conf", [{}, pytest.param(CLUSTER, marks=pytest.mark.full)], ids=["local", "cluster"])
+def test_a_stopped_python_worker_is_killed_and_its_unit_scored_again(deployment, undisturbed, conf):
     marker = str(deployment.scratch / "stopped")
-    driver = deployment.start(stop_worker=("d11", [marker]), deadline_s=8)
+    driver = deployment.start(conf, stop_worker=("d11", [marker]), deadline_s=8)
     assert driver.wait() == 0, driver.words
     assert Path(marker).exists()
     assert "its worker is killed, and it is tried once more" in driver.words
@@ -60,8 +63,7 @@ def test_a_unit_whose_worker_stops_twice_is_named_and_the_job_ends(deployment, u
 
 @pytest.mark.full
 def test_a_lost_executor_is_replaced(deployment, undisturbed, eventually):
-    cluster = {"spark.master": "local-cluster[2,1,1024]", "spark.executor.memory": "700m"}
-    driver = deployment.start(cluster, pause_s=0.1)
+    driver = deployment.start(CLUSTER, pause_s=0.1)
     eventually(lambda: finished_units(deployment.storage, deployment.output, SCORER), driver)
     lost = next(process for process in _descendants(driver) if "CoarseGrainedExecutorBackend" in _command(process))
     os.kill(lost, signal.SIGKILL)
