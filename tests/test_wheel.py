@@ -56,6 +56,15 @@ def test_the_wheel_holds_the_package_the_bundled_lake_checkpoint_and_configs_and
     assert {f"lakerank/ingest/demo_lake/{table}.parquet" for table in ("documents", "queries", "candidates")} <= names
 
 
+@pytest.mark.nightly
+def test_the_readers_of_benchmarks_are_in_a_clone_alone(lakerank: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    words = ["ingest", tmp_path, "--layout", "beir", "--split", "test", "--output", tmp_path / "out"]
+    done = subprocess.run([lakerank, *words], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "clone" in json.loads(done.stdout.splitlines()[-1])["message"]
+
+
 @pytest.mark.spark
 @pytest.mark.nightly
 def test_the_demo_is_published_outside_a_clone(lakerank: Path, tmp_path: Path) -> None:

@@ -11,17 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar, cast
 
-from lakerank.candidates.bm25 import Bm25Index
 from lakerank.errors import ConfigError
-from lakerank.ingest.first_stage import FirstStage, choose_first_stages, part_candidates
 from lakerank.ingest.folder import output_faults
-from lakerank.ingest.layouts import read_benchmark
-from lakerank.ingest.layouts.benchmark import DocumentColumns, Part, Pool, QueryColumns, every_id
-from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
-from lakerank.ingest.layouts.mkqa import is_answered, searchable_answer, searchable_passage
 from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject, TableName, TableWriter, WrittenTable
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate, Qrel
+from lakerank_datasets.first_stage import Bm25Index, FirstStage, choose_first_stages, part_candidates
+from lakerank_datasets.layouts import read_benchmark
+from lakerank_datasets.layouts.benchmark import DocumentColumns, Part, Pool, QueryColumns, every_id
+from lakerank_datasets.layouts.benchmark_folder import BenchmarkFolder
+from lakerank_datasets.layouts.mkqa import is_answered, searchable_answer, searchable_passage
 
 #: The tables of a lake, and their extra columns.
 TABLES: Mapping[TableName, tuple[str, ...]] = {

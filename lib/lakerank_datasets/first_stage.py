@@ -8,14 +8,37 @@ from dataclasses import replace
 from itertools import groupby, islice
 from typing import NamedTuple, cast
 
-from lakerank.candidates.bm25 import Bm25Index
+import numpy as np
+
+from lakerank.candidates.bm25 import PostingsBuilder, PostingsIndex, Terms, statistics
 from lakerank.candidates.run_files import RunFault, RunLine, best_items, no_known_query, read_run
 from lakerank.credentials import redacted
 from lakerank.errors import ConfigError, StorageError
-from lakerank.ingest.layouts.benchmark import Part, QueryColumns
 from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate
+from lakerank_datasets.layouts.benchmark import Part, QueryColumns
+
+
+class Bm25Index:
+    """All texts of a pool, for queries that come later."""
+
+    def __init__(self, texts: Iterable[tuple[str, str]]) -> None:
+        """`texts` are document ids and texts. Raises DependencyError when `regex` is not installed."""
+        builder = PostingsBuilder()
+        for doc_id, text in texts:
+            builder.add(doc_id, text)
+        self._terms, self._vocabulary = Terms(), builder.vocabulary
+        postings = builder.finish()
+        terms = postings["terms"].combine_chunks().flatten().to_numpy()
+        frequencies = np.bincount(terms, minlength=len(self._vocabulary))
+        self._index = PostingsIndex(postings, statistics(frequencies, builder.documents, builder.length))
+
+    def search(self, text: str, depth: int) -> list[tuple[str, float]]:
+        """Up to `depth` documents that share a term with the text, and their scores, best first."""
+        known = [number for term in self._terms(text) if (number := self._vocabulary.get(term)) is not None]
+        positions, scores = self._index.search(known, depth)
+        return [(self._index.doc_ids[at], score) for at, score in zip(positions, scores.tolist(), strict=True)]
 
 
 class FirstStage(NamedTuple):

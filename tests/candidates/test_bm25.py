@@ -13,7 +13,8 @@ from bm25s.tokenization import Tokenized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lakerank.candidates.bm25 import K1, B, Bm25Index, PostingsBuilder, PostingsIndex, Terms, statistics
+from lakerank.candidates.bm25 import K1, B, PostingsBuilder, PostingsIndex, Terms, statistics
+from lakerank_datasets.first_stage import Bm25Index
 
 TERMS = Terms()
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from lakerank.ingest.benchmark_lake import BenchmarkLake, LayoutOptions, ingest_benchmark
 from lakerank.lake.storage import Storage
+from lakerank_datasets.benchmark_lake import BenchmarkLake, LayoutOptions, ingest_benchmark
 
 Rows = list[dict[str, Any]]
 

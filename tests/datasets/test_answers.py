@@ -9,7 +9,7 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.ingest.layouts.mkqa import is_answered, searchable_answer, searchable_passage
+from lakerank_datasets.layouts.mkqa import is_answered, searchable_answer, searchable_passage
 
 TOKENS = regex.compile(
     r"([\p{L}\p{N}\p{M}]+)|([^\p{Z}\p{C}])", flags=regex.IGNORECASE | regex.UNICODE | regex.MULTILINE

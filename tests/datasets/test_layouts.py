@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from lakerank.errors import StorageError
-from lakerank.ingest.benchmark_lake import LayoutOptions, ingest_benchmark
-from lakerank.ingest.layouts import LAYOUTS
-from lakerank.ingest.layouts.mbeir import format_text
 from lakerank.lake.storage import Storage, join
+from lakerank_datasets.benchmark_lake import LayoutOptions, ingest_benchmark
+from lakerank_datasets.layouts import LAYOUTS
+from lakerank_datasets.layouts.mbeir import format_text
 
 #: Documents, queries, candidates and judgements of each benchmark in miniature.
 COUNTS = {

@@ -27,7 +27,7 @@ from lakerank.lake.storage import Storage
 from lakerank.rerank.run import run as rerank
 from lakerank.runner import Runner
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 LAYOUTS = ["beir", "coir", "miracl", "mldr", "mkqa", "vidore_v1", "vidore_v2", "vidore_v3", "mbeir", "winoground"]
 
 DOCVQA, TATDQA = "docvqa_test_subsampled", "tatdqa_test"

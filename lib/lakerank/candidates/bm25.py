@@ -9,7 +9,7 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -195,26 +195,6 @@ class PostingsIndex:
             order = order[np.sort(first)]
         order = order[:depth]
         return hits[order], scores[order]
-
-
-class Bm25Index:
-    """All texts of a pool, for queries that come later."""
-
-    def __init__(self, texts: Iterable[tuple[str, str]]) -> None:
-        """`texts` are document ids and texts. Raises DependencyError when `regex` is not installed."""
-        builder = PostingsBuilder()
-        for doc_id, text in texts:
-            builder.add(doc_id, text)
-        self._terms, self._vocabulary = Terms(), builder.vocabulary
-        postings = builder.finish()
-        frequencies = np.bincount(_joined(postings["terms"]).flatten().to_numpy(), minlength=len(self._vocabulary))
-        self._index = PostingsIndex(postings, statistics(frequencies, builder.documents, builder.length))
-
-    def search(self, text: str, depth: int) -> list[tuple[str, float]]:
-        """Up to `depth` documents that share a term with the text, and their scores, best first."""
-        known = [number for term in self._terms(text) if (number := self._vocabulary.get(term)) is not None]
-        positions, scores = self._index.search(known, depth)
-        return [(self._index.doc_ids[at], score) for at, score in zip(positions, scores.tolist(), strict=True)]
 
 
 def _joined(column: pa.ChunkedArray) -> pa.ListArray:

@@ -10,7 +10,7 @@ from lakerank import __version__
 
 #: Every job and what it does. The module of its name has it, or that of _MODULES, imported when it is run.
 JOBS = {
-    "ingest": "files, folders and published benchmarks into lake tables",
+    "ingest": "files and folders into lake tables",
     "candidates": "documents and queries into first-stage candidates",
     "rerank": "plan, score, rank, audit and publish a run",
     "score": "answer one request of the hosted rerank API",

@@ -1,10 +1,11 @@
-"""`lakerank ingest`: files, folders and published benchmarks into lake tables."""
+"""`lakerank ingest`: files and folders into lake tables, and from a clone published benchmarks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import fields
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -14,19 +15,35 @@ from lakerank.cli import resolve
 from lakerank.cli.job import SHARED, Job
 from lakerank.config import Config
 from lakerank.errors import ConfigError
-from lakerank.ingest.benchmark_lake import LayoutOptions, ingest_benchmark
 from lakerank.ingest.folder import ingest as ingest_source
-from lakerank.ingest.layouts import LAYOUTS
 from lakerank.ingest.readers.reader import ReadOptions
 from lakerank.lake import is_local, local_path
 from lakerank.lake.storage import Storage
 
+#: The package that reads published benchmarks: of the repository alone, no wheel has it.
+DATASETS = "lakerank_datasets"
+BENCHMARKS: Any = import_module(f"{DATASETS}.command") if find_spec(DATASETS) else None
+
 #: Parameters of a published benchmark, and those of a single table.
-_LAYOUT = frozenset(field.name for field in fields(LayoutOptions))
+_LAYOUT = frozenset(option.name for option in BENCHMARKS.OPTIONS) if BENCHMARKS else frozenset()
 _TABLE = frozenset(field.name for field in fields(ReadOptions))
 
 
-@click.command(cls=Job, config="optional")
+class _Ingest(Job):
+    """Names the way to the options of benchmarks, where they are missing."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        named = any(word.partition("=")[0] == "--layout" for word in args)
+        if named and BENCHMARKS is None and not context.resilient_parsing:
+            raise click.UsageError(
+                f"--layout: {DATASETS}, which reads published benchmarks, is not installed with lakerank; run "
+                "`python jobs/ingest.py` with the same words from a clone of the repository (its docs/benchmarks.md)",
+                context,
+            )
+        return super().parse_args(context, args)
+
+
+@click.command(cls=_Ingest, config="optional")
 @click.argument("source", required=False)
 @click.option(
     "--output", metavar="FOLDER",
@@ -74,34 +91,6 @@ _TABLE = frozenset(field.name for field in fields(ReadOptions))
     "--office-pages", is_flag=True,
     help="Print Office files as pages with LibreOffice, where it is installed, and read these as PDF.",
 )  # fmt: skip
-@click.option(
-    "--layout", type=click.Choice(["auto", *LAYOUTS]),
-    help="Read SOURCE as a published benchmark and write all its tables; auto detects the layout.",
-)  # fmt: skip
-@click.option("--split", help="With --layout: the benchmark's split.  [default: the one with published figures]")
-@click.option(
-    "--run", "runs", multiple=True, metavar="[PART=]FILE",
-    help="With --layout: a first-stage run in trec_eval's format. {part} and {language} in FILE stand for those of "
-    "each part. May be repeated.  [default: BM25 where there are texts, else all documents of a small pool]",
-)  # fmt: skip
-@click.option(
-    "--depth", type=click.IntRange(min=1), default=100, show_default=True,
-    help="With --layout: candidates of each query.",
-)  # fmt: skip
-@click.option(
-    "--all-pairs", type=click.IntRange(min=0), default=1000, show_default=True, metavar="DOCUMENTS",
-    help="With --layout: the largest pool of images that is ranked whole when there is no run.",
-)  # fmt: skip
-@click.option(
-    "--documents", "all_documents", type=click.Choice(["all", "candidates"]), default="all", show_default=True,
-    callback=lambda _context, _option, which: which == "all",
-    help="With --layout: write all documents, or only those that are candidates.",
-)  # fmt: skip
-@click.option(
-    "--plain-ids",
-    is_flag=True,
-    help="With --layout: keep the publisher's ids, without DATASET/ in front; for a single dataset.",
-)
 @click.option("--follow-links", is_flag=True, help="Follow symbolic links, also out of SOURCE.")
 @click.pass_context
 def ingest(
@@ -133,13 +122,14 @@ def ingest(
     Without SOURCE, the config's `source` is read, both tables, into the folders lake.documents and lake.queries; the
     summary has tables (each as above), rejected and seconds.
 
-    With --layout, SOURCE is a benchmark in its publisher's files, and FOLDER gets documents, queries, candidates and
-    qrels. docs/benchmarks.md lists the files to download. The summary has layout, output, parts, first_stage, tables
-    (each as above), rejected, rejected_by_fault, rejects and seconds.
+    With --layout (in a clone of the repository), SOURCE is a benchmark in its publisher's files, and FOLDER gets
+    documents, queries, candidates and qrels. docs/benchmarks.md lists the files to download. The summary has layout,
+    output, parts, first_stage, tables (each as above), rejected, rejected_by_fault, rejects and seconds.
     """
 
-    config, faults = given.config, _misplaced(context, options["layout"])
-    target = output or _beside(config, options)
+    config, layout = given.config, options.get("layout")
+    faults = _misplaced(context, layout)
+    target = output or (_beside(config, options["table"]) if layout is None else None)
     if source is not None and target is None:
         faults.append("--output: name the folder for the tables")
     if faults:
@@ -147,19 +137,20 @@ def ingest(
     storage = resolve.storage(config.lake)
     if source is None or target is None:
         return _both_tables(storage, config, context)
-    follow = options["follow_links"]
-    if options["layout"] is None:
-        table = ReadOptions(**{name: options[name] for name in _TABLE & options.keys()})
-        return ingest_source(storage, source, target, table, follow, _progress()).summary()
-    layout = LayoutOptions(**{name: options[name] for name in _LAYOUT})
-    return ingest_benchmark(storage, source, target, layout, follow, _progress()).summary()
+    if layout is not None:
+        summary: dict[str, Any] = BENCHMARKS.ingest(storage, source, target, options, _progress())
+        return summary
+    table = ReadOptions(**{name: options[name] for name in _TABLE & options.keys()})
+    return ingest_source(storage, source, target, table, options["follow_links"], _progress()).summary()
 
 
-def _beside(config: Config, options: Mapping[str, Any]) -> str | None:
+if BENCHMARKS:
+    ingest.params += BENCHMARKS.OPTIONS
+
+
+def _beside(config: Config, table: str) -> str | None:
     """The folder of the config's tables, for a table of queries or judgements that is named without --output."""
-    if options["layout"] is not None:
-        return None
-    lake, table = config.lake, options["table"]
+    lake = config.lake
     tables = {"queries": lake.queries, "qrels": lake.qrels or f"{_parent(lake.queries)}/qrels"}
     return _parent(tables[table]) if tables.get(table, "").rstrip("/").endswith(f"/{table}") else None
 

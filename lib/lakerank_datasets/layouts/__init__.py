@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from lakerank.credentials import redacted
 from lakerank.errors import SchemaError, StorageError
-from lakerank.ingest.layouts import mbeir, mkqa, passages, vidore, winoground
-from lakerank.ingest.layouts.benchmark import Layout, Part
-from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
+from lakerank_datasets.layouts import mbeir, mkqa, passages, vidore, winoground
+from lakerank_datasets.layouts.benchmark import Layout, Part
+from lakerank_datasets.layouts.benchmark_folder import BenchmarkFolder
 
 #: In the order of detection: the more specific before BEIR, whose files others use too.
 LAYOUTS: Mapping[str, Layout] = {

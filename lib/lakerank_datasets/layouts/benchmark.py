@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-from lakerank.ingest.layouts.benchmark_folder import IMAGE_ROWS, BenchmarkFolder, image_bytes
 from lakerank.ingest.lines import record_id, record_text
 from lakerank.ingest.tables import ContentRow, SourceReject
 from lakerank.records import Candidate, Qrel
+from lakerank_datasets.layouts.benchmark_folder import IMAGE_ROWS, BenchmarkFolder, image_bytes
 
 ContentRows = Iterator[ContentRow | SourceReject]
 Qrels = Iterator[Qrel | SourceReject]

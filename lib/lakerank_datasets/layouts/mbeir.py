@@ -15,7 +15,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lakerank.ingest.layouts.benchmark import (
+from lakerank.ingest.lines import Record, read_each, record_id, record_text
+from lakerank.ingest.source import prefetched_files
+from lakerank.ingest.tables import ContentRow, SourceError, SourceFault, SourceReject
+from lakerank_datasets.layouts.benchmark import (
     ContentRows,
     DocumentColumns,
     DocumentFilter,
@@ -25,10 +28,7 @@ from lakerank.ingest.layouts.benchmark import (
     QueryColumns,
     every_id,
 )
-from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
-from lakerank.ingest.lines import Record, read_each, record_id, record_text
-from lakerank.ingest.source import prefetched_files
-from lakerank.ingest.tables import ContentRow, SourceError, SourceFault, SourceReject
+from lakerank_datasets.layouts.benchmark_folder import BenchmarkFolder
 
 #: The eight tasks by their numbers (5 is not used): what the query holds → what the answer holds.
 TASKS = {

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
-from lakerank.ingest.layouts.benchmark import DocumentColumns, Layout, Part, Pool, QueryColumns, passages, table_rows
-from lakerank.ingest.layouts.benchmark_folder import BenchmarkFolder
 from lakerank.ingest.lines import record_id, record_text
 from lakerank.ingest.readers.reader import library
 from lakerank.ingest.tables import ContentRow, SourceError, SourceFault
 from lakerank.lake.storage import join
+from lakerank_datasets.layouts.benchmark import DocumentColumns, Layout, Part, Pool, QueryColumns, passages, table_rows
+from lakerank_datasets.layouts.benchmark_folder import BenchmarkFolder
 
 #: The languages of the benchmark.
 LANGUAGES = (

@@ -24,12 +24,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lakerank.ingest.layouts.benchmark import Layout, Part, QueryColumns, Table, passage_part, passages
-from lakerank.ingest.layouts.benchmark_folder import CORPUS_ID, QUERY_ID, BenchmarkFolder
 from lakerank.ingest.lines import record_id
 from lakerank.ingest.tables import SourceError, SourceFault
 from lakerank.lake.storage import join
 from lakerank.records import Qrel
+from lakerank_datasets.layouts.benchmark import Layout, Part, QueryColumns, Table, passage_part, passages
+from lakerank_datasets.layouts.benchmark_folder import CORPUS_ID, QUERY_ID, BenchmarkFolder
 
 #: MS MARCO has no judgements for its test queries in BEIR: its figures are of the development queries.
 _SPLITS = {"msmarco": "dev"}

@@ -14,7 +14,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar, cast
 
-from lakerank.ingest.layouts.benchmark import (
+from lakerank.ingest.tables import ContentRow, SourceReject
+from lakerank.lake.storage import join
+from lakerank.records import Qrel
+from lakerank_datasets.layouts.benchmark import (
     ContentRows,
     DocumentColumns,
     DocumentFilter,
@@ -26,10 +29,7 @@ from lakerank.ingest.layouts.benchmark import (
     Table,
     table_rows,
 )
-from lakerank.ingest.layouts.benchmark_folder import CORPUS_ID, QUERY_ID, BenchmarkFolder
-from lakerank.ingest.tables import ContentRow, SourceReject
-from lakerank.lake.storage import join
-from lakerank.records import Qrel
+from lakerank_datasets.layouts.benchmark_folder import CORPUS_ID, QUERY_ID, BenchmarkFolder
 
 T = TypeVar("T")
 

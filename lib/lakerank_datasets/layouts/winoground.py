@@ -17,7 +17,10 @@ from functools import partial
 from typing import Any, BinaryIO, cast
 
 from lakerank.errors import StorageError
-from lakerank.ingest.layouts.benchmark import (
+from lakerank.ingest.lines import read_each, record_id, record_text
+from lakerank.ingest.tables import ContentRow, SourceError, SourceFault, SourceReject
+from lakerank.records import Candidate, Qrel
+from lakerank_datasets.layouts.benchmark import (
     ContentRows,
     DocumentColumns,
     DocumentFilter,
@@ -28,10 +31,7 @@ from lakerank.ingest.layouts.benchmark import (
     QueryColumns,
     every_id,
 )
-from lakerank.ingest.layouts.benchmark_folder import IMAGE_ROWS, MAX_BYTES, BenchmarkFolder, image_bytes
-from lakerank.ingest.lines import read_each, record_id, record_text
-from lakerank.ingest.tables import ContentRow, SourceError, SourceFault, SourceReject
-from lakerank.records import Candidate, Qrel
+from lakerank_datasets.layouts.benchmark_folder import IMAGE_ROWS, MAX_BYTES, BenchmarkFolder, image_bytes
 
 _SIDES = (0, 1)
 _CAPTIONS = ("caption_0", "caption_1")

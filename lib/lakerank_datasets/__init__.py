@@ -1,0 +1,1 @@
+"""Published evaluation benchmarks, from the files of their publishers into lake tables."""
