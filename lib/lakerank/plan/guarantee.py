@@ -1,0 +1,141 @@
+"""The guarantee of a cascade's stage: how far down each query's list its reranker must read, learned from queries that
+it has read whole.
+
+A rule is a margin: a document is read if the stage before gives it at most so much less than the `of_top`-th document
+of its list. Rules are nested (a wider margin reads all that a narrower one does) and fixed before any score is seen.
+The narrowest one that keeps the promise is found by Learn-then-Test: from the widest on, each rule is tested at level
+1 − confidence, and the first that fails ends the search (fixed-sequence testing; Angelopoulos, Bates, Candès, Jordan,
+Lei, Learn then Test: Calibrating Predictive Algorithms to Achieve Risk Control, 2021, arXiv 2110.01052). So with
+probability ≥ confidence over the sample, the mean recall over further queries is ≥ recall. Conformal risk control
+(Angelopoulos, Bates, Fisch, Lei, Schuster, ICLR 2024) bounds that mean in expectation over samples alone: on half of
+the samples the run could fall short.
+
+The test bets against "the mean recall is at most m" (Waudby-Smith, Ramdas, Estimating Means of Bounded Random Variables
+by Betting, JRSS B 86, 2024): of a capital of 1 a share is staked on each query, and pays recall / m. If the claim is
+true, nobody's capital is expected to grow, and by Markov's inequality it reaches 1 / (1 − confidence) with probability
+≤ 1 − confidence. Several shares are staked, each of a part of the capital; its mean does not depend on the order of
+the queries. The same holds for queries drawn from a run's own without replacement, which are negatively associated
+(Joag-Dev, Proschan, Negative Association of Random Variables, Annals of Statistics 11, 1983).
+
+Q queries, R rules, P pairs throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Float64 = npt.NDArray[np.float64]
+
+#: Margins in units of the logit, from the widest: eight an octave, whatever the scale of a model's logits.
+MARGINS = np.array([*(2.0 ** (step / 8) for step in range(96, -97, -1)), 0.0])
+
+#: Shares that are staked on each query, and the part of the capital that each is of. All is best where recalls vary
+#: little, but it is lost at the first query without any recall.
+_STAKES = np.array([1.0, 0.75, 0.5, 0.25, 0.125, 0.0625])
+_PARTS = np.array([0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
+
+#: A sample is a tenth of a run's queries, within this many times the least number that can keep a promise.
+_MOST_TIMES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a stage with a guarantee promises, and how its rule is learned.
+
+    With probability ≥ `confidence`, the mean share of the reranker's own first `of_top` documents that it reads is ≥
+    `recall`. `sample`: queries that are read whole to learn the rule; None: `sample_size`. `from_run`: the run whose
+    queries it is learned from instead, if a test at `shift_level` finds no shift of the scores since. `otherwise`: what
+    to do where no rule keeps the promise: read everything, or stop.
+    """
+
+    of_top: int
+    recall: float
+    confidence: float
+    sample: int | None = None
+    from_run: str | None = None
+    shift_level: float = 0.01
+    otherwise: Literal["all", "stop"] = "all"
+
+    @property
+    def least_queries(self) -> int:
+        """The fewest queries from which the promise can be kept: with full recall in each."""
+        gains = np.log1p(_STAKES * (1 / self.recall - 1))
+        least, most = 0, 1
+        while _mixed(gains * most) < self._enough:
+            least, most = most, 2 * most
+        while most - least > 1:
+            middle = (least + most) // 2
+            least, most = (least, middle) if _mixed(gains * middle) >= self._enough else (middle, most)
+        return most
+
+    def sample_size(self, queries: int) -> int:
+        """How many of a run's queries are read whole."""
+        least = self.least_queries
+        return min(queries, self.sample or max(least, min(queries // 10, _MOST_TIMES * least)))
+
+    def boldest_rule(self, recalls: Float64) -> int:
+        """The last of the nested rules, from the most careful on, that keeps the promise; -1 if none does.
+
+        Args:
+            recalls: (Q, R), in [0, 1].
+        """
+        kept = _log_capital(recalls, self.recall) >= self._enough
+        return (len(kept) if kept.all() else int(kept.argmin())) - 1
+
+    def lower_bound(self, recalls: Float64) -> float:
+        """A lower bound, at the confidence, of the mean that some recalls (Q,) are drawn from."""
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if _log_capital(recalls, middle) >= self._enough else (low, middle)
+        return low
+
+    @property
+    def _enough(self) -> float:
+        return -math.log1p(-self.confidence)
+
+
+def _log_capital(recalls: Float64, mean: float) -> Any:
+    """The logarithm of the capital after bets that a mean recall is above `mean`: (Q, …) -> (…)."""
+    with np.errstate(divide="ignore"):
+        return _mixed(np.array([np.log1p(stake * (recalls / mean - 1)).sum(axis=0) for stake in _STAKES]))
+
+
+def _mixed(parts: Float64) -> Any:
+    """The logarithm of the capital of those of its parts, one a stake: (S, …) -> (…)."""
+    return np.logaddexp.reduce(parts.T + np.log(_PARTS), axis=-1)
+
+
+def gaps(query: npt.NDArray[np.int64], logit: npt.NDArray[np.float32], of_top: int) -> Float64:
+    """How far each logit is below the `of_top`-th of its list, or below its last one: (P,) each -> (P,), at least 0.
+
+    Pairs are in order: by query, then logit descending.
+    """
+    starts = np.flatnonzero(np.diff(query, prepend=-1))
+    counts = np.diff(starts, append=len(query))
+    edges = logit.astype(np.float64)[starts + np.minimum(counts, of_top) - 1]
+    return np.maximum(0.0, np.repeat(edges, counts) - logit)
+
+
+def recalls(top_gaps: Sequence[Sequence[float]]) -> Float64:
+    """Recall of each query by each rule, of the gaps of its best documents: (Q, R), 1 where it has none."""
+    read = [(np.array(of_query)[:, None] <= MARGINS).mean(axis=0) for of_query in top_gaps if of_query]
+    return np.array([*read, *np.ones((len(top_gaps) - len(read), len(MARGINS)))])
+
+
+def shift_p_value(before: Float64, now: Float64) -> float:
+    """The p-value of the two-sample Kolmogorov–Smirnov test, asymptotic (Stephens, JRSS B 32, 1970): (N,), (M,)."""
+    values = np.concatenate([before, now])
+    shares = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (before, now)]
+    size = math.sqrt(len(before) * len(now) / len(values))
+    scaled = (size + 0.12 + 0.11 / size) * np.abs(shares[0] - shares[1]).max()
+    if scaled < 0.2:  # the series converges slowly where its sum is 1
+        return 1.0
+    terms = np.arange(1, 101)
+    return float(np.clip(2 * ((-1.0) ** (terms - 1) * np.exp(-2 * (terms * scaled) ** 2)).sum(), 0.0, 1.0))
