@@ -13,7 +13,8 @@ from typing import Any, TypeVar, cast
 
 from lakerank.errors import ConfigError
 from lakerank.ingest.folder import output_faults
-from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject, TableName, TableWriter, WrittenTable
+from lakerank.ingest.rejects import SourceFault, SourceReject
+from lakerank.ingest.tables import ContentRow, TableName, TableWriter, WrittenTable
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate, Qrel
 from lakerank_datasets.first_stage import Bm25Index, FirstStage, choose_first_stages, part_candidates

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
@@ -11,13 +10,15 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from lakerank.candidates.bm25 import PostingsBuilder, PostingsIndex, Terms, statistics
-from lakerank.candidates.run_files import RunFault, RunLine, best_items, no_known_query, read_run
+from lakerank.candidates.run_files import RunLine, best_items, no_known_query, read_run, run_fields
 from lakerank.credentials import redacted
 from lakerank.errors import ConfigError, StorageError
-from lakerank.ingest.tables import ContentRow, SourceFault, SourceReject
+from lakerank.ingest.rejects import SourceReject
+from lakerank.ingest.tables import ContentRow
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate
 from lakerank_datasets.layouts.benchmark import Part, QueryColumns
+from lakerank_datasets.layouts.mbeir import without_task
 
 
 class Bm25Index:
@@ -168,21 +169,21 @@ def run_candidates(
     done: set[str] = set()
     current = ""
 
-    def query_of(line: RunLine | RunFault) -> str:
+    def query_of(line: RunLine | SourceReject) -> str:
         """The query of a line; of one that cannot be read, the query of the line before."""
         nonlocal current
-        current = current if isinstance(line, RunFault) else line.query_id.removeprefix(part.prefix)
+        current = line.query_id.removeprefix(part.prefix) if isinstance(line, RunLine) else current
         return current
 
-    run = read_run(storage, uri, task_number=part.columns.benchmark == "mbeir")
+    is_mbeir = part.columns.benchmark == "mbeir"
+    run = read_run(storage, uri, (lambda text: without_task(run_fields(text), 6)) if is_mbeir else run_fields)
     for query_id, group in groupby(run, query_of):
         lines: list[RunLine] = []
         for line in group:
-            if isinstance(line, RunFault):
-                name, fault = posixpath.basename(uri), SourceFault(line.code)
-                yield SourceReject(name, fault, line.detail, line=line.line)
-            else:
+            if isinstance(line, RunLine):
                 lines.append(line)
+            else:
+                yield line
         if not lines or query_id not in query_ids:
             continue
         if query_id in done:

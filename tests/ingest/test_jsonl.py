@@ -11,11 +11,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lakerank.ingest.lines import json_records, read_each
+from lakerank.ingest.lines import json_records, read_each, text_lines
 from lakerank.ingest.readers.reader import ReadOptions
 from lakerank.ingest.records import RecordReader
+from lakerank.ingest.rejects import SourceFault, SourceReject
 from lakerank.ingest.source import FileSource, SourceFile
-from lakerank.ingest.tables import SourceFault, SourceReject
 from lakerank.records import Candidate, Qrel
 
 
@@ -23,7 +23,8 @@ def rows(content: bytes | str, table="documents", keep=(), max_line_bytes=2**20)
     stream = io.BytesIO(content.encode() if isinstance(content, str) else content)
     no_files = FileSource(MemoryFileSystem(), "/")
     reader = RecordReader(ReadOptions(table=table, keep=keep), no_files, SourceFile("f.jsonl", "/f.jsonl", 0))
-    return list(read_each("f.jsonl", json_records("f.jsonl", stream, max_line_bytes), reader))
+    lines = text_lines("f.jsonl", stream, max_line_bytes)
+    return list(read_each("f.jsonl", json_records("f.jsonl", lines), reader))
 
 
 @pytest.mark.parametrize(

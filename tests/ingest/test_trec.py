@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.ingest.judgements import qrels
-from lakerank.ingest.lines import split_lines
-from lakerank.ingest.tables import SourceFault, SourceReject
+from lakerank.ingest.lines import split_lines, text_lines
+from lakerank.ingest.rejects import SourceFault, SourceReject
 from lakerank.records import Qrel
 
 
 def lines(content: bytes, separator=None):
-    return split_lines("f", io.BytesIO(content), 2**16, separator)
+    return split_lines(text_lines("f", io.BytesIO(content), 2**16), separator)
 
 
 def test_a_line_of_names_is_passed_over_only_at_the_top():
@@ -66,10 +66,6 @@ def test_ids_with_spaces_stand_between_tabs_or_are_rejects():
         SourceFault.FIELD_INVALID
     ]
     assert list(qrels("f", lines("q 0 a\u00a0b 1\n".encode()))) == [Qrel("q", "a\u00a0b", 1)]
-
-
-def test_mbeirs_lines_have_a_task_number():
-    assert list(qrels("f", lines(b"q 0 d -1 7\n"), further_fields=1)) == [Qrel("q", "d", -1)]
 
 
 @pytest.mark.parametrize("field", ["x", "1.5", "nan", "inf", "3000000000"])

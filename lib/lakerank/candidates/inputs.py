@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import posixpath
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from lakerank.candidates.bm25 import Int32, Terms
-from lakerank.candidates.run_files import RunFault, RunLine, best_items, no_known_query, read_run
+from lakerank.candidates.run_files import RunLine, best_items, no_known_query, read_run
+from lakerank.ingest.rejects import RejectList, SourceFault, SourceReject
 from lakerank.lake.columns import decode_text
 from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.storage import Storage
@@ -39,9 +39,6 @@ CHUNK_ROWS = 500_000
 
 #: An item of a list; `query` is the query's number among the sorted ids.
 ITEMS = pa.schema([("query", pa.int32()), ("doc_id", pa.string()), ("score", pa.float64())])
-
-#: Faults listed one by one; all of them are counted.
-LISTED_FAULTS = 100_000
 
 _FOOTER_THREADS = 16
 
@@ -128,46 +125,31 @@ def chunk_documents(storage: Storage, chunk: Chunk, with_text: bool) -> Iterator
                 yield doc_id, searched_text(*texts) if texts else ""
 
 
-@dataclass(slots=True)
-class Faults:
-    """Lines of run files that give no candidate: counted by code, the first of them as records."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    listed: list[dict[str, object]] = field(default_factory=list)
-
-    def add(self, uri: str, fault: RunFault) -> None:
-        """Count a line, and list it while there are few."""
-        self.counts[fault.code] += 1
-        if len(self.listed) < LISTED_FAULTS:
-            place = {"path": posixpath.basename(uri), "fault": fault.code, "detail": fault.detail}
-            self.listed.append({**place, "line": fault.line, "page": None})
-
-
 @dataclass(frozen=True, slots=True)
 class RunList:
     """The lists of a run file: its ITEMS, best first for each query, queries in order, and their lines."""
 
-    uri: str
+    name: str
     items: pa.Table
     lines: Int64
 
-    def without(self, unknown: set[str], faults: Faults) -> RunList:
-        """The same without documents that are not in the lake: their lines are faults."""
+    def without(self, unknown: set[str], rejects: RejectList) -> RunList:
+        """The same without documents that are not in the lake: their lines are rejects."""
         doc_ids = self.items["doc_id"].to_pylist()
         kept = np.array([doc_id not in unknown for doc_id in doc_ids], bool)
         for at in np.flatnonzero(~kept):
             detail = f"{doc_ids[at]} is not among the documents"
-            faults.add(self.uri, RunFault("document_not_found", detail, int(self.lines[at])))
-        return RunList(self.uri, self.items.filter(pa.array(kept)), self.lines[kept])
+            rejects.add(SourceReject(self.name, SourceFault.DOCUMENT_NOT_FOUND, detail, int(self.lines[at])))
+        return RunList(self.name, self.items.filter(pa.array(kept)), self.lines[kept])
 
 
-def read_lists(storage: Storage, uri: str, queries: Queries, depth: int, faults: Faults) -> RunList:
-    """The `depth` best items of each query of a run, in memory; lines of other queries are faults.
+def read_lists(storage: Storage, uri: str, queries: Queries, depth: int, rejects: RejectList) -> RunList:
+    """The `depth` best items of each query of a run, in memory; lines of other queries are rejects.
 
     Raises:
         StorageError: there is no such file, or no line is of one of the queries.
     """
-    numbers = {query_id: number for number, query_id in enumerate(queries.ids)}
+    name, numbers = posixpath.basename(uri), {query_id: number for number, query_id in enumerate(queries.ids)}
     best: dict[int, list[RunLine]] = {}
     for query_id, group in itertools.groupby(read_run(storage, uri), lambda line: getattr(line, "query_id", None)):
         number = numbers.get(query_id or "")
@@ -177,10 +159,14 @@ def read_lists(storage: Storage, uri: str, queries: Queries, depth: int, faults:
             continue
         for line in group:
             detail = f"{query_id} is not among the queries"
-            faults.add(uri, line if isinstance(line, RunFault) else RunFault("query_not_found", detail, line.line))
+            if isinstance(line, RunLine):
+                line = SourceReject(name, SourceFault.QUERY_NOT_FOUND, detail, line.line)
+            rejects.add(line)
     if queries.ids and not best:
         raise no_known_query(uri, "lake.queries", queries.ids[0])
     rows = [(number, line) for number in sorted(best) for line in best[number]]
     columns = ([number for number, _ in rows], [line.doc_id for _, line in rows], [line.score for _, line in rows])
     arrays = [pa.array(column, kind) for column, kind in zip(columns, ITEMS.types, strict=True)]
-    return RunList(uri, pa.Table.from_arrays(arrays, schema=ITEMS), np.array([line.line for _, line in rows], np.int64))
+    return RunList(
+        name, pa.Table.from_arrays(arrays, schema=ITEMS), np.array([line.line for _, line in rows], np.int64)
+    )

@@ -19,7 +19,6 @@ from lakerank.candidates.bm25 import statistics
 from lakerank.candidates.inputs import (
     ASKED,
     SEARCHED,
-    Faults,
     RunList,
     chunk_documents,
     document_chunks,
@@ -29,6 +28,7 @@ from lakerank.candidates.inputs import (
 from lakerank.candidates.search import KINDS, NAMED_QUERIES, REPORT, ROW_GROUP_ROWS, Options, Search
 from lakerank.credentials import redacted
 from lakerank.errors import ConfigError, IngestError, StorageError
+from lakerank.ingest.rejects import RejectList
 from lakerank.lake import has_wildcard, is_local, is_table_part, local_path
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, opened, parquet_bytes
@@ -86,7 +86,7 @@ def find_candidates(
     documents, queries = fragments(storage, addresses.documents, SEARCHED), fragments(storage, addresses.queries, ASKED)
     work = join(addresses.output, f"_work-{uuid.uuid4().hex[:8]}")
     search = Search(storage, read_queries(storage, queries), document_chunks(storage, documents), options, work)
-    rejects = Faults()
+    rejects = RejectList(storage, addresses.output.rstrip("/").rpartition("/")[0] or ".", "candidates")
     lists = [read_lists(storage, uri, search.queries, options.depth, rejects) for uri in options.runs]
     try:
         if options.method == "all-pairs":
@@ -97,7 +97,7 @@ def find_candidates(
             if options.method == "bm25" and counts["documents"] * len(search.queries.ids) <= options.fill_pairs:
                 reports = _fill(search, _document_ids(search), reports)
         summary = _summary(search, counts, reports)
-        rejected = _write_rejects(storage, addresses.output, rejects)
+        rejects.write()  # where ingestion lists its own
         if advice:
             _warn(summary, options, advice)
         if not summary["candidates"]:
@@ -107,11 +107,11 @@ def find_candidates(
         for file in storage.walk(work):
             storage.delete(file.uri)
         storage.remove_empty_folders(addresses.output)
-    return {**summary, **rejected, "output": addresses.output, "seconds": round(time.monotonic() - started, 3)}
+    return {**summary, **rejects.summary(), "output": addresses.output, "seconds": round(time.monotonic() - started, 3)}
 
 
 def _search(
-    runner: Runner, search: Search, lists: Sequence[RunList], faults: Faults
+    runner: Runner, search: Search, lists: Sequence[RunList], rejects: RejectList
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Index, search and merge; returns counts of documents, and the report of each file."""
     doc_ids = sorted({doc_id for of_run in lists for doc_id in of_run.items["doc_id"].to_pylist()})
@@ -120,7 +120,7 @@ def _search(
     runner.describe(f"candidates: index {len(chunks)} chunks of documents")
     counts = runner.summed(runner.scatter(chunks, search.index, COUNTS, _tasks(runner)))
     unknown = {doc_ids[number] for number in set(range(len(doc_ids))) - set(counts.get("listed", {}))}
-    _store_lists(search, [of_run.without(unknown, faults) for of_run in lists])
+    _store_lists(search, [of_run.without(unknown, rejects) for of_run in lists])
     documents = {name: total_of(counts, name) for name in ("documents", "searchable", "length")}
     frequencies = np.zeros(len(search.queries.vocabulary), np.int64)
     for number, value in counts.get("term", {}).items():
@@ -210,17 +210,6 @@ def _warn(summary: dict[str, Any], options: Options, advice: str) -> None:
 def _nothing_found(output: str, advice: str) -> str:
     needed = f". Documents without text need {advice}" if advice else ""
     return f"candidates: no query has a candidate; {redacted(output)} is as it was{needed}"
-
-
-def _write_rejects(storage: Storage, output: str, faults: Faults) -> dict[str, Any]:
-    """List the lines of run files that gave no candidate, where ingestion lists its rejects."""
-    uri = join(output.rstrip("/").rpartition("/")[0] or ".", "rejects", "candidates.jsonl")
-    if faults.listed:
-        storage.replace(uri, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in faults.listed).encode())
-    elif storage.exists(uri):
-        storage.delete(uri)
-    counts = dict(sorted(faults.counts.items()))
-    return {"rejected": sum(counts.values()), "rejected_by_fault": counts, "rejects": uri if faults.listed else None}
 
 
 def _output_faults(storage: Storage, addresses: Addresses) -> list[str]:

@@ -16,7 +16,7 @@ from zipfile import ZipFile
 
 from lakerank.errors import ConfigError, LakerankError
 from lakerank.ingest.judgements import qrels
-from lakerank.ingest.lines import json_records, read_each, split_lines
+from lakerank.ingest.lines import json_records, read_each, split_lines, text_lines
 from lakerank.ingest.readers import OFFICE, READERS
 from lakerank.ingest.readers.archive import MAX_DEPTH, MAX_TOTAL, ArchiveSource, Budget, gunzipped
 from lakerank.ingest.readers.pdf import read_pdf
@@ -24,9 +24,10 @@ from lakerank.ingest.readers.reader import ReadOptions, Section
 from lakerank.ingest.readers.soffice import find_soffice, office_pdf
 from lakerank.ingest.readers.text import decode, trec_command
 from lakerank.ingest.records import RecordReader, csv_records, json_objects
+from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
 from lakerank.ingest.rows import extra_columns, kept_fields, section_rows
 from lakerank.ingest.source import Source, SourceFile, open_source, opened_plain, prefetched_files
-from lakerank.ingest.tables import ContentRow, Row, SourceError, SourceFault, SourceReject, TableWriter, WrittenTable
+from lakerank.ingest.tables import ContentRow, Row, TableWriter, WrittenTable
 from lakerank.lake import is_local, local_path
 from lakerank.lake.storage import Storage
 
@@ -194,7 +195,7 @@ class _FolderReader:
                     raise SourceError(SourceFault.UNSUPPORTED_FORMAT, _unsupported(file.path, self._options))
                 case "jsonl":
                     with opened_plain(source, file) as stream:
-                        records = json_records(file.path, stream, limit)
+                        records = json_records(file.path, text_lines(file.path, stream, limit))
                         yield from read_each(file.path, records, self._records(source, file))
                 case "zip":
                     yield from self._archive_rows(source, file, depth)
@@ -203,8 +204,8 @@ class _FolderReader:
                 case "qrels":
                     lines = content().splitlines()
                     separator = "\t" if lines and b"\t" in lines[0] else None
-                    stream = io.BytesIO(b"\n".join(lines))
-                    yield from qrels(file.path, split_lines(file.path, stream, limit, separator))
+                    texts = text_lines(file.path, io.BytesIO(b"\n".join(lines)), limit)
+                    yield from qrels(file.path, split_lines(texts, separator))
                 case "queries":
                     yield from self._query_rows(source, file, self._text(content()))
                 case _:

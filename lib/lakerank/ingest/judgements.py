@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lakerank.ingest.lines import Line, as_number, present, read_each, record_id, record_integer
-from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
+from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
 from lakerank.records import Qrel
 
 #: Fields of a record that may hold a value; the first that is there counts.
@@ -44,12 +44,12 @@ TREC = QrelColumns(2, 3, 4)
 _BEIR_NAMES, _TREC_NAMES = "query, document, relevance", "query, 0, document, relevance"
 
 
-def qrels(path: str, lines: Iterable[Line], further_fields: int = 0) -> Iterator[Qrel | SourceReject]:
+def qrels(path: str, lines: Iterable[Line]) -> Iterator[Qrel | SourceReject]:
     """Judgements of three columns (query, document, relevance) or TREC's four (an iteration after the query).
 
     A first line of names is passed over, and says which column is which. Every other line is a judgement or a reject:
-    also one whose number of fields (`further_fields` of TREC's apart) is not that of the first lines. Four columns
-    whose second is no iteration are not guessed at: each line is a reject.
+    also one whose number of fields is not that of the first lines. Four columns whose second is no iteration are not
+    guessed at: each line is a reject.
 
     Source: `GenericDataLoader._load_qrels` in github.com/beir-cellar/beir; trec_eval's `get_qrels.c`.
     """
@@ -60,12 +60,9 @@ def qrels(path: str, lines: Iterable[Line], further_fields: int = 0) -> Iterator
     if columns is not None:
         first.remove(numbered[0])
     else:
-        columns = _columns([fields for _, fields in numbered], further_fields)
+        columns = _columns([fields for _, fields in numbered])
 
-    def judgement(_line: int, fields: list[str]) -> Iterator[Qrel]:
-        yield _qrel(fields, columns, further_fields)
-
-    return read_each(path, itertools.chain(first, stream), judgement)
+    return read_each(path, itertools.chain(first, stream), lambda _line, fields: [_qrel(fields, columns)])
 
 
 def _heading(names: Sequence[str]) -> QrelColumns | None:
@@ -77,22 +74,22 @@ def _heading(names: Sequence[str]) -> QrelColumns | None:
     return QrelColumns(places[0], places[1], len(known))
 
 
-def _columns(rows: Sequence[Sequence[str]], further_fields: int) -> QrelColumns | None:
+def _columns(rows: Sequence[Sequence[str]]) -> QrelColumns | None:
     """The columns of a file without names; None where they cannot be told."""
     if not rows or sum(len(row) == BEIR.count for row in rows) * 2 >= len(rows):
         return BEIR
-    second = {row[1] for row in rows if TREC.count <= len(row) <= TREC.count + further_fields}
+    second = {row[1] for row in rows if len(row) == TREC.count}
     return TREC if len(second) == 1 and _ITERATION.fullmatch(next(iter(second))) else None
 
 
-def _qrel(fields: list[str], columns: QrelColumns | None, further_fields: int) -> Qrel:
+def _qrel(fields: list[str], columns: QrelColumns | None) -> Qrel:
     if len(fields) < (columns or BEIR).count:
         names = _TREC_NAMES if columns == TREC else _BEIR_NAMES
         raise SourceError(SourceFault.FIELD_MISSING, f"{len(fields)} fields, not {names}")
     if columns is None:
         detail = f"{len(fields)} fields: neither {_BEIR_NAMES} nor TREC's, whose second is 0 in every line"
         raise SourceError(SourceFault.FIELD_INVALID, detail)
-    if len(fields) > columns.count + (further_fields if columns == TREC else 0):
+    if len(fields) > columns.count:
         detail = f"{len(fields)} fields, the first lines have {columns.count}; separate ids with spaces by tabs"
         raise SourceError(SourceFault.FIELD_INVALID, detail)
     ids = {"query_id": fields[0].strip(), "doc_id": fields[columns.document].strip()}

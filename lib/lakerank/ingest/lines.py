@@ -10,7 +10,7 @@ from contextlib import suppress
 from io import BufferedIOBase
 from typing import Any, TypeVar
 
-from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
+from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
 from lakerank.lake.storage import numbered_lines
 
 #: Fields of a line of TREC judgements; a run has more.
@@ -21,7 +21,8 @@ _INT32 = range(-(2**31), 2**31)
 Fields = TypeVar("Fields")
 Read = TypeVar("Read")
 
-#: A line's number and its fields, or its reject.
+#: A line's number and its text, or its fields; or its reject.
+TextLine = tuple[int, str] | SourceReject
 Line = tuple[int, list[str]] | SourceReject
 
 #: A line of a file or a row of a table: its number from 1, and its fields by name.
@@ -43,10 +44,23 @@ def read_each(
             yield SourceReject(path, fault.fault, str(fault), line=line)
 
 
-def json_records(path: str, stream: BufferedIOBase, max_line_bytes: int) -> Iterator[Record | SourceReject]:
-    """The JSON object of each line that is not blank, or a reject for the line; one line is in memory at a time."""
+def text_lines(path: str, stream: BufferedIOBase, max_line_bytes: int) -> Iterator[TextLine]:
+    """Number, from 1, and text of each line that is not blank, or a reject for it; one line is in memory at a time."""
+    for number, line in numbered_lines(stream, max_line_bytes):
+        if line is None:
+            detail = f"the line has more than {max_line_bytes} bytes"
+            yield SourceReject(path, SourceFault.FILE_TOO_LARGE, detail, line=number)
+        elif line.strip():
+            try:
+                yield number, line.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                yield SourceReject(path, SourceFault.TEXT_UNDECODABLE, f"not UTF-8 at byte {error.start}", line=number)
 
-    def record(number: int, text: str) -> Iterator[Record]:
+
+def json_records(path: str, lines: Iterable[TextLine]) -> Iterator[Record | SourceReject]:
+    """The JSON object of each line, or a reject for it."""
+
+    def record(number: int, text: str) -> list[Record]:
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -54,35 +68,22 @@ def json_records(path: str, stream: BufferedIOBase, max_line_bytes: int) -> Iter
             raise SourceError(SourceFault.JSON_INVALID, f"not JSON{where}") from error
         if not isinstance(fields, dict):
             raise SourceError(SourceFault.JSON_INVALID, "not a JSON object")
-        yield number, fields
+        return [(number, fields)]
 
-    return read_each(path, _text_lines(path, stream, max_line_bytes), record)
+    return read_each(path, lines, record)
 
 
-def split_lines(path: str, stream: BufferedIOBase, max_line_bytes: int, separator: str | None) -> Iterator[Line]:
-    """The fields of each line that is not blank, split at a separator.
+def split_lines(lines: Iterable[TextLine], separator: str | None) -> Iterator[Line]:
+    """The fields of each line, split at a separator.
 
     None: at tabs where that gives four fields, else at spaces and tabs. So ids may hold spaces where tabs separate, and
     other white space everywhere.
     """
-
-    def fields(number: int, text: str) -> Iterator[tuple[int, list[str]]]:
-        yield number, text.split(separator) if separator else _trec_fields(text)
-
-    return read_each(path, _text_lines(path, stream, max_line_bytes), fields)
-
-
-def _text_lines(path: str, stream: BufferedIOBase, max_line_bytes: int) -> Iterator[tuple[int, str] | SourceReject]:
-    def text(number: int, line: bytes | None) -> Iterator[tuple[int, str]]:
-        if line is None:
-            raise SourceError(SourceFault.FILE_TOO_LARGE, f"the line has more than {max_line_bytes} bytes")
-        try:
-            if line.strip():
-                yield number, line.decode().rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise SourceError(SourceFault.TEXT_UNDECODABLE, f"not UTF-8 at byte {error.start}") from error
-
-    return read_each(path, numbered_lines(stream, max_line_bytes), text)
+    for line in lines:
+        if isinstance(line, SourceReject):
+            yield line
+        else:
+            yield line[0], line[1].split(separator) if separator else _trec_fields(line[1])
 
 
 def _trec_fields(text: str) -> list[str]:

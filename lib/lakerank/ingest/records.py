@@ -17,9 +17,10 @@ from lakerank.ingest.judgements import DOC_ID, QUERY_ID, RELEVANCE, qrel
 from lakerank.ingest.lines import Record, as_number, present, record_id, record_integer, record_number
 from lakerank.ingest.lines import record_text as text_of
 from lakerank.ingest.readers.reader import ReadOptions
+from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
 from lakerank.ingest.rows import Metadata, content_rows, kept_fields
 from lakerank.ingest.source import Source, SourceFile, image_at
-from lakerank.ingest.tables import ContentRow, Row, SourceError, SourceFault, SourceReject, TableName
+from lakerank.ingest.tables import ContentRow, Row, TableName
 from lakerank.records import Candidate
 
 #: Fields that may hold a value, by column; the first that exists counts.

@@ -20,7 +20,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from lakerank.errors import StorageError
-from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
+from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
 from lakerank.lake import is_local, local_path
 from lakerank.lake.backends import LISTING_BYTES, TimedFile, within
 from lakerank.lake.backends.object_store import filesystem_at

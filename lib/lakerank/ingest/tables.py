@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
 
@@ -21,6 +19,7 @@ from lakerank import schemas
 from lakerank.credentials import redacted
 from lakerank.errors import IngestError
 from lakerank.fingerprint import content_hash
+from lakerank.ingest.rejects import RejectList, SourceReject
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened, timed_batches
 from lakerank.records import Candidate, Qrel
@@ -51,62 +50,11 @@ _SCHEMAS: dict[TableName, pa.Schema] = {
 #: The values of a candidate or a qrel, whose fields have the columns' names.
 _PAIR_VALUES = {table: attrgetter(*_SCHEMAS[table].names) for table in ("candidates", "qrels")}
 
-#: Rejects listed one by one; all of them are counted.
-LISTED_REJECTS = 100_000
-
 #: Rejects that an error shows.
 _SHOWN_REJECTS = 5
 
 #: Ids that a warning of repeated ones shows, and files of each.
 _SHOWN_IDS = 3
-
-
-class SourceFault(StrEnum):
-    """Why a file, a page or a line of the source is not in the table. The list is closed."""
-
-    UNSUPPORTED_FORMAT = "unsupported_format"
-    FILE_ENCRYPTED = "file_encrypted"
-    FILE_UNREADABLE = "file_unreadable"
-    FILE_TOO_LARGE = "file_too_large"
-    SYMBOLIC_LINK = "symbolic_link"
-    NOT_A_FILE = "not_a_file"
-    NAME_OUTSIDE = "name_outside"
-    WRONG_TABLE = "wrong_table"
-    NAME_UNDECODABLE = "name_undecodable"
-    TEXT_UNDECODABLE = "text_undecodable"
-    PDF_UNREADABLE = "pdf_unreadable"
-    PDF_ENCRYPTED = "pdf_encrypted"
-    PDF_PAGE_UNREADABLE = "pdf_page_unreadable"
-    JSON_INVALID = "json_invalid"
-    FIELD_MISSING = "field_missing"
-    FIELD_INVALID = "field_invalid"
-    IMAGE_NOT_FOUND = "image_not_found"
-    IMAGE_OUTSIDE_SOURCE = "image_outside_source"
-    QUERY_NOT_FOUND = "query_not_found"
-    DOCUMENT_NOT_FOUND = "document_not_found"
-
-
-class SourceError(Exception):
-    """A file, a page or a line that cannot be read, and why: it becomes a `SourceReject`."""
-
-    def __init__(self, fault: SourceFault, detail: str) -> None:
-        super().__init__(detail)
-        self.fault = fault
-
-
-@dataclass(frozen=True, slots=True)
-class SourceReject:
-    """A part of the source that cannot be read: `line` of a JSONL file and `page` of a PDF count from 1."""
-
-    path: str
-    fault: SourceFault
-    detail: str = ""
-    line: int | None = None
-    page: int | None = None
-
-    def __str__(self) -> str:
-        place = "".join(f", {name} {at}" for name, at in (("line", self.line), ("page", self.page)) if at is not None)
-        return f"{self.path}{place}: {self.fault.value}{f' ({self.detail})' if self.detail else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +95,8 @@ class WrittenTable:
 class TableWriter:
     """Collects rows of one table and writes `part-000000.parquet`, … into its folder.
 
-    Rejects are counted; the first LISTED_REJECTS of them are listed in `rejects/<table>.jsonl`. The same rows give the
-    same files, so writing again after a crash completes the table. `progress` is called with a number of further rows.
+    The same rows give the same files, so writing again after a crash completes the table. `progress` is called with a
+    number of further rows.
     """
 
     def __init__(
@@ -161,12 +109,10 @@ class TableWriter:
     ) -> None:
         self._storage = storage
         self._folder = join(output, table)
-        self._rejects_uri = join(output, "rejects", f"{table}.jsonl")
+        self._rejects = RejectList(storage, output, table)
         self._table = table
         self._schema = pa.schema([*_SCHEMAS[table], *(_column(column) for column in extra_columns)])
         self._progress = progress
-        self._faults: Counter[str] = Counter()
-        self._rejects: list[SourceReject] = []
         self._buffered: list[Row] = []  # the rows of a row group
         self._buffered_bytes = self._buffered_images = 0
         self._row_groups: list[pa.Table] = []  # of a file
@@ -178,9 +124,7 @@ class TableWriter:
     def add(self, row: Row | SourceReject) -> None:
         """Add a row, or count a reject; a full row group or file is written on the way."""
         if isinstance(row, SourceReject):
-            self._faults[row.fault.value] += 1
-            if len(self._rejects) < LISTED_REJECTS:
-                self._rejects.append(row)
+            self._rejects.add(row)
             return
         self._buffered.append(row)
         self._ids.append(hash(row.id if isinstance(row, ContentRow) else (row.query_id, row.doc_id)))
@@ -202,14 +146,14 @@ class TableWriter:
         if self._ids:
             return
         kept = f"{redacted(self._folder)} is as it was"
-        if not self._rejects:
+        if not self._rejects.first:
             raise IngestError(f"{self._table}: {redacted(source_uri)} holds nothing to read; {kept}")
-        self._write_rejects()
-        shown = "\n".join(f"  {reject}" for reject in self._rejects[:_SHOWN_REJECTS])
-        more = f"\n  all are listed in {redacted(self._rejects_uri)}" if self._faults.total() > _SHOWN_REJECTS else ""
+        self._rejects.write()
+        count = self._rejects.summary()["rejected"]
+        shown = "\n".join(f"  {reject}" for reject in self._rejects.first[:_SHOWN_REJECTS])
+        more = f"\n  all are listed in {redacted(self._rejects.uri)}" if count > _SHOWN_REJECTS else ""
         raise IngestError(
-            f"{self._table}: nothing could be read from {redacted(source_uri)} ({self._faults.total()} rejects); "
-            f"{kept}\n{shown}{more}"
+            f"{self._table}: nothing could be read from {redacted(source_uri)} ({count} rejects); {kept}\n{shown}{more}"
         )
 
     def finish(self) -> WrittenTable:
@@ -223,10 +167,7 @@ class TableWriter:
         for name in self._storage.list_names(self._folder):
             if _PART.fullmatch(name) and name not in self._written:
                 self._storage.delete(join(self._folder, name))
-        if self._rejects:
-            self._write_rejects()
-        elif self._storage.exists(self._rejects_uri):
-            self._storage.delete(self._rejects_uri)
+        self._rejects.write()
         hashes, counts = np.unique(np.frombuffer(self._ids, np.int64), return_counts=True)
         duplicates = len(self._ids) - len(hashes)
         if duplicates:
@@ -236,8 +177,7 @@ class TableWriter:
             )  # fmt: skip
         return WrittenTable(
             self._table, self._folder, len(self._ids), self._filled["text"], self._filled["image"],
-            len(self._written), self._bytes, duplicates, self._faults.total(), dict(sorted(self._faults.items())),
-            self._rejects_uri if self._rejects else None,
+            len(self._written), self._bytes, duplicates, **self._rejects.summary(),
         )  # fmt: skip
 
     def _repeated(self, hashes: set[int]) -> list[str]:
@@ -258,10 +198,6 @@ class TableWriter:
             with opened(self._storage, uri) as parquet:
                 for batch in timed_batches(self._storage, uri, parquet, columns=columns):
                     yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
-
-    def _write_rejects(self) -> None:
-        lines = "".join(f"{json.dumps(asdict(reject), ensure_ascii=False)}\n" for reject in self._rejects)
-        self._storage.replace(self._rejects_uri, lines.encode())
 
     def _end_row_group(self) -> None:
         if not self._buffered:

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 from lakerank.ingest.lines import record_id, record_text
-from lakerank.ingest.tables import ContentRow, SourceReject
+from lakerank.ingest.rejects import SourceReject
+from lakerank.ingest.tables import ContentRow
 from lakerank.records import Candidate, Qrel
 from lakerank_datasets.layouts.benchmark_folder import IMAGE_ROWS, BenchmarkFolder, image_bytes
 

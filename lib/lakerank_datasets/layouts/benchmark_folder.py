@@ -14,9 +14,9 @@ import pyarrow as pa
 from lakerank.credentials import redacted
 from lakerank.errors import SchemaError, StorageError
 from lakerank.ingest.judgements import qrel, qrels
-from lakerank.ingest.lines import Line, Record, json_records, read_each, split_lines
+from lakerank.ingest.lines import Line, Record, TextLine, json_records, read_each, split_lines, text_lines
+from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
 from lakerank.ingest.source import FileSource, image_at, open_source, opened_plain
-from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import opened, timed_batches
@@ -100,19 +100,22 @@ class BenchmarkFolder:
             with opened_plain(self._source, file) as stream:
                 yield stream
 
+    def lines(self, path: str) -> Iterator[TextLine]:
+        """Each line that is not blank, or a reject for it."""
+        with self.open(path) as stream:
+            yield from text_lines(path, stream, MAX_BYTES)
+
     def records(self, path: str) -> Iterator[Record | SourceReject]:
         """The JSON object of each line that is not blank, or a reject for the line."""
-        with self.open(path) as stream:
-            yield from json_records(path, stream, MAX_BYTES)
+        return json_records(path, self.lines(path))
 
     def fields(self, path: str, separator: str | None = "\t") -> Iterator[Line]:
         """The fields of each line that is not blank, split at tabs (None: at any white space), or a reject for it."""
-        with self.open(path) as stream:
-            yield from split_lines(path, stream, MAX_BYTES, separator)
+        return split_lines(self.lines(path), separator)
 
-    def qrels(self, path: str, separator: str | None = "\t", further_fields: int = 0) -> Iterator[Qrel | SourceReject]:
+    def qrels(self, path: str, separator: str | None = "\t") -> Iterator[Qrel | SourceReject]:
         """The judgements of a text file; `judgements.qrels` says what it may look like."""
-        return qrels(path, self.fields(path, separator), further_fields)
+        return qrels(path, self.fields(path, separator))
 
     def table_qrels(self, paths: Sequence[str]) -> Iterator[Qrel | SourceReject]:
         """The judgements of a table of query id, corpus id and score."""

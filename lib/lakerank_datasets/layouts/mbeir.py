@@ -15,9 +15,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from lakerank.ingest.judgements import qrels
 from lakerank.ingest.lines import Record, read_each, record_id, record_text
+from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
 from lakerank.ingest.source import prefetched_files
-from lakerank.ingest.tables import ContentRow, SourceError, SourceFault, SourceReject
+from lakerank.ingest.tables import ContentRow
 from lakerank_datasets.layouts.benchmark import (
     ContentRows,
     DocumentColumns,
@@ -25,6 +27,7 @@ from lakerank_datasets.layouts.benchmark import (
     Layout,
     Part,
     Pool,
+    Qrels,
     QueryColumns,
     every_id,
 )
@@ -69,7 +72,7 @@ def _parts(folder: BenchmarkFolder, split: str, name: str, task: int, instructio
     columns = QueryColumns("mbeir", dataset, task=f"{query_modality}→{candidate_modality}")
     path = f"query/{split}/mbeir_{dataset}_{split}.jsonl"
     queries = partial(_queries, folder, path, columns, candidate_modality, instructions)
-    judgements = partial(folder.qrels, qrels, None, further_fields=1)
+    judgements = partial(_qrels, folder, qrels)
     local = [f"cand_pool/local/mbeir_{dataset}_{part}cand_pool.jsonl" for part in ("", f"{split}_")]
     corpus = folder.require(*local, f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl")
     is_union = corpus.startswith("cand_pool/global/")
@@ -77,6 +80,17 @@ def _parts(folder: BenchmarkFolder, split: str, name: str, task: int, instructio
     documents = partial(_documents, folder, corpus, DocumentColumns(pool_name))
     is_searchable = not is_union and query_modality != "image" and "text" in candidate_modality
     return [Part(dataset, Pool(pool_name, documents), columns, queries, judgements, is_searchable=is_searchable)]
+
+
+def _qrels(folder: BenchmarkFolder, path: str) -> Qrels:
+    """Judgements in TREC's four columns, the task's number cut off."""
+    lines = read_each(path, folder.fields(path, None), lambda number, fields: [(number, without_task(fields, 4))])
+    return qrels(path, lines)
+
+
+def without_task(fields: list[str], count: int) -> list[str]:
+    """The fields of a line of `count` and the task's number."""
+    return fields[:count] if len(fields) == count + 1 and fields[count].isdigit() else fields
 
 
 def _documents(

@@ -16,7 +16,8 @@ from typing import Any
 
 from lakerank.ingest.lines import record_id, record_text
 from lakerank.ingest.readers.reader import library
-from lakerank.ingest.tables import ContentRow, SourceError, SourceFault
+from lakerank.ingest.rejects import SourceError, SourceFault
+from lakerank.ingest.tables import ContentRow
 from lakerank.lake.storage import join
 from lakerank_datasets.layouts.benchmark import DocumentColumns, Layout, Part, Pool, QueryColumns, passages, table_rows
 from lakerank_datasets.layouts.benchmark_folder import BenchmarkFolder

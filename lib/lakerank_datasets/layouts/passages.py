@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 from lakerank.ingest.lines import record_id
-from lakerank.ingest.tables import SourceError, SourceFault
+from lakerank.ingest.rejects import SourceError, SourceFault
 from lakerank.lake.storage import join
 from lakerank.records import Qrel
 from lakerank_datasets.layouts.benchmark import Layout, Part, QueryColumns, Table, passage_part, passages

@@ -14,7 +14,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar, cast
 
-from lakerank.ingest.tables import ContentRow, SourceReject
+from lakerank.ingest.rejects import SourceReject
+from lakerank.ingest.tables import ContentRow
 from lakerank.lake.storage import join
 from lakerank.records import Qrel
 from lakerank_datasets.layouts.benchmark import (

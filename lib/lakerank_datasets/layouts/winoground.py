@@ -18,7 +18,8 @@ from typing import Any, BinaryIO, cast
 
 from lakerank.errors import StorageError
 from lakerank.ingest.lines import read_each, record_id, record_text
-from lakerank.ingest.tables import ContentRow, SourceError, SourceFault, SourceReject
+from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
+from lakerank.ingest.tables import ContentRow
 from lakerank.records import Candidate, Qrel
 from lakerank_datasets.layouts.benchmark import (
     ContentRows,

@@ -11,7 +11,7 @@ import pytest
 
 from lakerank.errors import IngestError
 from lakerank.ingest.readers.archive import check_package
-from lakerank.ingest.tables import SourceError
+from lakerank.ingest.rejects import SourceError
 
 
 def test_members_are_files_of_a_folder(write_files, run_ingest, zipped, png, office):

@@ -8,8 +8,9 @@ import pytest
 
 from lakerank.ingest.folder import read_folder
 from lakerank.ingest.readers.reader import ReadOptions
+from lakerank.ingest.rejects import SourceReject
 from lakerank.ingest.source import FileSource
-from lakerank.ingest.tables import ContentRow, SourceReject
+from lakerank.ingest.tables import ContentRow
 
 KINDS = [".docx", ".pptx", ".xlsx", ".odt", ".ods", ".odp", ".epub", ".zip", ".html", ".csv", ".json", ".md", ".txt.gz"]
 

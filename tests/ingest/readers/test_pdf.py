@@ -12,7 +12,7 @@ from PIL import Image
 
 from lakerank.ingest.readers.pdf import read_pdf
 from lakerank.ingest.readers.reader import ReadOptions
-from lakerank.ingest.tables import SourceFault
+from lakerank.ingest.rejects import SourceFault
 from lakerank.lake.images.pdf import MAX_SIDE, PAGE_PIXELS, page_scale
 
 #: A page behind a password: the trailer's encryption dictionary is all that PDFium needs to ask for it.

@@ -15,7 +15,7 @@ from lakerank.ingest.readers import READERS
 from lakerank.ingest.readers.markup import html_section
 from lakerank.ingest.readers.reader import ReadOptions
 from lakerank.ingest.readers.text import decode
-from lakerank.ingest.tables import SourceError
+from lakerank.ingest.rejects import SourceError
 
 PAGE = """<!doctype html><html lang=de><head><title>Der
  Titel</title><style>p {}</style></head><body><nav>Menü</nav><header>Kopf</header><main><h1>Über</h1>

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lakerank.ingest.readers.soffice import find_soffice, office_pdf
-from lakerank.ingest.tables import SourceError
+from lakerank.ingest.rejects import SourceError
 
 needs_soffice = pytest.mark.skipif(find_soffice() is None, reason="LibreOffice (soffice) is not installed")
 

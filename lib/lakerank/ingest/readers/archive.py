@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import BinaryIO
 from zipfile import ZipFile, ZipInfo
 
+from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
 from lakerank.ingest.source import SourceFile
-from lakerank.ingest.tables import SourceError, SourceFault, SourceReject
 
 #: Archives in archives are read to this depth.
 MAX_DEPTH = 3

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lakerank.ingest.readers.reader import ReadOptions, Section, library, title_of
 from lakerank.ingest.readers.text import decode
-from lakerank.ingest.tables import SourceError, SourceFault
+from lakerank.ingest.rejects import SourceError, SourceFault
 
 if TYPE_CHECKING:
     from lxml.etree import _Element

@@ -14,7 +14,7 @@ from lakerank.ingest.readers.archive import check_package
 from lakerank.ingest.readers.markup import Markup, html_section, markup_text, parse_xml
 from lakerank.ingest.readers.reader import ReadOptions, Section, library, title_of
 from lakerank.ingest.readers.text import decode
-from lakerank.ingest.tables import SourceError, SourceFault
+from lakerank.ingest.rejects import SourceError, SourceFault
 
 if TYPE_CHECKING:
     from lxml.etree import _Element

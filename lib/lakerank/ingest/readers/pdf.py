@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lakerank.ingest.readers.reader import PdfContent, ReadOptions, Section, library, title_of
-from lakerank.ingest.tables import SourceFault, SourceReject
+from lakerank.ingest.rejects import SourceFault, SourceReject
 from lakerank.lake.images.pdf import PAGE_ERRORS, flatten, page_image
 
 if TYPE_CHECKING:

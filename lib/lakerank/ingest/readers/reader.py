@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import Any, Literal
 
 from lakerank.errors import DependencyError
-from lakerank.ingest.tables import SourceReject, TableName
+from lakerank.ingest.rejects import SourceReject
+from lakerank.ingest.tables import TableName
 from lakerank.lake.images.pdf import PAGE_PIXELS
 
 Kind = Literal["auto", "folder", "jsonl", "pdf"]

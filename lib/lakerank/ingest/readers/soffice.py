@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from lakerank.ingest.tables import SourceError, SourceFault
+from lakerank.ingest.rejects import SourceError, SourceFault
 
 #: A file that takes longer is a reject.
 TIMEOUT_S = 180

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import yaml
 
 from lakerank.ingest.readers.reader import ReadOptions, Section, library, title_of
-from lakerank.ingest.tables import SourceError, SourceFault
+from lakerank.ingest.rejects import SourceError, SourceFault
 
 #: Longer marks first: UTF-32's begins with UTF-16's.
 _MARKS = (
