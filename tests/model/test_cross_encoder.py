@@ -33,6 +33,7 @@ from lakerank.model.engine.encoder import PackedEncoder
 from lakerank.model.engine.encoder_engine import BATCHES_SORTED, DocumentWindows, EncoderEngine, Window
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.preprocess.pipeline import Preprocessor
+from lakerank.model.registry import CheckpointIdentity
 from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from oracles.pairs import pair_logits
@@ -243,7 +244,8 @@ def test_names_of_tensors_are_renamed_one_to_one(family: str, made: dict[str, An
 def test_a_document_is_tokenised_once_and_so_is_a_query(made: dict[str, Any]) -> None:
     tokenizer, limits = Counting(made["jina"][0]), PairLimits(JINA_PAIR, LIMITS.max_length, LIMITS.max_query_length)
     arrange = functools.partial(document_windows, limits)
-    preprocessor = Preprocessor(PairTokenizer(tokenizer, limits), LIMITS, None, arrange=arrange)
+    identity = CheckpointIdentity("", "", 0, 0, limits=LIMITS)
+    preprocessor = Preprocessor(PairTokenizer(tokenizer, limits), identity, None, arrange=arrange)
     pair_logits(replace(load(made["jina"][0]), preprocessor=preprocessor), PAIRS)
     texts = [*(query.text for query in QUERIES), *(document.text for document in DOCUMENTS)]
     assert sorted(tokenizer.texts) == sorted(texts)

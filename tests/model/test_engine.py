@@ -28,6 +28,7 @@ from lakerank.model.jina_m0.tokenize import PromptTokenizer, read_special_tokens
 from lakerank.model.jina_m0.weights import load_network
 from lakerank.model.preprocess.pipeline import Preprocessor
 from lakerank.model.preprocess.tokenizer import read_tokenizer
+from lakerank.model.registry import CheckpointIdentity
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 SHAPES = ["grouped", "one_kv_head", "ungrouped"]
@@ -159,7 +160,8 @@ def test_bits_do_not_depend_on_whether_there_are_caches(
     expected = [*cached.score_groups(groups)]
     stored, tokenizer = read_settings(tiny_checkpoint), read_tokenizer(tiny_checkpoint / "tokenizer.json")
     prompt = PromptTokenizer(tokenizer, read_special_tokens(tiny_checkpoint, stored), Limits(), stored.patches.merge)
-    preprocessor = Preprocessor(prompt, Limits(), stored.patches, query_bytes=0, document_bytes=0)
+    identity = CheckpointIdentity("", "", 0, 0)
+    preprocessor = Preprocessor(prompt, identity, stored.patches, query_bytes=0, document_bytes=0)
     bare = replace(with_engine(tiny_checkpoint, image_cache_bytes=(0, 0)), preprocessor=preprocessor)
     assert [*bare.score_groups(groups)] == expected
     assert bare.counters.images_encoded > cached.counters.images_encoded == 4

@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,34 @@ def test_bits_do_not_depend_on_company(
     assert scored_of(results_of(reranker, shuffled)) == together
 
 
+@pytest.mark.parametrize("family", [QWEN3_VL, QWEN3])
+def test_instructions_are_the_published_prompts_own(
+    checkpoints: dict[str, Path], pairs: list[tuple[Query, Document]], family: str
+) -> None:
+    """Some queries of a document with instructions, two of them alike: transformers' logits, and the bits that the same
+    instruction of the whole reranker gives."""
+    texts = [pair for pair in pairs if readable(QWEN3, *pair)]
+    instructions = {"q-text": "Judge by colour.", "q-signs": "Is it a fruit?\n", "q-long": None}
+    asked = [(replace(query, instruction=instructions[query.query_id]), document) for query, document in texts]
+    asked += [(Query("q-again", "red apple", instruction="Is it a fruit?"), document) for _, document in texts[::3]]
+    results = results_of(load(checkpoints[family]), asked)
+    logits = [results[query.query_id, document.doc_id].logit for query, document in asked]
+    expected = PublishedGenerativeLoop(checkpoints[family]).logits(asked)
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+    for instruction in ("Judge by colour.", "Is it a fruit?"):
+        alike = [pair for pair in asked if pair[0].instruction == instruction]
+        plain = [(replace(query, instruction=None), document) for query, document in alike]
+        whole = load(checkpoints[family], instruction=instruction)
+        assert scored_of(results_of(whole, plain)) == {key: scored_of(results)[key] for key in results_of(whole, alike)}
+    ignoring = load(checkpoints[family], ignore_instructions=True)
+    plain = [(replace(query, instruction=None), document) for query, document in asked]
+    assert scored_of(results_of(ignoring, asked)) == scored_of(results_of(load(checkpoints[family]), plain))
+    assert (
+        len({ignoring.fingerprint, *(load(checkpoints[family], instruction=i).fingerprint for i in (None, " ", "a"))})
+        == 3
+    )
+
+
 def test_long_pairs_attend_block_by_block(checkpoints: dict[str, Path]) -> None:
     """Longer than two blocks of the attention's rows, beside a short one that shares none."""
     pairs = [(Query("q", text="red apple"), Document(f"d{size}", text="apple " * size)) for size in (5, 1300)]
@@ -205,19 +234,26 @@ def chat(folder: Path, family: str, **limits: int) -> ChatTokenizer:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=60, deadline=None)
-@given(query=TEXTS, text=TEXTS)
+@given(query=TEXTS, text=TEXTS, instruction=st.none() | TEXTS.map(str.strip))
 def test_tokens_are_those_of_the_whole_prompt(
-    checkpoints: dict[str, Path], loops: dict[str, PublishedGenerativeLoop], family: str, query: str, text: str
+    checkpoints: dict[str, Path],
+    loops: dict[str, PublishedGenerativeLoop],
+    family: str,
+    query: str,
+    text: str,
+    instruction: str | None,
 ) -> None:
     """Each side by itself, as against the conversation that transformers renders and tokenises at once."""
     if not query.strip() or not text.strip():
         return
+    asked = Query("", text=query, instruction=None if family == MONO else instruction)
     pixels = np.zeros((4, 3, 14, 14), dtype=np.uint8)
     images = {MONO: (None, Patches(pixels, (2, 2))), QWEN3_VL: (text, Patches(pixels, (2, 2))), QWEN3: (text, None)}
     body, image = images[family]
     sides = chat(checkpoints[family], family)
-    work = sides.arrange(sides.document(body, [("key", image)] if image else []), (sides.query(query),))
-    prompt = loops[family].prompt(Query("", text=query), Document("", text=body, image=b"" if image else None))
+    side = sides.query(query, (), asked.instruction)
+    work = sides.arrange(sides.document(body, [("key", image)] if image else []), (side,))
+    prompt = loops[family].prompt(asked, Document("", text=body, image=b"" if image else None))
     whole = loops[family]._tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert [*work.document.token_ids, *work.queries[0].token_ids] == whole
 
@@ -235,8 +271,11 @@ def test_text_never_becomes_a_special_token(checkpoints: dict[str, Path], family
 
 @pytest.mark.parametrize(("family", "query", "room"), [(QWEN3_VL, 16, 150), (QWEN3_VL, 31, 167), (QWEN3, 24, 180)])
 @settings(max_examples=60, deadline=None)
-@given(text=TEXTS)
-def test_a_pair_is_never_too_long(checkpoints: dict[str, Path], family: str, query: int, room: int, text: str) -> None:
+@given(text=TEXTS, more=st.integers(0, 40))
+def test_a_pair_is_never_too_long(
+    checkpoints: dict[str, Path], family: str, query: int, room: int, text: str, more: int
+) -> None:
+    """What an instruction has more than the published one is its query's, and refused where nothing is left."""
     if not text.strip():
         return
     sides = chat(checkpoints[family], family, max_length=query + room, max_query_length=query)
@@ -244,6 +283,16 @@ def test_a_pair_is_never_too_long(checkpoints: dict[str, Path], family: str, que
     work = sides.arrange(document, (asked,))
     assert len(work.document.token_ids) + len(work.queries[0].token_ids) <= query + room
     assert len(asked.token_ids) <= query
+    instruction = f"{PROMPTS[family].default_instruction}{' 7' * more}"
+    left = query - (len(sides._preamble_of(instruction).token_ids) - len(sides._preamble.token_ids))
+    if left <= sides._query.template_tokens:
+        with pytest.raises(RejectedInput, match=r"input_too_long.*raise max_query_length"):
+            sides.query(text, (), instruction)
+    else:
+        instructed = sides.query(text * 40, (), instruction)
+        whole_pair = sides.arrange(document, (instructed,))
+        assert len(whole_pair.document.token_ids) + len(whole_pair.queries[0].token_ids) <= query + room
+        assert instructed.truncated == (len(chat(checkpoints[family], family).query(text * 40).token_ids) > left)
     whole = chat(checkpoints[family], family)
     assert asked.truncated == (len(whole.query(text * 40).token_ids) > query)
     assert sides.query("a").token_ids.tolist() == whole.query("a").token_ids.tolist()

@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from lakerank.lake.storage import Storage
-from lakerank.limits import Limits
 from lakerank.model.inputs import EncodedInput, RejectedInput
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.model.preprocess.pipeline import Preprocessor
+from lakerank.model.registry import CheckpointIdentity
 from lakerank.records import Document, DocumentGroup, Reject, ScoredPair
 from lakerank.rerank.attempts import attempt
 from lakerank.rerank.run import run
@@ -49,7 +49,7 @@ class Deadly(bytes):
 
 
 class FewTokens:
-    def document(self, text: str | None, images: Any = ()) -> EncodedInput:
+    def document(self, text: str | None, images: Any = (), instruction: None = None) -> EncodedInput:
         return EncodedInput(np.zeros(3, np.int64), np.zeros((3, 3), np.int64), 3, tuple(images))
 
     query = document
@@ -64,7 +64,7 @@ class DecodingReranker:
     counters: Any = field(default_factory=lambda: SimpleNamespace(computed=0, pairwise=0))
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
-        preprocessor = Preprocessor(FewTokens(), Limits(), PatchShape(), threads=3)
+        preprocessor = Preprocessor(FewTokens(), CheckpointIdentity("", "", 0, 0), PatchShape(), threads=3)
         for prepared in preprocessor.prefetch(map(self._armed, groups), 1000):
             document = prepared.group.document
             for query in prepared.group.queries:

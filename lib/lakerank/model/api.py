@@ -242,6 +242,8 @@ def load_reranker(
     reproducible: bool = True,
     family: str | None = None,
     max_length: int | None = None,
+    instruction: str | None = None,
+    ignore_instructions: bool = False,
 ) -> RerankModel:
     """Load a checkpoint: a folder, a hub id with its revision, or the name of a bundled or fetched one (`embedded`).
 
@@ -255,14 +257,17 @@ def load_reranker(
         reproducible: a pair's score has the same bits whatever is scored beside it; False: it may not, and is faster.
         family: how it is computed, where its config.json is not to decide: a name in the registry.
         max_length: tokens of a pair, the model's own instead of `limits.max_length`.
+        instruction: that of queries without their own. ignore_instructions: queries' own are passed over.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
+        ConfigError: it takes no instruction.
         TypeError: `path` is no path.
     """
     path = os.path.expanduser(os.fspath(path))  # noqa: PTH111 - a name or a hub id stays as it is
     adapter = None if adapter is None else os.path.expanduser(os.fspath(adapter))  # noqa: PTH111
-    spec = CheckpointSpec(path, revision, adapter, adapter_revision, family, max_length, dtype)
+    of_checkpoint = revision, adapter, adapter_revision, family, max_length, dtype
+    spec = CheckpointSpec(path, *of_checkpoint, instruction, ignore_instructions)
     runtime = RuntimeOptions(host_threads, device_threads, reproducible)
     options = spec.load_options(device, limits or Limits(), runtime)
     named = options.identity

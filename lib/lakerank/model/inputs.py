@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from lakerank.records import RejectReason
+from lakerank.records import Query, RejectReason
 
 #: The visual token's id for a network that reads no images.
 NO_TOKEN = -1
@@ -25,6 +26,25 @@ class RejectedInput(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Instructions:
+    """Whose instructions prompts have: queries' own, or else `default`, or else the published one.
+
+    `accepted`: prompts have a place for one. `ignored`: queries' own are passed over.
+    """
+
+    accepted: bool = False
+    default: str | None = None
+    ignored: bool = False
+
+    def of(self, query: Query) -> str | None:
+        """What a query's prompt says, None: what is published. Raises RejectedInput: it has no place for it."""
+        own = None if self.ignored else query.instruction
+        if own is not None and not self.accepted:
+            raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, "an instruction, and this reranker takes none")
+        return own or self.default
+
+
+@dataclass(frozen=True, slots=True)
 class Patches:
     """An image as uint8 patches (P, 3, side, side), merge² of one visual token together; its grid (rows, columns)."""
 
@@ -34,6 +54,8 @@ class Patches:
 
 #: An image and the name of its content.
 NamedImage = tuple[str, Patches]
+
+Images = Iterable[NamedImage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +92,8 @@ class EncodedInput:
 
     `token_ids` (L,) int64; `positions` (3, L) int64, counted from 0; `end`: position of whatever follows; `images`:
     its images by key, in the order of their visual tokens. `files_read`: how many image files these are of, from the
-    first on; `frames_left_out`: pages or frames of those that are not among them.
+    first on; `frames_left_out`: pages or frames of those that are not among them. `preamble`: what is before a query
+    that is before its document: the same for all queries of one instruction.
     """
 
     token_ids: np.ndarray
@@ -80,6 +103,7 @@ class EncodedInput:
     truncated: bool = False
     files_read: int = 0
     frames_left_out: int = 0
+    preamble: EncodedInput | None = None
 
     @property
     def nbytes(self) -> int:

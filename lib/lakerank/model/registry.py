@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 from lakerank.cost import CostProfile
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
+from lakerank.model.inputs import Instructions
 from lakerank.records import Reranker
 
 #: A checkpoint's config.json.
@@ -70,7 +71,7 @@ class CheckpointIdentity:
     """A checkpoint at hand: its folder, the scorer's name, the bias of its family, the number of its weights.
 
     `checksum` lets another process recognise the same files by reading little of them; see `confirm`. `family` is a
-    name in the registry, `limits` are those that apply to it.
+    name in the registry, `limits` and `instructions` are those that apply to it.
     """
 
     folder: str
@@ -80,6 +81,7 @@ class CheckpointIdentity:
     checksum: str = ""
     family: str = M0
     limits: Limits = field(default_factory=Limits)
+    instructions: Instructions = field(default_factory=Instructions)
 
     def max_document_tokens(self) -> int:
         """Tokens of a document that are read at most."""
@@ -125,6 +127,7 @@ class ModelFamily:
         document_major: work on a document is shared by its queries; if not, a pair costs document + query tokens.
         accepts_images: False: a pair with an image is rejected as `modality_unsupported`.
         accepts_adapter: a LoRA adapter may be merged on load.
+        accepts_instruction: its prompt has a place for one, and a published default.
         default_max_length: tokens of a pair as published: it bounds `scoring.max_length`, but not `model.max_length`.
             None: no bound.
         positions: the most tokens that a pair can have, by config.json; None: no such bound.
@@ -141,6 +144,7 @@ class ModelFamily:
     document_major: bool = False
     accepts_images: bool = False
     accepts_adapter: bool = False
+    accepts_instruction: bool = False
     default_max_length: int | None = None
     positions: Callable[[CheckpointConfig], int | None] = lambda config: None
     max_query_fraction: float = 0.5
@@ -241,6 +245,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         protocol="qwen3-vl-reranker/2",
         accepts_images=True,
         accepts_adapter=True,
+        accepts_instruction=True,
         recognises=_describes("qwen3_vl", "Qwen3VLForConditionalGeneration"),
         default_max_length=8192,
     ),
@@ -250,6 +255,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         models="Qwen3-Reranker: Qwen3ForCausalLM",
         protocol="qwen3-reranker/1",
         accepts_adapter=True,
+        accepts_instruction=True,
         recognises=_describes("qwen3", "Qwen3ForCausalLM"),
         default_max_length=8192,
     ),

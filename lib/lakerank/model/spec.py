@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lakerank.cost import CostProfile, Sizing
-from lakerank.errors import CheckpointError
+from lakerank.errors import CheckpointError, ConfigError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import (
@@ -24,6 +24,7 @@ from lakerank.model.checkpoint import (
     weight_files,
 )
 from lakerank.model.config import read_config
+from lakerank.model.inputs import Instructions
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.model.registry import CheckpointIdentity, LoadedReranker, LoadOptions, family_named, family_of
 
@@ -77,7 +78,10 @@ class ScorerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSpec:
-    """A checkpoint, its adapter and how they are read: what scores depend on."""
+    """A checkpoint, its adapter and how they are read: what scores depend on.
+
+    `instruction`: that of queries without their own. `ignore_instructions`: queries' own are passed over.
+    """
 
     path: str
     revision: str | None = None
@@ -86,6 +90,8 @@ class CheckpointSpec:
     family: str | None = None
     max_length: int | None = None
     dtype: str = "auto"
+    instruction: str | None = None
+    ignore_instructions: bool = False
 
     def identify(self, limits: Limits) -> ScorerIdentity:
         """Find the checkpoint. Raises CheckpointError: it cannot be found or is not one."""
@@ -130,7 +136,7 @@ def load(options: LoadOptions) -> LoadedReranker:
 def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointIdentity:
     """Find a checkpoint and name the scorer it makes; two of the same name give the same scores on the same device.
 
-    Raises CheckpointError: it cannot be found or is not one.
+    Raises CheckpointError: it cannot be found or is not one. ConfigError: it takes no instruction.
     """
     with reading(spec.path):
         folder = locate(spec.path, spec.revision)
@@ -138,6 +144,10 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
         family = family_of(config, spec.family, str(folder))
         if spec.adapter is not None and not family.accepts_adapter:
             raise CheckpointError(f"{folder}: {family.name} takes no adapter; leave model.adapter out")
+        own = (spec.instruction or "").strip() or None
+        instructions = Instructions(family.accepts_instruction, own, spec.ignore_instructions)
+        if own is not None and not instructions.accepted:
+            raise ConfigError([f"model.instruction: {folder} is a {family.name}, which takes none; leave it out"])
         adapter = locate_adapter(spec.adapter, spec.adapter_revision)
         info = family.read_info(folder, spec.dtype, named=spec.family is not None)
         read_tokenizer(folder / "tokenizer.json")  # a broken one is refused before planning
@@ -152,12 +162,15 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
             "logit_bias": info.logit_bias,
             "limits": limits.identity(),
             **info.parts,
+            **({"instruction": own} if own else {}),
+            **({"ignore_instructions": True} if instructions.accepted and instructions.ignored else {}),
         }
         if adapter is not None:
             read_header(adapter_files(adapter)[1])  # a truncated file is refused before planning
         count = sum(math.prod(shape) for shape, _ in stored_tensors(folder).values())
         checksum = quick_checksum(_all_files(folder, adapter))
-    return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, family.name, limits)
+    of_family = family.name, limits, instructions
+    return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, *of_family)
 
 
 def confirm(identity: CheckpointIdentity, spec: CheckpointSpec) -> CheckpointIdentity:

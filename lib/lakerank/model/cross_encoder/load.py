@@ -74,6 +74,6 @@ def load(options: LoadOptions) -> BatchedReranker:
     weights = load_weights(folder, shape, naming, getattr(torch, options.dtype), torch.device(options.device))
     engine = EncoderEngine(PackedEncoder(shape, weights), tokens, reproducible=options.reproducible)
     pairs, arrange = PairTokenizer(tokenizer, limits), partial(document_windows, limits)
-    preprocessor = Preprocessor(pairs, given, None, arrange=arrange, threads=options.host_threads)
+    preprocessor = Preprocessor(pairs, identity, None, arrange=arrange, threads=options.host_threads)
     lengths = partial(pair_lengths, limits)
     return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias, lengths)

@@ -17,7 +17,6 @@ tokenizer.json has these names among its pieces, so that the two cannot be disti
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +25,7 @@ from tokenizers import Tokenizer
 from lakerank.errors import CheckpointError
 from lakerank.model.engine.encoder import EncoderShape
 from lakerank.model.engine.encoder_engine import PairTokens
-from lakerank.model.inputs import EncodedInput, NamedImage, RejectedInput
+from lakerank.model.inputs import EncodedInput, Images, RejectedInput
 from lakerank.model.preprocess.tokenizer import TextTokenizer
 from lakerank.records import RejectReason
 
@@ -132,12 +131,12 @@ class PairTokenizer:
         self._text = TextTokenizer(tokenizer)
         self._limits = limits
 
-    def document(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput:
+    def document(self, text: str | None, images: Images = ()) -> EncodedInput:
         """A document's tokens, all that any query leaves room for. Raises RejectedInput: empty, or not Unicode."""
         most = None if self._limits.template.overlap is not None else self._limits.room(0)
         return self._encoded(text, most, RejectReason.EMPTY_DOCUMENT)
 
-    def query(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput:
+    def query(self, text: str | None, images: Images = (), instruction: str | None = None) -> EncodedInput:
         """A query's tokens. Raises RejectedInput: empty, or not Unicode."""
         return self._encoded(text, self._limits.query, RejectReason.EMPTY_QUERY)
 

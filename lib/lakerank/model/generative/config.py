@@ -32,6 +32,7 @@ _ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
 class ChatPrompt:
     """A whole prompt is `preamble`, then document and query in their order; `model_type` is its language model's.
 
+    `instruction` is what is around an instruction behind the preamble, `default_instruction` the published one.
     logit = that of the word `yes` less that of the word `no` at the last position; relevance is its sigmoid, which is
     the softmax over the two.
     """
@@ -40,14 +41,17 @@ class ChatPrompt:
     document: Template
     query: Template
     preamble: str = ""
+    instruction: Template | None = None
+    default_instruction: str = ""
     yes: str = "yes"
     no: str = "no"
     document_first: bool = False
 
     def fingerprint_parts(self) -> dict[str, Any]:
         """What scores depend on, by the names that fingerprints of scorers have."""
+        around = self.instruction or Template()
         return {
-            "head": self.preamble,
+            "head": f"{self.preamble}{around.prefix}{self.default_instruction}{around.suffix}",
             "document": _fingerprint_parts(self.document),
             "query": _fingerprint_parts(self.query),
             "yes": self.yes,
@@ -86,24 +90,26 @@ MONO_QWEN2_VL = ChatPrompt(
     document_first=True,
 )
 
-#: Qwen/Qwen3-VL-Reranker-2B and -8B with the default instruction: the query comes before the document, each with its
-#: image before its text. Sources: QwenLM/Qwen3-VL-Embedding, src/models/qwen3_vl_reranker.py
-#: (`format_mm_instruction`, `get_binary_linear`); vLLM, examples/pooling/score/template/qwen3_vl_reranker.jinja.
+#: Qwen/Qwen3-VL-Reranker-2B and -8B: the query comes before the document, each with its image before its text.
+#: Sources: QwenLM/Qwen3-VL-Embedding, src/models/qwen3_vl_reranker.py (`format_mm_instruction`, `get_binary_linear`);
+#: vLLM, examples/pooling/score/template/qwen3_vl_reranker.jinja.
 QWEN3_VL_RERANKER = ChatPrompt(
     model_type="qwen3_vl",
-    preamble=(f"{_JUDGE}<Instruct>: Given a search query, retrieve relevant candidates that answer the query.<Query"),
+    preamble=f"{_JUDGE}<Instruct",
+    instruction=Template(prefix=">: ", suffix="<Query"),
+    default_instruction="Given a search query, retrieve relevant candidates that answer the query.",
     document=Template(prefix=">:", after=_ANSWER),
     query=Template(prefix=">:", suffix="\n<Document"),
 )
 
-#: Qwen/Qwen3-Reranker-0.6B, -4B and -8B with the default instruction, for texts alone: the query before the document,
-#: and an empty thought before the answer. Sources: its model card (`format_instruction`, `process_inputs`,
-#: `compute_logits`); vLLM, examples/pooling/score/template/qwen3_reranker.jinja.
+#: Qwen/Qwen3-Reranker-0.6B, -4B and -8B, for texts alone: the query before the document, and an empty thought before
+#: the answer. Sources: its model card (`format_instruction`, `process_inputs`, `compute_logits`); vLLM,
+#: examples/pooling/score/template/qwen3_reranker.jinja.
 QWEN3_RERANKER = ChatPrompt(
     model_type="qwen3",
-    preamble=(
-        f"{_JUDGE}<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n<Query"
-    ),
+    preamble=f"{_JUDGE}<Instruct",
+    instruction=Template(prefix=">: ", suffix="\n<Query"),
+    default_instruction="Given a web search query, retrieve relevant passages that answer the query",
     document=Template(prefix=">: ", after=f"{_ANSWER}<think>\n\n</think>\n\n", image=False),
     query=Template(prefix=">: ", suffix="\n<Document", image=False),
 )

@@ -57,7 +57,7 @@ def load(options: LoadOptions) -> BatchedReranker:
     vision, reproducible = _vision(network, shape), options.reproducible
     engine = DocumentMajorEngine(decoder, vision, query_block=_QUERY_BLOCK, reproducible=reproducible)
     patches, threads = shape if prompt.document.image else None, options.host_threads
-    preprocessor = Preprocessor(tokenizer, identity.limits, patches, arrange=tokenizer.arrange, threads=threads)
+    preprocessor = Preprocessor(tokenizer, identity, patches, arrange=tokenizer.arrange, threads=threads)
     return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias)
 
 

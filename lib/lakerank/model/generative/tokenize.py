@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 from lakerank.errors import CheckpointError, ConfigError
 from lakerank.limits import Limits
 from lakerank.model.generative.config import ChatPrompt
-from lakerank.model.inputs import NO_TOKEN, DocumentQueries, EncodedInput, NamedImage, Template, VisionTokens
+from lakerank.model.inputs import NO_TOKEN, DocumentQueries, EncodedInput, Images, Template, VisionTokens
 from lakerank.model.preprocess.tokenizer import (
     TemplateTokenizer,
     TextTokenizer,
@@ -53,16 +54,14 @@ class ChatTokenizer:
         start, end, image = (config[key] if prompt.document.image else NO_TOKEN for key in _VISION_IDS)
         self.vision = VisionTokens(start, end, image, merge)
         self.yes, self.no = (self._template.token_to_id(word) for word in (prompt.yes, prompt.no))
-        preamble = np.array(self._constant(prompt.preamble), dtype=np.int64)
-        positions = text_positions(0, len(preamble))
-        self._preamble = EncodedInput(preamble, positions, len(preamble))
-        text = TextTokenizer(_user_text_tokenizer(path))
+        text = self._text = TextTokenizer(_user_text_tokenizer(path))
+        self._preamble = self._preamble_of(prompt.default_instruction)
         self._document, self._query = (
             TemplateTokenizer(text, template, self._around(template), self.vision, document=template is prompt.document)
             for template in (prompt.document, prompt.query)
         )
         self._query_limit = limits.max_query_length
-        self._document_limit = limits.max_length - limits.max_query_length - len(preamble)
+        self._document_limit = limits.max_length - limits.max_query_length - len(self._preamble.token_ids)
         for name, room, side in (
             ("max_query_length", self._query_limit, self._query),
             ("max_length", self._document_limit, self._document),
@@ -71,23 +70,36 @@ class ChatTokenizer:
                 needed = side.template_tokens + 1
                 raise ConfigError([f"{name}: {room} tokens for one side, but its prompt takes {needed}"])
 
-    def document(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput:
+    def document(self, text: str | None, images: Images = ()) -> EncodedInput:
         """A document's tokens. Raises RejectedInput: as `TemplateTokenizer.encode`."""
         return self._document.encode(text, images, self._document_limit, self._document_limit)
 
-    def query(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput:
-        """A query's tokens. Raises RejectedInput: as `TemplateTokenizer.encode`."""
-        return self._query.encode(text, images, self._query_limit, self._document_limit)
+    def query(self, text: str | None, images: Images = (), instruction: str | None = None) -> EncodedInput:
+        """A query's tokens. An instruction is never cut: those that it has more than the published one are the query's.
+
+        Raises RejectedInput: as `TemplateTokenizer.encode`.
+        """
+        preamble = self._preamble if instruction is None else self._preamble_of(instruction)
+        more = max(0, len(preamble.token_ids) - len(self._preamble.token_ids))
+        encoded = self._query.encode(text, images, self._query_limit - more, self._document_limit)
+        return replace(encoded, preamble=preamble)
+
+    def _preamble_of(self, instruction: str) -> EncodedInput:
+        ids, around = self._constant(self._prompt.preamble), self._prompt.instruction
+        if around is not None:
+            ids += self._text.encode(around.prefix + instruction + around.suffix)
+        return EncodedInput(np.array(ids, dtype=np.int64), text_positions(0, len(ids)), len(ids))
 
     def arrange(self, document: EncodedInput, queries: tuple[EncodedInput, ...]) -> DocumentQueries:
         """What pairs share exactly, and how each continues.
 
-        Where the document comes first that is the document. Where the query does, it is what comes before both: work
-        on a document cannot be shared then, for the query has been seen by every token of it.
+        Where the document comes first that is the document. Where the query does, it is what comes before both, their
+        instruction too: work on a document cannot be shared then, for the query has been seen by every token of it.
         """
         if self._prompt.document_first:
             return DocumentQueries(document, queries)
-        return DocumentQueries(self._preamble, tuple(join(query, document) for query in queries))
+        shared = queries[0].preamble or self._preamble
+        return DocumentQueries(shared, tuple(join(query, document) for query in queries))
 
     def check_vocabulary(self, size: int, source: str) -> None:
         """Refuse a tokenizer whose ids have no embedding among `size`. Raises CheckpointError: says which."""

@@ -26,5 +26,5 @@ def load(options: LoadOptions) -> BatchedReranker:
     vision = PackedVision(network, settings.patches)
     engine = DocumentMajorEngine(decoder, vision, reproducible=options.reproducible)
     prompt = PromptTokenizer(tokenizer, special, identity.limits, settings.patches.merge)
-    preprocessor = Preprocessor(prompt, identity.limits, settings.patches, threads=options.host_threads)
+    preprocessor = Preprocessor(prompt, identity, settings.patches, threads=options.host_threads)
     return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from tokenizers import Tokenizer
 
 from lakerank.errors import CheckpointError, ConfigError
 from lakerank.limits import Limits
-from lakerank.model.inputs import EncodedInput, NamedImage, VisionTokens
+from lakerank.model.inputs import EncodedInput, Images, VisionTokens
 from lakerank.model.jina_m0.config import DOCUMENT, QUERY, Settings
 from lakerank.model.preprocess.tokenizer import TemplateTokenizer, TextTokenizer
 
@@ -78,11 +77,11 @@ class PromptTokenizer:
         self._query = TemplateTokenizer(text, QUERY, ([], [special.score]), vision, document=False)
         self.limits = token_limits(limits, self._document.template_tokens, self._query.template_tokens)
 
-    def document(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput:
+    def document(self, text: str | None, images: Images = ()) -> EncodedInput:
         """A document's tokens: template, visual tokens, text. Raises RejectedInput: as `TemplateTokenizer.encode`."""
         return self._document.encode(text, images, self.limits.document, self.limits.text)
 
-    def query(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput:
+    def query(self, text: str | None, images: Images = (), instruction: str | None = None) -> EncodedInput:
         """A query's tokens, the score token after those of template, image and text. Raises RejectedInput: likewise."""
         return self._query.encode(text, images, self.limits.query, self.limits.text)
 

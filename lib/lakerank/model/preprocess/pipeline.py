@@ -11,12 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
-from itertools import count
+from functools import partial
+from itertools import count, groupby
 from typing import Generic, Protocol, TypeVar
 
-from lakerank.limits import Limits
-from lakerank.model.inputs import DocumentQueries, EncodedInput, NamedImage, RejectedInput
+from lakerank.model.inputs import DocumentQueries, EncodedInput, Images, NamedImage, RejectedInput
 from lakerank.model.preprocess.images import PatchShape, count_frames, cut, load_frames
+from lakerank.model.registry import CheckpointIdentity
 from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query, RejectReason
 
 #: Encoded inputs (token ids and 8-bit patches) kept for reuse: a query comes back for every document it is paired with,
@@ -142,12 +143,12 @@ class Prepared:
 class InputTokenizer(Protocol):
     """Encodes a family's documents and queries. Both raise RejectedInput."""
 
-    def document(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput: ...
+    def document(self, text: str | None, images: Images = ()) -> EncodedInput: ...
 
-    def query(self, text: str | None, images: Iterable[NamedImage] = ()) -> EncodedInput: ...
+    def query(self, text: str | None, images: Images = (), instruction: str | None = None) -> EncodedInput: ...
 
 
-#: What the device is given for a document and queries on it.
+#: What the device is given for a document and queries on it, which all have one instruction.
 Arrange = Callable[[EncodedInput, tuple[EncodedInput, ...]], EngineInput]
 
 
@@ -160,7 +161,7 @@ class Preprocessor:
     def __init__(
         self,
         tokenizer: InputTokenizer,
-        limits: Limits,
+        identity: CheckpointIdentity,
         shape: PatchShape | None,
         *,
         arrange: Arrange = DocumentQueries,
@@ -169,7 +170,7 @@ class Preprocessor:
         document_bytes: int = DOCUMENT_CACHE_BYTES,
     ) -> None:
         self._tokenizer, self._arrange, self._threads = tokenizer, arrange, threads
-        self._limits, self._shape = limits, shape
+        self._limits, self._instructions, self._shape = identity.limits, identity.instructions, shape
         self._queries: BoundedCache[EncodedInput | RejectedInput] = BoundedCache(query_bytes, _size)
         self._documents: BoundedCache[EncodedInput | RejectedInput] = BoundedCache(document_bytes, _size)
 
@@ -218,7 +219,7 @@ class Preprocessor:
                 return rejected
 
         try:
-            return cache.get((text_key, image_keys), encode)
+            return cache.get((text_key, image_keys, _instruction(item)), encode)
         except RejectedInput as rejected:
             return rejected
 
@@ -227,7 +228,9 @@ class Preprocessor:
             raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, "an image, and this reranker reads texts alone")
         started, decoding = time.thread_time(), spent.decode
         files: list[int] = []  # of each image that is pulled
-        tokenize = self._tokenizer.document if isinstance(item, Document) else self._tokenizer.query
+        tokenize = self._tokenizer.document
+        if isinstance(item, Query):
+            tokenize = partial(self._tokenizer.query, instruction=self._instructions.of(item))
         try:
             encoded = tokenize(item.text, self._images(item.images, image_keys, files, spent))
         finally:
@@ -270,10 +273,17 @@ def _finished(future: Future[Prepared]) -> Prepared:
 
 
 def _split(groups: Iterable[DocumentGroup]) -> Iterator[DocumentGroup]:
-    """Groups of no more queries than are prepared at once; the document's prefix is kept from one to the next."""
+    """Groups of queries of one instruction, no more than are prepared at once; the document's prefix is kept from one
+    to the next."""
     for group in groups:
-        for first in range(0, max(1, len(group.queries)), QUERIES_AHEAD):
-            yield DocumentGroup(group.document, group.queries[first : first + QUERIES_AHEAD])
+        alike = groupby(sorted(group.queries, key=_instruction), key=_instruction)
+        for queries in [tuple(some) for _, some in alike] or [()]:
+            for first in range(0, max(1, len(queries)), QUERIES_AHEAD):
+                yield DocumentGroup(group.document, queries[first : first + QUERIES_AHEAD])
+
+
+def _instruction(item: Query | Document) -> str:
+    return item.instruction or "" if isinstance(item, Query) else ""
 
 
 def _expected_tokens(item: Query | Document) -> int:

@@ -132,9 +132,12 @@ class TemplateTokenizer:
         Of `images` as many are pulled as fit with the template into `visual_limit`, and one more: the rest is left out.
 
         Raises:
-            RejectedInput: it is empty, holds what the template has no place for, is not Unicode, or its first image
-                does not fit.
+            RejectedInput: it is empty, holds what the template has no place for, is not Unicode, or its first image or
+                the template itself does not fit.
         """
+        if limit <= self.template_tokens:
+            detail = f"its instruction leaves {max(0, limit)} tokens to a query; raise max_query_length"
+            raise RejectedInput(RejectReason.INPUT_TOO_LONG, detail)
         remaining = iter(images)
         first = next(remaining, None)
         plain = self._plain_text(text, has_image=first is not None)
