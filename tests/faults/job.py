@@ -26,6 +26,7 @@ from lakerank.cli.job import run_job
 from lakerank.cost import Sizing
 from lakerank.lake.formats.output import OutputTable
 from lakerank.lake.runs import RunPaths
+from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage, StorageOptions, join
 from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.records import DocumentGroup, Reject, ScoredPair
@@ -82,9 +83,9 @@ class DoomedStorage(Storage):
         super().replace(uri, data)
         self.kill.at("after", uri)
 
-    def open_parquet(self, uri: str, *options: Any, **more: Any) -> Any:
-        self.kill.at("reading", uri)
-        return super().open_parquet(uri, *options, **more)
+    def open_parquet(self, file: TableFile | str, *options: Any, **more: Any) -> Any:
+        self.kill.at("reading", str(file))
+        return super().open_parquet(file, *options, **more)
 
     def replace_if(self, uri: str, data: bytes, version: str | None) -> bool:
         self.kill.at("before", uri)

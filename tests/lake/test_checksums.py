@@ -60,7 +60,8 @@ def table_file(folder: Path) -> Written:
     def read() -> Any:
         footer = fragments(Storage(), str(file), RANKED)[0]
         rows = [batch.to_pydict() for *_, batch in read_table_file(Storage(), str(file), RANKED)]
-        metadata = Storage().open_parquet(str(file)).schema_arrow.metadata
+        with Storage().open_parquet(str(file)) as parquet:
+            metadata = parquet.schema_arrow.metadata
         return footer.rows, footer.row_groups, rows, metadata[b"covers"]
 
     return Written(file, read)

@@ -23,9 +23,9 @@ from lakerank.ingest.source import open_source
 from lakerank.lake.backends import transfers_left
 from lakerank.lake.backends.s3 import s3fs_filesystem
 from lakerank.lake.formats import resolve
-from lakerank.lake.formats.snapshot import TableFile
+from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage, StorageOptions, join
-from lakerank.lake.tables import parquet_bytes, table_reader
+from lakerank.lake.tables import parquet_bytes
 
 Together = Callable[[Callable[[int], object], int], list[Any]]
 
@@ -34,6 +34,11 @@ PARQUET = parquet_bytes(pa.table({"x": [1, 2, 3]}), 2)
 
 def listed(storage: Storage, uri: str) -> Sequence[TableFile]:
     return resolve(storage, uri).files
+
+
+def rows(storage: Storage, uri: str) -> pa.Table:
+    with storage.open_parquet(uri) as parquet:
+        return parquet.read()
 
 
 def names(storage: Storage, uri: str, below: str) -> list[str]:
@@ -293,9 +298,8 @@ def test_parquet_is_opened_by_range(storage: Storage, empty_folder: str) -> None
     uri = join(empty_folder, "a.parquet")
     storage.create(uri, PARQUET)
     for streaming in (False, True):
-        parquet = storage.open_parquet(uri, streaming)
-        assert parquet.read_row_group(1).to_pydict() == {"x": [3]}
-        parquet.close(force=True)
+        with storage.open_parquet(uri, streaming) as parquet:
+            assert parquet.read_row_group(1).to_pydict() == {"x": [3]}
 
 
 def test_s3_reads_only_the_row_group_asked_for(s3_storage: Storage, faulty_s3: Any) -> None:
@@ -303,8 +307,8 @@ def test_s3_reads_only_the_row_group_asked_for(s3_storage: Storage, faulty_s3: A
     uri = f"s3://lake/{uuid.uuid4().hex}.parquet"
     blobs = pa.table({"image": [os.urandom(200_000) for _ in range(10)], "id": list(range(10))})
     s3_storage.create(uri, parquet_bytes(blobs, 1))
-    parquet = storage.open_parquet(uri)
-    assert parquet.read_row_group(4, columns=["id"]).to_pydict() == {"id": [4]}
+    with storage.open_parquet(uri) as parquet:
+        assert parquet.read_row_group(4, columns=["id"]).to_pydict() == {"id": [4]}
     ranges = [value.removeprefix("bytes=").split("-") for _, _, value in faulty_s3.requests if value]
     assert 0 < sum(int(last) - int(first) + 1 for first, last in ranges) < 150_000
 
@@ -313,9 +317,9 @@ def test_what_is_no_parquet_file_is_named(storage: Storage, empty_folder: str) -
     uri = join(empty_folder, "a.parquet")
     storage.create(uri, b"PAR1 not really")
     with pytest.raises(StorageError, match=r"a\.parquet: cannot be opened .*whole Parquet file"):
-        storage.open_parquet(uri)
+        rows(storage, uri)
     with pytest.raises(StorageError, match=r"b\.parquet: cannot be opened"):
-        storage.open_parquet(join(empty_folder, "b.parquet"))
+        rows(storage, join(empty_folder, "b.parquet"))
 
 
 def test_a_storage_is_small_and_crosses_to_other_processes(storage: Storage, empty_folder: str) -> None:
@@ -330,7 +334,7 @@ def test_s3a_is_s3(s3_storage: Storage) -> None:
     assert s3_storage.create(join(folder, "a.parquet"), PARQUET)
     (info,) = listed(s3_storage, folder)
     assert info.uri == join(folder, "a.parquet")
-    assert s3_storage.open_parquet(info.uri).metadata.num_rows == 3
+    assert rows(s3_storage, info.uri).num_rows == 3
 
 
 def test_the_standard_aws_environment_is_honoured(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +343,7 @@ def test_the_standard_aws_environment_is_honoured(s3_endpoint: str, monkeypatch:
     uri = f"s3://lake/{uuid.uuid4().hex}.parquet"
     storage = Storage()
     assert storage.create(uri, PARQUET)
-    assert storage.open_parquet(uri).metadata.num_rows == 3
+    assert rows(storage, uri).num_rows == 3
 
 
 def test_a_profile_gives_keys_region_and_endpoint_to_both_clients(
@@ -355,7 +359,7 @@ def test_a_profile_gives_keys_region_and_endpoint_to_both_clients(
     storage = Storage(StorageOptions(profile="night"))
     uri = f"s3://lake/{uuid.uuid4().hex}.parquet"
     assert storage.create(uri, PARQUET)
-    assert storage.open_parquet(uri).metadata.num_rows == 3
+    assert rows(storage, uri).num_rows == 3
 
 
 def test_a_missing_bucket_is_named_with_what_to_check(s3_storage: Storage) -> None:
@@ -364,12 +368,12 @@ def test_a_missing_bucket_is_named_with_what_to_check(s3_storage: Storage) -> No
     ):
         s3_storage.create("s3://no-such-bucket/a.json", b"x")
     with pytest.raises(StorageError, match=r"s3://no-such-bucket/a.parquet: cannot be opened"):
-        s3_storage.open_parquet("s3://no-such-bucket/a.parquet")
+        rows(s3_storage, "s3://no-such-bucket/a.parquet")
 
 
 def test_an_endpoint_that_does_not_answer_is_named_and_no_key_is_shown(s3_server: Any) -> None:
     storage = Storage(StorageOptions(endpoint_url="http://127.0.0.1:9", max_attempts=2))
-    for action in (storage.read_bytes, partial(listed, storage), storage.open_parquet):
+    for action in (storage.read_bytes, partial(listed, storage), partial(rows, storage)):
         with pytest.raises(
             StorageError, match=r"s3://lake/a\.parquet: cannot be .*lake\.storage\.endpoint_url"
         ) as caught:
@@ -383,7 +387,7 @@ def test_wrong_keys_are_told_from_a_wrong_address(s3_server: Any, monkeypatch: p
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-right-one")
     # fsspec would give another test's connection, with the right keys, for the same options
     storage = Storage(StorageOptions(endpoint_url=s3_server.endpoint, max_attempts=2, connect_timeout_s=17))
-    for action in (storage.read_bytes, partial(listed, storage), storage.open_parquet):
+    for action in (storage.read_bytes, partial(listed, storage), partial(rows, storage)):
         with pytest.raises(StorageError, match=r"s3://lake/a\.parquet: cannot be .*check the credentials") as caught:
             action("s3://lake/a.parquet")
         assert s3_server.access_key not in str(caught.value)
@@ -400,7 +404,7 @@ def test_a_public_bucket_is_read_without_keys(s3_server: Any, monkeypatch: pytes
         monkeypatch.delenv(name)
     storage = Storage(StorageOptions(endpoint_url=s3_server.endpoint, anonymous=True, addressing_style="path"))
     (info,) = listed(storage, f"s3://{bucket}/t")
-    assert storage.open_parquet(info.uri).metadata.num_rows == 3
+    assert rows(storage, info.uri).num_rows == 3
     assert storage.version(info.uri) == info.version
 
 
@@ -415,9 +419,9 @@ def test_what_a_network_does_to_a_request_is_got_over(s3_folder: str, faulty_s3:
         faulty_s3.faults.extend([fault])
         assert read(uri)
     faulty_s3.faults.extend([fault])
-    parquet = storage.open_parquet(uri)
-    faulty_s3.faults.extend([fault])
-    assert parquet.read().num_rows == 3
+    with storage.open_parquet(uri) as parquet:
+        faulty_s3.faults.extend([fault])
+        assert parquet.read().num_rows == 3
     assert not faulty_s3.faults
 
 
@@ -431,12 +435,12 @@ def test_a_store_that_drips_is_given_up(s3_storage: Storage, s3_folder: str, fau
     assert storage.read_bytes(uri) == PARQUET, "the second time"
     faulty_s3.faults.extend(["drip"])
     with pytest.raises(StorageError, match=r"cannot be opened .TimeoutError: slower than lake\.storage\.min_tr"):
-        storage.open_parquet(uri)
+        rows(storage, uri)
     faulty_s3.faults.clear()
-    parquet = storage.open_parquet(uri)  # its footer comes at once, its rows do not
-    faulty_s3.faults.extend(["drip"])
-    with pytest.raises(StorageError, match=r"cannot be read .*slower than"):
-        list(table_reader(storage, TableFile(uri), parquet, parquet.schema_arrow).batches([0], 10))
+    with storage.open_parquet(uri) as parquet:  # its footer comes at once, its rows do not
+        faulty_s3.faults.extend(["drip"])
+        with pytest.raises(StorageError, match=r"cannot be read .*slower than"):
+            list(storage.batches(uri, parquet))
     assert transfers_left()
     faulty_s3.faults.extend(["drip"])
     with storage.open_stream(uri) as stream, pytest.raises(TimeoutError, match="slower than"):
@@ -497,7 +501,7 @@ def test_memory_works_like_the_rest() -> None:
     assert not storage.create(join(folder, "t/a.parquet"), b"")
     (info,) = listed(storage, folder)
     assert info.uri == join(folder, "t/a.parquet")
-    assert storage.open_parquet(info.uri).read().num_rows == 3
+    assert rows(storage, info.uri).num_rows == 3
     storage.replace(info.uri, b"new")
     assert storage.read_bytes(info.uri) == b"new"
     storage.delete(info.uri)
@@ -537,4 +541,4 @@ def test_names_are_taken_as_they_are(storage: Storage, empty_folder: str, name: 
     assert storage.create(uri := join(empty_folder, name), parquet_bytes(table, 1))
     assert [file.uri for file in listed(storage, empty_folder)] == [uri]
     assert storage.version(uri) is not None
-    assert storage.open_parquet(uri).read().to_pydict() == {"doc_id": ["d"]}
+    assert rows(storage, uri).to_pydict() == {"doc_id": ["d"]}

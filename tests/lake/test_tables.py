@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 from lakerank.errors import SchemaError, StorageError
 from lakerank.lake.blobs import BlobRef, RowGroupCache, fetch
 from lakerank.lake.columns import decode_text, locate
-from lakerank.lake.formats.snapshot import TableFile, packed
+from lakerank.lake.snapshot import TableFile, packed
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import (
     BATCH_BYTES,
     STREAM_BYTES,
     fragments,
     index_key,
-    opened,
     parquet_bytes,
     read_table_file,
     table_reader,
@@ -183,7 +182,7 @@ def test_columns_of_other_names_are_found_and_only_their_leaves_are_read(tmp_pat
     mapped = {"doc_id": "sku", "content_hash": "content.hash"}
     images = [b"one", None, None]  # a row whose bytes are elsewhere has no image
     for columns in (mapped, mapped | {"image": "page.bytes"}, mapped | {"image": "PAGE"}):
-        with opened(Storage(), str(file)) as parquet:
+        with Storage().open_parquet(str(file)) as parquet:
             reader = table_reader(Storage(), TableFile(str(file), columns=columns), parquet, DOCUMENTS)
             assert reader.located.columns[2] in ("Image.Bytes", "page.Bytes")
             (batch,) = reader.batches([0], 10)
@@ -434,7 +433,7 @@ def test_a_damaged_file_is_named(storage: Storage, empty_folder: str) -> None:
 def test_no_file_stays_open(tmp_path: Path) -> None:
     uri = written(Storage(), str(tmp_path / "a.parquet"), pa.table({"doc_id": ["a"]}))
     for streaming in (False, True):
-        with opened(Storage(), uri, streaming) as parquet:
+        with Storage().open_parquet(uri, streaming) as parquet:
             assert uri in map(os.path.realpath, Path("/proc/self/fd").iterdir())
         assert uri not in map(os.path.realpath, Path("/proc/self/fd").iterdir())
         assert parquet.metadata.num_rows == 1

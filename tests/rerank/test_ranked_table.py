@@ -149,7 +149,7 @@ class Gathering(Storage):
         super().__init__()
         self.barrier, self.opened = threading.Barrier(threads), threading.local()
 
-    def open_parquet(self, uri: str, *options: Any, **more: Any) -> pq.ParquetFile:
+    def open_parquet(self, uri: str, *options: Any, **more: Any) -> Any:
         self.opened.count = getattr(self.opened, "count", 0) + 1
         if self.opened.count == 2:
             self.barrier.wait(30)
@@ -216,6 +216,15 @@ def test_what_else_a_table_has_is_kept(ranked, out) -> None:
     assert len(out.commits()) == before + 1
     write_rows(Storage(), OutputTable(out.address), ranked.rows("r2", 2, ids=(), files=1))
     assert out.rows().num_rows == 0
+
+
+def test_a_run_made_again_is_not_appended_beside_its_old_rows(ranked, out) -> None:
+    table, rows = OutputTable(out.address, append=True), ranked.rows("r1")
+    write_rows(Storage(), table, rows)
+    write_rows(Storage(), table, ranked.rows("r0"))
+    with pytest.raises(StorageError, match=r"rows of an earlier run 'r1': delete those of run_id = 'r1'"):
+        write_rows(Storage(), table, replace(rows, made_from="made again"))
+    assert out.rows().num_rows == 12
 
 
 @pytest.mark.nightly

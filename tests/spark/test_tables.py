@@ -16,7 +16,7 @@ import pytest
 from lakerank.errors import ConfigError, DependencyError, StorageError
 from lakerank.lake.blobs import ChangedFile
 from lakerank.lake.formats import READERS, SPARK_TABLE, resolve
-from lakerank.lake.formats.snapshot import Field
+from lakerank.lake.snapshot import Field
 from lakerank.lake.storage import Storage
 from lakerank.plan.plan import Tables
 from lakerank.rerank.run import run

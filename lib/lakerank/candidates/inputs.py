@@ -16,9 +16,9 @@ from lakerank.candidates.bm25 import Int32, Terms
 from lakerank.candidates.run_files import RunLine, best_items, no_known_query, read_run
 from lakerank.ingest.rejects import RejectList, SourceFault, SourceReject
 from lakerank.lake.columns import decode_text
-from lakerank.lake.formats.snapshot import TableFile
+from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import Fragment, opened, read_table_file, table_reader
+from lakerank.lake.tables import Fragment, read_table_file, table_reader
 from lakerank.ranking import Int64
 
 #: `search_text` is what a document is found by and the model does not read; where it is null, `text` is.
@@ -102,7 +102,7 @@ def document_chunks(storage: Storage, files: Sequence[Fragment]) -> list[Chunk]:
 
     def chunks(fragment: Fragment) -> list[Chunk]:
         result, first, size, rows = [], 0, 0, 0
-        with opened(storage, fragment.file) as parquet:
+        with storage.open_parquet(fragment.file) as parquet:
             reader = table_reader(storage, fragment.file, parquet, _TEXTS)
             for group in range(fragment.row_groups):
                 size += reader.bytes(group)[1]

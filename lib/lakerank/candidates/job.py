@@ -31,7 +31,7 @@ from lakerank.errors import ConfigError, IngestError, StorageError
 from lakerank.ingest.rejects import RejectList
 from lakerank.lake import has_wildcard, is_local, is_table_part, local_path
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import fragments, opened, parquet_bytes
+from lakerank.lake.tables import fragments, parquet_bytes
 from lakerank.runner import BATCHES, COUNTS, LocalRunner, Runner, gather, total_of
 from lakerank.schemas import CANDIDATES
 
@@ -232,7 +232,7 @@ def _output_faults(storage: Storage, addresses: Addresses) -> list[str]:
 
 
 def _is_ours(storage: Storage, uri: str) -> bool:
-    with opened(storage, uri) as parquet:
+    with storage.open_parquet(uri) as parquet:
         return bool(parquet.schema_arrow.names == CANDIDATES.names)
 
 

@@ -18,7 +18,7 @@ from lakerank.candidates.bm25 import K1, POSTINGS, B, PostingsBuilder, PostingsI
 from lakerank.candidates.inputs import ITEMS, Chunk, Queries, chunk_documents
 from lakerank.candidates.lists import best_of, candidates, filled, fuse
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import opened, parquet_bytes, read_table_file
+from lakerank.lake.tables import parquet_bytes, read_table_file
 from lakerank.runner import histogram, one_row, pack, totals
 from lakerank.schemas import CANDIDATES
 
@@ -156,8 +156,7 @@ class Search:
         """Write a file of queries anew, the other documents after each list of BM25; returns its report."""
         rows = CANDIDATES.empty_table()
         if is_written:
-            with opened(self.storage, self.part_file(part)) as parquet:
-                rows = parquet.read()
+            rows = pa.Table.from_batches(self.storage.batches(self.part_file(part)), CANDIDATES)
         ids = [self.queries.ids[query] for query in self.queries_of(part)]
         return self.write(part, filled(rows, ids, doc_ids, ranked=self.options.method == "bm25"))
 

@@ -27,7 +27,7 @@ from lakerank.errors import ConfigError, DependencyError, LakerankError, Overdue
 from lakerank.logs import about, log_context, start_logging
 
 if TYPE_CHECKING:
-    from lakerank.lake.formats.snapshot import TableSnapshot
+    from lakerank.lake.snapshot import TableSnapshot
     from lakerank.lake.storage import Storage
     from lakerank.runner import Runner
 

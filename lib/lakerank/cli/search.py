@@ -29,7 +29,6 @@ from lakerank.lake import formats
 from lakerank.lake.ranked import find_queries, first_stage_lists, ranked_lists, shown_documents
 from lakerank.lake.runs import RunPaths, read_manifest
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import opened, timed_batches
 from lakerank.model.checkpoint import MINILM_EN, fetch_command, is_fetched
 from lakerank.records import RankedDocument
 from lakerank.settings import read_yaml
@@ -290,14 +289,12 @@ def _textless(storage: Storage, documents: str) -> list[str]:
     """The first files without text, images and scans, and then `…` where there are more."""
     names: dict[str, None] = {}
     for file in formats.resolve(storage, documents).files:
-        with opened(storage, file) as parquet:
-            columns = ["path", "text", "search_text"]
-            for batch in timed_batches(storage, file.uri, parquet, columns=columns):
-                for path, *texts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    if not any(text and text.strip() for text in texts):
-                        names[path] = None
-                    if len(names) > NAMED:
-                        return [*list(names)[:NAMED], "…"]
+        for batch in storage.batches(file, columns=["path", "text", "search_text"]):
+            for path, *texts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                if not any(text and text.strip() for text in texts):
+                    names[path] = None
+                if len(names) > NAMED:
+                    return [*list(names)[:NAMED], "…"]
     return list(names)
 
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from lakerank.evaluation.inputs import Inputs, row_groups
 from lakerank.evaluation.pairs import PAIR_COLUMNS, InputTable, joined
 from lakerank.evaluation.rows import MODALITIES, document_modalities, known_modality, query_rows, table_rows
-from lakerank.lake.formats.snapshot import TableFile
+from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage
 from lakerank.plan.pairs import key_hash
 from lakerank.runner import BATCHES, Rows, Runner, gather, one_row, pack

@@ -14,9 +14,9 @@ from lakerank import schemas
 from lakerank.evaluation.analysis.averages import DIMENSIONS, MOST_VALUES
 from lakerank.evaluation.pairs import InputTable
 from lakerank.evaluation.rows import SCHEMAS, attribute_batches
-from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.publication import lists_folder
 from lakerank.lake.runs import RunPaths, read_manifest
+from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import Fragment, fragments, read_table_file
 

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from lakerank import schemas
 from lakerank.evaluation.pairs import PAIR_COLUMNS, InputTable
 from lakerank.lake.columns import extra_fields, is_list
-from lakerank.lake.formats.snapshot import TableFile
+from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import TableReader, is_in, opened, read_table_file, table_reader
+from lakerank.lake.tables import TableReader, is_in, read_table_file, table_reader
 from lakerank.ranking import Int64
 from lakerank.schemas import CONTENT
 
@@ -59,7 +59,7 @@ def attribute_batches(
     empty values. A null id is empty.
     """
     id_field = expected.field(0)
-    with opened(storage, file) as parquet:
+    with storage.open_parquet(file) as parquet:
         more = [field for field in extra_fields(file, parquet.schema_arrow, extras) if _is_text(field.type)]
         presences = _presences(table_reader(storage, file, parquet, _contents(expected)), row_group)
         unknown = [expected.field(name) for name, presence in presences.items() if presence is None]
@@ -82,7 +82,7 @@ def attribute_batches(
 
 def known_modality(storage: Storage, file: TableFile, row_group: int) -> int | None:
     """The `modality` that all rows of a row group share by its statistics; None where they differ or must be read."""
-    with opened(storage, file) as parquet:
+    with storage.open_parquet(file) as parquet:
         reader = table_reader(storage, file, parquet, _contents(schemas.DOCUMENTS))
         text, *images = _presences(reader, row_group).values()
     image = True if any(images) else None if None in images else False

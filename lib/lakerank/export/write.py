@@ -18,7 +18,7 @@ from lakerank.export.format import Change, Format, PartLimits, Piece, Row, chang
 from lakerank.export.job import Export, fingerprint_of, finish, finished, run_files
 from lakerank.fingerprint import splitmix64
 from lakerank.lake.columns import decode_text
-from lakerank.lake.formats.snapshot import TableFile
+from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.plan.index import Chunk, files_of, table_chunks

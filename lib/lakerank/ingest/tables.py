@@ -21,7 +21,6 @@ from lakerank.errors import IngestError
 from lakerank.fingerprint import content_hash
 from lakerank.ingest.rejects import RejectList, SourceReject
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import opened, timed_batches
 from lakerank.records import Candidate, Qrel
 
 TableName = Literal["documents", "queries", "candidates", "qrels"]
@@ -194,10 +193,8 @@ class TableWriter:
 
     def _read(self, columns: list[str]) -> Iterator[tuple[str, ...]]:
         for part in self._written:
-            uri = join(self._folder, part)
-            with opened(self._storage, uri) as parquet:
-                for batch in timed_batches(self._storage, uri, parquet, columns=columns):
-                    yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            for batch in self._storage.batches(join(self._folder, part), columns=columns):
+                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
     def _end_row_group(self) -> None:
         if not self._buffered:

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import accumulate, chain, groupby
 from typing import Any, TypeVar
@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from lakerank.credentials import redacted
 from lakerank.errors import StorageError
-from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.images.files import row_images
+from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import TableReader, open_file, table_reader
+from lakerank.lake.tables import TableReader, table_reader
 from lakerank.schemas import DOCUMENTS, QUERIES
 
 T = TypeVar("T")
@@ -175,6 +175,7 @@ class _Reader:
         self.schema = schema
         self.files = files
         self._storage = storage
+        self._files = ExitStack()
         self._reader: TableReader | None = None
 
     def open(self, uri: str, group: int) -> TableReader:
@@ -184,7 +185,8 @@ class _Reader:
             if self.files is not None:
                 check_unchanged(self._storage, self.files, [uri])
             file = TableFile(uri) if self.files is None else self.files[uri]
-            self._reader = table_reader(self._storage, file, open_file(self._storage, file), self.schema)
+            parquet = self._files.enter_context(self._storage.open_parquet(file))
+            self._reader = table_reader(self._storage, file, parquet, self.schema)
         if not 0 <= group < self._reader.parquet.metadata.num_row_groups:
             raise _no_row(uri, group)
         return self._reader
@@ -198,9 +200,8 @@ class _Reader:
         return f" {self.files[uri].version}" if self.files and uri in self.files else ""
 
     def close(self) -> None:
-        if self._reader is not None:
-            self._reader.parquet.close(force=True)
-            self._reader = None
+        self._files.close()
+        self._reader = None
 
 
 def _no_row(file: str, group: int) -> ChangedFile:

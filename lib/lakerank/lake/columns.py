@@ -12,8 +12,8 @@ from pyarrow import types
 
 from lakerank.credentials import redacted
 from lakerank.errors import SchemaError
-from lakerank.lake.formats.snapshot import TableFile, nested_fields
 from lakerank.lake.ids import advice, as_text, is_text, plain
+from lakerank.lake.snapshot import TableFile, nested_fields
 from lakerank.schemas import CONTENT, IDS, LARGEST, OPTIONAL
 
 _TEXT = "text"

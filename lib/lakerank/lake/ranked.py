@@ -24,7 +24,7 @@ from lakerank.lake.images.files import first_image
 from lakerank.lake.publication import lists_folder
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import TableReader, fragments, opened, read_table_file, table_reader
+from lakerank.lake.tables import TableReader, fragments, read_table_file, table_reader
 from lakerank.records import RankedDocument, Reject, RejectReason
 
 #: Characters of a text that are shown, and of a document those that are looked through for them.
@@ -193,7 +193,7 @@ def rows_by_id(
     names = schema.names[1:] if columns is None else columns
     batch_rows = 64 if {"image", "images"} & {*names} else 8192  # images may have megabytes each
     for fragment in fragments(storage, uri, schema):
-        with opened(storage, fragment.file) as parquet:
+        with storage.open_parquet(fragment.file) as parquet:
             more = extra_fields(fragment.file, parquet.schema_arrow, extras)
             more = [field for field in more if is_text(field.type) or pa.types.is_integer(field.type)]
             keys = table_reader(storage, fragment.file, parquet, pa.schema([id_field]))

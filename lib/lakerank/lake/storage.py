@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from io import BufferedIOBase, BufferedReader
+from itertools import islice
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -29,6 +31,7 @@ from lakerank.lake.backends import (
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
 from lakerank.lake.backends.s3 import StorageOptions
+from lakerank.lake.snapshot import TableFile, TableSnapshot
 
 __all__ = ["FileInfo", "Storage", "StorageOptions", "StoredFile", "join"]
 
@@ -48,6 +51,11 @@ _STREAM_BUFFER_BYTES = 8 * 2**20
 _SMALL_FILE_BYTES = 4 * 2**20
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 20.0
+_EXPIRED = (
+    "gone: the snapshot that is read has been expired, or its files vacuumed. Keep files for longer than a run takes "
+    "(Iceberg: history.expire.max-snapshot-age-ms and …min-snapshots-to-keep; Delta: "
+    "delta.deletedFileRetentionDuration), and plan again with another --run-id"
+)
 
 
 class Storage:
@@ -69,7 +77,7 @@ class Storage:
         self.columns = columns or {}
         #: Addresses at the snapshots that a job reads, by the address as given, and those snapshots.
         self.pins: dict[str, str] = {}
-        self.snapshots: dict[str, Any] = {}
+        self.snapshots: dict[str, TableSnapshot] = {}
 
     def pin(self, inputs: Mapping[str, Any], addresses: Mapping[str, Any]) -> None:
         """Read tables at the snapshots that a plan's `inputs` name; both are by the tables' names."""
@@ -111,20 +119,71 @@ class Storage:
         names = self._retry(folder, "listed", lambda backend: backend.names(folder), [], size=LISTING_BYTES)
         return sorted(name for name in names if not name.startswith("."))
 
-    def open_parquet(self, uri: str, streaming: bool = False, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
-        """Open a Parquet file: its footer is read now, columns of row groups on demand, by range, checksums verified.
+    @contextmanager
+    def open_parquet(
+        self, file: TableFile | str, streaming: bool = False, dictionaries: Sequence[str] = ()
+    ) -> Iterator[pq.ParquetFile]:
+        """A Parquet file, open during a `with`: its footer is read at once, columns of row groups on demand, by range,
+        checksums verified.
 
         A row group's columns are fetched together, which suits object stores; `streaming` fetches a few megabytes at
-        a time instead, for row groups too large for memory. Close it with `close(force=True)`.
+        a time instead, for row groups too large for memory. Columns of `dictionaries` come dictionary-encoded then, as
+        they are in the file.
         """
-        buffer_bytes = _STREAM_BUFFER_BYTES if streaming else None
+        uri, buffer_bytes = str(file), _STREAM_BUFFER_BYTES if streaming else None
 
         def opened() -> pq.ParquetFile:
             source = self._backend(uri).open(uri)
             return checksums.open_parquet(uri, source, self.options.verify_checksums, buffer_bytes, dictionaries)
 
-        with storage_errors(uri, "opened"):
-            return self.transfer(uri, checksums.TAIL_BYTES, opened)
+        try:
+            with storage_errors(uri, "opened"):
+                parquet = self.transfer(uri, checksums.TAIL_BYTES, opened)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError) and isinstance(file, TableFile) and file.is_of_snapshot:
+                raise StorageError(f"{redacted(uri)}: {_EXPIRED}") from error
+            raise
+        try:
+            yield parquet
+        finally:
+            parquet.close(force=True)  # its own `with` does not close a file object that it was given
+
+    def batches(
+        self,
+        file: TableFile | str,
+        parquet: pq.ParquetFile | None = None,
+        size: int | None = None,
+        dictionaries: Sequence[str] = (),
+        **how: Any,
+    ) -> Iterator[pa.RecordBatch]:
+        """What `iter_batches` yields of a Parquet file, which is opened here unless it is open, each batch within the
+        time that `size` bytes may take, or a row group.
+
+        Where an answer of the store breaks off, the file is opened again, with its columns of `dictionaries`.
+
+        Raises:
+            StorageError: it cannot be read, or the store is slower.
+        """
+        uri, number = str(file), 0
+        with ExitStack() as files, storage_errors(uri, "read"):
+            parquet = parquet or files.enter_context(self.open_parquet(file))
+            groups = map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups))
+            size = max((group.total_byte_size for group in groups), default=0) if size is None else size
+            batches: Iterator[pa.RecordBatch] | None = parquet.iter_batches(**how)
+
+            def following() -> pa.RecordBatch | None:
+                nonlocal batches
+                if batches is None:
+                    again = files.enter_context(self.open_parquet(file, True, dictionaries))
+                    batches = islice(again.iter_batches(**how), number, None)
+                reading, batches = batches, None  # one that failed would say that it has come to its end
+                batch = next(reading, None)
+                batches = reading
+                return batch
+
+            while (batch := self.transfer(uri, size, following)) is not None:
+                yield batch
+                number += 1
 
     def is_parquet(self, file: FileInfo) -> bool:
         """Whether a file begins and ends as Parquet does."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lakerank.credentials import redacted
-from lakerank.errors import StorageError
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.checksums import sealed
 from lakerank.lake.columns import Located, is_list, locate, named
 from lakerank.lake.formats import resolve
-from lakerank.lake.formats.snapshot import TableFile, TableSnapshot
+from lakerank.lake.snapshot import TableFile, TableSnapshot
 from lakerank.lake.storage import Storage
 from lakerank.ranking import Int64
 from lakerank.schemas import DOCUMENTS, GROUP_IDS, QUERIES
@@ -90,7 +87,7 @@ def fragments(
     def inspect(file: TableFile) -> Fragment:
         if snapshot.schema is not None and file.rows is not None and whole(file):
             return Fragment(file, 0, file.rows, id_type)
-        with opened(storage, file) as parquet:
+        with storage.open_parquet(file) as parquet:
             with storage_errors(file.uri, "read"):  # a damaged footer has names that are not UTF-8
                 located = locate(file, parquet.schema_arrow, expected, needs_content=snapshot.schema is None)
             own_type = id_type or _id_type(located)
@@ -146,7 +143,7 @@ class TableReader:
             return
         largest = max(self._largest_repeated(group, size) for group in groups)
         size = max(1, min(size, BATCH_BYTES // max(1, largest)))
-        stream = opened(self.storage, self.located.file, streaming=True)
+        stream = self.storage.open_parquet(self.located.file, streaming=True)
         with stream if stored > STREAM_BYTES else nullcontext(self.parquet) as source:
             yield from self._batches(source, groups, size, stored)
 
@@ -178,8 +175,8 @@ class TableReader:
             return 0
         file = self.located.file
         how: dict[str, Any] = {"batch_size": 1, "row_groups": [group], "columns": suspects}
-        with opened(self.storage, file, True, suspects) as parquet:
-            first = next(timed_batches(self.storage, file.uri, parquet, None, suspects, **how), None)
+        with self.storage.open_parquet(file, True, suspects) as parquet:
+            first = next(self.storage.batches(file, parquet, None, suspects, **how), None)
         values = [value for column in (first.columns if first else ()) for value in _dictionaries(column)]
         return sum(pc.max(pc.binary_length(value)).as_py() or 0 for value in values)
 
@@ -189,7 +186,7 @@ class TableReader:
         """Batches of `size` rows of row groups whose columns take `stored` bytes in the file."""
         how: dict[str, Any] = {"batch_size": size, "row_groups": list(groups), "columns": self.located.columns}
         place, first = f"row group {', '.join(map(str, groups))}", 0
-        for batch in timed_batches(self.storage, self.located.file.uri, parquet, stored, **how):
+        for batch in self.storage.batches(self.located.file, parquet, stored, **how):
             yield self.located.conform(batch, batch.num_rows, f"{place}, counted from row {first}")
             first += batch.num_rows
 
@@ -220,7 +217,7 @@ def read_table_file(
     """
     file = TableFile(file) if isinstance(file, str) else file
     schema = expected if columns is None else pa.schema([expected.field(name) for name in columns])
-    with opened(storage, file) as parquet:
+    with storage.open_parquet(file) as parquet:
         reader = table_reader(storage, file, parquet, schema)
         for group in range(parquet.metadata.num_row_groups) if row_groups is None else row_groups:
             for rows, batch in reader.rows(group, batch_rows):
@@ -241,84 +238,6 @@ def _dictionaries(column: pa.Array) -> Iterator[pa.Array]:
     elif pa.types.is_struct(column.type):
         for inner in column.flatten():
             yield from _dictionaries(inner)
-
-
-@contextmanager
-def opened(
-    storage: Storage, file: TableFile | str, streaming: bool = False, dictionaries: Sequence[str] = ()
-) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, open during a `with`: pyarrow's own `with` does not close a file object that it was given.
-
-    Columns of `dictionaries` come dictionary-encoded, as they are in the file.
-    """
-    parquet = open_file(storage, file, streaming, dictionaries)
-    try:
-        yield parquet
-    finally:
-        parquet.close(force=True)
-
-
-def open_file(
-    storage: Storage, file: TableFile | str, streaming: bool = False, dictionaries: Sequence[str] = ()
-) -> pq.ParquetFile:
-    """A Parquet file that the caller closes.
-
-    Raises:
-        StorageError: it cannot be opened; of a snapshot's file that is gone, says which setting keeps those.
-    """
-    uri = file if isinstance(file, str) else file.uri
-    try:
-        return storage.open_parquet(uri, streaming, dictionaries)
-    except StorageError as error:
-        is_gone = isinstance(error.__cause__, FileNotFoundError)
-        if isinstance(file, str) or file.fields is None or file.version or not is_gone:
-            raise
-        raise StorageError(
-            f"{redacted(uri)}: gone: the snapshot that is read has been expired, or its files vacuumed. Keep files for "
-            "longer than a run takes (Iceberg: history.expire.max-snapshot-age-ms and …min-snapshots-to-keep; Delta: "
-            "delta.deletedFileRetentionDuration), and plan again with another --run-id"
-        ) from error
-
-
-def timed_batches(
-    storage: Storage,
-    uri: str,
-    parquet: pq.ParquetFile,
-    size: int | None = None,
-    dictionaries: Sequence[str] = (),
-    **how: Any,
-) -> Iterator[pa.RecordBatch]:
-    """What an open file's `iter_batches` yields, each batch within the time that `size` bytes may take, or a row group.
-
-    Where an answer of the store breaks off, the file is opened again, with its columns of `dictionaries`.
-
-    Raises:
-        StorageError: it cannot be read, or the store is slower.
-    """
-    with storage_errors(uri, "read"):
-        groups = map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups))
-        size = max((group.total_byte_size for group in groups), default=0) if size is None else size
-        batches: Iterator[pa.RecordBatch] | None = parquet.iter_batches(**how)
-    number = 0
-
-    def following() -> pa.RecordBatch | None:
-        nonlocal batches
-        if batches is None:
-            again = files.enter_context(opened(storage, uri, True, dictionaries))
-            batches = islice(again.iter_batches(**how), number, None)
-        reading, batches = batches, None  # one that failed would say that it has come to its end
-        batch = next(reading, None)
-        batches = reading
-        return batch
-
-    with ExitStack() as files:
-        while True:
-            with storage_errors(uri, "read"):
-                batch = storage.transfer(uri, size, following)
-            if batch is None:
-                return
-            yield batch
-            number += 1
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int, metadata: Mapping[str, str] | None = None) -> bytes:

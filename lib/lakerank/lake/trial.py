@@ -17,7 +17,6 @@ from pathlib import Path
 
 from lakerank.credentials import redacted
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import opened
 
 #: Seconds after which the rest of the files is given up: after a worker has died, and before a job that may run alone.
 TRIAL_S, START_TRIAL_S = 120, 15
@@ -65,7 +64,7 @@ def deadly_message(file: str, signal_name: str) -> str:
 
 
 def _read(storage: Storage, file: str, columns: Sequence[str]) -> None:
-    with opened(storage, file) as parquet:
+    with storage.open_parquet(file) as parquet:
         metadata = parquet.metadata
         for group in map(metadata.row_group, range(metadata.num_row_groups)):
             for column in range(group.num_columns):

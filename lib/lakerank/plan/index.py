@@ -25,9 +25,9 @@ from PIL import Image
 from lakerank.cost import Sizing, input_cost
 from lakerank.fingerprint import content_hash
 from lakerank.lake.blobs import check_unchanged
-from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.images.files import ImageFiles, UnreadableImage, address_hash, read_ahead, row_images
 from lakerank.lake.runs import RunPaths
+from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, index_key, parquet_bytes, read_table_file
 from lakerank.limits import IMAGE_FORMATS, Limits

@@ -22,7 +22,7 @@ from lakerank.lake.publication import run_before
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.scores import CorruptScoreFile, finished_units, read_unit
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import opened, parquet_bytes
+from lakerank.lake.tables import parquet_bytes
 from lakerank.plan.index import QueryList, TableIndex, query_list, row_numbers
 from lakerank.plan.pairs import PAIRS, REJECTS, ValidatedPairs, flat, hash_parts
 from lakerank.plan.plan import ROW_GROUP_ROWS, load_plan, part_name, plan_folder, read_part, with_columns
@@ -75,7 +75,7 @@ class ScoreIndex:
         units, names = finished_units(self.storage, self.output, self.scorer), self.storage.list_names(self.folder)
         covered: set[str] = set()
         for name in names:
-            with opened(self.storage, join(self.folder, name)) as parquet:
+            with self.storage.open_parquet(join(self.folder, name)) as parquet:
                 listed = (parquet.schema_arrow.metadata or {}).get(_UNITS_KEY, b"")
             covered |= {*listed.decode().split(",")} - {""}
         missing = sorted(units - covered)

@@ -14,10 +14,10 @@ from lakerank.errors import RunConflictError, SchemaError, StorageError
 from lakerank.lake.blobs import ChangedFile
 from lakerank.lake.formats import resolve
 from lakerank.lake.formats.planned import SOURCES, source_rows, table_files
-from lakerank.lake.formats.snapshot import TableFile, TableSnapshot
 from lakerank.lake.ids import written_as
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.scores import PlannedUnits, finished_units
+from lakerank.lake.snapshot import TableFile, TableSnapshot
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments, parquet_bytes, read_table_file
 from lakerank.schemas import CANDIDATES, DOCUMENTS, GROUP_IDS, QUERIES

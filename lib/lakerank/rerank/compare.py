@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.audit import TOP
-from lakerank.lake.formats.snapshot import TableFile
+from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.plan.pairs import hash_parts

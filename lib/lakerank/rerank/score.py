@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from lakerank.fingerprint import content_hash
 from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, RowGroupCache, check_unchanged, fetch, prefetched
 from lakerank.lake.columns import decode_text
-from lakerank.lake.formats.snapshot import TableFile
 from lakerank.lake.images.files import ImageFiles, UnreadableImage, address_hash, read_ahead
 from lakerank.lake.scores import CorruptScoreFile, PlannedUnits, finished_units, read_unit, unit_address, write_unit
+from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import read_table_file
 from lakerank.limits import Limits

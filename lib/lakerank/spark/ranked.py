@@ -10,10 +10,8 @@ import pyarrow as pa
 
 from lakerank.errors import ConfigError, DependencyError
 from lakerank.export.job import run_files
-from lakerank.lake.backends import storage_errors
 from lakerank.lake.publication import find_run
 from lakerank.lake.storage import Storage, StorageOptions
-from lakerank.lake.tables import opened
 
 Engine = Literal["arrow", "pandas", "polars", "duckdb", "spark"]
 
@@ -65,8 +63,8 @@ def read_ranked(
 
 
 def _read(storage: Storage, file: str) -> pa.Table:
-    with opened(storage, file) as parquet, storage_errors(file, "read"):
-        return parquet.read()
+    with storage.open_parquet(file) as parquet:
+        return pa.Table.from_batches(storage.batches(file, parquet), parquet.schema_arrow)
 
 
 def _in_spark(storage: Storage, files: Sequence[str]) -> Any:
@@ -76,7 +74,7 @@ def _in_spark(storage: Storage, files: Sequence[str]) -> Any:
     from lakerank.spark.runtime.runner import SparkRunner
     from lakerank.spark.runtime.session import start
 
-    with opened(storage, files[0]) as parquet:
+    with storage.open_parquet(files[0]) as parquet:
         schema = pa.schema([field.with_type(_IN_SPARK.get(field.type, field.type)) for field in parquet.schema_arrow])
 
     def read(file: str) -> Iterator[pa.RecordBatch]:

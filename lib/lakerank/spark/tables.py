@@ -23,9 +23,8 @@ from pyspark.sql.pandas.types import to_arrow_type
 
 from lakerank.errors import ConfigError, StorageError
 from lakerank.lake.formats import SPARK_TABLE, iceberg
-from lakerank.lake.formats.snapshot import Field, TableFile, TableSnapshot, nested_fields, packed
+from lakerank.lake.snapshot import Field, TableFile, TableSnapshot, nested_fields, packed
 from lakerank.lake.storage import Storage
-from lakerank.lake.tables import opened
 
 _NAME = r"(?:`[^`]+`|[^`@.\s]+)"
 _ADDRESS = re.compile(rf"{SPARK_TABLE}(?P<name>{_NAME}(?:\.{_NAME})*)(?:@(?P<version>[\w.-]+))?")
@@ -103,7 +102,7 @@ def _table_file(storage: Storage, reading: Reading, row: Any) -> TableFile:
     """A file whose other rows than those of `bitmaps` are deleted."""
     uri = file_uri(row.file, reading.positions == SPARKS)
     info = storage.info(uri)
-    with opened(storage, uri) as parquet:
+    with storage.open_parquet(uri) as parquet:
         count = parquet.metadata.num_rows
     deleted = np.ones(count, np.bool_)
     for bitmap, end, bits in row.bitmaps:

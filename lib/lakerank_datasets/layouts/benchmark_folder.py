@@ -19,7 +19,6 @@ from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
 from lakerank.ingest.source import FileSource, image_at, open_source, opened_plain
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import opened, timed_batches
 from lakerank.records import Qrel
 
 Read = TypeVar("Read")
@@ -130,7 +129,7 @@ class BenchmarkFolder:
 
     def columns(self, path: str) -> list[str]:
         """The columns of a Parquet file."""
-        with opened(self._storage, join(self.uri, path)) as parquet:
+        with self._storage.open_parquet(join(self.uri, path)) as parquet:
             return list(parquet.schema_arrow.names)
 
     def require_columns(self, paths: Sequence[str], *required: tuple[str, ...]) -> list[str]:
@@ -151,9 +150,9 @@ class BenchmarkFolder:
     def rows(self, path: str, names: Sequence[str], batch_rows: int = 4096) -> Iterator[Record | SourceReject]:
         """The named columns of each row of a Parquet file, those that it has; ask for few rows at once with images."""
         uri, number = join(self.uri, path), 0
-        with opened(self._storage, uri, streaming=True) as parquet, storage_errors(uri, "read"):
+        with self._storage.open_parquet(uri, streaming=True) as parquet, storage_errors(uri, "read"):
             present = [name for name in names if name in parquet.schema_arrow.names]
-            for batch in timed_batches(self._storage, uri, parquet, batch_size=batch_rows, columns=present):
+            for batch in self._storage.batches(uri, parquet, batch_size=batch_rows, columns=present):
                 for row in _decoded(batch):
                     number += 1
                     if row is None:

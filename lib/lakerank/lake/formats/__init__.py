@@ -8,7 +8,7 @@ from dataclasses import replace
 from lakerank.errors import DependencyError
 from lakerank.lake import DELTA, ICEBERG
 from lakerank.lake.formats import delta, iceberg, plain, planned
-from lakerank.lake.formats.snapshot import TableSnapshot
+from lakerank.lake.snapshot import TableSnapshot
 from lakerank.lake.storage import Storage
 
 SPARK_TABLE = "spark-table://"

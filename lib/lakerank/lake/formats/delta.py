@@ -18,7 +18,7 @@ from lakerank.errors import ConfigError, DependencyError, LakerankError, Storage
 from lakerank.lake import absolute, is_local, join, local_path, scheme
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.backends.s3 import delta_options
-from lakerank.lake.formats.snapshot import Field, TableFile, TableSnapshot, nested_fields, packed
+from lakerank.lake.snapshot import Field, TableFile, TableSnapshot, nested_fields, packed
 from lakerank.lake.storage import Storage
 from lakerank.ranking import Int64
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from lakerank.credentials import redacted, settings_without
 from lakerank.errors import ConfigError, DependencyError, StorageError
 from lakerank.lake.backends import storage_errors
-from lakerank.lake.formats.snapshot import Field, TableFile, TableSnapshot, nested_fields, packed
+from lakerank.lake.snapshot import Field, TableFile, TableSnapshot, nested_fields, packed
 from lakerank.lake.storage import Storage
 from lakerank.ranking import Int64
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from lakerank.fingerprint import fingerprint
 from lakerank.lake import DELTA, ICEBERG, is_local, join, local_path
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.formats import delta, iceberg
+from lakerank.lake.ids import is_text
 from lakerank.lake.storage import Storage
 from lakerank.schemas import RANKED
 
@@ -78,17 +78,14 @@ class RunRows:
     @property
     def properties(self) -> dict[str, str]:
         """What the commit says of itself."""
-        names = ("lakerank.run_id", _MADE_FROM, _OUTPUT, _PUBLICATION)
-        values = (self.run_id, self.made_from, redacted(self.output), str(self.publication or 0))
-        return dict(zip(names, values, strict=True))
+        about = {_OUTPUT: redacted(self.output), _PUBLICATION: str(self.publication or 0)}
+        return {"lakerank.run_id": self.run_id, _MADE_FROM: self.made_from} | about
 
     def schema(self, storage: Storage) -> pa.Schema:
         """The columns of the rows, as ranked/ has them."""
         if not self.files:
             return RANKED
-        with ExitStack() as stack:
-            parquet = storage.open_parquet(self.files[0])
-            stack.callback(parquet.close, force=True)
+        with storage.open_parquet(self.files[0]) as parquet:
             return parquet.schema_arrow
 
     def batches(self, storage: Storage, file: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -97,13 +94,10 @@ class RunRows:
         Raises:
             SchemaError: the table's type cannot hold a value.
         """
-        with ExitStack() as stack:
-            parquet = storage.open_parquet(file)
-            stack.callback(parquet.close, force=True)
-            for batch in parquet.iter_batches(_BATCH_ROWS):
-                if self.depth is not None:
-                    batch = batch.filter(pc.less_equal(batch["rank"], self.depth))
-                yield _conformed(batch, schema, self.run_id)
+        for batch in storage.batches(file, batch_size=_BATCH_ROWS):
+            if self.depth is not None:
+                batch = batch.filter(pc.less_equal(batch["rank"], self.depth))
+            yield _conformed(batch, schema, self.run_id)
 
 
 def check_output(storage: Storage, table: OutputTable) -> None:
@@ -137,6 +131,12 @@ def write_rows(storage: Storage, table: OutputTable, rows: RunRows) -> dict[str,
         with attempt, storage_errors(table.address, "written"):
             columns = _columns(table, target.load(), schema)
             if (snapshot := _committed(target, table, rows)) is None:
+                own_rows = f"{RUN_ID} = '{rows.run_id}'"
+                if table.append and target.has_rows(own_rows):
+                    raise StorageError(
+                        f"{redacted(table.address)}: has rows of an earlier run {rows.run_id!r}: delete those of "
+                        f"{own_rows}, then run the same command again, or use another --run-id"
+                    )
                 logger.info("run %s: writing its rows to %s", rows.run_id, redacted(table.address))
                 snapshot = target.write(rows, columns, table.append)
     return {"table": table.address, "snapshot": None if snapshot == _LATER else snapshot}
@@ -170,13 +170,12 @@ def _columns(table: OutputTable, existing: pa.Schema | None, rows: pa.Schema) ->
 
 def _conformed(batch: pa.RecordBatch, schema: pa.Schema, run_id: str) -> pa.RecordBatch:
     """Rows with the columns of a table: those that it alone has are null, but for the run's id."""
-    own = {name: batch[name] for name in batch.schema.names}
-    own.setdefault(RUN_ID, pa.repeat(run_id, batch.num_rows))
+    own = {RUN_ID: pa.repeat(run_id, batch.num_rows)} | {name: batch[name] for name in batch.schema.names}
     arrays = []
     for field in schema:
         column = own[field.name] if field.name in own else pa.nulls(batch.num_rows, field.type)
         try:
-            if _is_text(column.type) and not _is_text(field.type):
+            if is_text(column.type) and not is_text(field.type):
                 raise pa.ArrowInvalid("no text is taken for another type")
             arrays.append(column.cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -189,17 +188,12 @@ def _conformed(batch: pa.RecordBatch, schema: pa.Schema, run_id: str) -> pa.Reco
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
 class _Iceberg:
     """A table in a catalog. Data files are written once, however often their commit meets others."""
 
     def __init__(self, storage: Storage, address: str) -> None:
         place = iceberg.parse(address)
-        if place.ref is not None:
-            raise ConfigError([f"{redacted(address)}: a table is written at its newest snapshot; leave out the @"])
+        _check_newest(address, place.ref)
         self._storage, self._address, self._name = storage, address, place.table
         self._catalog = iceberg.open_catalog(address, place.catalog)
         self._table: Any = None
@@ -230,6 +224,10 @@ class _Iceberg:
             parent = snapshot.parent_snapshot_id
             snapshot = None if parent is None else self._table.snapshot_by_id(parent)
 
+    def has_rows(self, condition: str) -> bool:
+        """Whether the table has a row that a condition of SQL holds for."""
+        return self._table is not None and bool(self._table.scan(condition, limit=1).to_arrow().num_rows)
+
     def write(self, rows: RunRows, schema: pa.Schema, append: bool) -> int:
         """Write all rows and commit them; returns the snapshot. Raises CommitConflict: the table has changed."""
         from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException, ValidationException
@@ -247,21 +245,12 @@ class _Iceberg:
                 producer = update.fast_append() if append else update.overwrite()
                 for file in self._files:
                     producer.append_data_file(file)
-                for file in () if append else self._present_files():
-                    producer.delete_data_file(file)
+                for task in () if append else self._table.scan().plan_files():
+                    producer.delete_data_file(task.file)
                 producer.commit()
         except (CommitFailedException, CommitStateUnknownException, ValidationException) as error:
             raise _conflict(self._address, rows, error) from error
         return int(producer.snapshot_id)
-
-    def _present_files(self) -> Iterator[Any]:
-        from pyiceberg.manifest import DataFileContent
-
-        snapshot = self._table.current_snapshot()
-        for manifest in snapshot.manifests(self._table.io) if snapshot is not None else ():
-            for entry in manifest.fetch_manifest_entry(self._table.io, discard_deleted=True):
-                if entry.data_file.content == DataFileContent.DATA:
-                    yield entry.data_file
 
     def _write_files(self, rows: RunRows, schema: pa.Schema) -> Iterator[Any]:
         """Data files of the rows of each file of ranked/, whose rows are in memory at once."""
@@ -277,8 +266,7 @@ class _Delta:
 
     def __init__(self, storage: Storage, address: str) -> None:
         root, version = delta.parse(address)
-        if version is not None:
-            raise ConfigError([f"{redacted(address)}: a table is written at its newest version; leave out the @"])
+        _check_newest(address, version)
         self._storage, self._address = storage, address
         self._uri, self._options = delta.location(storage, address, root)
         self._table: Any = None
@@ -296,6 +284,14 @@ class _Delta:
     def commits(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
         for commit in self._table.history() if self._table is not None else ():
             yield commit["version"], commit
+
+    def has_rows(self, condition: str) -> bool:
+        from deltalake import QueryBuilder
+
+        if self._table is None:
+            return False
+        table = QueryBuilder().register("ranked", self._table)
+        return bool(table.execute(f"SELECT 1 FROM ranked WHERE {condition} LIMIT 1").read_all().num_rows)  # noqa: S608
 
     def write(self, rows: RunRows, schema: pa.Schema, append: bool) -> int:
         from deltalake import CommitProperties, write_deltalake
@@ -321,12 +317,16 @@ class _Delta:
 
 
 def _open(storage: Storage, address: str) -> _Iceberg | _Delta:
-    if address.startswith(ICEBERG):
-        return _Iceberg(storage, address)
-    if address.startswith(DELTA):
-        return _Delta(storage, address)
+    for beginning, kind in ((ICEBERG, _Iceberg), (DELTA, _Delta)):
+        if address.startswith(beginning):
+            return kind(storage, address)
     expected = "iceberg://CATALOG/NAMESPACE.TABLE or delta+ADDRESS"
     raise ConfigError([f"{redacted(address)}: no table that ranked rows can be written to: expected {expected}"])
+
+
+def _check_newest(address: str, snapshot: str | None) -> None:
+    if snapshot is not None:
+        raise ConfigError([f"{redacted(address)}: a table is written at its newest snapshot; leave out the @"])
 
 
 def _conflict(address: str, rows: RunRows, error: Exception) -> CommitConflict:

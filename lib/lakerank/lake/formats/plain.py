@@ -12,7 +12,7 @@ from itertools import chain
 from lakerank.credentials import redacted
 from lakerank.errors import StorageError
 from lakerank.lake import has_wildcard, is_hidden, is_local, is_table_part, local_path, split_wildcard
-from lakerank.lake.formats.snapshot import TableFile, TableSnapshot
+from lakerank.lake.snapshot import TableFile, TableSnapshot
 from lakerank.lake.storage import Storage, join
 
 logger = logging.getLogger(__name__)

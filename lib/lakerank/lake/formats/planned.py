@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakerank.lake.formats.snapshot import Field, TableFile, TableSnapshot
+from lakerank.lake.snapshot import Field, TableFile, TableSnapshot
 from lakerank.lake.storage import Storage
 
 PREFIX = "planned+"
@@ -33,11 +33,7 @@ def planned_address(sources: str, table: str) -> str:
 def snapshot(storage: Storage, address: str) -> TableSnapshot:
     """The table of an address as of `planned_address`. Raises StorageError: the plan's file is gone."""
     sources, _, table = address.removeprefix(PREFIX).rpartition("#")
-    parquet = storage.open_parquet(sources)
-    try:
-        rows = parquet.read()
-    finally:
-        parquet.close(force=True)
+    rows = pa.Table.from_batches(storage.batches(sources), SOURCES)
     return TableSnapshot(address, [file for _, file in table_files(rows.filter(pc.field("table") == table))])
 
 

@@ -19,10 +19,10 @@ from lakerank.lake.blobs import ChangedFile, check_unchanged
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.formats import SPARK_TABLE, resolve
 from lakerank.lake.formats.planned import planned_address
-from lakerank.lake.formats.snapshot import TableSnapshot
 from lakerank.lake.ids import written_as
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.scores import write_reused_units
+from lakerank.lake.snapshot import TableSnapshot
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments
 from lakerank.plan.index import QueryList, TableIndex, TableName

@@ -43,6 +43,14 @@ class TableFile:
     fields: Mapping[str, Field] | None = None
     rows: int | None = None
 
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def is_of_snapshot(self) -> bool:
+        """Whether a table format has it, and deletes it once no snapshot does."""
+        return self.fields is not None and not self.version
+
     @property
     def constants(self) -> dict[str, str | None]:
         """Values, as text, of columns that all rows share: the path's, and those of metadata."""
