@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar, cast
 
+import pyarrow as pa
+
 from lakerank.errors import ConfigError
 from lakerank.ingest.folder import output_faults
 from lakerank.ingest.rejects import SourceFault, SourceReject
@@ -23,7 +25,7 @@ from lakerank_datasets.layouts.benchmark import DocumentColumns, Part, Pool, Que
 from lakerank_datasets.layouts.benchmark_folder import BenchmarkFolder
 from lakerank_datasets.layouts.mkqa import is_answered, searchable_answer, searchable_passage
 
-#: The tables of a lake, and their extra columns.
+#: The tables of a lake, and their extra columns, all of texts.
 TABLES: Mapping[TableName, tuple[str, ...]] = {
     "documents": DocumentColumns._fields,
     "queries": QueryColumns._fields,
@@ -99,7 +101,10 @@ def ingest_benchmark(
     if options.plain_ids and len({part.prefix for part in parts}) > 1:
         names = ", ".join(sorted(part.name for part in parts))
         raise ConfigError([f"--plain-ids: ids repeat between datasets; name the folder of one of {names}"])
-    writers = {name: TableWriter(storage, output, name, columns, progress) for name, columns in TABLES.items()}
+    writers = {
+        table: TableWriter(storage, output, table, [pa.field(name, pa.string()) for name in columns], progress)
+        for table, columns in TABLES.items()
+    }
     writer = _LakeWriter(storage, stages, options, writers)
     pools = {part.pool.name: part.pool for part in parts}
     for pool in pools.values():

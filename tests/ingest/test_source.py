@@ -6,16 +6,12 @@ import threading
 
 import pytest
 
-from lakerank.ingest.source import PENDING_BYTES, prefetched_files
+from lakerank.ingest.source import PENDING_BYTES, prefetched
 
 
 def test_items_come_in_order_with_their_content():
-    result = [
-        (item, content and content.result())
-        for item, content in prefetched_files(
-            range(200), lambda item: 1 if item % 2 else None, lambda item: b"%d" % item
-        )
-    ]
+    items = ((item, 1, lambda item=item: b"%d" % item) if item % 2 else (item, 0, None) for item in range(200))
+    result = [(item, content and content.result()) for item, content in prefetched(items)]
     assert result == [(item, b"%d" % item if item % 2 else None) for item in range(200)]
 
 
@@ -26,27 +22,27 @@ def test_no_more_waits_than_may():
         nonlocal pulled
         for item in range(1000):
             pulled = item + 1
-            yield item
+            yield item, PENDING_BYTES // 4, bytes
 
-    for count, _ in enumerate(prefetched_files(items(), lambda item: PENDING_BYTES // 4, lambda item: b""), start=1):
+    for count, _ in enumerate(prefetched(items()), start=1):
         assert pulled - count <= 4
 
 
 def test_files_are_read_at_once():
     together = threading.Barrier(4, timeout=10)
 
-    def read(item):
+    def read():
         together.wait()
         return b""
 
-    for _, content in prefetched_files(range(4), lambda item: 1, read):
+    for _, content in prefetched((item, 1, read) for item in range(4)):
         assert content.result() == b""
 
 
 def test_a_failure_stays_with_its_item():
-    def read(item):
-        raise OSError(item)
+    def read():
+        raise OSError("gone")
 
-    [(_, content)] = prefetched_files(["gone"], lambda item: 1, read)
+    [(_, content)] = prefetched([("item", 1, read)])
     with pytest.raises(OSError, match="gone"):
         content.result()

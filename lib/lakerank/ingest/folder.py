@@ -26,7 +26,7 @@ from lakerank.ingest.readers.text import decode, trec_command
 from lakerank.ingest.records import RecordReader, csv_records, json_objects
 from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
 from lakerank.ingest.rows import extra_columns, kept_fields, section_rows
-from lakerank.ingest.source import Source, SourceFile, open_source, opened_plain, prefetched_files
+from lakerank.ingest.source import Read, Source, SourceFile, open_source, opened_plain, prefetched
 from lakerank.ingest.tables import ContentRow, Row, TableWriter, WrittenTable
 from lakerank.lake import is_local, local_path
 from lakerank.lake.storage import Storage
@@ -154,24 +154,22 @@ class _FolderReader:
 
     def rows(self, source: Source, depth: int = 0) -> Rows:
         """The rows of a source's files; `depth` counts the archives around it."""
-        files = ((file, self._form(file.path, source.is_folder)) for file in source.files())
-
-        def size(item: tuple[SourceFile | SourceReject, str]) -> int | None:
-            """Bytes to prefetch: of a file that is read whole and is not over the limit."""
-            file, form = item
-            if isinstance(file, SourceReject) or form in ("", "jsonl", "zip", "unknown"):
-                return None
-            return file.size if file.size <= self._options.max_file_bytes else None
-
-        def read(item: tuple[SourceFile | SourceReject, str]) -> bytes:
-            return source.read(item[0]) if isinstance(item[0], SourceFile) else b""
-
-        for (file, form), content in prefetched_files(files, size, read):
+        for (file, form), content in prefetched(self._forms(source)):
             if isinstance(file, SourceReject):
                 if form or file.fault in (SourceFault.FILE_UNREADABLE, SourceFault.NOT_A_FILE):
                     yield file
             elif form:
                 yield from self._file_rows(source, file, form, partial(self._plain, file, content), depth)
+
+    def _forms(self, source: Source) -> Iterator[tuple[tuple[SourceFile | SourceReject, str], int, Read | None]]:
+        """Every file and its form, to be prefetched where it is read whole and is not over the limit."""
+        for file in source.files():
+            form = self._form(file.path, source.is_folder)
+            is_streamed = form in ("", "jsonl", "zip", "unknown")
+            if isinstance(file, SourceReject) or is_streamed or file.size > self._options.max_file_bytes:
+                yield (file, form), 0, None
+            else:
+                yield (file, form), file.size, partial(source.read, file)
 
     def _form(self, path: str, in_folder: bool) -> str:
         """How a file is read: `jsonl`, `records`, `queries`, `qrels`, `zip`, `reader`; `unknown`; "" if passed over."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lakerank.ingest.lines import Line, as_number, present, read_each, record_id, record_integer
 from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
@@ -29,13 +28,12 @@ _ITERATION = re.compile(r"\d{1,3}|Q0", re.IGNORECASE)
 _PEEKED = 200
 
 
-@dataclass(frozen=True, slots=True)
-class QrelColumns:
-    """Positions of the document and the relevance in a line of `count` fields; the query is the first."""
+class QrelColumns(NamedTuple):
+    """Positions of the document and the relevance in a line of so many fields; the query is the first."""
 
     document: int
     relevance: int
-    count: int
+    fields: int
 
 
 BEIR = QrelColumns(1, 2, 3)
@@ -56,41 +54,40 @@ def qrels(path: str, lines: Iterable[Line]) -> Iterator[Qrel | SourceReject]:
     stream = iter(lines)
     first = list(itertools.islice(stream, _PEEKED))
     numbered = [line for line in first if isinstance(line, tuple)]
-    columns = _heading(numbered[0][1]) if numbered else None
-    if columns is not None:
+    if columns := _heading(numbered[0][1]) if numbered else None:
         first.remove(numbered[0])
     else:
         columns = _columns([fields for _, fields in numbered])
-
     return read_each(path, itertools.chain(first, stream), lambda _line, fields: [_qrel(fields, columns)])
 
 
 def _heading(names: Sequence[str]) -> QrelColumns | None:
     """The columns that a first line of names says; None where it holds values."""
     known = [name.strip().lower().replace("-", "_") for name in names]
-    places = [next((at for at, name in enumerate(known) if name in group), None) for group in (_DOCUMENT, _RELEVANCE)]
-    if known[0] not in _QUERY or places[0] is None or places[1] is None:
-        return None
-    return QrelColumns(places[0], places[1], len(known))
+    document, relevance = (
+        next((at for at, name in enumerate(known) if name in group), 0) for group in (_DOCUMENT, _RELEVANCE)
+    )
+    return QrelColumns(document, relevance, len(known)) if known[0] in _QUERY and document and relevance else None
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> QrelColumns | None:
     """The columns of a file without names; None where they cannot be told."""
-    if not rows or sum(len(row) == BEIR.count for row in rows) * 2 >= len(rows):
+    if not rows or sum(len(row) == BEIR.fields for row in rows) * 2 >= len(rows):
         return BEIR
-    second = {row[1] for row in rows if len(row) == TREC.count}
-    return TREC if len(second) == 1 and _ITERATION.fullmatch(next(iter(second))) else None
+    second = [*{row[1] for row in rows if len(row) == TREC.fields}]
+    return TREC if len(second) == 1 and _ITERATION.fullmatch(second[0]) else None
 
 
 def _qrel(fields: list[str], columns: QrelColumns | None) -> Qrel:
-    if len(fields) < (columns or BEIR).count:
+    count = len(fields)
+    if count < (columns or BEIR).fields:
         names = _TREC_NAMES if columns == TREC else _BEIR_NAMES
-        raise SourceError(SourceFault.FIELD_MISSING, f"{len(fields)} fields, not {names}")
+        raise SourceError(SourceFault.FIELD_MISSING, f"{count} fields, not {names}")
     if columns is None:
-        detail = f"{len(fields)} fields: neither {_BEIR_NAMES} nor TREC's, whose second is 0 in every line"
+        detail = f"{count} fields: neither {_BEIR_NAMES} nor TREC's, whose second is 0 in every line"
         raise SourceError(SourceFault.FIELD_INVALID, detail)
-    if len(fields) > columns.count:
-        detail = f"{len(fields)} fields, the first lines have {columns.count}; separate ids with spaces by tabs"
+    if count > columns.fields:
+        detail = f"{count} fields, the first lines have {columns.fields}; separate ids with spaces by tabs"
         raise SourceError(SourceFault.FIELD_INVALID, detail)
     ids = {"query_id": fields[0].strip(), "doc_id": fields[columns.document].strip()}
     return qrel(ids | {"relevance": as_number(fields[columns.relevance])})

@@ -42,10 +42,10 @@ class Metadata(NamedTuple):
     search_text: str | None = None
 
 
-def extra_columns(options: ReadOptions) -> list[pa.Field | str]:
+def extra_columns(options: ReadOptions) -> list[pa.Field]:
     """The columns of a table beside its content: its metadata, and the fields that are kept."""
     metadata = {"documents": schemas.DOCUMENT_METADATA, "queries": schemas.QUERY_METADATA}.get(options.table, [])
-    return [*metadata, *kept_fields(options)]
+    return [*metadata, *(pa.field(name, pa.string()) for name in kept_fields(options))]
 
 
 def kept_fields(options: ReadOptions) -> list[str]:

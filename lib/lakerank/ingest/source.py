@@ -27,6 +27,7 @@ from lakerank.lake.backends.object_store import filesystem_at
 from lakerank.lake.backends.s3 import StorageOptions
 
 T = TypeVar("T")
+Read = Callable[[], bytes]
 
 #: Bytes of a streamed file that are fetched at once.
 BUFFER_BYTES = 2**22
@@ -76,7 +77,7 @@ class FileSource:
             raise StorageError(f"{location}: no such file or folder") from error
         except OSError as error:
             raise StorageError(f"{location}: cannot be read: {error}") from error
-        self._root = self._location if self.is_folder else posixpath.dirname(self._location)
+        self.root = self._location if self.is_folder else posixpath.dirname(self._location)
 
     def files(self) -> Iterator[SourceFile | SourceReject]:
         """Yield every file in the order of relative paths; a name, link or folder that cannot be read is a reject."""
@@ -84,7 +85,7 @@ class FileSource:
             yield from self._walk(self._location)
         else:
             info = self._call(self._filesystem.info, self._location)
-            item = self._item(info | {"name": self._location, "islink": False})
+            item = self.item(info | {"name": self._location, "islink": False})
             yield from () if isinstance(item, str) else (item,)
 
     def _walk(self, folder: str, trail: tuple[Path, ...] = ()) -> Iterator[SourceFile | SourceReject]:
@@ -92,23 +93,23 @@ class FileSource:
         if self._follow_links:
             trail = (*trail, Path(folder).resolve())
         try:
-            entries = sorted(self._entries(folder), key=_path_order)
+            entries = sorted(self.entries(folder), key=_path_order)
         except OSError as error:
             yield SourceReject(self._relative(folder), SourceFault.FILE_UNREADABLE, str(error))
             return
         for entry in entries:
-            item = self._item(entry, trail)
+            item = self.item(entry, trail)
             yield from self._walk(item, trail) if isinstance(item, str) else (item,)
 
-    def _entries(self, folder: str) -> Iterator[dict[str, Any]]:
-        """What is directly in a folder, with the location as its name, hidden things left out; raises OSError."""
+    def entries(self, folder: str) -> Iterator[dict[str, Any]]:
+        """What is directly in the folder at a location, named by its own, hidden things left out; raises OSError."""
         for entry in self._call(self._filesystem.ls, folder, True):
             location = entry["name"].rstrip("/")
             if location != folder and not posixpath.basename(location).startswith("."):
                 yield {**entry, "name": location}
 
-    def _item(self, entry: dict[str, Any], trail: tuple[Path, ...] = ()) -> SourceFile | SourceReject | str:
-        """A file, the location of a folder, or a reject."""
+    def item(self, entry: dict[str, Any], trail: tuple[Path, ...] = ()) -> SourceFile | SourceReject | str:
+        """What an entry is: a file, the location of a folder, or a reject. A link is what it leads to."""
         location = entry["name"]
         path = self._relative(location)
         if path != path.encode(errors="replace").decode():
@@ -127,23 +128,8 @@ class FileSource:
             return SourceReject(path, SourceFault.NOT_A_FILE, "a FIFO, a socket or a device, not a regular file")
         return SourceFile(path, location, entry["size"], _modified(entry))
 
-    def names(self, folder: str = "") -> tuple[list[str], list[str]]:
-        """Names of the folders and of the files directly in a folder of the source, sorted; none where it is missing.
-
-        A link counts as what it leads to, or as nothing when links are not followed.
-        """
-        folders, files = [], []
-        with suppress(FileNotFoundError, NotADirectoryError):
-            for entry in self._entries(posixpath.join(self._root, folder).rstrip("/")):
-                item = self._item(entry)
-                if isinstance(item, str):
-                    folders.append(posixpath.basename(item))
-                elif isinstance(item, SourceFile):
-                    files.append(posixpath.basename(item.path))
-        return sorted(folders), sorted(files)
-
     def _relative(self, location: str) -> str:
-        return location[len(self._root) :].lstrip("/")
+        return location[len(self.root) :].lstrip("/")
 
     def open(self, file: SourceFile) -> BinaryIO:
         """Open a file for reading, in one pass or at random; close it."""
@@ -174,9 +160,9 @@ class FileSource:
         path = posixpath.normpath(path)
         if path.split("/")[0] == "..":
             return None
-        location = posixpath.join(self._root, path)
+        location = posixpath.join(self.root, path)
         is_bound = isinstance(self._filesystem, LocalFileSystem) and not self._follow_links
-        if is_bound and not Path(location).resolve().is_relative_to(Path(self._root).resolve()):
+        if is_bound and not Path(location).resolve().is_relative_to(Path(self.root).resolve()):
             return None  # a link leads out
         info = self._call(self._filesystem.info, location)
         if info["type"] != "file":
@@ -229,26 +215,25 @@ def image_at(source: Source, path: str, max_bytes: int) -> bytes:
         raise SourceError(SourceFault.IMAGE_NOT_FOUND, f"the image cannot be read ({path})") from error
 
 
-def prefetched_files(
-    items: Iterable[T], size: Callable[[T], int | None], read: Callable[[T], bytes]
-) -> Iterator[tuple[T, Future[bytes] | None]]:
-    """Yield every item in order with its content, being read by threads (None where `size` is None: it is not read).
+def prefetched(items: Iterable[tuple[T, int, Read | None]]) -> Iterator[tuple[T, Future[bytes] | None]]:
+    """Yield every item in order with what threads read for it: items come with bytes, about, and what reads them.
 
     An object store answers many requests at once, but each one slowly.
     """
-    pending: deque[tuple[T, Future[bytes] | None, int]] = deque()
+    pending: deque[tuple[T, int, Future[bytes] | None]] = deque()
     pending_bytes = 0
     pool = ThreadPoolExecutor(THREADS, "ingest")
     try:
-        for item in items:
-            length = size(item)
-            pending.append((item, None if length is None else pool.submit(read, item), length or 0))
-            pending_bytes += length or 0
+        for item, size, read in items:
+            pending.append((item, size, pool.submit(read) if read else None))
+            pending_bytes += size
             while pending_bytes > PENDING_BYTES or len(pending) > PENDING_FILES:
-                first, content, length = pending.popleft()
-                pending_bytes -= length
+                first, size, content = pending.popleft()
+                pending_bytes -= size
                 yield first, content
-        yield from (pending.popleft()[:2] for _ in range(len(pending)))
+        while pending:
+            first, _, content = pending.popleft()
+            yield first, content
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -103,16 +103,17 @@ class TableWriter:
         storage: Storage,
         output: str,
         table: TableName,
-        extra_columns: Sequence[str | pa.Field] = (),
+        extra_columns: Sequence[pa.Field] = (),
         progress: Callable[[int], object] = lambda rows: None,
     ) -> None:
         self._storage = storage
         self._folder = join(output, table)
         self._rejects = RejectList(storage, output, table)
         self._table = table
-        self._schema = pa.schema([*_SCHEMAS[table], *(_column(column) for column in extra_columns)])
+        self._schema = pa.schema([*_SCHEMAS[table], *extra_columns])
+        self._key = 1 if table in ("documents", "queries") else 2  # columns of the id
         self._progress = progress
-        self._buffered: list[Row] = []  # the rows of a row group
+        self._buffered: list[tuple[object, ...]] = []  # values of the rows of a row group
         self._buffered_bytes = self._buffered_images = 0
         self._row_groups: list[pa.Table] = []  # of a file
         self._file_bytes = self._bytes = 0
@@ -125,8 +126,9 @@ class TableWriter:
         if isinstance(row, SourceReject):
             self._rejects.add(row)
             return
-        self._buffered.append(row)
-        self._ids.append(hash(row.id if isinstance(row, ContentRow) else (row.query_id, row.doc_id)))
+        values = _values(self._table, row)
+        self._buffered.append(values)
+        self._ids.append(hash(values[: self._key]))
         if isinstance(row, ContentRow):
             self._buffered_images += row.image is not None
             self._buffered_bytes += len(row.text or "") + len(row.image or b"")
@@ -181,14 +183,11 @@ class TableWriter:
 
     def _repeated(self, hashes: set[int]) -> list[str]:
         """The first ids in the finished table that have these hashes, each with the files of its rows where known."""
-        key = 2 if self._table in ("candidates", "qrels") else 1
-        columns = [*self._schema.names[:key], *(["path"] if "path" in self._schema.names else [])]
         files: dict[str, set[str]] = {}
-        for row in self._read(columns):
-            if hash(row[:key] if key > 1 else row[0]) in hashes:
-                name = " ".join(map(str, row[:key]))
-                if name in files or len(files) < _SHOWN_IDS:
-                    files.setdefault(name, set()).update(filter(None, row[key:]))
+        for row in self._read([*self._schema.names[: self._key], *{"path"} & {*self._schema.names}]):
+            name = " ".join(row[: self._key])
+            if hash(row[: self._key]) in hashes and (name in files or len(files) < _SHOWN_IDS):
+                files.setdefault(name, set()).update(filter(None, row[self._key :]))
         return [f"{name}{f' in {_few(sorted(paths))}' if paths else ''}" for name, paths in files.items()]
 
     def _read(self, columns: list[str]) -> Iterator[tuple[str, ...]]:
@@ -199,7 +198,7 @@ class TableWriter:
     def _end_row_group(self) -> None:
         if not self._buffered:
             return
-        columns = zip(*(_values(self._table, row) for row in self._buffered), strict=True)
+        columns = zip(*self._buffered, strict=True)
         arrays = [pa.array(column, kind) for column, kind in zip(columns, self._schema.types, strict=True)]
         self._row_groups.append(pa.table(arrays, schema=self._schema))
         for name, column in zip(self._schema.names, arrays, strict=True):
@@ -227,10 +226,6 @@ class TableWriter:
 
 def _few(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_SHOWN_IDS])}{', …' if len(names) > _SHOWN_IDS else ''}"
-
-
-def _column(column: str | pa.Field) -> pa.Field:
-    return pa.field(column, pa.string()) if isinstance(column, str) else column
 
 
 def _values(table: TableName, row: Row) -> tuple[object, ...]:

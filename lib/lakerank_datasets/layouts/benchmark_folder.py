@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from lakerank.errors import SchemaError, StorageError
 from lakerank.ingest.judgements import qrel, qrels
 from lakerank.ingest.lines import Line, Record, TextLine, json_records, read_each, split_lines, text_lines
 from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
-from lakerank.ingest.source import FileSource, image_at, open_source, opened_plain
+from lakerank.ingest.source import FileSource, SourceFile, image_at, open_source, opened_plain
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.storage import Storage, join
 from lakerank.records import Qrel
@@ -59,8 +60,16 @@ class BenchmarkFolder:
         return self._names(path)[1]
 
     def _names(self, path: str) -> tuple[list[str], list[str]]:
-        with storage_errors(join(self.uri, path), "listed"):
-            return self._source.names(path)
+        """Folders and files; a link counts as what it leads to, or as nothing when links are not followed."""
+        location = posixpath.join(self._source.root, path).rstrip("/")
+        folders, files = [], []
+        with storage_errors(join(self.uri, path), "listed"), suppress(FileNotFoundError, NotADirectoryError):
+            for item in map(self._source.item, self._source.entries(location)):
+                if isinstance(item, str):
+                    folders.append(posixpath.basename(item))
+                elif isinstance(item, SourceFile):
+                    files.append(posixpath.basename(item.path))
+        return sorted(folders), sorted(files)
 
     def find(self, *paths: str) -> str | None:
         """The first of some paths that is a file, plain or gzipped."""
@@ -196,7 +205,7 @@ class BenchmarkFolder:
         return image_at(self._source, path, MAX_BYTES)
 
     def _shards(self, folder: str, pattern: re.Pattern[str], stem: str, depth: int) -> Iterator[str]:
-        folders, files = self._source.names(folder)
+        folders, files = self._names(folder)
         here = folder.rpartition("/")[2] == stem
         for name in files:
             if pattern.fullmatch(name) or (here and name.endswith(".parquet")):

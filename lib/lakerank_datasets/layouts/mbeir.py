@@ -18,7 +18,7 @@ from typing import Any
 from lakerank.ingest.judgements import qrels
 from lakerank.ingest.lines import Record, read_each, record_id, record_text
 from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
-from lakerank.ingest.source import prefetched_files
+from lakerank.ingest.source import Read, prefetched
 from lakerank.ingest.tables import ContentRow
 from lakerank_datasets.layouts.benchmark import (
     ContentRows,
@@ -115,12 +115,10 @@ def _rows(
     def is_read(fields: Mapping[str, Any]) -> bool:
         return "did" not in fields or is_included(str(fields["did"]))
 
-    def size(record: Record | SourceReject) -> int | None:
-        has_image = isinstance(record, tuple) and record[1].get(image_field) and is_read(record[1])
-        return _IMAGE_BYTES if has_image else None
-
-    def read(record: Any) -> bytes:
-        return folder.image(str(record[1][image_field]))
+    def fetches() -> Iterator[tuple[Record | SourceReject, int, Read | None]]:
+        for record in folder.records(path):
+            name = "" if isinstance(record, SourceReject) or not is_read(record[1]) else record[1].get(image_field)
+            yield (record, _IMAGE_BYTES, partial(folder.image, str(name))) if name else (record, 0, None)
 
     def rows(_line: int, fetched: tuple[Mapping[str, Any], Any]) -> Iterator[ContentRow]:
         fields, image = fetched
@@ -133,7 +131,7 @@ def _rows(
 
     fetched = (
         record if isinstance(record, SourceReject) else (record[0], (record[1], image))
-        for record, image in prefetched_files(folder.records(path), size, read)
+        for record, image in prefetched(fetches())
     )
     return read_each(path, fetched, rows)
 
