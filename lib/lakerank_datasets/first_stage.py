@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from lakerank.candidates.bm25 import PostingsBuilder, PostingsIndex, Terms, statistics
+from lakerank.candidates.bm25 import PostingsBuilder, PostingsIndex, split_terms, statistics
 from lakerank.candidates.run_files import RunLine, best_items, no_known_query, read_run, run_fields
 from lakerank.credentials import redacted
 from lakerank.errors import ConfigError, StorageError
@@ -25,11 +25,11 @@ class Bm25Index:
     """All texts of a pool, for queries that come later."""
 
     def __init__(self, texts: Iterable[tuple[str, str]]) -> None:
-        """`texts` are document ids and texts. Raises DependencyError when `regex` is not installed."""
+        """`texts` are document ids and texts."""
         builder = PostingsBuilder()
         for doc_id, text in texts:
             builder.add(doc_id, text)
-        self._terms, self._vocabulary = Terms(), builder.vocabulary
+        self._vocabulary = builder.vocabulary
         postings = builder.finish()
         terms = postings["terms"].combine_chunks().flatten().to_numpy()
         frequencies = np.bincount(terms, minlength=len(self._vocabulary))
@@ -37,7 +37,7 @@ class Bm25Index:
 
     def search(self, text: str, depth: int) -> list[tuple[str, float]]:
         """Up to `depth` documents that share a term with the text, and their scores, best first."""
-        known = [number for term in self._terms(text) if (number := self._vocabulary.get(term)) is not None]
+        known = [number for term in split_terms(text) if (number := self._vocabulary.get(term)) is not None]
         positions, scores = self._index.search(known, depth)
         return [(self._index.doc_ids[at], score) for at, score in zip(positions, scores.tolist(), strict=True)]
 

@@ -16,8 +16,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import regex
 
-from lakerank.errors import DependencyError
 from lakerank.ranking import Float64, Int64
 
 Int32 = npt.NDArray[np.int32]
@@ -35,7 +35,8 @@ POSTINGS = pa.schema([
 
 #: Scripts written without spaces between words, and Hangul, whose words carry their particles.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー々"
-_RUNS = rf"(?V1)([{_UNSPACED}]+)|([[\p{{L}}\p{{N}}]--[{_UNSPACED}]][[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}]]*)"
+_WORD = rf"[[\p{{L}}\p{{N}}]--[{_UNSPACED}]][[\p{{L}}\p{{N}}\p{{M}}]--[{_UNSPACED}]]*"
+_RUNS = regex.compile(rf"(?V1)([{_UNSPACED}]+)|({_WORD})")
 
 _ASCII_WORDS = re.compile(r"[a-z0-9]+")  # the same for ASCII, five times as fast
 
@@ -44,52 +45,41 @@ _SIGNS = str.maketrans("\u2122\u2120\u00b4\u2018\u2019", "     ")
 
 #: What readers may leave out without writing another word: characters that are not shown (soft hyphen, zero-width
 #: space and joiners, variation selectors), vowel points and accents of Arabic and Hebrew, tatweel.
-_OPTIONAL = (
+_OPTIONAL = regex.compile(
     r"[\p{Default_Ignorable_Code_Point}\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7"
     r"\u0610-\u061a\u0640\u064b-\u0652\u0656-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed]"
 )
 
+_DIGITS = regex.compile(r"(?V1)[\p{Nd}--[0-9]]")
 
-class Terms:
-    """Splits text into terms: words, and pairs of neighbouring characters of scripts without spaces.
 
-    "Kobe 神戸市" → ["kobe", "神戸", "戸市"]. Ways of writing that Unicode or readers take for equal give the same
-    terms: composed or not, full-width, ligatures, upper case, digits of any script, Arabic and Hebrew with or without
-    vowels. Other marks are part of their letters. Nothing is stemmed or left out.
+def split_terms(text: str, is_document: bool = False) -> list[str]:
+    """The terms of a text, in order: words, and pairs of neighbouring characters of scripts without spaces.
+
+    "Kobe 神戸市" → ["kobe", "神戸", "戸市"]. A document also has single characters of such scripts, for queries of one
+    character. Ways of writing that Unicode or readers take for equal give the same terms: composed or not, full-width,
+    ligatures, upper case, digits of any script, Arabic and Hebrew with or without vowels. Other marks are part of their
+    letters. Nothing is stemmed or left out.
     """
+    if text.isascii():
+        return _ASCII_WORDS.findall(text.lower())
+    terms: list[str] = []
+    for unspaced, word in _RUNS.findall(_normalised(text)):
+        if word:
+            terms.append(word)
+            continue
+        terms += map("".join, pairwise(unspaced))
+        if is_document or len(unspaced) == 1:
+            terms += unspaced
+    return terms
 
-    def __init__(self) -> None:
-        """Raises DependencyError when `regex` is not installed."""
-        try:
-            import regex
-        except ImportError as error:
-            raise DependencyError("a BM25 first stage needs regex: pip install 'lakerank[ingest]'") from error
-        self._runs = regex.compile(_RUNS)
-        self._optional = regex.compile(_OPTIONAL)
-        self._digits = regex.compile(r"(?V1)[\p{Nd}--[0-9]]")
 
-    def __call__(self, text: str, is_document: bool = False) -> list[str]:
-        """The terms of a query, in order, each as often as it occurs. A document has those of a query, and single
-        characters of scripts without spaces for queries of one character.
-        """
-        if text.isascii():
-            return _ASCII_WORDS.findall(text.lower())
-        terms: list[str] = []
-        for unspaced, word in self._runs.findall(self._normalised(text)):
-            if word:
-                terms.append(word)
-                continue
-            terms += map("".join, pairwise(unspaced))
-            if is_document or len(unspaced) == 1:
-                terms += unspaced
-        return terms
-
-    def _normalised(self, text: str) -> str:
-        folded = unicodedata.normalize("NFD", text.translate(_SIGNS)).casefold()
-        folded = unicodedata.normalize("NFKD", folded).casefold()
-        folded = self._optional.sub("", folded).replace("i\u0307", "i").replace("ı", "i")
-        folded = self._digits.sub(lambda digit: str(unicodedata.decimal(digit[0], 0)), folded)
-        return unicodedata.normalize("NFKC", folded)
+def _normalised(text: str) -> str:
+    folded = unicodedata.normalize("NFD", text.translate(_SIGNS)).casefold()
+    folded = unicodedata.normalize("NFKD", folded).casefold()
+    folded = _OPTIONAL.sub("", folded).replace("i\u0307", "i").replace("ı", "i")
+    folded = _DIGITS.sub(lambda digit: str(unicodedata.decimal(digit[0], 0)), folded)
+    return unicodedata.normalize("NFKC", folded)
 
 
 class PostingsBuilder:
@@ -99,13 +89,12 @@ class PostingsBuilder:
         self.vocabulary: dict[str, int] = {} if vocabulary is None else vocabulary
         self.documents = self.length = 0  # those with any term, and the terms that they have in all
         self._grows = vocabulary is None
-        self._terms = Terms()
         self._doc_ids: list[str] = []
         self._lengths, self._numbers, self._counts, self._ends = (array(kind) for kind in "iiii")
 
     def add(self, doc_id: str, text: str) -> bool:
         """Add a document; False if it has no term at all."""
-        terms = self._terms(text, is_document=True)
+        terms = split_terms(text, is_document=True)
         if not terms:
             return False
         self.documents += 1

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lakerank.candidates.bm25 import Int32, Terms
+from lakerank.candidates.bm25 import Int32, split_terms
 from lakerank.candidates.run_files import RunLine, best_items, no_known_query, read_run
 from lakerank.ingest.rejects import RejectList, SourceFault, SourceReject
 from lakerank.lake.columns import decode_text
@@ -70,8 +70,7 @@ def read_queries(storage: Storage, files: Sequence[Fragment]) -> Queries:
             for query_id, raw, instruction in rows:
                 if query_id is not None:
                     texts.setdefault(query_id, searched_text(raw).removeprefix(instruction or ""))
-    split = Terms()
-    terms = {query_id: split(texts[query_id]) for query_id in sorted(texts)}
+    terms = {query_id: split_terms(texts[query_id]) for query_id in sorted(texts)}
     vocabulary = sorted(set(itertools.chain.from_iterable(terms.values())))
     numbers = {term: number for number, term in enumerate(vocabulary)}
     flat = np.fromiter((numbers[term] for of_query in terms.values() for term in of_query), np.int32)

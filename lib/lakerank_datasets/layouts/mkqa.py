@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
+import regex
+
 from lakerank.ingest.lines import record_id, record_text
-from lakerank.ingest.readers.reader import library
 from lakerank.ingest.rejects import SourceError, SourceFault
 from lakerank.ingest.tables import ContentRow
 from lakerank.lake.storage import join
@@ -49,6 +50,8 @@ _SPELLINGS = {
     "": "\xad" + "".join(map(chr, (*range(0x01, 0x09), 0x0E, 0x0F, *range(0x11, 0x1C)))),
 }
 _TABLE = {ord(character): written for written, characters in _SPELLINGS.items() for character in characters}
+
+_TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 
 #: Between tokens: a control character is in none.
 _SEPARATOR = "\x1f"
@@ -124,18 +127,13 @@ def searchable_passage(text: str) -> str:
 
 def searchable_answer(text: str) -> str:
     """An answer as it is looked for: its words of letters, digits and marks, and its single other characters."""
-    tokens = _token().findall(unicodedata.normalize("NFD", text))
+    tokens = _TOKEN.findall(unicodedata.normalize("NFD", text))
     return _SEPARATOR.join(["", *(token.lower() for token in tokens), ""]) if tokens else _SEPARATOR
 
 
 def is_answered(passage: str, answers: Sequence[str]) -> bool:
     """Whether a passage contains one of the answers, both searchable. One without tokens is in every passage."""
     return any(answer == _SEPARATOR or answer in passage for answer in answers)
-
-
-@cache
-def _token() -> Any:
-    return library("regex", "answers in passages", "ingest").compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 
 
 LAYOUT = Layout(
