@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lakerank.ingest.lines import Line, as_number, present, read_each, record_id, record_integer
 from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
@@ -16,30 +16,20 @@ QUERY_ID = ("query_id", "query-id", "qid")
 DOC_ID = ("doc_id", "corpus_id", "corpus-id", "docid")
 RELEVANCE = ("relevance", "score", "label", "rel")
 
-#: Names of columns in a heading, lower-case, with underscores.
-_QUERY = frozenset({"query_id", "query", "qid", "topic"})
-_DOCUMENT = frozenset({"doc_id", "document", "document_id", "docid", "docno", "corpus_id", "did", "pid"})
-_RELEVANCE = frozenset({"relevance", "score", "rel", "label", "judgement", "judgment", "grade", "qrel"})
+#: Columns of a file. A heading may name them so, in any case and with hyphens, or otherwise.
+_BEIR = ("query", "document", "relevance")
+_TREC = ("query", "0", "document", "relevance")
+_OTHER_NAMES = {
+    **dict.fromkeys(["query_id", "qid", "topic"], "query"),
+    **dict.fromkeys(["doc_id", "document_id", "docid", "docno", "corpus_id", "did", "pid"], "document"),
+    **dict.fromkeys(["score", "rel", "label", "judgement", "judgment", "grade", "qrel"], "relevance"),
+}
 
 #: What TREC's second column holds: the number of an iteration, the same in a whole file.
 _ITERATION = re.compile(r"\d{1,3}|Q0", re.IGNORECASE)
 
 #: Lines that decide which columns a file has.
 _PEEKED = 200
-
-
-class QrelColumns(NamedTuple):
-    """Positions of the document and the relevance in a line of so many fields; the query is the first."""
-
-    document: int
-    relevance: int
-    fields: int
-
-
-BEIR = QrelColumns(1, 2, 3)
-TREC = QrelColumns(2, 3, 4)
-
-_BEIR_NAMES, _TREC_NAMES = "query, document, relevance", "query, 0, document, relevance"
 
 
 def qrels(path: str, lines: Iterable[Line]) -> Iterator[Qrel | SourceReject]:
@@ -61,36 +51,34 @@ def qrels(path: str, lines: Iterable[Line]) -> Iterator[Qrel | SourceReject]:
     return read_each(path, itertools.chain(first, stream), lambda _line, fields: [_qrel(fields, columns)])
 
 
-def _heading(names: Sequence[str]) -> QrelColumns | None:
+def _heading(fields: Sequence[str]) -> tuple[str, ...] | None:
     """The columns that a first line of names says; None where it holds values."""
-    known = [name.strip().lower().replace("-", "_") for name in names]
-    document, relevance = (
-        next((at for at, name in enumerate(known) if name in group), 0) for group in (_DOCUMENT, _RELEVANCE)
-    )
-    return QrelColumns(document, relevance, len(known)) if known[0] in _QUERY and document and relevance else None
+    names = (name.strip().lower().replace("-", "_") for name in fields)
+    columns = tuple(_OTHER_NAMES.get(name, name) for name in names)
+    return columns if columns[0] == "query" and {*_BEIR} <= {*columns} else None
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> QrelColumns | None:
+def _columns(rows: Sequence[Sequence[str]]) -> tuple[str, ...] | None:
     """The columns of a file without names; None where they cannot be told."""
-    if not rows or sum(len(row) == BEIR.fields for row in rows) * 2 >= len(rows):
-        return BEIR
-    second = [*{row[1] for row in rows if len(row) == TREC.fields}]
-    return TREC if len(second) == 1 and _ITERATION.fullmatch(second[0]) else None
+    if not rows or sum(len(row) == len(_BEIR) for row in rows) * 2 >= len(rows):
+        return _BEIR
+    second = [*{row[1] for row in rows if len(row) == len(_TREC)}]
+    return _TREC if len(second) == 1 and _ITERATION.fullmatch(second[0]) else None
 
 
-def _qrel(fields: list[str], columns: QrelColumns | None) -> Qrel:
-    count = len(fields)
-    if count < (columns or BEIR).fields:
-        names = _TREC_NAMES if columns == TREC else _BEIR_NAMES
+def _qrel(fields: list[str], columns: tuple[str, ...] | None) -> Qrel:
+    count, least = len(fields), len(columns or _BEIR)
+    if count < least:
+        names = ", ".join(_TREC if columns == _TREC else _BEIR)
         raise SourceError(SourceFault.FIELD_MISSING, f"{count} fields, not {names}")
     if columns is None:
-        detail = f"{count} fields: neither {_BEIR_NAMES} nor TREC's, whose second is 0 in every line"
+        detail = f"{count} fields: neither {', '.join(_BEIR)} nor TREC's, whose second is 0 in every line"
         raise SourceError(SourceFault.FIELD_INVALID, detail)
-    if count > columns.fields:
-        detail = f"{count} fields, the first lines have {columns.fields}; separate ids with spaces by tabs"
+    if count > least:
+        detail = f"{count} fields, the first lines have {least}; separate ids with spaces by tabs"
         raise SourceError(SourceFault.FIELD_INVALID, detail)
-    ids = {"query_id": fields[0].strip(), "doc_id": fields[columns.document].strip()}
-    return qrel(ids | {"relevance": as_number(fields[columns.relevance])})
+    query_id, doc_id, relevance = (fields[columns.index(name)].strip() for name in _BEIR)
+    return qrel({"query_id": query_id, "doc_id": doc_id, "relevance": as_number(relevance)})
 
 
 def qrel(record: Mapping[str, Any]) -> Qrel:
