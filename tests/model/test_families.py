@@ -41,6 +41,7 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
             "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity",
         }
     ],
+    "kalm-reranker": [{"model_type": "t5gemma2", "architectures": ["T5Gemma2ForConditionalGeneration"]}],
     "jina-reranker-v2": [
         {
             "architectures": ["XLMRobertaForSequenceClassification"],

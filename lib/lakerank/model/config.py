@@ -55,11 +55,11 @@ def _is_object(value: object) -> bool:
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The prefix of a name and the settings at the top, of the text model and of the vision encoder."""
+    """The prefix of a name and the settings at the top, of text models and of the vision encoder."""
     yield "", config
-    for name in ("text_config", "vision_config"):
+    for name in ("text_config", "vision_config", "decoder", "encoder"):
         if isinstance(config.get(name), Mapping):
-            yield f"{name}.", config[name]
+            yield from ((f"{name}.{prefix}", part) for prefix, part in _parts(config[name]))
 
 
 def _value_faults(prefix: str, part: Mapping[str, Any]) -> Iterator[str]:

@@ -59,11 +59,13 @@ class CheckpointInfo:
 
     `dtype`: what its weights are computed in. `parts`: JSON-able settings that scores depend on, for the fingerprint,
     beyond those that every fingerprint has (weights, config.json, tokenizer, adapter, dtype, bias and limits).
+    `encoder`: those of them that the states of documents depend on, where an encoder makes any that can be kept.
     """
 
     dtype: str
     logit_bias: float = 0.0
     parts: Mapping[str, Any] = field(default_factory=dict)
+    encoder: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ class CheckpointIdentity:
     """A checkpoint at hand: its folder, the scorer's name, the bias of its family, the number of its weights.
 
     `checksum` lets another process recognise the same files by reading little of them; see `confirm`. `family` is a
-    name in the registry, `limits` and `instructions` are those that apply to it.
+    name in the registry, `limits` and `instructions` are those that apply to it. `encoder` names what the states of
+    documents depend on, where it makes any that can be kept.
     """
 
     folder: str
@@ -82,6 +85,7 @@ class CheckpointIdentity:
     family: str = M0
     limits: Limits = field(default_factory=Limits)
     instructions: Instructions = field(default_factory=Instructions)
+    encoder: str | None = None
 
     def max_document_tokens(self) -> int:
         """Tokens of a document that are read at most."""
@@ -290,6 +294,18 @@ FAMILIES: tuple[ModelFamily, ...] = (
         positions=_bert_positions,
         max_query_fraction=0.75,
         truncates_document_only=True,
+    ),
+    ModelFamily(
+        name="kalm-reranker",
+        package="lakerank.model.kalm",
+        models="KaLM-Reranker-V1: T5Gemma2ForConditionalGeneration",
+        protocol="kalm-reranker/1",
+        document_major=True,
+        accepts_instruction=True,
+        recognises=_describes("t5gemma2", "T5Gemma2ForConditionalGeneration"),
+        positions=lambda config: _bert_positions(config["encoder"]["text_config"]),
+        default_max_length=1536,
+        max_query_fraction=1 / 3,
     ),
 )
 

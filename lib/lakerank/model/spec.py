@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lakerank.cost import CostProfile, Sizing
 from lakerank.errors import CheckpointError, ConfigError
@@ -26,7 +27,14 @@ from lakerank.model.checkpoint import (
 from lakerank.model.config import read_config
 from lakerank.model.inputs import Instructions
 from lakerank.model.preprocess.tokenizer import read_tokenizer
-from lakerank.model.registry import CheckpointIdentity, LoadedReranker, LoadOptions, family_named, family_of
+from lakerank.model.registry import (
+    CheckpointIdentity,
+    CheckpointInfo,
+    LoadedReranker,
+    LoadOptions,
+    family_named,
+    family_of,
+)
 
 #: Keys of config.json that say where a checkpoint comes from, not what it computes.
 _PROVENANCE = frozenset({"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"})
@@ -169,8 +177,17 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
             read_header(adapter_files(adapter)[1])  # a truncated file is refused before planning
         count = sum(math.prod(shape) for shape, _ in stored_tensors(folder).values())
         checksum = quick_checksum(_all_files(folder, adapter))
-    of_family = family.name, limits, instructions
+    of_family = family.name, limits, instructions, _encoder_name(info, parts, limits)
     return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, *of_family)
+
+
+def _encoder_name(info: CheckpointInfo, parts: Mapping[str, Any], limits: Limits) -> str | None:
+    """Names what the states of documents depend on: two scorers that read queries otherwise may share it."""
+    if info.encoder is None:
+        return None
+    names = ("protocol", "weights", "config", "tokenizer", "dtype")
+    length = limits.max_length - limits.max_query_length
+    return fingerprint({name: parts[name] for name in names} | {"length": length, "encoder": info.encoder})
 
 
 def confirm(identity: CheckpointIdentity, spec: CheckpointSpec) -> CheckpointIdentity:
@@ -187,5 +204,5 @@ def confirm(identity: CheckpointIdentity, spec: CheckpointSpec) -> CheckpointIde
 
 def _all_files(folder: Path, adapter: str | None) -> Iterable[Path]:
     names = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
-    small = [folder / name for name in names if (folder / name).is_file()]
+    small = [folder / name for name in (*names, "kalm_cross_encoder_config.json") if (folder / name).is_file()]
     return [*small, *weight_files(folder), *(adapter_files(adapter) if adapter else ())]

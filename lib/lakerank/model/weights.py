@@ -78,10 +78,13 @@ def read_tensors(
 
 
 def fill_network(network: Any, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Give a network that was built on no device exactly `tensors`, and set it to evaluation; nothing is initialised.
+    """As `assign_tensors`. Raises CheckpointError: norms or rotary embeddings are not those of the configuration."""
+    assign_tensors(network, tensors)
+    _check_built(network, source)
 
-    Raises CheckpointError: its norms or rotary embeddings are not those that its configuration says.
-    """
+
+def assign_tensors(network: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network built on no device exactly `tensors`, and set it to evaluation; nothing is initialised."""
     network.load_state_dict({name: tensors[name] for name in network.state_dict()}, strict=True, assign=True)
     for parent in network.modules():  # rotary frequencies, which no checkpoint stores, are still on no device
         for name, child in parent.named_children():
@@ -89,7 +92,6 @@ def fill_network(network: Any, tensors: Mapping[str, Tensor], source: str) -> No
                 setattr(parent, name, type(child)(child.config))
     network.requires_grad_(False)
     network.train(False)
-    _check_built(network, source)
 
 
 def _check_built(network: Any, source: str) -> None:

@@ -32,13 +32,6 @@ from lakerank.records import RejectReason
 #: Tokens that a window shares with the one before it.
 OVERLAP = 80
 
-#: Characters that normalising may make one of, at most, in the texts that are cut before they are tokenised.
-_NORMALISED_CHARACTERS = 4
-
-#: Tokens that cutting a text within a word may make of the word at most, where the whole word is one: WordPiece reads a
-#: word of more than 100 characters as one unknown token.
-_WORD_TOKENS = 100
-
 _NO_POSITIONS = np.empty((3, 0), dtype=np.int64)
 
 
@@ -143,18 +136,9 @@ class PairTokenizer:
     def _encoded(self, text: str | None, most: int | None, empty: RejectReason) -> EncodedInput:
         if text is None or not text.strip():
             raise RejectedInput(empty, "no text")
-        ids = np.array(self._text.encode(text) if most is None else self._first(text, most), dtype=np.int64)
+        ids = np.array(self._text.encode(text) if most is None else self._text.first(text, most), dtype=np.int64)
         kept = ids[:most]
         return EncodedInput(kept, _NO_POSITIONS, len(kept), truncated=len(kept) < len(ids))
-
-    def _first(self, text: str, most: int) -> list[int]:
-        """More than `most` tokens from the start of a text, or all that there are."""
-        window = (most + 1) * self._text.longest * _NORMALISED_CHARACTERS
-        while True:
-            ids = self._text.encode(text[:window])
-            if len(ids) > most + _WORD_TOKENS or window >= len(text):
-                return ids
-            window *= 2  # of white space, for instance, there is hardly a token
 
 
 def read_pair_tokens(tokenizer: Tokenizer, template: PairTemplate, shape: EncoderShape, source: str) -> PairTokens:

@@ -76,7 +76,7 @@ def document_attention(query: Tensor, key: Tensor, value: Tensor, layout: Prefix
         return layout.varlen(query, _repeat(key, repeats), _repeat(value, repeats)).flatten(1)
     out = torch.zeros_like(query)
     for start, stop in layout.alone:
-        out[start:stop] = _causal(query[start:stop], key[start:stop], value[start:stop])
+        out[start:stop] = attend_alone(query[start:stop], key[start:stop], value[start:stop], causal=True)
     for bucket in layout.buckets:
         k, v = (_repeat(rows[bucket.index], repeats).transpose(1, 2) for rows in (key, value))  # (B, H, S, D)
         attended = F.scaled_dot_product_attention(query[bucket.index].transpose(1, 2), k, v, is_causal=True)
@@ -84,12 +84,13 @@ def document_attention(query: Tensor, key: Tensor, value: Tensor, layout: Prefix
     return out.flatten(1)
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """One document: (S, H, D), two of (S, G, D) -> (S, H, D)."""
+def attend_alone(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """One document: (S, H, D), two of (S, G, D) -> (S, H, D). `mask` (S, S): what is seen."""
     groups, repeats = key.shape[1], query.shape[1] // key.shape[1]
     q = query.view(len(query), groups, repeats, -1).permute(1, 2, 0, 3)  # (G, R, S, D)
     k, v = (rows.transpose(0, 1).unsqueeze(1).expand(q.shape) for rows in (key, value))  # not copied on a CPU
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).permute(2, 0, 1, 3).flatten(1, 2)
+    attended = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+    return attended.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def _repeat(states: Tensor, repeats: int) -> Tensor:

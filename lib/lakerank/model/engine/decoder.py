@@ -1,4 +1,4 @@
-"""The decoder of Qwen2-VL, Qwen3 and Qwen3-VL over packed rows: tokens of several documents or queries, unpadded.
+"""The decoder of Qwen2-VL, Qwen3, Qwen3-VL and T5Gemma 2 over packed rows: tokens of several inputs, unpadded.
 
 Shapes: M packed rows, hidden size h, H query heads, G heads of keys and values, head dimension D, S tokens of a prefix.
 """
@@ -24,26 +24,37 @@ from lakerank.model.engine.rotary import RotaryTable, rotary_sections, rotate
 #: Rows whose MLP (several times as wide as the hidden states) is computed at once: no fewer than keep the device busy.
 _MLP_ROWS_CPU, _MLP_ROWS_GPU = 2048, 8192
 
+#: A layer's number, queries (M, H, D), keys and values (M, G, D) -> (M, H * D).
+LayerAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
 
 class RMSNorm:
-    """Root mean square norm, with fewer passes over memory than transformers' own."""
+    """Root mean square norm, with fewer passes over memory than transformers' own.
+
+    Gemma's stored weights are less one, and multiply in float32.
+    """
 
     def __init__(self, module: Any) -> None:
-        self._weight: Tensor = module.weight
-        self._epsilon = float(module.variance_epsilon)
+        gemma = hasattr(module, "eps")
+        self._weight: Tensor = 1 + module.weight.float() if gemma else module.weight
+        self._epsilon = float(module.eps if gemma else module.variance_epsilon)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """(M, h) -> (M, h); the mean of squares in float32."""
         wide = rows.float()
         size: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = (size.square_().div_(rows.shape[-1]) + self._epsilon).rsqrt_()
-        normed: Tensor = (wide * scale).to(rows.dtype).mul_(self._weight)
-        return normed
+        normed: Tensor = (wide * scale).to(self._weight.dtype).mul_(self._weight)
+        return normed.to(rows.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """Weights of a layer, linear layers of the same input joined; queries and keys have norms or none."""
+    """Weights of a layer, linear layers of the same input joined; queries and keys have norms or none.
+
+    `post_norm`, `post_mlp_norm`: of what attention and MLP add, where there are any. `kind`: of attention, which may
+    have rotary embeddings of its own.
+    """
 
     norm: RMSNorm
     query_key_value: LinearWeights  # ((H + 2 G) D, h)
@@ -54,6 +65,9 @@ class DecoderLayer:
     gate_up: LinearWeights
     down: LinearWeights
     activation: Callable[[Tensor], Tensor]
+    post_norm: RMSNorm | None
+    post_mlp_norm: RMSNorm | None
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +171,8 @@ class PackedDecoder:
         self._layers = [_read_layer(layer) for layer in decoder.layers]
         self._norm, self._embeddings = RMSNorm(decoder.norm), decoder.embed_tokens
         self._head = head
-        self._rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, self.dtype)
+        self.kinds = [layer.kind for layer in self._layers]
+        self._rotary = {kind: _rotary_table(rotary, kind, self.dtype) for kind in self.kinds}
         self._mlp_rows = mlp_rows(self.device)
 
     def weights(self) -> Iterator[LinearWeights]:
@@ -184,16 +199,16 @@ class PackedDecoder:
 
         Nothing after the last layer's keys and values is computed: no query attends to it.
         """
-        rotation = self._rotary.look_up(positions, self._sections, end)
+        rotations = self._rotations(positions, end)
         layers: list[list[KeyValues]] = [[] for _ in lengths]
         hidden, last = embeddings.rows, len(self._layers) - 1
         sizes = [*lengths, len(hidden) - sum(lengths)]
         for number, layer in enumerate(self._layers):
             normed = layer.norm(hidden)
             if number == last:
-                key, value = self._key_value(layer, normed, rotation)
+                key, value = self._key_value(layer, normed, rotations[layer.kind])
             else:
-                query, key, value = self._query_key_value(layer, normed, rotation)
+                query, key, value = self._query_key_value(layer, normed, rotations[layer.kind])
             pieces = zip(torch.split(key, sizes), torch.split(value, sizes), strict=True)
             for states, piece in zip(layers, pieces, strict=False):
                 states.append(piece)
@@ -216,20 +231,35 @@ class PackedDecoder:
         `last_rows` (Q',) are the rows of their last tokens; the last layer computes nothing else but keys and values.
         `layouts`: attention of all rows, and of the last ones.
         """
-        rotation = self._rotary.look_up(positions, self._sections, end)
+        rotations = self._rotations(positions, end)
         hidden = embeddings.rows
         for number, layer in enumerate(self._layers[:-1]):
-            query, key, value = self._query_key_value(layer, layer.norm(hidden), rotation)
+            query, key, value = self._query_key_value(layer, layer.norm(hidden), rotations[layer.kind])
             states = [prefix.layers[number] for prefix in prefixes]
             hidden = self._after_attention(layer, hidden, query_attention(query, key, value, states, layouts[0]))
             hidden = embeddings.add_deepstack(number, hidden)
         layer = self._layers[-1]
-        normed = layer.norm(hidden)
+        normed, rotation = layer.norm(hidden), rotations[layer.kind]
         key, value = self._key_value(layer, normed, rotation)
         query = self._query(layer, normed[last_rows], rotation[:, last_rows])
         states = [prefix.layers[-1] for prefix in prefixes]
         attended = query_attention(query, key, value, states, layouts[1])
         return self._head(self._norm(self._after_attention(layer, hidden[last_rows], attended)), self.linear)
+
+    def hidden(self, rows: Tensor, positions: Tensor, end: int, attention: LayerAttention) -> Tensor:
+        """Last hidden states (M, h) of embedded rows (M, h) at positions (1, M) below `end`."""
+        rotations = self._rotations(positions, end)
+        for number, layer in enumerate(self._layers):
+            states = self._query_key_value(layer, layer.norm(rows), rotations[layer.kind])
+            rows = self._after_attention(layer, rows, attention(number, *states))
+        return self._norm(rows)
+
+    def cross_key_values(self, states: Tensor) -> Iterator[KeyValues]:
+        """Each layer's keys and values, two of (S, G, D), of an encoder's states (S, h), which have no positions."""
+        return (self._key_value(layer, states, None) for layer in self._layers)
+
+    def _rotations(self, positions: Tensor, end: int) -> dict[str, Tensor]:
+        return {kind: table.look_up(positions, self._sections, end) for kind, table in self._rotary.items()}
 
     def _query_key_value(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(M, h) -> rotated queries (M, H, D) and keys (M, G, D), values (M, G, D)."""
@@ -241,11 +271,12 @@ class PackedDecoder:
         query, key = torch.split(rotate(rotated, rotation), [heads, groups], dim=1)
         return query, key, states[:, heads + groups :]
 
-    def _key_value(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor) -> KeyValues:
-        """(M, h) -> rotated keys and values, both (M, G, D)."""
+    def _key_value(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor | None) -> KeyValues:
+        """(M, h) -> keys, rotated where there is a rotation, and values, both (M, G, D)."""
         weights = layer.query_key_value.rows(self.heads * self.head_dim, None)
         key, value = self.linear(normed, *weights).view(len(normed), -1, self.head_dim).chunk(2, dim=1)
-        return rotate(key if layer.key_norm is None else layer.key_norm(key), rotation), value
+        key = key if layer.key_norm is None else layer.key_norm(key)
+        return key if rotation is None else rotate(key, rotation), value
 
     def _query(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor) -> Tensor:
         """(M, h) -> rotated queries (M, H, D)."""
@@ -255,14 +286,16 @@ class PackedDecoder:
 
     def _after_attention(self, layer: DecoderLayer, hidden: Tensor, attended: Tensor) -> Tensor:
         """Output projection and MLP: (M, h), (M, H * D) -> (M, h)."""
-        hidden = self.linear(attended, *layer.out).add_(hidden)
+        out = self.linear(attended, *layer.out)
+        hidden = (out if layer.post_norm is None else layer.post_norm(out)).add_(hidden)
         for part in self.linear.split(hidden, self._mlp_rows):
             part.add_(self._mlp(layer, layer.mlp_norm(part)))
         return hidden
 
     def _mlp(self, layer: DecoderLayer, normed: Tensor) -> Tensor:
         gate, up = self.linear(normed, *layer.gate_up).chunk(2, dim=-1)
-        return self.linear(elementwise(layer.activation, gate).mul_(up), *layer.down)
+        down = self.linear(elementwise(layer.activation, gate).mul_(up), *layer.down)
+        return down if layer.post_mlp_norm is None else layer.post_mlp_norm(down)
 
 
 def mlp_rows(device: torch.device) -> int:
@@ -273,17 +306,26 @@ def mlp_rows(device: torch.device) -> int:
 def _read_layer(layer: Any) -> DecoderLayer:
     """A layer's weights from transformers' module."""
     attention, mlp = layer.self_attn, layer.mlp
+    gemma = hasattr(layer, "pre_feedforward_layernorm")
     return DecoderLayer(
-        norm=RMSNorm(layer.input_layernorm),
+        norm=RMSNorm(layer.pre_self_attn_layernorm if gemma else layer.input_layernorm),
         query_key_value=_join([attention.q_proj, attention.k_proj, attention.v_proj]),
         query_norm=RMSNorm(attention.q_norm) if hasattr(attention, "q_norm") else None,
         key_norm=RMSNorm(attention.k_norm) if hasattr(attention, "k_norm") else None,
         out=LinearWeights(attention.o_proj.weight, attention.o_proj.bias),
-        mlp_norm=RMSNorm(layer.post_attention_layernorm),
+        mlp_norm=RMSNorm(layer.pre_feedforward_layernorm if gemma else layer.post_attention_layernorm),
         gate_up=_join([mlp.gate_proj, mlp.up_proj]),
         down=LinearWeights(mlp.down_proj.weight, mlp.down_proj.bias),
         activation=mlp.act_fn,
+        post_norm=RMSNorm(layer.post_self_attn_layernorm) if gemma else None,
+        post_mlp_norm=RMSNorm(layer.post_feedforward_layernorm) if gemma else None,
+        kind=layer.attention_type if gemma else "",
     )
+
+
+def _rotary_table(rotary: Any, kind: str, dtype: torch.dtype) -> RotaryTable:
+    prefix = f"{kind}_" if kind else ""
+    return RotaryTable(getattr(rotary, f"{prefix}inv_freq"), getattr(rotary, f"{prefix}attention_scaling"), dtype)
 
 
 def _join(linears: Sequence[nn.Linear]) -> LinearWeights:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from lakerank.model.engine.attention import choose_varlen
 from lakerank.model.engine.budget import MicroBatcher, busy_budget, device_budget, micro_batches
+from lakerank.model.engine.counters import Counters
 from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix
 from lakerank.model.engine.device import to_device
 from lakerank.model.engine.layout import PAIR_QUERY, PrefixLayout, Span, prefix_layout, suffix_layout
-from lakerank.model.engine.linear import BatchInvariantLinear, LinearProbe, choose_linear
+from lakerank.model.engine.linear import BatchInvariantLinear, LinearProbe, LinearWeights, choose_linear
 from lakerank.model.engine.vision import ImageByImage, PackedVision
 from lakerank.model.inputs import DocumentQueries, EncodedInput, Patches, RejectedInput
 from lakerank.model.preprocess.pipeline import BoundedCache
@@ -47,12 +49,24 @@ class _Pair:
     number: int
 
 
+class DocumentEncoder(Protocol):
+    """Computes prefixes of documents where it is not the decoder that reads them; the engine sets its attributes."""
+
+    linear: BatchInvariantLinear
+    counters: Counters
+
+    def weights(self) -> Iterable[LinearWeights]: ...
+
+    def prefixes(self, documents: Sequence[EncodedInput]) -> list[Prefix]: ...
+
+
 class DocumentMajorEngine:
     """Scores documents' queries on one device; to be used by one thread.
 
-    `vision`: None where inputs have no images. `reproducible`: a pair's logit has the same bits whatever is scored
-    beside it, by a linear function that `choose_linear` finds. `query_block`: rows of a long query that attend at once
-    (None: all). `image_cache_bytes`: of queries and of documents.
+    `vision`: None where inputs have no images. `encoder`: None where the decoder reads documents. `reproducible`: a
+    pair's logit has the same bits whatever is scored beside it, by a linear function that `choose_linear` finds.
+    `query_block`: rows of a long query that attend at once (None: all). `image_cache_bytes`: of queries and of
+    documents.
     """
 
     def __init__(
@@ -60,18 +74,21 @@ class DocumentMajorEngine:
         decoder: PackedDecoder,
         vision: PackedVision | ImageByImage | None,
         *,
+        encoder: DocumentEncoder | None = None,
         reproducible: bool = True,
         choose_linear: Callable[[Iterable[LinearProbe]], BatchInvariantLinear] = choose_linear,
         query_block: int | None = None,
         image_cache_bytes: tuple[int, int] = IMAGE_CACHE_BYTES,
     ) -> None:
         self.dtype, self._device = decoder.dtype, decoder.device
-        self._decoder, self._vision = decoder, vision
+        self._decoder, self._vision, self._encoder = decoder, vision, encoder
         self.batcher = MicroBatcher(self._device, device_budget(self._device, decoder.bytes_per_token))
         self._linear = choose_linear(self._probes()) if reproducible else BatchInvariantLinear()
-        for network in (decoder, vision):
+        for network in (decoder, vision, encoder):
             if network is not None:
                 network.linear = self._linear
+        if encoder is not None:
+            encoder.counters = self.batcher.counters
         self._varlen = choose_varlen(
             self._device, self.dtype, decoder.heads, decoder.head_dim, reproducible=reproducible
         )
@@ -84,7 +101,8 @@ class DocumentMajorEngine:
     def _probes(self) -> list[LinearProbe]:
         # Not of the present budget: the choice, and bits with it, would depend on free memory.
         most = busy_budget(self._device)
-        decoder = [LinearProbe(weights, most.tokens) for weights in self._decoder.weights()]
+        encoder = () if self._encoder is None else self._encoder.weights()
+        decoder = [LinearProbe(weights, most.tokens) for weights in (*self._decoder.weights(), *encoder)]
         vision = () if self._vision is None else self._vision.weights()
         return [*decoder, *(LinearProbe(weights, most.patches) for weights in vision)]
 
@@ -140,6 +158,9 @@ class DocumentMajorEngine:
 
     def _compute_prefixes(self, documents: Sequence[EncodedInput]) -> list[Prefix]:
         """Prefixes of documents in one micro-batch."""
+        if self._encoder is not None:
+            with self.batcher.timer.stage("prefix_s"):
+                return self._encoder.prefixes(documents)
         lengths = [len(document.token_ids) for document in documents]
         visual = self._visual_tokens(documents, self._document_images)
         with self.batcher.timer.stage("prefix_s"):
@@ -227,7 +248,8 @@ class DocumentMajorEngine:
 def _key(document: EncodedInput) -> bytes:
     """The content of a document's prefix."""
     images = "|".join(key for key, _ in document.images)
-    return images.encode() + b"|" + document.token_ids.tobytes()
+    kept = b"" if document.state is None else document.state.encoded
+    return images.encode() + b"|" + document.token_ids.tobytes() + kept
 
 
 def _pairs(groups: Sequence[DocumentQueries], documents: Sequence[int]) -> list[_Pair]:

@@ -22,6 +22,10 @@ from lakerank.records import RejectReason
 _NORMALISED_BYTES = 3
 _NORMALISED_CHARACTERS = 4
 
+#: Tokens that cutting a text within a word may make of the word at most, where the whole word is one: WordPiece reads a
+#: word of more than 100 characters as one unknown token.
+_WORD_TOKENS = 100
+
 _TRIAL = "import sys, tokenizers; tokenizers.Tokenizer.from_file(sys.argv[1])"
 
 
@@ -62,7 +66,8 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.longest = max(len(token) for token in tokenizer.get_vocab())
+        vocabulary = tokenizer.get_vocab()
+        self.longest, self.largest = max(map(len, vocabulary)), max(vocabulary.values())
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Raises RejectedInput: the text is not Unicode, or too much for the tokenizer."""
@@ -81,6 +86,15 @@ class TextTokenizer:
         """The text of token ids."""
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=False)
         return text
+
+    def first(self, text: str, most: int) -> list[int]:
+        """More than `most` tokens from the start of a text, or all that there are."""
+        window = (most + 1) * self.longest * _NORMALISED_CHARACTERS
+        while True:
+            ids = self.encode(text[:window])
+            if len(ids) > most + _WORD_TOKENS or window >= len(text):
+                return ids
+            window *= 2  # of white space, for instance, there is hardly a token
 
     def cut(self, text: str, most: int) -> tuple[str, bool]:
         """Cut a text to `most` tokens as published: encode, cut, decode (what comes out is encoded again)."""

@@ -1,0 +1,1 @@
+"""KaLM-Reranker: an encoder reads the document, a decoder the query."""
