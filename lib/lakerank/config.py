@@ -152,7 +152,7 @@ class ModelConfig(Section):
     """A checkpoint: a folder, a hub id with its revision, or `embedded`.
 
     `family` overrides the architecture that its config.json names; `max_length` (tokens of a pair) overrides
-    `scoring.max_length`.
+    `scoring.max_length`. `instruction` is that of queries without their own; `ignore_instructions` passes over theirs.
     """
 
     path: Folder
@@ -161,6 +161,8 @@ class ModelConfig(Section):
     adapter_revision: str | None = None
     family: str | None = None
     max_length: int | None = Field(default=None, ge=64)
+    instruction: str | None = None
+    ignore_instructions: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Device = "auto"
 
