@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
 )
@@ -70,7 +72,7 @@ def randomise(encoder: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
-            around = 1.0 if "LayerNorm.weight" in name else 0.0
+            around = 1.0 if name.endswith(("norm.weight", "LayerNorm.weight")) else 0.0
             scale = 0.2 if parameter.dim() == 1 else 1.5 / parameter.shape[-1] ** 0.5
             parameter.copy_(around + scale * torch.randn(parameter.shape, generator=generator))
 
@@ -164,6 +166,82 @@ def write_bert(folder: Path, positions: int = 256, seed: int = 2, **sizes: int) 
     }
     (folder / "config.json").write_text(json.dumps(stated))
     return encoder
+
+
+def write_bytepair(folder: Path, words: Sequence[str] = WORDS) -> Tokenizer:
+    """ModernBERT's kind: byte-level BPE, special tokens last."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=900, show_progress=False, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([" ".join(words)] * 4, trainer)
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=ids
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"cls": "[CLS]", "sep": "[SEP]", "unk": "[UNK]", "pad": "[PAD]", "mask": "[MASK]"}
+    stated: dict[str, Any] = {f"{name}_token": token for name, token in names.items()}
+    stated |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated))
+    return tokenizer
+
+
+_MODERN_TOKENS = {"pad": "pad", "cls": "cls", "bos": "cls", "sep": "sep", "eos": "sep"}
+
+
+def write_modern(
+    folder: Path,
+    positions: int = 512,
+    seed: int = 3,
+    words: Sequence[str] = WORDS,
+    dtype: str = "float32",
+    **sizes: Any,
+) -> ModernBertForSequenceClassification:
+    """gte-reranker-modernbert-base's layout, with the keys of its config.json; returns the network."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = write_bytepair(folder, words)
+    defaults = {
+        "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2,
+        "intermediate_size": 96, "local_attention": 32, "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0,
+        "local_rope_theta": 10000.0, "classifier_pooling": "mean", "norm_eps": 1e-5, "num_labels": 1,
+        "max_position_embeddings": positions,
+        **{f"{name}_token_id": tokenizer.token_to_id(f"[{token.upper()}]") for name, token in _MODERN_TOKENS.items()},
+    }  # fmt: skip
+    stated = defaults | sizes
+    encoder = ModernBertForSequenceClassification(ModernBertConfig(**stated)).eval()
+    randomise(encoder, seed)
+    tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in encoder.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    stated |= {
+        "architectures": ["ModernBertForSequenceClassification"], "model_type": "modernbert", "torch_dtype": dtype,
+        "hidden_activation": "gelu", "classifier_activation": "gelu", "layer_norm_eps": 1e-5,
+        "position_embedding_type": "absolute", "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(stated))
+    return encoder
+
+
+def write_modules(
+    folder: Path, source: Path, pooling: str = "cls", activation: Any = torch.nn.GELU, seed: int = 4
+) -> Any:
+    """Ettin's layout, with the network of a checkpoint in `source`, as sentence-transformers writes it; its model."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+
+    h = json.loads((source / "config.json").read_text())["hidden_size"]
+    score = Dense(h // 2, 1, activation_function=torch.nn.Identity(), module_output_name="scores")
+    dense = Dense(h, h // 2, bias=False, activation_function=activation())
+    parts = [Transformer(str(source)), Pooling(h, pooling), dense, LayerNorm(h // 2), score]
+    model = CrossEncoder(modules=parts, device="cpu")
+    randomise(model, seed)
+    model.save_pretrained(str(folder), create_model_card=False)
+    return model
 
 
 def jina_named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

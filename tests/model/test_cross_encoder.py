@@ -24,6 +24,7 @@ from lakerank import load_reranker
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_json
+from lakerank.model.cross_encoder.head import read_head
 from lakerank.model.cross_encoder.load import document_windows
 from lakerank.model.cross_encoder.tokenize import JINA_PAIR, PairLimits, PairTokenizer
 from lakerank.model.cross_encoder.weights import BGE, JINA, load_weights, read_shape, tensor_shapes
@@ -238,7 +239,8 @@ def test_names_of_tensors_are_renamed_one_to_one(family: str, made: dict[str, An
     folder, naming = made[family][0], {"bge": BGE, "jina": JINA}[family]
     stored = load_file(folder / "model.safetensors").keys()
     assert {naming.stored_name(naming.transformers_name(name)) for name in stored} == stored
-    assert tensor_shapes(read_shape(read_json(folder / "config.json")), naming).keys() <= stored
+    config = read_json(folder / "config.json")
+    assert tensor_shapes(read_shape(config), naming, read_head(folder, config)).keys() <= stored
 
 
 def test_a_document_is_tokenised_once_and_so_is_a_query(made: dict[str, Any]) -> None:
@@ -316,7 +318,8 @@ class Broken(PackedEncoder):
 def engine_of(loaded: BatchedReranker, folder: Path, kind: Any, threads: int = 1, **options: Any) -> EncoderEngine:
     """An engine with another kind of encoder, of the weights in a folder."""
     shape = loaded.engine.encoder.shape
-    weights = load_weights(folder, shape, BGE, torch.float32, torch.device("cpu"))
+    head = read_head(folder, read_json(folder / "config.json"))
+    weights = load_weights(folder, shape, BGE, head, torch.float32, torch.device("cpu"))
     torch.set_num_threads(threads)
     return EncoderEngine(kind(shape, weights), loaded.engine.tokens, **options)
 

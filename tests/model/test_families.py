@@ -42,6 +42,10 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
         }
     ],
     "kalm-reranker": [{"model_type": "t5gemma2", "architectures": ["T5Gemma2ForConditionalGeneration"]}],
+    "modernbert-reranker": [
+        {"model_type": "modernbert", "architectures": ["ModernBertForSequenceClassification"]},
+        {"model_type": "modernbert", "architectures": ["ModernBertModel"]},
+    ],
     "jina-reranker-v2": [
         {
             "architectures": ["XLMRobertaForSequenceClassification"],

@@ -33,7 +33,7 @@ def sentence_transformers(
 
     It runs no code of the checkpoint.
     """
-    from sentence_transformers import CrossEncoder  # type: ignore[import-not-found]
+    from sentence_transformers import CrossEncoder
 
     model = CrossEncoder(
         folder, device=device, max_length=max_length, model_kwargs={"dtype": dtype}, local_files_only=True

@@ -234,6 +234,12 @@ def read_modules(folder: Path) -> list[tuple[str, Path]]:
         raise CheckpointError(f"{file}: not sentence-transformers' list of modules: {error!r}") from error
 
 
+def module_files(folder: Path) -> list[Path]:
+    """Settings and weights of sentence-transformers' modules in folders of their own, in order."""
+    places = [place for _, place in read_modules(folder) if place != folder]
+    return [file for place in places for name in ("config.json", WEIGHTS_NAME) if (file := place / name).is_file()]
+
+
 def file_hash(file: Path) -> str:
     """Hash of a file's bytes, computed once for as long as its size and time of change stay."""
     status = file.stat()

@@ -16,8 +16,12 @@ _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "type_vocab_size"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings", "depth", "embed_dim", "num_heads", "in_channels"),
     *("patch_size", "spatial_merge_size", "temporal_patch_size", "out_hidden_size", "num_position_embeddings"),
+    *("local_attention", "global_attn_every_n_layers"),
 )
-_NUMBERS = ("rms_norm_eps", "layer_norm_eps", "rope_theta", "mlp_ratio")
+_NUMBERS = (
+    *("rms_norm_eps", "layer_norm_eps", "norm_eps", "rope_theta", "global_rope_theta", "local_rope_theta"),
+    "mlp_ratio",
+)
 _TOKEN_IDS = ("image_token_id", "vision_start_token_id", "vision_end_token_id", "score_token_id", "pad_token_id")
 _COMPARED = (*_SIZES, *_NUMBERS, "hidden_act", "deepstack_visual_indexes")
 

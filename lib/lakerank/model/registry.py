@@ -267,7 +267,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         name="bge-reranker",
         package="lakerank.model.cross_encoder",
         models="bge-reranker-v2-m3, -large, -base: XLMRobertaForSequenceClassification with one label",
-        protocol="bge-reranker/2",
+        protocol="bge-reranker/3",
         recognises=lambda config: _is_xlm_roberta(config) and not _is_jina_flash(config),
         default_max_length=512,
         positions=_encoder_positions,
@@ -278,7 +278,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         name="jina-reranker-v2",
         package="lakerank.model.cross_encoder",
         models="jina-reranker-v2-base-multilingual: XLMRobertaForSequenceClassification with use_flash_attn",
-        protocol="jina-reranker-v2/1",
+        protocol="jina-reranker-v2/2",
         recognises=lambda config: _is_xlm_roberta(config) and _is_jina_flash(config),
         default_max_length=1024,
         positions=_encoder_positions,
@@ -288,7 +288,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         name="bert-reranker",
         package="lakerank.model.cross_encoder",
         models="minilm-en, ms-marco-MiniLM and others: BertForSequenceClassification with one label",
-        protocol="bert-reranker/1",
+        protocol="bert-reranker/2",
         recognises=lambda config: "BertForSequenceClassification" in _architectures(config),
         default_max_length=512,
         positions=_bert_positions,
@@ -306,6 +306,19 @@ FAMILIES: tuple[ModelFamily, ...] = (
         positions=lambda config: _bert_positions(config["encoder"]["text_config"]),
         default_max_length=1536,
         max_query_fraction=1 / 3,
+    ),
+    ModelFamily(
+        name="modernbert-reranker",
+        package="lakerank.model.cross_encoder",
+        models="gte-reranker-modernbert, Ettin's and granite's: ModernBERT with a head of one output",
+        protocol="modernbert-reranker/1",
+        recognises=lambda config: (
+            config.get("model_type") == "modernbert"
+            and bool({"ModernBertForSequenceClassification", "ModernBertModel"}.intersection(_architectures(config)))
+        ),
+        positions=_bert_positions,
+        max_query_fraction=0.75,
+        truncates_document_only=True,
     ),
 )
 

@@ -17,6 +17,7 @@ from lakerank.model.checkpoint import (
     file_hash,
     locate,
     locate_adapter,
+    module_files,
     quick_checksum,
     read_header,
     reading,
@@ -205,4 +206,4 @@ def confirm(identity: CheckpointIdentity, spec: CheckpointSpec) -> CheckpointIde
 def _all_files(folder: Path, adapter: str | None) -> Iterable[Path]:
     names = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
     small = [folder / name for name in (*names, "kalm_cross_encoder_config.json") if (folder / name).is_file()]
-    return [*small, *weight_files(folder), *(adapter_files(adapter) if adapter else ())]
+    return [*small, *weight_files(folder), *module_files(folder), *(adapter_files(adapter) if adapter else ())]

@@ -2,47 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import read_json, read_modules, resolve_dtype
+from lakerank.model.checkpoint import file_hash, module_files, read_json, read_modules, resolve_dtype
 from lakerank.model.config import read_config
+from lakerank.model.cross_encoder.head import read_head
 from lakerank.model.registry import CheckpointInfo
 
 _POSITIVE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
+#: Settings of ModernBERT and the values that are computed here; what transformers takes where one is left out is first.
+_MODERN = {
+    "hidden_activation": ("gelu",),
+    "classifier_activation": ("gelu",),
+    "classifier_pooling": ("cls", "mean"),
+    **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), (False, True)),
+}
 
-def check_config(config: Mapping[str, Any], source: str) -> None:
-    """Refuse a config.json that describes no cross-encoder.
+#: Kinds of ModernBERT's layers, the keys of config.json that older files have for the base of their rotary embeddings,
+#: and what transformers takes where they are left out.
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+_THETAS = {GLOBAL: ("global_rope_theta", 160_000.0), LOCAL: ("local_rope_theta", 10_000.0)}
+
+
+def check_config(config: Mapping[str, Any], source: str, *, labels: bool = True) -> None:
+    """Refuse a config.json that describes no cross-encoder; `labels`: it is also its head's.
 
     Raises CheckpointError: it lacks a size, or describes what is not computed here.
     """
     sizes = {name: config.get(name) for name in _POSITIVE}
     faults = [f"{name} is {size!r}" for name, size in sizes.items() if not isinstance(size, int) or size < 1]
-    if config.get("hidden_act", "gelu") != "gelu":
-        faults.append(f"hidden_act is {config['hidden_act']!r}, not 'gelu'")
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        faults.append(f"position_embedding_type is {config['position_embedding_type']!r}, not 'absolute'")
-    if config.get("is_decoder"):
-        faults.append("is_decoder is true: each token reads those before it alone")
-    labels = config.get("num_labels", len(config.get("id2label") or {0: "", 1: ""}))
-    if labels != 1:
-        faults.append(f"{labels} labels, not the one of a relevance score")
+    count = config.get("num_labels", len(config.get("id2label") or {0: ""}))
+    if labels and count != 1:
+        faults.append(f"{count} labels, not the one of a relevance score")
     if not faults and config["hidden_size"] % config["num_attention_heads"]:
         faults.append(f"hidden_size {config['hidden_size']} does not divide by {config['num_attention_heads']} heads")
+    faults += _modern_faults(config) if config.get("model_type") == "modernbert" else _bert_faults(config)
     if faults:
         raise CheckpointError(f"{source}: config.json is no cross-encoder's: {'; '.join(faults)}")
 
 
-def check_modules(folder: Path, config: Mapping[str, Any]) -> None:
+def _bert_faults(config: Mapping[str, Any]) -> Iterator[str]:
+    if config.get("hidden_act", "gelu") != "gelu":
+        yield f"hidden_act is {config['hidden_act']!r}, not 'gelu'"
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        yield f"position_embedding_type is {config['position_embedding_type']!r}, not 'absolute'"
+    if config.get("is_decoder"):
+        yield "is_decoder is true: each token reads those before it alone"
+
+
+def _modern_faults(config: Mapping[str, Any]) -> Iterator[str]:
+    for name, values in _MODERN.items():
+        if (value := config.get(name, values[0])) not in values:
+            yield f"{name} is {value!r}, none of {values}"
+    kinds, layers = config.get("layer_types"), config.get("num_hidden_layers")
+    if kinds is not None and (
+        not isinstance(kinds, list) or len(kinds) != layers or not {*map(str, kinds)} <= {*_THETAS}
+    ):
+        yield f"layer_types is not {GLOBAL!r} or {LOCAL!r} for each of {layers} layers"
+    rope = config.get("rope_parameters") or {}
+    parts = rope.values() if isinstance(rope, Mapping) and rope.keys() <= _THETAS.keys() else [None]
+    plain = [isinstance(part, Mapping) and part.get("rope_type", "default") == "default" for part in parts]
+    if config.get("rope_scaling") or not all(plain):
+        yield f"rope_scaling, or rope_parameters that are not of rope_type 'default' for {GLOBAL!r} and {LOCAL!r}"
+    elif not all(isinstance(theta := _theta(config, kind), int | float) and theta > 0 for kind in _THETAS):
+        yield "a rope_theta is no positive number"
+
+
+def _theta(config: Mapping[str, Any], kind: str) -> Any:
+    key, default = _THETAS[kind]
+    return (config.get("rope_parameters") or {}).get(kind, {}).get("rope_theta", config.get(key, default))
+
+
+def modern_layers(config: Mapping[str, Any]) -> list[tuple[float, int | None]]:
+    """Of each of ModernBERT's layers the base of its rotary embeddings, and how far a token sees to either side.
+
+    None: it sees the whole sequence. Source: transformers, `ModernBertConfig`.
+    """
+    every, window = config.get("global_attn_every_n_layers") or 3, (config.get("local_attention") or 128) // 2
+    kinds = config.get("layer_types") or [LOCAL if n % every else GLOBAL for n in range(config["num_hidden_layers"])]
+    return [(float(_theta(config, kind)), window if kind == LOCAL else None) for kind in kinds]
+
+
+def check_files(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse what sentence-transformers would compute otherwise, by the files that it writes.
 
-    Raises CheckpointError: there are modules beside the network, a default prompt, or an activation whose values are
-    neither logits nor their sigmoid.
+    Raises CheckpointError: there is a default prompt, an activation whose values are neither logits nor their sigmoid,
+    or a treatment of texts that is not done here.
     """
-    written = read_json(file) if (file := folder / "config_sentence_transformers.json").is_file() else {}
+    files = (folder / f"{name}.json" for name in ("config_sentence_transformers", "sentence_bert_config"))
+    written, network = (read_json(file) if file.is_file() else {} for file in files)
     nested = config.get("sentence_transformers") or {}
     activation = (
         written.get("activation_fn")
@@ -54,7 +106,7 @@ def check_modules(folder: Path, config: Mapping[str, Any]) -> None:
         faults.append(f"activation {activation}, not Identity or Sigmoid")
     if written.get("default_prompt_name"):
         faults.append(f"a prompt by default, {written['default_prompt_name']!r}")
-    faults += [f"module {kind}" for kind, _ in read_modules(folder) if kind.rpartition(".")[2] != "Transformer"]
+    faults += [f"{name} {network[name]!r}" for name in ("do_lower_case", "processing_kwargs") if network.get(name)]
     if faults:
         raise CheckpointError(
             f"{folder}: sentence-transformers' files say what is not computed here: {'; '.join(faults)}"
@@ -64,9 +116,11 @@ def check_modules(folder: Path, config: Mapping[str, Any]) -> None:
 def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
     """The dtype of a cross-encoder, whose relevance is the sigmoid of its logit: it has no bias.
 
-    Raises CheckpointError: config.json describes what is not computed here.
+    Raises CheckpointError: its files describe what is not computed here.
     """
     config = read_config(folder)
-    check_config(config, str(folder))
-    check_modules(folder, config)
-    return CheckpointInfo(resolve_dtype(folder, dtype))
+    check_config(config, str(folder), labels=len(read_modules(folder)) < 2)
+    check_files(folder, config)
+    head = read_head(folder, config)
+    parts = {} if head.stored else {"head": [file_hash(file) for file in module_files(folder)]}
+    return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts)

@@ -10,16 +10,18 @@ import torch
 
 from lakerank.errors import CheckpointError
 from lakerank.model.config import read_config
+from lakerank.model.cross_encoder.head import read_head
 from lakerank.model.cross_encoder.tokenize import (
     BERT_PAIR,
     BGE_PAIR,
     JINA_PAIR,
+    MODERN_PAIR,
     PairLimits,
     PairTemplate,
     PairTokenizer,
     read_pair_tokens,
 )
-from lakerank.model.cross_encoder.weights import BERT_NAMES, BGE, JINA, Naming, load_weights, read_shape
+from lakerank.model.cross_encoder.weights import BERT_NAMES, BGE, JINA, MODERN, Naming, load_weights, read_shape
 from lakerank.model.engine.encoder import PackedEncoder
 from lakerank.model.engine.encoder_engine import DocumentWindows, EncoderEngine, Window
 from lakerank.model.engine.reranker import BatchedReranker, PairLengths
@@ -33,6 +35,7 @@ _FAMILIES: Mapping[str, tuple[Naming, PairTemplate]] = {
     "bge-reranker": (BGE, BGE_PAIR),
     "jina-reranker-v2": (JINA, JINA_PAIR),
     "bert-reranker": (BERT_NAMES, BERT_PAIR),
+    "modernbert-reranker": (MODERN, MODERN_PAIR),
 }
 
 #: Least tokens of a sequence: half of them for the query, four special ones, and some of the document.
@@ -66,12 +69,13 @@ def load(options: LoadOptions) -> BatchedReranker:
     identity, given = options.identity, options.identity.limits
     naming, template = _FAMILIES[identity.family]
     limits = PairLimits(template, given.max_length, given.max_query_length)
-    shape = read_shape(read_config(folder))
+    config = read_config(folder)
+    shape, head = read_shape(config), read_head(folder, config)
     if limits.sequence < LEAST_SEQUENCE:
         raise CheckpointError(f"{folder}: sequences of {limits.sequence} tokens leave none for a document")
     tokenizer = read_tokenizer(folder / "tokenizer.json", names_are_text=False)  # see `tokenize`
     tokens = read_pair_tokens(tokenizer, template, shape, str(folder))
-    weights = load_weights(folder, shape, naming, getattr(torch, options.dtype), torch.device(options.device))
+    weights = load_weights(folder, shape, naming, head, getattr(torch, options.dtype), torch.device(options.device))
     engine = EncoderEngine(PackedEncoder(shape, weights), tokens, reproducible=options.reproducible)
     pairs, arrange = PairTokenizer(tokenizer, limits), partial(document_windows, limits)
     preprocessor = Preprocessor(pairs, identity, None, arrange=arrange, threads=options.host_threads)

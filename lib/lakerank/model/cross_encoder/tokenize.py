@@ -1,15 +1,15 @@
 """Texts to token ids, and a query and a document to the sequences that a cross-encoder reads: one, or its windows.
 
-A pair is `<s> query </s></s> document </s>` for XLM-RoBERTa, `[CLS] query [SEP] document [SEP]` for BERT, whose tokens
-after the first `[SEP]` are of type 1. What of a pair is read, `PairLimits` has:
+A pair is `<s> query </s></s> document </s>` for XLM-RoBERTa, `[CLS] query [SEP] document [SEP]` for ModernBERT and for
+BERT, whose tokens after the first `[SEP]` are of type 1. What of a pair is read, `PairLimits` has:
 
 - bge-reranker-v2-m3 as FlagEmbedding scores it (`inference/reranker/encoder_only/base.py`): the query is cut to its
   length, three quarters of the sequence's at most, without special tokens, the document to what the sequence then has
   room for (`only_second`).
 - jina-reranker-v2 as its `rerank` does (`modeling_xlm_roberta.py`, `reranker_tokenize_preproc`): the query is cut to
   its length with two special tokens, the document is read in windows, and the largest logit counts.
-- BERT classifiers as sentence-transformers' CrossEncoder scores them (`cross_encoder/model.py`): the longer of the two
-  is cut until the pair fits (`longest_first`), after the query was cut to its length, which CrossEncoder does not have.
+- BERT and ModernBERT as sentence-transformers' CrossEncoder scores them (`cross_encoder/model.py`): the longer text is
+  cut until the pair fits (`longest_first`), after the query was cut to its length, which CrossEncoder does not have.
 
 A text that names a special token, such as `</s>`, is read as the token, as the published loops do: XLM-RoBERTa's
 tokenizer.json has these names among its pieces, so that the two cannot be distinguished.
@@ -39,16 +39,16 @@ _NO_POSITIONS = np.empty((3, 0), dtype=np.int64)
 class PairTemplate:
     """A family's pair by names of special tokens, and what of it is read.
 
-    `start`, the query, `separator` (`between` times), the document, `separator`. `typed`: tokens of the document and
-    the last one are of another type, and positions count from 0. `query_special`: special tokens that a query's limit
-    counts. `overlap`: tokens shared by windows, in which a document that does not fit is read. None: it is cut, and
-    with `longest_first` a query that is longer is.
+    `start`, the query, `separator` (`between` times), the document, `separator`. `types`: of tokens, whose positions
+    count from 0; of two the document's and the last one are the second. None: positions do not count from 0.
+    `query_special`: special tokens that a query's limit counts. `overlap`: tokens shared by windows, in which a
+    document that does not fit is read. None: it is cut, and with `longest_first` a query that is longer is.
     """
 
     start: str
     separator: str
     between: int
-    typed: bool = False
+    types: int | None = None
     query_special: int = 0
     overlap: int | None = None
     longest_first: bool = False
@@ -61,7 +61,8 @@ class PairTemplate:
 
 BGE_PAIR = PairTemplate("<s>", "</s>", between=2)
 JINA_PAIR = replace(BGE_PAIR, query_special=2, overlap=OVERLAP)
-BERT_PAIR = PairTemplate("[CLS]", "[SEP]", between=1, typed=True, longest_first=True)
+BERT_PAIR = PairTemplate("[CLS]", "[SEP]", between=1, types=2, longest_first=True)
+MODERN_PAIR = replace(BERT_PAIR, types=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +153,9 @@ def read_pair_tokens(tokenizer: Tokenizer, template: PairTemplate, shape: Encode
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= shape.vocabulary:
         faults.append(f"token ids up to {largest}, but an embedding of {shape.vocabulary}")
-    if template.typed and shape.types < 2:
+    if template.types == 2 and shape.types < 2:
         faults.append(f"tokens of two types, but an embedding of {shape.types}")
-    document_row = shape.positions if template.typed else None
+    document_row = None if template.types is None else shape.positions * (template.types - 1)
     tokens = PairTokens(start or 0, separator or 0, shape.padding, template.between, document_row)
     if not faults and tokenizer.post_processor is not None and not _makes_pairs(tokenizer, tokens):
         faults.append(f"its pairs are not {template.start} query {template.separator} … document {template.separator}")
@@ -170,4 +171,4 @@ def _makes_pairs(tokenizer: Tokenizer, tokens: PairTokens) -> bool:
     pair, length = tokenizer.encode(*texts), 1 + len(query) + tokens.between
     types = [0] * length + [1] * (len(document) + 1)
     ids = tokens.sequence(np.array(query, dtype=np.int64), np.array(document, dtype=np.int64)).tolist()
-    return pair.ids == ids and (tokens.document_row is None or pair.type_ids == types)
+    return pair.ids == ids and (not tokens.document_row or pair.type_ids == types)
