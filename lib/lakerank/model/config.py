@@ -31,6 +31,11 @@ _UNCOMPARED = frozenset({"max_position_embeddings", "rope_theta"})
 #: A layer's number in a tensor's name.
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks)\.(\d+)\.")
 
+_VISION = re.compile(r"visual\.|vision")
+
+#: Layers of a network whose weights' names have no numbers of layers: ALBERT has one layer many times.
+_MOST_LAYERS = 1000
+
 #: Kinds of rotary embeddings whose frequencies are the same in every batch.
 _FIXED_ROPE = ("default", "linear", "yarn", "llama3")
 
@@ -85,11 +90,11 @@ def _layer_faults(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
     layers: dict[bool, set[str]] = {False: set(), True: set()}
     for name in stored_tensors(folder):
         if match := _LAYER.search(name):
-            layers["visual." in name].add(match[1])
+            layers[_VISION.search(name) is not None].add(match[1])
     text, vision = config.get("text_config") or config, config.get("vision_config") or {}
     for part, key, visual in ((text, "num_hidden_layers", False), (vision, "depth", True)):
         stated, stored = part.get(key), len(layers[visual])
-        if stated is not None and stated != stored:
+        if stated is not None and stated != stored and (stored or stated > _MOST_LAYERS):
             yield f"{key} is {stated}, but the weights have {stored} layers"
 
 

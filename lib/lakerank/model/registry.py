@@ -60,12 +60,15 @@ class CheckpointInfo:
     `dtype`: what its weights are computed in. `parts`: JSON-able settings that scores depend on, for the fingerprint,
     beyond those that every fingerprint has (weights, config.json, tokenizer, adapter, dtype, bias and limits).
     `encoder`: those of them that the states of documents depend on, where an encoder makes any that can be kept.
+    `max_length`, `reads_images`: of this checkpoint, where its family's others have another length or modality.
     """
 
     dtype: str
     logit_bias: float = 0.0
     parts: Mapping[str, Any] = field(default_factory=dict)
     encoder: Mapping[str, Any] | None = None
+    max_length: int | None = None
+    reads_images: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class CheckpointIdentity:
     limits: Limits = field(default_factory=Limits)
     instructions: Instructions = field(default_factory=Instructions)
     encoder: str | None = None
+    accepts_images: bool = True
 
     def max_document_tokens(self) -> int:
         """Tokens of a document that are read at most."""
@@ -97,7 +101,7 @@ class CheckpointIdentity:
     def cost_profile(self, largest: int) -> CostProfile:
         """How pairs are read; a token's cost is relative to a model of `largest` weights."""
         family = family_named(self.family)
-        return CostProfile(family.document_major, family.accepts_images, self.parameters / largest)
+        return CostProfile(family.document_major, self.accepts_images, self.parameters / largest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,11 @@ class ModelFamily:
         if not named and hasattr(package, "check_detected"):
             package.check_detected(folder, self.name)
         return cast(CheckpointInfo, package.read_info(folder, dtype, self.name))
+
+    def as_read(self, info: CheckpointInfo) -> ModelFamily:
+        """The family, with the length and the modalities of one checkpoint of it."""
+        length, images = info.max_length or self.default_max_length, self.accepts_images and info.reads_images
+        return replace(self, default_max_length=length, accepts_images=images)
 
     def load(self, options: LoadOptions) -> LoadedReranker:
         """The reranker in memory. Raises CheckpointError: weights, adapter or tokenizer do not fit config.json."""
@@ -323,15 +332,36 @@ FAMILIES: tuple[ModelFamily, ...] = (
 )
 
 
+def _wide_positions(config: CheckpointConfig) -> int | None:
+    """Positions of RoBERTa and its kin count from the padding token's id + 1, as those of XLM-RoBERTa."""
+    positions = _encoder_positions if "roberta" in str(config.get("model_type")) else _bert_positions
+    return positions(config)
+
+
+#: The library's own models, for all that no narrower family computes.
+WIDE = ModelFamily(
+    name="sentence-transformers",
+    package="lakerank.model.sentence_transformers",
+    models="whatever its CrossEncoder loads without remote code",
+    protocol="sentence-transformers/1",
+    recognises=lambda config: False,
+    accepts_images=True,
+    accepts_instruction=True,
+    positions=_wide_positions,
+    truncates_document_only=True,
+)
+
+
 def family_of(config: CheckpointConfig, name: str | None, source: str) -> ModelFamily:
     """The family of a checkpoint, which messages call `source`, by its config.json, or the one of that name.
 
     Raises CheckpointError: no family matches, or several do; the families are listed.
     """
-    matching = [family for family in FAMILIES if (family.recognises(config) if name is None else family.name == name)]
+    families = (*FAMILIES, WIDE)
+    matching = [family for family in families if (family.recognises(config) if name is None else family.name == name)]
     if len(matching) == 1:
         return matching[0]
-    known = "; ".join(f"{family.name} ({family.models})" for family in FAMILIES)
+    known = "; ".join(f"{family.name} ({family.models})" for family in families)
     if name is not None:
         raise CheckpointError(f"{source}: model.family {name!r} is none of: {known}")
     stated = f"model_type {config.get('model_type')!r}, architectures {_architectures(config)}"

@@ -12,7 +12,7 @@ import numpy as np
 from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits, LogitScale
-from lakerank.model.registry import LoadedReranker, TokenCounters, family_named
+from lakerank.model.registry import LoadedReranker, TokenCounters
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions, ScorerIdentity, identify, load
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 
@@ -39,7 +39,7 @@ class RoutedSpec:
         Raises CheckpointError: one cannot be found, is not one, or (the one for images) reads text alone.
         """
         text, image = identify(self.text, limits), identify(self.image, limits)
-        if not family_named(image.family).accepts_images:
+        if not image.accepts_images:
             raise CheckpointError(f"model.image: {image.family} reads text alone; name a reranker that reads images")
         parts = {
             "routing": ROUTING_PROTOCOL,

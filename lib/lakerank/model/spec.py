@@ -159,6 +159,7 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
             raise ConfigError([f"model.instruction: {folder} is a {family.name}, which takes none; leave it out"])
         adapter = locate_adapter(spec.adapter, spec.adapter_revision)
         info = family.read_info(folder, spec.dtype, named=spec.family is not None)
+        family = family.as_read(info)
         read_tokenizer(folder / "tokenizer.json")  # a broken one is refused before planning
         limits = family.limits(config, limits or Limits(), spec.max_length, str(folder))
         parts = {
@@ -178,7 +179,7 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
             read_header(adapter_files(adapter)[1])  # a truncated file is refused before planning
         count = sum(math.prod(shape) for shape, _ in stored_tensors(folder).values())
         checksum = quick_checksum(_all_files(folder, adapter))
-    of_family = family.name, limits, instructions, _encoder_name(info, parts, limits)
+    of_family = family.name, limits, instructions, _encoder_name(info, parts, limits), family.accepts_images
     return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, *of_family)
 
 

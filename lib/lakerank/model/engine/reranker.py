@@ -24,9 +24,13 @@ _MOST_GROUPS = 512
 #: Of a pair: query tokens, document tokens, whether the query is truncated, whether the document is.
 PairLengths = tuple[int, int, bool, bool]
 
+Outcome = float | tuple[float, PairLengths] | RejectedInput
+
 
 class Engine(Protocol):
     """Scores preprocessed groups on one device: a raw logit, or why there is none, for each pair of each input.
+
+    An engine that tokenises pairs itself gives their lengths, too.
 
     `group_tokens`: of the document groups to score together. To be used by one thread.
     """
@@ -36,7 +40,7 @@ class Engine(Protocol):
     @property
     def group_tokens(self) -> int: ...
 
-    def score(self, inputs: Sequence[Any]) -> Sequence[Sequence[float | RejectedInput]]: ...
+    def score(self, inputs: Sequence[Any]) -> Sequence[Sequence[Outcome]]: ...
 
 
 def whole_pair(query: EncodedInput, document: EncodedInput) -> PairLengths:
@@ -88,7 +92,7 @@ class BatchedReranker:
             self.counters.wait_s += prepared.seconds.wait
             yield prepared, 0 if prepared.engine_input is None else prepared.engine_input.tokens
 
-    def _results(self, prepared: Prepared, outcomes: Sequence[float | RejectedInput]) -> Iterator[ScoredPair | Reject]:
+    def _results(self, prepared: Prepared, outcomes: Sequence[Outcome]) -> Iterator[ScoredPair | Reject]:
         """One result for each of a group's queries, in order; `outcomes` are those of the queries that were encoded."""
         document, side = prepared.group.document, prepared.document
         if isinstance(side, RejectedInput):
@@ -102,11 +106,13 @@ class BatchedReranker:
             outcome = next(remaining)
             if isinstance(outcome, RejectedInput):
                 yield _reject(query, document, outcome)
-            elif not math.isfinite(outcome):
-                yield Reject(query.query_id, document.doc_id, RejectReason.NON_FINITE_LOGIT, str(outcome))
+                continue
+            logit, lengths = outcome if isinstance(outcome, tuple) else (outcome, self.lengths(query_side, side))
+            if not math.isfinite(logit):
+                yield Reject(query.query_id, document.doc_id, RejectReason.NON_FINITE_LOGIT, str(logit))
             else:
                 images = (side.files_read or None, *(_left_out(each) for each in (side, query_side)))
-                yield ScoredPair(query.query_id, document.doc_id, outcome, *self.lengths(query_side, side), *images)
+                yield ScoredPair(query.query_id, document.doc_id, logit, *lengths, *images)
 
 
 def _left_out(side: EncodedInput) -> int | None:

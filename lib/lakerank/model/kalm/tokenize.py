@@ -46,13 +46,13 @@ class KalmTokenizer:
     def document(self, text: str | None, images: Images = ()) -> EncodedInput:
         """A document's tokens. Raises RejectedInput: empty, or not Unicode."""
         content = self._settings.document + _content(text, RejectReason.EMPTY_DOCUMENT)
-        ids = self._text.first(content, self._document_tokens)
+        ids = self._text.first(content, self._document_tokens)[0]
         kept = np.array(ids[: self._document_tokens], dtype=np.int64)
         return EncodedInput(kept, text_positions(0, len(kept)), 0, truncated=len(kept) < len(ids))
 
     def query(self, text: str | None, images: Images = (), instruction: str | None = None) -> EncodedInput:
         """A query's tokens after the preamble. Raises RejectedInput: empty, or not Unicode."""
-        ids = self._text.first(_content(text, RejectReason.EMPTY_QUERY), self._query_tokens)
+        ids = self._text.first(_content(text, RejectReason.EMPTY_QUERY), self._query_tokens)[0]
         kept = self._text.decode(ids[: self._query_tokens])
         prompt = partial(self._settings.prompt, instruction=instruction)
         if len(self._text.encode(prompt("a"))) > self._window:

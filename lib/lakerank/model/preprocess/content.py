@@ -60,6 +60,8 @@ def to_record(record: type[Record], value: object, where: str, limits: Limits) -
         raise TypeError(f"{where}: text is {_kind(text)}; expected a string ({advice})")
     encoded = tuple(encoded_image(image, where, limits) for image in images)
     content: dict[str, Any] = {"images": encoded} if record is Document else {"image": next(iter(encoded), None)}
+    if isinstance(value, Query):
+        content["instruction"] = value.instruction
     return record(identifier, text, **content)
 
 
