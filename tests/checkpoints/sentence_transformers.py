@@ -108,6 +108,8 @@ def _write_tokenizer(folder: Path, more: list[str] | None = None, **stated: Any)
 
 def _save(network: Any, folder: Path, seed: int) -> None:
     randomise(network, seed)
+    if (head := getattr(network, "lm_head", None)) is not None and not network.config.tie_word_embeddings:
+        head.weight.data *= 0.2  # logits of about 1
     network.eval().save_pretrained(str(folder))
 
 
