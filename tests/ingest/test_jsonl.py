@@ -102,6 +102,12 @@ def test_faults_name_the_line(line, fault):
     assert (result[1].fault, result[1].line, result[1].path) == (fault, 3, "f.jsonl")
 
 
+def test_a_byte_order_mark_is_no_text():
+    assert rows(b"\xef\xbb\xbf\n") == []
+    [row] = rows(b'\xef\xbb\xbf{"id": "a", "text": "t"}\n')
+    assert (row.id, row.text) == ("a", "t")
+
+
 def test_candidates_and_qrels():
     line = '{"query_id": "q", "doc_id": "d", "first_stage_score": 1, "first_stage_rank": 3, "relevance": 2}'
     assert rows(line, "candidates") == [Candidate("q", "d", 1.0, 3)]

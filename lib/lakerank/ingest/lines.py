@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -11,7 +12,6 @@ from io import BufferedIOBase
 from typing import Any, TypeVar
 
 from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
-from lakerank.lake.storage import numbered_lines
 
 #: Fields of a line of TREC judgements; a run has more.
 _TREC_FIELDS = 4
@@ -46,13 +46,17 @@ def read_each(
 
 def text_lines(path: str, stream: BufferedIOBase, max_line_bytes: int) -> Iterator[TextLine]:
     """Number, from 1, and text of each line that is not blank, or a reject for it; one line is in memory at a time."""
-    for number, line in numbered_lines(stream, max_line_bytes):
-        if line is None:
+    number = 0
+    while line := stream.readline(max_line_bytes + 1):
+        number += 1
+        if len(line) > max_line_bytes and not line.endswith(b"\n"):
+            while (rest := stream.readline(max_line_bytes)) and not rest.endswith(b"\n"):
+                pass
             detail = f"the line has more than {max_line_bytes} bytes"
             yield SourceReject(path, SourceFault.FILE_TOO_LARGE, detail, line=number)
-        elif line.strip():
+        elif (plain := line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip():
             try:
-                yield number, line.decode().rstrip("\r\n")
+                yield number, plain.decode().rstrip("\r\n")
             except UnicodeDecodeError as error:
                 yield SourceReject(path, SourceFault.TEXT_UNDECODABLE, f"not UTF-8 at byte {error.start}", line=number)
 

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from io import BufferedIOBase, BufferedReader
+from io import BufferedReader
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -322,16 +322,3 @@ class Storage:
                 if not missing:
                     raise
                 return missing[0]
-
-
-def numbered_lines(stream: BufferedIOBase, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """Number, from 1, and content of each line; None over the limit, skipped without being buffered."""
-    number = 0
-    while line := stream.readline(max_bytes + 1):
-        number += 1
-        if len(line) <= max_bytes or line.endswith(b"\n"):
-            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            continue
-        while (rest := stream.readline(max_bytes)) and not rest.endswith(b"\n"):
-            pass
-        yield number, None

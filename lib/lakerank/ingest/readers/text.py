@@ -116,7 +116,7 @@ def trec_command(text: str) -> str | None:
     """What to use for a text of nothing but TREC's lines; None for any other."""
     lines = [line for line in text[: 2**15].splitlines() if line.strip()][:50]
     if lines and all(map(_TREC_RUN.fullmatch, lines)):
-        return "a TREC run: give it to `lakerank candidates --run`, or to --layout with --run"
+        return "a TREC run: give it to `lakerank candidates --run`"
     if lines and all(map(_TREC_QREL.fullmatch, lines)):
         return "judgements in TREC's form: use --as qrels"
     return None
