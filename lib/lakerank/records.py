@@ -89,13 +89,9 @@ class Candidate:
 
 @dataclass(slots=True)
 class DocumentState:
-    """What a reranker's encoder made of a document: the bytes of `rows` states of `tokens` tokens.
-
-    Without bytes it is a place for them: a reranker that reads the document fills it in.
-    """
+    """What a reranker's encoder made of a document's `tokens`, as bytes; without any, a place where it leaves them."""
 
     encoded: bytes = b""
-    rows: int = 0
     tokens: int = 0
     truncated: bool = False
 

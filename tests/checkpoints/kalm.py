@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,18 @@ _ROPE = {
 
 
 def write_tokenizer(folder: Path) -> Tokenizer:
-    """Gemma's kind: BPE with bytes to fall back on, blanks as a sign, and no limit that a token could not cross."""
+    """Gemma's kind: BPE with bytes to fall back on and blanks as a sign, which reads texts whole, but whose pieces are
+    of letters, of signs or of line ends."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=pieces, show_progress=False)
+    special = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
     words = ["yes", "no", *WORDS]
-    tokenizer.train_from_iterator([*_PROMPT.split(" "), *words, *(f" {word}" for word in words)] * 20, trainer)
+    texts = [_PROMPT, *words, *(f" {word}" for word in words)]
+    pieces = [piece for text in texts for piece in re.findall(r" ?\w+| ?[^\w\s]+|\n+| +", text)]
+    tokenizer.train_from_iterator(pieces * 20, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     stored = json.loads((folder / "tokenizer.json").read_text())
     stored["added_tokens"] = [token for token in stored["added_tokens"] if token["content"] in SPECIAL]

@@ -75,11 +75,11 @@ def test_logits_are_the_published_loops(tmp_path: Path, settings: dict[str, Any]
     assert np.abs(logits - expected).max() < 1e-4
 
 
-def test_texts_are_cut_as_published(checkpoint: tuple[Path, Any]) -> None:
+def test_documents_are_cut_as_published(checkpoint: tuple[Path, Any]) -> None:
     folder, network = checkpoint
-    limits = Limits(max_length=30, max_query_length=10)
+    limits = Limits(max_length=300, max_query_length=100)
     logits = load_reranker(folder, device="cpu", dtype="float32", limits=limits).score(PAIRS)
-    assert np.abs(logits - PublishedKalmLoop(folder, network, (10, 20)).score(PAIRS).numpy()).max() < 1e-4
+    assert np.abs(logits - PublishedKalmLoop(folder, network, (512, 200)).score(PAIRS).numpy()).max() < 1e-4
     assert identify(CheckpointSpec(str(folder))).limits == Limits(max_length=1536, max_query_length=512)
 
 
@@ -106,7 +106,7 @@ def test_a_query_that_the_last_token_would_not_see_is_cut(reranker: BatchedReran
     assert isinstance(long_pair, ScoredPair)
     assert isinstance(short_pair, ScoredPair)
     assert long_pair.query_truncated
-    assert 500 < long_pair.query_tokens <= 512
+    assert 430 < long_pair.query_tokens < 470
     assert not short_pair.query_truncated
     instructed = DocumentGroup(Document("d", text="x"), (Query("q", text="x", instruction="how much " * 500),))
     (rejected,) = reranker.score_groups([instructed])
@@ -134,11 +134,8 @@ def test_a_document_whose_state_is_known_is_not_read(checkpoint: tuple[Path, Any
     again = [*load(folder).score_groups(known), *reranker.score_groups(known)]
     assert [one for one in again if results[one.query_id, one.doc_id] != one] == []
     assert bits_of(reranker, [*known, *groups_of(DOCUMENTS[:1])]) == expected
-    pooled = sum(group.state.rows for group in known if group.state)
-    documents = sum(group.state.tokens for group in known if group.state)
-    assert pooled < documents / 3
     prompts = sum(one.query_tokens for one in results.values() if isinstance(one, ScoredPair))
-    assert reranker.counters.computed - computed < 2 * prompts + 3 * 32 * len(known)
+    assert reranker.counters.computed - computed < 2 * (prompts + 128 * len(known))
 
 
 def test_an_empty_text_is_rejected(reranker: BatchedReranker) -> None:
@@ -156,14 +153,14 @@ def test_an_empty_text_is_rejected(reranker: BatchedReranker) -> None:
         (
             ("encoder", "text_config", "num_hidden_layers"),
             10**6,
-            "num_hidden_layers is 1000000, but the weights have 3",
+            "encoder.num_hidden_layers is 1000000, not 3",
         ),
         (("decoder", "hidden_size"), 0, "decoder.hidden_size is 0"),
-        (("decoder",), None, "no settings of the decoder"),
+        (("decoder",), None, "num_hidden_layers is 26, but|num_hidden_layers is 26, not 3"),
         (
             ("encoder", "text_config", "rope_parameters", "full_attention", "rope_type"),
             "dynamic",
-            "neither default nor",
+            "not default or linear",
         ),
         (("tie_word_embeddings",), False, "not tied"),
     ],
@@ -193,6 +190,20 @@ def test_a_t5gemma_2_that_does_not_say_so_is_none(checkpoint: tuple[Path, Any], 
     named = identify(CheckpointSpec(str(tmp_path), family="kalm-reranker"))
     (tmp_path / "modules.json").write_text(json.dumps([{"type": "kalm_cross_encoder.KaLMCrossEncoderModule"}]))
     assert identify(CheckpointSpec(str(tmp_path))).fingerprint == named.fingerprint
+
+
+def test_a_tokenizer_that_joins_parts_of_the_prompt_is_refused(checkpoint: tuple[Path, Any], tmp_path: Path) -> None:
+    for file in checkpoint[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocabulary = stored["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    vocabulary["t>"] = vocabulary.pop(last)
+    merges = [merge for merge in stored["model"]["merges"] if "".join(merge) != last]
+    stored["model"]["merges"] = [["t", ">"], *merges]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match="reach across parts of this reranker's prompt"):
+        load(tmp_path)
 
 
 def test_states_are_named_by_what_documents_depend_on(checkpoint: tuple[Path, Any], tmp_path: Path) -> None:

@@ -50,14 +50,11 @@ class _Pair:
 
 
 class DocumentEncoder(Protocol):
-    """Computes prefixes of documents where it is not the decoder that reads them; the engine sets its attributes."""
-
-    linear: BatchInvariantLinear
-    counters: Counters
+    """Computes prefixes of documents where it is not the decoder that reads them."""
 
     def weights(self) -> Iterable[LinearWeights]: ...
 
-    def prefixes(self, documents: Sequence[EncodedInput]) -> list[Prefix]: ...
+    def prefixes(self, documents: Sequence[EncodedInput], counters: Counters) -> list[Prefix]: ...
 
 
 class DocumentMajorEngine:
@@ -84,11 +81,9 @@ class DocumentMajorEngine:
         self._decoder, self._vision, self._encoder = decoder, vision, encoder
         self.batcher = MicroBatcher(self._device, device_budget(self._device, decoder.bytes_per_token))
         self._linear = choose_linear(self._probes()) if reproducible else BatchInvariantLinear()
-        for network in (decoder, vision, encoder):
+        for network in (decoder, vision):
             if network is not None:
                 network.linear = self._linear
-        if encoder is not None:
-            encoder.counters = self.batcher.counters
         self._varlen = choose_varlen(
             self._device, self.dtype, decoder.heads, decoder.head_dim, reproducible=reproducible
         )
@@ -160,7 +155,7 @@ class DocumentMajorEngine:
         """Prefixes of documents in one micro-batch."""
         if self._encoder is not None:
             with self.batcher.timer.stage("prefix_s"):
-                return self._encoder.prefixes(documents)
+                return self._encoder.prefixes(documents, self.batcher.counters)
         lengths = [len(document.token_ids) for document in documents]
         visual = self._visual_tokens(documents, self._document_images)
         with self.batcher.timer.stage("prefix_s"):
@@ -248,8 +243,8 @@ class DocumentMajorEngine:
 def _key(document: EncodedInput) -> bytes:
     """The content of a document's prefix."""
     images = "|".join(key for key, _ in document.images)
-    kept = b"" if document.state is None else document.state.encoded
-    return images.encode() + b"|" + document.token_ids.tobytes() + kept
+    parts = [document.token_ids.tobytes(), b"" if document.preamble is None else document.preamble.token_ids.tobytes()]
+    return b"|".join([images.encode(), *parts, b"" if document.state is None else document.state.encoded])
 
 
 def _pairs(groups: Sequence[DocumentQueries], documents: Sequence[int]) -> list[_Pair]:

@@ -34,7 +34,8 @@ class ChatPrompt:
 
     `instruction` is what is around an instruction behind the preamble, `default_instruction` the published one.
     logit = that of the word `yes` less that of the word `no` at the last position; relevance is its sigmoid, which is
-    the softmax over the two.
+    the softmax over the two. `encoder`: it is not the decoder that reads documents; names of special tokens in texts
+    are tokens.
     """
 
     model_type: str
@@ -46,6 +47,7 @@ class ChatPrompt:
     yes: str = "yes"
     no: str = "no"
     document_first: bool = False
+    encoder: bool = False
 
     def fingerprint_parts(self) -> dict[str, Any]:
         """What scores depend on, by the names that fingerprints of scorers have."""

@@ -24,7 +24,7 @@ from lakerank.model.preprocess.tokenizer import (
     text_positions,
 )
 
-_SPECIAL = re.compile(r"<\|\w+\|>")
+_SPECIAL = re.compile(r"<\|\w+\|>|<(?:bos|\w+_of_turn)>")
 _VISION_IDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id")
 
 
@@ -42,26 +42,31 @@ class ChatTokenizer:
     """Encodes documents and queries for one prompt. Safe to call from several threads.
 
     `path` is the checkpoint's tokenizer.json, `config` its config.json, `merge` the side in patches of the square that
-    becomes a visual token. `vision` are the tokens of images, `yes` and `no` those that answer.
+    becomes a visual token. `vision` are the tokens of images, `yes` and `no` those that answer. `window`: tokens of a
+    prompt that has no document, so that its last one sees them all.
 
     Raises CheckpointError: the tokenizer lacks what the prompt needs. ConfigError: `limits` leave the prompt no room.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], prompt: ChatPrompt, limits: Limits, merge: int) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, Any], prompt: ChatPrompt, limits: Limits, merge: int, window: int = 0
+    ) -> None:
         self._template = read_tokenizer(path, names_are_text=False)
         self._prompt = prompt
         self._check_names(config, str(path.parent))
         start, end, image = (config[key] if prompt.document.image else NO_TOKEN for key in _VISION_IDS)
         self.vision = VisionTokens(start, end, image, merge)
         self.yes, self.no = (self._template.token_to_id(word) for word in (prompt.yes, prompt.no))
-        text = self._text = TextTokenizer(_user_text_tokenizer(path))
+        text = self._text = TextTokenizer(self._template if prompt.encoder else _user_text_tokenizer(path))
         self._preamble = self._preamble_of(prompt.default_instruction)
         self._document, self._query = (
             TemplateTokenizer(text, template, self._around(template), self.vision, document=template is prompt.document)
             for template in (prompt.document, prompt.query)
         )
-        self._query_limit = limits.max_query_length
-        self._document_limit = limits.max_length - limits.max_query_length - len(self._preamble.token_ids)
+        shared, self._query_limit = len(self._preamble.token_ids), limits.max_query_length
+        self._document_limit = limits.max_length - limits.max_query_length - (0 if prompt.encoder else shared)
+        if prompt.encoder:
+            self._query_limit = min(self._query_limit, window - shared)
         for name, room, side in (
             ("max_query_length", self._query_limit, self._query),
             ("max_length", self._document_limit, self._document),
@@ -107,6 +112,15 @@ class ChatTokenizer:
         largest = max(*vocabulary.values(), self.vision.start, self.vision.end, self.vision.image)
         if largest >= size:
             raise CheckpointError(f"{source}: token ids up to {largest}, but an embedding of {size}")
+
+    def check_parts(self, source: str) -> None:
+        """Refuse a tokenizer whose tokens reach across parts of a query's prompt. Raises CheckpointError: they do."""
+        prompt, query = self._prompt, self._prompt.query
+        around, text = prompt.instruction or Template(), "A word: 7"
+        start = f"{prompt.preamble}{around.prefix}{prompt.default_instruction}{around.suffix}"
+        whole = self._constant(start + query.before + query.prefix + text + query.suffix + query.after)
+        if whole != [*self._preamble.token_ids, *self.query(text).token_ids]:
+            raise CheckpointError(f"{source}: tokens of tokenizer.json reach across parts of this reranker's prompt")
 
     def _constant(self, text: str) -> list[int]:
         ids: list[int] = self._template.encode(text, add_special_tokens=False).ids

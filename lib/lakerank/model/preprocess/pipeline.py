@@ -211,8 +211,8 @@ class Preprocessor:
         """A group's document; one whose state is known is not read."""
         state = group.state
         if state is not None and state.encoded:
-            rows = np.zeros(state.rows, dtype=np.int64)
-            return EncodedInput(rows, text_positions(0, state.rows), 0, truncated=state.truncated, state=state)
+            unread = np.zeros(state.tokens, dtype=np.int64)
+            return EncodedInput(unread, text_positions(0, 0), 0, truncated=state.truncated, state=state)
         document = self._encode(group.document, spent)
         return document if state is None or isinstance(document, RejectedInput) else replace(document, state=state)
 

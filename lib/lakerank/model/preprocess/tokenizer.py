@@ -66,8 +66,7 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        vocabulary = tokenizer.get_vocab()
-        self.longest, self.largest = max(map(len, vocabulary)), max(vocabulary.values())
+        self.longest = max(len(token) for token in tokenizer.get_vocab())
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Raises RejectedInput: the text is not Unicode, or too much for the tokenizer."""
