@@ -17,6 +17,7 @@ JOBS = {
     "evaluate": "a run and relevance judgements into metrics and a report",
     "export": "a published run in the format of an index or a tool",
     "train": "lake tables into a checkpoint or an adapter",
+    "distill": "a run's scores into a cheaper reranker",
     "fetch": "a reranker of English texts, to score with",
     "clean": "list or delete what no kept run needs",
 }
@@ -31,7 +32,7 @@ FOR_PEOPLE = {
 COMMANDS = FOR_PEOPLE | JOBS
 
 #: Modules of other names.
-_MODULES = {"init": "search", "clean": "runs", "fetch": "checkpoints", "train": "checkpoints"}
+_MODULES = {"init": "search", "clean": "runs", "fetch": "checkpoints", "train": "checkpoints", "distill": "checkpoints"}
 
 
 class _Jobs(click.Group):

@@ -1,0 +1,11 @@
+"""Train a cheaper reranker on a run's scores. See --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
+
+from lakerank.cli.checkpoints import distill
+
+if __name__ == "__main__":
+    distill()
