@@ -96,7 +96,7 @@ def distill(given: resolve.CommandLine, run_id: str, output: Path, **options: An
 
     The student has some of the layers of the run's reranker (of a cascade the last), and learns its logits: no pair is
     scored for it. Leaves in the folder checkpoint/ (loadable by every job) and cascade.yaml, the run's config with
-    `model:` a list of the student and the run's reranker. docs/cascades.md says what it spares.
+    `model:` a list of the student and the run's reranker. docs/training.md says what it spares.
 
     The last line of standard output is a JSON object: queries and pairs learnt from, checkpoint, config, seconds.
     """
