@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lakerank.ingest.lines import Line, as_number, present, read_each, record_id, record_integer
+from lakerank.ingest.lines import Line, as_number, read_each, record_id, record_integer
 from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
 from lakerank.records import Qrel
 
@@ -83,8 +83,8 @@ def _qrel(fields: list[str], columns: tuple[str, ...] | None) -> Qrel:
 
 def qrel(record: Mapping[str, Any]) -> Qrel:
     """A judgement from a record; raises `SourceError`."""
-    query_id, doc_id = record_id(record, QUERY_ID), record_id(record, DOC_ID)
-    relevance = record_integer(record, present(record, RELEVANCE))
+    query_id, doc_id = record_id(record, *QUERY_ID), record_id(record, *DOC_ID)
+    relevance = record_integer(record, *RELEVANCE)
     if relevance is None:
         raise SourceError(SourceFault.FIELD_MISSING, "no 'relevance'")
     return Qrel(query_id, doc_id, relevance)

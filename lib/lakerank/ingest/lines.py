@@ -95,28 +95,25 @@ def _trec_fields(text: str) -> list[str]:
     return fields if len(fields) >= _TREC_FIELDS else re.split("[ \t]+", text.strip(" \t"))
 
 
-def present(record: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The first of some names that the record has a value for, else the first of them."""
-    return next((name for name in names if record.get(name) is not None), names[0])
+def _present(record: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any]:
+    """Name and value of the first of some fields that has a value, None for the first of them where none has."""
+    return next(((name, record[name]) for name in names if record.get(name) is not None), (names[0], None))
 
 
-def record_id(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
+def record_id(record: Mapping[str, Any], *names: str) -> str:
     """The first of the named fields that is there, as an id; raises `SourceError`."""
-    for name in names:
-        value = record.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-        if value is not None:
-            text = record_text(record, name)
-            if not text:
-                raise SourceError(SourceFault.FIELD_INVALID, f"'{name}' is empty")
-            return text
-    raise SourceError(SourceFault.FIELD_MISSING, f"no {' or '.join(repr(name) for name in names)}")
+    name, value = _present(record, names)
+    if value is None:
+        raise SourceError(SourceFault.FIELD_MISSING, f"no {' or '.join(map(repr, names))}")
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else record_text(record, name)
+    if not text:
+        raise SourceError(SourceFault.FIELD_INVALID, f"'{name}' is empty")
+    return text
 
 
-def record_text(record: Mapping[str, Any], name: str) -> str | None:
-    """A field that holds text, None where there is none; raises `SourceError`."""
-    value = record.get(name)
+def record_text(record: Mapping[str, Any], *names: str) -> str | None:
+    """The first of the named fields that is there and holds text, None where none is; raises `SourceError`."""
+    name, value = _present(record, names)
     if value is None:
         return None
     if not isinstance(value, str):
@@ -128,9 +125,9 @@ def record_text(record: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
-def record_number(record: Mapping[str, Any], name: str) -> float | None:
-    """A field that holds a finite number, None where there is none; raises `SourceError`."""
-    value = record.get(name)
+def record_number(record: Mapping[str, Any], *names: str) -> float | None:
+    """The first of the named fields that is there, a finite number, None where none is; raises `SourceError`."""
+    name, value = _present(record, names)
     if value is None:
         return None
     number = math.nan
@@ -142,14 +139,12 @@ def record_number(record: Mapping[str, Any], name: str) -> float | None:
     return number
 
 
-def record_integer(record: Mapping[str, Any], name: str) -> int | None:
-    """A field that holds a 32-bit integer, None where there is none; raises `SourceError`."""
-    number = record_number(record, name)
-    if number is None:
-        return None
-    if not number.is_integer() or int(number) not in _INT32:
-        raise SourceError(SourceFault.FIELD_INVALID, f"'{name}' is not a 32-bit integer")
-    return int(number)
+def record_integer(record: Mapping[str, Any], *names: str) -> int | None:
+    """The same of a 32-bit integer."""
+    number = record_number(record, *names)
+    if number is not None and (not number.is_integer() or int(number) not in _INT32):
+        raise SourceError(SourceFault.FIELD_INVALID, f"'{_present(record, names)[0]}' is not a 32-bit integer")
+    return None if number is None else int(number)
 
 
 def as_number(field: str | None) -> float | int | str | None:

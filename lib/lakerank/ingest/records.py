@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lakerank.ingest.judgements import DOC_ID, QUERY_ID, RELEVANCE, qrel
-from lakerank.ingest.lines import Record, as_number, present, record_id, record_integer, record_number
+from lakerank.ingest.lines import Record, as_number, record_id, record_integer, record_number
 from lakerank.ingest.lines import record_text as text_of
 from lakerank.ingest.readers.reader import ReadOptions
 from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
@@ -67,18 +67,17 @@ class RecordReader:
         elif table == "qrels":
             yield qrel(record)
         else:
-            score = record_number(record, present(record, _SCORE))
-            rank = record_integer(record, present(record, _RANK))
-            yield Candidate(record_id(record, QUERY_ID), record_id(record, DOC_ID), score, rank)
+            score, rank = record_number(record, *_SCORE), record_integer(record, *_RANK)
+            yield Candidate(record_id(record, *QUERY_ID), record_id(record, *DOC_ID), score, rank)
 
     def _content(self, number: int, record: Mapping[str, Any]) -> Iterator[Row]:
         """A document's title stands in front of its text, as in BEIR."""
         table = self.options.table
-        text, image = text_of(record, present(record, _TEXT[table])), self._image(record)
+        text, image = text_of(record, *_TEXT[table]), self._image(record)
         if text is None and image is None:
             raise SourceError(SourceFault.FIELD_MISSING, f"neither 'text' nor 'image'{_hint(record, table)}")
         row_id = self._id(number, record)
-        metadata = self._metadata(record) if table == "documents" else Metadata(language=_language(record))
+        metadata = self._metadata(record) if table == "documents" else Metadata(language=text_of(record, *_LANGUAGE))
         if metadata.title and text is not None:
             text = f"{metadata.title} {text}".strip()
         kept = tuple(_extra(record, name) for name in kept_fields(self.options))
@@ -87,7 +86,7 @@ class RecordReader:
     def _id(self, number: int, record: Mapping[str, Any]) -> str:
         table, in_file = self.options.table, self.options.file_in_ids and self.source.is_folder
         try:
-            own = record_id(record, (*(DOC_ID if table == "documents" else QUERY_ID), *_OWN_ID))
+            own = record_id(record, *(DOC_ID if table == "documents" else QUERY_ID), *_OWN_ID)
         except SourceError as error:
             hint = _hint(record, table)
             if self.default_id is None or hint or error.fault is not SourceFault.FIELD_MISSING:
@@ -100,7 +99,7 @@ class RecordReader:
         texts = {name: text_of(record, name) or None for name in ("title", "group_id", "place", "search_text")}
         path, page = text_of(record, "path") or self.file.path, record_integer(record, "page")
         of_file = {"size": self.file.size, "modified": self.file.modified}
-        return Metadata(path, page, language=_language(record), **of_file, **texts)  # type: ignore[arg-type]
+        return Metadata(path, page, language=text_of(record, *_LANGUAGE), **of_file, **texts)  # type: ignore[arg-type]
 
     def _image(self, record: Mapping[str, Any]) -> bytes | None:
         """`image` is a path when it has a dot in it (base64 has none), else base64, maybe behind `data:`."""
@@ -171,10 +170,6 @@ def _typed(fields: Mapping[str, str | None], table: TableName) -> Mapping[str, A
         typed = {name: typed[name] for name in (*DOC_ID, *_OWN_ID, *_LANGUAGE) if name in typed}
         typed["text"] = "\n".join(f"{name}: {value}" for name, value in fields.items() if value)
     return typed
-
-
-def _language(record: Mapping[str, Any]) -> str | None:
-    return text_of(record, present(record, _LANGUAGE))
 
 
 def _hint(record: Mapping[str, Any], table: TableName) -> str:

@@ -145,7 +145,7 @@ def table_rows(
     image = table.image if images else ""
 
     def row(_line: int, record: Mapping[str, Any]) -> Iterator[ContentRow]:
-        row_id = record_id(record, table.ids)
+        row_id = record_id(record, *table.ids)
         if is_included(row_id):
             texts = [record_text(record, name) or "" for name in table.texts]
             text = " ".join(texts).strip() if len(texts) > 1 else "".join(texts)

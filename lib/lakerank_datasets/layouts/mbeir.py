@@ -98,7 +98,7 @@ def _documents(
 ) -> ContentRows:
     def document(fields: Mapping[str, Any]) -> ContentRow:
         text = format_text(record_text(fields, "txt"))
-        return ContentRow(record_id(fields, ("did",)), text or None, extra=columns)
+        return ContentRow(record_id(fields, "did"), text or None, extra=columns)
 
     return _rows(folder, path, document, "img_path" if images else "", is_included)
 
@@ -142,7 +142,7 @@ def _queries(
     """Queries with an instruction in front: `{instruction} {text}`, as the authors concatenate them."""
 
     def query(fields: Mapping[str, Any]) -> ContentRow:
-        query_id = record_id(fields, ("qid",))
+        query_id = record_id(fields, "qid")
         query_modality = modality(record_text(fields, "query_modality") or "")
         instruction = _instruction(query_id, query_modality, candidate_modality, instructions)
         text = format_text(f"{instruction} {record_text(fields, 'query_txt') or ''}")

@@ -94,7 +94,7 @@ def _question(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]
     answers = fields.get("answers")
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise SourceError(SourceFault.FIELD_INVALID, "'answers' is not a list of strings")
-    yield record_id(fields, ("id",)), record_text(fields, "question") or "", answers
+    yield record_id(fields, "id"), record_text(fields, "question") or "", answers
 
 
 def _original_question(language: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
@@ -105,7 +105,7 @@ def _original_question(language: str, fields: Mapping[str, Any]) -> Iterator[tup
     if not any(answer.get("type") in _UNSEARCHABLE for answer in answers):
         text = record_text(_object(fields, "queries"), language)
         names = [name for answer in answers for name in (answer.get("text"), *(answer.get("aliases") or ()))]
-        yield record_id(fields, ("example_id",)), text or "", [name for name in names if name]
+        yield record_id(fields, "example_id"), text or "", [name for name in names if name]
 
 
 def _object(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:

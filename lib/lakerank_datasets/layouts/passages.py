@@ -165,7 +165,7 @@ def _mldr_qrels(_line: int, fields: Mapping[str, Any]) -> Iterator[Qrel]:
         if not isinstance(documents, list) or not all(isinstance(document, Mapping) for document in documents):
             raise SourceError(SourceFault.FIELD_INVALID, f"'{key}' is not a list of passages")
         for document in documents:
-            yield Qrel(record_id(fields, ("query_id",)), record_id(document, ("docid",)), relevance)
+            yield Qrel(record_id(fields, "query_id"), record_id(document, "docid"), relevance)
 
 
 MIRACL = Layout(

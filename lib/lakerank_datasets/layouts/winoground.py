@@ -80,7 +80,7 @@ def _rows(
 
         def row(_line: int, item: Item) -> Iterator[ContentRow]:
             kind, side, example = item
-            item_id = f"{record_id(example, ('id',))}:{kind}{side}"
+            item_id = f"{record_id(example, 'id')}:{kind}{side}"
             if is_included(item_id):
                 caption = record_text(example, f"caption_{side}") if kind == "c" else None
                 image = read_image(example, f"image_{side}") if kind == "i" and images else None
@@ -96,7 +96,7 @@ def _pairs(folder: BenchmarkFolder) -> Iterator[tuple[str, str, int]]:
         for item in _items(folder, path, images=False):
             if not isinstance(item, SourceReject):
                 kind, side, example = item[1]
-                name, answers = record_id(example, ("id",)), "i" if kind == "c" else "c"
+                name, answers = record_id(example, "id"), "i" if kind == "c" else "c"
                 yield from ((f"{name}:{kind}{side}", f"{name}:{answers}{at}", int(at == side)) for at in _SIDES)
 
 
@@ -106,7 +106,7 @@ def _items(folder: BenchmarkFolder, path: str, images: bool) -> Iterator[tuple[i
     def items(line: int, example: Mapping[str, Any]) -> Iterator[tuple[int, Item]]:
         if any(record_text(example, name) is None for name in _CAPTIONS):
             raise SourceError(SourceFault.FIELD_MISSING, "no 'caption_0' and 'caption_1'")
-        record_id(example, ("id",))
+        record_id(example, "id")
         yield from ((line, (kind, side, example)) for kind, side in itertools.product(_TASKS, _SIDES))
 
     return folder.read([path], items, ("id", *_CAPTIONS, *(_IMAGES if images else ())), IMAGE_ROWS)
@@ -161,7 +161,7 @@ def _images(folder: BenchmarkFolder) -> Iterator[ReadImage]:
 
 
 def _file_name(fields: Mapping[str, Any], name: str) -> str:
-    return f"{record_id(fields, (name,)).removesuffix('.png')}.png"
+    return f"{record_id(fields, name).removesuffix('.png')}.png"
 
 
 LAYOUT = Layout(
