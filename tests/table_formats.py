@@ -8,6 +8,7 @@ import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -44,7 +45,8 @@ class _DeletesWriter(ManifestWriterV2):
 
 class _AppendDeletes(_FastAppendFiles):
     def new_manifest_writer(self, spec: Any) -> ManifestWriterV2:
-        return _DeletesWriter(spec, self.schema(), self.new_manifest_output(), self._snapshot_id, self._compression)
+        own = self.spec(self._added_data_files[0].spec_id)  # the table's may be another since
+        return _DeletesWriter(own, self.schema(), self.new_manifest_output(), self._snapshot_id, self._compression)
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,13 @@ class IcebergLake:
         self.commit_deletes(name, [_delete_file(*delete) for delete in deletes])
 
     def commit_deletes(self, name: str, files: Iterable[DataFile]) -> None:
-        table = self.table(name)
-        with table.transaction() as transaction:
-            update = _AppendDeletes(Operation.DELETE, transaction, table.io)
-            for file in files:
-                update.append_data_file(file)
-            update.commit()
+        for _, of_spec in groupby(sorted(files, key=lambda file: file.spec_id), lambda file: file.spec_id):
+            table = self.table(name)
+            with table.transaction() as transaction:
+                update = _AppendDeletes(Operation.DELETE, transaction, table.io)
+                for file in of_spec:
+                    update.append_data_file(file)
+                update.commit()
 
     def commit_file(self, name: str, **changes: Any) -> None:
         """Commit an entry of a file that is not there: the table's first one, with changes; as a delete or as data."""

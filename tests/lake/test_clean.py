@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -31,7 +32,7 @@ from lakerank.lake.scores import (
     write_unit_list,
 )
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import index_key, parquet_bytes
+from lakerank.lake.tables import SHARED_INDEX, index_key, parquet_bytes
 from lakerank.schemas import SCORES
 
 DAY = 86400.0
@@ -276,12 +277,17 @@ def test_the_index_of_files_that_are_gone_goes(storage: Storage, output: str, em
     storage.replace(table, parquet_bytes(pa.table({"x": [1]}), 1))
     stale = index_key(resolve(storage, table).files[0])
     storage.replace(table, parquet_bytes(pa.table({"x": [1, 2]}), 1))
-    current = index_key(resolve(storage, table).files[0])
+    storage.replace(join(empty_folder, "documents/b.parquet"), parquet_bytes(pa.table({"x": [1]}), 1))
+    current, other = (index_key(file) for file in resolve(storage, join(empty_folder, "documents")).files)
     for key in (stale, current):
         storage.create(join(output, "index/documents", f"{key}-00000.parquet"), b"x")
+    for name, keys in {"shared-0a": ("a" * 32, other), "shared-0b": ("a" * 32, stale)}.items():
+        rows = {SHARED_INDEX: json.dumps({f"{key}-00000.parquet": 1 for key in keys})}
+        storage.create(join(output, f"index/documents/{name}.parquet"), parquet_bytes(pa.table({"x": [1, 2]}), 2, rows))
     tables = {"documents": join(empty_folder, "documents")}
     plan = plan_cleaning(storage, output, Retention(), ["f1"], tables, LATER)
-    assert whys(plan, output) == {f"index/documents/{stale}-00000.parquet": "stale index"}
+    gone = (f"{stale}-00000", "shared-0b")
+    assert whys(plan, output) == {f"index/documents/{name}.parquet": "stale index" for name in gone}
 
 
 def test_a_job_that_starts_meanwhile_stops_the_deleting(storage: Storage, output: str) -> None:

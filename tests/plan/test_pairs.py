@@ -53,7 +53,8 @@ def test_keys_spread_evenly_over_parts():
 def index_rows(rows: list[dict[str, object]]) -> pa.Table:
     base = {"file": "f", "row_group": 0, "text_bytes": 1, "image_bytes": 0, "empty": False, "hash": "h"}
     created = [base | {"row": place} | row for place, row in enumerate(rows)]
-    return pa.Table.from_pylist(created, schema=INDEX).append_column("cost", pa.array([5] * len(created), pa.int64()))
+    numbers, costs = (pa.array(values, pa.int64()) for values in (range(len(created)), [5] * len(created)))
+    return pa.Table.from_pylist(created, schema=INDEX).append_column("number", numbers).append_column("cost", costs)
 
 
 CONTENTS = st.sampled_from(["h1", "h2"])

@@ -18,7 +18,7 @@ from lakerank.lake.publication import PUBLICATIONS, current_run, publication_fil
 from lakerank.lake.runs import RunContents, RunPaths, planned_contents, published_contents, read_manifest
 from lakerank.lake.scores import CorruptScoreFile, read_unit
 from lakerank.lake.storage import PROBE_PREFIX, Storage, StoredFile, join
-from lakerank.lake.tables import index_key
+from lakerank.lake.tables import SHARED_INDEX, index_key, index_places
 from lakerank.records import TRANSIENT_REASONS
 
 #: The folders of an output folder that lakerank writes. Nothing else is ever looked at.
@@ -34,7 +34,7 @@ _THREADS = 16
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _ATTEMPT = re.compile(r"([^/]+)/plan/((?:pass-[0-9]+/)?)([0-9a-f]+)/.")
 _OF_SCORER = re.compile(r"(?:index/)?scores/scorer=([^/]+)/[^./][^/]*\.parquet")
-_INDEX = re.compile(r"[a-z]+/([0-9a-f]+)-\d+(?:-images)?\.parquet")
+_INDEX = re.compile(rf"([a-z]+)/((?:[0-9a-f]+-\d+(?:-images)?|{SHARED_INDEX}[0-9a-f]+)\.parquet)")
 
 #: (query_hash, doc_hash) of a scored pair.
 PairHashes = tuple[str, str]
@@ -298,7 +298,13 @@ def _lasting_pairs(lake: _Lake, scorer: str, unit: str) -> set[PairHashes] | Non
 def _stale_index(lake: _Lake, tables: Mapping[str, str]) -> Iterator[Deletion]:
     """The index of table files that are gone, or have another version."""
     present = {index_key(file) for address in tables.values() for file in resolve(lake.storage, address).files}
+    used: dict[str, set[str]] = {}
     for file in lake.files["index"]:
         index = _INDEX.fullmatch(lake.relative("index", file))
-        if index and index[1] not in present and file.written < lake.oldest:
+        if index is None or file.written >= lake.oldest:
+            continue
+        if (table := index[1]) not in used:
+            places = index_places(lake.storage, join(lake.output, "index", table))
+            used[table] = {place.file for chunk, place in places.items() if chunk.partition("-")[0] in present}
+        if index[2] not in used[table]:
             yield Deletion(file, "stale index")

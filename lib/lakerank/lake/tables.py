@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +21,7 @@ from lakerank.lake.checksums import sealed
 from lakerank.lake.columns import Located, is_list, locate, named
 from lakerank.lake.formats import resolve
 from lakerank.lake.snapshot import TableFile, TableSnapshot
-from lakerank.lake.storage import Storage
+from lakerank.lake.storage import Storage, join
 from lakerank.ranking import Int64
 from lakerank.schemas import DOCUMENTS, GROUP_IDS, QUERIES
 
@@ -30,6 +32,9 @@ BATCH_BYTES = 64 * 2**20
 STREAM_BYTES = 128 * 2**20
 
 _FOOTER_THREADS = 16
+
+#: How the name of an index file of several chunks begins, and the key of its metadata.
+SHARED_INDEX = "shared-"
 
 #: Columns that an index is made of.
 _INDEXED = frozenset({*DOCUMENTS.names, *QUERIES.names, *GROUP_IDS.names})
@@ -66,6 +71,33 @@ def index_key(file: TableFile) -> str:
     }
     identity = {"uri": file.uri, "size": file.size, "version": file.version}
     return fingerprint(identity | {name: value for name, value in reading.items() if value}, length=32)
+
+
+class IndexPlace(NamedTuple):
+    """Where a chunk of a table is indexed: an index file, the first of its rows there, and how many (None: all)."""
+
+    file: str
+    first: int = 0
+    rows: int | None = None
+
+
+def index_places(storage: Storage, folder: str) -> dict[str, IndexPlace]:
+    """Where each chunk of a table is indexed, by the chunk's name.
+
+    An index file of one chunk has its name. Chunks of small files share one, whose metadata says which and how many
+    rows of each.
+    """
+
+    def places(name: str) -> list[tuple[str, IndexPlace]]:
+        if not name.startswith(SHARED_INDEX):
+            return [(name, IndexPlace(name))]
+        with storage.open_parquet(join(folder, name)) as parquet:
+            counts = json.loads(parquet.metadata.metadata[SHARED_INDEX.encode()])
+        firsts = accumulate(counts.values(), initial=0)
+        return [(chunk, IndexPlace(name, first, counts[chunk])) for chunk, first in zip(counts, firsts, strict=False)]
+
+    with ThreadPoolExecutor(_FOOTER_THREADS, "footers") as pool:
+        return dict(chain.from_iterable(pool.map(places, storage.list_names(folder))))
 
 
 def fragments(
@@ -143,8 +175,8 @@ class TableReader:
             return
         largest = max(self._largest_repeated(group, size) for group in groups)
         size = max(1, min(size, BATCH_BYTES // max(1, largest)))
-        stream = self.storage.open_parquet(self.located.file, streaming=True)
-        with stream if stored > STREAM_BYTES else nullcontext(self.parquet) as source:
+        streams, file = stored > STREAM_BYTES, self.located.file
+        with self.storage.open_parquet(file, True) if streams else nullcontext(self.parquet) as source:
             yield from self._batches(source, groups, size, stored)
 
     def rows(self, group: int, batch_rows: int) -> Iterator[tuple[Int64, pa.RecordBatch]]:

@@ -1,15 +1,16 @@
 """The keys of a run's tables: the key index of documents and queries, and the run's queries sorted and numbered.
 
 The index of a table file has each row's id, content hash, size and location; text and pixels stay in the table. It is
-itself a file, named by the table file's address and version: a table file that changes gets a new index and an
-unchanged one is never read again.
+itself a file, or a part of one, named by the table file's address and version: a table file that changes gets a new
+index and an unchanged one is never read again.
 """
 
 from __future__ import annotations
 
 import io
+import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,13 +24,13 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from lakerank.cost import Sizing, input_cost
-from lakerank.fingerprint import content_hash
+from lakerank.fingerprint import content_hash, fingerprint
 from lakerank.lake.blobs import check_unchanged
 from lakerank.lake.images.files import ImageFiles, UnreadableImage, address_hash, read_ahead, row_images
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import Fragment, index_key, parquet_bytes, read_table_file
+from lakerank.lake.tables import SHARED_INDEX, Fragment, IndexPlace, index_key, parquet_bytes, read_table_file
 from lakerank.limits import IMAGE_FORMATS, Limits
 from lakerank.model.preprocess.images import MOST_FRAMES, count_frames
 from lakerank.plan.plan import (
@@ -117,33 +118,53 @@ class Chunk(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class TableIndex:
     """A table's index, complete. A row's number is its chunk's, then its row in the chunk: numbers rise in the order
-    of the table's files. `group_ids` is the folder with the group ids of the same rows; None where a run needs none."""
+    of the table's files. `places` has each chunk's, by name. `groups` is the index of the same rows' group ids; None
+    where a run needs none."""
 
     storage: Storage
     folder: str
     chunks: tuple[Chunk, ...]
+    places: Mapping[str, IndexPlace]
     sizing: Sizing
-    group_ids: str | None = None
+    groups: TableIndex | None = None
+
+    def by_file(self, chunks: Iterable[int] | None = None) -> list[list[int]]:
+        """Numbers of chunks, rising, all by default, by the index file that has them."""
+        files: dict[str, list[int]] = {}
+        for number in range(len(self.chunks)) if chunks is None else chunks:
+            files.setdefault(self.places[self.chunks[number].index_name].file, []).append(number)
+        return [*files.values()]
 
     def tasks(self, parallelism: int) -> int:
         """How many tasks read all chunks: the small ones of a table of many small files share one."""
         return max(4 * parallelism, sum(chunk.rows for chunk in self.chunks) // CHUNK_ROWS)
 
-    def read(self, chunk: int, columns: Sequence[str] = INDEX.names) -> pa.Table:
-        """The rows of a chunk, in file order. Columns: those requested, and `cost` in tokens."""
-        names = list(dict.fromkeys([*columns, *_COST_COLUMNS]))
-        address = join(self.folder, self.chunks[chunk].index_name)
-        rows = read_part(self.storage, address, pa.schema([INDEX.field(name) for name in names]))
-        text, width, height = (rows[name].fill_null(0).to_numpy().astype(np.int64) for name in _COST_COLUMNS[:3])
-        cost = pa.array(input_cost(text, width, height, self.sizing, image_counts(rows, self.sizing)))
-        return rows.select(list(columns)).append_column("cost", cost)
+    def read(self, chunks: Iterable[int], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows of some chunks, a table for each index file, which is read once, in the order of their numbers.
 
-    def with_group_ids(self, chunk: int, rows: pa.Table) -> pa.Table:
-        """All rows of a chunk with their `group_id`."""
-        if self.group_ids is None:
-            return rows.append_column("group_id", pa.nulls(rows.num_rows, pa.string()))
-        address = join(self.group_ids, self.chunks[chunk].index_name)
-        return rows.append_column("group_id", read_part(self.storage, address, GROUP_IDS)["group_id"])
+        Columns: of INDEX, and `number`, `cost` in tokens, `group_id`.
+        """
+        schema = pa.schema([f for f in INDEX if f.name in columns or ("cost" in columns and f.name in _COST_COLUMNS)])
+        for numbers in self.by_file(chunks):
+            rows = self._stored(numbers, schema)
+            if "cost" in columns:
+                text, width, height = (rows[n].fill_null(0).to_numpy().astype(np.int64) for n in _COST_COLUMNS[:3])
+                cost = input_cost(text, width, height, self.sizing, image_counts(rows, self.sizing))
+                rows = rows.append_column("cost", pa.array(cost))
+            if "group_id" in columns and self.groups is None:
+                rows = rows.append_column("group_id", pa.nulls(rows.num_rows, pa.string()))
+            elif "group_id" in columns and self.groups is not None:
+                ids = pa.concat_tables(self.groups._stored(n, GROUP_IDS) for n in self.groups.by_file(numbers))
+                rows = rows.append_column("group_id", ids.sort_by("number")["group_id"])
+            yield rows.select(columns)
+
+    def _stored(self, chunks: Sequence[int], schema: pa.Schema) -> pa.Table:
+        """The rows of chunks of one index file, and their numbers."""
+        places = [self.places[self.chunks[chunk].index_name] for chunk in chunks]
+        whole = read_part(self.storage, join(self.folder, places[0].file), schema)
+        parts = [whole.slice(place.first, place.rows) for place in places]
+        numbers = [row_numbers(chunk, part.num_rows) for chunk, part in zip(chunks, parts, strict=True)]
+        return pa.concat_tables(parts).combine_chunks().append_column("number", pa.array(np.concatenate(numbers)))
 
 
 def image_counts(rows: pa.Table, sizing: Sizing) -> Int64:
@@ -165,21 +186,42 @@ def table_chunks(files: Sequence[Fragment], rows: int = CHUNK_ROWS) -> tuple[Chu
     return tuple(chunks)
 
 
-def write_chunk_index(storage: Storage, folder: str, table: TableName, chunk: Chunk) -> int:
-    """Index a chunk of documents or queries, or the group ids of one of documents, and return its number of rows.
+def shared_chunks(chunks: Iterable[Chunk], most: int) -> list[list[Chunk]]:
+    """Neighbouring chunks, up to so many, that share an index file: those of small files."""
+    shares: list[list[Chunk]] = []
+    rows = size = 0
+    for chunk in chunks:
+        rows, size = rows + chunk.rows, size + chunk.file.size
+        if not shares or rows > CHUNK_ROWS or size > CHUNK_BYTES or len(shares[-1]) == most:
+            shares.append([])
+            rows, size = chunk.rows, chunk.file.size
+        shares[-1].append(chunk)
+    return shares
+
+
+def write_index_file(storage: Storage, folder: str, table: TableName, chunks: Sequence[Chunk]) -> int:
+    """Index chunks of documents or queries, or the group ids of some of documents, and return their number of rows.
 
     Raises:
-        ChangedFile: the table file no longer has the version listed: its index would have rows of another version.
+        ChangedFile: a table file no longer has the version listed: its index would have rows of another version.
     """
-    if table == "groups":
-        batches = chunk.read(storage, GROUP_IDS)
-        ids = pa.Table.from_batches((batch for *_, batch in batches), schema=GROUP_IDS)["group_id"]
-        rows = pa.table({"group_id": pc.if_else(pc.equal(ids, ""), pa.scalar(None, pa.string()), ids)})
-    else:
-        rows = pa.Table.from_batches(_index_rows(storage, table, chunk), schema=INDEX)
-    check_unchanged(storage, {chunk.file.uri: chunk.file}, [chunk.file.uri])
-    storage.create(join(folder, chunk.index_name), parquet_bytes(rows, ROW_GROUP_ROWS))
-    return int(rows.num_rows)
+    parts = [_chunk_rows(storage, table, chunk) for chunk in chunks]
+    files = {chunk.file.uri: chunk.file for chunk in chunks}
+    check_unchanged(storage, files, files)
+    counts = {chunk.index_name: part.num_rows for chunk, part in zip(chunks, parts, strict=True)}
+    name, metadata = chunks[0].index_name, {}
+    if len(chunks) > 1:
+        name, metadata = f"{SHARED_INDEX}{fingerprint(counts, length=32)}.parquet", {SHARED_INDEX: json.dumps(counts)}
+    storage.create(join(folder, name), parquet_bytes(pa.concat_tables(parts), ROW_GROUP_ROWS, metadata))
+    return sum(counts.values())
+
+
+def _chunk_rows(storage: Storage, table: TableName, chunk: Chunk) -> pa.Table:
+    if table != "groups":
+        return pa.Table.from_batches(_index_rows(storage, table, chunk), schema=INDEX)
+    batches = chunk.read(storage, GROUP_IDS)
+    ids = pa.Table.from_batches((batch for *_, batch in batches), schema=GROUP_IDS)["group_id"]
+    return pa.table({"group_id": pc.if_else(pc.equal(ids, ""), pa.scalar(None, pa.string()), ids)})
 
 
 def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa.RecordBatch]:
@@ -328,7 +370,8 @@ def ranked_files(storage: Storage, paths: RunPaths, plan: Plan) -> RankedFiles:
 
 def write_query_list(index: TableIndex, folder: str) -> int:
     """Sort, number and store the queries of an index, all in memory; returns how many there are."""
-    rows = number_queries(pa.concat_tables([index.read(chunk) for chunk in range(len(index.chunks))]))
+    columns = ["number", *INDEX.names, "cost"]
+    rows = number_queries(pa.concat_tables(index.read(range(len(index.chunks)), columns)))
     for first in range(0, rows.num_rows, _LIST_FILE_ROWS):
         content = parquet_bytes(rows.slice(first, _LIST_FILE_ROWS), _LIST_ROW_GROUP_ROWS)
         index.storage.replace(join(folder, part_name(first // _LIST_FILE_ROWS)), content)
@@ -336,9 +379,8 @@ def write_query_list(index: TableIndex, folder: str) -> int:
 
 
 def number_queries(rows: pa.Table) -> pa.Table:
-    """An index's rows, in file order, as QUERY_LIST: one row an id, at its first location, sorted by id."""
-    order = pa.array(np.arange(rows.num_rows))
-    rows = rows.append_column("order", order).sort_by([("id", "ascending"), ("order", "ascending")])
+    """An index's rows as QUERY_LIST: one row an id, at its first location, sorted by id."""
+    rows = rows.sort_by([("id", "ascending"), ("number", "ascending")])
     rows = rows.filter(pc.is_valid(rows["id"])).combine_chunks()
     coded = (rows[name].combine_chunks().dictionary_encode() for name in ("id", "hash"))
     ids, contents = (column.indices.to_numpy().astype(np.int64) for column in coded)

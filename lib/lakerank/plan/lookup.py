@@ -8,7 +8,7 @@ Candidates that this run no longer lists are dropped candidates; they are counte
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from lakerank.lake.runs import RunPaths
 from lakerank.lake.scores import CorruptScoreFile, finished_units, read_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
-from lakerank.plan.index import QueryList, TableIndex, query_list, row_numbers
+from lakerank.plan.index import QueryList, TableIndex, query_list
 from lakerank.plan.pairs import PAIRS, REJECTS, ValidatedPairs, flat, hash_parts
 from lakerank.plan.plan import ROW_GROUP_ROWS, load_plan, part_name, plan_folder, read_part, with_columns
 from lakerank.records import TRANSIENT_REASONS
@@ -115,10 +115,10 @@ class ScoreIndex:
         return file
 
 
-def document_contents(index: TableIndex, chunk: int) -> pa.Table:
-    """A chunk's documents as DOCUMENT_CONTENTS."""
-    rows = index.read(chunk, ["hash"])
-    return pa.Table.from_arrays([rows["hash"], pa.array(row_numbers(chunk, rows.num_rows))], schema=DOCUMENT_CONTENTS)
+def document_contents(index: TableIndex, chunks: Sequence[int]) -> Iterator[pa.Table]:
+    """The documents of chunks as DOCUMENT_CONTENTS."""
+    for rows in index.read(chunks, ["hash", "number"]):
+        yield rows.rename_columns(DOCUMENT_CONTENTS.names)
 
 
 def match_contents(scores: pa.Table, documents: pa.Table) -> pa.Table:

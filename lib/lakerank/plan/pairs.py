@@ -5,7 +5,7 @@ Rows meet in parts by a hash of their document id. Reject reasons that need no c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.fingerprint import splitmix64
-from lakerank.plan.index import QueryList, TableIndex, row_numbers
+from lakerank.plan.index import QueryList, TableIndex
 from lakerank.records import RejectReason
 from lakerank.schemas import NO_RANK
 
@@ -89,12 +89,11 @@ def hash_parts(keys: pa.Array | pa.ChunkedArray, bits: int) -> npt.NDArray[np.in
     return np.asarray((hashes >> np.uint64(64 - bits)).astype(np.int32))
 
 
-def located_documents(index: TableIndex, chunk: int) -> pa.Table:
-    """A chunk's documents as LOCATED_DOCUMENTS."""
-    rows = index.read(chunk, ["id", "hash", "empty"])
-    contents = pa.array(key_hash(rows["hash"].combine_chunks()))
-    numbers = pa.array(row_numbers(chunk, rows.num_rows))
-    return pa.Table.from_arrays([rows["id"], numbers, contents, rows["empty"]], schema=LOCATED_DOCUMENTS)
+def located_documents(index: TableIndex, chunks: Sequence[int]) -> Iterator[pa.Table]:
+    """The documents of chunks as LOCATED_DOCUMENTS."""
+    for rows in index.read(chunks, ["id", "number", "hash", "empty"]):
+        contents = pa.array(key_hash(rows["hash"].combine_chunks()))
+        yield pa.Table.from_arrays([rows["id"], rows["number"], contents, rows["empty"]], schema=LOCATED_DOCUMENTS)
 
 
 def grouped_candidates(rows: pa.Table, queries: QueryList) -> tuple[pa.Table, pa.Table]:

@@ -31,8 +31,8 @@ SPLIT_RECORDS = {PAIR: DOCUMENT_PAIRS, SCORE: DOCUMENT_SCORES}
 REUSED = pa.schema([("doc_id", pa.string()), *GROUP_IDS, ("query", pa.int32()), ("rank", pa.int32()), *RESULT])
 
 #: What the split reads of documents.
-_INDEXED = [name for name in INDEX.names if name != "empty"]
-_DOCUMENTS = pa.schema([*map(INDEX.field, _INDEXED), ("cost", pa.int64()), *GROUP_IDS])
+_INDEXED = [field for field in INDEX if field.name != "empty"]
+_DOCUMENTS = pa.schema([("number", pa.int64()), *_INDEXED, ("cost", pa.int64()), *GROUP_IDS])
 
 Int64 = npt.NDArray[np.int64]
 
@@ -140,17 +140,16 @@ class Splitter:
 
     def _documents(self, numbers: Int64, new: Int64) -> tuple[pa.Table, int]:
         """Index rows of documents (D,), and bytes of the row groups that have those at the positions `new`."""
-        chunks, chunk_rows = chunks_and_rows(numbers)
         tables, read_bytes = [_DOCUMENTS.empty_table()], 0
-        for chunk in np.unique(chunks).tolist():
-            rows = self.documents.with_group_ids(chunk, self.documents.read(chunk, _INDEXED))
-            inside = np.flatnonzero(chunks == chunk)
-            tables.append(rows.take(pa.array(chunk_rows[inside])))
-            groups = rows["row_group"].to_numpy()
-            sizes = np.bincount(groups - groups[0], weights=_bytes(rows))
-            fetched = chunk_rows[np.intersect1d(inside, new)]
-            read_bytes += int(sizes[np.unique(groups[fetched] - groups[0])].sum())
-        return pa.concat_tables(tables).combine_chunks(), read_bytes
+        for rows in self.documents.read(np.unique(chunks_and_rows(numbers)[0]).tolist(), _DOCUMENTS.names):
+            own = rows["number"].to_numpy()
+            _, wanted, at = np.intersect1d(numbers, own, assume_unique=True, return_indices=True)
+            tables.append(rows.take(pa.array(at)))
+            row_groups = (chunks_and_rows(own)[0] << 32) | rows["row_group"].to_numpy()
+            groups = np.flatnonzero(np.diff(row_groups, prepend=-1))
+            fetched = np.searchsorted(groups, at[np.isin(wanted, new)], side="right") - 1
+            read_bytes += int(np.add.reduceat(_bytes(rows), groups)[np.unique(fetched)].sum())
+        return pa.concat_tables(tables).sort_by("number").combine_chunks(), read_bytes
 
     def _groups(self, documents: pa.Table, rows: Int64, queries: Int64, ranks: Int64, tried: pa.Array) -> pa.Table:
         starts = group_starts(rows, self.max_queries)

@@ -190,7 +190,7 @@ class PlanBuilder:
         if table == "queries" or not self.limits.with_group_ids:
             return index
         groups = table_index(self.runner, self.storage, self.paths.output, "groups", files, sizing)
-        return replace(index, group_ids=groups.folder)
+        return replace(index, groups=groups)
 
     def split(
         self, scorer: str, documents: TableIndex, queries: QueryList, pairs: Counts, bits: int, pairs_in: str = ""

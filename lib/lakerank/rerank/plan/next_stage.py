@@ -196,14 +196,14 @@ def _document_counts(runner: Runner, storage: Storage, folder: str, documents: T
     partitions = Partitions(ranges, even_edges(dict.fromkeys(range(ranges.end), 1), parts))
 
     def count(_: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        chunks, rows = chunks_and_rows(records[PAIR]["document"].to_numpy())
-        listed = records[PAIR]["queries"].combine_chunks().value_lengths().to_numpy()
-        for chunk in np.unique(chunks).tolist():
-            inside = chunks == chunk
-            costs = documents.read(chunk, ["text_bytes"])["cost"].to_numpy()[rows[inside]]
+        numbers = records[PAIR]["document"].to_numpy()
+        lengths = records[PAIR]["queries"].combine_chunks().value_lengths().to_numpy()
+        for rows in documents.read(np.unique(chunks_and_rows(numbers)[0]).tolist(), ["number", "cost"]):
+            __, wanted, at = np.intersect1d(numbers, rows["number"], assume_unique=True, return_indices=True)
+            costs, listed = rows["cost"].to_numpy()[at], lengths[wanted]
             yield histogram("document", costs)
-            yield histogram("group", np.repeat(costs, -(-listed[inside] // max_queries)))
-            yield histogram("pair", np.repeat(costs, listed[inside]))
+            yield histogram("group", np.repeat(costs, -(-listed // max_queries)))
+            yield histogram("pair", np.repeat(costs, listed))
 
     pairs = pair_records(runner, storage, folder, partitions)
     return runner.summed(runner.exchange([pairs], partitions.count, {PAIR: DOCUMENT_PAIRS}, count, COUNTS))

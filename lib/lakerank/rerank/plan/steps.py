@@ -11,14 +11,15 @@ import pyarrow.compute as pc
 from lakerank.cost import Sizing
 from lakerank.lake.scores import UNITS, write_unit_list
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import Fragment, parquet_bytes
+from lakerank.lake.tables import Fragment, index_places, parquet_bytes
 from lakerank.plan.index import (
     Chunk,
     QueryList,
     TableIndex,
     TableName,
+    shared_chunks,
     table_chunks,
-    write_chunk_index,
+    write_index_file,
     write_query_list,
 )
 from lakerank.plan.lookup import (
@@ -69,18 +70,19 @@ def table_index(
     runner: Runner, storage: Storage, output: str, table: TableName, files: Sequence[Fragment], sizing: Sizing
 ) -> TableIndex:
     """The index of a table; missing index files are written first."""
-    folder = join(output, "index", table)
-    chunks = table_chunks(files)
-    existing = set(storage.list_names(folder))
-    missing = [chunk for chunk in chunks if chunk.index_name not in existing]
+    folder, tasks = join(output, "index", table), 4 * runner.parallelism
+    chunks, places = table_chunks(files), index_places(storage, folder)
+    missing = [chunk for chunk in chunks if chunk.index_name not in places]
 
-    def write(chunk: Chunk) -> Iterator[pa.RecordBatch]:
-        yield one_row(_ROWS, write_chunk_index(storage, folder, table, chunk))
+    def write(share: Sequence[Chunk]) -> Iterator[pa.RecordBatch]:
+        yield one_row(_ROWS, write_index_file(storage, folder, table, share))
 
     if missing:
         runner.describe(f"plan: index {table}, {len(missing)} of {len(chunks)} chunks")
-        gather(runner, missing, write, _ROWS, tasks=max(4 * runner.parallelism, len(missing) // 8))
-    return TableIndex(storage, folder, chunks, sizing)
+        shares = shared_chunks(missing, -(-len(missing) // tasks))
+        gather(runner, shares, write, _ROWS, tasks=max(tasks, len(shares) // 8))
+        places = index_places(storage, folder)
+    return TableIndex(storage, folder, chunks, places, sizing)
 
 
 def number_queries(runner: Runner, index: TableIndex, folder: str) -> QueryList:
@@ -123,16 +125,16 @@ class Join:
                 yield from pack(CANDIDATE, hash_parts(listed["doc_id"], self.bits), listed)
                 yield from pack(UNMATCHED_CANDIDATE, hash_parts(unmatched["doc_id"], self.bits), unmatched)
 
-        def read_documents(chunk: int) -> Iterator[pa.RecordBatch]:
-            located = located_documents(documents, chunk)
-            yield from pack(DOCUMENT, hash_parts(located["doc_id"], self.bits), located)
+        def read_documents(chunks: Sequence[int]) -> Iterator[pa.RecordBatch]:
+            for located in located_documents(documents, chunks):
+                yield from pack(DOCUMENT, hash_parts(located["doc_id"], self.bits), located)
 
         rows = sum(file.rows for file in candidates)
         runner.describe(f"plan: join {rows} candidates with documents and queries")
         chunks = table_chunks(candidates, max(1, min(BATCH_ROWS, -(-rows // (2 * runner.parallelism)))))
         records = [
             runner.scatter(chunks, read_candidates, BATCHES, max(4 * runner.parallelism, rows // BATCH_ROWS)),
-            runner.scatter(range(len(documents.chunks)), read_documents, BATCHES, documents.tasks(runner.parallelism)),
+            runner.scatter(documents.by_file(), read_documents, BATCHES, documents.tasks(runner.parallelism)),
         ]
         return runner.summed(runner.exchange(records, 2**self.bits, JOIN_RECORDS, self._validate, COUNTS))
 
@@ -187,9 +189,9 @@ def score_records(runner: Runner, scores: ScoreIndex, splitter: Splitter, partit
         rows = scores.read(name, queries)
         yield from pack(_CONTENT_SCORE, hash_parts(rows["doc_hash"], bits), rows)
 
-    def read_documents(chunk: int) -> Iterator[pa.RecordBatch]:
-        rows = document_contents(documents, chunk)
-        yield from pack(_CONTENT, hash_parts(rows["doc_hash"], bits), rows)
+    def read_documents(chunks: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        for rows in document_contents(documents, chunks):
+            yield from pack(_CONTENT, hash_parts(rows["doc_hash"], bits), rows)
 
     def match(_: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         matches = match_contents(tables[_CONTENT_SCORE], tables[_CONTENT])
@@ -197,7 +199,7 @@ def score_records(runner: Runner, scores: ScoreIndex, splitter: Splitter, partit
 
     records = [
         runner.scatter(scores.names, read_scores, BATCHES, tasks=8 * runner.parallelism),
-        runner.scatter(range(len(documents.chunks)), read_documents, BATCHES, documents.tasks(runner.parallelism)),
+        runner.scatter(documents.by_file(), read_documents, BATCHES, documents.tasks(runner.parallelism)),
     ]
     return runner.exchange(records, 2**bits, _LOOKUP_RECORDS, match, BATCHES)
 
