@@ -215,13 +215,24 @@ def refused(folder: Path, message: str) -> None:
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("config.json", {"id2label": {"0": "a", "1": "b"}}, "2 labels, not the one"),
-        ("config.json", {"_attn_implementation": "someone/kernel"}, "someone/kernel"),
+        (
+            "config.json",
+            {"_attn_implementation": "someone/kernel"},
+            r"config\.json: _attn_implementation is 'someone/kernel', which is not the",
+        ),
         ("config.json", {"num_hidden_layers": 5}, "num_hidden_layers is 5"),
-        ("config_sentence_transformers.json", {"activation_fn": "torch.hub.load"}, "no layer of torch.nn"),
-        ("sentence_bert_config.json", {"tokenizer_name_or_path": "../other"}, "tokenizer_name_or_path is not read"),
-        ("sentence_bert_config.json", {"model_args": {"device_map": "auto"}}, "device_map is not read"),
-        ("adapter_config.json", {"base_model_name_or_path": "someone/base"}, "merge the adapter"),
+        (
+            "config_sentence_transformers.json",
+            {"activation_fn": "torch.hub.load"},
+            "activation_fn is 'torch.hub.load', which is not",
+        ),
+        ("sentence_bert_config.json", {"tokenizer_name_or_path": "../other"}, "tokenizer_name_or_path is '../other'"),
+        ("sentence_bert_config.json", {"model_args": {"device_map": "auto"}}, "device_map is 'auto'"),
+        (
+            "adapter_config.json",
+            {"base_model_name_or_path": "someone/base"},
+            r"adapter_config\.json: base_model_name_or_path",
+        ),
     ],
 )
 def test_settings_that_name_code_or_other_files_are_refused(
@@ -235,12 +246,12 @@ def test_settings_that_name_code_or_other_files_are_refused(
 @pytest.mark.parametrize(
     ("kind", "path", "message"),
     [
-        ("os.system", "1_Pooling", r"'os\.system' is no module"),
-        ("modeling.Own", "1_Pooling", r"'modeling\.Own' is no module"),
-        ("sentence_transformers.base.modules.Router", "1_Pooling", "Router' is no module"),
-        ("sentence_transformers.base.modules.Dense", "../ettin/2_Dense", "is not in a folder of the checkpoint"),
-        ("sentence_transformers.base.modules.Dense", "/etc", "is not in a folder of the checkpoint"),
-        ("sentence_transformers.base.modules.Transformer", "1_Pooling", "is not the only Transformer"),
+        ("os.system", "1_Pooling", r"os\.system is no module"),
+        ("modeling.Own", "1_Pooling", r"modeling\.Own is no module"),
+        ("sentence_transformers.base.modules.Router", "1_Pooling", "Router is no module"),
+        ("sentence_transformers.base.modules.Dense", "../ettin/2_Dense", "has another folder than"),
+        ("sentence_transformers.base.modules.Dense", "/etc", "has another folder than"),
+        ("sentence_transformers.base.modules.Transformer", "1_Pooling", "has another folder than"),
     ],
 )
 def test_modules_that_are_not_the_librarys_own_are_refused(
@@ -282,6 +293,17 @@ def test_weights_that_are_not_stored_are_never_made_up(copy: Callable[[str], Pat
     kept = {name: tensor for name, tensor in stored.items() if name != "classifier.weight"}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     refused(folder, r"1 missing: model\.classifier\.weight|1 missing: classifier\.weight")
+
+
+def test_a_classifier_of_several_labels_is_refused(copy: Callable[[str], Path]) -> None:
+    folder = copy(BERT)
+    stored = load_file(folder / "model.safetensors")
+    stored |= {
+        f"classifier.{part}": torch.zeros(2, *stored[f"classifier.{part}"].shape[1:]) for part in ("weight", "bias")
+    }
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    change(folder / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
+    refused(folder, "2 labels, not the one of a relevance score")
 
 
 def test_a_template_without_a_place_for_pairs_is_refused(copy: Callable[[str], Path]) -> None:

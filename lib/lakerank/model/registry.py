@@ -332,12 +332,6 @@ FAMILIES: tuple[ModelFamily, ...] = (
 )
 
 
-def _wide_positions(config: CheckpointConfig) -> int | None:
-    """Positions of RoBERTa and its kin count from the padding token's id + 1, as those of XLM-RoBERTa."""
-    positions = _encoder_positions if "roberta" in str(config.get("model_type")) else _bert_positions
-    return positions(config)
-
-
 #: The library's own models, for all that no narrower family computes.
 WIDE = ModelFamily(
     name="sentence-transformers",
@@ -347,7 +341,9 @@ WIDE = ModelFamily(
     recognises=lambda config: False,
     accepts_images=True,
     accepts_instruction=True,
-    positions=_wide_positions,
+    positions=lambda config: (_encoder_positions if "roberta" in str(config.get("model_type")) else _bert_positions)(
+        config
+    ),
     truncates_document_only=True,
 )
 

@@ -137,7 +137,7 @@ class PairTokenizer:
     def _encoded(self, text: str | None, most: int | None, empty: RejectReason) -> EncodedInput:
         if text is None or not text.strip():
             raise RejectedInput(empty, "no text")
-        ids = np.array(self._text.encode(text) if most is None else self._text.first(text, most)[0], dtype=np.int64)
+        ids = np.array(self._text.encode(text) if most is None else self._text.first(text, most), dtype=np.int64)
         kept = ids[:most]
         return EncodedInput(kept, _NO_POSITIONS, len(kept), truncated=len(kept) < len(ids))
 

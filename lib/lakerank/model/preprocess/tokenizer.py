@@ -81,19 +81,19 @@ class TextTokenizer:
             raise RejectedInput(RejectReason.TEXT_UNDECODABLE, detail) from error
         return ids
 
-    def first(self, text: str, most: int) -> tuple[list[int], str]:
-        """More than `most` tokens from the start of a text, or all that there are, and the part that they are of."""
-        window = (most + 1) * self.longest * _NORMALISED_CHARACTERS
-        while True:
-            ids = self.encode(text[:window])
-            if len(ids) > most + _WORD_TOKENS or window >= len(text):
-                return ids, text[:window]
-            window *= 2  # of white space, for instance, there is hardly a token
-
     def decode(self, token_ids: list[int]) -> str:
         """The text of token ids."""
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=False)
         return text
+
+    def first(self, text: str, most: int) -> list[int]:
+        """More than `most` tokens from the start of a text, or all that there are."""
+        window = (most + 1) * self.longest * _NORMALISED_CHARACTERS
+        while True:
+            ids = self.encode(text[:window])
+            if len(ids) > most + _WORD_TOKENS or window >= len(text):
+                return ids
+            window *= 2  # of white space, for instance, there is hardly a token
 
     def cut(self, text: str, most: int) -> tuple[str, bool]:
         """Cut a text to `most` tokens as published: encode, cut, decode (what comes out is encoded again)."""

@@ -1,4 +1,4 @@
-"""Queries and documents as the library is given them: texts and pixels, which it makes one sequence of."""
+"""Queries and documents as the library is given them: texts and pixels, of which it makes one sequence a pair."""
 
 from __future__ import annotations
 
@@ -7,75 +7,46 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tokenizers import Tokenizer
 
-from lakerank.model.inputs import EncodedInput, Images, Patches, RejectedInput
-from lakerank.model.preprocess.images import PatchShape
-from lakerank.model.preprocess.tokenizer import TextTokenizer
+from lakerank.model.inputs import EncodedInput, Images, RejectedInput
 from lakerank.records import RejectReason
 
-#: An image whole: "patches" of one pixel.
-PIXELS = PatchShape(side=1, merge=1)
-
-#: Pixels that a visual token covers in the models of today, roughly: micro-batches are sized by it.
-_PIXELS_PER_TOKEN = 28 * 28
-
-_NO_POSITIONS = np.empty((3, 0), dtype=np.int64)
+#: Characters, or pixels of an image, that a token covers, roughly.
+_CHARACTERS, _PIXELS = 4, 28 * 28
 
 
 @dataclass(frozen=True, slots=True)
 class RawInput(EncodedInput):
-    """A query or document before the library tokenises it with the other of its pair.
+    """A query or document that is not tokenised: `token_ids` has as many zeros as it will have tokens, roughly.
 
-    `token_ids` are the text's, for sizes alone. `instruction`: what the library calls a prompt; None: its default.
+    `instruction`: what the library calls a prompt; None: the checkpoint's default.
     """
 
     text: str | None = None
     instruction: str | None = None
 
-    @property
-    def size(self) -> int:
-        """Tokens that it takes, roughly."""
-        visual = sum(image.pixels.size // 3 // _PIXELS_PER_TOKEN + 2 for _, image in self.images)
-        return len(self.token_ids) + visual
-
     def content(self, structured: bool) -> Any:
-        """The library's form of it: a dict of an image and a text where `structured`, else the text.
-
-        As a dict a text that looks like an address or a path stays a text: the library would read an image there.
-        """
-        if not structured:
-            return self.text
-        images = [as_image(image) for _, image in self.images]
+        """The text; where `structured`, a dict of images and text: in a plain text the library looks for addresses."""
+        images = [Image.fromarray(image.pixels.reshape(*image.grid, 3)) for _, image in self.images]
         parts: dict[str, Any] = {"image": images[0] if len(images) == 1 else images} if images else {}
-        return parts if self.text is None else parts | {"text": self.text}
-
-
-def as_image(image: Patches) -> Image.Image:
-    """The picture that patches of one pixel are."""
-    return Image.fromarray(image.pixels.reshape(*image.grid, 3))
+        return (parts if self.text is None else parts | {"text": self.text}) if structured else self.text
 
 
 class InputReader:
-    """Reads documents and queries; a text is kept as far as a pair can hold. Safe to call from several threads."""
-
-    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
-        self._text, self._length = TextTokenizer(tokenizer), max_length
+    """Documents and queries as they are. Both raise RejectedInput: it is empty."""
 
     def document(self, text: str | None, images: Images = ()) -> RawInput:
-        """A document. Raises RejectedInput: it is empty, or not Unicode."""
-        return self._read(text, images, None, RejectReason.EMPTY_DOCUMENT)
+        """A document; images are "patches" of one pixel."""
+        return self._read(text, images, RejectReason.EMPTY_DOCUMENT)
 
     def query(self, text: str | None, images: Images = (), instruction: str | None = None) -> RawInput:
-        """A query. Raises RejectedInput: it is empty, or not Unicode."""
-        return self._read(text, images, instruction, RejectReason.EMPTY_QUERY)
+        """A query, likewise."""
+        return self._read(text, images, RejectReason.EMPTY_QUERY, instruction)
 
-    def _read(self, text: str | None, images: Images, instruction: str | None, empty: RejectReason) -> RawInput:
-        pixels = tuple(images)
-        if not pixels and not (text and text.strip()):
+    def _read(self, text: str | None, images: Images, empty: RejectReason, instruction: str | None = None) -> RawInput:
+        pixels, plain = tuple(images), text if text and text.strip() else None
+        if plain is None and not pixels:
             raise RejectedInput(empty, "neither text nor image")
-        plain = text if text and text.strip() else None
-        ids, start = ([], None) if plain is None else self._text.first(plain, self._length)
-        kept = np.array(ids[: self._length], dtype=np.int64)
-        cut = len(kept) < len(ids)
-        return RawInput(kept, _NO_POSITIONS, len(kept), pixels, cut, text=start, instruction=instruction)
+        tokens = 1 + len(plain or "") // _CHARACTERS + sum(len(image.pixels) // _PIXELS for _, image in pixels)
+        zeros = np.zeros(tokens, dtype=np.int64)
+        return RawInput(zeros, np.empty((3, 0), dtype=np.int64), 0, pixels, text=plain, instruction=instruction)
