@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import shutil
+import site
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import lakerank
 from checkpoints import encoders
 from checkpoints import sentence_transformers as layouts
 from lakerank import load_reranker
@@ -312,3 +317,21 @@ def test_a_template_without_a_place_for_pairs_is_refused(copy: Callable[[str], P
         "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     )
     refused(folder, "cannot carry a 'query'/'document' pair")
+
+
+def test_without_the_library_the_error_names_the_extra(folders: dict[str, Path], tmp_path: Path) -> None:
+    """An installation of everything else: links to all packages but that one."""
+    for place in site.getsitepackages():
+        for package in Path(place).iterdir():
+            if not package.name.startswith("sentence_transformers") and package.suffix != ".pth":
+                (tmp_path / package.name).symlink_to(package)
+    command = (
+        "import sys; from lakerank.model.spec import CheckpointSpec, identify;"
+        f"identify(CheckpointSpec(sys.argv[1], family={FAMILY!r}))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(lakerank.__file__).parents[1]), str(tmp_path)])}
+    process = subprocess.run(
+        [sys.executable, "-S", "-c", command, str(folders[BERT])], env=environment, capture_output=True, text=True
+    )
+    assert "CheckpointError: " in process.stderr
+    assert 'pip install "lakerank[sentence-transformers]"' in process.stderr

@@ -37,6 +37,7 @@ from lakerank.lake.tables import fragments
 from lakerank.lake.trial import START_TRIAL_S, deadly_file, deadly_message
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.checkpoint import MINILM_EN, fetch_command
+from lakerank.model.registry import WIDE
 from lakerank.model.routed import ModelSpec, RoutedSpec
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.plan.conflicts import changed_settings
@@ -59,6 +60,9 @@ CHECKED_FILES = 16
 
 #: Devices by which the drivers of NVIDIA's and AMD's GPUs are reached, the second under Windows.
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-ctrl-gpu")
+
+#: What is not promised where another library makes batches.
+_BATCHED = "{}: the last bits of scores depend on the pairs of a batch; scoring.reproducible=true reads each pair alone"
 
 #: The settings of `lake:` that are tables; what a run reads of them.
 TABLES = ("documents", "queries", "candidates", "qrels")
@@ -180,6 +184,9 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
     lake, audit, calibration = config.lake.located(), config.audit, None
     if (address := config.scoring.calibration) is not None:
         calibration = Calibration.from_json(storage.read_bytes(address), source=address)
+    caveats = [stage.caveat for stage in stages if stage.caveat]
+    for caveat in caveats:
+        logger.warning("%s", caveat)
     reject_rates = {reason.value: share for reason, share in (audit.max_reject_rates or {}).items()}
     bounds = _record(Bounds, audit, max_reject_rates=reject_rates)
     return Rerank(
@@ -190,7 +197,7 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
         audit=AuditRules(bounds, audit.golden_pairs, audit.golden_qrels),
         config_yaml=recorded(config),
         calibration=calibration,
-        warnings=warnings_of(config, storage),
+        warnings=(*warnings_of(config, storage), *caveats),
         ranked_table=_ranked_table(config.lake),
     )
 
@@ -333,7 +340,7 @@ def _stages(config: Config) -> tuple[Stage, ...]:
     for model in config.rerankers:
         spec = model_spec(model)
         scorer = spec.identify(bounds)
-        name = model_name(model)
+        name, families = model_name(model), [identity.family for identity in scorer.identities]
         if scorer.fingerprint in stages:
             duplicates.append(f"model: {name} is named twice, and would only give the same scores again")
         stages[scorer.fingerprint] = Stage(
@@ -355,6 +362,7 @@ def _stages(config: Config) -> tuple[Stage, ...]:
             top=model.top if isinstance(model, CascadeStageConfig) else None,
             unit_deadline_s=scoring.unit_deadline_s,
             max_image_bytes=scoring.max_source_bytes,
+            caveat=_BATCHED.format(name) if WIDE.name in families and not scoring.reproducible else None,
         )
     if duplicates:
         raise ConfigError(duplicates)

@@ -103,6 +103,7 @@ def run(runner: Runner, storage: Storage, job: Rerank, steps: Collection[str] = 
         _log_stage(job, number)
         log_forecast(of_stage)
     summary = {"run_id": job.paths.run_id, "stages": list(steps)} | _forecast_summary(job, forecasts)
+    summary |= {"warnings": list(job.warnings)} if job.warnings else {}
     if "score" in steps:
         with about(stage="score"):
             planned, scoring = score_stages(runner, storage, job, planned)

@@ -36,7 +36,7 @@ class Stage:
 
     `model` is the checkpoint's path, for people. `top`: it scores only so many of each query's best in the stage
     before; None: every pair of the run. `unit_deadline_s`: seconds that a unit may take at least. `max_image_bytes`: of
-    an image that is read at its address.
+    an image that is read at its address. `caveat`: what is not promised of its scores, for the manifest.
     """
 
     scorer: str
@@ -49,6 +49,7 @@ class Stage:
     top: int | None = None
     unit_deadline_s: float = 600
     max_image_bytes: int = Limits().max_source_bytes
+    caveat: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

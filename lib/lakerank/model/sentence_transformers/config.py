@@ -1,6 +1,6 @@
 """What a checkpoint's files say to sentence-transformers, and what is refused; a plan needs it, without torch.
 
-A checkpoint names neither Python nor files that are not its own: modules.json and activations are import paths, and some
+A checkpoint names neither Python nor files that are not its own: modules.json and activations are import paths, some
 settings are folders or hub ids. What is left is data, which the library and transformers read themselves.
 """
 
