@@ -15,9 +15,11 @@ from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration, Qwen3Config, Qwen3ForCausalLM, Qwen3VLConfig
 from transformers import Qwen3VLForConditionalGeneration as Qwen3VL
 
+from checkpoints.decoders import write_prompt
 from checkpoints.encoders import write_bge, write_jina
 from lakerank.fingerprint import fingerprint
 from lakerank.model.checkpoint import EMBEDDED, WEIGHTS_NAME, read_json
+from lakerank.model.generative.config import PROMPTS
 from lakerank.model.jina_m0.weights import JinaVLForRanking, published_name, save_checkpoint
 from lakerank.model.registry import M0
 from lakerank_benchmark.request import BGE, JINA
@@ -110,6 +112,7 @@ def _write_generative(target: Path, family: str, shape: Shape, dtype: str, gener
     side = config.get("vision_config", {}).get("patch_size", 14)
     processor = read_json(EMBEDDED / "preprocessor_config.json") | mean | {"patch_size": side}
     (target / "preprocessor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
+    write_prompt(target, PROMPTS[family])
     (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -20,6 +20,7 @@ from lakerank.model.checkpoint import locate, read_json
 from lakerank.model.cross_encoder.weights import read_shape
 from lakerank.model.engine.counters import Counters, Flops, count_flops
 from lakerank.model.engine.reranker import BatchedReranker
+from lakerank.model.facts import read_facts
 from lakerank.model.registry import M0, family_of
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
 from lakerank_benchmark.request import CROSS_ENCODER, ENCODERS, FAST, JINA, PUBLISHED, REPRODUCIBLE, Request
@@ -151,7 +152,7 @@ def load(name: str, request: Request) -> Contender:
         return Lakerank(reranker)
     folder = locate(request.checkpoint)
     config = read_json(folder / "config.json")
-    family = family_of(config, None, request.checkpoint)
+    family = family_of(read_facts(folder, config), request.checkpoint)
     try:
         if family.name in ENCODERS:
             limits = family.limits(config, Limits(), request.max_length, request.checkpoint)

@@ -1,14 +1,14 @@
-"""The registry: every published config.json finds its family, and a scorer's name covers what the family computes."""
+"""The registry: what each family has, and that a scorer's name covers what the family computes."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,43 +17,10 @@ from lakerank.errors import CheckpointError
 from lakerank.fingerprint import fingerprint
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import file_hash
+from lakerank.model.facts import CheckpointFacts
 from lakerank.model.jina_m0.config import read_settings
-from lakerank.model.registry import FAMILIES, ModelFamily, family_of
+from lakerank.model.registry import FAMILIES, ModelFamily, family_named, family_of
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions, identify
-
-#: What tells published checkpoints apart: of each config.json, as it is on the hub, the keys that say what it is.
-PUBLISHED: dict[str, list[dict[str, Any]]] = {
-    "jina-reranker-m0": [
-        {
-            "model_type": "qwen2_vl",
-            "architectures": ["JinaVLForRanking"],
-            "auto_map": {"AutoModel": "modeling.JinaVLForRanking"},
-        }
-    ],
-    "monoqwen2-vl": [{"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"]}],
-    "qwen3-vl-reranker": [{"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]}],
-    "qwen3-reranker": [{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}],
-    "bge-reranker": [{"model_type": "xlm-roberta", "architectures": ["XLMRobertaForSequenceClassification"]}],
-    "bert-reranker": [
-        {
-            "model_type": "bert",
-            "architectures": ["BertForSequenceClassification"],
-            "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity",
-        }
-    ],
-    "kalm-reranker": [{"model_type": "t5gemma2", "architectures": ["T5Gemma2ForConditionalGeneration"]}],
-    "modernbert-reranker": [
-        {"model_type": "modernbert", "architectures": ["ModernBertForSequenceClassification"]},
-        {"model_type": "modernbert", "architectures": ["ModernBertModel"]},
-    ],
-    "jina-reranker-v2": [
-        {
-            "architectures": ["XLMRobertaForSequenceClassification"],
-            "auto_map": {"AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig"},
-            "use_flash_attn": True,
-        }
-    ],
-}
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +28,6 @@ def bge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bge")
     write_bge(folder)
     return folder
-
-
-def test_every_family_is_known_by_a_published_config() -> None:
-    assert {family.name for family in FAMILIES} == PUBLISHED.keys()
-
-
-@pytest.mark.parametrize(
-    ("name", "config"), [(name, values) for name, configs in PUBLISHED.items() for values in configs]
-)
-def test_a_published_config_is_of_one_family(name: str, config: dict[str, Any]) -> None:
-    assert [family.name for family in FAMILIES if family.recognises(config)] == [name]
-    assert family_of(config, None, "here").name == name
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -87,20 +42,24 @@ def test_no_two_families_make_the_same_name_for_a_scorer() -> None:
         assert str(family.protocol).startswith(f"{family.name}/")
 
 
-def test_an_unknown_architecture_is_told_what_there_is() -> None:
-    config = {"model_type": "deberta-v2", "architectures": ["DebertaV2ForSequenceClassification"]}
-    with pytest.raises(CheckpointError, match=r"'deberta-v2'.*DebertaV2ForSequenceClassification.*say which") as caught:
-        family_of(config, None, "here")
+def test_an_unknown_checkpoint_is_told_what_was_found_and_what_there_is() -> None:
+    facts = CheckpointFacts({"model_type": "deberta-v2", "architectures": ["DebertaV2ForSequenceClassification"]})
+    with pytest.raises(CheckpointError, match=r"'deberta-v2'.*DebertaV2ForSequenceClassification") as caught:
+        family_of(facts, "here")
     with pytest.raises(CheckpointError, match=r"model\.family 'deberta' is none of") as named:
-        family_of(config, "deberta", "here")
+        family_named("deberta")
     for family in FAMILIES:
         assert family.name in str(caught.value)
         assert family.name in str(named.value)
 
 
-def test_the_config_may_say_the_family(bge: Path) -> None:
+def test_the_config_may_say_the_family(bge: Path, tmp_path: Path) -> None:
+    shutil.copytree(bge, tmp_path, dirs_exist_ok=True)
     config = json.loads((bge / "config.json").read_text()) | {"architectures": ["Renamed"]}
-    assert family_of(config, "bge-reranker", "here").name == "bge-reranker"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="no known reranker"):
+        identify(CheckpointSpec(str(tmp_path)))
+    assert identify(CheckpointSpec(str(tmp_path), family="bge-reranker")).family == "bge-reranker"
     with pytest.raises(CheckpointError, match=r"model_type 'xlm-roberta' in config\.json, not 'qwen2_vl'"):
         identify(CheckpointSpec(str(bge), family="jina-reranker-m0"))
 

@@ -30,7 +30,7 @@ INDEX_NAME = "model.safetensors.index.json"
 WEIGHTS_NAME = "model.safetensors"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 #: Files up to this size are read whole; of larger ones, evenly spaced pieces, the first and the last bytes among them.

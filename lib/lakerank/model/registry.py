@@ -1,4 +1,4 @@
-"""The registry of model families: how config.json names them, what they accept, and which package computes them.
+"""The registry of model families: how checkpoints are recognised, what they accept, and which package computes them.
 
 A family is an entry of FAMILIES and a package with two functions: `config.read_info(folder, dtype, family)` and
 `load.load(options)`. Packages are named by strings and imported on use, so that planning a job, which needs names and
@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 from lakerank.cost import CostProfile
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
+from lakerank.model.facts import CheckpointFacts
 from lakerank.model.inputs import Instructions
 from lakerank.records import Reranker
 
@@ -131,7 +132,7 @@ class ModelFamily:
         models: what it is published as, and what is recognised: for messages.
         protocol: changes when the same weights and limits would give other scores. `NAME/1`, `NAME/2`, …; that of
             jina-reranker-m0 is a bare number, from before there were other families: fingerprints in lakes have it.
-        recognises: whether a checkpoint with this config.json is of the family.
+        recognises: whether what a checkpoint says of itself is of the family.
         document_major: work on a document is shared by its queries; if not, a pair costs document + query tokens.
         accepts_images: False: a pair with an image is rejected as `modality_unsupported`.
         accepts_adapter: a LoRA adapter may be merged on load.
@@ -148,7 +149,7 @@ class ModelFamily:
     package: str
     models: str
     protocol: int | str
-    recognises: Callable[[CheckpointConfig], bool]
+    recognises: Callable[[CheckpointFacts], bool]
     document_major: bool = False
     accepts_images: bool = False
     accepts_adapter: bool = False
@@ -159,15 +160,12 @@ class ModelFamily:
     truncates_document_only: bool = False
     sliding_window: bool = False
 
-    def read_info(self, folder: Path, dtype: str, *, named: bool = True) -> CheckpointInfo:
+    def read_info(self, folder: Path, dtype: str) -> CheckpointInfo:
         """What names the scorer, from JSON files and the weights' headers alone; `dtype` may be auto.
 
-        `named`: by `model.family`; if not, files that say that the score is another's are heeded, where the family has
-        a `config.check_detected`. Raises CheckpointError: the checkpoint is not supported.
+        Raises CheckpointError: the checkpoint is not supported.
         """
         package = import_module(f"{self.package}.config")
-        if not named and hasattr(package, "check_detected"):
-            package.check_detected(folder, self.name)
         return cast(CheckpointInfo, package.read_info(folder, dtype, self.name))
 
     def as_read(self, info: CheckpointInfo) -> ModelFamily:
@@ -196,26 +194,50 @@ class ModelFamily:
         return Limits(max_length=length, max_query_length=query)
 
 
-def _architectures(config: CheckpointConfig) -> list[str]:
-    architectures = config.get("architectures")
-    return [str(name) for name in architectures] if isinstance(architectures, list) else []
+def _classifies(model_type: str, architecture: str, head: str) -> Callable[[CheckpointFacts], bool]:
+    """Whether a checkpoint is a classifier: the last layer of its head is stored with it, or is a module beside it."""
+
+    def recognises(facts: CheckpointFacts) -> bool:
+        if facts.modules not in ((), ("Transformer",)):
+            written = facts.settings.get("model_type") == "CrossEncoder" and facts.model_type == model_type
+            return written and facts.modules[:2] == ("Transformer", "Pooling") and facts.modules[-1] == "Dense"
+        return architecture in facts.architectures and head in facts.heads
+
+    return recognises
 
 
-def _describes(model_type: str, architecture: str) -> Callable[[CheckpointConfig], bool]:
-    """Whether a config.json names a model type and an architecture."""
-    return lambda config: config.get("model_type") == model_type and architecture in _architectures(config)
+_is_xlm_roberta = _classifies("xlm-roberta", "XLMRobertaForSequenceClassification", "classifier.out_proj")
 
 
-_is_qwen2_vl_chat = _describes("qwen2_vl", "Qwen2VLForConditionalGeneration")
-
-
-def _is_xlm_roberta(config: CheckpointConfig) -> bool:
-    return "XLMRobertaForSequenceClassification" in _architectures(config)
-
-
-def _is_jina_flash(config: CheckpointConfig) -> bool:
+def _is_jina_flash(facts: CheckpointFacts) -> bool:
     """Whether a config.json names jina's own implementation of XLM-RoBERTa, which has its own names for weights."""
-    return "use_flash_attn" in config or "XLMRobertaFlashConfig" in str(config.get("auto_map"))
+    return "use_flash_attn" in facts.config or "XLMRobertaFlashConfig" in str(facts.config.get("auto_map"))
+
+
+def _answers(family: str, model_type: str, architecture: str) -> Callable[[CheckpointFacts], bool]:
+    """Whether a checkpoint is a language model whose own files ask and answer as a family of `model.generative`."""
+
+    def recognises(facts: CheckpointFacts) -> bool:
+        if facts.model_type != model_type or architecture not in facts.architectures or facts.config.get("auto_map"):
+            return False
+        return bool(import_module("lakerank.model.generative.config").recognises(facts, family))
+
+    return recognises
+
+
+def _is_mono_qwen2_vl(facts: CheckpointFacts) -> bool:
+    """Whether it is Qwen2-VL's chat model with an adapter for no task of a chat; or both merged and described."""
+    adapter = facts.adapter or {}
+    adapted = "Qwen2-VL-2B-Instruct" in str(adapter.get("base_model_name_or_path")) and not adapter.get("task_type")
+    if adapted and not adapter.get("modules_to_save"):
+        return facts.model_type == "qwen2_vl" and "Qwen2VLForConditionalGeneration" in facts.architectures
+    return _answers("monoqwen2-vl", "qwen2_vl", "Qwen2VLForConditionalGeneration")(facts)
+
+
+def _is_kalm(facts: CheckpointFacts) -> bool:
+    """Whether a T5Gemma 2 says that it is one, by a file of settings or of code, or by a module of its own."""
+    named = facts.files & {"kalm_cross_encoder_config.json", "kalm_reranker.py"}
+    return facts.model_type == "t5gemma2" and bool(named or any("KaLM" in kind for kind in facts.modules))
 
 
 def _bert_positions(config: CheckpointConfig) -> int | None:
@@ -229,47 +251,47 @@ def _encoder_positions(config: CheckpointConfig) -> int | None:
     return positions - padding - 1 if isinstance(positions, int) and isinstance(padding, int) else None
 
 
-#: All families. No two recognise the same config.json.
+#: All families. No two recognise the same checkpoint.
 FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
         name=M0,
         package="lakerank.model.jina_m0",
-        models="jina-reranker-m0: model_type qwen2_vl with a score head",
+        models="jina-reranker-m0: Qwen2-VL with a head of two layers, score.0 and score.2",
         protocol=3,
         document_major=True,
         accepts_images=True,
         accepts_adapter=True,
-        recognises=lambda config: config.get("model_type") == "qwen2_vl" and not _is_qwen2_vl_chat(config),
+        recognises=lambda facts: facts.model_type == "qwen2_vl" and {"score.0", "score.2"} <= set(facts.heads),
     ),
     ModelFamily(
         name="monoqwen2-vl",
         package="lakerank.model.generative",
-        models="MonoQwen2-VL-v0.1: Qwen2VLForConditionalGeneration, with its adapter or merged",
+        models="MonoQwen2-VL-v0.1: Qwen2-VL's chat model with an adapter, asked whether an image is 'True' or 'False'",
         protocol="monoqwen2-vl/2",
         document_major=True,
         accepts_images=True,
         accepts_adapter=True,
-        recognises=_is_qwen2_vl_chat,
+        recognises=_is_mono_qwen2_vl,
     ),
     ModelFamily(
         name="qwen3-vl-reranker",
         package="lakerank.model.generative",
-        models="Qwen3-VL-Reranker: Qwen3VLForConditionalGeneration",
+        models="Qwen3-VL-Reranker: Qwen3-VL's chat model asked for 'yes' or 'no' in its own prompt",
         protocol="qwen3-vl-reranker/2",
         accepts_images=True,
         accepts_adapter=True,
         accepts_instruction=True,
-        recognises=_describes("qwen3_vl", "Qwen3VLForConditionalGeneration"),
+        recognises=_answers("qwen3-vl-reranker", "qwen3_vl", "Qwen3VLForConditionalGeneration"),
         default_max_length=8192,
     ),
     ModelFamily(
         name="qwen3-reranker",
         package="lakerank.model.generative",
-        models="Qwen3-Reranker: Qwen3ForCausalLM",
+        models="Qwen3-Reranker: Qwen3's language model asked for 'yes' or 'no' in its own prompt",
         protocol="qwen3-reranker/1",
         accepts_adapter=True,
         accepts_instruction=True,
-        recognises=_describes("qwen3", "Qwen3ForCausalLM"),
+        recognises=_answers("qwen3-reranker", "qwen3", "Qwen3ForCausalLM"),
         default_max_length=8192,
     ),
     ModelFamily(
@@ -277,7 +299,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         package="lakerank.model.cross_encoder",
         models="bge-reranker-v2-m3, -large, -base: XLMRobertaForSequenceClassification with one label",
         protocol="bge-reranker/3",
-        recognises=lambda config: _is_xlm_roberta(config) and not _is_jina_flash(config),
+        recognises=lambda facts: _is_xlm_roberta(facts) and not _is_jina_flash(facts),
         default_max_length=512,
         positions=_encoder_positions,
         max_query_fraction=0.75,
@@ -288,7 +310,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         package="lakerank.model.cross_encoder",
         models="jina-reranker-v2-base-multilingual: XLMRobertaForSequenceClassification with use_flash_attn",
         protocol="jina-reranker-v2/2",
-        recognises=lambda config: _is_xlm_roberta(config) and _is_jina_flash(config),
+        recognises=lambda facts: _is_xlm_roberta(facts) and _is_jina_flash(facts),
         default_max_length=1024,
         positions=_encoder_positions,
         sliding_window=True,
@@ -298,7 +320,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         package="lakerank.model.cross_encoder",
         models="minilm-en, ms-marco-MiniLM and others: BertForSequenceClassification with one label",
         protocol="bert-reranker/2",
-        recognises=lambda config: "BertForSequenceClassification" in _architectures(config),
+        recognises=_classifies("bert", "BertForSequenceClassification", "classifier"),
         default_max_length=512,
         positions=_bert_positions,
         max_query_fraction=0.75,
@@ -307,11 +329,11 @@ FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
         name="kalm-reranker",
         package="lakerank.model.kalm",
-        models="KaLM-Reranker-V1: T5Gemma2ForConditionalGeneration",
+        models="KaLM-Reranker-V1: T5Gemma 2 with kalm_cross_encoder_config.json or its own code",
         protocol="kalm-reranker/1",
         document_major=True,
         accepts_instruction=True,
-        recognises=_describes("t5gemma2", "T5Gemma2ForConditionalGeneration"),
+        recognises=_is_kalm,
         positions=lambda config: _bert_positions(config["encoder"]["text_config"]),
         default_max_length=1536,
         max_query_fraction=1 / 3,
@@ -321,15 +343,19 @@ FAMILIES: tuple[ModelFamily, ...] = (
         package="lakerank.model.cross_encoder",
         models="gte-reranker-modernbert, Ettin's and granite's: ModernBERT with a head of one output",
         protocol="modernbert-reranker/1",
-        recognises=lambda config: (
-            config.get("model_type") == "modernbert"
-            and bool({"ModernBertForSequenceClassification", "ModernBertModel"}.intersection(_architectures(config)))
-        ),
+        recognises=_classifies("modernbert", "ModernBertForSequenceClassification", "classifier"),
         positions=_bert_positions,
         max_query_fraction=0.75,
         truncates_document_only=True,
     ),
 )
+
+
+def _is_cross_encoder(facts: CheckpointFacts) -> bool:
+    """Whether a checkpoint has the head of a classifier, or says that the library wrote it; and has no code."""
+    classifies = any(name.endswith("ForSequenceClassification") for name in facts.architectures)
+    headed = classifies and any("pooler" not in name for name in facts.heads)
+    return (headed or facts.settings.get("model_type") == "CrossEncoder") and not facts.config.get("auto_map")
 
 
 #: The library's own models, for all that no narrower family computes.
@@ -338,7 +364,7 @@ WIDE = ModelFamily(
     package="lakerank.model.sentence_transformers",
     models="whatever its CrossEncoder loads without remote code",
     protocol="sentence-transformers/1",
-    recognises=lambda config: False,
+    recognises=_is_cross_encoder,
     accepts_images=True,
     accepts_instruction=True,
     positions=lambda config: (_encoder_positions if "roberta" in str(config.get("model_type")) else _bert_positions)(
@@ -348,25 +374,30 @@ WIDE = ModelFamily(
 )
 
 
-def family_of(config: CheckpointConfig, name: str | None, source: str) -> ModelFamily:
-    """The family of a checkpoint, which messages call `source`, by its config.json, or the one of that name.
+def family_of(facts: CheckpointFacts, source: str) -> ModelFamily:
+    """The family of a checkpoint, which messages call `source`, by what it says of itself.
 
-    Raises CheckpointError: no family matches, or several do; the families are listed.
+    Raises CheckpointError: no family agrees, or several do; says what was found, and what each family is.
     """
-    families = (*FAMILIES, WIDE)
-    matching = [family for family in families if (family.recognises(config) if name is None else family.name == name)]
+    matching = [family for family in FAMILIES if family.recognises(facts)]
+    if not matching and WIDE.recognises(facts):
+        return WIDE
     if len(matching) == 1:
         return matching[0]
-    known = "; ".join(f"{family.name} ({family.models})" for family in families)
-    if name is not None:
-        raise CheckpointError(f"{source}: model.family {name!r} is none of: {known}")
-    stated = f"model_type {config.get('model_type')!r}, architectures {_architectures(config)}"
-    if matching:
-        names = ", ".join(family.name for family in matching)
-        raise CheckpointError(f"{source}: {stated} in config.json may be {names}: say which with model.family")
-    raise CheckpointError(f"{source}: {stated} in config.json is none of: {known}; say which with model.family")
+    names = f"may be {', '.join(family.name for family in matching)}" if matching else "is no known reranker"
+    raise CheckpointError(
+        f"{source}: {names} by what its files say: {facts.described()}. To have it scored as one nevertheless, "
+        f"whatever its files say, name it in model.family: {_known()}"
+    )
 
 
-def family_named(name: str) -> ModelFamily:
-    """The family of an identity. Raises CheckpointError: another version of lakerank made the identity."""
-    return family_of({}, name, "identity")
+def family_named(name: str, source: str = "identity") -> ModelFamily:
+    """The family of a name. Raises CheckpointError: there is none, or another version of lakerank made the identity."""
+    for family in (*FAMILIES, WIDE):
+        if family.name == name:
+            return family
+    raise CheckpointError(f"{source}: model.family {name!r} is none of: {_known()}")
+
+
+def _known() -> str:
+    return "; ".join(f"{family.name} ({family.models})" for family in (*FAMILIES, WIDE))

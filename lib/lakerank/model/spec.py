@@ -26,6 +26,7 @@ from lakerank.model.checkpoint import (
     weight_files,
 )
 from lakerank.model.config import read_config
+from lakerank.model.facts import PROMPT_FILES, read_facts
 from lakerank.model.inputs import Instructions
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.model.registry import (
@@ -150,15 +151,18 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
     with reading(spec.path):
         folder = locate(spec.path, spec.revision)
         config = read_config(folder)
-        family = family_of(config, spec.family, str(folder))
-        if spec.adapter is not None and not family.accepts_adapter:
+        adapter = locate_adapter(spec.adapter, spec.adapter_revision)
+        if spec.family is None:
+            family = family_of(read_facts(folder, config, adapter), str(folder))
+        else:
+            family = family_named(spec.family, str(folder))
+        if adapter is not None and not family.accepts_adapter:
             raise CheckpointError(f"{folder}: {family.name} takes no adapter; leave model.adapter out")
         own = (spec.instruction or "").strip() or None
         instructions = Instructions(family.accepts_instruction, own, spec.ignore_instructions)
         if own is not None and not instructions.accepted:
             raise ConfigError([f"model.instruction: {folder} is a {family.name}, which takes none; leave it out"])
-        adapter = locate_adapter(spec.adapter, spec.adapter_revision)
-        info = family.read_info(folder, spec.dtype, named=spec.family is not None)
+        info = family.read_info(folder, spec.dtype)
         family = family.as_read(info)
         read_tokenizer(folder / "tokenizer.json")  # a broken one is refused before planning
         limits = family.limits(config, limits or Limits(), spec.max_length, str(folder))
@@ -205,6 +209,6 @@ def confirm(identity: CheckpointIdentity, spec: CheckpointSpec) -> CheckpointIde
 
 
 def _all_files(folder: Path, adapter: str | None) -> Iterable[Path]:
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
-    small = [folder / name for name in (*names, "kalm_cross_encoder_config.json") if (folder / name).is_file()]
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", *PROMPT_FILES)
+    small = [file for name in names for file in sorted(folder.glob(name))]
     return [*small, *weight_files(folder), *module_files(folder), *(adapter_files(adapter) if adapter else ())]

@@ -10,13 +10,15 @@ torch is not imported, for a plan needs this.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import read_json, read_modules, resolve_dtype
+from lakerank.model.checkpoint import read_json, resolve_dtype
 from lakerank.model.config import read_config
+from lakerank.model.facts import CheckpointFacts, reads_pairs
+from lakerank.model.generative.template import PromptTexts, prompt_texts
 from lakerank.model.inputs import Template
 from lakerank.model.preprocess.images import PatchShape, patch_shape
 from lakerank.model.registry import CheckpointInfo
@@ -48,6 +50,15 @@ class ChatPrompt:
     no: str = "no"
     document_first: bool = False
     encoder: bool = False
+
+    def agrees(self, texts: PromptTexts) -> bool:
+        """Whether a checkpoint's own chat template makes this prompt of texts."""
+        first, second = (self.document, self.query) if self.document_first else (self.query, self.document)
+        around = self.instruction or Template()
+        start = f"{self.preamble}{around.prefix}{self.default_instruction}{around.suffix}{first.before}{first.prefix}"
+        middle = first.suffix + first.after + second.before + second.prefix
+        own = PromptTexts(start, middle, second.suffix + second.after, self.document_first)
+        return own == replace(texts, instruction=None)
 
     def fingerprint_parts(self) -> dict[str, Any]:
         """What scores depend on, by the names that fingerprints of scorers have."""
@@ -124,31 +135,21 @@ PROMPTS: Mapping[str, ChatPrompt] = {
 }
 
 
-def check_detected(folder: Path, family: str) -> None:
-    """Refuse a language model whose files say that its score is not this family's: config.json alone cannot tell.
-
-    Raises CheckpointError: says what was found. Sources: sentence-transformers' modules.json and its LogitScore, whose
-    score is the logit of one token, or less that of another; vLLM's `classifier_from_token`.
-    """
-    prompt, config = PROMPTS[family], read_config(folder)
-    faults = ["config.json: auto_map, code of its own, which is never run"] if config.get("auto_map") else []
-    words = config.get("classifier_from_token")
-    if words is not None and words != [prompt.no, prompt.yes]:
-        faults.append(f"config.json: classifier_from_token {words!r:.80}")
-    for kind, path in read_modules(folder):
-        if kind.endswith(".LogitScore"):
-            stated = read_json(path / "config.json")
-            tokens = [stated.get(f"{side}_token_id") for side in ("true", "false")]
-            vocabulary = read_json(folder / "tokenizer.json").get("model", {}).get("vocab", {})
-            if tokens != [vocabulary.get(word) for word in (prompt.yes, prompt.no)]:
-                faults.append(f"{path.name}/config.json: the score is that of tokens {tokens[0]!r} and {tokens[1]!r}")
-        elif not kind.endswith(".Transformer"):
-            faults.append(f"modules.json: {kind}")
-    if faults:
-        raise CheckpointError(
-            f"{folder}: not {family}, whose score is the logit of {prompt.yes!r} less that of {prompt.no!r} in its own "
-            f"prompt ({'; '.join(faults)}). model.family={family} scores it so nevertheless"
-        )
+def recognises(facts: CheckpointFacts, family: str) -> bool:
+    """Whether a checkpoint's own prompt and the words that it answers with are a family's."""
+    prompt = PROMPTS[family]
+    answer = (prompt.yes, prompt.no)
+    stated = facts.config.get("classifier_from_token")  # vLLM's, the word for irrelevant first
+    if facts.modules not in ((), ("Transformer", "LogitScore")) or facts.answer not in (None, answer):
+        return False
+    if stated is not None:
+        return bool(stated == [prompt.no, prompt.yes])
+    if facts.template is None or not reads_pairs(facts.template.source):
+        return False
+    try:
+        return prompt.agrees(prompt_texts(facts.template))
+    except CheckpointError:
+        return False
 
 
 def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import read_json, read_modules, resolve_dtype, stored_tensors
+from lakerank.model.checkpoint import read_json, resolve_dtype, stored_tensors
 from lakerank.model.config import read_config
 from lakerank.model.generative.config import ChatPrompt
 from lakerank.model.inputs import Template
@@ -47,16 +47,6 @@ def read_pooling(folder: Path) -> int:
     if type(pooling) is not int or pooling < 1 or stated.get("system_instruction", "") not in PROMPT.preamble:
         raise CheckpointError(f"{folder / _SETTINGS}: encoder_chunk_size or system_instruction is not computed here")
     return pooling
-
-
-def check_detected(folder: Path, family: str) -> None:
-    """Refuse a T5Gemma 2 whose files do not say that it is a KaLM-Reranker. Raises CheckpointError: it may be any."""
-    named = any((folder / name).is_file() for name in (_SETTINGS, "kalm_reranker.py"))
-    if not named and not any("KaLM" in kind for kind, _ in read_modules(folder)):
-        raise CheckpointError(
-            f"{folder}: a T5Gemma 2, and neither {_SETTINGS}, kalm_reranker.py nor modules.json says that it is a "
-            f"KaLM-Reranker; model.family={family} scores it so nevertheless"
-        )
 
 
 def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
