@@ -162,6 +162,7 @@ def test_no_other_name_is_a_bundled_config(name: str) -> None:
 SCALE = {"scale": 1.5, "bias": -2}
 ROUTED = {"text": {"path": "t", "calibration": {**SCALE}}, "image": {"path": "i", "calibration": {**SCALE}}}
 CASCADE = [{"path": "cheap"}, {"path": "strong", "top": 20}]
+KEPT = [{"path": "cheap"}, {"path": "strong", "keep": {"recall": 0.98, "sample": 200}}]
 ENSEMBLE = {"ensemble": [{"path": "a"}, {"path": "b"}]}
 
 
@@ -213,6 +214,16 @@ def test_one_model_of_several_can_be_set() -> None:
         (CASCADE, "model.1.top=null", "--set model.1.top: 1.top missing"),
         (CASCADE, "model.0.top=5", "--set model.0.top: 0.top: the first reranker scores every candidate"),
         ([*CASCADE, {"path": "x", "top": 30}], "", "config: model: top may not rise from stage to stage: [20, 30]"),
+        (
+            CASCADE,
+            "model.0.keep.recall=0.9",
+            "--set model.0.keep.recall: 0.keep: the first reranker scores every candidate",
+        ),
+        (CASCADE, "model.1.keep.recall=0.9", "--set model.1.keep.recall: 1: `top` and `keep` both say"),
+        (KEPT, "model.1.keep.recall=1.0", "--set model.1.keep.recall: must be below 1"),
+        (KEPT, "model.1.keep.of_top=0", "--set model.1.keep.of_top: must be at least 1"),
+        (KEPT, "model.1.keep.from_run=r", "--set model.1.keep.from_run: sample: a rule that is learned from_run"),
+        ([*CASCADE, {**KEPT[1], "keep": {"recall": 0.9, "of_top": 30}}], "", "config: model: top may not rise"),
         (CASCADE[:1], "", "config: model: a list is a cascade of two rerankers or more"),
         (CASCADE, "model.1.device=cuda:1", "--set model.1.device: device must be the same"),
         (ROUTED, "model.text.device=cpu", "--set model.text.device: device must be the same"),

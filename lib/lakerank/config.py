@@ -215,10 +215,31 @@ class RoutedConfig(Section):
         return self
 
 
+class KeepConfig(Section):
+    """A guarantee: how much of its own first `of_top` documents a stage is to read, with what confidence."""
+
+    of_top: int = Field(default=10, ge=1)
+    recall: float = Field(gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    sample: int | None = Field(default=None, ge=1)
+    from_run: str | None = None
+    shift_level: float = Field(default=0.01, gt=0, lt=1)
+    otherwise: Literal["all", "stop"] = "all"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> KeepConfig:
+        if self.sample is not None and self.from_run is not None:
+            raise ValueError("sample: a rule that is learned from_run another run needs none; leave one of them out")
+        return self
+
+
 class CascadeStageConfig(ModelConfig):
-    """A stage of a cascade: it scores the previous stage's `top` documents of each query; the first scores all."""
+    """A stage of a cascade: of each query's documents in the stage before it scores the `top`, or what it takes to
+    `keep` a promise; the first scores all.
+    """
 
     top: int | None = Field(default=None, ge=1)
+    keep: KeepConfig | None = None
 
 
 class EnsembleConfig(Section):
@@ -247,12 +268,19 @@ def _check_stages(stages: tuple[CascadeStageConfig, ...]) -> tuple[CascadeStageC
     if len(stages) < 2:
         raise ValueError("a list is a cascade of two rerankers or more; one alone is named without a list")
     _check_devices(stages)
-    if stages[0].top is not None:
-        raise ValueError("0.top: the first reranker scores every candidate; leave it out")
-    missing = [f"{place}.top" for place, stage in enumerate(stages[1:], start=1) if stage.top is None]
+    for name in ("top", "keep"):
+        if getattr(stages[0], name) is not None:
+            raise ValueError(f"0.{name}: the first reranker scores every candidate; leave it out")
+    missing = [f"{place}.top" for place, stage in enumerate(stages[1:], start=1) if not stage.top and not stage.keep]
     if missing:
-        raise ValueError(f"{', '.join(missing)} missing: how many documents a query of the stage before it scores")
-    tops = [stage.top for stage in stages[1:] if stage.top is not None]
+        raise ValueError(
+            f"{', '.join(missing)} missing: how many documents a query of the stage before it scores; or `keep`, what "
+            "share of its own top it must find among them"
+        )
+    both = [str(place) for place, stage in enumerate(stages) if stage.top and stage.keep]
+    if both:
+        raise ValueError(f"{', '.join(both)}: `top` and `keep` both say how many documents are scored; leave one out")
+    tops = [stage.top or (stage.keep.of_top if stage.keep else 0) for stage in stages[1:]]
     if tops != sorted(tops, reverse=True):
         raise ValueError(f"top may not rise from stage to stage: {tops}")
     return stages

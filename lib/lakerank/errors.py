@@ -11,6 +11,7 @@ LakerankError
 ├── CheckpointError      a model cannot be loaded from its files
 ├── SparkSettingError    Spark is configured so that the job would be wrong or wasteful
 ├── RunConflictError     a run with this id exists and has other inputs
+├── GuaranteeError       a cascade cannot promise what its config asks for, and is to stop then
 ├── RunNotFoundError     no run with this id has ranked lists
 ├── TrainingError        training cannot start or has failed
 ├── EvaluationError      a run cannot be evaluated as requested
@@ -59,6 +60,10 @@ class SparkSettingError(LakerankError):
 
 class RunConflictError(LakerankError):
     """A run with this id exists and has other inputs."""
+
+
+class GuaranteeError(LakerankError):
+    """A cascade cannot promise what its config asks for, and is to stop then."""
 
 
 class RunNotFoundError(LakerankError):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.plan.guarantee import MARGINS, Promise, gaps, recalls, shift_p_value
+from lakerank.ranking import list_order, ranks
 
 QUERIES, SEEDS = 3000, 400
 
@@ -43,13 +44,14 @@ def recalls_of(scorers, documents: int, of_top: int, seed: int = 0) -> np.ndarra
     random = np.random.default_rng(seed)
     cheap, strong = (scores.astype(np.float32) for scores in scorers(random, (QUERIES, documents)))
     listed = random.integers(1, documents + 1, QUERIES) if documents < 15 else np.full(QUERIES, documents)
-    top_gaps = []
-    for number, count in enumerate(listed):
-        order = np.argsort(-cheap[number, :count], kind="stable")
-        gap = gaps(np.zeros(count, np.int64), cheap[number, order], of_top)
-        best = np.argsort(-strong[number, order], kind="stable")[:of_top]
-        top_gaps.append(gap[best].tolist())
-    return recalls(top_gaps)
+    query = np.repeat(np.arange(QUERIES), listed)
+    cheap, strong = (scores[np.arange(documents) < listed[:, None]] for scores in (cheap, strong))
+    order = list_order(query, cheap, np.arange(len(query)))
+    gap = np.empty(len(query))
+    gap[order] = gaps(query[order], cheap[order], of_top)
+    order = list_order(query, strong, np.arange(len(query)))
+    best = order[ranks(np.diff(query[order], prepend=-1) != 0) <= of_top]
+    return recalls(query[best], gap[best])
 
 
 def most_breaches(rate: float) -> int:
@@ -141,11 +143,13 @@ def test_gaps_are_below_the_last_of_the_top_and_a_short_list_is_read_whole():
 
 
 def test_recall_is_the_share_of_the_best_documents_that_a_margin_reaches():
-    by_margin = dict(zip(MARGINS.tolist(), recalls([[], [0.0, 0.9, 5.0, 2.0]]).T.tolist(), strict=True))
-    assert by_margin[0.0] == [0.25, 1]
-    assert by_margin[1.0] == [0.5, 1]
+    found = recalls(np.array([3, 3, 3, 3, 7]), np.array([0.0, 0.9, 5.0, 2.0, 2.0]))
+    by_margin = dict(zip(MARGINS.tolist(), found.T.tolist(), strict=True))
+    assert by_margin[0.0] == [0.25, 0]
+    assert by_margin[1.0] == [0.5, 0]
     assert by_margin[2.0] == [0.75, 1], "a gap as wide as the margin is read"
     assert by_margin[8.0] == [1, 1]
+    assert recalls(np.zeros(0, np.int64), np.zeros(0)).shape == (0, len(MARGINS))
 
 
 def test_a_shift_is_found_and_no_shift_is_not():

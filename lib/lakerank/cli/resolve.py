@@ -41,6 +41,7 @@ from lakerank.model.registry import WIDE
 from lakerank.model.routed import ModelSpec, RoutedSpec
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.plan.conflicts import changed_settings
+from lakerank.plan.guarantee import Promise
 from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.ranking import Fusion
 from lakerank.settings import parse_settings, read_yaml
@@ -335,14 +336,14 @@ def _stages(config: Config) -> tuple[Stage, ...]:
     from lakerank.rerank.stage import Stage
 
     stages: dict[str, Stage] = {}
-    duplicates = []
+    faults = []
     scoring, bounds = config.scoring, limits(config.scoring)
     for model in config.rerankers:
         spec = model_spec(model)
         scorer = spec.identify(bounds)
         name, families = model_name(model), [identity.family for identity in scorer.identities]
         if scorer.fingerprint in stages:
-            duplicates.append(f"model: {name} is named twice, and would only give the same scores again")
+            faults.append(f"model: {name} is named twice, and would only give the same scores again")
         stages[scorer.fingerprint] = Stage(
             scorer=scorer.fingerprint,
             model=name,
@@ -360,13 +361,17 @@ def _stages(config: Config) -> tuple[Stage, ...]:
                 with_group_ids=config.ranking.per_group is not None,
             ),
             top=model.top if isinstance(model, CascadeStageConfig) else None,
+            keep=_record(Promise, model.keep) if isinstance(model, CascadeStageConfig) and model.keep else None,
             unit_deadline_s=scoring.unit_deadline_s,
             max_image_bytes=scoring.max_source_bytes,
             caveat=_BATCHED.format(name) if WIDE.name in families and not scoring.reproducible else None,
         )
-    if duplicates:
-        raise ConfigError(duplicates)
-    return tuple(stages.values())
+    promises = [stage.keep for stage in stages.values() if stage.keep is not None and stage.keep.sample]
+    too_few = [(promise, promise.too_few(promise.sample or 0)) for promise in promises]
+    faults += [f"model: keep.sample: to promise {promise} {few}" for promise, few in too_few if few]
+    if faults:
+        raise ConfigError(faults)
+    return tuple(part for stage in stages.values() for part in stage.parts)
 
 
 def _rule(config: Config, stages: Sequence[Stage]) -> RankRule | FusionRule:

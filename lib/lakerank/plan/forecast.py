@@ -19,9 +19,11 @@ _PLAN_COUNTS = ("candidates", "duplicates", "new", "reused", "rejected", "droppe
 _LARGEST = ("largest_unit_over_mean", "forecast_read_amplification")
 
 _AT_MOST_LINES = (
-    "plan: at most %(new)d pairs, %(forecast_documents)d documents, %(forecast_tokens)d tokens "
-    "(%(forecast_tokens_pairwise)d pair by pair), %(work)s; exact once the stage before has been scored",
+    "plan: at most %(new)d pairs of %(forecast_queries)d queries, %(forecast_documents)d documents, "
+    "%(forecast_tokens)d tokens (%(forecast_tokens_pairwise)d pair by pair), %(work)s; exact once the stage before has "
+    "been scored",
 )
+_AT_LEAST_LINE = "plan: at least %(new)d pairs and %(forecast_tokens)d tokens, as the lake has no scores of them"
 _PLAN_LINES = (
     "plan: %(candidates)d candidates: %(new)d new, %(reused)d reused, %(rejected)d rejected, "
     "%(duplicates)d duplicates; %(dropped)d dropped since the last published run",
@@ -36,17 +38,22 @@ _HOURS_LINE = (
 
 
 @dataclass(frozen=True, slots=True)
-class CostUpperBound:
-    """The most that scoring the top k pairs of each query can take, whichever they are and none of them scored yet.
+class CostBounds:
+    """The most that scoring some pairs of each query can take, whichever they are and none of them scored yet.
 
-    `pairs`: k of each query, or all that it has. `documents`: as many as there are pairs, or all there are. `cost`:
-    tokens of the pairs' queries, and of the costliest documents; `pairwise_cost` with a document read again for each.
+    `pairs`: the top k of each query, or all that it has. `documents`: as many as there are pairs, or all there are.
+    `cost`: tokens of the pairs' queries, and of the costliest documents; `pairwise_cost` with a document read again for
+    each. `queries` have such pairs. `least_pairs` and `least_cost`: the fewest, with the cheapest documents, where a
+    rule that is yet to be learned selects the pairs.
     """
 
     pairs: int
     documents: int
     cost: int
     pairwise_cost: int
+    queries: int
+    least_pairs: int | None = None
+    least_cost: int | None = None
 
 
 def costliest(counts: Mapping[int, int], most: int) -> int:
@@ -56,6 +63,12 @@ def costliest(counts: Mapping[int, int], most: int) -> int:
         taken = min(most, counts[cost])
         total, most = total + cost * taken, most - taken
     return total
+
+
+def cheapest(counts: Mapping[int, int], least: int) -> int:
+    """Total cost of the `least` cheapest of some things, given how many there are of each cost."""
+    total = sum(cost * count for cost, count in counts.items())
+    return total - costliest(counts, max(0, sum(counts.values()) - least))
 
 
 def forecast(plan: Plan, parameters: int, calibration: Calibration | None) -> dict[str, Any]:
@@ -76,12 +89,18 @@ def forecast(plan: Plan, parameters: int, calibration: Calibration | None) -> di
     }
 
 
-def forecast_at_most(bound: CostUpperBound, parameters: int, calibration: Calibration | None) -> dict[str, Any]:
+def forecast_between(bound: CostBounds, parameters: int, calibration: Calibration | None) -> dict[str, Any]:
     """The forecast of a stage whose candidates are not known yet; nor are `reused` and the like."""
+    least = {}
+    if bound.least_cost is not None:
+        least = {"new": bound.least_pairs, "forecast_tokens": bound.least_cost}
+        least |= _work(bound.least_cost, parameters, calibration)
     return {
         "at_most": True,
+        **({"at_least": least} if least else {}),
         "candidates": bound.pairs,
         "new": bound.pairs,
+        "forecast_queries": bound.queries,
         "forecast_documents": bound.documents,
         "forecast_tokens": bound.cost,
         "forecast_tokens_pairwise": bound.pairwise_cost,
@@ -107,6 +126,9 @@ def total_forecast(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             total[name] = max(known, default=None)
         elif name not in _OF_THE_FIRST:
             total[name] = round(sum(known), 4) if known else None
+    if any("at_least" in stage for stage in stages):
+        least = [stage.get("at_least", {} if stage.get("at_most") else stage) for stage in stages]
+        total["at_least"] = {name: sum(stage.get(name, 0) for stage in least) for name in ("new", "forecast_tokens")}
     return total
 
 
@@ -122,5 +144,7 @@ def log_forecast(stage: Mapping[str, Any]) -> None:
     }
     for line in _AT_MOST_LINES if stage.get("at_most") else _PLAN_LINES:
         logger.info(line, figures)
+    if "at_least" in stage:
+        logger.info(_AT_LEAST_LINE, stage["at_least"])
     if stage["forecast_device_hours"] is not None:
         logger.info(_HOURS_LINE, figures)

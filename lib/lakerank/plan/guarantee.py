@@ -23,8 +23,7 @@ Q queries, R rules, P pairs throughout.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -62,22 +61,33 @@ class Promise:
     shift_level: float = 0.01
     otherwise: Literal["all", "stop"] = "all"
 
+    def __str__(self) -> str:
+        return f"{self.recall:.4g} of its own top {self.of_top} with a confidence of {self.confidence:.4g}"
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {name: value for name, value in asdict(self).items() if name != "otherwise"}
+
     @property
     def least_queries(self) -> int:
         """The fewest queries from which the promise can be kept: with full recall in each."""
         gains = np.log1p(_STAKES * (1 / self.recall - 1))
-        least, most = 0, 1
-        while _mixed(gains * most) < self._enough:
-            least, most = most, 2 * most
-        while most - least > 1:
-            middle = (least + most) // 2
-            least, most = (least, middle) if _mixed(gains * middle) >= self._enough else (middle, most)
-        return most
+        queries = np.arange(math.ceil((self._enough - math.log(_PARTS[0])) / gains[0]) + 1)
+        return int((_mixed(np.outer(gains, queries)) >= self._enough).argmax())
+
+    @property
+    def most_queries(self) -> int:
+        """The most queries that a sample has."""
+        return self.sample or _MOST_TIMES * self.least_queries
 
     def sample_size(self, queries: int) -> int:
         """How many of a run's queries are read whole."""
+        return min(queries, self.sample or max(self.least_queries, min(queries // 10, self.most_queries)))
+
+    def too_few(self, queries: int) -> str | None:
+        """What is wrong with a sample of so many queries, if they are too few."""
         least = self.least_queries
-        return min(queries, self.sample or max(least, min(queries // 10, _MOST_TIMES * least)))
+        return f"it takes {least} queries, and there are {queries}" if queries < least else None
 
     def boldest_rule(self, recalls: Float64) -> int:
         """The last of the nested rules, from the most careful on, that keeps the promise; -1 if none does.
@@ -112,7 +122,7 @@ def _mixed(parts: Float64) -> Any:
     return np.logaddexp.reduce(parts.T + np.log(_PARTS), axis=-1)
 
 
-def gaps(query: npt.NDArray[np.int64], logit: npt.NDArray[np.float32], of_top: int) -> Float64:
+def gaps(query: npt.NDArray[np.integer], logit: npt.NDArray[np.float32], of_top: int) -> Float64:
     """How far each logit is below the `of_top`-th of its list, or below its last one: (P,) each -> (P,), at least 0.
 
     Pairs are in order: by query, then logit descending.
@@ -123,15 +133,18 @@ def gaps(query: npt.NDArray[np.int64], logit: npt.NDArray[np.float32], of_top: i
     return np.maximum(0.0, np.repeat(edges, counts) - logit)
 
 
-def recalls(top_gaps: Sequence[Sequence[float]]) -> Float64:
-    """Recall of each query by each rule, of the gaps of its best documents: (Q, R), 1 where it has none."""
-    read = [(np.array(of_query)[:, None] <= MARGINS).mean(axis=0) for of_query in top_gaps if of_query]
-    return np.array([*read, *np.ones((len(top_gaps) - len(read), len(MARGINS)))])
+def recalls(query: npt.NDArray[np.integer], gap: Float64) -> Float64:
+    """Recall of each query by each rule, of the gaps of its best documents, sorted by query: (P,) each -> (Q, R)."""
+    starts = np.flatnonzero(np.diff(query, prepend=-1))
+    read = np.add.reduceat(gap[:, None] <= MARGINS, starts, axis=0, dtype=np.float64)
+    return np.asarray(read / np.diff(starts, append=len(query))[:, None])
 
 
 def shift_p_value(before: Float64, now: Float64) -> float:
     """The p-value of the two-sample Kolmogorov–Smirnov test, asymptotic (Stephens, JRSS B 32, 1970): (N,), (M,)."""
     values = np.concatenate([before, now])
+    if not len(before) or not len(now):
+        return 1.0
     shares = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (before, now)]
     size = math.sqrt(len(before) * len(now) / len(values))
     scaled = (size + 0.12 + 0.11 / size) * np.abs(shares[0] - shares[1]).max()

@@ -23,7 +23,7 @@ from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments
 from lakerank.logs import about
 from lakerank.plan.conflicts import check_settings, naming_differences
-from lakerank.plan.forecast import forecast, forecast_at_most, log_forecast, total_forecast
+from lakerank.plan.forecast import forecast, forecast_between, log_forecast, total_forecast
 from lakerank.plan.plan import (
     Tables,
     check_scored,
@@ -34,7 +34,7 @@ from lakerank.plan.plan import (
     verify_plan_files,
 )
 from lakerank.rerank.plan.builder import ensure_plan
-from lakerank.rerank.plan.next_stage import cost_upper_bound, ensure_next_stage, find_next_stage
+from lakerank.rerank.plan.next_stage import LaterStage, cost_bounds, ensure_next_stage, find_next_stage
 from lakerank.rerank.publish import AuditRules, rank_and_publish
 from lakerank.rerank.rank.combine import FusionRule
 from lakerank.rerank.rank.write import RankRule
@@ -110,8 +110,8 @@ def run(runner: Runner, storage: Storage, job: Rerank, steps: Collection[str] = 
         figures = [of_stage.as_dict() for of_stage in scoring]
         summary |= _forecast_summary(job, forecast_stages(runner, storage, job, planned))
         summary |= {name: sum(of_stage[name] for of_stage in figures) for name in figures[0]}
-        for of_stage, its_figures in zip(summary.get("passes", ()), figures, strict=False):
-            of_stage |= its_figures
+        for of_stage, its_figures, stage in zip(summary.get("passes", ()), figures, planned, strict=False):
+            of_stage |= {**its_figures, **stage.guarantee(storage)}
     if "publish" in steps:
         with about(stage="publish"):
             if len(planned) < len(job.stages):
@@ -197,7 +197,7 @@ def plan_stages(runner: Runner, storage: Storage, job: Rerank) -> list[PlannedSt
     storage.pin(plan.inputs, asdict(job.tables))
     planned = [PlannedStage(first, job.paths, plan)]
     for stage in job.stages[1:]:
-        if stage.top is None:
+        if not stage.waits:
             planned.append(ensure_next_stage(runner, storage, job.tables, planned, stage))
         elif (following := find_next_stage(storage, planned, stage)) is not None:
             planned.append(following)
@@ -246,17 +246,19 @@ def score_stages(
 def forecast_stages(
     runner: Runner, storage: Storage, job: Rerank, planned: Sequence[PlannedStage]
 ) -> list[dict[str, Any]]:
-    """The cost of each stage by its plan; an upper bound where the plan waits for another stage's scores.
+    """The cost of each stage by its plan; bounds where the plan waits for another stage's scores.
 
     Raises:
         RunConflictError: a stage that need not wait has not been planned.
     """
     forecasts = [forecast(of_stage.plan, of_stage.stage.parameters, job.calibration) for of_stage in planned]
     for number, stage in enumerate(job.stages[len(planned) :], start=len(planned) + 1):
-        if stage.top is None:
+        if not stage.waits:
             raise _not_planned(job, planned)
-        bound = cost_upper_bound(runner, storage, job.tables, planned[0], number, stage)
-        forecasts.append(forecast_at_most(bound, stage.parameters, job.calibration))
+        tops = [before.top for before in job.stages[:number] if before.top is not None]
+        most = min(tops, default=planned[0].plan.candidates)
+        bounds = cost_bounds(runner, storage, job.tables, planned[0], LaterStage(stage, number, most))
+        forecasts.append(forecast_between(bounds, stage.parameters, job.calibration))
     return forecasts
 
 
@@ -281,7 +283,7 @@ def _score_stage(
 
 def _not_planned(job: Rerank, planned: Sequence[PlannedStage]) -> RunConflictError:
     """For the stage after those planned: a cascade's are all planned once all but the last have been scored."""
-    number, step = len(planned) + 1, "plan" if job.stages[len(planned)].top is None else "score"
+    number, step = len(planned) + 1, "score" if job.stages[len(planned)].waits else "plan"
     return RunConflictError(
         f"{job.paths.plan}: stage {number} of run {job.paths.run_id!r} has no plan yet; run --stage {step} first"
     )
@@ -291,7 +293,9 @@ def _log_stage(job: Rerank, number: int) -> None:
     """Name the stage that the next lines are about, where there are several."""
     if len(job.stages) > 1:
         stage = job.stages[number - 1]
-        pairs = "all pairs" if stage.top is None else f"top {stage.top} of each query"
+        pairs = f"top {stage.top} of each query" if stage.top else "all pairs"
+        if (keep := stage.keep) is not None:
+            pairs = "all pairs of a sample of queries" if stage.sampled else f"what the sample teaches to keep {keep}"
         logger.info("stage %d of %d: %s, %s", number, len(job.stages), stage.model, pairs)
 
 
@@ -299,7 +303,7 @@ def _forecast_summary(job: Rerank, forecasts: Sequence[Mapping[str, Any]]) -> di
     """The run's forecast for its summary: the stage's, or those of several and their sums."""
     if len(job.stages) == 1:
         return dict(forecasts[0])
-    names = [{"scorer": stage.scorer, "model": stage.model, "top": stage.top} for stage in job.stages]
+    names = [{"scorer": stage.scorer, "model": stage.model, **stage.selection} for stage in job.stages]
     stages = [{**name, **of_stage} for name, of_stage in zip(names, forecasts, strict=True)]
     return {**total_forecast(forecasts), "passes": [{"pass": n, **stage} for n, stage in enumerate(stages, start=1)]}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.scores import read_reused_units
 from lakerank.lake.storage import Storage, join
 from lakerank.limits import Limits
+from lakerank.plan.guarantee import Promise
 from lakerank.plan.plan import Plan, PlanLimits, plan_folder, planned_units
 from lakerank.ranking import Fusion
 from lakerank.rerank.rank.combine import FusionRule
@@ -29,14 +30,19 @@ logger = logging.getLogger(__name__)
 #: Files in a plan's folder in which steps, maybe other processes, leave their seconds and figures for the manifest.
 PLANNING, SCORING = "planning.json", "scoring.json"
 
+#: In the same folder what a stage with a guarantee has learned.
+RULE = "rule.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One reranker of a run.
+    """One reranker of a run, or with `keep` a part of its work.
 
     `model` is the checkpoint's path, for people. `top`: it scores only so many of each query's best in the stage
-    before; None: every pair of the run. `unit_deadline_s`: seconds that a unit may take at least. `max_image_bytes`: of
-    an image that is read at its address. `caveat`: what is not promised of its scores, for the manifest.
+    before. `keep`: it scores as many of them as a guarantee needs; `sampled`, a stage before it, scores the queries
+    whole that this is learned from. Without either it scores every pair of the run. `unit_deadline_s`: seconds that a
+    unit may take at least. `max_image_bytes`: of an image that is read at its address. `caveat`: what is not promised
+    of its scores, for the manifest.
     """
 
     scorer: str
@@ -50,6 +56,25 @@ class Stage:
     unit_deadline_s: float = 600
     max_image_bytes: int = Limits().max_source_bytes
     caveat: str | None = None
+    keep: Promise | None = None
+    sampled: bool = False
+
+    @property
+    def parts(self) -> tuple[Stage, ...]:
+        """The stages that its work is done in: with a promise that its own sample is drawn for, that first."""
+        drawn = self.keep is not None and self.keep.from_run is None
+        return (replace(self, sampled=True), self) if drawn else (self,)
+
+    @property
+    def waits(self) -> bool:
+        """Whether its pairs are known only once the stage before it has been scored."""
+        return self.top is not None or self.keep is not None
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """Which pairs it scores, as manifests and fingerprints have it."""
+        keep = {} if self.keep is None else {"keep": self.keep.identity(), "sampled": self.sampled}
+        return {"top": self.top, **keep}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +94,15 @@ class PlannedStage:
         """Where the stage's results are, once it has been scored."""
         units = planned_units(storage, self.paths, self.plan)
         return Results(storage, self.paths.output, self.plan.scorer, self.folder, units, self.plan.new)
+
+    def guarantee(self, storage: Storage) -> dict[str, Any]:
+        """What a stage with a guarantee has promised, learned and spared, as `guarantee`; nothing for another stage."""
+        if self.stage.keep is None or self.stage.sampled:
+            return {}
+        rule = read_json(storage, join(self.paths.plan, RULE)) or {}
+        figures = {name: value for name, value in rule.items() if name not in ("of", "last")}
+        read = self.plan.candidates
+        return {"guarantee": figures | {"read": read, "spared": rule["of_pairs"] - rule["sample"]["pairs"] - read}}
 
     def named_units(self, storage: Storage) -> dict[str, list[str]]:
         """The unit files that hold the stage's scores: its own, and those of earlier runs."""
@@ -170,7 +204,7 @@ def _stages(
         {
             "pass": number,
             "scorer": planned.plan.scorer,
-            "top": planned.stage.top,
+            **planned.stage.selection,
             "attempt": planned.plan.attempt,
             "counts": {
                 "candidates": planned.plan.candidates,
@@ -182,6 +216,7 @@ def _stages(
             "cost": planned.plan.cost,
             "pairwise_cost": planned.plan.pairwise_cost,
             **report,
+            **planned.guarantee(storage),
             **planned.named_units(storage),
         }
         for number, (planned, results, report) in enumerate(zip(stages, ranked.by_stage, reports, strict=True), start=1)
@@ -222,5 +257,5 @@ def run_scorer(stages: Sequence[Stage], fusion: Fusion | None) -> str:
     """A run's scorer: the one stage's fingerprint, or one of all stages' and how they are combined."""
     if len(stages) == 1:
         return stages[0].scorer
-    scorers = [{"scorer": stage.scorer, "top": stage.top} for stage in stages]
+    scorers = [{"scorer": stage.scorer, **stage.selection} for stage in stages]
     return fingerprint({"passes": scorers, "fusion": None if fusion is None else asdict(fusion)})

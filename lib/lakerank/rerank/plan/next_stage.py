@@ -6,30 +6,38 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lakerank.fingerprint import fingerprint
-from lakerank.lake.checksums import json_bytes
-from lakerank.lake.runs import read_json
 from lakerank.lake.storage import Storage, join
-from lakerank.plan.forecast import CostUpperBound, costliest
-from lakerank.plan.index import TableIndex, chunks_and_rows, query_list, ranked_files
+from lakerank.plan.forecast import CostBounds, cheapest, costliest
+from lakerank.plan.index import RankedFiles, TableIndex, chunks_and_rows, query_list, ranked_files
 from lakerank.plan.pairs import PAIRS, chosen_pairs, flat, hash_parts
 from lakerank.plan.partitions import DOCUMENT_PAIRS, PAIR, DocumentRanges, Partitions, document_ranges, even_edges
 from lakerank.plan.plan import Plan, Tables, part_name, planned_documents, read_part, write_part
 from lakerank.ranking import ranks
 from lakerank.rerank.plan.builder import PlanBuilder, PlanOrigin
+from lakerank.rerank.plan.sample import (
+    LISTED,
+    Choice,
+    Selection,
+    check,
+    draw,
+    in_order,
+    input_lists,
+    query_hashes,
+    remembered,
+    survey,
+)
 from lakerank.rerank.plan.steps import pair_records
-from lakerank.rerank.rank.lists import SCORED_KIND, Results, result_batches, scored_batches
-from lakerank.rerank.rank.write import SCORED, rank_order
-from lakerank.rerank.stage import PlannedStage, Stage
-from lakerank.runner import BATCHES, COUNTS, Counts, Runner, histogram, pack, total_of, totals
+from lakerank.rerank.rank.lists import SCORED_KIND, by_query
+from lakerank.rerank.stage import RULE, PlannedStage, Stage
+from lakerank.runner import BATCHES, COUNTS, Counts, Rows, Runner, histogram, pack, total_of, totals
 
 _CHOSEN_PAIRS = pa.schema([("doc_id", pa.string()), ("query", pa.int32())])
-_QUERIES = pa.schema([("query", pa.int32())])
 
 
 def ensure_next_stage(
@@ -58,12 +66,12 @@ def find_next_stage(storage: Storage, before: Sequence[PlannedStage], stage: Sta
 
 def _origin(before: Sequence[PlannedStage], stage: Stage) -> PlanOrigin:
     paths = before[0].paths.of_stage(len(before) + 1)
-    attempts = [planned.plan.attempt for planned in (before[:1] if stage.top is None else before)]
+    attempts = [planned.plan.attempt for planned in (before if stage.waits else before[:1])]
     limits = stage.limits.identity()
-    made_from = fingerprint({"passes": attempts, "scorer": stage.scorer, "top": stage.top, "limits": limits})
+    made_from = fingerprint({"passes": attempts, "scorer": stage.scorer, **stage.selection, "limits": limits})
     conflict = (
-        f"stage {paths.stage} of run {paths.run_id!r} was planned for another model, other limits or another `top`; "
-        "use another --run-id, or the config in the run's folder"
+        f"stage {paths.stage} of run {paths.run_id!r} was planned for another model, other limits or another `top` or "
+        "`keep`; use another --run-id, or the config in the run's folder"
     )
     return PlanOrigin(paths, made_from, conflict)
 
@@ -73,12 +81,12 @@ def _plan(builder: PlanBuilder, tables: Tables, before: Sequence[PlannedStage], 
     runner, storage, first = builder.runner, builder.storage, before[0]
     documents = builder.index("documents", planned_documents(storage, tables, first.paths, first.plan))
     ranges = document_ranges(documents.chunks)
-    if stage.top is None:
+    if stage.waits:
+        pairs_in = builder.folder
+        pairs = write_chosen_pairs(builder, before, stage, ranges)
+    else:
         pairs_in = first.folder
         pairs = count_pairs(runner, storage, pairs_in, ranges)
-    else:
-        pairs_in = builder.folder
-        pairs = write_top_pairs(runner, first, before[-1].results(storage), stage.top, pairs_in, ranges)
     queries = query_list(storage, first.paths, first.plan)
     return replace(
         first.plan,
@@ -104,27 +112,27 @@ def count_pairs(runner: Runner, storage: Storage, folder: str, ranges: DocumentR
     return runner.summed(runner.scatter(storage.list_names(join(folder, "pairs")), count, COUNTS))
 
 
-def write_top_pairs(
-    runner: Runner, first: PlannedStage, results: Results, k: int, folder: str, ranges: DocumentRanges
+def write_chosen_pairs(
+    builder: PlanBuilder, before: Sequence[PlannedStage], stage: Stage, ranges: DocumentRanges
 ) -> Counts:
-    """Write the top `k` pairs of each query by a stage's results, and count them as `count_pairs` does.
+    """Write the pairs that a stage selects from the lists of the reranker before: the top, or what its promise takes.
 
-    Pairs are in the order of logit descending, then doc_id; rejected ones are not among them. They are taken from the
-    first stage's `pairs/`, and written to another plan folder's in as many parts.
+    Lists are in the order of logit descending, then doc_id, without rejected pairs. The pairs are taken from the first
+    stage's `pairs/`, and counted as `count_pairs` does.
     """
-    storage, bits = results.storage, first.plan.bits
-    files = ranked_files(storage, first.paths, first.plan)
+    runner, storage, first = builder.runner, builder.storage, before[0]
+    bits, folder, lists = first.plan.bits, builder.folder, input_lists(storage, before, stage)
+    if stage.keep is None:
+        choice = _top(stage.top or 0)
+    else:
+        selection = Selection(runner, storage, before, stage, stage.keep)
+        choice = selection.choice(join(builder.paths.plan, RULE), _origin(before, stage).made_from)
 
-    def scored_pairs(rows: pa.Table) -> Iterator[pa.RecordBatch]:
-        yield from scored_batches(rows.filter(pc.is_valid(rows["logit"])), files)
-
-    def choose(_: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        scored = records[SCORED_KIND]
-        query = scored["query"].to_numpy().astype(np.int64)
-        order = rank_order(query, scored["logit"].to_numpy(), scored["doc_id"].combine_chunks())
-        rank = ranks(np.diff(query[order], prepend=-1) != 0)
-        top = scored.select(_CHOSEN_PAIRS.names).take(pa.array(order[rank <= k])).combine_chunks()
-        yield from pack(PAIR, hash_parts(top["doc_id"], bits), top)
+    def choose(file: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        listed = in_order(records[SCORED_KIND])
+        chosen = listed.filter(pa.array(choice(file, listed["query"].to_numpy(), listed["logit"].to_numpy())))
+        chosen = chosen.select(_CHOSEN_PAIRS.names).combine_chunks()
+        yield from pack(PAIR, hash_parts(chosen["doc_id"], bits), chosen)
 
     def keep(part: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         if records[PAIR].num_rows:
@@ -133,10 +141,14 @@ def write_top_pairs(
             write_part(storage, join(folder, "pairs"), part, kept)
             yield from _counts(kept, ranges)
 
-    runner.describe(f"plan: top {k} pairs of each query")
-    scored = result_batches(runner, results, files, scored_pairs)
-    chosen = runner.exchange(scored, len(files.firsts) + 1, {SCORED_KIND: SCORED}, choose, BATCHES)
+    runner.describe(f"plan: choose the pairs of stage {builder.paths.stage}")
+    parts, frames = len(lists.files.firsts) + 1, lists.frames(runner, storage)
+    chosen = runner.exchange(frames, parts, {SCORED_KIND: LISTED}, choose, BATCHES)
     return runner.summed(runner.exchange([chosen], 2**bits, {PAIR: _CHOSEN_PAIRS}, keep, COUNTS))
+
+
+def _top(k: int) -> Choice:
+    return lambda _, query, logit: np.asarray(ranks(np.diff(query, prepend=-1) != 0) <= k)
 
 
 def _counts(pairs: pa.Table, ranges: DocumentRanges) -> Iterator[pa.RecordBatch]:
@@ -145,46 +157,85 @@ def _counts(pairs: pa.Table, ranges: DocumentRanges) -> Iterator[pa.RecordBatch]
     yield histogram("range", ranges.of(pairs["document"].to_numpy()[rows]))
 
 
-def cost_upper_bound(
-    runner: Runner, storage: Storage, tables: Tables, first: PlannedStage, number: int, stage: Stage
-) -> CostUpperBound:
-    """The most that stage `number`, over the top-k pairs of each query, can cost; computed once a run."""
+class LaterStage(NamedTuple):
+    """A stage that waits to be planned, its number, and the most pairs of a query that it can get."""
+
+    stage: Stage
+    number: int
+    most: int
+
+
+def cost_bounds(runner: Runner, storage: Storage, tables: Tables, first: PlannedStage, later: LaterStage) -> CostBounds:
+    """The most that a stage can cost, and with a promise the least; computed once a run.
+
+    Raises:
+        GuaranteeError: its promise cannot be kept, and the run is to stop then.
+    """
+    stage, number, most = later
+    limits = stage.limits.identity()
+    key = fingerprint({"first": first.plan.attempt, **stage.selection, "most": most, "limits": limits})
     address = join(first.paths.of_stage(number).plan, "at_most.json")
-    key = fingerprint({"first": first.plan.attempt, "top": stage.top, "limits": stage.limits.identity()})
-    stored = read_json(storage, address)
-    if stored is not None and stored.pop("of") == key:
-        return CostUpperBound(**stored)
+    stored = remembered(storage, address, key, lambda: asdict(_bounds(runner, storage, tables, first, later)))
+    bounds = CostBounds(**{name: value for name, value in stored.items() if name != "of"})
+    if stage.keep is not None and stage.sampled:
+        check(stage.keep, stage.keep.too_few(bounds.queries))
+    return bounds
+
+
+def _bounds(runner: Runner, storage: Storage, tables: Tables, first: PlannedStage, later: LaterStage) -> CostBounds:
+    stage, max_queries = later.stage, later.stage.limits.max_queries_per_group
     builder = PlanBuilder(runner, storage, first.paths, first.plan.attempt, stage.limits)
     documents = builder.index("documents", planned_documents(storage, tables, first.paths, first.plan))
-    runner.describe("plan: cost upper bound of later stages")
-    by_query = _query_totals(runner, storage, first, stage.top or first.plan.candidates)
-    by_cost = _document_counts(runner, storage, first.folder, documents, stage.limits.max_queries_per_group)
+    runner.describe("plan: cost bounds of later stages")
+    by_query = _query_totals(runner, storage, first, later)
+    by_cost = _document_counts(runner, storage, first.folder, documents, max_queries)
     pairs, tokens = total_of(by_query, "pairs"), total_of(by_query, "tokens")
     shared, pairwise = (tokens + costliest(by_cost.get(name, {}), pairs) for name in ("group", "pair"))
     read_once = all(reading.document_major for reading in stage.limits.readings)
     known = sum(by_cost.get("document", {}).values())
-    bound = CostUpperBound(pairs, min(pairs, known), shared if read_once else pairwise, pairwise)
-    storage.replace(address, json_bytes({"of": key} | asdict(bound)))
-    return bound
+    cost, queries = shared if read_once else pairwise, total_of(by_query, "queries")
+    bounds = CostBounds(pairs, min(pairs, known), cost, pairwise, queries)
+    if stage.keep is None:
+        return bounds
+    least, name = total_of(by_query, "least_pairs"), "group" if read_once else "pair"
+    documents_read = cheapest(by_cost.get(name, {}), -(-least // max_queries) if read_once else least)
+    return replace(bounds, least_pairs=least, least_cost=total_of(by_query, "least_tokens") + documents_read)
 
 
-def _query_totals(runner: Runner, storage: Storage, first: PlannedStage, top: int) -> Counts:
-    """How many `pairs` there can be with at most `top` a query, and the `tokens` of their queries."""
-    folder, files = join(first.folder, "pairs"), ranked_files(storage, first.paths, first.plan)
+def _query_totals(runner: Runner, storage: Storage, first: PlannedStage, later: LaterStage) -> Counts:
+    """How many `queries` and `pairs` a stage can have and the `tokens` of their queries, and the fewest."""
+    files, promise = ranked_files(storage, first.paths, first.plan), later.stage.keep
+    sampled, most, last = later.stage.sampled, later.most, -1
+    if promise is not None and promise.from_run is None:
+        last = draw(survey(runner, _candidate_frames(runner, storage, first, files), files, promise), promise).last
+
+    def count(file: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+        distinct, listed = np.unique(records[SCORED_KIND]["query"].to_numpy(), return_counts=True)
+        listed = least = np.minimum(listed, most)
+        if promise is not None:
+            listed = np.where((query_hashes(files, file, distinct) <= last) == sampled, listed, 0)
+            least = listed if sampled else np.minimum(listed, promise.of_top)
+        costs = files.queries.column("cost").to_numpy()[distinct]
+        yield totals(
+            {"queries": int((listed > 0).sum()), "pairs": int(listed.sum()), "tokens": int((listed * costs).sum())}
+        )
+        yield totals({"least_pairs": int(least.sum()), "least_tokens": int((least * costs).sum())})
+
+    frames = _candidate_frames(runner, storage, first, files)
+    return runner.summed(runner.exchange(frames, len(files.firsts) + 1, {SCORED_KIND: LISTED}, count, COUNTS))
+
+
+def _candidate_frames(runner: Runner, storage: Storage, first: PlannedStage, files: RankedFiles) -> list[Rows]:
+    """The pairs of the first stage's plan as BATCHES of LISTED, without ids and scores."""
+    folder = join(first.folder, "pairs")
 
     def read(name: str) -> Iterator[pa.RecordBatch]:
         _, queries, _ = flat(read_part(storage, join(folder, name), PAIRS))
-        rows = pa.Table.from_arrays([pa.array(queries.astype(np.int32))], schema=_QUERIES)
-        yield from pack(PAIR, files.of_numbers(queries), rows)
+        columns = [queries.astype(np.int32), pa.nulls(len(queries), pa.string()), np.zeros(len(queries), np.float32)]
+        rows = pa.Table.from_arrays([pa.array(column) for column in columns], schema=LISTED)
+        yield from by_query(SCORED_KIND, rows, files)
 
-    def count(_: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        distinct, listed = np.unique(records[PAIR]["query"].to_numpy(), return_counts=True)
-        kept = np.minimum(listed, top)
-        costs = files.queries.column("cost").to_numpy()[distinct]
-        yield totals({"pairs": int(kept.sum()), "tokens": int((kept * costs).sum())})
-
-    queries = runner.scatter(storage.list_names(folder), read, BATCHES)
-    return runner.summed(runner.exchange([queries], len(files.firsts) + 1, {PAIR: _QUERIES}, count, COUNTS))
+    return [runner.scatter(storage.list_names(folder), read, BATCHES)]
 
 
 def _document_counts(runner: Runner, storage: Storage, folder: str, documents: TableIndex, max_queries: int) -> Counts:

@@ -123,7 +123,7 @@ def result_batches(runner: Runner, results: Results, lists: RankedFiles, to_batc
 def scored_batches(rows: pa.Table, lists: RankedFiles) -> Iterator[pa.RecordBatch]:
     """Results with a logit as BATCHES of SCORED, the others as rejects."""
     scored = pc.is_valid(rows["logit"])
-    yield from _by_query(SCORED_KIND, rows.filter(scored).select(SCORED.names), lists)
+    yield from by_query(SCORED_KIND, rows.filter(scored).select(SCORED.names), lists)
     yield from _reject_batches(rows.filter(pc.invert(scored)).select(_REJECTED.names), lists)
 
 
@@ -179,10 +179,10 @@ def _reused_rows(results: Results, name: str, lists: RankedFiles) -> pa.Table:
 def _stage_batches(rows: pa.Table, lists: RankedFiles, stage: int) -> Iterator[pa.RecordBatch]:
     """Results of a stage with or without a logit, as BATCHES of STAGE_RESULTS."""
     rows = rows.append_column("stage", pa.array(np.full(rows.num_rows, stage, np.int8)))
-    yield from _by_query(_RESULT_KIND, rows.select(STAGE_RESULTS.names).cast(STAGE_RESULTS), lists)
+    yield from by_query(_RESULT_KIND, rows.select(STAGE_RESULTS.names).cast(STAGE_RESULTS), lists)
 
 
-def _by_query(kind: int, rows: pa.Table, lists: RankedFiles) -> Iterator[pa.RecordBatch]:
+def by_query(kind: int, rows: pa.Table, lists: RankedFiles) -> Iterator[pa.RecordBatch]:
     """Rows sorted by query: neighbours then differ little, and batches compress well."""
     numbers = rows["query"].to_numpy().astype(np.int64)
     order = np.argsort(numbers, kind="stable")
