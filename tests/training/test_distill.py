@@ -81,6 +81,7 @@ def test_a_student_learns_the_teachers_order_and_stands_before_it(
 
     config = load_config(student / "cascade.yaml")
     assert [model.path for model in config.rerankers] == [str(student / "checkpoint"), str(teacher)]
+    assert config.rerankers[1].keep.recall == 0.98
     run = call("rerank", "--config", student / "cascade.yaml", "--run-id", "cascade")
     assert run["published"]
 

@@ -96,7 +96,8 @@ def distill(given: resolve.CommandLine, run_id: str, output: Path, **options: An
 
     The student has some of the layers of the run's reranker (of a cascade the last), and learns its logits: no pair is
     scored for it. Leaves in the folder checkpoint/ (loadable by every job) and cascade.yaml, the run's config with
-    `model:` a list of the student and the run's reranker. docs/training.md says what it spares.
+    `model:` a list of the student and the run's reranker, which keeps 98 % of its first ten. docs/training.md says
+    what it spares.
 
     The last line of standard output is a JSON object: queries and pairs learnt from, checkpoint, config, seconds.
     """
@@ -116,7 +117,9 @@ def distill(given: resolve.CommandLine, run_id: str, output: Path, **options: An
     lake = lake.model_copy(update=tables)
     result = distil(storage, Distillation(identity, lake, lists_folder(storage, paths), output, **options))
     student = CascadeStageConfig(path=result["checkpoint"], dtype=model.dtype, device=model.device)
-    strong = CascadeStageConfig.model_validate({"top": 20, **model.model_dump(exclude_none=True)})
+    values = model.model_dump(exclude_none=True)
+    values |= {} if {"top", "keep"} & values.keys() else {"keep": {"recall": 0.98}}
+    strong = CascadeStageConfig.model_validate(values)
     cascade = output / "cascade.yaml"
     cascade.write_text(config.model_copy(update={"model": (student, strong)}).to_yaml(), encoding="utf-8")
     return {**result, "config": str(cascade), "seconds": round(time.monotonic() - started, 3)}
