@@ -61,15 +61,14 @@ class CheckpointInfo:
     `dtype`: what its weights are computed in. `parts`: JSON-able settings that scores depend on, for the fingerprint,
     beyond those that every fingerprint has (weights, config.json, tokenizer, adapter, dtype, bias and limits).
     `encoder`: those of them that the states of documents depend on, where an encoder makes any that can be kept.
-    `max_length`, `reads_images`: of this checkpoint, where its family's others have another length or modality.
+    `of_family`: fields of its ModelFamily that are another for this checkpoint.
     """
 
     dtype: str
     logit_bias: float = 0.0
     parts: Mapping[str, Any] = field(default_factory=dict)
     encoder: Mapping[str, Any] | None = None
-    max_length: int | None = None
-    reads_images: bool = True
+    of_family: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +166,6 @@ class ModelFamily:
         """
         package = import_module(f"{self.package}.config")
         return cast(CheckpointInfo, package.read_info(folder, dtype, self.name))
-
-    def as_read(self, info: CheckpointInfo) -> ModelFamily:
-        """The family, with the length and the modalities of one checkpoint of it."""
-        length, images = info.max_length or self.default_max_length, self.accepts_images and info.reads_images
-        return replace(self, default_max_length=length, accepts_images=images)
 
     def load(self, options: LoadOptions) -> LoadedReranker:
         """The reranker in memory. Raises CheckpointError: weights, adapter or tokenizer do not fit config.json."""
@@ -367,9 +361,7 @@ WIDE = ModelFamily(
     recognises=_is_cross_encoder,
     accepts_images=True,
     accepts_instruction=True,
-    positions=lambda config: (_encoder_positions if "roberta" in str(config.get("model_type")) else _bert_positions)(
-        config
-    ),
+    positions=lambda config: (_encoder_positions if config.get("pad_token_id") == 1 else _bert_positions)(config),
     truncates_document_only=True,
 )
 

@@ -163,7 +163,7 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
         if own is not None and not instructions.accepted:
             raise ConfigError([f"model.instruction: {folder} is a {family.name}, which takes none; leave it out"])
         info = family.read_info(folder, spec.dtype)
-        family = family.as_read(info)
+        family = replace(family, **info.of_family)
         read_tokenizer(folder / "tokenizer.json")  # a broken one is refused before planning
         limits = family.limits(config, limits or Limits(), spec.max_length, str(folder))
         parts = {

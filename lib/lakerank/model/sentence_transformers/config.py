@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
 
     Raises CheckpointError: the library is not installed; a file is damaged, pickled, or names code or other files.
     """
+    if find_spec("sentence_transformers") is None:
+        raise CheckpointError(f'{folder}: {family} needs that library: pip install "lakerank[sentence-transformers]"')
     modules = read_modules(folder)
     faults = [f"modules.json: {kind:.80} {fault}" for kind, place in modules for fault in _faults(folder, kind, place)]
     places = [folder] if faults else [folder, *(place for _, place in modules[1:])]
@@ -52,25 +55,20 @@ def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
         if file.suffix == ".safetensors":
             read_header(file)  # a truncated one is refused before planning
     transformer = next((stated[file] for file in sorted(folder.glob("sentence_*_config.json"))), {})
-    tokenizer = stated.get(folder / "tokenizer_config.json", {})
-    lengths = transformer.get("max_seq_length"), tokenizer.get("model_max_length")
-    processors = any(folder.glob("*processor_config.json"))
-    hashes = {str(file.relative_to(folder)): file_hash(file) for file in sorted(files)}
-    return CheckpointInfo(
-        resolve_dtype(folder, dtype),
-        parts={"library": _library_version(folder), "files": hashes},
-        max_length=next((length for length in lengths if type(length) is int and 0 < length < 2**31), None),
-        reads_images="image" in transformer.get("modality_config", ()) if modules else processors,
+    lengths = (
+        transformer.get("max_seq_length"),
+        stated.get(folder / "tokenizer_config.json", {}).get("model_max_length"),
     )
-
-
-def _library_version(folder: Path) -> str:
-    """Major and minor version: scores may change with either."""
-    try:
-        return ".".join(version("sentence-transformers").split(".")[:2])
-    except PackageNotFoundError as error:
-        install = 'pip install "lakerank[sentence-transformers]"'
-        raise CheckpointError(f"{folder}: this family is computed by sentence-transformers: {install}") from error
+    length = next((length for length in lengths if type(length) is int and 0 < length < 2**31), None)
+    images = (
+        "image" in transformer.get("modality_config", ()) if modules else any(folder.glob("*processor_config.json"))
+    )
+    parts = {
+        "library": version("sentence-transformers").split(".")[:2],
+        "files": {str(file.relative_to(folder)): file_hash(file) for file in sorted(files)},
+    }
+    own = {"default_max_length": length, "accepts_images": images}
+    return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts, of_family=own)
 
 
 def _faults(folder: Path, kind: str, place: Path) -> Iterator[str]:

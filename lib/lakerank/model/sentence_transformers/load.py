@@ -115,19 +115,17 @@ def load(options: LoadOptions) -> BatchedReranker:
     """The checkpoint on its device. Raises CheckpointError: the library does not load it, or not as it is stored."""
     folder, identity = str(options.folder), options.identity
     logging.disable_progress_bar()  # a job's log has no place for transformers' own
-    kwargs = {"use_safetensors": True, "dtype": getattr(torch, options.dtype)}
-    length = identity.limits.max_length
-    model = CrossEncoder(folder, device="cpu", local_files_only=True, max_length=length, model_kwargs=kwargs)
+    kwargs: Any = {"model_kwargs": {"use_safetensors": True, "dtype": getattr(torch, options.dtype)}}
+    kwargs |= {"trust_remote_code": False, "local_files_only": True, "max_length": identity.limits.max_length}
+    model = CrossEncoder(folder, device="cpu", **kwargs)
     # transformers marks what it has read, and makes up the rest with no more than a warning.
     weights = model.transformers_model.named_parameters()
     if missing := [name for name, weight in weights if not getattr(weight, "_is_hf_initialized", False)]:
         raise CheckpointError(f"{folder}: the weights do not fit config.json ({len(missing)} missing: {few(missing)})")
     if model.num_labels != 1:
         raise CheckpointError(f"{folder}: {model.num_labels} labels, not the one of a relevance score")
-    engine, reader = (
-        CrossEncoderEngine(model.to(options.device).eval(), reproducible=options.reproducible),
-        InputReader(),
-    )
+    reader = InputReader()
+    engine = CrossEncoderEngine(model.to(options.device).eval(), reproducible=options.reproducible)
     engine._features([(reader.query("a"), reader.document("a"))])  # a template without a place for pairs is an error
     pixels = PatchShape(side=1, merge=1) if engine.reads_images else None
     preprocessor = Preprocessor(reader, identity, pixels, threads=options.host_threads)
