@@ -12,8 +12,12 @@ from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -54,6 +58,19 @@ def write_ettin(folder: Path, positions: int = 128) -> None:
     for number, module in enumerate(head):
         randomise(module, 4 + number)
     CrossEncoder(modules=[Transformer(str(folder)), *head], device="cpu").save_pretrained(str(folder))
+
+
+def write_classifier(folder: Path, kind: str) -> None:
+    """A plain classifier of a kind that no narrower family computes: `deberta` or `albert`."""
+    sizes = {
+        "vocab_size": _write_tokenizer(folder, model_max_length=64), "hidden_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64, "num_labels": 1,
+    }  # fmt: skip
+    if kind == "albert":
+        _save(AlbertForSequenceClassification(AlbertConfig(**sizes, embedding_size=16, pad_token_id=0)), folder, 5)
+    else:
+        config = DebertaV2Config(**sizes, relative_attention=True, pos_att_type=["p2c", "c2p"], type_vocab_size=0)
+        _save(DebertaV2ForSequenceClassification(config), folder, 6)
 
 
 def write_logit_score(folder: Path, **settings: Any) -> None:

@@ -32,6 +32,7 @@ from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReaso
 
 FAMILY = "sentence-transformers"
 BERT, ETTIN, ANSWER, IMAGES = "bert", "ettin", "logit-score", "llava"
+OTHERS = ("albert", "deberta")
 PROMPTED = {"prompts": {"web": "judge the river"}, "default_prompt_name": "web"}
 
 _words = random.Random(4)
@@ -52,7 +53,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     layouts.write_ettin(root / ETTIN)
     layouts.write_logit_score(root / ANSWER, **PROMPTED)
     layouts.write_llava(root / IMAGES)
-    return {name: root / name for name in (BERT, ETTIN, ANSWER, IMAGES)}
+    for name in OTHERS:
+        layouts.write_classifier(root / name, name)
+    return {name: root / name for name in (BERT, ETTIN, ANSWER, IMAGES, *OTHERS)}
 
 
 @pytest.fixture
@@ -78,6 +81,13 @@ def test_scores_are_the_librarys(folders: dict[str, Path], name: str, reproducib
     expected = predicted(folders[name], PAIRS)
     np.testing.assert_allclose(load(folders[name], reproducible=reproducible).score(PAIRS), expected, atol=1e-5, rtol=0)
     assert np.std(expected) > 0.02, "logits that differ by more than rounding"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_no_narrower_family_computes_is_the_librarys(folders: dict[str, Path], name: str) -> None:
+    reranker = load_reranker(str(folders[name]), device="cpu", dtype="float32")
+    assert reranker.family == FAMILY
+    np.testing.assert_allclose(reranker.score(PAIRS), predicted(folders[name], PAIRS), atol=1e-5, rtol=0)
 
 
 def test_relevance_is_the_librarys_score_where_it_has_a_sigmoid(folders: dict[str, Path]) -> None:

@@ -13,7 +13,7 @@ from lakerank.model.checkpoint import few, read_json, stored_tensors
 
 #: What a network is built with, by the part of config.json that states it: whole numbers, numbers, and names.
 _SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "type_vocab_size"),
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings", "depth", "embed_dim", "num_heads", "in_channels"),
     *("patch_size", "spatial_merge_size", "temporal_patch_size", "out_hidden_size", "num_position_embeddings"),
     *("local_attention", "global_attn_every_n_layers"),
@@ -31,7 +31,7 @@ _UNCOMPARED = frozenset({"max_position_embeddings", "rope_theta"})
 #: A layer's number in a tensor's name.
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks)\.(\d+)\.")
 
-_VISION = re.compile(r"visual\.|vision")
+_VISION = re.compile(r"visual\.|vision|audio")
 
 #: Layers of a network whose weights' names have no numbers of layers: ALBERT has one layer many times.
 _MOST_LAYERS = 1000
@@ -72,7 +72,7 @@ def _parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 
 def _value_faults(prefix: str, part: Mapping[str, Any]) -> Iterator[str]:
-    for names, least in ((_SIZES, 1), (_TOKEN_IDS, 0)):
+    for names, least in ((_SIZES, 1), ((*_TOKEN_IDS, "type_vocab_size"), 0)):  # DeBERTa has no types
         for name in names:
             value = part.get(name)
             if value is not None and (type(value) is not int or not least <= value < _MOST):

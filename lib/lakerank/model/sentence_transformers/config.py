@@ -47,6 +47,8 @@ def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
     stated = {file: read_json(file) for file in paths if file.name not in ("modules.json", "tokenizer.json")}
     for file, values in stated.items():
         faults += [f"{file.relative_to(folder)}: {fault}" for fault in _foreign(values)]
+    if len(modules) < 2 and len(labels := stated[folder / "config.json"].get("id2label") or ("",)) > 1:
+        faults.append(f"config.json: {len(labels)} labels, not the one of a relevance score")
     if faults:
         raise CheckpointError(f"{folder}: not for {family}: {'; '.join(faults)}")
     files = {file for place in places for pattern in _FILES for file in place.glob(pattern)}
