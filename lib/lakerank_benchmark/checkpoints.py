@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from transformers import Qwen2VLForConditionalGeneration, Qwen3Config, Qwen3ForC
 from transformers import Qwen3VLForConditionalGeneration as Qwen3VL
 
 from checkpoints.decoders import write_prompt
-from checkpoints.encoders import write_bge, write_jina
+from checkpoints.encoders import write_bert, write_bge, write_jina, write_modern
 from lakerank.fingerprint import fingerprint
 from lakerank.model.checkpoint import EMBEDDED, WEIGHTS_NAME, read_json
 from lakerank.model.generative.config import PROMPTS
 from lakerank.model.jina_m0.weights import JinaVLForRanking, published_name, save_checkpoint
 from lakerank.model.registry import M0
-from lakerank_benchmark.request import BGE, JINA
+from lakerank_benchmark.request import BERT, BGE, JINA, MODERN
 from lakerank_benchmark.workloads import WORDS
 from lakerank_pictograms.network import Shape, network_config, published_config
 
@@ -35,13 +35,19 @@ SHAPES: Mapping[str, Shape] = {
 }
 
 #: Of cross-encoders: width, layers, heads, inner width and positions. `published` is the published network but for its
-#: vocabulary, which only the embeddings have; `small` is as deep as jina's and half as wide, for measuring in minutes.
+#: vocabulary, which only the embeddings have (of BERT MiniLM-L12, of ModernBERT gte's); `small` is as deep as jina's,
+#: and half as wide, MiniLM-L6 or Ettin's of 32 M, for measuring in minutes.
 ENCODER_SHAPES: Mapping[str, Mapping[str, tuple[int, int, int, int, int]]] = {
     BGE: {"published": (1024, 24, 16, 4096, 8194), "small": (384, 12, 6, 1536, 8194)},
     JINA: {"published": (768, 12, 12, 3072, 1026), "small": (384, 12, 6, 1536, 1026)},
+    BERT: {"published": (384, 12, 12, 1536, 512), "small": (384, 6, 12, 1536, 512)},
+    MODERN: {"published": (768, 22, 12, 1152, 8192), "small": (384, 10, 6, 576, 8192)},
 }
 _ENCODER_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _ENCODER_VOCABULARY = 12288
+_WRITERS: Mapping[str, Callable[..., object]] = {
+    BGE: write_bge, JINA: write_jina, BERT: write_bert, MODERN: write_modern,
+}  # fmt: skip
 
 #: Words that answer, which the bundled vocabulary lacks, and names that Qwen3's tokenizers add without calling special.
 _ANSWERS = ("True", "False", "yes", "no")
@@ -83,8 +89,7 @@ def random_encoder(folder: Path, family: str, shape: str, dtype: str) -> Path:
     sizes = dict(zip(_ENCODER_SIZES, values, strict=True)) | {"vocab_size": _ENCODER_VOCABULARY}
     target = folder / f"random-{family}-{fingerprint({**sizes, 'positions': positions, 'dtype': dtype})[:12]}"
     if not (target / "config.json").is_file():
-        write = write_jina if family == JINA else write_bge
-        write(target, positions, words=WORDS, dtype=dtype, **sizes)
+        _WRITERS[family](target, positions, words=WORDS, dtype=dtype, **sizes)
     return target
 
 

@@ -23,7 +23,7 @@ from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.facts import read_facts
 from lakerank.model.registry import M0, family_of
 from lakerank.records import Document, DocumentGroup, Query, Reject, ScoredPair
-from lakerank_benchmark.request import CROSS_ENCODER, ENCODERS, FAST, JINA, PUBLISHED, REPRODUCIBLE, Request
+from lakerank_benchmark.request import BGE, CROSS_ENCODER, ENCODERS, FAST, JINA, PUBLISHED, REPRODUCIBLE, Request
 from lakerank_benchmark.workloads import pairs_of
 from oracles.cross_encoders import flag_embedding, for_transformers, jina_rerank, sentence_transformers
 from oracles.generative_reference import PublishedGenerativeLoop
@@ -188,15 +188,16 @@ def whole_pair(flops: Flops, tokens: int) -> float:
 
 
 def _encoder(name: str, folder: Path, family: str, request: Request, max_length: int) -> PairLoop:
-    """`CrossEncoder`, or else the published loop of a family of cross-encoders."""
-    load_loop = jina_rerank if family == JINA else flag_embedding
-    if name == CROSS_ENCODER:
-        load_loop = sentence_transformers
+    """`CrossEncoder`, or else the published loop of a family of cross-encoders, which may be the same."""
+    loops = {BGE: flag_embedding, JINA: jina_rerank}
+    if name == PUBLISHED and family not in loops:
+        raise CannotRun(f"{family} is published for {CROSS_ENCODER}")
+    load_loop = sentence_transformers if name == CROSS_ENCODER else loops[family]
     with tempfile.TemporaryDirectory() as copy:
         source = for_transformers(folder, Path(copy))
         network, score = load_loop(str(source), request.dtype, request.device, max_length)
     shape = read_shape(read_json(folder / "config.json"))
-    modules = {"language": network.roberta}  # some loops call `forward` of the network itself, past its hooks
+    modules = {"language": network.base_model}  # some loops call `forward` of the network itself, past its hooks
     return PairLoop(lambda pairs: score([(q, d) for q, d in _texts(pairs)]), modules, shape.flops)
 
 

@@ -11,7 +11,7 @@ WORKLOADS = ("pages", "texts-500", "skewed", "pictograms", "mixed")
 
 #: Families that random weights are written for; of the generative ones, and of the cross-encoders.
 GENERATIVE = ("monoqwen2-vl", "qwen3-vl-reranker", "qwen3-reranker")
-ENCODERS = BGE, JINA = ("bge-reranker", "jina-reranker-v2")
+ENCODERS = BGE, JINA, BERT, MODERN = ("bge-reranker", "jina-reranker-v2", "bert-reranker", "modernbert-reranker")
 FAMILIES = ("jina-reranker-m0", *GENERATIVE, *ENCODERS)
 
 

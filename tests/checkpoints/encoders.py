@@ -147,17 +147,23 @@ def write_wordpiece(folder: Path, words: Sequence[str] = WORDS) -> Tokenizer:
     return tokenizer
 
 
-def write_bert(folder: Path, positions: int = 256, seed: int = 2, **sizes: int) -> BertForSequenceClassification:
+def write_bert(
+    folder: Path,
+    positions: int = 256,
+    seed: int = 2,
+    words: Sequence[str] = WORDS,
+    dtype: str = "float32",
+    **sizes: int,
+) -> BertForSequenceClassification:
     """ms-marco-MiniLM's layout; returns the network whose weights it holds."""
     folder.mkdir(parents=True, exist_ok=True)
     defaults = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 160}
-    config = BertConfig(
-        vocab_size=write_wordpiece(folder).get_vocab_size(), max_position_embeddings=positions, num_labels=1,
-        **(defaults | sizes),
-    )  # fmt: skip
+    defaults["vocab_size"] = write_wordpiece(folder, words).get_vocab_size()
+    config = BertConfig(max_position_embeddings=positions, num_labels=1, **(defaults | sizes))
     encoder = BertForSequenceClassification(config).eval()
     randomise(encoder, seed)
-    tensors = {**encoder.state_dict(), "bert.embeddings.position_ids": torch.arange(positions)[None]}
+    tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in encoder.state_dict().items()}
+    tensors |= {"bert.embeddings.position_ids": torch.arange(positions)[None]}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     stated = _config(encoder) | {
         "architectures": ["BertForSequenceClassification"],
