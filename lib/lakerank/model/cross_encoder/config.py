@@ -14,16 +14,16 @@ from lakerank.model.registry import CheckpointInfo
 
 _POSITIVE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
-#: Settings of ModernBERT and the values that are computed here; what transformers takes where one is left out is first.
+#: Settings and the values that are computed here; transformers takes the first where one is left out.
+_BERT = {"hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "is_decoder": (False, None)}
 _MODERN = {
-    "hidden_activation": ("gelu",),
-    "classifier_activation": ("gelu",),
+    **dict.fromkeys(("hidden_activation", "classifier_activation"), ("gelu",)),
+    **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias"), (False,)),
+    "classifier_bias": (False, True),
     "classifier_pooling": ("cls", "mean"),
-    **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), (False, True)),
 }
 
-#: Kinds of ModernBERT's layers, the keys of config.json that older files have for the base of their rotary embeddings,
-#: and what transformers takes where they are left out.
+#: Kinds of ModernBERT's layers, where older files have the base of their rotary embeddings, and its default.
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 _THETAS = {GLOBAL: ("global_rope_theta", 160_000.0), LOCAL: ("local_rope_theta", 10_000.0)}
 
@@ -40,28 +40,18 @@ def check_config(config: Mapping[str, Any], source: str, *, labels: bool = True)
         faults.append(f"{count} labels, not the one of a relevance score")
     if not faults and config["hidden_size"] % config["num_attention_heads"]:
         faults.append(f"hidden_size {config['hidden_size']} does not divide by {config['num_attention_heads']} heads")
-    faults += _modern_faults(config) if config.get("model_type") == "modernbert" else _bert_faults(config)
+    modern = config.get("model_type") == "modernbert"
+    values = {name: (config.get(name, known[0]), known) for name, known in (_MODERN if modern else _BERT).items()}
+    faults += [f"{name} is {value!r}, none of {known}" for name, (value, known) in values.items() if value not in known]
+    faults += _layer_faults(config) if modern else ()
     if faults:
         raise CheckpointError(f"{source}: config.json is no cross-encoder's: {'; '.join(faults)}")
 
 
-def _bert_faults(config: Mapping[str, Any]) -> Iterator[str]:
-    if config.get("hidden_act", "gelu") != "gelu":
-        yield f"hidden_act is {config['hidden_act']!r}, not 'gelu'"
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        yield f"position_embedding_type is {config['position_embedding_type']!r}, not 'absolute'"
-    if config.get("is_decoder"):
-        yield "is_decoder is true: each token reads those before it alone"
-
-
-def _modern_faults(config: Mapping[str, Any]) -> Iterator[str]:
-    for name, values in _MODERN.items():
-        if (value := config.get(name, values[0])) not in values:
-            yield f"{name} is {value!r}, none of {values}"
+def _layer_faults(config: Mapping[str, Any]) -> Iterator[str]:
+    """Of what config.json says of ModernBERT's layers."""
     kinds, layers = config.get("layer_types"), config.get("num_hidden_layers")
-    if kinds is not None and (
-        not isinstance(kinds, list) or len(kinds) != layers or not {*map(str, kinds)} <= {*_THETAS}
-    ):
+    if kinds and not (isinstance(kinds, list) and len(kinds) == layers and {*map(str, kinds)} <= {*_THETAS}):
         yield f"layer_types is not {GLOBAL!r} or {LOCAL!r} for each of {layers} layers"
     rope = config.get("rope_parameters") or {}
     parts = rope.values() if isinstance(rope, Mapping) and rope.keys() <= _THETAS.keys() else [None]

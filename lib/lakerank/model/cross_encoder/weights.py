@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lakerank.model.checkpoint import WEIGHTS_NAME, check_weights, module_files, stored_tensors
 from lakerank.model.cross_encoder.config import modern_layers
-from lakerank.model.cross_encoder.head import HeadSettings
+from lakerank.model.cross_encoder.head import HeadLayer, HeadSettings
 from lakerank.model.engine.encoder import (
     EncoderLayer,
     EncoderShape,
@@ -130,7 +130,6 @@ def read_shape(config: Mapping[str, Any]) -> EncoderShape:
         padding=int(config["pad_token_id"]),
         epsilon=float(config["norm_eps" if modern else "layer_norm_eps"]),
         attention=tuple(starmap(LayerAttention, modern_layers(config))) if modern else (),
-        biases=tuple(bool(config.get(name, not modern)) for name in ("norm_bias", "attention_bias", "mlp_bias")),
     )
 
 
@@ -153,41 +152,35 @@ def load_weights(
 
     Raises CheckpointError: a tensor is missing, unexpected or of another shape.
     """
-    modules = {f"{file.parent.name}/": file.parent for file in module_files(folder) if file.name == WEIGHTS_NAME}
-    folders = {"" if head.stored else naming.prefix: folder, **modules}
-    stored = {
-        before + name: size for before, place in folders.items() for name, (size, _) in stored_tensors(place).items()
-    }
-    unused = {name for name in stored if name in _UNUSED or (not head.stored and ".pooler.dense." in name)}
-    check_weights(
-        tensor_shapes(shape, naming, head), {name: stored[name] for name in stored.keys() - unused}, str(folder)
-    )
-    tensors: dict[str, Tensor] = {}
-    for before, place in folders.items():
-        tensors |= read_tensors(place, dtype, lambda name, before=before: naming.transformers_name(before + name))
-    return _assembled(
-        shape, naming.fused, head, lambda name, _: tensors.pop(name).to(device)
-    )  # none is in memory twice
+    modules = [file.parent for file in module_files(folder) if file.name == WEIGHTS_NAME]
+    places = [("" if head.stored else naming.prefix, folder), *((f"{place.name}/", place) for place in modules)]
+    stored = {before + name: size for before, place in places for name, (size, _) in stored_tensors(place).items()}
+    for name in [name for name in stored if name in _UNUSED or (not head.stored and ".pooler.dense." in name)]:
+        del stored[name]
+    check_weights(tensor_shapes(shape, naming, head), stored, str(folder))
+    read = ((before, read_tensors(place, dtype, str)) for before, place in places)
+    tensors = {naming.transformers_name(before + name): part.pop(name) for before, part in read for name in [*part]}
+    return _assembled(shape, naming.fused, head, lambda name, _: tensors.pop(name).to(device))  # none is there twice
 
 
 def _assembled(
     shape: EncoderShape, fused: bool, head: HeadSettings, take: Callable[[str, tuple[int, ...]], Tensor]
 ) -> EncoderWeights:
     """The network's weights; `take` gives a tensor by its name in transformers and its shape."""
-    h, inner, modern = shape.hidden, shape.inner, bool(shape.attention)
-    norms, attention, mlp = shape.biases
+    h, modern = shape.hidden, bool(shape.attention)  # ModernBERT has no biases
 
-    def linear(name: str, outputs: int, inputs: int, bias: bool) -> LinearWeights:
-        return LinearWeights(
-            take(f"{name}.weight", (outputs, inputs)), take(f"{name}.bias", (outputs,)) if bias else None
-        )
+    def pair(name: str, size: tuple[int, ...], bias: bool) -> tuple[Tensor, Tensor | None]:
+        return take(f"{name}.weight", size), take(f"{name}.bias", size[:1]) if bias else None
 
-    def norm(name: str, size: int = h, bias: bool = norms, epsilon: float = shape.epsilon) -> LayerNorm:
-        return LayerNorm(take(f"{name}.weight", (size,)), take(f"{name}.bias", (size,)) if bias else None, epsilon)
+    def linear(name: str, outputs: int, inputs: int, bias: bool = not modern) -> LinearWeights:
+        return LinearWeights(*pair(name, (outputs, inputs), bias))
+
+    def norm(name: str, size: int = h, bias: bool = not modern, epsilon: float = shape.epsilon) -> LayerNorm:
+        return LayerNorm(*pair(name, (size,), bias), epsilon)
 
     def query_key_value(layer: str) -> LinearWeights:
         if fused:
-            return linear(f"{layer}.{QKV}", 3 * h, h, attention)
+            return linear(f"{layer}.{QKV}", 3 * h, h)
         weights = [take(f"{layer}.{part}.weight", (h, h)) for part in QKV_PARTS]
         return LinearWeights(torch.cat(weights), torch.cat([take(f"{layer}.{part}.bias", (h,)) for part in QKV_PARTS]))
 
@@ -197,14 +190,17 @@ def _assembled(
         return EncoderLayer(
             joined.rows(None, h).packed(),
             joined.rows(h, None).packed(),
-            linear(f"{name}.attention.output.dense", h, h, attention).packed(),
+            linear(f"{name}.attention.output.dense", h, h).packed(),
             norm(f"{name}.attention.output.LayerNorm") if number or not modern else None,
-            linear(f"{name}.intermediate.dense", inner * (1 + modern), h, mlp).packed(),
-            linear(f"{name}.output.dense", h, inner, mlp).packed(),
+            linear(f"{name}.intermediate.dense", shape.inner * (1 + modern), h).packed(),
+            linear(f"{name}.output.dense", h, shape.inner).packed(),
             norm(f"{name}.output.LayerNorm"),
         )
 
-    sizes = [h, *(part.outputs for part in head.layers)]
+    def head_layer(part: HeadLayer, inputs: int) -> HeadWeights:
+        dense = linear(part.name, part.outputs, inputs, part.bias)
+        return HeadWeights(dense, part.activation, part.norm and norm(*part.norm))
+
     return EncoderWeights(
         words=take("roberta.embeddings.word_embeddings.weight", (shape.vocabulary, h)),
         positions=None if modern else take("roberta.embeddings.position_embeddings.weight", (shape.positions, h)),
@@ -212,13 +208,6 @@ def _assembled(
         norm=norm("roberta.embeddings.LayerNorm"),
         layers=tuple(map(layer, range(shape.layers))),
         final_norm=norm("model.final_norm") if modern else None,
-        head=tuple(
-            HeadWeights(
-                linear(part.name, part.outputs, inputs, part.bias),
-                part.activation,
-                part.norm and norm(part.norm.name, part.outputs, part.norm.bias, part.norm.epsilon),
-            )
-            for part, inputs in zip(head.layers, sizes, strict=False)
-        ),
+        head=tuple(map(head_layer, head.layers, [h, *(part.outputs for part in head.layers)])),
         mean=head.mean,
     )

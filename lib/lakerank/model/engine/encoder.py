@@ -34,9 +34,8 @@ _MLP_ROWS_CPU, _MLP_ROWS_GPU = 256, 16384
 #: Rows of a block of local attention, which computes scores of the keys that any of them sees.
 _LOCAL_ROWS = 64
 
-_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda rows: rows, "tanh": torch.tanh, "gelu": F.gelu, "relu": F.relu,
-}  # fmt: skip
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]]
+_ACTIVATIONS = {"identity": torch.clone, "tanh": torch.tanh, "gelu": F.gelu, "relu": F.relu}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +50,15 @@ class LayerAttention:
 
     def seen(self, tokens: int) -> int:
         """How many tokens those of a sequence see together."""
-        if self.window is None or tokens <= self.window:
-            return tokens * tokens
-        return tokens * (2 * self.window + 1) - self.window * (self.window + 1)
+        window = tokens if self.window is None else min(self.window, tokens)
+        return tokens * (2 * window + 1) - window * (window + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderShape:
     """What config.json says of the network. XLM-RoBERTa's `positions` count the `padding` + 1 that no token has.
 
-    `attention`: of ModernBERT's layers; empty: the network is another. `biases`: whether ModernBERT has them in its
-    norms, its attention and its MLP.
+    `attention`: of ModernBERT's layers; empty: the network is another.
     """
 
     vocabulary: int
@@ -74,7 +71,6 @@ class EncoderShape:
     padding: int
     epsilon: float
     attention: tuple[LayerAttention, ...] = ()
-    biases: tuple[bool, ...] = (True, True, True)
 
     def flops(self, tokens: int) -> float:
         """Operations that a sequence of so many tokens needs, two a multiply-add; its last layer, its first token's."""
@@ -146,11 +142,7 @@ EqualLengths = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How the rows of a micro-batch are sequences: `first` (P',) is the first row of each, padded.
-
-    `rotations`: (2, M, 1, D / 2) by their theta. `varlen`: attention of all rows at once, where there is a kernel for
-    it.
-    """
+    """How rows are sequences: `first` (P',) is the first row of each, padded. `rotations`: (2, M, 1, D/2), by theta."""
 
     groups: EqualLengths
     first: Tensor
@@ -219,10 +211,8 @@ class PackedEncoder:
         starts = torch.tensor([0, *accumulate(lengths[:-1])])
         padding = self.linear.padded(len(starts)) - len(starts)
         first = torch.cat([starts, starts[:1].expand(padding)]).to(self.device)
-        rotations = {
-            theta: table.look_up(positions[None], [table.size], self.shape.positions)
-            for theta, table in self._rotary.items()
-        }
+        end, tables = self.shape.positions, self._rotary.items()
+        rotations = {theta: table.look_up(positions[None], [table.size], end) for theta, table in tables}
         return Packing(groups, first, rotations, varlen)
 
     def _layer(self, number: int, hidden: Tensor, packing: Packing) -> Tensor:
@@ -292,31 +282,29 @@ def _attention(
         length = 1 if first_only else key_length
         rows, keys = slice(start, start + count * length), slice(key_start, key_start + count * key_length)
         q, k, v = (_batched(query[rows], length), *(_batched(states[keys], key_length) for states in (key, value)))
-        attended = _local(q, k, v, window) if window else F.scaled_dot_product_attention(q, k, v)
+        attended = F.scaled_dot_product_attention(q, k, v) if window is None else _local(q, k, v, window)
         out[rows] = attended.transpose(1, 2).flatten(0, 1)
         start, key_start = rows.stop, keys.stop
     return out
 
 
 def _local(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-    """Attention of each token to those at most `window` away: (B, H, T, D), two of (B, H, L, D) -> (B, H, T, D)."""
-    length, blocks = key.shape[2], []
-    near = _near(window, query.dtype, query.device)
+    """Attention to keys at most `window` away: (B, H, T, D), two of (B, H, L, D) -> (B, H, T, D), T is L or 1."""
+    blocks, band = [], _band(window, query.dtype, query.device)
     for start in range(0, query.shape[2], _LOCAL_ROWS):
         rows = query[:, :, start : start + _LOCAL_ROWS]
-        first, last = max(0, start - window), min(length, start + rows.shape[2] + window)
-        mask = near[: rows.shape[2], first - start + window : last - start + window]
+        first, last = max(0, start - window), min(key.shape[2], start + rows.shape[2] + window)
+        mask = band[: rows.shape[2], first - start + window : last - start + window]
         k, v = key[:, :, first:last], value[:, :, first:last]
         blocks.append(F.scaled_dot_product_attention(rows, k, v, attn_mask=mask))
     return torch.cat(blocks, dim=2)
 
 
 @functools.lru_cache(maxsize=8)
-def _near(window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Mask of a block's rows on its keys, of which `window` are before it and after it: 0 or -inf."""
-    rows = torch.arange(_LOCAL_ROWS, device=device)[:, None]
-    distance = torch.arange(_LOCAL_ROWS + 2 * window, device=device) - window - rows
-    return torch.zeros(distance.shape, dtype=dtype, device=device).masked_fill_(distance.abs() > window, -torch.inf)
+def _band(window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0 where a block's row sees one of its keys, of which `window` are before the first and after the last; -inf."""
+    unseen = torch.full((_LOCAL_ROWS, _LOCAL_ROWS + 2 * window), -torch.inf, dtype=dtype, device=device)
+    return unseen.tril(-1) + unseen.triu(2 * window + 1)
 
 
 def _batched(states: Tensor, length: int) -> Tensor:
