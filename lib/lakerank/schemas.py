@@ -37,15 +37,19 @@ DOCUMENT_METADATA = [
 #: What ingestion keeps of a query beside its content.
 QUERY_METADATA = [pa.field("language", pa.string())]
 
-#: Further columns that the config may map, where a table has them.
+#: Further columns that the config may map, where a table has them. A `text_prefix` is what a query's text begins with
+#: and is not searched for.
 MORE_COLUMNS = {
     "documents": DOCUMENT_METADATA,
-    "queries": [*QUERY_METADATA, pa.field("instruction", pa.string())],
+    "queries": [*QUERY_METADATA, pa.field("text_prefix", pa.string())],
     "candidates": [],
     "qrels": [],
 }
 
-QUERIES = pa.schema([_QUERY_ID, *_CONTENT])
+#: Queries as they are ingested.
+INGESTED_QUERIES = pa.schema([_QUERY_ID, *_CONTENT])
+
+QUERIES = pa.schema([*INGESTED_QUERIES, pa.field("instruction", pa.string())])
 
 CANDIDATES = pa.schema(
     [_QUERY_ID, _DOC_ID, pa.field("first_stage_score", pa.float64()), pa.field("first_stage_rank", pa.int32())]
@@ -133,6 +137,7 @@ OPTIONAL = frozenset(
         "first_stage_rank",
         "search_text",
         "instruction",
+        "text_prefix",
         "frames",
         "group_id",
     }

@@ -100,8 +100,8 @@ def part_candidates(
 
 def _searched(query: ContentRow, index: Bm25Index, depth: int) -> Iterator[Candidate]:
     """An instruction in front of the query is not searched for: it is for the reranker, and matches everything."""
-    instruction = cast("QueryColumns", query.extra).instruction or ""
-    hits = index.search((query.text or "").removeprefix(instruction).strip(), depth)
+    prefix = cast("QueryColumns", query.extra).text_prefix or ""
+    hits = index.search((query.text or "").removeprefix(prefix).strip(), depth)
     for rank, (doc_id, score) in enumerate(hits, start=1):
         yield Candidate(query.id, doc_id, score, rank)
 

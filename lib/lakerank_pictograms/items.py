@@ -110,7 +110,7 @@ _ABOUT = [
     pa.field("keywords", pa.list_(pa.string())),
 ]
 DOCUMENTS = pa.schema([*schemas.INGESTED_DOCUMENTS, *_ABOUT])
-QUERIES = pa.schema([*schemas.QUERIES, *_ABOUT])
+QUERIES = pa.schema([*schemas.INGESTED_QUERIES, *_ABOUT])
 
 _BULK = ("image", "keywords")
 _ROW_GROUP_IMAGES = 8

@@ -100,7 +100,7 @@ def test_bytes_that_are_no_text_are_not_searched(lake):
 
 
 def test_an_instruction_before_a_query_is_not_searched_for(lake):
-    lake.write("queries", [{"query_id": "q", "text": "find an apple: sea", "instruction": "find an apple: "}])
+    lake.write("queries", [{"query_id": "q", "text": "find an apple: sea", "text_prefix": "find an apple: "}])
     lake.find()
     assert lake.lists() == {"q": ["d5"]}
 

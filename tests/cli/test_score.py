@@ -13,10 +13,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from checkpoints.encoders import write_bge
+from lakerank import load_reranker
 from lakerank.cli.score import score
 from lakerank.limits import Limits
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.records import Document, Query
+from lakerank_benchmark.checkpoints import random_checkpoint
+from lakerank_pictograms.network import Shape
 from oracles.pairs import pair_logits
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -59,6 +62,23 @@ def make_png() -> Callable[[], str]:
         return base64.b64encode(stream.getvalue()).decode()
 
     return make
+
+
+def test_an_instruction_reaches_the_prompt_or_is_refused(tmp_path: Path, request_file: Path) -> None:
+    checkpoint = random_checkpoint(tmp_path, "qwen3-reranker", Shape(0, 32, 64, 2, 2, 1, 3, 32, 2), "float32")
+    model, told = load_reranker(checkpoint, device="cpu", dtype="float32"), "Find fruit."
+    request = json.loads(request_file.read_text())
+    for more, settings in (({"instruct": told}, []), ({}, [f"model.instruction={told}"]), ({}, [])):
+        (tmp_path / "told.json").write_text(json.dumps(request | more))
+        settings += [f"model.path={checkpoint}", "model.revision=null", "model.dtype=float32"]
+        done = answer(tmp_path / "told.json", "rerank-qwen3.yaml", *settings)
+        best = model.rank({"text": request["query"], "instruction": told if more or len(settings) > 3 else None}, TEXTS)
+        results = json.loads(done.stdout.splitlines()[-1])["results"]
+        assert [entry["relevance_score"] for entry in results] == [item.relevance for item in best], done.output
+    (tmp_path / "told.json").write_text(json.dumps(request | {"instruction": told}))
+    refused = answer(tmp_path / "told.json", "demo.yaml")
+    assert refused.exit_code == 2
+    assert "instruction: 'embedded' takes none; leave it out" in refused.stderr
 
 
 @pytest.mark.parametrize("config", ["cascade.yaml", "ensemble.yaml"])

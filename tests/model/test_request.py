@@ -52,11 +52,13 @@ def test_another_models_name_is_refused(name: str) -> None:
         parse({"model": name, "query": "q", "documents": ["a"]}, "models/m")
 
 
-def test_an_instruction_is_refused_and_null_is_none() -> None:
+def test_an_instruction_has_two_names() -> None:
     request = {"query": "q", "documents": ["a"], "top_n": None, "model": None}
     assert parse({**request, "instruction": None}, "m").instruction is None
-    with pytest.raises(ConfigError, match=r"instruction: 'm' takes none"):
-        parse({**request, "instruction": "find code"}, "m")
+    for name in ("instruction", "instruct"):
+        assert parse({**request, name: "find code"}, "m").instruction == "find code"
+    with pytest.raises(ConfigError, match=r"instruction: .*valid string"):
+        parse({**request, "instruction": 3}, "m")
 
 
 @pytest.mark.parametrize("top_n", [0, -1, "2", 1.5, True])

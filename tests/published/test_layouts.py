@@ -220,9 +220,9 @@ def test_mbeir_has_eight_tasks_with_instructions(publish, ingested):
     )
     assert sorted(row["task"] for row in queries.values()) == sorted([*one, *(f"image,text→{wants}" for wants in two)])
     for row in queries.values():
-        assert row["instruction"] in ("Find what matches.", "Give me the match.")
+        assert row["text_prefix"] in ("Find what matches.", "Give me the match.")
         asks = row["task"].partition("→")[0]
-        assert row["text"] == f"{row['instruction']} green things." if "text" in asks else row["instruction"]
+        assert row["text"] == f"{row['text_prefix']} green things." if "text" in asks else row["text_prefix"]
         assert ("image" in row) == ("image" in asks)
     documents = lake.by_id("documents")
     assert documents["3:1"]["text"] == "A green thing.", "outer quotes go, a capital and a full stop come"

@@ -28,9 +28,9 @@ SEARCHED = pa.schema(
 
 _TEXTS = SEARCHED.remove(0)
 
-#: An `instruction` at the beginning of a query's text is for the model: it is not searched for.
+#: A `text_prefix`, an instruction at the beginning of a query's text, is for the model: it is not searched for.
 ASKED = pa.schema(
-    [pa.field("query_id", pa.string()), pa.field("text", pa.string()), pa.field("instruction", pa.string())]
+    [pa.field("query_id", pa.string()), pa.field("text", pa.string()), pa.field("text_prefix", pa.string())]
 )
 
 #: A chunk ends at so many bytes of text, decompressed, or documents.
@@ -67,9 +67,9 @@ def read_queries(storage: Storage, files: Sequence[Fragment]) -> Queries:
     for fragment in files:
         for _, _, batch in read_table_file(storage, fragment.file, ASKED):
             rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
-            for query_id, raw, instruction in rows:
+            for query_id, raw, prefix in rows:
                 if query_id is not None:
-                    texts.setdefault(query_id, searched_text(raw).removeprefix(instruction or ""))
+                    texts.setdefault(query_id, searched_text(raw).removeprefix(prefix or ""))
     terms = {query_id: split_terms(texts[query_id]) for query_id in sorted(texts)}
     vocabulary = sorted(set(itertools.chain.from_iterable(terms.values())))
     numbers = {term: number for number, term in enumerate(vocabulary)}

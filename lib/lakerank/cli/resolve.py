@@ -365,6 +365,7 @@ def _stages(config: Config) -> tuple[Stage, ...]:
             unit_deadline_s=scoring.unit_deadline_s,
             max_image_bytes=scoring.max_source_bytes,
             caveat=_BATCHED.format(name) if WIDE.name in families and not scoring.reproducible else None,
+            allows_instructions=scorer.allows_instructions,
         )
     promises = [stage.keep for stage in stages.values() if stage.keep is not None and stage.keep.sample]
     too_few = [(promise, promise.too_few(promise.sample or 0)) for promise in promises]

@@ -20,10 +20,11 @@ from lakerank.errors import ConfigError
 def score(given: resolve.CommandLine, request_file: IO[str], allow_host: Sequence[str]) -> dict[str, Any]:
     """Answer one rerank request in the hosted API's JSON, without Spark.
 
-    The request has query and documents (texts, or objects with text or image), top_n, return_documents and model: the
-    configured one, or none. An image is base64, a data URI, or a URL of an allowed host. The last line of standard
-    output is the response: the model that scored, results with index and relevance_score, best first, and
-    usage.total_tokens; or an object with error and message. REQUEST.json may be - for standard input.
+    The request has query and documents (texts, or objects with text or image), top_n, return_documents, instruction for
+    models that take one, and model: the configured one, or none. An image is base64, a data URI, or a URL of an allowed
+    host. The last line of standard output is the response: the model that scored, results with index and
+    relevance_score, best first, and usage.total_tokens; or an object with error and message. REQUEST.json may be - for
+    standard input.
     """
 
     return _answer(given.config, parse_request(request_file, request_file.name), allow_host)
@@ -48,5 +49,8 @@ def _answer(config: Config, request: dict[str, Any], allowed_hosts: Sequence[str
     model = config.rerankers[0]
     name, spec = resolve.model_name(model), resolve.model_spec(model)
     parsed = parse(request, name, allowed_hosts)
-    reranker = spec.load(config.device, resolve.limits(config.scoring), resolve.runtime_options(config.scoring))
+    scorer = spec.identify(limits := resolve.limits(config.scoring))
+    if parsed.instruction and not scorer.allows_instructions:
+        raise ConfigError([f"instruction: {name!r} takes none; leave it out"])
+    reranker = spec.load(config.device, limits, resolve.runtime_options(config.scoring), scorer)
     return answer(parsed, reranker, name, reranker.logit_bias, allowed_hosts)

@@ -41,7 +41,7 @@ _PART = re.compile(r"part-\d{6}\.parquet")
 
 _SCHEMAS: dict[TableName, pa.Schema] = {
     "documents": schemas.INGESTED_DOCUMENTS,
-    "queries": schemas.QUERIES,
+    "queries": schemas.INGESTED_QUERIES,
     "candidates": schemas.CANDIDATES,
     "qrels": schemas.QRELS,
 }

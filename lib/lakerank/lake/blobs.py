@@ -45,13 +45,14 @@ class BlobRef:
 class Blob:
     """A row as stored: images are encoded, or addresses; `content_hash` is the one given, if any.
 
-    The text is not decoded, so that invalid UTF-8 can be rejected instead of raising here.
+    Text and instruction are not decoded, so that invalid UTF-8 can be rejected instead of raising here.
     """
 
     id: str
     text: bytes | None
     images: tuple[bytes | str, ...] = ()
     content_hash: str | None = None
+    instruction: bytes | None = None
 
     @property
     def image(self) -> bytes | None:
@@ -66,8 +67,8 @@ class Blob:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of text and images."""
-        return len(self.text or b"") + sum(map(len, self.images))
+        """Bytes of texts and images."""
+        return len(self.text or b"") + len(self.instruction or b"") + sum(map(len, self.images))
 
 
 class ChangedFile(StorageError):
@@ -281,7 +282,8 @@ def _ascending_rows(rows: Sequence[int], batches: Iterator[pa.RecordBatch]) -> I
         while row is not None and first <= row < first + batch.num_rows:
             (values,) = batch.slice(row - first, 1).to_pylist()
             blob_id = values[batch.schema.names[0]] or ""
-            yield row, Blob(blob_id, values["text"], row_images(values), values.get("content_hash"))
+            more = values.get("content_hash"), values.get("instruction")
+            yield row, Blob(blob_id, values["text"], row_images(values), *more)
             row = next(remaining, None)
         if row is None:
             return

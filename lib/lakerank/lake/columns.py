@@ -16,7 +16,8 @@ from lakerank.lake.ids import advice, as_text, is_text, plain
 from lakerank.lake.snapshot import TableFile, nested_fields
 from lakerank.schemas import CONTENT, IDS, LARGEST, OPTIONAL
 
-_TEXT = "text"
+#: Columns that are read as they are stored, for a row to be rejected that is not UTF-8.
+_TEXTS = ("text", "instruction")
 _BYTES_KINDS = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
 _LIST_KINDS = (types.is_list, types.is_large_list, types.is_fixed_size_list)
 _SHOWN_BYTES = 40
@@ -219,7 +220,7 @@ class Located:
         """
         constants, fields, arrays = self.file.constants, [], []
         for field in self.schema:
-            kind = pa.binary() if field.name == _TEXT and types.is_string(field.type) else field.type
+            kind = pa.binary() if field.name in _TEXTS and types.is_string(field.type) else field.type
             constant = constant_of(self.file, field.name)
             if field.name in self.fields and batch is not None:
                 column = _values(batch, self.fields[field.name].name)

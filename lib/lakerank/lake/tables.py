@@ -38,19 +38,20 @@ SHARED_INDEX = "shared-"
 
 #: Columns that an index is made of.
 _INDEXED = frozenset({*DOCUMENTS.names, *QUERIES.names, *GROUP_IDS.names})
+_LATER = {"images": "-images", "image_uri": "-images", "instruction": "-instructions"}
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
     """One Parquet file of a table, with its numbers of row groups (0: read whole) and rows, deleted ones included,
-    and the type of the ids in its first column. `lists_images`: a plain table's has several images a document, or
-    their addresses."""
+    and the type of the ids in its first column. `indexed_as`: what the name of its index ends with, for columns that
+    plain tables' earlier indexes left out."""
 
     file: TableFile
     row_groups: int
     rows: int
     id_type: pa.DataType
-    lists_images: bool = False
+    indexed_as: str = ""
 
     @property
     def live_rows(self) -> int:
@@ -123,8 +124,9 @@ def fragments(
             with storage_errors(file.uri, "read"):  # a damaged footer has names that are not UTF-8
                 located = locate(file, parquet.schema_arrow, expected, needs_content=snapshot.schema is None)
             own_type = id_type or _id_type(located)
-            several = snapshot.schema is None and not located.fields.keys().isdisjoint(("images", "image_uri"))
-            return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows, own_type, several)
+            later = {} if snapshot.schema is not None else {name: _LATER.get(name) for name in located.fields}
+            ending = next(filter(None, later.values()), "")
+            return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows, own_type, ending)
 
     snapshot = resolve(storage, table) if isinstance(table, str) else table
     files = snapshot.files

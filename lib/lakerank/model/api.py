@@ -28,7 +28,7 @@ Errors = Literal["raise", "null"]
 
 Pair = tuple[Query, Document]
 
-_QUERY_COLUMNS = {"query_id": "query_id", "query": "text", "query_image": "image"}
+_QUERY_COLUMNS = {"query_id": "query_id", "query": "text", "query_image": "image", "instruction": "instruction"}
 _DOCUMENT_COLUMNS = {"doc_id": "doc_id", "text": "text", "image": "image", "images": "images"}
 
 
@@ -38,7 +38,8 @@ class RerankModel:
 
     A query or a document is a string (its text: never a path or a URL, nothing is fetched), an image (bytes of an
     encoded file, a `pathlib.Path`, a PIL image, a uint8 array), a mapping with `text` or `image`, or a record. A
-    document may have several `images` instead: pages, frames or figures in order, and a text after them.
+    document may have several `images` instead: pages, frames or figures in order, and a text after them. A mapping or
+    a record of a query may have an `instruction`.
     `reranker` is the engine, which takes document groups.
     """
 

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lakerank.errors import ConfigError, PairRejected
 from lakerank.lake.images.web import MAX_IMAGE_BYTES, fetch, url_fault
@@ -45,7 +45,8 @@ class RequestItem(BaseModel):
 
 
 class RerankRequest(BaseModel):
-    """The hosted API's request. `model`: null for whichever is configured. `top_n`: results returned (null: all)."""
+    """The hosted API's request. `model`: null for whichever is configured. `top_n`: results returned (null: all).
+    `instruction`: `instruct` in other APIs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,7 +55,7 @@ class RerankRequest(BaseModel):
     documents: list[RequestItem] = Field(min_length=1)
     top_n: int | None = Field(default=None, ge=1, strict=True)
     return_documents: bool = Field(default=False, strict=True)
-    instruction: str | None = None
+    instruction: str | None = Field(default=None, validation_alias=AliasChoices("instruction", "instruct"))
 
 
 def parse(request: Mapping[str, Any], model: str, allowed_hosts: Collection[str] = ()) -> RerankRequest:
@@ -69,8 +70,6 @@ def parse(request: Mapping[str, Any], model: str, allowed_hosts: Collection[str]
     faults = []
     if parsed.model is not None and parsed.model not in (model, PurePath(model).name):
         faults.append(f"model: {parsed.model!r} is not the configured model, {model!r}; name that, or leave it out")
-    if parsed.instruction is not None:
-        faults.append(f"instruction: {model!r} takes none; leave it out")
     items = [(("query",), parsed.query), *((("documents", index), item) for index, item in enumerate(parsed.documents))]
     urls = [((*where, "image"), item.image) for where, item in items if item.image is not None and _is_url(item.image)]
     faults += [_fault(where, fault) for where, url in urls if (fault := url_fault(url, allowed_hosts))]
@@ -88,7 +87,7 @@ def answer(
         ConfigError: an image cannot be fetched.
         PairRejected: a document cannot be scored; its id is its index.
     """
-    query = Query(query_id="query", text=request.query.text, image=_image(request.query, allowed_hosts))
+    query = Query("query", request.query.text, _image(request.query, allowed_hosts), request.instruction)
     groups = [
         DocumentGroup(Document(str(index), item.text, _image(item, allowed_hosts)), (query,))
         for index, item in enumerate(request.documents)

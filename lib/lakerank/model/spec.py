@@ -72,6 +72,11 @@ class ScorerIdentity:
         """How pairs are read, all of them, or those of texts and those with an image."""
         return tuple(identity.cost_profile(self.parameters) for identity in self.identities)
 
+    @property
+    def allows_instructions(self) -> bool:
+        """Whether queries may have instructions of their own: all checkpoints take them, or pass over them."""
+        return all(identity.instructions.accepted or identity.instructions.ignored for identity in self.identities)
+
     def document_sizing(self) -> Sizing:
         """What bounds the cost of a document."""
         return self._sizing([identity.max_document_tokens() for identity in self.identities])

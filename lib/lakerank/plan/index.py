@@ -56,8 +56,9 @@ LOCATION = [("file", pa.string()), ("row_group", pa.int32()), ("row", pa.int32()
 SIZES = [("text_bytes", pa.int64()), ("image_bytes", pa.int64()), ("width", pa.int32()), ("height", pa.int32())]
 SIZES += [("images", pa.int32()), ("frames", pa.int32())]
 
-#: A row of a table without its content.
+#: A row of a table without its content. `instruction`: a query has one; null in older indexes.
 INDEX = pa.schema([("id", pa.string()), ("hash", pa.string()), *LOCATION, *SIZES, ("empty", pa.bool_())])
+INDEX = INDEX.append(pa.field("instruction", pa.bool_()))
 
 _COST = [("cost", pa.int64()), ("bytes", pa.int64()), ("has_image", pa.bool_())]
 _CHECKED = [("reason", pa.string()), ("same_as", pa.int32())]
@@ -181,7 +182,7 @@ def table_chunks(files: Sequence[Fragment], rows: int = CHUNK_ROWS) -> tuple[Chu
         parts = max(1, min(fragment.row_groups, count))
         key = index_key(fragment.file)
         for first, end in pairwise(part * fragment.row_groups // parts for part in range(parts + 1)):
-            name = f"{key}-{first:05d}{'-images' if fragment.lists_images else ''}.parquet"
+            name = f"{key}-{first:05d}{fragment.indexed_as}.parquet"
             chunks.append(Chunk(fragment.file, first, end, fragment.rows // parts + 1, name))
     return tuple(chunks)
 
@@ -236,11 +237,16 @@ def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa
             described = [row for _, row in read_ahead(zip(given, texts, images, strict=True), _is_fetched, describe)]
         else:
             described = [(name or content_hash(text), *_NO_IMAGE) for name, text in zip(given, texts, strict=True)]
-        hashes, *sizes, counts, frames = zip(*described, strict=True) if described else [()] * 6
+        names, *sizes, counts, frames = zip(*described, strict=True) if described else [()] * 6
+        stored = batch.column("instruction").to_pylist() if table == "queries" else [None] * len(ids)
+        told = [str(raw or b"", errors="surrogateescape").strip().encode(errors="surrogateescape") for raw in stored]
+        # Of three parts, as no query's content is by itself.
+        hashes = [content_hash(name, own, b"") if own else name for name, own in zip(names, told, strict=True)]
         empty = [not count and not (text or b"").strip() for count, text in zip(counts, texts, strict=True)]
-        sizes = [[len(text or b"") for text in texts], *sizes, counts, frames]
+        text_bytes = [len(text or b"") + len(own) for text, own in zip(texts, told, strict=True)]
+        sizes = [text_bytes, *sizes, counts, frames]
         place = [[chunk.file.uri] * len(ids), [row_group] * len(ids), rows]
-        columns = dict(zip(INDEX.names, [ids, hashes, *place, *sizes, empty], strict=True))
+        columns = dict(zip(INDEX.names, [ids, hashes, *place, *sizes, empty, [*map(bool, told)]], strict=True))
         yield pa.RecordBatch.from_pydict(columns, schema=INDEX)
 
 
@@ -368,14 +374,16 @@ def ranked_files(storage: Storage, paths: RunPaths, plan: Plan) -> RankedFiles:
     return RankedFiles(query_list(storage, paths, plan), plan.first_queries, plan.boundaries)
 
 
-def write_query_list(index: TableIndex, folder: str) -> int:
-    """Sort, number and store the queries of an index, all in memory; returns how many there are."""
+def write_query_list(index: TableIndex, folder: str) -> tuple[int, int]:
+    """Sort, number and store the queries of an index, all in memory; returns how many there are, and how many rows have
+    an instruction."""
     columns = ["number", *INDEX.names, "cost"]
-    rows = number_queries(pa.concat_tables(index.read(range(len(index.chunks)), columns)))
+    indexed = pa.concat_tables(index.read(range(len(index.chunks)), columns))
+    rows = number_queries(indexed)
     for first in range(0, rows.num_rows, _LIST_FILE_ROWS):
         content = parquet_bytes(rows.slice(first, _LIST_FILE_ROWS), _LIST_ROW_GROUP_ROWS)
         index.storage.replace(join(folder, part_name(first // _LIST_FILE_ROWS)), content)
-    return int(rows.num_rows)
+    return int(rows.num_rows), pc.sum(indexed["instruction"]).as_py() or 0
 
 
 def number_queries(rows: pa.Table) -> pa.Table:

@@ -31,7 +31,7 @@ SPLIT_RECORDS = {PAIR: DOCUMENT_PAIRS, SCORE: DOCUMENT_SCORES}
 REUSED = pa.schema([("doc_id", pa.string()), *GROUP_IDS, ("query", pa.int32()), ("rank", pa.int32()), *RESULT])
 
 #: What the split reads of documents.
-_INDEXED = [field for field in INDEX if field.name != "empty"]
+_INDEXED = [field for field in INDEX if field.name not in ("empty", "instruction")]
 _DOCUMENTS = pa.schema([("number", pa.int64()), *_INDEXED, ("cost", pa.int64()), *GROUP_IDS])
 
 Int64 = npt.NDArray[np.int64]

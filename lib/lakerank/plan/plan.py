@@ -79,6 +79,7 @@ class Plan:
     as they are stored) and `read_bytes` (of the row groups they are in) are of the new pairs. `bits`: pairs are in
     2^bits parts by document id. `unit_counts`: how many units each list of units names.
     `id_types`: of `query_id`, `doc_id` and, in a plan with group ids, `group_id`, as the tables have them.
+    `instructed`: rows of queries with an instruction.
     `first_queries` and `boundaries`: first query of each ranked file but the first, by number and by id.
     """
 
@@ -107,6 +108,7 @@ class Plan:
     inputs: Mapping[str, Any]
     dropped_from: Mapping[str, Any] | None = None
     id_types: Mapping[str, str] = field(default_factory=dict)
+    instructed: int = 0
 
     @property
     def units(self) -> int:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lakerank.cost import Calibration, longest_seconds
-from lakerank.errors import RunConflictError
+from lakerank.credentials import redacted
+from lakerank.errors import ConfigError, RunConflictError
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.formats import resolve
 from lakerank.lake.formats.output import OutputTable
@@ -79,6 +80,7 @@ def run(runner: Runner, storage: Storage, job: Rerank, steps: Collection[str] = 
 
     Raises:
         RunConflictError: the run exists with other inputs, or has not been planned.
+        ConfigError: queries have instructions, and a reranker takes none.
         SchemaError, StorageError: a table cannot be read, or the output not written.
     """
     started = time.monotonic()
@@ -91,6 +93,11 @@ def run(runner: Runner, storage: Storage, job: Rerank, steps: Collection[str] = 
     runner.begin(f"run {job.paths.run_id}")
     with about(stage="plan"), naming_differences(storage, job.paths, job.config_yaml):
         planned = plan_stages(runner, storage, job) if "plan" in steps else existing_plans(storage, job)
+    refusing = dict.fromkeys(stage.model for stage in job.stages if not stage.allows_instructions)
+    if refusing and planned[0].plan.instructed:
+        found = f"{planned[0].plan.instructed} queries of {redacted(job.tables.queries)} have an instruction"
+        advice = "say ignore_instructions: true beside its path to pass over them, or take a model that reads them"
+        raise ConfigError([f"model: {found}, and {' and '.join(refusing)} takes none; {advice}"])
     if job.rule.per_group is not None and "group_id" not in planned[0].plan.id_types:
         raise RunConflictError(
             f"{job.paths.plan}: run {job.paths.run_id!r} was planned without ranking.per_group, so the groups of its "

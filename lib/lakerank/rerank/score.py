@@ -275,7 +275,8 @@ def _groups(
             if text_fault:
                 rejects.append(Reject(planned.query_id, group.doc_id, RejectReason.TEXT_UNDECODABLE, text_fault))
             else:
-                queries.append(Query(planned.query_id, decode_text(query_blob.text), query_blob.image))
+                texts = [decode_text(raw) for raw in (query_blob.text, query_blob.instruction)]
+                queries.append(Query(planned.query_id, texts[0], query_blob.image, texts[1]))
         if queries:
             yield DocumentGroup(Document(group.doc_id, decode_text(blob.text), images=content), tuple(queries))
 
@@ -314,8 +315,9 @@ def _cached_queries(
 
 
 def _text_fault(blob: Blob, side: str) -> str | None:
-    try:
-        decode_text(blob.text)
-    except UnicodeDecodeError as error:
-        return f"{side} text is not UTF-8 at byte {error.start}"
+    for name, raw in (("text", blob.text), ("instruction", blob.instruction)):
+        try:
+            decode_text(raw)
+        except UnicodeDecodeError as error:
+            return f"{side} {name} is not UTF-8 at byte {error.start}"
     return None

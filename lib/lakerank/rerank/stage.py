@@ -42,7 +42,7 @@ class Stage:
     before. `keep`: it scores as many of them as a guarantee needs; `sampled`, a stage before it, scores the queries
     whole that this is learned from. Without either it scores every pair of the run. `unit_deadline_s`: seconds that a
     unit may take at least. `max_image_bytes`: of an image that is read at its address. `caveat`: what is not promised
-    of its scores, for the manifest.
+    of its scores, for the manifest. `allows_instructions`: queries may have some.
     """
 
     scorer: str
@@ -56,6 +56,7 @@ class Stage:
     unit_deadline_s: float = 600
     max_image_bytes: int = Limits().max_source_bytes
     caveat: str | None = None
+    allows_instructions: bool = True
     keep: Promise | None = None
     sampled: bool = False
 

@@ -31,7 +31,7 @@ class QueryColumns(NamedTuple):
     subset: str | None = None
     language: str | None = None
     task: str | None = None
-    instruction: str | None = None
+    text_prefix: str | None = None
     answers: str | None = None
 
 

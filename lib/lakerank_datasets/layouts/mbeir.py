@@ -146,7 +146,7 @@ def _queries(
         query_modality = modality(record_text(fields, "query_modality") or "")
         instruction = _instruction(query_id, query_modality, candidate_modality, instructions)
         text = format_text(f"{instruction} {record_text(fields, 'query_txt') or ''}")
-        return ContentRow(query_id, text or None, extra=columns._replace(instruction=instruction))
+        return ContentRow(query_id, text or None, extra=columns._replace(text_prefix=instruction))
 
     return _rows(folder, path, query, "query_img_path")
 

@@ -33,7 +33,8 @@ def is_missing(value: object) -> bool:
 
 
 def to_record(record: type[Record], value: object, where: str, limits: Limits) -> Record:
-    """A query or a document: a string is its text, anything else its image; a mapping or a record may have both.
+    """A query or a document: a string is its text, anything else its image; a mapping or a record may have both, and
+    that of a query an instruction.
 
     A string is never a path or a URL: nothing is fetched. A path is an image file's.
 
@@ -43,6 +44,7 @@ def to_record(record: type[Record], value: object, where: str, limits: Limits) -
     """
     text: object
     images: list[object]
+    told: object = value.get("instruction") if isinstance(value, Mapping) else getattr(value, "instruction", None)
     if isinstance(value, record):
         item: Any = value
         identifier, text, images = getattr(item, "query_id" if record is Query else "doc_id"), item.text, [*item.images]
@@ -55,19 +57,22 @@ def to_record(record: type[Record], value: object, where: str, limits: Limits) -
         identifier, text, images = "", None, [value]
         if is_missing(value) or not isinstance(value, _IMAGE_TYPES):
             raise TypeError(f"{where} is {_kind(value)}; expected {accepted}")
-    if not isinstance(text, str) and text is not None:
-        advice = "an empty one is None" if is_missing(text) else "images go under image"
-        raise TypeError(f"{where}: text is {_kind(text)}; expected a string ({advice})")
+    for name, given in (("text", text), ("instruction", told)):
+        if not isinstance(given, str) and given is not None:
+            advice = "an empty one is None" if is_missing(given) else "images go under image"
+            raise TypeError(f"{where}: {name} is {_kind(given)}; expected a string ({advice})")
     encoded = tuple(encoded_image(image, where, limits) for image in images)
-    content: dict[str, Any] = {"images": encoded} if record is Document else {"image": next(iter(encoded), None)}
-    if isinstance(value, Query):
-        content["instruction"] = value.instruction
-    return record(identifier, text, **content)
+    content: dict[str, Any] = {"text": text, "images": encoded}
+    if record is Query:
+        content = {"text": text, "image": next(iter(encoded), None), "instruction": told}
+    return record(identifier, **content)
 
 
 def _of_mapping(record: type[Record], value: Mapping[str, Any], where: str) -> tuple[str, object, list[object]]:
     """Id, text and images of a mapping. Raises TypeError: it has other keys, or image and images."""
-    names: list[str] = ["text", "image", "query_id"] if record is Query else ["text", "image", "images", "doc_id"]
+    names: list[str] = ["text", "image", "instruction", "query_id"]
+    if record is Document:
+        names[2:] = ["images", "doc_id"]
     if unknown := sorted(map(str, value.keys() - {*names})):
         raise TypeError(f"{where}: unknown key {unknown[0]!r}; expected {', '.join(names[:-1])} and {names[-1]}")
     image, images = value.get("image"), value.get("images")

@@ -140,7 +140,8 @@ class PlanBuilder:
         id_types = {"group_id": group_id_type(storage, snapshots["documents"])} if self.limits.with_group_ids else {}
         write_sources(storage, self.paths, self.attempt, inputs)
         documents = self.index("documents", inputs["documents"])
-        queries = number_queries(self.runner, self.index("queries", inputs["queries"]), join(self.folder, "queries"))
+        indexed = self.index("queries", inputs["queries"])
+        queries, instructed = number_queries(self.runner, indexed, join(self.folder, "queries"))
         candidates = sum(file.rows for file in inputs["candidates"])
         bits = int(np.ceil(np.log2(self._tasks(candidates))))
         bucket_rows = self._bucket_rows(candidates, queries)
@@ -166,6 +167,7 @@ class PlanBuilder:
             dropped=previous.count - total_of(joined, "retained") if previous else 0,
             dropped_from={"run_id": previous.run_id, "candidates": previous.count} if previous else None,
             queries_listed=queries.count,
+            instructed=instructed,
             bits=bits,
             first_queries=first_queries,
             boundaries=self._query_ids(queries, first_queries),

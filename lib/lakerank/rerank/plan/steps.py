@@ -57,6 +57,7 @@ from lakerank.runner import BATCHES, COUNTS, Counts, Rows, Runner, gather, histo
 from lakerank.schemas import CANDIDATES
 
 _ROWS = pa.schema([("rows", pa.int64())])
+_LISTED = pa.schema([*_ROWS, ("instructed", pa.int64())])
 _KEYS = ("query_id", "doc_id", "first_stage_rank")
 #: Record types of the lookup.
 _CONTENT_SCORE, _CONTENT = 0, 1
@@ -85,14 +86,18 @@ def table_index(
     return TableIndex(storage, folder, chunks, places, sizing)
 
 
-def number_queries(runner: Runner, index: TableIndex, folder: str) -> QueryList:
-    """Sort and number the queries of an index in one task: as many as its memory holds, some ten million."""
+def number_queries(runner: Runner, index: TableIndex, folder: str) -> tuple[QueryList, int]:
+    """Sort and number the queries of an index in one task: as many as its memory holds, some ten million.
+
+    Also returns how many rows have an instruction.
+    """
 
     def write(_: int) -> Iterator[pa.RecordBatch]:
-        yield one_row(_ROWS, write_query_list(index, folder))
+        yield one_row(_LISTED, *write_query_list(index, folder))
 
     runner.describe("plan: sort and number the queries")
-    return QueryList(index.storage, folder, gather(runner, [0], write, _ROWS)["rows"][0].as_py())
+    counts = gather(runner, [0], write, _LISTED)
+    return QueryList(index.storage, folder, counts["rows"][0].as_py()), counts["instructed"][0].as_py()
 
 
 @dataclass(frozen=True, slots=True)
