@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from pyiceberg.catalog import load_catalog
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat, ManifestContent, ManifestWriterV2
 from pyiceberg.table.snapshots import Operation
@@ -26,6 +26,7 @@ from pyroaring import BitMap
 
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
+from lakerank.plan.plan import Tables
 from lakerank.schemas import DOCUMENTS
 
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
@@ -219,6 +220,149 @@ class DeltaLog:
         content = b"\x01" + struct.pack(">i", len(vector)) + vector + struct.pack(">I", zlib.crc32(vector))
         (self.folder / f"deletion_vector_{name}.bin").write_bytes(content)
         return {"storageType": "u", "pathOrInlineDv": _z85(name.bytes), "offset": 1, **about}
+
+
+NAMES = ("documents", "queries", "candidates")
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A lake's tables of 30 documents in another format; those of `documents` have been overwritten, merged, deleted
+    and had their columns renamed before they were what they are."""
+
+    folder: Path
+    iceberg: IcebergLake
+
+    def rows(self, name: str) -> pa.Table:
+        return pq.read_table(self.folder / f"{name}.parquet")
+
+    def documents(self) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """All as they are to be, twenty as they were with three that are deleted later, and those merged into them."""
+        documents = self.rows("documents").select(["doc_id", "text"])
+        documents = documents.append_column("lang", pa.array([f"l {row % 3}" for row in range(30)]))
+        gone = [{"doc_id": f"x{number}", "text": "deleted", "lang": "l 1"} for number in (1, 2, 3)]
+        stale = documents.slice(10, 10).set_column(1, "text", pa.array(["stale"] * 10))
+        old = [documents.slice(0, 10), stale, pa.Table.from_pylist(gone, schema=documents.schema)]
+        return documents, pa.concat_tables(old), documents.slice(10, 10)
+
+
+class IcebergCopy(Copy):
+    """In a catalog."""
+
+    def write(self) -> Tables:
+        for name in NAMES[1:]:
+            self.iceberg.create(name, self.rows(name))
+        documents, old, merged = self.documents()
+        old, merged = (rows.rename_columns(["sku", "text", "lang"]) for rows in (old, merged))
+        table = self.iceberg.create("documents", old.slice(0, 3), partition="lang")
+        table.overwrite(old)
+        table.upsert(merged, ["sku"])
+        with table.update_schema() as schema:
+            schema.rename_column("sku", "doc_id")
+        table.append(documents.slice(20))
+        self.iceberg.delete_rows("documents", ["x1"])
+        self.iceberg.delete_rows("documents", ["x2"], vector=True)
+        self.iceberg.table("documents").delete("doc_id = 'x3'")
+        return Tables(*(f"iceberg://lake/db.{name}" for name in NAMES))
+
+    def compact(self) -> None:
+        table = self.iceberg.table("documents")
+        table.overwrite(table.scan().to_arrow())
+
+    def change(self) -> None:
+        """Everything changes: rows go, others come, and the files are written anew."""
+        table = self.iceberg.table("documents")
+        table.overwrite(table.scan().to_arrow().slice(0, 5))
+        self.iceberg.table("queries").delete("query_id = 'q01'")
+        self.iceberg.table("candidates").delete("query_id = 'q02'")
+
+    def expire(self) -> None:
+        table = self.iceberg.table("documents")
+        current = {task.file.file_path.removeprefix("file://") for task in table.scan().plan_files()}
+        for file in Path(self.iceberg.folder, "warehouse", "db", "documents", "data").rglob("*.parquet"):
+            if str(file) not in current and not file.name.endswith("-deletes.parquet"):  # which pyiceberg keeps
+                file.unlink()
+
+
+class DeltaCopy(Copy):
+    """As deltalake writes it."""
+
+    def write(self) -> Tables:
+        for name in NAMES[1:]:
+            write_deltalake(self.place(name), self.rows(name))
+        self.write_documents(self.place("documents"))
+        return Tables(*(f"delta+{self.place(name)}" for name in NAMES))
+
+    def place(self, name: str) -> Path:
+        return self.folder / f"{name}-delta"
+
+    def write_documents(self, folder: Path) -> None:
+        documents, old, merged = self.documents()
+        write_deltalake(folder, old.slice(0, 3), partition_by=["lang"])
+        write_deltalake(folder, old, mode="overwrite")
+        write_deltalake(folder, documents.slice(20), mode="append")
+        merge = DeltaTable(folder).merge(merged, "t.doc_id = s.doc_id", source_alias="s", target_alias="t")
+        merge.when_matched_update_all().execute()
+        DeltaTable(folder).delete("doc_id in ('x1', 'x2')")
+        DeltaTable(folder).delete("doc_id = 'x3'")
+
+    def compact(self) -> None:
+        DeltaTable(self.place("documents")).optimize.compact()
+
+    def change(self) -> None:
+        """Everything changes: the files are written anew, rows go."""
+        self.compact()
+        DeltaTable(self.place("documents")).delete("doc_id > 'd05'")
+        DeltaTable(self.place("queries")).delete("query_id = 'q01'")
+        DeltaTable(self.place("candidates")).delete("query_id = 'q02'")
+
+    def expire(self) -> None:
+        table = DeltaTable(self.place("documents"))
+        table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+
+
+class MappedDeltaCopy(DeltaCopy):
+    """The documents with deletion vectors and a renamed column, as Spark writes them."""
+
+    def place(self, name: str) -> Path:
+        return self.folder / f"{name}-{'mapped' if name == 'documents' else 'delta'}"
+
+    def write_documents(self, folder: Path) -> None:
+        log, (documents, old, merged) = DeltaLog(folder), self.documents()
+        old, new, merged = (_physical(rows) for rows in (old, documents.slice(20), merged))
+        fields = [field("doc_id", physical="sku", number=1), field("text", physical="c2", number=2)]
+        first, again = log.add("a.parquet", old.slice(0, 3)), log.add("b.parquet", old, [20])
+        mapping = {"delta.columnMapping.mode": "name"}
+        log.commit(log.protocol("columnMapping", "deletionVectors"), log.metadata(fields, **mapping), first)
+        log.commit(log.remove(first), again, log.add("c.parquet", new))
+        log.commit(log.remove(again), last := log.add("b.parquet", None, range(10, 22), inline=False),
+                   log.add("d.parquet", merged))  # fmt: skip
+        log.commit(log.remove(last), log.add("b.parquet", None, range(10, 23)))
+
+    def compact(self) -> None:
+        self.replace(self.documents()[0])
+
+    def replace(self, documents: pa.Table) -> None:
+        log = DeltaLog(self.place("documents"))
+        lines = (line for file in log.folder.glob("_delta_log/*.json") for line in file.read_text().splitlines())
+        added = [action for action in map(json.loads, lines) if "add" in action]
+        log.commit(*map(log.remove, added), log.add("e.parquet", _physical(documents)))
+
+    def change(self) -> None:
+        self.replace(self.documents()[0].slice(0, 5))
+        DeltaTable(self.place("queries")).delete("query_id = 'q01'")
+        DeltaTable(self.place("candidates")).delete("query_id = 'q02'")
+
+    def expire(self) -> None:
+        for name in "abcd":
+            (self.place("documents") / f"{name}.parquet").unlink()
+
+
+def _physical(documents: pa.Table) -> pa.Table:
+    return documents.select(["doc_id", "text"]).rename_columns(["sku", "c2"])
+
+
+COPIES: dict[str, type[Any]] = {"iceberg": IcebergCopy, "delta": DeltaCopy, "mapped-delta": MappedDeltaCopy}
 
 
 def rows_read(address: str, columns: Mapping[str, str] | None = None, storage: Storage | None = None) -> pa.Table:

@@ -153,14 +153,14 @@ def rerank(settings: dict[str, Any]) -> dict[str, Any]:
     )
     worker = settings.get("kill_worker")
     sizing = Sizing(3136, 602112, 10000)
-    tables = (join(settings["tables"], f"{name}.parquet") for name in ("documents", "queries", "candidates"))
+    tables = [join(settings["tables"], f"{name}.parquet") for name in ("documents", "queries", "candidates")]
     factory = HashFactory(settings.get("pause_s", 0.0), tuple(worker) if worker else None, settings.get("stop_worker"))
     limits = PlanLimits(
         sizing, sizing, max_queries_per_group=8, unit_tokens=300, rows_per_file=settings.get("rows_per_file", 1_000_000)
     )
     job = Rerank(
         paths=RunPaths(settings["output"], settings.get("run_id", "r")),
-        tables=Tables(*tables),
+        tables=Tables(*settings.get("addresses", tables)),
         stages=(Stage(SCORER, "", 1000, 0.0, factory, "cpu", limits, unit_deadline_s=settings.get("deadline_s", 600)),),
         rule=RankRule(logit_bias=0.0, thresholds=(0.5,), depth=None),
         audit=AuditRules(Bounds()),

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from deltalake import DeltaTable, write_deltalake
 
 from lakerank.cli import main
 from lakerank.cli.resolve import recorded
@@ -23,89 +21,14 @@ from lakerank.lake.storage import Storage
 from lakerank.plan.plan import Tables
 from lakerank.rerank.run import Rerank, run
 from lakerank.spark.runtime.runner import SparkRunner
-from table_formats import IcebergLake, iceberg
+from table_formats import COPIES, NAMES, Copy, IcebergLake, iceberg
 
 __all__ = ["iceberg"]  # a fixture
 
-NAMES = ("documents", "queries", "candidates")
 
-
-@dataclass(frozen=True)
-class IcebergCopy:
-    """The lake's tables in a catalog, the documents with a history."""
-
-    lake: Any
-    iceberg: IcebergLake
-
-    def write(self) -> Tables:
-        rows = {name: pq.read_table(self.lake.folder / f"{name}.parquet") for name in NAMES}
-        for name in NAMES[1:]:
-            self.iceberg.create(name, rows[name])
-        documents = rows["documents"].append_column("lang", pa.array([f"l{row % 3}" for row in range(30)]))
-        old = documents.slice(0, 20).rename_columns(["sku", *documents.schema.names[1:]])
-        table = self.iceberg.create("documents", pa.concat_tables([old, _extra("sku", old)]), partition="lang")
-        with table.update_schema() as schema:
-            schema.rename_column("sku", "doc_id")
-        table.append(documents.slice(20))
-        self.iceberg.delete_rows("documents", ["x1"])
-        self.iceberg.delete_rows("documents", ["x2"], vector=True)
-        self.iceberg.table("documents").delete("doc_id = 'x3'")
-        return Tables(*(f"iceberg://lake/db.{name}" for name in NAMES))
-
-    def change(self) -> None:
-        """Everything changes: rows go, others come, and the files are written anew."""
-        table = self.iceberg.table("documents")
-        table.overwrite(table.scan().to_arrow().slice(0, 5))
-        self.iceberg.table("queries").delete("query_id = 'q01'")
-        self.iceberg.table("candidates").delete("query_id = 'q02'")
-
-    def expire(self) -> None:
-        for file in Path(self.iceberg.folder, "warehouse", "db", "documents", "data").rglob("*.parquet"):
-            file.unlink()
-
-
-@dataclass(frozen=True)
-class DeltaCopy:
-    """The lake's tables as Delta, the documents with a history."""
-
-    lake: Any
-
-    def write(self) -> Tables:
-        for name in NAMES[1:]:
-            write_deltalake(self._folder(name), pq.read_table(self.lake.folder / f"{name}.parquet"))
-        documents = pq.read_table(self.lake.folder / "documents.parquet")
-        documents = documents.append_column("lang", pa.array([f"l {row % 3}" for row in range(30)]))
-        folder, old = self._folder("documents"), documents.slice(0, 20)
-        write_deltalake(folder, pa.concat_tables([old, _extra("doc_id", old)]), partition_by=["lang"])
-        write_deltalake(folder, documents.slice(20), mode="append")
-        DeltaTable(folder).delete("doc_id in ('x1', 'x2')")
-        DeltaTable(folder).delete("doc_id = 'x3'")
-        return Tables(*(f"delta+{self._folder(name)}" for name in NAMES))
-
-    def change(self) -> None:
-        """Everything changes: the files are written anew, rows go."""
-        DeltaTable(self._folder("documents")).optimize.compact()
-        DeltaTable(self._folder("documents")).delete("doc_id > 'd05'")
-        DeltaTable(self._folder("queries")).delete("query_id = 'q01'")
-        DeltaTable(self._folder("candidates")).delete("query_id = 'q02'")
-
-    def expire(self) -> None:
-        table = DeltaTable(self._folder("documents"))
-        table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
-
-    def _folder(self, name: str) -> Path:
-        return self.lake.folder / f"{name}-delta"
-
-
-def _extra(id_column: str, like: pa.Table) -> pa.Table:
-    """Rows that are deleted later; x1 would be a candidate's document."""
-    rows = [{id_column: f"x{number}", "text": "deleted", "lang": "l1"} for number in (1, 2, 3)]
-    return pa.Table.from_pylist(rows, schema=like.schema)
-
-
-@pytest.fixture(params=["iceberg", "delta"])
-def copy(request: pytest.FixtureRequest, lake: Any) -> IcebergCopy | DeltaCopy:
-    return IcebergCopy(lake, request.getfixturevalue("iceberg")) if request.param == "iceberg" else DeltaCopy(lake)
+@pytest.fixture(params=COPIES)
+def copy(request: pytest.FixtureRequest, lake: Any, iceberg: IcebergLake) -> Copy:
+    return COPIES[request.param](lake.folder, iceberg)
 
 
 def test_lists_are_those_of_plain_parquet_and_a_run_keeps_to_its_snapshot(runner, lake, copy) -> None:
@@ -193,6 +116,21 @@ def test_a_later_stage_of_a_cascade_reads_the_snapshot_of_the_first(runner, lake
     assert lake.ranked("r1") == expected
 
 
+def test_a_compaction_between_plan_and_score_changes_nothing(runner, lake, copy) -> None:
+    run(runner, Storage(), lake.job("plain"))
+    expected = lake.ranked("plain")
+    shutil.rmtree(lake.folder / "out")
+    tables = copy.write()
+    run(runner, Storage(), lake.job("r1", tables=tables), ["plan"])
+    copy.compact()
+    assert run(runner, Storage(), lake.job("r1", tables=tables), ["score", "publish"])["scored"] == 240
+    assert lake.ranked("r1") == expected
+    copy.expire()  # what the compaction has replaced
+    later = run(runner, Storage(), lake.job("r2", tables=tables))
+    assert (later["scored"], later["reused"]) == (0, 240)
+    assert lake.ranked("r2") == expected
+
+
 def vars_of(tables: Tables) -> Sequence[str]:
     return tables.documents, tables.queries, tables.candidates
 
@@ -213,6 +151,7 @@ def test_a_run_over_an_unchanged_table_reads_no_file_of_it(runner, lake, copy) -
     first = run(runner, Storage(), lake.job("r1", tables=tables))
     for folder in (
         lake.folder / "documents-delta",
+        lake.folder / "documents-mapped",
         lake.folder / "iceberg" / "warehouse" / "db" / "documents" / "data",
     ):
         for file in folder.rglob("*.parquet"):
