@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Qwen2VLForConditionalGeneration, Qwen3Config, Qwen3ForCausalLM, Qwen3VLConfig
+from transformers import (
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3VLConfig,
+)
 from transformers import Qwen3VLForConditionalGeneration as Qwen3VL
 
 from checkpoints.decoders import write_prompt
@@ -50,13 +57,18 @@ _WRITERS: Mapping[str, Callable[..., object]] = {
 }  # fmt: skip
 
 #: Words that answer, which the bundled vocabulary lacks, and names that Qwen3's tokenizers add without calling special.
-_ANSWERS = ("True", "False", "yes", "no")
+_ANSWERS = ("True", "False", "yes", "no", "Yes", "1", "0")
 _THOUGHTS = ("<think>", "</think>")
 _TOKEN_IDS = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
     "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>",
+}
+
+_CAUSAL: Mapping[str, tuple[Any, Any]] = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 
 #: Layers of Qwen3-VL's vision encoder whose states go to the decoder's first layers.
@@ -158,9 +170,11 @@ def _network(family: str, shape: Shape, vocabulary: int, token_ids: Mapping[str,
             config.text_config.vocab_size = vocabulary
             network: Any = Qwen2VLForConditionalGeneration(config)
             return network, published_config(config) | {"architectures": ["Qwen2VLForConditionalGeneration"]}
-        if family == "qwen3-reranker":
-            values = {**text, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "use_sliding_window": False}
-            return Qwen3ForCausalLM(Qwen3Config.from_dict(values)), values
+        if (kind := PROMPTS[family].model_type) in _CAUSAL:
+            config_class, network_class = _CAUSAL[kind]
+            values = {**text, "model_type": kind, "architectures": [network_class.__name__]}
+            values["use_sliding_window"] = False
+            return network_class(config_class.from_dict(values)), values
         values = {
             "model_type": "qwen3_vl",
             "architectures": ["Qwen3VLForConditionalGeneration"],

@@ -8,7 +8,6 @@ from typing import Any
 
 from lakerank.model.checkpoint import read_json
 from lakerank.model.generative.config import ChatPrompt
-from lakerank.model.inputs import Template
 
 MODULES = {
     "Transformer": "sentence_transformers.base.modules.transformer.Transformer",
@@ -26,9 +25,7 @@ def write_prompt(folder: Path, prompt: ChatPrompt) -> None:
     parts = [(prompt.document, "document"), (prompt.query, "query")]
     ordered = parts if prompt.document_first else parts[::-1]
     sides = [f"{side.before}{side.prefix}{slot(role)}{side.suffix}{side.after}" for side, role in ordered]
-    around = prompt.instruction or Template()
-    start = f"{prompt.preamble}{around.prefix}{prompt.default_instruction}{around.suffix}"
-    write_layout(folder, (prompt.yes, prompt.no), start + "".join(sides))
+    write_layout(folder, (prompt.yes, prompt.no), prompt.head + "".join(sides))
 
 
 def write_layout(folder: Path, answer: tuple[str, str | None], template: str, **settings: Any) -> None:

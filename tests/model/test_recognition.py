@@ -15,6 +15,7 @@ from checkpoints.decoders import MODULES, slot
 from lakerank.errors import CheckpointError
 from lakerank.model.facts import read_facts
 from lakerank.model.registry import family_of
+from oracles.mxbai import TASK
 
 #: Ids of the tokens that answer in Qwen's vocabularies.
 VOCABULARY = {"Yes": 9454, "yes": 9693, "no": 2152, "1": 16, "0": 15, "True": 2514, "False": 4049}
@@ -52,10 +53,15 @@ QWEN3_VL_RERANKER = (
     "{{- '\\n<Document>:' }}{{- parts('document') }}{{- '<|im_end|>\\n' }}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
+MXBAI = (
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+    f"<|im_start|>user\nquery: {slot('query')}\ndocument: {slot('document')}\n{TASK}"
+    "<|im_end|>\n<|im_start|>assistant\n\n"
+)
 #: chat_template.jinja of zeroentropy/zerank-2: the query is the system's turn.
 ZERANK_2 = (
     f"<|im_start|>system\n{slot('query')}<|im_end|>\n<|im_start|>user\n{slot('document')}<|im_end|>\n"
-    "{%- if add_generation_prompt %}\n<|im_start|>assistant\n{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -195,6 +201,45 @@ PUBLISHED = [
         "Qwen/Qwen3-VL-2B-Instruct", "no known reranker.*'qwen3_vl'",
         "huggingface.co/Qwen/Qwen3-VL-2B-Instruct", config("qwen3_vl", "Qwen3VLForConditionalGeneration"), QWEN_VL,
         template=CHAT,
+    ),
+    Published(
+        "mixedbread-ai/mxbai-rerank-large-v2", r"no known reranker.*mxbai-rerank-v2 \(mxbai-rerank-base",
+        "config.json, duplicated with its own name in huggingface.co/Compumacy/mxbai; no file but a chat model's",
+        config("qwen2", "Qwen2ForCausalLM", use_sliding_window=False), QWEN, template=CHAT,
+    ),
+    Published(
+        "mixedbread-ai/mxbai-rerank-large-v2, in sentence-transformers' layout", "mxbai-rerank-v2",
+        "github.com/mixedbread-ai/mxbai-rerank, mxbai_rerank_v2.py: the prompt as a template",
+        config("qwen2", "Qwen2ForCausalLM"), QWEN, LOGIT_SCORE, {"true_token_id": 16, "false_token_id": 15}, MXBAI,
+    ),
+    Published(
+        "zeroentropy/zerank-2", "zerank-2",
+        "huggingface.co/zeroentropy/zerank-2, commit d3fb332: modules.json, 1_LogitScore, sentence_bert_config.json, "
+        "config_sentence_transformers.json; the roles of chat_template.jinja as public code has them",
+        config("qwen3", "Qwen3ForCausalLM"), QWEN, LOGIT_SCORE, {"true_token_id": 9454, "false_token_id": None},
+        ZERANK_2,
+        {"modality_config": {"message": {"format": "flat"}},
+         "processing_kwargs": {"chat_template": {"add_generation_prompt": True}}},
+        files={"config_sentence_transformers.json": json.dumps(
+            {"activation_fn": IDENTITY, "default_prompt_name": None, "model_type": "CrossEncoder", "prompts": {}})},
+    ),
+    Published(
+        "zeroentropy/zerank-2 before May 2026", "no known reranker.*auto_map",
+        "huggingface.co/zeroentropy/zerank-2, commit d713204: config.json names modeling_zeranker.py",
+        config("qwen3", "Qwen3ForCausalLM", auto_map={"AutoConfig": "modeling_zeranker.ZEConfig"}), QWEN, template=CHAT,
+    ),
+    Published(
+        "ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b", "token-logit",
+        "its card's prompt and vocab_id=0, as huggingface.co/sigridjineth/ctxl-rerank-v2-1b-seq-cls quotes them, in "
+        "sentence-transformers' layout",
+        config("qwen3", "Qwen3ForCausalLM"), QWEN, LOGIT_SCORE, {"true_token_id": 15, "false_token_id": None},
+        "Check whether a given document contains information helpful to answer the query.\n"
+        f"<Document> {slot('document')}\n<Query> {slot('query')} ??",
+    ),
+    Published(
+        "a Qwen2.5 with a LogitScore and a chat model's template", "no known reranker.*LogitScore reads 'yes' and 'no'",
+        "sbert.net, Creating Custom Models: what the library refuses to score",
+        config("qwen2", "Qwen2ForCausalLM"), QWEN, LOGIT_SCORE, YES_NO, CHAT,
     ),
     Published(
         "jinaai/jina-reranker-v3", r"no known reranker.*JinaForRanking.*auto_map.*projector\.0, projector\.2",

@@ -90,6 +90,7 @@ class CheckpointIdentity:
     instructions: Instructions = field(default_factory=Instructions)
     encoder: str | None = None
     accepts_images: bool = True
+    document_major: bool = True
 
     def max_document_tokens(self) -> int:
         """Tokens of a document that are read at most."""
@@ -100,8 +101,8 @@ class CheckpointIdentity:
 
     def cost_profile(self, largest: int) -> CostProfile:
         """How pairs are read; a token's cost is relative to a model of `largest` weights."""
-        family = family_named(self.family)
-        return CostProfile(family.document_major, self.accepts_images, self.parameters / largest)
+        shared = family_named(self.family).document_major and self.document_major
+        return CostProfile(shared, self.accepts_images, self.parameters / largest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,24 +209,24 @@ def _is_jina_flash(facts: CheckpointFacts) -> bool:
     return "use_flash_attn" in facts.config or "XLMRobertaFlashConfig" in str(facts.config.get("auto_map"))
 
 
-def _answers(family: str, model_type: str, architecture: str) -> Callable[[CheckpointFacts], bool]:
+#: Networks of `model.generative`, by config.json's model_type.
+LANGUAGE_MODELS: Mapping[str, str] = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+}
+
+
+def _answers(family: str) -> Callable[[CheckpointFacts], bool]:
     """Whether a checkpoint is a language model whose own files ask and answer as a family of `model.generative`."""
 
     def recognises(facts: CheckpointFacts) -> bool:
-        if facts.model_type != model_type or architecture not in facts.architectures or facts.config.get("auto_map"):
+        if LANGUAGE_MODELS.get(str(facts.model_type)) not in facts.architectures or facts.config.get("auto_map"):
             return False
         return bool(import_module("lakerank.model.generative.config").recognises(facts, family))
 
     return recognises
-
-
-def _is_mono_qwen2_vl(facts: CheckpointFacts) -> bool:
-    """Whether it is Qwen2-VL's chat model with an adapter for no task of a chat; or both merged and described."""
-    adapter = facts.adapter or {}
-    adapted = "Qwen2-VL-2B-Instruct" in str(adapter.get("base_model_name_or_path")) and not adapter.get("task_type")
-    if adapted and not adapter.get("modules_to_save"):
-        return facts.model_type == "qwen2_vl" and "Qwen2VLForConditionalGeneration" in facts.architectures
-    return _answers("monoqwen2-vl", "qwen2_vl", "Qwen2VLForConditionalGeneration")(facts)
 
 
 def _is_kalm(facts: CheckpointFacts) -> bool:
@@ -265,7 +266,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         document_major=True,
         accepts_images=True,
         accepts_adapter=True,
-        recognises=_is_mono_qwen2_vl,
+        recognises=_answers("monoqwen2-vl"),
     ),
     ModelFamily(
         name="qwen3-vl-reranker",
@@ -275,7 +276,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         accepts_images=True,
         accepts_adapter=True,
         accepts_instruction=True,
-        recognises=_answers("qwen3-vl-reranker", "qwen3_vl", "Qwen3VLForConditionalGeneration"),
+        recognises=_answers("qwen3-vl-reranker"),
         default_max_length=8192,
     ),
     ModelFamily(
@@ -285,7 +286,37 @@ FAMILIES: tuple[ModelFamily, ...] = (
         protocol="qwen3-reranker/1",
         accepts_adapter=True,
         accepts_instruction=True,
-        recognises=_answers("qwen3-reranker", "qwen3", "Qwen3ForCausalLM"),
+        recognises=_answers("qwen3-reranker"),
+        default_max_length=8192,
+    ),
+    ModelFamily(
+        name="mxbai-rerank-v2",
+        package="lakerank.model.generative",
+        models="mxbai-rerank-base-v2, -large-v2: Qwen2.5's language model asked for '1' or '0' in its own prompt",
+        protocol="mxbai-rerank-v2/1",
+        accepts_adapter=True,
+        accepts_instruction=True,
+        recognises=_answers("mxbai-rerank-v2"),
+        default_max_length=8192,
+    ),
+    ModelFamily(
+        name="zerank-2",
+        package="lakerank.model.generative",
+        models="zerank-2: Qwen3's language model asked for 'Yes', the query as system's turn",
+        protocol="zerank-2/1",
+        accepts_adapter=True,
+        recognises=_answers("zerank-2"),
+        default_max_length=8192,
+    ),
+    ModelFamily(
+        name="token-logit",
+        package="lakerank.model.generative",
+        models="Qwen2's or Qwen3's language model with a LogitScore and a chat template of query and document",
+        protocol="token-logit/1",
+        document_major=True,
+        accepts_adapter=True,
+        accepts_instruction=True,
+        recognises=_answers("token-logit"),
         default_max_length=8192,
     ),
     ModelFamily(

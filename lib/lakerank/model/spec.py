@@ -163,12 +163,12 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
             family = family_named(spec.family, str(folder))
         if adapter is not None and not family.accepts_adapter:
             raise CheckpointError(f"{folder}: {family.name} takes no adapter; leave model.adapter out")
+        info = family.read_info(folder, spec.dtype)
+        family = replace(family, **info.of_family)
         own = (spec.instruction or "").strip() or None
         instructions = Instructions(family.accepts_instruction, own, spec.ignore_instructions)
         if own is not None and not instructions.accepted:
             raise ConfigError([f"model.instruction: {folder} is a {family.name}, which takes none; leave it out"])
-        info = family.read_info(folder, spec.dtype)
-        family = replace(family, **info.of_family)
         read_tokenizer(folder / "tokenizer.json")  # a broken one is refused before planning
         limits = family.limits(config, limits or Limits(), spec.max_length, str(folder))
         parts = {
@@ -188,8 +188,9 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
             read_header(adapter_files(adapter)[1])  # a truncated file is refused before planning
         count = sum(math.prod(shape) for shape, _ in stored_tensors(folder).values())
         checksum = quick_checksum(_all_files(folder, adapter))
-    of_family = family.name, limits, instructions, _encoder_name(info, parts, limits), family.accepts_images
-    return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, *of_family)
+    of_family = family.name, limits, instructions, _encoder_name(info, parts, limits)
+    reads = family.accepts_images, family.document_major
+    return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, *of_family, *reads)
 
 
 def _encoder_name(info: CheckpointInfo, parts: Mapping[str, Any], limits: Limits) -> str | None:

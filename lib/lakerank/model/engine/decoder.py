@@ -126,12 +126,13 @@ class ScoreHead:
         return cls(LinearWeights(output_weight, output_bias), LinearWeights(weight, bias))
 
     @classmethod
-    def of_tokens(cls, yes: Tensor, no: Tensor) -> ScoreHead:
-        """A language model's logit of one token less that of another, by their rows (h,) of the language head.
+    def of_tokens(cls, rows: Tensor, scale: float = 1.0) -> ScoreHead:
+        """A language model's logit of one token, less that of another, if any: rows (1 or 2, h) of the language head.
 
-        Its sigmoid is the softmax over the two.
+        The sigmoid of the difference is the softmax over the two.
         """
-        return cls(LinearWeights((yes.float() - no.float())[None], None))
+        first, *second = rows.float()
+        return cls(LinearWeights(((first - second[0] if second else first) * scale)[None], None))
 
     @property
     def flops(self) -> float:

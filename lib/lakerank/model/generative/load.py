@@ -1,9 +1,8 @@
-"""Loads generative rerankers: language models prompted for one of two words.
+"""Loads generative rerankers: language models whose logits of one word or two are the score.
 
-They are the document-major engine with another prompt and score head (`ScoreHead.of_tokens`). MonoQwen2-VL reads the
-document first, so that a document's image and prefix are computed once for all its queries. Qwen3-VL-Reranker and
-Qwen3-Reranker read the query first: pairs share what is before both and the vision encoder's work, and everything after
-is computed pair by pair.
+They are the document-major engine with another prompt and score head (`ScoreHead.of_tokens`). Where the document is
+read first, as in MonoQwen2-VL, its image and prefix are computed once for all its queries. Where the query is, pairs
+share what is before both and the vision encoder's work, and everything after is computed pair by pair.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from lakerank.model.engine.decoder import PackedDecoder, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.engine.vision import ImageByImage, PackedVision
-from lakerank.model.generative.config import PROMPTS, read_patch_shape
+from lakerank.model.generative.config import STATED, read_patch_shape, read_prompt
 from lakerank.model.generative.tokenize import ChatTokenizer
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.model.preprocess.pipeline import Preprocessor
@@ -34,6 +33,7 @@ _HEAD = "lm_head.weight"
 _ARCHITECTURES: Mapping[str, tuple[Any, Any, Callable[[str], str]]] = {
     "qwen2_vl": (transformers.Qwen2VLConfig, transformers.Qwen2VLForConditionalGeneration, current_name),
     "qwen3_vl": (transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration, current_name),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, str),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, str),
 }
 
@@ -47,13 +47,15 @@ def load(options: LoadOptions) -> BatchedReranker:
     Raises CheckpointError: weights, adapter or tokenizer do not fit config.json.
     """
     folder, identity = options.folder, options.identity
-    prompt = PROMPTS[identity.family]
     config = read_config(folder)
+    prompt = read_prompt(folder, config, identity.family)
     shape = read_patch_shape(folder, config, prompt)
     tokenizer = ChatTokenizer(folder / "tokenizer.json", config, prompt, identity.limits, shape.merge)
     network, head = load_language_model(options, config)
     tokenizer.check_vocabulary(len(head), str(folder))
-    decoder = PackedDecoder(network, ScoreHead.of_tokens(head[tokenizer.yes], head[tokenizer.no]))
+    if identity.family == STATED:
+        tokenizer.check_parts(str(folder), "(a word?)")
+    decoder = PackedDecoder(network, ScoreHead.of_tokens(head[tokenizer.answer], prompt.scale))
     vision, reproducible = _vision(network, shape), options.reproducible
     engine = DocumentMajorEngine(decoder, vision, query_block=_QUERY_BLOCK, reproducible=reproducible)
     patches, threads = shape if prompt.document.image else None, options.host_threads

@@ -42,8 +42,8 @@ class ChatTokenizer:
     """Encodes documents and queries for one prompt. Safe to call from several threads.
 
     `path` is the checkpoint's tokenizer.json, `config` its config.json, `merge` the side in patches of the square that
-    becomes a visual token. `vision` are the tokens of images, `yes` and `no` those that answer. `window`: tokens of a
-    prompt that has no document, so that its last one sees them all.
+    becomes a visual token. `vision` are the tokens of images, `answer` the one or two that answer. `window`: tokens of
+    a prompt that has no document, so that its last one sees them all.
 
     Raises CheckpointError: the tokenizer lacks what the prompt needs. ConfigError: `limits` leave the prompt no room.
     """
@@ -56,7 +56,7 @@ class ChatTokenizer:
         self._check_names(config, str(path.parent))
         start, end, image = (config[key] if prompt.document.image else NO_TOKEN for key in _VISION_IDS)
         self.vision = VisionTokens(start, end, image, merge)
-        self.yes, self.no = (self._template.token_to_id(word) for word in (prompt.yes, prompt.no))
+        self.answer = [self._template.token_to_id(word) for word in (prompt.yes, prompt.no) if word is not None]
         text = self._text = TextTokenizer(self._template if prompt.encoder else _user_text_tokenizer(path))
         self._preamble = self._preamble_of(prompt.default_instruction)
         self._document, self._query = (
@@ -77,7 +77,10 @@ class ChatTokenizer:
 
     def document(self, text: str | None, images: Images = ()) -> EncodedInput:
         """A document's tokens. Raises RejectedInput: as `TemplateTokenizer.encode`."""
-        return self._document.encode(text, images, self._document_limit, self._document_limit)
+        return self._document.encode(self._stripped(text), images, self._document_limit, self._document_limit)
+
+    def _stripped(self, text: str | None) -> str | None:
+        return text.strip() if text and self._prompt.strips else text
 
     def query(self, text: str | None, images: Images = (), instruction: str | None = None) -> EncodedInput:
         """A query's tokens. An instruction is never cut: those that it has more than the published one are the query's.
@@ -86,12 +89,12 @@ class ChatTokenizer:
         """
         preamble = self._preamble if instruction is None else self._preamble_of(instruction)
         more = max(0, len(preamble.token_ids) - len(self._preamble.token_ids))
-        encoded = self._query.encode(text, images, self._query_limit - more, self._document_limit)
+        encoded = self._query.encode(self._stripped(text), images, self._query_limit - more, self._document_limit)
         return replace(encoded, preamble=preamble)
 
     def _preamble_of(self, instruction: str) -> EncodedInput:
         ids, around = self._constant(self._prompt.preamble), self._prompt.instruction
-        if around is not None:
+        if around is not None and instruction:
             ids += self._text.encode(around.prefix + instruction + around.suffix)
         return EncodedInput(np.array(ids, dtype=np.int64), text_positions(0, len(ids)), len(ids))
 
@@ -113,13 +116,17 @@ class ChatTokenizer:
         if largest >= size:
             raise CheckpointError(f"{source}: token ids up to {largest}, but an embedding of {size}")
 
-    def check_parts(self, source: str) -> None:
-        """Refuse a tokenizer whose tokens reach across parts of a query's prompt. Raises CheckpointError: they do."""
-        prompt, query = self._prompt, self._prompt.query
-        around, text = prompt.instruction or Template(), "A word: 7"
-        start = f"{prompt.preamble}{around.prefix}{prompt.default_instruction}{around.suffix}"
-        whole = self._constant(start + query.before + query.prefix + text + query.suffix + query.after)
-        if whole != [*self._preamble.token_ids, *self.query(text).token_ids]:
+    def check_parts(self, source: str, text: str = "A word: 7") -> None:
+        """Refuse a tokenizer whose tokens reach across parts of the prompt. Raises CheckpointError: they do."""
+        prompt, query = self._prompt, self.query(text)
+        sides = [prompt.query] if prompt.encoder else [prompt.query, prompt.document]
+        ordered = sides[::-1] if prompt.document_first else sides
+        parts = (part for side in ordered for part in (side.before, side.prefix, text, side.suffix, side.after))
+        ids = [*self._preamble.token_ids, *query.token_ids]
+        if not prompt.encoder:
+            pair = self.arrange(self.document(text), (query,))
+            ids = [*pair.document.token_ids, *pair.queries[0].token_ids]
+        if self._constant(prompt.head + "".join(parts)) != ids:
             raise CheckpointError(f"{source}: tokens of tokenizer.json reach across parts of this reranker's prompt")
 
     def _constant(self, text: str) -> list[int]:
@@ -133,8 +140,9 @@ class ChatTokenizer:
         prompt = self._prompt
         sides = (prompt.document, prompt.query)
         texts = (prompt.preamble, *(part for template in sides for part in (template.before, template.after)))
+        words = [word for word in (prompt.yes, prompt.no) if word is not None]
         names = sorted({name for text in texts for name in _SPECIAL.findall(text)})
-        faults = [f"no {name}" for name in (*names, prompt.yes, prompt.no) if self._template.token_to_id(name) is None]
+        faults = [f"no {name}" for name in (*names, *words) if self._template.token_to_id(name) is None]
         if prompt.document.image:
             faults += [f"config.json names no {key}" for key in _VISION_IDS if not isinstance(config.get(key), int)]
         if faults:

@@ -50,7 +50,7 @@ def load(options: LoadOptions) -> BatchedReranker:
     tokenizer = ChatTokenizer(folder / "tokenizer.json", values, PROMPT, identity.limits, 1, _window(decoder.config))
     tokenizer.check_vocabulary(len(rows), str(folder))
     tokenizer.check_parts(str(folder))
-    head, window = ScoreHead.of_tokens(rows[tokenizer.yes], rows[tokenizer.no]), _window(encoder.config)
+    head, window = ScoreHead.of_tokens(rows[tokenizer.answer]), _window(encoder.config)
     read, asked = (PackedDecoder(SimpleNamespace(config=half.config, model=half), head) for half in (encoder, decoder))
     pooled = PooledEncoder(read, asked, read_pooling(folder), ((window + 1) // 2, window // 2 + 1))
     engine = DocumentMajorEngine(asked, None, encoder=pooled, reproducible=options.reproducible)
