@@ -52,7 +52,9 @@ ENCODER_SHAPES: Mapping[str, Mapping[str, tuple[int, int, int, int, int]]] = {
 }
 _ENCODER_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _ENCODER_VOCABULARY = 12288
-_WRITERS: Mapping[str, Callable[..., object]] = {
+
+#: How each family is written.
+WRITERS: Mapping[str, Callable[..., object]] = {
     BGE: write_bge, JINA: write_jina, BERT: write_bert, MODERN: write_modern,
 }  # fmt: skip
 
@@ -101,7 +103,7 @@ def random_encoder(folder: Path, family: str, shape: str, dtype: str) -> Path:
     sizes = dict(zip(_ENCODER_SIZES, values, strict=True)) | {"vocab_size": _ENCODER_VOCABULARY}
     target = folder / f"random-{family}-{fingerprint({**sizes, 'positions': positions, 'dtype': dtype})[:12]}"
     if not (target / "config.json").is_file():
-        _WRITERS[family](target, positions, words=WORDS, dtype=dtype, **sizes)
+        WRITERS[family](target, positions, words=WORDS, dtype=dtype, **sizes)
     return target
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints.encoders import write_bge, write_jina
+from checkpoints.encoders import write_jina
 from lakerank import load_reranker
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.records import Document, DocumentGroup, Query, ScoredPair
+from lakerank_benchmark.checkpoints import WRITERS
 from lakerank_benchmark.contenders import CannotRun, load
-from lakerank_benchmark.request import BGE, JINA, Request
+from lakerank_benchmark.request import BERT, BGE, JINA, MODERN, Request
 from lakerank_benchmark.workloads import WORDS, build
 
 MOST = 130
@@ -21,7 +22,7 @@ MOST = 130
 LOOPS = [
     ("published loop", "transformers", JINA, 1),
     ("published loop", "FlagEmbedding", BGE, 2),
-    ("CrossEncoder", "sentence_transformers", BGE, 1),
+    *(("CrossEncoder", "sentence_transformers", family, 1) for family in (BGE, BERT, MODERN)),
 ]
 
 
@@ -29,7 +30,7 @@ LOOPS = [
 @pytest.mark.parametrize(("name", "library", "family", "times"), LOOPS)
 def test_a_published_loop_says_the_same(tmp_path: Path, name: str, library: str, family: str, times: int) -> None:
     pytest.importorskip(library)
-    (write_jina if family == JINA else write_bge)(tmp_path, 262, words=WORDS)
+    WRITERS[family](tmp_path, 262, words=WORDS)
     workload = build("skewed", read_tokenizer(tmp_path / "tokenizer.json"), lambda n: [], lambda n: [])
     groups = workload.groups(6, 2, salt=1)
     ours = load_reranker(str(tmp_path), device="cpu", max_length=MOST).reranker
@@ -42,6 +43,12 @@ def test_a_published_loop_says_the_same(tmp_path: Path, name: str, library: str,
     assert run.tokens - run.padding == times * ours.counters.pairwise, "the same tokens, those that fill apart"
     assert run.flops == pytest.approx(times * ours.counters.flops)
     assert (ours.counters.pairwise > 12 * MOST) == (family == JINA), "windows are more than a pair"
+
+
+def test_a_family_without_a_loop_of_its_own_says_so(tmp_path: Path) -> None:
+    WRITERS[BERT](tmp_path, 70)
+    with pytest.raises(CannotRun, match="bert-reranker is published for CrossEncoder"):
+        load("published loop", Request(str(tmp_path), max_length=64))
 
 
 def test_images_are_not_for_it(tmp_path: Path) -> None:

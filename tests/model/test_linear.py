@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from lakerank.model.engine.linear import (
     LinearWeights,
     choose_linear,
     elementwise,
+    product,
 )
 
 
@@ -44,15 +46,27 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_chosen_keeps_a_rows_bits(threads: int, dtype: torch.dtype) -> None:
+def test_what_is_chosen_keeps_a_rows_bits(threads: int, dtype: torch.dtype, packed: bool) -> None:
     weight, bias = random(96, 192).to(dtype), random(96).to(dtype)
+    if packed:
+        weight, bias = LinearWeights(weight, bias).packed()
     linear = choose_linear([LinearProbe(LinearWeights(weight, bias), 1024)])
     rows = random(linear.padded(1) + linear.multiple * 9, 192, seed=1).to(dtype)
     whole = linear(rows, weight, bias)
     for count in range(linear.padded(1), len(rows) + 1, linear.multiple):
         assert torch.equal(linear(rows[:count], weight, bias), whole[:count])
         assert torch.equal(linear(rows[:count].flip(0), weight, bias), whole[:count].flip(0))
+
+
+@pytest.mark.parametrize("bias", [None, random(96)])
+@pytest.mark.parametrize("rows", [1, 32, 700])
+def test_packed_weights_are_the_same(rows: int, bias: Tensor | None) -> None:
+    weights, states = LinearWeights(random(96, 192), bias), random(rows, 192, seed=1)
+    packed = weights.packed()
+    assert packed.weight.is_mkldnn == (platform.machine() == "x86_64")
+    torch.testing.assert_close(product(states, *packed), F.linear(states, *weights), atol=1e-4, rtol=0)
 
 
 def test_small_batches_are_padded_where_only_those_round_differently() -> None:

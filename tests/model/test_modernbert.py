@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from checkpoints import encoders
 from lakerank import load_reranker
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
+from lakerank.model.engine.encoder import LayerAttention
 from lakerank.model.spec import CheckpointSpec, confirm, identify
 from lakerank.records import Document, Query
 from oracles.pairs import pair_logits
@@ -187,8 +190,15 @@ def test_a_head_is_part_of_the_scorers_name_and_of_what_workers_compare(copy: Ca
 def test_an_encoder_without_a_head_is_refused(copy: Callable[[str], Path]) -> None:
     folder = copy("ettin")
     (folder / "modules.json").unlink()
-    with pytest.raises(CheckpointError):
-        load(folder)
+    with pytest.raises(CheckpointError, match=r"missing: classifier\.bias"):
+        load(folder, family="modernbert-reranker")
+
+
+@given(tokens=st.integers(1, 60), window=st.one_of(st.none(), st.integers(0, 70)))
+def test_operations_of_local_attention_are_those_of_the_tokens_seen(tokens: int, window: int | None) -> None:
+    places, reach = np.arange(tokens), tokens if window is None else window
+    seen = int((np.abs(places[:, None] - places) <= reach).sum())
+    assert LayerAttention(1e4, window).seen(tokens) == seen
 
 
 def test_a_family_by_its_config(folders: dict[str, Path]) -> None:
