@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from lakerank import load_reranker
 from lakerank.cli import main
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import MINILM_EN, default_model, is_fetched, locate
+from lakerank.model.checkpoint import MINILM_EN, is_fetched, locate
 from lakerank.model.fetch import WHEEL
 from lakerank.model.onnx import read_dequantized
 from lakerank.model.spec import CheckpointSpec, identify
@@ -36,7 +36,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_name_whose_checkpoint_is_missing_says_how_to_fetch_it(cache: Path) -> None:
     assert not is_fetched(MINILM_EN)
-    assert default_model() is None
     with pytest.raises(CheckpointError, match=r"minilm-en: not in .*cache.*lakerank fetch minilm-en"):
         locate(MINILM_EN)
 
@@ -45,8 +44,6 @@ def test_a_name_is_a_folder_of_the_cache(cache: Path, tiny_checkpoint: Path) -> 
     cache.mkdir()
     (cache / MINILM_EN).symlink_to(tiny_checkpoint)
     assert locate(MINILM_EN) == tiny_checkpoint.resolve()
-    assert default_model() == MINILM_EN
-    assert default_model(images=True) is None
     assert not is_fetched("embedded"), "only names of fetched checkpoints"
 
 

@@ -77,15 +77,6 @@ def fetch_command(name: str) -> str:
     return f"lakerank fetch {name}"
 
 
-def default_model(*, images: bool = False) -> str | None:
-    """The `model.path` for a reader's own lake where the config names none; None: nothing suitable is fetched.
-
-    `images`: documents or queries have images, which no fetched checkpoint reads. It is never `embedded`, which has
-    learnt the bundled pictograms and nothing else.
-    """
-    return MINILM_EN if is_fetched(MINILM_EN) and not images else None
-
-
 def locate_adapter(adapter: str | None, revision: str | None = None) -> str | None:
     """The folder of a LoRA adapter, downloaded where `adapter` is a hub id and no folder; None for none.
 
