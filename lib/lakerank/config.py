@@ -219,18 +219,12 @@ class KeepConfig(Section):
     """A guarantee: how much of its own first `of_top` documents a stage is to read, with what confidence."""
 
     of_top: int = Field(default=10, ge=1)
-    recall: float = Field(gt=0, lt=1)
-    confidence: float = Field(default=0.95, gt=0, lt=1)
+    recall: float = Field(gt=0, le=0.9999)
+    confidence: float = Field(default=0.95, gt=0, le=0.9999)
     sample: int | None = Field(default=None, ge=1)
     from_run: str | None = None
     shift_level: float = Field(default=0.01, gt=0, lt=1)
     otherwise: Literal["all", "stop"] = "all"
-
-    @model_validator(mode="after")
-    def _one_source(self) -> KeepConfig:
-        if self.sample is not None and self.from_run is not None:
-            raise ValueError("sample: a rule that is learned from_run another run needs none; leave one of them out")
-        return self
 
 
 class CascadeStageConfig(ModelConfig):
@@ -271,15 +265,12 @@ def _check_stages(stages: tuple[CascadeStageConfig, ...]) -> tuple[CascadeStageC
     for name in ("top", "keep"):
         if getattr(stages[0], name) is not None:
             raise ValueError(f"0.{name}: the first reranker scores every candidate; leave it out")
-    missing = [f"{place}.top" for place, stage in enumerate(stages[1:], start=1) if not stage.top and not stage.keep]
-    if missing:
+    unclear = [str(place) for place, stage in enumerate(stages[1:], 1) if (stage.top is None) == (stage.keep is None)]
+    if unclear:
         raise ValueError(
-            f"{', '.join(missing)} missing: how many documents a query of the stage before it scores; or `keep`, what "
-            "share of its own top it must find among them"
+            f"{', '.join(unclear)}: of the stage before it scores either the `top`, a number of documents a query, or "
+            "what it takes to `keep` a promise; give one of the two"
         )
-    both = [str(place) for place, stage in enumerate(stages) if stage.top and stage.keep]
-    if both:
-        raise ValueError(f"{', '.join(both)}: `top` and `keep` both say how many documents are scored; leave one out")
     tops = [stage.top or (stage.keep.of_top if stage.keep else 0) for stage in stages[1:]]
     if tops != sorted(tops, reverse=True):
         raise ValueError(f"top may not rise from stage to stage: {tops}")

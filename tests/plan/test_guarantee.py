@@ -158,7 +158,8 @@ def test_a_shift_is_found_and_no_shift_is_not():
     random = np.random.default_rng(0)
     for shift in (0.0, 0.1, 1.0):
         before, now = random.normal(size=300), random.normal(size=500) + shift
-        assert shift_p_value(before, now) == pytest.approx(ks_2samp(before, now).pvalue, abs=0.02)
+        exact = ks_2samp(before, now).pvalue
+        assert exact / 2 < shift_p_value(before, now) < max(2 * exact, exact + 0.2)
     assert shift_p_value(np.zeros(200), np.zeros(300)) == 1
     same = [shift_p_value(*random.integers(0, 5, (2, 200)).astype(float)) for _ in range(500)]
     assert np.mean(np.array(same) < 0.05) < 0.05, "ties make it careful"

@@ -23,7 +23,7 @@ _AT_MOST_LINES = (
     "%(forecast_tokens)d tokens (%(forecast_tokens_pairwise)d pair by pair), %(work)s; exact once the stage before has "
     "been scored",
 )
-_AT_LEAST_LINE = "plan: at least %(new)d pairs and %(forecast_tokens)d tokens, as the lake has no scores of them"
+_AT_LEAST_LINE = "plan: at least %(new)d pairs and %(forecast_tokens)d tokens, less what the lake has scores of"
 _PLAN_LINES = (
     "plan: %(candidates)d candidates: %(new)d new, %(reused)d reused, %(rejected)d rejected, "
     "%(duplicates)d duplicates; %(dropped)d dropped since the last published run",

@@ -48,9 +48,9 @@ class Promise:
     """What a stage with a guarantee promises, and how its rule is learned.
 
     With probability ≥ `confidence`, the mean share of the reranker's own first `of_top` documents that it reads is ≥
-    `recall`. `sample`: queries that are read whole to learn the rule; None: `sample_size`. `from_run`: the run whose
-    queries it is learned from instead, if a test at `shift_level` finds no shift of the scores since. `otherwise`: what
-    to do where no rule keeps the promise: read everything, or stop.
+    `recall`. `sample`: queries that the rule is learned from; None: `sample_size`. `from_run`: they are of another run,
+    if tests at `shift_level` find no shift of the lists since. `otherwise`: what to do where no rule keeps the promise:
+    read everything, or stop.
     """
 
     of_top: int
@@ -141,14 +141,11 @@ def recalls(query: npt.NDArray[np.integer], gap: Float64) -> Float64:
 
 
 def shift_p_value(before: Float64, now: Float64) -> float:
-    """The p-value of the two-sample Kolmogorov–Smirnov test, asymptotic (Stephens, JRSS B 32, 1970): (N,), (M,)."""
+    """A p-value of the two-sample Kolmogorov–Smirnov test, of (N,) and (M,): the first term of the asymptotic series,
+    whose signs alternate, and so an upper bound."""
     values = np.concatenate([before, now])
     if not len(before) or not len(now):
         return 1.0
     shares = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (before, now)]
-    size = math.sqrt(len(before) * len(now) / len(values))
-    scaled = (size + 0.12 + 0.11 / size) * np.abs(shares[0] - shares[1]).max()
-    if scaled < 0.2:  # the series converges slowly where its sum is 1
-        return 1.0
-    terms = np.arange(1, 101)
-    return float(np.clip(2 * ((-1.0) ** (terms - 1) * np.exp(-2 * (terms * scaled) ** 2)).sum(), 0.0, 1.0))
+    distance = np.abs(shares[0] - shares[1]).max()
+    return min(1.0, 2 * math.exp(-2 * distance**2 * len(before) * len(now) / len(values)))

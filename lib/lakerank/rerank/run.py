@@ -302,7 +302,7 @@ def _log_stage(job: Rerank, number: int) -> None:
         stage = job.stages[number - 1]
         pairs = f"top {stage.top} of each query" if stage.top else "all pairs"
         if (keep := stage.keep) is not None:
-            pairs = "all pairs of a sample of queries" if stage.sampled else f"what the sample teaches to keep {keep}"
+            pairs = "all pairs of a sample of queries" if stage.sampled else f"what it takes to keep {keep}"
         logger.info("stage %d of %d: %s, %s", number, len(job.stages), stage.model, pairs)
 
 

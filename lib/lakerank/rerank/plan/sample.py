@@ -48,7 +48,7 @@ _GAPS = pa.schema([("query", pa.int32()), ("gap", pa.float64())])
 Int64 = npt.NDArray[np.int64]
 
 #: Which pairs of a file's lists, in order, a stage scores: the file, query and logit (P,) -> (P,).
-Choice = Callable[[int, Int64, npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
+Choice = Callable[[int, Int64, npt.NDArray[np.float32]], Any]
 
 
 class Lists(NamedTuple):
@@ -155,32 +155,32 @@ class Selection:
             GuaranteeError: the promise cannot be kept, and the run is to stop then.
             RunConflictError: the run to learn from has not scored what that takes.
         """
-        files, of_top = input_lists(self.storage, self.before, self.stage).files, self.promise.of_top
+        lists, of_top = input_lists(self.storage, self.before, self.stage), self.promise.of_top
+        files = lists.files
         if self.stage.sampled:
-            drawn = draw(self._survey(input_lists(self.storage, self.before, self.stage)), self.promise)
+            drawn = draw(self._survey(lists), self.promise)
             check(self.promise, self.promise.too_few(drawn.queries))
-            return lambda file, query, _: np.asarray(query_hashes(files, file, query) <= drawn.last)
-        rule = remembered(self.storage, address, key, self._learned)
+            return lambda file, query, _: query_hashes(files, file, query) <= drawn.last
+        rule = remembered(self.storage, address, key, lambda: self._learned(lists))
         check(self.promise, rule["reason"])
         last, margin = rule["last"], math.inf if rule["margin"] is None else rule["margin"]
-        return lambda file, query, logit: np.asarray(
+        return lambda file, query, logit: (
             (query_hashes(files, file, query) > last) & (gaps(query, logit, of_top) <= margin)
         )
 
     def _survey(self, lists: Lists) -> pa.Table:
         return survey(self.runner, lists.frames(self.runner, self.storage), lists.files, self.promise)
 
-    def _learned(self) -> dict[str, Any]:
+    def _learned(self, lists: Lists) -> dict[str, Any]:
         """What the sample shows, and the rule that it teaches: a margin, or the reason why all pairs are read."""
-        promise, sample, lists = self.promise, self.before[-1], input_lists(self.storage, self.before, self.stage)
-        now, shift, pairs = self._survey(lists), None, sample.plan.candidates
-        drawn = draw(now, promise)
+        promise, now, sample = self.promise, self._survey(lists), self.before[-1]
+        drawn, pairs, shift = draw(now, promise), sample.plan.candidates, None
         last = drawn.last
         if promise.from_run is not None:
             lists, sample = _lists_of_run(self.storage, promise.from_run, lists.stages[0], self.stage)
             then = self._survey(lists)
-            shift, last, pairs = _shift(then, now), then["hash"].to_numpy().max(initial=-1), 0
-            drawn = drawn._replace(last=-1)
+            drawn, pairs, shift = drawn._replace(last=-1), 0, _shift(then, now)
+            last = then["hash"].to_numpy().max(initial=-1)
         shown = self._recalls(lists, sample, last)
         reason = promise.too_few(len(shown))
         if shift is not None and shift < promise.shift_level:
@@ -190,12 +190,13 @@ class Selection:
         if rule >= 0:
             recall, bound = float(shown[:, rule].mean()), promise.lower_bound(shown[:, rule])
             learned = {"margin": float(MARGINS[rule]), "reason": None, "recall": recall, "at_least": bound}
+            logger.info(
+                "%d queries, read whole, teach the margin %.4g: their recall is %.4g", len(shown), MARGINS[rule], recall
+            )
         return {
             "promised": {name: getattr(promise, name) for name in ("of_top", "recall", "confidence")},
             "sample": {"run": promise.from_run, "queries": len(shown), "pairs": pairs, "shift_p_value": shift},
-            "of_queries": drawn.of_queries,
-            "of_pairs": drawn.of_pairs,
-            "last": drawn.last,
+            **{name: getattr(drawn, name) for name in ("of_queries", "of_pairs", "last")},
             **learned,
         }
 
@@ -241,11 +242,8 @@ def _lists_of_run(storage: Storage, run_id: str, listed: PlannedStage, stage: St
     places = [RunPaths(output, run_id, number) for number in range(1, len(passes) + 1)]
     planned = [PlannedStage(stage, paths, plan) for paths in places if (plan := load_plan(storage, paths)) is not None]
     inputs = [of_run for of_run in planned if of_run.plan.scorer == listed.plan.scorer]
-    whole = [
-        of_run
-        for of_run, entry in zip(planned, passes, strict=False)
-        if entry["scorer"] == stage.scorer and not entry["top"] and entry.get("sampled", True)
-    ]
+    read_whole = [not entry["top"] and entry.get("sampled", True) for entry in passes]
+    whole = [p for p, is_whole in zip(planned, read_whole, strict=False) if is_whole and p.plan.scorer == stage.scorer]
     if not inputs or not whole:
         raise RunConflictError(
             f"{RunPaths(output, run_id).manifest}: `from_run` needs a published run in which both rerankers scored "
