@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,10 @@ def _config(encoder: XLMRobertaForSequenceClassification | BertForSequenceClassi
     config = {name: getattr(encoder.config, name) for name in stated}
     config |= {"architectures": ["XLMRobertaForSequenceClassification"], "position_embedding_type": "absolute"}
     return config | {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+
+
+def write_ettin(folder: Path, write: Callable[[Path], Any] = write_modern, pooling: str = "cls") -> None:
+    """A network in Ettin's layout, and nothing else in its folder."""
+    write(folder / "source")
+    write_modules(folder, folder / "source", pooling)
+    shutil.rmtree(folder / "source")

@@ -45,20 +45,14 @@ LAYOUTS: dict[str, Callable[[Path], Any]] = {
     "local last": lambda folder: encoders.write_modern(
         folder, classifier_pooling="cls", num_hidden_layers=3, local_attention=20
     ),
-    "ettin": lambda folder: _with_modules(folder, encoders.write_modern, "cls"),
-    "ettin mean": lambda folder: _with_modules(folder, encoders.write_modern, "mean"),
-    "bert": lambda folder: _with_modules(folder, encoders.write_bert, "mean"),
-    "xlm-roberta": lambda folder: _with_modules(folder, encoders.write_bge, "cls"),
+    "ettin": lambda folder: encoders.write_ettin(folder, encoders.write_modern, "cls"),
+    "ettin mean": lambda folder: encoders.write_ettin(folder, encoders.write_modern, "mean"),
+    "bert": lambda folder: encoders.write_ettin(folder, encoders.write_bert, "mean"),
+    "xlm-roberta": lambda folder: encoders.write_ettin(folder, encoders.write_bge, "cls"),
 }
 
 #: Families of networks without a head, which their config.json does not tell.
 FAMILIES = {"bert": "bert-reranker", "xlm-roberta": "bge-reranker"}
-
-
-def _with_modules(folder: Path, write: Callable[[Path], Any], pooling: str) -> None:
-    write(folder / "source")
-    encoders.write_modules(folder, folder / "source", pooling)
-    shutil.rmtree(folder / "source")
 
 
 @pytest.fixture(scope="module")

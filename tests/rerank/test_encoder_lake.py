@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from checkpoints.encoders import write_bert, write_bge, write_jina
+from checkpoints.encoders import write_bert, write_bge, write_ettin, write_jina, write_modern
 from lakerank import load_reranker
 from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
@@ -48,7 +48,10 @@ def lists(tmp_path_factory, texts) -> Path:
     [
         ("rerank-bge-v2-m3", write_bge),
         ("rerank-jina-v2", write_jina),
+        ("rerank-gte-modernbert", write_modern),
         pytest.param("rerank-minilm-en", write_bert, marks=pytest.mark.nightly),
+        pytest.param("rerank-ms-marco-minilm", write_bert, marks=pytest.mark.nightly),
+        pytest.param("rerank-ettin", write_ettin, marks=pytest.mark.nightly),
     ],
 )
 def test_the_bundled_lake(runner, storage, tmp_path, texts, lists, name, write) -> None:

@@ -24,6 +24,8 @@ CASES = [
     ("rerank-monoqwen2-vl", "monoqwen2-vl", lambda query, document: query == "text" and document == "image"),
     ("rerank-qwen3-vl", "qwen3-vl-reranker", lambda query, document: True),
     ("rerank-qwen3", "qwen3-reranker", lambda query, document: query == document == "text"),
+    ("rerank-mxbai-v2", "mxbai-rerank-v2", lambda query, document: query == document == "text"),
+    ("rerank-zerank-2", "zerank-2", lambda query, document: query == document == "text"),
 ]
 
 
