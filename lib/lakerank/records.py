@@ -40,16 +40,13 @@ TRANSIENT_REASONS = frozenset(
 class Query:
     """A search query: a text, an encoded image (PNG, JPEG, …), or both.
 
-    `instruction`: by what documents are to be judged, for rerankers that take one; None, never blank.
+    `instruction`: by what documents are to be judged, for rerankers that take one; a blank one is none.
     """
 
     query_id: str = ""
     text: str | None = None
     image: bytes | None = None
     instruction: str | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "instruction", (self.instruction or "").strip() or None)
 
     @property
     def images(self) -> tuple[bytes, ...]:

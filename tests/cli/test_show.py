@@ -32,7 +32,10 @@ def lake(make_lake: Callable[..., Lake], tmp_path: Path, monkeypatch: pytest.Mon
             {"doc_id": "p", "image": encoded((800, 400))},
             {"doc_id": "x", "text": "", "path": "empty.txt"},
         ],
-        queries=[{"query_id": "q1", "text": "How to reset it"}, {"query_id": "q2", "text": "why does the lamp blink"}],
+        queries=[
+            {"query_id": "q1", "text": "How to reset it"},
+            {"query_id": "q2", "text": "why does the lamp blink", "instruction": "Judge by\nthe notes."},
+        ],
         candidates=[("q1", "m#7", 2), ("q1", "n", 1), ("q1", "x", 3), ("q2", "n", 1), ("q2", "p", 2)],
         qrels=[],
         ranked={"q1": ["m#7", "n"], "q2": ["p", "n"]},
@@ -68,7 +71,9 @@ def test_a_list_shows_ranks_relevance_files_texts_and_rejects(lake: Lake) -> Non
         "      rejected: 1 empty_document",
         "        empty_document: empty.txt",
     ]
-    assert "why does the lamp blink  (q2)\n   1  0.50  2        –  p\n" in printed
+    assert (
+        "why does the lamp blink  (q2)\n      instruction: Judge by the notes.\n   1  0.50  2        –  p\n" in printed
+    )
     assert "\x1b" not in printed
 
 
@@ -106,6 +111,7 @@ def test_json_holds_what_the_text_shows(lake: Lake, tmp_path: Path) -> None:
     assert {key: first[key] for key in ("rank", "doc_id", "path", "page", "label", "thumbnail")} == {
         "rank": 1, "doc_id": "m#7", "path": "manual.pdf", "page": 7, "label": 2, "thumbnail": None,
     }  # fmt: skip
+    assert [query["instruction"] for query in queries] == ["", "Judge by the notes."]
     assert queries[0]["rejected"] == [
         {"doc_id": "x", "reason": "empty_document", "detail": "", "path": "empty.txt", "page": None}
     ]

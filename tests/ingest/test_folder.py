@@ -124,7 +124,8 @@ def test_a_file_over_the_limit_is_not_read(write_files, run_ingest):
 
 def test_queries_have_query_ids_and_no_hash(write_files, run_ingest, png):
     _, table = run_ingest(write_files({"q1.txt": "wo\n\nwas", "q2.png": png}), table="queries")
-    assert table.schema.equals(pa.schema([*schemas.QUERIES, *schemas.QUERY_METADATA]))
+    columns = [*schemas.INGESTED_QUERIES, *schemas.QUERY_METADATA, schemas.QUERIES.field("instruction")]
+    assert table.schema.equals(pa.schema(columns))
     assert table["query_id"].to_pylist() == ["q1.txt#q1", "q1.txt#q3", "q2.png"]
 
 

@@ -40,6 +40,13 @@ def test_queries_of_tables(write_files, run_ingest, name, text, rows):
     assert (done.written.rejected, done.remarks.fields_not_kept) == (0, {})
 
 
+def test_queries_keep_their_instructions(write_files, run_ingest):
+    text = '{"_id": "1", "text": "who?", "instruction": "Find a name."}\n{"_id": "2", "text": "why?"}\n'
+    done, table = run_ingest(write_files({"q.jsonl": text}) / "q.jsonl", table="queries", keep=("instruction",))
+    assert content(table, "query_id", "text", "instruction") == [("1", "who?", "Find a name."), ("2", "why?", None)]
+    assert done.remarks.fields_not_kept == {}
+
+
 def test_documents_of_a_table_have_its_columns(write_files, run_ingest, caplog):
     text = "doc_id,title,text,lang,page,url,price\nd1,T,body,de,3,http://x,\nd2,,only,,,,\n"
     with caplog.at_level(logging.WARNING):

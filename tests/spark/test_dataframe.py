@@ -18,6 +18,8 @@ from lakerank.cli.rerank import rerank as rerank_job
 from lakerank.errors import CheckpointError, SchemaError
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.spark import Scoring, rerank, score_udf
+from lakerank_benchmark.checkpoints import random_checkpoint
+from lakerank_pictograms.network import Shape
 
 pytestmark = [pytest.mark.spark, pytest.mark.nightly]
 
@@ -122,6 +124,27 @@ def test_a_udf_scores_columns(spark: SparkSession, scoring: Scoring, tiny_checkp
     reranker = load_reranker(tiny_checkpoint, device="cpu", dtype="float32")
     expected = reranker.score([(Query(text=query), Document(text=text)) for query, text in rows[:2]])
     assert result == [*expected.tolist(), None, None, None]
+
+
+def test_instructions_of_queries_reach_the_prompt(spark: SparkSession, tmp_path: Path) -> None:
+    """A column of documents of the same name is somebody else's."""
+    checkpoint = random_checkpoint(tmp_path, "qwen3-reranker", Shape(0, 32, 64, 2, 2, 1, 3, 32, 2), "float32")
+    scoring = Scoring(CheckpointSpec(str(checkpoint)), "cpu", options=RuntimeOptions(device_threads=1), partitions=1)
+    asked = [("q1", "red apple", "Find fruit."), ("q2", "red apple", " "), ("q3", "red apple", "Find furniture.")]
+    queries = spark.createDataFrame(asked, "query_id string, text string, instruction string")
+    documents = spark.createDataFrame([("d", "A red apple", 3)], "doc_id string, text string, instruction int")
+    candidates = queries.select("query_id", F.lit("d").alias("doc_id"))
+    result = {
+        row["query_id"]: row["logit"] for row in rerank(spark, candidates, documents, queries, model=scoring).collect()
+    }
+    pairs = [(Query(text=text, instruction=told), "A red apple") for _, text, told in asked]
+    expected = load_reranker(checkpoint, device="cpu", dtype="float32").score(pairs).tolist()
+    assert [result[query] for query, *_ in asked] == expected
+    assert len(set(expected)) == 3
+    column = score_udf(model=scoring)("text", F.lit("A red apple"), "instruction")
+    assert [row[0] for row in queries.coalesce(1).select(column).collect()] == expected
+    with pytest.raises(SchemaError, match="queries: instruction is int; expected string: cast it"):
+        rerank(spark, candidates, documents, queries.withColumn("instruction", F.lit(1)), model=scoring)
 
 
 def test_a_job_joins_a_session_and_leaves_it_as_it_was(

@@ -108,3 +108,15 @@ def test_an_image_at_an_address_is_read_and_several_are_no_training_row(
     assert documents.ids == ("address", judged, "one")
     assert len(set(documents.images.tolist())) == 1, "the same image, whatever it is kept in"
     assert "2 rows left out, the first of them two: modality_unsupported: 2 images" in caplog.text
+
+
+def test_instructions_without_a_place_are_told(
+    plain_lake: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = pq.read_table(plain_lake["queries"])
+    told = pa.array([" ", "Find fruit.", *[None] * (table.num_rows - 2)], pa.string())
+    pq.write_table(table.append_column("instruction", told), tmp_path / "queries.parquet")
+    tables = [plain_lake, plain_lake | {"queries": str(tmp_path / "queries.parquet")}]
+    plain, instructed = (read_dataset(Storage(), DatasetTables(**each), images(56)).queries for each in tables)
+    assert instructed.texts == plain.texts
+    assert caplog.text.count("1 queries have an instruction: no model that is trained has a place for it") == 1

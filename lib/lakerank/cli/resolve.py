@@ -112,8 +112,9 @@ def model_details(model: ModelConfig | RoutedConfig) -> str:
     if isinstance(model, RoutedConfig):
         return f"texts: {model_details(model.text)}; images: {model_details(model.image)}"
     adapter = f"adapter {model.adapter}" if model.adapter else None
+    told = f"instruction {model.instruction!r}" if model.instruction else None
     revision, of_adapter = (f"revision {name}" if name else None for name in (model.revision, model.adapter_revision))
-    return ", ".join(filter(None, (model.path, revision, adapter, of_adapter, f"dtype {model.dtype}")))
+    return ", ".join(filter(None, (model.path, revision, adapter, of_adapter, f"dtype {model.dtype}", told)))
 
 
 def input_faults(config: Config, storage: Storage, cluster: bool) -> list[LakerankError]:

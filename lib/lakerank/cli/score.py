@@ -50,7 +50,7 @@ def _answer(config: Config, request: dict[str, Any], allowed_hosts: Sequence[str
     name, spec = resolve.model_name(model), resolve.model_spec(model)
     parsed = parse(request, name, allowed_hosts)
     scorer = spec.identify(limits := resolve.limits(config.scoring))
-    if parsed.instruction and not scorer.allows_instructions:
+    if (parsed.instruction or "").strip() and not scorer.allows_instructions:
         raise ConfigError([f"instruction: {name!r} takes none; leave it out"])
     reranker = spec.load(config.device, limits, resolve.runtime_options(config.scoring), scorer)
     return answer(parsed, reranker, name, reranker.logit_bias, allowed_hosts)

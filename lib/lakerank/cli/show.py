@@ -91,6 +91,7 @@ def as_lines(shown: Mapping[str, Any], full: bool = True) -> str:
     width = min(shutil.get_terminal_size((110, 24)).columns, 160)
     query = one_line(shown["text"]) or "[image]"
     lines = [click.style(fit(f"{query}  ({shown['query_id']})" if full else query, width), bold=True)]
+    lines += [fit(f"      instruction: {one_line(shown['instruction'])}", width)] if shown["instruction"] else []
     for result in shown["results"]:
         relevance = "   –" if result["relevance"] is None else f"{result['relevance']:.2f}"
         label = f"  {result['label']}  {_moved(result['first_stage_rank'], '–'):>7}" if full else ""

@@ -34,7 +34,7 @@ _PAIR = {*QUERY_ID, *DOC_ID}
 _KNOWN: Mapping[TableName, frozenset[str]] = {
     "documents": frozenset({*DOC_ID, *_OWN_ID, "text", "image", "title", *_LANGUAGE})
     | {"path", "page", "group_id", "place", "search_text"},
-    "queries": frozenset({*QUERY_ID, *_OWN_ID, *_TEXT["queries"], "image", *_LANGUAGE}),
+    "queries": frozenset({*QUERY_ID, *_OWN_ID, *_TEXT["queries"], "image", "instruction", *_LANGUAGE}),
     "candidates": frozenset({*_PAIR, *_SCORE, *_RANK}),
     "qrels": frozenset({*_PAIR, *RELEVANCE, "iteration"}),
 }

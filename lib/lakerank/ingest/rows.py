@@ -49,9 +49,10 @@ def extra_columns(options: ReadOptions) -> list[pa.Field]:
 
 
 def kept_fields(options: ReadOptions) -> list[str]:
-    """The fields of `--keep` that are no metadata of the table already."""
+    """The fields of `--keep` that are no metadata of the table already, and of queries the instruction."""
     metadata = METADATA if options.table == "documents" else {"language"}
-    return [name for name in options.keep if name not in metadata]
+    always = ["instruction"] if options.table == "queries" else []
+    return [name for name in dict.fromkeys([*always, *options.keep]) if name not in metadata]
 
 
 def section_rows(file: SourceFile, section: Section, options: ReadOptions) -> Iterator[ContentRow]:

@@ -44,10 +44,11 @@ _ABOUT = ("path", "page", "title", "search_text")
 
 @dataclass(frozen=True, slots=True)
 class ShownQuery:
-    """A query's id and the beginning of its text; "" for an image."""
+    """A query's id and the beginnings of its text and its instruction; "" for an image and for none."""
 
     query_id: str
     text: str
+    instruction: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,9 @@ class ShownDocument:
 def find_queries(storage: Storage, uri: str, words: str | None, most: int) -> list[ShownQuery]:
     """The first queries of a table that have an id or, in any order, all the words; without words the first of all."""
     queries = (
-        ShownQuery(row["query_id"], snippet(row["text"]))
+        ShownQuery(row["query_id"], snippet(row["text"]), snippet(row["instruction"]))
         for fragment in fragments(storage, uri, schemas.QUERIES)
-        for *_, batch in read_table_file(storage, fragment.file, schemas.QUERIES, ["query_id", "text"])
+        for *_, batch in read_table_file(storage, fragment.file, schemas.QUERIES, ["query_id", "text", "instruction"])
         for row in batch.to_pylist()
     )
     if words is None:

@@ -124,8 +124,7 @@ def fragments(
             with storage_errors(file.uri, "read"):  # a damaged footer has names that are not UTF-8
                 located = locate(file, parquet.schema_arrow, expected, needs_content=snapshot.schema is None)
             own_type = id_type or _id_type(located)
-            later = {} if snapshot.schema is not None else {name: _LATER.get(name) for name in located.fields}
-            ending = next(filter(None, later.values()), "")
+            ending = next((_LATER[n] for n in located.fields if n in _LATER and snapshot.schema is None), "")
             return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows, own_type, ending)
 
     snapshot = resolve(storage, table) if isinstance(table, str) else table

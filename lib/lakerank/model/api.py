@@ -65,12 +65,8 @@ class RerankModel:
         if not frames.is_frame(pairs):
             return self._logits(self._pairs(pairs, _null(errors or "raise")), _null(errors or "raise"), show_progress)
         null = _null(errors or "null")
-        queries = frames.records(pairs, _QUERY_COLUMNS)
-        documents = frames.records(pairs, _DOCUMENT_COLUMNS)
-        given = [
-            self._pair(query, document, f"row {number}: ", null)
-            for number, (query, document) in enumerate(zip(queries, documents, strict=True))
-        ]
+        sides = (frames.records(pairs, columns) for columns in (_QUERY_COLUMNS, _DOCUMENT_COLUMNS))
+        given = self._pairs([*zip(*sides, strict=True)], null, "row")
         results = self._checked(given, null, "row", show_progress)
         return frames.with_results(pairs, *self._columns(results))
 
@@ -130,12 +126,12 @@ class RerankModel:
         """One result for each pair, as any Reranker."""
         return self.reranker.score_groups(groups)
 
-    def _pairs(self, pairs: Any, null: bool) -> list[Pair | RejectedInput]:
+    def _pairs(self, pairs: Any, null: bool, name: str = "pair") -> list[Pair | RejectedInput]:
         given = []
         for number, pair in enumerate(list_of(pairs, "pairs")):
             if not isinstance(pair, tuple | list | np.ndarray) or len(pair) != 2:
                 raise TypeError(f"pair {number} is of type {type(pair).__qualname__}; expected (query, document)")
-            given.append(self._pair(pair[0], pair[1], f"pair {number}: ", null))
+            given.append(self._pair(pair[0], pair[1], f"{name} {number}: ", null))
         return given
 
     def _pair(self, query: Any, document: Any, place: str, null: bool, name: str = "document") -> Pair | RejectedInput:

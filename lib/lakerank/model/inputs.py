@@ -27,10 +27,8 @@ class RejectedInput(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Instructions:
-    """Whose instructions prompts have: queries' own, or else `default`, or else the published one.
-
-    `accepted`: prompts have a place for one. `ignored`: queries' own are passed over.
-    """
+    """What prompts say that have a place for an instruction (`accepted`): the query's own, unless these are `ignored`,
+    or else `default`, or else what is published."""
 
     accepted: bool = False
     default: str | None = None
@@ -38,8 +36,8 @@ class Instructions:
 
     def of(self, query: Query) -> str | None:
         """What a query's prompt says, None: what is published. Raises RejectedInput: it has no place for it."""
-        own = None if self.ignored else query.instruction
-        if own is not None and not self.accepted:
+        own = "" if self.ignored else (query.instruction or "").strip()
+        if own and not self.accepted:
             raise RejectedInput(RejectReason.MODALITY_UNSUPPORTED, "an instruction, and this reranker takes none")
         return own or self.default
 

@@ -45,8 +45,7 @@ class RequestItem(BaseModel):
 
 
 class RerankRequest(BaseModel):
-    """The hosted API's request. `model`: null for whichever is configured. `top_n`: results returned (null: all).
-    `instruction`: `instruct` in other APIs."""
+    """The hosted API's request. `model`: null for whichever is configured. `top_n`: results returned (null: all)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -375,8 +375,7 @@ def ranked_files(storage: Storage, paths: RunPaths, plan: Plan) -> RankedFiles:
 
 
 def write_query_list(index: TableIndex, folder: str) -> tuple[int, int]:
-    """Sort, number and store the queries of an index, all in memory; returns how many there are, and how many rows have
-    an instruction."""
+    """Sort, number and store an index's queries, all in memory: how many there are, and rows with an instruction."""
     columns = ["number", *INDEX.names, "cost"]
     indexed = pa.concat_tables(index.read(range(len(index.chunks)), columns))
     rows = number_queries(indexed)

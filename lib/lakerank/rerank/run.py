@@ -95,9 +95,9 @@ def run(runner: Runner, storage: Storage, job: Rerank, steps: Collection[str] = 
         planned = plan_stages(runner, storage, job) if "plan" in steps else existing_plans(storage, job)
     refusing = dict.fromkeys(stage.model for stage in job.stages if not stage.allows_instructions)
     if refusing and planned[0].plan.instructed:
-        found = f"{planned[0].plan.instructed} queries of {redacted(job.tables.queries)} have an instruction"
-        advice = "say ignore_instructions: true beside its path to pass over them, or take a model that reads them"
-        raise ConfigError([f"model: {found}, and {' and '.join(refusing)} takes none; {advice}"])
+        found = f"model: {planned[0].plan.instructed} queries of {redacted(job.tables.queries)} have an instruction"
+        advice = "take another, or pass over them with ignore_instructions: true beside its path"
+        raise ConfigError([f"{found}, and {' and '.join(refusing)} takes none; {advice}"])
     if job.rule.per_group is not None and "group_id" not in planned[0].plan.id_types:
         raise RunConflictError(
             f"{job.paths.plan}: run {job.paths.run_id!r} was planned without ranking.per_group, so the groups of its "

@@ -36,6 +36,9 @@ _RESULTS = pa.schema([
     ("label", pa.int8()), ("truncated", pa.bool_()), ("reason", pa.string()), ("detail", pa.string()),
 ])  # fmt: skip
 
+#: Of queries and documents, as `Query` has them; instructions are of queries alone.
+_CONTENT = {"text": "string", "image": "binary", "instruction": "string"}
+
 #: Results in an Arrow batch.
 _BATCH_ROWS = 4096
 
@@ -70,7 +73,7 @@ def rerank(
     Args:
         candidates: `query_id`, `doc_id`; and without `queries` a `query` text.
         documents: `doc_id`, `text` (string) or `image` (binary: an encoded file), or both.
-        queries: `query_id`, `text` or `image`, or both.
+        queries: `query_id`, `text` or `image`, or both, and maybe `instruction`, for models that take one.
         model: a checkpoint's path or name, which every worker must find, or a `Scoring`.
 
     Returns:
@@ -99,17 +102,18 @@ def rerank(
 
 
 def score_udf(model: str | Scoring) -> Callable[..., object]:
-    """A function of columns (query, text) to a column of logits, null where a pair cannot be scored.
+    """A function of columns (query, text), and maybe instruction, to a column of logits, null where a pair has none.
 
     Pairs are scored batch by batch: a document's work is shared only by queries in the same Arrow batch. `rerank`
     brings them together. Raises CheckpointError: the checkpoint cannot be found here.
     """
     scoring, scorer = _identified(model)
 
-    def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]:
+    def score(batches: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.Series]:
         reranker = RerankModel(_worker_model(scoring, scorer), "", "", 0, scoring.device, "", scoring.limits)
-        for queries, texts in batches:
-            yield pd.Series(reranker.score(zip(queries, texts, strict=True), errors="null"))
+        for queries, texts, *told in batches:
+            asked = [Query("", *row) for row in zip(queries, [None] * len(queries), *told, strict=True)]
+            yield pd.Series(reranker.score(zip(asked, texts, strict=True), errors="null"))
 
     return pandas_udf(score, "float")  # type: ignore[call-overload,no-any-return]
 
@@ -135,9 +139,8 @@ def _check(candidates: DataFrame, documents: DataFrame, queries: DataFrame | Non
         if contents and not types.keys() & set(contents):
             advice = "; or give queries" if contents == ["query"] else ""
             faults.append(f"{name}: no column {' nor '.join(map(repr, contents))} {found}{advice}")
-        expected = {column: ["string", "bigint", "int", "smallint"] for column in ids}
-        expected |= {column: ["binary"] if column == "image" else ["string"] for column in contents}
-        for column, kinds in expected.items():
+        for column in (*ids, *contents, *(["instruction"] if name == "queries" else [])):
+            kinds = ["string", "bigint", "int", "smallint"] if column in ids else [_CONTENT.get(column, "string")]
             if types.get(column, kinds[0]) not in kinds:
                 faults.append(f"{name}: {column} is {types[column]}; expected {' or '.join(kinds)}: cast it")
     if faults:
@@ -152,23 +155,21 @@ def _pairs(pairs: DataFrame, candidates: DataFrame, queries: DataFrame | None) -
         contents = queries
     contents = _content(contents, "query_id").withColumn("part", F.lit(1))
     joined = pairs.join(contents, "query_id", "left")
-    return joined.select("doc_id", F.coalesce("part", F.lit(2)).alias("part"), "query_id", "text", "image")
+    return joined.select("doc_id", F.coalesce("part", F.lit(2)).alias("part"), "query_id", *_CONTENT)
 
 
 def _documents(documents: DataFrame, pairs: DataFrame) -> DataFrame:
     """A row for each candidate document, `part` 0."""
-    contents = _content(documents, "doc_id").join(pairs.select("doc_id").distinct(), "doc_id", "left_semi")
-    return contents.select(
-        "doc_id", F.lit(0).alias("part"), F.lit(None).cast("string").alias("query_id"), "text", "image"
-    )
+    contents = _content(documents.drop("instruction"), "doc_id")
+    contents = contents.join(pairs.select("doc_id").distinct(), "doc_id", "left_semi")
+    return contents.select("doc_id", F.lit(0).alias("part"), F.lit(None).cast("string").alias("query_id"), *_CONTENT)
 
 
 def _content(frame: DataFrame, identifier: str) -> DataFrame:
-    text, image = (
-        F.col(name) if name in frame.columns else F.lit(None).cast(kind).alias(name)
-        for name, kind in (("text", "string"), ("image", "binary"))
-    )
-    return frame.select(F.col(identifier).cast("string").alias(identifier), text, image)
+    columns = [
+        F.col(name) if name in frame.columns else F.lit(None).cast(kind).alias(name) for name, kind in _CONTENT.items()
+    ]
+    return frame.select(F.col(identifier).cast("string").alias(identifier), *columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,7 @@ def _groups(rows: Iterator[dict[str, Any]], rejects: list[Reject]) -> Iterator[D
                 continue
             reason = _key_fault(contents, len(documents))
             if reason is None:
-                queries.append(Query(query_id, contents[0]["text"], contents[0]["image"]))
+                queries.append(Query(query_id, *(contents[0][name] for name in _CONTENT)))
             else:
                 rejects.append(Reject(query_id, doc_id, reason))
         if queries:

@@ -207,11 +207,12 @@ def _read_table(
     """The documents or the queries, by their schema, and the topic that each row names."""
     uri = tables.documents if schema is DOCUMENTS else tables.queries
     names = list(dict.fromkeys(name for name in (tables.topic, tables.kind) if name))
-    read = [schema.field(name) for name in schema.names if name in (schema.names[0], *CONTENT)]
+    read = [schema.field(name) for name in schema.names if name in (schema.names[0], *CONTENT, "instruction")]
     read += [pa.field(name, pa.string()) for name in names]
     files = ImageFiles(storage, images.limits.max_source_bytes)
     rows: list[tuple[Any, ...]] = []
     rejected: list[str] = []
+    instructed = 0
     for values in _rows(storage, uri, pa.schema(read), select):
         row = dict(zip((field.name for field in read), values, strict=True))
         try:
@@ -219,10 +220,13 @@ def _read_table(
         except (RejectedInput, UnreadableImage) as error:
             rejected.append(f"{values[0]}: {error}")
             continue
+        instructed += bool((row.get("instruction") or b"").strip())
         kind = row[tables.kind] if tables.kind else "text" if image < 0 else "picture"
         rows.append((values[0], text, image, kind or "", row.get(tables.topic or "")))
     if rejected:
         log.warning("%s: %d rows left out, the first of them %s", uri, len(rejected), rejected[0])
+    if instructed:
+        log.warning("%s: %d queries have an instruction: no model that is trained has a place for it", uri, instructed)
     ids, texts, shown, kinds, topics = zip(*rows, strict=True) if rows else ((),) * 5
     none = np.zeros(0, dtype=np.int64)
     return Table(ids, texts, np.array(shown, dtype=np.int64), none, kinds), topics

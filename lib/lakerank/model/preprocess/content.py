@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,16 +71,14 @@ def to_record(record: type[Record], value: object, where: str, limits: Limits) -
 
 def _of_mapping(record: type[Record], value: Mapping[str, Any], where: str) -> tuple[str, object, list[object]]:
     """Id, text and images of a mapping. Raises TypeError: it has other keys, or image and images."""
-    names: list[str] = ["text", "image", "instruction", "query_id"]
-    if record is Document:
-        names[2:] = ["images", "doc_id"]
-    if unknown := sorted(map(str, value.keys() - {*names})):
-        raise TypeError(f"{where}: unknown key {unknown[0]!r}; expected {', '.join(names[:-1])} and {names[-1]}")
+    identifier, *names = (field.name for field in fields(record))
+    if unknown := sorted(map(str, value.keys() - {identifier, *names})):
+        raise TypeError(f"{where}: unknown key {unknown[0]!r}; expected {', '.join(names)} and {identifier}")
     image, images = value.get("image"), value.get("images")
     if image is not None and images is not None:
         raise TypeError(f"{where}: image and images; give one of the two")
     several = [] if images is None else list_of(images, f"{where}: images")
-    return value.get(names[-1], ""), value.get("text"), several if image is None else [image]
+    return value.get(identifier, ""), value.get("text"), several if image is None else [image]
 
 
 def encoded_image(value: object, where: str, limits: Limits) -> bytes:

@@ -285,8 +285,7 @@ def _finished(future: Future[Prepared]) -> Prepared:
 
 
 def _split(groups: Iterable[DocumentGroup]) -> Iterator[DocumentGroup]:
-    """Groups of queries of one instruction, no more than are prepared at once; the document's prefix is kept from one
-    to the next."""
+    """Groups of queries of one instruction, no more than are prepared at once; the document's prefix is kept."""
     for group in groups:
         alike = groupby(sorted(group.queries, key=_instruction), key=_instruction)
         for queries in [tuple(some) for _, some in alike] or [()]:

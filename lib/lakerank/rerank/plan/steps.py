@@ -87,10 +87,7 @@ def table_index(
 
 
 def number_queries(runner: Runner, index: TableIndex, folder: str) -> tuple[QueryList, int]:
-    """Sort and number the queries of an index in one task: as many as its memory holds, some ten million.
-
-    Also returns how many rows have an instruction.
-    """
+    """Sort and number an index's queries in one task, which holds some ten million; and rows with an instruction."""
 
     def write(_: int) -> Iterator[pa.RecordBatch]:
         yield one_row(_LISTED, *write_query_list(index, folder))
