@@ -129,6 +129,11 @@ MISTAKES: dict[str, tuple[Callable[[RerankModel], Any], str]] = {
     "floats": (lambda m: m.score([("q", PIXELS / 255)]), r"an array \(60, 90, 3\) of float64; expected .* uint8"),
     "channels first": (lambda m: m.score([("q", PIXELS.transpose(2, 0, 1))]), r"an array \(3, 60, 90\) of uint8"),
     "keys": (lambda m: m.score([("q", {"txt": "a"})]), "pair 0: document: unknown key 'txt'; expected text, image"),
+    "instruction": (
+        lambda m: m.score([({"text": "q", "instruction": 3}, "a")]),
+        "query: instruction is of type int; exp",
+    ),
+    "a document's": (lambda m: m.score([("q", {"instruction": "a"})]), "document: unknown key 'instruction'; expected"),
     "one document": (lambda m: m.rank("q", "red apple"), "documents: expected a list, found one value of type str"),
     "one record": (lambda m: m.rank("q", Document(text="a")), "documents: expected a list, found one .* Document"),
     "one image": (lambda m: m.rank("q", PIXELS), "documents: expected a list, found one value of type ndarray"),
@@ -152,6 +157,17 @@ def test_a_mistake_is_a_type_error_that_says_where_and_what_is_accepted(model: R
 def test_a_string_is_a_text_whatever_it_looks_like(model: RerankModel) -> None:
     for text in ("http://127.0.0.1:1/a.png", "/etc/passwd", "data:image/png;base64,AAAA"):
         assert model.score([("q", text)]).tolist() == [len(text)]
+
+
+def test_instructions_reach_the_model_or_are_refused(model: RerankModel, tiny: RerankModel) -> None:
+    table = pa.table({"query": ["q", "q", "q"], "text": ["red apple"] * 3, "instruction": ["Find fruit.", None, " \n"]})
+    model.score(table)
+    asked = [query.instruction for group in model.reranker.groups for query in group.queries]
+    assert asked == ["Find fruit.", None, " \n"]
+    assert tiny.score(table)["reason"].to_pylist() == ["modality_unsupported", None, None]
+    for query in (Query(text="q", instruction="Find fruit."), {"text": "q", "instruction": "Find fruit."}):
+        with pytest.raises(PairRejected, match="modality_unsupported: an instruction, and this reranker takes none"):
+            tiny.rank(query, ["red apple"])
 
 
 def test_a_text_in_the_place_of_the_id_is_explained(tiny: RerankModel) -> None:

@@ -91,6 +91,8 @@ def test_a_changed_instruction_rescores_its_query_alone(reranked, checkpoint, ca
         summary = reranked(run_id, model)
         assert (summary["scored"], summary["reused"], summary["rejected"]) == (scored, every - scored, 0), run_id
     assert logits(tmp_path, "blank") == logits(tmp_path, "none")
+    indexes = [file.name for file in (tmp_path / "out" / "index" / "queries").iterdir()]
+    assert all(name.endswith("-instructions.parquet") for name in indexes), "older ones have none"
 
     reranker = load_reranker(checkpoint, dtype="float32", device="cpu")
     contents, documents = (
