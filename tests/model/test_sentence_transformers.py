@@ -266,6 +266,7 @@ def test_settings_that_name_code_or_other_files_are_refused(
         ("sentence_transformers.base.modules.Router", "1_Pooling", "Router is no module"),
         ("sentence_transformers.base.modules.Dense", "../ettin/2_Dense", "has another folder than"),
         ("sentence_transformers.base.modules.Dense", "/etc", "has another folder than"),
+        ("sentence_transformers.base.modules.Dense", "..", "has another folder than"),
         ("sentence_transformers.base.modules.Transformer", "1_Pooling", "has another folder than"),
     ],
 )

@@ -98,9 +98,8 @@ def check_files(folder: Path, config: Mapping[str, Any]) -> None:
         faults.append(f"a prompt by default, {written['default_prompt_name']!r}")
     faults += [f"{name} {network[name]!r}" for name in ("do_lower_case", "processing_kwargs") if network.get(name)]
     if faults:
-        raise CheckpointError(
-            f"{folder}: sentence-transformers' files say what is not computed here: {'; '.join(faults)}"
-        )
+        said, advice = "; ".join(faults), "model.family=sentence-transformers has that library compute it"
+        raise CheckpointError(f"{folder}: sentence-transformers' files say what is not computed here: {said}; {advice}")
 
 
 def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:

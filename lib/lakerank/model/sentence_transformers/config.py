@@ -56,28 +56,28 @@ def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
     for file in files:
         if file.suffix == ".safetensors":
             read_header(file)  # a truncated one is refused before planning
+    hashes = {str(file.relative_to(folder)): file_hash(file) for file in sorted(files)}
+    parts = {"library": version("sentence-transformers").split(".")[:2], "files": hashes}
+    of_family = _length_and_images(folder, stated, written=len(modules) > 0)
+    return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts, of_family=of_family)
+
+
+def _length_and_images(folder: Path, stated: Mapping[Path, dict[str, Any]], *, written: bool) -> dict[str, Any]:
+    """Tokens of a pair as published, and whether images may be read; `written`: the library wrote the files."""
     transformer = next((stated[file] for file in sorted(folder.glob("sentence_*_config.json"))), {})
-    lengths = (
-        transformer.get("max_seq_length"),
-        stated.get(folder / "tokenizer_config.json", {}).get("model_max_length"),
-    )
+    tokenizer = stated.get(folder / "tokenizer_config.json", {})
+    lengths = transformer.get("max_seq_length"), tokenizer.get("model_max_length")
     length = next((length for length in lengths if type(length) is int and 0 < length < 2**31), None)
-    images = (
-        "image" in transformer.get("modality_config", ()) if modules else any(folder.glob("*processor_config.json"))
-    )
-    parts = {
-        "library": version("sentence-transformers").split(".")[:2],
-        "files": {str(file.relative_to(folder)): file_hash(file) for file in sorted(files)},
-    }
-    own = {"default_max_length": length, "accepts_images": images}
-    return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts, of_family=own)
+    processor = any(folder.glob("*processor_config.json"))
+    images = "image" in transformer.get("modality_config", ()) if written else processor
+    return {"default_max_length": length, "accepts_images": images}
 
 
 def _faults(folder: Path, kind: str, place: Path) -> Iterator[str]:
     """What is refused of a module, by its import path and its folder."""
     if not _MODULE.fullmatch(kind):
         yield "is no module of the library that is run here"
-    if kind.endswith(".Transformer") != (place == folder) or folder not in (place, place.parent):
+    if kind.endswith(".Transformer") != (place == folder) or folder not in (place, place.resolve().parent):
         yield "has another folder than the checkpoint's own for the Transformer, one in it for each other module"
     pickles = [file.name for suffix in ("bin", "pt", "pth", "pkl", "ckpt") for file in place.glob(f"*.{suffix}")]
     if pickles and not any(place.glob("*.safetensors")):

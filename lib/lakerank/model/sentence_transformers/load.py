@@ -38,8 +38,8 @@ class CrossEncoderEngine:
     def __init__(self, model: Any, *, reproducible: bool) -> None:
         self._model, self._reproducible = model, reproducible
         config = model.transformers_model.config.get_text_config()
-        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        token_bytes = layer_bytes(config.hidden_size, inner, model.dtype)
+        hidden = getattr(config, "hidden_size", 1024)
+        token_bytes = layer_bytes(hidden, getattr(config, "intermediate_size", 4 * hidden), model.dtype)
         self.batcher = MicroBatcher(model.device, device_budget(model.device, token_bytes))
         formatted = "message" in model.modalities
         self._structured = formatted and model[0].input_formatter.message_format == "structured"
