@@ -264,7 +264,7 @@ def test_settings_that_name_code_or_other_files_are_refused(
         ("os.system", "1_Pooling", r"os\.system is no module"),
         ("modeling.Own", "1_Pooling", r"modeling\.Own is no module"),
         ("sentence_transformers.base.modules.Router", "1_Pooling", "Router is no module"),
-        ("sentence_transformers.base.modules.Dense", "../ettin/2_Dense", "has another folder than"),
+        ("sentence_transformers.base.modules.Dense", "../other/2_Dense", "has another folder than"),
         ("sentence_transformers.base.modules.Dense", "/etc", "has another folder than"),
         ("sentence_transformers.base.modules.Dense", "..", "has another folder than"),
         ("sentence_transformers.base.modules.Transformer", "1_Pooling", "has another folder than"),
