@@ -222,4 +222,9 @@ def test_a_third_reranker_keeps_its_promise_of_what_the_second_passed_on(runner,
     second, third = (passes(kept, "three")[number]["guarantee"] for number in (2, 4))
     rejected = sum(row["reason"] == "input_too_long" for row in kept.ranked("three"))
     assert third["of_pairs"] == second["sample"]["pairs"] + second["read"] - rejected
+    lists = lists_of(kept, "three")
+    samples = [{q for q, of in lists.items() if any(number in by for by in of.values())} for number in (2, 4)]
+    assert len(samples[0] & samples[1]) < 20, (
+        "lists that the second has read whole are not what the third gets elsewhere"
+    )
     assert third["margin"] == 0, "it is the second one again, and asks for no more than its top"

@@ -18,6 +18,7 @@ from PIL import Image
 
 from lakerank.audit import Bounds
 from lakerank.lake.storage import Storage
+from lakerank.plan.guarantee import Promise
 from lakerank.ranking import Fusion
 from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.write import RankRule
@@ -73,9 +74,11 @@ def test_spark_and_this_process_write_the_same_files(spark, runner, storage, lak
         each.write("candidates", pq.read_table(each.folder / "candidates.parquet").to_pylist()[:-80], row_group_rows=60)
         rule = RankRule(0.0, (0.5,), None, per_group=2)
         first = each.job("any", rule=rule).stages[0]
-        later = replace(first, scorer="beef", factory=each.factory("B"), top=None if fusion else 4)
+        later = [replace(first, scorer="beef", factory=each.factory("B"), top=None if fusion else 4)]
+        if fusion is None:
+            later += replace(first, scorer="cafe", factory=each.factory("C"), keep=Promise(2, 0.6, 0.6)).parts
         rules = AuditRules(Bounds(), golden_qrels=str(each.folder / "qrels.parquet"))
-        summary = run(tasks, storage, each.job("r2", (later,), fusion, audit=rules, rule=rule))
+        summary = run(tasks, storage, each.job("r2", tuple(later), fusion, audit=rules, rule=rule))
         assert summary["published"]
         assert min(summary[name] for name in ("scored", "rejected", "dropped", "beyond_group")) > 0
     files, figures = results(lake, "r2")

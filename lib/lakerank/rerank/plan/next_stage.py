@@ -205,15 +205,16 @@ def _bounds(runner: Runner, storage: Storage, tables: Tables, first: PlannedStag
 def _query_totals(runner: Runner, storage: Storage, first: PlannedStage, later: LaterStage) -> Counts:
     """How many `queries` and `pairs` a stage can have and the `tokens` of their queries, and the fewest."""
     files, promise = ranked_files(storage, first.paths, first.plan), later.stage.keep
-    sampled, most, last = later.stage.sampled, later.most, -1
+    sampled, scorer, most, last = later.stage.sampled, later.stage.scorer, later.most, -1
     if promise is not None and promise.from_run is None:
-        last = draw(survey(runner, _candidate_frames(runner, storage, first, files), files, promise), promise).last
+        frames = _candidate_frames(runner, storage, first, files)
+        last = draw(survey(runner, frames, files, promise, scorer), promise).last
 
     def count(file: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         distinct, listed = np.unique(records[SCORED_KIND]["query"].to_numpy(), return_counts=True)
         listed = least = np.minimum(listed, most)
         if promise is not None:
-            listed = np.where((query_hashes(files, file, distinct) <= last) == sampled, listed, 0)
+            listed = np.where((query_hashes(files, file, distinct, scorer) <= last) == sampled, listed, 0)
             least = listed if sampled else np.minimum(listed, promise.of_top)
         costs = files.queries.column("cost").to_numpy()[distinct]
         yield totals(

@@ -1,7 +1,8 @@
 """The sample of a cascade's stage with a promise: which queries are in it, and the rule that their scores teach.
 
-Queries are drawn by a hash of their ids: a sample at random that is the same in each attempt, and from run to run where
-the ids are, so that its stored scores are used again.
+Queries are drawn by a hash of their ids and the scorer: a sample at random that is the same in each attempt, and from
+run to run where the ids are, so that its stored scores are used again. Each reranker of a cascade has another one: the
+lists that one has read whole are longer than the others that the next one gets.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.errors import GuaranteeError, RunConflictError
+from lakerank.fingerprint import splitmix64
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.runs import RunPaths, read_json, read_manifest
 from lakerank.lake.storage import Storage
@@ -86,10 +88,11 @@ def remembered(storage: Storage, address: str, key: str, compute: Callable[[], d
     return stored
 
 
-def query_hashes(files: RankedFiles, file: int, query: Int64) -> Int64:
-    """The hashes that queries of a file are drawn by: (N,) -> (N,)."""
+def query_hashes(files: RankedFiles, file: int, query: Int64, scorer: str) -> Int64:
+    """The hashes by which queries of a file are drawn for a scorer: (N,) -> (N,)."""
     first, ids = files.ids(file)
-    return np.asarray((key_hash(ids) >> np.uint64(1)).astype(np.int64)[query - first])
+    hashes = splitmix64(key_hash(ids) ^ key_hash(pa.array([scorer])))
+    return np.asarray((hashes >> np.uint64(1)).astype(np.int64)[query - first])
 
 
 def in_order(pairs: pa.Table) -> pa.Table:
@@ -98,8 +101,8 @@ def in_order(pairs: pa.Table) -> pa.Table:
     return pairs.take(pa.array(rank_order(query, logit, pairs["doc_id"].combine_chunks()))).combine_chunks()
 
 
-def survey(runner: Runner, frames: Sequence[Rows], files: RankedFiles, promise: Promise) -> pa.Table:
-    """Lists (_LISTS) of LISTED pairs, as many as may be drawn, in the order that they are drawn in."""
+def survey(runner: Runner, frames: Sequence[Rows], files: RankedFiles, promise: Promise, scorer: str) -> pa.Table:
+    """Lists (_LISTS) of LISTED pairs, as many as may be drawn for a scorer, in the order that they are drawn in."""
     most = promise.most_queries
 
     def look(file: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
@@ -108,7 +111,7 @@ def survey(runner: Runner, frames: Sequence[Rows], files: RankedFiles, promise: 
         starts = np.flatnonzero(np.diff(query, prepend=-1))
         documents = np.diff(starts, append=len(query))
         last = logit[starts + np.minimum(documents, promise.of_top) - 1]
-        hashes = query_hashes(files, file, query[starts])
+        hashes = query_hashes(files, file, query[starts], scorer)
         drawn = np.argsort(hashes)[:most]
         once = np.arange(len(drawn)) == 0
         columns = [column[drawn] for column in (hashes, documents, last, logit[starts] - last)]
@@ -156,20 +159,22 @@ class Selection:
             RunConflictError: the run to learn from has not scored what that takes.
         """
         lists, of_top = input_lists(self.storage, self.before, self.stage), self.promise.of_top
-        files = lists.files
+        files, scorer = lists.files, self.stage.scorer
         if self.stage.sampled:
             drawn = draw(self._survey(lists), self.promise)
             check(self.promise, self.promise.too_few(drawn.queries))
-            return lambda file, query, _: query_hashes(files, file, query) <= drawn.last
+            return lambda file, query, _: query_hashes(files, file, query, scorer) <= drawn.last
         rule = remembered(self.storage, address, key, lambda: self._learned(lists))
         check(self.promise, rule["reason"])
         last, margin = rule["last"], math.inf if rule["margin"] is None else rule["margin"]
         return lambda file, query, logit: (
-            (query_hashes(files, file, query) > last) & (gaps(query, logit, of_top) <= margin)
+            (query_hashes(files, file, query, scorer) > last) & (gaps(query, logit, of_top) <= margin)
         )
 
     def _survey(self, lists: Lists) -> pa.Table:
-        return survey(self.runner, lists.frames(self.runner, self.storage), lists.files, self.promise)
+        return survey(
+            self.runner, lists.frames(self.runner, self.storage), lists.files, self.promise, self.stage.scorer
+        )
 
     def _learned(self, lists: Lists) -> dict[str, Any]:
         """What the sample shows, and the rule that it teaches: a margin, or the reason why all pairs are read."""
@@ -202,12 +207,12 @@ class Selection:
 
     def _recalls(self, lists: Lists, sample: PlannedStage, last: int) -> npt.NDArray[np.float64]:
         """Recall, by each rule, of the queries drawn up to a hash, which a stage has scored whole: (Q, R)."""
-        files, of_top = lists.files, self.promise.of_top
+        files, of_top, scorer = lists.files, self.promise.of_top, self.stage.scorer
 
         def join_lists(file: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
             listed, strong = records[SCORED_KIND], records[_STRONG_KIND]
             queries = pc.unique(strong["query"])
-            drawn = queries.filter(pa.array(query_hashes(files, file, queries.to_numpy()) <= last))
+            drawn = queries.filter(pa.array(query_hashes(files, file, queries.to_numpy(), scorer) <= last))
             listed = in_order(listed.filter(pc.is_in(listed["query"], drawn)))
             gap = pa.array(gaps(listed["query"].to_numpy(), listed["logit"].to_numpy(), of_top))
             listed = listed.drop_columns("logit").append_column("gap", gap)
