@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import few, is_panic
-from lakerank.model.engine.budget import MicroBatcher, device_budget, layer_bytes
+from lakerank.model.engine.budget import MicroBatcher, busy_budget
 from lakerank.model.engine.reranker import BatchedReranker, Outcome
 from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess.images import PatchShape
@@ -37,10 +37,7 @@ class CrossEncoderEngine:
 
     def __init__(self, model: Any, *, reproducible: bool) -> None:
         self._model, self._reproducible = model, reproducible
-        config = model.transformers_model.config.get_text_config()
-        hidden = getattr(config, "hidden_size", 1024)
-        token_bytes = layer_bytes(hidden, getattr(config, "intermediate_size", 4 * hidden), model.dtype)
-        self.batcher = MicroBatcher(model.device, device_budget(model.device, token_bytes))
+        self.batcher = MicroBatcher(model.device, busy_budget(model.device))  # less, once memory has run out
         formatted = "message" in model.modalities
         self._structured = formatted and model[0].input_formatter.message_format == "structured"
         self.reads_images = self._structured and "image" in model.modalities
