@@ -37,15 +37,17 @@ COLOURS = np.stack([RAMP, RAMP.T, 255 - RAMP], axis=2)
 
 
 def tiff(
-    values: np.ndarray, *, sample_format: int = 1, photometric: int | None = None, planes: int = 1, **tags: Any
-) -> bytes:
-    """An uncompressed TIFF of (height, width) or (height, width, samples), in the values' own order of bytes."""
+    values: np.ndarray, *, sample_format: int = 1, photometric: int | None = None, planes: int = 1, base: int = 0,
+    following: int = 0, **tags: Any,
+) -> bytes:  # fmt: skip
+    """An uncompressed TIFF of (height, width) or (height, width, samples), in the values' own order of bytes; as a page
+    of a longer one it begins at byte `base`, and the next page's directory is at `following`."""
     order = ">" if values.dtype.byteorder == ">" else "<"
     samples = 1 if values.ndim == 2 else values.shape[2]
     photometric = (1 if samples < 3 else 2) if photometric is None else photometric
     raw = (values if planes == 1 else values.transpose(2, 0, 1)).tobytes()
     offsets = [
-        8 + place * len(raw) // (samples if planes == 2 else 1) for place in range(samples if planes == 2 else 1)
+        base + 8 + place * len(raw) // (samples if planes == 2 else 1) for place in range(samples if planes == 2 else 1)
     ]
     entries: dict[int, tuple[str, list[int]]] = {
         256: ("H", [values.shape[1]]), 257: ("H", [values.shape[0]]),
@@ -54,7 +56,7 @@ def tiff(
         279: ("I", [len(raw) // len(offsets)] * len(offsets)), 284: ("H", [planes]),
         339: ("H", [sample_format] * samples), **{int(key[1:]): ("H", value) for key, value in tags.items()},
     }  # fmt: skip
-    body, after = b"", 8 + len(raw) + 2 + 12 * len(entries) + 4
+    body, after = b"", base + 8 + len(raw) + 2 + 12 * len(entries) + 4
     directory = struct.pack(order + "H", len(entries))
     for number, (kind, value) in sorted(entries.items()):
         packed = struct.pack(f"{order}{len(value)}{kind}", *value)
@@ -65,7 +67,7 @@ def tiff(
         else:
             directory += packed.ljust(4, b"\0")
     magic = b"II*\0" if order == "<" else b"MM\0*"
-    return magic + struct.pack(order + "I", 8 + len(raw)) + raw + directory + struct.pack(order + "I", 0) + body
+    return magic + struct.pack(order + "I", 8 + len(raw)) + raw + directory + struct.pack(order + "I", following) + body
 
 
 def png(values: np.ndarray, colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
@@ -166,6 +168,15 @@ def test_a_coloured_picture_reads_the_same_in_every_depth(name: str) -> None:
         index = np.tile(np.arange(56, dtype=np.uint8), (56, 1))
         expected = np.stack([index, 255 - index, np.full_like(index, 7)], axis=2)
     assert np.array_equal(load_pixels(COLOURED[name], Limits(), SHAPE), expected)
+
+
+def test_each_page_of_16_bit_colours_is_read_by_its_own_values() -> None:
+    pages = [np.ascontiguousarray(wide(12, colours).astype("<u2")) for colours in (COLOURS, COLOURS[:, ::-1])]
+    base = len(tiff(pages[0]))
+    both = tiff(pages[0], following=base + 8 + pages[1].nbytes) + tiff(pages[1], base=base)
+    first, second = load_frames(both, Limits(frames="all"), SHAPE)
+    assert np.array_equal(first, COLOURS)
+    assert np.array_equal(second, COLOURS[:, ::-1])
 
 
 def test_dark_pictures_of_16_bits_stay_dark() -> None:

@@ -11,10 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from deltalake import DeltaTable, write_deltalake
+from pyiceberg.catalog import load_catalog
+from stores import SERVER
 
 from lakerank.audit import Bounds
 from lakerank.errors import ConfigError, SchemaError, StorageError
+from lakerank.lake.formats import resolve
 from lakerank.lake.formats.output import CommitConflict, OutputTable, RunRows, _Delta, check_output, write_rows
 from lakerank.lake.storage import Storage
 from lakerank.rerank.publish import AuditRules, Override
@@ -225,6 +229,40 @@ def test_a_run_made_again_is_not_appended_beside_its_old_rows(ranked, out) -> No
     with pytest.raises(StorageError, match=r"rows of an earlier run 'r1': delete those of run_id = 'r1'"):
         write_rows(Storage(), table, replace(rows, made_from="made again"))
     assert out.rows().num_rows == 12
+
+
+@pytest.fixture(params=["iceberg", "delta"])
+def s3_out(
+    request: pytest.FixtureRequest, s3_server: Any, s3_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, Callable[[], pa.Table]]:
+    """The address of a table in a bucket, and what its format's own library reads of it."""
+    if request.param == "delta":
+        if SERVER == "moto":
+            pytest.skip("moto answers in this process, whose interpreter deltalake does not let go of")
+        allowed = {"AWS_ENDPOINT_URL": s3_server.endpoint, "AWS_ALLOW_HTTP": "true", **s3_server.environment()}
+        return f"delta+{s3_folder}/ranked", lambda: pa.table(
+            DeltaTable(f"{s3_folder}/ranked", storage_options=allowed).to_pyarrow_table()
+        )
+    keys = {"s3.access-key-id": s3_server.access_key, "s3.secret-access-key": s3_server.secret_key}
+    place = {"warehouse": s3_folder, "s3.endpoint": s3_server.endpoint, "s3.region": "us-east-1"}
+    files = {"py-io-impl": "pyiceberg.io.fsspec.FsspecFileIO"}  # Ceph refuses pyarrow's uploads: no Content-Length
+    catalog = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", **place, **keys, **files}
+    (tmp_path / ".pyiceberg.yaml").write_text(yaml.safe_dump({"catalog": {"lake": catalog}}))
+    monkeypatch.setenv("PYICEBERG_HOME", str(tmp_path))
+    load_catalog("lake", **catalog).create_namespace("db")
+    return "iceberg://lake/db.ranked", lambda: load_catalog("lake", **catalog).load_table("db.ranked").scan().to_arrow()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("append", [False, True], ids=["overwrite", "append"])
+def test_a_table_in_an_object_store_has_each_run_once(ranked, s3_storage, s3_out, append) -> None:
+    (address, read), runs = s3_out, [ranked.rows("r1"), ranked.rows("r2", 2)]
+    for rows in (runs[0], runs[0], runs[1]):
+        check_output(s3_storage, OutputTable(address, append))
+        assert write_rows(s3_storage, OutputTable(address, append), rows)["snapshot"] is not None
+    assert read().num_rows == (12 if append else 6)
+    files = resolve(s3_storage, address).files
+    assert sum(batch.num_rows for file in files for batch in s3_storage.batches(file)) == read().num_rows
 
 
 @pytest.mark.nightly

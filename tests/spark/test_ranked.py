@@ -22,7 +22,13 @@ from lakerank.schemas import RANKED
 GROUPS = [2**53 + 1, None, 7, 2**53 + 3]
 
 
-def publish(output: str, run_id: str, logit: float, published: bool = True) -> pa.Table:
+def publish(
+    output: str,
+    run_id: str,
+    logit: float,
+    published: bool = True,
+    storage: Storage = Storage(),  # noqa: B008
+) -> pa.Table:
     """A run of two files, whose query ids are numbers without a sign, with groups."""
     row = {"rank": 1, "logit": logit, "relevance": 0.5, "label": 1, "first_stage_rank": None, "truncated": False}
     rows = [{"query_id": str(10 + at), "doc_id": "d", **row, "group_id": group} for at, group in enumerate(GROUPS)]
@@ -31,10 +37,10 @@ def publish(output: str, run_id: str, logit: float, published: bool = True) -> p
     paths, names = RunPaths(output, run_id), ("part-00000.parquet", "part-00001.parquet")
     for number, name in enumerate(names):
         folder = paths.ranked if published else paths.unpublished
-        Storage().replace(join(folder, name), parquet_bytes(table.slice(3 * number, 3), 2))
+        storage.replace(join(folder, name), parquet_bytes(table.slice(3 * number, 3), 2))
     if published:
         files = [{"file": name, "rows": 1} for name in names]
-        settle(Storage(), paths, {"published_at": "2026-01-01", "ranked_files": files})
+        settle(storage, paths, {"published_at": "2026-01-01", "ranked_files": files})
     return table
 
 
@@ -51,6 +57,17 @@ AS_ARROW: dict[str, Callable[[Any], pa.Table]] = {
     "polars": lambda frame: frame.to_arrow(),
     "duckdb": lambda relation: relation.to_arrow_table(),
 }
+
+
+@pytest.mark.parametrize("engine", ["arrow", "polars"])
+def test_lists_in_an_object_store_are_read_by_its_settings(s3_storage: Storage, s3_folder: str, engine: Any) -> None:
+    expected = publish(s3_folder, "r", 1.0, storage=s3_storage)
+    settings = {name: getattr(s3_storage.options, name) for name in ("endpoint_url", "region")}
+    assert AS_ARROW[engine](read_ranked(s3_folder, engine=engine, storage=settings)).to_pylist() == expected.to_pylist()
+    (folder,) = {file.uri.rpartition("/")[0] for file in s3_storage.walk(join(s3_folder, "ranked"))}
+    s3_storage.replace(join(folder, "part-00001.parquet"), b"PAR1 damaged PAR1")
+    with pytest.raises(StorageError, match=r"s3://.*part-00001\.parquet"):
+        read_ranked(s3_folder, engine=engine, storage=settings)
 
 
 @pytest.mark.parametrize("engine", AS_ARROW)

@@ -28,7 +28,7 @@ from lakerank.config import (
 from lakerank.cost import Calibration
 from lakerank.credentials import without_credentials
 from lakerank.errors import CheckpointError, ConfigError, LakerankError, RunNotFoundError, SchemaError, StorageError
-from lakerank.lake import absolute
+from lakerank.lake import DELTA, ICEBERG, absolute
 from lakerank.lake.formats import resolve
 from lakerank.lake.formats.output import OutputTable, check_output
 from lakerank.lake.runs import RunPaths, read_config, read_json, read_manifest
@@ -197,7 +197,7 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
         stages=stages,
         rule=_rule(config, stages),
         audit=AuditRules(bounds, audit.golden_pairs, audit.golden_qrels),
-        config_yaml=recorded(config),
+        config_yaml=recorded(config, storage),
         calibration=calibration,
         warnings=(*warnings_of(config, storage), *caveats),
         ranked_table=_ranked_table(config.lake),
@@ -239,11 +239,14 @@ def warnings_of(config: Config, storage: Storage) -> tuple[str, ...]:
     return (warning,)
 
 
-def recorded(config: Config) -> str:
-    """The config as a run keeps it: its tables are found from any folder."""
+def recorded(config: Config, storage: Storage) -> str:
+    """The config as a run keeps it: its tables are found from any folder, judgements at their snapshot of now."""
     lake = config.lake
     places: dict[str, Any] = {"image_roots": tuple(map(absolute, lake.image_roots))}
-    places |= {name: absolute(getattr(lake, name)) for name in TABLES if getattr(lake, name) is not None}
+    names = [name for name in (*TABLES, "ranked_table") if getattr(lake, name) is not None]
+    places |= {name: absolute(getattr(lake, name)) for name in names}
+    if (lake.qrels or "").startswith((DELTA, ICEBERG)):
+        places["qrels"] = resolve(storage, places["qrels"]).address
     return config.model_copy(update={"lake": lake.model_copy(update=places)}).to_yaml()
 
 
@@ -287,6 +290,8 @@ def run_config(storage: Storage, given: CommandLine, run_id: str, other_tables: 
     _check_own(own, wanted, run_id, other_tables)
     lake = wanted.lake.model_copy(update={"output": given.config.lake.output, "storage": given.config.lake.storage})
     passed_over = [name for name in _changed(wanted, given.config) if name in _TABLE_SETTINGS]
+    if (lake.qrels or "").rpartition("@")[0] == absolute(given.config.lake.qrels or ""):  # the same, at a snapshot
+        passed_over = [name for name in passed_over if name != "lake.qrels"]
     if passed_over == ["lake.qrels"] and given.config.lake.qrels and "lake.qrels" not in _changed(own, wanted):
         logger.info("run %s is judged by lake.qrels of %s: its other tables are the run's", run_id, given.source)
         lake = lake.model_copy(update={"qrels": given.config.lake.qrels})
