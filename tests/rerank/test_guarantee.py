@@ -135,7 +135,8 @@ def test_killed_after_the_sample_it_resumes_to_the_same_bytes_and_scores_nothing
     for dies_at in ("pass-2/scoring.json", "pass-3/rule.json", "pass-3/plan.json", "pass-3/scoring.json"):
         with pytest.raises(Died):
             run(runner, DyingStorage(dies_at), cascade(kept, "again", **names))
-    assert run(runner, storage, cascade(kept, "again", **names))["pairs"] == 0
+    careful = cascade(kept, "again", replace(PROMISE, otherwise="stop"), **names)
+    assert run(runner, storage, careful)["pairs"] == 0, "what is done without a guarantee changes no list"
     assert kept.ranked_bytes("again") == kept.ranked_bytes("r")
 
 
