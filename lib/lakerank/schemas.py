@@ -140,5 +140,7 @@ OPTIONAL = frozenset(
         "text_prefix",
         "frames",
         "group_id",
+        "hash",
+        "shared",
     }
 )

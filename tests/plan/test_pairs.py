@@ -107,10 +107,9 @@ def test_every_candidate_is_validated_once_as_row_by_row(candidates, queries, do
     records = {record_type: record_schema.empty_table() for record_type, record_schema in JOIN_RECORDS.items()}
     if candidates:
         records[CANDIDATE], records[UNMATCHED_CANDIDATE] = grouped_candidates(rows.combine_chunks(), listed)
-    located = [(i, number, int(h[1]), e) for number, (i, h, e) in enumerate(documents)]
-    columns = [pa.array(values) for values in zip(*located, strict=True)]
-    columns[2] = columns[2].cast(pa.uint64())
-    records[DOCUMENT] = pa.Table.from_arrays(columns, schema=JOIN_RECORDS[DOCUMENT])
+    located = [(i, number, h, None, e) for number, (i, h, e) in enumerate(documents)]
+    columns = dict(zip(JOIN_RECORDS[DOCUMENT].names, zip(*located, strict=True), strict=True))
+    records[DOCUMENT] = pa.Table.from_pydict(columns, schema=JOIN_RECORDS[DOCUMENT])
     validated = validate_pairs(records, listed)
     expected = slowly(candidates, queries, documents)
     places, numbers, ranks = flat(validated.pairs)

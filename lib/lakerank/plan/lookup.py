@@ -8,7 +8,7 @@ Candidates that this run no longer lists are dropped candidates; they are counte
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from lakerank.lake.runs import RunPaths
 from lakerank.lake.scores import CorruptScoreFile, finished_units, read_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
-from lakerank.plan.index import QueryList, TableIndex, query_list
+from lakerank.plan.index import QueryList, query_list
 from lakerank.plan.pairs import PAIRS, REJECTS, ValidatedPairs, flat, hash_parts
 from lakerank.plan.plan import ROW_GROUP_ROWS, load_plan, part_name, plan_folder, read_part, with_columns
 from lakerank.records import TRANSIENT_REASONS
@@ -115,15 +115,17 @@ class ScoreIndex:
         return file
 
 
-def document_contents(index: TableIndex, chunks: Sequence[int]) -> Iterator[pa.Table]:
-    """The documents of chunks as DOCUMENT_CONTENTS."""
-    for rows in index.read(chunks, ["hash", "number"]):
-        yield rows.rename_columns(DOCUMENT_CONTENTS.names)
-
-
 def match_contents(scores: pa.Table, documents: pa.Table) -> pa.Table:
-    """Every one of CONTENT_SCORES with every one of DOCUMENT_CONTENTS of its content, as DOCUMENT_SCORES."""
-    return scores.join(documents, "doc_hash", join_type="inner").select(DOCUMENT_SCORES.names).cast(DOCUMENT_SCORES)
+    """Every one of CONTENT_SCORES with the first of DOCUMENT_CONTENTS of its content, as DOCUMENT_SCORES."""
+    first = documents.group_by("doc_hash").aggregate([("document", "min")]).rename_columns(DOCUMENT_CONTENTS.names)
+    return scores.join(first, "doc_hash", join_type="inner").select(DOCUMENT_SCORES.names).cast(DOCUMENT_SCORES)
+
+
+def repeated_contents(documents: pa.Table) -> pa.Table:
+    """Of some DOCUMENT_CONTENTS with ids those whose content an earlier one has, and the `first` that has it."""
+    first = documents.group_by("doc_hash").aggregate([("document", "min")]).rename_columns(["doc_hash", "first"])
+    rows = documents.join(first, "doc_hash", join_type="inner")
+    return rows.filter(pc.not_equal(rows["document"], rows["first"]))
 
 
 def best_scores(scores: pa.Table, documents: Int64) -> tuple[Int64, pa.Table]:

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 
 from lakerank.fingerprint import splitmix64
 from lakerank.plan.index import QueryList, TableIndex
+from lakerank.plan.plan import with_columns
 from lakerank.records import RejectReason
-from lakerank.schemas import NO_RANK
+from lakerank.schemas import GROUP_IDS, NO_RANK
 
 LISTS = [("queries", pa.list_(pa.int32())), ("ranks", pa.list_(pa.int32()))]
 
@@ -26,17 +27,17 @@ CANDIDATE_LISTS = pa.schema([("doc_id", pa.string()), *LISTS])
 #: A candidate whose query is not in the lake (`number` -1), or whose document has no id.
 UNMATCHED = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("number", pa.int32())])
 
-#: A row of the documents table by its number: `content` is a hash of its content hash.
-LOCATED_DOCUMENTS = pa.schema(
-    [("doc_id", pa.string()), ("document", pa.int64()), ("content", pa.uint64()), ("empty", pa.bool_())]
-)
+_LOCATED = [("doc_id", pa.string()), ("document", pa.int64()), ("hash", pa.string()), *GROUP_IDS]
+
+#: A row of the documents table by its number.
+LOCATED_DOCUMENTS = pa.schema([*_LOCATED, ("empty", pa.bool_())])
 
 #: Record types of the join.
 CANDIDATE, UNMATCHED_CANDIDATE, DOCUMENT = 0, 1, 2
 JOIN_RECORDS = {CANDIDATE: CANDIDATE_LISTS, UNMATCHED_CANDIDATE: UNMATCHED, DOCUMENT: LOCATED_DOCUMENTS}
 
-#: Pairs that can be scored, a document a row: its number, and its queries by number.
-PAIRS = pa.schema([("doc_id", pa.string()), ("document", pa.int64()), *LISTS])
+#: Pairs that can be scored, a document a row: its number, its content, and its queries by number.
+PAIRS = pa.schema([*_LOCATED, *LISTS])
 
 #: Pairs that cannot.
 REJECTS = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("reason", pa.string())])
@@ -91,9 +92,8 @@ def hash_parts(keys: pa.Array | pa.ChunkedArray, bits: int) -> npt.NDArray[np.in
 
 def located_documents(index: TableIndex, chunks: Sequence[int]) -> Iterator[pa.Table]:
     """The documents of chunks as LOCATED_DOCUMENTS."""
-    for rows in index.read(chunks, ["id", "number", "hash", "empty"]):
-        contents = pa.array(key_hash(rows["hash"].combine_chunks()))
-        yield pa.Table.from_arrays([rows["id"], rows["number"], contents, rows["empty"]], schema=LOCATED_DOCUMENTS)
+    for rows in index.read(chunks, ["id", "number", "hash", *GROUP_IDS.names, "empty"]):
+        yield rows.rename_columns(LOCATED_DOCUMENTS.names)
 
 
 def grouped_candidates(rows: pa.Table, queries: QueryList) -> tuple[pa.Table, pa.Table]:
@@ -129,7 +129,7 @@ def validate_pairs(records: Mapping[int, pa.Table], queries: QueryList) -> Valid
     ids = candidates["doc_id"].combine_chunks().dictionary_encode()
     keys, ranks, duplicates = _distinct(ids.indices.to_numpy().astype(np.int64), candidates)
     documents, numbers = keys >> 32, keys & 0xFFFFFFFF
-    location, document_faults = _locate(ids.dictionary, records[DOCUMENT])
+    located, document_faults = _locate(ids.dictionary, records[DOCUMENT])
     query_faults = pc.index_in(queries.column("reason"), value_set=_VALUES).fill_null(_VALID).to_numpy()
     fault = np.minimum(document_faults[documents], query_faults[numbers])
     bad = fault < _VALID
@@ -137,7 +137,7 @@ def validate_pairs(records: Mapping[int, pa.Table], queries: QueryList) -> Valid
     query_ids = queries.column("query_id").take(pa.array(numbers[bad]))
     doc_ids = ids.dictionary.take(pa.array(documents[bad]))
     rejects = pa.Table.from_arrays([query_ids, doc_ids, _VALUES.take(pa.array(fault[bad]))], schema=REJECTS)
-    pairs = _by_location(ids.dictionary, location, documents[~bad], numbers[~bad], ranks[~bad])
+    pairs = _by_location(records[DOCUMENT], located[documents[~bad]], numbers[~bad], ranks[~bad])
     unseen = {*unmatched["doc_id"].to_pylist()} - {*ids.dictionary.to_pylist()} if unmatched.num_rows else set()
     return ValidatedPairs(
         pairs,
@@ -170,8 +170,7 @@ def chosen_pairs(pairs: pa.Table, chosen: pa.Table) -> pa.Table:
     keys = (positions.fill_null(-1).to_numpy().astype(np.int64) << 32) | chosen["query"].to_numpy()
     kept = np.isin((rows << 32) | queries, keys)
     starts, *lists = _grouped(rows[kept], queries[kept], ranks[kept])
-    located = pairs.take(pa.array(rows[kept][starts]))
-    return pa.Table.from_arrays([located["doc_id"], located["document"], *lists], schema=PAIRS)
+    return with_columns(pairs.take(pa.array(rows[kept][starts])), PAIRS, queries=lists[0], ranks=lists[1])
 
 
 def _distinct(documents: Int64, candidates: pa.Table) -> tuple[Int64, Int64, int]:
@@ -184,20 +183,20 @@ def _distinct(documents: Int64, candidates: pa.Table) -> tuple[Int64, Int64, int
 
 
 def _locate(ids: pa.Array, documents: pa.Table) -> tuple[Int64, Int64]:
-    """The number of the first document with each id, and the code of what is wrong with it: (D,) each."""
+    """The row of the first document with each id, and the code of what is wrong with it: (D,) each."""
     known = documents["doc_id"].combine_chunks().dictionary_encode()
     codes, numbers = known.indices.fill_null(-1).to_numpy().astype(np.int64), documents["document"].to_numpy()
     order = np.lexsort((numbers, codes))
     order = order[codes[order] >= 0]
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    contents = documents["content"].to_numpy()[order]
+    contents = documents["hash"].combine_chunks().dictionary_encode().indices.to_numpy()[order]
     conflict = np.minimum.reduceat(contents, starts) != np.maximum.reduceat(contents, starts)
     first = order[starts]
     fault = np.where(documents["empty"].to_numpy()[first], _CODES[RejectReason.EMPTY_DOCUMENT], _VALID)
     fault = np.where(conflict, _CODES[RejectReason.DUPLICATE_DOCUMENT_ID], fault)
     position = pc.index_in(ids, value_set=known.dictionary).fill_null(-1).to_numpy()
     missing = _CODES[RejectReason.MISSING_DOCUMENT]
-    return np.append(numbers[first], -1)[position], np.append(fault, missing)[position]
+    return np.append(first, -1)[position], np.append(fault, missing)[position]
 
 
 def _unmatched_rejects(unmatched: pa.Table) -> pa.Table:
@@ -208,11 +207,9 @@ def _unmatched_rejects(unmatched: pa.Table) -> pa.Table:
     return rows.group_by(["query_id", "doc_id", "reason"]).aggregate([]).select(REJECTS.names).cast(REJECTS)
 
 
-def _by_location(ids: pa.Array, location: Int64, documents: Int64, queries: Int64, ranks: Int64) -> pa.Table:
-    """Pairs as PAIRS, in the order of the documents table."""
-    order = np.argsort(location[documents], kind="stable")
-    documents, queries, ranks = documents[order], queries[order], ranks[order]
-    starts, *lists = _grouped(location[documents], queries, ranks)
-    documents = documents[starts]
-    arrays = [ids.take(pa.array(documents)), pa.array(location[documents]), *lists]
-    return pa.Table.from_arrays(arrays, schema=PAIRS)
+def _by_location(located: pa.Table, documents: Int64, queries: Int64, ranks: Int64) -> pa.Table:
+    """Pairs as PAIRS, in the order of the documents table; `documents` are rows of LOCATED_DOCUMENTS."""
+    numbers = located["document"].to_numpy()[documents]
+    order = np.argsort(numbers, kind="stable")
+    starts, *lists = _grouped(numbers[order], queries[order], ranks[order])
+    return with_columns(located.take(pa.array(documents[order][starts])), PAIRS, queries=lists[0], ranks=lists[1])

@@ -8,33 +8,33 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lakerank.cost import CostProfile, vision_cost, visual_tokens
 from lakerank.plan.index import INDEX, Chunk, QueryList, TableIndex, chunks_and_rows, image_counts
 from lakerank.plan.lookup import DOCUMENT_SCORES, RESULT, best_scores
 from lakerank.plan.pairs import PAIRS, flat
 from lakerank.plan.plan import with_columns
-from lakerank.plan.units import GROUPS, group_costs, group_starts
+from lakerank.plan.units import GROUPS, NOT_LISTED, group_costs, group_starts, structs
 from lakerank.schemas import GROUP_IDS
 
 #: Ranges that a table is cut into, about: the driver holds a count for each, whatever the table's size.
 DOCUMENT_RANGES = 16_384
 
-#: Pairs of a document by its number; a document is in one row.
-DOCUMENT_PAIRS = PAIRS.remove(PAIRS.get_field_index("doc_id"))
-
-#: Record types of the split.
+#: Record types of the split. Pairs come to the first document of their content: its number is their `document`, and
+#: `doc_id` and `hash` are null in its own row.
 PAIR, SCORE = 0, 1
-SPLIT_RECORDS = {PAIR: DOCUMENT_PAIRS, SCORE: DOCUMENT_SCORES}
+SPLIT_RECORDS = {PAIR: PAIRS, SCORE: DOCUMENT_SCORES}
 
 #: A pair that has a score: the query by number, its first-stage rank, and the score as it is in the lake.
 REUSED = pa.schema([("doc_id", pa.string()), *GROUP_IDS, ("query", pa.int32()), ("rank", pa.int32()), *RESULT])
 
 #: What the split reads of documents.
 _INDEXED = [field for field in INDEX if field.name not in ("empty", "instruction")]
-_DOCUMENTS = pa.schema([("number", pa.int64()), *_INDEXED, ("cost", pa.int64()), *GROUP_IDS])
+_DOCUMENTS = pa.schema([("number", pa.int64()), *_INDEXED, ("cost", pa.int64())])
 
 Int64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,50 @@ def even_edges(sizes: Mapping[int, int], partitions: int) -> Int64:
 
 
 @dataclass(frozen=True, slots=True)
+class _Pairs:
+    """The pairs (P,) of some rows of PAIRS. Of pairs with the same contents one leads: one of the content's first
+    document, if that lists the query. Leaders (L,) are in the order of documents and queries; `leader` is each pair's.
+    """
+
+    table: pa.Table
+    rows: Int64
+    queries: Int64
+    ranks: Int64
+    leaders: Int64
+    leader: Int64
+
+    @classmethod
+    def of(cls, pairs: pa.Table, same_as: npt.NDArray[np.int32]) -> _Pairs:
+        pairs = pairs.append_column("later", pc.is_valid(pairs["doc_id"]))
+        pairs = pairs.sort_by([(name, "ascending") for name in ("document", "later", "doc_id")]).combine_chunks()
+        rows, queries, ranks = flat(pairs)
+        documents, of_query = pairs["document"].to_numpy()[rows], same_as[queries]
+        order = np.lexsort((queries, rows, of_query, documents))
+        starts = (np.diff(documents[order], prepend=-1) != 0) | (np.diff(of_query[order], prepend=-1) != 0)
+        first = order[starts]
+        sequence = np.lexsort((queries[first], documents[first]))
+        leader = np.empty(len(rows), np.int64)
+        leader[order] = np.argsort(sequence)[np.cumsum(starts) - 1]
+        return cls(pairs, rows, queries, ranks, first[sequence], leader)
+
+    @property
+    def own(self) -> npt.NDArray[np.bool_]:
+        """Whether each row is its content's first document."""
+        return ~np.asarray(self.table["later"].to_numpy())
+
+    def doc_ids(self, chosen: Int64, documents: pa.Table) -> pa.Array:
+        """Of some pairs, given the first documents."""
+        rows = self.rows[chosen]
+        place = np.cumsum(self.own)[rows] - 1
+        own = documents["id"].combine_chunks().take(pa.array(place))
+        return pc.coalesce(self.table["doc_id"].combine_chunks().take(pa.array(rows)), own)
+
+    def group_ids(self, chosen: Int64) -> pa.Array:
+        """Of some pairs."""
+        return self.table["group_id"].combine_chunks().take(pa.array(self.rows[chosen]))
+
+
+@dataclass(frozen=True, slots=True)
 class Splitter:
     """Splits the pairs of a partition, whichever it is, into new ones and those with a score."""
 
@@ -109,34 +153,36 @@ class Splitter:
     readings: tuple[CostProfile, ...]
 
     def split(self, pairs: pa.Table, scores: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, int]]:
-        """Split DOCUMENT_PAIRS of a partition by its DOCUMENT_SCORES, the stored scores of its documents.
+        """Split PAIRS of a partition by its DOCUMENT_SCORES, the stored scores of its documents.
 
-        Returns the new pairs as GROUPS, those with a score as REUSED, and totals for the forecast.
+        Returns the new pairs as GROUPS, those with a score as REUSED, and totals for the forecast. Of new pairs
+        with the same contents one is scored; the others are `shared`, and counted as reused too.
         """
-        pairs = pairs.sort_by("document").combine_chunks()
-        numbers = pairs["document"].to_numpy()
-        rows, queries, ranks = flat(pairs)
-        order = np.argsort((rows << 32) | queries)
-        rows, queries, ranks = rows[order], queries[order], ranks[order]
+        same_as = self.queries.column("same_as").to_numpy()
+        every = _Pairs.of(pairs, same_as)
+        numbers = every.table["document"].to_numpy()[every.own]
+        rows, queries = np.cumsum(every.own)[every.rows[every.leaders]] - 1, every.queries[every.leaders]
         keys, stored = best_scores(scores, numbers)
-        required = (rows << 32) | self.queries.column("same_as").to_numpy()[queries]
+        required = (rows << 32) | same_as[queries]
         at = np.searchsorted(keys, required)
         has = np.append(keys, -1)[at] == required
         lasting = np.append(stored["lasting"].to_numpy(), False).astype(bool)[at] & has
         new = ~lasting
         documents, read_bytes = self._documents(numbers, np.unique(rows[new]))
+        kept = np.flatnonzero(lasting[every.leader])
         reused = with_columns(
-            stored.take(pa.array(at[lasting])),
+            stored.take(pa.array(at[every.leader[kept]])),
             REUSED,
-            doc_id=documents["id"].take(pa.array(rows[lasting])),
-            group_id=documents["group_id"].take(pa.array(rows[lasting])),
-            query=pa.array(queries[lasting].astype(np.int32)),
-            rank=pa.array(ranks[lasting].astype(np.int32)),
+            doc_id=every.doc_ids(kept, documents),
+            group_id=every.group_ids(kept),
+            query=pa.array(every.queries[kept].astype(np.int32)),
+            rank=pa.array(every.ranks[kept].astype(np.int32)),
         )
         tried = stored["unit"].combine_chunks().take(pa.array(at[new], mask=~has[new]))
-        groups = self._groups(documents, rows[new], queries[new], ranks[new], tried)
+        groups = self._groups(documents, every, new, tried)
         totals = self._totals(documents, rows[new], queries[new])
-        return groups, reused, {**totals, "reused": int(lasting.sum()), "read_bytes": read_bytes}
+        totals |= {"reused": len(every.rows) - totals["new"], "read_bytes": read_bytes}
+        return groups, reused, totals | {"shared": len(every.rows) - len(kept) - totals["new"]}
 
     def _documents(self, numbers: Int64, new: Int64) -> tuple[pa.Table, int]:
         """Index rows of documents (D,), and bytes of the row groups that have those at the positions `new`."""
@@ -151,19 +197,26 @@ class Splitter:
             read_bytes += int(np.add.reduceat(_bytes(rows), groups)[np.unique(fetched)].sum())
         return pa.concat_tables(tables).sort_by("number").combine_chunks(), read_bytes
 
-    def _groups(self, documents: pa.Table, rows: Int64, queries: Int64, ranks: Int64, tried: pa.Array) -> pa.Table:
+    def _groups(self, documents: pa.Table, every: _Pairs, new: Bools, tried: pa.Array) -> pa.Table:
+        leaders = every.leaders[new]
+        own, queries = every.own[every.rows[leaders]], every.queries[leaders]
+        rows = np.cumsum(every.own)[every.rows[leaders]] - 1
         starts = group_starts(rows, self.max_queries)
         grouped = documents.take(pa.array(rows[starts]))
         offsets = pa.array(np.append(starts, len(rows)).astype(np.int32))
+        ranks = np.where(own, every.ranks[leaders], NOT_LISTED)
+        group_ids = every.table["group_id"].combine_chunks().filter(pa.array(every.own))
         return with_columns(
             grouped,
             GROUPS,
             doc_id=grouped["id"],
             doc_hash=grouped["hash"],
+            group_id=group_ids.take(pa.array(rows[starts])),
             cost=pa.array(self._costs(documents, rows, queries, starts)),
             queries=pa.ListArray.from_arrays(offsets, pa.array(queries.astype(np.int32))),
             ranks=pa.ListArray.from_arrays(offsets, pa.array(ranks.astype(np.int32))),
             tried=pa.ListArray.from_arrays(offsets, tried),
+            shared=_shared(documents, every, new, starts),
         )
 
     def _totals(self, documents: pa.Table, rows: Int64, queries: Int64) -> dict[str, int]:
@@ -192,6 +245,26 @@ class Splitter:
         width, height = (documents[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height"))
         sizing = self.documents.sizing
         return visual_tokens(width, height, sizing, image_counts(documents, sizing))
+
+
+def _shared(documents: pa.Table, every: _Pairs, new: Bools, starts: Int64) -> pa.ListArray:
+    """The pairs of each group, of those that begin at `starts` among the new leaders, that get another one's score."""
+    leads = every.leaders[every.leader] == np.arange(len(every.rows))
+    chosen = np.flatnonzero(new[every.leader] & ~(leads & every.own[every.rows]))
+    group = np.searchsorted(starts, np.cumsum(new)[every.leader[chosen]] - 1, side="right")
+    order = np.argsort(group, kind="stable")
+    chosen, group = chosen[order], group[order]
+    columns = {
+        "of": pa.array(every.queries[every.leaders[every.leader[chosen]]].astype(np.int32)),
+        "number": pa.array(every.queries[chosen].astype(np.int32)),
+        "rank": pa.array(every.ranks[chosen].astype(np.int32)),
+        "doc_id": every.doc_ids(chosen, documents),
+        "group_id": every.group_ids(chosen),
+        "new": pa.array(leads[chosen]),
+    }
+    return structs(
+        GROUPS.field("shared"), np.searchsorted(group, np.arange(1, len(starts) + 2)).astype(np.int32), columns
+    )
 
 
 def _bytes(rows: pa.Table) -> Int64:

@@ -74,6 +74,7 @@ class PlanLimits:
 class Plan:
     """The content of plan.json. Counts are of distinct pairs, costs in tokens.
 
+    `shared`: of the reused pairs those that get the score of a new one, whose contents are the same.
     `dropped`: candidates of the last published run that are no longer listed; `dropped_from`: its `run_id` and number
     of `candidates`, None where they are not known. `cost`, `patches`, `fetch_bytes` (text and images of the documents,
     as they are stored) and `read_bytes` (of the row groups they are in) are of the new pairs. `bits`: pairs are in
@@ -109,6 +110,7 @@ class Plan:
     dropped_from: Mapping[str, Any] | None = None
     id_types: Mapping[str, str] = field(default_factory=dict)
     instructed: int = 0
+    shared: int = 0
 
     @property
     def units(self) -> int:

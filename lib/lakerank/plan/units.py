@@ -23,16 +23,29 @@ from lakerank.schemas import GROUP_IDS
 
 _DOCUMENT = [("doc_id", pa.string()), ("doc_hash", pa.string()), *GROUP_IDS, *LOCATION]
 
+#: A pair that gets the score of another pair of its group, `of` that pair's query: both have the same contents. `new`:
+#: it counts as the one that was scored, since that one is no candidate.
+_SHARED = [("of", pa.int32()), ("number", pa.int32()), ("rank", pa.int32()), ("doc_id", pa.string()), *GROUP_IDS]
+_SHARED += [("new", pa.bool_())]
+
 #: A document and at most so many of its queries, by number: what units are cut from. `tried` names the unit that a
-#: query was last scored in, in vain.
-GROUPS = pa.schema([*_DOCUMENT, ("cost", pa.int64()), *LISTS, ("tried", pa.list_(pa.string()))])
+#: query was last scored in, in vain. The rank of a pair that is no candidate itself is NOT_LISTED.
+GROUPS = pa.schema([
+    *_DOCUMENT, ("cost", pa.int64()), *LISTS, ("tried", pa.list_(pa.string())),
+    ("shared", pa.list_(pa.struct(_SHARED))),
+])  # fmt: skip
+
+NOT_LISTED = -1
 
 _QUERY = [("query_id", pa.string()), ("query_hash", pa.string()), ("tried", pa.string()), *LOCATION]
 _QUERY += [("number", pa.int32()), ("rank", pa.int32())]
 
 #: A unit's file: one document group a row, with the locations of its document and of each of its queries. `number` and
 #: `rank` are the query's row in the run's query list and the pair's first-stage rank.
-UNIT_GROUPS = pa.schema([*_DOCUMENT, ("queries", pa.list_(pa.struct(_QUERY)))])
+UNIT_GROUPS = pa.schema([
+    *_DOCUMENT, ("queries", pa.list_(pa.struct(_QUERY))),
+    ("shared", pa.list_(pa.struct([("query_id", pa.string()), *_SHARED]))),
+])  # fmt: skip
 
 Row = dict[str, Any]
 Int64 = npt.NDArray[np.int64]
@@ -140,10 +153,29 @@ def unit_rows(groups: pa.Table, queries: QueryList) -> pa.Table:
         "number": numbers,
         "rank": groups["ranks"].combine_chunks().flatten(),
     }
-    offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int32)
-    fields = list(UNIT_GROUPS.field("queries").type.value_type)
-    structs = pa.StructArray.from_arrays([columns[field.name] for field in fields], fields=fields)
-    return with_columns(groups, UNIT_GROUPS, queries=pa.ListArray.from_arrays(pa.array(offsets), structs))
+    offsets = list_offsets(lists)
+    shared = groups["shared"].combine_chunks()
+    others = shared.flatten()
+    of_others = {name: others.field(name) for name in pa.schema(_SHARED).names}
+    of_others["query_id"] = queries.column("query_id").take(of_others["number"])
+    return with_columns(
+        groups,
+        UNIT_GROUPS,
+        queries=structs(UNIT_GROUPS.field("queries"), offsets, columns),
+        shared=structs(UNIT_GROUPS.field("shared"), list_offsets(shared), of_others),
+    )
+
+
+def list_offsets(lists: pa.ListArray) -> npt.NDArray[np.int32]:
+    """Where each list begins among the values of all, and the end: (N,) -> (N + 1,)."""
+    return np.concatenate([[0], np.cumsum(pc.list_value_length(lists).fill_null(0).to_numpy())]).astype(np.int32)
+
+
+def structs(field: pa.Field, offsets: npt.NDArray[np.int32], columns: Mapping[str, pa.Array]) -> pa.ListArray:
+    """Lists of structs, of a field's type, from the columns of all of them."""
+    fields = list(field.type.value_type)
+    values = pa.StructArray.from_arrays([columns[inner.name] for inner in fields], fields=fields)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
 def unit_name(unit: pa.Table) -> str:

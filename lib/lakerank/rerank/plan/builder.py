@@ -42,6 +42,7 @@ from lakerank.plan.plan import (
 )
 from lakerank.plan.units import GroupFiles
 from lakerank.rerank.plan.steps import (
+    Contents,
     Join,
     number_queries,
     pair_records,
@@ -64,7 +65,7 @@ BUCKETS_A_FILE = 32
 MIN_BUCKETS, MAX_BUCKETS = 1024, 65_536
 
 _OF_CANDIDATES = ("candidates", "duplicates", "rejected", "documents")
-_OF_NEW_PAIRS = ("new", "reused", "new_documents", "pairwise_cost", "patches", "fetch_bytes", "read_bytes")
+_OF_NEW_PAIRS = ("new", "reused", "shared", "new_documents", "pairwise_cost", "patches", "fetch_bytes", "read_bytes")
 _IDS = pa.schema([("query_id", pa.string())])
 
 
@@ -208,9 +209,11 @@ class PlanBuilder:
         partitions = Partitions(document_ranges(documents.chunks), edges)
         splitter = Splitter(documents, queries, self.limits.max_queries_per_group, self.limits.readings)
         scores = score_index(self.runner, ScoreIndex(self.storage, self.paths.output, scorer))
-        records = [pair_records(self.runner, self.storage, pairs_in or self.folder, partitions)]
+        contents = Contents(self.storage, pairs_in or self.folder, self.folder, bits)
+        contents.find_repeated(self.runner)
+        records = [pair_records(self.runner, contents, partitions)]
         if scores.names:
-            records.append(score_records(self.runner, scores, splitter, partitions, bits))
+            records.append(score_records(self.runner, scores, queries, contents, partitions))
         self.runner.describe(f"plan: split new pairs from scored ones, {partitions.count} partitions")
         split = split_pairs(self.runner, splitter, self.folder, records, partitions.count)
         reused = sorted(name.removeprefix("unit ") for name in split if name.startswith("unit "))

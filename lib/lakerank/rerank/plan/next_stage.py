@@ -16,7 +16,7 @@ from lakerank.lake.storage import Storage, join
 from lakerank.plan.forecast import CostBounds, cheapest, costliest
 from lakerank.plan.index import RankedFiles, TableIndex, chunks_and_rows, query_list, ranked_files
 from lakerank.plan.pairs import PAIRS, chosen_pairs, flat, hash_parts
-from lakerank.plan.partitions import DOCUMENT_PAIRS, PAIR, DocumentRanges, Partitions, document_ranges, even_edges
+from lakerank.plan.partitions import PAIR, DocumentRanges, Partitions, document_ranges, even_edges
 from lakerank.plan.plan import Plan, Tables, part_name, planned_documents, read_part, write_part
 from lakerank.ranking import ranks
 from lakerank.rerank.plan.builder import PlanBuilder, PlanOrigin
@@ -32,7 +32,7 @@ from lakerank.rerank.plan.sample import (
     remembered,
     survey,
 )
-from lakerank.rerank.plan.steps import pair_records
+from lakerank.rerank.plan.steps import Contents, pair_records
 from lakerank.rerank.rank.lists import SCORED_KIND, by_query
 from lakerank.rerank.stage import RULE, PlannedStage, Stage
 from lakerank.runner import BATCHES, COUNTS, Counts, Rows, Runner, histogram, pack, total_of, totals
@@ -248,8 +248,8 @@ def _document_counts(runner: Runner, storage: Storage, folder: str, documents: T
     partitions = Partitions(ranges, even_edges(dict.fromkeys(range(ranges.end), 1), parts))
 
     def count(_: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        numbers = records[PAIR]["document"].to_numpy()
-        lengths = records[PAIR]["queries"].combine_chunks().value_lengths().to_numpy()
+        numbers, place = np.unique(records[PAIR]["document"].to_numpy(), return_inverse=True)
+        lengths = np.bincount(place, records[PAIR]["queries"].combine_chunks().value_lengths()).astype(np.int64)
         for rows in documents.read(np.unique(chunks_and_rows(numbers)[0]).tolist(), ["number", "cost"]):
             __, wanted, at = np.intersect1d(numbers, rows["number"], assume_unique=True, return_indices=True)
             costs, listed = rows["cost"].to_numpy()[at], lengths[wanted]
@@ -257,5 +257,5 @@ def _document_counts(runner: Runner, storage: Storage, folder: str, documents: T
             yield histogram("group", np.repeat(costs, -(-listed // max_queries)))
             yield histogram("pair", np.repeat(costs, listed))
 
-    pairs = pair_records(runner, storage, folder, partitions)
-    return runner.summed(runner.exchange([pairs], partitions.count, {PAIR: DOCUMENT_PAIRS}, count, COUNTS))
+    pairs = pair_records(runner, Contents(storage, folder, folder), partitions)
+    return runner.summed(runner.exchange([pairs], partitions.count, {PAIR: PAIRS}, count, COUNTS))

@@ -27,8 +27,8 @@ from lakerank.plan.lookup import (
     DOCUMENT_CONTENTS,
     PreviousCandidates,
     ScoreIndex,
-    document_contents,
     match_contents,
+    repeated_contents,
 )
 from lakerank.plan.pairs import (
     CANDIDATE,
@@ -43,7 +43,6 @@ from lakerank.plan.pairs import (
     validate_pairs,
 )
 from lakerank.plan.partitions import (
-    DOCUMENT_PAIRS,
     PAIR,
     SCORE,
     SPLIT_RECORDS,
@@ -51,7 +50,7 @@ from lakerank.plan.partitions import (
     Partitions,
     Splitter,
 )
-from lakerank.plan.plan import BATCH_ROWS, read_part, write_part
+from lakerank.plan.plan import BATCH_ROWS, read_part, with_columns, write_part
 from lakerank.plan.units import Cuts, GroupFiles, unit_name, unit_rows
 from lakerank.runner import BATCHES, COUNTS, Counts, Rows, Runner, gather, histogram, one_row, pack, totals
 from lakerank.schemas import CANDIDATES
@@ -61,7 +60,11 @@ _LISTED = pa.schema([*_ROWS, ("instructed", pa.int64())])
 _KEYS = ("query_id", "doc_id", "first_stage_rank")
 #: Record types of the lookup.
 _CONTENT_SCORE, _CONTENT = 0, 1
-_LOOKUP_RECORDS = {_CONTENT_SCORE: CONTENT_SCORES, _CONTENT: DOCUMENT_CONTENTS}
+_DOCUMENTS = pa.schema([PAIRS.field(name) for name in ("hash", "document", "doc_id")])
+_REPEATABLE = pa.schema([*DOCUMENT_CONTENTS, ("doc_id", pa.string())])
+_LOOKUP_RECORDS = {_CONTENT_SCORE: CONTENT_SCORES, _CONTENT: _REPEATABLE}
+#: A document whose content the document with the number `first` has, which comes before it.
+_REPEATED = pa.schema([("doc_id", pa.string()), ("document", pa.int64()), ("first", pa.int64())])
 
 _FILE = pa.schema([("file", pa.string())])
 _REPORT = pa.schema([("task", pa.int64()), ("units", pa.int64()), ("largest", pa.int64())])
@@ -180,20 +183,69 @@ def score_index(runner: Runner, index: ScoreIndex) -> ScoreIndex:
     return replace(index, names=tuple(sorted({*index.names, *written})))
 
 
-def score_records(runner: Runner, scores: ScoreIndex, splitter: Splitter, partitions: Partitions, bits: int) -> Rows:
-    """Stored scores as SCORE records, packed for the partitions of the documents that have their content now.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The `pairs/` of a plan folder, in 2^bits parts by document id, and where an attempt lists documents whose content
+    an earlier document has: its folder's `repeated/`."""
 
-    Scores and documents meet by content, in 2^bits parts.
-    """
-    documents, queries = splitter.documents, splitter.queries
+    storage: Storage
+    pairs_in: str
+    folder: str
+    bits: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the files of pairs."""
+        return self.storage.list_names(join(self.pairs_in, "pairs"))
+
+    def records(self, runner: Runner) -> Rows:
+        """The documents of the pairs as _CONTENT records, packed by content."""
+
+        def read(name: str) -> Iterator[pa.RecordBatch]:
+            rows = read_part(self.storage, join(self.pairs_in, "pairs", name), _DOCUMENTS)
+            rows = rows.filter(pc.is_valid(rows["hash"])).rename_columns(_REPEATABLE.names)
+            yield from pack(_CONTENT, hash_parts(rows["doc_hash"], self.bits), rows)
+
+        return runner.scatter(self.names, read, BATCHES)
+
+    def find_repeated(self, runner: Runner) -> None:
+        """Write `repeated/`."""
+
+        def find(_: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+            rows = repeated_contents(tables[_CONTENT]).select(_REPEATED.names).cast(_REPEATED)
+            yield from pack(_CONTENT, hash_parts(rows["doc_id"], self.bits), rows)
+
+        def write(part: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+            write_part(self.storage, join(self.folder, "repeated"), part, tables[_CONTENT])
+            yield totals({"repeated": tables[_CONTENT].num_rows})
+
+        runner.describe("plan: find repeated contents")
+        repeated = runner.exchange([self.records(runner)], 2**self.bits, {_CONTENT: _REPEATABLE}, find, BATCHES)
+        runner.summed(runner.exchange([repeated], 2**self.bits, {_CONTENT: _REPEATED}, write, COUNTS))
+
+    def pairs(self, name: str) -> pa.Table:
+        """The pairs of a file as the split has them, in the order of documents."""
+        rows = read_part(self.storage, join(self.pairs_in, "pairs", name), PAIRS)
+        folder, numbers = join(self.folder, "repeated"), rows["document"]
+        repeated = _REPEATED.empty_table()
+        if name in self.storage.list_names(folder):
+            repeated = read_part(self.storage, join(folder, name), _REPEATED)
+        at = pc.index_in(numbers.combine_chunks(), value_set=repeated["document"].combine_chunks())
+        first = repeated["first"].combine_chunks().take(at)
+        later, null = pc.is_valid(first), pa.scalar(None, pa.string())
+        named = {name: pc.if_else(later, rows[name], null) for name in ("doc_id", "hash")}
+        return with_columns(rows, PAIRS, document=pc.coalesce(first, numbers), **named).sort_by("document")
+
+
+def score_records(
+    runner: Runner, scores: ScoreIndex, queries: QueryList, contents: Contents, partitions: Partitions
+) -> Rows:
+    """Stored scores as SCORE records, packed for the partitions of the first documents that have their content now."""
+    bits = contents.bits
 
     def read_scores(name: str) -> Iterator[pa.RecordBatch]:
         rows = scores.read(name, queries)
         yield from pack(_CONTENT_SCORE, hash_parts(rows["doc_hash"], bits), rows)
-
-    def read_documents(chunks: Sequence[int]) -> Iterator[pa.RecordBatch]:
-        for rows in document_contents(documents, chunks):
-            yield from pack(_CONTENT, hash_parts(rows["doc_hash"], bits), rows)
 
     def match(_: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         matches = match_contents(tables[_CONTENT_SCORE], tables[_CONTENT])
@@ -201,20 +253,19 @@ def score_records(runner: Runner, scores: ScoreIndex, splitter: Splitter, partit
 
     records = [
         runner.scatter(scores.names, read_scores, BATCHES, tasks=8 * runner.parallelism),
-        runner.scatter(documents.by_file(), read_documents, BATCHES, documents.tasks(runner.parallelism)),
+        contents.records(runner),
     ]
     return runner.exchange(records, 2**bits, _LOOKUP_RECORDS, match, BATCHES)
 
 
-def pair_records(runner: Runner, storage: Storage, folder: str, partitions: Partitions) -> Rows:
-    """The pairs of a plan folder's `pairs/` as PAIR records, packed for partitions."""
-    pairs = join(folder, "pairs")
+def pair_records(runner: Runner, contents: Contents, partitions: Partitions) -> Rows:
+    """Pairs as PAIR records, packed for the partitions of the first documents of their contents."""
 
     def read(name: str) -> Iterator[pa.RecordBatch]:
-        rows = read_part(storage, join(pairs, name), PAIRS).drop_columns(["doc_id"])  # in the order of documents
-        yield from pack(PAIR, partitions.of(rows["document"].to_numpy()), rows.cast(DOCUMENT_PAIRS))
+        rows = contents.pairs(name)
+        yield from pack(PAIR, partitions.of(rows["document"].to_numpy()), rows)
 
-    return runner.scatter(storage.list_names(pairs), read, BATCHES)
+    return runner.scatter(contents.names, read, BATCHES)
 
 
 def split_pairs(runner: Runner, splitter: Splitter, folder: str, records: Sequence[Rows], partitions: int) -> Counts:

@@ -17,8 +17,8 @@ from lakerank.lake.tables import read_table_file
 from lakerank.plan.index import RankedFiles
 from lakerank.plan.pairs import REJECTS
 from lakerank.plan.partitions import REUSED
-from lakerank.plan.plan import BATCH_ROWS, part_name, read_part
-from lakerank.plan.units import UNIT_GROUPS
+from lakerank.plan.plan import BATCH_ROWS, part_name, read_part, with_columns
+from lakerank.plan.units import NOT_LISTED, UNIT_GROUPS
 from lakerank.rerank.rank.combine import STAGE_RESULTS, FusionRule, combine
 from lakerank.rerank.rank.write import FILE_REPORT, SCORED, ListFolders, RankRule, rank_pairs, write_file
 from lakerank.runner import BATCHES, Rows, Runner, Work, pack
@@ -152,7 +152,26 @@ def align(unit: pa.Table, scores: pa.Table) -> pa.Table:
     table = pa.Table.from_arrays([*arrays, truncated.fill_null(False), new, group_ids], schema=SCORED)
     for name in ("reason", "detail", "query_id"):
         table = table.append_column(name, scores[name])
-    return table
+    listed = table.filter(pc.not_equal(table["rank"], NOT_LISTED))
+    return pa.concat_tables([listed, _sharing(unit, table, rows[pair.to_numpy()])])
+
+
+def _sharing(unit: pa.Table, results: pa.Table, rows: Int64) -> pa.Table:
+    """The pairs that share one of a unit's results, each of a row of the unit: with that result, and what is theirs."""
+    lists = unit["shared"].combine_chunks()
+    shared = lists.flatten()
+    if not len(shared):
+        return results.slice(0, 0)
+    of_rows = np.repeat(np.arange(unit.num_rows), pc.list_value_length(lists).fill_null(0).to_numpy())
+    keys = (rows << 32) | results["query"].to_numpy()
+    order = np.argsort(keys)
+    wanted = (of_rows << 32) | shared.field("of").to_numpy()
+    at = np.minimum(np.searchsorted(keys[order], wanted), max(0, len(keys) - 1))
+    has = pa.array(keys[order][at] == wanted if len(keys) else np.zeros(len(wanted), bool))
+    shared = shared.filter(has)
+    own = {"query": "number"} | {name: name for name in ("doc_id", "rank", "new", "group_id", "query_id")}
+    table = results.take(pa.array(order[at]).filter(has) if len(keys) else pa.array([], pa.int64()))
+    return with_columns(table, results.schema, **{name: shared.field(field) for name, field in own.items()})
 
 
 def _unit_rows(results: Results, units: tuple[int, int]) -> pa.Table:
