@@ -176,7 +176,7 @@ PUBLISHED = [
         config("qwen3", "Qwen3ForCausalLM"), QWEN, template=CHAT,
     ),
     Published(
-        "Qwen/Qwen3-0.6B", r"no known reranker.*no modules\.json; the chat template knows no query",
+        "Qwen/Qwen3-0.6B", r"no known reranker.*no modules\.json; no chat template knows query",
         "huggingface.co/Qwen/Qwen3-0.6B, config.json and tokenizer_config.json",
         config("qwen3", "Qwen3ForCausalLM"), (*QWEN, "lm_head.weight"), template=CHAT,
     ),

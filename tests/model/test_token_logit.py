@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,12 @@ SHAPE = Shape(0, 64, 128, 3, 4, 2, 1, 64, 2)
 MARKUP = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 QUERIES = ["red apple", '"(what) \n is: red?', "Красное яблоко", "りんごは?", "7", " blank around \n"]
 DOCUMENTS = ["(A red apple) lies on the table.\n\n", "apple " * 30, "Der rote Apfel", "?", "\tтаблица: 5.\n"]
-PAIRS = [(Query(f"q{n}", text=query), Document(f"d{m}", text=document))
-         for n, query in enumerate(QUERIES) for m, document in enumerate(DOCUMENTS)]  # fmt: skip
+PAIRS = [
+    (Query(f"q{n}", text=query), Document(f"d{m}", text=document))
+    for n, query in enumerate(QUERIES)
+    for m, document in enumerate(DOCUMENTS)
+    if (n + m) % 2 == 0
+]
 
 #: Chat templates by name: the words that answer, the template, and the settings of its rendering.
 TEMPLATES: dict[str, tuple[str, tuple[str, str | None], str, dict[str, Any]]] = {
@@ -62,12 +68,13 @@ TEMPLATES: dict[str, tuple[str, tuple[str, str | None], str, dict[str, Any]]] = 
 }  # fmt: skip
 
 
-@pytest.fixture
-def written(tmp_path: Path) -> Callable[[str], Path]:
-    """A random checkpoint of a family, its biases random too."""
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A random checkpoint of a family, its biases random too; not to be written to."""
 
+    @functools.cache
     def write(family: str) -> Path:
-        folder = random_checkpoint(tmp_path, family, SHAPE, "float32")
+        folder = random_checkpoint(tmp_path_factory.mktemp("prompted"), family, SHAPE, "float32")
         generator = torch.Generator().manual_seed(1)
         tensors = load_file(folder / "model.safetensors")
         for name in sorted(name for name in tensors if name.endswith("bias")):
@@ -76,6 +83,12 @@ def written(tmp_path: Path) -> Callable[[str], Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def written(originals: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a family's checkpoint."""
+    return lambda family: Path(shutil.copytree(originals(family), tmp_path / family))
 
 
 def load(folder: Path, **options: Any) -> BatchedReranker:
@@ -93,7 +106,13 @@ def by_library(folder: Path, instruction: str | None = None) -> np.ndarray:
     return library.predict(pairs, batch_size=1, activation_fn=torch.nn.Identity(), prompt=instruction)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if number % 2 == 0 else pytest.param(name, marks=pytest.mark.nightly)
+        for number, name in enumerate(TEMPLATES)
+    ],
+)
 def test_a_template_of_its_own_gives_the_librarys_scores(written: Callable[[str], Path], name: str) -> None:
     base, answer, template, settings = TEMPLATES[name]
     folder = written(base)
@@ -108,7 +127,14 @@ def test_a_template_of_its_own_gives_the_librarys_scores(written: Callable[[str]
     assert identity.cost_profile(1).document_major is first
 
 
-@pytest.mark.parametrize(("family", "scale"), [("qwen3-reranker", 1.0), ("zerank-2", 0.2), ("mxbai-rerank-v2", 1.0)])
+@pytest.mark.parametrize(
+    ("family", "scale"),
+    [
+        ("zerank-2", 0.2),
+        pytest.param("qwen3-reranker", 1.0, marks=pytest.mark.nightly),
+        pytest.param("mxbai-rerank-v2", 1.0, marks=pytest.mark.nightly),
+    ],
+)
 def test_families_of_the_layout_give_the_librarys_scores(
     written: Callable[[str], Path], family: str, scale: float
 ) -> None:
@@ -130,7 +156,7 @@ def alike(family: str, *texts: str | None) -> bool:
     return family != "zerank-2" or all(text == (text or "").strip() for text in texts)
 
 
-@pytest.mark.parametrize("instruction", [None, "Prefer fruit.", "Is it red?"])
+@pytest.mark.parametrize("instruction", [None, "Prefer fruit."])
 def test_mxbai_is_read_as_published(written: Callable[[str], Path], instruction: str | None) -> None:
     folder = written("mxbai-rerank-v2")
     expected = PublishedMxbai(folder).logits([(q.text or "", d.text or "") for q, d in PAIRS], instruction)
@@ -187,15 +213,15 @@ def test_no_batch_changes_a_score(written: Callable[[str], Path]) -> None:
     folder = written("zerank-2")
     reranker = load(folder)
     together = pair_logits(reranker, PAIRS)
-    alone = np.concatenate([pair_logits(reranker, [pair]) for pair in PAIRS[::7]])
-    np.testing.assert_array_equal(together[::7], alone)
+    alone = np.concatenate([pair_logits(reranker, [pair]) for pair in PAIRS[::4]])
+    np.testing.assert_array_equal(together[::4], alone)
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
         (MARKUP.format(f"{slot('query')}\n{slot('query')}\n{slot('document')}"), "reads query and document"),
-        (MARKUP.format(slot("document")), "knows no query"),
+        (MARKUP.format(slot("document")), "no chat template knows"),
         (MARKUP.format(f"{slot('query')}\n{slot('document')}"), "reads query and document"),
         (MARKUP.format(f"{slot('query')} and {slot('document')} | upper"), None),
         ("{{ raise_exception('query, document') }}", "reads query and document"),

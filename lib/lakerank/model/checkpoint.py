@@ -203,6 +203,11 @@ def read_json(file: Path) -> dict[str, Any]:
     return loaded
 
 
+def read_optional(file: Path) -> dict[str, Any]:
+    """A JSON object, {} where there is no such file. Raises CheckpointError: as `read_json`."""
+    return read_json(file) if file.is_file() else {}
+
+
 def _finite(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Raises ValueError: a value is NaN or infinite, in Python's JSON alone (or 1e999)."""
     for name, value in pairs:

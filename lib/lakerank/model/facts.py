@@ -2,53 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import few, read_json, read_modules, stored_tensors
+from lakerank.model.checkpoint import few, read_json, read_modules, read_optional, stored_tensors
 
 #: Names of tensors below a head: of layers, of embeddings, of norms.
 _BODY = re.compile(r"(?:^|\.)(?:layers?|blocks)\.\d+\.|embed|norm|LayerNorm|emb_ln|rotary|visual\.|vision")
 
-_SENTENCE_BERT = "sentence_bert_config.json"
+_SENTENCE_BERT, _SETTINGS = "sentence_bert_config.json", "config_sentence_transformers.json"
 
 #: Files beside config.json, tokenizer and weights that say how a checkpoint is asked and what it answers.
 PROMPT_FILES = (
-    "chat_template.jinja",
-    "additional_chat_templates/*.jinja",
-    "modules.json",
-    "*/config.json",
-    "config_sentence_transformers.json",
-    "kalm_cross_encoder_config.json",
-    _SENTENCE_BERT,
+    *("chat_template.jinja", "additional_chat_templates/*.jinja", "modules.json", "*/config.json"),
+    *(_SETTINGS, _SENTENCE_BERT, "kalm_cross_encoder_config.json"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A chat template in Jinja; `structured`: a message's content is a list of parts, not a text."""
+    """A chat template in Jinja and its variables, in JSON; `structured`: a message's content is a list of parts."""
 
     source: str
     structured: bool
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    variables: str = "{}"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFacts:
-    """What a checkpoint says of itself.
+    """What a checkpoint says of itself: config.json, names of its stored tensors and files, and
 
-    Attributes:
-        config: its config.json.
-        tensors: names of its stored tensors. files: names of its files.
-        modules: kinds of the modules that sentence-transformers' modules.json lists, without their packages.
-        answer: words of LogitScore's tokens: the one that means relevant, and the other or None; None: not stated.
-        template: the chat template that makes its prompt.
-        settings: config_sentence_transformers.json.
-        adapter: adapter_config.json of the adapter that is merged into it.
+    `modules`: kinds of the modules that sentence-transformers' modules.json lists, without their packages. `answer`:
+    words of LogitScore's tokens, the one that means relevant and the other, if any; None: not stated. `template`: that
+    of its prompt. `settings`: config_sentence_transformers.json. `adapter`: adapter_config.json of what is merged.
     """
 
     config: Mapping[str, Any]
@@ -58,7 +48,7 @@ class CheckpointFacts:
     answer: tuple[str | None, str | None] | None = None
     template: ChatTemplate | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    adapter: Mapping[str, Any] | None = None
+    adapter: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def model_type(self) -> object:
@@ -78,18 +68,17 @@ class CheckpointFacts:
 
     def described(self) -> str:
         """The facts in words, for a message."""
-        said = [f"config.json has model_type {self.model_type!r}, architectures {list(self.architectures)}"]
-        if self.config.get("auto_map"):
-            said.append("its auto_map names code of its own, which is never run")
-        if words := self.config.get("classifier_from_token"):
-            said.append(f"its classifier_from_token is {words!r:.80}")
-        said.append(f"modules.json lists {', '.join(self.modules)}" if self.modules else "there is no modules.json")
-        if self.answer is not None:
-            said.append(f"its LogitScore reads {self.answer[0]!r} and {self.answer[1]!r}")
-        reads = "reads query and document" if self.template and reads_pairs(self.template.source) else "knows no query"
-        said.append(f"the chat template {reads}" if self.template else "there is no chat template")
-        said.append(f"heads of the weights: {few(list(self.heads)) or 'none'}")
-        return "; ".join(said)
+        words, reads = self.config.get("classifier_from_token"), self.template and reads_pairs(self.template.source)
+        said = (
+            f"config.json has model_type {self.model_type!r}, architectures {list(self.architectures)}",
+            self.config.get("auto_map") and "its auto_map names code of its own, which is never run",
+            words and f"its classifier_from_token is {words!r:.80}",
+            f"modules.json lists {', '.join(self.modules)}" if self.modules else "there is no modules.json",
+            self.answer and f"its LogitScore reads {self.answer[0]!r} and {self.answer[1]!r}",
+            "the chat template reads query and document" if reads else "no chat template knows query and document",
+            f"heads of the weights: {few(list(self.heads)) or 'none'}",
+        )
+        return "; ".join(filter(None, said))
 
 
 def reads_pairs(source: str) -> bool:
@@ -103,7 +92,6 @@ def read_facts(folder: Path, config: Mapping[str, Any], adapter: str | None = No
     Raises CheckpointError: a file is not what its name says, or the weights are damaged.
     """
     modules = read_modules(folder)
-    adapter_config = Path(adapter) / "adapter_config.json" if adapter else None
     return CheckpointFacts(
         config,
         frozenset(stored_tensors(folder)),
@@ -111,51 +99,35 @@ def read_facts(folder: Path, config: Mapping[str, Any], adapter: str | None = No
         tuple(kind.rpartition(".")[2] for kind, _ in modules),
         _answer(folder, modules),
         _template(folder),
-        _optional(folder / "config_sentence_transformers.json"),
-        _optional(adapter_config) if adapter_config else None,
+        read_optional(folder / _SETTINGS),
+        read_optional(Path(adapter) / "adapter_config.json") if adapter else {},
     )
-
-
-def _optional(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
 
 
 def _answer(folder: Path, modules: list[tuple[str, Path]]) -> tuple[str | None, str | None] | None:
     places = [place for kind, place in modules if kind.endswith(".LogitScore")]
-    stated = _optional(places[0] / "config.json") if places else {}
+    stated = read_optional(places[0] / "config.json") if places else {}
     if "true_token_id" not in stated:  # or modules.json names another folder, as that of Qwen3-VL-Reranker-8B did
         return None
     tokenizer = read_json(folder / "tokenizer.json")
-    vocabulary = tokenizer.get("model", {}).get("vocab", {})
-    pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((row[0], at) for at, row in enumerate(vocabulary))
-    words = {number: word for word, number in pairs}
+    words = {number: word for word, number in tokenizer["model"]["vocab"].items()}
     words |= {token["id"]: token["content"] for token in tokenizer.get("added_tokens", ())}
-    true, false = (words.get(stated.get(f"{side}_token_id")) for side in ("true", "false"))
-    return true, false
+    return words.get(stated["true_token_id"]), words.get(stated.get("false_token_id"))
 
 
 def _template(folder: Path) -> ChatTemplate | None:
     """The template that sentence-transformers renders pairs with, which the file of its settings may choose by name."""
-    sentence_bert = _optional(folder / _SENTENCE_BERT)
-    variables = dict((sentence_bert.get("processing_kwargs") or {}).get("chat_template") or {})
+    tokenizer, settings = (read_optional(folder / name) for name in ("tokenizer_config.json", _SENTENCE_BERT))
+    variables = dict((settings.get("processing_kwargs") or {}).get("chat_template") or {})
+    stated = tokenizer.get("chat_template") or []
+    sources = {"default": stated} if isinstance(stated, str) else {row["name"]: row["template"] for row in stated}
+    for file in (*folder.glob("additional_chat_templates/*.jinja"), *folder.glob("chat_template.jinja")):
+        sources["default" if file.parent == folder else file.stem] = file.read_text(encoding="utf-8")
     name = variables.pop("chat_template", "default")
-    tokenizer = _optional(folder / "tokenizer_config.json")
-    stated = tokenizer.get("chat_template")
-    sources = {"default": stated} if isinstance(stated, str) else {row["name"]: row["template"] for row in stated or ()}
-    sources |= {file.stem: _text(file) for file in folder.glob("additional_chat_templates/*.jinja")}
-    if (file := folder / "chat_template.jinja").is_file():
-        sources["default"] = _text(file)
-    if not (source := sources.get(name, name if "{" in str(name) else None)):
+    if not (source := sources.get(name, name if "{" in name else "")):
         return None
-    message = (sentence_bert.get("modality_config") or {}).get("message") or {}
     marks = ("content[0]", ".type", "'type'", '"type"', "message.content[")  # sentence-transformers looks for these
-    structured = message.get("format", "structured" if any(mark in source for mark in marks) else "flat")
+    default = "structured" if any(mark in source for mark in marks) else "flat"
+    form = ((settings.get("modality_config") or {}).get("message") or {}).get("format", default)
     special = {key: value for key, value in tokenizer.items() if key.endswith("_token") and isinstance(value, str)}
-    return ChatTemplate(str(source), structured == "structured", special | variables)
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: cannot be read as a text: {error}") from error
+    return ChatTemplate(source, form == "structured", json.dumps(special | variables, sort_keys=True))

@@ -23,6 +23,9 @@ from lakerank.records import Reranker
 #: A checkpoint's config.json.
 CheckpointConfig = Mapping[str, Any]
 
+#: Whether what a checkpoint says of itself is of a family.
+Recogniser = Callable[[CheckpointFacts], bool]
+
 #: Name of jina-reranker-m0's family, the default of an identity.
 M0 = "jina-reranker-m0"
 
@@ -101,8 +104,7 @@ class CheckpointIdentity:
 
     def cost_profile(self, largest: int) -> CostProfile:
         """How pairs are read; a token's cost is relative to a model of `largest` weights."""
-        shared = family_named(self.family).document_major and self.document_major
-        return CostProfile(shared, self.accepts_images, self.parameters / largest)
+        return CostProfile(self.document_major, self.accepts_images, self.parameters / largest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class ModelFamily:
     package: str
     models: str
     protocol: int | str
-    recognises: Callable[[CheckpointFacts], bool]
+    recognises: Recogniser
     document_major: bool = False
     accepts_images: bool = False
     accepts_adapter: bool = False
@@ -189,7 +191,7 @@ class ModelFamily:
         return Limits(max_length=length, max_query_length=query)
 
 
-def _classifies(model_type: str, architecture: str, head: str) -> Callable[[CheckpointFacts], bool]:
+def _classifies(model_type: str, architecture: str, head: str) -> Recogniser:
     """Whether a checkpoint is a classifier: the last layer of its head is stored with it, or is a module beside it."""
 
     def recognises(facts: CheckpointFacts) -> bool:
@@ -218,7 +220,7 @@ LANGUAGE_MODELS: Mapping[str, str] = {
 }
 
 
-def _answers(family: str) -> Callable[[CheckpointFacts], bool]:
+def _answers(family: str) -> Recogniser:
     """Whether a checkpoint is a language model whose own files ask and answer as a family of `model.generative`."""
 
     def recognises(facts: CheckpointFacts) -> bool:
@@ -246,6 +248,18 @@ def _encoder_positions(config: CheckpointConfig) -> int | None:
     return positions - padding - 1 if isinstance(positions, int) and isinstance(padding, int) else None
 
 
+def _prompted(name: str, version: int, models: str, **fields: Any) -> ModelFamily:
+    """A family of `model.generative`. The prompt says whether documents come first, and if it takes instructions."""
+    fields = {"accepts_adapter": True, "default_max_length": 8192, "recognises": _answers(name), **fields}
+    return ModelFamily(name, "lakerank.model.generative", models, f"{name}/{version}", **fields)
+
+
+def _paired(name: str, version: int, models: str, recognises: Recogniser, **fields: Any) -> ModelFamily:
+    """A family of `model.cross_encoder`."""
+    fields = {"max_query_fraction": 0.75, "truncates_document_only": True, "positions": _bert_positions, **fields}
+    return ModelFamily(name, "lakerank.model.cross_encoder", models, f"{name}/{version}", recognises, **fields)
+
+
 #: All families. No two recognise the same checkpoint.
 FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
@@ -258,98 +272,54 @@ FAMILIES: tuple[ModelFamily, ...] = (
         accepts_adapter=True,
         recognises=lambda facts: facts.model_type == "qwen2_vl" and {"score.0", "score.2"} <= set(facts.heads),
     ),
-    ModelFamily(
-        name="monoqwen2-vl",
-        package="lakerank.model.generative",
-        models="MonoQwen2-VL-v0.1: Qwen2-VL's chat model with an adapter, asked whether an image is 'True' or 'False'",
-        protocol="monoqwen2-vl/2",
-        document_major=True,
+    _prompted(
+        "monoqwen2-vl",
+        2,
+        "MonoQwen2-VL-v0.1: Qwen2-VL's chat model with an adapter, asked whether an image is 'True' or 'False'",
         accepts_images=True,
-        accepts_adapter=True,
-        recognises=_answers("monoqwen2-vl"),
+        default_max_length=None,
     ),
-    ModelFamily(
-        name="qwen3-vl-reranker",
-        package="lakerank.model.generative",
-        models="Qwen3-VL-Reranker: Qwen3-VL's chat model asked for 'yes' or 'no' in its own prompt",
-        protocol="qwen3-vl-reranker/2",
+    _prompted(
+        "qwen3-vl-reranker",
+        2,
+        "Qwen3-VL-Reranker: Qwen3-VL's chat model asked for 'yes' or 'no' in its own prompt",
         accepts_images=True,
-        accepts_adapter=True,
-        accepts_instruction=True,
-        recognises=_answers("qwen3-vl-reranker"),
-        default_max_length=8192,
     ),
-    ModelFamily(
-        name="qwen3-reranker",
-        package="lakerank.model.generative",
-        models="Qwen3-Reranker: Qwen3's language model asked for 'yes' or 'no' in its own prompt",
-        protocol="qwen3-reranker/1",
-        accepts_adapter=True,
-        accepts_instruction=True,
-        recognises=_answers("qwen3-reranker"),
-        default_max_length=8192,
-    ),
-    ModelFamily(
-        name="mxbai-rerank-v2",
-        package="lakerank.model.generative",
-        models="mxbai-rerank-base-v2, -large-v2: Qwen2.5's language model asked for '1' or '0' in its own prompt",
-        protocol="mxbai-rerank-v2/1",
-        accepts_adapter=True,
-        accepts_instruction=True,
-        recognises=_answers("mxbai-rerank-v2"),
-        default_max_length=8192,
-    ),
-    ModelFamily(
-        name="zerank-2",
-        package="lakerank.model.generative",
-        models="zerank-2: Qwen3's language model asked for 'Yes', the query as system's turn",
-        protocol="zerank-2/1",
-        accepts_adapter=True,
-        recognises=_answers("zerank-2"),
-        default_max_length=8192,
-    ),
-    ModelFamily(
-        name="token-logit",
-        package="lakerank.model.generative",
-        models="Qwen2's or Qwen3's language model with a LogitScore and a chat template of query and document",
-        protocol="token-logit/1",
-        document_major=True,
-        accepts_adapter=True,
-        accepts_instruction=True,
-        recognises=_answers("token-logit"),
-        default_max_length=8192,
-    ),
-    ModelFamily(
-        name="bge-reranker",
-        package="lakerank.model.cross_encoder",
-        models="bge-reranker-v2-m3, -large, -base: XLMRobertaForSequenceClassification with one label",
-        protocol="bge-reranker/3",
-        recognises=lambda facts: _is_xlm_roberta(facts) and not _is_jina_flash(facts),
+    _prompted("qwen3-reranker", 1, "Qwen3-Reranker: Qwen3's language model asked for 'yes' or 'no' in its own prompt"),
+    _prompted("mxbai-rerank-v2", 1, "mxbai-rerank-base-v2, -large-v2: Qwen2.5's language model asked for '1' or '0'"),
+    _prompted("zerank-2", 1, "zerank-2: Qwen3's language model asked for 'Yes', the query as system's turn"),
+    _prompted("token-logit", 1, "Qwen2's or Qwen3's language model with a LogitScore and a chat template for pairs"),
+    _paired(
+        "bge-reranker",
+        3,
+        "bge-reranker-v2-m3, -large, -base: XLMRobertaForSequenceClassification with one label",
+        lambda facts: _is_xlm_roberta(facts) and not _is_jina_flash(facts),
         default_max_length=512,
         positions=_encoder_positions,
-        max_query_fraction=0.75,
-        truncates_document_only=True,
     ),
-    ModelFamily(
-        name="jina-reranker-v2",
-        package="lakerank.model.cross_encoder",
-        models="jina-reranker-v2-base-multilingual: XLMRobertaForSequenceClassification with use_flash_attn",
-        protocol="jina-reranker-v2/2",
-        recognises=lambda facts: _is_xlm_roberta(facts) and _is_jina_flash(facts),
+    _paired(
+        "jina-reranker-v2",
+        2,
+        "jina-reranker-v2-base-multilingual: XLMRobertaForSequenceClassification with use_flash_attn",
+        lambda facts: _is_xlm_roberta(facts) and _is_jina_flash(facts),
         default_max_length=1024,
         positions=_encoder_positions,
+        max_query_fraction=0.5,
+        truncates_document_only=False,
         sliding_window=True,
     ),
-    ModelFamily(
-        name="bert-reranker",
-        package="lakerank.model.cross_encoder",
-        models="minilm-en, ms-marco-MiniLM and others: BertForSequenceClassification with one label",
-        protocol="bert-reranker/2",
-        recognises=_classifies("bert", "BertForSequenceClassification", "classifier"),
+    _paired(
+        "bert-reranker",
+        2,
+        "minilm-en, ms-marco-MiniLM and others: BertForSequenceClassification with one label",
+        _classifies("bert", "BertForSequenceClassification", "classifier"),
         default_max_length=512,
-        positions=_bert_positions,
-        max_query_fraction=0.75,
-        truncates_document_only=True,
+    ),
+    _paired(
+        "modernbert-reranker",
+        1,
+        "gte-reranker-modernbert, Ettin's and granite's: ModernBERT with a head of one output",
+        _classifies("modernbert", "ModernBertForSequenceClassification", "classifier"),
     ),
     ModelFamily(
         name="kalm-reranker",
@@ -362,16 +332,6 @@ FAMILIES: tuple[ModelFamily, ...] = (
         positions=lambda config: _bert_positions(config["encoder"]["text_config"]),
         default_max_length=1536,
         max_query_fraction=1 / 3,
-    ),
-    ModelFamily(
-        name="modernbert-reranker",
-        package="lakerank.model.cross_encoder",
-        models="gte-reranker-modernbert, Ettin's and granite's: ModernBERT with a head of one output",
-        protocol="modernbert-reranker/1",
-        recognises=_classifies("modernbert", "ModernBertForSequenceClassification", "classifier"),
-        positions=_bert_positions,
-        max_query_fraction=0.75,
-        truncates_document_only=True,
     ),
 )
 

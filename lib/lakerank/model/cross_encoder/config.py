@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import file_hash, module_files, read_json, read_modules, resolve_dtype
+from lakerank.model.checkpoint import file_hash, module_files, read_modules, read_optional, resolve_dtype
 from lakerank.model.config import read_config
 from lakerank.model.cross_encoder.head import read_head
 from lakerank.model.registry import CheckpointInfo
@@ -84,7 +84,7 @@ def check_files(folder: Path, config: Mapping[str, Any]) -> None:
     or a treatment of texts that is not done here.
     """
     files = (folder / f"{name}.json" for name in ("config_sentence_transformers", "sentence_bert_config"))
-    written, network = (read_json(file) if file.is_file() else {} for file in files)
+    written, network = map(read_optional, files)
     nested = config.get("sentence_transformers") or {}
     activation = (
         written.get("activation_fn")

@@ -83,14 +83,15 @@ class ChatPrompt:
 
 
 def _fingerprint_parts(template: Template) -> dict[str, Any]:
-    return {
-        "before": template.before,
-        "lead": template.prefix,
-        "trail": template.suffix,
-        "after": template.after,
-        "text": template.text,
-        "image": template.image,
+    names = {
+        "before": "before",
+        "lead": "prefix",
+        "trail": "suffix",
+        "after": "after",
+        "text": "text",
+        "image": "image",
     }
+    return {name: getattr(template, field) for name, field in names.items()}
 
 
 #: lightonai/MonoQwen2-VL-v0.1: Qwen2-VL's chat template with its default system prompt, the page image first, then the
@@ -191,7 +192,7 @@ def recognises(facts: CheckpointFacts, family: str) -> bool:
     """Whether a checkpoint's own prompt and the words that it answers with are a family's."""
     if family == STATED:
         return not any(recognises(facts, name) for name in PROMPTS) and _stated_prompt(facts) is not None
-    prompt, adapter = PROMPTS[family], facts.adapter or {}
+    prompt, adapter = PROMPTS[family], facts.adapter
     if facts.model_type != prompt.model_type:
         return False
     if family == "monoqwen2-vl" and "Qwen2-VL-2B-Instruct" in str(adapter.get("base_model_name_or_path")):
@@ -199,8 +200,10 @@ def recognises(facts: CheckpointFacts, family: str) -> bool:
     stated = facts.config.get("classifier_from_token")  # vLLM's, the word for irrelevant first
     if facts.modules not in ((), _LOGIT_SCORE) or facts.answer not in (None, (prompt.yes, prompt.no)):
         return False
+    if stated:
+        return bool(stated == [prompt.no, prompt.yes])
     texts = _texts(facts)
-    return bool(stated == [prompt.no, prompt.yes]) if stated else texts is not None and prompt.agrees(texts)
+    return texts is not None and prompt.agrees(texts)
 
 
 def _texts(facts: CheckpointFacts) -> PromptTexts | None:
@@ -215,16 +218,14 @@ def _texts(facts: CheckpointFacts) -> PromptTexts | None:
 
 def _stated_prompt(facts: CheckpointFacts) -> ChatPrompt | None:
     """The prompt and the words that a checkpoint states in sentence-transformers' layout; None: not wholly."""
-    texts, settings = _texts(facts), facts.settings
+    texts, settings, answer = _texts(facts), facts.settings, facts.answer or (None, None)
     activation = str(settings.get("activation_fn", "Identity")).rpartition(".")[2]
-    if facts.modules != _LOGIT_SCORE or texts is None or not facts.answer or not facts.answer[0]:
+    words = facts.config.get("classifier_from_token") or [*answer[::-1]]
+    if facts.modules != _LOGIT_SCORE or texts is None or activation not in ("Identity", "Sigmoid"):
         return None
-    default = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"), "")
-    if activation not in ("Identity", "Sigmoid") or (default and texts.instruction is None):
-        return None
-    if default and texts.instruction:
-        texts = replace(texts, start=default.join(texts.instruction))
-    return prompt_of(str(facts.model_type), texts, facts.answer)
+    if default := (settings.get("prompts") or {}).get(settings.get("default_prompt_name")):
+        texts = replace(texts, start=default.join(texts.instruction or ("", "")))
+    return prompt_of(str(facts.model_type), texts, answer) if words == [*answer[::-1]] else None
 
 
 def prompt_of(model_type: str, texts: PromptTexts, answer: tuple[str | None, str | None]) -> ChatPrompt | None:

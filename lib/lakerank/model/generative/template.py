@@ -6,7 +6,6 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from lakerank.errors import CheckpointError
 from lakerank.model.facts import ChatTemplate
 
 #: Texts between characters for private use, which no template holds; each kind of letter must come out as it went in.
-_MARKS: Mapping[str, str] = {
+_MARKS = {
     role: f"{sign}Zz9<&'{sign}" for role, sign in (("system", "\ue000"), ("query", "\ue001"), ("document", "\ue002"))
 }
 _SECONDS = 10
@@ -26,18 +25,11 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 def refuse(message):
     raise ValueError(message)
-given = json.load(sys.stdin)
+source, conversation, variables = json.load(sys.stdin)
 environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
 environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
 environment.globals["raise_exception"] = refuse
-template = environment.from_string(given["source"])
-texts = []
-for messages in given["conversations"]:
-    try:
-        texts.append(template.render(messages=messages, tools=None, documents=None, **given["variables"]))
-    except Exception as error:
-        texts.append(None)
-json.dump(texts, sys.stdout)
+json.dump(environment.from_string(source).render(messages=conversation, **variables), sys.stdout)
 """
 
 
@@ -57,63 +49,48 @@ class PromptTexts:
     strips: bool = False
 
 
+@functools.lru_cache(maxsize=16)
 def prompt_texts(template: ChatTemplate) -> PromptTexts:
     """What a chat template puts around a query and a document.
 
     Raises CheckpointError: it fails, or what it makes is no constant text around the whole of both.
     """
-    return _prompt_texts(template.source, template.structured, json.dumps(template.variables, sort_keys=True))
+    (start, middle, end), order, strips = _around(template, "query", "document")
+    try:
+        parts, roles, _ = _around(template, "system", "query", "document")
+    except CheckpointError:  # it takes no system message
+        parts, roles = [], []
+    placed = roles[:1] == ["system"] and parts[2:] == [middle, end]
+    return PromptTexts(start, middle, end, order[0] == "document", (parts[0], parts[1]) if placed else None, strips)
 
 
-@functools.lru_cache(maxsize=16)
-def _prompt_texts(source: str, structured: bool, variables: str) -> PromptTexts:
-    pair = ("query", "document")
-    conversations = [_messages(pair, structured), _messages(("system", *pair), structured)]
-    plain, instructed = _rendered(source, conversations, json.loads(variables))
-    if plain is None:
-        raise CheckpointError("the chat template fails on a query and a document")
-    start, middle, end, strips, order = _around(plain, pair)
-    if instructed is None or instructed.count(_MARKS["system"]) != 1:
-        return PromptTexts(start, middle, end, order[0] == "document", None, strips)
-    *parts, _, order_with = _around(instructed, ("system", *pair))
-    inside = order_with[0] == "system" and (middle, end) == (parts[2], parts[3])
-    return PromptTexts(start, middle, end, order[0] == "document", (parts[0], parts[1]) if inside else None, strips)
-
-
-def _messages(roles: tuple[str, ...], structured: bool) -> list[dict[str, Any]]:
+def _around(template: ChatTemplate, *roles: str) -> tuple[list[str], list[str], bool]:
+    """The constant parts of a prompt with messages of some roles, these in order, and whether texts are stripped."""
     texts = {role: f" {_MARKS[role]}\n" for role in roles}
-    return [
-        {"role": role, "content": [{"type": "text", "text": text}] if structured else text}
-        for role, text in texts.items()
-    ]
-
-
-def _around(text: str, roles: tuple[str, ...]) -> tuple[Any, ...]:
-    """The constant parts of a rendered prompt, whether texts are stripped in it, and their roles in order."""
-    counts = {role: text.count(_MARKS[role]) for role in roles}
-    if set(counts.values()) != {1}:
-        found = ", ".join(f"{role} {count} times" for role, count in counts.items())
-        raise CheckpointError(f"the chat template does not put query and document once each: {found}")
+    text = _rendered(template, texts)
+    if {text.count(_MARKS[role]) for role in roles} != {1}:
+        raise CheckpointError(f"the chat template does not put a message of {', '.join(roles)} once each")
     order = sorted(roles, key=lambda role: text.index(_MARKS[role]))
-    strips = not all(f" {_MARKS[role]}\n" in text for role in roles)
-    for role in order:
-        text = text.replace(_MARKS[role] if strips else f" {_MARKS[role]}\n", "\0")
-    return (*text.split("\0"), strips, tuple(order))
+    strips = not all(texts[role] in text for role in roles)
+    for role in roles:
+        text = text.replace(_MARKS[role] if strips else texts[role], "\0")
+    return text.split("\0"), order, strips
 
 
-def _rendered(source: str, conversations: list[Any], variables: Mapping[str, Any]) -> list[str | None]:
-    given = json.dumps({"source": source, "conversations": conversations, "variables": variables})
+def _rendered(template: ChatTemplate, texts: dict[str, str]) -> str:
+    parts: dict[str, Any] = {role: [{"type": "text", "text": text}] for role, text in texts.items()}
+    contents = parts if template.structured else texts
+    messages = [{"role": role, "content": content} for role, content in contents.items()]
     try:
         done = subprocess.run(  # noqa: S603 - our own text
             [sys.executable, "-c", _RENDER],
-            input=given,
+            input=json.dumps([template.source, messages, json.loads(template.variables)]),
             capture_output=True,
             text=True,
             timeout=_SECONDS,
             check=True,
         )
-        texts: list[str | None] = json.loads(done.stdout)
-    except (subprocess.SubprocessError, ValueError) as error:
+    except subprocess.SubprocessError as error:
         last = (getattr(error, "stderr", None) or str(error)).strip().rpartition("\n")[2]
         raise CheckpointError(f"the chat template cannot be rendered: {last:.200}") from error
-    return texts
+    return str(json.loads(done.stdout))

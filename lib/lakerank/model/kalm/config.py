@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lakerank.errors import CheckpointError
-from lakerank.model.checkpoint import read_json, resolve_dtype, stored_tensors
+from lakerank.model.checkpoint import read_optional, resolve_dtype, stored_tensors
 from lakerank.model.config import read_config
 from lakerank.model.generative.config import ChatPrompt
 from lakerank.model.inputs import Template
@@ -42,7 +42,7 @@ _LAYER = re.compile(r"model\.(decoder|encoder)\.(?:text_model\.)?layers\.(\d+)\.
 
 def read_pooling(folder: Path) -> int:
     """How many consecutive tokens of a document make a state. Raises CheckpointError: what is stated is impossible."""
-    stated = read_json(folder / _SETTINGS) if (folder / _SETTINGS).is_file() else {}
+    stated = read_optional(folder / _SETTINGS)
     pooling = stated.get("encoder_chunk_size", 4) or 1
     if type(pooling) is not int or pooling < 1 or stated.get("system_instruction", "") not in PROMPT.preamble:
         raise CheckpointError(f"{folder / _SETTINGS}: encoder_chunk_size or system_instruction is not computed here")

@@ -31,7 +31,7 @@ from PIL import (
 
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
-from lakerank.model.checkpoint import read_json
+from lakerank.model.checkpoint import read_optional
 from lakerank.model.inputs import Patches, RejectedInput
 from lakerank.model.preprocess.pixels import (
     BITS_PER_SAMPLE,
@@ -109,7 +109,7 @@ def patch_shape(folder: Path, vision: Mapping[str, Any]) -> PatchShape:
     says. Raises CheckpointError: preprocessor_config.json is there but not JSON, or asks for other images.
     """
     file = folder / "preprocessor_config.json"
-    stated = read_json(file) if file.is_file() else {}
+    stated = read_optional(file)
     names = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
     side, merge, frames = (vision.get(name, default) for name, default in names.items())
     computed = {"patch_size": side, "merge_size": merge, "temporal_patch_size": frames, "resample": 3}
