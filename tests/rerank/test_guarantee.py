@@ -201,7 +201,7 @@ def test_a_rule_of_an_earlier_run_holds_while_the_scores_do(runner, storage, kep
     with pytest.raises(GuaranteeError, match="lists have shifted"):
         run(runner, storage, cascade(kept, "stopped", replace(promise, otherwise="stop")))
     with pytest.raises(RunConflictError, match="both rerankers scored lists whole"):
-        run(runner, storage, cascade(kept, "learner", replace(promise, from_run="next")))
+        run(runner, storage, cascade(kept, "learner", replace(promise, from_run="next")), ["plan"])
 
 
 def test_an_ensemble_teaches_a_rule(runner, storage, kept):

@@ -264,7 +264,9 @@ def forecast_stages(
             raise _not_planned(job, planned)
         tops = [before.top for before in job.stages[:number] if before.top is not None]
         most = min(tops, default=planned[0].plan.candidates)
-        bounds = cost_bounds(runner, storage, job.tables, planned[0], LaterStage(stage, number, most))
+        *_, scorer = (before.scorer for before in job.stages[:number] if before.scorer != stage.scorer)
+        later = LaterStage(stage, number, most, scorer)
+        bounds = cost_bounds(runner, storage, job.tables, planned[0], later)
         forecasts.append(forecast_between(bounds, stage.parameters, job.calibration))
     return forecasts
 

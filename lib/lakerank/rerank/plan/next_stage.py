@@ -28,6 +28,7 @@ from lakerank.rerank.plan.sample import (
     draw,
     in_order,
     input_lists,
+    lists_of_run,
     query_hashes,
     remembered,
     survey,
@@ -158,11 +159,12 @@ def _counts(pairs: pa.Table, ranges: DocumentRanges) -> Iterator[pa.RecordBatch]
 
 
 class LaterStage(NamedTuple):
-    """A stage that waits to be planned, its number, and the most pairs of a query that it can get."""
+    """A stage that waits to be planned, its number, the most pairs of a query that it can get, and their scorer."""
 
     stage: Stage
     number: int
     most: int
+    scorer: str
 
 
 def cost_bounds(runner: Runner, storage: Storage, tables: Tables, first: PlannedStage, later: LaterStage) -> CostBounds:
@@ -170,8 +172,11 @@ def cost_bounds(runner: Runner, storage: Storage, tables: Tables, first: Planned
 
     Raises:
         GuaranteeError: its promise cannot be kept, and the run is to stop then.
+        RunConflictError: the run to learn from has not scored what that takes.
     """
-    stage, number, most = later
+    stage, number, most, scorer = later
+    if stage.keep is not None and stage.keep.from_run is not None:
+        lists_of_run(storage, first.paths.output, stage, scorer)
     limits = stage.limits.identity()
     key = fingerprint({"first": first.plan.attempt, **stage.selection, "most": most, "limits": limits})
     address = join(first.paths.of_stage(number).plan, "at_most.json")

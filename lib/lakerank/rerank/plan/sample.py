@@ -182,7 +182,7 @@ class Selection:
         drawn, pairs, shift = draw(now, promise), sample.plan.candidates, None
         last = drawn.last
         if promise.from_run is not None:
-            lists, sample = _lists_of_run(self.storage, promise.from_run, lists.stages[0], self.stage)
+            lists, sample = lists_of_run(self.storage, sample.paths.output, self.stage, lists.stages[0].stage.scorer)
             then = self._survey(lists)
             drawn, pairs, shift = drawn._replace(last=-1), 0, _shift(then, now)
             last = then["hash"].to_numpy().max(initial=-1)
@@ -236,17 +236,18 @@ def input_lists(storage: Storage, before: Sequence[PlannedStage], stage: Stage) 
     return Lists(ranked_files(storage, before[0].paths, before[0].plan), of_reranker)
 
 
-def _lists_of_run(storage: Storage, run_id: str, listed: PlannedStage, stage: Stage) -> tuple[Lists, PlannedStage]:
-    """Another run's lists of the reranker of `listed`, and its stage in which that of `stage` has scored lists whole.
+def lists_of_run(storage: Storage, output: str, stage: Stage, scorer: str) -> tuple[Lists, PlannedStage]:
+    """The lists of a scorer in the run that a stage learns from, and the stage of that run in which its own scorer has
+    scored lists whole.
 
     Raises:
         RunConflictError: there are none.
     """
-    output = listed.paths.output
+    run_id = (stage.keep and stage.keep.from_run) or ""
     passes = (read_manifest(storage, output, run_id) or {}).get("passes") or []
     places = [RunPaths(output, run_id, number) for number in range(1, len(passes) + 1)]
     planned = [PlannedStage(stage, paths, plan) for paths in places if (plan := load_plan(storage, paths)) is not None]
-    inputs = [of_run for of_run in planned if of_run.plan.scorer == listed.plan.scorer]
+    inputs = [of_run for of_run in planned if of_run.plan.scorer == scorer]
     read_whole = [not entry["top"] and entry.get("sampled", True) for entry in passes]
     whole = [p for p, is_whole in zip(planned, read_whole, strict=False) if is_whole and p.plan.scorer == stage.scorer]
     if not inputs or not whole:
