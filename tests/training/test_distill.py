@@ -47,7 +47,7 @@ def teacher(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def settings(tmp_path: Path) -> list[str]:
     """Overrides that name a lake of words, each query with all documents."""
     tables = {
-        "queries": {"query_id": list(QUERIES), "text": list(QUERIES.values())},
+        "queries": {"query_id": list(QUERIES), "text": list(QUERIES.values()), "instruction": ["Judge."] + [None] * 11},
         "documents": {"doc_id": list(DOCUMENTS), "text": list(DOCUMENTS.values())},
         "candidates": {"query_id": [q.query_id for q, _ in PAIRS], "doc_id": [d.doc_id for _, d in PAIRS]},
     }
@@ -67,7 +67,14 @@ def spread(checkpoint: Path) -> np.ndarray:
 def test_a_student_learns_the_teachers_order_and_stands_before_it(
     teacher: Path, settings: list[str], tmp_path: Path
 ) -> None:
-    model = ["--set", f"model.path={teacher}", "--set", "model.dtype=float32"]
+    model = [
+        "--set",
+        f"model.path={teacher}",
+        "--set",
+        "model.dtype=float32",
+        "--set",
+        "model.ignore_instructions=true",
+    ]
     call("rerank", "--config", "demo", *settings, *model, "--run-id", "r")
     student = tmp_path / "student"
     options = ["--layers", 1, "--steps", 60, "--learning-rate", 3e-3, "--share", 0.6]

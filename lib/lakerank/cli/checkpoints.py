@@ -116,7 +116,8 @@ def distill(given: resolve.CommandLine, run_id: str, output: Path, **options: An
     tables = {name: storage.pins.get(address, address) for name in READ if (address := getattr(lake, name))}
     lake = lake.model_copy(update=tables)
     result = distil(storage, Distillation(identity, lake, lists_folder(storage, paths), output, **options))
-    student = CascadeStageConfig(path=result["checkpoint"], dtype=model.dtype, device=model.device)
+    alike = model.model_dump(include={"dtype", "device", "ignore_instructions"})
+    student = CascadeStageConfig(path=result["checkpoint"], **alike)
     values = model.model_dump(exclude_none=True)
     values |= {} if {"top", "keep"} & values.keys() else {"keep": {"recall": 0.98}}
     strong = CascadeStageConfig.model_validate(values)
