@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
 
 #: The packages that may import the libraries of each "only … imports …" contract.
-OWNERS = {("pyspark",): {"spark"}, ("torch", "transformers", "peft"): {"model", "training"}}
+LIBRARIES = ("torch", "sentence_transformers", "transformers", "peft")
+OWNERS = {("pyspark",): {"spark"}, LIBRARIES: {"model", "training"}}
 
 
 def _layers() -> set[str]:
