@@ -1,21 +1,16 @@
-"""The guarantee of a cascade's stage: how far down each query's list its reranker must read, learned from queries that
-it has read whole.
+"""The guarantee of a cascade's stage: how far down each list its reranker must read, learned from queries read whole.
 
-A rule is a margin: a document is read if the stage before gives it at most so much less than the `of_top`-th document
-of its list. Rules are nested (a wider margin reads all that a narrower one does) and fixed before any score is seen.
-The narrowest one that keeps the promise is found by Learn-then-Test: from the widest on, each rule is tested at level
-1 − confidence, and the first that fails ends the search (fixed-sequence testing; Angelopoulos, Bates, Candès, Jordan,
-Lei, Learn then Test: Calibrating Predictive Algorithms to Achieve Risk Control, 2021, arXiv 2110.01052). So with
-probability ≥ confidence over the sample, the mean recall over further queries is ≥ recall. Conformal risk control
-(Angelopoulos, Bates, Fisch, Lei, Schuster, ICLR 2024) bounds that mean in expectation over samples alone: on half of
-the samples the run could fall short.
+A rule is a margin: a document is read if the stage before gives it at most so much less than the `of_top`-th of its
+list. Rules are nested and fixed before any score is seen. Learn-then-Test (Angelopoulos, Bates, Candès, Jordan, Lei,
+arXiv 2110.01052, 2021) finds the narrowest that keeps a promise: from the widest on each is tested at level 1 −
+confidence, up to the first that fails. So with probability ≥ confidence over the sample, the mean recall over further
+queries is ≥ recall. Conformal risk control (Angelopoulos and others, ICLR 2024) bounds its expectation over samples.
 
 The test bets against "the mean recall is at most m" (Waudby-Smith, Ramdas, Estimating Means of Bounded Random Variables
-by Betting, JRSS B 86, 2024): of a capital of 1 a share is staked on each query, and pays recall / m. If the claim is
-true, nobody's capital is expected to grow, and by Markov's inequality it reaches 1 / (1 − confidence) with probability
-≤ 1 − confidence. Several shares are staked, each of a part of the capital; its mean does not depend on the order of
-the queries. The same holds for queries drawn from a run's own without replacement, which are negatively associated
-(Joag-Dev, Proschan, Negative Association of Random Variables, Annals of Statistics 11, 1983).
+by Betting, JRSS B 86, 2024): a share of a capital of 1 is staked on each query, and pays recall / m. If the claim is
+true, the capital is not expected to grow, and reaches 1 / (1 − confidence) with probability ≤ 1 − confidence (Markov).
+Parts of it are staked at different shares; their sum does not depend on the order of the queries. This also holds for a
+draw without replacement, whose recalls are negatively associated (Joag-Dev, Proschan, Annals of Statistics 11, 1983).
 
 Q queries, R rules, P pairs throughout.
 """

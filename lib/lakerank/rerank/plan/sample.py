@@ -172,9 +172,8 @@ class Selection:
         )
 
     def _survey(self, lists: Lists) -> pa.Table:
-        return survey(
-            self.runner, lists.frames(self.runner, self.storage), lists.files, self.promise, self.stage.scorer
-        )
+        frames = lists.frames(self.runner, self.storage)
+        return survey(self.runner, frames, lists.files, self.promise, self.stage.scorer)
 
     def _learned(self, lists: Lists) -> dict[str, Any]:
         """What the sample shows, and the rule that it teaches: a margin, or the reason why all pairs are read."""
@@ -193,11 +192,13 @@ class Selection:
         rule = -1 if reason else promise.boldest_rule(shown)
         learned: dict[str, Any] = {"margin": None, "reason": reason or "the sample rules out every margin"}
         if rule >= 0:
-            recall, bound = float(shown[:, rule].mean()), promise.lower_bound(shown[:, rule])
-            learned = {"margin": float(MARGINS[rule]), "reason": None, "recall": recall, "at_least": bound}
-            logger.info(
-                "%d queries, read whole, teach the margin %.4g: their recall is %.4g", len(shown), MARGINS[rule], recall
+            margin, recall, bound = (
+                float(MARGINS[rule]),
+                float(shown[:, rule].mean()),
+                promise.lower_bound(shown[:, rule]),
             )
+            learned = {"margin": margin, "reason": None, "recall": recall, "at_least": bound}
+            logger.info("%d queries, read whole, have a recall of %.4g by the margin %.4g", len(shown), recall, margin)
         return {
             "promised": {name: getattr(promise, name) for name in ("of_top", "recall", "confidence")},
             "sample": {"run": promise.from_run, "queries": len(shown), "pairs": pairs, "shift_p_value": shift},
