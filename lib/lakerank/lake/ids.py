@@ -21,6 +21,12 @@ def plain(kind: pa.DataType) -> pa.DataType:
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
+#: Spark, Iceberg and Delta have no unsigned numbers: the types that hold theirs.
+SIGNED = {
+    pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.uint64(): pa.decimal128(20, 0),
+}  # fmt: skip
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Whether a type is one of Arrow's strings."""
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lakerank.errors import ConfigError, DependencyError
 from lakerank.export.job import run_files
+from lakerank.lake.ids import SIGNED
 from lakerank.lake.publication import find_run
 from lakerank.lake.storage import Storage, StorageOptions
 
@@ -17,10 +18,6 @@ Engine = Literal["arrow", "pandas", "polars", "duckdb", "spark"]
 
 #: The library of an engine, where it is not called so.
 _LIBRARIES = {"arrow": "pyarrow", "spark": "pyspark"}
-
-#: Spark has no unsigned numbers: those of its own Parquet reader.
-_UNSIGNED = [pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
-_IN_SPARK = dict(zip(_UNSIGNED, [pa.int16(), pa.int32(), pa.int64(), pa.decimal128(20)], strict=True))
 
 
 def read_ranked(
@@ -75,7 +72,7 @@ def _in_spark(storage: Storage, files: Sequence[str]) -> Any:
     from lakerank.spark.runtime.session import start
 
     with storage.open_parquet(files[0]) as parquet:
-        schema = pa.schema([field.with_type(_IN_SPARK.get(field.type, field.type)) for field in parquet.schema_arrow])
+        schema = pa.schema([field.with_type(SIGNED.get(field.type, field.type)) for field in parquet.schema_arrow])
 
     def read(file: str) -> Iterator[pa.RecordBatch]:
         yield from _read(storage, file).cast(schema).to_batches(10_000)

@@ -18,7 +18,7 @@ from lakerank.fingerprint import fingerprint
 from lakerank.lake import DELTA, ICEBERG, is_local, join, local_path
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.formats import delta, iceberg
-from lakerank.lake.ids import is_text
+from lakerank.lake.ids import SIGNED, is_text
 from lakerank.lake.storage import Storage
 from lakerank.schemas import RANKED
 
@@ -27,10 +27,6 @@ logger = logging.getLogger(__name__)
 #: The column that tells the runs in a table apart.
 RUN_ID = "run_id"
 
-#: Neither format has unsigned numbers.
-_SIGNED = {
-    pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.uint64(): pa.decimal128(20, 0),
-}  # fmt: skip
 _MADE_FROM, _OUTPUT, _PUBLICATION = (f"lakerank.{name}" for name in ("made_from", "output", "publication"))
 _TRIES, _FIRST_WAIT_S, _LONGEST_WAIT_S = 8, 0.2, 20
 _BATCH_ROWS = 65_536
@@ -155,7 +151,7 @@ def _committed(target: _Iceberg | _Delta, table: OutputTable, rows: RunRows) -> 
 
 def _columns(table: OutputTable, existing: pa.Schema | None, rows: pa.Schema) -> pa.Schema:
     """The columns of a table that takes rows; a new one has the rows' own."""
-    wanted = [field.with_type(_SIGNED.get(field.type, field.type)).with_nullable(True) for field in rows]
+    wanted = [field.with_type(SIGNED.get(field.type, field.type)).with_nullable(True) for field in rows]
     wanted += [pa.field(RUN_ID, pa.string())] if table.append else []
     if existing is None:
         return pa.schema(wanted)
