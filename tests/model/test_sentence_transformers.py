@@ -311,14 +311,18 @@ def test_weights_that_are_not_stored_are_never_made_up(copy: Callable[[str], Pat
     refused(folder, r"1 missing: model\.classifier\.weight|1 missing: classifier\.weight")
 
 
-def test_a_classifier_of_several_labels_is_refused(copy: Callable[[str], Path]) -> None:
+def test_several_labels_are_refused_in_config_json_before_planning(copy: Callable[[str], Path]) -> None:
     folder = copy(BERT)
-    stored = load_file(folder / "model.safetensors")
-    stored |= {
-        f"classifier.{part}": torch.zeros(2, *stored[f"classifier.{part}"].shape[1:]) for part in ("weight", "bias")
-    }
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    change(folder / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
+    change(folder / "config.json", id2label={"0": "a", "1": "b"})
+    with pytest.raises(CheckpointError, match="2 labels, not the one of a relevance score"):
+        name_of(folder)
+
+
+def test_a_head_of_several_labels_is_refused(copy: Callable[[str], Path]) -> None:
+    folder = copy(ETTIN)
+    last = folder / "4_Dense"
+    save_file({"linear.weight": torch.ones(2, 48), "linear.bias": torch.ones(2)}, last / "model.safetensors")
+    change(last / "config.json", out_features=2)
     refused(folder, "2 labels, not the one of a relevance score")
 
 
