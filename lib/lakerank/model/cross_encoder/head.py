@@ -23,23 +23,17 @@ _EMBEDDING, _SCORES = "sentence_embedding", "scores"
 _MEANS = {"cls": False, "pooling_mode_cls_token": False, "mean": True, "pooling_mode_mean_tokens": True}
 
 
-class HeadNorm(NamedTuple):
-    """A layer norm; `name`: of its tensors. `epsilon`: torch's own where nothing else is said."""
-
-    name: str
-    size: int
-    bias: bool = True
-    epsilon: float = 1e-5
-
-
 class HeadLayer(NamedTuple):
-    """A linear layer and what follows it; `name`: of its tensors, with the folder of a module in front."""
+    """A linear layer and what follows it; `name`: of its tensors, with the folder of a module in front.
+
+    `norm`: of a layer norm the name of its tensors, whether it has a bias, and what is added to the variance.
+    """
 
     name: str
     outputs: int
     bias: bool = True
     activation: str = "identity"
-    norm: HeadNorm | None = None
+    norm: tuple[str, bool, float] | None = None
 
 
 class HeadSettings(NamedTuple):
@@ -65,7 +59,7 @@ def read_head(folder: Path, config: Mapping[str, Any]) -> HeadSettings:
             raise CheckpointError(f"{folder}: {fault}; model.family sentence-transformers may") from error
     if config.get("model_type") != "modernbert":
         return HeadSettings((HeadLayer("classifier.dense", h, activation="tanh"), HeadLayer("classifier.out_proj", 1)))
-    norm = HeadNorm("head.norm", h, bias=False, epsilon=config.get("norm_eps", 1e-5))
+    norm = ("head.norm", False, config.get("norm_eps", 1e-5))
     dense = HeadLayer("head.dense", h, config.get("classifier_bias", False), "gelu", norm)
     return HeadSettings((dense, HeadLayer("classifier", 1)), config.get("classifier_pooling") == "mean")
 
@@ -84,7 +78,7 @@ def _of_modules(folder: Path, modules: list[tuple[str, Path]], size: int) -> Hea
             layers.append(_dense(stated, place.name, size, _SCORES if place == modules[-1][1] else _EMBEDDING))
             size = layers[-1].outputs
         elif layers and not layers[-1].norm and stated["dimension"] == size:
-            layers[-1] = layers[-1]._replace(norm=HeadNorm(f"{place.name}/norm", size))
+            layers[-1] = layers[-1]._replace(norm=(f"{place.name}/norm", True, 1e-5))
         else:
             raise ValueError(f"{place.name} follows no Dense of {size} outputs")
     if size != 1:

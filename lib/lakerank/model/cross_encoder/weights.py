@@ -175,8 +175,8 @@ def _assembled(
     def linear(name: str, outputs: int, inputs: int, bias: bool = not modern) -> LinearWeights:
         return LinearWeights(*pair(name, (outputs, inputs), bias))
 
-    def norm(name: str, size: int = h, bias: bool = not modern, epsilon: float = shape.epsilon) -> LayerNorm:
-        return LayerNorm(*pair(name, (size,), bias), epsilon)
+    def norm(name: str) -> LayerNorm:
+        return LayerNorm(*pair(name, (h,), not modern), shape.epsilon)
 
     def query_key_value(layer: str) -> LinearWeights:
         if fused:
@@ -199,7 +199,8 @@ def _assembled(
 
     def head_layer(part: HeadLayer, inputs: int) -> HeadWeights:
         dense = linear(part.name, part.outputs, inputs, part.bias)
-        return HeadWeights(dense, part.activation, part.norm and norm(*part.norm))
+        layer_norm = part.norm and LayerNorm(*pair(part.norm[0], (part.outputs,), part.norm[1]), part.norm[2])
+        return HeadWeights(dense, part.activation, layer_norm)
 
     return EncoderWeights(
         words=take("roberta.embeddings.word_embeddings.weight", (shape.vocabulary, h)),

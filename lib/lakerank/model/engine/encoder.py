@@ -230,34 +230,30 @@ class PackedEncoder:
         if kinds:
             window, rotation = kinds[number].window, packing.rotations[kinds[number].theta]
             key = rotate(key, rotation)
-            query = rotate(query, rotation if asking is None else rotation[:, asking])
+            query = rotate(query, rotation) if asking is None else query  # a first token's place is 0
         if packing.varlen and window is None:
             attended = packing.varlen(query, key, value)
         else:
             attended = _attention(query, key, value, packing.groups, window, first_only=asking is not None)
         if first is not None:
             hidden, attended = hidden[first], attended[first] if asking is None else attended
-        out = self.linear(attended.flatten(1), *layer.out).add_(hidden)
-        return self._mlp_before_norm(layer, out) if kinds else self._mlp_after_norm(layer, out)
+        return self._mlp(layer, self.linear(attended.flatten(1), *layer.out).add_(hidden))
 
     def _heads(self, hidden: Tensor, weights: LinearWeights) -> Tensor:
         """(M, h) -> (M, number of joined layers, H, D)."""
         states = self.linear(hidden, *weights)
         return states.view(len(hidden), -1, self.shape.heads, self.shape.hidden // self.shape.heads)
 
-    def _mlp_after_norm(self, layer: EncoderLayer, hidden: Tensor) -> Tensor:
-        """XLM-RoBERTa's and BERT's norms and MLP: (M, h) -> (M, h)."""
-        hidden = hidden if layer.norm is None else layer.norm(hidden)
+    def _mlp(self, layer: EncoderLayer, hidden: Tensor) -> Tensor:
+        """Norms and MLP; ModernBERT's norm is before it, and half of `up` are gates: (M, h) -> (M, h)."""
+        modern = bool(self.shape.attention)
+        hidden = hidden if modern or layer.norm is None else layer.norm(hidden)
         for part in self.linear.split(hidden, self._mlp_rows):
-            inner = F.gelu(self.linear(part, *layer.up))
-            part.copy_(layer.mlp_norm(self.linear(inner, *layer.down).add_(part)))
-        return hidden
-
-    def _mlp_before_norm(self, layer: EncoderLayer, hidden: Tensor) -> Tensor:
-        """ModernBERT's norm and gated MLP: (M, h) -> (M, h)."""
-        for part in self.linear.split(hidden, self._mlp_rows):
-            inner, gate = self.linear(layer.mlp_norm(part), *layer.up).chunk(2, dim=-1)
-            part.add_(self.linear(F.gelu(inner).mul_(gate), *layer.down))
+            inner = self.linear(layer.mlp_norm(part) if modern else part, *layer.up)
+            inner, *gate = inner.chunk(2 if modern else 1, dim=-1)
+            inner = F.gelu(inner).mul_(gate[0]) if gate else F.gelu(inner)
+            out = self.linear(inner, *layer.down).add_(part)
+            part.copy_(out if modern else layer.mlp_norm(out))
         return hidden
 
     def _scores(self, states: Tensor) -> Tensor:
