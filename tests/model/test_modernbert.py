@@ -27,7 +27,7 @@ from oracles.pairs import pair_logits
 
 LENGTH = 256
 LONG = " ".join(encoders.WORDS)
-QUERIES = (Query("q-short", "red apple"), Query("q-half", f"where [SEP] is {LONG * 2}"), Query("q-signs", "?! [PAD] ?"))
+QUERIES = (Query("q-short", "red apple"), Query("q-half", f"where [SEP] is {LONG * 4}"), Query("q-signs", "?! [PAD] ?"))
 DOCUMENTS = (
     Document("d-short", "A red apple lies on the table."),
     Document("d-cut", " ".join([LONG] * 4)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -68,9 +69,10 @@ def load(options: LoadOptions) -> BatchedReranker:
     folder = options.folder
     identity, given = options.identity, options.identity.limits
     naming, template = _FAMILIES[identity.family]
-    limits = PairLimits(template, given.max_length, given.max_query_length)
     config = read_config(folder)
     shape, head = read_shape(config), read_head(folder, config)
+    template = replace(template, longest_first=template.longest_first or not head.stored)  # as CrossEncoder, then
+    limits = PairLimits(template, given.max_length, given.max_query_length)
     if limits.sequence < LEAST_SEQUENCE:
         raise CheckpointError(f"{folder}: sequences of {limits.sequence} tokens leave none for a document")
     tokenizer = read_tokenizer(folder / "tokenizer.json", names_are_text=False)  # see `tokenize`
