@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lakerank.cost import CostProfile, Sizing
 from lakerank.errors import CheckpointError, ConfigError
@@ -31,7 +30,6 @@ from lakerank.model.inputs import Instructions
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.model.registry import (
     CheckpointIdentity,
-    CheckpointInfo,
     LoadedReranker,
     LoadOptions,
     family_named,
@@ -188,18 +186,9 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
             read_header(adapter_files(adapter)[1])  # a truncated file is refused before planning
         count = sum(math.prod(shape) for shape, _ in stored_tensors(folder).values())
         checksum = quick_checksum(_all_files(folder, adapter))
-    of_family = family.name, limits, instructions, _encoder_name(info, parts, limits)
+    of_family = family.name, limits, instructions
     reads = family.accepts_images, family.document_major
     return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, *of_family, *reads)
-
-
-def _encoder_name(info: CheckpointInfo, parts: Mapping[str, Any], limits: Limits) -> str | None:
-    """Names what the states of documents depend on: two scorers that read queries otherwise may share it."""
-    if info.encoder is None:
-        return None
-    names = ("protocol", "weights", "config", "tokenizer", "dtype")
-    length = limits.max_length - limits.max_query_length
-    return fingerprint({name: parts[name] for name in names} | {"length": length, "encoder": info.encoder})
 
 
 def confirm(identity: CheckpointIdentity, spec: CheckpointSpec) -> CheckpointIdentity:

@@ -47,7 +47,8 @@ def build_network(config_class: Any, network_class: Any, values: Mapping[str, An
             network = network_class(config)
     except Exception as error:  # transformers and its validators raise many kinds
         raise CheckpointError(f"{source}: config.json does not describe a {network_class.__name__}: {error}") from error
-    check_use(values, text, getattr(config, "vision_config", None), source)
+    if not config.is_encoder_decoder:  # whose family compares its halves
+        check_use(values, text, getattr(config, "vision_config", None), source)
     return network
 
 

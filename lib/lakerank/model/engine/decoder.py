@@ -5,7 +5,7 @@ Shapes: M packed rows, hidden size h, H query heads, G heads of keys and values,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lakerank.model.engine.attention import KeyValues, document_attention, query_attention
+from lakerank.model.engine.attention import KeyValues, query_attention
 from lakerank.model.engine.budget import decoder_bytes
 from lakerank.model.engine.counters import count_flops
-from lakerank.model.engine.layout import PrefixLayout, SuffixLayout
+from lakerank.model.engine.layout import SuffixLayout
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, elementwise, project
 from lakerank.model.engine.rotary import RotaryTable, rotary_sections, rotate
 
@@ -104,6 +104,11 @@ class Prefix:
         """Memory in bytes."""
         return sum(part.nbytes for layer in self.layers for part in layer)
 
+    def behind(self, first: Sequence[KeyValues]) -> Prefix:
+        """It with other keys and values of each layer before its own."""
+        pairs = zip(first, self.layers, strict=True)
+        return Prefix(tuple((torch.cat((a[0], b[0])), torch.cat((a[1], b[1]))) for a, b in pairs))
+
     def copy(self) -> Prefix:
         """A prefix without references to those computed in the same micro-batch."""
         return Prefix(tuple((key.clone(), value.clone()) for key, value in self.layers))
@@ -162,7 +167,6 @@ class PackedDecoder:
         decoder = getattr(network.model, "language_model", network.model)
         rotary = decoder.rotary_emb
         self.heads, self.kv_heads = text.num_attention_heads, text.num_key_value_heads  # H, G
-        self.hidden_size: int = text.hidden_size  # h
         self.head_dim: int = decoder.layers[0].self_attn.head_dim  # D
         self._sections = rotary_sections(text.model_type, rotary.config.rope_parameters, self.head_dim // 2)
         self.linear = BatchInvariantLinear()
@@ -195,29 +199,24 @@ class PackedDecoder:
         return Embeddings(embeds.index_copy(0, visual_rows, first.to(embeds.dtype)), visual_rows, tuple(deepstack))
 
     def prefixes(
-        self, embeddings: Embeddings, positions: Tensor, end: int, lengths: Sequence[int], layout: PrefixLayout
+        self, embeddings: Embeddings, positions: Tensor, end: int, lengths: Sequence[int], attention: LayerAttention
     ) -> list[Prefix]:
-        """Prefixes of packed documents: positions (3, M) below `end`.
+        """Prefixes of packed documents: positions (A, M) below `end`.
 
         Nothing after the last layer's keys and values is computed: no query attends to it.
         """
-        rotations = self._rotations(positions, end)
-        layers: list[list[KeyValues]] = [[] for _ in lengths]
-        hidden, last = embeddings.rows, len(self._layers) - 1
+        rotations, last = self._rotations(positions, end), self._layers[-1]
+        states: list[KeyValues] = []
+
+        def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            states.append((key, value))
+            return attention(number, query, key, value)
+
+        hidden = self._through(self._layers[:-1], embeddings, rotations, attend)
+        states.append(self._key_value(last, last.norm(hidden), rotations[last.kind]))
         sizes = [*lengths, len(hidden) - sum(lengths)]
-        for number, layer in enumerate(self._layers):
-            normed = layer.norm(hidden)
-            if number == last:
-                key, value = self._key_value(layer, normed, rotations[layer.kind])
-            else:
-                query, key, value = self._query_key_value(layer, normed, rotations[layer.kind])
-            pieces = zip(torch.split(key, sizes), torch.split(value, sizes), strict=True)
-            for states, piece in zip(layers, pieces, strict=False):
-                states.append(piece)
-            if number < last:
-                hidden = self._after_attention(layer, hidden, document_attention(query, key, value, layout))
-                hidden = embeddings.add_deepstack(number, hidden)
-        return [Prefix(tuple(states)) for states in layers]
+        layers = ([*zip(*(torch.split(part, sizes)[:-1] for part in pair), strict=True)] for pair in states)
+        return [Prefix(of_document) for of_document in zip(*layers, strict=True)]
 
     def logits(
         self,
@@ -233,14 +232,12 @@ class PackedDecoder:
         `last_rows` (Q',) are the rows of their last tokens; the last layer computes nothing else but keys and values.
         `layouts`: attention of all rows, and of the last ones.
         """
-        rotations = self._rotations(positions, end)
-        hidden = embeddings.rows
-        for number, layer in enumerate(self._layers[:-1]):
-            query, key, value = self._query_key_value(layer, layer.norm(hidden), rotations[layer.kind])
-            states = [prefix.layers[number] for prefix in prefixes]
-            hidden = self._after_attention(layer, hidden, query_attention(query, key, value, states, layouts[0]))
-            hidden = embeddings.add_deepstack(number, hidden)
-        layer = self._layers[-1]
+        rotations, layer = self._rotations(positions, end), self._layers[-1]
+
+        def attention(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return query_attention(query, key, value, [prefix.layers[number] for prefix in prefixes], layouts[0])
+
+        hidden = self._through(self._layers[:-1], embeddings, rotations, attention)
         normed, rotation = layer.norm(hidden), rotations[layer.kind]
         key, value = self._key_value(layer, normed, rotation)
         query = self._query(layer, normed[last_rows], rotation[:, last_rows])
@@ -248,13 +245,24 @@ class PackedDecoder:
         attended = query_attention(query, key, value, states, layouts[1])
         return self._head(self._norm(self._after_attention(layer, hidden[last_rows], attended)), self.linear)
 
-    def hidden(self, rows: Tensor, positions: Tensor, end: int, attention: LayerAttention) -> Tensor:
-        """Last hidden states (M, h) of embedded rows (M, h) at positions (1, M) below `end`."""
-        rotations = self._rotations(positions, end)
-        for number, layer in enumerate(self._layers):
-            states = self._query_key_value(layer, layer.norm(rows), rotations[layer.kind])
-            rows = self._after_attention(layer, rows, attention(number, *states))
-        return self._norm(rows)
+    def hidden(self, embeddings: Embeddings, positions: Tensor, end: int, attention: LayerAttention) -> Tensor:
+        """Last hidden states (M, h) of packed rows: positions (A, M) below `end`."""
+        return self._norm(self._through(self._layers, embeddings, self._rotations(positions, end), attention))
+
+    def _through(
+        self,
+        layers: Sequence[DecoderLayer],
+        embeddings: Embeddings,
+        rotations: Mapping[str, Tensor],
+        attention: LayerAttention,
+    ) -> Tensor:
+        """The output (M, h) of the first layers."""
+        hidden = embeddings.rows
+        for number, layer in enumerate(layers):
+            states = self._query_key_value(layer, layer.norm(hidden), rotations[layer.kind])
+            hidden = self._after_attention(layer, hidden, attention(number, *states))
+            hidden = embeddings.add_deepstack(number, hidden)
+        return hidden
 
     def cross_key_values(self, states: Tensor) -> Iterator[KeyValues]:
         """Each layer's keys and values, two of (S, G, D), of an encoder's states (S, h), which have no positions."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lakerank.model.engine.attention import choose_varlen
+from lakerank.model.engine.attention import choose_varlen, document_attention
 from lakerank.model.engine.budget import MicroBatcher, busy_budget, device_budget, micro_batches
 from lakerank.model.engine.counters import Counters
 from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix
@@ -162,8 +162,12 @@ class DocumentMajorEngine:
             embeddings, positions = self._embed(documents, [0] * len(documents), visual)
             self.batcher.counters.flops += sum(map(self._decoder.flops.prefix, lengths))
             layout = self._prefix_layout(lengths, len(embeddings.rows))
+
+            def attention(_number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+                return document_attention(query, key, value, layout)
+
             end = max(document.end for document in documents)
-            return self._decoder.prefixes(embeddings, positions, end, lengths, layout)
+            return self._decoder.prefixes(embeddings, positions, end, lengths, attention)
 
     def _prefix_layout(self, lengths: list[int], rows: int) -> PrefixLayout:
         if self._varlen is None:
@@ -243,8 +247,8 @@ class DocumentMajorEngine:
 def _key(document: EncodedInput) -> bytes:
     """The content of a document's prefix."""
     images = "|".join(key for key, _ in document.images)
-    parts = [document.token_ids.tobytes(), b"" if document.preamble is None else document.preamble.token_ids.tobytes()]
-    return b"|".join([images.encode(), *parts, b"" if document.state is None else document.state.encoded])
+    preamble = b"" if document.preamble is None else document.preamble.token_ids.tobytes()
+    return b"|".join((images.encode(), document.token_ids.tobytes(), preamble))
 
 
 def _pairs(groups: Sequence[DocumentQueries], documents: Sequence[int]) -> list[_Pair]:

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lakerank.model.engine.attention import KeyValues, attend_alone, query_attention
+from lakerank.model.engine.attention import attend_alone, query_attention
 from lakerank.model.engine.counters import Counters
-from lakerank.model.engine.decoder import LayerAttention, PackedDecoder, Prefix
+from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix
 from lakerank.model.engine.device import to_device
 from lakerank.model.engine.layout import Span, suffix_layout
 from lakerank.model.engine.linear import LinearWeights
@@ -40,50 +40,30 @@ class PooledEncoder:
         return self._encoder.weights()
 
     def prefixes(self, documents: Sequence[EncodedInput], counters: Counters) -> list[Prefix]:
-        """Prefixes of documents in one micro-batch; states that are known are not computed."""
-        self._encoder.linear = self._decoder.linear
-        states = self._states(documents, counters)
-        sizes = [*map(len, states), self._decoder.linear.padded(sum(map(len, states))) - sum(map(len, states))]
-        rows = F.pad(torch.cat(states), (0, 0, 0, sizes[-1]))
+        """Prefixes of documents in one micro-batch."""
+        decoder = self._decoder
+        self._encoder.linear = decoder.linear
+        states = self._encode([document.token_ids for document in documents], counters)
+        rows, sizes = torch.cat(states), [*map(len, states)]
+        sizes.append(decoder.linear.padded(len(rows)) - len(rows))
         crossed = [
             [*zip(*(torch.split(part, sizes)[:-1] for part in layer), strict=True)]
-            for layer in self._decoder.cross_key_values(rows)
+            for layer in decoder.cross_key_values(F.pad(rows, (0, 0, 0, sizes[-1])))
         ]
         prompts = [document.preamble.token_ids for document in documents if document.preamble]
-        ends = [0, *accumulate(map(len, prompts))]
-        spans = [Span(a, b - a, n, size) for n, ((a, b), size) in enumerate(zip(pairwise(ends), sizes, strict=False))]
-        layout = suffix_layout(spans, self._decoder.heads // self._decoder.kv_heads, self._decoder.device)
-        joined: list[list[KeyValues]] = []
+        starts = [0, *accumulate(map(len, prompts))]
+        spans = [Span(a, len(prompt), n, sizes[n]) for n, (a, prompt) in enumerate(zip(starts, prompts, strict=False))]
+        layout = suffix_layout(spans, decoder.heads // decoder.kv_heads, decoder.device)
+        counters.flops += sum(decoder.flops.suffix(span.length, span.prefix) for span in spans)
 
         def attention(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            own = [(key[a:b], value[a:b]) for a, b in pairwise(ends)]
-            both = zip(crossed[number], own, strict=True)
-            joined.append([(torch.cat((a[0], b[0])), torch.cat((a[1], b[1]))) for a, b in both])
             return query_attention(query, key, value, crossed[number], layout)
 
-        self._run(self._decoder, prompts, attention, counters)
-        counters.flops += sum(self._decoder.flops.suffix(span.length, span.prefix) for span in spans)
-        return [Prefix(layers) for layers in zip(*joined, strict=True)]
+        own = decoder.prefixes(*self._packed(decoder, prompts, counters), [*map(len, prompts)], attention)
+        return [prefix.behind([layer[number] for layer in crossed]) for number, prefix in enumerate(own)]
 
-    def _states(self, documents: Sequence[EncodedInput], counters: Counters) -> list[Tensor]:
-        """The pooled states (S, h) of each document; those computed are left in its `state`, where it has one."""
-        unknown = [document for document in documents if document.state is None or not document.state.encoded]
-        computed = iter(self._encode([document.token_ids for document in unknown], counters) if unknown else ())
-        states = []
-        for document in documents:
-            state = document.state
-            if state is not None and state.encoded:
-                stored = torch.frombuffer(bytearray(state.encoded), dtype=self._encoder.dtype)
-                states.append(stored.view(-1, self._encoder.hidden_size).to(self._encoder.device))
-                continue
-            states.append(next(computed))
-            if state is not None and bool(states[-1].isfinite().all()):
-                state.tokens, state.truncated = len(document.token_ids), document.truncated
-                state.encoded = states[-1].cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        return states
-
-    def _encode(self, token_ids: Sequence[np.ndarray], counters: Counters) -> Iterator[Tensor]:
-        """The encoder's states of documents, each mean-pooled."""
+    def _encode(self, token_ids: Sequence[np.ndarray], counters: Counters) -> list[Tensor]:
+        """The encoder's states of documents, each mean-pooled: (S, h) each."""
         ends = [0, *accumulate(map(len, token_ids))]
         masks = [self._window_mask(len(ids)) for ids in token_ids]
 
@@ -95,22 +75,22 @@ class PooledEncoder:
                 out[rows] = attend_alone(query[rows], key[rows], value[rows], mask if slides else None)
             return out.flatten(1)
 
-        hidden = self._run(self._encoder, token_ids, attention, counters)
+        hidden = self._encoder.hidden(*self._packed(self._encoder, token_ids, counters), attention)
         counters.flops += sum(2 * self._encoder.flops.prefix(len(ids)) for ids in token_ids)
-        return (self._pooled(hidden[start:stop]) for start, stop in pairwise(ends))
+        return [self._pooled(hidden[start:stop]) for start, stop in pairwise(ends)]
 
-    def _run(
-        self, stack: PackedDecoder, token_ids: Sequence[np.ndarray], attention: LayerAttention, counters: Counters
-    ) -> Tensor:
-        """Last hidden states of packed inputs, whose positions count from 0 each."""
+    @staticmethod
+    def _packed(
+        stack: PackedDecoder, token_ids: Sequence[np.ndarray], counters: Counters
+    ) -> tuple[Embeddings, Tensor, int]:
+        """Embeddings of packed inputs, their positions (1, M), which count from 0 each, and the end of these."""
         positions = np.concatenate([np.arange(len(ids)) for ids in token_ids])
         padding = stack.linear.padded(len(positions)) - len(positions)
         counters.computed += len(positions) + padding
         counters.padding += padding
-        ids, places = (
-            to_device(np.pad(values, (0, padding)), stack.device) for values in (np.concatenate(token_ids), positions)
-        )
-        return stack.hidden(stack.embed(ids).rows, places[None], int(positions.max()) + 1, attention)
+        ids, places = (np.pad(values, (0, padding)) for values in (np.concatenate(token_ids), positions))
+        embeddings = stack.embed(to_device(ids, stack.device))
+        return embeddings, to_device(places, stack.device)[None], int(positions.max()) + 1
 
     def _window_mask(self, tokens: int) -> Tensor | None:
         """What each token sees through a window (L, L); None where that is all."""

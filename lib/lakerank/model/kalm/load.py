@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +12,6 @@ import torch
 from torch import nn
 from transformers import T5Gemma2Config, T5Gemma2ForConditionalGeneration
 
-from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import stored_tensors
 from lakerank.model.config import read_config
 from lakerank.model.engine.decoder import PackedDecoder, ScoreHead
@@ -25,7 +23,7 @@ from lakerank.model.kalm.config import PROMPT, read_pooling
 from lakerank.model.kalm.encoder import PooledEncoder
 from lakerank.model.preprocess.pipeline import Preprocessor
 from lakerank.model.registry import LoadOptions
-from lakerank.model.weights import assign_tensors, check_stored, read_tensors
+from lakerank.model.weights import assign_tensors, build_network, check_stored, read_tensors
 
 #: Tensors that no text needs, or that are tied to the encoder's embeddings.
 _UNUSED = ("model.encoder.vision_tower", "model.encoder.multi_modal", "model.decoder.embed_tokens", "lm_head")
@@ -55,7 +53,7 @@ def load(options: LoadOptions) -> BatchedReranker:
     pooled = PooledEncoder(read, asked, read_pooling(folder), ((window + 1) // 2, window // 2 + 1))
     engine = DocumentMajorEngine(asked, None, encoder=pooled, reproducible=options.reproducible)
     preprocessor = Preprocessor(tokenizer, identity, None, arrange=_arrange, threads=options.host_threads)
-    return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias, state_dtype=options.dtype)
+    return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias)
 
 
 def _arrange(document: EncodedInput, queries: tuple[EncodedInput, ...]) -> DocumentQueries:
@@ -72,13 +70,8 @@ def _window(config: Any) -> int:
 
 def _build(values: Mapping[str, Any], source: str) -> Any:
     """transformers' network of a config.json on no device, without what reads images and without its language head."""
-    values = copy.deepcopy(dict(values))
-    values["encoder"]["vision_config"] = _NO_VISION
-    try:
-        with torch.device("meta"):
-            network = T5Gemma2ForConditionalGeneration(T5Gemma2Config.from_dict(values))
-    except Exception as error:  # transformers and its validators raise many kinds
-        raise CheckpointError(f"{source}: config.json does not describe a T5Gemma 2: {error}") from error
+    values = {**values, "encoder": {**values["encoder"], "vision_config": _NO_VISION}}
+    network = build_network(T5Gemma2Config, T5Gemma2ForConditionalGeneration, values, source)
     network.lm_head = network.model.decoder.embed_tokens = nn.Identity()
     network.model.encoder.vision_tower = network.model.encoder.multi_modal_projector = nn.Identity()
     embeddings = network.model.encoder.text_model.embed_tokens
