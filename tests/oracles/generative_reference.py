@@ -88,16 +88,17 @@ class PublishedGenerativeLoop:
         return np.array([self._logit(*pair) for pair in pairs], dtype=np.float32)
 
     def prompt(self, query: Query, document: Document) -> str:
-        """The whole prompt of a pair as text, an image as its placeholder."""
+        """The whole prompt of a pair as text, an image as its placeholder; an instruction without blanks around it."""
+        told = (query.instruction or "").strip()
         if self.kind == "qwen3":
-            instruct = query.instruction or "Given a web search query, retrieve relevant passages that answer the query"
+            instruct = told or "Given a web search query, retrieve relevant passages that answer the query"
             body = f"<Instruct>: {instruct}\n<Query>: {query.text}\n<Document>: {document.text}"
             return f"{self._render(_conversation([_text(body)], _SYSTEM))}<think>\n\n</think>\n\n"
         if self.kind == "qwen2_vl":
             question = "Assert the relevance of the previous image document to the following query, "
             question += f"answer True or False. The query is: {query.text}"
             return self._render(_conversation([*({"type": "image"} for _ in document.images), _text(question)], None))
-        instruct = query.instruction or "Given a search query, retrieve relevant candidates that answer the query."
+        instruct = told or "Given a search query, retrieve relevant candidates that answer the query."
         parts = [_text(f"<Instruct>: {instruct}"), *_mixed("<Query>:", query), *_mixed("\n<Document>:", document)]
         return self._render(_conversation(parts, _SYSTEM))
 
