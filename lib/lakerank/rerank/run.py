@@ -35,7 +35,7 @@ from lakerank.plan.plan import (
     verify_plan_files,
 )
 from lakerank.rerank.plan.builder import ensure_plan
-from lakerank.rerank.plan.next_stage import LaterStage, cost_bounds, ensure_next_stage, find_next_stage
+from lakerank.rerank.plan.next_stage import cost_bounds, ensure_next_stage, find_next_stage
 from lakerank.rerank.publish import AuditRules, rank_and_publish
 from lakerank.rerank.rank.combine import FusionRule
 from lakerank.rerank.rank.write import RankRule
@@ -262,11 +262,7 @@ def forecast_stages(
     for number, stage in enumerate(job.stages[len(planned) :], start=len(planned) + 1):
         if not stage.waits:
             raise _not_planned(job, planned)
-        tops = [before.top for before in job.stages[:number] if before.top is not None]
-        most = min(tops, default=planned[0].plan.candidates)
-        *_, scorer = (before.scorer for before in job.stages[:number] if before.scorer != stage.scorer)
-        later = LaterStage(stage, number, most, scorer)
-        bounds = cost_bounds(runner, storage, job.tables, planned[0], later)
+        bounds = cost_bounds(runner, storage, job.tables, planned[0], job.stages[:number])
         forecasts.append(forecast_between(bounds, stage.parameters, job.calibration))
     return forecasts
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -158,41 +157,37 @@ def _counts(pairs: pa.Table, ranges: DocumentRanges) -> Iterator[pa.RecordBatch]
     yield histogram("range", ranges.of(pairs["document"].to_numpy()[rows]))
 
 
-class LaterStage(NamedTuple):
-    """A stage that waits to be planned, its number, the most pairs of a query that it can get, and their scorer."""
-
-    stage: Stage
-    number: int
-    most: int
-    scorer: str
-
-
-def cost_bounds(runner: Runner, storage: Storage, tables: Tables, first: PlannedStage, later: LaterStage) -> CostBounds:
-    """The most that a stage can cost, and with a promise the least; computed once a run.
+def cost_bounds(
+    runner: Runner, storage: Storage, tables: Tables, first: PlannedStage, stages: Sequence[Stage]
+) -> CostBounds:
+    """The most that the last of some stages can cost, and with a promise the least; computed once a run.
 
     Raises:
         GuaranteeError: its promise cannot be kept, and the run is to stop then.
         RunConflictError: the run to learn from has not scored what that takes.
     """
-    stage, number, most, scorer = later
+    stage, most = stages[-1], min((stage.top for stage in stages if stage.top), default=first.plan.candidates)
     if stage.keep is not None and stage.keep.from_run is not None:
-        lists_of_run(storage, first.paths.output, stage, scorer)
+        lists_of_run(storage, first.paths.output, stage, [s.scorer for s in stages if s.scorer != stage.scorer][-1])
     limits = stage.limits.identity()
     key = fingerprint({"first": first.plan.attempt, **stage.selection, "most": most, "limits": limits})
-    address = join(first.paths.of_stage(number).plan, "at_most.json")
-    stored = remembered(storage, address, key, lambda: asdict(_bounds(runner, storage, tables, first, later)))
+    address = join(first.paths.of_stage(len(stages)).plan, "at_most.json")
+    stored = remembered(storage, address, key, lambda: asdict(_bounds(runner, storage, tables, first, (stage, most))))
     bounds = CostBounds(**{name: value for name, value in stored.items() if name != "of"})
     if stage.keep is not None and stage.sampled:
         check(stage.keep, stage.keep.too_few(bounds.queries))
     return bounds
 
 
-def _bounds(runner: Runner, storage: Storage, tables: Tables, first: PlannedStage, later: LaterStage) -> CostBounds:
-    stage, max_queries = later.stage, later.stage.limits.max_queries_per_group
+def _bounds(
+    runner: Runner, storage: Storage, tables: Tables, first: PlannedStage, later: tuple[Stage, int]
+) -> CostBounds:
+    """Those of a stage that gets so many pairs of a query at most."""
+    stage, max_queries = later[0], later[0].limits.max_queries_per_group
     builder = PlanBuilder(runner, storage, first.paths, first.plan.attempt, stage.limits)
     documents = builder.index("documents", planned_documents(storage, tables, first.paths, first.plan))
     runner.describe("plan: cost bounds of later stages")
-    by_query = _query_totals(runner, storage, first, later)
+    by_query = _query_totals(runner, storage, first, *later)
     by_cost = _document_counts(runner, storage, first.folder, documents, max_queries)
     pairs, tokens = total_of(by_query, "pairs"), total_of(by_query, "tokens")
     shared, pairwise = (tokens + costliest(by_cost.get(name, {}), pairs) for name in ("group", "pair"))
@@ -207,10 +202,10 @@ def _bounds(runner: Runner, storage: Storage, tables: Tables, first: PlannedStag
     return replace(bounds, least_pairs=least, least_cost=total_of(by_query, "least_tokens") + documents_read)
 
 
-def _query_totals(runner: Runner, storage: Storage, first: PlannedStage, later: LaterStage) -> Counts:
+def _query_totals(runner: Runner, storage: Storage, first: PlannedStage, stage: Stage, most: int) -> Counts:
     """How many `queries` and `pairs` a stage can have and the `tokens` of their queries, and the fewest."""
-    files, promise = ranked_files(storage, first.paths, first.plan), later.stage.keep
-    sampled, scorer, most, last = later.stage.sampled, later.stage.scorer, later.most, -1
+    files, promise = ranked_files(storage, first.paths, first.plan), stage.keep
+    sampled, scorer, last = stage.sampled, stage.scorer, -1
     if promise is not None and promise.from_run is None:
         frames = _candidate_frames(runner, storage, first, files)
         last = draw(survey(runner, frames, files, promise, scorer), promise).last

@@ -45,6 +45,7 @@ _LISTS = pa.schema([
     ("hash", pa.int64()), ("documents", pa.int64()), ("last", pa.float32()), ("fall", pa.float32()),
     ("queries", pa.int64()), ("pairs", pa.int64()),
 ])  # fmt: skip
+_SHAPE = ("documents", "last", "fall")
 _GAPS = pa.schema([("query", pa.int32()), ("gap", pa.float64())])
 
 Int64 = npt.NDArray[np.int64]
@@ -183,7 +184,8 @@ class Selection:
         if promise.from_run is not None:
             lists, sample = lists_of_run(self.storage, sample.paths.output, self.stage, lists.stages[0].stage.scorer)
             then = self._survey(lists)
-            drawn, pairs, shift = drawn._replace(last=-1), 0, _shift(then, now)
+            p_values = [shift_p_value(then[name].to_numpy(), now[name].to_numpy()) for name in _SHAPE]
+            drawn, pairs, shift = drawn._replace(last=-1), 0, min(1.0, len(_SHAPE) * min(p_values))  # by Bonferroni
             last = then["hash"].to_numpy().max(initial=-1)
         shown = self._recalls(lists, sample, last)
         reason = promise.too_few(len(shown))
@@ -257,10 +259,3 @@ def lists_of_run(storage: Storage, output: str, stage: Stage, scorer: str) -> tu
             "lists whole: a cascade with `keep` that drew its own sample, or an ensemble of the two"
         )
     return Lists(ranked_files(storage, planned[0].paths, planned[0].plan), inputs), whole[0]
-
-
-def _shift(then: pa.Table, now: pa.Table) -> float:
-    """The p-value of surveyed lists being like earlier ones: of three Kolmogorov–Smirnov tests, by Bonferroni."""
-    names = ("documents", "last", "fall")
-    p_values = [shift_p_value(then[name].to_numpy(), now[name].to_numpy()) for name in names]
-    return min(1.0, len(names) * min(p_values))
