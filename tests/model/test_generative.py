@@ -150,7 +150,7 @@ def test_instructions_are_the_published_prompts_own(
     expected = PublishedGenerativeLoop(checkpoints[family]).logits(asked)
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
     for instruction in ("Judge by colour.", "Is it a fruit?"):
-        alike = [pair for pair in asked if pair[0].instruction == instruction]
+        alike = [pair for pair in asked if (pair[0].instruction or "").strip() == instruction]
         plain = [(replace(query, instruction=None), document) for query, document in alike]
         whole = load(checkpoints[family], instruction=instruction)
         assert scored_of(results_of(whole, plain)) == {key: scored_of(results)[key] for key in results_of(whole, alike)}
