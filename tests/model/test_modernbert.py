@@ -98,6 +98,11 @@ def test_bits_do_not_depend_on_what_is_beside(folders: dict[str, Path], layout: 
     order = words.sample(range(len(pairs)), len(pairs))
     for part in (order[:17], order[17:18], order[18:]):
         assert pair_logits(reranker, [pairs[place] for place in part]).tolist() == [expected[place] for place in part]
+    threads = torch.get_num_threads()
+    try:
+        assert pair_logits(load(folders[layout], device_threads=3), pairs).tolist() == expected
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
