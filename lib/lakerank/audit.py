@@ -45,7 +45,8 @@ class Check:
 @dataclass(frozen=True, slots=True)
 class RunCounts:
     """Counts of a run. `histogram` counts logits between HISTOGRAM_EDGES, with both ends open, of all scored pairs,
-    those beyond the depth and those that `per_group` leaves out (`beyond_group`) too.
+    those beyond the depth and those that `per_group` leaves out (`beyond_group`) too. `repeated`: of all of
+    these the near duplicates of a better one in their list, None where nobody asked; `collapsed`: those left out.
     """
 
     candidates: int
@@ -58,6 +59,8 @@ class RunCounts:
     truncated: int
     histogram: tuple[int, ...]
     beyond_group: int = 0
+    collapsed: int = 0
+    repeated: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +258,8 @@ def _quartiles(histogram: Sequence[int]) -> str:
 
 
 def _coverage(counts: RunCounts) -> Check:
-    lost = counts.candidates - counts.ranked - counts.beyond_depth - counts.beyond_group - counts.rejected
+    left_out = counts.beyond_depth + counts.beyond_group + counts.collapsed
+    lost = counts.candidates - counts.ranked - left_out - counts.rejected
     detail = f"{counts.unscored} without a score" if counts.unscored else "candidates neither ranked nor rejected"
     return Check("lost candidates", lost, 0, lost == 0 and counts.unscored == 0, detail)
 

@@ -322,6 +322,7 @@ class ScoringConfig(Section):
     unit_tokens: int = Field(default=2_000_000, ge=1)
     unit_deadline_s: float = Field(default=600.0, gt=0)
     calibration: str | None = None
+    near_duplicates: Literal["share"] | None = None
 
     @model_validator(mode="after")
     def _consistent_limits(self) -> ScoringConfig:
@@ -340,6 +341,7 @@ class RankingConfig(Section):
     thresholds its relevance reaches.
     """
 
+    duplicates: Literal["keep", "mark", "collapse"] = "keep"
     per_group: int | None = Field(default=None, ge=1)
     depth: int | None = Field(default=None, ge=1)
     label_thresholds: tuple[Share, ...] = (0.25, 0.5, 0.75)
@@ -351,6 +353,13 @@ class RankingConfig(Section):
         if len(self.label_thresholds) > 127:
             raise ValueError("label_thresholds: at most 127, a label is an int8")
         return self
+
+
+class DuplicatesConfig(Section):
+    """What near duplicates are: the least similarity of texts, the largest difference of small images (0 to 255)."""
+
+    text_similarity: float = Field(default=0.7, ge=0.3, le=1)
+    image_difference: float = Field(default=14.0, ge=0, le=64)
 
 
 class AuditConfig(Section):
@@ -401,6 +410,7 @@ class Config(Section):
     model: AnyModel
     scoring: ScoringConfig = ScoringConfig()
     ranking: RankingConfig = RankingConfig()
+    duplicates: DuplicatesConfig = DuplicatesConfig()
     audit: AuditConfig = AuditConfig()
     spark: SparkConfig = SparkConfig()
 

@@ -83,6 +83,9 @@ COMBINED = pa.schema(
 #: The id of what a document is a part or a variant of, such as the manual that a page is of; null or "" for none.
 GROUP_IDS = pa.schema([pa.field("group_id", pa.string())])
 
+#: What a document is a part of: GROUP_IDS, and the cluster of its near duplicates; null where a run has none.
+MEMBERSHIPS = pa.schema([*GROUP_IDS, pa.field("cluster", pa.string())])
+
 REJECTED = pa.schema(
     [
         pa.field("query_id", pa.string()),
@@ -140,6 +143,7 @@ OPTIONAL = frozenset(
         "text_prefix",
         "frames",
         "group_id",
+        "cluster",
         "hash",
         "shared",
     }

@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 from tests.rerank.conftest import Lake
 
 from lakerank.audit import Bounds
+from lakerank.config import DuplicatesConfig
+from lakerank.duplicates.sketch import Likeness
 from lakerank.lake.runs import read_manifest
 from lakerank.lake.storage import Storage
+from lakerank.ranking import Fusion
 from lakerank.rerank.publish import AuditRules
+from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.run import run
 
 TEXTS = st.sampled_from(["same", "other", "long", "too much", "last"])
@@ -59,3 +63,91 @@ def test_each_pair_of_contents_is_scored_once_whatever_the_ids(
     again = run(runner, storage, lake.job("r2", **changes))
     assert again["new"] == len({pair for pair in contents if pair[1] == "too much"})
     assert outcome(lake, "r2") == expected
+
+
+LIKENESS = Likeness(DuplicatesConfig().text_similarity, DuplicatesConfig().image_difference)
+BODY = " ".join(f"word{number}" for number in range(80))
+
+
+def near_lake(folder):
+    """Two copies of a text under other headers, one of which twice; its translation; two texts of their own."""
+    lake = Lake(folder)
+    other = " ".join(f"wort{number}" for number in range(80))
+    texts = [f"first header {BODY}", f"another header {BODY}", other, f"first header {BODY}", "alone", "too much", ""]
+    write(lake, ["query 0", "query 1"], texts, {(q, d) for q in range(2) for d in range(6)})
+    return lake
+
+
+def near_job(lake, run_id, duplicates="keep", share=False, per_group=None, later=(), **changes):
+    rule = RankRule(0.0, (0.5,), None, per_group, duplicates)
+    limits = lake.limits(likeness=LIKENESS, share=share)
+    audit = AuditRules(replace(Bounds(), max_reject_rate=None))
+    return lake.job(run_id, later, limits=limits, rule=rule, audit=audit, **changes)
+
+
+def test_near_duplicates_are_marked_with_the_best_of_their_list_or_left_out(tmp_path, runner, storage):
+    lake = near_lake(tmp_path)
+    assert run(runner, storage, near_job(lake, "kept"))["published"]
+    run(runner, storage, near_job(lake, "marked", "mark"))
+    run(runner, storage, near_job(lake, "collapsed", "collapse"))
+    kept, marked, collapsed = (lake.ranked(name) for name in ("kept", "marked", "collapsed"))
+    assert [{key: row[key] for key in kept[0]} for row in marked] == kept
+    left = []
+    for query in ("q0", "q1"):
+        rows = [row for row in marked if row["query_id"] == query]
+        best, *others = [row["doc_id"] for row in rows if row["doc_id"] in ("d0", "d1", "d3")]
+        assert {row["doc_id"]: row["duplicate_of"] for row in rows if row["duplicate_of"]} == dict.fromkeys(
+            others, best
+        )
+        listed = [row for row in rows if not row["duplicate_of"]]
+        left += [{**{key: row[key] for key in kept[0]}, "rank": rank} for rank, row in enumerate(listed, start=1)]
+    assert collapsed == left
+    counts = read_manifest(storage, str(lake.folder / "out"), "collapsed")["counts"]
+    assert (counts["collapsed"], counts["repeated"], counts["ranked"]) == (4, 4, 6)
+    assert counts["candidates"] == counts["ranked"] + counts["rejected"] + counts["collapsed"]
+
+
+def test_near_duplicates_share_a_score_where_they_are_told_to(tmp_path, runner, storage):
+    lake = near_lake(tmp_path)
+    summary = run(runner, storage, near_job(lake, "shared", "mark", share=True))
+    assert summary["new"] == 2 * 4
+    logits = {(row["query_id"], row["doc_id"]): row["logit"] for row in lake.ranked("shared")}
+    assert all(logits[query, "d0"] == logits[query, "d1"] == logits[query, "d3"] for query in ("q0", "q1"))
+    assert len({logits["q0", document] for document in ("d0", "d2", "d4")}) == 3
+    counts = read_manifest(storage, str(lake.folder / "out"), "shared")["counts"]
+    assert (counts["shared"], counts["near"]) == (4, 2)
+    again = run(runner, storage, near_job(lake, "again", "mark", share=True))
+    assert again["new"] == 2, "what was out of memory"
+
+
+def test_a_cascade_and_an_ensemble_know_duplicates_too(tmp_path, runner, storage):
+    lake = near_lake(tmp_path)
+    first = near_job(lake, "any").stages[0]
+    for name, top in (("cascade", 3), ("ensemble", None)):
+        later = (replace(first, scorer="beef", factory=lake.factory("B"), top=top),)
+        fusion = None if top else Fusion("reciprocal_rank", (0.5, 0.5))
+        job = near_job(lake, name, later=later, fusion=fusion)
+        job = replace(job, rule=replace(job.rule, duplicates="collapse"))
+        assert run(runner, storage, job)["published"]
+        for query in ("q0", "q1"):
+            listed = {row["doc_id"] for row in lake.ranked(name) if row["query_id"] == query}
+            assert len(listed & {"d0", "d1", "d3"}) == 1
+
+
+def test_sketches_are_made_for_new_files_only(tmp_path, runner, storage):
+    lake = near_lake(tmp_path)
+    run(runner, storage, near_job(lake, "one", "mark"))
+    folder = lake.folder / "out/index/sketches"
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    documents = lake.folder / "documents.parquet"
+    table = pq.read_table(documents)
+    documents.rename(lake.folder / "0.parquet")
+    documents.mkdir()
+    (lake.folder / "0.parquet").rename(documents / "0.parquet")
+    run(runner, storage, near_job(lake, "two", "mark"))
+    pq.write_table(table.slice(0, 1).set_column(0, "doc_id", [["d9"]]), documents / "1.parquet")
+    kept = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    run(runner, storage, near_job(lake, "three", "mark"))
+    after = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert before.items() <= kept.items() <= after.items()
+    assert len(after) == len(kept) + 1

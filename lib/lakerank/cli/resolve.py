@@ -27,6 +27,7 @@ from lakerank.config import (
 )
 from lakerank.cost import Calibration
 from lakerank.credentials import without_credentials
+from lakerank.duplicates.sketch import Likeness, require_library
 from lakerank.errors import CheckpointError, ConfigError, LakerankError, RunNotFoundError, SchemaError, StorageError
 from lakerank.lake import DELTA, ICEBERG, absolute
 from lakerank.lake.formats import resolve
@@ -343,7 +344,7 @@ def _stages(config: Config) -> tuple[Stage, ...]:
 
     stages: dict[str, Stage] = {}
     faults = []
-    scoring, bounds = config.scoring, limits(config.scoring)
+    scoring, bounds, likeness = config.scoring, limits(config.scoring), _likeness(config)
     for model in config.rerankers:
         spec = model_spec(model)
         scorer = spec.identify(bounds)
@@ -365,6 +366,8 @@ def _stages(config: Config) -> tuple[Stage, ...]:
                 rows_per_file=config.spark.rows_per_file,
                 readings=scorer.readings,
                 with_group_ids=config.ranking.per_group is not None,
+                likeness=likeness,
+                share=scoring.near_duplicates is not None,
             ),
             top=model.top if isinstance(model, CascadeStageConfig) else None,
             keep=_record(Promise, model.keep) if isinstance(model, CascadeStageConfig) and model.keep else None,
@@ -381,13 +384,22 @@ def _stages(config: Config) -> tuple[Stage, ...]:
     return tuple(part for stage in stages.values() for part in stage.parts)
 
 
+def _likeness(config: Config) -> Likeness | None:
+    """What near duplicates are, where a run asks for them. Raises DependencyError."""
+    if config.ranking.duplicates == "keep" and config.scoring.near_duplicates is None:
+        return None
+    require_library()
+    return Likeness(config.duplicates.text_similarity, config.duplicates.image_difference)
+
+
 def _rule(config: Config, stages: Sequence[Stage]) -> RankRule | FusionRule:
     """How logits become lists: those of one reranker, or those of a cascade or an ensemble combined."""
     from lakerank.rerank.rank.combine import FusionRule
     from lakerank.rerank.rank.write import RankRule
 
     biases, fusion = tuple(stage.logit_bias for stage in stages), None
-    thresholds, kept = config.ranking.label_thresholds, (config.ranking.depth, config.ranking.per_group)
+    ranking = config.ranking
+    thresholds, kept = ranking.label_thresholds, (ranking.depth, ranking.per_group, ranking.duplicates)
     if len(stages) == 1:
         return RankRule(biases[0], thresholds, *kept)
     if isinstance(model := config.model, EnsembleConfig):

@@ -23,8 +23,8 @@ TABLES = ("lake.documents", "lake.queries", "lake.candidates")
 _PLACES = (*TABLES, "lake.qrels", "audit.golden_pairs", "audit.golden_qrels")
 
 #: What a plan and its scores come from, and what a published run's lists do beside those.
-_OF_PLAN = (*TABLES, "lake.columns", "model", "scoring", "spark.rows_per_file")
-_OF_LISTS = (*TABLES, "lake.columns", "ranking", "audit.golden_pairs", "audit.golden_qrels")
+_OF_PLAN = (*TABLES, "lake.columns", "model", "scoring", "duplicates", "ranking.duplicates", "spark.rows_per_file")
+_OF_LISTS = (*TABLES, "lake.columns", "ranking", "duplicates", "audit.golden_pairs", "audit.golden_qrels")
 
 #: Settings of those sections that change no result.
 _HOW = ("device", "host_threads", "device_threads", "calibration", "unit_deadline_s")

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from lakerank.cost import Sizing, input_cost
+from lakerank.duplicates.sketch import SKETCHES, sketches
 from lakerank.fingerprint import content_hash, fingerprint
 from lakerank.lake.blobs import check_unchanged
 from lakerank.lake.images.files import ImageFiles, UnreadableImage, address_hash, read_ahead, row_images
@@ -46,7 +47,7 @@ from lakerank.plan.plan import (
 from lakerank.records import RejectReason
 from lakerank.schemas import CONTENT, DOCUMENTS, GROUP_IDS, QUERIES
 
-TableName = Literal["documents", "queries", "groups"]
+TableName = Literal["documents", "queries", "groups", "sketches"]
 
 #: Where a row's content is.
 LOCATION = [("file", pa.string()), ("row_group", pa.int32()), ("row", pa.int32())]
@@ -119,8 +120,8 @@ class Chunk(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class TableIndex:
     """A table's index, complete. A row's number is its chunk's, then its row in the chunk: numbers rise in the order
-    of the table's files. `places` has each chunk's, by name. `groups` is the index of the same rows' group ids; None
-    where a run needs none."""
+    of the table's files. `places` has each chunk's, by name. `groups` is the index of the same rows' group ids, and
+    `sketches` of their sketches; None where a run needs none."""
 
     storage: Storage
     folder: str
@@ -128,6 +129,7 @@ class TableIndex:
     places: Mapping[str, IndexPlace]
     sizing: Sizing
     groups: TableIndex | None = None
+    sketches: TableIndex | None = None
 
     def by_file(self, chunks: Iterable[int] | None = None) -> list[list[int]]:
         """Numbers of chunks, rising, all by default, by the index file that has them."""
@@ -147,7 +149,7 @@ class TableIndex:
         """
         schema = pa.schema([f for f in INDEX if f.name in columns or ("cost" in columns and f.name in _COST_COLUMNS)])
         for numbers in self.by_file(chunks):
-            rows = self._stored(numbers, schema)
+            rows = self.stored(numbers, schema)
             if "cost" in columns:
                 text, width, height = (rows[n].fill_null(0).to_numpy().astype(np.int64) for n in _COST_COLUMNS[:3])
                 cost = input_cost(text, width, height, self.sizing, image_counts(rows, self.sizing))
@@ -155,11 +157,11 @@ class TableIndex:
             if "group_id" in columns and self.groups is None:
                 rows = rows.append_column("group_id", pa.nulls(rows.num_rows, pa.string()))
             elif "group_id" in columns and self.groups is not None:
-                ids = pa.concat_tables(self.groups._stored(n, GROUP_IDS) for n in self.groups.by_file(numbers))
+                ids = pa.concat_tables(self.groups.stored(n, GROUP_IDS) for n in self.groups.by_file(numbers))
                 rows = rows.append_column("group_id", ids.sort_by("number")["group_id"])
             yield rows.select(columns)
 
-    def _stored(self, chunks: Sequence[int], schema: pa.Schema) -> pa.Table:
+    def stored(self, chunks: Sequence[int], schema: pa.Schema) -> pa.Table:
         """The rows of chunks of one index file, and their numbers."""
         places = [self.places[self.chunks[chunk].index_name] for chunk in chunks]
         whole = read_part(self.storage, join(self.folder, places[0].file), schema)
@@ -201,7 +203,7 @@ def shared_chunks(chunks: Iterable[Chunk], most: int) -> list[list[Chunk]]:
 
 
 def write_index_file(storage: Storage, folder: str, table: TableName, chunks: Sequence[Chunk]) -> int:
-    """Index chunks of documents or queries, or the group ids of some of documents, and return their number of rows.
+    """Index chunks of documents or queries, or the group ids or sketches of documents, and return their number of rows.
 
     Raises:
         ChangedFile: a table file no longer has the version listed: its index would have rows of another version.
@@ -218,6 +220,10 @@ def write_index_file(storage: Storage, folder: str, table: TableName, chunks: Se
 
 
 def _chunk_rows(storage: Storage, table: TableName, chunk: Chunk) -> pa.Table:
+    if table == "sketches":
+        files = ImageFiles(storage, Limits().max_source_bytes)
+        batches = chunk.read(storage, DOCUMENTS, batch_rows=_ROWS_AT_ONCE)
+        return pa.Table.from_batches((sketches(files, batch) for *_, batch in batches), schema=SKETCHES)
     if table != "groups":
         return pa.Table.from_batches(_index_rows(storage, table, chunk), schema=INDEX)
     batches = chunk.read(storage, GROUP_IDS)

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.cost import CostProfile, vision_cost, visual_tokens
+from lakerank.duplicates.clusters import Clusters
 from lakerank.plan.index import INDEX, Chunk, QueryList, TableIndex, chunks_and_rows, image_counts
 from lakerank.plan.lookup import DOCUMENT_SCORES, RESULT, best_scores
 from lakerank.plan.pairs import PAIRS, flat
 from lakerank.plan.plan import with_columns
 from lakerank.plan.units import GROUPS, NOT_LISTED, group_costs, group_starts, structs
-from lakerank.schemas import GROUP_IDS
+from lakerank.schemas import MEMBERSHIPS
 
 #: Ranges that a table is cut into, about: the driver holds a count for each, whatever the table's size.
 DOCUMENT_RANGES = 16_384
@@ -27,7 +28,7 @@ PAIR, SCORE = 0, 1
 SPLIT_RECORDS = {PAIR: PAIRS, SCORE: DOCUMENT_SCORES}
 
 #: A pair that has a score: the query by number, its first-stage rank, and the score as it is in the lake.
-REUSED = pa.schema([("doc_id", pa.string()), *GROUP_IDS, ("query", pa.int32()), ("rank", pa.int32()), *RESULT])
+REUSED = pa.schema([("doc_id", pa.string()), *MEMBERSHIPS, ("query", pa.int32()), ("rank", pa.int32()), *RESULT])
 
 #: What the split reads of documents.
 _INDEXED = [field for field in INDEX if field.name not in ("empty", "instruction")]
@@ -131,12 +132,19 @@ class _Pairs:
         """Whether each row is its content's first document."""
         return ~np.asarray(self.table["later"].to_numpy())
 
-    def doc_ids(self, chosen: Int64, documents: pa.Table) -> pa.Array:
-        """Of some pairs, given the first documents."""
+    def own_or(self, name: str, first: pa.ChunkedArray, chosen: Int64) -> pa.Array:
+        """`doc_id` or `hash` of some pairs, given those of the first documents."""
         rows = self.rows[chosen]
         place = np.cumsum(self.own)[rows] - 1
-        own = documents["id"].combine_chunks().take(pa.array(place))
-        return pc.coalesce(self.table["doc_id"].combine_chunks().take(pa.array(rows)), own)
+        return pc.coalesce(
+            self.table[name].combine_chunks().take(pa.array(rows)), first.combine_chunks().take(pa.array(place))
+        )
+
+    def near(self, first: pa.ChunkedArray) -> int:
+        """How many pairs have another content than the first document, given those of first documents."""
+        own = self.own_or("hash", first, np.arange(len(self.rows)))
+        others = first.combine_chunks().take(pa.array(np.cumsum(self.own)[self.rows] - 1))
+        return pc.sum(pc.not_equal(own, others)).as_py() or 0
 
     def group_ids(self, chosen: Int64) -> pa.Array:
         """Of some pairs."""
@@ -151,6 +159,7 @@ class Splitter:
     queries: QueryList
     max_queries: int
     readings: tuple[CostProfile, ...]
+    clusters: Clusters | None = None
 
     def split(self, pairs: pa.Table, scores: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, int]]:
         """Split PAIRS of a partition by its DOCUMENT_SCORES, the stored scores of its documents.
@@ -173,8 +182,9 @@ class Splitter:
         reused = with_columns(
             stored.take(pa.array(at[every.leader[kept]])),
             REUSED,
-            doc_id=every.doc_ids(kept, documents),
+            doc_id=every.own_or("doc_id", documents["id"], kept),
             group_id=every.group_ids(kept),
+            cluster=self._cluster(every, kept, documents),
             query=pa.array(every.queries[kept].astype(np.int32)),
             rank=pa.array(every.ranks[kept].astype(np.int32)),
         )
@@ -182,7 +192,8 @@ class Splitter:
         groups = self._groups(documents, every, new, tried)
         totals = self._totals(documents, rows[new], queries[new])
         totals |= {"reused": len(every.rows) - totals["new"], "read_bytes": read_bytes}
-        return groups, reused, totals | {"shared": len(every.rows) - len(kept) - totals["new"]}
+        shared = len(every.rows) - len(kept) - totals["new"]
+        return groups, reused, totals | {"shared": shared, "near": every.near(documents["hash"])}
 
     def _documents(self, numbers: Int64, new: Int64) -> tuple[pa.Table, int]:
         """Index rows of documents (D,), and bytes of the row groups that have those at the positions `new`."""
@@ -212,12 +223,40 @@ class Splitter:
             doc_id=grouped["id"],
             doc_hash=grouped["hash"],
             group_id=group_ids.take(pa.array(rows[starts])),
+            cluster=self._of_clusters(grouped["hash"]),
             cost=pa.array(self._costs(documents, rows, queries, starts)),
             queries=pa.ListArray.from_arrays(offsets, pa.array(queries.astype(np.int32))),
             ranks=pa.ListArray.from_arrays(offsets, pa.array(ranks.astype(np.int32))),
             tried=pa.ListArray.from_arrays(offsets, tried),
-            shared=_shared(documents, every, new, starts),
+            shared=self._shared(documents, every, new, starts),
         )
+
+    def _shared(self, documents: pa.Table, every: _Pairs, new: Bools, starts: Int64) -> pa.ListArray:
+        """The pairs of each group, of those that begin at `starts` among new leaders, that get another one's score."""
+        leads = every.leaders[every.leader] == np.arange(len(every.rows))
+        chosen = np.flatnonzero(new[every.leader] & ~(leads & every.own[every.rows]))
+        group = np.searchsorted(starts, np.cumsum(new)[every.leader[chosen]] - 1, side="right")
+        order = np.argsort(group, kind="stable")
+        chosen, group = chosen[order], group[order]
+        columns = {
+            "of": pa.array(every.queries[every.leaders[every.leader[chosen]]].astype(np.int32)),
+            "number": pa.array(every.queries[chosen].astype(np.int32)),
+            "rank": pa.array(every.ranks[chosen].astype(np.int32)),
+            "doc_id": every.own_or("doc_id", documents["id"], chosen),
+            "group_id": every.group_ids(chosen),
+            "cluster": self._cluster(every, chosen, documents),
+            "new": pa.array(leads[chosen]),
+        }
+        return structs(
+            GROUPS.field("shared"), np.searchsorted(group, np.arange(1, len(starts) + 2)).astype(np.int32), columns
+        )
+
+    def _cluster(self, every: _Pairs, chosen: Int64, documents: pa.Table) -> pa.Array:
+        """The clusters of the documents of some pairs."""
+        return self._of_clusters(pa.chunked_array([every.own_or("hash", documents["hash"], chosen)]))
+
+    def _of_clusters(self, hashes: pa.ChunkedArray) -> pa.Array:
+        return pa.nulls(len(hashes), pa.string()) if self.clusters is None else self.clusters.of(hashes)
 
     def _totals(self, documents: pa.Table, rows: Int64, queries: Int64) -> dict[str, int]:
         """Totals of new pairs. `pairwise_cost`: were each document read again for each query."""
@@ -245,26 +284,6 @@ class Splitter:
         width, height = (documents[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height"))
         sizing = self.documents.sizing
         return visual_tokens(width, height, sizing, image_counts(documents, sizing))
-
-
-def _shared(documents: pa.Table, every: _Pairs, new: Bools, starts: Int64) -> pa.ListArray:
-    """The pairs of each group, of those that begin at `starts` among the new leaders, that get another one's score."""
-    leads = every.leaders[every.leader] == np.arange(len(every.rows))
-    chosen = np.flatnonzero(new[every.leader] & ~(leads & every.own[every.rows]))
-    group = np.searchsorted(starts, np.cumsum(new)[every.leader[chosen]] - 1, side="right")
-    order = np.argsort(group, kind="stable")
-    chosen, group = chosen[order], group[order]
-    columns = {
-        "of": pa.array(every.queries[every.leaders[every.leader[chosen]]].astype(np.int32)),
-        "number": pa.array(every.queries[chosen].astype(np.int32)),
-        "rank": pa.array(every.ranks[chosen].astype(np.int32)),
-        "doc_id": every.doc_ids(chosen, documents),
-        "group_id": every.group_ids(chosen),
-        "new": pa.array(leads[chosen]),
-    }
-    return structs(
-        GROUPS.field("shared"), np.searchsorted(group, np.arange(1, len(starts) + 2)).astype(np.int32), columns
-    )
 
 
 def _bytes(rows: pa.Table) -> Int64:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lakerank.cost import CostProfile, Sizing
 from lakerank.credentials import redacted
+from lakerank.duplicates.sketch import Likeness
 from lakerank.errors import RunConflictError, SchemaError, StorageError
 from lakerank.lake.blobs import ChangedFile
 from lakerank.lake.formats import resolve
@@ -60,6 +61,8 @@ class PlanLimits:
     readings: tuple[CostProfile, ...] = (CostProfile(),)
     task_pairs: int = 2**19
     with_group_ids: bool = False  # whether the plan has the documents' group ids
+    likeness: Likeness | None = None  # of near duplicates, whose clusters the plan has
+    share: bool = False  # whether near duplicates share a score
 
     def identity(self) -> dict[str, Any]:
         """The limits that a plan's results depend on: their names and values are part of stored fingerprints."""
@@ -67,6 +70,8 @@ class PlanLimits:
         for sizing in (values["document"], values["query"]):
             if not sizing["all_frames"]:
                 del sizing["all_frames"]  # limits of earlier plans had none
+        if self.likeness is None:
+            del values["likeness"], values["share"]
         return values
 
 
@@ -75,6 +80,7 @@ class Plan:
     """The content of plan.json. Counts are of distinct pairs, costs in tokens.
 
     `shared`: of the reused pairs those that get the score of a new one, whose contents are the same.
+    `near`: of the reused pairs those that get the score of a near duplicate.
     `dropped`: candidates of the last published run that are no longer listed; `dropped_from`: its `run_id` and number
     of `candidates`, None where they are not known. `cost`, `patches`, `fetch_bytes` (text and images of the documents,
     as they are stored) and `read_bytes` (of the row groups they are in) are of the new pairs. `bits`: pairs are in
@@ -111,6 +117,7 @@ class Plan:
     id_types: Mapping[str, str] = field(default_factory=dict)
     instructed: int = 0
     shared: int = 0
+    near: int = 0
 
     @property
     def units(self) -> int:

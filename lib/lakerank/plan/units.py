@@ -19,13 +19,13 @@ from lakerank.lake.storage import Storage, join
 from lakerank.plan.index import LOCATION, QueryList
 from lakerank.plan.pairs import LISTS
 from lakerank.plan.plan import part_name, read_part, with_columns
-from lakerank.schemas import GROUP_IDS
+from lakerank.schemas import MEMBERSHIPS
 
-_DOCUMENT = [("doc_id", pa.string()), ("doc_hash", pa.string()), *GROUP_IDS, *LOCATION]
+_DOCUMENT = [("doc_id", pa.string()), ("doc_hash", pa.string()), *MEMBERSHIPS, *LOCATION]
 
 #: A pair that gets the score of another pair of its group, `of` that pair's query: both have the same contents. `new`:
 #: it counts as the one that was scored, since that one is no candidate.
-_SHARED = [("of", pa.int32()), ("number", pa.int32()), ("rank", pa.int32()), ("doc_id", pa.string()), *GROUP_IDS]
+_SHARED = [("of", pa.int32()), ("number", pa.int32()), ("rank", pa.int32()), ("doc_id", pa.string()), *MEMBERSHIPS]
 _SHARED += [("new", pa.bool_())]
 
 #: A document and at most so many of its queries, by number: what units are cut from. `tried` names the unit that a

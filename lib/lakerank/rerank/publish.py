@@ -86,16 +86,15 @@ def rank_and_publish(
 
 def _rank(runner: Runner, storage: Storage, run: ScoredRun, golden: Mapping[tuple[str, str], float]) -> Ranked:
     paths, plan, several = run.stages[0].paths, run.stages[0].plan, len(run.stages) > 1
-    kept = run.rule.depth, run.rule.per_group
+    kept = run.rule.depth, run.rule.per_group, run.rule.duplicates
     folders = ListFolders(storage, paths.ranked, paths.rejected, *kept, plan.id_types, frozenset(golden))
     stages = [stage.results(storage) for stage in run.stages]
     report = write_lists(runner, stages, ranked_files(storage, paths, plan), run.rule, folders)
     ranked, rejected = (report.filter(pc.equal(report["table"], table)) for table in ("ranked", "rejected"))
-    rows, beyond_depth, beyond_group, new, queries, listed, truncated = (
-        pc.sum(ranked[name]).as_py()
-        for name in ("rows", "beyond_depth", "beyond_group", "new", "queries", "queries_listed", "truncated")
-    )
-    scored = rows + beyond_depth + beyond_group
+    names = ["rows", "beyond_depth", "beyond_group", "collapsed", "new", "queries", "queries_listed", "truncated"]
+    sums = (pc.sum(ranked[name]).as_py() for name in names)
+    rows, beyond_depth, beyond_group, collapsed, new, queries, listed, truncated = sums
+    scored = rows + beyond_depth + beyond_group + collapsed
     rejects = pc.sum(rejected["rows"]).as_py()
     by_stage: list[Counter[str]] = [Counter() for _ in run.stages] if several else []
     for row in chain.from_iterable(ranked["stages"].to_pylist()):
@@ -114,6 +113,8 @@ def _rank(runner: Runner, storage: Storage, run: ScoredRun, golden: Mapping[tupl
         queries=listed,
         unranked_queries=listed - queries,
         truncated=truncated,
+        repeated=None if run.rule.duplicates == "keep" else pc.sum(ranked["repeated"]).as_py(),
+        collapsed=collapsed,
         histogram=tuple(map(sum, zip(*ranked["histogram"].to_pylist(), strict=True))),
     )
     logits = chain.from_iterable(ranked["golden"].to_pylist())
@@ -194,7 +195,8 @@ def _last_run(manifest: Mapping[str, Any], comparison: Comparison, depth: int) -
     """How far the tops of the lists have moved since the run of a manifest."""
     counts, histogram = manifest["counts"], tuple(manifest["histogram"])
     # Manifests of earlier versions count only logits within the depth.
-    whole = sum(histogram) == counts["ranked"] + counts["beyond_depth"] + counts.get("beyond_group", 0)
+    within = counts["ranked"] + counts["beyond_depth"]
+    whole = sum(histogram) == counts.get("beyond_group", 0) + counts.get("collapsed", 0) + within
     logits = histogram if whole else None
     return LastRun(manifest["run_id"], logits, comparison.queries, comparison.shared, comparison.churn, depth)
 

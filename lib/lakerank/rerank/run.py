@@ -319,7 +319,17 @@ def _outcome(
     """What the run has become. `published`: the pointer names it. `superseded_by`: the run that it names instead, where
     this one is complete and that one was published after it. `current`: the run that readers see."""
     counts = manifest["counts"]
-    names = ("candidates", "scored", "reused", "rejected", "ranked", "beyond_depth", "beyond_group", "truncated")
+    names = (
+        "candidates",
+        "scored",
+        "reused",
+        "rejected",
+        "ranked",
+        "beyond_depth",
+        "beyond_group",
+        "collapsed",
+        "truncated",
+    )
     failed = [check["name"] for check in manifest["audit"] if check["passed"] is False]
     published = publication is not None and publication.published
     current = (

@@ -168,6 +168,7 @@ def manifest_of(storage: Storage, run: ScoredRun, ranked: Ranked, audited: Audit
             "reused": ranked.reused,
             "duplicates": plan.duplicates,
             "shared": plan.shared,
+            "near": plan.near,
         },
         "labels": ranked.labels,
         "warnings": warnings,

@@ -399,11 +399,28 @@ def small_jpeg(data: bytes, side: int) -> bytes | None:
     """A JPEG of at most side² pixels, for people; None when the image is bad or over SHOWN_LIMITS."""
     buffer = io.BytesIO()
     try:
-        image = open_header(data, SHOWN_LIMITS)
-        image.draft("RGB", (2 * side, 2 * side))  # only JPEG can be decoded at a reduced size
-        small = to_rgb(_decoded(image, data))
+        small = _drawn(data, 2 * side, SHOWN_LIMITS)
         small.thumbnail((side, side), Image.Resampling.LANCZOS)
         small.save(buffer, format="JPEG", quality=85)
     except Exception:  # a damaged file makes decoders raise anything, and what is shown must not depend on it
         return None
     return buffer.getvalue()
+
+
+def small_image(data: bytes, side: int, limits: Limits) -> bytes | None:
+    """An image's means in side × side cells, as bytes of RGB; None when it is bad, over the limits or has frames."""
+    try:
+        if count_frames(data) > 1:
+            return None
+        return _drawn(data, 8 * side, limits).resize((side, side), Image.Resampling.BOX).tobytes()
+    except Exception:  # a damaged file makes decoders raise anything; it is rejected where it is scored
+        return None
+
+
+def _drawn(data: bytes, side: int, limits: Limits) -> Image.Image:
+    """An image as RGB; a JPEG at the least reduced size that has `side` pixels a side."""
+    image = open_header(data, limits)
+    source = image.size
+    image.draft("RGB", (side, side))  # only JPEG can be decoded at a reduced size
+    with DECODING.hold(_decoding_bytes(image, source)):
+        return to_rgb(_decoded(image, data))

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from lakerank.cost import Sizing
+from lakerank.duplicates.clusters import Clusters
 from lakerank.errors import RunConflictError
 from lakerank.fingerprint import fingerprint
 from lakerank.lake import absolute
@@ -41,6 +43,7 @@ from lakerank.plan.plan import (
     write_sources,
 )
 from lakerank.plan.units import GroupFiles
+from lakerank.rerank.plan.clusters import Clustering
 from lakerank.rerank.plan.steps import (
     Contents,
     Join,
@@ -65,7 +68,17 @@ BUCKETS_A_FILE = 32
 MIN_BUCKETS, MAX_BUCKETS = 1024, 65_536
 
 _OF_CANDIDATES = ("candidates", "duplicates", "rejected", "documents")
-_OF_NEW_PAIRS = ("new", "reused", "shared", "new_documents", "pairwise_cost", "patches", "fetch_bytes", "read_bytes")
+_OF_NEW_PAIRS = (
+    "new",
+    "reused",
+    "shared",
+    "near",
+    "new_documents",
+    "pairwise_cost",
+    "patches",
+    "fetch_bytes",
+    "read_bytes",
+)
 _IDS = pa.schema([("query_id", pa.string())])
 
 
@@ -189,11 +202,22 @@ class PlanBuilder:
     def index(self, table: TableName, files: Sequence[Fragment]) -> TableIndex:
         """The index of `documents` or `queries`, with costs and group ids by this plan's limits."""
         sizing = self.limits.document if table == "documents" else self.limits.query
-        index = table_index(self.runner, self.storage, self.paths.output, table, files, sizing)
-        if table == "queries" or not self.limits.with_group_ids:
-            return index
-        groups = table_index(self.runner, self.storage, self.paths.output, "groups", files, sizing)
-        return replace(index, groups=groups)
+        index = self._index(table, files, sizing)
+        if table == "documents" and self.limits.with_group_ids:
+            index = replace(index, groups=self._index("groups", files, sizing))
+        if table == "documents" and self.limits.likeness is not None:
+            index = replace(index, sketches=self._index("sketches", files, sizing))
+        return index
+
+    def _index(self, table: TableName, files: Sequence[Fragment], sizing: Sizing) -> TableIndex:
+        return table_index(self.runner, self.storage, self.paths.output, table, files, sizing)
+
+    def _clusters(self, documents: TableIndex) -> Clusters | None:
+        if documents.sketches is None or (likeness := self.limits.likeness) is None:
+            return None
+        found = join(self.folder, "clusters")
+        clustering = Clustering(self.storage, self.paths.output, documents, documents.sketches, likeness, found)
+        return clustering.ensure(self.runner)
 
     def split(
         self, scorer: str, documents: TableIndex, queries: QueryList, pairs: Counts, bits: int, pairs_in: str = ""
@@ -207,9 +231,11 @@ class PlanBuilder:
         sizes = pairs.get("range", {})
         edges = even_edges(sizes, self._tasks(sum(sizes.values())))
         partitions = Partitions(document_ranges(documents.chunks), edges)
-        splitter = Splitter(documents, queries, self.limits.max_queries_per_group, self.limits.readings)
+        clusters = self._clusters(documents)
+        splitter = Splitter(documents, queries, self.limits.max_queries_per_group, self.limits.readings, clusters)
         scores = score_index(self.runner, ScoreIndex(self.storage, self.paths.output, scorer))
-        contents = Contents(self.storage, pairs_in or self.folder, self.folder, bits)
+        sharing = clusters if self.limits.share else None
+        contents = Contents(self.storage, pairs_in or self.folder, self.folder, bits, sharing)
         contents.find_repeated(self.runner)
         records = [pair_records(self.runner, contents, partitions)]
         if scores.names:

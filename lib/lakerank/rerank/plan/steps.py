@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.cost import Sizing
+from lakerank.duplicates.clusters import Clusters
 from lakerank.lake.scores import UNITS, write_unit_list
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, index_places, parquet_bytes
@@ -186,12 +187,17 @@ def score_index(runner: Runner, index: ScoreIndex) -> ScoreIndex:
 @dataclass(frozen=True, slots=True)
 class Contents:
     """The `pairs/` of a plan folder, in 2^bits parts by document id, and where an attempt lists documents whose content
-    an earlier document has: its folder's `repeated/`."""
+    an earlier document has: its folder's `repeated/`. With `clusters` near duplicates count as one content."""
 
     storage: Storage
     pairs_in: str
     folder: str
     bits: int = 0
+    clusters: Clusters | None = None
+
+    def keyed(self, hashes: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+        """What contents (N,) are told apart by."""
+        return hashes if self.clusters is None else self.clusters.of(hashes)
 
     @property
     def names(self) -> list[str]:
@@ -203,7 +209,8 @@ class Contents:
 
         def read(name: str) -> Iterator[pa.RecordBatch]:
             rows = read_part(self.storage, join(self.pairs_in, "pairs", name), _DOCUMENTS)
-            rows = rows.filter(pc.is_valid(rows["hash"])).rename_columns(_REPEATABLE.names)
+            rows = rows.filter(pc.is_valid(rows["hash"]))
+            rows = rows.set_column(0, "doc_hash", self.keyed(rows["hash"])).rename_columns(_REPEATABLE.names)
             yield from pack(_CONTENT, hash_parts(rows["doc_hash"], self.bits), rows)
 
         return runner.scatter(self.names, read, BATCHES)
@@ -245,6 +252,7 @@ def score_records(
 
     def read_scores(name: str) -> Iterator[pa.RecordBatch]:
         rows = scores.read(name, queries)
+        rows = rows.set_column(0, "doc_hash", contents.keyed(rows["doc_hash"]))
         yield from pack(_CONTENT_SCORE, hash_parts(rows["doc_hash"], bits), rows)
 
     def match(_: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:

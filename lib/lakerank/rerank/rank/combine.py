@@ -20,8 +20,8 @@ from lakerank.ranking import (
     ranks,
     relevance,
 )
-from lakerank.rerank.rank.write import SCORED, FileLists, first_stage_ranks
-from lakerank.schemas import COMBINED, GROUP_IDS, REJECTED
+from lakerank.rerank.rank.write import SCORED, Duplicates, FileLists, first_stage_ranks
+from lakerank.schemas import COMBINED, MEMBERSHIPS, REJECTED
 
 #: A stage's result for a pair: SCORED, or without `logit` why it could not be scored. Stages count from 1.
 STAGE_RESULTS = pa.schema([*SCORED, ("stage", pa.int8()), ("reason", pa.string()), ("detail", pa.string())])
@@ -40,6 +40,7 @@ class FusionRule:
     thresholds: tuple[float, ...]
     depth: int | None
     per_group: int | None = None
+    duplicates: Duplicates = "keep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def _pairs(results: pa.Table, stages: int) -> _Pairs:
 
 
 def _ranked(results: pa.Table, pairs: _Pairs, ids: tuple[int, pa.Array], rule: FusionRule) -> pa.Table:
-    """Pairs that some stage scored, as COMBINED and GROUP_IDS, in order."""
+    """Pairs that some stage scored, as COMBINED and MEMBERSHIPS, in order."""
     first, names = ids
     scorers = zip(pairs.logits, rule.logit_biases, strict=True)
     relevances = np.stack([relevance(logits, bias) for logits, bias in scorers])
@@ -131,9 +132,9 @@ def _ranked(results: pa.Table, pairs: _Pairs, ids: tuple[int, pa.Array], rule: F
         "truncated": pa.array(truncated[order]),
         "scored_by": _scored_by(pairs.logits),
         "reason": results["reason"].combine_chunks().take(pa.array(pairs.refused, mask=pairs.refused < 0)),
-        "group_id": rows["group_id"],
+        **{name: rows[name] for name in MEMBERSHIPS.names},
     }
-    schema = pa.schema([*COMBINED, *GROUP_IDS])
+    schema = pa.schema([*COMBINED, *MEMBERSHIPS])
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 

@@ -22,7 +22,7 @@ from lakerank.plan.units import NOT_LISTED, UNIT_GROUPS
 from lakerank.rerank.rank.combine import STAGE_RESULTS, FusionRule, combine
 from lakerank.rerank.rank.write import FILE_REPORT, SCORED, ListFolders, RankRule, rank_pairs, write_file
 from lakerank.runner import BATCHES, Rows, Runner, Work, pack
-from lakerank.schemas import RANKED, REJECTED
+from lakerank.schemas import MEMBERSHIPS, RANKED, REJECTED
 
 SCORED_KIND, _REJECTED_KIND, _RESULT_KIND = 0, 1, 2
 _REJECTED = pa.schema([field.with_nullable(True) for field in REJECTED])
@@ -148,8 +148,8 @@ def align(unit: pa.Table, scores: pa.Table) -> pa.Table:
     truncated = pc.or_kleene(scores["query_truncated"], scores["document_truncated"])
     arrays = [queries.field("number").take(pair), scores["doc_id"], queries.field("rank").take(pair), scores["logit"]]
     new = pa.array(np.ones(scores.num_rows, bool))
-    group_ids = unit["group_id"].combine_chunks().take(pa.array(rows)).take(pair)
-    table = pa.Table.from_arrays([*arrays, truncated.fill_null(False), new, group_ids], schema=SCORED)
+    of_rows = unit.select(MEMBERSHIPS.names).take(pa.array(rows).take(pair)).combine_chunks().columns
+    table = pa.Table.from_arrays([*arrays, truncated.fill_null(False), new, *of_rows], schema=SCORED)
     for name in ("reason", "detail", "query_id"):
         table = table.append_column(name, scores[name])
     listed = table.filter(pc.not_equal(table["rank"], NOT_LISTED))
@@ -169,7 +169,7 @@ def _sharing(unit: pa.Table, results: pa.Table, rows: Int64) -> pa.Table:
     at = np.minimum(np.searchsorted(keys[order], wanted), max(0, len(keys) - 1))
     has = pa.array(keys[order][at] == wanted if len(keys) else np.zeros(len(wanted), bool))
     shared = shared.filter(has)
-    own = {"query": "number"} | {name: name for name in ("doc_id", "rank", "new", "group_id", "query_id")}
+    own = {"query": "number"} | {name: name for name in ("doc_id", "rank", "new", *MEMBERSHIPS.names, "query_id")}
     table = results.take(pa.array(order[at]).filter(has) if len(keys) else pa.array([], pa.int64()))
     return with_columns(table, results.schema, **{name: shared.field(field) for name, field in own.items()})
 

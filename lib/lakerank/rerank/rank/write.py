@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,12 @@ from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
 from lakerank.plan.plan import part_name
 from lakerank.ranking import best_of_groups, labels, log_odds, ranks, relevance
-from lakerank.schemas import GROUP_IDS, NO_RANK, RANKED, REJECTED
+from lakerank.schemas import MEMBERSHIPS, NO_RANK, RANKED, REJECTED
 
 #: A scored pair: the query by number, the first-stage rank, whether this run scored it, and the document's group id.
 SCORED = pa.schema([
     ("query", pa.int32()), ("doc_id", pa.string()), ("rank", pa.int32()), ("logit", pa.float32()),
-    ("truncated", pa.bool_()), ("new", pa.bool_()), *GROUP_IDS,
+    ("truncated", pa.bool_()), ("new", pa.bool_()), *MEMBERSHIPS,
 ])  # fmt: skip
 
 #: One row a written file. `queries_listed` counts the queries that have candidates in it, ranked or not; `new` the
@@ -31,7 +31,8 @@ SCORED = pa.schema([
 FILE_REPORT = pa.schema([
     ("table", pa.string()), ("file", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()),
     ("queries", pa.int64()), ("queries_listed", pa.int64()), ("new", pa.int64()), ("beyond_depth", pa.int64()),
-    ("beyond_group", pa.int64()), ("truncated", pa.int64()), ("histogram", pa.list_(pa.int64())),
+    ("beyond_group", pa.int64()), ("collapsed", pa.int64()), ("repeated", pa.int64()), ("truncated", pa.int64()),
+    ("histogram", pa.list_(pa.int64())),
     ("values", pa.list_(pa.struct([("value", pa.string()), ("count", pa.int64())]))),
     ("stages", pa.list_(pa.struct([("stage", pa.int8()), ("reason", pa.string()), ("count", pa.int64())]))),
     ("golden", pa.list_(pa.struct([("query_id", pa.string()), ("doc_id", pa.string()), ("logit", pa.float32())]))),
@@ -42,6 +43,9 @@ ROW_GROUP_ROWS = 50_000
 
 Int64 = npt.NDArray[np.int64]
 
+#: What becomes of a list's documents that are near duplicates of a better one: nothing, `duplicate_of`, left out.
+Duplicates = Literal["keep", "mark", "collapse"]
+
 
 @dataclass(frozen=True, slots=True)
 class RankRule:
@@ -51,6 +55,7 @@ class RankRule:
     thresholds: tuple[float, ...]
     depth: int | None
     per_group: int | None = None
+    duplicates: Duplicates = "keep"
 
 
 def rank_order(query: Int64, logit: npt.NDArray[np.float32], doc_id: pa.Array) -> Int64:
@@ -70,7 +75,7 @@ def rank_order(query: Int64, logit: npt.NDArray[np.float32], doc_id: pa.Array) -
 
 @dataclass(frozen=True, slots=True)
 class FileLists:
-    """All of a file's scored pairs in order, as RANKED or COMBINED, and GROUP_IDS; `new` were scored by this run.
+    """All of a file's scored pairs in order, as RANKED or COMBINED, and MEMBERSHIPS; `new` were scored by this run.
 
     `fused`: their `logit` is a fused score, which no histogram of logits is made of. `stages` counts the results of
     each stage of a cascade or an ensemble, as FILE_REPORT has them.
@@ -84,14 +89,15 @@ class FileLists:
 
 @dataclass(frozen=True, slots=True)
 class ListFolders:
-    """Where lists are written, down to which rank, with how many documents of a group, with ids of which types, and
-    the pairs whose logits the report gives."""
+    """Where lists are written, down to which rank, with how many documents of a group, what becomes of duplicates,
+    with ids of which types, and the pairs whose logits the report gives."""
 
     storage: Storage
     ranked: str
     rejected: str
     depth: int | None
     per_group: int | None
+    duplicates: Duplicates
     id_types: Mapping[str, str]
     golden: frozenset[tuple[str, str]] = frozenset()
 
@@ -115,7 +121,7 @@ def rank_pairs(scored: pa.Table, ids: tuple[int, pa.Array], rule: RankRule) -> F
         "label": pa.array(labels(relevances, rule.thresholds)),
         "first_stage_rank": first_stage_ranks(rows["rank"]),
     }
-    schema = pa.schema([*RANKED, *GROUP_IDS])
+    schema = pa.schema([*RANKED, *MEMBERSHIPS])
     arrays = [columns[name] if name in columns else rows[name] for name in schema.names]
     return FileLists(pa.Table.from_arrays(arrays, schema=schema), pc.sum(scored["new"]).as_py() or 0)
 
@@ -128,7 +134,8 @@ def first_stage_ranks(ranks_there: pa.ChunkedArray) -> pa.ChunkedArray:
 def write_file(folders: ListFolders, number: int, lists: FileLists, rejects: pa.Table) -> Iterator[pa.RecordBatch]:
     """One file in each folder; yields one row of FILE_REPORT each."""
     table, depth = lists.rows, folders.depth
-    kept = _best_of_groups(table, folders.per_group)
+    marked, repeated = _without_duplicates(table, folders.duplicates)
+    kept = _best_of_groups(marked, "group_id", folders.per_group)
     within = kept if depth is None else kept.filter(pc.less_equal(kept["rank"], depth))
     rejects = rejects.sort_by([("query_id", "ascending"), ("doc_id", "ascending")]).cast(REJECTED)
     sizes = []
@@ -142,7 +149,9 @@ def write_file(folders: ListFolders, number: int, lists: FileLists, rejects: pa.
         "queries_listed": len(pc.unique(ids).drop_null()),
         "new": lists.new,
         "beyond_depth": kept.num_rows - within.num_rows,
-        "beyond_group": table.num_rows - kept.num_rows,
+        "beyond_group": marked.num_rows - kept.num_rows,
+        "collapsed": table.num_rows - marked.num_rows,
+        "repeated": repeated,
         "truncated": pc.sum(within["truncated"]).as_py() or 0,
         "histogram": _histogram(logits),
         "golden": _logits_of(table, folders.golden),
@@ -152,13 +161,37 @@ def write_file(folders: ListFolders, number: int, lists: FileLists, rejects: pa.
     yield _report("rejected", number, rejects, "reason", {"bytes": sizes[1]})
 
 
-def _best_of_groups(table: pa.Table, most: int | None) -> pa.Table:
-    """The first `most` pairs of each group in each list, ranked anew; without group ids where nothing is left out."""
+def _without_duplicates(table: pa.Table, duplicates: Duplicates) -> tuple[pa.Table, int]:
+    """A file's lists without duplicates, or with `duplicate_of`; and how many of their rows are such."""
+    queries, clusters = (_numbers(table[name]) for name in ("query_id", "cluster"))
+    first = best_of_groups(queries, clusters, 1)
+    repeated = int((~first).sum())
+    if duplicates == "collapse":
+        return _best_of_groups(table, "cluster", 1), repeated
+    marked = table.drop_columns("cluster")
+    if duplicates == "mark":
+        order = np.lexsort((clusters, queries))  # stable: the best of a cluster comes first
+        best = np.empty(len(order), np.int64)
+        best[order] = order[np.maximum.accumulate(np.where(first[order], np.arange(len(order)), 0))]
+        ids = table["doc_id"].combine_chunks().take(pa.array(best, mask=first))
+        marked = marked.append_column("duplicate_of", ids)
+    return marked, repeated
+
+
+def _numbers(column: pa.ChunkedArray) -> Int64:
+    return np.asarray(column.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy(), dtype=np.int64)
+
+
+def _best_of_groups(table: pa.Table, name: str, most: int | None) -> pa.Table:
+    """The first `most` pairs of each group in each list, ranked anew; without group ids where nothing is left out.
+
+    `name`: the column of groups; that of clusters is dropped in any case.
+    """
     if most is None:
-        return table.drop_columns(GROUP_IDS.names)
-    columns = (table[name].combine_chunks() for name in ("query_id", "group_id"))
-    queries, groups = (column.dictionary_encode().indices.fill_null(-1).to_numpy() for column in columns)
+        return table.drop_columns(name)
+    queries, groups = (_numbers(table[column]) for column in ("query_id", name))
     kept = best_of_groups(queries, groups, most)
+    table = table.drop_columns("cluster") if name == "cluster" else table
     rank = pa.array(ranks(np.diff(queries[kept], prepend=-1) != 0))
     return table.filter(pa.array(kept)).set_column(table.column_names.index("rank"), table.schema.field("rank"), rank)
 

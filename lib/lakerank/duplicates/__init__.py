@@ -1,0 +1,1 @@
+"""Near duplicates: sketches of documents, buckets of candidates, and clusters by content."""
