@@ -113,7 +113,7 @@ def test_settings_that_an_earlier_version_did_not_have_do_not_differ(tmp_path: P
     old = {**now, "ranking": {"label_thresholds": [0.25, 0.5, 0.75]}, "gone": {"with": "it"}}
     Storage().replace(paths.config, yaml.safe_dump(old).encode())
     check_settings(Storage(), paths, config("ranking.depth=5"), published=True)
-    assert changed_settings(old, now, complete=True).keys() == {"gone.with"}
+    assert changed_settings(old, now, complete=True).keys() == {"gone.with", "ranking.duplicates"}
 
 
 def test_each_model_of_a_cascade_is_compared() -> None:
