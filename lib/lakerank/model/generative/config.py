@@ -83,15 +83,8 @@ class ChatPrompt:
 
 
 def _fingerprint_parts(template: Template) -> dict[str, Any]:
-    names = {
-        "before": "before",
-        "lead": "prefix",
-        "trail": "suffix",
-        "after": "after",
-        "text": "text",
-        "image": "image",
-    }
-    return {name: getattr(template, field) for name, field in names.items()}
+    around = {"before": template.before, "lead": template.prefix, "trail": template.suffix, "after": template.after}
+    return {**around, "text": template.text, "image": template.image}
 
 
 #: lightonai/MonoQwen2-VL-v0.1: Qwen2-VL's chat template with its default system prompt, the page image first, then the
