@@ -87,14 +87,14 @@ def test_an_instruction_is_where_the_prompt_has_it(checkpoint: tuple[Path, Any],
     folder, network = checkpoint
     loop, own = PublishedKalmLoop(folder, network), "(Find) the\n\nsame:  thing"
     expected = loop.score(PAIRS, instruction=own).numpy()
-    groups = groups_of()
-    asked = [
-        replace(group, queries=tuple(replace(query, instruction=own) for query in group.queries)) for group in groups
-    ]
-    logits = {
-        (one.query_id, one.doc_id): one.logit for one in reranker.score_groups(asked) if isinstance(one, ScoredPair)
-    }
-    assert np.abs([logits[pair] for pair in PAIRS] - expected).max() < 1e-4
+    said = {"with": own, "without": None}
+    queries = [Query(f"{how} {query}", query, instruction=said[how]) for query in QUERIES for how in said]
+    asked = [replace(group, queries=tuple(queries)) for group in groups_of()]
+    results = [*reranker.score_groups(asked)]
+    logits = {(one.query_id, one.doc_id): one.logit for one in results if isinstance(one, ScoredPair)}
+    for how, loops in (("with", expected), ("without", loop.score(PAIRS).numpy())):
+        ours = [logits[f"{how} {query}", document] for query, document in PAIRS]
+        assert np.abs(np.array(ours) - loops).max() < 1e-4
     assert np.abs(loop.score(PAIRS).numpy() - expected).max() > 0.01
     of_model = load_reranker(folder, device="cpu", dtype="float32", instruction="Find it.").score(PAIRS)
     assert np.abs(of_model - loop.score(PAIRS, instruction="Find it.").numpy()).max() < 1e-4
