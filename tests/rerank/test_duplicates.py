@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -11,13 +17,19 @@ from tests.rerank.conftest import Lake
 
 from lakerank.audit import Bounds
 from lakerank.config import DuplicatesConfig
-from lakerank.duplicates.sketch import Likeness
+from lakerank.duplicates.clusters import EDGES, both_ways, contracted
+from lakerank.duplicates.sketch import BUCKETS, Likeness, bucket_pairs
+from lakerank.evaluation.inputs import LakeTables, find_inputs
+from lakerank.evaluation.job import evaluate_run
 from lakerank.lake.runs import read_manifest
 from lakerank.lake.storage import Storage
 from lakerank.ranking import Fusion
 from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.run import run
+
+sys.path.append(str(Path(__file__).parents[1] / "scale"))
+import duplicates as scale
 
 TEXTS = st.sampled_from(["same", "other", "long", "too much", "last"])
 PAIRS = st.sets(st.tuples(st.integers(0, 3), st.integers(0, 7)), min_size=1)
@@ -151,3 +163,67 @@ def test_sketches_are_made_for_new_files_only(tmp_path, runner, storage):
     after = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert before.items() <= kept.items() <= after.items()
     assert len(after) == len(kept) + 1
+
+
+def test_the_report_says_how_much_is_repetition_and_shows_it(tmp_path, runner, storage):
+    lake = near_lake(tmp_path)
+    qrels = pa.table({"query_id": ["q0", "q1"], "doc_id": ["d0", "d4"], "relevance": pa.array([1, 1], pa.int32())})
+    pq.write_table(qrels, lake.folder / "qrels.parquet")
+    tables = LakeTables(
+        *(str(lake.folder / f"{name}.parquet") for name in ("documents", "queries", "candidates", "qrels"))
+    )
+    shown = {}
+    for mode in ("keep", "mark", "collapse"):
+        job = near_job(lake, mode, mode)
+        run(runner, storage, job)
+        evaluated = evaluate_run(runner, storage, find_inputs(storage, tables, job.paths))
+        figures = json.loads(Path(evaluated.figures).read_text())["repetition"]
+        shown[mode] = figures, Path(evaluated.report).read_text()
+    figures, page = shown["mark"]
+    assert {name: figures[name] for name in ("pairs", "repeated", "lists", "lists_with_some")} == {
+        "pairs": 10, "repeated": 4, "lists": 2, "lists_with_some": 2,
+    }  # fmt: skip
+    assert figures["mean_share"] == figures["top_share"] == figures["share"] == 0.4
+    assert [sorted(cluster) for cluster in figures["clusters"]] == [["d0", "d1", "d3"]]
+    assert ("4 of 10 pairs (40.00%)" in page, "another header word0" in page) == (True, True)
+    figures, page = shown["collapse"]
+    assert (figures["repeated"], figures["pairs"], "left out" in page) == (4, 10, True)
+    figures, page = shown["keep"]
+    assert (figures, 'id="repetition"' in page) == (None, False)
+
+
+@given(st.lists(st.tuples(st.integers(0, 14), st.integers(0, 14)), max_size=20))
+def test_edges_are_contracted_to_stars_around_the_least(edges):
+    names = [f"{number:02}" for number in range(15)]
+    table = pa.Table.from_pylist([{"one": names[a], "other": names[b]} for a, b in edges if a != b], schema=EDGES)
+    rows, unsettled = both_ways(table), 1
+    for _ in range(12):
+        tied, unsettled = contracted(rows)
+        if not unsettled:
+            break
+        rows = both_ways(tied)
+    assert not unsettled
+    least = list(range(15))
+    for _ in edges:
+        for a, b in edges:
+            least[a] = least[b] = min(least[a], least[b])
+    assert dict(zip(*tied.to_pydict().values(), strict=True)) == {
+        names[number]: names[first] for number, first in enumerate(least) if number != first
+    }
+
+
+def test_a_hundred_thousand_alike_make_no_more_than_two_comparisons_each():
+    count = 100_000
+    columns = [np.zeros(count, np.uint64), np.arange(count, dtype=np.uint64), np.arange(count)]
+    one, other = bucket_pairs(pa.Table.from_arrays([pa.array(column) for column in columns], schema=BUCKETS))
+    assert (len(one) < 2 * count, set(other.tolist()) == set(range(1, count))) == (True, True)
+    equal = pa.Table.from_arrays([pa.array(columns[0]), pa.array(columns[0]), pa.array(columns[2])], schema=BUCKETS)
+    assert not len(bucket_pairs(equal)[0])
+
+
+def test_planted_duplicates_are_found_at_the_defaults_and_no_others(tmp_path, runner):
+    groups = scale.planted(seed=5, of_kind=6)
+    scale.write(tmp_path / "documents.parquet", [{"doc_id": str(at), **row} for at, row in enumerate(chain(*groups))])
+    clusters, hashes = scale.clusters_of(runner, tmp_path, tmp_path / "documents.parquet")
+    figures = scale.score(groups, clusters.of(pa.chunked_array([hashes])).to_pylist())
+    assert min(figures["precision"], figures["recall"]) >= 0.95, figures

@@ -1,6 +1,7 @@
 """Planted near duplicates: precision and recall of the clusters at the defaults; and seconds and memory for many texts.
 
 python tests/scale/duplicates.py planted
+python tests/scale/duplicates.py demo
 python tests/scale/duplicates.py texts --count 1000000 --runner spark
 """
 
@@ -22,9 +23,8 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lib"))
 
-from plan_scale import PeakMemory
-
-from lakerank.config import DuplicatesConfig
+from lakerank.cli.resolve import rerank_job
+from lakerank.config import DuplicatesConfig, load_config
 from lakerank.cost import Sizing
 from lakerank.duplicates.clusters import Clusters
 from lakerank.duplicates.sketch import Likeness
@@ -32,6 +32,7 @@ from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments
 from lakerank.rerank.plan.clusters import Clustering
 from lakerank.rerank.plan.steps import table_index
+from lakerank.rerank.run import run
 from lakerank.runner import LocalRunner, Runner
 from lakerank.schemas import DOCUMENTS
 
@@ -147,6 +148,22 @@ def many_texts(path: Path, count: int) -> None:
             writer.write_table(pa.table({"doc_id": [f"d{first + at}" for at in range(size)], "text": texts}, schema))
 
 
+def demo(folder: Path) -> dict[str, float]:
+    """Seconds of this process for clustering the demo's documents, sketches included, and for scoring its pairs."""
+    config = load_config(Path(__file__).parents[2] / "conf/demo.yaml", [f"lake.output={folder}/lake"])
+    started = time.process_time()
+    clusters, hashes = clusters_of(LocalRunner(2), folder, Path(config.lake.located().documents))
+    clustered = time.process_time() - started
+    storage = Storage()
+    job = rerank_job(config, "demo", storage)
+    run(LocalRunner(2), storage, job, ["plan"])
+    started = time.process_time()
+    run(LocalRunner(2), storage, job, ["score"])
+    found = clusters.of(pa.chunked_array([hashes])).to_pylist()
+    figures = {"documents": len(found), "repeated": len(found) - len(set(found))}
+    return figures | {"clustering": clustered, "scoring": time.process_time() - started}
+
+
 def spark_runner(memory: str) -> Runner:
     from lakerank.spark.runtime.runner import SparkRunner
     from lakerank.spark.runtime.session import start
@@ -167,7 +184,12 @@ def main(arguments: argparse.Namespace) -> None:
             found = clusters.of(pa.chunked_array([hashes])).to_pylist()
             print(json.dumps({**score(groups, found), "documents": len(found), "seconds": time.monotonic() - started}))
             return
+        if arguments.what == "demo":
+            print(json.dumps(demo(folder)))
+            return
         many_texts(documents, arguments.count)
+        from plan_scale import PeakMemory
+
         runner = spark_runner("2g") if arguments.runner == "spark" else LocalRunner(2)
         started, memory = time.monotonic(), PeakMemory()
         clusters, hashes = clusters_of(runner, folder, documents)
@@ -180,7 +202,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["planted", "texts"])
+    parser.add_argument("what", choices=["planted", "demo", "texts"])
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--runner", choices=["local", "spark"], default="local")
     parser.add_argument("--folder", default=None)

@@ -126,7 +126,7 @@ def fetch_examples(storage: Storage, evaluation: Evaluation, rows: Sequence[int]
     query_ids = queries.query_ids.take(numbers).to_pylist()
     values = queries.labels.take(numbers).to_pylist()
     labels = [{name: row[name] for name in _LABELS if row.get(name)} for row in values]
-    contents = _contents(storage, evaluation.inputs.tables.queries, schemas.QUERIES, set(query_ids))
+    contents = contents_of(storage, evaluation.inputs.tables.queries, schemas.QUERIES, set(query_ids))
     tops = _tops(storage, evaluation.inputs, query_ids)
     column = NAMES.index(PRIMARY)
     figures = {name: table[rows, column].tolist() for name, table in queries.figures.lists.items()}
@@ -143,7 +143,7 @@ def _tops(storage: Storage, inputs: Inputs, query_ids: Sequence[str]) -> dict[st
     before = first_stage_lists(storage, tables.candidates, query_ids) if inputs.ordered else {}
     after = ranked_lists(storage, inputs.paths, query_ids)
     shown = {part.doc_id for lists in (before, after) for documents in lists.values() for part in documents[:_DEPTH]}
-    contents = _contents(storage, tables.documents, schemas.DOCUMENTS, shown)
+    contents = contents_of(storage, tables.documents, schemas.DOCUMENTS, shown)
     judgements: dict[tuple[str, str], int] = {}
     for row in rows_by_id(storage, tables.qrels, schemas.QRELS, query_ids):
         pair = row["query_id"], row["doc_id"]
@@ -166,7 +166,7 @@ def _tops(storage: Storage, inputs: Inputs, query_ids: Sequence[str]) -> dict[st
     return {query_id: [top(first, ranked), top(ranked, first)] for query_id, (first, ranked) in lists.items()}
 
 
-def _contents(storage: Storage, uri: str, schema: pa.Schema, ids: set[str]) -> dict[str, Content]:
+def contents_of(storage: Storage, uri: str, schema: pa.Schema, ids: set[str]) -> dict[str, Content]:
     """The content of rows; of an id that no table has, the id alone, and of rows that share one the first."""
     contents: dict[str, Content] = {}
     columns = [name for name in schema.names if name in schemas.CONTENT]

@@ -15,6 +15,7 @@ from lakerank.evaluation.examples import Example, choose, extremes, fetch_exampl
 from lakerank.evaluation.inputs import Inputs
 from lakerank.evaluation.metrics.bootstrap import Difference
 from lakerank.evaluation.metrics.measures import PRIMARY, SECONDARY
+from lakerank.evaluation.repetition import repetition, shown_clusters
 from lakerank.evaluation.report.html import render
 from lakerank.evaluation.report.plots import plots_of
 from lakerank.evaluation.report.tables import csv_files, query_files, query_table
@@ -97,14 +98,16 @@ def evaluate_run(runner: Runner, storage: Storage, inputs: Inputs) -> Evaluated:
     """
     started = time.monotonic()
     evaluation = evaluate(storage, inputs, read_blocks(runner, storage, inputs))
-    shown = _shown(storage, evaluation)
+    shown, repeated = _shown(storage, evaluation), repetition(storage, inputs)
+    shown |= {"repetition": repeated, "clusters": shown_clusters(storage, inputs, repeated)}
     plots = plots_of(evaluation)
     home, result = folder(inputs.paths, inputs.baseline), verdict(evaluation)
     _replace_all(storage, join(home, "queries"), query_files(evaluation.queries))
     images = ((f"{plot.words.name}.png", plot.png) for plot in chain.from_iterable(plots.values()))
     _replace_all(storage, home, chain(csv_files(evaluation, shown["queries"]), images))
     report, figures = f"{folder(inputs.paths, inputs.baseline, 'report')}.html", f"{home}.json"
-    storage.replace(figures, json_bytes({**evaluation.as_dict(), "verdict": result.outcome.value}))
+    more = {"verdict": result.outcome.value, "repetition": repeated.as_dict() if repeated else None}
+    storage.replace(figures, json_bytes(evaluation.as_dict() | more))
     # The report comes last: where it exists, so does the rest.
     storage.replace(report, render(evaluation, shown, plots).encode("utf-8", "replace"))
     seconds = time.monotonic() - started

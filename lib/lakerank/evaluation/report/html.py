@@ -45,7 +45,8 @@ _FEW_QUERIES = 10
 def render(evaluation: Evaluation, shown: Mapping[str, Any], plots: Plots) -> str:
     """The page as HTML; the same evaluation gives the same bytes.
 
-    `shown`: lists of examples (`examples`, `gained`, `lost`), the table of `queries`, rows `rejected`, the `trend`.
+    `shown`: lists of examples (`examples`, `gained`, `lost`), the table of `queries`, rows `rejected`, the `trend`, the
+    `repetition` and its `clusters`.
     """
     script = files("lakerank.evaluation.report").joinpath("templates/report.js").read_text("utf-8")
     dimensions = {part.dimension for part in evaluation.slices}
