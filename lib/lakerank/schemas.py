@@ -120,7 +120,7 @@ SCORES = pa.schema(
 GOLDEN = pa.schema([_QUERY_ID, _DOC_ID, _required("logit", pa.float32())])
 
 #: Columns by which tables are joined: text inside, whatever type a table has them in.
-IDS = ("query_id", "doc_id", "group_id")
+IDS = ("query_id", "doc_id", "group_id", "duplicate_of")
 
 #: The columns that may hold what is ranked; documents and queries have at least one of theirs.
 CONTENT = ("text", "image", "images", "image_uri")

@@ -7,9 +7,11 @@ import sys
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from lakerank.duplicates.clusters import EDGES, both_ways, contracted
 from lakerank.duplicates.sketch import BUCKETS, Likeness, bucket_pairs
 from lakerank.evaluation.inputs import LakeTables, find_inputs
 from lakerank.evaluation.job import evaluate_run
+from lakerank.evaluation.repetition import repetition
 from lakerank.lake.runs import read_manifest
 from lakerank.lake.storage import Storage
 from lakerank.ranking import Fusion
@@ -227,3 +230,17 @@ def test_planted_duplicates_are_found_at_the_defaults_and_no_others(tmp_path, ru
     clusters, hashes = scale.clusters_of(runner, tmp_path, tmp_path / "documents.parquet")
     figures = scale.score(groups, clusters.of(pa.chunked_array([hashes])).to_pylist())
     assert min(figures["precision"], figures["recall"]) >= 0.95, figures
+
+
+def test_duplicate_of_is_of_the_type_of_doc_id(tmp_path, runner, storage):
+    lake = near_lake(tmp_path)
+    for name in ("documents", "candidates"):
+        table = pq.read_table(lake.folder / f"{name}.parquet")
+        at = table.schema.get_field_index("doc_id")
+        ids = pc.utf8_ltrim(table["doc_id"], "d").cast(pa.int64())
+        pq.write_table(table.set_column(at, "doc_id", ids), lake.folder / f"{name}.parquet")
+    job = near_job(lake, "numbers", "mark")
+    run(runner, storage, job)
+    assert {type(row["duplicate_of"]) for row in lake.ranked("numbers")} == {int, type(None)}
+    paths = SimpleNamespace(manifest={"ranking": {"duplicates": "mark"}, "counts": {}}, paths=job.paths)
+    assert repetition(storage, paths).repeated == 4

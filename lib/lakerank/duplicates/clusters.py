@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lakerank.errors import StorageError
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import read_table_file
 
@@ -18,6 +19,10 @@ CLUSTERS = pa.schema([("hash", pa.string()), ("cluster", pa.string())])
 
 #: Two contents that are near duplicates.
 EDGES = pa.schema([("one", pa.string()), ("other", pa.string())])
+
+
+#: The file that says that a folder has all of its clusters.
+DONE = "done.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,8 @@ class Clusters:
     def of(self, hashes: pa.ChunkedArray) -> pa.Array:
         """The cluster of each content (N,); that of a content without duplicates is itself."""
         if self.folder not in self._read:
+            if not self.storage.exists(join(self.folder, DONE)):
+                raise StorageError(f"{self.folder}: deleted since the run was planned; use another --run-id")
             self._read.clear()
             files = [
                 join(self.folder, name) for name in self.storage.list_names(self.folder) if name.endswith(".parquet")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lakerank.duplicates.clusters import CLUSTERS, EDGES, Clusters, both_ways, chunk_parts, contracted
+from lakerank.duplicates.clusters import CLUSTERS, DONE, EDGES, Clusters, both_ways, chunk_parts, contracted
 from lakerank.duplicates.sketch import BUCKETS, SKETCHES, Likeness, bucket_pairs, buckets
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.checksums import json_bytes
@@ -24,7 +24,6 @@ from lakerank.runner import BATCHES, COUNTS, Rows, Runner, pack, total_of, total
 logger = logging.getLogger(__name__)
 
 _BUCKET = _PAIR = _EDGE = 0
-_DONE = "done.json"
 
 #: Two documents to compare, by number; then the second one's content and sketch with the first.
 _PAIRS = pa.schema([("one", pa.int64()), ("other", pa.int64())])
@@ -53,10 +52,10 @@ class Clustering:
         chunks = [chunk.index_name for chunk in self.documents.chunks]
         key = fingerprint({"chunks": chunks, **asdict(self.likeness)}, length=32)
         folder = join(self.output, "index", "clusters", key)
-        if not self.storage.exists(join(folder, _DONE)):
+        if not self.storage.exists(join(folder, DONE)):
             runner.describe("plan: cluster near duplicates")
             contents = self._stars(runner, folder)
-            self.storage.create(join(folder, _DONE), json_bytes({"contents": contents}))
+            self.storage.create(join(folder, DONE), json_bytes({"contents": contents}))
             logger.info("plan: %d contents are near duplicates of another", contents)
         return Clusters(self.storage, folder)
 

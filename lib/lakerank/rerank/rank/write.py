@@ -139,7 +139,8 @@ def write_file(folders: ListFolders, number: int, lists: FileLists, rejects: pa.
     within = kept if depth is None else kept.filter(pc.less_equal(kept["rank"], depth))
     rejects = rejects.sort_by([("query_id", "ascending"), ("doc_id", "ascending")]).cast(REJECTED)
     sizes = []
-    for folder, rows in ((folders.ranked, with_types(within, folders.id_types)), (folders.rejected, rejects)):
+    types = {**folders.id_types, "duplicate_of": folders.id_types.get("doc_id", "string")}
+    for folder, rows in ((folders.ranked, with_types(within, types)), (folders.rejected, rejects)):
         data = parquet_bytes(rows, ROW_GROUP_ROWS)
         folders.storage.replace(join(folder, part_name(number)), data)
         sizes.append(len(data))
