@@ -321,6 +321,7 @@ class ScoringConfig(Section):
     max_queries_per_group: int = Field(default=512, ge=1)
     unit_tokens: int = Field(default=2_000_000, ge=1)
     unit_deadline_s: float = Field(default=600.0, gt=0)
+    keep_states: bool = False
     calibration: str | None = None
     near_duplicates: Literal["share"] | None = None
 

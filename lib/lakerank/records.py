@@ -84,12 +84,25 @@ class Candidate:
     first_stage_rank: int | None = None
 
 
+@dataclass(slots=True)
+class DocumentState:
+    """What a reranker's encoder made of a document's `tokens`, as bytes; without any, a place where it leaves them."""
+
+    encoded: bytes = b""
+    tokens: int = 0
+    truncated: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class DocumentGroup:
-    """One document and the queries it is a candidate for: they share the work on the document."""
+    """One document and the queries it is a candidate for: they share the work on the document.
+
+    `state`: the document's, for rerankers that have an encoder; with its bytes the document's content is not needed.
+    """
 
     document: Document
     queries: tuple[Query, ...]
+    state: DocumentState | None = None
 
 
 @dataclass(frozen=True, slots=True)

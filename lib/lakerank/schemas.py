@@ -146,5 +146,6 @@ OPTIONAL = frozenset(
         "cluster",
         "hash",
         "shared",
+        "state",
     }
 )

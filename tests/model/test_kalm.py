@@ -19,7 +19,7 @@ from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.spec import CheckpointSpec, identify
-from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+from lakerank.records import Document, DocumentGroup, DocumentState, Query, Reject, RejectReason, ScoredPair
 from oracles.kalm import PublishedKalmLoop
 
 #: On both sides of the engine's boundaries: states of one document or several to a call, windows of the encoder.
@@ -54,7 +54,7 @@ def load(folder: Path, **options: Any) -> BatchedReranker:
 
 def groups_of(documents: Sequence[str] = DOCUMENTS, queries: Sequence[str] = QUERIES) -> list[DocumentGroup]:
     asked = tuple(Query(query, text=query) for query in queries)
-    return [DocumentGroup(Document(document, text=document), asked) for document in documents]
+    return [DocumentGroup(Document(document, text=document), asked, DocumentState()) for document in documents]
 
 
 def bits_of(reranker: BatchedReranker, groups: Sequence[DocumentGroup]) -> Bits:
@@ -123,6 +123,21 @@ def test_a_pair_has_the_same_bits_in_any_batch(reranker: BatchedReranker) -> Non
     assert bits_of(reranker, groups_of(DOCUMENTS[2:4])).items() <= expected.items()
 
 
+def test_a_document_whose_state_is_known_is_not_read(checkpoint: tuple[Path, Any], reranker: BatchedReranker) -> None:
+    folder, _ = checkpoint
+    filled = groups_of()
+    expected = bits_of(load(folder), filled)
+    results = {(one.query_id, one.doc_id): one for one in reranker.score_groups(groups_of())}
+    assert all(group.state and group.state.encoded for group in filled)
+    known = [replace(group, document=Document(group.document.doc_id)) for group in filled]  # no text at all
+    computed = reranker.counters.computed
+    again = [*load(folder).score_groups(known), *reranker.score_groups(known)]
+    assert [one for one in again if results[one.query_id, one.doc_id] != one] == []
+    assert bits_of(reranker, [*known, *groups_of(DOCUMENTS[:1])]) == expected
+    prompts = sum(one.query_tokens for one in results.values() if isinstance(one, ScoredPair))
+    assert reranker.counters.computed - computed < 2 * (prompts + 128 * len(known))
+
+
 def test_an_empty_text_is_rejected(reranker: BatchedReranker) -> None:
     results = [*reranker.score_groups(groups_of(["", "\ud800", "apple"], [" ", "red"]))]
     reasons = [one.reason if isinstance(one, Reject) else None for one in results]
@@ -189,3 +204,14 @@ def test_a_tokenizer_that_joins_parts_of_the_prompt_is_refused(checkpoint: tuple
     (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
     with pytest.raises(CheckpointError, match="reach across parts of this reranker's prompt"):
         load(tmp_path)
+
+
+def test_states_are_named_by_what_documents_depend_on(checkpoint: tuple[Path, Any], tmp_path: Path) -> None:
+    folder = checkpoint[0]
+    first = identify(CheckpointSpec(str(folder)))
+    shorter = identify(CheckpointSpec(str(folder), max_length=1424), Limits(max_query_length=400))
+    assert shorter.fingerprint != first.fingerprint
+    assert shorter.encoder == first.encoder is not None
+    assert identify(CheckpointSpec(str(folder), max_length=1424)).encoder != first.encoder
+    write_kalm(tmp_path, encoder_chunk_size=8)
+    assert identify(CheckpointSpec(str(tmp_path))).encoder != first.encoder

@@ -368,6 +368,7 @@ def _stages(config: Config) -> tuple[Stage, ...]:
                 with_group_ids=config.ranking.per_group is not None,
                 likeness=likeness,
                 share=scoring.near_duplicates is not None,
+                encoder=scorer.encoder if scoring.keep_states else None,
             ),
             top=model.top if isinstance(model, CascadeStageConfig) else None,
             keep=_record(Promise, model.keep) if isinstance(model, CascadeStageConfig) and model.keep else None,
@@ -379,6 +380,8 @@ def _stages(config: Config) -> tuple[Stage, ...]:
     promises = [stage.keep for stage in stages.values() if stage.keep is not None and stage.keep.sample]
     too_few = [(promise, promise.too_few(promise.sample or 0)) for promise in promises]
     faults += [f"model: keep.sample: to promise {promise} {few}" for promise, few in too_few if few]
+    if scoring.keep_states and not any(stage.limits.encoder for stage in stages.values()):
+        faults.append("scoring.keep_states: no model of this config has states of documents to keep; leave it out")
     if faults:
         raise ConfigError(faults)
     return tuple(part for stage in stages.values() for part in stage.parts)

@@ -79,10 +79,11 @@ def _size(deletions: Iterable[Any]) -> dict[str, int]:
 
 
 def _scorers(config: Config) -> list[str] | None:
-    """Fingerprints of the config's scorers; None, which keeps all scores, if a model's checkpoint is not there."""
+    """The config's scorers and encoders; None, which keeps all scores, if a model's checkpoint is not there."""
     limits = resolve.limits(config.scoring)
     try:
-        return [resolve.model_spec(model).identify(limits).fingerprint for model in config.rerankers]
+        scorers = [resolve.model_spec(model).identify(limits) for model in config.rerankers]
+        return [name for scorer in scorers for name in (scorer.fingerprint, scorer.encoder) if name]
     except CheckpointError as error:
         logger.warning("scores of all models are kept, because this config's model cannot be identified: %s", error)
         return None

@@ -36,6 +36,7 @@ _ADVICE = {
     "/index/": "delete the file and run the same command again: it is written anew",
     "/scores/": "delete the file and run again (with another --run-id, if this run was to reuse it): its pairs are "
     "then scored anew",
+    "/states/": "it is deleted when it is read",
     "/ranked/": "restore the file from a copy, or publish another run: stored scores are reused",
     "/rejected/": "restore the file from a copy, or publish another run: stored scores are reused",
     "/runs/": "restore the file from a copy, or use another --run-id: stored scores are reused",

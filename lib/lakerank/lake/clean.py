@@ -22,7 +22,7 @@ from lakerank.lake.tables import SHARED_INDEX, index_key, index_places
 from lakerank.records import TRANSIENT_REASONS
 
 #: The folders of an output folder that lakerank writes. Nothing else is ever looked at.
-FOLDERS = ("runs", "ranked", "unpublished", "rejected", "scores", "index", PUBLICATIONS)
+FOLDERS = ("runs", "ranked", "unpublished", "rejected", "scores", "states", "index", PUBLICATIONS)
 
 #: Folders that have one folder a run, and the prefix of its name.
 _RUN_FOLDERS = (("runs", ""), ("ranked", "run_id="), ("unpublished", "run_id="), ("rejected", "run_id="))
@@ -33,7 +33,7 @@ BATCH = 500
 _THREADS = 16
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _ATTEMPT = re.compile(r"([^/]+)/plan/((?:pass-[0-9]+/)?)([0-9a-f]+)/.")
-_OF_SCORER = re.compile(r"(?:index/)?scores/scorer=([^/]+)/[^./][^/]*\.parquet")
+_OF_SCORER = re.compile(r"(?:(?:index/)?scores/scorer|states/encoder)=([^/]+)/[^./][^/]*\.parquet")
 _INDEX = re.compile(rf"([a-z]+)/((?:[0-9a-f]+-\d+(?:-images)?|{SHARED_INDEX}[0-9a-f]+)\.parquet)")
 
 #: (query_hash, doc_hash) of a scored pair.
@@ -247,7 +247,7 @@ def _files_of_scorers(lake: _Lake, scorers: Iterable[str] | None) -> Iterator[De
     busy = {scorer for run in running for scorer in run.scorers or ()}
     all_busy = any(run.scorers is None for run in running)
     by_scorer: dict[str, list[StoredFile]] = {}
-    for file in (*lake.files["scores"], *lake.files["index"]):
+    for file in (*lake.files["scores"], *lake.files["states"], *lake.files["index"]):
         if match := _OF_SCORER.fullmatch(lake.relative("", file)):
             by_scorer.setdefault(match[1], []).append(file)
     for scorer, files in by_scorer.items():

@@ -44,10 +44,10 @@ class RunPaths:
 class RunContents:
     """What a run's manifest, or its announcement and plans, name.
 
-    `scorers` is None for an unpublished run that has neither announced itself nor a plan. `attempts` has the valid plan
-    of each stage, by the stage's folder below `plan/` ("" for the first, "pass-2/" …). `units` are named by scorer.
-    `ranked` has the URIs of a published run's ranked and rejected files; `planned` those of the unit files that an
-    unpublished run writes itself.
+    `scorers` are names of scorers, and of encoders whose states are kept; None for an unpublished run that has neither
+    announced itself nor a plan. `attempts` has the valid plan of each stage, by the stage's folder below `plan/` (""
+    for the first, "pass-2/" …). `units` are named by scorer. `ranked` has the URIs of a published run's ranked and
+    rejected files; `planned` those of the unit files that an unpublished run writes itself.
     """
 
     run_id: str
@@ -123,10 +123,12 @@ def published_contents(output: str, run_id: str, manifest: Mapping[str, Any]) ->
         first = {"scorer": manifest["scorer"], "attempt": manifest["plan"]["attempt"]}
         stages = manifest.get("passes") or [{**manifest, **first}]  # a run of one scorer names them at its top
         attempts = {stage_folder(number): stage["attempt"] for number, stage in enumerate(stages, start=1)}
+        encoders = {stage.get("model", {}).get("encoder") for stage in stages}
         units = _by_scorer((stage["scorer"], [*stage["units"], *stage["reused_units"]]) for stage in stages)
     except (KeyError, TypeError) as error:
         raise _incomplete(paths.manifest, error) from error
-    return RunContents(run_id, True, frozenset(units), attempts, units, ranked=frozenset(ranked))
+    scorers = frozenset({*units, *encoders} - {None})
+    return RunContents(run_id, True, scorers, attempts, units, ranked=frozenset(ranked))
 
 
 def planned_contents(storage: Storage, output: str, run_id: str) -> RunContents:

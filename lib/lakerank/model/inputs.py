@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lakerank.records import Query, RejectReason
+from lakerank.records import DocumentState, Query, RejectReason
 
 #: The visual token's id for a network that reads no images.
 NO_TOKEN = -1
@@ -91,7 +91,8 @@ class EncodedInput:
     `token_ids` (L,) int64; `positions` (3, L) int64, counted from 0; `end`: position of whatever follows; `images`:
     its images by key, in the order of their visual tokens. `files_read`: how many image files these are of, from the
     first on; `frames_left_out`: pages or frames of those that are not among them. `preamble`: what is before a query
-    that is before its document: the same for all queries of one instruction.
+    that is before its document: the same for all queries of one instruction. `state`: of a document, what an encoder
+    made of it, or where it leaves that.
     """
 
     token_ids: np.ndarray
@@ -102,6 +103,7 @@ class EncodedInput:
     files_read: int = 0
     frames_left_out: int = 0
     preamble: EncodedInput | None = None
+    state: DocumentState | None = None
 
     @property
     def nbytes(self) -> int:

@@ -63,11 +63,14 @@ class CheckpointInfo:
 
     `dtype`: what its weights are computed in. `parts`: JSON-able settings that scores depend on, for the fingerprint,
     beyond those that every fingerprint has (weights, config.json, tokenizer, adapter, dtype, bias and limits).
+    `encoder`: those of them that the states of documents depend on, where an encoder makes any that can be kept.
+    `of_family`: fields of its ModelFamily that are another for this checkpoint.
     """
 
     dtype: str
     logit_bias: float = 0.0
     parts: Mapping[str, Any] = field(default_factory=dict)
+    encoder: Mapping[str, Any] | None = None
     of_family: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -76,7 +79,8 @@ class CheckpointIdentity:
     """A checkpoint at hand: its folder, the scorer's name, the bias of its family, the number of its weights.
 
     `checksum` lets another process recognise the same files by reading little of them; see `confirm`. `family` is a
-    name in the registry, `limits` and `instructions` are those that apply to it.
+    name in the registry, `limits` and `instructions` are those that apply to it. `encoder` names what the states of
+    documents depend on, where it makes any that can be kept.
     """
 
     folder: str
@@ -87,6 +91,7 @@ class CheckpointIdentity:
     family: str = M0
     limits: Limits = field(default_factory=Limits)
     instructions: Instructions = field(default_factory=Instructions)
+    encoder: str | None = None
     accepts_images: bool = True
     document_major: bool = True
 

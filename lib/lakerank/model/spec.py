@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lakerank.cost import CostProfile, Sizing
 from lakerank.errors import CheckpointError, ConfigError
@@ -30,6 +31,7 @@ from lakerank.model.inputs import Instructions
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.model.registry import (
     CheckpointIdentity,
+    CheckpointInfo,
     LoadedReranker,
     LoadOptions,
     family_named,
@@ -64,6 +66,11 @@ class ScorerIdentity:
     def parameters(self) -> int:
         """Those of its largest checkpoint, whose tokens costs are counted in."""
         return max(identity.parameters for identity in self.identities)
+
+    @property
+    def encoder(self) -> str | None:
+        """Names the states of documents that it can keep; None where it has none."""
+        return self.identities[0].encoder if len(self.identities) == 1 else None
 
     @property
     def readings(self) -> tuple[CostProfile, ...]:
@@ -186,9 +193,18 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
             read_header(adapter_files(adapter)[1])  # a truncated file is refused before planning
         count = sum(math.prod(shape) for shape, _ in stored_tensors(folder).values())
         checksum = quick_checksum(_all_files(folder, adapter))
-    of_family = family.name, limits, instructions
+    of_family = family.name, limits, instructions, _encoder_name(info, parts, limits)
     reads = family.accepts_images, family.document_major
     return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, *of_family, *reads)
+
+
+def _encoder_name(info: CheckpointInfo, parts: Mapping[str, Any], limits: Limits) -> str | None:
+    """Names what the states of documents depend on: two scorers that read queries otherwise may share it."""
+    if info.encoder is None:
+        return None
+    names = ("protocol", "weights", "config", "tokenizer", "dtype")
+    length = limits.max_length - limits.max_query_length
+    return fingerprint({name: parts[name] for name in names} | {"length": length, "encoder": info.encoder})
 
 
 def confirm(identity: CheckpointIdentity, spec: CheckpointSpec) -> CheckpointIdentity:

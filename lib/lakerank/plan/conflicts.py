@@ -27,7 +27,7 @@ _OF_PLAN = (*TABLES, "lake.columns", "model", "scoring", "duplicates", "ranking.
 _OF_LISTS = (*TABLES, "lake.columns", "ranking", "duplicates", "audit.golden_pairs", "audit.golden_qrels")
 
 #: Settings of those sections that change no result.
-_HOW = ("device", "host_threads", "device_threads", "calibration", "unit_deadline_s")
+_HOW = ("device", "host_threads", "device_threads", "calibration", "unit_deadline_s", "keep_states")
 
 
 def check_settings(storage: Storage, paths: RunPaths, config_yaml: str, published: bool = False) -> None:

@@ -21,6 +21,7 @@ from lakerank.fingerprint import sequence_hash
 from lakerank.lake.publication import run_before
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.scores import CorruptScoreFile, finished_units, read_unit
+from lakerank.lake.states import STATE_REFS
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
 from lakerank.plan.index import QueryList, query_list
@@ -45,6 +46,9 @@ DOCUMENT_CONTENTS = pa.schema([("doc_hash", pa.string()), ("document", pa.int64(
 
 #: A score of a document by its number.
 DOCUMENT_SCORES = pa.schema([("document", pa.int64()), ("query", pa.int32()), *RESULT])
+
+#: A state of a document by its number.
+DOCUMENT_STATES = pa.schema([("document", pa.int64()), *list(STATE_REFS)[1:]])
 
 #: Unit files that one index file covers.
 UNITS_A_FILE = 256
@@ -115,10 +119,10 @@ class ScoreIndex:
         return file
 
 
-def match_contents(scores: pa.Table, documents: pa.Table) -> pa.Table:
-    """Every one of CONTENT_SCORES with the first of DOCUMENT_CONTENTS of its content, as DOCUMENT_SCORES."""
+def match_contents(kept: pa.Table, documents: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Every row that is kept by content with the first of DOCUMENT_CONTENTS of its content, in a schema."""
     first = documents.group_by("doc_hash").aggregate([("document", "min")]).rename_columns(DOCUMENT_CONTENTS.names)
-    return scores.join(first, "doc_hash", join_type="inner").select(DOCUMENT_SCORES.names).cast(DOCUMENT_SCORES)
+    return kept.join(first, "doc_hash", join_type="inner").select(schema.names).cast(schema)
 
 
 def repeated_contents(documents: pa.Table) -> pa.Table:

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 
 from lakerank.cost import CostProfile, vision_cost, visual_tokens
 from lakerank.duplicates.clusters import Clusters
-from lakerank.plan.index import INDEX, Chunk, QueryList, TableIndex, chunks_and_rows, image_counts
-from lakerank.plan.lookup import DOCUMENT_SCORES, RESULT, best_scores
+from lakerank.plan.index import INDEX, LOCATION, Chunk, QueryList, TableIndex, chunks_and_rows, image_counts
+from lakerank.plan.lookup import DOCUMENT_SCORES, DOCUMENT_STATES, RESULT, best_scores
 from lakerank.plan.pairs import PAIRS, flat
 from lakerank.plan.plan import with_columns
 from lakerank.plan.units import GROUPS, NOT_LISTED, group_costs, group_starts, structs
+from lakerank.plan.units import STATE as STATE_FIELD
 from lakerank.schemas import MEMBERSHIPS
 
 #: Ranges that a table is cut into, about: the driver holds a count for each, whatever the table's size.
@@ -24,8 +25,8 @@ DOCUMENT_RANGES = 16_384
 
 #: Record types of the split. Pairs come to the first document of their content: its number is their `document`, and
 #: `doc_id` and `hash` are null in its own row.
-PAIR, SCORE = 0, 1
-SPLIT_RECORDS = {PAIR: PAIRS, SCORE: DOCUMENT_SCORES}
+PAIR, SCORE, STATE = 0, 1, 2
+SPLIT_RECORDS = {PAIR: PAIRS, SCORE: DOCUMENT_SCORES, STATE: DOCUMENT_STATES}
 
 #: A pair that has a score: the query by number, its first-stage rank, and the score as it is in the lake.
 REUSED = pa.schema([("doc_id", pa.string()), *MEMBERSHIPS, ("query", pa.int32()), ("rank", pa.int32()), *RESULT])
@@ -161,11 +162,12 @@ class Splitter:
     readings: tuple[CostProfile, ...]
     clusters: Clusters | None = None
 
-    def split(self, pairs: pa.Table, scores: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+    def split(self, pairs: pa.Table, scores: pa.Table, states: pa.Table) -> tuple[pa.Table, pa.Table, dict[str, int]]:
         """Split PAIRS of a partition by its DOCUMENT_SCORES, the stored scores of its documents.
 
         Returns the new pairs as GROUPS, those with a score as REUSED, and totals for the forecast. Of new pairs
-        with the same contents one is scored; the others are `shared`, and counted as reused too.
+        with the same contents one is scored; the others are `shared`, and counted as reused too. A document that has
+        one of DOCUMENT_STATES costs nothing.
         """
         same_as = self.queries.column("same_as").to_numpy()
         every = _Pairs.of(pairs, same_as)
@@ -177,7 +179,10 @@ class Splitter:
         has = np.append(keys, -1)[at] == required
         lasting = np.append(stored["lasting"].to_numpy(), False).astype(bool)[at] & has
         new = ~lasting
-        documents, read_bytes = self._documents(numbers, np.unique(rows[new]))
+        state = self._states(pa.array(numbers), states)
+        unread = np.intersect1d(rows[new], np.flatnonzero(state.is_null()))
+        documents, read_bytes = self._documents(numbers, unread)
+        documents = documents.append_column("state", state)
         kept = np.flatnonzero(lasting[every.leader])
         reused = with_columns(
             stored.take(pa.array(at[every.leader[kept]])),
@@ -189,11 +194,24 @@ class Splitter:
             rank=pa.array(every.ranks[kept].astype(np.int32)),
         )
         tried = stored["unit"].combine_chunks().take(pa.array(at[new], mask=~has[new]))
-        groups = self._groups(documents, every, new, tried)
+        costs = pa.array(np.where(state.is_valid(), 0, documents["cost"]))
+        paid = documents.set_column(documents.schema.get_field_index("cost"), "cost", costs)
+        groups = self._groups(paid, every, new, tried)
         totals = self._totals(documents, rows[new], queries[new])
         totals |= {"reused": len(every.rows) - totals["new"], "read_bytes": read_bytes}
         shared = len(every.rows) - len(kept) - totals["new"]
         return groups, reused, totals | {"shared": shared, "near": every.near(documents["hash"])}
+
+    @staticmethod
+    def _states(documents: pa.Array, states: pa.Table) -> pa.StructArray:
+        """Where the states of documents (D,) are, by DOCUMENT_STATES: one of each, null without any.
+
+        One in 16 bits goes before one in float32, which devices have that lack the checkpoint's own type.
+        """
+        states = states.sort_by([("dtype", "ascending"), ("file", "ascending")])
+        places = pc.index_in(documents, value_set=states["document"].combine_chunks())
+        kept = [states[name].combine_chunks().take(places) for name, _ in LOCATION]
+        return pa.StructArray.from_arrays(kept, fields=list(STATE_FIELD[1]), mask=places.is_null())
 
     def _documents(self, numbers: Int64, new: Int64) -> tuple[pa.Table, int]:
         """Index rows of documents (D,), and bytes of the row groups that have those at the positions `new`."""
@@ -268,7 +286,7 @@ class Splitter:
             "new_documents": new.num_rows,
             "pairwise_cost": int(pairwise.sum()),
             "patches": int(patches.sum()) if self.readings[-1].accepts_images else 0,
-            "fetch_bytes": int(_bytes(new).sum()),
+            "fetch_bytes": int(_bytes(new.filter(new["state"].is_null())).sum()),
         }
 
     def _costs(self, documents: pa.Table, rows: Int64, queries: Int64, starts: Int64) -> Int64:

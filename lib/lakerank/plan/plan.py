@@ -50,7 +50,8 @@ class Tables:
 class PlanLimits:
     """How costs are estimated and units cut. `readings`: of all pairs, or of those of texts and those with an image.
 
-    `task_pairs`: pairs of one part or partition, which a task has in memory, about; no result depends on it.
+    `task_pairs`: pairs of one part or partition, which a task has in memory, about; no result depends on it, nor on
+    `encoder`: whose kept states of documents are used.
     """
 
     document: Sizing
@@ -63,10 +64,12 @@ class PlanLimits:
     with_group_ids: bool = False  # whether the plan has the documents' group ids
     likeness: Likeness | None = None  # of near duplicates, whose clusters the plan has
     share: bool = False  # whether near duplicates share a score
+    encoder: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """The limits that a plan's results depend on: their names and values are part of stored fingerprints."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("task_pairs", "with_group_ids")}
+        unnamed = ("task_pairs", "with_group_ids", "encoder")
+        values = {name: value for name, value in asdict(self).items() if name not in unnamed}
         for sizing in (values["document"], values["query"]):
             if not sizing["all_frames"]:
                 del sizing["all_frames"]  # limits of earlier plans had none

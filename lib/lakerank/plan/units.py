@@ -21,7 +21,10 @@ from lakerank.plan.pairs import LISTS
 from lakerank.plan.plan import part_name, read_part, with_columns
 from lakerank.schemas import MEMBERSHIPS
 
-_DOCUMENT = [("doc_id", pa.string()), ("doc_hash", pa.string()), *MEMBERSHIPS, *LOCATION]
+#: Where the encoder's state of a document is kept, if it is.
+STATE = ("state", pa.struct(LOCATION))
+
+_DOCUMENT = [("doc_id", pa.string()), ("doc_hash", pa.string()), *MEMBERSHIPS, *LOCATION, STATE]
 
 #: A pair that gets the score of another pair of its group, `of` that pair's query: both have the same contents. `new`:
 #: it counts as the one that was scored, since that one is no candidate.
@@ -212,6 +215,7 @@ class PlannedGroup(NamedTuple):
     doc_id: str
     doc_hash: str
     location: BlobRef
+    state: BlobRef | None
     queries: tuple[PlannedQuery, ...]
 
 
@@ -222,6 +226,7 @@ def planned_groups(unit: pa.Table) -> list[PlannedGroup]:
             row["doc_id"],
             row["doc_hash"],
             _location(row),
+            row["state"] and _location(row["state"]),
             tuple(PlannedQuery(query["query_id"], query["query_hash"], _location(query)) for query in row["queries"]),
         )
         for row in unit.to_pylist()

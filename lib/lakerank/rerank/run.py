@@ -89,7 +89,8 @@ def run(runner: Runner, storage: Storage, job: Rerank, steps: Collection[str] = 
         return published
     check_start(storage, job, steps)
     storage.check_writable(job.paths.output)
-    announce(storage, job.paths, job.scorer, [stage.scorer for stage in job.stages] if len(job.stages) > 1 else ())
+    names = [name for stage in job.stages for name in (stage.scorer, stage.limits.encoder) if name]
+    announce(storage, job.paths, job.scorer, names if len(names) > 1 else ())
     runner.begin(f"run {job.paths.run_id}")
     with about(stage="plan"), naming_differences(storage, job.paths, job.config_yaml):
         planned = plan_stages(runner, storage, job) if "plan" in steps else existing_plans(storage, job)
@@ -279,7 +280,7 @@ def _score_stage(
     slowest_s = longest_seconds(job.calibration, stage.parameters, plan.largest_unit)
     deadline = Deadline(stage.unit_deadline_s, DEADLINE_FACTOR * slowest_s, min(2.0, stage.unit_deadline_s / 4))
     scoring = ScoringJob(paths.output, plan.scorer, units, sources, stage.device, stage.factory, deadline)
-    scoring = replace(scoring, max_image_bytes=stage.max_image_bytes)
+    scoring = replace(scoring, max_image_bytes=stage.max_image_bytes, encoder=stage.limits.encoder)
     summary = score_units(runner, storage, scoring, planned_units(storage, paths, plan))
     if summary.existing < summary.units or not summary.units:
         storage.replace(join(paths.plan, SCORING), json_bytes(summary.as_dict()))

@@ -20,6 +20,7 @@ from lakerank.lake.columns import decode_text
 from lakerank.lake.images.files import ImageFiles, UnreadableImage, address_hash, read_ahead
 from lakerank.lake.scores import CorruptScoreFile, PlannedUnits, finished_units, read_unit, unit_address, write_unit
 from lakerank.lake.snapshot import TableFile
+from lakerank.lake.states import UnitStates, states_folder
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import read_table_file
 from lakerank.limits import Limits
@@ -29,7 +30,7 @@ from lakerank.model.routed import ModelSpec
 from lakerank.model.spec import RuntimeOptions, ScorerIdentity
 from lakerank.plan.plan import read_sources
 from lakerank.plan.units import UNIT_GROUPS, PlannedGroup, planned_groups
-from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+from lakerank.records import Document, DocumentGroup, DocumentState, Query, Reject, RejectReason, ScoredPair
 from lakerank.rerank.attempts import attempt
 from lakerank.rerank.progress import UnitProgress, watch_units
 from lakerank.runner import NO_DEADLINE, Deadline, Places, Runner, one_row
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 UNIT_REPORT = pa.schema([
     ("unit", pa.string()), ("pairs", pa.int64()), ("load_id", pa.string()), ("seconds", pa.float64()),
     ("tokens_computed", pa.int64()), ("tokens_pairwise", pa.int64()),
+    ("documents_read", pa.int64()),
 ])  # fmt: skip
 
 #: Bytes of the queries' row groups that a worker keeps between units.
@@ -81,7 +83,10 @@ class SpecFactory:
 
 @dataclass(frozen=True, slots=True)
 class ScoringJob:
-    """Where units are read and scores written, with which reranker, and by when; `progress` counts a unit's pairs."""
+    """Where units are read and scores written, with which reranker, and by when; `progress` counts a unit's pairs.
+
+    `encoder`: whose states of documents are kept; None: none are.
+    """
 
     output: str
     scorer: str
@@ -92,13 +97,15 @@ class ScoringJob:
     deadline: Deadline = NO_DEADLINE
     progress: UnitProgress | None = None
     max_image_bytes: int = Limits().max_source_bytes
+    encoder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringSummary:
     """The figures of one attempt at scoring. `existing` units had their scores; only `units` counts them too.
 
-    `seconds` is wall time; token counts show how much work document-major scoring saved.
+    `seconds` is wall time; token counts show how much work document-major scoring saved. `documents_read`: groups whose
+    document was, for its state was not kept.
     """
 
     units: int
@@ -109,6 +116,7 @@ class ScoringSummary:
     device_seconds: float
     tokens_computed: int
     tokens_pairwise: int
+    documents_read: int
 
     def as_dict(self) -> dict[str, Any]:
         """The figures by the names of the job's summary and the manifest."""
@@ -187,8 +195,7 @@ def score_units(runner: Runner, storage: Storage, job: ScoringJob, units: Planne
         model_loads=len(pc.unique(scored["load_id"])),
         seconds=time.monotonic() - started,
         device_seconds=sum(reports["seconds"].to_pylist()),
-        tokens_computed=sum(reports["tokens_computed"].to_pylist()),
-        tokens_pairwise=sum(reports["tokens_pairwise"].to_pylist()),
+        **{name: sum(reports[name].to_pylist()) for name in UNIT_REPORT.names[4:]},
     )
     summary.log()
     return summary
@@ -199,7 +206,7 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     if may_exist:
         try:
             rows = read_unit(storage, job.output, job.scorer, unit)
-            return one_row(UNIT_REPORT, unit, rows.num_rows, None, 0.0, 0, 0)
+            return one_row(UNIT_REPORT, unit, rows.num_rows, None, 0.0, 0, 0, 0)
         except CorruptScoreFile as error:
             logger.warning("%s: deleted, to be scored again", error)
             storage.delete(unit_address(job.output, job.scorer, unit))
@@ -211,19 +218,26 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     hashes = {(query.query_id, g.doc_id): (query.query_hash, g.doc_hash) for g in plan for query in g.queries}
     files = _worker.files(storage, job)
     rejects: list[Reject] = []
+    check, states = partial(_check_sources, storage, plan, files), None
+    if job.encoder is not None:
+        folder = states_folder(job.output, job.encoder)
+        states = UnitStates(storage, folder, unit, getattr(reranker, "state_dtype", ""), check)
     with attempt(storage, job.units_folder, unit):
         images = ImageFiles(storage, job.max_image_bytes)
-        groups = prefetched(_groups(storage, plan, files, images, rejects), GROUPS_AHEAD)
+        groups = prefetched(_groups(storage, plan, files, images, rejects, states), GROUPS_AHEAD)
         scored = reranker.score_groups(groups)
         results = [*(scored if job.progress is None else job.progress.counted(unit, scored))]
-        _check_sources(storage, plan, files)
+        check()
+        if states is not None:
+            states.write(least_bytes=1)
         rows = score_rows([*results, *rejects], hashes)
         write_unit(storage, job.output, job.scorer, unit, rows)
     computed, pairwise = reranker.counters.computed - before[0], reranker.counters.pairwise - before[1]
     seconds = time.monotonic() - started
     level = logging.INFO if log_context().form == "json" else logging.DEBUG  # for people there is the progress
     logger.log(level, "scored %d pairs of %d documents in %.1f s", rows.num_rows, len(plan), seconds)
-    return one_row(UNIT_REPORT, unit, rows.num_rows, reranker.load_id, seconds, computed, pairwise)
+    read = len(plan) - (states.reused if states else 0)
+    return one_row(UNIT_REPORT, unit, rows.num_rows, reranker.load_id, seconds, computed, pairwise, read)
 
 
 def score_rows(results: Sequence[ScoredPair | Reject], hashes: dict[tuple[str, str], tuple[str, str]]) -> pa.Table:
@@ -252,14 +266,20 @@ def _check_sources(storage: Storage, plan: Sequence[PlannedGroup], files: Source
 
 
 def _groups(
-    storage: Storage, plan: Sequence[PlannedGroup], files: Sources, images: ImageFiles, rejects: list[Reject]
+    storage: Storage,
+    plan: Sequence[PlannedGroup],
+    files: Sources,
+    images: ImageFiles,
+    rejects: list[Reject],
+    states: UnitStates | None,
 ) -> Iterator[DocumentGroup]:
     """Fetch each group's document and queries by reference. Text that is not UTF-8 becomes rejects, not a group, and so
     does an image whose address gives none."""
-    blobs = fetch(storage, [group.location for group in plan], "doc_id", files=files["documents"])
-    documents = zip(plan, blobs, strict=True)
+    documents = _documents(storage, plan, files["documents"], states)
     cached = _cached_queries(storage, plan, files["queries"])
-    for (group, blob), content in read_ahead(documents, lambda pair: pair[1].has_address, partial(_images, images)):
+    for (group, blob, state), content in read_ahead(
+        documents, lambda fetched: fetched[1].has_address, partial(_images, images)
+    ):
         _check_id(group.location, group.doc_id, blob)
         if isinstance(content, UnreadableImage):
             fault = (content.reason, content.detail)
@@ -278,12 +298,35 @@ def _groups(
                 texts = [decode_text(raw) for raw in (query_blob.text, query_blob.instruction)]
                 queries.append(Query(planned.query_id, texts[0], query_blob.image, texts[1]))
         if queries:
-            yield DocumentGroup(Document(group.doc_id, decode_text(blob.text), images=content), tuple(queries))
+            yield DocumentGroup(Document(group.doc_id, decode_text(blob.text), images=content), tuple(queries), state)
 
 
-def _images(files: ImageFiles, planned: tuple[PlannedGroup, Blob]) -> tuple[bytes, ...] | UnreadableImage:
+#: A group, its document, and that one's state.
+_Fetched = tuple[PlannedGroup, Blob, DocumentState | None]
+
+
+def _documents(
+    storage: Storage, plan: Sequence[PlannedGroup], files: Mapping[str, TableFile], states: UnitStates | None
+) -> Iterator[_Fetched]:
+    """The document of each group. One whose state is known is not fetched, and has no content."""
+    unknown = [group.location for group in plan if states is None or group.state is None]
+    blobs = fetch(storage, unknown, "doc_id", files=files)
+    for group in plan:
+        if states is None:
+            yield group, next(blobs), None
+            continue
+        states.write()
+        state = states.of(group.doc_hash, group.state)
+        if state.encoded:
+            yield group, Blob(group.doc_id, None), state
+        else:
+            lost = fetch(storage, [group.location], "doc_id", files=files)
+            yield group, next(blobs if group.state is None else lost), state
+
+
+def _images(files: ImageFiles, planned: _Fetched) -> tuple[bytes, ...] | UnreadableImage:
     """A document's images, those at addresses read; or why one cannot be, or is not what the run was planned with."""
-    group, blob = planned
+    group, blob, _ = planned
     try:
         images = files.images(blob.images)
     except UnreadableImage as fault:

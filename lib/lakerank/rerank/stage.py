@@ -197,8 +197,9 @@ def manifest_of(storage: Storage, run: ScoredRun, ranked: Ranked, audited: Audit
 def _report(storage: Storage, planned: PlannedStage) -> dict[str, Any]:
     """A stage's model, and the figures of its planning and scoring, by the attempts that did the work."""
     stage, folder = planned.stage, planned.paths.plan
+    encoder = {"encoder": stage.limits.encoder} if stage.limits.encoder else {}
     return {
-        "model": {"path": stage.model, "parameters": stage.parameters, "device": stage.device},
+        "model": {"path": stage.model, "parameters": stage.parameters, "device": stage.device, **encoder},
         "planning": read_json(storage, join(folder, PLANNING)),
         "scoring": read_json(storage, join(folder, SCORING)),
     }

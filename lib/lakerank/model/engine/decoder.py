@@ -167,6 +167,7 @@ class PackedDecoder:
         decoder = getattr(network.model, "language_model", network.model)
         rotary = decoder.rotary_emb
         self.heads, self.kv_heads = text.num_attention_heads, text.num_key_value_heads  # H, G
+        self.hidden_size: int = text.hidden_size  # h
         self.head_dim: int = decoder.layers[0].self_attn.head_dim  # D
         self._sections = rotary_sections(text.model_type, rotary.config.rope_parameters, self.head_dim // 2)
         self.linear = BatchInvariantLinear()

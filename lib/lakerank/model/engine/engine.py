@@ -248,7 +248,8 @@ def _key(document: EncodedInput) -> bytes:
     """The content of a document's prefix."""
     images = "|".join(key for key, _ in document.images)
     preamble = b"" if document.preamble is None else document.preamble.token_ids.tobytes()
-    return b"|".join((images.encode(), document.token_ids.tobytes(), preamble))
+    kept = b"" if document.state is None else document.state.encoded
+    return b"|".join((images.encode(), document.token_ids.tobytes(), preamble, kept))
 
 
 def _pairs(groups: Sequence[DocumentQueries], documents: Sequence[int]) -> list[_Pair]:

@@ -53,7 +53,8 @@ class BatchedReranker:
     """Scores document groups, many at a time; see `load_reranker`.
 
     `logit_bias`: relevance = sigmoid(logit - logit_bias). `fingerprint` names the scorer, `load_id` this loading of it.
-    `lengths`: what a query's and a document's tokens make of a pair.
+    `lengths`: what a query's and a document's tokens make of a pair. `state_dtype`: of the states of documents that it
+    can keep; None for a reranker that has none.
     """
 
     engine: Engine
@@ -61,6 +62,7 @@ class BatchedReranker:
     fingerprint: str
     logit_bias: float = 0.0
     lengths: Callable[[EncodedInput, EncodedInput], PairLengths] = whole_pair
+    state_dtype: str | None = None
     load_id: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 

@@ -50,12 +50,16 @@ def read_pooling(folder: Path) -> int:
 
 
 def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
-    """What names the scorer. Raises CheckpointError: config.json describes what is not computed here."""
+    """What names the scorer beyond what every fingerprint has, and of that what names its encoder.
+
+    Raises CheckpointError: config.json describes what is not computed here.
+    """
     faults = [*_faults(read_config(folder), stored_tensors(folder))]
     if faults:
         raise CheckpointError(f"{folder}: config.json is no KaLM-Reranker's: {'; '.join(faults)}")
-    parts = {"prompt": PROMPT.fingerprint_parts(), "pooling": read_pooling(folder)}
-    return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts)
+    prompt, pooling = PROMPT.fingerprint_parts(), read_pooling(folder)
+    documents = {"prompt": prompt["document"], "pooling": pooling}
+    return CheckpointInfo(resolve_dtype(folder, dtype), parts={"prompt": prompt, "pooling": pooling}, encoder=documents)
 
 
 def _faults(config: Mapping[str, Any], tensors: Iterable[str]) -> Iterator[str]:

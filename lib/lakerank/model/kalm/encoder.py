@@ -40,10 +40,10 @@ class PooledEncoder:
         return self._encoder.weights()
 
     def prefixes(self, documents: Sequence[EncodedInput], counters: Counters) -> list[Prefix]:
-        """Prefixes of documents in one micro-batch."""
+        """Prefixes of documents in one micro-batch; states that are known are not computed."""
         decoder = self._decoder
         self._encoder.linear = decoder.linear
-        states = self._encode([document.token_ids for document in documents], counters)
+        states = self._states(documents, counters)
         rows, sizes = torch.cat(states), [*map(len, states)]
         sizes.append(decoder.linear.padded(len(rows)) - len(rows))
         crossed = [
@@ -62,8 +62,26 @@ class PooledEncoder:
         own = decoder.prefixes(*self._packed(decoder, prompts, counters), [*map(len, prompts)], attention)
         return [prefix.behind([layer[number] for layer in crossed]) for number, prefix in enumerate(own)]
 
-    def _encode(self, token_ids: Sequence[np.ndarray], counters: Counters) -> list[Tensor]:
-        """The encoder's states of documents, each mean-pooled: (S, h) each."""
+    def _states(self, documents: Sequence[EncodedInput], counters: Counters) -> list[Tensor]:
+        """The pooled states (S, h) of each document; those computed are left in its `state`, where it has one."""
+        known = [bool(document.state and document.state.encoded) for document in documents]
+        unknown = [document.token_ids for document, kept in zip(documents, known, strict=True) if not kept]
+        computed = iter(self._encode(unknown, counters) if unknown else ())
+        states = []
+        for document, kept in zip(documents, known, strict=True):
+            state = document.state
+            if state is not None and kept:
+                stored = torch.frombuffer(bytearray(state.encoded), dtype=self._encoder.dtype)
+                states.append(stored.view(-1, self._encoder.hidden_size).to(self._encoder.device))
+                continue
+            states.append(next(computed))
+            if state is not None and bool(states[-1].isfinite().all()):
+                state.tokens, state.truncated = len(document.token_ids), document.truncated
+                state.encoded = states[-1].cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        return states
+
+    def _encode(self, token_ids: Sequence[np.ndarray], counters: Counters) -> Iterator[Tensor]:
+        """The encoder's states of documents, each mean-pooled."""
         ends = [0, *accumulate(map(len, token_ids))]
         masks = [self._window_mask(len(ids)) for ids in token_ids]
 
@@ -77,7 +95,7 @@ class PooledEncoder:
 
         hidden = self._encoder.hidden(*self._packed(self._encoder, token_ids, counters), attention)
         counters.flops += sum(2 * self._encoder.flops.prefix(len(ids)) for ids in token_ids)
-        return [self._pooled(hidden[start:stop]) for start, stop in pairwise(ends)]
+        return (self._pooled(hidden[start:stop]) for start, stop in pairwise(ends))
 
     @staticmethod
     def _packed(

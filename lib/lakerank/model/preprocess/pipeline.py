@@ -15,8 +15,11 @@ from functools import partial
 from itertools import count, groupby
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
+
 from lakerank.model.inputs import DocumentQueries, EncodedInput, Images, NamedImage, RejectedInput
 from lakerank.model.preprocess.images import PatchShape, count_frames, cut, load_frames
+from lakerank.model.preprocess.tokenizer import text_positions
 from lakerank.model.registry import CheckpointIdentity
 from lakerank.records import TRANSIENT_REASONS, Document, DocumentGroup, Query, RejectReason
 
@@ -196,13 +199,22 @@ class Preprocessor:
 
     def _prepare(self, group: DocumentGroup) -> Prepared:
         spent = Seconds()
-        document = self._encode(group.document, spent)
+        document = self._document(group, spent)
         if isinstance(document, RejectedInput):
             return Prepared(group, document, (), None, spent)
         queries = tuple(self._encode(query, spent) for query in group.queries)
         encoded = tuple(query for query in queries if isinstance(query, EncodedInput))
         engine_input = self._arrange(document, encoded) if encoded else None
         return Prepared(group, document, queries, engine_input, spent)
+
+    def _document(self, group: DocumentGroup, spent: Seconds) -> EncodedInput | RejectedInput:
+        """A group's document; one whose state is known is not read."""
+        state = group.state
+        if state is not None and state.encoded:
+            unread = np.zeros(state.tokens, dtype=np.int64)
+            return EncodedInput(unread, text_positions(0, 0), 0, truncated=state.truncated, state=state)
+        document = self._encode(group.document, spent)
+        return document if state is None or isinstance(document, RejectedInput) else replace(document, state=state)
 
     def _encode(self, item: Query | Document, spent: Seconds) -> EncodedInput | RejectedInput:
         """Token ids and patches of an input, or why there are none; from the cache where its content is in it."""
@@ -278,7 +290,7 @@ def _split(groups: Iterable[DocumentGroup]) -> Iterator[DocumentGroup]:
         alike = groupby(sorted(group.queries, key=_instruction), key=_instruction)
         for queries in [tuple(some) for _, some in alike] or [()]:
             for first in range(0, max(1, len(queries)), QUERIES_AHEAD):
-                yield DocumentGroup(group.document, queries[first : first + QUERIES_AHEAD])
+                yield replace(group, queries=queries[first : first + QUERIES_AHEAD])
 
 
 def _instruction(item: Query | Document) -> str:

@@ -25,6 +25,7 @@ from lakerank.lake.ids import written_as
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.scores import write_reused_units
 from lakerank.lake.snapshot import TableSnapshot
+from lakerank.lake.states import state_files
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments
 from lakerank.plan.index import QueryList, TableIndex, TableName
@@ -47,10 +48,10 @@ from lakerank.rerank.plan.clusters import Clustering
 from lakerank.rerank.plan.steps import (
     Contents,
     Join,
+    kept_records,
     number_queries,
     pair_records,
     score_index,
-    score_records,
     split_pairs,
     table_index,
     write_units,
@@ -238,8 +239,9 @@ class PlanBuilder:
         contents = Contents(self.storage, pairs_in or self.folder, self.folder, bits, sharing)
         contents.find_repeated(self.runner)
         records = [pair_records(self.runner, contents, partitions)]
-        if scores.names:
-            records.append(score_records(self.runner, scores, queries, contents, partitions))
+        states = state_files(self.storage, self.paths.output, self.limits.encoder)
+        if scores.names or states:
+            records.append(kept_records(self.runner, scores, states, queries, contents, partitions))
         self.runner.describe(f"plan: split new pairs from scored ones, {partitions.count} partitions")
         split = split_pairs(self.runner, splitter, self.folder, records, partitions.count)
         reused = sorted(name.removeprefix("unit ") for name in split if name.startswith("unit "))

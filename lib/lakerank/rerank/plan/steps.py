@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from lakerank.cost import Sizing
 from lakerank.duplicates.clusters import Clusters
 from lakerank.lake.scores import UNITS, write_unit_list
+from lakerank.lake.states import STATE_REFS, state_refs
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, index_places, parquet_bytes
 from lakerank.plan.index import (
@@ -26,6 +27,8 @@ from lakerank.plan.index import (
 from lakerank.plan.lookup import (
     CONTENT_SCORES,
     DOCUMENT_CONTENTS,
+    DOCUMENT_SCORES,
+    DOCUMENT_STATES,
     PreviousCandidates,
     ScoreIndex,
     match_contents,
@@ -47,6 +50,7 @@ from lakerank.plan.partitions import (
     PAIR,
     SCORE,
     SPLIT_RECORDS,
+    STATE,
     DocumentRanges,
     Partitions,
     Splitter,
@@ -60,10 +64,10 @@ _ROWS = pa.schema([("rows", pa.int64())])
 _LISTED = pa.schema([*_ROWS, ("instructed", pa.int64())])
 _KEYS = ("query_id", "doc_id", "first_stage_rank")
 #: Record types of the lookup.
-_CONTENT_SCORE, _CONTENT = 0, 1
+_CONTENT_SCORE, _CONTENT, _CONTENT_STATE = 0, 1, 2
 _DOCUMENTS = pa.schema([PAIRS.field(name) for name in ("hash", "document", "doc_id")])
 _REPEATABLE = pa.schema([*DOCUMENT_CONTENTS, ("doc_id", pa.string())])
-_LOOKUP_RECORDS = {_CONTENT_SCORE: CONTENT_SCORES, _CONTENT: _REPEATABLE}
+_LOOKUP_RECORDS = {_CONTENT_SCORE: CONTENT_SCORES, _CONTENT: _REPEATABLE, _CONTENT_STATE: STATE_REFS}
 #: A document whose content the document with the number `first` has, which comes before it.
 _REPEATED = pa.schema([("doc_id", pa.string()), ("document", pa.int64()), ("first", pa.int64())])
 
@@ -244,10 +248,18 @@ class Contents:
         return with_columns(rows, PAIRS, document=pc.coalesce(first, numbers), **named).sort_by("document")
 
 
-def score_records(
-    runner: Runner, scores: ScoreIndex, queries: QueryList, contents: Contents, partitions: Partitions
+def kept_records(
+    runner: Runner,
+    scores: ScoreIndex,
+    states: Sequence[str],
+    queries: QueryList,
+    contents: Contents,
+    partitions: Partitions,
 ) -> Rows:
-    """Stored scores as SCORE records, packed for the partitions of the first documents that have their content now."""
+    """Stored scores as SCORE records, and states of documents in files (STATES) as STATE records.
+
+    They are packed for the partitions of the first documents that have their content now.
+    """
     bits = contents.bits
 
     def read_scores(name: str) -> Iterator[pa.RecordBatch]:
@@ -255,12 +267,18 @@ def score_records(
         rows = rows.set_column(0, "doc_hash", contents.keyed(rows["doc_hash"]))
         yield from pack(_CONTENT_SCORE, hash_parts(rows["doc_hash"], bits), rows)
 
+    def read_states(uri: str) -> Iterator[pa.RecordBatch]:
+        for rows in state_refs(scores.storage, uri):
+            yield from pack(_CONTENT_STATE, hash_parts(rows["doc_hash"], bits), rows)
+
     def match(_: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        matches = match_contents(tables[_CONTENT_SCORE], tables[_CONTENT])
-        yield from pack(SCORE, partitions.of(matches["document"].to_numpy()), matches)
+        for kind, kept, schema in ((SCORE, _CONTENT_SCORE, DOCUMENT_SCORES), (STATE, _CONTENT_STATE, DOCUMENT_STATES)):
+            matches = match_contents(tables[kept], tables[_CONTENT], schema)
+            yield from pack(kind, partitions.of(matches["document"].to_numpy()), matches)
 
     records = [
         runner.scatter(scores.names, read_scores, BATCHES, tasks=8 * runner.parallelism),
+        runner.scatter(states, read_states, BATCHES, tasks=8 * runner.parallelism),
         contents.records(runner),
     ]
     return runner.exchange(records, 2**bits, _LOOKUP_RECORDS, match, BATCHES)
@@ -286,7 +304,7 @@ def split_pairs(runner: Runner, splitter: Splitter, folder: str, records: Sequen
     storage = splitter.documents.storage
 
     def split(number: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        groups, reused, counts = splitter.split(tables[PAIR], tables[SCORE])
+        groups, reused, counts = splitter.split(tables[PAIR], tables[SCORE], tables[STATE])
         for name, table in (("groups", groups), ("reused", reused)):
             if table.num_rows:
                 write_part(storage, join(folder, name), number, table)
