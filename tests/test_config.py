@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -92,7 +91,7 @@ def test_files_in_conf_differ_under_model_alone(path: Path) -> None:
 
 def test_files_in_conf_name_models_of_every_shape() -> None:
     shapes = [type(load_config(path).model) for path in RERANK_CONFIGS]
-    assert Counter(shapes) == {ModelConfig: 7, RoutedConfig: 1, tuple: 2, EnsembleConfig: 1}
+    assert set(shapes) == {ModelConfig, RoutedConfig, tuple, EnsembleConfig}
 
 
 FIVE_LINES = """\
