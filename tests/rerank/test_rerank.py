@@ -193,7 +193,7 @@ def test_nothing_to_rank_is_published_only_where_the_config_says_so(runner, stor
 
 
 def test_a_run_that_cannot_start_leaves_nothing(runner, storage, lake):
-    table = pq.read_table(lake.folder / "queries.parquet").rename_columns(["id", "text", "image"])
+    table = pq.read_table(lake.folder / "queries.parquet").rename_columns({"query_id": "id"})
     pq.write_table(table, lake.folder / "queries.parquet")
     for steps, error in ((["plan"], SchemaError), (["score"], RunConflictError), (["publish"], RunConflictError)):
         with pytest.raises(error):
