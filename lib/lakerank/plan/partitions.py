@@ -133,23 +133,13 @@ class _Pairs:
         """Whether each row is its content's first document."""
         return ~np.asarray(self.table["later"].to_numpy())
 
-    def own_or(self, name: str, first: pa.ChunkedArray, chosen: Int64) -> pa.Array:
-        """`doc_id` or `hash` of some pairs, given those of the first documents."""
-        rows = self.rows[chosen]
-        place = np.cumsum(self.own)[rows] - 1
-        return pc.coalesce(
-            self.table[name].combine_chunks().take(pa.array(rows)), first.combine_chunks().take(pa.array(place))
-        )
-
-    def near(self, first: pa.ChunkedArray) -> int:
-        """How many pairs have another content than the first document, given those of first documents."""
-        own = self.own_or("hash", first, np.arange(len(self.rows)))
-        others = first.combine_chunks().take(pa.array(np.cumsum(self.own)[self.rows] - 1))
-        return pc.sum(pc.not_equal(own, others)).as_py() or 0
-
-    def group_ids(self, chosen: Int64) -> pa.Array:
-        """Of some pairs."""
-        return self.table["group_id"].combine_chunks().take(pa.array(self.rows[chosen]))
+    def named(self, first: pa.Table, clusters: Clusters | None) -> pa.Table:
+        """`doc_id`, MEMBERSHIPS and whether its content is `near` that of the first document, for each row (R,)."""
+        own = first.select(["id", "hash"]).take(pa.array(np.cumsum(self.own) - 1)).combine_chunks()
+        doc_ids, hashes = (pc.coalesce(self.table[n], own[of]) for n, of in (("doc_id", "id"), ("hash", "hash")))
+        of_clusters = pa.nulls(len(hashes), pa.string()) if clusters is None else clusters.of(hashes)
+        columns = [doc_ids, self.table["group_id"], of_clusters, pc.not_equal(hashes, own["hash"])]
+        return pa.Table.from_arrays(columns, ["doc_id", *MEMBERSHIPS.names, "near"]).combine_chunks()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,24 +173,22 @@ class Splitter:
         unread = np.intersect1d(rows[new], np.flatnonzero(state.is_null()))
         documents, read_bytes = self._documents(numbers, unread)
         documents = documents.append_column("state", state)
-        kept = np.flatnonzero(lasting[every.leader])
+        kept, named = np.flatnonzero(lasting[every.leader]), every.named(documents, self.clusters)
         reused = with_columns(
             stored.take(pa.array(at[every.leader[kept]])),
             REUSED,
-            doc_id=every.own_or("doc_id", documents["id"], kept),
-            group_id=every.group_ids(kept),
-            cluster=self._cluster(every, kept, documents),
+            **{name: named[name].take(pa.array(every.rows[kept])) for name in ("doc_id", *MEMBERSHIPS.names)},
             query=pa.array(every.queries[kept].astype(np.int32)),
             rank=pa.array(every.ranks[kept].astype(np.int32)),
         )
         tried = stored["unit"].combine_chunks().take(pa.array(at[new], mask=~has[new]))
         costs = pa.array(np.where(state.is_valid(), 0, documents["cost"]))
         paid = documents.set_column(documents.schema.get_field_index("cost"), "cost", costs)
-        groups = self._groups(paid, every, new, tried)
+        groups = self._groups(paid, named, every, (new, tried))
         totals = self._totals(documents, rows[new], queries[new])
         totals |= {"reused": len(every.rows) - totals["new"], "read_bytes": read_bytes}
         shared = len(every.rows) - len(kept) - totals["new"]
-        return groups, reused, totals | {"shared": shared, "near": every.near(documents["hash"])}
+        return groups, reused, totals | {"shared": shared, "near": int(named["near"].to_numpy()[every.rows].sum())}
 
     @staticmethod
     def _states(documents: pa.Array, states: pa.Table) -> pa.StructArray:
@@ -226,7 +214,8 @@ class Splitter:
             read_bytes += int(np.add.reduceat(_bytes(rows), groups)[np.unique(fetched)].sum())
         return pa.concat_tables(tables).sort_by("number").combine_chunks(), read_bytes
 
-    def _groups(self, documents: pa.Table, every: _Pairs, new: Bools, tried: pa.Array) -> pa.Table:
+    def _groups(self, documents: pa.Table, named: pa.Table, every: _Pairs, pairs: tuple[Bools, pa.Array]) -> pa.Table:
+        new, tried = pairs
         leaders = every.leaders[new]
         own, queries = every.own[every.rows[leaders]], every.queries[leaders]
         rows = np.cumsum(every.own)[every.rows[leaders]] - 1
@@ -234,47 +223,19 @@ class Splitter:
         grouped = documents.take(pa.array(rows[starts]))
         offsets = pa.array(np.append(starts, len(rows)).astype(np.int32))
         ranks = np.where(own, every.ranks[leaders], NOT_LISTED)
-        group_ids = every.table["group_id"].combine_chunks().filter(pa.array(every.own))
+        memberships = named.select(MEMBERSHIPS.names).filter(pa.array(every.own)).take(pa.array(rows[starts]))
         return with_columns(
             grouped,
             GROUPS,
             doc_id=grouped["id"],
             doc_hash=grouped["hash"],
-            group_id=group_ids.take(pa.array(rows[starts])),
-            cluster=self._of_clusters(grouped["hash"]),
+            **{name: memberships[name] for name in MEMBERSHIPS.names},
             cost=pa.array(self._costs(documents, rows, queries, starts)),
             queries=pa.ListArray.from_arrays(offsets, pa.array(queries.astype(np.int32))),
             ranks=pa.ListArray.from_arrays(offsets, pa.array(ranks.astype(np.int32))),
             tried=pa.ListArray.from_arrays(offsets, tried),
-            shared=self._shared(documents, every, new, starts),
+            shared=_shared(named, every, new, starts),
         )
-
-    def _shared(self, documents: pa.Table, every: _Pairs, new: Bools, starts: Int64) -> pa.ListArray:
-        """The pairs of each group, of those that begin at `starts` among new leaders, that get another one's score."""
-        leads = every.leaders[every.leader] == np.arange(len(every.rows))
-        chosen = np.flatnonzero(new[every.leader] & ~(leads & every.own[every.rows]))
-        group = np.searchsorted(starts, np.cumsum(new)[every.leader[chosen]] - 1, side="right")
-        order = np.argsort(group, kind="stable")
-        chosen, group = chosen[order], group[order]
-        columns = {
-            "of": pa.array(every.queries[every.leaders[every.leader[chosen]]].astype(np.int32)),
-            "number": pa.array(every.queries[chosen].astype(np.int32)),
-            "rank": pa.array(every.ranks[chosen].astype(np.int32)),
-            "doc_id": every.own_or("doc_id", documents["id"], chosen),
-            "group_id": every.group_ids(chosen),
-            "cluster": self._cluster(every, chosen, documents),
-            "new": pa.array(leads[chosen]),
-        }
-        return structs(
-            GROUPS.field("shared"), np.searchsorted(group, np.arange(1, len(starts) + 2)).astype(np.int32), columns
-        )
-
-    def _cluster(self, every: _Pairs, chosen: Int64, documents: pa.Table) -> pa.Array:
-        """The clusters of the documents of some pairs."""
-        return self._of_clusters(pa.chunked_array([every.own_or("hash", documents["hash"], chosen)]))
-
-    def _of_clusters(self, hashes: pa.ChunkedArray) -> pa.Array:
-        return pa.nulls(len(hashes), pa.string()) if self.clusters is None else self.clusters.of(hashes)
 
     def _totals(self, documents: pa.Table, rows: Int64, queries: Int64) -> dict[str, int]:
         """Totals of new pairs. `pairwise_cost`: were each document read again for each query."""
@@ -302,6 +263,22 @@ class Splitter:
         width, height = (documents[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height"))
         sizing = self.documents.sizing
         return visual_tokens(width, height, sizing, image_counts(documents, sizing))
+
+
+def _shared(named: pa.Table, every: _Pairs, new: Bools, starts: Int64) -> pa.ListArray:
+    """The pairs of each group, of those that begin at `starts` among new leaders, that get another one's score."""
+    leads = every.leaders[every.leader] == np.arange(len(every.rows))
+    chosen = np.flatnonzero(new[every.leader] & ~(leads & every.own[every.rows]))
+    group = np.searchsorted(starts, np.cumsum(new)[every.leader[chosen]] - 1, side="right")
+    order = np.argsort(group, kind="stable")
+    chosen, group = chosen[order], group[order]
+    numbers = {"of": every.queries[every.leaders[every.leader[chosen]]], "number": every.queries[chosen]}
+    numbers |= {"rank": every.ranks[chosen]}
+    columns = {name: pa.array(values.astype(np.int32)) for name, values in numbers.items()}
+    rows = named.take(pa.array(every.rows[chosen])).combine_chunks()
+    columns |= {name: rows[name].combine_chunks() for name in ("doc_id", *MEMBERSHIPS.names)}
+    ends = np.searchsorted(group, np.arange(1, len(starts) + 2)).astype(np.int32)
+    return structs(GROUPS.field("shared"), ends, columns | {"new": pa.array(leads[chosen])})
 
 
 def _bytes(rows: pa.Table) -> Int64:
