@@ -60,7 +60,7 @@ def test_each_pair_of_contents_is_scored_once_whatever_the_ids(
 ):
     lake, storage = Lake(tmp_path_factory.mktemp("lake")), Storage()
     write(lake, queries, documents, candidates)
-    changes = {"audit": AuditRules(replace(Bounds(), max_reject_rate=None, max_unranked_queries=None))}
+    changes = {"audit": AuditRules(Bounds(allow_empty=True, max_reject_rate=None, max_unranked_queries=None))}
     summary = run(runner, storage, lake.job("r1", **changes))
     contents = {(queries[q], documents[d]) for q, d in candidates}
     assert summary["new"] == len(contents)

@@ -109,21 +109,21 @@ def sketches(files: ImageFiles, rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def buckets(rows: pa.Table, likeness: Likeness) -> Iterator[tuple[UInt64, Bools]]:
-    """Buckets of SKETCHES, in which near duplicates meet: each row's bucket (N,), and which rows have one (N,)."""
+    """Buckets of SKETCHES, where near duplicates meet: those of the rows that have one (B,), and which do (N,)."""
     minhash, pixels = (rows[name].combine_chunks() for name in SKETCHES.names)
     has_pixels, has_text = (np.asarray(column.is_valid().to_numpy(False)) for column in (pixels, minhash))
     values = np.frombuffer(b"".join(minhash.drop_null().to_pylist()), "<u4").reshape(-1, PERMUTATIONS).astype(np.uint64)
     of_text, width = has_text & ~has_pixels, likeness.rows()
     values = values[of_text[has_text]]
     for band in range(PERMUTATIONS // width if len(values) else 0):
-        yield _spread(_combined(values[:, band * width : (band + 1) * width], band), of_text), of_text
+        yield _combined(values[:, band * width : (band + 1) * width], band), of_text
     first = np.frombuffer(b"".join(row[: SIDE * SIDE * 3] for row in pixels.drop_null().to_pylist()), np.uint8)
     luma = first.reshape(-1, SIDE, SIDE, 3) @ _LUMA
     cells = luma.reshape(-1, _CELLS, SIDE // _CELLS, _CELLS, SIDE // _CELLS).mean(axis=(2, 4)).reshape(-1, _CELLS**2)
     for band in range(_IMAGE_BUCKETS if len(cells) else 0):
         offsets = splitmix64(np.arange(_CELLS**2, dtype=np.uint64) + np.uint64(1000 * band + 1)) % np.uint64(_STEP)
         steps = ((cells + offsets) // _STEP).astype(np.uint64)
-        yield _spread(_combined(steps, -1 - band), has_pixels), has_pixels
+        yield _combined(steps, -1 - band), has_pixels
 
 
 def bucket_pairs(rows: pa.Table, all_of: int = 8) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -178,9 +178,3 @@ def _combined(values: UInt64, seed: int) -> UInt64:
     for column in values.T:
         combined = splitmix64(combined * np.uint64(0x9E3779B97F4A7C15) + column + np.uint64(1))
     return combined
-
-
-def _spread(values: UInt64, chosen: Bools) -> UInt64:
-    whole = np.zeros(len(chosen), np.uint64)
-    whole[chosen] = values
-    return whole

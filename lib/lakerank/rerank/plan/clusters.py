@@ -76,8 +76,8 @@ class Clustering:
                     some = rows.slice(first, _AT_ONCE)
                     content, number = key_hash(some["hash"].combine_chunks()), some["number"].to_numpy()
                     for bucket, chosen in buckets(some, self.likeness):
-                        columns = [pa.array(column[chosen]) for column in (bucket, content, number)]
-                        part = (bucket[chosen] & np.uint64(2**self._bits - 1)).astype(np.int32)
+                        columns = [pa.array(column) for column in (bucket, content[chosen], number[chosen])]
+                        part = (bucket & np.uint64(2**self._bits - 1)).astype(np.int32)
                         yield from pack(_BUCKET, part, pa.Table.from_arrays(columns, schema=BUCKETS))
 
         def pair(_: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
