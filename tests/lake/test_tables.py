@@ -313,7 +313,7 @@ def test_an_id_that_is_not_utf8_is_refused_with_its_row(tmp_path: Path, expected
     for bad in (NO_TEXT[0], b"caf\xe9".ljust(16), b"\xed\xa0\x80".ljust(16)):  # the last: a surrogate
         ids = stored_as(kind, [NO_TEXT[1], None, NO_TEXT[1], bad, bad])
         columns: dict[str, object] = {name: ids if name.endswith("_id") else [1] * 5 for name in expected.names}
-        columns |= {name: ["x"] * 5 for name in ("text", "content_hash") if name in columns}
+        columns |= {name: ["x"] * 5 for name in ("text", "content_hash", "instruction") if name in columns}
         columns |= {"image": [b"x"] * 5} if "image" in columns else {}
         columns |= {"images": [[b"x"]] * 5, "image_uri": ["x"] * 5} if "images" in columns else {}
         file = tmp_path / "a.parquet"

@@ -103,7 +103,9 @@ def test_columns_of_other_names_are_mapped_and_belong_to_the_plan(runner, publis
     pq.write_table(
         table, published.folder / "documents.parquet/image=__HIVE_DEFAULT_PARTITION__/a.parquet", row_group_size=7
     )
-    pq.write_table(queries.rename_columns(["QUERY_ID", "Text", "Image"]), published.folder / "queries.parquet")
+    pq.write_table(
+        queries.rename_columns(["QUERY_ID", "Text", "Image", "Instruction"]), published.folder / "queries.parquet"
+    )
     mapped = {"doc_id": "sku", "text": "page.body"}
     storage = Storage(columns={str(published.folder / "documents.parquet"): mapped})
     shown = shown_documents(storage, str(published.folder / "documents.parquet"), ["d03"])
