@@ -7,7 +7,7 @@ import pytest
 
 from lakerank.ranking import Fusion
 from lakerank.rerank.rank.combine import STAGE_RESULTS, FusionRule, combine
-from lakerank.schemas import COMBINED, GROUP_IDS, REJECTED
+from lakerank.schemas import COMBINED, MEMBERSHIPS, REJECTED
 
 IDS = (7, pa.array(["q7", "q8"]))
 FUSION = Fusion("reciprocal_rank", (0.5, 0.5))
@@ -50,7 +50,7 @@ def combined(rule: FusionRule) -> tuple[dict[tuple[str, str], dict[str, object]]
         (2, None): 2,
         (2, "input_too_long"): 2,
     }
-    assert lists.rows.schema == pa.schema([*COMBINED, *GROUP_IDS])
+    assert lists.rows.schema == pa.schema([*COMBINED, *MEMBERSHIPS])
     assert rejects.schema == REJECTED
     rows = lists.rows.select(COMBINED.names)
     return {(row["query_id"], row["doc_id"]): row for row in rows.to_pylist()}, rows, rejects
