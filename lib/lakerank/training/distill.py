@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -19,13 +20,13 @@ from tqdm import trange
 
 from lakerank.config import LakeConfig
 from lakerank.errors import CheckpointError, ConfigError
-from lakerank.fingerprint import splitmix64
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import WEIGHTS_NAME, read_json, weight_files
 from lakerank.model.registry import M0, CheckpointIdentity
+from lakerank.plan.pairs import key_hash
 from lakerank.schemas import RANKED
 from lakerank.training.batches import TrainingStage
 from lakerank.training.config import OptimizerConfig, StartConfig, TrainConfig, TrainingLakeConfig
@@ -130,22 +131,17 @@ def write_pairs(storage: Storage, ranked: str, output: Path, share: float) -> tu
         for fragment in fragments(storage, ranked, RANKED)
         for *_, batch in read_table_file(storage, fragment.file, RANKED, names)
     ]
-    table = pa.Table.from_batches(batches) if batches else pa.table({name: [] for name in names})
-    drawn = {name: _place(name) < share for name in table["query_id"].unique().to_pylist()}
-    table = table.filter(pa.array([drawn[name] for name in table["query_id"].to_pylist()], pa.bool_()))
+    table = pa.Table.from_batches(batches) if batches else RANKED.empty_table().select(names)
+    queries = table["query_id"].unique()
+    drawn = queries.filter(pa.array((key_hash(queries) >> np.uint64(11)) < share * 2**53))
+    table = table.filter(pc.is_in(table["query_id"], value_set=drawn))
     if not len(table):
         raise ConfigError([f"{ranked}: no list of the run is learnt from; see --share"])
     relevance = pa.array((table["rank"].to_numpy() == 1).astype(np.int32))
     score = table["logit"].cast(pa.float64())
     table = table.drop_columns("rank").append_column("first_stage_score", score).append_column("relevance", relevance)
     pq.write_table(table, output)
-    return sum(drawn.values()), len(table)
-
-
-def _place(query_id: str) -> float:
-    """Where a query is drawn, in [0, 1), by its id."""
-    number = np.array([int.from_bytes(query_id.encode("utf-8", "surrogatepass")[-8:], "little")], np.uint64)
-    return float(splitmix64(number)[0] >> np.uint64(11)) / 2**53
+    return len(drawn), len(table)
 
 
 def _stage(request: Distillation) -> TrainingStage:
