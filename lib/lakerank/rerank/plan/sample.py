@@ -83,7 +83,7 @@ class Draw(NamedTuple):
 def remembered(storage: Storage, address: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What this attempt or an earlier one has computed from the same, else what `compute` returns."""
     stored = read_json(storage, address)
-    if stored is None or stored["of"] != key:
+    if stored is None or stored.get("of") != key:
         stored = {"of": key, **compute()}
         storage.replace(address, json_bytes(stored))
     return stored
