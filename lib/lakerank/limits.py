@@ -53,3 +53,23 @@ class LogitScale:
 
     scale: float
     bias: float
+
+
+@dataclass(frozen=True, slots=True)
+class Listwise:
+    """How lists are scored. `passes`: the mean of that many orders, the second reversed and others drawn.
+
+    `window`: documents of one prompt at most, `stride`: by how many a window moves; None: what is published.
+    """
+
+    passes: int = 1
+    window: int | None = None
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        window, stride = self.window or 2, self.stride or 1
+        faults = [f"{name} must be positive" for name, value in asdict(self).items() if value is not None and value < 1]
+        if self.window == 1 or stride > window:
+            faults.append(f"window {self.window} and stride {self.stride}: from 2 documents on, moved by no more")
+        if faults:
+            raise ConfigError(faults)

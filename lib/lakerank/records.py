@@ -106,6 +106,14 @@ class DocumentGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateList:
+    """A query and its candidates, in the order of the stage before, best first."""
+
+    query: Query
+    documents: tuple[Document, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredPair:
     """A raw float32 logit, before bias and sigmoid. Token counts are positions in the model's sequence.
 
@@ -179,4 +187,16 @@ class Reranker(Protocol):
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """Yield exactly one result for each (query, document) of each group, in any order."""
+        ...
+
+
+class ListReranker(Protocol):
+    """Scores lists: the score of a document depends on the others and on their order."""
+
+    def score_lists(self, lists: Iterable[CandidateList]) -> Iterator[ScoredPair | Reject]:
+        """Yield one result for each document, list after list, in their order.
+
+        A document that cannot be read is rejected, and the others are scored as if it were not in the list; a query
+        that cannot be read rejects all of them.
+        """
         ...

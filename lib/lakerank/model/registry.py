@@ -18,7 +18,7 @@ from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
 from lakerank.model.facts import CheckpointFacts
 from lakerank.model.inputs import Instructions
-from lakerank.records import Reranker
+from lakerank.records import ListReranker, Reranker
 
 #: A checkpoint's config.json.
 CheckpointConfig = Mapping[str, Any]
@@ -43,8 +43,8 @@ class TokenCounters(Protocol):
     def pairwise(self) -> int: ...
 
 
-class LoadedReranker(Reranker, Protocol):
-    """A reranker in memory: `fingerprint` names the scorer, `load_id` this loading of it.
+class LoadedScorer(Protocol):
+    """A scorer in memory: `fingerprint` names it, `load_id` this loading of it.
 
     Relevance = sigmoid(logit - `logit_bias`).
     """
@@ -55,6 +55,14 @@ class LoadedReranker(Reranker, Protocol):
 
     @property
     def counters(self) -> TokenCounters: ...
+
+
+class LoadedReranker(LoadedScorer, Reranker, Protocol):
+    """A scorer of pairs in memory."""
+
+
+class LoadedListReranker(LoadedScorer, ListReranker, Protocol):
+    """A scorer of lists in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +153,7 @@ class ModelFamily:
         max_query_fraction: of a pair's tokens, those that a query may have.
         truncates_document_only: a document gets all tokens that its pair's query leaves, not those left by the longest.
         sliding_window: texts longer than a pair may be are read in windows, not cut: a plan counts all of their tokens.
+        listwise: it scores lists (`LoadedListReranker`), not pairs.
     """
 
     name: str
@@ -161,6 +170,7 @@ class ModelFamily:
     max_query_fraction: float = 0.5
     truncates_document_only: bool = False
     sliding_window: bool = False
+    listwise: bool = False
 
     def read_info(self, folder: Path, dtype: str) -> CheckpointInfo:
         """What names the scorer, from JSON files and the weights' headers alone; `dtype` may be auto.

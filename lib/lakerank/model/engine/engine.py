@@ -40,7 +40,7 @@ _PREFIX_CACHE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class Pair:
     """A query on the document of a number, at positions from `start` on; `number` is its own among all pairs."""
 
     document: int
@@ -122,10 +122,10 @@ class DocumentMajorEngine:
 
     def _logits(self, groups: Sequence[DocumentQueries]) -> list[list[float | RejectedInput]]:
         """Raw float32 logits (Q,) of each group's queries."""
-        prefixes, numbers = self._prefixes([group.document for group in groups])
+        prefixes, numbers = self.prefixes([group.document for group in groups])
         pairs = _pairs(groups, numbers)
         parts = micro_batches(pairs, [len(pair.query.token_ids) for pair in pairs], self.batcher.budget.tokens)
-        computed = [self._suffixes(part, prefixes) for part in parts]
+        computed = [self.suffixes(part, prefixes) for part in parts]
         logits = np.empty(len(pairs), dtype=np.float32)
         logits[[pair.number for pair in pairs]] = torch.cat(computed).cpu().numpy()  # the only synchronisation
         for group in groups:
@@ -133,7 +133,7 @@ class DocumentMajorEngine:
         ends = np.cumsum([len(group.queries) for group in groups])[:-1]
         return [part.tolist() for part in np.split(logits, ends)]
 
-    def _prefixes(self, documents: Sequence[EncodedInput]) -> tuple[list[Prefix], list[int]]:
+    def prefixes(self, documents: Sequence[EncodedInput]) -> tuple[list[Prefix], list[int]]:
         """A prefix for each distinct document, and each document's number among them."""
         keys = [_key(document) for document in documents]
         distinct = dict(zip(keys, documents, strict=True))
@@ -159,9 +159,9 @@ class DocumentMajorEngine:
         lengths = [len(document.token_ids) for document in documents]
         visual = self._visual_tokens(documents, self._document_images)
         with self.batcher.timer.stage("prefix_s"):
-            embeddings, positions = self._embed(documents, [0] * len(documents), visual)
+            embeddings, positions = self.embed(documents, [0] * len(documents), visual)
             self.batcher.counters.flops += sum(map(self._decoder.flops.prefix, lengths))
-            layout = self._prefix_layout(lengths, len(embeddings.rows))
+            layout = self.prefix_layout(lengths, len(embeddings.rows))
 
             def attention(_number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
                 return document_attention(query, key, value, layout)
@@ -169,13 +169,13 @@ class DocumentMajorEngine:
             end = max(document.end for document in documents)
             return self._decoder.prefixes(embeddings, positions, end, lengths, attention)
 
-    def _prefix_layout(self, lengths: list[int], rows: int) -> PrefixLayout:
+    def prefix_layout(self, lengths: list[int], rows: int) -> PrefixLayout:
         if self._varlen is None:
             return prefix_layout(lengths, self._device)
         padding = [rows - sum(lengths)] if rows > sum(lengths) else []
         return PrefixLayout((), (), self._varlen([*lengths, *padding], self._device))
 
-    def _suffixes(self, pairs: Sequence[_Pair], prefixes: Sequence[Prefix]) -> Tensor:
+    def suffixes(self, pairs: Sequence[Pair], prefixes: Sequence[Prefix]) -> Tensor:
         """Logits (P,) of pairs in one micro-batch."""
         documents = sorted({pair.document for pair in pairs})
         numbers = {document: number for number, document in enumerate(documents)}
@@ -188,7 +188,7 @@ class DocumentMajorEngine:
         repeats = self._decoder.heads // self._decoder.kv_heads
         visual = self._visual_tokens(queries, self._query_images)
         with self.batcher.timer.stage("suffix_s"):
-            embeddings, positions = self._embed(queries, [pair.start for pair in pairs], visual)
+            embeddings, positions = self.embed(queries, [pair.start for pair in pairs], visual)
             last_rows = np.zeros(self._linear.padded(len(pairs)), dtype=np.int64)
             last_rows[: len(pairs)] = np.array(starts[1:]) - 1
             end = max(pair.start + pair.query.end for pair in pairs)
@@ -200,7 +200,7 @@ class DocumentMajorEngine:
             rows = to_device(last_rows, self._device)
             return self._decoder.logits(embeddings, positions, end, shared, layouts, rows)[: len(pairs)]
 
-    def _embed(
+    def embed(
         self, inputs: Sequence[EncodedInput], starts: Sequence[int], visual: Sequence[Tensor]
     ) -> tuple[Embeddings, Tensor]:
         """Embeddings of M rows and positions (3, M) of concatenated inputs; padding is token 0."""
@@ -252,11 +252,11 @@ def _key(document: EncodedInput) -> bytes:
     return b"|".join((images.encode(), document.token_ids.tobytes(), preamble, kept))
 
 
-def _pairs(groups: Sequence[DocumentQueries], documents: Sequence[int]) -> list[_Pair]:
+def _pairs(groups: Sequence[DocumentQueries], documents: Sequence[int]) -> list[Pair]:
     """All pairs; those of a document adjacent, and among them those of one kind of attention (see `Span.short`)."""
     numbers = count()
     pairs = [
-        _Pair(document, query, group.document.end, next(numbers))
+        Pair(document, query, group.document.end, next(numbers))
         for group, document in zip(groups, documents, strict=True)
         for query in group.queries
     ]
