@@ -59,14 +59,17 @@ def attend(
 def attend_eager(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """As `attend`, with a softmax in float32: for devices without a kernel that returns log-sum-exps."""
-    scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    """As `attend`, all in float32: for devices without a kernel that returns log-sum-exps.
+
+    Not in a 16-bit dtype: keys of Qwen2 have constants in some channels, whose products would take all of its digits.
+    """
+    scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
     if mask is not None:
         scores = scores + mask
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
-    return scores.softmax(dim=-1).to(value.dtype) @ value, scores.logsumexp(dim=-1)
+    return (scores.softmax(dim=-1) @ value.float()).to(value.dtype), scores.logsumexp(dim=-1)
 
 
 def document_attention(query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout) -> Tensor:
