@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -219,7 +219,7 @@ class ProfiledFactory:
     def __call__(self, device: str) -> LoadedReranker:
         """Load, and note how long that took."""
         started = time.monotonic()
-        reranker: Any = ProfiledReranker(self.factory(device), self.folder)
+        reranker: Any = ProfiledReranker(cast(LoadedReranker, self.factory(device)), self.folder)
         _note(self.folder, {"load": time.monotonic() - started})
         return reranker  # type: ignore[no-any-return]
 

@@ -36,7 +36,7 @@ RESULT = [("logit", pa.float32()), ("truncated", pa.bool_())]
 RESULT += [("reason", pa.string()), ("detail", pa.string()), ("unit", pa.string())]
 
 #: A score in an index file, keyed by the contents it is the score of.
-_INDEXED_SCORES = pa.schema([("doc_hash", pa.string()), ("query_hash", pa.string()), *RESULT])
+INDEXED_SCORES = pa.schema([("doc_hash", pa.string()), ("query_hash", pa.string()), *RESULT])
 
 #: A score on its way to the documents of that content: the query by the number of the first of its content.
 CONTENT_SCORES = pa.schema([("doc_hash", pa.string()), ("query", pa.int32()), *RESULT])
@@ -86,11 +86,16 @@ class ScoreIndex:
         index = replace(self, names=tuple(sorted(names)), gone=frozenset(covered - units))
         return index, [missing[first : first + UNITS_A_FILE] for first in range(0, len(missing), UNITS_A_FILE)]
 
-    def read(self, name: str, queries: QueryList) -> pa.Table:
-        """The scores of an index file for contents that some query has, as CONTENT_SCORES."""
-        rows = read_part(self.storage, join(self.folder, name), _INDEXED_SCORES)
+    def stored(self, name: str) -> pa.Table:
+        """The scores of an index file that are still in the lake."""
+        rows = read_part(self.storage, join(self.folder, name), INDEXED_SCORES)
         if self.gone:
             rows = rows.filter(pc.invert(pc.is_in(rows["unit"], value_set=pa.array(sorted(self.gone)))))
+        return rows
+
+    def read(self, name: str, queries: QueryList) -> pa.Table:
+        """The scores of an index file for contents that some query has, as CONTENT_SCORES."""
+        rows = self.stored(name)
         coded = rows["query_hash"].combine_chunks().dictionary_encode()
         known = pc.index_in(coded.dictionary, value_set=queries.column("hash")).fill_null(-1).to_numpy()
         numbers = known[coded.indices.to_numpy()]
@@ -109,7 +114,7 @@ class ScoreIndex:
             names.append(unit)
             truncated = pc.or_kleene(rows["query_truncated"], rows["document_truncated"])
             unit_column = pa.array([unit] * rows.num_rows, pa.string())
-            tables.append(with_columns(rows, _INDEXED_SCORES, truncated=truncated, unit=unit_column))
+            tables.append(with_columns(rows, INDEXED_SCORES, truncated=truncated, unit=unit_column))
         if not names:
             return None
         file = f"{sequence_hash((unit,) for unit in names)}.parquet"

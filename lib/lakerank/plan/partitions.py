@@ -235,6 +235,7 @@ class Splitter:
             ranks=pa.ListArray.from_arrays(offsets, pa.array(ranks.astype(np.int32))),
             tried=pa.ListArray.from_arrays(offsets, tried),
             shared=_shared(named, every, new, starts),
+            list=pa.nulls(len(starts), pa.string()),
         )
 
     def _totals(self, documents: pa.Table, rows: Int64, queries: Int64) -> dict[str, int]:

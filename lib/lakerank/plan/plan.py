@@ -21,6 +21,7 @@ from lakerank.lake.scores import PlannedUnits, finished_units
 from lakerank.lake.snapshot import TableFile, TableSnapshot
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments, parquet_bytes, read_table_file
+from lakerank.limits import Listwise
 from lakerank.schemas import CANDIDATES, DOCUMENTS, GROUP_IDS, QUERIES
 
 #: Candidates that a task groups by document in one Arrow batch.
@@ -65,6 +66,7 @@ class PlanLimits:
     likeness: Likeness | None = None  # of near duplicates, whose clusters the plan has
     share: bool = False  # whether near duplicates share a score
     encoder: str | None = None
+    listwise: Listwise | None = None  # of a stage that scores lists
 
     def identity(self) -> dict[str, Any]:
         """The limits that a plan's results depend on: their names and values are part of stored fingerprints."""
@@ -75,6 +77,8 @@ class PlanLimits:
                 del sizing["all_frames"]  # limits of earlier plans had none
         if self.likeness is None:
             del values["likeness"], values["share"]
+        if self.listwise is None:
+            del values["listwise"]
         return values
 
 
@@ -84,6 +88,7 @@ class Plan:
 
     `shared`: of the reused pairs those that get the score of a new one, whose contents are the same.
     `near`: of the reused pairs those that get the score of a near duplicate.
+    `lists`: of a stage that scores lists, each of some contents once; `reused_lists` of them have scores.
     `dropped`: candidates of the last published run that are no longer listed; `dropped_from`: its `run_id` and number
     of `candidates`, None where they are not known. `cost`, `patches`, `fetch_bytes` (text and images of the documents,
     as they are stored) and `read_bytes` (of the row groups they are in) are of the new pairs. `bits`: pairs are in
@@ -121,6 +126,8 @@ class Plan:
     instructed: int = 0
     shared: int = 0
     near: int = 0
+    lists: int = 0
+    reused_lists: int = 0
 
     @property
     def units(self) -> int:

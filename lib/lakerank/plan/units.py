@@ -32,10 +32,11 @@ _SHARED = [("of", pa.int32()), ("number", pa.int32()), ("rank", pa.int32()), ("d
 _SHARED += [("new", pa.bool_())]
 
 #: A document and at most so many of its queries, by number: what units are cut from. `tried` names the unit that a
-#: query was last scored in, in vain. The rank of a pair that is no candidate itself is NOT_LISTED.
+#: query was last scored in, in vain. The rank of a pair that is no candidate itself is NOT_LISTED. `list`: the key that
+#: a pair of a list is scored under, instead of its query's content.
 GROUPS = pa.schema([
     *_DOCUMENT, ("cost", pa.int64()), *LISTS, ("tried", pa.list_(pa.string())),
-    ("shared", pa.list_(pa.struct(_SHARED))),
+    ("shared", pa.list_(pa.struct(_SHARED))), ("list", pa.string()),
 ])  # fmt: skip
 
 NOT_LISTED = -1
@@ -148,9 +149,10 @@ def unit_rows(groups: pa.Table, queries: QueryList) -> pa.Table:
     """Rows of GROUPS in the schema of a unit's file (UNIT_GROUPS)."""
     lists = groups["queries"].combine_chunks()
     numbers = lists.flatten()
+    keys = groups["list"].combine_chunks().take(pc.list_parent_indices(lists))
     columns = {
         "query_id": queries.column("query_id").take(numbers),
-        "query_hash": queries.column("hash").take(numbers),
+        "query_hash": pc.coalesce(keys, queries.column("hash").take(numbers)),
         "tried": groups["tried"].combine_chunks().flatten(),
         **{name: queries.column(name).take(numbers) for name, _ in LOCATION},
         "number": numbers,

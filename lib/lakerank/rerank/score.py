@@ -6,10 +6,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
-from typing import Any
+from itertools import groupby
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,13 +26,23 @@ from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import read_table_file
 from lakerank.limits import Limits
 from lakerank.logs import duration, in_worker, log_context, rate
-from lakerank.model.registry import LoadedReranker
+from lakerank.model.inputs import RejectedInput
+from lakerank.model.registry import LoadedListReranker, LoadedReranker, LoadedScorer
 from lakerank.model.routed import ModelSpec
 from lakerank.model.spec import RuntimeOptions, ScorerIdentity
 from lakerank.plan.plan import read_sources
 from lakerank.plan.units import UNIT_GROUPS, PlannedGroup, planned_groups
-from lakerank.records import Document, DocumentGroup, DocumentState, Query, Reject, RejectReason, ScoredPair
-from lakerank.rerank.attempts import attempt
+from lakerank.records import (
+    CandidateList,
+    Document,
+    DocumentGroup,
+    DocumentState,
+    Query,
+    Reject,
+    RejectReason,
+    ScoredPair,
+)
+from lakerank.rerank.attempts import Watch, attempt
 from lakerank.rerank.progress import UnitProgress, watch_units
 from lakerank.runner import NO_DEADLINE, Deadline, Places, Runner, one_row
 from lakerank.schemas import SCORES
@@ -52,14 +63,14 @@ QUERY_CACHE_BYTES = 256 * 2**20
 #: Fewer pairs are not worth the time to load another model.
 PAIRS_A_MODEL = 32
 
-#: Document groups prefetched for the device.
-GROUPS_AHEAD = 16
+#: Document groups, or lists, prefetched for the device.
+GROUPS_AHEAD, LISTS_AHEAD = 16, 2
 
 #: Files of `documents` and `queries` by URI.
 Sources = Mapping[str, Mapping[str, TableFile]]
 
 #: Makes a reranker on a device, inside the worker: it crosses to the worker, the weights never do.
-RerankerFactory = Callable[[str], LoadedReranker]
+RerankerFactory = Callable[[str], LoadedScorer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +82,7 @@ class SpecFactory:
     options: RuntimeOptions
     scorer: ScorerIdentity
 
-    def __call__(self, device: str) -> LoadedReranker:
+    def __call__(self, device: str) -> LoadedScorer:
         """Load onto a torch device.
 
         Without `device_threads` a task on a CPU has the threads that Spark gives it in the environment, or one:
@@ -85,7 +96,7 @@ class SpecFactory:
 class ScoringJob:
     """Where units are read and scores written, with which reranker, and by when; `progress` counts a unit's pairs.
 
-    `encoder`: whose states of documents are kept; None: none are.
+    `encoder`: whose states of documents are kept; None: none are. `listwise`: the reranker scores lists.
     """
 
     output: str
@@ -98,6 +109,7 @@ class ScoringJob:
     progress: UnitProgress | None = None
     max_image_bytes: int = Limits().max_source_bytes
     encoder: str | None = None
+    listwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +153,16 @@ _loading = threading.Lock()
 
 
 class _Worker(threading.local):
-    """What a thread that scores caches between tasks: its model, by scorer and device. The queries' row groups are the
-    process's."""
+    """What a thread that scores caches between tasks: its model, by scorer and device. Row groups are the process's."""
 
     queries = RowGroupCache(QUERY_CACHE_BYTES)
+    documents = RowGroupCache(QUERY_CACHE_BYTES)  # of lists: one comes in many
 
     def __init__(self) -> None:
-        self.rerankers: dict[tuple[str, str], LoadedReranker] = {}
+        self.rerankers: dict[tuple[str, str], LoadedScorer] = {}
         self.sources: dict[str, dict[str, dict[str, TableFile]]] = {}
 
-    def reranker(self, job: ScoringJob) -> LoadedReranker:
+    def reranker(self, job: ScoringJob) -> LoadedScorer:
         """The reranker for this job on its device, loaded by the first task."""
         key = (job.scorer, job.device)
         if key not in self.rerankers:
@@ -222,10 +234,14 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     if job.encoder is not None:
         folder = states_folder(job.output, job.encoder)
         states = UnitStates(storage, folder, unit, getattr(reranker, "state_dtype", ""), check)
-    with attempt(storage, job.units_folder, unit):
+    with attempt(storage, job.units_folder, unit) as watch:
         images = ImageFiles(storage, job.max_image_bytes)
-        groups = prefetched(_groups(storage, plan, files, images, rejects, states), GROUPS_AHEAD)
-        scored = reranker.score_groups(groups)
+        groups = _groups(storage, plan, files, images, rejects, states, _worker.documents if job.listwise else None)
+        if job.listwise:
+            lists = prefetched(candidate_lists(groups), LISTS_AHEAD)
+            scored = _scored_lists(cast(LoadedListReranker, reranker), lists, watch)
+        else:
+            scored = cast(LoadedReranker, reranker).score_groups(prefetched(groups, GROUPS_AHEAD))
         results = [*(scored if job.progress is None else job.progress.counted(unit, scored))]
         check()
         if states is not None:
@@ -238,6 +254,30 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     logger.log(level, "scored %d pairs of %d documents in %.1f s", rows.num_rows, len(plan), seconds)
     read = len(plan) - (states.reused if states else 0)
     return one_row(UNIT_REPORT, unit, rows.num_rows, reranker.load_id, seconds, computed, pairwise, read)
+
+
+def candidate_lists(groups: Iterable[DocumentGroup]) -> Iterator[CandidateList]:
+    """Lists from their pairs in order, groups of one query each."""
+    for _, pairs in groupby(groups, key=lambda group: group.queries[0].query_id):
+        (query, *_), documents = zip(*((pair.queries[0], pair.document) for pair in pairs), strict=True)
+        yield CandidateList(query, documents)
+
+
+def _scored_lists(
+    reranker: LoadedListReranker, lists: Iterable[CandidateList], watch: Watch | None
+) -> Iterator[ScoredPair | Reject]:
+    """The results of lists; after an attempt that was killed one after the other, each named meanwhile."""
+    if watch is None:
+        yield from reranker.score_lists(lists)
+        return
+    for of_query in lists:
+        query_id = of_query.query.query_id
+        try:
+            with watch.scoring(query_id):
+                results = [*reranker.score_lists([of_query])]
+        except RejectedInput as fault:
+            results = [Reject(query_id, document.doc_id, fault.reason, fault.detail) for document in of_query.documents]
+        yield from results
 
 
 def score_rows(results: Sequence[ScoredPair | Reject], hashes: dict[tuple[str, str], tuple[str, str]]) -> pa.Table:
@@ -261,7 +301,8 @@ def _check_sources(storage: Storage, plan: Sequence[PlannedGroup], files: Source
     try:
         check_unchanged(storage, {**files["documents"], **files["queries"]}, {ref.file for ref in refs})
     except ChangedFile:
-        _worker.queries.clear()  # a retry of the task must not find another version's rows
+        for cache in (_worker.queries, _worker.documents):
+            cache.clear()  # a retry of the task must not find another version's rows
         raise
 
 
@@ -272,10 +313,11 @@ def _groups(
     images: ImageFiles,
     rejects: list[Reject],
     states: UnitStates | None,
+    cache: RowGroupCache | None = None,
 ) -> Iterator[DocumentGroup]:
     """Fetch each group's document and queries by reference. Text that is not UTF-8 becomes rejects, not a group, and so
-    does an image whose address gives none."""
-    documents = _documents(storage, plan, files["documents"], states)
+    does an image whose address gives none. `cache`: for documents that come again."""
+    documents = _documents(storage, plan, files["documents"], states, cache)
     cached = _cached_queries(storage, plan, files["queries"])
     for (group, blob, state), content in read_ahead(
         documents, lambda fetched: fetched[1].has_address, partial(_images, images)
@@ -306,11 +348,15 @@ _Fetched = tuple[PlannedGroup, Blob, DocumentState | None]
 
 
 def _documents(
-    storage: Storage, plan: Sequence[PlannedGroup], files: Mapping[str, TableFile], states: UnitStates | None
+    storage: Storage,
+    plan: Sequence[PlannedGroup],
+    files: Mapping[str, TableFile],
+    states: UnitStates | None,
+    cache: RowGroupCache | None,
 ) -> Iterator[_Fetched]:
     """The document of each group. One whose state is known is not fetched, and has no content."""
     unknown = [group.location for group in plan if states is None or group.state is None]
-    blobs = fetch(storage, unknown, "doc_id", files=files)
+    blobs = fetch(storage, unknown, "doc_id", cache, files)
     for group in plan:
         if states is None:
             yield group, next(blobs), None

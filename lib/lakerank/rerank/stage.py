@@ -77,6 +77,13 @@ class Stage:
         keep = {} if self.keep is None else {"keep": self.keep.identity(), "sampled": self.sampled}
         return {"top": self.top, **keep}
 
+    def lists(self, plan: Plan) -> dict[str, Any]:
+        """How it scores lists and how many, as `listwise`, for manifests; nothing for a stage that scores pairs."""
+        if (listwise := self.limits.listwise) is None:
+            return {}
+        counts = {"lists": plan.lists, "scored": plan.lists - plan.reused_lists, "reused": plan.reused_lists}
+        return {"listwise": {**asdict(listwise), **counts}}
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
@@ -214,6 +221,7 @@ def _stages(
             "pass": number,
             "scorer": planned.plan.scorer,
             **planned.stage.selection,
+            **planned.stage.lists(planned.plan),
             "attempt": planned.plan.attempt,
             "counts": {
                 "candidates": planned.plan.candidates,

@@ -28,7 +28,7 @@ from lakerank.lake.snapshot import TableSnapshot
 from lakerank.lake.states import state_files
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments
-from lakerank.plan.index import QueryList, TableIndex, TableName
+from lakerank.plan.index import QueryList, RankedFiles, TableIndex, TableName
 from lakerank.plan.lookup import ScoreIndex, previous_candidates
 from lakerank.plan.partitions import Partitions, Splitter, document_ranges, even_edges
 from lakerank.plan.plan import (
@@ -45,6 +45,7 @@ from lakerank.plan.plan import (
 )
 from lakerank.plan.units import GroupFiles
 from lakerank.rerank.plan.clusters import Clustering
+from lakerank.rerank.plan.listwise import ListInput, ListSplitter, split_lists
 from lakerank.rerank.plan.steps import (
     Contents,
     Join,
@@ -57,7 +58,7 @@ from lakerank.rerank.plan.steps import (
     write_units,
 )
 from lakerank.rerank.stage import PLANNING
-from lakerank.runner import Counts, Runner, gather, total_of
+from lakerank.runner import Counts, Rows, Runner, gather, total_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ _OF_NEW_PAIRS = (
     "patches",
     "fetch_bytes",
     "read_bytes",
+    "lists",
+    "reused_lists",
 )
 _IDS = pa.schema([("query_id", pa.string())])
 
@@ -243,7 +246,22 @@ class PlanBuilder:
         if scores.names or states:
             records.append(kept_records(self.runner, scores, states, queries, contents, partitions))
         self.runner.describe(f"plan: split new pairs from scored ones, {partitions.count} partitions")
-        split = split_pairs(self.runner, splitter, self.folder, records, partitions.count)
+        return self._cut(split_pairs(self.runner, splitter, self.folder, records, partitions.count), queries)
+
+    def split_lists(
+        self, scorer: str, documents: TableIndex, files: RankedFiles, pairs: Counts, bits: int, order: Sequence[Rows]
+    ) -> dict[str, Any]:
+        """The same of a stage that scores lists, whose pairs are in the `order` of their LISTED scores."""
+        sizes, runner = pairs.get("range", {}), self.runner
+        partitions = Partitions(document_ranges(documents.chunks), even_edges(sizes, self._tasks(sum(sizes.values()))))
+        splitter = ListSplitter(documents, files, self.limits, self._clusters(documents))
+        scores = score_index(runner, ScoreIndex(self.storage, self.paths.output, scorer))
+        runner.describe("plan: split new lists from scored ones")
+        given = ListInput(self.folder, order, scores)
+        return self._cut(split_lists(runner, splitter, given, partitions, bits), files.queries)
+
+    def _cut(self, split: Counts, queries: QueryList) -> dict[str, Any]:
+        """Cut what a split has left to score into units: the plan's fields that depend on the scorer."""
         reused = sorted(name.removeprefix("unit ") for name in split if name.startswith("unit "))
         write_reused_units(self.storage, self.folder, reused)
         groups = GroupFiles(self.storage, self.folder, split.get("cost", {}))

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pyarrow as pa
 
+from lakerank.cost import list_costs
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.storage import Storage, join
 from lakerank.plan.forecast import CostBounds, cheapest, costliest
@@ -19,6 +20,7 @@ from lakerank.plan.partitions import PAIR, DocumentRanges, Partitions, document_
 from lakerank.plan.plan import Plan, Tables, part_name, planned_documents, read_part, write_part
 from lakerank.ranking import ranks
 from lakerank.rerank.plan.builder import PlanBuilder, PlanOrigin
+from lakerank.rerank.plan.listwise import LIST_ORDER
 from lakerank.rerank.plan.sample import (
     LISTED,
     Choice,
@@ -87,7 +89,13 @@ def _plan(builder: PlanBuilder, tables: Tables, before: Sequence[PlannedStage], 
     else:
         pairs_in = first.folder
         pairs = count_pairs(runner, storage, pairs_in, ranges)
-    queries = query_list(storage, first.paths, first.plan)
+    if stage.limits.listwise is not None:
+        lists = input_lists(storage, before, stage)
+        order = lists.frames(runner, storage, LIST_ORDER)
+        split = builder.split_lists(stage.scorer, documents, lists.files, pairs, first.plan.bits, order)
+    else:
+        queries = query_list(storage, first.paths, first.plan)
+        split = builder.split(stage.scorer, documents, queries, pairs, first.plan.bits, pairs_in)
     return replace(
         first.plan,
         attempt=builder.attempt,
@@ -98,7 +106,7 @@ def _plan(builder: PlanBuilder, tables: Tables, before: Sequence[PlannedStage], 
         duplicates=0,
         rejected=0,
         dropped=0,
-        **builder.split(stage.scorer, documents, queries, pairs, first.plan.bits, pairs_in),
+        **split,
     )
 
 
@@ -194,6 +202,9 @@ def _bounds(
     read_once = all(reading.document_major for reading in stage.limits.readings)
     known = sum(by_cost.get("document", {}).values())
     cost, queries = shared if read_once else pairwise, total_of(by_query, "queries")
+    if (listwise := stage.limits.listwise) is not None:  # as if all lists were as long as one can be
+        longest = 2 * max(by_query["longest query"]) + later[1] * max(by_cost["pair"])
+        cost = -(-cost * int(list_costs(np.array([longest]), np.array([later[1]]), listwise)[0]) // longest)
     bounds = CostBounds(pairs, min(pairs, known), cost, pairwise, queries)
     if stage.keep is None:
         return bounds
@@ -217,9 +228,11 @@ def _query_totals(runner: Runner, storage: Storage, first: PlannedStage, stage: 
             listed = np.where((query_hashes(files, file, distinct, scorer) <= last) == sampled, listed, 0)
             least = listed if sampled else np.minimum(listed, promise.of_top)
         costs = files.queries.column("cost").to_numpy()[distinct]
+        read = listed if stage.limits.listwise is None else np.maximum(listed, 2 * (listed > 0))
         yield totals(
-            {"queries": int((listed > 0).sum()), "pairs": int(listed.sum()), "tokens": int((listed * costs).sum())}
+            {"queries": int((listed > 0).sum()), "pairs": int(listed.sum()), "tokens": int((read * costs).sum())}
         )
+        yield histogram("longest query", costs.max(initial=1, keepdims=True))
         yield totals({"least_pairs": int(least.sum()), "least_tokens": int((least * costs).sum())})
 
     frames = _candidate_frames(runner, storage, first, files)

@@ -304,15 +304,22 @@ def split_pairs(runner: Runner, splitter: Splitter, folder: str, records: Sequen
     storage = splitter.documents.storage
 
     def split(number: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-        groups, reused, counts = splitter.split(tables[PAIR], tables[SCORE], tables[STATE])
-        for name, table in (("groups", groups), ("reused", reused)):
-            if table.num_rows:
-                write_part(storage, join(folder, name), number, table)
-        yield totals(counts)
-        yield totals({"cost": pc.sum(groups["cost"], min_count=0).as_py()}, number)
-        yield totals({f"unit {unit}": 1 for unit in pc.unique(reused["unit"]).to_pylist()})
+        split = splitter.split(tables[PAIR], tables[SCORE], tables[STATE])
+        yield from write_split(storage, folder, number, *split)
 
     return runner.summed(runner.exchange(records, partitions, SPLIT_RECORDS, split, COUNTS))
+
+
+def write_split(
+    storage: Storage, folder: str, number: int, groups: pa.Table, reused: pa.Table, counts: Mapping[str, int]
+) -> Iterator[pa.RecordBatch]:
+    """Write a partition's GROUPS and REUSED; its counts as `split_pairs` returns them."""
+    for name, table in (("groups", groups), ("reused", reused)):
+        if table.num_rows:
+            write_part(storage, join(folder, name), number, table)
+    yield totals(counts)
+    yield totals({"cost": pc.sum(groups["cost"], min_count=0).as_py()}, number)
+    yield totals({f"unit {unit}": 1 for unit in pc.unique(reused["unit"]).to_pylist()})
 
 
 def write_units(

@@ -1,0 +1,229 @@
+"""A cascade whose last stage scores lists: with a lister that costs nothing, whose scores depend on the whole list."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lakerank.audit import Bounds
+from lakerank.lake.storage import Storage
+from lakerank.limits import Listwise
+from lakerank.records import CandidateList, Reject, RejectReason, ScoredPair
+from lakerank.rerank.publish import AuditRules
+from lakerank.rerank.rank.write import RankRule
+from lakerank.rerank.run import Rerank, run
+from lakerank.rerank.stage import Stage
+from lakerank.runner import LocalRunner
+
+from .conftest import HashWork, Lake
+
+LISTER = "115e"
+
+
+@dataclass
+class HashLister:
+    """Scores a document by a hash of all contents of its list in order; one that says so it cannot read.
+
+    Given a file, it writes down what lists it was given, and dies at the list of the query `dies`.
+    """
+
+    log: str | None = None
+    dies: str | None = None
+    load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    counters: HashWork = field(default_factory=HashWork)
+
+    def score_lists(self, lists: Iterable[CandidateList]) -> Iterator[ScoredPair | Reject]:
+        for given in lists:
+            query = given.query
+            if query.text == self.dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.log:
+                with Path(self.log).open("a") as log:
+                    print(json.dumps([query.query_id, [document.doc_id for document in given.documents]]), file=log)
+            readable = [d for d in given.documents if not (d.text or "").startswith("unreadable")]
+            for document in given.documents:
+                pair = query.query_id, document.doc_id
+                if document not in readable:
+                    transient = document.text == "unreadable for now"
+                    reason = RejectReason.OUT_OF_MEMORY if transient else RejectReason.INPUT_TOO_LONG
+                    yield Reject(*pair, reason, "cannot")
+                    continue
+                content = repr((query.text, [d.text for d in readable], document.text)).encode()
+                logit = int.from_bytes(hashlib.blake2b(content, digest_size=3).digest()) / 2**20 - 8
+                yield ScoredPair(*pair, logit, 5, 7, False, False)
+
+
+@dataclass(frozen=True)
+class ListFactory:
+    log: str | None = None
+    dies: str | None = None
+
+    def __call__(self, device: str) -> HashLister:
+        return HashLister(self.log, self.dies)
+
+
+def job(lake: Lake, run_id: str, top: int = 5, dies: str | None = None, **limits: Any):
+    factory = ListFactory(str(lake.folder / "lists.jsonl"), dies)
+    limits = lake.limits(listwise=Listwise(), **limits)
+    stage = Stage(LISTER, "lister", 3000, 0.0, factory, "cpu", limits, top)
+    return lake.job(run_id, later=(stage,), rule=RankRule(0.0, (0.5,), None))
+
+
+def with_limits(stage: Stage, **changes: Any) -> Stage:
+    return replace(stage, limits=replace(stage.limits, **changes))
+
+
+def given(lake: Lake) -> dict[str, list[str]]:
+    """The lists that were given since the last time, by query."""
+    log = lake.folder / "lists.jsonl"
+    lists = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    log.unlink(missing_ok=True)
+    assert len({query for query, _ in lists}) == len(lists), "no list is scored twice"
+    return dict(lists)
+
+
+def by_query(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    lists = defaultdict(list)
+    for row in rows:
+        lists[row["query_id"]].append(row)
+    return dict(lists)
+
+
+def test_the_head_of_each_list_is_in_the_order_of_the_lister(storage, published):
+    lake, before = published, by_query(published.ranked("r1"))
+    summary = run(LocalRunner(2), storage, job(lake, "r"))
+    lists, ranked = given(lake), by_query(lake.ranked("r"))
+    assert lists == {query: [row["doc_id"] for row in rows[:5]] for query, rows in before.items()}
+    for query, rows in ranked.items():
+        assert [row["scored_by"] for row in rows] == [[1, 2]] * 5 + [[1]] * 15
+        assert {row["doc_id"] for row in rows[:5]} == set(lists[query])
+        assert [row["logit"] for row in rows[:5]] == sorted((row["logit"] for row in rows[:5]), reverse=True)
+        assert [row["doc_id"] for row in rows[5:]] == [row["doc_id"] for row in before[query][5:]]
+    figures = {"passes": 1, "window": None, "stride": None, "lists": 12, "scored": 12, "reused": 0}
+    assert summary["passes"][1]["listwise"] == figures
+    manifest = json.loads((lake.folder / "out/runs/r/manifest.json").read_text())
+    assert manifest["passes"][1]["listwise"] == figures
+    assert (summary["candidates"], summary["scored"], summary["passes"][1]["pairs"]) == (240, 60, 60)
+
+
+@pytest.mark.parametrize("listwise", [Listwise(), Listwise(passes=3, window=4, stride=2)])
+def test_no_list_costs_more_than_was_forecast(storage, lake, listwise):
+    texts = [{"doc_id": f"d{i:02}", "text": f"{i} " * 17 ** (i % 4)} for i in range(30)]
+    lake.write("documents", texts)
+    several = job(lake, "r", top=7, unit_tokens=10**7)
+    several = replace(several, stages=(several.stages[0], with_limits(several.stages[1], listwise=listwise)))
+    bound = run(LocalRunner(1), storage, several, ["plan"])["passes"][1]
+    exact = run(LocalRunner(1), storage, several)["passes"][1]
+    for name in ("new", "forecast_tokens", "forecast_tokens_pairwise", "forecast_documents"):
+        assert 0 < exact[name] <= bound[name], name
+    assert exact["forecast_tokens"] > listwise.passes * exact["forecast_tokens_pairwise"] / 2
+
+
+def test_only_lists_that_hold_a_changed_document_are_scored_again(storage, published):
+    lake = published
+    run(LocalRunner(2), storage, job(lake, "r"))
+    first, ranked = given(lake), by_query(lake.ranked("r"))
+    texts = [{"doc_id": f"d{i:02}", "text": f"document {i}"} for i in range(30)]
+    changed = first["q00"][4]
+    texts[int(changed[1:])]["text"] += " anew"
+    lake.write("documents", texts)
+    summary = run(LocalRunner(1), storage, job(lake, "s"))
+    second, after = given(lake), by_query(lake.ranked("s"))
+    holders = {row["query_id"] for row in lake.ranked("r") if row["doc_id"] == changed}
+    same = {query for query in first if [r["doc_id"] for r in after[query]] == [r["doc_id"] for r in ranked[query]]}
+    assert 0 < len(second) < 12
+    assert set(second) <= holders
+    counts = summary["passes"][1]["listwise"]
+    assert (counts["scored"], counts["reused"]) == (len(second), 12 - len(second))
+    for query in set(first) - set(second):
+        assert after[query][:5] == ranked[query][:5]
+    assert summary["passes"][1]["pairs"] == 5 * len(second)
+    run(LocalRunner(1), storage, job(lake, "t"))
+    assert not given(lake), "nothing has changed since"
+    assert lake.ranked_bytes("t") == lake.ranked_bytes("s")
+    assert same
+
+
+def test_contents_that_repeat_are_in_a_list_once_and_share_a_score(storage, lake):
+    texts = [{"doc_id": f"d{i:02}", "text": f"document {i % 10}"} for i in range(30)]
+    lake.write("documents", texts)
+    lake.write("queries", [{"query_id": f"q{i:02}", "text": f"query {i % 11}"} for i in range(12)])
+    both = [{"query_id": query, "doc_id": f"d{d:02}"} for query in ("q00", "q11") for d in range(20)]
+    others = [{"query_id": "q03", "doc_id": f"d{d:02}"} for d in range(0, 30, 10)]
+    lake.write("candidates", both + others)
+    summary = run(LocalRunner(1), storage, job(lake, "r", top=9))
+    lists, ranked = given(lake), by_query(lake.ranked("r"))
+    assert {query: len(documents) for query, documents in lists.items()} == {"q00": 5, "q03": 1}
+    assert summary["passes"][1]["listwise"]["lists"] == 2
+    assert (summary["passes"][1]["pairs"], summary["passes"][1]["reused"]) == (6, 15)
+    for rows in ranked.values():
+        scores = defaultdict(set)
+        for row in rows:
+            scores[int(row["doc_id"][1:]) % 10, len(row["scored_by"])].add(row["logit"])
+        assert all(len(logits) == 1 for logits in scores.values())
+    assert [row["logit"] for row in ranked["q00"]] == [row["logit"] for row in ranked["q11"]]
+    run(LocalRunner(1), storage, job(lake, "s", top=9))
+    assert not given(lake)
+    assert lake.ranked_bytes("s") == lake.ranked_bytes("r")
+
+
+def test_a_document_that_cannot_be_read_leaves_its_list(storage, lake):
+    texts = [{"doc_id": f"d{i:02}", "text": f"document {i}"} for i in range(30)]
+    for number, text in ((3, "unreadable"), (4, "unreadable for now"), (29, "unreadable too")):
+        texts[number]["text"] = text
+    lake.write("documents", texts)
+    pairs = [("q00", d) for d in range(10)] + [("q01", 29)] + [("q02", 5)]
+    lake.write("candidates", [{"query_id": query, "doc_id": f"d{d:02}"} for query, d in pairs])
+    bounds = AuditRules(Bounds(max_reject_rate=None))
+    run(LocalRunner(1), storage, replace(job(lake, "r", top=300), audit=bounds))
+    given(lake)
+    ranked = by_query(lake.ranked("r"))
+    assert [row["scored_by"] for row in ranked["q00"]] == [[1, 2]] * 8 + [[1]] * 2
+    reasons = {row["doc_id"]: row["reason"] for row in lake.ranked("r") if row["reason"]}
+    assert reasons == {"d03": "input_too_long", "d04": "out_of_memory", "d29": "input_too_long"}
+    assert [row["doc_id"] for row in ranked["q02"]] == ["d05"]
+    summary = run(LocalRunner(1), storage, replace(job(lake, "s", top=300), audit=bounds))
+    assert set(given(lake)) == {"q00"}, "a reject that may not last has its list scored again"
+    assert summary["passes"][1]["listwise"]["reused"] == 2
+    assert lake.ranked_bytes("s") == lake.ranked_bytes("r")
+
+
+def _run(job: Rerank) -> None:
+    run(LocalRunner(1), Storage(), job)
+
+
+def test_a_list_that_kills_its_process_twice_is_rejected(storage, published):
+    lake, spawn = published, get_context("fork")
+    whole = Lake(lake.folder.parent / "whole")
+    shutil.copytree(lake.folder, whole.folder)
+    for attempt in range(2):
+        process = spawn.Process(target=_run, args=(job(lake, "r", dies="query 5", unit_tokens=200),))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL, attempt
+    assert lake.unit_files(LISTER), "earlier units are kept"
+    log = lake.folder / "lists.jsonl"
+    scored = [json.loads(line)[0] for line in log.read_text().splitlines()]
+    log.unlink()
+    run(LocalRunner(1), storage, job(lake, "r", dies="query 5", unit_tokens=200))
+    assert "q05" not in given(lake)
+    rows = by_query(lake.ranked("r"))["q05"]
+    assert {(row["reason"], *row["scored_by"]) for row in rows[:5]} == {("out_of_memory", 1)}
+    run(LocalRunner(1), storage, job(whole, "r", unit_tokens=200))
+    expected = by_query(whole.ranked("r"))
+    assert {q: r for q, r in by_query(lake.ranked("r")).items() if q != "q05"} == {
+        q: r for q, r in expected.items() if q != "q05"
+    }
+    assert scored
