@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
-from lakerank.cli.checkpoints import fetch
+from lakerank.cli.fetch import fetch
 
 if __name__ == "__main__":
     fetch()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
-from lakerank.cli.checkpoints import train
+from lakerank_training.cli import train
 
 if __name__ == "__main__":
     train()

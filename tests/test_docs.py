@@ -16,7 +16,7 @@ from lakerank import RejectReason, schemas
 from lakerank.cli import job as cli
 from lakerank.cli.signals import SIGNALS
 from lakerank.config import AuditConfig, load_config, resolve_config
-from lakerank.training.config import TrainingLakeConfig, load_train_config
+from lakerank_training.config import TrainingLakeConfig, load_train_config
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -177,7 +177,7 @@ def test_jobs_are_listed_and_exist() -> None:
 def test_files_that_the_text_names_exist(page: Path) -> None:
     names = re.findall(r"`((?:lib|tests|conf|jobs|airflow_dags|docs|bin)/[\w./-]+)`", PAGES[page])
     if page.name == "CONTRIBUTING.md":  # which names packages and modules as README's tree does
-        inside = r"`((?:model|spark|rerank|lake|plan|training|evaluation|ingest|export|cli)/[\w./-]*)`"
+        inside = r"`((?:model|spark|rerank|lake|plan|evaluation|ingest|export|cli)/[\w./-]*)`"
         names += [f"lib/lakerank/{name}" for name in re.findall(inside, PAGES[page])]
     assert [name for name in names if not (ROOT / name).exists()] == []
 

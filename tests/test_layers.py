@@ -13,7 +13,7 @@ CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["import
 
 #: The packages that may import the libraries of each "only … imports …" contract.
 LIBRARIES = ("torch", "sentence_transformers", "transformers", "peft")
-OWNERS = {("pyspark",): {"spark"}, LIBRARIES: {"model", "training"}}
+OWNERS = {("pyspark",): {"spark"}, LIBRARIES: {"model"}}
 
 
 def _layers() -> set[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lakerank.logs import JsonLines, LogContext, about, duration, in_worker, log_context, rate, scaled
+from lakerank.logs import PACKAGES, JsonLines, LogContext, about, duration, in_worker, log_context, rate, scaled
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,6 +69,17 @@ def test_a_job_that_fails_says_so_in_json_too(tmp_path):
     assert (messages["level"], messages["logger"], messages["run"]) == ("ERROR", "lakerank.cli.job", "r1")
     assert messages["message"].startswith("ConfigError: ")
     assert json.loads(done.stdout)["error"] == "ConfigError"
+
+
+def test_the_log_has_the_progress_of_every_package_beside_lakerank():
+    sources = (ROOT / "lib").rglob("*.py")
+    logging_packages = {
+        path.relative_to(ROOT / "lib").parts[0] for path in sources if "getLogger(__name__)" in path.read_text()
+    }
+    code = "import logging; from lakerank import logs; logs.start_logging('text')\n"
+    code += f"for name in {sorted(logging_packages)}: logging.getLogger(name + '.run').info(name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {line.split()[-1] for line in done.stderr.splitlines()} == logging_packages == set(PACKAGES)
 
 
 def test_figures_are_in_units_that_fit() -> None:

@@ -41,10 +41,9 @@ def lakerank(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_package_the_bundled_lake_checkpoint_and_configs_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"lakerank"}
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "lib/lakerank", "conf"], cwd=ROOT, capture_output=True, check=False
-    )
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"lakerank", "lakerank_training"}
+    tracked = ["git", "ls-files", "-z", "lib/lakerank", "lib/lakerank_training", "conf"]
+    listed = subprocess.run(tracked, cwd=ROOT, capture_output=True, check=False)
     if listed.returncode == 0:
         files = [name for name in listed.stdout.decode().split("\0") if (ROOT / name).is_file()]
         assert {name.replace("lib/", "", 1) for name in files if name.startswith("lib/")} <= names
@@ -63,6 +62,17 @@ def test_the_readers_of_benchmarks_are_in_a_clone_alone(lakerank: Path, tmp_path
     done = subprocess.run([lakerank, *words], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "clone" in json.loads(done.stdout.splitlines()[-1])["message"]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("command", ["train", "distill"])
+def test_the_wheel_trains(lakerank: Path, tmp_path: Path, command: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    code = "import lakerank_training.distill, lakerank_training.run as run; print(run.__file__)"
+    words = [lakerank.with_name("python"), "-c", code]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert str(lakerank.parent.parent) in done.stdout
+    subprocess.run([lakerank, command, "--help"], cwd=tmp_path, env=environment, capture_output=True, check=True)
 
 
 @pytest.mark.spark

@@ -17,6 +17,9 @@ from lakerank.credentials import redacted
 
 LogFormat = Literal["text", "json"]
 
+#: This package and those beside it, whose loggers are not below its own.
+PACKAGES = ("lakerank", "lakerank_benchmark", "lakerank_datasets", "lakerank_training")
+
 TEXT = "%(asctime)s %(levelname)-7s %(message)s"
 
 
@@ -66,14 +69,15 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging(form: LogFormat, verbose: bool = False) -> None:
-    """Log to standard error: lakerank from INFO, libraries from WARNING; one level lower with `verbose`."""
+    """Log to standard error: PACKAGES from INFO, libraries from WARNING; one level lower with `verbose`."""
     with suppress(ValueError, OSError):  # standard error is no file where a test or a notebook replaced it
         if not faulthandler.is_enabled():
             faulthandler.enable()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines(TEXT, "%H:%M:%S"))
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING)
-    logging.getLogger("lakerank").setLevel(logging.DEBUG if verbose else logging.INFO)
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
     _Process.context = LogContext(form, _Process.context.about)
     _Process.started = True
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Gt, Le
 
-from lakerank.training.dataset import Dataset, Rows, Table
+from lakerank_training.dataset import Dataset, Rows, Table
 
 Weight = Annotated[float, Ge(0)]
 

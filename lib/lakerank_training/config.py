@@ -18,8 +18,8 @@ from lakerank.credentials import redacted
 from lakerank.errors import ConfigError
 from lakerank.lake import scheme
 from lakerank.settings import Section, apply_override, read_yaml, validate
-from lakerank.training.batches import NegativeRule, TrainingStage
-from lakerank.training.model import Lora
+from lakerank_training.batches import NegativeRule, TrainingStage
+from lakerank_training.model import Lora
 
 #: The package of `recipe: curriculum`, by which the bundled checkpoint learns from scratch: of the repository alone.
 CURRICULUM = "lakerank_pictograms.curriculum"

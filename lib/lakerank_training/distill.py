@@ -28,10 +28,10 @@ from lakerank.model.checkpoint import WEIGHTS_NAME, read_json, weight_files
 from lakerank.model.registry import M0, CheckpointIdentity
 from lakerank.plan.pairs import key_hash
 from lakerank.schemas import RANKED
-from lakerank.training.batches import TrainingStage
-from lakerank.training.config import OptimizerConfig, StartConfig, TrainConfig, TrainingLakeConfig
-from lakerank.training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
-from lakerank.training.step import Schedule, adamw
+from lakerank_training.batches import TrainingStage
+from lakerank_training.config import OptimizerConfig, StartConfig, TrainConfig, TrainingLakeConfig
+from lakerank_training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
+from lakerank_training.step import Schedule, adamw
 
 #: The number of a layer in a tensor's name: of a language model or a text encoder, not of a vision encoder's blocks.
 _LAYER = re.compile(r"(?<=\.layer\.|layers\.)\d+(?=\.)")
@@ -154,7 +154,7 @@ def _stage(request: Distillation) -> TrainingStage:
 
 def _train_decoder(request: Distillation, start: Path, pairs: str) -> None:
     """Train a student of jina-reranker-m0's kind to give the teacher's differences of logits within a list."""
-    from lakerank.training.run import run_training
+    from lakerank_training.run import run_training
 
     limits, lake = request.teacher.limits, request.lake
     run_training(

@@ -19,7 +19,7 @@ from lakerank.model.inputs import EncodedInput, Grid, NamedImage, Patches
 from lakerank.model.jina_m0.tokenize import PromptTokenizer, SpecialTokens
 from lakerank.model.preprocess.images import PatchShape, cut
 from lakerank.model.preprocess.tokenizer import TextTokenizer
-from lakerank.training.dataset import Dataset, Table
+from lakerank_training.dataset import Dataset, Table
 
 log = logging.getLogger(__name__)
 

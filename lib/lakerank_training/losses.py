@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lakerank.training.batches import Batch, Sampler, TrainingStage
-from lakerank.training.dataset import Rows
-from lakerank.training.inputs import EncodedDataset
-from lakerank.training.model import PairNetwork
+from lakerank_training.batches import Batch, Sampler, TrainingStage
+from lakerank_training.dataset import Rows
+from lakerank_training.inputs import EncodedDataset
+from lakerank_training.model import PairNetwork
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

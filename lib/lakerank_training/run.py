@@ -18,13 +18,13 @@ from lakerank.errors import ConfigError
 from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.limits import Limits
 from lakerank.model.preprocess.images import PatchShape
-from lakerank.training.batches import Sampler
-from lakerank.training.config import CURRICULUM, TablesConfig, TrainConfig
-from lakerank.training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
-from lakerank.training.inputs import Augment, EncodedDataset, encode_dataset
-from lakerank.training.losses import Objective, RankingObjective
-from lakerank.training.model import PairNetwork, TrainableModel, adapt, load_model
-from lakerank.training.step import (
+from lakerank_training.batches import Sampler
+from lakerank_training.config import CURRICULUM, TablesConfig, TrainConfig
+from lakerank_training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
+from lakerank_training.inputs import Augment, EncodedDataset, encode_dataset
+from lakerank_training.losses import Objective, RankingObjective
+from lakerank_training.model import PairNetwork, TrainableModel, adapt, load_model
+from lakerank_training.step import (
     DistributedContext,
     MakeOptimizer,
     Schedule,
@@ -33,7 +33,7 @@ from lakerank.training.step import (
     adamw,
     distributed_context,
 )  # fmt: skip
-from lakerank.training.trainer import (
+from lakerank_training.trainer import (
     Cadence,
     RunIdentity,
     StateFolder,
@@ -43,7 +43,7 @@ from lakerank.training.trainer import (
     dataset_identity,
     flat,
 )  # fmt: skip
-from lakerank.training.validate import HeldOutSlice, Validation, duplicate_queries
+from lakerank_training.validate import HeldOutSlice, Validation, duplicate_queries
 
 log = logging.getLogger(__name__)
 

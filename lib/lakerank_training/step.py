@@ -23,9 +23,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lakerank.errors import TrainingError
-from lakerank.training.batches import Batch, Sampler, TrainingStage
-from lakerank.training.inputs import EncodedDataset
-from lakerank.training.losses import Objective, total_loss
+from lakerank_training.batches import Batch, Sampler, TrainingStage
+from lakerank_training.inputs import EncodedDataset
+from lakerank_training.losses import Objective, total_loss
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from tqdm import tqdm
 from lakerank.errors import StorageError
 from lakerank.lake.checksums import json_bytes, parse_json
 from lakerank.model.checkpoint import file_hash, weight_files
-from lakerank.training.dataset import Dataset, ImageStore, Table
-from lakerank.training.step import DistributedContext, Optimizer, Step
-from lakerank.training.validate import Validation
+from lakerank_training.dataset import Dataset, ImageStore, Table
+from lakerank_training.step import DistributedContext, Optimizer, Step
+from lakerank_training.validate import Validation
 
 log = logging.getLogger(__name__)
 

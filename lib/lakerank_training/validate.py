@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, list_figures
-from lakerank.training.batches import TrainingStage
-from lakerank.training.dataset import Dataset, Rows, Table
-from lakerank.training.inputs import EncodedDataset
-from lakerank.training.losses import Objective
+from lakerank_training.batches import TrainingStage
+from lakerank_training.dataset import Dataset, Rows, Table
+from lakerank_training.inputs import EncodedDataset
+from lakerank_training.losses import Objective
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,6 @@ from lakerank import Document, Query, load_reranker
 from lakerank.errors import ConfigError
 from lakerank.model.jina_m0.weights import published_name
 from lakerank.model.preprocess.tokenizer import TextTokenizer
-from lakerank.training.batches import Sampler
-from lakerank.training.config import load_train_config
-from lakerank.training.dataset import Dataset
-from lakerank.training.losses import RankingObjective
-from lakerank.training.model import PairForward, PairNetwork
-from lakerank.training.run import Recipe, RunInputs, read_inputs, run_training
 from lakerank_pictograms.curriculum import recipe
 from lakerank_pictograms.curriculum.config import CurriculumConfig, CurriculumStage
 from lakerank_pictograms.curriculum.objective import CurriculumObjective, draw_mined, proxy_softmax
@@ -35,6 +29,12 @@ from lakerank_pictograms.curriculum.similarity import (
     contrastive_softmax,
     similarities,
 )
+from lakerank_training.batches import Sampler
+from lakerank_training.config import load_train_config
+from lakerank_training.dataset import Dataset
+from lakerank_training.losses import RankingObjective
+from lakerank_training.model import PairForward, PairNetwork
+from lakerank_training.run import Recipe, RunInputs, read_inputs, run_training
 from training_lakes import table_paths
 
 ROOT = Path(__file__).parents[2]

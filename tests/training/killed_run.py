@@ -8,8 +8,8 @@ from itertools import count
 from operator import attrgetter
 from types import FrameType
 
-from lakerank.training.config import load_train_config
-from lakerank.training.run import run_training
+from lakerank_training.config import load_train_config
+from lakerank_training.run import run_training
 
 config, module, function, call = sys.argv[1:]
 code = attrgetter(function)(import_module(module)).__code__

@@ -9,9 +9,9 @@ import pytest
 
 from lakerank.lake.storage import Storage
 from lakerank.limits import Limits
-from lakerank.training.batches import Batch, Sampler, TrainingStage
-from lakerank.training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
-from lakerank.training.step import Schedule
+from lakerank_training.batches import Batch, Sampler, TrainingStage
+from lakerank_training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
+from lakerank_training.step import Schedule
 from training_lakes import table_paths
 
 PAIRS = TrainingStage("pairs", steps=1, groups=3, group_size=4)

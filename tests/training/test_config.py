@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lakerank.errors import ConfigError
-from lakerank.training.config import TrainConfig, load_train_config, schema_of
 from lakerank_pictograms.curriculum.config import CurriculumConfig
+from lakerank_training.config import TrainConfig, load_train_config, schema_of
 
 CONF = Path(__file__).parents[2] / "conf"
 STAGE = {"name": "pairs", "steps": 1, "groups": 2, "group_size": 3}

@@ -14,8 +14,8 @@ from PIL import Image
 
 from lakerank.lake.storage import Storage
 from lakerank.limits import Limits
-from lakerank.training.batches import Sampler, TrainingStage
-from lakerank.training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
+from lakerank_training.batches import Sampler, TrainingStage
+from lakerank_training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
 from training_lakes import table_paths
 
 

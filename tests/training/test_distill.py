@@ -19,7 +19,7 @@ from lakerank.cli import main
 from lakerank.config import load_config
 from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import read_json
-from lakerank.training.distill import prune
+from lakerank_training.distill import prune
 
 QUERIES = {f"q{number}": word for number, word in enumerate(WORDS[:12])}
 DOCUMENTS = {f"d{number}": " ".join(WORDS[number : number + 4]) for number in range(12)}

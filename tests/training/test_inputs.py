@@ -17,10 +17,10 @@ from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.tokenize import PromptTokenizer, read_special_tokens
 from lakerank.model.preprocess.images import load_patches
 from lakerank.model.preprocess.tokenizer import read_tokenizer
-from lakerank.training.config import load_train_config
-from lakerank.training.inputs import image_batches
-from lakerank.training.model import PairNetwork
-from lakerank.training.run import RunInputs, read_inputs
+from lakerank_training.config import load_train_config
+from lakerank_training.inputs import image_batches
+from lakerank_training.model import PairNetwork
+from lakerank_training.run import RunInputs, read_inputs
 
 
 @pytest.fixture

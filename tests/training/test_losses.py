@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lakerank.training.losses import (
+from lakerank_training.losses import (
     binary_cross_entropy,
     listnet,
     ranknet,

@@ -11,12 +11,12 @@ import torch
 
 from lakerank.model.jina_m0.weights import JinaVLForRanking
 from lakerank.records import Document, Query
-from lakerank.training.config import load_train_config
-from lakerank.training.dataset import Rows
-from lakerank.training.model import Lora, PairNetwork, adapt, load_model
-from lakerank.training.run import RunInputs, read_inputs
 from lakerank_benchmark.checkpoints import SHAPES
 from lakerank_pictograms.network import network_config
+from lakerank_training.config import load_train_config
+from lakerank_training.dataset import Rows
+from lakerank_training.model import Lora, PairNetwork, adapt, load_model
+from lakerank_training.run import RunInputs, read_inputs
 from oracles.reference import reference_logits
 
 

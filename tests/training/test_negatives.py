@@ -14,11 +14,11 @@ import torch
 from lakerank.errors import ConfigError, SchemaError
 from lakerank.lake.storage import Storage
 from lakerank.limits import Limits
-from lakerank.training.batches import NegativeRule, Sampler, TrainingStage
-from lakerank.training.config import load_train_config
-from lakerank.training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
-from lakerank.training.losses import margin_mse
-from lakerank.training.run import run_training
+from lakerank_training.batches import NegativeRule, Sampler, TrainingStage
+from lakerank_training.config import load_train_config
+from lakerank_training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
+from lakerank_training.losses import margin_mse
+from lakerank_training.run import run_training
 
 #: First-stage scores of the candidates of "red.en"; red.picture, red.text and pink.text are judged relevant.
 SCORES = {"red.text": 10.0, "green.text": 9.8, "blue.text": 6.0, "pink.text": 5.0, "black.text": 4.0, "teal.text": 1.0}

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lakerank.training.config import load_train_config
-from lakerank.training.run import run_training
+from lakerank_training.config import load_train_config
+from lakerank_training.run import run_training
 
 ROOT = Path(__file__).parents[2]
 #: No loss of this stage goes over groups: a batch's losses are the means of its shards'.

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from lakerank import Document, Query, load_reranker
 from lakerank.errors import ConfigError, StorageError, TrainingError
-from lakerank.training.config import load_train_config
-from lakerank.training.model import Lora, adapt, load_model
-from lakerank.training.run import run_training
-from lakerank.training.trainer import TrainingResult
+from lakerank_training.config import load_train_config
+from lakerank_training.model import Lora, adapt, load_model
+from lakerank_training.run import run_training
+from lakerank_training.trainer import TrainingResult
 from training_lakes import table_paths, write_config
 
 #: Peft asks for it.
@@ -269,9 +269,9 @@ def patient(training_values: dict[str, Any], tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize(
     ("module", "function", "call"),
     [  # in what follows step 2: its evaluation, the first and so the best; publishing that; saving the second state
-        ("lakerank.training.validate", "mean_ndcg", 2),
+        ("lakerank_training.validate", "mean_ndcg", 2),
         ("shutil", "copyfile", 1),
-        ("lakerank.training.trainer", "StateFolder.save", 2),
+        ("lakerank_training.trainer", "StateFolder.save", 2),
     ],
 )
 def test_a_run_killed_after_a_step_makes_up_for_what_it_missed(

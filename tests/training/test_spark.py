@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from pyspark.sql import SparkSession
 
-from lakerank.spark.train import train_on
+from lakerank_training.spark import train_on
 
 
 @pytest.mark.spark

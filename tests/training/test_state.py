@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lakerank.errors import StorageError
-from lakerank.training.config import load_train_config
-from lakerank.training.run import identify_run, read_inputs
-from lakerank.training.step import adamw
-from lakerank.training.trainer import RunIdentity, StateFolder, TrainState, differences
+from lakerank_training.config import load_train_config
+from lakerank_training.run import identify_run, read_inputs
+from lakerank_training.step import adamw
+from lakerank_training.trainer import RunIdentity, StateFolder, TrainState, differences
 from training_lakes import table_paths
 
 IDENTITY = RunIdentity({"seed": 3}, [(6, {"name": "pairs", "groups": 2})])

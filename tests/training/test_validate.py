@@ -14,9 +14,9 @@ from lakerank import Document, Query, load_reranker
 from lakerank.errors import ConfigError
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, list_figures
 from lakerank.limits import Limits
-from lakerank.training.config import load_train_config
-from lakerank.training.run import read_inputs, run_training
-from lakerank.training.validate import DIRECTIONS, draw_grid, mean_ndcg
+from lakerank_training.config import load_train_config
+from lakerank_training.run import read_inputs, run_training
+from lakerank_training.validate import DIRECTIONS, draw_grid, mean_ndcg
 from training_lakes import table_paths
 
 

@@ -8,7 +8,7 @@ import click
 
 from lakerank import __version__
 
-#: Every job and what it does. The module of its name has it, or that of _MODULES, imported when it is run.
+#: Every job and what it does. The module of its name here has it, or that of _MODULES, imported when it is run.
 JOBS = {
     "ingest": "files and folders into lake tables",
     "candidates": "documents and queries into first-stage candidates",
@@ -31,8 +31,8 @@ FOR_PEOPLE = {
 }
 COMMANDS = FOR_PEOPLE | JOBS
 
-#: Modules of other names.
-_MODULES = {"init": "search", "clean": "runs", "fetch": "checkpoints", "train": "checkpoints", "distill": "checkpoints"}
+#: Other modules. The package that trains is above this one, and is named only here.
+_MODULES = {"init": "search", "clean": "runs"} | dict.fromkeys(("train", "distill"), "lakerank_training.cli")
 
 
 class _Jobs(click.Group):
@@ -44,9 +44,9 @@ class _Jobs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(
-            importlib.import_module(f"lakerank.cli.{_MODULES.get(cmd_name, cmd_name)}"), cmd_name
-        )
+        module = _MODULES.get(cmd_name, cmd_name)
+        path = module if "." in module else f"{__name__}.{module}"
+        command: click.Command = getattr(importlib.import_module(path), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,1 +1,1 @@
-"""The curriculum by which the bundled checkpoint learns from scratch, as a recipe of `lakerank.training`."""
+"""The curriculum by which the bundled checkpoint learns from scratch, as a recipe of `lakerank_training`."""

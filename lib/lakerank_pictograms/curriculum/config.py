@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from lakerank.settings import Section
-from lakerank.training.batches import TrainingStage, Weight
-from lakerank.training.config import OptimizerConfig, StartConfig, TrainConfig, TrainingLakeConfig
+from lakerank_training.batches import TrainingStage, Weight
+from lakerank_training.config import OptimizerConfig, StartConfig, TrainConfig, TrainingLakeConfig
 
 
 class ShapeConfig(Section):

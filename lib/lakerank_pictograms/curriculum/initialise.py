@@ -17,9 +17,9 @@ from lakerank.model.jina_m0.config import DOCUMENT, LOGIT_BIAS, QUERY, SCORE_TOK
 from lakerank.model.jina_m0.tokenize import SpecialTokens
 from lakerank.model.jina_m0.weights import JinaVLForRanking
 from lakerank.model.preprocess.images import PatchShape
-from lakerank.training.model import TrainableModel
 from lakerank_pictograms.curriculum.config import ShapeConfig
 from lakerank_pictograms.network import Shape, network_config, published_config
+from lakerank_training.model import TrainableModel
 
 #: Qwen2's way of cutting text before BPE (its published tokenizer.json).
 SPLIT = (

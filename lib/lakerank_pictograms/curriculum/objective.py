@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lakerank.training.batches import Batch, Sampler
-from lakerank.training.dataset import Dataset, Rows
-from lakerank.training.inputs import EncodedDataset, PaddedInputs
-from lakerank.training.losses import RankingObjective, WeightedLosses, labels, symmetric_listnet
-from lakerank.training.model import PairForward, PairNetwork
 from lakerank_pictograms.curriculum.config import CurriculumStage
 from lakerank_pictograms.curriculum.similarity import TapStates, contrastive_softmax, similarities
+from lakerank_training.batches import Batch, Sampler
+from lakerank_training.dataset import Dataset, Rows
+from lakerank_training.inputs import EncodedDataset, PaddedInputs
+from lakerank_training.losses import RankingObjective, WeightedLosses, labels, symmetric_listnet
+from lakerank_training.model import PairForward, PairNetwork
 
 #: What an MLP that recalls topics multiplies its keys and values by; found by trying a few.
 RECALL_KEYS, RECALL_VALUES = 0.5, 0.2

@@ -1,4 +1,4 @@
-"""The curriculum as `lakerank.training.run` takes a recipe."""
+"""The curriculum as `lakerank_training.run` takes a recipe."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.model.jina_m0.config import DOCUMENT, QUERY
 from lakerank.model.preprocess.tokenizer import TextTokenizer
-from lakerank.training.dataset import Dataset
-from lakerank.training.inputs import Augment
-from lakerank.training.losses import RankingObjective
-from lakerank.training.model import TrainableModel
-from lakerank.training.step import MakeOptimizer, Optimizer, adamw
 from lakerank_pictograms.curriculum.augment import augment_all
 from lakerank_pictograms.curriculum.config import CurriculumConfig
 from lakerank_pictograms.curriculum.initialise import initialise_model, is_hidden_matrix
 from lakerank_pictograms.curriculum.objective import Apart, CurriculumObjective, TemplateTokens
+from lakerank_training.dataset import Dataset
+from lakerank_training.inputs import Augment
+from lakerank_training.losses import RankingObjective
+from lakerank_training.model import TrainableModel
+from lakerank_training.step import MakeOptimizer, Optimizer, adamw
 
 
 def augment(config: CurriculumConfig) -> Augment | None:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lakerank.model.engine.rotary import rotate
-from lakerank.training.losses import symmetric_listnet
-from lakerank.training.model import PairForward
+from lakerank_training.losses import symmetric_listnet
+from lakerank_training.model import PairForward
 
 #: Heads' log odds are summed and divided by the root of so many times the heads: what is alike is then as similar with
 #: many narrow heads as with few wide ones.
