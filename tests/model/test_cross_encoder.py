@@ -28,7 +28,7 @@ from lakerank.model.cross_encoder.head import read_head
 from lakerank.model.cross_encoder.load import document_windows
 from lakerank.model.cross_encoder.tokenize import JINA_PAIR, PairLimits, PairTokenizer
 from lakerank.model.cross_encoder.weights import BGE, JINA, load_weights, read_shape, tensor_shapes
-from lakerank.model.engine.attention import flex_varlen
+from lakerank.model.engine.attention import varlen
 from lakerank.model.engine.budget import BUSY_TOKENS_CPU, Budget
 from lakerank.model.engine.encoder import PackedEncoder
 from lakerank.model.engine.encoder_engine import BATCHES_SORTED, DocumentWindows, EncoderEngine, Window
@@ -494,9 +494,8 @@ def test_threads_run_micro_batches_of_their_own_and_change_no_bit(made: dict[str
         assert loaded.engine.group_tokens == BATCHES_SORTED * 128 * threads
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 def test_a_kernel_for_any_lengths_gives_the_same(made: dict[str, Any]) -> None:
     """What a GPU's kernels are given: all rows at once, padding as a sequence of its own."""
-    plain, varlen = load(made["bge"][0]), functools.partial(flex_varlen, causal=False)
+    plain = load(made["bge"][0])
     packed = replace(plain, engine=EncoderEngine(plain.engine.encoder, plain.engine.tokens, varlen=varlen))
     np.testing.assert_allclose(pair_logits(packed, PAIRS), pair_logits(plain, PAIRS), atol=1e-5, rtol=0)

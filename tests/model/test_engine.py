@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from lakerank.limits import Limits
 from lakerank.model.api import load_reranker
+from lakerank.model.engine.attention import varlen
 from lakerank.model.engine.budget import LEAST_TOKENS, Budget
 from lakerank.model.engine.decoder import PackedDecoder, Prefix, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
@@ -189,6 +190,18 @@ def test_bits_do_not_depend_on_the_memory_that_is_free(
     assert narrow == roomy
 
 
+def test_attention_in_one_call_a_layer_gives_the_same(
+    tiny_checkpoint: Path, queries: list[Query], documents: list[Document]
+) -> None:
+    """As on a GPU: vision, prefixes and suffixes, by the kernel's stand-in."""
+    groups = [DocumentGroup(document, tuple(queries)) for document in documents]
+    plain, packed = (
+        [result.logit for result in with_engine(tiny_checkpoint, **options).score_groups(groups)]
+        for options in ({}, {"varlen": varlen})
+    )
+    np.testing.assert_allclose(packed, plain, atol=2e-5, rtol=0)
+
+
 def test_fast_mode_differs_by_rounding_only(tiny_checkpoint: Path, queries: list[Query]) -> None:
     pairs = [(query, Document("d", text="A red apple")) for query in queries]
     reproducible = load_reranker(str(tiny_checkpoint), device="cpu").score(pairs)
@@ -235,6 +248,30 @@ def test_queries_that_are_images_are_encoded_once(
     queries = tuple(Query(str(seed), image=make_image(70, 50, seed=seed % 5)) for seed in range(20))
     list(reranker.score_groups(DocumentGroup(document, queries) for document in texts))
     assert reranker.counters.images_encoded == 5
+
+
+class Remembering(PackedDecoder):
+    """A decoder that keeps all prefixes it has computed."""
+
+    computed: ClassVar[list[Prefix]] = []
+
+    def prefixes(self, *arguments: Any) -> list[Prefix]:
+        prefixes = super().prefixes(*arguments)
+        self.computed.extend(prefixes)
+        return prefixes
+
+
+def test_kept_prefixes_hold_the_memory_that_they_say(tiny_checkpoint: Path, documents: list[Document]) -> None:
+    Remembering.computed.clear()
+    list(
+        with_engine(tiny_checkpoint, Remembering).score_groups(
+            [DocumentGroup(d, (Query("q", text="apple"),)) for d in documents]
+        )
+    )
+    storages = {prefix.states.untyped_storage() for prefix in Remembering.computed}
+    assert len(Remembering.computed) == len(documents)
+    kept = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    assert sum(kept.values()) <= 1.1 * sum(prefix.nbytes for prefix in Remembering.computed)
 
 
 class ShortOfMemory(PackedDecoder):

@@ -22,7 +22,9 @@ from lakerank import load_reranker
 from lakerank.errors import CheckpointError, ConfigError
 from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_json
+from lakerank.model.engine.attention import varlen
 from lakerank.model.engine.budget import Budget
+from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.engine.rotary import rotary_sections
 from lakerank.model.generative.config import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
@@ -120,6 +122,22 @@ def test_logits_are_transformers_own(
     refused = {key: one.reason for key, one in results.items() if isinstance(one, Reject)}
     assert set(refused.values()) <= {RejectReason.MODALITY_UNSUPPORTED}
     assert len(refused) == len(pairs) - len(readables)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_in_one_call_a_layer_gives_the_same(
+    checkpoints: dict[str, Path], pairs: list[tuple[Query, Document]], family: str
+) -> None:
+    """As on a GPU, by the kernel's stand-in."""
+    plain = load(checkpoints[family])
+    engine: Any = plain.engine
+    packed = replace(plain, engine=DocumentMajorEngine(engine._decoder, engine._vision, varlen=varlen))
+    results, expected = (
+        {key: one.logit for key, one in results_of(reranker, pairs).items() if isinstance(one, ScoredPair)}
+        for reranker in (packed, plain)
+    )
+    assert results.keys() == expected.keys()
+    np.testing.assert_allclose([*results.values()], [*expected.values()], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

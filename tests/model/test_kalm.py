@@ -17,6 +17,8 @@ from checkpoints.kalm import write_kalm
 from lakerank import load_reranker
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
+from lakerank.model.engine.attention import varlen
+from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import Document, DocumentGroup, DocumentState, Query, Reject, RejectReason, ScoredPair
@@ -121,6 +123,21 @@ def test_a_pair_has_the_same_bits_in_any_batch(reranker: BatchedReranker) -> Non
     random.Random(0).shuffle(shuffled)
     assert bits_of(reranker, shuffled) == expected
     assert bits_of(reranker, groups_of(DOCUMENTS[2:4])).items() <= expected.items()
+
+
+def test_attention_in_one_call_a_layer_gives_the_same(reranker: BatchedReranker) -> None:
+    """As on a GPU: the encoder's, through windows too, and the decoder's, by the kernel's stand-in."""
+    engine: Any = reranker.engine
+    packed = DocumentMajorEngine(engine._decoder, None, encoder=engine._encoder, varlen=varlen)
+    groups = groups_of()
+    try:
+        results = bits_of(replace(reranker, engine=packed), groups)
+    finally:
+        engine._encoder.varlen = None
+    expected = bits_of(reranker, groups)
+    assert results.keys() == expected.keys()
+    logits, others = (np.frombuffer(b"".join(bits.values()), np.float32) for bits in (results, expected))
+    np.testing.assert_allclose(logits, others, atol=2e-5, rtol=0)
 
 
 def test_a_document_whose_state_is_known_is_not_read(checkpoint: tuple[Path, Any], reranker: BatchedReranker) -> None:

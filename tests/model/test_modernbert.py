@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from checkpoints import encoders
 from lakerank import load_reranker
 from lakerank.errors import CheckpointError
 from lakerank.limits import Limits
+from lakerank.model.engine.attention import varlen
 from lakerank.model.engine.encoder import LayerAttention
+from lakerank.model.engine.encoder_engine import EncoderEngine
 from lakerank.model.spec import CheckpointSpec, confirm, identify
 from lakerank.records import Document, Query
 from oracles.pairs import pair_logits
@@ -83,6 +86,15 @@ def test_logits_are_those_of_cross_encoder(folders: dict[str, Path], layout: str
     ours = pair_logits(load(folders[layout], family=FAMILIES.get(layout)), PAIRS)
     np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
     assert np.std(expected) > 0.05, "logits that differ by more than rounding"
+
+
+@pytest.mark.parametrize("layout", ["gte", "own token", "local last", "ettin mean"])
+def test_attention_in_one_call_a_layer_gives_the_same(folders: dict[str, Path], layout: str) -> None:
+    """As on a GPU: by the kernel's stand-in, and through windows in blocks."""
+    plain = load(folders[layout])
+    engine = EncoderEngine(plain.reranker.engine.encoder, plain.reranker.engine.tokens, varlen=varlen)
+    packed = replace(plain.reranker, engine=engine)
+    np.testing.assert_allclose(pair_logits(packed, PAIRS), pair_logits(plain, PAIRS), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("layout", ["gte", "local last", "ettin"])

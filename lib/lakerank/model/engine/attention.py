@@ -1,12 +1,10 @@
 """Attention over packed rows: documents causally, queries over their document's prefix and themselves.
 
-The shape of a call depends on one document or pair alone; others are batched in a dimension of their own, so that none
-affects another's bits. Keys and values are neither repeated for a query nor, over a prefix, for a head.
-
-Kernels for packed sequences of several lengths need no padding. A CPU uses none of them: there, attention document by
-document was faster. On a GPU the first that works is used: FlashAttention (16-bit dtypes), then, where scores need not
-be reproducible, FlexAttention, compiled for the device. Neither has been run on a GPU for this project: see
-docs/scoring.md.
+On a GPU one call of a kernel for packed sequences of any lengths (`varlen`) serves all documents of a micro-batch: for
+queries one over their documents and one over themselves, joined by their log-sum-exps. A CPU has no such kernel: there
+the shape of a call depends on one document or pair alone; others are batched in a dimension of their own, so that none
+affects another's bits. Keys and values are neither repeated for a query nor, over a prefix, for a head. Nothing of this
+has been run on a GPU for this project: see docs/scoring.md.
 
 Shapes: M packed rows, H query heads, G heads of keys and values, R = H / G, head dimension D.
 """
@@ -16,16 +14,15 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from lakerank.model.engine.layout import PrefixLayout, SuffixLayout, Varlen
+from lakerank.model.engine.layout import PackedSuffixes, PrefixLayout, QueryBucket, SuffixLayout, Varlen, packed
 from lakerank.model.engine.linear import elementwise
 
 logger = logging.getLogger(__name__)
@@ -36,10 +33,14 @@ QUERY_BLOCK = 64
 #: Keys and values of a layer for a document's S tokens: two of (S, G, D).
 KeyValues = tuple[Tensor, Tensor]
 
-_compiled = functools.cache(functools.partial(torch.compile, dynamic=True))
+#: First compute capability of NVIDIA's that FlashAttention has kernels for.
+_FLASH_CAPABILITY = (8, 0)
 
-#: Builds the attention of packed sequences of these lengths, which cover all rows.
-VarlenKernel = Callable[[Sequence[int], torch.device], Varlen]
+#: What the second kernel calls causal attention, of the last query to the last key, and attention to all.
+_CAUSAL, _ALL = 2, 0
+
+#: Queries and keys of the sequences by which a kernel is probed: from one query to a page's patches.
+_PROBED = ((1, 700), (26, 26), (600, 700), (130, 513), (3072, 3072), (17, 4100))
 
 
 def attend(
@@ -75,8 +76,8 @@ def attend_eager(
 def document_attention(query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout) -> Tensor:
     """Causal attention within each document: (M, H, D), two of (M, G, D) -> (M, H * D)."""
     repeats = query.shape[1] // key.shape[1]
-    if layout.varlen is not None:
-        return layout.varlen(query, _repeat(key, repeats), _repeat(value, repeats)).flatten(1)
+    if layout.packed is not None:
+        return layout.packed(query, key, value, causal=True)[0].flatten(1)
     out = torch.zeros_like(query)
     for start, stop in layout.alone:
         out[start:stop] = attend_alone(query[start:stop], key[start:stop], value[start:stop], causal=True)
@@ -96,18 +97,32 @@ def attend_alone(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None 
     return attended.permute(2, 0, 1, 3).flatten(1, 2)
 
 
+def block_attention(query: Tensor, key: Tensor, value: Tensor, blocks: QueryBucket) -> Tensor:
+    """Attention through a window, all blocks in one call: (M, H, D), two of (M, G, D) -> (M, H, D), zero in padding."""
+    repeats = query.shape[1] // key.shape[1]
+    k, v = (_repeat(states[blocks.own_index], repeats).transpose(1, 2) for states in (key, value))  # (B, H, S, D)
+    attended = F.scaled_dot_product_attention(query[blocks.index].transpose(1, 2), k, v, blocks.mask)
+    out = torch.zeros_like(query)
+    out[blocks.rows] = attended.transpose(1, 2).flatten(0, 1)[blocks.take]
+    return out
+
+
 def _repeat(states: Tensor, repeats: int) -> Tensor:
     """Keys or values for every head: (…, G, D) -> (…, G * R, D)."""
     return states.repeat_interleave(repeats, dim=-2)
 
 
 def query_attention(
-    query: Tensor, key: Tensor, value: Tensor, prefixes: Sequence[KeyValues], layout: SuffixLayout
+    query: Tensor, key: Tensor, value: Tensor, prefixes: Sequence[KeyValues], layout: SuffixLayout | PackedSuffixes
 ) -> Tensor:
     """Each pair's rows over its document's prefix and its own keys: (Mq, H, D), two of (M, G, D) -> (Mq, H * D).
 
-    A short query on a short prefix has one softmax over both; else the two parts are merged by their log-sum-exps.
+    A short query on a short prefix has one softmax over both; else the two parts are merged by their log-sum-exps. A
+    layout of packed sequences takes all prefixes as one, concatenated.
     """
+    if isinstance(layout, PackedSuffixes):
+        own = layout.own(query, key, value, causal=layout.causal)
+        return _merge(own, layout.shared(query, *prefixes[0], causal=False)).flatten(1)
     out = torch.zeros_like(query)
     if layout.spans:
         out = _long_attention(query, key, value, prefixes, layout)
@@ -139,8 +154,13 @@ def _long_attention(
     shared_lse = torch.zeros_like(own_lse)
     for number, start, stop in layout.spans:
         shared[start:stop], shared_lse[start:stop] = _prefix_attention(query[start:stop], *prefixes[number])
-    weight = elementwise(torch.sigmoid, own_lse - shared_lse).unsqueeze(-1)
-    return (shared.float() + weight * (own.float() - shared.float())).to(query.dtype)
+    return _merge((own, own_lse), (shared, shared_lse))
+
+
+def _merge(own: tuple[Tensor, Tensor], shared: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention to the keys of two parts, from each one's (M, H, D) and log-sum-exps (M, H)."""
+    weight = elementwise(torch.sigmoid, own[1] - shared[1]).unsqueeze(-1)
+    return (own[0].float() - shared[0]).mul_(weight).add_(shared[0]).to(own[0].dtype)
 
 
 def _prefix_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,75 +189,147 @@ def _unfold_heads(states: Tensor, rows: int) -> Tensor:
     return states.reshape(batch, groups, rows, -1, dim).permute(0, 2, 1, 3, 4).flatten(2, 3)
 
 
-def choose_varlen(
-    device: torch.device, dtype: torch.dtype, heads: int, dim: int, *, reproducible: bool, causal: bool = True
-) -> VarlenKernel | None:
-    """The first kernel that works on the device; None for attention document by document."""
-    if device.type != "cuda":
-        return None
-    kernels: dict[str, VarlenKernel] = {}
-    if dtype != torch.float32 and _flash_options(reproducible, causal) is not None:
-        kernels["FlashAttention"] = functools.partial(flash_varlen, reproducible=reproducible, causal=causal)
-    if not reproducible:  # FlexAttention's blocks cut documents wherever they are among the rows
-        kernels["FlexAttention"] = functools.partial(flex_varlen, causal=causal)
-    for name, kernel in kernels.items():
-        try:
-            rows = torch.zeros(256, heads, dim, device=device, dtype=dtype)
-            kernel((100, 156), device)(rows, rows, rows)
-        except Exception as error:  # kernels are refused in many ways, by device, dtype and size
-            logger.info("%s is not available: %s", name, error)
-            continue
-        logger.info("attention of packed sequences: %s", name)
-        return kernel
-    return None
+def varlen(  # the parameters are those of every such kernel
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Attention within packed sequences: (M, H, D), two of (N, G, D) -> (M, H, D), and log-sum-exps (M, H) float32.
+
+    Sequence n has queries `cu_q[n]` to `cu_q[n + 1]`, and keys likewise; none has more than `max_q` and `max_k`. In a
+    `causal` one of as many queries as keys a query sees the keys up to its own. On a GPU FlashAttention for 16 bits,
+    else torch's memory-efficient attention; both accumulate in float32. On a CPU sequence by sequence.
+    """
+    if query.device.type in ("cpu", "mps"):
+        return _sequence_by_sequence(query, key, value, cu_q, cu_k, causal, scale)
+    if query.dtype == torch.float32 or query.shape[-1] % 8 or not _has_flash(query.device):
+        return _efficient(query, key, value, (cu_q, cu_k, max_q, max_k), _CAUSAL if causal else _ALL, scale)
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
+    window, longest = (-1, 0 if causal else -1), max(2, max_q)  # of single queries it would split the keys
+    options: dict[str, Any] = {"return_aux": AuxRequest(lse=True), "scale": scale, "window_size": window}
+    options |= _flash_options()
+    out, sums = cast(Any, varlen_attn)(query, key, value, cu_q, cu_k, longest, max_k, **options)
+    return out, sums.T
 
 
-def flex_varlen(lengths: Sequence[int], device: torch.device, *, causal: bool = True) -> Varlen:
-    """FlexAttention with a document mask; compiled on a GPU, eager elsewhere."""
-    count = sum(lengths)
-    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
-
-    def visible(_batch: Tensor, _head: Tensor, row: Tensor, key: Tensor) -> Tensor:
-        same = document[row] == document[key]
-        return same & (key <= row) if causal else same
-
-    mask = create_block_mask(visible, None, None, count, count, device=device)
-    kernel: Any = _compiled(flex_attention) if device.type == "cuda" else flex_attention
-
-    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        states = (rows.transpose(0, 1).unsqueeze(0) for rows in (query, key, value))  # (1, H, M, D)
-        out: Tensor = kernel(*states, block_mask=mask)[0].transpose(0, 1)
-        return out
-
-    return attention
+@functools.cache
+def _has_flash(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY
 
 
-def flash_varlen(
-    lengths: Sequence[int], device: torch.device, *, reproducible: bool = True, causal: bool = True
-) -> Varlen:
-    """FlashAttention. `reproducible`: keys are never split among blocks, or bits would depend on the batch."""
+@functools.cache
+def _flash_options() -> dict[str, Any]:
+    """Arguments that torch has since 2.12: before, heads may share keys, and no keys are split, without being told."""
     from torch.nn.attention.varlen import varlen_attn
 
-    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-    options = _flash_options(reproducible, causal) or {}
+    parameters = inspect.signature(varlen_attn).parameters
+    return {name: value for name, value in (("enable_gqa", True), ("num_splits", 1)) if name in parameters}
 
-    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out: Any = varlen_attn(query, key, value, ends, ends, max(lengths), max(lengths), **options)
-        return cast(Tensor, out)
+
+def _efficient(
+    query: Tensor, key: Tensor, value: Tensor, ends: tuple[Tensor, Tensor, int, int], mask: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    key, value = (_repeat(states, query.shape[1] // key.shape[1]).unsqueeze(0) for states in (key, value))
+    kernel: Any = torch.ops.aten._efficient_attention_forward
+    out, sums, *_ = kernel(query.unsqueeze(0), key, value, None, *ends, 0.0, mask, True, scale=scale)
+    rows = torch.arange(len(query), device=query.device, dtype=torch.int32)
+    sequence = torch.searchsorted(ends[0], rows, right=True) - 1
+    return out[0], sums[sequence, :, rows - ends[0][sequence]]  # of (sequences, H, max_q or somewhat more)
+
+
+def _sequence_by_sequence(
+    query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    outs, sums, repeats = [], [], query.shape[1] // key.shape[1]
+    for rows, keys in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
+        q = query[slice(*rows)].transpose(0, 1).float() * scale  # (H, T, D)
+        k, v = (_repeat(states[slice(*keys)], repeats).transpose(0, 1).float() for states in (key, value))
+        scores = q @ k.transpose(1, 2)
+        if causal:
+            scores += torch.full_like(scores, -torch.inf).triu(1)
+        outs.append((scores.softmax(dim=-1) @ v).transpose(0, 1).to(query.dtype))
+        sums.append(scores.logsumexp(dim=-1).T)
+    return torch.cat(outs), torch.cat(sums)
+
+
+def choose_varlen(
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], reproducible: bool
+) -> Varlen | None:
+    """The kernel for (H, G, D); None where there is none, and attention is document by document.
+
+    `reproducible`: a row's bits must not depend on other sequences; where they do, there is a call for each.
+    """
+    if device.type in ("cpu", "mps"):
+        return None
+    return batch_invariant(varlen, device, dtype, shape) if reproducible and device.type == "cuda" else varlen
+
+
+@torch.inference_mode()
+def batch_invariant(
+    kernel: Varlen,
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int],
+    probed: Sequence[tuple[int, int]] = _PROBED,
+) -> Varlen:
+    """The kernel, or a call of it for each sequence, whichever gives a row the same bits in any company.
+
+    Tried on random sequences of so many queries and keys. The log says where neither does.
+    """
+    heads, groups, dim = shape
+    random = torch.Generator(device).manual_seed(1)
+    sequences = [
+        [torch.randn(*size, dim, generator=random, device=device).to(dtype) for size in sizes]
+        for rows, keys in probed
+        for sizes in [((rows, heads), (keys, groups), (keys, groups))]
+    ]
+    for candidate, described in ((kernel, "packed sequences"), (one_by_one(kernel), "one sequence alone")):
+        if _same_bits(candidate, sequences):
+            return candidate
+        logger.warning("attention of %s depends on others beside: scores may differ in their last bits", described)
+    return kernel
+
+
+def one_by_one(kernel: Varlen) -> Varlen:
+    """A kernel that is called for each sequence."""
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, *rest: Any) -> Any:
+        parts = []
+        for rows, keys in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
+            sizes = [stop - start for start, stop in (rows, keys)]
+            ends = (torch.tensor([0, size], dtype=torch.int32, device=query.device) for size in sizes)
+            states = (query[slice(*rows)], key[slice(*keys)], value[slice(*keys)])
+            parts.append(kernel(*states, *ends, *sizes, *rest[2:]))
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
 
     return attention
 
 
-def _flash_options(reproducible: bool, causal: bool) -> dict[str, Any] | None:
-    """Arguments of this version of torch for causal attention and unsplit keys; None where it has none."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    parameters = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"is_causal": causal}
-    if "window_size" in parameters:
-        options = {"window_size": (-1, 0 if causal else -1)}
-    if not reproducible:
-        return options
-    return options | {"num_splits": 1} if "num_splits" in parameters else None
+def _same_bits(kernel: Varlen, sequences: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether sequences have the same results together, in another order, alone, and with half of their queries."""
+
+    def results(sequences: Sequence[Sequence[Tensor]], causal: bool) -> list[tuple[Tensor, ...]]:
+        rows, keys = ([len(sequence[part]) for sequence in sequences] for part in (0, 1))
+        query, key, value = (torch.cat(part) for part in zip(*sequences, strict=True))
+        parts = packed(kernel, rows, keys, query.device)(query, key, value, causal)
+        return [*zip(*(torch.split(part, rows) for part in parts), strict=True)]
+
+    for causal in (False, True):
+        probed = [sequence for sequence in sequences if not causal or len(sequence[0]) == len(sequence[1])]
+        together = results(probed, causal)
+        companies = [results(probed[::-1], causal)[::-1], [results([each], causal)[0] for each in probed]]
+        if not causal:
+            halves = [[query[: -(-len(query) // 2)], *states] for query, *states in probed]
+            companies.append(results(halves, causal))
+        for others in companies:
+            for parts, other_parts in zip(together, others, strict=True):
+                if any(not torch.equal(a[: len(b)], b) for a, b in zip(parts, other_parts, strict=True)):
+                    return False
+    return True

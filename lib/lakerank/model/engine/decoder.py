@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lakerank.model.engine.attention import KeyValues, query_attention
 from lakerank.model.engine.budget import decoder_bytes
 from lakerank.model.engine.counters import count_flops
-from lakerank.model.engine.layout import SuffixLayout
+from lakerank.model.engine.layout import PackedSuffixes, SuffixLayout
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, elementwise, project
 from lakerank.model.engine.rotary import RotaryTable, rotary_sections, rotate
 
@@ -90,28 +90,40 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What a document's queries share: each layer's rotated keys and values, both (S, G, D)."""
+    """What a document's queries share: rotated keys and values, `states` (layers, 2, S, G, D).
 
-    layers: tuple[KeyValues, ...]
+    A view of those of all documents of a micro-batch.
+    """
+
+    states: Tensor
 
     @property
     def tokens(self) -> int:
         """S."""
-        return len(self.layers[0][0])
+        return self.states.shape[2]
 
     @property
     def nbytes(self) -> int:
         """Memory in bytes."""
-        return sum(part.nbytes for layer in self.layers for part in layer)
+        return self.states.nbytes
 
-    def behind(self, first: Sequence[KeyValues]) -> Prefix:
-        """It with other keys and values of each layer before its own."""
-        pairs = zip(first, self.layers, strict=True)
-        return Prefix(tuple((torch.cat((a[0], b[0])), torch.cat((a[1], b[1]))) for a, b in pairs))
+    def layer(self, number: int) -> KeyValues:
+        """Keys and values of one layer, two of (S, G, D)."""
+        return self.states[number, 0], self.states[number, 1]
 
     def copy(self) -> Prefix:
         """A prefix without references to those computed in the same micro-batch."""
-        return Prefix(tuple((key.clone(), value.clone()) for key, value in self.layers))
+        return Prefix(self.states.clone())
+
+
+def split_prefixes(states: Tensor, lengths: Sequence[int]) -> list[Prefix]:
+    """Prefixes of documents from the states of all their tokens, (layers, 2, M, G, D)."""
+    return [Prefix(part) for part in torch.split(states[:, :, : sum(lengths)], [*lengths], dim=2)]
+
+
+def join_prefixes(prefixes: Sequence[Prefix]) -> Prefix:
+    """One of all their tokens, in their order."""
+    return prefixes[0] if len(prefixes) == 1 else Prefix(torch.cat([prefix.states for prefix in prefixes], dim=2))
 
 
 class ScoreHead:
@@ -206,18 +218,16 @@ class PackedDecoder:
 
         Nothing after the last layer's keys and values is computed: no query attends to it.
         """
-        rotations, last = self._rotations(positions, end), self._layers[-1]
-        states: list[KeyValues] = []
+        rotations, last, count = self._rotations(positions, end), self._layers[-1], sum(lengths)
+        states = self._key_value_buffer(count)
 
         def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            states.append((key, value))
+            _store((key, value), states[number])
             return attention(number, query, key, value)
 
         hidden = self._through(self._layers[:-1], embeddings, rotations, attend)
-        states.append(self._key_value(last, last.norm(hidden), rotations[last.kind]))
-        sizes = [*lengths, len(hidden) - sum(lengths)]
-        layers = ([*zip(*(torch.split(part, sizes)[:-1] for part in pair), strict=True)] for pair in states)
-        return [Prefix(of_document) for of_document in zip(*layers, strict=True)]
+        _store(self._key_value(last, last.norm(hidden), rotations[last.kind]), states[-1])
+        return split_prefixes(states, lengths)
 
     def logits(
         self,
@@ -225,24 +235,24 @@ class PackedDecoder:
         positions: Tensor,
         end: int,
         prefixes: Sequence[Prefix],
-        layouts: tuple[SuffixLayout, SuffixLayout],
+        layouts: tuple[SuffixLayout | PackedSuffixes, SuffixLayout | PackedSuffixes],
         last_rows: Tensor,
     ) -> Tensor:
         """Raw float32 logits of packed queries: positions (3, M) below `end` -> (Q',).
 
         `last_rows` (Q',) are the rows of their last tokens; the last layer computes nothing else but keys and values.
-        `layouts`: attention of all rows, and of the last ones.
+        `layouts`: attention of all rows, and of the last ones; of packed sequences they take one prefix, joined.
         """
         rotations, layer = self._rotations(positions, end), self._layers[-1]
 
         def attention(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return query_attention(query, key, value, [prefix.layers[number] for prefix in prefixes], layouts[0])
+            return query_attention(query, key, value, [prefix.layer(number) for prefix in prefixes], layouts[0])
 
         hidden = self._through(self._layers[:-1], embeddings, rotations, attention)
         normed, rotation = layer.norm(hidden), rotations[layer.kind]
         key, value = self._key_value(layer, normed, rotation)
         query = self._query(layer, normed[last_rows], rotation[:, last_rows])
-        states = [prefix.layers[-1] for prefix in prefixes]
+        states = [prefix.layer(-1) for prefix in prefixes]
         attended = query_attention(query, key, value, states, layouts[1])
         return self._head(self._norm(self._after_attention(layer, hidden[last_rows], attended)), self.linear)
 
@@ -265,9 +275,19 @@ class PackedDecoder:
             hidden = embeddings.add_deepstack(number, hidden)
         return hidden
 
-    def cross_key_values(self, states: Tensor) -> Iterator[KeyValues]:
-        """Each layer's keys and values, two of (S, G, D), of an encoder's states (S, h), which have no positions."""
-        return (self._key_value(layer, states, None) for layer in self._layers)
+    def cross_key_values(self, states: Tensor, count: int) -> Tensor:
+        """Each layer's keys and values (layers, 2, count, G, D) of the first of an encoder's states (M, h).
+
+        Those have no positions.
+        """
+        crossed = self._key_value_buffer(count)
+        for layer, of_layer in zip(self._layers, crossed, strict=True):
+            _store(self._key_value(layer, states, None), of_layer)
+        return crossed
+
+    def _key_value_buffer(self, rows: int) -> Tensor:
+        shape = (len(self._layers), 2, rows, self.kv_heads, self.head_dim)
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def _rotations(self, positions: Tensor, end: int) -> dict[str, Tensor]:
         return {kind: table.look_up(positions, self._sections, end) for kind, table in self._rotary.items()}
@@ -307,6 +327,12 @@ class PackedDecoder:
         gate, up = self.linear(normed, *layer.gate_up).chunk(2, dim=-1)
         down = self.linear(elementwise(layer.activation, gate).mul_(up), *layer.down)
         return down if layer.post_mlp_norm is None else layer.post_mlp_norm(down)
+
+
+def _store(pair: KeyValues, states: Tensor) -> None:
+    """Copy a layer's keys and values without padding: two of (M, G, D) to (2, S, G, D). Views would keep all heads."""
+    for part, kept in zip(pair, states, strict=True):
+        kept.copy_(part[: len(kept)])
 
 
 def mlp_rows(device: torch.device) -> int:

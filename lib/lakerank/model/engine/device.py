@@ -66,7 +66,7 @@ def _processor_flags() -> frozenset[str]:
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """Copy to the device; to a GPU from pinned memory and asynchronously."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lakerank.model.engine.attention import block_attention
 from lakerank.model.engine.budget import layer_bytes
-from lakerank.model.engine.layout import Varlen
+from lakerank.model.engine.layout import Packed, QueryBucket, Varlen, packed, packed_rows, window_blocks
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, project
 from lakerank.model.engine.rotary import RotaryTable, rotate
 
@@ -142,12 +143,17 @@ EqualLengths = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How rows are sequences: `first` (P',) is the first row of each, padded. `rotations`: (2, M, 1, D/2), by theta."""
+    """How rows are sequences: `first` (P',) is the first row of each, padded. `rotations`: (2, M, 1, D/2), by theta.
+
+    `packed`: attention of all rows, and of the first ones, by a kernel, where there is one; `blocks`: then, of layers
+    with a window, by its size.
+    """
 
     groups: EqualLengths
     first: Tensor
     rotations: Mapping[float, Tensor]
-    varlen: Varlen | None
+    packed: tuple[Packed, Packed] | None = None
+    blocks: Mapping[int, QueryBucket] = field(default_factory=dict)
 
 
 class PackedEncoder:
@@ -192,7 +198,7 @@ class PackedEncoder:
 
         `token_ids` (M,) int64, M padded as `linear` needs: rows after the sequences' are padding. `positions` (M,)
         int64: rows of the positions' table, which has all positions for each type of token in turn; of ModernBERT,
-        places in the sequence. `varlen`: attention of all rows at once, where there is a kernel for it.
+        places in the sequence. `varlen`: attention of packed sequences, where there is a kernel for it.
         """
         weights = self._weights
         packing = self._packing(positions, lengths, varlen)
@@ -213,26 +219,34 @@ class PackedEncoder:
         first = torch.cat([starts, starts[:1].expand(padding)]).to(self.device)
         end, tables = self.shape.positions, self._rotary.items()
         rotations = {theta: table.look_up(positions[None], [table.size], end) for theta, table in tables}
-        return Packing(groups, first, rotations, varlen)
+        if varlen is None:
+            return Packing(groups, first, rotations)
+        every = packed_rows(varlen, lengths, len(positions), self.device)
+        firsts = packed(varlen, [1] * (len(starts) - 1) + [1 + padding], lengths, self.device)
+        windows = {kind.window for kind in self.shape.attention if kind.window is not None}
+        blocks = {window: window_blocks(lengths, window, window, self.device) for window in windows}
+        return Packing(groups, first, rotations, (every, firsts), blocks)
 
     def _layer(self, number: int, hidden: Tensor, packing: Packing) -> Tensor:
         """(M, h) -> (M, h); the last layer, where the head reads each sequence's first token alone, (M, h) -> (P', h).
 
-        The first token's query alone is computed then, but for kernels of packed sequences.
+        The first token's query alone is computed then, but in a window on a GPU.
         """
         layer, kinds = self._weights.layers[number], self.shape.attention
         states = layer.norm(hidden) if kinds and layer.norm else hidden
         first = packing.first if number == self.shape.layers - 1 and not self._weights.mean else None
-        asking = None if packing.varlen else first
+        window = kinds[number].window if kinds else None
+        asking = None if packing.blocks and window else first
         key, value = self._heads(states, layer.key_value).unbind(1)
         query = self._heads(states if asking is None else states[asking], layer.query)[:, 0]
-        window = None
         if kinds:
-            window, rotation = kinds[number].window, packing.rotations[kinds[number].theta]
+            rotation = packing.rotations[kinds[number].theta]
             key = rotate(key, rotation)
             query = rotate(query, rotation) if asking is None else query  # a first token's place is 0
-        if packing.varlen and window is None:
-            attended = packing.varlen(query, key, value)
+        if packing.packed and window is None:
+            attended = packing.packed[asking is not None](query, key, value, causal=False)[0]
+        elif packing.blocks and window is not None:
+            attended = block_attention(query, key, value, packing.blocks[window])
         else:
             attended = _attention(query, key, value, packing.groups, window, first_only=asking is not None)
         if first is not None:

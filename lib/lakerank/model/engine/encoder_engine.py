@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from lakerank.model.engine import budget as budgets
-from lakerank.model.engine.attention import VarlenKernel, choose_varlen
+from lakerank.model.engine.attention import choose_varlen
 from lakerank.model.engine.budget import LEAST_TOKENS, MicroBatcher, busy_budget, device_budget, micro_batches
 from lakerank.model.engine.device import ThreadPool, to_device
 from lakerank.model.engine.encoder import PackedEncoder
+from lakerank.model.engine.layout import Varlen
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearProbe, choose_linear
 from lakerank.model.inputs import RejectedInput
 from lakerank.records import RejectReason
@@ -104,7 +105,7 @@ class EncoderEngine:
         *,
         reproducible: bool = True,
         choose_linear: Callable[[Iterable[LinearProbe]], BatchInvariantLinear] = choose_linear,
-        varlen: VarlenKernel | None = None,
+        varlen: Varlen | None = None,
         free_tokens: int | None = None,
     ) -> None:
         self.encoder, self.tokens = encoder, tokens
@@ -121,9 +122,7 @@ class EncoderEngine:
             (self._linear,) = self._threads.map(choose_linear, [probes])
         encoder.linear = self._linear
         heads, dim = encoder.shape.heads, encoder.shape.hidden // encoder.shape.heads
-        self._varlen = varlen or choose_varlen(
-            self._device, encoder.dtype, heads, dim, reproducible=reproducible, causal=False
-        )
+        self._varlen = varlen or choose_varlen(self._device, encoder.dtype, (heads, heads, dim), reproducible)
 
     @property
     def group_tokens(self) -> int:
@@ -182,9 +181,8 @@ class EncoderEngine:
         query_tokens = (len(window.query) for window in windows)
         positions = np.pad(np.concatenate(list(map(self.tokens.positions, sequences, query_tokens))), (0, padding))
         with self.batcher.timer.stage("suffix_s"):
-            varlen = self._varlen and self._varlen([*lengths, padding] if padding else lengths, self._device)
             ids, places = (to_device(values, self._device) for values in (token_ids, positions))
-            return self.encoder.logits(ids, places, lengths, varlen)
+            return self.encoder.logits(ids, places, lengths, self._varlen)
 
     def _padding(self, lengths: Sequence[int]) -> int:
         """Rows after those of sequences of these lengths."""

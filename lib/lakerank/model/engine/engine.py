@@ -20,9 +20,20 @@ from torch import Tensor
 from lakerank.model.engine.attention import choose_varlen, document_attention
 from lakerank.model.engine.budget import MicroBatcher, busy_budget, device_budget, micro_batches
 from lakerank.model.engine.counters import Counters
-from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix
+from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix, join_prefixes
 from lakerank.model.engine.device import to_device
-from lakerank.model.engine.layout import PAIR_QUERY, PrefixLayout, Span, prefix_layout, suffix_layout
+from lakerank.model.engine.layout import (
+    PAIR_QUERY,
+    PackedSuffixes,
+    PrefixLayout,
+    Span,
+    SuffixLayout,
+    Varlen,
+    packed_rows,
+    packed_suffixes,
+    prefix_layout,
+    suffix_layout,
+)
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearProbe, LinearWeights, choose_linear
 from lakerank.model.engine.vision import ImageByImage, PackedVision
 from lakerank.model.inputs import DocumentQueries, EncodedInput, Patches, RejectedInput
@@ -52,6 +63,8 @@ class Pair:
 class DocumentEncoder(Protocol):
     """Computes prefixes of documents where it is not the decoder that reads them."""
 
+    varlen: Varlen | None
+
     def weights(self) -> Iterable[LinearWeights]: ...
 
     def prefixes(self, documents: Sequence[EncodedInput], counters: Counters) -> list[Prefix]: ...
@@ -62,6 +75,7 @@ class DocumentMajorEngine:
 
     `vision`: None where inputs have no images. `encoder`: None where the decoder reads documents. `reproducible`: a
     pair's logit has the same bits whatever is scored beside it, by a linear function that `choose_linear` finds.
+    `varlen`: attention of packed sequences, chosen for the device where None.
     `query_block`: rows of a long query that attend at once (None: all). `image_cache_bytes`: of queries and of
     documents.
     """
@@ -74,6 +88,7 @@ class DocumentMajorEngine:
         encoder: DocumentEncoder | None = None,
         reproducible: bool = True,
         choose_linear: Callable[[Iterable[LinearProbe]], BatchInvariantLinear] = choose_linear,
+        varlen: Varlen | None = None,
         query_block: int | None = None,
         image_cache_bytes: tuple[int, int] = IMAGE_CACHE_BYTES,
     ) -> None:
@@ -84,9 +99,12 @@ class DocumentMajorEngine:
         for network in (decoder, vision):
             if network is not None:
                 network.linear = self._linear
-        self._varlen = choose_varlen(
-            self._device, self.dtype, decoder.heads, decoder.head_dim, reproducible=reproducible
-        )
+        shape = (decoder.heads, decoder.kv_heads, decoder.head_dim)
+        self._varlen = varlen or choose_varlen(self._device, self.dtype, shape, reproducible)
+        if encoder is not None:
+            encoder.varlen = self._varlen
+        if isinstance(vision, PackedVision):
+            vision.varlen = varlen or choose_varlen(self._device, self.dtype, vision.heads, reproducible)
         self._query_block = query_block
         self._query_images, self._document_images = (
             BoundedCache[Tensor](size, lambda tokens: tokens.nbytes) for size in image_cache_bytes
@@ -172,8 +190,7 @@ class DocumentMajorEngine:
     def prefix_layout(self, lengths: list[int], rows: int) -> PrefixLayout:
         if self._varlen is None:
             return prefix_layout(lengths, self._device)
-        padding = [rows - sum(lengths)] if rows > sum(lengths) else []
-        return PrefixLayout((), (), self._varlen([*lengths, *padding], self._device))
+        return PrefixLayout(packed=packed_rows(self._varlen, lengths, rows, self._device))
 
     def suffixes(self, pairs: Sequence[Pair], prefixes: Sequence[Prefix]) -> Tensor:
         """Logits (P,) of pairs in one micro-batch."""
@@ -185,7 +202,6 @@ class DocumentMajorEngine:
             Span(start, len(pair.query.token_ids), numbers[pair.document], prefixes[pair.document].tokens)
             for start, pair in zip(starts, pairs, strict=False)
         ]
-        repeats = self._decoder.heads // self._decoder.kv_heads
         visual = self._visual_tokens(queries, self._query_images)
         with self.batcher.timer.stage("suffix_s"):
             embeddings, positions = self.embed(queries, [pair.start for pair in pairs], visual)
@@ -193,12 +209,19 @@ class DocumentMajorEngine:
             last_rows[: len(pairs)] = np.array(starts[1:]) - 1
             end = max(pair.start + pair.query.end for pair in pairs)
             layouts = (
-                suffix_layout(spans, repeats, self._device, block=self._query_block),
-                suffix_layout(spans, repeats, self._device, last_only=True),
+                self._suffix_layout(spans, len(embeddings.rows), last_only=False),
+                self._suffix_layout(spans, len(last_rows), last_only=True),
             )
             shared = [prefixes[document] for document in documents]
+            shared = shared if self._varlen is None else [join_prefixes(shared)]
             rows = to_device(last_rows, self._device)
             return self._decoder.logits(embeddings, positions, end, shared, layouts, rows)[: len(pairs)]
+
+    def _suffix_layout(self, spans: Sequence[Span], rows: int, last_only: bool) -> SuffixLayout | PackedSuffixes:
+        if self._varlen is not None:
+            return packed_suffixes(self._varlen, spans, rows, self._device, last_only)
+        repeats = self._decoder.heads // self._decoder.kv_heads
+        return suffix_layout(spans, repeats, self._device, last_only, self._query_block)
 
     def embed(
         self, inputs: Sequence[EncodedInput], starts: Sequence[int], visual: Sequence[Tensor]

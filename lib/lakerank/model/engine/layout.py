@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -22,8 +23,11 @@ PAIR_QUERY = 64
 #: Lengths are rounded up to a multiple of the first up to a boundary, of the second beyond.
 _SHORT_STEP, _LONG_STEP, _BOUNDARY = 16, 64, 64
 
-#: Causal attention of packed sequences, each (M, H, D), by a kernel that needs no padding.
-Varlen = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: The least rows of a block of attention through a window.
+_WINDOW_ROWS = 64
+
+#: A kernel for packed sequences that needs no padding: see `attention.varlen`.
+Varlen = Callable[..., tuple[Tensor, Tensor]]
 
 
 def padded_length(length: int) -> int:
@@ -57,12 +61,31 @@ class QueryBucket:
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixLayout:
-    """Packed documents: those `alone` in a call as (start, stop), the others in buckets."""
+class Packed:
+    """Sequences for one call of a kernel, which end at `cu_q` among queries and at `cu_k` among keys.
 
-    alone: tuple[tuple[int, int], ...]
-    buckets: tuple[Bucket, ...]
-    varlen: Varlen | None = None
+    Both (n + 1,) int32, from 0; `max_q` and `max_k` are the most of one sequence.
+    """
+
+    kernel: Varlen
+    cu_q: Tensor
+    cu_k: Tensor
+    max_q: int
+    max_k: int
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        """(M, H, D), two of (N, G, D) -> (M, H, D) and log-sum-exps (M, H) float32."""
+        scale = query.shape[-1] ** -0.5
+        return self.kernel(query, key, value, self.cu_q, self.cu_k, self.max_q, self.max_k, causal, scale)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixLayout:
+    """Packed documents: those `alone` in a call as (start, stop), the others in buckets; or all in one call."""
+
+    alone: tuple[tuple[int, int], ...] = ()
+    buckets: tuple[Bucket, ...] = ()
+    packed: Packed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +99,15 @@ class SuffixLayout:
     documents: tuple[int, ...]
     own: tuple[QueryBucket, ...]
     spans: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSuffixes:
+    """Packed queries in two calls of a kernel: on their `own` keys, and on their documents', one after the other."""
+
+    own: Packed
+    shared: Packed
+    causal: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +125,64 @@ class Span:
         return self.length <= PAIR_QUERY and self.prefix <= PAIR_PREFIX
 
 
+def packed(kernel: Varlen, rows: Sequence[int], keys: Sequence[int], device: torch.device) -> Packed:
+    """The layout of sequences of so many rows, and as many or other numbers of keys, for one call of a kernel."""
+    ends = to_device(np.array([[0, *accumulate(counts)] for counts in (rows, keys)], dtype=np.int32), device)
+    return Packed(kernel, ends[0], ends[1], max(rows), max(keys))
+
+
+def packed_rows(kernel: Varlen, lengths: Sequence[int], rows: int, device: torch.device) -> Packed:
+    """As `packed`, of sequences on themselves; what is left of all `rows`, padding, is a sequence, too."""
+    padding = rows - sum(lengths)
+    every = [*lengths, padding] if padding else lengths
+    return packed(kernel, every, every, device)
+
+
+def packed_suffixes(
+    kernel: Varlen, spans: Sequence[Span], rows: int, device: torch.device, last_only: bool = False
+) -> PackedSuffixes:
+    """The layout of all `rows` of packed queries; those of a document are adjacent, in the documents' order.
+
+    `last_only`: as for `suffix_layout`; then every row of a sequence sees all of its keys.
+    """
+    asking = [1 if last_only else span.length for span in spans]
+    padding = rows - sum(asking)
+    shared: dict[int, int] = defaultdict(int)
+    for span, count in zip(spans, asking, strict=True):
+        shared[span.document] += count
+    shared[spans[-1].document] += padding
+    sizes = {span.document: span.prefix for span in spans}
+    if last_only:
+        asking[-1] += padding
+        own = packed(kernel, asking, [span.length for span in spans], device)
+    else:
+        own = packed_rows(kernel, asking, rows, device)
+    on_documents = packed(kernel, [*shared.values()], [sizes[document] for document in shared], device)
+    return PackedSuffixes(own, on_documents, causal=not last_only)
+
+
+def window_blocks(lengths: Sequence[int], before: int, after: int, device: torch.device) -> QueryBucket:
+    """Blocks of rows of packed sequences, with the keys that any of them sees; `mask` is true where one is seen.
+
+    A token sees so many tokens before its own and after. `own_index` repeats a row where a sequence has none.
+    """
+    size = max(_WINDOW_ROWS, (before + after) // 2)
+    spans = [
+        (start + first, min(size, length - first), start, start + length)
+        for start, length in zip(accumulate([0, *lengths[:-1]]), lengths, strict=True)
+        for first in range(0, length, size)
+    ]
+    index, take, rows = _bucket([span[:2] for span in spans], size, device)
+    firsts, _, starts, stops = np.array(spans, dtype=np.int64).T[:, :, None]
+    places = firsts - before + np.arange(size + before + after)[None]  # (B, S)
+    distance = np.arange(places.shape[1])[None] - before - np.arange(size)[:, None]  # (T, S)
+    seen = ((places >= starts) & (places < stops))[:, None] & (distance >= -before) & (distance <= after)
+    keys = to_device(np.clip(places, starts, stops - 1), device)
+    return QueryBucket(index, take, rows, keys, to_device(seen[:, None], device))
+
+
 def prefix_layout(lengths: Sequence[int], device: torch.device) -> PrefixLayout:
-    """The layout of packed documents of these lengths."""
+    """The layout of packed documents of these lengths, for a device without a kernel for all of them."""
     starts = np.cumsum([0, *lengths])
     alone: list[tuple[int, int]] = []
     shared: dict[int, list[tuple[int, int]]] = defaultdict(list)

@@ -76,13 +76,20 @@ def rotary_sections(model_type: str, rope: Mapping[str, Any], size: int) -> list
 
 
 def rotate(states: Tensor, rotation: Tensor) -> Tensor:
-    """Apply rotary embeddings to queries or keys: (M, heads, 2F), (2, M, 1, F) -> (M, heads, 2F)."""
+    """Apply rotary embeddings to queries or keys: (M, heads, 2F), (2, M, 1, F) -> (M, heads, 2F).
+
+    In the rotation's dtype, whose result is rounded to that of the states.
+    """
     cos, sin = rotation.unbind(0)
     first, second = states.chunk(2, dim=-1)
     if states.requires_grad:  # `out` takes no gradients
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     rotated = torch.empty(states.shape, dtype=states.dtype, device=states.device)
     rotated_first, rotated_second = rotated.chunk(2, dim=-1)
+    if rotation.dtype != states.dtype:
+        torch.sub(first * cos, second * sin, out=rotated_first)
+        torch.add(second * cos, first * sin, out=rotated_second)
+        return rotated
     torch.mul(first, cos, out=rotated_first).sub_(second * sin)
     torch.mul(second, cos, out=rotated_second).add_(first * sin)
     return rotated

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lakerank.model.engine.decoder import mlp_rows
+from lakerank.model.engine.layout import Packed, Varlen, packed_rows
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, elementwise
 from lakerank.model.engine.rotary import RotaryTable, rotate
 from lakerank.model.inputs import Grid
@@ -32,6 +33,8 @@ class PackedVision:
         embed = visual.patch_embed.proj.weight
         self._shape, self._blocks, self._merger = shape, visual.blocks, visual.merger
         self._heads = network.config.vision_config.num_heads
+        self.heads = (self._heads, self._heads, len(visual.blocks[0].attn.proj.weight) // self._heads)
+        self.varlen: Varlen | None = None
         # A still image is in every frame: its patches are multiplied with the sum of the frames' weights.
         self._embed = embed.float().sum(dim=2).flatten(1).to(embed.dtype)  # (E, 3 * side²)
         self._mean, self._std = _channel_statistics(shape, embed.device)
@@ -53,7 +56,11 @@ class PackedVision:
         padding = self.linear.padded(len(pixels)) - len(pixels)
         hidden = self.linear(self._values(pixels, padding), self._embed)
         rotation = self._rotation(grids, padding)
-        layout = _attention_layout(counts, hidden.device)
+        layout: Packed | list[Tensor]
+        if self.varlen is None:
+            layout = _attention_layout(counts, hidden.device)
+        else:
+            layout = packed_rows(self.varlen, counts, len(hidden), hidden.device)
         for block in self._blocks:
             hidden = self._attention(block, block.norm1(hidden), rotation, layout).add_(hidden)
             for part in self.linear.split(hidden, self._mlp_rows):
@@ -72,16 +79,12 @@ class PackedVision:
         positions = np.concatenate([*places, np.zeros((2, padding), dtype=np.int64)], axis=1)
         return patch_rotation(self._rotary, positions, self._embed.device)
 
-    def _attention(self, block: Any, normed: Tensor, rotation: Tensor, layout: Sequence[Tensor]) -> Tensor:
+    def _attention(self, block: Any, normed: Tensor, rotation: Tensor, layout: Packed | list[Tensor]) -> Tensor:
         qkv = self.linear(normed, block.attn.qkv.weight, block.attn.qkv.bias)
         states = qkv.view(len(normed), 3 * self._heads, -1)  # (P, 3 * heads, D)
-        rotated = rotate(states[:, : 2 * self._heads].float(), rotation).to(normed.dtype)
-        query, key = rotated.chunk(2, dim=1)
+        query, key = rotate(states[:, : 2 * self._heads], rotation).chunk(2, dim=1)
         value = states[:, 2 * self._heads :]
-        out = torch.zeros_like(query)
-        for index in layout:
-            q, k, v = (rows[index].transpose(1, 2) for rows in (query, key, value))  # (B, heads, P, D)
-            out[index] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        out = _attend(query, key, value, layout)
         return self.linear(out.flatten(1), block.attn.proj.weight, block.attn.proj.bias)
 
     def _mlp(self, block: Any, normed: Tensor) -> Tensor:
@@ -142,6 +145,17 @@ def patch_rotation(table: RotaryTable, places: np.ndarray, device: torch.device)
     """Rotation of patches at rows and columns (2, P): (2, P, 1, F), half of the frequencies by row, half by column."""
     positions, end = torch.from_numpy(places).to(device), int(places.max()) + 1
     return torch.cat([table.look_up(axis, [table.size], end) for axis in (positions[:1], positions[1:])], dim=-1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, layout: Packed | list[Tensor]) -> Tensor:
+    """Attention within each image: three of (P, heads, D) -> (P, heads, D)."""
+    if isinstance(layout, Packed):
+        return layout(query, key, value, causal=False)[0]
+    out = torch.zeros_like(query)
+    for index in layout:
+        q, k, v = (rows[index].transpose(1, 2) for rows in (query, key, value))  # (B, heads, P, D)
+        out[index] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return out
 
 
 def _attention_layout(counts: Sequence[int], device: torch.device) -> list[Tensor]:

@@ -16,11 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lakerank.model.engine.attention import attend_alone, query_attention
+from lakerank.model.engine.attention import attend_alone, block_attention, query_attention
 from lakerank.model.engine.counters import Counters
-from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix
+from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix, join_prefixes, split_prefixes
 from lakerank.model.engine.device import to_device
-from lakerank.model.engine.layout import Span, suffix_layout
+from lakerank.model.engine.layout import (
+    PackedSuffixes,
+    Span,
+    SuffixLayout,
+    Varlen,
+    packed_rows,
+    packed_suffixes,
+    suffix_layout,
+    window_blocks,
+)
 from lakerank.model.engine.linear import LinearWeights
 from lakerank.model.inputs import EncodedInput
 
@@ -34,6 +43,7 @@ class PooledEncoder:
 
     def __init__(self, encoder: PackedDecoder, decoder: PackedDecoder, pooling: int, reach: tuple[int, int]) -> None:
         self._encoder, self._decoder, self._pooling, self._reach = encoder, decoder, pooling, reach
+        self.varlen: Varlen | None = None
 
     def weights(self) -> Iterator[LinearWeights]:
         """Weights whose products must be batch-invariant."""
@@ -45,22 +55,26 @@ class PooledEncoder:
         self._encoder.linear = decoder.linear
         states = self._states(documents, counters)
         rows, sizes = torch.cat(states), [*map(len, states)]
-        sizes.append(decoder.linear.padded(len(rows)) - len(rows))
-        crossed = [
-            [*zip(*(torch.split(part, sizes)[:-1] for part in layer), strict=True)]
-            for layer in decoder.cross_key_values(F.pad(rows, (0, 0, 0, sizes[-1])))
-        ]
+        padding = decoder.linear.padded(len(rows)) - len(rows)
+        whole = Prefix(decoder.cross_key_values(F.pad(rows, (0, 0, 0, padding)), len(rows)))
+        crossed = split_prefixes(whole.states, sizes)
         prompts = [document.preamble.token_ids for document in documents if document.preamble]
         starts = [0, *accumulate(map(len, prompts))]
         spans = [Span(a, len(prompt), n, sizes[n]) for n, (a, prompt) in enumerate(zip(starts, prompts, strict=False))]
-        layout = suffix_layout(spans, decoder.heads // decoder.kv_heads, decoder.device)
+        embedded = self._packed(decoder, prompts, counters)
+        layout: SuffixLayout | PackedSuffixes
+        if self.varlen is None:
+            layout, shared = suffix_layout(spans, decoder.heads // decoder.kv_heads, decoder.device), crossed
+        else:
+            layout = packed_suffixes(self.varlen, spans, len(embedded[0].rows), decoder.device)
+            shared = [whole]
         counters.flops += sum(decoder.flops.suffix(span.length, span.prefix) for span in spans)
 
         def attention(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return query_attention(query, key, value, crossed[number], layout)
+            return query_attention(query, key, value, [prefix.layer(number) for prefix in shared], layout)
 
-        own = decoder.prefixes(*self._packed(decoder, prompts, counters), [*map(len, prompts)], attention)
-        return [prefix.behind([layer[number] for layer in crossed]) for number, prefix in enumerate(own)]
+        own = decoder.prefixes(*embedded, [*map(len, prompts)], attention)
+        return [*map(join_prefixes, zip(crossed, own, strict=True))]
 
     def _states(self, documents: Sequence[EncodedInput], counters: Counters) -> list[Tensor]:
         """The pooled states (S, h) of each document; those computed are left in its `state`, where it has one."""
@@ -83,17 +97,29 @@ class PooledEncoder:
     def _encode(self, token_ids: Sequence[np.ndarray], counters: Counters) -> Iterator[Tensor]:
         """The encoder's states of documents, each mean-pooled."""
         ends = [0, *accumulate(map(len, token_ids))]
-        masks = [self._window_mask(len(ids)) for ids in token_ids]
+        embedded = self._packed(self._encoder, token_ids, counters)
+        lengths, device = [*map(len, token_ids)], self._encoder.device
+        masks, every, blocks = [], None, None
+        if self.varlen is None:
+            masks = [self._window_mask(length) for length in lengths]
+        else:
+            every = packed_rows(self.varlen, lengths, len(embedded[0].rows), device)
+            left, right = self._reach
+            blocks = window_blocks(lengths, left - 1, right - 1, device) if max(lengths) > min(self._reach) else None
 
         def attention(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             slides = self._encoder.kinds[number] == "sliding_attention"
+            if slides and blocks is not None:
+                return block_attention(query, key, value, blocks).flatten(1)
+            if every is not None:
+                return every(query, key, value, causal=False)[0].flatten(1)
             out = torch.zeros_like(query)
             for (start, stop), mask in zip(pairwise(ends), masks, strict=True):
                 rows = slice(start, stop)
                 out[rows] = attend_alone(query[rows], key[rows], value[rows], mask if slides else None)
             return out.flatten(1)
 
-        hidden = self._encoder.hidden(*self._packed(self._encoder, token_ids, counters), attention)
+        hidden = self._encoder.hidden(*embedded, attention)
         counters.flops += sum(2 * self._encoder.flops.prefix(len(ids)) for ids in token_ids)
         return (self._pooled(hidden[start:stop]) for start, stop in pairwise(ends))
 
