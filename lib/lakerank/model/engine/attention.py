@@ -91,7 +91,7 @@ def document_attention(query: Tensor, key: Tensor, value: Tensor, layout: Prefix
 def attend_alone(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """One document: (S, H, D), two of (S, G, D) -> (S, H, D). `mask` (S, S): what is seen."""
     groups, repeats = key.shape[1], query.shape[1] // key.shape[1]
-    q = query.view(len(query), groups, repeats, -1).permute(1, 2, 0, 3)  # (G, R, S, D)
+    q = query.reshape(len(query), groups, repeats, -1).permute(1, 2, 0, 3)  # (G, R, S, D)
     k, v = (rows.transpose(0, 1).unsqueeze(1).expand(q.shape) for rows in (key, value))  # not copied on a CPU
     attended = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
     return attended.permute(2, 0, 1, 3).flatten(1, 2)
@@ -207,7 +207,7 @@ def varlen(  # the parameters are those of every such kernel
     else torch's memory-efficient attention; both accumulate in float32. On a CPU sequence by sequence.
     """
     if query.device.type in ("cpu", "mps"):
-        return _sequence_by_sequence(query, key, value, cu_q, cu_k, causal, scale)
+        return one_by_one(_one_sequence)(query, key, value, cu_q, cu_k, max_q, max_k, causal, scale)
     if query.dtype == torch.float32 or query.shape[-1] % 8 or not _has_flash(query.device):
         return _efficient(query, key, value, (cu_q, cu_k, max_q, max_k), _CAUSAL if causal else _ALL, scale)
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
@@ -244,19 +244,12 @@ def _efficient(
     return out[0], sums[sequence, :, rows - ends[0][sequence]]  # of (sequences, H, max_q or somewhat more)
 
 
-def _sequence_by_sequence(
-    query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    outs, sums, repeats = [], [], query.shape[1] // key.shape[1]
-    for rows, keys in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
-        q = query[slice(*rows)].transpose(0, 1).float() * scale  # (H, T, D)
-        k, v = (_repeat(states[slice(*keys)], repeats).transpose(0, 1).float() for states in (key, value))
-        scores = q @ k.transpose(1, 2)
-        if causal:
-            scores += torch.full_like(scores, -torch.inf).triu(1)
-        outs.append((scores.softmax(dim=-1) @ v).transpose(0, 1).to(query.dtype))
-        sums.append(scores.logsumexp(dim=-1).T)
-    return torch.cat(outs), torch.cat(sums)
+def _one_sequence(query: Tensor, key: Tensor, value: Tensor, *ends_causal_scale: Any) -> tuple[Tensor, Tensor]:
+    """As `attend_eager`, of a kernel's arguments for one sequence."""
+    k, v = (states.transpose(0, 1).unsqueeze(1) for states in (key, value))  # (G, 1, S, D)
+    q = query.reshape(len(query), key.shape[1], -1, query.shape[-1]).permute(1, 2, 0, 3)  # (G, R, T, D)
+    out, sums = attend_eager(q, k, v, causal=ends_causal_scale[-2])
+    return out.flatten(0, 1).transpose(0, 1), sums.flatten(0, 1).T
 
 
 def choose_varlen(
