@@ -90,3 +90,7 @@ def test_the_demo_is_published_outside_a_clone(lakerank: Path, tmp_path: Path) -
     assert json.loads((tmp_path / "out" / "current.json").read_text())["run_id"] == "r"
     assert pq.read_table(tmp_path / "out" / "ranked" / "run_id=r").num_rows > 10_000
     assert "embedded" in (tmp_path / "out" / "runs" / "r" / "config.yaml").read_text()
+    evaluate = [lakerank, "evaluate", "--config", "demo", "--set", f"lake.output={tmp_path / 'out'}"]
+    done = subprocess.run(evaluate, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr  # without the package that knows published benchmarks
+    assert Path(json.loads(done.stdout.splitlines()[-1])["report"]).is_file()

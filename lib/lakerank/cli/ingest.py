@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import fields
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -15,14 +13,13 @@ from lakerank.cli import resolve
 from lakerank.cli.job import SHARED, Job
 from lakerank.config import Config
 from lakerank.errors import ConfigError
+from lakerank.ingest import DATASETS, datasets
 from lakerank.ingest.folder import ingest as ingest_source
 from lakerank.ingest.readers.reader import ReadOptions
 from lakerank.lake import is_local, local_path
 from lakerank.lake.storage import Storage
 
-#: The package that reads published benchmarks: of the repository alone, no wheel has it.
-DATASETS = "lakerank_datasets"
-BENCHMARKS: Any = import_module(f"{DATASETS}.command") if find_spec(DATASETS) else None
+BENCHMARKS = datasets("command")
 
 #: Parameters of a published benchmark, and those of a single table.
 _LAYOUT = frozenset(option.name for option in BENCHMARKS.OPTIONS) if BENCHMARKS else frozenset()

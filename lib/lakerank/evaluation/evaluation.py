@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from lakerank.credentials import redacted
 from lakerank.errors import SchemaError
-from lakerank.evaluation.analysis.averages import MODALITY, Headline, Slice, headlines, slices, winoground_logits
+from lakerank.evaluation.analysis.averages import MODALITY, Slice, slices
 from lakerank.evaluation.analysis.calibration import Agreement, CalibrationBin, agreement, calibration
 from lakerank.evaluation.analysis.scores import (
     SCORED_PAIR,
@@ -31,7 +31,11 @@ from lakerank.evaluation.metrics.measures import NAMES, QueryFigures, figures, p
 from lakerank.evaluation.pairs import COUNTS, Floats, Ints, Pairs, pair_up
 from lakerank.evaluation.unmatched import Unlisted, Unmatched
 from lakerank.fingerprint import splitmix64
+from lakerank.ingest import datasets
 from lakerank.lake.storage import Storage
+
+#: Averages published benchmarks as their authors do; None outside a clone.
+PUBLISHED = datasets("headlines")
 
 #: Names in files of fields that are called otherwise here.
 STORED_NAMES = {"random": "chance", "baseline": "against", "baseline_gain": "against_gain"}
@@ -72,7 +76,7 @@ class Evaluation:
     unmatched: Unmatched
     overall: Slice
     slices: tuple[Slice, ...]
-    benchmarks: tuple[Headline, ...]
+    benchmarks: tuple[Any, ...]  # headlines
     gaps: tuple[Gap, ...]
     calibration: tuple[CalibrationBin, ...]
     calibration_error: float
@@ -147,7 +151,7 @@ class Evaluation:
         }
 
 
-def _stored(record: Slice | Headline) -> dict[str, Any]:
+def _stored(record: Any) -> dict[str, Any]:
     return asdict(record, dict_factory=lambda items: {STORED_NAMES.get(name, name): value for name, value in items})
 
 
@@ -173,7 +177,7 @@ def evaluate(storage: Storage, inputs: Inputs, blocks: Iterable[Block]) -> Evalu
         unmatched=collector.unlisted.unmatched(storage, inputs.documents),
         overall=Slice.of(Summary(queries.figures, queries.hashes)),
         slices=tuple(slices(queries.summaries, inputs.dimensions)),
-        benchmarks=tuple(headlines(queries.summaries(BENCHMARK_LABELS), collector.winoground_logits)),
+        benchmarks=collector.benchmarks(queries),
         gaps=tuple(gaps(collector.pairs)),
         calibration=tuple(bins),
         calibration_error=error,
@@ -195,7 +199,7 @@ class _Collector:
         self.unlisted = Unlisted()
         self._judgements = np.zeros(1, np.uint64)
         self.pairs: ScoredPairs = np.zeros(0, SCORED_PAIR)
-        self.winoground_logits: dict[str, Mapping[str, float]] = {}
+        self._winoground_logits: dict[str, Mapping[str, float]] = {}
 
     def add(self, block: Block) -> None:
         """Add a block."""
@@ -212,7 +216,7 @@ class _Collector:
         self._tables.append(table.filter(pa.array(pairs.is_known)))
         self._figures.append(self._figures_of(pairs).take(np.flatnonzero(pairs.is_known)))
         self.pairs = sampled(np.concatenate([self.pairs, scored_pairs(pairs, pairs.is_known, hashes)]))
-        self.winoground_logits |= winoground_logits(pairs)
+        self._winoground_logits |= PUBLISHED.winoground_logits(pairs) if PUBLISHED else {}
 
     def queries(self) -> JudgedQueries:
         """All judged queries."""
@@ -227,6 +231,12 @@ class _Collector:
         hashes = query_hashes(table["query_id"].to_pylist())
         judgements = f"{int(self._judgements[0]):016x}"
         return JudgedQueries(table["query_id"], labels, table.select(COUNTS), judgements, figures, hashes)
+
+    def benchmarks(self, queries: JudgedQueries) -> tuple[Any, ...]:
+        """Headlines of the published benchmarks that the queries are of."""
+        if PUBLISHED is None:
+            return ()
+        return tuple(PUBLISHED.headlines(queries.summaries(BENCHMARK_LABELS), self._winoground_logits))
 
     def _figures_of(self, pairs: Pairs) -> QueryFigures:
         query, grade = pairs.query[pairs.judged], pairs.judgement[pairs.judged]

@@ -14,30 +14,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from lakerank.evaluation.analysis.averages import Headline
 from lakerank.evaluation.analysis.scores import IMAGE, STAGES, TEXT, Gap, Weighted, bins, scores_of
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.metrics.measures import PRIMARY
 from lakerank.evaluation.pairs import MODALITY_NAMES, Floats
-from lakerank.evaluation.report.cells import fit
-
-_FEWEST_DOTS = 3
-_RERANKED = "Reranked"
+from lakerank.ingest import datasets
 
 _PNG_DPI = 160
 
 #: The colours of the page's light theme by their names in its style sheet: on the page the theme's take their places.
-_INK, _MUTED, _RULE = "#1b1f24", "#5c6570", "#dfe3e8"
-_STRONG, _SOFT, _LOSS = "#0b6e8f", "#c6ced6", "#b4531a"
-_NAMES = {_INK: "ink", _MUTED: "muted", _RULE: "rule", _STRONG: "strong", _SOFT: "soft", _LOSS: "loss"}
+INK, MUTED, RULE = "#1b1f24", "#5c6570", "#dfe3e8"
+STRONG, SOFT, LOSS = "#0b6e8f", "#c6ced6", "#b4531a"
+_NAMES = {INK: "ink", MUTED: "muted", RULE: "rule", STRONG: "strong", SOFT: "soft", LOSS: "loss"}
 
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 9,
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,  # a dataset's name may have dollars in it
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _RULE),
-    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), _MUTED),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), RULE),
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), MUTED),
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
     "ytick.major.size": 0,
     "axes.grid": True,
@@ -65,7 +61,7 @@ class Plot:
     png: bytes
 
 
-def _plot(
+def drawn(
     words: Words, draw: Callable[[Axes], object], percent: str = "", size: tuple[float, float] = (3.4, 2.4), **axes: Any
 ) -> Plot:
     """A drawing of some inches. `percent` is the axis ("x" or "y") whose values are shares; `axes`: limits, labels."""
@@ -106,56 +102,9 @@ Plots = Mapping[str | Gap, Sequence[Plot]]
 
 def plots_of(evaluation: Evaluation) -> Plots:
     """The plots of an evaluation."""
-    boxes = [
-        _box_plot(headline, evaluation.baseline)
-        for headline in evaluation.benchmarks
-        if len(headline.datasets) >= _FEWEST_DOTS
-    ]
+    boxes = datasets("box_plots").box_plots(evaluation) if evaluation.benchmarks else []
     plots: dict[str | Gap, list[Plot]] = {"boxes": boxes, "scores": _score_plots(evaluation)}
     return plots | {gap: _gap_plots(evaluation, gap) for gap in evaluation.gaps}
-
-
-def _box_plot(headline: Headline, baseline: str | None) -> Plot:
-    """A box for each list's figures of a benchmark, every dataset a dot; those of the reranked lists are in colour."""
-    figures = ((dataset.first_stage, dataset.reranked, dataset.baseline) for dataset in headline.datasets)
-    labels = ("First stage", _RERANKED, f"Run {fit(baseline or '', 20)}")
-    columns = dict(zip(labels, zip(*figures, strict=True), strict=True))
-    groups = {label: [value for value in column if value is not None] for label, column in columns.items()}
-    groups = {label: values for label, values in groups.items() if values}
-    positions = list(range(len(groups), 0, -1))
-
-    def draw(axes: Axes) -> None:
-        line = {"color": _MUTED, "linewidth": 1}
-        axes.boxplot(
-            list(groups.values()),
-            positions=positions,
-            orientation="horizontal",
-            widths=0.55,
-            showfliers=False,
-            medianprops={"color": _INK, "linewidth": 1.4},
-            boxprops=line,
-            whiskerprops=line,
-            capprops=line,
-        )
-        for position, (label, values) in zip(positions, groups.items(), strict=True):
-            spread = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.34  # so that dots do not hide each other
-            face, edge = (_STRONG, _STRONG) if label == _RERANKED else (_SOFT, _MUTED)
-            axes.plot(
-                values, position + spread, "o", color=face, markersize=3.4, markeredgecolor=edge, markeredgewidth=0.5
-            )
-        axes.set_yticks(positions, list(groups))
-        axes.grid(axis="x")
-        axes.grid(visible=False, axis="y")
-
-    medians = "; ".join(
-        f"{label}: median {np.median(values):.3f}, {min(values):.3f} to {max(values):.3f}"
-        for label, values in groups.items()
-    )
-    measure = headline.benchmark.measure_name
-    dots = f"a dot for each of {len(headline.datasets)} datasets; a box holds the middle half"
-    caption = f"{headline.benchmark.title}: {measure}, {dots}"
-    words = Words(f"boxes-{headline.name}", caption, f"{caption}. {medians}.")
-    return _plot(words, draw, size=(5.2, 0.7 + 0.4 * len(groups)), xlim=(-0.02, 1.02), xlabel=measure)
 
 
 def _score_plots(evaluation: Evaluation) -> list[Plot]:
@@ -192,22 +141,22 @@ def _gap_plots(evaluation: Evaluation, gap: Gap) -> list[Plot]:
         figures = f" They share {comparison.overlap:.0%} of their area; AUC {comparison.auc:.2f}." if comparison else ""
         label = "first-stage score" if gap.stage == "first stage" else "logit"
         words = Words(f"gap-{gap.stage.replace(' ', '-')}-{gap.query}-{name}", caption, f"{caption}.{figures}")
-        plots.append(_overlaid(words, (texts, images), edges, label, _LOSS))
+        plots.append(_overlaid(words, (texts, images), edges, label, LOSS))
     return plots
 
 
-def _overlaid(words: Words, scores: tuple[Weighted, Weighted], edges: Floats, label: str, line: str = _STRONG) -> Plot:
+def _overlaid(words: Words, scores: tuple[Weighted, Weighted], edges: Floats, label: str, line: str = STRONG) -> Plot:
     """Two histograms in shares of their own pairs, one filled and one a line over it."""
     filled, lined = (
         np.histogram(values, edges, weights=weights / max(weights.sum(), 1e-300))[0] for values, weights in scores
     )
 
     def draw(axes: Axes) -> None:
-        axes.stairs(filled, edges, fill=True, color=_SOFT)
+        axes.stairs(filled, edges, fill=True, color=SOFT)
         axes.stairs(lined, edges, color=line, linewidth=1.8)
 
     limits = {"xlim": (edges[0], edges[-1]), "ylim": (0, None)}
-    return _plot(words, draw, percent="y", xlabel=label, ylabel="share of pairs", **limits)
+    return drawn(words, draw, percent="y", xlabel=label, ylabel="share of pairs", **limits)
 
 
 def _gain_plot(evaluation: Evaluation) -> Plot:
@@ -216,9 +165,9 @@ def _gain_plot(evaluation: Evaluation) -> Plot:
     edges = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
 
     def draw(axes: Axes) -> None:
-        axes.stairs(np.maximum(-losses, 0), edges, fill=True, color=_STRONG)
-        axes.stairs(np.minimum(-losses, 0), edges, fill=True, color=_LOSS)
-        axes.axhline(0, color=_MUTED, linewidth=0.8)
+        axes.stairs(np.maximum(-losses, 0), edges, fill=True, color=STRONG)
+        axes.stairs(np.minimum(-losses, 0), edges, fill=True, color=LOSS)
+        axes.axhline(0, color=MUTED, linewidth=0.8)
 
     before = "the first stage" if evaluation.overall.first_stage is not None else "the random baseline"
     same = evaluation.overall.queries - evaluation.gained - evaluation.lost
@@ -226,7 +175,7 @@ def _gain_plot(evaluation: Evaluation) -> Plot:
     words = Words("gains", caption, f"{PRIMARY} by query: {caption}.")
     order = "queries, from the largest gain to the largest loss"
     limits = {"xlim": (0, 1), "ylim": (-1.05, 1.05)}
-    return _plot(words, draw, percent="x", xlabel=order, ylabel=f"change of {PRIMARY}", **limits)
+    return drawn(words, draw, percent="x", xlabel=order, ylabel=f"change of {PRIMARY}", **limits)
 
 
 def _calibration_plot(evaluation: Evaluation) -> Plot:
@@ -235,9 +184,9 @@ def _calibration_plot(evaluation: Evaluation) -> Plot:
     relevance, relevant, pairs = zip(*((part.relevance, part.relevant, part.pairs) for part in bins), strict=True)
 
     def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.plot(relevance, relevant, color=_STRONG, linewidth=1.4)
-        axes.scatter(relevance, relevant, [8 + 52 * count / max(pairs) for count in pairs], color=_STRONG)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.plot(relevance, relevant, color=STRONG, linewidth=1.4)
+        axes.scatter(relevance, relevant, [8 + 52 * count / max(pairs) for count in pairs], color=STRONG)
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
     caption = (
@@ -246,4 +195,4 @@ def _calibration_plot(evaluation: Evaluation) -> Plot:
     )
     steps = "; ".join(f"{part.relevance:.2f}: {part.relevant:.0%} of {part.pairs:,}" for part in bins)
     words, limits = Words("calibration", caption, f"{caption}. {steps}."), (-0.02, 1.02)
-    return _plot(words, draw, percent="y", xlim=limits, ylim=limits, xlabel="relevance", ylabel="judged relevant")
+    return drawn(words, draw, percent="y", xlim=limits, ylim=limits, xlabel="relevance", ylabel="judged relevant")

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from lakerank.evaluation.analysis.averages import DIMENSIONS
-from lakerank.evaluation.evaluation import STORED_NAMES, Evaluation, JudgedQueries
+from lakerank.evaluation.evaluation import PUBLISHED, STORED_NAMES, Evaluation, JudgedQueries
 from lakerank.evaluation.metrics.measures import NAMES, PRIMARY
 from lakerank.evaluation.pairs import COUNTS
 from lakerank.lake.tables import parquet_bytes
@@ -68,7 +68,7 @@ def csv_files(evaluation: Evaluation, queries: pa.Table) -> Iterator[tuple[str, 
     tables = {
         "queries": (" ".join(queries.column_names), (row.values() for row in queries.to_pylist())),
         "slices": (_SLICE_COLUMNS, _slice_rows(evaluation)),
-        "benchmarks": (_BENCHMARK_COLUMNS, _benchmark_rows(evaluation)),
+        **({"benchmarks": PUBLISHED.csv_rows(evaluation.benchmarks)} if PUBLISHED else {}),
         "modality_gap": (_GAP_COLUMNS, _gap_rows(evaluation)),
         "calibration": ("relevance pairs judged_relevant", map(astuple, bins)),
         "labels": ("label grade pairs", ((*key, pairs) for key, pairs in np.ndenumerate(agreed))),
@@ -85,7 +85,6 @@ _SLICE_COLUMNS = (
     "dimension value queries measure chance first_stage first_stage_low first_stage_high reranked reranked_low "
     "reranked_high gain gain_low gain_high gain_p against against_gain against_low against_high against_p ceiling"
 )
-_BENCHMARK_COLUMNS = "benchmark dataset measure queries first_stage reranked low high against published"
 _GAP_COLUMNS = "stage query documents texts images overlap difference auc auc_low auc_high trust"
 
 
@@ -101,19 +100,6 @@ def _slice_rows(evaluation: Evaluation) -> Iterator[Sequence[Any]]:
                 *part.first_intervals.get(name, (None, None)), part.reranked[name], *part.intervals[name], *gain,
                 baseline, *baseline_gain, (part.ceiling or {}).get(name),
             )  # fmt: skip
-
-
-def _benchmark_rows(evaluation: Evaluation) -> Iterator[Sequence[Any]]:
-    for headline in evaluation.benchmarks:
-        about = headline.benchmark
-        yield (
-            about.title, "all", about.measure_name, headline.queries, headline.first_stage, headline.reranked,
-            headline.low, headline.high, headline.baseline, about.published,
-        )  # fmt: skip
-        for name, value in headline.details.items():
-            yield (about.title, "all", f"{name} score", headline.queries, None, value, None, None, None, None)
-        for name, queries, first, reranked, baseline in map(astuple, headline.datasets):
-            yield (about.title, name, about.measure_name, queries, first, reranked, None, None, baseline, None)
 
 
 def _gap_rows(evaluation: Evaluation) -> Iterator[Sequence[Any]]:

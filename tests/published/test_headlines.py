@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lakerank.evaluation.analysis.averages import winoground
 from lakerank.evaluation.job import folder
+from lakerank_datasets.headlines import winoground
 
 
 @pytest.fixture
