@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 
 from lakerank.cost import CostProfile
 from lakerank.errors import CheckpointError
-from lakerank.limits import Limits
+from lakerank.limits import Limits, Listwise
 from lakerank.model.facts import CheckpointFacts
 from lakerank.model.inputs import Instructions
 from lakerank.records import ListReranker, Reranker
@@ -72,7 +72,8 @@ class CheckpointInfo:
     `dtype`: what its weights are computed in. `parts`: JSON-able settings that scores depend on, for the fingerprint,
     beyond those that every fingerprint has (weights, config.json, tokenizer, adapter, dtype, bias and limits).
     `encoder`: those of them that the states of documents depend on, where an encoder makes any that can be kept.
-    `of_family`: fields of its ModelFamily that are another for this checkpoint.
+    `of_family`: fields of its ModelFamily that are another for this checkpoint. `listwise`: how it scores lists by
+    default. `lengths`: tokens of a query and of a document at most, where they are published, whatever the limits.
     """
 
     dtype: str
@@ -80,6 +81,8 @@ class CheckpointInfo:
     parts: Mapping[str, Any] = field(default_factory=dict)
     encoder: Mapping[str, Any] | None = None
     of_family: Mapping[str, Any] = field(default_factory=dict)
+    listwise: Listwise = field(default_factory=Listwise)
+    lengths: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,8 @@ class CheckpointIdentity:
 
     `checksum` lets another process recognise the same files by reading little of them; see `confirm`. `family` is a
     name in the registry, `limits` and `instructions` are those that apply to it. `encoder` names what the states of
-    documents depend on, where it makes any that can be kept.
+    documents depend on, where it makes any that can be kept. `listwise`: how it scores lists; None: it scores pairs.
+    `document_tokens`: of a document that are read at most; None: what a query leaves of a pair, or others of a list.
     """
 
     folder: str
@@ -102,10 +106,16 @@ class CheckpointIdentity:
     encoder: str | None = None
     accepts_images: bool = True
     document_major: bool = True
+    listwise: Listwise | None = None
+    document_tokens: int | None = None
 
     def max_document_tokens(self) -> int:
         """Tokens of a document that are read at most."""
         family = family_named(self.family)
+        if self.document_tokens is not None:
+            return self.document_tokens
+        if self.listwise is not None:
+            return self.limits.max_length // (self.listwise.window or 1)
         if family.sliding_window:
             return _ALL_TOKENS
         return self.limits.max_length - (0 if family.truncates_document_only else self.limits.max_query_length)
@@ -153,7 +163,8 @@ class ModelFamily:
         max_query_fraction: of a pair's tokens, those that a query may have.
         truncates_document_only: a document gets all tokens that its pair's query leaves, not those left by the longest.
         sliding_window: texts longer than a pair may be are read in windows, not cut: a plan counts all of their tokens.
-        listwise: it scores lists (`LoadedListReranker`), not pairs.
+        listwise: it scores lists (`LoadedListReranker`), unless it is asked for pairs; its length is a prompt's.
+        pointwise: it scores pairs.
     """
 
     name: str
@@ -171,6 +182,7 @@ class ModelFamily:
     truncates_document_only: bool = False
     sliding_window: bool = False
     listwise: bool = False
+    pointwise: bool = True
 
     def read_info(self, folder: Path, dtype: str) -> CheckpointInfo:
         """What names the scorer, from JSON files and the weights' headers alone; `dtype` may be auto.
@@ -193,7 +205,8 @@ class ModelFamily:
         positions = self.positions(config)
         if max_length is not None and positions is not None and max_length > positions:
             raise CheckpointError(f"{source}: model.max_length {max_length}, but {self.name} has {positions} positions")
-        bounds = [bound for bound in (limits.max_length, self.default_max_length, positions) if bound is not None]
+        pair = None if self.listwise else limits.max_length
+        bounds = [bound for bound in (pair, self.default_max_length, positions) if bound is not None]
         length = max_length or min(bounds)
         query = min(limits.max_query_length, int(length * self.max_query_fraction))
         if self.accepts_images:
@@ -342,6 +355,29 @@ FAMILIES: tuple[ModelFamily, ...] = (
         positions=lambda config: _bert_positions(config["encoder"]["text_config"]),
         default_max_length=1536,
         max_query_fraction=1 / 3,
+    ),
+    ModelFamily(
+        name="jina-reranker-v3",
+        package="lakerank.model.listwise",
+        models="jina-reranker-v3, -v3.5: Qwen3 with projector.0 and projector.2, which scores lists",
+        protocol="jina-reranker-v3/1",
+        accepts_instruction=True,
+        recognises=lambda facts: facts.model_type == "qwen3" and {"projector.0", "projector.2"} <= set(facts.heads),
+        positions=_bert_positions,
+        listwise=True,
+    ),
+    ModelFamily(
+        name="list-generation",
+        package="lakerank.model.listwise",
+        models="a chat model of Qwen2, Qwen3, Qwen2-VL or Qwen3-VL that writes a list's order; only where it is named",
+        protocol="list-generation/1",
+        accepts_images=True,
+        accepts_adapter=True,
+        recognises=lambda facts: False,
+        positions=lambda config: _bert_positions(config.get("text_config") or config),
+        default_max_length=8192,
+        listwise=True,
+        pointwise=False,
     ),
 )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lakerank.cost import CostProfile, Sizing
 from lakerank.errors import CheckpointError, ConfigError
 from lakerank.fingerprint import fingerprint
-from lakerank.limits import Limits
+from lakerank.limits import Limits, Listwise
 from lakerank.model.checkpoint import (
     adapter_files,
     file_hash,
@@ -34,6 +34,7 @@ from lakerank.model.registry import (
     CheckpointInfo,
     LoadedReranker,
     LoadOptions,
+    ModelFamily,
     family_named,
     family_of,
 )
@@ -101,6 +102,7 @@ class CheckpointSpec:
     """A checkpoint, its adapter and how they are read: what scores depend on.
 
     `instruction`: that of queries without their own. `ignore_instructions`: queries' own are passed over.
+    `pointwise`: pairs are scored by what scores lists. `listwise`: how lists are; None: by the family's default.
     """
 
     path: str
@@ -112,6 +114,8 @@ class CheckpointSpec:
     dtype: str = "auto"
     instruction: str | None = None
     ignore_instructions: bool = False
+    pointwise: bool = False
+    listwise: Listwise | None = None
 
     def identify(self, limits: Limits) -> ScorerIdentity:
         """Find the checkpoint. Raises CheckpointError: it cannot be found or is not one."""
@@ -170,12 +174,15 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
             raise CheckpointError(f"{folder}: {family.name} takes no adapter; leave model.adapter out")
         info = family.read_info(folder, spec.dtype)
         family = replace(family, **info.of_family)
+        listwise = _listwise(spec, family, info.listwise, str(folder))
         own = (spec.instruction or "").strip() or None
         instructions = Instructions(family.accepts_instruction, own, spec.ignore_instructions)
         if own is not None and not instructions.accepted:
             raise ConfigError([f"model.instruction: {folder} is a {family.name}, which takes none; leave it out"])
         read_tokenizer(folder / "tokenizer.json")  # a broken one is refused before planning
         limits = family.limits(config, limits or Limits(), spec.max_length, str(folder))
+        if info.lengths is not None:
+            limits = replace(limits, max_query_length=info.lengths[0])
         parts = {
             "protocol": family.protocol,
             "weights": [file_hash(file) for file in weight_files(folder)],
@@ -188,14 +195,35 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
             **info.parts,
             **({"instruction": own} if own else {}),
             **({"ignore_instructions": True} if instructions.accepted and instructions.ignored else {}),
+            **({"listwise": listwise and asdict(listwise)} if family.listwise else {}),
         }
         if adapter is not None:
             read_header(adapter_files(adapter)[1])  # a truncated file is refused before planning
         count = sum(math.prod(shape) for shape, _ in stored_tensors(folder).values())
         checksum = quick_checksum(_all_files(folder, adapter))
     of_family = family.name, limits, instructions, _encoder_name(info, parts, limits)
-    reads = family.accepts_images, family.document_major
+    reads = family.accepts_images, family.document_major, listwise, info.lengths and info.lengths[1]
     return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, *of_family, *reads)
+
+
+def _listwise(spec: CheckpointSpec, family: ModelFamily, default: Listwise, source: str) -> Listwise | None:
+    """How lists are scored, what is not stated by the family's default; None where pairs are.
+
+    Raises ConfigError: the family cannot do it.
+    """
+    own = spec.listwise or Listwise()
+    if not family.listwise or spec.pointwise:
+        faults = [
+            *[f"model.listwise: {source} is a {family.name}, which scores pairs; leave it out"] * bool(spec.listwise),
+            *[f"model.pointwise: {source} is a {family.name}, which scores lists alone"] * (not family.pointwise),
+        ]
+        if faults:
+            raise ConfigError(faults)
+        return None
+    if own.stride is not None and default.stride is None:
+        raise ConfigError([f"listwise.stride: {source} is a {family.name}, whose windows do not overlap; leave it out"])
+    stride = default.stride and (own.stride or max(1, (own.window or 2 * default.stride) // 2))
+    return Listwise(own.passes, own.window or default.window, stride)
 
 
 def _encoder_name(info: CheckpointInfo, parts: Mapping[str, Any], limits: Limits) -> str | None:

@@ -89,10 +89,11 @@ def document_attention(query: Tensor, key: Tensor, value: Tensor, layout: Prefix
 
 
 def attend_alone(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """One document: (S, H, D), two of (S, G, D) -> (S, H, D). `mask` (S, S): what is seen."""
+    """One document: (S, H, D), two of (T, G, D) -> (S, H, D). `mask` (S, T): what is seen."""
     groups, repeats = key.shape[1], query.shape[1] // key.shape[1]
     q = query.reshape(len(query), groups, repeats, -1).permute(1, 2, 0, 3)  # (G, R, S, D)
-    k, v = (rows.transpose(0, 1).unsqueeze(1).expand(q.shape) for rows in (key, value))  # not copied on a CPU
+    # not copied on a CPU
+    k, v = (rows.transpose(0, 1).unsqueeze(1).expand(-1, repeats, -1, -1) for rows in (key, value))
     attended = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
     return attended.permute(2, 0, 1, 3).flatten(1, 2)
 

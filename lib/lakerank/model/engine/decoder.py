@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -168,13 +168,24 @@ class ScoreHead:
         return project(hidden if self._inner is None else F.relu(linear(hidden, *self._inner)), self._output)
 
 
+class Head(Protocol):
+    """What is read of last hidden states (Q, h)."""
+
+    @property
+    def flops(self) -> float: ...
+
+    def weights(self) -> Iterator[LinearWeights]: ...
+
+    def __call__(self, hidden: Tensor, linear: BatchInvariantLinear) -> Tensor: ...
+
+
 class PackedDecoder:
     """Prefixes of documents, and logits of queries on them. Without gradients; to be used by one thread.
 
     `network` is one of transformers', without its language head.
     """
 
-    def __init__(self, network: Any, head: ScoreHead) -> None:
+    def __init__(self, network: Any, head: Head) -> None:
         text = network.config.get_text_config()
         decoder = getattr(network.model, "language_model", network.model)
         rotary = decoder.rotary_emb
@@ -189,7 +200,7 @@ class PackedDecoder:
         self.bytes_per_token = decoder_bytes(network.config, self.dtype)
         self._layers = [_read_layer(layer) for layer in decoder.layers]
         self._norm, self._embeddings = RMSNorm(decoder.norm), decoder.embed_tokens
-        self._head = head
+        self.head = head
         self.kinds = [layer.kind for layer in self._layers]
         self._rotary = {kind: _rotary_table(rotary, kind, self.dtype) for kind in self.kinds}
         self._mlp_rows = mlp_rows(self.device)
@@ -198,7 +209,7 @@ class PackedDecoder:
         """Weights of the first layer, whose shapes all layers have, and of the score head."""
         layer = self._layers[0]
         yield from (layer.query_key_value, layer.out, layer.gate_up, layer.down)
-        yield from self._head.weights()
+        yield from self.head.weights()
 
     def embed(self, token_ids: Tensor, visual_rows: Tensor | None = None, visual: Tensor | None = None) -> Embeddings:
         """Embeddings of tokens (M,), with visual tokens at `visual_rows` (V,).
@@ -254,7 +265,7 @@ class PackedDecoder:
         query = self._query(layer, normed[last_rows], rotation[:, last_rows])
         states = [prefix.layer(-1) for prefix in prefixes]
         attended = query_attention(query, key, value, states, layouts[1])
-        return self._head(self._norm(self._after_attention(layer, hidden[last_rows], attended)), self.linear)
+        return self.head(self._norm(self._after_attention(layer, hidden[last_rows], attended)), self.linear)
 
     def hidden(self, embeddings: Embeddings, positions: Tensor, end: int, attention: LayerAttention) -> Tensor:
         """Last hidden states (M, h) of packed rows: positions (A, M) below `end`."""

@@ -16,7 +16,7 @@ from lakerank.model.engine.budget import MicroBatcher, batched
 from lakerank.model.engine.counters import Counters
 from lakerank.model.inputs import EncodedInput, RejectedInput
 from lakerank.model.preprocess.pipeline import Prepared, Preprocessor
-from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+from lakerank.records import DocumentGroup, Query, Reject, RejectReason, ScoredPair
 
 #: Document groups that are scored together at most, however small or without anything to score.
 _MOST_GROUPS = 512
@@ -94,30 +94,30 @@ class BatchedReranker:
 
     def _results(self, prepared: Prepared, outcomes: Sequence[Outcome]) -> Iterator[ScoredPair | Reject]:
         """One result for each of a group's queries, in order; `outcomes` are those of the queries that were encoded."""
-        document, side = prepared.group.document, prepared.document
-        if isinstance(side, RejectedInput):
-            yield from (_reject(query, document, side) for query in prepared.group.queries)
-            return
         remaining = iter(outcomes)
-        for query, query_side in zip(prepared.group.queries, prepared.queries, strict=True):
-            if isinstance(query_side, RejectedInput):
-                yield _reject(query, document, query_side)
-                continue
-            outcome = next(remaining)
-            if isinstance(outcome, RejectedInput):
-                yield _reject(query, document, outcome)
-                continue
-            logit, lengths = outcome if isinstance(outcome, tuple) else (outcome, self.lengths(query_side, side))
-            if not math.isfinite(logit):
-                yield Reject(query.query_id, document.doc_id, RejectReason.NON_FINITE_LOGIT, str(logit))
-            else:
-                images = (side.files_read or None, *(_left_out(each) for each in (side, query_side)))
-                yield ScoredPair(query.query_id, document.doc_id, logit, *lengths, *images)
+        for query, side in zip(prepared.group.queries, prepared.sides, strict=True):
+            outcome = next(remaining) if isinstance(side, EncodedInput) else math.nan
+            yield pair_result(prepared, query, side, outcome, self.lengths)
+
+
+def pair_result(
+    prepared: Prepared,
+    query: Query,
+    side: EncodedInput | RejectedInput,
+    outcome: Outcome,
+    lengths: Callable[[EncodedInput, EncodedInput], PairLengths] = whole_pair,
+) -> ScoredPair | Reject:
+    """The result of a pair whose document is prepared, and whose query is `side`."""
+    document, query_id, doc_id = prepared.document, query.query_id, prepared.group.document.doc_id
+    if isinstance(document, RejectedInput) or isinstance(side, RejectedInput) or isinstance(outcome, RejectedInput):
+        rejected = next(each for each in (document, side, outcome) if isinstance(each, RejectedInput))
+        return Reject(query_id, doc_id, rejected.reason, rejected.detail)
+    logit, sizes = outcome if isinstance(outcome, tuple) else (outcome, lengths(side, document))
+    if not math.isfinite(logit):
+        return Reject(query_id, doc_id, RejectReason.NON_FINITE_LOGIT, str(logit))
+    images = (document.files_read or None, *map(_left_out, (document, side)))
+    return ScoredPair(query_id, doc_id, logit, *sizes, *images)
 
 
 def _left_out(side: EncodedInput) -> int | None:
     return side.frames_left_out if side.files_read else None
-
-
-def _reject(query: Query, document: Document, rejected: RejectedInput) -> Reject:
-    return Reject(query.query_id, document.doc_id, rejected.reason, rejected.detail)

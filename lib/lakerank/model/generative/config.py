@@ -280,17 +280,17 @@ def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
     text = config.get("text_config") or config
     if text.get("use_sliding_window"):
         raise CheckpointError(f"{folder}: use_sliding_window is not supported: the last token must see the whole pair")
-    parts = {"prompt": prompt.fingerprint_parts(), "patches": asdict(read_patch_shape(folder, config, prompt))}
+    parts = {"prompt": prompt.fingerprint_parts(), "patches": asdict(read_patch_shape(folder, config, prompt.document))}
     own = {"document_major": prompt.document_first, "accepts_instruction": prompt.instruction is not None}
     return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts, of_family=own)
 
 
-def read_patch_shape(folder: Path, config: Mapping[str, Any], prompt: ChatPrompt) -> PatchShape:
+def read_patch_shape(folder: Path, config: Mapping[str, Any], document: Template) -> PatchShape:
     """How images are cut, where there are any.
 
     Raises CheckpointError: config.json or preprocessor_config.json does not say.
     """
-    if not prompt.document.image:
+    if not document.image:
         return PatchShape()
     vision = config.get("vision_config")
     if not isinstance(vision, dict):

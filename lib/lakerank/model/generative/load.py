@@ -49,38 +49,41 @@ def load(options: LoadOptions) -> BatchedReranker:
     folder, identity = options.folder, options.identity
     config = read_config(folder)
     prompt = read_prompt(folder, config, identity.family)
-    shape = read_patch_shape(folder, config, prompt)
+    shape = read_patch_shape(folder, config, prompt.document)
     tokenizer = ChatTokenizer(folder / "tokenizer.json", config, prompt, identity.limits, shape.merge)
     network, head = load_language_model(options, config)
     tokenizer.check_vocabulary(len(head), str(folder))
     if identity.family == STATED:
         tokenizer.check_parts(str(folder), "(a word?)")
     decoder = PackedDecoder(network, ScoreHead.of_tokens(head[tokenizer.answer], prompt.scale))
-    vision, reproducible = _vision(network, shape), options.reproducible
+    vision, reproducible = vision_encoder(network, shape), options.reproducible
     engine = DocumentMajorEngine(decoder, vision, query_block=_QUERY_BLOCK, reproducible=reproducible)
     patches, threads = shape if prompt.document.image else None, options.host_threads
     preprocessor = Preprocessor(tokenizer, identity, patches, arrange=tokenizer.arrange, threads=threads)
     return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias)
 
 
-def _vision(network: Any, shape: PatchShape) -> PackedVision | ImageByImage | None:
+def vision_encoder(network: Any, shape: PatchShape) -> PackedVision | ImageByImage | None:
     """The vision encoder of each kind of network, if it has one."""
     if network.config.model_type == "qwen2_vl":
         return PackedVision(network, shape)
     return ImageByImage(network.model.visual, shape) if hasattr(network.model, "visual") else None
 
 
-def load_language_model(options: LoadOptions, values: Mapping[str, Any]) -> tuple[Any, Tensor]:
+def load_language_model(
+    options: LoadOptions, values: Mapping[str, Any], unused: frozenset[str] = frozenset()
+) -> tuple[Any, Tensor]:
     """A checkpoint's network without its language head, an adapter merged into it, and that head (V, h), on a device.
 
-    `values` are those of config.json. Raises CheckpointError: the weights or the adapter do not fit them.
+    `values` are those of config.json, `unused` are other tensors. Raises CheckpointError: the weights or the adapter do
+    not fit them.
     """
     folder = options.folder
     config, network_class, current = _ARCHITECTURES[values["model_type"]]
     network = build_network(config, network_class, values, str(folder))
     network.lm_head = nn.Identity()
-    check_stored(network, folder, current, frozenset({_HEAD}))
-    tensors = read_tensors(folder, getattr(torch, options.dtype), current)
+    check_stored(network, folder, current, unused | {_HEAD})
+    tensors = read_tensors(folder, getattr(torch, options.dtype), current, unused)
     head = tensors.pop(_HEAD, None)
     fill_network(network, tensors, str(folder))
     _check_head(head, network.get_input_embeddings().weight, values, str(folder))

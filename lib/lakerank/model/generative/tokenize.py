@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,25 @@ from lakerank.model.preprocess.tokenizer import (
     text_positions,
 )
 
-_SPECIAL = re.compile(r"<\|\w+\|>|<(?:bos|\w+_of_turn)>")
+SPECIAL = re.compile(r"<\|\w+\|>|<(?:bos|\w+_of_turn)>")
 _VISION_IDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id")
 
 
-def join(first: EncodedInput, second: EncodedInput) -> EncodedInput:
-    """The tokens of both; the second's positions continue where the first's end."""
+def join(*parts: EncodedInput) -> EncodedInput:
+    """The tokens of all; positions of each continue where those before end."""
+    starts = accumulate((part.end for part in parts), initial=0)
     return EncodedInput(
-        np.concatenate((first.token_ids, second.token_ids)),
-        np.concatenate((first.positions, second.positions + first.end), axis=1),
-        first.end + second.end,
-        first.images + second.images,
+        np.concatenate([part.token_ids for part in parts]),
+        np.concatenate([part.positions + start for part, start in zip(parts, starts, strict=False)], axis=1),
+        sum(part.end for part in parts),
+        tuple(image for part in parts for image in part.images),
     )
+
+
+def vision_tokens(config: Mapping[str, Any], document: Template, merge: int) -> VisionTokens:
+    """The tokens of images, by config.json; of none where documents have none."""
+    start, end, image = (config[key] if document.image else NO_TOKEN for key in _VISION_IDS)
+    return VisionTokens(start, end, image, merge)
 
 
 class ChatTokenizer:
@@ -54,10 +62,9 @@ class ChatTokenizer:
         self._template = read_tokenizer(path, names_are_text=False)
         self._prompt = prompt
         self._check_names(config, str(path.parent))
-        start, end, image = (config[key] if prompt.document.image else NO_TOKEN for key in _VISION_IDS)
-        self.vision = VisionTokens(start, end, image, merge)
+        self.vision = vision_tokens(config, prompt.document, merge)
         self.answer = [self._template.token_to_id(word) for word in (prompt.yes, prompt.no) if word is not None]
-        text = self._text = TextTokenizer(self._template if prompt.encoder else _user_text_tokenizer(path))
+        text = self._text = TextTokenizer(self._template if prompt.encoder else user_text_tokenizer(path))
         self._preamble = self._preamble_of(prompt.default_instruction)
         self._document, self._query = (
             TemplateTokenizer(text, template, self._around(template), self.vision, document=template is prompt.document)
@@ -141,7 +148,7 @@ class ChatTokenizer:
         sides = (prompt.document, prompt.query)
         texts = (prompt.preamble, *(part for template in sides for part in (template.before, template.after)))
         words = [word for word in (prompt.yes, prompt.no) if word is not None]
-        names = sorted({name for text in texts for name in _SPECIAL.findall(text)})
+        names = sorted({name for text in texts for name in SPECIAL.findall(text)})
         faults = [f"no {name}" for name in (*names, *words) if self._template.token_to_id(name) is None]
         if prompt.document.image:
             faults += [f"config.json names no {key}" for key in _VISION_IDS if not isinstance(config.get(key), int)]
@@ -149,7 +156,7 @@ class ChatTokenizer:
             raise CheckpointError(f"{source}: tokenizer.json is not this reranker's: {', '.join(faults)}")
 
 
-def _user_text_tokenizer(path: Path) -> Tokenizer:
+def user_text_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer for what users wrote: no added token's name in it becomes the token.
 
     A tokenizer leaves out those marked special alone; Qwen3's `<think>` and others are not.

@@ -142,6 +142,12 @@ class Prepared:
     engine_input: EngineInput | None
     seconds: Seconds
 
+    @property
+    def sides(self) -> tuple[EncodedInput | RejectedInput, ...]:
+        """Its queries; with a document that cannot be read none is encoded: that is why, for each."""
+        document = self.document
+        return (document,) * len(self.group.queries) if isinstance(document, RejectedInput) else self.queries
+
 
 class InputTokenizer(Protocol):
     """Encodes a family's documents and queries. Both raise RejectedInput."""

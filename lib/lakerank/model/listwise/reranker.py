@@ -1,0 +1,130 @@
+"""The listwise reranker: lists of candidates in, one scored pair or reject out for every document in them."""
+
+from __future__ import annotations
+
+import math
+import threading
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+
+from lakerank.model.engine.budget import MicroBatcher, batched
+from lakerank.model.engine.counters import Counters
+from lakerank.model.engine.reranker import pair_result
+from lakerank.model.inputs import EncodedInput, RejectedInput
+from lakerank.model.listwise.tokenize import EncodedList
+from lakerank.model.preprocess.pipeline import Prepared, Preprocessor, digest
+from lakerank.records import CandidateList, DocumentGroup, Reject, ScoredPair
+
+#: Lists that are scored together at most.
+_MOST_LISTS = 64
+
+#: Scores of a list without a document that can be read.
+_NONE = np.zeros(0, dtype=np.float32)
+
+
+class ListEngine(Protocol):
+    """Scores lists on one device: logits (N,) of each list's documents, or why there are none."""
+
+    batcher: MicroBatcher
+
+    @property
+    def group_tokens(self) -> int: ...
+
+    def score_lists(self, lists: Sequence[EncodedList]) -> Sequence[np.ndarray | RejectedInput]: ...
+
+
+@dataclass(eq=False)
+class ListwiseReranker:
+    """Scores lists, many at a time, each as if it were alone; see `load_reranker`.
+
+    `passes`: a score is the mean of those in so many orders: the given one, that reversed, and others drawn by the
+    list's content. `fingerprint` names the scorer, `load_id` this loading of it.
+    """
+
+    engine: ListEngine
+    preprocessor: Preprocessor
+    fingerprint: str
+    passes: int = 1
+    logit_bias: float = 0.0
+    load_id: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @property
+    def counters(self) -> Counters:
+        """Work done since loading."""
+        return self.engine.batcher.counters
+
+    def score_lists(self, lists: Iterable[CandidateList]) -> Iterator[ScoredPair | Reject]:
+        """One result for each document, list after list, in their order; lists are pulled as they are needed."""
+        for batch in batched(self._prepared(lists), lambda: self.engine.group_tokens, _MOST_LISTS):
+            encoded = [*map(_encoded, batch)]
+            with self._lock:
+                scored = iter([*self._scores([each for each in encoded if each is not None])])
+            for members, each in zip(batch, encoded, strict=True):
+                yield from _results(members, _NONE if each is None else next(scored))
+
+    def _prepared(self, lists: Iterable[CandidateList]) -> Iterator[tuple[list[Prepared], int]]:
+        """The preprocessed documents of each list that has any, each with its query, and their tokens."""
+        sizes: deque[int] = deque()
+
+        def groups() -> Iterator[DocumentGroup]:
+            for candidates in lists:
+                if candidates.documents:
+                    sizes.append(len(candidates.documents))
+                    yield from (DocumentGroup(document, (candidates.query,)) for document in candidates.documents)
+
+        prepared = self.preprocessor.prefetch(groups(), 2 * self.engine.group_tokens)
+        for first in prepared:
+            members = [first, *islice(prepared, sizes.popleft() - 1)]
+            yield members, sum(each.engine_input.tokens for each in members if each.engine_input is not None)
+
+    def _scores(self, lists: Sequence[EncodedList]) -> Iterator[np.ndarray | RejectedInput]:
+        orders = [[*_orders(each, self.passes)] for each in lists]
+        permuted = [
+            EncodedList(each.query, tuple(each.documents[place] for place in order))
+            for each, several in zip(lists, orders, strict=True)
+            for order in several
+        ]
+        scored = iter(self.engine.score_lists(permuted))
+        for several in orders:
+            passes = [*islice(scored, len(several))]
+            rejected = [scores for scores in passes if isinstance(scores, RejectedInput)]
+            given = [
+                scores[np.argsort(order)]
+                for scores, order in zip(passes, several, strict=True)
+                if isinstance(scores, np.ndarray)
+            ]
+            yield rejected[0] if rejected else np.mean(given, axis=0).astype(np.float32)
+
+
+def _orders(candidates: EncodedList, passes: int) -> Iterator[list[int]]:
+    """Orders of a list's documents, which depend on its content alone."""
+    places = [*range(len(candidates.documents))]
+    yield from (places, places[::-1])[:passes]
+    if passes > 2:
+        content = [*(each.token_ids.tobytes() + repr([*dict(each.images)]).encode() for each in candidates.documents)]
+        name = digest(b"|".join((candidates.query.token_ids.tobytes(), *content)))
+        for number in range(2, passes):
+            yield sorted(places, key=lambda place: digest(f"{name}:{number}:{place}".encode()))
+
+
+def _encoded(members: Sequence[Prepared]) -> EncodedList | None:
+    """A list's query and those of its documents that can be read; None where there is nothing to score."""
+    readable = [each for each in members if each.engine_input is not None]
+    documents = tuple(each.document for each in readable if isinstance(each.document, EncodedInput))
+    queries = [side for each in readable[:1] for side in each.sides if isinstance(side, EncodedInput)]
+    return EncodedList(queries[0], documents) if queries else None
+
+
+def _results(members: Sequence[Prepared], scores: np.ndarray | RejectedInput) -> Iterator[ScoredPair | Reject]:
+    remaining = iter(scores.tolist() if isinstance(scores, np.ndarray) else ())
+    for each in members:
+        (query,), (side,) = each.group.queries, each.sides
+        outcome = math.nan if each.engine_input is None else next(remaining, math.nan)
+        yield pair_result(each, query, side, scores if isinstance(scores, RejectedInput) else outcome)

@@ -1,0 +1,129 @@
+"""Queries and documents of lists to token ids, and prompts of both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lakerank.errors import CheckpointError, ConfigError
+from lakerank.limits import Listwise
+from lakerank.model.generative.tokenize import SPECIAL, join, user_text_tokenizer
+from lakerank.model.inputs import EncodedInput, Images, Template, VisionTokens
+from lakerank.model.listwise.config import ListPrompt
+from lakerank.model.preprocess.tokenizer import TemplateTokenizer, TextTokenizer, read_tokenizer, text_positions
+from lakerank.model.registry import CheckpointIdentity
+
+#: More tokens than any text has: texts are cut before they are joined to the prompt.
+_WHOLE = 2**31
+
+#: Tokens of a document that are worth a window's while.
+_LEAST_SHARE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedList:
+    """A query and documents in their order; the query's `preamble` is the part of it before the documents."""
+
+    query: EncodedInput
+    documents: tuple[EncodedInput, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the texts and images."""
+        return sum(len(each.token_ids) for each in (self.query, *self.documents))
+
+
+class ListTokenizer:
+    """Encodes queries, documents and prompts of both. Safe to call from several threads.
+
+    `path` is the checkpoint's tokenizer.json. `query_limit`, `document_limit`: tokens of a text that are read; images
+    of a document have as many again. Where none are published, a window's documents share what its prompt leaves.
+
+    Raises CheckpointError: the tokenizer lacks a token of the prompt. ConfigError: nothing is left.
+    """
+
+    def __init__(self, path: Path, prompt: ListPrompt, vision: VisionTokens, identity: CheckpointIdentity) -> None:
+        self._template, self._prompt, self._vision = read_tokenizer(path, names_are_text=False), prompt, vision
+        self._text = TextTokenizer(user_text_tokenizer(path))
+        texts = (prompt.lead, prompt.tail, prompt.document.after, prompt.outro.after)
+        names = sorted({name for text in texts for name in SPECIAL.findall(text)})
+        if missing := [name for name in names if self._template.token_to_id(name) is None]:
+            raise CheckpointError(f"{path}: not this reranker's: no {', '.join(missing)}")
+        self._document = self._side(prompt.document, document=True)
+        self._intro, self._outro = self._side(prompt.intro), self._side(prompt.outro)
+        self.query_limit, length = identity.limits.max_query_length, identity.limits.max_length
+        self.document_limit = identity.document_tokens or self._share(length, identity.listwise or Listwise())
+
+    def document(self, text: str | None, images: Images = ()) -> EncodedInput:
+        """A document's tokens. Raises RejectedInput: as `TemplateTokenizer.encode`."""
+        kept, cut = self._cut(text, self.document_limit)
+        encoded = self._document.encode(kept, images, _WHOLE, self.document_limit)
+        return replace(encoded, truncated=encoded.truncated or cut)
+
+    def query(self, text: str | None, images: Images = (), instruction: str | None = None) -> EncodedInput:
+        """A query's tokens behind the documents; those before them, with the instruction, are its preamble.
+
+        Raises RejectedInput: as `TemplateTokenizer.encode`.
+        """
+        kept, cut = self._cut(text, self.query_limit)
+        intro, around = self._intro, self._prompt.instruction
+        if around is not None and instruction:
+            own, _ = self._cut(instruction, _WHOLE)
+            template = self._prompt.intro
+            intro = self._side(replace(template, suffix=f"{template.suffix}{around.prefix}{own}{around.suffix}"))
+        images = [*images]
+        before, behind = (side.encode(kept, images, _WHOLE, self.query_limit) for side in (intro, self._outro))
+        return replace(behind, preamble=before, truncated=cut)
+
+    def prompt(self, query: EncodedInput, documents: Sequence[EncodedInput]) -> EncodedInput:
+        """The prompt of a query and documents in order."""
+        prompt, count = self._prompt, len(documents)
+        items = enumerate(documents, prompt.first)
+        parts = [part for n, item in items for part in (self._constant(prompt.item.format(n=n)), item)]
+        lead, tail = self._constant(prompt.lead.format(n=count)), self._constant(prompt.tail.format(n=count))
+        return join(lead, query.preamble or query, *parts, query, tail)
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of constant text, in which names of special tokens are those tokens."""
+        ids: list[int] = self._template.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def check_vocabulary(self, size: int, source: str) -> None:
+        """Refuse a tokenizer whose ids have no embedding among `size`. Raises CheckpointError: says which."""
+        if (largest := max(self._template.get_vocab(with_added_tokens=True).values())) >= size:
+            raise CheckpointError(f"{source}: token ids up to {largest}, but an embedding of {size}")
+
+    def _share(self, length: int, listwise: Listwise) -> int:
+        """Tokens of each document in a whole window's prompt of `length` tokens, its answer included."""
+        count, bare = listwise.window or 1, self._constant("")
+        sides = [self._intro, self._outro, *[self._document] * count]
+        answer = self.ids(" > ".join(f"[{n}]" for n in range(1, count + 1)))
+        prompt = self.prompt(replace(bare, preamble=bare), [bare] * count).token_ids
+        taken = len(prompt) + len(answer) + sum(side.template_tokens for side in sides) + 2 * self.query_limit
+        share = (length - taken) // count
+        if share < _LEAST_SHARE:
+            advice = "raise model.max_length, or lower listwise.window or max_query_length"
+            raise ConfigError([f"max_length {length} leaves {share} tokens to each of {count} documents: {advice}"])
+        return share
+
+    def _constant(self, text: str) -> EncodedInput:
+        ids = self.ids(text)
+        return EncodedInput(np.array(ids, dtype=np.int64), text_positions(0, len(ids)), len(ids))
+
+    def _side(self, template: Template, document: bool = False) -> TemplateTokenizer:
+        around = self.ids(template.before), self.ids(template.after)
+        return TemplateTokenizer(self._text, template, around, self._vision, document=document)
+
+    def _cut(self, text: str | None, most: int) -> tuple[str | None, bool]:
+        """A text as it is put into the prompt, cut to `most` tokens, and whether it was."""
+        if text is None:
+            return None, False
+        for name in self._prompt.stripped:
+            text = text.replace(name, "")
+        if self._prompt.one_line:
+            text = re.sub(r"\[(\d+)\]", r"(\1)", " ".join(text.split()))
+        return self._text.cut(text, most)
