@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class RejectReason(StrEnum):
@@ -190,6 +190,7 @@ class Reranker(Protocol):
         ...
 
 
+@runtime_checkable
 class ListReranker(Protocol):
     """Scores lists: the score of a document depends on the others and on their order."""
 

@@ -242,7 +242,7 @@ PUBLISHED = [
         config("qwen2", "Qwen2ForCausalLM"), QWEN, LOGIT_SCORE, YES_NO, CHAT,
     ),
     Published(
-        "jinaai/jina-reranker-v3", r"no known reranker.*JinaForRanking.*auto_map.*projector\.0, projector\.2",
+        "jinaai/jina-reranker-v3", "jina-reranker-v3",
         "huggingface.co/jinaai/jina-reranker-v3, config.json; it ranks whole lists",
         config("qwen3", "JinaForRanking", auto_map={"AutoModel": "modeling.JinaForRanking"}),
         (*QWEN, "projector.0.weight", "projector.2.weight"),

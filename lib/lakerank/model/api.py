@@ -11,15 +11,25 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lakerank.errors import PairRejected
-from lakerank.limits import Limits
+from lakerank.errors import ConfigError, PairRejected
+from lakerank.limits import Limits, Listwise
 from lakerank.model import frames
 from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess.content import is_missing, list_of, to_record
 from lakerank.model.registry import LoadedReranker
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions, load
 from lakerank.ranking import relevance
-from lakerank.records import Document, DocumentGroup, Query, RankResult, Reject, RejectReason, ScoredPair
+from lakerank.records import (
+    CandidateList,
+    Document,
+    DocumentGroup,
+    ListReranker,
+    Query,
+    RankResult,
+    Reject,
+    RejectReason,
+    ScoredPair,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +71,10 @@ class RerankModel:
         Raises:
             PairRejected: a pair cannot be scored; the first is named.
             TypeError: names the pair, and what is accepted.
+            ConfigError: it scores lists.
         """
+        if isinstance(self.reranker, ListReranker):
+            self.score_groups(())
         if not frames.is_frame(pairs):
             return self._logits(self._pairs(pairs, _null(errors or "raise")), _null(errors or "raise"), show_progress)
         null = _null(errors or "null")
@@ -124,6 +137,9 @@ class RerankModel:
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """One result for each pair, as any Reranker."""
+        if isinstance(self.reranker, ListReranker):
+            advice = "rank a query's documents, or load it with pointwise=True where it has that use"
+            raise ConfigError([f"{self.path} is a {self.family}, which scores lists: {advice}"])
         return self.reranker.score_groups(groups)
 
     def _pairs(self, pairs: Any, null: bool, name: str = "pair") -> list[Pair | RejectedInput]:
@@ -177,18 +193,25 @@ class RerankModel:
         return results
 
     def _results(self, given: Sequence[Pair | RejectedInput], show_progress: bool) -> list[ScoredPair | RejectedInput]:
-        """One for each pair, in order: ids are numbers meanwhile, and pairs are grouped by the document's content."""
-        numbers: dict[Document, list[int]] = {}
+        """One for each pair, in order: ids are numbers meanwhile, and pairs are grouped by the document's content.
+
+        What scores lists is given one of all the documents, as they come.
+        """
         results: list[Any] = [*given]
-        for number, pair in enumerate(given):
-            if not isinstance(pair, RejectedInput):
-                numbers.setdefault(replace(pair[1], doc_id=""), []).append(number)
-        groups = (
-            DocumentGroup(document, tuple(replace(results[at][0], query_id=str(at)) for at in members))
-            for document, members in numbers.items()
-        )
-        for result in _progress(self.score_groups(groups), sum(map(len, numbers.values())), show_progress):
-            number = int(result.query_id)
+        readable = {number: pair for number, pair in enumerate(given) if not isinstance(pair, RejectedInput)}
+        if lists := isinstance(self.reranker, ListReranker) and bool(readable):
+            documents = tuple(replace(pair[1], doc_id=str(number)) for number, pair in readable.items())
+            scored = self.reranker.score_lists([CandidateList(next(iter(readable.values()))[0], documents)])
+        else:
+            numbers: dict[Document, list[int]] = {}
+            for number, (_, document) in readable.items():
+                numbers.setdefault(replace(document, doc_id=""), []).append(number)
+            scored = self.score_groups(
+                DocumentGroup(document, tuple(replace(results[at][0], query_id=str(at)) for at in members))
+                for document, members in numbers.items()
+            )
+        for result in _progress(scored, len(readable), show_progress):
+            number = int(result.doc_id if lists else result.query_id)
             results[number] = _rejected(result, given[number]) if isinstance(result, Reject) else result
         return results
 
@@ -241,6 +264,8 @@ def load_reranker(
     max_length: int | None = None,
     instruction: str | None = None,
     ignore_instructions: bool = False,
+    pointwise: bool = False,
+    listwise: Listwise | None = None,
 ) -> RerankModel:
     """Load a checkpoint: a folder, a hub id with its revision, or the name of a bundled or fetched one (`embedded`).
 
@@ -255,16 +280,17 @@ def load_reranker(
         family: how it is computed, where its config.json is not to decide: a name in the registry.
         max_length: tokens of a pair, the model's own instead of `limits.max_length`.
         instruction: that of queries without their own. ignore_instructions: queries' own are passed over.
+        pointwise: what scores lists is to score pairs. listwise: how it scores lists.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
-        ConfigError: it takes no instruction.
+        ConfigError: it takes no instruction, or does not score so.
         TypeError: `path` is no path.
     """
     path = os.path.expanduser(os.fspath(path))  # noqa: PTH111 - a name or a hub id stays as it is
     adapter = None if adapter is None else os.path.expanduser(os.fspath(adapter))  # noqa: PTH111
     of_checkpoint = revision, adapter, adapter_revision, family, max_length, dtype
-    spec = CheckpointSpec(path, *of_checkpoint, instruction, ignore_instructions)
+    spec = CheckpointSpec(path, *of_checkpoint, instruction, ignore_instructions, pointwise, listwise)
     runtime = RuntimeOptions(host_threads, device_threads, reproducible)
     options = spec.load_options(device, limits or Limits(), runtime)
     named = options.identity

@@ -14,7 +14,16 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from lakerank.errors import ConfigError, PairRejected
 from lakerank.lake.images.web import MAX_IMAGE_BYTES, fetch, url_fault
 from lakerank.ranking import relevance
-from lakerank.records import Document, DocumentGroup, Query, Reject, Reranker, ScoredPair
+from lakerank.records import (
+    CandidateList,
+    Document,
+    DocumentGroup,
+    ListReranker,
+    Query,
+    Reject,
+    Reranker,
+    ScoredPair,
+)
 
 
 class RequestItem(BaseModel):
@@ -87,12 +96,14 @@ def answer(
         PairRejected: a document cannot be scored; its id is its index.
     """
     query = Query("query", request.query.text, _image(request.query, allowed_hosts), request.instruction)
-    groups = [
-        DocumentGroup(Document(str(index), item.text, _image(item, allowed_hosts)), (query,))
-        for index, item in enumerate(request.documents)
-    ]
+    items = enumerate(request.documents)
+    documents = [Document(str(index), item.text, _image(item, allowed_hosts)) for index, item in items]
+    if isinstance(reranker, ListReranker):
+        results = reranker.score_lists([CandidateList(query, tuple(documents))])
+    else:
+        results = reranker.score_groups([DocumentGroup(document, (query,)) for document in documents])
     scored: list[ScoredPair] = []
-    for result in reranker.score_groups(groups):
+    for result in results:
         if isinstance(result, Reject):
             raise PairRejected(result.query_id, result.doc_id, result.reason, result.detail)
         scored.append(result)
