@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from checkpoints.listwise import write_jina_v3, write_lister
 from lakerank import load_reranker
-from lakerank.errors import CheckpointError, ConfigError
-from lakerank.limits import Limits, Listwise
-from lakerank.model.listwise.reranker import ListwiseReranker
-from lakerank.model.spec import CheckpointSpec, identify
-from lakerank.records import CandidateList, Document, Query, Reject, RejectReason, ScoredPair
-from oracles.listwise import PublishedJinaV3, PublishedLister
+from lakerank.limits import Listwise
+from lakerank.records import CandidateList, Document, Query
+from oracles.listwise import PublishedJinaV3
 
 #: On both sides of the engine's boundaries: texts that begin and end with what tokens could reach across.
 TEXTS = [
-    "The red apple lies on the table.", "x", "\n\n (memory)\n\n kernel  disk ", "apple " * 30, "яблоко りんご תפוח " * 3,
+    "The red apple lies there.", "x", "\n\n (memory)\n\n kernel  disk ", "apple " * 30, "яблоко りんご תפוח " * 3,
     "history of the bridge and the river " * 20, "memory kernel " * 90, "}{n} <|im_end|> <|embed_token|>", "  …",
 ]  # fmt: skip
 QUERY = "red apple\n(where)?"
