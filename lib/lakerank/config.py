@@ -19,7 +19,7 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from lakerank.credentials import is_secret, redacted
-from lakerank.limits import Frames, LogitScale
+from lakerank.limits import Frames, LogitScale, Resize
 from lakerank.records import RejectReason
 from lakerank.settings import Section, apply_override, read_yaml, validate
 
@@ -315,6 +315,7 @@ class ScoringConfig(Section):
     max_source_pixels: int = Field(default=178_956_970, ge=1)
     max_source_bytes: int = Field(default=256 * 2**20, ge=1)
     frames: Frames = "first"
+    resize: Resize = "pillow"
     reproducible: bool = True
     host_threads: int = Field(default=2, ge=1)
     device_threads: int | None = Field(default=None, ge=1)

@@ -14,12 +14,15 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
 #: What is read of an image file of several pages or frames.
 Frames = Literal["first", "all"]
 
+#: Whose bicubic filter resizes images.
+Resize = Literal["pillow", "torch"]
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one pair may cost: lengths in tokens, sizes in pixels and bytes. Defaults are jina-reranker-m0's.
 
-    `frames`: what is read of an image file of several pages or frames.
+    `frames`: what is read of an image file of several pages or frames. `resize`: who resizes images.
     """
 
     max_length: int = 10240
@@ -29,9 +32,12 @@ class Limits:
     max_source_pixels: int = 178_956_970
     max_source_bytes: int = 256 * 2**20
     frames: Frames = "first"
+    resize: Resize = "pillow"
 
     def __post_init__(self) -> None:
-        faults = [f"{name} must be positive" for name, value in asdict(self).items() if name != "frames" and value < 1]
+        faults = [
+            f"{name} must be positive" for name, value in asdict(self).items() if isinstance(value, int) and value < 1
+        ]
         if self.max_query_length * 4 > self.max_length * 3:  # a family may allow it less: half, most of them
             share = f"max_query_length {self.max_query_length} is over three quarters of max_length {self.max_length}"
             faults.append(share)
@@ -39,12 +45,15 @@ class Limits:
             faults.append(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
         if self.frames not in ("first", "all"):
             faults.append(f"frames is {self.frames!r}, neither 'first' nor 'all'")
+        if self.resize not in ("pillow", "torch"):
+            faults.append(f"resize is {self.resize!r}, neither 'pillow' nor 'torch'")
         if faults:
             raise ConfigError(faults)
 
     def identity(self) -> dict[str, Any]:
-        """The limits that scores depend on, for fingerprints of scorers: those before `frames` had none."""
-        return {name: value for name, value in asdict(self).items() if (name, value) != ("frames", "first")}
+        """The limits that scores depend on, for fingerprints of scorers: the first ones had no `frames` or `resize`."""
+        later = {("frames", "first"), ("resize", "pillow")}
+        return {name: value for name, value in asdict(self).items() if (name, value) not in later}
 
 
 @dataclass(frozen=True, slots=True)

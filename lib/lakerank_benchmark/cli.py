@@ -59,6 +59,7 @@ _several = functools.partial(_option, multiple=True)
     "--pdf", "pdfs", type=click.Path(exists=True, path_type=Path),
     help="PDF files, or folders of them, whose pages are the page images; without any, pages are drawn.",
 )  # fmt: skip
+@_option("--resize", type=click.Choice(["pillow", "torch"]), default="pillow", help="As scoring.resize, of ours.")
 @_option("--page-pixels", type=click.IntRange(min=3136), default=602_112, help="Of a PDF's page.")
 @_option("--threads", type=click.IntRange(min=1), help="Of torch, on a CPU; all cores by default.")
 @_option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")

@@ -144,8 +144,8 @@ def load(name: str, request: Request) -> Contender:
     """
     if name in (REPRODUCIBLE, FAST):
         reranker = load_reranker(
-            request.checkpoint, dtype=request.dtype, device=request.device, host_threads=2,
-            reproducible=name == REPRODUCIBLE, max_length=request.max_length,
+            request.checkpoint, dtype=request.dtype, device=request.device, max_length=request.max_length,
+            reproducible=name == REPRODUCIBLE, limits=Limits(resize=request.resize),
         ).reranker  # fmt: skip
         if not isinstance(reranker, BatchedReranker):
             raise CannotRun(f"{request.checkpoint}: its work is not counted")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lakerank.limits import Resize
+
 REPRODUCIBLE, FAST, PUBLISHED, CROSS_ENCODER = CONTENDERS = (
     "lakerank", "lakerank fast", "published loop", "CrossEncoder",
 )  # fmt: skip
-WORKLOADS = ("pages", "texts-500", "skewed", "pictograms", "mixed")
+WORKLOADS = ("pages", "texts-500", "skewed", "pictograms", "mixed", "pages-150", "pages-300")
 
 #: Families that random weights are written for; of the generative ones, and of the cross-encoders.
 GENERATIVE = ("monoqwen2-vl", "qwen3-vl-reranker", "qwen3-reranker")
@@ -19,7 +21,8 @@ FAMILIES = ("jina-reranker-m0", *GENERATIVE, *ENCODERS)
 class Request:
     """What to time. `budget_s` is for timed runs; loading, warming up, memory and drift come on top.
 
-    `max_length`: tokens of a pair, instead of those that the checkpoint's family is published with.
+    `max_length`: tokens of a pair, instead of those that the checkpoint's family is published with. `resize`: as
+    `scoring.resize`, of ours.
     """
 
     checkpoint: str
@@ -33,3 +36,4 @@ class Request:
     budget_s: float = 60
     memory: bool = True
     max_length: int | None = None
+    resize: Resize = "pillow"

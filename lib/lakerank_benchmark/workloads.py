@@ -43,8 +43,12 @@ _BUNDLED_DOCUMENTS = Path(lakerank.__file__).parent / "ingest" / "demo_lake" / "
 PAGE_PIXELS = 602_112
 JPEG_QUALITY = 85
 
-#: A drawn page: 24 × 32 visual tokens at the cap.
-_WIDTH, _HEIGHT, _MARGIN, _LINE = 672, 896, 56, 18
+#: Sides of drawn pages: 24 × 32 visual tokens, at the cap, so that nothing is resized; and A4 at 150 and 300 dots an
+#: inch, as pages are scanned.
+PAGE_SIZES = {"pages": (672, 896), "pages-150": (1240, 1754), "pages-300": (2480, 3508)}
+
+#: A drawn page's margin, line and height of letters, as shares of its width.
+_MARGIN, _LINE, _LETTERS = 56 / 672, 18 / 672, 13 / 672
 
 WORDS = """
 the of and to in is that for it as was with be by on not he his but at are this have from or had an they which
@@ -126,6 +130,8 @@ def build(name: str, tokenizer: Tokenizer, pages: Images, pictograms: Images) ->
 
     takes: dict[str, Callable[[int], list[Document]]] = {
         "pages": lambda count: images("page", pages(count)),
+        "pages-150": lambda count: images("page", scanned_pages(count, "pages-150")),
+        "pages-300": lambda count: images("page", scanned_pages(count, "pages-300")),
         "texts-500": lambda count: texts([500] * count),
         "skewed": lambda count: texts(skewed_lengths(count)),
         "pictograms": lambda count: images("pictogram", pictograms(count)),
@@ -201,17 +207,25 @@ def pictograms(count: int) -> Sequence[bytes]:
     return list(islice(images, count))
 
 
-def drawn_pages(count: int, seed: int = 0) -> Iterator[bytes]:
-    """Pages of black words on white, encoded, of exactly `PAGE_PIXELS`."""
-    font = ImageFont.load_default(size=13)
+@functools.cache
+def scanned_pages(count: int, workload: str) -> Sequence[bytes]:
+    """Drawn pages that must be resized; made once."""
+    return [*drawn_pages(count, size=PAGE_SIZES[workload])]
+
+
+def drawn_pages(count: int, seed: int = 0, size: tuple[int, int] = PAGE_SIZES["pages"]) -> Iterator[bytes]:
+    """Pages of black words on white, encoded, of a width and height."""
+    width, height = size
+    margin, line_height, letters = (round(share * width) for share in (_MARGIN, _LINE, _LETTERS))
+    font = ImageFont.load_default(size=letters)
     generator = np.random.default_rng(seed)
     for _ in range(count):
-        page = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
+        page = Image.new("RGB", size, "white")
         draw = ImageDraw.Draw(page)
-        for top in range(_MARGIN, _HEIGHT - _MARGIN, _LINE):
+        for top in range(margin, height - margin, line_height):
             line = " ".join(WORDS[index] for index in generator.integers(len(WORDS), size=12))
-            draw.text((_MARGIN, top), line[:84], fill="black", font=font)
-        yield _jpeg(page)
+            draw.text((margin, top), line[:84], fill="black", font=font)
+        yield jpeg(page)
 
 
 def pdf_files(places: Sequence[Path]) -> list[Path]:
@@ -251,7 +265,7 @@ def pdf_pages(files: Sequence[Path], count: int, page_pixels: int = PAGE_PIXELS)
                         continue
                     page = document[number]
                     scale = math.sqrt(page_pixels / (page.get_width() * page.get_height())) * 0.998
-                    yield _jpeg(page.render(scale=scale).to_pil().convert("RGB"))
+                    yield jpeg(page.render(scale=scale).to_pil().convert("RGB"))
             except pypdfium2.PdfiumError as error:
                 raise ConfigError([f"--pdf {file}: {error}"]) from error
             pages += 1
@@ -259,7 +273,8 @@ def pdf_pages(files: Sequence[Path], count: int, page_pixels: int = PAGE_PIXELS)
                 return
 
 
-def _jpeg(page: Image.Image) -> bytes:
+def jpeg(page: Image.Image) -> bytes:
+    """A page as a scan is stored."""
     stream = io.BytesIO()
     page.save(stream, "JPEG", quality=JPEG_QUALITY)
     return stream.getvalue()

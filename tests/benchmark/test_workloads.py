@@ -58,6 +58,15 @@ def test_a_drawn_page_fills_the_models_cap() -> None:
     assert patches.grid[0] * patches.grid[1] // 4 == PAGE_PIXELS // 28**2 == 768
 
 
+@pytest.mark.parametrize(("name", "size"), [("pages-150", (1240, 1754)), ("pages-300", (2480, 3508))])
+def test_scanned_pages_are_of_a_size_that_is_resized(name: str, size: tuple[int, int]) -> None:
+    (document,) = build(name, TOKENIZER, pages=lambda count: [], pictograms=lambda count: []).take(1)
+    assert document.image is not None
+    assert Image.open(io.BytesIO(document.image)).size == size
+    patches = load_patches(document.image, Limits(), PatchShape())
+    assert patches.grid[0] * patches.grid[1] // 4 == 736
+
+
 def test_pages_are_of_every_pdf_file_in_turn(tmp_path: Path) -> None:
     for name, side in (("a.pdf", 300), ("b.pdf.gz", 500)):
         stream = io.BytesIO()

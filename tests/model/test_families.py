@@ -78,7 +78,7 @@ def test_scores_in_a_lake_keep_the_name_of_their_scorer(tiny_checkpoint: Path) -
         "logit_bias": settings.logit_bias,
         "score_token_id": settings.score_token_id,
         "patches": asdict(settings.patches),
-        "limits": {name: value for name, value in asdict(Limits()).items() if name != "frames"},
+        "limits": {name: value for name, value in asdict(Limits()).items() if name not in ("frames", "resize")},
     }
     assert identify(CheckpointSpec(str(tiny_checkpoint), dtype="float32")).fingerprint == fingerprint(parts)
 

@@ -12,27 +12,33 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFile, ImageFont
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from lakerank.limits import Limits
+from lakerank.errors import ConfigError
+from lakerank.limits import Limits, Resize
 from lakerank.model.api import load_reranker
 from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess.images import (
     CLIP_MEAN,
     CLIP_STD,
     PatchShape,
+    _decode_reduced,
     load_patches,
     load_pixels,
     open_header,
     resized,
 )
+from lakerank.model.preprocess.pixels import to_rgb
+from lakerank.model.registry import FAMILIES
+from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import Document, DocumentGroup, Query, RejectReason
 from oracles.reference import normalised
 
 MakeImage = Callable[..., bytes]
+RESIZES: tuple[Resize, ...] = ("pillow", "torch")
 SHAPE = PatchShape()
 
 
@@ -201,12 +207,70 @@ def decoded_fully(data: bytes) -> np.ndarray:
     return np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC)).astype(int)
 
 
-@pytest.mark.parametrize("dots_per_inch", [400, 600])
-def test_a_large_jpeg_decoded_at_reduced_size_is_nearly_the_same(dots_per_inch: int) -> None:
+@pytest.mark.parametrize(
+    ("dots_per_inch", "resize", "most"), [(400, "pillow", 20), (600, "pillow", 20), (300, "torch", 25)]
+)
+def test_a_large_jpeg_decoded_at_reduced_size_is_nearly_the_same(dots_per_inch: int, resize: Resize, most: int) -> None:
     data = drawn_page(dots_per_inch)
-    apart = np.abs(load_pixels(data, Limits(), SHAPE).astype(int) - decoded_fully(data))
-    assert 0 < apart.max() <= 20, "of 255 levels; 0 would mean that it was decoded at full size"
+    apart = np.abs(load_pixels(data, Limits(resize=resize), SHAPE).astype(int) - decoded_fully(data))
+    assert 1 < apart.max() <= most, "of 255 levels; 0, or 1 of torch, would mean that it was decoded at full size"
     assert apart.mean() <= 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(2480, 3508), (2550, 3300), (3508, 2480)])
+def test_torch_is_given_a4_and_letter_at_300_dots_an_inch_at_half_size(width: int, height: int) -> None:
+    page = Image.new("L", (width, height), "white")
+    page.paste(0, (width // 2, 0, width, height))
+    stream = io.BytesIO()
+    page.save(stream, "JPEG", quality=90)
+    for resize, scale in (("pillow", None), ("torch", 2)):
+        image = open_header(stream.getvalue(), Limits())
+        assert _decode_reduced(image, 28, Limits(resize=resize)) == scale
+        assert image.size == (width // (scale or 1), height // (scale or 1))
+
+
+@pytest.mark.parametrize("dots_per_inch", [90, 150, 200, 401])
+def test_torch_moves_few_values_of_a_page_by_a_level(dots_per_inch: int) -> None:
+    data = drawn_page(dots_per_inch)  # at 401 both are given half of it, and its last column is half a pixel's
+    apart = np.abs(np.subtract(*(load_pixels(data, Limits(resize=name), SHAPE).astype(int) for name in RESIZES)))
+    assert apart.max() == 1, "none at all would mean that Pillow resized it"
+    assert apart.mean() < 0.01
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["RGB", "L", "LA", "P", "CMYK"]), st.integers(0, 99))
+def test_torch_resizes_any_image_as_pillow_does_rows_before_columns(
+    width: int, height: int, mode: str, seed: int
+) -> None:
+    assume(max(width, height) <= 200 * min(width, height))
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).convert(mode).save(stream, "TIFF")
+    pixels = load_pixels(stream.getvalue(), Limits(resize="torch"), SHAPE)
+    narrow = to_rgb(Image.open(stream)).resize((pixels.shape[1], height), Image.Resampling.BICUBIC)
+    expected = narrow.resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.BICUBIC)
+    assert np.abs(pixels.astype(int) - np.asarray(expected)).max() <= 2
+
+
+def test_a_grey_image_is_resized_as_the_colours_that_it_stands_for(make_image: MakeImage) -> None:
+    grey = Image.open(io.BytesIO(make_image(301, 203))).convert("L")
+    rows, columns = resized(203, 301, 28, 3136, 602112)
+    expected = np.asarray(grey.convert("RGB").resize((columns, rows), Image.Resampling.BICUBIC))
+    stream = io.BytesIO()
+    grey.save(stream, "PNG")
+    assert np.array_equal(load_pixels(stream.getvalue(), Limits(), SHAPE), expected)
+
+
+def test_who_resizes_is_part_of_the_name_of_a_scorer_of_images() -> None:
+    images = CheckpointSpec("embedded")
+    default, named, other = (
+        identify(images, limits).fingerprint for limits in (Limits(), Limits(resize="pillow"), Limits(resize="torch"))
+    )
+    assert default == named != other
+    assert "resize" not in Limits().identity()
+    assert FAMILIES[-1].limits({"encoder": {"text_config": {}}}, Limits(resize="torch"), None, "").resize == "pillow"
+    with pytest.raises(ConfigError, match="resize is 'opencv', neither 'pillow' nor 'torch'"):
+        Limits(resize="opencv")  # type: ignore[arg-type]
 
 
 def test_other_images_are_decoded_at_full_size() -> None:
@@ -214,7 +278,7 @@ def test_other_images_are_decoded_at_full_size() -> None:
     exif[0x0112] = 3
     turned = drawn_page(400, exif=exif.tobytes())
     for data, expected in (
-        (drawn_page(200), decoded_fully(drawn_page(200))),
+        (drawn_page(300), decoded_fully(drawn_page(300))),
         (turned, decoded_fully(drawn_page(400))[::-1, ::-1]),
     ):
         assert np.array_equal(load_pixels(data, Limits(), SHAPE).astype(int), expected)

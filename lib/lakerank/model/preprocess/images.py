@@ -30,7 +30,7 @@ from PIL import (
 )
 
 from lakerank.errors import CheckpointError
-from lakerank.limits import Limits
+from lakerank.limits import Limits, Resize
 from lakerank.model.checkpoint import read_optional
 from lakerank.model.inputs import Patches, RejectedInput
 from lakerank.model.preprocess.pixels import (
@@ -66,10 +66,10 @@ MAX_ASPECT_RATIO = 200
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-#: A JPEG is decoded at reduced size only to this many times the size of its patches, or more. On rendered pages of text
-#: at 400 and 600 dots an inch its pixels then are within 1 of 255 levels of the full decoding on average, and within 20
-#: everywhere.
-REDUCED_OVER_PATCHES = 2
+#: A JPEG is decoded at reduced size only to this many times the size of its patches, or more, by who resizes it. On
+#: rendered pages of text at 400 and 600 dots an inch its pixels then are within 1 of 255 levels of the full decoding on
+#: average, and within 20 everywhere. What torch resizes may be an A4 or Letter page at 300, just under twice.
+REDUCED_OVER_PATCHES: Mapping[Resize, float] = {"pillow": 2, "torch": 1.85}
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -189,11 +189,11 @@ def _pixels(image: ImageFile.ImageFile, data: bytes, limits: Limits, shape: Patc
     try:
         factor, source = shape.side * shape.merge, image.size
         scale = _decode_reduced(image, factor, limits)
-        with DECODING.hold(_decoding_bytes(image, source)):
+        with DECODING.hold(_decoding_bytes(image, source, limits.resize)):
             upright = Upright.of(_decoded(image, data))
             width, height = upright.size if scale is None else source
             rows, columns = resized(height, width, factor, limits.min_pixels, limits.max_pixels)
-            return upright.resized(columns, rows, (width / (scale or 1), height / (scale or 1)))
+            return upright.resized(columns, rows, (width / (scale or 1), height / (scale or 1)), limits.resize)
     except MemoryError as error:
         raise RejectedInput(RejectReason.OUT_OF_MEMORY, "while the image was decoded") from error
     except RejectedInput:
@@ -202,12 +202,13 @@ def _pixels(image: ImageFile.ImageFile, data: bytes, limits: Limits, shape: Patc
         raise RejectedInput(RejectReason.IMAGE_UNDECODABLE, f"{type(error).__name__}: {error}"[:200]) from error
 
 
-def _decoding_bytes(image: Image.Image, source: tuple[int, int]) -> int:
+def _decoding_bytes(image: Image.Image, source: tuple[int, int], resize: Resize = "pillow") -> int:
     """Memory that an opened image takes while it is decoded: as Pillow keeps it, and what its decoder keeps besides."""
     pixel = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;") else 4)
     # Canvases and a frame's bytes, and of an animation the frame; a strip, or turned.
     pixel *= {"WEBP": 3 + getattr(image, "is_animated", False), "TIFF": 2}.get(image.format or "", 1)
-    pixel += 4 if image.mode != "RGB" and image.size[0] * image.size[1] <= WHOLE_PIXELS else 0
+    if image.size[0] * image.size[1] <= WHOLE_PIXELS:
+        pixel += 4 * (image.mode != "RGB") + 6 * (resize == "torch")  # torch's copy, and the bytes that it is made of
     held = image.size[0] * image.size[1] * pixel
     if isinstance(image, JpegImagePlugin.JpegImageFile) and "progressive" in image.info:
         held += source[0] * source[1] * 2 * image.layers  # coefficients of all scans
@@ -223,9 +224,10 @@ def _decode_reduced(image: Image.Image, factor: int, limits: Limits) -> int | No
         return None
     width, height = image.size
     rows, columns = resized(height, width, factor, limits.min_pixels, limits.max_pixels)
-    if min(width // columns, height // rows) < 2 * REDUCED_OVER_PATCHES:
+    over = REDUCED_OVER_PATCHES[limits.resize]
+    if min(width / columns, height / rows) < 2 * over:
         return None
-    image.draft(None, (columns * REDUCED_OVER_PATCHES, rows * REDUCED_OVER_PATCHES))
+    image.draft(None, (int(columns * over), int(rows * over)))
     return round(width / image.size[0])
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from lakerank.limits import Resize
 from lakerank.model.inputs import RejectedInput
 from lakerank.records import RejectReason
 
@@ -174,8 +175,9 @@ class Upright:
         return (height, width) if self.orientation >= 5 else (width, height)
 
     @property
-    def _is_rgb(self) -> bool:
-        return self.orientation == 1 and self.image.mode == "RGB" and not self.image.has_transparency_data
+    def _is_plain(self) -> bool:
+        """Whether it is resized as it is: three channels, or one for all three, which are turned into them after."""
+        return self.orientation == 1 and self.image.mode in ("RGB", "L") and not self.image.has_transparency_data
 
     def rows(self, first: int, end: int) -> Image.Image:
         """Rows of it, RGB."""
@@ -190,19 +192,23 @@ class Upright:
 
     def to_rgb(self) -> Image.Image:
         """All of it, RGB."""
-        if self._is_rgb:
-            return self.image
+        if self._is_plain:
+            return self.image.convert("RGB") if self.image.mode == "L" else self.image
         flat = Image.new("RGB", self.size)
         for first, end in _strips(*self.size):
             flat.paste(self.rows(first, end), (0, first))
         return flat
 
-    def resized(self, columns: int, rows: int, source: tuple[float, float]) -> np.ndarray:
+    def resized(self, columns: int, rows: int, source: tuple[float, float], resize: Resize = "pillow") -> np.ndarray:
         """Its upper left `source` (width, height) as (rows, columns, 3) uint8, bicubic."""
         width, height = self.size
-        if width * height <= WHOLE_PIXELS or self._is_rgb:
-            whole = self.to_rgb()
-            return np.asarray(whole.resize((columns, rows), Image.Resampling.BICUBIC, box=(0.0, 0.0, *source)))
+        at_once = width * height <= WHOLE_PIXELS
+        if at_once and resize == "torch":
+            return _resized_by_torch(self.to_rgb(), columns, rows, source)
+        if at_once or (self._is_plain and self.image.mode == "RGB"):
+            whole = self.image if self._is_plain else self.to_rgb()
+            small = whole.resize((columns, rows), Image.Resampling.BICUBIC, box=(0.0, 0.0, *source))
+            return np.asarray(small.convert("RGB"))
         narrow = Image.new("RGB", (columns, height))
         for first, end in _strips(width, height):
             strip = self.rows(first, end)
@@ -210,6 +216,18 @@ class Upright:
             narrow.paste(strip.resize((columns, end - first), Image.Resampling.BICUBIC, box=box), (0, first))
         box = (0.0, 0.0, float(columns), source[1])
         return np.asarray(narrow.resize((columns, rows), Image.Resampling.BICUBIC, box=box))
+
+
+def _resized_by_torch(image: Image.Image, columns: int, rows: int, source: tuple[float, float]) -> np.ndarray:
+    """As `Upright.resized`, of an RGB image: on processors with AVX2 torch's 8-bit filter is several times as fast as
+    Pillow's, from which it differs by a level in a few of a thousand values."""
+    import torch
+
+    channels_last = torch.from_numpy(np.array(image)).unsqueeze(0).permute(0, 3, 1, 2)  # (1, 3, H, W)
+    # Its own name, for `interpolate` takes no size and scale together: a JPEG at half size may end in half a pixel.
+    resize = torch.ops.aten._upsample_bicubic2d_aa
+    small = resize(channels_last, [rows, columns], False, rows / source[1], columns / source[0])
+    return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
