@@ -53,6 +53,23 @@ def test_a_device_task_has_a_thread_a_core_but_no_more_than_are_worth_it(most, e
     assert "unit" not in log_context().about
 
 
+def test_each_gpu_of_a_host_has_a_thread_of_its_own(monkeypatch):
+    """Models are a thread's: no two are on one GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    together, served = threading.Barrier(3), set()
+
+    def work(item, device):
+        if item < 3:
+            together.wait(10)
+        served.add((device, threading.get_ident()))
+        yield one_row(DONE, item, device)
+
+    done = LocalRunner(parallelism=2).on_device(range(9), work, DONE, Places("auto", 9))
+    assert sorted(done["item"].to_pylist()) == [*range(9)]
+    assert sorted(device for device, _ in served) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert len({thread for _, thread in served}) == 3
+
+
 def test_a_task_that_fails_ends_the_others_with_the_item_that_they_are_at(caplog):
     started: list[int] = []
 

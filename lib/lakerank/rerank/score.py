@@ -166,7 +166,11 @@ class _Worker(threading.local):
         """The reranker for this job on its device, loaded by the first task."""
         key = (job.scorer, job.device)
         if key not in self.rerankers:
-            self.rerankers.clear()  # another scorer's weights would hold the device's memory
+            if self.rerankers:
+                from lakerank.model.engine.device import release_memory
+
+                self.rerankers.clear()  # another scorer's weights would hold the device's memory
+                release_memory()
             with _loading:
                 self.rerankers[key] = job.factory(job.device)
         return self.rerankers[key]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from lakerank.model.engine.counters import Counters, DeviceTimer
-from lakerank.model.engine.device import out_of_memory
+from lakerank.model.engine.device import on_device, out_of_memory, release_memory
 
 logger = logging.getLogger(__name__)
 
@@ -164,29 +164,32 @@ class MicroBatcher:
         """The network's results in the items' order; None for an item that does not fit into memory alone.
 
         Out of memory, `release` is called, then the budget halved if `smaller_batches_help` with these items, else
-        their number.
+        their number. A budget that was halved for one item is restored after it.
         """
         if not items:
             return []
         started = time.perf_counter()
         try:
-            results: list[R | None] = [*network(items)]
-            self.timer.collect()
+            with on_device(self._device):
+                results: list[R | None] = [*network(items)]
+                self.timer.collect()
             self.counters.host_s += time.perf_counter() - started
             return results
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
         release()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory()
+        usual = self.budget
         if smaller_batches_help(items) and self.budget.tokens > LEAST_TOKENS:
             self.budget = self.budget.halved()
-            logger.warning("out of memory: micro-batches of %d tokens from now on", self.budget.tokens)
+            logger.warning("out of memory: micro-batches of %d tokens", self.budget.tokens)
             parts = [items]
         elif len(items) > 1:
             parts = [items[: len(items) // 2], items[len(items) // 2 :]]
         else:
             return [None]
         rerun = (self.run(network, part, smaller_batches_help=smaller_batches_help, release=release) for part in parts)
-        return [result for results in rerun for result in results]
+        results = [result for results in rerun for result in results]
+        self.budget = usual if len(items) == 1 else self.budget
+        return results

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import gc
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,13 +40,42 @@ def choose_device(device: str) -> torch.device:
     if not _DEVICES.fullmatch(device):
         raise CheckpointError(f"device {device!r}: expected auto, cpu, cuda, cuda:0 (a GPU's number) or mps")
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        with on_device(chosen):
+            torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise CheckpointError(f"device {device!r}: {error}") from error
+    if chosen.type == "cuda":
+        torch.backends.cuda.preferred_blas_library("cublaslt")
+        pin_arithmetic()
     return chosen
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """A GPU made the current one of this thread, for its streams, events and libraries' handles: not the first one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def pin_arithmetic() -> None:
+    """Have GPUs compute as it is written: no TF32, no products that are rounded, or split among blocks, on the way.
+
+    Attention of cuDNN, which would plan every new shape for tens of milliseconds, is not used.
+    """
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    for name in ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"):
+        setattr(torch.backends.cuda.matmul, name, (False, False))  # the second: split among blocks
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def release_memory() -> None:
+    """Give what dropped networks held back to the GPU, for other processes and other GPUs' threads."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def supported_dtype(stored: str, device: torch.device) -> str:
@@ -70,8 +102,8 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error means that memory ran out; allocators of host and device report it in several ways."""
-    reports = ("out of memory", "can't allocate memory", "not enough memory")
+    """Whether an error means that memory ran out; allocators of host and device, and cuBLAS and cuDNN, say it so."""
+    reports = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in reports)
 
 
