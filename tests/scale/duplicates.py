@@ -38,6 +38,8 @@ from lakerank.schemas import DOCUMENTS
 
 Row = dict[str, object]
 
+DEMO_LAKE = Path(__file__).resolve().parents[2] / "lib/lakerank/ingest/demo_lake"
+
 
 def clusters_of(runner: Runner, folder: Path, documents: Path) -> tuple[Clusters, list[str]]:
     """The clusters of a documents table, and the content of each of its rows."""
@@ -76,6 +78,10 @@ def page(lines: list[str], side: tuple[int, int] = (612, 792)) -> Image.Image:
 def photo(generator: np.random.Generator) -> Image.Image:
     coarse = generator.integers(0, 256, (9, 9, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def encoded(image: Image.Image, form: str = "JPEG", **options: int) -> bytes:
@@ -117,6 +123,11 @@ def planted(seed: int = 1, of_kind: int = 40) -> list[list[Row]]:
         both = photo(pixels)
         groups.append([{"text": " ".join(body), "image": data} for data in recompressed(both)[:2]])
         groups.append([{"text": f"caption {number}: {' '.join(words(generator, 30))}", "image": encoded(both)}])
+    pictograms = pq.read_table(DEMO_LAKE / "documents.parquet", columns=["image"])["image"].drop_null().to_pylist()
+    for data in pictograms[
+        :: max(1, 300 // of_kind // 8)
+    ]:  # 84 × 84 pixels, each in several drawings that are not duplicates
+        groups.append([{"image": data}, *({"image": other} for other in recompressed(opened(data))[1:])])
     groups += [[{"text": text}] for text in ("", "  ", "word", "word word", "other")]
     groups.append([{"image": b"\x89PNG\r\n\x1a\nnothing"}])
     return groups

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lakerank.errors import DependencyError
 from lakerank.fingerprint import splitmix64
@@ -23,6 +24,9 @@ PERMUTATIONS, SIDE = 128, 24
 
 #: A document's sketch: PERMUTATIONS values of 4 bytes; SIDE × SIDE × 3 bytes for each image. Null: no text, no image.
 SKETCHES = pa.schema([("minhash", pa.binary(4 * PERMUTATIONS)), ("pixels", pa.binary())])
+
+#: What the index of documents has beside it: pixels of an image's sides, the mean of several images'.
+IMAGE_SIZE = ["width", "height"]
 
 #: A document in a bucket: the bucket, what its content is told apart by, and its number.
 BUCKETS = pa.schema([("bucket", pa.uint64()), ("content", pa.uint64()), ("document", pa.int64())])
@@ -40,6 +44,10 @@ _MOST_IMAGES = 32
 _IMAGE_BUCKETS, _CELLS, _STEP = 12, 4, 24
 _LUMA = np.array([0.299, 0.587, 0.114])
 
+#: An image of fewer pixels a cell than this is changed more by compression and resizing: the difference allowed grows as
+#: its cells shrink, up to so many times.
+_CELL_PIXELS, _MOST_ALLOWED = 14, 4.5
+
 UInt64 = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 
@@ -47,7 +55,8 @@ Bools = npt.NDArray[np.bool_]
 @dataclass(frozen=True, slots=True)
 class Likeness:
     """What near duplicates are: the least Jaccard similarity of two texts' shingles, as their MinHashes estimate it,
-    and the largest difference of two small images anywhere, of 255: a mean cannot tell pages of text apart."""
+    and the largest difference of two small images anywhere, of 255: a mean cannot tell pages of text apart. Images of
+    fewer than 336 pixels a side may differ more, up to 4.5 times as much from 75 pixels down."""
 
     text: float
     image: float
@@ -58,11 +67,15 @@ class Likeness:
         return max(1, sum(share >= 0.98 for share in found))
 
     def alike(self, one: pa.Table, other: pa.Table) -> Bools:
-        """Whether each of some SKETCHES is a near duplicate of that in the same row: (N,)."""
+        """Whether each of some SKETCHES, with IMAGE_SIZE, is a near duplicate of that in the same row: (N,)."""
         texts, images = ([table[name].to_pylist() for table in (one, other)] for name in SKETCHES.names)
+        sides = np.min(
+            [pc.fill_null(side, 2**15) for table in (one, other) for side in table.select(IMAGE_SIZE)], axis=0
+        )
+        most = self.image * np.clip(_CELL_PIXELS * SIDE / np.maximum(sides, 1), 1, _MOST_ALLOWED)
         alike = [
-            self._texts(*text) and self._images(*image) and (text[0] or image[0]) is not None
-            for text, image in zip(zip(*texts, strict=True), zip(*images, strict=True), strict=True)
+            self._texts(*text) and _images(*image, allowed) and (text[0] or image[0]) is not None
+            for text, image, allowed in zip(zip(*texts, strict=True), zip(*images, strict=True), most, strict=True)
         ]
         return np.array(alike, bool)
 
@@ -71,11 +84,12 @@ class Likeness:
             return one is other
         return bool((np.frombuffer(one, "<u4") == np.frombuffer(other, "<u4")).mean() >= self.text)
 
-    def _images(self, one: bytes | None, other: bytes | None) -> bool:
-        if one is None or other is None or len(one) != len(other):
-            return one is other
-        first, second = (np.frombuffer(images, np.uint8).astype(np.int16) for images in (one, other))
-        return bool(np.abs(first - second).max() <= self.image)
+
+def _images(one: bytes | None, other: bytes | None, most: float) -> bool:
+    if one is None or other is None or len(one) != len(other):
+        return one is other
+    first, second = (np.frombuffer(images, np.uint8).astype(np.int16) for images in (one, other))
+    return bool(np.abs(first - second).max() <= most)
 
 
 def require_library() -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lakerank.duplicates.clusters import CLUSTERS, DONE, EDGES, Clusters, both_ways, chunk_parts, contracted
-from lakerank.duplicates.sketch import BUCKETS, SKETCHES, Likeness, bucket_pairs, buckets
+from lakerank.duplicates.sketch import BUCKETS, IMAGE_SIZE, SKETCHES, Likeness, bucket_pairs, buckets
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.storage import Storage, join
@@ -27,7 +27,9 @@ _BUCKET = _PAIR = _EDGE = 0
 
 #: Two documents to compare, by number; then the second one's content and sketch with the first.
 _PAIRS = pa.schema([("one", pa.int64()), ("other", pa.int64())])
-_COMPARED = pa.schema([("one", pa.int64()), ("hash", pa.string()), *SKETCHES])
+_COMPARED = pa.schema(
+    [("one", pa.int64()), ("hash", pa.string()), *SKETCHES, *((name, pa.int32()) for name in IMAGE_SIZE)]
+)
 
 #: Sketches compared at once.
 _AT_ONCE = 8192
@@ -132,13 +134,16 @@ class Clustering:
         yield from pack(_EDGE, hash_parts(edges["one"], self._bits), edges)
 
     def _rows(self, chunks: npt.NDArray[np.int64]) -> pa.Table:
-        """Number, content and sketch of the rows of chunks, rising."""
+        """Number, content, sketch and size of the rows of chunks, rising."""
         numbers = chunks.tolist()
         sketches = pa.concat_tables(
             self.sketches.stored(of_file, SKETCHES) for of_file in self.sketches.by_file(numbers)
         )
-        hashes = pa.concat_tables(self.documents.read(numbers, ["number", "hash"])).sort_by("number")
-        return sketches.sort_by("number").append_column("hash", hashes["hash"])
+        known = pa.concat_tables(self.documents.read(numbers, ["number", "hash", *IMAGE_SIZE])).sort_by("number")
+        rows = sketches.sort_by("number")
+        for name in ("hash", *IMAGE_SIZE):
+            rows = rows.append_column(name, known[name])
+        return rows
 
     def _looked_up(self, pairs: pa.Table, name: str) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Some pairs at once, and the rows of the documents that a column of theirs numbers."""
