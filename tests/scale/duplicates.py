@@ -123,11 +123,11 @@ def planted(seed: int = 1, of_kind: int = 40) -> list[list[Row]]:
         both = photo(pixels)
         groups.append([{"text": " ".join(body), "image": data} for data in recompressed(both)[:2]])
         groups.append([{"text": f"caption {number}: {' '.join(words(generator, 30))}", "image": encoded(both)}])
+    # Of 84 × 84 pixels, each in several drawings that are not duplicates.
     pictograms = pq.read_table(DEMO_LAKE / "documents.parquet", columns=["image"])["image"].drop_null().to_pylist()
-    for data in pictograms[
-        :: max(1, 300 // of_kind // 8)
-    ]:  # 84 × 84 pixels, each in several drawings that are not duplicates
-        groups.append([{"image": data}, *({"image": other} for other in recompressed(opened(data))[1:])])
+    for data in pictograms[:: max(1, 300 // of_kind // 8)]:
+        others = recompressed(opened(data))[1:]
+        groups.append([{"image": image} for image in (data, *others)])
     groups += [[{"text": text}] for text in ("", "  ", "word", "word word", "other")]
     groups.append([{"image": b"\x89PNG\r\n\x1a\nnothing"}])
     return groups
