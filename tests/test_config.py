@@ -139,7 +139,7 @@ def test_settings_left_out_have_defaults_for_production_not_for_the_demo() -> No
     config = resolve_config({})
     assert (config.audit.max_reject_rate, config.audit.max_unranked_queries) == (0.01, 0.01)
     assert (config.audit.max_score_drift, config.audit.max_ndcg_drop) == (0.25, 0.01)
-    assert (config.scoring.unit_tokens, config.spark.app_name, config.spark.conf) == (2_000_000, "lakerank", {})
+    assert (config.scoring.unit_tokens, config.spark.app_name, config.spark.conf) == (None, "lakerank", {})
     assert (config.model, config.lake.output) == (ModelConfig(path="embedded", dtype="auto"), "out/demo")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import types
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 from lakerank.errors import OverdueError
 from lakerank.logs import about, in_worker, log_context
 from lakerank.runner import BATCHES, Deadline, LocalRunner, Places, RunningItems, local_devices, one_row, pack
+from lakerank.spark.runtime.runner import SparkRunner
 
 ROWS = pa.schema([("row", pa.int64())])
+MANAGED, LOCAL = {"spark.task.resource.gpu.amount": "1"}, {"spark.master": "local[2]"}
 DONE = pa.schema([("item", pa.int64()), ("thread", pa.string())])
 
 
@@ -94,6 +97,25 @@ def test_devices_are_the_gpus_or_the_cores(monkeypatch, device, visible, expecte
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr("sys.platform", "linux")
     assert local_devices(device, 3) == expected
+    assert LocalRunner().gives_gpus(device) == (device.startswith("cuda") or (device == "auto" and visible != ""))
+
+
+@pytest.mark.parametrize(
+    ("conf", "device", "expected"),
+    [({}, "auto", False), ({}, "cpu", False), ({}, "cuda", True), (MANAGED, "auto", True), (MANAGED, "cpu", False),
+     (LOCAL, "auto", True), (LOCAL, "cpu", False)],
+)  # fmt: skip
+def test_spark_says_whether_its_tasks_have_gpus(monkeypatch, conf, device, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+
+    class Context:
+        def getConf(self):  # noqa: N802
+            return self
+
+        get, contains = conf.get, conf.__contains__
+
+    session = types.SimpleNamespace(sparkContext=Context())
+    assert SparkRunner(session).gives_gpus(device) == expected
 
 
 def test_an_item_may_take_ten_times_the_slowest_before_it_and_as_long_as_is_forecast_before_any():

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from lakerank.credentials import is_secret, redacted
 from lakerank.limits import Frames, LogitScale, Resize
@@ -33,6 +42,9 @@ def _check_device(device: str) -> str:
 
 
 Device = Annotated[str, AfterValidator(_check_device)]
+
+#: A number, or `auto` (null) for what suits the device.
+Auto = Annotated[int | None, BeforeValidator(lambda value: None if value == "auto" else value)]
 
 #: A folder, which may begin with `~`, or a name.
 Folder = Annotated[str, AfterValidator(lambda name: os.path.expanduser(name))]  # noqa: PTH111 - raises nothing
@@ -317,10 +329,10 @@ class ScoringConfig(Section):
     frames: Frames = "first"
     resize: Resize = "pillow"
     reproducible: bool = True
-    host_threads: int = Field(default=2, ge=1)
+    host_threads: Auto = Field(default=None, ge=1)
     device_threads: int | None = Field(default=None, ge=1)
     max_queries_per_group: int = Field(default=512, ge=1)
-    unit_tokens: int = Field(default=2_000_000, ge=1)
+    unit_tokens: Auto = Field(default=None, ge=1)
     unit_deadline_s: float = Field(default=600.0, gt=0)
     keep_states: bool = False
     calibration: str | None = None

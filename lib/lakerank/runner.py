@@ -114,6 +114,10 @@ class Runner(Protocol):
         """Tasks that can run at once."""
         ...
 
+    def gives_gpus(self, device: str) -> bool:
+        """Whether tasks on a torch device, which may be auto, would have a GPU."""
+        ...
+
     def begin(self, job: str) -> None:
         """Put what follows under one heading, for people who watch it."""
         ...
@@ -169,6 +173,10 @@ class LocalRunner:
     """Runs tasks in this process. Exchanged rows are in memory, packed: a few bytes a pair."""
 
     parallelism: int = field(default_factory=lambda: available_cores())
+
+    def gives_gpus(self, device: str) -> bool:
+        """Whether this machine has one for it."""
+        return device.startswith("cuda") or (device == "auto" and visible_gpus() > 0)
 
     def begin(self, job: str) -> None:
         """Nobody watches: steps take seconds at most."""
@@ -324,6 +332,11 @@ def visible_gpus() -> int:
     if chosen is not None:
         return len([name for name in chosen.split(",") if name.strip() not in ("", "-1")])
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def task_cores() -> int:
+    """Cores that Spark gives this task (`spark.task.cpus`, of which the environment tells), or one."""
+    return int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 1)
 
 
 def available_cores() -> int:

@@ -39,19 +39,32 @@ class Counted:
 
 @given(st.lists(st.integers()), st.integers(1, 5))
 def test_the_same_items_in_the_same_order(items: list[int], depth: int) -> None:
-    assert list(prefetched(iter(items), depth)) == items
+    assert list(prefetched(iter(items), (depth,))) == items
     assert not prefetching()
 
 
 def test_items_are_pulled_ahead_but_no_further_than_the_depth() -> None:
     counted = Counted()
-    items = prefetched(counted.numbers(enough=4), 3)
+    items = prefetched(counted.numbers(enough=3), (3,))
     assert counted.pulled == 0
     assert next(items) == 0
-    assert counted.pulled_enough.wait(10)  # 0 was taken, 1 to 3 wait, and 4 is in the thread's hand
+    assert counted.pulled_enough.wait(10)  # 0 was taken, 1 to 3 wait
     time.sleep(0.05)
-    assert counted.pulled == 4
+    assert counted.pulled == 3
     items.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("most", "waiting"), [((100, 10**9), 10), ((10**9, 60), 6), ((7, 7), 1)])
+def test_items_are_pulled_until_they_have_enough_of_any_of_their_sizes(most: tuple[int, int], waiting: int) -> None:
+    counted = Counted()
+    items = prefetched(counted.numbers(enough=waiting), most, lambda item: (10, 10))
+    assert next(items) == 0
+    assert counted.pulled_enough.wait(10)
+    time.sleep(0.05)
+    assert counted.pulled == waiting
+    assert next(items) == 1
+    items.close()  # type: ignore[attr-defined]
+    assert not prefetching()
 
 
 def test_what_is_raised_comes_after_the_items_before_it() -> None:
@@ -60,7 +73,7 @@ def test_what_is_raised_comes_after_the_items_before_it() -> None:
         yield 2
         raise OSError("the network is gone")
 
-    items = prefetched(broken(), 8)
+    items = prefetched(broken(), (8,))
     assert [next(items), next(items)] == [1, 2]
     with pytest.raises(OSError, match="the network is gone"):
         next(items)
@@ -69,7 +82,7 @@ def test_what_is_raised_comes_after_the_items_before_it() -> None:
 
 def test_stopping_early_ends_the_thread_and_closes_the_source_in_it() -> None:
     counted = Counted()
-    items = prefetched(counted.numbers(enough=1), 2)
+    items = prefetched(counted.numbers(enough=1), (2,))
     assert [next(items), next(items)] == [0, 1]
     items.close()  # type: ignore[attr-defined]
     assert not prefetching()
@@ -78,14 +91,14 @@ def test_stopping_early_ends_the_thread_and_closes_the_source_in_it() -> None:
 
 def test_a_consumer_that_fails_or_forgets_ends_the_thread() -> None:
     def failing() -> None:
-        for number in prefetched(Counted().numbers(enough=1), 2):
+        for number in prefetched(Counted().numbers(enough=1), (2,)):
             1 / number
 
     with pytest.raises(ZeroDivisionError):
         failing()
     gc.collect()
     assert not prefetching()
-    items = prefetched(Counted().numbers(enough=1), 2)
+    items = prefetched(Counted().numbers(enough=1), (2,))
     next(items)
     del items
     gc.collect()
@@ -94,6 +107,6 @@ def test_a_consumer_that_fails_or_forgets_ends_the_thread() -> None:
 
 def test_nothing_runs_before_the_first_item_is_asked_for() -> None:
     counted = Counted()
-    prefetched(counted.numbers(enough=1), 2)
+    prefetched(counted.numbers(enough=1), (2,))
     assert counted.pulled == 0
     assert not prefetching()

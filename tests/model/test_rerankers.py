@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from lakerank.errors import CheckpointError
 from lakerank.model.api import load_reranker
-from lakerank.model.engine.budget import BUSY_TOKENS_CPU, PREFIX_BATCHES
+from lakerank.model.engine.budget import BUSY_TOKENS_CPU, LEAST_TOKENS, PREFIX_BATCHES, Budget
+from lakerank.model.engine.counters import Counters, DeviceTimer
+from lakerank.model.engine.device import default_host_threads
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from oracles.pairs import pair_logits
@@ -96,3 +101,62 @@ def test_truncation_is_flagged(tiny_checkpoint: Path, reranker: BatchedReranker)
 def test_an_unknown_device_is_refused(tiny_checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="device 'cuda:99'"):
         load_reranker(str(tiny_checkpoint), device="cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("device", "environment", "threads"),
+    [("cpu", {"OMP_NUM_THREADS": "8"}, 2), ("cuda", {"OMP_NUM_THREADS": "8"}, 7),
+     ("cuda:1", {"OMP_NUM_THREADS": "64"}, 16), ("cuda", {"OMP_NUM_THREADS": "2,1"}, 2),
+     ("cuda", {"CUDA_VISIBLE_DEVICES": "0"}, 11),
+     ("cuda", {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0,1,2"}, 3)],
+)  # fmt: skip
+def test_a_gpu_has_all_but_one_of_its_tasks_cores_to_prepare_its_inputs(
+    monkeypatch: pytest.MonkeyPatch, device: str, environment: dict[str, str], threads: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert default_host_threads(torch.device(device)) == threads
+
+
+def test_a_call_is_launched_before_the_one_before_it_is_read(reranker: BatchedReranker) -> None:
+    engine: Any = reranker.engine
+    groups = [DocumentGroup(Document(f"d{number}", text=f"apple {number} " * 40), QUERIES) for number in range(6)]
+    calls: list[tuple[str, int]] = []
+
+    def launch(inputs: Sequence[Any]) -> Callable[[], Any]:
+        number = sum(what == "launched" for what, _ in calls)
+        calls.append(("launched", number))
+        read = engine.launch(inputs)
+        return lambda: (calls.append(("read", number)), read())[1]
+
+    usual, engine.batcher.budget = engine.batcher.budget, Budget(LEAST_TOKENS)
+    expected = [*reranker.score_groups(groups)]
+    assert [*replace(reranker, launch=launch).score_groups(groups)] == expected
+    engine.batcher.budget = usual
+    last = calls[-1][1]
+    assert last >= 2
+    between = [step for number in range(last) for step in (("launched", number + 1), ("read", number))]
+    assert calls == [("launched", 0), *between, ("read", last)]
+
+
+def test_stages_of_a_call_that_still_runs_are_counted_later() -> None:
+    class Event:
+        def __init__(self, at: float, done: bool = True) -> None:
+            self.at, self.done = at, done
+
+        def query(self) -> bool:
+            return self.done
+
+        def elapsed_time(self, end: Event) -> float:
+            return end.at - self.at
+
+    timer = DeviceTimer(torch.device("cpu"), Counters())
+    running = Event(9000, done=False)
+    timer._events.extend([("vision_s", Event(0), Event(2000)), ("prefix_s", Event(2000), running)])  # type: ignore[list-item]
+    timer.collect()
+    assert (timer._counters.vision_s, timer._counters.prefix_s) == (2, 0)
+    running.done = True
+    timer.collect()
+    assert (timer._counters.vision_s, timer._counters.prefix_s) == (2, 7)

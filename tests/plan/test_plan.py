@@ -20,6 +20,15 @@ def test_a_plans_identity_has_the_stored_names_and_not_the_sizes_of_tasks():
     assert replace(limits, task_pairs=1).identity() == limits.identity()
 
 
+def test_a_unit_for_a_gpu_is_larger_and_a_run_may_move_to_one():
+    sizing = Sizing(3136, 602112, 10000)
+    limits = PlanLimits(sizing, sizing, max_queries_per_group=3, unit_tokens=None, rows_per_file=1000)
+    assert (limits.unit_size(on_gpu=False), limits.unit_size(on_gpu=True)) == (2_000_000, 8_000_000)
+    assert replace(limits, unit_tokens=7).unit_size(on_gpu=True) == 7
+    before = replace(limits, unit_tokens=2_000_000).identity()
+    assert limits.identity() == replace(limits, device="cuda").identity() == before
+
+
 def test_of_pairs_only_the_chosen_are_kept_with_their_first_stage_ranks():
     rows = [
         {"doc_id": "a", "document": 10, "queries": [1, 2, 5], "ranks": [4, 3, 2]},

@@ -77,7 +77,7 @@ def by_reference(spark: SparkSession, folder: Path, requested: list[int]) -> pa.
             BlobRef(f"{folder}/part-{n // 500:03d}.parquet", n % 500 // ROW_GROUP_ROWS, n % ROW_GROUP_ROWS)
             for n in unit
         ]
-        for blob in prefetched(fetch(Storage(), refs, "doc_id"), 16):
+        for blob in prefetched(fetch(Storage(), refs, "doc_id"), (16,)):
             total += look_at(blob.image or b"")
         yield pa.RecordBatch.from_pydict({"bytes": [total], "read": [read_calls() - before]}, schema=_DONE)
 

@@ -363,6 +363,7 @@ def _stages(config: Config) -> tuple[Stage, ...]:
                 query=scorer.query_sizing(),
                 max_queries_per_group=scoring.max_queries_per_group,
                 unit_tokens=scoring.unit_tokens,
+                device=config.device,
                 rows_per_file=config.spark.rows_per_file,
                 readings=scorer.readings,
                 with_group_ids=config.ranking.per_group is not None,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate, chain, groupby
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -290,21 +292,49 @@ def _ascending_rows(rows: Sequence[int], batches: Iterator[pa.RecordBatch]) -> I
         first += batch.num_rows
 
 
-def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
-    """Run an iterator in a thread, prefetching up to `depth` items, so that fetching and scoring overlap.
+def prefetched(
+    items: Iterator[T], most: Sequence[int], sizes: Callable[[T], Sequence[int]] = lambda item: (1,)
+) -> Iterator[T]:
+    """Run an iterator in a thread, so that fetching and scoring overlap, until what waits has `most` of one of `sizes`.
 
     What it raises is raised here, after the items before. The thread starts with the first item requested, and ends
     when the consumer stops, early or not; a generator is closed in it.
     """
     end: Any = object()
-    with ThreadPoolExecutor(1, "prefetch") as thread:
-        pending = deque(thread.submit(next, items, end) for _ in range(depth + 1))
+    ready: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+    waiting, changed, stopped = [0] * len(most), threading.Condition(), False
+
+    def count(item: T, sign: int) -> None:
+        waiting[:] = [total + sign * size for total, size in zip(waiting, sizes(item), strict=True)]
+
+    def pull() -> None:
         try:
-            while (item := pending.popleft().result()) is not end:
-                pending.append(thread.submit(next, items, end))
-                yield item
+            for item in items:
+                with changed:
+                    count(item, 1)
+                    ready.put((item, None))
+                    changed.wait_for(lambda: stopped or all(map(operator.lt, waiting, most)))
+                    if stopped:
+                        break
+            ready.put((end, None))
+        except BaseException as error:
+            ready.put((end, error))
         finally:
-            for future in pending:
-                future.cancel()
-            with suppress(RuntimeError):  # no thread takes work when the interpreter exits
-                thread.submit(getattr(items, "close", bool))
+            getattr(items, "close", bool)()
+
+    thread = threading.Thread(target=pull, name="prefetch", daemon=True)  # at exit nobody may be left to stop it
+    thread.start()
+    try:
+        while (pulled := ready.get())[0] is not end:
+            with changed:
+                count(pulled[0], -1)
+                changed.notify()
+            yield pulled[0]
+            del pulled
+        if pulled[1] is not None:
+            raise pulled[1]
+    finally:
+        with changed:
+            stopped = True
+            changed.notify()
+        thread.join()

@@ -257,7 +257,7 @@ def load_reranker(
     dtype: str = "auto",
     device: str = "auto",
     limits: Limits | None = None,
-    host_threads: int = 2,
+    host_threads: int | None = None,
     device_threads: int | None = None,
     reproducible: bool = True,
     family: str | None = None,
@@ -274,7 +274,7 @@ def load_reranker(
         dtype: auto (the checkpoint's, or float32 where the device has no units for that), float32, bfloat16 or float16.
         device: auto (a GPU where there is one), cpu, cuda, cuda:1, mps, …
         limits: tokens of a pair and of a query, pixels of an image; the defaults are jina-reranker-m0's.
-        host_threads: decode and tokenise ahead of the device.
+        host_threads: decode and tokenise ahead of the device; None: two, or for a GPU one less than the task's cores.
         device_threads: torch's threads on a CPU, for the whole process; None leaves them alone.
         reproducible: a pair's score has the same bits whatever is scored beside it; False: it may not, and is faster.
         family: how it is computed, where its config.json is not to decide: a name in the registry.

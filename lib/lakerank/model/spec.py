@@ -47,7 +47,7 @@ _PROVENANCE = frozenset({"_name_or_path", "architectures", "auto_map", "dtype", 
 class RuntimeOptions:
     """What a reranker may take of the machine; see `lakerank.load_reranker`."""
 
-    host_threads: int = 2
+    host_threads: int | None = None
     device_threads: int | None = None
     reproducible: bool = True
 
@@ -137,7 +137,7 @@ class CheckpointSpec:
         """What is loaded: the checkpoint as identified, with a dtype and a device of this machine."""
         import torch
 
-        from lakerank.model.engine.device import choose_device, supported_dtype
+        from lakerank.model.engine.device import choose_device, default_host_threads, supported_dtype
 
         target = choose_device(device)
         identity = identify(self, limits) if identity is None else confirm(identity, self)
@@ -146,9 +146,8 @@ class CheckpointSpec:
         dtype = resolve_dtype(Path(identity.folder), self.dtype)
         dtype = supported_dtype(dtype, target) if self.dtype == "auto" else dtype
         adapter = locate_adapter(self.adapter, self.adapter_revision)
-        return LoadOptions(
-            identity, adapter, dtype, str(target), options.host_threads, reproducible=options.reproducible
-        )
+        threads = options.host_threads or default_host_threads(target)
+        return LoadOptions(identity, adapter, dtype, str(target), threads, reproducible=options.reproducible)
 
 
 def load(options: LoadOptions) -> LoadedReranker:

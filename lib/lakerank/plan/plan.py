@@ -31,6 +31,9 @@ BATCH_ROWS = 2**20
 CHUNK_BYTES = 128 * 2**20
 CHUNK_ROWS = 2**18
 
+#: Tokens of a work unit by default, and of one for a GPU, about a minute's work each.
+UNIT_TOKENS, GPU_UNIT_TOKENS = 2_000_000, 8_000_000
+
 #: Rows of a row group in the files of a plan.
 ROW_GROUP_ROWS = 100_000
 
@@ -51,14 +54,15 @@ class Tables:
 class PlanLimits:
     """How costs are estimated and units cut. `readings`: of all pairs, or of those of texts and those with an image.
 
-    `task_pairs`: pairs of one part or partition, which a task has in memory, about; no result depends on it, nor on
-    `encoder`: whose kept states of documents are used.
+    `unit_tokens`: size of a unit; None: what suits `device`, which scores. `task_pairs`: pairs of one part or
+    partition, which a task has in memory, about; no result depends on it, nor on `encoder`: whose kept states of
+    documents are used.
     """
 
     document: Sizing
     query: Sizing
     max_queries_per_group: int
-    unit_tokens: int
+    unit_tokens: int | None
     rows_per_file: int
     readings: tuple[CostProfile, ...] = (CostProfile(),)
     task_pairs: int = 2**19
@@ -67,11 +71,17 @@ class PlanLimits:
     share: bool = False  # whether near duplicates share a score
     encoder: str | None = None
     listwise: Listwise | None = None  # of a stage that scores lists
+    device: str = "cpu"
+
+    def unit_size(self, on_gpu: bool) -> int:
+        """Tokens of a unit, which a GPU would be through with before its queues are full."""
+        return self.unit_tokens or (GPU_UNIT_TOKENS if on_gpu else UNIT_TOKENS)
 
     def identity(self) -> dict[str, Any]:
         """The limits that a plan's results depend on: their names and values are part of stored fingerprints."""
-        unnamed = ("task_pairs", "with_group_ids", "encoder")
+        unnamed = ("task_pairs", "with_group_ids", "encoder", "device")
         values = {name: value for name, value in asdict(self).items() if name not in unnamed}
+        values["unit_tokens"] = self.unit_size(on_gpu=False)  # of what is left to the device, the same for all
         for sizing in (values["document"], values["query"]):
             if not sizing["all_frames"]:
                 del sizing["all_frames"]  # limits of earlier plans had none

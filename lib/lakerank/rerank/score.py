@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from lakerank.lake.tables import read_table_file
 from lakerank.limits import Limits
 from lakerank.logs import duration, in_worker, log_context, rate
 from lakerank.model.inputs import RejectedInput
+from lakerank.model.preprocess.pipeline import TOKENS_AHEAD, expected_size
 from lakerank.model.registry import LoadedListReranker, LoadedReranker, LoadedScorer
 from lakerank.model.routed import ModelSpec
 from lakerank.model.spec import RuntimeOptions, ScorerIdentity
@@ -44,7 +44,7 @@ from lakerank.records import (
 )
 from lakerank.rerank.attempts import Watch, attempt
 from lakerank.rerank.progress import UnitProgress, watch_units
-from lakerank.runner import NO_DEADLINE, Deadline, Places, Runner, one_row
+from lakerank.runner import NO_DEADLINE, Deadline, Places, Runner, one_row, task_cores
 from lakerank.schemas import SCORES
 
 logger = logging.getLogger(__name__)
@@ -63,8 +63,8 @@ QUERY_CACHE_BYTES = 256 * 2**20
 #: Fewer pairs are not worth the time to load another model.
 PAIRS_A_MODEL = 32
 
-#: Document groups, or lists, prefetched for the device.
-GROUPS_AHEAD, LISTS_AHEAD = 16, 2
+#: Lists prefetched for the device; of groups as many as it scores together, by their tokens, or those of so many bytes.
+LISTS_AHEAD, BYTES_AHEAD = 2, 128 * 2**20
 
 #: Files of `documents` and `queries` by URI.
 Sources = Mapping[str, Mapping[str, TableFile]]
@@ -88,7 +88,7 @@ class SpecFactory:
         Without `device_threads` a task on a CPU has the threads that Spark gives it in the environment, or one:
         the bits of a score depend on their number.
         """
-        threads = self.options.device_threads or int(os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0] or 1)
+        threads = self.options.device_threads or task_cores()
         return self.spec.load(device, self.limits, replace(self.options, device_threads=threads), self.scorer)
 
 
@@ -242,10 +242,11 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
         images = ImageFiles(storage, job.max_image_bytes)
         groups = _groups(storage, plan, files, images, rejects, states, _worker.documents if job.listwise else None)
         if job.listwise:
-            lists = prefetched(candidate_lists(groups), LISTS_AHEAD)
+            lists = prefetched(candidate_lists(groups), (LISTS_AHEAD,))
             scored = _scored_lists(cast(LoadedListReranker, reranker), lists, watch)
         else:
-            scored = cast(LoadedReranker, reranker).score_groups(prefetched(groups, GROUPS_AHEAD))
+            most = getattr(reranker, "tokens_ahead", TOKENS_AHEAD), BYTES_AHEAD
+            scored = cast(LoadedReranker, reranker).score_groups(prefetched(groups, most, expected_size))
         results = [*(scored if job.progress is None else job.progress.counted(unit, scored))]
         check()
         if states is not None:

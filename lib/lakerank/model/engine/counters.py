@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -57,7 +58,7 @@ class DeviceTimer:
         self._counters = counters
         self._threads = threads
         self._lock = threading.Lock()
-        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._events: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextmanager
     def stage(self, field: str) -> Iterator[None]:
@@ -74,11 +75,10 @@ class DeviceTimer:
         self._add(field, time.perf_counter() - started)
 
     def collect(self) -> None:
-        """Read the events of finished stages; to be called after results were copied back."""
-        for field, start, stop in self._events:
-            stop.synchronize()
+        """Read the events of the stages that are finished: of those launched before what was copied back."""
+        while self._events and self._events[0][2].query():  # type: ignore[no-untyped-call]
+            field, start, stop = self._events.popleft()
             self._add(field, start.elapsed_time(stop) / 1000)
-        self._events.clear()
 
     def _add(self, field: str, seconds: float) -> None:
         with self._lock:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lakerank.errors import CheckpointError
 from lakerank.model.engine.findings import cpu_lines
+from lakerank.runner import available_cores, task_cores, visible_gpus
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -27,6 +28,9 @@ _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 #: First compute capability of NVIDIA's with bfloat16 units.
 _BFLOAT16_CAPABILITY = (8, 0)
+
+#: Threads that prepare inputs for a GPU, more than which the interpreter's lock leaves nothing to do.
+_MOST_HOST_THREADS = 16
 
 #: Devices that a reranker may be put on.
 _DEVICES = re.compile(r"auto|cpu|(cuda|mps)(:\d+)?")
@@ -89,6 +93,15 @@ def supported_dtype(stored: str, device: torch.device) -> str:
     return stored if capable else "float32"
 
 
+def default_host_threads(device: torch.device) -> int:
+    """Threads that prepare inputs: two where the device is a CPU, whose cores are busy; for a GPU all but one of its
+    task's cores, by what Spark says of them in the environment, or those of this process for each GPU that it sees."""
+    if device.type == "cpu":
+        return 2
+    cores = task_cores() if task_cores() > 1 else available_cores() // max(1, visible_gpus())
+    return min(_MOST_HOST_THREADS, max(2, cores - 1))
+
+
 @functools.cache
 def _processor_flags() -> frozenset[str]:
     flags = next((line for line in cpu_lines() if line.lower().startswith(("flags", "features"))), "")
@@ -99,6 +112,19 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """Copy to the device; to a GPU from pinned memory and asynchronously."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def to_host(values: Tensor) -> Callable[[], np.ndarray]:
+    """Start to copy values to the host, from a GPU into pinned memory; what is returned waits for the copy."""
+    host = values.to("cpu", non_blocking=True)
+    copied = torch.cuda.current_stream(values.device).record_event() if values.device.type == "cuda" else None
+
+    def wait() -> np.ndarray:
+        if copied is not None:
+            copied.synchronize()
+        return host.numpy()
+
+    return wait
 
 
 def out_of_memory(error: Exception) -> bool:

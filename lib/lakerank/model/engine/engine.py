@@ -7,7 +7,9 @@ of every call of attention depends on one document or pair alone (`layout`).
 
 from __future__ import annotations
 
+import functools
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -21,7 +23,7 @@ from lakerank.model.engine.attention import choose_varlen, document_attention
 from lakerank.model.engine.budget import MicroBatcher, busy_budget, device_budget, micro_batches
 from lakerank.model.engine.counters import Counters
 from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix, join_prefixes
-from lakerank.model.engine.device import to_device
+from lakerank.model.engine.device import to_device, to_host
 from lakerank.model.engine.layout import (
     PAIR_QUERY,
     PackedSuffixes,
@@ -58,6 +60,10 @@ class Pair:
     query: EncodedInput
     start: int
     number: int
+
+
+#: Waits for the logits of groups' queries.
+ReadLogits = Callable[[], list[list[float | RejectedInput]]]
 
 
 class DocumentEncoder(Protocol):
@@ -124,13 +130,32 @@ class DocumentMajorEngine:
         """Tokens of the document groups to score together."""
         return self.batcher.budget.group_tokens
 
-    @torch.inference_mode()
     def score(self, groups: Sequence[DocumentQueries]) -> list[list[float | RejectedInput]]:
         """The raw logit of each group's queries; a reject for each where a document does not fit into memory alone."""
-        results = self.batcher.run(
-            self._logits, groups, smaller_batches_help=lambda part: len(part) == 1, release=self.release
+        return self.launch(groups)()
+
+    @property
+    def overlapped(self) -> Callable[[Sequence[DocumentQueries]], ReadLogits] | None:
+        """`launch`, where the device computes by itself meanwhile."""
+        return self.launch if self._device.type == "cuda" else None
+
+    @torch.inference_mode()
+    def launch(self, groups: Sequence[DocumentQueries]) -> ReadLogits:
+        """Have the device score groups; what is returned waits for it, and is `score`'s result."""
+        launched = self.batcher.run(
+            self._launch, groups, smaller_batches_help=lambda part: len(part) == 1, release=self.release
         )
-        return [_rejects(group) if logits is None else logits for group, logits in zip(groups, results, strict=True)]
+
+        def read() -> list[list[float | RejectedInput]]:
+            started = time.perf_counter()
+            results = [
+                _rejects(group) if logits is None else logits() for group, logits in zip(groups, launched, strict=True)
+            ]
+            self.batcher.timer.collect()
+            self.batcher.counters.host_s += time.perf_counter() - started
+            return results
+
+        return read
 
     def release(self) -> None:
         """Drop all caches."""
@@ -138,18 +163,27 @@ class DocumentMajorEngine:
         self._document_images.clear()
         self._last_prefix.clear()
 
-    def _logits(self, groups: Sequence[DocumentQueries]) -> list[list[float | RejectedInput]]:
-        """Raw float32 logits (Q,) of each group's queries."""
+    def _launch(self, groups: Sequence[DocumentQueries]) -> list[Callable[[], list[float | RejectedInput]]]:
+        """What waits for the raw float32 logits (Q,) of each group's queries."""
         prefixes, numbers = self.prefixes([group.document for group in groups])
         pairs = _pairs(groups, numbers)
         parts = micro_batches(pairs, [len(pair.query.token_ids) for pair in pairs], self.batcher.budget.tokens)
         computed = [self.suffixes(part, prefixes) for part in parts]
-        logits = np.empty(len(pairs), dtype=np.float32)
-        logits[[pair.number for pair in pairs]] = torch.cat(computed).cpu().numpy()  # the only synchronisation
+        copied = to_host(torch.cat(computed))
         for group in groups:
             self._count(group)
         ends = np.cumsum([len(group.queries) for group in groups])[:-1]
-        return [part.tolist() for part in np.split(logits, ends)]
+
+        @functools.cache
+        def logits() -> list[np.ndarray]:
+            by_number = np.empty(len(pairs), dtype=np.float32)
+            by_number[[pair.number for pair in pairs]] = copied()  # the only synchronisation
+            return np.split(by_number, ends)
+
+        def read(number: int) -> list[float | RejectedInput]:
+            return [*logits()[number].tolist()]
+
+        return [functools.partial(read, number) for number in range(len(groups))]
 
     def prefixes(self, documents: Sequence[EncodedInput]) -> tuple[list[Prefix], list[int]]:
         """A prefix for each distinct document, and each document's number among them."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,6 +27,9 @@ PairLengths = tuple[int, int, bool, bool]
 
 Outcome = float | tuple[float, PairLengths] | RejectedInput
 
+#: Of each pair of each input.
+Outcomes = Sequence[Sequence[Outcome]]
+
 
 class Engine(Protocol):
     """Scores preprocessed groups on one device: a raw logit, or why there is none, for each pair of each input.
@@ -40,7 +44,7 @@ class Engine(Protocol):
     @property
     def group_tokens(self) -> int: ...
 
-    def score(self, inputs: Sequence[Any]) -> Sequence[Sequence[Outcome]]: ...
+    def score(self, inputs: Sequence[Any]) -> Outcomes: ...
 
 
 def whole_pair(query: EncodedInput, document: EncodedInput) -> PairLengths:
@@ -53,6 +57,8 @@ class BatchedReranker:
     """Scores document groups, many at a time; see `load_reranker`.
 
     `logit_bias`: relevance = sigmoid(logit - logit_bias). `fingerprint` names the scorer, `load_id` this loading of it.
+    `launch`: starts to score inputs, and returns what waits for the outcomes; a call is then launched before those of
+    the one before it are read, so that the device never waits. None: `engine.score`, which returns when it is done.
     `lengths`: what a query's and a document's tokens make of a pair. `state_dtype`: of the states of documents that it
     can keep; None for a reranker that has none.
     """
@@ -63,6 +69,7 @@ class BatchedReranker:
     logit_bias: float = 0.0
     lengths: Callable[[EncodedInput, EncodedInput], PairLengths] = whole_pair
     state_dtype: str | None = None
+    launch: Callable[[Sequence[Any]], Callable[[], Outcomes]] | None = None
     load_id: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -71,22 +78,41 @@ class BatchedReranker:
         """Work done since loading."""
         return self.engine.batcher.counters
 
+    @property
+    def tokens_ahead(self) -> int:
+        """Tokens of groups to have at hand, so that the device never waits: those scored together now and next."""
+        return 2 * self.engine.group_tokens
+
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
         """One result for each pair, group after group, queries in their order.
 
         Groups are pulled as they are needed; decoding, resizing and tokenising run in threads ahead of the device.
         """
+        launched: deque[tuple[list[Prepared], Callable[[], Outcomes]]] = deque()
         for batch in batched(self._sized(groups), lambda: self.engine.group_tokens, _MOST_GROUPS):
-            inputs = [group.engine_input for group in batch if group.engine_input is not None]
-            with self._lock:
-                scored = self.engine.score(inputs)
-            outcomes = iter(scored)
-            for group in batch:
-                yield from self._results(group, () if group.engine_input is None else next(outcomes))
+            launched.append((batch, self._launched(batch)))
+            if self.launch is None or len(launched) > 1:
+                yield from self._read(*launched.popleft())
+        for call in launched:
+            yield from self._read(*call)
+
+    def _launched(self, batch: Sequence[Prepared]) -> Callable[[], Outcomes]:
+        inputs = [group.engine_input for group in batch if group.engine_input is not None]
+        with self._lock:
+            if self.launch is not None:
+                return self.launch(inputs)
+            scored = self.engine.score(inputs)
+            return lambda: scored
+
+    def _read(self, batch: Sequence[Prepared], outcomes: Callable[[], Outcomes]) -> Iterator[ScoredPair | Reject]:
+        with self._lock:
+            scored = iter(outcomes())
+        for group in batch:
+            yield from self._results(group, () if group.engine_input is None else next(scored))
 
     def _sized(self, groups: Iterable[DocumentGroup]) -> Iterator[tuple[Prepared, int]]:
         """Preprocessed groups and their tokens; twice as many as are scored together are prepared ahead."""
-        for prepared in self.preprocessor.prefetch(groups, 2 * self.engine.group_tokens):
+        for prepared in self.preprocessor.prefetch(groups, self.tokens_ahead):
             self.counters.decode_s += prepared.seconds.decode
             self.counters.tokenise_s += prepared.seconds.tokenise
             self.counters.wait_s += prepared.seconds.wait

@@ -60,7 +60,7 @@ def load(options: LoadOptions) -> BatchedReranker:
     engine = DocumentMajorEngine(decoder, vision, query_block=_QUERY_BLOCK, reproducible=reproducible)
     patches, threads = shape if prompt.document.image else None, options.host_threads
     preprocessor = Preprocessor(tokenizer, identity, patches, arrange=tokenizer.arrange, threads=threads)
-    return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias)
+    return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias, launch=engine.overlapped)
 
 
 def vision_encoder(network: Any, shape: PatchShape) -> PackedVision | ImageByImage | None:

@@ -27,4 +27,4 @@ def load(options: LoadOptions) -> BatchedReranker:
     engine = DocumentMajorEngine(decoder, vision, reproducible=options.reproducible)
     prompt = PromptTokenizer(tokenizer, special, identity.limits, settings.patches.merge)
     preprocessor = Preprocessor(prompt, identity, settings.patches, threads=options.host_threads)
-    return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias)
+    return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias, launch=engine.overlapped)

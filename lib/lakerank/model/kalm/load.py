@@ -53,7 +53,8 @@ def load(options: LoadOptions) -> BatchedReranker:
     pooled = PooledEncoder(read, asked, read_pooling(folder), ((window + 1) // 2, window // 2 + 1))
     engine = DocumentMajorEngine(asked, None, encoder=pooled, reproducible=options.reproducible)
     preprocessor = Preprocessor(tokenizer, identity, None, arrange=_arrange, threads=options.host_threads)
-    return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias, state_dtype=options.dtype)
+    of_scorer = identity.fingerprint, identity.logit_bias
+    return BatchedReranker(engine, preprocessor, *of_scorer, state_dtype=options.dtype, launch=engine.overlapped)
 
 
 def _arrange(document: EncodedInput, queries: tuple[EncodedInput, ...]) -> DocumentQueries:

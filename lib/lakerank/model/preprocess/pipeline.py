@@ -36,6 +36,9 @@ CHARACTERS_PER_TOKEN = 4
 BYTES_PER_VISUAL_TOKEN = 64
 MOST_VISUAL_TOKENS = 768
 
+#: Tokens of groups that are fetched ahead for a reranker that does not say how many it scores together.
+TOKENS_AHEAD = 32_768
+
 #: Bytes that a cached reject, or an entry's bookkeeping, is counted as.
 _ENTRY_BYTES = 256
 
@@ -190,7 +193,7 @@ class Preprocessor:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="lakerank-host") as pool:
             try:
                 for group in _split(groups):
-                    size = _expected_tokens(group.document) + sum(map(_expected_tokens, group.queries))
+                    size, _ = expected_size(group)
                     pending.append((size, pool.submit(copy_context().run, self._prepare, group)))
                     expected += size
                     while len(pending) > self._threads and expected > tokens:
@@ -301,6 +304,13 @@ def _split(groups: Iterable[DocumentGroup]) -> Iterator[DocumentGroup]:
 
 def _instruction(item: Query | Document) -> str:
     return item.instruction or "" if isinstance(item, Query) else ""
+
+
+def expected_size(group: DocumentGroup) -> tuple[int, int]:
+    """Tokens that a group will take, roughly, and bytes that it has, before anything is read."""
+    inputs: list[Query | Document] = [group.document, *group.queries]
+    size = sum(len(item.text or "") + sum(map(len, item.images)) for item in inputs)
+    return sum(map(_expected_tokens, inputs)), size
 
 
 def _expected_tokens(item: Query | Document) -> int:

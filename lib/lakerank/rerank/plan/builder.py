@@ -265,7 +265,8 @@ class PlanBuilder:
         reused = sorted(name.removeprefix("unit ") for name in split if name.startswith("unit "))
         write_reused_units(self.storage, self.folder, reused)
         groups = GroupFiles(self.storage, self.folder, split.get("cost", {}))
-        unit_counts, largest = write_units(self.runner, groups, queries, self.limits.unit_tokens)
+        unit_tokens = self.limits.unit_size(on_gpu=self.runner.gives_gpus(self.limits.device))
+        unit_counts, largest = write_units(self.runner, groups, queries, unit_tokens)
         totals = {name: total_of(split, name) for name in _OF_NEW_PAIRS}
         return {**totals, "cost": sum(groups.costs.values()), "unit_counts": unit_counts, "largest_unit": largest}
 

@@ -48,6 +48,11 @@ class SparkRunner:
         """Tasks that can run at once."""
         return self.spark.sparkContext.defaultParallelism
 
+    def gives_gpus(self, device: str) -> bool:
+        """Whether Spark hands GPUs out, or a local master's tasks share this machine's."""
+        managed = self.spark.sparkContext.getConf().contains("spark.task.resource.gpu.amount")
+        return device.startswith("cuda") or unmanaged_gpus(self.spark, device) > 0 or (managed and device == "auto")
+
     def begin(self, job: str) -> None:
         """Put what follows under one heading in the Spark UI."""
         self.spark.sparkContext.setLocalProperty("spark.jobGroup.id", f"lakerank {job}")
