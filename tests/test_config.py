@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,16 @@ REFERENCE = CONF / "reference.yaml"
 RERANK_CONFIGS = sorted(path for path in CONF.glob("*.yaml") if "audit" in read_yaml(path) and path != REFERENCE)
 
 
-def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel] | None]]:
+def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type | None]]:
     """Dotted names of all settings; a section comes with its class, a value with None."""
     for name, field in section.model_fields.items():
         inner = ModelConfig if (section, name) == (Config, "model") else field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield prefix + name, inner
             yield from _fields(inner, f"{prefix}{name}.")
+        elif isinstance(inner, type) and is_dataclass(inner):
+            yield prefix + name, inner
+            yield from ((f"{prefix}{name}.{setting.name}", None) for setting in fields(inner))
         else:
             yield prefix + name, None
 
@@ -209,7 +213,11 @@ def test_one_model_of_several_can_be_set() -> None:
         (ROUTED, "model.path=x", "--set model.path: no such setting"),
         ({"path": "x"}, "model.top=3", "--set model.top: no such setting"),
         ({"path": "x"}, "model.calibration={}", "--set model.calibration: no such setting"),
-        (ROUTED, "model.text.calibration.scale=-1", "--set model.text.calibration.scale: must be above 0 (found -1)"),
+        (
+            ROUTED,
+            "model.text.calibration.scale=-1",
+            "--set model.text.calibration.scale: must be greater than 0 (found -1)",
+        ),
         (CASCADE, "model.1.top=null", "--set model.1.top: 1: of the stage before it scores either the `top`"),
         (CASCADE, "model.0.top=5", "--set model.0.top: 0.top: the first reranker scores every candidate"),
         ([*CASCADE, {"path": "x", "top": 30}], "", "config: model: top may not rise from stage to stage: [20, 30]"),
@@ -219,8 +227,8 @@ def test_one_model_of_several_can_be_set() -> None:
             "--set model.0.keep.recall: 0.keep: the first reranker scores every candidate",
         ),
         (CASCADE, "model.1.keep.recall=0.9", "--set model.1.keep.recall: 1: of the stage before it scores either"),
-        (KEPT, "model.1.keep.recall=1.0", "--set model.1.keep.recall: must be at most 0.9999"),
-        (KEPT, "model.1.keep.of_top=0", "--set model.1.keep.of_top: must be at least 1"),
+        (KEPT, "model.1.keep.recall=1.0", "--set model.1.keep.recall: must be less than or equal to 0.9999"),
+        (KEPT, "model.1.keep.of_top=0", "--set model.1.keep.of_top: must be greater than or equal to 1"),
         ([*CASCADE, {**KEPT[1], "keep": {"recall": 0.9, "of_top": 30}}], "", "config: model: top may not rise"),
         (CASCADE[:1], "", "config: model: a list is a cascade of two rerankers or more"),
         (CASCADE, "model.1.device=cuda:1", "--set model.1.device: device must be the same"),
@@ -319,7 +327,7 @@ def test_all_faults_are_listed_at_once() -> None:
 
 def test_fault_says_where_what_and_what_was_found() -> None:
     (fault,) = _faults(["audit.max_reject_rate=2"])
-    assert fault == "--set audit.max_reject_rate: must be at most 1 (found 2)"
+    assert fault == "--set audit.max_reject_rate: must be less than or equal to 1 (found 2)"
 
 
 @pytest.mark.parametrize("override", ["=1", "scoring", ".x=1", "a..b=1", ""])
@@ -385,10 +393,12 @@ def test_a_dotted_property_can_be_set() -> None:
 
 def test_a_property_with_settings_of_its_own_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("spark: {conf: {spark: {master: x}}}\nscoring: {host_threads: true, unit_tokens: 010}\n")
+    switches = "scoring: {host_threads: true, unit_tokens: 010}\naudit: {max_churn: true}\n"
+    path.write_text("spark: {conf: {spark: {master: x}}}\n" + switches)
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert sorted(fault.removeprefix(f"{path}: ") for fault in caught.value.faults) == [
+        "audit.max_churn: expected a number (found true)",
         "scoring.host_threads: expected a number (found true)",
         "spark.conf: spark: a property is one dotted name with a value, such as spark.master: local[2]",
     ]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
+
+from lakerank.records import RejectReason
 
 #: Bins of the logit histogram in every manifest, which the next run is compared with.
 HISTOGRAM_EDGES = tuple(float(edge) for edge in np.arange(-20.0, 20.25, 0.25))
@@ -17,6 +20,8 @@ TOP = 10
 
 #: Pairs from which on labels can be too much alike, and the share of one label that is.
 LEAST_LABELS, ALIKE = 5, 0.99
+
+Share = Annotated[float, Ge(0), Le(1)]
 
 #: Why a check that needs an earlier run is not done.
 _NO_LAST_RUN = "no published run to compare with"
@@ -121,20 +126,26 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Largest values that pass; None is not checked. `allow_empty`: a run that ranks nothing passes."""
+    """Largest values that pass, the config's `audit`; None is not checked. `allow_empty`: a run that ranks nothing
+    passes. `golden_pairs`, `golden_qrels`: addresses of pairs with their logits, and of judgements.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     allow_empty: bool = False
-    max_lost_queries: float | None = None
-    max_lost_pairs: float | None = None
-    max_reject_rate: float | None = None
-    max_reject_rates: Mapping[str, float] = field(default_factory=dict)
-    max_unranked_queries: float | None = None
-    max_truncated: float | None = None
-    max_score_drift: float | None = None
-    max_score_ks: float | None = None
-    max_churn: float | None = None
-    max_ndcg_drop: float | None = None
-    golden_tolerance: float = 1e-3
+    max_lost_queries: Share | None = None
+    max_lost_pairs: Share | None = None
+    max_reject_rate: Share | None = None
+    max_reject_rates: Mapping[RejectReason, Share] | None = None
+    max_unranked_queries: Share | None = None
+    max_truncated: Share | None = None
+    max_score_drift: Annotated[float, Ge(0)] | None = None
+    max_score_ks: Share | None = None
+    max_churn: Share | None = None
+    golden_pairs: str | None = None
+    golden_tolerance: Annotated[float, Gt(0)] = 1e-3
+    golden_qrels: str | None = None
+    max_ndcg_drop: Share | None = None
 
 
 def audit(counts: RunCounts, bounds: Bounds, findings: Findings = Findings()) -> list[Check]:
@@ -142,8 +153,9 @@ def audit(counts: RunCounts, bounds: Bounds, findings: Findings = Findings()) ->
     rejects, last = findings.rejects, findings.last
     checks = [_coverage(counts), _something_ranked(counts, bounds), *_lost(bounds, findings)]
     checks.append(_share("reject rate", counts.rejected, counts.candidates, bounds.max_reject_rate))
-    for reason in sorted({*rejects, *bounds.max_reject_rates}):
-        number, bound = rejects.get(reason, 0), bounds.max_reject_rates.get(reason)
+    rates = {str(reason): rate for reason, rate in (bounds.max_reject_rates or {}).items()}
+    for reason in sorted({*rejects, *rates}):
+        number, bound = rejects.get(reason, 0), rates.get(reason)
         checks.append(_share(f"reject rate, {reason}", number, counts.candidates, bound))
     for number, (rejected, pairs) in enumerate(findings.stages, start=1):
         checks.append(_share(f"reject rate of pass {number}", rejected, pairs, bounds.max_reject_rate))

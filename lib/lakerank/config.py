@@ -27,12 +27,10 @@ from pydantic import (
     model_validator,
 )
 
+from lakerank.audit import Bounds, Share
 from lakerank.credentials import is_secret, redacted
 from lakerank.limits import Frames, LogitScale, Resize
-from lakerank.records import RejectReason
 from lakerank.settings import Section, apply_override, read_yaml, validate
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _check_device(device: str) -> str:
@@ -376,23 +374,15 @@ class DuplicatesConfig(Section):
     image_difference: float = Field(default=14.0, ge=0, le=64)
 
 
-class AuditConfig(Section):
-    """Bounds that a run must keep to be published. null: not checked."""
+#: Bounds of the audit where a config says nothing of them.
+BOUNDS: Mapping[str, Any] = {
+    "max_lost_queries": 0.2, "max_lost_pairs": 0.2, "max_reject_rate": 0.01, "max_unranked_queries": 0.01,
+    "max_score_drift": 0.25, "max_ndcg_drop": 0.01,
+}  # fmt: skip
 
-    allow_empty: bool = False
-    max_lost_queries: Share | None = 0.2
-    max_lost_pairs: Share | None = 0.2
-    max_reject_rate: Share | None = 0.01
-    max_reject_rates: dict[RejectReason, Share] | None = None
-    max_unranked_queries: Share | None = 0.01
-    max_truncated: Share | None = None
-    max_score_drift: float | None = Field(default=0.25, ge=0)
-    max_score_ks: Share | None = None
-    max_churn: Share | None = None
-    golden_pairs: str | None = None
-    golden_tolerance: float = Field(default=1e-3, gt=0)
-    golden_qrels: str | None = None
-    max_ndcg_drop: Share | None = 0.01
+_Audit = Annotated[
+    Bounds, BeforeValidator(lambda audit: {**BOUNDS, **audit} if isinstance(audit, dict) else audit)
+]  # fmt: skip
 
 
 class SparkConfig(Section):
@@ -425,7 +415,7 @@ class Config(Section):
     scoring: ScoringConfig = ScoringConfig()
     ranking: RankingConfig = RankingConfig()
     duplicates: DuplicatesConfig = DuplicatesConfig()
-    audit: AuditConfig = AuditConfig()
+    audit: _Audit = Field(default={}, validate_default=True)
     spark: SparkConfig = SparkConfig()
 
     @property

@@ -25,7 +25,8 @@ LakerankError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from lakerank.records import RejectReason
 
@@ -92,6 +93,19 @@ class InputError(LakerankError):
 
 class DependencyError(LakerankError):
     """An optional library is not installed."""
+
+
+@contextmanager
+def requires(extra: str, what: str = "", where: str = "") -> Iterator[None]:
+    """Of a block that imports what only an extra of lakerank installs: `what` needs which library, and `where`.
+
+    Raises:
+        DependencyError: instead of ImportError; it says what to install.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise DependencyError(f"{what or error}: pip install 'lakerank[{extra}]'{where}") from error
 
 
 class OverdueError(LakerankError):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lakerank.credentials import redacted, settings_without
 from lakerank.errors import ConfigError
@@ -35,15 +35,6 @@ class Section(BaseModel):
     def contradictions(self) -> list[str]:
         """What cannot go together, although each value alone could be."""
         return []
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python takes true for 1."""
-        kinds = set(_options(cls.model_fields[info.field_name or ""].annotation))
-        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-            raise ValueError(f"expected a number (found {json.dumps(value)})")
-        return value
 
 
 Schema = TypeVar("Schema", bound=Section)
@@ -147,9 +138,21 @@ def validate(
     except ValidationError as error:
         given = [override.partition("=")[0].strip() for override in overrides]
         contradictions = list(dict.fromkeys(_describe(schema, fault, source, given) for fault in error.errors()))
+    contradictions += [f"{source}: {fault}" for fault in _switches(schema, values)]
     if faults or contradictions:
         raise ConfigError([*faults, *contradictions])
     return config
+
+
+def _switches(schema: type[Section], value: Any, *keys: str) -> Iterator[str]:
+    """Settings that are true or false where there should be a number: Python takes true for 1."""
+    if isinstance(value, bool):
+        kinds = {*_resolve(schema, [*keys])[0]}
+        if kinds & {int, float} and bool not in kinds:
+            yield f"{'.'.join(keys)}: expected a number (found {json.dumps(value)})"
+    elif isinstance(value, Mapping | list):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _switches(schema, part, *keys, str(key))
 
 
 def _parse(options: Sequence[Any], text: str) -> Any:
@@ -248,28 +251,12 @@ def _suggestion(schema: type[Section], where: str) -> str:
     return "; conf/reference.yaml has them all"
 
 
-#: pydantic's faults in words; {found} is the value, and other names are those of the fault's context.
-_WORDS = {
-    "string_type": "expected text (found {found})",
-    "bool": "expected true or false (found {found})",
-    "int": "expected a whole number (found {found})",
-    "float": "expected a number (found {found})",
-    "finite_number": "expected a finite number (found {found})",
-    "literal_error": "expected {expected} (found {found})",
-    "enum": "expected {expected} (found {found})",
-    "tuple_type": "expected a list, such as [0.5] (found {found})",
-    "list_type": "expected a list, such as [0.5] (found {found})",
-    "dict_type": "expected settings, such as {{name: value}} (found {found})",
-    "model": "expected settings, such as {{name: value}} (found {found})",
-    "dataclass": "expected settings, such as {{name: value}} (found {found})",
-    "greater_than_equal": "must be at least {ge} (found {found})",
-    "greater_than": "must be above {gt} (found {found})",
-    "less_than_equal": "must be at most {le} (found {found})",
-    "less_than": "must be below {lt} (found {found})",
-    "multiple_of": "must be a multiple of {multiple_of} (found {found})",
-    "too_short": "must have at least {min_length} (found {actual_length})",
-    "missing": "missing",
-}
+#: What pydantic's types are called here, by how its faults' names begin.
+_KINDS = {
+    "string": "text", "bool": "true or false", "int": "a whole number", "float": "a number",
+    **dict.fromkeys(("tuple", "list"), "a list, such as [0.5]"),
+    **dict.fromkeys(("dict", "model", "dataclass"), "settings, such as {name: value}"),
+}  # fmt: skip
 
 
 def _describe(schema: type[Section], fault: Any, source: str, given: Sequence[str]) -> str:
@@ -279,17 +266,17 @@ def _describe(schema: type[Section], fault: Any, source: str, given: Sequence[st
     typed = bool(names) and fault["type"] != "missing"
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         message = f"no such setting{_suggestion(schema, where)}"
-    elif fault["type"] == "value_error":
-        message = fault["msg"].removeprefix("Value error, ")
+    elif fault["type"] in ("value_error", "missing"):
+        message = "missing" if fault["type"] == "missing" else fault["msg"].removeprefix("Value error, ")
     else:
-        kind = fault["type"]
-        words = _WORDS.get(kind) or _WORDS.get(kind.partition("_")[0]) or f"{fault['msg']} (found {{found}})"
-        value = fault["input"]
+        kind, value = _KINDS.get(fault["type"].partition("_")[0]), fault["input"]
         found = value if typed and isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        bounds = {
-            name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in fault.get("ctx", {}).items()
-        }
-        message = words.format(**bounds, found=found if len(found) <= _SHOWN else f"{found[:_SHOWN]}…")
+        words = (
+            f"expected {kind}"
+            if kind
+            else fault["msg"].replace("Input should be '", "expected '").replace("Input should", "must")
+        )
+        message = f"{words} (found {found if len(found) <= _SHOWN else f'{found[:_SHOWN]}…'})"
     if not typed:
         return f"{source}: {where}: {message}"
     return f"--set {where if where.startswith(names[-1]) else names[-1]}: {message}"

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lakerank.errors import DependencyError
+from lakerank.errors import requires
 from lakerank_benchmark.benchmark import Memory, Result
 from lakerank_benchmark.figures import Absent, Drift, Figure, Prediction, ran
 from lakerank_benchmark.request import REPRODUCIBLE
@@ -153,11 +153,9 @@ def draw(result: Result, file: Path) -> None:
     Raises:
         DependencyError: matplotlib is not installed.
     """
-    try:
+    with requires("report"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure as Picture
-    except ImportError as error:
-        raise DependencyError(f"{error}: pip install 'lakerank[report]'") from error
     request = result.request
     picture = Picture(figsize=(11, 4.2), layout="constrained")
     left, right = picture.subplots(1, 2)

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tokenizers import Tokenizer
 
 import lakerank
-from lakerank.errors import ConfigError, DependencyError
+from lakerank.errors import ConfigError, requires
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import read_table_file
 from lakerank.records import Document, DocumentGroup, Query
@@ -250,10 +250,8 @@ def pdf_pages(files: Sequence[Path], count: int, page_pixels: int = PAGE_PIXELS)
         DependencyError: pypdfium2 is not installed.
         ConfigError: a file is not a PDF that can be read.
     """
-    try:
+    with requires("ingest", "--pdf needs pypdfium2"):
         import pypdfium2
-    except ImportError as error:
-        raise DependencyError("--pdf needs pypdfium2: pip install 'lakerank[ingest]'") from error
     pages = 0
     for turn in range(count):
         for file in files:

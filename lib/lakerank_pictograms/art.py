@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from lakerank.errors import DependencyError
+from lakerank.errors import requires
 from lakerank_pictograms.concepts import SHARED_FLAGS, concept_key
 from lakerank_pictograms.packages import Packages
 
@@ -79,10 +79,8 @@ class ArtSet:
 
 def rasterise(svg: str) -> bytes:
     """Draw an SVG document SIDE × SIDE pixels large on white, as PNG."""
-    try:
+    with requires("pictograms", "resvg-py draws the pictograms"):
         import resvg_py
-    except ImportError as error:
-        raise DependencyError("resvg-py draws the pictograms: pip install 'lakerank[pictograms]'") from error
     drawn = resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE, background="#ffffff", skip_system_fonts=True)
     with Image.open(io.BytesIO(bytes(drawn))) as image:
         square = image.convert("RGB")

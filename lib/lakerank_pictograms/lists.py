@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lakerank.errors import DependencyError
+from lakerank.errors import requires
 from lakerank.records import Candidate
 from lakerank_pictograms.art import UNSEEN_STYLE
 from lakerank_pictograms.concepts import SCRIPTS, TEXT_ONLY_LANGUAGES, Concept, Label, Split, chosen, unit_hash
@@ -163,10 +163,8 @@ class NameIndex:
     """BM25 (Lucene's variant, k1 1.5, b 0.75) over the words of English names and the trigrams inside them."""
 
     def __init__(self, documents: Sequence[Item]) -> None:
-        try:
+        with requires("pictograms", "bm25s is the first stage"):
             import bm25s
-        except ImportError as error:
-            raise DependencyError("bm25s is the first stage: pip install 'lakerank[pictograms]'") from error
         self.documents = documents
         self._bm25 = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
         self._bm25.index([terms(document.concept.name) for document in documents], show_progress=False)

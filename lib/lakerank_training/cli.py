@@ -13,7 +13,7 @@ import click
 from lakerank.cli import resolve
 from lakerank.cli.job import SET, Job, config_file, spark_session
 from lakerank.config import CascadeStageConfig, ModelConfig, SparkConfig
-from lakerank.errors import ConfigError, DependencyError
+from lakerank.errors import ConfigError, requires
 from lakerank.lake.publication import find_run, lists_folder
 from lakerank.lake.runs import RunPaths
 
@@ -38,11 +38,9 @@ def train(config_path: Path, overrides: Sequence[str], processes: int | None) ->
     command resumes after a kill), metrics.jsonl, progress.png and config.yaml. The summary has steps, resumed_at,
     seconds and the last held-out figures.
     """
-    try:
+    with requires("train"):
         from lakerank_training.config import load_train_config
         from lakerank_training.run import run_training
-    except ImportError as error:
-        raise DependencyError(f"{error}: pip install 'lakerank[train]'") from error
 
     config = load_train_config(config_path, overrides)
     if processes is None:
@@ -78,10 +76,8 @@ def distill(given: resolve.CommandLine, run_id: str, output: Path, **options: An
 
     The last line of standard output is a JSON object: queries and pairs learnt from, checkpoint, config, seconds.
     """
-    try:
+    with requires("train"):
         from lakerank_training.distill import Distillation, distil
-    except ImportError as error:
-        raise DependencyError(f"{error}: pip install 'lakerank[train]'") from error
     started = time.monotonic()
     storage = resolve.storage(given.config.lake.storage)
     paths = RunPaths(given.config.lake.output, find_run(storage, given.config.lake.output, run_id))

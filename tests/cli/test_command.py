@@ -69,7 +69,7 @@ def test_a_bundled_config_is_found_by_name_where_there_is_no_such_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
-    assert _message("--config", "demo") == "--set ranking.depth: must be at least 1 (found 0)"
+    assert _message("--config", "demo") == "--set ranking.depth: must be greater than or equal to 1 (found 0)"
     (tmp_path / "demo").rmdir()
     (tmp_path / "demo").write_text("spark: {nonsense: 1}")
     assert "demo: spark.nonsense: no such setting" in _message("--config", "demo")

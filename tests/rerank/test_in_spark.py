@@ -77,7 +77,7 @@ def test_spark_and_this_process_write_the_same_files(spark, runner, storage, lak
         later = [replace(first, scorer="beef", factory=each.factory("B"), top=None if fusion else 4)]
         if fusion is None:
             later += replace(first, scorer="cafe", factory=each.factory("C"), keep=Promise(2, 0.6, 0.6)).parts
-        rules = AuditRules(Bounds(), golden_qrels=str(each.folder / "qrels.parquet"))
+        rules = AuditRules(Bounds(golden_qrels=str(each.folder / "qrels.parquet")))
         summary = run(tasks, storage, each.job("r2", tuple(later), fusion, audit=rules, rule=rule))
         assert summary["published"]
         assert min(summary[name] for name in ("scored", "rejected", "dropped", "beyond_group")) > 0

@@ -50,7 +50,7 @@ def test_churn_is_the_share_of_the_top_ten_that_changed(runner, storage, publish
 def test_a_run_like_the_last_one_has_not_moved_at_all(runner, storage, published):
     judge_second_documents(published, "r1")
     still = Bounds(max_score_drift=0.0, max_score_ks=0.0, max_churn=0.0, max_ndcg_drop=0.0)
-    rules = AuditRules(still, golden_qrels=str(published.folder / "gold.parquet"))
+    rules = AuditRules(replace(still, golden_qrels=str(published.folder / "gold.parquet")))
     summary = run(runner, storage, published.job("new", audit=rules))
     assert summary["failed_audits"] == []
 
@@ -66,7 +66,7 @@ def judge_second_documents(lake, run_id: str) -> None:
 
 def test_a_run_that_finds_less_of_what_was_judged_relevant_is_held_back(runner, storage, published):
     judge_second_documents(published, "r1")
-    audit = AuditRules(Bounds(max_ndcg_drop=0.1), golden_qrels=str(published.folder / "gold.parquet"))
+    audit = AuditRules(Bounds(max_ndcg_drop=0.1, golden_qrels=str(published.folder / "gold.parquet")))
     shallow = published.job("new", audit=audit, rule=RankRule(0.0, (0.5,), depth=1))
     summary = run(runner, storage, shallow)
     assert summary["failed_audits"] == ["golden queries, drop of nDCG@10"]

@@ -217,7 +217,7 @@ def test_golden_pairs_hold_the_scores_in_place(runner, storage, published):
     row = published.ranked("r1")[0]
     golden = {"query_id": [row["query_id"]], "doc_id": [row["doc_id"]], "logit": [row["logit"]]}
     pq.write_table(pa.table(golden), published.folder / "golden.parquet")
-    audit = AuditRules(Bounds(golden_tolerance=1e-3), str(published.folder / "golden.parquet"))
+    audit = AuditRules(Bounds(golden_pairs=str(published.folder / "golden.parquet")))
     assert run(runner, storage, published.job("r2", audit=audit))["published"] is True
     pq.write_table(pa.table(golden | {"logit": [row["logit"] + 0.1]}), published.folder / "golden.parquet")
     assert run(runner, storage, published.job("r3", audit=audit))["failed_audits"] == [

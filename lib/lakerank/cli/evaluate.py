@@ -11,7 +11,7 @@ import click
 from lakerank.cli import resolve
 from lakerank.cli.job import Job, job_runner, other_tables_option
 from lakerank.config import Config, RoutedConfig
-from lakerank.errors import ConfigError, DependencyError
+from lakerank.errors import ConfigError, requires
 from lakerank.lake.publication import find_run
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage, join
@@ -70,11 +70,9 @@ def evaluate(
     """
     if all(fits.values()):
         raise ConfigError(["--fit-labels: labels are fitted to calibrated relevance; fit them after the calibration"])
-    try:
+    with requires("report"):
         from lakerank.evaluation.job import evaluate_run
         from lakerank.evaluation.report.terminal import terminal_table
-    except ImportError as error:
-        raise DependencyError(f"{error}: pip install 'lakerank[report]'") from error
     storage, output = resolve.storage(given.config.lake.storage), given.config.lake.output
     baseline = RunPaths(output, find_run(storage, output, against)) if against else None
     paths = RunPaths(output, find_run(storage, output, run_id))

@@ -23,7 +23,7 @@ import click
 from lakerank.cli.signals import Interrupted, LastWords, end, interruptible, kill_children, take_signals
 from lakerank.config import SparkConfig, StorageConfig, bundled_config, load_config
 from lakerank.credentials import hide, is_secret, redacted, withheld
-from lakerank.errors import ConfigError, DependencyError, LakerankError, OverdueError
+from lakerank.errors import ConfigError, DependencyError, LakerankError, OverdueError, requires
 from lakerank.logs import about, log_context, start_logging
 
 if TYPE_CHECKING:
@@ -279,11 +279,8 @@ def spark_session(config: SparkConfig) -> Iterator[Any]:
     """
     if "PYSPARK_GATEWAY_PORT" not in os.environ and not _has_session():
         check_java()
-    try:
+    with requires("spark"):
         from lakerank.spark.runtime import session
-    except ImportError as error:
-        raise DependencyError(f"{error}: pip install 'lakerank[spark]'") from error
-
     shared = session.is_shared()
     logger.info("joining a Spark session" if shared else "starting Spark")
     try:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from lakerank import schemas
-from lakerank.audit import Bounds
 from lakerank.config import (
     EMBEDDED,
     CascadeStageConfig,
@@ -184,20 +183,18 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
     from lakerank.rerank.run import Rerank
 
     stages = _stages(config)
-    lake, audit, calibration = config.lake.located(), config.audit, None
+    lake, calibration = config.lake.located(), None
     if (address := config.scoring.calibration) is not None:
         calibration = Calibration.from_json(storage.read_bytes(address), source=address)
     caveats = [stage.caveat for stage in stages if stage.caveat]
     for caveat in caveats:
         logger.warning("%s", caveat)
-    reject_rates = {reason.value: share for reason, share in (audit.max_reject_rates or {}).items()}
-    bounds = _record(Bounds, audit, max_reject_rates=reject_rates)
     return Rerank(
         paths=RunPaths(lake.output, run_id),
         tables=Tables(lake.documents, lake.queries, lake.candidates),
         stages=stages,
         rule=_rule(config, stages),
-        audit=AuditRules(bounds, audit.golden_pairs, audit.golden_qrels),
+        audit=AuditRules(config.audit),
         config_yaml=recorded(config, storage),
         calibration=calibration,
         warnings=(*warnings_of(config, storage), *caveats),

@@ -22,7 +22,7 @@ from lakerank.cli.ingest import ingest_both
 from lakerank.cli.job import AT_HAND, SET, Job, config_at_hand
 from lakerank.cli.rerank import rerank_lake
 from lakerank.cli.show import Shown, as_lines
-from lakerank.config import AuditConfig, Config, resolve_config
+from lakerank.config import BOUNDS, Config, resolve_config
 from lakerank.errors import ConfigError, IngestError
 from lakerank.ingest.folder import is_readable
 from lakerank.lake import formats
@@ -62,9 +62,7 @@ _COMMENTS = {
 _PIECE = re.compile(r"[#&]chunk=\d+$")
 
 #: A person who looks at a list judges it: no bound of the audit hides it.
-UNBOUNDED = {
-    name: None for name, field in AuditConfig.model_fields.items() if name.startswith("max_") and field.default
-}
+UNBOUNDED = dict.fromkeys(BOUNDS)
 
 #: The options of both commands.
 _SOURCE = (

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakerank.errors import DependencyError
+from lakerank.errors import requires
 from lakerank.fingerprint import splitmix64
 from lakerank.lake.images.files import ImageFiles, UnreadableImage, row_images
 from lakerank.limits import Limits
@@ -94,10 +94,8 @@ def _images(one: bytes | None, other: bytes | None, most: float) -> bool:
 
 def require_library() -> None:
     """Raises DependencyError: the library of MinHashes is not installed."""
-    try:
+    with requires("duplicates", "near duplicates need rensa", ", workers too"):
         import rensa  # noqa: F401
-    except ImportError as error:
-        raise DependencyError("near duplicates need rensa: pip install 'lakerank[duplicates]', workers too") from error
 
 
 def sketches(files: ImageFiles, rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.audit import TOP, Bounds, Check, Findings, GoldenQuality, LastRun, LostPairs, RunCounts, audit
-from lakerank.errors import DependencyError
+from lakerank.errors import requires
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.publication import Publication, discard_unpublished, run_before, set_aside, settle
 from lakerank.lake.runs import RunPaths, read_manifest
@@ -43,11 +42,9 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class AuditRules:
-    """Bounds of the audit; where configured, the addresses of golden pairs and judgements, and an override."""
+    """Bounds of the audit, and an override."""
 
     bounds: Bounds
-    golden_pairs: str | None = None
-    golden_qrels: str | None = None
     override: Override | None = None
 
 
@@ -64,7 +61,7 @@ def rank_and_publish(
         writes the manifest and the other returns that one's.
     """
     started, paths = time.monotonic(), run.stages[0].paths
-    golden = _read_golden_pairs(storage, rules.golden_pairs) if rules.golden_pairs else None
+    golden = _read_golden_pairs(storage, rules.bounds.golden_pairs) if rules.bounds.golden_pairs else None
     with about(stage="rank"):
         ranked = _rank(runner, storage, run, golden or {})
     ranked_at = time.monotonic()
@@ -148,7 +145,7 @@ def _findings(
     golden: Mapping[tuple[str, str], float] | None,
 ) -> tuple[str | None, Findings]:
     """The published run that the audit compares with, and all that it looks at beside the counts."""
-    paths, plan, qrels = run.stages[0].paths, run.stages[0].plan, rules.golden_qrels
+    paths, plan, qrels = run.stages[0].paths, run.stages[0].plan, rules.bounds.golden_qrels
     last, last_run, quality = run_before(storage, paths), None, None
     manifest = None if last is None else read_manifest(storage, paths.output, last)
     if manifest is not None or qrels:
@@ -180,8 +177,9 @@ def _compared_lists(run: ScoredRun, ranked: Ranked, last: Mapping[str, Any] | No
     Raises:
         DependencyError: pytrec_eval is not installed here; the workers need it as well.
     """
-    if qrels and importlib.util.find_spec("pytrec_eval") is None:
-        raise DependencyError("audit.golden_qrels needs pytrec_eval: pip install 'lakerank[report]', workers included")
+    if qrels:
+        with requires("report", "audit.golden_qrels needs pytrec_eval", ", workers included"):
+            import pytrec_eval  # noqa: F401
     paths, depths = run.stages[0].paths, [TOP, run.rule.depth or TOP]
     new, old = [join(paths.ranked, file["file"]) for file in ranked.ranked_files], None
     if last is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
-from lakerank.errors import DependencyError
+from lakerank.errors import requires
 from lakerank.ingest.rejects import SourceReject
 from lakerank.ingest.tables import TableName
 from lakerank.lake.images.pdf import PAGE_PIXELS
@@ -62,10 +62,8 @@ Reader = Callable[[str, bytes, ReadOptions], Iterator[Section | SourceReject]]
 
 def library(name: str, files: str, extra: str) -> Any:
     """An optional library, by its name; raises DependencyError, which says what files need it and how to get it."""
-    try:
+    with requires(extra, f"{files} need {name}"):
         return import_module(name)
-    except ImportError as error:
-        raise DependencyError(f"{files} need {name}: pip install 'lakerank[{extra}]'") from error
 
 
 def title_of(*candidates: object) -> str | None:

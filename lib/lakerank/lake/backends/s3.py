@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lakerank.credentials import complete
-from lakerank.errors import DependencyError
+from lakerank.errors import requires
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,8 @@ def s3fs_filesystem(options: StorageOptions) -> Any:
     Raises:
         DependencyError: s3fs is not installed.
     """
-    try:
+    with requires("s3", "s3:// needs s3fs"):
         import s3fs
-    except ImportError as error:
-        raise DependencyError("s3:// needs s3fs: pip install 'lakerank[s3]'") from error
     account = _account(options)
     filesystem = s3fs.S3FileSystem(
         anon=options.anonymous,

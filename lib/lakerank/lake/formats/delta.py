@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.credentials import redacted
-from lakerank.errors import ConfigError, DependencyError, LakerankError, StorageError
+from lakerank.errors import ConfigError, LakerankError, StorageError, requires
 from lakerank.lake import absolute, is_local, join, local_path, scheme
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.backends.s3 import delta_options
@@ -68,8 +67,8 @@ def parse(address: str) -> tuple[str, str | None]:
 
 def location(storage: Storage, address: str, root: str) -> tuple[str, dict[str, str]]:
     """Where deltalake finds a folder, and its options. Raises DependencyError: it is not installed."""
-    if importlib.util.find_spec("deltalake") is None:
-        raise DependencyError(f"{redacted(address)}: needs deltalake: pip install 'lakerank[delta]'")
+    with requires("delta", f"{redacted(address)}: needs deltalake"):
+        import deltalake  # noqa: F401
     return (str(local_path(root)), {}) if is_local(root) else (root, delta_options(storage.options))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from lakerank.credentials import redacted, settings_without
-from lakerank.errors import ConfigError, DependencyError, StorageError
+from lakerank.errors import ConfigError, StorageError, requires
 from lakerank.lake.backends import storage_errors
 from lakerank.lake.snapshot import Field, TableFile, TableSnapshot, nested_fields, packed
 from lakerank.lake.storage import Storage
@@ -62,13 +62,11 @@ def snapshot(storage: Storage, address: str) -> TableSnapshot:
 
 def described(address: str, ref: str | None, content: bytes, location: str) -> tuple[TableSnapshot, ReadingRule]:
     """A table by one of its metadata files, at a snapshot, a branch or a tag: without files, and how those are read."""
-    try:
+    with requires("iceberg", f"{address}: needs pyiceberg"):
         from pyiceberg.catalog.noop import NoopCatalog
         from pyiceberg.io.pyarrow import PyArrowFileIO
         from pyiceberg.serializers import Compressor, FromByteStream
         from pyiceberg.table import StaticTable
-    except ImportError as error:
-        raise DependencyError(f"{address}: needs pyiceberg: pip install 'lakerank[iceberg]'") from error
     metadata = FromByteStream.table_metadata(BytesIO(content), compression=Compressor.get_compressor(location))
     table = StaticTable(("table",), metadata, location, PyArrowFileIO(), NoopCatalog("spark"))
     return _described(address, _Address("", "", ref, None), table)[1:]
@@ -101,11 +99,9 @@ def open_catalog(address: str, name: str) -> Any:
         DependencyError: pyiceberg is not installed.
         StorageError: it knows no such catalog.
     """
-    try:
+    with requires("iceberg", f"{address}: needs pyiceberg"):
         from pyiceberg.catalog import load_catalog
         from pyiceberg.utils.config import Config
-    except ImportError as error:
-        raise DependencyError(f"{address}: needs pyiceberg: pip install 'lakerank[iceberg]'") from error
     config = Config()
     properties: Any = config.get_catalog_config(name)
     if properties is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lakerank.credentials import redacted
-from lakerank.errors import ConfigError, DependencyError, SchemaError, StorageError
+from lakerank.errors import ConfigError, SchemaError, StorageError, requires
 from lakerank.fingerprint import content_hash
 from lakerank.lake import is_local, join, local_path, scheme
 from lakerank.lake.backends import within
@@ -131,10 +131,8 @@ def _unreachable(address: str, why: str) -> UnreadableImage:
 
 def _page(place: str, content: bytes, number: int) -> bytes:
     """A page of a PDF file, counted from 1, encoded."""
-    try:
+    with requires("ingest", "pages of PDF files need pypdfium2"):
         import pypdfium2
-    except ImportError as error:
-        raise DependencyError("pages of PDF files need pypdfium2: pip install 'lakerank[ingest]'") from error
     try:
         with closing(pypdfium2.PdfDocument(content)) as document:
             if number > len(document):
