@@ -44,7 +44,7 @@ _MOST_IMAGES = 32
 _IMAGE_BUCKETS, _CELLS, _STEP = 12, 4, 24
 _LUMA = np.array([0.299, 0.587, 0.114])
 
-#: An image of fewer pixels a cell is changed more by compression and resizing: the difference allowed grows as its cells
+#: An image of fewer pixels a cell is changed more by compression and resizing: the difference allowed grows as cells
 #: shrink, up to so many times.
 _CELL_PIXELS, _MOST_ALLOWED = 14, 4.5
 
@@ -74,7 +74,7 @@ class Likeness:
         )
         most = self.image * np.clip(_CELL_PIXELS * SIDE / np.maximum(sides, 1), 1, _MOST_ALLOWED)
         alike = [
-            self._texts(*text) and _images(*image, most=allowed) and (text[0] or image[0]) is not None
+            self._texts(*text) and _images(image, allowed) and (text[0] or image[0]) is not None
             for text, image, allowed in zip(zip(*texts, strict=True), zip(*images, strict=True), most, strict=True)
         ]
         return np.array(alike, bool)
@@ -85,7 +85,8 @@ class Likeness:
         return bool((np.frombuffer(one, "<u4") == np.frombuffer(other, "<u4")).mean() >= self.text)
 
 
-def _images(one: bytes | None, other: bytes | None, most: float) -> bool:
+def _images(pair: Sequence[bytes | None], most: float) -> bool:
+    one, other = pair
     if one is None or other is None or len(one) != len(other):
         return one is other
     first, second = (np.frombuffer(images, np.uint8).astype(np.int16) for images in (one, other))
