@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +127,7 @@ def join_prefixes(prefixes: Sequence[Prefix]) -> Prefix:
 
 
 class ScoreHead:
-    """Raw relevance logits from last hidden states: a linear layer of one output, after a ReLU layer or none.
+    """What is read of last hidden states: a linear layer, of one output for a logit, after a ReLU layer or none.
 
     In float32, whatever the network's dtype.
     """
@@ -158,25 +158,16 @@ class ScoreHead:
         return 2.0 * sum(layer.weight.numel() for layer in layers)
 
     def weights(self) -> Iterator[LinearWeights]:
-        """Weights of its matrix products; the output is a sum."""
+        """Weights of its matrix products; one output is a sum."""
         if self._inner is not None:
             yield self._inner
+        if len(self._output.weight) > 1:
+            yield self._output
 
     def __call__(self, hidden: Tensor, linear: BatchInvariantLinear) -> Tensor:
-        """(Q, h) -> (Q,)."""
-        hidden = hidden.float()
-        return project(hidden if self._inner is None else F.relu(linear(hidden, *self._inner)), self._output)
-
-
-class Head(Protocol):
-    """What is read of last hidden states (Q, h)."""
-
-    @property
-    def flops(self) -> float: ...
-
-    def weights(self) -> Iterator[LinearWeights]: ...
-
-    def __call__(self, hidden: Tensor, linear: BatchInvariantLinear) -> Tensor: ...
+        """(Q, h) -> (Q,), or of several outputs (Q, outputs)."""
+        hidden = hidden.float() if self._inner is None else F.relu(linear(hidden.float(), *self._inner))
+        return linear(hidden, *self._output) if len(self._output.weight) > 1 else project(hidden, self._output)
 
 
 class PackedDecoder:
@@ -185,7 +176,7 @@ class PackedDecoder:
     `network` is one of transformers', without its language head.
     """
 
-    def __init__(self, network: Any, head: Head) -> None:
+    def __init__(self, network: Any, head: ScoreHead) -> None:
         text = network.config.get_text_config()
         decoder = getattr(network.model, "language_model", network.model)
         rotary = decoder.rotary_emb

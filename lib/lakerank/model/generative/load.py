@@ -21,7 +21,7 @@ from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.engine.vision import ImageByImage, PackedVision
 from lakerank.model.generative.config import STATED, read_patch_shape, read_prompt
-from lakerank.model.generative.tokenize import ChatTokenizer
+from lakerank.model.generative.tokenize import ChatTokenizer, check_vocabulary
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.model.preprocess.pipeline import Preprocessor
 from lakerank.model.registry import LoadOptions
@@ -52,7 +52,7 @@ def load(options: LoadOptions) -> BatchedReranker:
     shape = read_patch_shape(folder, config, prompt.document)
     tokenizer = ChatTokenizer(folder / "tokenizer.json", config, prompt, identity.limits, shape.merge)
     network, head = load_language_model(options, config)
-    tokenizer.check_vocabulary(len(head), str(folder))
+    check_vocabulary(tokenizer.template, tokenizer.vision, len(head), str(folder))
     if identity.family == STATED:
         tokenizer.check_parts(str(folder), "(a word?)")
     decoder = PackedDecoder(network, ScoreHead.of_tokens(head[tokenizer.answer], prompt.scale))

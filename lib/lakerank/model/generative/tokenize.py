@@ -46,6 +46,13 @@ def vision_tokens(config: Mapping[str, Any], document: Template, merge: int) -> 
     return VisionTokens(start, end, image, merge)
 
 
+def check_vocabulary(tokenizer: Tokenizer, vision: VisionTokens, size: int, source: str) -> None:
+    """Refuse a tokenizer whose ids have no embedding among `size`. Raises CheckpointError: says which."""
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    if (largest := max(*vocabulary.values(), vision.start, vision.end, vision.image)) >= size:
+        raise CheckpointError(f"{source}: token ids up to {largest}, but an embedding of {size}")
+
+
 class ChatTokenizer:
     """Encodes documents and queries for one prompt. Safe to call from several threads.
 
@@ -59,12 +66,12 @@ class ChatTokenizer:
     def __init__(
         self, path: Path, config: Mapping[str, Any], prompt: ChatPrompt, limits: Limits, merge: int, window: int = 0
     ) -> None:
-        self._template = read_tokenizer(path, names_are_text=False)
+        self.template = read_tokenizer(path, names_are_text=False)
         self._prompt = prompt
         self._check_names(config, str(path.parent))
         self.vision = vision_tokens(config, prompt.document, merge)
-        self.answer = [self._template.token_to_id(word) for word in (prompt.yes, prompt.no) if word is not None]
-        text = self._text = TextTokenizer(self._template if prompt.encoder else user_text_tokenizer(path))
+        self.answer = [self.template.token_to_id(word) for word in (prompt.yes, prompt.no) if word is not None]
+        text = self._text = TextTokenizer(self.template if prompt.encoder else user_text_tokenizer(path))
         self._preamble = self._preamble_of(prompt.default_instruction)
         self._document, self._query = (
             TemplateTokenizer(text, template, self._around(template), self.vision, document=template is prompt.document)
@@ -116,13 +123,6 @@ class ChatTokenizer:
         shared = queries[0].preamble or self._preamble
         return DocumentQueries(shared, tuple(join(query, document) for query in queries))
 
-    def check_vocabulary(self, size: int, source: str) -> None:
-        """Refuse a tokenizer whose ids have no embedding among `size`. Raises CheckpointError: says which."""
-        vocabulary = self._template.get_vocab(with_added_tokens=True)
-        largest = max(*vocabulary.values(), self.vision.start, self.vision.end, self.vision.image)
-        if largest >= size:
-            raise CheckpointError(f"{source}: token ids up to {largest}, but an embedding of {size}")
-
     def check_parts(self, source: str, text: str = "A word: 7") -> None:
         """Refuse a tokenizer whose tokens reach across parts of the prompt. Raises CheckpointError: they do."""
         prompt, query = self._prompt, self.query(text)
@@ -137,7 +137,7 @@ class ChatTokenizer:
             raise CheckpointError(f"{source}: tokens of tokenizer.json reach across parts of this reranker's prompt")
 
     def _constant(self, text: str) -> list[int]:
-        ids: list[int] = self._template.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.template.encode(text, add_special_tokens=False).ids
         return ids
 
     def _around(self, template: Template) -> tuple[list[int], list[int]]:
@@ -149,7 +149,7 @@ class ChatTokenizer:
         texts = (prompt.preamble, *(part for template in sides for part in (template.before, template.after)))
         words = [word for word in (prompt.yes, prompt.no) if word is not None]
         names = sorted({name for text in texts for name in SPECIAL.findall(text)})
-        faults = [f"no {name}" for name in (*names, *words) if self._template.token_to_id(name) is None]
+        faults = [f"no {name}" for name in (*names, *words) if self.template.token_to_id(name) is None]
         if prompt.document.image:
             faults += [f"config.json names no {key}" for key in _VISION_IDS if not isinstance(config.get(key), int)]
         if faults:

@@ -17,7 +17,7 @@ from lakerank.model.config import read_config
 from lakerank.model.engine.decoder import PackedDecoder, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.reranker import BatchedReranker
-from lakerank.model.generative.tokenize import ChatTokenizer
+from lakerank.model.generative.tokenize import ChatTokenizer, check_vocabulary
 from lakerank.model.inputs import DocumentQueries, EncodedInput
 from lakerank.model.kalm.config import PROMPT, read_pooling
 from lakerank.model.kalm.encoder import PooledEncoder
@@ -46,7 +46,7 @@ def load(options: LoadOptions) -> BatchedReranker:
     encoder, decoder = network.model.encoder.text_model, network.model.decoder
     decoder.embed_tokens, rows = encoder.embed_tokens, encoder.embed_tokens.weight
     tokenizer = ChatTokenizer(folder / "tokenizer.json", values, PROMPT, identity.limits, 1, _window(decoder.config))
-    tokenizer.check_vocabulary(len(rows), str(folder))
+    check_vocabulary(tokenizer.template, tokenizer.vision, len(rows), str(folder))
     tokenizer.check_parts(str(folder))
     head, window = ScoreHead.of_tokens(rows[tokenizer.answer]), _window(encoder.config)
     read, asked = (PackedDecoder(SimpleNamespace(config=half.config, model=half), head) for half in (encoder, decoder))

@@ -1,22 +1,20 @@
 """Lists ranked by a language model that writes their order, `[2] > [1] > …`, window by window from the list's end.
 
 Decoding is greedy among the identifiers that remain: each answer is a permutation, the one that the model would have
-written where it writes permutations. What it may not choose between is not computed. Sources: as in `config`.
+written where it writes permutations. What it cannot choose between is not computed. Sources: as in `config`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lakerank.limits import Listwise
 from lakerank.model.engine.budget import micro_batches
 from lakerank.model.engine.engine import DocumentMajorEngine, Pair
-from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights
 from lakerank.model.inputs import EncodedInput, RejectedInput
 from lakerank.model.listwise.tokenize import EncodedList, ListTokenizer
 from lakerank.model.preprocess.tokenizer import text_positions
@@ -26,41 +24,20 @@ from lakerank.records import RejectReason
 Decoding = Generator[tuple[list[int], list[int]], int, list[int]]
 
 
-@dataclass(frozen=True, slots=True)
-class IdentifierHead:
-    """The language head's rows of the `tokens` that identifiers are made of, in float32."""
-
-    rows: LinearWeights
-    tokens: tuple[int, ...]
-
-    @property
-    def flops(self) -> float:
-        """Operations a state, two a multiply-add."""
-        return 2.0 * self.rows.weight.numel()
-
-    def weights(self) -> Iterator[LinearWeights]:
-        """Weights of its matrix products."""
-        yield self.rows
-
-    def __call__(self, hidden: Tensor, linear: BatchInvariantLinear) -> Tensor:
-        """(Q, h) -> (Q, tokens)."""
-        return linear(hidden.float(), *self.rows)
-
-
 class Identifiers:
-    """The tokens of a document's number in an answer, first or behind others."""
+    """The tokens of a document's number in an answer, first or behind others; `tokens`: all of them."""
 
     def __init__(self, tokenizer: ListTokenizer, count: int) -> None:
         numbers = range(1, count + 1)
         self._first, self._others = ([tokenizer.ids(f"{lead}[{n}]") for n in numbers] for lead in ("", " > "))
-        self.tokens = tuple(sorted({token for ids in (*self._first, *self._others) for token in ids}))
+        self.tokens = sorted({token for ids in (*self._first, *self._others) for token in ids})
 
     def decode(self, count: int) -> Decoding:
         """The order of a window's documents."""
         tokens, order = list[int](), list[int]()
         while len(order) < count:
-            named = self._others if order else self._first
-            remaining = {place: named[place] for place in range(count) if place not in order}
+            names = self._others if order else self._first
+            remaining = {place: names[place] for place in range(count) if place not in order}
             depth = 0
             while len(remaining) > 1:
                 following = sorted({ids[depth] for ids in remaining.values()})
@@ -72,22 +49,8 @@ class Identifiers:
         return order
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The prompt of `count` documents, its `last` token apart."""
-
-    start: EncodedInput
-    last: int
-    count: int
-
-    def pair(self, document: int, number: int, tokens: Sequence[int]) -> Pair:
-        """What is generated so far behind the prompt, which is the engine's document."""
-        ids = np.array([self.last, *tokens], dtype=np.int64)
-        return Pair(document, EncodedInput(ids, text_positions(0, len(ids)), len(ids)), self.start.end, number)
-
-
 class ListGenerator:
-    """Scores lists on one device; to be used by one thread. `head` is the one of the engine's decoder.
+    """Scores lists on one device; to be used by one thread. The engine's logits are those of `identifiers.tokens`.
 
     A document on place r of n has the logit ln((n - r + 1/2) / (r - 1/2)): relevance is the share of the list that is
     behind it.
@@ -97,9 +60,7 @@ class ListGenerator:
         self, engine: DocumentMajorEngine, tokenizer: ListTokenizer, identifiers: Identifiers, listwise: Listwise
     ) -> None:
         self._engine, self._tokenizer, self._identifiers = engine, tokenizer, identifiers
-        self.batcher = engine.batcher
-        self._column = {token: column for column, token in enumerate(identifiers.tokens)}
-        self._window, self._stride = listwise.window or 1, listwise.stride or 1
+        self._window, self._stride, self.batcher = listwise.window or 1, listwise.stride or 1, engine.batcher
 
     @property
     def group_tokens(self) -> int:
@@ -110,6 +71,7 @@ class ListGenerator:
         """Logits (N,) of each list's documents; a reject where a window does not fit into memory."""
         orders: list[list[int] | RejectedInput] = [[*range(len(each.documents))] for each in lists]
         spans = [[*self._spans(len(each.documents))] for each in lists]
+        self.batcher.counters.pairs += sum(len(each.documents) for each in lists)
         for step in range(max(map(len, spans), default=0)):
             jobs = [
                 (number, order, slice(*spans[number][step]))
@@ -117,16 +79,15 @@ class ListGenerator:
                 if isinstance(order, list) and step < len(spans[number])
             ]
             windows = [
-                self._window_of(lists[number], [lists[number].documents[place] for place in order[span]])
+                [lists[number].query, *(lists[number].documents[place] for place in order[span])]
                 for number, order, span in jobs
             ]
             answers = self.batcher.run(self._answers, windows, smaller_batches_help=lambda part: len(part) == 1)
-            for (number, order, span), window, answer in zip(jobs, windows, answers, strict=True):
+            for (number, order, span), answer in zip(jobs, answers, strict=True):
                 if isinstance(answer, list):
                     order[span] = [order[span][place] for place in answer]
                 else:
-                    detail = f"a window of {len(window.start.token_ids)} tokens"
-                    orders[number] = answer or RejectedInput(RejectReason.OUT_OF_MEMORY, detail)
+                    orders[number] = answer or RejectedInput(RejectReason.OUT_OF_MEMORY, "a window of the list")
         return [_logits(order) if isinstance(order, list) else order for order in orders]
 
     def _spans(self, count: int) -> Iterator[tuple[int, int]]:
@@ -136,29 +97,24 @@ class ListGenerator:
             yield start, count
             count = count - self._stride if start else 0
 
-    def _window_of(self, each: EncodedList, documents: Sequence[EncodedInput]) -> Window:
-        prompt, counters = self._tokenizer.prompt(each.query, documents), self.batcher.counters
-        counters.pairs += len(documents)
-        counters.pairwise += len(prompt.token_ids)
-        start = replace(prompt, token_ids=prompt.token_ids[:-1], positions=prompt.positions[:, :-1], end=prompt.end - 1)
-        return Window(start, int(prompt.token_ids[-1]), len(documents))
-
     @torch.inference_mode()
-    def _answers(self, windows: Sequence[Window]) -> list[list[int] | RejectedInput]:
-        """The order of each window's documents. What is generated is read again at each step: it is short."""
-        prefixes, numbers = self._engine.prefixes([window.start for window in windows])
-        decodings = [self._identifiers.decode(window.count) for window in windows]
+    def _answers(self, windows: Sequence[Sequence[EncodedInput]]) -> list[list[int] | RejectedInput]:
+        """The order of each window's documents. What is written is read again at each step: it is short."""
+        prompts = [self._tokenizer.prompt(query, documents) for query, *documents in windows]
+        self.batcher.counters.pairwise += sum(len(prompt.token_ids) for prompt in prompts)
+        prefixes, numbers = self._engine.prefixes([*map(_without_last, prompts)])
+        decodings = [self._identifiers.decode(len(window) - 1) for window in windows]
         asked = {number: next(decoding) for number, decoding in enumerate(decodings)}
         answers: dict[int, list[int] | RejectedInput] = {}
         while asked:
-            pairs = [windows[number].pair(numbers[number], number, tokens) for number, (tokens, _) in asked.items()]
+            pairs = [_pair(prompts[n], tokens, numbers[n], n) for n, (tokens, _) in asked.items()]
             pairs.sort(key=lambda pair: pair.document)
             sizes = [len(pair.query.token_ids) for pair in pairs]
             for part in micro_batches(pairs, sizes, self.batcher.budget.tokens):
                 logits = self._engine.suffixes(part, prefixes).cpu().numpy()
                 for number, row in zip((pair.number for pair in part), logits, strict=True):
                     _, following = asked.pop(number)
-                    values = row[[self._column[token] for token in following]]
+                    values = row[np.searchsorted(self._identifiers.tokens, following)]
                     if not np.isfinite(values).all():
                         answers[number] = RejectedInput(RejectReason.NON_FINITE_LOGIT, "of an identifier's token")
                         continue
@@ -167,6 +123,18 @@ class ListGenerator:
                     except StopIteration as done:
                         answers[number] = done.value
         return [answers[number] for number in range(len(windows))]
+
+
+def _without_last(prompt: EncodedInput) -> EncodedInput:
+    """A prompt before its last token, whose logits are asked for."""
+    ids, positions = prompt.token_ids[:-1], prompt.positions[:, :-1]
+    return replace(prompt, token_ids=ids, positions=positions, end=prompt.end - 1)
+
+
+def _pair(prompt: EncodedInput, tokens: Sequence[int], document: int, number: int) -> Pair:
+    """A prompt's last token and what is written behind it, on the prefix of a number."""
+    ids = np.array([prompt.token_ids[-1], *tokens], dtype=np.int64)
+    return Pair(document, EncodedInput(ids, text_positions(0, len(ids)), len(ids)), prompt.end - 1, number)
 
 
 def _logits(order: Sequence[int]) -> np.ndarray:

@@ -24,9 +24,6 @@ from lakerank.records import CandidateList, DocumentGroup, Reject, ScoredPair
 #: Lists that are scored together at most.
 _MOST_LISTS = 64
 
-#: Scores of a list without a document that can be read.
-_NONE = np.zeros(0, dtype=np.float32)
-
 
 class ListEngine(Protocol):
     """Scores lists on one device: logits (N,) of each list's documents, or why there are none."""
@@ -65,9 +62,9 @@ class ListwiseReranker:
         for batch in batched(self._prepared(lists), lambda: self.engine.group_tokens, _MOST_LISTS):
             encoded = [*map(_encoded, batch)]
             with self._lock:
-                scored = iter([*self._scores([each for each in encoded if each is not None])])
+                scores = iter(self._scores([each for each in encoded if each is not None]))
             for members, each in zip(batch, encoded, strict=True):
-                yield from _results(members, _NONE if each is None else next(scored))
+                yield from _results(members, () if each is None else next(scores))
 
     def _prepared(self, lists: Iterable[CandidateList]) -> Iterator[tuple[list[Prepared], int]]:
         """The preprocessed documents of each list that has any, each with its query, and their tokens."""
@@ -84,34 +81,31 @@ class ListwiseReranker:
             members = [first, *islice(prepared, sizes.popleft() - 1)]
             yield members, sum(each.engine_input.tokens for each in members if each.engine_input is not None)
 
-    def _scores(self, lists: Sequence[EncodedList]) -> Iterator[np.ndarray | RejectedInput]:
+    def _scores(self, lists: Sequence[EncodedList]) -> list[Sequence[float] | RejectedInput]:
+        """Logits of each list, the mean of all passes."""
         orders = [[*_orders(each, self.passes)] for each in lists]
-        permuted = [
-            EncodedList(each.query, tuple(each.documents[place] for place in order))
-            for each, several in zip(lists, orders, strict=True)
-            for order in several
-        ]
-        scored = iter(self.engine.score_lists(permuted))
+        given = zip(lists, orders, strict=True)
+        scored = iter(self.engine.score_lists([each.in_order(order) for each, several in given for order in several]))
+        results: list[Sequence[float] | RejectedInput] = []
         for several in orders:
             passes = [*islice(scored, len(several))]
             rejected = [scores for scores in passes if isinstance(scores, RejectedInput)]
-            given = [
-                scores[np.argsort(order)]
-                for scores, order in zip(passes, several, strict=True)
-                if isinstance(scores, np.ndarray)
-            ]
-            yield rejected[0] if rejected else np.mean(given, axis=0).astype(np.float32)
+            places = [np.argsort(order) for order in several]
+            logits = [scores[at] for scores, at in zip(passes, places, strict=True) if isinstance(scores, np.ndarray)]
+            results.append(rejected[0] if rejected else np.mean(logits, axis=0).astype(np.float32).tolist())
+        return results
 
 
-def _orders(candidates: EncodedList, passes: int) -> Iterator[list[int]]:
+def _orders(each: EncodedList, passes: int) -> Iterator[list[int]]:
     """Orders of a list's documents, which depend on its content alone."""
-    places = [*range(len(candidates.documents))]
+    places = [*range(len(each.documents))]
     yield from (places, places[::-1])[:passes]
     if passes > 2:
-        content = [*(each.token_ids.tobytes() + repr([*dict(each.images)]).encode() for each in candidates.documents)]
-        name = digest(b"|".join((candidates.query.token_ids.tobytes(), *content)))
+        contents = (repr((part.token_ids.tolist(), [*dict(part.images)])) for part in (each.query, *each.documents))
+        name = digest("\n".join(contents).encode())
         for number in range(2, passes):
-            yield sorted(places, key=lambda place: digest(f"{name}:{number}:{place}".encode()))
+            keys = {place: digest(f"{name}:{number}:{place}".encode()) for place in places}
+            yield sorted(places, key=keys.__getitem__)
 
 
 def _encoded(members: Sequence[Prepared]) -> EncodedList | None:
@@ -122,8 +116,8 @@ def _encoded(members: Sequence[Prepared]) -> EncodedList | None:
     return EncodedList(queries[0], documents) if queries else None
 
 
-def _results(members: Sequence[Prepared], scores: np.ndarray | RejectedInput) -> Iterator[ScoredPair | Reject]:
-    remaining = iter(scores.tolist() if isinstance(scores, np.ndarray) else ())
+def _results(members: Sequence[Prepared], scores: Sequence[float] | RejectedInput) -> Iterator[ScoredPair | Reject]:
+    remaining = iter(() if isinstance(scores, RejectedInput) else scores)
     for each in members:
         (query,), (side,) = each.group.queries, each.sides
         outcome = math.nan if each.engine_input is None else next(remaining, math.nan)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from lakerank.errors import CheckpointError, ConfigError
-from lakerank.limits import Listwise
 from lakerank.model.generative.tokenize import SPECIAL, join, user_text_tokenizer
 from lakerank.model.inputs import EncodedInput, Images, Template, VisionTokens
 from lakerank.model.listwise.config import ListPrompt
@@ -31,10 +30,9 @@ class EncodedList:
     query: EncodedInput
     documents: tuple[EncodedInput, ...]
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of the texts and images."""
-        return sum(len(each.token_ids) for each in (self.query, *self.documents))
+    def in_order(self, places: Sequence[int]) -> EncodedList:
+        """The documents in another order."""
+        return EncodedList(self.query, tuple(self.documents[place] for place in places))
 
 
 class ListTokenizer:
@@ -47,16 +45,17 @@ class ListTokenizer:
     """
 
     def __init__(self, path: Path, prompt: ListPrompt, vision: VisionTokens, identity: CheckpointIdentity) -> None:
-        self._template, self._prompt, self._vision = read_tokenizer(path, names_are_text=False), prompt, vision
+        self.template, self._prompt, self.vision = read_tokenizer(path, names_are_text=False), prompt, vision
         self._text = TextTokenizer(user_text_tokenizer(path))
         texts = (prompt.lead, prompt.tail, prompt.document.after, prompt.outro.after)
         names = sorted({name for text in texts for name in SPECIAL.findall(text)})
-        if missing := [name for name in names if self._template.token_to_id(name) is None]:
+        if missing := [name for name in names if self.template.token_to_id(name) is None]:
             raise CheckpointError(f"{path}: not this reranker's: no {', '.join(missing)}")
         self._document = self._side(prompt.document, document=True)
         self._intro, self._outro = self._side(prompt.intro), self._side(prompt.outro)
-        self.query_limit, length = identity.limits.max_query_length, identity.limits.max_length
-        self.document_limit = identity.document_tokens or self._share(length, identity.listwise or Listwise())
+        self.query_limit, self.document_limit = identity.limits.max_query_length, identity.document_tokens or 1
+        if identity.document_tokens is None and identity.listwise is not None:
+            self.document_limit = self._share(identity.limits.max_length, identity.listwise.window or 1)
 
     def document(self, text: str | None, images: Images = ()) -> EncodedInput:
         """A document's tokens. Raises RejectedInput: as `TemplateTokenizer.encode`."""
@@ -89,22 +88,13 @@ class ListTokenizer:
 
     def ids(self, text: str) -> list[int]:
         """Tokens of constant text, in which names of special tokens are those tokens."""
-        ids: list[int] = self._template.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.template.encode(text, add_special_tokens=False).ids
         return ids
 
-    def check_vocabulary(self, size: int, source: str) -> None:
-        """Refuse a tokenizer whose ids have no embedding among `size`. Raises CheckpointError: says which."""
-        if (largest := max(self._template.get_vocab(with_added_tokens=True).values())) >= size:
-            raise CheckpointError(f"{source}: token ids up to {largest}, but an embedding of {size}")
-
-    def _share(self, length: int, listwise: Listwise) -> int:
-        """Tokens of each document in a whole window's prompt of `length` tokens, its answer included."""
-        count, bare = listwise.window or 1, self._constant("")
-        sides = [self._intro, self._outro, *[self._document] * count]
-        answer = self.ids(" > ".join(f"[{n}]" for n in range(1, count + 1)))
-        prompt = self.prompt(replace(bare, preamble=bare), [bare] * count).token_ids
-        taken = len(prompt) + len(answer) + sum(side.template_tokens for side in sides) + 2 * self.query_limit
-        share = (length - taken) // count
+    def _share(self, length: int, count: int) -> int:
+        """Tokens of each of a window's documents in a prompt of `length` tokens, its answer included."""
+        prompt, answer = self.prompt(self.query("a"), [self.document("a")] * count), self.ids(" > [00]")
+        share = (length - 2 * self.query_limit - len(prompt.token_ids)) // count - len(answer)
         if share < _LEAST_SHARE:
             advice = "raise model.max_length, or lower listwise.window or max_query_length"
             raise ConfigError([f"max_length {length} leaves {share} tokens to each of {count} documents: {advice}"])
@@ -116,7 +106,7 @@ class ListTokenizer:
 
     def _side(self, template: Template, document: bool = False) -> TemplateTokenizer:
         around = self.ids(template.before), self.ids(template.after)
-        return TemplateTokenizer(self._text, template, around, self._vision, document=document)
+        return TemplateTokenizer(self._text, template, around, self.vision, document=document)
 
     def _cut(self, text: str | None, most: int) -> tuple[str | None, bool]:
         """A text as it is put into the prompt, cut to `most` tokens, and whether it was."""
