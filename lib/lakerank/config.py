@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,15 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    WrapValidator,
     field_validator,
     model_validator,
 )
 
 from lakerank.audit import Bounds, Share
 from lakerank.credentials import is_secret, redacted
-from lakerank.limits import Frames, LogitScale, Resize
+from lakerank.errors import ConfigError
+from lakerank.limits import Frames, Listwise, LogitScale, Resize
 from lakerank.settings import Section, apply_override, read_yaml, validate
 
 
@@ -158,11 +160,20 @@ class SourceConfig(Section):
     chunk_overlap: int = Field(default=0, ge=0)
 
 
+def _check_itself(value: Any, validate: Callable[[Any], Any]) -> Any:
+    """Faults that a record finds in itself as faults of a setting."""
+    try:
+        return validate(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
 class ModelConfig(Section):
     """A checkpoint: a folder, a hub id with its revision, or `embedded`.
 
     `family` overrides the architecture that its config.json names; `max_length` (tokens of a pair) overrides
     `scoring.max_length`. `instruction` is that of queries without their own; `ignore_instructions` passes over theirs.
+    `listwise` is how lists are scored by a model that does, which `pointwise` asks for pairs.
     """
 
     path: Folder
@@ -173,6 +184,8 @@ class ModelConfig(Section):
     max_length: int | None = Field(default=None, ge=64)
     instruction: str | None = None
     ignore_instructions: bool = False
+    pointwise: bool = False
+    listwise: Annotated[Listwise, WrapValidator(_check_itself)] | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Device = "auto"
 

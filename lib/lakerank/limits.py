@@ -71,6 +71,8 @@ class Listwise:
     `window`: documents of one prompt at most, `stride`: by how many a window moves; None: what is published.
     """
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
     passes: int = 1
     window: int | None = None
     stride: int | None = None

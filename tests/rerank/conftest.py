@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
+import signal
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -19,7 +22,7 @@ from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.plan.plan import PlanLimits, Tables
 from lakerank.ranking import Fusion
-from lakerank.records import Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
+from lakerank.records import CandidateList, Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.combine import FusionRule
 from lakerank.rerank.rank.write import RankRule
@@ -67,6 +70,48 @@ class HashFactory:
 
     def __call__(self, device: str) -> HashReranker:
         return HashReranker(self.salt)
+
+
+@dataclass
+class HashLister:
+    """Scores a document by a hash of all contents of its list in order; one that says so it cannot read.
+
+    Given a file, it writes down what lists it was given, and dies at the list of the query `dies`.
+    """
+
+    log: str | None = None
+    dies: str | None = None
+    load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    counters: HashWork = field(default_factory=HashWork)
+
+    def score_lists(self, lists: Iterable[CandidateList]) -> Iterator[ScoredPair | Reject]:
+        for given in lists:
+            query = given.query
+            if query.text == self.dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.log:
+                with Path(self.log).open("a") as log:
+                    print(json.dumps([query.query_id, [document.doc_id for document in given.documents]]), file=log)
+            readable = [d for d in given.documents if not (d.text or "").startswith("unreadable")]
+            for document in given.documents:
+                pair = query.query_id, document.doc_id
+                if document not in readable:
+                    transient = document.text == "unreadable for now"
+                    reason = RejectReason.OUT_OF_MEMORY if transient else RejectReason.INPUT_TOO_LONG
+                    yield Reject(*pair, reason, "cannot")
+                    continue
+                content = repr((query.text, [d.text for d in readable], document.text)).encode()
+                logit = int.from_bytes(hashlib.blake2b(content, digest_size=3).digest()) / 2**20 - 8
+                yield ScoredPair(*pair, logit, 5, 7, False, False)
+
+
+@dataclass(frozen=True)
+class HashListFactory:
+    log: str | None = None
+    dies: str | None = None
+
+    def __call__(self, device: str) -> HashLister:
+        return HashLister(self.log, self.dies)
 
 
 @dataclass(frozen=True)

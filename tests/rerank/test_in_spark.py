@@ -18,6 +18,7 @@ from PIL import Image
 
 from lakerank.audit import Bounds
 from lakerank.lake.storage import Storage
+from lakerank.limits import Listwise
 from lakerank.plan.guarantee import Promise
 from lakerank.ranking import Fusion
 from lakerank.rerank.publish import AuditRules
@@ -26,6 +27,8 @@ from lakerank.rerank.run import run
 from lakerank.runner import Deadline, one_row
 from lakerank.schemas import QRELS
 from lakerank.spark.runtime.runner import SparkRunner
+
+from .conftest import HashListFactory
 
 pytestmark = pytest.mark.spark
 
@@ -77,6 +80,8 @@ def test_spark_and_this_process_write_the_same_files(spark, runner, storage, lak
         later = [replace(first, scorer="beef", factory=each.factory("B"), top=None if fusion else 4)]
         if fusion is None:
             later += replace(first, scorer="cafe", factory=each.factory("C"), keep=Promise(2, 0.6, 0.6)).parts
+            of_lists = replace(first.limits, listwise=Listwise())
+            later.append(replace(first, scorer="115e", factory=HashListFactory(), top=3, limits=of_lists))
         rules = AuditRules(Bounds(golden_qrels=str(each.folder / "qrels.parquet")))
         summary = run(tasks, storage, each.job("r2", tuple(later), fusion, audit=rules, rule=rule))
         assert summary["published"]

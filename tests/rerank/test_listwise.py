@@ -2,80 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import signal
-import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lakerank.audit import Bounds
+from lakerank.errors import EvaluationError
 from lakerank.lake.storage import Storage
 from lakerank.limits import Listwise
-from lakerank.records import CandidateList, Reject, RejectReason, ScoredPair
+from lakerank.records import CandidateList, Document, Query
+from lakerank.rerank.position_bias import position_bias
 from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.run import Rerank, run
 from lakerank.rerank.stage import Stage
 from lakerank.runner import LocalRunner
+from lakerank.schemas import QRELS
 
-from .conftest import HashWork, Lake
+from .conftest import HashLister, HashListFactory, Lake
 
 LISTER = "115e"
 
 
-@dataclass
-class HashLister:
-    """Scores a document by a hash of all contents of its list in order; one that says so it cannot read.
-
-    Given a file, it writes down what lists it was given, and dies at the list of the query `dies`.
-    """
-
-    log: str | None = None
-    dies: str | None = None
-    load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    counters: HashWork = field(default_factory=HashWork)
-
-    def score_lists(self, lists: Iterable[CandidateList]) -> Iterator[ScoredPair | Reject]:
-        for given in lists:
-            query = given.query
-            if query.text == self.dies:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.log:
-                with Path(self.log).open("a") as log:
-                    print(json.dumps([query.query_id, [document.doc_id for document in given.documents]]), file=log)
-            readable = [d for d in given.documents if not (d.text or "").startswith("unreadable")]
-            for document in given.documents:
-                pair = query.query_id, document.doc_id
-                if document not in readable:
-                    transient = document.text == "unreadable for now"
-                    reason = RejectReason.OUT_OF_MEMORY if transient else RejectReason.INPUT_TOO_LONG
-                    yield Reject(*pair, reason, "cannot")
-                    continue
-                content = repr((query.text, [d.text for d in readable], document.text)).encode()
-                logit = int.from_bytes(hashlib.blake2b(content, digest_size=3).digest()) / 2**20 - 8
-                yield ScoredPair(*pair, logit, 5, 7, False, False)
-
-
-@dataclass(frozen=True)
-class ListFactory:
-    log: str | None = None
-    dies: str | None = None
-
-    def __call__(self, device: str) -> HashLister:
-        return HashLister(self.log, self.dies)
-
-
 def job(lake: Lake, run_id: str, top: int = 5, dies: str | None = None, **limits: Any):
-    factory = ListFactory(str(lake.folder / "lists.jsonl"), dies)
+    factory = HashListFactory(str(lake.folder / "lists.jsonl"), dies)
     limits = lake.limits(listwise=Listwise(), **limits)
     stage = Stage(LISTER, "lister", 3000, 0.0, factory, "cpu", limits, top)
     return lake.job(run_id, later=(stage,), rule=RankRule(0.0, (0.5,), None))
@@ -122,8 +80,9 @@ def test_the_head_of_each_list_is_in_the_order_of_the_lister(storage, published)
 def test_no_list_costs_more_than_was_forecast(storage, lake, listwise):
     texts = [{"doc_id": f"d{i:02}", "text": f"{i} " * 17 ** (i % 4)} for i in range(30)]
     lake.write("documents", texts)
-    several = job(lake, "r", top=7, unit_tokens=10**7)
-    several = replace(several, stages=(several.stages[0], with_limits(several.stages[1], listwise=listwise)))
+    several = job(lake, "r", top=7)
+    stages = [with_limits(stage, unit_tokens=10**7) for stage in several.stages]
+    several = replace(several, stages=(stages[0], with_limits(stages[1], listwise=listwise)))
     bound = run(LocalRunner(1), storage, several, ["plan"])["passes"][1]
     exact = run(LocalRunner(1), storage, several)["passes"][1]
     for name in ("new", "forecast_tokens", "forecast_tokens_pairwise", "forecast_documents"):
@@ -204,26 +163,83 @@ def _run(job: Rerank) -> None:
     run(LocalRunner(1), Storage(), job)
 
 
-def test_a_list_that_kills_its_process_twice_is_rejected(storage, published):
-    lake, spawn = published, get_context("fork")
-    whole = Lake(lake.folder.parent / "whole")
+def test_a_run_that_is_killed_in_its_lister_resumes_and_a_list_that_kills_again_is_rejected(storage, published):
+    lake, killed_once, whole = published, published.folder.parent / "killed", Lake(published.folder.parent / "whole")
     shutil.copytree(lake.folder, whole.folder)
-    for attempt in range(2):
-        process = spawn.Process(target=_run, args=(job(lake, "r", dies="query 5", unit_tokens=200),))
+    run(LocalRunner(1), storage, job(whole, "r", unit_tokens=200))
+    for _ in range(2):
+        process = get_context("fork").Process(target=_run, args=(job(lake, "r", dies="query 5", unit_tokens=200),))
         process.start()
         process.join(60)
-        assert process.exitcode == -signal.SIGKILL, attempt
-    assert lake.unit_files(LISTER), "earlier units are kept"
-    log = lake.folder / "lists.jsonl"
-    scored = [json.loads(line)[0] for line in log.read_text().splitlines()]
-    log.unlink()
+        assert process.exitcode == -signal.SIGKILL
+        if not killed_once.exists():
+            shutil.copytree(lake.folder, killed_once)
+    units = lake.unit_files(LISTER)
+    assert 0 < len(units) < len(whole.unit_files(LISTER))
+
+    (lake.folder / "lists.jsonl").unlink()
     run(LocalRunner(1), storage, job(lake, "r", dies="query 5", unit_tokens=200))
     assert "q05" not in given(lake)
-    rows = by_query(lake.ranked("r"))["q05"]
-    assert {(row["reason"], *row["scored_by"]) for row in rows[:5]} == {("out_of_memory", 1)}
-    run(LocalRunner(1), storage, job(whole, "r", unit_tokens=200))
-    expected = by_query(whole.ranked("r"))
-    assert {q: r for q, r in by_query(lake.ranked("r")).items() if q != "q05"} == {
-        q: r for q, r in expected.items() if q != "q05"
+    ranked, expected = by_query(lake.ranked("r")), by_query(whole.ranked("r"))
+    rejected = ranked.pop("q05")
+    assert {(row["reason"], *row["scored_by"]) for row in rejected[:5]} == {("out_of_memory", 1)}
+    del expected["q05"]
+    assert ranked == expected
+
+    shutil.rmtree(lake.folder)
+    shutil.copytree(killed_once, lake.folder)
+    summary = run(LocalRunner(1), storage, job(lake, "r", unit_tokens=200))
+    assert summary["passes"][1]["found"] == len(units)
+    assert lake.ranked_bytes("r") == whole.ranked_bytes("r")
+
+
+def test_position_bias_is_measured_on_new_lists_and_reused_ones(storage, published, tmp_path):
+    lake = published
+    qrels = [{"query_id": "q01", "doc_id": row["doc_id"], "relevance": 1} for row in lake.ranked("r1")[20:21]]
+    pq.write_table(pa.Table.from_pylist(qrels, QRELS), tmp_path / "qrels.parquet")
+    run(LocalRunner(1), storage, job(lake, "r"))
+    given(lake)
+    lake.write("documents", [{"doc_id": f"d{i:02}", "text": f"document {i}{' ' * (i == 7)}"} for i in range(30)])
+    summary = run(LocalRunner(1), storage, job(lake, "s"))
+    assert summary["passes"][1]["listwise"]["reused"] > 0 < summary["passes"][1]["listwise"]["scored"]
+    (lake.folder / "lists.jsonl").unlink()
+    bias = position_bias(storage, job(lake, "s"), str(tmp_path / "qrels.parquet"), 100)
+    lists = [json.loads(line) for line in (lake.folder / "lists.jsonl").read_text().splitlines()]
+    orders = lists[:12], lists[12:24], lists[24:]
+    ranked = by_query(lake.ranked("s"))
+    assert {query: {*ids} for query, ids in orders[0]} == {
+        query: {row["doc_id"] for row in rows[:5]} for query, rows in ranked.items()
     }
-    assert scored
+    assert [[query, ids[::-1]] for query, ids in orders[0]] == orders[1]
+    assert [[query, sorted(ids)] for query, ids in orders[0]] == [[query, sorted(ids)] for query, ids in orders[2]]
+    assert [ids for _, ids in orders[2]] != [ids for _, ids in orders[0]]
+    assert (bias["lists"], bias["judged"]) == (12, 1)
+    top = {query: [row["doc_id"] for row in rows[:5]] for query, rows in ranked.items()}
+    rank = {order: expected(lake, lists) for order, lists in zip(("given", "reversed"), orders, strict=False)}
+    assert rank["given"] == top, "the same lists give the run's own order"
+    moves = [abs(i - rank["reversed"][q].index(d)) for q in top for i, d in enumerate(top[q])]
+    assert bias["reversed"]["displacement"] == pytest.approx(sum(moves) / 60)
+    signs = [
+        1 if rank["reversed"][q].index(a) < rank["reversed"][q].index(b) else -1
+        for q in top
+        for i, a in enumerate(top[q])
+        for b in top[q][i + 1 :]
+    ]
+    assert bias["reversed"]["kendall_tau"] == pytest.approx(sum(signs) / 120)
+    assert bias["reversed"]["overlap@10"] == 1
+    few = position_bias(storage, job(lake, "s"), str(tmp_path / "qrels.parquet"), 4)
+    assert few["lists"] == 4
+    with pytest.raises(EvaluationError, match="no stage that scores lists"):
+        position_bias(storage, lake.job("r1"), str(tmp_path / "qrels.parquet"), 4)
+
+
+def expected(lake: Lake, lists: list[tuple[str, list[str]]]) -> dict[str, list[str]]:
+    """What the lister makes of lists, by query."""
+    texts = {row["doc_id"]: row["text"] for row in pq.read_table(lake.folder / "documents.parquet").to_pylist()}
+    queries = [Query(query, f"query {int(query[1:])}") for query, _ in lists]
+    documents = [tuple(Document(doc_id, texts[doc_id]) for doc_id in ids) for _, ids in lists]
+    results = HashLister().score_lists(map(CandidateList, queries, documents))
+    ranked = defaultdict(list)
+    for pair in sorted(results, key=lambda pair: (-pair.logit, pair.doc_id)):
+        ranked[pair.query_id].append(pair.doc_id)
+    return dict(ranked)

@@ -8,12 +8,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click import Command
 from click.testing import CliRunner
 
+from checkpoints.listwise import write_jina_v3
 from lakerank import Document, Query, load_reranker
 from lakerank.cli.evaluate import evaluate
 from lakerank.cli.resolve import rerank_job
@@ -130,3 +132,73 @@ def test_a_cascade_is_judged_and_kept_like_any_run(folder, cascade):
     cleaned = invoke(clean, "cascade.yaml", folder)
     assert cleaned["listed"] == {"files": 0, "bytes": 0}
     assert "cascade" in cleaned["kept_runs"]
+
+
+def test_the_tops_of_lists_are_ranked_together(runner, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("listwise")
+    path = str(write_jina_v3(folder / "v3"))
+    candidates = pq.read_table(LAKE / "candidates.parquet")
+    kinds = ("text-to-text-seen.011.fr", "text-to-mixed-seen.021.nl", "image-to-text-unseen-style.013.fluent")
+    pq.write_table(candidates.filter(pc.is_in(candidates["query_id"], pa.array(kinds))), folder / "candidates.parquet")
+    model = [f"model.1.path={path}", "model.1.revision=null", "model.1.top=6"]
+    config = load_config(ROOT / "conf" / "listwise.yaml", [*settings(folder), *model])
+    summary = run(runner, Storage(), rerank_job(config, "lists", Storage()))
+    counts = {"passes": 1, "window": 125, "stride": None, "lists": 3, "scored": 3, "reused": 0}
+    assert summary["passes"][1]["listwise"] == counts
+    assert summary["passes"][1]["forecast_tokens"] > 0
+    rows = [row for row in ranked(folder, "lists") if row["query_id"] == kinds[0]]
+    text_of = {row["doc_id"]: row["text"] for row in pq.read_table(LAKE / "documents.parquet").to_pylist()}
+    query = next(row for row in pq.read_table(LAKE / "queries.parquet").to_pylist() if row["query_id"] == kinds[0])
+    first = {name: score for name, score in scores(folder, kinds[0]) if name in {row["doc_id"] for row in rows[:6]}}
+    given = sorted(first, key=lambda doc_id: (-first[doc_id], doc_id))
+    results = load_reranker(path, device="cpu").rank(query["text"], [text_of[doc_id] for doc_id in given])
+    assert [given[result.index] for result in results] == [row["doc_id"] for row in rows[:6]]
+    assert [result.logit for result in results] == [row["logit"] for row in rows[:6]]
+    reasons = {row["query_id"]: row["reason"] for row in ranked(folder, "lists") if row["reason"]}
+    assert reasons.keys() == set(kinds[1:])
+    assert set(reasons.values()) == {"modality_unsupported"}
+    words = [word for setting in model for word in ("--set", setting)]
+    last = invoke(evaluate, "listwise.yaml", folder, "--run-id", "lists", "--position-bias", "5", *words)
+    assert last["position_bias"]["lists"] == 2, "nothing can be read of the third"
+    assert -1 <= last["position_bias"]["reversed"]["kendall_tau"] < 1
+    report = (folder / "out" / "runs" / "lists" / "report.html").read_text()
+    assert "3 lists, 3 of them new" in report
+    assert "Position bias</h2>" in report
+
+
+def scores(folder: Path, query_id: str) -> list[tuple[str, float]]:
+    """Ids and logits of a query's documents in the first stage."""
+    manifest = json.loads((folder / "out" / "runs" / "lists" / "manifest.json").read_text())
+    stage = folder / "out" / "scores" / f"scorer={manifest['passes'][0]['scorer']}"
+    rows = [row for file in stage.iterdir() for row in pq.read_table(file, partitioning=None).to_pylist()]
+    return [(row["doc_id"], row["logit"]) for row in rows if row["query_id"] == query_id]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "{path: LISTER}",
+        "[{path: LISTER}, {path: embedded, top: 3}]",
+        "[{path: embedded}, {path: LISTER, keep: {recall: 0.9}}]",
+        "{ensemble: [{path: embedded}, {path: LISTER}]}",
+        "{text: {path: LISTER, calibration: SCALE}, image: {path: embedded, calibration: SCALE}}",
+    ],
+)
+def test_a_reranker_of_lists_is_refused_where_nothing_orders_them(model, tmp_path):
+    path = write_jina_v3(tmp_path / "v3")
+    setting = "model=" + model.replace("LISTER", str(path)).replace("SCALE", "{scale: 1, bias: 0}")
+    with pytest.raises(ConfigError, match=r"v3.* scores lists.*pointwise: true"):
+        rerank_job(load_config(ROOT / "conf" / "demo.yaml", [setting]), "r", Storage())
+
+
+@pytest.mark.parametrize(
+    ("listwise", "fault"),
+    [
+        ("{passes: 0}", "passes must be positive"),
+        ("{stride: 3, window: 2}", "from 2 documents on"),
+        ("{pass: 2}", "passes"),
+    ],
+)
+def test_what_lists_cannot_be_scored_by_is_a_fault_of_the_config(listwise, fault):
+    with pytest.raises(ConfigError, match=rf"model\.1\.listwise.*{fault}"):
+        load_config(ROOT / "conf" / "listwise.yaml", [f"model.1.listwise={listwise}"])

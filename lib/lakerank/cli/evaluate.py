@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,8 +44,12 @@ IN_PROCESS_ROWS = 2_000_000
     "--examples", type=click.IntRange(min=0, max=12), default=8, show_default=True,
     help="Queries printed with the tops of their lists before and after reranking.",
 )  # fmt: skip
+@click.option(
+    "--position-bias", "lists", type=click.IntRange(min=1), metavar="LISTS",
+    help="Where the last model scores lists: score so many again as they were given, reversed and shuffled.",
+)  # fmt: skip
 def evaluate(
-    given: resolve.CommandLine, run_id: str, against: str | None, other_tables: bool, examples: int, **fits: bool
+    given: resolve.CommandLine, run_id: str, against: str | None, other_tables: bool, **more: Any
 ) -> dict[str, Any]:
     """Evaluate a run against the lake's qrels: metrics and a report.
 
@@ -66,9 +70,9 @@ def evaluate(
     and after, nDCG@10 and Recall@10 by task, and whether reranking helps. The last line of standard output is a JSON
     object: run_id, models, verdict (better, no difference shown, worse, …), queries, chance,
     ceiling, first_stage (null when the candidates have no order), reranked, gain, against, benchmarks, modality_gap,
-    labels, calibration, report, evaluation, seconds.
+    position_bias, labels, calibration, report, evaluation, seconds.
     """
-    if all(fits.values()):
+    if more["fit_labels"] and more["fit_calibration"]:
         raise ConfigError(["--fit-labels: labels are fitted to calibrated relevance; fit them after the calibration"])
     with requires("report"):
         from lakerank.evaluation.job import evaluate_run
@@ -81,11 +85,16 @@ def evaluate(
     if baseline and (names := resolve.other_tables(storage, config, baseline.run_id)):
         logger.warning("run %s was made from other tables than run %s: %s", baseline.run_id, paths.run_id, names)
     inputs = _inputs(storage, config, paths, baseline)
+    if more["lists"]:
+        from lakerank.rerank.position_bias import position_bias
+
+        job = resolve.rerank_job(config, paths.run_id, storage)
+        inputs = replace(inputs, position_bias=position_bias(storage, job, inputs.tables.qrels, more["lists"]))
     with job_runner(config.spark, lambda: inputs.rows <= IN_PROCESS_ROWS) as runner:
         result = evaluate_run(runner, storage, inputs)
-    click.echo(terminal_table(result.evaluation, result.examples[:examples]))
-    labels = _fit_labels(storage, result, config) if fits["fit_labels"] else None
-    calibration = _fit_calibration(storage, result, config) if fits["fit_calibration"] else None
+    click.echo(terminal_table(result.evaluation, result.examples[: more["examples"]]))
+    labels = _fit_labels(storage, result, config) if more["fit_labels"] else None
+    calibration = _fit_calibration(storage, result, config) if more["fit_calibration"] else None
     click.echo(f"Report: {result.report}\n")
     return result.summary() | {"labels": labels, "calibration": calibration}
 

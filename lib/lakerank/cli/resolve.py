@@ -39,7 +39,7 @@ from lakerank.limits import Limits, LogitScale
 from lakerank.model.checkpoint import MINILM_EN, fetch_command
 from lakerank.model.registry import WIDE
 from lakerank.model.routed import ModelSpec, RoutedSpec
-from lakerank.model.spec import CheckpointSpec, RuntimeOptions
+from lakerank.model.spec import CheckpointSpec, RuntimeOptions, ScorerIdentity
 from lakerank.plan.conflicts import changed_settings
 from lakerank.plan.guarantee import Promise
 from lakerank.plan.plan import PlanLimits, Tables
@@ -346,6 +346,7 @@ def _stages(config: Config) -> tuple[Stage, ...]:
         spec = model_spec(model)
         scorer = spec.identify(bounds)
         name, families = model_name(model), [identity.family for identity in scorer.identities]
+        faults += _list_faults(config, model, scorer)
         if scorer.fingerprint in stages:
             faults.append(f"model: {name} is named twice, and would only give the same scores again")
         stages[scorer.fingerprint] = Stage(
@@ -367,6 +368,7 @@ def _stages(config: Config) -> tuple[Stage, ...]:
                 likeness=likeness,
                 share=scoring.near_duplicates is not None,
                 encoder=scorer.encoder if scoring.keep_states else None,
+                listwise=scorer.listwise,
             ),
             top=model.top if isinstance(model, CascadeStageConfig) else None,
             keep=_record(Promise, model.keep) if isinstance(model, CascadeStageConfig) and model.keep else None,
@@ -383,6 +385,15 @@ def _stages(config: Config) -> tuple[Stage, ...]:
     if faults:
         raise ConfigError(faults)
     return tuple(part for stage in stages.values() for part in stage.parts)
+
+
+def _list_faults(config: Config, model: ModelConfig | RoutedConfig, scorer: ScorerIdentity) -> list[str]:
+    """What is wrong with a scorer of lists that is not the last stage of a cascade."""
+    last = isinstance(model, CascadeStageConfig) and model.keep is None and model is config.rerankers[-1]
+    if last or not any(identity.listwise for identity in scorer.identities):
+        return []
+    advice = "name it last in a cascade, with a `top`, or say pointwise: true beside its path"
+    return [f"model: {model_name(model)} scores lists, which another reranker must put in order; {advice}"]
 
 
 def _likeness(config: Config) -> Likeness | None:

@@ -148,6 +148,7 @@ class Evaluation:
             "modality_gap": [{**asdict(gap), "trust": gap.trust.value, "words": gap.words} for gap in self.gaps],
             "calibration": {"error": self.calibration_error, "bins": [asdict(part) for part in self.calibration]},
             "labels": asdict(self.agreement),
+            "position_bias": self.inputs.position_bias,
         }
 
 

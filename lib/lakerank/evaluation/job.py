@@ -67,6 +67,7 @@ class Evaluated:
             "against": baseline,
             "benchmarks": {headline.name: round(headline.reranked, 4) for headline in evaluation.benchmarks},
             "modality_gap": {f"{gap.stage}, {gap.query} queries": gap.trust.value for gap in evaluation.gaps},
+            "position_bias": evaluation.inputs.position_bias,
             "report": self.report,
             "evaluation": self.figures,
             "seconds": round(self.seconds, 3),

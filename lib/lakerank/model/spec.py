@@ -74,6 +74,11 @@ class ScorerIdentity:
         return self.identities[0].encoder if len(self.identities) == 1 else None
 
     @property
+    def listwise(self) -> Listwise | None:
+        """How it scores lists; None where it scores pairs."""
+        return self.identities[0].listwise if len(self.identities) == 1 else None
+
+    @property
     def readings(self) -> tuple[CostProfile, ...]:
         """How pairs are read, all of them, or those of texts and those with an image."""
         return tuple(identity.cost_profile(self.parameters) for identity in self.identities)

@@ -82,7 +82,7 @@ def forecast(plan: Plan, parameters: int, calibration: Calibration | None) -> di
         "forecast_tokens_pairwise": plan.pairwise_cost,
         "forecast_patches": plan.patches,
         "forecast_fetch_bytes": plan.fetch_bytes,
-        "forecast_read_amplification": round(plan.read_bytes / plan.fetch_bytes, 3) if plan.fetch_bytes else None,
+        "forecast_read_amplification": round(plan.read_bytes / plan.fetch_bytes, 3) if plan.read_bytes else None,
         **_work(plan.cost, parameters, calibration),
         "forecast_fetch_hours": None if fetching is None else round(fetching, 4),
         "largest_unit_over_mean": round(plan.largest_unit * plan.units / plan.cost, 3) if plan.cost else 0.0,

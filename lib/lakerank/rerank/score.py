@@ -268,6 +268,16 @@ def candidate_lists(groups: Iterable[DocumentGroup]) -> Iterator[CandidateList]:
         yield CandidateList(query, documents)
 
 
+def read_lists(
+    storage: Storage, max_image_bytes: int, sources: str, plan: Sequence[PlannedGroup]
+) -> list[CandidateList]:
+    """The lists of some pairs in order, without what cannot be read."""
+    files, images = read_sources(storage, sources), ImageFiles(storage, max_image_bytes)
+    lists = [*candidate_lists(_groups(storage, plan, files, images, [], None, _worker.documents))]
+    _check_sources(storage, plan, files)
+    return lists
+
+
 def _scored_lists(
     reranker: LoadedListReranker, lists: Iterable[CandidateList], watch: Watch | None
 ) -> Iterator[ScoredPair | Reject]:

@@ -157,6 +157,7 @@ def _stage(stage: Mapping[str, Any]) -> str:
         str(model.get("path") or "?"),
         f"{counts.get('candidates', 0):,} pairs" + (f", the best {top} a query" if top else ""),
         f"{stage['guarantee']['spared']:,} spared by its guarantee" if stage.get("guarantee") else "",
+        "{lists:,} lists, {scored:,} of them new".format(**stage["listwise"]) if stage.get("listwise") else "",
         f"{counts.get('new', 0):,} scored in this run",
         duration(seconds) if seconds else "",
         f"{tokens:,} tokens" if tokens else "",

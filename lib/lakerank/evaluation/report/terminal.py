@@ -30,7 +30,7 @@ _LABEL = 26
 def terminal_table(evaluation: Evaluation, examples: Sequence[Example]) -> str:
     """Plain text, no line wider than `WIDTH` cells (a wide character counts as two), ends with a newline."""
     figures = "\n".join([_figures(evaluation), *_intervals(evaluation.overall)])
-    blocks = [*(_example(example) for example in examples), figures, *_verdict(evaluation)]
+    blocks = [*(_example(example) for example in examples), figures, *_position_bias(evaluation), *_verdict(evaluation)]
     return "\n".join(line.rstrip() for line in "\n\n".join(blocks).splitlines()) + "\n"
 
 
@@ -74,6 +74,17 @@ def _verdict(evaluation: Evaluation) -> list[str]:
         second = f"{SECONDARY} {evaluation.overall.baseline_gain[SECONDARY].mean:+.3f}"
         texts.insert(1, f"Against run {evaluation.baseline}: {PRIMARY} {gain.mean:+.3f}{bounds}, {second}.")
     return ["\n".join(line for text in texts for line in wrap(one_line(text), WIDTH))]
+
+
+def _position_bias(evaluation: Evaluation) -> list[str]:
+    """How other orders of the lister's input change its lists, a line an order."""
+    if (bias := evaluation.inputs.position_bias) is None:
+        return []
+    lines = [f"Position bias of {bias['lists']:,} lists, {bias['judged']:,} of them judged:"]
+    for order in ("given", "reversed", "shuffled"):
+        figures = ((name, value) for name, value in bias[order].items() if value is not None)
+        lines.append(f"  {order:<9}" + "".join(f" {name} {value:.3f} " for name, value in figures))
+    return ["\n".join(lines)]
 
 
 def _figures(evaluation: Evaluation) -> str:

@@ -28,7 +28,7 @@ from lakerank.lake.snapshot import TableSnapshot
 from lakerank.lake.states import state_files
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import Fragment, fragments
-from lakerank.plan.index import QueryList, RankedFiles, TableIndex, TableName
+from lakerank.plan.index import QueryList, TableIndex, TableName
 from lakerank.plan.lookup import ScoreIndex, previous_candidates
 from lakerank.plan.partitions import Partitions, Splitter, document_ranges, even_edges
 from lakerank.plan.plan import (
@@ -45,7 +45,6 @@ from lakerank.plan.plan import (
 )
 from lakerank.plan.units import GroupFiles
 from lakerank.rerank.plan.clusters import Clustering
-from lakerank.rerank.plan.listwise import ListInput, ListSplitter, split_lists
 from lakerank.rerank.plan.steps import (
     Contents,
     Join,
@@ -58,7 +57,7 @@ from lakerank.rerank.plan.steps import (
     write_units,
 )
 from lakerank.rerank.stage import PLANNING
-from lakerank.runner import Counts, Rows, Runner, gather, total_of
+from lakerank.runner import Counts, Runner, gather, total_of
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +215,7 @@ class PlanBuilder:
     def _index(self, table: TableName, files: Sequence[Fragment], sizing: Sizing) -> TableIndex:
         return table_index(self.runner, self.storage, self.paths.output, table, files, sizing)
 
-    def _clusters(self, documents: TableIndex) -> Clusters | None:
+    def clusters(self, documents: TableIndex) -> Clusters | None:
         if documents.sketches is None or (likeness := self.limits.likeness) is None:
             return None
         found = join(self.folder, "clusters")
@@ -232,10 +231,8 @@ class PlanBuilder:
             pairs: how many pairs each document range has.
             pairs_in: the plan folder whose `pairs/` they are; by default this attempt's.
         """
-        sizes = pairs.get("range", {})
-        edges = even_edges(sizes, self._tasks(sum(sizes.values())))
-        partitions = Partitions(document_ranges(documents.chunks), edges)
-        clusters = self._clusters(documents)
+        partitions = self.partitions(documents, pairs)
+        clusters = self.clusters(documents)
         splitter = Splitter(documents, queries, self.limits.max_queries_per_group, self.limits.readings, clusters)
         scores = score_index(self.runner, ScoreIndex(self.storage, self.paths.output, scorer))
         sharing = clusters if self.limits.share else None
@@ -246,21 +243,9 @@ class PlanBuilder:
         if scores.names or states:
             records.append(kept_records(self.runner, scores, states, queries, contents, partitions))
         self.runner.describe(f"plan: split new pairs from scored ones, {partitions.count} partitions")
-        return self._cut(split_pairs(self.runner, splitter, self.folder, records, partitions.count), queries)
+        return self.cut(split_pairs(self.runner, splitter, self.folder, records, partitions.count), queries)
 
-    def split_lists(
-        self, scorer: str, documents: TableIndex, files: RankedFiles, pairs: Counts, bits: int, order: Sequence[Rows]
-    ) -> dict[str, Any]:
-        """The same of a stage that scores lists, whose pairs are in the `order` of their LISTED scores."""
-        sizes, runner = pairs.get("range", {}), self.runner
-        partitions = Partitions(document_ranges(documents.chunks), even_edges(sizes, self._tasks(sum(sizes.values()))))
-        splitter = ListSplitter(documents, files, self.limits, self._clusters(documents))
-        scores = score_index(runner, ScoreIndex(self.storage, self.paths.output, scorer))
-        runner.describe("plan: split new lists from scored ones")
-        given = ListInput(self.folder, order, scores)
-        return self._cut(split_lists(runner, splitter, given, partitions, bits), files.queries)
-
-    def _cut(self, split: Counts, queries: QueryList) -> dict[str, Any]:
+    def cut(self, split: Counts, queries: QueryList) -> dict[str, Any]:
         """Cut what a split has left to score into units: the plan's fields that depend on the scorer."""
         reused = sorted(name.removeprefix("unit ") for name in split if name.startswith("unit "))
         write_reused_units(self.storage, self.folder, reused)
@@ -269,6 +254,11 @@ class PlanBuilder:
         unit_counts, largest = write_units(self.runner, groups, queries, unit_tokens)
         totals = {name: total_of(split, name) for name in _OF_NEW_PAIRS}
         return {**totals, "cost": sum(groups.costs.values()), "unit_counts": unit_counts, "largest_unit": largest}
+
+    def partitions(self, documents: TableIndex, pairs: Counts) -> Partitions:
+        """Even partitions of documents, given how many pairs each range of them has."""
+        sizes = pairs.get("range", {})
+        return Partitions(document_ranges(documents.chunks), even_edges(sizes, self._tasks(sum(sizes.values()))))
 
     def _tasks(self, pairs: int) -> int:
         """How many tasks pairs are spread over."""

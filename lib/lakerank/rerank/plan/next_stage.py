@@ -20,7 +20,7 @@ from lakerank.plan.partitions import PAIR, DocumentRanges, Partitions, document_
 from lakerank.plan.plan import Plan, Tables, part_name, planned_documents, read_part, write_part
 from lakerank.ranking import ranks
 from lakerank.rerank.plan.builder import PlanBuilder, PlanOrigin
-from lakerank.rerank.plan.listwise import LIST_ORDER
+from lakerank.rerank.plan.listwise import split_lists
 from lakerank.rerank.plan.sample import (
     LISTED,
     Choice,
@@ -91,8 +91,7 @@ def _plan(builder: PlanBuilder, tables: Tables, before: Sequence[PlannedStage], 
         pairs = count_pairs(runner, storage, pairs_in, ranges)
     if stage.limits.listwise is not None:
         lists = input_lists(storage, before, stage)
-        order = lists.frames(runner, storage, LIST_ORDER)
-        split = builder.split_lists(stage.scorer, documents, lists.files, pairs, first.plan.bits, order)
+        split = split_lists(builder, stage.scorer, documents, lists, pairs, first.plan.bits)
     else:
         queries = query_list(storage, first.paths, first.plan)
         split = builder.split(stage.scorer, documents, queries, pairs, first.plan.bits, pairs_in)
