@@ -80,6 +80,25 @@ def test_each_pair_of_contents_is_scored_once_whatever_the_ids(
     assert outcome(lake, "r2") == expected
 
 
+def test_a_content_is_scored_where_it_first_stands_and_can_be_scored(tmp_path, runner, storage):
+    lake = Lake(tmp_path)
+    texts = [(None, "same"), ("empty", ""), ("d1", "other"), ("unlisted", "same"), ("d2", "same"), ("d3", "same")]
+    given = {"empty": "given", "d1": "given"}  # an empty document with the hash of another
+    lake.write("documents", [{"doc_id": i, "text": text, "content_hash": given.get(i)} for i, text in texts])
+    lake.write("queries", [{"query_id": "q", "text": "query"}])
+    lake.write("candidates", [{"query_id": "q", "doc_id": name} for name in ("d3", "d2", "d1", "empty")])
+    audit = AuditRules(replace(Bounds(), max_reject_rate=None))
+    summary = run(runner, storage, lake.job("r1", audit=audit))
+    assert (summary["new"], summary["reused"], summary["rejected"]) == (2, 1, 1)
+    logits = lake.logits()
+    assert outcome(lake, "r1") == {
+        **{("q", name): logits["q", name] for name in ("d1", "d2", "d3")},
+        ("q", "empty"): "empty_document",
+    }
+    units = [pq.read_table(unit) for unit in (lake.folder / "out/scores/scorer=f00d").iterdir()]
+    assert sorted(pa.concat_tables(units)["doc_id"].to_pylist()) == ["d1", "unlisted"]
+
+
 LIKENESS = Likeness(DuplicatesConfig().text_similarity, DuplicatesConfig().image_difference)
 BODY = " ".join(f"word{number}" for number in range(80))
 

@@ -125,16 +125,9 @@ class ScoreIndex:
 
 
 def match_contents(kept: pa.Table, documents: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Every row that is kept by content with the first of DOCUMENT_CONTENTS of its content, in a schema."""
-    first = documents.group_by("doc_hash").aggregate([("document", "min")]).rename_columns(DOCUMENT_CONTENTS.names)
-    return kept.join(first, "doc_hash", join_type="inner").select(schema.names).cast(schema)
-
-
-def repeated_contents(documents: pa.Table) -> pa.Table:
-    """Of some DOCUMENT_CONTENTS with ids those whose content an earlier one has, and the `first` that has it."""
-    first = documents.group_by("doc_hash").aggregate([("document", "min")]).rename_columns(["doc_hash", "first"])
-    rows = documents.join(first, "doc_hash", join_type="inner")
-    return rows.filter(pc.not_equal(rows["document"], rows["first"]))
+    """Every row that is kept by content with the one of DOCUMENT_CONTENTS of its content, in a schema."""
+    distinct = documents.group_by(DOCUMENT_CONTENTS.names).aggregate([])
+    return kept.join(distinct, "doc_hash", join_type="inner").select(schema.names).cast(schema)
 
 
 def best_scores(scores: pa.Table, documents: Int64) -> tuple[Int64, pa.Table]:

@@ -32,9 +32,17 @@ _LOCATED = [("doc_id", pa.string()), ("document", pa.int64()), ("hash", pa.strin
 #: A row of the documents table by its number.
 LOCATED_DOCUMENTS = pa.schema([*_LOCATED, ("empty", pa.bool_())])
 
+#: A document that can be scored: 128 bits that its content is told apart by, its number, and the part of its id.
+_CONTENT_KEY = [("high", pa.uint64()), ("low", pa.uint64())]
+CONTENTS = pa.schema([*_CONTENT_KEY, ("document", pa.int64()), ("part", pa.int32())])
+
+#: A document whose content an earlier one of the table has, and the `first` that has it.
+REPEATED = pa.schema([("document", pa.int64()), ("first", pa.int64()), ("part", pa.int32())])
+
 #: Record types of the join.
-CANDIDATE, UNMATCHED_CANDIDATE, DOCUMENT = 0, 1, 2
-JOIN_RECORDS = {CANDIDATE: CANDIDATE_LISTS, UNMATCHED_CANDIDATE: UNMATCHED, DOCUMENT: LOCATED_DOCUMENTS}
+CANDIDATE, UNMATCHED_CANDIDATE, DOCUMENT, CONTENT = 0, 1, 2, 3
+JOIN_RECORDS = {CANDIDATE: CANDIDATE_LISTS, UNMATCHED_CANDIDATE: UNMATCHED}
+JOIN_RECORDS |= {DOCUMENT: LOCATED_DOCUMENTS, CONTENT: CONTENTS}
 
 #: Pairs that can be scored, a document a row: its number, its content, and its queries by number.
 PAIRS = pa.schema([*_LOCATED, *LISTS])
@@ -57,12 +65,13 @@ _VALUES = pa.array([reason.value for reason in REASONS])
 
 _MAX_WEIGHTS = 4096
 _WEIGHTS = splitmix64(np.arange(1, _MAX_WEIGHTS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
+_LOW_WEIGHTS = splitmix64(_WEIGHTS) | np.uint64(1)
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 
 
-def key_hash(keys: pa.Array) -> UInt64:
+def key_hash(keys: pa.Array, key_weights: UInt64 = _WEIGHTS) -> UInt64:
     """A 64-bit hash of each string, the same in every process and version: (N,) -> (N,); null hashes as "".
 
     Multilinear hashing: each byte is multiplied by a weight of its position, and the sum is mixed. The hash only
@@ -71,23 +80,26 @@ def key_hash(keys: pa.Array) -> UInt64:
     keys = keys.cast(pa.binary()).fill_null(b"")
     _, offsets_buffer, data_buffer = keys.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int32)[keys.offset : keys.offset + len(keys) + 1].astype(np.int64)
-    data = np.frombuffer(data_buffer or b"", np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64)
-    offsets = offsets - offsets[0]
-    lengths = np.diff(offsets)
-    position = np.arange(len(data)) - np.repeat(offsets[:-1], lengths)
-    weighted = (data + np.uint64(1)) * _WEIGHTS[position % _MAX_WEIGHTS]
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(weighted, dtype=np.uint64)])
-    return splitmix64(sums[offsets[1:]] - sums[offsets[:-1]] + lengths.astype(np.uint64))
+    data, lengths = np.frombuffer(data_buffer or b"", np.uint8), np.diff(offsets)
+    sums, by_length = np.zeros(len(keys), np.uint64), np.argsort(lengths, kind="stable")
+    for same in np.split(by_length, np.flatnonzero(np.diff(lengths[by_length])) + 1):
+        length, is_all = int(lengths[same].max(initial=0)), len(same) == len(keys)
+        weights = np.resize(key_weights, length)
+        places = slice(offsets[0], offsets[-1]) if is_all else offsets[same][:, None] + np.arange(length)
+        sums[same] = data[places].reshape(len(same), length) @ weights + weights.sum() + np.uint64(length)
+    return splitmix64(sums)
 
 
 def hash_parts(keys: pa.Array | pa.ChunkedArray, bits: int) -> npt.NDArray[np.int32]:
     """The partition of 2^bits that each key goes to: (N,) -> (N,). Twice as many partitions split each in two."""
     if not bits:
         return np.zeros(len(keys), np.int32)
-    whole = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
-    coded = whole.fill_null("").dictionary_encode()  # a repeated key is hashed once
-    hashes = key_hash(coded.dictionary)[coded.indices.to_numpy()]
-    return np.asarray((hashes >> np.uint64(64 - bits)).astype(np.int32))
+    return high_bits(key_hash(keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys), bits)
+
+
+def high_bits(hashes: UInt64, bits: int) -> npt.NDArray[np.int32]:
+    """The partition of 2^bits of each hash: (N,) -> (N,)."""
+    return np.asarray((hashes >> np.uint64(64 - bits)).astype(np.int32)) if bits else np.zeros(len(hashes), np.int32)
 
 
 def located_documents(index: TableIndex, chunks: Sequence[int]) -> Iterator[pa.Table]:
@@ -112,6 +124,25 @@ def grouped_candidates(rows: pa.Table, queries: QueryList) -> tuple[pa.Table, pa
     arrays = [doc_ids.dictionary.take(pa.array(keys[starts] >> 32)), *lists]
     grouped = pa.Table.from_arrays(arrays, schema=CANDIDATE_LISTS)
     return grouped, pairs.filter(pa.array(unmatched)).cast(UNMATCHED)
+
+
+def scorable_contents(documents: pa.Table, contents: pa.ChunkedArray, parts: npt.NDArray[np.int32]) -> pa.Table:
+    """CONTENTS of LOCATED_DOCUMENTS, given what their contents are told apart by and the parts of their ids."""
+    whole = contents.combine_chunks()
+    keys = [pa.array(key_hash(whole, weights)) for weights in (_WEIGHTS, _LOW_WEIGHTS)]
+    rows = pa.Table.from_arrays([*keys, documents["document"], pa.array(parts)], schema=CONTENTS)
+    scorable = pc.and_not(pc.is_valid(documents["doc_id"]), documents["empty"])
+    return rows if pc.all(scorable).as_py() else rows.filter(scorable)
+
+
+def repeated_contents(rows: pa.Table) -> pa.Table:
+    """REPEATED of some CONTENTS, which have all that are equal."""
+    keys, names = rows["high"].to_numpy(), [name for name, _ in _CONTENT_KEY]
+    rising = np.sort(keys)
+    rows = rows.filter(pa.array(np.isin(keys, rising[1:][rising[1:] == rising[:-1]])))
+    first = rows.group_by(names).aggregate([("document", "min")]).rename_columns([*names, "first"])
+    repeated = rows.join(first, names, join_type="inner")
+    return repeated.filter(pc.not_equal(repeated["document"], repeated["first"])).select(REPEATED.names).cast(REPEATED)
 
 
 class ValidatedPairs(NamedTuple):

@@ -103,11 +103,13 @@ def even_edges(sizes: Mapping[int, int], partitions: int) -> Int64:
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """The pairs (P,) of some rows of PAIRS. Of pairs with the same contents one leads: one of the content's first
-    document, if that lists the query. Leaders (L,) are in the order of documents and queries; `leader` is each pair's.
+    """The pairs (P,) of some rows (R,) of PAIRS. Of pairs with the same contents one leads: one of the content's first
+    document, if that lists the query. Leaders (L,) are in the order of documents and queries; `leader` is each pair's,
+    `contents` each row's content (C,), by its position.
     """
 
     table: pa.Table
+    contents: Int64
     rows: Int64
     queries: Int64
     ranks: Int64
@@ -117,16 +119,25 @@ class _Pairs:
     @classmethod
     def of(cls, pairs: pa.Table, same_as: npt.NDArray[np.int32]) -> _Pairs:
         pairs = pairs.append_column("later", pc.is_valid(pairs["doc_id"]))
-        pairs = pairs.sort_by([(name, "ascending") for name in ("document", "later", "doc_id")]).combine_chunks()
-        rows, queries, ranks = flat(pairs)
-        documents, of_query = pairs["document"].to_numpy()[rows], same_as[queries]
-        order = np.lexsort((queries, rows, of_query, documents))
-        starts = (np.diff(documents[order], prepend=-1) != 0) | (np.diff(of_query[order], prepend=-1) != 0)
+        order_of = ("document", "later", "doc_id") if pc.any(pairs["later"]).as_py() else ("document",)
+        pairs = pairs.sort_by([(name, "ascending") for name in order_of]).combine_chunks()
+        rows, queries, ranks = flat(pairs)  # by row, then query: what follows is all but in order
+        contents = np.cumsum(np.diff(pairs["document"].to_numpy(), prepend=-1) != 0) - 1
+        upper = contents[rows] << 32
+        keys = upper | same_as[queries]
+        order = np.argsort(keys, kind="stable")
+        starts = np.diff(keys[order], prepend=-1) != 0
         first = order[starts]
-        sequence = np.lexsort((queries[first], documents[first]))
-        leader = np.empty(len(rows), np.int64)
-        leader[order] = np.argsort(sequence)[np.cumsum(starts) - 1]
-        return cls(pairs, rows, queries, ranks, first[sequence], leader)
+        sequence = np.argsort((upper | queries)[first], kind="stable")
+        position, leader = np.empty(len(first), np.int64), np.empty(len(rows), np.int64)
+        position[sequence] = np.arange(len(first))
+        leader[order] = position[np.cumsum(starts) - 1]
+        return cls(pairs, contents, rows, queries, ranks, first[sequence], leader)
+
+    @property
+    def first_rows(self) -> Int64:
+        """The first row of each content (C,): its first document's own, if that is listed."""
+        return np.flatnonzero(np.diff(self.contents, prepend=-1))
 
     @property
     def own(self) -> npt.NDArray[np.bool_]:
@@ -135,7 +146,7 @@ class _Pairs:
 
     def named(self, first: pa.Table, clusters: Clusters | None) -> pa.Table:
         """`doc_id`, MEMBERSHIPS and whether its content is `near` that of the first document, for each row (R,)."""
-        own = first.select(["id", "hash"]).take(pa.array(np.cumsum(self.own) - 1)).combine_chunks()
+        own = first.select(["id", "hash"]).take(pa.array(self.contents)).combine_chunks()
         doc_ids, hashes = (pc.coalesce(self.table[n], own[of]) for n, of in (("doc_id", "id"), ("hash", "hash")))
         of_clusters = pa.nulls(len(hashes), pa.string()) if clusters is None else clusters.of(hashes)
         columns = [doc_ids, self.table["group_id"], of_clusters, pc.not_equal(hashes, own["hash"])]
@@ -161,8 +172,8 @@ class Splitter:
         """
         same_as = self.queries.column("same_as").to_numpy()
         every = _Pairs.of(pairs, same_as)
-        numbers = every.table["document"].to_numpy()[every.own]
-        rows, queries = np.cumsum(every.own)[every.rows[every.leaders]] - 1, every.queries[every.leaders]
+        numbers = every.table["document"].to_numpy()[every.first_rows]
+        rows, queries = every.contents[every.rows[every.leaders]], every.queries[every.leaders]
         keys, stored = best_scores(scores, numbers)
         required = (rows << 32) | same_as[queries]
         at = np.searchsorted(keys, required)
@@ -218,12 +229,12 @@ class Splitter:
         new, tried = pairs
         leaders = every.leaders[new]
         own, queries = every.own[every.rows[leaders]], every.queries[leaders]
-        rows = np.cumsum(every.own)[every.rows[leaders]] - 1
+        rows = every.contents[every.rows[leaders]]
         starts = group_starts(rows, self.max_queries)
         grouped = documents.take(pa.array(rows[starts]))
         offsets = pa.array(np.append(starts, len(rows)).astype(np.int32))
         ranks = np.where(own, every.ranks[leaders], NOT_LISTED)
-        memberships = named.select(MEMBERSHIPS.names).filter(pa.array(every.own)).take(pa.array(rows[starts]))
+        memberships = named.select(MEMBERSHIPS.names).take(pa.array(every.first_rows[rows[starts]]))
         return with_columns(
             grouped,
             GROUPS,

@@ -20,7 +20,7 @@ from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.scores import PlannedUnits, finished_units
 from lakerank.lake.snapshot import TableFile, TableSnapshot
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import Fragment, fragments, parquet_bytes, read_table_file
+from lakerank.lake.tables import Fragment, fragments, parquet_bytes
 from lakerank.limits import Listwise
 from lakerank.schemas import CANDIDATES, DOCUMENTS, GROUP_IDS, QUERIES
 
@@ -230,9 +230,13 @@ def part_name(number: int) -> str:
 
 
 def read_part(storage: Storage, address: str, schema: pa.Schema) -> pa.Table:
-    """A whole file of a plan or an index: the columns of the schema."""
-    batches = [batch for *_, batch in read_table_file(storage, address, schema, batch_rows=ROW_GROUP_ROWS)]
-    return pa.Table.from_batches(batches, schema=schema).combine_chunks()
+    """A whole file of a plan or an index: the columns of the schema, null where an earlier version wrote none."""
+    with storage.open_parquet(address) as parquet:
+        stored = pa.schema([field for field in schema if field.name in parquet.schema_arrow.names])
+        batches = storage.batches(address, parquet, batch_size=ROW_GROUP_ROWS, columns=stored.names)
+        rows = pa.Table.from_batches(batches, schema=stored).combine_chunks()
+    lacking = {field.name: pa.nulls(rows.num_rows, field.type) for field in schema if field.name not in stored.names}
+    return with_columns(rows, schema, **lacking)
 
 
 def write_part(storage: Storage, folder: str, number: int, rows: pa.Table) -> None:

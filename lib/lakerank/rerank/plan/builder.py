@@ -46,8 +46,8 @@ from lakerank.plan.plan import (
 from lakerank.plan.units import GroupFiles
 from lakerank.rerank.plan.clusters import Clustering
 from lakerank.rerank.plan.steps import (
-    Contents,
     Join,
+    PairFiles,
     kept_records,
     number_queries,
     pair_records,
@@ -164,9 +164,10 @@ class PlanBuilder:
         bucket_rows = self._bucket_rows(candidates, queries)
         previous = previous_candidates(storage, self.paths)
         ranges = document_ranges(documents.chunks)
-        step = Join(storage, self.folder, queries, ranges, bits, bucket_rows, previous)
+        sharing = self._clusters(documents) if self.limits.share else None
+        step = Join(storage, self.folder, queries, ranges, bits, bucket_rows, previous, sharing)
         joined = step.run(self.runner, inputs["candidates"], documents)
-        split = self.split(scorer, documents, queries, joined, bits)
+        split = self.split(scorer, documents, queries, joined, (self.folder, self.folder, bits))
         counts: Any = {name: total_of(joined, name) for name in _OF_CANDIDATES}
         first_queries = self._first_queries(joined, bucket_rows)
         for snapshot in snapshots.values():
@@ -223,25 +224,24 @@ class PlanBuilder:
         return clustering.ensure(self.runner)
 
     def split(
-        self, scorer: str, documents: TableIndex, queries: QueryList, pairs: Counts, bits: int, pairs_in: str = ""
+        self, scorer: str, documents: TableIndex, queries: QueryList, pairs: Counts, files: tuple[str, str, int]
     ) -> dict[str, Any]:
         """Split new pairs from scored ones, cut the new ones into units: the plan's fields that depend on the scorer.
 
         Args:
             pairs: how many pairs each document range has.
-            pairs_in: the plan folder whose `pairs/` they are; by default this attempt's.
+            files: the plan folder whose `pairs/` they are, the first stage's, and the bits of both.
         """
         partitions = self.partitions(documents, pairs)
         clusters = self.clusters(documents)
         splitter = Splitter(documents, queries, self.limits.max_queries_per_group, self.limits.readings, clusters)
         scores = score_index(self.runner, ScoreIndex(self.storage, self.paths.output, scorer))
         sharing = clusters if self.limits.share else None
-        contents = Contents(self.storage, pairs_in or self.folder, self.folder, bits, sharing)
-        contents.find_repeated(self.runner)
-        records = [pair_records(self.runner, contents, partitions)]
+        pair_files = PairFiles(self.storage, *files, sharing)
+        records = [pair_records(self.runner, pair_files, partitions)]
         states = state_files(self.storage, self.paths.output, self.limits.encoder)
         if scores.names or states:
-            records.append(kept_records(self.runner, scores, states, queries, contents, partitions))
+            records.append(kept_records(self.runner, scores, states, queries, pair_files, partitions))
         self.runner.describe(f"plan: split new pairs from scored ones, {partitions.count} partitions")
         return self.cut(split_pairs(self.runner, splitter, self.folder, records, partitions.count), queries)
 

@@ -34,7 +34,7 @@ from lakerank.rerank.plan.sample import (
     remembered,
     survey,
 )
-from lakerank.rerank.plan.steps import Contents, pair_records
+from lakerank.rerank.plan.steps import PairFiles, pair_records
 from lakerank.rerank.rank.lists import SCORED_KIND, by_query
 from lakerank.rerank.stage import RULE, PlannedStage, Stage
 from lakerank.runner import BATCHES, COUNTS, Counts, Rows, Runner, histogram, pack, total_of, totals
@@ -94,7 +94,8 @@ def _plan(builder: PlanBuilder, tables: Tables, before: Sequence[PlannedStage], 
         split = split_lists(builder, stage.scorer, documents, lists, pairs, first.plan.bits)
     else:
         queries = query_list(storage, first.paths, first.plan)
-        split = builder.split(stage.scorer, documents, queries, pairs, first.plan.bits, pairs_in)
+        files = pairs_in, first.folder, first.plan.bits
+        split = builder.split(stage.scorer, documents, queries, pairs, files)
     return replace(
         first.plan,
         attempt=builder.attempt,
@@ -269,5 +270,5 @@ def _document_counts(runner: Runner, storage: Storage, folder: str, documents: T
             yield histogram("group", np.repeat(costs, -(-listed // max_queries)))
             yield histogram("pair", np.repeat(costs, listed))
 
-    pairs = pair_records(runner, Contents(storage, folder, folder), partitions)
+    pairs = pair_records(runner, PairFiles(storage, folder, folder), partitions)
     return runner.summed(runner.exchange([pairs], partitions.count, {PAIR: PAIRS}, count, COUNTS))

@@ -32,18 +32,22 @@ from lakerank.plan.lookup import (
     PreviousCandidates,
     ScoreIndex,
     match_contents,
-    repeated_contents,
 )
 from lakerank.plan.pairs import (
     CANDIDATE,
+    CONTENT,
     DOCUMENT,
     JOIN_RECORDS,
     PAIRS,
+    REPEATED,
     UNMATCHED_CANDIDATE,
     flat,
     grouped_candidates,
     hash_parts,
+    high_bits,
     located_documents,
+    repeated_contents,
+    scorable_contents,
     validate_pairs,
 )
 from lakerank.plan.partitions import (
@@ -57,7 +61,7 @@ from lakerank.plan.partitions import (
 )
 from lakerank.plan.plan import BATCH_ROWS, read_part, with_columns, write_part
 from lakerank.plan.units import Cuts, GroupFiles, unit_name, unit_rows
-from lakerank.runner import BATCHES, COUNTS, Counts, Rows, Runner, gather, histogram, one_row, pack, totals
+from lakerank.runner import BATCHES, COUNTS, Counts, Rows, Runner, gather, histogram, one_row, pack, total_of, totals
 from lakerank.schemas import CANDIDATES
 
 _ROWS = pa.schema([("rows", pa.int64())])
@@ -65,11 +69,10 @@ _LISTED = pa.schema([*_ROWS, ("instructed", pa.int64())])
 _KEYS = ("query_id", "doc_id", "first_stage_rank")
 #: Record types of the lookup.
 _CONTENT_SCORE, _CONTENT, _CONTENT_STATE = 0, 1, 2
-_DOCUMENTS = pa.schema([PAIRS.field(name) for name in ("hash", "document", "doc_id")])
-_REPEATABLE = pa.schema([*DOCUMENT_CONTENTS, ("doc_id", pa.string())])
-_LOOKUP_RECORDS = {_CONTENT_SCORE: CONTENT_SCORES, _CONTENT: _REPEATABLE, _CONTENT_STATE: STATE_REFS}
-#: A document whose content the document with the number `first` has, which comes before it.
-_REPEATED = pa.schema([("doc_id", pa.string()), ("document", pa.int64()), ("first", pa.int64())])
+_DOCUMENTS = pa.schema([PAIRS.field(name) for name in ("hash", "document")])
+_LOOKUP_RECORDS = {_CONTENT_SCORE: CONTENT_SCORES, _CONTENT: DOCUMENT_CONTENTS, _CONTENT_STATE: STATE_REFS}
+#: Where a task of the join leaves the repeated contents that it finds, for the parts of their documents.
+_BY_CONTENT = "repeated_contents"
 
 _FILE = pa.schema([("file", pa.string())])
 _REPORT = pa.schema([("task", pa.int64()), ("units", pa.int64()), ("largest", pa.int64())])
@@ -109,6 +112,7 @@ def number_queries(runner: Runner, index: TableIndex, folder: str) -> tuple[Quer
 class Join:
     """Validates candidates by document id in 2^bits parts: pairs to score go to `pairs/`, the others to `rejects/`.
 
+    Documents of the table whose content an earlier one has go to `repeated/`, which lakes without any have none of.
     Pairs are counted by document range and by buckets of `bucket_rows` neighbouring queries. Of the last published
     run's candidates (`previous`), those that are still listed are counted.
     """
@@ -120,6 +124,7 @@ class Join:
     bits: int
     bucket_rows: int
     previous: PreviousCandidates | None
+    sharing: Clusters | None
 
     def run(self, runner: Runner, candidates: Sequence[Fragment], documents: TableIndex) -> Counts:
         """Validate all candidates.
@@ -137,7 +142,10 @@ class Join:
 
         def read_documents(chunks: Sequence[int]) -> Iterator[pa.RecordBatch]:
             for located in located_documents(documents, chunks):
-                yield from pack(DOCUMENT, hash_parts(located["doc_id"], self.bits), located)
+                parts = hash_parts(located["doc_id"], self.bits)
+                yield from pack(DOCUMENT, parts, located)
+                contents = scorable_contents(located, content_keys(located["hash"], self.sharing), parts)
+                yield from pack(CONTENT, high_bits(contents["high"].to_numpy(), self.bits), contents)
 
         rows = sum(file.rows for file in candidates)
         runner.describe(f"plan: join {rows} candidates with documents and queries")
@@ -146,7 +154,10 @@ class Join:
             runner.scatter(chunks, read_candidates, BATCHES, max(4 * runner.parallelism, rows // BATCH_ROWS)),
             runner.scatter(documents.by_file(), read_documents, BATCHES, documents.tasks(runner.parallelism)),
         ]
-        return runner.summed(runner.exchange(records, 2**self.bits, JOIN_RECORDS, self._validate, COUNTS))
+        joined = runner.summed(runner.exchange(records, 2**self.bits, JOIN_RECORDS, self._validate, COUNTS))
+        if total_of(joined, "repeated"):
+            self._spread_repeated(runner)
+        return joined
 
     def _validate(self, part: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         validated = validate_pairs(records, self.queries)
@@ -154,12 +165,30 @@ class Join:
         for name, table in (("pairs", validated.pairs), ("rejects", validated.rejects)):
             if table.num_rows:
                 write_part(self.storage, join(self.folder, name), part, table)
+        repeated = repeated_contents(records[CONTENT])
+        if repeated.num_rows:
+            write_part(self.storage, join(self.folder, _BY_CONTENT), part, repeated)
         retained = self.previous.retained(part, self.bits, validated, self.queries) if self.previous else 0
         rejected, duplicates, documents = validated.rejects.num_rows, validated.duplicates, validated.documents
         yield totals({"candidates": len(rows) + rejected, "rejected": rejected, "duplicates": duplicates})
-        yield totals({"documents": documents, "retained": retained})
+        yield totals({"documents": documents, "retained": retained, "repeated": repeated.num_rows})
         yield histogram("range", self.ranges.of(validated.pairs["document"].to_numpy()[rows]))
         yield histogram("bucket", numbers // self.bucket_rows)
+
+    def _spread_repeated(self, runner: Runner) -> None:
+        """Write `repeated/`."""
+        folder = join(self.folder, _BY_CONTENT)
+
+        def read(name: str) -> Iterator[pa.RecordBatch]:
+            rows = read_part(self.storage, join(folder, name), REPEATED)
+            yield from pack(CONTENT, rows["part"].to_numpy(), rows)
+
+        def write(part: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+            write_part(self.storage, join(self.folder, "repeated"), part, records[CONTENT])
+            yield totals({})
+
+        rows = runner.scatter(self.storage.list_names(folder), read, BATCHES)
+        runner.summed(runner.exchange([rows], 2**self.bits, {CONTENT: REPEATED}, write, COUNTS))
 
 
 def concatenated(batches: Iterator[pa.RecordBatch], batch_rows: int) -> Iterator[pa.Table]:
@@ -189,63 +218,55 @@ def score_index(runner: Runner, index: ScoreIndex) -> ScoreIndex:
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
-    """The `pairs/` of a plan folder, in 2^bits parts by document id, and where an attempt lists documents whose content
-    an earlier document has: its folder's `repeated/`. With `clusters` near duplicates count as one content."""
+class PairFiles:
+    """The `pairs/` of a plan folder, and what the first stage's plan folder says of contents that documents repeat.
+
+    Both are in 2^bits parts by document id. Where near duplicates share a score, their cluster is their content.
+    """
 
     storage: Storage
-    pairs_in: str
     folder: str
+    first_folder: str
     bits: int = 0
-    clusters: Clusters | None = None
-
-    def keyed(self, hashes: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-        """What contents (N,) are told apart by."""
-        return hashes if self.clusters is None else self.clusters.of(hashes)
+    sharing: Clusters | None = None
 
     @property
     def names(self) -> list[str]:
         """Names of the files of pairs."""
-        return self.storage.list_names(join(self.pairs_in, "pairs"))
+        return self.storage.list_names(join(self.folder, "pairs"))
 
-    def records(self, runner: Runner) -> Rows:
-        """The documents of the pairs as _CONTENT records, packed by content."""
+    def contents(self, runner: Runner) -> Rows:
+        """The contents of the pairs as _CONTENT records, packed by content."""
 
         def read(name: str) -> Iterator[pa.RecordBatch]:
-            rows = read_part(self.storage, join(self.pairs_in, "pairs", name), _DOCUMENTS)
-            rows = rows.filter(pc.is_valid(rows["hash"]))
-            rows = rows.set_column(0, "doc_hash", self.keyed(rows["hash"])).rename_columns(_REPEATABLE.names)
-            yield from pack(_CONTENT, hash_parts(rows["doc_hash"], self.bits), rows)
+            rows = read_part(self.storage, join(self.folder, "pairs", name), _DOCUMENTS)
+            columns = [content_keys(rows["hash"], self.sharing), self._first(name, rows["document"])]
+            contents = pa.Table.from_arrays(columns, schema=DOCUMENT_CONTENTS)
+            yield from pack(_CONTENT, hash_parts(contents["doc_hash"], self.bits), contents)
 
         return runner.scatter(self.names, read, BATCHES)
 
-    def find_repeated(self, runner: Runner) -> None:
-        """Write `repeated/`."""
-
-        def find(_: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-            rows = repeated_contents(tables[_CONTENT]).select(_REPEATED.names).cast(_REPEATED)
-            yield from pack(_CONTENT, hash_parts(rows["doc_id"], self.bits), rows)
-
-        def write(part: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-            write_part(self.storage, join(self.folder, "repeated"), part, tables[_CONTENT])
-            yield totals({"repeated": tables[_CONTENT].num_rows})
-
-        runner.describe("plan: find repeated contents")
-        repeated = runner.exchange([self.records(runner)], 2**self.bits, {_CONTENT: _REPEATABLE}, find, BATCHES)
-        runner.summed(runner.exchange([repeated], 2**self.bits, {_CONTENT: _REPEATED}, write, COUNTS))
-
     def pairs(self, name: str) -> pa.Table:
-        """The pairs of a file as the split has them, in the order of documents."""
-        rows = read_part(self.storage, join(self.pairs_in, "pairs", name), PAIRS)
-        folder, numbers = join(self.folder, "repeated"), rows["document"]
-        repeated = _REPEATED.empty_table()
-        if name in self.storage.list_names(folder):
-            repeated = read_part(self.storage, join(folder, name), _REPEATED)
-        at = pc.index_in(numbers.combine_chunks(), value_set=repeated["document"].combine_chunks())
-        first = repeated["first"].combine_chunks().take(at)
-        later, null = pc.is_valid(first), pa.scalar(None, pa.string())
+        """The pairs of a file as the split has them."""
+        rows = read_part(self.storage, join(self.folder, "pairs", name), PAIRS)
+        first, null = self._first(name, rows["document"]), pa.scalar(None, pa.string())
+        later = pc.not_equal(first, rows["document"])
         named = {name: pc.if_else(later, rows[name], null) for name in ("doc_id", "hash")}
-        return with_columns(rows, PAIRS, document=pc.coalesce(first, numbers), **named).sort_by("document")
+        return with_columns(rows, PAIRS, document=first, **named)
+
+    def _first(self, name: str, documents: pa.ChunkedArray) -> pa.ChunkedArray:
+        """The first document with the content of each (D,) of a file."""
+        address = join(self.first_folder, "repeated", name)
+        if not self.storage.exists(address):
+            return documents
+        repeated = read_part(self.storage, address, REPEATED)
+        at = pc.index_in(documents, value_set=repeated["document"].combine_chunks())
+        return pc.coalesce(repeated["first"].combine_chunks().take(at), documents)
+
+
+def content_keys(hashes: pa.ChunkedArray, sharing: Clusters | None) -> pa.ChunkedArray:
+    """What contents (N,) are told apart by."""
+    return hashes if sharing is None else pa.chunked_array([sharing.of(hashes)])
 
 
 def kept_records(
@@ -253,18 +274,18 @@ def kept_records(
     scores: ScoreIndex,
     states: Sequence[str],
     queries: QueryList,
-    contents: Contents,
+    files: PairFiles,
     partitions: Partitions,
 ) -> Rows:
     """Stored scores as SCORE records, and states of documents in files (STATES) as STATE records.
 
     They are packed for the partitions of the first documents that have their content now.
     """
-    bits = contents.bits
+    bits = files.bits
 
     def read_scores(name: str) -> Iterator[pa.RecordBatch]:
         rows = scores.read(name, queries)
-        rows = rows.set_column(0, "doc_hash", contents.keyed(rows["doc_hash"]))
+        rows = rows.set_column(0, "doc_hash", content_keys(rows["doc_hash"], files.sharing))
         yield from pack(_CONTENT_SCORE, hash_parts(rows["doc_hash"], bits), rows)
 
     def read_states(uri: str) -> Iterator[pa.RecordBatch]:
@@ -279,19 +300,19 @@ def kept_records(
     records = [
         runner.scatter(scores.names, read_scores, BATCHES, tasks=8 * runner.parallelism),
         runner.scatter(states, read_states, BATCHES, tasks=8 * runner.parallelism),
-        contents.records(runner),
+        files.contents(runner),
     ]
     return runner.exchange(records, 2**bits, _LOOKUP_RECORDS, match, BATCHES)
 
 
-def pair_records(runner: Runner, contents: Contents, partitions: Partitions) -> Rows:
+def pair_records(runner: Runner, files: PairFiles, partitions: Partitions) -> Rows:
     """Pairs as PAIR records, packed for the partitions of the first documents of their contents."""
 
     def read(name: str) -> Iterator[pa.RecordBatch]:
-        rows = contents.pairs(name)
+        rows = files.pairs(name)
         yield from pack(PAIR, partitions.of(rows["document"].to_numpy()), rows)
 
-    return runner.scatter(contents.names, read, BATCHES)
+    return runner.scatter(files.names, read, BATCHES)
 
 
 def split_pairs(runner: Runner, splitter: Splitter, folder: str, records: Sequence[Rows], partitions: int) -> Counts:
