@@ -33,7 +33,7 @@ def lake_config(output: Path, *settings: str, **tables: object) -> Config:
 
 def record(output: Path, config: Config, run_id: str = "r") -> None:
     """The config that a run left in its folder."""
-    Storage().replace(RunPaths(str(output), run_id).config, recorded(config, Storage()).encode())
+    Storage().replace(RunPaths(str(output), run_id).config, recorded(config, Storage(), run_id).encode())
 
 
 def read(output: Path, *overrides: str, other_tables: bool = False, **values: Any) -> Config:
@@ -222,7 +222,7 @@ def test_an_export_takes_query_texts_from_the_runs_own_table(tmp_path: Path) -> 
 def test_a_run_keeps_its_tables_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tables = {"documents": "mine/docs", "queries": "s3://b/q", "candidates": "embedded", "ranked_table": "delta+lists"}
-    kept = recorded(lake_config(tmp_path, **tables), Storage())
+    kept = recorded(lake_config(tmp_path, **tables), Storage(), "r")
     lake = resolve_config(parse_settings(kept.encode(), "kept")).lake
     assert (lake.documents, lake.queries, lake.candidates) == (str(tmp_path / "mine/docs"), "s3://b/q", "embedded")
     assert lake.ranked_table == f"delta+{tmp_path}/lists"
@@ -234,6 +234,7 @@ def test_judgements_are_those_of_the_snapshot_of_then(tmp_path: Path, monkeypatc
     write_deltalake(tmp_path / "qrels", rows)
     record(tmp_path / "out", lake_config(tmp_path / "out", qrels="delta+qrels"))
     write_deltalake(tmp_path / "qrels", rows, mode="append")
+    record(tmp_path / "out", lake_config(tmp_path / "out", qrels="delta+qrels"))  # as a run does that is resumed
     then, tables = f"delta+{tmp_path}/qrels@0", {name: f"/lake/{name}" for name in ("documents", "queries")}
     same = {"lake": {**tables, "candidates": "/lake/candidates", "qrels": "delta+qrels", "output": "out"}}
     for values in ({}, same):

@@ -166,6 +166,34 @@ def test_runs_are_listed_latest_first_with_what_became_of_them(lake: Lake) -> No
     ]
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("manifest.json", "{"),
+        ("manifest.json", '{"run_id": "r1", "checksum": "0"}'),
+        ("manifest.json", '{"published_at": "yesterday"}'),
+        ("manifest.json", '{"counts": 3}'),
+        ("audit.json", "{}"),
+        ("evaluation.json", '{"overall": 1}'),
+        ("config.yaml", "model: [\n"),
+    ],
+)
+def test_a_damaged_run_is_listed_as_that_beside_the_others(
+    lake: Lake, file: str, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(lake.paths.output) / "runs" / "damaged"
+    folder.mkdir()
+    (folder / file).write_text(content)
+    result = _call("runs", "--json")
+    rows: list[dict[str, Any]] = json.loads(result.stdout)["runs"]
+    assert {row["run_id"]: row["state"] for row in rows} == {
+        "damaged": "damaged", "r0": "published", "r1": "published",
+    }  # fmt: skip
+    assert rows[0].keys() == rows[1].keys()
+    assert caplog.messages[0].startswith("run damaged: ")
+    assert "r1  " in _call("runs").stdout
+
+
 def test_runs_are_in_the_order_of_their_publication_whatever_the_clock_said(lake: Lake) -> None:
     for run_id, number, day in (("r0", 3, 1), ("r1", 2, 5)):
         manifest = {"publication": number, "published_at": f"2026-01-0{day}T00:00:00+00:00"}
@@ -174,12 +202,12 @@ def test_runs_are_in_the_order_of_their_publication_whatever_the_clock_said(lake
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe: [", b"- a list\n", b"a: [\n"], ids=["bytes", "a list", "half"])
-def test_a_damaged_config_of_a_run_is_named(lake: Lake, content: bytes) -> None:
+def test_a_damaged_config_of_a_run_is_named(lake: Lake, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     config = RunPaths(lake.paths.output, "r0").config
     Path(config).write_bytes(content)
-    done = CliRunner().invoke(main, ["runs"])
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert f"{config}: " in done.stderr
+    done = _call("runs")
+    assert [line.split()[-9:-7] for line in done.stdout.splitlines() if "damaged" in line] == [["r0", "–"]]
+    assert f"{config}: " in caplog.messages[0]
 
 
 def test_the_output_of_a_search_is_enough(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

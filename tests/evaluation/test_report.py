@@ -240,6 +240,14 @@ def test_a_comparison_leaves_the_report_of_the_run_alone(small_lake):
     assert Path(compared.report).name == "report-against-r0.html"
     assert Path(compared.figures).name == "evaluation-against-r0.json"
     assert plain.report != compared.report
+    own = home / "evaluation.json"
+    own.unlink()
+    small_lake.add_run("r9", {"q1": ["b", "a", "d"]})
+    for baseline in ("r0", "r9"):
+        small_lake.evaluated(baseline)
+        assert json.loads(own.read_text())["against"] == baseline, "that of a run that is only compared"
+    small_lake.evaluated()
+    assert own.read_bytes() == before[own]
 
 
 def test_the_page_says_what_was_evaluated(small_lake, runner):

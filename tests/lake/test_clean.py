@@ -32,7 +32,7 @@ from lakerank.lake.scores import (
     write_unit_list,
 )
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import SHARED_INDEX, index_key, parquet_bytes
+from lakerank.lake.tables import SHARED_INDEX, files_key, index_key, parquet_bytes
 from lakerank.schemas import SCORES
 
 DAY = 86400.0
@@ -284,10 +284,13 @@ def test_the_index_of_files_that_are_gone_goes(storage: Storage, output: str, em
     for name, keys in {"shared-0a": ("a" * 32, other), "shared-0b": ("a" * 32, stale)}.items():
         rows = {SHARED_INDEX: json.dumps({f"{key}-00000.parquet": 1 for key in keys})}
         storage.create(join(output, f"index/documents/{name}.parquet"), parquet_bytes(pa.table({"x": [1, 2]}), 2, rows))
+    for keys in ((stale, other), (other, current)):  # clusters of the table as it was, and as it is
+        storage.create(join(output, "index/clusters", f"{files_key(keys)}-0c", "done.json"), b"x")
     tables = {"documents": join(empty_folder, "documents")}
     plan = plan_cleaning(storage, output, Retention(), ["f1"], tables, LATER)
-    gone = (f"{stale}-00000", "shared-0b")
-    assert whys(plan, output) == {f"index/documents/{name}.parquet": "stale index" for name in gone}
+    gone = {f"index/documents/{name}.parquet" for name in (f"{stale}-00000", "shared-0b")}
+    gone.add(f"index/clusters/{files_key((stale, other))}-0c/done.json")
+    assert whys(plan, output) == dict.fromkeys(gone, "stale index")
 
 
 def test_a_job_that_starts_meanwhile_stops_the_deleting(storage: Storage, output: str) -> None:

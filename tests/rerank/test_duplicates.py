@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import replace
@@ -15,17 +16,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tests.rerank.conftest import Lake
 
 from lakerank.audit import Bounds
 from lakerank.config import DuplicatesConfig
-from lakerank.duplicates.clusters import EDGES, both_ways, contracted
+from lakerank.duplicates.clusters import EDGES, clusters_of
 from lakerank.duplicates.sketch import BUCKETS, Likeness, bucket_pairs
 from lakerank.evaluation.inputs import LakeTables, find_inputs
 from lakerank.evaluation.job import evaluate_run
 from lakerank.evaluation.repetition import repetition
 from lakerank.lake.runs import read_manifest
 from lakerank.lake.storage import Storage
+from lakerank.model.preprocess.pipeline import digest
 from lakerank.ranking import Fusion
 from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.write import RankRule
@@ -187,6 +190,27 @@ def test_sketches_are_made_for_new_files_only(tmp_path, runner, storage):
     assert len(after) == len(kept) + 1
 
 
+def test_an_image_that_has_killed_two_processes_is_not_sketched(tmp_path, runner, storage):
+    lake = near_lake(tmp_path)
+    images = [io.BytesIO() for _ in range(2)]
+    for stream, colour in zip(images, ("lime", "red"), strict=True):
+        Image.new("RGB", (56, 56), colour).save(stream, "PNG")
+    deadly, other = (stream.getvalue() for stream in images)
+    lake.write("documents", [{"doc_id": "d0", "image": deadly}, {"doc_id": "d1", "image": other}])
+    lake.write("candidates", [{"query_id": "q0", "doc_id": "d0"}])
+    run(runner, storage, near_job(lake, "one", "mark"))
+    (file,) = (lake.folder / "out/index/sketches").iterdir()
+    assert pq.read_table(file)["pixels"].null_count == 0
+    file.unlink()
+    attempts = lake.folder / "out/runs/two/plan/attempts"
+    attempts.mkdir(parents=True)
+    for left in ("started", digest(deadly)):  # by the two that were killed
+        (attempts / f"{file.name}.{left}").write_text("{}")
+    run(runner, storage, near_job(lake, "two", "mark"))
+    assert pq.read_table(file)["pixels"].is_null().to_pylist() == [True, False]
+    assert not [*attempts.iterdir()]
+
+
 def test_the_report_says_how_much_is_repetition_and_shows_it(tmp_path, runner, storage):
     lake = near_lake(tmp_path)
     qrels = pa.table({"query_id": ["q0", "q1"], "doc_id": ["d0", "d4"], "relevance": pa.array([1, 1], pa.int32())})
@@ -215,21 +239,14 @@ def test_the_report_says_how_much_is_repetition_and_shows_it(tmp_path, runner, s
 
 
 @given(st.lists(st.tuples(st.integers(0, 14), st.integers(0, 14)), max_size=20))
-def test_edges_are_contracted_to_stars_around_the_least(edges):
+def test_what_edges_join_is_a_cluster_named_by_the_least(edges):
     names = [f"{number:02}" for number in range(15)]
     table = pa.Table.from_pylist([{"one": names[a], "other": names[b]} for a, b in edges if a != b], schema=EDGES)
-    rows, unsettled = both_ways(table), 1
-    for _ in range(12):
-        tied, unsettled = contracted(rows)
-        if not unsettled:
-            break
-        rows = both_ways(tied)
-    assert not unsettled
     least = list(range(15))
     for _ in edges:
         for a, b in edges:
             least[a] = least[b] = min(least[a], least[b])
-    assert dict(zip(*tied.to_pydict().values(), strict=True)) == {
+    assert dict(zip(*clusters_of(table).to_pydict().values(), strict=True)) == {
         names[number]: names[first] for number, first in enumerate(least) if number != first
     }
 

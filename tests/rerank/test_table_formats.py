@@ -55,7 +55,7 @@ def test_what_comes_after_a_run_reads_what_it_was_made_from(runner, lake, copy) 
     tables, qrels = copy.write(), str(lake.folder / "qrels.parquet")
     pq.write_table(pa.table({"query_id": ["q01", "q02"], "doc_id": ["d08", "d15"], "relevance": [1, 1]}), qrels)
     config = resolve_config({"lake": {**asdict(tables), "qrels": qrels, "output": str(lake.folder / "out")}}, ())
-    run(runner, Storage(), lake.job("r1", tables=tables, config_yaml=recorded(config, Storage())))
+    run(runner, Storage(), lake.job("r1", tables=tables, config_yaml=recorded(config, Storage(), "r1")))
 
     def results(to: str) -> list[Any]:
         """What show, evaluate and export make of the run."""

@@ -28,6 +28,7 @@ from lakerank.config import DuplicatesConfig, load_config
 from lakerank.cost import Sizing
 from lakerank.duplicates.clusters import Clusters
 from lakerank.duplicates.sketch import Likeness
+from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments
 from lakerank.rerank.plan.clusters import Clustering
@@ -45,10 +46,11 @@ def clusters_of(runner: Runner, folder: Path, documents: Path) -> tuple[Clusters
     """The clusters of a documents table, and the content of each of its rows."""
     storage, sizing = Storage(), Sizing(3136, 602112, 10000)
     files = fragments(storage, str(documents), DOCUMENTS)
-    indexes = [table_index(runner, storage, str(folder), name, files, sizing) for name in ("documents", "sketches")]
+    paths = RunPaths(str(folder), "planted")
+    indexes = [table_index(runner, storage, paths, name, files, sizing) for name in ("documents", "sketches")]
     default = DuplicatesConfig()
     likeness = Likeness(default.text_similarity, default.image_difference)
-    clustering = Clustering(storage, str(folder), *indexes, likeness, str(folder / "rounds"))
+    clustering = Clustering(storage, str(folder), *indexes, likeness)
     clusters = clustering.ensure(runner)
     tables = indexes[0].read(range(len(indexes[0].chunks)), ["number", "hash"])
     return clusters, pa.concat_tables(tables).sort_by("number")["hash"].to_pylist()

@@ -195,7 +195,7 @@ def rerank_job(config: Config, run_id: str, storage: Storage) -> Rerank:
         stages=stages,
         rule=_rule(config, stages),
         audit=AuditRules(config.audit),
-        config_yaml=recorded(config, storage),
+        config_yaml=recorded(config, storage, run_id),
         calibration=calibration,
         warnings=(*warnings_of(config, storage), *caveats),
         ranked_table=_ranked_table(config.lake),
@@ -237,14 +237,17 @@ def warnings_of(config: Config, storage: Storage) -> tuple[str, ...]:
     return (warning,)
 
 
-def recorded(config: Config, storage: Storage) -> str:
-    """The config as a run keeps it: its tables are found from any folder, judgements at their snapshot of now."""
-    lake = config.lake
+def recorded(config: Config, storage: Storage, run_id: str) -> str:
+    """The config as a run keeps it: its tables are found from any folder, judgements at their snapshot of when it was
+    first kept."""
+    lake, paths = config.lake, RunPaths(config.lake.output, run_id)
     places: dict[str, Any] = {"image_roots": tuple(map(absolute, lake.image_roots))}
     names = [name for name in (*TABLES, "ranked_table") if getattr(lake, name) is not None]
     places |= {name: absolute(getattr(lake, name)) for name in names}
     if (lake.qrels or "").startswith((DELTA, ICEBERG)):
-        places["qrels"] = resolve(storage, places["qrels"]).address
+        kept = (parse_settings(read_config(storage, paths) or b"{}", paths.config).get("lake") or {}).get("qrels")
+        is_kept = (kept or "").rpartition("@")[0] == places["qrels"]
+        places["qrels"] = kept if is_kept else resolve(storage, places["qrels"]).address
     return config.model_copy(update={"lake": lake.model_copy(update=places)}).to_yaml()
 
 

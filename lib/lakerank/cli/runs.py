@@ -14,7 +14,7 @@ from lakerank.cli import resolve
 from lakerank.cli.job import Job
 from lakerank.cli.show import EPILOG, output_option, with_output
 from lakerank.config import Config
-from lakerank.errors import CheckpointError
+from lakerank.errors import CheckpointError, LakerankError
 from lakerank.lake.clean import Retention, delete, describe, plan_cleaning
 from lakerank.lake.publication import current_run, publication_order
 from lakerank.lake.runs import RunPaths, read_config, read_json
@@ -22,6 +22,8 @@ from lakerank.lake.storage import Storage, join
 from lakerank.settings import parse_settings
 
 logger = logging.getLogger(__name__)
+
+_COLUMNS = ("run_id", "when", "state", "candidates", "scored", "reused", "rejected", "nDCG@10", "model")
 
 
 @click.command(cls=Job)
@@ -91,11 +93,10 @@ def _scorers(config: Config) -> list[str] | None:
 
 def _runs_table(summary: Mapping[str, Any]) -> str:
     """A run a line; * marks the current one."""
-    columns = ("run_id", "when", "state", "candidates", "scored", "reused", "rejected", "nDCG@10", "model")
-    rows = [["", *columns]]
+    rows = [["", *_COLUMNS]]
     for run in summary["runs"]:
         when = str(run["when"] or "–")[:16].replace("T", " ")
-        cells = [when if name == "when" else _cell(run[name]) for name in columns]
+        cells = [when if name == "when" else _cell(run[name]) for name in _COLUMNS]
         rows.append(["*" if run["current"] else "", *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     numbers = range(4, 9)
@@ -118,16 +119,22 @@ def _cell(value: Any) -> str:
 @click.command(cls=Job, epilog=EPILOG, as_text=_runs_table)
 @output_option
 def runs(given: resolve.CommandLine, output: str | None) -> dict[str, Any]:
-    """List the runs of the lake: when, whether published or current, counts, nDCG@10 where evaluated, and the model."""
+    """List the runs of the lake: when, whether published, current or damaged, counts, nDCG@10 where evaluated, and the
+    model."""
     lake = with_output(given, output).config.lake
     storage = resolve.storage(lake.storage)
     current = (current_run(storage, lake.output) or {}).get("run_id")
     rows = []
     for name in storage.list_names(join(lake.output, "runs")):
         paths = RunPaths(lake.output, name)
-        manifest = read_json(storage, paths.manifest) or {}
-        row = _run(storage, paths, manifest) | {"current": name == current}
-        rows.append((not manifest, publication_order(manifest), str(row["when"] or ""), row))
+        manifest = {}
+        try:
+            manifest = read_json(storage, paths.manifest) or {}
+            order, row = publication_order(manifest), _run(storage, paths, manifest)
+        except (LakerankError, AttributeError, KeyError, TypeError, ValueError) as error:
+            logger.warning("run %s: %s", name, error)
+            order, row = publication_order({}), dict.fromkeys(_COLUMNS) | {"run_id": name, "state": "damaged"}
+        rows.append((not manifest, order, str(row["when"] or ""), row | {"current": name == current}))
     rows.sort(key=lambda run: run[:3], reverse=True)  # what is not published has no number: it comes first
     return {"output": lake.output, "current": current, "runs": [row for *_, row in rows]}
 

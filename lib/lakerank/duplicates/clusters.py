@@ -20,7 +20,6 @@ CLUSTERS = pa.schema([("hash", pa.string()), ("cluster", pa.string())])
 #: Two contents that are near duplicates.
 EDGES = pa.schema([("one", pa.string()), ("other", pa.string())])
 
-
 #: The file that says that a folder has all of its clusters.
 DONE = "done.json"
 
@@ -42,9 +41,8 @@ class Clusters:
             if not self.storage.exists(join(self.folder, DONE)):
                 raise StorageError(f"{self.folder}: deleted since the run was planned; use another --run-id")
             self._read.clear()
-            files = [
-                join(self.folder, name) for name in self.storage.list_names(self.folder) if name.endswith(".parquet")
-            ]
+            names = self.storage.list_names(self.folder)
+            files = [join(self.folder, name) for name in names if name.endswith(".parquet")]
             batches = [batch for file in files for *_, batch in read_table_file(self.storage, file, CLUSTERS)]
             self._read[self.folder] = pa.Table.from_batches(batches, schema=CLUSTERS).combine_chunks()
         rows, whole = self._read[self.folder], hashes.combine_chunks()
@@ -52,29 +50,23 @@ class Clusters:
         return pc.coalesce(rows["cluster"].combine_chunks().take(found), whole)
 
 
-def contracted(edges: pa.Table) -> tuple[pa.Table, int]:
-    """Tie each content of some EDGES, and its neighbours, to the least of them; and how many contents are unsettled.
+def clusters_of(edges: pa.Table) -> pa.Table:
+    """The CLUSTERS that some EDGES make: their connected components, each named by the least of its contents.
 
-    All edges of each content in `one` are among these. Repeated until nothing is unsettled, each content has one edge,
-    to the least of its component: stars (Kiveris, Lattanzi, Mirrokni, Rastogi, Vassilvitskii, Connected Components in
-    MapReduce and Beyond, SoCC 2014).
+    All that an edge ties take the least parent of either's parent, until nothing changes: some log N rounds (Zhang,
+    Azad, Buluç, Parallel Algorithms for Finding Connected Components using Linear Algebra, JPDC 144, 2020).
     """
-    both = pa.chunked_array([*edges["one"].chunks, *edges["other"].chunks], pa.string())
-    names = pc.unique(both).sort()
-    one, other = (pc.index_in(edges[name], value_set=names).to_numpy().astype(np.int64) for name in EDGES.names)
-    one, other = np.unique(np.stack([one, other]), axis=1) if len(one) else (one, other)
-    starts = np.flatnonzero(np.diff(one, prepend=-1))
-    least = np.minimum(np.minimum.reduceat(other, starts), one[starts]) if len(starts) else starts
-    sizes = np.diff(starts, append=len(one))
-    unsettled = int(((least != one[starts]) & (sizes > 1)).sum())
-    tied = np.concatenate([np.stack([one[starts], least]), np.stack([other, np.repeat(least, sizes)])], axis=1)
-    tied = np.unique(tied[:, tied[0] != tied[1]], axis=1)
-    return pa.Table.from_arrays([names.take(pa.array(row)) for row in tied], schema=EDGES), unsettled
-
-
-def both_ways(edges: pa.Table) -> pa.Table:
-    """EDGES and the same turned round."""
-    return pa.concat_tables([edges, edges.select([1, 0]).rename_columns(EDGES.names)]).combine_chunks()
+    names = pc.unique(pa.chunked_array([*edges["one"].chunks, *edges["other"].chunks], pa.string())).sort()
+    one, other = (pc.index_in(edges[name], value_set=names).to_numpy() for name in EDGES.names)
+    parent, before = np.arange(len(names)), np.full(len(names), -1)
+    while (parent != before).any():
+        before, grandparent = parent, parent[parent]
+        parent = grandparent.copy()
+        for content, neighbour in ((one, other), (other, one)):
+            np.minimum.at(parent, before[content], grandparent[neighbour])
+            np.minimum.at(parent, content, grandparent[neighbour])
+    later = np.flatnonzero(parent != np.arange(len(names)))
+    return pa.Table.from_arrays([names.take(pa.array(at)) for at in (later, parent[later])], schema=CLUSTERS)
 
 
 def chunk_parts(groups: list[list[int]]) -> npt.NDArray[np.int32]:

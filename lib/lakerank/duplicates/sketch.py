@@ -16,7 +16,9 @@ from lakerank.errors import requires
 from lakerank.fingerprint import splitmix64
 from lakerank.lake.images.files import ImageFiles, UnreadableImage, row_images
 from lakerank.limits import Limits
+from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess.images import small_image
+from lakerank.model.preprocess.pipeline import watched
 from lakerank.schemas import CONTENT
 
 #: Values of a MinHash, and the pixels of a side of a small image.
@@ -167,9 +169,12 @@ def _small_images(files: ImageFiles, items: Sequence[bytes | str]) -> bytes | No
     """All of a document's images, small; None if that cannot be had."""
     if len(items) > _MOST_IMAGES:
         return None
+    small = []
     try:
-        small = [small_image(image, SIDE, Limits()) for image in files.images(items)]
-    except UnreadableImage:
+        for image in files.images(items):
+            with watched(image):
+                small.append(small_image(image, SIDE, Limits()))
+    except (UnreadableImage, RejectedInput):
         return None
     return None if None in small else b"".join(image for image in small if image)
 

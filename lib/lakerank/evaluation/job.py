@@ -91,7 +91,8 @@ def folder(paths: RunPaths, baseline: RunPaths | None = None, name: str = "evalu
 def evaluate_run(runner: Runner, storage: Storage, inputs: Inputs) -> Evaluated:
     """Evaluate a run and write `report.html`, `evaluation.json` and `evaluation/` into its folder, over earlier ones.
 
-    A comparison with a baseline run B has names of its own: `report-against-B.html`, …
+    A comparison with a baseline run B has names of its own, `report-against-B.html` and so on; it is `evaluation.json`
+    too until the run is evaluated by itself.
 
     Raises:
         StorageError: a file cannot be read, or the folder cannot be written.
@@ -108,7 +109,10 @@ def evaluate_run(runner: Runner, storage: Storage, inputs: Inputs) -> Evaluated:
     _replace_all(storage, home, chain(csv_files(evaluation, shown["queries"]), images))
     report, figures = f"{folder(inputs.paths, inputs.baseline, 'report')}.html", f"{home}.json"
     more = {"verdict": result.outcome.value, "repetition": repeated.as_dict() if repeated else None}
-    storage.replace(figures, json_bytes(evaluation.as_dict() | more))
+    content, own = json_bytes(evaluation.as_dict() | more), f"{folder(inputs.paths)}.json"
+    storage.replace(figures, content)
+    if inputs.baseline and (read_json(storage, own) or {"against": True})["against"]:
+        storage.replace(own, content)  # a run that is only evaluated against others has the last of these
     # The report comes last: where it exists, so does the rest.
     storage.replace(report, render(evaluation, shown, plots).encode("utf-8", "replace"))
     seconds = time.monotonic() - started

@@ -18,7 +18,7 @@ from lakerank.lake.publication import PUBLICATIONS, current_run, publication_fil
 from lakerank.lake.runs import RunContents, RunPaths, planned_contents, published_contents, read_manifest
 from lakerank.lake.scores import CorruptScoreFile, read_unit
 from lakerank.lake.storage import PROBE_PREFIX, Storage, StoredFile, join
-from lakerank.lake.tables import SHARED_INDEX, index_key, index_places
+from lakerank.lake.tables import SHARED_INDEX, files_key, index_key, index_places
 from lakerank.records import TRANSIENT_REASONS
 
 #: The folders of an output folder that lakerank writes. Nothing else is ever looked at.
@@ -296,11 +296,15 @@ def _lasting_pairs(lake: _Lake, scorer: str, unit: str) -> set[PairHashes] | Non
 
 
 def _stale_index(lake: _Lake, tables: Mapping[str, str]) -> Iterator[Deletion]:
-    """The index of table files that are gone, or have another version."""
-    present = {index_key(file) for address in tables.values() for file in resolve(lake.storage, address).files}
+    """The index of table files that are gone, or have another version; clusters of documents of other files."""
+    keys = {name: {index_key(file) for file in resolve(lake.storage, at).files} for name, at in tables.items()}
+    present, clusters = set().union(*keys.values()), f"clusters/{files_key(keys.get('documents', ()))}-"
     used: dict[str, set[str]] = {}
     for file in lake.files["index"]:
-        index = _INDEX.fullmatch(lake.relative("index", file))
+        name = lake.relative("index", file)
+        index = _INDEX.fullmatch(name)
+        if file.written < lake.oldest and name.startswith("clusters/") and not name.startswith(clusters):
+            yield Deletion(file, "stale index")
         if index is None or file.written >= lake.oldest:
             continue
         if (table := index[1]) not in used:

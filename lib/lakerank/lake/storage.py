@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from io import BufferedReader
@@ -78,6 +78,8 @@ class Storage:
         #: Addresses at the snapshots that a job reads, by the address as given, and those snapshots.
         self.pins: dict[str, str] = {}
         self.snapshots: dict[str, TableSnapshot] = {}
+        #: What footers of plain tables' files have said, by file, version and the columns asked for.
+        self.footers: dict[Hashable, Any] = {}
 
     def pin(self, inputs: Mapping[str, Any], addresses: Mapping[str, Any]) -> None:
         """Read tables at the snapshots that a plan's `inputs` name; both are by the tables' names."""
@@ -88,7 +90,7 @@ class Storage:
 
     def __getstate__(self) -> tuple[dict[str, Any], Known]:
         """A worker reaches what its driver can: credentials that are in no address cross with the storage."""
-        return {**self.__dict__, "snapshots": {}}, known()
+        return {**self.__dict__, "snapshots": {}, "footers": {}}, known()
 
     def __setstate__(self, state: tuple[dict[str, Any], Known]) -> None:
         self.__dict__, of_driver = state

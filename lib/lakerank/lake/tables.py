@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
@@ -74,6 +74,11 @@ def index_key(file: TableFile) -> str:
     return fingerprint(identity | {name: value for name, value in reading.items() if value}, length=32)
 
 
+def files_key(index_keys: Iterable[str]) -> str:
+    """Name of what is made of all files of a table, given their index keys."""
+    return fingerprint({"files": sorted({*index_keys})})
+
+
 class IndexPlace(NamedTuple):
     """Where a chunk of a table is indexed: an index file, the first of its rows there, and how many (None: all)."""
 
@@ -110,7 +115,7 @@ def fragments(
     """A table's files, in the order of their URIs, each one's schema checked; only footers are read.
 
     A table is given by its address, or resolved. Footers are passed over of files that are read `whole`, where metadata
-    has the table's schema and the file's number of rows.
+    has the table's schema and the file's number of rows. That of a plain table's file is read once by a storage.
 
     Raises:
         StorageError: nothing is there, or a file cannot be read.
@@ -120,12 +125,19 @@ def fragments(
     def inspect(file: TableFile) -> Fragment:
         if snapshot.schema is not None and file.rows is not None and whole(file):
             return Fragment(file, 0, file.rows, id_type)
+        key = file.uri, file.version, *file.columns.items(), *expected.names
+        known: Fragment | None = storage.footers.get(key)
+        if known is not None:
+            return replace(known, file=file)
         with storage.open_parquet(file) as parquet:
             with storage_errors(file.uri, "read"):  # a damaged footer has names that are not UTF-8
                 located = locate(file, parquet.schema_arrow, expected, needs_content=snapshot.schema is None)
             own_type = id_type or _id_type(located)
             ending = next((_LATER[n] for n in located.fields if n in _LATER and snapshot.schema is None), "")
-            return Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows, own_type, ending)
+            of_file = Fragment(file, parquet.metadata.num_row_groups, parquet.metadata.num_rows, own_type, ending)
+        if snapshot.schema is None and file.version:
+            storage.footers[key] = of_file
+        return of_file
 
     snapshot = resolve(storage, table) if isinstance(table, str) else table
     files = snapshot.files

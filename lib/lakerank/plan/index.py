@@ -244,8 +244,10 @@ def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa
         else:
             described = [(name or content_hash(text), *_NO_IMAGE) for name, text in zip(given, texts, strict=True)]
         names, *sizes, counts, frames = zip(*described, strict=True) if described else [()] * 6
-        stored = batch.column("instruction").to_pylist() if table == "queries" else [None] * len(ids)
-        told = [str(raw or b"", errors="surrogateescape").strip().encode(errors="surrogateescape") for raw in stored]
+        told = [b""] * len(ids)
+        if table == "queries" and (stored := batch.column("instruction")).null_count < len(ids):
+            texts_of = (str(raw or b"", errors="surrogateescape").strip() for raw in stored.to_pylist())
+            told = [text.encode(errors="surrogateescape") for text in texts_of]
         # Of three parts, as no query's content is by itself.
         hashes = [content_hash(name, own, b"") if own else name for name, own in zip(names, told, strict=True)]
         empty = [not count and not (text or b"").strip() for count, text in zip(counts, texts, strict=True)]

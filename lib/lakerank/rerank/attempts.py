@@ -25,10 +25,10 @@ _LIST = "list-"
 
 
 @contextmanager
-def attempt(storage: Storage, units_folder: str, unit: str) -> Iterator[Watch | None]:
-    """Score a unit within; images, and the lists that it names to what this yields, are watched if an earlier attempt
-    was killed."""
-    folder = join(units_folder, "attempts")
+def attempt(storage: Storage, folder: str, unit: str) -> Iterator[Watch | None]:
+    """Score a unit within, or sketch what one index file has; images, and the lists that it names to what this yields,
+    are watched if an earlier attempt was killed."""
+    folder = join(folder, "attempts")
     names = {name for name in storage.list_names(folder) if name.startswith(f"{unit}.")}
     started = f"{unit}.started"
     watch = Watch(storage, join(folder, unit), names) if started in names else None

@@ -60,6 +60,11 @@ def watched_by(watch: Watch) -> Iterator[None]:
         _watch.reset(token)
 
 
+def watched(data: bytes) -> AbstractContextManager[object]:
+    """What is entered while an image is decoded. Raises RejectedInput: it is not to be decoded."""
+    return _watch.get()(data)
+
+
 class BoundedCache(Generic[T]):
     """Computes each value once and evicts those least recently used; threads wait for a value that another computes."""
 
@@ -273,7 +278,7 @@ class Preprocessor:
             for frame in count():
                 started = time.thread_time()
                 try:
-                    with _watch.get()(data):
+                    with watched(data):
                         pixels = next(frames, None)
                 except RejectedInput as rejected:
                     names = [f"image {number + 1}"] * (len(images) > 1) + [f"frame {frame + 1}"] * (frame > 0)

@@ -214,14 +214,12 @@ class PlanBuilder:
         return index
 
     def _index(self, table: TableName, files: Sequence[Fragment], sizing: Sizing) -> TableIndex:
-        return table_index(self.runner, self.storage, self.paths.output, table, files, sizing)
+        return table_index(self.runner, self.storage, self.paths, table, files, sizing)
 
     def clusters(self, documents: TableIndex) -> Clusters | None:
         if documents.sketches is None or (likeness := self.limits.likeness) is None:
             return None
-        found = join(self.folder, "clusters")
-        clustering = Clustering(self.storage, self.paths.output, documents, documents.sketches, likeness, found)
-        return clustering.ensure(self.runner)
+        return Clustering(self.storage, self.paths.output, documents, documents.sketches, likeness).ensure(self.runner)
 
     def split(
         self, scorer: str, documents: TableIndex, queries: QueryList, pairs: Counts, files: tuple[str, str, int]

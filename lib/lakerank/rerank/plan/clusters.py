@@ -1,4 +1,4 @@
-"""Clusters of near duplicates, distributed: sketches by chunk, buckets, comparisons where the sketches are, stars."""
+"""Clusters of near duplicates, distributed: sketches by chunk, buckets, and comparisons where the sketches are."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lakerank.duplicates.clusters import CLUSTERS, DONE, EDGES, Clusters, both_ways, chunk_parts, contracted
+from lakerank.duplicates.clusters import DONE, EDGES, Clusters, chunk_parts, clusters_of
 from lakerank.duplicates.sketch import BUCKETS, IMAGE_SIZE, SKETCHES, Likeness, bucket_pairs, buckets
 from lakerank.fingerprint import fingerprint
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.storage import Storage, join
-from lakerank.lake.tables import parquet_bytes
+from lakerank.lake.tables import files_key, index_key, parquet_bytes
 from lakerank.plan.index import TableIndex, chunks_and_rows
-from lakerank.plan.pairs import hash_parts, key_hash
-from lakerank.plan.plan import CHUNK_ROWS, ROW_GROUP_ROWS, part_name, read_part, write_part
+from lakerank.plan.pairs import key_hash
+from lakerank.plan.plan import CHUNK_ROWS, ROW_GROUP_ROWS, part_name
 from lakerank.runner import BATCHES, COUNTS, Rows, Runner, pack, total_of, totals
 
 logger = logging.getLogger(__name__)
@@ -37,23 +37,20 @@ _AT_ONCE = 8192
 
 @dataclass(frozen=True, slots=True)
 class Clustering:
-    """Finds the clusters of a documents table: by its index, the sketches of the same chunks, and a likeness.
-
-    `scratch`: where the rounds of an attempt leave their edges.
-    """
+    """Finds the clusters of a documents table: by its index, the sketches of the same chunks, and a likeness."""
 
     storage: Storage
     output: str
     documents: TableIndex
     sketches: TableIndex
     likeness: Likeness
-    scratch: str
 
     def ensure(self, runner: Runner) -> Clusters:
         """The clusters of these documents, stored by an earlier run or found now."""
         chunks = [chunk.index_name for chunk in self.documents.chunks]
         key = fingerprint({"chunks": chunks, **asdict(self.likeness)}, length=32)
-        folder = join(self.output, "index", "clusters", key)
+        files = files_key(index_key(chunk.file) for chunk in self.documents.chunks)
+        folder = join(self.output, "index", "clusters", f"{files}-{key}")
         if not self.storage.exists(join(folder, DONE)):
             runner.describe("plan: cluster near duplicates")
             contents = self._stars(runner, folder)
@@ -67,7 +64,7 @@ class Clustering:
         return int(np.ceil(np.log2(max(1, 4 * rows // CHUNK_ROWS))))
 
     def _edges(self, runner: Runner) -> Rows:
-        """EDGES of near duplicates, both ways, packed by content."""
+        """EDGES of near duplicates, for one task."""
         by_file = self.sketches.by_file()
         part_of = chunk_parts(by_file)
 
@@ -97,7 +94,7 @@ class Clustering:
             for some, ones in self._looked_up(records[_PAIR], "one"):
                 alike = pa.array(self.likeness.alike(ones, some))
                 edges = pa.Table.from_arrays([ones["hash"], some["hash"]], schema=EDGES).filter(alike)
-                yield from self._packed(both_ways(edges))
+                yield from pack(_EDGE, np.zeros(edges.num_rows, np.int32), edges)
 
         filled = runner.scatter(by_file, fill, BATCHES, self.sketches.tasks(runner.parallelism))
         paired = runner.exchange([filled], 2**self._bits, {_BUCKET: BUCKETS}, pair, BATCHES)
@@ -105,33 +102,15 @@ class Clustering:
         return runner.exchange([attached], len(by_file), {_PAIR: _COMPARED}, compare, BATCHES)
 
     def _stars(self, runner: Runner, folder: str) -> int:
-        """Write the clusters' files; returns how many contents are not the first of their cluster."""
-        edges, round_number, unsettled = self._edges(runner), 0, 1
+        """Write the clusters' file; returns how many contents are not the first of their cluster."""
 
-        def contract(part: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-            tied, left = contracted(records[_EDGE])
-            write_part(self.storage, join(self.scratch, str(round_number)), part, tied)
-            yield totals({"unsettled": left})
-
-        def read(name: str) -> Iterator[pa.RecordBatch]:
-            tied = read_part(self.storage, join(self.scratch, str(round_number - 1), name), EDGES)
-            yield from self._packed(both_ways(tied) if unsettled else tied)
-
-        def keep(part: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
-            rows = records[_EDGE].group_by(EDGES.names).aggregate([]).sort_by("one").rename_columns(CLUSTERS.names)
-            self.storage.create(join(folder, part_name(part)), parquet_bytes(rows, ROW_GROUP_ROWS))
+        def join_edges(_: int, records: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
+            rows = clusters_of(records[_EDGE])
+            self.storage.replace(join(folder, part_name(0)), parquet_bytes(rows, ROW_GROUP_ROWS))
             yield totals({"contents": rows.num_rows})
 
-        kinds = {_EDGE: EDGES}
-        while unsettled:
-            counts = runner.summed(runner.exchange([edges], 2**self._bits, kinds, contract, COUNTS))
-            round_number, unsettled = round_number + 1, total_of(counts, "unsettled")
-            names = self.storage.list_names(join(self.scratch, str(round_number - 1)))
-            edges = runner.scatter(names, read, BATCHES)
-        return total_of(runner.summed(runner.exchange([edges], 2**self._bits, kinds, keep, COUNTS)), "contents")
-
-    def _packed(self, edges: pa.Table) -> Iterator[pa.RecordBatch]:
-        yield from pack(_EDGE, hash_parts(edges["one"], self._bits), edges)
+        joined = runner.exchange([self._edges(runner)], 1, {_EDGE: EDGES}, join_edges, COUNTS)
+        return total_of(runner.summed(joined), "contents")
 
     def _rows(self, chunks: npt.NDArray[np.int64]) -> pa.Table:
         """Number, content, sketch and size of the rows of chunks, rising."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank.cost import Sizing
 from lakerank.duplicates.clusters import Clusters
+from lakerank.lake.runs import RunPaths
 from lakerank.lake.scores import UNITS, write_unit_list
 from lakerank.lake.states import STATE_REFS, state_refs
 from lakerank.lake.storage import Storage, join
@@ -61,6 +64,7 @@ from lakerank.plan.partitions import (
 )
 from lakerank.plan.plan import BATCH_ROWS, read_part, with_columns, write_part
 from lakerank.plan.units import Cuts, GroupFiles, unit_name, unit_rows
+from lakerank.rerank.attempts import attempt
 from lakerank.runner import BATCHES, COUNTS, Counts, Rows, Runner, gather, histogram, one_row, pack, total_of, totals
 from lakerank.schemas import CANDIDATES
 
@@ -79,15 +83,19 @@ _REPORT = pa.schema([("task", pa.int64()), ("units", pa.int64()), ("largest", pa
 
 
 def table_index(
-    runner: Runner, storage: Storage, output: str, table: TableName, files: Sequence[Fragment], sizing: Sizing
+    runner: Runner, storage: Storage, paths: RunPaths, table: TableName, files: Sequence[Fragment], sizing: Sizing
 ) -> TableIndex:
-    """The index of a table; missing index files are written first."""
-    folder, tasks = join(output, "index", table), 4 * runner.parallelism
+    """The index of a table; missing index files are written first. An image that kills who sketches it twice is not
+    sketched."""
+    folder, tasks = join(paths.output, "index", table), 4 * runner.parallelism
     chunks, places = table_chunks(files), index_places(storage, folder)
     missing = [chunk for chunk in chunks if chunk.index_name not in places]
 
     def write(share: Sequence[Chunk]) -> Iterator[pa.RecordBatch]:
-        yield one_row(_ROWS, write_index_file(storage, folder, table, share))
+        decodes = table == "sketches"
+        with attempt(storage, paths.plan, share[0].index_name) if decodes else nullcontext():
+            rows = write_index_file(storage, folder, table, share)
+        yield one_row(_ROWS, rows)
 
     if missing:
         runner.describe(f"plan: index {table}, {len(missing)} of {len(chunks)} chunks")
@@ -249,9 +257,10 @@ class PairFiles:
     def pairs(self, name: str) -> pa.Table:
         """The pairs of a file as the split has them."""
         rows = read_part(self.storage, join(self.folder, "pairs", name), PAIRS)
-        first, null = self._first(name, rows["document"]), pa.scalar(None, pa.string())
-        later = pc.not_equal(first, rows["document"])
-        named = {name: pc.if_else(later, rows[name], null) for name in ("doc_id", "hash")}
+        first = self._first(name, rows["document"])
+        own = pc.equal(first, rows["document"]).to_numpy()
+        later = pa.array(np.arange(len(own)), mask=own)  # a null takes no bytes along
+        named = {name: rows[name].take(later) for name in ("doc_id", "hash")}
         return with_columns(rows, PAIRS, document=first, **named)
 
     def _first(self, name: str, documents: pa.ChunkedArray) -> pa.ChunkedArray:
