@@ -164,7 +164,7 @@ class PlanBuilder:
         bucket_rows = self._bucket_rows(candidates, queries)
         previous = previous_candidates(storage, self.paths)
         ranges = document_ranges(documents.chunks)
-        sharing = self._clusters(documents) if self.limits.share else None
+        sharing = self.clusters(documents) if self.limits.share else None
         step = Join(storage, self.folder, queries, ranges, bits, bucket_rows, previous, sharing)
         joined = step.run(self.runner, inputs["candidates"], documents)
         split = self.split(scorer, documents, queries, joined, (self.folder, self.folder, bits))
