@@ -29,8 +29,8 @@ from lakerank.model.checkpoint import EMBEDDED, WEIGHTS_NAME, read_json
 from lakerank.model.generative.config import PROMPTS
 from lakerank.model.jina_m0.weights import JinaVLForRanking, published_name, save_checkpoint
 from lakerank.model.registry import M0
+from lakerank_benchmark.pages import WORDS
 from lakerank_benchmark.request import BERT, BGE, JINA, MODERN
-from lakerank_benchmark.workloads import WORDS
 from lakerank_pictograms.network import Shape, network_config, published_config
 
 #: Of decoders. `random-80m` spends 2.5 times as much on an image as on its tokens afterwards, as the 2B model does;
@@ -61,7 +61,8 @@ WRITERS: Mapping[str, Callable[..., object]] = {
 #: Words that answer, which the bundled vocabulary lacks, and names that Qwen3's tokenizers add without calling special.
 _ANSWERS = ("True", "False", "yes", "no", "Yes", "1", "0")
 _THOUGHTS = ("<think>", "</think>")
-_TOKEN_IDS = {
+#: Tokens of images, by config.json's names of their ids.
+TOKEN_IDS = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
     "vision_start_token_id": "<|vision_start|>",
@@ -109,7 +110,7 @@ def random_encoder(folder: Path, family: str, shape: str, dtype: str) -> Path:
 
 def _write_m0(target: Path, shape: Shape, dtype: str, generator: torch.Generator) -> None:
     bundled = read_json(EMBEDDED / "config.json")
-    token_ids = {key: bundled[key] for key in _TOKEN_IDS}
+    token_ids = {key: bundled[key] for key in TOKEN_IDS}
     with torch.device("meta"):
         network = JinaVLForRanking(network_config(shape, token_ids, padding=None))
     network.load_state_dict(_random_tensors(network.state_dict(), dtype, generator), assign=True)
@@ -121,7 +122,7 @@ def _write_m0(target: Path, shape: Shape, dtype: str, generator: torch.Generator
 
 def _write_generative(target: Path, family: str, shape: Shape, dtype: str, generator: torch.Generator) -> None:
     ids = _write_tokenizer(target)
-    token_ids = {key: ids[name] for key, name in _TOKEN_IDS.items()}
+    token_ids = {key: ids[name] for key, name in TOKEN_IDS.items()}
     network, config = _network(family, shape, max(max(ids.values()) + 1, shape.vocabulary), token_ids)
     state = {key: value for key, value in network.state_dict().items() if key != "lm_head.weight"}
     published = published_name if family == "monoqwen2-vl" else str

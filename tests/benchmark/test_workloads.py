@@ -18,13 +18,13 @@ from lakerank.model.checkpoint import EMBEDDED
 from lakerank.model.preprocess.images import PatchShape, load_patches
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.records import Document, DocumentGroup, Query
+from lakerank_benchmark.pages import drawn_pages
 from lakerank_benchmark.request import WORKLOADS
 from lakerank_benchmark.workloads import (
     LONGEST,
     PAGE_PIXELS,
     SHORTEST,
     build,
-    drawn_pages,
     evenly_spaced,
     pairs_of,
     pdf_files,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lakerank.limits import Limits
 from lakerank.model.preprocess.images import PatchShape, load_patches, load_pixels
-from lakerank_benchmark.workloads import drawn_pages, jpeg
+from lakerank_benchmark.pages import drawn_pages, jpeg
 
 #: Dots an inch of an A4 page, and its sides.
 SIZES = {90: (672, 896), 150: (1240, 1754), 200: (1654, 2339), 300: (2480, 3508)}
