@@ -77,11 +77,12 @@ def device_budget(device: torch.device, bytes_per_token: int, threads: int = 1) 
 def decoder_bytes(config: Any, dtype: torch.dtype) -> int:
     """Memory of a token in a decoder: keys and values of all layers for PREFIX_BATCHES, and a layer's activations.
 
-    Its patches, before, take less: a vision encoder has no cache, and is narrower.
+    The former twice: a GPU joins those of a micro-batch's queries. Patches, before, take less: a vision encoder has no
+    cache, and is narrower. Attention takes nothing that grows with rows and keys.
     """
     text = config.get_text_config()
     dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cache = PREFIX_BATCHES * 2 * text.num_hidden_layers * text.num_key_value_heads * dim
+    cache = 2 * PREFIX_BATCHES * 2 * text.num_hidden_layers * text.num_key_value_heads * dim
     return int(cache * dtype.itemsize) + layer_bytes(text.hidden_size, text.intermediate_size, dtype)
 
 

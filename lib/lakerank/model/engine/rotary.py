@@ -80,15 +80,17 @@ def rotate(states: Tensor, rotation: Tensor) -> Tensor:
 
     In the rotation's dtype, whose result is rounded to that of the states.
     """
+    if states.device.type == "cpu" and rotation.dtype != states.dtype:
+        return rotate(states.to(rotation.dtype), rotation).to(states.dtype)
     cos, sin = rotation.unbind(0)
     first, second = states.chunk(2, dim=-1)
     if states.requires_grad:  # `out` takes no gradients
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     rotated = torch.empty(states.shape, dtype=states.dtype, device=states.device)
     rotated_first, rotated_second = rotated.chunk(2, dim=-1)
-    if rotation.dtype != states.dtype:
-        torch.sub(first * cos, second * sin, out=rotated_first)
-        torch.add(second * cos, first * sin, out=rotated_second)
+    if states.device.type != "cpu":  # fewer passes over memory, and kernels
+        torch.addcmul(first * cos, second, sin, value=-1, out=rotated_first)
+        torch.addcmul(second * cos, first, sin, out=rotated_second)
         return rotated
     torch.mul(first, cos, out=rotated_first).sub_(second * sin)
     torch.mul(second, cos, out=rotated_second).add_(first * sin)

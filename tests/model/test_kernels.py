@@ -1,0 +1,90 @@
+"""What a GPU would be asked for, counted on the `meta` device: see `gpu/trace.py`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2VLConfig
+
+from checkpoints.encoders import write_modern
+from gpu.trace import META, TEXT, Trace, generative, groups, ranker, trace
+from lakerank.model.config import read_config
+from lakerank.model.cross_encoder.head import read_head
+from lakerank.model.cross_encoder.weights import MODERN, load_weights, read_shape
+from lakerank.model.engine.attention import varlen
+from lakerank.model.engine.budget import BUSY_TOKENS_GPU, decoder_bytes
+from lakerank.model.engine.encoder import PackedEncoder
+
+#: GB a page of all kernels, unfused: what the engine is known to move, and a twentieth more.
+MOST_MOVED = 24.8
+
+
+@functools.cache
+def traced(documents: int, queries: int, tokens: int) -> Trace:
+    """A call at the 2B shape."""
+    return trace(*ranker(), groups(documents, queries, tokens))
+
+
+@pytest.mark.parametrize(
+    ("documents", "queries", "tokens"),
+    [
+        pytest.param(40, 1, 0, marks=pytest.mark.nightly),
+        pytest.param(9, 100, 0, marks=pytest.mark.nightly),
+        (60, 10, 512),
+        (1, 512, 9728),
+        (1, 100, 32256),
+    ],
+)
+def test_memory_stays_within_the_budget(documents: int, queries: int, tokens: int) -> None:
+    config = Qwen2VLConfig(text_config=TEXT)
+    budget = decoder_bytes(config, torch.bfloat16) * max(BUSY_TOKENS_GPU, tokens)
+    assert 0.2 * budget < traced(documents, queries, tokens).peak <= budget
+
+
+def test_a_page_moves_no_more_than_is_known() -> None:
+    assert traced(6, 1, 0).moved.total() / 6 <= MOST_MOVED * 1e9
+
+
+@pytest.mark.parametrize("make", [ranker, generative])
+@pytest.mark.parametrize("query", [32, 128])
+def test_kernels_a_layer_do_not_depend_on_the_number_of_documents(make: Callable[..., Any], query: int) -> None:
+    def kernels(layers: int, documents: int) -> int:
+        return trace(*make(layers=layers), groups(documents, 32 // documents, 2048 // documents, query)).kernels.total()
+
+    few, many = (kernels(5, documents) - kernels(3, documents) for documents in (2, 32))
+    assert few == many
+    assert few / 2 < 60, "for all documents of a micro-batch, prefix and queries"
+
+
+def test_images_share_their_kernels() -> None:
+    engine, _ = ranker(layers=2)
+    pixels = torch.empty(4096, 3, 14, 14, dtype=torch.uint8, device=META)
+
+    def kernels(grids: Sequence[tuple[int, int]]) -> int:
+        counting = Trace()
+        with torch.inference_mode(), counting:
+            engine._vision.tokens(pixels, grids)
+        return counting.kernels.total()
+
+    assert kernels([(64, 64)]) == kernels([(16, 16)] * 16) == kernels([(32, 64), (64, 16), (16, 64)])
+
+
+@pytest.mark.parametrize("last", [3, 4], ids=["sees all", "sees a window"])
+def test_sequences_of_a_cross_encoder_share_their_kernels(tmp_path: Path, last: int) -> None:
+    write_modern(tmp_path, classifier_pooling="cls", num_hidden_layers=last + 1, local_attention=16)
+    config = read_config(tmp_path)
+    shape, head = read_shape(config), read_head(tmp_path, config)
+    encoder = PackedEncoder(shape, load_weights(tmp_path, shape, MODERN, head, torch.float32, META))
+
+    def kernels(lengths: Sequence[int]) -> int:
+        ids = torch.zeros(sum(lengths), dtype=torch.int64, device=META)
+        with Trace() as counting:
+            encoder.logits(ids, ids, lengths, varlen)
+        return counting.kernels.total()
+
+    assert kernels([512]) == kernels([16] * 32) == kernels([300, 5, 207])
