@@ -334,11 +334,6 @@ def visible_gpus() -> int:
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def task_cores() -> int:
-    """Cores that Spark gives this task (`spark.task.cpus`, of which the environment tells), or one."""
-    return int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 1)
-
-
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

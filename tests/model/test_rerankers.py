@@ -107,14 +107,15 @@ def test_an_unknown_device_is_refused(tiny_checkpoint: Path) -> None:
     ("device", "environment", "threads"),
     [("cpu", {"OMP_NUM_THREADS": "8"}, 2), ("cuda", {"OMP_NUM_THREADS": "8"}, 7),
      ("cuda:1", {"OMP_NUM_THREADS": "64"}, 16), ("cuda", {"OMP_NUM_THREADS": "2,1"}, 2),
-     ("cuda", {"CUDA_VISIBLE_DEVICES": "0"}, 11),
-     ("cuda", {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0,1,2"}, 3)],
+     ("cuda", {"GPUS": "1"}, 11),
+     ("cuda", {"OMP_NUM_THREADS": "1", "GPUS": "3"}, 3)],
 )  # fmt: skip
 def test_a_gpu_has_all_but_one_of_its_tasks_cores_to_prepare_its_inputs(
     monkeypatch: pytest.MonkeyPatch, device: str, environment: dict[str, str], threads: int
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: int(environment.get("GPUS", "0")))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert default_host_threads(torch.device(device)) == threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ from lakerank.records import (
 )
 from lakerank.rerank.attempts import Watch, attempt
 from lakerank.rerank.progress import UnitProgress, watch_units
-from lakerank.runner import NO_DEADLINE, Deadline, Places, Runner, one_row, task_cores
+from lakerank.runner import NO_DEADLINE, Deadline, Places, Runner, one_row
 from lakerank.schemas import SCORES
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class SpecFactory:
         Without `device_threads` a task on a CPU has the threads that Spark gives it in the environment, or one:
         the bits of a score depend on their number.
         """
-        threads = self.options.device_threads or task_cores()
+        threads = self.options.device_threads or int(os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0] or 1)
         return self.spec.load(device, self.limits, replace(self.options, device_threads=threads), self.scorer)
 
 

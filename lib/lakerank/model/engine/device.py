@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lakerank.errors import CheckpointError
 from lakerank.model.engine.findings import cpu_lines
-from lakerank.runner import available_cores, task_cores, visible_gpus
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -98,7 +97,10 @@ def default_host_threads(device: torch.device) -> int:
     task's cores, by what Spark says of them in the environment, or those of this process for each GPU that it sees."""
     if device.type == "cpu":
         return 2
-    cores = task_cores() if task_cores() > 1 else available_cores() // max(1, visible_gpus())
+    cores = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 1)  # `spark.task.cpus`, or its default
+    if cores == 1:
+        of_process = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = of_process // max(1, torch.cuda.device_count())
     return min(_MOST_HOST_THREADS, max(2, cores - 1))
 
 
