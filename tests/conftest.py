@@ -147,8 +147,9 @@ def save_random_network(folder: Path, shape: dict[str, Any], vocabulary: int, se
     import torch
     from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 
-    from lakerank.model.jina_m0.weights import JinaVLForRanking, save_checkpoint
+    from lakerank.model.jina_m0.weights import JinaVLForRanking
     from lakerank_pictograms.network import published_config
+    from lakerank_training.weights import save_checkpoint
 
     depth, embed_dim, vision_heads = shape["vision"]
     half = shape["hidden"] // shape["heads"] // 2

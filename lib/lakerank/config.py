@@ -222,16 +222,6 @@ class RoutedConfig(Section):
     text: RouteConfig
     image: RouteConfig
 
-    def rescaled(self, fits: Mapping[str, tuple[float, float]]) -> RoutedConfig:
-        """The same with fitted (scale, bias) of some rerankers applied after their present ones."""
-        changed = {}
-        for name, (scale, bias) in fits.items():
-            route: RouteConfig = getattr(self, name)
-            before = route.calibration
-            after = CalibrationConfig(scale=scale * before.scale, bias=scale * before.bias + bias)
-            changed[name] = route.model_copy(update={"calibration": after})
-        return self.model_copy(update=changed)
-
     @model_validator(mode="after")
     def _one_device(self) -> RoutedConfig:
         _check_devices((self.text, self.image))

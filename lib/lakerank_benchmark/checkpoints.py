@@ -27,11 +27,12 @@ from checkpoints.encoders import write_bert, write_bge, write_jina, write_modern
 from lakerank.fingerprint import fingerprint
 from lakerank.model.checkpoint import EMBEDDED, WEIGHTS_NAME, read_json
 from lakerank.model.generative.config import PROMPTS
-from lakerank.model.jina_m0.weights import JinaVLForRanking, published_name, save_checkpoint
+from lakerank.model.jina_m0.weights import JinaVLForRanking
 from lakerank.model.registry import M0
 from lakerank_benchmark.pages import WORDS
 from lakerank_benchmark.request import BERT, BGE, JINA, MODERN
 from lakerank_pictograms.network import Shape, network_config, published_config
+from lakerank_training.weights import published_name, save_checkpoint
 
 #: Of decoders. `random-80m` spends 2.5 times as much on an image as on its tokens afterwards, as the 2B model does;
 #: `2b` is jina-reranker-m0's own shape (its config.json), with the bundled tokenizer; `tiny` is for tests.

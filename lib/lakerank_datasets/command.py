@@ -27,15 +27,15 @@ OPTIONS = [
         "each part. May be repeated.  [default: BM25 where there are texts, else all documents of a small pool]",
     ),
     click.Option(
-        ["--depth"], type=click.IntRange(min=1), default=100, show_default=True,
+        ["--depth"], type=click.IntRange(min=1), default=100,
         help="With --layout: candidates of each query.",
     ),
     click.Option(
-        ["--all-pairs"], type=click.IntRange(min=0), default=1000, show_default=True, metavar="DOCUMENTS",
+        ["--all-pairs"], type=click.IntRange(min=0), default=1000, metavar="DOCUMENTS",
         help="With --layout: the largest pool of images that is ranked whole when there is no run.",
     ),
     click.Option(
-        ["--documents", "all_documents"], type=click.Choice(["all", "candidates"]), default="all", show_default=True,
+        ["--documents", "all_documents"], type=click.Choice(["all", "candidates"]), default="all",
         callback=lambda _context, _option, which: which == "all",
         help="With --layout: write all documents, or only those that are candidates.",
     ),

@@ -27,10 +27,9 @@ READ = ("documents", "queries")
     help="Config file (YAML) of a training, such as conf/train-clicks.yaml.",
 )  # fmt: skip
 @click.option(
-    "--processes",
-    type=click.IntRange(min=1),
+    "--processes", type=click.IntRange(min=1),
     help="Train in so many processes on Spark (its TorchDistributor). Under torchrun this is not needed.",
-)
+)  # fmt: skip
 def train(config_path: Path, overrides: Sequence[str], processes: int | None) -> dict[str, Any]:
     """Train a reranker on lake tables: documents, queries and qrels.
 
@@ -58,12 +57,12 @@ def train(config_path: Path, overrides: Sequence[str], processes: int | None) ->
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Folder of the student."
 )
-@click.option("--layers", type=click.IntRange(min=1), default=3, show_default=True, help="Text layers of the student.")
-@click.option("--steps", type=click.IntRange(min=1), default=500, show_default=True, help="Steps of training.")
-@click.option("--batch", type=click.IntRange(min=8), default=32, show_default=True, help="Pairs of a step, about.")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-4, show_default=True)
+@click.option("--layers", type=click.IntRange(min=1), default=3, help="Text layers of the student.")
+@click.option("--steps", type=click.IntRange(min=1), default=500, help="Steps of training.")
+@click.option("--batch", type=click.IntRange(min=8), default=32, help="Pairs of a step, about.")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-4)
 @click.option(
-    "--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
+    "--share", type=click.FloatRange(0, 1, min_open=True), default=1.0,
     help="Share of the queries that are learnt from, drawn by their ids.",
 )  # fmt: skip
 def distill(given: resolve.CommandLine, run_id: str, output: Path, **options: Any) -> dict[str, Any]:

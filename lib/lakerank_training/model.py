@@ -22,11 +22,12 @@ from lakerank.model.engine.rotary import RotaryTable, rotate
 from lakerank.model.engine.vision import patch_positions, patch_rotation
 from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.tokenize import SpecialTokens, read_special_tokens
-from lakerank.model.jina_m0.weights import JinaVLForRanking, load_network, save_checkpoint
+from lakerank.model.jina_m0.weights import JinaVLForRanking, load_network
 from lakerank.model.preprocess.images import PatchShape
 from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank_training.dataset import Rows
 from lakerank_training.inputs import Augment, EncodedDataset, ImageBatch, PaddedInputs, image_batches, pad
+from lakerank_training.weights import save_checkpoint
 
 #: Every projection of the language model's layers; nothing of the vision encoder matches (jina-reranker-m0's recipe).
 LORA_TARGETS = r"(?:.*\.)?language_model\.layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"

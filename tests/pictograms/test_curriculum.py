@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 
 from lakerank import Document, Query, load_reranker
 from lakerank.errors import ConfigError
-from lakerank.model.jina_m0.weights import published_name
 from lakerank.model.preprocess.tokenizer import TextTokenizer
 from lakerank_pictograms.curriculum import recipe
 from lakerank_pictograms.curriculum.config import CurriculumConfig, CurriculumStage
@@ -35,6 +34,7 @@ from lakerank_training.dataset import Dataset
 from lakerank_training.losses import RankingObjective
 from lakerank_training.model import PairForward, PairNetwork
 from lakerank_training.run import Recipe, RunInputs, read_inputs, run_training
+from lakerank_training.weights import published_name
 from training_lakes import table_paths
 
 ROOT = Path(__file__).parents[2]

@@ -19,23 +19,22 @@ IN_PROCESS_BYTES = 2**29
 
 @click.command(cls=Job)
 @click.option(
-    "--method", type=click.Choice(["bm25", "all-pairs", "none"]), default="bm25", show_default=True,
+    "--method", type=click.Choice(["bm25", "all-pairs", "none"]), default="bm25",
     help="Search texts by BM25, take all documents of a small lake, or only read run files.",
 )  # fmt: skip
 @click.option(
     "--run", "runs", multiple=True, metavar="FILE",
     help="A run of another system in trec_eval's format (also .gz), fused with the other lists. May be repeated.",
 )  # fmt: skip
-@click.option("--depth", type=click.IntRange(min=1), default=100, show_default=True, help="Candidates of each query.")
+@click.option("--depth", type=click.IntRange(min=1), default=100, help="Candidates of each query.")
 @click.option(
-    "--rrf-k", type=click.FloatRange(min=0), default=60, show_default=True,
+    "--rrf-k", type=click.FloatRange(min=0), default=60,
     help="The constant k of reciprocal rank fusion, by which several lists become one.",
 )  # fmt: skip
-@click.option("--k1", type=click.FloatRange(min=0), default=0.9, show_default=True, help="BM25's k1.")
-@click.option("--b", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="BM25's b.")
+@click.option("--k1", type=click.FloatRange(min=0), default=0.9, help="BM25's k1.")
+@click.option("--b", type=click.FloatRange(0, 1), default=0.4, help="BM25's b.")
 @click.option(
-    "--max-pairs", type=click.IntRange(min=1), default=1_000_000, show_default=True,
-    help="The most pairs that all-pairs may write.",
+    "--max-pairs", type=click.IntRange(min=1), default=1_000_000, help="The most pairs that all-pairs may write.",
 )  # fmt: skip
 @click.option("--output", metavar="FOLDER", help="Folder of the table.  [default: lake.candidates of the config]")
 def candidates(given: resolve.CommandLine, **options: Any) -> dict[str, Any]:

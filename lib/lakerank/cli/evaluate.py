@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lakerank.cli import resolve
 from lakerank.cli.job import Job, job_runner, other_tables_option
-from lakerank.config import Config, RoutedConfig
+from lakerank.config import Config
 from lakerank.errors import ConfigError, requires
 from lakerank.lake.publication import find_run
 from lakerank.lake.runs import RunPaths
-from lakerank.lake.storage import Storage, join
+from lakerank.lake.storage import Storage
 
 if TYPE_CHECKING:
     from lakerank.evaluation.inputs import Inputs
-    from lakerank.evaluation.job import Evaluated
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ IN_PROCESS_ROWS = 2_000_000
 
 
 @click.command(cls=Job)
-@click.option("--run-id", default="current", show_default=True, help="The run to evaluate; `current` is published.")
+@click.option("--run-id", default="current", help="The run to evaluate; `current` is published.")
 @click.option("--against", metavar="RUN", help="A baseline run of the same output folder to compare with.")
 @other_tables_option
 @click.option(
@@ -41,7 +41,7 @@ IN_PROCESS_ROWS = 2_000_000
     "it: for pairs of texts and for pairs with an image, the scale and bias that make relevance a probability.",
 )  # fmt: skip
 @click.option(
-    "--examples", type=click.IntRange(min=0, max=12), default=8, show_default=True,
+    "--examples", type=click.IntRange(min=0, max=12), default=8,
     help="Queries printed with the tops of their lists before and after reranking.",
 )  # fmt: skip
 @click.option(
@@ -93,10 +93,12 @@ def evaluate(
     with job_runner(config.spark, lambda: inputs.rows <= IN_PROCESS_ROWS) as runner:
         result = evaluate_run(runner, storage, inputs)
     click.echo(terminal_table(result.evaluation, result.examples[: more["examples"]]))
-    labels = _fit_labels(storage, result, config) if more["fit_labels"] else None
-    calibration = _fit_calibration(storage, result, config) if more["fit_calibration"] else None
+    fitted = {"labels": None, "calibration": None}
+    fits = {name: more[name] for name in ("fit_labels", "fit_calibration")}
+    if any(fits.values()):  # what learns is in the package above this one
+        fitted |= import_module("lakerank_training.fits.configs").fit(storage, result, config, **fits)
     click.echo(f"Report: {result.report}\n")
-    return result.summary() | {"labels": labels, "calibration": calibration}
+    return result.summary() | fitted
 
 
 def _inputs(storage: Storage, config: Config, paths: RunPaths, baseline: RunPaths | None) -> Inputs:
@@ -109,39 +111,3 @@ def _inputs(storage: Storage, config: Config, paths: RunPaths, baseline: RunPath
         )
     tables = LakeTables(lake.documents, lake.queries, lake.candidates, lake.qrels)
     return find_inputs(storage, tables, paths, baseline, [resolve.model_details(model) for model in config.rerankers])
-
-
-def _fit_labels(storage: Storage, result: Evaluated, config: Config) -> dict[str, Any]:
-    """Fit label thresholds, write the config with them, and print how well they agree with the judgements."""
-    from lakerank.evaluation.analysis.calibration import fit
-    from lakerank.evaluation.report.terminal import fit_lines
-
-    thresholds = fit(result.evaluation.pairs)
-    ranking = config.ranking.model_copy(update={"label_thresholds": thresholds.thresholds})
-    fitted = {**thresholds.as_dict(), "config": _write_fitted(storage, result, config, {"ranking": ranking})}
-    click.echo(fit_lines(fitted))
-    return fitted
-
-
-def _fit_calibration(storage: Storage, result: Evaluated, config: Config) -> dict[str, Any]:
-    """Fit logit scales, write the config with them if it names two rerankers, and print them."""
-    from lakerank.evaluation.analysis.calibration import fit_scales
-    from lakerank.evaluation.report.terminal import scale_lines
-
-    fits = fit_scales(result.evaluation.pairs)
-    address = None
-    if isinstance(config.model, RoutedConfig):
-        model = config.model.rescaled({name: (fit.scale, fit.bias) for name, fit in fits.items() if fit})
-        address = _write_fitted(storage, result, config, {"model": model})
-    fitted = {**{name: fit and asdict(fit) for name, fit in fits.items()}, "config": address}
-    click.echo(scale_lines(fitted))
-    return fitted
-
-
-def _write_fitted(storage: Storage, result: Evaluated, config: Config, fitted: dict[str, Any]) -> str:
-    """Write fitted.yaml, the config with fitted sections; returns its address."""
-    from lakerank.evaluation.job import folder
-
-    address = join(folder(result.evaluation.inputs.paths), "fitted.yaml")
-    storage.replace(address, config.model_copy(update=fitted).to_yaml().encode())
-    return address

@@ -26,7 +26,7 @@ GOLDEN_PAIRS = "golden-pairs"
 
 
 @click.command(cls=Job)
-@click.option("--run-id", default="current", show_default=True, help="The published run.")
+@click.option("--run-id", default="current", help="The published run.")
 @click.option("--format", required=True, type=click.Choice([*FORMATS, *TABLES]), help="See docs/export.md.")
 @click.option(
     "--to", required=True, metavar="URI", help="An empty folder, local or in an object store; a table's address."
@@ -34,13 +34,11 @@ GOLDEN_PAIRS = "golden-pairs"
 @click.option("--since", metavar="RUN", help="Export only lists that changed since this run; delete removed ones.")
 @click.option("--depth", type=click.IntRange(min=1), help="Documents of each query.  [default: all ranked ones]")
 @click.option("--name", help="Index of a bulk request, tag of a TREC run, or Vespa's namespace:document type.")
-@click.option("--field", default="lakerank", show_default=True, help="Field that a document update sets.")
+@click.option("--field", default="lakerank", help="Field that a document update sets.")
 @click.option("--pairs", type=click.IntRange(min=1), help="Pairs in golden-pairs.  [default: 256]")
+@click.option("--part-rows", type=click.IntRange(min=1), default=1_000_000, help="Most rows of a file.")
 @click.option(
-    "--part-rows", type=click.IntRange(min=1), default=1_000_000, show_default=True, help="Most rows of a file."
-)
-@click.option(
-    "--part-bytes", type=click.IntRange(min=1), default=64 * 2**20, show_default=True,
+    "--part-bytes", type=click.IntRange(min=1), default=64 * 2**20,
     help="Most bytes of a file, before compression. A list is never split.",
 )  # fmt: skip
 @other_tables_option

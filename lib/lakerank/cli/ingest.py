@@ -48,19 +48,18 @@ class _Ingest(Job):
 )  # fmt: skip
 @click.option(
     "--as", "table", type=click.Choice(["documents", "queries", "candidates", "qrels"]), default="documents",
-    show_default=True,
     help="The table to write. candidates and qrels are read from JSON and CSV, qrels also from TREC's files.",
 )  # fmt: skip
 @click.option(
-    "--kind", type=click.Choice(["auto", "folder", "jsonl", "pdf"]), default="auto", show_default=True,
+    "--kind", type=click.Choice(["auto", "folder", "jsonl", "pdf"]), default="auto",
     help="Which files of a folder to read: all (auto, folder), JSON Lines only, or PDFs only.",
 )  # fmt: skip
 @click.option(
-    "--pdf-content", type=click.Choice(["image", "text", "both"]), default="image", show_default=True,
+    "--pdf-content", type=click.Choice(["image", "text", "both"]), default="image",
     help="What a PDF page becomes: an image of it, its text layer, or both.",
 )  # fmt: skip
 @click.option(
-    "--page-pixels", type=click.IntRange(min=784), default=602_112, show_default=True,
+    "--page-pixels", type=click.IntRange(min=784), default=602_112,
     help="Pixels of a page image, width × height. The default is the most that the model sees.",
 )  # fmt: skip
 @click.option(
@@ -69,7 +68,7 @@ class _Ingest(Job):
     "and slice become slices of the report; a document's name is shown in it.",
 )  # fmt: skip
 @click.option(
-    "--max-file-bytes", type=click.IntRange(min=1), default=2**28, show_default=True,
+    "--max-file-bytes", type=click.IntRange(min=1), default=2**28,
     help="Reject larger files, and longer lines of JSON, without reading them. An archive may unpack to 16 times that.",
 )  # fmt: skip
 @click.option(
@@ -81,7 +80,7 @@ class _Ingest(Job):
     help="Cut texts of more than N characters into chunks, where paragraphs, sentences or words end.",
 )  # fmt: skip
 @click.option(
-    "--chunk-overlap", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+    "--chunk-overlap", type=click.IntRange(min=0), default=0, metavar="N",
     help="With --chunk: characters that a chunk repeats of the one before; at most half a chunk.",
 )  # fmt: skip
 @click.option(

@@ -70,7 +70,9 @@ class Job(click.Command):
         as_text: Callable[[dict[str, Any]], str] | None = None, **attributes: Any,
     ) -> None:  # fmt: skip
         params = [*([_CONFIG, SET] if config else []), *params, *([_JSON] if as_text else []), *_LOGGING]
-        super().__init__(**{"epilog": EPILOG, **attributes, "params": params})
+        super().__init__(
+            **{"epilog": EPILOG, **attributes, "params": params, "context_settings": {"show_default": True}}
+        )
         self.config, self.as_text = config, as_text
 
     def make_context(
@@ -166,7 +168,7 @@ other_tables_option = click.option(
 SHARED = ("summary", "log_format", "verbose", "as_json")
 _LOGGING = [
     click.Option(
-        ["--log-format"], type=click.Choice(["text", "json"]), default="text", show_default=True,
+        ["--log-format"], type=click.Choice(["text", "json"]), default="text",
         help="Format of the log on standard error: plain lines, or JSON objects with run, stage and unit.",
     ),
     click.Option(

@@ -32,7 +32,7 @@ CHECK = "check"
     "next of run-1, run-2, …]",
 )  # fmt: skip
 @click.option(
-    "--stage", "steps", default=",".join(STEPS), show_default=True, metavar="STAGES",
+    "--stage", "steps", default=",".join(STEPS), metavar="STAGES",
     help="Which of plan, score and publish to run. plan prints a cost estimate; only score needs a GPU. check, alone, "
     "counts rows.",
 )  # fmt: skip

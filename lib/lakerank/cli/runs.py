@@ -28,14 +28,14 @@ _COLUMNS = ("run_id", "when", "state", "candidates", "scored", "reused", "reject
 
 @click.command(cls=Job)
 @click.option(
-    "--keep-runs", type=click.IntRange(min=1), default=3, show_default=True,
+    "--keep-runs", type=click.IntRange(min=1), default=3,
     help="Published runs to keep: the current one and the latest.",
 )  # fmt: skip
 @click.option(
     "--keep-days", type=click.FloatRange(min=0), default=0, help="Also keep published runs younger than this."
 )
 @click.option(
-    "--grace-hours", type=click.FloatRange(min=1), default=48, show_default=True,
+    "--grace-hours", type=click.FloatRange(min=1), default=48,
     help="Keep an unpublished run that wrote a file within this time: it may still be running. Must exceed the longest "
     "time in which a job writes nothing.",
 )  # fmt: skip

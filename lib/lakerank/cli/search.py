@@ -84,7 +84,7 @@ def _init_text(summary: Mapping[str, Any]) -> str:
 
 
 @click.command(cls=Job, epilog=EPILOG, config=None, as_text=_init_text, params=[*_SOURCE])
-@click.option("--model", default=MINILM_EN, show_default=True, help="A reranker: a folder, a hub id, or a name.")
+@click.option("--model", default=MINILM_EN, help="A reranker: a folder, a hub id, or a name.")
 def init(folder: Path | None, queries: Path | None, output: Path | None, model: str) -> dict[str, Any]:
     """Look at FOLDER and write ./lakerank.yaml, the config that every command takes where --config is absent.
 
@@ -108,7 +108,7 @@ def _search_text(summary: Mapping[str, Any]) -> str:
 
 
 @click.command(cls=Job, epilog=EPILOG, config=None, as_text=_search_text, params=[*_SOURCE, SET])
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Results of each query.")
+@click.option("--top", type=click.IntRange(min=1), default=10, help="Results of each query.")
 @click.option(
     "--depth", type=click.IntRange(min=1),
     help=f"Candidates of each query.  [default: {DEPTH}, or all documents of a folder of up to {WHOLE_PAIRS:,} pairs]",

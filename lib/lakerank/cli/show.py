@@ -152,8 +152,8 @@ def with_output(given: resolve.CommandLine, folder: str | None) -> resolve.Comma
 @click.command(cls=Job, epilog=EPILOG, as_text=_show_text)
 @click.argument("run_and_query", nargs=-1, metavar="[RUN] [QUERY]")
 @output_option
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Documents of each query.")
-@click.option("--queries", "most", type=click.IntRange(min=1), default=10, show_default=True, help="Queries to show.")
+@click.option("--top", type=click.IntRange(min=1), default=10, help="Documents of each query.")
+@click.option("--queries", "most", type=click.IntRange(min=1), default=10, help="Queries to show.")
 @click.option("--against", metavar="RUN", help="Another run of the same lake, to compare ranks with.")
 @click.option(
     "--thumbnails", type=click.Path(path_type=Path), metavar="FOLDER", help="Write images of documents there."

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import wrap
-from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -13,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from lakerank.evaluation.analysis.averages import MODALITY, Slice, by_size
-from lakerank.evaluation.analysis.calibration import PAIRS
 from lakerank.evaluation.evaluation import Evaluation
 from lakerank.evaluation.examples import Example, ListedDocument
 from lakerank.evaluation.metrics.bootstrap import LEVEL
@@ -125,37 +123,3 @@ def _intervals(overall: Slice) -> list[str]:
     return [
         f"{PRIMARY}, {100 * LEVEL:.0f} % intervals: first {a:.3f}–{b:.3f}, reranked {c:.3f}–{d:.3f}, change {change}"
     ]
-
-
-def fit_lines(fitted: Mapping[str, Any]) -> str:
-    """The summary of `Fit.as_dict` as text."""
-    lines = [f"Labels fitted to {fitted['pairs']:,} judged pairs, for the {fitted['method']}:"]
-    rows = (("the run's own", "current"), ("fitted", "fitted"), ("fitted, other half of the queries", "held_out"))
-    for name, key in rows:
-        if (agreement := fitted[key]) is not None:
-            lines.append(f"  {name:<34} accuracy {agreement['accuracy']:.3f}  kappa {agreement['kappa']:+.3f}")
-    for threshold, grade, at_least in zip(
-        fitted["label_thresholds"], fitted["grades"][1:], fitted["fitted"]["at_least"], strict=True
-    ):
-        figures = f"precision {at_least['precision']:.3f}  recall {at_least['recall']:.3f}"
-        lines.append(f"  relevance from {threshold:<10g} judged {grade} or above: {figures}")
-    if fitted["unjudged_are_0"]:
-        lines.append("  (the judgements name relevant documents alone: all others count as 0)")
-    if fitted["warning"]:
-        lines += wrap(f"WARNING: {fitted['warning']}.", WIDTH)
-    return "\n".join([*lines, f"Config: {fitted['config']}"])
-
-
-def scale_lines(fitted: Mapping[str, Any]) -> str:
-    """The summary of fitted calibrations as text."""
-    lines = []
-    for name, pairs in PAIRS.items():
-        if (fit_of := fitted[name]) is None:
-            lines.append(f"Calibration of {pairs}: none; some must be judged relevant, and some not")
-            continue
-        losses = "  ".join(f"{key} {loss:.4f}" for key, loss in fit_of["log_loss"].items() if loss is not None)
-        counts = f"{fit_of['relevant']:,} of {fit_of['pairs']:,} {pairs} are relevant"
-        scale = f"scale {fit_of['scale']:g}, bias {fit_of['bias']:g}"
-        lines.append(f"Calibration of model.{name}: {scale} on this run's logits")
-        lines.append(f"  {counts}; log loss: {losses}")
-    return "\n".join([*lines, f"Config: {fitted['config']}"] if fitted["config"] else lines)

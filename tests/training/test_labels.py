@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from lakerank.config import load_config
 from lakerank.errors import EvaluationError
-from lakerank.evaluation.analysis.calibration import agreement, calibration, fit, fitted_thresholds
+from lakerank.evaluation.analysis.calibration import agreement, calibration
 from lakerank.evaluation.analysis.scores import SCORED_PAIR
-from lakerank.evaluation.report.terminal import fit_lines
 from lakerank.ranking import labels
+from lakerank_training.fits.configs import fit_lines
+from lakerank_training.fits.thresholds import fit_thresholds as fit
+from lakerank_training.fits.thresholds import fitted_thresholds
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,1 @@
+"""Thresholds of labels and scales of logits that fit judgements best, for `lakerank evaluate`."""
