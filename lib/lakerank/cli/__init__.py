@@ -31,8 +31,8 @@ FOR_PEOPLE = {
 }
 COMMANDS = FOR_PEOPLE | JOBS
 
-#: Other modules. The package that trains is above this one, and is named only here.
-_MODULES = {"init": "search", "clean": "runs"} | dict.fromkeys(("train", "distill"), "lakerank_training.cli")
+#: Other modules. The package that makes checkpoints is above this one.
+_MODULES = {"init": "search", "clean": "runs"} | dict.fromkeys(("train", "distill", "fetch"), "lakerank_training.cli")
 
 
 class _Jobs(click.Group):

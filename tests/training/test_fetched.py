@@ -15,10 +15,10 @@ from lakerank import load_reranker
 from lakerank.cli import main
 from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import MINILM_EN, is_fetched, locate
-from lakerank.model.fetch import WHEEL
-from lakerank.model.onnx import read_dequantized
 from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import Document, Query
+from lakerank_training.fetch.onnx import read_dequantized
+from lakerank_training.fetch.wheel import WHEEL
 from oracles.minilm import OnnxReranker
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from lakerank.errors import CheckpointError
 from lakerank.model.checkpoint import MINILM_EN, WEIGHTS_NAME, cached_folder, fetch_command, is_fetched
-from lakerank.model.onnx import read_dequantized
+from lakerank_training.fetch.onnx import read_dequantized
 
 logger = logging.getLogger(__name__)
 

