@@ -26,17 +26,17 @@ from typing import Any
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 _ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(Path(__file__).parent), str(_ROOT / "lib"), str(_ROOT / "tests")]
+sys.path[:1] = [str(_ROOT / "lib"), str(_ROOT / "tests")]  # not this folder, whose trace.py would hide Python's own
 
 import numpy as np  # noqa: E402
 import PIL  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from kernels import attention, products  # noqa: E402
-from record import SIZES, Check, Findings  # noqa: E402
-from scoring import engine, memory  # noqa: E402
 from torch.nn.attention.varlen import varlen_attn  # noqa: E402
 
+from gpu.kernels import attention, products  # noqa: E402
+from gpu.record import SIZES, Check, Findings  # noqa: E402
+from gpu.scoring import engine, memory  # noqa: E402
 from lakerank.limits import Limits  # noqa: E402
 from lakerank.model.api import load_reranker  # noqa: E402
 from lakerank.model.engine.device import choose_device  # noqa: E402

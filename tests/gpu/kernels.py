@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from record import Check, Findings
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gpu.record import Check, Findings
 from lakerank.model.engine.attention import varlen
 from lakerank.model.engine.device import pin_arithmetic
 from lakerank.model.engine.layout import packed

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import Check, Findings
 from torch.profiler import ProfilerActivity, profile
 
+from gpu.record import Check, Findings
 from lakerank.model.checkpoint import EMBEDDED, read_json
 from lakerank.model.engine.budget import LEAST_TOKENS, Budget
 from lakerank.model.engine.decoder import PackedDecoder, ScoreHead

@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lakerank.model.engine.attention import block_attention
 from lakerank.model.engine.budget import layer_bytes
+from lakerank.model.engine.device import to_device
 from lakerank.model.engine.layout import Packed, QueryBucket, Varlen, packed, packed_rows, window_blocks
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, project
 from lakerank.model.engine.rotary import RotaryTable, rotate
@@ -214,9 +216,9 @@ class PackedEncoder:
 
     def _packing(self, positions: Tensor, lengths: Sequence[int], varlen: Varlen | None) -> Packing:
         groups = [(len(list(adjacent)), length) for length, adjacent in groupby(lengths)]
-        starts = torch.tensor([0, *accumulate(lengths[:-1])])
+        starts = [0, *accumulate(lengths[:-1])]
         padding = self.linear.padded(len(starts)) - len(starts)
-        first = torch.cat([starts, starts[:1].expand(padding)]).to(self.device)
+        first = to_device(np.array(starts + [0] * padding), self.device)
         end, tables = self.shape.positions, self._rotary.items()
         rotations = {theta: table.look_up(positions[None], [table.size], end) for theta, table in tables}
         if varlen is None:

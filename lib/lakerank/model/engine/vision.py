@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lakerank.model.engine.decoder import mlp_rows
+from lakerank.model.engine.device import to_device
 from lakerank.model.engine.layout import Packed, Varlen, packed_rows
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, elementwise
 from lakerank.model.engine.rotary import RotaryTable, rotate
@@ -124,7 +125,7 @@ class ImageByImage:
     def _one(self, pixels: Tensor, grid: Grid) -> Tensor:
         values = pixels.float().mul_(1 / 255).sub_(self._mean).div_(self._std)
         frames = values.unsqueeze(2).expand(-1, -1, self._shape.frames, -1, -1)  # a still image fills every frame
-        grids = torch.tensor([[1, *grid]], device=pixels.device)
+        grids = to_device(np.array([[1, *grid]]), pixels.device)
         seen = self._visual(frames.flatten(1).to(self._visual.dtype), grid_thw=grids)
         return torch.cat([seen.pooler_output, *seen.deepstack_features], dim=1)
 
@@ -143,7 +144,7 @@ def patch_positions(rows: int, columns: int, merge: int) -> np.ndarray:
 
 def patch_rotation(table: RotaryTable, places: np.ndarray, device: torch.device) -> Tensor:
     """Rotation of patches at rows and columns (2, P): (2, P, 1, F), half of the frequencies by row, half by column."""
-    positions, end = torch.from_numpy(places).to(device), int(places.max()) + 1
+    positions, end = to_device(places, device), int(places.max()) + 1
     return torch.cat([table.look_up(axis, [table.size], end) for axis in (positions[:1], positions[1:])], dim=-1)
 
 
@@ -165,4 +166,4 @@ def _attention_layout(counts: Sequence[int], device: torch.device) -> list[Tenso
     for start, count in zip(starts.tolist(), counts, strict=False):
         groups[count, start if count > SHARED_PATCHES else 0].append(start)
     indices = [np.array(members)[:, None] + np.arange(count)[None] for (count, _), members in groups.items()]
-    return [torch.from_numpy(index).to(device) for index in indices]
+    return [to_device(index, device) for index in indices]
