@@ -203,19 +203,22 @@ def test_an_image_is_rejected_where_texts_are_read(
 
 
 @pytest.mark.parametrize("name", ["v3", "lister"])
-def test_passes_are_the_mean_of_orders_that_the_content_draws(models: Callable[..., Any], name: str) -> None:
+def test_passes_are_the_mean_of_orders_that_the_content_draws(
+    folders: dict[str, Path], models: Callable[..., Any], name: str
+) -> None:
     first, single, twice, often = TEXTS[:5], models(name), *(models(name, listwise=Listwise(n)) for n in (2, 5))
     given_order, reversed_order = logits(single, listed(first)), logits(single, listed(first[::-1]))[::-1]
     np.testing.assert_allclose(logits(twice, listed(first)), (given_order + reversed_order) / 2, atol=1e-6)
     renamed = CandidateList(Query("other", text=QUERY), tuple(Document(f"e{n}", text=t) for n, t in enumerate(first)))
-    np.testing.assert_array_equal(logits(often, listed(first)), logits(often, renamed))
+    another = load(folders[name], listwise=Listwise(5))
+    np.testing.assert_array_equal(logits(often, listed(first)), logits(another, renamed))
     assert not np.array_equal(logits(often, listed(first)), logits(twice, listed(first)))
 
 
 def test_what_does_not_fit_into_memory_is_rejected(models: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, texts = models("v3", listwise=Listwise(window=4)), [*["apple"] * 4, *["river " * 300] * 2]
     short = logits(model, listed(texts[:4]))
-    monkeypatch.setattr("lakerank.model.listwise.cosine.free_bytes", lambda device: 400 * 32 * 64 * 4 / 0.8)
+    monkeypatch.setattr("lakerank.model.listwise.cosine.free_bytes", lambda device: 400 * 48 * 64 * 4 / 0.8)
     scored = results(model, listed(texts), listed(texts[:4]))
     assert {one.reason for one in scored[:6] if isinstance(one, Reject)} == {RejectReason.OUT_OF_MEMORY}
     np.testing.assert_array_equal([one.logit for one in scored[6:] if isinstance(one, ScoredPair)], short)

@@ -28,7 +28,7 @@ from lakerank.records import RejectReason
 _MOST = 1 - 2.0**-24
 
 #: What a token takes of memory in a layer, in hidden states, and the share of free memory that a prompt may take.
-_STATES, _SHARE = 32, 0.8
+_STATES, _SHARE = 48, 0.8
 
 
 class CosineEngine:

@@ -30,9 +30,6 @@ class ListEngine(Protocol):
 
     batcher: MicroBatcher
 
-    @property
-    def group_tokens(self) -> int: ...
-
     def score_lists(self, lists: Sequence[EncodedList]) -> Sequence[np.ndarray | RejectedInput]: ...
 
 
@@ -59,7 +56,7 @@ class ListwiseReranker:
 
     def score_lists(self, lists: Iterable[CandidateList]) -> Iterator[ScoredPair | Reject]:
         """One result for each document, list after list, in their order; lists are pulled as they are needed."""
-        for batch in batched(self._prepared(lists), lambda: self.engine.group_tokens, _MOST_LISTS):
+        for batch in batched(self._prepared(lists), lambda: self.engine.batcher.budget.group_tokens, _MOST_LISTS):
             encoded = [*map(_encoded, batch)]
             with self._lock:
                 scores = iter(self._scores([each for each in encoded if each is not None]))
@@ -76,7 +73,7 @@ class ListwiseReranker:
                     sizes.append(len(candidates.documents))
                     yield from (DocumentGroup(document, (candidates.query,)) for document in candidates.documents)
 
-        prepared = self.preprocessor.prefetch(groups(), 2 * self.engine.group_tokens)
+        prepared = self.preprocessor.prefetch(groups(), 2 * self.engine.batcher.budget.group_tokens)
         for first in prepared:
             members = [first, *islice(prepared, sizes.popleft() - 1)]
             yield members, sum(each.engine_input.tokens for each in members if each.engine_input is not None)
