@@ -23,8 +23,8 @@ from lakerank.schemas import QRELS
 #: Record types: top documents of this run and of the last one, and judgements.
 NEW, OLD, QREL = 0, 1, 2
 
-_TOP_DOCUMENTS = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("rank", pa.int32())])
-_RECORDS = {NEW: _TOP_DOCUMENTS, OLD: _TOP_DOCUMENTS, QREL: QRELS}
+TOP_DOCUMENTS = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("rank", pa.int32())])
+_RECORDS = {NEW: TOP_DOCUMENTS, OLD: TOP_DOCUMENTS, QREL: QRELS}
 
 #: Figures of some queries, added up: `changed`, `now` and `drop` are sums over `shared` and over `judged` queries.
 _FIGURES = pa.schema([
@@ -84,16 +84,16 @@ class ComparedLists:
         queries, shared, changed = _churn(records[NEW], records[OLD], self.depth)
         judged, now, drop = 0, [0.0], [0.0]
         if records[QREL].num_rows:
-            ndcg, last = _ndcg(records[QREL], records[NEW], records[NEW] if self.old is None else records[OLD])
+            after, last = ndcg(records[QREL], records[NEW], records[NEW] if self.old is None else records[OLD])
             # The mean of the differences is exactly 0 where no list changed, whatever order they are summed in.
-            judged, now, drop = len(ndcg), ndcg, [before - after for before, after in zip(last, ndcg, strict=True)]
+            judged, now, drop = len(after), after, [b - a for b, a in zip(last, after, strict=True)]
         values = [queries, shared, changed, judged, fsum(now), fsum(drop)]
         yield pa.RecordBatch.from_arrays([pa.array([value]) for value in values], schema=_FIGURES)
 
 
 def _top_documents(storage: Storage, kind: int, bits: int, file: str) -> Iterator[pa.RecordBatch]:
     for batch in ranked_batches(storage, file, TOP):
-        rows = pa.Table.from_batches([batch]).select(_TOP_DOCUMENTS.names).cast(_TOP_DOCUMENTS)
+        rows = pa.Table.from_batches([batch]).select(TOP_DOCUMENTS.names).cast(TOP_DOCUMENTS)
         yield from pack(kind, hash_parts(rows["query_id"], bits), rows)
 
 
@@ -121,7 +121,7 @@ def _churn(new: pa.Table, old: pa.Table, depth: int) -> tuple[int, int, float]:
     return int((before > 0).sum()), int(shared.sum()), fsum(changed.tolist())
 
 
-def _ndcg(qrels: pa.Table, *lists: pa.Table) -> Iterator[list[float]]:
+def ndcg(qrels: pa.Table, *lists: pa.Table) -> Iterator[list[float]]:
     """nDCG@10 of each judged query, for each run's top documents; a query without a list counts as 0 (trec_eval -c)."""
     from lakerank.evaluation.metrics.measures import NAMES, list_figures  # needs pytrec_eval: not in a scoring image
 

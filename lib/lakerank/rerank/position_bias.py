@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lakerank.audit import TOP
 from lakerank.errors import EvaluationError
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, read_table_file
@@ -21,13 +22,11 @@ from lakerank.plan.pairs import key_hash
 from lakerank.plan.plan import read_part, sources_address
 from lakerank.plan.units import GROUPS, planned_groups, unit_rows
 from lakerank.records import CandidateList, Document, ScoredPair
+from lakerank.rerank.compare import TOP_DOCUMENTS, ndcg
 from lakerank.rerank.run import Rerank, existing_plans
 from lakerank.rerank.score import read_lists
 from lakerank.rerank.stage import PlannedStage
 from lakerank.schemas import QRELS
-
-#: Documents that are the top of a list.
-TOP = 10
 
 
 def position_bias(storage: Storage, job: Rerank, qrels: str, most: int) -> dict[str, Any]:
@@ -45,15 +44,18 @@ def position_bias(storage: Storage, job: Rerank, qrels: str, most: int) -> dict[
     if stage.limits.listwise is None:
         raise EvaluationError(f"--position-bias: run {job.paths.run_id} has no stage that scores lists; leave it out")
     lists = _sampled(storage, planned, most)
-    judgements = _judgements(storage, qrels, [given.query.query_id for given in lists])
     lister = cast(LoadedListReranker, stage.factory(stage.device))
-    given = _ranked(lister, lists)
-    orders = {"reversed": [of.documents[::-1] for of in lists], "shuffled": [_shuffled(of) for of in lists]}
-    figures: dict[str, Any] = {"given": {"nDCG@10": _ndcg(given, judgements)}}
-    for name, documents in orders.items():
-        ranked = _ranked(lister, [replace(of, documents=d) for of, d in zip(lists, documents, strict=True)])
-        figures[name] = _changes(given, ranked) | {"nDCG@10": _ndcg(ranked, judgements)}
-    return {"lists": len(given), "judged": len(given.keys() & judgements.keys()), **figures}
+    orders = {"given": [of.documents for of in lists], "reversed": [of.documents[::-1] for of in lists]}
+    orders["shuffled"] = [_shuffled(of) for of in lists]
+    ranked = {
+        name: _ranked(lister, [replace(of, documents=d) for of, d in zip(lists, documents, strict=True)])
+        for name, documents in orders.items()
+    }
+    judgements = _judgements(storage, qrels, [*ranked["given"]])
+    figures = {name: _changes(ranked["given"], ranked[name]) for name in ("reversed", "shuffled")}
+    for name, of_query in zip(ranked, ndcg(judgements, *map(_table, ranked.values())), strict=True):
+        figures.setdefault(name, {})["nDCG@10"] = fmean(of_query) if of_query else None
+    return {"lists": len(ranked["given"]), "judged": len(pc.unique(judgements["query_id"])), **figures}
 
 
 def _shuffled(given: CandidateList) -> tuple[Document, ...]:
@@ -69,52 +71,40 @@ def _sampled(storage: Storage, planned: Sequence[PlannedStage], most: int) -> li
             rows = pa.concat_tables([sample, read_part(storage, join(folder, name), GROUPS)])
             numbers = rows["queries"].combine_chunks().flatten()
             hashes = key_hash(queries.column("query_id").take(numbers))
-            bound = np.unique(hashes)[:most].max(initial=0)
-            sample = rows.filter(pa.array(hashes <= bound))
-    sources = sources_address(first.paths, first.plan.attempt)
-    return read_lists(storage, last.stage.max_image_bytes, sources, planned_groups(unit_rows(sample, queries)))
+            sample = rows.filter(pa.array(hashes <= np.unique(hashes)[:most].max(initial=0)))
+    sources, lists = sources_address(first.paths, first.plan.attempt), planned_groups(unit_rows(sample, queries))
+    return read_lists(storage, last.stage.max_image_bytes, sources, lists)
 
 
-def _judgements(storage: Storage, qrels: str, query_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
-    judgements: dict[str, dict[str, int]] = {}
-    for fragment in fragments(storage, qrels, QRELS):
-        for *_, batch in read_table_file(storage, fragment.file, QRELS):
-            for row in batch.filter(pc.is_in(batch["query_id"], pa.array(query_ids, pa.string()))).to_pylist():
-                judgements.setdefault(row["query_id"], {})[row["doc_id"]] = row["relevance"]
-    return judgements
+def _judgements(storage: Storage, qrels: str, query_ids: Sequence[str]) -> pa.Table:
+    """The QRELS of some queries."""
+    ids, files = pa.array(query_ids, pa.string()), fragments(storage, qrels, QRELS)
+    batches = (batch for file in files for *_, batch in read_table_file(storage, file.file, QRELS))
+    tables = (pa.Table.from_batches([batch.filter(pc.is_in(batch["query_id"], ids))]).cast(QRELS) for batch in batches)
+    return pa.concat_tables([QRELS.empty_table(), *tables])
 
 
 def _ranked(lister: LoadedListReranker, lists: Sequence[CandidateList]) -> dict[str, list[str]]:
     """The ids of each list's documents, best first, without those that cannot be read; no list is without any."""
-    logits: dict[str, dict[str, float]] = {}
-    for result in lister.score_lists(lists):
-        if isinstance(result, ScoredPair):
-            logits.setdefault(result.query_id, {})[result.doc_id] = result.logit
-    return {query: sorted(of, key=lambda doc_id: (-of[doc_id], doc_id)) for query, of in logits.items()}
+    scored = [pair for pair in lister.score_lists(lists) if isinstance(pair, ScoredPair)]
+    ranked: dict[str, list[str]] = {}
+    for pair in sorted(scored, key=lambda pair: (-pair.logit, pair.doc_id)):
+        ranked.setdefault(pair.query_id, []).append(pair.doc_id)
+    return ranked
+
+
+def _table(ranked: Mapping[str, list[str]]) -> pa.Table:
+    rows = [(query, doc_id, rank) for query, of in ranked.items() for rank, doc_id in enumerate(of[:TOP], start=1)]
+    return pa.Table.from_pylist([dict(zip(TOP_DOCUMENTS.names, row, strict=True)) for row in rows], TOP_DOCUMENTS)
 
 
 def _changes(given: Mapping[str, list[str]], other: Mapping[str, list[str]]) -> dict[str, float | None]:
     """Means over lists; Kendall's tau of those of two documents and more."""
     from scipy.stats import kendalltau  # of the report's extra
 
-    taus, overlaps, moves = [], [], []
-    for query, before in given.items():
-        after = other[query]
-        rank = {doc_id: number for number, doc_id in enumerate(after)}
-        ranks = np.array([rank[doc_id] for doc_id in before])
-        overlaps.append(len({*before[:TOP]} & {*after[:TOP]}) / min(TOP, len(before)))
-        moves.append(float(np.abs(ranks - np.arange(len(ranks))).mean()))
-        if len(before) > 1:
-            taus.append(float(kendalltau(np.arange(len(ranks)), ranks).statistic))
+    ranks = [np.array([*map(other[query].index, before)]) for query, before in given.items()]
+    overlaps = [np.mean(rank[:TOP] < TOP) for rank in ranks]
+    moves = [np.abs(rank - np.arange(len(rank))).mean() for rank in ranks]
+    taus = [kendalltau(np.arange(len(rank)), rank).statistic for rank in ranks if len(rank) > 1]
     means = {"kendall_tau": taus, "overlap@10": overlaps, "displacement": moves}
-    return {name: fmean(values) if values else None for name, values in means.items()}
-
-
-def _ndcg(ranked: Mapping[str, list[str]], judgements: Mapping[str, Mapping[str, int]]) -> float | None:
-    from lakerank.evaluation.metrics.measures import NAMES, list_figures
-
-    judged = [query for query in ranked if query in judgements]
-    if not judged:
-        return None
-    figures = list_figures([ranked[query] for query in judged], [judgements[query] for query in judged])
-    return float(figures[:, NAMES.index("nDCG@10")].mean())
+    return {name: float(fmean(values)) if values else None for name, values in means.items()}
