@@ -182,7 +182,7 @@ class Splitter:
         new = ~lasting
         state = self._states(pa.array(numbers), states)
         unread = np.intersect1d(rows[new], np.flatnonzero(state.is_null()))
-        documents, read_bytes = self._documents(numbers, unread)
+        documents, read_bytes = self.indexed(numbers, unread)
         documents = documents.append_column("state", state)
         kept, named = np.flatnonzero(lasting[every.leader]), every.named(documents, self.clusters)
         reused = with_columns(
@@ -196,7 +196,7 @@ class Splitter:
         costs = pa.array(np.where(state.is_valid(), 0, documents["cost"]))
         paid = documents.set_column(documents.schema.get_field_index("cost"), "cost", costs)
         groups = self._groups(paid, named, every, (new, tried))
-        totals = self._totals(documents, rows[new], queries[new])
+        totals = self.totals(documents, rows[new], queries[new])
         totals |= {"reused": len(every.rows) - totals["new"], "read_bytes": read_bytes}
         shared = len(every.rows) - len(kept) - totals["new"]
         return groups, reused, totals | {"shared": shared, "near": int(named["near"].to_numpy()[every.rows].sum())}
@@ -212,7 +212,7 @@ class Splitter:
         kept = [states[name].combine_chunks().take(places) for name, _ in LOCATION]
         return pa.StructArray.from_arrays(kept, fields=list(STATE_FIELD[1]), mask=places.is_null())
 
-    def _documents(self, numbers: Int64, new: Int64) -> tuple[pa.Table, int]:
+    def indexed(self, numbers: Int64, new: Int64) -> tuple[pa.Table, int]:
         """Index rows of documents (D,), and bytes of the row groups that have those at the positions `new`."""
         tables, read_bytes = [_DOCUMENTS.empty_table()], 0
         for rows in self.documents.read(np.unique(chunks_and_rows(numbers)[0]).tolist(), _DOCUMENTS.names):
@@ -241,7 +241,7 @@ class Splitter:
             doc_id=grouped["id"],
             doc_hash=grouped["hash"],
             **{name: memberships[name] for name in MEMBERSHIPS.names},
-            cost=pa.array(self._costs(documents, rows, queries, starts)),
+            cost=pa.array(self.costs(documents, rows, queries, starts)),
             queries=pa.ListArray.from_arrays(offsets, pa.array(queries.astype(np.int32))),
             ranks=pa.ListArray.from_arrays(offsets, pa.array(ranks.astype(np.int32))),
             tried=pa.ListArray.from_arrays(offsets, tried),
@@ -249,11 +249,11 @@ class Splitter:
             list=pa.nulls(len(starts), pa.string()),
         )
 
-    def _totals(self, documents: pa.Table, rows: Int64, queries: Int64) -> dict[str, int]:
+    def totals(self, documents: pa.Table, rows: Int64, queries: Int64) -> dict[str, int]:
         """Totals of new pairs. `pairwise_cost`: were each document read again for each query."""
         new = documents.take(pa.array(np.unique(rows)))
         patches = 4 * self._visual_tokens(new)  # a visual token covers 2 × 2
-        pairwise = self._costs(documents, rows, queries, np.arange(len(rows)))
+        pairwise = self.costs(documents, rows, queries, np.arange(len(rows)))
         return {
             "new": len(rows),
             "new_documents": new.num_rows,
@@ -262,7 +262,7 @@ class Splitter:
             "fetch_bytes": int(_bytes(new.filter(new["state"].is_null())).sum()),
         }
 
-    def _costs(self, documents: pa.Table, rows: Int64, queries: Int64, starts: Int64) -> Int64:
+    def costs(self, documents: pa.Table, rows: Int64, queries: Int64, starts: Int64) -> Int64:
         """Cost of the groups of pairs that begin at `starts`."""
         has_image = self.queries.column("has_image").to_numpy(zero_copy_only=False)
         with_image = (documents["image_bytes"].to_numpy() > 0)[rows] | has_image[queries]

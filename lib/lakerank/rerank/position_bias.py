@@ -73,7 +73,7 @@ def _sampled(storage: Storage, planned: Sequence[PlannedStage], most: int) -> li
             hashes = key_hash(queries.column("query_id").take(numbers))
             sample = rows.filter(pa.array(hashes <= np.unique(hashes)[:most].max(initial=0)))
     sources, lists = sources_address(first.paths, first.plan.attempt), planned_groups(unit_rows(sample, queries))
-    return read_lists(storage, last.stage.max_image_bytes, sources, lists)
+    return read_lists(storage, sources, last.stage.max_image_bytes, lists)
 
 
 def _judgements(storage: Storage, qrels: str, query_ids: Sequence[str]) -> pa.Table:

@@ -281,7 +281,6 @@ def _score_stage(
     deadline = Deadline(stage.unit_deadline_s, DEADLINE_FACTOR * slowest_s, min(2.0, stage.unit_deadline_s / 4))
     scoring = ScoringJob(paths.output, plan.scorer, units, sources, stage.device, stage.factory, deadline)
     scoring = replace(scoring, max_image_bytes=stage.max_image_bytes, encoder=stage.limits.encoder)
-    scoring = replace(scoring, listwise=stage.limits.listwise is not None)
     summary = score_units(runner, storage, scoring, planned_units(storage, paths, plan))
     if summary.existing < summary.units or not summary.units:
         storage.replace(join(paths.plan, SCORING), json_bytes(summary.as_dict()))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,7 +28,7 @@ from lakerank.limits import Limits
 from lakerank.logs import duration, in_worker, log_context, rate
 from lakerank.model.inputs import RejectedInput
 from lakerank.model.preprocess.pipeline import TOKENS_AHEAD, expected_size
-from lakerank.model.registry import LoadedListReranker, LoadedReranker, LoadedScorer
+from lakerank.model.registry import LoadedReranker, LoadedScorer
 from lakerank.model.routed import ModelSpec
 from lakerank.model.spec import RuntimeOptions, ScorerIdentity
 from lakerank.plan.plan import read_sources
@@ -38,6 +38,7 @@ from lakerank.records import (
     Document,
     DocumentGroup,
     DocumentState,
+    ListReranker,
     Query,
     Reject,
     RejectReason,
@@ -73,6 +74,8 @@ Sources = Mapping[str, Mapping[str, TableFile]]
 #: Makes a reranker on a device, inside the worker: it crosses to the worker, the weights never do.
 RerankerFactory = Callable[[str], LoadedScorer]
 
+Results = Iterator[ScoredPair | Reject]
+
 
 @dataclass(frozen=True, slots=True)
 class SpecFactory:
@@ -97,7 +100,7 @@ class SpecFactory:
 class ScoringJob:
     """Where units are read and scores written, with which reranker, and by when; `progress` counts a unit's pairs.
 
-    `encoder`: whose states of documents are kept; None: none are. `listwise`: the reranker scores lists.
+    `encoder`: whose states of documents are kept; None: none are.
     """
 
     output: str
@@ -110,7 +113,6 @@ class ScoringJob:
     progress: UnitProgress | None = None
     max_image_bytes: int = Limits().max_source_bytes
     encoder: str | None = None
-    listwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +242,11 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
         folder = states_folder(job.output, job.encoder)
         states = UnitStates(storage, folder, unit, getattr(reranker, "state_dtype", ""), check)
     with attempt(storage, job.units_folder, unit) as watch:
-        images = ImageFiles(storage, job.max_image_bytes)
-        groups = _groups(storage, plan, files, images, rejects, states, _worker.documents if job.listwise else None)
-        if job.listwise:
-            lists = prefetched(candidate_lists(groups), (LISTS_AHEAD,))
-            scored = _scored_lists(cast(LoadedListReranker, reranker), lists, watch)
+        listwise = isinstance(reranker, ListReranker)
+        contents = _Contents(storage, files, job.max_image_bytes, states, _worker.documents if listwise else None)
+        groups = _groups(contents, plan, rejects)
+        if isinstance(reranker, ListReranker):
+            scored = _scored_lists(reranker, prefetched(candidate_lists(groups), (LISTS_AHEAD,)), watch)
         else:
             most = getattr(reranker, "tokens_ahead", TOKENS_AHEAD), BYTES_AHEAD
             scored = cast(LoadedReranker, reranker).score_groups(prefetched(groups, most, expected_size))
@@ -269,19 +271,15 @@ def candidate_lists(groups: Iterable[DocumentGroup]) -> Iterator[CandidateList]:
         yield CandidateList(query, documents)
 
 
-def read_lists(
-    storage: Storage, max_image_bytes: int, sources: str, plan: Sequence[PlannedGroup]
-) -> list[CandidateList]:
+def read_lists(storage: Storage, sources: str, image_bytes: int, plan: Sequence[PlannedGroup]) -> list[CandidateList]:
     """The lists of some pairs in order, without what cannot be read."""
-    files, images = read_sources(storage, sources), ImageFiles(storage, max_image_bytes)
-    lists = [*candidate_lists(_groups(storage, plan, files, images, [], None, _worker.documents))]
-    _check_sources(storage, plan, files)
+    contents = _Contents(storage, read_sources(storage, sources), image_bytes, None, _worker.documents)
+    lists = [*candidate_lists(_groups(contents, plan, []))]
+    _check_sources(storage, plan, contents.files)
     return lists
 
 
-def _scored_lists(
-    reranker: LoadedListReranker, lists: Iterable[CandidateList], watch: Watch | None
-) -> Iterator[ScoredPair | Reject]:
+def _scored_lists(reranker: ListReranker, lists: Iterable[CandidateList], watch: Watch | None) -> Results:
     """The results of lists; after an attempt that was killed one after the other, each named meanwhile."""
     if watch is None:
         yield from reranker.score_lists(lists)
@@ -322,19 +320,21 @@ def _check_sources(storage: Storage, plan: Sequence[PlannedGroup], files: Source
         raise
 
 
-def _groups(
-    storage: Storage,
-    plan: Sequence[PlannedGroup],
-    files: Sources,
-    images: ImageFiles,
-    rejects: list[Reject],
-    states: UnitStates | None,
-    cache: RowGroupCache | None = None,
-) -> Iterator[DocumentGroup]:
+class _Contents(NamedTuple):
+    """Where a unit's documents and queries are read. `cache`: for documents that come again, as in lists."""
+
+    storage: Storage
+    files: Sources
+    max_image_bytes: int
+    states: UnitStates | None
+    cache: RowGroupCache | None
+
+
+def _groups(contents: _Contents, plan: Sequence[PlannedGroup], rejects: list[Reject]) -> Iterator[DocumentGroup]:
     """Fetch each group's document and queries by reference. Text that is not UTF-8 becomes rejects, not a group, and so
-    does an image whose address gives none. `cache`: for documents that come again."""
-    documents = _documents(storage, plan, files["documents"], states, cache)
-    cached = _cached_queries(storage, plan, files["queries"])
+    does an image whose address gives none."""
+    storage, queries_of, documents = contents.storage, contents.files["queries"], _documents(contents, plan)
+    images, cached = ImageFiles(storage, contents.max_image_bytes), _cached_queries(storage, plan, queries_of)
     for (group, blob, state), content in read_ahead(
         documents, lambda fetched: fetched[1].has_address, partial(_images, images)
     ):
@@ -344,7 +344,7 @@ def _groups(
             rejects += [Reject(query.query_id, group.doc_id, *fault) for query in group.queries]
             continue
         uncached = [query.location for query in group.queries if query.location not in cached]
-        fetched = fetch(storage, uncached, "query_id", _worker.queries, files["queries"])
+        fetched = fetch(storage, uncached, "query_id", _worker.queries, queries_of)
         queries = []
         for planned in group.queries:
             query_blob = cached[planned.location] if planned.location in cached else next(fetched)
@@ -363,16 +363,11 @@ def _groups(
 _Fetched = tuple[PlannedGroup, Blob, DocumentState | None]
 
 
-def _documents(
-    storage: Storage,
-    plan: Sequence[PlannedGroup],
-    files: Mapping[str, TableFile],
-    states: UnitStates | None,
-    cache: RowGroupCache | None,
-) -> Iterator[_Fetched]:
+def _documents(contents: _Contents, plan: Sequence[PlannedGroup]) -> Iterator[_Fetched]:
     """The document of each group. One whose state is known is not fetched, and has no content."""
+    storage, files, states = contents.storage, contents.files["documents"], contents.states
     unknown = [group.location for group in plan if states is None or group.state is None]
-    blobs = fetch(storage, unknown, "doc_id", cache, files)
+    blobs = fetch(storage, unknown, "doc_id", contents.cache, files)
     for group in plan:
         if states is None:
             yield group, next(blobs), None

@@ -16,15 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakerank.cost import list_costs, visual_tokens
-from lakerank.duplicates.clusters import Clusters
+from lakerank.cost import list_costs
 from lakerank.fingerprint import sequence_hash
 from lakerank.lake.storage import join
 from lakerank.limits import Listwise
-from lakerank.plan.index import LOCATION, RankedFiles, TableIndex, chunks_and_rows, image_counts
+from lakerank.plan.index import LOCATION, SIZES, RankedFiles, TableIndex
 from lakerank.plan.lookup import INDEXED_SCORES, ScoreIndex
 from lakerank.plan.pairs import PAIRS, flat, hash_parts
-from lakerank.plan.partitions import PAIR, REUSED, SCORE
+from lakerank.plan.partitions import PAIR, REUSED, SCORE, Splitter
 from lakerank.plan.plan import read_part, with_columns, write_part
 from lakerank.plan.units import GROUPS, structs
 from lakerank.ranking import best_of_groups, ranks
@@ -39,11 +38,8 @@ from lakerank.schemas import MEMBERSHIPS
 _KEYS = [("query", pa.int32()), ("rank", pa.int32()), ("doc_id", pa.string()), ("doc_hash", pa.string()), *MEMBERSHIPS]
 
 #: A pair with its document's location and sizes; then its place in its list, and that one's key.
-_LOCATED = pa.schema([*_KEYS, *LOCATION, ("cost", pa.int64()), ("bytes", pa.int64()), ("patches", pa.int64())])
+_LOCATED = pa.schema([*_KEYS, *LOCATION, *SIZES, ("cost", pa.int64())])
 _PLACED = pa.schema([*_LOCATED, ("position", pa.int32()), ("list", pa.string())])
-
-_INDEXED = ["number", *pa.schema(LOCATION).names, "cost", "text_bytes", "image_bytes"]
-_INDEXED += ["width", "height", "images", "frames"]
 
 #: Record type of LISTED scores.
 _ORDER = 1
@@ -55,38 +51,20 @@ Int64 = npt.NDArray[np.int64]
 class ListSplitter:
     """Puts pairs in the order of their lists, and splits these into new ones and those with scores."""
 
-    documents: TableIndex
+    pairs: Splitter
     files: RankedFiles
     listwise: Listwise
-    reads_images: bool
-    clusters: Clusters | None = None
 
     def locate(self, pairs: pa.Table) -> pa.Table:
         """PAIRS of some documents as _LOCATED."""
         rows, queries, first_stage = flat(pairs)
-        numbers = pairs["document"].to_numpy()[rows]
-        indexed = self._indexed(np.unique(numbers))
-        indexed = indexed.take(pa.array(np.searchsorted(indexed["number"].to_numpy(), numbers)))
+        numbers, at = np.unique(pairs["document"].to_numpy()[rows], return_inverse=True)
+        documents, _ = self.pairs.indexed(numbers, numbers[:0])
         pairs = pairs.take(pa.array(rows))
-        clusters = pa.nulls(len(rows), pa.string()) if self.clusters is None else self.clusters.of(pairs["hash"])
+        clusters = self.pairs.clusters.of(pairs["hash"]) if self.pairs.clusters else pa.nulls(len(rows), pa.string())
         keys = {"query": pa.array(queries.astype(np.int32)), "rank": pa.array(first_stage.astype(np.int32))}
         keys |= {"doc_id": pairs["doc_id"], "doc_hash": pairs["hash"], "group_id": pairs["group_id"]}
-        return with_columns(indexed, _LOCATED, **keys, cluster=clusters)
-
-    def _indexed(self, numbers: Int64) -> pa.Table:
-        """Location and sizes of documents (D,) of rising numbers."""
-        tables, sizing = [], self.documents.sizing
-        for rows in self.documents.read(np.unique(chunks_and_rows(numbers)[0]).tolist(), _INDEXED):
-            images = rows["image_bytes"].to_numpy()
-            width, height = (rows[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height"))
-            patches = 4 * visual_tokens(width, height, sizing, image_counts(rows, sizing)) * self.reads_images
-            cost = np.where((images > 0) & (not self.reads_images), 1, rows["cost"].to_numpy())
-            sizes = {"cost": cost, "bytes": rows["text_bytes"].to_numpy() + images, "patches": patches}
-            rows = rows.select(_INDEXED[:4])
-            for name, values in sizes.items():
-                rows = rows.append_column(name, pa.array(values))
-            tables.append(rows.filter(pa.array(np.isin(rows["number"].to_numpy(), numbers))))
-        return pa.concat_tables(tables).sort_by("number").combine_chunks()
+        return with_columns(documents.take(pa.array(at)), _LOCATED, **keys, cluster=clusters)
 
     def place(self, located: pa.Table, listed: pa.Table) -> pa.Table:
         """_LOCATED pairs in the order of their LISTED scores, as _PLACED."""
@@ -96,7 +74,7 @@ class ListSplitter:
         contents = rows["doc_hash"].combine_chunks().dictionary_encode().indices.to_numpy()
         distinct = rows.filter(pa.array(best_of_groups(query, contents, 1)))
         lists = distinct.group_by("query", use_threads=False).aggregate([("doc_hash", "list")])
-        hashes = self.files.queries.column("hash").take(lists["query"].combine_chunks()).to_pylist()
+        hashes = self.pairs.queries.column("hash").take(lists["query"].combine_chunks()).to_pylist()
         keys = [
             sequence_hash([(of, *them)]) for of, them in zip(hashes, lists["doc_hash_list"].to_pylist(), strict=True)
         ]
@@ -121,7 +99,7 @@ class ListSplitter:
         reused = reused.join(stored, ["list", "unit", "doc_hash"], ["query_hash", "unit", "doc_hash"], "inner")
         kept, new = rows["unit"].is_valid(), placed["unit"].null_count
         totals = {"lists": len(unit), "reused_lists": len(unit) - unit.null_count}
-        totals |= self._sizes(rows.filter(pc.invert(kept)))
+        totals |= self._totals(rows.filter(pc.invert(kept)))
         totals |= {"reused": len(lists) - totals["new"], "shared": new - totals["new"]}
         return groups.filter(pc.invert(kept)), groups.filter(kept), reused.select(REUSED.names).cast(REUSED), totals
 
@@ -157,19 +135,18 @@ class ListSplitter:
         query, costs = rows["query"].to_numpy(), np.zeros(rows.num_rows, np.int64)
         starts, ends = np.flatnonzero(np.diff(query, prepend=-1)), np.flatnonzero(np.diff(query, append=-1))
         if len(starts):
-            tokens = np.add.reduceat(rows["cost"].to_numpy(), starts)
-            tokens += 2 * self.files.queries.column("cost").to_numpy()[query[starts]]  # it may stand at both ends
+            each, of_query = np.arange(len(query)), self.pairs.queries.column("cost").to_numpy()[query]
+            documents = np.maximum(1, self.pairs.costs(rows, each, query, each) - of_query)
+            tokens = np.add.reduceat(documents, starts) + 2 * of_query[starts]  # a query may stand at both ends
             costs[ends] = list_costs(tokens, ends + 1 - starts, self.listwise)
         return costs
 
-    def _sizes(self, rows: pa.Table) -> dict[str, int]:
-        """Totals of new pairs. `pairwise_cost`: were each read alone."""
-        queries = self.files.queries.column("cost").to_numpy()[rows["query"].to_numpy()]
-        documents = rows.group_by("doc_hash").aggregate([("bytes", "max"), ("patches", "max")])
-        fetched, patches = (pc.sum(documents[f"{name}_max"], min_count=0).as_py() for name in ("bytes", "patches"))
-        pairwise_cost = int(rows["cost"].to_numpy().sum() + queries.sum())
-        totals = {"new": rows.num_rows, "new_documents": documents.num_rows, "pairwise_cost": pairwise_cost}
-        return totals | {"fetch_bytes": fetched, "patches": patches}
+    def _totals(self, rows: pa.Table) -> dict[str, int]:
+        """Totals of new pairs (P,); a document counts once."""
+        contents = rows["doc_hash"].combine_chunks().dictionary_encode().indices.to_numpy()
+        _, first, of = np.unique(contents, return_index=True, return_inverse=True)
+        documents = rows.take(pa.array(first)).append_column("state", pa.nulls(len(first)))
+        return self.pairs.totals(documents, of, rows["query"].to_numpy())
 
 
 def _stored_in(lists: pa.Array, contents: Int64, stored: pa.Table) -> tuple[pa.Array, pa.Array]:
@@ -194,9 +171,9 @@ def split_lists(
     """Split the pairs of `pairs/`, in the order of lists, as `builder.split` does pairs: by document, then by query,
     then by list, in 2^bits parts."""
     runner, storage, folder, files = builder.runner, builder.storage, builder.folder, lists.files
-    partitions, limits = builder.partitions(documents, pairs), builder.limits
-    reads_images, listwise = limits.readings[0].accepts_images, limits.listwise or Listwise()
-    splitter = ListSplitter(documents, files, listwise, reads_images, builder.clusters(documents))
+    partitions, limits, clusters = builder.partitions(documents, pairs), builder.limits, builder.clusters(documents)
+    of_pairs = Splitter(documents, files.queries, 1, limits.readings, clusters)
+    splitter = ListSplitter(of_pairs, files, limits.listwise or Listwise())
     scores = score_index(runner, ScoreIndex(storage, builder.paths.output, scorer))
 
     def read(name: str) -> Iterator[pa.RecordBatch]:
