@@ -21,6 +21,7 @@ from lakerank.model.engine.linear import (
     BatchInvariantLinear,
     LinearProbe,
     LinearWeights,
+    _probe,
     choose_linear,
     elementwise,
     product,
@@ -67,6 +68,20 @@ def test_packed_weights_are_the_same(rows: int, bias: Tensor | None) -> None:
     packed = weights.packed()
     assert packed.weight.is_mkldnn == (platform.machine() == "x86_64")
     torch.testing.assert_close(product(states, *packed), F.linear(states, *weights), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("tile", "expected"),
+    [(0, BatchInvariantLinear()), (900, BatchInvariantLinear(min_rows=1024)), (7000, BatchInvariantLinear(1024))],
+)
+def test_a_gpus_products_are_probed_up_to_the_rows_of_a_micro_batch(tile: int, expected: BatchInvariantLinear) -> None:
+    """Of a library that takes another kernel below, or from a number of rows on that only large batches have."""
+
+    def by_size(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return rows @ weight.T + (1e-3 if len(rows) < tile else 0)
+
+    probes = [LinearProbe(LinearWeights(torch.ones(8, 1), None), 16384)]
+    assert _probe(probes, by_size, cpu=False)[0] == expected
 
 
 def test_small_batches_are_padded_where_only_those_round_differently() -> None:

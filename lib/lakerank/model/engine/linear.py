@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 #: Rows are padded to a multiple of this: products of a few rows have kernels, and rounding, of their own.
 ROW_MULTIPLE = 32
 
-#: Least rows of a product that are probed: on a CPU enough, where it matters, for every thread to have some.
-_MIN_ROWS_CPU, _MIN_ROWS_GPU = (ROW_MULTIPLE, 256, 512), (ROW_MULTIPLE,)
+#: Least rows of a product that are probed: on a CPU enough, where it matters, for every thread to have some; on a GPU,
+#: for all its multiprocessors.
+_MIN_ROWS_CPU, _MIN_ROWS_GPU = (ROW_MULTIPLE, 256, 512), (ROW_MULTIPLE, 256, 1024, 2048, 4096)
 
 #: Rows of every product where the bits of a row depend on how many there are.
 _BLOCK_CPU, _BLOCK_GPU = 64, 1024
@@ -35,7 +36,10 @@ _PROBE = 1
 _CPU_RESULTS = (*((None, rows) for rows in _MIN_ROWS_CPU), (_BLOCK_CPU, ROW_MULTIPLE))
 
 #: Numbers of rows that are compared with the most that a micro-batch has.
-_PROBED_ROWS = (32, 64, 96, 160, 224, 256, 288, 352, 416, 512, 544, 736, 1024, 1536)
+_PROBED_ROWS_CPU = (32, 64, 96, 160, 224, 256, 288, 352, 416, 512, 544, 736, 1024, 1536)
+_PROBED_ROWS_GPU = (*_PROBED_ROWS_CPU, 2048, 2080, 3072, 4096, 6144, 8192, 8224, 12288, 16384)
+#: Rows that are drawn for a probe on a GPU, which has them over and over.
+_DRAWN_ROWS_GPU = 2048
 
 #: Elements of which torch gives one to each thread at least, when it cuts an element-wise function into parts (its
 #: GRAIN_SIZE), and how many its kernels take in one step: the remainder at a part's end is rounded in another way.
@@ -159,7 +163,8 @@ def choose_linear(
 def _probe(probes: Collection[LinearProbe], function: LinearFunction, cpu: bool) -> tuple[BatchInvariantLinear, bool]:
     """The linear function for these weights, and whether it is batch-invariant."""
     for min_rows in _MIN_ROWS_CPU if cpu else _MIN_ROWS_GPU:
-        if all(_batch_invariant(probe, min_rows, function) for probe in probes):
+        counts = [count for count in (_PROBED_ROWS_CPU if cpu else _PROBED_ROWS_GPU) if count >= min_rows]
+        if all(_batch_invariant(probe, counts, function) for probe in probes):
             if min_rows > ROW_MULTIPLE:
                 logger.info("matrix products are batch-invariant from %d rows on: batches are padded to that", min_rows)
             return BatchInvariantLinear(min_rows=min_rows, function=function), True
@@ -172,11 +177,11 @@ def _probe(probes: Collection[LinearProbe], function: LinearFunction, cpu: bool)
 
 
 @torch.inference_mode()
-def _batch_invariant(probe: LinearProbe, min_rows: int, function: LinearFunction) -> bool:
-    """Whether a row has the same bits in any batch of `min_rows` or more."""
-    rows = _random_rows(max(-(-probe.most_rows // ROW_MULTIPLE) * ROW_MULTIPLE, 2 * min_rows), probe.weights.weight)
+def _batch_invariant(probe: LinearProbe, counts: Sequence[int], function: LinearFunction) -> bool:
+    """Whether a row has the same bits in any batch, as far as batches of so many rows show."""
+    rows = _random_rows(max(-(-probe.most_rows // ROW_MULTIPLE) * ROW_MULTIPLE, 2 * counts[0]), probe.weights.weight)
     whole = function(rows, *probe.weights)
-    for count in (count for count in _PROBED_ROWS if min_rows <= count < len(rows)):
+    for count in (count for count in counts if count < len(rows)):
         first = (count // 2 + 3) % (len(rows) - count)
         for part in (slice(count), slice(first, first + count)):
             if not torch.equal(function(rows[part], *probe.weights), whole[part]):
@@ -191,8 +196,9 @@ def _place_invariant(linear: BatchInvariantLinear, weights: LinearWeights) -> bo
 
 
 def _random_rows(count: int, weight: Tensor) -> Tensor:
-    rows = torch.randn(count, weight.shape[1], generator=torch.Generator().manual_seed(1))
-    return rows.to(weight.device, weight.dtype)
+    drawn = count if weight.device.type == "cpu" else min(count, _DRAWN_ROWS_GPU)
+    rows = torch.randn(drawn, weight.shape[1], generator=torch.Generator().manual_seed(1))
+    return rows.to(weight.device, weight.dtype).repeat(-(-count // drawn), 1)[:count]
 
 
 def elementwise(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
