@@ -40,6 +40,9 @@ class FakeCuda:
     def Event(self, **_: Any) -> FakeEvent:  # noqa: N802 torch's own name
         return FakeEvent(self)
 
+    def get_device_name(self, device: torch.device) -> str:
+        return f"GPU {device.index}"
+
     def empty_cache(self) -> None:
         self.emptied += 1
 
@@ -63,7 +66,7 @@ class FakeEvent:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
-    for name in ("device", "Event", "empty_cache"):
+    for name in ("device", "Event", "empty_cache", "get_device_name"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     return fake
 
@@ -94,6 +97,7 @@ def test_kernels_and_events_are_on_the_gpu_that_was_chosen(cuda: FakeCuda) -> No
     assert run(batcher, "short") == ["short"]
     assert cuda.recorded == [3, 3]
     assert batcher.counters.prefix_s == 0.5
+    assert batcher.gpu == "GPU 3"
     assert cuda.now == 0, "the thread's own"
     with on_device(torch.device("cpu")):
         assert cuda.now == 0

@@ -46,6 +46,7 @@ class HashReranker:
     """
 
     salt: str = ""
+    gpu: str | None = None
     load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     counters: HashWork = field(default_factory=lambda: HashWork())
 
@@ -67,9 +68,10 @@ class HashReranker:
 @dataclass(frozen=True)
 class HashFactory:
     salt: str = ""
+    gpu: str | None = None
 
     def __call__(self, device: str) -> HashReranker:
-        return HashReranker(self.salt)
+        return HashReranker(self.salt, self.gpu)
 
 
 @dataclass

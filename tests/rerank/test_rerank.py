@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -100,6 +101,19 @@ def test_a_torn_unit_is_scored_again_and_no_other(runner, storage, lake):
     assert summary["pairs"] == pq.read_metadata(corrupt).num_rows < summary["scored"] == 240
     assert lake.unit_files() == before
     assert summary["published"] is True
+
+
+def test_gpus_of_several_models_are_named_and_warned_of(runner, storage, lake):
+    """Of a run whose second attempt, after one file was lost, had another machine."""
+    for gpu in ("NVIDIA H100", "NVIDIA L4"):
+        job = lake.job("r1", factory=replace(lake.factory(""), gpu=gpu))
+        run(runner, storage, job, ["plan", "score"])
+        if gpu == "NVIDIA H100":
+            (lake.folder / "out" / "scores" / "scorer=f00d" / min(lake.unit_files())).unlink()
+    run(runner, storage, job)
+    manifest = json.loads((lake.folder / "out" / "runs" / "r1" / "manifest.json").read_text())
+    assert manifest["scoring"]["gpus"] == ["NVIDIA H100", "NVIDIA L4"]
+    assert any("NVIDIA H100, NVIDIA L4" in warning for warning in manifest["warnings"])
 
 
 def test_each_bad_row_is_rejected_and_the_rest_ranked_as_without_it(runner, storage, published):

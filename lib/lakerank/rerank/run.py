@@ -19,7 +19,7 @@ from lakerank.lake.checksums import json_bytes
 from lakerank.lake.formats import resolve
 from lakerank.lake.formats.output import OutputTable
 from lakerank.lake.publication import Publication, current_run, publish, write_table
-from lakerank.lake.runs import RunPaths, announce, read_manifest, write_config
+from lakerank.lake.runs import RunPaths, announce, read_json, read_manifest, write_config
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments
 from lakerank.logs import about
@@ -283,7 +283,10 @@ def _score_stage(
     scoring = replace(scoring, max_image_bytes=stage.max_image_bytes, encoder=stage.limits.encoder)
     summary = score_units(runner, storage, scoring, planned_units(storage, paths, plan))
     if summary.existing < summary.units or not summary.units:
-        storage.replace(join(paths.plan, SCORING), json_bytes(summary.as_dict()))
+        address = join(paths.plan, SCORING)
+        before = read_json(storage, address) or {}
+        gpus = sorted({*before.get("gpus", ()), *summary.gpus})  # earlier attempts' too
+        storage.replace(address, json_bytes(summary.as_dict() | ({"gpus": gpus} if gpus else {})))
     return summary
 
 

@@ -52,9 +52,10 @@ from lakerank.schemas import SCORES
 logger = logging.getLogger(__name__)
 
 #: A scoring task's report. Counts that matter are read from the unit files; these are for the summary. `load_id` is
-#: null where the unit had its scores already.
+#: null where the unit had its scores already; `gpu` is the model of the GPU, if one scored it.
 UNIT_REPORT = pa.schema([
-    ("unit", pa.string()), ("pairs", pa.int64()), ("load_id", pa.string()), ("seconds", pa.float64()),
+    ("unit", pa.string()), ("pairs", pa.int64()), ("load_id", pa.string()), ("gpu", pa.string()),
+    ("seconds", pa.float64()),
     ("tokens_computed", pa.int64()), ("tokens_pairwise", pa.int64()),
     ("documents_read", pa.int64()),
 ])  # fmt: skip
@@ -132,10 +133,12 @@ class ScoringSummary:
     tokens_computed: int
     tokens_pairwise: int
     documents_read: int
+    gpus: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The figures by the names of the job's summary and the manifest."""
-        return {"found" if name == "existing" else name: value for name, value in asdict(self).items()}
+        figures = {"found" if name == "existing" else name: value for name, value in asdict(self).items()}
+        return {name: value for name, value in figures.items() if name != "gpus"}
 
     def log(self) -> None:
         """A line or two for the log."""
@@ -214,7 +217,8 @@ def score_units(runner: Runner, storage: Storage, job: ScoringJob, units: Planne
         model_loads=len(pc.unique(scored["load_id"])),
         seconds=time.monotonic() - started,
         device_seconds=sum(reports["seconds"].to_pylist()),
-        **{name: sum(reports[name].to_pylist()) for name in UNIT_REPORT.names[4:]},
+        gpus=tuple(pc.unique(scored["gpu"].drop_null()).to_pylist()),
+        **{name: sum(reports[name].to_pylist()) for name in UNIT_REPORT.names[5:]},
     )
     summary.log()
     return summary
@@ -225,7 +229,7 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     if may_exist:
         try:
             rows = read_unit(storage, job.output, job.scorer, unit)
-            return one_row(UNIT_REPORT, unit, rows.num_rows, None, 0.0, 0, 0, 0)
+            return one_row(UNIT_REPORT, unit, rows.num_rows, None, None, 0.0, 0, 0, 0)
         except CorruptScoreFile as error:
             logger.warning("%s: deleted, to be scored again", error)
             storage.delete(unit_address(job.output, job.scorer, unit))
@@ -261,7 +265,8 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     level = logging.INFO if log_context().form == "json" else logging.DEBUG  # for people there is the progress
     logger.log(level, "scored %d pairs of %d documents in %.1f s", rows.num_rows, len(plan), seconds)
     read = len(plan) - (states.reused if states else 0)
-    return one_row(UNIT_REPORT, unit, rows.num_rows, reranker.load_id, seconds, computed, pairwise, read)
+    gpu = getattr(reranker, "gpu", None)
+    return one_row(UNIT_REPORT, unit, rows.num_rows, reranker.load_id, gpu, seconds, computed, pairwise, read)
 
 
 def candidate_lists(groups: Iterable[DocumentGroup]) -> Iterator[CandidateList]:

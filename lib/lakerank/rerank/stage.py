@@ -161,6 +161,10 @@ def manifest_of(storage: Storage, run: ScoredRun, ranked: Ranked, audited: Audit
     if (alike := labels_alike(ranked.labels)) is not None:
         logger.warning("%s", alike)
         warnings.append(alike)
+    models = sorted({gpu for report in reports for gpu in (report["scoring"] or {}).get("gpus", ())})
+    if len(models) > 1:
+        warnings.append(f"scored on GPUs of several models ({', '.join(models)}): equal pairs may differ in last bits")
+        logger.warning("%s", warnings[-1])
     counts = asdict(ranked.counts)
     histogram = counts.pop("histogram")
     manifest = {

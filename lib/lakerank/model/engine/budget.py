@@ -153,6 +153,7 @@ class MicroBatcher:
         self.counters = Counters()
         self.timer = DeviceTimer(device, self.counters, threads)
         self._device = device
+        self.gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None  # its model
 
     def run(
         self,

@@ -79,6 +79,11 @@ class BatchedReranker:
         return self.engine.batcher.counters
 
     @property
+    def gpu(self) -> str | None:
+        """The model of the GPU that it is on, if any."""
+        return self.engine.batcher.gpu
+
+    @property
     def tokens_ahead(self) -> int:
         """Tokens of groups to have at hand, so that the device never waits: those scored together now and next."""
         return 2 * self.engine.group_tokens

@@ -54,6 +54,11 @@ class ListwiseReranker:
         """Work done since loading."""
         return self.engine.batcher.counters
 
+    @property
+    def gpu(self) -> str | None:
+        """The model of the GPU that it is on, if any."""
+        return self.engine.batcher.gpu
+
     def score_lists(self, lists: Iterable[CandidateList]) -> Iterator[ScoredPair | Reject]:
         """One result for each document, list after list, in their order; lists are pulled as they are needed."""
         for batch in batched(self._prepared(lists), lambda: self.engine.batcher.budget.group_tokens, _MOST_LISTS):
