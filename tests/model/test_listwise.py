@@ -117,7 +117,7 @@ def test_one_document_a_prompt_is_a_pair(folders: dict[str, Path], models: Calla
     assert whole.listwise == Listwise(1, 125, None)
     assert single.listwise is None
     assert single.max_document_tokens() == 2048
-    with pytest.raises(ConfigError, match="scores lists alone"):
+    with pytest.raises(ConfigError, match="pointwise: lists alone are scored"):
         load(folders["lister"], pointwise=True)
 
 
@@ -140,7 +140,7 @@ def test_a_window_leaves_each_document_its_share(models: Callable[..., Any]) -> 
     assert isinstance(long, ScoredPair)
     assert (short.document_truncated, long.document_truncated) == (False, True)
     assert 80 < long.document_tokens < 200
-    with pytest.raises(ConfigError, match=r"leaves .* tokens to each of 40 documents"):
+    with pytest.raises(ConfigError, match=r"window: 40 documents .* do not fit into model.max_length 2300"):
         models("lister", max_length=2300, listwise=Listwise(window=40))
 
 
@@ -266,8 +266,8 @@ def test_python_ranks_a_list_and_says_that_it_scores_no_pairs(models: Callable[.
 
 def test_what_cannot_be_asked_of_a_family_is_said(folders: dict[str, Path]) -> None:
     for options, message in (
-        ({"listwise": Listwise(stride=2)}, "listwise.stride: .* do not overlap"),
-        ({"family": "qwen3-reranker", "listwise": Listwise()}, "listwise: .* scores pairs"),
+        ({"listwise": Listwise(stride=2)}, "listwise.stride: windows do not overlap"),
+        ({"family": "qwen3-reranker", "listwise": Listwise()}, "listwise: pairs are scored"),
     ):
         with pytest.raises(ConfigError, match=message):
             identify(CheckpointSpec(str(folders["v3"]), **options))  # type: ignore[arg-type]

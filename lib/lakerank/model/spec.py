@@ -42,6 +42,9 @@ from lakerank.model.registry import (
 #: Keys of config.json that say where a checkpoint comes from, not what it computes.
 _PROVENANCE = frozenset({"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"})
 
+#: Tokens of a window's prompt without its documents, and of each of these at least, with its number in the answer.
+_PROMPT_TOKENS, _DOCUMENT_TOKENS = 256, 32
+
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
@@ -178,7 +181,6 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
             raise CheckpointError(f"{folder}: {family.name} takes no adapter; leave model.adapter out")
         info = family.read_info(folder, spec.dtype)
         family = replace(family, **info.of_family)
-        listwise = _listwise(spec, family, info.listwise, str(folder))
         own = (spec.instruction or "").strip() or None
         instructions = Instructions(family.accepts_instruction, own, spec.ignore_instructions)
         if own is not None and not instructions.accepted:
@@ -187,6 +189,7 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
         limits = family.limits(config, limits or Limits(), spec.max_length, str(folder))
         if info.lengths is not None:
             limits = replace(limits, max_query_length=info.lengths[0])
+        listwise = _listwise(spec, family, info, limits, str(folder))
         parts = {
             "protocol": family.protocol,
             "weights": [file_hash(file) for file in weight_files(folder)],
@@ -210,24 +213,27 @@ def identify(spec: CheckpointSpec, limits: Limits | None = None) -> CheckpointId
     return CheckpointIdentity(str(folder), fingerprint(parts), info.logit_bias, count, checksum, *of_family, *reads)
 
 
-def _listwise(spec: CheckpointSpec, family: ModelFamily, default: Listwise, source: str) -> Listwise | None:
+def _listwise(
+    spec: CheckpointSpec, family: ModelFamily, info: CheckpointInfo, limits: Limits, source: str
+) -> Listwise | None:
     """How lists are scored, what is not stated by the family's default; None where pairs are.
 
-    Raises ConfigError: the family cannot do it.
+    Raises ConfigError: the family cannot do it, or a window leaves its documents no room.
     """
-    own = spec.listwise or Listwise()
-    if not family.listwise or spec.pointwise:
-        faults = [
-            *[f"model.listwise: {source} is a {family.name}, which scores pairs; leave it out"] * bool(spec.listwise),
-            *[f"model.pointwise: {source} is a {family.name}, which scores lists alone"] * (not family.pointwise),
-        ]
-        if faults:
-            raise ConfigError(faults)
-        return None
-    if own.stride is not None and default.stride is None:
-        raise ConfigError([f"listwise.stride: {source} is a {family.name}, whose windows do not overlap; leave it out"])
-    stride = default.stride and (own.stride or max(1, (own.window or 2 * default.stride) // 2))
-    return Listwise(own.passes, own.window or default.window, stride)
+    own, default, pairs = spec.listwise or Listwise(), info.listwise, spec.pointwise or not family.listwise
+    window = own.window or default.window or 1
+    stride = default.stride and (own.stride or max(1, window // 2))
+    room = limits.max_length - 2 * limits.max_query_length - _PROMPT_TOKENS - _DOCUMENT_TOKENS * window
+    faults = {
+        "listwise: pairs are scored; leave it out": pairs and spec.listwise is not None,
+        "pointwise: lists alone are scored; leave it out": pairs and not family.pointwise,
+        "listwise.stride: windows do not overlap; leave it out": own.stride is not None and default.stride is None,
+        f"listwise.window: {window} documents and twice scoring.max_query_length do not fit into model.max_length "
+        f"{limits.max_length}": not pairs and info.lengths is None and room < 0,
+    }
+    if found := [f"model.{fault} ({source} is a {family.name})" for fault, holds in faults.items() if holds]:
+        raise ConfigError(found)
+    return None if pairs else Listwise(own.passes, window, stride)
 
 
 def _encoder_name(info: CheckpointInfo, parts: Mapping[str, Any], limits: Limits) -> str | None:

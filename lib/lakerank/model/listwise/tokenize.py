@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lakerank.errors import CheckpointError, ConfigError
+from lakerank.errors import CheckpointError
 from lakerank.model.generative.tokenize import SPECIAL, join, user_text_tokenizer
 from lakerank.model.inputs import EncodedInput, Images, Template, VisionTokens
 from lakerank.model.listwise.config import ListPrompt
@@ -18,9 +18,6 @@ from lakerank.model.registry import CheckpointIdentity
 
 #: More tokens than any text has: texts are cut before they are joined to the prompt.
 _WHOLE = 2**31
-
-#: Tokens of a document that are worth a window's while.
-_LEAST_SHARE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class ListTokenizer:
     `path` is the checkpoint's tokenizer.json. `query_limit`, `document_limit`: tokens of a text that are read; images
     of a document have as many again. Where none are published, a window's documents share what its prompt leaves.
 
-    Raises CheckpointError: the tokenizer lacks a token of the prompt. ConfigError: nothing is left.
+    Raises CheckpointError: the tokenizer lacks a token of the prompt.
     """
 
     def __init__(self, path: Path, prompt: ListPrompt, vision: VisionTokens, identity: CheckpointIdentity) -> None:
@@ -55,7 +52,10 @@ class ListTokenizer:
         self._intro, self._outro = self._side(prompt.intro), self._side(prompt.outro)
         self.query_limit, self.document_limit = identity.limits.max_query_length, identity.document_tokens or 1
         if identity.document_tokens is None and identity.listwise is not None:
-            self.document_limit = self._share(identity.limits.max_length, identity.listwise.window or 1)
+            count = identity.listwise.window or 1
+            bare, answer = self.prompt(self.query("a"), [self.document("a")] * count), self.ids(" > [00]")
+            room = identity.limits.max_length - 2 * self.query_limit - len(bare.token_ids)
+            self.document_limit = room // count - len(answer)
 
     def document(self, text: str | None, images: Images = ()) -> EncodedInput:
         """A document's tokens. Raises RejectedInput: as `TemplateTokenizer.encode`."""
@@ -90,15 +90,6 @@ class ListTokenizer:
         """Tokens of constant text, in which names of special tokens are those tokens."""
         ids: list[int] = self.template.encode(text, add_special_tokens=False).ids
         return ids
-
-    def _share(self, length: int, count: int) -> int:
-        """Tokens of each of a window's documents in a prompt of `length` tokens, its answer included."""
-        prompt, answer = self.prompt(self.query("a"), [self.document("a")] * count), self.ids(" > [00]")
-        share = (length - 2 * self.query_limit - len(prompt.token_ids)) // count - len(answer)
-        if share < _LEAST_SHARE:
-            advice = "raise model.max_length, or lower listwise.window or max_query_length"
-            raise ConfigError([f"max_length {length} leaves {share} tokens to each of {count} documents: {advice}"])
-        return share
 
     def _constant(self, text: str) -> EncodedInput:
         ids = self.ids(text)
