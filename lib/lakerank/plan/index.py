@@ -70,9 +70,8 @@ QUERY_LIST = pa.schema([("query_id", pa.string()), ("hash", pa.string()), *LOCAT
 #: Rows in memory at once while a table is indexed: documents may be megabytes each.
 _ROWS_AT_ONCE = 1024
 
-#: Rows of a file of the query list, and of its row groups.
+#: Rows of a file of the query list.
 _LIST_FILE_ROWS = 2**20
-_LIST_ROW_GROUP_ROWS = 65_536
 
 _COST_COLUMNS = ("text_bytes", "width", "height", "images", "frames")
 
@@ -314,18 +313,6 @@ class QueryList:
             self._columns[key] = pa.concat_tables([schema.empty_table(), *parts])[name].combine_chunks()
         return self._columns[key]
 
-    def ids(self, first: int, last: int) -> pa.Array:
-        """The ids of queries numbered from `first` up to `last`, exclusive, reading no more than their row groups."""
-        parts = [pa.array([], pa.string())]
-        for file in range(first // _LIST_FILE_ROWS, -(-last // _LIST_FILE_ROWS)):
-            low, high = max(0, first - file * _LIST_FILE_ROWS), min(_LIST_FILE_ROWS, last - file * _LIST_FILE_ROWS)
-            groups = range(low // _LIST_ROW_GROUP_ROWS, -(-high // _LIST_ROW_GROUP_ROWS))
-            address = join(self.folder, part_name(file))
-            batches = read_table_file(self.storage, address, QUERY_LIST, ["query_id"], _LIST_ROW_GROUP_ROWS, groups)
-            rows = pa.concat_arrays([batch.column(0) for *_, batch in batches])
-            parts.append(rows.slice(low - groups.start * _LIST_ROW_GROUP_ROWS, high - low))
-        return pa.concat_arrays(parts)
-
     def numbers(self, ids: pa.Array) -> Int64:
         """The number of each id (N,) -> (N,), -1 where there is no such query.
 
@@ -361,7 +348,7 @@ class RankedFiles(NamedTuple):
     def ids(self, file: int) -> tuple[int, pa.Array]:
         """The number of a file's first query, and the ids of all its queries."""
         edges = (0, *self.firsts, self.queries.count)
-        return edges[file], self.queries.ids(edges[file], edges[file + 1])
+        return edges[file], self.queries.column("query_id")[edges[file] : edges[file + 1]]
 
 
 def files_of(ids: pa.Array, first_ids: Sequence[str]) -> Int64:
@@ -388,7 +375,7 @@ def write_query_list(index: TableIndex, folder: str) -> tuple[int, int]:
     indexed = pa.concat_tables(index.read(range(len(index.chunks)), columns))
     rows = number_queries(indexed)
     for first in range(0, rows.num_rows, _LIST_FILE_ROWS):
-        content = parquet_bytes(rows.slice(first, _LIST_FILE_ROWS), _LIST_ROW_GROUP_ROWS)
+        content = parquet_bytes(rows.slice(first, _LIST_FILE_ROWS), ROW_GROUP_ROWS)
         index.storage.replace(join(folder, part_name(first // _LIST_FILE_ROWS)), content)
     return int(rows.num_rows), pc.sum(indexed["instruction"]).as_py() or 0
 

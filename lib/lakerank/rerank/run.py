@@ -26,6 +26,7 @@ from lakerank.logs import about
 from lakerank.plan.conflicts import check_settings, naming_differences
 from lakerank.plan.forecast import forecast, forecast_between, log_forecast, total_forecast
 from lakerank.plan.plan import (
+    Plan,
     Tables,
     check_scored,
     check_tables,
@@ -202,16 +203,7 @@ def plan_stages(runner: Runner, storage: Storage, job: Rerank) -> list[PlannedSt
     logger.info("plan: reading the keys of %s", job.tables.candidates)
     first = job.stages[0]
     plan = ensure_plan(runner, storage, job.paths, job.tables, first.scorer, first.limits)
-    storage.pin(plan.inputs, asdict(job.tables))
-    planned = [PlannedStage(first, job.paths, plan)]
-    for stage in job.stages[1:]:
-        if not stage.waits:
-            planned.append(ensure_next_stage(runner, storage, job.tables, planned, stage))
-        elif (following := find_next_stage(storage, planned, stage)) is not None:
-            planned.append(following)
-        else:
-            break
-    return planned
+    return _later_stages(storage, job, plan, runner)
 
 
 def existing_plans(storage: Storage, job: Rerank) -> list[PlannedStage]:
@@ -228,12 +220,20 @@ def existing_plans(storage: Storage, job: Rerank) -> list[PlannedStage]:
             f"{job.paths.plan}: planned for scorer {plan.scorer}, but this config's model is {first.scorer}; "
             "use the same model section in every step"
         )
+    return _later_stages(storage, job, plan)
+
+
+def _later_stages(storage: Storage, job: Rerank, plan: Plan, runner: Runner | None = None) -> list[PlannedStage]:
+    """The first stage with its plan, and those after it that have one, or with a runner can get one."""
     storage.pin(plan.inputs, asdict(job.tables))
-    planned = [PlannedStage(first, job.paths, plan)]
+    planned = [PlannedStage(job.stages[0], job.paths, plan)]
     for stage in job.stages[1:]:
-        if (following := find_next_stage(storage, planned, stage)) is None:
+        if runner is not None and not stage.waits:
+            planned.append(ensure_next_stage(runner, storage, job.tables, planned, stage))
+        elif (following := find_next_stage(storage, planned, stage)) is not None:
+            planned.append(following)
+        else:
             break
-        planned.append(following)
     return planned
 
 
