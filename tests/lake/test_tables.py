@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from pathlib import Path
 
@@ -234,6 +235,20 @@ def test_a_column_that_means_something_else_is_left_out_by_an_empty_name(tmp_pat
     assert batch.to_pydict() | {"images": None, "image_uri": None} == {
         "doc_id": ["a"], "text": [b"x"], "image": [None], "content_hash": [None], "images": None, "image_uri": None,
     }  # fmt: skip
+
+
+def test_a_footer_is_read_once_until_its_file_changes(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"doc_id": ["a"], "text": ["x"]}), file := tmp_path / "a.parquet")
+    storage, moment = Storage(), file.stat().st_mtime_ns
+    before = fragments(storage, str(file), DOCUMENTS)
+    file.write_bytes(bytes(file.stat().st_size))  # zeros, under the same version
+    os.utime(file, ns=(moment, moment))
+    assert fragments(storage, str(file), DOCUMENTS) == before
+    for other, asked in ((storage, QUERIES), (pickle.loads(pickle.dumps(storage)), DOCUMENTS)):  # noqa: S301
+        with pytest.raises(StorageError):
+            fragments(other, str(file), asked)
+    pq.write_table(pa.table({"doc_id": ["a", "b"], "text": ["x", "y"]}), file)
+    assert [fragment.rows for fragment in fragments(storage, str(file), DOCUMENTS)] == [2]
 
 
 def test_deleted_rows_are_left_out_and_the_others_keep_their_places(tmp_path: Path) -> None:
