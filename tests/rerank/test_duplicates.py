@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -249,6 +250,16 @@ def test_what_edges_join_is_a_cluster_named_by_the_least(edges):
     assert dict(zip(*clusters_of(table).to_pydict().values(), strict=True)) == {
         names[number]: names[first] for number, first in enumerate(least) if number != first
     }
+
+
+def test_a_long_chain_is_one_cluster_after_few_rounds():
+    names = pa.array([f"{number:05}" for number in range(50_000)]).take(
+        pa.array(np.random.default_rng(1).permutation(50_000))
+    )
+    started = time.process_time()
+    clusters = clusters_of(pa.Table.from_arrays([names[:-1], names[1:]], schema=EDGES))
+    assert (clusters.num_rows, pc.unique(clusters["cluster"]).to_pylist()) == (49_999, ["00000"])
+    assert time.process_time() - started < 5, "not a round a link"
 
 
 def test_a_hundred_thousand_alike_make_no_more_than_two_comparisons_each():
