@@ -13,9 +13,10 @@ from PIL import Image
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from checkpoints.listwise import write_jina_v3
 from lakerank import Document, Query, load_reranker
 from lakerank.cli.rerank import rerank as rerank_job
-from lakerank.errors import CheckpointError, SchemaError
+from lakerank.errors import CheckpointError, ConfigError, SchemaError
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.spark import Scoring, rerank, score_udf
 from lakerank_benchmark.checkpoints import random_checkpoint
@@ -115,6 +116,8 @@ def test_faults_are_told_before_anything_runs(spark: SparkSession, documents: Da
     good = spark.createDataFrame([("q", "a", "1")], "query_id string, query string, doc_id string")
     with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
         rerank(spark, good, documents, model=str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError, match=r"scores lists.*pointwise=True"):
+        rerank(spark, good, documents, model=str(write_jina_v3(tmp_path / "v3")))
 
 
 def test_a_udf_scores_columns(spark: SparkSession, scoring: Scoring, tiny_checkpoint: Path) -> None:

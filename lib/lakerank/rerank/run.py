@@ -323,23 +323,12 @@ def _outcome(
     """What the run has become. `published`: the pointer names it. `superseded_by`: the run that it names instead, where
     this one is complete and that one was published after it. `current`: the run that readers see."""
     counts = manifest["counts"]
-    names = (
-        "candidates",
-        "scored",
-        "reused",
-        "rejected",
-        "ranked",
-        "beyond_depth",
-        "beyond_group",
-        "collapsed",
-        "truncated",
-    )
+    names = ["candidates", "duplicates", "scored", "reused", "rejected", "ranked", "truncated"]
+    names += ["beyond_depth", "beyond_group", "collapsed"]
     failed = [check["name"] for check in manifest["audit"] if check["passed"] is False]
     published = publication is not None and publication.published
-    current = (
-        (current_run(storage, job.paths.output) or {}).get("run_id") if publication is None else publication.current
-    )
-    return {name: counts.get(name, 0) for name in (*names, "duplicates")} | {
+    current = publication.current if publication else (current_run(storage, job.paths.output) or {}).get("run_id")
+    return {name: counts.get(name, 0) for name in names} | {
         "published": published, "current": current,
         "superseded_by": None if publication is None or published else publication.current,
         "failed_audits": failed, "rejected_by_reason": manifest["rejected"],
@@ -355,10 +344,8 @@ def _write_table(
     table = job.ranked_table
     if table is None or publication is None:
         return {}
-    if not publication.published and not table.append:
-        return {
-            "ranked_table": {"table": table.address, "snapshot": None}
-        }  # the later run's rows are there, or to come
+    if not publication.published and not table.append:  # the later run's rows are there, or to come
+        return {"ranked_table": {"table": table.address, "snapshot": None}}
     return {"ranked_table": write_table(storage, job.paths, manifest, table)}
 
 

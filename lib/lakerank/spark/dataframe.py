@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.pandas.types import from_arrow_schema
 
-from lakerank.errors import SchemaError
+from lakerank.errors import ConfigError, SchemaError
 from lakerank.limits import Limits
 from lakerank.model.api import RerankModel
 from lakerank.model.registry import LoadedReranker
@@ -120,7 +120,12 @@ def score_udf(model: str | Scoring) -> Callable[..., object]:
 
 def _identified(model: str | Scoring) -> tuple[Scoring, ScorerIdentity]:
     scoring = model if isinstance(model, Scoring) else Scoring(CheckpointSpec(str(model)))
-    return scoring, scoring.checkpoint.identify(scoring.limits)
+    scorer = scoring.checkpoint.identify(scoring.limits)
+    if scorer.listwise is not None:
+        raise ConfigError(
+            ["model: it scores lists, and here are pairs; give Scoring(CheckpointSpec(…, pointwise=True))"]
+        )
+    return scoring, scorer
 
 
 def _check(candidates: DataFrame, documents: DataFrame, queries: DataFrame | None) -> None:

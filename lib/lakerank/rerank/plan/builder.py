@@ -69,19 +69,8 @@ BUCKETS_A_FILE = 32
 MIN_BUCKETS, MAX_BUCKETS = 1024, 65_536
 
 _OF_CANDIDATES = ("candidates", "duplicates", "rejected", "documents")
-_OF_NEW_PAIRS = (
-    "new",
-    "reused",
-    "shared",
-    "near",
-    "new_documents",
-    "pairwise_cost",
-    "patches",
-    "fetch_bytes",
-    "read_bytes",
-    "lists",
-    "reused_lists",
-)
+_OF_NEW_PAIRS = ("new", "reused", "shared", "near", "lists", "reused_lists")
+_SIZES = ("new_documents", "pairwise_cost", "patches", "fetch_bytes", "read_bytes")
 _IDS = pa.schema([("query_id", pa.string())])
 
 
@@ -250,7 +239,7 @@ class PlanBuilder:
         groups = GroupFiles(self.storage, self.folder, split.get("cost", {}))
         unit_tokens = self.limits.unit_size(on_gpu=self.runner.gives_gpus(self.limits.device))
         unit_counts, largest = write_units(self.runner, groups, queries, unit_tokens)
-        totals = {name: total_of(split, name) for name in _OF_NEW_PAIRS}
+        totals = {name: total_of(split, name) for name in (*_OF_NEW_PAIRS, *_SIZES)}
         return {**totals, "cost": sum(groups.costs.values()), "unit_counts": unit_counts, "largest_unit": largest}
 
     def partitions(self, documents: TableIndex, pairs: Counts) -> Partitions:
