@@ -83,7 +83,7 @@ def test_a_task_that_fails_ends_the_others_with_the_item_that_they_are_at(caplog
         threading.Event().wait(0.05)
         yield one_row(DONE, item, device)
 
-    with caplog.at_level(logging.DEBUG), pytest.raises(ValueError, match="the first fails"):
+    with caplog.at_level(logging.DEBUG, "lakerank"), pytest.raises(ValueError, match="the first fails"):
         LocalRunner(parallelism=2).on_device(range(100), work, DONE, Places("cpu", 9))
     assert len(started) < 20
 

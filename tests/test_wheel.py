@@ -65,8 +65,8 @@ def test_the_readers_of_benchmarks_are_in_a_clone_alone(lakerank: Path, tmp_path
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("command", ["train", "distill"])
-def test_the_wheel_trains(lakerank: Path, tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize("command", ["train", "distill", "fetch"])
+def test_the_wheel_makes_checkpoints(lakerank: Path, tmp_path: Path, command: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     code = "import lakerank_training.distill, lakerank_training.run as run; print(run.__file__)"
     words = [lakerank.with_name("python"), "-c", code]

@@ -45,7 +45,7 @@ def read(output: Path, *overrides: str, other_tables: bool = False, **values: An
 def test_a_run_is_read_with_its_own_tables_model_and_limits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     own = lake_config(tmp_path, "model.path=/models/mine", "ranking.depth=7", "spark.rows_per_file=5")
     record(tmp_path, own)
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "lakerank")
     found = read(tmp_path, spark={"conf": {"spark.master": "local[1]"}})
     assert (found.lake, found.model, found.ranking) == (own.lake, own.model, own.ranking)
     assert found.spark.conf == {"spark.master": "local[1]"}, "where Spark runs is the command's affair"
@@ -60,7 +60,7 @@ def test_a_config_of_the_same_tables_is_passed_over_in_silence(
     monkeypatch.chdir(tmp_path)
     tables = {"documents": "mine/documents", "queries": "mine/queries", "candidates": "delta+mine/candidates"}
     record(tmp_path, lake_config(tmp_path, **tables, qrels=None))
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "lakerank")
     found = read(tmp_path, "lake.queries=./mine/../mine/queries", lake={**tables, "output": "o"})
     assert found.lake.documents == str(tmp_path / "mine/documents")
     assert found.lake.candidates == f"delta+{tmp_path}/mine/candidates"
@@ -78,7 +78,7 @@ def test_judgements_that_the_config_of_the_same_lake_names_later_are_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, own: str | None
 ) -> None:
     record(tmp_path, lake_config(tmp_path, qrels=own))
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "lakerank")
     lake = {name: f"/lake/{name}" for name in ("documents", "queries", "candidates", "qrels")}
     assert read(tmp_path, lake={**lake, "output": "o"}).lake.qrels == "/lake/qrels"
     assert caplog.messages == ["run r is judged by lake.qrels of conf/demo.yaml: its other tables are the run's"]
@@ -142,7 +142,7 @@ def last_line(done: Any) -> dict[str, Any]:
 
 
 def test_evaluate_judges_a_run_by_its_own_tables(small_lake: Any, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "lakerank")
     done = CliRunner().invoke(evaluate, command_line(small_lake, "--run-id", "r1"))
     assert done.exit_code == 0, done.output
     assert last_line(done)["queries"] == 3, "the bundled lake has 395"

@@ -38,6 +38,11 @@ def test_records_are_checked_as_sections_are(training_config: Callable[..., Path
         load_train_config(training_config(), [change])
 
 
+def test_a_switch_is_no_number_in_a_record_either(training_config: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"lora\.rank: expected a number \(found true\)"):
+        load_train_config(training_config(mode="lora", lora={"rank": True}))
+
+
 def test_patience_needs_slices(training_config: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match=r"patience needs evaluation\.slices"):
         load_train_config(training_config(), ["evaluation.patience=2", "evaluation.slices={}"])
