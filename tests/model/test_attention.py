@@ -21,17 +21,7 @@ from lakerank.model.engine.attention import (
     query_attention,
     varlen,
 )
-from lakerank.model.engine.layout import (
-    PrefixLayout,
-    Span,
-    Varlen,
-    packed,
-    packed_rows,
-    packed_suffixes,
-    prefix_layout,
-    suffix_layout,
-    window_blocks,
-)
+from lakerank.model.engine.layout import Layouts, Span, Varlen, packed, window_blocks
 
 HEADS, GROUPS, DIM = 4, 2, 8
 CPU = torch.device("cpu")
@@ -95,8 +85,8 @@ def test_packed_documents_see_themselves_alone(sizes: list[int], spare: int) -> 
         random(rows, GROUPS, DIM, seed=2),
         random(rows, GROUPS, DIM, seed=3),
     )
-    packed = PrefixLayout(packed=packed_rows(varlen, sizes, rows, CPU))
-    for layout in (prefix_layout(sizes, CPU), packed):
+    for kernel in (None, varlen):
+        layout = Layouts(CPU, HEADS // GROUPS, kernel).documents(sizes, rows)
         out = document_attention(query, key, value, layout)
         start = 0
         for size in sizes:
@@ -123,12 +113,9 @@ def test_packed_queries_see_their_document_and_themselves(
     rows = spans[-1].start + spans[-1].length + spare
     key, value = random(rows, GROUPS, DIM, seed=7), random(rows, GROUPS, DIM, seed=8)
     asking = random(len(spans) + spare if last_only else rows, HEADS, DIM, seed=9)
-    if joined:
-        whole = [(torch.cat([keys for keys, _ in states]), torch.cat([values for _, values in states]))]
-        out = query_attention(asking, key, value, whole, packed_suffixes(varlen, spans, len(asking), CPU, last_only))
-    else:
-        layout = suffix_layout(spans, HEADS // GROUPS, CPU, last_only=last_only)
-        out = query_attention(asking, key, value, states, layout)
+    whole = [(torch.cat([keys for keys, _ in states]), torch.cat([values for _, values in states]))]
+    layout = Layouts(CPU, HEADS // GROUPS, varlen if joined else None).queries(spans, len(asking), last_only)
+    out = query_attention(asking, key, value, whole if joined else states, layout)
     assert out.isfinite().all(), "padding"
     for number, span in enumerate(spans):
         own = slice(span.start, span.start + span.length)
@@ -174,8 +161,8 @@ def test_a_kernel_that_depends_on_its_company_is_called_for_each_sequence(caplog
     assert not caplog.records
     sizes, shapes = [5, 130, 17, 8, 3], ((HEADS, 1), (GROUPS, 2), (GROUPS, 3))
     states = [random(sum(sizes), heads, DIM, seed=seed) for heads, seed in shapes]
-    expected = packed(varlen, sizes, sizes, CPU)(*states, causal=True)
-    results = packed(chosen(splitting), sizes, sizes, CPU)(*states, causal=True)
+    expected = packed(varlen, sizes, sizes, CPU, causal=True)(*states)
+    results = packed(chosen(splitting), sizes, sizes, CPU, causal=True)(*states)
     for result, other in zip(results, expected, strict=True):
         torch.testing.assert_close(result, other, atol=1e-6, rtol=0)
     assert [record.levelname for record in caplog.records] == ["WARNING"]

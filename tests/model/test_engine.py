@@ -268,7 +268,7 @@ def test_kept_prefixes_hold_the_memory_that_they_say(tiny_checkpoint: Path, docu
             [DocumentGroup(d, (Query("q", text="apple"),)) for d in documents]
         )
     )
-    storages = {prefix.states.untyped_storage() for prefix in Remembering.computed}
+    storages = {prefix.untyped_storage() for prefix in Remembering.computed}
     assert len(Remembering.computed) == len(documents)
     kept = {storage.data_ptr(): storage.nbytes() for storage in storages}
     assert sum(kept.values()) <= 1.1 * sum(prefix.nbytes for prefix in Remembering.computed)

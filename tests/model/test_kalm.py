@@ -133,7 +133,7 @@ def test_attention_in_one_call_a_layer_gives_the_same(reranker: BatchedReranker)
     try:
         results = bits_of(replace(reranker, engine=packed), groups)
     finally:
-        engine._encoder.varlen = None
+        engine._encoder.layouts = engine.layouts
     expected = bits_of(reranker, groups)
     assert results.keys() == expected.keys()
     logits, others = (np.frombuffer(b"".join(bits.values()), np.float32) for bits in (results, expected))

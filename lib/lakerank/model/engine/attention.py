@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lakerank.model.engine.layout import PackedSuffixes, PrefixLayout, QueryBucket, SuffixLayout, Varlen, packed
+from lakerank.model.engine.layout import Bucket, Packed, PackedSuffixes, PrefixLayout, SuffixLayout, Varlen, packed
 from lakerank.model.engine.linear import elementwise
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 #: Rows of a block of queries on a long prefix.
 QUERY_BLOCK = 64
 
-#: Keys and values of a layer for a document's S tokens: two of (S, G, D).
-KeyValues = tuple[Tensor, Tensor]
+#: Keys and values of a layer for a document's S tokens: two of (S, G, D), or one tensor of both.
+KeyValues = tuple[Tensor, Tensor] | Tensor
 
 #: First compute capability of NVIDIA's that FlashAttention has kernels for.
 _FLASH_CAPABILITY = (8, 0)
@@ -73,18 +73,15 @@ def attend_eager(
     return (scores.softmax(dim=-1) @ value.float()).to(value.dtype), scores.logsumexp(dim=-1)
 
 
-def document_attention(query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout) -> Tensor:
+def document_attention(query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout | Packed) -> Tensor:
     """Causal attention within each document: (M, H, D), two of (M, G, D) -> (M, H * D)."""
-    repeats = query.shape[1] // key.shape[1]
-    if layout.packed is not None:
-        return layout.packed(query, key, value, causal=True)[0].flatten(1)
+    if isinstance(layout, Packed):
+        return layout(query, key, value)[0].flatten(1)
     out = torch.zeros_like(query)
     for start, stop in layout.alone:
         out[start:stop] = attend_alone(query[start:stop], key[start:stop], value[start:stop], causal=True)
     for bucket in layout.buckets:
-        k, v = (_repeat(rows[bucket.index], repeats).transpose(1, 2) for rows in (key, value))  # (B, H, S, D)
-        attended = F.scaled_dot_product_attention(query[bucket.index].transpose(1, 2), k, v, is_causal=True)
-        out[bucket.rows] = attended.transpose(1, 2).flatten(0, 1)[bucket.take]
+        block_attention(query, key, value, bucket, out)
     return out.flatten(1)
 
 
@@ -98,13 +95,17 @@ def attend_alone(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None 
     return attended.permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def block_attention(query: Tensor, key: Tensor, value: Tensor, blocks: QueryBucket) -> Tensor:
-    """Attention through a window, all blocks in one call: (M, H, D), two of (M, G, D) -> (M, H, D), zero in padding."""
+def block_attention(query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, out: Tensor | None = None) -> Tensor:
+    """Attention of sequences, or blocks of them, in one call: (M, H, D), two of (M, G, D) -> (M, H, D).
+
+    Causal, where the bucket has no mask. Other rows stay as they are in `out`, or are zero.
+    """
     repeats = query.shape[1] // key.shape[1]
-    k, v = (_repeat(states[blocks.own_index], repeats).transpose(1, 2) for states in (key, value))  # (B, H, S, D)
-    attended = F.scaled_dot_product_attention(query[blocks.index].transpose(1, 2), k, v, blocks.mask)
-    out = torch.zeros_like(query)
-    out[blocks.rows] = attended.transpose(1, 2).flatten(0, 1)[blocks.take]
+    q = query[bucket.index].transpose(1, 2)  # (B, H, T, D)
+    k, v = (_repeat(states[bucket.own_index], repeats).transpose(1, 2) for states in (key, value))  # (B, H, L, D)
+    attended = F.scaled_dot_product_attention(q, k, v, bucket.mask, is_causal=bucket.mask is None)
+    out = torch.zeros_like(query) if out is None else out
+    out[bucket.rows] = attended.transpose(1, 2).flatten(0, 1)[bucket.take]
     return out
 
 
@@ -121,9 +122,9 @@ def query_attention(
     A short query on a short prefix has one softmax over both; else the two parts are merged by their log-sum-exps. A
     layout of packed sequences takes all prefixes as one, concatenated.
     """
-    if isinstance(layout, PackedSuffixes):
-        own = layout.own(query, key, value, causal=layout.causal)
-        return _merge(own, layout.shared(query, *prefixes[0], causal=False)).flatten(1)
+    if isinstance(layout, tuple):
+        on_own, on_documents = layout
+        return _merge(on_own(query, key, value), on_documents(query, *prefixes[0])).flatten(1)
     out = torch.zeros_like(query)
     if layout.spans:
         out = _long_attention(query, key, value, prefixes, layout)
@@ -309,21 +310,18 @@ def one_by_one(kernel: Varlen) -> Varlen:
 def _same_bits(kernel: Varlen, sequences: Sequence[Sequence[Tensor]]) -> bool:
     """Whether sequences have the same results together, in another order, alone, and with half of their queries."""
 
-    def results(sequences: Sequence[Sequence[Tensor]], causal: bool) -> list[tuple[Tensor, ...]]:
+    def results(sequences: Sequence[Sequence[Tensor]], causal: bool) -> list[Tensor]:
         rows, keys = ([len(sequence[part]) for sequence in sequences] for part in (0, 1))
-        query, key, value = (torch.cat(part) for part in zip(*sequences, strict=True))
-        parts = packed(kernel, rows, keys, query.device)(query, key, value, causal)
-        return [*zip(*(torch.split(part, rows) for part in parts), strict=True)]
+        states = (torch.cat(part) for part in zip(*sequences, strict=True))
+        out, sums = packed(kernel, rows, keys, sequences[0][0].device, causal)(*states)
+        return [*torch.split(torch.cat((out.flatten(1).float(), sums), dim=1), rows)]
 
     for causal in (False, True):
         probed = [sequence for sequence in sequences if not causal or len(sequence[0]) == len(sequence[1])]
-        together = results(probed, causal)
-        companies = [results(probed[::-1], causal)[::-1], [results([each], causal)[0] for each in probed]]
+        others = [*results(probed[::-1], causal)[::-1], *(results([each], causal)[0] for each in probed)]
         if not causal:
-            halves = [[query[: -(-len(query) // 2)], *states] for query, *states in probed]
-            companies.append(results(halves, causal))
-        for others in companies:
-            for parts, other_parts in zip(together, others, strict=True):
-                if any(not torch.equal(a[: len(b)], b) for a, b in zip(parts, other_parts, strict=True)):
-                    return False
+            others += results([[query[: -(-len(query) // 2)], *states] for query, *states in probed], causal)
+        together = results(probed, causal) * 3
+        if not all(torch.equal(a[: len(b)], b) for a, b in zip(together, others, strict=False)):
+            return False
     return True

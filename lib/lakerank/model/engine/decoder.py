@@ -24,6 +24,10 @@ from lakerank.model.engine.rotary import RotaryTable, rotary_sections, rotate
 #: Rows whose MLP (several times as wide as the hidden states) is computed at once: no fewer than keep the device busy.
 _MLP_ROWS_CPU, _MLP_ROWS_GPU = 2048, 8192
 
+#: What a document's queries share: each layer's rotated keys and values (layers, 2, S, G, D), a view of those of all
+#: documents of a micro-batch.
+Prefix = Tensor
+
 #: A layer's number, queries (M, H, D), keys and values (M, G, D) -> (M, H * D).
 LayerAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -90,42 +94,14 @@ class Embeddings:
         return hidden.index_add_(0, self.visual, self.deepstack[number].to(hidden.dtype))
 
 
-@dataclass(frozen=True, slots=True)
-class Prefix:
-    """What a document's queries share: rotated keys and values, `states` (layers, 2, S, G, D).
-
-    A view of those of all documents of a micro-batch.
-    """
-
-    states: Tensor
-
-    @property
-    def tokens(self) -> int:
-        """S."""
-        return self.states.shape[2]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory in bytes."""
-        return self.states.nbytes
-
-    def layer(self, number: int) -> KeyValues:
-        """Keys and values of one layer, two of (S, G, D)."""
-        return self.states[number, 0], self.states[number, 1]
-
-    def copy(self) -> Prefix:
-        """A prefix without references to those computed in the same micro-batch."""
-        return Prefix(self.states.clone())
-
-
 def split_prefixes(states: Tensor, lengths: Sequence[int]) -> list[Prefix]:
     """Prefixes of documents from the states of all their tokens, (layers, 2, M, G, D)."""
-    return [Prefix(part) for part in torch.split(states[:, :, : sum(lengths)], [*lengths], dim=2)]
+    return [*torch.split(states[:, :, : sum(lengths)], [*lengths], dim=2)]
 
 
 def join_prefixes(prefixes: Sequence[Prefix]) -> Prefix:
     """One of all their tokens, in their order."""
-    return prefixes[0] if len(prefixes) == 1 else Prefix(torch.cat([prefix.states for prefix in prefixes], dim=2))
+    return prefixes[0] if len(prefixes) == 1 else torch.cat([*prefixes], dim=2)
 
 
 class ScoreHead:
@@ -245,18 +221,19 @@ class PackedDecoder:
         """Raw float32 logits of packed queries: positions (3, M) below `end` -> (Q',).
 
         `last_rows` (Q',) are the rows of their last tokens; the last layer computes nothing else but keys and values.
-        `layouts`: attention of all rows, and of the last ones; of packed sequences they take one prefix, joined.
+        `layouts`: attention of all rows, and of the last ones.
         """
         rotations, layer = self._rotations(positions, end), self._layers[-1]
+        prefixes = [join_prefixes(prefixes)] if isinstance(layouts[0], tuple) else prefixes
 
         def attention(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return query_attention(query, key, value, [prefix.layer(number) for prefix in prefixes], layouts[0])
+            return query_attention(query, key, value, [prefix[number] for prefix in prefixes], layouts[0])
 
         hidden = self._through(self._layers[:-1], embeddings, rotations, attention)
         normed, rotation = layer.norm(hidden), rotations[layer.kind]
         key, value = self._key_value(layer, normed, rotation)
         query = self._query(layer, normed[last_rows], rotation[:, last_rows])
-        states = [prefix.layer(-1) for prefix in prefixes]
+        states = [prefix[-1] for prefix in prefixes]
         attended = query_attention(query, key, value, states, layouts[1])
         return self.head(self._norm(self._after_attention(layer, hidden[last_rows], attended)), self.linear)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from lakerank.model.engine.attention import block_attention
 from lakerank.model.engine.budget import layer_bytes
 from lakerank.model.engine.device import to_device
-from lakerank.model.engine.layout import Packed, QueryBucket, Varlen, packed, packed_rows, window_blocks
+from lakerank.model.engine.layout import Bucket, Packed, Varlen, packed, packed_rows, window_blocks
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, project
 from lakerank.model.engine.rotary import RotaryTable, rotate
 
@@ -155,7 +155,7 @@ class Packing:
     first: Tensor
     rotations: Mapping[float, Tensor]
     packed: tuple[Packed, Packed] | None = None
-    blocks: Mapping[int, QueryBucket] = field(default_factory=dict)
+    blocks: Mapping[int, Bucket] = field(default_factory=dict)
 
 
 class PackedEncoder:
@@ -246,7 +246,7 @@ class PackedEncoder:
             key = rotate(key, rotation)
             query = rotate(query, rotation) if asking is None else query  # a first token's place is 0
         if packing.packed and window is None:
-            attended = packing.packed[asking is not None](query, key, value, causal=False)[0]
+            attended = packing.packed[asking is not None](query, key, value)[0]
         elif packing.blocks and window is not None:
             attended = block_attention(query, key, value, packing.blocks[window])
         else:

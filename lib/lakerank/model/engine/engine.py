@@ -22,20 +22,9 @@ from torch import Tensor
 from lakerank.model.engine.attention import choose_varlen, document_attention
 from lakerank.model.engine.budget import MicroBatcher, busy_budget, device_budget, micro_batches
 from lakerank.model.engine.counters import Counters
-from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix, join_prefixes
+from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix
 from lakerank.model.engine.device import to_device, to_host
-from lakerank.model.engine.layout import (
-    PAIR_QUERY,
-    PackedSuffixes,
-    PrefixLayout,
-    Span,
-    SuffixLayout,
-    Varlen,
-    packed_rows,
-    packed_suffixes,
-    prefix_layout,
-    suffix_layout,
-)
+from lakerank.model.engine.layout import PAIR_QUERY, Layouts, Span, Varlen
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearProbe, LinearWeights, choose_linear
 from lakerank.model.engine.vision import ImageByImage, PackedVision
 from lakerank.model.inputs import DocumentQueries, EncodedInput, Patches, RejectedInput
@@ -69,7 +58,7 @@ ReadLogits = Callable[[], list[list[float | RejectedInput]]]
 class DocumentEncoder(Protocol):
     """Computes prefixes of documents where it is not the decoder that reads them."""
 
-    varlen: Varlen | None
+    layouts: Layouts
 
     def weights(self) -> Iterable[LinearWeights]: ...
 
@@ -106,12 +95,12 @@ class DocumentMajorEngine:
             if network is not None:
                 network.linear = self._linear
         shape = (decoder.heads, decoder.kv_heads, decoder.head_dim)
-        self._varlen = varlen or choose_varlen(self._device, self.dtype, shape, reproducible)
+        kernel = varlen or choose_varlen(self._device, self.dtype, shape, reproducible)
+        self.layouts = Layouts(self._device, decoder.heads // decoder.kv_heads, kernel, query_block)
         if encoder is not None:
-            encoder.varlen = self._varlen
+            encoder.layouts = self.layouts
         if isinstance(vision, PackedVision):
             vision.varlen = varlen or choose_varlen(self._device, self.dtype, vision.heads, reproducible)
-        self._query_block = query_block
         self._query_images, self._document_images = (
             BoundedCache[Tensor](size, lambda tokens: tokens.nbytes) for size in image_cache_bytes
         )
@@ -199,7 +188,7 @@ class DocumentMajorEngine:
         last = keys[-1]
         if last not in self._last_prefix:  # only the last document's queries can be continued by the next call
             kept = prefixes[last].nbytes <= _PREFIX_CACHE_BYTES
-            self._last_prefix = {last: prefixes[last].copy()} if kept else {}
+            self._last_prefix = {last: prefixes[last].clone()} if kept else {}
         numbers = {key: number for number, key in enumerate(prefixes)}
         return [*prefixes.values()], [numbers[key] for key in keys]
 
@@ -213,18 +202,13 @@ class DocumentMajorEngine:
         with self.batcher.timer.stage("prefix_s"):
             embeddings, positions = self.embed(documents, [0] * len(documents), visual)
             self.batcher.counters.flops += sum(map(self._decoder.flops.prefix, lengths))
-            layout = self.prefix_layout(lengths, len(embeddings.rows))
+            layout = self.layouts.documents(lengths, len(embeddings.rows))
 
             def attention(_number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
                 return document_attention(query, key, value, layout)
 
             end = max(document.end for document in documents)
             return self._decoder.prefixes(embeddings, positions, end, lengths, attention)
-
-    def prefix_layout(self, lengths: list[int], rows: int) -> PrefixLayout:
-        if self._varlen is None:
-            return prefix_layout(lengths, self._device)
-        return PrefixLayout(packed=packed_rows(self._varlen, lengths, rows, self._device))
 
     def suffixes(self, pairs: Sequence[Pair], prefixes: Sequence[Prefix]) -> Tensor:
         """Logits (P,) of pairs in one micro-batch."""
@@ -233,7 +217,7 @@ class DocumentMajorEngine:
         queries = [pair.query for pair in pairs]
         starts = np.cumsum([0, *(len(query.token_ids) for query in queries)]).tolist()
         spans = [
-            Span(start, len(pair.query.token_ids), numbers[pair.document], prefixes[pair.document].tokens)
+            Span(start, len(pair.query.token_ids), numbers[pair.document], prefixes[pair.document].shape[2])
             for start, pair in zip(starts, pairs, strict=False)
         ]
         visual = self._visual_tokens(queries, self._query_images)
@@ -243,19 +227,12 @@ class DocumentMajorEngine:
             last_rows[: len(pairs)] = np.array(starts[1:]) - 1
             end = max(pair.start + pair.query.end for pair in pairs)
             layouts = (
-                self._suffix_layout(spans, len(embeddings.rows), last_only=False),
-                self._suffix_layout(spans, len(last_rows), last_only=True),
+                self.layouts.queries(spans, len(embeddings.rows)),
+                self.layouts.queries(spans, len(last_rows), last_only=True),
             )
             shared = [prefixes[document] for document in documents]
-            shared = shared if self._varlen is None else [join_prefixes(shared)]
             rows = to_device(last_rows, self._device)
             return self._decoder.logits(embeddings, positions, end, shared, layouts, rows)[: len(pairs)]
-
-    def _suffix_layout(self, spans: Sequence[Span], rows: int, last_only: bool) -> SuffixLayout | PackedSuffixes:
-        if self._varlen is not None:
-            return packed_suffixes(self._varlen, spans, rows, self._device, last_only)
-        repeats = self._decoder.heads // self._decoder.kv_heads
-        return suffix_layout(spans, repeats, self._device, last_only, self._query_block)
 
     def embed(
         self, inputs: Sequence[EncodedInput], starts: Sequence[int], visual: Sequence[Tensor]

@@ -38,25 +38,17 @@ def padded_length(length: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Sequences that share a call: its input are rows `index` (B, T); of its output, flat, `take` go to `rows`."""
+    """Sequences that share a call: its input are rows `index` (B, T); of its output, flat, `take` go to `rows`.
 
-    index: Tensor
-    take: Tensor
-    rows: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class QueryBucket:
-    """Queries that share a call: as Bucket, with rows `own_index` (B, L) of their own keys and a mask of the scores.
-
-    `prefix_index` (B, S) are rows of the layout's documents, concatenated; None for attention to own keys alone.
+    Their own keys are rows `own_index` (B, L); `mask` is that of the scores. `prefix_index` (B, S) are rows of the
+    layout's documents, concatenated; None for attention to own keys alone.
     """
 
     index: Tensor
     take: Tensor
     rows: Tensor
     own_index: Tensor
-    mask: Tensor
+    mask: Tensor | None = None
     prefix_index: Tensor | None = None
 
 
@@ -72,20 +64,24 @@ class Packed:
     cu_k: Tensor
     max_q: int
     max_k: int
+    causal: bool
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """(M, H, D), two of (N, G, D) -> (M, H, D) and log-sum-exps (M, H) float32."""
-        scale = query.shape[-1] ** -0.5
-        return self.kernel(query, key, value, self.cu_q, self.cu_k, self.max_q, self.max_k, causal, scale)
+        sizes, scale = (self.max_q, self.max_k), query.shape[-1] ** -0.5
+        return self.kernel(query, key, value, self.cu_q, self.cu_k, *sizes, self.causal, scale)
+
+
+#: Packed queries in two calls of a kernel: on their own keys, and on their documents', one after the other.
+PackedSuffixes = tuple[Packed, Packed]
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixLayout:
-    """Packed documents: those `alone` in a call as (start, stop), the others in buckets; or all in one call."""
+    """Packed documents: those `alone` in a call as (start, stop), the others in buckets."""
 
-    alone: tuple[tuple[int, int], ...] = ()
-    buckets: tuple[Bucket, ...] = ()
-    packed: Packed | None = None
+    alone: tuple[tuple[int, int], ...]
+    buckets: tuple[Bucket, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +91,10 @@ class SuffixLayout:
     `documents`: numbers of the prefixes of `pairs`. `spans`: a prefix's number, and (start, stop) of its queries' rows.
     """
 
-    pairs: tuple[QueryBucket, ...]
+    pairs: tuple[Bucket, ...]
     documents: tuple[int, ...]
-    own: tuple[QueryBucket, ...]
+    own: tuple[Bucket, ...]
     spans: tuple[tuple[int, int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PackedSuffixes:
-    """Packed queries in two calls of a kernel: on their `own` keys, and on their documents', one after the other."""
-
-    own: Packed
-    shared: Packed
-    causal: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,43 +112,60 @@ class Span:
         return self.length <= PAIR_QUERY and self.prefix <= PAIR_PREFIX
 
 
-def packed(kernel: Varlen, rows: Sequence[int], keys: Sequence[int], device: torch.device) -> Packed:
+@dataclass(frozen=True, slots=True)
+class Layouts:
+    """Makes layouts for a device, where `repeats` heads share keys; for its kernel `varlen`, if it has one.
+
+    `block`: see `suffix_layout`.
+    """
+
+    device: torch.device
+    repeats: int
+    varlen: Varlen | None = None
+    block: int | None = None
+
+    def documents(self, lengths: Sequence[int], rows: int) -> PrefixLayout | Packed:
+        """That of packed documents of these lengths, and padding up to `rows`."""
+        if self.varlen is None:
+            return prefix_layout(lengths, self.device)
+        return packed_rows(self.varlen, lengths, rows, self.device, causal=True)
+
+    def queries(self, spans: Sequence[Span], rows: int, last_only: bool = False) -> SuffixLayout | PackedSuffixes:
+        """That of packed queries, and padding up to `rows`; see `suffix_layout`. Documents are in their order."""
+        if self.varlen is None:
+            return suffix_layout(spans, self.repeats, self.device, last_only, self.block)
+        lengths = [span.length for span in spans]
+        asking = [1] * len(spans) if last_only else [*lengths]
+        asking[-1] += rows - sum(asking)  # padding, with the last query
+        sizes = {span.document: span.prefix for span in spans}
+        on_document = dict.fromkeys(sizes, 0)
+        for span, count in zip(spans, asking, strict=True):
+            on_document[span.document] += count
+        if last_only:  # each sees all of its query
+            own = packed(self.varlen, asking, lengths, self.device)
+        else:
+            own = packed_rows(self.varlen, lengths, rows, self.device, causal=True)
+        return own, packed(self.varlen, [*on_document.values()], [*sizes.values()], self.device)
+
+
+def packed(
+    kernel: Varlen, rows: Sequence[int], keys: Sequence[int], device: torch.device, causal: bool = False
+) -> Packed:
     """The layout of sequences of so many rows, and as many or other numbers of keys, for one call of a kernel."""
     ends = to_device(np.array([[0, *accumulate(counts)] for counts in (rows, keys)], dtype=np.int32), device)
-    return Packed(kernel, ends[0], ends[1], max(rows), max(keys))
+    return Packed(kernel, ends[0], ends[1], max(rows), max(keys), causal)
 
 
-def packed_rows(kernel: Varlen, lengths: Sequence[int], rows: int, device: torch.device) -> Packed:
+def packed_rows(
+    kernel: Varlen, lengths: Sequence[int], rows: int, device: torch.device, causal: bool = False
+) -> Packed:
     """As `packed`, of sequences on themselves; what is left of all `rows`, padding, is a sequence, too."""
     padding = rows - sum(lengths)
     every = [*lengths, padding] if padding else lengths
-    return packed(kernel, every, every, device)
+    return packed(kernel, every, every, device, causal)
 
 
-def packed_suffixes(
-    kernel: Varlen, spans: Sequence[Span], rows: int, device: torch.device, last_only: bool = False
-) -> PackedSuffixes:
-    """The layout of all `rows` of packed queries; those of a document are adjacent, in the documents' order.
-
-    `last_only`: as for `suffix_layout`; then every row of a sequence sees all of its keys.
-    """
-    asking = [1 if last_only else span.length for span in spans]
-    padding = rows - sum(asking)
-    shared: dict[int, int] = defaultdict(int)
-    for span, count in zip(spans, asking, strict=True):
-        shared[span.document] += count
-    shared[spans[-1].document] += padding
-    sizes = {span.document: span.prefix for span in spans}
-    if last_only:
-        asking[-1] += padding
-        own = packed(kernel, asking, [span.length for span in spans], device)
-    else:
-        own = packed_rows(kernel, asking, rows, device)
-    on_documents = packed(kernel, [*shared.values()], [sizes[document] for document in shared], device)
-    return PackedSuffixes(own, on_documents, causal=not last_only)
-
-
-def window_blocks(lengths: Sequence[int], before: int, after: int, device: torch.device) -> QueryBucket:
+def window_blocks(lengths: Sequence[int], before: int, after: int, device: torch.device) -> Bucket:
     """Blocks of rows of packed sequences, with the keys that any of them sees; `mask` is true where one is seen.
 
     A token sees so many tokens before its own and after. `own_index` repeats a row where a sequence has none.
@@ -178,7 +182,7 @@ def window_blocks(lengths: Sequence[int], before: int, after: int, device: torch
     distance = np.arange(places.shape[1])[None] - before - np.arange(size)[:, None]  # (T, S)
     seen = ((places >= starts) & (places < stops))[:, None] & (distance >= -before) & (distance <= after)
     keys = to_device(np.clip(places, starts, stops - 1), device)
-    return QueryBucket(index, take, rows, keys, to_device(seen[:, None], device))
+    return Bucket(index, take, rows, keys, to_device(seen[:, None], device))
 
 
 def prefix_layout(lengths: Sequence[int], device: torch.device) -> PrefixLayout:
@@ -192,7 +196,7 @@ def prefix_layout(lengths: Sequence[int], device: torch.device) -> PrefixLayout:
         else:
             shared[padded_length(length)].append((start, length))
     buckets = [_bucket(members, size, device) for size, members in sorted(shared.items())]
-    return PrefixLayout(tuple(alone), tuple(Bucket(*bucket) for bucket in buckets))
+    return PrefixLayout(tuple(alone), tuple(Bucket(*bucket, bucket[0]) for bucket in buckets))
 
 
 def suffix_layout(
@@ -207,7 +211,7 @@ def suffix_layout(
     suffixes = _Suffixes(spans, repeats, device, last_only)
     pairs: dict[tuple[int, int], list[Span]] = defaultdict(list)
     own: dict[int, list[Span]] = defaultdict(list)
-    blocks: list[QueryBucket] = []
+    blocks: list[Bucket] = []
     for span in spans:
         if span.short:
             pairs[padded_length(span.length), padded_length(span.prefix)].append(span)
@@ -236,7 +240,7 @@ class _Suffixes:
         """First row and number of the rows that attend."""
         return (self._rows[span], 1) if self._last_only else (span.start, span.length)
 
-    def bucket(self, spans: Sequence[Span], size: int, prefix: int = 0, documents: Sequence[int] = ()) -> QueryBucket:
+    def bucket(self, spans: Sequence[Span], size: int, prefix: int = 0, documents: Sequence[int] = ()) -> Bucket:
         """Queries padded to `size` tokens, on prefixes padded to `prefix` or, if 0, on their own keys alone."""
         index, take, rows = _bucket([*map(self._attending, spans)], 1 if self._last_only else size, self._device)
         own_index, padding = _padded_rows([span.start for span in spans], [span.length for span in spans], size)
@@ -253,9 +257,9 @@ class _Suffixes:
             masked = np.concatenate((np.broadcast_to(padding[:, None], (*masked.shape[:2], prefix)), masked), axis=-1)
             prefix_index = to_device(prefix_rows, self._device)
         mask = self._mask(masked)[:, None]  # (B, 1, T * R, S + L)
-        return QueryBucket(index, take, rows, to_device(own_index, self._device), mask, prefix_index)
+        return Bucket(index, take, rows, to_device(own_index, self._device), mask, prefix_index)
 
-    def blocks(self, span: Span, block: int) -> Iterator[QueryBucket]:
+    def blocks(self, span: Span, block: int) -> Iterator[Bucket]:
         """The rows of a long query, block by block."""
         for first in range(0, span.length, block):
             last = min(first + block, span.length)
@@ -263,7 +267,7 @@ class _Suffixes:
             keys = torch.arange(span.start, span.start + last, device=self._device)
             masked = np.triu(np.ones((1, last - first, last), dtype=bool), first + 1)  # (1, T, L)
             take = torch.arange(last - first, device=self._device)
-            yield QueryBucket(rows[None], take, rows, keys[None], self._mask(masked)[:, None])
+            yield Bucket(rows[None], take, rows, keys[None], self._mask(masked)[:, None])
 
     def document_spans(self) -> list[tuple[int, int, int]]:
         """(document, start, stop) of the attending rows of each document's long pairs."""

@@ -151,7 +151,7 @@ def patch_rotation(table: RotaryTable, places: np.ndarray, device: torch.device)
 def _attend(query: Tensor, key: Tensor, value: Tensor, layout: Packed | list[Tensor]) -> Tensor:
     """Attention within each image: three of (P, heads, D) -> (P, heads, D)."""
     if isinstance(layout, Packed):
-        return layout(query, key, value, causal=False)[0]
+        return layout(query, key, value)[0]
     out = torch.zeros_like(query)
     for index in layout:
         q, k, v = (rows[index].transpose(1, 2) for rows in (query, key, value))  # (B, heads, P, D)

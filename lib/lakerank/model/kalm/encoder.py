@@ -20,16 +20,7 @@ from lakerank.model.engine.attention import attend_alone, block_attention, query
 from lakerank.model.engine.counters import Counters
 from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix, join_prefixes, split_prefixes
 from lakerank.model.engine.device import to_device
-from lakerank.model.engine.layout import (
-    PackedSuffixes,
-    Span,
-    SuffixLayout,
-    Varlen,
-    packed_rows,
-    packed_suffixes,
-    suffix_layout,
-    window_blocks,
-)
+from lakerank.model.engine.layout import Layouts, Span, packed_rows, window_blocks
 from lakerank.model.engine.linear import LinearWeights
 from lakerank.model.inputs import EncodedInput
 
@@ -43,7 +34,7 @@ class PooledEncoder:
 
     def __init__(self, encoder: PackedDecoder, decoder: PackedDecoder, pooling: int, reach: tuple[int, int]) -> None:
         self._encoder, self._decoder, self._pooling, self._reach = encoder, decoder, pooling, reach
-        self.varlen: Varlen | None = None
+        self.layouts = Layouts(decoder.device, decoder.heads // decoder.kv_heads)
 
     def weights(self) -> Iterator[LinearWeights]:
         """Weights whose products must be batch-invariant."""
@@ -56,22 +47,18 @@ class PooledEncoder:
         states = self._states(documents, counters)
         rows, sizes = torch.cat(states), [*map(len, states)]
         padding = decoder.linear.padded(len(rows)) - len(rows)
-        whole = Prefix(decoder.cross_key_values(F.pad(rows, (0, 0, 0, padding)), len(rows)))
-        crossed = split_prefixes(whole.states, sizes)
+        whole = decoder.cross_key_values(F.pad(rows, (0, 0, 0, padding)), len(rows))
+        crossed = split_prefixes(whole, sizes)
         prompts = [document.preamble.token_ids for document in documents if document.preamble]
         starts = [0, *accumulate(map(len, prompts))]
         spans = [Span(a, len(prompt), n, sizes[n]) for n, (a, prompt) in enumerate(zip(starts, prompts, strict=False))]
         embedded = self._packed(decoder, prompts, counters)
-        layout: SuffixLayout | PackedSuffixes
-        if self.varlen is None:
-            layout, shared = suffix_layout(spans, decoder.heads // decoder.kv_heads, decoder.device), crossed
-        else:
-            layout = packed_suffixes(self.varlen, spans, len(embedded[0].rows), decoder.device)
-            shared = [whole]
+        layout = self.layouts.queries(spans, len(embedded[0].rows))
+        shared = [whole] if isinstance(layout, tuple) else crossed
         counters.flops += sum(decoder.flops.suffix(span.length, span.prefix) for span in spans)
 
         def attention(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return query_attention(query, key, value, [prefix.layer(number) for prefix in shared], layout)
+            return query_attention(query, key, value, [prefix[number] for prefix in shared], layout)
 
         own = decoder.prefixes(*embedded, [*map(len, prompts)], attention)
         return [*map(join_prefixes, zip(crossed, own, strict=True))]
@@ -100,10 +87,10 @@ class PooledEncoder:
         embedded = self._packed(self._encoder, token_ids, counters)
         lengths, device = [*map(len, token_ids)], self._encoder.device
         masks, every, blocks = [], None, None
-        if self.varlen is None:
+        if self.layouts.varlen is None:
             masks = [self._window_mask(length) for length in lengths]
         else:
-            every = packed_rows(self.varlen, lengths, len(embedded[0].rows), device)
+            every = packed_rows(self.layouts.varlen, lengths, len(embedded[0].rows), device)
             left, right = self._reach
             blocks = window_blocks(lengths, left - 1, right - 1, device) if max(lengths) > min(self._reach) else None
 
@@ -112,7 +99,7 @@ class PooledEncoder:
             if slides and blocks is not None:
                 return block_attention(query, key, value, blocks).flatten(1)
             if every is not None:
-                return every(query, key, value, causal=False)[0].flatten(1)
+                return every(query, key, value)[0].flatten(1)
             out = torch.zeros_like(query)
             for (start, stop), mask in zip(pairwise(ends), masks, strict=True):
                 rows = slice(start, stop)

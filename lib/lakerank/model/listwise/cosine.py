@@ -108,7 +108,7 @@ class CosineEngine:
         decoder, lengths = self._decoder, [len(prompt.token_ids) for prompt in prompts]
         with self.batcher.timer.stage("prefix_s"):
             embeddings, positions = self._engine.embed(prompts, [0] * len(prompts), ())
-            layout = self._engine.prefix_layout(lengths, len(embeddings.rows))
+            layout = self._engine.layouts.documents(lengths, len(embeddings.rows))
             windows = {window for window in self._windows if window is not None}
             blocks = {window: window_blocks(lengths, window - 1, 0, decoder.device) for window in windows}
 
