@@ -237,7 +237,9 @@ def test_a_network_that_makes_no_numbers_gives_no_scores(tmp_path: Path) -> None
 def test_pages_are_listed_by_a_model_that_reads_images(tmp_path: Path, make_image: Callable[..., bytes]) -> None:
     folder = random_checkpoint(tmp_path, "qwen3-vl-reranker", SHAPES["tiny"], "float32")
     model = load(folder, family="list-generation")
-    assert identify(CheckpointSpec(str(folder), family="list-generation")).listwise == Listwise(1, 4, 2)
+    identity = identify(CheckpointSpec(str(folder), family="list-generation"))
+    assert identity.listwise == Listwise(1, 4, 2)
+    assert identity.accepts_images
     pages = tuple(Document(f"p{n}", image=make_image(90 + 30 * n, 60, seed=n)) for n in range(5))
     mixed = CandidateList(Query("q", text="red apple"), (*pages, Document("t", text="apple")))
     together = results(model, mixed, replace(mixed, documents=pages[::-1]))
@@ -279,6 +281,7 @@ def test_what_cannot_be_asked_of_a_family_is_said(folders: dict[str, Path]) -> N
         for each in (None, Listwise(), Listwise(2), Listwise(window=8), Listwise(window=8, stride=3))
     }
     assert len(named) == 4
+    assert not identify(CheckpointSpec(str(folders["lister"]), family="list-generation")).accepts_images
 
 
 @pytest.mark.parametrize(

@@ -134,5 +134,7 @@ def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
         lengths = _LENGTHS[any(read_windows(folder, config))]
         return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts, listwise=_BLOCKS, lengths=lengths)
     parts["patches"] = asdict(read_patch_shape(folder, config, prompt.document))
-    listwise = _PAGES if prompt.document.image else _TEXTS
-    return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts, listwise=listwise)
+    image = prompt.document.image
+    of_family = {"accepts_images": image}
+    listwise = _PAGES if image else _TEXTS
+    return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts, of_family=of_family, listwise=listwise)
