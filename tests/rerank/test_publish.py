@@ -13,7 +13,7 @@ import pytest
 from lakerank.audit import Bounds
 from lakerank.rerank.publish import AuditRules, Override, rank_and_publish
 from lakerank.rerank.rank.write import RankRule
-from lakerank.rerank.run import existing_plans, run
+from lakerank.rerank.run import planned_stages, run
 from lakerank.rerank.stage import ScoredRun
 
 
@@ -161,7 +161,7 @@ def test_a_second_driver_audits_against_the_run_before(runner, storage, publishe
     """As a driver that was slower: the run is current when it comes to its audit."""
     job = published.job("r2")
     run(runner, storage, job, ["plan", "score"])
-    scored = ScoredRun(job.scorer, existing_plans(storage, job), job.rule)
+    scored = ScoredRun(job.scorer, planned_stages(storage, job), job.rule)
     rank_and_publish(runner, storage, scored, job.audit)
     _, publication = rank_and_publish(runner, storage, scored, job.audit)
     assert publication.published

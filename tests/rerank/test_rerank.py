@@ -14,7 +14,7 @@ from lakerank.cost import Calibration
 from lakerank.errors import RunConflictError, SchemaError
 from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.write import RankRule
-from lakerank.rerank.run import already_published, existing_plans, plan_stages, run
+from lakerank.rerank.run import already_published, planned_stages, run
 from lakerank.runner import LocalRunner
 
 
@@ -78,16 +78,16 @@ def test_steps_one_by_one_write_what_one_driver_does(runner, storage, published)
 
 def test_scoring_before_planning_says_so(storage, lake):
     with pytest.raises(RunConflictError, match="--stage plan first"):
-        existing_plans(storage, lake.job("r1"))
+        planned_stages(storage, lake.job("r1"))
 
 
 def test_a_run_id_keeps_to_what_it_was_planned_from(runner, storage, lake):
-    plan_stages(runner, storage, lake.job("r1"))
+    planned_stages(storage, lake.job("r1"), runner)
     other = lake.job("r1", scorer="f00e")
     with pytest.raises(RunConflictError, match="another --run-id"):
-        plan_stages(runner, storage, other)
+        planned_stages(storage, other, runner)
     with pytest.raises(RunConflictError, match="planned for scorer f00d"):
-        existing_plans(storage, other)
+        planned_stages(storage, other)
 
 
 def test_a_torn_unit_is_scored_again_and_no_other(runner, storage, lake):

@@ -19,7 +19,7 @@ from lakerank.lake.storage import Storage, StorageOptions
 from lakerank.ranking import Fusion
 from lakerank.rerank.publish import AuditRules, Override
 from lakerank.rerank.rank.write import RankRule
-from lakerank.rerank.run import already_published, existing_plans, run
+from lakerank.rerank.run import already_published, planned_stages, run
 from lakerank.rerank.stage import Stage
 from lakerank.schemas import COMBINED
 
@@ -183,9 +183,9 @@ def _unit_files(lake, *scorers: str) -> dict:
 
 def test_a_run_keeps_to_the_cascade_it_was_planned_as(runner, storage, cascaded):
     other = cascade(cascaded, "r", top=6)
-    assert len(existing_plans(storage, cascade(cascaded, "r", top=5))) == 2
+    assert len(planned_stages(storage, cascade(cascaded, "r", top=5))) == 2
     with pytest.raises(RunConflictError, match="another `top`"):
-        existing_plans(storage, other)
+        planned_stages(storage, other)
     with pytest.raises(RunConflictError, match="was made by scorer"):
         already_published(storage, other)
     wider = run(runner, storage, cascade(cascaded, "wider", top=6))

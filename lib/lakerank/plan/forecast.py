@@ -32,7 +32,6 @@ _PLAN_LINES = (
     "%(units)d units, largest %(largest_unit_over_mean).2f of the mean",
     "plan: %(fetch)s to fetch, in row groups of %(read_amplification).2f times as much",
 )
-_LISTS_LINE = "plan: %(lists)d lists: %(scored)d new, %(reused)d reused"
 _HOURS_LINE = (
     "plan: about %(device_time)s of one %(forecast_device)s, and %(fetch_time)s of one task's fetching beside it"
 )
@@ -145,8 +144,6 @@ def log_forecast(stage: Mapping[str, Any]) -> None:
     }
     for line in _AT_MOST_LINES if stage.get("at_most") else _PLAN_LINES:
         logger.info(line, figures)
-    if "listwise" in stage:
-        logger.info(_LISTS_LINE, stage["listwise"])
     if "at_least" in stage:
         logger.info(_AT_LEAST_LINE, stage["at_least"])
     if stage["forecast_device_hours"] is not None:

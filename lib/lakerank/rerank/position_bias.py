@@ -23,7 +23,7 @@ from lakerank.plan.plan import read_part, sources_address
 from lakerank.plan.units import GROUPS, planned_groups, unit_rows
 from lakerank.records import CandidateList, Document, ScoredPair
 from lakerank.rerank.compare import TOP_DOCUMENTS, ndcg
-from lakerank.rerank.run import Rerank, existing_plans
+from lakerank.rerank.run import Rerank, planned_stages
 from lakerank.rerank.score import read_lists
 from lakerank.rerank.stage import PlannedStage
 from lakerank.schemas import QRELS
@@ -39,7 +39,7 @@ def position_bias(storage: Storage, job: Rerank, qrels: str, most: int) -> dict[
         EvaluationError: the run has no stage that scores lists.
         RunConflictError: it was made by another model than the config's.
     """
-    planned = existing_plans(storage, job)
+    planned = planned_stages(storage, job)
     stage = planned[-1].stage
     if stage.limits.listwise is None:
         raise EvaluationError(f"--position-bias: run {job.paths.run_id} has no stage that scores lists; leave it out")

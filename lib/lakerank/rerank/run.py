@@ -26,7 +26,6 @@ from lakerank.logs import about
 from lakerank.plan.conflicts import check_settings, naming_differences
 from lakerank.plan.forecast import forecast, forecast_between, log_forecast, total_forecast
 from lakerank.plan.plan import (
-    Plan,
     Tables,
     check_scored,
     check_tables,
@@ -94,7 +93,7 @@ def run(runner: Runner, storage: Storage, job: Rerank, steps: Collection[str] = 
     announce(storage, job.paths, job.scorer, names if len(names) > 1 else ())
     runner.begin(f"run {job.paths.run_id}")
     with about(stage="plan"), naming_differences(storage, job.paths, job.config_yaml):
-        planned = plan_stages(runner, storage, job) if "plan" in steps else existing_plans(storage, job)
+        planned = planned_stages(storage, job, runner if "plan" in steps else None)
     refusing = dict.fromkeys(stage.model for stage in job.stages if not stage.allows_instructions)
     if refusing and planned[0].plan.instructed:
         found = f"model: {planned[0].plan.instructed} queries of {redacted(job.tables.queries)} have an instruction"
@@ -171,7 +170,7 @@ def check_start(storage: Storage, job: Rerank, steps: Collection[str]) -> None:
             check_tables(storage, job.tables, with_group_ids=job.rule.per_group is not None)
         return
     with naming_differences(storage, job.paths, job.config_yaml):
-        planned = existing_plans(storage, job)
+        planned = planned_stages(storage, job)
     if "score" not in steps:
         for stage in planned:
             check_scored(storage, stage.paths, stage.plan)
@@ -193,26 +192,20 @@ def table_rows(storage: Storage, job: Rerank) -> int:
     return max(sum(fragment.rows for fragment in of_table) for of_table in files)
 
 
-def plan_stages(runner: Runner, storage: Storage, job: Rerank) -> list[PlannedStage]:
-    """Plan the stages that have no plan yet, up to the first that waits for the scores of the stage before it.
+def planned_stages(storage: Storage, job: Rerank, runner: Runner | None = None) -> list[PlannedStage]:
+    """The stages that have a plan; with a runner those that have none are planned, up to the first that waits for the
+    scores of the stage before it.
 
     Raises:
-        RunConflictError: one was planned from something else.
+        RunConflictError: not even the first has one, or one was planned from something else.
         SchemaError, StorageError: a table cannot be read.
     """
-    logger.info("plan: reading the keys of %s", job.tables.candidates)
     first = job.stages[0]
-    plan = ensure_plan(runner, storage, job.paths, job.tables, first.scorer, first.limits)
-    return _later_stages(storage, job, plan, runner)
-
-
-def existing_plans(storage: Storage, job: Rerank) -> list[PlannedStage]:
-    """The stages that have been planned.
-
-    Raises:
-        RunConflictError: not even the first has been, or one was planned from something else.
-    """
-    first, plan = job.stages[0], load_plan(storage, job.paths)
+    if runner is None:
+        plan = load_plan(storage, job.paths)
+    else:
+        logger.info("plan: reading the keys of %s", job.tables.candidates)
+        plan = ensure_plan(runner, storage, job.paths, job.tables, first.scorer, first.limits)
     if plan is None:
         raise RunConflictError(f"{job.paths.plan}: run {job.paths.run_id!r} has no plan yet; run --stage plan first")
     if plan.scorer != first.scorer:
@@ -220,13 +213,8 @@ def existing_plans(storage: Storage, job: Rerank) -> list[PlannedStage]:
             f"{job.paths.plan}: planned for scorer {plan.scorer}, but this config's model is {first.scorer}; "
             "use the same model section in every step"
         )
-    return _later_stages(storage, job, plan)
-
-
-def _later_stages(storage: Storage, job: Rerank, plan: Plan, runner: Runner | None = None) -> list[PlannedStage]:
-    """The first stage with its plan, and those after it that have one, or with a runner can get one."""
     storage.pin(plan.inputs, asdict(job.tables))
-    planned = [PlannedStage(job.stages[0], job.paths, plan)]
+    planned = [PlannedStage(first, job.paths, plan)]
     for stage in job.stages[1:]:
         if runner is not None and not stage.waits:
             planned.append(ensure_next_stage(runner, storage, job.tables, planned, stage))
