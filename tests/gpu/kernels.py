@@ -141,10 +141,11 @@ def _packed(check: Check, case: _Case, bias: float, timed: bool) -> Findings:
 
     def attend(count: int) -> tuple[Tensor, Tensor]:
         parts = query[: count * case.queries], key[: count * case.keys], value[: count * case.keys]
-        return layouts[count](*parts, case.causal)
+        return layouts[count](*parts)
 
     layouts = {
-        count: packed(varlen, [case.queries] * count, [case.keys] * count, check.device) for count in (1, case.count)
+        count: packed(varlen, [case.queries] * count, [case.keys] * count, check.device, case.causal)
+        for count in (1, case.count)
     }
     whole, sums = attend(case.count)
     alone, sums_alone = attend(1)

@@ -113,7 +113,7 @@ def engine(check: Check, found: Findings) -> None:
         check.synchronise()
         of_mode["seconds to load"] = time.perf_counter() - started
         of_mode["products"] = str(scorer._linear)
-        of_mode["attention"] = getattr(scorer._varlen, "__qualname__", str(scorer._varlen))
+        of_mode["attention"] = getattr(scorer.layouts.varlen, "__qualname__", str(scorer.layouts.varlen))
         of_mode["budget in tokens"] = scorer.batcher.budget.tokens
         reserved_s = min(_RESERVED_S, share_s / 3)
         for kind, k in _CELLS:
