@@ -91,6 +91,13 @@ def test_cosines_are_the_published_loops(
         np.testing.assert_allclose(model.relevance(ours), (1 + expected) / 2, atol=1e-4)
 
 
+def test_blocks_are_filled_by_the_tokens_of_texts_alone(tmp_path: Path) -> None:
+    """3,000 tokens less twice the query's leave 940 to texts: 29 or 30 documents a block, by the published count."""
+    folder, texts = write_jina_v3(tmp_path, max_position_embeddings=3000), [f"apple {n} " * 8 for n in range(70)]
+    expected = PublishedJinaV3(folder).scores(QUERY, texts)
+    assert np.abs(np.tanh(logits(load(folder), listed(texts)) / 2) - expected).max() < 1e-4
+
+
 @pytest.mark.nightly
 def test_long_texts_are_cut_and_blocks_filled_as_published(tmp_path: Path) -> None:
     """Prompts of 7,000 tokens: the fifth document, cut to 2,048 as the first, closes a block."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,11 +73,11 @@ class CosineEngine:
 
     def _blocks(self, each: EncodedList) -> Iterator[list[EncodedInput]]:
         """A list cut as published: by the number of documents, and where the next one might not fit."""
-        block: list[EncodedInput] = []
-        room = whole = self._length - 2 * min(len(each.query.token_ids), self._tokenizer.query_limit)
-        for document in each.documents:
+        block, (of_query, *sizes) = list[EncodedInput](), self._tokenizer.text_tokens(each)
+        room = whole = self._length - 2 * of_query
+        for document, size in zip(each.documents, sizes, strict=True):
             block.append(document)
-            room -= min(len(document.token_ids), self._tokenizer.document_limit)
+            room -= size
             if len(block) >= self._most_documents or room <= self._tokenizer.document_limit:
                 yield block
                 room, block = whole, []
@@ -127,16 +128,16 @@ class CosineEngine:
         return np.split(vectors.cpu().numpy().astype(np.float64), np.cumsum([*map(len, rows)])[:-1])
 
 
-def _logits(blocks: Sequence[np.ndarray | RejectedInput]) -> np.ndarray | RejectedInput:
-    """Logits (N,) of a list from the vectors of its blocks."""
-    if rejected := [block for block in blocks if isinstance(block, RejectedInput)]:
-        return rejected[0]
-    vectors = [block for block in blocks if isinstance(block, np.ndarray)]
-    query = vectors[0][-1]
-    if len(vectors) > 1:  # a block counts by its best document, by next to nothing if that is the query's opposite
-        weights = [max((1 + _cosines(block[:-1], block[-1]).max()) / 2, 1e-9) for block in vectors]
-        query = np.average([block[-1] for block in vectors], axis=0, weights=weights)
-    cosines = _cosines(np.concatenate([block[:-1] for block in vectors]), query)
+def _logits(blocks: Sequence[Any]) -> np.ndarray | RejectedInput:
+    """Logits (N,) of a list from the vectors of its blocks, or the reject of one."""
+    for block in blocks:
+        if isinstance(block, RejectedInput):
+            return block
+    query = blocks[0][-1]
+    if len(blocks) > 1:  # a block counts by its best document, by next to nothing if that is the query's opposite
+        weights = [max((1 + _cosines(block[:-1], block[-1]).max()) / 2, 1e-9) for block in blocks]
+        query = np.average([block[-1] for block in blocks], axis=0, weights=weights)
+    cosines = _cosines(np.concatenate([block[:-1] for block in blocks]), query)
     return np.asarray(2 * np.arctanh(np.clip(cosines, -_MOST, _MOST)))
 
 

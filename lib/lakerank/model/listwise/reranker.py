@@ -9,14 +9,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from lakerank.model.engine.budget import MicroBatcher, batched
 from lakerank.model.engine.counters import Counters
 from lakerank.model.engine.reranker import pair_result
-from lakerank.model.inputs import EncodedInput, RejectedInput
+from lakerank.model.inputs import RejectedInput
 from lakerank.model.listwise.tokenize import EncodedList
 from lakerank.model.preprocess.pipeline import Prepared, Preprocessor, digest
 from lakerank.records import CandidateList, DocumentGroup, Reject, ScoredPair
@@ -90,11 +90,10 @@ class ListwiseReranker:
         scored = iter(self.engine.score_lists([each.in_order(order) for each, several in given for order in several]))
         results: list[Sequence[float] | RejectedInput] = []
         for several in orders:
-            passes = [*islice(scored, len(several))]
-            rejected = [scores for scores in passes if isinstance(scores, RejectedInput)]
-            places = [np.argsort(order) for order in several]
-            logits = [scores[at] for scores, at in zip(passes, places, strict=True) if isinstance(scores, np.ndarray)]
-            results.append(rejected[0] if rejected else np.mean(logits, axis=0).astype(np.float32).tolist())
+            passes: list[Any] = [*islice(scored, len(several))]
+            rejected = next((scores for scores in passes if isinstance(scores, RejectedInput)), None)
+            given_order = (scores[np.argsort(order)] for scores, order in zip(passes, several, strict=True))
+            results.append(rejected or np.mean([*given_order], axis=0).astype(np.float32).tolist())
         return results
 
 
@@ -112,10 +111,8 @@ def _orders(each: EncodedList, passes: int) -> Iterator[list[int]]:
 
 def _encoded(members: Sequence[Prepared]) -> EncodedList | None:
     """A list's query and those of its documents that can be read; None where there is nothing to score."""
-    readable = [each for each in members if each.engine_input is not None]
-    documents = tuple(each.document for each in readable if isinstance(each.document, EncodedInput))
-    queries = [side for each in readable[:1] for side in each.sides if isinstance(side, EncodedInput)]
-    return EncodedList(queries[0], documents) if queries else None
+    readable: list[Any] = [each.engine_input for each in members if each.engine_input is not None]
+    return EncodedList(readable[0].queries[0], tuple(each.document for each in readable)) if readable else None
 
 
 def _results(members: Sequence[Prepared], scores: Sequence[float] | RejectedInput) -> Iterator[ScoredPair | Reject]:

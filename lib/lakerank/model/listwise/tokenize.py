@@ -86,6 +86,12 @@ class ListTokenizer:
         lead, tail = self._constant(prompt.lead.format(n=count)), self._constant(prompt.tail.format(n=count))
         return join(lead, query.preamble or query, *parts, query, tail)
 
+    def text_tokens(self, each: EncodedList) -> list[int]:
+        """Tokens of a query's text and of each document's, without the prompt's own."""
+        query = min(len(each.query.token_ids) - self._outro.template_tokens, self.query_limit)
+        own = self._document.template_tokens
+        return [query, *(min(len(document.token_ids) - own, self.document_limit) for document in each.documents)]
+
     def ids(self, text: str) -> list[int]:
         """Tokens of constant text, in which names of special tokens are those tokens."""
         ids: list[int] = self.template.encode(text, add_special_tokens=False).ids
