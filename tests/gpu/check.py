@@ -130,7 +130,7 @@ def _pages_a_second(page: bytes, resize: Any, threads: int) -> float:
         return pages / (time.perf_counter() - started)
 
 
-#: Phases in their order, and the seconds that each may take of 420.
+#: Phases in their order, and the seconds of 420 that each may take; what it leaves is shared by those after it.
 PHASES: Mapping[str, tuple[Callable[[Check, Findings], None], float]] = {
     "machine": (machine, 20),
     "products": (products, 45),
@@ -199,9 +199,11 @@ def main() -> None:
     ends = time.monotonic() + options.seconds
     faulthandler.dump_traceback_later(options.seconds + _GRACE_S, exit=True)
     check = Check(choose_device(options.device), options.shape, ends, {})
-    for name in [name for name in PHASES if name in phases]:
-        share = PHASES[name][1] * max(1.0, options.seconds / _SECONDS)
-        run_phase(name, check, min(share, ends - time.monotonic()))
+    later = {name: seconds for name, (_, seconds) in PHASES.items() if name in phases}
+    while later:
+        share = (ends - time.monotonic()) / sum(later.values())
+        name = next(iter(later))
+        run_phase(name, check, later.pop(name) * share)
         write(options.out, check.found)
     faulthandler.cancel_dump_traceback_later()
 
