@@ -116,6 +116,25 @@ SCORES = pa.schema(
     ]
 )
 
+#: One row a part of a document that a score was explained by: a `span` of the stored text from `start` to `end`, or a
+#: `box` in pixels of the stored image of a number. `weight`: a pair's sum to 1. `query_words`: which it answers.
+#: `faithful`: the pair's explanation passed its own deletion test.
+EXPLANATIONS = pa.schema(
+    [
+        _QUERY_ID,
+        _DOC_ID,
+        _required("kind", pa.string()),
+        pa.field("start", pa.int32()),
+        pa.field("end", pa.int32()),
+        pa.field("image", pa.int32()),
+        *(pa.field(name, pa.float32()) for name in ("x0", "y0", "x1", "y1")),
+        _required("weight", pa.float32()),
+        pa.field("query_words", pa.string()),
+        _required("method", pa.string()),
+        _required("faithful", pa.bool_()),
+    ]
+)
+
 #: Golden pairs: pairs of the lake whose logits must not change.
 GOLDEN = pa.schema([_QUERY_ID, _DOC_ID, _required("logit", pa.float32())])
 

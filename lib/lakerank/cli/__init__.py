@@ -15,6 +15,7 @@ JOBS = {
     "rerank": "plan, score, rank, audit and publish a run",
     "score": "answer one request of the hosted rerank API",
     "evaluate": "a run and relevance judgements into metrics and a report",
+    "explain": "a run into the parts of documents that carried their scores",
     "export": "a published run in the format of an index or a tool",
     "train": "lake tables into a checkpoint or an adapter",
     "distill": "a run's scores into a cheaper reranker",

@@ -33,6 +33,7 @@ _YAML_MARK = b"# checksum: "
 
 #: What to do about a damaged file, by the folder that it is in.
 _ADVICE = {
+    "/explanations/": "delete the file and run the same command again: its pairs are then explained anew",
     "/index/": "delete the file and run the same command again: it is written anew",
     "/scores/": "delete the file and run again (with another --run-id, if this run was to reuse it): its pairs are "
     "then scored anew",

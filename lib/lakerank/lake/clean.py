@@ -22,10 +22,10 @@ from lakerank.lake.tables import SHARED_INDEX, files_key, index_key, index_place
 from lakerank.records import TRANSIENT_REASONS
 
 #: The folders of an output folder that lakerank writes. Nothing else is ever looked at.
-FOLDERS = ("runs", "ranked", "unpublished", "rejected", "scores", "states", "index", PUBLICATIONS)
+FOLDERS = ("runs", "ranked", "unpublished", "rejected", "explanations", "scores", "states", "index", PUBLICATIONS)
 
 #: Folders that have one folder a run, and the prefix of its name.
-_RUN_FOLDERS = (("runs", ""), ("ranked", "run_id="), ("unpublished", "run_id="), ("rejected", "run_id="))
+_RUN_FOLDERS = (("runs", ""), *((n, "run_id=") for n in ("ranked", "unpublished", "rejected", "explanations")))
 
 #: Files deleted between two checks for jobs that have started.
 BATCH = 500
@@ -228,6 +228,8 @@ def _files_of_runs(lake: _Lake) -> Iterator[Deletion]:
 
 def _is_orphan(lake: _Lake, folder: str, file: StoredFile, run_id: str) -> bool:
     run = lake.kept[run_id]
+    if folder == "explanations":
+        return False
     if folder != "runs":
         return run.published and file.uri not in run.ranked
     attempt = _ATTEMPT.match(lake.relative(folder, file))

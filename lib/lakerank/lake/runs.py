@@ -31,6 +31,7 @@ class RunPaths:
         self.plan_file = join(self.plan, "plan.json")
         self.ranked = join(output, "ranked", f"run_id={run_id}")
         self.rejected = join(output, "rejected", f"run_id={run_id}")
+        self.explanations = join(output, "explanations", f"run_id={run_id}")
         #: Ranked lists of a run that is not published because its audit failed.
         self.unpublished = join(output, "unpublished", f"run_id={run_id}")
         self.current = join(output, "current.json")

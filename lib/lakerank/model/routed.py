@@ -111,6 +111,11 @@ class RoutedReranker:
         self._buffered_pairs, self._buffered_bytes = buffered_pairs, buffered_bytes
 
     @property
+    def members(self) -> tuple[CalibratedReranker, CalibratedReranker]:
+        """The reranker for texts and the one for images."""
+        return self._text, self._image
+
+    @property
     def counters(self) -> TokenCounters:
         """Work of both models since loading."""
         text, image = self._text.reranker.counters, self._image.reranker.counters

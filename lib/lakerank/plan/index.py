@@ -245,16 +245,24 @@ def _index_rows(storage: Storage, table: TableName, chunk: Chunk) -> Iterator[pa
         names, *sizes, counts, frames = zip(*described, strict=True) if described else [()] * 6
         told = [b""] * len(ids)
         if table == "queries" and (stored := batch.column("instruction")).null_count < len(ids):
-            texts_of = (str(raw or b"", errors="surrogateescape").strip() for raw in stored.to_pylist())
-            told = [text.encode(errors="surrogateescape") for text in texts_of]
-        # Of three parts, as no query's content is by itself.
-        hashes = [content_hash(name, own, b"") if own else name for name, own in zip(names, told, strict=True)]
+            told = [*map(stripped, stored.to_pylist())]
+        hashes = [instructed_hash(name, own) for name, own in zip(names, told, strict=True)]
         empty = [not count and not (text or b"").strip() for count, text in zip(counts, texts, strict=True)]
         text_bytes = [len(text or b"") + len(own) for text, own in zip(texts, told, strict=True)]
         sizes = [text_bytes, *sizes, counts, frames]
         place = [[chunk.file.uri] * len(ids), [row_group] * len(ids), rows]
         columns = dict(zip(INDEX.names, [ids, hashes, *place, *sizes, empty, [*map(bool, told)]], strict=True))
         yield pa.RecordBatch.from_pydict(columns, schema=INDEX)
+
+
+def stripped(instruction: bytes | None) -> bytes:
+    """An instruction as it counts: a blank one is none."""
+    return str(instruction or b"", errors="surrogateescape").strip().encode(errors="surrogateescape")
+
+
+def instructed_hash(name: str, instruction: bytes) -> str:
+    """Names a query by its content's name and its instruction: of three parts, as no content is by itself."""
+    return content_hash(name, instruction, b"") if instruction else name
 
 
 def _is_fetched(content: _Content) -> bool:

@@ -109,6 +109,18 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, o
     return out
 
 
+def attend_visibly(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The last L of S tokens on all before them: (L, H, D), two of (S, G, D) -> (L, H, D), and what each token takes.
+
+    That is (L, S) float32: the probability times the norm of the value, averaged over the heads.
+    """
+    repeats = query.shape[1] // key.shape[1]
+    k, v = (_repeat(states, repeats).transpose(0, 1).float() for states in (key, value))  # (H, S, D)
+    future = query.new_full((len(query), len(key)), -torch.inf, dtype=torch.float32).triu(len(key) - len(query) + 1)
+    shares = (query.transpose(0, 1).float() @ k.transpose(1, 2) * query.shape[-1] ** -0.5 + future).softmax(dim=-1)
+    return (shares @ v).transpose(0, 1).to(query.dtype), (shares * v.norm(dim=-1).unsqueeze(1)).mean(dim=0)
+
+
 def _repeat(states: Tensor, repeats: int) -> Tensor:
     """Keys or values for every head: (…, G, D) -> (…, G * R, D)."""
     return states.repeat_interleave(repeats, dim=-2)

@@ -237,9 +237,11 @@ class PackedDecoder:
         attended = query_attention(query, key, value, states, layouts[1])
         return self.head(self._norm(self._after_attention(layer, hidden[last_rows], attended)), self.linear)
 
-    def hidden(self, embeddings: Embeddings, positions: Tensor, end: int, attention: LayerAttention) -> Tensor:
-        """Last hidden states (M, h) of packed rows: positions (A, M) below `end`."""
-        return self._norm(self._through(self._layers, embeddings, self._rotations(positions, end), attention))
+    def hidden(
+        self, embeddings: Embeddings, positions: Tensor, end: int, attention: LayerAttention, layers: int | None = None
+    ) -> Tensor:
+        """Last hidden states (M, h) of packed rows, or those after some `layers`: positions (A, M) below `end`."""
+        return self._norm(self._through(self._layers[:layers], embeddings, self._rotations(positions, end), attention))
 
     def _through(
         self,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lakerank.model.engine.attention import choose_varlen, document_attention
+from lakerank.model.engine.attention import attend_visibly, choose_varlen, document_attention
 from lakerank.model.engine.budget import MicroBatcher, busy_budget, device_budget, micro_batches
 from lakerank.model.engine.counters import Counters
 from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix
@@ -145,6 +145,37 @@ class DocumentMajorEngine:
             return results
 
         return read
+
+    @torch.inference_mode()
+    def attention(self, groups: Sequence[DocumentQueries], layer: int) -> list[np.ndarray]:
+        """What the tokens of each query take of its document's in a layer: (L, S) float32 a pair, group after group.
+
+        The probability times the norm of the value, averaged over the heads. No score depends on it.
+        """
+        parts = micro_batches(groups, [group.tokens for group in groups], self.batcher.budget.tokens)
+        return [taken for part in parts for taken in self._attention(part, layer)]
+
+    def _attention(self, groups: Sequence[DocumentQueries], layer: int) -> list[np.ndarray]:
+        prefixes, numbers = self.prefixes([group.document for group in groups])
+        pairs = [
+            (prefixes[n], g.document.end, query) for n, g in zip(numbers, groups, strict=True) for query in g.queries
+        ]
+        documents, starts, queries = zip(*pairs, strict=True)
+        ends = np.cumsum([0, *(len(query.token_ids) for query in queries)]).tolist()
+        taken: list[np.ndarray] = []
+
+        def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            attended = torch.zeros_like(query)
+            for prefix, own in zip(documents, map(slice, ends, ends[1:]), strict=True):
+                states = zip(prefix.layer(number), (key[own], value[own]), strict=True)
+                attended[own], shares = attend_visibly(query[own], *map(torch.cat, states))
+                if number == layer:
+                    taken.append(shares[:, : prefix.tokens].cpu().numpy())
+            return attended.flatten(1)
+
+        embedded = self.embed(queries, starts, self._visual_tokens(queries, self._query_images))
+        self._decoder.hidden(*embedded, max(start + query.end for _, start, query in pairs), attend, layer + 1)
+        return taken
 
     def release(self) -> None:
         """Drop all caches."""

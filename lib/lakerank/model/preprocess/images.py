@@ -166,6 +166,14 @@ def load_frames(data: bytes, limits: Limits, shape: PatchShape) -> Iterator[np.n
             return
 
 
+def source_frames(data: bytes, limits: Limits) -> Iterator[tuple[int, int, int]]:
+    """Of each image that `load_frames` gives its stored width and height, and its Exif orientation."""
+    for page, _ in _pages(open_header(data, limits), data):
+        yield *page.size, page.getexif().get(_EXIF_ORIENTATION, 1)
+        if limits.frames == "first":
+            return
+
+
 def _pages(image: ImageFile.ImageFile, data: bytes) -> Iterator[tuple[ImageFile.ImageFile, bytes]]:
     """An opened image at each of its pages or frames in turn, with the bytes that it is in."""
     yield image, data

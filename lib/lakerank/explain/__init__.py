@@ -1,0 +1,1 @@
+"""Reasons: which parts of a document carried the score of a pair."""
