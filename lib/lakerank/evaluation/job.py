@@ -15,6 +15,7 @@ from lakerank.evaluation.examples import Example, choose, extremes, fetch_exampl
 from lakerank.evaluation.inputs import Inputs
 from lakerank.evaluation.metrics.bootstrap import Difference
 from lakerank.evaluation.metrics.measures import PRIMARY, SECONDARY
+from lakerank.evaluation.reasons import shown_reasons
 from lakerank.evaluation.repetition import repetition, shown_clusters
 from lakerank.evaluation.report.html import render
 from lakerank.evaluation.report.plots import plots_of
@@ -102,6 +103,7 @@ def evaluate_run(runner: Runner, storage: Storage, inputs: Inputs) -> Evaluated:
     evaluation = evaluate(storage, inputs, read_blocks(runner, storage, inputs))
     shown, repeated = _shown(storage, evaluation), repetition(storage, inputs)
     shown |= {"repetition": repeated, "clusters": shown_clusters(storage, inputs, repeated)}
+    shown["reasons"] = shown_reasons(storage, inputs)
     plots = plots_of(evaluation)
     home, result = folder(inputs.paths, inputs.baseline), verdict(evaluation)
     _replace_all(storage, join(home, "queries"), query_files(evaluation.queries))

@@ -211,7 +211,9 @@ class Explainer:
         if not query.text or query_id not in case.taken:
             return [None] * len(case.parts.parts)
         asked = parts_of(query, case.read[query_id], self._query)
-        words = [query.text[part.start : part.end] for part in asked.parts if part.kind == "span"]
+        spans = [part for part in asked.parts if part.kind == "span"]
+        starts = {part.start for part in spans}  # in a script without spaces words adjoin
+        words = [query.text[part.start : part.end] + " " * (part.end not in starts) for part in spans]
         of_words = (asked.of_tokens.T @ case.taken[query_id])[-len(words) :]  # (words, P)
         answered = of_words >= _ANSWERS * of_words.max(axis=0, initial=0.0)
-        return [" ".join(compress(words, column)) or None for column in answered.T]
+        return ["".join(compress(words, column)).strip() or None for column in answered.T]

@@ -46,7 +46,7 @@ def render(evaluation: Evaluation, shown: Mapping[str, Any], plots: Plots) -> st
     """The page as HTML; the same evaluation gives the same bytes.
 
     `shown`: lists of examples (`examples`, `gained`, `lost`), the table of `queries`, rows `rejected`, the `trend`, the
-    `repetition` and its `clusters`.
+    `repetition` and its `clusters`, the `reasons`.
     """
     script = files("lakerank.evaluation.report").joinpath("templates/report.js").read_text("utf-8")
     dimensions = {part.dimension for part in evaluation.slices}
