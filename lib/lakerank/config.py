@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from lakerank.audit import Bounds, Share
-from lakerank.credentials import is_secret, redacted
+from lakerank.credentials import StorageOptions, is_secret, redacted
 from lakerank.errors import ConfigError
 from lakerank.limits import Frames, Listwise, LogitScale, Resize
 from lakerank.settings import Section, apply_override, read_yaml, validate
@@ -60,21 +60,6 @@ DEFAULTS: Mapping[str, Any] = {
 
 _PACKAGE = Path(__file__).parent
 _DEMO_LAKE = _PACKAGE / "ingest" / "demo_lake"
-
-
-class StorageConfig(Section):
-    """Access to object storage. Keys are never in a config: they come from the environment or a profile."""
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    anonymous: bool = False
-    addressing_style: Literal["auto", "path", "virtual"] = "auto"
-    connect_timeout_s: float = Field(default=10.0, gt=0)
-    request_timeout_s: float = Field(default=60.0, gt=0)
-    max_attempts: int = Field(default=5, ge=1)
-    min_transfer_rate: float = Field(default=16384.0, gt=0)
-    verify_checksums: bool = True
 
 
 class ColumnsConfig(Section):
@@ -133,7 +118,7 @@ class LakeConfig(Section):
     columns: ColumnsConfig = ColumnsConfig()
     image_roots: tuple[Folder, ...] = ()
     image_hosts: tuple[str, ...] = ()
-    storage: StorageConfig = StorageConfig()
+    storage: StorageOptions = StorageOptions()
 
     @model_validator(mode="after")
     def _one_meaning(self) -> LakeConfig:

@@ -1,4 +1,4 @@
-"""Credentials in addresses: taken out where an address is given, put back where a store is reached, shown nowhere.
+"""How a store is reached; credentials in addresses: taken out where one is given, put back there, shown nowhere.
 
 So what is stored, compared or logged has an address without them: they are in the memory of a job's processes alone.
 """
@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import quote, unquote
+
+from annotated_types import Ge, Gt
 
 #: Names of settings, parameters and variables whose values are secret; Spark's own list has fewer.
 _SECRET_NAME = re.compile(
@@ -42,6 +45,30 @@ _MIN_CHARACTERS = 4
 
 #: Secrets, and full addresses by those without credentials.
 Known: TypeAlias = tuple[set[str], dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class StorageOptions:
+    """Connection settings, and whether to verify pages of input files; the config's `lake.storage`. No credentials:
+    they come from the environment or a profile. `min_transfer_rate`: bytes a second.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    anonymous: bool = False
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    connect_timeout_s: Annotated[float, Gt(0)] = 10.0
+    request_timeout_s: Annotated[float, Gt(0)] = 60.0
+    max_attempts: Annotated[int, Ge(1)] = 5
+    min_transfer_rate: Annotated[float, Gt(0)] = 16384.0
+    verify_checksums: bool = True
+
+    def transfer_s(self, size: int, attempts: int = 1) -> float:
+        """Seconds that a transfer of so many bytes may take, with the attempts that its client makes itself."""
+        return attempts * self.request_timeout_s + size / self.min_transfer_rate
 
 
 class _Process:

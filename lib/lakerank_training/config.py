@@ -13,8 +13,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from lakerank.config import ColumnsConfig, Device, StorageConfig
-from lakerank.credentials import redacted
+from lakerank.config import ColumnsConfig, Device
+from lakerank.credentials import StorageOptions, redacted
 from lakerank.errors import ConfigError
 from lakerank.lake import scheme
 from lakerank.settings import Section, apply_override, read_yaml, validate
@@ -61,7 +61,7 @@ class TrainingLakeConfig(TablesConfig):
     candidates: str | None = None
     teacher: str | None = None
     columns: ColumnsConfig = ColumnsConfig()
-    storage: StorageConfig = StorageConfig()
+    storage: StorageOptions = StorageOptions()
     topic: str | None = None
     kind: str | None = None
 

@@ -15,7 +15,7 @@ import torch
 
 import lakerank
 from lakerank.errors import ConfigError
-from lakerank.lake.storage import Storage, StorageOptions
+from lakerank.lake.storage import Storage
 from lakerank.limits import Limits
 from lakerank.model.preprocess.images import PatchShape
 from lakerank_training.batches import Sampler
@@ -123,7 +123,7 @@ class RunInputs:
 
 def read_inputs(config: TrainConfig, recipe: Recipe | None = None) -> RunInputs:
     """Load the model and read the tables; `recipe`: of a config that starts from scratch."""
-    storage = Storage(StorageOptions(**config.lake.storage.model_dump()), config.lake.columns.by_address(config.lake))
+    storage = Storage(config.lake.storage, config.lake.columns.by_address(config.lake))
     model = load_model(config.start.path, config.start.revision) if config.start.path else None
     images = ImageStore(Limits(max_pixels=config.picture_side**2), model.patches if model else PatchShape())
 

@@ -67,9 +67,9 @@ def test_storage() -> None:
     lake = resolve_config(
         {"lake": {**LAKE, "storage": STORAGE, "image_roots": ["/pages"], "image_hosts": ["img.example"]}}
     ).lake
-    assert resolve.storage(lake).options == StorageOptions(
-        **STORAGE, image_roots=("/pages",), image_hosts=("img.example",)
-    )
+    storage = resolve.storage(lake)
+    assert (storage.options, storage.image_roots) == (StorageOptions(**STORAGE), ("/pages",))
+    assert storage.image_hosts == ("img.example",)
 
 
 def test_defaults_of_the_config_are_those_of_the_records() -> None:

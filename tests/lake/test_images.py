@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from running import running
 from lakerank.ingest.readers.pdf import read_pdf
 from lakerank.ingest.readers.reader import ReadOptions
 from lakerank.lake.images.files import FETCHES, ImageFiles, UnreadableImage, read_ahead
-from lakerank.lake.storage import Storage, StorageOptions, join
+from lakerank.lake.storage import Storage, join
 from lakerank.records import RejectReason
 
 MOST = 100_000
@@ -41,7 +40,7 @@ def pdf(*colours: str) -> bytes:
 
 
 def allowed(storage: Storage, *roots: str, hosts: tuple[str, ...] = ()) -> ImageFiles:
-    return ImageFiles(Storage(replace(storage.options, image_roots=roots, image_hosts=hosts)), MOST)
+    return ImageFiles(Storage(storage.options, image_roots=roots, image_hosts=hosts), MOST)
 
 
 def fault(files: ImageFiles, address: str) -> UnreadableImage:
@@ -107,8 +106,8 @@ def test_no_path_leaves_its_root(tmp_path: Path) -> None:
 
 @given(st.text(max_size=30))
 def test_any_address_ends_as_a_reject(address: str) -> None:
-    fault(ImageFiles(Storage(StorageOptions(image_roots=("/nowhere/at/all",))), MOST), f"/nowhere/at/all/{address}")
-    fault(ImageFiles(Storage(StorageOptions(image_roots=("memory://pages",))), MOST), f"memory://pages/../{address}")
+    fault(ImageFiles(Storage(image_roots=("/nowhere/at/all",)), MOST), f"/nowhere/at/all/{address}")
+    fault(ImageFiles(Storage(image_roots=("memory://pages",)), MOST), f"memory://pages/../{address}")
 
 
 def test_stores_of_other_kinds_need_a_root() -> None:

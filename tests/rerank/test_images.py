@@ -75,7 +75,7 @@ def place(store: tuple[Storage, str]) -> tuple[Storage, str]:
     storage, folder = store
     for name, data in (("red.png", RED), ("blue.png", BLUE), ("m.pdf", PDF)):
         storage.create(join(folder, "pages", name), data)
-    return Storage(replace(storage.options, image_roots=(folder,))), join(folder, "pages")
+    return Storage(storage.options, image_roots=(folder,)), join(folder, "pages")
 
 
 def test_images_by_address_are_those_in_the_table(
@@ -146,7 +146,7 @@ def test_an_image_that_changes_after_it_was_indexed_is_a_reject(
 ) -> None:
     (tmp_path / "a.png").write_bytes(RED)
     (tmp_path / "b.png").write_bytes(RED)
-    storage = Storage(replace(Storage().options, image_roots=(str(tmp_path),)))
+    storage = Storage(Storage().options, image_roots=(str(tmp_path),))
     write(lake, [
         {"doc_id": "computed", "image_uri": "a.png", "content_hash": None},
         {"doc_id": "given", "image_uri": "b.png", "content_hash": "v1"},
@@ -171,7 +171,7 @@ def test_lists_of_images_of_other_types(
 ) -> None:
     """Large lists, fixed lists, and files as Hugging Face's datasets keep them."""
     (tmp_path / "blue.png").write_bytes(BLUE)
-    storage = Storage(replace(Storage().options, image_roots=(str(tmp_path),)))
+    storage = Storage(Storage().options, image_roots=(str(tmp_path),))
     structs = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
     values: dict[str, tuple[list[Any], pa.DataType]] = {
         "bytes": ([RED, BLUE], pa.large_list(pa.large_binary())),

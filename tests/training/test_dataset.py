@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ def test_an_image_at_an_address_is_read_and_several_are_no_training_row(
     }
     columns |= {"image": [None, png(60), *[None] * 3], "images": [None, None, [png(60)], [png(60), png(50)], None]}
     pq.write_table(pa.table(columns), tmp_path / "documents.parquet")
-    storage = Storage(replace(Storage().options, image_roots=(str(tmp_path),)))
+    storage = Storage(Storage().options, image_roots=(str(tmp_path),))
     tables = DatasetTables(**plain_lake | {"documents": str(tmp_path / "documents.parquet")})
     documents = read_dataset(storage, tables, images(56), whole=True).documents
     assert documents.ids == ("address", judged, "one")

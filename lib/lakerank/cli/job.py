@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 
 from lakerank.cli.signals import Interrupted, LastWords, end, interruptible, kill_children, take_signals
-from lakerank.config import SparkConfig, StorageConfig, bundled_config, load_config
-from lakerank.credentials import hide, is_secret, redacted, withheld
+from lakerank.config import SparkConfig, bundled_config, load_config
+from lakerank.credentials import StorageOptions, hide, is_secret, redacted, withheld
 from lakerank.errors import ConfigError, DependencyError, LakerankError, OverdueError, requires
 from lakerank.logs import about, log_context, start_logging
 
@@ -371,7 +371,7 @@ def _write_summary(line: str, parameters: Mapping[str, Any]) -> None:
         return
     from lakerank.cli import resolve
 
-    config = StorageConfig()
+    config = StorageOptions()
     try:
         with suppress(ConfigError):  # a config that has faults: default storage
             config = load_config(path, parameters.get("overrides", ())).lake.storage if path else config

@@ -21,7 +21,6 @@ from lakerank.config import (
     ModelConfig,
     RoutedConfig,
     ScoringConfig,
-    StorageConfig,
     resolve_config,
 )
 from lakerank.cost import Calibration
@@ -71,15 +70,15 @@ INPUTS = TABLES[:3]
 _TABLE_SETTINGS = tuple(f"lake.{name}" for name in TABLES)
 
 
-def storage(config: StorageConfig | LakeConfig, pins: Mapping[str, str] | None = None) -> Storage:
+def storage(config: StorageOptions | LakeConfig, pins: Mapping[str, str] | None = None) -> Storage:
     """The storage of a job; of a lake's whole section it knows columns of other names and where images may be.
 
     `pins`: addresses of tables at snapshots, as another storage has them.
     """
     if not isinstance(config, LakeConfig):
-        return Storage(_record(StorageOptions, config, image_roots=(), image_hosts=()))
-    images = {"image_roots": tuple(map(absolute, config.image_roots)), "image_hosts": config.image_hosts}
-    made = Storage(_record(StorageOptions, config.storage, **images), config.columns.by_address(config.located()))
+        return Storage(config)
+    roots = tuple(map(absolute, config.image_roots))
+    made = Storage(config.storage, config.columns.by_address(config.located()), roots, config.image_hosts)
     made.pins.update(pins or {})
     return made
 

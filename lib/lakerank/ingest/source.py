@@ -19,12 +19,12 @@ from typing import Any, BinaryIO, Protocol, TypeVar, cast
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from lakerank.credentials import StorageOptions
 from lakerank.errors import StorageError
 from lakerank.ingest.rejects import SourceError, SourceFault, SourceReject
 from lakerank.lake import is_local, local_path
 from lakerank.lake.backends import LISTING_BYTES, TimedFile, within
 from lakerank.lake.backends.object_store import filesystem_at
-from lakerank.lake.backends.s3 import StorageOptions
 
 T = TypeVar("T")
 Read = Callable[[], bytes]

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from lakerank.credentials import Known, known, learn, redacted
+from lakerank.credentials import Known, StorageOptions, known, learn, redacted
 from lakerank.errors import StorageError
 from lakerank.lake import DELTA, ICEBERG, checksums, is_local, join, local_path
 from lakerank.lake.backends import (
@@ -30,7 +30,6 @@ from lakerank.lake.backends import (
 )
 from lakerank.lake.backends.local import LocalBackend
 from lakerank.lake.backends.object_store import ObjectStoreBackend
-from lakerank.lake.backends.s3 import StorageOptions
 from lakerank.lake.snapshot import TableFile, TableSnapshot
 
 __all__ = ["FileInfo", "Storage", "StorageOptions", "StoredFile", "join"]
@@ -71,8 +70,12 @@ class Storage:
         self,
         options: StorageOptions = StorageOptions(),  # noqa: B008 - frozen
         columns: Mapping[str, Mapping[str, str]] | None = None,
+        image_roots: tuple[str, ...] = (),
+        image_hosts: tuple[str, ...] = (),
     ) -> None:
         self.options = options
+        #: Where images by address may be.
+        self.image_roots, self.image_hosts = image_roots, image_hosts
         #: By a table's address: dotted paths in its files by the contract's names of columns.
         self.columns = columns or {}
         #: Addresses at the snapshots that a job reads, by the address as given, and those snapshots.

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from lakerank.lake.storage import Storage, StorageOptions
+from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.model.jina_m0.config import DOCUMENT, QUERY
 from lakerank.model.preprocess.tokenizer import TextTokenizer
@@ -59,7 +59,7 @@ def objective(config: CurriculumConfig, ranking: RankingObjective, model: Traina
 
 def read_apart(config: CurriculumConfig, dataset: Dataset) -> Apart:
     """Rows of a dataset that are kept apart from images."""
-    columns, storage = config.lake.apart, Storage(StorageOptions(**config.lake.storage.model_dump()))
+    columns, storage = config.lake.apart, Storage(config.lake.storage)
 
     def marks(uri: str, id_name: str, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
         schema = pa.schema([pa.field(id_name, pa.string(), False), *(pa.field(name, pa.string()) for name in columns)])

@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from lakerank.credentials import complete, redacted
+from lakerank.credentials import StorageOptions, complete, redacted
 from lakerank.errors import DependencyError, StorageError
 from lakerank.lake import has_wildcard, join, scheme, split_wildcard
 from lakerank.lake.backends import FileInfo, StoredFile, is_refusal, s3
@@ -39,7 +39,7 @@ _memory_lock = threading.Lock()  # the memory filesystem looks, then writes
 class ObjectStoreBackend:
     """The backend of every fsspec scheme; only stores with create-only writes can be written to."""
 
-    def __init__(self, options: s3.StorageOptions) -> None:
+    def __init__(self, options: StorageOptions) -> None:
         self._options = options
 
     def find(self, uri: str) -> dict[str, FileInfo]:
@@ -154,7 +154,7 @@ class ObjectStoreBackend:
         return filesystem, path
 
 
-def filesystem_at(uri: str, options: s3.StorageOptions) -> tuple[Any, str]:
+def filesystem_at(uri: str, options: StorageOptions) -> tuple[Any, str]:
     """The fsspec filesystem of a URI, and the path in it, with the credentials that were withheld from it.
 
     Raises:

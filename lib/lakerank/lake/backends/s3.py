@@ -12,33 +12,8 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from lakerank.credentials import complete
+from lakerank.credentials import StorageOptions, complete
 from lakerank.errors import requires
-
-
-@dataclass(frozen=True, slots=True)
-class StorageOptions:
-    """Connection settings, and whether to verify pages of input files; the config's `lake.storage`. No credentials.
-
-    `min_transfer_rate`: bytes a second. `image_roots`, `image_hosts`: where images by address may be, in `lake`.
-    """
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    anonymous: bool = False
-    addressing_style: str = "auto"
-    connect_timeout_s: float = 10
-    request_timeout_s: float = 60
-    max_attempts: int = 5
-    min_transfer_rate: float = 16384
-    verify_checksums: bool = True
-    image_roots: tuple[str, ...] = ()
-    image_hosts: tuple[str, ...] = ()
-
-    def transfer_s(self, size: int, attempts: int = 1) -> float:
-        """Seconds that a transfer of so many bytes may take, with the attempts that its client makes itself."""
-        return attempts * self.request_timeout_s + size / self.min_transfer_rate
 
 
 @dataclass(frozen=True, slots=True)

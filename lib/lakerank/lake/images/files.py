@@ -94,7 +94,7 @@ class ImageFiles:
         options = self._storage.options
         try:
             if scheme(address) in ("http", "https"):
-                read = partial(fetch, address, options.image_hosts, self._max_bytes)
+                read = partial(fetch, address, self._storage.image_hosts, self._max_bytes)
                 return within(options.transfer_s(_TIMED_BYTES), read)
             data = self._storage.read_bytes(self._allowed(address), self._max_bytes + 1)
         except (StorageError, ConfigError) as error:
@@ -107,7 +107,7 @@ class ImageFiles:
 
     def _allowed(self, address: str) -> str:
         """Where an image is read, links resolved. Raises UnreadableImage: its address is not allowed, or no file's."""
-        roots = self._storage.options.image_roots
+        roots = self._storage.image_roots
         if scheme(address) in _STORES:
             return address
         if roots and not scheme(address) and not address.startswith(("/", "~")):
