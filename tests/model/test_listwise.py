@@ -20,6 +20,7 @@ from checkpoints.listwise import write_jina_v3, write_lister
 from lakerank import load_reranker
 from lakerank.errors import CheckpointError, ConfigError, PairRejected
 from lakerank.limits import Listwise
+from lakerank.model.request import answer, parse
 from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import CandidateList, Document, DocumentGroup, Query, Reject, RejectReason, ScoredPair
 from lakerank_benchmark.checkpoints import SHAPES, random_checkpoint
@@ -53,7 +54,7 @@ def models(folders: dict[str, Path]) -> Callable[..., Any]:
 
 def load(folder: Path, **options: Any) -> Any:
     family = "list-generation" if folder.name == "lister" else None
-    return load_reranker(folder, device="cpu", dtype="float32", **({"family": family} | options))
+    return load_reranker(folder, device="cpu", **({"dtype": "float32", "family": family} | options))
 
 
 def listed(texts: Sequence[str | None], query: str | None = QUERY, **of_query: Any) -> CandidateList:
@@ -209,7 +210,7 @@ def test_an_image_is_rejected_where_texts_are_read(
     assert [one.reason for one in results(models(name), asked) if isinstance(one, Reject)] == [rejected.reason] * 2
 
 
-@pytest.mark.parametrize("name", ["v3", "lister"])
+@pytest.mark.parametrize("name", [pytest.param("v3", marks=pytest.mark.nightly), "lister"])
 def test_passes_are_the_mean_of_orders_that_the_content_draws(
     folders: dict[str, Path], models: Callable[..., Any], name: str
 ) -> None:
@@ -267,6 +268,9 @@ def test_python_ranks_a_list_and_says_that_it_scores_no_pairs(models: Callable[.
     assert ranked[-1].reason == RejectReason.EMPTY_DOCUMENT
     with pytest.raises(PairRejected, match="document 1: empty_document"):
         model.rank(QUERY, ["apple", ""])
+    request = parse({"query": QUERY, "documents": TEXTS, "top_n": 4}, name)
+    answered = answer(request, model.reranker, name, 0.0)["results"]
+    assert [one["index"] for one in answered] == [one.index for one in ranked[:4]]
     with pytest.raises(ConfigError, match=r"scores lists.*pointwise=True"):
         model.score([(QUERY, "apple")])
     with pytest.raises(ConfigError, match="scores lists"):
@@ -289,6 +293,26 @@ def test_what_cannot_be_asked_of_a_family_is_said(folders: dict[str, Path]) -> N
     }
     assert len(named) == 4
     assert not identify(CheckpointSpec(str(folders["lister"]), family="list-generation")).accepts_images
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", LISTERS)
+def test_other_dtypes_and_arithmetic_rank_alike(
+    folders: dict[str, Path], models: Callable[..., Any], name: str
+) -> None:
+    expected = logits(models(name), listed(TEXTS))
+    for options in ({"dtype": "bfloat16"}, {"reproducible": False}):
+        ours = logits(load(folders[name], **options), listed(TEXTS))
+        assert np.corrcoef(ours, expected)[0, 1] > 0.9
+
+
+def test_a_projector_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    folder = write_jina_v3(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["projector.2.weight"] = tensors["projector.2.weight"][:, 1:].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"projector\.2 without biases that fit"):
+        identify(CheckpointSpec(str(folder)))
 
 
 @pytest.mark.parametrize(

@@ -128,13 +128,13 @@ def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
         raise CheckpointError(f"{folder}: model_type {kind!r} in config.json, which {family} does not compute")
     parts = {"prompt": asdict(prompt)}
     if family == JINA_V3:
-        projector = [shape for name, (shape, _) in stored_tensors(folder).items() if name.startswith("projector.")]
-        if len(projector) != 2 or any(len(shape) != 2 for shape in projector):
-            raise CheckpointError(f"{folder}: no projector of two layers without biases, projector.0 and projector.2")
+        shapes = {name: shape for name, (shape, _) in stored_tensors(folder).items() if name.startswith("projector.")}
+        inner, outer = (shapes.get(f"projector.{number}.weight", []) for number in (0, 2))
+        if len(shapes) != 2 or inner[1:] != [config.get("hidden_size")] or outer[1:] != inner[:1]:
+            raise CheckpointError(f"{folder}: no projector.0 and projector.2 without biases that fit: {shapes}")
         lengths = _LENGTHS[any(read_windows(folder, config))]
         return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts, listwise=_BLOCKS, lengths=lengths)
     parts["patches"] = asdict(read_patch_shape(folder, config, prompt.document))
-    image = prompt.document.image
-    of_family = {"accepts_images": image}
-    listwise = _PAGES if image else _TEXTS
-    return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts, of_family=of_family, listwise=listwise)
+    image, dtype = prompt.document.image, resolve_dtype(folder, dtype)
+    of_family, listwise = {"accepts_images": image}, _PAGES if image else _TEXTS
+    return CheckpointInfo(dtype, parts=parts, of_family=of_family, listwise=listwise)
