@@ -150,19 +150,21 @@ class ListSplitter:
 
 
 def _stored_in(lists: pa.Array, contents: Int64, stored: pa.Table) -> tuple[pa.Array, pa.Array]:
-    """For each list (L,) of so many contents the unit that has all its scores, and one that it was scored in in vain;
-    null for none."""
+    """For each list (L,) of so many contents the unit that has all its scores; and what makes the name of a further
+    unit of it another one: a unit that it was scored in, and in how many. Null for none."""
     stored = stored.filter(pc.is_in(stored["query_hash"], lists))
     transient = pc.is_in(stored["reason"], pa.array(sorted(reason.value for reason in TRANSIENT_REASONS)))
     lasting = stored.filter(pc.invert(transient)).group_by(["query_hash", "unit"]).aggregate([("doc_hash", "count")])
     required = contents[pc.index_in(lasting["query_hash"], lists).to_numpy()]
     whole = lasting.filter(pa.array(lasting["doc_hash_count"].to_numpy() == required))
 
-    def unit_of(rows: pa.Table) -> pa.Array:
-        units = rows.group_by("query_hash").aggregate([("unit", "max")]).combine_chunks()
-        return units["unit_max"].combine_chunks().take(pc.index_in(lists, units["query_hash"].combine_chunks()))
+    def of_lists(rows: pa.Table, how: str) -> pa.Array:
+        units = rows.group_by("query_hash").aggregate([("unit", how)]).combine_chunks()
+        at = pc.index_in(lists, units["query_hash"].combine_chunks())
+        return units[f"unit_{how}"].combine_chunks().take(at).cast(pa.string())
 
-    return unit_of(whole), unit_of(stored)
+    tried = pc.binary_join_element_wise(of_lists(stored, "max"), of_lists(stored, "count_distinct"), " ")
+    return of_lists(whole, "max"), tried
 
 
 def split_lists(
@@ -193,7 +195,8 @@ def split_lists(
 
     def split(part: int, tables: Mapping[int, pa.Table]) -> Iterator[pa.RecordBatch]:
         groups, kept, *results = splitter.split(tables[PAIR], tables[SCORE])
-        write_part(storage, join(folder, "lists"), part, kept)
+        if kept.num_rows:
+            write_part(storage, join(folder, "lists"), part, kept)
         yield from write_split(storage, folder, part, groups, *results)
 
     runner.describe("plan: split new lists from scored ones")
