@@ -134,7 +134,8 @@ def best_scores(scores: pa.Table, documents: Int64) -> tuple[Int64, pa.Table]:
     """One stored score a document and query: a logit goes before a reject, one that lasts before one that may not.
 
     Of the DOCUMENT_SCORES only those of `documents`, rising numbers (D,), count. Returns rising keys (N,) `position in
-    documents << 32 | query`, and their rows with a column `lasting`.
+    documents << 32 | query`, and their rows with the columns `lasting`, and `tried`: the name of the unit, and how many
+    there are if several, so that the name of a further unit is another one.
     """
     numbers = scores["document"].to_numpy()
     position = np.searchsorted(documents, numbers)
@@ -146,9 +147,12 @@ def best_scores(scores: pa.Table, documents: Int64) -> tuple[Int64, pa.Table]:
     units = scores["unit"].combine_chunks().dictionary_encode()
     unit_ranks = pc.rank(units.dictionary).to_numpy()[units.indices.to_numpy()]
     order = np.lexsort((unit_ranks, preference, keys))
-    first = order[np.diff(keys[order], prepend=-1) != 0]
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+    first = order[starts]
     rows = scores.append_column("lasting", pc.invert(transient)).take(pa.array(first))
-    return keys[first], rows
+    times = pa.array(np.diff(starts, append=len(order)))
+    several = pc.binary_join_element_wise(rows["unit"], times.cast(pa.string()), " ")
+    return keys[first], rows.append_column("tried", pc.if_else(pc.greater(times, 1), several, rows["unit"]))
 
 
 @dataclass(frozen=True, slots=True)

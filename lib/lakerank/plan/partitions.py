@@ -192,7 +192,7 @@ class Splitter:
             query=pa.array(every.queries[kept].astype(np.int32)),
             rank=pa.array(every.ranks[kept].astype(np.int32)),
         )
-        tried = stored["unit"].combine_chunks().take(pa.array(at[new], mask=~has[new]))
+        tried = stored["tried"].combine_chunks().take(pa.array(at[new], mask=~has[new]))
         costs = pa.array(np.where(state.is_valid(), 0, documents["cost"]))
         paid = documents.set_column(documents.schema.get_field_index("cost"), "cost", costs)
         groups = self._groups(paid, named, every, (new, tried))
