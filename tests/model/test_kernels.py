@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2VLConfig
 
 from checkpoints.encoders import write_modern
@@ -16,9 +17,10 @@ from gpu.trace import META, TEXT, Trace, generative, groups, ranker, trace
 from lakerank.model.config import read_config
 from lakerank.model.cross_encoder.head import read_head
 from lakerank.model.cross_encoder.weights import MODERN, load_weights, read_shape
-from lakerank.model.engine.attention import varlen
+from lakerank.model.engine.attention import attend_eager, varlen
 from lakerank.model.engine.budget import BUSY_TOKENS_GPU, decoder_bytes
 from lakerank.model.engine.encoder import PackedEncoder
+from lakerank.model.engine.layout import packed
 
 #: GB a page of all kernels, unfused: what the engine is known to move, and a twentieth more.
 MOST_MOVED = 24.8
@@ -46,6 +48,16 @@ def test_memory_stays_within_the_budget(documents: int, queries: int, tokens: in
     assert 0.2 * budget < traced(documents, queries, tokens).peak <= budget
 
 
+def test_scores_that_no_kernel_keeps_to_itself_are_computed_in_parts() -> None:
+    """Of 512 queries of 26 tokens on 9,728, for devices that have no kernel: 1.6 GiB at once for each head of keys."""
+    states = [torch.empty(208, 2, rows, 128, dtype=torch.bfloat16, device=META) for rows in (64 * 6, 9728)]
+    counting = Trace()
+    with torch.inference_mode(), counting:
+        out, sums = attend_eager(states[0], states[1], states[1])
+    assert (out.shape, sums.shape) == ((208, 2, 384, 128), (208, 2, 384))
+    assert counting.peak < 2**31
+
+
 def test_a_page_moves_no_more_than_is_known() -> None:
     assert traced(6, 1, 0).moved.total() / 6 <= MOST_MOVED * 1e9
 
@@ -59,6 +71,40 @@ def test_kernels_a_layer_do_not_depend_on_the_number_of_documents(make: Callable
     few, many = (kernels(5, documents) - kernels(3, documents) for documents in (2, 32))
     assert few == many
     assert few / 2 < 60, "for all documents of a micro-batch, prefix and queries"
+
+
+class Calls(TorchDispatchMode):
+    """Remembers what the operators called within are given, by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: dict[str, dict[str, Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = [argument.name for argument in func._schema.arguments]
+        self.arguments[func._schema.name] = dict(zip(names, args, strict=False)) | (kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_gpus_kernels_are_given_single_queries_as_others(dtype: torch.dtype) -> None:
+    """Of one query a sequence FlashAttention would split the keys; the other kernel has no heads that share keys."""
+    query, key = (torch.empty(3, heads, 64, dtype=dtype, device=META) for heads in (4, 2))
+    layout = packed(varlen, [1, 1, 1], [1, 1, 1], META, causal=True)
+    with Calls() as calls:
+        out, sums = layout(query, key, key)
+    assert (out.shape, sums.shape, sums.dtype) == ((3, 4, 64), (3, 4), torch.float32)
+    if dtype == torch.bfloat16:
+        given = calls.arguments["torch_attn::_varlen_attn"]
+        assert (given["max_q"], given["max_k"], given["window_size"], given["scale"]) == (2, 1, [-1, 0], 0.125)
+        assert given["key"].shape == (3, 2, 64), "not repeated"
+        assert given.get("num_splits", 1) == 1
+    else:
+        given = calls.arguments["aten::_efficient_attention_forward"]
+        assert (given["custom_mask_type"], given["compute_log_sumexp"], given["scale"]) == (2, True, 0.125)
+        assert given["key"].shape == (1, 3, 4, 64)
+    ends = [value for name, value in given.items() if name.startswith("cu_seq")]
+    assert [(end.shape, end.dtype) for end in ends] == [((4,), torch.int32)] * 2
 
 
 def test_images_share_their_kernels() -> None:

@@ -33,11 +33,8 @@ QUERY_BLOCK = 64
 #: Keys and values of a layer for a document's S tokens: two of (S, G, D), or one tensor of both.
 KeyValues = tuple[Tensor, Tensor] | Tensor
 
-#: First compute capability of NVIDIA's that FlashAttention has kernels for.
-_FLASH_CAPABILITY = (8, 0)
-
-#: What the second kernel calls causal attention, of the last query to the last key, and attention to all.
-_CAUSAL, _ALL = 2, 0
+#: Scores that are in memory at once, in float32, where all of a call are: of many queries on a long document.
+_MOST_SCORES = 2**26
 
 #: Queries and keys of the sequences by which a kernel is probed: from one query to a page's patches.
 _PROBED = ((1, 700), (26, 26), (600, 700), (130, 513), (3072, 3072), (17, 4100))
@@ -64,6 +61,12 @@ def attend_eager(
 
     Not in a 16-bit dtype: keys of Qwen2 have constants in some channels, whose products would take all of its digits.
     """
+    if mask is None and len(query) > 1 and query[..., 0].numel() * key.shape[-2] > _MOST_SCORES:
+        parts = [
+            attend_eager(*part, causal=causal)
+            for part in zip(query.chunk(2), key.chunk(2), value.chunk(2), strict=True)
+        ]
+        return torch.cat([out for out, _ in parts]), torch.cat([sums for _, sums in parts])
     scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
     if mask is not None:
         scores = scores + mask
@@ -223,7 +226,8 @@ def varlen(  # the parameters are those of every such kernel
     if query.device.type in ("cpu", "mps"):
         return one_by_one(_one_sequence)(query, key, value, cu_q, cu_k, max_q, max_k, causal, scale)
     if query.dtype == torch.float32 or query.shape[-1] % 8 or not _has_flash(query.device):
-        return _efficient(query, key, value, (cu_q, cu_k, max_q, max_k), _CAUSAL if causal else _ALL, scale)
+        mask = 2 if causal else 0  # its names: causal from the last query and key on, and none
+        return _efficient(query, key, value, (cu_q, cu_k, max_q, max_k), mask, scale)
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     window, longest = (-1, 0 if causal else -1), max(2, max_q)  # of single queries it would split the keys
@@ -235,7 +239,7 @@ def varlen(  # the parameters are those of every such kernel
 
 @functools.cache
 def _has_flash(device: torch.device) -> bool:
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @functools.cache
