@@ -24,8 +24,8 @@ from lakerank.model.preprocess.tokenizer import read_tokenizer
 from lakerank.model.registry import M0, CheckpointIdentity
 from lakerank.records import DocumentGroup, Query, Reject, ScoredPair
 
-#: Into how many passages a longer text is cut, of which each is scored without; a query's, into its words.
-_PASSAGES, _WORDS = 6, 512
+#: Passages that a longer text is cut into, each a fifth of it; a query is cut into its words.
+_PASSAGES, _WORDS = 5, 512
 
 #: A word of the query answers a part that it takes at least this share of what the word takes that takes most.
 _ANSWERS = 0.5
@@ -85,9 +85,9 @@ class Case:
 
     @property
     def random(self) -> list[frozenset[int]]:
-        """A fifth at random, the same in each run; where a fifth is one passage, each of them."""
+        """Of an image a fifth at random, the same in each run; of a text, which has five passages at most, each."""
         order = np.random.default_rng(crc32(self.doc_id.encode())).permutation(len(self.parts.parts))
-        return self.singles if len(self.parts.parts) <= 5 and self.singles else [self.parts.fifth(order)]
+        return self.singles or [self.parts.fifth(order)]
 
     def without(self, removed: Iterable[frozenset[int]], query_id: str) -> list[float]:
         """A query's logits on the document but for each of some sets of parts; NaN: it has none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from lakerank.limits import Limits
 from lakerank.model.inputs import EncodedInput
-from lakerank.model.preprocess.images import PatchShape, load_frames, source_frames
+from lakerank.model.preprocess.images import PatchShape, joined, source_frames
 from lakerank.records import Document, Query
 
 Floats = npt.NDArray[np.floating]
@@ -88,11 +88,11 @@ class Parts:
                 text = text[: part.start] + text[part.end :]
             else:
                 images[part.image][self.cells[number]] = np.median(self.images[part.image], axis=(0, 1))
-        return Document(name, text or None, images=tuple(map(_png, images)))
+        return Document(name, text or None, images=tuple(map(_bmp, images)))
 
 
 def parts_of(content: Document | Query, encoded: EncodedInput, reading: Reading) -> Parts:
-    """The parts of a document, or a query, of which a network reads `encoded`. Raises RejectedInput: of an image."""
+    """The parts of a document, or a query, of which a network reads `encoded`."""
     boxes, images, cells = _boxes(content, encoded, reading)
     visual = np.flatnonzero(encoded.token_ids == reading.image_token)[: len(boxes)]
     first = int(visual[-1]) + 2 if boxes else 0  # behind the marker that ends an image
@@ -133,9 +133,11 @@ def _boxes(
     content: Document | Query, encoded: EncodedInput, reading: Reading
 ) -> tuple[list[Part], tuple[npt.NDArray[np.uint8], ...], tuple[tuple[slice, slice], ...]]:
     """A box for each visual token, in their order, the images, and where in these the boxes are."""
-    frames = chain.from_iterable(load_frames(data, reading.limits, reading.shape) for data in content.images)
     sources = chain.from_iterable(source_frames(data, reading.limits) for data in content.images)
-    images, side = tuple(islice(frames, len(encoded.images))), reading.shape.side * reading.shape.merge
+    images, side = (
+        tuple(joined(each, reading.shape) for _, each in encoded.images),
+        reading.shape.side * reading.shape.merge,
+    )
     boxes, cells = [], []
     for image, (pixels, source) in enumerate(zip(images, sources, strict=False)):
         grid = pixels.shape[0] // side, pixels.shape[1] // side
@@ -155,7 +157,7 @@ def _stored_box(cell: tuple[int, int], grid: tuple[int, int], source: tuple[int,
     return (*low.tolist(), *high.tolist())
 
 
-def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+def _bmp(pixels: npt.NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(pixels).save(buffer, "BMP")
     return buffer.getvalue()

@@ -167,10 +167,10 @@ class DocumentMajorEngine:
         def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             attended = torch.zeros_like(query)
             for prefix, own in zip(documents, map(slice, ends, ends[1:]), strict=True):
-                states = zip(prefix.layer(number), (key[own], value[own]), strict=True)
+                states = zip(prefix[number], (key[own], value[own]), strict=True)
                 attended[own], shares = attend_visibly(query[own], *map(torch.cat, states))
                 if number == layer:
-                    taken.append(shares[:, : prefix.tokens].cpu().numpy())
+                    taken.append(shares[:, : prefix.shape[2]].cpu().numpy())
             return attended.flatten(1)
 
         embedded = self.embed(queries, starts, self._visual_tokens(queries, self._query_images))

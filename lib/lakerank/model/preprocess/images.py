@@ -405,6 +405,13 @@ def cut(pixels: np.ndarray, shape: PatchShape) -> Patches:
     return Patches(np.ascontiguousarray(patches).reshape(rows * columns, 3, shape.side, shape.side), (rows, columns))
 
 
+def joined(patches: Patches, shape: PatchShape) -> np.ndarray:
+    """The pixels that `cut` made patches of."""
+    rows, columns, merge, side = *patches.grid, shape.merge, shape.side
+    squares = patches.pixels.reshape(rows // merge, columns // merge, merge, merge, 3, side, side)
+    return squares.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * side, columns * side, 3)
+
+
 def small_jpeg(data: bytes, side: int) -> bytes | None:
     """A JPEG of at most side² pixels, for people; None when the image is bad or over SHOWN_LIMITS."""
     buffer = io.BytesIO()
