@@ -39,6 +39,9 @@ _LAYER = re.compile(r"(?<=\.layer\.|layers\.)\d+(?=\.)")
 #: Text cross-encoders that transformers' own classes train.
 ENCODERS = ("bert-reranker", "bge-reranker", "modernbert-reranker")
 
+#: Lengths of batches are multiples of so many tokens: on a CPU each further shape of a product keeps memory.
+_PADDED_TO = 64
+
 #: Files beside the weights that are a student's, too.
 _KEPT = ("*.json", "*.txt", "*.jinja", "*.model")
 
@@ -198,7 +201,7 @@ def _train_encoder(dataset: Dataset, request: Distillation, start: Path) -> None
         queries, documents, logits = map(list, zip(*pairs, strict=True))
         encoded = tokenizer(
             queries, documents, truncation=True, max_length=request.teacher.limits.max_length, padding=True,
-            return_tensors="pt",
+            pad_to_multiple_of=_PADDED_TO, return_tensors="pt",
         ).to(request.device)  # fmt: skip
         loss = F.mse_loss(network(**encoded).logits[:, 0], torch.tensor(logits, device=request.device))
         loss.backward()  # type: ignore[no-untyped-call]
