@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from random import Random
 from statistics import fmean
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from lakerank.plan.index import query_list
 from lakerank.plan.pairs import key_hash
 from lakerank.plan.plan import read_part, sources_address
 from lakerank.plan.units import GROUPS, planned_groups, unit_rows
-from lakerank.records import CandidateList, Document, ScoredPair
+from lakerank.records import CandidateList, ScoredPair
 from lakerank.rerank.compare import TOP_DOCUMENTS, ndcg
 from lakerank.rerank.run import Rerank, planned_stages
 from lakerank.rerank.score import read_lists
@@ -46,7 +46,7 @@ def position_bias(storage: Storage, job: Rerank, qrels: str, most: int) -> dict[
     lists = _sampled(storage, planned, most)
     lister = cast(LoadedListReranker, stage.factory(stage.device))
     orders = {"given": [of.documents for of in lists], "reversed": [of.documents[::-1] for of in lists]}
-    orders["shuffled"] = [_shuffled(of) for of in lists]
+    orders["shuffled"] = [tuple(Random(of.query.query_id).sample(of.documents, len(of.documents))) for of in lists]
     ranked = {
         name: _ranked(lister, [replace(of, documents=d) for of, d in zip(lists, documents, strict=True)])
         for name, documents in orders.items()
@@ -56,10 +56,6 @@ def position_bias(storage: Storage, job: Rerank, qrels: str, most: int) -> dict[
     for name, of_query in zip(ranked, ndcg(judgements, *map(_table, ranked.values())), strict=True):
         figures.setdefault(name, {})["nDCG@10"] = fmean(of_query) if of_query else None
     return {"lists": len(ranked["given"]), "judged": len(pc.unique(judgements["query_id"])), **figures}
-
-
-def _shuffled(given: CandidateList) -> tuple[Document, ...]:
-    return tuple(random.Random(given.query.query_id).sample(given.documents, len(given.documents)))
 
 
 def _sampled(storage: Storage, planned: Sequence[PlannedStage], most: int) -> list[CandidateList]:

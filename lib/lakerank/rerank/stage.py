@@ -173,14 +173,8 @@ def manifest_of(storage: Storage, run: ScoredRun, ranked: Ranked, audited: Audit
         "lakerank": lakerank.__version__,
         "scorer": run.scorer,
         "ranking": asdict(run.rule),
-        "counts": {
-            **counts,
-            "scored": ranked.scored,
-            "reused": ranked.reused,
-            "duplicates": plan.duplicates,
-            "shared": plan.shared,
-            "near": plan.near,
-        },
+        "counts": {**counts, "scored": ranked.scored, "reused": ranked.reused}
+        | {name: getattr(plan, name) for name in ("duplicates", "shared", "near")},
         "labels": ranked.labels,
         "warnings": warnings,
         "rejected": ranked.reasons,

@@ -75,9 +75,8 @@ class ListSplitter:
         distinct = rows.filter(pa.array(best_of_groups(query, contents, 1)))
         lists = distinct.group_by("query", use_threads=False).aggregate([("doc_hash", "list")])
         hashes = self.pairs.queries.column("hash").take(lists["query"].combine_chunks()).to_pylist()
-        keys = [
-            sequence_hash([(of, *them)]) for of, them in zip(hashes, lists["doc_hash_list"].to_pylist(), strict=True)
-        ]
+        contents = lists["doc_hash_list"].to_pylist()
+        keys = [sequence_hash([(query_hash, *each)]) for query_hash, each in zip(hashes, contents, strict=True)]
         key = pa.array(keys, pa.string()).take(pa.array(np.cumsum(starts) - 1))
         return with_columns(rows, _PLACED, position=pa.array(ranks(starts)), list=key)
 
