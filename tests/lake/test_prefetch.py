@@ -19,7 +19,7 @@ def prefetching() -> list[threading.Thread]:
 
 
 class Counted:
-    """Endless numbers; says how many were pulled, and whether it was closed and in which thread."""
+    """More numbers than anybody asks for; says how many were pulled, and whether it was closed and in which thread."""
 
     def __init__(self) -> None:
         self.pulled = 0
@@ -28,7 +28,7 @@ class Counted:
 
     def numbers(self, enough: int) -> Iterator[int]:
         try:
-            while True:
+            while self.pulled < 10_000:
                 yield self.pulled
                 self.pulled += 1
                 if self.pulled >= enough:
