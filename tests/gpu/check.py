@@ -26,7 +26,7 @@ from typing import Any
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 _ROOT = Path(__file__).resolve().parents[2]
-sys.path[:1] = [str(_ROOT / "lib"), str(_ROOT / "tests")]  # not this folder, whose trace.py would hide Python's own
+sys.path[:1] = [str(_ROOT / "lib"), str(_ROOT / "tests")]  # not this folder, whose kernels.py hides a library
 
 import numpy as np  # noqa: E402
 import PIL  # noqa: E402

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpu.trace import groups, ranker
+from scale.gpu_trace import groups, ranker
 
 
 class Copies(TorchDispatchMode):

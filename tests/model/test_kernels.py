@@ -1,4 +1,4 @@
-"""What a GPU would be asked for, counted on the `meta` device: see `gpu/trace.py`."""
+"""What a GPU would be asked for, counted on the `meta` device: see `scale/gpu_trace.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2VLConfig
 
 from checkpoints.encoders import write_modern
-from gpu.trace import META, TEXT, Trace, generative, groups, ranker, trace
 from lakerank.model.config import read_config
 from lakerank.model.cross_encoder.head import read_head
 from lakerank.model.cross_encoder.weights import MODERN, load_weights, read_shape
@@ -21,6 +20,7 @@ from lakerank.model.engine.attention import attend_eager, varlen
 from lakerank.model.engine.budget import BUSY_TOKENS_GPU, decoder_bytes
 from lakerank.model.engine.encoder import PackedEncoder
 from lakerank.model.engine.layout import packed
+from scale.gpu_trace import META, TEXT, Trace, generative, groups, ranker, trace
 
 #: GB a page of all kernels, unfused: what the engine is known to move, and a twentieth more.
 MOST_MOVED = 24.8

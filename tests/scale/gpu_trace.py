@@ -1,6 +1,6 @@
 """What the engine would ask of a GPU: kernels, bytes, memory, counted on torch's `meta` device, which computes nothing.
 
-    python tests/gpu/trace.py            # a Markdown table; PYTHONPATH chooses the engine
+    python tests/scale/gpu_trace.py            # a Markdown table; PYTHONPATH chooses the engine
 
 A prediction from the operators that are called, at the published shapes, in bfloat16. An operator is a kernel where it
 writes; what it reads and writes is its tensors, once. Memory is of storages that live at the same time, weights apart:
