@@ -57,10 +57,7 @@ def attend(
 def attend_eager(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """As `attend`, all in float32: for devices without a kernel that returns log-sum-exps.
-
-    Not in a 16-bit dtype: keys of Qwen2 have constants in some channels, whose products would take all of its digits.
-    """
+    """As `attend`, on a device without its kernel. In float32: Qwen2's keys have constants that take all digits."""
     if mask is None and len(query) > 1 and query[..., 0].numel() * key.shape[-2] > _MOST_SCORES:
         parts = [
             attend_eager(*part, causal=causal)

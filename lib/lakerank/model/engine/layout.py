@@ -114,10 +114,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Layouts:
-    """Makes layouts for a device, where `repeats` heads share keys; for its kernel `varlen`, if it has one.
-
-    `block`: see `suffix_layout`.
-    """
+    """Makes layouts for a device and its kernel, if any; `repeats` heads share keys; `block`: see `suffix_layout`."""
 
     device: torch.device
     repeats: int
