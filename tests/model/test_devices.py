@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 from lakerank.model.engine.budget import Budget, MicroBatcher
 from lakerank.model.engine.device import on_device, out_of_memory, pin_arithmetic
+from lakerank.rerank.score import _Worker
 
 MESSAGES = (
     "CUDA out of memory. Tried to allocate 1.00 GiB",
@@ -106,6 +109,30 @@ def test_kernels_and_events_are_on_the_gpu_that_was_chosen(cuda: FakeCuda) -> No
 def test_memory_goes_back_before_another_try(cuda: FakeCuda) -> None:
     assert run(Batcher("cuda:1"), "long", "short") == ["long", "short"]
     assert cuda.emptied == 3
+
+
+class Loaded:
+    """A reranker that refers to itself."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.itself = device, self
+
+
+def test_a_worker_gives_back_what_another_scorer_held(cuda: FakeCuda) -> None:
+    """Before the next is loaded."""
+    loaded: list[weakref.ref[Any]] = []
+
+    def load(device: str) -> Any:
+        assert all(reranker() is None for reranker in loaded)
+        reranker = Loaded(device)
+        loaded.append(weakref.ref(reranker))
+        return reranker
+
+    worker = _Worker()
+    for number, scorer in enumerate(("first", "first", "second", "third")):
+        job: Any = SimpleNamespace(scorer=scorer, device="cuda:1", factory=load)
+        assert worker.reranker(job).device == "cuda:1"
+        assert (len(loaded), cuda.emptied) == (max(1, number), max(0, number - 1))
 
 
 def test_a_budget_halved_by_one_document_returns() -> None:
