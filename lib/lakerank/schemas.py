@@ -121,17 +121,12 @@ SCORES = pa.schema(
 #: `faithful`: the pair's explanation passed its own deletion test.
 EXPLANATIONS = pa.schema(
     [
-        _QUERY_ID,
-        _DOC_ID,
-        _required("kind", pa.string()),
-        pa.field("start", pa.int32()),
-        pa.field("end", pa.int32()),
-        pa.field("image", pa.int32()),
+        *(_required(name, pa.string()) for name in ("query_id", "doc_id", "kind")),
+        *(pa.field(name, pa.int32()) for name in ("start", "end", "image")),
         *(pa.field(name, pa.float32()) for name in ("x0", "y0", "x1", "y1")),
         _required("weight", pa.float32()),
         pa.field("query_words", pa.string()),
-        _required("method", pa.string()),
-        _required("faithful", pa.bool_()),
+        *(_required("method", pa.string()), _required("faithful", pa.bool_())),
     ]
 )
 

@@ -169,7 +169,7 @@ def test_a_pair_is_explained_by_the_last_stage_that_scored_it(tmp_path: Path) ->
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_box_is_where_the_stored_image_has_what_is_seen_in_it(orientation: int) -> None:
     stored = np.zeros((60, 90), np.uint8)
-    stored[10:20, 15:30] = 255
+    stored[20:30, 15:30] = 255
     image, exif = Image.fromarray(stored), Image.Exif()
     exif[0x0112] = orientation
     buffer = io.BytesIO()
@@ -178,7 +178,7 @@ def test_a_box_is_where_the_stored_image_has_what_is_seen_in_it(orientation: int
     rows, columns = (sorted({*np.nonzero(upright)[axis].tolist()}) for axis in (0, 1))
     grid = 6, 6
     cell = rows[0] * grid[0] // upright.shape[0], columns[0] * grid[1] // upright.shape[1]
-    assert _stored_box(cell, grid, (90, 60, orientation)) == pytest.approx((15, 10, 30, 20))
+    assert _stored_box(cell, grid, (90, 60, orientation)) == pytest.approx((15, 20, 30, 30))
 
 
 def test_attention_is_that_of_transformers() -> None:
