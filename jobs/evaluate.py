@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
-from lakerank.cli.evaluate import evaluate
+from lakerank_evaluation.cli import evaluate
 
 if __name__ == "__main__":
     evaluate()

@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 from lakerank import schemas
-from lakerank.evaluation.blocks import read_blocks
-from lakerank.evaluation.evaluation import Evaluation, evaluate
-from lakerank.evaluation.inputs import Inputs, LakeTables, find_inputs
-from lakerank.evaluation.job import Evaluated, evaluate_run
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.runner import LocalRunner
+from lakerank_evaluation.blocks import read_blocks
+from lakerank_evaluation.evaluation import Evaluation, evaluate
+from lakerank_evaluation.inputs import Inputs, LakeTables, find_inputs
+from lakerank_evaluation.job import Evaluated, evaluate_run
 
 
 def encoded(size: tuple[int, int] = (40, 20), kind: str = "PNG", mode: str = "RGB") -> bytes:

@@ -179,7 +179,7 @@ def test_jobs_are_listed_and_exist() -> None:
 def test_files_that_the_text_names_exist(page: Path) -> None:
     names = re.findall(r"`((?:lib|tests|conf|jobs|airflow_dags|docs|bin)/[\w./-]+)`", PAGES[page])
     if page.name == "CONTRIBUTING.md":  # which names packages and modules as README's tree does
-        inside = r"`((?:model|spark|rerank|lake|plan|evaluation|ingest|export|cli)/[\w./-]*)`"
+        inside = r"`((?:model|spark|rerank|lake|plan|ingest|export|cli)/[\w./-]*)`"
         names += [f"lib/lakerank/{name}" for name in re.findall(inside, PAGES[page])]
     assert [name for name in names if not (ROOT / name).exists()] == []
 

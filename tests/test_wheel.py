@@ -41,8 +41,10 @@ def lakerank(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_package_the_bundled_lake_checkpoint_and_configs_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"lakerank", "lakerank_training"}
-    tracked = ["git", "ls-files", "-z", "lib/lakerank", "lib/lakerank_training", "conf"]
+    packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert packages == {"lakerank", "lakerank_evaluation", "lakerank_training"}
+    folders = ["lib/lakerank", "lib/lakerank_evaluation", "lib/lakerank_training", "conf"]
+    tracked = ["git", "ls-files", "-z", *folders]
     listed = subprocess.run(tracked, cwd=ROOT, capture_output=True, check=False)
     if listed.returncode == 0:
         files = [name for name in listed.stdout.decode().split("\0") if (ROOT / name).is_file()]

@@ -18,7 +18,7 @@ from lakerank.credentials import redacted
 LogFormat = Literal["text", "json"]
 
 #: This package and those beside it, whose loggers are not below its own.
-PACKAGES = ("lakerank", "lakerank_benchmark", "lakerank_datasets", "lakerank_training")
+PACKAGES = ("lakerank", "lakerank_benchmark", "lakerank_datasets", "lakerank_evaluation", "lakerank_training")
 
 TEXT = "%(asctime)s %(levelname)-7s %(message)s"
 

@@ -1,14 +1,14 @@
-"""The report's box plots of benchmarks: `lakerank.evaluation` calls this."""
+"""The report's box plots of benchmarks: `lakerank_evaluation` calls this."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from lakerank.evaluation.evaluation import Evaluation
-from lakerank.evaluation.report.cells import fit
-from lakerank.evaluation.report.plots import INK, MUTED, SOFT, STRONG, Plot, Words, drawn
+from lakerank.cli.cells import fit
 from lakerank_datasets.headlines import Headline
+from lakerank_evaluation.evaluation import Evaluation
+from lakerank_evaluation.report.plots import INK, MUTED, SOFT, STRONG, Plot, Words, drawn
 
 _FEWEST_DOTS = 3
 _RERANKED = "Reranked"

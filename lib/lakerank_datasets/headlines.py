@@ -1,4 +1,4 @@
-"""Published benchmarks as their authors average them, next to published figures: `lakerank.evaluation` calls this."""
+"""Published benchmarks as their authors average them, next to published figures: `lakerank_evaluation` calls this."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from itertools import chain
 
 import numpy as np
 
-from lakerank.evaluation.analysis.averages import Summaries
-from lakerank.evaluation.metrics.bootstrap import Summary, interval, query_hashes, resampled_sums
-from lakerank.evaluation.metrics.measures import NAMES
-from lakerank.evaluation.pairs import Pairs
+from lakerank.rerank.measures import NAMES
+from lakerank_evaluation.analysis.averages import Summaries
+from lakerank_evaluation.metrics.bootstrap import Summary, interval, query_hashes, resampled_sums
+from lakerank_evaluation.pairs import Pairs
 
 _COLUMNS = "benchmark dataset measure queries first_stage reranked low high against published"
 

@@ -24,17 +24,17 @@ import pyarrow.compute as pc
 from lakerank import schemas
 from lakerank.config import load_config
 from lakerank.errors import ConfigError, LakerankError, SchemaError
-from lakerank.evaluation.analysis.averages import Slice
-from lakerank.evaluation.inputs import LakeTables
-from lakerank.evaluation.metrics.bootstrap import Summary, query_hashes
-from lakerank.evaluation.metrics.measures import PRIMARY, QueryFigures, list_figures, list_random_baseline
-from lakerank.evaluation.pairs import MODALITY_NAMES
-from lakerank.evaluation.rows import attribute_batches
 from lakerank.lake.blobs import Blob, BlobRef, fetch
 from lakerank.lake.columns import decode_text
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.records import Candidate, Document, DocumentGroup, Query, Reject, Reranker, ScoredPair
+from lakerank.rerank.measures import PRIMARY, QueryFigures, list_figures, list_random_baseline
+from lakerank_evaluation.analysis.averages import Slice
+from lakerank_evaluation.inputs import LakeTables
+from lakerank_evaluation.metrics.bootstrap import Summary, query_hashes
+from lakerank_evaluation.pairs import MODALITY_NAMES
+from lakerank_evaluation.rows import attribute_batches
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner
 from deltalake import write_deltalake
 
-from lakerank.cli.evaluate import evaluate
 from lakerank.cli.export import _job, export
 from lakerank.cli.resolve import CommandLine, recorded, run_config
 from lakerank.config import Config, resolve_config
@@ -20,6 +19,7 @@ from lakerank.lake.publication import publish, set_aside
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.settings import parse_settings
+from lakerank_evaluation.cli import evaluate
 
 pytestmark = pytest.mark.usefixtures("no_session")
 

@@ -14,16 +14,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from lakerank.evaluation.analysis.scores import SCORED_PAIR, sampled
-from lakerank.evaluation.blocks import block_of, read_blocks
-from lakerank.evaluation.evaluation import evaluate
-from lakerank.evaluation.examples import choose, extremes
-from lakerank.evaluation.inputs import Inputs, LakeTables, Totals
-from lakerank.evaluation.job import evaluate_run
-from lakerank.evaluation.pairs import PAIR_COLUMNS, InputTable
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.spark.runtime.runner import SparkRunner
+from lakerank_evaluation.analysis.scores import SCORED_PAIR, sampled
+from lakerank_evaluation.blocks import block_of, read_blocks
+from lakerank_evaluation.evaluation import evaluate
+from lakerank_evaluation.examples import choose, extremes
+from lakerank_evaluation.inputs import Inputs, LakeTables, Totals
+from lakerank_evaluation.job import evaluate_run
+from lakerank_evaluation.pairs import PAIR_COLUMNS, InputTable
 
 ROOT = Path(__file__).parents[2]
 QUERIES, DOCS = 40, 12

@@ -10,10 +10,10 @@ import pytest
 
 from lakerank import schemas
 from lakerank.errors import SchemaError, StorageError
-from lakerank.evaluation.inputs import find_inputs
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 from lakerank.records import Candidate
+from lakerank_evaluation.inputs import find_inputs
 from lakerank_pictograms.evaluate_checkpoint import first_stage_order, read_attributes
 
 

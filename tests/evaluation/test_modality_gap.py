@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lakerank.evaluation.analysis.scores import FEWEST_PAIRS, Trust, compare
+from lakerank_evaluation.analysis.scores import FEWEST_PAIRS, Trust, compare
 
 DOCS = 20
 QUERIES = 60

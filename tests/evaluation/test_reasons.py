@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from lakerank.evaluation.reasons import _marked, heat_map
+from lakerank_evaluation.reasons import _marked, heat_map
 
 
 def test_a_heavy_box_of_a_turned_image_is_clear_where_it_is_seen() -> None:

@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 
 from lakerank.errors import StorageError
-from lakerank.evaluation.examples import PER_REASON, THUMBNAIL_SIDE, fetch_rejects, thumbnail
-from lakerank.evaluation.inputs import find_inputs
-from lakerank.evaluation.job import evaluate_run, folder
-from lakerank.evaluation.report import html as report
-from lakerank.evaluation.report.tables import query_table
 from lakerank.lake.storage import Storage
+from lakerank_evaluation.examples import PER_REASON, THUMBNAIL_SIDE, fetch_rejects, thumbnail
+from lakerank_evaluation.inputs import find_inputs
+from lakerank_evaluation.job import evaluate_run, folder
+from lakerank_evaluation.report import html as report
+from lakerank_evaluation.report.tables import query_table
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "<script>document.title = 'owned'</script>"

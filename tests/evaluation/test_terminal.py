@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from lakerank.evaluation.examples import choose, fetch_examples
-from lakerank.evaluation.job import folder
-from lakerank.evaluation.report.cells import fit, one_line
-from lakerank.evaluation.report.terminal import WIDTH, terminal_table
+from lakerank.cli.cells import fit, one_line
 from lakerank.lake.storage import Storage
+from lakerank_evaluation.examples import choose, fetch_examples
+from lakerank_evaluation.job import folder
+from lakerank_evaluation.report.terminal import WIDTH, terminal_table
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from lakerank.evaluation.job import trend
-from lakerank.evaluation.report.terminal import WIDTH, terminal_table
-from lakerank.evaluation.report.verdict import Outcome, verdict
-from lakerank.evaluation.unmatched import Unmatched
 from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
+from lakerank_evaluation.job import trend
+from lakerank_evaluation.report.terminal import WIDTH, terminal_table
+from lakerank_evaluation.report.verdict import Outcome, verdict
+from lakerank_evaluation.unmatched import Unmatched
 
 DOCS = [f"d{number:02}" for number in range(20)]
 QUERIES = 12

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lakerank.evaluation.job import folder
 from lakerank_datasets.headlines import winoground
+from lakerank_evaluation.job import folder
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ import pytest
 from click import Command
 from click.testing import CliRunner
 
-from lakerank.cli.evaluate import evaluate
 from lakerank.cli.ingest import ingest
 from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
 from lakerank.lake.storage import Storage
 from lakerank.rerank.run import run as rerank
 from lakerank.runner import Runner
+from lakerank_evaluation.cli import evaluate
 
 ROOT = Path(__file__).parents[2]
 LAYOUTS = ["beir", "coir", "miracl", "mldr", "mkqa", "vidore_v1", "vidore_v2", "vidore_v3", "mbeir", "winoground"]

@@ -10,11 +10,11 @@ import pytest
 
 from lakerank.cli.resolve import rerank_job
 from lakerank.config import load_config
-from lakerank.evaluation.inputs import LakeTables, find_inputs
-from lakerank.evaluation.job import evaluate_run
 from lakerank.lake.storage import Storage
 from lakerank.rerank.run import run
 from lakerank.runner import LocalRunner, Runner
+from lakerank_evaluation.inputs import LakeTables, find_inputs
+from lakerank_evaluation.job import evaluate_run
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,9 +24,6 @@ from lakerank.audit import Bounds
 from lakerank.config import DuplicatesConfig
 from lakerank.duplicates.clusters import EDGES, clusters_of
 from lakerank.duplicates.sketch import BUCKETS, Likeness, bucket_pairs
-from lakerank.evaluation.inputs import LakeTables, find_inputs
-from lakerank.evaluation.job import evaluate_run
-from lakerank.evaluation.repetition import repetition
 from lakerank.lake.runs import read_manifest
 from lakerank.lake.storage import Storage
 from lakerank.model.preprocess.pipeline import digest
@@ -34,6 +31,9 @@ from lakerank.ranking import Fusion
 from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.run import run
+from lakerank_evaluation.inputs import LakeTables, find_inputs
+from lakerank_evaluation.job import evaluate_run
+from lakerank_evaluation.repetition import repetition
 
 sys.path.append(str(Path(__file__).parents[1] / "scale"))
 import duplicates as scale

@@ -17,7 +17,6 @@ from click.testing import CliRunner
 
 from checkpoints.listwise import write_jina_v3
 from lakerank import Document, Query, load_reranker
-from lakerank.cli.evaluate import evaluate
 from lakerank.cli.resolve import rerank_job
 from lakerank.cli.runs import clean
 from lakerank.config import load_config
@@ -25,6 +24,7 @@ from lakerank.errors import ConfigError
 from lakerank.lake.storage import Storage
 from lakerank.rerank.run import run
 from lakerank.runner import Runner
+from lakerank_evaluation.cli import evaluate
 
 ROOT = Path(__file__).parents[2]
 LAKE = ROOT / "lib" / "lakerank" / "ingest" / "demo_lake"

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from lakerank.config import load_config
 from lakerank.errors import EvaluationError
-from lakerank.evaluation.analysis.calibration import agreement, calibration
-from lakerank.evaluation.analysis.scores import SCORED_PAIR
 from lakerank.ranking import labels
+from lakerank_evaluation.analysis.calibration import agreement, calibration
+from lakerank_evaluation.analysis.scores import SCORED_PAIR
 from lakerank_training.fits.configs import fit_lines
 from lakerank_training.fits.thresholds import fit_thresholds as fit
 from lakerank_training.fits.thresholds import fitted_thresholds

@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 
 from lakerank.config import load_config
 from lakerank.errors import EvaluationError
-from lakerank.evaluation.analysis.scores import SCORED_PAIR, ScoredPairs
-from lakerank.evaluation.pairs import MODALITY_NAMES
+from lakerank_evaluation.analysis.scores import SCORED_PAIR, ScoredPairs
+from lakerank_evaluation.pairs import MODALITY_NAMES
 from lakerank_training.fits.scales import fit_scales, log_loss, platt
 
 ROOT = Path(__file__).parents[2]

@@ -32,8 +32,9 @@ FOR_PEOPLE = {
 }
 COMMANDS = FOR_PEOPLE | JOBS
 
-#: Other modules. The package that makes checkpoints is above this one.
-_MODULES = {"init": "search", "clean": "runs"} | dict.fromkeys(("train", "distill", "fetch"), "lakerank_training.cli")
+#: Other modules. The packages that evaluate and that make checkpoints are above this one.
+_MODULES = {"init": "search", "clean": "runs", "evaluate": "lakerank_evaluation.cli"}
+_MODULES |= dict.fromkeys(("train", "distill", "fetch"), "lakerank_training.cli")
 
 
 class _Jobs(click.Group):

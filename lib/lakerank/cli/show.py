@@ -14,9 +14,9 @@ from typing import Any
 import click
 
 from lakerank.cli import resolve
+from lakerank.cli.cells import fit, one_line
 from lakerank.cli.job import AT_HAND, Job
 from lakerank.errors import ConfigError
-from lakerank.evaluation.report.cells import fit, one_line
 from lakerank.lake.publication import CURRENT, find_run
 from lakerank.lake.ranked import (
     ShownDocument,

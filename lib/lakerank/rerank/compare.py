@@ -123,7 +123,7 @@ def _churn(new: pa.Table, old: pa.Table, depth: int) -> tuple[int, int, float]:
 
 def ndcg(qrels: pa.Table, *lists: pa.Table) -> Iterator[list[float]]:
     """nDCG@10 of each judged query, for each run's top documents; a query without a list counts as 0 (trec_eval -c)."""
-    from lakerank.evaluation.metrics.measures import NAMES, list_figures  # needs pytrec_eval: not in a scoring image
+    from lakerank.rerank.measures import NAMES, list_figures  # needs pytrec_eval: not in a scoring image
 
     judgements: dict[str, dict[str, int]] = {}
     for row in qrels.to_pylist():

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from lakerank.config import CalibrationConfig, Config, RoutedConfig
-from lakerank.evaluation.job import Evaluated, folder
-from lakerank.evaluation.report.terminal import WIDTH
 from lakerank.lake.storage import Storage, join
+from lakerank_evaluation.job import Evaluated, folder
+from lakerank_evaluation.report.terminal import WIDTH
 from lakerank_training.fits.scales import PAIRS, ScaleFit, fit_scales
 from lakerank_training.fits.thresholds import fit_thresholds
 

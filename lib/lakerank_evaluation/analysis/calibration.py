@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lakerank.evaluation.analysis.scores import ScoredPairs
-from lakerank.evaluation.pairs import Floats, Ints
+from lakerank.rerank.measures import Floats, Ints
+from lakerank_evaluation.analysis.scores import ScoredPairs
 
 _BINS = 10
 

@@ -18,7 +18,7 @@ from lakerank.lake.runs import RunPaths
 from lakerank.lake.storage import Storage
 
 if TYPE_CHECKING:
-    from lakerank.evaluation.inputs import Inputs
+    from lakerank_evaluation.inputs import Inputs
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ def evaluate(
     if more["fit_labels"] and more["fit_calibration"]:
         raise ConfigError(["--fit-labels: labels are fitted to calibrated relevance; fit them after the calibration"])
     with requires("report"):
-        from lakerank.evaluation.job import evaluate_run
-        from lakerank.evaluation.report.terminal import terminal_table
+        from lakerank_evaluation.job import evaluate_run
+        from lakerank_evaluation.report.terminal import terminal_table
     storage, output = resolve.storage(given.config.lake.storage), given.config.lake.output
     baseline = RunPaths(output, find_run(storage, output, against)) if against else None
     paths = RunPaths(output, find_run(storage, output, run_id))
@@ -102,7 +102,7 @@ def evaluate(
 
 
 def _inputs(storage: Storage, config: Config, paths: RunPaths, baseline: RunPaths | None) -> Inputs:
-    from lakerank.evaluation.inputs import LakeTables, find_inputs
+    from lakerank_evaluation.inputs import LakeTables, find_inputs
 
     lake = config.lake.located()
     if lake.qrels is None:

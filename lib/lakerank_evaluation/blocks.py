@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakerank.evaluation.inputs import Inputs, row_groups
-from lakerank.evaluation.pairs import PAIR_COLUMNS, InputTable, joined
-from lakerank.evaluation.rows import MODALITIES, document_modalities, known_modality, query_rows, table_rows
 from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage
 from lakerank.plan.pairs import key_hash
 from lakerank.runner import BATCHES, Rows, Runner, gather, one_row, pack
+from lakerank_evaluation.inputs import Inputs, row_groups
+from lakerank_evaluation.pairs import PAIR_COLUMNS, InputTable, joined
+from lakerank_evaluation.rows import MODALITIES, document_modalities, known_modality, query_rows, table_rows
 
 #: Rows of a block, about: memory beyond the figures does not grow with the number of queries.
 BLOCK_ROWS = 250_000

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from lakerank.evaluation.analysis.scores import IMAGE, STAGES, TEXT, Gap, Weighted, bins, scores_of
-from lakerank.evaluation.evaluation import Evaluation
-from lakerank.evaluation.metrics.measures import PRIMARY
-from lakerank.evaluation.pairs import MODALITY_NAMES, Floats
 from lakerank.ingest import datasets
+from lakerank.rerank.measures import PRIMARY, Floats
+from lakerank_evaluation.analysis.scores import IMAGE, STAGES, TEXT, Gap, Weighted, bins, scores_of
+from lakerank_evaluation.evaluation import Evaluation
+from lakerank_evaluation.pairs import MODALITY_NAMES
 
 _PNG_DPI = 160
 

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
-from lakerank.evaluation.pairs import PAIR_COLUMNS, InputTable
 from lakerank.lake.columns import extra_fields, is_list
 from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import TableReader, is_in, read_table_file, table_reader
 from lakerank.ranking import Int64
 from lakerank.schemas import CONTENT
+from lakerank_evaluation.pairs import PAIR_COLUMNS, InputTable
 
 #: Documents and their modality codes.
 MODALITIES = pa.schema([pa.field("doc_id", pa.string()), pa.field("modality", pa.int8())])

@@ -16,13 +16,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from lakerank import schemas
-from lakerank.evaluation.examples import Content, contents_of
-from lakerank.evaluation.inputs import Inputs
 from lakerank.lake.columns import decode_text
 from lakerank.lake.ranked import rows_by_id
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import read_table_file
 from lakerank.model.preprocess.images import SHOWN_LIMITS, PatchShape, load_pixels, source_frames
+from lakerank_evaluation.examples import Content, contents_of
+from lakerank_evaluation.inputs import Inputs
 
 #: Explanations shown of images, and of texts; pixels of an image; parts named beside it.
 _OF_A_KIND, _PIXELS, _NAMED = 3, 120_000, 3

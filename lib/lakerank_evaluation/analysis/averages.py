@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lakerank.evaluation.metrics.bootstrap import Difference, Interval, Summary
+from lakerank_evaluation.metrics.bootstrap import Difference, Interval, Summary
 
 #: Columns of the queries table that make slices, in the order they are shown.
 DIMENSIONS = ("dataset", "task", "slice", "language")

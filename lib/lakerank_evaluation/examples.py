@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
-from lakerank.evaluation.evaluation import Evaluation, JudgedQueries
-from lakerank.evaluation.inputs import NAME, Inputs
-from lakerank.evaluation.metrics.measures import NAMES, PRIMARY
 from lakerank.lake.images.files import first_image
 from lakerank.lake.ranked import first_stage_lists, query_texts, ranked_lists, rows_by_id, snippet
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.model.preprocess.images import small_jpeg
 from lakerank.records import RankedDocument
+from lakerank.rerank.measures import NAMES, PRIMARY
+from lakerank_evaluation.evaluation import Evaluation, JudgedQueries
+from lakerank_evaluation.inputs import NAME, Inputs
 
 #: Queries shown of the largest gains and losses, and queries of each task of which the examples are chosen.
 _EXTREMES, _PER_TASK = 6, 48

@@ -8,15 +8,11 @@ from enum import IntEnum
 from functools import reduce
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
-
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from lakerank.rerank.measures import Bools, Floats, Ints
 
 #: Names of the modalities by their codes: 1 for a text plus 2 for an image.
 MODALITY_NAMES = ("nothing", "text", "image", "text+image")

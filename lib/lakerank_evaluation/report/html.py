@@ -16,16 +16,16 @@ import numpy as np
 from markupsafe import Markup
 
 from lakerank.credentials import redacted
-from lakerank.evaluation.analysis.averages import MODALITY, TASK_AND_SLICE, by_size
-from lakerank.evaluation.analysis.calibration import LEAST_KAPPA
-from lakerank.evaluation.evaluation import Evaluation
-from lakerank.evaluation.examples import thumbnail
-from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES
-from lakerank.evaluation.metrics.measures import NAMES, PRIMARY, SECONDARY
-from lakerank.evaluation.pairs import InputTable
-from lakerank.evaluation.report.plots import Plots
-from lakerank.evaluation.report.verdict import verdict
 from lakerank.logs import duration
+from lakerank.rerank.measures import NAMES, PRIMARY, SECONDARY
+from lakerank_evaluation.analysis.averages import MODALITY, TASK_AND_SLICE, by_size
+from lakerank_evaluation.analysis.calibration import LEAST_KAPPA
+from lakerank_evaluation.evaluation import Evaluation
+from lakerank_evaluation.examples import thumbnail
+from lakerank_evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES
+from lakerank_evaluation.pairs import InputTable
+from lakerank_evaluation.report.plots import Plots
+from lakerank_evaluation.report.verdict import verdict
 
 _HEADINGS = {
     "dataset": "By dataset",
@@ -48,7 +48,7 @@ def render(evaluation: Evaluation, shown: Mapping[str, Any], plots: Plots) -> st
     `shown`: lists of examples (`examples`, `gained`, `lost`), the table of `queries`, rows `rejected`, the `trend`, the
     `repetition` and its `clusters`, the `reasons`.
     """
-    script = files("lakerank.evaluation.report").joinpath("templates/report.js").read_text("utf-8")
+    script = files("lakerank_evaluation.report").joinpath("templates/report.js").read_text("utf-8")
     dimensions = {part.dimension for part in evaluation.slices}
     manifest = evaluation.inputs.manifest
     page = _environment().get_template("report.html.jinja").render(
@@ -81,7 +81,7 @@ def render(evaluation: Evaluation, shown: Mapping[str, Any], plots: Plots) -> st
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lakerank.evaluation.report"),
+        loader=jinja2.PackageLoader("lakerank_evaluation.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -9,9 +9,10 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from lakerank.evaluation.metrics.bootstrap import Hashes
-from lakerank.evaluation.pairs import MODALITY_NAMES, Bools, Floats, Pairs
 from lakerank.fingerprint import splitmix64
+from lakerank.rerank.measures import Bools, Floats
+from lakerank_evaluation.metrics.bootstrap import Hashes
+from lakerank_evaluation.pairs import MODALITY_NAMES, Pairs
 
 #: Pairs kept of each stratum, which are alike in STRATUM: all where there are no more.
 RESERVOIR_PAIRS = 10_000

@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from lakerank.evaluation.blocks import read_blocks
-from lakerank.evaluation.evaluation import Evaluation, evaluate
-from lakerank.evaluation.examples import Example, choose, extremes, fetch_examples, fetch_rejects
-from lakerank.evaluation.inputs import Inputs
-from lakerank.evaluation.metrics.bootstrap import Difference
-from lakerank.evaluation.metrics.measures import PRIMARY, SECONDARY
-from lakerank.evaluation.reasons import shown_reasons
-from lakerank.evaluation.repetition import repetition, shown_clusters
-from lakerank.evaluation.report.html import render
-from lakerank.evaluation.report.plots import plots_of
-from lakerank.evaluation.report.tables import csv_files, query_files, query_table
-from lakerank.evaluation.report.verdict import verdict
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.publication import last_published
 from lakerank.lake.ranked import query_texts
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.storage import Storage, join
+from lakerank.rerank.measures import PRIMARY, SECONDARY
 from lakerank.runner import Runner
+from lakerank_evaluation.blocks import read_blocks
+from lakerank_evaluation.evaluation import Evaluation, evaluate
+from lakerank_evaluation.examples import Example, choose, extremes, fetch_examples, fetch_rejects
+from lakerank_evaluation.inputs import Inputs
+from lakerank_evaluation.metrics.bootstrap import Difference
+from lakerank_evaluation.reasons import shown_reasons
+from lakerank_evaluation.repetition import repetition, shown_clusters
+from lakerank_evaluation.report.html import render
+from lakerank_evaluation.report.plots import plots_of
+from lakerank_evaluation.report.tables import csv_files, query_files, query_table
+from lakerank_evaluation.report.verdict import verdict
 
 #: Queries shown in the report as examples.
 EXAMPLES = 12

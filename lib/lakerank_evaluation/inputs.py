@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
-from lakerank.evaluation.analysis.averages import DIMENSIONS, MOST_VALUES
-from lakerank.evaluation.pairs import InputTable
-from lakerank.evaluation.rows import SCHEMAS, attribute_batches
 from lakerank.lake.publication import lists_folder
 from lakerank.lake.runs import RunPaths, read_manifest
 from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import Fragment, fragments, read_table_file
+from lakerank_evaluation.analysis.averages import DIMENSIONS, MOST_VALUES
+from lakerank_evaluation.pairs import InputTable
+from lakerank_evaluation.rows import SCHEMAS, attribute_batches
 
 #: The column of queries and documents that is shown instead of an id.
 NAME = "name"

@@ -12,9 +12,13 @@ import pyarrow.compute as pc
 
 from lakerank.credentials import redacted
 from lakerank.errors import SchemaError
-from lakerank.evaluation.analysis.averages import MODALITY, Slice, slices
-from lakerank.evaluation.analysis.calibration import Agreement, CalibrationBin, agreement, calibration
-from lakerank.evaluation.analysis.scores import (
+from lakerank.fingerprint import splitmix64
+from lakerank.ingest import datasets
+from lakerank.lake.storage import Storage
+from lakerank.rerank.measures import NAMES, Floats, Ints, QueryFigures, figures, perfect_ranks, random_baseline
+from lakerank_evaluation.analysis.averages import MODALITY, Slice, slices
+from lakerank_evaluation.analysis.calibration import Agreement, CalibrationBin, agreement, calibration
+from lakerank_evaluation.analysis.scores import (
     SCORED_PAIR,
     Gap,
     ScoredPairs,
@@ -24,15 +28,11 @@ from lakerank.evaluation.analysis.scores import (
     scored_pairs,
     unjudged_are_0,
 )
-from lakerank.evaluation.blocks import Block
-from lakerank.evaluation.inputs import BENCHMARK_LABELS, Inputs
-from lakerank.evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED, Hashes, Summary, query_hashes
-from lakerank.evaluation.metrics.measures import NAMES, QueryFigures, figures, perfect_ranks, random_baseline
-from lakerank.evaluation.pairs import COUNTS, Floats, Ints, Pairs, pair_up
-from lakerank.evaluation.unmatched import Unlisted, Unmatched
-from lakerank.fingerprint import splitmix64
-from lakerank.ingest import datasets
-from lakerank.lake.storage import Storage
+from lakerank_evaluation.blocks import Block
+from lakerank_evaluation.inputs import BENCHMARK_LABELS, Inputs
+from lakerank_evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED, Hashes, Summary, query_hashes
+from lakerank_evaluation.pairs import COUNTS, Pairs, pair_up
+from lakerank_evaluation.unmatched import Unlisted, Unmatched
 
 #: Averages published benchmarks as their authors do; None outside a clone.
 PUBLISHED = datasets("headlines")

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
-from lakerank.evaluation.pairs import Pairs
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import Fragment, read_table_file
+from lakerank_evaluation.pairs import Pairs
 
 #: Ids that a message names, and documents that are looked up at most.
 _NAMED, _LOOKED_UP = 3, 100_000

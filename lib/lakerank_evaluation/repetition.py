@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
-from lakerank.evaluation.examples import Content, contents_of
-from lakerank.evaluation.inputs import Inputs
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
+from lakerank_evaluation.examples import Content, contents_of
+from lakerank_evaluation.inputs import Inputs
 
 #: Clusters that the report shows, documents of each, and the ranks that count as the top of a list.
 _SHOWN, _DOCUMENTS, _TOP = 4, 6, 10

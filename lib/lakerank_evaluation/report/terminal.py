@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lakerank.evaluation.analysis.averages import MODALITY, Slice, by_size
-from lakerank.evaluation.evaluation import Evaluation
-from lakerank.evaluation.examples import Example, ListedDocument
-from lakerank.evaluation.metrics.bootstrap import LEVEL
-from lakerank.evaluation.metrics.measures import PRIMARY, SECONDARY
-from lakerank.evaluation.report.cells import fit, one_line
-from lakerank.evaluation.report.verdict import verdict
+from lakerank.cli.cells import fit, one_line
+from lakerank.rerank.measures import PRIMARY, SECONDARY
+from lakerank_evaluation.analysis.averages import MODALITY, Slice, by_size
+from lakerank_evaluation.evaluation import Evaluation
+from lakerank_evaluation.examples import Example, ListedDocument
+from lakerank_evaluation.metrics.bootstrap import LEVEL
+from lakerank_evaluation.report.verdict import verdict
 
 WIDTH = 100
 

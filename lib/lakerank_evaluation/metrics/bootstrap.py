@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtr
 
-from lakerank.evaluation.metrics.measures import NAMES, RANDOM_BASELINE, QueryFigures
-from lakerank.evaluation.pairs import Floats
 from lakerank.fingerprint import splitmix64
+from lakerank.rerank.measures import NAMES, RANDOM_BASELINE, Floats, QueryFigures
 
 #: Resamples; with a fixed seed an interval is a function of the figures alone.
 RESAMPLES = 1000

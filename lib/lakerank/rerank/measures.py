@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import pytrec_eval
 
-from lakerank.evaluation.pairs import Bools, Floats, Ints
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 #: The measures, in the order of a figures array's columns. Gains and cut-offs are trec_eval's.
 NAMES = ("nDCG@5", "nDCG@10", "Recall@10", "Recall@100", "RR@10", "AP", "Success@5", "Success@10", "Judged@10")

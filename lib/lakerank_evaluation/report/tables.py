@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lakerank.evaluation.analysis.averages import DIMENSIONS
-from lakerank.evaluation.evaluation import PUBLISHED, STORED_NAMES, Evaluation, JudgedQueries
-from lakerank.evaluation.metrics.measures import NAMES, PRIMARY
-from lakerank.evaluation.pairs import COUNTS
 from lakerank.lake.tables import parquet_bytes
+from lakerank.rerank.measures import NAMES, PRIMARY
+from lakerank_evaluation.analysis.averages import DIMENSIONS
+from lakerank_evaluation.evaluation import PUBLISHED, STORED_NAMES, Evaluation, JudgedQueries
+from lakerank_evaluation.pairs import COUNTS
 
 #: Queries of the page's table, at most.
 MOST = 2000
