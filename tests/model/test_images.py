@@ -32,7 +32,7 @@ from lakerank.model.preprocess.images import (
     resized,
 )
 from lakerank.model.preprocess.pixels import to_rgb
-from lakerank.model.registry import FAMILIES
+from lakerank.model.registry import family_named
 from lakerank.model.spec import CheckpointSpec, identify
 from lakerank.records import Document, DocumentGroup, Query, RejectReason
 from oracles.reference import normalised
@@ -268,7 +268,8 @@ def test_who_resizes_is_part_of_the_name_of_a_scorer_of_images() -> None:
     )
     assert default == named != other
     assert "resize" not in Limits().identity()
-    assert FAMILIES[-1].limits({"encoder": {"text_config": {}}}, Limits(resize="torch"), None, "").resize == "pillow"
+    kalm = family_named("kalm-reranker")  # reads texts alone
+    assert kalm.limits({"encoder": {"text_config": {}}}, Limits(resize="torch"), None, "").resize == "pillow"
     with pytest.raises(ConfigError, match="resize is 'opencv', neither 'pillow' nor 'torch'"):
         Limits(resize="opencv")  # type: ignore[arg-type]
 
