@@ -218,7 +218,7 @@ def test_one_model_of_several_can_be_set() -> None:
             "model.text.calibration.scale=-1",
             "--set model.text.calibration.scale: must be greater than 0 (found -1)",
         ),
-        (CASCADE, "model.1.top=null", "--set model.1.top: 1: of the stage before it scores either the `top`"),
+        (CASCADE, "model.1.top=null", "--set model.1.top: 1: which documents of the stage before does it score?"),
         (CASCADE, "model.0.top=5", "--set model.0.top: 0.top: the first reranker scores every candidate"),
         ([*CASCADE, {"path": "x", "top": 30}], "", "config: model: top may not rise from stage to stage: [20, 30]"),
         (
@@ -226,7 +226,7 @@ def test_one_model_of_several_can_be_set() -> None:
             "model.0.keep.recall=0.9",
             "--set model.0.keep.recall: 0.keep: the first reranker scores every candidate",
         ),
-        (CASCADE, "model.1.keep.recall=0.9", "--set model.1.keep.recall: 1: of the stage before it scores either"),
+        (CASCADE, "model.1.keep.recall=0.9", "--set model.1.keep.recall: 1: which documents"),
         (KEPT, "model.1.keep.recall=1.0", "--set model.1.keep.recall: must be less than or equal to 0.9999"),
         (KEPT, "model.1.keep.of_top=0", "--set model.1.keep.of_top: must be greater than or equal to 1"),
         ([*CASCADE, {**KEPT[1], "keep": {"recall": 0.9, "of_top": 30}}], "", "config: model: top may not rise"),

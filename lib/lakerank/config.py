@@ -266,8 +266,8 @@ def _check_stages(stages: tuple[CascadeStageConfig, ...]) -> tuple[CascadeStageC
     unclear = [str(place) for place, stage in enumerate(stages[1:], 1) if (stage.top is None) == (stage.keep is None)]
     if unclear:
         raise ValueError(
-            f"{', '.join(unclear)}: of the stage before it scores either the `top`, a number of documents a query, or "
-            "what it takes to `keep` a promise; give one of the two"
+            f"{', '.join(unclear)}: which documents of the stage before does it score? Give either `top`, their number "
+            "for a query, or `keep`, what its lists are to be worth"
         )
     tops = [stage.top or (stage.keep.of_top if stage.keep else 0) for stage in stages[1:]]
     if tops != sorted(tops, reverse=True):

@@ -98,9 +98,10 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 
 def test_parts_are_where_the_stored_document_has_them_and_a_rerun_goes_on(lake: Lake) -> None:
-    (lake.folder / "some").write_text("1\n")
+    (lake.folder / "some").write_text("1\n\nnone\n")
     first = lake.explain("--top=9", "--queries", str(lake.folder / "some"))
     assert (first["pairs"], first["explained"], first["not_explained"]) == (5, 5, {"image_undecodable": 1})
+    assert first["unknown_queries"] == 1
     rest = lake.explain("--top=9")
     assert (rest["pairs"], rest["found"], rest["explained"]) == (10, 5, 5)
     assert lake.explain("--top=2")["explained"] == 0
@@ -136,6 +137,19 @@ def test_what_changed_since_the_run_is_said_and_not_explained(lake: Lake, tmp_pa
 def test_a_run_that_is_not_published_is_not_explained(lake: Lake) -> None:
     lake.call("rerank", "--run-id=planned", "--stage=plan")
     assert "planned" in lake.call("explain", "--run-id=planned", status=1)["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"7\nnone\n", "run 'r' has no list of 7, none; name ids of its queries"),
+        (b"\n", "empty; write the id of a query a line"),
+        (b"\xff\xfe1\n", "not UTF-8"),
+    ],
+)
+def test_a_file_of_queries_that_names_none_is_refused(lake: Lake, tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "ids").write_bytes(content)
+    assert message in lake.explain("--queries", str(tmp_path / "ids"), status=2)["message"]
 
 
 def test_a_damaged_file_is_named(lake: Lake) -> None:

@@ -176,6 +176,11 @@ def test_a_hub_id_needs_a_revision() -> None:
         locate("no/such/folder")
 
 
+def test_a_placeholder_is_no_revision() -> None:
+    with pytest.raises(CheckpointError, match=r"model\.revision is '<commit>'; put the checkpoint's commit"):
+        locate("jinaai/jina-reranker-v3", "<commit>")
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dtypes(tiny_checkpoint: Path, dtype: str) -> None:
     exact = load_reranker(str(tiny_checkpoint), device="cpu").score(PAIRS)

@@ -31,7 +31,8 @@ def explain(given: resolve.CommandLine, run_id: str, top: int, queries: Path | N
     docs/explanations.md has the columns, the method, and what it is worth.
 
     The last line of standard output is a JSON object: run_id, pairs (asked for), found (explained before), explained,
-    faithful (those that passed their own deletion test), rows, not_explained (by reason), explanations, seconds.
+    faithful (those that passed their own deletion test), rows, not_explained (by reason), unknown_queries (ids of
+    --queries without a list in the run), explanations, seconds.
     """
     from lakerank.explain.job import Request, explain_run
 
@@ -43,8 +44,19 @@ def explain(given: resolve.CommandLine, run_id: str, top: int, queries: Path | N
     if isinstance(config.model, EnsembleConfig):
         raise ConfigError([f"run {paths.run_id!r}: several rerankers made each of its scores, and none explains them"])
     job = resolve.rerank_job(config, paths.run_id, storage)
-    chosen = None if queries is None else frozenset(queries.read_text("utf-8").splitlines())
-    request = Request(paths, job.tables, job.stages, top, chosen)
+    request = Request(paths, job.tables, job.stages, top, None if queries is None else _query_ids(queries))
     with job_runner(config.spark, lambda: True) as runner:
         summary = explain_run(runner, storage, request)
     return {"run_id": paths.run_id, **summary, "seconds": round(time.monotonic() - started, 3)}
+
+
+def _query_ids(file: Path) -> frozenset[str]:
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        fault = f"--queries {file}: not UTF-8 ({error}); name a text file with the id of a query a line"
+        raise ConfigError([fault]) from error
+    ids = frozenset(line for line in lines if line.strip())
+    if not ids:
+        raise ConfigError([f"--queries {file}: empty; write the id of a query a line, or leave it out for all"])
+    return ids

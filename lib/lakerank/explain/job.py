@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
-from lakerank.errors import RunConflictError, RunNotFoundError
+from lakerank.errors import ConfigError, RunConflictError, RunNotFoundError
 from lakerank.explain.explainer import Explainer, method_of, unmeasured
 from lakerank.fingerprint import content_hash, fingerprint
 from lakerank.lake.columns import decode_text
@@ -26,6 +26,7 @@ from lakerank.lake.runs import RunPaths, published_contents, read_manifest
 from lakerank.lake.scores import read_unit
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, parquet_bytes, read_table_file
+from lakerank.model.checkpoint import few
 from lakerank.model.registry import CheckpointIdentity
 from lakerank.plan.index import instructed_hash, stripped
 from lakerank.plan.plan import Tables, load_plan
@@ -95,7 +96,7 @@ def explain_run(runner: Runner, storage: Storage, request: Request) -> dict[str,
     """Explain pairs of a published run that are not explained yet. Returns counts.
 
     Raises:
-        ConfigError: explanations of none of the run's rerankers were measured.
+        ConfigError: explanations of none of the run's rerankers were measured, or no query asked for has a list.
         RunNotFoundError: the run is not published.
         RunConflictError: its scores are another checkpoint's than that which its config names now.
     """
@@ -108,6 +109,10 @@ def explain_run(runner: Runner, storage: Storage, request: Request) -> dict[str,
         what = "it is still running, was interrupted, or failed its audit; explain a published run"
         raise RunNotFoundError(f"{paths.manifest}: not there, so run {paths.run_id!r} is not published: {what}")
     asked, explained = [*_asked(storage, request)], {*_explained(storage, paths)}
+    rejected = rejected_lists(storage, paths, request.queries or ())
+    unknown = sorted((request.queries or frozenset()) - {pair.query_id for pair in asked} - rejected.keys())
+    if unknown and len(unknown) == len(request.queries or ()):
+        raise ConfigError([f"--queries: run {paths.run_id!r} has no list of {few(unknown)}; name ids of its queries"])
     pairs = [pair for pair in asked if (pair.doc_id, pair.query_id) not in explained]
     units = published_contents(paths.output, paths.run_id, manifest).units
     by_document = groupby(sorted(_with_contents(storage, request, pairs, units)), attrgetter("doc_id"))
@@ -121,11 +126,12 @@ def explain_run(runner: Runner, storage: Storage, request: Request) -> dict[str,
     runner.describe(f"explain: {len(pairs)} of {len(asked)} pairs")
     report = runner.on_device(blocks, work, _REPORT, Places(request.stages[0].device, len(blocks)))
     reasons = Counter(reason for of_block in report["reasons"].to_pylist() for reason in of_block)
-    for rejects in rejected_lists(storage, paths, request.queries or ()).values():
+    for rejects in rejected.values():
         reasons.update(reject.reason.value for reject in rejects)
     counts = {name: sum(report[name].to_pylist()) for name in _REPORT.names[:3]}
     counts = {"pairs": len(asked), "found": len(asked) - len(pairs), **counts}
-    return {**counts, "not_explained": dict(sorted(reasons.items())), "explanations": paths.explanations}
+    counts["not_explained"] = dict(sorted(reasons.items()))
+    return {**counts, "unknown_queries": len(unknown), "explanations": paths.explanations}
 
 
 def _asked(storage: Storage, request: Request) -> Iterator[Pair]:

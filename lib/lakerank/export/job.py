@@ -191,6 +191,6 @@ def _run_manifest(storage: Storage, output: str, run_id: str) -> dict[str, Any]:
     if manifest is None:
         raise ExportError(
             f"{RunPaths(output, run_id).manifest}: not there, so run {run_id!r} is not published; if its audit failed "
-            "(audit.json beside it), jobs/rerank.py --publish-anyway publishes it"
+            "(audit.json beside it), `lakerank rerank --publish-anyway` publishes it"
         )
     return manifest

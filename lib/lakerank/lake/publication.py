@@ -169,7 +169,7 @@ def find_run(storage: Storage, output: str, run_id: str) -> str:
     more = len(published) - _SHOWN_RUNS
     shown = ", ".join(published[:_SHOWN_RUNS]) + (f" and {more} more" if more > 0 else "")
     if run_id in names:
-        missing = f"run {run_id!r} in {redacted(output)} has no ranked lists yet; run jobs/rerank.py to its end"
+        missing = f"run {run_id!r} in {redacted(output)} has no ranked lists yet; run `lakerank rerank` to its end"
     else:
         missing = (
             f"no run {run_id!r} in {redacted(output)}" if run_id != CURRENT else f"no run in {redacted(output)} yet"

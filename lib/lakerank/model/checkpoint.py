@@ -30,6 +30,7 @@ INDEX_NAME = "model.safetensors.index.json"
 WEIGHTS_NAME = "model.safetensors"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REVISION = re.compile(r"[\w./-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -90,6 +91,8 @@ def locate_adapter(adapter: str | None, revision: str | None = None) -> str | No
 def _download(hub_id: str, revision: str | None, setting: str = "revision") -> Path:
     if revision is None:
         raise CheckpointError(f"{hub_id}: set model.{setting}, so that the weights cannot change between two runs")
+    if not _REVISION.fullmatch(revision):
+        raise CheckpointError(f"{hub_id}: model.{setting} is {revision!r}; put the checkpoint's commit there")
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.logging import get_logger
 

@@ -131,7 +131,10 @@ def read_info(folder: Path, dtype: str, family: str) -> CheckpointInfo:
         shapes = {name: shape for name, (shape, _) in stored_tensors(folder).items() if name.startswith("projector.")}
         inner, outer = (shapes.get(f"projector.{number}.weight", []) for number in (0, 2))
         if len(shapes) != 2 or inner[1:] != [config.get("hidden_size")] or outer[1:] != inner[:1]:
-            raise CheckpointError(f"{folder}: no projector.0 and projector.2 without biases that fit: {shapes}")
+            raise CheckpointError(
+                f"{folder}: no weights of projector.0 and projector.2 without biases that fit hidden_size "
+                f"{config.get('hidden_size')} and each other, but {shapes}; copy the checkpoint again"
+            )
         lengths = _LENGTHS[any(read_windows(folder, config))]
         return CheckpointInfo(resolve_dtype(folder, dtype), parts=parts, listwise=_BLOCKS, lengths=lengths)
     parts["patches"] = asdict(read_patch_shape(folder, config, prompt.document))
