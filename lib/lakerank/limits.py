@@ -81,6 +81,6 @@ class Listwise:
         window, stride = self.window or 2, self.stride or 1
         faults = [f"{name} must be positive" for name, value in asdict(self).items() if value is not None and value < 1]
         if self.window == 1 or stride > window:
-            faults.append(f"window {self.window}, stride {self.stride}: a window has 2 documents or more and moves by no more")
+            faults.append(f"window {self.window}, stride {self.stride}: a window has at least 2 and moves by no more")
         if faults:
             raise ConfigError(faults)

@@ -195,7 +195,7 @@ def test_a_reranker_of_lists_is_refused_where_nothing_orders_them(model, tmp_pat
     ("listwise", "fault"),
     [
         ("{passes: 0}", "passes must be positive"),
-        ("{stride: 3, window: 2}", "from 2 documents on"),
+        ("{stride: 3, window: 2}", "a window has at least 2 and moves by no more"),
         ("{pass: 2}", "passes"),
     ],
 )
