@@ -15,7 +15,7 @@ import pytest
 from click import Command
 from click.testing import CliRunner
 
-from checkpoints.listwise import write_jina_v3
+from checkpoints.listwise import write_jina_v3, write_lister
 from lakerank import Document, Query, load_reranker
 from lakerank.cli.resolve import rerank_job
 from lakerank.cli.runs import clean
@@ -188,6 +188,12 @@ def test_a_reranker_of_lists_is_refused_where_nothing_orders_them(model, tmp_pat
     path = write_jina_v3(tmp_path / "v3")
     setting = "model=" + model.replace("LISTER", str(path)).replace("SCALE", "{scale: 1, bias: 0}")
     with pytest.raises(ConfigError, match=r"v3.* scores lists.*pointwise: true"):
+        rerank_job(load_config(ROOT / "conf" / "demo.yaml", [setting]), "r", Storage())
+
+
+def test_a_reranker_that_cannot_score_pairs_is_not_told_to(tmp_path):
+    setting = f"model={{path: {write_lister(tmp_path)}, family: list-generation}}"
+    with pytest.raises(ConfigError, match=r"scores lists.*with a `top`$"):
         rerank_job(load_config(ROOT / "conf" / "demo.yaml", [setting]), "r", Storage())
 
 

@@ -36,7 +36,7 @@ from lakerank.lake.tables import fragments
 from lakerank.lake.trial import START_TRIAL_S, deadly_file, deadly_message
 from lakerank.limits import Limits, LogitScale
 from lakerank.model.checkpoint import MINILM_EN, fetch_command
-from lakerank.model.registry import WIDE
+from lakerank.model.registry import WIDE, family_named
 from lakerank.model.routed import ModelSpec, RoutedSpec
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions, ScorerIdentity
 from lakerank.plan.conflicts import changed_settings
@@ -392,9 +392,12 @@ def _stages(config: Config) -> tuple[Stage, ...]:
 def _list_faults(config: Config, model: ModelConfig | RoutedConfig, scorer: ScorerIdentity) -> list[str]:
     """What is wrong with a scorer of lists that is not the last stage of a cascade."""
     last = isinstance(model, CascadeStageConfig) and model.keep is None and model is config.rerankers[-1]
-    if last or not any(identity.listwise for identity in scorer.identities):
+    listers = [family_named(identity.family) for identity in scorer.identities if identity.listwise]
+    if last or not listers:
         return []
-    advice = "name it last in a cascade, with a `top`, or say pointwise: true beside its path"
+    advice = "name it last in a cascade, with a `top`"
+    if all(family.pointwise for family in listers):
+        advice += ", or say pointwise: true beside its path"
     return [f"model: {model_name(model)} scores lists, which another reranker must put in order; {advice}"]
 
 
