@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -84,7 +85,7 @@ class ComparedLists:
         queries, shared, changed = _churn(records[NEW], records[OLD], self.depth)
         judged, now, drop = 0, [0.0], [0.0]
         if records[QREL].num_rows:
-            after, last = ndcg(records[QREL], records[NEW], records[NEW] if self.old is None else records[OLD])
+            after, last = _ndcg(records[QREL], records[NEW], records[NEW] if self.old is None else records[OLD])
             # The mean of the differences is exactly 0 where no list changed, whatever order they are summed in.
             judged, now, drop = len(after), after, [b - a for b, a in zip(last, after, strict=True)]
         values = [queries, shared, changed, judged, fsum(now), fsum(drop)]
@@ -121,17 +122,18 @@ def _churn(new: pa.Table, old: pa.Table, depth: int) -> tuple[int, int, float]:
     return int((before > 0).sum()), int(shared.sum()), fsum(changed.tolist())
 
 
-def ndcg(qrels: pa.Table, *lists: pa.Table) -> Iterator[list[float]]:
+def _ndcg(qrels: pa.Table, *lists: pa.Table) -> Iterator[list[float]]:
     """nDCG@10 of each judged query, for each run's top documents; a query without a list counts as 0 (trec_eval -c)."""
-    from lakerank.rerank.measures import NAMES, list_figures  # needs pytrec_eval: not in a scoring image
+    import pytrec_eval  # not in a scoring image; its names are C strings, which end at a NUL: `repr` has none
 
-    judgements: dict[str, dict[str, int]] = {}
+    judgements: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for row in qrels.to_pylist():
-        of_query = judgements.setdefault(row["query_id"], {})
-        of_query[row["doc_id"]] = max(row["relevance"], of_query.get(row["doc_id"], row["relevance"]))
+        grades, doc_id = judgements[repr(row["query_id"])], repr(row["doc_id"])
+        grades[doc_id] = max(row["relevance"], grades.get(doc_id, 0))
+    evaluator = pytrec_eval.RelevanceEvaluator(judgements, {"ndcg_cut_10"})
     for tops in lists:
-        ranked: dict[str, list[str]] = {query: [] for query in judgements}
-        rows = tops.filter(pc.is_in(tops["query_id"], pa.array([*judgements]))).sort_by("rank")
-        for query, document in zip(rows["query_id"].to_pylist(), rows["doc_id"].to_pylist(), strict=True):
-            ranked[query].append(document)
-        yield list_figures([*ranked.values()], [*judgements.values()])[:, NAMES.index("nDCG@10")].tolist()
+        run: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        for row in tops.filter(pc.is_in(tops["query_id"], pc.unique(qrels["query_id"]))).to_pylist():
+            run[repr(row["query_id"])][repr(row["doc_id"])] = -float(row["rank"])
+        figures = evaluator.evaluate(run)
+        yield [figures[query]["ndcg_cut_10"] if query in figures else 0.0 for query in judgements]
