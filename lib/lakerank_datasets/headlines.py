@@ -10,9 +10,9 @@ from itertools import chain
 
 import numpy as np
 
-from lakerank.rerank.measures import NAMES
 from lakerank_evaluation.analysis.averages import Summaries
 from lakerank_evaluation.metrics.bootstrap import Summary, interval, query_hashes, resampled_sums
+from lakerank_evaluation.metrics.measures import NAMES
 from lakerank_evaluation.pairs import Pairs
 
 _COLUMNS = "benchmark dataset measure queries first_stage reranked low high against published"

@@ -86,7 +86,7 @@ def evaluate(
         logger.warning("run %s was made from other tables than run %s: %s", baseline.run_id, paths.run_id, names)
     inputs = _inputs(storage, config, paths, baseline)
     if more["lists"]:
-        from lakerank.rerank.position_bias import position_bias
+        from lakerank_evaluation.position_bias import position_bias
 
         job = resolve.rerank_job(config, paths.run_id, storage)
         inputs = replace(inputs, position_bias=position_bias(storage, job, inputs.tables.qrels, more["lists"]))

@@ -15,7 +15,6 @@ from lakerank.errors import SchemaError
 from lakerank.fingerprint import splitmix64
 from lakerank.ingest import datasets
 from lakerank.lake.storage import Storage
-from lakerank.rerank.measures import NAMES, Floats, Ints, QueryFigures, figures, perfect_ranks, random_baseline
 from lakerank_evaluation.analysis.averages import MODALITY, Slice, slices
 from lakerank_evaluation.analysis.calibration import Agreement, CalibrationBin, agreement, calibration
 from lakerank_evaluation.analysis.scores import (
@@ -31,6 +30,15 @@ from lakerank_evaluation.analysis.scores import (
 from lakerank_evaluation.blocks import Block
 from lakerank_evaluation.inputs import BENCHMARK_LABELS, Inputs
 from lakerank_evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES, SEED, Hashes, Summary, query_hashes
+from lakerank_evaluation.metrics.measures import (
+    NAMES,
+    Floats,
+    Ints,
+    QueryFigures,
+    figures,
+    perfect_ranks,
+    random_baseline,
+)
 from lakerank_evaluation.pairs import COUNTS, Pairs, pair_up
 from lakerank_evaluation.unmatched import Unlisted, Unmatched
 

@@ -19,9 +19,9 @@ from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.model.preprocess.images import small_jpeg
 from lakerank.records import RankedDocument
-from lakerank.rerank.measures import NAMES, PRIMARY
 from lakerank_evaluation.evaluation import Evaluation, JudgedQueries
 from lakerank_evaluation.inputs import NAME, Inputs
+from lakerank_evaluation.metrics.measures import NAMES, PRIMARY
 
 #: Queries shown of the largest gains and losses, and queries of each task of which the examples are chosen.
 _EXTREMES, _PER_TASK = 6, 48

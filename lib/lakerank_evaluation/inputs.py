@@ -53,7 +53,7 @@ class Totals:
 class Inputs:
     """The files to read. `ordered`: the candidates have a first-stage order; `dimensions`: the queries' columns that
     make slices; `labels`: all their extra columns to read; `models`: what the run's rerankers are called.
-    `position_bias`: of the run's lister, where somebody asked (see rerank/position_bias.py).
+    `position_bias`: of the run's lister, where somebody asked (see position_bias.py).
     """
 
     tables: LakeTables

@@ -14,13 +14,13 @@ from lakerank.lake.publication import last_published
 from lakerank.lake.ranked import query_texts
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.storage import Storage, join
-from lakerank.rerank.measures import PRIMARY, SECONDARY
 from lakerank.runner import Runner
 from lakerank_evaluation.blocks import read_blocks
 from lakerank_evaluation.evaluation import Evaluation, evaluate
 from lakerank_evaluation.examples import Example, choose, extremes, fetch_examples, fetch_rejects
 from lakerank_evaluation.inputs import Inputs
 from lakerank_evaluation.metrics.bootstrap import Difference
+from lakerank_evaluation.metrics.measures import PRIMARY, SECONDARY
 from lakerank_evaluation.reasons import shown_reasons
 from lakerank_evaluation.repetition import repetition, shown_clusters
 from lakerank_evaluation.report.html import render

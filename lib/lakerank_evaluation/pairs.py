@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
-from lakerank.rerank.measures import Bools, Floats, Ints
+from lakerank_evaluation.metrics.measures import Bools, Floats, Ints
 
 #: Names of the modalities by their codes: 1 for a text plus 2 for an image.
 MODALITY_NAMES = ("nothing", "text", "image", "text+image")

@@ -29,10 +29,10 @@ from lakerank.lake.columns import decode_text
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.records import Candidate, Document, DocumentGroup, Query, Reject, Reranker, ScoredPair
-from lakerank.rerank.measures import PRIMARY, QueryFigures, list_figures, list_random_baseline
 from lakerank_evaluation.analysis.averages import Slice
 from lakerank_evaluation.inputs import LakeTables
 from lakerank_evaluation.metrics.bootstrap import Summary, query_hashes
+from lakerank_evaluation.metrics.measures import PRIMARY, QueryFigures, list_figures, list_random_baseline
 from lakerank_evaluation.pairs import MODALITY_NAMES
 from lakerank_evaluation.rows import attribute_batches
 

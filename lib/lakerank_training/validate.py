@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lakerank.rerank.measures import NAMES, PRIMARY, list_figures
+from lakerank_evaluation.metrics.measures import NAMES, PRIMARY, list_figures
 from lakerank_training.batches import TrainingStage
 from lakerank_training.dataset import Dataset, Rows, Table
 from lakerank_training.inputs import EncodedDataset

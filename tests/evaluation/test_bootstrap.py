@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lakerank.rerank.measures import NAMES, RANDOM_BASELINE, QueryFigures
 from lakerank_evaluation.metrics.bootstrap import FEWEST_QUERIES, Summary, query_hashes, resampled_sums, weights
+from lakerank_evaluation.metrics.measures import NAMES, RANDOM_BASELINE, QueryFigures
 
 
 def hashes(queries):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ir_measures import AP, RR, Judged, R, Success, nDCG
 
-from lakerank.rerank.measures import (
+from lakerank_evaluation.metrics.measures import (
     NAMES,
     RANDOM_BASELINE,
     QueryFigures,

@@ -19,13 +19,13 @@ from lakerank.errors import EvaluationError
 from lakerank.lake.storage import Storage
 from lakerank.limits import Listwise
 from lakerank.records import CandidateList, Document, Query
-from lakerank.rerank.position_bias import position_bias
 from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.run import Rerank, run
 from lakerank.rerank.stage import Stage
 from lakerank.runner import LocalRunner
 from lakerank.schemas import QRELS
+from lakerank_evaluation.position_bias import position_bias
 
 from .conftest import HashLister, HashListFactory, Lake
 
@@ -214,7 +214,7 @@ def test_position_bias_is_measured_on_new_lists_and_reused_ones(storage, publish
     assert [[query, ids[::-1]] for query, ids in orders[0]] == orders[1]
     assert [[query, sorted(ids)] for query, ids in orders[0]] == [[query, sorted(ids)] for query, ids in orders[2]]
     assert [ids for _, ids in orders[2]] != [ids for _, ids in orders[0]]
-    assert (bias["lists"], bias["judged"]) == (12, 1)
+    assert (bias["sampled"], bias["lists"], bias["judged"]) == (12, 12, 1)
     top = {query: [row["doc_id"] for row in rows[:5]] for query, rows in ranked.items()}
     rank = {order: expected(lake, lists) for order, lists in zip(("given", "reversed"), orders, strict=False)}
     assert rank["given"] == top, "the same lists give the run's own order"

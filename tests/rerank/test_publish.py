@@ -56,7 +56,7 @@ def test_a_run_like_the_last_one_has_not_moved_at_all(runner, storage, published
 
 
 def judge_second_documents(lake, run_id: str) -> None:
-    """Judgements that like the second document of each of five lists of a run; two queries are in no table, and have a NUL."""
+    """Judgements that like the second document of each of five lists of a run; two queries, of no table, have a NUL."""
     liked = [row for row in lake.ranked(run_id) if row["rank"] == 2][:5]
     rows = [{"query_id": row["query_id"], "doc_id": row["doc_id"], "relevance": 1} for row in liked]
     rows += [{"query_id": f"not in\0{lake}", "doc_id": "d00", "relevance": 1} for lake in ("the lake", "a lake")]

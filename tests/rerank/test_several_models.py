@@ -159,11 +159,13 @@ def test_the_tops_of_lists_are_ranked_together(runner, tmp_path_factory):
     assert set(reasons.values()) == {"modality_unsupported"}
     words = [word for setting in model for word in ("--set", setting)]
     last = invoke(evaluate, "listwise.yaml", folder, "--run-id", "lists", "--position-bias", "5", *words)
-    assert last["position_bias"]["lists"] == 2, "nothing can be read of the third"
-    assert -1 <= last["position_bias"]["reversed"]["kendall_tau"] < 1
+    bias = last["position_bias"]
+    assert (bias["sampled"], bias["lists"]) == (3, 2), "nothing can be read of the third"
+    assert -1 <= bias["reversed"]["kendall_tau"] < 1
     report = (folder / "out" / "runs" / "lists" / "report.html").read_text()
     assert "3 lists, 3 of them new" in report
     assert "Position bias</h2>" in report
+    assert "Nothing can be read of 1 more of the sample." in report
 
 
 def scores(folder: Path, query_id: str) -> list[tuple[str, float]]:

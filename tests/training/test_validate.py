@@ -13,7 +13,7 @@ import pytest
 from lakerank import Document, Query, load_reranker
 from lakerank.errors import ConfigError
 from lakerank.limits import Limits
-from lakerank.rerank.measures import NAMES, PRIMARY, list_figures
+from lakerank_evaluation.metrics.measures import NAMES, PRIMARY, list_figures
 from lakerank_training.config import load_train_config
 from lakerank_training.run import read_inputs, run_training
 from lakerank_training.validate import DIRECTIONS, draw_grid, mean_ndcg

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lakerank.rerank.measures import Floats, Ints
 from lakerank_evaluation.analysis.scores import ScoredPairs
+from lakerank_evaluation.metrics.measures import Floats, Ints
 
 _BINS = 10
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lakerank.fingerprint import splitmix64
-from lakerank.rerank.measures import Bools, Floats
 from lakerank_evaluation.metrics.bootstrap import Hashes
+from lakerank_evaluation.metrics.measures import Bools, Floats
 from lakerank_evaluation.pairs import MODALITY_NAMES, Pairs
 
 #: Pairs kept of each stratum, which are alike in STRATUM: all where there are no more.

@@ -1,1 +1,1 @@
-"""Metrics over ranked lists and their confidence intervals."""
+"""Measures of ranked lists and their confidence intervals."""

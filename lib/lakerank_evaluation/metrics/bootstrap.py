@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.special import stdtr
 
 from lakerank.fingerprint import splitmix64
-from lakerank.rerank.measures import NAMES, RANDOM_BASELINE, Floats, QueryFigures
+from lakerank_evaluation.metrics.measures import NAMES, RANDOM_BASELINE, Floats, QueryFigures
 
 #: Resamples; with a fixed seed an interval is a function of the figures alone.
 RESAMPLES = 1000

@@ -17,12 +17,12 @@ from markupsafe import Markup
 
 from lakerank.credentials import redacted
 from lakerank.logs import duration
-from lakerank.rerank.measures import NAMES, PRIMARY, SECONDARY
 from lakerank_evaluation.analysis.averages import MODALITY, TASK_AND_SLICE, by_size
 from lakerank_evaluation.analysis.calibration import LEAST_KAPPA
 from lakerank_evaluation.evaluation import Evaluation
 from lakerank_evaluation.examples import thumbnail
 from lakerank_evaluation.metrics.bootstrap import FEWEST_QUERIES, LEVEL, RESAMPLES
+from lakerank_evaluation.metrics.measures import NAMES, PRIMARY, SECONDARY
 from lakerank_evaluation.pairs import InputTable
 from lakerank_evaluation.report.plots import Plots
 from lakerank_evaluation.report.verdict import verdict

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lakerank.ingest import datasets
-from lakerank.rerank.measures import PRIMARY, Floats
 from lakerank_evaluation.analysis.scores import IMAGE, STAGES, TEXT, Gap, Weighted, bins, scores_of
 from lakerank_evaluation.evaluation import Evaluation
+from lakerank_evaluation.metrics.measures import PRIMARY, Floats
 from lakerank_evaluation.pairs import MODALITY_NAMES
 
 _PNG_DPI = 160

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from lakerank.lake.tables import parquet_bytes
-from lakerank.rerank.measures import NAMES, PRIMARY
 from lakerank_evaluation.analysis.averages import DIMENSIONS
 from lakerank_evaluation.evaluation import PUBLISHED, STORED_NAMES, Evaluation, JudgedQueries
+from lakerank_evaluation.metrics.measures import NAMES, PRIMARY
 from lakerank_evaluation.pairs import COUNTS
 
 #: Queries of the page's table, at most.

@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from lakerank.cli.cells import fit, one_line
-from lakerank.rerank.measures import PRIMARY, SECONDARY
 from lakerank_evaluation.analysis.averages import MODALITY, Slice, by_size
 from lakerank_evaluation.evaluation import Evaluation
 from lakerank_evaluation.examples import Example, ListedDocument
 from lakerank_evaluation.metrics.bootstrap import LEVEL
+from lakerank_evaluation.metrics.measures import PRIMARY, SECONDARY
 from lakerank_evaluation.report.verdict import verdict
 
 WIDTH = 100
@@ -78,7 +78,9 @@ def _position_bias(evaluation: Evaluation) -> list[str]:
     """How other orders of the lister's input change its lists, a line an order."""
     if (bias := evaluation.inputs.position_bias) is None:
         return []
-    lines = [f"Position bias of {bias['lists']:,} lists, {bias['judged']:,} of them judged:"]
+    unread = bias["sampled"] - bias["lists"]
+    others = f"; nothing can be read of {unread:,} other{'s' * (unread > 1)} of the sample" if unread else ""
+    lines = [f"Position bias of {bias['lists']:,} lists, {bias['judged']:,} of them judged{others}:"]
     for order in ("given", "reversed", "shuffled"):
         figures = ((name, value) for name, value in bias[order].items() if value is not None)
         lines.append(f"  {order:<9}" + "".join(f" {name} {value:.3f} " for name, value in figures))

@@ -9,10 +9,10 @@ from enum import StrEnum
 import numpy as np
 
 from lakerank.audit import labels_alike
-from lakerank.rerank.measures import PRIMARY
 from lakerank_evaluation.analysis.averages import Slice
 from lakerank_evaluation.analysis.scores import scores_of
 from lakerank_evaluation.evaluation import Evaluation
+from lakerank_evaluation.metrics.measures import PRIMARY
 
 #: Shares from which on the advice mentions rejects, cut texts, and documents that nobody has judged.
 _REJECTED, _TRUNCATED, _UNJUDGED = 0.05, 0.2, 0.1

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lakerank.rerank.measures import Floats, Ints
 from lakerank_evaluation.analysis.scores import ScoredPairs
+from lakerank_evaluation.metrics.measures import Floats, Ints
 
 
 def held_out(pairs: ScoredPairs, predict: Callable[[ScoredPairs, ScoredPairs], Floats | Ints | None]) -> Floats | None:

@@ -10,8 +10,8 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from lakerank.errors import EvaluationError
-from lakerank.rerank.measures import Bools, Floats
 from lakerank_evaluation.analysis.scores import IMAGE, ScoredPairs, graded
+from lakerank_evaluation.metrics.measures import Bools, Floats
 from lakerank_training.fits.halves import held_out
 
 #: The pairs of each of two rerankers, by its name in `model:`.

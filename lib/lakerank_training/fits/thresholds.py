@@ -9,9 +9,9 @@ import numpy as np
 
 from lakerank.errors import EvaluationError
 from lakerank.ranking import labels
-from lakerank.rerank.measures import Floats, Ints
 from lakerank_evaluation.analysis.calibration import LEAST_KAPPA, Agreement, agreement
 from lakerank_evaluation.analysis.scores import ScoredPairs, graded, unjudged_are_0
+from lakerank_evaluation.metrics.measures import Floats, Ints
 from lakerank_training.fits.halves import held_out
 
 #: Labels of a lower one are worth little, as those below LEAST_KAPPA are.
