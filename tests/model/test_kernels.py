@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Qwen2VLConfig
+from transformers import Qwen2VLConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from checkpoints.encoders import write_modern
 from lakerank.model.config import read_config
@@ -20,6 +20,8 @@ from lakerank.model.engine.attention import attend_eager, varlen
 from lakerank.model.engine.budget import BUSY_TOKENS_GPU, decoder_bytes
 from lakerank.model.engine.encoder import PackedEncoder
 from lakerank.model.engine.layout import packed
+from lakerank.model.engine.vision import PackedVision
+from lakerank.model.preprocess.images import PatchShape
 from scale.gpu_trace import META, TEXT, Trace, generative, groups, ranker, trace
 
 #: GB a page of all kernels, unfused: what the engine is known to move, and a twentieth more.
@@ -107,14 +109,31 @@ def test_a_gpus_kernels_are_given_single_queries_as_others(dtype: torch.dtype) -
     assert [(end.shape, end.dtype) for end in ends] == [((4,), torch.int32)] * 2
 
 
-def test_images_share_their_kernels() -> None:
+def qwen2_vl() -> PackedVision:
     engine, _ = ranker(layers=2)
-    pixels = torch.empty(4096, 3, 14, 14, dtype=torch.uint8, device=META)
+    assert engine._vision is not None
+    return engine._vision
+
+
+def qwen3_vl() -> PackedVision:
+    """Its published width, with states of two layers passed on."""
+    vision = {"depth": 3, "deepstack_visual_indexes": [0, 1]}
+    with META:
+        network = Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=vision)).to(torch.bfloat16)
+    packed_vision = PackedVision(network, PatchShape(16))
+    packed_vision.varlen = varlen
+    return packed_vision
+
+
+@pytest.mark.parametrize("make", [qwen2_vl, qwen3_vl])
+def test_images_share_their_kernels(make: Callable[[], PackedVision]) -> None:
+    vision = make()
 
     def kernels(grids: Sequence[tuple[int, int]]) -> int:
-        counting = Trace()
-        with torch.inference_mode(), counting:
-            engine._vision.tokens(pixels, grids)
+        side = 16 if make is qwen3_vl else 14
+        pixels = torch.empty(4096, 3, side, side, dtype=torch.uint8, device=META)
+        with torch.inference_mode(), Trace() as counting:
+            vision.tokens(pixels, grids)
         return counting.kernels.total()
 
     assert kernels([(64, 64)]) == kernels([(16, 16)] * 16) == kernels([(32, 64), (64, 16), (16, 64)])

@@ -304,7 +304,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
     ),
     _prompted(
         "qwen3-vl-reranker",
-        2,
+        3,
         "Qwen3-VL-Reranker: Qwen3-VL's chat model asked for 'yes' or 'no' in its own prompt",
         accepts_images=True,
     ),

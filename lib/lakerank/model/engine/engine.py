@@ -26,7 +26,7 @@ from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix
 from lakerank.model.engine.device import to_device, to_host
 from lakerank.model.engine.layout import PAIR_QUERY, Layouts, Span, Varlen
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearProbe, LinearWeights, choose_linear
-from lakerank.model.engine.vision import ImageByImage, PackedVision
+from lakerank.model.engine.vision import PackedVision
 from lakerank.model.inputs import DocumentQueries, EncodedInput, Patches, RejectedInput
 from lakerank.model.preprocess.pipeline import BoundedCache
 from lakerank.records import RejectReason
@@ -78,7 +78,7 @@ class DocumentMajorEngine:
     def __init__(
         self,
         decoder: PackedDecoder,
-        vision: PackedVision | ImageByImage | None,
+        vision: PackedVision | None,
         *,
         encoder: DocumentEncoder | None = None,
         reproducible: bool = True,
@@ -99,7 +99,7 @@ class DocumentMajorEngine:
         self.layouts = Layouts(self._device, decoder.heads // decoder.kv_heads, kernel, query_block)
         if encoder is not None:
             encoder.layouts = self.layouts
-        if isinstance(vision, PackedVision):
+        if vision is not None:
             vision.varlen = varlen or choose_varlen(self._device, self.dtype, vision.heads, reproducible)
         self._query_images, self._document_images = (
             BoundedCache[Tensor](size, lambda tokens: tokens.nbytes) for size in image_cache_bytes

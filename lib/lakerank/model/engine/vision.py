@@ -1,18 +1,19 @@
-"""Vision encoders: Qwen2-VL's over the packed patches of several images, each alone in attention, and Qwen3-VL's.
+"""Vision encoders of Qwen2-VL and Qwen3-VL over the packed patches of several images, each alone in attention.
 
 Shapes: P patches, E their width, h the decoder's.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lakerank.model.engine.decoder import mlp_rows
 from lakerank.model.engine.device import to_device
@@ -26,108 +27,133 @@ from lakerank.model.preprocess.images import PatchShape
 SHARED_PATCHES = 1024
 
 
+class VisionLayer(NamedTuple):
+    """Weights of a layer, whose norms are before attention and MLP."""
+
+    norm: nn.LayerNorm
+    mlp_norm: nn.LayerNorm
+    activation: Callable[[Tensor], Tensor]
+    query_key_value: LinearWeights  # (3 E, E)
+    out: LinearWeights
+    up: LinearWeights
+    down: LinearWeights
+
+
+class Merger(NamedTuple):
+    """Makes one visual token of merge² patches; the norm is of each patch or, as wide as all, of them joined."""
+
+    norm: nn.LayerNorm
+    first: LinearWeights  # (merge² E, merge² E)
+    last: LinearWeights  # (h, merge² E)
+
+
 class PackedVision:
-    """Visual tokens of images, by transformers' Qwen2-VL. Without gradients; to be used by one thread."""
+    """Visual tokens of images, by transformers' Qwen2-VL or Qwen3-VL. Without gradients; to be used by one thread.
+
+    Qwen3-VL adds learned positions to patches, and passes states of some layers on to the decoder's first (DeepStack).
+    """
 
     def __init__(self, network: Any, shape: PatchShape) -> None:
         visual = network.model.visual
-        embed = visual.patch_embed.proj.weight
-        self._shape, self._blocks, self._merger = shape, visual.blocks, visual.merger
-        self._heads = network.config.vision_config.num_heads
-        self.heads = (self._heads, self._heads, len(visual.blocks[0].attn.proj.weight) // self._heads)
-        self.varlen: Varlen | None = None
+        embed = visual.patch_embed.proj
         # A still image is in every frame: its patches are multiplied with the sum of the frames' weights.
-        self._embed = embed.float().sum(dim=2).flatten(1).to(embed.dtype)  # (E, 3 * side²)
-        self._mean, self._std = _channel_statistics(shape, embed.device)
+        summed = embed.weight.float().sum(dim=2).flatten(1).to(embed.weight.dtype)  # (E, 3 * side²)
+        self._shape, self._embed = shape, LinearWeights(summed, embed.bias)
+        self._learned = visual.pos_embed.weight.float() if hasattr(visual, "pos_embed") else None  # (places, E)
+        self._layers = [_read_layer(block) for block in visual.blocks]
+        self._merger = _read_merger(visual.merger)
+        deep = zip(
+            getattr(visual, "deepstack_visual_indexes", ()), getattr(visual, "deepstack_merger_list", ()), strict=True
+        )
+        self._deep = {number: _read_merger(merger) for number, merger in deep}
+        heads = network.config.vision_config.num_heads
+        self.heads = (heads, heads, len(self._layers[0].out.weight) // heads)
+        self.varlen: Varlen | None = None
+        self._mean, self._std = _channel_statistics(shape, summed.device)
         rotary = visual.rotary_pos_emb
         self._rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, torch.float32)
-        self._mlp_rows = mlp_rows(embed.device)
+        self._mlp_rows = mlp_rows(summed.device)
         self.linear = BatchInvariantLinear()
 
     def weights(self) -> Iterator[LinearWeights]:
-        """All weights but those of later blocks, which have the first one's shapes."""
-        block = self._blocks[0]
-        yield LinearWeights(self._embed, None)
-        for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2, *self._merger_linears()):
-            yield LinearWeights(linear.weight, linear.bias)
+        """All weights but those of later layers and mergers, which have the first one's shapes."""
+        layer, merger = self._layers[0], self._merger
+        yield from (self._embed, layer.query_key_value, layer.out, layer.up, layer.down, merger.first, merger.last)
 
     def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """Visual tokens (P / merge², h) of each image: uint8 patches (P_total, 3, side, side), concatenated."""
+        """Visual tokens (P / merge², h) of each image: uint8 patches (P_total, 3, side, side), concatenated.
+
+        Of Qwen3-VL with the features for the decoder's first n layers behind: (P / merge², (1 + n) * h).
+        """
         counts = [rows * columns for rows, columns in grids]
         padding = self.linear.padded(len(pixels)) - len(pixels)
-        hidden = self.linear(self._values(pixels, padding), self._embed)
+        hidden = self.linear(self._values(pixels, padding), *self._embed)
+        if self._learned is not None:
+            hidden.add_(self._interpolated(self._learned, grids, padding))
         rotation = self._rotation(grids, padding)
         layout: Packed | list[Tensor]
         if self.varlen is None:
             layout = _attention_layout(counts, hidden.device)
         else:
             layout = packed_rows(self.varlen, counts, len(hidden), hidden.device)
-        for block in self._blocks:
-            hidden = self._attention(block, block.norm1(hidden), rotation, layout).add_(hidden)
+        deep: list[Tensor] = []
+        for number, layer in enumerate(self._layers):
+            hidden = self._attention(layer, layer.norm(hidden), rotation, layout).add_(hidden)
             for part in self.linear.split(hidden, self._mlp_rows):
-                part.add_(self._mlp(block, block.norm2(part)))
-        merged = self._merge(hidden[: len(pixels)])
+                part.add_(self._mlp(layer, layer.mlp_norm(part)))
+            if number in self._deep:
+                deep.append(self._merge(self._deep[number], hidden[: len(pixels)]))
+        merged = torch.cat([self._merge(self._merger, hidden[: len(pixels)]), *deep], dim=1)
         return list(torch.split(merged, [count // self._shape.merge**2 for count in counts]))
 
     def _values(self, pixels: Tensor, padding: int) -> Tensor:
         """Normalised pixels of each patch, in the network's dtype: (P, 3, side, side) -> (P + padding, 3 * side²)."""
         values = pixels.float().mul_(1 / 255).sub_(self._mean).div_(self._std)
-        return F.pad(values.flatten(1), (0, 0, 0, padding)).to(self._embed.dtype)
+        return F.pad(values.flatten(1), (0, 0, 0, padding)).to(self._embed.weight.dtype)
+
+    def _interpolated(self, learned: Tensor, grids: Sequence[Grid], padding: int) -> Tensor:
+        """What is added to patches for their places: (P + padding, E), in the network's dtype."""
+        taps = [position_taps(grid, self._shape.merge, math.isqrt(len(learned))) for grid in grids]
+        parts = (np.pad(np.concatenate(part), ((0, padding), (0, 0))) for part in zip(*taps, strict=True))
+        index, shares = (to_device(part, learned.device) for part in parts)
+        return F.embedding_bag(index, learned, per_sample_weights=shares, mode="sum").to(self._embed.weight.dtype)
 
     def _rotation(self, grids: Sequence[Grid], padding: int) -> Tensor:
         """(2, P + padding, 1, F): the first half of the frequencies follows a patch's row, the second its column."""
         places = [patch_positions(rows, columns, self._shape.merge) for rows, columns in grids]
         positions = np.concatenate([*places, np.zeros((2, padding), dtype=np.int64)], axis=1)
-        return patch_rotation(self._rotary, positions, self._embed.device)
+        return patch_rotation(self._rotary, positions, self._embed.weight.device)
 
-    def _attention(self, block: Any, normed: Tensor, rotation: Tensor, layout: Packed | list[Tensor]) -> Tensor:
-        qkv = self.linear(normed, block.attn.qkv.weight, block.attn.qkv.bias)
-        states = qkv.view(len(normed), 3 * self._heads, -1)  # (P, 3 * heads, D)
-        query, key = rotate(states[:, : 2 * self._heads], rotation).chunk(2, dim=1)
-        value = states[:, 2 * self._heads :]
-        out = _attend(query, key, value, layout)
-        return self.linear(out.flatten(1), block.attn.proj.weight, block.attn.proj.bias)
+    def _attention(self, layer: VisionLayer, normed: Tensor, rotation: Tensor, layout: Packed | list[Tensor]) -> Tensor:
+        heads, _, dim = self.heads
+        states = self.linear(normed, *layer.query_key_value).view(-1, 3 * heads, dim)
+        query, key = rotate(states[:, : 2 * heads], rotation).chunk(2, dim=1)
+        out = _attend(query, key, states[:, 2 * heads :], layout)
+        return self.linear(out.flatten(1), *layer.out)
 
-    def _mlp(self, block: Any, normed: Tensor) -> Tensor:
-        inner = self.linear(normed, block.mlp.fc1.weight, block.mlp.fc1.bias)
-        return self.linear(elementwise(block.mlp.act, inner), block.mlp.fc2.weight, block.mlp.fc2.bias)
+    def _mlp(self, layer: VisionLayer, normed: Tensor) -> Tensor:
+        return self.linear(elementwise(layer.activation, self.linear(normed, *layer.up)), *layer.down)
 
-    def _merge(self, hidden: Tensor) -> Tensor:
+    def _merge(self, merger: Merger, hidden: Tensor) -> Tensor:
         """(P, E) -> (P / merge², h)."""
-        first, last = self._merger_linears()
-        merged = self._merger.ln_q(hidden).view(-1, first.in_features)
-        padded = F.pad(merged, (0, 0, 0, self.linear.padded(len(merged)) - len(merged)))
-        inner = elementwise(self._merger.mlp[1], self.linear(padded, first.weight, first.bias))
-        return self.linear(inner, last.weight, last.bias)[: len(merged)]
-
-    def _merger_linears(self) -> tuple[Any, Any]:
-        return self._merger.mlp[0], self._merger.mlp[2]
+        count = len(hidden) // self._shape.merge**2
+        normed = merger.norm(hidden.view(-1, *merger.norm.normalized_shape)).view(count, -1)
+        padded = F.pad(normed, (0, 0, 0, self.linear.padded(count) - count))
+        return self.linear(elementwise(F.gelu, self.linear(padded, *merger.first)), *merger.last)[:count]
 
 
-class ImageByImage:
-    """Visual tokens of images by transformers' Qwen3-VL, each by itself. To be used by one thread."""
+def _read_layer(block: Any) -> VisionLayer:
+    activation = block.mlp.act if hasattr(block.mlp, "act") else block.mlp.act_fn
+    return VisionLayer(block.norm1, block.norm2, activation, *_linears(block.attn), *_linears(block.mlp))
 
-    def __init__(self, visual: Any, shape: PatchShape) -> None:
-        self._visual, self._shape = visual, shape
-        self._mean, self._std = _channel_statistics(shape, visual.pos_embed.weight.device)
-        self.linear = BatchInvariantLinear()
 
-    def weights(self) -> Iterator[LinearWeights]:
-        """None: images share no linear layer."""
-        yield from ()
+def _read_merger(merger: Any) -> Merger:
+    return Merger(merger.ln_q if hasattr(merger, "ln_q") else merger.norm, *_linears(merger))
 
-    def tokens(self, pixels: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """Of each image its visual tokens, with the features for the decoder's first n layers: (V, (1 + n) * h)."""
-        counts = [rows * columns for rows, columns in grids]
-        parts = zip(torch.split(pixels, counts), grids, strict=True)
-        return [self._one(part, grid) for part, grid in parts]
 
-    def _one(self, pixels: Tensor, grid: Grid) -> Tensor:
-        values = pixels.float().mul_(1 / 255).sub_(self._mean).div_(self._std)
-        frames = values.unsqueeze(2).expand(-1, -1, self._shape.frames, -1, -1)  # a still image fills every frame
-        grids = to_device(np.array([[1, *grid]]), pixels.device)
-        seen = self._visual(frames.flatten(1).to(self._visual.dtype), grid_thw=grids)
-        return torch.cat([seen.pooler_output, *seen.deepstack_features], dim=1)
+def _linears(module: nn.Module) -> list[LinearWeights]:
+    """Weights of a module's two linear layers, in their order."""
+    return [LinearWeights(part.weight, part.bias) for part in module.modules() if isinstance(part, nn.Linear)]
 
 
 def _channel_statistics(shape: PatchShape, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -140,6 +166,21 @@ def patch_positions(rows: int, columns: int, merge: int) -> np.ndarray:
     """Row and column of every patch, those of a visual token adjacent: (2, P)."""
     lattice = np.indices((rows, columns)).reshape(2, rows // merge, merge, columns // merge, merge)
     return lattice.transpose(0, 1, 3, 2, 4).reshape(2, -1)
+
+
+def position_taps(grid: Grid, merge: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each patch the four nearest of side² learned places, and what each counts: both (P, 4).
+
+    Bilinear, corners on corners. Source: transformers, `get_vision_interpolation_indices_and_weights`.
+    """
+    last = np.maximum(np.array(grid, dtype=np.float32)[:, None] - 1, 1)
+    exact = patch_positions(*grid, merge).astype(np.float32) * np.float32(side - 1) / last  # (2, P)
+    low = np.floor(exact)
+    row, column = np.stack([low, np.minimum(low + 1, side - 1)], axis=-1).astype(np.int64)  # (P, 2)
+    down, right = exact - low
+    index = row[:, :, None] * side + column[:, None]  # (P, 2, 2)
+    shares = np.stack([1 - down, down], axis=-1)[:, :, None] * np.stack([1 - right, right], axis=-1)[:, None]
+    return index.reshape(-1, 4), shares.reshape(-1, 4)
 
 
 def patch_rotation(table: RotaryTable, places: np.ndarray, device: torch.device) -> Tensor:

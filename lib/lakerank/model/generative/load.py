@@ -19,7 +19,7 @@ from lakerank.model.config import read_config
 from lakerank.model.engine.decoder import PackedDecoder, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.reranker import BatchedReranker
-from lakerank.model.engine.vision import ImageByImage, PackedVision
+from lakerank.model.engine.vision import PackedVision
 from lakerank.model.generative.config import STATED, read_patch_shape, read_prompt
 from lakerank.model.generative.tokenize import ChatTokenizer, check_vocabulary
 from lakerank.model.preprocess.images import PatchShape
@@ -63,11 +63,9 @@ def load(options: LoadOptions) -> BatchedReranker:
     return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias, launch=engine.overlapped)
 
 
-def vision_encoder(network: Any, shape: PatchShape) -> PackedVision | ImageByImage | None:
-    """The vision encoder of each kind of network, if it has one."""
-    if network.config.model_type == "qwen2_vl":
-        return PackedVision(network, shape)
-    return ImageByImage(network.model.visual, shape) if hasattr(network.model, "visual") else None
+def vision_encoder(network: Any, shape: PatchShape) -> PackedVision | None:
+    """The vision encoder of a network, if it has one."""
+    return PackedVision(network, shape) if hasattr(network.model, "visual") else None
 
 
 def load_language_model(
