@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -78,6 +79,21 @@ def with_engine(
     )
     engine.batcher.budget = budget or engine.batcher.budget
     return replace(load_reranker(str(checkpoint), device="cpu", dtype=dtype).reranker, engine=engine)
+
+
+@pytest.mark.parametrize(("dtype", "packs"), [("float32", platform.machine() == "x86_64"), ("bfloat16", False)])
+def test_products_on_a_cpu_are_of_packed_weights(tiny_checkpoint: Path, dtype: str, packs: bool) -> None:
+    """All of them, as they are probed, and nothing of them is in memory twice."""
+    network = load_network(tiny_checkpoint, read_settings(tiny_checkpoint, dtype))
+    decoder = PackedDecoder(network, ScoreHead.of_mlp(network.score))
+    probed = [weights for weights in decoder.weights() if weights.weight.dtype == network.dtype]
+    assert {weights.weight.is_mkldnn for weights in probed} == {packs}
+    layers, (heads, groups, dim) = decoder.weights(), (decoder.heads, decoder.kv_heads, decoder.head_dim)
+    assert {(heads * dim, decoder.hidden_size), (2 * groups * dim, decoder.hidden_size)} <= {
+        tuple(weights.weight.shape) for weights in layers
+    }, "the parts that the last layer computes apart"
+    matrices = [part for part in network.model.language_model.layers.parameters() if part.ndim == 2]
+    assert not (packs and matrices), "of the modules' own weights"
 
 
 @pytest.mark.parametrize("linear", [choose_linear, lambda _: BatchInvariantLinear(64)], ids=["probed", "blocks"])
@@ -175,6 +191,7 @@ def test_bits_do_not_depend_on_the_memory_that_is_free(
     linear = torch.nn.functional.linear
 
     def of_this_machine(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        weight = weight.to_dense() if weight.is_mkldnn else weight
         if len(rows) <= 512:
             return linear(rows, weight, bias)
         return linear(rows.double(), weight.double(), None if bias is None else bias.double()).to(rows.dtype)

@@ -69,7 +69,7 @@ def test_scores_in_a_lake_keep_the_name_of_their_scorer(tiny_checkpoint: Path) -
     settings = read_settings(tiny_checkpoint, "float32")
     provenance = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
     parts = {
-        "protocol": 3,
+        "protocol": 4,
         "weights": [file_hash(tiny_checkpoint / "model.safetensors")],
         "config": {key: value for key, value in settings.config.items() if key not in provenance},
         "tokenizer": file_hash(tiny_checkpoint / "tokenizer.json"),

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from lakerank.model.engine.findings import Findings
 from lakerank.model.engine.linear import (
@@ -68,6 +68,27 @@ def test_packed_weights_are_the_same(rows: int, bias: Tensor | None) -> None:
     packed = weights.packed()
     assert packed.weight.is_mkldnn == (platform.machine() == "x86_64")
     torch.testing.assert_close(product(states, *packed), F.linear(states, *weights), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_taken_from_modules_and_in_memory_once(dtype: torch.dtype, bias: bool) -> None:
+    modules = [nn.Linear(64, outputs, bias, dtype=dtype).requires_grad_(False) for outputs in (96, 32, 32)]
+    states = random(40, 64).to(dtype)
+    expected = torch.cat([module(states) for module in modules], dim=1)
+    joined = LinearWeights.taken(*modules)
+    places = {module.weight.untyped_storage().data_ptr() for module in modules if module.weight.numel()}
+    packs = platform.machine() == "x86_64" and dtype == torch.float32
+    assert (joined.weight.is_mkldnn, places) == (packs, set() if packs else {joined.weight.data_ptr()})
+    for rows in (slice(None), slice(None, 96), slice(96, None)):
+        result = product(states, *joined.rows(rows.start, rows.stop))
+        torch.testing.assert_close(result, expected[:, rows], atol=1e-5 if packs else 1e-2, rtol=0)
+
+
+def test_shapes_that_are_probed_may_be_packed_or_not() -> None:
+    weights = LinearWeights(random(96, 192), None)
+    probes = [LinearProbe(each, 1024) for each in (weights, weights.packed())]
+    assert choose_linear(probes) == choose_linear(probes[::-1])
 
 
 @pytest.mark.parametrize(

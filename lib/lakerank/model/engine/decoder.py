@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lakerank.model.engine.attention import KeyValues, query_attention
 from lakerank.model.engine.budget import decoder_bytes
@@ -54,16 +54,17 @@ class RMSNorm:
         return normed.to(rows.dtype)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DecoderLayer:
     """Weights of a layer, linear layers of the same input joined; queries and keys have norms or none.
 
-    `post_norm`, `post_mlp_norm`: of what attention and MLP add, where there are any. `kind`: of attention, which may
-    have rotary embeddings of its own.
+    `queries`: outputs of `query_key_value` that are queries, H * D. `post_norm`, `post_mlp_norm`: of what attention and
+    MLP add, where there are any. `kind`: of attention, which may have rotary embeddings of its own.
     """
 
     norm: RMSNorm
     query_key_value: LinearWeights  # ((H + 2 G) D, h)
+    queries: int
     query_norm: RMSNorm | None
     key_norm: RMSNorm | None
     out: LinearWeights  # (h, H D)
@@ -74,6 +75,16 @@ class DecoderLayer:
     post_norm: RMSNorm | None
     post_mlp_norm: RMSNorm | None
     kind: str
+
+    @cached_property
+    def query(self) -> LinearWeights:
+        """(H D, h), where queries are computed of few rows."""
+        return self.query_key_value.rows(None, self.queries)
+
+    @cached_property
+    def key_value(self) -> LinearWeights:
+        """(2 G D, h), where nothing attends."""
+        return self.query_key_value.rows(self.queries, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +122,8 @@ class ScoreHead:
     """
 
     def __init__(self, output: LinearWeights, inner: LinearWeights | None = None) -> None:
-        self._output = output.float()
-        self._inner = None if inner is None else inner.float()
+        self._output = output.float().packed() if len(output.weight) > 1 else output.float()  # one output is a sum
+        self._inner = None if inner is None else inner.float().packed()
 
     @classmethod
     def of_mlp(cls, score: Any) -> ScoreHead:
@@ -136,7 +147,7 @@ class ScoreHead:
         return 2.0 * sum(layer.weight.numel() for layer in layers)
 
     def weights(self) -> Iterator[LinearWeights]:
-        """Weights of its matrix products; one output is a sum."""
+        """Weights of its matrix products."""
         if self._inner is not None:
             yield self._inner
         if len(self._output.weight) > 1:
@@ -151,7 +162,7 @@ class ScoreHead:
 class PackedDecoder:
     """Prefixes of documents, and logits of queries on them. Without gradients; to be used by one thread.
 
-    `network` is one of transformers', without its language head.
+    `network` is one of transformers', without its language head, whose weights it takes.
     """
 
     def __init__(self, network: Any, head: ScoreHead) -> None:
@@ -175,9 +186,9 @@ class PackedDecoder:
         self._mlp_rows = mlp_rows(self.device)
 
     def weights(self) -> Iterator[LinearWeights]:
-        """Weights of the first layer, whose shapes all layers have, and of the score head."""
-        layer = self._layers[0]
-        yield from (layer.query_key_value, layer.out, layer.gate_up, layer.down)
+        """Weights of the first layer, whose shapes all layers have, of the last one's parts, and of the score head."""
+        layer, last = self._layers[0], self._layers[-1]
+        yield from (layer.query_key_value, layer.out, layer.gate_up, layer.down, last.query, last.key_value)
         yield from self.head.weights()
 
     def embed(self, token_ids: Tensor, visual_rows: Tensor | None = None, visual: Tensor | None = None) -> Embeddings:
@@ -287,15 +298,13 @@ class PackedDecoder:
 
     def _key_value(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor | None) -> KeyValues:
         """(M, h) -> keys, rotated where there is a rotation, and values, both (M, G, D)."""
-        weights = layer.query_key_value.rows(self.heads * self.head_dim, None)
-        key, value = self.linear(normed, *weights).view(len(normed), -1, self.head_dim).chunk(2, dim=1)
+        key, value = self.linear(normed, *layer.key_value).view(len(normed), -1, self.head_dim).chunk(2, dim=1)
         key = key if layer.key_norm is None else layer.key_norm(key)
         return key if rotation is None else rotate(key, rotation), value
 
     def _query(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor) -> Tensor:
         """(M, h) -> rotated queries (M, H, D)."""
-        weights = layer.query_key_value.rows(None, self.heads * self.head_dim)
-        query = self.linear(normed, *weights).view(len(normed), -1, self.head_dim)
+        query = self.linear(normed, *layer.query).view(len(normed), -1, self.head_dim)
         return rotate(query if layer.query_norm is None else layer.query_norm(query), rotation)
 
     def _after_attention(self, layer: DecoderLayer, hidden: Tensor, attended: Tensor) -> Tensor:
@@ -329,13 +338,14 @@ def _read_layer(layer: Any) -> DecoderLayer:
     gemma = hasattr(layer, "pre_feedforward_layernorm")
     return DecoderLayer(
         norm=RMSNorm(layer.pre_self_attn_layernorm if gemma else layer.input_layernorm),
-        query_key_value=_join([attention.q_proj, attention.k_proj, attention.v_proj]),
+        query_key_value=LinearWeights.taken(attention.q_proj, attention.k_proj, attention.v_proj),
+        queries=attention.q_proj.out_features,
         query_norm=RMSNorm(attention.q_norm) if hasattr(attention, "q_norm") else None,
         key_norm=RMSNorm(attention.k_norm) if hasattr(attention, "k_norm") else None,
-        out=LinearWeights(attention.o_proj.weight, attention.o_proj.bias),
+        out=LinearWeights.taken(attention.o_proj),
         mlp_norm=RMSNorm(layer.pre_feedforward_layernorm if gemma else layer.post_attention_layernorm),
-        gate_up=_join([mlp.gate_proj, mlp.up_proj]),
-        down=LinearWeights(mlp.down_proj.weight, mlp.down_proj.bias),
+        gate_up=LinearWeights.taken(mlp.gate_proj, mlp.up_proj),
+        down=LinearWeights.taken(mlp.down_proj),
         activation=mlp.act_fn,
         post_norm=RMSNorm(layer.post_self_attn_layernorm) if gemma else None,
         post_mlp_norm=RMSNorm(layer.post_feedforward_layernorm) if gemma else None,
@@ -346,16 +356,3 @@ def _read_layer(layer: Any) -> DecoderLayer:
 def _rotary_table(rotary: Any, kind: str, dtype: torch.dtype) -> RotaryTable:
     prefix = f"{kind}_" if kind else ""
     return RotaryTable(getattr(rotary, f"{prefix}inv_freq"), getattr(rotary, f"{prefix}attention_scaling"), dtype)
-
-
-def _join(linears: Sequence[nn.Linear]) -> LinearWeights:
-    """Concatenated weights; the modules' weights become views of them, so that memory is not doubled."""
-    weight = torch.cat([linear.weight.detach() for linear in linears])
-    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-    joined = LinearWeights(weight, torch.cat(biases) if biases else None)
-    ends = [0, *accumulate(linear.out_features for linear in linears)]
-    for linear, (start, stop) in zip(linears, pairwise(ends), strict=True):
-        linear.weight.data, bias = joined.rows(start, stop)
-        if bias is not None:
-            linear.bias.data = bias
-    return joined

@@ -11,11 +11,12 @@ import logging
 import platform
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lakerank.model.engine.findings import Findings
 
@@ -58,9 +59,28 @@ class LinearWeights(NamedTuple):
     weight: Tensor
     bias: Tensor | None
 
+    @classmethod
+    def taken(cls, *linears: nn.Linear) -> LinearWeights:
+        """Those of layers of one input, joined and packed; so that memory is not doubled, each module has views of them
+        or, where they are packed, no weights any more.
+        """
+        weights = [linear.weight.detach() for linear in linears]
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        joined = cls(torch.cat(weights) if len(weights) > 1 else weights[0], torch.cat(biases) if biases else None)
+        packed = joined.packed()
+        views = joined._replace(weight=weights[0].new_empty(0)) if packed.weight.is_mkldnn else joined
+        for linear, (start, stop) in zip(linears, pairwise([0, *accumulate(map(len, weights))]), strict=True):
+            linear.weight.data, bias = views.rows(start, stop)
+            if bias is not None:
+                linear.bias.data = bias
+        return packed
+
     def rows(self, start: int | None, stop: int | None) -> LinearWeights:
-        """Views of the weights of outputs `start` to `stop`."""
-        return LinearWeights(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
+        """The weights of outputs `start` to `stop`: views or, of packed ones, packed anew."""
+        bias = None if self.bias is None else self.bias[start:stop]
+        if self.weight.is_mkldnn:
+            return LinearWeights(self.weight.to_dense()[start:stop], bias).packed()
+        return LinearWeights(self.weight[start:stop], bias)
 
     def packed(self) -> LinearWeights:
         """In oneDNN's own layout, for `product` alone, where it is there: on AMD's processors twice as fast as MKL."""
@@ -143,13 +163,13 @@ def choose_linear(
     default is those of this machine, and none for another function than torch's.
     """
     ordered = sorted(probes, key=lambda probe: probe.most_rows)  # of those alike, the one with the most rows stays
-    distinct = {(p.weights.weight.shape, p.weights.weight.dtype, p.weights.bias is None): p for p in ordered}.values()
+    distinct = {str(probe.describe()[:-1]): probe for probe in ordered}.values()
     cpu = next(iter(distinct)).weights.weight.device.type == "cpu"
     if findings is None and cpu and function is product:
         findings = Findings.here()
     if findings is None:
         return _probe(distinct, function, cpu)[0]
-    tried = {"linear": _PROBE, "shapes": sorted(map(LinearProbe.describe, distinct))}
+    tried = {"linear": _PROBE, "shapes": sorted(map(LinearProbe.describe, distinct), key=str)}
     kept = findings.read(tried)
     for block, min_rows in _CPU_RESULTS:
         if kept == [block, min_rows]:
