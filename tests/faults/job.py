@@ -15,7 +15,6 @@ import re
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +106,6 @@ class HashReranker:
     pause_s: float
     kill_worker: tuple[str, str] | None
     stop_worker: tuple[str, list[str]] | None
-    load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     counters: Work = field(default_factory=lambda: Work())
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:

@@ -131,7 +131,7 @@ def test_a_worker_gives_back_what_another_scorer_held(cuda: FakeCuda) -> None:
     worker = _Worker()
     for number, scorer in enumerate(("first", "first", "second", "third")):
         job: Any = SimpleNamespace(scorer=scorer, device="cuda:1", factory=load)
-        assert worker.reranker(job).device == "cuda:1"
+        assert worker.reranker(job)[0].device == "cuda:1"
         assert (len(loaded), cuda.emptied) == (max(1, number), max(0, number - 1))
 
 

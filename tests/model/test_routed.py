@@ -37,7 +37,7 @@ class Hashing:
     name: str
     fingerprint: str = ""
     logit_bias: float = 0.0
-    load_id: str = ""
+    gpu: str = "GPU of texts"
     counters: Seen = field(default_factory=Seen)
 
     def logit(self, query: Query, document: Document) -> float:
@@ -114,6 +114,7 @@ def test_work_is_that_of_both():
     group = DocumentGroup(Document("d", "a"), (Query("q", "a"), Query("p", image=b"png")))
     assert len([*reranker.score_groups([group])]) == 2
     assert reranker.counters.computed == 2
+    assert reranker.gpu == "GPU of texts", "a manifest names it"
 
 
 @pytest.fixture(scope="module")

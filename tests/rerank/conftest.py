@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -47,7 +46,6 @@ class HashReranker:
 
     salt: str = ""
     gpu: str | None = None
-    load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     counters: HashWork = field(default_factory=lambda: HashWork())
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:
@@ -83,7 +81,6 @@ class HashLister:
 
     log: str | None = None
     dies: str | None = None
-    load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     counters: HashWork = field(default_factory=HashWork)
 
     def score_lists(self, lists: Iterable[CandidateList]) -> Iterator[ScoredPair | Reject]:

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +59,6 @@ class DecodingReranker:
     """Decodes images as models do, and dies of one; the logit is the place of its colour."""
 
     dies: bool
-    load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     counters: Any = field(default_factory=lambda: SimpleNamespace(computed=0, pairwise=0))
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:

@@ -16,7 +16,6 @@ import struct
 import sys
 import tempfile
 import time
-import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -60,7 +59,6 @@ class SleepingReranker:
 
     turn: Path
     tokens_per_second: float
-    load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     counters: zipf_lake.FreeWork = field(default_factory=zipf_lake.FreeWork)
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:

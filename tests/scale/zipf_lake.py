@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -41,7 +40,6 @@ class FreeWork:
 class FreeReranker:
     """Scores a pair by a checksum of its ids: what is measured is everything else."""
 
-    load_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     counters: FreeWork = field(default_factory=FreeWork)
 
     def score_groups(self, groups: Iterable[DocumentGroup]) -> Iterator[ScoredPair | Reject]:

@@ -44,14 +44,10 @@ class TokenCounters(Protocol):
 
 
 class LoadedScorer(Protocol):
-    """A scorer in memory: `fingerprint` names it, `load_id` this loading of it.
-
-    Relevance = sigmoid(logit - `logit_bias`).
-    """
+    """A scorer in memory, named by its `fingerprint`: relevance = sigmoid(logit - `logit_bias`)."""
 
     fingerprint: str
     logit_bias: float
-    load_id: str
 
     @property
     def counters(self) -> TokenCounters: ...

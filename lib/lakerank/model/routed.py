@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
@@ -106,7 +105,7 @@ class RoutedReranker:
     ) -> None:
         self.fingerprint = fingerprint
         self.logit_bias = 0.0
-        self.load_id = uuid.uuid4().hex
+        self.gpu = getattr(text.reranker, "gpu", None)
         self._text, self._image = text, image
         self._buffered_pairs, self._buffered_bytes = buffered_pairs, buffered_bytes
 

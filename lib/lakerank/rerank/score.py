@@ -11,6 +11,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, cast
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -165,11 +166,11 @@ class _Worker(threading.local):
     documents = RowGroupCache(QUERY_CACHE_BYTES)  # of lists: one comes in many
 
     def __init__(self) -> None:
-        self.rerankers: dict[tuple[str, str], LoadedScorer] = {}
+        self.rerankers: dict[tuple[str, str], tuple[LoadedScorer, str]] = {}
         self.sources: dict[str, dict[str, dict[str, TableFile]]] = {}
 
-    def reranker(self, job: ScoringJob) -> LoadedScorer:
-        """The reranker for this job on its device, loaded by the first task."""
+    def reranker(self, job: ScoringJob) -> tuple[LoadedScorer, str]:
+        """The reranker for this job on its device, loaded by the first task, and what names this loading of it."""
         key = (job.scorer, job.device)
         if key not in self.rerankers:
             if self.rerankers:
@@ -178,7 +179,7 @@ class _Worker(threading.local):
                 self.rerankers.clear()  # another scorer's weights would hold the device's memory
                 release_memory()
             with _loading:
-                self.rerankers[key] = job.factory(job.device)
+                self.rerankers[key] = job.factory(job.device), uuid4().hex
         return self.rerankers[key]
 
     def files(self, storage: Storage, job: ScoringJob) -> Sources:
@@ -233,7 +234,7 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
         except CorruptScoreFile as error:
             logger.warning("%s: deleted, to be scored again", error)
             storage.delete(unit_address(job.output, job.scorer, unit))
-    reranker = _worker.reranker(job)
+    reranker, load_id = _worker.reranker(job)
     started = time.monotonic()
     before = (reranker.counters.computed, reranker.counters.pairwise)
     address = join(job.units_folder, f"{unit}.parquet")
@@ -266,7 +267,7 @@ def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) ->
     logger.log(level, "scored %d pairs of %d documents in %.1f s", rows.num_rows, len(plan), seconds)
     read = len(plan) - (states.reused if states else 0)
     gpu = getattr(reranker, "gpu", None)
-    return one_row(UNIT_REPORT, unit, rows.num_rows, reranker.load_id, gpu, seconds, computed, pairwise, read)
+    return one_row(UNIT_REPORT, unit, rows.num_rows, load_id, gpu, seconds, computed, pairwise, read)
 
 
 def candidate_lists(groups: Iterable[DocumentGroup]) -> Iterator[CandidateList]:

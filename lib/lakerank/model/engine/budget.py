@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,8 @@ def batched(sized: Iterable[tuple[T, int]], most: Callable[[], int], most_items:
 class MicroBatcher:
     """Runs a network within a memory budget: with smaller micro-batches, or on fewer items, when memory runs out.
 
-    `budget` is that of the micro-batches to come; `counters` and `timer` count what was run.
+    `budget` is that of the micro-batches to come; `counters` and `timer` count what was run. `lock`: of whoever runs
+    networks on it, one at a time.
     """
 
     def __init__(self, device: torch.device, budget: Budget, threads: int = 1) -> None:
@@ -154,6 +156,7 @@ class MicroBatcher:
         self.timer = DeviceTimer(device, self.counters, threads)
         self._device = device
         self.gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None  # its model
+        self.lock = threading.Lock()
 
     def run(
         self,

@@ -6,11 +6,9 @@ Families differ in its engine and preprocessor.
 from __future__ import annotations
 
 import math
-import threading
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lakerank.model.engine.budget import MicroBatcher, batched
@@ -56,7 +54,7 @@ def whole_pair(query: EncodedInput, document: EncodedInput) -> PairLengths:
 class BatchedReranker:
     """Scores document groups, many at a time; see `load_reranker`.
 
-    `logit_bias`: relevance = sigmoid(logit - logit_bias). `fingerprint` names the scorer, `load_id` this loading of it.
+    `logit_bias`: relevance = sigmoid(logit - logit_bias). `fingerprint` names the scorer.
     `launch`: starts to score inputs, and returns what waits for the outcomes; a call is then launched before those of
     the one before it are read, so that the device never waits. None: `engine.score`, which returns when it is done.
     `lengths`: what a query's and a document's tokens make of a pair. `state_dtype`: of the states of documents that it
@@ -70,8 +68,6 @@ class BatchedReranker:
     lengths: Callable[[EncodedInput, EncodedInput], PairLengths] = whole_pair
     state_dtype: str | None = None
     launch: Callable[[Sequence[Any]], Callable[[], Outcomes]] | None = None
-    load_id: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @property
     def counters(self) -> Counters:
@@ -103,14 +99,14 @@ class BatchedReranker:
 
     def _launched(self, batch: Sequence[Prepared]) -> Callable[[], Outcomes]:
         inputs = [group.engine_input for group in batch if group.engine_input is not None]
-        with self._lock:
+        with self.engine.batcher.lock:
             if self.launch is not None:
                 return self.launch(inputs)
             scored = self.engine.score(inputs)
             return lambda: scored
 
     def _read(self, batch: Sequence[Prepared], outcomes: Callable[[], Outcomes]) -> Iterator[ScoredPair | Reject]:
-        with self._lock:
+        with self.engine.batcher.lock:
             scored = iter(outcomes())
         for group in batch:
             yield from self._results(group, () if group.engine_input is None else next(scored))

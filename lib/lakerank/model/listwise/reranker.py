@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import threading
-import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
@@ -38,7 +36,7 @@ class ListwiseReranker:
     """Scores lists, many at a time, each as if it were alone; see `load_reranker`.
 
     `passes`: a score is the mean of those in so many orders: the given one, that reversed, and others drawn by the
-    list's content. `fingerprint` names the scorer, `load_id` this loading of it.
+    list's content. `fingerprint` names the scorer.
     """
 
     engine: ListEngine
@@ -46,8 +44,6 @@ class ListwiseReranker:
     fingerprint: str
     passes: int = 1
     logit_bias: float = 0.0
-    load_id: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @property
     def counters(self) -> Counters:
@@ -63,7 +59,7 @@ class ListwiseReranker:
         """One result for each document, list after list, in their order; lists are pulled as they are needed."""
         for batch in batched(self._prepared(lists), lambda: self.engine.batcher.budget.group_tokens, _MOST_LISTS):
             encoded = [*map(_encoded, batch)]
-            with self._lock:
+            with self.engine.batcher.lock:
                 scores = iter(self._scores([each for each in encoded if each is not None]))
             for members, each in zip(batch, encoded, strict=True):
                 yield from _results(members, () if each is None else next(scores))
