@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def test_images_are_encoded_as_transformers_does(
     tiny_checkpoint: Path, make_image: Callable[..., bytes], make: Callable[..., Any], linear: BatchInvariantLinear
 ) -> None:
     network, shape = make(tiny_checkpoint)
-    vision = PackedVision(network, shape)
+    vision = PackedVision(copy.deepcopy(network), shape)
     vision.linear = linear
     images = [load_patches(make_image(*size, seed=seed), Limits(), shape) for seed, size in enumerate(SIZES)]
     with torch.inference_mode():
@@ -61,3 +63,12 @@ def test_images_are_encoded_as_transformers_does(
             torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-5)
             (alone,) = vision.tokens(torch.from_numpy(image.pixels), [image.grid])
             assert torch.equal(alone, tokens)
+
+
+@pytest.mark.parametrize("make", [qwen2_vl, qwen3_vl])
+def test_products_on_a_cpu_are_of_packed_weights(tiny_checkpoint: Path, make: Callable[..., Any]) -> None:
+    network, shape = make(tiny_checkpoint)
+    probed = [weights.weight.is_mkldnn for weights in PackedVision(network, shape).weights()]
+    assert set(probed) == {platform.machine() == "x86_64"}
+    linears = [part.weight for part in network.model.visual.modules() if isinstance(part, torch.nn.Linear)]
+    assert not any(weight.numel() for weight in linears) or platform.machine() != "x86_64", "twice in memory"

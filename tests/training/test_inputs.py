@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def test_visual_tokens_are_those_of_scoring_s_engine(
     with torch.no_grad():
         trained = PairNetwork(inputs.model.network).visual_tokens(inputs.data, range(12))
         pixels = torch.from_numpy(np.concatenate([each.pixels for each in patches]))
-        scored = torch.cat(PackedVision(inputs.model.network, shape).tokens(pixels, [each.grid for each in patches]))
+        vision = PackedVision(copy.deepcopy(inputs.model.network), shape)
+        scored = torch.cat(vision.tokens(pixels, [each.grid for each in patches]))
     torch.testing.assert_close(trained, scored, atol=1e-5, rtol=1e-4)
 
 

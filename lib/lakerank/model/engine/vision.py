@@ -48,8 +48,9 @@ class Merger(NamedTuple):
 
 
 class PackedVision:
-    """Visual tokens of images, by transformers' Qwen2-VL or Qwen3-VL. Without gradients; to be used by one thread.
+    """Visual tokens of images, by transformers' Qwen2-VL or Qwen3-VL, whose weights it takes.
 
+    Without gradients; to be used by one thread.
     Qwen3-VL adds learned positions to patches, and passes states of some layers on to the decoder's first (DeepStack).
     """
 
@@ -58,7 +59,7 @@ class PackedVision:
         embed = visual.patch_embed.proj
         # A still image is in every frame: its patches are multiplied with the sum of the frames' weights.
         summed = embed.weight.float().sum(dim=2).flatten(1).to(embed.weight.dtype)  # (E, 3 * side²)
-        self._shape, self._embed = shape, LinearWeights(summed, embed.bias)
+        self._shape, self._embed = shape, LinearWeights(summed, embed.bias).packed()
         self._learned = visual.pos_embed.weight.float() if hasattr(visual, "pos_embed") else None  # (places, E)
         self._layers = [_read_layer(block) for block in visual.blocks]
         self._merger = _read_merger(visual.merger)
@@ -153,7 +154,7 @@ def _read_merger(merger: Any) -> Merger:
 
 def _linears(module: nn.Module) -> list[LinearWeights]:
     """Weights of a module's two linear layers, in their order."""
-    return [LinearWeights(part.weight, part.bias) for part in module.modules() if isinstance(part, nn.Linear)]
+    return [LinearWeights.taken(part) for part in module.modules() if isinstance(part, nn.Linear)]
 
 
 def _channel_statistics(shape: PatchShape, device: torch.device) -> tuple[Tensor, Tensor]:
