@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lakerank.model.engine.attention import (
+    HeadShape,
     attend,
+    attend_blocks,
     attend_eager,
     batch_invariant,
     block_attention,
+    blocks_invariant,
     choose_varlen,
     document_attention,
+    one_block,
     query_attention,
     varlen,
 )
@@ -141,7 +145,7 @@ def test_a_window_in_blocks_shows_what_a_mask_does(sizes: list[int], before: int
 
 
 def test_a_cpu_attends_document_by_document() -> None:
-    assert choose_varlen(CPU, torch.float32, (HEADS, GROUPS, DIM), reproducible=False) is None
+    assert choose_varlen(CPU, torch.float32, [(HEADS, GROUPS, DIM)], reproducible=False) is None
 
 
 def test_a_kernel_that_depends_on_its_company_is_called_for_each_sequence(caplog: pytest.LogCaptureFixture) -> None:
@@ -154,8 +158,12 @@ def test_a_kernel_that_depends_on_its_company_is_called_for_each_sequence(caplog
         out, sums = varlen(query, *rest)
         return out + len(query) * 1e-3, sums
 
-    def chosen(kernel: Varlen) -> Varlen:
-        return batch_invariant(kernel, CPU, torch.float32, (2, 1, 8), ((1, 70), (26, 26), (50, 40), (90, 90)))
+    def splitting_of_wide(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return (splitting if query.shape[-1] == 16 else varlen)(query, *rest)
+
+    def chosen(kernel: Varlen, *others: HeadShape) -> Varlen:
+        probed = ((1, 70), (26, 26), (50, 40), (90, 90))
+        return batch_invariant(kernel, CPU, torch.float32, [(2, 1, 8), *others], probed)
 
     assert chosen(varlen) is varlen
     assert not caplog.records
@@ -168,3 +176,25 @@ def test_a_kernel_that_depends_on_its_company_is_called_for_each_sequence(caplog
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert chosen(careless) is careless
     assert len(caplog.records) == 3, "neither holds: the log says so"
+    assert chosen(splitting_of_wide, (2, 2, 8)) is splitting_of_wide
+    assert chosen(splitting_of_wide, (2, 2, 16)) is not splitting_of_wide, "an encoder of other heads than the decoder"
+
+
+def test_blocks_of_a_window_that_depend_on_others_are_computed_alone() -> None:
+    def splitting(query: Tensor, *rest: Tensor) -> Tensor:
+        """As kernels that are chosen by how many blocks there are."""
+        out = attend_blocks(query, *rest)
+        return out.bfloat16().float() if len(query) == 1 else out
+
+    def placed(query: Tensor, *rest: Tensor) -> Tensor:
+        return attend_blocks(query, *rest) + torch.arange(len(query))[:, None, None, None] % 2 * 1e-3
+
+    probe = CPU, torch.float32, HEADS, 64, DIM, 130
+    assert blocks_invariant(attend_blocks, *probe)
+    assert not blocks_invariant(splitting, *probe)
+    assert not blocks_invariant(placed, *probe)
+    bucket = window_blocks([100, 30, 70], 40, 26, CPU)
+    query, key, value = (random(203, HEADS, DIM, seed=seed) for seed in range(3))
+    states = [query[bucket.index], *(rows[bucket.own_index] for rows in (key, value))]
+    blocks = [*(part.transpose(1, 2) for part in states), bucket.mask]
+    assert torch.equal(one_block(*blocks), attend_blocks(*blocks))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lakerank.model.engine.budget import busy_budget
 from lakerank.model.engine.layout import Bucket, Packed, PackedSuffixes, PrefixLayout, SuffixLayout, Varlen, packed
 from lakerank.model.engine.linear import elementwise
 
@@ -32,6 +33,9 @@ QUERY_BLOCK = 64
 
 #: Keys and values of a layer for a document's S tokens: two of (S, G, D), or one tensor of both.
 KeyValues = tuple[Tensor, Tensor] | Tensor
+
+#: Heads, heads of keys and values, and their dimension: H, G and D.
+HeadShape = tuple[int, int, int]
 
 #: Scores that are in memory at once, in float32, where all of a call are: of many queries on a long document.
 _MOST_SCORES = 2**26
@@ -98,15 +102,53 @@ def attend_alone(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None 
 def block_attention(query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, out: Tensor | None = None) -> Tensor:
     """Attention of sequences, or blocks of them, in one call: (M, H, D), two of (M, G, D) -> (M, H, D).
 
-    Causal, where the bucket has no mask. Other rows stay as they are in `out`, or are zero.
+    Causal, where the bucket has no mask. Other rows stay as they are in `out`, or are zero. On a GPU where a block's
+    bits depend on others beside, each has a call of its own: all are of one shape.
     """
-    repeats = query.shape[1] // key.shape[1]
+    repeats, mask = query.shape[1] // key.shape[1], bucket.mask
     q = query[bucket.index].transpose(1, 2)  # (B, H, T, D)
     k, v = (_repeat(states[bucket.own_index], repeats).transpose(1, 2) for states in (key, value))  # (B, H, L, D)
-    attended = F.scaled_dot_product_attention(q, k, v, bucket.mask, is_causal=bucket.mask is None)
+    if mask is None or q.device.type != "cuda" or _blocks_together(q.device, q.dtype, *q.shape[1:], k.shape[2]):
+        attended = attend_blocks(q, k, v, mask)
+    else:
+        attended = one_block(q, k, v, mask)
     out = torch.zeros_like(query) if out is None else out
     out[bucket.rows] = attended.transpose(1, 2).flatten(0, 1)[bucket.take]
     return out
+
+
+def attend_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Blocks (B, H, T, D) on (B, H, L, D) through a mask (B, 1, T, L), or causally: (B, H, T, D)."""
+    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None)
+
+
+def one_block(*states: Tensor) -> Tensor:
+    """As `attend_blocks`, in a call for each block."""
+    return torch.cat([attend_blocks(*block) for block in zip(*(torch.split(part, 1) for part in states), strict=True)])
+
+
+@functools.cache
+def _blocks_together(*device_dtype_sizes: Any) -> bool:
+    together = blocks_invariant(attend_blocks, *device_dtype_sizes)
+    if not together:
+        logger.warning("attention of a window's block depends on others beside: each has a call of its own")
+    return together
+
+
+@torch.inference_mode()
+def blocks_invariant(
+    attend: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, heads: int, rows: int, dim: int, keys: int
+) -> bool:
+    """Whether random blocks of so many rows and keys, as many as a micro-batch has, have the same bits together, in
+    another order, in halves, and alone."""
+    blocks, random = max(4, busy_budget(device).tokens // rows), torch.Generator(device).manual_seed(1)
+    sizes = ((heads, rows, dim), (heads, keys, dim), (heads, keys, dim), (1, rows, keys))
+    states = [torch.randn(blocks, *size, generator=random, device=device).to(dtype) for size in sizes]
+    states[3] = states[3] > -1
+    together = attend(*states)
+    parts = [slice(blocks // 2), slice(blocks // 2, None), *(slice(n, n + 1) for n in (0, 1, blocks - 1))]
+    same = all(torch.equal(attend(*(part[of] for part in states)), together[of]) for of in parts)
+    return same and torch.equal(attend(*(part.flip(0) for part in states)).flip(0), together)
 
 
 def attend_visibly(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,15 +310,15 @@ def _one_sequence(query: Tensor, key: Tensor, value: Tensor, *ends_causal_scale:
 
 
 def choose_varlen(
-    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int], reproducible: bool
+    device: torch.device, dtype: torch.dtype, shapes: Sequence[HeadShape], reproducible: bool
 ) -> Varlen | None:
-    """The kernel for (H, G, D); None where there is none, and attention is document by document.
+    """The kernel for all (H, G, D); None where there is none, and attention is document by document.
 
     `reproducible`: a row's bits must not depend on other sequences; where they do, there is a call for each.
     """
     if device.type in ("cpu", "mps"):
         return None
-    return batch_invariant(varlen, device, dtype, shape) if reproducible and device.type == "cuda" else varlen
+    return batch_invariant(varlen, device, dtype, shapes) if reproducible and device.type == "cuda" else varlen
 
 
 @torch.inference_mode()
@@ -284,22 +326,21 @@ def batch_invariant(
     kernel: Varlen,
     device: torch.device,
     dtype: torch.dtype,
-    shape: tuple[int, int, int],
+    shapes: Sequence[HeadShape],
     probed: Sequence[tuple[int, int]] = _PROBED,
 ) -> Varlen:
     """The kernel, or a call of it for each sequence, whichever gives a row the same bits in any company.
 
     Tried on random sequences of so many queries and keys. The log says where neither does.
     """
-    heads, groups, dim = shape
     random = torch.Generator(device).manual_seed(1)
-    sequences = [
-        [torch.randn(*size, dim, generator=random, device=device).to(dtype) for size in sizes]
-        for rows, keys in probed
-        for sizes in [((rows, heads), (keys, groups), (keys, groups))]
-    ]
+
+    def sequences(heads: int, groups: int, dim: int) -> list[list[Tensor]]:
+        sizes = [((rows, heads), (keys, groups), (keys, groups)) for rows, keys in probed]
+        return [[torch.randn(*s, dim, generator=random, device=device).to(dtype) for s in each] for each in sizes]
+
     for candidate, described in ((kernel, "packed sequences"), (one_by_one(kernel), "one sequence alone")):
-        if _same_bits(candidate, sequences):
+        if all(_same_bits(candidate, sequences(*shape)) for shape in dict.fromkeys(shapes)):
             return candidate
         logger.warning("attention of %s depends on others beside: scores may differ in their last bits", described)
     return kernel

@@ -122,7 +122,7 @@ class EncoderEngine:
             (self._linear,) = self._threads.map(choose_linear, [probes])
         encoder.linear = self._linear
         heads, dim = encoder.shape.heads, encoder.shape.hidden // encoder.shape.heads
-        self._varlen = varlen or choose_varlen(self._device, encoder.dtype, (heads, heads, dim), reproducible)
+        self._varlen = varlen or choose_varlen(self._device, encoder.dtype, [(heads, heads, dim)], reproducible)
 
     @property
     def group_tokens(self) -> int:

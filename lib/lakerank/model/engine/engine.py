@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lakerank.model.engine.attention import attend_visibly, choose_varlen, document_attention
+from lakerank.model.engine.attention import HeadShape, attend_visibly, choose_varlen, document_attention
 from lakerank.model.engine.budget import MicroBatcher, busy_budget, device_budget, micro_batches
 from lakerank.model.engine.counters import Counters
 from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix
@@ -58,6 +58,7 @@ ReadLogits = Callable[[], list[list[float | RejectedInput]]]
 class DocumentEncoder(Protocol):
     """Computes prefixes of documents where it is not the decoder that reads them."""
 
+    heads: HeadShape
     layouts: Layouts
 
     def weights(self) -> Iterable[LinearWeights]: ...
@@ -94,13 +95,13 @@ class DocumentMajorEngine:
         for network in (decoder, vision):
             if network is not None:
                 network.linear = self._linear
-        shape = (decoder.heads, decoder.kv_heads, decoder.head_dim)
-        kernel = varlen or choose_varlen(self._device, self.dtype, shape, reproducible)
+        shapes = [(decoder.heads, decoder.kv_heads, decoder.head_dim), *([encoder.heads] if encoder else [])]
+        kernel = varlen or choose_varlen(self._device, self.dtype, shapes, reproducible)
         self.layouts = Layouts(self._device, decoder.heads // decoder.kv_heads, kernel, query_block)
         if encoder is not None:
             encoder.layouts = self.layouts
         if vision is not None:
-            vision.varlen = varlen or choose_varlen(self._device, self.dtype, vision.heads, reproducible)
+            vision.varlen = varlen or choose_varlen(self._device, self.dtype, [vision.heads], reproducible)
         self._query_images, self._document_images = (
             BoundedCache[Tensor](size, lambda tokens: tokens.nbytes) for size in image_cache_bytes
         )

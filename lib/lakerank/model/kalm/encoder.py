@@ -34,6 +34,7 @@ class PooledEncoder:
 
     def __init__(self, encoder: PackedDecoder, decoder: PackedDecoder, pooling: int, reach: tuple[int, int]) -> None:
         self._encoder, self._decoder, self._pooling, self._reach = encoder, decoder, pooling, reach
+        self.heads = encoder.heads, encoder.kv_heads, encoder.head_dim
         self.layouts = Layouts(decoder.device, decoder.heads // decoder.kv_heads)
 
     def weights(self) -> Iterator[LinearWeights]:
