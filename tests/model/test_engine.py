@@ -335,10 +335,14 @@ def test_out_of_memory_rejects_one_document_and_goes_on(tiny_checkpoint: Path) -
 
 def test_out_of_memory_halves_and_tries_again(tiny_checkpoint: Path) -> None:
     texts = [f"A red apple {number}" for number in range(40)]
-    expected = logits_of(score_texts(load_reranker(str(tiny_checkpoint), device="cpu", dtype="float32"), texts))
+    whole, short = with_engine(tiny_checkpoint), with_engine(tiny_checkpoint, ShortOfMemory)
     failures = ShortOfMemory.failures
-    assert logits_of(score_texts(with_engine(tiny_checkpoint, ShortOfMemory), texts)) == expected
+    assert logits_of(score_texts(short, texts)) == logits_of(score_texts(whole, texts))
     assert ShortOfMemory.failures > failures
+    assert short.counters.flops == pytest.approx(whole.counters.flops, rel=1e-12), "those of failed tries do not count"
+    for name in ("documents", "pairs", "pairwise", "images_encoded", "prefixes_reused"):
+        assert getattr(short.counters, name) == getattr(whole.counters, name), name
+    assert short.counters.computed - short.counters.padding == whole.counters.computed - whole.counters.padding
 
 
 def test_budget_is_halved_to_a_least() -> None:

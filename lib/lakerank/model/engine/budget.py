@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -169,11 +169,11 @@ class MicroBatcher:
         """The network's results in the items' order; None for an item that does not fit into memory alone.
 
         Out of memory, `release` is called, then the budget halved if `smaller_batches_help` with these items, else
-        their number. A budget that was halved for one item is restored after it.
+        their number. A budget that was halved for one item is restored after it. Work that failed is not counted.
         """
         if not items:
             return []
-        started = time.perf_counter()
+        started, before = time.perf_counter(), replace(self.counters)
         try:
             with on_device(self._device):
                 results: list[R | None] = [*network(items)]
@@ -183,6 +183,7 @@ class MicroBatcher:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
+        self.counters.take_back(before)
         release()
         release_memory()
         usual = self.budget

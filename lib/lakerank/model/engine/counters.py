@@ -46,6 +46,11 @@ class Counters:
         """The difference to `earlier`, a copy made with `dataclasses.replace(counters)`."""
         return Counters(*(getattr(self, field.name) - getattr(earlier, field.name) for field in fields(self)))
 
+    def take_back(self, earlier: Counters) -> None:
+        """Count no work since `earlier`, such a copy: it came to nothing. Its seconds are spent."""
+        for name in (field.name for field in fields(self) if not field.name.endswith("_s")):
+            setattr(self, name, getattr(earlier, name))
+
 
 class DeviceTimer:
     """Adds up a device's seconds by stage without synchronising: a GPU's events are read when results are.
