@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from lakerank.audit import Bounds
-from lakerank.cost import Calibration
+from lakerank.cli.resolve import rerank_job
+from lakerank.config import load_config
+from lakerank.cost import VISUAL_TOKEN_SIDE, Calibration, Sizing
 from lakerank.errors import RunConflictError, SchemaError
 from lakerank.rerank.publish import AuditRules
 from lakerank.rerank.rank.write import RankRule
 from lakerank.rerank.run import already_published, planned_stages, run
 from lakerank.runner import LocalRunner
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_candidate_is_ranked_and_sorted(storage, published):
@@ -35,6 +42,23 @@ def test_the_same_bytes_whatever_the_partitioning(storage, published):
     limits = published.limits(unit_tokens=37, max_queries_per_group=1, task_pairs=16)
     run(LocalRunner(parallelism=8), storage, published.job("r2", scorer="f00e", limits=limits))
     assert published.ranked_bytes("r2") == first
+
+
+@pytest.mark.parametrize(("device", "tokens"), [("cuda", 8_000_000), ("cpu", 2_000_000)])
+def test_units_are_larger_where_a_plan_is_made_with_gpus_at_hand(storage, lake, device, tokens):
+    config = load_config(ROOT / "conf" / "demo.yaml", [f"model.device={device}", "scoring.unit_tokens=auto"])
+    (stage,) = rerank_job(config, "r", storage).stages
+    page = Sizing(300_000 * VISUAL_TOKEN_SIDE**2, 300_000 * VISUAL_TOKEN_SIDE**2, 100)  # a million tokens
+    image = io.BytesIO()
+    Image.new("1", (1, 1)).save(image, "PNG")
+    pages = [{"doc_id": f"d{i:02}", "text": f"document {i}", "image": image.getvalue()} for i in range(30)]
+    lake.write("documents", pages)
+    job = lake.job("r", limits=replace(stage.limits, document=page))
+    run(LocalRunner(1), storage, job, ["plan"])
+    (planned,) = planned_stages(storage, job)
+    assert planned.plan.cost > 30_000_000
+    assert sum(planned.plan.unit_counts) == round(planned.plan.cost / tokens)
+    assert tokens / 2 < planned.plan.largest_unit < tokens * 1.6
 
 
 def test_ranked_files_are_cut_between_queries(runner, storage, published):
