@@ -127,7 +127,7 @@ def test_a_torn_unit_is_scored_again_and_no_other(runner, storage, lake):
     assert summary["published"] is True
 
 
-def test_gpus_of_several_models_are_named_and_warned_of(runner, storage, lake):
+def test_gpus_of_several_models_are_named_and_warned_of(runner, storage, lake, caplog):
     """Of a run whose second attempt, after one file was lost, had another machine."""
     for gpu in ("NVIDIA H100", "NVIDIA L4"):
         job = lake.job("r1", factory=replace(lake.factory(""), gpu=gpu))
@@ -137,7 +137,9 @@ def test_gpus_of_several_models_are_named_and_warned_of(runner, storage, lake):
     run(runner, storage, job)
     manifest = json.loads((lake.folder / "out" / "runs" / "r1" / "manifest.json").read_text())
     assert manifest["scoring"]["gpus"] == ["NVIDIA H100", "NVIDIA L4"]
-    assert any("NVIDIA H100, NVIDIA L4" in warning for warning in manifest["warnings"])
+    (warning,) = (text for text in manifest["warnings"] if "NVIDIA H100, NVIDIA L4" in text)
+    assert "give --stage score its GPUs alone, and score again into another lake.output" in warning
+    assert warning in caplog.messages
 
 
 def test_each_bad_row_is_rejected_and_the_rest_ranked_as_without_it(runner, storage, published):

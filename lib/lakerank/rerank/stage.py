@@ -163,7 +163,8 @@ def manifest_of(storage: Storage, run: ScoredRun, ranked: Ranked, audited: Audit
         warnings.append(alike)
     models = sorted({gpu for report in reports for gpu in (report["scoring"] or {}).get("gpus", ())})
     if len(models) > 1:
-        warnings.append(f"scored on GPUs of several models ({', '.join(models)}): equal pairs may differ in last bits")
+        advice = "for the bits of one model give --stage score its GPUs alone, and score again into another lake.output"
+        warnings.append(f"scored on GPUs of several models ({', '.join(models)}): last bits may differ; {advice}")
         logger.warning("%s", warnings[-1])
     counts = asdict(ranked.counts)
     histogram = counts.pop("histogram")
