@@ -2,9 +2,9 @@
 
 python tests/gpu/check.py --out FOLDER [--device cuda] [--shape 2b] [--seconds 420] [--phases machine,engine]
 
-Runs the code of the clone that it lies in, whatever is installed, and needs neither pydantic, tenacity nor pyspark. What
-is known is written to gpu_check.json in the folder after each phase, so that a run that is cut off leaves what it has.
-A phase that failed has the key `failed`. See docs/gpu.md.
+Runs the code of the clone that it lies in, whatever is installed, and needs neither pydantic, tenacity nor pyspark.
+What is known is written to gpu_check.json in the folder after each phase, so that a run that is cut off leaves what it
+has. A phase that failed has the key `failed`. See docs/gpu.md.
 """
 
 from __future__ import annotations

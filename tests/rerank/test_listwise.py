@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import signal
 from collections import defaultdict
@@ -59,9 +60,19 @@ def by_query(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return dict(lists)
 
 
-def test_the_head_of_each_list_is_in_the_order_of_the_lister(storage, published):
+def test_the_head_of_each_list_is_in_the_order_of_the_lister(storage, published, caplog):
     lake, before = published, by_query(published.ranked("r1"))
+    caplog.set_level(logging.INFO)
     summary = run(LocalRunner(2), storage, job(lake, "r"))
+    for _ in range(2):
+        run(LocalRunner(2), storage, job(lake, "again"), ["plan", "score"])
+    log = "\n".join(caplog.messages)
+    assert "plan: at most 60 pairs of 12 lists, 30 documents, " in log
+    assert "score: 60 documents of 12 lists in " in log
+    assert "plan: 0 lists, 12 more reused, 0 documents, 0 tokens, " in log
+    before_lists, *of_lists = log.split("stage 2 of 2: lister")
+    assert "pair by pair" in before_lists
+    assert not any("pair by pair" in part.partition("stage 1")[0] for part in of_lists), "they share tokens"
     lists, ranked = given(lake), by_query(lake.ranked("r"))
     assert lists == {query: [row["doc_id"] for row in rows[:5]] for query, rows in before.items()}
     for query, rows in ranked.items():

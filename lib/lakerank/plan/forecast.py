@@ -19,17 +19,15 @@ _PLAN_COUNTS = ("candidates", "duplicates", "new", "reused", "rejected", "droppe
 _LARGEST = ("largest_unit_over_mean", "forecast_read_amplification")
 
 _AT_MOST_LINES = (
-    "plan: at most %(new)d pairs of %(forecast_queries)d queries, %(forecast_documents)d documents, "
-    "%(forecast_tokens)d tokens (%(forecast_tokens_pairwise)d pair by pair), %(work)s; exact once the stage before has "
-    "been scored",
+    "plan: at most %(new)d pairs of %(forecast_queries)d %(of)s, %(forecast_documents)d documents, "
+    "%(forecast_tokens)d tokens%(pair_by_pair)s, %(work)s; exact once the stage before has been scored",
 )
 _AT_LEAST_LINE = "plan: at least %(new)d pairs and %(forecast_tokens)d tokens, less what the lake has scores of"
 _PLAN_LINES = (
     "plan: %(candidates)d candidates: %(new)d new, %(reused)d reused, %(rejected)d rejected, "
     "%(duplicates)d duplicates; %(dropped)d dropped since the last published run",
-    "plan: %(forecast_documents)d documents, %(forecast_tokens)d tokens (%(forecast_tokens_pairwise)d pair by pair), "
-    "%(forecast_patches)d patches, %(work)s; "
-    "%(units)d units, largest %(largest_unit_over_mean).2f of the mean",
+    "plan: %(lists)s%(forecast_documents)d documents, %(forecast_tokens)d tokens%(pair_by_pair)s, "
+    "%(forecast_patches)d patches, %(work)s; %(units)d units, largest %(largest_unit_over_mean).2f of the mean",
     "plan: %(fetch)s to fetch, in row groups of %(read_amplification).2f times as much",
 )
 _HOURS_LINE = (
@@ -133,13 +131,17 @@ def total_forecast(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def log_forecast(stage: Mapping[str, Any]) -> None:
-    """Log a stage's forecast."""
+    """Log a stage's forecast; of lists, whose documents share their tokens, none pair by pair."""
+    lists, pairwise = stage.get("listwise"), f" ({stage['forecast_tokens_pairwise']} pair by pair)"
     figures = {
         **stage,
         "fetch": scaled(stage.get("forecast_fetch_bytes", 0), "B"),
         "work": scaled(stage["forecast_tflop"] * 1e12, "FLOP") if stage["forecast_tflop"] else "under 1 GFLOP",
         "read_amplification": stage.get("forecast_read_amplification") or 1,
         "device_time": duration((stage["forecast_device_hours"] or 0.0) * 3600),
+        "of": "lists" if lists else "queries",
+        "pair_by_pair": "" if lists else pairwise,
+        "lists": "{scored} lists, {reused} more reused, ".format(**lists) if lists and "scored" in lists else "",
         "fetch_time": duration((stage.get("forecast_fetch_hours") or 0.0) * 3600),
     }
     for line in _AT_MOST_LINES if stage.get("at_most") else _PLAN_LINES:

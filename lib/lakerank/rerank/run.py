@@ -252,7 +252,7 @@ def forecast_stages(
         if not stage.waits:
             raise _not_planned(job, planned)
         bounds = cost_bounds(runner, storage, job.tables, planned[0], job.stages[:number])
-        forecasts.append(forecast_between(bounds, stage.parameters, job.calibration))
+        forecasts.append(forecast_between(bounds, stage.parameters, job.calibration) | stage.lists())
     return forecasts
 
 
@@ -270,6 +270,7 @@ def _score_stage(
     scoring = ScoringJob(paths.output, plan.scorer, units, sources, stage.device, stage.factory, deadline)
     scoring = replace(scoring, max_image_bytes=stage.max_image_bytes, encoder=stage.limits.encoder)
     summary = score_units(runner, storage, scoring, planned_units(storage, paths, plan))
+    summary.log(None if stage.limits.listwise is None else plan.lists - plan.reused_lists)
     if summary.existing < summary.units or not summary.units:
         address = join(paths.plan, SCORING)
         before = read_json(storage, address) or {}

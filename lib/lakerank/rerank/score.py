@@ -141,14 +141,17 @@ class ScoringSummary:
         figures = {"found" if name == "existing" else name: value for name, value in asdict(self).items()}
         return {name: value for name, value in figures.items() if name != "gpus"}
 
-    def log(self) -> None:
-        """A line or two for the log."""
+    def log(self, lists: int | None) -> None:
+        """A line or two for the log; `lists`: how many of a stage that scores lists, whose documents share tokens."""
+        what, scored = ("pairs", "pairs") if lists is None else ("documents", f"documents of {lists} lists")
         logger.info(
-            "score: %d pairs in %d units (%d scored before) in %s, %s, %d model loads",
-            *(self.pairs, self.units, self.existing, duration(self.seconds), rate(self.pairs, self.seconds, "pairs")),
-            self.model_loads,
+            "score: %d %s in %d units (%d scored before) in %s, %s, %d model loads",
+            *(self.pairs, scored, self.units, self.existing, duration(self.seconds)),
+            *(rate(self.pairs, self.seconds, what), self.model_loads),
         )
-        if self.tokens_computed:
+        if self.tokens_computed and lists is not None:
+            logger.info("score: the model read %d tokens", self.tokens_computed)
+        elif self.tokens_computed:
             logger.info(
                 "score: the model read %d tokens; pair by pair, without padding, it would have read %d (%.1fx)",
                 *(self.tokens_computed, self.tokens_pairwise, self.tokens_pairwise / self.tokens_computed),
@@ -211,7 +214,7 @@ def score_units(runner: Runner, storage: Storage, job: ScoringJob, units: Planne
         places = Places(job.device, pairs // PAIRS_A_MODEL, job.deadline)
         reports = runner.on_device(units, work, UNIT_REPORT, places)
     scored = reports.filter(pc.is_valid(reports["load_id"]))
-    summary = ScoringSummary(
+    return ScoringSummary(
         units=len(units),
         existing=len(units) - scored.num_rows,
         pairs=sum(scored["pairs"].to_pylist()),
@@ -221,8 +224,6 @@ def score_units(runner: Runner, storage: Storage, job: ScoringJob, units: Planne
         gpus=tuple(pc.unique(scored["gpu"].drop_null()).to_pylist()),
         **{name: sum(reports[name].to_pylist()) for name in UNIT_REPORT.names[5:]},
     )
-    summary.log()
-    return summary
 
 
 def score_unit(storage: Storage, job: ScoringJob, unit: str, may_exist: bool) -> pa.RecordBatch:

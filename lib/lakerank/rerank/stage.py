@@ -77,11 +77,13 @@ class Stage:
         keep = {} if self.keep is None else {"keep": self.keep.identity(), "sampled": self.sampled}
         return {"top": self.top, **keep}
 
-    def lists(self, plan: Plan) -> dict[str, Any]:
-        """How it scores lists and how many, as `listwise`, for manifests; nothing for a stage that scores pairs."""
+    def lists(self, plan: Plan | None = None) -> dict[str, Any]:
+        """How it scores lists and by a plan how many, as `listwise`, for manifests; nothing where it scores pairs."""
         if (listwise := self.limits.listwise) is None:
             return {}
-        counts = {"lists": plan.lists, "scored": plan.lists - plan.reused_lists, "reused": plan.reused_lists}
+        counts = {}
+        if plan is not None:
+            counts = {"lists": plan.lists, "scored": plan.lists - plan.reused_lists, "reused": plan.reused_lists}
         return {"listwise": {**asdict(listwise), **counts}}
 
 
