@@ -19,8 +19,10 @@ from lakerank.limits import Limits
 from lakerank.model.checkpoint import file_hash
 from lakerank.model.facts import CheckpointFacts
 from lakerank.model.jina_m0.config import read_settings
-from lakerank.model.registry import FAMILIES, ModelFamily, family_named, family_of
+from lakerank.model.registry import FAMILIES, WIDE, ModelFamily, family_named, family_of
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions, identify
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +50,12 @@ def test_an_unknown_checkpoint_is_told_what_was_found_and_what_there_is() -> Non
         family_of(facts, "here")
     with pytest.raises(CheckpointError, match=r"model\.family 'deberta' is none of") as named:
         family_named("deberta")
-    for family in FAMILIES:
+    table = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    for family in (*FAMILIES, WIDE):
         assert family.name in str(caught.value)
         assert family.name in str(named.value)
+        assert f"\n| `{family.name}` |" in table, "where both send people"
+    assert len(str(named.value)) < 500 > len(str(caught.value)) - len(facts.described())
 
 
 def test_the_config_may_say_the_family(bge: Path, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ PUBLISHED = [
         QWEN2_VL_CHAT, QWEN_VL, template=CHAT, adapter=MONO_ADAPTER,
     ),
     Published(
-        "Qwen/Qwen2-VL-2B-Instruct", r"no known reranker.*Qwen2VLForConditionalGeneration.*monoqwen2-vl \(MonoQwen2",
+        "Qwen/Qwen2-VL-2B-Instruct", r"no known reranker.*Qwen2VLForConditionalGeneration.*monoqwen2-vl, ",
         "huggingface.co/Qwen/Qwen2-VL-2B-Instruct, config.json", QWEN2_VL_CHAT, QWEN_VL, template=CHAT,
     ),
     Published(
@@ -171,7 +171,7 @@ PUBLISHED = [
         config("qwen3", "Qwen3ForCausalLM", classifier_from_token=["no", "yes"], is_original_qwen3_reranker=True), QWEN,
     ),
     Published(
-        "Qwen/Qwen3-Reranker-0.6B, as first published", r"no known reranker.*qwen3-reranker \(Qwen3-Reranker",
+        "Qwen/Qwen3-Reranker-0.6B, as first published", r"no known reranker.*qwen3-reranker, ",
         "huggingface.co/Qwen/Qwen3-Reranker-0.6B, first revisions: nothing but a chat model's files",
         config("qwen3", "Qwen3ForCausalLM"), QWEN, template=CHAT,
     ),
@@ -203,7 +203,7 @@ PUBLISHED = [
         template=CHAT,
     ),
     Published(
-        "mixedbread-ai/mxbai-rerank-large-v2", r"no known reranker.*mxbai-rerank-v2 \(mxbai-rerank-base",
+        "mixedbread-ai/mxbai-rerank-large-v2", r"no known reranker.*mxbai-rerank-v2, ",
         "config.json, duplicated with its own name in huggingface.co/Compumacy/mxbai; no file but a chat model's",
         config("qwen2", "Qwen2ForCausalLM", use_sliding_window=False), QWEN, template=CHAT,
     ),

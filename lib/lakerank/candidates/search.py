@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from lakerank.candidates.bm25 import K1, POSTINGS, B, PostingsBuilder, PostingsIndex, Statistics
+from lakerank.candidates.fusion import best_of, candidates, filled, fuse
 from lakerank.candidates.inputs import ITEMS, Chunk, Queries, chunk_documents
-from lakerank.candidates.lists import best_of, candidates, filled, fuse
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes, read_table_file
 from lakerank.runner import histogram, one_row, pack, totals

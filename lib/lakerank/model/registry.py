@@ -145,7 +145,6 @@ class ModelFamily:
     Attributes:
         name: what `model.family` calls it.
         package: where its `config.read_info` and `load.load` are.
-        models: what it is published as, and what is recognised: for messages.
         protocol: changes when the same weights and limits would give other scores. `NAME/1`, `NAME/2`, …; that of
             jina-reranker-m0 is a bare number, from before there were other families: fingerprints in lakes have it.
         recognises: whether what a checkpoint says of itself is of the family.
@@ -165,7 +164,6 @@ class ModelFamily:
 
     name: str
     package: str
-    models: str
     protocol: int | str
     recognises: Recogniser
     document_major: bool = False
@@ -267,51 +265,38 @@ def _encoder_positions(config: CheckpointConfig) -> int | None:
     return positions - padding - 1 if isinstance(positions, int) and isinstance(padding, int) else None
 
 
-def _prompted(name: str, version: int, models: str, **fields: Any) -> ModelFamily:
+def _prompted(name: str, version: int, **fields: Any) -> ModelFamily:
     """A family of `model.generative`. The prompt says whether documents come first, and if it takes instructions."""
     fields = {"accepts_adapter": True, "default_max_length": 8192, "recognises": _answers(name), **fields}
-    return ModelFamily(name, "lakerank.model.generative", models, f"{name}/{version}", **fields)
+    return ModelFamily(name, "lakerank.model.generative", f"{name}/{version}", **fields)
 
 
-def _paired(name: str, version: int, models: str, recognises: Recogniser, **fields: Any) -> ModelFamily:
+def _paired(name: str, version: int, recognises: Recogniser, **fields: Any) -> ModelFamily:
     """A family of `model.cross_encoder`."""
     fields = {"max_query_fraction": 0.75, "truncates_document_only": True, "positions": _bert_positions, **fields}
-    return ModelFamily(name, "lakerank.model.cross_encoder", models, f"{name}/{version}", recognises, **fields)
+    return ModelFamily(name, "lakerank.model.cross_encoder", f"{name}/{version}", recognises, **fields)
 
 
-#: All families. No two recognise the same checkpoint.
+#: All families; docs/models.md says what each is. No two recognise the same checkpoint.
 FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
         name=M0,
         package="lakerank.model.jina_m0",
-        models="jina-reranker-m0: Qwen2-VL with a head of two layers, score.0 and score.2",
         protocol=4,
         document_major=True,
         accepts_images=True,
         accepts_adapter=True,
         recognises=lambda facts: facts.model_type == "qwen2_vl" and {"score.0", "score.2"} <= set(facts.heads),
     ),
-    _prompted(
-        "monoqwen2-vl",
-        3,
-        "MonoQwen2-VL-v0.1: Qwen2-VL's chat model with an adapter, asked whether an image is 'True' or 'False'",
-        accepts_images=True,
-        default_max_length=None,
-    ),
-    _prompted(
-        "qwen3-vl-reranker",
-        3,
-        "Qwen3-VL-Reranker: Qwen3-VL's chat model asked for 'yes' or 'no' in its own prompt",
-        accepts_images=True,
-    ),
-    _prompted("qwen3-reranker", 2, "Qwen3-Reranker: Qwen3's language model asked for 'yes' or 'no' in its own prompt"),
-    _prompted("mxbai-rerank-v2", 2, "mxbai-rerank-base-v2, -large-v2: Qwen2.5's language model asked for '1' or '0'"),
-    _prompted("zerank-2", 2, "zerank-2: Qwen3's language model asked for 'Yes', the query as system's turn"),
-    _prompted("token-logit", 2, "Qwen2's or Qwen3's language model with a LogitScore and a chat template for pairs"),
+    _prompted("monoqwen2-vl", 3, accepts_images=True, default_max_length=None),
+    _prompted("qwen3-vl-reranker", 3, accepts_images=True),
+    _prompted("qwen3-reranker", 2),
+    _prompted("mxbai-rerank-v2", 2),
+    _prompted("zerank-2", 2),
+    _prompted("token-logit", 2),
     _paired(
         "bge-reranker",
         3,
-        "bge-reranker-v2-m3, -large, -base: XLMRobertaForSequenceClassification with one label",
         lambda facts: _is_xlm_roberta(facts) and not _is_jina_flash(facts),
         default_max_length=512,
         positions=_encoder_positions,
@@ -319,7 +304,6 @@ FAMILIES: tuple[ModelFamily, ...] = (
     _paired(
         "jina-reranker-v2",
         2,
-        "jina-reranker-v2-base-multilingual: XLMRobertaForSequenceClassification with use_flash_attn",
         lambda facts: _is_xlm_roberta(facts) and _is_jina_flash(facts),
         default_max_length=1024,
         positions=_encoder_positions,
@@ -330,20 +314,13 @@ FAMILIES: tuple[ModelFamily, ...] = (
     _paired(
         "bert-reranker",
         2,
-        "minilm-en, ms-marco-MiniLM and others: BertForSequenceClassification with one label",
         _classifies("bert", "BertForSequenceClassification", "classifier"),
         default_max_length=512,
     ),
-    _paired(
-        "modernbert-reranker",
-        1,
-        "gte-reranker-modernbert, Ettin's and granite's: ModernBERT with a head of one output",
-        _classifies("modernbert", "ModernBertForSequenceClassification", "classifier"),
-    ),
+    _paired("modernbert-reranker", 1, _classifies("modernbert", "ModernBertForSequenceClassification", "classifier")),
     ModelFamily(
         name="kalm-reranker",
         package="lakerank.model.kalm",
-        models="KaLM-Reranker-V1: T5Gemma 2 with kalm_cross_encoder_config.json or its own code",
         protocol="kalm-reranker/2",
         document_major=True,
         accepts_instruction=True,
@@ -355,7 +332,6 @@ FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
         name="jina-reranker-v3",
         package="lakerank.model.listwise",
-        models="jina-reranker-v3, -v3.5: Qwen3 with projector.0 and projector.2, which scores lists",
         protocol="jina-reranker-v3/2",
         accepts_instruction=True,
         recognises=lambda facts: facts.model_type == "qwen3" and {"projector.0", "projector.2"} <= set(facts.heads),
@@ -365,7 +341,6 @@ FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
         name="list-generation",
         package="lakerank.model.listwise",
-        models="a chat model of Qwen2, Qwen3, Qwen2-VL or Qwen3-VL that writes a list's order; only where it is named",
         protocol="list-generation/2",
         accepts_images=True,
         accepts_adapter=True,
@@ -389,7 +364,6 @@ def _is_cross_encoder(facts: CheckpointFacts) -> bool:
 WIDE = ModelFamily(
     name="sentence-transformers",
     package="lakerank.model.sentence_transformers",
-    models="whatever its CrossEncoder loads without remote code",
     protocol="sentence-transformers/1",
     recognises=_is_cross_encoder,
     accepts_images=True,
@@ -402,7 +376,7 @@ WIDE = ModelFamily(
 def family_of(facts: CheckpointFacts, source: str) -> ModelFamily:
     """The family of a checkpoint, which messages call `source`, by what it says of itself.
 
-    Raises CheckpointError: no family agrees, or several do; says what was found, and what each family is.
+    Raises CheckpointError: no family agrees, or several do; says what was found, and which families there are.
     """
     matching = [family for family in FAMILIES if family.recognises(facts)]
     if not matching and WIDE.recognises(facts):
@@ -425,4 +399,4 @@ def family_named(name: str, source: str = "identity") -> ModelFamily:
 
 
 def _known() -> str:
-    return "; ".join(f"{family.name} ({family.models})" for family in (*FAMILIES, WIDE))
+    return f"{', '.join(family.name for family in (*FAMILIES, WIDE))} (docs/models.md has what each is)"

@@ -1,4 +1,4 @@
-"""Lists of several first stages: cut, fused into one, and written as rows of the candidates table."""
+"""Fusion of several first stages: their lists, cut, as one, and written as rows of the candidates table."""
 
 from __future__ import annotations
 
