@@ -54,9 +54,9 @@ def lake(make_lake: Callable[..., Lake], tmp_path: Path, monkeypatch: pytest.Mon
     return made
 
 
-def _call(*arguments: str) -> Result:
+def _call(*arguments: str, status: int = 0) -> Result:
     done = CliRunner().invoke(main, arguments)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == status, done.output
     return done
 
 
@@ -192,6 +192,23 @@ def test_a_damaged_run_is_listed_as_that_beside_the_others(
     assert rows[0].keys() == rows[1].keys()
     assert caplog.messages[0].startswith("run damaged: ")
     assert "r1  " in _call("runs").stdout
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"run_id": 3}', b'{"run_id": "r1", "checksum": "0"}'])
+def test_runs_are_listed_where_the_pointer_is_damaged(
+    lake: Lake, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path(lake.paths.current).write_bytes(content)
+    shown, result = _call("runs", status=1), _call("runs", "--json", status=1)
+    summary = json.loads(result.stdout)
+    assert [run["run_id"] for run in summary["runs"] if not run["current"]] == ["r1", "r0"]
+    assert summary["current"] is None
+    assert summary["damaged"] in caplog.messages
+    assert "current.json" in summary["damaged"]
+    assert "delete it, and run `lakerank rerank --run-id RUN`" in summary["damaged"]
+    assert "r1  " in shown.stdout
+    Path(lake.paths.current).unlink()
+    assert "damaged" not in json.loads(_call("runs", "--json").stdout)
 
 
 def test_runs_are_in_the_order_of_their_publication_whatever_the_clock_said(lake: Lake) -> None:

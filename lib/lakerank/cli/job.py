@@ -357,6 +357,8 @@ def _outcome(work: Callable[[], dict[str, Any]], verbose: bool) -> tuple[dict[st
             else:
                 click.echo(redacted(traceback.format_exc()), nl=False, err=True)
         return _report(*(cause or (type(error).__name__, str(error)))), FAILED
+    if "damaged" in summary:
+        return summary, FAILED
     # A run that passed, or was published anyway, and is not current because a later one is, is done.
     audit_failed = (
         summary.get("published") is False and bool(summary.get("failed_audits")) and not summary.get("superseded_by")

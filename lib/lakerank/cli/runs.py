@@ -14,7 +14,7 @@ from lakerank.cli import resolve
 from lakerank.cli.job import Job
 from lakerank.cli.show import EPILOG, output_option, with_output
 from lakerank.config import Config
-from lakerank.errors import CheckpointError, LakerankError
+from lakerank.errors import CheckpointError, LakerankError, StorageError
 from lakerank.lake.clean import Retention, delete, describe, plan_cleaning
 from lakerank.lake.publication import current_run, publication_order
 from lakerank.lake.runs import RunPaths, read_config, read_json
@@ -120,11 +120,15 @@ def _cell(value: Any) -> str:
 @output_option
 def runs(given: resolve.CommandLine, output: str | None) -> dict[str, Any]:
     """List the runs of the lake: when, whether published, current or damaged, counts, nDCG@10 where evaluated, and the
-    model."""
+    model. Fails where no run can be said to be current, after the list."""
     lake = with_output(given, output).config.lake
-    storage = resolve.storage(lake.storage)
-    current = (current_run(storage, lake.output) or {}).get("run_id")
-    rows = []
+    storage, current, rows, damaged = resolve.storage(lake.storage), None, [], {}
+    try:
+        current = (current_run(storage, lake.output) or {}).get("run_id")
+    except StorageError as error:
+        advice = "delete it, and run `lakerank rerank --run-id RUN` of the run that is to be current again"
+        damaged = {"damaged": f"{error}; {advice}"}
+        logger.error("%s", damaged["damaged"])
     for name in storage.list_names(join(lake.output, "runs")):
         paths = RunPaths(lake.output, name)
         manifest = {}
@@ -136,7 +140,7 @@ def runs(given: resolve.CommandLine, output: str | None) -> dict[str, Any]:
             order, row = publication_order({}), dict.fromkeys(_COLUMNS) | {"run_id": name, "state": "damaged"}
         rows.append((not manifest, order, str(row["when"] or ""), row | {"current": name == current}))
     rows.sort(key=lambda run: run[:3], reverse=True)  # what is not published has no number: it comes first
-    return {"output": lake.output, "current": current, "runs": [row for *_, row in rows]}
+    return {"output": lake.output, "current": current, "runs": [row for *_, row in rows], **damaged}
 
 
 def _run(storage: Storage, paths: RunPaths, manifest: Mapping[str, Any]) -> dict[str, Any]:
