@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.errors import SchemaError, StorageError
-from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, RowGroupCache, check_unchanged, fetch
+from lakerank.lake.blobs import Blob, BlobRef, ChangedFile, check_unchanged, fetch
 from lakerank.lake.formats import resolve
 from lakerank.lake.storage import Storage, StorageOptions, join
 from lakerank.lake.tables import parquet_bytes
+from lakerank.model.preprocess.pipeline import BoundedCache
 
 ROWS, GROUP = 10, 4
 
@@ -64,7 +65,7 @@ ORDERS = [
 def test_blobs_come_in_the_order_of_their_references(
     storage: Storage, files: list[str], places: list[tuple[int, int]], cache_bytes: int | None
 ) -> None:
-    cache = None if cache_bytes is None else RowGroupCache(cache_bytes)
+    cache = None if cache_bytes is None else cache_of(cache_bytes)
     refs = [ref(files, *place) for place in places]
     expected = [blob(*place) for place in places]
     assert list(fetch(storage, refs, "doc_id", cache)) == expected
@@ -134,51 +135,12 @@ def test_each_row_group_is_read_once_in_file_order_and_other_columns_never(s3_st
     assert len(ranges) <= 1 + groups * 2
 
 
-def held(rows: int) -> pa.Table:
-    return pa.table({"x": pa.array(range(rows), pa.int64())})  # 8 bytes a row
-
-
-def test_a_cache_drops_what_was_longest_unused_and_keeps_its_bound() -> None:
-    cache = RowGroupCache(80 * 3)
-    for group in range(3):
-        cache.put(("f", group, "id"), held(10))
-    assert cache.get(("f", 0, "id")) is not None
-    cache.put(("f", 3, "id"), held(10))
-    assert [cache.get(("f", group, "id")) is not None for group in range(4)] == [True, False, True, True]
-    assert cache.bytes == 240
-    cache.put(("f", 4, "id"), held(20))
-    assert cache.bytes <= 240
-    assert cache.get(("f", 4, "id")) is not None
-
-
-def test_a_cache_does_not_hold_what_is_larger_than_itself() -> None:
-    cache = RowGroupCache(100)
-    cache.put(("f", 0, "id"), held(5))
-    cache.put(("f", 1, "id"), held(50))
-    assert cache.get(("f", 1, "id")) is None
-    assert cache.get(("f", 0, "id")) is not None
-
-
-def test_a_cache_counts_right_when_threads_share_it(together: Any) -> None:
-    cache = RowGroupCache(8 * 500)
-
-    def use(number: int) -> bool:
-        for turn in range(300):
-            group = (turn * 7 + number) % 25
-            table = cache.get(("f", group, "id"))
-            if table is None:
-                cache.put(("f", group, "id"), held(10 + group * 2))
-            elif table.num_rows != 10 + group * 2:
-                return False
-        return True
-
-    assert together(use, 8) == [True] * 8
-    tables = [cache.get(("f", group, "id")) for group in range(25)]
-    assert cache.bytes == sum(table.nbytes for table in tables if table is not None) <= cache.max_bytes
+def cache_of(max_bytes: int) -> BoundedCache[pa.Table]:
+    return BoundedCache(max_bytes, lambda group: group.nbytes)
 
 
 def test_a_cached_row_group_is_not_read_again(tmp_path: Path) -> None:
-    uri, cache = str(tmp_path / "a.parquet"), RowGroupCache(10**6)
+    uri, cache = str(tmp_path / "a.parquet"), cache_of(10**6)
     Storage().create(uri, parquet_bytes(pa.table({"doc_id": ["a", "b"]}), 10))
     assert [blob.id for blob in fetch(Storage(), [BlobRef(uri, 0, 1)], "doc_id", cache)] == ["b"]
     Storage().delete(uri)
@@ -188,7 +150,7 @@ def test_a_cached_row_group_is_not_read_again(tmp_path: Path) -> None:
 def test_a_file_replaced_since_it_was_planned_is_never_read(storage: Storage, files: list[str]) -> None:
     planned = {info.uri: info for file in files for info in resolve(storage, file).files}
     refs = [ref(files, 0, 1), ref(files, 1, 1)]
-    cache = RowGroupCache(10**6)
+    cache = cache_of(10**6)
     assert [result.id for result in fetch(storage, refs, "doc_id", cache, planned)] == ["f0r1", "f1r1"]
     same_shape = pa.table({"doc_id": [f"x{row}" for row in range(ROWS)]})
     storage.replace(files[1], parquet_bytes(same_shape, GROUP))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakerank.errors import SchemaError, StorageError
-from lakerank.lake.blobs import BlobRef, RowGroupCache, fetch
+from lakerank.lake.blobs import BlobRef, fetch
 from lakerank.lake.columns import decode_text, locate
 from lakerank.lake.snapshot import TableFile, packed
 from lakerank.lake.storage import Storage, join
@@ -28,6 +28,7 @@ from lakerank.lake.tables import (
     read_table_file,
     table_reader,
 )
+from lakerank.model.preprocess.pipeline import BoundedCache
 from lakerank.schemas import CANDIDATES, DOCUMENTS, QRELS, QUERIES, RANKED
 
 
@@ -386,7 +387,10 @@ def test_a_value_that_stands_in_many_rows_is_read_in_small_batches(tmp_path: Pat
         pq.write_table(table, file, store_schema=is_known)
         assert file.stat().st_size < 2 * len(image)
         if cached:
-            refs, cache = [BlobRef(str(file), 0, row) for row in (0, 159)], RowGroupCache(16 * 2**20)
+            refs, cache = (
+                [BlobRef(str(file), 0, row) for row in (0, 159)],
+                BoundedCache[pa.Table](16 * 2**20, lambda group: group.nbytes),
+            )
             assert [blob.image for blob in fetch(Storage(), refs, "doc_id", cache)] == [image] * 2
             assert cache.bytes == 0
         else:

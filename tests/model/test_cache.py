@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -31,8 +32,29 @@ def test_makes_once_and_forgets_the_least_used() -> None:
 def test_a_value_over_the_bound_is_not_kept() -> None:
     cache: BoundedCache[bytes] = BoundedCache(max_bytes=3, size_of=len)
     created = iter((b"long", b"again"))
+    cache.put("b", b"b")
     assert cache.get("a", lambda: next(created)) == b"long"
     assert cache.get("a", lambda: next(created)) == b"again"
+    assert cache.find("a") is None
+    assert cache.find("b") == b"b", "and makes no room for itself"
+
+
+def test_what_is_put_counts_right_when_threads_share_it(together: Any) -> None:
+    cache: BoundedCache[bytes] = BoundedCache(500, len)
+
+    def use(number: int) -> bool:
+        for turn in range(300):
+            key = (turn * 7 + number) % 25
+            value = cache.find(key)
+            if value is None:
+                cache.put(key, bytes(10 + key * 2))
+            elif len(value) != 10 + key * 2:
+                return False
+        return True
+
+    assert together(use, 8) == [True] * 8
+    values = [cache.find(key) for key in range(25)]
+    assert cache.bytes == sum(len(value) for value in values if value is not None) <= cache.max_bytes
 
 
 def test_threads_wait_for_one_making() -> None:

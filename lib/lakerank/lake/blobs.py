@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate, chain, groupby
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -86,37 +85,14 @@ class ChangedFile(StorageError):
         return ChangedFile, (self.file, self.what)
 
 
-class RowGroupCache:
-    """Least-recently-used cache of decoded row groups, of a limited number of bytes."""
+class RowGroupCache(Protocol):
+    """Decoded row groups by file, number and id column, up to a number of bytes; threads share it."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.bytes = 0
-        self._tables: OrderedDict[tuple[str, int, str], pa.Table] = OrderedDict()
-        self._lock = threading.Lock()
+    max_bytes: int
 
-    def get(self, key: tuple[str, int, str]) -> pa.Table | None:
-        """A row group by its file, number and id column; None if it is not cached."""
-        with self._lock:
-            if key in self._tables:
-                self._tables.move_to_end(key)
-            return self._tables.get(key)
+    def find(self, key: tuple[str, int, str]) -> pa.Table | None: ...
 
-    def clear(self) -> None:
-        """Drop everything."""
-        with self._lock:
-            self._tables.clear()
-            self.bytes = 0
-
-    def put(self, key: tuple[str, int, str], table: pa.Table) -> None:
-        """Cache a row group, dropping those longest unused; one larger than the whole cache is not cached."""
-        with self._lock:
-            if key in self._tables or table.nbytes > self.max_bytes:
-                return
-            self._tables[key] = table
-            self.bytes += table.nbytes
-            while self.bytes > self.max_bytes:
-                self.bytes -= self._tables.popitem(last=False)[1].nbytes
+    def put(self, key: tuple[str, int, str], value: pa.Table) -> None: ...
 
 
 def fetch(
@@ -214,7 +190,7 @@ def _no_row(file: str, group: int) -> ChangedFile:
 def _cached_rows(file: str, group: int, rows: Sequence[int], reader: _Reader, cache: RowGroupCache) -> Iterator[Blob]:
     """Rows of one row group, in the requested order."""
     key = (f"{file}{reader.version(file)}", group, reader.schema.names[0])
-    table = cache.get(key)
+    table = cache.find(key)
     if table is None:
         if reader.open(file, group).bytes(group)[1] > cache.max_bytes:
             yield from _rows(file, group, rows, reader.batches(file, [group]))

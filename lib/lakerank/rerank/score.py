@@ -28,7 +28,7 @@ from lakerank.lake.tables import read_table_file
 from lakerank.limits import Limits
 from lakerank.logs import duration, in_worker, log_context, rate
 from lakerank.model.inputs import RejectedInput
-from lakerank.model.preprocess.pipeline import TOKENS_AHEAD, expected_size
+from lakerank.model.preprocess.pipeline import TOKENS_AHEAD, BoundedCache, expected_size
 from lakerank.model.registry import LoadedReranker, LoadedScorer
 from lakerank.model.routed import ModelSpec
 from lakerank.model.spec import RuntimeOptions, ScorerIdentity
@@ -165,8 +165,8 @@ _loading = threading.Lock()
 class _Worker(threading.local):
     """What a thread that scores caches between tasks: its model, by scorer and device. Row groups are the process's."""
 
-    queries = RowGroupCache(QUERY_CACHE_BYTES)
-    documents = RowGroupCache(QUERY_CACHE_BYTES)  # of lists: one comes in many
+    queries = BoundedCache[pa.Table](QUERY_CACHE_BYTES, lambda group: group.nbytes)
+    documents = BoundedCache[pa.Table](QUERY_CACHE_BYTES, lambda group: group.nbytes)  # of lists: one comes in many
 
     def __init__(self) -> None:
         self.rerankers: dict[tuple[str, str], tuple[LoadedScorer, str]] = {}

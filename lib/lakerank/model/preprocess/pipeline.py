@@ -69,11 +69,10 @@ class BoundedCache(Generic[T]):
     """Computes each value once and evicts those least recently used; threads wait for a value that another computes."""
 
     def __init__(self, max_bytes: int, size_of: Callable[[T], int]) -> None:
-        self._max_bytes, self._size_of = max_bytes, size_of
+        self.max_bytes, self.bytes, self._size_of = max_bytes, 0, size_of
         self._lock = threading.Lock()
         self._futures: dict[Hashable, Future[T]] = {}
         self._sizes: OrderedDict[Hashable, int] = OrderedDict()  # finished values, least recently used first
-        self._bytes = 0
 
     def get(self, key: Hashable, compute: Callable[[], T]) -> T:
         """The value of `key`, cached or computed now. An error of `compute` is raised to all who wait, never cached."""
@@ -95,8 +94,9 @@ class BoundedCache(Generic[T]):
         computed.set_result(value)
         with self._lock:
             self._sizes[key] = self._size_of(value)
-            self._bytes += self._sizes[key]
-            while self._bytes > self._max_bytes:
+            self.bytes += self._sizes[key]
+            self._sizes.move_to_end(key, last=self._sizes[key] <= self.max_bytes)  # a larger one goes, no other
+            while self.bytes > self.max_bytes:
                 self._evict_oldest()
         return value
 
@@ -121,7 +121,7 @@ class BoundedCache(Generic[T]):
     def _evict_oldest(self) -> None:
         key, size = self._sizes.popitem(last=False)
         del self._futures[key]
-        self._bytes -= size
+        self.bytes -= size
 
 
 class EngineInput(Protocol):
