@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from lakerank import schemas
 from lakerank.lake.images.files import first_image
-from lakerank.lake.ranked import first_stage_lists, query_texts, ranked_lists, rows_by_id, snippet
+from lakerank.lake.ranked import first_stage_lists, ranked_lists, rows_by_id, snippet
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import fragments, read_table_file
 from lakerank.model.preprocess.images import small_jpeg
@@ -191,6 +191,13 @@ def fetch_rejects(storage: Storage, inputs: Inputs) -> list[dict[str, str]]:
     texts = query_texts(storage, inputs.tables.queries, {row["query_id"] for row in rows})
     rows.sort(key=lambda row: (row["reason"], row["query_id"], row["doc_id"]))
     return [row | {"query": texts.get(row["query_id"], "")} for row in rows]
+
+
+def query_texts(storage: Storage, uri: str, query_ids: Collection[str]) -> dict[str, str]:
+    """The beginning of the texts of some queries by id; "" for an image."""
+    return {
+        row["query_id"]: snippet(row["text"]) for row in rows_by_id(storage, uri, schemas.QUERIES, query_ids, ["text"])
+    }
 
 
 def thumbnail(image: bytes) -> str | None:

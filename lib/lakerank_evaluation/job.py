@@ -11,13 +11,12 @@ from typing import Any
 
 from lakerank.lake.checksums import json_bytes
 from lakerank.lake.publication import last_published
-from lakerank.lake.ranked import query_texts
 from lakerank.lake.runs import RunPaths, read_json
 from lakerank.lake.storage import Storage, join
 from lakerank.runner import Runner
 from lakerank_evaluation.blocks import read_blocks
 from lakerank_evaluation.evaluation import Evaluation, evaluate
-from lakerank_evaluation.examples import Example, choose, extremes, fetch_examples, fetch_rejects
+from lakerank_evaluation.examples import Example, choose, extremes, fetch_examples, fetch_rejects, query_texts
 from lakerank_evaluation.inputs import Inputs
 from lakerank_evaluation.metrics.bootstrap import Difference
 from lakerank_evaluation.metrics.measures import PRIMARY, SECONDARY

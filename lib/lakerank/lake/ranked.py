@@ -83,13 +83,6 @@ def find_queries(storage: Storage, uri: str, words: str | None, most: int) -> li
     return matches
 
 
-def query_texts(storage: Storage, uri: str, query_ids: Collection[str]) -> dict[str, str]:
-    """The beginning of the texts of some queries by id; "" for an image."""
-    return {
-        row["query_id"]: snippet(row["text"]) for row in rows_by_id(storage, uri, schemas.QUERIES, query_ids, ["text"])
-    }
-
-
 def ranked_lists(storage: Storage, paths: RunPaths, query_ids: Collection[str]) -> dict[str, list[RankedDocument]]:
     """The lists of some queries, by rank; a query that has none is left out."""
     lists: dict[str, list[RankedDocument]] = {}
