@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ PINNED: Mapping[str, tuple[str, str]] = {
     "emojibase-data": ("17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a"),
 }
 
+#: Those without drawings.
+TEXTS = tuple(name for name in PINNED if not name.startswith("@iconify-json/"))
+
 
 class Packages:
     """The JSON files inside a folder of package tarballs, each read once."""
@@ -33,7 +36,7 @@ class Packages:
         self._folder = folder
         self._members: dict[str, dict[str, bytes]] = {}
 
-    def fetch(self) -> None:
+    def fetch(self, names: Collection[str] = PINNED.keys()) -> None:
         """Fetch what is not in the folder yet with the npm client, and check every hash.
 
         Raises:
@@ -41,8 +44,8 @@ class Packages:
             StorageError: a tarball is not the pinned one.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        for name, (version, expected) in PINNED.items():
-            tarball = self._tarball(name)
+        for name in names:
+            (version, expected), tarball = PINNED[name], self._tarball(name)
             if not tarball.exists():
                 _npm_pack(f"{name}@{version}", self._folder)
             actual = hashlib.sha256(tarball.read_bytes()).hexdigest()

@@ -21,8 +21,9 @@ from lakerank.settings import Section, apply_override, read_yaml, validate
 from lakerank_training.batches import NegativeRule, TrainingStage
 from lakerank_training.model import Lora
 
-#: The package of `recipe: curriculum`, by which the bundled checkpoint learns from scratch: of the repository alone.
-CURRICULUM = "lakerank_pictograms.curriculum"
+#: The packages of recipes. That of `curriculum`, by which the bundled checkpoint learns from scratch, is of the
+#: repository alone.
+RECIPES = {"curriculum": "lakerank_pictograms.curriculum", "listwise": "lakerank_training.listwise"}
 
 _TABLES = {"documents", "queries", "qrels"}
 
@@ -118,7 +119,7 @@ class TrainConfig(Section):
     """
 
     #: Fine-tuning, unless it names another.
-    recipe: Literal["curriculum"] | None = None
+    recipe: Literal["curriculum", "listwise"] | None = None
     lake: TrainingLakeConfig
     start: StartConfig
     mode: Literal["full", "lora"] = "full"
@@ -196,12 +197,13 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
     return validate(schema_of(values), values, faults, str(path), overrides)
 
 
-def schema_of(values: Mapping[str, Any], curriculum: str = CURRICULUM) -> type[TrainConfig]:
+def schema_of(values: Mapping[str, Any], recipes: Mapping[str, str] = RECIPES) -> type[TrainConfig]:
     """Of the recipe that a config names."""
-    if values.get("recipe") != "curriculum":
+    name = values.get("recipe")
+    if not isinstance(name, str) or name not in recipes:
         return TrainConfig
     try:
-        schema: type[TrainConfig] = import_module(f"{curriculum}.config").CurriculumConfig
+        schema: type[TrainConfig] = getattr(import_module(f"{recipes[name]}.config"), f"{name.capitalize()}Config")
     except ModuleNotFoundError as error:
-        raise ConfigError([f"recipe: {curriculum} is not installed; run from the repository"]) from error
+        raise ConfigError([f"recipe: {recipes[name]} is not installed; run from the repository"]) from error
     return schema

@@ -226,7 +226,7 @@ class PairForward:
         self.prefix, queries = model.embed(inputs)  # (D, L, H)
         self.hidden = queries[pair_queries]  # (P, S, H)
         rotary = model.text.rotary_emb
-        self._prefix_mask = _causal(self.prefix.shape[1], self.prefix)
+        self._prefix_mask = causal_mask(self.prefix.shape[1], self.prefix)
         self._prefix_rotary = rotary(self.prefix, inputs.documents.positions)
         starts = inputs.documents.ends[self._pair_documents]
         self.positions = inputs.queries.positions[:, pair_queries] + starts[None, :, None]  # (3, P, S)
@@ -250,7 +250,7 @@ class PairForward:
         return logits
 
     def _layer(self, layer: Any, prefix: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        cache = _PrefixCache(self._pair_documents)
+        cache = PrefixCache(self._pair_documents)
         prefix = layer(
             prefix, attention_mask=self._prefix_mask, position_embeddings=self._prefix_rotary, past_key_values=cache
         )
@@ -266,11 +266,11 @@ class PairForward:
         padding = steps[None] >= self.documents.lengths[:, None]  # (D, L)
         lowest = torch.finfo(torch.float32).min
         prefix = torch.zeros(padding.shape, device=padding.device).masked_fill(padding, lowest)[self._pair_documents]
-        suffix = _causal(length, self.hidden).expand(pairs, 1, length, length)
+        suffix = causal_mask(length, self.hidden).expand(pairs, 1, length, length)
         return torch.cat([prefix[:, None, None, :].expand(-1, 1, length, -1), suffix], dim=-1)
 
 
-class _PrefixCache:
+class PrefixCache:
     """Takes the place of a key–value cache: keeps a layer's keys and values of documents, then puts each pair's before
     its own. (Transformers' DynamicCache copies them first, which changes the last digits.)
     """
@@ -287,7 +287,7 @@ class _PrefixCache:
         return tuple(torch.cat([prefix[self._rows], suffix], dim=2) for prefix, suffix in both)
 
 
-def _causal(length: int, like: Tensor) -> Tensor:
+def causal_mask(length: int, like: Tensor) -> Tensor:
     """Additive mask (1, 1, L, L)."""
     mask = torch.full((length, length), torch.finfo(torch.float32).min, device=like.device)
     return mask.triu(1)[None, None]

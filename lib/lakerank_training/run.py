@@ -19,7 +19,7 @@ from lakerank.lake.storage import Storage
 from lakerank.limits import Limits
 from lakerank.model.preprocess.images import PatchShape
 from lakerank_training.batches import Sampler
-from lakerank_training.config import CURRICULUM, TablesConfig, TrainConfig
+from lakerank_training.config import RECIPES, TablesConfig, TrainConfig
 from lakerank_training.dataset import Dataset, DatasetTables, ImageStore, read_dataset
 from lakerank_training.inputs import Augment, EncodedDataset, encode_dataset
 from lakerank_training.losses import Objective, RankingObjective
@@ -56,14 +56,14 @@ class Recipe(Protocol):
 
     `augment`: how the images of a step are changed. `initialise`: a model from scratch, its tokenizer trained on the
     dataset. `objective`: what stages minimise, around the objective of fine-tuning. `optimizer`: what changes the
-    weights. `faults`: what the config asks for and the dataset or the network, of so many layers, does not have.
+    weights. `faults`: what the config asks for and the dataset or the network does not have.
     """
 
     def augment(self, config: TrainConfig) -> Augment | None: ...
     def initialise(self, config: TrainConfig, dataset: Dataset) -> TrainableModel: ...
     def objective(self, config: TrainConfig, ranking: RankingObjective, model: TrainableModel) -> Objective: ...
     def optimizer(self, config: TrainConfig) -> MakeOptimizer: ...
-    def faults(self, config: TrainConfig, dataset: Dataset, layers: int) -> list[str]: ...
+    def faults(self, config: TrainConfig, dataset: Dataset, network: PairNetwork) -> list[str]: ...
 
 
 def run_training(config: TrainConfig) -> TrainingResult:
@@ -81,7 +81,7 @@ def run_training(config: TrainConfig) -> TrainingResult:
 
 
 def _run(config: TrainConfig, processes: DistributedContext) -> TrainingResult:
-    recipe = cast(Recipe, import_module(f"{CURRICULUM}.recipe")) if config.recipe else None
+    recipe = cast(Recipe, import_module(f"{RECIPES[config.recipe]}.recipe")) if config.recipe else None
     output = Path(config.output)
     inputs = read_inputs(config, recipe)
     step = _make_step(config, recipe, inputs, processes)
@@ -194,7 +194,7 @@ def _make_step(config: TrainConfig, recipe: Recipe | None, inputs: RunInputs, pr
 def _faults(config: TrainConfig, recipe: Recipe | None, step: Step, validation: Validation) -> list[str]:
     """Faults that would stop a run midway or inflate its figures."""
     dataset = step.data.dataset
-    faults = recipe.faults(config, dataset, len(step.objective.network.text.layers)) if recipe else []
+    faults = recipe.faults(config, dataset, step.objective.network) if recipe else []
     for sampler in step.samplers:
         stage, needed, available = sampler.stage, sampler.stage.groups * sampler.stage.group_size, len(sampler.topics)
         if needed > available:

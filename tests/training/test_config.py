@@ -84,4 +84,4 @@ def test_settings_of_the_curriculum_need_its_recipe(training_config: Callable[..
 
 def test_without_the_repository_the_curriculum_is_named_as_missing() -> None:
     with pytest.raises(ConfigError, match=r"recipe: lakerank_pictograms_that_is_not_there .* run from the repository"):
-        schema_of({"recipe": "curriculum"}, "lakerank_pictograms_that_is_not_there")
+        schema_of({"recipe": "curriculum"}, {"curriculum": "lakerank_pictograms_that_is_not_there"})

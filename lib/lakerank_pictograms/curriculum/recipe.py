@@ -21,7 +21,7 @@ from lakerank_pictograms.curriculum.objective import Apart, CurriculumObjective,
 from lakerank_training.dataset import Dataset
 from lakerank_training.inputs import Augment
 from lakerank_training.losses import RankingObjective
-from lakerank_training.model import TrainableModel
+from lakerank_training.model import PairNetwork, TrainableModel
 from lakerank_training.step import MakeOptimizer, Optimizer, adamw
 
 
@@ -112,9 +112,9 @@ def muon(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> Optimiz
     return Together(others, matrices)
 
 
-def faults(config: CurriculumConfig, dataset: Dataset, layers: int) -> list[str]:
+def faults(config: CurriculumConfig, dataset: Dataset, network: PairNetwork) -> list[str]:
     """Whether the network has the layers and the size that stages need."""
-    missing = []
+    missing, layers = [], len(network.text.layers)
     if config.needs_tap and config.tap >= layers:
         missing.append(f"tap: {config.tap} is no layer of {layers}, counted from 0")
     shape, topics = config.start.shape, len(dataset.topics)
