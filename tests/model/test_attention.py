@@ -25,10 +25,14 @@ from lakerank.model.engine.attention import (
     query_attention,
     varlen,
 )
+from lakerank.model.engine.cpu_attention import attend_by_products, padded_keys
 from lakerank.model.engine.layout import Layouts, Span, Varlen, packed, window_blocks
+from lakerank.model.engine.linear import multiplies
 
 HEADS, GROUPS, DIM = 4, 2, 8
 CPU = torch.device("cpu")
+
+has_products = pytest.mark.skipif(not multiplies(torch.empty(1)), reason="no products of oneDNN's")
 
 lengths = st.integers(1, 20) | st.integers(60, 70) | st.integers(125, 140)
 
@@ -198,3 +202,43 @@ def test_blocks_of_a_window_that_depend_on_others_are_computed_alone() -> None:
     states = [query[bucket.index], *(rows[bucket.own_index] for rows in (key, value))]
     blocks = [*(part.transpose(1, 2) for part in states), bucket.mask]
     assert torch.equal(one_block(*blocks), attend_blocks(*blocks))
+
+
+@has_products
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 900), st.integers(1, 900), st.sampled_from([1, 2, 4]), st.booleans())
+def test_attention_by_products_is_plain_attention(rows: int, keys: int, groups: int, causal: bool) -> None:
+    keys = rows if causal else keys
+    states = random(max(rows, keys), HEADS + 2 * groups, DIM, seed=rows)
+    query, key, value = states.split([HEADS, groups, groups], dim=1)  # strided, as parts of a joined product are
+    query, key, value = query[:rows], key[:keys], value[:keys]
+    out, sums = attend_by_products(query, key, value, causal, shared=True)
+    k, v = (part.repeat_interleave(HEADS // groups, dim=1).transpose(0, 1).double() for part in (key, value))
+    scores = query.transpose(0, 1).double() @ k.transpose(1, 2) * DIM**-0.5
+    scores = scores + torch.full_like(scores, -torch.inf).triu(1) if causal else scores
+    expected = (scores.softmax(-1) @ v).transpose(0, 1).float()
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(sums, scores.logsumexp(-1).T.float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(attend_by_products(query, key, value, causal)[0], expected, atol=1e-5, rtol=0)
+
+
+@has_products
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 200), st.integers(192, 900), st.integers(0, 150), st.sampled_from([1, 2]))
+def test_a_querys_bits_on_a_document_are_its_own(rows: int, keys: int, first: int, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    query = random(first + rows + 30, HEADS, DIM, seed=rows)
+    key, value = (random(keys, GROUPS, DIM, seed=seed) for seed in (1, 2))
+    together = attend_by_products(query, key, value, shared=True)
+    alone = attend_by_products(query[first : first + rows], key, value, shared=True)
+    torch.set_num_threads(before)
+    for whole, part in zip(together, alone, strict=True):
+        assert torch.equal(whole[first : first + rows], part)
+
+
+def test_kernels_are_kept_for_few_numbers_of_keys() -> None:
+    """oneDNN makes one for each, in a millisecond and half a megabyte."""
+    numbers = {padded_keys(keys) for keys in range(192, 4097)}
+    assert len(numbers) < 40
+    assert all(keys <= padded_keys(keys) < keys * 9 / 8 + 64 for keys in range(192, 4097))

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lakerank.model.engine.budget import busy_budget
+from lakerank.model.engine.cpu_attention import attend_by_products, by_products
 from lakerank.model.engine.layout import Bucket, Packed, PackedSuffixes, PrefixLayout, SuffixLayout, Varlen, packed
 from lakerank.model.engine.linear import elementwise
 
@@ -91,6 +92,8 @@ def document_attention(query: Tensor, key: Tensor, value: Tensor, layout: Prefix
 
 def attend_alone(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """One document: (S, H, D), two of (T, G, D) -> (S, H, D). `mask` (S, T): what is seen."""
+    if mask is None and by_products(query, key):
+        return attend_by_products(query, key, value, causal)[0]
     groups, repeats = key.shape[1], query.shape[1] // key.shape[1]
     q = query.reshape(len(query), groups, repeats, -1).permute(1, 2, 0, 3)  # (G, R, S, D)
     # not copied on a CPU
@@ -222,6 +225,8 @@ def _merge(own: tuple[Tensor, Tensor], shared: tuple[Tensor, Tensor]) -> Tensor:
 def _prefix_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of a document's queries on its prefix: (m, H, D), two of (S, G, D) -> (m, H, D), (m, H) float32."""
     groups, rows, dim = key.shape[1], len(query), query.shape[-1]
+    if by_products(query, key):
+        return attend_by_products(query, key, value, shared=True)
     folded = _fold_heads(query.unsqueeze(0), groups)[0]  # (G, m * R, D)
     count = folded.shape[1]
     padded = F.pad(folded, (0, 0, 0, -count % QUERY_BLOCK))

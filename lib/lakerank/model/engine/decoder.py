@@ -21,8 +21,9 @@ from lakerank.model.engine.layout import PackedSuffixes, SuffixLayout
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, elementwise, project
 from lakerank.model.engine.rotary import RotaryTable, rotary_sections, rotate
 
-#: Rows whose MLP (several times as wide as the hidden states) is computed at once: no fewer than keep the device busy.
-_MLP_ROWS_CPU, _MLP_ROWS_GPU = 2048, 8192
+#: Rows whose MLP (several times as wide as the hidden states) is computed at once: what stays in the cache of each of a
+#: CPU's threads, and what keeps a GPU busy.
+_MLP_ROWS_CPU, _MLP_ROWS_GPU = 256, 8192
 
 #: What a document's queries share: each layer's rotated keys and values (layers, 2, S, G, D), a view of those of all
 #: documents of a micro-batch.
@@ -329,7 +330,7 @@ def _store(pair: KeyValues, states: Tensor) -> None:
 
 def mlp_rows(device: torch.device) -> int:
     """Rows whose MLP is computed at once."""
-    return _MLP_ROWS_CPU if device.type == "cpu" else _MLP_ROWS_GPU
+    return _MLP_ROWS_CPU * torch.get_num_threads() if device.type == "cpu" else _MLP_ROWS_GPU
 
 
 def _read_layer(layer: Any) -> DecoderLayer:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lakerank.model.engine.attention import attend_alone
 from lakerank.model.engine.decoder import mlp_rows
 from lakerank.model.engine.device import to_device
 from lakerank.model.engine.layout import Packed, Varlen, packed_rows
@@ -24,7 +25,7 @@ from lakerank.model.inputs import Grid
 from lakerank.model.preprocess.images import PatchShape
 
 #: An image up to this many patches shares its attention call with others of as many.
-SHARED_PATCHES = 1024
+SHARED_PATCHES = 256
 
 
 class VisionLayer(NamedTuple):
@@ -45,6 +46,13 @@ class Merger(NamedTuple):
     norm: nn.LayerNorm
     first: LinearWeights  # (merge² E, merge² E)
     last: LinearWeights  # (h, merge² E)
+
+
+class ImageLayout(NamedTuple):
+    """Images whose rows attend `alone`, and rows (B, P) of B that share a call, all of P patches."""
+
+    alone: Sequence[slice]
+    shared: Sequence[Tensor]
 
 
 class PackedVision:
@@ -92,9 +100,9 @@ class PackedVision:
         if self._learned is not None:
             hidden.add_(self._interpolated(self._learned, grids, padding))
         rotation = self._rotation(grids, padding)
-        layout: Packed | list[Tensor]
+        layout: Packed | ImageLayout
         if self.varlen is None:
-            layout = _attention_layout(counts, hidden.device)
+            layout = _image_layout(counts, hidden.device)
         else:
             layout = packed_rows(self.varlen, counts, len(hidden), hidden.device)
         deep: list[Tensor] = []
@@ -125,7 +133,7 @@ class PackedVision:
         positions = np.concatenate([*places, np.zeros((2, padding), dtype=np.int64)], axis=1)
         return patch_rotation(self._rotary, positions, self._embed.weight.device)
 
-    def _attention(self, layer: VisionLayer, normed: Tensor, rotation: Tensor, layout: Packed | list[Tensor]) -> Tensor:
+    def _attention(self, layer: VisionLayer, normed: Tensor, rotation: Tensor, layout: Packed | ImageLayout) -> Tensor:
         heads, _, dim = self.heads
         states = self.linear(normed, *layer.query_key_value).view(-1, 3 * heads, dim)
         query, key = rotate(states[:, : 2 * heads], rotation).chunk(2, dim=1)
@@ -190,22 +198,26 @@ def patch_rotation(table: RotaryTable, places: np.ndarray, device: torch.device)
     return torch.cat([table.look_up(axis, [table.size], end) for axis in (positions[:1], positions[1:])], dim=-1)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, layout: Packed | list[Tensor]) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, layout: Packed | ImageLayout) -> Tensor:
     """Attention within each image: three of (P, heads, D) -> (P, heads, D)."""
     if isinstance(layout, Packed):
         return layout(query, key, value)[0]
     out = torch.zeros_like(query)
-    for index in layout:
+    for rows in layout.alone:
+        out[rows] = attend_alone(query[rows], key[rows], value[rows])
+    for index in layout.shared:
         q, k, v = (rows[index].transpose(1, 2) for rows in (query, key, value))  # (B, heads, P, D)
         out[index] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     return out
 
 
-def _attention_layout(counts: Sequence[int], device: torch.device) -> list[Tensor]:
-    """Rows of the images of each call, (B, P): a large image alone, small ones with others of as many patches."""
-    starts = np.cumsum([0, *counts])
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for start, count in zip(starts.tolist(), counts, strict=False):
-        groups[count, start if count > SHARED_PATCHES else 0].append(start)
-    indices = [np.array(members)[:, None] + np.arange(count)[None] for (count, _), members in groups.items()]
-    return [to_device(index, device) for index in indices]
+def _image_layout(counts: Sequence[int], device: torch.device) -> ImageLayout:
+    starts = np.cumsum([0, *counts]).tolist()
+    alone, groups = [], defaultdict(list)
+    for start, count in zip(starts, counts, strict=False):
+        if count > SHARED_PATCHES:
+            alone.append(slice(start, start + count))
+        else:
+            groups[count].append(start)
+    shared = [np.array(members)[:, None] + np.arange(count)[None] for count, members in groups.items()]
+    return ImageLayout(alone, [to_device(index, device) for index in shared])
