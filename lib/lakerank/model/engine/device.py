@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lakerank.errors import CheckpointError
 from lakerank.model.engine.findings import cpu_lines
-from lakerank.runner import available_cores
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -100,7 +99,8 @@ def default_host_threads(device: torch.device) -> int:
         return 2
     cores = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 1)  # `spark.task.cpus`, or its default
     if cores == 1:
-        cores = available_cores() // max(1, torch.cuda.device_count())
+        of_process = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = of_process // max(1, torch.cuda.device_count())
     return min(_MOST_HOST_THREADS, max(2, cores - 1))
 
 
