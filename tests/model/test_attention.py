@@ -17,11 +17,11 @@ from lakerank.model.engine.attention import (
     attend_blocks,
     attend_eager,
     batch_invariant,
+    batch_invariant_blocks,
     block_attention,
-    blocks_invariant,
+    block_by_block,
     choose_varlen,
     document_attention,
-    one_block,
     query_attention,
     varlen,
 )
@@ -184,7 +184,7 @@ def test_a_kernel_that_depends_on_its_company_is_called_for_each_sequence(caplog
     assert chosen(splitting_of_wide, (2, 2, 16)) is not splitting_of_wide, "an encoder of other heads than the decoder"
 
 
-def test_blocks_of_a_window_that_depend_on_others_are_computed_alone() -> None:
+def test_blocks_of_a_window_that_depend_on_others_are_computed_alone(caplog: pytest.LogCaptureFixture) -> None:
     def splitting(query: Tensor, *rest: Tensor) -> Tensor:
         """As kernels that are chosen by how many blocks there are."""
         out = attend_blocks(query, *rest)
@@ -194,14 +194,15 @@ def test_blocks_of_a_window_that_depend_on_others_are_computed_alone() -> None:
         return attend_blocks(query, *rest) + torch.arange(len(query))[:, None, None, None] % 2 * 1e-3
 
     probe = CPU, torch.float32, HEADS, 64, DIM, 130
-    assert blocks_invariant(attend_blocks, *probe)
-    assert not blocks_invariant(splitting, *probe)
-    assert not blocks_invariant(placed, *probe)
+    assert batch_invariant_blocks(attend_blocks, *probe) is attend_blocks
+    assert not caplog.records
+    assert batch_invariant_blocks(splitting, *probe) is batch_invariant_blocks(placed, *probe) is block_by_block
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
     bucket = window_blocks([100, 30, 70], 40, 26, CPU)
     query, key, value = (random(203, HEADS, DIM, seed=seed) for seed in range(3))
     states = [query[bucket.index], *(rows[bucket.own_index] for rows in (key, value))]
     blocks = [*(part.transpose(1, 2) for part in states), bucket.mask]
-    assert torch.equal(one_block(*blocks), attend_blocks(*blocks))
+    assert torch.equal(block_by_block(*blocks), attend_blocks(*blocks))
 
 
 @has_products

@@ -111,12 +111,11 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, o
     repeats, mask = query.shape[1] // key.shape[1], bucket.mask
     q = query[bucket.index].transpose(1, 2)  # (B, H, T, D)
     k, v = (_repeat(states[bucket.own_index], repeats).transpose(1, 2) for states in (key, value))  # (B, H, L, D)
-    if mask is None or q.device.type != "cuda" or _blocks_together(q.device, q.dtype, *q.shape[1:], k.shape[2]):
-        attended = attend_blocks(q, k, v, mask)
-    else:
-        attended = one_block(q, k, v, mask)
+    attend = attend_blocks
+    if mask is not None and q.device.type == "cuda":
+        attend = batch_invariant_blocks(attend_blocks, q.device, q.dtype, *q.shape[1:], k.shape[2])
     out = torch.zeros_like(query) if out is None else out
-    out[bucket.rows] = attended.transpose(1, 2).flatten(0, 1)[bucket.take]
+    out[bucket.rows] = attend(q, k, v, mask).transpose(1, 2).flatten(0, 1)[bucket.take]
     return out
 
 
@@ -125,25 +124,20 @@ def attend_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     return F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None)
 
 
-def one_block(*states: Tensor) -> Tensor:
-    """As `attend_blocks`, in a call for each block."""
+def block_by_block(*states: Tensor) -> Tensor:
+    """As `attend_blocks` through a mask, in a call for each block."""
     return torch.cat([attend_blocks(*block) for block in zip(*(torch.split(part, 1) for part in states), strict=True)])
 
 
 @functools.cache
-def _blocks_together(*device_dtype_sizes: Any) -> bool:
-    together = blocks_invariant(attend_blocks, *device_dtype_sizes)
-    if not together:
-        logger.warning("attention of a window's block depends on others beside: each has a call of its own")
-    return together
-
-
 @torch.inference_mode()
-def blocks_invariant(
+def batch_invariant_blocks(
     attend: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, heads: int, rows: int, dim: int, keys: int
-) -> bool:
-    """Whether random blocks of so many rows and keys, as many as a micro-batch has, have the same bits together, in
-    another order, in halves, and alone."""
+) -> Callable[..., Tensor]:
+    """A call for all blocks, or one for each: whichever gives a block the same bits in any company.
+
+    Tried on random blocks of so many rows and keys, as many as a micro-batch has: in another order, in halves, alone.
+    """
     blocks, random = max(4, busy_budget(device).tokens // rows), torch.Generator(device).manual_seed(1)
     sizes = ((heads, rows, dim), (heads, keys, dim), (heads, keys, dim), (1, rows, keys))
     states = [torch.randn(blocks, *size, generator=random, device=device).to(dtype) for size in sizes]
@@ -151,7 +145,10 @@ def blocks_invariant(
     together = attend(*states)
     parts = [slice(blocks // 2), slice(blocks // 2, None), *(slice(n, n + 1) for n in (0, 1, blocks - 1))]
     same = all(torch.equal(attend(*(part[of] for part in states)), together[of]) for of in parts)
-    return same and torch.equal(attend(*(part.flip(0) for part in states)).flip(0), together)
+    if same and torch.equal(attend(*(part.flip(0) for part in states)).flip(0), together):
+        return attend
+    logger.warning("attention of a window's block depends on others beside: each has a call of its own")
+    return block_by_block
 
 
 def attend_visibly(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
