@@ -8,8 +8,9 @@ ARG PYTHON=3.11
 FROM apache/spark:${SPARK} AS spark
 
 FROM python:${PYTHON}-slim-bookworm
+# gcc: Triton compiles what launches its kernels.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends openjdk-17-jre-headless tini procps libnss-wrapper \
+    && apt-get install -y --no-install-recommends openjdk-17-jre-headless tini procps libnss-wrapper gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/lakerank

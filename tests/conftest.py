@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from lakerank.runner import LocalRunner
 
+# Triton's kernels run on the CPU, interpreted; it reads this once, whoever imports it first.
+os.environ["TRITON_INTERPRET"] = "1"
+
 # How long an example takes is the machine's affair: others may be at work on it.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")

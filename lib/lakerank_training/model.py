@@ -16,10 +16,11 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.vision_utils import get_vision_position_ids
 
 from lakerank.model.checkpoint import INDEX_NAME, locate
-from lakerank.model.engine.rotary import RotaryTable, rotate
-from lakerank.model.engine.vision import patch_positions, patch_rotation
+from lakerank.model.engine.elementwise.plain import RotaryTable, rotate
+from lakerank.model.engine.vision import patch_rotation
 from lakerank.model.jina_m0.config import read_settings
 from lakerank.model.jina_m0.tokenize import SpecialTokens, read_special_tokens
 from lakerank.model.jina_m0.weights import JinaVLForRanking, load_network
@@ -181,7 +182,8 @@ class PairNetwork:
         hidden = nn.functional.linear(batch.values.to(weight.device, weight.dtype), weight)  # (N, P, E)
         rotary = vision.rotary_pos_emb
         table = RotaryTable(rotary.inv_freq, rotary.attention_scaling, torch.float32)
-        rotation = patch_rotation(table, patch_positions(*batch.grid, vision.config.spatial_merge_size), hidden.device)
+        places = get_vision_position_ids(torch.tensor([[1, *batch.grid]]), vision.config.spatial_merge_size)
+        rotation = patch_rotation(table, places, hidden.device)
 
         def block_forward(block: Any, hidden: Tensor) -> Tensor:
             hidden = hidden + _image_attention(block.attn, block.norm1(hidden), rotation)

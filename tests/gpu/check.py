@@ -35,7 +35,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch.nn.attention.varlen import varlen_attn  # noqa: E402
 
-from gpu.kernels import attention, products  # noqa: E402
+from gpu.kernels import attention, elementwise, products  # noqa: E402
 from gpu.record import SIZES, Check, Findings  # noqa: E402
 from gpu.scoring import engine, memory  # noqa: E402
 from lakerank.limits import Limits  # noqa: E402
@@ -135,8 +135,9 @@ def _pages_a_second(page: bytes, resize: Any, threads: int) -> float:
 PHASES: Mapping[str, tuple[Callable[[Check, Findings], None], float]] = {
     "machine": (machine, 20),
     "products": (products, 45),
-    "attention": (attention, 45),
-    "engine": (engine, 170),
+    "elementwise": (elementwise, 15),
+    "attention": (attention, 40),
+    "engine": (engine, 160),
     "bundled": (bundled, 60),
     "host": (host, 40),
     "memory": (memory, 40),

@@ -1,9 +1,11 @@
-"""Phases of the check on kernels alone: matrix products, and attention over packed sequences."""
+"""Phases of the check on kernels alone: matrix products, element-wise functions, attention over packed sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gpu.record import Check, Findings
 from lakerank.model.engine.attention import varlen
 from lakerank.model.engine.device import pin_arithmetic
+from lakerank.model.engine.elementwise import plain
+from lakerank.model.engine.elementwise.fused import choose_ops
 from lakerank.model.engine.layout import packed
 
 #: Numbers of rows whose bits are compared with those of the most that a micro-batch has.
@@ -85,6 +89,46 @@ def _product(check: Check, rows: Tensor, weight: Tensor, bias: Tensor) -> Findin
         "bits at another place": torch.equal(F.linear(rows.roll(37, 0), weight, bias), whole.roll(37, 0)),
         "TFLOP/s": flops / check.seconds(lambda: F.linear(rows, weight, bias)),
         "TFLOP/s in blocks of 1,024": flops / in_blocks,
+    }
+
+
+@torch.inference_mode()
+def elementwise(check: Check, found: Findings, kernels: Any = None) -> None:
+    """Which kernels of Triton's are in use, how fast beside torch's own, and whether a row alone has the same bits."""
+    ops = choose_ops(check.device, torch.bfloat16, kernels)
+    if ops is plain:
+        found["left out"] = "torch's own are used: there is no GPU, or no Triton"
+        return
+    for name, (function, call, states) in _functions(check).items():
+        alone = call(ops, *(part[5:6].clone() for part in states))
+        among = call(ops, *(part.clone() for part in states))[5:6]
+        fused, by_torch = (check.seconds(functools.partial(call, use, *states)) for use in (ops, plain))
+        found[name] = {
+            "in use": "torch's own" if getattr(ops, function) is getattr(plain, function) else "Triton's",
+            "same bits alone": torch.equal(alone, among),
+            "ms": fused * 1e3,
+            "ms of torch's own": by_torch * 1e3,
+        }
+
+
+def _functions(check: Check) -> Mapping[str, tuple[str, Callable[..., Tensor], tuple[Tensor, ...]]]:
+    """By a name: the function, a call of it, and what that is given, by rows."""
+    shape, rows = check.shape, check.sizes.rows
+    of = plain.RMSNorm(check.randn(shape.hidden_size), 1e-6)
+    hidden, added = (check.randn(rows, shape.hidden_size) for _ in range(2))
+    heads = check.randn(rows, 2 * shape.vision_heads, shape.vision_width // shape.vision_heads)
+    rotation = check.randn(rows, 2, heads.shape[2] // 2, dtype=torch.float32)
+    inner, gated = check.randn(rows, 4 * shape.vision_width), check.randn(rows, 2 * shape.intermediate_size)
+
+    def rotate(use: Any, states: Tensor, rotation: Tensor) -> Tensor:
+        rotated: Tensor = use.rotate(states, rotation.transpose(0, 1).unsqueeze(2))
+        return rotated
+
+    return {
+        "sum and norm": ("norm", lambda use, rows, added: use.norm(rows, of, added), (hidden, added)),
+        "rotation in float32": ("rotate", rotate, (heads, rotation)),
+        "QuickGELU": ("activate", lambda use, rows: use.activate(rows, "quick_gelu"), (inner,)),
+        "SiLU of gates": ("activate", lambda use, rows: use.activate(rows, "silu", gated=True), (gated,)),
     }
 
 

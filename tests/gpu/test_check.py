@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from gpu.kernels import elementwise
+from gpu.record import Check
 
 CHECK = Path(__file__).with_name("check.py")
-PHASES = ["machine", "products", "attention", "engine", "bundled", "host", "memory"]
+PHASES = ["machine", "products", "elementwise", "attention", "engine", "bundled", "host", "memory"]
 BITS = {"again", "backwards", "alone", "query by query", "in small batches"}
 
 #: Runs a script with packages that cannot be imported, even where they are installed.
@@ -20,7 +26,7 @@ import runpy, sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("pydantic", "tenacity", "pyspark"):
+        if name.partition(".")[0] in ("pydantic", "tenacity", "pyspark", "triton"):
             raise ModuleNotFoundError(f"{name} is not on this machine")
 
 sys.meta_path.insert(0, Blocker())
@@ -44,7 +50,7 @@ def every_key(found: Any) -> list[str]:
     return [*found, *(key for value in found.values() for key in every_key(value))]
 
 
-def test_every_phase_runs_without_pydantic_tenacity_and_pyspark(tmp_path: Path) -> None:
+def test_every_phase_runs_without_pydantic_tenacity_pyspark_and_triton(tmp_path: Path) -> None:
     found = check(tmp_path, "--seconds", "240")
     assert [*found] == PHASES
     assert "failed" not in every_key(found), {name: of.get("failed") for name, of in found.items()}
@@ -52,6 +58,7 @@ def test_every_phase_runs_without_pydantic_tenacity_and_pyspark(tmp_path: Path) 
     assert all(
         line["bits at another place"] in (True, False) for name, line in found["products"].items() if ":" in name
     )
+    assert found["elementwise"].keys() == {"left out", "seconds"}
     assert found["attention"]["prefix"]["error"] < 0.01 > found["attention"]["prefix"]["error with key bias 50"]
     for mode in ("reproducible", "fast"):
         paces = [line for name, line in found["engine"][mode].items() if "k = " in name]
@@ -62,6 +69,18 @@ def test_every_phase_runs_without_pydantic_tenacity_and_pyspark(tmp_path: Path) 
     assert found["engine"]["reproducible"]["kernels"][0]["ms"] > 0
     assert found["bundled"]["float32, reproducible"]["largest"] < 1e-4
     assert found["host"]["150 dots an inch, torch, 1 threads"] > 0
+
+
+@pytest.mark.nightly
+def test_kernels_in_use_are_named() -> None:
+    """Interpreted, as `conftest.py` says; one of them is missing."""
+    kernels = import_module("lakerank.model.engine.elementwise.kernels")
+    found: dict[str, Any] = {}
+    given = type("Kernels", (), {"norm": kernels.norm, "rotate": kernels.rotate})
+    elementwise(Check(torch.device("cpu"), "tiny", time.monotonic() + 60, {}), found, given)
+    kinds = {name: (line["in use"], line["same bits alone"]) for name, line in found.items()}
+    fused, plain = ("Triton's", True), ("torch's own", True)
+    assert kinds == {"sum and norm": fused, "rotation in float32": fused, "QuickGELU": plain, "SiLU of gates": plain}
 
 
 @pytest.mark.nightly

@@ -24,9 +24,9 @@ from lakerank.limits import Limits
 from lakerank.model.checkpoint import read_json
 from lakerank.model.engine.attention import varlen
 from lakerank.model.engine.budget import Budget
+from lakerank.model.engine.elementwise.plain import rotary_sections
 from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.reranker import BatchedReranker
-from lakerank.model.engine.rotary import rotary_sections
 from lakerank.model.generative.config import MONO_QWEN2_VL, QWEN3_RERANKER, QWEN3_VL_RERANKER, ChatPrompt
 from lakerank.model.generative.tokenize import ChatTokenizer
 from lakerank.model.inputs import Patches, RejectedInput

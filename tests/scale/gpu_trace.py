@@ -1,10 +1,12 @@
 """What the engine would ask of a GPU: kernels, bytes, memory, counted on torch's `meta` device, which computes nothing.
 
     python tests/scale/gpu_trace.py            # a Markdown table; PYTHONPATH chooses the engine
+    python tests/scale/gpu_trace.py --plain    # where there is no Triton
 
 A prediction from the operators that are called, at the published shapes, in bfloat16. An operator is a kernel where it
-writes; what it reads and writes is its tensors, once. Memory is of storages that live at the same time, weights apart:
-an allocator takes more.
+writes; what it reads and writes is its tensors, once. Triton's are counted where they would be launched: what they
+change in place they read and write. Memory is of storages that live at the same time, weights apart: an allocator takes
+more.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_iter, tree_map
 from transformers import Qwen2VLConfig, Qwen3Config, Qwen3ForCausalLM
 
 from lakerank.model.engine.budget import BUSY_TOKENS_GPU, Budget
 from lakerank.model.engine.decoder import PackedDecoder, ScoreHead
+from lakerank.model.engine.elementwise.fused import Fused
 from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.linear import BatchInvariantLinear
 from lakerank.model.engine.vision import PackedVision
@@ -32,7 +35,7 @@ from lakerank.model.inputs import DocumentQueries, EncodedInput, Patches
 from lakerank.model.jina_m0.weights import JinaVLForRanking
 from lakerank.model.preprocess.images import PatchShape
 
-META = torch.device("meta")
+META, HOST = torch.device("meta"), torch.device("cpu")
 
 #: Operators that are kernels of their own on CUDA, though torch composes them elsewhere.
 _WHOLE = frozenset({"rms_norm", "scaled_dot_product_attention", "linear"})
@@ -72,9 +75,20 @@ class Trace(TorchDispatchMode):
         """Leave tensors, as weights, out of the memory."""
         self._weights |= {tensor.untyped_storage()._cdata for tensor in tensors}
 
+    def launched(self, name: str, arguments: Sequence[Any], in_place: bool) -> None:
+        """Count a kernel of Triton's; `in_place`: it reads and writes the first of its arguments."""
+        tensors = [value for value in arguments if isinstance(value, Tensor)]
+        self._follow(tensors)
+        self.kernels[name] += 1
+        self.moved[name] += sum(map(_bytes, tensors + tensors[:in_place]))
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, func._schema.name.split("::")[1]
-        if name in ("_to_copy", "to") and torch.device(kwargs.get("device") or META).type == "cpu":
+        target = torch.device(kwargs.get("device") or META)
+        devices = {value.device for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)} or {target}
+        if devices == {HOST} and not (name in ("_to_copy", "to") and kwargs.get("device") == META):
+            return func(*args, **kwargs)  # the host's own work
+        if name in ("_to_copy", "to") and target.type == "cpu":
             return torch.zeros(args[0].shape, dtype=args[0].dtype)  # results, as the host reads them
         args = tree_map(lambda value: value.to(META) if isinstance(value, Tensor) and value.dim() else value, args)
         if name not in _WHOLE:
@@ -113,6 +127,27 @@ def _bytes(tensor: Tensor) -> int:
     return int(np.prod([*sizes], dtype=np.int64)) * tensor.element_size()
 
 
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One of Triton's by its name, which only counts."""
+
+    name: str
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            counting = _get_current_dispatch_mode()
+            if isinstance(counting, Trace):
+                counting.launched(self.name, arguments, self.name == "rotate" or constants.get("ADDS", False))
+
+        return launch
+
+
+class Kernels:
+    """As `lakerank.model.engine.elementwise.kernels`."""
+
+    norm, rotate, activate = map(Kernel, ("norm", "rotate", "activate"))
+
+
 def encoded(tokens: int, key: str = "", seed: int = 0) -> EncodedInput:
     """An input of so many tokens; with a key, they are an image's and what is around it."""
     ids = np.full(tokens, 7 + seed, dtype=np.int64)
@@ -133,21 +168,22 @@ def groups(documents: int, queries: int, tokens: int = 0, query: int = QUERY) ->
     ]
 
 
-def ranker(block: int | None = None, layers: int = 28) -> tuple[DocumentMajorEngine, list[Tensor]]:
+def ranker(block: int | None = None, layers: int = 28, plain: bool = False) -> tuple[DocumentMajorEngine, list[Tensor]]:
     """jina-reranker-m0's shape, and its weights; `block`: rows of every product, where they are so."""
     text = TEXT | {"num_hidden_layers": layers}
     config = Qwen2VLConfig(text_config=text, vision_config=VISION | {"depth": max(1, layers * 32 // 28)})
     with META:
         network = JinaVLForRanking(config).to(torch.bfloat16)
-    engine = DocumentMajorEngine(
-        PackedDecoder(network, ScoreHead.of_mlp(network.score)),
-        PackedVision(network, PatchShape()),
-        choose_linear=lambda _: BatchInvariantLinear(block),
-    )
+    decoder, vision = PackedDecoder(network, ScoreHead.of_mlp(network.score)), PackedVision(network, PatchShape())
+    if not plain:
+        decoder.ops = vision.ops = Fused(Kernels)
+    engine = DocumentMajorEngine(decoder, vision, choose_linear=lambda _: BatchInvariantLinear(block))
     return engine, [*network.parameters(), *network.buffers()]
 
 
-def generative(block: int | None = None, layers: int = 28) -> tuple[DocumentMajorEngine, list[Tensor]]:
+def generative(
+    block: int | None = None, layers: int = 28, plain: bool = False
+) -> tuple[DocumentMajorEngine, list[Tensor]]:
     """Qwen3-Reranker-0.6B's shape, whose pairs are computed whole."""
     config = Qwen3Config(
         vocab_size=151669, hidden_size=1024, intermediate_size=3072, num_hidden_layers=layers, num_attention_heads=16,
@@ -157,6 +193,8 @@ def generative(block: int | None = None, layers: int = 28) -> tuple[DocumentMajo
         network = Qwen3ForCausalLM(config).to(torch.bfloat16)
     head = ScoreHead.of_tokens(network.lm_head.weight[:2])
     decoder = PackedDecoder(network, head)
+    if not plain:
+        decoder.ops = Fused(Kernels)
     engine = DocumentMajorEngine(decoder, None, choose_linear=lambda _: BatchInvariantLinear(block), query_block=1024)
     return engine, [*network.parameters(), *network.buffers()]
 
@@ -185,10 +223,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--block", type=int, default=None, help="rows of every product, where bits depend on them")
     parser.add_argument("--ops", action="store_true", help="also what each operator moves")
+    parser.add_argument("--plain", action="store_true", help="element-wise functions by torch alone")
     options = parser.parse_args()
     print("| case | documents | kernels | GB moved | a document | GiB beside the weights |\n|---|---|---|---|---|---|")
     for name, (make, arguments) in CASES.items():
-        counted = trace(*make(options.block), groups(*arguments))
+        counted = trace(*make(options.block, plain=options.plain), groups(*arguments))
         moved, documents = counted.moved.total() / 1e9, arguments[0]
         figures = f"{counted.kernels.total():,} | {moved:,.0f} | {moved / documents:,.1f} | {counted.peak / 2**30:.1f}"
         print(f"| {name} | {documents} | {figures} |", flush=True)

@@ -317,7 +317,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         _classifies("bert", "BertForSequenceClassification", "classifier"),
         default_max_length=512,
     ),
-    _paired("modernbert-reranker", 1, _classifies("modernbert", "ModernBertForSequenceClassification", "classifier")),
+    _paired("modernbert-reranker", 2, _classifies("modernbert", "ModernBertForSequenceClassification", "classifier")),
     ModelFamily(
         name="kalm-reranker",
         package="lakerank.model.kalm",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lakerank.model.engine.rotary import rotate
+from lakerank.model.engine.elementwise.plain import rotate
 from lakerank_training.losses import symmetric_listnet
 from lakerank_training.model import PairForward
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from lakerank.model.engine.attention import KeyValues, query_attention
 from lakerank.model.engine.budget import decoder_bytes
 from lakerank.model.engine.counters import count_flops
+from lakerank.model.engine.elementwise.fused import choose_ops
+from lakerank.model.engine.elementwise.plain import RMSNorm, RotaryTable, rotary_sections
 from lakerank.model.engine.layout import PackedSuffixes, SuffixLayout
-from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, elementwise, project
-from lakerank.model.engine.rotary import RotaryTable, rotary_sections, rotate
+from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, project
 
 #: Rows whose MLP (several times as wide as the hidden states) is computed at once: what stays in the cache of each of a
 #: CPU's threads, and what keeps a GPU busy.
@@ -31,28 +32,6 @@ Prefix = Tensor
 
 #: A layer's number, queries (M, H, D), keys and values (M, G, D) -> (M, H * D).
 LayerAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-
-
-class RMSNorm:
-    """Root mean square norm, with fewer passes over memory than transformers' own.
-
-    Gemma's stored weights are less one, and multiply in float32.
-    """
-
-    def __init__(self, module: Any) -> None:
-        gemma = hasattr(module, "eps")
-        self._weight: Tensor = 1 + module.weight.float() if gemma else module.weight
-        self._epsilon = float(module.eps if gemma else module.variance_epsilon)
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """(M, h) -> (M, h); the mean of squares in float32. A GPU has a kernel for all of it."""
-        if rows.device.type != "cpu" and rows.dtype == self._weight.dtype:
-            return F.rms_norm(rows, rows.shape[-1:], self._weight, self._epsilon)
-        wide = rows.float()
-        size: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = (size.square_().div_(rows.shape[-1]) + self._epsilon).rsqrt_()
-        normed: Tensor = (wide * scale).to(self._weight.dtype).mul_(self._weight)
-        return normed.to(rows.dtype)
 
 
 @dataclass(frozen=True)
@@ -72,7 +51,6 @@ class DecoderLayer:
     mlp_norm: RMSNorm
     gate_up: LinearWeights
     down: LinearWeights
-    activation: Callable[[Tensor], Tensor]
     post_norm: RMSNorm | None
     post_mlp_norm: RMSNorm | None
     kind: str
@@ -180,11 +158,13 @@ class PackedDecoder:
         self.device, self.dtype = decoder.embed_tokens.weight.device, decoder.embed_tokens.weight.dtype
         self.bytes_per_token = decoder_bytes(network.config, self.dtype)
         self._layers = [_read_layer(layer) for layer in decoder.layers]
-        self._norm, self._embeddings = RMSNorm(decoder.norm), decoder.embed_tokens
+        self._norm, self._embeddings = RMSNorm.of(decoder.norm), decoder.embed_tokens
         self.head = head
         self.kinds = [layer.kind for layer in self._layers]
         self._rotary = {kind: _rotary_table(rotary, kind, self.dtype) for kind in self.kinds}
         self._mlp_rows = mlp_rows(self.device)
+        self._activation: str = getattr(text, "hidden_act", None) or text.hidden_activation
+        self.ops = choose_ops(self.device, self.dtype)
 
     def weights(self) -> Iterator[LinearWeights]:
         """Weights of the first layer, whose shapes all layers have, of the last one's parts, and of the score head."""
@@ -218,7 +198,7 @@ class PackedDecoder:
             return attention(number, query, key, value)
 
         hidden = self._through(self._layers[:-1], embeddings, rotations, attend)
-        _store(self._key_value(last, last.norm(hidden), rotations[last.kind]), states[-1])
+        _store(self._key_value(last, self.ops.norm(hidden, last.norm), rotations[last.kind]), states[-1])
         return split_prefixes(states, lengths)
 
     def logits(
@@ -242,18 +222,21 @@ class PackedDecoder:
             return query_attention(query, key, value, [prefix[number] for prefix in prefixes], layouts[0])
 
         hidden = self._through(self._layers[:-1], embeddings, rotations, attention)
-        normed, rotation = layer.norm(hidden), rotations[layer.kind]
+        normed, rotation = self.ops.norm(hidden, layer.norm), rotations[layer.kind]
         key, value = self._key_value(layer, normed, rotation)
         query = self._query(layer, normed[last_rows], rotation[:, last_rows])
         states = [prefix[-1] for prefix in prefixes]
         attended = query_attention(query, key, value, states, layouts[1])
-        return self.head(self._norm(self._after_attention(layer, hidden[last_rows], attended)), self.linear)
+        return self.head(
+            self.ops.norm(self._after_attention(layer, hidden[last_rows], attended), self._norm), self.linear
+        )
 
     def hidden(
         self, embeddings: Embeddings, positions: Tensor, end: int, attention: LayerAttention, layers: int | None = None
     ) -> Tensor:
         """Last hidden states (M, h) of packed rows, or those after some `layers`: positions (A, M) below `end`."""
-        return self._norm(self._through(self._layers[:layers], embeddings, self._rotations(positions, end), attention))
+        hidden = self._through(self._layers[:layers], embeddings, self._rotations(positions, end), attention)
+        return self.ops.norm(hidden, self._norm)
 
     def _through(
         self,
@@ -265,7 +248,7 @@ class PackedDecoder:
         """The output (M, h) of the first layers."""
         hidden = embeddings.rows
         for number, layer in enumerate(layers):
-            states = self._query_key_value(layer, layer.norm(hidden), rotations[layer.kind])
+            states = self._query_key_value(layer, self.ops.norm(hidden, layer.norm), rotations[layer.kind])
             hidden = self._after_attention(layer, hidden, attention(number, *states))
             hidden = embeddings.add_deepstack(number, hidden)
         return hidden
@@ -291,35 +274,35 @@ class PackedDecoder:
         """(M, h) -> rotated queries (M, H, D) and keys (M, G, D), values (M, G, D)."""
         heads, groups = self.heads, self.kv_heads
         states = self.linear(normed, *layer.query_key_value).view(len(normed), -1, self.head_dim)
-        rotated = states[:, : heads + groups]
-        if layer.query_norm is not None and layer.key_norm is not None:
-            rotated = torch.cat((layer.query_norm(rotated[:, :heads]), layer.key_norm(rotated[:, heads:])), 1)
-        query, key = torch.split(rotate(rotated, rotation), [heads, groups], dim=1)
+        for part, norm in ((states[:, :heads], layer.query_norm), (states[:, heads:-groups], layer.key_norm)):
+            if norm is not None:
+                self.ops.norm(part, norm, out=part)
+        query, key = torch.split(self.ops.rotate(states[:, :-groups], rotation), [heads, groups], dim=1)
         return query, key, states[:, heads + groups :]
 
     def _key_value(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor | None) -> KeyValues:
         """(M, h) -> keys, rotated where there is a rotation, and values, both (M, G, D)."""
         key, value = self.linear(normed, *layer.key_value).view(len(normed), -1, self.head_dim).chunk(2, dim=1)
-        key = key if layer.key_norm is None else layer.key_norm(key)
-        return key if rotation is None else rotate(key, rotation), value
+        key = key if layer.key_norm is None else self.ops.norm(key, layer.key_norm)
+        return key if rotation is None else self.ops.rotate(key, rotation), value
 
     def _query(self, layer: DecoderLayer, normed: Tensor, rotation: Tensor) -> Tensor:
         """(M, h) -> rotated queries (M, H, D)."""
         query = self.linear(normed, *layer.query).view(len(normed), -1, self.head_dim)
-        return rotate(query if layer.query_norm is None else layer.query_norm(query), rotation)
+        query = query if layer.query_norm is None else self.ops.norm(query, layer.query_norm)
+        return self.ops.rotate(query, rotation)
 
     def _after_attention(self, layer: DecoderLayer, hidden: Tensor, attended: Tensor) -> Tensor:
         """Output projection and MLP: (M, h), (M, H * D) -> (M, h)."""
         out = self.linear(attended, *layer.out)
-        hidden = (out if layer.post_norm is None else layer.post_norm(out)).add_(hidden)
-        for part in self.linear.split(hidden, self._mlp_rows):
-            part.add_(self._mlp(layer, layer.mlp_norm(part)))
-        return hidden
+        out = out if layer.post_norm is None else self.ops.norm(out, layer.post_norm)
+        for part, before in zip(*(self.linear.split(rows, self._mlp_rows) for rows in (out, hidden)), strict=True):
+            part.add_(self._mlp(layer, self.ops.norm(part, layer.mlp_norm, before)))
+        return out
 
     def _mlp(self, layer: DecoderLayer, normed: Tensor) -> Tensor:
-        gate, up = self.linear(normed, *layer.gate_up).chunk(2, dim=-1)
-        down = self.linear(elementwise(layer.activation, gate).mul_(up), *layer.down)
-        return down if layer.post_mlp_norm is None else layer.post_mlp_norm(down)
+        down = self.linear(self.ops.activate(self.linear(normed, *layer.gate_up), self._activation, True), *layer.down)
+        return down if layer.post_mlp_norm is None else self.ops.norm(down, layer.post_mlp_norm)
 
 
 def _store(pair: KeyValues, states: Tensor) -> None:
@@ -338,18 +321,17 @@ def _read_layer(layer: Any) -> DecoderLayer:
     attention, mlp = layer.self_attn, layer.mlp
     gemma = hasattr(layer, "pre_feedforward_layernorm")
     return DecoderLayer(
-        norm=RMSNorm(layer.pre_self_attn_layernorm if gemma else layer.input_layernorm),
+        norm=RMSNorm.of(layer.pre_self_attn_layernorm if gemma else layer.input_layernorm),
         query_key_value=LinearWeights.taken(attention.q_proj, attention.k_proj, attention.v_proj),
         queries=attention.q_proj.out_features,
-        query_norm=RMSNorm(attention.q_norm) if hasattr(attention, "q_norm") else None,
-        key_norm=RMSNorm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+        query_norm=RMSNorm.of(attention.q_norm) if hasattr(attention, "q_norm") else None,
+        key_norm=RMSNorm.of(attention.k_norm) if hasattr(attention, "k_norm") else None,
         out=LinearWeights.taken(attention.o_proj),
-        mlp_norm=RMSNorm(layer.pre_feedforward_layernorm if gemma else layer.post_attention_layernorm),
+        mlp_norm=RMSNorm.of(layer.pre_feedforward_layernorm if gemma else layer.post_attention_layernorm),
         gate_up=LinearWeights.taken(mlp.gate_proj, mlp.up_proj),
         down=LinearWeights.taken(mlp.down_proj),
-        activation=mlp.act_fn,
-        post_norm=RMSNorm(layer.post_self_attn_layernorm) if gemma else None,
-        post_mlp_norm=RMSNorm(layer.post_feedforward_layernorm) if gemma else None,
+        post_norm=RMSNorm.of(layer.post_self_attn_layernorm) if gemma else None,
+        post_mlp_norm=RMSNorm.of(layer.post_feedforward_layernorm) if gemma else None,
         kind=layer.attention_type if gemma else "",
     )
 

@@ -26,9 +26,10 @@ from torch import Tensor
 from lakerank.model.engine.attention import block_attention
 from lakerank.model.engine.budget import layer_bytes
 from lakerank.model.engine.device import to_device
+from lakerank.model.engine.elementwise.fused import choose_ops
+from lakerank.model.engine.elementwise.plain import RotaryTable
 from lakerank.model.engine.layout import Bucket, Packed, Varlen, packed, packed_rows, window_blocks
 from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, project
-from lakerank.model.engine.rotary import RotaryTable, rotate
 
 #: Rows whose MLP, four times as wide as the hidden states, is computed at once: what stays in a core's cache, and what
 #: keeps a GPU busy.
@@ -176,6 +177,7 @@ class PackedEncoder:
             self._positions = torch.cat(rows)
         self._head = [layer._replace(dense=layer.dense.float()) for layer in weights.head]
         self._mlp_rows = _MLP_ROWS_CPU if self.device.type == "cpu" else _MLP_ROWS_GPU
+        self.ops = choose_ops(self.device, self.dtype)
         self._rotary = {kind.theta: self._rotary_table(kind.theta) for kind in shape.attention}
 
     def _rotary_table(self, theta: float) -> RotaryTable:
@@ -243,8 +245,8 @@ class PackedEncoder:
         query = self._heads(states if asking is None else states[asking], layer.query)[:, 0]
         if kinds:
             rotation = packing.rotations[kinds[number].theta]
-            key = rotate(key, rotation)
-            query = rotate(query, rotation) if asking is None else query  # a first token's place is 0
+            key = self.ops.rotate(key, rotation)
+            query = self.ops.rotate(query, rotation) if asking is None else query  # a first token's place is 0
         if packing.packed and window is None:
             attended = packing.packed[asking is not None](query, key, value)[0]
         elif packing.blocks and window is not None:
@@ -266,9 +268,7 @@ class PackedEncoder:
         hidden = hidden if modern or layer.norm is None else layer.norm(hidden)
         for part in self.linear.split(hidden, self._mlp_rows):
             inner = self.linear(layer.mlp_norm(part) if modern else part, *layer.up)
-            inner, *gate = inner.chunk(2 if modern else 1, dim=-1)
-            inner = F.gelu(inner).mul_(gate[0]) if gate else F.gelu(inner)
-            out = self.linear(inner, *layer.down).add_(part)
+            out = self.linear(self.ops.activate(inner, "gelu", gated=modern), *layer.down).add_(part)
             part.copy_(out if modern else layer.mlp_norm(out))
         return hidden
 

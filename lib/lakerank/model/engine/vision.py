@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from lakerank.model.engine.attention import attend_alone
 from lakerank.model.engine.decoder import mlp_rows
 from lakerank.model.engine.device import to_device
+from lakerank.model.engine.elementwise.fused import choose_ops
+from lakerank.model.engine.elementwise.plain import RotaryTable
 from lakerank.model.engine.layout import Packed, Varlen, packed_rows
-from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights, elementwise
-from lakerank.model.engine.rotary import RotaryTable, rotate
+from lakerank.model.engine.linear import BatchInvariantLinear, LinearWeights
 from lakerank.model.inputs import Grid
 from lakerank.model.preprocess.images import PatchShape
 
@@ -33,7 +35,6 @@ class VisionLayer(NamedTuple):
 
     norm: nn.LayerNorm
     mlp_norm: nn.LayerNorm
-    activation: Callable[[Tensor], Tensor]
     query_key_value: LinearWeights  # (3 E, E)
     out: LinearWeights
     up: LinearWeights
@@ -69,19 +70,19 @@ class PackedVision:
         summed = embed.weight.float().sum(dim=2).flatten(1).to(embed.weight.dtype)  # (E, 3 * side²)
         self._shape, self._embed = shape, LinearWeights(summed, embed.bias).packed()
         self._learned = visual.pos_embed.weight.float() if hasattr(visual, "pos_embed") else None  # (places, E)
-        self._layers = [_read_layer(block) for block in visual.blocks]
+        self._layers = [VisionLayer(block.norm1, block.norm2, *_linears(block)) for block in visual.blocks]
         self._merger = _read_merger(visual.merger)
-        deep = zip(
-            getattr(visual, "deepstack_visual_indexes", ()), getattr(visual, "deepstack_merger_list", ()), strict=True
-        )
-        self._deep = {number: _read_merger(merger) for number, merger in deep}
+        mergers = map(_read_merger, getattr(visual, "deepstack_merger_list", ()))
+        self._deep = dict(zip(getattr(visual, "deepstack_visual_indexes", ()), mergers, strict=True))
         heads = network.config.vision_config.num_heads
         self.heads = (heads, heads, len(self._layers[0].out.weight) // heads)
         self.varlen: Varlen | None = None
-        self._mean, self._std = _channel_statistics(shape, summed.device)
+        self._mean, self._std = torch.tensor([shape.mean, shape.std], device=summed.device)[:, None, :, None, None]
         rotary = visual.rotary_pos_emb
         self._rotary = RotaryTable(rotary.inv_freq, rotary.attention_scaling, torch.float32)
         self._mlp_rows = mlp_rows(summed.device)
+        self._activation: str = network.config.vision_config.hidden_act
+        self.ops = choose_ops(summed.device, summed.dtype)
         self.linear = BatchInvariantLinear()
 
     def weights(self) -> Iterator[LinearWeights]:
@@ -95,11 +96,13 @@ class PackedVision:
         Of Qwen3-VL with the features for the decoder's first n layers behind: (P / merge², (1 + n) * h).
         """
         counts = [rows * columns for rows, columns in grids]
+        images = torch.tensor([[1, *grid] for grid in grids])  # frames, rows, columns
         padding = self.linear.padded(len(pixels)) - len(pixels)
         hidden = self.linear(self._values(pixels, padding), *self._embed)
         if self._learned is not None:
-            hidden.add_(self._interpolated(self._learned, grids, padding))
-        rotation = self._rotation(grids, padding)
+            hidden.add_(self._interpolated(self._learned, images, padding))
+        places = F.pad(get_vision_position_ids(images, self._shape.merge), (0, 0, 0, padding))
+        rotation = patch_rotation(self._rotary, places, hidden.device)
         layout: Packed | ImageLayout
         if self.varlen is None:
             layout = _image_layout(counts, hidden.device)
@@ -109,7 +112,8 @@ class PackedVision:
         for number, layer in enumerate(self._layers):
             hidden = self._attention(layer, layer.norm(hidden), rotation, layout).add_(hidden)
             for part in self.linear.split(hidden, self._mlp_rows):
-                part.add_(self._mlp(layer, layer.mlp_norm(part)))
+                inner = self.ops.activate(self.linear(layer.mlp_norm(part), *layer.up), self._activation)
+                part.add_(self.linear(inner, *layer.down))
             if number in self._deep:
                 deep.append(self._merge(self._deep[number], hidden[: len(pixels)]))
         merged = torch.cat([self._merge(self._merger, hidden[: len(pixels)]), *deep], dim=1)
@@ -120,40 +124,26 @@ class PackedVision:
         values = pixels.float().mul_(1 / 255).sub_(self._mean).div_(self._std)
         return F.pad(values.flatten(1), (0, 0, 0, padding)).to(self._embed.weight.dtype)
 
-    def _interpolated(self, learned: Tensor, grids: Sequence[Grid], padding: int) -> Tensor:
+    def _interpolated(self, learned: Tensor, images: Tensor, padding: int) -> Tensor:
         """What is added to patches for their places: (P + padding, E), in the network's dtype."""
-        taps = [position_taps(grid, self._shape.merge, math.isqrt(len(learned))) for grid in grids]
-        parts = (np.pad(np.concatenate(part), ((0, padding), (0, 0))) for part in zip(*taps, strict=True))
-        index, shares = (to_device(part, learned.device) for part in parts)
+        options = {"align_corners": True, "spatial_merge_size": self._shape.merge}
+        taps = get_vision_interpolation_indices_and_weights(images, math.isqrt(len(learned)), **options)
+        index, shares = (to_device(F.pad(part, (0, 0, 0, padding)).numpy(), learned.device) for part in taps)
         return F.embedding_bag(index, learned, per_sample_weights=shares, mode="sum").to(self._embed.weight.dtype)
-
-    def _rotation(self, grids: Sequence[Grid], padding: int) -> Tensor:
-        """(2, P + padding, 1, F): the first half of the frequencies follows a patch's row, the second its column."""
-        places = [patch_positions(rows, columns, self._shape.merge) for rows, columns in grids]
-        positions = np.concatenate([*places, np.zeros((2, padding), dtype=np.int64)], axis=1)
-        return patch_rotation(self._rotary, positions, self._embed.weight.device)
 
     def _attention(self, layer: VisionLayer, normed: Tensor, rotation: Tensor, layout: Packed | ImageLayout) -> Tensor:
         heads, _, dim = self.heads
         states = self.linear(normed, *layer.query_key_value).view(-1, 3 * heads, dim)
-        query, key = rotate(states[:, : 2 * heads], rotation).chunk(2, dim=1)
+        query, key = self.ops.rotate(states[:, : 2 * heads], rotation).chunk(2, dim=1)
         out = _attend(query, key, states[:, 2 * heads :], layout)
         return self.linear(out.flatten(1), *layer.out)
-
-    def _mlp(self, layer: VisionLayer, normed: Tensor) -> Tensor:
-        return self.linear(elementwise(layer.activation, self.linear(normed, *layer.up)), *layer.down)
 
     def _merge(self, merger: Merger, hidden: Tensor) -> Tensor:
         """(P, E) -> (P / merge², h)."""
         count = len(hidden) // self._shape.merge**2
         normed = merger.norm(hidden.view(-1, *merger.norm.normalized_shape)).view(count, -1)
         padded = F.pad(normed, (0, 0, 0, self.linear.padded(count) - count))
-        return self.linear(elementwise(F.gelu, self.linear(padded, *merger.first)), *merger.last)[:count]
-
-
-def _read_layer(block: Any) -> VisionLayer:
-    activation = block.mlp.act if hasattr(block.mlp, "act") else block.mlp.act_fn
-    return VisionLayer(block.norm1, block.norm2, activation, *_linears(block.attn), *_linears(block.mlp))
+        return self.linear(self.ops.activate(self.linear(padded, *merger.first), "gelu"), *merger.last)[:count]
 
 
 def _read_merger(merger: Any) -> Merger:
@@ -161,40 +151,13 @@ def _read_merger(merger: Any) -> Merger:
 
 
 def _linears(module: nn.Module) -> list[LinearWeights]:
-    """Weights of a module's two linear layers, in their order."""
+    """Weights of a module's linear layers, in their order."""
     return [LinearWeights.taken(part) for part in module.modules() if isinstance(part, nn.Linear)]
 
 
-def _channel_statistics(shape: PatchShape, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of a patch: two of (1, 3, 1, 1)."""
-    mean, std = (torch.tensor(values, device=device)[None, :, None, None] for values in (shape.mean, shape.std))
-    return mean, std
-
-
-def patch_positions(rows: int, columns: int, merge: int) -> np.ndarray:
-    """Row and column of every patch, those of a visual token adjacent: (2, P)."""
-    lattice = np.indices((rows, columns)).reshape(2, rows // merge, merge, columns // merge, merge)
-    return lattice.transpose(0, 1, 3, 2, 4).reshape(2, -1)
-
-
-def position_taps(grid: Grid, merge: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each patch the four nearest of side² learned places, and what each counts: both (P, 4).
-
-    Bilinear, corners on corners. Source: transformers, `get_vision_interpolation_indices_and_weights`.
-    """
-    last = np.maximum(np.array(grid, dtype=np.float32)[:, None] - 1, 1)
-    exact = patch_positions(*grid, merge).astype(np.float32) * np.float32(side - 1) / last  # (2, P)
-    low = np.floor(exact)
-    row, column = np.stack([low, np.minimum(low + 1, side - 1)], axis=-1).astype(np.int64)  # (P, 2)
-    down, right = exact - low
-    index = row[:, :, None] * side + column[:, None]  # (P, 2, 2)
-    shares = np.stack([1 - down, down], axis=-1)[:, :, None] * np.stack([1 - right, right], axis=-1)[:, None]
-    return index.reshape(-1, 4), shares.reshape(-1, 4)
-
-
-def patch_rotation(table: RotaryTable, places: np.ndarray, device: torch.device) -> Tensor:
-    """Rotation of patches at rows and columns (2, P): (2, P, 1, F), half of the frequencies by row, half by column."""
-    positions, end = to_device(places, device), int(places.max()) + 1
+def patch_rotation(table: RotaryTable, places: Tensor, device: torch.device) -> Tensor:
+    """Rotation of patches at rows and columns (P, 2): (2, P, 1, F), half of the frequencies by row, half by column."""
+    positions, end = to_device(places.T.numpy(), device), int(places.max()) + 1
     return torch.cat([table.look_up(axis, [table.size], end) for axis in (positions[:1], positions[1:])], dim=-1)
 
 

@@ -22,7 +22,6 @@ from lakerank.model.engine.reranker import BatchedReranker
 from lakerank.model.engine.vision import PackedVision
 from lakerank.model.generative.config import STATED, read_patch_shape, read_prompt
 from lakerank.model.generative.tokenize import ChatTokenizer, check_vocabulary
-from lakerank.model.preprocess.images import PatchShape
 from lakerank.model.preprocess.pipeline import Preprocessor
 from lakerank.model.registry import LoadOptions
 from lakerank.model.weights import build_network, check_stored, current_name, fill_network, merge_adapter, read_tensors
@@ -56,16 +55,11 @@ def load(options: LoadOptions) -> BatchedReranker:
     if identity.family == STATED:
         tokenizer.check_parts(str(folder), "(a word?)")
     decoder = PackedDecoder(network, ScoreHead.of_tokens(head[tokenizer.answer], prompt.scale))
-    vision, reproducible = vision_encoder(network, shape), options.reproducible
-    engine = DocumentMajorEngine(decoder, vision, query_block=_QUERY_BLOCK, reproducible=reproducible)
+    vision = PackedVision(network, shape) if hasattr(network.model, "visual") else None
+    engine = DocumentMajorEngine(decoder, vision, query_block=_QUERY_BLOCK, reproducible=options.reproducible)
     patches, threads = shape if prompt.document.image else None, options.host_threads
     preprocessor = Preprocessor(tokenizer, identity, patches, arrange=tokenizer.arrange, threads=threads)
     return BatchedReranker(engine, preprocessor, identity.fingerprint, identity.logit_bias, launch=engine.overlapped)
-
-
-def vision_encoder(network: Any, shape: PatchShape) -> PackedVision | None:
-    """The vision encoder of a network, if it has one."""
-    return PackedVision(network, shape) if hasattr(network.model, "visual") else None
 
 
 def load_language_model(

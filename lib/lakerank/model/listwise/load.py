@@ -11,8 +11,9 @@ from lakerank.model.engine.decoder import PackedDecoder, ScoreHead
 from lakerank.model.engine.engine import DocumentMajorEngine
 from lakerank.model.engine.linear import LinearWeights
 from lakerank.model.engine.reranker import BatchedReranker
+from lakerank.model.engine.vision import PackedVision
 from lakerank.model.generative.config import read_patch_shape
-from lakerank.model.generative.load import load_language_model, vision_encoder
+from lakerank.model.generative.load import load_language_model
 from lakerank.model.generative.tokenize import check_vocabulary, vision_tokens
 from lakerank.model.listwise.config import JINA_V3, read_prompt, read_windows
 from lakerank.model.listwise.cosine import CosineEngine
@@ -63,5 +64,6 @@ def _load_generator(options: LoadOptions, tokenizer: ListTokenizer, shape: Patch
     check_vocabulary(tokenizer.template, tokenizer.vision, len(head), str(options.folder))
     identifiers = Identifiers(tokenizer, listwise.window or 1)
     decoder = PackedDecoder(network, ScoreHead(LinearWeights(head[identifiers.tokens], None)))
-    engine = DocumentMajorEngine(decoder, vision_encoder(network, shape), reproducible=options.reproducible)
+    vision = PackedVision(network, shape) if hasattr(network.model, "visual") else None
+    engine = DocumentMajorEngine(decoder, vision, reproducible=options.reproducible)
     return ListGenerator(engine, tokenizer, identifiers, listwise)

@@ -1,13 +1,20 @@
-"""Rotary position embeddings from a table by position: a position is rotated by the same bits in every batch."""
+"""Norms, rotary position embeddings and activations as torch has them.
+
+Rotations come from a table by position: a position is rotated by the same bits in every batch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from transformers.activations import ACT2FN
+
+from lakerank.model.engine.linear import elementwise
 
 #: Text models whose frequencies are divided among time, height and width, and how where config.json does not say.
 _MROPE_SECTIONS = {"qwen2_vl_text": [16, 24, 24], "qwen3_vl_text": [24, 20, 20]}
@@ -26,15 +33,10 @@ class RotaryTable:
     """
 
     def __init__(self, frequencies: Tensor, scaling: float, dtype: torch.dtype) -> None:
-        self._frequencies = frequencies.float()  # (F,)
+        self._frequencies, self.size = frequencies.float(), len(frequencies)  # (F,), F
         self._scaling = scaling
         self._dtype = dtype
         self._table = self._blocks(0, 1)
-
-    @property
-    def size(self) -> int:
-        """F."""
-        return len(self._frequencies)
 
     def look_up(self, positions: Tensor, sections: Sequence[int], end: int) -> Tensor:
         """positions (A, M), all below `end` -> cosines and sines (2, M, 1, F); section i of F follows row i mod A."""
@@ -80,18 +82,52 @@ def rotate(states: Tensor, rotation: Tensor) -> Tensor:
 
     In the rotation's dtype, whose result is rounded to that of the states.
     """
-    if states.device.type == "cpu" and rotation.dtype != states.dtype:
-        return rotate(states.to(rotation.dtype), rotation).to(states.dtype)
     cos, sin = rotation.unbind(0)
     first, second = states.chunk(2, dim=-1)
     if states.requires_grad:  # `out` takes no gradients
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     rotated = torch.empty(states.shape, dtype=states.dtype, device=states.device)
     rotated_first, rotated_second = rotated.chunk(2, dim=-1)
-    if states.device.type != "cpu":  # fewer passes over memory, and kernels
-        torch.addcmul(first * cos, second, sin, value=-1, out=rotated_first)
-        torch.addcmul(second * cos, first, sin, out=rotated_second)
-        return rotated
-    torch.mul(first, cos, out=rotated_first).sub_(second * sin)
-    torch.mul(second, cos, out=rotated_second).add_(first * sin)
+    torch.addcmul(first * cos, second, sin, value=-1, out=rotated_first)
+    torch.addcmul(second * cos, first, sin, out=rotated_second)
     return rotated
+
+
+class RMSNorm(NamedTuple):
+    """Root mean square norm: scale (h,), and what is added to the mean of squares."""
+
+    weight: Tensor
+    epsilon: float
+
+    @classmethod
+    def of(cls, module: Any) -> RMSNorm:
+        """transformers'. Gemma's stored weights are less one, and multiply in float32."""
+        if hasattr(module, "eps"):
+            return cls(1 + module.weight.float(), float(module.eps))
+        return cls(module.weight, float(module.variance_epsilon))
+
+
+def norm(rows: Tensor, of: RMSNorm, added: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """Rows (M, h) or heads (M, H, h) normed, into `out` if given; `added` is added to the rows, in place, before.
+
+    The mean of squares in float32, with fewer passes over memory than transformers' own.
+    """
+    rows = rows if added is None else rows.add_(added)
+    if rows.is_cpu or rows.dtype != of.weight.dtype:
+        wide = rows.float()
+        size: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = (size.square_().div_(rows.shape[-1]) + of.epsilon).rsqrt_()
+        normed = (wide * scale).to(of.weight.dtype).mul_(of.weight).to(rows.dtype)
+    else:
+        normed = F.rms_norm(rows, rows.shape[-1:], of.weight, of.epsilon)
+    return normed if out is None else out.copy_(normed)
+
+
+def activate(rows: Tensor, name: str, gated: bool = False) -> Tensor:
+    """transformers' activation of a name, perhaps in place: (M, N) -> (M, N), M even.
+
+    `gated`: that of the first half of the columns, times the second: (M, 2 N) -> (M, N).
+    """
+    activated, *factors = rows.chunk(1 + gated, dim=-1)
+    activated = elementwise(ACT2FN[name], activated)
+    return activated.mul_(factors[0]) if gated else activated
