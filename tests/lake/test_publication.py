@@ -139,7 +139,7 @@ def test_a_run_without_a_manifest_is_not_published(storage: Storage, empty_folde
 )
 def test_a_pointer_that_is_not_ours_is_named(tmp_path: Path, content: bytes) -> None:
     Storage().replace(join(str(tmp_path), "current.json"), content)
-    with pytest.raises(StorageError, match=r"current\.json: .*not written by lakerank"):
+    with pytest.raises(StorageError, match=r"current\.json: damaged, .*; delete it, and run"):
         current_run(Storage(), str(tmp_path))
 
 

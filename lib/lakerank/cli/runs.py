@@ -14,7 +14,8 @@ from lakerank.cli import resolve
 from lakerank.cli.job import Job
 from lakerank.cli.show import EPILOG, output_option, with_output
 from lakerank.config import Config
-from lakerank.errors import CheckpointError, LakerankError, StorageError
+from lakerank.errors import CheckpointError, LakerankError
+from lakerank.lake.checksums import CorruptFile
 from lakerank.lake.clean import Retention, delete, describe, plan_cleaning
 from lakerank.lake.publication import current_run, publication_order
 from lakerank.lake.runs import RunPaths, read_config, read_json
@@ -125,10 +126,9 @@ def runs(given: resolve.CommandLine, output: str | None) -> dict[str, Any]:
     storage, current, rows, damaged = resolve.storage(lake.storage), None, [], {}
     try:
         current = (current_run(storage, lake.output) or {}).get("run_id")
-    except StorageError as error:
-        advice = "delete it, and run `lakerank rerank --run-id RUN` of the run that is to be current again"
-        damaged = {"damaged": f"{error}; {advice}"}
-        logger.error("%s", damaged["damaged"])
+    except CorruptFile as error:
+        logger.error("%s", error)
+        damaged = {"damaged": str(error)}
     for name in storage.list_names(join(lake.output, "runs")):
         paths = RunPaths(lake.output, name)
         manifest = {}

@@ -40,6 +40,7 @@ _ADVICE = {
     "/states/": "it is deleted when it is read",
     "/ranked/": "restore the file from a copy, or publish another run: stored scores are reused",
     "/rejected/": "restore the file from a copy, or publish another run: stored scores are reused",
+    "/current.json": "delete it, and run `lakerank rerank --run-id RUN` of the run that is to be current again",
     "/runs/": "restore the file from a copy, or use another --run-id: stored scores are reused",
 }
 
@@ -187,15 +188,14 @@ def parse_json(uri: str, data: bytes) -> dict[str, Any]:
     """A JSON object as it was written; one of an earlier version has no checksum.
 
     Raises:
-        CorruptFile: its values are not those that were written.
-        StorageError: it is not a JSON object.
+        CorruptFile: it is no JSON object, or its values are not those that were written.
     """
     try:
         value = json.loads(data)
     except ValueError as error:  # UnicodeDecodeError too
-        raise StorageError(f"{redacted(uri)}: not JSON ({error}): damaged, or not written by lakerank") from error
+        raise CorruptFile(damage(uri, f"not JSON ({error})")) from error
     if not isinstance(value, dict):
-        raise StorageError(f"{redacted(uri)}: expected a JSON object; it was not written by lakerank")
+        raise CorruptFile(damage(uri, "no JSON object"))
     others = {**value}
     stated = others.popitem()[1] if others else None
     if stated == _json_checksum(others):  # whatever became of its name

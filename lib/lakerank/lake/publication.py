@@ -16,7 +16,7 @@ from typing import Any
 
 from lakerank.credentials import redacted
 from lakerank.errors import RunNotFoundError, StorageError
-from lakerank.lake.checksums import json_bytes
+from lakerank.lake.checksums import CorruptFile, damage, json_bytes
 from lakerank.lake.formats.output import OutputTable, RunRows, write_rows
 from lakerank.lake.runs import RunPaths, check_run_id, read_json, read_manifest, write_manifest
 from lakerank.lake.storage import Storage, join
@@ -198,7 +198,7 @@ def current_run(storage: Storage, output: str) -> dict[str, Any] | None:
     """The pointer to the published run: run_id, manifest (relative to the output), publication; None before any.
 
     Raises:
-        StorageError: the file is not such a pointer.
+        CorruptFile: the file is not such a pointer.
     """
     uri = RunPaths(output, "").current
     pointer = read_json(storage, uri)
@@ -208,7 +208,7 @@ def current_run(storage: Storage, output: str) -> dict[str, Any] | None:
         elif pointer is not None:
             raise TypeError("run_id is no string")
     except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{uri}: names no run ({error}); it was not written by lakerank") from error
+        raise CorruptFile(damage(uri, f"it names no run ({error})")) from error
     return pointer
 
 
