@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from transformers import Qwen2VLConfig
 
+from lakerank.model.api import load_reranker
 from lakerank.model.engine.budget import BUSY_TOKENS_CPU, decoder_bytes, device_budget, free_bytes
 from lakerank.model.jina_m0.config import read_settings
 
@@ -69,6 +72,14 @@ def test_an_image_of_4096_squared(tiny_checkpoint: Path, tmp_path: Path) -> None
     assert mebibytes < 2.5 * decoded + 100
     _, reduced = grown(tiny_checkpoint, tmp_path / "large.jpeg")
     assert reduced < mebibytes, "a JPEG this large is decoded at half its size"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells what is mapped")
+def test_a_checkpoint_is_not_in_memory_beside_what_is_packed_of_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    reranker = load_reranker(str(folder), device="cpu", dtype="float32")
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+    assert reranker.reranker.fingerprint
 
 
 def test_the_budget_follows_the_memory(tiny_checkpoint: Path) -> None:

@@ -74,7 +74,8 @@ def read_tensors(
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as stored:
             for name in sorted(set(stored.keys()) - unused):
-                tensors[named(name)] = stored.get_tensor(name).to(dtype)
+                # In float32 not a view of the file, which would stay in memory beside what is packed of it.
+                tensors[named(name)] = stored.get_tensor(name).to(dtype, copy=dtype == torch.float32)
     return tensors
 
 

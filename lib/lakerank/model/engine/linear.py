@@ -11,7 +11,7 @@ import logging
 import platform
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -61,18 +61,16 @@ class LinearWeights(NamedTuple):
 
     @classmethod
     def taken(cls, *linears: nn.Linear) -> LinearWeights:
-        """Those of layers of one input, joined and packed; so that memory is not doubled, each module has views of them
-        or, where they are packed, no weights any more.
+        """Those of layers of one input, joined, packed. So that memory is not doubled, modules have views of them or,
+        where they are packed, none.
         """
         weights = [linear.weight.detach() for linear in linears]
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
         joined = cls(torch.cat(weights) if len(weights) > 1 else weights[0], torch.cat(biases) if biases else None)
         packed = joined.packed()
-        views = joined._replace(weight=weights[0].new_empty(0)) if packed.weight.is_mkldnn else joined
-        for linear, (start, stop) in zip(linears, pairwise([0, *accumulate(map(len, weights))]), strict=True):
-            linear.weight.data, bias = views.rows(start, stop)
-            if bias is not None:
-                linear.bias.data = bias
+        views = weights[0].new_empty(0) if packed.weight.is_mkldnn else joined.weight
+        for linear, end in zip(linears, accumulate(map(len, weights)), strict=True):
+            linear.weight.data = views[end - linear.out_features : end]
         return packed
 
     def rows(self, start: int | None, stop: int | None) -> LinearWeights:

@@ -49,11 +49,8 @@ class Merger(NamedTuple):
     last: LinearWeights  # (h, merge² E)
 
 
-class ImageLayout(NamedTuple):
-    """Images whose rows attend `alone`, and rows (B, P) of B that share a call, all of P patches."""
-
-    alone: Sequence[slice]
-    shared: Sequence[Tensor]
+#: Rows of the images of each call of attention: of one image, or of B of as many patches each (B, P).
+ImageLayout = Sequence[slice | Tensor]
 
 
 class PackedVision:
@@ -166,21 +163,24 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, layout: Packed | ImageLay
     if isinstance(layout, Packed):
         return layout(query, key, value)[0]
     out = torch.zeros_like(query)
-    for rows in layout.alone:
-        out[rows] = attend_alone(query[rows], key[rows], value[rows])
-    for index in layout.shared:
-        q, k, v = (rows[index].transpose(1, 2) for rows in (query, key, value))  # (B, heads, P, D)
-        out[index] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    for index in layout:
+        if isinstance(index, slice):
+            out[index] = attend_alone(query[index], key[index], value[index])
+        else:
+            q, k, v = (rows[index].transpose(1, 2) for rows in (query, key, value))  # (B, heads, P, D)
+            out[index] = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     return out
 
 
 def _image_layout(counts: Sequence[int], device: torch.device) -> ImageLayout:
-    starts = np.cumsum([0, *counts]).tolist()
-    alone, groups = [], defaultdict(list)
-    for start, count in zip(starts, counts, strict=False):
-        if count > SHARED_PATCHES:
-            alone.append(slice(start, start + count))
-        else:
-            groups[count].append(start)
-    shared = [np.array(members)[:, None] + np.arange(count)[None] for count, members in groups.items()]
-    return ImageLayout(alone, [to_device(index, device) for index in shared])
+    """A large image alone, small ones with others of as many patches."""
+    starts = np.cumsum([0, *counts])
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for start, count in zip(starts.tolist(), counts, strict=False):
+        groups[count, start if count > SHARED_PATCHES else 0].append(start)
+    return [
+        slice(first, first + count)
+        if count > SHARED_PATCHES
+        else to_device(np.array([first, *others])[:, None] + np.arange(count)[None], device)
+        for (count, _), (first, *others) in groups.items()
+    ]
