@@ -3,6 +3,9 @@
 A query is the name of a concept in one language. Documents are descriptions (name and keywords) in other languages: of
 the query's concept, of two rivals, about which there are several documents, too, and of concepts with one each. Without
 rivals the query would not be needed: the mean of a list's vectors ranks its only subject first.
+
+All concepts are such as the bundled checkpoint has not learnt: of the others its vectors know all names, and a list has
+nothing to add.
 """
 
 from __future__ import annotations
@@ -25,14 +28,14 @@ from lakerank_pictograms.items import (
 )
 from lakerank_pictograms.lists import SAME, Labels
 
-#: Lists of each split.
-LISTS: Mapping[Split, int] = {"train": 10_000, "validation": 300, "test": 1_000}
+#: Lists to train on and to measure on: the split of their concepts, and how many.
+LISTS: Mapping[str, tuple[Split, int]] = {"train": ("validation", 4_000), "test": ("test", 1_000)}
 
 #: Documents of a list, and how many of them, at least and at most, are relevant, and about each of the rivals.
 _DOCUMENTS, _RELEVANT, _RIVALS = 16, (3, 6), ((2, 5), (2, 5))
 
-#: Of concepts with one document, the share of those of the query's subgroup, where it has so many. Rivals all are.
-_NEAR = 0.6
+#: Of concepts with one document, those of the query's subgroup at most. Rivals may be any.
+_NEAR = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +52,31 @@ class SearchList:
 
 
 def write_search_lists(
-    folder: Path, concepts: Sequence[Concept], labels: Labels, counts: Mapping[Split, int] = LISTS
+    folder: Path, concepts: Sequence[Concept], labels: Labels, lists: Mapping[str, tuple[Split, int]] = LISTS
 ) -> dict[str, str]:
-    """Write train/, validation/ and test/, three lakes of lists whose concepts are disjoint.
+    """Write train/ and test/, lakes of lists whose concepts are disjoint.
 
     Flags are left out: their names are those of countries. Returns the SHA-256 of each file by its path in the folder.
     """
     hashes = {}
-    for split, count in counts.items():
+    for name, (split, count) in lists.items():
         kept = [concept for concept in concepts if concept.split == split and concept.group != "flags"]
-        lists = list(_Drawing(kept, labels).lists(count))
-        documents = {document.item_id: document for each in lists for document in each.documents}
+        drawn = list(_Drawing(kept, labels).lists(count))
+        documents = {document.item_id: document for each in drawn for document in each.documents}
         listed = [
             Candidate(each.query.item_id, document.item_id, None, rank)
-            for each in lists
+            for each in drawn
             for rank, document in enumerate(each.documents, start=1)
         ]
-        judged = [(each.query.item_id, document.item_id, SAME) for each in lists for document in each.relevant]
+        judged = [(each.query.item_id, document.item_id, SAME) for each in drawn for document in each.relevant]
         tables = {
             "documents": documents_table(documents.values()),
-            "queries": queries_table(each.query for each in lists),
+            "queries": queries_table(each.query for each in drawn),
             "candidates": candidates_table(listed),
             "qrels": qrels_table(judged),
         }
-        for name, table in tables.items():
-            hashes[f"{split}/{name}.parquet"] = write_table(folder / split / f"{name}.parquet", table)
+        for table, rows in tables.items():
+            hashes[f"{name}/{table}.parquet"] = write_table(folder / name / f"{table}.parquet", rows)
     return hashes
 
 
@@ -111,11 +114,12 @@ class _Drawing:
         return SearchList(replace(query, item_id=f"{salt}.{query.item_id}"), tuple(documents[name] for name in order))
 
     def _others(self, key: str, salt: str) -> list[str]:
-        """Enough other concepts: rivals first, then so many of the same subgroup and others of any."""
-        siblings = [other for other in self._subgroups[self._concepts[key].subgroup] if other != key]
-        near = chosen(siblings, len(_RIVALS) + round(_NEAR * _DOCUMENTS / 2), f"{salt}:near")
-        rest = [other for other in self._concepts if other != key and other not in near]
-        return near + chosen(rest, _DOCUMENTS - len(near), f"{salt}:rest")
+        """Enough other concepts: rivals first, then some of the same subgroup and others of any."""
+        rest = chosen([other for other in self._concepts if other != key], _DOCUMENTS, f"{salt}:rest")
+        rivals = rest[: len(_RIVALS)]
+        siblings = [other for other in self._subgroups[self._concepts[key].subgroup] if other not in (key, *rivals)]
+        near = chosen(siblings, _NEAR, f"{salt}:near")
+        return [*rivals, *near, *(other for other in rest[len(_RIVALS) :] if other not in near)]
 
 
 def _between(least: int, most: int, salt: str) -> int:

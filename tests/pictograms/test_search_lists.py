@@ -12,9 +12,10 @@ import pytest
 from checkpoints.listwise import write_jina_v3
 from lakerank.records import CandidateList, Document, Query
 from lakerank_pictograms import evaluate_lists
-from lakerank_pictograms.concepts import Concept, Label
+from lakerank_pictograms.concepts import Concept, Label, Split
 from lakerank_pictograms.search_lists import write_search_lists
 
+SIZES: dict[str, tuple[Split, int]] = {"train": ("train", 40), "test": ("test", 9)}
 LANGUAGES = ("de", "en", "fr", "hi", "ja", "ru", "sv", "th")
 CONCEPTS = [
     Concept(f"1f{number:03x}", "", f"thing {number}", "objects", f"shelf {number % 3}") for number in range(120)
@@ -31,8 +32,8 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lists")
     flag = Concept("1f1e9-1f1ea", "", "flag", "flags", "country-flag")
     flags = {(flag.key, language): Label(flag, language, "flag", ("a",), None) for language in LANGUAGES}
-    hashes = write_search_lists(folder, [*CONCEPTS, flag], LABELS | flags, {"train": 40, "test": 9})
-    again = write_search_lists(folder / "again", [*CONCEPTS, flag], LABELS | flags, {"train": 40, "test": 9})
+    hashes = write_search_lists(folder, [*CONCEPTS, flag], LABELS | flags, SIZES)
+    again = write_search_lists(folder / "again", [*CONCEPTS, flag], LABELS | flags, SIZES)
     assert hashes == again
     return folder
 

@@ -34,6 +34,7 @@ from lakerank_training.model import PairNetwork
 from lakerank_training.run import read_inputs, run_training
 from training_lakes import COLOURS, write_config
 
+THINGS = ("horse", "train", "apple", "house", "river", "clock", "fish", "crown", "bread", "ship", "tree", "key")
 STAGE = {"name": "lists", "steps": 2, "groups": 2, "documents": 4, "singles": 3}
 
 
@@ -41,7 +42,11 @@ STAGE = {"name": "lists", "steps": 2, "groups": 2, "documents": 4, "singles": 3}
 def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of a config: each of twelve colours is asked for, with two texts about it and three about others in its list."""
     folder = tmp_path_factory.mktemp("lists")
-    documents = {f"{colour}.{number}": f"{colour} {word}" for colour in COLOURS for number, word in enumerate("abcde")}
+    documents = {
+        f"{colour}.{number}": (f"{colour} {thing} {word}" if number < 2 else f"{thing} {word}")
+        for colour, thing in zip(COLOURS, THINGS, strict=True)
+        for number, word in enumerate("abcde")
+    }
     listed = [
         (colour, f"{COLOURS[(place + step) % 12]}.{number}")
         for place, colour in enumerate(COLOURS)
@@ -115,21 +120,23 @@ def test_a_run_resumes_exactly_and_scoring_reads_it_as_lists_and_as_pairs(
     assert float((as_list - as_pairs).abs().max()) > 1e-3
 
 
-def test_pairs_start_as_the_cosine_of_mean_vectors_and_feedback_moves_lists(objective: ListObjective) -> None:
+def test_pairs_start_as_the_cosine_of_mean_vectors_and_lists_feed_back(objective: ListObjective) -> None:
     tokenizer = read_tokenizer(EMBEDDED / "tokenizer.json", names_are_text=True)
     vectors = bundled_vectors(tokenizer.get_vocab_size())
 
     def mean(text: str | None) -> torch.Tensor:
         return vectors[tokenizer.encode(text or "", add_special_tokens=False).ids].mean(0)
 
-    rows, query, data = np.array([0, 5, 11, 30, 42, 59]), 7, objective.data.dataset
+    query, data = 7, objective.data.dataset
+    rows = np.array([35, 36, 37, 42])  # the colour and its thing, twice; the thing alone; another thing
     with torch.no_grad():
-        as_pairs = objective.cosines([(rows[[n]], query) for n in range(6)])[:, 0]
+        as_pairs = objective.cosines([(rows[[n]], query) for n in range(4)])[:, 0]
         as_list = objective.cosines([(rows, query)])[0]
     means = torch.stack([mean(data.documents.texts[row]) for row in rows])
     expected = torch.cosine_similarity(means, mean(data.queries.texts[query])[None])
-    assert float((as_pairs - expected).abs().max()) < 0.15
-    assert float(as_list[expected.argmax()] - as_pairs[expected.argmax()]) > 0.1
+    assert float((as_pairs - expected).abs().max()) < 0.2
+    moved = as_list - as_pairs
+    assert float(moved[2] - moved[3]) > 0.05
 
 
 def test_losses_are_listnets_of_lists_and_of_documents_by_themselves(

@@ -17,14 +17,12 @@ class ListShapeConfig(Section):
     """A Qwen3 from scratch, of width 256; its tokenizer and its tokens' vectors are those of the bundled checkpoint.
 
     All layers but the first two start as rounds of feedback, see `initialise`: `feedback` times the mean of documents
-    alike to the query is added to it, and `contrast` times the mean of all is taken away. Embeddings and the first
-    `frozen_layers` stay as they start; 0: everything is trained.
+    alike to the query is added to it. Embeddings and the first `frozen_layers` stay as they start; 0: all is trained.
     """
 
     intermediate_size: int = Field(default=256, ge=16)
     layers: int = Field(default=4, ge=3)
-    feedback: float = Field(default=2.0, ge=0)
-    contrast: float = Field(default=2.0, ge=0)
+    feedback: float = Field(default=4.0, ge=0)
     frozen_layers: int = Field(default=2, ge=0)
 
 

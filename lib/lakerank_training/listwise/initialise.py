@@ -5,9 +5,10 @@ So small a network would learn to match texts from random weights only in hours.
 1. Every token attends to the number of its passage, and copies that number's code.
 2. A document's last token attends to the tokens with its code, the query's to those near it: each holds the mean of its
    text's vectors. The cosine of two such means is the score of a pair.
-3. All further layers: the query's token adds the mean of documents' tokens to itself, weighted by their similarity, and
-   takes away some of their plain mean: pseudo-relevance feedback (Rocchio 1971), with attention in place of so many top
-   documents. A document's token rests on the prompt's first one, which has nothing to add.
+3. All further layers: the query's token adds the mean of documents' tokens to itself, weighted by their similarity:
+   pseudo-relevance feedback (Rocchio 1971), with attention in place of so many top documents. The prompt's first token,
+   which has nothing to add, weighs as much as about ten documents: one alone hardly moves the query, and a pair is
+   scored as before. A document's token attends to that first one alone.
 
 Hidden states begin with the bundled checkpoint's vectors; the columns behind say what a token is.
 """
@@ -73,8 +74,8 @@ def initialise(shape: ListShapeConfig, tokenizer: Tokenizer, seed: int) -> ListN
         layers = network.model.layers
         _find_numbers(layers[0].self_attn)
         _sum_texts(layers[1].self_attn)
-        for layer in layers[2:]:
-            _feed_back(layer.self_attn, vectors, (shape.feedback, -shape.contrast))
+        for number, layer in enumerate(layers[2:], start=1):
+            _feed_back(layer.self_attn, vectors, number, shape.feedback)
         _project(network.projector)
     for part in (network.model.embed_tokens, *layers[: shape.frozen_layers]) if shape.frozen_layers else ():
         part.requires_grad_(False)
@@ -128,6 +129,7 @@ def _orthogonal(size: int) -> Tensor:
 
 
 def _find_numbers(attention: Any) -> None:
+    """Of the numbers before a token, the nearest one."""
     for head in range(HEADS):
         _fall(attention, head, {CONSTANT: 1.0}, 1.0)
         _relate(attention, head, _FLAGS[0], {CONSTANT: 1.7}, {NUMBER: 1.7})
@@ -136,6 +138,7 @@ def _find_numbers(attention: Any) -> None:
 
 
 def _sum_texts(attention: Any) -> None:
+    """Tokens of texts with the same code, and for the query's token those near it."""
     for head in range(HEADS):
         rows = _rows(head, _CODE_PAIRS)
         for projection in (attention.q_proj, attention.k_proj):
@@ -148,16 +151,17 @@ def _sum_texts(attention: Any) -> None:
     _copy(attention, slice(0, CONTENT), (2.0, 2.0))
 
 
-def _feed_back(attention: Any, vectors: Tensor, gains: tuple[float, float]) -> None:
+def _feed_back(attention: Any, vectors: Tensor, number: int, gain: float) -> None:
+    """Documents alike to the query. The constants of the query's token grow with its state from round to round."""
     directions = torch.linalg.eigh(vectors.T @ vectors)[1].T.flip(0)  # (192, 192), by falling variance
-    rows = _rows(0, _CONTENT_PAIRS)
-    for projection in (attention.q_proj, attention.k_proj):
-        projection.weight[rows, :CONTENT] += directions[: len(rows)]
     for head in range(HEADS):
-        _relate(attention, head, _FLAGS[0], {QUERY: 20.0}, {DOCUMENT: 20.0})
-        _relate(attention, head, _FLAGS[1], {CONSTANT: 40.0, QUERY: -40.0}, {FIRST: 4.0})
-    _scale(attention, 16.0)
-    _copy(attention, slice(0, CONTENT), gains)
+        rows = _rows(head, _CONTENT_PAIRS)
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.weight[rows, :CONTENT] += directions[: len(rows)]
+        _relate(attention, head, _FLAGS[0], {QUERY: 20.0 * number}, {DOCUMENT: 60.0})
+        _relate(attention, head, _FLAGS[1], {CONSTANT: 40.0, QUERY: 25.0 * number - 40.0}, {FIRST: 16.0})
+    _scale(attention, 58.0)
+    _copy(attention, slice(0, CONTENT), (gain / 2, gain / 2))
 
 
 def _fall(attention: Any, head: int, query: dict[int, float], key: float) -> None:
