@@ -297,11 +297,11 @@ class ShortOfMemory(PackedDecoder):
     ROOM = 70
     failures = 0
 
-    def prefixes(self, embeddings: Any, positions: Any, end: int, lengths: Sequence[int], layout: Any) -> list[Prefix]:
+    def prefixes(self, embeddings: Any, positions: Any, end: int, lengths: Sequence[int], *rest: Any) -> list[Prefix]:
         if sum(lengths) > self.ROOM:
             type(self).failures += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
-        return super().prefixes(embeddings, positions, end, lengths, layout)
+        return super().prefixes(embeddings, positions, end, lengths, *rest)
 
 
 class Broken(PackedDecoder):

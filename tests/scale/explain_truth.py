@@ -5,8 +5,9 @@ python tests/scale/explain_truth.py report --ranked R      what `lakerank explai
 python tests/scale/explain_truth.py report --model minilm-en      on the questions of Python's manual
 
 Pointing: four pictograms in one image, or four texts in one, of which the query asks for one; the heaviest quarter is
-the right one by chance once in four. Deletion: the first three documents of a run's lists (--ranked: ranked/run_id=…),
-or what is judged relevant.
+the right one by chance once in four. Words: the query asks for two of four pictograms, one after the other; the word
+named with a part of either is one that asks for it. Deletion: the first three documents of a run's lists (--ranked:
+ranked/run_id=…), or what is judged relevant.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,12 @@ class Lake:
         row = self.documents[doc_id]
         return Document(doc_id, row["text"], row.get("image"))
 
+    def of_kind(self, kind: str) -> list[str]:
+        return [name for name, row in self.documents.items() if bool(row.get("image")) == (kind == "image")]
+
+    def topic(self, doc_id: str) -> str:
+        return str(self.documents[doc_id].get("concept", doc_id))
+
     def slice(self, query_id: str) -> str:
         row = self.queries[query_id]
         return f"{row['task'].partition('→')[0]}: {row['slice']}" if "slice" in row else "all"
@@ -79,32 +87,59 @@ def is_held_out(query_id: str) -> bool:
 
 
 def compositions(lake: Lake, kind: str, held_out: bool, each: int) -> Iterator[tuple[str, Document, int, list[int]]]:
-    """Query, four documents in one, which of them is its own, and for texts where the four end."""
+    """Query, four documents in one, which of them is its own, and for texts where the four end.
+
+    The document is named by the script of its own text.
+    """
     generator = random.Random(1)
-    pool = [name for name, row in lake.documents.items() if bool(row.get("image")) == (kind == "image")]
+    pool = lake.of_kind(kind)
     for query_id in [name for name in lake.queries if is_held_out(name) == held_out] * each:
         own = [name for name in lake.relevant[query_id] if name in pool]
         if not own:
             continue
         chosen = generator.choice(own)
-        topic = lambda name: lake.documents[name].get("concept", name)  # noqa: E731
-        others = {topic(name): name for name in generator.sample(pool, 12) if topic(name) != topic(chosen)}
+        others = {
+            lake.topic(name): name for name in generator.sample(pool, 12) if lake.topic(name) != lake.topic(chosen)
+        }
         place = generator.randrange(4)
         names = [*list(others.values())[:3]]
         names.insert(place, chosen)
-        yield query_id, *composed(lake, names, kind, place)
+        document, ends = composed(lake, names, kind)
+        yield query_id, replace(document, doc_id=lake.documents[chosen].get("script") or ""), place, ends
 
 
-def composed(lake: Lake, names: Sequence[str], kind: str, place: int) -> tuple[Document, int, list[int]]:
+def composed_queries(lake: Lake) -> Iterator[tuple[str, Query, Document, dict[int, str]]]:
+    """Slice, a query for two of four pictograms in one image, these, and which two, by their queries' texts."""
+    generator = random.Random(2)
+    pool = lake.of_kind("image")
+    able = [n for n, row in lake.queries.items() if row["text"] and is_held_out(n)]
+    able = [name for name in able if any(own in pool for own in lake.relevant[name])]
+    for first in able * 5:
+        language, topic = (lake.queries[first].get(name) for name in ("language", "concept"))
+        alike = [n for n in able if lake.queries[n].get("language") == language and lake.queries[n]["concept"] != topic]
+        if not alike:
+            continue
+        asked = [first, generator.choice(alike)]
+        names = [generator.choice([own for own in lake.relevant[name] if own in pool]) for name in asked]
+        topics = {lake.queries[name]["concept"] for name in asked}
+        names += [name for name in generator.sample(pool, 12) if lake.topic(name) not in topics][:2]
+        order = generator.sample(range(4), 4)
+        texts = [lake.queries[name]["text"] for name in asked]
+        document, _ = composed(lake, [names[number] for number in order], "image")
+        places = {order.index(0): texts[0], order.index(1): texts[1]}
+        yield lake.slice(first), Query("both", " ".join(texts)), document, places
+
+
+def composed(lake: Lake, names: Sequence[str], kind: str) -> tuple[Document, list[int]]:
     if kind == "text":
         texts = [lake.documents[name]["text"][:380] for name in names]
-        return Document("four", "\n".join(texts)), place, np.cumsum([len(text) + 1 for text in texts]).tolist()
+        return Document("four", "\n".join(texts)), np.cumsum([len(text) + 1 for text in texts]).tolist()
     image, buffer = Image.new("RGB", (168, 168), "white"), io.BytesIO()
     for number, name in enumerate(names):
         picture = Image.open(io.BytesIO(lake.documents[name]["image"])).convert("RGBA")
         image.paste(picture, (number % 2 * 84, number // 2 * 84), picture)
     image.save(buffer, "PNG")
-    return Document("four", image=buffer.getvalue()), place, []
+    return Document("four", image=buffer.getvalue()), []
 
 
 def quarter(part: Any, ends: Sequence[int]) -> int:
@@ -142,19 +177,39 @@ def groups_of(lake: Lake, rows: Sequence[Row]) -> list[DocumentGroup]:
 
 
 def report(lake: Lake, explainer: Explainer, reranker: Any, ranked: Path | None) -> None:
-    for kind in ("image", "text"):
+    for kind, each in (("image", 2), ("text", 8)):
         hits: dict[str, list[float]] = defaultdict(list)
-        for query_id, document, place, ends in compositions(lake, kind, held_out=True, each=2):
+        for query_id, document, place, ends in compositions(lake, kind, True, each if ranked else 1):
             group = [DocumentGroup(document, (lake.query(query_id),))]
             for result in explainer.explain(group, logits_of(reranker, group)):
-                hits[lake.slice(query_id)].append(float(heaviest(result, result.weights, ends) == place))
+                hit = float(heaviest(result, result.weights, ends) == place)
+                for name in {"all", lake.slice(query_id), f"script: {document.doc_id}"}:
+                    hits[name].append(hit)
         print(f"\npointing at one of four ({kind}), chance 0.25")
         for name in sorted(hits):
             print(f"  {name}: {interval(hits[name])}, {len(hits[name])} compositions")
-        if hits:
-            print(f"  all: {interval([hit for part in hits.values() for hit in part])}")
+    if ranked:
+        named_words(lake, explainer, reranker)
     judged = [{"query_id": name, "doc_id": own[0]} for name, own in lake.relevant.items() if is_held_out(name)]
     deletion(lake, explainer, reranker, top_pairs(lake, ranked, held_out=True) if ranked else judged)
+
+
+def named_words(lake: Lake, explainer: Explainer, reranker: Any) -> None:
+    """How many of the words that parts of one of two pictograms are named with ask for that one."""
+    right: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for name, query, document, places in composed_queries(lake):
+        group = [DocumentGroup(document, (query,))]
+        for result in explainer.explain(group, logits_of(reranker, group)):
+            for part, word in zip(result.parts.parts, result.words, strict=True):
+                own = places.get(quarter(part, ()), "")
+                other = next(text for text in places.values() if text != own)
+                if own and word and (word in own) != (word in other):
+                    right[name].append((float(word in own), len(own) / (len(own) + len(other))))
+                    right["all"].append(right[name][-1])
+    print("\nwords of the right one of two pictograms")
+    for name, values in sorted(right.items()):
+        shares, by_chance = zip(*values, strict=True)
+        print(f"  {name}: {interval(shares)}, by chance {np.mean(by_chance):.2f}; {len(values)} parts")
 
 
 def deletion(lake: Lake, explainer: Explainer, reranker: Any, rows: Sequence[Row]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, islice, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -15,9 +15,9 @@ from zlib import crc32
 import numpy as np
 
 from lakerank.errors import ConfigError
-from lakerank.explain.parts import Floats, Parts, Reading, parts_of
+from lakerank.explain.parts import Floats, Parts, Reading, parts_of, passages
 from lakerank.model.config import read_config
-from lakerank.model.inputs import EncodedInput, RejectedInput
+from lakerank.model.inputs import DocumentQueries, EncodedInput, RejectedInput
 from lakerank.model.preprocess.images import patch_shape
 from lakerank.model.preprocess.pipeline import Prepared
 from lakerank.model.preprocess.tokenizer import read_tokenizer
@@ -27,8 +27,9 @@ from lakerank.records import DocumentGroup, Query, Reject, ScoredPair
 #: Passages that a longer text is cut into, each a fifth of it; a query is cut into its words.
 _PASSAGES, _WORDS = 5, 512
 
-#: A word of the query answers a part that it takes at least this share of what the word takes that takes most.
-_ANSWERS = 0.5
+#: How many times as much as any other a query's word takes of a part that it is named with, each relative to what it
+#: takes of a part in the mean.
+_CLEARLY = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +66,17 @@ def unmeasured(identities: Iterable[CheckpointIdentity]) -> ConfigError:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A document, its queries, and how they are read. `taken`: (L, P), what a query's tokens take of the parts.
+    """A document, its queries, and how the network reads it (`read`) and them (`reads`).
 
-    `logits` of the queries on the document but for some parts.
+    `taken`: (L, P), what a query's tokens take of the parts. `logits` of queries on the document but for some parts.
     """
 
     doc_id: str
     parts: Parts
+    read: EncodedInput
     queries: Mapping[str, Query]
-    read: Mapping[str, EncodedInput]
-    taken: Mapping[str, Floats]
+    reads: Mapping[str, EncodedInput]
+    taken: dict[str, Floats] = field(default_factory=dict)
     logits: dict[tuple[frozenset[int], str], float] = field(default_factory=dict)
 
     @property
@@ -89,17 +91,26 @@ class Case:
         order = np.random.default_rng(crc32(self.doc_id.encode())).permutation(len(self.parts.parts))
         return self.singles or [self.parts.fifth(order)]
 
-    def without(self, removed: Iterable[frozenset[int]], query_id: str) -> list[float]:
+    def heaviest(self, query_id: str) -> frozenset[int]:
+        """The fifth of the parts that weighs most for a query."""
+        return self.parts.fifth(np.argsort(-self.weights(query_id), kind="stable"))
+
+    def falls(self, query_id: str) -> bool:
+        """Whether a query's logit falls without that."""
+        whole, without = self.without([frozenset(), self.heaviest(query_id)], query_id)
+        return bool(without < whole)
+
+    def without(self, removed: Iterable[frozenset[int]], query_id: str) -> Floats:
         """A query's logits on the document but for each of some sets of parts; NaN: it has none."""
-        return [self.logits.get((parts, query_id), np.nan) for parts in removed]
+        return np.array([self.logits.get((parts, query_id), np.nan) for parts in removed])
 
     def weights(self, query_id: str) -> Floats:
-        """(P,): what a query's last token takes of each part, or how much its logit falls without each; sum 1."""
+        """(P,), sum 1: what a query's last token takes of each part, or how much its logit falls without each."""
         weights = np.zeros(len(self.parts.parts))
         if self.parts.images:
             weights = self.taken[query_id][-1]
         elif self.singles:
-            falls = self.logits[frozenset(), query_id] - np.array(self.without(self.singles, query_id))
+            falls = self.logits[frozenset(), query_id] - self.without(self.singles, query_id)
             weights = np.nan_to_num(falls).clip(0)
         return weights / weights.sum() if weights.sum() > 0 else np.full(len(weights), 1 / max(1, len(weights)))
 
@@ -154,39 +165,37 @@ class Explainer:
             for query, read in zip(group.group.queries, reads, strict=False):
                 if isinstance(read, RejectedInput):
                     yield Reject(query.query_id, group.group.document.doc_id, read.reason, read.detail)
-        cases = self._cases([group for group in prepared if group.engine_input is not None])
+        cases = [*self._cases(prepared)]
+        self._attend([case for case in cases if case.parts.images])
         for case in cases:
             case.logits.update({(frozenset(), name): logits[name, case.doc_id] for name in case.queries})
-        self._score(
-            [
-                (case, removed, name)
-                for case in cases
-                for removed in (*case.singles, *case.random)
-                for name in case.queries
-            ]
-        )
-        weighed = [(case, name, case.weights(name)) for case in cases for name in case.queries]
-        tops = [case.parts.fifth(np.argsort(-weights, kind="stable")) for case, _, weights in weighed]
-        self._score([(case, top, name) for (case, name, _), top in zip(weighed, tops, strict=True)])
-        for (case, name, weights), top in zip(weighed, tops, strict=True):
-            tested = case.without([frozenset(), top, *case.random], name)
-            method = f"attention of layer {self._method.layer}" if case.parts.images else "leave-one-out"
-            yield Explanation(name, case.doc_id, case.parts, weights, self._words(case, name), tested, method)
+        pairs = [(case, name) for case in cases for name in case.queries]
+        self._score((case, removed, name) for case, name in pairs for removed in case.singles or [case.heaviest(name)])
+        # Where the logit does not fall without the heaviest fifth, a random one decides nothing.
+        self._score((case, removed, name) for case, name in pairs if case.falls(name) for removed in case.random)
+        method = f"attention of layer {self._method.layer}"
+        for case, name in pairs:
+            words = self._words(case, name)
+            tested = case.without([frozenset(), case.heaviest(name), *case.random], name).tolist()
+            how = method if case.parts.images else "leave-one-out"
+            yield Explanation(name, case.doc_id, case.parts, case.weights(name), words, tested, how)
 
-    def _cases(self, prepared: Sequence[Prepared]) -> list[Case]:
-        layer, cases = self._method.layer, []
-        inputs = [group.engine_input for group in prepared]
-        taken = iter(() if layer is None or not inputs else self._network.engine.attention(inputs, layer))
+    def _cases(self, prepared: Sequence[Prepared]) -> Iterator[Case]:
         for group in prepared:
             document, encoded = group.group.document, group.document
             if isinstance(encoded, EncodedInput):
                 pairs = zip(group.group.queries, group.queries, strict=True)
-                read = {query.query_id: each for query, each in pairs if isinstance(each, EncodedInput)}
-                queries = {query.query_id: query for query in group.group.queries if query.query_id in read}
-                parts = parts_of(document, encoded, self._document)
-                of_parts = [tokens @ parts.of_tokens for tokens in islice(taken, len(read))]
-                cases.append(Case(document.doc_id, parts, queries, read, dict(zip(read, of_parts, strict=False))))
-        return cases
+                reads = {query.query_id: each for query, each in pairs if isinstance(each, EncodedInput)}
+                queries = {query.query_id: query for query in group.group.queries if query.query_id in reads}
+                yield Case(document.doc_id, parts_of(document, encoded, self._document), encoded, queries, reads)
+
+    def _attend(self, cases: Sequence[Case]) -> None:
+        """What queries take of the parts of images."""
+        pairs = [(case, name) for case in cases for name in case.queries]
+        inputs = [DocumentQueries(case.read, tuple(case.reads.values())) for case in cases if case.queries]
+        taken = self._network.engine.attention(inputs, self._method.layer) if inputs else ()
+        for (case, name), tokens in zip(pairs, taken, strict=True):
+            case.taken[name] = tokens @ case.parts.of_tokens
 
     def _score(self, asked: Iterable[tuple[Case, frozenset[int], str]]) -> None:
         """Add the logits of queries on documents but for some parts: of those that are new, and can be scored."""
@@ -206,14 +215,16 @@ class Explainer:
                 case.logits[removed, result.query_id] = result.logit
 
     def _words(self, case: Case, query_id: str) -> list[str | None]:
-        """The words of a query that each part answers: those whose tokens take most of it."""
+        """For each of the heaviest parts of an image the word of a query that takes clearly more of it than others."""
+        answers: list[str | None] = [None] * len(case.parts.parts)
         query = case.queries[query_id]
-        if not query.text or query_id not in case.taken:
-            return [None] * len(case.parts.parts)
-        asked = parts_of(query, case.read[query_id], self._query)
-        spans = [part for part in asked.parts if part.kind == "span"]
-        starts = {part.start for part in spans}  # in a script without spaces words adjoin
-        words = [query.text[part.start : part.end] + " " * (part.end not in starts) for part in spans]
-        of_words = (asked.of_tokens.T @ case.taken[query_id])[-len(words) :]  # (words, P)
-        answered = of_words >= _ANSWERS * of_words.max(axis=0, initial=0.0)
-        return ["".join(compress(words, column)).strip() or None for column in answered.T]
+        words = passages(text := query.text or "", _WORDS)
+        if len(words) > 1 and query_id in case.taken:
+            asked = parts_of(query, case.reads[query_id], self._query)
+            of_words = (asked.of_tokens.T @ case.taken[query_id])[-len(words) :]  # (words, P)
+            of_words /= of_words.mean(axis=1, keepdims=True) + 1e-12
+            for part in case.heaviest(query_id):
+                second, first = np.argsort(of_words[:, part])[-2:]
+                if of_words[first, part] > _CLEARLY * of_words[second, part]:
+                    answers[part] = text[slice(*words[first])]
+        return answers

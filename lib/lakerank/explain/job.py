@@ -18,12 +18,14 @@ from lakerank import schemas
 from lakerank.errors import ConfigError, RunConflictError, RunNotFoundError
 from lakerank.explain.explainer import Explainer, method_of, unmeasured
 from lakerank.fingerprint import content_hash, fingerprint
+from lakerank.lake.blobs import NOWHERE, BlobRef, fetch
 from lakerank.lake.columns import decode_text
 from lakerank.lake.ids import with_types
-from lakerank.lake.images.files import ImageFiles, UnreadableImage, address_hash, row_images
-from lakerank.lake.ranked import rejected_lists, rows_by_id
+from lakerank.lake.images.files import ImageFiles, UnreadableImage, address_hash
+from lakerank.lake.ranked import rejected_lists, row_locations, rows_by_id
 from lakerank.lake.runs import RunPaths, published_contents, read_manifest
 from lakerank.lake.scores import read_unit
+from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, parquet_bytes, read_table_file
 from lakerank.model.checkpoint import few
@@ -35,13 +37,16 @@ from lakerank.rerank.score import SpecFactory
 from lakerank.rerank.stage import Stage
 from lakerank.runner import Places, Runner, one_row
 
-#: Documents whose explanations are one file, and rows of its row groups.
-_BLOCK, _ROW_GROUP = 64, 65_536
+#: Pairs that the driver has in memory at once, those whose explanations are one file, and rows of its row groups.
+_AT_ONCE, _BLOCK, _ROW_GROUP = 65_536, 256, 65_536
 
 #: Of one file; `reasons`: why pairs of it are not explained.
 _REPORT = pa.schema(
     [("explained", pa.int64()), ("faithful", pa.int64()), ("rows", pa.int64()), ("reasons", pa.list_(pa.string()))]
 )
+
+#: How the files of some rows are read, by URI.
+Files = Mapping[str, TableFile]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +69,15 @@ def _identities(stage: Stage) -> tuple[CheckpointIdentity, ...]:
 
 
 class Pair(NamedTuple):
-    """A ranked pair, the number of the stage that scored it, and hashes of what was its document's content then."""
+    """A ranked pair, the number of the stage that scored it, where its rows are, and hashes of what was its document's
+    content when it was scored."""
 
     doc_id: str
     query_id: str
     logit: float
     stage: int
+    document: BlobRef = NOWHERE
+    query: BlobRef = NOWHERE
     contents: frozenset[str] = frozenset()
 
 
@@ -108,30 +116,45 @@ def explain_run(runner: Runner, storage: Storage, request: Request) -> dict[str,
     if manifest is None:
         what = "it is still running, was interrupted, or failed its audit; explain a published run"
         raise RunNotFoundError(f"{paths.manifest}: not there, so run {paths.run_id!r} is not published: {what}")
-    asked, explained = [*_asked(storage, request)], {*_explained(storage, paths)}
+    units, asked = published_contents(paths.output, paths.run_id, manifest).units, _asked(storage, request)
     rejected = rejected_lists(storage, paths, request.queries or ())
-    unknown = sorted((request.queries or frozenset()) - {pair.query_id for pair in asked} - rejected.keys())
+    unknown = {*(request.queries or ())} - rejected.keys()
+    reasons = Counter(reject.reason.value for rejects in rejected.values() for reject in rejects)
+    counts: Counter[str] = Counter()
+    while pairs := [*islice(asked, _AT_ONCE)]:
+        unknown.difference_update(pair.query_id for pair in pairs)
+        new = {pair[:2]: pair for pair in pairs}
+        for key in _explained(storage, paths):
+            new.pop(key, None)
+        runner.describe(f"explain: {len(new)} of {len(pairs)} pairs")
+        report = _explain(runner, storage, request, [*new.values()], units)
+        reasons.update(reason for of_block in report["reasons"].to_pylist() for reason in of_block)
+        counts.update({name: sum(report[name].to_pylist()) for name in _REPORT.names[:3]})
+        counts.update(pairs=len(pairs), found=len(pairs) - len(new))
     if unknown and len(unknown) == len(request.queries or ()):
-        raise ConfigError([f"--queries: run {paths.run_id!r} has no list of {few(unknown)}; name ids of its queries"])
-    pairs = [pair for pair in asked if (pair.doc_id, pair.query_id) not in explained]
-    units = published_contents(paths.output, paths.run_id, manifest).units
-    by_document = groupby(sorted(_with_contents(storage, request, pairs, units)), attrgetter("doc_id"))
-    blocks = []
-    while block := [pair for _, of_document in islice(by_document, _BLOCK) for pair in of_document]:
-        blocks.append(tuple(block))
+        known = few(sorted(unknown))
+        raise ConfigError([f"--queries: run {paths.run_id!r} has no list of {known}; name ids of its queries"])
+    summary = {name: counts[name] for name in ("pairs", "found", *_REPORT.names[:3])}
+    told = {"not_explained": dict(sorted(reasons.items())), "unknown_queries": len(unknown)}
+    return {**summary, **told, "explanations": paths.explanations}
+
+
+def _explain(
+    runner: Runner, storage: Storage, request: Request, pairs: Sequence[Pair], units: Mapping[str, Collection[str]]
+) -> pa.Table:
+    """Explain pairs, those of a document together, documents in the order of their table. Returns rows of _REPORT."""
+    ids = ({pair.doc_id for pair in pairs}, {pair.query_id for pair in pairs})
+    documents, files = row_locations(storage, request.tables.documents, schemas.DOCUMENTS, ids[0])
+    queries, of_queries = row_locations(storage, request.tables.queries, schemas.QUERIES, ids[1])
+    files |= of_queries
+    placed = [pair._replace(document=documents[pair.doc_id], query=queries[pair.query_id]) for pair in pairs]
+    located = sorted(_with_contents(storage, request, placed, units, files), key=attrgetter("document"))
+    blocks = [tuple(located[first : first + _BLOCK]) for first in range(0, len(located), _BLOCK)]
 
     def work(block: Sequence[Pair], device: str) -> Iterator[pa.RecordBatch]:
-        yield _explain_block(storage, request, block, device)
+        yield _explain_block(storage, request, block, files, device)
 
-    runner.describe(f"explain: {len(pairs)} of {len(asked)} pairs")
-    report = runner.on_device(blocks, work, _REPORT, Places(request.stages[0].device, len(blocks)))
-    reasons = Counter(reason for of_block in report["reasons"].to_pylist() for reason in of_block)
-    for rejects in rejected.values():
-        reasons.update(reject.reason.value for reject in rejects)
-    counts = {name: sum(report[name].to_pylist()) for name in _REPORT.names[:3]}
-    counts = {"pairs": len(asked), "found": len(asked) - len(pairs), **counts}
-    counts["not_explained"] = dict(sorted(reasons.items()))
-    return {**counts, "unknown_queries": len(unknown), "explanations": paths.explanations}
+    return runner.on_device(blocks, work, _REPORT, Places(request.stages[0].device, len(blocks)))
 
 
 def _asked(storage: Storage, request: Request) -> Iterator[Pair]:
@@ -139,11 +162,16 @@ def _asked(storage: Storage, request: Request) -> Iterator[Pair]:
     several = len(request.stages) > 1
     names = ["query_id", "doc_id", "rank", "logit", *(["scored_by"] if several else [])]
     schema = schemas.COMBINED if several else schemas.RANKED
-    for fragment in fragments(storage, request.paths.ranked, schema):
-        for *_, batch in read_table_file(storage, fragment.file, schema, names):
-            for row in batch.filter(pc.less_equal(batch["rank"], request.top)).to_pylist():
-                if request.queries is None or row["query_id"] in request.queries:
-                    yield Pair(row["doc_id"], row["query_id"], row["logit"], max(row.get("scored_by") or [1]) - 1)
+    rows: Iterator[dict[str, Any]]
+    if request.queries is None:
+        files = (fragment.file for fragment in fragments(storage, request.paths.ranked, schema))
+        batches = (batch for file in files for *_, batch in read_table_file(storage, file, schema, names))
+        rows = (row for b in batches for row in b.filter(pc.less_equal(b["rank"], request.top)).to_pylist())
+    else:
+        rows = rows_by_id(storage, request.paths.ranked, schema, request.queries, names[1:])
+    for row in rows:
+        if row["rank"] <= request.top:
+            yield Pair(row["doc_id"], row["query_id"], row["logit"], max(row.get("scored_by") or [1]) - 1)
 
 
 def _explained(storage: Storage, paths: RunPaths) -> Iterator[tuple[str, str]]:
@@ -155,10 +183,14 @@ def _explained(storage: Storage, paths: RunPaths) -> Iterator[tuple[str, str]]:
 
 
 def _with_contents(
-    storage: Storage, request: Request, pairs: Sequence[Pair], units: Mapping[str, Collection[str]]
+    storage: Storage,
+    request: Request,
+    pairs: Sequence[Pair],
+    units: Mapping[str, Collection[str]],
+    files: Files,
 ) -> Iterator[Pair]:
     """Pairs with their documents' contents: those that the query's present content has the pair's logit with."""
-    names = {query.query_id: name for name, query in _queries(storage, request, {pair.query_id for pair in pairs})}
+    names = {query.query_id: name for name, query in _queries(storage, pairs, files)}
     for number, stage in enumerate(request.stages):
         if stage.scorer not in units:
             raise RunConflictError(
@@ -179,31 +211,35 @@ def _with_contents(
             yield pair._replace(contents=frozenset(contents[names.get(pair.query_id), pair.logit]))
 
 
-def _queries(storage: Storage, request: Request, ids: Collection[str]) -> Iterator[tuple[str, Query]]:
-    """Queries, each with the hash of its content."""
-    for row in rows_by_id(storage, request.tables.queries, schemas.QUERIES, ids):
+def _queries(storage: Storage, pairs: Sequence[Pair], files: Files) -> Iterator[tuple[str, Query]]:
+    """The queries of pairs, each with the hash of its content."""
+    refs = sorted({pair.query for pair in pairs} - {NOWHERE})
+    for blob in fetch(storage, refs, "query_id", files=files):
         with suppress(UnicodeDecodeError):  # its pairs were rejected
-            text, instruction = (decode_text(row[name]) for name in ("text", "instruction"))
-            name = instructed_hash(content_hash(row["text"], row["image"]), stripped(row["instruction"]))
-            yield name, Query(row["query_id"], text, row["image"], instruction)
+            text, instruction = decode_text(blob.text), decode_text(blob.instruction)
+            name = instructed_hash(content_hash(blob.text, blob.image), stripped(blob.instruction))
+            yield name, Query(blob.id, text, blob.image, instruction)
 
 
-def _documents(storage: Storage, request: Request, ids: Collection[str]) -> Iterator[tuple[set[str], Document]]:
-    """Documents, each with the hashes that its content may have."""
-    files = ImageFiles(storage, request.stages[0].max_image_bytes)
-    for row in rows_by_id(storage, request.tables.documents, schemas.DOCUMENTS, ids):
+def _documents(
+    storage: Storage, images: ImageFiles, pairs: Sequence[Pair], files: Files
+) -> Iterator[tuple[set[str], Document]]:
+    """The documents of pairs, each with the hashes that its content may have."""
+    refs = sorted({pair.document for pair in pairs} - {NOWHERE})
+    for blob in fetch(storage, refs, "doc_id", files=files):
         with suppress(UnicodeDecodeError, UnreadableImage):  # not what was scored
-            items = row_images(row)
-            images = files.images(items)
-            names = {row["content_hash"] or content_hash(row["text"], *images), address_hash(row["text"], items)}
-            yield names, Document(row["doc_id"], decode_text(row["text"]), images=images)
+            read = images.images(blob.images)
+            names = {blob.content_hash or content_hash(blob.text, *read), address_hash(blob.text, blob.images)}
+            yield names, Document(blob.id, decode_text(blob.text), images=read)
 
 
-def _explain_block(storage: Storage, request: Request, block: Sequence[Pair], device: str) -> pa.RecordBatch:
-    """Explain the pairs of some documents and write their file."""
-    ids = ({pair.query_id for pair in block}, {pair.doc_id for pair in block})
-    queries = {query.query_id: query for _, query in _queries(storage, request, ids[0])}
-    documents = {document.doc_id: (names, document) for names, document in _documents(storage, request, ids[1])}
+def _explain_block(
+    storage: Storage, request: Request, block: Sequence[Pair], files: Files, device: str
+) -> pa.RecordBatch:
+    """Explain some pairs and write their file."""
+    queries = {query.query_id: query for _, query in _queries(storage, block, files)}
+    images = ImageFiles(storage, request.stages[0].max_image_bytes)
+    documents = {document.doc_id: (names, document) for names, document in _documents(storage, images, block, files)}
     reasons: list[str] = []
     chosen: dict[tuple[int, CheckpointIdentity], list[Pair]] = defaultdict(list)
     for pair in block:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,11 @@ Floats = npt.NDArray[np.floating]
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u3400-\u9fff"
 _WORD = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|(?:(?![{_UNSPACED}])[\p{{L}}\p{{N}}\p{{M}}])+")
 _SIGN = regex.compile(r"\S")
+
+#: Where a text pauses: at the end of a line or sentence, and within one; not in numbers and dotted names.
+_PAUSES = [
+    regex.compile(rf"\n|\p{{{kind}}}(?:\s|(?<=[^ -~]))") for kind in ("Sentence_Terminal", "Terminal_Punctuation")
+]
 
 #: By Exif orientation which of (x, y, 1 - x, 1 - y) of an upright image are x and y of the stored one.
 _STORED = {1: (0, 1), 2: (2, 1), 3: (2, 3), 4: (0, 3), 5: (1, 0), 6: (1, 2), 7: (3, 2), 8: (3, 0)}
@@ -79,15 +85,20 @@ class Parts:
         count = len(self.parts)
         return frozenset(order[: min(-(-count // 5), count - 1)].tolist())
 
+    @cached_property
+    def _medians(self) -> list[Floats]:
+        return [np.median(pixels, axis=(0, 1)) for pixels in self.images]
+
     def without(self, removed: Collection[int], name: str) -> Document:
-        """A document of all but some parts: words are cut out, boxes have their image's median colour."""
+        """A document of all but some parts: words are cut out to the next, boxes get their image's median colour."""
         text, images = self.text, [pixels.copy() for pixels in self.images]
         for number in sorted(removed, reverse=True):
             part = self.parts[number]
             if part.image is None:
-                text = text[: part.start] + text[part.end :]
+                after = self.parts[number + 1].start if number + 1 < len(self.parts) else len(self.text)
+                text = text[: part.start] + text[after:]
             else:
-                images[part.image][self.cells[number]] = np.median(self.images[part.image], axis=(0, 1))
+                images[part.image][self.cells[number]] = self._medians[part.image]
         return Document(name, text or None, images=tuple(map(_bmp, images)))
 
 
@@ -99,7 +110,7 @@ def parts_of(content: Document | Query, encoded: EncodedInput, reading: Reading)
     text = content.text if content.text and content.text.strip() else ""
     spans = _spans(text, reading, encoded.token_ids[first:], after_image=first > 0)
     text = text[: max((end for _, end in spans), default=0)]
-    parts = (*boxes, *(Part("span", start, end) for start, end in _passages(text, reading.passages)))
+    parts = (*boxes, *(Part("span", start, end) for start, end in passages(text, reading.passages)))
     owner = np.full(len(text), len(parts))
     for number, part in enumerate(parts[len(boxes) :], start=len(boxes)):
         owner[part.start : part.end] = number
@@ -110,13 +121,18 @@ def parts_of(content: Document | Query, encoded: EncodedInput, reading: Reading)
     return Parts(parts, of_tokens[:, :-1], text, images, cells)
 
 
-def _passages(text: str, most: int) -> list[tuple[int, int]]:
-    """(start, end) of the words of a text; of more than `most`, of so many runs of them."""
+def passages(text: str, most: int) -> list[tuple[int, int]]:
+    """(start, end) of the words of a text; of more than `most`, of so many runs or fewer, cut where it pauses."""
     words = [match.span() for match in _WORD.finditer(text)] or [match.span() for match in _SIGN.finditer(text)]
     if len(words) <= most:
         return words
-    runs = (words[len(words) * n // most : len(words) * (n + 1) // most] for n in range(most))
-    return [(run[0][0], run[-1][1]) for run in runs]
+    gaps = [text[end:start] for (_, end), (start, _) in pairwise(words)]
+    pauses = [[n for n, gap in enumerate(gaps, start=1) if pause.search(gap)] for pause in _PAUSES]
+    size, cuts = len(words) / most, {0, len(words)}
+    for place in np.arange(1, most) * size:
+        near = (min(kind, key=lambda cut: abs(cut - place)) for kind in pauses if kind)
+        cuts.add(next((cut for cut in near if abs(cut - place) < 0.51 * size), round(place)))
+    return [(words[first][0], words[end - 1][1]) for first, end in pairwise(sorted(cuts))]
 
 
 def _spans(text: str, reading: Reading, token_ids: npt.NDArray[np.int64], after_image: bool) -> list[tuple[int, int]]:

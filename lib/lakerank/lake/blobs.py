@@ -33,13 +33,17 @@ _CHANGED = "it has changed since the run was planned"
 WINDOW_BYTES = 8 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class BlobRef:
     """A row's location: file, row group in it, row in that; both from 0."""
 
     file: str
     row_group: int
     row: int
+
+
+#: The location of a row that is gone.
+NOWHERE = BlobRef("", 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
+from lakerank.lake.blobs import NOWHERE, BlobRef
 from lakerank.lake.columns import decode_text, extra_fields
 from lakerank.lake.ids import is_text
 from lakerank.lake.images.files import first_image
 from lakerank.lake.publication import lists_folder
 from lakerank.lake.runs import RunPaths
+from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage
 from lakerank.lake.tables import TableReader, fragments, read_table_file, table_reader
 from lakerank.records import RankedDocument, Reject, RejectReason
@@ -199,6 +201,23 @@ def rows_by_id(
                 ):
                     for _, batch in rows.rows(group, batch_rows):
                         yield from batch.filter(pc.is_in(batch[0], value_set=wanted)).to_pylist()
+
+
+def row_locations(
+    storage: Storage, uri: str, schema: pa.Schema, ids: Collection[str]
+) -> tuple[dict[str, BlobRef], dict[str, TableFile]]:
+    """Where the rows of some ids are, NOWHERE if there is none, and their files by URI; reads a table's ids once."""
+    places, files = dict.fromkeys(ids, NOWHERE), {}
+    for fragment in fragments(storage, uri, schema):
+        with storage.open_parquet(fragment.file) as parquet:
+            keys = table_reader(storage, fragment.file, parquet, pa.schema([schema.field(0)]))
+            for group in (group for group in range(fragment.row_groups) if _may_hold(keys, group, ids)):
+                for rows, batch in keys.rows(group, 65_536):
+                    for row, row_id in zip(rows.tolist(), batch[0].to_pylist(), strict=True):
+                        if places.get(row_id) is NOWHERE:
+                            places[row_id] = BlobRef(fragment.file.uri, group, row)
+                            files[fragment.file.uri] = fragment.file
+    return places, files
 
 
 def _may_hold(reader: TableReader, group: int, ids: Collection[str]) -> bool:

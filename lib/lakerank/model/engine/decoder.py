@@ -184,21 +184,28 @@ class PackedDecoder:
         return Embeddings(embeds.index_copy(0, visual_rows, first.to(embeds.dtype)), visual_rows, tuple(deepstack))
 
     def prefixes(
-        self, embeddings: Embeddings, positions: Tensor, end: int, lengths: Sequence[int], attention: LayerAttention
+        self,
+        embeddings: Embeddings,
+        positions: Tensor,
+        end: int,
+        lengths: Sequence[int],
+        attention: LayerAttention,
+        layers: int | None = None,
     ) -> list[Prefix]:
-        """Prefixes of packed documents: positions (A, M) below `end`.
+        """Prefixes of packed documents, all layers' or only the first few's: positions (A, M) below `end`.
 
         Nothing after the last layer's keys and values is computed: no query attends to it.
         """
-        rotations, last, count = self._rotations(positions, end), self._layers[-1], sum(lengths)
+        *others, last = self._layers[:layers]
+        rotations, count = self._rotations(positions, end), sum(lengths)
         states = self._key_value_buffer(count)
 
         def attend(number: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             _store((key, value), states[number])
             return attention(number, query, key, value)
 
-        hidden = self._through(self._layers[:-1], embeddings, rotations, attend)
-        _store(self._key_value(last, self.ops.norm(hidden, last.norm), rotations[last.kind]), states[-1])
+        hidden = self._through(others, embeddings, rotations, attend)
+        _store(self._key_value(last, self.ops.norm(hidden, last.norm), rotations[last.kind]), states[len(others)])
         return split_prefixes(states, lengths)
 
     def logits(
@@ -231,12 +238,18 @@ class PackedDecoder:
             self.ops.norm(self._after_attention(layer, hidden[last_rows], attended), self._norm), self.linear
         )
 
-    def hidden(
-        self, embeddings: Embeddings, positions: Tensor, end: int, attention: LayerAttention, layers: int | None = None
-    ) -> Tensor:
-        """Last hidden states (M, h) of packed rows, or those after some `layers`: positions (A, M) below `end`."""
-        hidden = self._through(self._layers[:layers], embeddings, self._rotations(positions, end), attention)
+    def hidden(self, embeddings: Embeddings, positions: Tensor, end: int, attention: LayerAttention) -> Tensor:
+        """Last hidden states (M, h) of packed rows: positions (A, M) below `end`."""
+        hidden = self._through(self._layers, embeddings, self._rotations(positions, end), attention)
         return self.ops.norm(hidden, self._norm)
+
+    def states(
+        self, embeddings: Embeddings, positions: Tensor, end: int, attention: LayerAttention, number: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A layer's queries (M, H, D), keys and values (M, G, D) of packed rows: positions (A, M) below `end`."""
+        rotations, layer = self._rotations(positions, end), self._layers[number]
+        hidden = self._through(self._layers[:number], embeddings, rotations, attention)
+        return self._query_key_value(layer, self.ops.norm(hidden, layer.norm), rotations[layer.kind])
 
     def _through(
         self,

@@ -157,9 +157,9 @@ class DocumentMajorEngine:
         return [taken for part in parts for taken in self._attention(part, layer)]
 
     def _attention(self, groups: Sequence[DocumentQueries], layer: int) -> list[np.ndarray]:
-        prefixes, numbers = self.prefixes([group.document for group in groups])
+        prefixes = self._compute_prefixes([group.document for group in groups], layer + 1)
         pairs = [
-            (prefixes[n], g.document.end, query) for n, g in zip(numbers, groups, strict=True) for query in g.queries
+            (prefix, g.document.end, query) for prefix, g in zip(prefixes, groups, strict=True) for query in g.queries
         ]
         documents, starts, queries = zip(*pairs, strict=True)
         ends = np.cumsum([0, *(len(query.token_ids) for query in queries)]).tolist()
@@ -175,7 +175,8 @@ class DocumentMajorEngine:
             return attended.flatten(1)
 
         embedded = self.embed(queries, starts, self._visual_tokens(queries, self._query_images))
-        self._decoder.hidden(*embedded, max(start + query.end for _, start, query in pairs), attend, layer + 1)
+        end = max(start + query.end for _, start, query in pairs)
+        attend(layer, *self._decoder.states(*embedded, end, attend, layer))
         return taken
 
     def release(self) -> None:
@@ -224,8 +225,8 @@ class DocumentMajorEngine:
         numbers = {key: number for number, key in enumerate(prefixes)}
         return [*prefixes.values()], [numbers[key] for key in keys]
 
-    def _compute_prefixes(self, documents: Sequence[EncodedInput]) -> list[Prefix]:
-        """Prefixes of documents in one micro-batch."""
+    def _compute_prefixes(self, documents: Sequence[EncodedInput], layers: int | None = None) -> list[Prefix]:
+        """Prefixes of documents in one micro-batch, all layers' or only the first few's."""
         if self._encoder is not None:
             with self.batcher.timer.stage("prefix_s"):
                 return self._encoder.prefixes(documents, self.batcher.counters)
@@ -240,7 +241,7 @@ class DocumentMajorEngine:
                 return document_attention(query, key, value, layout)
 
             end = max(document.end for document in documents)
-            return self._decoder.prefixes(embeddings, positions, end, lengths, attention)
+            return self._decoder.prefixes(embeddings, positions, end, lengths, attention, layers)
 
     def suffixes(self, pairs: Sequence[Pair], prefixes: Sequence[Prefix]) -> Tensor:
         """Logits (P,) of pairs in one micro-batch."""
