@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.activations import ACT2FN
 
 from lakerank.model.engine.elementwise import plain
 from lakerank.model.engine.elementwise.fused import ACTIVATIONS, Fused, choose_ops
@@ -108,6 +109,14 @@ def test_activations_are_torchs(kernels: Any, dtype: torch.dtype, name: str, col
         assert_near(found, expected.to(dtype))
     assert torch.equal(fused.activate(rows[2:3].clone(), name, gated=True), gated[2:3])
     assert torch.equal(fused.activate(rows[2:3].clone(), name), whole[2:3])
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_transformers_own(name: str) -> None:
+    rows = drawn(4, 66, dtype=torch.float32)
+    assert torch.equal(plain.activate(rows.clone(), name), ACT2FN[name](rows))
+    gate, up = rows.chunk(2, dim=1)
+    assert torch.equal(plain.activate(rows.clone(), name, gated=True), ACT2FN[name](gate) * up)
 
 
 def test_an_activation_without_a_kernel_is_torchs(kernels: Any) -> None:

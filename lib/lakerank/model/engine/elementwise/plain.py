@@ -19,8 +19,8 @@ from lakerank.model.engine.linear import elementwise
 #: Text models whose frequencies are divided among time, height and width, and how where config.json does not say.
 _MROPE_SECTIONS = {"qwen2_vl_text": [16, 24, 24], "qwen3_vl_text": [24, 20, 20]}
 
-#: The one whose sections are interleaved.
-_INTERLEAVED = "qwen3_vl_text"
+#: Those of transformers' activations that take fresh memory more than once, with it once, by the same operators.
+_ACTIVATIONS = {"quick_gelu": lambda rows: (rows * 1.702).sigmoid_().mul_(rows)}
 
 #: Positions computed together: few enough for torch never to divide them among threads.
 _POSITIONS_AT_ONCE = 256
@@ -67,7 +67,7 @@ def rotary_sections(model_type: str, rope: Mapping[str, Any], size: int) -> list
     sections = rope.get("mrope_section", _MROPE_SECTIONS.get(model_type))
     if sections is None:
         return [size]
-    if model_type != _INTERLEAVED:
+    if model_type != "qwen3_vl_text":
         return list(sections)
     axes = [place % 3 if place < 3 * sections[place % 3] else 0 for place in range(size)]
     interleaved: list[int] = []
@@ -129,5 +129,5 @@ def activate(rows: Tensor, name: str, gated: bool = False) -> Tensor:
     `gated`: that of the first half of the columns, times the second: (M, 2 N) -> (M, N).
     """
     activated, *factors = rows.chunk(1 + gated, dim=-1)
-    activated = elementwise(ACT2FN[name], activated)
+    activated = elementwise(_ACTIVATIONS.get(name) or ACT2FN[name], activated)
     return activated.mul_(factors[0]) if gated else activated
