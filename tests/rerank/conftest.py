@@ -86,6 +86,7 @@ class HashLister:
     def score_lists(self, lists: Iterable[CandidateList]) -> Iterator[ScoredPair | Reject]:
         for given in lists:
             query = given.query
+            self.counters.computed += len(given.documents)
             if query.text == self.dies:
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.log:

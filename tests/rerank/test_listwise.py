@@ -69,6 +69,7 @@ def test_the_head_of_each_list_is_in_the_order_of_the_lister(storage, published,
     log = "\n".join(caplog.messages)
     assert "plan: at most 60 pairs of 12 lists, 30 documents, " in log
     assert "score: 60 documents of 12 lists in " in log
+    assert "score: the model read 60 tokens" in log
     assert "plan: 0 lists, 12 more reused, 0 documents, 0 tokens, " in log
     before_lists, *of_lists = log.split("stage 2 of 2: lister")
     assert "pair by pair" in before_lists
