@@ -183,6 +183,7 @@ def test_a_wrong_kernel_steps_aside(
     assert re.search(said, caplog.messages[0], re.DOTALL), caplog.messages
 
 
+@pytest.mark.nightly
 def test_torchs_own_are_used_where_triton_is_missing() -> None:
     """Nothing but the choice for a GPU looks for it, and says in one line that it is not there."""
     code = """
