@@ -144,10 +144,7 @@ def _tops(storage: Storage, inputs: Inputs, query_ids: Sequence[str]) -> dict[st
     after = ranked_lists(storage, inputs.paths, query_ids)
     shown = {part.doc_id for lists in (before, after) for documents in lists.values() for part in documents[:_DEPTH]}
     contents = contents_of(storage, tables.documents, schemas.DOCUMENTS, shown)
-    judgements: dict[tuple[str, str], int] = {}
-    for row in rows_by_id(storage, tables.qrels, schemas.QRELS, query_ids):
-        pair = row["query_id"], row["doc_id"]
-        judgements[pair] = max(row["relevance"], judgements.get(pair, row["relevance"]))
+    judgements = judgements_of(storage, inputs, query_ids)
 
     def top(documents: Sequence[RankedDocument], others: Sequence[RankedDocument]) -> tuple[ListedDocument, ...]:
         rank_of = {other.doc_id: other.rank for other in others}
@@ -164,6 +161,15 @@ def _tops(storage: Storage, inputs: Inputs, query_ids: Sequence[str]) -> dict[st
 
     lists = {query_id: (before.get(query_id, []), after.get(query_id, [])) for query_id in query_ids}
     return {query_id: [top(first, ranked), top(ranked, first)] for query_id, (first, ranked) in lists.items()}
+
+
+def judgements_of(storage: Storage, inputs: Inputs, query_ids: Collection[str]) -> dict[tuple[str, str], int]:
+    """The judgements of some queries by (query_id, doc_id): of several of a pair the largest."""
+    judgements: dict[tuple[str, str], int] = {}
+    for row in rows_by_id(storage, inputs.tables.qrels, schemas.QRELS, query_ids):
+        pair = row["query_id"], row["doc_id"]
+        judgements[pair] = max(row["relevance"], judgements.get(pair, row["relevance"]))
+    return judgements
 
 
 def contents_of(storage: Storage, uri: str, schema: pa.Schema, ids: set[str]) -> dict[str, Content]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,11 +18,11 @@ from PIL import Image, ImageDraw, ImageOps
 
 from lakerank import schemas
 from lakerank.lake.columns import decode_text
-from lakerank.lake.ranked import rows_by_id
+from lakerank.lake.ranked import ranked_lists, rows_by_id
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import read_table_file
 from lakerank.model.preprocess.images import SHOWN_LIMITS, PatchShape, load_pixels, source_frames
-from lakerank_evaluation.examples import Content, contents_of
+from lakerank_evaluation.examples import Content, ListedDocument, contents_of, judgements_of
 from lakerank_evaluation.inputs import Inputs
 
 #: Explanations shown of images, and of texts; pixels of an image; parts named beside it.
@@ -36,8 +37,7 @@ class Reason:
     """A pair's explanation. `marked`: its text in pieces, each with a grade from 0 to 3; `image`: a data URI."""
 
     query: Content
-    document: Content
-    faithful: bool
+    listed: ListedDocument
     marked: Sequence[tuple[str, int]]
     image: str | None
     heaviest: Sequence[tuple[float, str, str]]
@@ -60,21 +60,28 @@ def shown_reasons(storage: Storage, inputs: Inputs) -> list[Reason]:
     asked, listed = ({parts[0][name] for parts in chosen} for name in ("query_id", "doc_id"))
     queries = contents_of(storage, inputs.tables.queries, schemas.QUERIES, asked)
     documents = contents_of(storage, inputs.tables.documents, schemas.DOCUMENTS, listed)
+    lists = ranked_lists(storage, inputs.paths, asked)
+    ranked = {(name, row.doc_id): row for name, rows in lists.items() for row in rows}
+    judgements = judgements_of(storage, inputs, asked)
     texts: dict[str, str] = {}
     for row in rows_by_id(storage, inputs.tables.documents, schemas.DOCUMENTS, listed, ["text"]):
         with suppress(UnicodeDecodeError):
             texts.setdefault(row["doc_id"], decode_text(row["text"]) or "")
-    return [
-        _reason(p, queries[p[0]["query_id"]], documents[p[0]["doc_id"]], texts.get(p[0]["doc_id"], "")) for p in chosen
-    ]
+    reasons = []
+    for parts in chosen:
+        pair = parts[0]["query_id"], parts[0]["doc_id"]
+        relevance = None if math.isnan(ranked[pair].relevance) else ranked[pair].relevance
+        document = ListedDocument(documents[pair[1]], ranked[pair].rank, None, judgements.get(pair), relevance)
+        reasons.append(_reason(parts, queries[pair[0]], document, texts.get(pair[1], "")))
+    return reasons
 
 
-def _reason(parts: Sequence[dict[str, Any]], query: Content, document: Content, text: str) -> Reason:
+def _reason(parts: Sequence[dict[str, Any]], query: Content, listed: ListedDocument, text: str) -> Reason:
     heaviest = sorted(parts, key=lambda part: -part["weight"])[:_NAMED]
     named = [(part["weight"], _name(part, text), part["query_words"] or "") for part in heaviest]
     boxes = [part for part in parts if part["image"] == 0]
-    image = heat_map(document.image, boxes) if boxes and document.image else None
-    return Reason(query, document, parts[0]["faithful"], [*_marked(parts, text)], image, named)
+    image = heat_map(listed.content.image, boxes) if boxes and listed.content.image else None
+    return Reason(query, listed, [*_marked(parts, text)], image, named)
 
 
 def _name(part: dict[str, Any], text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,13 @@ class Lake:
             "documents": documents,
             "queries": write(folder / "queries.parquet", queries, query_id=pa.int64(), text=pa.string()),
             "candidates": write(folder / "candidates.parquet", pairs, query_id=pa.int64(), doc_id=pa.string()),
+            "qrels": write(
+                folder / "qrels.parquet",
+                [pair | {"relevance": 2} for pair in pairs if pair["doc_id"] != "damaged"],
+                query_id=pa.int64(),
+                doc_id=pa.string(),
+                relevance=pa.int32(),
+            ),
             "output": str(folder / "out"),
         }
         self.settings = [f"--set=lake.{name}={value}" for name, value in tables.items()]
@@ -129,6 +137,17 @@ def test_parts_are_where_the_stored_document_has_them_and_a_rerun_goes_on(lake: 
             assert words == ["بريد وارد", "رسالة", "ظرف", "بريد إلكتروني", "خطاب, صندوق"]
         if doc_id == "word":
             assert [row["faithful"] for row in rows] == [False]  # nothing is left to compare with
+
+
+@pytest.mark.nightly
+def test_the_report_says_where_an_explained_document_is_ranked_and_how_it_is_judged(lake: Lake) -> None:
+    lake.explain("--top=9")
+    lake.call("evaluate", "--run-id=r")
+    report = (lake.folder / "out/runs/r/report.html").read_text("utf-8")
+    section = report.partition('id="reasons"')[2].partition("</section>")[0]
+    assert re.search(r"rank [1-6], relevance 0\.\d{3}, judged 2<", section)
+    assert re.search(r"[^.\d]\d+% <bdi>", section)
+    assert not re.search(r"\.\d+%", section)
 
 
 def test_what_changed_since_the_run_is_said_and_not_explained(lake: Lake, tmp_path: Path) -> None:

@@ -79,7 +79,9 @@ class Lake:
 
     def slice(self, query_id: str) -> str:
         row = self.queries[query_id]
-        return f"{row['task'].partition('→')[0]}: {row['slice']}" if "slice" in row else "all"
+        if "slice" not in row:  # of Python's manual: the book
+            return str(self.documents[self.relevant[query_id][0]]["path"]).partition("/")[0]
+        return f"{row['task'].partition('→')[0]}: {row['slice']}"
 
 
 def is_held_out(query_id: str) -> bool:

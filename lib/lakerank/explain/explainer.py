@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 
 from lakerank.errors import ConfigError
-from lakerank.explain.parts import Floats, Parts, Reading, parts_of, passages
+from lakerank.explain.parts import Floats, Parts, Reading, parts_of
 from lakerank.model.config import read_config
 from lakerank.model.inputs import DocumentQueries, EncodedInput, RejectedInput
 from lakerank.model.preprocess.images import patch_shape
@@ -217,14 +217,15 @@ class Explainer:
     def _words(self, case: Case, query_id: str) -> list[str | None]:
         """For each of the heaviest parts of an image the word of a query that takes clearly more of it than others."""
         answers: list[str | None] = [None] * len(case.parts.parts)
-        query = case.queries[query_id]
-        words = passages(text := query.text or "", _WORDS)
-        if len(words) > 1 and query_id in case.taken:
-            asked = parts_of(query, case.reads[query_id], self._query)
+        if query_id not in case.taken:
+            return answers
+        asked = parts_of(case.queries[query_id], case.reads[query_id], self._query)
+        words = [part for part in asked.parts if part.kind == "span"]
+        if len(words) > 1:
             of_words = (asked.of_tokens.T @ case.taken[query_id])[-len(words) :]  # (words, P)
             of_words /= of_words.mean(axis=1, keepdims=True) + 1e-12
             for part in case.heaviest(query_id):
                 second, first = np.argsort(of_words[:, part])[-2:]
                 if of_words[first, part] > _CLEARLY * of_words[second, part]:
-                    answers[part] = text[slice(*words[first])]
+                    answers[part] = asked.text[words[first].start : words[first].end]
         return answers

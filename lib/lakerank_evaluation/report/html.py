@@ -94,6 +94,7 @@ def _environment() -> jinja2.Environment:
         "count": lambda value: "–" if value is None else f"{value:,.0f}",
         "number": _number,
         "share": lambda value: f"{value:.2%}",
+        "percent": lambda value: f"{value:.0%}",
         "language_tag": lambda value: value if value and _LANGUAGE_TAG.fullmatch(value) else None,
         "thumbnail": lru_cache(maxsize=None)(thumbnail),
     }
