@@ -79,8 +79,8 @@ class Lake:
 
     def slice(self, query_id: str) -> str:
         row = self.queries[query_id]
-        if "slice" not in row:  # of Python's manual: the book
-            return str(self.documents[self.relevant[query_id][0]]["path"]).partition("/")[0]
+        if "slice" not in row:  # of Python's manual: the page that answers
+            return Path(self.documents[self.relevant[query_id][0]]["path"]).stem
         return f"{row['task'].partition('→')[0]}: {row['slice']}"
 
 
@@ -185,7 +185,7 @@ def report(lake: Lake, explainer: Explainer, reranker: Any, ranked: Path | None)
             group = [DocumentGroup(document, (lake.query(query_id),))]
             for result in explainer.explain(group, logits_of(reranker, group)):
                 hit = float(heaviest(result, result.weights, ends) == place)
-                for name in {"all", lake.slice(query_id), f"script: {document.doc_id}"}:
+                for name in {"all", lake.slice(query_id), document.doc_id} - {""}:
                     hits[name].append(hit)
         print(f"\npointing at one of four ({kind}), chance 0.25")
         for name in sorted(hits):
