@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -69,6 +69,8 @@ class TrainingLakeConfig(TablesConfig):
 
 class StartConfig(Section):
     """The checkpoint that training starts from."""
+
+    FROM_SCRATCH: ClassVar[str] = "random weights"
 
     path: str
     revision: str | None = None

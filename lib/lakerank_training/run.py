@@ -236,8 +236,9 @@ def model_card(name: str, config: TrainConfig, step: Step, result: TrainingResul
 ---
 # A reranker {name} trained by lakerank {lakerank.__version__}
 
-Started from {config.start.path or "random weights"}; {sum(value.numel() for value in step.parameters.values()):,} \
-parameters trained in mode `{config.mode}`, {result.steps} steps{early}.
+Started from {config.start.path or config.start.FROM_SCRATCH}; \
+{sum(value.numel() for value in step.parameters.values()):,} parameters trained in mode `{config.mode}`, \
+{result.steps} steps{early}.
 Use it with `{use}`. Its licence is that of what it started from and of the data.
 
 ## Data

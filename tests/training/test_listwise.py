@@ -100,6 +100,8 @@ def test_a_run_resumes_exactly_and_scoring_reads_it_as_lists_and_as_pairs(
     stored = whole / "checkpoint" / "model.safetensors"
     assert stored.read_bytes() == (halves / "checkpoint" / "model.safetensors").read_bytes()
 
+    assert "Started from the bundled checkpoint's vectors" in (whole / "checkpoint" / "README.md").read_text("utf-8")
+
     objective = objective_of(config_of(tmp_path, values))
     network, data = objective.network.network, objective.data
     before = network.projector[0].weight.detach().clone()

@@ -143,7 +143,8 @@ class ScoringSummary:
 
     def log(self, lists: int | None) -> None:
         """A line or two for the log; `lists`: how many of a stage that scores lists, whose documents share tokens."""
-        what, scored = ("pairs", "pairs") if lists is None else ("documents", f"documents of {lists} lists")
+        what = "pairs" if lists is None else "documents"
+        scored = what if lists is None or self.existing else f"documents of {lists} lists"
         logger.info(
             "score: %d %s in %d units (%d scored before) in %s, %s, %d model loads",
             *(self.pairs, scored, self.units, self.existing, duration(self.seconds)),

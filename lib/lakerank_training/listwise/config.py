@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 from pydantic import Field
@@ -28,6 +28,8 @@ class ListShapeConfig(Section):
 
 class ListStartConfig(Section):
     """Always from scratch."""
+
+    FROM_SCRATCH: ClassVar[str] = "the bundled checkpoint's vectors and weights that `initialise.py` writes down"
 
     path: None = None
     revision: None = None
