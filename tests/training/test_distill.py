@@ -33,7 +33,7 @@ def call(*arguments: object) -> dict[str, Any]:
     return summary
 
 
-@pytest.fixture(params=["decoder", "encoder"])
+@pytest.fixture(params=["decoder", pytest.param("encoder", marks=pytest.mark.nightly)])
 def teacher(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param == "decoder":
         return Path(request.getfixturevalue("tiny_checkpoint"))
