@@ -277,7 +277,8 @@ def test_work_is_counted(made: dict[str, Any]) -> None:
     assert work.documents == len(DOCUMENTS)
     assert work.pairwise == sum(r.query_tokens + r.document_tokens for r in result if isinstance(r, ScoredPair))
     assert work.computed == work.pairwise + work.padding
-    assert 0 <= work.padding < 32 * 2, "a micro-batch is padded to a multiple of 32 rows, and nothing else is"
+    most = max(32 * 2, work.pairwise / 8)
+    assert 0 <= work.padding <= most, "a micro-batch is padded to one of few numbers of rows, and nothing else is"
     assert work.flops > 0
     assert work.suffix_s > 0
 

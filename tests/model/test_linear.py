@@ -22,8 +22,10 @@ from lakerank.model.engine.linear import (
     LinearProbe,
     LinearWeights,
     _probe,
+    any_packed,
     choose_linear,
     elementwise,
+    padded_size,
     product,
 )
 
@@ -119,7 +121,11 @@ def test_small_batches_are_padded_where_only_those_round_differently() -> None:
     rows=st.integers(1, 5000),
     most=st.sampled_from([256, 2048]),
     linear=st.sampled_from(
-        [*(BatchInvariantLinear(min_rows=rows) for rows in (32, 256, 512)), BatchInvariantLinear(64)]
+        [
+            BatchInvariantLinear(*sizes, packed=packed)
+            for sizes in ((None, 32), (None, 256), (None, 512), (64, 32))
+            for packed in (True, False)
+        ]
     ),
 )
 def test_parts_are_padded(rows: int, most: int, linear: BatchInvariantLinear) -> None:
@@ -128,6 +134,36 @@ def test_parts_are_padded(rows: int, most: int, linear: BatchInvariantLinear) ->
     assert torch.equal(torch.cat(list(parts)), whole)
     assert all(linear.padded(len(part)) == len(part) for part in parts)
     assert max(map(len, parts)) <= max(most, 2 * linear.min_rows)
+
+
+@pytest.mark.parametrize(("step", "most"), [(32, 40), (64, 32)])
+def test_kernels_are_kept_for_few_sizes(step: int, most: int) -> None:
+    """oneDNN makes one for each shape, in a millisecond and half a megabyte."""
+    sizes = {size: padded_size(size, step) for size in range(1, 4097)}
+    assert len({*sizes.values()}) <= most
+    assert all(size <= padded and padded % step == 0 for size, padded in sizes.items())
+    assert all(padded < size + step for size, padded in sizes.items() if size <= 8 * step)
+    assert all(padded <= size * 9 / 8 for size, padded in sizes.items() if size > 8 * step)
+
+
+@pytest.mark.parametrize("min_rows", [32, 256, 512])
+@pytest.mark.parametrize("most", [256, 512, 768, 1024])
+def test_products_of_packed_weights_have_few_shapes(min_rows: int, most: int) -> None:
+    linear = BatchInvariantLinear(min_rows=min_rows, packed=True)
+    padded = [linear.padded(rows) for rows in range(1, 4097)]
+    assert padded == [padded_size(max(rows, min_rows), ROW_MULTIPLE) for rows in range(1, 4097)]
+    parts = {len(part) for rows in {*padded} for part in linear.split(torch.empty(rows, 0), most)}
+    assert len(parts) <= 40
+    assert BatchInvariantLinear(64, packed=True).padded(4032) == BatchInvariantLinear().padded(4032) == 4032
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_few_shapes_are_for_packed_weights(packed: bool) -> None:
+    weights = LinearWeights(random(96, 192), None)
+    probes = [LinearProbe(weights.packed() if packed else weights, 256)]
+    chosen = [choose_linear(probes) for _ in range(2)]  # probed, and kept
+    packs = packed and platform.machine() == "x86_64"
+    assert [*(linear.packed for linear in chosen), any_packed(probes)] == [packs] * 3
 
 
 def test_blocks_are_of_one_size() -> None:

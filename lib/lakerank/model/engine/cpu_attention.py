@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lakerank.model.engine.linear import multiplies, multiply
+from lakerank.model.engine.linear import multiplies, multiply, padded_size
 
-#: Numbers of tokens are padded to a multiple of this; so many are computed at once where others attend beside them.
-_TOKENS = 32
+#: Numbers of tokens and of keys are padded to multiples of these; so many tokens are computed at once where others
+#: attend beside them.
+_TOKENS, _KEYS = 32, 64
 
 #: The least keys: with fewer, calls cost more than they save.
 _LEAST_KEYS = 192
@@ -35,10 +36,11 @@ def attend_by_products(
     `shared`: queries are of several sequences; a row's bits do not depend on others.
     """
     threads, groups, repeats = torch.get_num_threads(), key.shape[1], query.shape[1] // key.shape[1]
-    keys = padded_keys(len(key))
+    keys = padded_size(len(key), _KEYS)
     at_once = min(_ROWS, _SCORES // keys) * threads // repeats
-    tokens = _TOKENS if shared else max(1, at_once // _TOKENS) * _TOKENS
-    padded = F.pad(query, (0, 0, 0, 0, 0, -len(query) % _TOKENS))
+    rounded = -(-len(query) // _TOKENS) * _TOKENS if shared else padded_size(len(query), _TOKENS)
+    tokens = _TOKENS if shared else min(rounded, max(1, at_once // _TOKENS) * _TOKENS)
+    padded = F.pad(query, (0, 0, 0, 0, 0, rounded - len(query)))
     heads = padded.reshape(len(padded), groups, repeats, -1)  # (N', G, R, D)
     out, sums = torch.empty_like(heads), query.new_empty(heads.shape[:3])
     future = query.new_full((tokens, keys), -torch.inf).triu(1).unsqueeze(1) if causal else None
@@ -47,7 +49,7 @@ def attend_by_products(
         k.mul_(query.shape[-1] ** -0.5)
         for start in range(0, len(heads), tokens):
             rows = heads[start : start + tokens, group]  # (T, R, D)
-            seen = min(keys, padded_keys(start + len(rows))) if causal else keys
+            seen = min(keys, padded_size(start + len(rows), _KEYS)) if causal else keys
             scores = multiply(rows.flatten(0, 1), k[:seen]).view(len(rows), repeats, seen)
             if future is None:
                 scores[..., len(key) :] = -torch.inf
@@ -58,9 +60,3 @@ def attend_by_products(
             if shared:
                 sums[start : start + tokens, group] = scores.amax(dim=-1) - shares.amax(dim=-1).log_()
     return out.flatten(1, 2)[: len(query)], sums.flatten(1, 2)[: len(query)]
-
-
-def padded_keys(keys: int) -> int:
-    """The number of keys to compute for so many, at most an eighth more: oneDNN keeps a kernel for each."""
-    step = max(64, 1 << max(0, keys.bit_length() - 4))
-    return -(-keys // step) * step

@@ -22,7 +22,7 @@ from lakerank.model.engine.budget import LEAST_TOKENS, MicroBatcher, busy_budget
 from lakerank.model.engine.device import ThreadPool, to_device
 from lakerank.model.engine.encoder import PackedEncoder
 from lakerank.model.engine.layout import Varlen
-from lakerank.model.engine.linear import BatchInvariantLinear, LinearProbe, choose_linear
+from lakerank.model.engine.linear import BatchInvariantLinear, LinearProbe, any_packed, choose_linear
 from lakerank.model.inputs import RejectedInput
 from lakerank.records import RejectReason
 
@@ -115,10 +115,10 @@ class EncoderEngine:
         self._free_tokens = free_tokens or budgets.free_tokens(self._device, bytes_per_token)
         budget = device_budget(self._device, bytes_per_token, self._threads.count)
         self.batcher = MicroBatcher(self._device, budget, self._threads.count)
-        self._linear = BatchInvariantLinear()
+        most = busy_budget(self._device).tokens  # not of the present budget: bits would depend on free memory
+        probes = [LinearProbe(weights, most) for weights in encoder.weights()]
+        self._linear = BatchInvariantLinear(packed=any_packed(probes))
         if reproducible:
-            most = busy_budget(self._device).tokens  # not of the present budget: bits would depend on free memory
-            probes = [LinearProbe(weights, most) for weights in encoder.weights()]
             (self._linear,) = self._threads.map(choose_linear, [probes])
         encoder.linear = self._linear
         heads, dim = encoder.shape.heads, encoder.shape.hidden // encoder.shape.heads

@@ -25,7 +25,7 @@ from lakerank.model.engine.counters import Counters
 from lakerank.model.engine.decoder import Embeddings, PackedDecoder, Prefix
 from lakerank.model.engine.device import to_device, to_host
 from lakerank.model.engine.layout import PAIR_QUERY, Layouts, Span, Varlen
-from lakerank.model.engine.linear import BatchInvariantLinear, LinearProbe, LinearWeights, choose_linear
+from lakerank.model.engine.linear import BatchInvariantLinear, LinearProbe, LinearWeights, any_packed, choose_linear
 from lakerank.model.engine.vision import PackedVision
 from lakerank.model.inputs import DocumentQueries, EncodedInput, Patches, RejectedInput
 from lakerank.model.preprocess.pipeline import BoundedCache
@@ -91,7 +91,8 @@ class DocumentMajorEngine:
         self.dtype, self._device = decoder.dtype, decoder.device
         self._decoder, self._vision, self._encoder = decoder, vision, encoder
         self.batcher = MicroBatcher(self._device, device_budget(self._device, decoder.bytes_per_token))
-        self._linear = choose_linear(self._probes()) if reproducible else BatchInvariantLinear()
+        probes = self._probes()
+        self._linear = choose_linear(probes) if reproducible else BatchInvariantLinear(packed=any_packed(probes))
         for network in (decoder, vision):
             if network is not None:
                 network.linear = self._linear

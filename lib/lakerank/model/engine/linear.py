@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
@@ -101,6 +101,15 @@ def multiply(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], ""))
 
 
+def padded_size(size: int, step: int) -> int:
+    """The size to compute for one: a multiple of `step`, of few sizes, from 8 steps on at most an eighth more.
+
+    oneDNN keeps a kernel, of half a megabyte, for each shape of a product.
+    """
+    step = max(step, 1 << max(0, size.bit_length() - 4))
+    return -(-size // step) * step
+
+
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """torch's linear layer, by oneDNN where weights are packed."""
     return (multiply if weight.is_mkldnn else F.linear)(rows, weight, bias)
@@ -111,11 +120,12 @@ class BatchInvariantLinear:
     """A linear function that gives a row the same bits in any batch.
 
     `block`: rows of every product; None where products are batch-invariant for multiples of ROW_MULTIPLE rows from
-    `min_rows` on.
+    `min_rows` on. `packed`: weights are, and products of few shapes.
     """
 
     block: int | None = None
     min_rows: int = ROW_MULTIPLE
+    packed: bool = False
     function: LinearFunction = field(default=product, compare=False)
 
     @property
@@ -125,7 +135,8 @@ class BatchInvariantLinear:
 
     def padded(self, rows: int) -> int:
         """The number of rows to compute for so many."""
-        return max(-(-rows // self.multiple) * self.multiple, self.block or self.min_rows)
+        rows = max(-(-rows // self.multiple) * self.multiple, self.block or self.min_rows)
+        return padded_size(rows, ROW_MULTIPLE) if self.packed and self.block is None else rows
 
     def __call__(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """(M, K), (N, K) -> (M, N), M a padded number of rows."""
@@ -134,13 +145,10 @@ class BatchInvariantLinear:
         return torch.cat([self.function(part, weight, bias) for part in torch.split(rows, self.block)])
 
     def split(self, rows: Tensor, most: int) -> Sequence[Tensor]:
-        """Views of (M, …) of about equal, padded length: at most `most` rows, a multiple of `multiple`, or somewhat
-        more where these would be fewer than `min_rows`.
-        """
-        units = len(rows) // self.multiple
-        count = max(1, min(-(-len(rows) // most), len(rows) // (self.block or self.min_rows)))
-        ends = [units * number // count * self.multiple for number in range(1, count)]
-        return torch.tensor_split(rows, ends)
+        """Views of (M, …) of `most` rows, a multiple of `multiple`, and of the rest; none has fewer than `min_rows`."""
+        least = self.block or self.min_rows
+        most = max(most, 2 * least)
+        return torch.tensor_split(rows, [min(end, len(rows) - least) for end in range(most, len(rows), most)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +168,11 @@ class LinearProbe:
         return [*weight.shape, str(weight.dtype), bias is not None, layout, self.most_rows]
 
 
+def any_packed(probes: Iterable[LinearProbe]) -> bool:
+    """Whether any weights are packed."""
+    return any(probe.weights.weight.is_mkldnn for probe in probes)
+
+
 def choose_linear(
     probes: Iterable[LinearProbe], function: LinearFunction = product, findings: Findings | None = None
 ) -> BatchInvariantLinear:
@@ -170,20 +183,20 @@ def choose_linear(
     """
     ordered = sorted(probes, key=lambda probe: probe.most_rows)  # of those alike, the one with the most rows stays
     distinct = {str(probe.describe()[:-1]): probe for probe in ordered}.values()
-    cpu = next(iter(distinct)).weights.weight.device.type == "cpu"
+    cpu, packed = next(iter(distinct)).weights.weight.device.type == "cpu", any_packed(distinct)
     if findings is None and cpu and function is product:
         findings = Findings.here()
     if findings is None:
-        return _probe(distinct, function, cpu)[0]
+        return replace(_probe(distinct, function, cpu)[0], packed=packed)
     tried = {"linear": _PROBE, "shapes": sorted(map(LinearProbe.describe, distinct), key=str)}
     kept = findings.read(tried)
     for block, min_rows in _CPU_RESULTS:
         if kept == [block, min_rows]:
-            return BatchInvariantLinear(block, min_rows, function)
+            return BatchInvariantLinear(block, min_rows, packed, function)
     linear, invariant = _probe(distinct, function, cpu)
     if invariant:
         findings.write(tried, [linear.block, linear.min_rows])
-    return linear
+    return replace(linear, packed=packed)
 
 
 def _probe(probes: Collection[LinearProbe], function: LinearFunction, cpu: bool) -> tuple[BatchInvariantLinear, bool]:
