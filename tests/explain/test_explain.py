@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from PIL import Image, ImageOps
 
 from lakerank import Document, Query
 from lakerank.cli import main
-from lakerank.explain.explainer import unmeasured
-from lakerank.explain.job import Request, _asked
+from lakerank.errors import StorageError
+from lakerank.explain.explainer import Explainer, unmeasured
+from lakerank.explain.job import Request, _asked, _rows, explain_run
 from lakerank.explain.parts import _stored_box, passages
+from lakerank.lake.ranked import row_locations
 from lakerank.lake.runs import RunPaths, write_manifest
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import parquet_bytes
@@ -32,7 +35,8 @@ from lakerank.model.jina_m0.weights import load_network
 from lakerank.model.spec import CheckpointSpec, RuntimeOptions
 from lakerank.plan.plan import Tables
 from lakerank.records import DocumentGroup
-from lakerank.schemas import COMBINED
+from lakerank.runner import LocalRunner
+from lakerank.schemas import COMBINED, DOCUMENTS, EXPLANATIONS, RANKED
 
 ROOT = Path(__file__).parents[2]
 PICTOGRAMS = pq.read_table(ROOT / "lib/lakerank/ingest/demo_lake/documents.parquet").to_pylist()
@@ -200,6 +204,67 @@ def test_a_pair_is_explained_by_the_last_stage_that_scored_it(tmp_path: Path) ->
     Storage().create(join(paths.ranked, "part-00000.parquet"), parquet_bytes(table, 10))
     request = Request(paths, Tables("", "", ""), (None, None), 2, None)  # type: ignore[arg-type]
     assert [(pair.doc_id, pair.stage) for pair in _asked(Storage(), request)] == [("d1", 1), ("d2", 0)]
+
+
+class RecordingStorage(Storage):
+    """Says which Parquet files were opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[str] = []
+
+    def open_parquet(self, file: Any, *how: Any) -> Any:
+        self.opened.append(str(file))
+        return super().open_parquet(file, *how)
+
+
+def test_explanations_are_read_once_however_many_pairs_there_are(tmp_path: Path) -> None:
+    paths, storage = RunPaths(str(tmp_path), "r"), RecordingStorage()
+    files = {"ranked_files": [], "rejected_files": [], "units": [], "reused_units": []}
+    write_manifest(storage, paths, files | {"scorer": "s", "plan": {"attempt": "a"}})
+    pairs = 65_537  # more than the driver takes at once
+    ids = {"query_id": [f"q{n}" for n in range(pairs)], "doc_id": ["d"] * pairs}
+    numbers = {"rank": 1, "logit": 1.0, "relevance": 0.5, "label": 1, "truncated": False}
+    written = ("kind", "span"), ("weight", 0.5), ("method", "leave-one-out"), ("faithful", True)
+    for schema, values, address in (
+        (RANKED, numbers, join(paths.ranked, "part-00000.parquet")),
+        (EXPLANATIONS, dict(written), join(paths.explanations, "a.parquet")),
+    ):
+        rows = pa.table(
+            {
+                field.name: pa.array(ids.get(field.name, [values.get(field.name)] * pairs), field.type)
+                for field in schema
+            }
+        )
+        storage.create(address, parquet_bytes(rows, 1_000))
+    factory = SimpleNamespace(scorer=CheckpointSpec("embedded").identify(Limits()))
+    stages: Any = [SimpleNamespace(scorer="s", device="cpu", factory=factory)]
+    summary = explain_run(LocalRunner(), storage, Request(paths, Tables("", "", ""), stages, 1, None))
+    assert (summary["pairs"], summary["found"], summary["explained"]) == (pairs, pairs, 0)
+    assert storage.opened.count(join(paths.explanations, "a.parquet")) == 1
+
+
+def test_who_replaced_a_table_meanwhile_is_told_to_explain_again(tmp_path: Path) -> None:
+    uri = write(tmp_path / "d.parquet", [{"doc_id": "d", "text": "old"}], doc_id=pa.string(), text=pa.string())
+    places, files = row_locations(Storage(), uri, DOCUMENTS, ["d"])
+    assert [blob.text for blob in _rows(Storage(), places.values(), "doc_id", files)] == [b"old"]
+    write(tmp_path / "d.parquet", [{"doc_id": "d", "text": "newer"}], doc_id=pa.string(), text=pa.string())
+    with pytest.raises(StorageError, match=r"d\.parquet: replaced .*run explain again$"):
+        list(_rows(Storage(), places.values(), "doc_id", files))
+
+
+def test_of_a_page_with_a_text_only_boxes_name_words() -> None:
+    spec = CheckpointSpec("embedded", dtype="float32")
+    identity = spec.identify(Limits()).identities[0]
+    reranker: Any = spec.load("cpu", Limits(), RuntimeOptions(device_threads=1))
+    group = DocumentGroup(
+        Document("d", "red apple, fruit. inbox tray, letter", images=(page(),)), (Query("q", "red apple"),)
+    )
+    (scored,) = reranker.score_groups([group])
+    (explanation,) = Explainer(reranker, identity).explain([group], {("q", "d"): scored.logit})
+    rows = [*explanation.rows()]  # type: ignore[union-attr]
+    assert {row["kind"] for row in rows} == {"box", "span"}
+    assert {row["kind"] for row in rows if row["query_words"]} == {"box"}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from lakerank.lake.runs import RunPaths
     help="The ids of the queries whose lists to explain, one a line.  [default: all]",
 )  # fmt: skip
 def explain(given: resolve.CommandLine, run_id: str, top: int, queries: Path | None) -> dict[str, Any]:
-    """Say which parts of documents carried their scores: words of texts, boxes of images.
+    """Say which parts of documents carried their scores: passages of texts, boxes of images.
 
     Tables, settings and rerankers are those that the run was made with: --config says where the output is. Writes
     explanations/run_id=…/ beside ranked/; called again it goes on, and explains only pairs that are not explained yet.

@@ -224,7 +224,7 @@ class Explainer:
         if len(words) > 1:
             of_words = (asked.of_tokens.T @ case.taken[query_id])[-len(words) :]  # (words, P)
             of_words /= of_words.mean(axis=1, keepdims=True) + 1e-12
-            for part in case.heaviest(query_id):
+            for part in (number for number in case.heaviest(query_id) if case.parts.parts[number].kind == "box"):
                 second, first = np.argsort(of_words[:, part])[-2:]
                 if of_words[first, part] > _CLEARLY * of_words[second, part]:
                     answers[part] = asked.text[words[first].start : words[first].end]

@@ -8,17 +8,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakerank import schemas
-from lakerank.errors import ConfigError, RunConflictError, RunNotFoundError
-from lakerank.explain.explainer import Explainer, method_of, unmeasured
+from lakerank.credentials import redacted
+from lakerank.errors import ConfigError, RunConflictError, RunNotFoundError, StorageError
+from lakerank.explain.explainer import Explainer, Explanation, method_of, unmeasured
 from lakerank.fingerprint import content_hash, fingerprint
-from lakerank.lake.blobs import NOWHERE, BlobRef, fetch
+from lakerank.lake.blobs import NOWHERE, Blob, BlobRef, ChangedFile, fetch
 from lakerank.lake.columns import decode_text
 from lakerank.lake.ids import with_types
 from lakerank.lake.images.files import ImageFiles, UnreadableImage, address_hash
@@ -29,6 +30,7 @@ from lakerank.lake.snapshot import TableFile
 from lakerank.lake.storage import Storage, join
 from lakerank.lake.tables import fragments, parquet_bytes, read_table_file
 from lakerank.model.checkpoint import few
+from lakerank.model.engine.budget import batched
 from lakerank.model.registry import CheckpointIdentity
 from lakerank.plan.index import instructed_hash, stripped
 from lakerank.plan.plan import Tables, load_plan
@@ -39,6 +41,9 @@ from lakerank.runner import Places, Runner, one_row
 
 #: Pairs that the driver has in memory at once, those whose explanations are one file, and rows of its row groups.
 _AT_ONCE, _BLOCK, _ROW_GROUP = 65_536, 256, 65_536
+
+#: Documents that are explained together at most, and their bytes.
+_TOGETHER, _TOGETHER_BYTES = 32, 32 * 2**20
 
 #: Of one file; `reasons`: why pairs of it are not explained.
 _REPORT = pa.schema(
@@ -121,11 +126,10 @@ def explain_run(runner: Runner, storage: Storage, request: Request) -> dict[str,
     unknown = {*(request.queries or ())} - rejected.keys()
     reasons = Counter(reject.reason.value for rejects in rejected.values() for reject in rejects)
     counts: Counter[str] = Counter()
+    explained = {*_explained(storage, paths)}
     while pairs := [*islice(asked, _AT_ONCE)]:
         unknown.difference_update(pair.query_id for pair in pairs)
-        new = {pair[:2]: pair for pair in pairs}
-        for key in _explained(storage, paths):
-            new.pop(key, None)
+        new = {pair[:2]: pair for pair in pairs if pair[:2] not in explained}
         runner.describe(f"explain: {len(new)} of {len(pairs)} pairs")
         report = _explain(runner, storage, request, [*new.values()], units)
         reasons.update(reason for of_block in report["reasons"].to_pylist() for reason in of_block)
@@ -176,18 +180,15 @@ def _asked(storage: Storage, request: Request) -> Iterator[Pair]:
 
 def _explained(storage: Storage, paths: RunPaths) -> Iterator[tuple[str, str]]:
     """(doc_id, query_id) of the pairs whose parts are in the lake."""
+    ids = ["doc_id", "query_id"]
     for name in storage.list_names(paths.explanations):
-        address = join(paths.explanations, name)
-        for *_, batch in read_table_file(storage, address, schemas.EXPLANATIONS, ["doc_id", "query_id"]):
-            yield from zip(*(batch[column].to_pylist() for column in ("doc_id", "query_id")), strict=True)
+        for *_, batch in read_table_file(storage, join(paths.explanations, name), schemas.EXPLANATIONS, ids):
+            distinct = pa.Table.from_batches([batch]).group_by(ids).aggregate([]).select(ids)
+            yield from zip(*(column.to_pylist() for column in distinct.columns), strict=True)
 
 
 def _with_contents(
-    storage: Storage,
-    request: Request,
-    pairs: Sequence[Pair],
-    units: Mapping[str, Collection[str]],
-    files: Files,
+    storage: Storage, request: Request, pairs: Sequence[Pair], units: Mapping[str, Collection[str]], files: Files
 ) -> Iterator[Pair]:
     """Pairs with their documents' contents: those that the query's present content has the pair's logit with."""
     names = {query.query_id: name for name, query in _queries(storage, pairs, files)}
@@ -211,10 +212,17 @@ def _with_contents(
             yield pair._replace(contents=frozenset(contents[names.get(pair.query_id), pair.logit]))
 
 
+def _rows(storage: Storage, refs: Collection[BlobRef], id_column: str, files: Files) -> Iterator[Blob]:
+    """Rows in the order of their table, but those gone; raises StorageError: a file was replaced meanwhile."""
+    try:
+        yield from fetch(storage, sorted({*refs} - {NOWHERE}), id_column, files=files)
+    except ChangedFile as error:
+        raise StorageError(f"{redacted(error.file)}: replaced while explained; run explain again") from error
+
+
 def _queries(storage: Storage, pairs: Sequence[Pair], files: Files) -> Iterator[tuple[str, Query]]:
     """The queries of pairs, each with the hash of its content."""
-    refs = sorted({pair.query for pair in pairs} - {NOWHERE})
-    for blob in fetch(storage, refs, "query_id", files=files):
+    for blob in _rows(storage, {pair.query for pair in pairs}, "query_id", files):
         with suppress(UnicodeDecodeError):  # its pairs were rejected
             text, instruction = decode_text(blob.text), decode_text(blob.instruction)
             name = instructed_hash(content_hash(blob.text, blob.image), stripped(blob.instruction))
@@ -223,14 +231,15 @@ def _queries(storage: Storage, pairs: Sequence[Pair], files: Files) -> Iterator[
 
 def _documents(
     storage: Storage, images: ImageFiles, pairs: Sequence[Pair], files: Files
-) -> Iterator[tuple[set[str], Document]]:
-    """The documents of pairs, each with the hashes that its content may have."""
-    refs = sorted({pair.document for pair in pairs} - {NOWHERE})
-    for blob in fetch(storage, refs, "doc_id", files=files):
+) -> Iterator[tuple[tuple[Document, list[Pair]], int]]:
+    """The documents of pairs, each with those that its content, and their queries', was scored for, and its bytes."""
+    for blob in _rows(storage, {pair.document for pair in pairs}, "doc_id", files):
         with suppress(UnicodeDecodeError, UnreadableImage):  # not what was scored
             read = images.images(blob.images)
             names = {blob.content_hash or content_hash(blob.text, *read), address_hash(blob.text, blob.images)}
-            yield names, Document(blob.id, decode_text(blob.text), images=read)
+            scored = [pair for pair in pairs if pair.doc_id == blob.id and names & pair.contents]
+            document = Document(blob.id, decode_text(blob.text), images=read)
+            yield (document, scored), sum(map(len, (blob.text or b"", *read)))
 
 
 def _explain_block(
@@ -239,41 +248,47 @@ def _explain_block(
     """Explain some pairs and write their file."""
     queries = {query.query_id: query for _, query in _queries(storage, block, files)}
     images = ImageFiles(storage, request.stages[0].max_image_bytes)
-    documents = {document.doc_id: (names, document) for names, document in _documents(storage, images, block, files)}
+    explained, faithful, changed, tables = 0, 0, len(block), [schemas.EXPLANATIONS.empty_table()]
     reasons: list[str] = []
-    chosen: dict[tuple[int, CheckpointIdentity], list[Pair]] = defaultdict(list)
-    for pair in block:
-        names, document = documents.get(pair.doc_id, (set(), Document()))
-        query = queries.get(pair.query_id, Query())
-        identity = request.identity(pair.stage, bool(document.images or query.images))
-        if method_of(identity) is None:
-            reasons.append("not_measured")
-        elif not names & pair.contents:
-            reasons.append("content_changed")
-        else:
-            chosen[pair.stage, identity].append(pair)
-    rows: list[dict[str, Any]] = []
-    explained = faithful = 0
-    for (stage, identity), pairs in chosen.items():
-        explainer = _worker.explainer(request.stages[stage], identity, device)
-        groups = [
-            DocumentGroup(documents[doc_id][1], tuple(queries[pair.query_id] for pair in of_document))
-            for doc_id, of_document in groupby(pairs, attrgetter("doc_id"))
-        ]
-        for result in explainer.explain(groups, {(pair.query_id, pair.doc_id): pair.logit for pair in pairs}):
-            if isinstance(result, Reject):
-                reasons.append(result.reason.value)
+    for part in batched(_documents(storage, images, block, files), lambda: _TOGETHER_BYTES, _TOGETHER):
+        rows: list[dict[str, Any]] = []
+        for result in _explain_together(request, part, queries, device):
+            changed -= 1
+            if isinstance(result, str):
+                reasons.append(result)
                 continue
             explained, faithful = explained + 1, faithful + result.faithful
             rows += result.rows()
-    if rows:
-        _write(storage, request.paths, rows)
-    return one_row(_REPORT, explained, faithful, len(rows), reasons)
+        tables.append(pa.Table.from_pylist(rows, schema=schemas.EXPLANATIONS))
+    table = pa.concat_tables(tables)
+    if table.num_rows:
+        _write(storage, request.paths, table)
+    return one_row(_REPORT, explained, faithful, table.num_rows, [*reasons, *["content_changed"] * changed])
 
 
-def _write(storage: Storage, paths: RunPaths, rows: Sequence[dict[str, Any]]) -> None:
+def _explain_together(
+    request: Request, part: Sequence[tuple[Document, list[Pair]]], queries: Mapping[str, Query], device: str
+) -> Iterator[Explanation | str]:
+    """The explanations of some documents' pairs, or why one has none."""
+    chosen: dict[tuple[int, CheckpointIdentity], list[tuple[Document, Pair]]] = defaultdict(list)
+    for document, pair in ((document, pair) for document, pairs in part for pair in pairs):
+        identity = request.identity(pair.stage, bool(document.images or queries[pair.query_id].images))
+        if method_of(identity) is None:
+            yield "not_measured"
+        else:
+            chosen[pair.stage, identity].append((document, pair))
+    for (stage, identity), of_stage in chosen.items():
+        groups = [
+            DocumentGroup(document, tuple(queries[pair.query_id] for _, pair in of_document))
+            for document, of_document in groupby(of_stage, itemgetter(0))
+        ]
+        logits = {(pair.query_id, pair.doc_id): pair.logit for _, pair in of_stage}
+        for result in _worker.explainer(request.stages[stage], identity, device).explain(groups, logits):
+            yield result.reason.value if isinstance(result, Reject) else result
+
+
+def _write(storage: Storage, paths: RunPaths, table: pa.Table) -> None:
     plan = load_plan(storage, paths)
-    table = pa.Table.from_pylist(rows, schema=schemas.EXPLANATIONS)
-    pairs = sorted({(row["doc_id"], row["query_id"], row["method"]) for row in rows})
+    pairs = sorted({*zip(*(table[name].to_pylist() for name in ("doc_id", "query_id", "method")), strict=True)})
     content = parquet_bytes(with_types(table, plan.id_types if plan else {}), _ROW_GROUP)
     storage.create(join(paths.explanations, f"{fingerprint({'pairs': pairs})}.parquet"), content)

@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -185,7 +185,8 @@ def rows_by_id(
 ) -> Iterator[dict[str, Any]]:
     """Rows whose id, in the schema's first column, is one of some; with extra columns that a file has, texts and whole
     numbers as they are: other people's of those names may be anything."""
-    id_field, wanted = schema.field(0), pa.array(sorted(ids), pa.string())
+    id_field, sorted_ids = schema.field(0), _sorted_ids(ids)
+    wanted = pa.array(sorted_ids[str], pa.string())
     names = schema.names[1:] if columns is None else columns
     batch_rows = 64 if {"image", "images"} & {*names} else 8192  # images may have megabytes each
     for fragment in fragments(storage, uri, schema):
@@ -196,7 +197,7 @@ def rows_by_id(
             kinds = pa.schema([id_field, *(schema.field(name) for name in names), *more])
             rows = table_reader(storage, fragment.file, parquet, kinds)
             for group in range(fragment.row_groups):
-                if _may_hold(keys, group, ids) and any(
+                if _may_hold(keys, group, sorted_ids) and any(
                     pc.any(pc.is_in(batch[0], value_set=wanted)).as_py() for _, batch in keys.rows(group, 8192)
                 ):
                     for _, batch in rows.rows(group, batch_rows):
@@ -207,11 +208,11 @@ def row_locations(
     storage: Storage, uri: str, schema: pa.Schema, ids: Collection[str]
 ) -> tuple[dict[str, BlobRef], dict[str, TableFile]]:
     """Where the rows of some ids are, NOWHERE if there is none, and their files by URI; reads a table's ids once."""
-    places, files = dict.fromkeys(ids, NOWHERE), {}
-    for fragment in fragments(storage, uri, schema):
+    places, files, sorted_ids = dict.fromkeys(ids, NOWHERE), {}, _sorted_ids(ids)
+    for fragment in fragments(storage, uri, schema) if places else ():
         with storage.open_parquet(fragment.file) as parquet:
             keys = table_reader(storage, fragment.file, parquet, pa.schema([schema.field(0)]))
-            for group in (group for group in range(fragment.row_groups) if _may_hold(keys, group, ids)):
+            for group in (group for group in range(fragment.row_groups) if _may_hold(keys, group, sorted_ids)):
                 for rows, batch in keys.rows(group, 65_536):
                     for row, row_id in zip(rows.tolist(), batch[0].to_pylist(), strict=True):
                         if places.get(row_id) is NOWHERE:
@@ -220,15 +221,18 @@ def row_locations(
     return places, files
 
 
-def _may_hold(reader: TableReader, group: int, ids: Collection[str]) -> bool:
+def _sorted_ids(ids: Collection[str]) -> dict[type, list[Any]]:
+    """Ids by the types that statistics have them in: all of them as text, and those that are numbers of 64 bits."""
+    digits = (text for text in ids if len(text) <= len(str(-(2**63))) and text.removeprefix("-").isdecimal())
+    return {str: sorted(ids), int: sorted(map(int, digits))}
+
+
+def _may_hold(reader: TableReader, group: int, ids: Mapping[type, Sequence[Any]]) -> bool:
     """Whether a row group's statistics leave open that it has one of some ids, the reader's only column."""
     metadata = reader.parquet.metadata.row_group(group)
     chunks = map(metadata.column, range(metadata.num_columns))
     statistics = next((c.statistics for c in chunks if [c.path_in_schema] == reader.located.columns), None)
-    if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, str | int):
-        return bool(ids)
-    low, high = statistics.min, statistics.max
-    wanted: list[Any] = list(ids)
-    if isinstance(low, int):
-        wanted = [int(row_id) for row_id in ids if row_id.removeprefix("-").isdecimal()]
-    return any(low <= row_id <= high for row_id in wanted)
+    if statistics is None or not statistics.has_min_max or type(statistics.min) not in ids:
+        return bool(ids[str])
+    wanted = ids[type(statistics.min)]
+    return bisect_left(wanted, statistics.min) < bisect_right(wanted, statistics.max)
