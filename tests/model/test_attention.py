@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -49,6 +51,19 @@ def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(len(key) - len(query) + 1)
     weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
     return torch.einsum("hts,shd->thd", weights, value.double()).flatten(1).float()
+
+
+@pytest.mark.parametrize("function", [lambda *states: attend(*states)[0], lambda *states: attend_blocks(*states, None)])
+def test_a_sequence_has_the_same_bits_whichever_thread_computes_it(function: Callable[..., Tensor]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for rows, keys in itertools.product((1, 2, 5, 31, 33), (32, 33, 40)):
+            states = (random(1, 1, size, 96, seed=seed) for seed, size in enumerate((rows, keys, keys)))
+            many = function(*(part.expand(13, 2, -1, -1).contiguous() for part in states))
+            assert torch.equal(many, many[:1, :1].expand_as(many)), (rows, keys)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -38,6 +38,10 @@ KeyValues = tuple[Tensor, Tensor] | Tensor
 #: Heads, heads of keys and values, and their dimension: H, G and D.
 HeadShape = tuple[int, int, int]
 
+#: torch's kernel on a CPU takes at least so many queries, or all, as a block, for which each thread has memory. Where a
+#: block is no multiple of `_ALIGNED` rows, threads differ in alignment, by which MKL chooses how to round.
+_BLOCK, _ALIGNED = 32, 16
+
 #: Scores that are in memory at once, in float32, where all of a call are: of many queries on a long document.
 _MOST_SCORES = 2**26
 
@@ -53,10 +57,18 @@ def attend(
     `mask` (B, 1, T, S) is added to the scores.
     """
     if query.device.type == "cpu":
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        flash, rows = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, query.shape[2]
+        query, mask = aligned(query, mask)
         out, log_sum_exp = flash(query, key, value, 0.0, causal, attn_mask=mask)
-        return out, log_sum_exp
+        return out[:, :, :rows], log_sum_exp[:, :, :rows]
     return attend_eager(query, key, value, mask, causal)
+
+
+def aligned(query: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Queries (B, H, T, D) and a mask (B, 1, T, S) with so many rows more that bits do not depend on the thread."""
+    rows = query.shape[2]
+    spare = (0, 0, 0, -rows % _ALIGNED if query.device.type == "cpu" and rows < _BLOCK else 0)
+    return F.pad(query, spare), None if mask is None else F.pad(mask, spare)
 
 
 def attend_eager(
@@ -121,7 +133,9 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, o
 
 def attend_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Blocks (B, H, T, D) on (B, H, L, D) through a mask (B, 1, T, L), or causally: (B, H, T, D)."""
-    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None)
+    causal, rows = mask is None, query.shape[2]
+    query, mask = aligned(query, mask)
+    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)[:, :, :rows]
 
 
 def block_by_block(*states: Tensor) -> Tensor:
