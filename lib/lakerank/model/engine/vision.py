@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
-from lakerank.model.engine.attention import aligned, attend_alone
+from lakerank.model.engine.attention import attend, attend_alone
 from lakerank.model.engine.decoder import mlp_rows
 from lakerank.model.engine.device import to_device
 from lakerank.model.engine.elementwise.fused import choose_ops
@@ -168,8 +168,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, layout: Packed | ImageLay
             out[index] = attend_alone(query[index], key[index], value[index])
         else:
             q, k, v = (rows[index].transpose(1, 2) for rows in (query, key, value))  # (B, heads, P, D)
-            attended = F.scaled_dot_product_attention(aligned(q)[0], k, v)
-            out[index] = attended[:, :, : q.shape[2]].transpose(1, 2)
+            out[index] = attend(q, k, v)[0].transpose(1, 2)
     return out
 
 
